@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -153,10 +154,24 @@ class Classifier:
             yield index, self.collate([rows[i] for i in index])
 
 
-def batches(rows: Sequence[EncodedRow], size: int) -> list[list[int]]:
-    """Return row numbers in batches of like length, every row once, the last batch partial."""
+def batches(
+    rows: Sequence[EncodedRow], size: int, most: tuple[int, Callable[[EncodedRow], int]] | None = None
+) -> list[list[int]]:
+    """Return row numbers in batches of like length, every row once.
+
+    Args:
+        size: rows of a batch, at most.
+        most: padded tokens of a batch, at most, and what says how many a row counts as; a row of more is alone.
+    """
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].token_ids), i))
-    return [order[i : i + size] for i in range(0, len(order), size)]
+    limit, tokens_of = most or (math.inf, lambda row: 0)
+    found: list[list[int]] = []
+    for i in order:
+        # Every earlier row is as short or shorter.
+        if not found or len(found[-1]) == size or (len(found[-1]) + 1) * tokens_of(rows[i]) > limit:
+            found.append([])
+        found[-1].append(i)
+    return found
 
 
 def _described(

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from laplora.answers.prediction import Prediction
 from laplora.decisions.review import Sureness, accept_threshold, of_inputs
@@ -16,6 +14,7 @@ from laplora.decisions.thresholds import ModeThresholds
 from laplora.decisions.uncertainty import decide
 from laplora.errors import ArtifactCorruptError
 from laplora.linearised import PosteriorPredictive, entropy
+from laplora.posterior.file import read_tensors
 from laplora.predictive.kinds import PredictiveName
 
 
@@ -70,10 +69,7 @@ def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, Review
     Raises:
         ArtifactCorruptError: an unreadable file, a tensor missing, or one of another shape or with NaN.
     """
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ArtifactCorruptError(f"{path.name} cannot be read as safetensors: {error}") from None
+    tensors, _ = read_tensors(path)
     scores: dict[str, ReviewScores] = {}
     for name in names:
         score, wrong = tensors.get(f"{name}.score"), tensors.get(f"{name}.error")

@@ -24,6 +24,7 @@ from laplora.artifact.manifest import (
     MANIFEST,
     NAME,
     POSTERIOR,
+    SHIFT,
     FileRecord,
     Manifest,
     parse_manifest,
@@ -116,6 +117,7 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
     wanted = {*manifest.files, *manifest.required}
     wanted |= {DISTILLED} if manifest.distilled else set()
     wanted |= {FAMILIARITY} if manifest.familiarity else set()
+    wanted |= {SHIFT} if manifest.conditioned else set()
     for member in manifest.members:
         wanted |= {f"{member.folder}/{file}" for file in ADAPTER_FILES}
         wanted |= {f"{member.folder}/{POSTERIOR}"} if member.prior else set()
@@ -179,6 +181,7 @@ def new_artifact(target: Path) -> Iterator[Path]:
         yield partial
         for item in [partial, *partial.rglob("*")]:
             item.chmod(0o755 if item.is_dir() else 0o644)
+        check_replaceable(target)  # again: somebody may have put a file of their own there meanwhile
         _replace_folder(partial, target)
     except (OSError, SafetensorError) as error:
         if _is_full(error):

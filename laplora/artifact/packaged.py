@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from laplora.artifact.folder import Artifact, file_records, new_artifact, read_artifact, write_manifest
 from laplora.artifact.manifest import GOLDEN, MANIFEST, SCORES, SHIFT, Manifest, parse_manifest
-from laplora.errors import ArtifactCorruptError, ConfigError
+from laplora.errors import ArtifactCorruptError, ArtifactWriteError, ConfigError
+from laplora.files import file_sha256
 
 #: Folder of what the packaged version had in place of the conditioned one's files.
 PACKAGED = "packaged"
@@ -23,6 +24,11 @@ PACKAGED_MANIFEST = f"{PACKAGED}/artifact.json"
 CHANGED = (GOLDEN, SCORES, SHIFT)
 #: What conditioning adds: its figures.
 REPORT = "report/condition.json"
+#: What conditioning changes of a manifest.
+_CHANGED_FIELDS = {
+    *("name", "created", "conditioned", "calibration", "predictives", "recommended", "metrics", "data", "versions"),
+    "files",
+}
 
 
 def is_conditioned(manifest: Manifest) -> bool:
@@ -33,12 +39,25 @@ def is_conditioned(manifest: Manifest) -> bool:
 def packaged_manifest(artifact: Artifact) -> Manifest:
     """Return the manifest of the packaged version; the artifact's own where no labels came after.
 
+    Its files are the conditioned version's own, and it differs in nothing that conditioning leaves as it is.
+
     Raises:
-        ArtifactCorruptError: one that does not parse.
+        ArtifactCorruptError: one that does not parse, or that is of another artifact.
+        ArtifactIncompatibleError: one of another format version.
     """
-    if not is_conditioned(artifact.manifest):
-        return artifact.manifest
-    return parse_manifest(artifact.path.name, (artifact.path / PACKAGED_MANIFEST).read_bytes())
+    conditioned = artifact.manifest
+    if not is_conditioned(conditioned):
+        return conditioned
+    packaged = parse_manifest(artifact.path.name, _read(artifact.path / PACKAGED_MANIFEST))
+    # Only what was verified may be copied: a path in this manifest may lead anywhere.
+    files = [f for f, record in packaged.files.items() if conditioned.files.get(_kept_as(f)) != record]
+    fields = [f for f in Manifest.model_fields if f not in _CHANGED_FIELDS]
+    if odd := [*files, *(f for f in fields if getattr(packaged, f) != getattr(conditioned, f))]:
+        raise ArtifactCorruptError(
+            f"artifact {artifact.path.name!r}: {PACKAGED_MANIFEST} is not of the version that it was conditioned from, "
+            f"by {odd[:4]}: copy the artifact again"
+        )
+    return packaged
 
 
 def packaged_file(folder: Path, name: str) -> Path:
@@ -55,15 +74,24 @@ def new_version(artifact: Artifact, target: Path) -> Iterator[Path]:
     them, and the manifest.
 
     Raises:
-        ArtifactWriteError: no room, or something that is no artifact in its place.
+        ArtifactWriteError: no room; something that is no artifact in its place, or meanwhile another version.
+        ArtifactCorruptError: a file of the artifact is another one than when it was read.
     """
     names = packaged_manifest(artifact).files
-    manifest = PACKAGED_MANIFEST if is_conditioned(artifact.manifest) else MANIFEST
+    if is_conditioned(artifact.manifest):
+        source, digest = PACKAGED_MANIFEST, artifact.manifest.files[PACKAGED_MANIFEST].sha256
+    else:
+        source, digest = MANIFEST, artifact.digest.removeprefix("sha256:")
     with new_artifact(target) as folder:
-        for name in names:
-            _copy(packaged_file(artifact.path, name), folder / (f"{PACKAGED}/{name}" if name in CHANGED else name))
-        _copy(artifact.path / manifest, folder / PACKAGED_MANIFEST)
+        for name, record in names.items():
+            _copy(packaged_file(artifact.path, name), folder / _kept_as(name), record.sha256)
+        _copy(artifact.path / source, folder / PACKAGED_MANIFEST, digest)
         yield folder
+        if target == artifact.path and f"sha256:{file_sha256(target / MANIFEST)}" != artifact.digest:
+            raise ArtifactWriteError(
+                f"the artifact {target.name!r} was replaced while a new version of it was made: nothing changed, try "
+                "again"
+            )
 
 
 def finish_version(folder: Path, manifest: Manifest) -> None:
@@ -87,18 +115,32 @@ def restore_packaged(path: str | Path, check: Callable[[Path], object] = read_ar
     if not is_conditioned(artifact.manifest):
         raise ConfigError(f"artifact {artifact.name!r} is as it was packaged: there is nothing to undo")
     with new_artifact(path) as folder:
-        for name in packaged_manifest(artifact).files:
-            _copy(packaged_file(path, name), folder / name)
-        _copy(path / PACKAGED_MANIFEST, folder / MANIFEST)
+        for name, record in packaged_manifest(artifact).files.items():
+            _copy(packaged_file(path, name), folder / name, record.sha256)
+        _copy(path / PACKAGED_MANIFEST, folder / MANIFEST, artifact.manifest.files[PACKAGED_MANIFEST].sha256)
         check(folder)
     return read_artifact(path)
 
 
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _kept_as(name: str) -> str:
+    """Return where a conditioned artifact keeps a file of the packaged version."""
+    return f"{PACKAGED}/{name}" if name in CHANGED else name
+
+
+def _read(path: Path) -> bytes:
     try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactCorruptError(f"{PACKAGED_MANIFEST} cannot be read: {error.strerror}") from None
+
+
+def _copy(source: Path, target: Path, sha256: str) -> None:
+    """Copy a file that is expected to have this SHA-256."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
         shutil.copyfile(source, target)
-    except FileNotFoundError:
-        raise ArtifactCorruptError(
-            f"{source.name} of the packaged version is missing: copy the artifact again"
-        ) from None
+        if file_sha256(target) == sha256:
+            return
+    raise ArtifactCorruptError(
+        f"{source.name} of the packaged version is missing or another one: copy the artifact again"
+    )

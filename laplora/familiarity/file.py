@@ -77,6 +77,8 @@ def _distance(path: Path, number: int, parts: dict[str, torch.Tensor], hidden: i
     for part, shape in shapes.items():
         if tuple(parts[part].shape) != shape:
             raise ArtifactCorruptError(f"{path.name}: {number}.{part} should be of shape {shape}")
+    if kept > hidden:  # before their inner products are taken, which would fill the memory
+        raise ArtifactCorruptError(f"{path.name}: layer {number} has {kept} directions, of {hidden} numbers each")
     if not len(centers) or not bool((parts["variances"] > 0).all() and parts["rest"] > 0):
         raise ArtifactCorruptError(f"{path.name}: layer {number} needs a class centre, and variances above 0")
     skewed = directions.T @ directions - torch.eye(kept, dtype=directions.dtype)

@@ -113,6 +113,7 @@ def condition_on(
     calibration: Sequence[Example] = (),
     *,
     run: Run = call,
+    most_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> NewLabels:
     """Return what labelled rows make of an artifact.
@@ -122,7 +123,7 @@ def condition_on(
         examples: with labels, each input once. Neither training rows nor calibration rows may be among them: the
             artifact has learned from their labels already.
         calibration: the rows that calibrated it, which then condition together with the new ones.
-        run: runs each pass through the model, one batch of rows in it.
+        run: runs each pass through the model, one batch of rows in it; most_tokens: as of ``served_outputs``.
 
     Raises:
         DataError: too few rows, an input given twice.
@@ -137,11 +138,11 @@ def condition_on(
     count = len(examples) + len(calibration)
     check_conditioning(classifier, count, trained_on=False)
     say = progress or Silent()
-    outputs = served_outputs(packaged, classifier, settings, examples, run, say)
+    outputs = served_outputs(packaged, classifier, settings, examples, run, say, most_tokens)
     before = predictive_before(outputs, manifest)
     fitted, rows, always = outputs.fitted[0], outputs.split, 0
     if calibration:
-        earlier = served_outputs(packaged, classifier, settings, calibration, run, say).split
+        earlier = served_outputs(packaged, classifier, settings, calibration, run, say, most_tokens).split
         rows, always = concatenated([earlier, rows]), len(earlier)
         fitted = replace(fitted, projected=rows.projected)
     on_top = {} if calibration else {kind: (outputs.moved[kind], s.temperature) for kind, s in members.shifts.items()}

@@ -71,8 +71,13 @@ def served_outputs(
     examples: Sequence[Example],
     run: Run,
     progress: Progress,
+    most_tokens: int | None = None,
 ) -> ServedOutputs:
-    """Return what the packaged artifact gives on rows, on the CPU in their order."""
+    """Return what the packaged artifact gives on rows, on the CPU in their order.
+
+    Args:
+        most_tokens: of a batch, padded, as ``Predictor.device_tokens`` counts; a row with more runs alone. None: any.
+    """
     manifest, members = packaged.artifact.manifest, packaged.members
     assert members.trained.posterior is not None
     posterior = members.trained.posterior
@@ -91,7 +96,8 @@ def served_outputs(
         return split, further
 
     places, splits, others = list[int](), list[ProjectedSplit](), list[_Further]()
-    for index in progress.track(batches(rows, _BATCH), "labelled rows"):
+    together = batches(rows, _BATCH, None if most_tokens is None else (most_tokens, packaged.device_tokens))
+    for index in progress.track(together, "labelled rows"):
         split, further = run(partial(one_pass, index))
         places, splits, others = [*places, *index], [*splits, split], [*others, further]
     order = torch.tensor(places).argsort()

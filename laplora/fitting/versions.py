@@ -15,6 +15,7 @@ from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import score_tensors
 from laplora.artifact.folder import Artifact, check_name, check_replaceable, read_artifact
 from laplora.artifact.manifest import GOLDEN, SCORES, SHIFT, Manifest
+from laplora.artifact.members import state_width
 from laplora.artifact.packaged import (
     REPORT,
     finish_version,
@@ -109,6 +110,7 @@ def make_version(
     name: str | None = None,
     force: bool = False,
     run: Run = call,
+    most_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Version:
     """Return the version of a loaded artifact that learned from labelled rows; arguments and errors as ``condition``.
@@ -116,9 +118,13 @@ def make_version(
     Args:
         name: of the new version; None: the artifact's.
         run: runs each pass through the model, a batch of rows or one golden answer in it.
+        most_tokens: of such a batch, as of ``served_outputs``.
     """
     packaged = as_packaged(loaded)
-    found = condition_on(packaged, LoadedClassifier(packaged), examples, calibration, run=run, progress=progress)
+    classifier = LoadedClassifier(packaged)
+    found = condition_on(
+        packaged, classifier, examples, calibration, run=run, most_tokens=most_tokens, progress=progress
+    )
     if found.comparison.worse and not force:
         raise ConditioningError(
             f"the labels make the answers worse, by more than chance explains: {found.comparison}. Nothing has "
@@ -163,7 +169,8 @@ def as_packaged(loaded: Predictor) -> Predictor:
         return loaded
     manifest, shifts = packaged_manifest(artifact), dict[Corrected, Shift]()
     if manifest.conditioned:
-        width, directions = next(iter(loaded.members.shifts.values())).weights.shape
+        directions = len(manifest.labels) - (manifest.likelihood == "categorical")
+        width = state_width(loaded.members.model, loaded.members.readout)
         shifts = read_shifts(packaged_file(artifact.path, SHIFT), manifest.corrected, width, directions)
     before = Artifact(artifact.path, manifest, artifact.digest)
     members = replace(loaded.members, shifts=shifts)
@@ -179,7 +186,7 @@ def describe_version(
     losses = {kind: one.loss for kind, one in conditioned.items()}
     return packaged.model_copy(
         update={
-            "name": name or packaged.name,
+            "name": name or artifact.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "conditioned": {
                 kind: conditioned_record(one, earlier + comparison.rows) for kind, one in conditioned.items()

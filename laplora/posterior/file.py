@@ -22,6 +22,8 @@ from laplora.posterior.sketch import orthonormalize
 #: How far the inner products of stored columns may be from those of orthonormal ones: bfloat16 keeps 8 bits, so columns
 #: of unit length come back within about 1e-2.
 _SKEWED = 0.05
+#: Number formats of floats.
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 #: What a file of many classes holds of its reference rows, as ``reference.<part>``.
 _REFERENCE = ("contrast_mean", "kept", "rest")
 #: How far below 0 an eigenvalue of their average may be, relative to the largest: they are stored in float32.
@@ -78,7 +80,8 @@ class PosteriorFile:
         Raises:
             ArtifactCorruptError: another shape, or columns that are not orthonormal.
         """
-        columns = self.size(f"{block.name}.wide", 1)
+        # No more than can be orthonormal: the inner products of any more would fill the memory.
+        columns = min(self.size(f"{block.name}.wide", 1), block.wide)
         wide = self.check(f"{block.name}.wide", (block.wide, columns)).double()
         narrow = self.check(f"{block.name}.narrow", (block.narrow, block.narrow)).double()
         for basis in (wide, narrow):
@@ -134,14 +137,17 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return a safetensors file's tensors and metadata.
 
     Raises:
-        ArtifactCorruptError: an unreadable file.
+        ArtifactCorruptError: an unreadable file, or floats of 8 bits, which nothing can be computed in.
     """
     try:
         with safe_open(path, framework="pt") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  not a dict
-            return tensors, handle.metadata() or {}
+            metadata = handle.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactCorruptError(f"{path.name} cannot be read as safetensors: {error}") from None
+    if odd := [name for name, t in tensors.items() if t.is_floating_point() and t.dtype not in _FLOATS]:
+        raise ArtifactCorruptError(f"{path.name}: {odd[0]!r} is of {tensors[odd[0]].dtype}, which no artifact has")
+    return tensors, metadata
 
 
 def read_posterior(path: Path, blocks: tuple[Block, ...]) -> Posterior:
@@ -236,6 +242,8 @@ def _read_joint(file: PosteriorFile) -> JointPosterior:
         # Not float64: they are as large as the adapter, once per direction.
         directions.append(file.check(f"{block.name}.directions", (counts[block.group], coordinates)).float())
     for group, members in groups.items():
+        if counts[group] > (most := sum(directions[i].shape[1] for i in members)):
+            raise ArtifactCorruptError(f"{file.name}: {group} has {counts[group]} directions of {most} numbers")
         gram = sum((directions[i] @ directions[i].T for i in members), torch.zeros(()))
         file.check_orthonormal(gram, f"the directions of {group} are")
     columns = sum(counts.values())

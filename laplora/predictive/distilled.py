@@ -32,7 +32,7 @@ _LENGTHS, _RIDGES = (0.25, 0.5, 1.0, 2.0), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _FLOOR = 1e-6
 _FOLDS = 5
 #: Inputs that a fit uses at most; of more, a random subset.
-_MOST = 1500
+MOST_INPUTS = 1500
 #: Number format in which directions and support are kept; the coefficients are fitted to the rounded ones.
 _KEPT = torch.float16
 #: Names of a predictor's tensors.
@@ -138,8 +138,8 @@ def distill(
             "variants of them"
         )
     generator = torch.Generator().manual_seed(seed)
-    if count > _MOST:
-        chosen = torch.randperm(count, generator=generator)[:_MOST].sort().values
+    if count > MOST_INPUTS:
+        chosen = torch.randperm(count, generator=generator)[:MOST_INPUTS].sort().values
         masks = class_mask[chosen[chosen < first]]
         fit = distill(states.take(chosen), covariances[chosen], groups[chosen], layers, seed, masks)
         held_out = fit.predictor.estimate(states).covariance

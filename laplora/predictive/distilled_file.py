@@ -12,7 +12,7 @@ from laplora.errors import ArtifactCorruptError
 from laplora.jacobians.states import decoder_layers
 from laplora.models.readout import base_of
 from laplora.posterior.file import read_tensors
-from laplora.predictive.distilled import TENSORS, DistilledCovariance, gaussian_kernel
+from laplora.predictive.distilled import MOST_INPUTS, TENSORS, DistilledCovariance, gaussian_kernel
 from laplora.predictive.distilled_error import KernelError, regularised_factor
 
 #: The tensors of the predictor's error.
@@ -57,7 +57,7 @@ def read_distilled(path: Path, *, classes: int, hidden: int, layers: int) -> Dis
         raise ArtifactCorruptError(f"{path.name}: directions and support should be matrices")
     kept = tensors["directions"].shape[1]
     scalars = (classes - 1) + 1 + len(numbers) + 1
-    inputs, entries = tensors["support"].shape[0], classes * (classes - 1) // 2
+    inputs, entries = min(tensors["support"].shape[0], MOST_INPUTS), classes * (classes - 1) // 2
     shapes: dict[str, tuple[int, ...]] = {
         "center": (len(numbers) * hidden,),
         "directions": (len(numbers) * hidden, kept),
@@ -86,4 +86,7 @@ def _error(path: Path, tensors: dict[str, torch.Tensor]) -> KernelError:
             f"{path.name}: ridge {float(ridge):g} should be above 0, and error_scale {float(scale):g} at least 0"
         )
     kernel = gaussian_kernel(tensors["support"], tensors["support"])
-    return KernelError(ridge, scale, regularised_factor(kernel, float(ridge)))
+    try:
+        return KernelError(ridge, scale, regularised_factor(kernel, float(ridge)))
+    except torch.linalg.LinAlgError:
+        raise ArtifactCorruptError(f"{path.name}: its support should give a kernel that can be factorised") from None

@@ -58,6 +58,17 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "no centre": (lambda t: t.update({"1.class_centers": torch.ones(0, HIDDEN - 1)}), "class_centers|class centre"),
     "an order of its own": (lambda t: t.update(reference=t["reference"].flip(0)), "ascending"),
     "no reference": (lambda t: t.update(reference=torch.ones(0, dtype=torch.float64)), "one number or more"),
+    "floats of 8 bits": (lambda t: t.update({"1.center": t["1.center"].to(torch.float8_e4m3fn)}), "float8_e4m3fn"),
+    "more directions than numbers": (
+        lambda t: t.update(
+            {
+                "1.directions": torch.zeros(HIDDEN, 10**5),
+                "1.class_centers": torch.zeros(1, 10**5),
+                "1.variances": torch.ones(10**5),
+            }
+        ),
+        "layer 1 has 100000 directions, of 12 numbers each",
+    ),
     "a number for a list": (lambda t: t.update({"1.class_centers": torch.ones(())}), "1.class_centers should be"),
 }
 

@@ -129,6 +129,11 @@ def _first(name: str, value: float) -> Damage:
     return damage
 
 
+def _many_directions(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [n for n in tensors if n.endswith("lora_A.directions")]:
+        tensors[name] = tensors[name].repeat(20_000, 1)
+
+
 def _add_block(tensors: dict[str, torch.Tensor]) -> None:
     for part in ("wide", "narrow", "scale", "tail"):
         tensors[f"model.layers.9.self_attn.q_proj.lora_A.{part}"] = tensors[f"{BLOCK}.{part}"].clone()
@@ -149,6 +154,11 @@ DAMAGE: dict[str, tuple[str, Damage, str]] = {
     "scale transposed": ("ekfac", _replace(SCALE, lambda t: t.T), r"shape \(4, 3\), it is torch.float32 \(3, 4\)"),
     "tail of other columns": ("ekfac", _replace(TAIL, lambda t: t[:1]), r"shape \(3,\), it is torch.float32 \(1,\)"),
     "no columns": ("ekfac", _replace(WIDE, lambda t: t[:, :0]), r"shape \(16, 1\), it is torch.float32 \(16, 0\)"),
+    "more columns than rows": (
+        "ekfac",
+        _replace(WIDE, lambda t: t.repeat(1, 25_000)),
+        r"\(16, 16\), it is .* 100000\)",
+    ),
     "one dimension": ("ekfac", _replace(WIDE, torch.flatten), r"it is torch.float32 \(64,\)"),
     "integers": ("ekfac", _replace(SCALE, lambda t: t.int()), r"should be a float tensor .* it is torch.int32"),
     "basis scaled": ("ekfac", _replace(WIDE, lambda t: 1.1 * t), SKEWED),
@@ -161,6 +171,8 @@ DAMAGE: dict[str, tuple[str, Damage, str]] = {
     "fewer coordinates": ("joint", _replace(DIRECTIONS, lambda t: t[:, :-1]), r"\(5, 48\), it is .* \(5, 47\)"),
     "fewer directions than its group": ("joint", _replace(VALUES, lambda t: t[:-1]), r"\(5, 48\), it is .* \(4, 48\)"),
     "no directions": ("joint", _replace(DIRECTIONS, lambda t: t[:0]), r"of shape \(1, 48\), it is .* \(0, 48\)"),
+    "more directions than numbers": ("joint", _many_directions, r"lora_A has 100000 directions of \d+ numbers"),
+    "floats of 8 bits": ("joint", _replace("factor", lambda t: t.to(torch.float8_e4m3fn)), "'factor' is of .*float8"),
     "flat directions": ("joint", _replace(DIRECTIONS, torch.flatten), r"of shape \(1, 48\), it is .* \(240,\)"),
     "coordinates of other bases": (
         "joint_core",

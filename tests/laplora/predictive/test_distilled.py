@@ -34,10 +34,10 @@ def problem(count: int = 160, seed: int = 0) -> tuple[States, torch.Tensor]:
 
 
 @cache
-def fitted(count: int = 160, most: int = module._MOST) -> Distillation:
+def fitted(count: int = 160, most: int = module.MOST_INPUTS) -> Distillation:
     """Return the fit of so many inputs, a quarter of them calibration rows; at most ``most`` are used."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_MOST", most)
+        patch.setattr(module, "MOST_INPUTS", most)
         return distill(*problem(count), torch.arange(count), (1, 4), seed=0, class_mask=all_classes(count // 4))
 
 
@@ -230,6 +230,12 @@ def test_a_broken_tensor(tmp_path: Path, name: str) -> None:
     spoilt.view(-1)[0] = torch.nan
     for broken in (None, spoilt, tensor[..., None], tensor.long()):
         refused(written(tmp_path, **{name: broken}))
+
+
+def test_a_support_that_would_fill_the_memory_or_has_no_kernel(tmp_path: Path) -> None:
+    support = distilled_tensors(fitted(40).predictor)[0]["support"]
+    refused(written(tmp_path, support=torch.zeros(100_000, support.shape[1])))
+    refused(written(tmp_path, support=torch.full(support.shape, 1e308, dtype=torch.float64)))
 
 
 @pytest.mark.parametrize("layers", ["[]", "[5]", "[true]", "{}", "[1", '["1"]', "[1]"])

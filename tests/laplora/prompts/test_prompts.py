@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from laplora.classifier import batches
 from laplora.errors import ConfigError, InvalidInputError, LabelTokenError, TooManyTokensError
 from laplora.prompts.rows import EncodedRow, collate, encode
 from laplora.prompts.templates import (
@@ -193,6 +194,20 @@ def test_a_prompt_at_the_limit_is_whole_and_one_over_is_refused(smollm: Any) -> 
     with pytest.raises(TooManyTokensError, match=f"has {length} tokens, the limit is {length - 1}") as caught:
         encode(smollm, "one two three four", 2, max_tokens=length - 1, truncate=False)
     assert (caught.value.got, caught.value.limit) == (length, length - 1)
+
+
+@pytest.mark.parametrize("most", [1, 7, 20, 64, 1000])
+def test_batches_keep_to_their_rows_and_padded_tokens(most: int) -> None:
+    """Every row once; no more padded tokens than allowed, but for a row that alone has more."""
+    rows = [EncodedRow((1,) * (1 + 7 * i % 23), 2) for i in range(40)]
+    found = batches(rows, 8, (most, lambda row: 2 * len(row.token_ids)))
+    assert sorted(i for batch in found for i in batch) == list(range(40))
+    for batch in found:
+        longest = max(2 * len(rows[i].token_ids) for i in batch)
+        assert 1 <= len(batch) <= 8
+        assert len(batch) * longest <= most or len(batch) == 1
+    assert batches(rows, 8, (10**6, lambda row: 1)) == batches(rows, 8)
+    assert [len(batch) for batch in batches(rows[:11], 8)] == [8, 3]
 
 
 def test_batches_are_padded_on_the_left() -> None:
