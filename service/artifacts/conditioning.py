@@ -29,8 +29,10 @@ from service.errors import (
     ArtifactNotLoadedError,
     ArtifactNotWritableError,
     ConditioningImpossibleError,
+    DeviceMemoryError,
 )
 from service.scoring.device import Device
+from service.scoring.device_faults import is_out_of_memory
 from service.scoring.labels import LabelNames
 from service.telemetry.logs import logger
 from service.threads import in_daemon_thread
@@ -95,7 +97,9 @@ class Conditioner:
             InvalidInputError: a row that does not fit the template or the labels.
             ConditioningError: the labels make the answers worse.
             ConditioningImpossibleError: too few or too many rows, or an artifact that conditioning does not cover.
+            DeviceMemoryError: a row that is too long for the device's memory.
             ArtifactError, ModelError: the new version does not load.
+            ShelfFullError: the new version, which is a little larger, does not fit beside those in use.
         """
         return in_daemon_thread("laplora-condition", lambda: self._condition(name, wanted))
 
@@ -117,22 +121,33 @@ class Conditioner:
                     # Each pass is a run of its own: requests go between them.
                     return self._device.call(one_pass).result()
 
-                return make_version(loaded, rows, calibration, force=wanted.force, run=run)
+                most_tokens = self._device.token_budget
+                return make_version(loaded, rows, calibration, force=wanted.force, run=run, most_tokens=most_tokens)
 
             try:
                 version = self._host.loads.run(name, work)
             except (ConfigError, DataError, FactorizationError, NonFiniteError) as error:
                 raise ConditioningImpossibleError(str(error)) from None
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise DeviceMemoryError("the labelled rows do not fit the device's memory: send shorter ones") from None
             new = self._swap(loaded, partial(write_version, version, loaded.artifact.path))
             found: Comparison = version.found.comparison
             self._say({"event": "conditioned"}, loaded, new, rows=len(rows), difference=round(found.difference, 4))
             return Conditioned(new, loaded.artifact.digest, found)
 
     def _undo(self, name: str, digest: str | None) -> Conditioned:
-        from laplora.artifact.packaged import restore_packaged
+        from laplora.artifact.packaged import packaged_manifest, restore_packaged
 
         with self._host.changing():
             loaded = self._loaded(name, digest)
+            # Of a version that was made beside its artifact, it has that one's name, which would take its place.
+            if (packaged := packaged_manifest(loaded.artifact).name) != loaded.artifact.name:
+                raise ConditioningImpossibleError(
+                    f"the packaged version is called {packaged!r}: put it back offline, by 'python -m training "
+                    "condition --undo', and load that folder"
+                )
             try:
                 new = self._swap(loaded, partial(restore_packaged, loaded.artifact.path))
             except ConfigError as error:
@@ -152,8 +167,9 @@ class Conditioner:
             )
         if self._host.loads.run(name, lambda go_on: self._host.read(artifact.path)).digest != artifact.digest:
             raise ArtifactChangedError("another version than the loaded one lies on the disk: load it first")
-        folder = artifact.path.parent
-        if not os.access(folder, os.W_OK):
+        if artifact.path.is_symlink():
+            raise ArtifactNotWritableError("the artifact's folder is a link: serve the folder that it leads to")
+        if not os.access(artifact.path.parent, os.W_OK):
             raise _not_writable()
         return loaded
 
@@ -164,8 +180,13 @@ class Conditioner:
             write: takes what checks the whole folder before it takes the artifact's place.
         """
         made: list[Predictor] = []
+
+        def check(folder: Path) -> None:
+            made.append(self._host.load_in_place(loaded.artifact.name, folder))
+            self._host.shelf.check_fits(made[0])
+
         try:
-            write(lambda folder: made.append(self._host.load_in_place(loaded.artifact.name, folder)))
+            write(check)
         except ArtifactWriteError as error:
             raise ArtifactNotWritableError(str(error)) from None
         except OSError as error:

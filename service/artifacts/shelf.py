@@ -145,6 +145,15 @@ class Shelf:
             if len(self._places) - len(idle) + 1 > self._max_artifacts:
                 raise self._full(f"{len(self._places)} are loaded and in use")
 
+    def check_fits(self, predictor: Predictor) -> None:
+        """Check that a new version could take the place of the artifact of its name.
+
+        Raises:
+            ShelfFullError: it does not fit beside those in use.
+        """
+        with self._lock:
+            self._to_make_room(Place(predictor), activate=False)
+
     def _place(self, name: str) -> Place | None:
         by_folder = (p for p in self._places.values() if p.predictor.artifact.path.name == name)
         return self._places.get(name) or next(by_folder, None)

@@ -81,8 +81,7 @@ async def _features(scorer: Scorer, plan: Plan, places: Sequence[int]) -> Any:
 
     try:
         features = await on_device(lambda: FeaturePass(plan.predictor, rows))
-        longest = max(plan.predictor.device_tokens(row) for row in rows)
-        for index in batches(rows, max(1, min(BATCH_ROWS, device.token_budget // longest))):
+        for index in batches(rows, BATCH_ROWS, (device.token_budget, plan.predictor.device_tokens)):
             await on_device(partial(features.run, index))
     except ConfigError as error:
         raise InvalidRequestError(str(error), field="options.method") from None

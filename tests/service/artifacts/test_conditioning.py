@@ -19,8 +19,9 @@ from serving import code, settings, started
 from test_entry import rows_of
 from tiny_runs import FinishedRun
 
+import laplora
 from laplora.artifact.folder import read_artifact
-from laplora.fitting import new_labels
+from laplora.fitting import new_labels, served_rows
 from service.app import create_app
 
 pytestmark = pytest.mark.anyio
@@ -184,6 +185,72 @@ async def test_a_folder_that_cannot_be_written_to_is_named(server: Server) -> No
         response = await server.send()
     assert code(response) == (409, "artifact_not_writable")
     assert await server.digest() == digest
+
+
+async def test_no_pass_is_larger_than_a_batch_of_requests(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long rows keep requests waiting no longer than requests keep each other."""
+    passes: list[tuple[int, int]] = []
+    real = served_rows.project_split
+
+    def noted(classifier: Any, posterior: Any, examples: Any, *args: Any, **options: Any) -> Any:
+        longest = max(len(row.token_ids) for row in classifier.encode_examples(examples))
+        passes.append((len(examples), longest))
+        return real(classifier, posterior, examples, *args, **options)
+
+    monkeypatch.setattr(served_rows, "project_split", noted)
+    server.state.device.token_budget = budget = 64
+    rows = [row | {"text": row["text"] * (1 + i % 2)} for i, row in enumerate(server.rows)]
+    assert (await server.send(rows=rows)).status_code == 200
+    assert sum(count for count, _ in passes) == len(rows)
+    assert all(count * longest <= budget or count == 1 for count, longest in passes), passes
+
+
+async def test_rows_that_do_not_fit_the_device_are_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("CUDA out of memory")
+
+    digest = await server.digest()
+    with monkeypatch.context() as patched:
+        patched.setattr(served_rows, "project_split", full)
+        assert code(await server.send()) == (503, "device_memory")
+    assert await server.digest() == digest
+
+
+async def test_a_version_that_does_not_fit_the_shelf_changes_nothing(server: Server) -> None:
+    """Not on the disk either."""
+    digest, before = await server.digest(), await server.probs()
+    server.state.artifacts.shelf._max_bytes = 1
+    assert code(await server.send()) == (409, "artifacts_full")
+    assert await server.digest() == digest
+    assert await server.probs() == before
+
+
+async def test_a_version_made_beside_its_artifact_never_takes_its_place(server: Server, tmp_path: Path) -> None:
+    """Its packaged version has the other artifact's name."""
+    beside, digest = tmp_path / "beside", await server.digest()
+    laplora.condition(server.folder, server.rows, out=beside, device="cpu", progress=False, force=True)
+    assert (await server.client.post("/artifacts/beside/load")).status_code == 200
+    undone = await server.client.post("/artifacts/beside/condition/undo", json={})
+    assert code(undone) == (422, "conditioning_impossible")
+    assert NAME in undone.json()["error"]["message"]
+    body = {"rows": server.rows[:24], "force": True}
+    again = await server.client.post("/artifacts/beside/condition", json=body)
+    assert again.status_code == 200, again.text
+    assert again.json()["artifact"]["name"] == read_artifact(beside).name == "beside"
+    listed = (await server.client.get("/artifacts")).json()["artifacts"]
+    assert {one["name"]: one["loaded"] for one in listed} == {NAME: True, "beside": True}
+    assert await server.digest() == digest
+
+
+async def test_an_artifact_behind_a_link_is_refused_before_anything_is_computed(
+    sentiment_run: FinishedRun, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(sentiment_run.artifact)
+    app = create_app(settings(artifact=str(tmp_path / "link"), device="cpu", conditioning=True))
+    async with started(app) as client:
+        response = await client.post(URL, json={"rows": rows_to_send(sentiment_run), "force": True})
+    assert code(response) == (409, "artifact_not_writable")
+    assert str(tmp_path) not in response.text
 
 
 async def test_it_is_off_unless_it_is_asked_for(sentiment_run: FinishedRun) -> None:
