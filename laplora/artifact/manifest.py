@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from laplora.artifact.readout_records import ClassificationHeadRecord, ReadOutRecord
-from laplora.artifact.strict_json import strict_json
+from laplora.artifact.strict_json import is_nested_within, strict_json
 from laplora.decisions.conformal import ConformalScore
 from laplora.decisions.thresholds import ModeThresholds
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError
@@ -33,6 +33,8 @@ SHIFT = "shift.safetensors"
 FAMILIARITY = "familiarity.safetensors"
 ADAPTER_FOLDER = "adapter"
 HEAD = "head.safetensors"
+#: Most levels of a manifest: deeper ones can be read, and not be written or listed again.
+MAX_NESTING = 64
 #: What an artifact may be called.
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 #: An adapter's files; never the pickled one that PEFT would fall back to.
@@ -318,6 +320,8 @@ def parse_manifest(name: str, raw: bytes) -> Manifest:
         raise ArtifactIncompatibleError(
             f"artifact {name!r} has format {str(version)[:32]}, this version reads {FORMAT_VERSION}: package it again"
         )
+    if not is_nested_within(fields, MAX_NESTING):
+        raise ArtifactCorruptError(f"{MANIFEST} of {name!r} is nested more than {MAX_NESTING} levels deep")
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:

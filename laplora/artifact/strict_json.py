@@ -15,6 +15,16 @@ def strict_json(raw: bytes | str) -> Any:
     return json.loads(raw, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
 
 
+def is_nested_within(value: Any, most: int) -> bool:
+    """Return whether a JSON value has at most so many levels of objects and arrays."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [c for v in level if isinstance(v, dict | list) for c in (v.values() if isinstance(v, dict) else v)]
+        if not level:
+            return True
+    return False
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 

@@ -324,3 +324,17 @@ def test_a_reader_sees_the_old_or_the_new_artifact(sentiment_run: FinishedRun, t
         writer.join()
     assert seen <= digests
     assert names(tmp_path) == ["2001", "2002", "it"]
+
+
+@pytest.mark.parametrize("depth", [40, 100, 600])
+def test_a_manifest_can_be_listed_or_is_refused(artifact_copy: Path, depth: int) -> None:
+    """Its free-form parts may be nested; one that could be read and not be written again would break every list."""
+    text = (artifact_copy / MANIFEST).read_text()
+    fields = json.loads(text) | {"metrics": "@"}
+    nested = '{"a": ' * depth + "1" + "}" * depth
+    (artifact_copy / MANIFEST).write_text(json.dumps(fields).replace('"@"', nested))
+    if depth == 40:
+        read_artifact(artifact_copy).manifest.model_dump_json()
+        return
+    with pytest.raises(ArtifactCorruptError, match="nested more than 64 levels"):
+        read_artifact(artifact_copy)
