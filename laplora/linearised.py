@@ -123,6 +123,13 @@ def contrast_hessian(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Te
     return transform.T @ centred @ transform
 
 
+def mean_contrast_hessian(probs: torch.Tensor) -> torch.Tensor:
+    """Return the mean ``Lambda`` of probabilities (batch, classes), (classes - 1, classes - 1) float64."""
+    probs = probs.double()
+    transform = contrasts(probs.shape[-1], torch.float64).to(probs.device)
+    return transform.T @ (torch.diag(probs.mean(0)) - probs.T @ probs / len(probs)) @ transform
+
+
 def hessian_root(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
     """Return the symmetric square root of ``Lambda``, (batch, classes - 1, classes - 1) float64.
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from benchmarks.evidence.plan import SUBSETS, Unit
 from laplora.errors import DataError
-from laplora.linearised import contrast_hessian, contrast_mean, hessian_root
+from laplora.linearised import contrast_mean, hessian_root
 
 #: Beside the subsets: the Jacobians of the output layer alone, whose Gram matrix follows from the last states.
 LAST_LAYER = "last_layer"
@@ -40,13 +40,8 @@ class Rows:
         return contrast_mean(self.logits)
 
     @property
-    def curvature(self) -> torch.Tensor:
-        """``Lambda`` of each row, (rows, classes - 1, classes - 1)."""
-        return contrast_hessian(self.logits, self.class_mask)
-
-    @property
     def curvature_root(self) -> torch.Tensor:
-        """Its symmetric square root."""
+        """The symmetric square root of each row's ``Lambda``, (rows, classes - 1, classes - 1)."""
         return hessian_root(self.logits, self.class_mask)
 
     def at(self, index: torch.Tensor) -> Rows:

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.evidence.methods.laplace import fitted, spectrum
 from benchmarks.evidence.outputs import Outputs, Rows
-from laplora.conditioning.choice import log_contrasts
+from laplora.conditioning.labelled import log_contrasts
 from laplora.conditioning.left_out import left_out_mean
 from laplora.conditioning.mode import posterior_mode
 from laplora.linearised import class_log_probs, contrast_logits, entropy, hessian_root

@@ -1,22 +1,22 @@
-"""The kernel between rows by the state that their logits are read from: the posterior of a last layer.
+"""The state that logits are read from, in the bases in which the posterior of a last layer is diagonal.
 
 The contrasts are linear in the output layer's weights, ``z = V^T x``, with x the state that it reads. Under a Gaussian
 prior of precision lambda and the curvature ``A (x) S`` of the rows that trained it (KFAC, Martens and Grosse, arXiv
-1503.05671; a last-layer Laplace approximation, Kristiadi et al., arXiv 2002.10118), the kernel between rows is
+1503.05671; a last-layer Laplace approximation, Kristiadi et al., arXiv 2002.10118), a weight between eigenvectors of A
+and S, with the eigenvalues a and t, has the variance ``1 / (lambda + a t)``, and weights do not correlate.
 
-    ``k(x, x') = sum_j v_j v_j^T  x^T U diag(1 / (lambda + a t_j)) U^T x'``
-
-with (a, U) the eigenpairs of the mean of ``x x^T`` and (t, v) those of the summed Hessians. Both moments are taken of
-the labelled rows themselves, without their labels, and the Hessians scaled to the number of training rows. Only
-directions that some labelled row has an extent in matter between them and any other row.
+Both moments are taken of the labelled rows themselves, without their labels, and the Hessians scaled to the number of
+training rows. Only directions that some labelled row has an extent in matter between them and any other row. A row's
+own state in the moments makes the kernel between it and the others smaller than that of a new row (docs/lab-notes.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from laplora.linearised import Likelihood, mean_contrast_hessian
 from laplora.metrics.checks import check_finite
 
 #: Eigenvalues below this share of the largest are rounding.
@@ -40,12 +40,12 @@ class LastLayer:
     curvature: torch.Tensor
 
     @classmethod
-    def of(cls, states: torch.Tensor, hessians: torch.Tensor, trained: int) -> LastLayer:
+    def of(cls, states: torch.Tensor, hessian: torch.Tensor, trained: int) -> LastLayer:
         """Return the last layer of labelled rows.
 
         Args:
             states: (rows, width), what their logits are read from.
-            hessians: (rows, directions, directions), ``Lambda`` of each.
+            hessian: (directions, directions), their mean ``Lambda``.
             trained: rows that trained the weights.
 
         Raises:
@@ -55,7 +55,7 @@ class LastLayer:
         x = states.double()
         left, singular, right = torch.linalg.svd(x, full_matrices=False)
         kept = singular > _ROUNDING * singular[0].clamp_min(torch.finfo(torch.float64).tiny)
-        summed = hessians.double().mean(0) * trained
+        summed = hessian.double() * trained
         curvature, directions = torch.linalg.eigh((summed + summed.T) / 2)
         return cls(
             left[:, kept] * singular[kept],
@@ -70,23 +70,29 @@ class LastLayer:
         """Mean prior variance of a direction over the rows at a precision of 1."""
         return float(self.states.square().sum(1).mean())
 
-    def kernel(self, precision: float) -> torch.Tensor:
-        """Return the kernel between the rows, (rows, directions, rows, directions) float64."""
-        rows, count = len(self.states), len(self.curvature)
-        result = torch.zeros(rows, count, rows, count, dtype=torch.float64)
-        for vector, t in zip(self.directions.T, self.curvature, strict=True):
-            between = (self.states / (precision + self.values * t)) @ self.states.T
-            result += torch.einsum("nm,c,d->ncmd", between, vector, vector)
-        return result
 
-    def weights(self, alpha: torch.Tensor, precision: float) -> torch.Tensor:
-        """Return what conditioning adds to the layer's weights, (width, directions) float64.
+@dataclass(frozen=True)
+class LastStates:
+    """What the last layer of some inputs is made of.
 
-        So that ``x^T weights`` is the kernel between x and the rows times alpha.
+    Attributes:
+        states: (inputs, width), what their logits are read from.
+        probs: (inputs, classes), what the trained weights say of them.
+        trained: rows that trained the weights.
+        likelihood: of the labels.
+    """
 
-        Args:
-            alpha: (rows, directions) float64, of ``laplora.conditioning.mode.Mode``.
-        """
-        pulled = self.states.T @ (alpha @ self.directions)
-        scaled = pulled / (precision + self.values[:, None] * self.curvature)
-        return self.vectors @ scaled @ self.directions.T
+    states: torch.Tensor
+    probs: torch.Tensor
+    trained: int
+    likelihood: Likelihood = "categorical"
+
+    def take(self, inputs: torch.Tensor) -> LastStates:
+        """Return some of the inputs."""
+        return replace(self, states=self.states[inputs], probs=self.probs[inputs])
+
+    def layer(self) -> LastLayer:
+        """Return the last layer with the moments of these inputs; raises NonFiniteError as ``LastLayer.of``."""
+        if self.likelihood == "categorical":
+            return LastLayer.of(self.states, mean_contrast_hessian(self.probs), self.trained)
+        return LastLayer.of(self.states, torch.diag((self.probs * (1 - self.probs)).mean(0)), self.trained)

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from laplora.classifier import Classifier
-from laplora.conditioning.choice import LabelledRows, candidates, choose_kernel, log_contrasts
-from laplora.conditioning.last_layer import LastLayer
+from laplora.conditioning.choice import choose_kernel
+from laplora.conditioning.labelled import LabelledRows, log_contrasts
+from laplora.conditioning.last_layer import LastStates
 from laplora.decisions.temperature import fit_temperature
 from laplora.errors import ConfigError
 from laplora.fitting.outputs import Fitted
@@ -22,18 +23,17 @@ from laplora.fitting.progress import Progress
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.rows import given_twice
 from laplora.fitting.settings import FitSettings
-from laplora.linearised import PosteriorPredictive, class_probs, contrast_hessian, contrast_logits, entropy
+from laplora.linearised import PosteriorPredictive, class_probs, contrast_logits, entropy
 from laplora.posterior.base import Prior
-from laplora.posterior.binary import TO_CONTRAST, binary_means
+from laplora.posterior.binary import binary_means
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.kinds import CONDITIONED, Corrected
 from laplora.predictive.shift import Shift, tempering
 from laplora.prompts.examples import Example
 from laplora.readouts.label_sequences import LabelSequences
 
-#: Rows times contrasts up to which a fit conditions unasked: the time grows with the cube, 2 CPU minutes at this, and
-#: one more where the states are 4,096 wide.
-MOST = 1500
+#: Rows times contrasts up to which a fit conditions: minutes of a processor at this, by the width of the states.
+MOST = 150_000
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Conditioned:
         precision: of the last layer's prior; bias: prior variance of a constant, nats squared.
         left_out: (rows, classes - 1) float64, what the labels of the other inputs add to each calibration row's log
             probabilities, nats.
-        loss: mean leave-one-out NLL of the calibration rows, nats.
+        loss: mean NLL of the calibration rows so, nats.
     """
 
     shift: Shift
@@ -61,7 +61,7 @@ class Conditioning:
 
     Attributes:
         trained: the adapter's posterior, its prior and the rows; split: the same rows' states and labels.
-        hessians: (inputs, directions, directions), ``Lambda`` of each, for the last layer's curvature.
+        states: of the rows' inputs, that the kernels are made of.
         before: by predictive (rows, classes - 1) float64, what earlier labels add to the log probabilities, nats, and
             the predictive's temperature; empty where there were none.
         always: so many rows, the first ones, condition every fold and are in none.
@@ -69,7 +69,7 @@ class Conditioning:
 
     trained: Fitted
     split: ProjectedSplit
-    hessians: torch.Tensor
+    states: LastStates
     before: Mapping[Corrected, tuple[torch.Tensor, float]]
     always: int
 
@@ -83,12 +83,12 @@ class Conditioning:
     ) -> Conditioning:
         """Return the conditioning of a split whose last states were kept; labels move it on from ``before``."""
         assert split.last is not None
+        probs, trained_on = class_probs(split.logits, split.class_mask), trained.posterior.rows
         if split.together == 1:
-            hessians = contrast_hessian(split.logits, split.class_mask)
+            states = LastStates(split.last, probs, trained_on)
         else:
-            present = class_probs(split.logits, split.class_mask)[:, 1].view(-1, split.together)
-            hessians = torch.diag_embed(present * (1 - present))
-        return cls(trained, split, hessians, before or {}, always)
+            states = LastStates(split.last, probs[:, 1].view(-1, split.together), trained_on, "bernoulli")
+        return cls(trained, split, states, before or {}, always)
 
     def served(self, kind: Corrected) -> Conditioned:
         """Return the correction of a predictive that all rows' labels ask for, on top of that of earlier ones."""
@@ -109,8 +109,7 @@ class Conditioning:
         fit, answered = torch.cat([torch.arange(self.always), fit + self.always]), answered + self.always
         base = self._base(kind, fit, prior() if kind == "laplace_conditioned" else None)
         shift = self._conditioned(base, fit)[0].shift
-        assert self.split.last is not None
-        moved = shift.of(self.split.last[self._inputs(answered)])
+        moved = shift.of(self.states.states[self._inputs(answered)])
         if self.split.together > 1:
             moved = binary_means(moved[None])[0]
         return base.answer(self.trained.projected.contrast_mean[answered], moved, answered, self.split.class_mask)
@@ -121,20 +120,10 @@ class Conditioning:
         The last layer is that of these rows alone: a row's own state in its moments would make the kernel between it
         and the others smaller than that of a new row.
         """
-        assert self.split.last is not None
-        inputs, together = self._inputs(rows), self.split.together
-        layer = LastLayer.of(self.split.last[inputs], self.hessians[inputs], self.trained.posterior.rows)
-        tried = candidates(layer)
-        if together > 1:
-            shape = len(rows), 1, len(rows), 1
-            tried = [replace(one, kernel=TO_CONTRAST**2 * one.kernel.reshape(shape)) for one in tried]
         labelled = self._labelled(base, rows)
-        choice = choose_kernel(tried, labelled)
-        chosen, alpha = tried[choice.place], choice.mode.alpha
-        if together > 1:
-            alpha = TO_CONTRAST * alpha.view(-1, together)
-        shift = Shift(layer.weights(alpha, chosen.precision), chosen.bias * alpha.sum(0), base.temperature)
-        loss = choice.losses[choice.place]
+        choice = choose_kernel(self.states.take(self._inputs(rows)), labelled)
+        chosen, loss = choice.kernel, choice.losses[choice.place]
+        shift = Shift(*chosen.layer_weights(choice.weights), base.temperature)
         return Conditioned(shift, chosen.precision, chosen.bias, choice.left_out, loss), labelled
 
     def _inputs(self, rows: torch.Tensor) -> torch.Tensor:
@@ -230,4 +219,4 @@ def check_conditioning(classifier: Classifier, rows: int, *, trained_on: bool) -
     if isinstance(readout, LabelSequences):
         raise ConfigError("the logits of label sequences are read from several states")
     if rows * directions > MOST:
-        raise ConfigError(f"{rows} labelled rows of {directions} contrasts are more than {MOST} in all")
+        raise ConfigError(f"{rows} labelled rows of {directions} contrasts are more than {MOST:,} in all")

@@ -9,8 +9,9 @@ import torch
 from benchmarks.evidence.methods.base import Answer, Answers
 from benchmarks.evidence.methods.laplace import fitted
 from benchmarks.evidence.outputs import Outputs
-from laplora.conditioning.choice import BIASES, VARIANCES, LabelledRows, candidates, choose_kernel, log_contrasts
-from laplora.conditioning.last_layer import LastLayer
+from laplora.conditioning.choice import BIASES, VARIANCES, choose_kernel
+from laplora.conditioning.labelled import LabelledRows, log_contrasts
+from laplora.conditioning.last_layer import LastStates
 from laplora.decisions.temperature import fit_temperature
 from laplora.linearised import class_probs, contrast_logits
 from laplora.predictive.gaussian import posterior_predictive
@@ -48,9 +49,7 @@ def _shift(
 ) -> Shift:
     """Return what the draw's labels add to the log probabilities ``before`` of its rows."""
     rows = outputs.calibration(draw)
-    layer = LastLayer.of(rows.states, rows.curvature, len(outputs.train))
+    states = LastStates(rows.states, class_probs(rows.logits, rows.class_mask), len(outputs.train))
     labelled = LabelledRows(log_contrasts(before, rows.class_mask), rows.labels, rows.class_mask)
-    tried = candidates(layer, variances, biases)
-    choice = choose_kernel(tried, labelled)
-    chosen, alpha = tried[choice.place], choice.mode.alpha
-    return Shift(layer.weights(alpha, chosen.precision), chosen.bias * alpha.sum(0))
+    choice = choose_kernel(states, labelled, variances, biases)
+    return Shift(*choice.kernel.layer_weights(choice.weights))

@@ -14,6 +14,8 @@ from tiny_runs import FinishedRun
 
 import laplora
 from laplora.artifact.folder import read_artifact
+from laplora.conditioning import choice
+from laplora.conditioning.choice import MOST_LEFT_OUT
 from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.files import write_tensors
 from laplora.fitting.calibrate import calibrate, out_of_fold, predictive_of, priors_without
@@ -57,9 +59,24 @@ def jacobians_of(states: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"w.lora_A": torch.einsum("nw,cd->ncdw", states, torch.eye(CLASSES - 1, dtype=torch.float64))}
 
 
+@pytest.fixture(params=[MOST_LEFT_OUT, 0], ids=["few", "many"])
+def most_left_out(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Have rows left out one by one, as where they are few, or by folds, as where they are many."""
+    most: int = request.param
+    monkeypatch.setattr(choice, "MOST_LEFT_OUT", most)
+    return most
+
+
 @cache
-def problem(moved_by: float, rows: int = 80) -> tuple[Conditioning, SplitOutputs, dict[str, torch.Tensor]]:
-    """Return the calibration rows of a linear model whose true weights are elsewhere, and test rows."""
+def problem(
+    moved_by: float, _most_left_out: int = MOST_LEFT_OUT
+) -> tuple[Conditioning, SplitOutputs, dict[str, torch.Tensor]]:
+    """Return the calibration rows of a linear model whose true weights are elsewhere, and test rows.
+
+    Args:
+        _most_left_out: as the fixture says, to tell what was made under it from the rest.
+    """
+    rows = 80
     draw = torch.Generator().manual_seed(5)
     moved = moved_by * torch.randn(WIDTH, CLASSES - 1, generator=draw, dtype=torch.float64)
     logits, states, _ = linear_rows(40, 1, moved)
@@ -97,9 +114,9 @@ def nll_of(conditioning: Conditioning, test: dict[str, torch.Tensor], name: Pred
 
 
 @KINDS
-def test_labels_teach_where_the_weights_are_elsewhere(kind: Corrected) -> None:
+def test_labels_teach_where_the_weights_are_elsewhere(kind: Corrected, most_left_out: int) -> None:
     """On new rows the corrected predictive is better than what it corrects, by more than a tenth of a nat."""
-    conditioning, _, test = problem(0.5)
+    conditioning, _, test = problem(0.5, most_left_out)
     before: PredictiveName = "temperature" if kind == "conditioned" else "laplace"
     assert nll_of(conditioning, test, kind) < nll_of(conditioning, test, before) - 0.1
 
@@ -113,9 +130,9 @@ def test_labels_that_say_nothing_new_move_nothing_much(kind: Corrected) -> None:
 
 
 @KINDS
-def test_no_row_is_answered_by_its_own_label(kind: Corrected) -> None:
+def test_no_row_is_answered_by_its_own_label(kind: Corrected, most_left_out: int) -> None:
     """The label of one row is turned: its fold's answers stay, every other fold's change."""
-    conditioning, outputs, _ = problem(0.5)
+    conditioning, outputs, _ = problem(0.5, most_left_out)
     rows = len(conditioning.split)
     fold = next(answered for _, answered in fold_rows(rows, FOLDS, SETTINGS.seed) if 7 in answered)
     labels = outputs.split.labels.clone()
