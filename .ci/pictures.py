@@ -41,7 +41,7 @@ def rooms(picture: Picture) -> None:
         "job",
         [("app", "wires the rooms together")],
         [("http/routes", "a function per endpoint")],
-        [("jobs", "evaluations"), ("feedback", "later labels")],
+        [("jobs", "large ones"), ("feedback", "labels"), ("recent", "inputs")],
         [("http", "bodies, headers, schemas")],
         [("artifacts", "what is loaded")],
         [("scoring", "plan, queue, device")],
