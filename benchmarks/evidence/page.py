@@ -10,6 +10,7 @@ from benchmarks.evidence import tables
 from benchmarks.evidence.decision import Cell, cells, reported
 from benchmarks.evidence.plan import DEVELOPING, DRAWS, REPORTED
 from benchmarks.evidence.plots import picture_name, write_plots
+from benchmarks.evidence.recovered import Recovered, recovered
 from benchmarks.evidence.results import Results
 from laplora.files import write_whole
 
@@ -49,18 +50,19 @@ _HOW = (
 
 def write_page(results: Results) -> None:
     """Write the page and its plots."""
-    every = cells(results)
-    write_plots(every, FOLDER)
-    write_whole(PAGE, render(every))
+    write_plots(cells(results), FOLDER)
+    write_whole(PAGE, render(results))
 
 
-def render(every: Sequence[Cell]) -> str:
+def render(results: Results) -> str:
     """Return the page."""
+    every = cells(results)
     budgets = [b for b in sorted({cell.budget for cell in every}) if any(reported(every, b))]
     how = [text.format(developing=", ".join(DEVELOPING), reported=", ".join(REPORTED), draws=DRAWS) for text in _HOW]
     parts = [_TITLE, *map(_filled, _QUESTION), *_short(every, budgets), *_targets(every, budgets)]
     for budget in budgets:
         parts += _budget(list(reported(every, budget)), budget)
+    parts += _retraining(recovered(results.records))
     parts += _aside(
         "The developing half",
         "Rules and defaults were chosen here, so nothing is concluded from it. NLL less that of temperature scaling.",
@@ -120,6 +122,17 @@ def _budget(of: Sequence[Cell], budget: int) -> list[str]:
         "What there is to mend:",
         tables.before(of),
     ]
+
+
+def _retraining(of: Sequence[Recovered]) -> list[str]:
+    """Return what the labels give without training, beside what they give as training rows."""
+    text = (
+        "The calibration labels could have trained the adapter. By how much is its NLL then below temperature "
+        "scaling's? And by how much without training, where the labels condition? In brackets the share of retraining's "
+        "gain. All figures are of the first calibration draw. The retrained adapter gets its temperature from further "
+        "labels that nothing else here has, which favours it."
+    )
+    return ["## Conditioning beside retraining", _filled(text), tables.recovered_shares(of)] if of else []
 
 
 def _aside(title: str, text: str, of: Sequence[Cell]) -> list[str]:

@@ -17,6 +17,8 @@ BUDGETS = (450, 150, 1500)
 SEEDS = (0, 1, 2)
 #: Draws of the calibration rows of one trained model.
 DRAWS = 5
+#: Of these, the one whose labels train the adapters that are trained on all labels.
+TRAINED_DRAW = 0
 #: Most rows that calibration draws are taken from: every one of them costs a Jacobian.
 LARGEST_POOL = 1000
 TEST_ROWS = 500

@@ -8,13 +8,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.evidence.decision import Cell, reported
-from benchmarks.evidence.methods import METHODS, REFERENCE
+from benchmarks.evidence.methods import METHODS, REFERENCE, RETRAINED
 from benchmarks.evidence.plan import BUDGETS, REPORTED
 from benchmarks.study.pages.plots import save_picture
 
 _COLOURS = {"win": "#2a6fb0", "tie": "#8c8c8c", "loss": "#c44e52"}
-#: Farther differences are drawn at the edge, nats.
-_REACH = 0.06
+#: Farther differences than these are drawn at the edge: of the method that sets a task's scale, times so much; nats.
+_SCALE, _TIMES, _LEAST = "conditioned", 1.5, 0.03
 
 
 def write_plots(every: Sequence[Cell], folder: Path) -> list[Path]:
@@ -34,19 +34,21 @@ def picture_name(budget: int) -> str:
 def figure(chosen: Sequence[Cell]) -> Figure:
     """Return a panel for each task: every method's NLL less temperature scaling's, with its 95 % interval."""
     tasks = sorted({cell.task for cell in chosen}, key=REPORTED.index)
-    names = [n for n in METHODS if n not in (REFERENCE, "map") and any(c.method == n for c in chosen)]
+    names = [n for n in METHODS if n not in (REFERENCE, RETRAINED, "map") and any(c.method == n for c in chosen)]
     made = Figure(figsize=(2.6 * len(tasks) + 2.6, 0.24 * len(names) + 1.3), layout="constrained")
     panels = made.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for panel, task in zip(panels, tasks, strict=True):
+        scale = [abs(c.differences["nll"].mean) for c in chosen if (c.task, c.method) == (task, _SCALE)]
+        reach = max([_LEAST, *(_TIMES * size for size in scale)])
         for place, name in enumerate(names):
             for cell in (c for c in chosen if c.task == task and c.method == name):
                 found = cell.differences["nll"]
-                low, mean, high = (max(-_REACH, min(_REACH, v)) for v in (found.low, found.mean, found.high))
+                low, mean, high = (max(-reach, min(reach, v)) for v in (found.low, found.mean, found.high))
                 panel.plot([low, high], [place, place], color=_COLOURS[found.verdict], linewidth=1.2)
-                marker = "o" if abs(found.mean) < _REACH else ">" if found.mean > 0 else "<"
+                marker = "o" if abs(found.mean) < reach else ">" if found.mean > 0 else "<"
                 panel.plot([mean], [place], marker, color=_COLOURS[found.verdict], markersize=4)
         panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_xlim(-_REACH * 1.05, _REACH * 1.05)
+        panel.set_xlim(-1.05 * reach, 1.05 * reach)
         panel.set_title(task, fontsize=10)
         panel.tick_params(labelsize=8)
     panels[0].set_yticks(range(len(names)), [METHODS[n].title for n in names], fontsize=8)

@@ -14,19 +14,19 @@ from safetensors.torch import load_file
 
 from benchmarks.evidence.adapters import put, train
 from benchmarks.evidence.passes import forward_logits
-from benchmarks.evidence.plan import STYLES, Training, Unit
+from benchmarks.evidence.plan import STYLES, TRAINED_DRAW, Training, Unit
 from benchmarks.evidence.splits import Dealt, deal
 from benchmarks.evidence.tasks import TASKS
 from laplora.files import write_tensors
 from laplora.prompts.examples import Example
 
-#: Of the calibration draws the one that is trained on, and the one whose labels fit the temperature.
-DRAW, TEMPERATURE_DRAW = 0, 1
+#: The calibration draw whose labels fit the temperature.
+_FURTHER = 1
 
 
 def all_rows(training: Training, dealt: Dealt) -> list[Example]:
     """Return the rows that train, and those of the first calibration draw."""
-    return [*dealt.train, *(dealt.pool[place] for place in dealt.draws[DRAW])]
+    return [*dealt.train, *(dealt.pool[place] for place in dealt.draws[TRAINED_DRAW])]
 
 
 def run_retrained(training: Training, data: Path, say: Callable[[str], None]) -> None:
@@ -38,7 +38,7 @@ def run_retrained(training: Training, data: Path, say: Callable[[str], None]) ->
     rows = all_rows(training, dealt)
     say(f"training on all {len(rows)} rows")
     classifier = train(TASKS[training.task], rows, training.seed, folder, say, swag=False)
-    further = sorted(set(dealt.draws[TEMPERATURE_DRAW]) - set(dealt.draws[DRAW]))
+    further = sorted(set(dealt.draws[_FURTHER]) - set(dealt.draws[TRAINED_DRAW]))
     for unit in wanted:
         put(classifier, load_file(folder / f"{unit.style}.safetensors"))
         logits = {

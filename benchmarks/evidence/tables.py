@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.evidence.decision import Cell, Difference, reported, tally
-from benchmarks.evidence.methods import METHODS, REFERENCE
+from benchmarks.evidence.decision import Cell, reported, tally
+from benchmarks.evidence.methods import METHODS, REFERENCE, RETRAINED
 from benchmarks.evidence.plan import BUDGETS, DEVELOPING, REPORTED, SEEDS, STYLES
+from benchmarks.evidence.recovered import CONDITIONED, Recovered
 from training.report.markdown import markdown_table
+
+#: Of a smaller gain by retraining no share is given, nats.
+_LEAST_GAIN = 0.01
 
 
 def overview(every: Sequence[Cell], budgets: Sequence[int]) -> str:
@@ -72,7 +76,10 @@ def by_task(of: Sequence[Cell], *, budgets: bool = False) -> str:
     lines = []
     for name in methods_of(of):
         found = [by.get((*place, name)) for place in columns]
-        lines.append([METHODS[name].title, *("-" if c is None else _shown(c.differences["nll"]) for c in found)])
+        shown = (
+            "-" if c is None else _shown(c, by[(*place, REFERENCE)]) for c, place in zip(found, columns, strict=True)
+        )
+        lines.append([METHODS[name].title, *shown])
     heads = [named(by[(*place, REFERENCE)]) + (f", {place[0]}" if budgets else "") for place in columns]
     return markdown_table(["method", *heads], lines)
 
@@ -88,6 +95,29 @@ def before(of: Sequence[Cell]) -> str:
     return markdown_table(heading, lines)
 
 
+def recovered_shares(of: Sequence[Recovered]) -> str:
+    """Return what retraining on the calibration labels gains on each task, and how much of it conditioning does."""
+    lines = []
+    for one in sorted(of, key=lambda r: (r.budget, (*DEVELOPING, *REPORTED).index(r.task))):
+        gain = one.gain(RETRAINED)
+        line = [f"{one.task}, {one.budget}", f"{one.seeds}", f"{one.nll[REFERENCE]:.3f}", f"{gain:+.3f}"]
+        for name in CONDITIONED:
+            share = f" ({one.gain(name) / gain:.0%})" if name in one.nll and gain >= _LEAST_GAIN else ""
+            line.append(f"{one.gain(name):+.3f}{share}" if name in one.nll else "-")
+        points = (one.accuracy[name] - one.accuracy[REFERENCE] for name in (CONDITIONED[0], RETRAINED))
+        lines.append([*line, " / ".join(f"{100 * p:+.1f}" for p in points)])
+    titles = [METHODS[name].title for name in CONDITIONED]
+    heading = [
+        "task, labels",
+        "seeds",
+        "temperature",
+        "retrained",
+        *titles,
+        "accuracy, points: conditioned / retrained",
+    ]
+    return markdown_table(heading, lines)
+
+
 def finished(every: Sequence[Cell]) -> str:
     """Return how many trained models there are of each task and budget."""
     done = {(c.task, c.budget): c.units for c in every if c.method == REFERENCE}
@@ -100,9 +130,9 @@ def finished(every: Sequence[Cell]) -> str:
 
 
 def methods_of(of: Sequence[Cell]) -> list[str]:
-    """Return the methods of some cells but the reference, in their order."""
+    """Return the methods of some cells that have the reference's labels, but the reference, in their order."""
     have = {cell.method for cell in of}
-    return [name for name in METHODS if name in have and name != REFERENCE]
+    return [name for name in METHODS if name in have and name not in (REFERENCE, RETRAINED)]
 
 
 def named(cell: Cell) -> str:
@@ -115,9 +145,12 @@ def _verdicts(of: Sequence[Cell], method: str, metric: str) -> str:
     return f"{len(found.wins)} / {len(found.ties)} / {len(found.losses)}"
 
 
-def _shown(difference: Difference) -> str:
-    text = f"{difference.mean:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
-    return text if difference.verdict == "tie" else f"**{text}**"
+def _shown(cell: Cell, reference: Cell) -> str:
+    """Return a difference, with its seeds where they are fewer than its column's."""
+    found = cell.differences["nll"]
+    text = f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    text = text if found.verdict == "tie" else f"**{text}**"
+    return text if cell.seeds == reference.seeds else f"{text}, {cell.seeds} of {reference.seeds} seeds"
 
 
 def _signed(values: Sequence[float]) -> str:

@@ -12,8 +12,10 @@ from tiny_models import generator
 from benchmarks.evidence.decision import Difference, cells, pooled, reported, tally
 from benchmarks.evidence.page import PAGE, render
 from benchmarks.evidence.plan import Training, Unit
+from benchmarks.evidence.recovered import recovered
 from benchmarks.evidence.results import publish, read_results
 from benchmarks.evidence.scores import METRICS, RESAMPLES, Scored, has_skill, resampled_rows
+from benchmarks.evidence.tables import recovered_shares
 
 SEEDS, DRAWS, ROWS = 3, 5, 120
 
@@ -104,14 +106,26 @@ def test_tallies_are_of_the_reporting_half_with_skill(tmp_path: Path) -> None:
     units = [scored(task, seed, {"map": -0.1, "laplace": 0.1}) for task in ("trec", "irony") for seed in range(SEEDS)]
     units += [scored("sst2", seed, {"laplace": 0.1}) for seed in range(SEEDS)]
     units += [scored("domains", seed, {"laplace": 0.1}, skill=False) for seed in range(SEEDS)]
-    every = cells(publish(units, tmp_path / "a.json", tmp_path / "b.safetensors"))
+    results = publish(units, tmp_path / "a.json", tmp_path / "b.safetensors")
+    every = cells(results)
     chosen = list(reported(every, 450))
     assert set(tally(chosen, "laplace", "nll").wins) == {"trec", "irony"}
     assert set(tally(chosen, "map", "aurc").losses) == {"trec", "irony"}
-    page = render(every)
+    page = render(results)
     assert "| sst2, 450 |" in page.partition("## The developing half")[2].partition("\n## ")[0]
     assert "| domains, 450 |" in page.partition("## Tasks without skill")[2].partition("\n## ")[0]
 
 
 def test_the_page_is_that_of_the_committed_figures() -> None:
-    assert PAGE.read_text(encoding="utf-8") == render(cells(read_results()))
+    assert PAGE.read_text(encoding="utf-8") == render(read_results())
+
+
+def test_the_share_of_retraining_is_of_the_draw_that_was_trained_on() -> None:
+    gains = {"retrained": 0.2, "conditioned": 0.15}
+    records = [r for seed in range(2) for r in scored("trec", seed, gains).records]
+    for record in records:
+        record["nll"] += 5.0 * record["draw"]  # of other draws nothing counts
+    (found,) = recovered([*records, *scored("irony", 0, {"conditioned": 0.1}).records])
+    assert (found.task, found.budget, found.seeds) == ("trec", 450, 2)
+    assert found.gain("conditioned") == pytest.approx(0.15)
+    assert "| trec, 450 | 2 | 0.500 | +0.200 | +0.150 (75%) | - |" in recovered_shares([found])

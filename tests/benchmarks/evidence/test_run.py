@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import adapters, folds, passes, plan, splits, tasks
-from benchmarks.evidence.decision import cells
 from benchmarks.evidence.outputs import read_outputs
 from benchmarks.evidence.page import render
 from benchmarks.evidence.plan import STYLES, Training, Unit, units
@@ -68,7 +67,7 @@ def test_from_training_to_page(small: Training, monkeypatch: pytest.MonkeyPatch,
         "tfb_temperature",
     } <= methods
     assert {r["style"] for r in every.records if r["method"] == "swag"} == {"long"}
-    assert "| Laplace |" in render(cells(every))
+    assert "| Laplace |" in render(every)
     # The two styles are two adapters, and neither is the start.
     weights = [load_file(small.folder / "adapters" / f"{name}.safetensors") for name in ("initial", *STYLES)]
     name = next(name for name in weights[0] if name.endswith("lora_A"))
