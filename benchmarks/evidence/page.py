@@ -128,8 +128,8 @@ def _retraining(of: Sequence[Recovered]) -> list[str]:
     """Return what the labels give without training, beside what they give as training rows."""
     text = (
         "The calibration labels could have trained the adapter. By how much is its NLL then below temperature "
-        "scaling's? And by how much without training, where the labels condition? In brackets the share of retraining's "
-        "gain. All figures are of the first calibration draw. The retrained adapter gets its temperature from further "
+        "scaling's? And by how much without training, where the labels condition? In brackets: the share of that gain. "
+        "All figures are of the first calibration draw. The retrained adapter gets its temperature from further "
         "labels that nothing else here has, which favours it."
     )
     return ["## Conditioning beside retraining", _filled(text), tables.recovered_shares(of)] if of else []
