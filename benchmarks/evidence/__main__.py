@@ -25,6 +25,7 @@ from benchmarks.evidence.answers import answer
 from benchmarks.evidence.folds import run_folds
 from benchmarks.evidence.gather import gather, gathered
 from benchmarks.evidence.jacobians import run_jacobians
+from benchmarks.evidence.layers import run_layers
 from benchmarks.evidence.page import write_page
 from benchmarks.evidence.passes import run_passes
 from benchmarks.evidence.plan import BUDGETS, SEEDS, Training, trainings, units
@@ -35,7 +36,13 @@ from benchmarks.evidence.tasks import TASKS
 from laplora.errors import DataError
 
 #: What is left out unless it is asked for: each costs more than everything else.
-_ALSO = {"laplace": run_jacobians, "passes": run_passes, "retrained": run_retrained, "folds": run_folds}
+_ALSO = {
+    "laplace": run_jacobians,
+    "layers": run_layers,
+    "passes": run_passes,
+    "retrained": run_retrained,
+    "folds": run_folds,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices=list(_ALSO),
         nargs="+",
         default=[],
-        help="laplace: posteriors over the LoRA weights; passes: members by dropout, SWAG and TFB; retrained: a "
-        "training on all labels of the first draw; folds: that and five more, each without a fifth of them",
+        help="laplace: posteriors over the LoRA weights; layers: review scores by distances after layers; passes: "
+        "members by dropout, SWAG and TFB; retrained: a training on all labels of the first draw; folds: that and five "
+        "more, each without a fifth of them",
     )
     parser.add_argument("--publish", action="store_true", help="run nothing: write the figures and the page")
     options = parser.parse_args(arguments)

@@ -8,8 +8,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.evidence.decision import Cell, reported
-from benchmarks.evidence.methods import METHODS, REFERENCE, RETRAINED
+from benchmarks.evidence.methods import METHODS
 from benchmarks.evidence.plan import BUDGETS, REPORTED
+from benchmarks.evidence.tables import methods_of
 from benchmarks.study.pages.plots import save_picture
 
 _COLOURS = {"win": "#2a6fb0", "tie": "#8c8c8c", "loss": "#c44e52"}
@@ -34,7 +35,7 @@ def picture_name(budget: int) -> str:
 def figure(chosen: Sequence[Cell]) -> Figure:
     """Return a panel for each task: every method's NLL less temperature scaling's, with its 95 % interval."""
     tasks = sorted({cell.task for cell in chosen}, key=REPORTED.index)
-    names = [n for n in METHODS if n not in (REFERENCE, RETRAINED, "map") and any(c.method == n for c in chosen)]
+    names = [n for n in methods_of(chosen) if n != "map"]
     made = Figure(figsize=(2.6 * len(tasks) + 2.6, 0.24 * len(names) + 1.3), layout="constrained")
     panels = made.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for panel, task in zip(panels, tasks, strict=True):

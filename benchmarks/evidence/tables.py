@@ -8,6 +8,7 @@ from benchmarks.evidence.decision import Cell, reported, tally
 from benchmarks.evidence.methods import METHODS, REFERENCE, RETRAINED
 from benchmarks.evidence.plan import BUDGETS, DEVELOPING, REPORTED, SEEDS, STYLES
 from benchmarks.evidence.recovered import CONDITIONED, Recovered
+from benchmarks.evidence.reviewed import Reviewed
 from training.report.markdown import markdown_table
 
 #: Of a smaller gain by retraining no share is given, nats.
@@ -118,6 +119,25 @@ def recovered_shares(of: Sequence[Recovered]) -> str:
     return markdown_table(heading, lines)
 
 
+def review_scores(of: Sequence[Reviewed]) -> str:
+    """Return by task each score's AURC less the entropy's, with its interval and prediction-rejection ratio."""
+    order = (*DEVELOPING, *REPORTED)
+    names = [name for name in METHODS if any(one.method == name for one in of)]
+    lines = []
+    for budget, task in sorted({(o.budget, o.task) for o in of}, key=lambda p: (p[0], order.index(p[1]))):
+        found = {one.method: one for one in of if (one.budget, one.task) == (budget, task)}
+        first = next(iter(found.values()))
+        line = [f"{task}, {budget}", f"{first.seeds}", f"{first.entropy:.3f}"]
+        lines.append([*line, *(_ranked(found[name]) if name in found else "-" for name in names)])
+    return markdown_table(["task, labels", "seeds", "PRR of entropy", *(METHODS[n].title for n in names)], lines)
+
+
+def _ranked(one: Reviewed) -> str:
+    mean, low, high = (1000 * value for value in (one.difference.mean, one.difference.low, one.difference.high))
+    text = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    return (text if one.difference.verdict == "tie" else f"**{text}**") + f", PRR {one.prr:.3f}"
+
+
 def finished(every: Sequence[Cell]) -> str:
     """Return how many trained models there are of each task and budget."""
     done = {(c.task, c.budget): c.units for c in every if c.method == REFERENCE}
@@ -130,8 +150,11 @@ def finished(every: Sequence[Cell]) -> str:
 
 
 def methods_of(of: Sequence[Cell]) -> list[str]:
-    """Return the methods of some cells that have the reference's labels, but the reference, in their order."""
-    have = {cell.method for cell in of}
+    """Return the methods of some cells that have the reference's labels, but the reference, in their order.
+
+    Review scores are none: their answers are another method's.
+    """
+    have = {cell.method for cell in of if METHODS[cell.method].reviews is None}
     return [name for name in METHODS if name in have and name not in (REFERENCE, RETRAINED)]
 
 

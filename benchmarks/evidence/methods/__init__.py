@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.evidence.methods import averages, recalibration
+from benchmarks.evidence.methods import averages, recalibration, review
 from benchmarks.evidence.methods.base import (
     Answer,
     Answers,
@@ -43,6 +43,13 @@ _MAPS = (
     ("beta", "beta calibration", recalibration.beta, two_classes),
 )
 
+
+#: Review scores on conditioned answers: name, title, score.
+_REVIEW_SCORES = (
+    ("huq", "HUQ: entropy and distance", review.huq),
+    ("satrmd", "SATRMD: distances by layer", review.satrmd),
+    ("learned", "logistic regression on four signs", review.learned),
+)
 
 _HAS_FOLDS = averages.has("folds")
 #: Members around one adapter: the name of their file, and title.
@@ -106,6 +113,17 @@ METHODS: dict[str, Method] = {
             version=2,
         ),
         Method("laplace_conditioned", "Laplace, conditioned", jacobian_passes, laplace_conditioned(), has_grams),
+        *(
+            Method(
+                f"conditioned_{name}",
+                title,
+                one_pass,
+                review.reviewed(score),
+                averages.has("layers"),
+                reviews="conditioned",
+            )
+            for name, title, score in _REVIEW_SCORES
+        ),
         Method("laplace_values", "Laplace, values' B alone", jacobian_passes, laplace("values_b"), has_grams),
         Method("last_layer", "last-layer Laplace", one_pass, laplace(LAST_LAYER), has_grams),
         Method(

@@ -41,6 +41,7 @@ class Method:
         forwards: cost of an answer by the number of classes, in forward passes of the model.
         applies: whether a unit has what the method needs.
         draws: of the calibration draws that it answers for, the first so many.
+        reviews: the method whose answers it gives under another score of its own; None: none.
         version: raised whenever its answers change: those of another version are not read, and made again.
     """
 
@@ -50,6 +51,7 @@ class Method:
     answer: Answers
     applies: Callable[[Outputs], bool] = anywhere
     draws: int = DRAWS
+    reviews: str | None = None
     version: int = 1
 
 

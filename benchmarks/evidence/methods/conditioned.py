@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from benchmarks.evidence.methods.base import Answer, Answers
 from benchmarks.evidence.methods.laplace import fitted
-from benchmarks.evidence.outputs import Outputs
+from benchmarks.evidence.outputs import Outputs, Rows
 from laplora.conditioning.choice import BIASES, VARIANCES, choose_kernel
 from laplora.conditioning.labelled import LabelledRows, log_contrasts
 from laplora.conditioning.last_layer import LastStates
@@ -18,15 +19,30 @@ from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.shift import Shift, tempering
 
 
+def corrected(
+    rows: Rows, trained: int, variances: Sequence[float] = VARIANCES, biases: Sequence[float] = BIASES
+) -> Shift:
+    """Return how labelled rows correct MAP with the temperature that they choose.
+
+    Args:
+        trained: rows that trained the adapter.
+    """
+    temperature = fit_temperature(rows.logits, rows.labels, rows.class_mask)
+    before = class_probs(rows.logits / temperature, rows.class_mask)
+    return replace(_shift(rows, trained, before, variances, biases), temperature=temperature)
+
+
+def corrected_probs(shift: Shift, rows: Rows) -> torch.Tensor:
+    """Return the probabilities of rows under a correction, (rows, classes) float64."""
+    return class_probs(rows.logits / shift.temperature + contrast_logits(shift.of(rows.states)), rows.class_mask)
+
+
 def conditioned(variances: Sequence[float] = VARIANCES, biases: Sequence[float] = BIASES) -> Answers:
     """Return the method on top of MAP with a temperature, and the prior variances that it chooses from."""
 
     def answer(outputs: Outputs, draw: int) -> Answer:
-        rows, test = outputs.calibration(draw), outputs.test
-        temperature = fit_temperature(rows.logits, rows.labels, rows.class_mask)
-        moved = _shift(outputs, draw, class_probs(rows.logits / temperature, rows.class_mask), variances, biases)
-        logits = test.logits / temperature + contrast_logits(moved.of(test.states))
-        return Answer(class_probs(logits, test.class_mask))
+        shift = corrected(outputs.calibration(draw), len(outputs.train), variances, biases)
+        return Answer(corrected_probs(shift, outputs.test))
 
     return answer
 
@@ -37,7 +53,7 @@ def laplace_conditioned(variances: Sequence[float] = VARIANCES, biases: Sequence
     def answer(outputs: Outputs, draw: int) -> Answer:
         rows, test, laplace = outputs.calibration(draw), outputs.test, fitted(outputs, draw, "all")
         before = posterior_predictive(rows.mean, laplace.calibration, rows.class_mask).probs
-        moved = _shift(outputs, draw, before, variances, biases)
+        moved = _shift(rows, len(outputs.train), before, variances, biases)
         mean = test.mean + tempering(laplace.test, test.class_mask) * moved.of(test.states)
         return Answer(posterior_predictive(mean, laplace.test, test.class_mask).probs)
 
@@ -45,11 +61,10 @@ def laplace_conditioned(variances: Sequence[float] = VARIANCES, biases: Sequence
 
 
 def _shift(
-    outputs: Outputs, draw: int, before: torch.Tensor, variances: Sequence[float], biases: Sequence[float]
+    rows: Rows, trained: int, before: torch.Tensor, variances: Sequence[float], biases: Sequence[float]
 ) -> Shift:
-    """Return what the draw's labels add to the log probabilities ``before`` of its rows."""
-    rows = outputs.calibration(draw)
-    states = LastStates(rows.states, class_probs(rows.logits, rows.class_mask), len(outputs.train))
+    """Return what the rows' labels add to their log probabilities ``before``."""
+    states = LastStates(rows.states, class_probs(rows.logits, rows.class_mask), trained)
     labelled = LabelledRows(log_contrasts(before, rows.class_mask), rows.labels, rows.class_mask)
     choice = choose_kernel(states, labelled, variances, biases)
     return Shift(*choice.kernel.layer_weights(choice.weights))

@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from benchmarks.evidence.methods.conditioned import corrected, corrected_probs
 from benchmarks.evidence.outputs import Outputs, Rows
 from benchmarks.rules.promises.models import TEMPERATURES, Column, Table
-from laplora.conditioning.choice import LabelledRows, candidates, choose_kernel, log_contrasts
-from laplora.conditioning.last_layer import LastLayer
-from laplora.decisions.temperature import fit_temperature
-from laplora.linearised import PosteriorPredictive, class_probs, contrast_logits, entropy
+from laplora.linearised import PosteriorPredictive, class_probs, entropy
 from laplora.metrics.scores import row_nll
 from laplora.predictive.shift import Shift
 
@@ -39,24 +37,13 @@ class ConditionedColumn:
         key = tuple(rows.tolist())
         if key not in self.numbers:
             self.numbers[key] = len(self.fits)
-            self.fits.append(_corrected(self.rows.at(rows), self.trained))
+            self.fits.append(corrected(self.rows.at(rows), self.trained))
         return self.numbers[key]
 
     def at(self, setting: int, rows: torch.Tensor) -> PosteriorPredictive:
         """Return the predictive of some rows under a fit."""
-        shift, of = self.fits[setting], self.rows.at(rows)
-        probs = class_probs(of.logits / shift.temperature + contrast_logits(shift.of(of.states)), of.class_mask)
+        probs = corrected_probs(self.fits[setting], self.rows.at(rows))
         return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))
-
-
-def _corrected(rows: Rows, trained: int) -> Shift:
-    temperature = fit_temperature(rows.logits, rows.labels, rows.class_mask)
-    before = class_probs(rows.logits / temperature, rows.class_mask)
-    layer = LastLayer.of(rows.states, rows.curvature, trained)
-    tried = candidates(layer)
-    choice = choose_kernel(tried, LabelledRows(log_contrasts(before, rows.class_mask), rows.labels, rows.class_mask))
-    chosen, alpha = tried[choice.place], choice.mode.alpha
-    return Shift(layer.weights(alpha, chosen.precision), chosen.bias * alpha.sum(0), temperature)
 
 
 def study_table(outputs: Outputs) -> Table:

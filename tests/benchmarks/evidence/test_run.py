@@ -50,7 +50,7 @@ def replace_trec(monkeypatch: pytest.MonkeyPatch, *, head: bool) -> None:
 
 def test_from_training_to_page(small: Training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     replace_trec(monkeypatch, head=False)
-    command.run(small, Path(), ("laplace", "passes", "folds"))
+    command.run(small, Path(), ("laplace", "layers", "passes", "folds"))
     outputs = read_outputs(Unit(small, "long"))
     assert outputs.kernel("all").gram.shape == (35, 35 + TEST)
     every = publish((score(unit) for unit in units(small)), tmp_path / "a.json", tmp_path / "b.safetensors")
@@ -61,6 +61,9 @@ def test_from_training_to_page(small: Training, monkeypatch: pytest.MonkeyPatch,
         "laplace",
         "last_layer",
         "beta",
+        "conditioned_huq",
+        "conditioned_satrmd",
+        "conditioned_learned",
         "retrained",
         "retrained_folds",
         "dropout",
@@ -73,7 +76,7 @@ def test_from_training_to_page(small: Training, monkeypatch: pytest.MonkeyPatch,
     name = next(name for name in weights[0] if name.endswith("lora_A"))
     assert len({tuple(w[name].flatten()[:50].tolist()) for w in weights}) == 3
     before = {path: path.stat().st_mtime_ns for path in small.folder.rglob("*.safetensors")}
-    command.run(small, Path(), ("laplace", "passes", "folds"))
+    command.run(small, Path(), ("laplace", "layers", "passes", "folds"))
     assert before == {path: path.stat().st_mtime_ns for path in small.folder.rglob("*.safetensors")}
 
 
