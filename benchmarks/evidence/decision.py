@@ -22,20 +22,27 @@ from benchmarks.evidence.plan import DEVELOPING
 from benchmarks.evidence.results import Results, key
 from benchmarks.evidence.scores import METRICS, RESAMPLES, Record
 
-Verdict = Literal["win", "tie", "loss"]
+Verdict = Literal["win", "tie", "loss", "open"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference from temperature scaling, its interval, and what it says: lower is better."""
+    """A mean difference from temperature scaling, its interval, and what it says: lower is better.
+
+    Attributes:
+        seeds: trainings. Of one alone the interval says nothing of others: it is too narrow for a verdict.
+    """
 
     mean: float
     low: float
     high: float
+    seeds: int = 2
 
     @property
     def verdict(self) -> Verdict:
-        """``win`` or ``loss`` where the interval excludes 0."""
+        """``win`` or ``loss`` where the interval excludes 0; ``open`` with one training."""
+        if self.seeds < 2:
+            return "open"
         if self.high < 0:
             return "win"
         return "loss" if self.low > 0 else "tie"
@@ -130,7 +137,7 @@ def pooled(seeds: Sequence[int], draws: Sequence[torch.Tensor], rows: Sequence[t
     of_runs = float(apart.var()) / len(apart) if len(apart) > 1 else 0.0
     mean = float(by_seed.mean())
     reach = math.sqrt(of_rows * _factor(RESAMPLES) ** 2 + of_runs * _factor(len(apart)) ** 2)
-    return Difference(mean, mean - reach, mean + reach)
+    return Difference(mean, mean - reach, mean + reach, len(by_seed))
 
 
 def _factor(count: int) -> float:
@@ -147,15 +154,16 @@ class Tally:
     wins: tuple[str, ...]
     ties: tuple[str, ...]
     losses: tuple[str, ...]
+    open: tuple[str, ...]
 
 
 def tally(of: Iterable[Cell], method: str, metric: str) -> Tally:
     """Return the verdicts of a method over some cells."""
-    by: dict[str, list[str]] = {"win": [], "tie": [], "loss": []}
+    by: dict[str, list[str]] = {"win": [], "tie": [], "loss": [], "open": []}
     for cell in of:
         if cell.method == method:
             by[cell.differences[metric].verdict].append(cell.task)
-    return Tally(method, metric, tuple(by["win"]), tuple(by["tie"]), tuple(by["loss"]))
+    return Tally(method, metric, tuple(by["win"]), tuple(by["tie"]), tuple(by["loss"]), tuple(by["open"]))
 
 
 def reported(every: Iterable[Cell], budget: int) -> Iterator[Cell]:

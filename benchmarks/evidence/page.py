@@ -27,7 +27,8 @@ _QUESTION = (
     "The question: a user has a number of labels. Two thirds train, one third calibrates. Which method gives the best "
     "probabilities for a new row, and what does an answer cost?",
     "Everything is compared with temperature scaling, at the same labels and on the same trained model. A **win** is a "
-    "difference whose 95 % interval lies below 0, a **loss** one above it, the rest are ties. NLL is in nats. AURC is "
+    "difference whose 95 % interval lies below 0, a **loss** one above it, the rest are ties. With one training it is "
+    "open: its interval is too narrow to decide. NLL is in nats. AURC is "
     "the mean error rate over all coverages when the least sure rows are left out first. ECE has 15 bins. An answer's "
     "cost is in forward passes of the model.",
 )
@@ -41,7 +42,7 @@ _HOW = (
     "**Draws.** {draws} of calibration rows for each trained model, disjoint where a pool of at most 1,000 rows has "
     "them.",
     "**Intervals** are over test rows, trainings and calibration draws (`decision.py`). Of a task with one seed they "
-    "say nothing of other trainings, and are too narrow. Nothing corrects for the number of comparisons: of 40 between "
+    "say nothing of other trainings, and decide nothing. Nothing corrects for the number of comparisons: of 40 between "
     "equal methods, about one is a win and one a loss.",
     "**Skill.** MAP is more accurate than the most frequent label on 97.5 % of the resamples of the test rows.",
     "**Laplace** is the exact posterior of the generalised Gauss-Newton matrix over all LoRA weights, one prior "

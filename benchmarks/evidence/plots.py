@@ -13,7 +13,7 @@ from benchmarks.evidence.plan import BUDGETS, REPORTED
 from benchmarks.evidence.tables import methods_of
 from benchmarks.study.pages.plots import save_picture
 
-_COLOURS = {"win": "#2a6fb0", "tie": "#8c8c8c", "loss": "#c44e52"}
+_COLOURS = {"win": "#2a6fb0", "tie": "#8c8c8c", "open": "#c9b458", "loss": "#c44e52"}
 #: Farther differences than these are drawn at the edge: of the method that sets a task's scale, times so much; nats.
 _SCALE, _TIMES, _LEAST = "conditioned", 1.5, 0.03
 
@@ -56,6 +56,8 @@ def figure(chosen: Sequence[Cell]) -> Figure:
     panels[0].invert_yaxis()
     title = "NLL less temperature scaling's, nats: left of the line is better"
     made.suptitle(
-        f"{title}\nblue: better, red: worse, beyond the 95 % interval; an arrow: beyond the edge", fontsize=10
+        f"{title}\nblue: better, red: worse, beyond the 95 % interval; yellow: open, of one training; an arrow: beyond "
+        "the edge",
+        fontsize=10,
     )
     return made

@@ -135,7 +135,7 @@ def review_scores(of: Sequence[Reviewed]) -> str:
 def _ranked(one: Reviewed) -> str:
     mean, low, high = (1000 * value for value in (one.difference.mean, one.difference.low, one.difference.high))
     text = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
-    return (text if one.difference.verdict == "tie" else f"**{text}**") + f", PRR {one.prr:.3f}"
+    return (text if one.difference.verdict in ("tie", "open") else f"**{text}**") + f", PRR {one.prr:.3f}"
 
 
 def finished(every: Sequence[Cell]) -> str:
@@ -165,14 +165,15 @@ def named(cell: Cell) -> str:
 
 def _verdicts(of: Sequence[Cell], method: str, metric: str) -> str:
     found = tally(of, method, metric)
-    return f"{len(found.wins)} / {len(found.ties)} / {len(found.losses)}"
+    text = f"{len(found.wins)} / {len(found.ties)} / {len(found.losses)}"
+    return f"{text} ({len(found.open)} open)" if found.open else text
 
 
 def _shown(cell: Cell, reference: Cell) -> str:
     """Return a difference, with its seeds where they are fewer than its column's."""
     found = cell.differences["nll"]
     text = f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
-    text = text if found.verdict == "tie" else f"**{text}**"
+    text = text if found.verdict in ("tie", "open") else f"**{text}**"
     return text if cell.seeds == reference.seeds else f"{text}, {cell.seeds} of {reference.seeds} seeds"
 
 

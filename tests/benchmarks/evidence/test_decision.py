@@ -49,6 +49,7 @@ def test_styles_of_a_seed_are_one_seed() -> None:
 )
 def test_a_verdict_needs_an_interval_without_0(low: float, high: float, verdict: str) -> None:
     assert Difference((low + high) / 2, low, high).verdict == verdict
+    assert Difference((low + high) / 2, low, high, seeds=1).verdict == "open"
 
 
 def test_skill_is_more_than_the_most_frequent_label() -> None:
@@ -111,6 +112,8 @@ def test_tallies_are_of_the_reporting_half_with_skill(tmp_path: Path) -> None:
     chosen = list(reported(every, 450))
     assert set(tally(chosen, "laplace", "nll").wins) == {"trec", "irony"}
     assert set(tally(chosen, "map", "aurc").losses) == {"trec", "irony"}
+    alone = cells(publish([scored("fields", 0, {"laplace": 0.1})], tmp_path / "a.json", tmp_path / "b.safetensors"))
+    assert tally(reported(alone, 450), "laplace", "nll").open == ("fields",)
     page = render(results)
     assert "| sst2, 450 |" in page.partition("## The developing half")[2].partition("\n## ")[0]
     assert "| domains, 450 |" in page.partition("## Tasks without skill")[2].partition("\n## ")[0]

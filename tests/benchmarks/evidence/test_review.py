@@ -11,7 +11,6 @@ from tiny_models import generator
 
 from benchmarks.evidence.methods import review
 from benchmarks.evidence.methods.review import Score, Signs
-from benchmarks.evidence.plan import Training, Unit
 from benchmarks.evidence.results import Results
 from benchmarks.evidence.reviewed import prr, reviewed
 from benchmarks.evidence.scores import METRICS, RESAMPLES
@@ -55,19 +54,18 @@ def test_the_rejection_ratio_is_1_for_the_perfect_score_and_0_for_a_random_one()
 
 
 def test_a_gain_is_over_the_entropy_of_the_same_answers() -> None:
-    unit = Unit(Training("trec", 450, 0), "long")
-    place = {"task": "trec", "budget": 450, "seed": 0, "style": "long"}
+    place = {"task": "trec", "budget": 450, "style": "long", "accuracy": 0.8}
     aurc = {"temperature": 0.2, "conditioned": 0.1, "conditioned_huq": 0.08}
     records: list[dict[str, Any]] = [
-        {**place, "method": name, "draw": draw, "accuracy": 0.8, "aurc": value + draw / 1e3}
+        {**place, "method": name, "seed": seed, "draw": draw, "aurc": value + seed / 1e2 + draw / 1e3}
         for name, value in aurc.items()
+        for seed in range(3)
         for draw in range(5)
     ]
     same = torch.randn(len(METRICS), RESAMPLES, generator=generator(4))
     resampled = {"conditioned": same - 0.1, "conditioned_huq": same - 0.12}
-    key = (unit.training.task, 450, 0, unit.style)
-    (found,) = reviewed(Results(records, {key: resampled}))
-    assert (found.method, found.seeds) == ("conditioned_huq", 1)
+    (found,) = reviewed(Results(records, {("trec", 450, seed, "long"): resampled for seed in range(3)}))
+    assert (found.method, found.seeds) == ("conditioned_huq", 3)
     assert found.difference.mean == pytest.approx(-0.02)
-    assert found.difference.verdict == "win"  # rows and draws move both alike
+    assert found.difference.verdict == "win"  # rows, trainings and draws move both alike
     assert found.prr > found.entropy
