@@ -36,7 +36,7 @@ RULES = [(0.0, 0.0, 0.0), (1.96, 1.0, 1.0), (0.5, 1.0, 1.0), (0.5, 1.0, 0.25), (
 def rule_of(numbers: tuple[float, float, float]) -> Rule:
     """Return the rule of a guard, a margin for cheaper predictives and one for ``laplace``."""
     guard, cheaper, laplace = numbers
-    return Rule(nested_guard=-guard, cheaper=cheaper, laplace=laplace)
+    return Rule(nested_guard=-guard, cheaper=cheaper, variance=laplace)
 
 
 def row_losses(

@@ -63,6 +63,12 @@ CHEAPER = "within one standard error of ensemble, and cheaper"
         (losses(temperature=(-0.300, 0.0), laplace=(-0.297, 0.2)), "laplace", VARIANCE),
         (losses(temperature=(-0.30, 0.0), laplace=(-0.29, 0.2)), "temperature", BEST),
         (losses(temperature=(-0.30, 0.0), laplace=(-0.31, 0.2)), "laplace", BEST),
+        # Of the same price the better one, however little better; of the dearer ones with a variance too.
+        (losses(temperature=(-0.300, 0.0), conditioned=(-0.301, 0.2)), "conditioned", BEST),
+        (losses(temperature=(-0.301, 0.0), conditioned=(-0.300, 0.2)), "temperature", BEST),
+        (losses(temperature=(-0.30, 0.0), conditioned=(-0.31, 0.0), ensemble=(-0.32, 0.2)), "conditioned", CHEAPER),
+        (losses(laplace=(-0.300, 0.0), laplace_conditioned=(-0.301, 0.2)), "laplace_conditioned", BEST),
+        (losses(laplace=(-0.301, 0.0), laplace_conditioned=(-0.300, 0.2)), "laplace", BEST),
     ],
 )
 def test_the_rule(columns: dict[str, torch.Tensor], chosen: str, why: str) -> None:
