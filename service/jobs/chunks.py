@@ -81,7 +81,7 @@ async def score_chunk(
         BatchTooLargeError: the queue could never hold so many.
         LaploraError: nothing could be scored now: no room, not ready, the server is stopping.
     """
-    predictive = predictor.recommended
+    predictive, manifest = predictor.recommended, predictor.artifact.manifest
     plan = Plan(
         predictor,
         [item.fields for item in chunk.items],
@@ -104,9 +104,10 @@ async def score_chunk(
     bad: dict[int, Exception] = {}
     own_order: Sequence[Any] = scored.own_order or [None] * len(scored.predictions)
     for item, prediction, in_own_order in zip(chunk.items, scored.predictions, own_order, strict=True):
-        methods = method_rows(predictor.artifact.manifest, predictive, prediction, in_own_order)
+        methods = method_rows(manifest, predictive, prediction, in_own_order)
         if all_finite(methods):
-            rows.append(ScoredRow(item.row, item.truth, methods))
+            unfamiliar = None if manifest.familiarity is None else "unfamiliar" in prediction.flags
+            rows.append(ScoredRow(item.row, item.truth, methods, unfamiliar))
         else:
             bad[item.row] = UnscorableInputError(f"the model has no finite answer for line {item.row + 1}")
     return rows, bad

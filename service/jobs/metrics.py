@@ -44,7 +44,12 @@ class Measuring:
         for name in job.sums.methods:
             async with self._turn:
                 methods[name] = await self._measured(job, name)
-        return JobResult(artifact=job.about.artifact, rows=job.sums.rows, methods=methods).model_dump_json()
+        return JobResult(
+            artifact=job.about.artifact,
+            rows=job.sums.rows,
+            unfamiliar=job.sums.unfamiliar_share,
+            methods=methods,
+        ).model_dump_json()
 
     async def _measured(self, job: Job, method: str) -> MethodMetrics:
         truths: list[Truth] = []

@@ -24,11 +24,15 @@ Rows = tuple[int, int]
 
 
 class ScoredRow(NamedTuple):
-    """One row's answer: its number, from 0, where its true labels are, and its numbers by method."""
+    """One row's answer: its number, from 0, where its true labels are, and its numbers by method.
+
+    ``unfamiliar``, whether it is flagged so, is None where the artifact does not tell, and of a row read from disk.
+    """
 
     row: int
     truth: Truth
     methods: Mapping[str, MethodRow]
+    unfamiliar: bool | None = None
 
 
 class MethodSums(BaseModel):
@@ -40,11 +44,16 @@ class MethodSums(BaseModel):
 
 
 class Sums(BaseModel):
-    """Sums over the first rows of a job, by method; of each row so many questions (``LabelNames.questions``)."""
+    """Sums over the first rows of a job, by method; of each row so many questions (``LabelNames.questions``).
+
+    ``unfamiliar`` is how many rows are flagged so; None where that is not known of every row: the artifact does not
+    tell, or an earlier version of the server, which did not count them, scored some.
+    """
 
     rows: int = 0
     questions: int = 1
     methods: dict[str, MethodSums] = {}
+    unfamiliar: int | None = None
 
     def plus(self, rows: Sequence[ScoredRow], *, labels: LabelNames, bins: int) -> Sums:
         """Return the sums with more rows in them, at least one.
@@ -66,7 +75,20 @@ class Sums(BaseModel):
                 nll=before.nll + float(row_nll(probs, truth).sum()),
                 gaps=[a + b for a, b in zip(before.gaps, gaps, strict=True)],
             )
-        return Sums(rows=self.rows + len(rows), questions=labels.questions, methods=methods)
+        return Sums(
+            rows=self.rows + len(rows), questions=labels.questions, methods=methods, unfamiliar=self._flagged(rows)
+        )
+
+    def _flagged(self, rows: Sequence[ScoredRow]) -> int | None:
+        """Return how many rows are flagged as unfamiliar, with more rows in them."""
+        before = self.unfamiliar if self.rows else 0
+        flags = [row.unfamiliar for row in rows if row.unfamiliar is not None]
+        return None if before is None or len(flags) < len(rows) else before + sum(flags)
+
+    @property
+    def unfamiliar_share(self) -> float | None:
+        """Share of the rows that are flagged as unfamiliar, 0 to 1; None where ``unfamiliar`` is, or without a row."""
+        return None if self.unfamiliar is None or not self.rows else self.unfamiliar / self.rows
 
     def metrics(self) -> dict[str, dict[str, float]] | None:
         """Return accuracy, NLL (nats) and ECE by method, as of ``laplora.metrics.scores``; None without a row."""

@@ -6,6 +6,7 @@ An event is made once, by the first reader that wants it, and every reader of th
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 
 from service.http.schemas.jobs import JobOut, JobResult
@@ -43,9 +44,14 @@ def job_out(job: Job, *, result: str | None = None, bad_rows: Sequence[tuple[int
             "created_at": about.created_at,
             "started_at": job.started_at,
             "finished_at": job.finished_at,
-            "result": None if result is None else JobResult.model_validate_json(result),
+            "result": None if result is None else _result(result),
         }
     )
+
+
+def _result(kept: str) -> JobResult:
+    """Return a result from the disk. One that an earlier version of the server wrote has no share of flagged rows."""
+    return JobResult.model_validate({"unfamiliar": None, **json.loads(kept)})
 
 
 async def events(board: JobBoard, job: Job, seen: str | None, reader: str) -> AsyncIterator[bytes]:

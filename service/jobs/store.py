@@ -186,7 +186,7 @@ class Store:
                 return False
             self._db.executemany(
                 "INSERT INTO rows (job, row, truth, methods) VALUES (?, ?, ?, ?)",
-                [(job, row, _json(truth), _json(methods)) for row, truth, methods in scored],
+                [(job, one.row, _json(one.truth), _json(one.methods)) for one in scored],
             )
             self._add_bad(job, bad)
             self._db.execute("DELETE FROM begun WHERE job = ? AND after <= ?", (job, after))

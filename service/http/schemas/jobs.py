@@ -31,6 +31,10 @@ class JobResult(Answer):
 
     artifact: ArtifactRef = Field(description="Which artifact answered.")
     rows: int = Field(description="Number of inputs measured.", examples=[20000])
+    unfamiliar: FiniteFloat | None = Field(examples=[0.016])
+    """Share of the inputs that are flagged as unfamiliar, 0 to 1; null where the artifact does not tell, and of a job
+    that a server of an earlier version began.
+    """
     methods: dict[str, MethodMetrics] = Field(description="Metrics by predictive.")
 
 

@@ -46,7 +46,8 @@ async def test_a_job_says_what_evaluate_says(served: Served) -> None:
     done = await ended(served, job_id)
     direct = await served.client.post("/evaluate", json={"inputs": items, "options": options})
     assert done["status"] == "done"
-    told = {name: value for name, value in direct.json().items() if name not in ("timing_ms", "unfamiliar")}
+    told = {name: value for name, value in direct.json().items() if name != "timing_ms"}
+    assert told["unfamiliar"] == 0
     assert done["result"] == told
     assert done["partial"] == {
         name: {k: pytest.approx(found[k], abs=1e-12) for k in ("accuracy", "nll", "ece")}
