@@ -31,8 +31,8 @@ from laplora.familiarity.percentile import watched_layers
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results.json"
 SCRATCH = provenance.ROOT / "runs" / "familiarity"
-#: Homes by which layers, directions and their combination were chosen.
-CHOSEN_ON = ("sst2", "banking77")
+#: Homes by which layers, directions, their combination and the logits' part were chosen.
+CHOSEN_ON = ("sst2", "emotion", "banking77")
 #: The flag's rate, the default of the settings.
 RATE = 0.02
 #: Calibration rows of the Laplace fit, and rows of each set that its epistemic part is measured on.

@@ -10,13 +10,14 @@ from training.report.markdown import markdown_table
 _HEAD = """# Unfamiliar inputs
 
 Written by `python -m benchmarks.familiarity` from results.json. Each home is a task with a model that plain PEFT and
-Trainer made (SmolLM2-135M, LoRA of rank 8, one seed). Everything else is a stranger to it. The layers, the directions
-and how layers are combined were chosen on {chosen}, whose figures therefore flatter; {held} had no part in
-it.
+Trainer made (SmolLM2-135M, LoRA of rank 8, one seed). Everything else is a stranger to it. The layers, the directions,
+how layers are combined and the logits' part were chosen on {chosen}, whose figures therefore flatter; {held}
+had no part in it.
 
-`familiarity` is the library's, fitted to the training rows. AUROC is the probability that a stranger is stranger than a
-row of the home, FPR the share of strangers that pass where 95 % of the home's rows do. The sets in italics are near:
-of the home's own kind, with none of its labels.
+`familiarity` is the library's, fitted to the training rows: distances of hidden states, and how little the logits are
+spread. `familiarity, distances alone` was served before the logits had a part. AUROC is the probability that a stranger
+is stranger than a row of the home, FPR the share of strangers that pass where 95 % of the home's rows do. The sets in
+italics are near: of the home's own kind, with none of its labels.
 """
 
 

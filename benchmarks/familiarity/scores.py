@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from benchmarks.familiarity.models import Shown
 from laplora.familiarity.mahalanobis import fit_layer
-from laplora.familiarity.percentile import false_alarms, fit_familiarity, is_unfamiliar, strangeness, watched_layers
-from laplora.linearised import entropy
+from laplora.familiarity.percentile import false_alarms, is_unfamiliar, watched_layers
+from laplora.familiarity.strangeness import divergence, fit_strangeness
+from laplora.jacobians.states import States
+from laplora.linearised import contrast_mean, entropy
 from laplora.metrics.detection import detection
 
 Score = Callable[[Shown], torch.Tensor]
@@ -26,10 +29,10 @@ def scores(train: Shown, labels: torch.Tensor, *, ends_alike: bool) -> dict[str,
     layers = train.hidden.shape[1]
     one, last = torch.zeros_like(labels), layers - 1
 
-    def familiarity(watched: tuple[int, ...], classes: torch.Tensor) -> Score:
-        hidden = train.hidden[:, watched]
-        fitted = fit_familiarity(watched, hidden, classes, hidden[:1])
-        return lambda shown: strangeness(fitted.distances, shown.hidden[:, watched])
+    def familiarity(watched: tuple[int, ...], classes: torch.Tensor, *, logits: bool = True) -> Score:
+        fitted = fit_strangeness(seen(train, watched), classes)
+        fitted = fitted if logits else replace(fitted, weight=0.0)
+        return lambda shown: fitted.of(seen(shown, watched))
 
     by_class, together = fit_layer(train.hidden[:, last], labels), fit_layer(train.hidden[:, last], one)
     known = torch.nn.functional.normalize(train.hidden[:, last].double(), dim=1)
@@ -40,6 +43,9 @@ def scores(train: Shown, labels: torch.Tensor, *, ends_alike: bool) -> dict[str,
 
     return {
         "familiarity": familiarity(watched_layers(layers, ends_alike=ends_alike), labels),
+        "familiarity, distances alone": familiarity(
+            watched_layers(layers, ends_alike=ends_alike), labels, logits=False
+        ),
         "familiarity, the other layers": familiarity(watched_layers(layers, ends_alike=not ends_alike), labels),
         "familiarity, one centre": familiarity(watched_layers(layers, ends_alike=ends_alike), one),
         "Mahalanobis, last layer": lambda shown: by_class.squared(shown.hidden[:, last]),
@@ -48,6 +54,7 @@ def scores(train: Shown, labels: torch.Tensor, *, ends_alike: bool) -> dict[str,
         ),
         f"{_NEIGHBOURS} nearest neighbours, last layer": neighbour,
         "energy": lambda shown: -shown.logits.double().logsumexp(1),
+        "energy, of logits less their mean": lambda shown: -divergence(seen(shown, ())),
         "entropy": lambda shown: entropy(shown.logits.double().softmax(1)),
         "1 - max softmax": lambda shown: 1 - shown.logits.double().softmax(1).amax(1),
     }
@@ -81,11 +88,11 @@ def flags(
     fifth seen by distances that were fitted to the others, stand in for calibration rows.
     """
     watched = watched_layers(train.hidden.shape[1], ends_alike=ends_alike)
-    hidden = train.hidden[:, watched]
-    distances = fit_familiarity(watched, hidden, labels, hidden[:1]).distances
-    inside = strangeness(distances, pool.hidden[:, watched])
-    outside = {title: strangeness(distances, shown.hidden[:, watched]) for title, shown in strangers.items()}
-    seen = _cross_fitted(watched, hidden, labels)
+    trained = seen(train, watched)
+    fitted = fit_strangeness(trained, labels)
+    inside = fitted.of(seen(pool, watched))
+    outside = {title: fitted.of(seen(shown, watched)) for title, shown in strangers.items()}
+    by_others = _cross_fitted(trained, labels)
     rows = []
     for count in CALIBRATION:
         if count > len(inside) - 100:
@@ -105,21 +112,26 @@ def flags(
                 "familiar": round(float(drawn.mean()), 4),
                 "low": round(float(drawn.quantile(0.05)), 4),
                 "high": round(float(drawn.quantile(0.95)), 4),
-                "trained": round(_share(inside, seen, rate), 4),
+                "trained": round(_share(inside, by_others, rate), 4),
                 "strangers": {title: round(share, 4) for title, share in found.items()},
             }
         )
     return rows
 
 
-def _cross_fitted(watched: tuple[int, ...], hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def seen(shown: Shown, watched: tuple[int, ...]) -> States:
+    """Return the states that familiarity sees, after some layers."""
+    tokens = torch.zeros(len(shown.logits))  # no part of it
+    return States(watched, shown.hidden[:, watched], contrast_mean(shown.logits.double()), tokens)
+
+
+def _cross_fitted(states: States, labels: torch.Tensor) -> torch.Tensor:
     """Return the strangeness of rows by the states of rows in other folds, (rows,)."""
     fold = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % _FOLDS
     found = torch.zeros(len(labels), dtype=torch.float64)
     for number in range(_FOLDS):
         kept, held = fold != number, fold == number
-        fitted = fit_familiarity(watched, hidden[kept], labels[kept], hidden[:1])
-        found[held] = strangeness(fitted.distances, hidden[held])
+        found[held] = fit_strangeness(states.take(kept), labels[kept]).of(states.take(held))
     return found
 
 

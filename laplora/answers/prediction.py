@@ -33,8 +33,8 @@ class Prediction:
         total, aleatoric, epistemic: nats; total is the entropy of ``probs``.
         label_mass: probability of the possible labels under the full-vocabulary softmax.
         score: what the predictive's review rule compares, nats.
-        familiarity: how like the training rows it is: the share of the calibration rows that are at least as far from
-            them, the row itself counted in, so from 1 / (rows + 1) to 1; None where the artifact has no familiarity.
+        familiarity: how like the training rows it is: the share of the calibration rows that are at least as strange,
+            the row itself counted in, so from 1 / (rows + 1) to 1; None where the artifact has no familiarity.
         flags: see ``laplora.decisions.uncertainty.FLAGS``.
         calibrated_probs: by name, of the other predictives that need no further pass, except ``map``.
         calibrated_scores: by the same names, their review scores, nats.

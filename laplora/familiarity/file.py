@@ -11,22 +11,24 @@ import torch
 from laplora.errors import ArtifactCorruptError
 from laplora.familiarity.mahalanobis import LayerDistance
 from laplora.familiarity.percentile import Familiarity
+from laplora.familiarity.strangeness import Strangeness
 from laplora.jacobians.states import decoder_layers
 from laplora.models.readout import base_of
 from laplora.posterior.file import read_tensors
 
 #: A layer's tensors, each named ``<layer>.<part>``.
 PARTS = ("center", "directions", "class_centers", "variances", "rest")
-REFERENCE = "reference"
+REFERENCE, WEIGHT = "reference", "weight"
 #: How far inner products of the directions may be from those of orthonormal ones: they are kept in float16.
 _SKEWED = 0.01
 
 
 def familiarity_tensors(familiarity: Familiarity) -> dict[str, torch.Tensor]:
     """Return it as named tensors, for safetensors."""
-    layers = zip(familiarity.layers, familiarity.distances, strict=True)
+    strangeness = familiarity.strangeness
+    layers = zip(strangeness.layers, strangeness.distances, strict=True)
     tensors = {f"{number}.{part}": getattr(distance, part) for number, distance in layers for part in PARTS}
-    return tensors | {REFERENCE: familiarity.reference}
+    return tensors | {REFERENCE: familiarity.reference, WEIGHT: torch.tensor(strangeness.weight, dtype=torch.float64)}
 
 
 def read_familiarity_for(model: Any, path: Path, layers: Sequence[int]) -> Familiarity:
@@ -38,6 +40,8 @@ def read_familiarity_for(model: Any, path: Path, layers: Sequence[int]) -> Famil
 def read_familiarity(path: Path, *, layers: Sequence[int], hidden: int, available: int) -> Familiarity:
     """Return what a file holds, as it is multiplied: in float64.
 
+    A file without a weight is of an earlier fit, in which the logits had no part.
+
     Args:
         layers: that it should have; hidden: size of the model's states; available: how many layers the model has.
 
@@ -45,10 +49,11 @@ def read_familiarity(path: Path, *, layers: Sequence[int], hidden: int, availabl
         ArtifactCorruptError: an unreadable file, a layer that the model does not have, a tensor missing or left over,
             of another shape or with a value that it cannot have.
     """
-    tensors, _ = read_tensors(path)
+    kept, _ = read_tensors(path)
+    tensors = {WEIGHT: torch.zeros((), dtype=torch.float64), **kept}
     if len(set(layers)) != len(layers) or not all(0 <= number < available for number in layers):
         raise ArtifactCorruptError(f"{path.name}: its layers {list(layers)} are not among the model's {available}")
-    wanted = {f"{number}.{part}" for number in layers for part in PARTS} | {REFERENCE}
+    wanted = {f"{number}.{part}" for number in layers for part in PARTS} | {REFERENCE, WEIGHT}
     if odd := sorted(set(tensors) ^ wanted):
         raise ArtifactCorruptError(f"{path.name}: {len(odd)} tensors are missing or left over, such as {odd[0]!r}")
     for name, tensor in tensors.items():
@@ -57,11 +62,14 @@ def read_familiarity(path: Path, *, layers: Sequence[int], hidden: int, availabl
     reference = tensors[REFERENCE].double()
     if reference.dim() != 1 or not len(reference) or bool((reference.diff() < 0).any()):
         raise ArtifactCorruptError(f"{path.name}: {REFERENCE} should be one number or more, ascending")
+    weight = tensors[WEIGHT]
+    if weight.dim() or weight < 0:
+        raise ArtifactCorruptError(f"{path.name}: {WEIGHT} should be one number, 0 or above")
     distances = tuple(
         _distance(path, number, {part: tensors[f"{number}.{part}"].double() for part in PARTS}, hidden)
         for number in layers
     )
-    return Familiarity(tuple(layers), distances, reference)
+    return Familiarity(Strangeness(tuple(layers), distances, float(weight)), reference)
 
 
 def _distance(path: Path, number: int, parts: dict[str, torch.Tensor], hidden: int) -> LayerDistance:

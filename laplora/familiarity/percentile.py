@@ -1,7 +1,7 @@
 """How familiar an input is: a share of the calibration rows, which neither adapter nor distances have seen.
 
-An input's strangeness is the mean over some layers of the logarithm of its squared distance. Its familiarity is the
-conformal p-value (Vovk, Gammerman and Shafer 2005; Bates et al., arXiv 2104.08279)
+With the strangeness of each (``laplora.familiarity.strangeness``), an input's familiarity is the conformal p-value
+(Vovk, Gammerman and Shafer 2005; Bates et al., arXiv 2104.08279)
 
     ``(1 + calibration rows that are at least as strange) / (1 + calibration rows)``
 
@@ -11,13 +11,13 @@ probability at most ``a``. So a flag that is raised where it is at most ``a`` is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from laplora.errors import DataError
-from laplora.familiarity.mahalanobis import LayerDistance, fit_layer
+from laplora.familiarity.strangeness import Strangeness, fit_strangeness
+from laplora.jacobians.states import States
 from laplora.metrics.checks import check_finite
 
 
@@ -26,56 +26,43 @@ class Familiarity:
     """What says how familiar an input is.
 
     Attributes:
-        layers: whose states are compared, from 0; distances: one each.
-        reference: (calibration rows,) float64, their strangeness, ascending.
+        strangeness: of an input.
+        reference: (calibration rows,) float64, theirs, ascending.
     """
 
-    layers: tuple[int, ...]
-    distances: tuple[LayerDistance, ...]
+    strangeness: Strangeness
     reference: torch.Tensor
 
-    def of(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return (batch,) float64 the familiarity, 0 to 1, of states (batch, layers, hidden) after ``layers``."""
-        return percentile(strangeness(self.distances, hidden), self.reference)
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Numbers of the layers whose states are compared, from 0."""
+        return self.strangeness.layers
+
+    def of(self, states: States) -> torch.Tensor:
+        """Return (batch,) float64 the familiarity, 0 to 1, of inputs by their states, after ``layers`` at least."""
+        return percentile(self.strangeness.of(states), self.reference)
 
 
-def fit_familiarity(
-    layers: Sequence[int], hidden: torch.Tensor, classes: torch.Tensor, calibration: torch.Tensor
-) -> Familiarity:
+def fit_familiarity(states: States, labels: torch.Tensor, calibration: States) -> Familiarity:
     """Return the familiarity by the states of training rows, with calibration rows as the reference.
 
     Args:
-        hidden: (rows, layers, hidden), of training rows, at least two.
-        classes: (rows,) int64, each row's class; all the same where a row may have several: one centre for all.
-        calibration: (calibration rows, layers, hidden), of rows that the adapter was not trained on.
+        states: of training rows, at least two; labels: as of ``fit_strangeness``.
+        calibration: of rows that the adapter was not trained on, after the same layers.
 
     Raises:
         DataError: fewer than two training rows, or no calibration row.
-        NonFiniteError: NaN or infinity in a state.
+        NonFiniteError: NaN or infinity in a state or a logit.
     """
-    if len(hidden) < 2 or not len(calibration):
+    if len(states) < 2 or not len(calibration):
         raise DataError(
-            f"familiarity compares with at least 2 training rows and 1 calibration row, got {len(hidden)} and "
+            f"familiarity compares with at least 2 training rows and 1 calibration row, got {len(states)} and "
             f"{len(calibration)}"
         )
-    check_finite(calibration, "a calibration row's hidden state")
-    distances = fit_distances(hidden, classes)
-    return Familiarity(tuple(layers), distances, strangeness(distances, calibration).sort().values)
-
-
-def fit_distances(hidden: torch.Tensor, classes: torch.Tensor) -> tuple[LayerDistance, ...]:
-    """Return a distance for each layer, to the states (rows, layers, hidden) of rows of some classes, (rows,) int64.
-
-    Raises NonFiniteError for NaN or infinity in a state.
-    """
-    check_finite(hidden, "a training row's hidden state")
-    return tuple(fit_layer(hidden[:, place], classes) for place in range(hidden.shape[1]))
-
-
-def strangeness(distances: Sequence[LayerDistance], hidden: torch.Tensor) -> torch.Tensor:
-    """Return (batch,) float64 the mean logarithm of the squared distances of states (batch, layers, hidden)."""
-    squared = torch.stack([distance.squared(hidden[:, place]) for place, distance in enumerate(distances)])
-    return squared.clamp_min(torch.finfo(torch.float64).tiny).log().mean(0)
+    check_finite(calibration.hidden, "a calibration row's hidden state")
+    check_finite(calibration.contrast_mean, "a calibration row's logits")
+    strangeness = fit_strangeness(states, labels)
+    return Familiarity(strangeness, strangeness.of(calibration).sort().values)
 
 
 def percentile(values: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

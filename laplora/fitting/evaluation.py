@@ -69,7 +69,7 @@ def outputs_of(
     )
     estimate = familiar = None
     if familiarity is not None and split.states is not None:
-        familiar = familiarity.of(split.states.after(familiarity.layers).hidden)
+        familiar = familiarity.of(split.states)
     if distilled is not None and split.states is not None:
         estimate = distilled.estimate(split.states.after(distilled.layers))
         outputs = replace(outputs, distilled=estimate.covariance)

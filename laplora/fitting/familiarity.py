@@ -11,8 +11,8 @@ import torch
 from laplora.artifact.manifest import FamiliarityRecord
 from laplora.classifier import Classifier
 from laplora.errors import ModelError
-from laplora.familiarity.mahalanobis import LayerDistance
-from laplora.familiarity.percentile import Familiarity, false_alarms, fit_distances, strangeness, watched_layers
+from laplora.familiarity.percentile import Familiarity, false_alarms, watched_layers
+from laplora.familiarity.strangeness import Strangeness, fit_strangeness
 from laplora.fitting.progress import Progress
 from laplora.fitting.projected import ProjectedSplit, state_tensors, states_of
 from laplora.fitting.settings import FitSettings
@@ -69,10 +69,10 @@ def fit_familiar(
     Args:
         calibration: with the states after the layers in question.
     """
-    if calibration.states is None or not (layers := familiar_layers(classifier, settings)):
+    if calibration.states is None or not familiar_layers(classifier, settings):
         return None
-    distances, rows = _distances(classifier, train, settings, store, progress)
-    return _familiar(distances, rows, strangeness(distances, calibration.states.after(layers).hidden), layers, settings)
+    strangeness, rows = _strangeness(classifier, train, settings, store, progress)
+    return _familiar(strangeness, rows, strangeness.of(calibration.states), settings)
 
 
 def fit_familiar_out_of_fold(
@@ -90,8 +90,8 @@ def fit_familiar_out_of_fold(
     """
     if out_of_fold is None:
         return None
-    distances, count = _distances(classifier, rows, settings, store, progress)
-    return _familiar(distances, count, out_of_fold, familiar_layers(classifier, settings), settings)
+    strangeness, count = _strangeness(classifier, rows, settings, store, progress)
+    return _familiar(strangeness, count, out_of_fold, settings)
 
 
 def held_out_strangeness(
@@ -106,9 +106,8 @@ def held_out_strangeness(
     layers = familiar_layers(classifier, settings)
     if not layers:
         return None
-    distances, _ = _distances(classifier, train, settings, store, progress)
-    states = forward_states(classifier, held_out, layers, settings.laplace.batch_size, progress)
-    return strangeness(distances, states.hidden)
+    strangeness, _ = _strangeness(classifier, train, settings, store, progress)
+    return strangeness.of(forward_states(classifier, held_out, layers, settings.laplace.batch_size, progress))
 
 
 def tell_of_few(rows: int, settings: FitSettings, progress: Progress) -> None:
@@ -121,10 +120,10 @@ def tell_of_few(rows: int, settings: FitSettings, progress: Progress) -> None:
         )
 
 
-def _distances(
+def _strangeness(
     classifier: Classifier, train: Sequence[Example], settings: FitSettings, store: Store, progress: Progress
-) -> tuple[tuple[LayerDistance, ...], int]:
-    """Return the distances to training rows, and how many those are."""
+) -> tuple[Strangeness, int]:
+    """Return the strangeness to training rows, and how many those are."""
     layers = familiar_layers(classifier, settings)
     draw = random.Random(f"{settings.seed}/familiarity")
     rows = [train[i] for i in sorted(draw.sample(range(len(train)), min(_MOST, len(train))))]
@@ -134,21 +133,18 @@ def _distances(
     else:
         states = forward_states(classifier, rows, layers, settings.laplace.batch_size, progress)
         store.write("familiarity", state_tensors(states), {}, made_from)
-    labels = label_tensor(rows, classifier.class_count)
-    classes = labels if labels.dim() == 1 else torch.zeros(len(labels), dtype=torch.int64)
-    return fit_distances(states.hidden, classes), len(rows)
+    return fit_strangeness(states, label_tensor(rows, classifier.class_count)), len(rows)
 
 
 def _familiar(
-    distances: tuple[LayerDistance, ...],
+    strangeness: Strangeness,
     rows: int,
     reference: torch.Tensor,
-    layers: tuple[int, ...],
     settings: FitSettings,
 ) -> Familiar:
     rate = false_alarms(settings.calibration.unfamiliar_rate, len(reference))
-    familiarity = Familiarity(layers, distances, reference.sort().values)
-    return Familiar(familiarity, FamiliarityRecord(layers=layers, rows=rows, false_alarms=rate))
+    familiarity = Familiarity(strangeness, reference.sort().values)
+    return Familiar(familiarity, FamiliarityRecord(layers=strangeness.layers, rows=rows, false_alarms=rate))
 
 
 @torch.no_grad()

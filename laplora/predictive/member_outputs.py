@@ -136,7 +136,7 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
     estimate = familiar = None
     states = tape.states(logits) if tape else None
     if familiarity is not None and states is not None:
-        familiar = familiarity.of(states.after(familiarity.layers).hidden)
+        familiar = familiarity.of(states)
     if distilled is not None and states is not None:
         estimate = distilled.estimate(states.after(distilled.layers))
         means["distilled"] = means["single"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from shown_states import states_of
 
 from laplora.errors import ArtifactCorruptError
 from laplora.familiarity.file import familiarity_tensors, read_familiarity
@@ -19,8 +21,11 @@ HIDDEN, LAYERS = 12, (1, 3)
 
 def fitted() -> Familiarity:
     draw = torch.Generator().manual_seed(0)
-    train, calibration = (torch.randn(rows, 2, HIDDEN, generator=draw) for rows in (40, 30))
-    return fit_familiarity(LAYERS, train, torch.arange(40) % 3, calibration)
+    train, calibration = (
+        states_of(torch.randn(rows, 2, HIDDEN, generator=draw), torch.randn(rows, 2, generator=draw), layers=LAYERS)
+        for rows in (40, 30)
+    )
+    return fit_familiarity(train, torch.arange(40) % 3, calibration)
 
 
 def read(path: Path, layers: tuple[int, ...] = LAYERS, hidden: int = HIDDEN, available: int = 4) -> Familiarity:
@@ -31,17 +36,34 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     familiarity, path = fitted(), tmp_path / "familiarity.safetensors"
     write_tensors(path, familiarity_tensors(familiarity))
     again = read(path)
-    new = torch.randn(25, 2, HIDDEN, generator=torch.Generator().manual_seed(4)) * 1.3
+    draw = torch.Generator().manual_seed(4)
+    hidden = torch.randn(25, 2, HIDDEN, generator=draw) * 1.3
+    new = states_of(hidden, torch.randn(25, 2, generator=draw), layers=LAYERS)
     assert again.layers == LAYERS
     assert torch.equal(again.of(new), familiarity.of(new))
     assert torch.equal(again.reference, familiarity.reference)
+    assert again.strangeness.weight == familiarity.strangeness.weight > 0
+
+
+def test_of_a_file_without_a_weight_the_logits_have_no_part(tmp_path: Path) -> None:
+    """Artifacts had none before the logits had a part: they answer as they did."""
+    familiarity, path = fitted(), tmp_path / "familiarity.safetensors"
+    distances = replace(familiarity.strangeness, weight=0.0)
+    tensors = familiarity_tensors(replace(familiarity, strangeness=distances))
+    del tensors["weight"]
+    write_tensors(path, tensors)
+    hidden = torch.randn(25, 2, HIDDEN, generator=torch.Generator().manual_seed(4))
+    decided, undecided = (states_of(hidden, size * torch.ones(25, 2), layers=LAYERS) for size in (9.0, 0.1))
+    assert torch.equal(read(path).of(decided), read(path).of(undecided))
+    assert not torch.equal(familiarity.of(decided), familiarity.of(undecided))
 
 
 def test_its_size_goes_by_width_directions_and_classes() -> None:
     """At most 64 directions of two bytes a number: half a megabyte for each layer of a model of width 4096."""
     draw = torch.Generator().manual_seed(0)
     train = torch.randn(80, 1, 4096, generator=draw)
-    tensors = familiarity_tensors(fit_familiarity((0,), train, torch.arange(80) % 2, train[:20] + 1))
+    shown = states_of(train)
+    tensors = familiarity_tensors(fit_familiarity(shown, torch.arange(80) % 2, shown))
     assert sum(t.numel() * t.element_size() for t in tensors.values()) < 0.6e6
 
 
@@ -69,6 +91,8 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
         ),
         "layer 1 has 100000 directions, of 12 numbers each",
     ),
+    "a negative weight": (lambda t: t["weight"].fill_(-1.0), "weight should be one number, 0 or above"),
+    "weights": (lambda t: t.update(weight=torch.ones(2)), "weight should be one number"),
     "a number for a list": (lambda t: t.update({"1.class_centers": torch.ones(())}), "1.class_centers should be"),
 }
 

@@ -1,4 +1,4 @@
-"""Familiarity as a share of the calibration rows: what it promises, and what it says of several layers."""
+"""Familiarity as a share of the calibration rows, and what it promises of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from shown_states import states_of
 
 from laplora.errors import DataError, NonFiniteError
 from laplora.familiarity.percentile import (
@@ -13,14 +14,15 @@ from laplora.familiarity.percentile import (
     fit_familiarity,
     is_unfamiliar,
     percentile,
-    strangeness,
     watched_layers,
 )
+from laplora.jacobians.states import States
 
 
-def states(count: int, seed: int, shift: float = 0.0) -> torch.Tensor:
+def states(count: int, seed: int, shift: float = 0.0) -> States:
     draw = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 2, 12, generator=draw) * torch.tensor([1.0, 9.0])[:, None] + shift
+    hidden = torch.randn(count, 2, 12, generator=draw) * torch.tensor([1.0, 9.0])[:, None] + shift
+    return states_of(hidden, 3 * torch.randn(count, 2, generator=draw))
 
 
 def test_it_is_the_conformal_p_value() -> None:
@@ -28,18 +30,6 @@ def test_it_is_the_conformal_p_value() -> None:
     found = percentile(torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), reference)
     # At least as strange are all 4, all 4, 3, 1, 1, none; the row itself counts too.
     assert found.tolist() == [1.0, 1.0, 4 / 5, 2 / 5, 2 / 5, 1 / 5]
-
-
-def test_layers_count_alike_whatever_the_size_of_their_states() -> None:
-    """Strangeness is the mean logarithm: scaling one layer's states changes nothing but a constant of all rows."""
-    train, calibration, new = states(80, 0), states(40, 1), states(20, 2, 0.7)
-    labels = torch.zeros(80, dtype=torch.int64)
-    scale = torch.tensor([1.0, 1000.0])[:, None]
-    one = fit_familiarity((3, 5), train, labels, calibration)
-    other = fit_familiarity((3, 5), train * scale, labels, calibration * scale)
-    assert torch.equal(one.of(new), other.of(new * scale))
-    each = [distance.squared(new[:, place]).log() for place, distance in enumerate(one.distances)]
-    torch.testing.assert_close(strangeness(one.distances, new), (each[0] + each[1]) / 2)
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.1])
@@ -50,15 +40,17 @@ def test_the_flag_is_raised_on_at_most_the_stated_share_of_rows_like_the_calibra
     raised = []
     for seed in range(200):
         drawn = states(119, 100 + seed)
-        found = fit_familiarity((0, 1), train, labels, drawn[:99])
-        raised.append(is_unfamiliar(found.of(drawn[99:]), false_alarms(rate, 99)).double().mean())
+        found = fit_familiarity(train, labels, drawn.take(torch.arange(99)))
+        raised.append(
+            is_unfamiliar(found.of(drawn.take(torch.arange(99, 119))), false_alarms(rate, 99)).double().mean()
+        )
     share = float(torch.stack(raised).mean())
     # 4,000 rows, of which those of a draw are flagged together or not: three standard errors.
     assert share == pytest.approx(math.floor(rate * 100) / 100, abs=3 * math.sqrt(rate / 1500))
 
 
 def test_strangers_are_less_familiar_than_every_calibration_row() -> None:
-    found = fit_familiarity((0, 1), states(60, 0), torch.zeros(60, dtype=torch.int64), states(49, 1))
+    found = fit_familiarity(states(60, 0), torch.zeros(60, dtype=torch.int64), states(49, 1))
     assert found.of(states(10, 2, 30.0)).tolist() == [1 / 50] * 10
     assert float(found.of(states(500, 3)).mean()) == pytest.approx(0.5, abs=0.15)
 
@@ -79,11 +71,11 @@ def test_two_of_a_hundred_are_two_percent() -> None:
 def test_rows_that_nothing_can_be_compared_with() -> None:
     labels = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(DataError, match="at least 2 training rows"):
-        fit_familiarity((0, 1), states(1, 0), labels, states(5, 1))
+        fit_familiarity(states(1, 0), labels, states(5, 1))
     with pytest.raises(DataError, match="1 calibration row, got 2 and 0"):
-        fit_familiarity((0, 1), states(2, 0), labels, states(0, 1))
+        fit_familiarity(states(2, 0), labels, states(0, 1))
     with pytest.raises(NonFiniteError):
-        fit_familiarity((0, 1), states(2, 0) * torch.inf, labels, states(5, 1))
+        fit_familiarity(states(2, 0, torch.inf), labels, states(5, 1))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,14 @@
+"""States of invented rows, as a forward pass would show them."""
+
+from __future__ import annotations
+
+import torch
+
+from laplora.jacobians.states import States
+
+
+def states_of(hidden: torch.Tensor, logits: torch.Tensor | None = None, layers: tuple[int, ...] = ()) -> States:
+    """Return states (rows, layers, hidden) with their contrasts (rows, classes - 1); zeros of two classes without."""
+    rows, count = hidden.shape[:2]
+    contrasts = torch.zeros(rows, 1) if logits is None else logits
+    return States(layers or tuple(range(count)), hidden, contrasts, torch.ones(rows))
