@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,12 @@ def classifier_of(kind: str, folder: Path, run: FinishedRun) -> laplora.Classifi
 def test_every_read_out_has_familiarity(kind: str, tmp_path: Path, sentiment_run: FinishedRun) -> None:
     """In range, the same alone and in a batch, and with the flag go review and every label."""
     classifier = classifier_of(kind, tmp_path, sentiment_run)
-    settings = FitSettings.model_validate(SETTINGS | {"calibration": {"unfamiliar_rate": 0.1}})
+    settings = FitSettings.model_validate(SETTINGS | {"calibration": {"unfamiliar_rate": 0.3}})
     posterior = laplora.fit(classifier, rows(30, 1, kind), rows(29, 2, kind), settings=settings, progress=False)
     manifest = posterior.predictor.artifact.manifest
     assert manifest.familiarity is not None
     assert manifest.familiarity.rows == 30
-    assert manifest.familiarity.false_alarms == 0.1
+    assert manifest.familiarity.false_alarms == 0.3
     inputs = [{"text": row["text"]} for row in [*rows(12, 3, kind), *rows(12, 3, kind, "zyxwv")]]
     together = posterior.predict(inputs)
     flagged = 0
@@ -95,14 +96,20 @@ def test_every_read_out_has_familiarity(kind: str, tmp_path: Path, sentiment_run
         # Within a step: rounding may move a row past one that is as strange.
         alone = posterior.predict(one, "map")[0].familiarity
         assert alone == pytest.approx(answer.familiarity, abs=1 / 30 + 1e-9)
-        assert ("unfamiliar" in answer.flags) == (answer.familiarity <= 0.1)
+        assert ("unfamiliar" in answer.flags) == (answer.familiarity <= 0.3)
         if "unfamiliar" in answer.flags:
             flagged += 1
             assert answer.decision == "review"
             assert answer.prediction_set == list(classifier.labels)
-    familiar, strange = (sum(a.familiarity or 0 for a in part) / 12 for part in (together[:12], together[12:]))
-    assert familiar > strange
     assert flagged >= 1
+    fitted = posterior.fit.familiar
+    assert fitted is not None
+    # These models are random, so their logits tell nothing of strangers; the states' places do.
+    places = replace(fitted.familiarity.strangeness, weight=0.0)
+    examples = [Example(str(i), one, 0, classifier.class_count) for i, one in enumerate(inputs)]
+    far = places.of(forward_states(classifier, examples, places.layers, 8, Silent()))
+    assert float(far[:12].mean()) < float(far[12:].mean())
+    assert (fitted.familiarity.strangeness.weight > 0) == (kind != "several")
     measured = posterior.evaluate(rows(20, 4, kind))
     assert measured.unfamiliar is not None
     assert f"{measured.unfamiliar:.1%} unfamiliar" in str(measured)
