@@ -51,7 +51,7 @@ class FakePredictor(Predictor):
 
     ``hold`` blocks the device until ``released`` is set; ``poison`` maps a token to the error of every batch
     that holds it; a batch of more than ``most_rows`` runs out of memory. ``fast`` defers rows with a token of
-    ``deferred``.
+    ``deferred``; rows with one of ``unfamiliar`` are flagged so.
     """
 
     artifact: Any
@@ -103,6 +103,7 @@ class FakePredictor(Predictor):
         self.risks: list[float | None] = []
         self.poison: dict[int, Exception] = {}
         self.deferred: set[int] = set()
+        self.unfamiliar: set[int] = set()
         self.most_rows = 10_000
         self.entered, self.released = threading.Event(), threading.Event()
         self.released.set()
@@ -204,7 +205,7 @@ class FakePredictor(Predictor):
             familiarity=0.5,
             score=0.25,
             prediction_set=["negative"],
-            flags=[],
+            flags=["unfamiliar"] if self.unfamiliar & set(row.token_ids) else [],
             decision="accept",
             calibrated_probs={"temperature": list(probs)},
             calibrated_scores={"temperature": 0.3},
