@@ -36,8 +36,8 @@ from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_o
 from laplora.prompts.rows import Batch, EncodedRow, collate, encode
 from laplora.prompts.templates import render
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
-from laplora.readouts.contexts import context_tokens, shares_prompt
-from laplora.readouts.label_sequences import LabelSequences
+from laplora.readouts.contexts import shares_prompt
+from laplora.readouts.label_sequences import model_tokens
 
 #: Labels from which on each row of a batch counts as more tokens, where several may be right. As many contrasts has a
 #: task of the most classes that are all computed (``laplora.jacobians.many_classes``).
@@ -316,9 +316,8 @@ class Predictor:
         They are its own and, where labels are texts, those of the labels. Where several labels may be right, each has
         Jacobians of its own: above ``MANY_LABELS`` of them a row counts as more.
         """
-        readout, tokens = self._members.readout, len(row.token_ids)
-        if isinstance(readout, LabelSequences):
-            return context_tokens(self._members.model, readout.tree, tokens)
+        readout = self._members.readout
+        tokens = model_tokens(self._members.model, readout, len(row.token_ids))
         return tokens if readout.likelihood == "categorical" else tokens * max(1, -(-self.class_count // MANY_LABELS))
 
     def average_orders(self, questions: Sequence[OrderedRows], predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -25,6 +25,7 @@ PARTS = (
     "predict",
     "fast",
     "subset",
+    "ensemble",
     "classes",
     "peers",
     "fit",

@@ -116,7 +116,7 @@ class PredictiveSettings(Section):
         0, ge=0, description="adapters kept from the second half of training, the final one included; 0: off"
     )
     mc_dropout: int = Field(
-        0, ge=0, description="dropout masks to average over (each one a forward pass); needs adapter.dropout; 0: off"
+        0, ge=0, description="dropout masks to average over (each one the rows once more); needs adapter.dropout; 0: off"
     )
     laplace_ensemble: bool = Field(False, description="a posterior for each adapter of the ensemble, averaged")
     serve: Literal["auto", PredictiveName] = Field(

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from laplora.errors import ModelError
+from laplora.models.grouped import grouped_linear
 from laplora.models.lora import adapter_name, lora_layers
 from laplora.models.readout import base_of, last_hidden
 from laplora.prompts.rows import Batch, Side
@@ -178,7 +178,7 @@ def head_logits(layer: nn.Linear, state: torch.Tensor) -> torch.Tensor:
     """Return the logits (batch, classes) of ``head_state``, float32 (float64 for a float64 model)."""
     wide = torch.promote_types(torch.float32, state.dtype)
     bias = None if layer.bias is None else layer.bias.to(wide)
-    return F.linear(state.to(wide), layer.weight.to(wide), bias)
+    return grouped_linear(state.to(wide), layer.weight.to(wide), bias)
 
 
 def longest_input(model: Any) -> int | None:

@@ -1,13 +1,15 @@
 """Logits and covariances of a batch under every member of an artifact: the passes through the model.
 
-The trained adapter always runs once, each further member once more with its weights in place.
+The trained adapter always runs. Members whose logits alone are wanted run beside it, in one pass with a copy of the
+rows for each (``member_adapters.side_by_side``). Those with a covariance run alone, each with its weights in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ from torch import nn
 from laplora.errors import ModelError
 from laplora.familiarity.percentile import Familiarity
 from laplora.jacobians.contrasts import contrast_jacobians
-from laplora.jacobians.states import StateTape, pooling_of
+from laplora.jacobians.states import States, StateTape, pooling_of
 from laplora.linearised import mean_of
 from laplora.metrics.checks import check_finite
 from laplora.models.readout import base_of
@@ -23,10 +25,15 @@ from laplora.posterior.base import Posterior
 from laplora.posterior.many_classes import choose_of
 from laplora.predictive.distilled import DistilledCovariance, Estimate
 from laplora.predictive.kinds import Corrected, Members
-from laplora.predictive.member_adapters import Weights, in_place
+from laplora.predictive.member_adapters import Weights, adapter_linears, in_place, side_by_side
 from laplora.predictive.shift import Shift, label_tempering, tempering
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
+from laplora.readouts.label_sequences import model_tokens
+
+#: Most tokens, padding included, that run side by side: members of larger batches run in several passes, down to one
+#: each. So no pass is larger than a batch of the server on a GPU; from there on the base gains nothing by more rows.
+SIDE_BY_SIDE_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,11 @@ class MemberSet:
     familiarity: Familiarity | None = None
     checkpoints: tuple[Member, ...] = ()
     dropout: tuple[Member, ...] = ()
+
+    @cached_property
+    def linears(self) -> dict[str, nn.Linear]:
+        """The linears that ``parameters`` are of."""
+        return adapter_linears(self.model)
 
 
 @dataclass(frozen=True)
@@ -113,14 +125,11 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
             "the model is in training mode, in which its dropout would change every answer: call model.eval()"
         )
     kinds = {kind for kind, _ in wanted}
-    posteriors = {kind for kind, covariance in wanted if covariance}
     distilled = members.distilled if "distilled" in kinds else None
     familiarity = members.familiarity
     layers = sorted({*(distilled.layers if distilled else ()), *(familiarity.layers if familiarity else ())})
-    pooling = pooling_of(members.readout.side)
-    with StateTape(members.model, layers, batch.attention_mask, pooling) if layers else nullcontext() as tape:
-        wants = posteriors & {"single", "checkpoints", "laplace_conditioned"}
-        trained = _pass(members, members.trained, batch, bool(wants))
+    passes, states = _passes(members, batch, wanted, layers)
+    (trained,) = passes["single"]
     logits, hidden, covariance = trained.logits, trained.hidden, trained.covariance
     likelihood = members.readout.likelihood
     mass = members.readout.label_mass(members.model, hidden, batch.class_mask).double().cpu()
@@ -134,23 +143,17 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
         elif moved == "conditioned":
             means[moved] = means["single"] + shift.temperature * shift.of(hidden)
     estimate = familiar = None
-    states = tape.states(logits) if tape else None
     if familiarity is not None and states is not None:
         familiar = familiarity.of(states)
     if distilled is not None and states is not None:
         estimate = distilled.estimate(states.after(distilled.layers))
         means["distilled"] = means["single"]
         covariances["distilled"] = estimate.covariance[None]
-    further: dict[Members, tuple[Member, ...]] = {"checkpoints": members.checkpoints, "dropout": members.dropout}
-    for kind, some in further.items():
-        if kind not in kinds:
-            continue
-        passes = [_pass(members, member, batch, kind in posteriors) for member in some]
-        if kind == "checkpoints":
-            passes = [trained, *passes]
-        means[kind] = torch.stack([mean_of(likelihood, one.logits) for one in passes])
-        if kind in posteriors:
-            covariances[kind] = torch.stack([one.covariance for one in passes if one.covariance is not None])
+    for kind in kinds & {"checkpoints", "dropout"}:
+        means[kind] = torch.stack([mean_of(likelihood, one.logits) for one in passes[kind]])
+        spread = [one.covariance for one in passes[kind] if one.covariance is not None]
+        if (kind, True) in wanted:
+            covariances[kind] = torch.stack(spread)
     outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances, estimate, familiar)
     for value in (mass, *means.values(), *covariances.values()):
         check_finite(value, "the model's output for this input")
@@ -159,25 +162,65 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
 
 @dataclass(frozen=True)
 class _Pass:
-    """One member's logits (batch, classes), last hidden states and covariance."""
+    """One member's logits (batch, classes), on the CPU in float64, last hidden states and covariance."""
 
     logits: torch.Tensor
     hidden: torch.Tensor
     covariance: torch.Tensor | None = None
 
 
-def _pass(members: MemberSet, member: Member, batch: Batch, jacobians: bool) -> _Pass:
-    """Return a member's pass through the model: on the CPU in float64, but for the hidden states."""
+def _passes(
+    members: MemberSet, batch: Batch, wanted: Collection[Wanted], layers: Sequence[int]
+) -> tuple[dict[Members, list[_Pass]], States | None]:
+    """Return the passes of the trained adapter (``single``) and of further members by kind, and the former's states."""
+    posteriors = {kind for kind, covariance in wanted if covariance}
+    kinds = posteriors | {kind for kind, _ in wanted}
+    every: dict[Members, tuple[Member, ...]] = {"checkpoints": members.checkpoints, "dropout": members.dropout}
+    further = {kind: some for kind, some in every.items() if kind in kinds}
+    alone = bool(posteriors & {"single", "checkpoints", "laplace_conditioned"})
+    beside = [member for kind, some in further.items() if kind not in posteriors for member in some]
+    if alone:
+        first, rest = [members.trained], _groups(members, batch, beside)
+    else:
+        first, *rest = _groups(members, batch, [members.trained, *beside])
+    mask, pooling = batch.attention_mask.repeat(len(first), 1), pooling_of(members.readout.side)
+    with StateTape(members.model, layers, mask, pooling) if layers else nullcontext() as tape:
+        trained, *ran = [_pass(members, members.trained, batch)] if alone else _beside(members, first, batch)
+    states = tape.states(torch.cat([one.logits for one in (trained, *ran)])) if tape else None
+    forward = iter([*ran, *(one for group in rest for one in _beside(members, group, batch))])
+    passes: dict[Members, list[_Pass]] = {"single": [trained]}
+    for kind, some in further.items():
+        passes[kind] = [_pass(members, one, batch) if kind in posteriors else next(forward) for one in some]
+    if "checkpoints" in further:
+        passes["checkpoints"].insert(0, trained)
+    return passes, states.take(torch.arange(len(batch))) if states else None
+
+
+def _groups(members: MemberSet, batch: Batch, some: Sequence[Member]) -> list[list[Member]]:
+    """Return members in as few groups of like size as may run side by side."""
+    rows, tokens = batch.input_ids.shape
+    size = max(1, SIDE_BY_SIDE_TOKENS // (rows * model_tokens(members.model, members.readout, tokens)))
+    count = -(-len(some) // size)
+    return [[some[i] for i in part.tolist()] for part in torch.arange(len(some)).tensor_split(count)] if some else []
+
+
+def _beside(members: MemberSet, group: Sequence[Member], batch: Batch) -> list[_Pass]:
+    """Return each member's pass, without covariances: all of them run as one batch."""
+    with torch.no_grad(), side_by_side(members.parameters, members.linears, [one.weights for one in group]):
+        scores = members.readout.scores(members.model, batch.repeated(len(group)))
+    logits = scores.logits.double().cpu().view(len(group), len(batch), -1)
+    hidden = scores.hidden.view(len(group), len(batch), -1)
+    return [_Pass(*parts) for parts in zip(logits, hidden, strict=True)]
+
+
+def _pass(members: MemberSet, member: Member, batch: Batch) -> _Pass:
+    """Return a member's pass with its covariance: on the CPU in float64, but for the hidden states."""
+    assert member.posterior is not None
+    assert member.precisions is not None
+    posterior = member.posterior
     with in_place(members.parameters, member.weights):
-        if not jacobians:
-            with torch.no_grad():
-                scores = members.readout.scores(members.model, batch)
-            return _Pass(scores.logits.double().cpu(), scores.hidden)
-        assert member.posterior is not None
-        assert member.precisions is not None
-        posterior = member.posterior
         result = contrast_jacobians(
             members.model, batch, members.readout, posterior.blocks, sums=False, choose=choose_of(posterior)
         )
         covariance = posterior.covariance_of(result, member.precisions).cpu()
-        return _Pass(result.logits.double().cpu(), result.hidden, covariance)
+    return _Pass(result.logits.double().cpu(), result.hidden, covariance)

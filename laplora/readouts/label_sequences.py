@@ -13,8 +13,8 @@ from laplora.models.log_partition import log_partition
 from laplora.models.lora import runs_lora
 from laplora.models.readout import head_name, label_logits, output_head
 from laplora.prompts.rows import Batch
-from laplora.readouts.base import ClassScores, Record
-from laplora.readouts.contexts import context_states
+from laplora.readouts.base import ClassScores, ReadOut, Record
+from laplora.readouts.contexts import context_states, context_tokens
 from laplora.readouts.label_text import LabelText
 from laplora.readouts.prefix_tree import PrefixTree, prefix_tree
 
@@ -106,6 +106,11 @@ class LabelSequences(LabelText):
 
     def gradient(self, model: Any, scores: ClassScores, directions: torch.Tensor) -> None:
         """Return None: logits are no function of the state at the last token alone."""
+
+
+def model_tokens(model: Any, readout: ReadOut, tokens: int) -> int:
+    """Return how many tokens a model runs on for a prompt of so many: with label sequences those of the labels too."""
+    return context_tokens(model, readout.tree, tokens) if isinstance(readout, LabelSequences) else tokens
 
 
 def check_head(model: Any) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import VOCABULARY, tiny_model
 
 from benchmarks.harness import provenance
@@ -17,11 +18,13 @@ from benchmarks.harness.subject import random_batch, with_classes
 from benchmarks.harness.timing import Ratio
 from benchmarks.speed import __main__ as job
 from benchmarks.speed import published
-from benchmarks.speed.parts import classes, fast, fit, overload, predict, start, subset
+from benchmarks.speed.parts import classes, ensemble, fast, fit, overload, predict, start, subset
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.many_classes import ManyClasses
+from laplora.linearised import contrast_mean
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.many_classes import choose_of
+from laplora.predictive.member_adapters import lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
 from laplora.prompts.rows import Batch
 from laplora.readouts.label_tokens import LabelTokens
@@ -187,6 +190,22 @@ def test_a_posterior_over_the_values_b_is_smaller_and_answers(monkeypatch: pytes
         MemberSet(model, {}, LabelTokens((3, 4)), Member()), "values_b"
     ).trained.posterior.blocks
     assert {block.name.split(".", 3)[3] for block in blocks} == {"self_attn.v_proj.lora_B"}
+
+
+def test_an_ensemble_side_by_side_is_what_it_is_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every record of a quick run on a tiny model, and that both ways give the same answers."""
+    model = tiny_model("llama", dtype=None)
+    plain = MemberSet(model, lora_parameters(model), LabelTokens((3, 4)), Member())
+    monkeypatch.setattr(ensemble, "load_subject", lambda _format: plain)
+    monkeypatch.setattr(ensemble, "random_batch", lambda *sizes, **_: tokens_within(random_batch(*sizes, padded=True)))
+    found = [record.name for record in ensemble.run(HERE, quick=True)]
+    assert found[0] == "ensemble: bfloat16, 3 members to in turn, 1 x 16 tokens"
+    assert len(found) == 6
+    members, batch = ensemble.ensemble_of(plain, 3), tokens_within(random_batch(plain, 4, 8))
+    side = member_outputs(members, batch, {("checkpoints", False)}).means["checkpoints"]
+    in_turn = contrast_mean(torch.stack(ensemble.in_turn(members, batch)).double())
+    torch.testing.assert_close(side, in_turn, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(side[0], side[1])
 
 
 def test_an_answer_of_many_classes_computes_few_directions(monkeypatch: pytest.MonkeyPatch) -> None:
