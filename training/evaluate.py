@@ -112,7 +112,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         MemberFit(step, read_posterior(fitted / MEMBER_FOLDER.format(step=step) / POSTERIOR, blocks), choice)
         for step, choice in record.members.items()
     )
-    ensemble = Ensemble(member_adapters(config, model), fits)
+    ensemble = Ensemble(member_adapters(run, model), fits)
     with without_adapter(model):
         zero_shot = plain_probs(classifier, test, config.laplace.batch_size)
     shifts: dict[Corrected, Shift] = {}

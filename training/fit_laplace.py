@@ -57,7 +57,7 @@ def fit_laplace(config: RunConfig) -> Path:
             config.fit,
             initial=initial,
             unlabelled=inputs,
-            adapters=member_adapters(config, model),
+            adapters=member_adapters(run, model),
             store=store,
             member_store=member_store,
             progress=Terminal(),
@@ -82,7 +82,9 @@ def fold_adapters(run: Run, model: Any) -> list[FoldAdapter]:
     """Return the adapters of a run's folds, in the order of the folds."""
     return [
         FoldAdapter(
-            read_weights(model, fold.folder / "adapter"), FolderStore(fold.folder / "laplace", curvature_inputs(fold))
+            read_weights(model, fold.folder / "adapter"),
+            FolderStore(fold.folder / "laplace", curvature_inputs(fold)),
+            fold.config.optimizer.steps,
         )
         for fold in fold_runs(run)
     ]

@@ -12,7 +12,7 @@ from laplora.fitting.saving import Parts, member_records, read_fit, write_artifa
 from laplora.models.hashes import tokenizer_hash, weights_hash
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import configuration_digest
-from training.workspace.members import member_folder, member_steps
+from training.workspace.members import kept_members
 from training.workspace.results import verify_evaluated, verify_fitted
 from training.workspace.run import base_spec
 from training.workspace.runtime import open_run
@@ -31,7 +31,7 @@ def package(config: RunConfig) -> Path:
             f"{config.artifact_dir} holds an artifact of another configuration, whose run is not in {config.runs}: "
             "it is replaced"
         )
-    record, task, steps = read_fit(fitted), run.splits.task, member_steps(config)
+    record, task, kept = read_fit(fitted), run.splits.task, kept_members(run)
     manifest = describe(
         record,
         name=config.artifact_dir.name,
@@ -42,13 +42,12 @@ def package(config: RunConfig) -> Path:
         labels=task.labels,
         readout=readout_record(run.readout, run.verbalizers),
         max_tokens=config.max_tokens,
-        members=member_records(record, steps),
+        members=member_records(record, [(one.step, one.fold) for one in kept]),
         metrics=summary(json.loads((report / "evaluation.json").read_text())),
         config=config_hash_fields(config),
         data=run.splits.report | student_record(run),
     )
-    members = {step: member_folder(config, step) for step in steps}
-    parts = Parts(fitted, config.run_dir / "adapter", members, report)
+    parts = Parts(fitted, config.run_dir / "adapter", [one.folder for one in kept], report)
     inputs = [dict(i) for i in config.golden_inputs] or [
         dict(e.fields) for e in (run.splits.calibration or run.splits.train)[:4]
     ]

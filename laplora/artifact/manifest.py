@@ -100,6 +100,9 @@ class MemberRecord(_Record):
 
     folder: str = Field(pattern=r"^members/[1-9][0-9]{0,3}$")
     step: int = Field(ge=1, description="optimizer step at which it was kept")
+    fold: int | None = Field(
+        None, ge=1, description="that it was trained without; null: kept while the served adapter was trained"
+    )
     prior: PriorRecord | None = Field(description="of its posterior; null when it has none")
 
 

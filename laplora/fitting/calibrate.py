@@ -95,7 +95,7 @@ def calibrate(
         spec, rule, predictive = PREDICTIVES[name], thresholds[name], held_out[name]
         records[name] = PredictiveRecord(
             members=spec.members,
-            member_count=len(outputs.moments(name)[0]),
+            member_count=outputs.counts.get(spec.members, len(outputs.moments(name)[0])),
             covariance=spec.covariance,
             temperature=fit_temperature_of(outputs, name),
             nll=float(row_nll(predictive.probs, labels).mean()),

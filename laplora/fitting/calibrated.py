@@ -276,10 +276,9 @@ class CalibratedPosterior:
         check_replaceable(target)
         spec = self._base_spec(base, revision)
         location = locate_base(spec, progress=say)
-        members = member_records(self._record, [adapter.step for adapter in self.fit.ensemble.adapters])
         manifest = self._describe(
             target.name, spec, weights_hash(location, spec.revision), tokenizer_hash(self.classifier.tokenizer)
-        ).model_copy(update={"members": members})
+        )
         with tempfile.TemporaryDirectory() as folder:
             parts = self._write_parts(Path(folder), spec.model)
             mine, device = loaded_answers(self.predictor), str(self.classifier.device)
@@ -315,11 +314,11 @@ class CalibratedPosterior:
         else:
             adapter.mkdir()
             save_head(model, self.classifier.readout.trained, adapter / HEAD)
-        members = {}
-        for member in self.fit.ensemble.adapters:
-            members[member.step] = folder / f"member-{member.step}"
+        members = []
+        for number, member in enumerate(self.fit.ensemble.adapters, 1):
+            members.append(folder / f"member-{number}")
             with in_place(lora_parameters(model), member.weights):
-                save_adapter(model, members[member.step], base_model=base_model)
+                save_adapter(model, members[-1], base_model=base_model)
         return Parts(fitted, adapter, members)
 
     def _describe(self, name: str, base: BaseSpec, base_hash: str, tokenizer: str) -> Manifest:
@@ -335,7 +334,7 @@ class CalibratedPosterior:
             labels=classifier.labels,
             readout=readout_record(classifier.readout, classifier.verbalizers, alone=not is_adapted(classifier.model)),
             max_tokens=classifier.max_tokens,
-            members=member_records(self._record, [adapter.step for adapter in fit.ensemble.adapters]),
+            members=member_records(self._record, [(one.step, one.fold) for one in fit.ensemble.adapters]),
             metrics=summary(measured.to_json()) if measured else {},
             config=fit.settings.model_dump(mode="json"),
             data=self.data,

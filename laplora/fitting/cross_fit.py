@@ -15,6 +15,7 @@ from laplora.fitting.distillation import distill_cross_fitted
 from laplora.fitting.familiarity import fit_familiar_out_of_fold
 from laplora.fitting.fit import Fit, many_classes_record, possible
 from laplora.fitting.fold_adapters import FoldAdapter, folded_rows
+from laplora.fitting.members import MemberAdapter
 from laplora.fitting.outputs import Ensemble, Fitted, SplitOutputs
 from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
 from laplora.fitting.progress import Progress, Silent
@@ -40,7 +41,8 @@ def cross_fit_rows(
 ) -> Fit:
     """Return the posterior of a classifier that was trained on all rows, calibrated by adapters that were not.
 
-    No predictive is ``conditioned``: the labels that it would learn from have trained the adapter.
+    No predictive is ``conditioned``: the labels that it would learn from have trained the adapter. With
+    ``predictives.ensemble: folds`` the folds' adapters are the ensemble's, beside the one that was trained on all rows.
 
     Args:
         folds: of ``folded_rows``; initial, unlabelled, store, progress: as of ``laplora.fitting.fit.fit_rows``.
@@ -67,7 +69,11 @@ def cross_fit_rows(
         classifier, posterior, served.prior, rows, unlabelled, judged.covariance(), settings, store, progress
     )
     familiar = fit_familiar_out_of_fold(classifier, rows, found.strangeness, settings, store, progress)
-    outputs = SplitOutputs(found.split, (judged,), found.means)
+    outputs, ensemble = SplitOutputs(found.split, (judged,), found.means), Ensemble()
+    if settings.predictives.ensemble:  # each row's answer is that of its fold's member
+        ensemble = Ensemble(tuple(MemberAdapter(one.step, one.weights, i) for i, one in enumerate(folds, 1)))
+        by_one = found.split.projected.contrast_mean[None]
+        outputs = replace(outputs, means={**found.means, "checkpoints": by_one}, counts={"checkpoints": 1 + len(folds)})
     if distilled:
         outputs = replace(outputs, distilled=distilled.held_out)
     calibrated, scores = calibrate(settings, outputs, split_name=OUT_OF_FOLD)
@@ -79,7 +85,7 @@ def cross_fit_rows(
         log_likelihood,
         distances,
         start is not None,
-        Ensemble(),
+        ensemble,
         distilled,
         {},
         familiar,

@@ -31,10 +31,17 @@ from laplora.prompts.examples import Example
 
 @dataclass(frozen=True)
 class FoldAdapter:
-    """An adapter that was trained on all folds but one: its weights by block name, and what keeps its passes."""
+    """An adapter that was trained on all folds but one.
+
+    Attributes:
+        weights: by block name.
+        store: what keeps its passes.
+        step: optimizer steps that it was trained for.
+    """
 
     weights: Weights
     store: Store
+    step: int = 1
 
 
 @dataclass(frozen=True)

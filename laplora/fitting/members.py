@@ -26,10 +26,17 @@ from laplora.prompts.examples import Example
 
 @dataclass(frozen=True)
 class MemberAdapter:
-    """One further adapter of an ensemble: the optimizer step at which it was kept, and its weights by block name."""
+    """One further adapter of an ensemble.
+
+    Attributes:
+        step: optimizer step at which it was kept.
+        weights: by block name.
+        fold: that it was trained without, from 1; None where it was kept while the trained one was.
+    """
 
     step: int
     weights: Weights
+    fold: int | None = None
 
 
 @dataclass(frozen=True)

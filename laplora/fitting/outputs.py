@@ -58,6 +58,7 @@ class SplitOutputs:
         moved: by kind of members (rows, classes - 1), what the calibration rows' labels add to the log probabilities.
         temperature: of the predictive ``conditioned``.
         seen: whether the adapter was trained on these rows, which then cannot say that it could be surer.
+        counts: by kind of members how many answer what is served, where one of them answered each of these rows.
     """
 
     split: ProjectedSplit
@@ -67,6 +68,7 @@ class SplitOutputs:
     moved: Mapping[Corrected, torch.Tensor] = field(default_factory=dict)
     temperature: float = 1.0
     seen: bool = False
+    counts: Mapping[Members, int] = field(default_factory=dict)
 
     def moments(
         self, name: PredictiveName, priors: Sequence[Prior] | None = None
@@ -143,7 +145,7 @@ def forward_means(
     """Return by kind (members, rows, classes - 1) the contrasts of the members that run without posteriors."""
     model = classifier.model
     weights: dict[Members, Sequence[Mapping[str, torch.Tensor]]] = {}
-    if settings.predictives.ensemble:
+    if adapters:
         weights["checkpoints"] = [adapter.weights for adapter in adapters]
     if record := dropout_record(classifier, settings):
         blocks = covered_blocks(model, classifier.readout)

@@ -151,13 +151,13 @@ class Parts:
 
     Attributes:
         fitted: where ``write_fit`` wrote; adapter: the trained one, in PEFT's layout, or a head alone.
-        members: the ensemble's further adapters by step, in the order of training.
+        members: the ensemble's further adapters, in the order of their records.
         report: tables and plots of an evaluation; None without.
     """
 
     fitted: Path
     adapter: Path
-    members: Mapping[int, Path]
+    members: Sequence[Path]
     report: Path | None = None
 
 
@@ -172,15 +172,16 @@ def prior_record(choice: PriorChoice, centred: bool) -> PriorRecord:
     )
 
 
-def member_records(record: FitRecord, steps: Sequence[int]) -> tuple[MemberRecord, ...]:
-    """Return the ensemble's further adapters, in the order of training."""
+def member_records(record: FitRecord, kept: Sequence[tuple[int, int | None]]) -> tuple[MemberRecord, ...]:
+    """Return the ensemble's further adapters by step and fold, in the order of training or of the folds."""
     return tuple(
         MemberRecord(
             folder=f"members/{number}",
             step=step,
+            fold=fold,
             prior=prior_record(record.members[step], record.centred) if step in record.members else None,
         )
-        for number, step in enumerate(steps, 1)
+        for number, (step, fold) in enumerate(kept, 1)
     )
 
 
@@ -195,8 +196,8 @@ def artifact_parts(target: Path, parts: Parts, members: Sequence[MemberRecord]) 
         for name in (POSTERIOR, SCORES, DISTILLED, SHIFT, FAMILIARITY):
             if (parts.fitted / name).is_file():
                 shutil.copy(parts.fitted / name, folder / name)
-        for member in members:
-            shutil.copytree(parts.members[member.step], folder / member.folder / ADAPTER_FOLDER)
+        for member, adapter in zip(members, parts.members, strict=True):
+            shutil.copytree(adapter, folder / member.folder / ADAPTER_FOLDER)
             if member.prior:
                 place = parts.fitted / MEMBER_FOLDER.format(step=member.step)
                 shutil.copy(place / POSTERIOR, folder / member.folder / POSTERIOR)

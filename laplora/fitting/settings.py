@@ -112,11 +112,15 @@ class PredictiveSettings(Section):
         description="inputs, beside the training and calibration rows, whose exact covariances are distilled into one "
         "that costs a forward pass; 0: off",
     )
-    ensemble: int = Field(
-        0, ge=0, description="adapters kept from the second half of training, the final one included; 0: off"
+    ensemble: int | Literal["folds"] = Field(
+        0,
+        description="adapters kept from the second half of training, the final one included; folds, with "
+        "calibration.rows: cross_fit: the folds' adapters and the one trained on all; 0: off",
     )
     mc_dropout: int = Field(
-        0, ge=0, description="dropout masks to average over (each one the rows once more); needs adapter.dropout; 0: off"
+        0,
+        ge=0,
+        description="dropout masks to average over (each one the rows once more); needs adapter.dropout; 0: off",
     )
     laplace_ensemble: bool = Field(False, description="a posterior for each adapter of the ensemble, averaged")
     serve: Literal["auto", PredictiveName] = Field(
@@ -134,8 +138,8 @@ class PredictiveSettings(Section):
             "laplace": True,
             "laplace_temperature": self.laplace_temperature,
             "laplace_conditioned": self.conditioned,
-            "ensemble": self.ensemble > 0,
-            "ensemble_temperature": self.ensemble > 0 and self.temperature,
+            "ensemble": bool(self.ensemble),
+            "ensemble_temperature": bool(self.ensemble) and self.temperature,
             "laplace_ensemble": self.laplace_ensemble,
             "mc_dropout": self.mc_dropout > 0,
         }
@@ -146,8 +150,15 @@ class PredictiveSettings(Section):
         for name, count in (("ensemble", self.ensemble), ("mc_dropout", self.mc_dropout)):
             if count == 1:
                 raise ValueError(f"{name}: 1 averages over one member, which is no average: use 2 or more, or 0")
+        if isinstance(self.ensemble, int) and self.ensemble < 0:
+            raise ValueError(f"ensemble: a number of adapters is not {self.ensemble}")
         if self.laplace_ensemble and not self.ensemble:
             raise ValueError("laplace_ensemble needs an ensemble: set ensemble to the number of adapters to keep")
+        if self.laplace_ensemble and self.ensemble == "folds":
+            raise ValueError(
+                "laplace_ensemble takes a number of adapters: of a fold's row one posterior answers, whose spread is "
+                "not the mixture's; use ensemble: folds alone, or laplace"
+            )
         if self.serve == "fast":
             raise ValueError("serve: fast stands in for laplace in requests that ask for it, and answers no others")
         if self.serve != "auto" and self.serve not in self.names:

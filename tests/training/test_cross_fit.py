@@ -19,6 +19,7 @@ from laplora.fitting import fold_adapters, passes
 from laplora.fitting.projected import ProjectedSplit, read_split
 from laplora.fitting.saving import read_fit
 from laplora.predictive.cross_fitting import fold_rows
+from laplora.predictive.member_adapters import in_place
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 from training.config import RunConfig, load_config
@@ -102,6 +103,35 @@ def test_the_artifact_serves_the_adapter_of_all_rows_and_none_of_the_folds(finis
     rows = [predictor.encode({"text": row["text"]}, truncate=True) for row in sentiment_rows()[:4]]
     answers = predictor.predict(rows, also=predictor.predictives)
     assert [sum(one.probs) for one in answers] == pytest.approx([1.0] * 4)
+
+
+def test_the_folds_adapters_are_served_where_they_are_the_ensemble(finished: FinishedRun, copied: Path) -> None:
+    """The mixture is the average of all three; calibrated is it by the one member of each row that has not seen it."""
+    wanted = "predictives.ensemble=folds"
+    for name in ("finetune", "fit", "evaluate", "package"):
+        assert job(name, copied, wanted) == 0
+    config = load_config(copied, [wanted])
+    predictor = Predictor.load(config.artifact_dir, device="cpu")
+    manifest, members = predictor.artifact.manifest, predictor.members
+    assert [(one.folder, one.step, one.fold) for one in manifest.members] == [
+        (f"members/{number}", STEPS["steps"] // FOLDS, number) for number in (1, 2)
+    ]
+    for fold, member in zip(fold_runs(open_run(finished.config)), manifest.members, strict=True):
+        assert same(adapter(fold.folder), adapter(config.artifact_dir / member.folder))
+    records = manifest.predictives
+    mixture, alone = records["ensemble_temperature"], records["temperature"]
+    assert (mixture.member_count, mixture.temperature) == (1 + FOLDS, alone.temperature)
+    assert (mixture.nll, records["ensemble"].nll) == (alone.nll, records["map"].nll)
+    assert "high_epistemic" not in mixture.thresholds.flags
+    rows = [predictor.encode({"text": row["text"]}, truncate=True) for row in sentiment_rows()[:4]]
+    parts = []
+    for member in (members.trained, *members.checkpoints):
+        with in_place(members.parameters, member.weights):
+            logits = [one.logit_mean for one in predictor.predict(rows, "map")]
+        parts.append((torch.tensor(logits, dtype=torch.float64) / mixture.temperature).softmax(1))
+    assert (parts[0] - parts[1]).abs().max() > 1e-3
+    answered = torch.tensor([one.probs for one in predictor.predict(rows, "ensemble_temperature")])
+    torch.testing.assert_close(answered.double(), torch.stack(parts).mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_the_folds_have_the_steps_and_the_start_of_a_training_on_their_rows(finished: FinishedRun) -> None:

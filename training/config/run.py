@@ -67,15 +67,20 @@ class RunConfig(Section):
             raise ValueError("readout: label_sequences reads all of lm_head: leave lm_head out of adapter.targets")
         if wanted.mc_dropout and not self.adapter.dropout:
             raise ValueError("predictives.mc_dropout needs dropout to average over: set adapter.dropout above 0")
-        if wanted.ensemble and self.optimizer.steps < 2 * (wanted.ensemble - 1):
+        if isinstance(wanted.ensemble, int) and self.optimizer.steps < 2 * (wanted.ensemble - 1):
             raise ValueError(
                 f"predictives.ensemble: {self.optimizer.steps} steps have no {wanted.ensemble} different adapters in "
                 "their second half: train longer or keep fewer"
             )
         if wanted.laplace_ensemble and self.laplace.prior == "leave_one_out":
             raise ValueError("predictives.laplace_ensemble takes laplace.prior validation or evidence")
-        if wanted.ensemble and self.calibration.cross_fits:
-            raise ValueError("predictives.ensemble keeps adapters of one training: it takes calibration.rows: held_out")
+        if wanted.ensemble == "folds" and not self.calibration.cross_fits:
+            raise ValueError("predictives.ensemble: folds are there with calibration.rows: cross_fit alone")
+        if isinstance(wanted.ensemble, int) and wanted.ensemble and self.calibration.cross_fits:
+            raise ValueError(
+                "predictives.ensemble: a number keeps adapters of one training and takes calibration.rows: held_out; "
+                "with cross_fit use folds"
+            )
         if self.student and self.calibration.cross_fits:
             raise ValueError(
                 "a student takes calibration.rows: held_out: its folds would learn their labels from the teacher"

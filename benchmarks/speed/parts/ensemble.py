@@ -33,7 +33,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
                 "in turn": lambda m=members, b=batch: in_turn(m, b),
                 "side by side": lambda m=members, b=batch: member_outputs(m, b, {("checkpoints", False)}),
             }
-            times = in_turns(functions, 3 if rows > 1 else 5, time.process_time)
+            times = in_turns(functions, 2 if rows > 1 else 5, time.process_time)
             for to, baseline in (("in turn", "one pass after the other"), ("map", "a MAP answer")):
                 title = f"ensemble: {number_format}, {count} members to {to}, {rows} x {TOKENS} tokens"
                 yield conditions.record(title, ratio(times, "side by side", to), baseline)

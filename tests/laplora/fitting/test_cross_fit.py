@@ -71,15 +71,17 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path, several: boo
         {
             "laplace": {"structure": "exact"},
             "calibration": {"folds": FOLDS},
-            "predictives": {"laplace_temperature": False, "conditioned": False, "fast": 0},
+            "predictives": {"laplace_temperature": False, "conditioned": False, "fast": 0, "ensemble": "folds"},
             "many_classes": {"limit": 2, "directions": 1, "reference_rows": 4},
         }
     )
     folds, together = adapters(classifier), CLASSES if several else 1
+    without = settings.predictives.model_copy(update={"ensemble": 0})
 
     def alone(adapter: FoldAdapter, fit: torch.Tensor, held: torch.Tensor) -> Fit:
         with in_place(lora_parameters(classifier.model), adapter.weights):
-            return fit_rows(classifier, [rows[i] for i in fit.tolist()], [rows[i] for i in held.tolist()], settings)
+            parts = ([rows[i] for i in part.tolist()] for part in (fit, held))
+            return fit_rows(classifier, *parts, settings.model_copy(update={"predictives": without}))
 
     with warnings.catch_warnings():  # random weights: a prior at the edge of the range is no fault
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -95,6 +97,11 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path, several: boo
         assert torch.equal(found.calibration.labels[places], fold.calibration.labels)
     assert isinstance(found.posterior, ManyClassPosterior) == (not several)
     assert (found.many_classes is None) == several
+    answers = found.calibrated.predictives
+    assert answers["ensemble"].member_count == 1 + FOLDS
+    assert answers["ensemble"].nll == answers["map"].nll  # a row's answer by the one member that has not seen it
+    assert answers["ensemble_temperature"].temperature == answers["temperature"].temperature
+    assert [one.weights for one in found.ensemble.adapters] == [one.weights for one in folds]
     if found.many_classes:
         assert 0 < found.many_classes.filled_in < 1
 

@@ -108,7 +108,16 @@ def test_all_bad_fields_are_reported_at_once(tmp_path: Path) -> None:
         ),
         ({"calibration": {"folds": 1}}, "calibration.folds: Input should be greater than or equal to 2"),
         ({"calibration": {"rows": "cross_fit", "guarantee": "upper_bound"}}, "the served one on all of them"),
-        ({"calibration": {"rows": "cross_fit"}, "predictives": {"ensemble": 2}}, "it takes calibration.rows: held_out"),
+        (
+            {"calibration": {"rows": "cross_fit"}, "predictives": {"ensemble": 2}},
+            "takes calibration.rows: held_out; with cross_fit",
+        ),
+        ({"predictives": {"ensemble": "folds"}}, "are there with calibration.rows: cross_fit alone"),
+        ({"predictives": {"ensemble": -1}}, "a number of adapters is not -1"),
+        (
+            {"calibration": {"rows": "cross_fit"}, "predictives": {"ensemble": "folds", "laplace_ensemble": True}},
+            "laplace_ensemble takes a number of adapters",
+        ),
         ({"name": "x" * 56}, "name: String should have at most 55 characters"),  # room for the digest of a trial
         ({"golden_inputs": [{"text": "a"}] * 65}, "golden_inputs: .* at most 64"),  # as many as a server replays
     ],
@@ -135,6 +144,10 @@ def test_a_prior_for_each_matrix_where_they_do_not_vary_together(file: Path) -> 
             ["predictives.ensemble=3", "predictives.laplace_ensemble=true", "predictives.mc_dropout=4"],
             "map temperature conditioned fast laplace laplace_temperature laplace_conditioned "
             "ensemble ensemble_temperature laplace_ensemble mc_dropout",
+        ),
+        (
+            ["predictives.ensemble=folds", "calibration.rows=cross_fit", "predictives.conditioned=false"],
+            "map temperature fast laplace laplace_temperature ensemble ensemble_temperature",
         ),
     ],
 )
