@@ -129,10 +129,6 @@ def side_by_side(
     for weights in members:
         _check_fit(parameters, weights)
     names = dict.fromkeys(name for weights in members for name in weights)
-    if len(members) == 1 or not names:
-        with _swapped(parameters, members[0] if names else {}):
-            yield
-        return
     stacked = {
         name: torch.stack([weights.get(name, parameters[name].detach()) for weights in members]) for name in names
     }

@@ -206,7 +206,11 @@ def _groups(members: MemberSet, batch: Batch, some: Sequence[Member]) -> list[li
 
 def _beside(members: MemberSet, group: Sequence[Member], batch: Batch) -> list[_Pass]:
     """Return each member's pass, without covariances: all of them run as one batch."""
-    with torch.no_grad(), side_by_side(members.parameters, members.linears, [one.weights for one in group]):
+    if len(group) == 1:
+        placed = in_place(members.parameters, group[0].weights)
+    else:
+        placed = side_by_side(members.parameters, members.linears, [one.weights for one in group])
+    with torch.no_grad(), placed:
         scores = members.readout.scores(members.model, batch.repeated(len(group)))
     logits = scores.logits.double().cpu().view(len(group), len(batch), -1)
     hidden = scores.hidden.view(len(group), len(batch), -1)
