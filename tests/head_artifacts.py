@@ -95,6 +95,7 @@ def pack(target: Path, base: Path, model: Any, readout: ClassificationHead, **ch
         "predictives": {name: fields["predictives"][name] for name in _KEPT},
         "distilled": None,
         "familiarity": None,
+        "conditioned": {},
         "files": {},
     }
     manifest = Manifest.model_validate(fields | changes)

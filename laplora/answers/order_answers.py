@@ -87,8 +87,9 @@ def average_answer(manifest: Manifest, question: OrderedRows, predictions: Seque
         return review_score(manifest.predictives[other].thresholds, probs=other_probs, map_probs=map_probs)
 
     score = score_of(name, served.probs)
-    # Of the order that the user sent alone: in it the calibration rows were asked.
-    familiarity = None if first.familiarity is None else _table([first.familiarity])
+    # The largest does not depend on the order that was sent, and raises no flag that the one sent would not have.
+    shares = [p.familiarity for p in predictions if p.familiarity is not None]
+    familiarity = _table([max(shares)]) if shares else None
     verdict = verdicts(
         manifest,
         name,
@@ -118,6 +119,7 @@ def average_answer(manifest: Manifest, question: OrderedRows, predictions: Seque
         prediction_set=[label for k, label in enumerate(first.labels) if verdict.sets[0, k]],
         flags=list(verdict.flags[0]),
         decision=verdict.decisions[0],
+        familiarity=max(shares) if shares else None,
         calibrated_probs={other: averaged[0].tolist() for other, averaged in others.items()},
         calibrated_scores={other: float(score_of(other, averaged)) for other, averaged in others.items()},
         tokens=sum(p.tokens for p in predictions),

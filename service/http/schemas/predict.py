@@ -118,7 +118,7 @@ class PredictionOut(Answer):
     familiarity: Probability | None = Field(examples=[0.63])
     """How like the training rows the input is, 0 to 1: the share of the calibration rows that are at least as strange,
     the input counted in. Of rows like the calibration rows, one in fifty has at most 0.02; null where the artifact does
-    not tell. With order_average, of the order sent.
+    not tell. With order_average, the largest of the orders'.
     """
     score: FiniteFloat = Field(examples=[0.47])
     """The predictive's review score, of no unit: higher means more likely wrong. Where several labels may be right, the

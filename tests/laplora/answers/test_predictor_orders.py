@@ -47,7 +47,7 @@ def test_the_answer_does_not_depend_on_the_users_order(
         for name in ("probs", "map_probs", "probs_std", "logit_mean", "logit_variance"):
             wanted = by_text(inputs, getattr(truth, name))
             assert by_text(question, getattr(got, name)) == pytest.approx(wanted, abs=ROUNDING), name
-        for name in ("total", "aleatoric", "epistemic", "label_mass", "score", "order_information"):
+        for name in ("total", "aleatoric", "epistemic", "label_mass", "score", "familiarity", "order_information"):
             assert getattr(got, name) == pytest.approx(getattr(truth, name), abs=ROUNDING), name
         assert (got.flags, got.decision) == (truth.flags, truth.decision)
         chosen = [question["choices"][got.labels.index(label)] for label in got.prediction_set]
