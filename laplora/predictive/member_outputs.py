@@ -32,8 +32,8 @@ from laplora.readouts.base import ReadOut
 from laplora.readouts.label_sequences import model_tokens
 
 #: Most tokens, padding included, that run side by side: members of larger batches run in several passes, down to one
-#: each. So no pass is larger than a batch of the server on a GPU; from there on the base gains nothing by more rows.
-SIDE_BY_SIDE_TOKENS = 2048
+#: each. On a CPU 768 tokens gained and 1,280 did not (docs/lab-notes.md); a batch of the server may have more on a GPU.
+SIDE_BY_SIDE_TOKENS = 1024
 
 
 @dataclass(frozen=True)
