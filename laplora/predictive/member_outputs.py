@@ -32,7 +32,7 @@ from laplora.readouts.base import ReadOut
 from laplora.readouts.label_sequences import model_tokens
 
 #: Most tokens, padding included, that run side by side: members of larger batches run in several passes, down to one
-#: each. On a CPU 768 tokens gained and 1,280 did not (docs/lab-notes.md); a batch of the server may have more on a GPU.
+#: each. On a CPU 768 tokens gained and 1,280 did not (docs/lab-notes.md). A batch of the server may have more.
 SIDE_BY_SIDE_TOKENS = 1024
 
 

@@ -21,6 +21,7 @@ from laplora.errors import ConfigError, NonFiniteError
 from laplora.jacobians.blocks import Block
 from laplora.metrics.scores import row_nll
 from laplora.models.lora import lora_layers, lora_of
+from laplora.predictive import member_outputs
 from laplora.predictive.dropout import dropout_masks
 from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictive.member_adapters import lora_parameters
@@ -150,6 +151,7 @@ def test_a_failed_member_leaves_the_trained_adapter_in_place(mixture_run: Finish
 
 @pytest.mark.parametrize("name", NAMES)
 def test_passes(mixture_predictor: Predictor, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(member_outputs, "SIDE_BY_SIDE_TOKENS", 10**6)
     seen = passes_seen(monkeypatch)
     answers = mixture_predictor.predict(encode(mixture_predictor, SENTIMENT_INPUTS), name)
     spec = PREDICTIVES[name]  # type: ignore[index]
