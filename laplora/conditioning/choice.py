@@ -26,6 +26,8 @@ from laplora.predictive.cross_fitting import FOLDS, fold_rows
 
 #: Kernels that are tried: the mean variance of a contrast under their prior, nats squared. The first one moves nothing.
 VARIANCES = (1e-4, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+#: Of more rows x contrasts than are left out one by one, these too: many labels have far to move (docs/lab-notes.md).
+WIDE_VARIANCES = (*VARIANCES, 30.0, 100.0, 300.0)
 #: And the prior variance of a constant that is added to every row: without one, or with one of 0.7 nats.
 BIASES = (0.0, 0.5)
 #: Rows x contrasts up to which rows are left out one by one: the time grows with the cube, 2 CPU minutes at this.
@@ -61,18 +63,21 @@ def candidates(
 
 
 def choose_kernel(
-    states: LastStates, rows: LabelledRows, variances: Sequence[float] = VARIANCES, biases: Sequence[float] = BIASES
+    states: LastStates, rows: LabelledRows, variances: Sequence[float] | None = None, biases: Sequence[float] = BIASES
 ) -> Choice:
     """Return the rows under the kernel by which each is predicted best from the labels of others.
 
     Args:
         states: of the rows' inputs.
+        variances: that are tried; None: ``VARIANCES``, of many rows x contrasts ``WIDE_VARIANCES``.
 
     Raises:
         DataError, NonFiniteError, FactorizationError: as ``posterior_mode`` and ``mode_weights``.
     """
+    few = rows.mean.numel() <= MOST_LEFT_OUT
+    variances = variances or (VARIANCES if few else WIDE_VARIANCES)
     tried = candidates(states.layer(), variances, biases, rows.together)
-    if rows.mean.numel() <= MOST_LEFT_OUT:
+    if few:
         return _by_leave_one_out(tried, rows)
     means = fold_means(states, rows, variances, biases)
     losses = tuple(rows.loss(mean) for mean in means)

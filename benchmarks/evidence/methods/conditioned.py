@@ -10,7 +10,7 @@ import torch
 from benchmarks.evidence.methods.base import Answer, Answers
 from benchmarks.evidence.methods.laplace import fitted
 from benchmarks.evidence.outputs import Outputs, Rows
-from laplora.conditioning.choice import BIASES, VARIANCES, choose_kernel
+from laplora.conditioning.choice import BIASES, choose_kernel
 from laplora.conditioning.labelled import LabelledRows, log_contrasts
 from laplora.conditioning.last_layer import LastStates
 from laplora.decisions.temperature import fit_temperature
@@ -20,7 +20,7 @@ from laplora.predictive.shift import Shift, tempering
 
 
 def corrected(
-    rows: Rows, trained: int, variances: Sequence[float] = VARIANCES, biases: Sequence[float] = BIASES
+    rows: Rows, trained: int, variances: Sequence[float] | None = None, biases: Sequence[float] = BIASES
 ) -> Shift:
     """Return how labelled rows correct MAP with the temperature that they choose.
 
@@ -37,7 +37,7 @@ def corrected_probs(shift: Shift, rows: Rows) -> torch.Tensor:
     return class_probs(rows.logits / shift.temperature + contrast_logits(shift.of(rows.states)), rows.class_mask)
 
 
-def conditioned(variances: Sequence[float] = VARIANCES, biases: Sequence[float] = BIASES) -> Answers:
+def conditioned(variances: Sequence[float] | None = None, biases: Sequence[float] = BIASES) -> Answers:
     """Return the method on top of MAP with a temperature, and the prior variances that it chooses from."""
 
     def answer(outputs: Outputs, draw: int) -> Answer:
@@ -47,7 +47,7 @@ def conditioned(variances: Sequence[float] = VARIANCES, biases: Sequence[float] 
     return answer
 
 
-def laplace_conditioned(variances: Sequence[float] = VARIANCES, biases: Sequence[float] = BIASES) -> Answers:
+def laplace_conditioned(variances: Sequence[float] | None = None, biases: Sequence[float] = BIASES) -> Answers:
     """Return the method on top of Laplace."""
 
     def answer(outputs: Outputs, draw: int) -> Answer:
@@ -61,7 +61,7 @@ def laplace_conditioned(variances: Sequence[float] = VARIANCES, biases: Sequence
 
 
 def _shift(
-    rows: Rows, trained: int, before: torch.Tensor, variances: Sequence[float], biases: Sequence[float]
+    rows: Rows, trained: int, before: torch.Tensor, variances: Sequence[float] | None, biases: Sequence[float]
 ) -> Shift:
     """Return what the rows' labels add to their log probabilities ``before``."""
     states = LastStates(rows.states, class_probs(rows.logits, rows.class_mask), trained)

@@ -10,7 +10,7 @@ import torch
 from conditioning_rows import moved_rows, several_rows
 
 from laplora.conditioning import choice as module
-from laplora.conditioning.choice import BIASES, VARIANCES, choose_kernel, fold_means
+from laplora.conditioning.choice import BIASES, VARIANCES, WIDE_VARIANCES, choose_kernel, fold_means
 from laplora.conditioning.kernel import Kernel
 from laplora.conditioning.labelled import LabelledRows, log_contrasts
 from laplora.conditioning.last_layer import LastStates
@@ -28,10 +28,11 @@ def test_what_is_chosen_follows_what_there_is_to_learn(folds: bool, monkeypatch:
     for shift in (0.0, 2.0):
         states, rows, truth = moved_rows(shift)
         choice = choose_kernel(states, rows)
-        assert len(choice.losses) == len(VARIANCES) * len(BIASES)
+        tried = WIDE_VARIANCES if folds else VARIANCES
+        assert len(choice.losses) == len(tried) * len(BIASES)
         assert choice.losses[choice.place] == min(choice.losses)
         assert rows.loss(choice.left_out) == pytest.approx(choice.losses[choice.place])
-        chosen[shift] = VARIANCES[choice.place % len(VARIANCES)]
+        chosen[shift] = tried[choice.place % len(tried)]
         moved = choice.kernel.contrasts(choice.weights)
         if shift:
             assert float((moved - truth).norm()) < 0.7 * float(truth.norm())
