@@ -32,6 +32,7 @@ from benchmarks.evidence.plan import BUDGETS, SEEDS, Training, trainings, units
 from benchmarks.evidence.results import publish
 from benchmarks.evidence.retrained import run_retrained
 from benchmarks.evidence.scores import score
+from benchmarks.evidence.student import run_student
 from benchmarks.evidence.tasks import TASKS
 from laplora.errors import DataError
 
@@ -42,6 +43,7 @@ _ALSO = {
     "passes": run_passes,
     "retrained": run_retrained,
     "folds": run_folds,
+    "student": run_student,
 }
 
 
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=[],
         help="laplace: posteriors over the LoRA weights; layers: review scores by distances after layers; passes: "
         "members by dropout, SWAG and TFB; retrained: a training on all labels of the first draw; folds: that and five "
-        "more, each without a fifth of them",
+        "more, each without a fifth of them; student: these, and one that learns their average from other rows",
     )
     parser.add_argument("--publish", action="store_true", help="run nothing: write the figures and the page")
     options = parser.parse_args(arguments)

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from transformers import set_seed
 
-from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS
+from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS, Style
 from benchmarks.evidence.swag import Moments, snapshot_steps
 from benchmarks.evidence.tasks import Task
 from laplora.classifier import Classifier
@@ -71,13 +71,25 @@ def take(classifier: Classifier) -> Weights:
 
 
 def train(
-    task: Task, examples: Sequence[Example], seed: int, folder: Path, say: Callable[[str], None], *, swag: bool = True
+    task: Task,
+    examples: Sequence[Example],
+    seed: int,
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    swag: bool = True,
+    targets: torch.Tensor | None = None,
+    until: Style = "long",
 ) -> Classifier:
     """Train one adapter; return its classifier in evaluation mode, and write its weights to the folder.
 
     AdamW with a linearly falling rate, dropout, no weight decay, as ``training/configs/sst2-smollm2.yaml``. Written are
     ``initial``, ``early``, ``long``, ``swag`` where it is wanted, and last ``training.json``. Of a finished training
     the classifier has its start: ``put`` gives it what was written.
+
+    Args:
+        targets: (rows, classes) probabilities to train towards; None: the labels.
+        until: the style to stop at; at ``early`` there is no ``long``.
 
     Raises:
         NonFiniteError: a weight became NaN or infinite.
@@ -89,7 +101,7 @@ def train(
     write_tensors(folder / "initial.safetensors", take(classifier))
     moments, started = Moments(), time.monotonic()
     rows = classifier.encode_examples(examples)
-    labels = torch.tensor([e.label for e in examples])
+    wanted = torch.tensor([e.label for e in examples]) if targets is None else targets
     parameters = list(lora_parameters(classifier.model).values())
     steps = EPOCHS * -(-len(rows) // BATCH)
     snapshots = snapshot_steps(steps) if swag else frozenset()
@@ -97,10 +109,10 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     order, losses, step = random.Random(f"{task.name} order {seed}"), [], 0
     with _training(classifier, parameters):
-        for epoch in range(EPOCHS):
+        for epoch in range(EPOCHS if until == "long" else EARLY_EPOCHS):
             losses.append(0.0)
             for index in shuffled([len(r.token_ids) for r in rows], order):
-                loss = _loss(classifier, [rows[i] for i in index], labels[index])
+                loss = _loss(classifier, [rows[i] for i in index], wanted[index])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -116,7 +128,8 @@ def train(
         raise NonFiniteError("training ended with NaN or infinite weights")
     if swag:
         write_tensors(folder / "swag.safetensors", moments.tensors())
-    write_tensors(folder / "long.safetensors", take(classifier))
+    if until == "long":
+        write_tensors(folder / "long.safetensors", take(classifier))
     seconds = round(time.monotonic() - started, 1)
     write_json(folder / "training.json", {"rows": len(rows), "steps": steps, "losses": losses, "seconds": seconds})
     return classifier
@@ -137,10 +150,10 @@ def _training(classifier: Classifier, parameters: Sequence[torch.nn.Parameter]) 
         base.set_attn_implementation("sdpa")
 
 
-def _loss(classifier: Classifier, rows: Sequence[EncodedRow], labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean negative log-likelihood of a batch, nats."""
+def _loss(classifier: Classifier, rows: Sequence[EncodedRow], targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of a batch, nats, with labels (rows,) or probabilities (rows, classes)."""
     logits = classifier.readout.scores(classifier.model, classifier.collate(rows)).logits
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(logits.float(), targets)
 
 
 def shuffled(lengths: Sequence[int], order: random.Random) -> Iterator[list[int]]:

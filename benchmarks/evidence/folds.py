@@ -18,11 +18,19 @@ from benchmarks.evidence.adapters import Weights, put, train
 from benchmarks.evidence.passes import forward_logits
 from benchmarks.evidence.plan import STYLES, Training, Unit
 from benchmarks.evidence.retrained import all_rows, run_retrained
-from benchmarks.evidence.splits import deal
+from benchmarks.evidence.splits import Dealt, deal
 from benchmarks.evidence.tasks import TASKS
 from laplora.files import write_tensors
+from laplora.prompts.examples import Example
 
 FOLDS = 5
+
+
+def fold_rows(training: Training, dealt: Dealt) -> list[Example]:
+    """Return all labelled rows in the order that they are dealt to the folds."""
+    rows = all_rows(training, dealt)
+    random.Random(f"{training.task} folds {training.seed}").shuffle(rows)
+    return rows
 
 
 def run_folds(training: Training, data: Path, say: Callable[[str], None]) -> None:
@@ -32,8 +40,7 @@ def run_folds(training: Training, data: Path, say: Callable[[str], None]) -> Non
         return
     run_retrained(training, data, say)
     dealt, task = deal(training, data), TASKS[training.task]
-    rows = all_rows(training, dealt)
-    random.Random(f"{training.task} folds {training.seed}").shuffle(rows)
+    rows = fold_rows(training, dealt)
     logits: dict[str, Weights] = {
         style: {
             "out_of_fold": torch.zeros(len(rows), len(task.labels)),

@@ -2,6 +2,7 @@
 
 Read ``run`` first (a configuration with its data and tokenizer), then ``runtime`` (how a job opens one). ``folders``
 takes, copies and locks its folder, ``provenance`` says what a result was made from, ``results`` checks what earlier
-jobs left, ``members`` names an ensemble's adapters and ``folds`` those that calibrate, ``files`` and ``terminal``
-write, ``one_device`` is fine-tuning's.
+jobs left, ``members`` names an ensemble's adapters and ``folds`` those that calibrate, ``student`` says whose
+answers a run learns and ``targets`` what it is trained towards, ``same_rows`` compares an artifact's rows, ``terminal``
+writes, ``one_device`` is fine-tuning's.
 """

@@ -132,6 +132,7 @@ METHODS: dict[str, Method] = {
         Method(RETRAINED, "retrained on all labels", one_pass, averages.retrained, averages.has("retrained"), draws=1),
         Method("retrained_folds", "the same, cross-fitted", one_pass, averages.retrained_folds, _HAS_FOLDS, draws=1),
         Method("cross_fitted", "5 cross-fitted adapters", passes(5), averages.cross_fitted, _HAS_FOLDS, draws=1),
+        Method("student", "student of the 5", one_pass, averages.student, averages.has("student"), draws=1),
         *(
             method
             for kind, title in _MEMBERS

@@ -1,4 +1,5 @@
-"""Averages over forward passes: members around one adapter, and adapters that were trained on all labels."""
+"""Averages over forward passes: members around one adapter, and adapters that were trained on all labels; and what one
+adapter learned of these."""
 
 from __future__ import annotations
 
@@ -75,3 +76,8 @@ def cross_fitted(outputs: Outputs, draw: int) -> Answer:
     stored = _read(outputs, "folds")
     at = temperature(stored["out_of_fold"], stored["labels"])
     return Answer(torch.stack([at(logits) for logits in stored["members"]]).mean(0))
+
+
+def student(outputs: Outputs, draw: int) -> Answer:
+    """Answer by the adapter that learned the folds' average from rows without labels; it has no temperature."""
+    return Answer(_read(outputs, "student")["test"].softmax(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import adapters, folds, passes, plan, splits, tasks
+from benchmarks.evidence import adapters, folds, passes, plan, splits, student, tasks
+from benchmarks.evidence.methods.averages import cross_fitted
 from benchmarks.evidence.outputs import read_outputs
 from benchmarks.evidence.page import render
 from benchmarks.evidence.plan import STYLES, Training, Unit, units
@@ -50,7 +52,7 @@ def replace_trec(monkeypatch: pytest.MonkeyPatch, *, head: bool) -> None:
 
 def test_from_training_to_page(small: Training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     replace_trec(monkeypatch, head=False)
-    command.run(small, Path(), ("laplace", "layers", "passes", "folds"))
+    command.run(small, Path(), ("laplace", "layers", "passes", "student"))
     outputs = read_outputs(Unit(small, "long"))
     assert outputs.kernel("all").gram.shape == (35, 35 + TEST)
     every = publish((score(unit) for unit in units(small)), tmp_path / "a.json", tmp_path / "b.safetensors")
@@ -66,6 +68,7 @@ def test_from_training_to_page(small: Training, monkeypatch: pytest.MonkeyPatch,
         "conditioned_learned",
         "retrained",
         "retrained_folds",
+        "student",
         "dropout",
         "tfb_temperature",
     } <= methods
@@ -75,9 +78,28 @@ def test_from_training_to_page(small: Training, monkeypatch: pytest.MonkeyPatch,
     weights = [load_file(small.folder / "adapters" / f"{name}.safetensors") for name in ("initial", *STYLES)]
     name = next(name for name in weights[0] if name.endswith("lora_A"))
     assert len({tuple(w[name].flatten()[:50].tolist()) for w in weights}) == 3
+    check_what_the_student_learned(small)
     before = {path: path.stat().st_mtime_ns for path in small.folder.rglob("*.safetensors")}
-    command.run(small, Path(), ("laplace", "layers", "passes", "folds"))
+    command.run(small, Path(), ("laplace", "layers", "passes", "student"))
     assert before == {path: path.stat().st_mtime_ns for path in small.folder.rglob("*.safetensors")}
+
+
+def check_what_the_student_learned(small: Training) -> None:
+    """Its teachers' answers and no label of its inputs; of a labelled row half the label."""
+    unit, dealt = Unit(small, "long"), splits.deal(small, Path())
+    assert not (small.folder / "student" / "early" / "long.safetensors").exists()
+    inputs, labelled = student.unlabelled_rows(dealt), folds.fold_rows(small, dealt)
+    assert len(inputs) == len(dealt.pool) - len(dealt.draws[0]) == 20
+    assert not {row.id for row in inputs} & {row.id for row in (*labelled, *dealt.test)}
+    targets = student.input_targets(unit, inputs)
+    hidden = [replace(row, label=1 - row.label) for row in inputs]
+    assert torch.equal(student.input_targets(unit, hidden), targets)
+    of_labelled = student.labelled_targets(unit)
+    assert torch.allclose(torch.cat([of_labelled, targets]).sum(1), torch.ones(len(labelled) + len(inputs)))
+    assert bool((of_labelled[range(len(labelled)), [row.label for row in labelled]] >= student.LABEL_WEIGHT).all())
+    # What it learns from is the method that it is compared with.
+    at_test = student.input_targets(unit, dealt.test)
+    assert torch.allclose(at_test.double(), cross_fitted(read_outputs(unit), 0).probs, atol=1e-3)
 
 
 def test_a_head_is_trained_and_has_no_posterior(small: Training, monkeypatch: pytest.MonkeyPatch) -> None:
