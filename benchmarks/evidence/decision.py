@@ -56,7 +56,7 @@ class Cell:
         differences: by metric, in ``METRICS``.
         values: means over seeds, draws and styles, of ``nll``, ``ece``, ``ece_calibrated``, ``accuracy``, ``auroc``,
             ``aurc``.
-        by_style: the NLL's mean difference from temperature scaling, by style.
+        by_style: the NLL's mean difference from temperature scaling, by style; more_accurate: the accuracy's.
         skill: whether MAP has skill on more than half of the units; developing: which half.
     """
 
@@ -70,6 +70,7 @@ class Cell:
     forwards: float
     values: dict[str, float]
     by_style: dict[str, float]
+    more_accurate: float
     differences: dict[str, Difference]
 
 
@@ -113,6 +114,7 @@ def _cell(
         developing=task in DEVELOPING,
         forwards=records[0]["forwards"],
         values=values,
+        more_accurate=_mean(r["accuracy"] - reference[*key(r), r["draw"]]["accuracy"] for r in records),
         by_style={style: _mean(gain for of, gain in gains if of == style) for style, _ in gains},
         differences=differences,
     )

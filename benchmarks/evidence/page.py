@@ -21,6 +21,9 @@ PAGE = FOLDER / "RESULTS.md"
 #: Set before any result: wins in NLL and in AURC on tasks with skill without a loss, and the largest ECE.
 NLL_WINS, AURC_WINS, LARGEST_ECE = 6, 4, 0.03
 
+#: Methods that are said in words: ours, and what else won somewhere or is served.
+_IN_WORDS = ("conditioned", "laplace_conditioned", "laplace", "sms", "svs", "vector")
+
 _TITLE = "# When is a posterior worth its price?"
 _QUESTION = (
     "Written by `python -m benchmarks.evidence --publish` from docs/results/evidence.json and the resamples beside it. "
@@ -90,11 +93,16 @@ def _short(every: Sequence[Cell], budgets: Sequence[int]) -> list[str]:
     if not budgets:
         return ["## In short", "No task of the reporting half has run yet, so there is no answer."]
     counts = ", ".join(f"{len({c.task for c in reported(every, b)})} at {b} labels" for b in budgets)
-    text = (
-        f"Tasks of the reporting half on which the model has any skill: {counts}. On how many of them the method's NLL "
-        "is better than temperature scaling's / level with it / worse, and the mean difference, nats:"
+    first = (
+        f"Tasks of the reporting half on which the model has any skill: {counts}. The NLL beside that of temperature "
+        "scaling, by the intervals below:"
     )
-    return ["## In short", _filled(text), tables.overview(every, budgets)]
+    text = (
+        "On how many tasks every method's NLL is better than that of temperature scaling / level with it / worse, and "
+        "the mean difference, nats:"
+    )
+    words = tables.in_words(every, budgets, _IN_WORDS)
+    return ["## In short", _filled(first), words, _filled(text), tables.overview(every, budgets)]
 
 
 def _targets(every: Sequence[Cell], budgets: Sequence[int]) -> list[str]:

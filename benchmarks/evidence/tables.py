@@ -28,6 +28,26 @@ def overview(every: Sequence[Cell], budgets: Sequence[int]) -> str:
     return markdown_table(["method", "cost", *(f"{budget} labels" for budget in chosen)], lines)
 
 
+def in_words(every: Sequence[Cell], budgets: Sequence[int], names: Sequence[str]) -> str:
+    """Return by method and budget on which tasks it is better than temperature scaling, level, worse, or open."""
+    lines = []
+    for name in names:
+        said = []
+        for budget in budgets:
+            of = [cell for cell in reported(every, budget) if cell.method == name]
+            if of:
+                found = tally(of, name, "nll")
+                groups = (("better", found.wins), ("level", found.ties), ("worse", found.losses), ("open", found.open))
+                verdicts = "; ".join(f"{word} on {', '.join(tasks)}" for word, tasks in groups if tasks)
+                accuracy = 100 * _mean([cell.more_accurate for cell in of])
+                said.append(f"{budget} labels: {verdicts}; accuracy {accuracy:+.1f} points in the mean")
+        if said:
+            price = _range({c.forwards for c in every if c.method == name and not c.developing})
+            passes = "pass" if price == "1" else "passes"
+            lines.append(f"- **{METHODS[name].title}**, {price} forward {passes}. " + ". ".join(said) + ".")
+    return "\n".join(lines)
+
+
 def winners(every: Sequence[Cell], budgets: Sequence[int]) -> str:
     """Return what a method that won in NLL and lost nowhere has in all three targets; empty where there is none."""
     lines = []
