@@ -14,9 +14,12 @@ from benchmarks.evidence.recovered import Recovered, recovered
 from benchmarks.evidence.results import Results
 from benchmarks.evidence.reviewed import Reviewed, reviewed
 from laplora.files import write_whole
+from training.report.markdown import fill
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "RESULTS.md"
+#: Pages that quote its first answer.
+QUOTED_ON = (Path("README.md"), Path("docs/evidence.md"))
 
 #: Set before any result: wins in NLL and in AURC on tasks with skill without a loss, and the largest ECE.
 NLL_WINS, AURC_WINS, LARGEST_ECE = 6, 4, 0.03
@@ -55,8 +58,16 @@ _HOW = (
 
 def write_page(results: Results) -> None:
     """Write the page and its plots."""
-    write_plots(cells(results), FOLDER)
+    every = cells(results)
+    write_plots(every, FOLDER)
     write_whole(PAGE, render(results))
+    for page in QUOTED_ON:
+        write_whole(page, quoted(page.read_text(encoding="utf-8"), every))
+
+
+def quoted(page: str, every: Sequence[Cell]) -> str:
+    """Return a page with the table for readers who only ask whether conditioning is worth it."""
+    return fill(page, "evidence", {"worth": tables.worth(every, "conditioned")})
 
 
 def render(results: Results) -> str:

@@ -48,6 +48,29 @@ def in_words(every: Sequence[Cell], budgets: Sequence[int], names: Sequence[str]
     return "\n".join(lines)
 
 
+def worth(every: Sequence[Cell], method: str) -> str:
+    """Return by task what temperature scaling and a method have, for readers who meet none of the others."""
+    by = {(c.budget, c.task, c.method): c for c in every if not c.developing and c.skill}
+    lines = []
+    for budget, task in sorted(
+        {place[:2] for place in by if place[2] == method}, key=lambda p: (p[0], REPORTED.index(p[1]))
+    ):
+        cell, plain = by[budget, task, method], by[budget, task, REFERENCE]
+        figures = [f"{c.values['nll']:.3f}, {100 * c.values['accuracy']:.1f} %" for c in (plain, cell)]
+        verdict = {"win": "better", "tie": "level", "loss": "worse", "open": "open"}[cell.differences["nll"].verdict]
+        gain = cell.differences["nll"]
+        lines.append(
+            [_described(task, cell), *figures, f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})", verdict]
+        )
+    heading = ["task, labels", "temperature: NLL, accuracy", "conditioned", "difference in NLL (95 %)", "verdict"]
+    return markdown_table(heading, lines)
+
+
+def _described(task: str, cell: Cell) -> str:
+    seeds = "" if cell.seeds == len(SEEDS) else f", {cell.seeds} of {len(SEEDS)} trainings"
+    return f"{task}, {cell.budget}{seeds}"
+
+
 def winners(every: Sequence[Cell], budgets: Sequence[int]) -> str:
     """Return what a method that won in NLL and lost nowhere has in all three targets; empty where there is none."""
     lines = []

@@ -10,7 +10,7 @@ import torch
 from tiny_models import generator
 
 from benchmarks.evidence.decision import Difference, cells, pooled, reported, tally
-from benchmarks.evidence.page import PAGE, render
+from benchmarks.evidence.page import PAGE, QUOTED_ON, quoted, render
 from benchmarks.evidence.plan import Training, Unit
 from benchmarks.evidence.recovered import recovered
 from benchmarks.evidence.results import publish, read_results
@@ -121,6 +121,12 @@ def test_tallies_are_of_the_reporting_half_with_skill(tmp_path: Path) -> None:
 
 def test_the_page_is_that_of_the_committed_figures() -> None:
     assert PAGE.read_text(encoding="utf-8") == render(read_results())
+
+
+@pytest.mark.parametrize("page", QUOTED_ON, ids=str)
+def test_pages_quote_the_committed_figures(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text == quoted(text, cells(read_results()))
 
 
 def test_the_share_of_retraining_is_of_the_draw_that_was_trained_on() -> None:
