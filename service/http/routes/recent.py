@@ -86,7 +86,9 @@ async def suggest_recent(
     response_class=Response,
     responses={
         200: _LINES,
-        **error_responses(*STATE_ERRORS, "artifact_not_found", "artifact_not_loaded", "recent_inputs_off"),
+        **error_responses(
+            *STATE_ERRORS, "artifact_not_found", "artifact_not_loaded", "invalid_request", "recent_inputs_off"
+        ),
     },
 )
 async def list_recent(
