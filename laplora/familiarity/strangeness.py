@@ -8,9 +8,9 @@ probabilities and ``u`` uniform ones, the strangeness is
 
 for logits ``f`` whose mean is taken out, nats. It is the energy score (Liu et al., arXiv 2010.03759) of such logits:
 those of label words have a mean that depends on the text and says nothing. GradNorm is built on the same divergence
-(Huang, Geng and Li, arXiv 2110.00218). Twice ``w`` makes both terms vary alike over the training rows. So the scale of the
-logits does not matter, and no row but the training rows has a part in it. Half of that is taken: at the whole of it an
-input of another kind that is answered surely passes for familiar (docs/lab-notes.md).
+(Huang, Geng and Li, arXiv 2110.00218). By ``w`` the divergence varies half as much as the distance over the training
+rows. So the scale of the logits does not matter, and no other row has a part in it. If both varied alike, an input of
+another kind that is answered surely would pass for familiar (docs/lab-notes.md).
 """
 
 from __future__ import annotations
