@@ -14,6 +14,7 @@ from typing import Any
 
 from laplora.errors import LaploraError
 from training.config import adapter_fit, load_config, student, suggestion
+from training.config.overrides import add_overrides
 
 JOBS = {
     "run": "fine-tune, fit, evaluate and package; a stopped run continues where it was",
@@ -48,14 +49,7 @@ def parser() -> argparse.ArgumentParser:
             student.add_options(job)
             continue
         job.add_argument("--config", required=name != "fit", type=Path, help="YAML file of the run")
-        job.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="SECTION.KEY=VALUE",
-            dest="overrides",
-            help="override one field, for example optimizer.steps=100; may be repeated",
-        )
+        add_overrides(job, "", "optimizer.steps=100")
     jobs.choices["shift"].add_argument(
         "--publish", action="store_true", help="only write docs/shift.md and docs/results from what was measured"
     )

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import set_seed
 
-from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS, Style
+from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS, Style, Unit
 from benchmarks.evidence.swag import Moments, snapshot_steps
 from benchmarks.evidence.tasks import Task
 from laplora.classifier import Classifier
@@ -68,6 +69,11 @@ def put(classifier: Classifier, weights: Mapping[str, torch.Tensor]) -> None:
 def take(classifier: Classifier) -> Weights:
     """Return a copy of the model's LoRA weights by block name, float32."""
     return {name: p.detach().float().clone() for name, p in lora_parameters(classifier.model).items()}
+
+
+def trained_weights(unit: Unit) -> Weights:
+    """Return the LoRA weights of a trained unit by block name."""
+    return load_file(unit.training.folder / "adapters" / f"{unit.style}.safetensors")
 
 
 def train(

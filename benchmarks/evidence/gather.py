@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-from benchmarks.evidence.adapters import put, train
+from benchmarks.evidence.adapters import put, train, trained_weights
 from benchmarks.evidence.plan import Training, Unit, units
 from benchmarks.evidence.splits import Dealt, deal
 from benchmarks.evidence.tasks import TASKS
@@ -31,7 +30,7 @@ def gather(training: Training, data: Path, say: Say) -> None:
     say(f"training on {len(dealt.train)} rows")
     classifier = train(task, dealt.train, training.seed, adapters, say)
     for unit in wanted:
-        put(classifier, load_file(adapters / f"{unit.style}.safetensors"))
+        put(classifier, trained_weights(unit))
         say(f"{unit.style}: {len(dealt.train) + len(dealt.pool) + len(dealt.test)} rows")
         write_outputs(classifier, dealt, unit.folder)
 

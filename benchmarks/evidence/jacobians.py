@@ -9,9 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file
-
-from benchmarks.evidence.adapters import load_classifier, put
+from benchmarks.evidence.adapters import load_classifier, put, trained_weights
 from benchmarks.evidence.grams import jacobian_store, products_of_bfloat16
 from benchmarks.evidence.plan import SUBSETS, Training, units
 from benchmarks.evidence.splits import deal
@@ -34,7 +32,7 @@ def run_jacobians(training: Training, data: Path, say: Say) -> None:
         return
     dealt, classifier = deal(training, data), load_classifier(task)
     for unit in wanted:
-        put(classifier, load_file(training.folder / "adapters" / f"{unit.style}.safetensors"))
+        put(classifier, trained_weights(unit))
         examples = [*dealt.train, *dealt.pool, *dealt.test]
         say(f"{unit.style}: Jacobians of {len(examples)} rows")
         _write_grams(classifier, examples, len(dealt.train) + len(dealt.pool), unit.folder, say)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-from benchmarks.evidence.adapters import load_classifier, put
+from benchmarks.evidence.adapters import load_classifier, put, trained_weights
 from benchmarks.evidence.plan import Training, units
 from benchmarks.evidence.splits import deal
 from benchmarks.evidence.tasks import TASKS
@@ -28,7 +27,7 @@ def run_layers(training: Training, data: Path, say: Callable[[str], None]) -> No
         return
     dealt, classifier = deal(training, data), load_classifier(TASKS[training.task])
     for unit in wanted:
-        put(classifier, load_file(training.folder / "adapters" / f"{unit.style}.safetensors"))
+        put(classifier, trained_weights(unit))
         say(f"{unit.style}: layers")
         splits = {"train": dealt.train, "pool": dealt.pool, "test": dealt.test}
         states = {name: states_after_layers(classifier, rows) for name, rows in splits.items()}

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.evidence.adapters import DROPOUT, Weights, load_classifier, put
+from benchmarks.evidence.adapters import DROPOUT, Weights, load_classifier, put, trained_weights
 from benchmarks.evidence.plan import Training, units
 from benchmarks.evidence.splits import deal
 from benchmarks.evidence.swag import swag_sample
@@ -46,7 +46,7 @@ def run_passes(training: Training, data: Path, say: Say) -> None:
     dealt, classifier = deal(training, data), load_classifier(TASKS[training.task])
     for kind, wanted in folders.items():
         for unit in wanted:
-            trained = load_file(training.folder / "adapters" / f"{unit.style}.safetensors")
+            trained = trained_weights(unit)
             put(classifier, trained)
             members = list(_members(kind, classifier, trained, training, dealt.pool))
             say(f"{unit.style}: {kind}")

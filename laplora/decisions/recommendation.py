@@ -135,8 +135,9 @@ def choose(columns: Mapping[str, torch.Tensor], rule: Rule = Rule()) -> tuple[st
         chosen = min(varied, key=means.__getitem__)
         why = f"within {rule.variance:g} standard errors of {best}, and it has a variance"
     else:
-        alike = [name for name in close if name in ONE_FORWARD] if close[:1] and close[0] in ONE_FORWARD else close[:1]
-        chosen = min(alike, key=means.__getitem__, default="map")
+        cheapest = close[0] if close else "map"
+        alike = [name for name in close if name in ONE_FORWARD] if cheapest in ONE_FORWARD else [cheapest]
+        chosen = min(alike, key=means.__getitem__)
         why = f"within one standard error of {best}, and cheaper"
     if chosen != best:
         return chosen, why

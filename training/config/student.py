@@ -10,6 +10,7 @@ from pydantic import Field
 
 from laplora.fitting.settings import Section
 from laplora.predictive.kinds import PREDICTIVES, PredictiveName
+from training.config.overrides import add_overrides
 
 #: Share of a training row's target that is its label.
 LABEL_WEIGHT = 0.5
@@ -63,14 +64,7 @@ def add_options(job: argparse.ArgumentParser) -> None:
     job.add_argument("--label-weight", type=float, default=LABEL_WEIGHT, help=weight)
     calibration = "file of labelled rows that the teacher never saw, to calibrate on (default: those of the teacher)"
     job.add_argument("--calibration", type=Path, help=calibration)
-    job.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        dest="overrides",
-        help="change one field of the teacher's configuration, for example optimizer.steps=2000; may be repeated",
-    )
+    add_overrides(job, " of the teacher's configuration", "optimizer.steps=2000")
 
 
 def request_of(options: argparse.Namespace) -> DistilRequest:
