@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.evidence.decision import Cell, reported
 from benchmarks.evidence.methods import METHODS
@@ -14,6 +16,12 @@ from benchmarks.evidence.tables import methods_of
 from benchmarks.study.pages.plots import save_picture
 
 _COLOURS = {"win": "#2a6fb0", "tie": "#8c8c8c", "open": "#c9b458", "loss": "#c44e52"}
+_CAPTION = (
+    "NLL less temperature scaling's, nats: left of the line is better. Blue: better, red: worse, beyond the 95 % "
+    "interval; yellow: open, of one training. An arrow lies beyond the edge."
+)
+#: Characters of the caption on an inch.
+_CHARACTERS = 11
 #: Farther differences than these are drawn at the edge: of the method that sets a task's scale, times so much; nats.
 _SCALE, _TIMES, _LEAST = "conditioned", 1.5, 0.03
 
@@ -52,12 +60,9 @@ def figure(chosen: Sequence[Cell]) -> Figure:
         panel.set_xlim(-1.05 * reach, 1.05 * reach)
         panel.set_title(task, fontsize=10)
         panel.tick_params(labelsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
     panels[0].set_yticks(range(len(names)), [METHODS[n].title for n in names], fontsize=8)
     panels[0].invert_yaxis()
-    title = "NLL less temperature scaling's, nats: left of the line is better"
-    made.suptitle(
-        f"{title}\nblue: better, red: worse, beyond the 95 % interval; yellow: open, of one training; an arrow: beyond "
-        "the edge",
-        fontsize=10,
-    )
+    caption = textwrap.fill(_CAPTION, int(_CHARACTERS * made.get_figwidth()))
+    made.suptitle(caption, fontsize=10)
     return made
