@@ -62,12 +62,12 @@ def worth(every: Sequence[Cell], method: str) -> str:
         lines.append(
             [_described(task, cell), *figures, f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})", verdict]
         )
-    heading = ["task, labels", "temperature: NLL, accuracy", "conditioned", "difference in NLL (95 %)", "verdict"]
+    heading = ["task, labels", "temperature: NLL, accuracy", "conditioned", "difference in NLL", "verdict"]
     return markdown_table(heading, lines)
 
 
 def _described(task: str, cell: Cell) -> str:
-    seeds = "" if cell.seeds == len(SEEDS) else f", {cell.seeds} of {len(SEEDS)} trainings"
+    seeds = "" if cell.seeds >= len(SEEDS) else f", {cell.seeds} of {len(SEEDS)} trainings"
     return f"{task}, {cell.budget}{seeds}"
 
 
@@ -203,7 +203,7 @@ def methods_of(of: Sequence[Cell]) -> list[str]:
 
 def named(cell: Cell) -> str:
     """Return a cell's task, with its seeds where some are missing."""
-    return cell.task if cell.seeds == len(SEEDS) else f"{cell.task} ({cell.seeds} of {len(SEEDS)} seeds)"
+    return cell.task if cell.seeds >= len(SEEDS) else f"{cell.task} ({cell.seeds} of {len(SEEDS)} seeds)"
 
 
 def _verdicts(of: Sequence[Cell], method: str, metric: str) -> str:
