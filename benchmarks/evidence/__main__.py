@@ -26,6 +26,7 @@ from benchmarks.evidence.folds import run_folds
 from benchmarks.evidence.gather import gather, gathered
 from benchmarks.evidence.jacobians import run_jacobians
 from benchmarks.evidence.layers import run_layers
+from benchmarks.evidence.orders import run_orders
 from benchmarks.evidence.page import write_page
 from benchmarks.evidence.passes import run_passes
 from benchmarks.evidence.plan import ADDED_SEEDS, BUDGETS, SEEDS, Training, trainings, units
@@ -41,6 +42,7 @@ _ALSO = {
     "laplace": run_jacobians,
     "layers": run_layers,
     "passes": run_passes,
+    "orders": run_orders,
     "retrained": run_retrained,
     "folds": run_folds,
     "student": run_student,
@@ -65,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs="+",
         default=[],
         help="laplace: posteriors over the LoRA weights; layers: review scores by distances after layers; passes: "
-        "members by dropout, SWAG and TFB; retrained: a training on all labels of the first draw; folds: that and five "
-        "more, each without a fifth of them; student: these, and one that learns their average from other rows",
+        "members by dropout, SWAG and TFB; orders: questions with their options in reverse too; retrained: a training "
+        "on all labels of the first draw; folds: that and five more, each without a fifth of them; student: these, and "
+        "one that learns their average from other rows",
     )
     parser.add_argument("--publish", action="store_true", help="run nothing: write the figures and the page")
     options = parser.parse_args(arguments)

@@ -52,11 +52,12 @@ _REVIEW_SCORES = (
 )
 
 _HAS_FOLDS = averages.has("folds")
-#: Members around one adapter: the name of their file, and title.
+#: Members around one adapter: the name of their file, title, and how many.
 _MEMBERS = (
-    ("dropout", "10 dropout masks"),
-    ("swag", "SWAG, 10 samples"),
-    ("tfb", "training-free Bayesian, 10 samples"),
+    ("dropout", "10 dropout masks", 10),
+    ("swag", "SWAG, 10 samples", 10),
+    ("tfb", "training-free Bayesian, 10 samples", 10),
+    ("orders", "2 orders of the options", 2),
 )
 
 
@@ -135,13 +136,13 @@ METHODS: dict[str, Method] = {
         Method("student", "student of the 5", one_pass, averages.student, averages.has("student"), draws=1),
         *(
             method
-            for kind, title in _MEMBERS
+            for kind, title, count in _MEMBERS
             for method in (
-                Method(kind, title, passes(10), averages.members(kind), averages.has(f"members.{kind}")),
+                Method(kind, title, passes(count), averages.members(kind), averages.has(f"members.{kind}")),
                 Method(
                     f"{kind}_temperature",
                     f"{title} + temperature",
-                    passes(10),
+                    passes(count),
                     averages.members_temperature(kind),
                     averages.has(f"members.{kind}"),
                 ),

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import adapters, folds, passes, plan, splits, student, tasks
+from benchmarks.evidence.answers import read_answers
 from benchmarks.evidence.methods.averages import cross_fitted
 from benchmarks.evidence.outputs import read_outputs
 from benchmarks.evidence.page import render
@@ -20,7 +21,7 @@ from benchmarks.evidence.rows import Row
 from benchmarks.evidence.scores import score
 from benchmarks.evidence.tasks import SMALL, Task
 from laplora.models.offline import ensure_model
-from laplora.prompts.templates import PromptTemplate
+from laplora.prompts.templates import TEMPLATES, PromptTemplate
 
 BUDGET, TEST = 15, 8
 
@@ -100,6 +101,31 @@ def check_what_the_student_learned(small: Training) -> None:
     # What it learns from is the method that it is compared with.
     at_test = student.input_targets(unit, dealt.test)
     assert torch.allclose(at_test.double(), cross_fitted(read_outputs(unit), 0).probs, atol=1e-3)
+
+
+def test_options_in_reverse_are_answered_in_the_users_order(
+    small: Training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def questions(_: Path) -> list[Row]:
+        said = [("a cat", "a stone", "a car"), ("a shoe", "a dog", "a wall"), ("a lamp", "a pen", "a cow")]
+        return [({"question": f"{n}: which one lives?", "choices": list(said[n % 3])}, n % 3) for n in range(60)]
+
+    task = Task("trec", SMALL, TEMPLATES["multiple_choice"], ("A", "B", "C"), questions)
+    monkeypatch.setitem(tasks.TASKS, "trec", task)
+    command.run(small, Path(), ("orders",))
+    unit, dealt = Unit(small, "early"), splits.deal(small, Path())
+    given, reversed_ = load_file(unit.folder / "members.orders.safetensors")["test"]
+    assert torch.equal(given, load_file(unit.folder / "outputs.safetensors")["test.logits"])
+    # The same adapter on the same prompts, written out by hand: what it says of the place that an option was shown at.
+    classifier = adapters.load_classifier(task)
+    adapters.put(classifier, adapters.trained_weights(unit))
+    shown = [replace(row, fields={**row.fields, "choices": row.fields["choices"][::-1]}) for row in dealt.test]
+    assert torch.equal(passes.forward_logits(classifier, shown).flip(1), reversed_)
+    assert not torch.equal(given, reversed_)
+    answered = {answers.method.name: answers.probs for answers in read_answers(unit)}
+    mixed = torch.stack([given, reversed_]).double().softmax(2).mean(0)
+    assert torch.allclose(answered["orders"][0], mixed, atol=1e-6)
+    assert "orders_temperature" in answered
 
 
 def test_a_head_is_trained_and_has_no_posterior(small: Training, monkeypatch: pytest.MonkeyPatch) -> None:
