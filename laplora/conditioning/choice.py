@@ -63,18 +63,24 @@ def candidates(
 
 
 def choose_kernel(
-    states: LastStates, rows: LabelledRows, variances: Sequence[float] | None = None, biases: Sequence[float] = BIASES
+    states: LastStates,
+    rows: LabelledRows,
+    variances: Sequence[float] | None = None,
+    biases: Sequence[float] = BIASES,
+    *,
+    size: int | None = None,
 ) -> Choice:
     """Return the rows under the kernel by which each is predicted best from the labels of others.
 
     Args:
         states: of the rows' inputs.
         variances: that are tried; None: ``VARIANCES``, of many rows x contrasts ``WIDE_VARIANCES``.
+        size: rows x contrasts that the rows are a part of, and choose as; None: they are all.
 
     Raises:
         DataError, NonFiniteError, FactorizationError: as ``posterior_mode`` and ``mode_weights``.
     """
-    few = rows.mean.numel() <= MOST_LEFT_OUT
+    few = (size or rows.mean.numel()) <= MOST_LEFT_OUT
     variances = variances or (VARIANCES if few else WIDE_VARIANCES)
     tried = candidates(states.layer(), variances, biases, rows.together)
     if few:

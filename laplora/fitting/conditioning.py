@@ -118,10 +118,10 @@ class Conditioning:
         """Return the correction that some rows' labels ask for, and the rows; ``left_out`` holds their means.
 
         The last layer is that of these rows alone: a row's own state in its moments would make the kernel between it
-        and the others smaller than that of a new row.
+        and the others smaller than that of a new row. A fold chooses among the kernels that all rows choose among.
         """
-        labelled = self._labelled(base, rows)
-        choice = choose_kernel(self.states.take(self._inputs(rows)), labelled)
+        labelled, size = self._labelled(base, rows), self.trained.projected.contrast_mean.numel()
+        choice = choose_kernel(self.states.take(self._inputs(rows)), labelled, size=size)
         chosen, loss = choice.kernel, choice.losses[choice.place]
         shift = Shift(*chosen.layer_weights(choice.weights), base.temperature)
         return Conditioned(shift, chosen.precision, chosen.bias, choice.left_out, loss), labelled

@@ -117,6 +117,16 @@ def test_labels_of_the_means_own_probabilities_move_next_to_nothing() -> None:
     assert still >= 3
 
 
+def test_a_part_chooses_as_all_rows_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows of many are left out by folds and try the wide kernels, as the many do."""
+    states, rows, _ = moved_rows(2.0, count=60)
+    part = torch.arange(48)
+    monkeypatch.setattr(module, "MOST_LEFT_OUT", rows.mean[part].numel())
+    few, of_many = (choose_kernel(states.take(part), rows.take(part), size=s) for s in (None, rows.mean.numel()))
+    assert len(few.losses) == len(VARIANCES) * len(BIASES)
+    assert len(of_many.losses) == len(WIDE_VARIANCES) * len(BIASES)
+
+
 def test_log_contrasts() -> None:
     """They give the probabilities back, with fewer possible classes too; a probability of 0 stays finite."""
     probs = torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.6, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)

@@ -163,6 +163,18 @@ def test_a_fold_is_answered_as_new_rows_are(kind: Corrected) -> None:
 
 
 @KINDS
+def test_folds_choose_as_all_rows_do(kind: Corrected, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are many, in folds that alone would be few: what certifies is found as what is served."""
+    conditioning = problem(0.5)[0]
+    fit, answered = fold_rows(len(conditioning.split), FOLDS, SETTINGS.seed)[0]
+    found = []
+    for most in (0, len(fit) * (CLASSES - 1)):
+        monkeypatch.setattr(choice, "MOST_LEFT_OUT", most)
+        found.append(conditioning.predictive(kind, fit, answered, lambda: conditioning.trained.prior).probs)
+    assert torch.equal(*found)
+
+
+@KINDS
 def test_thresholds_and_recommendation_come_from_the_folds(kind: Corrected) -> None:
     """What is recorded of the predictive is measured on answers without the row, and it wins where it should."""
     conditioning, outputs, _ = problem(0.5)
