@@ -49,7 +49,8 @@ _HOW = (
     "them.",
     "**Trainings.** Three of each task and budget were planned. On the five small tasks of the reporting half two more "
     "were added at 450 labels, after a look at the three, whose intervals were too wide. Where there are five, the "
-    "intervals are of 97.5 %, so that two looks together are wrong no more often than one of 95 %.",
+    "intervals are of 97.5 %, and their verdict takes the place of the first one, whatever that was. The first was of "
+    "95 %, so the two looks together are wrong in up to 7.5 % of cases.",
     "**Intervals** are over test rows, trainings and calibration draws (`decision.py`). Of a task with one seed they "
     "say nothing of other trainings, and decide nothing. Nothing corrects for the number of comparisons: of 40 between "
     "equal methods, about one is a win and one a loss.",
@@ -96,7 +97,8 @@ def render(results: Results) -> str:
     )
     ran = (
         "Trained models, by task and budget. Three trainings were planned, each with two models, long and early. "
-        "`subjects` and `fields` have too few rows for 1,500 labels."
+        "`subjects` and `fields` have too few rows for 1,500 labels. Which ran first was chosen by hand, not in the "
+        "plan's order: those that are there are no random part."
     )
     parts += ["## What has run", _filled(ran), tables.finished(every), "## How it was measured", *map(_filled, how)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"

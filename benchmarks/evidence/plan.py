@@ -16,7 +16,7 @@ REPORTED = ("trec", "subjects", "irony", "domains", "fields", "arc_easy", "openb
 BUDGETS = (450, 150, 1500)
 SEEDS = (0, 1, 2)
 #: Added at 450 labels, on all small tasks of the reporting half alike, after ``SEEDS`` had been seen: the intervals of
-#: three were too wide. Two looks at one question need wider intervals each (``decision``).
+#: three were too wide. The second look has wider intervals (``decision``).
 ADDED_SEEDS = (3, 4)
 #: Draws of the calibration rows of one trained model.
 DRAWS = 5
