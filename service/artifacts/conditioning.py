@@ -91,7 +91,7 @@ class Conditioner:
 
         The future raises:
             NotReadyError, ActivationRunningError, LoadTimeoutError, LoadStuckError: as ``ArtifactHost.change``.
-            ArtifactNotLoadedError: it is not loaded.
+            ArtifactNotLoadedError: it is not loaded, or was unloaded meanwhile.
             ArtifactChangedError: it is not the one asked for, or on the disk there is another one by now.
             ArtifactNotWritableError: the folder that it lies in cannot be written to.
             InvalidInputError: a row that does not fit the template or the labels.
@@ -183,7 +183,7 @@ class Conditioner:
 
         def check(folder: Path) -> None:
             made.append(self._host.load_in_place(loaded.artifact.name, folder))
-            self._host.shelf.check_fits(made[0])
+            self._host.shelf.check_fits(made[0], loaded)
 
         try:
             write(check)
@@ -195,7 +195,7 @@ class Conditioner:
             raise _not_writable() from None
         (new,) = made
         new.artifact = replace(new.artifact, path=loaded.artifact.path)
-        self._host.replace(new)
+        self._host.replace(loaded, new)
         return new
 
     @staticmethod

@@ -226,9 +226,13 @@ class ArtifactHost:
         """
         return self.loads.run(name, partial(self._loader.load_candidate, folder))
 
-    def replace(self, predictor: Predictor) -> None:
-        """Put a new version in the place of the loaded artifact of its name; requests under way keep the former one."""
-        self._put(predictor, activate=False)
+    def replace(self, former: Predictor, predictor: Predictor) -> None:
+        """Put a new version in the place of a loaded artifact; requests under way keep the former one.
+
+        Raises:
+            ArtifactNotLoadedError, ShelfFullError: as ``Shelf.put``.
+        """
+        self._put(predictor, activate=False, former=former)
         self._on_change()
 
     def _change(self, name: str, *, activate: bool) -> Change:
@@ -270,8 +274,8 @@ class ArtifactHost:
         self._tell(_ACTIVATED, loaded)
         return True
 
-    def _put(self, predictor: Predictor, *, activate: bool) -> list[str]:
-        unloaded = self.shelf.put(predictor, activate=activate)
+    def _put(self, predictor: Predictor, *, activate: bool, former: Predictor | None = None) -> list[str]:
+        unloaded = self.shelf.put(predictor, activate=activate, former=former)
         self._loader.use(predictor)
         self._tell(_ACTIVATED if activate else _LOADED, predictor)
         return unloaded

@@ -90,17 +90,23 @@ class Shelf:
             with self._lock:
                 place.leases -= 1
 
-    def put(self, predictor: Predictor, *, activate: bool) -> list[str]:
+    def put(self, predictor: Predictor, *, activate: bool, former: Predictor | None = None) -> list[str]:
         """Add an artifact, in the place of one of the same name, and return the names of those that went for it.
 
         The least recently used of the idle ones go, never the active one. One that is activated also sends away all on
         another base model, and as a last resort the one that was active before.
 
+        Args:
+            former: that it is a new version of; None: of nothing.
+
         Raises:
+            ArtifactNotLoadedError: the former version is not on the shelf any more; nothing has changed.
             ShelfFullError: it does not fit beside those in use; nothing has changed.
         """
         place = Place(predictor)
         with self._lock:
+            if former is not None:
+                self._check_there(former)
             gone = self._to_make_room(place, activate=activate)
             for name in gone:
                 del self._places[name]
@@ -145,18 +151,24 @@ class Shelf:
             if len(self._places) - len(idle) + 1 > self._max_artifacts:
                 raise self._full(f"{len(self._places)} are loaded and in use")
 
-    def check_fits(self, predictor: Predictor) -> None:
-        """Check that a new version could take the place of the artifact of its name.
+    def check_fits(self, predictor: Predictor, former: Predictor) -> None:
+        """Check that a new version could take the former one's place.
 
         Raises:
-            ShelfFullError: it does not fit beside those in use.
+            ArtifactNotLoadedError, ShelfFullError: as ``put``.
         """
         with self._lock:
+            self._check_there(former)
             self._to_make_room(Place(predictor), activate=False)
 
     def _place(self, name: str) -> Place | None:
         by_folder = (p for p in self._places.values() if p.predictor.artifact.path.name == name)
         return self._places.get(name) or next(by_folder, None)
+
+    def _check_there(self, former: Predictor) -> None:
+        place = self._places.get(former.artifact.name)
+        if place is None or place.predictor is not former:
+            raise ArtifactNotLoadedError("the artifact was unloaded while its new version was made: load it, try again")
 
     def _to_make_room(self, place: Place, *, activate: bool) -> list[str]:
         others = [p for p in self._places.values() if p.name != place.name]

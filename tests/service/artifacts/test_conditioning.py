@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ import httpx
 import pytest
 from serving import code, settings, started
 from test_entry import rows_of
-from tiny_runs import FinishedRun
+from tiny_runs import FinishedRun, reseal
 
 import laplora
 from laplora.artifact.folder import read_artifact
-from laplora.fitting import new_labels, served_rows
+from laplora.fitting import new_labels, served_rows, versions
+from laplora.fitting.new_labels import condition_on
 from service.app import create_app
 
 pytestmark = pytest.mark.anyio
@@ -158,6 +160,32 @@ async def test_another_version_on_the_disk_is_not_overwritten(server: Server, mi
     response = await server.send()
     assert code(response) == (409, "artifact_changed")
     assert read_artifact(server.folder).digest == there
+
+
+async def test_an_artifact_that_is_unloaded_meanwhile_does_not_come_back(
+    sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(sentiment_run.artifact, tmp_path / NAME))
+    reseal(Path(shutil.copytree(folder, tmp_path / "other")), name="other")
+    before, begun, unloaded = read_artifact(folder).digest, threading.Event(), threading.Event()
+
+    def noted(*given: Any, **options: Any) -> Any:
+        begun.set()
+        unloaded.wait()
+        return condition_on(*given, **options)
+
+    monkeypatch.setattr(versions, "condition_on", noted)
+    wanted = settings(artifact="other", also_load=NAME, artifacts_root=tmp_path, device="cpu", conditioning=True)
+    async with started(create_app(wanted)) as client:
+        body = {"rows": rows_to_send(sentiment_run), "force": True}
+        learning = asyncio.create_task(client.post(URL, json=body))
+        await asyncio.to_thread(begun.wait)
+        assert (await client.post(f"/artifacts/{NAME}/unload")).status_code == 200
+        unloaded.set()
+        assert code(await learning) == (409, "artifact_not_loaded")
+        listed = (await client.get("/artifacts")).json()["artifacts"]
+    assert {one["name"]: one["loaded"] for one in listed} == {NAME: False, "other": True}
+    assert read_artifact(folder).digest == before
 
 
 @contextmanager
