@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from laplora.artifact.manifest import (
     Manifest,
     parse_manifest,
 )
+from laplora.artifact.partial import partial_folder
 from laplora.errors import (
     ArtifactCorruptError,
     ArtifactError,
@@ -176,21 +176,19 @@ def new_artifact(target: Path) -> Iterator[Path]:
     """
     check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
-        yield partial
-        for item in [partial, *partial.rglob("*")]:
-            item.chmod(0o755 if item.is_dir() else 0o644)
-        check_replaceable(target)  # again: somebody may have put a file of their own there meanwhile
-        _replace_folder(partial, target)
+        with partial_folder(target) as partial:
+            yield partial
+            for item in [partial, *partial.rglob("*")]:
+                item.chmod(0o755 if item.is_dir() else 0o644)
+            check_replaceable(target)  # again: somebody may have put a file of their own there meanwhile
+            _replace_folder(partial, target)
     except (OSError, SafetensorError) as error:
         if _is_full(error):
             raise ArtifactWriteError(
                 f"no room to write the artifact {target.name!r}: make room on its disk and try again; nothing changed"
             ) from error
         raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_name(target: Path) -> None:

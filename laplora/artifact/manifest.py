@@ -19,6 +19,7 @@ from laplora.familiarity.percentile import is_unfamiliar
 from laplora.linearised import Likelihood
 from laplora.models.base import BaseSpec
 from laplora.posterior.base import Prior
+from laplora.predictive.dropout import MOST_MEMBERS
 from laplora.predictive.kinds import PREDICTIVES, Corrected, Members, PredictiveName, PredictiveSpec, predictive_spec
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS
 from laplora.prompts.templates import PromptTemplate
@@ -155,7 +156,7 @@ class DropoutRecord(_Record):
     """The masks of MC dropout: numbers enough to draw them again."""
 
     probability: float = Field(gt=0, lt=1, description="of an input feature to be dropped")
-    members: int = Field(ge=2, description="masks")
+    members: int = Field(ge=2, le=MOST_MEMBERS, description="masks")
     seed: int = Field(ge=0)
 
 

@@ -10,6 +10,7 @@ from laplora.decisions.conformal import ConformalScore
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.posterior.structures import granularities
 from laplora.predictive.cross_fitting import FOLDS
+from laplora.predictive.dropout import MOST_MEMBERS
 from laplora.predictive.kinds import PredictiveName
 
 
@@ -120,6 +121,7 @@ class PredictiveSettings(Section):
     mc_dropout: int = Field(
         0,
         ge=0,
+        le=MOST_MEMBERS,
         description="dropout masks to average over (each one the rows once more); needs adapter.dropout; 0: off",
     )
     laplace_ensemble: bool = Field(False, description="a posterior for each adapter of the ensemble, averaged")

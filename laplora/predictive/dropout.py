@@ -15,6 +15,9 @@ import torch
 from laplora.errors import ConfigError
 from laplora.jacobians.blocks import Block
 
+#: Most members that an artifact may have: each is a copy of every lora_A in memory.
+MOST_MEMBERS = 256
+
 
 def dropout_masks(blocks: Iterable[Block], p: float, members: int, seed: int) -> dict[str, torch.Tensor]:
     """Return by name the masks (members, in_features) float32 of every lora_A: 0 with probability p, else 1 / (1 - p).

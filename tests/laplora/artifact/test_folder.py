@@ -168,6 +168,7 @@ def test_a_manifest_that_is_none(artifact_copy: Path, raw: bytes) -> None:
             {"recommended": {"predictive": "ensemble", "reason": "", "chosen_by": "calibration", "table": {}}},
             "must have the predictive 'ensemble'",
         ),
+        ({"dropout": {"probability": 0.5, "members": 10**9, "seed": 0}}, "dropout.members: Input should be less than"),
         ({"members": [{"folder": "../x", "step": 1, "prior": None}]}, "members.0.folder"),
     ],
 )

@@ -94,6 +94,7 @@ def test_all_bad_fields_are_reported_at_once(tmp_path: Path) -> None:
         ({"predictives": {"laplace_ensemble": True}}, "laplace_ensemble needs an ensemble"),
         ({"predictives": {"ensemble": 1}}, "ensemble: 1 averages over one member"),
         ({"predictives": {"mc_dropout": 1}}, "mc_dropout: 1 averages over one member"),
+        ({"predictives": {"mc_dropout": 10**9}}, "mc_dropout: Input should be less than or equal to 256"),
         ({"predictives": {"serve": "ensemble"}}, "serve: ensemble is off; on are"),
         ({"predictives": {"serve": "fast"}}, "serve: fast stands in for laplace"),
         ({"predictives": {"fast": 0, "fast_inputs": "a.jsonl"}}, "fast_inputs is given and fast is off"),
