@@ -196,9 +196,9 @@ def possible_conditioning(
         return settings
     try:
         check_conditioning(classifier, len(calibration), trained_on=trained_on)
-        if twice := given_twice(calibration):
+        if twice := given_twice(classifier, calibration):
             raise ConfigError(
-                f"{len(twice)} calibration rows have an input that another one has too, such as "
+                f"{len(twice)} calibration rows have a prompt that another one has too, such as "
                 f"{[row.id for row in twice[:4]]}, and would vouch for each other: give each input once"
             )
     except ConfigError as error:

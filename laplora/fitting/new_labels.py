@@ -126,11 +126,11 @@ def condition_on(
         run: runs each pass through the model, one batch of rows in it; most_tokens: as of ``served_outputs``.
 
     Raises:
-        DataError: too few rows, an input given twice.
+        DataError: too few rows, a prompt given twice.
         ConfigError: a posterior, or more rows, than conditioning covers.
         FactorizationError, NonFiniteError: rows that no kernel fits, an answer that is not finite.
     """
-    check_rows(examples, calibration)
+    check_rows(classifier, examples, calibration)
     manifest, members = packaged.artifact.manifest, packaged.members
     assert members.trained.posterior is not None
     posterior = members.trained.posterior.to("cpu", torch.float32)
@@ -177,16 +177,16 @@ def condition_on(
     return NewLabels(found, calibrated, scores, split, comparison, metrics)
 
 
-def check_rows(examples: Sequence[Example], calibration: Sequence[Example] = ()) -> None:
-    """Raise DataError for too few rows, or an input that is given more than once."""
+def check_rows(classifier: Classifier, examples: Sequence[Example], calibration: Sequence[Example] = ()) -> None:
+    """Raise DataError for too few rows, or for two whose prompts, cut at the limit, are the same."""
     if len(examples) < FEW_CALIBRATION_ROWS:
         raise DataError(
             f"{len(examples)} labelled rows are fewer than {FEW_CALIBRATION_ROWS}: thresholds set on them would be "
             "noise; collect more"
         )
-    if twice := given_twice((*examples, *calibration)):
+    if twice := given_twice(classifier, (*examples, *calibration)):
         raise DataError(
-            f"{len(twice)} rows have an input that another row has too, such as {[row.id for row in twice[:4]]}: give "
+            f"{len(twice)} rows have a prompt that another row has too, such as {[row.id for row in twice[:4]]}: give "
             "each input once, with the label that counts; a row would vouch for its twin in another fold"
         )
 

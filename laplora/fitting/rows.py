@@ -87,9 +87,9 @@ def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
         )
 
 
-def given_twice(examples: Sequence[Example]) -> list[Example]:
-    """Return the rows whose input another of them has too, in order."""
-    inputs = [repr(sorted(example.fields.items())) for example in examples]
+def given_twice(classifier: Classifier, examples: Sequence[Example]) -> list[Example]:
+    """Return the rows that are the same to the model as another one, in order: by the prompt's tokens, as it is cut."""
+    inputs = [(row.token_ids, row.class_count) for row in classifier.encode_examples(examples)]
     counts = Counter(inputs)
     return [example for example, given in zip(examples, inputs, strict=True) if counts[given] > 1]
 

@@ -195,6 +195,10 @@ def test_rows_that_cannot_be_used_are_refused(artifact: Path, rows: dict[str, Ro
         laplora.condition(artifact, [*rows["test"], flipped(rows["test"])[0]], progress=False, device="cpu")
     with pytest.raises(DataError, match="give each input once"):
         laplora.condition(artifact, rows["test"], calibration=rows["test"][:1], progress=False, device="cpu")
+    # To the model they are the same: they differ in what is cut off at the limit of 64 tokens.
+    long = [{"text": start + " word" * 100, "label": "positive"} for start in ("good", "bad")]
+    with pytest.raises(DataError, match="2 rows have a prompt that another row has too"):
+        laplora.condition(artifact, [*rows["test"], *long], progress=False, device="cpu")
     assert files_of(artifact) == before
 
 
