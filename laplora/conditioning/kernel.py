@@ -45,7 +45,7 @@ class Kernel:
     def variances(self) -> torch.Tensor:
         """Prior variance of each weight, (kept + 1, directions)."""
         own = 1 / (self.precision + self.layer.values[:, None] * self.layer.curvature)
-        return torch.cat([own, torch.full_like(own[:1], self.bias)])
+        return torch.cat([own, own.new_full((1, own.shape[1]), self.bias)])
 
     def contrasts(self, weights: torch.Tensor, states: torch.Tensor | None = None) -> torch.Tensor:
         """Return ``F w``, the contrasts of the rows under weights, nats; or of other rows.

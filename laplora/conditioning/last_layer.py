@@ -67,8 +67,8 @@ class LastLayer:
 
     @property
     def variance(self) -> float:
-        """Mean prior variance of a direction over the rows at a precision of 1."""
-        return float(self.states.square().sum(1).mean())
+        """Mean prior variance of a direction over the rows at a precision of 1, and not 0."""
+        return float(self.states.square().sum(1).mean().clamp_min(torch.finfo(torch.float64).tiny))
 
 
 @dataclass(frozen=True)

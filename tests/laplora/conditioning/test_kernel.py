@@ -89,6 +89,18 @@ def test_rows_given_twice_and_states_of_low_rank() -> None:
     torch.testing.assert_close(Kernel(twice, 2.0).dense()[:ROWS, :, :ROWS], Kernel(once, 2.0).dense())
 
 
+def test_states_without_an_extent_leave_the_constant() -> None:
+    """As behind a head whose units are all off: the kernel is that of the constant, and the precision a number."""
+    _, hessian = rows()
+    layer = LastLayer.of(torch.zeros(ROWS, WIDTH), hessian, TRAINED)
+    kernel = candidates(layer)[-1]
+    assert kernel.precision > 0
+    constant = kernel.bias * torch.eye(CLASSES - 1, dtype=torch.float64)
+    torch.testing.assert_close(kernel.dense()[0, :, 1], constant)
+    alpha = drawn(ROWS, CLASSES - 1)
+    torch.testing.assert_close(kernel.times(alpha), kernel.bias * alpha.sum(0).expand(ROWS, -1))
+
+
 def test_states_that_are_not_finite_are_refused() -> None:
     """NaN is named."""
     states, hessian = rows()
