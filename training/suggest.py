@@ -24,11 +24,11 @@ def suggest(request: SuggestRequest) -> Path:
     """Write the rows to label next, in that order, say how they are spread, and return the file.
 
     Raises:
-        ConfigError, DataError: as ``laplora.selection.suggest.suggest``; rows without the template's fields.
+        ConfigError, DataError: as ``laplora.selection.suggest.suggest``; rows without the template's fields; a file
+            that would be lost.
         ArtifactError: an artifact that cannot be used.
     """
-    if request.out.resolve() == request.pool.resolve():
-        raise DataError(f"--out {request.out} is the pool itself: name another file")
+    out = _checked_out(request)
     predictor = Predictor.load(request.artifact, device=request.device, progress=say)
     manifest = predictor.artifact.manifest
     examples = read_inputs(request.pool, Task(manifest.name, manifest.template.template(), manifest.labels))
@@ -44,9 +44,24 @@ def suggest(request: SuggestRequest) -> Path:
         track=progress,
     )
     lines = [json.dumps(line, ensure_ascii=False) for line in suggested_lines(found, examples)]
-    write_whole(request.out, "\n".join(lines) + "\n")
+    write_whole(out, "\n".join(lines) + "\n")
     _tell(found, len(examples))
-    say(f"rows to label, in this order: {request.out}")
+    say(f"rows to label, in this order: {out}")
+    return out
+
+
+def _checked_out(request: SuggestRequest) -> Path:
+    """Return the file to write; DataError where it is the pool, or one that nobody named and that is there."""
+    if request.out is None:
+        out = request.pool.with_suffix(".suggested.jsonl")
+        if out.exists():
+            raise DataError(
+                f"{out} is there already, and its rows may have labels by now: name another file by --out, or the same "
+                "one to overwrite it"
+            )
+        return out
+    if request.out.resolve() == request.pool.resolve():
+        raise DataError(f"--out {request.out} is the pool itself: name another file")
     return request.out
 
 

@@ -45,6 +45,7 @@ def test_unfamiliar_rows_are_left_out(
     command = ["suggest", "--artifact", str(sentiment_run.artifact), "--pool", str(pool), "--method", "entropy"]
     assert main(command) == 0
     out = pool.with_suffix(".suggested.jsonl")
+    command += ["--out", str(out)]
     every = [json.loads(line)["suggested"]["familiarity"] for line in out.read_text("utf-8").splitlines()]
     least = sorted(every)[6]
     assert main([*command, "--least-familiarity", str(least)]) == 0
@@ -62,6 +63,19 @@ def test_labelled_in_place_it_is_a_file_of_rows(sentiment_run: FinishedRun, pool
     assert all("gain" not in line["suggested"] for line in lines)
     assert main([*command, "--pool", str(write_rows(tmp_path / "labelled.jsonl", lines)), "--out", str(out)]) == 0
     assert len(out.read_text("utf-8").splitlines()) == 3
+
+
+def test_rows_that_may_have_labels_by_now_are_not_overwritten_unasked(
+    sentiment_run: FinishedRun, pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = write_rows(pool.with_suffix(".suggested.jsonl"), [{"text": "fine", "label": "positive"}])
+    before = out.read_bytes()
+    command = ["suggest", "--artifact", str(sentiment_run.artifact), "--pool", str(pool), "--method", "random"]
+    assert main(command) == 1
+    assert "may have labels by now" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert main([*command, "--out", str(out)]) == 0
+    assert out.read_bytes() != before
 
 
 def test_what_cannot_be_is_said(

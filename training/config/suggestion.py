@@ -14,14 +14,15 @@ class SuggestRequest:
     """What ``python -m training suggest`` is told.
 
     Attributes:
-        artifact: folder; pool: JSON Lines or CSV file of rows with the fields of its template; out: JSON Lines file.
+        artifact: folder; pool: JSON Lines or CSV file of rows with the fields of its template.
+        out: JSON Lines file; None: POOL.suggested.jsonl, unless that is there already.
         count: rows that are to be labelled; method: one of ``METHODS``; seed: of ``random``.
         least_familiarity: rows of less (``Prediction.familiarity``) are left out, where the artifact has one.
     """
 
     artifact: Path
     pool: Path
-    out: Path
+    out: Path | None = None
     count: int = 100
     method: Method = "information"
     device: str = "auto"
@@ -34,7 +35,7 @@ def add_options(job: argparse.ArgumentParser) -> None:
     """Give a command line the options of the job."""
     job.add_argument("--artifact", type=Path, required=True, help="folder of the artifact")
     job.add_argument("--pool", type=Path, required=True, help="JSON Lines or CSV file of rows; labels are ignored")
-    job.add_argument("--out", type=Path, help="JSON Lines file to write (default: POOL.suggested.jsonl)")
+    job.add_argument("--out", type=Path, help="JSON Lines file to write (default: POOL.suggested.jsonl, if it is new)")
     job.add_argument("--n", "--count", type=int, default=100, dest="count", help="rows to label (default: 100)")
     job.add_argument("--method", choices=METHODS, default="information", help="how (default: information)")
     job.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
@@ -46,6 +47,4 @@ def add_options(job: argparse.ArgumentParser) -> None:
 
 def request_of(options: argparse.Namespace) -> SuggestRequest:
     """Return what the command line asks for."""
-    given = {name: getattr(options, name) for name in SuggestRequest.__dataclass_fields__}
-    given["out"] = given["out"] or given["pool"].with_suffix(".suggested.jsonl")
-    return SuggestRequest(**given)
+    return SuggestRequest(**{name: getattr(options, name) for name in SuggestRequest.__dataclass_fields__})
