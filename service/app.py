@@ -47,7 +47,7 @@ from service.security.keyring import open_keyring
 from service.settings import Settings
 from service.telemetry import event_loop
 from service.telemetry.metrics import Metrics
-from service.threads import OneEach, Threads
+from service.threads import OneAtATime, OneEach, Threads
 
 if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
@@ -105,7 +105,7 @@ class _Parts:
         )
 
         def changed() -> None:
-            self.recent.follow(self.artifacts.loaded_digests)
+            self.recent.follow(lambda: self.artifacts.loaded_digests)
             on_change()
 
         self.artifacts = ArtifactHost(
@@ -120,6 +120,7 @@ class _Parts:
         self.body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", settings.in_flight_bytes, share)
         self.event_streams = SharedLimit("streams of events", "max_event_streams", settings.max_event_streams, share)
         self.measure_threads = OneEach(self.threads.pool("measure", 2))
+        self.suggestions = OneAtATime()
         self.parse_threads = self.threads.pool("parse", 1)
         self.lifecycle = Lifecycle(
             on_leave=(self.metrics.set_leaving,),

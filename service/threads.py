@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -54,6 +54,23 @@ class Threads:
         """Begin nothing more; what runs is not waited for."""
         for pool in self._pools:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+class OneAtATime:
+    """Lets one piece of work in at a time, and of each caller one wait for that. For one event loop.
+
+    Whoever comes waits for one piece of each other caller at most, however many those have waiting.
+    """
+
+    def __init__(self) -> None:
+        self._one = asyncio.Lock()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def turn(self, caller: str) -> AsyncIterator[None]:
+        """Wait for a caller's turn, which lasts as long as the block."""
+        async with self._turns.setdefault(caller, asyncio.Lock()), self._one:
+            yield
 
 
 class OneEach:

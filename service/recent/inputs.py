@@ -67,10 +67,14 @@ class RecentInputs:
         """Bytes of the inputs that are kept."""
         return sum(sample.size_bytes for sample in self._samples())
 
-    def follow(self, digests: Collection[str]) -> None:
-        """Keep inputs of these artifacts alone from now on; those of others are gone."""
+    def follow(self, loaded: Callable[[], Collection[str]]) -> None:
+        """Keep inputs of the artifacts that are loaded alone from now on; those of others are gone.
+
+        Args:
+            loaded: says their digests. Of two calls at once, the later one's answer counts.
+        """
         with self._lock:
-            kept = {digest: self._halves.get(digest) for digest in digests if self.on}
+            kept = {digest: self._halves.get(digest) for digest in loaded() if self.on}
             self._halves = {
                 digest: halves or _Halves(self._sample(), self._sample()) for digest, halves in kept.items()
             }
@@ -107,12 +111,11 @@ class RecentInputs:
         forgotten = 0
         with self._lock:
             for halves in self._halves.values():
-                forgotten += sum(1 for sample in (halves.now, halves.before) for _ in sample.of(caller))
                 if caller is None:
+                    forgotten += len(halves.now) + len(halves.before)
                     halves.now, halves.before = self._sample(), self._sample()
                 else:
-                    halves.now.forget(caller)
-                    halves.before.forget(caller)
+                    forgotten += halves.now.forget(caller) + halves.before.forget(caller)
         return forgotten
 
     def turn(self) -> None:

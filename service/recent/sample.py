@@ -59,12 +59,21 @@ class Sample:
         """Yield the hash of each input that a caller sent, None for any, and the input."""
         return ((place, line) for place, (line, callers) in self._kept.items() if caller is None or caller in callers)
 
-    def forget(self, caller: str) -> None:
-        """Drop what this caller alone sent, and that it sent what others sent too."""
-        left = {
-            place: (line, tuple(c for c in callers if c != caller)) for place, (line, callers) in self._kept.items()
-        }
-        self._kept = {place: (line, callers) for place, (line, callers) in left.items() if callers}
-        self._largest = [-place for place in self._kept]
-        heapq.heapify(self._largest)
-        self.size_bytes = sum(len(line) for line, _ in self._kept.values())
+    def forget(self, caller: str) -> int:
+        """Drop what this caller alone sent, and that it sent what others sent too; return how much both are.
+
+        A sample of which nothing is left begins anew: the hashes that it stopped at were of inputs that are gone.
+        """
+        sent = [place for place, (_, callers) in self._kept.items() if caller in callers]
+        for place in sent:
+            line, callers = self._kept.pop(place)
+            if others := tuple(c for c in callers if c != caller):
+                self._kept[place] = line, others
+            else:
+                self.size_bytes -= len(line)
+        if sent:
+            self._largest = [-place for place in self._kept]
+            heapq.heapify(self._largest)
+        if not self._kept:
+            self._below = 2**128
+        return len(sent)

@@ -13,10 +13,9 @@ from service.errors import DeviceMemoryError, InvalidRequestError, UnscorableInp
 from service.scoring.device_faults import is_out_of_memory
 from service.scoring.plan import Plan
 from service.scoring.scorer import Scorer
+from service.threads import OneAtATime
 
 if TYPE_CHECKING:
-    from laplora.answers.prediction import Prediction
-    from laplora.selection.greedy import Selection
     from laplora.selection.suggest import Suggestion
 
 #: Rows of a batch of Jacobians. Other requests' batches run between two of them.
@@ -35,8 +34,11 @@ class Choice:
     least_familiarity: float = 0.0
 
 
-async def suggested(scorer: Scorer, plan: Plan, choice: Choice, run: Run) -> Suggestion:
+async def suggested(scorer: Scorer, plan: Plan, choice: Choice, turns: OneAtATime, run: Run) -> Suggestion:
     """Return which of a plan's inputs to label next.
+
+    Args:
+        turns: for what takes memory that the queue does not count, the features of a posterior and of the inputs.
 
     Raises:
         InvalidRequestError: a method that the artifact's posterior does not cover.
@@ -44,30 +46,30 @@ async def suggested(scorer: Scorer, plan: Plan, choice: Choice, run: Run) -> Sug
         LaploraError: as ``Scorer.score``.
     """
     predictions = (await scorer.score(plan)).predictions
-    from laplora.selection.suggest import SuggestedRow, Suggestion, familiar_enough, first_of_each
+    from laplora.selection.suggest import (
+        SuggestedRow,
+        Suggestion,
+        familiar_enough,
+        first_of_each,
+        select,
+        select_by_entropy,
+    )
 
     first = first_of_each(plan.rows)
     familiar = familiar_enough([one.familiarity for one in predictions], choice.least_familiarity)
     places = (first & familiar).nonzero()[:, 0].tolist()
     chosen: tuple[SuggestedRow, ...] = ()
     if places:
-        found = await _selection(scorer, plan, [predictions[i] for i in places], places, choice, run)
+        answers = [predictions[i] for i in places]
+        if choice.method == "entropy":
+            found = select_by_entropy(answers, choice.count)
+        else:
+            async with turns.turn(plan.caller):
+                features = await _features(scorer, plan, places)
+                found = await run(partial(select, plan.predictor, features, answers, choice.count, choice.method))
         pairs = [(places[i], gain) for i, gain in zip(found.order.tolist(), found.gains.tolist(), strict=True)]
         chosen = tuple(SuggestedRow(place, gain, predictions[place]) for place, gain in pairs)
     return Suggestion(choice.method, chosen, int((~first).sum()), int((first & ~familiar).sum()))
-
-
-async def _selection(
-    scorer: Scorer, plan: Plan, answers: Sequence[Prediction], places: Sequence[int], choice: Choice, run: Run
-) -> Selection:
-    """Return the selection among the inputs at some places, which have these answers."""
-    from laplora.selection.suggest import select, select_by_entropy
-
-    if choice.method == "entropy":
-        return select_by_entropy(answers, choice.count)
-    objective, features = choice.method, await _features(scorer, plan, places)
-    selection: Selection = await run(lambda: select(plan.predictor, features, answers, choice.count, objective))
-    return selection
 
 
 async def _features(scorer: Scorer, plan: Plan, places: Sequence[int]) -> Any:

@@ -17,7 +17,7 @@ from service.scoring.scorer import Scorer
 from service.security.callers import Caller, caller_of
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from service.threads import OneEach
+from service.threads import OneAtATime, OneEach
 
 
 def _part(name: str) -> Any:
@@ -45,4 +45,6 @@ LifecycleDep = Annotated[Lifecycle, _part("lifecycle")]
 EventStreamsDep = Annotated[SharedLimit, _part("event_streams")]
 #: Where the metrics of POST /evaluate and their bootstrap are computed, one evaluation of each caller at a time.
 MeasureThreadsDep = Annotated[OneEach, _part("measure_threads")]
+#: Whose inputs' features are in memory, one suggestion's at a time.
+SuggestionsDep = Annotated[OneAtATime, _part("suggestions")]
 CallerDep = Annotated[Caller, Depends(_caller)]

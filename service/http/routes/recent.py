@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
 
-from service.errors import RecentInputsOffError
+from service.errors import BatchTooLargeError, RecentInputsOffError
 from service.http.body import JsonBodyRoute
 from service.http.openapi import SCORING_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
@@ -19,6 +21,7 @@ from service.http.routes.dependencies import (
     RecentDep,
     ScorerDep,
     SettingsDep,
+    SuggestionsDep,
 )
 from service.http.routes.planning import PlanningDep
 from service.http.routes.suggest import choose
@@ -29,6 +32,9 @@ from service.http.schemas.suggest import Reasons, SuggestOptions, SuggestRequest
 from service.recent.inputs import RecentInputs
 
 router = APIRouter(tags=["recent"], route_class=JsonBodyRoute)
+
+#: Least bytes that are sent at once, but for the last.
+_PART_BYTES = 64 * 1024
 
 _LINES: dict[str, Any] = {
     "description": "One input a line, as a JSON object.",
@@ -49,6 +55,7 @@ async def suggest_recent(
     settings: SettingsDep,
     planning: PlanningDep,
     scorer: ScorerDep,
+    turns: SuggestionsDep,
     measure_threads: MeasureThreadsDep,
 ) -> RecentResponse:
     """Choose which inputs that POST /predict answered lately to label next: of yours, or with scope admin of all.
@@ -67,9 +74,14 @@ async def suggest_recent(
     kept = [json.loads(line) for line in lines]
     # They were answered, cut or not: none is refused for its length now.
     options = SuggestOptions(**body.options.model_dump(), truncate=True)
-    inputs = [Input(**fields) for fields in kept]
-    request = SuggestRequest(inputs=inputs, artifact=artifact.name, options=options)
-    found, chosen_by, timing = await choose(request, planning, scorer, measure_threads)
+    while True:
+        inputs = [Input(**fields) for fields in kept]
+        request = SuggestRequest(inputs=inputs, artifact=artifact.name, options=options)
+        try:
+            found, chosen_by, timing = await choose(request, planning, scorer, turns, measure_threads)
+            break
+        except BatchTooLargeError as error:
+            kept = kept[: _fewer(len(kept), error)]
     reasons = found.reasons()
     return RecentResponse(
         artifact=chosen_by,
@@ -83,7 +95,7 @@ async def suggest_recent(
 
 @router.get(
     "/suggest/recent",
-    response_class=Response,
+    response_class=StreamingResponse,
     responses={
         200: _LINES,
         **error_responses(
@@ -99,7 +111,7 @@ async def list_recent(
         str | None,
         Query(max_length=256, description="Name of the loaded artifact that answered; unset: the active one."),
     ] = None,
-) -> Response:
+) -> StreamingResponse:
     """The inputs kept of those that POST /predict answered lately, as JSON Lines: yours, or with scope admin all.
 
     The file is a pool for `python -m training suggest`.
@@ -108,7 +120,8 @@ async def list_recent(
     async with artifacts.lease(artifact) as predictor:
         digest = predictor.artifact.digest
     lines = await run_in_threadpool(recent.lines, digest, caller.sees)
-    return Response(b"".join(line + b"\n" for line in lines), media_type="application/jsonl")
+    # In parts: of a client that reads slowly, or not at all, no more is held than the sample that all share.
+    return StreamingResponse(_in_parts(lines), media_type="application/jsonl")
 
 
 @router.delete("/suggest/recent", responses=error_responses("recent_inputs_off"))
@@ -116,6 +129,27 @@ async def forget_recent(caller: CallerDep, recent: RecentDep) -> RecentForgotten
     """Forget the inputs kept of all artifacts: yours, or with scope admin all."""
     _require_on(recent)
     return RecentForgotten(forgotten=await run_in_threadpool(recent.forget, caller.sees))
+
+
+def _fewer(count: int, error: BatchTooLargeError) -> int:
+    """Return how many inputs a request may have, as so many are too many; raise the error where it is none.
+
+    Nobody can send less of what the server keeps. It comes in a random order, so that any first part of it will do.
+    """
+    if count == 1 or error.limit is None or error.got is None:
+        raise error
+    return min(max(1, count * error.limit // error.got), count - 1)
+
+
+async def _in_parts(lines: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Yield lines, each with its end, some together."""
+    part = bytearray()
+    for line in lines:
+        part += line + b"\n"
+        if len(part) >= _PART_BYTES:
+            yield bytes(part)
+            part.clear()
+    yield bytes(part)
 
 
 def _require_on(recent: RecentInputs) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import weakref
 from typing import Any
 
 import httpx
@@ -76,6 +78,32 @@ async def test_recent_inputs_are_chosen_as_those_of_a_request(sentiment_run: Fin
     assert [row["text"] for row in recent["inputs"]] == [kept[one["row"]]["text"] for one in sent["suggested"]]
     gains = [row["suggested"]["gain"] for row in recent["inputs"]]
     assert gains == pytest.approx([one["gain"] for one in sent["suggested"]], rel=1e-4)
+
+
+async def test_the_inputs_of_one_suggestion_at_a_time_are_in_memory(
+    sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue counts rows and tokens alone. Each caller is answered, whoever came before it."""
+    alive: weakref.WeakSet[pool.FeaturePass] = weakref.WeakSet()
+    most: list[int] = []
+    begin, run = pool.FeaturePass.__init__, pool.FeaturePass.run
+
+    def begun(self: pool.FeaturePass, *given: Any) -> None:
+        alive.add(self)
+        begin(self, *given)
+
+    def ran(self: pool.FeaturePass, index: Any) -> None:
+        most.append(len(alive))
+        run(self, index)
+
+    monkeypatch.setattr(pool.FeaturePass, "__init__", begun)
+    monkeypatch.setattr(pool.FeaturePass, "run", ran)
+    app = create_app(settings(artifact=sentiment_run.artifact.name, artifacts_root=sentiment_run.artifact.parent))
+    async with started(app) as client:
+        body = {"inputs": TEXTS, "options": {"count": 3}}
+        answers = await asyncio.gather(*(client.post("/suggest", json=body) for _ in range(6)))
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert max(most) == 1
 
 
 async def test_a_posterior_that_no_information_follows_from_is_said() -> None:

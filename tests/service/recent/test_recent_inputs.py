@@ -140,6 +140,58 @@ async def test_at_most_max_inputs_are_looked_at() -> None:
         assert (answer["rows"], len(await listed(served.client))) == (10, 30)
 
 
+async def test_no_more_are_looked_at_than_one_request_may_bring() -> None:
+    """Nobody can send less of what the server keeps: long inputs that do not fit the queue wait for another time."""
+    async with serve(recent_inputs=100, max_inputs=100, max_queue_tokens=1000) as served:
+        for start in range(0, 40, 5):
+            sent = await served.predict(*(f"{i} " + "word " * 49 for i in range(start, start + 5)))
+            assert sent.status_code == 200, sent.text
+        answer = await served.client.post("/suggest/recent", json=ENTROPY)
+        assert answer.status_code == 200, answer.text
+        # One caller may have 500 tokens, and a prompt has 50 and its template's.
+        assert 1 <= answer.json()["rows"] == len(answer.json()["inputs"]) < 10
+        assert len(await listed(served.client)) == 40
+
+
+async def test_who_takes_no_answer_holds_no_copy_of_the_sample() -> None:
+    """16 MiB are kept, and 20 clients ask for them and read nothing."""
+    async with serve(recent_inputs=1000, recent_inputs_bytes=32 * 2**20) as served:
+        lines = texts(*(f"{i} " + "x" * 100_000 for i in range(200)))
+        served.state.recent.add(served.predictor.artifact.digest, "127.0.0.1", lines)
+        assert served.state.recent.size_bytes > 15 * 2**20
+        async with on_uvicorn(served.app) as (server, port):
+            clients = [await asyncio.open_connection("127.0.0.1", port, limit=1024) for _ in range(20)]
+            for _, writer in clients:
+                writer.write(b"GET /suggest/recent HTTP/1.1\r\nhost: a\r\n\r\n")
+
+            def waiting() -> list[int]:
+                return [one.transport.get_write_buffer_size() for one in server.server_state.connections]
+
+            await served.until(lambda: len(waiting()) == 20 and min(waiting()) > 0)
+            assert sum(waiting()) < 16 * 2**20
+            for _, writer in clients:
+                writer.transport.abort()
+
+
+def test_of_two_changes_of_what_is_loaded_the_later_one_counts() -> None:
+    kept, loaded = RecentInputs(rows=10, size_bytes=100_000, keep_s=60, by_caller=False), {"a"}
+    other: list[threading.Thread] = []
+
+    def slowly() -> set[str]:
+        before = set(loaded)
+        if not other:
+            loaded.add("b")
+            other.append(threading.Thread(target=kept.follow, args=[lambda: set(loaded)]))
+            other[0].start()
+            other[0].join(0.2)
+        return before
+
+    kept.follow(slowly)
+    other[0].join()
+    kept.add("b", "one", texts("of an artifact that is loaded"))
+    assert len(kept) == 1
+
+
 async def test_callers_see_and_drop_their_own_and_the_scope_admin_everybodys(tmp_path: Path) -> None:
     scopes: dict[str, Any] = {
         "one": ("predict", "evaluate"),
@@ -202,7 +254,7 @@ async def test_no_input_stays_longer_than_it_may() -> None:
 
 def test_each_half_of_the_window_has_half_of_the_rows() -> None:
     kept = RecentInputs(rows=9, size_bytes=100_000, keep_s=60, by_caller=False)
-    kept.follow({"a"})
+    kept.follow(lambda: {"a"})
     kept.add("a", "one", texts(*(f"early {i}" for i in range(50))))
     kept.turn()
     assert len(kept) == 4

@@ -81,3 +81,13 @@ def test_an_input_belongs_to_all_who_sent_it_until_each_has_it_forgotten() -> No
     sample.forget("two")
     sample.forget("three")
     assert (len(sample), sample.size_bytes, lines_of(sample)) == (0, 0, set())
+
+
+def test_who_has_all_of_it_forgotten_begins_anew() -> None:
+    """Inputs that are gone say nothing of those that come: else of 2,000 inputs after 20,000 only 5 would be kept."""
+    sample = filled(Sample(500, 10**6, KEY), [f"early {i}".encode() for i in range(20_000)])
+    assert sample.forget("one") == 500
+    filled(sample, [f"late {i}".encode() for i in range(2000)])
+    assert len(sample) == 500
+    assert sample.forget("nobody") == 0
+    assert len(sample) == 500
