@@ -17,6 +17,7 @@ from laplora.familiarity.percentile import is_unfamiliar
 from laplora.files import write_json, write_tensors
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.evaluation import evaluate_predictives, outputs_of
+from laplora.fitting.gain import Gain, gain_over_temperature
 from laplora.fitting.members import MemberFit
 from laplora.fitting.outputs import Ensemble
 from laplora.fitting.projected import split_tensors
@@ -50,6 +51,7 @@ class Measured:
     Attributes:
         sets: of the predictives, which are the methods that have sets.
         gains: of the predictives that were averaged over the orders of the choices.
+        over_temperature: of the recommended predictive; None where that is temperature scaling.
         fidelity: of the fast predictive; None without it.
         unfamiliar: share of the rows that are flagged so; None where nothing says which.
     """
@@ -57,6 +59,7 @@ class Measured:
     evaluations: dict[str, Evaluation]
     sets: dict[str, SetQuality]
     gains: dict[str, OrderGain]
+    over_temperature: Gain | None
     fidelity: Fidelity | None
     unfamiliar: float | None
 
@@ -67,6 +70,8 @@ class Measured:
             values[name]["sets"] = vars(quality)
         for name, gain in self.gains.items():
             values[name]["order_average"] = vars(gain)
+        if one := self.over_temperature:
+            values[one.predictive]["less_temperature"] = {"nll": one.difference, "interval": [one.low, one.high]}
         if self.fidelity:
             values["fast"]["fidelity"] = vars(self.fidelity)
         if self.unfamiliar is not None:
@@ -85,7 +90,8 @@ def evaluate(config: RunConfig) -> Path:
     record = read_fit(fitted)
     recommended = record.calibrated.recommended
     title = f"{config.name}: {len(run.splits.test)} test rows"
-    sentences = [gain.sentence(display_name(name)) for name, gain in measured.gains.items()]
+    sentences = [str(measured.over_temperature)] if measured.over_temperature else []
+    sentences += [gain.sentence(display_name(name)) for name, gain in measured.gains.items()]
     sentences += [measured.fidelity.sentence()] if measured.fidelity else []
     if measured.unfamiliar is not None and record.familiarity:
         stated = record.familiarity.false_alarms
@@ -160,7 +166,8 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     if found.estimate and unfamiliar is not None:
         fidelity = measure_fidelity(calibrated.predictives, found.estimate, unfamiliar, outputs, truncated)
     share = None if unfamiliar is None else float(unfamiliar.double().mean())
-    return Measured(results, sets, gains, fidelity, share)
+    over_temperature = gain_over_temperature(outputs, calibrated.temperatures, calibrated.recommended.predictive)
+    return Measured(results, sets, gains, over_temperature, fidelity, share)
 
 
 @torch.no_grad()

@@ -47,6 +47,11 @@ class Calibrated(BaseModel):
     predictives: dict[PredictiveName, PredictiveRecord]
     recommended: RecommendedRecord
 
+    @property
+    def temperatures(self) -> dict[PredictiveName, float]:
+        """By predictive what divides its logits, 1 where nothing was fitted."""
+        return {name: record.temperature for name, record in self.predictives.items()}
+
 
 def calibrate(
     settings: FitSettings,

@@ -21,6 +21,7 @@ from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.describing import describe, summary
 from laplora.fitting.evaluation import evaluate_predictives, outputs_of
 from laplora.fitting.fit import Fit
+from laplora.fitting.gain import gain_over_temperature
 from laplora.fitting.measured import Measured
 from laplora.fitting.members import dropout_record
 from laplora.fitting.new_labels import condition_on
@@ -173,7 +174,9 @@ class CalibratedPosterior:
         )
         labels = tuple(self.classifier.labels) if by_label else ()
         share = None if unfamiliar is None else float(unfamiliar.double().mean())
-        self._measured = Measured(evaluations, sets, calibrated.recommended.predictive, labels, by_label, share)
+        recommended = calibrated.recommended.predictive
+        gain = gain_over_temperature(found.outputs, calibrated.temperatures, recommended)
+        self._measured = Measured(evaluations, sets, recommended, labels, by_label, share, gain)
         return self._measured
 
     def condition(

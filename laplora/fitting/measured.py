@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from laplora.fitting.gain import Gain
 from laplora.metrics.label_sets import SetQuality
 from laplora.metrics.scores import Evaluation
 from laplora.metrics.several_labels import LabelsQuality
@@ -20,7 +21,8 @@ class Measured:
 
     Where several labels may be right, a row of the metrics is one label of an input. Then ``labels`` are their names,
     in order, and ``by_label`` has by predictive the metrics of each; else both are empty. ``unfamiliar`` is the share
-    of inputs that are flagged so, and have sets of every label; None where nothing says which.
+    of inputs that are flagged so, and have sets of every label; None where nothing says which. ``gain`` is that of the
+    recommended predictive over temperature scaling; None where that is temperature scaling.
     """
 
     evaluations: Mapping[str, Evaluation]
@@ -29,6 +31,7 @@ class Measured:
     labels: tuple[str, ...] = ()
     by_label: Mapping[str, LabelsQuality] = field(default_factory=dict)
     unfamiliar: float | None = None
+    gain: Gain | None = None
 
     def __getitem__(self, predictive: str) -> Evaluation:
         """Return one predictive's metrics; KeyError where there is none of that name."""
@@ -44,7 +47,7 @@ class Measured:
         return values
 
     def __str__(self) -> str:
-        """Return a table; the recommended predictive is marked."""
+        """Return a table, the recommended predictive marked, and what that gains over temperature scaling."""
         rows: list[tuple[str, ...]] = [("", *_COLUMNS, "coverage", "set size")]
         for name, evaluation in self.evaluations.items():
             values = [getattr(evaluation, column) for column in _COLUMNS]
@@ -62,4 +65,5 @@ class Measured:
         each = len(self.labels) or 1
         rows_of = f"{count} rows" if each == 1 else f"{count // each} rows, each of {each} labels measured on its own"
         flagged = "" if self.unfamiliar is None else f"; {self.unfamiliar:.1%} unfamiliar"
-        return "\n".join([*lines, f"{rows_of}{flagged}; * answers unless another is named"])
+        below = [f"{rows_of}{flagged}; * answers unless another is named", *([str(self.gain)] if self.gain else [])]
+        return "\n".join([*lines, *below])

@@ -137,8 +137,10 @@ def test_an_evaluation_prints_a_table(posterior: laplora.CalibratedPosterior, ro
     measured = posterior.evaluate(pd.DataFrame(rows["test"]))
     lines = str(measured).splitlines()
     assert lines[0].split() == ["accuracy", "nll", "ece", "brier", "auroc_error", "coverage", "set", "size"]
-    assert [line.split()[0] for line in lines[1:-1]] == list(posterior.predictives)
-    assert lines[-1].startswith("24 rows")
+    below = next(number for number, line in enumerate(lines) if line.startswith("24 rows"))
+    assert [line.split()[0] for line in lines[1:below]] == list(posterior.predictives)
+    assert lines[below + 1 :] == ([str(measured.gain)] if measured.gain else [])
+    assert (measured.gain is None) == (measured.recommended == "temperature")
     assert measured["map"].rows == 24
 
 

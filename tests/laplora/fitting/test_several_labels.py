@@ -250,7 +250,7 @@ def test_metrics_are_by_label_with_intervals_by_row(posterior: laplora.Calibrate
     sets = np.array([[label in answer.prediction_set for label in LABELS] for answer in answers])
     assert measured.sets["laplace"].coverage == pytest.approx(sets[right].mean())
     assert measured.sets["laplace"].mean_size == pytest.approx(sets.sum(1).mean())
-    assert str(measured).splitlines()[-1].startswith("16 rows, each of 3 labels measured on its own")
+    assert "\n16 rows, each of 3 labels measured on its own" in str(measured)
     one_row = [row | {"text": "a"} for row in [test[0]] * 4]  # of equal rows every resample is the same
     low, high = posterior.evaluate(one_row)["laplace"].intervals["nll"]
     assert low == pytest.approx(high, abs=1e-6)
