@@ -22,8 +22,8 @@ Delay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class Settings(BaseSettings):
     """Serve a laplora artifact over HTTP: calibrated probabilities and uncertainty at /predict.
 
-    Every flag can also be set by the environment variable named beside it; a flag wins. Without any, the
-    small default artifact is served at http://127.0.0.1:8000, with its documentation at /docs.
+    Every flag can also be set by the environment variable named beside it; a flag wins. With --keys FILE or
+    --auth off and no other, the small default artifact is served at http://127.0.0.1:8000, its documentation at /docs.
 
     Exit status: 0 stopped, 1 the artifact or the address cannot be served, 2 a wrong setting, 75 the device failed
     or hung and a new start may help.

@@ -179,15 +179,20 @@ def condition_on(
 
 def check_rows(classifier: Classifier, examples: Sequence[Example], calibration: Sequence[Example] = ()) -> None:
     """Raise DataError for too few rows, or for two whose prompts, cut at the limit, are the same."""
-    if len(examples) < FEW_CALIBRATION_ROWS:
-        raise DataError(
-            f"{len(examples)} labelled rows are fewer than {FEW_CALIBRATION_ROWS}: thresholds set on them would be "
-            "noise; collect more"
-        )
+    check_count(len(examples))
     if twice := given_twice(classifier, (*examples, *calibration)):
         raise DataError(
             f"{len(twice)} rows have a prompt that another row has too, such as {[row.id for row in twice[:4]]}: give "
             "each input once, with the label that counts; a row would vouch for its twin in another fold"
+        )
+
+
+def check_count(rows: int) -> None:
+    """Raise DataError for too few new rows."""
+    if rows < FEW_CALIBRATION_ROWS:
+        raise DataError(
+            f"{rows} labelled rows are fewer than {FEW_CALIBRATION_ROWS}: thresholds set on them would be noise; "
+            "collect more"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -28,7 +28,7 @@ from laplora.errors import ConditioningError
 from laplora.files import write_json, write_tensors
 from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.describing import installed_versions, summary
-from laplora.fitting.new_labels import Comparison, NewLabels, condition_on
+from laplora.fitting.new_labels import Comparison, NewLabels, check_count, condition_on
 from laplora.fitting.progress import Bars, Progress, Silent
 from laplora.fitting.rows import read_rows
 from laplora.fitting.saving import TOLERANCE, VARIANCE_TOLERANCE, conditioned_record
@@ -76,6 +76,8 @@ def condition(
     target = Path(artifact if out is None else out)
     check_name(target)
     check_replaceable(target)
+    if isinstance(rows, Sized):
+        check_count(len(rows))  # before the model is loaded
     predictor = Predictor.load(Path(artifact), device=device, progress=shown.say)
     classifier = LoadedClassifier(predictor)
     examples = read_rows(rows, classifier, label_field)

@@ -16,6 +16,9 @@ from service.http.request_context import error_response
 from service.telemetry.logs import log_crash
 from service.telemetry.request_record import note
 
+#: What pydantic says of a value that is no JSON object, in words about its own classes.
+_NO_OBJECT = frozenset({"dict_type", "model_type", "model_attributes_type"})
+
 
 def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     """Let an application with these routers answer errors so."""
@@ -57,6 +60,7 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     context = first.get("ctx", {})
     bounds = (value for name, value in context.items() if name.startswith(("max_", "min_")))
     limit = next((value for value in bounds if isinstance(value, int)), None)
-    message = f"{path[:200]}: {first['msg']}"
+    problem = "Input should be an object of named fields" if first["type"] in _NO_OBJECT else first["msg"]
+    message = f"{path[:200]}: {problem}"
     invalid = InvalidRequestError(message, field=path, limit=limit, got=context.get("actual_length"))
     return await answer(request, invalid)

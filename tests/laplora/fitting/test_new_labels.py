@@ -202,6 +202,11 @@ def test_rows_that_cannot_be_used_are_refused(artifact: Path, rows: dict[str, Ro
     assert files_of(artifact) == before
 
 
+def test_too_few_rows_are_refused_before_anything_is_loaded(rows: dict[str, Rows], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="19 labelled rows are fewer than 20"):
+        laplora.condition(tmp_path / "no-such-artifact", rows["test"][:19], progress=False)
+
+
 def test_a_run_with_every_predictive_is_calibrated_anew(mixture_run: FinishedRun, tmp_path: Path) -> None:
     """Ensembles and masks too; what does not depend on the new labels stays as it was."""
     place = Path(shutil.copytree(mixture_run.artifact, tmp_path / "mixture"))
