@@ -19,7 +19,9 @@ COUNTS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight"
         ("zero-shot", "zero_shot"),
         ("fine-tuned (MAP)", "map"),
         ("temperature scaling", "temperature"),
+        ("temperature, conditioned", "conditioned"),
         ("**Laplace (served)**", "laplace"),
+        ("Laplace, conditioned", "laplace_conditioned"),
     ],
 )
 def test_the_first_table_is_the_artifacts(first: str, method: str) -> None:

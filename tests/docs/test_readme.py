@@ -20,7 +20,8 @@ def test_the_picture_is_of_the_artifact_as_it_is() -> None:
 
 
 def test_the_caption_has_the_artifacts_figures() -> None:
-    before, after = (before_after.read_evaluations(before_after.ARTIFACT)[method] for method in ("map", "laplace"))
+    methods = before_after.read_evaluations(before_after.ARTIFACT)
+    before, after = methods["map"], methods["laplace"]
     confidence = sum(b.count * (b.confidence or 0) for b in before.reliability) / before.rows
     caption = words("README.md")
     assert before.accuracy == after.accuracy
@@ -28,6 +29,7 @@ def test_the_caption_has_the_artifacts_figures() -> None:
     assert f"it is {confidence:.0%} sure on average".replace("%", " %") in caption
     assert f"(ECE) is {before.ece:.3f}." in caption
     assert f"the error is {after.ece:.3f} at the same accuracy" in caption
+    assert f"Temperature scaling has {methods['temperature'].ece:.3f} here" in caption
 
 
 def test_every_path_in_the_tree_exists() -> None:
