@@ -49,8 +49,11 @@ def in_words(every: Sequence[Cell], budgets: Sequence[int], names: Sequence[str]
 
 
 def worth(every: Sequence[Cell], method: str) -> str:
-    """Return by task what temperature scaling and a method have, for readers who meet none of the others."""
-    by = {(c.budget, c.task, c.method): c for c in every if not c.developing and c.skill}
+    """Return by task what temperature scaling and a method have, for readers who meet none of the others.
+
+    Tasks without skill are among them, and said to be: what is left out says too much for what is there.
+    """
+    by = {(c.budget, c.task, c.method): c for c in every if not c.developing}
     lines = []
     for budget, task in sorted(
         {place[:2] for place in by if place[2] == method}, key=lambda p: (p[0], REPORTED.index(p[1]))
@@ -68,7 +71,7 @@ def worth(every: Sequence[Cell], method: str) -> str:
 
 def _described(task: str, cell: Cell) -> str:
     seeds = "" if cell.seeds >= len(SEEDS) else f", {cell.seeds} of {len(SEEDS)} trainings"
-    return f"{task}, {cell.budget}{seeds}"
+    return f"{task}, {cell.budget}{seeds}" + ("" if cell.skill else " (no skill)")
 
 
 def winners(every: Sequence[Cell], budgets: Sequence[int]) -> str:

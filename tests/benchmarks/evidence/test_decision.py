@@ -15,7 +15,7 @@ from benchmarks.evidence.plan import Training, Unit
 from benchmarks.evidence.recovered import recovered
 from benchmarks.evidence.results import publish, read_results
 from benchmarks.evidence.scores import METRICS, RESAMPLES, Scored, has_skill, resampled_rows
-from benchmarks.evidence.tables import recovered_shares
+from benchmarks.evidence.tables import recovered_shares, worth
 
 SEEDS, DRAWS, ROWS = 3, 5, 120
 
@@ -121,6 +121,12 @@ def test_tallies_are_of_the_reporting_half_with_skill(tmp_path: Path) -> None:
     page = render(results)
     assert "| sst2, 450 |" in page.partition("## The developing half")[2].partition("\n## ")[0]
     assert "| domains, 450 |" in page.partition("## Tasks without skill")[2].partition("\n## ")[0]
+
+
+def test_readers_of_one_table_see_tasks_without_skill_too(tmp_path: Path) -> None:
+    units = [scored("trec", seed, {"conditioned": 0.1}, skill=False) for seed in range(SEEDS)]
+    table = worth(cells(publish(units, tmp_path / "a.json", tmp_path / "b.safetensors")), "conditioned")
+    assert "| trec, 450 (no skill) | 0.500, 80.0 % | 0.400, 80.0 % |" in table
 
 
 def test_the_page_is_that_of_the_committed_figures() -> None:
