@@ -129,7 +129,7 @@ def make_version(
     )
     if found.comparison.worse and not force:
         raise ConditioningError(
-            f"the labels make the answers worse, by more than chance explains: {found.comparison}. Nothing has "
+            f"the labels make the answers worse, by more than one standard error: {found.comparison}. Nothing has "
             "changed; check the labels, collect more, or force it"
         )
     manifest = describe_version(packaged.artifact.manifest, loaded.artifact, found, len(calibration), name)

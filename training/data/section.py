@@ -123,7 +123,10 @@ class DataConfig(BaseModel):
             raise ValueError("subjects names one twice")
         if self.dataset == "file":
             self._check_file()
-        elif given := sorted(self.model_fields_set & FILE_FIELDS):
+        elif given := sorted(
+            name for name in FILE_FIELDS if getattr(self, name) != type(self).model_fields[name].default
+        ):
+            # Not those that are set: a recorded configuration sets each, and is read again.
             raise ValueError(f"{given} belong to dataset file, not to {self.dataset}")
         return self
 

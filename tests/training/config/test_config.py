@@ -257,3 +257,15 @@ def test_the_default_artifact_is_what_its_configuration_makes() -> None:
         } | {name: value for name, value in fields.items() if name not in default}
 
     assert completed(recorded, defaults) == json.loads(json.dumps(config_hash_fields(made)))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recorded_configuration_can_be_read_again(path: Path) -> None:
+    """A run's config.json and a manifest set every field; the jobs condition and distil read them."""
+    config = load_config(path)
+    assert config_hash_fields(RunConfig.model_validate(config_hash_fields(config))) == config_hash_fields(config)
+
+
+def test_the_default_artifacts_configuration_can_be_read_again() -> None:
+    recorded = json.loads((DEFAULT_ARTIFACT / "manifest.json").read_text(encoding="utf-8"))["config"]
+    assert RunConfig.model_validate(recorded).data.dataset == "sst2"
