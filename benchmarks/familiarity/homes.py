@@ -8,6 +8,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.familiarity.texts import INJECTIONS, LANGUAGES, NEXT_TO_NOTHING
@@ -95,22 +96,25 @@ def trec(data: Path) -> Home:
     return _home(tuple(words.values()), "Question: {text}\nThe answer is a", rows, 300, {}, epochs=4)
 
 
-def clinc150(data: Path) -> Home:
-    """Return CLINC150's queries in scope; those out of scope are near."""
+def clinc150(data: Path, count: int = 12) -> Home:
+    """Return CLINC150's queries in scope, so many of each label to train on; those out of scope are near."""
     splits = json.loads((data / "clinc150" / "data_full.json").read_text())
     rows = [row for name in ("train", "val", "test") for row in splits[name]]
     names = tuple(sorted({label for _, label in rows}))
     inside = [(text, names.index(label)) for text, label in rows]
     near = {"out of scope": [text for text, _ in splits["oos_test"]]}
-    return _home(names, None, inside, 12, near, each=True, epochs=3)
+    return _home(names, None, inside, count, near, each=True, epochs=3)
 
 
+#: Homes once more with more training rows. They are shown near strangers alone, and are strangers to none.
+MORE_ROWS: Mapping[str, Callable[[Path], Home]] = {"clinc150_3000": partial(clinc150, count=20)}
 HOMES: Mapping[str, Callable[[Path], Home]] = {
     "sst2": sst2,
     "emotion": emotion,
     "banking77": banking77,
     "trec": trec,
     "clinc150": clinc150,
+    **MORE_ROWS,
 }
 
 
@@ -118,8 +122,10 @@ def strangers(name: str, data: Path) -> dict[str, list[str]]:
     """Return by set the texts that are strange to a home."""
     home = HOMES[name](data)
     sets = {near: list(texts) for near, texts in home.near.items()}
+    if name in MORE_ROWS:
+        return sets
     for other, of in HOMES.items():
-        if other != name:
+        if other != name and other not in MORE_ROWS:
             sets[other] = [text for text, _ in of(data).pool[:_SHOWN]]
     boolq = [json.loads(line)["passage"][:_LONGEST] for line in _lines(data / "boolq" / "dev.jsonl")[:_SHOWN]]
     arc = _lines(data / "arc" / "ARC-Easy" / "ARC-Easy-Test.jsonl")[:_SHOWN]

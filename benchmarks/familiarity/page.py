@@ -11,8 +11,9 @@ _HEAD = """# Unfamiliar inputs
 
 Written by `python -m benchmarks.familiarity` from results.json. Each home is a task with a model that plain PEFT and
 Trainer made (SmolLM2-135M, LoRA of rank 8, one seed). Everything else is a stranger to it. The layers, the directions,
-how layers are combined and the logits' part were chosen on {chosen}, whose figures therefore flatter; {held}
-had no part in it.
+how layers are combined and the logits' part were chosen on {chosen}, whose figures therefore flatter.
+{held} had no part in it, but that their texts are among the strangers of the others.
+clinc150_3000 is clinc150 with 20 training rows of each label in place of 12, shown its near strangers alone.
 
 `familiarity` is the library's, fitted to the training rows: distances of hidden states, and how little the logits are
 spread. `familiarity, distances alone` was served before the logits had a part. AUROC is the probability that a stranger
@@ -23,8 +24,8 @@ italics are near: of the home's own kind, with none of its labels.
 
 def render(results: Mapping[str, Any]) -> str:
     """Return the page."""
-    chosen = " and ".join(name for name, result in results.items() if result["chosen_on"])
-    held = " and ".join(name for name, result in results.items() if not result["chosen_on"])
+    chosen = ", ".join(name for name, result in results.items() if result["chosen_on"])
+    held = ", ".join(name for name, result in results.items() if not result["chosen_on"])
     head = _HEAD.format(chosen=chosen or "no home", held=held or "no home")
     return "\n".join([head, _overview(results), *(_home(name, result) for name, result in results.items())])
 
@@ -46,7 +47,7 @@ def _overview(results: Mapping[str, Any]) -> str:
 def _mean(sets: Mapping[str, Mapping[str, float]], near: list[str]) -> str:
     far = [found["auroc"] for title, found in sets.items() if title not in near]
     close = [found["auroc"] for title, found in sets.items() if title in near]
-    shown = f"{sum(far) / len(far):.3f}"
+    shown = f"{sum(far) / len(far):.3f}" if far else "-"
     return shown + (f" ({sum(close) / len(close):.3f})" if close else "")
 
 

@@ -69,6 +69,15 @@ def test_no_stranger_is_a_row_of_the_home(data: Path) -> None:
     assert not any(text in inside for some in sets.values() for text in some)
 
 
+@pytest.mark.parametrize("name", homes.MORE_ROWS)
+def test_a_home_with_more_rows_is_shown_near_strangers_alone(name: str, data: Path) -> None:
+    home, fewer = homes.HOMES[name](data), homes.HOMES["clinc150"](data)
+    assert len(home.train) > len(fewer.train)
+    assert homes.strangers(name, data) == {"out of scope": list(home.near["out of scope"])}
+    for other in (other for other in homes.HOMES if other not in homes.MORE_ROWS):
+        assert name not in homes.strangers(other, data)
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # Trainer's own
 @pytest.mark.parametrize("name", ["banking77", "sst2"])
 def test_a_case_from_training_to_its_tables(
