@@ -66,17 +66,17 @@ def condition(request: ConditionRequest) -> Path:
         if given is not None and given.is_dir()
         else _rows(given, artifact, request.label_field)
     )
-    target = request.out or request.artifact
     laplora.condition(
         request.artifact,
         rows,
         calibration=calibration,
-        out=target,
+        out=request.out,
         label_field=request.label_field,
         force=request.force,
         device=request.device,
         progress=Terminal(),
     )
+    target = request.out or request.artifact
     recommended = read_artifact(target).manifest.recommended
     say(f"answers by {recommended.predictive}" + (", by force" if request.force else ""))
     if request.out is None:

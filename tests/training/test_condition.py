@@ -41,6 +41,7 @@ def test_it_makes_a_version_beside_and_in_place_and_undoes_it(
     assert f"{len(rows['test'])} new rows" in out
     assert "answers by" in out
     assert read_artifact(artifact).digest != before.digest
+    assert read_artifact(artifact).name == before.name != artifact.name
     assert main([*command, "--undo"]) == 0
     assert read_artifact(artifact).digest == before.digest
 
