@@ -120,7 +120,7 @@ class _Parts:
         self.body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", settings.in_flight_bytes, share)
         self.event_streams = SharedLimit("streams of events", "max_event_streams", settings.max_event_streams, share)
         self.measure_threads = OneEach(self.threads.pool("measure", 2))
-        self.suggestions = OneAtATime()
+        self.suggestions = OneAtATime(self.threads.pool("suggest", 1))
         self.parse_threads = self.threads.pool("parse", 1)
         self.lifecycle = Lifecycle(
             on_leave=(self.metrics.set_leaving,),

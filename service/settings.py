@@ -186,8 +186,8 @@ class Settings(BaseSettings):
     predictive.
     """
     recent_inputs: int = Field(0, ge=0, le=100_000)
-    """Most inputs of each artifact that are kept in memory, a uniform sample of the distinct inputs that POST /predict
-    answered lately, for POST /suggest/recent to choose among. 0 keeps none.
+    """Most inputs of each artifact that are kept in memory, 260 bytes each beside its text: a uniform sample of the
+    distinct inputs that POST /predict answered lately, for POST /suggest/recent to choose among. 0 keeps none.
     """
     recent_inputs_bytes: int = Field(16 * 2**20, ge=1024)
     """Most bytes of the inputs that are kept of each artifact, as JSON; one of more than a 200th of it is not kept."""

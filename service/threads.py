@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -60,17 +61,21 @@ class OneAtATime:
     """Lets one piece of work in at a time, and of each caller one wait for that. For one event loop.
 
     Whoever comes waits for one piece of each other caller at most, however many those have waiting.
+
+    Args:
+        threads: for no other kind of work: who has its turn waits for nobody there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: Executor) -> None:
+        self._threads = threads
         self._one = asyncio.Lock()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
-    async def turn(self, caller: str) -> AsyncIterator[None]:
-        """Wait for a caller's turn, which lasts as long as the block."""
+    async def turn(self, caller: str) -> AsyncIterator[Callable[[Callable[[], T]], Awaitable[T]]]:
+        """Wait for a caller's turn, which lasts as long as the block, and yield what runs work on a thread."""
         async with self._turns.setdefault(caller, asyncio.Lock()), self._one:
-            yield
+            yield partial(asyncio.get_running_loop().run_in_executor, self._threads)
 
 
 class OneEach:

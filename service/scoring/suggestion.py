@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 #: Rows of a batch of Jacobians. Other requests' batches run between two of them.
 BATCH_ROWS = 8
 
-#: Runs work on a thread, as ``service.threads.OneEach.run`` does for a caller.
-Run = Callable[[Callable[[], Any]], Awaitable[Any]]
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -34,7 +31,7 @@ class Choice:
     least_familiarity: float = 0.0
 
 
-async def suggested(scorer: Scorer, plan: Plan, choice: Choice, turns: OneAtATime, run: Run) -> Suggestion:
+async def suggested(scorer: Scorer, plan: Plan, choice: Choice, turns: OneAtATime) -> Suggestion:
     """Return which of a plan's inputs to label next.
 
     Args:
@@ -64,7 +61,7 @@ async def suggested(scorer: Scorer, plan: Plan, choice: Choice, turns: OneAtATim
         if choice.method == "entropy":
             found = select_by_entropy(answers, choice.count)
         else:
-            async with turns.turn(plan.caller):
+            async with turns.turn(plan.caller) as run:
                 features = await _features(scorer, plan, places)
                 found = await run(partial(select, plan.predictor, features, answers, choice.count, choice.method))
         pairs = [(places[i], gain) for i, gain in zip(found.order.tolist(), found.gains.tolist(), strict=True)]

@@ -45,6 +45,6 @@ LifecycleDep = Annotated[Lifecycle, _part("lifecycle")]
 EventStreamsDep = Annotated[SharedLimit, _part("event_streams")]
 #: Where the metrics of POST /evaluate and their bootstrap are computed, one evaluation of each caller at a time.
 MeasureThreadsDep = Annotated[OneEach, _part("measure_threads")]
-#: Whose inputs' features are in memory, one suggestion's at a time.
+#: Whose turn it is to have its inputs' features in memory, one suggestion at a time.
 SuggestionsDep = Annotated[OneAtATime, _part("suggestions")]
 CallerDep = Annotated[Caller, Depends(_caller)]

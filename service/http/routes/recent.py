@@ -17,7 +17,6 @@ from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import (
     ArtifactsDep,
     CallerDep,
-    MeasureThreadsDep,
     RecentDep,
     ScorerDep,
     SettingsDep,
@@ -56,7 +55,6 @@ async def suggest_recent(
     planning: PlanningDep,
     scorer: ScorerDep,
     turns: SuggestionsDep,
-    measure_threads: MeasureThreadsDep,
 ) -> RecentResponse:
     """Choose which inputs that POST /predict answered lately to label next: of yours, or with scope admin of all.
 
@@ -78,7 +76,7 @@ async def suggest_recent(
         inputs = [Input(**fields) for fields in kept]
         request = SuggestRequest(inputs=inputs, artifact=artifact.name, options=options)
         try:
-            found, chosen_by, timing = await choose(request, planning, scorer, turns, measure_threads)
+            found, chosen_by, timing = await choose(request, planning, scorer, turns)
             break
         except BatchTooLargeError as error:
             kept = kept[: _fewer(len(kept), error)]

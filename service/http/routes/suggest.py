@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from service.http.body import JsonBodyRoute
 from service.http.openapi import SCORING_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
-from service.http.routes.dependencies import MeasureThreadsDep, ScorerDep, SuggestionsDep
+from service.http.routes.dependencies import ScorerDep, SuggestionsDep
 from service.http.routes.planning import Planning, PlanningDep
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.base import Timing
@@ -17,7 +17,7 @@ from service.http.schemas.suggest import SuggestedInput, SuggestRequest, Suggest
 from service.scoring.plan import Ask
 from service.scoring.scorer import Scorer
 from service.scoring.suggestion import Choice, suggested
-from service.threads import OneAtATime, OneEach
+from service.threads import OneAtATime
 
 if TYPE_CHECKING:
     from laplora.predictor import Predictor
@@ -28,14 +28,10 @@ router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
 
 @router.post("/suggest", responses=error_responses(*SCORING_ERRORS))
 async def suggest(
-    body: SuggestRequest,
-    planning: PlanningDep,
-    scorer: ScorerDep,
-    turns: SuggestionsDep,
-    measure_threads: MeasureThreadsDep,
+    body: SuggestRequest, planning: PlanningDep, scorer: ScorerDep, turns: SuggestionsDep
 ) -> SuggestResponse:
     """Choose which inputs to label next: those whose labels together are expected to teach the model most."""
-    found, artifact, timing = await choose(body, planning, scorer, turns, measure_threads)
+    found, artifact, timing = await choose(body, planning, scorer, turns)
     return SuggestResponse(
         artifact=artifact,
         rows=len(body.inputs),
@@ -47,7 +43,7 @@ async def suggest(
 
 
 async def choose(
-    body: SuggestRequest, planning: Planning, scorer: Scorer, turns: OneAtATime, measure_threads: OneEach
+    body: SuggestRequest, planning: Planning, scorer: Scorer, turns: OneAtATime
 ) -> tuple[Suggestion, ArtifactRef, Timing]:
     """Return what a request's inputs are to be labelled of, which artifact chose, and where the time went.
 
@@ -60,7 +56,6 @@ async def choose(
     options = body.options
     choice = Choice(options.count, options.method, options.least_familiarity)
     async with planning.plan(body, ask_of) as plan:
-        work = suggested(scorer, plan, choice, turns, lambda call: measure_threads.run(plan.caller, call))
-        found = await planning.awaited(plan, work)
+        found = await planning.awaited(plan, suggested(scorer, plan, choice, turns))
         timing = planning.timing(plan, tokens=sum(len(row.token_ids) for row in plan.rows))
         return found, artifact_ref(plan.predictor.artifact), timing

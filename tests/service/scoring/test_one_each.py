@@ -1,4 +1,4 @@
-"""One caller's evaluations wait for each other, and keep nobody else waiting."""
+"""One caller's evaluations wait for each other, and keep nobody else waiting; suggestions come one at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from serving import serve
 
 import service.http.routes.evaluate
-from service.threads import OneEach
+from service.threads import OneAtATime, OneEach
 
 pytestmark = pytest.mark.anyio
 
@@ -102,3 +102,31 @@ async def test_long_bootstraps_keep_no_other_caller_waiting_nor_anything_else(mo
     finally:
         let_go.set()
     assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_one_at_a_time_and_nobody_waits_for_two_of_another_caller(threads: ThreadPoolExecutor) -> None:
+    """One that is given up while it waits takes nobody's turn."""
+    one_at_a_time = OneAtATime(threads)
+    order: list[str] = []
+    inside: list[str] = []
+
+    async def piece(caller: str, name: str) -> None:
+        async with one_at_a_time.turn(caller) as run:
+            inside.append(name)
+            order.append(await run(lambda: name))
+            await asyncio.sleep(0)
+            assert inside == [name]
+            inside.clear()
+
+    many = [asyncio.create_task(piece("a", f"a{i}")) for i in range(4)]
+    await asyncio.sleep(0)
+    other = asyncio.create_task(piece("b", "b0"))
+    await asyncio.sleep(0)
+    many[1].cancel()
+    await asyncio.gather(*many, other, return_exceptions=True)
+    assert order == ["a0", "b0", "a2", "a3"]
+    with pytest.raises(ValueError, match="of this piece"):
+        async with one_at_a_time.turn("a"):
+            raise ValueError("of this piece")
+    await piece("c", "c0")
+    assert order[-1] == "c0"
