@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import accumulate
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
@@ -48,6 +49,7 @@ _LINES: dict[str, Any] = {
 @router.post("/suggest/recent", responses=error_responses(*SCORING_ERRORS, "recent_inputs_off"))
 async def suggest_recent(
     body: RecentRequest,
+    http: Request,
     caller: CallerDep,
     recent: RecentDep,
     artifacts: ArtifactsDep,
@@ -69,6 +71,9 @@ async def suggest_recent(
         return RecentResponse(
             artifact=artifact_ref(artifact), rows=0, repeated=0, unfamiliar=0, inputs=[], timing_ms=nothing
         )
+    # As a request's own, whose body they might have come in.
+    lines = lines[: _that_fit(lines, settings.max_body_bytes)]
+    http.state.hold(sum(map(len, lines)))
     kept = [json.loads(line) for line in lines]
     # They were answered, cut or not: none is refused for its length now.
     options = SuggestOptions(**body.options.model_dump(), truncate=True)
@@ -127,6 +132,11 @@ async def forget_recent(caller: CallerDep, recent: RecentDep) -> RecentForgotten
     """Forget the inputs kept of all artifacts: yours, or with scope admin all."""
     _require_on(recent)
     return RecentForgotten(forgotten=await run_in_threadpool(recent.forget, caller.sees))
+
+
+def _that_fit(lines: Sequence[bytes], most_bytes: int) -> int:
+    """Return how many of the first lines have no more bytes than this together, but for one that is larger."""
+    return max(1, sum(size <= most_bytes for size in accumulate(map(len, lines))))
 
 
 def _fewer(count: int, error: BatchTooLargeError) -> int:

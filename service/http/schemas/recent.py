@@ -52,7 +52,7 @@ class RecentResponse(Answer):
     artifact: ArtifactRef = Field(description="Which artifact answered them, and chose.")
     rows: int = Field(examples=[200])
     """Number of inputs that were looked at: all that are kept and that you may see, or as many of them at random as one
-    request may bring, by max_inputs and by what one caller may hold of the queue.
+    request may bring, by max_inputs, by max_body_bytes and by what one caller may hold of the queue.
     """
     repeated: int = Field(examples=[0])
     """Number of inputs that were left out because their prompt is that of another one."""

@@ -153,6 +153,23 @@ async def test_no_more_are_looked_at_than_one_request_may_bring() -> None:
         assert len(await listed(served.client)) == 40
 
 
+async def test_what_is_looked_at_counts_as_a_body_that_brought_it() -> None:
+    async with serve(recent_inputs=100, max_body_bytes=2048, max_in_flight_bytes=2 * 2048, client_share=1.0) as served:
+        for i in range(10):
+            assert (await served.predict(f"{i} " + "x" * 500)).status_code == 200
+        async with served.occupied():
+            first = asyncio.create_task(served.client.post("/suggest/recent", json=ENTROPY))
+            await served.until(lambda: served.queued_plans == 2)
+            assert served.state.body_bytes.total > 3 * 500
+            others = [served.client.post("/suggest/recent", json=ENTROPY) for _ in range(3)]
+            refused = [asyncio.create_task(one) for one in others]
+            await served.until(lambda: any(one.done() for one in refused))
+        answers = [await first, *await asyncio.gather(*refused)]
+        assert served.state.body_bytes.total == 0
+    assert answers[0].json()["rows"] == 3
+    assert {code(one) for one in answers if one.status_code != 200} == {(429, "too_many_requests")}
+
+
 async def test_who_takes_no_answer_holds_no_copy_of_the_sample() -> None:
     """16 MiB are kept, and 20 clients ask for them and read nothing."""
     async with serve(recent_inputs=1000, recent_inputs_bytes=32 * 2**20) as served:
