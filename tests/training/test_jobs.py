@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import FinishedRun, copy_run, job, sentiment_config, sentiment_rows, write_config, write_rows
 
+from laplora.artifact.folder import read_artifact
 from laplora.files import write_tensors
 from laplora.fitting import passes
 from laplora.fitting.projected import read_split
@@ -464,6 +465,23 @@ def test_every_method_is_measured_on_every_test_row(sentiment_run: FinishedRun) 
     assert evaluation["temperature"]["accuracy"] == evaluation["map"]["accuracy"]
     assert evaluation["zero_shot"]["nll"] != evaluation["map"]["nll"]
     assert (folder / "reliability.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_says_what_is_gained_over_temperature_scaling(sentiment_run: FinishedRun) -> None:
+    report, manifest = sentiment_run.artifact / "report", read_artifact(sentiment_run.artifact).manifest
+    evaluation, served = json.loads((report / "evaluation.json").read_text()), manifest.recommended.predictive
+    said = f"NLL of {served} less that of temperature scaling: " in (report / "results.md").read_text(encoding="utf-8")
+    gains = {name: values["less_temperature"] for name, values in evaluation.items() if "less_temperature" in values}
+    if served == "temperature":  # then there is nothing to compare
+        assert not said
+        assert gains == {}
+        return
+    assert said
+    assert gains.keys() == {served}
+    difference = evaluation[served]["nll"] - evaluation["temperature"]["nll"]
+    assert gains[served]["nll"] == pytest.approx(difference, abs=1e-6)
+    low, high = gains[served]["interval"]
+    assert low <= difference <= high
 
 
 def test_the_artifact_measures_what_was_evaluated(sentiment_run: FinishedRun, sentiment_predictor: Predictor) -> None:
