@@ -122,7 +122,8 @@ class PredictiveSettings(Section):
         0,
         ge=0,
         le=MOST_MEMBERS,
-        description="dropout masks to average over (each one the rows once more); needs adapter.dropout; 0: off",
+        description="dropout masks to average over, 256 at most (each one the rows once more); needs adapter.dropout; "
+        "0: off",
     )
     laplace_ensemble: bool = Field(False, description="a posterior for each adapter of the ensemble, averaged")
     serve: Literal["auto", PredictiveName] = Field(

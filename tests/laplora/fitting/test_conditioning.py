@@ -270,7 +270,7 @@ def examples(count: int) -> list[Example]:
     [
         (examples(MOST + 1), False, "more than"),
         (examples(20), True, "trained on"),
-        (examples(20) + examples(1), False, "2 calibration rows have an input that another one has too"),
+        (examples(20) + examples(1), False, "2 calibration rows have a prompt that another one has too"),
     ],
 )
 def test_where_it_cannot_be_it_is_off_and_says_why(fitted: Any, rows: list[Example], seen: bool, reason: str) -> None:
