@@ -17,7 +17,7 @@ from benchmarks.study.pages.plots import save_picture
 
 _COLOURS = {"win": "#2a6fb0", "tie": "#8c8c8c", "open": "#c9b458", "loss": "#c44e52"}
 _CAPTION = (
-    "NLL less temperature scaling's, nats: left of the line is better. Blue: better, red: worse, beyond the 95 % "
+    "NLL less temperature scaling's, nats: left of the line is better. Blue: better, red: worse, beyond the "
     "interval; yellow: open, of one training. An arrow lies beyond the edge."
 )
 #: Characters of the caption on an inch.
@@ -41,7 +41,7 @@ def picture_name(budget: int) -> str:
 
 
 def figure(chosen: Sequence[Cell]) -> Figure:
-    """Return a panel for each task: every method's NLL less temperature scaling's, with its 95 % interval."""
+    """Return a panel for each task: every method's NLL less temperature scaling's, with its interval."""
     tasks = sorted({cell.task for cell in chosen}, key=REPORTED.index)
     names = [n for n in methods_of(chosen) if n != "map"]
     made = Figure(figsize=(2.6 * len(tasks) + 2.6, 0.24 * len(names) + 1.3), layout="constrained")
