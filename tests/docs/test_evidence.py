@@ -68,7 +68,7 @@ def test_shift_is_the_shift_pages() -> None:
     gibberish = float(row("docs/shift.md", "gibberish-1", after="What mode fast defers")[2])
     assert f"of words of random letters {gibberish:.0%}".replace("%", " %") in TEXT
     aurocs = [[cell.strip("*")[:5] for cell in row("docs/shift.md", name, after="AUROC of telling")] for name in texts]
-    of_map, of_laplace = (sorted(cells[column] for cells in aurocs) for column in (0, 4))
+    of_map, of_laplace = (sorted(cells[column] for cells in aurocs) for column in (0, 5))
     assert "an AUROC of {} to {} where Laplace's has {} to {}".format(*of_map, *of_laplace) in TEXT
 
 
