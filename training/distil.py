@@ -7,7 +7,10 @@ arXiv 1503.02531). Posterior, calibration, evaluation and packaging are those of
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,7 +20,7 @@ from laplora.artifact.packaged import is_conditioned
 from laplora.errors import ConfigError
 from laplora.predictive.kinds import PredictiveName
 from training.config import RunConfig, bad_fields
-from training.config.run import override
+from training.config.run import UNRECORDED, override
 from training.config.student import DistilRequest
 from training.data.tables import read_records
 from training.run import run
@@ -25,6 +28,8 @@ from training.workspace.terminal import say
 
 #: What the student's name adds to its teacher's.
 _SUFFIX = "-student"
+#: Fields of a configuration, by section, that name files of rows. No artifact says which files are read.
+_FILES = (("data", "path"), ("predictives", "fast_inputs"))
 
 
 def distil(request: DistilRequest) -> Path:
@@ -49,20 +54,23 @@ def distil(request: DistilRequest) -> Path:
 def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
     """Return the configuration of a student: its teacher's, with as many passes over its rows.
 
-    It keeps one adapter, and answers by one forward pass unless an override says otherwise.
+    It keeps one adapter, and answers by one forward pass unless an override says otherwise. The teacher says neither
+    which files of rows are read nor where anything is written: name and place are by the folder that the request names.
 
     Raises:
-        ConfigError: a teacher that no run made, or overrides that cannot be.
+        ConfigError: a teacher that no run made, a file of rows that it names and no override does, or overrides that
+            cannot be.
     """
-    fields = json.loads(json.dumps(teacher.manifest.config))
+    fields = {k: v for k, v in json.loads(json.dumps(teacher.manifest.config)).items() if k not in UNRECORDED}
     if not {"data", "optimizer"} <= fields.keys():
         raise ConfigError(
             f"the teacher {teacher.name!r} was not made by 'python -m training run': it does not say which rows and "
             "which training to learn from"
         )
+    place = request.artifact.resolve()
     fields |= {
-        "name": f"{teacher.name}{_SUFFIX}",
-        "artifacts": str(request.artifact.resolve().parent),
+        "name": f"{place.name}{_SUFFIX}",
+        "artifacts": str(place.parent),
         "student": {
             "teacher": str(request.artifact),
             "inputs": str(request.inputs),
@@ -75,12 +83,28 @@ def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
     one_pass = "temperature" if fields["predictives"]["temperature"] else "map"
     fields["predictives"] |= {"ensemble": 0, "laplace_ensemble": False, "mc_dropout": 0, "serve": one_pass}
     fields["optimizer"]["steps"] = round(fields["optimizer"]["steps"] * _growth(request, teacher.manifest))
+    recorded = {(section, key): fields[section].pop(key, None) for section, key in _FILES}
     for item in request.overrides:
         override(fields, item)
+    _check_named(fields, recorded, teacher.name)
     try:
         return RunConfig.model_validate(fields)
     except ValidationError as error:
         raise bad_fields(request.artifact / "manifest.json", error) from None
+
+
+def _check_named(fields: Mapping[str, Any], recorded: Mapping[tuple[str, str], Any], teacher: str) -> None:
+    """Raise ConfigError where a recorded file has not been named again."""
+    options = [
+        f"--set {shlex.quote(f'{section}.{key}={json.dumps(value)}')}"
+        for (section, key), value in recorded.items()
+        if value is not None and isinstance(fields[section], dict) and key not in fields[section]
+    ]
+    if options:
+        raise ConfigError(
+            f"the teacher {teacher!r} was made from files of rows, and a file is read only where you name it: if these "
+            f"are the ones, add {' '.join(options)}"
+        )
 
 
 def comparison(teacher: Artifact, predictive: PredictiveName, student: Artifact) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 from dataclasses import replace
@@ -20,6 +21,7 @@ from laplora.predictor import Predictor
 from training.__main__ import main
 from training.config import RunConfig
 from training.config.student import DistilRequest
+from training.data.files import SplitPaths
 from training.data.section import load_splits
 from training.distil import student_config
 from training.finetune import LabelTrainer
@@ -60,7 +62,13 @@ def command(run: FinishedRun, teacher: Path, folder: Path) -> list[str]:
     known = [{"text": rows[part][0]["text"].upper()} for part in ("train", "calibration", "test")]
     inputs = write_rows(folder / "inputs.jsonl", [*unlabelled(), *known, unlabelled()[0]])
     folders = [f"--set={name}={folder / name}" for name in ("runs", "artifacts")]
-    return ["distil", "--artifact", str(teacher), "--inputs", str(inputs), "--predictive", "laplace", *folders]
+    named = [*folders, f"--set={rows_named(run)}"]
+    return ["distil", "--artifact", str(teacher), "--inputs", str(inputs), "--predictive", "laplace", *named]
+
+
+def rows_named(run: FinishedRun) -> str:
+    """The override that names the file of rows which the run's configuration does."""
+    return f"data.path={run.config.data.path}"
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +191,7 @@ def test_a_stopped_student_continues_and_does_not_ask_its_teacher_again(
 def opened(run: FinishedRun, **settings: Any) -> tuple[Student, Any]:
     """Open a student of an artifact that is changed or not, without its run."""
     folder = settings.pop("artifact", run.artifact)
-    request = DistilRequest(folder, settings.pop("inputs"), **settings)
+    request = DistilRequest(folder, settings.pop("inputs"), overrides=(rows_named(run),), **settings)
     config = student_config(request, read_artifact(folder))
     assert config.student is not None
     splits = load_splits(config.data, seed=config.seed, hold_out=config.holds_out)
@@ -256,6 +264,49 @@ def test_what_is_no_teacher_is_refused(sentiment_run: FinishedRun, inputs: Path,
         opened(sentiment_run, inputs=inputs, predictive="ensemble")
     with pytest.raises(ConfigError, match=r"calibration\.rows: held_out"):
         student_config(
-            DistilRequest(sentiment_run.artifact, inputs, overrides=("calibration.rows=cross_fit",)),
+            DistilRequest(
+                sentiment_run.artifact, inputs, overrides=(rows_named(sentiment_run), "calibration.rows=cross_fit")
+            ),
             read_artifact(sentiment_run.artifact),
         )
+
+
+# Whose word counts for what is read and written.
+
+
+def test_an_artifact_does_not_say_where_its_student_is_written(
+    sentiment_run: FinishedRun, inputs: Path, tmp_path: Path
+) -> None:
+    elsewhere = str(tmp_path / "elsewhere")
+    sets = {"other": {"dataset": "file", "path": elsewhere, "template": "sentiment", "labels": ["a", "b"]}}
+    written = {"runs": elsewhere, "artifacts": elsewhere, "shift": {"sets": sets}}
+    artifact = changed_artifact(
+        sentiment_run, tmp_path, name="somebodys", config=changed_config(sentiment_run, **written)
+    )
+    request = DistilRequest(artifact, inputs, overrides=(rows_named(sentiment_run),))
+    config = student_config(request, read_artifact(artifact))
+    assert (config.name, config.runs, config.artifacts) == ("tiny-sentiment-student", Path("runs"), tmp_path)
+    assert config.shift is None
+
+
+def test_files_that_an_artifact_names_are_read_where_the_user_names_them_too(
+    sentiment_run: FinishedRun, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs: dict[str, Any] = {"train": str(tmp_path / "it's theirs.jsonl"), "calibration": None, "test": None}
+    recorded = manifest_fields(sentiment_run)["config"]
+    recorded["data"]["path"] = theirs
+    recorded["predictives"]["fast_inputs"] = str(tmp_path / "more.jsonl")
+    artifact = changed_artifact(sentiment_run, tmp_path, config=recorded)
+    given = ["distil", "--artifact", str(artifact), "--inputs", str(inputs)]
+    assert main(given) == 1
+    message = capsys.readouterr().err
+    options = shlex.split(message[message.index("--set") :])
+    assert len(options) == 4
+    request = DistilRequest(artifact, inputs, overrides=tuple(options[1::2]))
+    named = student_config(request, read_artifact(artifact))
+    assert named.data.path == SplitPaths(train=Path(theirs["train"]))
+    assert named.predictives.fast_inputs == tmp_path / "more.jsonl"
+    mine = ("data.path.train=mine.jsonl", "predictives.fast_inputs=null")
+    config = student_config(replace(request, overrides=mine), read_artifact(artifact))
+    assert config.data.path == SplitPaths(train=Path("mine.jsonl"))
+    assert config.predictives.fast_inputs is None

@@ -27,6 +27,9 @@ from training.config.shift import ShiftConfig
 from training.config.student import StudentConfig
 from training.data.section import DataConfig
 
+#: Fields that do not change the artifact, which records none of them: folders to write in, and later tests.
+UNRECORDED = frozenset({"runs", "artifacts", "shift"})
+
 
 class RunConfig(Section):
     """One run: fine-tune, fit, evaluate, package."""
@@ -172,8 +175,8 @@ def override(raw: dict[str, Any], item: str) -> None:
 
 
 def config_hash_fields(config: RunConfig) -> dict[str, Any]:
-    """Return the configuration as JSON values, without what does not change the artifact: folders, and later tests."""
-    fields = config.model_dump(mode="json", exclude={"runs", "artifacts", "shift"})
+    """Return the configuration as JSON values, without what does not change the artifact (``UNRECORDED``)."""
+    fields = config.model_dump(mode="json", exclude=set(UNRECORDED))
     if config.readout == "label_tokens":  # not a part of earlier configurations
         del fields["readout"]
     if config.student is None:  # likewise
