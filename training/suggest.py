@@ -12,7 +12,7 @@ from laplora.errors import DataError
 from laplora.files import write_whole
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
-from laplora.selection.suggest import Suggestion
+from laplora.selection.suggest import SUGGESTED, Suggestion, check_fields
 from laplora.selection.suggest import suggest as suggest_rows
 from training.config.suggestion import SuggestRequest
 from training.data.examples import Task
@@ -24,14 +24,16 @@ def suggest(request: SuggestRequest) -> Path:
     """Write the rows to label next, in that order, say how they are spread, and return the file.
 
     Raises:
-        ConfigError, DataError: as ``laplora.selection.suggest.suggest``; rows without the template's fields; a file
-            that would be lost.
+        ConfigError, DataError: as ``laplora.selection.suggest.suggest`` and ``check_fields``; rows without the
+            template's fields; a file that would be lost.
         ArtifactError: an artifact that cannot be used.
     """
     out = _checked_out(request)
     predictor = Predictor.load(request.artifact, device=request.device, progress=say)
     manifest = predictor.artifact.manifest
-    examples = read_inputs(request.pool, Task(manifest.name, manifest.template.template(), manifest.labels))
+    template = manifest.template.template()
+    check_fields(template)
+    examples = read_inputs(request.pool, Task(manifest.name, template, manifest.labels))
     rows = [predictor.encode(example.fields, truncate=True) for example in examples]
     found = suggest_rows(
         predictor,
@@ -72,7 +74,7 @@ def suggested_lines(found: Suggestion, examples: Sequence[Example]) -> list[dict
     """
     chosen = [examples[one.row] for one in found.rows]
     reasons = found.reasons()
-    return [{"id": e.id, **e.fields, "suggested": why} for e, why in zip(chosen, reasons, strict=True)]
+    return [{"id": e.id, **e.fields, SUGGESTED: why} for e, why in zip(chosen, reasons, strict=True)]
 
 
 def _tell(found: Suggestion, pool: int) -> None:

@@ -13,11 +13,15 @@ from laplora.classifier import batches
 from laplora.errors import ConfigError, DataError
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
+from laplora.prompts.templates import PromptTemplate
 from laplora.selection.candidates import CandidateRows
 from laplora.selection.greedy import Objective, Selection, greedy
 from laplora.selection.methods import METHODS, Method
 from laplora.selection.pool import loss_roots, pool_features, pool_states
 from laplora.selection.spread import at_random, highest, k_center
+
+#: Field beside those of a row's template that says why the row was suggested.
+SUGGESTED = "suggested"
 
 Item = TypeVar("Item")
 
@@ -178,6 +182,15 @@ def select_by_entropy(predictions: Sequence[Prediction], count: int) -> Selectio
     """Return the batch of rows whose answers are least certain, each of which adds its entropy, nats."""
     totals = torch.tensor([one.total for one in predictions], dtype=torch.float64)
     return highest(totals, count, torch.ones(len(totals), dtype=torch.bool))
+
+
+def check_fields(template: PromptTemplate) -> None:
+    """Raise ConfigError where a template has the field that says why a row was suggested."""
+    if SUGGESTED in template.fields:
+        raise ConfigError(
+            f"template {template.name!r} has a field {SUGGESTED!r}, in which a suggested row says why it was: it would "
+            "be lost. Name the template's field otherwise and fit again"
+        )
 
 
 def familiar_enough(familiarity: Sequence[float | None], least: float) -> torch.Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import accumulate
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from service.errors import BatchTooLargeError, RecentInputsOffError
+from laplora.errors import ConfigError
+from service.errors import BatchTooLargeError, InvalidRequestError, RecentInputsOffError
 from service.http.body import JsonBodyRoute
 from service.http.openapi import SCORING_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
@@ -30,6 +31,9 @@ from service.http.schemas.inputs import Input
 from service.http.schemas.recent import RecentForgotten, RecentInput, RecentRequest, RecentResponse
 from service.http.schemas.suggest import Reasons, SuggestOptions, SuggestRequest
 from service.recent.inputs import RecentInputs
+
+if TYPE_CHECKING:
+    from laplora.artifact.folder import Artifact
 
 router = APIRouter(tags=["recent"], route_class=JsonBodyRoute)
 
@@ -65,6 +69,7 @@ async def suggest_recent(
     _require_on(recent)
     async with artifacts.lease(body.artifact) as predictor:
         artifact = predictor.artifact
+    _check_fields(artifact)
     lines = await run_in_threadpool(recent.lines, artifact.digest, caller.sees, settings.max_inputs)
     if not lines:
         nothing = Timing(queue=0, tokenize=0, compute=0, total=0)
@@ -158,6 +163,15 @@ async def _in_parts(lines: Iterable[bytes]) -> AsyncIterator[bytes]:
             yield bytes(part)
             part.clear()
     yield bytes(part)
+
+
+def _check_fields(artifact: Artifact) -> None:
+    from laplora.selection.suggest import check_fields
+
+    try:
+        check_fields(artifact.manifest.template.template())
+    except ConfigError as error:
+        raise InvalidRequestError(str(error), field="artifact") from None
 
 
 def _require_on(recent: RecentInputs) -> None:

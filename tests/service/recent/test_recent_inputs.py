@@ -16,7 +16,7 @@ import pytest
 from serving import FakePredictor, artifacts_in, code, on_uvicorn, serve
 
 from laplora.client import AsyncClient, RequestRefusedError
-from laplora.prompts.templates import TEMPLATES
+from laplora.prompts.templates import TEMPLATES, PromptTemplate
 from service.recent.inputs import RecentInputs
 from service.security.keys_file import Key, digest, new_token, write_keys
 from training.data.examples import Task
@@ -121,6 +121,18 @@ async def test_choices_come_as_they_were_sent() -> None:
         )
         (row,) = (await served.client.post("/suggest/recent", json=ENTROPY)).json()["inputs"]
     assert {name: row[name] for name in question} == question
+
+
+async def test_a_template_with_a_field_for_the_reasons_is_refused_by_name() -> None:
+    offers = FakePredictor(template=PromptTemplate("offers", 1, "Offer: {suggested} Answer:"))
+    async with serve(offers, recent_inputs=100) as served:
+        sent = await served.client.post("/predict", json={"inputs": [{"suggested": "a refund"}]})
+        assert sent.status_code == 200, sent.text
+        answer = await served.client.post("/suggest/recent", json=ENTROPY)
+        assert await listed(served.client) == [{"suggested": "a refund"}]
+    assert code(answer) == (422, "invalid_request")
+    assert answer.json()["error"]["field"] == "artifact"
+    assert "has a field 'suggested'" in answer.json()["error"]["message"]
 
 
 async def test_without_any_input_there_is_nothing_to_choose() -> None:
