@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,7 @@ class Conditioner:
 
         The future raises:
             NotReadyError, ActivationRunningError, LoadTimeoutError, LoadStuckError: as ``ArtifactHost.change``.
-            ArtifactNotLoadedError: it is not loaded, or was unloaded meanwhile.
+            ArtifactNotLoadedError: it is not loaded, or was unloaded before its new version was whole; nothing changed.
             ArtifactChangedError: it is not the one asked for, or on the disk there is another one by now.
             ArtifactNotWritableError: the folder that it lies in cannot be written to.
             InvalidInputError: a row that does not fit the template or the labels.
@@ -99,7 +100,8 @@ class Conditioner:
             ConditioningImpossibleError: too few or too many rows, or an artifact that conditioning does not cover.
             DeviceMemoryError: a row that is too long for the device's memory.
             ArtifactError, ModelError: the new version does not load.
-            ShelfFullError: the new version, which is a little larger, does not fit beside those in use.
+            ShelfFullError: the new version, which is a little larger, does not fit beside those in use. Where they came
+                into use after the last check, it is on the disk and the former one in memory.
         """
         return in_daemon_thread("laplora-condition", lambda: self._condition(name, wanted))
 
@@ -174,7 +176,7 @@ class Conditioner:
         return loaded
 
     def _swap(self, loaded: Predictor, write: Callable[[Callable[[Path], object]], object]) -> Predictor:
-        """Write a version, load it while it is nobody's, put it on the shelf, and return it.
+        """Write a version, load it while it is nobody's, put it in the former one's place on the shelf, and return it.
 
         Args:
             write: takes what checks the whole folder before it takes the artifact's place.
@@ -195,7 +197,9 @@ class Conditioner:
             raise _not_writable() from None
         (new,) = made
         new.artifact = replace(new.artifact, path=loaded.artifact.path)
-        self._host.replace(loaded, new)
+        # Unloaded since the check, it stays so: that came after the change, which is on the disk and succeeded.
+        with suppress(ArtifactNotLoadedError):
+            self._host.replace(loaded, new)
         return new
 
     @staticmethod

@@ -188,6 +188,37 @@ async def test_an_artifact_that_is_unloaded_meanwhile_does_not_come_back(
     assert read_artifact(folder).digest == before
 
 
+async def test_an_artifact_that_is_unloaded_after_the_last_check_has_learned(
+    sentiment_run: FinishedRun, tmp_path: Path
+) -> None:
+    """The answer is of what lies on the disk, and the artifact stays unloaded."""
+    folder = Path(shutil.copytree(sentiment_run.artifact, tmp_path / NAME))
+    reseal(Path(shutil.copytree(folder, tmp_path / "other")), name="other")
+    before, checked, unloaded = read_artifact(folder).digest, threading.Event(), threading.Event()
+    wanted = settings(artifact="other", also_load=NAME, artifacts_root=tmp_path, device="cpu", conditioning=True)
+    app = create_app(wanted)
+    async with started(app) as client:
+        shelf = app.state.artifacts.shelf
+        check_fits = shelf.check_fits
+
+        def noted(*given: Any) -> None:
+            check_fits(*given)
+            checked.set()
+            unloaded.wait()
+
+        shelf.check_fits = noted
+        body = {"rows": rows_to_send(sentiment_run), "force": True}
+        learning = asyncio.create_task(client.post(URL, json=body))
+        await asyncio.to_thread(checked.wait)
+        assert (await client.post(f"/artifacts/{NAME}/unload")).status_code == 200
+        unloaded.set()
+        answer = await learning
+        listed = (await client.get("/artifacts")).json()["artifacts"]
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["artifact"]["digest"] == read_artifact(folder).digest != before
+    assert {one["name"]: one["loaded"] for one in listed} == {NAME: False, "other": True}
+
+
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
     """Let nobody write into a folder inside the block: root may where the mode forbids it, not on a read-only mount."""
