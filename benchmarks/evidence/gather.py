@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from benchmarks.evidence.splits import Dealt, deal
 from benchmarks.evidence.tasks import TASKS
 from laplora.classifier import Classifier
 from laplora.files import write_tensors
+from laplora.prompts.examples import Example
 
 _BATCH = 16
 
@@ -42,20 +43,22 @@ def gathered(unit: Unit) -> bool:
 
 def write_outputs(classifier: Classifier, dealt: Dealt, folder: Path) -> None:
     """Write what one adapter gives for the training, pool and test rows: logits and last states."""
-    examples = [*dealt.train, *dealt.pool, *dealt.test]
+    found = forward_outputs(classifier, [*dealt.train, *dealt.pool, *dealt.test])
+    left = len(dealt.train) + len(dealt.pool)
+    places = {"train": slice(len(dealt.train)), "pool": slice(len(dealt.train), left), "test": slice(left, None)}
+    outputs = {f"{split}.{name}": values[place] for split, place in places.items() for name, values in found.items()}
+    write_tensors(folder / "outputs.safetensors", outputs | {"draws": torch.tensor(dealt.draws)})
+
+
+@torch.no_grad()
+def forward_outputs(classifier: Classifier, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Return ``logits``, ``class_mask``, ``states`` and ``labels`` of rows, each (rows, ...)."""
     classifier.model.eval()
     forwards = _Forwards(len(examples), classifier.class_count)
     for index, batch in classifier.batched(examples, _BATCH):
-        with torch.no_grad():
-            scores = classifier.readout.scores(classifier.model, batch)
+        scores = classifier.readout.scores(classifier.model, batch)
         forwards.keep(index, scores.logits, scores.hidden, batch.class_mask)
-    outputs = {"draws": torch.tensor(dealt.draws)}
-    left = len(dealt.train) + len(dealt.pool)
-    places = {"train": slice(len(dealt.train)), "pool": slice(len(dealt.train), left), "test": slice(left, None)}
-    for split, place in places.items():
-        outputs |= {f"{split}.{name}": values[place] for name, values in forwards.tensors().items()}
-        outputs[f"{split}.labels"] = torch.tensor([e.label for e in examples[place]])
-    write_tensors(folder / "outputs.safetensors", outputs)
+    return forwards.tensors() | {"labels": torch.tensor([example.label for example in examples])}
 
 
 class _Forwards:

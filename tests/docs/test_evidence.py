@@ -85,3 +85,20 @@ def test_the_load_is_the_load_pages() -> None:
 def test_every_generated_page_is_linked() -> None:
     for page in ("results.md", *(f"../{p.relative_to(ROOT)}" for p in ROOT.glob("benchmarks/**/*.md"))):
         assert f"({page}" in read(EVIDENCE), page
+
+
+def test_what_is_said_of_later_labels_holds() -> None:
+    records = json.loads(read("benchmarks/later/results.json"))
+    nll = {(r["style"], r["labels"], r["method"]): r["nll"] for r in records if r["task"] == "trec"}
+    counts = [count for count in sorted({count for _, count, _ in nll}) if count <= 1000]
+    lower = {
+        style: [count for count in counts if nll[style, count, "conditioned"] < nll[style, count, "retrained"]]
+        for style in ("early", "long")
+    }
+    assert lower == {"early": counts, "long": [50]}
+    assert (min(counts), max(counts)) == (50, 1000)
+    assert all(
+        nll[style, count, "retrained_conditioned"] < nll[style, count, "retrained"]
+        for style in lower
+        for count in counts
+    )
