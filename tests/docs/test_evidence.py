@@ -102,3 +102,12 @@ def test_what_is_said_of_later_labels_holds() -> None:
         for style in lower
         for count in counts
     )
+
+
+def test_what_is_said_of_all_labels_and_a_student_is_the_studys() -> None:
+    names = ("all labels, cross-fitted", "5 cross-fitted adapters", "student of the 5")
+    gains = [row("benchmarks/evidence/RESULTS.md", name, after="## In short")[2] for name in names]
+    first, five, student = (f"{float(found.rpartition(', -')[2]):.3f}" for found in gains)
+    said = f"its NLL was {first} nats below temperature scaling's, five adapters' average {five} for five passes"
+    assert said in TEXT
+    assert f"a student of these (`python -m training distil`) {student} for one" in TEXT

@@ -131,7 +131,7 @@ METHODS: dict[str, Method] = {
             "last_layer_temperature", "last layer + temperature", one_pass, laplace_temperature(LAST_LAYER), has_grams
         ),
         Method(RETRAINED, "retrained on all labels", one_pass, averages.retrained, averages.has("retrained"), draws=1),
-        Method("retrained_folds", "the same, cross-fitted", one_pass, averages.retrained_folds, _HAS_FOLDS, draws=1),
+        Method("retrained_folds", "all labels, cross-fitted", one_pass, averages.retrained_folds, _HAS_FOLDS, draws=1),
         Method("cross_fitted", "5 cross-fitted adapters", passes(5), averages.cross_fitted, _HAS_FOLDS, draws=1),
         Method("student", "student of the 5", one_pass, averages.student, averages.has("student"), draws=1),
         *(
