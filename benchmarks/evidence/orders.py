@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.evidence.adapters import load_classifier, put, trained_weights
-from benchmarks.evidence.passes import forward_logits
+from benchmarks.evidence.passes import forward_logits, members_path
 from benchmarks.evidence.plan import Training, units
 from benchmarks.evidence.splits import deal
 from benchmarks.evidence.tasks import TASKS
@@ -26,11 +26,13 @@ from laplora.prompts.option_order import permute_choices, restore_logits
 
 def run_orders(training: Training, data: Path, say: Callable[[str], None]) -> None:
     """Write each unit's ``members.orders`` for the pool and the test rows; nothing where rows have no options."""
-    dealt, task = deal(training, data), TASKS[training.task]
-    wanted = [unit for unit in units(training) if not (unit.folder / "members.orders.safetensors").is_file()]
-    if "choices" not in dealt.test[0].fields or not wanted:
+    wanted = [unit for unit in units(training) if not members_path(unit.folder, "orders").is_file()]
+    if not wanted:
         return
-    classifier = load_classifier(task)
+    dealt = deal(training, data)
+    if "choices" not in dealt.test[0].fields:
+        return
+    classifier = load_classifier(TASKS[training.task])
     for unit in wanted:
         put(classifier, trained_weights(unit))
         outputs = load_file(unit.folder / "outputs.safetensors")
@@ -39,7 +41,7 @@ def run_orders(training: Training, data: Path, say: Callable[[str], None]) -> No
             split: torch.stack([outputs[f"{split}.logits"], reversed_logits(classifier, rows)])
             for split, rows in (("pool", dealt.pool), ("test", dealt.test))
         }
-        write_tensors(unit.folder / "members.orders.safetensors", logits)
+        write_tensors(members_path(unit.folder, "orders"), logits)
 
 
 def reversed_logits(classifier: Classifier, rows: Sequence[Example]) -> torch.Tensor:

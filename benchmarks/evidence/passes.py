@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 
 def run_passes(training: Training, data: Path, say: Say) -> None:
     """Write each unit's members, ``members.KIND``, for the pool and the test rows; what is there stays."""
-    folders = {kind: [u for u in units(training) if not _path(u.folder, kind).is_file()] for kind in KINDS}
+    folders = {kind: [u for u in units(training) if not members_path(u.folder, kind).is_file()] for kind in KINDS}
     folders["swag"] = [unit for unit in folders["swag"] if unit.style == "long"]
     if not any(folders.values()):
         return
@@ -54,7 +54,7 @@ def run_passes(training: Training, data: Path, say: Say) -> None:
                 "pool": torch.stack([_logits_under(classifier, weights, dealt.pool) for weights in members]),
                 "test": torch.stack([_logits_under(classifier, weights, dealt.test) for weights in members]),
             }
-            write_tensors(_path(unit.folder, kind), logits)
+            write_tensors(members_path(unit.folder, kind), logits)
 
 
 def _members(
@@ -127,5 +127,6 @@ def forward_logits(classifier: Classifier, examples: Sequence[Example]) -> torch
     return logits
 
 
-def _path(folder: Path, kind: str) -> Path:
+def members_path(folder: Path, kind: str) -> Path:
+    """Return where the logits of a unit's members of a kind are kept."""
     return folder / f"members.{kind}.safetensors"

@@ -20,13 +20,15 @@ class Dealt:
     """The rows of one training.
 
     Attributes:
-        train: rows of the adapter; pool: rows that calibration draws are taken from; test: fixed for a task.
+        train: rows of the adapter; pool: rows that calibration draws are taken from; test: fixed for a task; left: the
+            others.
         draws: of each calibration draw the places in the pool, ascending.
     """
 
     train: tuple[Example, ...]
     pool: tuple[Example, ...]
     test: tuple[Example, ...]
+    left: tuple[Example, ...]
     draws: tuple[tuple[int, ...], ...]
 
 
@@ -38,31 +40,20 @@ def deal(training: Training, data: Path) -> Dealt:
     Raises:
         DataError: the task has too few rows for the budget.
     """
-    test, rest = _in_order(training, data)
-    wanted = training.train_rows + training.pool_rows
-    if len(rest) < wanted:
-        raise DataError(
-            f"{training.task} has {len(rest)} rows beside its test rows, a budget of {training.budget} needs {wanted}"
-        )
-    # From both ends, so that a larger budget keeps the rows of a smaller one on each side.
-    train, pool = rest[: training.train_rows], rest[::-1][: training.pool_rows]
-    return Dealt(tuple(train), tuple(pool), tuple(test), draws(training))
-
-
-def left_over(training: Training, data: Path) -> list[Example]:
-    """Return the rows that are neither trained on, nor in the pool, nor tested, in the order of the deal."""
-    rest = _in_order(training, data)[1]
-    return rest[training.train_rows : len(rest) - training.pool_rows]
-
-
-def _in_order(training: Training, data: Path) -> tuple[list[Example], list[Example]]:
-    """Return a task's test rows, and the others in the order of the seed."""
     task = TASKS[training.task]
     examples = distinct(task, task.read(data))
     random.Random(f"{task.name} test").shuffle(examples)
     test, rest = examples[:TEST_ROWS], examples[TEST_ROWS:]
     random.Random(f"{task.name} seed {training.seed}").shuffle(rest)
-    return test, rest
+    wanted = training.train_rows + training.pool_rows
+    if len(rest) < wanted:
+        raise DataError(
+            f"{task.name} has {len(rest)} rows beside its test rows, a budget of {training.budget} needs {wanted}"
+        )
+    # From both ends, so that a larger budget keeps the rows of a smaller one on each side.
+    train, pool = rest[: training.train_rows], rest[::-1][: training.pool_rows]
+    left = rest[training.train_rows : len(rest) - training.pool_rows]
+    return Dealt(tuple(train), tuple(pool), tuple(test), tuple(left), draws(training))
 
 
 def draws(training: Training) -> tuple[tuple[int, ...], ...]:

@@ -23,7 +23,7 @@ from benchmarks.evidence.methods.conditioned import corrected, corrected_probs
 from benchmarks.evidence.methods.recalibration import temperature
 from benchmarks.evidence.outputs import Rows
 from benchmarks.evidence.plan import STYLES, TRAINED_DRAW, Training, Unit
-from benchmarks.evidence.splits import deal, left_over
+from benchmarks.evidence.splits import deal
 from benchmarks.evidence.tasks import TASKS
 from laplora.classifier import Classifier
 from laplora.errors import DataError
@@ -52,16 +52,16 @@ def measure(training: Training, data: Path, counts: Sequence[int], folder: Path,
     if not wanted:
         return
     gather(training, data, say)
-    dealt, later, task = deal(training, data), left_over(training, data), TASKS[training.task]
-    if len(later) < max(wanted):
-        raise DataError(f"{task.name} has {len(later)} rows that could come later, asked for {max(wanted)}")
+    dealt, task = deal(training, data), TASKS[training.task]
+    if len(dealt.left) < max(wanted):
+        raise DataError(f"{task.name} has {len(dealt.left)} rows that could come later, asked for {max(wanted)}")
     calibration = [dealt.pool[place] for place in dealt.draws[TRAINED_DRAW]]
     classifier, given = load_classifier(task), {}
     for style in STYLES:
         put(classifier, trained_weights(Unit(training, style)))
-        given[style] = _rows(classifier, [*calibration, *later[: max(wanted)]]), _rows(classifier, dealt.test)
+        given[style] = _rows(classifier, [*calibration, *dealt.left[: max(wanted)]]), _rows(classifier, dealt.test)
     for count in wanted:
-        rows, place = [*dealt.train, *later[:count]], folder / str(count)
+        rows, place = [*dealt.train, *dealt.left[:count]], folder / str(count)
         say(f"training anew on {len(rows)} rows")
         train(task, rows, training.seed, place, say, swag=False)
         records = []

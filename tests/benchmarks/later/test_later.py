@@ -11,7 +11,7 @@ import torch
 from benchmarks.evidence import adapters, plan, splits, tasks
 from benchmarks.evidence.plan import STYLES, TRAINED_DRAW, Training
 from benchmarks.evidence.rows import Row
-from benchmarks.evidence.splits import deal, left_over
+from benchmarks.evidence.splits import deal
 from benchmarks.evidence.tasks import SMALL, Task
 from benchmarks.later import page
 from benchmarks.later.measure import METHODS, measure
@@ -60,10 +60,10 @@ def test_labels_come_later(small: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_row_that_comes_later_has_no_other_part(small: Path) -> None:
-    dealt, later = deal(TRAINING, Path()), left_over(TRAINING, Path())
+    dealt = deal(TRAINING, Path())
     others = [*dealt.train, *dealt.pool, *dealt.test]
-    assert not {row.id for row in later} & {row.id for row in others}
-    assert len(later) + len(others) == 60
+    assert not {row.id for row in dealt.left} & {row.id for row in others}
+    assert len(dealt.left) + len(others) == 60
     assert len(dealt.draws[TRAINED_DRAW]) == 5
 
 
