@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from laplora.readouts.base import ReadOut
 from training.config import RunConfig, config_hash_fields
 from training.workspace.folders import set_aside
 from training.workspace.folds import fold_runs
-from training.workspace.members import member_folder, member_steps, missing_members
+from training.workspace.members import kept_folders, missing_adapters
 from training.workspace.one_device import OneDeviceArguments, on_device
 from training.workspace.provenance import adapter_inputs
 from training.workspace.results import trained_as
@@ -61,17 +61,16 @@ class LabelTrainer(Trainer):
         save_adapter(self.model, Path(output_dir or self.args.output_dir))
 
 
-class _KeepMembers(TrainerCallback):
-    """Writes the ensemble's adapters as training comes by their steps."""
+class _Keep(TrainerCallback):
+    """Writes the adapters that are kept as training comes by their steps."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
+    def __init__(self, folders: Mapping[int, Sequence[Path]], dtype: torch.dtype) -> None:
+        self._folders, self._dtype = folders, dtype
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the adapter if this is one of the steps."""
-        if state.global_step in member_steps(self._config):
-            folder = member_folder(self._config, state.global_step)
-            save_adapter(kwargs["model"], folder, getattr(torch, self._config.adapter.save_dtype))
+        for folder in self._folders.get(state.global_step, ()):
+            save_adapter(kwargs["model"], folder, self._dtype)
 
 
 def finetune(config: RunConfig) -> Path:
@@ -91,14 +90,17 @@ def finetune(config: RunConfig) -> Path:
     return target
 
 
-def train_adapter(run: Run) -> Path:
-    """Train a run's adapter in its folder and return the adapter's; as ``finetune``, without the folds."""
+def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
+    """Train a run's adapter in its folder and return the adapter's; as ``finetune``, without the folds.
+
+    ``keep`` are steps whose adapters stay too, in the folders of ``kept_adapter``.
+    """
     config = run.config
     target, checkpoints = run.folder / "adapter", run.folder / "checkpoints"
-    if target.is_dir() and trained_as(run) and not missing_members(config):
+    if target.is_dir() and trained_as(run) and not missing_adapters(run, keep):
         say(f"adapter already trained: {target}")
         return target
-    last = resumable_checkpoint(run, checkpoints)
+    last = resumable_checkpoint(run, checkpoints, keep)
     targets = training_targets(run)
     cut = sum(row.truncated for row, _ in targets)
     say(
@@ -115,7 +117,7 @@ def train_adapter(run: Run) -> Path:
             args=training_arguments(config, run.device, checkpoints),
             train_dataset=targets,
             data_collator=partial(_collated, run),
-            callbacks=[_KeepMembers(config)],
+            callbacks=[_Keep(kept_folders(run, keep), getattr(torch, config.adapter.save_dtype))],
         )
         trainer.readout = run.readout
         if last:
@@ -131,20 +133,20 @@ def train_adapter(run: Run) -> Path:
     return target
 
 
-def resumable_checkpoint(run: Run, checkpoints: Path) -> Path | None:
+def resumable_checkpoint(run: Run, checkpoints: Path, keep: Collection[int] = ()) -> Path | None:
     """Return the checkpoint to continue at, None to begin; what cannot be continued is put away.
 
     Results of other rows or another base must not be taken for this run's, and a checkpoint behind a step whose
-    adapter the ensemble lacks would not come by that step again.
+    adapter is wanted and not there would not come by that step again.
     """
-    config = run.config
     if not trained_as(run):
-        aside = set_aside(run.folder, ("checkpoints", "initial_adapter", "adapter", "members", "laplace", "report"))
+        made = ("checkpoints", "initial_adapter", "adapter", "members", "kept", "laplace", "report")
+        aside = set_aside(run.folder, made)
         if aside:
             say(f"the rows, the base or its weights are not those of the earlier results, which are kept in {aside}")
     last = last_checkpoint(checkpoints)
-    if last and any(step <= _step(last) for step in missing_members(config)):
-        say("training again from the start: the adapters of the ensemble lie before the last checkpoint")
+    if last and any(step <= _step(last) for step in missing_adapters(run, keep)):
+        say("training again from the start: adapters that are to be kept lie before the last checkpoint")
         shutil.rmtree(checkpoints, ignore_errors=True)
         return None
     return last

@@ -1,7 +1,8 @@
-"""The adapters that an ensemble averages over beside the trained one: from which steps or folds, and where they are."""
+"""The adapters beside the trained one: an ensemble's and those of kept steps; from which steps or folds, and where."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,18 +49,37 @@ def member_folder(config: RunConfig, step: int) -> Path:
     return config.run_dir / "members" / f"step-{step}"
 
 
+def kept_adapter(run: Run, step: int) -> Path:
+    """Return the folder of the adapter of a step that a caller of ``train_adapter`` keeps, in the run's own."""
+    return run.folder / "kept" / f"step-{step}"
+
+
+def kept_folders(run: Run, keep: Collection[int]) -> dict[int, list[Path]]:
+    """Return by step the folders that its adapter is written to: the ensemble's, and those of the steps to ``keep``."""
+    folders: dict[int, list[Path]] = {}
+    for step in member_steps(run.config):
+        folders.setdefault(step, []).append(member_folder(run.config, step))
+    for step in keep:
+        folders.setdefault(step, []).append(kept_adapter(run, step))
+    return folders
+
+
+def missing_adapters(run: Run, keep: Collection[int] = ()) -> list[int]:
+    """Return the steps whose adapters are wanted and not there."""
+    return [step for step, folders in kept_folders(run, keep).items() if not all(map(_is_whole, folders))]
+
+
 def member_adapters(run: Run, model: Any) -> tuple[MemberAdapter, ...]:
     """Return the ensemble's adapters beside the trained one; ConfigError as ``check_kept``."""
     check_kept(run.config)
     return tuple(MemberAdapter(one.step, read_weights(model, one.folder), one.fold) for one in kept_members(run))
 
 
-def missing_members(config: RunConfig) -> list[int]:
-    """Return the steps whose adapters the ensemble needs and the run does not have."""
-    return [s for s in member_steps(config) if not (member_folder(config, s) / "adapter_model.safetensors").is_file()]
-
-
 def check_kept(config: RunConfig) -> None:
     """Raise ConfigError where the run does not have the adapters that its ensemble averages over."""
-    if missing := missing_members(config):
+    if missing := [step for step in member_steps(config) if not _is_whole(member_folder(config, step))]:
         raise ConfigError(f"the adapters of steps {missing} were not kept: run 'python -m training finetune' again")
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "adapter_model.safetensors").is_file()
