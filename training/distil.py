@@ -20,7 +20,7 @@ from laplora.artifact.packaged import is_conditioned
 from laplora.errors import ConfigError
 from laplora.predictive.kinds import PredictiveName
 from training.config import RunConfig, bad_fields
-from training.config.run import UNRECORDED, override
+from training.config.run import UNRECORDED, override_all
 from training.config.student import DistilRequest
 from training.data.tables import read_records
 from training.run import run
@@ -41,10 +41,7 @@ def distil(request: DistilRequest) -> Path:
     """
     teacher = read_artifact(request.artifact)
     config = student_config(request, teacher)
-    say(
-        f"student of {teacher.name}: {config.optimizer.steps} steps of {config.optimizer.batch_size}, as "
-        f"{config.name} below {config.runs}"
-    )
+    say(f"student of {teacher.name}: {config.name} below {config.runs}")
     folder = run(config)
     predictive = request.predictive or teacher.manifest.recommended.predictive
     say(comparison(teacher, predictive, read_artifact(folder)))
@@ -84,8 +81,7 @@ def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
     fields["predictives"] |= {"ensemble": 0, "laplace_ensemble": False, "mc_dropout": 0, "serve": one_pass}
     fields["optimizer"]["steps"] = round(fields["optimizer"]["steps"] * _growth(request, teacher.manifest))
     recorded = {(section, key): fields[section].pop(key, None) for section, key in _FILES}
-    for item in request.overrides:
-        override(fields, item)
+    override_all(fields, request.overrides)
     _check_named(fields, recorded, teacher.name)
     try:
         return RunConfig.model_validate(fields)

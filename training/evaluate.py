@@ -82,6 +82,7 @@ class Measured:
 def evaluate(config: RunConfig) -> Path:
     """Measure every method on the test split and return the report's folder; ConfigError where nothing is fitted."""
     run = open_run(config)
+    config = run.config
     model = load_trained(run)
     verify_fitted(run)
     fitted, folder = config.run_dir / "laplace", config.run_dir / "report"

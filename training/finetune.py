@@ -104,7 +104,7 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
     targets = training_targets(run)
     cut = sum(row.truncated for row, _ in targets)
     say(
-        f"fine-tuning on {len(targets)} rows, {config.optimizer.steps} steps of {config.optimizer.batch_size}"
+        f"fine-tuning on {len(targets)} rows, {config.optimizer.step_count} steps of {config.optimizer.batch_size}"
         + (f"; {cut} prompts cut at {config.max_tokens} tokens" if cut else "")
     )
     set_seed(config.seed)
@@ -200,15 +200,15 @@ def training_arguments(config: RunConfig, device: torch.device, folder: Path) ->
     return OneDeviceArguments(
         run_device=str(device),
         output_dir=str(folder),
-        max_steps=optimizer.steps,
+        max_steps=optimizer.step_count,
         per_device_train_batch_size=optimizer.batch_size,
-        learning_rate=optimizer.learning_rate,
+        learning_rate=optimizer.peak_rate,
         lr_scheduler_type=optimizer.schedule,
         warmup_steps=optimizer.warmup_steps,
         weight_decay=optimizer.weight_decay,
         save_steps=optimizer.checkpoint_every,
         save_total_limit=2,
-        logging_steps=max(1, optimizer.steps // 20),
+        logging_steps=max(1, optimizer.step_count // 20),
         seed=config.seed,
         dataloader_pin_memory=device.type != "cpu",
         remove_unused_columns=False,

@@ -33,6 +33,7 @@ def fit_laplace(config: RunConfig) -> Path:
     A fold's passes are kept in the fold's folder.
     """
     run = open_run(config)
+    config = run.config
     folder = config.run_dir / "laplace"
     model = load_trained(run)
     classifier, unlabelled = run.classifier(model), config.predictives.fast_inputs
@@ -84,7 +85,7 @@ def fold_adapters(run: Run, model: Any) -> list[FoldAdapter]:
         FoldAdapter(
             read_weights(model, fold.folder / "adapter"),
             FolderStore(fold.folder / "laplace", curvature_inputs(fold)),
-            fold.config.optimizer.steps,
+            fold.config.optimizer.step_count,
         )
         for fold in fold_runs(run)
     ]

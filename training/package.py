@@ -23,6 +23,7 @@ from training.workspace.terminal import say
 def package(config: RunConfig) -> Path:
     """Write the artifact of a finished run and return its folder; ConfigError where a step before it has not run."""
     run = open_run(config)
+    config = run.config
     fitted, report = config.run_dir / "laplace", config.run_dir / "report"
     verify_fitted(run)
     verify_evaluated(run)

@@ -25,6 +25,8 @@ from training.data.examples import Splits, Task
 from training.data.section import load_splits
 from training.report.shift import set_record, shift_record, write_shift_report
 from training.report.shift_answers import SetAnswers, answer_set, read_answers, write_answers
+from training.workspace.base_size import configured_parameters
+from training.workspace.filled_in import filled_in
 from training.workspace.same_rows import check_same_rows
 from training.workspace.terminal import say
 
@@ -61,15 +63,17 @@ def shift(config: RunConfig) -> Path:
         ArtifactError: no artifact, or one that cannot be used.
         DataError: a set that the artifact cannot answer.
     """
-    if config.shift is None:
+    settings = config.shift
+    if settings is None:
         raise ConfigError(
             f"{config.name} has no section 'shift': name other data sets or corruptions there, as "
             "training/configs/shift-openbookqa-smollm2.yaml does"
         )
-    artifact = read_artifact(config.artifact_dir)
     splits = load_splits(config.data, seed=config.seed, hold_out=config.holds_out, progress=say)
+    config = filled_in(config, len(splits.train), lambda: configured_parameters(config))
+    artifact = read_artifact(config.artifact_dir)
     check_same_rows(config, artifact.manifest, splits)
-    sets = shift_sets(config, config.shift, artifact.manifest, splits)
+    sets = shift_sets(config, settings, artifact.manifest, splits)
     answers = answer_sets(config, artifact, sets)
     records: dict[str, Any] = {}
     for one in sets:

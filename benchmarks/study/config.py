@@ -51,6 +51,10 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _checkpoints(self) -> StudyConfig:
+        if self.optimizer.steps is None or self.optimizer.learning_rate is None:
+            raise ValueError(
+                "optimizer.steps and optimizer.learning_rate must be given: the study compares runs of one"
+            )
         if self.optimizer.steps % (2 * (self.members - 1)):
             raise ValueError(
                 f"optimizer.steps must be a multiple of {2 * (self.members - 1)}, so that {self.members} members lie "
@@ -64,7 +68,7 @@ class StudyConfig(Section):
 
     def run_config(self, task: str, seed: int) -> RunConfig:
         """Return the configuration of one fine-tuning run."""
-        interval = self.optimizer.steps // (2 * (self.members - 1))
+        interval = self.optimizer.step_count // (2 * (self.members - 1))
         return RunConfig(
             name=f"{task}-{seed}",
             seed=seed,

@@ -1,15 +1,16 @@
 """The one configuration of a training run.
 
-Read ``run`` first: :class:`RunConfig` and how a YAML file and ``--set`` become one. ``sections``, ``shift`` and
-``student`` hold its parts, each field with its description; ``folders`` says which folder its results lie in.
+Read ``run`` first: :class:`RunConfig` and how a YAML file and ``--set`` become one. ``sections``, ``optimizer``,
+``shift`` and ``student`` hold its parts, each field with its description; ``size_defaults`` says what is taken where it
+names no step size or length, and ``folders`` which folder its results lie in.
 """
 
 from laplora.fitting.settings import Section
+from training.config.optimizer import OptimizerConfig
 from training.config.run import RunConfig, bad_fields, config_hash_fields, load_config
 from training.config.sections import (
     AdapterConfig,
     BaseConfig,
-    OptimizerConfig,
     PredictivesConfig,
 )
 from training.config.shift import ShiftConfig, StrangerConfig

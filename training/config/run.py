@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from laplora.fitting.settings import FitSettings, PredictiveSettings, Section
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.readouts.choice import ReadOutName
 from training.config.folders import NAME, folder_of
+from training.config.optimizer import OptimizerConfig
 from training.config.sections import (
     AdapterConfig,
     BaseConfig,
     CalibrationConfig,
     EvaluationConfig,
     LaplaceConfig,
-    OptimizerConfig,
     PredictivesConfig,
 )
 from training.config.shift import ShiftConfig
@@ -29,6 +30,8 @@ from training.data.section import DataConfig
 
 #: Fields that do not change the artifact, which records none of them: folders to write in, and later tests.
 UNRECORDED = frozenset({"runs", "artifacts", "shift"})
+#: Two ways to say how long training is.
+_ALTERNATIVES = ("optimizer.steps", "optimizer.epochs")
 
 
 class RunConfig(Section):
@@ -70,9 +73,10 @@ class RunConfig(Section):
             raise ValueError("readout: label_sequences reads all of lm_head: leave lm_head out of adapter.targets")
         if wanted.mc_dropout and not self.adapter.dropout:
             raise ValueError("predictives.mc_dropout needs dropout to average over: set adapter.dropout above 0")
-        if isinstance(wanted.ensemble, int) and self.optimizer.steps < 2 * (wanted.ensemble - 1):
+        steps = self.optimizer.steps
+        if isinstance(wanted.ensemble, int) and steps is not None and steps < 2 * (wanted.ensemble - 1):
             raise ValueError(
-                f"predictives.ensemble: {self.optimizer.steps} steps have no {wanted.ensemble} different adapters in "
+                f"predictives.ensemble: {steps} steps have no {wanted.ensemble} different adapters in "
                 "their second half: train longer or keep fewer"
             )
         if wanted.laplace_ensemble and self.laplace.prior == "leave_one_out":
@@ -109,7 +113,13 @@ class RunConfig(Section):
 
     @property
     def run_dir(self) -> Path:
-        """Folder of this run's intermediate results; no other configuration's (``training.workspace.folders``)."""
+        """Folder of this run's intermediate results; no other configuration's (``training.workspace.folders``).
+
+        Raises:
+            ConfigError: a configuration that leaves its training open: a job fills it in when it opens the run.
+        """
+        if self.optimizer.steps is None or self.optimizer.learning_rate is None:
+            raise ConfigError(f"{self.name}: which folder is its run's is known with optimizer.steps and learning_rate")
         return folder_of(self.runs, self.name, config_hash_fields(self))
 
     @property
@@ -137,8 +147,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of sections")
-    for item in overrides or []:
-        override(raw, item)
+    override_all(raw, overrides or [])
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -147,12 +156,32 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
 def bad_fields(path: Path, error: ValidationError) -> ConfigError:
     """Return the error that names every bad field of a configuration, one a line."""
+    lines = problems_of(error)
+    return ConfigError(f"{path}: {len(lines)} bad field(s)\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """Return a line for each bad field of a configuration."""
     lines = []
     for problem in error.errors():
         # A problem of several sections together has no place, and its message names them.
         where = f"{'.'.join(str(part) for part in problem['loc'])}: " if problem["loc"] else ""
-        lines.append(f"  {where}{problem['msg'].removeprefix('Value error, ')}")
-    return ConfigError(f"{path}: {len(lines)} bad field(s)\n" + "\n".join(lines))
+        lines.append(f"{where}{problem['msg'].removeprefix('Value error, ')}")
+    return lines
+
+
+def override_all(raw: dict[str, Any], items: Sequence[str]) -> None:
+    """Set fields of raw sections from ``section.key=value``; errors as of ``override``.
+
+    Of two fields that say the same in two ways, an override of one takes the place of the other.
+    """
+    for item in items:
+        override(raw, item)
+    named = {item.partition("=")[0] for item in items}
+    for one, other in (_ALTERNATIVES, _ALTERNATIVES[::-1]):
+        section, _, key = other.partition(".")
+        if one in named and other not in named and isinstance(raw[section], dict):
+            raw[section].pop(key, None)
 
 
 def override(raw: dict[str, Any], item: str) -> None:

@@ -38,18 +38,6 @@ class AdapterConfig(Section):
     )
 
 
-class OptimizerConfig(Section):
-    """The fine-tuning loop; defaults as in Yang et al. (arXiv 2308.13111)."""
-
-    learning_rate: float = Field(5e-5, gt=0, description="peak AdamW step size")
-    schedule: Literal["linear", "constant", "cosine"] = Field("linear", description="of the step size, to 0")
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
-    steps: int = Field(2500, ge=1, description="optimizer steps")
-    batch_size: int = Field(6, ge=1, description="rows a step")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
-    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; a run resumes at the last")
-
-
 class ManyClassesConfig(Section):
     """Fewer directions than contrasts, for tasks of many classes (``laplora.jacobians.many_classes``)."""
 

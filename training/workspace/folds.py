@@ -39,8 +39,10 @@ def scaled(config: RunConfig, share: float) -> RunConfig:
     A fold's configuration holds out, as it would of a run by itself.
     """
     optimizer, calibration = config.optimizer, config.calibration
-    steps = {name: round(getattr(optimizer, name) * share) for name in ("steps", "warmup_steps")}
-    steps["steps"] = max(1, steps["steps"])
+    steps = {
+        "steps": max(1, round(optimizer.step_count * share)),
+        "warmup_steps": round(optimizer.warmup_steps * share),
+    }
     return config.model_copy(
         update={
             "optimizer": optimizer.model_copy(update=steps),

@@ -29,7 +29,7 @@ def kept_members(run: Run) -> tuple[Kept, ...]:
     config = run.config
     if config.predictives.ensemble == "folds":
         return tuple(
-            Kept(fold.config.optimizer.steps, number, fold.folder / "adapter")
+            Kept(fold.config.optimizer.step_count, number, fold.folder / "adapter")
             for number, fold in enumerate(fold_runs(run), 1)
         )
     return tuple(Kept(step, None, member_folder(config, step)) for step in member_steps(config))
@@ -37,7 +37,7 @@ def kept_members(run: Run) -> tuple[Kept, ...]:
 
 def member_steps(config: RunConfig) -> tuple[int, ...]:
     """Return the steps whose adapters an ensemble keeps; with the final one, evenly spaced over the second half."""
-    count, steps = config.predictives.ensemble, config.optimizer.steps
+    count, steps = config.predictives.ensemble, config.optimizer.step_count
     if not isinstance(count, int):
         return ()
     first = steps - steps // 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from laplora.artifact.folder import check_replaceable
 from laplora.errors import ConfigError, InvalidInputError
@@ -17,6 +18,8 @@ from training.config import RunConfig, config_hash_fields
 from training.config.folders import owner
 from training.data.examples import Splits
 from training.data.section import load_splits
+from training.workspace.base_size import parameter_count
+from training.workspace.filled_in import filled_in
 from training.workspace.folders import claim, in_use, start_from, trained_from
 from training.workspace.provenance import adapter_inputs
 from training.workspace.run import Run, base_spec
@@ -27,6 +30,8 @@ from training.workspace.terminal import progress, say
 def open_run(config: RunConfig) -> Run:
     """Return the run with its splits and tokenizer loaded and its folder begun; what can be refused early is.
 
+    Its configuration is filled in (``training.workspace.filled_in``), and says in which folder it lies.
+
     Raises:
         ConfigError: another job in the run's folder, no calibration or test rows, golden inputs that the template does
             not take, an average over the orders of choices that it has none of, or as of ``open_student``.
@@ -35,12 +40,14 @@ def open_run(config: RunConfig) -> Run:
         ArtifactWriteError: something that is no artifact has the finished one's place.
     """
     device = resolve_device(config.base.device)
-    check_replaceable(config.artifact_dir)
     splits, student = load_splits(config.data, seed=config.seed, hold_out=config.holds_out, progress=say), None
     if config.student:
         student, splits = open_student(config, config.student, splits)
     _check_splits(config, splits)
     location = locate_base(base_spec(config), progress=say)
+    rows = len(splits.train) + (len(student.inputs) if student else 0)
+    config = filled_in(config, rows, partial(parameter_count, location, config.base.revision))
+    check_replaceable(config.artifact_dir)
     tokenizer = load_tokenizer(location, config.base.revision)
     task = splits.task
     verbalizers = task.verbalizers or default_verbalizers(task.template, task.labels)

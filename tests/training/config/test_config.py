@@ -16,6 +16,7 @@ from laplora.jacobians.many_classes import ManyClasses
 from training.config import DataConfig, RunConfig, Section, config_hash_fields, load_config
 from training.config.folders import configuration_digest
 from training.data.section import InlineTemplate, SplitPaths
+from training.workspace.filled_in import filled_in
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "training" / "configs"
@@ -34,8 +35,8 @@ def write(path: Path, content: Any) -> Path:
 
 
 def test_the_defaults_are_the_papers(file: Path) -> None:
-    """Yang et al. (arXiv 2308.13111), appendix: whoever names a data set alone gets their setting."""
-    config = load_config(file)
+    """Yang et al. (arXiv 2308.13111), appendix: whoever names a data set and Llama-2-7B gets their setting."""
+    config = filled_in(load_config(file), 638, lambda: 6_738_415_616)
     assert (config.adapter.rank, config.adapter.alpha, config.adapter.dropout) == (8, 16, 0.1)
     assert config.adapter.targets == ("q_proj", "v_proj", "lm_head")
     optimizer = config.optimizer
@@ -217,7 +218,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_overrides(file: Path) -> None:
     overrides = ["adapter.targets=[v_proj]", "name=other", "base.revision=null", "runs=/tmp/a=b", "seed=1", "seed=3"]
-    config = load_config(file, overrides)
+    config = load_config(file, [*overrides, "optimizer.steps=5", "optimizer.learning_rate=1e-3"])
     assert config.adapter.targets == ("v_proj",)
     assert (config.name, config.base.revision, config.seed) == ("other", None, 3)
     assert config.run_dir == Path("/tmp/a=b/other")
@@ -227,6 +228,14 @@ def test_overrides(file: Path) -> None:
 def test_an_override_reaches_into_an_empty_section(tmp_path: Path) -> None:
     path = write(tmp_path / "run.yaml", "name: x\ndata: {dataset: boolq}\noptimizer:\n")
     assert load_config(path, ["optimizer.steps=7"]).optimizer.steps == 7
+
+
+def test_an_override_of_the_length_takes_the_place_of_the_other_way_to_say_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.yaml", MINIMAL | {"optimizer": {"steps": 40}})
+    optimizer = load_config(path, ["optimizer.epochs=1.5"]).optimizer
+    assert (optimizer.steps, optimizer.epochs) == (None, 1.5)
+    with pytest.raises(ConfigError, match="optimizer: steps and epochs are both given: give one of them"):
+        load_config(path, ["optimizer.epochs=2", "optimizer.steps=3"])
 
 
 @pytest.mark.parametrize(

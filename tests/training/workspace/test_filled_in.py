@@ -1,0 +1,126 @@
+"""What a configuration leaves open of its training: epochs become steps, and the base's size says the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import job, sentiment_config
+from transformers import AutoModelForCausalLM
+
+from laplora.errors import ConfigError, ModelError
+from training.config import RunConfig, config_hash_fields, load_config
+from training.config.folders import configuration_digest
+from training.config.size_defaults import SIZES, STEPS, size_defaults
+from training.workspace.base_size import parameter_count
+from training.workspace.filled_in import filled_in
+
+GIVEN = {"learning_rate": 1e-2, "steps": 24}
+
+
+def configuration(**optimizer: Any) -> RunConfig:
+    return RunConfig.model_validate({"name": "n", "data": {"dataset": "sst2"}, "optimizer": optimizer})
+
+
+def not_counted() -> int:
+    raise AssertionError("the base's size says nothing here")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rows", "batch_size", "steps"),
+    [(1, 12, 6, 2), (1, 13, 6, 3), (3, 13, 6, 9), (0.5, 13, 6, 2), (0.01, 13, 6, 1), (2, 1, 6, 2)],
+)
+def test_epochs_are_so_many_steps(epochs: float, rows: int, batch_size: int, steps: int) -> None:
+    """A last batch with fewer rows is a step, as in the Trainer's own epochs."""
+    config = configuration(learning_rate=1e-3, epochs=epochs, batch_size=batch_size)
+    made = filled_in(config, rows, not_counted)
+    assert (made.optimizer.step_count, made.optimizer.epochs) == (steps, None)
+
+
+def test_a_configuration_in_epochs_is_the_one_in_as_many_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    """So they have one digest, one folder and one result; and one that says all keeps the digest that it had."""
+    in_steps, in_epochs = configuration(**GIVEN), configuration(learning_rate=1e-2, epochs=4)
+    assert filled_in(in_steps, 36, not_counted) is in_steps
+    made = filled_in(in_epochs, 36, not_counted)
+    assert "4 epochs of 36 rows, 6 a step: 24 steps" in capsys.readouterr().out
+    one, other = (configuration_digest(config_hash_fields(config)) for config in (in_steps, made))
+    assert one == other
+    assert "epochs" not in config_hash_fields(in_steps)["optimizer"]
+
+
+@pytest.mark.parametrize("parameters", [134_515_008, 1_500_000_000, 6_738_415_616])
+def test_the_size_says_what_is_left_open(parameters: int, capsys: pytest.CaptureFixture[str]) -> None:
+    size, optimizer = size_defaults(parameters), filled_in(configuration(), 300, lambda: parameters).optimizer
+    assert optimizer.learning_rate == size.learning_rate
+    assert optimizer.steps == (STEPS if size.epochs is None else 400)  # 8 epochs of 50 steps
+    assert f"{parameters / 1e6:,.0f} million parameters: learning rate" in capsys.readouterr().out
+
+
+def test_what_is_given_wins() -> None:
+    rate = filled_in(configuration(learning_rate=0.5), 300, lambda: 10**8).optimizer
+    length = filled_in(configuration(steps=7), 300, lambda: 10**8).optimizer
+    assert (rate.learning_rate, rate.steps) == (0.5, filled_in(configuration(), 300, lambda: 10**8).optimizer.steps)
+    assert (length.learning_rate, length.steps) == (size_defaults(10**8).learning_rate, 7)
+
+
+def test_smaller_bases_take_larger_steps() -> None:
+    rates = [size.learning_rate for size in SIZES]
+    assert rates == sorted(rates, reverse=True)
+    assert SIZES[-1].below == float("inf")
+
+
+def test_a_length_that_is_too_short_for_the_ensemble_is_refused_once_it_is_known() -> None:
+    config = RunConfig.model_validate(
+        {
+            "name": "n",
+            "data": {"dataset": "sst2"},
+            "optimizer": {"learning_rate": 1e-3, "epochs": 1},
+            "predictives": {"ensemble": 5},
+        }
+    )
+    with pytest.raises(ConfigError, match="7 steps have no 5 different adapters in their second half"):
+        filled_in(config, 42, not_counted)
+
+
+def test_parameters_are_those_of_the_loaded_model(tiny_base_folder: Path) -> None:
+    """The tied output embedding counts once."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_base_folder)
+    assert parameter_count(str(tiny_base_folder), None) == sum(p.numel() for p in model.parameters())
+    with pytest.raises(ModelError, match=r"name optimizer\.learning_rate and optimizer\.steps"):
+        parameter_count(str(tiny_base_folder.parent), None)
+
+
+def test_a_run_in_epochs_ends_as_the_one_in_steps(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """Its record has the steps: it is the same run, in the same folder, and is not trained twice."""
+    common = {"learning_rate": 1e-2, "batch_size": 6, "checkpoint_every": 8}
+    file = sentiment_config(tmp_path, tiny_base_folder, optimizer=common | {"epochs": 2})
+    assert job("finetune", file) == 0
+    in_steps = load_config(file, ["optimizer.steps=14"])  # 40 rows are 7 steps of 6
+    assert in_steps.run_dir == in_steps.runs / "tiny-sentiment"
+    log = json.loads((in_steps.run_dir / "training_log.json").read_text())
+    assert (log[-1]["step"], log[-1]["epoch"]) == (14, 2)
+    recorded = json.loads((in_steps.run_dir / "config.json").read_text())["optimizer"]
+    assert (recorded["steps"], "epochs" in recorded) == (14, False)
+    adapter = in_steps.run_dir / "adapter" / "adapter_model.safetensors"
+    before = adapter.stat().st_mtime_ns
+    assert job("finetune", file, "optimizer.steps=14") == 0
+    assert adapter.stat().st_mtime_ns == before
+    assert all(bool(torch.isfinite(t).all()) for t in load_file(adapter).values())
+
+
+def test_a_run_that_says_nothing_of_its_training_is_recorded_filled_in(tiny_base_folder: Path, tmp_path: Path) -> None:
+    file = sentiment_config(tmp_path, tiny_base_folder, optimizer={"batch_size": 20})
+    with pytest.raises(ConfigError, match=r"known with optimizer\.steps and learning_rate"):
+        _ = load_config(file).run_dir
+    assert job("finetune", file) == 0
+    recorded = json.loads((load_config(file).runs / "tiny-sentiment" / "config.json").read_text())["optimizer"]
+    size = SIZES[0]
+    assert (recorded["learning_rate"], recorded["steps"]) == (size.learning_rate, 2 * (size.epochs or 0))
+
+
+def test_many_rows_take_no_more_steps_than_a_large_base() -> None:
+    assert filled_in(configuration(), 10_000, lambda: 10**8).optimizer.steps == STEPS

@@ -1,0 +1,73 @@
+"""The section ``optimizer``: what is given as it stands, and what is filled in once rows and base are known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from laplora.fitting.settings import Section
+
+
+class OptimizerConfig(Section):
+    """The fine-tuning loop; defaults as in Yang et al. (arXiv 2308.13111) and ``training.config.size_defaults``."""
+
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="peak AdamW step size; null: by the base's number of parameters "
+        "(below 1e9 5e-4, below 5e9 2e-4, else 5e-5)",
+    )
+    schedule: Literal["linear", "constant", "cosine"] = Field("linear", description="of the step size, to 0")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; null: as epochs says")
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="passes over the training rows, in place of steps; both null: by the base's number of parameters "
+        "(below 5e9 8 epochs in at most 2500 steps, else 2500 steps)",
+    )
+    batch_size: int = Field(6, ge=1, description="rows a step")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; a run resumes at the last")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> OptimizerConfig:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs are both given: give one of them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields; without those at their defaults that configurations had no field for before."""
+        fields: dict[str, Any] = write(self)
+        for name in _LATER:
+            if fields.get(name) == type(self).model_fields[name].default:
+                fields.pop(name, None)
+        return fields
+
+    @property
+    def step_count(self) -> int:
+        """Optimizer steps, of a configuration that is filled in."""
+        assert self.steps is not None, "the configuration is not filled in"
+        return self.steps
+
+    @property
+    def peak_rate(self) -> float:
+        """Peak step size, of a configuration that is filled in."""
+        assert self.learning_rate is not None, "the configuration is not filled in"
+        return self.learning_rate
+
+    def steps_an_epoch(self, rows: int) -> int:
+        """Return in how many steps so many rows are gone over once; the last one may have fewer rows."""
+        return math.ceil(rows / self.batch_size)
+
+    def steps_of(self, epochs: float, rows: int) -> int:
+        """Return as many steps as so many epochs over rows take, a part of a step counted as one."""
+        return max(1, math.ceil(epochs * self.steps_an_epoch(rows)))
+
+
+#: Fields that earlier configurations did not have: at their defaults they are not written, so that a digest stays.
+_LATER = ("epochs",)

@@ -1,0 +1,41 @@
+"""How many parameters a base has, without its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from laplora.errors import ModelError, first_line
+from laplora.models.base import locate_base
+from laplora.models.quiet import quiet_loading
+from training.config import RunConfig
+from training.workspace.run import base_spec
+from training.workspace.terminal import say
+
+
+def parameter_count(location: str, revision: str | None) -> int:
+    """Return the number of parameters of the base at a location, tied ones counted once; no weight is read.
+
+    Raises:
+        ModelError: no configuration of a causal language model is there.
+    """
+    with quiet_loading():
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+    empty: Any = AutoModelForCausalLM.from_config
+    try:
+        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+        with torch.device("meta"), quiet_loading():
+            model = empty(config, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"base model {location!r}: no configuration can be loaded ({first_line(error)}); name "
+            "optimizer.learning_rate and optimizer.steps, which its size would choose"
+        ) from None
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def configured_parameters(config: RunConfig) -> int:
+    """Return the number of parameters of a configuration's base; DownloadError or ModelError where there is none."""
+    return parameter_count(locate_base(base_spec(config), progress=say), config.base.revision)

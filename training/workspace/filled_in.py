@@ -1,0 +1,48 @@
+"""A configuration whose training is filled in: its length in steps, and what it left to the size of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from laplora.errors import ConfigError
+from training.config import OptimizerConfig, RunConfig
+from training.config.run import problems_of
+from training.config.size_defaults import STEPS, size_defaults
+from training.workspace.terminal import say
+
+
+def filled_in(config: RunConfig, rows: int, parameters: Callable[[], int]) -> RunConfig:
+    """Return the configuration with a learning rate and a number of steps; one that has both, as it is.
+
+    What is filled in is printed. It then counts as if it had been written: digests and records are of these values.
+
+    Args:
+        rows: that are trained on; parameters: gives the base's number of parameters, and is asked where it matters.
+
+    Raises:
+        ConfigError: steps that do not go together with the rest of the configuration.
+    """
+    optimizer = config.optimizer
+    rate, epochs, steps = optimizer.learning_rate, optimizer.epochs, optimizer.steps
+    if rate is None or (epochs is None and steps is None):
+        count = parameters()
+        size = size_defaults(count)
+        taken = [f"learning rate {size.learning_rate:g}"] if rate is None else []
+        rate = rate or size.learning_rate
+        if epochs is None and steps is None:
+            steps = STEPS if size.epochs is None else min(optimizer.steps_of(size.epochs, rows), STEPS)
+            taken.append(f"{size.length}: {steps}")
+        say(f"by the base's {count / 1e6:,.0f} million parameters: {', '.join(taken)} ({size.source})")
+    if steps is None:
+        assert epochs is not None
+        steps = optimizer.steps_of(epochs, rows)
+        say(f"{epochs:g} epochs of {rows} rows, {optimizer.batch_size} a step: {steps} steps")
+    fields = dict(optimizer) | {"learning_rate": rate, "epochs": None, "steps": steps}
+    if fields == dict(optimizer):
+        return config
+    try:
+        return RunConfig.model_validate(dict(config) | {"optimizer": OptimizerConfig.model_validate(fields)})
+    except ValidationError as error:
+        raise ConfigError("\n".join(problems_of(error))) from None
