@@ -81,7 +81,7 @@ def rooms(picture: Picture) -> None:
         [("run", "all jobs in turn")],
         [("finetune, fit_laplace,\nfit_adapter, evaluate,\npackage, shift,\ncondition, suggest", "one job a file")],
         [("report", "tables and plots")],
-        [("calibration", "thresholds, predictives")],
+        [("calibration", "thresholds"), ("estimate", "memory, time")],
         [("workspace", "folders, stages, provenance")],
         [("config", "YAML, checked")],
         [("data", "rows and splits")],

@@ -18,12 +18,14 @@ from benchmarks.harness.subject import random_batch
 from benchmarks.harness.timing import exactly
 from benchmarks.speed.parts.fit import fit
 from benchmarks.speed.parts.growth import answer, with_posterior
-from benchmarks.speed.parts.size import answer_bytes, moment_bytes, posterior_bytes, weight_bytes
+from benchmarks.speed.parts.size import answer_bytes, weight_bytes
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
 from laplora.posterior.passes import StructureSettings
+from laplora.posterior.sizes import moment_bytes, posterior_bytes
+from training.estimate import held_bytes
 
 LAYERS, ROWS, TOKENS, LORA_RANK, EKFAC_RANK = 32, 8, 64, 8, 10
 MODEL, ANSWER, FIT = "model", "answer above the model", "fit above the model"
@@ -54,7 +56,7 @@ def measured(layers: int, device: str, shape: dict[str, Any] = LLAMA_2_7B) -> di
     members = with_posterior(bare)
     made: list[Posterior] = []
     return {
-        MODEL: model_bytes(bare.model),
+        MODEL: held_bytes(bare.model),
         ANSWER: peak_bytes(answer(members, ROWS, TOKENS), device),
         FIT: peak_bytes(lambda: made.append(fit(members, blocks, batches, "joint_core")), device),
         JOINT: file_bytes(made[0]),
@@ -82,16 +84,6 @@ def formulas(device: str, layers: int = LAYERS, shape: dict[str, Any] = LLAMA_2_
         JOINT: posterior_bytes(blocks, "joint_core", rank=default.rank, joint_rank=default.joint_rank),
         EKFAC: posterior_bytes(blocks, "ekfac", rank=EKFAC_RANK),
     }
-
-
-def model_bytes(model: Any) -> int:
-    """Return the bytes of a model's parameters and of the constants of its 4-bit ones."""
-    total = 0
-    for parameter in model.parameters():
-        total += parameter.nbytes
-        if (state := getattr(parameter, "quant_state", None)) is not None:
-            total += state.absmax.nbytes + state.state2.absmax.nbytes
-    return total
 
 
 def file_bytes(posterior: Posterior) -> int:

@@ -20,10 +20,10 @@ from benchmarks.peers.subject import Subject, artifact_subject, plain_attention
 from benchmarks.speed.parts import peers
 from benchmarks.speed.parts.fit import STRUCTURES, fit
 from benchmarks.speed.parts.large import file_bytes
-from benchmarks.speed.parts.size import posterior_bytes
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.passes import StructureSettings
+from laplora.posterior.sizes import posterior_bytes
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
 from laplora.readouts.label_tokens import LabelTokens
 

@@ -1,35 +1,14 @@
-"""Bytes of what laplora holds, by formula: d is the hidden width, m the MLP's, g that of keys and values."""
+"""Bytes of a model like Llama's and of its answers, by formula.
+
+d is the hidden width, m the MLP's, g that of keys and values.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from laplora.jacobians.blocks import Block
-
-#: Bytes of a number: bfloat16, in which bases are stored and models run; float32.
-HALF, SINGLE, DOUBLE = 2, 4, 8
-
-
-def posterior_bytes(blocks: Sequence[Block], structure: str, *, rank: int, joint_rank: int = 50) -> int:
-    """Return the tensors' bytes in a posterior's file, bases in bfloat16: k times d per block, whatever the rows.
-
-    ``joint_core`` shares its rank out between blocks: exact where all blocks are as wide, more or less elsewhere.
-
-    Raises:
-        ValueError: a structure other than ``joint_core`` and ``ekfac``.
-    """
-    kept = {b.name: min(rank, b.wide) for b in blocks}
-    bases = HALF * sum(b.wide * kept[b.name] + b.narrow**2 for b in blocks)
-    if structure == "ekfac":
-        return bases + SINGLE * sum((kept[b.name] + 1) * b.narrow for b in blocks)
-    if structure != "joint_core":
-        raise ValueError(f"no formula for the structure {structure!r}")
-    groups = {b.group for b in blocks}
-    coordinates = [sum(kept[b.name] * b.narrow for b in blocks if b.group == group) for group in groups]
-    directions = [min(joint_rank, count) for count in coordinates]
-    factor = min(joint_rank, sum(directions)) * sum(directions)
-    return bases + HALF * sum(d * c for d, c in zip(directions, coordinates, strict=True)) + SINGLE * factor
+#: Bytes of a number: bfloat16, in which models run; float32.
+HALF, SINGLE = 2, 4
 
 
 def weight_bytes(config: Any, parameters: int, quantization: str) -> int:
@@ -79,15 +58,6 @@ def answer_bytes(config: Any, rows: int, tokens: int, classes: int, *, adapted: 
     jacobians = SINGLE * rows * contrasts * rank * (3 * d + g)
     gradients = total * (contrasts * (26 * d + 8 * g) + 4 * d)
     return max(forward, kept + (layers - 2) * max(kept, jacobians) + jacobians + gradients)
-
-
-def moment_bytes(blocks: Sequence[Block], rank: int, oversampling: int) -> int:
-    """Return the bytes of the sums of ``joint_core``'s first pass, float64; a fit holds the empty ones too.
-
-    They are on the CPU wherever the model is, so a fit's peak there is an answer's of its batch and twice this.
-    """
-    columns = 4 * rank + oversampling
-    return DOUBLE * sum(b.wide * min(columns, b.wide) + b.narrow**2 for b in blocks)
 
 
 def _keys(config: Any) -> int:

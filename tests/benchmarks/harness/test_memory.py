@@ -18,7 +18,7 @@ from benchmarks.harness.subject import random_batch
 from benchmarks.speed.parts import growth, large
 from benchmarks.speed.parts.fit import STRUCTURES, fit
 from benchmarks.speed.parts.growth import draw
-from benchmarks.speed.parts.size import answer_bytes, posterior_bytes
+from benchmarks.speed.parts.size import answer_bytes
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.decoder_forms import decoder_form
@@ -26,6 +26,7 @@ from laplora.models.four_bit import plain_weight
 from laplora.models.lora import lora_layers, lora_of
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
+from laplora.posterior.sizes import posterior_bytes
 from laplora.predictive.member_outputs import Member, MemberSet
 from laplora.readouts.label_tokens import LabelTokens
 

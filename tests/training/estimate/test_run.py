@@ -1,0 +1,131 @@
+"""The estimate of a run against what its steps hold on a CPU, in the same number format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from peft import LoraConfig, get_peft_model
+
+from benchmarks.harness.allocation import peak_bytes
+from laplora.errors import ConfigError, ModelError
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks, reverse_pass
+from laplora.models.quiet import quiet_loading
+from laplora.prompts.rows import Batch
+from laplora.readouts.label_tokens import LabelTokens
+from training.config import RunConfig
+from training.estimate import CARDS, RunEstimate, estimate
+from training.workspace.targets import target_loss
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+SETTINGS = {"llama": hf.LlamaConfig(**SIZES, num_key_value_heads=2), "phi": hf.PhiConfig(**SIZES)}
+TOKENS, CLASSES = 24, 3
+
+
+def run_config(**sections: Any) -> RunConfig:
+    fields: dict[str, Any] = {
+        "name": "estimated",
+        "base": {"quantization": "none", "dtype": "float32"},
+        "data": {"dataset": "sst2"},
+        "adapter": {"rank": 4, "targets": ["q_proj", "v_proj", "lm_head"]},
+        "optimizer": {"steps": 10, "batch_size": 6},
+    }
+    return RunConfig.model_validate(fields | sections)
+
+
+def estimated(kind: str = "llama", tokens: int = TOKENS, classes: int = CLASSES, **sections: Any) -> RunEstimate:
+    return estimate(run_config(**sections), SETTINGS[kind], tokens=tokens, classes=classes)
+
+
+@pytest.fixture
+def no_scratch() -> Iterator[None]:
+    """On some CPUs oneDNN takes the scratch of a matrix product from torch's allocator, which no count knows of."""
+    torch._C._set_mkldnn_enabled(False)
+    yield
+    torch._C._set_mkldnn_enabled(True)
+
+
+@pytest.mark.usefixtures("no_scratch")
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_steps_hold_what_the_estimate_says(kind: str) -> None:
+    """Within 6 %: a CPU's kernels of attention have other scratch than a card's."""
+    expected = estimated(kind)
+    base = hf.AutoModelForCausalLM.from_config(SETTINGS[kind], dtype=torch.float32).requires_grad_(False)
+    targets = ["q_proj", "v_proj", "lm_head"]
+    adapter = LoraConfig(r=4, target_modules=targets, lora_dropout=0.1, task_type="CAUSAL_LM")
+    with quiet_loading():
+        model = get_peft_model(base, adapter)
+    assert expected.adapter_parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    readout, labels = LabelTokens(tuple(range(CLASSES))), torch.zeros(6, dtype=torch.int64)
+
+    def step() -> None:
+        loss = target_loss(readout.scores(model, batch(6)).logits, labels, torch.ones(6, CLASSES, dtype=torch.bool))
+        loss.backward()
+
+    model.train()
+    step()
+    model.zero_grad()
+    assert peak_bytes(step) == pytest.approx(expected.training.work.peak_bytes, rel=0.06)
+    model.requires_grad_(False).eval()
+    blocks, rows = find_blocks(model, CLASSES), batch(8)
+    assert reverse_pass(model, readout).kind == ("written_out" if kind == "llama" else "automatic")
+    jacobians = peak_bytes(lambda: contrast_jacobians(model, rows, readout, blocks, sums=False))
+    assert jacobians == pytest.approx(expected.fit.work.peak_bytes, rel=0.06)
+
+
+def batch(rows: int) -> Batch:
+    ids = torch.arange(rows * TOKENS).reshape(rows, TOKENS) % 512
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    return Batch(ids, mask, (mask.cumsum(1) - 1).clamp_min(0), torch.ones(rows, CLASSES, dtype=torch.bool))
+
+
+def test_what_a_run_names_enters_the_estimate() -> None:
+    plain = estimated()
+    assert plain.training.rows == 6
+    assert plain.fit.rows == 8
+    assert plain.training.bytes == plain.training.work.peak_bytes + 8 * plain.adapter_parameters
+    assert plain.peak_bytes > plain.model_bytes > 4 * plain.adapter_parameters
+    assert estimated(tokens=48).training.bytes > 1.8 * plain.training.bytes
+    assert estimated(classes=8).fit.bytes > plain.fit.bytes
+    assert estimated(optimizer={"batch_size": 12}).training.bytes > 1.8 * plain.training.bytes
+    assert estimated(adapter={"rank": 8, "targets": ["q_proj"]}).adapter_parameters == 4 * 2 * 256 * 8
+    assert estimated(laplace={"subset": "values_b"}).fit.bytes < plain.fit.bytes
+    assert estimated(laplace={"structure": "exact"}).posterior_bytes is None
+
+
+def test_expanded_weights_are_plain_ones() -> None:
+    pytest.importorskip("bitsandbytes")
+    config = run_config(base={"quantization": "nf4", "dtype": "float32"})
+    packed, expanded = (
+        estimate(config, SETTINGS["llama"], tokens=8, classes=2, expanded=expanded) for expanded in (False, True)
+    )
+    assert expanded.model_bytes == estimated().model_bytes
+    assert packed.model_bytes < 0.5 * expanded.model_bytes
+
+
+def test_time_grows_with_rows_and_is_less_on_a_faster_card() -> None:
+    found = estimated()
+    times = [found.seconds(card, steps=100, training_rows=80, answered_rows=200) for card in CARDS]
+    assert [sum(t.values()) for t in times] == sorted((sum(t.values()) for t in times), reverse=True)
+    more = found.seconds(CARDS[0], steps=200, training_rows=160, answered_rows=200)
+    assert more["training"] == pytest.approx(2 * times[0]["training"])
+    assert more["fit"] == pytest.approx(2 * times[0]["fit"])
+    assert more["answer"] == times[0]["answer"]
+
+
+def test_what_cannot_run_is_refused() -> None:
+    with pytest.raises(ModelError, match="qkv_proj"):
+        estimated(adapter={"targets": ["qkv_proj"]})
+    with pytest.raises(ConfigError, match="no subset"):
+        estimated(laplace={"subset": "some"})
