@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from benchmarks.evidence.methods import METHODS, Answer, Method
 from benchmarks.evidence.outputs import read_outputs
 from benchmarks.evidence.plan import Unit
+from benchmarks.evidence.versions import has_version
 from laplora.files import write_tensors
 from laplora.linearised import entropy
 
@@ -66,11 +66,7 @@ def _tensors(answers: list[Answer]) -> dict[str, torch.Tensor]:
 
 def _answered(unit: Unit, method: Method) -> bool:
     """Return whether there are answers of the method as it is now."""
-    path = _path(unit, method.name)
-    if not path.is_file():
-        return False
-    with safe_open(path, framework="pt") as handle:
-        return int((handle.metadata() or {}).get("version", "1")) == method.version
+    return has_version(_path(unit, method.name), method.version)
 
 
 def _path(unit: Unit, method: str) -> Path:

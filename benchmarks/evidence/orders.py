@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.evidence.adapters import load_classifier, put, trained_weights
-from benchmarks.evidence.passes import forward_logits, members_path
+from benchmarks.evidence.passes import forward_logits
 from benchmarks.evidence.plan import Training, units
 from benchmarks.evidence.splits import deal
 from benchmarks.evidence.tasks import TASKS
+from benchmarks.evidence.versions import has_members, members_path
 from laplora.classifier import Classifier
 from laplora.files import write_tensors
 from laplora.prompts.examples import Example
@@ -26,7 +27,7 @@ from laplora.prompts.option_order import permute_choices, restore_logits
 
 def run_orders(training: Training, data: Path, say: Callable[[str], None]) -> None:
     """Write each unit's ``members.orders`` for the pool and the test rows; nothing where rows have no options."""
-    wanted = [unit for unit in units(training) if not members_path(unit.folder, "orders").is_file()]
+    wanted = [unit for unit in units(training) if not has_members(unit.folder, "orders")]
     if not wanted:
         return
     dealt = deal(training, data)

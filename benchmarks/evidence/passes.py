@@ -1,13 +1,13 @@
 """Ten adapters around one trained adapter: their logits, for methods that average over forward passes alone.
 
-``dropout`` draws masks (laplora's own members). ``swag`` draws from SWAG's Gaussian of the long training's last quarter
-(Maddox et al., arXiv 1902.02476): diagonal and low rank, half of the variance each. ``tfb`` is training-free
-Bayesianisation (Shi et al., arXiv 2412.05723).
+``dropout`` draws masks, one for all tokens and rows (Gal and Ghahramani, arXiv 1512.05287, section 4.1; laplora's own
+members), with the rate of the training. ``swag`` draws from SWAG's Gaussian (``swag``). ``tfb`` is training-free
+Bayesianisation (``tfb``). No label and no figure of a task chose anything of theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,8 @@ from benchmarks.evidence.plan import Training, units
 from benchmarks.evidence.splits import deal
 from benchmarks.evidence.swag import swag_sample
 from benchmarks.evidence.tasks import TASKS
+from benchmarks.evidence.tfb import ANCHORS, isotropic_sample, largest_sigma
+from benchmarks.evidence.versions import MEMBER_VERSIONS, has_members, members_path
 from laplora.classifier import Classifier
 from laplora.files import write_tensors
 from laplora.jacobians.contrasts import covered_blocks
@@ -28,18 +30,12 @@ MEMBERS = 10
 KINDS = ("dropout", "swag", "tfb")
 _BATCH = 32
 
-#: Training-free Bayesianisation: unlabelled anchor rows, samples of each trial, trials of the bisection, largest sigma.
-_ANCHORS, _TRIAL_MEMBERS, _TRIALS, _LARGEST_SIGMA = 100, 4, 8, 0.2
-#: How far the NLL of MAP's own answers may rise on the anchor rows, as a share of it: the published code's allowance of
-#: 1 % a row for 500 anchor rows.
-_ALLOWED_RISE = 5.0
-
 Say = Callable[[str], None]
 
 
 def run_passes(training: Training, data: Path, say: Say) -> None:
     """Write each unit's members, ``members.KIND``, for the pool and the test rows; what is there stays."""
-    folders = {kind: [u for u in units(training) if not members_path(u.folder, kind).is_file()] for kind in KINDS}
+    folders = {kind: [u for u in units(training) if not has_members(u.folder, kind)] for kind in KINDS}
     folders["swag"] = [unit for unit in folders["swag"] if unit.style == "long"]
     if not any(folders.values()):
         return
@@ -48,17 +44,18 @@ def run_passes(training: Training, data: Path, say: Say) -> None:
         for unit in wanted:
             trained = trained_weights(unit)
             put(classifier, trained)
-            members = list(_members(kind, classifier, trained, training, dealt.pool))
             say(f"{unit.style}: {kind}")
+            members = list(_members(kind, classifier, trained, training, dealt.pool, say))
             logits = {
                 "pool": torch.stack([_logits_under(classifier, weights, dealt.pool) for weights in members]),
                 "test": torch.stack([_logits_under(classifier, weights, dealt.test) for weights in members]),
             }
-            write_tensors(members_path(unit.folder, kind), logits)
+            version = {"version": str(MEMBER_VERSIONS.get(kind, 1))}
+            write_tensors(members_path(unit.folder, kind), logits, version)
 
 
 def _members(
-    kind: str, classifier: Classifier, trained: Weights, training: Training, pool: Sequence[Example]
+    kind: str, classifier: Classifier, trained: Weights, training: Training, pool: Sequence[Example], say: Say
 ) -> Iterator[Weights]:
     """Yield the weights of the members of a kind around what is in the model."""
     draw = torch.Generator().manual_seed(training.seed)
@@ -71,48 +68,17 @@ def _members(
         for _ in range(MEMBERS):
             yield swag_sample(moments, list(trained), draw)
     else:
-        sigma = largest_sigma(classifier, trained, pool[:_ANCHORS], training.seed)
+        sigma = largest_sigma(
+            lambda weights: _logits_under(classifier, weights, pool[:ANCHORS]), trained, training.seed
+        )
+        say(f"sigma {sigma:.4f}")
         for _ in range(MEMBERS):
             yield isotropic_sample(trained, sigma, draw)
 
 
-def isotropic_sample(trained: Weights, sigma: float, draw: torch.Generator) -> Weights:
-    """Return weights with noise on ``lora_A`` that has the same size in every direction of the update's column space.
-
-    With ``B = U diag(d) V^T`` the update is ``(U diag(d)) (V^T A)``; row i of ``V^T A`` gets noise of deviation
-    ``sigma / d_i``, so that the update's noise is sigma along each column of U.
-    """
-    weights = dict(trained)
-    for name, b in trained.items():
-        if name.endswith(".lora_B"):
-            a = name.removesuffix("B") + "A"
-            _, values, right = torch.linalg.svd(b, full_matrices=False)
-            noise = torch.randn(trained[a].shape, generator=draw) * sigma / (values[:, None] + 1e-6)
-            weights[a] = trained[a] + right.T @ noise
-    return weights
-
-
-def largest_sigma(classifier: Classifier, trained: Weights, anchors: Sequence[Example], seed: int) -> float:
-    """Return the largest sigma, by bisection, under which MAP's own answers of the anchor rows stay likely enough.
-
-    The rule is the published one: it needs no labels. A sigma is too large if the mean NLL of MAP's answers rises by
-    more than ``_ALLOWED_RISE`` of itself.
-    """
-    probs = _logits_under(classifier, trained, anchors).double().softmax(1)
-    answers = probs.argmax(1, keepdim=True)
-    before = float(-probs.gather(1, answers).log().mean())
-    low, high = 0.001, _LARGEST_SIGMA
-    for _ in range(_TRIALS):
-        sigma, draw = (low + high) / 2, torch.Generator().manual_seed(seed)
-        samples = [isotropic_sample(trained, sigma, draw) for _ in range(_TRIAL_MEMBERS)]
-        mixed = torch.stack([_logits_under(classifier, w, anchors).double().softmax(1) for w in samples]).mean(0)
-        after = float(-mixed.gather(1, answers).clamp_min(1e-12).log().mean())
-        low, high = (low, sigma) if (after - before) / before > _ALLOWED_RISE else (sigma, high)
-    put(classifier, trained)
-    return low
-
-
-def _logits_under(classifier: Classifier, weights: Weights, examples: Sequence[Example]) -> torch.Tensor:
+def _logits_under(
+    classifier: Classifier, weights: Mapping[str, torch.Tensor], examples: Sequence[Example]
+) -> torch.Tensor:
     put(classifier, weights)
     return forward_logits(classifier, examples)
 
@@ -125,8 +91,3 @@ def forward_logits(classifier: Classifier, examples: Sequence[Example]) -> torch
     for index, batch in classifier.batched(examples, _BATCH):
         logits[index] = classifier.readout.scores(classifier.model, batch).logits.float()
     return logits
-
-
-def members_path(folder: Path, kind: str) -> Path:
-    """Return where the logits of a unit's members of a kind are kept."""
-    return folder / f"members.{kind}.safetensors"

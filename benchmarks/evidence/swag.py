@@ -1,7 +1,9 @@
 """SWAG: a Gaussian over the weights from snapshots of the end of a training (Maddox et al., arXiv 1902.02476).
 
-The snapshots are taken while the learning rate falls to 0, as in the training that is compared, not at the constant
-rate of the paper.
+As there: the diagonal is that of the snapshots' second moments, the low-rank part of their deviations from the running
+mean (section 3.2 and algorithm 1), and a sample has half of its variance from each (their equation 1). Otherwise than
+there: the snapshots are taken while the learning rate falls to 0, as in the training that is compared, not at a high
+constant rate, which makes the Gaussian narrower; and a member is one of 10 samples, not of 30.
 """
 
 from __future__ import annotations

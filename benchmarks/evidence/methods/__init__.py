@@ -22,6 +22,7 @@ from benchmarks.evidence.methods.base import (
 from benchmarks.evidence.methods.conditioned import conditioned, laplace_conditioned
 from benchmarks.evidence.methods.laplace import laplace, laplace_temperature, log_probs
 from benchmarks.evidence.outputs import LAST_LAYER, Outputs
+from benchmarks.evidence.versions import MEMBER_VERSIONS
 from laplora.conditioning.choice import VARIANCES
 
 __all__ = ["METHODS", "REFERENCE", "RETRAINED", "Answer", "Method"]
@@ -138,13 +139,21 @@ METHODS: dict[str, Method] = {
             method
             for kind, title, count in _MEMBERS
             for method in (
-                Method(kind, title, passes(count), averages.members(kind), averages.has(f"members.{kind}")),
+                Method(
+                    kind,
+                    title,
+                    passes(count),
+                    averages.members(kind),
+                    averages.has_kind(kind),
+                    version=MEMBER_VERSIONS.get(kind, 1),
+                ),
                 Method(
                     f"{kind}_temperature",
                     f"{title} + temperature",
                     passes(count),
                     averages.members_temperature(kind),
-                    averages.has(f"members.{kind}"),
+                    averages.has_kind(kind),
+                    version=MEMBER_VERSIONS.get(kind, 1),
                 ),
             )
         ),

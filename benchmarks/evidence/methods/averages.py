@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from benchmarks.evidence.methods.base import Answer, Answers
 from benchmarks.evidence.methods.recalibration import temperature
 from benchmarks.evidence.outputs import Outputs
+from benchmarks.evidence.versions import has_members
 from laplora.linearised import contrast_mean
 from laplora.predictive.kinds import fit_predictive_temperature
 
@@ -35,6 +36,11 @@ def _read(outputs: Outputs, name: str) -> dict[str, torch.Tensor]:
     found = outputs.memo[name]
     assert isinstance(found, Stored)
     return found.arrays
+
+
+def has_kind(kind: str) -> Callable[[Outputs], bool]:
+    """Return what tells whether a unit has members of a kind as they are drawn now."""
+    return lambda outputs: has_members(outputs.unit.folder, kind)
 
 
 def members(kind: str) -> Answers:

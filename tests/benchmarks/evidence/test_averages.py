@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import generator
 
-from benchmarks.evidence import answers, plan
+from benchmarks.evidence import answers, plan, versions
 from benchmarks.evidence.methods import Answer, Method, averages
 from benchmarks.evidence.outputs import Outputs, Rows
-from benchmarks.evidence.passes import isotropic_sample
 from benchmarks.evidence.plan import Training, Unit
 from benchmarks.evidence.swag import SNAPSHOTS, Moments, snapshot_steps, swag_sample
+from benchmarks.evidence.tfb import ALLOWED_RISE, SAMPLES, isotropic_sample, largest_sigma
+from benchmarks.evidence.versions import has_members, members_path
+from laplora.files import write_tensors
 
 A, B = "layer.q_proj.lora_A", "layer.q_proj.lora_B"
 
@@ -31,6 +34,53 @@ def test_isotropic_noise_is_alike_in_every_direction_of_the_update() -> None:
     # The standard error of a variance of 0.09 from 4000 draws is 0.002.
     assert torch.allclose(covariance, sigma**2 * torch.eye(8), atol=0.01)
     assert all(torch.equal(s[B], trained[B]) for s in samples[:3])
+
+
+def linear(scale: float) -> tuple[dict[str, torch.Tensor], Callable[[Mapping[str, torch.Tensor]], torch.Tensor]]:
+    """Weights of one block, and the logits of 60 rows that are linear in its update."""
+    draw = generator(7)
+    trained = {A: torch.randn(2, 5, generator=draw), B: torch.randn(3, 2, generator=draw)}
+    rows = torch.randn(60, 5, generator=draw)
+    return trained, lambda weights: scale * rows @ (weights[B] @ weights[A]).T
+
+
+@pytest.mark.parametrize("scale", [2.0, 20.0])
+def test_the_noise_is_the_largest_that_the_tolerance_bears(scale: float) -> None:
+    trained, logits = linear(scale)
+    sigma = largest_sigma(logits, trained, seed=3)
+    answers = logits(trained).argmax(1, keepdim=True)
+
+    def rise(sigma: float) -> float:
+        draw = torch.Generator().manual_seed(3)
+        samples = [logits(isotropic_sample(trained, sigma, draw)).double().softmax(1) for _ in range(SAMPLES)]
+        before, after = (
+            float(-probs.gather(1, answers).log().mean())
+            for probs in (logits(trained).double().softmax(1), torch.stack(samples).mean(0))
+        )
+        return (after - before) / before
+
+    assert rise(sigma) <= ALLOWED_RISE
+    # 8 bisections of a range of 0.2: the next sigma that was tried and refused is 0.0008 above, or it is the largest.
+    assert rise(sigma + 0.0016) > ALLOWED_RISE or sigma > 0.199
+    assert ALLOWED_RISE == 1.5
+
+
+def test_answers_that_are_certain_bear_noise_that_leaves_them_so() -> None:
+    """Their NLL is 0 to the last bit: there is no share of it to divide by."""
+    trained, logits = linear(1e5)
+    assert float(logits(trained).double().softmax(1).amax(1).min()) == 1.0
+    sigma, draw = largest_sigma(logits, trained, seed=3), torch.Generator().manual_seed(3)
+    for _ in range(SAMPLES):
+        noisy = logits(isotropic_sample(trained, sigma, draw))
+        assert torch.equal(noisy.argmax(1), logits(trained).argmax(1))
+
+
+def test_members_that_were_drawn_otherwise_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "MEMBER_VERSIONS", {"tfb": 2})
+    for kind, written, there in (("tfb", None, False), ("tfb", "2", True), ("swag", None, True), ("swag", "2", False)):
+        write_tensors(members_path(tmp_path, kind), {"test": torch.zeros(1)}, {"version": written} if written else None)
+        assert has_members(tmp_path, kind) is there
+    assert not has_members(tmp_path, "orders")
 
 
 def test_swag_has_half_its_variance_from_each_part() -> None:

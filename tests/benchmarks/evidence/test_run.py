@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import adapters, folds, passes, plan, splits, student, tasks
+from benchmarks.evidence import adapters, folds, passes, plan, splits, student, tasks, tfb
 from benchmarks.evidence.answers import read_answers
 from benchmarks.evidence.methods.averages import cross_fitted
 from benchmarks.evidence.outputs import read_outputs
@@ -41,7 +41,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Training:
     monkeypatch.setattr(adapters, "EARLY_EPOCHS", 1)
     monkeypatch.setattr(folds, "FOLDS", 2)
     monkeypatch.setattr(passes, "MEMBERS", 3)
-    monkeypatch.setattr(passes, "_TRIALS", 2)
+    monkeypatch.setattr(tfb, "_TRIALS", 2)
     return Training("trec", BUDGET, 0)
 
 
