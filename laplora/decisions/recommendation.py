@@ -22,6 +22,8 @@ NESTING = frozenset({"temperature", "conditioned", "laplace", "laplace_temperatu
 ONE_FORWARD = frozenset({"temperature", "conditioned"})
 #: Preferred for their variance.
 WITH_VARIANCE = ("laplace", "laplace_conditioned")
+#: Of the trained adapter's posterior, dearer than a forward pass: without a variance nothing is left to pay for.
+OF_POSTERIOR = frozenset({"laplace", "laplace_temperature", "laplace_conditioned"})
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Rule:
         guard: standard errors by which any other must be below it.
         cheaper: standard errors within which a cheaper one is as good as the best.
         variance: standard errors within which one of ``WITH_VARIANCE`` is.
+        alike: nats summed over the rows, below which two predictives' losses differ by nothing: these rows could not
+            tell them apart if every difference counted the same way.
     """
 
     cost: float = 5 / 2
@@ -43,6 +47,7 @@ class Rule:
     guard: float = 0.5
     cheaper: float = 1.0
     variance: float = 0.25
+    alike: float = 1 / 2
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,16 @@ class Recommendation:
     table: dict[str, dict[str, float]]
 
 
-def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: int = 0) -> Recommendation:
+def recommend(
+    losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: int = 0, *, has_variance: bool = True
+) -> Recommendation:
     """Return the predictive to serve by default.
 
     Differences are paired, row by row, and measured in their standard errors. In this order:
 
+    0. Where ``laplace`` answers as MAP does, its losses no further from MAP's than 1 / 2 nat summed over the rows, the
+       posterior has no variance to speak of. Its prior's precision is then large, often at the end of its search. No
+       predictive of the posterior (``OF_POSTERIOR``) is a candidate.
     1. A predictive that is fitted and could have come out as MAP (``NESTING``) is a candidate unless its NLL is above
        MAP's by one standard error, or by more than 5 / 2n nats on n rows. Any other must be below MAP by more than
        0.5 standard errors. If there is no candidate, MAP is served.
@@ -82,6 +92,7 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
         losses: by predictive (rows,) the NLL of the same calibration rows, cross-fitted; ``map`` among them.
         order: the same names from the cheapest to serve to the dearest.
         seed: of the bootstrap behind the reported intervals; the choice does not depend on it.
+        has_variance: False where what is served is without one by the same measure, whatever the folds had.
 
     Raises:
         ConfigError: no ``map``, or ``order`` that does not name every predictive once.
@@ -97,21 +108,34 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
     if rows < 2:
         raise DataError("a recommendation needs at least two rows, got 1")
     table = _table(columns, seed)
-    chosen, why = choose(columns)
+    has_variance = has_variance and not _laplace_is_map(columns)
+    chosen, why = choose(columns, has_variance=has_variance)
     entry = table[chosen]
     figures = f"NLL {entry['nll']:.3f} on {rows} calibration rows"
     if chosen != "map":
         figures += f", {entry['difference_to_map']:+.3f} against map (95 % {entry['low']:+.3f} to {entry['high']:+.3f})"
-    return Recommendation(chosen, f"{chosen}: {figures}; {why}", table)
+    without = "" if has_variance else "; laplace answers as map does, so nothing of the posterior is a candidate"
+    return Recommendation(chosen, f"{chosen}: {figures}; {why}{without}", table)
 
 
-def choose(columns: Mapping[str, torch.Tensor], rule: Rule = Rule()) -> tuple[str, str]:
+def answer_alike(losses: torch.Tensor, of_map: torch.Tensor, rule: Rule = Rule()) -> bool:
+    """Return whether rows cannot tell a predictive from MAP: (rows,) losses of both, nats."""
+    return float((losses - of_map).abs().sum()) < rule.alike
+
+
+def _laplace_is_map(columns: Mapping[str, torch.Tensor], rule: Rule = Rule()) -> bool:
+    return "laplace" in columns and answer_alike(columns["laplace"], columns["map"], rule)
+
+
+def choose(columns: Mapping[str, torch.Tensor], rule: Rule = Rule(), *, has_variance: bool = True) -> tuple[str, str]:
     """Return the predictive and why.
 
     Args:
         columns: losses as ``recommend`` takes them, from the cheapest predictive to the dearest.
         rule: the one that is served; benchmarks compare others with it.
+        has_variance: as of ``recommend``.
     """
+    has_variance = has_variance and not _laplace_is_map(columns, rule)
     means = {name: float(column.mean()) for name, column in columns.items()}
     rows = len(columns["map"])
 
@@ -123,6 +147,8 @@ def choose(columns: Mapping[str, torch.Tensor], rule: Rule = Rule()) -> tuple[st
 
     def is_candidate(name: str) -> bool:
         if name == "map" or means[name] - means["map"] > rule.cost / rows:
+            return False
+        if name in OF_POSTERIOR and not has_variance:
             return False
         lead = -clear_of(name, "map")
         return lead != 0 and lead > (-rule.nested_guard if name in NESTING else rule.guard)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from laplora.answers.review_scores import ReviewScores, review_scores
 from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
 from laplora.decisions.conformal import fit_label_sets, fit_present_sets
-from laplora.decisions.recommendation import recommend
+from laplora.decisions.recommendation import answer_alike, recommend
 from laplora.decisions.review import Sureness, fit_thresholds, sureness_of
 from laplora.fitting.conditioning import Conditioning
 from laplora.fitting.outputs import SplitOutputs
@@ -33,6 +33,8 @@ from laplora.prior.validation import choose_by_validation
 
 #: What calibration rows are called in an artifact.
 HELD_OUT, OUT_OF_FOLD = "calibration", "out_of_fold"
+
+_WITH_AND_WITHOUT: tuple[PredictiveName, PredictiveName] = ("laplace", "map")
 
 #: Gives the priors of the first so many fitted adapters, chosen on some calibration rows only.
 PriorsOf = Callable[[torch.Tensor, int], list[Prior]]
@@ -92,7 +94,7 @@ def calibrate(
         together=split.together,
         split=split_name,
     )
-    recommended = recommendation(settings, held_out, labels, split.together)
+    recommended = recommendation(settings, outputs, held_out)
     map_probs = held_out["map"].probs
     records: dict[PredictiveName, PredictiveRecord] = {}
     scores: dict[PredictiveName, ReviewScores] = {}
@@ -184,19 +186,16 @@ def _temperature(
 
 
 def recommendation(
-    settings: FitSettings,
-    held_out: Mapping[PredictiveName, PosteriorPredictive],
-    labels: torch.Tensor,
-    together: int = 1,
+    settings: FitSettings, outputs: SplitOutputs, held_out: Mapping[PredictiveName, PosteriorPredictive]
 ) -> RecommendedRecord:
     """Return which predictive answers by default, compared on losses that were fitted without their row.
 
-    The loss of an input with several labels is their sum, ``together`` consecutive rows.
+    The loss of an input with several labels is the sum of its rows'.
     """
     # fast only stands in for laplace, in requests for it.
     names = tuple(name for name in settings.predictives.names if name != "fast")
-    losses = {str(name): row_nll(held_out[name].probs, labels).view(-1, together).sum(1) for name in names}
-    by_data = recommend(losses, names, settings.seed)
+    losses = {str(name): _losses(outputs, held_out[name]) for name in names}
+    by_data = recommend(losses, names, settings.seed, has_variance=has_variance(outputs))
     wanted, reason = settings.predictives.serve, by_data.reason
     if wanted == "auto":
         return RecommendedRecord(
@@ -204,6 +203,20 @@ def recommendation(
         )
     reason = f"{wanted}: set by the configuration; by the calibration split it would be {reason}"
     return RecommendedRecord(predictive=wanted, reason=reason, chosen_by="configuration", table=by_data.table)
+
+
+def has_variance(outputs: SplitOutputs) -> bool:
+    """Return whether the calibration rows can tell ``laplace``, under the prior that is served, from MAP.
+
+    They cannot where the prior's precision is at the upper end of its search, or near it.
+    """
+    of_laplace, of_map = (_losses(outputs, predictive_of(outputs, name, 1.0)) for name in _WITH_AND_WITHOUT)
+    return not answer_alike(of_laplace, of_map)
+
+
+def _losses(outputs: SplitOutputs, predictive: PosteriorPredictive) -> torch.Tensor:
+    """Return (inputs,) NLL of a predictive of a split's rows, nats."""
+    return row_nll(predictive.probs, outputs.split.labels).view(-1, outputs.split.together).sum(1)
 
 
 def priors_without(settings: FitSettings, outputs: SplitOutputs) -> PriorsOf:

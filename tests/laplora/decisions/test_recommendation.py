@@ -56,6 +56,17 @@ CHEAPER = "within one standard error of ensemble, and cheaper"
         (losses(ensemble=(-0.06, 1.0)), "ensemble", BEST),
         # Losses that are the same, row by row, have no noise and no lead.
         (losses(laplace=(0.0, 0.0)), "map", BEST),
+        # Laplace that is MAP to rounding, or to 0.4 nats over the rows: nothing is preferred for a variance of nothing.
+        (losses(laplace=(-1e-9, 1e-9)), "map", NOISE),
+        (losses(laplace=(-0.004, 0.0)), "map", NOISE),
+        (losses(laplace=(-0.006, 0.0)), "laplace", BEST),
+        (losses(temperature=(-0.0002, 0.1), laplace=(-1e-9, 1e-9)), "temperature", BEST),
+        (losses(temperature=(0.0002, 0.1), laplace=(-1e-9, 1e-9)), "temperature", NOISE),
+        (
+            losses(laplace=(1e-9, 1e-9), conditioned=(-0.3, 0.2), laplace_conditioned=(-0.301, 0.2)),
+            "conditioned",
+            NOISE,
+        ),
         # A dearer one must lead by more than its noise: half of its standard error of 0.02, then 2.5.
         (losses(temperature=(-0.30, 0.0), ensemble=(-0.31, 0.2)), "temperature", CHEAPER),
         (losses(temperature=(-0.30, 0.0), ensemble=(-0.35, 0.2)), "ensemble", BEST),
@@ -75,6 +86,14 @@ def test_the_rule(columns: dict[str, torch.Tensor], chosen: str, why: str) -> No
     got = recommend(columns, list(columns))
     assert (got.predictive, got.reason.split("; ")[1]) == (chosen, why)
     assert got.reason.startswith(f"{chosen}: NLL ")
+
+
+def test_a_served_posterior_without_variance_is_not_preferred_whatever_the_folds_had() -> None:
+    columns = losses(temperature=(-0.300, 0.0), laplace=(-0.297, 0.2), laplace_temperature=(-0.31, 0.0))
+    assert recommend(columns, list(columns)).predictive == "laplace"
+    got = recommend(columns, list(columns), has_variance=False)
+    assert got.predictive == "temperature"
+    assert got.reason.endswith("; laplace answers as map does, so nothing of the posterior is a candidate")
 
 
 def test_what_is_cheap_is_the_orders_business() -> None:

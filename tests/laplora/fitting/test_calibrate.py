@@ -15,6 +15,7 @@ from laplora.fitting.calibrate import (
     OUT_OF_FOLD,
     Calibrated,
     calibrate,
+    has_variance,
     held_out_sureness,
     out_of_fold,
     predictive_of,
@@ -199,3 +200,23 @@ def test_rows_that_were_trained_on_make_no_answer_surer() -> None:
     stays = overconfident.predictives["temperature"].temperature
     assert stays == calibrated()[0].predictives["temperature"].temperature
     assert stays > 1
+
+
+@pytest.mark.parametrize("seed", [19, 26, 32])
+def test_a_prior_at_the_end_of_its_search_recommends_nothing_of_the_posterior(seed: int) -> None:
+    """Labels of a calibrated model, drawn so that any variance hurts: ``laplace`` is MAP to rounding, and dearer."""
+    found, scale = outputs(), 0.4
+    split, trained = found.split, found.fitted[0]
+    projected = replace(split.projected, contrast_mean=scale * split.projected.contrast_mean)
+    logits = scale * split.logits
+    labels = torch.multinomial(logits.softmax(1), 1, generator=torch.Generator().manual_seed(seed))[:, 0]
+    split = replace(split, projected=projected, logits=logits, labels=labels)
+    choice = choose_by_validation(trained.posterior, projected, labels, split.class_mask)
+    assert choice.at_bound
+    at_bound = replace(found, split=split, fitted=(replace(trained, prior=choice.prior, projected=projected),))
+    assert not has_variance(at_bound)
+    recommended = calibrate(SETTINGS, at_bound)[0].recommended
+    assert recommended.predictive in ("map", "temperature")
+    assert "laplace answers as map does" in recommended.reason
+    assert has_variance(found)
+    assert "laplace answers as map does" not in calibrated()[0].recommended.reason
