@@ -147,8 +147,18 @@ class LabelMetrics(Record):
     brier: float
 
 
+class NllDifference(Record):
+    """Mean NLL of one predictive less another's on the same inputs, nats, with its 95 % interval; below 0 is better."""
+
+    difference: float
+    low: float
+    high: float
+
+
 class MethodMetrics(Record):
     """Metrics of one predictive on labelled inputs, with 95 % ``intervals`` by metric.
+
+    ``over_temperature`` compares its NLL with temperature scaling's, and is None for that one and without it.
 
     Where several labels may be right, they are over all labels of all inputs. Then ``labels`` has those of each label,
     and ``exact_match`` is the share of inputs of which every label is right; else both are None.
@@ -167,6 +177,7 @@ class MethodMetrics(Record):
     risk_coverage: dict[str, Any]
     exact_match: float | None = None
     labels: dict[str, LabelMetrics] | None = None
+    over_temperature: NllDifference | None = None
 
 
 class SuggestedInput(Record):

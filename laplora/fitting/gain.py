@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.outputs import SplitOutputs
-from laplora.metrics.scores import bootstrap_interval, row_nll
+from laplora.metrics.paired import nll_difference
 from laplora.predictive.kinds import PredictiveName
 
 
@@ -49,14 +47,6 @@ def gain_over_temperature(
     if name == "temperature" or "temperature" not in temperatures:
         return None
     split = outputs.split
-    own, scaled = (
-        row_nll(predictive_of(outputs, one, temperatures[one]).probs, split.labels) for one in (name, "temperature")
-    )
-    differences = (own - scaled).double()
-    low, high = bootstrap_interval(
-        lambda rows: float(differences[rows].mean()),
-        len(differences),
-        generator=torch.Generator().manual_seed(0),
-        together=split.together,
-    )
-    return Gain(name, float(differences.mean()), low, high)
+    own, scaled = (predictive_of(outputs, one, temperatures[one]).probs for one in (name, "temperature"))
+    found = nll_difference(own, scaled, split.labels, together=split.together)
+    return Gain(name, found.difference, found.low, found.high)

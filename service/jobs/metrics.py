@@ -11,7 +11,7 @@ from service.http.schemas.evaluate import MethodMetrics
 from service.http.schemas.jobs import JobResult
 from service.jobs.ledger import Ledger
 from service.jobs.records import Job
-from service.scoring.evaluation import MethodRow, measure_method
+from service.scoring.evaluation import REFERENCE, MethodRow, measure_method
 from service.scoring.labels import Truth
 from service.threads import in_daemon_thread
 
@@ -22,7 +22,8 @@ _PAGE_ROWS = 2000
 class Measuring:
     """Measures jobs, two methods at a time, whichever jobs' they are, in the order of the calls.
 
-    One method of 100,000 rows takes half a minute, in a thread. No more rows than those of two methods are in memory.
+    One method of 100,000 rows takes half a minute, in a thread. No more rows than those of two methods are in memory,
+    and beside each of them temperature scaling's, which it is compared with.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -54,15 +55,20 @@ class Measuring:
     async def _measured(self, job: Job, method: str) -> MethodMetrics:
         truths: list[Truth] = []
         answers: list[MethodRow] = []
+        scaled: list[MethodRow] | None = None
+        if method != REFERENCE and REFERENCE in job.sums.methods:
+            scaled = []
         last = -1
         while page := await self._ledger.on_disk(self._ledger.store.rows, job.number, last, _PAGE_ROWS):
             truths += [row.truth for row in page]
             answers += [row.methods[method] for row in page]
+            if scaled is not None:
+                scaled += [row.methods[REFERENCE] for row in page]
             last = page[-1].row
         if len(answers) != job.sums.rows:
             raise RuntimeError(f"{len(answers)} of {job.sums.rows} scored rows are on disk")
         about = job.about
-        work = partial(measure_method, answers, truths, names=about.label_names, how=about.options)
+        work = partial(measure_method, answers, truths, names=about.label_names, how=about.options, scaled=scaled)
         # In a thread that can hold up neither the event loop nor the process's exit.
         return MethodMetrics.model_validate(await asyncio.wrap_future(in_daemon_thread("laplora-measure", work)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from service.scoring.labels import LabelNames, Truth
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 #: An input's probabilities under one method, and the score that ranks its mistakes; None: their entropy. Where several
 #: labels may be right, the scores of the labels.
 MethodRow = tuple[Sequence[float], float | Sequence[float] | None]
+
+
+#: What every other method's NLL is compared with: one fitted number, at the price of MAP.
+REFERENCE = "temperature"
 
 
 class HowMeasured(Protocol):
@@ -80,11 +85,22 @@ def measure(
     rows: Sequence[Mapping[str, MethodRow]], truths: Sequence[Truth], *, names: LabelNames, how: HowMeasured
 ) -> dict[str, dict[str, Any]]:
     """Return the metrics of every method, by name, as ``measure_method`` does; all rows have the same methods."""
-    return {name: measure_method([row[name] for row in rows], truths, names=names, how=how) for name in rows[0]}
+    scaled = [row[REFERENCE] for row in rows] if REFERENCE in rows[0] else None
+    return {
+        name: measure_method(
+            [row[name] for row in rows], truths, names=names, how=how, scaled=None if name == REFERENCE else scaled
+        )
+        for name in rows[0]
+    }
 
 
 def measure_method(
-    rows: Sequence[MethodRow], truths: Sequence[Truth], *, names: LabelNames, how: HowMeasured
+    rows: Sequence[MethodRow],
+    truths: Sequence[Truth],
+    *,
+    names: LabelNames,
+    how: HowMeasured,
+    scaled: Sequence[MethodRow] | None = None,
 ) -> dict[str, Any]:
     """Return one method's metrics as JSON values; it ranks its mistakes by its score.
 
@@ -93,12 +109,14 @@ def measure_method(
 
     Args:
         rows: at least one; truths: of each row.
+        scaled: the same inputs' rows by ``REFERENCE``, which the NLL is compared with; None: nothing is.
 
     Raises:
         NonFiniteError: a number that is not finite.
     """
     import torch
 
+    from laplora.metrics.paired import nll_difference
     from laplora.metrics.scores import evaluate_probs
     from laplora.metrics.several_labels import evaluate_labels
 
@@ -112,6 +130,11 @@ def measure_method(
     else:
         metrics = evaluate_probs(probs, right, score, **options).to_json()
     del metrics["rows"]
+    metrics["over_temperature"] = None
+    if scaled is not None:
+        other, _ = questions([probs for probs, _ in scaled], truths, names)
+        drawn = {"resamples": how.resamples, "seed": how.seed, "together": names.questions}
+        metrics["over_temperature"] = asdict(nll_difference(probs, other, right, **drawn))
     return metrics
 
 

@@ -81,6 +81,15 @@ class LabelMetrics(PartialMetrics):
     """Mean over inputs of the squared error summed over absent and present, 0 to 2."""
 
 
+class NllDifferenceOut(Answer):
+    """Mean NLL of one predictive less that of another on the same inputs, below 0 where the first is better."""
+
+    difference: FiniteFloat = Field(description="Mean over inputs, nats.", examples=[-0.031])
+    low: FiniteFloat = Field(examples=[-0.052])
+    """Lower end of its 95 % interval, by a bootstrap that draws the same inputs for both, nats."""
+    high: FiniteFloat = Field(description="Upper end, nats.", examples=[-0.011])
+
+
 class MethodMetrics(PartialMetrics):
     """Metrics of one way to get probabilities. Where several labels may be right, over all labels of all inputs: each
     label of an input counts as a question of its own, of whether it is present; intervals draw whole inputs.
@@ -100,6 +109,12 @@ class MethodMetrics(PartialMetrics):
         examples=[{"accuracy": [0.81, 0.87], "nll": [0.33, 0.42]}]
     )
     """95 % bootstrap interval by metric, in the metric's unit."""
+    over_temperature: NllDifferenceOut | None = Field(
+        None, examples=[{"difference": -0.031, "low": -0.052, "high": -0.011}]
+    )
+    """NLL less that of temperature scaling on the same inputs; null for temperature scaling itself, and where the
+    artifact has none.
+    """
     reliability: list[ReliabilityBinOut] = Field(description="Confidence bins, from the lowest.")
     risk_coverage: RiskCoverageOut
     """Error rate among the inputs kept, as the least certain are set aside."""

@@ -1,0 +1,80 @@
+"""What POST /evaluate says of a method's NLL beside temperature scaling's: the difference, with a paired interval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from laplora.metrics.scores import row_nll
+from service.http.schemas.evaluate import EvaluateOptions, MethodMetrics
+from service.scoring.evaluation import MethodRow, measure
+from service.scoring.labels import LabelNames, Truth
+
+ROWS = 60
+TWO = LabelNames(("no", "yes"))
+HOW = EvaluateOptions(resamples=400)
+
+
+def rows_of(shift: float) -> list[dict[str, MethodRow]]:
+    """Inputs of very different loss, on all of which ``laplace`` is some ``shift`` nats of the logit surer."""
+    g = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(ROWS, generator=g, dtype=torch.float64)
+
+    def probs(logit: torch.Tensor) -> list[float]:
+        yes = float(logit.sigmoid())
+        return [1 - yes, yes]
+
+    methods = {"map": logits + 1, "temperature": logits, "laplace": logits + shift * logits.sign()}
+    return [{name: (probs(of[i]), None) for name, of in methods.items()} for i in range(ROWS)]
+
+
+def truths() -> list[Truth]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randint(0, 2, (ROWS,), generator=g).tolist()
+
+
+def losses(rows: list[dict[str, MethodRow]], name: str) -> torch.Tensor:
+    return row_nll(torch.tensor([row[name][0] for row in rows], dtype=torch.float64), torch.tensor(truths()))
+
+
+def test_the_difference_is_paired_and_that_of_the_two_nlls() -> None:
+    rows = rows_of(0.1)
+    found = measure(rows, truths(), names=TWO, how=HOW)
+    over = found["laplace"]["over_temperature"]
+    differences = losses(rows, "laplace") - losses(rows, "temperature")
+    assert over["difference"] == pytest.approx(found["laplace"]["nll"] - found["temperature"]["nll"])
+    assert over["low"] < over["difference"] < over["high"]
+    # A bootstrap's percentiles are near the normal ones: within a quarter on 60 rows.
+    error = float(differences.std()) / ROWS**0.5
+    assert over["high"] - over["low"] == pytest.approx(2 * 1.96 * error, rel=1 / 4)
+    low, high = found["laplace"]["intervals"]["nll"]
+    assert over["high"] - over["low"] < (high - low) / 5
+    assert MethodMetrics.model_validate(found["laplace"]).over_temperature is not None
+
+
+def test_temperature_scaling_is_not_compared_with_itself_nor_anything_without_it() -> None:
+    found = measure(rows_of(0.1), truths(), names=TWO, how=HOW)
+    assert found["temperature"]["over_temperature"] is None
+    without = [{name: row[name] for name in ("map", "laplace")} for row in rows_of(0.1)]
+    assert all(of["over_temperature"] is None for of in measure(without, truths(), names=TWO, how=HOW).values())
+
+
+def test_an_average_over_orders_is_compared_with_the_users_order() -> None:
+    rows = [row | {"temperature_order_average": row["laplace"]} for row in rows_of(0.1)]
+    found = measure(rows, truths(), names=TWO, how=HOW)
+    assert found["temperature_order_average"]["over_temperature"] == found["laplace"]["over_temperature"]
+
+
+def test_where_several_labels_may_be_right_whole_inputs_are_drawn() -> None:
+    several = LabelNames(("a", "b", "c"), several=True)
+
+    def thrice(row: dict[str, MethodRow]) -> dict[str, MethodRow]:
+        return {name: ([probs[1]] * 3, None) for name, (probs, _) in row.items()}  # type: ignore[index]
+
+    answers: Any = [(0, 1, 2) if truth else () for truth in truths()]
+    found = measure([thrice(row) for row in rows_of(0.1)], answers, names=several, how=HOW)
+    # Three labels that are all right or all wrong tell no more than one: the same inputs are drawn, no more of them.
+    once = measure(rows_of(0.1), truths(), names=TWO, how=HOW)
+    assert found["laplace"]["over_temperature"] == pytest.approx(once["laplace"]["over_temperature"])
