@@ -29,6 +29,7 @@ from laplora.models.offline import ensure_data_wheel, ensure_model
 from laplora.predictor import Predictor
 from training.__main__ import main
 from training.config import RunConfig, config_hash_fields, load_config
+from training.finetune import LabelTrainer
 
 GOOD = ("great", "lovely", "brilliant", "moving", "funny", "superb")
 BAD = ("awful", "boring", "clumsy", "terrible", "dull", "weak")
@@ -173,6 +174,23 @@ def mixture_config(folder: Path, base: Path) -> Path:
 def job(name: str, config_file: Path, *overrides: str) -> int:
     """Run a job in this process and return its exit status."""
     return main([name, "--config", str(config_file), *(f"--set={override}" for override in overrides)])
+
+
+def interrupted_at(step: int, file: Path, *overrides: str) -> None:
+    """Fine-tune, and let Ctrl-C arrive in the forward pass of a batch, counted from 1."""
+    seen = 0
+    original = LabelTrainer.compute_loss
+
+    def compute_loss(self: LabelTrainer, *arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal seen
+        seen += 1
+        if seen == step:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabelTrainer, "compute_loss", compute_loss)
+        assert job("finetune", file, *overrides) == 130
 
 
 def copy_run(run: FinishedRun, config_file: Path) -> Path:

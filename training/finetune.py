@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from laplora.errors import NonFiniteError
 from laplora.files import write_json
@@ -23,42 +23,20 @@ from laplora.models.adapters import save_adapter
 from laplora.models.lora import adapter_name
 from laplora.models.probe import check_adapted, check_targets
 from laplora.models.quiet import quiet_loading
-from laplora.prompts.rows import Batch, collate
-from laplora.readouts.base import ReadOut
+from laplora.prompts.rows import collate
 from training.config import RunConfig, config_hash_fields
 from training.workspace.folders import set_aside
 from training.workspace.folds import fold_runs
+from training.workspace.label_trainer import LabelTrainer, callbacks_of, training_arguments
 from training.workspace.members import kept_folders, missing_adapters
-from training.workspace.one_device import OneDeviceArguments, on_device
+from training.workspace.one_device import on_device
 from training.workspace.provenance import adapter_inputs
 from training.workspace.results import trained_as
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
-from training.workspace.targets import Target, target_loss, training_targets
+from training.workspace.selection import SELECTED, Selected, write_selected
+from training.workspace.targets import Target, labelled_targets, training_targets
 from training.workspace.terminal import say
-
-
-class LabelTrainer(Trainer):
-    """A Trainer whose loss is the cross-entropy over each row's possible labels (``target_loss``)."""
-
-    readout: ReadOut
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Return the mean cross-entropy of the batch, nats."""
-        targets = inputs.pop("labels")
-        batch = Batch(**inputs)
-        return target_loss(self.readout.scores(model, batch).logits, targets, batch.class_mask)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        assert self.model is not None
-        assert self.args.output_dir is not None
-        save_adapter(self.model, Path(output_dir or self.args.output_dir))
 
 
 class _Keep(TrainerCallback):
@@ -104,7 +82,7 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
     targets = training_targets(run)
     cut = sum(row.truncated for row, _ in targets)
     say(
-        f"fine-tuning on {len(targets)} rows, {config.optimizer.step_count} steps of {config.optimizer.batch_size}"
+        f"fine-tuning on {len(targets)} rows, {config.optimizer.step_count} steps of {config.optimizer.step_rows}"
         + (f"; {cut} prompts cut at {config.max_tokens} tokens" if cut else "")
     )
     set_seed(config.seed)
@@ -116,16 +94,22 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
             model=model,
             args=training_arguments(config, run.device, checkpoints),
             train_dataset=targets,
+            eval_dataset=labelled_targets(run, run.splits.selection) or None,
             data_collator=partial(_collated, run),
-            callbacks=[_Keep(kept_folders(run, keep), getattr(torch, config.adapter.save_dtype))],
+            callbacks=[
+                _Keep(kept_folders(run, keep), getattr(torch, config.adapter.save_dtype)),
+                *callbacks_of(config.optimizer),
+            ],
         )
-        trainer.readout = run.readout
+        trainer.readout, trainer.optimizer_settings = run.readout, config.optimizer
         if last:
             say(f"resuming at {last}")
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
         raise NonFiniteError("training ended with NaN or infinite weights: lower optimizer.learning_rate")
     write_json(run.folder / "training_log.json", trainer.state.log_history)
+    if config.optimizer.evaluate_every is not None:
+        _tell_selected(run, trainer.state)
     unfinished = run.folder / ".adapter"
     save_adapter(model, unfinished, getattr(torch, config.adapter.save_dtype))
     shutil.rmtree(target, ignore_errors=True)
@@ -140,7 +124,7 @@ def resumable_checkpoint(run: Run, checkpoints: Path, keep: Collection[int] = ()
     adapter is wanted and not there would not come by that step again.
     """
     if not trained_as(run):
-        made = ("checkpoints", "initial_adapter", "adapter", "members", "kept", "laplace", "report")
+        made = ("checkpoints", "initial_adapter", "adapter", "members", "kept", SELECTED, "laplace", "report")
         aside = set_aside(run.folder, made)
         if aside:
             say(f"the rows, the base or its weights are not those of the earlier results, which are kept in {aside}")
@@ -194,27 +178,14 @@ def add_adapter(base: nn.Module, config: RunConfig) -> Any:
     return model
 
 
-def training_arguments(config: RunConfig, device: torch.device, folder: Path) -> TrainingArguments:
-    """Return the Trainer's settings for a run."""
-    optimizer = config.optimizer
-    return OneDeviceArguments(
-        run_device=str(device),
-        output_dir=str(folder),
-        max_steps=optimizer.step_count,
-        per_device_train_batch_size=optimizer.batch_size,
-        learning_rate=optimizer.peak_rate,
-        lr_scheduler_type=optimizer.schedule,
-        warmup_steps=optimizer.warmup_steps,
-        weight_decay=optimizer.weight_decay,
-        save_steps=optimizer.checkpoint_every,
-        save_total_limit=2,
-        logging_steps=max(1, optimizer.step_count // 20),
-        seed=config.seed,
-        dataloader_pin_memory=device.type != "cpu",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        report_to=[],
-    )
+def _tell_selected(run: Run, state: TrainerState) -> None:
+    """Print and write which step's adapter was kept."""
+    best, nll = state.best_global_step, state.best_metric
+    assert best is not None
+    assert nll is not None
+    selected = Selected(best, nll, len(run.splits.selection), state.global_step)
+    write_selected(run.folder, selected)
+    say(str(selected))
 
 
 def _collated(run: Run, items: Sequence[Target]) -> dict[str, torch.Tensor]:

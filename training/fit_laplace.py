@@ -24,6 +24,7 @@ from training.workspace.provenance import curvature_inputs, fit_inputs
 from training.workspace.results import load_trained
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
+from training.workspace.selection import adapter_step
 from training.workspace.terminal import Terminal, say
 
 
@@ -85,7 +86,7 @@ def fold_adapters(run: Run, model: Any) -> list[FoldAdapter]:
         FoldAdapter(
             read_weights(model, fold.folder / "adapter"),
             FolderStore(fold.folder / "laplace", curvature_inputs(fold)),
-            fold.config.optimizer.step_count,
+            adapter_step(fold),
         )
         for fold in fold_runs(run)
     ]

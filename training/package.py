@@ -16,6 +16,7 @@ from training.workspace.members import kept_members
 from training.workspace.results import verify_evaluated, verify_fitted
 from training.workspace.run import base_spec
 from training.workspace.runtime import open_run
+from training.workspace.selection import selection_record
 from training.workspace.targets import student_record
 from training.workspace.terminal import say
 
@@ -46,7 +47,7 @@ def package(config: RunConfig) -> Path:
         members=member_records(record, [(one.step, one.fold) for one in kept]),
         metrics=summary(json.loads((report / "evaluation.json").read_text())),
         config=config_hash_fields(config),
-        data=run.splits.report | student_record(run),
+        data=run.splits.report | student_record(run) | selection_record(run),
     )
     parts = Parts(fitted, config.run_dir / "adapter", [one.folder for one in kept], report)
     inputs = [dict(i) for i in config.golden_inputs] or [

@@ -28,6 +28,7 @@ from training.report.shift_answers import SetAnswers, answer_set, read_answers, 
 from training.workspace.base_size import configured_parameters
 from training.workspace.filled_in import filled_in
 from training.workspace.same_rows import check_same_rows
+from training.workspace.selection import split_off
 from training.workspace.terminal import say
 
 SetKind = Literal["in_distribution", "shifted", "stranger", "corrupted"]
@@ -69,7 +70,7 @@ def shift(config: RunConfig) -> Path:
             f"{config.name} has no section 'shift': name other data sets or corruptions there, as "
             "training/configs/shift-openbookqa-smollm2.yaml does"
         )
-    splits = load_splits(config.data, seed=config.seed, hold_out=config.holds_out, progress=say)
+    splits = split_off(config, load_splits(config.data, seed=config.seed, hold_out=config.holds_out, progress=say))
     config = filled_in(config, len(splits.train), lambda: configured_parameters(config))
     artifact = read_artifact(config.artifact_dir)
     check_same_rows(config, artifact.manifest, splits)
@@ -90,7 +91,9 @@ def shift_sets(config: RunConfig, settings: ShiftConfig, manifest: Manifest, spl
     """Return every set with its rows, the run's test rows first; DataError names the section of one that cannot be."""
     task, seed, rows = Task(manifest.name, manifest.template.template(), manifest.labels), config.seed, settings.rows
     sets = [ShiftSet(TEST, "in_distribution", splits.report["source_detail"], splits.test)]
-    known = {task.question(e) for part in (splits.train, splits.calibration, splits.test) for e in part}
+    known = {
+        task.question(e) for part in (splits.train, splits.selection, splits.calibration, splits.test) for e in part
+    }
     for name, data in settings.sets.items():
         try:
             sets.append(shifted_set(name, data, seed, rows, task, known))

@@ -14,7 +14,16 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_runs import FinishedRun, copy_run, job, sentiment_config, sentiment_rows, write_config, write_rows
+from tiny_runs import (
+    FinishedRun,
+    copy_run,
+    interrupted_at,
+    job,
+    sentiment_config,
+    sentiment_rows,
+    write_config,
+    write_rows,
+)
 
 from laplora.artifact.folder import read_artifact
 from laplora.files import write_tensors
@@ -75,23 +84,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Pa
 def short(tiny_base_folder: Path, tmp_path: Path) -> Path:
     """The configuration file of the same, not begun yet."""
     return sentiment_config(tmp_path, tiny_base_folder, optimizer=SHORT, adapter=DROPOUT)
-
-
-def interrupted_at(step: int, file: Path, *overrides: str) -> None:
-    """Fine-tune, and let Ctrl-C arrive in the forward pass of a step."""
-    seen = 0
-    original = LabelTrainer.compute_loss
-
-    def compute_loss(self: LabelTrainer, *arguments: Any, **options: Any) -> torch.Tensor:
-        nonlocal seen
-        seen += 1
-        if seen == step:
-            signal.raise_signal(signal.SIGINT)
-        return original(self, *arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LabelTrainer, "compute_loss", compute_loss)
-        assert job("finetune", file, *overrides) == 130
 
 
 @pytest.mark.parametrize("step", [3, 13], ids=["before any checkpoint", "between two"])

@@ -79,6 +79,11 @@ class RunConfig(Section):
                 f"predictives.ensemble: {steps} steps have no {wanted.ensemble} different adapters in "
                 "their second half: train longer or keep fewer"
             )
+        if isinstance(wanted.ensemble, int) and wanted.ensemble and self.optimizer.evaluate_every is not None:
+            raise ValueError(
+                "predictives.ensemble: a number keeps adapters of fixed steps up to the last one, and "
+                "optimizer.evaluate_every chooses the step: use one of them"
+            )
         if wanted.laplace_ensemble and self.laplace.prior == "leave_one_out":
             raise ValueError("predictives.laplace_ensemble takes laplace.prior validation or evidence")
         if wanted.ensemble == "folds" and not self.calibration.cross_fits:

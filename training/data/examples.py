@@ -75,6 +75,7 @@ class Splits:
         train: rows to fine-tune on and to sum the curvature over.
         calibration: rows that choose the prior precision, the calibrators and the thresholds.
         test: rows that only the final metrics see.
+        selection: rows that choose the step whose adapter is kept; none where the last step's is.
         report: JSON-able; ``dataset``, ``source`` and ``source_detail``, ``seed``, ``available`` (rows read, by pool),
             ``duplicates_dropped`` (by pool: ``within`` it, ``across`` pools, and how many of either had
             ``conflicting_labels``), ``rows`` (by split), ``classes`` (rows by split and label), ``warnings`` (lines).
@@ -85,3 +86,4 @@ class Splits:
     calibration: tuple[Example, ...]
     test: tuple[Example, ...]
     report: dict[str, Any]
+    selection: tuple[Example, ...] = ()

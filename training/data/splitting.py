@@ -70,6 +70,31 @@ def split(
     return Splits(task, splits["train"], splits["calibration"], splits["test"], report)
 
 
+def with_selection(splits: Splits, fraction: float) -> Splits:
+    """Return the splits with a share of the training rows, the last ones, two at least, as the selection rows.
+
+    The training rows come in a random order, so these are a random draw.
+
+    Raises:
+        DataError: too few training rows are left.
+    """
+    count = max(2, round(fraction * len(splits.train)))
+    left, selection = splits.train[: max(0, len(splits.train) - count)], splits.train[-count:]
+    given: dict[Role, tuple[Example, ...]] = {
+        "train": left,
+        "calibration": splits.calibration,
+        "test": splits.test,
+    }
+    warnings = check(splits.task, given, hold_out=bool(splits.calibration))
+    report = splits.report | {
+        "rows": splits.report["rows"] | {"train": len(left), "selection": len(selection)},
+        "classes": splits.report["classes"]
+        | {"train": class_counts(splits.task, left), "selection": class_counts(splits.task, selection)},
+        "warnings": list(dict.fromkeys([*splits.report["warnings"], *warnings])),
+    }
+    return replace(splits, train=left, selection=selection, report=report)
+
+
 def without_long_prompts(source: Source, max_characters: int) -> Source:
     """Return the source without the rows whose prompt is longer; DataError where a pool has no other."""
     pools, dropped = [], 0

@@ -38,7 +38,7 @@ def filled_in(config: RunConfig, rows: int, parameters: Callable[[], int]) -> Ru
     if steps is None:
         assert epochs is not None
         steps = optimizer.steps_of(epochs, rows)
-        say(f"{epochs:g} epochs of {rows} rows, {optimizer.batch_size} a step: {steps} steps")
+        say(f"{epochs:g} epochs of {rows} rows, {optimizer.step_rows} a step: {steps} steps")
     fields = dict(optimizer) | {"learning_rate": rate, "epochs": None, "steps": steps}
     if fields == dict(optimizer):
         return config

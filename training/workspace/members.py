@@ -13,6 +13,7 @@ from laplora.predictive.member_adapters import read_weights
 from training.config import RunConfig
 from training.workspace.folds import fold_runs
 from training.workspace.run import Run
+from training.workspace.selection import adapter_step
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,7 @@ def kept_members(run: Run) -> tuple[Kept, ...]:
     config = run.config
     if config.predictives.ensemble == "folds":
         return tuple(
-            Kept(fold.config.optimizer.step_count, number, fold.folder / "adapter")
-            for number, fold in enumerate(fold_runs(run), 1)
+            Kept(adapter_step(fold), number, fold.folder / "adapter") for number, fold in enumerate(fold_runs(run), 1)
         )
     return tuple(Kept(step, None, member_folder(config, step)) for step in member_steps(config))
 

@@ -30,6 +30,7 @@ def adapter_inputs(run: Run) -> str:
         config.adapter.model_dump(mode="json"),
         config.optimizer.model_dump(mode="json"),
         *([run.student.digest] if run.student else []),
+        *([rows_digest(run.splits.selection)] if run.splits.selection else []),
     )
 
 

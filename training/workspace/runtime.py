@@ -23,6 +23,7 @@ from training.workspace.filled_in import filled_in
 from training.workspace.folders import claim, in_use, start_from, trained_from
 from training.workspace.provenance import adapter_inputs
 from training.workspace.run import Run, base_spec
+from training.workspace.selection import split_off
 from training.workspace.student import open_student
 from training.workspace.terminal import progress, say
 
@@ -43,6 +44,7 @@ def open_run(config: RunConfig) -> Run:
     splits, student = load_splits(config.data, seed=config.seed, hold_out=config.holds_out, progress=say), None
     if config.student:
         student, splits = open_student(config, config.student, splits)
+    splits = split_off(config, splits)
     _check_splits(config, splits)
     location = locate_base(base_spec(config), progress=say)
     rows = len(splits.train) + (len(student.inputs) if student else 0)

@@ -52,9 +52,14 @@ def training_targets(run: Run) -> list[Target]:
     Raises:
         ArtifactError, ModelError: a teacher that cannot be loaded; NonFiniteError: one that answers no numbers.
     """
-    labels = [torch.tensor(example.label) for example in run.splits.train]
-    targets = list(zip(run.encode(run.splits.train), labels, strict=True))
+    targets = labelled_targets(run, run.splits.train)
     return targets if run.student is None else _taught(run, run.student, targets)
+
+
+def labelled_targets(run: Run, examples: Sequence[Example]) -> list[Target]:
+    """Return examples as a run encodes them, with their labels."""
+    labels = [torch.tensor(example.label) for example in examples]
+    return list(zip(run.encode(examples), labels, strict=True))
 
 
 def _taught(run: Run, student: Student, labelled: Sequence[Target]) -> list[Target]:

@@ -1,0 +1,209 @@
+"""What a configuration may say of the fine-tuning loop: the step that is kept, batches, and LoRA+."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import interrupted_at, job, sentiment_config
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from laplora.errors import DataError
+from laplora.models.adapters import attach_adapter
+from training.config import RunConfig, load_config
+from training.data.splitting import with_selection
+from training.workspace.label_trainer import LengthGrouped
+from training.workspace.runtime import open_run
+from training.workspace.targets import labelled_targets, target_loss
+
+pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
+
+SHORT = {"learning_rate": 1e-2, "steps": 24, "batch_size": 6, "checkpoint_every": 8}
+SELECTING = SHORT | {"evaluate_every": 4, "selection_fraction": 0.25}
+DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.1}
+
+
+def adapter(config: RunConfig) -> dict[str, torch.Tensor]:
+    return load_file(config.run_dir / "adapter" / "adapter_model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def finetuned(folder: Path, base: Path, **optimizer: Any) -> RunConfig:
+    """Fine-tune without dropout in a folder of its own and return the configuration."""
+    folder.mkdir()
+    file = sentiment_config(folder, base, optimizer=SHORT | optimizer)
+    assert job("finetune", file) == 0
+    return load_config(file)
+
+
+def read(config: RunConfig, name: str) -> Any:
+    return json.loads((config.run_dir / name).read_text())
+
+
+# The step that is kept.
+
+
+@pytest.fixture(scope="module")
+def selecting(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> RunConfig:
+    """A fine-tune with dropout that evaluates every 4 steps, and that nothing stopped."""
+    file = sentiment_config(tmp_path_factory.mktemp("whole"), tiny_base_folder, optimizer=SELECTING, adapter=DROPOUT)
+    assert job("finetune", file) == 0
+    return load_config(file)
+
+
+def test_the_step_with_the_least_loss_is_kept(selecting: RunConfig) -> None:
+    losses = {r["step"]: r["eval_loss"] for r in read(selecting, "training_log.json") if "eval_loss" in r}
+    assert list(losses) == [4, 8, 12, 16, 20, 24]
+    selected = read(selecting, "selected.json")
+    assert (selected["step"], selected["rows"]) == (min(losses, key=losses.__getitem__), 10)
+    assert selected["nll"] == pytest.approx(min(losses.values()))
+
+
+def test_its_loss_is_the_saved_adapters_on_rows_that_are_in_no_other_split(selecting: RunConfig) -> None:
+    """To 1e-4: other batches, and the rounding of float32."""
+    run = open_run(selecting)
+    splits = run.splits
+    assert {n: len(getattr(splits, n)) for n in ("train", "selection", "calibration", "test")} == {
+        "train": 30,
+        "selection": 10,
+        "calibration": 32,
+        "test": 24,
+    }
+    assert read(selecting, "splits.json")["rows"]["selection"] == 10
+    ids = [e.id for part in (splits.train, splits.selection, splits.calibration, splits.test) for e in part]
+    assert len(set(ids)) == len(ids)
+    model = attach_adapter(run.load_base(), selecting.run_dir / "adapter")
+    rows, labels = zip(*labelled_targets(run, splits.selection), strict=True)
+    batch = run.collate(rows)
+    with torch.no_grad():
+        loss = target_loss(run.readout.scores(model, batch).logits, torch.stack(labels), batch.class_mask)
+    assert float(loss) == pytest.approx(read(selecting, "selected.json")["nll"], abs=1e-4)
+
+
+@pytest.mark.parametrize("batch", [3, 20], ids=["before any checkpoint", "between two"])
+def test_an_interrupted_one_keeps_the_same_step(
+    selecting: RunConfig, tiny_base_folder: Path, tmp_path: Path, batch: int
+) -> None:
+    """Bit for bit, dropout included; evaluations are batches too."""
+    file = sentiment_config(tmp_path, tiny_base_folder, optimizer=SELECTING, adapter=DROPOUT)
+    interrupted_at(batch, file)
+    assert job("finetune", file) == 0
+    config = load_config(file)
+    assert same(adapter(config), adapter(selecting))
+    assert read(config, "selected.json") == read(selecting, "selected.json")
+
+
+def test_training_stops_where_nothing_gets_better(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """A step size that spoils the model: patience 2 ends it two evaluations after the best one."""
+    file = sentiment_config(
+        tmp_path, tiny_base_folder, optimizer=SELECTING | {"learning_rate": 3.0, "steps": 200, "patience": 2}
+    )
+    assert job("finetune", file) == 0
+    selected = read(load_config(file), "selected.json")
+    assert selected["trained_steps"] == selected["step"] + 2 * 4 < 200
+
+
+def test_the_artifact_says_which_step_was_kept(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """And its posterior is of the rows that were trained on, also where every fold keeps a step of its own."""
+    data = {"dataset": "file", "path": str(tmp_path / "reviews.jsonl"), "template": "sentiment"}
+    file = sentiment_config(
+        tmp_path,
+        tiny_base_folder,
+        data=data | {"labels": ["negative", "positive"], "train": 24, "calibration": 16, "test": 16},
+        optimizer=SELECTING,
+        calibration={"rows": "cross_fit", "folds": 2},
+        predictives={"ensemble": "folds", "fast": 0},
+    )
+    assert job("run", file) == 0
+    config = load_config(file)
+    manifest = json.loads((config.artifact_dir / "manifest.json").read_text())
+    assert manifest["data"]["selected"] == read(config, "selected.json")
+    assert manifest["data"]["rows"] == {"train": 30, "calibration": 0, "test": 16, "selection": 10}
+    assert read(config, "laplace/fit.json")["train_rows"] == 30
+    folds = [read(config, f"folds/{number}/selected.json")["step"] for number in (0, 1)]
+    assert [member["step"] for member in manifest["members"]] == folds
+
+
+def test_too_few_rows_to_split_off_are_refused(tiny_base_folder: Path, tmp_path: Path) -> None:
+    splits = open_run(load_config(sentiment_config(tmp_path, tiny_base_folder))).splits
+    with pytest.raises(DataError, match="1 training rows are fewer than the 2 classes"):
+        with_selection(splits, 0.98)
+
+
+# Batches.
+
+
+def test_two_batches_of_three_are_a_step_of_six(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """The last step of an epoch has four rows, three and one. To 1e-3: float32 sums in another order."""
+    whole = finetuned(tmp_path / "whole", tiny_base_folder)
+    halves = finetuned(tmp_path / "halves", tiny_base_folder, batch_size=3, gradient_accumulation=2)
+    for name, tensor in adapter(whole).items():
+        torch.testing.assert_close(adapter(halves)[name], tensor, rtol=1e-3, atol=1e-4)
+    assert halves.optimizer.steps_an_epoch(40) == whole.optimizer.steps_an_epoch(40) == 7
+
+
+def test_gradient_checkpointing_computes_each_layer_twice_and_trains_the_same(
+    tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = [0]
+    original = LlamaMLP.forward
+
+    def counted(self: LlamaMLP, *arguments: Any) -> Any:
+        calls[0] += self.training
+        return original(self, *arguments)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    plain = finetuned(tmp_path / "plain", tiny_base_folder)
+    once, calls[0] = calls[0], 0
+    again = finetuned(tmp_path / "again", tiny_base_folder, gradient_checkpointing=True)
+    assert calls[0] == 2 * once > 0
+    for name, tensor in adapter(plain).items():
+        torch.testing.assert_close(adapter(again)[name], tensor, rtol=1e-5, atol=1e-7)
+
+
+def test_rows_of_like_length_come_together_in_another_order_each_epoch() -> None:
+    lengths = torch.randint(5, 100, (61,), generator=torch.Generator().manual_seed(0)).tolist()
+    sampler = LengthGrouped(lengths, 6, seed=1)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert sorted(orders[-1]) == list(range(61))
+    assert orders[0] == orders[2] != orders[1]
+
+    def padding(order: list[int]) -> int:
+        parts = [[lengths[i] for i in order[k : k + 6]] for k in range(0, 61, 6)]
+        return sum(len(part) * max(part) - sum(part) for part in parts)
+
+    assert all(padding(order) < 0.5 * padding(list(range(61))) for order in orders)
+
+
+def test_an_interrupted_run_goes_on_in_the_order_of_lengths(tiny_base_folder: Path, tmp_path: Path) -> None:
+    whole = finetuned(tmp_path / "whole", tiny_base_folder, group_by_length=True)
+    file = sentiment_config(tmp_path, tiny_base_folder, optimizer=SHORT | {"group_by_length": True})
+    interrupted_at(13, file)
+    assert job("finetune", file) == 0
+    assert same(adapter(load_config(file)), adapter(whole))
+    plain = finetuned(tmp_path / "plain", tiny_base_folder)
+    assert not same(adapter(plain), adapter(whole))
+
+
+# LoRA+.
+
+
+def test_loraplus_takes_a_larger_step_in_every_lora_b(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """AdamW's first step is the step size for each number that has a gradient, and B begins at zero."""
+    plain = finetuned(tmp_path / "plain", tiny_base_folder, steps=1)
+    plus = finetuned(tmp_path / "plus", tiny_base_folder, steps=1, loraplus_lr_ratio=4)
+    one, other = adapter(plain), adapter(plus)
+    for name, tensor in one.items():
+        factor = 4 if ".lora_B." in name else 1
+        torch.testing.assert_close(other[name], factor * tensor, rtol=1e-3, atol=1e-6)
+    assert any(bool(t.any()) for name, t in one.items() if ".lora_B." in name)

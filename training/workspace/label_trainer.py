@@ -1,0 +1,184 @@
+"""Fine-tuning's loop: transformers' Trainer with a run's loss, optimizer and order of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from laplora.models.adapters import save_adapter
+from laplora.prompts.rows import Batch
+from laplora.readouts.base import ReadOut
+from training.config import OptimizerConfig, RunConfig
+from training.workspace.one_device import OneDeviceArguments
+from training.workspace.targets import target_loss
+
+
+class LabelTrainer(Trainer):
+    """A Trainer whose loss is the cross-entropy over each row's possible labels (``target_loss``).
+
+    Attributes:
+        readout: how their logits are read; optimizer_settings: of the configuration.
+    """
+
+    readout: ReadOut
+    optimizer_settings: OptimizerConfig
+    #: A step's loss is the mean over all its rows, in however many batches they come.
+    loss_is_scaled_for_ga = True
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return a batch's part of the mean cross-entropy of a step's rows, nats; with ``return_outputs`` also none."""
+        targets = inputs.pop("labels")
+        batch = Batch(**inputs)
+        loss = target_loss(self.readout.scores(model, batch).logits, targets, batch.class_mask)
+        if num_items_in_batch is not None and int(num_items_in_batch) != len(batch):
+            loss = loss * (len(batch) / int(num_items_in_batch))
+        return (loss, {}) if return_outputs else loss
+
+    def create_optimizer(self, *arguments: Any, **options: Any) -> Any:
+        """Return AdamW; of LoRA+ (Hayou et al., arXiv 2402.12354) with a larger step for every ``lora_B``."""
+        ratio = self.optimizer_settings.loraplus_lr_ratio
+        if ratio is None:
+            return super().create_optimizer(*arguments, **options)
+        if self.optimizer is None:
+            from peft.optimizers import create_loraplus_optimizer
+
+            model: Any = self.model
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = create_loraplus_optimizer(
+                model,
+                kind,
+                loraplus_lr_ratio=ratio,
+                loraplus_weight_decay=self.args.weight_decay,
+                **settings,
+            )
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not self.optimizer_settings.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
+        lengths = [len(row.token_ids) for row, _ in rows]
+        return LengthGrouped(lengths, self.optimizer_settings.step_rows, self.args.seed)
+
+    def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Sized]], device: torch.device) -> int:
+        """Return the rows of a step's batches; the Trainer would count tokens, and leave the first one out."""
+        return sum(len(batch["labels"]) for batch in batch_samples)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert self.model is not None
+        assert self.args.output_dir is not None
+        save_adapter(self.model, Path(output_dir or self.args.output_dir))
+
+
+class LengthGrouped(Sampler[int]):
+    """Rows in a random order in which those of a step are of like length, another one in each epoch.
+
+    The order is transformers' (``get_length_grouped_indices``), its draw that of the seed and the epoch, so that a
+    stopped run goes on in it.
+    """
+
+    def __init__(self, lengths: Sequence[int], step_rows: int, seed: int) -> None:
+        """Take the rows' lengths in tokens, and how many of them are a step."""
+        self._lengths, self._step_rows, self._seed, self._epoch = list(lengths), step_rows, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch, from 0."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        grouped: Any = get_length_grouped_indices
+        return iter(grouped(self._lengths, self._step_rows, generator=generator))
+
+
+class StopEarly(EarlyStoppingCallback):  # type: ignore[misc]
+    """Stops after so many evaluations without a better one, also where a run that was stopped goes on after them."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
+    ) -> None:
+        """End at once what had ended."""
+        super().on_train_begin(args, state, control, **options)  # type: ignore[no-untyped-call]
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+
+
+class EvaluateLast(TrainerCallback):
+    """Evaluates at the last step too."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
+    ) -> None:
+        """Ask for it."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
+def callbacks_of(optimizer: OptimizerConfig) -> list[TrainerCallback]:
+    """Return what evaluates at the end and stops early, where a configuration evaluates during training."""
+    if optimizer.evaluate_every is None:
+        return []
+    stop = [] if optimizer.patience is None else [StopEarly(optimizer.patience)]
+    return [EvaluateLast(), *stop]
+
+
+def training_arguments(config: RunConfig, device: torch.device, folder: Path) -> TrainingArguments:
+    """Return the Trainer's settings for a run."""
+    optimizer = config.optimizer
+    options: dict[str, Any] = {}
+    if optimizer.evaluate_every is not None:
+        options = {
+            "eval_strategy": "steps",
+            "eval_steps": optimizer.evaluate_every,
+            "per_device_eval_batch_size": config.laplace.batch_size,
+            "prediction_loss_only": True,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+            "restore_callback_states_from_checkpoint": True,
+        }
+    if optimizer.gradient_checkpointing:
+        options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    return OneDeviceArguments(
+        run_device=str(device),
+        output_dir=str(folder),
+        max_steps=optimizer.step_count,
+        per_device_train_batch_size=optimizer.batch_size,
+        gradient_accumulation_steps=optimizer.gradient_accumulation,
+        learning_rate=optimizer.peak_rate,
+        lr_scheduler_type=optimizer.schedule,
+        warmup_steps=optimizer.warmup_steps,
+        weight_decay=optimizer.weight_decay,
+        save_steps=optimizer.evaluate_every or optimizer.checkpoint_every,
+        save_total_limit=2,
+        logging_steps=max(1, optimizer.step_count // 20),
+        seed=config.seed,
+        dataloader_pin_memory=device.type != "cpu",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+        **options,
+    )
