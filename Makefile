@@ -21,7 +21,8 @@ help:
 	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes, publishes nothing)"
 	@echo "make bench-gpu                the same on one GPU, meant to take 8 minutes, with a model of Llama-2-7B's shape"
 	@echo "make soak [MINUTES=20]        every kind of client at once: is memory flat, was an answer wrong? benchmarks/load/"
-	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG))"
+	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG));"
+	@echo "                              SET='optimizer.steps=5 name=quick' overrides fields"
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT), to this machine alone and without API keys"
 	@echo "make images [ARGS=...]        build both images with buildah, without a daemon, and try them: docker/README.md"
 	@echo "make check                    format, lint, types, import rules, the generated client, known vulnerabilities"
@@ -48,7 +49,7 @@ serve: setup
 	@exec $(BIN)/python -m service --artifact $(ARTIFACT) --host 127.0.0.1 --port $(PORT) --auth off
 
 train: setup
-	@exec $(BIN)/python -m training run --config $(CONFIG)
+	@exec $(BIN)/python -m training run --config $(CONFIG) $(foreach item,$(SET),--set '$(item)')
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -59,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_condition_options(job: argparse.ArgumentParser) -> None:
     job.add_argument("--artifact", required=True, type=Path, help="its folder")
-    job.add_argument("--labels", type=Path, help="JSON Lines or CSV file of rows with labels, all it is to learn from")
+    job.add_argument(
+        "--labels", type=Path, help="JSON Lines, CSV or Parquet file of rows with labels, all it is to learn from"
+    )
     calibration = (
         "file of the rows that calibrated the artifact, or folder of the run that made it: they then condition "
         "together with the new ones"

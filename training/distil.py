@@ -22,6 +22,7 @@ from laplora.predictive.kinds import PredictiveName
 from training.config import RunConfig, bad_fields
 from training.config.run import UNRECORDED, override_all
 from training.config.student import DistilRequest
+from training.data.hub_tables import PREFIX
 from training.data.tables import read_records
 from training.run import run
 from training.workspace.terminal import say
@@ -30,6 +31,8 @@ from training.workspace.terminal import say
 _SUFFIX = "-student"
 #: Fields of a configuration, by section, that name files of rows. No artifact says which files are read.
 _FILES = (("data", "path"), ("predictives", "fast_inputs"))
+#: The field that names a data set of the hub, or a folder called so. A known one's name says where it is.
+_HUB = ("data", "dataset")
 
 
 def distil(request: DistilRequest) -> Path:
@@ -80,7 +83,8 @@ def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
     one_pass = "temperature" if fields["predictives"]["temperature"] else "map"
     fields["predictives"] |= {"ensemble": 0, "laplace_ensemble": False, "mc_dropout": 0, "serve": one_pass}
     fields["optimizer"]["steps"] = round(fields["optimizer"]["steps"] * _growth(request, teacher.manifest))
-    recorded = {(section, key): fields[section].pop(key, None) for section, key in _FILES}
+    named_again = [*_FILES, *([_HUB] if str(fields["data"].get("dataset")).startswith(PREFIX) else [])]
+    recorded = {(section, key): fields[section].pop(key, None) for section, key in named_again}
     override_all(fields, request.overrides)
     _check_named(fields, recorded, teacher.name)
     try:

@@ -167,6 +167,7 @@ def add_adapter(base: nn.Module, config: RunConfig) -> Any:
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
+        use_rslora=adapter.rslora,
         target_modules=list(adapter.targets),
         task_type="CAUSAL_LM",
     )

@@ -14,6 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from laplora.errors import DataError
 from laplora.models.adapters import attach_adapter
+from laplora.models.lora import lora_layers, lora_of
 from training.config import RunConfig, load_config
 from training.data.splitting import with_selection
 from training.workspace.label_trainer import LengthGrouped
@@ -207,3 +208,14 @@ def test_loraplus_takes_a_larger_step_in_every_lora_b(tiny_base_folder: Path, tm
         factor = 4 if ".lora_B." in name else 1
         torch.testing.assert_close(other[name], factor * tensor, rtol=1e-3, atol=1e-6)
     assert any(bool(t.any()) for name, t in one.items() if ".lora_B." in name)
+
+
+def test_rslora_scales_by_the_root_of_the_rank(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """Also in the model that the artifact's jobs load: alpha 8 of rank 4 is 4 in place of 2."""
+    file = sentiment_config(
+        tmp_path, tiny_base_folder, optimizer=SHORT, adapter={"rank": 4, "alpha": 8, "dropout": 0.0, "rslora": True}
+    )
+    assert job("finetune", file) == 0
+    run = open_run(load_config(file))
+    model = attach_adapter(run.load_base(), run.folder / "adapter")
+    assert {lora_of(layer).scaling for layer in lora_layers(model).values()} == {4.0}

@@ -49,7 +49,7 @@ def add_options(job: argparse.ArgumentParser) -> None:
     """Give a command line the options that go with ``--adapter``."""
     group = job.add_argument_group("an adapter that was trained elsewhere, in place of --config")
     group.add_argument("--adapter", help="PEFT folder or hub id; gets a posterior without being trained again")
-    group.add_argument("--data", type=Path, help="JSON Lines or CSV file of the rows that it was trained on")
+    group.add_argument("--data", type=Path, help="JSON Lines, CSV or Parquet file of the rows that it was trained on")
     group.add_argument("--out", type=Path, help="folder of the artifact")
     group.add_argument("--template", help=f"the prompt: {', '.join(TEMPLATES)}, @FILE with its text, or the text")
     labels = "in class order (default: those of the rows, sorted; of a classification head, the model's id2label)"

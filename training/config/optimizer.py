@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from laplora.fitting.settings import Section
+from training.data.later_fields import as_before
 
 
 class OptimizerConfig(Section):
@@ -81,11 +82,7 @@ class OptimizerConfig(Section):
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Return the fields; without those at their defaults that configurations had no field for before."""
-        fields: dict[str, Any] = write(self)
-        for name in _LATER:
-            if fields.get(name) == type(self).model_fields[name].default:
-                fields.pop(name, None)
-        return fields
+        return as_before(self, write(self), _LATER)
 
     @property
     def step_count(self) -> int:

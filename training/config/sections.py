@@ -9,6 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from laplora.fitting.settings import CalibrationSettings, LaplaceSettings, PredictiveSettings, Section
 from laplora.jacobians.many_classes import ManyClasses
+from training.data.later_fields import as_before
 
 
 class BaseConfig(Section):
@@ -30,12 +31,20 @@ class AdapterConfig(Section):
     """The LoRA adapter; defaults as in Yang et al. (arXiv 2308.13111)."""
 
     rank: int = Field(8, ge=1, description="LoRA rank r")
-    alpha: int = Field(16, ge=1, description="LoRA alpha; the update is scaled by alpha / r")
+    alpha: int = Field(16, ge=1, description="LoRA alpha; the update is scaled by alpha / r, or as rslora says")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the adapters' input, in training only")
     targets: tuple[str, ...] = Field(("q_proj", "v_proj", "lm_head"), min_length=1, description="module names to adapt")
     save_dtype: Literal["bfloat16", "float32"] = Field(
         "float32", description="number format of the saved adapter; curvature is measured after the rounding"
     )
+    rslora: bool = Field(
+        False, description="rank-stabilised LoRA: the update is scaled by alpha / sqrt(r) in place of alpha / r"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields; without ``rslora`` at its default, as before there was such a field."""
+        return as_before(self, write(self), ("rslora",))
 
 
 class ManyClassesConfig(Section):
@@ -130,8 +139,8 @@ class PredictivesConfig(PredictiveSettings):
 
     fast_inputs: Path | None = Field(
         None,
-        description="JSON Lines or CSV of unlabelled inputs with the template's fields to take them from; null, or too "
-        "few: variants of the training rows",
+        description="JSON Lines, CSV or Parquet of unlabelled inputs with the template's fields to take them from; "
+        "null, or too few: variants of the training rows",
     )
 
     @model_validator(mode="after")

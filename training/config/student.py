@@ -20,7 +20,7 @@ class StudentConfig(Section):
     """An adapter that is trained on a finished artifact's probabilities over unlabelled inputs."""
 
     teacher: Path = Field(description="folder of the artifact that teaches, made from the same rows")
-    inputs: Path = Field(description="JSON Lines or CSV file of unlabelled inputs")
+    inputs: Path = Field(description="JSON Lines, CSV or Parquet file of unlabelled inputs")
     predictive: PredictiveName | None = Field(
         None, description="of the teacher, whose probabilities are learned; null: the one that it recommends"
     )
@@ -32,8 +32,8 @@ class StudentConfig(Section):
     )
     calibration: Path | None = Field(
         None,
-        description="JSON Lines or CSV file of labelled rows that the teacher never saw, which calibrate in place of "
-        "data's, and these then train; needed where the teacher learned from their labels",
+        description="JSON Lines, CSV or Parquet file of labelled rows that the teacher never saw, which calibrate in "
+        "place of data's, and these then train; needed where the teacher learned from their labels",
     )
 
 
@@ -57,7 +57,9 @@ class DistilRequest:
 def add_options(job: argparse.ArgumentParser) -> None:
     """Give a command line the options of the job."""
     job.add_argument("--artifact", type=Path, required=True, help="folder of the teacher")
-    job.add_argument("--inputs", type=Path, required=True, help="JSON Lines or CSV file of inputs; labels are ignored")
+    job.add_argument(
+        "--inputs", type=Path, required=True, help="JSON Lines, CSV or Parquet file of inputs; labels are ignored"
+    )
     predictive = "of the teacher, whose probabilities are learned (default: the one that it recommends)"
     job.add_argument("--predictive", choices=list(PREDICTIVES), help=predictive)
     weight = f"share of a training row's target that is its label (default: {LABEL_WEIGHT})"

@@ -14,7 +14,7 @@ class SuggestRequest:
     """What ``python -m training suggest`` is told.
 
     Attributes:
-        artifact: folder; pool: JSON Lines or CSV file of rows with the fields of its template.
+        artifact: folder; pool: JSON Lines, CSV or Parquet file of rows with the fields of its template.
         out: JSON Lines file; None: POOL.suggested.jsonl, unless that is there already.
         count: rows that are to be labelled; method: one of ``METHODS``; seed: of ``random``.
         least_familiarity: rows of less (``Prediction.familiarity``) are left out, where the artifact has one.
@@ -34,7 +34,9 @@ class SuggestRequest:
 def add_options(job: argparse.ArgumentParser) -> None:
     """Give a command line the options of the job."""
     job.add_argument("--artifact", type=Path, required=True, help="folder of the artifact")
-    job.add_argument("--pool", type=Path, required=True, help="JSON Lines or CSV file of rows; labels are ignored")
+    job.add_argument(
+        "--pool", type=Path, required=True, help="JSON Lines, CSV or Parquet file of rows; labels are ignored"
+    )
     job.add_argument("--out", type=Path, help="JSON Lines file to write (default: POOL.suggested.jsonl, if it is new)")
     job.add_argument("--n", "--count", type=int, default=100, dest="count", help="rows to label (default: 100)")
     job.add_argument("--method", choices=METHODS, default="information", help="how (default: information)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class SplitPaths(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    train: Path = Field(description="JSON Lines or CSV file, relative to the working directory")
+    train: Path = Field(description="JSON Lines, CSV or Parquet file, relative to the working directory")
     calibration: Path | None = Field(default=None, description="the same; null: rows of train")
     test: Path | None = Field(default=None, description="the same; null: rows of train")
 
@@ -53,18 +53,37 @@ def file_template(template: str | InlineTemplate) -> PromptTemplate:
     return TEMPLATES[template]
 
 
-def read_files(paths: SplitPaths | Path, task: Task, label_field: str, label_map: Mapping[str, str]) -> Source:
+def check_label_field(task: Task, label_field: str, columns: Mapping[str, str]) -> None:
+    """Raise ConfigError where the prompt would hold the label, or a column is named for a field that it has not."""
+    if unknown := sorted(columns.keys() - set(task.template.fields)):
+        raise ConfigError(
+            f"columns names {unknown}: template {task.template.name!r} has the fields {sorted(task.template.fields)}"
+        )
+    if label_field in {columns.get(field, field) for field in task.template.fields}:
+        raise ConfigError(
+            f"label_field {label_field!r} is also a field of template {task.template.name!r}: "
+            "the prompt would hold the answer"
+        )
+
+
+def read_files(
+    paths: SplitPaths | Path,
+    task: Task,
+    label_field: str,
+    label_map: Mapping[str, str],
+    columns: Mapping[str, str] | None = None,
+) -> Source:
     """Return the rows of one file, or of one file per split.
+
+    Args:
+        columns: as of ``examples_of``.
 
     Raises:
         ConfigError: a file given twice, or a label field that the prompt would hold.
         DataError: a file or rows that cannot be used; the message names file, line and field.
     """
-    if label_field in task.template.fields:
-        raise ConfigError(
-            f"label_field {label_field!r} is also a field of template {task.template.name!r}: "
-            "the prompt would hold the answer"
-        )
+    columns = columns or {}
+    check_label_field(task, label_field, columns)
     files: dict[Path, tuple[Role, ...]] = {}
     if isinstance(paths, SplitPaths):
         given: dict[Role, Path | None] = {"calibration": paths.calibration, "test": paths.test}
@@ -77,7 +96,8 @@ def read_files(paths: SplitPaths | Path, task: Task, label_field: str, label_map
     else:
         files[paths] = ROLES
     pools = tuple(
-        Pool(str(path), read_examples(path, task, label_field, label_map), roles) for path, roles in files.items()
+        Pool(str(path), examples_of(path, read_records(path), task, label_field, label_map, columns), roles)
+        for path, roles in files.items()
     )
     detail = ", ".join(f"{path.name} (sha256 {file_sha256(path)})" for path in files)
     return Source(task, pools, "file", detail)
@@ -92,12 +112,29 @@ def read_examples(
     several: bool = False,
     named: Callable[[Any], Any] | None = None,
 ) -> tuple[Example, ...]:
-    """Return a file's rows as examples, in order.
+    """Return a file's rows as examples, in order; arguments and errors as of ``examples_of``."""
+    return examples_of(path, read_records(path), task, label_field, label_map, {}, several=several, named=named)
+
+
+def examples_of(
+    place: Path | str,
+    records: Sequence[Record],
+    task: Task,
+    label_field: str,
+    label_map: Mapping[str, str],
+    columns: Mapping[str, str],
+    *,
+    several: bool = False,
+    named: Callable[[Any], Any] | None = None,
+) -> tuple[Example, ...]:
+    """Return records as examples, in order.
 
     A row's ``id``, if it has one, becomes the example's; other fields that the template does not name are ignored.
 
     Args:
+        place: what they are from, as errors call it.
         label_map: as of ``example_of``; several: whether the label field holds a list, of any number of labels.
+        columns: by field of the template the column that has it, where it is called otherwise.
         named: gives the name of what the label field holds, where that may be a number.
 
     Raises:
@@ -107,13 +144,15 @@ def read_examples(
     def labelled(record: Record) -> Example:
         with _on_line(record):
             values = record.values
+            if columns:
+                values = {**values, **{field: values.get(column) for field, column in columns.items()}}
             if named is not None and label_field in values:
                 values = {**values, label_field: named(values[label_field])}
             return example_of(
-                values, _id(record, path), task.template, task.labels, label_field, label_map, several=several
+                values, _id(record, place), task.template, task.labels, label_field, label_map, several=several
             )
 
-    return tuple(each(path, read_records(path), labelled))
+    return tuple(each(place, records, labelled))
 
 
 def read_inputs(path: Path, task: Task) -> tuple[Example, ...]:
@@ -126,8 +165,9 @@ def read_inputs(path: Path, task: Task) -> tuple[Example, ...]:
     return tuple(each(path, read_records(path), unlabelled))
 
 
-def _id(record: Record, path: Path) -> str:
-    return row_id(record.values, f"{path.name}:{record.line}")
+def _id(record: Record, place: Path | str) -> str:
+    name = place.name if isinstance(place, Path) else place
+    return row_id(record.values, f"{name}:{record.line}")
 
 
 @contextmanager

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from laplora.errors import ConfigError
 from training.data.examples import Role, Splits, Task
 from training.data.files import InlineTemplate, SplitPaths, file_template, read_files
+from training.data.hub_tables import PREFIX, HubSplits, read_hub_splits
+from training.data.later_fields import as_before
 from training.data.sources import read_benchmark
 from training.data.splitting import split, without_long_prompts
 
-#: Config fields that only users' files have.
-FILE_FIELDS = frozenset({"path", "name", "template", "labels", "label_field", "label_map"})
+#: Config fields that only rows of the user's own choice have, of a file or of the hub.
+OWN_FIELDS = frozenset({"name", "template", "labels", "label_field", "label_map", "columns"})
+#: Fields that earlier configurations did not have.
+_LATER = ("hub", "columns", "stratify")
 
 Dataset = Literal[
     "winogrande_xs",
@@ -32,6 +45,7 @@ Dataset = Literal[
     "rte",
     "file",
 ]
+HubDataset = Annotated[str, Field(pattern=r"^hub:[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
 
 
 class DataConfig(BaseModel):
@@ -39,7 +53,10 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dataset: Dataset = Field(description="a known data set, or 'file' for your own rows")
+    dataset: Dataset | HubDataset = Field(
+        description="a known data set, 'file' for your own rows, or hub:owner/name for a data set of the hub with a "
+        "template and labels of yours"
+    )
     subjects: tuple[str, ...] = Field(default=(), description="MMLU's subjects, as the data names them")
     source: Literal["auto", "hub", "wheel"] = Field(
         default="auto",
@@ -66,29 +83,46 @@ class DataConfig(BaseModel):
         description="seed of which rows are calibration and test; null: the run's seed. With it, runs of several seeds "
         "differ in their training rows and are measured on the same ones",
     )
+    stratify: bool = Field(
+        default=False,
+        description="whether every split that is drawn has the labels in the proportion of the rows it is drawn from",
+    )
     max_prompt_characters: int | None = Field(
         default=None, ge=1, description="rows with a longer prompt are left out of every split; null: none"
     )
     path: Path | SplitPaths | None = Field(
         default=None,
-        description="dataset file: one JSON Lines or CSV file to be split, or {train, calibration, test} files; "
-        "relative to the working directory",
+        description="dataset file: one JSON Lines, CSV or Parquet file to be split, or {train, calibration, test} "
+        "files; relative to the working directory",
     )
-    name: str | None = Field(default=None, description="dataset file: the task's name; null: the first file's name")
+    hub: HubSplits | None = Field(
+        default=None,
+        description="dataset hub: {config, revision, train, calibration, test}, the hub's subset, revision and splits; "
+        "null: its split train",
+    )
+    columns: dict[str, str] = Field(
+        default={},
+        description="dataset file or hub: by field of the template the column that has it, where it is called "
+        "otherwise, for example {text: sentence}",
+    )
+    name: str | None = Field(
+        default=None, description="dataset file or hub: the task's name; null: that of the first file or the data set"
+    )
     template: str | InlineTemplate | None = Field(
-        default=None, description="dataset file: a known template's name, or {name, text, choice, choice_separator}"
+        default=None,
+        description="dataset file or hub: a known template's name, or {name, text, choice, choice_separator}",
     )
     labels: tuple[str, ...] | dict[str, str] = Field(
         default=(),
-        description="dataset file: the label words in class order, each one token after the prompt (or a "
+        description="dataset file or hub: the label words in class order, each one token after the prompt (or a "
         "text, as readout says); or names that the rows and the answers have, each with the text that stands for it "
         'after the prompt, its leading space included: {refund request: " A", complaint: " B"}',
     )
-    label_field: str = Field(default="label", description="dataset file: the field that holds the answer")
+    label_field: str = Field(default="label", description="dataset file or hub: the field that holds the answer")
     label_map: dict[str, str] = Field(
         default={},
-        description="dataset file: from the answer as the file has it to a label word, for example "
-        "{0: negative, 1: positive} (numbers and true or false as they are written there); empty where the file has "
+        description="dataset file or hub: from the answer as the rows have it to a label word, for example "
+        "{0: negative, 1: positive} (numbers and true or false as they are written there); empty where the rows have "
         "the words themselves",
     )
 
@@ -121,18 +155,40 @@ class DataConfig(BaseModel):
             raise ValueError(f"subjects belong to dataset mmlu, not to {self.dataset}")
         if len(set(self.subjects)) != len(self.subjects):
             raise ValueError("subjects names one twice")
-        if self.dataset == "file":
-            self._check_file()
-        elif given := sorted(
-            name for name in FILE_FIELDS if getattr(self, name) != type(self).model_fields[name].default
-        ):
-            # Not those that are set: a recorded configuration sets each, and is read again.
-            raise ValueError(f"{given} belong to dataset file, not to {self.dataset}")
+        allowed = OWN_FIELDS if self.own_rows else frozenset()
+        allowed |= {"path"} if self.dataset == "file" else {"hub"} if self.hub_id else frozenset()
+        # Not those that are set: a recorded configuration sets each, and is read again.
+        given = sorted(
+            name
+            for name in OWN_FIELDS | {"path", "hub"}
+            if name not in allowed and getattr(self, name) != type(self).model_fields[name].default
+        )
+        if given:
+            which = "dataset file or hub:" if set(given) <= OWN_FIELDS else "another dataset"
+            raise ValueError(f"{given} belong to {which}, not to {self.dataset}")
+        if self.own_rows:
+            self._check_own()
         return self
 
-    def _check_file(self) -> None:
-        if missing := [name for name in ("path", "template", "labels") if not getattr(self, name)]:
-            raise ValueError(f"dataset file needs {missing}")
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields; without those of ``_LATER`` at their defaults."""
+        return as_before(self, write(self), _LATER)
+
+    @property
+    def hub_id(self) -> str | None:
+        """Which data set of the hub it names; None: another kind."""
+        return self.dataset.removeprefix(PREFIX) if self.dataset.startswith(PREFIX) else None
+
+    @property
+    def own_rows(self) -> bool:
+        """Whether template and labels are the user's."""
+        return self.dataset == "file" or self.hub_id is not None
+
+    def _check_own(self) -> None:
+        needed = ("path", "template", "labels") if self.dataset == "file" else ("template", "labels")
+        if missing := [name for name in needed if not getattr(self, name)]:
+            raise ValueError(f"dataset {self.dataset} needs {missing}")
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels must be at least two different words, got {list(self.labels)}")
         if any(not word or word != word.strip() for word in self.labels):
@@ -145,17 +201,20 @@ class DataConfig(BaseModel):
         if unreachable := sorted(set(self.labels) - words):
             raise ValueError(f"no value of label_map leads to the labels {unreachable}")
         try:
-            self.file_task()
+            self.own_task()
         except ConfigError as error:
             raise ValueError(str(error)) from None
 
-    def file_task(self) -> Task:
-        """Return the task of the dataset ``file``; ConfigError where its template is unknown or has no placeholder."""
-        assert self.path is not None
+    def own_task(self) -> Task:
+        """Return the task of the user's own rows; ConfigError where its template is unknown or has no placeholder."""
         assert self.template is not None
-        first = self.path.train if isinstance(self.path, SplitPaths) else self.path
+        if self.hub_id is not None:
+            name = self.hub_id.rpartition("/")[2]
+        else:
+            assert self.path is not None
+            name = (self.path.train if isinstance(self.path, SplitPaths) else self.path).stem
         texts = tuple(self.labels.values()) if isinstance(self.labels, dict) else None
-        return Task(self.name or first.stem, file_template(self.template), tuple(self.labels), texts)
+        return Task(self.name or name, file_template(self.template), tuple(self.labels), texts)
 
 
 def _without_booleans(value: Any, words: Any) -> Any:
@@ -186,16 +245,27 @@ def load_splits(
     """
     if config.dataset == "file":
         assert config.path is not None
-        source = read_files(config.path, config.file_task(), config.label_field, config.label_map)
+        source = read_files(config.path, config.own_task(), config.label_field, config.label_map, config.columns)
+    elif config.hub_id is not None:
+        source = read_hub_splits(
+            config.hub_id,
+            config.hub or HubSplits(),
+            config.own_task(),
+            config.label_field,
+            config.label_map,
+            config.columns,
+        )
     else:
         source = read_benchmark(config.dataset, config.subjects, config.source, cache=cache, progress=progress)
     if config.max_prompt_characters is not None:
         source = without_long_prompts(source, config.max_prompt_characters)
     counts: dict[Role, int | None] = {"train": config.train, "calibration": config.calibration, "test": config.test}
     if config.split_seed is None:
-        splits = split(source, counts, seed=seed, hold_out=hold_out)
+        splits = split(source, counts, seed=seed, hold_out=hold_out, stratify=config.stratify)
     else:
-        splits = split(source, counts, seed=config.split_seed, train_seed=seed, hold_out=hold_out)
+        splits = split(
+            source, counts, seed=config.split_seed, train_seed=seed, hold_out=hold_out, stratify=config.stratify
+        )
     if progress is not None:
         for line in splits.report["warnings"]:
             progress(f"warning: {line}")

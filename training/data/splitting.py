@@ -25,6 +25,7 @@ def split(
     seed: int,
     train_seed: int | None = None,
     hold_out: bool = True,
+    stratify: bool = False,
 ) -> Splits:
     """Return the splits of a source.
 
@@ -35,6 +36,7 @@ def split(
         counts: rows wanted per split; None is what the others leave, shared by ``SHARES``.
         train_seed: draws the training rows from all that the other splits leave; None: from ``seed``, as the others.
         hold_out: whether calibration rows are kept apart; else they follow the training rows, as such.
+        stratify: whether each split of a pool has the labels in the pool's proportion, to about a row.
 
     Raises:
         DataError: more rows wanted than there are, fewer training rows than classes, or only one class.
@@ -46,10 +48,12 @@ def split(
         sizes = _sizes(pool, counts, dropped[pool.name])
         shuffled = list(pool.examples)
         random.Random(seed).shuffle(shuffled)
+        shuffled = interleaved(shuffled) if stratify else shuffled
         start = 0
         for role in (r for r in ROLES if r in pool.roles):
             if role == "train" and train_seed is not None:
-                shuffled[start:] = random.Random(train_seed).sample(shuffled[start:], len(shuffled) - start)
+                rest = random.Random(train_seed).sample(shuffled[start:], len(shuffled) - start)
+                shuffled[start:] = interleaved(rest) if stratify else rest
             splits[role] = tuple(shuffled[start : start + sizes[role]])
             start += sizes[role]
     if not hold_out:
@@ -68,6 +72,19 @@ def split(
         "warnings": [*check(task, splits, hold_out=hold_out), *_repeats(dropped)],
     }
     return Splits(task, splits["train"], splits["calibration"], splits["test"], report)
+
+
+def interleaved(examples: Sequence[Example]) -> list[Example]:
+    """Return rows in an order of which each stretch has their labels in proportion, to about a row.
+
+    The k-th row of a label with n goes to (k + 1/2) / n of the whole. Rows of one label keep their order.
+    """
+    of_label, seen = Counter(e.label for e in examples), Counter[int]()
+    placed = []
+    for example in examples:
+        placed.append(((seen[example.label] + 0.5) / of_label[example.label], example))
+        seen[example.label] += 1
+    return [example for _, example in sorted(placed, key=lambda one: one[0])]
 
 
 def with_selection(splits: Splits, fraction: float) -> Splits:

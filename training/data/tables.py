@@ -1,4 +1,4 @@
-"""JSON Lines and CSV files as numbered records, with every problem tied to its file and line."""
+"""JSON Lines, CSV and Parquet files as numbered records, with every problem tied to its file and line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from laplora.errors import DataError
 
 #: File name endings and how such a file is read.
-FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 _SHOWN_PROBLEMS = 5
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -22,7 +22,10 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a file: the physical line it starts on, from 1, and its values, strings only in CSV."""
+    """One row of a file: the physical line it starts on (of Parquet: which row it is), from 1, and its values.
+
+    Those of CSV are strings only.
+    """
 
     line: int
     values: dict[str, Any]
@@ -35,7 +38,7 @@ class RowError(Exception):
         super().__init__(f"line {line}: {message}")
 
 
-def each(path: Path, items: Iterable[Item], make: Callable[[Item], Made]) -> list[Made]:
+def each(path: Path | str, items: Iterable[Item], make: Callable[[Item], Made]) -> list[Made]:
     """Return what is made of every item of a file.
 
     Raises:
@@ -59,7 +62,7 @@ def each(path: Path, items: Iterable[Item], make: Callable[[Item], Made]) -> lis
 
 
 def read_records(path: Path) -> list[Record]:
-    """Return the records of a file in UTF-8; a byte-order mark, CRLF line ends and blank lines are accepted.
+    """Return the records of a file; text is UTF-8, where a mark, CRLF line ends and blank lines are accepted.
 
     Raises:
         DataError: no such file, another ending, no rows, or rows that cannot be read; with the line numbers.
@@ -69,6 +72,12 @@ def read_records(path: Path) -> list[Record]:
         raise DataError(
             f"{path}: expected a file that ends in one of {sorted(FORMATS)}, got {path.suffix or 'no ending'!r}"
         )
+    if kind == "parquet":
+        from training.data.parquet import parquet_records
+
+        if not (found := parquet_records(path)):
+            raise DataError(f"{path}: holds no rows")
+        return found
     try:
         raw = path.read_bytes()
     except OSError as error:

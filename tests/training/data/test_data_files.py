@@ -288,7 +288,7 @@ def test_files_that_would_leak_are_refused(tmp_path: Path) -> None:
         ({"template": "reviews"}, "no template is called 'reviews'"),
         ({"template": {"name": "x", "text": "no field"}}, "no {field} placeholder"),
         ({"template": {"name": "x", "text": "{a}", "sep": ""}}, "Extra inputs are not permitted"),
-        ({"dataset": "sst2"}, "belong to dataset file, not to sst2"),
+        ({"dataset": "sst2"}, "belong to another dataset, not to sst2"),
         ({"subjects": ["law"]}, "subjects belong to dataset mmlu"),
         ({"dataset": "mmlu"}, "needs subjects"),
         ({"dataset": "mmlu", "subjects": ["law", "law"]}, "names one twice"),

@@ -61,6 +61,34 @@ def test_test_rows_do_not_depend_on_the_number_of_training_rows() -> None:
     assert split(one_pool(100), counts(20, 10, 30), seed=1).test != first.test
 
 
+@given(st.lists(st.integers(0, 3), min_size=20, max_size=80), st.integers(0, 2**32))
+def test_stratified_splits_have_the_labels_in_proportion(labels: list[int], seed: int) -> None:
+    """To about a row, for every split and every label, however rare; the rows of one label are a random draw."""
+    task = Task("four", TEMPLATES["sentiment"], ("a", "b", "c", "d"))
+    examples = tuple(Example(f"r{i}", {"text": f"text {i}"}, label, 4) for i, label in enumerate(labels))
+    if len({e.label for e in examples}) < 2:
+        return
+    source = Source(task, (Pool("rows", examples, ALL),), "file", "four")
+    for train_seed in (None, seed + 1):
+        splits = split(source, counts(), seed=seed, train_seed=train_seed, stratify=True)
+        for part in (splits.train, splits.calibration, splits.test):
+            for label in range(4):
+                expected = len(part) * labels.count(label) / len(labels)
+                assert abs(sum(e.label == label for e in part) - expected) <= 2.5
+        assert len({e.id for part in (splits.train, splits.calibration, splits.test) for e in part}) == len(labels)
+
+
+def test_a_rare_label_is_in_every_stratified_split() -> None:
+    """By chance alone 10 of 100 rows miss the calibration split of 14 in about one draw of five."""
+    examples = rows([f"text {i}" for i in range(90)], label=0) + rows([f"rare {i}" for i in range(10)], label=1)
+    pool = Pool("rows", tuple(examples), ALL)
+    drawn = [split(source(pool), counts(), seed=seed, stratify=True) for seed in range(50)]
+    assert {tuple(s.report["classes"][role]["positive"] for role in ALL) for s in drawn} == {(6, 1, 3)}
+    assert len({frozenset(e.id for e in s.test if e.label) for s in drawn}) > 20
+    plain = [split(source(pool), counts(), seed=seed) for seed in range(50)]
+    assert len({s.report["classes"]["calibration"]["positive"] for s in plain}) > 1
+
+
 def test_rows_that_nothing_holds_out_are_training_rows() -> None:
     """The same rows as with a calibration split, in the order that they have there."""
     apart = split(one_pool(100), counts(60, 10, 30), seed=0)
