@@ -79,7 +79,12 @@ def rooms(picture: Picture) -> None:
         "file",
         [("distil", "a run of a student")],
         [("run", "all jobs in turn")],
-        [("finetune, fit_laplace,\nfit_adapter, evaluate,\npackage, shift,\ncondition, suggest", "one job a file")],
+        [
+            (
+                "check, finetune, fit_laplace,\nfit_adapter, evaluate,\npackage, shift,\ncondition, suggest",
+                "one job a file",
+            )
+        ],
         [("report", "tables and plots")],
         [("calibration", "thresholds"), ("estimate", "memory, time")],
         [("workspace", "folders, stages, provenance")],

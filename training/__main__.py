@@ -50,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
             continue
         job.add_argument("--config", required=name != "fit", type=Path, help="YAML file of the run")
         add_overrides(job, "", "optimizer.steps=100")
+    jobs.choices["run"].add_argument(
+        "--check",
+        action="store_true",
+        help="only load rows and model, say what the run would do and take, and write nothing",
+    )
     jobs.choices["shift"].add_argument(
         "--publish", action="store_true", help="only write docs/shift.md and docs/results from what was measured"
     )
@@ -78,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one job and return the exit status: 0 done, 1 refused with a reason, 130 interrupted."""
     options = parser().parse_args(arguments)
     name = "publish_shift" if getattr(options, "publish", False) else options.job
+    name = "check" if getattr(options, "check", False) else name
     try:
         request = adapter_fit.request_of(options) if name == "fit" else None
         if name == "suggest":

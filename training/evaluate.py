@@ -81,7 +81,11 @@ class Measured:
 
 def evaluate(config: RunConfig) -> Path:
     """Measure every method on the test split and return the report's folder; ConfigError where nothing is fitted."""
-    run = open_run(config)
+    return evaluate_run(open_run(config))
+
+
+def evaluate_run(run: Run) -> Path:
+    """Measure an open run; as ``evaluate``."""
     config = run.config
     model = load_trained(run)
     verify_fitted(run)

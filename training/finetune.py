@@ -13,24 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from laplora.errors import NonFiniteError
 from laplora.files import write_json
 from laplora.models.adapters import save_adapter
-from laplora.models.lora import adapter_name
-from laplora.models.probe import check_adapted, check_targets
-from laplora.models.quiet import quiet_loading
 from laplora.prompts.rows import collate
 from training.config import RunConfig, config_hash_fields
 from training.workspace.folders import set_aside
 from training.workspace.folds import fold_runs
 from training.workspace.label_trainer import LabelTrainer, callbacks_of, training_arguments
 from training.workspace.members import kept_folders, missing_adapters
+from training.workspace.new_adapter import add_adapter
 from training.workspace.one_device import on_device
 from training.workspace.provenance import adapter_inputs
+from training.workspace.reporters import check_reporters
 from training.workspace.results import trained_as
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
@@ -58,9 +55,15 @@ def finetune(config: RunConfig) -> Path:
     that an ensemble averages over, and ``folds``, a folder like the run's for each adapter that calibrates.
 
     Raises:
+        ConfigError: a package of ``report_to`` that is not installed.
         NonFiniteError: a trained weight that is NaN or infinite.
     """
-    run = open_run(config)
+    check_reporters(config.report_to)
+    return finetune_run(open_run(config))
+
+
+def finetune_run(run: Run) -> Path:
+    """Train the adapter of an open run, and those of its folds; as ``finetune``."""
     target, folds = train_adapter(run), fold_runs(run)
     for number, fold in enumerate(folds, 1):
         say(f"adapter without fold {number} of {len(folds)}")
@@ -86,7 +89,7 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
         + (f"; {cut} prompts cut at {config.max_tokens} tokens" if cut else "")
     )
     set_seed(config.seed)
-    model = add_adapter(run.load_base(), config)
+    model = run.adapted(lambda base: add_adapter(base, config))
     save_adapter(model, run.folder / "initial_adapter")
     write_json(run.folder / "config.json", config_hash_fields(config) | {"made_from": adapter_inputs(run)})
     with on_device(run.device):
@@ -152,31 +155,6 @@ def _is_json(path: Path) -> bool:
     except ValueError:
         return False
     return True
-
-
-def add_adapter(base: nn.Module, config: RunConfig) -> Any:
-    """Return the base model with a fresh LoRA adapter, adapter weights in float32.
-
-    Raises:
-        ModelError: a target that names no linear module, as on models with fused projections, or one that does not run
-            once on every token of a text.
-    """
-    adapter = config.adapter
-    check_targets(base, adapter.targets)
-    settings = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        use_rslora=adapter.rslora,
-        target_modules=list(adapter.targets),
-        task_type="CAUSAL_LM",
-    )
-    with quiet_loading():
-        model = get_peft_model(base, settings)
-    model.peft_config[adapter_name(model)].base_model_name_or_path = config.base.model
-    model.eval()  # dropout would draw from the generator that training draws from
-    check_adapted(model)
-    return model
 
 
 def _tell_selected(run: Run, state: TrainerState) -> None:

@@ -33,7 +33,11 @@ def fit_laplace(config: RunConfig) -> Path:
 
     A fold's passes are kept in the fold's folder.
     """
-    run = open_run(config)
+    return fit_run(open_run(config))
+
+
+def fit_run(run: Run) -> Path:
+    """Fit the posterior of an open run; as ``fit_laplace``."""
     config = run.config
     folder = config.run_dir / "laplace"
     model = load_trained(run)

@@ -14,7 +14,7 @@ from training.config import RunConfig, config_hash_fields
 from training.config.folders import configuration_digest
 from training.workspace.members import kept_members
 from training.workspace.results import verify_evaluated, verify_fitted
-from training.workspace.run import base_spec
+from training.workspace.run import Run, base_spec
 from training.workspace.runtime import open_run
 from training.workspace.selection import selection_record
 from training.workspace.targets import student_record
@@ -23,8 +23,13 @@ from training.workspace.terminal import say
 
 def package(config: RunConfig) -> Path:
     """Write the artifact of a finished run and return its folder; ConfigError where a step before it has not run."""
-    run = open_run(config)
+    return package_run(open_run(config))
+
+
+def package_run(run: Run) -> Path:
+    """Write the artifact of an open run; as ``package``."""
     config = run.config
+    run.base.release()  # the artifact's answers are recorded by a model that is loaded as a server loads it
     fitted, report = config.run_dir / "laplace", config.run_dir / "report"
     verify_fitted(run)
     verify_evaluated(run)

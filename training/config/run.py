@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -28,8 +28,10 @@ from training.config.shift import ShiftConfig
 from training.config.student import StudentConfig
 from training.data.section import DataConfig
 
-#: Fields that do not change the artifact, which records none of them: folders to write in, and later tests.
-UNRECORDED = frozenset({"runs", "artifacts", "shift"})
+#: Fields that do not change the artifact, which records none of them: folders to write in, later tests, curves.
+UNRECORDED = frozenset({"runs", "artifacts", "shift", "report_to"})
+#: What the curves of fine-tuning can be sent to.
+Reporter = Literal["tensorboard", "wandb", "mlflow"]
 #: Two ways to say how long training is.
 _ALTERNATIVES = ("optimizer.steps", "optimizer.epochs")
 
@@ -63,6 +65,9 @@ class RunConfig(Section):
         description="inputs whose answers the artifact records and the server replays; empty: four of calibration",
     )
     shift: ShiftConfig | None = Field(None, description="what the job shift measures the artifact on; null: nothing")
+    report_to: tuple[Reporter, ...] = Field(
+        (), description="where the curves of fine-tuning go beside training_log.json: tensorboard, wandb, mlflow"
+    )
     runs: Path = Field(Path("runs"), description="folder for intermediate results")
     artifacts: Path = Field(Path("artifacts"), description="folder for finished artifacts")
 

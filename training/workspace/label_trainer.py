@@ -161,7 +161,10 @@ def training_arguments(config: RunConfig, device: torch.device, folder: Path) ->
             "restore_callback_states_from_checkpoint": True,
         }
     if optimizer.gradient_checkpointing:
-        options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        # newer versions of transformers call it otherwise, and warn of the older name
+        name = "activation_checkpointing"
+        name = name if name in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
+        options |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     return OneDeviceArguments(
         run_device=str(device),
         output_dir=str(folder),
@@ -179,6 +182,7 @@ def training_arguments(config: RunConfig, device: torch.device, folder: Path) ->
         dataloader_pin_memory=device.type != "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
-        report_to=[],
+        report_to=list(config.report_to),
+        run_name=config.name,
         **options,
     )

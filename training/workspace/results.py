@@ -24,7 +24,7 @@ def load_trained(run: Run) -> Any:
     """Return the run's base with its adapter; ConfigError as ``check_trained``, also of the folds' adapters."""
     for one in (run, *fold_runs(run)):
         check_trained(one)
-    return attach_adapter(run.load_base(), run.folder / "adapter")
+    return run.adapted(lambda base: attach_adapter(base, run.folder / "adapter"))
 
 
 def check_trained(run: Run) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig
 from training.data.examples import Splits
+from training.workspace.held_base import HeldBase
 from training.workspace.student import Student
 
 
@@ -34,6 +35,7 @@ class Run:
         student: whose answers it learns beside its labels; None: labels alone.
         own_folder: where its results lie, if not in the configuration's ``run_dir``: a fold's
             (``training.workspace.folds``).
+        base: the base model, which the run's steps and folds have one after another.
     """
 
     config: RunConfig
@@ -46,6 +48,7 @@ class Run:
     lock: FileLock | None = None
     own_folder: Path | None = None
     student: Student | None = None
+    base: HeldBase = field(default_factory=HeldBase)
 
     @property
     def folder(self) -> Path:
@@ -77,6 +80,13 @@ class Run:
         """Return rows as one batch on the run's device."""
         batch = collate(rows, class_count=self.class_count, pad_token_id=self.tokenizer.pad_token_id)
         return batch.to(self.device)
+
+    def adapted(self, put: Callable[[Any], Any]) -> Any:
+        """Return the run's base with the adapter that ``put`` puts on it, and no other; errors as of ``load_base``.
+
+        The base is the same at every call: a model of an earlier one loses its adapter.
+        """
+        return self.base.adapted(self.load_base, put)
 
     def load_base(self) -> Any:
         """Return the base model as this run uses it.

@@ -29,12 +29,25 @@ from training.workspace.terminal import progress, say
 
 
 def open_run(config: RunConfig) -> Run:
-    """Return the run with its splits and tokenizer loaded and its folder begun; what can be refused early is.
+    """Return the run of ``prepared_run`` with its folder begun, and no other job in it.
+
+    Raises:
+        ConfigError: another job in the run's folder; and as ``prepared_run``.
+    """
+    run = prepared_run(config)
+    _begin_folder(run)
+    run = replace(run, lock=in_use(run.config.run_dir))
+    write_json(run.config.run_dir / "splits.json", run.splits.report)
+    return run
+
+
+def prepared_run(config: RunConfig) -> Run:
+    """Return the run with its splits and tokenizer loaded; nothing is written, and what can be refused early is.
 
     Its configuration is filled in (``training.workspace.filled_in``), and says in which folder it lies.
 
     Raises:
-        ConfigError: another job in the run's folder, no calibration or test rows, golden inputs that the template does
+        ConfigError: no calibration or test rows, golden inputs that the template does
             not take, an average over the orders of choices that it has none of, or as of ``open_student``.
         DataError, ModelError, LabelTokenError, DownloadError: data, base or labels that cannot be used.
         ArtifactError: a teacher that cannot be read.
@@ -54,11 +67,7 @@ def open_run(config: RunConfig) -> Run:
     task = splits.task
     verbalizers = task.verbalizers or default_verbalizers(task.template, task.labels)
     readout = named_readout(tokenizer, task.template, verbalizers, config.readout)
-    run = Run(config, splits, location, tokenizer, verbalizers, readout, device, student=student)
-    _begin_folder(run)
-    run = replace(run, lock=in_use(config.run_dir))
-    write_json(config.run_dir / "splits.json", splits.report)
-    return run
+    return Run(config, splits, location, tokenizer, verbalizers, readout, device, student=student)
 
 
 def _begin_folder(run: Run) -> None:

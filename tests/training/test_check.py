@@ -1,0 +1,72 @@
+"""``run --check``: what it says of a run on the tiny model, that it writes nothing, and that it names what is wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from tiny_runs import sentiment_config
+
+from training.__main__ import main
+from training.check import duration
+
+
+def checked(file: Path, *overrides: str) -> int:
+    return main(["run", "--check", "--config", str(file), *(f"--set={one}" for one in overrides)])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("optimizer.gradient_checkpointing=true", "optimizer.gradient_accumulation=2", "optimizer.evaluate_every=10"),
+        ("calibration.rows=cross_fit", "calibration.folds=2", "laplace.structure=exact", "base.quantization=nf4"),
+    ],
+    ids=["plain", "options of training", "folds"],
+)
+def test_it_says_what_a_run_would_do_and_writes_nothing(
+    tiny_base_folder: Path, tmp_path: Path, overrides: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sentiment_config(tmp_path, tiny_base_folder)
+    before = sorted(tmp_path.rglob("*"))
+    assert checked(file, *overrides) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    said = capsys.readouterr().out
+    selection = 4 if len(overrides) == 3 else 0
+    held_out = "cross_fit" not in str(overrides)
+    assert f"  train: {40 - selection if held_out else 72} (negative " in said
+    assert re.search(r"  negative: ' negative', token \d+\n  positive: ' positive', token \d+\n", said)
+    assert re.search(r"  \| Review: The .*", said)
+    assert re.search(r"prompts: \d+ tokens in the mean, at most \d+; 0 of 96 are cut at 64", said)
+    assert re.search(r"training: 60 steps of \d+ rows, \d+\.\d\d s each as measured, learning rate 0.01: about", said)
+    assert re.search(r"memory: [\d,]+ MB at most", said)
+    assert f"results would go to {tmp_path}/runs/tiny-sentiment" in said
+    assert said.endswith("nothing is wrong; nothing was written\n")
+
+
+def test_it_counts_what_is_cut(tiny_base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sentiment_config(tmp_path, tiny_base_folder)
+    assert checked(file, "max_tokens=12") == 0
+    assert re.search(r"at most 12; [1-9]\d* of 96 are cut at 12", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.calibration=0", "the calibration split is empty"),
+        ("data.path=nowhere.jsonl", "nowhere.jsonl: cannot be read"),
+        ("adapter.targets=[qkv_proj]", "'qkv_proj': no module of this base is called that"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    tiny_base_folder: Path, tmp_path: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert checked(sentiment_config(tmp_path, tiny_base_folder), override) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])
+def test_times_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
