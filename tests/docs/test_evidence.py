@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 from documents import ROOT, read, row, words
@@ -111,3 +112,26 @@ def test_what_is_said_of_all_labels_and_a_student_is_the_studys() -> None:
     said = f"its NLL was {first} nats below temperature scaling's, five adapters' average {five} for five passes"
     assert said in TEXT
     assert f"a student of these (`python -m training distil`) {student} for one" in TEXT
+
+
+def test_what_is_said_of_two_orders_is_the_studys() -> None:
+    heading = "| arc_easy | openbookqa |"
+    verdicts = row("benchmarks/evidence/RESULTS.md", "2 orders of the options + temperature", after=heading)
+    tasks = [cell.strip("*") for cell in verdicts]
+    found = [re.fullmatch(r"-(0\.\d+) \(-(0\.\d+) to -(0\.\d+)\)", cell) for cell in tasks]
+    arc_easy, openbookqa = (match for match in found if match)  # both beyond noise, and no other task has options
+    for name, match in (("ARC-Easy", arc_easy), ("OpenBookQA", openbookqa)):
+        assert f"{match[1]} ({match[3]} to {match[2]}) on {name}" in TEXT
+    assert f"had an NLL lower by {arc_easy[1]} and {openbookqa[1]} nats" in " ".join(read("README.md").split())
+    records = [r for r in json.loads(read("docs/results/evidence.json")) if r["budget"] == 450]
+    gains = {
+        task: 100 * (mean(records, task, "orders_temperature") - mean(records, task, "temperature"))
+        for task in ("arc_easy", "openbookqa")
+    }
+    assert abs(gains["arc_easy"]) < 0.5
+    assert f"right {gains['openbookqa']:.1f} points more often" in TEXT
+
+
+def mean(records: list[dict[str, Any]], task: str, method: str) -> float:
+    values = [r["accuracy"] for r in records if (r["task"], r["method"]) == (task, method)]
+    return sum(values) / len(values)
