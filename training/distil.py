@@ -19,7 +19,7 @@ from laplora.artifact.manifest import Manifest
 from laplora.artifact.packaged import is_conditioned
 from laplora.errors import ConfigError
 from laplora.predictive.kinds import PredictiveName
-from training.config import RunConfig, bad_fields
+from training.config import RunConfig, bad_fields, config_hash_fields
 from training.config.run import UNRECORDED, override_all
 from training.config.student import DistilRequest
 from training.data.hub_tables import PREFIX
@@ -33,6 +33,8 @@ _SUFFIX = "-student"
 _FILES = (("data", "path"), ("predictives", "fast_inputs"))
 #: The field that names a data set of the hub, or a folder called so. A known one's name says where it is.
 _HUB = ("data", "dataset")
+#: What is shown of a predictive on the test rows.
+_FIGURES = ("nll", "accuracy", "ece")
 
 
 def distil(request: DistilRequest) -> Path:
@@ -58,15 +60,10 @@ def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
     which files of rows are read nor where anything is written: name and place are by the folder that the request names.
 
     Raises:
-        ConfigError: a teacher that no run made, a file of rows that it names and no override does, or overrides that
-            cannot be.
+        ConfigError: a teacher that no run made or whose manifest is at odds with itself, a file of rows that it names
+            and no override does, or overrides that cannot be.
     """
-    fields = {k: v for k, v in json.loads(json.dumps(teacher.manifest.config)).items() if k not in UNRECORDED}
-    if not {"data", "optimizer"} <= fields.keys():
-        raise ConfigError(
-            f"the teacher {teacher.name!r} was not made by 'python -m training run': it does not say which rows and "
-            "which training to learn from"
-        )
+    fields = _recorded(request, teacher)
     place = request.artifact.resolve()
     fields |= {
         "name": f"{place.name}{_SUFFIX}",
@@ -93,6 +90,35 @@ def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
         raise bad_fields(request.artifact / "manifest.json", error) from None
 
 
+def _recorded(request: DistilRequest, teacher: Artifact) -> dict[str, Any]:
+    """Return the configuration that a teacher was made by, every section filled in.
+
+    Raises:
+        ConfigError: none, one that cannot be, or one of another base model than the manifest's.
+    """
+    fields = {k: v for k, v in teacher.manifest.config.items() if k not in UNRECORDED}
+    no_run = ConfigError(
+        f"the teacher {teacher.name!r} was not made by 'python -m training run': it does not say which rows and "
+        "which training to learn from"
+    )
+    if not {"data", "optimizer"} <= fields.keys():
+        raise no_run
+    try:
+        config = RunConfig.model_validate(fields)
+    except ValidationError as error:
+        raise bad_fields(request.artifact / "manifest.json", error) from None
+    if config.optimizer.steps is None:  # a run records how many they were
+        raise no_run
+    manifest, base = teacher.manifest, config.base
+    of_manifest = (manifest.base_model, manifest.revision, manifest.quantization, manifest.dtype)
+    if (base.model, base.revision, base.quantization, base.dtype) != of_manifest:
+        raise ConfigError(
+            f"the teacher {teacher.name!r} answers by the base model {manifest.base_model!r}, and its configuration "
+            f"names {base.model!r}, or another format of it: one of the two was changed"
+        )
+    return config_hash_fields(config)
+
+
 def _check_named(fields: Mapping[str, Any], recorded: Mapping[tuple[str, str], Any], teacher: str) -> None:
     """Raise ConfigError where a recorded file has not been named again."""
     options = [
@@ -111,7 +137,8 @@ def comparison(teacher: Artifact, predictive: PredictiveName, student: Artifact)
     """Return the test figures of a student in words, beside its teacher's where they are of the same rows."""
     served = student.manifest.recommended.predictive
     figures = [_figures("student", student.manifest, served)]
-    if not is_conditioned(teacher.manifest) and predictive in teacher.manifest.metrics:
+    of_teacher = teacher.manifest.metrics.get(predictive)
+    if not is_conditioned(teacher.manifest) and _is_measured(of_teacher):
         figures.append(_figures("teacher", teacher.manifest, predictive))
     return f"{student.manifest.metrics[served]['rows']} test rows: " + "; ".join(figures)
 
@@ -121,8 +148,19 @@ def _figures(who: str, manifest: Manifest, predictive: PredictiveName) -> str:
     return f"{who} by {predictive} NLL {found['nll']:.3f}, accuracy {found['accuracy']:.3f}, ECE {found['ece']:.3f}"
 
 
+def _is_measured(found: object) -> bool:
+    """Return whether what a manifest says of a predictive has the figures that are shown; nothing else checks it."""
+    return isinstance(found, dict) and all(isinstance(found.get(name), int | float) for name in _FIGURES)
+
+
 def _growth(request: DistilRequest, manifest: Manifest) -> float:
-    """Return how many rows the student goes over for each of its teacher's, so that it goes over them as often."""
-    counts = manifest.data["rows"]
-    further = len(read_records(request.inputs)) + (counts["calibration"] if request.calibration else 0)
-    return float((counts["train"] + further) / counts["train"])
+    """Return how many rows the student goes over for each of its teacher's, so that it goes over them as often.
+
+    Raises ConfigError for a manifest that does not count its rows.
+    """
+    counts = manifest.data.get("rows")
+    trained, calibration = (counts.get(part) if isinstance(counts, dict) else None for part in ("train", "calibration"))
+    if not (isinstance(trained, int) and isinstance(calibration, int) and trained >= 1 and calibration >= 0):
+        raise ConfigError(f"the manifest of {manifest.name!r} does not count the rows that trained and calibrated it")
+    further = len(read_records(request.inputs)) + (calibration if request.calibration else 0)
+    return float((trained + further) / trained)

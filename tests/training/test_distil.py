@@ -23,7 +23,7 @@ from training.config import RunConfig
 from training.config.student import DistilRequest
 from training.data.files import SplitPaths
 from training.data.section import load_splits
-from training.distil import student_config
+from training.distil import comparison, student_config
 from training.finetune import LabelTrainer
 from training.workspace.runtime import open_run
 from training.workspace.student import Student, open_student
@@ -269,6 +269,39 @@ def test_what_is_no_teacher_is_refused(sentiment_run: FinishedRun, inputs: Path,
             ),
             read_artifact(sentiment_run.artifact),
         )
+
+
+def test_a_manifest_at_odds_with_itself_is_refused_by_name(
+    sentiment_run: FinishedRun, inputs: Path, tmp_path: Path
+) -> None:
+    """Nothing but the job itself reads these parts of a manifest, and anybody can have written them."""
+    fields = manifest_fields(sentiment_run)
+    config, data = fields["config"], fields["data"]
+    for number, (changes, message) in enumerate(
+        (
+            ({"config": config | {"optimizer": config["optimizer"] | {"steps": "many"}}}, r"\n  optimizer\.steps: "),
+            ({"config": config | {"optimizer": config["optimizer"] | {"steps": None}}}, "was not made by"),
+            ({"config": config | {"data": "rows.jsonl"}}, r"\n  data: "),
+            ({"config": config | {"predictives": []}}, r"\n  predictives: "),
+            ({"config": config | {"base": config["base"] | {"model": "somebody/else"}}}, "names 'somebody/else'"),
+            ({"config": config | {"base": config["base"] | {"revision": "a1"}}}, "one of the two was changed"),
+            ({"data": data | {"rows": {"train": 0, "calibration": 32}}}, "does not count the rows"),
+            ({"data": data | {"rows": "72"}}, "does not count the rows"),
+        )
+    ):
+        artifact = changed_artifact(sentiment_run, tmp_path / str(number), **changes)
+        with pytest.raises(ConfigError, match=message):
+            opened(sentiment_run, artifact=artifact, inputs=inputs, predictive="laplace")
+
+
+def test_figures_that_are_none_do_not_fail_a_finished_student(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    """They are shown when everything else is done."""
+    student = read_artifact(sentiment_run.artifact)
+    assert "; teacher by laplace NLL" in comparison(student, "laplace", student)
+    for number, broken in enumerate(("good", {"nll": "low", "accuracy": 1, "ece": 0}, {"nll": 0.1})):
+        metrics = manifest_fields(sentiment_run)["metrics"] | {"laplace": broken}
+        teacher = read_artifact(changed_artifact(sentiment_run, tmp_path / str(number), metrics=metrics))
+        assert "teacher" not in comparison(teacher, "laplace", student)
 
 
 # Whose word counts for what is read and written.
