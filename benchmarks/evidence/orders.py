@@ -1,7 +1,8 @@
 """A question with options asked a second time, its options in reverse: the same adapter, two members.
 
-Every option then stands at two places, the first at the first and the last. The answers are brought back to the user's
-order before anything else is done with them.
+Every option then stands at two places, the first at the first and the last. laplora's ``order_average`` takes as many
+orders as options, so that each stands at every place, and costs as many passes. The answers are brought back to the
+user's order before anything else is done with them. A temperature is of both together, fitted on the draw's rows.
 """
 
 from __future__ import annotations

@@ -58,6 +58,20 @@ _HOW = (
     "**Laplace** is the exact posterior of the generalised Gauss-Newton matrix over all LoRA weights, one prior "
     "precision for all, chosen by the NLL of the calibration rows. Maps on top of it are fitted on the same rows.",
 )
+#: What is said of methods where one of them has run, by that one.
+_HOW_OF = {
+    "retrained_folds": "**All labels.** One adapter is trained on all labels, those of the first draw too, and five "
+    "more on four fifths of them each. The five answer the labelled rows that they have not seen, which gives the "
+    "temperature of the first (*all labels, cross-fitted*) and of their own average. The *student* learns that average "
+    "from rows of the pool without their labels, and has no temperature of its own.",
+    "dropout": "**Dropout.** Ten masks at the rate of the training, each one for all tokens and rows.",
+    "swag": "**SWAG** has 20 snapshots of the last quarter of the steps, while the learning rate falls to 0. Its paper "
+    "takes a high constant rate, which makes its Gaussian wider: this is SWAG after an ordinary training.",
+    "tfb": "**Training-free Bayesian** adapters have noise as large as MAP's own answers of 100 rows without labels "
+    "bear, by the tolerance of the authors' runs.",
+    "orders": "**2 orders.** A question is asked with its options as they come and in reverse. Every option is then as "
+    "far from the first place as from the last, not equally often at each.",
+}
 
 
 def write_page(results: Results) -> None:
@@ -79,6 +93,7 @@ def render(results: Results) -> str:
     every = cells(results)
     budgets = [b for b in sorted({cell.budget for cell in every}) if any(reported(every, b))]
     how = [text.format(developing=", ".join(DEVELOPING), reported=", ".join(REPORTED), draws=DRAWS) for text in _HOW]
+    how += [text for method, text in _HOW_OF.items() if any(cell.method == method for cell in every)]
     parts = [_TITLE, *map(_filled, _QUESTION), *_short(every, budgets), *_targets(every, budgets)]
     for budget in budgets:
         parts += _budget(list(reported(every, budget)), budget)
