@@ -69,8 +69,8 @@ _HOW_OF = {
     "takes a high constant rate, which makes its Gaussian wider: this is SWAG after an ordinary training.",
     "tfb": "**Training-free Bayesian** adapters have noise as large as MAP's own answers of 100 rows without labels "
     "bear, by the tolerance of the authors' runs.",
-    "orders": "**2 orders.** A question is asked with its options as they come and in reverse. Every option is then as "
-    "far from the first place as from the last, not equally often at each.",
+    "orders": "**2 orders.** A question is asked with its options as they come and in reverse. Every option is then "
+    "on average as far from the first place as from the last, not equally often at each.",
 }
 
 
