@@ -123,6 +123,32 @@ def contrast_hessian(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Te
     return transform.T @ centred @ transform
 
 
+def class_weighted_log_likelihood(
+    logits: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor, class_weights: torch.Tensor
+) -> torch.Tensor:
+    """Return (batch,) float64 ``w_y log softmax(f + log w)_y``, nats, of one right label a row.
+
+    Where labels are drawn with probabilities p and a row counts as often as its label's weight says, the labels' shares
+    are those of ``w p``. The expectation of this is largest where ``softmax(f + log w)`` has these shares, which is
+    where ``softmax(f) = p``: weights change what a misfit costs, not what the logits mean (logit adjustment, Menon et
+    al., arXiv 2007.07314).
+
+    Args:
+        labels: (batch,) int64; class_weights: (classes,), above 0.
+    """
+    weights = class_weights.to(logits.device, torch.float64)
+    log_probs = class_log_probs(logits.double() + weights.log(), class_mask)
+    return weights[labels] * log_probs.gather(1, labels[:, None])[:, 0]
+
+
+def class_weighted_hessian(
+    logits: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor, class_weights: torch.Tensor
+) -> torch.Tensor:
+    """Return ``Lambda`` of minus ``class_weighted_log_likelihood``, (batch, classes - 1, classes - 1) float64."""
+    weights = class_weights.to(logits.device, torch.float64)
+    return weights[labels, None, None] * contrast_hessian(logits.double() + weights.log(), class_mask)
+
+
 def mean_contrast_hessian(probs: torch.Tensor) -> torch.Tensor:
     """Return the mean ``Lambda`` of probabilities (batch, classes), (classes - 1, classes - 1) float64."""
     probs = probs.double()

@@ -77,6 +77,7 @@ def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
         },
     }
     fields["calibration"]["rows"] = "held_out"
+    fields["optimizer"].pop("class_weights", None)  # the teacher's probabilities are of labels as they occur
     one_pass = "temperature" if fields["predictives"]["temperature"] else "map"
     fields["predictives"] |= {"ensemble": 0, "laplace_ensemble": False, "mc_dropout": 0, "serve": one_pass}
     fields["optimizer"]["steps"] = round(fields["optimizer"]["steps"] * _growth(request, teacher.manifest))

@@ -105,6 +105,8 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
             ],
         )
         trainer.readout, trainer.optimizer_settings = run.readout, config.optimizer
+        if weights := config.fit.class_weights:
+            trainer.class_weights = torch.tensor(weights)
         if last:
             say(f"resuming at {last}")
         trainer.train(resume_from_checkpoint=str(last) if last else None)

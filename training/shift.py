@@ -26,6 +26,7 @@ from training.data.section import load_splits
 from training.report.shift import set_record, shift_record, write_shift_report
 from training.report.shift_answers import SetAnswers, answer_set, read_answers, write_answers
 from training.workspace.base_size import configured_parameters
+from training.workspace.class_weights import weighed
 from training.workspace.filled_in import filled_in
 from training.workspace.same_rows import check_same_rows
 from training.workspace.selection import split_off
@@ -71,7 +72,7 @@ def shift(config: RunConfig) -> Path:
             "training/configs/shift-openbookqa-smollm2.yaml does"
         )
     splits = split_off(config, load_splits(config.data, seed=config.seed, hold_out=config.holds_out, progress=say))
-    config = filled_in(config, len(splits.train), lambda: configured_parameters(config))
+    config = weighed(filled_in(config, len(splits.train), lambda: configured_parameters(config)), splits)
     artifact = read_artifact(config.artifact_dir)
     check_same_rows(config, artifact.manifest, splits)
     sets = shift_sets(config, settings, artifact.manifest, splits)

@@ -26,6 +26,7 @@ from laplora.fitting.settings import FitSettings
 from laplora.fitting.several_labels import for_several_labels
 from laplora.fitting.store import Forgetful, Store
 from laplora.jacobians.contrasts import covered_blocks
+from laplora.linearised import Likelihood
 from laplora.posterior.base import Posterior, block_precisions
 from laplora.posterior.folded import FoldedPosterior
 from laplora.posterior.many_classes import ManyClassPosterior
@@ -66,12 +67,30 @@ class Fit:
     many_classes: ManyClassesRecord | None = None
 
 
+def check_class_weights(settings: FitSettings, classes: int, likelihood: Likelihood) -> None:
+    """Raise ConfigError for weights of classes that a task cannot have."""
+    if not settings.class_weights:
+        return
+    if likelihood != "categorical":
+        raise ConfigError("class_weights: of labels that are each right or wrong on their own there are none")
+    if len(settings.class_weights) != classes:
+        raise ConfigError(
+            f"class_weights: {len(settings.class_weights)} weights of {classes} classes: give one for each"
+        )
+    if not settings.many_classes.few(classes):
+        raise ConfigError(
+            f"class_weights: weights take the curvature of every contrast, and of {classes} classes (limit "
+            f"{settings.many_classes.limit}) a fit computes few directions: raise the limit, or leave them out"
+        )
+
+
 def possible(classifier: Classifier, rows: int, settings: FitSettings, progress: Progress) -> FitSettings:
     """Return the settings without what a classifier, or so few training rows, cannot have.
 
-    Raises ConfigError for a prior by leave-one-out with many classes.
+    Raises ConfigError for a prior by leave-one-out, or weights of classes, with many classes.
     """
     many = many_classes(settings, classifier)
+    check_class_weights(settings, classifier.class_count, classifier.readout.likelihood)
     if many and settings.laplace.prior == "leave_one_out":
         raise ConfigError(
             f"prior: leave_one_out takes the curvature of every contrast, and of {classifier.class_count} classes "

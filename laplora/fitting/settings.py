@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -178,4 +178,15 @@ class FitSettings(Section):
     many_classes: ManyClasses = Field(
         ManyClasses(), description="from how many classes on fewer directions than contrasts are computed"
     )
+    class_weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (),
+        description="by class in order, of the loss that the adapter was trained with "
+        "(``laplora.linearised.class_weighted_log_likelihood``), so that the curvature is of that loss; empty: none",
+    )
     seed: int = Field(0, ge=0, description="of splits, sketches, folds, dropout masks and made-up inputs")
+
+    @model_validator(mode="after")
+    def _weighs(self) -> FitSettings:
+        if self.class_weights and self.laplace.prior == "leave_one_out":
+            raise ValueError("class_weights: leave_one_out leaves out rows of one weight; use validation or evidence")
+        return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -46,6 +46,11 @@ class OptimizerConfig(Section):
         None,
         ge=1,
         description="LoRA+: the step size of every lora_B is so many times the learning rate; null: plain LoRA",
+    )
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="how much a training row counts, by its label: balanced, as much for every label together, or "
+        "{label: weight}; scaled to 1 in the mean over the rows. Probabilities stay those of the labels as they occur",
     )
     checkpoint_every: int = Field(
         500,
@@ -117,6 +122,7 @@ _LATER = (
     "gradient_checkpointing",
     "group_by_length",
     "loraplus_lr_ratio",
+    "class_weights",
     "evaluate_every",
     "patience",
     "selection_fraction",

@@ -98,6 +98,12 @@ class RunConfig(Section):
                 "predictives.ensemble: a number keeps adapters of one training and takes calibration.rows: held_out; "
                 "with cross_fit use folds"
             )
+        if self.optimizer.class_weights and self.laplace.prior == "leave_one_out":
+            raise ValueError("optimizer.class_weights takes laplace.prior validation or evidence")
+        if self.student and self.optimizer.class_weights:
+            raise ValueError(
+                "a student learns probabilities, which optimizer.class_weights does not weigh: leave it out"
+            )
         if self.student and self.calibration.cross_fits:
             raise ValueError(
                 "a student takes calibration.rows: held_out: its folds would learn their labels from the teacher"
@@ -111,13 +117,15 @@ class RunConfig(Section):
 
     @property
     def fit(self) -> FitSettings:
-        """What the library's fit is told."""
+        """What the library's fit is told, of a configuration that is filled in."""
+        weights = self.optimizer.class_weights
         predictives = self.predictives.model_dump(exclude={"fast_inputs"})
         return FitSettings(
             laplace=self.laplace.settings,
             calibration=self.calibration.settings,
             predictives=PredictiveSettings(**predictives),
             many_classes=ManyClasses(**self.laplace.many_classes.model_dump()),
+            class_weights=tuple(weights.values()) if isinstance(weights, dict) else (),
             seed=self.seed,
         )
 

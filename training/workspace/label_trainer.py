@@ -32,10 +32,12 @@ class LabelTrainer(Trainer):
 
     Attributes:
         readout: how their logits are read; optimizer_settings: of the configuration.
+        class_weights: (classes,), of the training loss alone: what is evaluated is the labels' plain likelihood.
     """
 
     readout: ReadOut
     optimizer_settings: OptimizerConfig
+    class_weights: torch.Tensor | None = None
     #: A step's loss is the mean over all its rows, in however many batches they come.
     loss_is_scaled_for_ga = True
 
@@ -49,7 +51,8 @@ class LabelTrainer(Trainer):
         """Return a batch's part of the mean cross-entropy of a step's rows, nats; with ``return_outputs`` also none."""
         targets = inputs.pop("labels")
         batch = Batch(**inputs)
-        loss = target_loss(self.readout.scores(model, batch).logits, targets, batch.class_mask)
+        weights = self.class_weights if model.training else None
+        loss = target_loss(self.readout.scores(model, batch).logits, targets, batch.class_mask, weights)
         if num_items_in_batch is not None and int(num_items_in_batch) != len(batch):
             loss = loss * (len(batch) / int(num_items_in_batch))
         return (loss, {}) if return_outputs else loss

@@ -9,6 +9,7 @@ from functools import partial
 from laplora.artifact.folder import check_replaceable
 from laplora.errors import ConfigError, InvalidInputError
 from laplora.files import write_json
+from laplora.fitting.fit import check_class_weights
 from laplora.models.base import load_tokenizer, locate_base, resolve_device
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow
@@ -19,6 +20,7 @@ from training.config.folders import owner
 from training.data.examples import Splits
 from training.data.section import load_splits
 from training.workspace.base_size import parameter_count
+from training.workspace.class_weights import weighed
 from training.workspace.filled_in import filled_in
 from training.workspace.folders import claim, in_use, start_from, trained_from
 from training.workspace.provenance import adapter_inputs
@@ -61,12 +63,13 @@ def prepared_run(config: RunConfig) -> Run:
     _check_splits(config, splits)
     location = locate_base(base_spec(config), progress=say)
     rows = len(splits.train) + (len(student.inputs) if student else 0)
-    config = filled_in(config, rows, partial(parameter_count, location, config.base.revision))
+    config = weighed(filled_in(config, rows, partial(parameter_count, location, config.base.revision)), splits)
     check_replaceable(config.artifact_dir)
     tokenizer = load_tokenizer(location, config.base.revision)
     task = splits.task
     verbalizers = task.verbalizers or default_verbalizers(task.template, task.labels)
     readout = named_readout(tokenizer, task.template, verbalizers, config.readout)
+    check_class_weights(config.fit, readout.class_count, readout.likelihood)
     return Run(config, splits, location, tokenizer, verbalizers, readout, device, student=student)
 
 

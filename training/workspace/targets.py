@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from laplora.answers.prediction import Prediction
 from laplora.files import write_json
 from laplora.fitting.store import FolderStore, rows_digest
+from laplora.linearised import class_weighted_log_likelihood
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import EncodedRow
@@ -31,14 +32,22 @@ STUDENT = "student.json"
 _KEPT_BATCHES = 64
 
 
-def target_loss(logits: torch.Tensor, targets: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+def target_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    class_mask: torch.Tensor,
+    class_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Return the mean over rows of the cross-entropy between targets and the softmax over possible classes, nats.
 
     Args:
         logits: (rows, classes); class_mask: (rows, classes) bool.
         targets: (rows,) int64 labels, or (rows, classes) probabilities, 0 at impossible classes. Of probabilities the
             gradient is that of the Kullback-Leibler divergence from them (Hinton et al., arXiv 1503.02531).
+        class_weights: (classes,), of labels: the mean is then of minus ``class_weighted_log_likelihood``.
     """
+    if class_weights is not None:
+        return -class_weighted_log_likelihood(logits, targets, class_mask, class_weights).mean().float()
     possible = logits.masked_fill(~class_mask, -torch.inf)
     if not targets.is_floating_point():
         return F.cross_entropy(possible, targets)
