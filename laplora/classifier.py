@@ -17,9 +17,10 @@ from laplora.models.in_memory import non_finite
 from laplora.models.lora import check_enabled, is_classifier
 from laplora.models.probe import check_adapted, check_readout
 from laplora.models.readout import base_of
+from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.examples import Example
-from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS, Batch, EncodedRow, collate, encode
-from laplora.prompts.templates import PromptTemplate, default_verbalizers, render
+from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS, Batch, EncodedRow, collate
+from laplora.prompts.templates import PromptTemplate, default_verbalizers
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
 from laplora.readouts.base import ReadOut
 from laplora.readouts.choice import ReadOutName, choose_readout
@@ -122,11 +123,11 @@ class Classifier:
             InvalidInputError: fields that the template does not take, or text that cannot be used.
             TooManyTokensError: too long, with ``truncate`` off.
         """
-        prompt, classes = render(self.template, inputs, self.labels)
-        return encode(
+        return encode_inputs(
             self.tokenizer,
-            prompt,
-            classes,
+            self.template,
+            inputs,
+            self.labels,
             max_tokens=self.max_tokens,
             truncate=truncate,
             bounds=self.token_bounds,

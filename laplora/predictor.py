@@ -33,8 +33,8 @@ from laplora.posterior.base import Posterior
 from laplora.posterior.many_classes import choose_of
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
-from laplora.prompts.rows import Batch, EncodedRow, collate, encode
-from laplora.prompts.templates import render
+from laplora.prompts.cutting import encode_inputs
+from laplora.prompts.rows import Batch, EncodedRow, collate
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
 from laplora.readouts.contexts import shares_prompt
 from laplora.readouts.label_sequences import model_tokens
@@ -172,11 +172,11 @@ class Predictor:
             InvalidInputError: fields that the template does not take, or text that cannot be used.
             TooManyTokensError: too long, with ``truncate`` off.
         """
-        prompt, classes = render(self._template, inputs, self.artifact.manifest.labels)
-        return encode(
+        return encode_inputs(
             self._tokenizer,
-            prompt,
-            classes,
+            self._template,
+            inputs,
+            self.artifact.manifest.labels,
             max_tokens=self.max_tokens,
             truncate=truncate,
             bounds=self.token_bounds,

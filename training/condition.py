@@ -15,6 +15,7 @@ from training.config.folders import CONFIG
 from training.data.adapter_rows import adapter_rows, labelled_rows
 from training.data.examples import Task
 from training.data.section import load_splits
+from training.workspace.runtime import as_cut
 from training.workspace.terminal import Terminal, say
 
 
@@ -105,7 +106,8 @@ def _rows_of_run(folder: Path, artifact: Artifact, label_field: str) -> list[dic
         raise ConfigError(f"--calibration {folder} is no run's folder: {CONFIG}: {type(error).__name__}") from None
     if config.calibration.cross_fits:
         raise ConfigError(f"all rows of {folder} trained its adapter (calibration.rows: cross_fit)")
-    splits, manifest = load_splits(config.data, seed=config.seed, progress=say), artifact.manifest
+    splits = as_cut(config, load_splits(config.data, seed=config.seed, progress=say))
+    manifest = artifact.manifest
     if (splits.task.template, splits.task.labels) != (manifest.template.template(), manifest.labels):
         raise ConfigError(f"the run in {folder} has another prompt or other labels than the artifact")
     rows = labelled_rows(splits.calibration, splits.task, label_field)

@@ -14,7 +14,7 @@ from laplora.artifact.readout_records import ClassificationHeadRecord, ReadOutRe
 from laplora.artifact.strict_json import is_nested_within, strict_json
 from laplora.decisions.conformal import ConformalScore
 from laplora.decisions.thresholds import ModeThresholds
-from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError
+from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ConfigError
 from laplora.familiarity.percentile import is_unfamiliar
 from laplora.linearised import Likelihood
 from laplora.models.base import BaseSpec
@@ -22,7 +22,7 @@ from laplora.posterior.base import Prior
 from laplora.predictive.dropout import MOST_MEMBERS
 from laplora.predictive.kinds import PREDICTIVES, Corrected, Members, PredictiveName, PredictiveSpec, predictive_spec
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS
-from laplora.prompts.templates import PromptTemplate
+from laplora.prompts.templates import Cut, PromptTemplate
 
 FORMAT_VERSION = 6
 MANIFEST = "manifest.json"
@@ -53,6 +53,13 @@ class FileRecord(_Record):
     size_bytes: int = Field(ge=0)
 
 
+class CutRecord(_Record):
+    """Which field of a prompt that is too long is cut, and on which side."""
+
+    field: str
+    side: Literal["left", "right"]
+
+
 class TemplateRecord(_Record):
     """The prompt template, whole."""
 
@@ -62,10 +69,20 @@ class TemplateRecord(_Record):
     choice: str
     choice_separator: str
     label_prefix: str
+    cut: CutRecord | None = Field(None, description="null: a prompt that is too long is cut, no field of it")
+
+    @model_validator(mode="after")
+    def _whole(self) -> TemplateRecord:
+        try:
+            self.template()
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     def template(self) -> PromptTemplate:
         """Return the template."""
-        return PromptTemplate(**self.model_dump())
+        cut = None if self.cut is None else Cut(self.cut.field, self.cut.side)
+        return PromptTemplate(**self.model_dump(exclude={"cut"}), cut=cut)
 
 
 class PriorRecord(_Record):

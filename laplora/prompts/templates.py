@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from laplora.errors import ConfigError, InvalidInputError, LabelTokenError
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OPTION = re.compile(r"option([1-9][0-9]*)$")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which field of a prompt that is too long is cut, and on which side."""
+
+    field: str
+    side: Literal["left", "right"] = "right"
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,7 @@ class PromptTemplate:
         choice: how one choice is written, from ``{label}`` and ``{text}``.
         choice_separator: what stands between two choices.
         label_prefix: what stands between the prompt and the label token.
+        cut: what is cut of a prompt that is too long; None: the prompt, wherever its read-out cuts it.
     """
 
     name: str
@@ -33,6 +42,7 @@ class PromptTemplate:
     choice: str = "{label}. {text}"
     choice_separator: str = "\n"
     label_prefix: str = " "
+    cut: Cut | None = None
     placeholders: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -46,6 +56,9 @@ class PromptTemplate:
         if odd := sorted(of_choice - {"label", "text"}):
             raise ConfigError(f"template {self.name!r} writes a choice with {odd}: it has {{label}} and {{text}} alone")
         object.__setattr__(self, "placeholders", names)
+        if self.cut is not None and (self.cut.field == "choices" or self.cut.field not in self.fields):
+            texts = sorted(set(self.fields) - {"choices"})
+            raise ConfigError(f"template {self.name!r} has no text {self.cut.field!r} to cut: it has {texts}")
 
     @property
     def takes_choices(self) -> bool:

@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from laplora.errors import DataError
 from laplora.models.adapters import attach_adapter
 from laplora.models.lora import lora_layers, lora_of
+from laplora.predictor import Predictor
 from training.config import RunConfig, load_config
 from training.data.splitting import with_selection
 from training.workspace.label_trainer import LengthGrouped
@@ -219,3 +220,24 @@ def test_rslora_scales_by_the_root_of_the_rank(tiny_base_folder: Path, tmp_path:
     run = open_run(load_config(file))
     model = attach_adapter(run.load_base(), run.folder / "adapter")
     assert {lora_of(layer).scaling for layer in lora_layers(model).values()} == {4.0}
+
+
+def test_the_server_cuts_as_training_did(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """The template of the artifact says which field; the loaded predictor makes the rows that were trained on."""
+    file = sentiment_config(
+        tmp_path,
+        tiny_base_folder,
+        max_tokens=20,
+        cut={"field": "text", "side": "right"},
+        optimizer=SHORT | {"steps": 2},
+        predictives={"fast": 0},
+    )
+    assert job("run", file) == 0
+    config = load_config(file)
+    run, predictor = open_run(config), Predictor.load(config.artifact_dir, device="cpu")
+    rows = run.encode(run.splits.test)
+    assert sum(row.truncated for row in rows) > 0
+    assert [predictor.encode(e.fields, truncate=True) for e in run.splits.test] == rows
+    ends = {run.tokenizer.decode(row.token_ids[-5:]) for row in rows}
+    assert ends == {" or negative? Answer:"}
+    assert job("finetune", file, "cut.field=title") == 1

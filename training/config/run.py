@@ -20,6 +20,7 @@ from training.config.sections import (
     AdapterConfig,
     BaseConfig,
     CalibrationConfig,
+    CutConfig,
     EvaluationConfig,
     LaplaceConfig,
     PredictivesConfig,
@@ -43,7 +44,12 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, description="of splits, initial adapter, dropout and row order")
     base: BaseConfig = BaseConfig()
     data: DataConfig
-    max_tokens: int = Field(512, ge=8, description="longest prompt, in tokens; longer ones are cut on the left")
+    max_tokens: int = Field(512, ge=8, description="longest prompt, in tokens; longer ones are cut as cut says")
+    cut: CutConfig | None = Field(
+        None,
+        description="{field, side}: which field of a prompt that is too long is cut, and whether at its right or left; "
+        "null: the prompt, on the left",
+    )
     readout: ReadOutName = Field(
         "label_tokens",
         description="how labels are read after the prompt: label_tokens, each one token; label_sequences, each a text "
@@ -226,6 +232,7 @@ def config_hash_fields(config: RunConfig) -> dict[str, Any]:
     fields = config.model_dump(mode="json", exclude=set(UNRECORDED))
     if config.readout == "label_tokens":  # not a part of earlier configurations
         del fields["readout"]
-    if config.student is None:  # likewise
-        del fields["student"]
+    for name in ("student", "cut"):  # likewise
+        if fields[name] is None:
+            del fields[name]
     return fields

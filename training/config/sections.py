@@ -47,6 +47,13 @@ class AdapterConfig(Section):
         return as_before(self, write(self), ("rslora",))
 
 
+class CutConfig(Section):
+    """What is cut of a prompt that is too long."""
+
+    field: str = Field(description="of the template, a text")
+    side: Literal["left", "right"] = Field("right", description="at which its text is cut")
+
+
 class ManyClassesConfig(Section):
     """Fewer directions than contrasts, for tasks of many classes (``laplora.jacobians.many_classes``)."""
 

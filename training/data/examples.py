@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from laplora.prompts.examples import Example
-from laplora.prompts.templates import PromptTemplate, render
+from laplora.prompts.templates import Cut, PromptTemplate, render
 
 Role = Literal["train", "calibration", "test"]
 #: In order of precedence: a duplicate is kept in the earlier one, so that no test row is ever seen in training.
@@ -26,6 +26,10 @@ class Task:
     template: PromptTemplate
     labels: tuple[str, ...]
     verbalizers: tuple[str, ...] | None = None
+
+    def cutting(self, field: str, side: Literal["left", "right"]) -> Task:
+        """Return the task whose prompts lose text of a field where they are too long; ConfigError: no such text."""
+        return replace(self, template=replace(self.template, cut=Cut(field, side)))
 
     def prompt(self, example: Example) -> str:
         """Return the prompt of an example."""

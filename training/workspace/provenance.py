@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from laplora.files import file_sha256
 from laplora.fitting.store import digest, rows_digest
 from laplora.models.hashes import weights_hash
+from laplora.prompts.templates import PromptTemplate
 from training.workspace.folds import fold_runs
 from training.workspace.run import Run
 
@@ -22,7 +24,7 @@ def adapter_inputs(run: Run) -> str:
     """Return the digest of what the trained adapter depends on."""
     config, task = run.config, run.splits.task
     weights = weights_hash(run.location, config.base.revision)
-    base = [weights, config.base.quantization, config.base.dtype, config.max_tokens, asdict(task.template)]
+    base = [weights, config.base.quantization, config.base.dtype, config.max_tokens, _fields_of(task.template)]
     return digest(
         [*base, run.readout.token_ids],
         rows_digest(run.splits.train),
@@ -32,6 +34,11 @@ def adapter_inputs(run: Run) -> str:
         *([run.student.digest] if run.student else []),
         *([rows_digest(run.splits.selection)] if run.splits.selection else []),
     )
+
+
+def _fields_of(template: PromptTemplate) -> dict[str, Any]:
+    """Return a template's fields; without ``cut`` where it has none, as before there was such a field."""
+    return {name: value for name, value in asdict(template).items() if name != "cut" or value is not None}
 
 
 def curvature_inputs(run: Run, folder: Path | None = None) -> str:

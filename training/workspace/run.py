@@ -14,8 +14,9 @@ from laplora.classifier import Classifier
 from laplora.errors import NonFiniteError
 from laplora.models.base import BaseSpec, load_base_model
 from laplora.models.in_memory import non_finite
+from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.examples import Example
-from laplora.prompts.rows import Batch, EncodedRow, collate, encode
+from laplora.prompts.rows import Batch, EncodedRow, collate
 from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig
@@ -72,7 +73,7 @@ class Run:
         """Return examples as token rows, cut at the run's limit."""
         task, limit = self.splits.task, self.config.max_tokens
         return [
-            encode(self.tokenizer, task.prompt(example), example.class_count, max_tokens=limit, truncate=True)
+            encode_inputs(self.tokenizer, task.template, example.fields, task.labels, max_tokens=limit, truncate=True)
             for example in examples
         ]
 

@@ -59,7 +59,7 @@ def prepared_run(config: RunConfig) -> Run:
     splits, student = load_splits(config.data, seed=config.seed, hold_out=config.holds_out, progress=say), None
     if config.student:
         student, splits = open_student(config, config.student, splits)
-    splits = split_off(config, splits)
+    splits = as_cut(config, split_off(config, splits))
     _check_splits(config, splits)
     location = locate_base(base_spec(config), progress=say)
     rows = len(splits.train) + (len(student.inputs) if student else 0)
@@ -89,6 +89,13 @@ def _begin_folder(run: Run) -> None:
             begun = start_from(shared[-1], folder, fields | {"made_from": inputs})
         else:
             begun = claim(folder, fields)
+
+
+def as_cut(config: RunConfig, splits: Splits) -> Splits:
+    """Return the splits with a task that cuts prompts as the configuration says; ConfigError where it cannot."""
+    if config.cut is None:
+        return splits
+    return replace(splits, task=splits.task.cutting(config.cut.field, config.cut.side))
 
 
 def _check_splits(config: RunConfig, splits: Splits) -> None:

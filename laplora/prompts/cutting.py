@@ -1,0 +1,81 @@
+"""Inputs as rows: a prompt that is too long loses tokens of one field, or of its start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from laplora.errors import TooManyTokensError
+from laplora.prompts.rows import EncodedRow, Side, encode
+from laplora.prompts.templates import Cut, PromptTemplate, render
+from laplora.prompts.token_bounds import UNBOUNDED, TokenBounds
+
+
+def encode_inputs(
+    tokenizer: Any,
+    template: PromptTemplate,
+    inputs: Mapping[str, Any],
+    labels: Sequence[str],
+    *,
+    max_tokens: int,
+    truncate: bool,
+    bounds: TokenBounds = UNBOUNDED,
+    side: Side = "left",
+) -> EncodedRow:
+    """Return one input as a row; of one that is too long as much as fits.
+
+    With ``template.cut`` the text of that field is cut at its side until the prompt fits. Without it, for an input that
+    is a whole prompt, and where the other fields alone are too long, the prompt is cut as by ``encode``.
+
+    Args:
+        max_tokens, truncate, bounds, side: as of ``encode``.
+
+    Raises:
+        InvalidInputError: fields that the template does not take, or text that cannot be used.
+        TooManyTokensError: too long, with ``truncate`` off.
+    """
+    prompt, classes = render(template, inputs, labels)
+    cut = template.cut
+    if truncate and cut is not None and cut.field in inputs:
+        try:
+            return encode(tokenizer, prompt, classes, max_tokens=max_tokens, truncate=False, bounds=bounds, side=side)
+        except TooManyTokensError:
+            kept = fitting_text(tokenizer, template, cut, inputs, labels, max_tokens, bounds)
+        if kept:
+            prompt, _ = render(template, {**inputs, cut.field: kept}, labels)
+            return EncodedRow(tuple(tokenizer.encode(prompt)), classes, truncated=True)
+    return encode(tokenizer, prompt, classes, max_tokens=max_tokens, truncate=truncate, bounds=bounds, side=side)
+
+
+def fitting_text(
+    tokenizer: Any,
+    template: PromptTemplate,
+    cut: Cut,
+    inputs: Mapping[str, Any],
+    labels: Sequence[str],
+    max_tokens: int,
+    bounds: TokenBounds = UNBOUNDED,
+) -> str:
+    """Return as much of a field's text as a prompt of ``max_tokens`` has room for; empty where it has none."""
+    text = str(inputs[cut.field])
+    # No more of it than could fit is tokenised, however long it is.
+    kept = bounds.start(text, max_tokens) if cut.side == "right" else bounds.tail(text, max_tokens)
+    while kept.strip():
+        prompt, _ = render(template, {**inputs, cut.field: kept}, labels)
+        excess = len(tokenizer.encode(prompt)) - max_tokens
+        if excess <= 0:
+            return kept
+        kept = _shortened(tokenizer, kept, excess, cut.side)
+    return ""
+
+
+def _shortened(tokenizer: Any, text: str, tokens: int, side: Side) -> str:
+    """Return a text without so many tokens at a side; always shorter."""
+    places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    left = len(places) - tokens
+    if left <= 0:
+        return ""
+    kept = text[: places[left - 1][1]] if side == "right" else text[places[tokens][0] :]
+    if len(kept) < len(text):
+        return kept
+    return text[:-1] if side == "right" else text[1:]
