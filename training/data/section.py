@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -45,7 +46,7 @@ Dataset = Literal[
     "rte",
     "file",
 ]
-HubDataset = Annotated[str, Field(pattern=r"^hub:[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
+_HUB_NAME = re.compile(r"hub:[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
 class DataConfig(BaseModel):
@@ -53,7 +54,7 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dataset: Dataset | HubDataset = Field(
+    dataset: Dataset | str = Field(
         description="a known data set, 'file' for your own rows, or hub:owner/name for a data set of the hub with a "
         "template and labels of yours"
     )
@@ -125,6 +126,14 @@ class DataConfig(BaseModel):
         "{0: negative, 1: positive} (numbers and true or false as they are written there); empty where the rows have "
         "the words themselves",
     )
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        known = get_args(Dataset)
+        if value not in known and not _HUB_NAME.fullmatch(value):
+            raise ValueError(f"no data set is called {value[:64]!r}: known are {', '.join(known)}, and hub:owner/name")
+        return value
 
     @field_validator("labels", mode="before")
     @classmethod

@@ -114,7 +114,7 @@ def test_what_cannot_be_loaded_is_named(fields: dict[str, Any], error: type[Exce
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dataset": "hub:../owner"}, "String should match pattern"),
+        ({"dataset": "hub:../owner"}, r"no data set is called 'hub:\.\./owner': known are winogrande_xs, "),
         ({"dataset": "hub:owner/moods", "path": "a.csv"}, r"\['path'\] belong to another dataset"),
         ({"dataset": "file", "path": "a.csv", "hub": {"train": "x"}}, r"\['hub'\] belong to another dataset"),
         ({"dataset": "hub:owner/moods", "labels": []}, r"dataset hub:owner/moods needs \['labels'\]"),
