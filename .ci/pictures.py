@@ -87,6 +87,7 @@ def rooms(picture: Picture) -> None:
         ],
         [("report", "tables and plots")],
         [("calibration", "thresholds"), ("estimate", "memory, time")],
+        [("fine_tuning", "the loop and its adapter")],
         [("workspace", "folders, stages, provenance")],
         [("config", "YAML, checked")],
         [("data", "rows and splits")],

@@ -6,13 +6,13 @@ from statistics import mean
 
 from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig
-from training.workspace.new_adapter import add_adapter
-from training.workspace.reporters import check_reporters
+from training.fine_tuning.new_adapter import add_adapter
+from training.fine_tuning.reporters import check_reporters
+from training.fine_tuning.trial import Trial, tried
 from training.workspace.run import Run
 from training.workspace.runtime import prepared_run
 from training.workspace.targets import labelled_targets
 from training.workspace.terminal import say
-from training.workspace.trial import Trial, tried
 
 
 def check(config: RunConfig) -> None:

@@ -20,14 +20,14 @@ from laplora.files import write_json
 from laplora.models.adapters import save_adapter
 from laplora.prompts.rows import collate
 from training.config import RunConfig, config_hash_fields
+from training.fine_tuning.label_trainer import LabelTrainer, callbacks_of, training_arguments
+from training.fine_tuning.new_adapter import add_adapter
+from training.fine_tuning.one_device import on_device
+from training.fine_tuning.reporters import check_reporters
 from training.workspace.folders import set_aside
 from training.workspace.folds import fold_runs
-from training.workspace.label_trainer import LabelTrainer, callbacks_of, training_arguments
 from training.workspace.members import kept_folders, missing_adapters
-from training.workspace.new_adapter import add_adapter
-from training.workspace.one_device import on_device
 from training.workspace.provenance import adapter_inputs
-from training.workspace.reporters import check_reporters
 from training.workspace.results import trained_as
 from training.workspace.run import Run
 from training.workspace.runtime import open_run

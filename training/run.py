@@ -6,10 +6,10 @@ from pathlib import Path
 
 from training.config import RunConfig
 from training.evaluate import evaluate_run
+from training.fine_tuning.reporters import check_reporters
 from training.finetune import finetune_run
 from training.fit_laplace import fit_run
 from training.package import package_run
-from training.workspace.reporters import check_reporters
 from training.workspace.runtime import open_run
 from training.workspace.terminal import say
 

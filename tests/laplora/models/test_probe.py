@@ -22,7 +22,7 @@ from laplora.models.logit_transform import LogitTransform, logit_transform
 from laplora.models.lora import lora_layers
 from laplora.models.probe import check_adapted, check_readout, check_targets, probe_batch
 from laplora.models.readout import label_logits, label_mass, last_hidden
-from training.workspace.new_adapter import add_adapter
+from training.fine_tuning.new_adapter import add_adapter
 
 #: Kinds whose logits are lm_head of the last hidden state, and targets that run on every token.
 READ: dict[str, list[str]] = {

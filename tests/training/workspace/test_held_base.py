@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tiny_runs import job, sentiment_config
 
 from training.config import load_config
+from training.fine_tuning.new_adapter import add_adapter
 from training.workspace import run as run_module
 from training.workspace import runtime
-from training.workspace.new_adapter import add_adapter
 from training.workspace.runtime import open_run
 
 SETTINGS: dict[str, Any] = {

@@ -23,7 +23,7 @@ from laplora.models.adapters import save_adapter
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
 from training.config import OptimizerConfig, RunConfig
-from training.workspace.one_device import OneDeviceArguments
+from training.fine_tuning.one_device import OneDeviceArguments
 from training.workspace.targets import target_loss
 
 

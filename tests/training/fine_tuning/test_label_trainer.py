@@ -18,7 +18,7 @@ from laplora.models.lora import lora_layers, lora_of
 from laplora.predictor import Predictor
 from training.config import RunConfig, load_config
 from training.data.splitting import with_selection
-from training.workspace.label_trainer import LengthGrouped
+from training.fine_tuning.label_trainer import LengthGrouped
 from training.workspace.runtime import open_run
 from training.workspace.targets import labelled_targets, target_loss
 
