@@ -64,7 +64,9 @@ def shape_model(
     check_targets(base, tuple(targets))
     with quiet_loading():
         from peft import LoraConfig, get_peft_model
-    adapter = LoraConfig(r=rank, target_modules=list(targets), lora_dropout=dropout, task_type="CAUSAL_LM")
+    adapter = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=list(targets), lora_dropout=dropout, task_type="CAUSAL_LM"
+    )
     with torch.device("meta"), quiet_loading(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(base, adapter)

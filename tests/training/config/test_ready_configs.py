@@ -1,0 +1,61 @@
+"""The configurations that come with the project, and the combinations that the documentation promises."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.config import load_config
+from training.data.benchmarks import BENCHMARKS, benchmark_key
+from training.estimate.architectures import ARCHITECTURES, architecture
+from training.estimate.shapes import shape_model
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = ROOT / "training" / "configs"
+MODELS = ("llama2-7b", "llama3-8b", "phi2", "phi3-mini-128k")
+PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+#: Names and data sets of the page's table, without that of the files themselves.
+TASKS = re.findall(r"\| `([a-z-]+)-MODEL` \| `(\w+)` \|", PAGE)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_file_is_a_run_by_its_own_name_and_is_on_the_page(path: Path) -> None:
+    assert load_config(path).name == path.stem
+    assert f"`{path.name}`" in PAGE
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_large_models_file_is_the_papers_setting(model: str) -> None:
+    """Yang et al. (arXiv 2308.13111); every target is a module of the architecture."""
+    config = load_config(CONFIGS / f"winogrande-s-{model}.yaml")
+    assert config.data.dataset == "winogrande_s"
+    assert (config.base.quantization, config.adapter.rank, config.adapter.alpha) == ("nf4", 8, 16)
+    optimizer = config.optimizer
+    assert (optimizer.batch_size, optimizer.steps, optimizer.checkpoint_every) == (6, 2500, 500)
+    assert optimizer.learning_rate == 5e-5
+    assert config.base.model in ARCHITECTURES
+    settings = architecture(config.base.model, num_hidden_layers=1)
+    shape = shape_model(settings, quantization="none", dtype=torch.bfloat16, rank=8, targets=config.adapter.targets)
+    adapted = {name.rpartition(".")[2] for name, module in shape.named_modules() if hasattr(module, "lora_A")}
+    assert adapted == set(config.adapter.targets)
+    assert adapted == {"lm_head"} | ({"qkv_proj"} if "phi3" in model else {"q_proj", "v_proj"})
+
+
+def test_each_model_has_a_file_of_its_own() -> None:
+    models = {load_config(CONFIGS / f"winogrande-s-{model}.yaml").base.model for model in MODELS}
+    assert models == set(ARCHITECTURES)
+    assert [name for name, _ in TASKS] == ["winogrande-m", "arc-c", "arc-e", "obqa", "boolq"]
+
+
+@pytest.mark.parametrize(("model", "task"), list(itertools.product(MODELS, TASKS)))
+def test_every_combination_of_the_page_is_a_run(model: str, task: tuple[str, str]) -> None:
+    name, dataset = task
+    overrides = [f"name={name}-{model}", f"data.dataset={dataset}"]
+    config = load_config(CONFIGS / f"winogrande-s-{model}.yaml", overrides)
+    assert config.name == f"{name}-{model}"
+    assert config.run_dir.name == config.name
+    assert benchmark_key(config.data.dataset) in BENCHMARKS
