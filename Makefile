@@ -19,7 +19,7 @@ help:
 	@echo "make docs                     build the documentation site into site/, with every link checked"
 	@echo "make notebook                 execute docs/five-lines.ipynb and write its page"
 	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes, publishes nothing)"
-	@echo "make bench-gpu                the same on one GPU, meant to take 8 minutes, with a model of Llama-2-7B's shape"
+	@echo "make bench-gpu                four large models' shapes on one GPU, meant to take 8 minutes"
 	@echo "make soak [MINUTES=20]        every kind of client at once: is memory flat, was an answer wrong? benchmarks/load/"
 	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG));"
 	@echo "                              SET='optimizer.steps=5 name=quick' overrides fields"

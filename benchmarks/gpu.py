@@ -1,19 +1,22 @@
-"""Speed on one GPU, in minutes: a random model of Llama-2-7B's shape in NF4, and the default artifact.
+"""One GPU, in minutes: random models of four large models' shapes in NF4, and the default artifact.
 
     python -m benchmarks.gpu                                 # or: make bench-gpu
     python -m benchmarks.gpu --device cpu --layers 2 --quick # the same script without a GPU, to try it
 
-Latency, throughput, Laplace over MAP and peak memory. The figures go to results.json and RESULTS.md under the GPU's
-name; those of ``--quick``, of fewer layers or of a CPU are not published, but left in runs/bench-quick.
+Of each model: the time to make it, a training step as the model's configuration has it, a fit of 64 rows, answers as a
+server's device runs them (latency, throughput, Laplace over MAP), the memory of all that beside what the count without
+a card says (``training.estimate``), and the share of the card that it takes. The figures go to results.json and
+RESULTS.md under the GPU's name; those of ``--quick``, of fewer layers, of one model or of a CPU are not published, but
+left in runs/bench-quick.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +24,30 @@ from typing import Any
 import torch
 
 from benchmarks.harness import provenance
-from benchmarks.harness.llama7b import LLAMA_2_7B, random_llama
+from benchmarks.harness.allocation import peak_bytes
+from benchmarks.harness.random_models import random_model
 from benchmarks.harness.record import FOLDER, Conditions, Record, conditions_here, keep
 from benchmarks.harness.subject import load_subject, random_batch, with_classes
-from benchmarks.harness.timing import Ratio, exactly, in_turns, ratio
+from benchmarks.harness.timing import exactly, in_turns, ratio, spread
 from benchmarks.speed.parts.subset import with_posterior
 from laplora.errors import ModelError
 from laplora.models.base import resolve_device
 from laplora.predictive.member_outputs import MemberSet, member_outputs
+from training.config import RunConfig, load_config
+from training.estimate import RunEstimate, estimate, held_bytes
+from training.estimate.architectures import architecture
+from training.workspace.targets import target_loss
 
 GIB = 2**30
+LAYERS = 32
+#: What the models are called, by the configurations whose base, targets and batches they have.
+MODELS = {
+    "Llama-2-7B": "winogrande-s-llama2-7b",
+    "Llama-3-8B": "winogrande-s-llama3-8b",
+    "Phi-2": "winogrande-s-phi2",
+    "Phi-3-mini-128k": "winogrande-s-phi3-mini-128k",
+}
+CONFIGS = provenance.ROOT / "training" / "configs"
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,7 @@ class Sizes:
     Attributes:
         tokens: of every row.
         rows: of the batches whose throughput is measured; four classes, memory and the fit are at the first of them.
-        answers: whose latencies are measured; ``turns``: of each comparison.
+        answers: whose latencies are measured; ``turns``: of each comparison; ``steps``: of training, after the first.
     """
 
     tokens: int
@@ -48,20 +65,32 @@ class Sizes:
     fit_rows: int
     answers: int
     turns: int
+    steps: int
 
 
-FULL = Sizes(64, (8, 32), 32, answers=100, turns=7)
-QUICK = Sizes(16, (2, 4), 4, answers=5, turns=2)
+FULL = Sizes(64, (8, 32), 64, answers=50, turns=5, steps=5)
+QUICK = Sizes(16, (2, 4), 4, answers=3, turns=2, steps=1)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: members with a posterior; ``title`` begins the records' names."""
+    """What is measured: members with a posterior; ``title`` begins the records' names.
+
+    ``held_bytes`` is what its weights take. ``fit_bytes`` and ``fit_s`` are those of its posterior, above the weights.
+    """
 
     title: str
     members: MemberSet
     conditions: Conditions
     sizes: Sizes
+    held_bytes: int
+    fit_bytes: int
+    fit_s: float
+
+    @property
+    def device(self) -> str:
+        """That the model is on."""
+        return str(next(self.members.model.parameters()).device)
 
     def record(self, name: str, *rest: Any, **target: Any) -> Record:
         """Return a figure of this subject."""
@@ -69,7 +98,10 @@ class Subject:
 
     def functions(self, rows: int, classes: int = 2) -> dict[str, Callable[[], Any]]:
         """Return a MAP and a Laplace answer to a batch; rows have no padding."""
-        members = with_classes(self.members, classes)
+        members = self.members
+        if classes != members.readout.class_count:  # an adapted lm_head has as many rows as there are labels
+            members = with_classes(members, classes)
+            members = with_posterior(members, "all", [random_batch(members, 2, 16)])
         batch = random_batch(members, rows, self.sizes.tokens)
         return {
             "MAP": lambda: member_outputs(members, batch, ()),
@@ -83,7 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", help="a device instead of the first CUDA one")
-    parser.add_argument("--layers", type=int, default=32, help="of the random Llama (default: 32, as it has)")
+    parser.add_argument("--layers", type=int, default=LAYERS, help=f"of each random model (default: {LAYERS}, all)")
+    parser.add_argument("--model", choices=MODELS, help="only one of them, without the default artifact")
     parser.add_argument("--quick", action="store_true", help="few rows, short ones and few turns: to try the script")
     parser.add_argument(
         "--out",
@@ -106,63 +139,116 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else provenance.hardware()
     conditions = conditions_here(given, module="benchmarks.gpu", hardware=name)
-    whole = device.type == "cuda" and options.layers == 32 and not options.quick
+    whole = device.type == "cuda" and options.layers == LAYERS and not options.quick and options.model is None
     out = options.out or (FOLDER if whole else provenance.SCRATCH)
-    for record in keep(measured(device, options.layers, QUICK if options.quick else FULL, conditions), out):
+    models = MODELS if options.model is None else {options.model: MODELS[options.model]}
+    sizes = QUICK if options.quick else FULL
+    records = measured(device, options.layers, sizes, conditions, models, artifact=options.model is None)
+    for record in keep(records, out):
         print(record.line, flush=True)
     return 0
 
 
-def measured(device: torch.device, layers: int, sizes: Sizes, conditions: Conditions) -> Iterator[Record]:
+def measured(
+    device: torch.device,
+    layers: int,
+    sizes: Sizes,
+    conditions: Conditions,
+    models: dict[str, str],
+    *,
+    artifact: bool,
+) -> Iterator[Record]:
     """Yield the records."""
-    loads = {
-        f"gpu, Llama-2-7B's shape, {layers} layers, NF4": lambda: random_llama(
-            layers, device=str(device), quantization="nf4", shape=LLAMA_2_7B
-        ),
-        "gpu, default artifact, NF4": lambda: load_subject("nf4", str(device)),
-    }
-    for title, load in loads.items():
-        members, peak = fitted(load(), sizes)
-        subject = Subject(title, members, conditions, sizes)
-        if peak is not None:
-            size = f"{sizes.fit_rows} rows of {sizes.tokens} tokens, {sizes.rows[0]} a batch"
-            yield subject.record(f"peak memory, fit of {size}", exactly(peak / GIB), "GiB, weights included")
-        for step in (answer_memory, latency, throughput):
-            yield from step(subject)
-        del members, subject  # before the next model is loaded
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    for model, file in models.items():
+        config = load_config(CONFIGS / f"{file}.yaml")
+        settings = architecture(config.base.model, num_hidden_layers=layers)
+        started = time.perf_counter()
+        members = random_model(settings, device=str(device), quantization="nf4", targets=config.adapter.targets)
+        seconds = time.perf_counter() - started
+        subject = fitted(f"gpu, {model}'s shape, {layers} layers, NF4", members, conditions, sizes)
+        yield subject.record("time to make it, on the device", exactly(seconds), "seconds")
+        expected = estimate(config, settings, tokens=sizes.tokens, classes=2)
+        yield from training(subject, config, expected)
+        yield from subject_records(subject, expected)
+        del members, subject
+        free(device)
+    if artifact:
+        members = load_subject("nf4", str(device))
+        yield from subject_records(fitted("gpu, default artifact, NF4", members, conditions, sizes), None)
 
 
-def fitted(members: MemberSet, sizes: Sizes) -> tuple[MemberSet, int | None]:
-    """Return the members with a joint core over the whole adapter, and the peak of fitting it."""
+def free(device: torch.device) -> None:
+    """Give back what the last model took."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def fitted(title: str, members: MemberSet, conditions: Conditions, sizes: Sizes) -> Subject:
+    """Return the subject with a joint core over the whole adapter."""
+    device = str(next(members.model.parameters()).device)
     made: list[MemberSet] = []
     batches = [random_batch(members, sizes.rows[0], sizes.tokens)] * (sizes.fit_rows // sizes.rows[0])
-    peak = peak_bytes(members, lambda: made.append(with_posterior(members, "all", batches)))
-    return made[0], peak
+    with_posterior(members, "all", batches[:1])  # the first Jacobians of a model compare two ways
+    started = time.perf_counter()
+    peak = peak_bytes(lambda: made.append(with_posterior(members, "all", batches)), device)
+    seconds = time.perf_counter() - started
+    return Subject(title, made[0], conditions, sizes, held_bytes(members.model), peak, seconds)
 
 
-def answer_memory(subject: Subject) -> Iterator[Record]:
-    """Yield the peaks of a MAP and a Laplace answer by batch; nothing on a CPU."""
-    for rows in (1, *subject.sizes.rows):
+def training(subject: Subject, config: RunConfig, expected: RunEstimate) -> Iterator[Record]:
+    """Yield time and memory of a training step, its batch as the configuration has it; the adapter moves."""
+    model, readout, rows = subject.members.model, subject.members.readout, config.optimizer.batch_size
+    batch = random_batch(subject.members, rows, subject.sizes.tokens)
+    labels = torch.zeros(rows, dtype=torch.int64, device=subject.device)
+    trained = list(subject.members.parameters.values())
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+
+    def step() -> None:
+        loss: Any = target_loss(readout.scores(model, batch).logits, labels, batch.class_mask)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model.train()
+    step()
+    times = in_turns({"step": step}, subject.sizes.steps)["step"]
+    peak = peak_bytes(step, subject.device)
+    moments = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.dim())
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    model.eval()
+    size = f"{rows} x {subject.sizes.tokens} tokens"
+    yield subject.record(f"training step, {size}", spread([1e3 * s for s in times]), "ms")
+    yield from memory(subject, f"training step, {size}", peak + moments, expected.training.bytes)
+
+
+def memory(subject: Subject, what: str, above: int, expected: int | None = None) -> Iterator[Record]:
+    """Yield what is held above the weights, against the count, and all of it as a share of the card."""
+    yield subject.record(f"memory, {what}", exactly(above / GIB), "GiB above the weights")
+    if expected is not None:
+        yield subject.record(f"memory, {what}; to the count", exactly(above / expected), "the count's", arithmetic=1.1)
+    if subject.device.startswith("cuda"):
+        card = torch.cuda.get_device_properties(subject.device).total_memory
+        share = exactly((subject.held_bytes + above) / card)
+        yield subject.record(f"memory, {what}, weights included", share, "the card's")
+
+
+def subject_records(subject: Subject, expected: RunEstimate | None) -> Iterator[Record]:
+    """Yield the records of weights, fit and answers."""
+    sizes = subject.sizes
+    yield subject.record("memory, weights", exactly(subject.held_bytes / GIB), "GiB")
+    fit = f"fit of {sizes.fit_rows} rows of {sizes.tokens} tokens, {sizes.rows[0]} a batch"
+    yield subject.record(fit, exactly(subject.fit_s), "seconds")
+    whole = expected is not None and sizes.rows[0] == expected.fit.rows and subject.device.startswith("cuda")
+    yield from memory(subject, fit, subject.fit_bytes, expected.fit.bytes if expected and whole else None)
+    for rows in (1, *sizes.rows):
         for name, function in subject.functions(rows).items():
-            peak = peak_bytes(subject.members, function)
-            if peak is not None:
-                size = f"{rows} x {subject.sizes.tokens} tokens"
-                yield subject.record(f"peak memory, {name}, {size}", exactly(peak / GIB), "GiB, weights included")
-
-
-def peak_bytes(members: MemberSet, function: Callable[[], Any]) -> int | None:
-    """Call a function; return the most bytes of tensors on the GPU meanwhile; None on a CPU."""
-    device = next(members.model.parameters()).device
-    if device.type != "cuda":
-        function()
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    function()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device)
+            yield from memory(subject, f"{name}, {rows} x {sizes.tokens} tokens", peak_bytes(function, subject.device))
+    yield from latency(subject)
+    yield from throughput(subject)
 
 
 def latency(subject: Subject) -> Iterator[Record]:
@@ -186,11 +272,6 @@ def throughput(subject: Subject) -> Iterator[Record]:
             per_second = spread([rows / s for s in seconds])
             yield subject.record(f"throughput, {name}, {size}", per_second, "rows a second")
     yield from over_map(subject, in_turns(subject.functions(sizes.rows[0], 4), sizes.turns), sizes.rows[0], 4)
-
-
-def spread(values: Sequence[float]) -> Ratio:
-    """Return the median, the least and the most."""
-    return Ratio(statistics.median(values), min(values), max(values))
 
 
 def over_map(subject: Subject, times: dict[str, list[float]], rows: int, classes: int) -> Iterator[Record]:

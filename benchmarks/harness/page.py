@@ -17,7 +17,13 @@ Verdict = Literal["met", "missed", "open"]
 EXPECTED: Mapping[str, tuple[str, ...]] = {
     "python -m benchmarks.gpu": tuple(
         f"{title}: {size} tokens"
-        for title in ("gpu, Llama-2-7B's shape, 32 layers, NF4", "gpu, default artifact, NF4")
+        for title in (
+            *(
+                f"gpu, {model}'s shape, 32 layers, NF4"
+                for model in ("Llama-2-7B", "Llama-3-8B", "Phi-2", "Phi-3-mini-128k")
+            ),
+            "gpu, default artifact, NF4",
+        )
         for size in ("2 classes, 8 x 64", "2 classes, 32 x 64", "4 classes, 8 x 64")
     )
 }

@@ -3,60 +3,100 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from benchmarks import gpu
-from benchmarks.harness.llama7b import random_llama
+from benchmarks.harness.page import EXPECTED
+from benchmarks.harness.random_models import random_model
 from benchmarks.harness.record import read
+from training.estimate.architectures import ARCHITECTURES
 
 pytest.importorskip("bitsandbytes")
 
-SHAPE = {
-    "vocab_size": 128,
+SMALL: dict[str, Any] = {
+    "vocab_size": 512,
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
 }
+
+
+def small(name: str, **changes: Any) -> Any:
+    """Return a model's architecture, narrow."""
+    fields = ARCHITECTURES[name] | SMALL | changes
+    if "rope_scaling" in fields:
+        fields |= {"rope_scaling": {"type": "longrope", "long_factor": [2.0] * 16, "short_factor": [1.0] * 16}}
+        fields |= {"original_max_position_embeddings": 32}
+    return AutoConfig.for_model(**fields)
+
+
 QUICK = ["--device", "cpu", "--layers", "2", "--quick"]
 
 
 @pytest.mark.process  # asks git for the commit
 def test_one_command_writes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "LLAMA_2_7B", SHAPE)
-    tiny = partial(random_llama, 2, device="cpu", quantization="nf4", shape=SHAPE)
-    monkeypatch.setattr(gpu, "load_subject", lambda _format, _device: tiny())
+    monkeypatch.setattr(gpu, "architecture", small)
+    monkeypatch.setattr(
+        gpu,
+        "load_subject",
+        lambda _format, device: random_model(
+            small("meta-llama/Llama-2-7b-hf", num_hidden_layers=2), device=device, quantization="nf4"
+        ),
+    )
     assert gpu.main([*QUICK, "--out", str(tmp_path / "new")]) == 0
     records = json.loads((tmp_path / "new" / "results.json").read_text())
     by_name = {r["name"]: r for r in records}
-    for title in ("gpu, Llama-2-7B's shape, 2 layers, NF4", "gpu, default artifact, NF4"):
+    shapes = [f"gpu, {model}'s shape, 2 layers, NF4" for model in gpu.MODELS]
+    for title in (*shapes, "gpu, default artifact, NF4"):
         for answer in ("MAP", "Laplace"):
             median = by_name[f"{title}: latency, {answer}, 1 x 16 tokens, median"]
             late = by_name[f"{title}: latency, {answer}, 1 x 16 tokens, 99th percentile"]
             assert 0 < median["low"] <= median["value"] <= late["value"] <= median["high"]
             for rows in (2, 4):
                 assert by_name[f"{title}: throughput, {answer}, {rows} x 16 tokens"]["value"] > 0
+                assert by_name[f"{title}: memory, {answer}, {rows} x 16 tokens"]["value"] > 0
         assert {f"{title}: {c} classes, 2 x 16 tokens" for c in (2, 4)} <= set(by_name)
+        assert by_name[f"{title}: fit of 4 rows of 16 tokens, 2 a batch"]["value"] > 0
+    for title in shapes:
+        assert by_name[f"{title}: training step, 6 x 16 tokens"]["value"] > 0
+        assert by_name[f"{title}: memory, training step, 6 x 16 tokens; to the count"]["value"] == pytest.approx(
+            1, abs=0.3
+        )
     assert {r["measured"]["command"] for r in records} == {
         f"python -m benchmarks.gpu {' '.join(QUICK)} --out {tmp_path / 'new'}"
     }
-    assert not any("peak memory" in name for name in by_name)  # torch keeps no account of a CPU's
+    assert not any("the card's" in r["baseline"] for r in records)  # a CPU is none
     assert "#### gpu, default artifact, NF4" in (tmp_path / "new" / "RESULTS.md").read_text()
 
 
+def test_every_model_is_among_the_targets_that_a_gpu_is_to_measure() -> None:
+    for model in gpu.MODELS:
+        title = f"gpu, {model}'s shape, {gpu.LAYERS} layers, NF4"
+        assert (
+            f"{title}: 2 classes, {gpu.FULL.rows[0]} x {gpu.FULL.tokens} tokens" in EXPECTED["python -m benchmarks.gpu"]
+        )
+
+
 @pytest.mark.process
-@pytest.mark.parametrize("arguments", [QUICK, QUICK[:-1], [*QUICK[:2], "--layers", "32"]])
+@pytest.mark.parametrize("arguments", [QUICK, QUICK[:-1], [*QUICK[:2], "--layers", "32"], ["--model", "Phi-2", *QUICK]])
 def test_what_is_no_whole_run_on_a_gpu_leaves_the_published_figures_alone(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu.provenance, "SCRATCH", tmp_path)
     monkeypatch.setattr(
-        gpu, "measured", lambda *run: iter([run[-1].record("gpu: copy", gpu.exactly(1.0), "GB/s, read and written")])
+        gpu,
+        "measured",
+        lambda *run, artifact: iter([run[3].record("gpu: copy", gpu.exactly(1.0), "GB/s, read and written")]),
     )
     before = (gpu.FOLDER / "results.json").read_bytes()
     assert gpu.main(arguments) == 0

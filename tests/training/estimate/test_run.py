@@ -11,6 +11,7 @@ import transformers as hf
 from peft import LoraConfig, get_peft_model
 
 from benchmarks.harness.allocation import peak_bytes
+from benchmarks.harness.record import FOLDER, read
 from laplora.errors import ConfigError, ModelError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks, reverse_pass
 from laplora.models.quiet import quiet_loading
@@ -18,6 +19,7 @@ from laplora.prompts.rows import Batch
 from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig
 from training.estimate import CARDS, RunEstimate, estimate
+from training.estimate.architectures import architecture
 from training.workspace.targets import target_loss
 
 SIZES: dict[str, Any] = {
@@ -129,3 +131,21 @@ def test_what_cannot_run_is_refused() -> None:
         estimated(adapter={"targets": ["qkv_proj"]})
     with pytest.raises(ConfigError, match="no subset"):
         estimated(laplace={"subset": "some"})
+
+
+@pytest.mark.slow
+def test_the_estimate_of_a_large_model_is_what_was_measured() -> None:
+    """All 32 layers of Llama-2-7B, 8 rows of 64 tokens: ``benchmarks.speed --only large`` built and ran them."""
+    pytest.importorskip("bitsandbytes")
+    config = run_config(base={"quantization": "nf4"}, adapter={"targets": ["q_proj", "v_proj"]})
+    found = estimate(config, architecture("meta-llama/Llama-2-7b-hf"), tokens=64, classes=2)
+    assert found.posterior_bytes is not None
+    fit = found.fit.bytes + found.cpu_bytes  # a model on the CPU has the sums beside it
+    measured = {r["name"]: r["value"] * 1e6 for r in read(FOLDER) if r["name"].startswith("large: ")}
+    for name, size in {
+        "model": found.model_bytes,
+        "answer above the model": found.fit.bytes,
+        "fit above the model": fit,
+        "file, joint_core": found.posterior_bytes,
+    }.items():
+        assert size == pytest.approx(measured[f"large: {name}, layers: all"], rel=0.01), name
