@@ -34,6 +34,7 @@ from laplora.posterior.many_classes import choose_of
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
 from laplora.prompts.cutting import encode_inputs
+from laplora.prompts.option_order import OrderAverage
 from laplora.prompts.rows import Batch, EncodedRow, collate
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
 from laplora.readouts.contexts import shares_prompt
@@ -183,9 +184,12 @@ class Predictor:
             side=self._members.readout.side,
         )
 
-    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> OrderedRows:
-        """Return one question's rows, one for each order of its options; errors as ``encode``, also without choices."""
-        return encode_orders(self._template, inputs, lambda fields: self.encode(fields, truncate=truncate))
+    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, which: OrderAverage = True) -> OrderedRows:
+        """Return one question's rows, one for each order of its options; errors as ``encode``, also without choices.
+
+        ``which``: of ``option_orders``.
+        """
+        return encode_orders(self._template, inputs, lambda fields: self.encode(fields, truncate=truncate), which)
 
     @property
     def recommended(self) -> PredictiveName:

@@ -157,9 +157,19 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     results |= evaluations
     gains: dict[str, OrderGain] = {}
     if config.evaluation.order_average:
-        names: tuple[PredictiveName, ...] = ("map", calibrated.recommended.predictive)
-        records = {name: calibrated.predictives[name] for name in names}
-        averaged, gains = order_averages(classifier, config.fit, posterior, outputs, ensemble, shifts, test, records)
+        names: tuple[PredictiveName, ...] = ("map", "temperature", calibrated.recommended.predictive)
+        records = {name: calibrated.predictives[name] for name in names if name in calibrated.predictives}
+        averaged, gains = order_averages(
+            classifier,
+            config.fit,
+            posterior,
+            outputs,
+            ensemble,
+            shifts,
+            test,
+            records,
+            config.evaluation.order_average,
+        )
         results |= averaged
     for choice in record.choices:
         if choice != record.served:

@@ -11,10 +11,17 @@ from laplora.answers.prediction import Prediction, verdicts
 from laplora.artifact.manifest import Manifest
 from laplora.decisions.uncertainty import decompose, review_score
 from laplora.errors import InvalidInputError
-from laplora.linearised import PosteriorPredictive
+from laplora.linearised import PosteriorPredictive, entropy
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
-from laplora.prompts.option_order import Order, count_choices, option_orders, permute_choices, restore_logits
+from laplora.prompts.option_order import (
+    Order,
+    OrderAverage,
+    count_choices,
+    option_orders,
+    permute_choices,
+    restore_logits,
+)
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import PromptTemplate
 
@@ -36,11 +43,12 @@ def encode_orders(
     template: PromptTemplate,
     inputs: Mapping[str, object],
     encode: Callable[[Mapping[str, object]], EncodedRow],
+    which: OrderAverage = True,
 ) -> OrderedRows:
     """Return one input's prompts in the orders of ``option_orders``.
 
     Args:
-        encode: turns one input into a row.
+        encode: turns one input into a row; which: of ``option_orders``.
 
     Raises:
         InvalidInputError: a template that takes no choices, an input without them, or what ``encode`` refuses.
@@ -51,7 +59,7 @@ def encode_orders(
         )
     count = count_choices(inputs)
     first = encode(inputs)  # refuses what the template does, such as a single choice, before any order is made
-    orders = option_orders(count)
+    orders = option_orders(count, which)
     return OrderedRows((first, *(encode(permute_choices(inputs, order)) for order in orders[1:])), orders)
 
 
@@ -62,9 +70,14 @@ def average_answer(manifest: Manifest, question: OrderedRows, predictions: Seque
     logits have the mixture's mean and covariance; the epistemic part of the uncertainty holds what the orders
     disagree about. Flags, set and decision come from the averages by the artifact's thresholds.
 
+    Temperature scaling of two orders has a temperature of its own, where the artifact says it.
+
     Args:
         predictions: of the prompts, in their order, all of one predictive.
     """
+    record = manifest.predictives.get("temperature")
+    if len(predictions) == 2 and record and record.reversed_temperature:
+        predictions = [_tempered(p, record.reversed_temperature) for p in predictions]
     first, orders = predictions[0], question.orders
     name = first.predictive
     each = _table([p.probs for p in predictions])
@@ -72,8 +85,8 @@ def average_answer(manifest: Manifest, question: OrderedRows, predictions: Seque
     spread = [p.probs_std for p in predictions if p.probs_std is not None]
     std = _table(spread) if spread else torch.zeros_like(each)
     # All of the entropy is aleatoric where there is one set of weights.
-    entropy = _table([p.total if p.aleatoric is None else p.aleatoric for p in predictions])
-    served = average_orders(PosteriorPredictive(each, std, entropy), orders, [len(orders)])
+    expected = _table([p.total if p.aleatoric is None else p.aleatoric for p in predictions])
+    served = average_orders(PosteriorPredictive(each, std, expected), orders, [len(orders)])
     probs = map_probs if name == "map" else served.probs
     split = decompose(served)
 
@@ -127,6 +140,16 @@ def average_answer(manifest: Manifest, question: OrderedRows, predictions: Seque
         orders=len(orders),
         order_information=float(order_information(each, orders, [len(orders)])),
     )
+
+
+def _tempered(prediction: Prediction, temperature: float) -> Prediction:
+    """Return a prompt's answer with another temperature of temperature scaling, whether it answers or stands beside."""
+    probs = torch.softmax(_table([prediction.logit_mean]) / temperature, 1)
+    if prediction.predictive == "temperature":
+        return replace(prediction, probs=probs[0].tolist(), total=float(entropy(probs)))
+    if "temperature" not in prediction.calibrated_probs:
+        return prediction
+    return replace(prediction, calibrated_probs={**prediction.calibrated_probs, "temperature": probs[0].tolist()})
 
 
 def _table(rows: Sequence[float] | Sequence[Sequence[float]]) -> torch.Tensor:

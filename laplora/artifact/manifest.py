@@ -184,6 +184,12 @@ class PredictiveRecord(_Record):
     member_count: int = Field(ge=1)
     covariance: bool = Field(description="whether each member carries its posterior")
     temperature: float = Field(gt=0, description="divides the logits; 1 where none was fitted")
+    reversed_temperature: float | None = Field(
+        None,
+        gt=0,
+        description="of temperature scaling that averages two orders of the choices, the user's and its reverse; null "
+        "where none was fitted",
+    )
     nll: float = Field(description="nats, mean over the calibration rows, each under what was fitted without it")
     thresholds: ModeThresholds
     conformal: float = Field(description="threshold of its prediction sets")

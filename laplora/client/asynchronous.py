@@ -24,6 +24,7 @@ from laplora.client.answers import (
 from laplora.client.failures import RequestRefusedError, ServiceUnavailableError
 from laplora.client.jobs import Inputs, Job
 from laplora.client.progress import Advance, advancing
+from laplora.client.requests import OrderAverage
 from laplora.client.retries import Retries
 
 Row = TypeVar("Row")
@@ -79,7 +80,7 @@ class AsyncClient:
         target_risk: float | None = None,
         covariance: bool = False,
         truncate: bool = False,
-        order_average: bool = False,
+        order_average: OrderAverage = False,
         timeout_s: float | None = None,
         artifact: str | None = None,
         progress: bool | Advance = False,
@@ -151,7 +152,7 @@ class AsyncClient:
         inputs: Iterable[Mapping[str, Any]],
         *,
         truncate: bool = False,
-        order_average: bool = False,
+        order_average: OrderAverage = False,
         timeout_s: float | None = None,
         artifact: str | None = None,
     ) -> Evaluated:
@@ -223,7 +224,7 @@ class AsyncClient:
         inputs: Inputs,
         *,
         truncate: bool = False,
-        order_average: bool = False,
+        order_average: OrderAverage = False,
         bins: int | None = None,
         resamples: int | None = None,
         seed: int | None = None,

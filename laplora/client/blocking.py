@@ -27,6 +27,7 @@ from laplora.client.answers import (
 from laplora.client.failures import RequestRefusedError, ServiceUnavailableError
 from laplora.client.jobs import Inputs, Job
 from laplora.client.progress import Advance, advancing
+from laplora.client.requests import OrderAverage
 from laplora.client.retries import Retries
 
 Row = TypeVar("Row")
@@ -82,7 +83,7 @@ class Client:
         target_risk: float | None = None,
         covariance: bool = False,
         truncate: bool = False,
-        order_average: bool = False,
+        order_average: OrderAverage = False,
         timeout_s: float | None = None,
         artifact: str | None = None,
         progress: bool | Advance = False,
@@ -154,7 +155,7 @@ class Client:
         inputs: Iterable[Mapping[str, Any]],
         *,
         truncate: bool = False,
-        order_average: bool = False,
+        order_average: OrderAverage = False,
         timeout_s: float | None = None,
         artifact: str | None = None,
     ) -> Evaluated:
@@ -226,7 +227,7 @@ class Client:
         inputs: Inputs,
         *,
         truncate: bool = False,
-        order_average: bool = False,
+        order_average: OrderAverage = False,
         bins: int | None = None,
         resamples: int | None = None,
         seed: int | None = None,

@@ -22,6 +22,7 @@ from laplora.fitting.passes import many_classes
 from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit, project_split
+from laplora.fitting.reversed_choices import reversed_temperature, with_reversed
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.several_labels import for_several_labels
 from laplora.fitting.store import Forgetful, Store
@@ -195,6 +196,7 @@ def fit_rows(
         temperature=conditioned["conditioned"].shift.temperature if conditioned else 1.0,
     )
     calibrated, scores = calibrate(settings, outputs, conditioning)
+    calibrated = with_reversed(calibrated, reversed_temperature(classifier, settings, outputs, calibration, progress))
     many = many_classes_record(settings, classifier, posterior, trained, split)
     return Fit(
         settings,

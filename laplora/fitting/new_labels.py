@@ -28,6 +28,7 @@ from laplora.fitting.calibrate import Calibrated, calibrate, out_of_fold, predic
 from laplora.fitting.conditioning import Conditioned, Conditioning, check_conditioning
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit
+from laplora.fitting.reversed_choices import with_reversed
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS, given_twice
 from laplora.fitting.served_rows import Run, ServedOutputs, concatenated, served_outputs
 from laplora.fitting.settings import FitSettings
@@ -162,6 +163,8 @@ def condition_on(
     calibrated, scores = calibrate(settings, outputs, conditioning, held_out)
     record = calibrated.calibration.model_copy(update={"split": "labels"})
     calibrated = calibrated.model_copy(update={"calibration": record})
+    if before_reversed := manifest.predictives.get("temperature"):  # nobody asked the new rows in reverse
+        calibrated = with_reversed(calibrated, before_reversed.reversed_temperature)
     name = corrected_from(manifest.recommended.predictive)
     comparison = compare(manifest, before, name, held_out[name], split, record.folds)
     if manifest.recommended.chosen_by != "configuration":

@@ -10,7 +10,7 @@ An order is a tuple of positions: ``order[i]`` is the index, in the user's list,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,10 +18,14 @@ from laplora.errors import ConfigError, DataError, InvalidInputError
 from laplora.linearised import contrasts
 
 Order = tuple[int, ...]
+#: Whether several orders of the options are averaged: no; yes; or two of them, the user's and its reverse.
+OrderAverage = bool | Literal["reverse"]
 
 
-def option_orders(count: int) -> tuple[Order, ...]:
+def option_orders(count: int, which: OrderAverage = True) -> tuple[Order, ...]:
     """Return the orders to score, the user's first: all of two or three options, and ``count`` of more.
+
+    ``reverse``: the user's and its reverse alone, of any number of options; without ``which`` the user's.
 
     Every option stands equally often at every place. Of an even count each also follows each other one equally often
     (Williams, Australian Journal of Scientific Research A 2, 149-168, 1949). Every user's order among those returned
@@ -29,6 +33,9 @@ def option_orders(count: int) -> tuple[Order, ...]:
     """
     if count < 2:
         raise ConfigError(f"an order needs at least two options, got {count}")
+    if which is not True:
+        user = tuple(range(count))
+        return (user, user[::-1]) if which else (user,)
     zigzag = [(i + 1) // 2 if i % 2 else (count - i // 2) % count for i in range(count)]  # 0, 1, n - 1, 2, n - 2, ...
     rows = [zigzag, [0, 2, 1]] if count == 3 else [zigzag]  # of three both Latin squares: all six orders
     # The options are renamed so that the first order is the user's: the square of its shifts is then a group.
@@ -36,8 +43,10 @@ def option_orders(count: int) -> tuple[Order, ...]:
     return tuple(tuple(name[(place + shift) % count] for place in row) for row in rows for shift in range(count))
 
 
-def order_count(count: int) -> int:
+def order_count(count: int, which: OrderAverage = True) -> int:
     """Return how many orders ``option_orders`` gives, without making any."""
+    if which is not True:
+        return 2 if which else 1
     return 6 if count == 3 else count
 
 

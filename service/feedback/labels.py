@@ -72,7 +72,7 @@ class FeedbackStore:
         """Keep one request's predictions and return an id for each, in order.
 
         Args:
-            predictive: the requested one; with ``_order_average`` behind it where orders were averaged.
+            predictive: the requested one; with ``_order_average`` or ``_reverse_average`` behind it where orders were.
             caller: the only one who can give feedback on them.
             target_risk: that their decisions were made for.
         """

@@ -16,6 +16,7 @@ from service.threads import settle
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from laplora.predictor import Predictor
+    from laplora.prompts.option_order import OrderAverage
     from laplora.prompts.rows import EncodedRow
 
 
@@ -42,7 +43,7 @@ class Plan:
         inputs: the template's fields of each input.
         caller: name of who asks; a caller's plans share its part of the queue.
         truncate: whether prompts that are too long are cut.
-        order_average: whether each input is asked in several orders of its choices, each a row.
+        order_average: whether, and in which, several orders of its choices each input is asked, each a row.
         begun, deadline: when the request began, and when rows that still wait are dropped.
         record: where the stages are noted.
         rows: one a prompt, once they are tokenised; ``owners`` the number of each row's input.
@@ -57,7 +58,7 @@ class Plan:
     ask: Ask
     caller: str
     truncate: bool = False
-    order_average: bool = False
+    order_average: OrderAverage = False
     begun: float = field(default_factory=time.monotonic)
     deadline: float = math.inf
     record: RequestRecord = field(default_factory=RequestRecord)
@@ -94,12 +95,12 @@ class Scored:
     own_order: list[Prediction] | None = None
 
 
-def order_counts(inputs: Sequence[Mapping[str, Any]], *, order_average: bool) -> list[int]:
+def order_counts(inputs: Sequence[Mapping[str, Any]], *, order_average: OrderAverage) -> list[int]:
     """Return in how many orders of its choices each input is asked; 1 for an input that is refused later on."""
     from laplora.prompts.option_order import order_count
 
     choices = [fields.get("choices") if order_average else None for fields in inputs]
-    return [order_count(len(c)) if isinstance(c, list) and len(c) > 1 else 1 for c in choices]
+    return [order_count(len(c), order_average) if isinstance(c, list) and len(c) > 1 else 1 for c in choices]
 
 
 def choose_ask(
@@ -108,7 +109,7 @@ def choose_ask(
     mode: Literal["laplace", "map", "fast"] | None,
     predictive: str | None,
     covariance: bool,
-    order_average: bool,
+    order_average: OrderAverage,
     target_risk: float | None,
 ) -> Ask:
     """Return which predictive answers a request, and whether the posterior is looked at beside it.

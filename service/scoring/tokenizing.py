@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -93,7 +94,9 @@ class Tokenizing:
             InvalidInputError, TooManyTokensError: an input does not fit; the field names which.
         """
         predictor = plan.predictor
-        encode: Callable[..., Any] = predictor.encode_orders if plan.order_average else predictor.encode
+        encode: Callable[..., Any] = predictor.encode
+        if plan.order_average:
+            encode = partial(predictor.encode_orders, which=plan.order_average)
         weights = [size * count for size, count in zip(expected.sizes, expected.orders, strict=True)]
         loop, items = asyncio.get_running_loop(), list[Any]()
         for part in in_parts(weights, TOKENIZE_PART_BYTES):

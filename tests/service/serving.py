@@ -30,7 +30,7 @@ from laplora.jacobians.contrasts import ReversePass
 from laplora.models.held_weights import HeldWeights
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictor import Predictor
-from laplora.prompts.option_order import restore_logits
+from laplora.prompts.option_order import OrderAverage, restore_logits
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import TEMPLATES, PromptTemplate, render
 from laplora.prompts.token_bounds import TokenBounds
@@ -129,8 +129,8 @@ class FakePredictor(Predictor):
     def device_tokens(self, row: EncodedRow) -> int:
         return len(row.token_ids)
 
-    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> OrderedRows:
-        return encode_orders(self.template, inputs, lambda fields: self.encode(fields, truncate=truncate))
+    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, which: OrderAverage = True) -> OrderedRows:
+        return encode_orders(self.template, inputs, lambda fields: self.encode(fields, truncate=truncate), which)
 
     def average_orders(self, asked: Sequence[OrderedRows], predictions: Sequence[Any]) -> list[Any]:
         """Average the probabilities; the rest is the first prompt's."""

@@ -21,7 +21,7 @@ from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
 from laplora.predictive.shift import Shift
 from laplora.prompts.examples import Example
-from laplora.prompts.option_order import Order, option_orders, permute_choices, restore_logits
+from laplora.prompts.option_order import Order, OrderAverage, option_orders, permute_choices, restore_logits
 from training.workspace.terminal import Terminal
 
 #: What a method's name ends with when its orders were averaged.
@@ -82,13 +82,17 @@ def order_averages(
     shifts: Mapping[Corrected, Shift],
     examples: Sequence[Example],
     records: Mapping[PredictiveName, PredictiveRecord],
+    which: OrderAverage = True,
 ) -> tuple[dict[str, Evaluation], dict[str, OrderGain]]:
     """Return evaluation and gain of each predictive averaged over the orders, both by the averaged method's name.
 
     Args:
-        posterior: of the trained adapter; records: of the predictives to average, ``map`` first.
+        posterior: of the trained adapter; records: of the predictives to average, ``map`` first; which: of
+            ``option_orders``.
     """
-    prompts = _prompts(examples)
+    prompts = _prompts(examples, which)
+    counts = torch.tensor(prompts.counts)
+    in_pairs = counts.repeat_interleave(counts) == 2
     trained, labels, title = outputs.fitted[0], outputs.split.labels, "test rows, other orders"
     bar, size = Terminal(), settings.laplace.batch_size
     split = project_split(classifier, posterior, prompts.others, bar, title, batch_size=size)
@@ -101,6 +105,9 @@ def order_averages(
     for name, record in records.items():
         single = predictive_of(outputs, name, record.temperature)
         each = _joined(single, predictive_of(other_outputs, name, record.temperature), prompts.sources)
+        if record.reversed_temperature:
+            pair = [predictive_of(one, name, record.reversed_temperature) for one in (outputs, other_outputs)]
+            each = _where(in_pairs, _joined(pair[0], pair[1], prompts.sources), each)
         probs = average_orders(each, prompts.orders, prompts.counts).probs
         map_probs = probs if map_probs is None else map_probs
         scores = review_score(record.thresholds, probs=probs, map_probs=map_probs)
@@ -109,11 +116,11 @@ def order_averages(
     return evaluations, gains
 
 
-def _prompts(examples: Sequence[Example]) -> _Prompts:
-    """Return the prompts of examples in all their orders."""
+def _prompts(examples: Sequence[Example], which: OrderAverage) -> _Prompts:
+    """Return the prompts of examples in the orders of ``option_orders``."""
     prompts = _Prompts([], [], [], [])
     for row, example in enumerate(examples):
-        orders = option_orders(example.class_count)
+        orders = option_orders(example.class_count, which)
         prompts.orders.extend(orders)
         prompts.counts.append(len(orders))
         first = len(examples) + len(prompts.others)
@@ -123,6 +130,17 @@ def _prompts(examples: Sequence[Example]) -> _Prompts:
             for order in orders[1:]
         )
     return prompts
+
+
+def _where(rows: torch.Tensor, these: PosteriorPredictive, those: PosteriorPredictive) -> PosteriorPredictive:
+    """Return the predictive with some rows of another one."""
+    chosen = [
+        torch.where(rows.view(-1, *[1] * (one.ndim - 1)), one, other)
+        for one, other in (
+            (getattr(these, name), getattr(those, name)) for name in ("probs", "std", "expected_entropy")
+        )
+    ]
+    return PosteriorPredictive(*chosen)
 
 
 def _joined(first: PosteriorPredictive, others: PosteriorPredictive, sources: list[int]) -> PosteriorPredictive:

@@ -160,8 +160,9 @@ class PredictivesConfig(PredictiveSettings):
 class EvaluationConfig(Section):
     """What is measured on the test split beside every predictive."""
 
-    order_average: bool = Field(
+    order_average: bool | Literal["reverse"] = Field(
         False,
-        description="MAP and the served predictive averaged over the orders of the choices too: as many prompts a row "
-        "as orders (2 of two choices, 6 of three, else one for each choice)",
+        description="MAP, temperature scaling and the served predictive averaged over orders of the choices too: as "
+        "many prompts a row as orders (2 of two choices, 6 of three, else one for each choice); reverse: over two, the "
+        "data's and its reverse",
     )

@@ -166,7 +166,10 @@ async def _submitted(
 
 def _tokens_of(predictor: Predictor, fields: dict[str, Any], query: JobQuery) -> int:
     if query.order_average:
-        return sum(len(row.token_ids) for row in predictor.encode_orders(fields, truncate=query.truncate).rows)
+        return sum(
+            len(row.token_ids)
+            for row in predictor.encode_orders(fields, truncate=query.truncate, which=query.order_average).rows
+        )
     return len(predictor.encode(fields, truncate=query.truncate).token_ids)
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, Request
 
@@ -127,7 +127,7 @@ async def _planning(request: Request) -> Planning:
 PlanningDep = Annotated[Planning, Depends(_planning)]
 
 
-def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: bool) -> None:
+def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: bool | Literal["reverse"]) -> None:
     """Check the number of prompts and that no id comes twice. The number of inputs was checked with the body.
 
     Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, FiniteFloat
 
 from service.http.schemas.artifacts import ArtifactRef
@@ -14,7 +16,7 @@ class MeasureOptions(Strict):
 
     truncate: bool = Field(False, examples=[False])
     """Whether to cut inputs that are too long, from the left, instead of 422."""
-    order_average: bool = Field(False, examples=[False])
+    order_average: bool | Literal["reverse"] = Field(False, examples=[False])
     """Whether to ask each question in several orders of its choices, as in POST /predict, and measure the average too:
     as NAME_order_average beside every method. Limits count an input's orders.
     """

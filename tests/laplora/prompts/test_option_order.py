@@ -46,6 +46,15 @@ def test_orders_are_balanced_and_the_same_for_every_user(count: int) -> None:
         assert {follows.count(pair) for pair in permutations(range(count), 2)} == {len(orders) // count}
 
 
+@pytest.mark.parametrize("count", range(2, 12))
+def test_two_orders_are_the_users_and_its_reverse(count: int) -> None:
+    orders = option_orders(count, "reverse")
+    assert orders == (tuple(range(count)), tuple(range(count))[::-1])
+    assert order_count(count, "reverse") == 2
+    assert option_orders(count, False) == orders[:1]
+    assert order_count(count, False) == 1
+
+
 def test_choices_are_shown_in_the_order_and_nothing_else_changes() -> None:
     fields = {"question": "Which?", "choices": ["a", "b", "c"]}
     assert permute_choices(fields, (2, 0, 1)) == {"question": "Which?", "choices": ["c", "a", "b"]}

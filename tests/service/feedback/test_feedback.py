@@ -132,10 +132,12 @@ async def test_choices_have_the_labels_of_their_own_question() -> None:
         items = {"items": [{"prediction_id": two, "label": "C"}]}
         assert (await served.client.post("/feedback", json=items)).status_code == 422
         assert await give(served, (two, "B"), (three, "C")) == ["recorded", "recorded"]
-        await served.client.post("/predict", json={"inputs": inputs, "options": {"order_average": True}})
-        (average, plain) = sorted(await series(served), key=lambda one: one["labelled"])
-    assert (plain["predictive"], plain["labelled"]) == ("laplace", 2)
-    assert (average["predictive"], average["predictions"]) == ("laplace_order_average", 2)
+        for orders in (True, "reverse"):
+            await served.client.post("/predict", json={"inputs": inputs, "options": {"order_average": orders}})
+        found = {one["predictive"]: one for one in await series(served)}
+    assert found["laplace"]["labelled"] == 2
+    assert found["laplace_order_average"]["predictions"] == 2
+    assert found["laplace_reverse_average"]["predictions"] == 2
 
 
 async def test_failed_requests_leave_nothing_behind(served: Served) -> None:

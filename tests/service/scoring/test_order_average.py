@@ -45,6 +45,26 @@ async def test_each_input_is_asked_in_its_orders_and_answered_once() -> None:
     assert "order" not in plain["uncertainty"]
 
 
+async def test_two_orders_are_the_one_sent_and_its_reverse() -> None:
+    async with serve(choice_predictor(), max_inputs=6) as served:
+        asked = ask(TWO, THREE, FOUR, order_average="reverse")
+        response = await served.client.post("/predict", json=asked)
+        prompts = sum(len(rows) for _, rows in served.predictor.batches)
+        labelled = {**asked, "inputs": [{**one, "label": "A"} for one in asked["inputs"]]}
+        measured = await served.client.post("/evaluate", json=labelled)
+        unknown = await served.client.post("/predict", json=ask(TWO, order_average="backwards"))
+    assert response.status_code == 200, response.text
+    answers = response.json()["predictions"]
+    assert [a["orders"] for a in answers] == [2, 2, 2]
+    assert prompts == 6
+    # The fake looks at the place alone, so the first and the last option get the same share.
+    probs = list(answers[2]["probs"].values())
+    assert probs == pytest.approx(probs[::-1])
+    assert measured.status_code == 200, measured.text
+    assert "map_order_average" in measured.json()["methods"]
+    assert unknown.status_code == 422
+
+
 @pytest.mark.parametrize("path", ["/predict", "/evaluate"])
 async def test_limits_count_orders(path: str) -> None:
     labelled = [{**one, "label": "A"} if path == "/evaluate" else one for one in (TWO, THREE)]

@@ -26,7 +26,7 @@ def report(choices_run: FinishedRun) -> dict[str, Any]:
 def test_the_report_has_cost_and_gain_of_map_and_of_what_is_served(
     choices_run: FinishedRun, choices_predictor: Predictor, report: dict[str, Any]
 ) -> None:
-    names = {"map", choices_predictor.recommended}
+    names = {"map", "temperature", choices_predictor.recommended}
     averaged = {name for name in report if name.endswith("_order_average")}
     assert averaged == {f"{name}_order_average" for name in names}
     text = (choices_run.config.run_dir / "report" / "results.md").read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def test_the_report_measures_what_the_predictor_answers(
 ) -> None:
     test = open_run(choices_run.config).splits.test
     asked = [choices_predictor.encode_orders(e.fields, truncate=True) for e in test]
-    for name in {"map", choices_predictor.recommended}:
+    for name in {"map", "temperature", choices_predictor.recommended}:
         probs = torch.zeros(len(test), 3, dtype=torch.float64)
         each = choices_predictor.predict([row for question in asked for row in question.rows], name)
         for i, answer in enumerate(choices_predictor.average_orders(asked, each)):

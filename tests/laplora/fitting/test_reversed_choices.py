@@ -1,0 +1,84 @@
+"""Temperature scaling of two orders of the choices: fitted on the calibration rows, and served as it was fitted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import FinishedRun
+
+from laplora.fitting.reversed_choices import with_reversed
+from laplora.fitting.saving import read_fit
+from laplora.predictor import Predictor
+from laplora.prompts.examples import Example
+from laplora.prompts.option_order import restore_logits
+from training.workspace.runtime import open_run
+
+
+def both_orders(predictor: Predictor, example: Example, name: str = "temperature") -> tuple[torch.Tensor, Any]:
+    """Return the centred logits of both prompts in the row's own order, (2, choices), and their averaged answer."""
+    question = predictor.encode_orders(example.fields, truncate=True, which="reverse")
+    each = predictor.predict(question.rows, name)
+    logits = restore_logits(torch.tensor([p.logit_mean for p in each], dtype=torch.float64), question.orders)
+    (answer,) = predictor.average_orders([question], each)
+    return logits, answer
+
+
+def test_the_recorded_temperature_is_the_best_one_of_the_average(
+    choices_run: FinishedRun, choices_predictor: Predictor
+) -> None:
+    """By a search of our own over the calibration rows' answers, which the server's class gives."""
+    found = choices_predictor.artifact.manifest.predictives["temperature"].reversed_temperature
+    assert found is not None
+    calibration = open_run(choices_run.config).splits.calibration
+    logits = [both_orders(choices_predictor, example)[0] for example in calibration]
+
+    def nll(temperature: float) -> float:
+        probs = [
+            torch.softmax(each / temperature, 1).mean(0)[e.label] for each, e in zip(logits, calibration, strict=True)
+        ]
+        return -float(torch.stack(probs).log().mean())
+
+    # bfloat16 moves a logit with the padding, and a fit of few rows is held towards 1.
+    assert nll(found) < min(nll(found * 2), nll(found / 2)) + 0.02
+    single = choices_predictor.artifact.manifest.predictives["temperature"].temperature
+    assert found != pytest.approx(single, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["temperature", "map"])
+def test_two_orders_are_served_with_their_temperature(
+    choices_run: FinishedRun, choices_predictor: Predictor, name: str
+) -> None:
+    """Whether temperature scaling answers or stands beside; MAP has none."""
+    found = choices_predictor.artifact.manifest.predictives["temperature"].reversed_temperature
+    assert found is not None
+    for example in open_run(choices_run.config).splits.test[:6]:
+        logits, answer = both_orders(choices_predictor, example, name)
+        expected = torch.softmax(logits / found, 1).mean(0)
+        beside = answer.probs if name == "temperature" else answer.calibrated_probs["temperature"]
+        torch.testing.assert_close(torch.tensor(beside, dtype=torch.float64), expected, atol=1e-9, rtol=1e-9)
+        plain = torch.softmax(logits, 1).mean(0)
+        torch.testing.assert_close(torch.tensor(answer.map_probs, dtype=torch.float64), plain, atol=1e-6, rtol=1e-6)
+        assert answer.orders == 2
+
+
+def test_all_orders_of_more_choices_keep_the_temperature_of_one(
+    choices_run: FinishedRun, choices_predictor: Predictor
+) -> None:
+    single = choices_predictor.artifact.manifest.predictives["temperature"].temperature
+    example = next(e for e in open_run(choices_run.config).splits.test if e.class_count == 3)
+    question = choices_predictor.encode_orders(example.fields, truncate=True)
+    each = choices_predictor.predict(question.rows, "temperature")
+    (answer,) = choices_predictor.average_orders([question], each)
+    logits = restore_logits(torch.tensor([p.logit_mean for p in each], dtype=torch.float64), question.orders)
+    expected = torch.softmax(logits / single, 1).mean(0)
+    torch.testing.assert_close(torch.tensor(answer.probs, dtype=torch.float64), expected, atol=1e-9, rtol=1e-9)
+
+
+def test_rows_without_choices_have_none(sentiment_run: FinishedRun) -> None:
+    record = read_fit(sentiment_run.config.run_dir / "laplace").calibrated
+    assert record.predictives["temperature"].reversed_temperature is None
+    assert with_reversed(record, None) is record
+    moved = with_reversed(record, 3.0).predictives["temperature"]
+    assert (moved.reversed_temperature, moved.temperature) == (3.0, record.predictives["temperature"].temperature)
