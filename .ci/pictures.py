@@ -77,8 +77,8 @@ def rooms(picture: Picture) -> None:
         242,
         "training/  the jobs",
         "file",
-        [("distil", "a run of a student")],
-        [("run", "all jobs in turn")],
+        [("distil", "a student"), ("reproduce", "a report")],
+        [("run", "all jobs"), ("reproduction", "checkpoints")],
         [
             (
                 "check, finetune, fit_laplace,\nfit_adapter, evaluate,\npackage, shift,\ncondition, suggest",

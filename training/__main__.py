@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from laplora.errors import LaploraError
-from training.config import adapter_fit, load_config, student, suggestion
+from training.config import adapter_fit, load_config, reproduction, student, suggestion
 from training.config.overrides import add_overrides
 
 JOBS = {
@@ -26,6 +26,7 @@ JOBS = {
     "shift": "measure the artifact on other data sets and on corrupted inputs (resumes)",
     "distil": "train one adapter on a finished artifact's probabilities over unlabelled inputs (resumes)",
     "suggest": "say which rows of an unlabelled file to label next, by a finished artifact",
+    "reproduce": "fine-tune models on tasks and measure Laplace at every checkpoint: the report's tables (resumes)",
 }
 
 
@@ -47,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
             continue
         if name == "distil":
             student.add_options(job)
+            continue
+        if name == "reproduce":
+            reproduction.add_options(job)
             continue
         job.add_argument("--config", required=name != "fit", type=Path, help="YAML file of the run")
         add_overrides(job, "", "optimizer.steps=100")
@@ -90,6 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
             job(name)(suggestion.request_of(options))
         elif name == "distil":
             job(name)(student.request_of(options))
+        elif name == "reproduce":
+            job(name)(reproduction.request_of(options))
         elif request is not None:
             job("fit_adapter")(request)
         elif name == "condition":

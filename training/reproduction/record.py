@@ -1,0 +1,97 @@
+"""What one training of a reproduction measured, as JSON values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laplora.files import write_json
+from laplora.metrics.scores import bootstrap_interval, evaluate_probs, row_nll
+from training.data.examples import Splits
+from training.reproduction.checkpoint import Answers
+from training.workspace.run import Run
+
+#: Of a training, in its folder.
+RECORD = "reproduction.json"
+_DIGITS = 6  # more would be other ones on every processor
+
+
+def begun(run: Run, model: str, steps: tuple[int, ...]) -> dict[str, Any]:
+    """Return a training's record before anything is measured."""
+    config, splits = run.config, run.splits
+    optimizer, base = config.optimizer, config.base
+    return {
+        "model": model,
+        "base": base.model,
+        "quantization": base.quantization,
+        "dtype": base.dtype,
+        "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type,
+        "task": config.data.dataset,
+        "source": splits.report["source_detail"],
+        "seed": config.seed,
+        "steps": list(steps),
+        "batch_size": optimizer.batch_size,
+        "learning_rate": optimizer.learning_rate,
+        "targets": list(config.adapter.targets),
+        "structure": config.laplace.structure,
+        "rows": _rows(splits),
+        "checkpoints": {},
+        "last": {},
+        "shift": {},
+    }
+
+
+def scores(answers: Answers) -> dict[str, dict[str, Any]]:
+    """Return by method its metrics on labelled rows; means over rows with their 95 % bootstrap intervals.
+
+    ``gap`` is the mean largest probability less the accuracy: above 0 overconfident, below 0 underconfident.
+    """
+    found = {}
+    for method, probs in answers.probs.items():
+        evaluation = evaluate_probs(probs, answers.labels, resamples=0)
+        confidence, guess = probs.max(1)
+        hits = (guess == answers.labels).double()
+        means = {"accuracy": hits, "nll": row_nll(probs, answers.labels), "gap": confidence.double() - hits}
+        found[method] = _rounded(
+            {
+                **{name: getattr(evaluation, name) for name in ("accuracy", "nll", "ece", "brier", "aurc")},
+                "gap": float(means["gap"].mean()),
+                "intervals": {name: _interval(values) for name, values in means.items()},
+            }
+        )
+    return found
+
+
+def _interval(values: torch.Tensor) -> list[float]:
+    generator = torch.Generator().manual_seed(0)
+    return list(bootstrap_interval(lambda rows: float(values[rows].mean()), len(values), generator=generator))
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write a training's record into its folder, whole."""
+    write_json(folder / RECORD, dict(record))
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return the record in a training's folder; None where none is."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def _rows(splits: Splits) -> dict[str, int]:
+    return {name: len(getattr(splits, name)) for name in ("train", "calibration", "test")}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return round(value, _DIGITS) if isinstance(value, float) else value
