@@ -86,7 +86,7 @@ def _add_condition_options(job: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one job and return the exit status: 0 done, 1 refused with a reason, 130 interrupted."""
     options = parser().parse_args(arguments)
-    name = "publish_shift" if getattr(options, "publish", False) else options.job
+    name = "publish_shift" if options.job == "shift" and options.publish else options.job
     name = "check" if getattr(options, "check", False) else name
     try:
         request = adapter_fit.request_of(options) if name == "fit" else None
