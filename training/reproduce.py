@@ -10,7 +10,7 @@ from typing import Any
 
 from laplora.prompts.examples import Example
 from training.config import DataConfig
-from training.config.reproduced import SHIFTED, checkpoints, run_config
+from training.config.reproduced import SHIFTED, check_checkpoints, checkpoints, run_config
 from training.config.reproduction import Reproduction
 from training.finetune import train_adapter
 from training.reproduction.checkpoint import LAST_CHECKPOINTS, TEST, answer_base, answer_checkpoint
@@ -37,6 +37,7 @@ def reproduce(request: Reproduction) -> Path:
     for number, (model, task, seed) in enumerate(units, 1):
         say(f"[{number}/{len(units)}] {model} on {task}, seed {seed}")
         config = run_config(model, task, seed, request.out, request.steps, request.every, request.overrides)
+        check_checkpoints(config)
         _reproduce_one(open_run(config), model)
         gc.collect()  # a model's modules refer to each other; the next one needs the memory
         page = write_page(request.out)

@@ -150,6 +150,8 @@ def test_seeds_that_differ_in_more_than_the_seed_are_refused(
 def test_the_command_line_names_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "--out", str(tmp_path)]) == 1
     assert "llama3-8b" in capsys.readouterr().err
+    assert reproduced(tmp_path, Path("none"), "--set=optimizer.evaluate_every=2") == 1
+    assert "leave out optimizer.evaluate_every" in capsys.readouterr().err
     assert main(["reproduce", "--publish", "--out", str(tmp_path)]) == 1
     assert "no results in" in capsys.readouterr().err
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from laplora.errors import ConfigError
 from training.config.run import RunConfig, load_config
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -123,7 +124,13 @@ def run_config(
     return load_config(_CONFIGS / MODELS[model], [*fixed, *overrides])
 
 
+def check_checkpoints(config: RunConfig) -> None:
+    """Raise ConfigError for early stopping, which leaves checkpoints out."""
+    if config.optimizer.evaluate_every:
+        raise ConfigError("reproduce measures every checkpoint itself: leave out optimizer.evaluate_every")
+
+
 def checkpoints(config: RunConfig) -> tuple[int, ...]:
-    """Return the steps that are measured: every checkpoint, and the last step."""
-    steps, every = config.optimizer.steps, config.optimizer.checkpoint_every
+    """Return the steps of a configuration that is filled in that are measured: every checkpoint, and the last step."""
+    steps, every = config.optimizer.step_count, config.optimizer.checkpoint_every
     return (*range(every, steps, every), steps)
