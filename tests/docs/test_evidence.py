@@ -89,20 +89,24 @@ def test_every_generated_page_is_linked() -> None:
 
 
 def test_what_is_said_of_later_labels_holds() -> None:
-    records = json.loads(read("benchmarks/later/results.json"))
-    nll = {(r["style"], r["labels"], r["method"]): r["nll"] for r in records if r["task"] == "trec"}
-    counts = [count for count in sorted({count for _, count, _ in nll}) if count <= 1000]
-    lower = {
-        style: [count for count in counts if nll[style, count, "conditioned"] < nll[style, count, "retrained"]]
-        for style in ("early", "long")
-    }
-    assert lower == {"early": counts, "long": [50]}
-    assert (min(counts), max(counts)) == (50, 1000)
-    assert all(
-        nll[style, count, "retrained_conditioned"] < nll[style, count, "retrained"]
-        for style in lower
-        for count in counts
-    )
+    records = [r for r in json.loads(read("benchmarks/later/results.json")) if r["task"] == "trec"]
+    assert sorted({r["labels"] for r in records}) == [50, 150, 500, 1000, 2000]
+
+    def verdicts(method: str, style: str) -> dict[str, list[int]]:
+        """Return by verdict on a method against the adapter trained anew the numbers of labels."""
+        found: dict[str, list[int]] = {"better": [], "level": [], "worse": []}
+        for r in sorted(records, key=lambda r: r["labels"]):
+            if (r["method"], r["style"]) == (method, style):
+                found["better" if r["high"] < 0 else "worse" if r["low"] > 0 else "level"].append(r["labels"])
+        return found
+
+    assert verdicts("conditioned", "early") == {"better": [50, 150], "level": [500, 1000], "worse": [2000]}
+    assert verdicts("conditioned", "long") == {"better": [50], "level": [150, 500, 1000], "worse": [2000]}
+    last = {r["style"]: r["difference"] for r in records if (r["method"], r["labels"]) == ("conditioned", 2000)}
+    assert f"better, by {last['early']:.3f} and {last['long']:.3f}" in TEXT
+    both = {style: verdicts("retrained_conditioned", style) for style in ("early", "long")}
+    assert both["early"] == {"better": [50, 150, 500, 1000, 2000], "level": [], "worse": []}
+    assert both["long"] == {"better": [50, 150, 500, 1000], "level": [2000], "worse": []}
 
 
 def test_what_is_said_of_all_labels_and_a_student_is_the_studys() -> None:
