@@ -27,7 +27,7 @@ FLAGS: Mapping[Flag, str] = MappingProxyType(
         "low_label_mass": "the full vocabulary gives the label tokens less than the calibration split's 1 % quantile",
         "ambiguous_set": "the conformal prediction set does not hold exactly one label; where several labels may be "
         "right, it is not the set of those that are present",
-        "truncated": "the prompt was longer than the limit and was cut from the left",
+        "truncated": "the prompt was longer than the limit and was cut",
     }
 )
 

@@ -33,7 +33,7 @@ def filled_in(config: RunConfig, rows: int, parameters: Callable[[], int]) -> Ru
         rate = rate or size.learning_rate
         if epochs is None and steps is None:
             steps = STEPS if size.epochs is None else min(optimizer.steps_of(size.epochs, rows), STEPS)
-            taken.append(f"{size.length}: {steps}")
+            taken.append(size.length if size.epochs is None else f"{size.length}: {steps} steps")
         say(f"by the base's {count / 1e6:,.0f} million parameters: {', '.join(taken)} ({size.source})")
     if steps is None:
         assert epochs is not None

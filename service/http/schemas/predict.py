@@ -32,7 +32,7 @@ class PredictOptions(Strict):
     covariance: bool = False
     """Whether to send logit_covariance (classes x classes, squared nats)."""
     truncate: bool = False
-    """Whether to cut inputs that are too long, from the left, instead of 422."""
+    """Whether to cut inputs that are too long, where the artifact cuts them, else from the left, instead of 422."""
     order_average: bool | Literal["reverse"] = False
     """Whether to ask each question in several orders of its choices (all 2 or 6 of two or three, as many as choices of
     more) and average the probabilities. Of two or three choices the answer then does not depend on the order sent; of

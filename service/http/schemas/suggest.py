@@ -39,7 +39,7 @@ class SuggestOptions(RecentOptions):
     """How to choose."""
 
     truncate: bool = Field(False, examples=[False])
-    """Whether to cut inputs that are too long, from the left, instead of 422."""
+    """Whether to cut inputs that are too long, where the artifact cuts them, else from the left, instead of 422."""
 
     order_average: ClassVar[bool] = False
 
