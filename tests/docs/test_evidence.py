@@ -118,6 +118,14 @@ def test_what_is_said_of_all_labels_and_a_student_is_the_studys() -> None:
     assert f"a student of these (`python -m training distil`) {student} for one" in TEXT
 
 
+def test_what_is_said_of_ten_members_is_the_studys() -> None:
+    names = ("10 dropout masks", "SWAG, 10 samples", "training-free Bayesian, 10 samples")
+    found = [row("benchmarks/evidence/RESULTS.md", f"{name} + temperature", after="## In short")[2] for name in names]
+    assert all("(1 open)" in cell for cell in found)
+    dropout, swag, tfb = (f"{float(cell.rpartition(', ')[2]):+.3f}" for cell in found)
+    assert f"with a temperature {dropout}, {swag} and {tfb} nats, for ten forward passes" in TEXT
+
+
 def test_what_is_said_of_two_orders_is_the_studys() -> None:
     heading = "| arc_easy | openbookqa |"
     verdicts = row("benchmarks/evidence/RESULTS.md", "2 orders of the options + temperature", after=heading)
