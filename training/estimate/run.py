@@ -53,7 +53,7 @@ class RunEstimate:
 
     Attributes:
         model_bytes: base and adapter; adapter_parameters: numbers that are trained.
-        training: one step of the optimizer, its moments beside it.
+        training: one batch of a step of the optimizer, whose moments are beside it; batches_a_step: how many there are.
         fit: one batch of a pass over the training rows; its sums are on the CPU (``cpu_bytes``).
         answer: one batch of Laplace answers of two thousand tokens or of one row, the posterior beside it.
         posterior_bytes: of the posterior's file, None where its size is no formula (structures ``joint``, ``exact``).
@@ -66,6 +66,7 @@ class RunEstimate:
     answer: StepCost
     posterior_bytes: int | None
     cpu_bytes: int
+    batches_a_step: int = 1
 
     @property
     def steps(self) -> dict[str, StepCost]:
@@ -80,7 +81,7 @@ class RunEstimate:
     def seconds(self, card: Card, *, steps: int, training_rows: int, answered_rows: int) -> dict[str, float]:
         """Return the least seconds of each step on a card: of training, two passes of a fit, and answers to rows."""
         counts = {
-            "training": steps,
+            "training": steps * self.batches_a_step,
             "fit": 2 * -(-training_rows // self.fit.rows),
             "answer": -(-answered_rows // self.answer.rows),
         }
@@ -114,6 +115,10 @@ def estimate(config: RunConfig, settings: Any, *, tokens: int, classes: int, exp
     )
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = config.optimizer.batch_size
+    if config.optimizer.gradient_checkpointing:  # of a model in training mode alone
+        bare = model.get_base_model()
+        enable = getattr(bare, "activation_checkpointing_enable", None) or bare.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     training = StepCost(rows, work_of(lambda: _train(model, _batch(rows, tokens, classes))), _MOMENTS * parameters)
     model.requires_grad_(False)
     model.eval()
@@ -137,6 +142,7 @@ def estimate(config: RunConfig, settings: Any, *, tokens: int, classes: int, exp
         answer=StepCost(max(1, ANSWER_TOKENS // tokens), answer, 2 * (size or 0)),  # float32 on the device
         posterior_bytes=size,
         cpu_bytes=2 * moment_bytes(blocks, laplace.rank, laplace.oversampling),
+        batches_a_step=config.optimizer.gradient_accumulation,
     )
 
 
@@ -145,8 +151,8 @@ def _train(model: nn.Module, batch: Batch) -> None:
     model.train()
     logits = LabelTokens(tuple(range(batch.class_mask.shape[1]))).scores(model, batch).logits
     labels = torch.zeros(len(batch), dtype=torch.int64, device="meta")
-    loss: Any = target_loss(logits, labels, batch.class_mask)
-    loss.backward()
+    # Not its own backward, which is a function of torch: within one, attention would be as the meta device has it.
+    torch.autograd.backward(target_loss(logits, labels, batch.class_mask))
 
 
 def _jacobians(model: nn.Module, blocks: Sequence[Block], rows: int, tokens: int, classes: int, *, sums: bool) -> Work:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -137,19 +136,17 @@ def _packed_product(func: Any, args: Any, made: list[torch.Tensor]) -> tuple[int
 
 @contextmanager
 def _efficient_attention() -> Iterator[None]:
-    with _Attention():
+    """Run the memory-efficient kernel in place of the plain products that stand for attention on the meta device.
+
+    By name, as its callers find it: torch's modes for functions are off where a backward pass runs layers again.
+    """
+    functions: Any = torch.nn.functional
+    before = functions.scaled_dot_product_attention
+    functions.scaled_dot_product_attention = _attention
+    try:
         yield
-
-
-class _Attention(TorchFunctionMode):
-    """Runs the memory-efficient kernel in place of the plain products that stand for attention on the meta device."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return _attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    finally:
+        functions.scaled_dot_product_attention = before
 
 
 def _attention(

@@ -106,6 +106,21 @@ def test_what_a_run_names_enters_the_estimate() -> None:
     assert estimated(laplace={"structure": "exact"}).posterior_bytes is None
 
 
+def test_checkpointing_takes_less_memory_and_more_products() -> None:
+    """What stays is a state for each of the four layers, and the activations of one layer at a time."""
+    plain, again = estimated(), estimated(optimizer={"steps": 10, "batch_size": 6, "gradient_checkpointing": True})
+    assert again.training.work.peak_bytes < 0.5 * plain.training.work.peak_bytes
+    assert 1.2 < again.training.work.products / plain.training.work.products < 1.7
+    assert again.fit == plain.fit
+
+
+def test_accumulated_batches_take_time_and_no_memory() -> None:
+    plain, four = estimated(), estimated(optimizer={"steps": 10, "batch_size": 6, "gradient_accumulation": 4})
+    assert four.training == plain.training
+    times = [one.seconds(CARDS[0], steps=10, training_rows=8, answered_rows=8)["training"] for one in (plain, four)]
+    assert times[1] == pytest.approx(4 * times[0])
+
+
 def test_expanded_weights_are_plain_ones() -> None:
     pytest.importorskip("bitsandbytes")
     config = run_config(base={"quantization": "nf4", "dtype": "float32"})
