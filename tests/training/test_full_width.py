@@ -1,0 +1,164 @@
+"""The four large models at their true width: trained a step, fitted, saved, loaded by a server and asked over HTTP.
+
+Two of 32 layers, random weights in 4 bit, float32 beside them. What depends on the width is as in the whole model: the
+packed matrices, the vocabulary that an adapted ``lm_head`` reaches, heads and their groups, rotary embeddings.
+SmolLM2's tokenizer stands in for their own, cut to the vocabulary where that is smaller.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from server_process import server_process
+from tiny_runs import sentiment_rows
+
+import laplora
+from laplora.jacobians.contrasts import reverse_pass
+from laplora.models.base import BaseSpec, load_base_model, load_tokenizer
+from laplora.models.four_bit import packed_linears
+from training.config import RunConfig, load_config
+from training.estimate.architectures import architecture
+from training.fine_tuning.new_adapter import add_adapter
+from training.workspace.targets import target_loss
+
+CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
+LABELS = ("negative", "positive")
+TRAIN, CALIBRATION, TEST = 6, 8, 2
+#: A model this wide takes a minute or two, most of it to be quantized twice, and on a busy machine many times that.
+PATIENCE_S = 1800.0
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that is gone afterwards: a base takes up to 3 GB, and pytest would keep those of three runs."""
+    with tempfile.TemporaryDirectory(prefix="laplora-full-width-") as name:
+        yield Path(name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(PATIENCE_S)
+@pytest.mark.parametrize("name", ["phi2", "phi3-mini-128k", "llama2-7b", "llama3-8b"])
+def test_a_large_model_from_a_step_of_training_to_http(
+    name: str, folder: Path, base_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(CONFIGS / f"winogrande-s-{name}.yaml", ["adapter.rank=2", "adapter.alpha=4"])
+    base = save_base(folder / "base", config.base.model, base_model_folder)
+    gc.collect()  # the plain model has cycles, and would stay beside the packed one
+    artifact, expected = fitted(config, base, folder / "artifacts" / name)
+    gc.collect()
+    monkeypatch.setattr("server_process.GIVE_UP_S", PATIENCE_S)
+    patience = ["--request-timeout-s", str(PATIENCE_S), "--stall-s", str(PATIENCE_S)]
+    command = ["-m", "service", "--artifact", str(artifact), "--dequantize", "never", "--device", "cpu", *patience]
+    with server_process(command) as process, process.client() as client:
+        response = client.post("/predict", json={"inputs": texts(TEST)})
+        assert response.status_code == 200, response.text
+    answers: list[dict[str, Any]] = json.loads(response.text)["predictions"]
+    for answer, prediction in zip(answers, expected, strict=True):
+        assert answer["answered_by"] == prediction.predictive == "laplace"
+        assert list(answer["probs"].values()) == pytest.approx(prediction.probs, abs=1e-4)
+        assert list(answer["map_probs"].values()) == pytest.approx(prediction.map_probs, abs=1e-4)
+        assert answer["logit_variance"] == pytest.approx(prediction.logit_variance, rel=1e-3)
+
+
+def fitted(config: RunConfig, base: Path, target: Path) -> tuple[Path, list[laplora.Prediction]]:
+    """Train one step, fit and save; return the artifact and what the library answers to the test's texts."""
+    spec = BaseSpec(str(base), quantization="nf4", dtype="float32")
+    loaded = load_base_model(str(base), spec, device=torch.device("cpu"), dequantize=False).model
+    check_architecture(config.base.model, loaded)
+    model = add_adapter(loaded, config.model_copy(update={"base": config.base.model_copy(update={"model": str(base)})}))
+    classifier = laplora.Classifier(
+        model, load_tokenizer(str(base)), list(LABELS), "Review: {text}\nSentiment:", max_tokens=64
+    )
+    rows, calibration = sentiment_rows()[3 : 3 + TRAIN], sentiment_rows()[15 : 15 + CALIBRATION]
+    train_a_step(classifier, rows)
+    settings = laplora.FitSettings.model_validate(
+        {"laplace": {"rank": 2, "oversampling": 2}, "predictives": {"serve": "laplace", "fast": 0}}
+    )
+    posterior = laplora.fit(classifier, rows, calibration, settings=settings, progress=False)
+    assert reverse_pass(model).kind == ("automatic" if config.base.model == "microsoft/phi-2" else "written_out")
+    found = list(posterior.predict(texts(TEST)))
+    for prediction in found:
+        assert sum(prediction.probs) == pytest.approx(1)
+        assert min(prediction.logit_variance) > 0
+    return posterior.save(target), found
+
+
+def train_a_step(classifier: laplora.Classifier, rows: list[dict[str, Any]]) -> None:
+    """Take one step of AdamW on the rows' labels; every B of the adapter moves."""
+    model = classifier.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0)
+    batch = classifier.collate([classifier.encode({"text": row["text"]}) for row in rows])
+    labels = torch.tensor([LABELS.index(row["label"]) for row in rows])
+    model.train()
+    loss: Any = target_loss(classifier.readout.scores(model, batch).logits, labels, batch.class_mask)
+    loss.backward()
+    optimizer.step()
+    model.eval()
+    moved = {name for name, p in model.named_parameters() if p.requires_grad and not torch.equal(p, before[name])}
+    assert moved == {name for name in before if ".lora_B." in name}  # B begins at zero, so A has no gradient yet
+
+
+def texts(count: int) -> list[dict[str, str]]:
+    return [{"text": row["text"]} for row in sentiment_rows()[-count:]]
+
+
+def check_architecture(name: str, model: Any) -> None:
+    """Look for what is a model's own in the loaded one."""
+    assert len(packed_linears(model)) == {"microsoft/phi-2": 12, "microsoft/Phi-3-mini-128k-instruct": 8}.get(name, 14)
+    attention, rotary = model.model.layers[0].self_attn, model.model.rotary_emb
+    settings = architecture(name)
+    if name.startswith("meta-llama/Meta-Llama-3"):  # eight groups of four query heads
+        assert (attention.q_proj.out_features, attention.k_proj.out_features) == (4096, 1024)
+        assert rotary.inv_freq[1] == pytest.approx(500000 ** (-1 / 64))
+    elif name == "microsoft/phi-2":  # 32 of a head's 80 numbers are rotated
+        assert 2 * len(rotary.inv_freq) == 32
+        assert model.lm_head.bias is not None
+    elif name == "microsoft/Phi-3-mini-128k-instruct":  # LongRoPE: short factors, and scaled cosines and sines
+        factors = torch.tensor(settings.rope_parameters["short_factor"])
+        assert torch.allclose(rotary.inv_freq * factors, 10000 ** (-torch.arange(0, 96, 2) / 96))
+        assert rotary.attention_scaling == pytest.approx(math.sqrt(1 + math.log(32) / math.log(4096)))
+    else:
+        assert attention.q_proj.out_features == attention.k_proj.out_features == 4096
+
+
+def save_base(folder: Path, name: str, tokenizer_folder: Path) -> Path:
+    """Write a random model of an architecture in bfloat16, of two layers, with a tokenizer; return the folder."""
+    vocabulary = architecture(name).vocab_size
+    cut_tokenizer(tokenizer_folder, folder, vocabulary)
+    tokenizer = hf.AutoTokenizer.from_pretrained(str(folder))
+    assert len(tokenizer) <= vocabulary
+    tokens = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    settings = architecture(name, num_hidden_layers=2, **tokens)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # transformers', about settings of its own
+        torch.manual_seed(0)
+        hf.AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def cut_tokenizer(source: Path, target: Path, vocabulary: int) -> None:
+    """Copy a byte-pair tokenizer without the tokens, and the merges to them, that a vocabulary has no room for."""
+    target.mkdir(parents=True)
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (source / file).exists():
+            shutil.copy(source / file, target / file)
+    content = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    model = content["model"]
+    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < vocabulary}
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    kept = model["vocab"].keys()
+    model["merges"] = [pair for pair in pairs if {*pair, "".join(pair)} <= kept]
+    (target / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
