@@ -39,7 +39,8 @@ def read_hub_splits(
 ) -> Source:
     """Return the rows of a data set of the hub, or of a folder that is called so, through ``datasets`` and its cache.
 
-    Without ``label_map`` a class number becomes the name that the data set has for it.
+    A class number becomes the name that the data set has for it, unless ``label_map`` has none of these names: it is
+    then from the numbers.
 
     Raises:
         ConfigError: a split named twice, or as of ``check_label_field``; DownloadError: a split that cannot be loaded.
@@ -57,7 +58,12 @@ def read_hub_splits(
         Pool(
             f"{hub_id} {name}",
             examples_of(
-                f"{hub_id} {name}", _rows(hub_id, splits, name, label_field), task, label_field, label_map, columns
+                f"{hub_id} {name}",
+                _rows(hub_id, splits, name, label_field, label_map),
+                task,
+                label_field,
+                label_map,
+                columns,
             ),
             of,
         )
@@ -67,7 +73,7 @@ def read_hub_splits(
     return Source(task, pools, "hub", f"hub: {' '.join(words)} ({', '.join(roles)})")
 
 
-def _rows(hub_id: str, splits: HubSplits, name: str, label_field: str) -> list[Record]:
+def _rows(hub_id: str, splits: HubSplits, name: str, label_field: str, label_map: Mapping[str, str]) -> list[Record]:
     try:
         import datasets
     except ImportError as error:
@@ -81,6 +87,8 @@ def _rows(hub_id: str, splits: HubSplits, name: str, label_field: str) -> list[R
         ) from error
     label = table.features.get(label_field)
     names = label.names if isinstance(label, datasets.ClassLabel) else None
+    if label_map and names is not None and not set(names) & set(label_map):
+        names = None
 
     def values(row: dict[str, Any]) -> dict[str, Any]:
         made = {key: plain(value) for key, value in row.items()}

@@ -19,7 +19,8 @@ def parquet_records(path: Path) -> list[Record]:
     import pyarrow.parquet
 
     try:
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+        with path.open("rb") as file:  # by its path a folder would be read too, as one table of all its files
+            rows: list[dict[str, Any]] = pyarrow.parquet.read_table(file).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
     return [Record(number, {k: plain(v) for k, v in row.items()}) for number, row in enumerate(rows, 1)]

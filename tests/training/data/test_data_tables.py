@@ -57,11 +57,13 @@ def test_parquet_cells_that_json_has_not_come_as_text(tmp_path: Path) -> None:
 
 def test_parquet_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("sentence,mood\n")
+    (tmp_path / "folder.parquet").mkdir()
     parquet(tmp_path / "empty.parquet", [])
     for name, message in (
         ("none", "cannot be read as Parquet"),
         ("text", "cannot be read as Parquet"),
         ("empty", "no rows"),
+        ("folder", "cannot be read as Parquet"),
     ):
         with pytest.raises(DataError, match=f"{name}.parquet: .*{message}"):
             read_records(tmp_path / f"{name}.parquet")
@@ -92,6 +94,13 @@ def test_a_data_set_of_the_hub_with_splits_and_columns(hub_folder: Path) -> None
     assert splits.task.name == "moods"
     assert splits.report["source_detail"] == "hub: owner/moods (train, test)"
     assert len(splits_of(dataset="hub:owner/moods", hub={"train": "train[:10]"}).train) < 10
+
+
+@pytest.mark.usefixtures("hub_folder")
+@pytest.mark.parametrize("label_map", [{0: "bad", 1: "good"}, {"negative": "bad", "positive": "good"}])
+def test_classes_of_the_hub_are_mapped_by_number_or_by_name(label_map: dict[Any, str]) -> None:
+    splits = splits_of(dataset="hub:owner/moods", labels=["bad", "good"], label_map=label_map)
+    assert all(e.label == int(e.fields["text"].split()[1]) % 2 for e in splits.train)
 
 
 @pytest.mark.usefixtures("hub_folder")
