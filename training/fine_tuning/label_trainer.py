@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from laplora.errors import NonFiniteError
 from laplora.models.adapters import save_adapter
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
@@ -56,6 +57,18 @@ class LabelTrainer(Trainer):
         if num_items_in_batch is not None and int(num_items_in_batch) != len(batch):
             loss = loss * (len(batch) / int(num_items_in_batch))
         return (loss, {}) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """Return what the Trainer does, a batch's mean loss first; NonFiniteError where that is not a number.
+
+        The Trainer leaves such batches out of the mean, so that a step could be chosen for them.
+        """
+        found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if (loss := found[0]) is not None and not bool(loss.isfinite()):
+            raise NonFiniteError("a loss on selection rows is NaN or infinite: lower optimizer.learning_rate")
+        return found
 
     def create_optimizer(self, *arguments: Any, **options: Any) -> Any:
         """Return AdamW; of LoRA+ (Hayou et al., arXiv 2402.12354) with a larger step for every ``lora_B``."""

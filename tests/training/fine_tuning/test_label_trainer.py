@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ from safetensors.torch import load_file
 from tiny_runs import interrupted_at, job, sentiment_config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from laplora.errors import DataError
+from laplora.errors import DataError, NonFiniteError
 from laplora.models.adapters import attach_adapter
 from laplora.models.lora import lora_layers, lora_of
 from laplora.predictor import Predictor
 from training.config import RunConfig, load_config
 from training.data.splitting import with_selection
-from training.fine_tuning.label_trainer import LengthGrouped
+from training.fine_tuning.label_trainer import LabelTrainer, LengthGrouped, training_arguments
+from training.finetune import _collated
 from training.workspace.runtime import open_run
 from training.workspace.targets import labelled_targets, target_loss
 
@@ -87,6 +90,24 @@ def test_its_loss_is_the_saved_adapters_on_rows_that_are_in_no_other_split(selec
     with torch.no_grad():
         loss = target_loss(run.readout.scores(model, batch).logits, torch.stack(labels), batch.class_mask)
     assert float(loss) == pytest.approx(read(selecting, "selected.json")["nll"], abs=1e-4)
+
+
+def test_a_loss_that_is_no_number_is_not_left_out(selecting: RunConfig, tmp_path: Path) -> None:
+    """Where some batches have one and others not: the mean of the others says nothing of the step."""
+    run = open_run(selecting)
+    model = attach_adapter(run.load_base(), selecting.run_dir / "adapter")
+    trainer = LabelTrainer(
+        model=model,
+        args=training_arguments(selecting, run.device, tmp_path),
+        eval_dataset=labelled_targets(run, run.splits.selection),
+        data_collator=partial(_collated, run),
+    )
+    trainer.readout, trainer.optimizer_settings = run.readout, selecting.optimizer
+    batches = count()
+    down = next(layer for layer in model.modules() if isinstance(layer, LlamaMLP))
+    down.register_forward_hook(lambda _module, _inputs, states: states * torch.nan if next(batches) else states)
+    with pytest.raises(NonFiniteError, match="a loss on selection rows is NaN or infinite"):
+        trainer.evaluate()
 
 
 @pytest.mark.parametrize("batch", [3, 20], ids=["before any checkpoint", "between two"])
