@@ -10,14 +10,14 @@ from typing import Any
 
 from laplora.prompts.examples import Example
 from training.config import DataConfig
-from training.config.reproduced import SHIFTED, check_checkpoints, checkpoints, run_config
+from training.config.reproduced import SHIFTED, check_reproducible, checkpoints, run_config
 from training.config.reproduction import Reproduction
 from training.finetune import train_adapter
 from training.reproduction.checkpoint import LAST_CHECKPOINTS, TEST, answer_base, answer_checkpoint
 from training.reproduction.page import publish, write_page
-from training.reproduction.record import begun, scores, write_record
+from training.reproduction.record import RECORD, begun, cut_rows, scores, write_record
 from training.shift import shifted_set
-from training.workspace.results import load_trained
+from training.workspace.results import load_trained, trained_as
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
 from training.workspace.terminal import say
@@ -37,7 +37,7 @@ def reproduce(request: Reproduction) -> Path:
     for number, (model, task, seed) in enumerate(units, 1):
         say(f"[{number}/{len(units)}] {model} on {task}, seed {seed}")
         config = run_config(model, task, seed, request.out, request.steps, request.every, request.overrides)
-        check_checkpoints(config)
+        check_reproducible(config, task)
         _reproduce_one(open_run(config), model)
         gc.collect()  # a model's modules refer to each other; the next one needs the memory
         page = write_page(request.out)
@@ -48,6 +48,8 @@ def reproduce(request: Reproduction) -> Path:
 def _reproduce_one(run: Run, model: str) -> None:
     """Train one adapter, measure its checkpoints in turn, and write the record after each."""
     steps = checkpoints(run.config)
+    if not trained_as(run):  # a record that lies there is of other rows or another base
+        (run.folder / RECORD).unlink(missing_ok=True)
     train_adapter(run, keep=steps)
     record = begun(run, model, steps)
 
@@ -87,5 +89,6 @@ def _shifted(run: Run, record: dict[str, Any]) -> Mapping[str, Sequence[Example]
             "rows": len(found.examples),
             "left_out": dict(found.left_out),
             "source": found.source,
+            "cut": cut_rows(run, found.examples),
         }
     return sets

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from laplora.errors import ConfigError
 from tests.tiny_runs import made_once
 from training.__main__ import main
 from training.config.reproduced import MODELS, REPORTED, TASKS, checkpoints, run_config
 from training.evaluate import plain_probs
 from training.finetune import finetune
 from training.reproduction.checkpoint import Answers, answers_folder, read_answers
-from training.reproduction.page import collected
+from training.reproduction.page import collected, page_text
 from training.reproduction.record import RECORD, scores
 from training.workspace.results import load_trained
 from training.workspace.runtime import open_run
@@ -147,11 +149,106 @@ def test_seeds_that_differ_in_more_than_the_seed_are_refused(
     assert "differ in learning_rate" in capsys.readouterr().err
 
 
+def written(**fields: Any) -> dict[str, Any]:
+    """Return a record of a training on WinoGrande-S with checkpoints at steps 2 and 4."""
+    labels, probs = torch.tensor([0, 1]), torch.tensor([[0.6, 0.4], [0.3, 0.7]], dtype=torch.float64)
+    of = scores(Answers(labels, {"map": probs, "laplace": probs}))
+    return {
+        "model": "smollm2-135m",
+        "base": "smollm2-135m-instruct",
+        "quantization": "nf4",
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "task": "winogrande_s",
+        "seed": 0,
+        "steps": [2, 4],
+        "batch_size": 6,
+        "learning_rate": 3e-4,
+        "targets": ["lm_head"],
+        "structure": "ekfac",
+        "prior": "validation",
+        "settings": "one rank",
+        "rows": {"train": 8, "calibration": 4, "test": 2},
+        "cut": 0,
+        "checkpoints": {"0": of, "2": of, "4": of},
+        "shift": {},
+        "whole": True,
+        **fields,
+    }
+
+
+def test_a_training_under_way_is_not_shown_as_finished() -> None:
+    whole = written()
+    begun = {step: of for step, of in whole["checkpoints"].items() if step != "4"}
+    page = page_text([written(checkpoints=begun, whole=False)], {}, "figure.png")
+    assert "| 4 of 6, at 0.0003; measured up to 2 so far |" in page
+    assert "| `smollm2-135m` | not yet |" in page
+    finished = page_text([whole], {}, "figure.png")
+    assert "so far" not in finished
+    assert "| `smollm2-135m` | 4 | 1.000 " in finished
+
+
+def test_the_page_says_what_chose_the_prior_and_how_many_prompts_were_cut() -> None:
+    page = page_text([written()], {}, "figure.png")
+    assert "choose the prior precision and the temperature" in page
+    assert "lost their start" not in page
+    other = page_text([written(prior="evidence", cut=1)], {}, "figure.png")
+    assert "choose the prior precision" not in other
+    assert "Test prompts that were too long lost their start: 1 of WG-S." in other
+    shift = {"law": {"rows": 2, "cut": 2, "methods": written()["checkpoints"]["4"]}}
+    assert "lost their start: 2 of Law." in page_text([written(task="openbookqa", shift=shift)], {}, "figure.png")
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "settings"])
+def test_seeds_under_other_settings_are_refused(field: str, tmp_path: Path) -> None:
+    """A record without the digest of its settings, as of before, is compared by the rest."""
+    old = {name: value for name, value in written().items() if name != "settings"}
+    for name, record in (("a", written()), ("b", written(seed=1)), ("c", old | {"seed": 2})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / RECORD).write_text(json.dumps(record))
+    assert len(collected(tmp_path)) == 3
+    (tmp_path / "b" / RECORD).write_text(json.dumps(written(seed=1, **{field: 0.5})))
+    with pytest.raises(ConfigError, match=f"differ in {field}"):
+        collected(tmp_path)
+
+
+@pytest.mark.usefixtures("data_wheel")
+def test_a_record_of_other_rows_is_not_kept(
+    tmp_path: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever stops the call next: the page must not have figures of rows that are no longer the data's."""
+    overrides = [*SET, f"base.model={tiny_base_folder}"]
+    folder = open_run(run_config("smollm2-135m", "openbookqa", 0, tmp_path, 4, 2, overrides)).folder
+    (folder / RECORD).write_text(json.dumps(written(task="openbookqa")))
+
+    def stopped(*_arguments: object, **_options: object) -> None:
+        raise ConfigError("stopped")
+
+    monkeypatch.setattr("training.reproduce.train_adapter", stopped)
+    assert reproduced(tmp_path, tiny_base_folder) == 1
+    assert len(collected(tmp_path)) == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.evaluate_every=2", "leave out optimizer.evaluate_every"),
+        ("predictives.ensemble=2", "leave out predictives.ensemble"),
+        ("calibration.rows=cross_fit", "leave out calibration.rows"),
+        ("data.split_seed=null", "give data.split_seed a number"),
+        ("data.dataset=sst2", "leave out data.dataset=sst2"),
+    ],
+)
+def test_what_could_not_be_compared_is_refused(
+    override: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduced(tmp_path, Path("none"), f"--set={override}") == 1
+    assert message in capsys.readouterr().err
+
+
 def test_the_command_line_names_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "--out", str(tmp_path)]) == 1
     assert "llama3-8b" in capsys.readouterr().err
-    assert reproduced(tmp_path, Path("none"), "--set=optimizer.evaluate_every=2") == 1
-    assert "leave out optimizer.evaluate_every" in capsys.readouterr().err
     assert main(["reproduce", "--publish", "--out", str(tmp_path)]) == 1
     assert "no results in" in capsys.readouterr().err
 

@@ -124,10 +124,18 @@ def run_config(
     return load_config(_CONFIGS / MODELS[model], [*fixed, *overrides])
 
 
-def check_checkpoints(config: RunConfig) -> None:
-    """Raise ConfigError for early stopping, which leaves checkpoints out."""
+def check_reproducible(config: RunConfig, task: str) -> None:
+    """Raise ConfigError for overrides under which checkpoints, tasks or seeds could not be compared."""
     if config.optimizer.evaluate_every:
         raise ConfigError("reproduce measures every checkpoint itself: leave out optimizer.evaluate_every")
+    if config.predictives.ensemble:
+        raise ConfigError("reproduce averages the last checkpoints itself: leave out predictives.ensemble")
+    if not config.holds_out:
+        raise ConfigError("reproduce calibrates every checkpoint on the same rows: leave out calibration.rows")
+    if config.data.split_seed is None:
+        raise ConfigError("reproduce asks every seed the same test rows: give data.split_seed a number")
+    if config.data.dataset != task:
+        raise ConfigError(f"reproduce takes its data sets by --tasks: leave out data.dataset={config.data.dataset}")
 
 
 def checkpoints(config: RunConfig) -> tuple[int, ...]:

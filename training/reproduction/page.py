@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from laplora.errors import ConfigError
 from laplora.files import write_json
-from training.config.reproduced import MODELS, TASKS
+from training.config.reproduced import MODELS, REPORTED, SHIFTED, TASKS
 from training.reproduction.checkpoint import TEST, Answers, answers_folder, read_answers
 from training.reproduction.figure import steps_figure
 from training.reproduction.record import RECORD, read_record, scores
@@ -27,7 +27,18 @@ from training.reproduction.tables import (
 
 _DOCS = Path(__file__).resolve().parents[2] / "docs"
 #: What the seeds of one model and task have in common.
-_SHARED = ("base", "quantization", "steps", "batch_size", "learning_rate", "targets", "structure", "rows")
+_SHARED = (
+    "base",
+    "quantization",
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "targets",
+    "structure",
+    "prior",
+    "rows",
+    "settings",
+)
 _TITLE = "# The report's experiments, reproduced"
 
 
@@ -79,11 +90,15 @@ def collected(out: Path) -> dict[Path, Record]:
         if record["checkpoints"]:
             found[path.parent] = record
     for pair, seeds in by_pair(list(found.values())).items():
-        if differing := [name for name in _SHARED if any(r[name] != seeds[0][name] for r in seeds)]:
+        if differing := [name for name in _SHARED if not _same([r[name] for r in seeds if name in r])]:
             raise ConfigError(
                 f"the seeds of {' on '.join(pair)} in {out} differ in {', '.join(differing)}: give each its own --out"
             )
     return found
+
+
+def _same(values: Sequence[Any]) -> bool:
+    return all(value == values[0] for value in values)
 
 
 def ensembles_of_seeds(found: Mapping[Path, Record]) -> dict[Pair, dict[str, Any]]:
@@ -115,8 +130,8 @@ def page_text(records: list[Record], ensembles: Mapping[Pair, Mapping[str, Any]]
         "## What was run",
         what_was_run(records),
         _not_run(unrun),
-        "Calibration rows choose the prior precision and the temperature; test rows choose nothing. Every seed has the "
-        f"same calibration and test rows. The posterior's structure is {structure}. NLL is in nats, ECE has 15 bins. "
+        f"{_chosen(records)} Every seed has the same calibration and test rows. The posterior's structure is "
+        f"{structure}. {_cut(records)}NLL is in nats, ECE has 15 bins. "
         "One seed: in parentheses a 95 % interval of the mean, by a bootstrap over the test rows. Several: ± is the "
         "standard deviation between trainings. **confidence − accuracy** is above 0 where answers are overconfident, "
         "below 0 where they are underconfident.",
@@ -124,15 +139,17 @@ def page_text(records: list[Record], ensembles: Mapping[Pair, Mapping[str, Any]]
         beside_the_report(records, "map", 0),
         "## Table 3: with Laplace, on WinoGrande-S",
         beside_the_report(records, "laplace", 1),
-        "The report's figures are for 2,500 steps. Its Laplace answers have an NLL of .67 to .68 at an accuracy of "
-        ".72 with an ECE of .20. A coin's NLL is .69, so these answers are underconfident nearly everywhere. Whether "
-        "ours are, the column *confidence − accuracy* says.",
+        "The report's figures are for 2,500 steps. Of three of its four models the Laplace answers have an NLL of .67 "
+        "to .68 at an accuracy of .72 to .73, with an ECE of .19 to .20. A coin's NLL is .69, so these answers are "
+        "underconfident nearly everywhere. Those of Phi-3 are less so: .60 at .74, with an ECE of .03. Whether ours "
+        "are, the column *confidence − accuracy* says.",
         "## Figure 1: against steps",
         f"![Accuracy, NLL and ECE against optimizer steps]({figure})",
         "## The methods at the last checkpoint",
         "As the original paper compares them after 10,000 steps (Yang et al., arXiv 2308.13111, section 5.1). A "
-        "checkpoint ensemble averages the last three checkpoints, MC dropout ten masks. Temperature scaling and "
-        "conditioning are not in the paper.",
+        "checkpoint ensemble averages the last three checkpoints, or two where there are no more, MC dropout ten "
+        "masks. The paper has temperature scaling in its other comparison, the one with held-out rows, and no "
+        "conditioning.",
     ]
     for model in dict.fromkeys(name for name, _ in pairs):
         parts += [f"### {model}", of_methods(records, model, ensembles)]
@@ -141,7 +158,10 @@ def page_text(records: list[Record], ensembles: Mapping[Pair, Mapping[str, Any]]
         model: seeds for model, seeds in shifted.items() if all(r["shift"] and r.get("whole") for r in seeds)
     }:
         parts.append("## Distribution shift: trained on OpenBookQA")
-        parts.append("The number of rows is in parentheses. Rows with more choices than OpenBookQA has are left out.")
+        parts.append(
+            "The number of rows is in parentheses. Left out are rows with more choices than OpenBookQA has, and those "
+            f"that are among its own. {_cut_of_sets([r for seeds in shifted.values() for r in seeds])}"
+        )
         for model, seeds in shifted.items():
             parts += [f"### {model}, shifted", of_shift(seeds)]
     parts.append("## Every checkpoint")
@@ -154,7 +174,30 @@ def _not_run(models: list[str]) -> str:
     if not models:
         return ""
     names = ", ".join(f"`{model}`" for model in models)
-    return (
-        f"**Not run: {names}.** Their weights were not at hand. Their configurations are tested at full width with two "
-        "layers of random weights ([models](models.md)), which says that they run, and nothing about calibration."
+    instead = " [Models](models.md#four-large-models) says what was run of the large ones in place of that."
+    return f"**Not run: {names}.** This page's results have none of them." + instead * any(
+        m in REPORTED for m in models
     )
+
+
+def _chosen(records: list[Record]) -> str:
+    """Return what chose the prior and the temperature, in words; records of before say nothing of the prior."""
+    if all(record.get("prior", "validation") == "validation" for record in records):
+        return (
+            "Calibration rows choose the prior precision and the temperature, and teach conditioning; test rows choose "
+            "nothing."
+        )
+    return "Calibration rows choose the temperature and teach conditioning; test rows choose nothing."
+
+
+def _cut(records: list[Record]) -> str:
+    """Return of which tasks test prompts were cut, in words; nothing where none was."""
+    cut = {record["task"]: f"{record['cut']} of {TASKS[record['task']]}" for record in records if record.get("cut")}
+    return f"Test prompts that were too long lost their start: {', '.join(cut.values())}. " if cut else ""
+
+
+def _cut_of_sets(records: list[Record]) -> str:
+    """Return the same of the other data sets."""
+    shifted = [(name, one) for record in records for name, one in record["shift"].items() if one.get("cut")]
+    cut = {name: f"{one['cut']} of {SHIFTED[name][0]}" for name, one in shifted}
+    return f"Prompts that were too long lost their start: {', '.join(cut.values())}." if cut else ""

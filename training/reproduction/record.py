@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from laplora.files import write_json
+from laplora.fitting.store import digest
 from laplora.metrics.scores import bootstrap_interval, evaluate_probs, row_nll
+from laplora.prompts.examples import Example
+from training.config import RunConfig, config_hash_fields
 from training.data.examples import Splits
 from training.reproduction.checkpoint import Answers
 from training.workspace.run import Run
@@ -38,11 +41,26 @@ def begun(run: Run, model: str, steps: tuple[int, ...]) -> dict[str, Any]:
         "learning_rate": optimizer.peak_rate,
         "targets": list(config.adapter.targets),
         "structure": config.laplace.structure,
+        "prior": config.laplace.prior,
+        "settings": settings_digest(config),
         "rows": _rows(splits),
+        "cut": cut_rows(run, splits.test),
         "checkpoints": {},
-        "last": {},
         "shift": {},
     }
+
+
+def settings_digest(config: RunConfig) -> str:
+    """Return the digest of all that the seeds of one model and task have in common."""
+    fields = config_hash_fields(config)
+    fields["base"].pop("device")
+    fields["optimizer"].pop("class_weights", None)  # balanced ones are of the rows that were drawn
+    return digest({name: value for name, value in fields.items() if name not in ("name", "seed")})
+
+
+def cut_rows(run: Run, examples: Sequence[Example]) -> int:
+    """Return how many prompts are longer than a run's ``max_tokens``, and are cut."""
+    return sum(row.truncated for row in run.encode(examples))
 
 
 def scores(answers: Answers) -> dict[str, dict[str, Any]]:

@@ -53,6 +53,12 @@ def last_step(record: Record) -> str:
     return str(record["steps"][-1])
 
 
+def _so_far(seeds: Sequence[Record]) -> str:
+    """Return up to which step all seeds are measured where that is not the last; else nothing."""
+    measured = min(max(map(int, record["checkpoints"]), default=0) for record in seeds)
+    return "" if measured >= seeds[0]["steps"][-1] else f"; measured up to {measured:,} so far"
+
+
 def what_was_run(records: Sequence[Record]) -> str:
     """Return a table of every model: the task it was trained on, how long and on how many rows; or that it was not."""
     lines, pairs = [], by_pair(records)
@@ -67,7 +73,7 @@ def what_was_run(records: Sequence[Record]) -> str:
                 [
                     f"`{model}`",
                     TASKS[task],
-                    f"{first['steps'][-1]:,} of {first['batch_size']}, at {first['learning_rate']:g}",
+                    f"{first['steps'][-1]:,} of {first['batch_size']}, at {first['learning_rate']:g}{_so_far(seeds)}",
                     f"{rows['train']:,} / {rows['calibration']:,} / {rows['test']:,}",
                     ", ".join(str(r["seed"]) for r in seeds),
                     f"{first['quantization']}, {first['dtype']}",
@@ -89,7 +95,8 @@ def beside_the_report(records: Sequence[Record], method: str, place: int) -> str
         reported: Figures | None = REPORTED[model][place] if model in REPORTED else None
         theirs = [f"{getattr(reported, name):.2f}" if reported else "" for name, _ in _METRICS]
         ours = [_pooled(seeds, method, name) if seeds else "not run" for name in ("accuracy", "nll", "ece", "gap")]
-        lines.append([f"`{model}`", f"{seeds[0]['steps'][-1]:,}" if seeds else "", *ours, *theirs])
+        steps = f"{seeds[0]['steps'][-1]:,}" if seeds and not _so_far(seeds) else "not yet" if seeds else ""
+        lines.append([f"`{model}`", steps, *ours, *theirs])
     heading = [
         "model",
         "steps",
