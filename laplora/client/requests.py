@@ -9,7 +9,7 @@ from urllib.parse import quote
 from laplora.errors import DataError
 
 #: Whether several orders of the choices are averaged: no; yes; or two of them, those sent and their reverse.
-OrderAverage = bool | Literal["reverse"]
+OrderAverage = bool | Literal["all", "reverse"]
 
 Row = TypeVar("Row")
 #: True labels by ``prediction_id``, or pairs of both; where several may be right, a list of those that are.

@@ -18,8 +18,8 @@ from laplora.errors import ConfigError, DataError, InvalidInputError
 from laplora.linearised import contrasts
 
 Order = tuple[int, ...]
-#: Whether several orders of the options are averaged: no; yes; or two of them, the user's and its reverse.
-OrderAverage = bool | Literal["reverse"]
+#: Whether several orders of the options are averaged: no; yes (``all``); or two, the user's and its reverse.
+OrderAverage = bool | Literal["all", "reverse"]
 
 
 def option_orders(count: int, which: OrderAverage = True) -> tuple[Order, ...]:
@@ -33,7 +33,7 @@ def option_orders(count: int, which: OrderAverage = True) -> tuple[Order, ...]:
     """
     if count < 2:
         raise ConfigError(f"an order needs at least two options, got {count}")
-    if which is not True:
+    if which not in (True, "all"):
         user = tuple(range(count))
         return (user, user[::-1]) if which else (user,)
     zigzag = [(i + 1) // 2 if i % 2 else (count - i // 2) % count for i in range(count)]  # 0, 1, n - 1, 2, n - 2, ...
@@ -45,7 +45,7 @@ def option_orders(count: int, which: OrderAverage = True) -> tuple[Order, ...]:
 
 def order_count(count: int, which: OrderAverage = True) -> int:
     """Return how many orders ``option_orders`` gives, without making any."""
-    if which is not True:
+    if which not in (True, "all"):
         return 2 if which else 1
     return 6 if count == 3 else count
 

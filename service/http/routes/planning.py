@@ -127,7 +127,7 @@ async def _planning(request: Request) -> Planning:
 PlanningDep = Annotated[Planning, Depends(_planning)]
 
 
-def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: bool | Literal["reverse"]) -> None:
+def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: bool | Literal["all", "reverse"]) -> None:
     """Check the number of prompts and that no id comes twice. The number of inputs was checked with the body.
 
     Raises:

@@ -47,7 +47,9 @@ async def predict(
             for i, (item, prediction) in enumerate(zip(body.inputs, answers, strict=True))
         ]
         if feedback.on:
-            orders = {False: "", True: "_order_average", "reverse": "_reverse_average"}[options.order_average]
+            orders = {False: "", True: "_order_average", "all": "_order_average", "reverse": "_reverse_average"}[
+                options.order_average
+            ]
             watched = f"{predictive}{orders}"
             ids = feedback.remember(plan.predictor, watched, plan.caller, answers, target_risk)
             for prediction, prediction_id in zip(predictions, ids, strict=True):

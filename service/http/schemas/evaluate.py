@@ -16,7 +16,7 @@ class MeasureOptions(Strict):
 
     truncate: bool = Field(False, examples=[False])
     """Whether to cut inputs that are too long, where the artifact cuts them, else from the left, instead of 422."""
-    order_average: bool | Literal["reverse"] = Field(False, examples=[False])
+    order_average: bool | Literal["all", "reverse"] = Field(False, examples=[False])
     """Whether to ask each question in several orders of its choices, as in POST /predict, and measure the average too:
     as NAME_order_average beside every method. Limits count an input's orders.
     """

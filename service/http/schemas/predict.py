@@ -33,11 +33,12 @@ class PredictOptions(Strict):
     """Whether to send logit_covariance (classes x classes, squared nats)."""
     truncate: bool = False
     """Whether to cut inputs that are too long, where the artifact cuts them, else from the left, instead of 422."""
-    order_average: bool | Literal["reverse"] = False
+    order_average: bool | Literal["all", "reverse"] = False
     """Whether to ask each question in several orders of its choices (all 2 or 6 of two or three, as many as choices of
     more) and average the probabilities. Of two or three choices the answer then does not depend on the order sent; of
-    more it favours no place. reverse: two orders, the one sent and its reverse; temperature then has a temperature of
-    its own. An input then costs, and counts for every limit, as much as its orders; 422 for templates without choices.
+    more it favours no place. all: the same as true; reverse: two orders, the one sent and its reverse; temperature then
+    has a temperature of its own. An input then costs, and counts for every limit, as much as its orders; 422 for
+    templates without choices.
     """
     timeout_s: TimeoutSeconds = None
 

@@ -51,6 +51,7 @@ def test_two_orders_are_the_users_and_its_reverse(count: int) -> None:
     orders = option_orders(count, "reverse")
     assert orders == (tuple(range(count)), tuple(range(count))[::-1])
     assert order_count(count, "reverse") == 2
+    assert option_orders(count, "all") == option_orders(count)
     assert option_orders(count, False) == orders[:1]
     assert order_count(count, False) == 1
 
