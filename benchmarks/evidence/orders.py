@@ -8,7 +8,6 @@ user's order before anything else is done with them. A temperature is of both to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,8 +21,9 @@ from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.versions import has_members, members_path
 from laplora.classifier import Classifier
 from laplora.files import write_tensors
+from laplora.fitting.reversed_choices import in_reverse
 from laplora.prompts.examples import Example
-from laplora.prompts.option_order import permute_choices, restore_logits
+from laplora.prompts.option_order import restore_logits
 
 
 def run_orders(training: Training, data: Path, say: Callable[[str], None]) -> None:
@@ -48,6 +48,5 @@ def run_orders(training: Training, data: Path, say: Callable[[str], None]) -> No
 
 def reversed_logits(classifier: Classifier, rows: Sequence[Example]) -> torch.Tensor:
     """Return (rows, classes) float32 logits in the user's order, of prompts with the options in reverse."""
-    orders = [tuple(reversed(range(row.class_count))) for row in rows]
-    shown = [replace(row, fields=permute_choices(row.fields, order)) for row, order in zip(rows, orders, strict=True)]
+    shown, orders = in_reverse(rows)
     return restore_logits(forward_logits(classifier, shown), orders)

@@ -48,11 +48,7 @@ def reversed_means(
     classifier: Classifier, examples: Sequence[Example], batch_size: int, progress: Progress
 ) -> torch.Tensor:
     """Return (rows, classes - 1) float64 contrasts of prompts with the choices in reverse, in the rows' own order."""
-    orders: list[Order] = [tuple(reversed(range(example.class_count))) for example in examples]
-    shown = [
-        replace(example, fields=permute_choices(example.fields, order))
-        for example, order in zip(examples, orders, strict=True)
-    ]
+    shown, orders = in_reverse(examples)
     means = torch.zeros(len(examples), classifier.class_count - 1, dtype=torch.float64)
     title = "calibration rows, choices in reverse"
     for index, batch in classifier.batched(shown, batch_size, lambda items: progress.track(items, title)):
@@ -60,6 +56,16 @@ def reversed_means(
         means[index] = contrast_mean(logits.double()).cpu()
     restored, _ = restore_contrasts(means, None, orders)
     return restored
+
+
+def in_reverse(examples: Sequence[Example]) -> tuple[list[Example], list[Order]]:
+    """Return rows with their choices in reverse, and the order that each shows; their labels are as they were."""
+    orders: list[Order] = [tuple(reversed(range(example.class_count))) for example in examples]
+    shown = [
+        replace(example, fields=permute_choices(example.fields, order))
+        for example, order in zip(examples, orders, strict=True)
+    ]
+    return shown, orders
 
 
 def with_reversed(calibrated: Calibrated, temperature: float | None) -> Calibrated:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import FinishedRun, copy_run, job, run_once, sentiment_config, sentiment_rows, write_rows
+from tiny_runs import FinishedRun, copy_run, interrupted_at, job, run_once, sentiment_config, sentiment_rows, write_rows
 
 from laplora.fitting import fold_adapters, passes
 from laplora.fitting.projected import ProjectedSplit, read_split
@@ -23,7 +22,6 @@ from laplora.predictive.member_adapters import in_place
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 from training.config import RunConfig, load_config
-from training.finetune import LabelTrainer
 from training.workspace.folds import fold_runs
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
@@ -213,22 +211,6 @@ def test_a_rows_own_label_has_no_part_in_what_answers_it(finished: FinishedRun, 
 
 
 # A run that was stopped.
-
-
-def interrupted_at(step: int, file: Path) -> None:
-    """Fine-tune, and let Ctrl-C arrive in the forward pass of a step, counted over all trainings."""
-    seen, original = 0, LabelTrainer.compute_loss
-
-    def compute_loss(self: LabelTrainer, *arguments: Any, **options: Any) -> torch.Tensor:
-        nonlocal seen
-        seen += 1
-        if seen == step:
-            signal.raise_signal(signal.SIGINT)
-        return original(self, *arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LabelTrainer, "compute_loss", compute_loss)
-        assert job("finetune", file) == 130
 
 
 def test_a_run_that_was_stopped_in_a_fold_continues_there(

@@ -20,6 +20,7 @@ from training.config import RunConfig
 from training.estimate.cards import Card
 from training.estimate.shapes import held_bytes, shape_model
 from training.estimate.trace import Work, work_of
+from training.workspace.recomputing import recompute_activations
 from training.workspace.targets import target_loss
 
 #: Padded tokens of a batch of answers, as a server has them on a GPU unless it is told otherwise.
@@ -116,9 +117,7 @@ def estimate(config: RunConfig, settings: Any, *, tokens: int, classes: int, exp
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = config.optimizer.batch_size
     if config.optimizer.gradient_checkpointing:  # of a model in training mode alone
-        bare = model.get_base_model()
-        enable = getattr(bare, "activation_checkpointing_enable", None) or bare.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        recompute_activations(model)
     training = StepCost(rows, work_of(lambda: _train(model, _batch(rows, tokens, classes))), _MOMENTS * parameters)
     model.requires_grad_(False)
     model.eval()

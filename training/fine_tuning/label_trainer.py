@@ -25,6 +25,7 @@ from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
 from training.config import OptimizerConfig, RunConfig
 from training.fine_tuning.one_device import OneDeviceArguments
+from training.workspace.recomputing import RECOMPUTING
 from training.workspace.targets import target_loss
 
 
@@ -180,7 +181,7 @@ def training_arguments(config: RunConfig, device: torch.device, folder: Path) ->
         # newer versions of transformers call it otherwise, and warn of the older name
         name = "activation_checkpointing"
         name = name if name in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
-        options |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+        options |= {name: True, f"{name}_kwargs": RECOMPUTING}
     return OneDeviceArguments(
         run_device=str(device),
         output_dir=str(folder),

@@ -13,6 +13,7 @@ import torch
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
 from laplora.posterior.structures import needs_sums
 from laplora.prompts.rows import EncodedRow
+from training.workspace.recomputing import recompute_activations
 from training.workspace.run import Run
 from training.workspace.targets import Target, target_loss
 
@@ -50,9 +51,7 @@ def tried(run: Run, model: Any, targets: Sequence[Target]) -> Trial:
     parameters = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(parameters, lr=optimizer.peak_rate)
     if optimizer.gradient_checkpointing:
-        base = model.get_base_model()
-        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        recompute_activations(model)
 
     def step(rows: Sequence[Target]) -> None:
         model.train()

@@ -20,6 +20,7 @@ from laplora.metrics.detection import detection
 from laplora.metrics.scores import evaluate_probs
 from training.config import RunConfig
 from training.report.markdown import fill
+from training.report.rounding import rounded
 from training.report.shift_answers import PredictiveRows, SetAnswers
 from training.report.shift_tables import page_section, shift_figure, shift_tables
 
@@ -50,7 +51,7 @@ def set_record(answers: SetAnswers, inside: SetAnswers | None) -> dict[str, Any]
         "fast": _deferral(answers),
         "predictives": predictives,
     }
-    return {key: _rounded(value) for key, value in record.items()}
+    return {key: rounded(value) for key, value in record.items()}
 
 
 def _predictive_record(rows: PredictiveRows, labels: torch.Tensor) -> dict[str, Any]:
@@ -102,15 +103,6 @@ def _detected(inside: torch.Tensor, outside: torch.Tensor) -> dict[str, float]:
 
 def _mean(values: torch.Tensor) -> float:
     return float(values.double().mean())
-
-
-def _rounded(value: Any) -> Any:
-    """Return JSON values with every float rounded to six digits."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return round(value, 6) if isinstance(value, float) else value
 
 
 def shift_record(config: RunConfig, artifact: Artifact, sets: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from laplora.metrics.scores import bootstrap_interval, evaluate_probs, row_nll
 from laplora.prompts.examples import Example
 from training.config import RunConfig, config_hash_fields
 from training.data.examples import Splits
+from training.report.rounding import rounded
 from training.reproduction.checkpoint import Answers
 from training.workspace.run import Run
 
 #: Of a training, in its folder.
 RECORD = "reproduction.json"
-_DIGITS = 6  # more would be other ones on every processor
 
 
 def begun(run: Run, model: str, steps: tuple[int, ...]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def scores(answers: Answers) -> dict[str, dict[str, Any]]:
         confidence, guess = probs.max(1)
         hits = (guess == answers.labels).double()
         means = {"accuracy": hits, "nll": row_nll(probs, answers.labels), "gap": confidence.double() - hits}
-        found[method] = _rounded(
+        found[method] = rounded(
             {
                 **{name: getattr(evaluation, name) for name in ("accuracy", "nll", "ece", "brier", "aurc")},
                 "gap": float(means["gap"].mean()),
@@ -105,11 +105,3 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def _rows(splits: Splits) -> dict[str, int]:
     return {name: len(getattr(splits, name)) for name in ("train", "calibration", "test")}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    return round(value, _DIGITS) if isinstance(value, float) else value
