@@ -81,7 +81,7 @@ def rooms(picture: Picture) -> None:
         [("run", "all jobs"), ("reproduction", "checkpoints")],
         [
             (
-                "check, finetune, fit_laplace,\nfit_adapter, evaluate,\npackage, shift,\ncondition, suggest",
+                "check, finetune,\nfit_laplace, fit_adapter,\nevaluate, package,\nshift, condition, suggest",
                 "one job a file",
             )
         ],

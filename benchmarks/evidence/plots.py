@@ -22,8 +22,8 @@ _CAPTION = (
 )
 #: Characters of the caption on an inch.
 _CHARACTERS = 11
-#: Farther differences than these are drawn at the edge: of the method that sets a task's scale, times so much; nats.
-_SCALE, _TIMES, _LEAST = "conditioned", 1.5, 0.03
+#: Farther differences than these are drawn at the edge: of the methods that set a task's scale, times so much; nats.
+_SCALES, _TIMES, _LEAST = ("conditioned", "orders_temperature"), 1.5, 0.03
 
 
 def write_plots(every: Sequence[Cell], folder: Path) -> list[Path]:
@@ -47,7 +47,7 @@ def figure(chosen: Sequence[Cell]) -> Figure:
     made = Figure(figsize=(2.6 * len(tasks) + 2.6, 0.24 * len(names) + 1.3), layout="constrained")
     panels = made.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for panel, task in zip(panels, tasks, strict=True):
-        scale = [abs(c.differences["nll"].mean) for c in chosen if (c.task, c.method) == (task, _SCALE)]
+        scale = [abs(c.differences["nll"].mean) for c in chosen if c.task == task and c.method in _SCALES]
         reach = max([_LEAST, *(_TIMES * size for size in scale)])
         for place, name in enumerate(names):
             for cell in (c for c in chosen if c.task == task and c.method == name):
