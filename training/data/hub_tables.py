@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -43,7 +44,8 @@ def read_hub_splits(
     then from the numbers.
 
     Raises:
-        ConfigError: a split named twice, or as of ``check_label_field``; DownloadError: a split that cannot be loaded.
+        ConfigError: a split named twice, a reader of files' name, or as of ``check_label_field``.
+        DownloadError: a split that cannot be loaded.
         DataError: rows that cannot be used; the message names split, row and field.
     """
     check_label_field(task, label_field, columns)
@@ -70,7 +72,8 @@ def read_hub_splits(
         for name, of in roles.items()
     )
     words = [hub_id, *([splits.config] if splits.config else []), *([splits.revision] if splits.revision else [])]
-    return Source(task, pools, "hub", f"hub: {' '.join(words)} ({', '.join(roles)})")
+    place = "folder" if Path(hub_id).is_dir() else "hub"
+    return Source(task, pools, "hub", f"{place}: {' '.join(words)} ({', '.join(roles)})")
 
 
 def _rows(hub_id: str, splits: HubSplits, name: str, label_field: str, label_map: Mapping[str, str]) -> list[Record]:
@@ -78,6 +81,10 @@ def _rows(hub_id: str, splits: HubSplits, name: str, label_field: str, label_map
         import datasets
     except ImportError as error:
         raise DownloadError("the package 'datasets' is missing: pip install 'laplora[training]'") from error
+    if hub_id in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:  # it would read what lies where the job runs
+        raise ConfigError(
+            f"'{PREFIX}{hub_id}' is a reader of files and no data set: rows in a file are dataset: file with data.path"
+        )
     try:
         table = datasets.load_dataset(hub_id, splits.config, split=name, revision=splits.revision)
     except Exception as error:  # whatever the network, the hub or its cache raise

@@ -92,7 +92,7 @@ def test_a_data_set_of_the_hub_with_splits_and_columns(hub_folder: Path) -> None
     assert (len(splits.train), len(splits.calibration)) == (15, 5)
     assert all(e.label == int(e.fields["text"].split()[1]) % 2 for e in (*splits.train, *splits.calibration))
     assert splits.task.name == "moods"
-    assert splits.report["source_detail"] == "hub: owner/moods (train, test)"
+    assert splits.report["source_detail"] == "folder: owner/moods (train, test)"
     assert len(splits_of(dataset="hub:owner/moods", hub={"train": "train[:10]"}).train) < 10
 
 
@@ -108,6 +108,7 @@ def test_classes_of_the_hub_are_mapped_by_number_or_by_name(label_map: dict[Any,
     ("fields", "error", "message"),
     [
         ({"hub": {"test": "train"}}, ConfigError, "hub names train for more than one split"),
+        ({"dataset": "hub:csv"}, ConfigError, "'hub:csv' is a reader of files and no data set"),
         ({"hub": {"test": "dev"}}, DownloadError, r"owner/moods \(dev\) could not be loaded"),
         ({"dataset": "hub:owner/other"}, DownloadError, r"owner/other \(train\) could not be loaded"),
         ({"label_field": "sentence"}, ConfigError, "label_field 'sentence' is also a field of template"),
