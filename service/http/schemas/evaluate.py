@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, FiniteFloat
 
 from service.http.schemas.artifacts import ArtifactRef
-from service.http.schemas.base import Answer, ArtifactName, Strict, TimeoutSeconds, Timing, WholeNumber
+from service.http.schemas.base import Answer, ArtifactName, OrderAverage, Strict, TimeoutSeconds, Timing, WholeNumber
 from service.http.schemas.inputs import LabelledInput
 
 
@@ -16,7 +14,7 @@ class MeasureOptions(Strict):
 
     truncate: bool = Field(False, examples=[False])
     """Whether to cut inputs that are too long, where the artifact cuts them, else from the left, instead of 422."""
-    order_average: bool | Literal["all", "reverse"] = Field(False, examples=[False])
+    order_average: OrderAverage = Field(False, examples=[False])
     """Whether to ask each question in several orders of its choices, as in POST /predict, and measure the average too:
     as NAME_order_average beside every method. Limits count an input's orders.
     """

@@ -9,7 +9,16 @@ from pydantic import Field, FiniteFloat
 from laplora.decisions.thresholds import Flag
 from laplora.decisions.uncertainty import FLAGS
 from service.http.schemas.artifacts import ArtifactRef
-from service.http.schemas.base import Answer, ArtifactName, Probabilities, Probability, Strict, TimeoutSeconds, Timing
+from service.http.schemas.base import (
+    Answer,
+    ArtifactName,
+    OrderAverage,
+    Probabilities,
+    Probability,
+    Strict,
+    TimeoutSeconds,
+    Timing,
+)
 from service.http.schemas.inputs import Input
 
 _EXAMPLE_PROBS = {"negative": 0.18, "positive": 0.82}
@@ -33,7 +42,7 @@ class PredictOptions(Strict):
     """Whether to send logit_covariance (classes x classes, squared nats)."""
     truncate: bool = False
     """Whether to cut inputs that are too long, where the artifact cuts them, else from the left, instead of 422."""
-    order_average: bool | Literal["all", "reverse"] = False
+    order_average: OrderAverage = False
     """Whether to ask each question in several orders of its choices (all 2 or 6 of two or three, as many as choices of
     more) and average the probabilities. Of two or three choices the answer then does not depend on the order sent; of
     more it favours no place. all: the same as true; reverse: two orders, the one sent and its reverse; temperature then

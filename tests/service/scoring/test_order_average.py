@@ -63,6 +63,9 @@ async def test_two_orders_are_the_one_sent_and_its_reverse() -> None:
     assert measured.status_code == 200, measured.text
     assert "map_order_average" in measured.json()["methods"]
     assert unknown.status_code == 422
+    error = unknown.json()["error"]
+    assert error["field"] == "options.order_average"
+    assert error["message"] == "options.order_average: Input should be true, false, 'all' or 'reverse'"
 
 
 @pytest.mark.parametrize("path", ["/predict", "/evaluate"])
