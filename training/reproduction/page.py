@@ -145,6 +145,8 @@ def page_text(records: list[Record], ensembles: Mapping[Pair, Mapping[str, Any]]
         "are, the column *confidence − accuracy* says.",
         "## Figure 1: against steps",
         f"![Accuracy, NLL and ECE against optimizer steps]({figure})",
+        "[The calibration study](results.md#how-close-each-structure-comes-to-the-exact-posterior) has the curvatures "
+        "of the report's section 3.2 side by side: the diagonal Fisher, K-FAC and the full GGN.",
         "## The methods at the last checkpoint",
         "As the original paper compares them after 10,000 steps (Yang et al., arXiv 2308.13111, section 5.1). A "
         "checkpoint ensemble averages the last three checkpoints, or two where there are no more, MC dropout ten "
