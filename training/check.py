@@ -7,6 +7,7 @@ from statistics import mean
 from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig
 from training.fine_tuning.new_adapter import add_adapter
+from training.fine_tuning.regularization import loss_lines
 from training.fine_tuning.reporters import check_reporters
 from training.fine_tuning.trial import Trial, tried
 from training.workspace.run import Run
@@ -25,7 +26,7 @@ def check(config: RunConfig) -> None:
     """
     check_reporters(config.report_to)
     run = prepared_run(config)
-    for line in (*rows_lines(run), *prompt_lines(run)):
+    for line in (*rows_lines(run), *prompt_lines(run), *loss_lines(run)):
         say(line)
     model = run.adapted(lambda base: add_adapter(base, run.config))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

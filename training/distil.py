@@ -77,7 +77,10 @@ def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
         },
     }
     fields["calibration"]["rows"] = "held_out"
-    fields["optimizer"].pop("class_weights", None)  # the teacher's probabilities are of labels as they occur
+    for name in ("class_weights", "kl_to_base", "l2_to_initial"):  # the teacher's probabilities have them already
+        fields["optimizer"].pop(name, None)
+    if fields["laplace"].get("prior") == "l2":
+        fields["laplace"]["prior"] = "validation"
     one_pass = "temperature" if fields["predictives"]["temperature"] else "map"
     fields["predictives"] |= {"ensemble": 0, "laplace_ensemble": False, "mc_dropout": 0, "serve": one_pass}
     fields["optimizer"]["steps"] = round(fields["optimizer"]["steps"] * _growth(request, teacher.manifest))

@@ -23,6 +23,7 @@ from training.config import RunConfig, config_hash_fields
 from training.fine_tuning.label_trainer import LabelTrainer, callbacks_of, training_arguments
 from training.fine_tuning.new_adapter import add_adapter
 from training.fine_tuning.one_device import on_device
+from training.fine_tuning.regularization import PulledTarget, Regularization, loss_lines, with_base_answers
 from training.fine_tuning.reporters import check_reporters
 from training.workspace.folders import set_aside
 from training.workspace.folds import fold_runs
@@ -88,6 +89,8 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
         f"fine-tuning on {len(targets)} rows, {config.optimizer.step_count} steps of {config.optimizer.step_rows}"
         + (f"; {cut} prompts cut at {config.max_tokens} tokens" if cut else "")
     )
+    for line in loss_lines(run):
+        say(line)
     set_seed(config.seed)
     model = run.adapted(lambda base: add_adapter(base, config))
     save_adapter(model, run.folder / "initial_adapter")
@@ -96,7 +99,7 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
         trainer = LabelTrainer(
             model=model,
             args=training_arguments(config, run.device, checkpoints),
-            train_dataset=targets,
+            train_dataset=with_base_answers(run, model, targets) if config.optimizer.kl_to_base else targets,
             eval_dataset=labelled_targets(run, run.splits.selection) or None,
             data_collator=partial(_collated, run),
             callbacks=[
@@ -107,6 +110,8 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
         trainer.readout, trainer.optimizer_settings = run.readout, config.optimizer
         if weights := config.fit.class_weights:
             trainer.class_weights = torch.tensor(weights)
+        if config.optimizer.kl_to_base or config.optimizer.l2_to_initial:
+            trainer.regularization = Regularization.of(config.optimizer, model)
         if last:
             say(f"resuming at {last}")
         trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -169,7 +174,8 @@ def _tell_selected(run: Run, state: TrainerState) -> None:
     say(str(selected))
 
 
-def _collated(run: Run, items: Sequence[Target]) -> dict[str, torch.Tensor]:
-    rows, targets = zip(*items, strict=True)
+def _collated(run: Run, items: Sequence[Target] | Sequence[PulledTarget]) -> dict[str, torch.Tensor]:
+    rows, targets, *of_base = zip(*items, strict=True)
     batch = collate(rows, class_count=run.class_count, pad_token_id=run.tokenizer.pad_token_id)
-    return {**vars(batch), "labels": torch.stack(targets)}
+    pull = {"base_probs": torch.stack(of_base[0])} if of_base else {}
+    return {**vars(batch), "labels": torch.stack(targets), **pull}

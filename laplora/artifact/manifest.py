@@ -88,7 +88,7 @@ class TemplateRecord(_Record):
 class PriorRecord(_Record):
     """The served prior and how it was chosen."""
 
-    method: Literal["validation", "evidence", "leave_one_out"]
+    method: Literal["validation", "evidence", "leave_one_out", "l2"]
     granularity: Literal["scalar", "group", "module"]
     precision: dict[str, Annotated[float, Field(gt=0)]]
     objective: float = Field(description="nats: log evidence, or minus the mean held-out NLL")

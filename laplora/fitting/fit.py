@@ -26,6 +26,7 @@ from laplora.fitting.reversed_choices import reversed_temperature, with_reversed
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.several_labels import for_several_labels
 from laplora.fitting.store import Forgetful, Store
+from laplora.fitting.training_loss import check_kl_to_base
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.linearised import Likelihood
 from laplora.posterior.base import Posterior, block_precisions
@@ -88,10 +89,12 @@ def check_class_weights(settings: FitSettings, classes: int, likelihood: Likelih
 def possible(classifier: Classifier, rows: int, settings: FitSettings, progress: Progress) -> FitSettings:
     """Return the settings without what a classifier, or so few training rows, cannot have.
 
-    Raises ConfigError for a prior by leave-one-out, or weights of classes, with many classes.
+    Raises ConfigError for a prior by leave-one-out, or weights of classes, with many classes, and for a pull to a base
+    that has no answer.
     """
     many = many_classes(settings, classifier)
     check_class_weights(settings, classifier.class_count, classifier.readout.likelihood)
+    check_kl_to_base(settings, classifier.readout)
     if many and settings.laplace.prior == "leave_one_out":
         raise ConfigError(
             f"prior: leave_one_out takes the curvature of every contrast, and of {classifier.class_count} classes "

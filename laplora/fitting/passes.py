@@ -14,10 +14,10 @@ from laplora.classifier import Classifier, batches
 from laplora.fitting.progress import Progress
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Store
+from laplora.fitting.training_loss import TrainingLoss
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.many_classes import ManyClasses, fisher_directions
-from laplora.linearised import class_weighted_hessian, class_weighted_log_likelihood, log_likelihood
 from laplora.posterior.passes import State
 from laplora.posterior.structures import needs_sums
 from laplora.prompts.examples import Example, label_tensor
@@ -32,7 +32,7 @@ class RowPass:
     A pass that the store holds to its end is read back and runs no model.
 
     Attributes:
-        log_likelihood: of the rows, summed, nats, once a pass has ended; with class weights the weighted one.
+        log_likelihood: of the rows, summed, nats, once a pass has ended: that of the training loss.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RowPass:
         self._size = settings.laplace.batch_size
         self._sums = needs_sums(settings.laplace.structure)
         self._many, self._seed = many_classes(settings, classifier), settings.seed
-        self._weights = torch.tensor(settings.class_weights, dtype=torch.float64) if settings.class_weights else None
+        self._loss = TrainingLoss(settings, classifier.model, classifier.readout)
         self.log_likelihood = 0.0
 
     def __call__(
@@ -68,13 +68,7 @@ class RowPass:
             jacobians = contrast_jacobians(
                 classifier.model, batch, classifier.readout, self._blocks, sums=self._sums, choose=choose
             )
-            labels = self._labels[plan[number]]
-            if self._weights is None:
-                of_rows = log_likelihood(jacobians.likelihood, jacobians.logits, labels, batch.class_mask)
-            else:
-                weighted = (jacobians.logits, labels, batch.class_mask, self._weights)
-                of_rows = class_weighted_log_likelihood(*weighted)
-                jacobians = replace(jacobians, weights=class_weighted_hessian(*weighted))
+            of_rows, jacobians = self._loss(jacobians, self._labels[plan[number]], batch)
             state = add(state, jacobians, batch.class_mask)
             self.log_likelihood += float(of_rows.sum())
             del jacobians  # not held beside the next batch's

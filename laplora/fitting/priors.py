@@ -15,7 +15,7 @@ from laplora.models.readout import head_name
 from laplora.posterior.base import Covariances, Granularity, Posterior
 from laplora.posterior.structures import granularities
 from laplora.predictive.member_adapters import lora_parameters
-from laplora.prior.evidence import choose_by_evidence
+from laplora.prior.evidence import choose_by_evidence, prior_of_l2
 from laplora.prior.leave_one_out import choose_by_leave_one_out
 from laplora.prior.search import PriorChoice
 from laplora.prior.validation import choose_by_validation
@@ -31,7 +31,7 @@ def choose_priors(
     train: ProjectedSplit | None = None,
     judge: Covariances | None = None,
 ) -> list[PriorChoice]:
-    """Return every prior choice that is reported: by validation and by evidence, scalar and per group.
+    """Return every prior choice that is reported: by validation and by evidence, scalar and per group, and of the loss.
 
     Args:
         judge: of the calibration rows, where that is not ``posterior``.
@@ -51,8 +51,12 @@ def choose_priors(
                     granularity,
                 )
             )
+    stated = None
+    if settings.l2_to_initial:
+        stated = prior_of_l2(posterior, distances, log_likelihood, settings.l2_to_initial)
+        choices.append(stated)
     if train is not None:
-        # The trained adapter is the optimum under a prior that nobody stated; the evidence names one.
+        # The trained adapter is the optimum under a prior. Where the loss stated none, the evidence names one.
         choices.append(
             choose_by_leave_one_out(
                 posterior,
@@ -60,7 +64,7 @@ def choose_priors(
                 train.labels,
                 train.class_mask,
                 settings.laplace.granularity,
-                trained_under=choices[0].prior,
+                trained_under=(stated or choices[0]).prior,
             )
         )
     return choices

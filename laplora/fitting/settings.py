@@ -42,10 +42,11 @@ class LaplaceSettings(Section):
     factor_dtype: Literal["bfloat16", "float32"] = Field(
         "float32", description="number format of stored bases and directions"
     )
-    prior: Literal["validation", "evidence", "leave_one_out"] = Field(
+    prior: Literal["validation", "evidence", "leave_one_out", "l2"] = Field(
         "validation",
         description="how the served prior is chosen: by the calibration rows' likelihood, the training rows' evidence, "
-        "or analytic leave-one-out of the training rows (structure exact)",
+        "analytic leave-one-out of the training rows (structure exact), or l2, the one that the adapter was trained "
+        "under (l2_to_initial times the training rows)",
     )
     granularity: Literal["scalar", "group", "module"] = Field(
         "scalar", description="one prior precision in all, per lora_A / lora_B, or per matrix"
@@ -57,6 +58,8 @@ class LaplaceSettings(Section):
             raise ValueError("prior: validation cannot fix one precision per module; use scalar or group")
         if self.prior == "leave_one_out" and (self.structure != "exact" or self.granularity == "module"):
             raise ValueError("prior: leave_one_out needs structure: exact, and granularity scalar or group")
+        if self.prior == "l2" and self.granularity != "scalar":
+            raise ValueError("prior: l2 is one precision in all, as the loss has it; use granularity scalar")
         if self.granularity not in granularities(self.structure):
             allowed = " or ".join(granularities(self.structure))
             raise ValueError(
@@ -183,10 +186,31 @@ class FitSettings(Section):
         description="by class in order, of the loss that the adapter was trained with "
         "(``laplora.linearised.class_weighted_log_likelihood``), so that the curvature is of that loss; empty: none",
     )
+    kl_to_base: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of KL(base || adapted) in the loss that the adapter was trained with "
+        "(``laplora.fitting.training_loss``), so that the curvature is of that loss",
+    )
+    l2_to_initial: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of 1/2 |theta - theta_0|^2 in the mean loss that the adapter was trained with: a prior of "
+        "precision l2_to_initial times the training rows, which is reported beside the chosen one",
+    )
     seed: int = Field(0, ge=0, description="of splits, sketches, folds, dropout masks and made-up inputs")
 
     @model_validator(mode="after")
     def _weighs(self) -> FitSettings:
         if self.class_weights and self.laplace.prior == "leave_one_out":
             raise ValueError("class_weights: leave_one_out leaves out rows of one weight; use validation or evidence")
+        if self.kl_to_base and self.laplace.prior == "leave_one_out":
+            raise ValueError(
+                "kl_to_base: leave_one_out leaves out a row's label, and the pull to the base's answer would stay; use "
+                "validation or evidence"
+            )
+        if self.laplace.prior == "l2" and not self.l2_to_initial:
+            raise ValueError("prior: l2 is the one that l2_to_initial trained under: set it above 0")
         return self

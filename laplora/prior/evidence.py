@@ -64,9 +64,28 @@ def choose_by_evidence(
             break
     prior = Prior(granularity, {key: math.exp(value) for key, value in point.items()})
     at_bound = tuple(key for key, value in point.items() if value in (low, high))
-    precisions = block_precisions(prior, blocks)
+    return PriorChoice(prior, "evidence", log_evidence(posterior, squared_distances, log_likelihood, prior), at_bound)
+
+
+def prior_of_l2(posterior: Posterior, squared_distances: torch.Tensor, log_likelihood: float, l2: float) -> PriorChoice:
+    """Return the prior that training with ``l2 / 2 |theta - theta_init|^2`` in its mean loss was under.
+
+    The sum of the loss over N rows has ``N l2 / 2 |theta - theta_init|^2``, minus the logarithm of a Gaussian around
+    the initial weights of precision ``N l2``, up to a constant. The objective is the log evidence under it.
+
+    Args:
+        squared_distances, log_likelihood: as of ``choose_by_evidence``.
+        l2: above 0.
+    """
+    prior = Prior("scalar", {"all": l2 * posterior.rows})
+    return PriorChoice(prior, "l2", log_evidence(posterior, squared_distances, log_likelihood, prior), ())
+
+
+def log_evidence(posterior: Posterior, squared_distances: torch.Tensor, log_likelihood: float, prior: Prior) -> float:
+    """Return the log evidence of the training rows under a prior, nats; its formula is in ``choose_by_evidence``."""
+    precisions = block_precisions(prior, posterior.blocks)
     cost = float((precisions * squared_distances).sum()) + float(posterior.log_determinant_ratio(precisions))
-    return PriorChoice(prior, "evidence", log_likelihood - 0.5 * cost, at_bound)
+    return log_likelihood - 0.5 * cost
 
 
 def _log(value: float) -> float:

@@ -25,21 +25,24 @@ from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
 from training.config import OptimizerConfig, RunConfig
 from training.fine_tuning.one_device import OneDeviceArguments
+from training.fine_tuning.regularization import Regularization
 from training.workspace.recomputing import RECOMPUTING
 from training.workspace.targets import target_loss
 
 
 class LabelTrainer(Trainer):
-    """A Trainer whose loss is the cross-entropy over each row's possible labels (``target_loss``).
+    """A Trainer whose loss is the cross-entropy over each row's possible labels (``target_loss``), regularised.
 
     Attributes:
         readout: how their logits are read; optimizer_settings: of the configuration.
-        class_weights: (classes,), of the training loss alone: what is evaluated is the labels' plain likelihood.
+        class_weights: (classes,), and regularization: of the training loss alone; what is evaluated is the labels'
+            plain likelihood.
     """
 
     readout: ReadOut
     optimizer_settings: OptimizerConfig
     class_weights: torch.Tensor | None = None
+    regularization: Regularization | None = None
     #: A step's loss is the mean over all its rows, in however many batches they come.
     loss_is_scaled_for_ga = True
 
@@ -50,11 +53,14 @@ class LabelTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return a batch's part of the mean cross-entropy of a step's rows, nats; with ``return_outputs`` also none."""
-        targets = inputs.pop("labels")
+        """Return a batch's part of the mean loss of a step's rows, nats; with ``return_outputs`` also none."""
+        targets, of_base = inputs.pop("labels"), inputs.pop("base_probs", None)
         batch = Batch(**inputs)
         weights = self.class_weights if model.training else None
-        loss = target_loss(self.readout.scores(model, batch).logits, targets, batch.class_mask, weights)
+        logits = self.readout.scores(model, batch).logits
+        loss = target_loss(logits, targets, batch.class_mask, weights)
+        if self.regularization is not None and model.training:
+            loss = loss + self.regularization.loss(model, logits, batch.class_mask, of_base)
         if num_items_in_batch is not None and int(num_items_in_batch) != len(batch):
             loss = loss * (len(batch) / int(num_items_in_batch))
         return (loss, {}) if return_outputs else loss
@@ -94,7 +100,7 @@ class LabelTrainer(Trainer):
         if not self.optimizer_settings.group_by_length:
             return super()._get_train_sampler(train_dataset)
         rows: Any = train_dataset if train_dataset is not None else self.train_dataset
-        lengths = [len(row.token_ids) for row, _ in rows]
+        lengths = [len(row.token_ids) for row, *_ in rows]
         return LengthGrouped(lengths, self.optimizer_settings.step_rows, self.args.seed)
 
     def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Sized]], device: torch.device) -> int:
