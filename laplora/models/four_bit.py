@@ -41,6 +41,7 @@ def dequantize_linears(model: Any, dtype: torch.dtype) -> None:
     # transformers and peft dispatch on these two marks, and the weights are plain now.
     model.is_loaded_in_4bit = False
     model.is_quantized = False
+    model.expanded_from = "nf4"  # what an artifact says of it
     if hasattr(model, "hf_quantizer"):
         model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

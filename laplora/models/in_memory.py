@@ -30,7 +30,7 @@ def base_spec_of(model: Any, name: str | None = None, cache: Path | None = None)
         )
     given = getattr(model.config, "quantization_config", None)
     settings = given if isinstance(given, dict) or given is None else given.to_dict()
-    quantization: Literal["nf4", "none"] = "none"
+    quantization: Literal["nf4", "none"] = getattr(model, "expanded_from", "none")
     if settings is not None:
         is_nf4 = settings.get("load_in_4bit") and settings.get("bnb_4bit_quant_type") == "nf4"
         if not (is_nf4 and settings.get("bnb_4bit_use_double_quant")):
