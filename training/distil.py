@@ -114,11 +114,12 @@ def _recorded(request: DistilRequest, teacher: Artifact) -> dict[str, Any]:
     if config.optimizer.steps is None:  # a run records how many they were
         raise no_run
     manifest, base = teacher.manifest, config.base
-    of_manifest = (manifest.base_model, manifest.revision, manifest.quantization, manifest.dtype)
-    if (base.model, base.revision, base.quantization, base.dtype) != of_manifest:
+    removed = len(manifest.removed_layers)
+    of_manifest = (manifest.base_model, manifest.revision, manifest.quantization, manifest.dtype, removed)
+    if (base.model, base.revision, base.quantization, base.dtype, base.prune_layers) != of_manifest:
         raise ConfigError(
             f"the teacher {teacher.name!r} answers by the base model {manifest.base_model!r}, and its configuration "
-            f"names {base.model!r}, or another format of it: one of the two was changed"
+            f"names {base.model!r}, or another format of it, or removes other layers: one of the two was changed"
         )
     return config_hash_fields(config)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,11 @@ def fit_adapter(request: AdapterFit) -> Path:
     settings, device = _settings(request.overrides), resolve_device(request.device)
     adapter = given_adapter(request.adapter, request.base, request.task_type)
     spec, location, head = BaseSpec(adapter.base, None, request.quantization, request.dtype), None, None
+    spec = replace(spec, removed_layers=request.removed_layers)
     if adapter.has_head:
         location = locate_base(spec, progress=say)
         head = head_task(adapter, location)
-        spec = BaseSpec(adapter.base, None, request.quantization, request.dtype, head.classes)
+        spec = replace(spec, classes=head.classes)
     task, several = _task(request, head)
     rows = {
         name: adapter_rows(path, task, request.label_field, of_head=adapter.has_head, several=several)

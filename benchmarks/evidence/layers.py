@@ -13,7 +13,8 @@ from benchmarks.evidence.splits import deal
 from benchmarks.evidence.tasks import TASKS
 from laplora.classifier import Classifier
 from laplora.files import write_tensors
-from laplora.jacobians.states import StateTape, decoder_layers
+from laplora.jacobians.states import StateTape
+from laplora.models.decoder_layers import decoder_layers
 from laplora.prompts.examples import Example
 
 _BATCH = 32

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import laplora
 from benchmarks.familiarity.homes import Home
 from benchmarks.own_models.models import MAX_TOKENS, OFFLINE, TOP, train
-from laplora.jacobians.states import StateTape, decoder_layers
+from laplora.jacobians.states import StateTape
+from laplora.models.decoder_layers import decoder_layers
 from laplora.models.offline import ensure_model
 from laplora.prompts.examples import Example
 

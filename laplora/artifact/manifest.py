@@ -215,6 +215,11 @@ class Manifest(_Record):
     base_weights_hash: str
     quantization: Literal["nf4", "none"]
     dtype: Literal["bfloat16", "float32"]
+    removed_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (),
+        exclude_if=lambda removed: not removed,
+        description="decoder layers of the base that the model is without, by number from 0, ascending; left out: none",
+    )
     tokenizer_hash: str
     template: TemplateRecord
     labels: tuple[str, ...] = Field(min_length=2, max_length=MAX_LABELS)
@@ -256,6 +261,8 @@ class Manifest(_Record):
                 raise ValueError(
                     f"predictives.{name} has {record.member_count} members, the artifact {counts[record.members]}"
                 )
+        if list(self.removed_layers) != sorted(set(self.removed_layers)):
+            raise ValueError(f"removed_layers must be ascending, not {list(self.removed_layers)}")
         if self.readout.class_count != len(self.labels):
             raise ValueError(
                 f"the read-out has {self.readout.class_count} classes, there are {len(self.labels)} labels"
@@ -328,7 +335,7 @@ class Manifest(_Record):
         """The base model this artifact belongs to."""
         record = self.readout
         classes = record.class_count if isinstance(record, ClassificationHeadRecord) else None
-        return BaseSpec(self.base_model, self.revision, self.quantization, self.dtype, classes)
+        return BaseSpec(self.base_model, self.revision, self.quantization, self.dtype, classes, self.removed_layers)
 
 
 def parse_manifest(name: str, raw: bytes) -> Manifest:

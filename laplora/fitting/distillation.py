@@ -15,7 +15,8 @@ from laplora.fitting.projected import ProjectedSplit, project_split, split_of, s
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Store, rows_digest
 from laplora.fitting.variants import variants
-from laplora.jacobians.states import decoder_layers, join_states, spread_layers
+from laplora.jacobians.states import join_states, spread_layers
+from laplora.models.decoder_layers import decoder_layers
 from laplora.posterior.base import Posterior, Prior, block_precisions
 from laplora.predictive.cross_fitting import fold_rows
 from laplora.predictive.distilled import DistilledCovariance, distill

@@ -28,7 +28,7 @@ _LENGTHS = (6, 3)
 #: experts. Wrong positions move it by most of its norm. In float32 1 %.
 PADDING_TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.25}
 #: What a forward pass raises that was given other inputs than it takes.
-_REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
+REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
 
 
 def probe_batch(model: Any, class_count: int = 2, side: Side = "left") -> Batch:
@@ -96,15 +96,15 @@ def check_readout(model: Any) -> None:
         raise ModelError(f"{kind} gives {logits.shape[-1]} logits of the {len(given)} of {head_name(model)}")
     last = seen[0].view(len(hidden), -1, hidden.shape[-1])[:, -1]
     expected = transform.apply(given.double())
-    if not _close(logits, expected.expand_as(logits).to(logits.dtype)):
+    if not is_close(logits, expected.expand_as(logits).to(logits.dtype)):
         worst = int((logits.double() - expected).abs().max(0).values.argmax())
         what = (
             f"{head_name(model)} gave {float(given[worst]):.4g}, its logit is {float(logits[0, worst]):.4g}, expected "
             f"{float(expected[worst]):.4g}"
         )
-    elif not _close(last, hidden):
+    elif not is_close(last, hidden):
         what = f"{head_name(model)} sees another state than the decoder's last one"
-    elif not _close(ours, heads.to(hidden.dtype)):
+    elif not is_close(ours, heads.to(hidden.dtype)):
         what = f"{head_name(model)} is more than its weight and bias"
     else:
         return
@@ -121,7 +121,7 @@ def _second_row(batch: Batch) -> Batch:
     return Batch(**{name: value[1:, -_LENGTHS[1] :] for name, value in vars(batch).items()})
 
 
-def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+def is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Return whether two tensors are the same but for rounding in their number format; NaN is NaN."""
     gap = torch.finfo(other.dtype).eps ** 0.5 * float(other.double().nan_to_num().abs().max())
     return torch.allclose(one.double(), other.double(), rtol=0, atol=gap, equal_nan=True)
@@ -230,7 +230,7 @@ def runs_on_tokens(model: Any) -> Iterator[None]:
     """Raise ModelError where the block shows that a model does not take what a decoder or encoder of text takes."""
     try:
         yield
-    except _REFUSALS as error:
+    except REFUSALS as error:
         raise ModelError(
             f"{type(model).__name__} does not run on token ids, attention mask and positions alone, as a decoder of "
             f"text does ({type(error).__name__}: {first_line(error)[:200]}): use another base model"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from laplora.errors import ArtifactCorruptError
-from laplora.jacobians.states import decoder_layers
+from laplora.models.decoder_layers import decoder_layers
 from laplora.models.readout import base_of
 from laplora.posterior.file import read_tensors
 from laplora.predictive.distilled import MOST_INPUTS, TENSORS, DistilledCovariance, gaussian_kernel

@@ -107,6 +107,5 @@ def check_base(artifact: Artifact, active: Predictor) -> None:
     base, other = artifact.manifest.base, active.artifact.manifest.base
     if base != other:
         raise ArtifactIncompatibleError(
-            f"the artifact is on the base model {base.model!r} ({base.quantization}, {base.dtype}), the loaded "
-            f"ones on {other.model!r} ({other.quantization}, {other.dtype}): activate it, which sends those away"
+            f"the artifact is on the base model {base}, the loaded ones on {other}: activate it, which sends those away"
         )

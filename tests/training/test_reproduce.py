@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from laplora.errors import ConfigError
+from laplora.models.decoder_layers import decoder_layers
+from laplora.predictive.member_adapters import in_place, lora_parameters, read_weights
 from tests.tiny_runs import made_once
 from training.__main__ import main
 from training.config.reproduced import MODELS, REPORTED, TASKS, checkpoints, run_config
@@ -20,6 +22,7 @@ from training.finetune import finetune
 from training.reproduction.checkpoint import Answers, answers_folder, read_answers
 from training.reproduction.page import collected, page_text
 from training.reproduction.record import RECORD, scores
+from training.workspace.members import kept_adapter
 from training.workspace.results import load_trained
 from training.workspace.runtime import open_run
 
@@ -275,3 +278,22 @@ def test_every_model_has_a_configuration_for_every_task(model: str, tmp_path: Pa
 
 def test_a_last_step_between_two_checkpoints_is_measured_too(tmp_path: Path) -> None:
     assert checkpoints(run_config("smollm2-135m", "sst2", 0, tmp_path, 25, 10, [])) == (10, 20, 25)
+
+
+def test_a_base_that_loses_layers_is_reproduced(
+    tiny_base_folder: Path, data_wheel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every checkpoint's answers are those of the base with one of its two layers, and it is chosen once."""
+    out, prune = tmp_path / "out", "base.prune_layers=1"
+    assert reproduced(out, tiny_base_folder, "--tasks", "arc_easy", f"--set={prune}") == 0
+    assert capsys.readouterr().out.count("removed, counted from 0: of 1 in a row") == 1
+    overrides = [*SET, f"base.model={tiny_base_folder}", prune]
+    run = open_run(run_config("smollm2-135m", "arc_easy", 0, out, 4, 2, overrides))
+    classifier = run.classifier(load_trained(run))
+    assert len(decoder_layers(classifier.model)) == 1
+    for step in (2, 4):
+        answers = read_answers(answers_folder(run.folder, step) / "test.safetensors")
+        assert answers is not None
+        with in_place(lora_parameters(classifier.model), read_weights(classifier.model, kept_adapter(run, step))):
+            probs = plain_probs(classifier, run.splits.test, 8)
+        torch.testing.assert_close(answers.probs["map"], probs, atol=1e-5, rtol=1e-4)

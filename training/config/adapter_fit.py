@@ -23,6 +23,7 @@ class AdapterFit:
         labels: in class order. None: those that the model names for a classification head, else those of the rows,
             sorted.
         base: None: the one that the adapter names.
+        removed_layers: numbers, from 0, of the base's decoder layers that it was trained without.
         task_type: PEFT's, of a causal language model or a classification head; None: what the adapter says.
         out: folder of the artifact.
     """
@@ -37,6 +38,7 @@ class AdapterFit:
     test: Path | None = None
     initial_adapter: Path | None = None
     base: str | None = None
+    removed_layers: tuple[int, ...] = ()
     task_type: Literal["CAUSAL_LM", "SEQ_CLS"] | None = None
     quantization: Literal["nf4", "none"] = "none"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -60,6 +62,8 @@ def add_options(job: argparse.ArgumentParser) -> None:
     group.add_argument("--test", type=Path, help="file of rows to measure on; the artifact records the figures")
     group.add_argument("--initial-adapter", type=Path, help="folder of the adapter before training: the prior's centre")
     group.add_argument("--base", help="folder, hub id or offline name (default: what the adapter says)")
+    without = "numbers, from 0 and ascending, of the base's decoder layers that it was trained without (default: none)"
+    group.add_argument("--removed-layers", nargs="+", type=int, help=without)
     kinds = "CAUSAL_LM, or SEQ_CLS for a classification head (default: what the adapter says)"
     group.add_argument("--task-type", choices=("CAUSAL_LM", "SEQ_CLS"), help=kinds)
     group.add_argument("--quantization", choices=("nf4", "none"), help="of the base (default: none)")
@@ -90,6 +94,5 @@ def request_of(options: argparse.Namespace) -> AdapterFit | None:
         raise ConfigError("give --config FILE for a run of training, or --adapter FOLDER for one trained elsewhere")
     if missing:
         raise ConfigError(f"--adapter needs {', '.join(missing)} too")
-    if "labels" in given:
-        given["labels"] = tuple(given["labels"])
+    given |= {name: tuple(given[name]) for name in ("labels", "removed_layers") if name in given}
     return AdapterFit(**given, overrides=tuple(options.overrides))

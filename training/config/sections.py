@@ -25,6 +25,17 @@ class BaseConfig(Section):
         description="turn 4-bit weights into plain ones of the same values at load; null: on a CPU with the memory "
         "for it",
     )
+    prune_layers: int = Field(
+        0,
+        ge=0,
+        description="consecutive decoder layers to remove before training: those over which the states of training "
+        "prompts change least (Gromov et al., arXiv 2403.17887); 0: none",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields; without ``prune_layers`` at its default, as before there was such a field."""
+        return as_before(self, write(self), ("prune_layers",))
 
 
 class AdapterConfig(Section):

@@ -95,7 +95,7 @@ def estimate(config: RunConfig, settings: Any, *, tokens: int, classes: int, exp
     Label sequences are counted as one token a label; each further one costs a copy of its tokens.
 
     Args:
-        config: of the run; its base is not looked at, but for the number formats.
+        config: of the run; its base is not looked at, but for the number formats and the layers to remove.
         settings: transformers' configuration of the base.
         tokens: of every row; the longest prompt for memory, the mean one for time.
         classes: labels of a row.
@@ -113,6 +113,7 @@ def estimate(config: RunConfig, settings: Any, *, tokens: int, classes: int, exp
         rank=adapter.rank,
         targets=adapter.targets,
         dropout=adapter.dropout,
+        pruned=base.prune_layers,
     )
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rows = config.optimizer.batch_size

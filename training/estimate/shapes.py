@@ -11,23 +11,25 @@ import torch
 from torch import nn
 
 from laplora.errors import ModelError
+from laplora.models.decoder_layers import decoder_layers
 from laplora.models.four_bit import keep_4bit_differentiable
+from laplora.models.layer_removal import drop_layers
 from laplora.models.probe import check_targets
 from laplora.models.quiet import quiet_loading
 
 Quantization = Literal["nf4", "none"]
 
 
-def shape_base(settings: Any, *, quantization: Quantization, dtype: torch.dtype) -> Any:
+def shape_base(settings: Any, *, quantization: Quantization, dtype: torch.dtype, pruned: int = 0) -> Any:
     """Return the causal language model of a transformers configuration on the meta device, frozen, in eval mode.
 
     Args:
         quantization: ``nf4``: linears are bitsandbytes' 4-bit ones, packed, but for those that transformers leaves
             plain at load (``lm_head``). For weights that are expanded at load say ``none``: they are as large.
-        dtype: of what is not packed.
+        dtype: of what is not packed; pruned: layers that are removed, here the last ones.
 
     Raises:
-        ModelError: ``nf4`` without bitsandbytes.
+        ModelError: ``nf4`` without bitsandbytes, or layers that cannot be removed.
     """
     from transformers import AutoModelForCausalLM
 
@@ -40,6 +42,9 @@ def shape_base(settings: Any, *, quantization: Quantization, dtype: torch.dtype)
             if "scaled_dot_product_attention" not in str(error):
                 raise
             base = make(settings, dtype=dtype, attn_implementation="eager")
+    if pruned:
+        layers = len(decoder_layers(base))
+        drop_layers(base, range(layers - pruned, layers))
     if quantization == "nf4":
         _pack(base, dtype)
     base.requires_grad_(False)
@@ -54,13 +59,14 @@ def shape_model(
     rank: int,
     targets: Sequence[str],
     dropout: float = 0.0,
+    pruned: int = 0,
 ) -> Any:
     """Return ``shape_base`` with a LoRA adapter on it, float32 as PEFT trains it.
 
     Raises:
         ModelError: as ``shape_base``, and a target that names no linear module.
     """
-    base = shape_base(settings, quantization=quantization, dtype=dtype)
+    base = shape_base(settings, quantization=quantization, dtype=dtype, pruned=pruned)
     check_targets(base, tuple(targets))
     with quiet_loading():
         from peft import LoraConfig, get_peft_model

@@ -1,4 +1,4 @@
-"""How many parameters a base has, without its weights."""
+"""How many parameters and layers a base has, without its weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from laplora.errors import ModelError, first_line
 from laplora.models.base import locate_base
+from laplora.models.decoder_layers import decoder_layers
 from laplora.models.quiet import quiet_loading
 from training.config import RunConfig
 from training.workspace.run import base_spec
@@ -20,6 +21,25 @@ def parameter_count(location: str, revision: str | None) -> int:
     Raises:
         ModelError: no configuration of a causal language model is there.
     """
+    try:
+        model = _without_weights(location, revision)
+    except ModelError as error:
+        raise ModelError(
+            f"{error}; name optimizer.learning_rate and optimizer.steps, which its size would choose"
+        ) from None
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def layer_count(location: str, revision: str | None) -> int:
+    """Return the number of decoder layers of the base at a location; no weight is read.
+
+    Raises:
+        ModelError: no configuration of a causal language model is there, or its layers are not found.
+    """
+    return len(decoder_layers(_without_weights(location, revision)))
+
+
+def _without_weights(location: str, revision: str | None) -> Any:
     with quiet_loading():
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -27,13 +47,9 @@ def parameter_count(location: str, revision: str | None) -> int:
     try:
         config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
         with torch.device("meta"), quiet_loading():
-            model = empty(config, trust_remote_code=False)
+            return empty(config, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"base model {location!r}: no configuration can be loaded ({first_line(error)}); name "
-            "optimizer.learning_rate and optimizer.steps, which its size would choose"
-        ) from None
-    return sum(parameter.numel() for parameter in model.parameters())
+        raise ModelError(f"base model {location!r}: no configuration can be loaded ({first_line(error)})") from None
 
 
 def configured_parameters(config: RunConfig) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from filelock import FileLock
 
 from laplora.classifier import Classifier
 from laplora.errors import NonFiniteError
+from laplora.fitting.store import digest
 from laplora.models.base import BaseSpec, load_base_model
+from laplora.models.hashes import weights_hash
 from laplora.models.in_memory import non_finite
 from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.examples import Example
@@ -22,6 +24,7 @@ from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig
 from training.data.examples import Splits
 from training.workspace.held_base import HeldBase
+from training.workspace.pruning import Pruning
 from training.workspace.student import Student
 
 
@@ -37,6 +40,7 @@ class Run:
         own_folder: where its results lie, if not in the configuration's ``run_dir``: a fold's
             (``training.workspace.folds``).
         base: the base model, which the run's steps and folds have one after another.
+        pruning: how its layers to remove are chosen; None: it has all.
     """
 
     config: RunConfig
@@ -50,6 +54,7 @@ class Run:
     own_folder: Path | None = None
     student: Student | None = None
     base: HeldBase = field(default_factory=HeldBase)
+    pruning: Pruning | None = None
 
     @property
     def folder(self) -> Path:
@@ -90,13 +95,31 @@ class Run:
         return self.base.adapted(self.load_base, put)
 
     def load_base(self) -> Any:
-        """Return the base model as this run uses it.
+        """Return the base model as this run uses it, without the layers that it removes.
 
         Raises:
-            ModelError: a base that cannot be loaded or is not covered.
+            ModelError: a base that cannot be loaded or is not covered, or without these layers.
             NonFiniteError: a base whose weights hold NaN or infinity, the scales of packed 4-bit ones included.
         """
-        spec = base_spec(self.config)
+        return self._loaded(self.base_spec())
+
+    def base_spec(self) -> BaseSpec:
+        """Return which base model it is. The layers that it is without are chosen where they were not yet."""
+        whole = base_spec(self.config)
+        if self.pruning is None:
+            return whole
+        rows, base = self.encode(self.pruning.prompts), self.config.base
+        weights = weights_hash(self.location, base.revision)
+        made_from = digest(weights, base.quantization, base.dtype, [row.token_ids for row in rows])
+        size = self.config.laplace.batch_size
+        block = self.pruning.layers(
+            made_from,
+            load=lambda: self._loaded(whole),
+            batches=lambda: [self.collate(rows[i : i + size]) for i in range(0, len(rows), size)],
+        )
+        return replace(whole, removed_layers=block.layers)
+
+    def _loaded(self, spec: BaseSpec) -> Any:
         model = load_base_model(self.location, spec, device=self.device, dequantize=self.config.base.dequantize).model
         if (name := non_finite(model)) is not None:
             raise NonFiniteError(
@@ -107,6 +130,6 @@ class Run:
 
 
 def base_spec(config: RunConfig) -> BaseSpec:
-    """Return the configured base model."""
+    """Return the configured base model, with all of its layers."""
     base = config.base
     return BaseSpec(base.model, base.revision, base.quantization, base.dtype)

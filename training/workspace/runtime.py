@@ -19,11 +19,12 @@ from training.config import RunConfig, config_hash_fields
 from training.config.folders import owner
 from training.data.examples import Splits
 from training.data.section import load_splits
-from training.workspace.base_size import parameter_count
+from training.workspace.base_size import layer_count, parameter_count
 from training.workspace.class_weights import weighed
 from training.workspace.filled_in import filled_in
 from training.workspace.folders import claim, in_use, start_from, trained_from
 from training.workspace.provenance import adapter_inputs
+from training.workspace.pruning import pruning_of
 from training.workspace.run import Run, base_spec
 from training.workspace.selection import split_off
 from training.workspace.student import open_student
@@ -38,7 +39,8 @@ def open_run(config: RunConfig) -> Run:
     """
     run = prepared_run(config)
     _begin_folder(run)
-    run = replace(run, lock=in_use(run.config.run_dir))
+    pruning = run.pruning and replace(run.pruning, folder=run.config.run_dir)
+    run = replace(run, lock=in_use(run.config.run_dir), pruning=pruning)
     write_json(run.config.run_dir / "splits.json", run.splits.report)
     return run
 
@@ -50,7 +52,8 @@ def prepared_run(config: RunConfig) -> Run:
 
     Raises:
         ConfigError: no calibration or test rows, golden inputs that the template does
-            not take, an average over the orders of choices that it has none of, or as of ``open_student``.
+            not take, an average over the orders of choices that it has none of, or as of ``open_student`` and
+            ``pruning_of``.
         DataError, ModelError, LabelTokenError, DownloadError: data, base or labels that cannot be used.
         ArtifactError: a teacher that cannot be read.
         ArtifactWriteError: something that is no artifact has the finished one's place.
@@ -70,7 +73,8 @@ def prepared_run(config: RunConfig) -> Run:
     verbalizers = task.verbalizers or default_verbalizers(task.template, task.labels)
     readout = named_readout(tokenizer, task.template, verbalizers, config.readout)
     check_class_weights(config.fit, readout.class_count, readout.likelihood)
-    return Run(config, splits, location, tokenizer, verbalizers, readout, device, student=student)
+    pruning = pruning_of(config, splits, partial(layer_count, location, config.base.revision))
+    return Run(config, splits, location, tokenizer, verbalizers, readout, device, student=student, pruning=pruning)
 
 
 def _begin_folder(run: Run) -> None:

@@ -16,8 +16,8 @@ from torch import nn
 
 from laplora.errors import ModelError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks, reverse_pass
-from laplora.jacobians.states import decoder_layers
 from laplora.linearised import contrasts
+from laplora.models.decoder_layers import decoder_layers
 from laplora.models.logit_transform import LogitTransform, logit_transform
 from laplora.models.lora import lora_layers
 from laplora.models.probe import check_adapted, check_readout, check_targets, probe_batch

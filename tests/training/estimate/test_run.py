@@ -49,6 +49,15 @@ def estimated(kind: str = "llama", tokens: int = TOKENS, classes: int = CLASSES,
     return estimate(run_config(**sections), SETTINGS[kind], tokens=tokens, classes=classes)
 
 
+def test_a_run_without_layers_is_that_of_the_shallower_model() -> None:
+    """Two of four layers: the memory of each step, the adapter and the posterior of a model that has two."""
+    base = {"quantization": "none", "dtype": "float32"}
+    found = estimated(base=base | {"prune_layers": 2})
+    shallow = hf.LlamaConfig(**SIZES | {"num_hidden_layers": 2}, num_key_value_heads=2)
+    assert found == estimate(run_config(), shallow, tokens=TOKENS, classes=CLASSES)
+    assert found.model_bytes < estimated().model_bytes
+
+
 @pytest.fixture
 def no_scratch() -> Iterator[None]:
     """On some CPUs oneDNN takes the scratch of a matrix product from torch's allocator, which no count knows of."""

@@ -1,0 +1,105 @@
+"""The layers that change a prompt's state least: angles against arccos, states against transformers', the choice."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tiny_architectures import tiny_architecture
+from tiny_models import generator, tiny_task
+
+from laplora.errors import ModelError, NonFiniteError
+from laplora.models.decoder_layers import decoder_layers
+from laplora.models.layer_similarity import angular_distances, most_similar_block, states_between_layers
+from laplora.prompts.rows import Batch
+
+LAYERS = 6
+
+
+def batch() -> Batch:
+    """Rows of 1 to 7 tokens, padded on the left."""
+    return tiny_task(examples=8).batch()
+
+
+def quiet(model: Any, *numbers: int, factor: float) -> Any:
+    """Scale what some layers add to the state."""
+    for number in numbers:
+        layer = decoder_layers(model)[number]
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            linear.weight.data *= factor
+    return model
+
+
+def test_angles_are_those_of_arccos() -> None:
+    states = torch.randn(9, LAYERS + 1, 12, generator=generator(0), dtype=torch.float64)
+    for length in (1, 2, 5):
+        found = angular_distances(states, length)
+        assert len(found) == LAYERS - length + 1
+        for first, distance in enumerate(found.tolist()):
+            before, after = states[:, first], states[:, first + length]
+            cosine = (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1))
+            assert distance == pytest.approx(float(cosine.arccos().mean()) / math.pi, rel=1e-12)
+
+
+def test_angles_that_are_known() -> None:
+    one, other = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 0.5])
+    near = torch.tensor([1.0, 1e-9], dtype=torch.float64)  # whose cosine is 1 to the last digit
+    states = torch.stack([one, other, -2 * other, -2 * other, one]).double()[None]
+    assert angular_distances(states, 1).tolist() == pytest.approx([0.5, 1, 0, 0.5], abs=1e-12)
+    assert float(angular_distances(torch.stack([one.double(), near])[None], 1)) == pytest.approx(1e-9 / math.pi)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3", "gemma3", "gpt2"])
+def test_states_are_those_that_enter_each_layer(kind: str) -> None:
+    """As transformers notes them: the last of its states has gone through the final norm, which ours has not."""
+    model, rows = tiny_architecture(kind), batch()
+    states = states_between_layers(model, rows)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder_layers(model))
+    with torch.no_grad():
+        noted = model(**rows.inputs, output_hidden_states=True).hidden_states
+    assert states.shape == (8, 3, 16)
+    for place in range(2):
+        torch.testing.assert_close(states[:, place].float(), noted[place][:, -1])
+    decoder = getattr(model, model.base_model_prefix)
+    norm = decoder.ln_f if kind == "gpt2" else getattr(decoder, "language_model", decoder).norm
+    with torch.no_grad():
+        torch.testing.assert_close(norm(states[:, 2].float()), noted[2][:, -1])
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3"])
+@pytest.mark.parametrize("block", [(0, 1), (2, 3), (4, 5)], ids=["the first", "in the middle", "the last"])
+def test_the_block_that_changes_nothing_is_chosen(kind: str, block: tuple[int, ...]) -> None:
+    """Wherever it is: the one that ends with the last layer is a candidate too."""
+    model = quiet(tiny_architecture(kind, num_hidden_layers=LAYERS), *block, factor=0.0)
+    states = states_between_layers(model, batch())
+    found = most_similar_block(states, 2)
+    assert (found.layers, found.distance) == (block, 0.0)
+    assert most_similar_block(states, 1).layers == block[:1]  # of two the first
+
+
+def test_the_quietest_block_is_chosen_and_not_the_quietest_layer() -> None:
+    """One layer that changes nothing among loud ones loses to three quiet ones."""
+    model = tiny_architecture("llama", num_hidden_layers=LAYERS)
+    quiet(model, 0, factor=0.0)
+    quiet(model, 3, 4, 5, factor=0.1)
+    states = states_between_layers(model, batch())
+    assert most_similar_block(states, 1).layers == (0,)
+    assert most_similar_block(states, 3).layers == (3, 4, 5)
+
+
+def test_states_without_a_direction_are_refused() -> None:
+    states = torch.randn(4, LAYERS + 1, 12, generator=generator(0), dtype=torch.float64)
+    for value in (float("nan"), float("inf"), 0.0):
+        broken = states.clone()
+        broken[1, 3] = value
+        with pytest.raises(NonFiniteError, match="no layers can be chosen"):
+            most_similar_block(broken, 2)
+
+
+def test_layers_that_pass_on_something_else_are_refused() -> None:
+    with pytest.raises(ModelError, match="do not pass on one state a token"):
+        states_between_layers(tiny_architecture("gemma3n_text"), batch())
+    with pytest.raises(ModelError, match="in no list"):
+        states_between_layers(tiny_architecture("bart"), batch())
