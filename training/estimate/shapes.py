@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -37,11 +38,11 @@ def shape_base(settings: Any, *, quantization: Quantization, dtype: torch.dtype,
     with torch.device("meta"), quiet_loading(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers', about settings of its own
         try:
-            base = make(settings, dtype=dtype, attn_implementation="sdpa")
+            base = make(copy.deepcopy(settings), dtype=dtype, attn_implementation="sdpa")
         except ValueError as error:  # as at load: a model that has no such attention
             if "scaled_dot_product_attention" not in str(error):
                 raise
-            base = make(settings, dtype=dtype, attn_implementation="eager")
+            base = make(copy.deepcopy(settings), dtype=dtype, attn_implementation="eager")
     if pruned:
         layers = len(decoder_layers(base))
         drop_layers(base, range(layers - pruned, layers))
