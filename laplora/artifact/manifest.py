@@ -36,6 +36,8 @@ ADAPTER_FOLDER = "adapter"
 HEAD = "head.safetensors"
 #: Most levels of a manifest: deeper ones can be read, and not be written or listed again.
 MAX_NESTING = 64
+#: More decoder layers than any base has. Errors name those that a manifest removes, and are sent to clients.
+MOST_LAYERS = 1024
 #: What an artifact may be called.
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 #: An adapter's files; never the pickled one that PEFT would fall back to.
@@ -215,8 +217,9 @@ class Manifest(_Record):
     base_weights_hash: str
     quantization: Literal["nf4", "none"]
     dtype: Literal["bfloat16", "float32"]
-    removed_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    removed_layers: tuple[Annotated[int, Field(ge=0, lt=MOST_LAYERS)], ...] = Field(
         (),
+        max_length=MOST_LAYERS,
         exclude_if=lambda removed: not removed,
         description="decoder layers of the base that the model is without, by number from 0, ascending; left out: none",
     )

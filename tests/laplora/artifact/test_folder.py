@@ -13,7 +13,7 @@ import pytest
 from tiny_runs import FinishedRun, reseal
 
 from laplora.artifact.folder import check_name, new_artifact, read_artifact
-from laplora.artifact.manifest import GOLDEN, MANIFEST, POSTERIOR, SCORES
+from laplora.artifact.manifest import GOLDEN, MANIFEST, POSTERIOR, SCORES, parse_manifest
 from laplora.errors import (
     ArtifactCorruptError,
     ArtifactIncompatibleError,
@@ -129,6 +129,18 @@ def test_a_correction_of_no_predictive_is_refused(artifact_copy: Path) -> None:
 def test_a_git_lfs_pointer_is_called_one(artifact_copy: Path) -> None:
     (artifact_copy / ADAPTER).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 796904\n")
     assert_corrupt(artifact_copy, r"it is a git-lfs pointer, .*git lfs pull")
+
+
+@pytest.mark.parametrize(
+    "removed",
+    [[5] * 200_000, list(range(300_000)), list(range(300_000, 0, -1)), [1024], [10**4000], [-1], [2, 1], [1, 1], None],
+)
+def test_removed_layers_that_no_model_has_are_refused_in_few_words(removed: object) -> None:
+    """Errors name the layers, and go to clients and into logs."""
+    fields = json.loads((DEFAULT_ARTIFACT / MANIFEST).read_bytes()) | {"removed_layers": removed}
+    with pytest.raises(ArtifactCorruptError, match="removed_layers") as refused:
+        parse_manifest("edited", json.dumps(fields).encode())
+    assert len(str(refused.value)) < 400
 
 
 @pytest.mark.parametrize("version", [4, 5, "6", True, 6.0, None])
