@@ -198,7 +198,7 @@ class FitSettings(Section):
         ge=0,
         allow_inf_nan=False,
         description="weight of 1/2 |theta - theta_0|^2 in the mean loss that the adapter was trained with: a prior of "
-        "precision l2_to_initial times the training rows, which is reported beside the chosen one",
+        "precision l2_to_initial times the rows of the curvature, which is reported beside the chosen one",
     )
     seed: int = Field(0, ge=0, description="of splits, sketches, folds, dropout masks and made-up inputs")
 
