@@ -273,6 +273,27 @@ def test_folds_have_the_layers_of_their_run(deep_base: Path, tmp_path: Path) -> 
     assert len(decoder_layers(fold)) == LAYERS - 2
 
 
+def test_the_prompts_are_a_bounded_draw_by_the_seed(
+    deep_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(sentiment_config(tmp_path, deep_base, name="drawn", **SMALL), [PRUNED])
+    run = prepared_run(config)
+    monkeypatch.setattr(pruning, "PROMPTS", 8)
+
+    def drawn(seed: int) -> list[str]:
+        found = pruning.pruning_of(config.model_copy(update={"seed": seed}), run.splits, lambda: LAYERS)
+        assert found is not None
+        return [example.id for example in found.prompts]
+
+    order = [example.id for example in run.splits.train]
+    assert drawn(0) == drawn(0) == sorted(drawn(0), key=order.index)
+    assert len(set(drawn(0))) == 8
+    assert drawn(0) != drawn(1)
+    assert (
+        pruning.pruning_of(load_config(tmp_path / "sentiment.yaml"), run.splits, lambda: pytest.fail("asked")) is None
+    )
+
+
 def test_a_check_names_the_layers_and_writes_nothing(
     deep_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

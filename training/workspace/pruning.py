@@ -71,9 +71,7 @@ class Pruning:
         if self.folder is None or not (self.folder / REMOVED).is_file():
             return None
         fields = json.loads((self.folder / REMOVED).read_text(encoding="utf-8"))
-        if fields["made_from"] != made_from or len(fields["layers"]) != self.count:
-            return None
-        return LayerBlock(tuple(fields["layers"]), fields["distance"])
+        return LayerBlock(tuple(fields["layers"]), fields["distance"]) if fields["made_from"] == made_from else None
 
 
 def pruning_of(config: RunConfig, splits: Splits, layers: Callable[[], int]) -> Pruning | None:

@@ -28,7 +28,7 @@ LAYERS = 5
 REMOVED = [1, 2]
 #: Kinds of decoders, with settings of layers that are not all alike: windows by layer, and layers without positions.
 KINDS: dict[str, dict[str, Any]] = {
-    "llama": {},
+    "llama": {"eos_token_id": [2, 3, 4, 5, 6]},  # as many as layers, and not one for each
     "qwen2": {
         "use_sliding_window": True,
         "sliding_window": 3,
