@@ -40,13 +40,13 @@ class LastLayer:
     curvature: torch.Tensor
 
     @classmethod
-    def of(cls, states: torch.Tensor, hessian: torch.Tensor, trained: int) -> LastLayer:
+    def of(cls, states: torch.Tensor, hessian: torch.Tensor, trained: float) -> LastLayer:
         """Return the last layer of labelled rows.
 
         Args:
             states: (rows, width), what their logits are read from.
             hessian: (directions, directions), their mean ``Lambda``.
-            trained: rows that trained the weights.
+            trained: rows that trained the weights, each as many times as its loss has the curvature of a label.
 
         Raises:
             NonFiniteError: NaN or infinity in a state.
@@ -78,13 +78,13 @@ class LastStates:
     Attributes:
         states: (inputs, width), what their logits are read from.
         probs: (inputs, classes), what the trained weights say of them.
-        trained: rows that trained the weights.
+        trained: rows that trained the weights, as of ``LastLayer.of``.
         likelihood: of the labels.
     """
 
     states: torch.Tensor
     probs: torch.Tensor
-    trained: int
+    trained: float
     likelihood: Likelihood = "categorical"
 
     def take(self, inputs: torch.Tensor) -> LastStates:

@@ -183,7 +183,9 @@ def fit_rows(
         )
     ensemble = Ensemble(tuple(adapters), fits)
     trained = Fitted(posterior, served.prior, split.projected)
-    conditioning = Conditioning.of(trained, split) if settings.predictives.conditioned else None
+    conditioning = None
+    if settings.predictives.conditioned:
+        conditioning = Conditioning.of(trained, split, kl_to_base=settings.kl_to_base)
     conditioned = {kind: conditioning.served(kind) for kind in CONDITIONED} if conditioning else {}
     distilled = distill_covariance(
         classifier, posterior, served.prior, train, unlabelled, split, settings, store, progress

@@ -12,6 +12,8 @@ curvature is ``1 + kl`` times that of the labels. With class weights the first t
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +44,18 @@ def check_kl_to_base(settings: FitSettings, readout: ReadOut) -> None:
             f"kl_to_base: {', '.join(readout.trained)} was trained with the adapter, and the base's own head, if it "
             "has one, knows nothing of the labels: leave it out"
         )
+
+
+def recorded_kl_to_base(config: Mapping[str, Any]) -> float:
+    """Return ``kl_to_base`` of the configuration that an artifact records, a run's or a fit's; 0 where it has none.
+
+    Raises ConfigError for what is no such weight.
+    """
+    section = config.get("optimizer", config)
+    value: object = section.get("kl_to_base", 0.0) if isinstance(section, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ConfigError("the manifest's configuration has a kl_to_base that is no number from 0: it was changed")
+    return float(value)
 
 
 class TrainingLoss:

@@ -20,7 +20,7 @@ from laplora.fitting.progress import Silent
 from laplora.fitting.rows import read_rows
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Forgetful
-from laplora.fitting.training_loss import TrainingLoss, check_kl_to_base
+from laplora.fitting.training_loss import TrainingLoss, check_kl_to_base, recorded_kl_to_base
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks, find_blocks
 from laplora.linearised import contrast_hessian, contrasts, expected_log_likelihood, log_likelihood
 from laplora.posterior.base import Posterior
@@ -173,6 +173,35 @@ def test_the_prior_of_the_loss_stands_beside_the_chosen_one(classifier: laplora.
     assert {"validation", "evidence", "l2"} == {choice.method for choice in fit.choices}
     best = max(choice.objective for choice in fit.choices if choice.method == "evidence")
     assert fit.served.objective <= best + 1e-6, "the chosen one has the most evidence"
+
+
+def test_labels_condition_the_posterior_of_the_whole_loss(classifier: laplora.Classifier) -> None:
+    """``conditioned`` looks at trained answers and at the last layer's curvature alone: the pull is in that."""
+    examples, off = rows(30), {"fast": 0, "temperature": False, "laplace_temperature": False}
+    moved = []
+    for kl in (0.0, KL):
+        settings = FitSettings.model_validate({"kl_to_base": kl, "predictives": off | {"conditioned": True}})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            fit = laplora.fit(classifier, examples[:20], examples[20:], settings=settings, progress=False).fit
+        moved.append(fit.conditioned["conditioned"].left_out)
+    assert not torch.equal(*moved)
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [({}, 0.0), ({"kl_to_base": 0.5}, 0.5), ({"optimizer": {}}, 0.0), ({"optimizer": {"kl_to_base": 2}}, 2.0)],
+)
+def test_the_pull_is_read_from_an_artifact(config: dict[str, Any], found: float) -> None:
+    assert recorded_kl_to_base(config) == found
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1", None, True])
+def test_a_pull_that_cannot_be_is_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match="kl_to_base that is no number from 0"):
+        recorded_kl_to_base({"optimizer": {"kl_to_base": value}})
+    with pytest.raises(ConfigError, match="kl_to_base that is no number from 0"):
+        recorded_kl_to_base({"optimizer": value})
 
 
 # What has no answer to be pulled to.
