@@ -159,15 +159,26 @@ def test_the_likelihood_of_the_evidence_has_the_bases_rows_too(classifier: laplo
     assert found == pytest.approx(float(of_labels + KL * of_answers), rel=1e-4)
 
 
+class Told(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
 def test_the_prior_of_the_loss_stands_beside_the_chosen_one(classifier: laplora.Classifier) -> None:
     """Of precision l2 times the rows, and it answers where the settings say so."""
-    examples = rows(30)
+    examples, told = rows(30), Told()
     settings: dict[str, Any] = {"l2_to_initial": 0.25, "laplace": {"structure": "exact", "prior": "l2"}}
     off = {"fast": 0, "temperature": False, "laplace_temperature": False, "conditioned": False, "serve": "laplace"}
     chosen = FitSettings.model_validate(settings | {"predictives": off})
     with warnings.catch_warnings():  # random weights: a prior at the edge of the range is no fault
         warnings.simplefilter("ignore", RuntimeWarning)
-        fit = laplora.fit(classifier, examples[:20], examples[20:], settings=chosen, progress=False).fit
+        fit = laplora.fit(classifier, examples[:20], examples[20:], settings=chosen, progress=told).fit
+    assert any("the log evidence of prior l2 is not that of the training loss" in line for line in told.lines)
     assert fit.served.method == "l2"
     assert dict(fit.served.prior.precision) == {"all": pytest.approx(0.25 * 20)}
     assert {"validation", "evidence", "l2"} == {choice.method for choice in fit.choices}
