@@ -12,11 +12,13 @@ from laplora.errors import ModelError
 def decoder_layers(model: Any) -> nn.ModuleList:
     """Return a decoder's or encoder's layers, PEFT's wrapping or not; ModelError where no list holds them."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder, count = getattr(base, base.base_model_prefix), base.config.get_text_config().num_hidden_layers
+    decoder = getattr(base, base.base_model_prefix, None)
+    count = getattr(base.config.get_text_config(), "num_hidden_layers", None)
     # The second where it also sees or hears, the last ones of encoders.
     inner = (getattr(decoder, name, None) for name in ("language_model", "encoder", "transformer"))
     for part in (decoder, *inner):
         for module in () if part is None else part.children():
             if isinstance(module, nn.ModuleList) and len(module) == count:
                 return module
-    raise ModelError(f"{type(base).__name__} keeps its {count} layers in no list that could be watched")
+    counted = "layers" if count is None else f"{count} layers"
+    raise ModelError(f"{type(base).__name__} keeps its {counted} in no list that could be watched")

@@ -16,6 +16,7 @@ from tiny_models import tiny_task
 
 from laplora.errors import ModelError
 from laplora.models.base import BaseSpec, load_base_model
+from laplora.models.decoder_layers import decoder_layers
 from laplora.models.in_memory import base_spec_of
 from laplora.models.layer_removal import remove_layers
 from laplora.models.probe import probe_batch
@@ -145,6 +146,15 @@ def test_numbers_that_cannot_be_are_refused_and_change_nothing(removed: list[int
     with pytest.raises(ModelError, match=message):
         remove_layers(model, removed)
     assert len(model.model.layers) == model.config.num_hidden_layers == LAYERS
+
+
+@pytest.mark.parametrize("kind", ["Llama4TextConfig", "BltConfig"])
+def test_models_without_such_layers_are_refused_by_name(kind: str) -> None:
+    """One whose decoder is not where its class says, and one that does not count its layers."""
+    with torch.device("meta"):
+        model = hf.AutoModelForCausalLM.from_config(getattr(hf, kind)())
+    with pytest.raises(ModelError, match=rf"{type(model).__name__} keeps its .*layers in no list"):
+        decoder_layers(model)
 
 
 def test_models_whose_layers_need_each_other_are_refused() -> None:
