@@ -297,3 +297,11 @@ def test_a_base_that_loses_layers_is_reproduced(
         with in_place(lora_parameters(classifier.model), read_weights(classifier.model, kept_adapter(run, step))):
             probs = plain_probs(classifier, run.splits.test, 8)
         torch.testing.assert_close(answers.probs["map"], probs, atol=1e-5, rtol=1e-4)
+
+
+def test_the_published_page_is_made_of_the_published_figures() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    published = json.loads((docs / "results" / "reproduction.json").read_text(encoding="utf-8"))
+    ensembles = {(model, task): of for pair, of in published["ensembles"].items() for model, task in [pair.split("/")]}
+    text = page_text(published["records"], ensembles, "results/reproduction.png")
+    assert (docs / "reproduction.md").read_text(encoding="utf-8") == text

@@ -1,0 +1,1 @@
+"""Calibration against optimizer steps and against the number of labels, as lines."""
