@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.curves.measure import EPOCHS, TASK, Record, measured
-from benchmarks.study.pages.plots import save_picture
 from laplora.errors import DataError
 from laplora.files import write_whole
 from training.report.markdown import markdown_table
+from training.report.pictures import save_picture
 
 FOLDER = Path(__file__).parent
 PAGE, RESULTS, PLOT = FOLDER / "RESULTS.md", FOLDER / "results.json", FOLDER / "curves.png"

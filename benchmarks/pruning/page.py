@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.pruning.measure import COUNTS, METHODS, Record
-from benchmarks.study.pages.plots import save_picture
 from laplora.files import write_whole
 from training.report.evaluation import display_name
 from training.report.markdown import markdown_table
+from training.report.pictures import save_picture
 
 FOLDER = Path(__file__).parent
 PAGE, RESULTS, PLOT = FOLDER / "RESULTS.md", FOLDER / "results.json", FOLDER / "pruning.png"

@@ -9,9 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.evidence.plan import DEVELOPING
-from benchmarks.study.pages.plots import save_picture
 from laplora.files import write_whole
 from training.report.markdown import markdown_table
+from training.report.pictures import save_picture
 
 FOLDER = Path(__file__).parent
 PAGE, RESULTS, PLOT = FOLDER / "RESULTS.md", FOLDER / "results.json", FOLDER / "labels.png"

@@ -11,6 +11,7 @@ import torch
 from laplora.errors import ConfigError
 from laplora.files import write_json
 from training.config.reproduced import MODELS, REPORTED, SHIFTED, TASKS
+from training.report.pictures import save_picture
 from training.reproduction.checkpoint import TEST, Answers, answers_folder, read_answers
 from training.reproduction.figure import steps_figure
 from training.reproduction.record import RECORD, read_record, scores
@@ -60,7 +61,7 @@ def _write(out: Path, folder: Path, place: str) -> Path:
     records, ensembles = list(found.values()), ensembles_of_seeds(found)
     figure = f"{place}reproduction.png"
     (folder / place).mkdir(parents=True, exist_ok=True)
-    steps_figure(records).savefig(folder / figure, dpi=130)
+    save_picture(steps_figure(records), folder / figure)
     write_json(
         folder / place / "reproduction.json",
         {"records": records, "ensembles": {"/".join(pair): of for pair, of in ensembles.items()}},

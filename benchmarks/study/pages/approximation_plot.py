@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.study.pages.approximation_table import CORRELATION_BAND, PLOT, RATIO_BAND, variants_of
-from benchmarks.study.pages.plots import save_picture
+from training.report.pictures import save_picture
 
 _BAND = "#d9ecd9"
 _COLORS = (

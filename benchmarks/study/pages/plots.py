@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from benchmarks.study.results.records import Tables
+from training.report.pictures import save_picture
 
 #: Of a reliability diagram.
 BINS = 15
@@ -36,17 +35,6 @@ def write_plots(tables: Tables, folder: Path) -> list[Path]:
         save_picture(nll_figure(tables), folder / NLL_PLOT),
         save_picture(reliability_figure(tables), folder / RELIABILITY_PLOT),
     ]
-
-
-def save_picture(figure: Figure, path: Path, colors: int = 64) -> Path:
-    """Write a figure with few colours, which makes it a third of the size, and return its path."""
-    raw = io.BytesIO()
-    figure.savefig(raw, dpi=100, format="png")
-    with Image.open(raw) as picture:
-        # By coverage: the colours of single points count as much as those of areas.
-        few = picture.convert("RGB").quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    few.save(path, optimize=True)
-    return path
 
 
 def nll_figure(tables: Tables) -> Figure:
