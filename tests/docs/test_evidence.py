@@ -147,3 +147,15 @@ def test_what_is_said_of_two_orders_is_the_studys() -> None:
 def mean(records: list[dict[str, Any]], task: str, method: str) -> float:
     values = [r["accuracy"] for r in records if (r["task"], r["method"]) == (task, method)]
     return sum(values) / len(values)
+
+
+def test_what_is_said_of_epochs_is_the_curves() -> None:
+    def from_four_epochs(name: str) -> list[str]:
+        cells = row("benchmarks/curves/RESULTS.md", name, after="| NLL, nats; epochs | 0 | 2 | 4 | 6 | 8 | 10 |")
+        return [cell.partition(" ")[0] for cell in cells[2:]]
+
+    assert f"was {from_four_epochs('MAP')[0]} after 4 epochs and {from_four_epochs('MAP')[-1]} after 10" in TEXT
+    scaled, laplace = sorted(from_four_epochs("temperature scaling")), sorted(from_four_epochs("Laplace"))
+    said = f"With a temperature it stayed between {scaled[0]} and {scaled[-1]}, with Laplace between {laplace[0]} and"
+    assert f"{said} {laplace[-1]}" in TEXT
+    assert "## Against epochs: SST-2, 2 trainings" in read("benchmarks/curves/RESULTS.md")
