@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from exact_posterior import exact_variances
 from tiny_runs import FinishedRun, job, sentiment_config, sentiment_rows, write_rows
 
 from laplora.errors import ConfigError
@@ -145,11 +146,7 @@ def test_the_posterior_is_that_of_the_weighted_loss(weighed_run: FinishedRun) ->
     batch = run.collate(run.encode(run.splits.train))
     found = contrast_jacobians(model, batch, run.readout, blocks)
     hessian = class_weighted_hessian(found.logits, labels, batch.class_mask, weights)
-    jacobian = torch.cat([one.jacobian.flatten(2) for one in found.blocks], 2).double()[:, 0]
-    root = hessian[:, 0].sqrt() * jacobian
-    inner = torch.linalg.inv(10 * torch.eye(len(root), dtype=torch.float64) + root @ root.T)
-    across = jacobian @ root.T
-    dense = (jacobian.square().sum(1) - ((across @ inner) * across).sum(1)) / 10
+    dense = exact_variances(found, hessian[:, 0, 0], 10.0)
     posterior = read_posterior(run.folder / "laplace" / "posterior.safetensors", blocks)
     covariance = posterior.covariance_of(found, torch.full((len(blocks),), 10.0, dtype=torch.float64))
     torch.testing.assert_close(covariance[:, 0, 0].double(), dense, rtol=1e-3, atol=1e-8)

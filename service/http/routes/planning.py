@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
+from laplora.prompts.option_order import OrderAverage
 from service.artifacts.host import ArtifactHost
 from service.errors import BatchTooLargeError, ClientGoneError, DeadlineError, InvalidRequestError
 from service.http.schemas.base import Timing
@@ -127,7 +128,7 @@ async def _planning(request: Request) -> Planning:
 PlanningDep = Annotated[Planning, Depends(_planning)]
 
 
-def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: bool | Literal["all", "reverse"]) -> None:
+def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: OrderAverage) -> None:
     """Check the number of prompts and that no id comes twice. The number of inputs was checked with the body.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,8 @@ from pydantic import (
     WrapValidator,
 )
 from pydantic_core import PydanticCustomError
+
+from laplora.prompts import option_order
 
 # Finite is enforced, the range only documented: rounding may leave 1.0000001.
 Probability = Annotated[FiniteFloat, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
@@ -38,7 +40,7 @@ def _orders(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
 
 
 #: In which orders of its choices a question is asked.
-OrderAverage = Annotated[bool | Literal["all", "reverse"], WrapValidator(_orders)]
+OrderAverage = Annotated[option_order.OrderAverage, WrapValidator(_orders)]
 #: Fields that several requests have.
 ArtifactName = Annotated[
     str | None,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from exact_posterior import exact_variances
 from safetensors.torch import load_file
 from tiny_runs import FinishedRun, choices_config, finish, interrupted_at, job, sentiment_config, write_rows
 
@@ -259,11 +260,7 @@ def test_the_posterior_is_that_of_the_loss(held_run: FinishedRun) -> None:
     found = contrast_jacobians(model, batch, run.readout, blocks)
     probs = found.logits.double().softmax(1)
     hessian = 2 * 1.75 * probs.prod(1)  # the one contrast is (f_0 - f_1) / sqrt 2
-    jacobian = torch.cat([one.jacobian.flatten(2) for one in found.blocks], 2).double()[:, 0]
-    root = hessian.sqrt()[:, None] * jacobian
-    inner = torch.linalg.inv(10 * torch.eye(len(root), dtype=torch.float64) + root @ root.T)
-    across = jacobian @ root.T
-    dense = (jacobian.square().sum(1) - ((across @ inner) * across).sum(1)) / 10
+    dense = exact_variances(found, hessian, 10.0)
     posterior = read_posterior(run.folder / "laplace" / "posterior.safetensors", blocks)
     covariance = posterior.covariance_of(found, torch.full((len(blocks),), 10.0, dtype=torch.float64))
     torch.testing.assert_close(covariance[:, 0, 0].double(), dense, rtol=1e-3, atol=1e-8)
