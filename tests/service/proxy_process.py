@@ -79,8 +79,10 @@ class Proxy:
 
 def free_port() -> int:
     """Return a port that nobody listens on, below those that the system gives to connections of their own accord."""
+    # Not by the shared generator: a model's training seeds it, and two test processes would draw the same ports.
+    draw = random.SystemRandom()
     while True:
-        port = random.randint(20_000, 32_000)
+        port = draw.randint(20_000, 32_000)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
             return port
@@ -129,7 +131,7 @@ def proxy_before(upstream_port: int, **values: object) -> Iterator[Proxy]:
             popen = subprocess.Popen([*command, "-g", "daemon off;"], user=user, group=user, stderr=errors)
         proxy = Proxy(port, folder)
         try:
-            while not _listens(port):
+            while not _answers(proxy):
                 assert popen.poll() is None, proxy.log
                 time.sleep(0.01)
             yield proxy
@@ -138,6 +140,8 @@ def proxy_before(upstream_port: int, **values: object) -> Iterator[Proxy]:
             popen.wait()
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _answers(proxy: Proxy) -> bool:
+    """Tell whether it is this nginx, known by its certificate, that listens on the port."""
+    with suppress(OSError), proxy.connected():
+        return True
+    return False
