@@ -76,9 +76,10 @@ def trial_lines(run: Run, trial: Trial) -> list[str]:
     """Return what a run takes, in words."""
     optimizer = run.config.optimizer
     total = trial.training_s + trial.fit_s + trial.evaluate_s
+    asked = f", {duration(trial.base_s)} of it for the base's answers to the training rows" if trial.base_s else ""
     return [
         f"training: {optimizer.step_count} steps of {optimizer.step_rows} rows, {trial.step_s:.2f} s each as measured, "
-        f"learning rate {optimizer.peak_rate:g}: about {duration(trial.training_s)}",
+        f"learning rate {optimizer.peak_rate:g}: about {duration(trial.training_s)}{asked}",
         f"fit: about {duration(trial.fit_s)}, evaluation: about {duration(trial.evaluate_s)}, by one batch of "
         f"Jacobians, {trial.jacobians_s:.2f} s; in all about {duration(total)}",
         f"memory: {trial.peak_bytes / 1e6:,.0f} MB at most so far, with batches of the longest rows",

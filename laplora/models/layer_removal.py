@@ -63,6 +63,8 @@ def drop_layers(model: Any, removed: Sequence[int]) -> None:
     """
     layers = _checked(model, removed)
     count, config = len(layers), model.config.get_text_config()
+    earlier = getattr(model, "removed_layers", ())
+    left = [number for number in range(count + len(earlier)) if number not in earlier]
     for number in sorted(removed, reverse=True):
         del layers[number]
     for number, layer in enumerate(layers):
@@ -74,7 +76,8 @@ def drop_layers(model: Any, removed: Sequence[int]) -> None:
         if isinstance(values, list | tuple) and len(values) == count and "token" not in name:
             setattr(config, name, type(values)(v for number, v in enumerate(values) if number not in removed))
     config.num_hidden_layers = len(layers)
-    model.removed_layers = tuple(removed)
+    # By the numbers that they had in the whole model.
+    model.removed_layers = tuple(sorted((*earlier, *(left[number] for number in removed))))
 
 
 def _checked(model: Any, removed: Sequence[int]) -> nn.ModuleList:

@@ -257,6 +257,19 @@ def test_other_rows_choose_anew(deep_base: Path, tmp_path: Path, capsys: pytest.
     assert json.loads((config.run_dir / pruning.REMOVED).read_text())["made_from"] != first["made_from"]
 
 
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"\xff", b'{"layers": 3, "distance": 0, "made_from": ""}', b'{"layers": [0]}']
+)
+def test_a_choice_that_cannot_be_read_is_made_again(deep_base: Path, tmp_path: Path, text: bytes) -> None:
+    config = load_config(sentiment_config(tmp_path, deep_base, name="again", **SMALL), [PRUNED])
+    assert open_run(config).base_spec().removed_layers == QUIET
+    kept = config.run_dir / pruning.REMOVED
+    before = kept.read_bytes()
+    kept.write_bytes(text)
+    assert open_run(config).base_spec().removed_layers == QUIET
+    assert kept.read_bytes() == before
+
+
 def test_folds_have_the_layers_of_their_run(deep_base: Path, tmp_path: Path) -> None:
     """Also where a fold is the first to load the base: all of a run stand on one."""
     file = sentiment_config(tmp_path, deep_base, name="folds", **SMALL)

@@ -70,8 +70,14 @@ class Pruning:
     def _kept(self, made_from: str) -> LayerBlock | None:
         if self.folder is None or not (self.folder / REMOVED).is_file():
             return None
-        fields = json.loads((self.folder / REMOVED).read_text(encoding="utf-8"))
-        return LayerBlock(tuple(fields["layers"]), fields["distance"]) if fields["made_from"] == made_from else None
+        try:
+            fields = json.loads((self.folder / REMOVED).read_bytes())
+            block = LayerBlock(tuple(fields["layers"]), float(fields["distance"]))
+            whole = fields["made_from"] == made_from and len(block.layers) == self.count
+        except (ValueError, TypeError, LookupError):
+            say(f"{self.folder / REMOVED} cannot be read: the layers are chosen again, by the same prompts")
+            return None
+        return block if whole else None
 
 
 def pruning_of(config: RunConfig, splits: Splits, layers: Callable[[], int]) -> Pruning | None:

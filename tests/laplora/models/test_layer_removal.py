@@ -79,6 +79,17 @@ def test_it_is_the_model_that_has_the_other_layers_alone(kind: str) -> None:
     assert model.config.to_dict() == expected.config.to_dict()
 
 
+def test_layers_removed_in_two_parts_are_named_as_in_the_whole_model() -> None:
+    model, expected = whole("llama"), whole("llama")
+    remove_layers(model, [1])
+    remove_layers(model, [0, 1])  # by then those that were 0 and 2
+    remove_layers(expected, [0, 1, 2])
+    assert model.removed_layers == expected.removed_layers == (0, 1, 2)
+    batch = tiny_task(examples=4).batch()
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch.inputs).logits, expected(**batch.inputs).logits, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cache_of_keys_has_a_place_for_each_layer_that_is_left(kind: str) -> None:
     """A text in two parts, the second of which sees the first by its keys alone, is the text in one."""
