@@ -41,7 +41,7 @@ def rooms(picture: Picture) -> None:
         "job",
         [("app", "wires the rooms together")],
         [("http/routes", "a function per endpoint")],
-        [("jobs", "large ones"), ("feedback", "labels"), ("recent", "inputs")],
+        [("jobs", "large"), ("feedback", "labels"), ("recent", "inputs"), ("page", "at /")],
         [("http", "bodies, headers, schemas")],
         [("artifacts", "what is loaded")],
         [("scoring", "plan, queue, device")],

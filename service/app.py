@@ -30,6 +30,7 @@ from service.http.routes import (
     health,
     jobs,
     metrics,
+    page,
     predict,
     recent,
     suggest,
@@ -191,10 +192,11 @@ def create_app(
             expose_headers=["Retry-After", "X-Request-ID"],
         )
     app.add_middleware(SafeHeaders, docs_script=openapi.docs_script(app))
-    for router in _ROUTERS:
+    routers = (*_ROUTERS, page.page_router())
+    for router in routers:
         app.include_router(router)
     openapi.install(app, with_keys=parts.keyring is not None)
-    error_answers.install(app, _ROUTERS)
+    error_answers.install(app, routers)
     return app
 
 

@@ -56,7 +56,7 @@ def main() -> int:
         if not wait_until_ready(server, url):
             return server.poll() or 1
         show(url, examples(options.artifact))
-        print(f"\nserving at {url}   interactive page: {url}/docs   Ctrl-C stops", flush=True)
+        print(f"\nserving at {url}   the page to try it: {url}/   the API: {url}/docs   Ctrl-C stops", flush=True)
         server.wait()
     finally:
         if server.poll() is None:

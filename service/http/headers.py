@@ -1,14 +1,16 @@
 """What every answer tells a browser: run nothing, show it in no frame, hand it to no other site, keep no copy.
 
-The documentation page alone runs a script, its own: the policy names that script by its digest.
+The few pages for people have a policy of their own: ``PAGES`` says what each may do.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
 
 from starlette.datastructures import MutableHeaders
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 #: On every answer.
@@ -19,6 +21,16 @@ ALWAYS = {
     "cross-origin-resource-policy": "same-origin",
 }
 _NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+#: What the page at a path may do beyond ``_NOTHING``. Every other answer is no page.
+PAGES = {
+    # Trusted types: no script of the page can turn a text into HTML, not even by mistake.
+    "/": "script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'",
+    # Swagger UI has one inline script, and its style sheet holds pictures as data.
+    "/docs": "script-src 'self' '{docs_script}'; style-src 'self'; img-src 'self' data:; connect-src 'self'",
+}
+#: Files of the pages, which change with the package alone. Everything else is about one request, and nobody keeps it.
+_KEPT = ("/docs", "/assets/")
 
 
 class SafeHeaders:
@@ -31,11 +43,10 @@ class SafeHeaders:
     def __init__(self, app: ASGIApp, docs_script: str) -> None:
         self._app = app
         digest = base64.b64encode(hashlib.sha256(docs_script.encode()).digest()).decode()
-        # Swagger UI's style sheet holds pictures as data.
-        self._docs_policy = (
-            f"{_NOTHING}; script-src 'self' 'sha256-{digest}'; style-src 'self'; img-src 'self' data:; "
-            "connect-src 'self'"
-        )
+        self._policies: list[tuple[re.Pattern[str], str]] = [
+            (compile_path(path)[0], f"{_NOTHING}; {policy.replace('{docs_script}', f'sha256-{digest}')}")
+            for path, policy in PAGES.items()
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -43,14 +54,14 @@ class SafeHeaders:
             await self._app(scope, receive, send)
             return
         path = scope["path"]
+        policy = next((policy for pattern, policy in self._policies if pattern.match(path)), _NOTHING)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(ALWAYS)
-                headers["content-security-policy"] = self._docs_policy if path == "/docs" else _NOTHING
-                # The page's assets change with the package alone; everything else is about one request.
-                if not path.startswith("/docs"):
+                headers["content-security-policy"] = policy
+                if not path.startswith(_KEPT):
                     headers["cache-control"] = "no-store"
             await send(message)
 

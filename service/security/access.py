@@ -30,6 +30,7 @@ Need = Literal["open", "key"] | Scope
 #: ``{rest:path}`` stands for any number of parts. HEAD is looked up as GET.
 ACCESS: Final[dict[str, Need]] = {
     "GET /": "open",
+    "GET /assets/{name}": "open",
     "GET /docs": "open",
     "GET /docs/assets/{rest:path}": "open",
     "GET /openapi.json": "open",

@@ -37,7 +37,6 @@ async def test_every_answer_is_for_one_reader(monkeypatch: pytest.MonkeyPatch, s
         ("GET", "/health/live", 200),
         ("GET", "/metrics", 200),
         ("GET", "/openapi.json", 200),
-        ("GET", "/", 307),
     ):
         answer = await served.client.request(method, path, json=BODY if method == "POST" else None)
         assert answer.status_code == status
@@ -51,6 +50,19 @@ async def test_every_answer_is_for_one_reader(monkeypatch: pytest.MonkeyPatch, s
     crashed = await served.client.post("/predict", json=BODY)
     assert crashed.status_code == 500
     assert_always(crashed.headers)
+
+
+async def test_the_page_may_run_its_own_files_and_nothing_else(served: Served) -> None:
+    page = await served.client.get("/")
+    policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
+    assert policy.pop("default-src") == policy.pop("trusted-types") == "'none'"
+    assert all(policy.pop(name) == "'none'" for name in ("frame-ancestors", "base-uri", "form-action"))
+    assert policy.pop("require-trusted-types-for") == "'script'"
+    assert policy == dict.fromkeys(("script-src", "style-src", "img-src", "connect-src"), "'self'")
+    assert page.headers["cache-control"] == "no-store"
+    assert_always(page.headers)
+    # No inline script, style or handler, which the policy would stop.
+    assert not re.search(r"<style|<script(?![^>]* src=)|\sstyle=|\son[a-z]+=|javascript:", page.text)
 
 
 async def test_the_documentation_page_may_run_its_own_script_and_nothing_else(served: Served) -> None:

@@ -1,0 +1,112 @@
+// One prediction, drawn: MAP and the served answer side by side, what to do with it, and why.
+
+import { bar, stacked } from "./charts.js";
+import { facts, figure, make, percent, table } from "./dom.js";
+import { noteOf, uncertaintyInWords, verdict } from "./words.js";
+
+const MOST_LABELS = 8;
+
+// Returns what a person reads for a label: the choice's text, where the input has choices.
+const shown = (label, i, choices) => (choices?.[i] === undefined ? label : `${label}. ${choices[i]}`);
+
+function probability(value) {
+  // 0.99987 is not certain, and must not look so; nor is the rest of it nothing.
+  if (value > 0.9995 && value < 1) return percent(Math.floor(value * 1e4) / 1e4, 2);
+  return percent(value, value > 0 && value < 0.0005 ? 2 : 1);
+}
+
+function comparison(answer, served, choices) {
+  const labels = Object.keys(answer.probs);
+  const order = labels.map((_, i) => i).sort((a, b) => answer.probs[labels[b]] - answer.probs[labels[a]]);
+  const rows = order.slice(0, MOST_LABELS).map((i) => {
+    const label = labels[i];
+    const deviation = answer.probs_std === null ? null : answer.probs_std[label];
+    return make("tr", { role: "row" },
+      make("th", { role: "rowheader", scope: "row" }, shown(label, i, choices)),
+      make("td", { role: "cell", "data-head": "Fine-tuned model alone" },
+        bar("map", answer.map_probs[label]), make("span", { class: "number" }, probability(answer.map_probs[label]))),
+      make("td", { role: "cell", "data-head": `Served: ${served}` },
+        bar("served", answer.probs[label], deviation),
+        make("span", { class: "number" }, probability(answer.probs[label]),
+          deviation === null ? null : make("small", {}, ` ± ${(100 * deviation).toFixed(0)}`))));
+  });
+  const rest = labels.length - MOST_LABELS;
+  return [
+    make("table", { class: "comparison", role: "table" },
+      make("caption", { class: "unseen" }, "Probability of each label"),
+      make("thead", { role: "rowgroup" }, make("tr", { role: "row" },
+        make("th", { role: "columnheader", scope: "col" }, "Label"),
+        make("th", { role: "columnheader", scope: "col" }, "Fine-tuned model alone ", make("small", {}, "MAP")),
+        make("th", { role: "columnheader", scope: "col" }, "Served ", make("small", {}, served)))),
+      make("tbody", { role: "rowgroup" }, rows)),
+    rest > 0 ? make("p", { class: "note" }, `and ${rest} less probable labels`) : null,
+  ];
+}
+
+function uncertainty({ total, aleatoric, epistemic }, classes) {
+  const whole = Math.log(Math.max(classes, 2));
+  return make("div", { class: "uncertainty" },
+    make("h3", {}, "Uncertainty"),
+    stacked([["aleatoric", aleatoric / whole], ["epistemic", epistemic / whole]]),
+    make("p", { class: "legend" },
+      make("span", { class: "key aleatoric" }), `of the input ${figure(aleatoric, 2)} `,
+      make("span", { class: "key epistemic" }), `of the model ${figure(epistemic, 2)} `,
+      `· together ${figure(total, 2)} nats of at most ${figure(whole, 2)}`),
+    make("p", {}, uncertaintyInWords({ total, aleatoric, epistemic })));
+}
+
+function details(answer, response) {
+  const names = Object.keys(answer.probs);
+  const others = Object.entries(answer.calibrated_probs);
+  return make("details", {},
+    make("summary", {}, "More of this answer"),
+    facts([
+      ["Answered by", answer.answered_by],
+      ["Review score", figure(answer.score)],
+      ["Mass on the labels", percent(answer.label_mass)],
+      ["Tokens", `${answer.tokens}${answer.truncated ? ", cut" : ""}`],
+      ["Time", `${response.timing_ms.total.toFixed(0)} ms, ${response.timing_ms.compute.toFixed(0)} of them computing`],
+    ]),
+    others.length === 0 ? null : table("What other predictives say", ["Predictive", ...names.slice(0, MOST_LABELS)],
+      others.map(([name, probs]) => [name, ...names.slice(0, MOST_LABELS).map((label) => probability(probs[label]))])));
+}
+
+function side(answer) {
+  const flags = answer.flags.map((flag) => make("li", {}, make("code", {}, flag), ` ${noteOf(flag)}`));
+  return [
+    make("dl", { class: "facts" },
+      make("div", {}, make("dt", {}, "Labels that cannot be ruled out"),
+        make("dd", {}, answer.prediction_set.length === 0 ? "none" : answer.prediction_set.join(", "))),
+      answer.familiarity === null ? null : make("div", {}, make("dt", {}, "Familiarity"),
+        make("dd", {}, `${percent(answer.familiarity, 0)} of calibration rows are at least as strange`))),
+    flags.length === 0 ? null : make("ul", { class: "flags" }, flags),
+  ];
+}
+
+// Returns the nodes of an answer. `choices` are the texts that were sent with a question, if it was one.
+export function drawn(response, choices) {
+  const [answer] = response.predictions;
+  const { do: action, why } = verdict(answer, response.target_risk);
+  const parts = [
+    make("p", { class: `verdict ${answer.decision}` }, make("strong", {}, action), ` ${why}`),
+    ...comparison(answer, answer.answered_by, choices),
+  ];
+  if (answer.probs_std !== null) {
+    parts.push(make("p", { class: "note" }, "The whisker, and the number behind ±, is one standard deviation over the plausible models, in points."));
+  }
+  if (answer.labels !== undefined) {
+    const present = answer.labels.length === 0 ? "none" : answer.labels.join(", ");
+    parts.push(make("p", {}, `Present: ${present}. Each label is a question of its own.`));
+  }
+  if (answer.uncertainty !== null) parts.push(uncertainty(answer.uncertainty, Object.keys(answer.probs).length));
+  parts.push(...side(answer), details(answer, response));
+  return parts.filter((part) => part !== null);
+}
+
+// Returns the answer as a screen reader says it.
+export function said(response) {
+  const [answer] = response.predictions;
+  const { do: action, why } = verdict(answer, response.target_risk);
+  const alone = probability(answer.map_probs[answer.label]);
+  return `${answer.label_text}: ${alone} by the fine-tuned model alone, ${probability(answer.probs[answer.label])} served. ${action} ${why}`;
+}

@@ -1,0 +1,96 @@
+// The chosen artifact: what it is, how its evaluation went, and which predictive it recommends.
+
+import { address } from "./api.js";
+import { chosen, known } from "./artifacts.js";
+import { bar } from "./charts.js";
+import { byId, bytes, facts, figure, make, percent, table } from "./dom.js";
+
+const METRICS = [
+  ["accuracy", "Accuracy", percent],
+  ["nll", "NLL, nats", figure],
+  ["ece", "ECE", figure],
+  ["brier", "Brier", figure],
+  ["auroc_error", "AUROC of errors", figure],
+];
+
+function identity(artifact) {
+  return facts([
+    ["Base model", `${artifact.base_model}, ${artifact.quantization}`],
+    ["Labels", artifact.labels.length > 12 ? `${artifact.labels.slice(0, 12).join(", ")} and ${artifact.labels.length - 12} more` : artifact.labels.join(", ")],
+    ["Fields of an input", artifact.fields.join(", ")],
+    ["Memory", artifact.memory_bytes === null ? "–" : bytes(artifact.memory_bytes)],
+  ]);
+}
+
+function recommended({ predictive, reason, chosen_by: by }) {
+  const who = {
+    calibration: "by the calibration rows",
+    labels: "by labels that came later",
+    configuration: "by whoever packaged it",
+  };
+  return make("div", {},
+    make("h2", {}, "What it answers with"),
+    make("p", {}, make("strong", {}, predictive), `, chosen ${who[by] ?? by}. ${reason}.`));
+}
+
+// A picture of the two figures that matter here, lower is better, and the table of all.
+function evaluation(metrics, best) {
+  const names = Object.keys(metrics).filter((name) => typeof metrics[name]?.nll === "number");
+  if (names.length === 0) return make("p", { class: "empty" }, "Its manifest records no evaluation.");
+  const worst = Math.max(...names.map((name) => metrics[name].ece ?? 0), 1e-9);
+  const rows = names.map((name) => [
+    name,
+    ...METRICS.map(([key, , write]) => {
+      const value = metrics[name][key];
+      if (typeof value !== "number") return "–";
+      if (key !== "ece") return write(value);
+      return make("span", { class: "with-bar" }, bar(name === best ? "served" : name === "map" ? "map" : "plain", value / worst), make("span", {}, write(value)));
+    }),
+  ]);
+  const count = metrics[names[0]].rows;
+  return make("div", {},
+    make("h2", {}, "Its own evaluation"),
+    make("p", { class: "note" }, `${count === undefined ? "" : `On ${count} rows that nothing was fitted on. `}NLL, ECE and Brier: lower is better. The row in bold is the one that answers.`),
+    table("Metrics by predictive", ["Predictive", ...METRICS.map(([, head]) => head)], rows, {
+      highlighted: (i) => names[i] === best,
+    }));
+}
+
+function report(artifact) {
+  if (!artifact.report) return null;
+  const path = typeof artifact.report === "string" ? artifact.report.replace(/^\//, "") : `artifacts/${encodeURIComponent(artifact.name)}/report`;
+  // The server names a path of its own; anything else is no report of it.
+  if (address(path).origin !== location.origin) return null;
+  return make("p", { class: "actions" },
+    make("a", { href: path, "data-fetched": `${artifact.name}-report.html`, class: "button" }, "Open its report"));
+}
+
+function others() {
+  const rows = known().map((one) => [
+    one.name,
+    one.error === null ? (one.active ? "answers unasked" : one.loaded ? "loaded" : "not loaded") : one.error,
+    one.base_model ?? "–",
+  ]);
+  return make("div", {}, make("h2", {}, "All artifacts"), table("All artifacts of this server", ["Name", "State", "Base model"], rows));
+}
+
+export function showArtifact() {
+  byId("artifact-problem").textContent = "";
+  const artifact = chosen();
+  if (artifact === null) {
+    byId("artifact-about").replaceChildren(make("p", { class: "empty" }, "No artifact is loaded yet."));
+    return;
+  }
+  const best = artifact.recommended.predictive;
+  byId("artifact-about").replaceChildren(
+    ...[
+      make("h2", {}, artifact.name),
+      identity(artifact),
+      make("p", { class: "note" }, "Content: ", make("code", {}, artifact.digest)),
+      recommended(artifact.recommended),
+      evaluation(artifact.metrics ?? {}, best),
+      report(artifact),
+      others(),
+    ].filter(Boolean),
+  );
+}

@@ -1,0 +1,40 @@
+// Inputs to try, for artifacts whose template and labels they fit. `label` is the true one.
+
+const REVIEWS = [
+  { title: "Sounds certain, is not", text: "handsome , well played and strangely hollow .", label: "negative" },
+  { title: "Clearly good", text: "a quietly moving story , told with wit and great care .", label: "positive" },
+  { title: "Clearly bad", text: "dull .", label: "negative" },
+  { title: "Wrong, and caught", text: "the trailer is better than the film .", label: "negative" },
+  { title: "Wrong, and missed", text: "the best film of the year , if you have seen no other .", label: "negative" },
+  {
+    title: "No review at all",
+    text: "the premises of the treaty were signed in geneva on tuesday by the two ministers .",
+    label: null,
+  },
+];
+
+const QUESTIONS = [
+  {
+    title: "A riddle of two",
+    question: "The trophy did not fit in the suitcase because the _ was too big.",
+    choices: ["trophy", "suitcase"],
+    right: 0,
+  },
+  { title: "Nobody can know", question: "Anna told Beth that _ had won the prize.", choices: ["Anna", "Beth"], right: null },
+];
+
+// Returns examples that fit: each has a title, the fields of an input, and the true label or null.
+export function examplesFor({ fields, labels }) {
+  const names = [...fields].sort().join();
+  if (names === "text" && ["negative", "positive"].every((word) => labels.includes(word))) {
+    return REVIEWS.map(({ title, text, label }) => ({ title, fields: { text }, label }));
+  }
+  if (names === "choices,question") {
+    return QUESTIONS.map(({ title, question, choices, right }) => ({
+      title,
+      fields: { question, choices },
+      label: right === null ? null : labels[right],
+    }));
+  }
+  return [];
+}

@@ -1,0 +1,120 @@
+// One job of the list: how far it is, what became of it, and what can be done with it.
+
+import { getJson, inWords, postJson, send } from "./api.js";
+import { byId, figure, make, percent, save, table } from "./dom.js";
+
+export const ended = (job) => ["done", "failed", "cancelled"].includes(job.status);
+
+const WORDS = {
+  queued: "waits for its turn",
+  running: "is running",
+  paused: "waits",
+  done: "is done",
+  failed: "failed",
+  cancelled: "is cancelled",
+};
+
+function detail(job) {
+  if (job.error !== null) return job.error.message;
+  if (job.paused !== null) return job.paused.message;
+  const parts = [];
+  if (job.rows_per_second !== null) parts.push(`${figure(job.rows_per_second, 1)} rows a second`);
+  if (job.rows_bad > 0) parts.push(`${job.rows_bad} rows had no answer`);
+  return parts.join(", ");
+}
+
+function partial(job) {
+  const [name, metrics] = Object.entries(job.partial ?? {}).find(([name]) => name !== "map") ?? [];
+  return name === undefined ? "" : `So far by ${name}: accuracy ${percent(metrics.accuracy)}, NLL ${figure(metrics.nll)}, ECE ${figure(metrics.ece)}.`;
+}
+
+function resultTable(job) {
+  const within = (metrics, name) => {
+    const interval = metrics.intervals[name];
+    return interval ? ` (${figure(interval.low)} to ${figure(interval.high)})` : "";
+  };
+  const rows = Object.entries(job.result.methods).map(([name, metrics]) => [
+    name,
+    percent(metrics.accuracy),
+    `${figure(metrics.nll)}${within(metrics, "nll")}`,
+    `${figure(metrics.ece)}${within(metrics, "ece")}`,
+    figure(metrics.auroc_error),
+  ]);
+  return table("Metrics by predictive, with 95 % intervals", ["Predictive", "Accuracy", "NLL, nats", "ECE", "AUROC of errors"], rows);
+}
+
+export class JobCard {
+  // `onGone(id)` is called once the server has removed the job.
+  constructor(job, onGone) {
+    this.job = job;
+    this.onGone = onGone;
+    this.path = `evaluate/jobs/${encodeURIComponent(job.id)}`;
+    this.what = make("p", { class: "what" });
+    this.progress = make("progress", { max: job.rows, "aria-label": "Rows done" });
+    this.note = make("p", { class: "note" });
+    this.problem = make("p", { class: "problem", role: "alert" });
+    this.result = make("div", {});
+    this.cancel = this.button("Cancel", () => this.change(() => postJson(`${this.path}/cancel`)));
+    this.open = this.button("Show the result", () => this.showResult());
+    this.download = this.button("Download the result", () => this.saveResult());
+    this.remove = this.button("Remove", () => this.removeJob());
+    this.node = make("li", { class: "panel job", "data-job": job.id },
+      this.what, this.progress, this.note, this.problem,
+      make("p", { class: "actions" }, this.cancel, this.open, this.download, this.remove),
+      this.result);
+    this.update(job);
+  }
+
+  button(words, act) {
+    const run = async () => {
+      this.problem.textContent = "";
+      try {
+        await act();
+      } catch (error) {
+        this.problem.textContent = inWords(error);
+      }
+    };
+    const about = `, the job of ${this.job.created_at.slice(0, 19).replace("T", " ")}`;
+    return make("button", { type: "button", class: "quiet", onclick: run }, words, make("span", { class: "unseen" }, about));
+  }
+
+  update(job) {
+    if (job.status !== this.job.status && ended(job)) byId("job-said").textContent = `The job ${WORDS[job.status]}.`;
+    this.job = job;
+    this.node.dataset.status = job.status;
+    const when = new Date(job.created_at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+    this.what.replaceChildren(
+      make("strong", {}, `${job.rows_done} of ${job.rows} rows`), ` · ${WORDS[job.status] ?? job.status}`,
+      make("span", { class: "note" }, ` · ${job.artifact.name} · ${when} · ${job.owner}`));
+    this.progress.value = job.rows_done;
+    this.progress.hidden = ended(job);
+    this.note.textContent = [detail(job), ended(job) ? "" : partial(job)].filter(Boolean).join(". ");
+    this.cancel.hidden = ended(job);
+    this.remove.hidden = !ended(job);
+    this.open.hidden = this.download.hidden = job.status !== "done";
+  }
+
+  async change(call) {
+    this.update(await call());
+  }
+
+  async whole() {
+    return getJson(this.path);
+  }
+
+  async showResult() {
+    const job = await this.whole();
+    this.result.replaceChildren(resultTable(job));
+  }
+
+  async saveResult() {
+    const job = await this.whole();
+    save(new Blob([JSON.stringify(job, null, 1)], { type: "application/json" }), `job-${job.id}.json`);
+  }
+
+  async removeJob() {
+    const { outcome } = await (await send("DELETE", this.path)).json();
+    if (outcome === "removed") this.onGone(this.job.id);
+    else this.problem.textContent = "It ended only now, and is kept. Remove it once more if you do not want it.";
+  }
+}

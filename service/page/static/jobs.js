@@ -1,0 +1,97 @@
+// The list of jobs, looked at while it is shown; the newest one that runs is followed event by event.
+
+import { getJson, inWords } from "./api.js";
+import { byId } from "./dom.js";
+import { follow } from "./events.js";
+import { JobCard, ended } from "./job_card.js";
+import { showUpload, startUpload } from "./upload.js";
+
+const LOOK_MS = 3000;
+const list = byId("job-list");
+const cards = new Map();
+let timer = null;
+let following = null;
+
+function place(job, before) {
+  const card = cards.get(job.id);
+  if (card !== undefined) {
+    card.update(job);
+    return;
+  }
+  const made = new JobCard(job, forget);
+  cards.set(job.id, made);
+  if (before === null) list.append(made.node);
+  else list.insertBefore(made.node, before);
+  byId("jobs-empty").hidden = true;
+}
+
+function forget(id) {
+  const { node } = cards.get(id);
+  const next = (node.nextElementSibling ?? node.previousElementSibling)?.querySelector("button:not([hidden])");
+  cards.delete(id);
+  node.remove();
+  byId("jobs-empty").hidden = cards.size > 0;
+  // Focus was on a button that is gone.
+  (next ?? byId("job-file")).focus();
+}
+
+function watch() {
+  const job = [...cards.values()].map((card) => card.job).find((one) => !ended(one));
+  if (job === undefined || following?.id === job.id) return;
+  following?.stop.abort();
+  const stop = new AbortController();
+  following = { id: job.id, stop };
+  const done = () => {
+    if (following?.stop === stop) following = null;
+  };
+  follow(`evaluate/jobs/${encodeURIComponent(job.id)}/events`, (state) => {
+    cards.get(state.id)?.update(state);
+    return ended(state);
+  }, stop.signal).then(done, (error) => {
+    done();
+    byId("jobs-problem").textContent = inWords(error);
+  }).then(() => {
+    if (!stop.signal.aborted) look();
+  });
+}
+
+async function look() {
+  clearTimeout(timer);
+  try {
+    const { jobs } = await getJson("evaluate/jobs");
+    byId("jobs-problem").textContent = "";
+    const known = new Set(jobs.map((job) => job.id));
+    for (const id of [...cards.keys()].filter((id) => !known.has(id))) {
+      cards.get(id).node.remove();
+      cards.delete(id);
+    }
+    let before = list.firstElementChild;
+    for (const job of jobs) {
+      place(job, before);
+      before = cards.get(job.id).node.nextElementSibling;
+    }
+    byId("jobs-empty").hidden = cards.size > 0;
+    watch();
+  } catch (error) {
+    byId("jobs-problem").textContent = inWords(error);
+  }
+  const running = [...cards.values()].some((card) => !ended(card.job));
+  if (running && !byId("jobs").hidden) timer = setTimeout(look, LOOK_MS);
+}
+
+export function showJobs() {
+  showUpload();
+  look();
+}
+
+// Nothing is followed that nobody looks at: a stream is a connection of the server.
+export function leaveJobs() {
+  clearTimeout(timer);
+  following?.stop.abort();
+  following = null;
+}
+
+startUpload((job) => {
+  place(job, list.firstElementChild);
+  look();
+});
