@@ -64,7 +64,7 @@ def rooms(picture: Picture) -> None:
         [("predictive", "from a Gaussian to probabilities")],
         [("familiarity", "how like the training rows")],
         [("posterior", "curvature and its structures")],
-        [("classifier", "model, prompt, labels"), ("jacobians", "logits by weights")],
+        [("classifier", "model, prompt"), ("jacobians", "logits by weights"), ("report", "one page")],
         [("readouts", "class logits"), ("decisions", "sets, flags, review")],
         [("models", "base models and adapters")],
         [("metrics", "scores, ranking, noise, drift")],

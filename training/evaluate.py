@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from laplora.artifact.manifest import DISTILLED, FAMILIARITY, POSTERIOR, SHIFT
+from laplora.artifact.manifest import DISTILLED, FAMILIARITY, POSTERIOR, REPORT_PAGE, SHIFT
 from laplora.artifact.members import state_width
 from laplora.classifier import Classifier, without_adapter
 from laplora.familiarity.file import read_familiarity_for
@@ -32,10 +32,13 @@ from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.predictive.shift import Shift
 from laplora.predictive.shift_file import read_shifts
 from laplora.prompts.examples import Example
+from laplora.report.names import display_name
+from laplora.report.records import Rows
 from training.calibration.fidelity import Fidelity, measure_fidelity
 from training.calibration.order_average import OrderGain, order_averages
 from training.config import RunConfig
-from training.report.evaluation import display_name, print_table, write_report
+from training.report.evaluation import print_table, write_report
+from training.report.page import answered_rows, run_report, write_pages
 from training.workspace.members import member_adapters
 from training.workspace.provenance import evaluation_inputs
 from training.workspace.results import load_trained, verify_fitted
@@ -54,6 +57,7 @@ class Measured:
         over_temperature: of the recommended predictive; None where that is temperature scaling.
         fidelity: of the fast predictive; None without it.
         unfamiliar: share of the rows that are flagged so; None where nothing says which.
+        rows: as a server answers them.
     """
 
     evaluations: dict[str, Evaluation]
@@ -62,6 +66,7 @@ class Measured:
     over_temperature: Gain | None
     fidelity: Fidelity | None
     unfamiliar: float | None
+    rows: Rows
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers, lists and dicts, by method."""
@@ -91,7 +96,8 @@ def evaluate_run(run: Run) -> Path:
     verify_fitted(run)
     fitted, folder = config.run_dir / "laplace", config.run_dir / "report"
     measured = measure(run, model, fitted)
-    write_json(folder / "evaluation.json", measured.to_json())
+    values = measured.to_json()
+    write_json(folder / "evaluation.json", values)
     record = read_fit(fitted)
     recommended = record.calibrated.recommended
     title = f"{config.name}: {len(run.splits.test)} test rows"
@@ -103,11 +109,17 @@ def evaluate_run(run: Run) -> Path:
         sentences.append(f"Flagged as unfamiliar: {measured.unfamiliar:.1%} of the rows, stated at most {stated:.1%}")
     note = "\n\n".join(f"{sentence}." for sentence in (f"Served: {recommended.reason}", *sentences))
     write_report(measured.evaluations, folder, title=title, sets=measured.sets, note=note)
+    gain = measured.over_temperature
+    report = run_report(
+        run, record, values, measured.rows, (gain.difference, gain.low, gain.high) if gain else None, sentences
+    )
+    verdict = write_pages(report, config.run_dir, texts_travel=config.evaluation.report_texts)
     print_table(measured.evaluations, title=title)
     for sentence in sentences:
         say(sentence)
+    say(f"{verdict.title}. {verdict.sentence}")
     say(f"served, chosen by the {recommended.chosen_by}: {recommended.reason}")
-    say(f"report: {folder}")
+    say(f"report: {config.run_dir / Path(REPORT_PAGE).name}; what the artifact takes along is in {folder}")
     return folder
 
 
@@ -176,13 +188,16 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
             of_choice = replace(outputs, fitted=(replace(outputs.fitted[0], prior=choice.prior),))
             probs = predictive_of(of_choice, "laplace", 1.0).probs
             results[f"laplace_{choice.method}_{choice.prior.granularity}"] = evaluate_probs(probs, split.labels)
-    truncated = [row.truncated for row in classifier.encode_examples(test)]
+    encoded = classifier.encode_examples(test)
     fidelity = None
     if found.estimate and unfamiliar is not None:
-        fidelity = measure_fidelity(calibrated.predictives, found.estimate, unfamiliar, outputs, truncated)
+        fidelity = measure_fidelity(
+            calibrated.predictives, found.estimate, unfamiliar, outputs, [row.truncated for row in encoded]
+        )
     share = None if unfamiliar is None else float(unfamiliar.double().mean())
     over_temperature = gain_over_temperature(outputs, calibrated.temperatures, calibrated.recommended.predictive)
-    return Measured(results, sets, gains, over_temperature, fidelity, share)
+    rows = answered_rows(outputs, calibrated, unfamiliar, test, encoded)
+    return Measured(results, sets, gains, over_temperature, fidelity, share, rows)
 
 
 @torch.no_grad()

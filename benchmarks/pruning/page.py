@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.pruning.measure import COUNTS, METHODS, Record
 from laplora.files import write_whole
-from training.report.evaluation import display_name
+from laplora.report.names import display_name
 from training.report.markdown import markdown_table
 from training.report.pictures import save_picture
 

@@ -27,6 +27,7 @@ from laplora.prompts.templates import Cut, PromptTemplate
 FORMAT_VERSION = 6
 MANIFEST = "manifest.json"
 POSTERIOR = "posterior.safetensors"
+REPORT_PAGE = "report/report.html"
 GOLDEN = "golden.json"
 SCORES = "scores.safetensors"
 DISTILLED = "distilled.safetensors"

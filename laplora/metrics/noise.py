@@ -87,3 +87,16 @@ def highest_risk(target_risk: float, rows: int, *, chance: float = 0.001) -> flo
         chance: in (0, 1), of an error rate above what is returned.
     """
     return float(stats.binom(rows, target_risk).isf(chance)) / rows
+
+
+def share_interval(count: int, rows: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the exact interval of a share that was counted ``count`` of ``rows`` times (Clopper and Pearson 1934).
+
+    Args:
+        count: 0 to rows; rows: at least 1.
+        level: in (0, 1); the true share is outside, on either side, with a probability of at most half the rest.
+    """
+    tail = (1 - level) / 2
+    low = float(stats.beta.ppf(tail, count, rows - count + 1)) if count else 0.0
+    high = float(stats.beta.isf(tail, count + 1, rows - count)) if count < rows else 1.0
+    return low, high

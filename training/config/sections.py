@@ -177,3 +177,13 @@ class EvaluationConfig(Section):
         "many prompts a row as orders (2 of two choices, 6 of three, else one for each choice); reverse: over two, the "
         "data's and its reverse",
     )
+    report_texts: bool = Field(
+        False,
+        description="whether the report that the artifact takes along shows the texts of its worst and most uncertain "
+        "rows; the one in the run's folder always does",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields; without ``report_texts`` at its default, as before there was such a field."""
+        return as_before(self, write(self), ("report_texts",))

@@ -15,25 +15,11 @@ from rich.table import Table
 
 from laplora.metrics.label_sets import SetQuality
 from laplora.metrics.scores import Evaluation
+from laplora.report.names import display_name
 from training.report.markdown import markdown_table
 
 Bounds = tuple[float, float] | None
 
-_NAMES = {
-    "zero_shot": "zero-shot",
-    "map": "MAP",
-    "temperature": "temperature scaling",
-    "fast": "fast (distilled Laplace)",
-    "fast_served": "fast as served",
-    "laplace": "Laplace",
-    "laplace_temperature": "Laplace + temperature",
-    "conditioned": "temperature, conditioned",
-    "laplace_conditioned": "Laplace, conditioned",
-    "ensemble": "ensemble",
-    "ensemble_temperature": "ensemble + temperature",
-    "laplace_ensemble": "Laplace ensemble",
-    "mc_dropout": "MC dropout",
-}
 _COLORS = {"zero_shot": "#8c8c8c", "map": "#c44e52", "temperature": "#dd8452", "laplace": "#2a6fb0"}
 _OTHERS = ("#55a868", "#8172b3", "#937860", "#da8bc3", "#64b5cd", "#ccb974")
 _BAR = "#7ba6d0"
@@ -51,17 +37,6 @@ _COLUMNS = {
     "AUROC ↑": ("auroc_error", 1),
     "AURC ↓": ("aurc", -1),
 }
-
-
-def display_name(method: str) -> str:
-    """Return how a method is written: "MAP" for "map", "Laplace (evidence, group)" for "laplace_evidence_group"."""
-    if method in _NAMES:
-        return _NAMES[method]
-    if method.endswith("_order_average"):
-        return f"{display_name(method.removesuffix('_order_average'))}, order average"
-    head, *rest = method.split("_")
-    name = _NAMES.get(head, head)
-    return f"{name} ({', '.join(rest)})" if rest else name
 
 
 def write_report(

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from laplora.decisions.uncertainty import FLAGS
-from training.report.evaluation import display_name
+from laplora.report.names import display_name
 from training.report.markdown import markdown_table
 
 Record = Mapping[str, Any]

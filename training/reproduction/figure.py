@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from laplora.report.names import display_name
 from training.config.reproduced import TASKS
-from training.report.evaluation import display_name
 from training.reproduction.tables import Record, by_pair
 
 _PANELS = (("accuracy", "accuracy"), ("nll", "NLL, nats"), ("ece", "ECE"))

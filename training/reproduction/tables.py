@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from laplora.report.names import display_name
 from training.config.reproduced import MODELS, REPORTED, SHIFTED, TASKS, Figures
-from training.report.evaluation import display_name
 from training.report.markdown import markdown_table
 
 Record = Mapping[str, Any]

@@ -11,8 +11,8 @@ from tiny_runs import FinishedRun
 
 from laplora.metrics.scores import evaluate_probs
 from laplora.predictor import Predictor
+from laplora.report.names import display_name
 from training.calibration.order_average import OrderGain
-from training.report.evaluation import display_name
 from training.workspace.runtime import open_run
 
 

@@ -13,8 +13,8 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from laplora.metrics.scores import Evaluation, evaluate_probs
+from laplora.report.names import display_name
 from training.report.evaluation import (
-    display_name,
     print_table,
     reliability_figure,
     results_table,
@@ -36,13 +36,6 @@ def evaluations(classes: int = 2, rows: int = 120) -> dict[str, Evaluation]:
 def six_methods() -> dict[str, Evaluation]:
     got = evaluations(4)
     return got | {"laplace_evidence_group": got["laplace"], "laplace_evidence_scalar": got["map"]}
-
-
-def test_names() -> None:
-    assert display_name("map") == "MAP"
-    assert display_name("map_order_average") == "MAP, order average"
-    assert display_name("laplace_evidence_group") == "Laplace (evidence, group)"
-    assert display_name("something") == "something"
 
 
 def test_markdown_has_every_method_value_and_interval_and_marks_the_best() -> None:

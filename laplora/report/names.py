@@ -1,0 +1,30 @@
+"""How methods are written in reports."""
+
+from __future__ import annotations
+
+_NAMES = {
+    "zero_shot": "zero-shot",
+    "map": "MAP",
+    "temperature": "temperature scaling",
+    "fast": "fast (distilled Laplace)",
+    "fast_served": "fast as served",
+    "laplace": "Laplace",
+    "laplace_temperature": "Laplace + temperature",
+    "conditioned": "temperature, conditioned",
+    "laplace_conditioned": "Laplace, conditioned",
+    "ensemble": "ensemble",
+    "ensemble_temperature": "ensemble + temperature",
+    "laplace_ensemble": "Laplace ensemble",
+    "mc_dropout": "MC dropout",
+}
+
+
+def display_name(method: str) -> str:
+    """Return how a method is written: "MAP" for "map", "Laplace (evidence, group)" for "laplace_evidence_group"."""
+    if method in _NAMES:
+        return _NAMES[method]
+    if method.endswith("_order_average"):
+        return f"{display_name(method.removesuffix('_order_average'))}, order average"
+    head, *rest = method.split("_")
+    name = _NAMES.get(head, head)
+    return f"{name} ({', '.join(rest)})" if rest else name

@@ -1,0 +1,112 @@
+"""A report as one HTML file that needs nothing else: no network, no script, no font."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laplora.errors import ConfigError
+from laplora.report.charts import curve_charts, reliability_charts, risk_coverage_chart, uncertainty_charts
+from laplora.report.drawing import svg
+from laplora.report.names import display_name
+from laplora.report.records import Report
+from laplora.report.rows import (
+    commonest_confusions,
+    confusion_matrix,
+    label_groups,
+    most_uncertain_rows,
+    slice_groups,
+    worst_rows,
+)
+from laplora.report.verdict import Verdict, percent
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+#: Heading of a column -> (figure of a method, +1 where higher is better and -1 where lower is, what it means).
+_COLUMNS: Mapping[str, tuple[str, int, str]] = {
+    "right": ("accuracy", 1, "share of right answers"),
+    "NLL": ("nll", -1, "mean negative log-likelihood, nats: how good the probabilities are"),
+    "ECE": ("ece", -1, "expected calibration error: how far confidence is from the share of right answers"),
+    "Brier": ("brier", -1, "squared error of the probabilities, 0 to 2"),
+    "AUROC": ("auroc_error", 1, "how well the uncertainty ranks the mistakes, 0.5 is chance"),
+    "AURC": ("aurc", -1, "mean error rate over all shares of answers kept"),
+}
+
+
+def html(report: Report, verdict: Verdict) -> str:
+    """Return a report's page, with what ``judge`` says of it.
+
+    Raises:
+        ConfigError: without Jinja: the extra ``report``.
+    """
+    numbers = iter(range(1, 1000))
+    style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
+
+    def draw(chart: Any) -> Any:
+        from markupsafe import Markup
+
+        return Markup(svg(chart, next(numbers)))  # every text in it is escaped
+
+    diagrams = [reliability_charts(report, "map", "map")]
+    if report.served != "map":
+        diagrams.append(reliability_charts(report, report.served, "served"))
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            style=style,
+            style_hash="sha256-" + base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+            verdict=verdict,
+            columns=_COLUMNS,
+            table=_table(report),
+            diagrams=diagrams,
+            risk=risk_coverage_chart(report),
+            uncertainty=uncertainty_charts(report),
+            curves=curve_charts(report.curves),
+            matrix=confusion_matrix(report),
+            confusions=commonest_confusions(report),
+            labels=label_groups(report),
+            slices=list(slice_groups(report)),
+            worst=worst_rows(report),
+            uncertain=most_uncertain_rows(report),
+            draw=draw,
+        )
+    )
+
+
+def _table(report: Report) -> list[tuple[str, bool, list[tuple[str, str, bool]]]]:
+    """Return by method its name, whether it is served, and of each column the value, its interval and if it is best."""
+    cells: dict[str, list[tuple[str, str, bool]]] = {method: [] for method in report.methods}
+    for key, sign, _ in _COLUMNS.values():
+        texts = {m: "–" if values[key] is None else f"{values[key]:.3f}" for m, values in report.methods.items()}
+        printed = [sign * float(text) for text in texts.values() if text != "–"]
+        for method, text in texts.items():
+            best = text != "–" and len(printed) > 1 and sign * float(text) == max(printed)
+            bounds = report.methods[method]["intervals"].get(key)
+            cells[method].append((text, f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "", best))
+    return [(display_name(method), method == report.served, row) for method, row in cells.items()]
+
+
+@cache
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ModuleNotFoundError:
+        raise ConfigError("a report needs Jinja: pip install 'laplora[report]'") from None
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "name": display_name}
+    return environment

@@ -1,0 +1,138 @@
+"""What a report is made of: plain records, whoever measured them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from laplora.errors import DataError
+from laplora.metrics.checks import check_columns, checked_probs
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What an artifact promises of rows like its calibration rows.
+
+    Attributes:
+        target_risk: error rate of the answers that no person looks at, at most.
+        coverage: of the label sets; calibration_rows: that they were calibrated on.
+        false_alarms: share of rows that are flagged as unfamiliar, at most; None where nothing flags them.
+    """
+
+    target_risk: float
+    coverage: float
+    calibration_rows: int
+    false_alarms: float | None = None
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """The rows in parts: ``names`` of the parts, in the order to show them, and ``index`` (rows,) int64 into them."""
+
+    title: str
+    names: Sequence[str]
+    index: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that were measured, in their order, as the served predictive answers them.
+
+    Attributes:
+        labels: (rows,) int64.
+        map_probs, probs: (rows, classes), MAP's and the served predictive's; 0 at classes that a row cannot have.
+        score: (rows,) what the review rule compares, nats; threshold: that it is reviewed above, None without one.
+        review: (rows,) bool, whether a person is to look at it.
+        epistemic: (rows,) nats; std: (rows,) of the answer's probability. None where the predictive has none.
+        references: where each row is to be found, such as its id or line.
+        texts: each row's text; None leaves texts out of the report.
+        slices: the rows in parts, one way each.
+
+    Raises:
+        DataError, NonFiniteError: no rows, columns that do not fit, or what are no probabilities.
+    """
+
+    labels: torch.Tensor
+    map_probs: torch.Tensor
+    probs: torch.Tensor
+    score: torch.Tensor
+    review: torch.Tensor
+    references: Sequence[str]
+    threshold: float | None = None
+    epistemic: torch.Tensor | None = None
+    std: torch.Tensor | None = None
+    texts: Sequence[str] | None = None
+    slices: Sequence[Slicing] = ()
+
+    def __post_init__(self) -> None:
+        for probs in (self.map_probs, self.probs):
+            checked_probs(probs, self.labels)
+        rows = len(self.labels)
+        check_columns(rows, score=self.score, review=self.review, epistemic=self.epistemic, std=self.std)
+        lists = {"references": self.references, "texts": self.texts, **{one.title: one.index for one in self.slices}}
+        for name, values in lists.items():
+            if values is not None and len(values) != rows:
+                raise DataError(f"{name} must have one entry for each of {rows} rows, got {len(values)}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def predicted(self) -> torch.Tensor:
+        """(rows,) int64, the most probable label."""
+        return self.probs.argmax(1)
+
+    @property
+    def wrong(self) -> torch.Tensor:
+        """(rows,) bool, whether the most probable label is not the right one."""
+        return self.predicted != self.labels
+
+    @property
+    def confidence(self) -> torch.Tensor:
+        """(rows,) float64, the largest probability."""
+        return self.probs.double().amax(1)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that one page says.
+
+    Attributes:
+        measured_on: which rows, in a few words.
+        served: name of the predictive that answers, one of ``methods``; reason: why it, in one sentence.
+        labels: their names, in class order.
+        methods: by name, what ``Evaluation.to_json`` gives, in the order to show them; of predictives with label sets
+            also ``sets``.
+        gain: the served predictive's NLL less that of temperature scaling: difference, and the low and high end of its
+            95 % interval, nats; None where there is nothing to compare.
+        unfamiliar: share of the rows that are flagged so; None where nothing flags them.
+        notes: further sentences.
+        curves: by name (step, value) of what training recorded.
+        provenance: by name, what the figures were made from; configuration: of the run, as text.
+    """
+
+    title: str
+    measured_on: str
+    served: str
+    reason: str
+    labels: Sequence[str]
+    promise: Promise
+    methods: Mapping[str, Mapping[str, Any]]
+    rows: Rows
+    gain: tuple[float, float, float] | None = None
+    unfamiliar: float | None = None
+    notes: Sequence[str] = ()
+    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    configuration: str = ""
+
+    def __post_init__(self) -> None:
+        if self.served not in self.methods:
+            raise DataError(f"the served predictive {self.served!r} is not among the methods {sorted(self.methods)}")
+
+    def without_texts(self) -> Report:
+        """Return the report without its rows' texts."""
+        return replace(self, rows=replace(self.rows, texts=None))

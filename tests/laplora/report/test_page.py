@@ -1,0 +1,174 @@
+"""The page of a report: everything is there, nothing leaves it, and no text of a row or label is ever markup."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+import torch
+from report_records import report, with_rows
+
+from laplora.errors import DataError
+from laplora.report.page import html
+from laplora.report.records import Report, Slicing
+from laplora.report.rows import LISTED_ROWS, MOST_CHARACTERS, MOST_LINES
+from laplora.report.verdict import judge
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'><style>*{}</style>{{ 7 * 7 }}"
+
+
+class Parsed(HTMLParser):
+    """What a browser reads of a page: its elements with their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def tags(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def page_of(one: Report) -> str:
+    return html(one, judge(one))
+
+
+def test_a_page_has_every_part() -> None:
+    one = replace(
+        report(slices=[Slicing("field kind", ["mail", "chat"], torch.arange(120) % 2)]),
+        curves={"training loss, nats": [(10, 0.7), (20, 0.4), (30, 0.2)]},
+        provenance={"base model": "tiny"},
+        configuration='{\n  "seed": 0\n}',
+        notes=["A further sentence"],
+    )
+    page = Parsed(page_of(one))
+    for said in (judge(one).title, judge(one).sentence, one.reason, "A further sentence", "tiny", '"seed": 0'):
+        assert said in page.text
+    for heading in ("Predictives", "Is it as sure as it is right?", "Labels", "Slices", "Training", "Provenance"):
+        assert heading in page.text
+    for method in ("MAP", "temperature scaling", "Laplace"):
+        assert method in page.text
+    # Two reliability diagrams with their counts, risk-coverage, two histograms, one curve.
+    assert len(page.tags("svg")) == 2 * 2 + 1 + 2 + 1
+    assert {"<bdi>mail</bdi>", "<bdi>chat</bdi>", "<bdi>row 119</bdi>"} <= set(
+        re.findall("<bdi>.*?</bdi>", page_of(one))
+    )
+
+
+def test_a_page_is_read_aloud() -> None:
+    """One main heading, no level left out, a caption for each table, words for each chart, a name for each region."""
+    page = Parsed(page_of(report()))
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert len(page.tags("caption")) == len(page.tags("table"))
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    for chart in page.tags("svg"):
+        assert chart["role"] == "img"
+        assert chart["aria-labelledby"] in ids
+    assert len({chart["aria-labelledby"] for chart in page.tags("svg")}) == len(page.tags("svg"))
+    assert all(section["aria-labelledby"] in ids for section in page.tags("section"))
+    assert all(region["aria-label"] for region in page.tags("div") if "role" in region)
+    assert page.tags("html")[0]["lang"] == "en"
+    assert all("scope" in cell for cell in page.tags("th"))
+
+
+def test_a_page_needs_nothing_else_and_runs_nothing() -> None:
+    text = page_of(report())
+    page = Parsed(text)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & {
+        tag for tag, _ in page.elements
+    }
+    for _, attributes in page.elements:
+        assert not {"src", "href", "style", "srcset"} & attributes.keys()
+        assert not any(name.startswith("on") for name in attributes)
+    assert not re.search(r"https?:|url\(|@import", text)
+    policies = [m["content"] for m in page.tags("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policies[0] is not None
+    assert policies[0].startswith("default-src 'none'; style-src 'sha256-")
+    assert len(text.encode()) < 150_000
+
+
+def test_markup_in_rows_labels_and_names_stays_text() -> None:
+    one = report(
+        labels=[EVIL, "positive"],
+        texts=[EVIL] * 120,
+        references=[EVIL] * 120,
+        slices=[Slicing(EVIL, [EVIL, "b"], torch.arange(120) % 2)],
+    )
+    one = replace(
+        one, title=EVIL, reason=EVIL, notes=[EVIL], provenance={EVIL: EVIL}, configuration=EVIL, measured_on=EVIL,
+        curves={EVIL: [(1, 1.0), (2, 0.5)]},
+    )  # fmt: skip
+    page, plain = Parsed(page_of(one)), Parsed(page_of(report()))
+    assert not {"script", "img"} & {tag for tag, _ in page.elements}
+    assert len(page.tags("style")) == len(plain.tags("style")) == 1
+    assert page.text.count("<script>alert(1)</script>") > 2 * LISTED_ROWS
+    assert "{{ 7 * 7 }}" in page.text
+
+
+def test_texts_are_short_lines_without_characters_that_turn_a_page_around() -> None:
+    text = "a\u202egnp.exe\u0000b\u2066c\r\nd\u0085e \ud83d" + "\N{MAN}\u200d\N{ROCKET}" + "x" * 10_000
+    page = page_of(report(texts=[text] * 120))
+    shown = re.findall(r'<td class="text"><bdi>(.*?)</bdi>', page)
+    assert shown
+    assert all(len(one) <= MOST_CHARACTERS for one in shown)
+    assert shown[0].startswith("agnp.exebc d e \N{MAN}\u200d\N{ROCKET}xx")
+    assert shown[0].endswith("…")
+
+
+def test_a_page_without_texts_has_none() -> None:
+    one = report(texts=[f"secret {i}" for i in range(120)])
+    assert "secret" in page_of(one)
+    page = page_of(one.without_texts())
+    assert "secret" not in page
+    assert "left out" in page
+    assert "row 119" in page
+
+
+def test_the_rows_to_look_at_are_the_surest_mistakes_and_the_least_sure_rows() -> None:
+    one = report(texts=None)
+    rows = one.rows
+    worst, uncertain = (
+        re.findall(r"<bdi>(row \d+)</bdi>", part)
+        for part in page_of(one).split("The most uncertain rows</caption>", 1)
+    )  # fmt: skip
+    wrong = rows.wrong.nonzero()[:, 0].tolist()
+    surest = sorted(wrong, key=lambda i: -float(rows.confidence[i]))[:LISTED_ROWS]
+    assert worst == [f"row {i}" for i in surest]
+    least = sorted(range(len(rows)), key=lambda i: float(rows.confidence[i]))[:LISTED_ROWS]  # of two classes
+    assert uncertain == [f"row {i}" for i in least]
+
+
+def test_many_labels_fit_a_page() -> None:
+    page = page_of(with_rows(rows=4000, labels=[f"label {i}" for i in range(300)]))
+    assert "Confusion matrix" not in page
+    assert "The commonest confusions" in page
+    assert f"{MOST_LINES} of 300 labels" in page
+    assert len(page.encode()) < 250_000
+
+
+def test_no_mistake_and_no_accepted_row_are_pages_too() -> None:
+    right = report(wrong=0)
+    assert "No row was answered wrong" in page_of(right)
+    nothing = report(reviewed=120)
+    assert "Nothing is accepted" in page_of(nothing)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    one = report()
+    with pytest.raises(DataError, match="texts must have one entry"):
+        replace(one.rows, texts=["a"])
+    with pytest.raises(DataError, match="not among the methods"):
+        replace(one, served="ensemble")

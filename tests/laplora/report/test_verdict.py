@@ -1,0 +1,89 @@
+"""The verdict: what ships, with how much review, and what does not, with the noise of the rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from report_records import report
+from scipy import stats
+
+from laplora.report.records import Report
+from laplora.report.verdict import Share, judge, operating_point
+
+
+def outcomes(one: Report) -> dict[str, str]:
+    return {check.title: check.outcome for check in judge(one).checks}
+
+
+@pytest.mark.parametrize(
+    ("one", "kind", "said"),
+    [
+        (report(rows=1000, wrong=20, reviewed=0), "ship", "2.0\xa0% (1.2 to 3.1\xa0%) of all 1000 answers are wrong"),
+        (report(rows=1000, wrong=20, reviewed=15), "ship", "still sends 1.5\xa0% of them to a person"),
+        (report(rows=1000, wrong=120, reviewed=300), "review", "even with noise"),
+        (report(rows=120, wrong=30, reviewed=60), "review", "but 60 rows are too few to rule out more"),
+        (
+            report(rows=120, wrong=30, reviewed=60, accepted_wrong=5),
+            "review",
+            "by no more than noise in 60 rows explains",
+        ),
+        (report(rows=1000, wrong=200, reviewed=300, accepted_wrong=80), "stop", "more than noise explains"),
+        (report(rows=120, wrong=12, reviewed=120), "stop", "look at every answer"),
+        (report(rows=120, wrong=58, reviewed=60), "stop", "do not show that the model has learnt the task"),
+    ],
+)
+def test_the_verdict_goes_by_what_is_accepted(one: Report, kind: str, said: str) -> None:
+    verdict = judge(one)
+    assert verdict.kind == kind
+    assert said in verdict.sentence
+    review, accepted = operating_point(one)
+    if kind == "review":
+        assert f"{100 * review.value:.1f}" in verdict.title
+        assert accepted is not None
+        assert str(accepted) in verdict.sentence
+
+
+def test_a_share_has_its_exact_interval() -> None:
+    """Inverted from the binomial itself: at either end, what was counted or more extreme has a probability of 2.5 %."""
+    low, high = Share(9, 245).interval
+    assert stats.binom(245, low).sf(8) == pytest.approx(0.025)
+    assert stats.binom(245, high).cdf(9) == pytest.approx(0.025)
+    assert Share(0, 10).interval[0] == 0
+    assert Share(10, 10).interval[1] == 1
+
+
+def test_a_good_artifact_is_stopped_no_more_often_than_stated() -> None:
+    """Of artifacts whose accepted answers err exactly at the target, at most 2.5 % are called worse than it."""
+    rows, target = 200, 0.05
+    mistakes = torch.arange(rows + 1)
+    stopped = torch.tensor([Share(int(k), rows).interval[0] > target for k in mistakes])
+    chance = stats.binom(rows, target).pmf(mistakes[stopped].numpy()).sum()
+    assert 0.001 < chance <= 0.025
+
+
+def test_what_is_off_by_more_than_chance_is_said() -> None:
+    one = report(rows=1000, wrong=20, reviewed=300)
+    methods = {name: dict(values) for name, values in one.methods.items()}
+    methods["laplace"] |= {"ece": 0.2, "sets": {"coverage": 0.5, "mean_size": 1.0}}
+    off = replace(one, methods=methods, gain=(0.02, 0.01, 0.03), unfamiliar=0.3)
+    caveats = " ".join(judge(off).caveats)
+    for said in (
+        "off by more than chance",
+        "Temperature scaling",
+        "than the 90.0\xa0% that they promise",
+        "are unlike",
+    ):
+        assert said in caveats
+    assert list(outcomes(off).values()).count("no") == 4
+    assert judge(off).kind == judge(one).kind
+
+
+def test_what_few_rows_cannot_tell_is_open() -> None:
+    few = report(rows=40, wrong=2, reviewed=20)
+    assert outcomes(few)["Mistakes among the accepted"] == "open"
+    many = report(rows=1000, wrong=20, reviewed=300)
+    assert outcomes(many)["Mistakes among the accepted"] == "yes"
+    assert outcomes(replace(few, gain=(0.0, -0.1, 0.1)))["NLL below temperature scaling"] == "open"
+    assert "NLL below temperature scaling" not in outcomes(replace(few, gain=None))

@@ -1,0 +1,62 @@
+"""The page of a run's report: which rows, which texts, and that it judges what the artifact answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_runs import FinishedRun, copy_run, job, sentiment_config
+
+from laplora.artifact.folder import read_artifact
+from laplora.artifact.manifest import POSTERIOR
+from laplora.files import file_sha256
+from laplora.predictor import Predictor
+from training.config import load_config
+from training.evaluate import measure
+from training.workspace.results import load_trained
+from training.workspace.runtime import open_run
+
+
+@pytest.fixture
+def run_copy(sentiment_run: FinishedRun, tmp_path: Path) -> Path:
+    """The configuration file of a copy of the finished run, to be run again with changes."""
+    return copy_run(sentiment_run, sentiment_config(tmp_path, sentiment_run.base))
+
+
+def test_the_page_that_travels_has_no_text_and_the_run_s_own_has(sentiment_run: FinishedRun) -> None:
+    run = open_run(sentiment_run.config)
+    own = (run.config.run_dir / "report.html").read_text(encoding="utf-8")
+    page = (sentiment_run.artifact / "report" / "report.html").read_text(encoding="utf-8")
+    assert "report/report.html" in read_artifact(sentiment_run.artifact).manifest.files
+    texts = [example.fields["text"] for example in run.splits.test]
+    assert any(text in own for text in texts)
+    assert not any(text in page for text in (*texts, *(i["text"] for i in run.config.golden_inputs)))
+    for said in ("24 test rows", "step size", "length of the prompt", file_sha256(sentiment_run.artifact / POSTERIOR)):
+        assert said in page
+        assert said in own
+
+
+def test_the_page_judges_the_rows_as_the_artifact_answers_them(
+    sentiment_run: FinishedRun, sentiment_predictor: Predictor
+) -> None:
+    """Answers, scores, uncertainty and decisions of the test rows are those of the served path."""
+    run = open_run(sentiment_run.config)
+    rows = measure(run, load_trained(run), run.config.run_dir / "laplace").rows
+    answers = sentiment_predictor.predict(run.encode(run.splits.test))
+    for i, (answer, example) in enumerate(zip(answers, run.splits.test, strict=True)):
+        assert rows.references[i] == example.id
+        assert rows.probs[i].tolist() == pytest.approx(answer.probs, abs=2e-3)
+        assert rows.map_probs[i].tolist() == pytest.approx(answer.map_probs, abs=2e-3)
+        assert float(rows.score[i]) == pytest.approx(answer.score, abs=1e-2)
+        assert bool(rows.review[i]) == (answer.decision == "review")
+        assert (rows.epistemic is None) == (answer.epistemic is None)
+        if rows.epistemic is not None and rows.std is not None and answer.probs_std is not None:
+            assert answer.epistemic is not None
+            assert float(rows.epistemic[i]) == pytest.approx(answer.epistemic, abs=1e-2)
+            assert float(rows.std[i]) == pytest.approx(answer.probs_std[answer.label_index], abs=1e-2)
+
+
+def test_texts_travel_where_the_configuration_says_so(run_copy: Path) -> None:
+    assert job("evaluate", run_copy, "evaluation.report_texts=true") == 0
+    folder = load_config(run_copy, ["evaluation.report_texts=true"]).run_dir
+    assert (folder / "report" / "report.html").read_bytes() == (folder / "report.html").read_bytes()

@@ -1,0 +1,166 @@
+"""The report of a run's test rows as one page: what laplora.report is told of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laplora.artifact.manifest import POSTERIOR, REPORT_PAGE
+from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
+from laplora.files import file_sha256, write_whole
+from laplora.fitting.calibrate import Calibrated, predictive_of
+from laplora.fitting.describing import installed_versions
+from laplora.fitting.outputs import SplitOutputs
+from laplora.fitting.saving import FitRecord
+from laplora.fitting.store import rows_digest
+from laplora.linearised import class_probs
+from laplora.models.hashes import weights_hash
+from laplora.predictive.kinds import PREDICTIVES
+from laplora.prompts.examples import Example
+from laplora.prompts.rows import EncodedRow
+from laplora.report.page import html
+from laplora.report.records import Promise, Report, Rows
+from laplora.report.slices import slices_of
+from laplora.report.verdict import Verdict, judge
+from training.config import RunConfig, config_hash_fields
+from training.config.folders import configuration_digest
+from training.workspace.run import Run
+
+#: What the Trainer's log calls a quantity, and what the report does.
+_CURVES = {"loss": "training loss, nats", "eval_loss": "NLL of the held-out rows, nats", "learning_rate": "step size"}
+
+
+def answered_rows(
+    outputs: SplitOutputs,
+    calibrated: Calibrated,
+    unfamiliar: torch.Tensor | None,
+    examples: Sequence[Example],
+    encoded: Sequence[EncodedRow],
+) -> Rows:
+    """Return test rows as a server answers them by the recommended predictive, with their texts.
+
+    Args:
+        unfamiliar: (rows,) bool; None where nothing says which.
+    """
+    name, split = calibrated.recommended.predictive, outputs.split
+    thresholds = calibrated.predictives[name].thresholds
+    predictive = predictive_of(outputs, name, calibrated.temperatures[name])
+    spread = PREDICTIVES[name].covariance or PREDICTIVES[name].members in ("checkpoints", "dropout")
+    epistemic = decompose(predictive).epistemic if spread else None
+    map_probs = class_probs(split.logits, split.class_mask)
+    score = review_score(thresholds, probs=predictive.probs, map_probs=map_probs)
+    flags = raise_flags(
+        thresholds,
+        probs=predictive.probs,
+        label_mass=split.label_mass,
+        set_sizes=torch.ones(len(split)),  # decides nothing
+        truncated=[row.truncated for row in encoded],
+        epistemic=epistemic,
+        unfamiliar=unfamiliar,
+    )
+    answers = predictive.probs.argmax(1, keepdim=True)
+    return Rows(
+        labels=split.labels,
+        map_probs=map_probs,
+        probs=predictive.probs,
+        score=score,
+        threshold=thresholds.review.threshold,
+        review=torch.tensor([decision == "review" for decision in decide(thresholds, score, flags)]),
+        epistemic=epistemic,
+        std=predictive.std.gather(1, answers)[:, 0] if spread else None,
+        references=[example.id for example in examples],
+        texts=[_text_of(example) for example in examples],
+        slices=slices_of([example.fields for example in examples], [len(row.token_ids) for row in encoded], unfamiliar),
+    )
+
+
+def _text_of(example: Example) -> str:
+    """Return a row's fields as one text."""
+    parts = [value if isinstance(value, str) else " / ".join(value) for value in example.fields.values()]
+    return " · ".join(parts)
+
+
+def run_report(
+    run: Run,
+    record: FitRecord,
+    methods: Mapping[str, Mapping[str, Any]],
+    rows: Rows,
+    gain: tuple[float, float, float] | None,
+    notes: Sequence[str],
+) -> Report:
+    """Return the report of a run's evaluation; ``methods`` and ``notes`` as of ``Report``."""
+    config, calibrated = run.config, record.calibrated
+    rule = calibrated.predictives[calibrated.recommended.predictive].thresholds.review
+    source = run.splits.report
+    return Report(
+        title=config.name,
+        measured_on=f"{len(rows)} test rows of {source['dataset']}, which neither training nor calibration has seen",
+        served=calibrated.recommended.predictive,
+        reason=calibrated.recommended.reason,
+        labels=run.splits.task.labels,
+        promise=Promise(
+            target_risk=rule.target_risk,
+            coverage=calibrated.calibration.coverage,
+            calibration_rows=calibrated.calibration.rows,
+            false_alarms=record.familiarity.false_alarms if record.familiarity else None,
+        ),
+        methods=methods,
+        rows=rows,
+        gain=gain,
+        unfamiliar=methods["map"].get("unfamiliar"),
+        notes=notes,
+        curves=training_curves(run),
+        provenance=provenance(run),
+        configuration=configuration(config),
+    )
+
+
+def write_pages(report: Report, run_dir: Path, *, texts_travel: bool) -> Verdict:
+    """Write a report, with texts, into a run's folder, into its ``report`` the one that travels; return the verdict.
+
+    Args:
+        texts_travel: whether that has the texts too.
+    """
+    verdict = judge(report)
+    whole = html(report, verdict)
+    write_whole(run_dir / Path(REPORT_PAGE).name, whole)
+    write_whole(run_dir / REPORT_PAGE, whole if texts_travel else html(report.without_texts(), verdict))
+    return verdict
+
+
+def training_curves(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """Return what fine-tuning recorded against its steps; nothing where the adapter was trained elsewhere."""
+    path = run.folder / "training_log.json"
+    log = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    curves = {title: [(entry["step"], entry[key]) for entry in log if key in entry] for key, title in _CURVES.items()}
+    return {title: points for title, points in curves.items() if points}
+
+
+def provenance(run: Run) -> dict[str, str]:
+    """Return what the figures were made from, by name."""
+    config, splits = run.config, run.splits
+    rows = {"training": splits.train, "calibration": splits.calibration, "test": splits.test}
+    return {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "base model": f"{config.base.model}, {config.base.quantization}, {config.base.dtype}",
+        "base weights": f"sha256:{weights_hash(run.location, config.base.revision).removeprefix('sha256:')}",
+        "adapter": f"sha256:{file_sha256(run.folder / 'adapter' / 'adapter_model.safetensors')}",
+        "posterior": f"sha256:{file_sha256(config.run_dir / 'laplace' / POSTERIOR)}",
+        "data": f"{splits.report['dataset']}, {splits.report['source_detail']}",
+        **{f"{name} rows": f"{len(some)}, sha256:{rows_digest(some)}" for name, some in rows.items() if some},
+        "configuration": f"sha256:{configuration_digest(config_hash_fields(config))}",
+        "seed": str(config.seed),
+        "versions": ", ".join(f"{name} {version}" for name, version in installed_versions().items()),
+    }
+
+
+def configuration(config: RunConfig) -> str:
+    """Return a run's configuration as indented JSON, without its golden inputs, which are texts."""
+    fields = config_hash_fields(config)
+    del fields["golden_inputs"]
+    return json.dumps(fields, indent=2, ensure_ascii=False)
