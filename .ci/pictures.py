@@ -54,6 +54,7 @@ def rooms(picture: Picture) -> None:
         360,
         "laplora/  the library",
         "room",
+        [("commands", "laplora serve, evaluate, predict ...")],
         [("sklearn", "the same, as scikit-learn calls it")],
         [("fitting", "from a classifier and rows to calibrated answers")],
         [("selection", "which rows to label next")],

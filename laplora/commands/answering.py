@@ -1,0 +1,100 @@
+"""A loaded artifact and the answers to many inputs, in batches of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from laplora.answers.order_answers import OrderedRows
+from laplora.answers.prediction import Prediction
+from laplora.classifier import batches
+from laplora.commands.console import say
+from laplora.errors import ConfigError
+from laplora.predictor import Predictor
+from laplora.prompts.rows import EncodedRow
+
+#: Padded tokens of a batch on a CPU, as the server has it: longer batches are no faster there.
+_CPU_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class How:
+    """How inputs are answered.
+
+    Attributes:
+        predictive: name of the predictive; None is the recommended one.
+        batch_size: rows of a batch, at most; truncate: whether inputs that are too long are cut.
+        orders: "reverse" or "all": each question in several orders of its choices; None: as it is.
+        target_risk: error rate that accepted answers may have; None: the artifact's.
+    """
+
+    predictive: str | None = None
+    batch_size: int = 16
+    truncate: bool = False
+    orders: str | None = None
+    target_risk: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.orders not in (None, "reverse", "all"):
+            raise ConfigError(f"--order-average is reverse or all, not {self.orders!r}")
+        if self.target_risk is not None and not 0 < self.target_risk < 1:
+            raise ConfigError(f"--target-risk is between 0 and 1, not {self.target_risk:g}")
+
+
+def load(artifact: Path, device: str, how: How) -> Predictor:
+    """Return an artifact's predictor, which has the predictive that is asked for; stages go to standard error.
+
+    Raises:
+        LaploraError: as ``Predictor.load``; ConfigError: a predictive that it does not have.
+    """
+    from laplora.models.quiet import quiet_loading
+
+    with quiet_loading():
+        predictor = Predictor.load(artifact, device=device, progress=lambda stage: say(f"{stage} ..."))
+    if how.predictive is not None and how.predictive not in predictor.predictives:
+        raise ConfigError(
+            f"artifact {predictor.artifact.name!r} has no predictive {how.predictive!r}: "
+            f"it has {', '.join(predictor.predictives)}"
+        )
+    return predictor
+
+
+def encode(predictor: Predictor, fields: Mapping[str, Any], how: How) -> OrderedRows:
+    """Return an input's rows, one without ``orders``; InvalidInputError: one that cannot be answered."""
+    if how.orders is None:
+        return OrderedRows((predictor.encode(fields, truncate=how.truncate),), ())
+    return predictor.encode_orders(fields, truncate=how.truncate, which="all" if how.orders == "all" else "reverse")
+
+
+def answers(
+    predictor: Predictor,
+    questions: Sequence[OrderedRows],
+    how: How,
+    track: Callable[[Sequence[list[int]]], Iterator[list[int]]] = iter,
+) -> list[tuple[Prediction, Prediction | None]]:
+    """Return an answer per question, in order, and where it averages orders the answer in the user's own order.
+
+    Args:
+        track: watches the batches.
+    """
+    rows: list[EncodedRow] = [row for question in questions for row in question.rows]
+    most = (_CPU_TOKENS, predictor.device_tokens) if predictor.device.type == "cpu" else None
+    found: dict[int, Prediction] = {}
+    for index in track(batches(rows, how.batch_size, most)):
+        answered = predictor.predict([rows[i] for i in index], how.predictive, target_risk=_deferring(predictor, how))
+        found.update(zip(index, answered, strict=True))
+    each = [found[i] for i in range(len(rows))]
+    if how.orders is None:
+        return [(prediction, None) for prediction in predictor.decided(each, how.target_risk)[0]]
+    firsts, place = [], 0
+    for question in questions:
+        firsts.append(each[place])
+        place += len(question.rows)
+    averaged, _ = predictor.decided(predictor.average_orders(questions, each), how.target_risk)
+    return list(zip(averaged, firsts, strict=True))
+
+
+def _deferring(predictor: Predictor, how: How) -> float | None:
+    return how.target_risk if (how.predictive or predictor.recommended) == "fast" else None

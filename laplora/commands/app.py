@@ -1,0 +1,56 @@
+"""All commands under one name, with completion for the shells (``laplora --install-completion``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import typer
+
+import laplora
+from laplora.commands import evaluate, handed_on, jobs, predict, serve
+from laplora.commands.console import Status, say, write
+from laplora.errors import LaploraError
+
+app = typer.Typer(
+    name="laplora",
+    help="Calibrated probabilities for LoRA-tuned classifiers.",
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("serve", context_settings=serve.CONTEXT)(serve.serve)
+for _name, _command in handed_on.COMMANDS.items():
+    app.command(_name, context_settings=handed_on.CONTEXT, add_help_option=False)(_command)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.add_typer(jobs.app, name="jobs")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        write(f"laplora {laplora.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Say the version, and end."
+    ),
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status (``laplora.commands.console.Status``)."""
+    try:
+        app(None if arguments is None else list(arguments), prog_name="laplora")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else Status.DONE if ended.code is None else Status.USAGE
+    except LaploraError as error:
+        say(f"error: {error}")
+        return Status.USAGE
+    except KeyboardInterrupt:
+        say("interrupted")
+        return Status.INTERRUPTED
+    return Status.DONE

@@ -1,0 +1,46 @@
+"""What all commands share: exit statuses, lines for people, and the options that they have in common."""
+
+from __future__ import annotations
+
+import sys
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from laplora.errors import ConfigError
+
+
+class Status(IntEnum):
+    """Exit statuses. ``serve``, ``train``, ``fit`` and ``keys`` have those of the server and of the jobs."""
+
+    DONE = 0
+    #: A bar of ``--fail-if`` was crossed, or a row has no answer: the command ran, and its output is whole.
+    FAILED = 1
+    #: It cannot run as it was given.
+    USAGE = 2
+    #: Interrupted by the user, as shells have it.
+    INTERRUPTED = 130
+
+
+ArtifactOption = Annotated[Path, typer.Option("--artifact", "-a", metavar="FOLDER", help="The artifact's folder.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+BatchOption = Annotated[int, typer.Option(min=1, max=1024, help="Rows that run together, at most.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, nothing else.")]
+
+
+def say(line: str) -> None:
+    """Write one line for people, to standard error: standard output has results alone."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def write(line: str) -> None:
+    """Write one line of results to standard output."""
+    sys.stdout.write(f"{line}\n")
+
+
+def needs(extra: str, error: ImportError) -> ConfigError:
+    """Return the error of a command whose packages are not installed."""
+    return ConfigError(f"{error.name or error} is not installed: pip install 'laplora[{extra}]'")

@@ -1,0 +1,170 @@
+"""``laplora evaluate``: an artifact against labelled rows, with bars that fail a script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from laplora.commands.answering import How, answers, encode, load
+from laplora.commands.bars import Bar, Crossed
+from laplora.commands.console import (
+    ArtifactOption,
+    BatchOption,
+    DeviceOption,
+    JsonOption,
+    Status,
+    needs,
+    say,
+    write,
+)
+from laplora.errors import DataError, LaploraError
+from laplora.predictor import Predictor
+from laplora.prompts.examples import Example
+
+#: Shown of each method, in this order.
+_COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
+
+
+@dataclass
+class _How:
+    """Bins of the ECE, and resamples and seed of the bootstrap."""
+
+    bins: int
+    resamples: int
+    seed: int
+
+
+def evaluate(
+    artifact: ArtifactOption,
+    data: Annotated[Path, typer.Option("--data", help="JSON Lines, CSV or Parquet file of labelled rows.")],
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BAR", help="Exit with 1 where this holds: 'ece>0.05', 'map.accuracy<0.8'. Repeatable."),
+    ] = None,
+    label_field: Annotated[str, typer.Option(help="Field of a row that has its label.")] = "label",
+    predictive: Annotated[str | None, typer.Option(help="Which predictive answers (default: the recommended).")] = None,
+    order_average: Annotated[
+        str | None, typer.Option(metavar="reverse|all", help="Ask each question in several orders of its choices.")
+    ] = None,
+    truncate: Annotated[bool, typer.Option(help="Cut inputs that are too long, instead of an error.")] = False,
+    bins: Annotated[int, typer.Option(min=1, max=1000, help="Bins of the ECE.")] = 15,
+    resamples: Annotated[int, typer.Option(min=0, max=100_000, help="Of the bootstrap.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure an artifact on labelled rows, without a server: accuracy, NLL, ECE and more of every predictive.
+
+    A bar of --fail-if is [PREDICTIVE.]METRIC, then >, <, >= or <=, and a number; without PREDICTIVE it is of the one
+    that answers. METRIC.low and METRIC.high are the ends of a metric's 95 % interval: with few rows, 'ece.low>0.05'
+    fails only where the rows show more than 0.05. Exit status: 0 all well, 1 a bar was crossed, 2 it could not run.
+    """
+    bars = [Bar.parse(text) for text in fail_if or ()]
+    how = How(predictive, batch_size, truncate, order_average)
+    predictor = load(artifact, device, how)
+    name = how.predictive or predictor.recommended
+    examples = _examples(data, label_field, predictor)
+    measured = _measured(predictor, examples, how, _How(bins, resamples, seed))
+    answering = f"{name}_order_average" if how.orders else name
+    crossed = [bar.check(measured, answering) for bar in bars]
+    if as_json:
+        write(json.dumps(_json(predictor, answering, len(examples), measured, crossed), allow_nan=False))
+    else:
+        for line in (*_table(measured, answering), *_verdicts(crossed)):
+            write(line)
+    raise typer.Exit(Status.FAILED if any(one.failed for one in crossed) else Status.DONE)
+
+
+def _examples(data: Path, label_field: str, predictor: Predictor) -> Sequence[Example]:
+    """Return a file's rows; DataError: rows that cannot be used, by line."""
+    try:
+        from training.data.examples import Task
+        from training.data.files import read_examples
+    except ImportError as error:
+        raise needs("training", error) from None
+    manifest = predictor.artifact.manifest
+    task = Task(predictor.artifact.name, manifest.template.template(), tuple(manifest.labels))
+    return read_examples(data, task, label_field, {}, several=manifest.likelihood == "bernoulli")
+
+
+def _measured(
+    predictor: Predictor, examples: Sequence[Example], how: How, measure_how: _How
+) -> dict[str, dict[str, Any]]:
+    """Return the metrics of every method by name, as POST /evaluate gives them."""
+    from service.scoring.evaluation import measure, method_rows
+    from service.scoring.labels import LabelNames
+
+    manifest, name = predictor.artifact.manifest, how.predictive or predictor.recommended
+    questions, problems = [], []
+    for example in examples:
+        try:
+            questions.append(encode(predictor, example.fields, how))
+        except LaploraError as error:
+            problems.append(f"{example.id}: {error}")
+    if problems:
+        more = f"\n... and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise DataError("\n".join(problems[:5]) + more)
+    rows = [
+        method_rows(manifest, name, prediction, own_order)
+        for prediction, own_order in answers(predictor, questions, how, _watched)
+    ]
+    truths = [example.label if example.present is None else example.present for example in examples]
+    return measure(rows, truths, names=LabelNames.of(manifest), how=measure_how)
+
+
+def _watched(batches: Sequence[list[int]]) -> Any:
+    """Yield batches, and say about ten times how far it is."""
+    step = max(1, -(-len(batches) // 10))
+    for done, index in enumerate(batches, 1):
+        yield index
+        if done % step == 0 or done == len(batches):
+            say(f"rows: batch {done} of {len(batches)}")
+
+
+def _json(
+    predictor: Predictor,
+    answering: str,
+    rows: int,
+    measured: Mapping[str, Mapping[str, Any]],
+    crossed: Sequence[Crossed],
+) -> dict[str, Any]:
+    artifact = predictor.artifact
+    return {
+        "artifact": {"name": artifact.name, "digest": artifact.digest},
+        "predictive": answering,
+        "rows": rows,
+        "metrics": measured,
+        "bars": [asdict(one) for one in crossed],
+        "failed": any(one.failed for one in crossed),
+    }
+
+
+def _table(measured: Mapping[str, Mapping[str, Any]], answering: str) -> list[str]:
+    """Return the metrics as a table of text; the method that answers has a star."""
+    cells = [["method", *_COLUMNS]]
+    for name, metrics in measured.items():
+        values = ["-" if metrics.get(column) is None else f"{metrics[column]:.3f}" for column in _COLUMNS]
+        cells.append([f"{name} *" if name == answering else name, *values])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in cells
+    ]
+    return [*lines, "* answers. nll is in nats; auroc_error: how well the uncertainty ranks the mistakes"]
+
+
+def _verdicts(crossed: Sequence[Crossed]) -> list[str]:
+    lines = []
+    for one in crossed:
+        value = "cannot be measured on these rows" if one.value is None else f"is {one.value:.4f}"
+        interval = "" if one.interval is None else f" (95 % {one.interval[0]:.4f} to {one.interval[1]:.4f})"
+        lines.append(f"{'FAILED' if one.failed else 'passed'}: {one.bar} of {one.predictive}: {value}{interval}")
+    return lines

@@ -1,0 +1,41 @@
+"""Commands of the jobs and of the server under this command's name: every flag is theirs, and so is the status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+from laplora.commands.console import needs
+
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def train(context: typer.Context) -> None:
+    """Fine-tune, fit, evaluate and package: python -m training run."""
+    raise typer.Exit(_training("run", context))
+
+
+def fit(context: typer.Context) -> None:
+    """Fit the posterior of a run, or of an adapter that was trained elsewhere: python -m training fit."""
+    raise typer.Exit(_training("fit", context))
+
+
+def keys(context: typer.Context) -> None:
+    """Make, list and revoke API keys: python -m service.keys."""
+    try:
+        from service.keys import main
+    except ImportError as error:
+        raise needs("service", error) from None
+    raise typer.Exit(main(context.args))
+
+
+COMMANDS: dict[str, Callable[[typer.Context], None]] = {"train": train, "fit": fit, "keys": keys}
+
+
+def _training(job: str, context: typer.Context) -> int:
+    try:
+        from training.__main__ import main
+    except ImportError as error:
+        raise needs("training", error) from None
+    return main([job, *context.args])

@@ -1,0 +1,135 @@
+"""``laplora jobs``: large evaluations on a server, over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from laplora.commands.console import JsonOption, Status, needs, say, write
+from laplora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from laplora.client import Client, Job
+
+#: The variable that has the API key: a flag would be seen in the list of processes.
+KEY_VARIABLE = "LAPLORA_API_KEY"
+
+app = typer.Typer(help="Large evaluations on a server: upload, watch, cancel, fetch.", rich_markup_mode=None)
+UrlOption = Annotated[str, typer.Option("--url", envvar="LAPLORA_URL", help="Address of the server.")]
+KeyFileOption = Annotated[
+    Path | None, typer.Option(help=f"File that has the API key (default: the variable {KEY_VARIABLE}).")
+]
+_URL = "http://localhost:8000"
+
+
+@app.command("submit")
+def submit(
+    data: Annotated[Path, typer.Argument(metavar="FILE", help="Labelled rows, as of POST /evaluate/jobs.")],
+    artifact: Annotated[str | None, typer.Option(help="Name of the artifact (default: the active one).")] = None,
+    truncate: Annotated[bool, typer.Option(help="Cut inputs that are too long.")] = False,
+    wait: Annotated[bool, typer.Option(help="Wait for it to end, and show its metrics.")] = False,
+    url: UrlOption = _URL,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a file and make a job of it."""
+    with _client(url, key_file) as client:
+        job = client.submit_job(data, artifact=artifact, truncate=truncate)
+        say(f"job {job.id}: {job.rows} rows")
+        if wait:
+            client.wait_for_job(job, progress=sys.stderr.isatty())
+            job = client.job(job)
+    _show(job, as_json)
+
+
+@app.command("list")
+def list_jobs(url: UrlOption = _URL, key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
+    """List your jobs, the newest first."""
+    with _client(url, key_file) as client:
+        found = client.jobs()
+    if as_json:
+        write(json.dumps([job.model_dump(mode="json") for job in found]))
+        return
+    for job in found:
+        write(f"{job.id}  {job.status:<9}  {job.rows_done}/{job.rows} rows  {job.artifact.name}")
+
+
+@app.command("show")
+def show(
+    job: Annotated[str, typer.Argument(metavar="ID")],
+    wait: Annotated[bool, typer.Option(help="Wait for it to end.")] = False,
+    url: UrlOption = _URL,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a job: how far it is, its metrics when it is done."""
+    with _client(url, key_file) as client:
+        if wait:
+            client.wait_for_job(job, progress=sys.stderr.isatty())
+        state = client.job(job)
+    _show(state, as_json)
+
+
+@app.command("cancel")
+def cancel(
+    job: Annotated[str, typer.Argument(metavar="ID")],
+    url: UrlOption = _URL,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cancel a job; what it has measured so far is kept."""
+    with _client(url, key_file) as client:
+        _show(client.cancel_job(job), as_json)
+
+
+@app.command("remove")
+def remove(
+    job: Annotated[str, typer.Argument(metavar="ID")], url: UrlOption = _URL, key_file: KeyFileOption = None
+) -> None:
+    """Remove a job that has ended, with its results."""
+    with _client(url, key_file) as client:
+        client.remove_job(job)
+    say(f"removed {job}")
+
+
+@dataclass(frozen=True)
+class _Key:
+    token: str | None
+
+    @classmethod
+    def read(cls, file: Path | None) -> _Key:
+        if file is None:
+            return cls(os.environ.get(KEY_VARIABLE) or None)
+        try:
+            return cls(file.read_text(encoding="utf-8").strip())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--key-file {file}: {error}") from None
+
+
+def _client(url: str, key_file: Path | None) -> Client:
+    try:
+        from laplora.client import Client
+    except ImportError as error:
+        raise needs("client", error) from None
+    return Client(url, api_key=_Key.read(key_file).token)
+
+
+def _show(job: Job, as_json: bool) -> None:
+    """Write a job's state, and end with ``Status.FAILED`` where it failed."""
+    if as_json:
+        write(json.dumps(job.model_dump(mode="json")))
+    else:
+        write(f"job {job.id}: {job.status}, {job.rows_done} of {job.rows} rows, {job.rows_bad} without an answer")
+        if job.error:
+            write(f"error: {job.error.get('message')}")
+        metrics: dict[str, Any] = job.partial or {}
+        for name, of in metrics.items():
+            write("  ".join([f"  {name:<24}", *(f"{metric} {value:.3f}" for metric, value in of.items())]))
+    if job.status == "failed":
+        raise typer.Exit(Status.FAILED)

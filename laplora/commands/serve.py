@@ -1,0 +1,74 @@
+"""``laplora serve FOLDER``: the server, in this process, by default to this machine alone and without API keys."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+import laplora
+from laplora.commands.console import say
+from laplora.errors import ConfigError
+
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
+#: What says who may ask, by flag and by variable; where one is given, it decides alone.
+_WHO_MAY_ASK = ("--auth", "--keys", "--host")
+
+
+def serve(
+    context: typer.Context,
+    artifact: str = typer.Argument(
+        ..., metavar="FOLDER", help="The artifact, as posterior.save or a training run wrote it."
+    ),
+    port: str | None = typer.Option(None, help="TCP port (default: 8000)."),
+) -> None:
+    """Serve an artifact over HTTP, by default to this machine alone and without API keys.
+
+    Every other flag goes to the server: python -m service --help lists them. Without --auth, --keys or --host it
+    answers this machine alone, and asks for no key.
+    """
+    if artifact.startswith("-") or any(not flag.startswith("-") for flag in context.args[:1]):
+        raise ConfigError("the folder comes first, then the server's flags: laplora serve FOLDER --device cpu ...")
+    run_server(["--artifact", artifact, *([] if port is None else ["--port", port]), *context.args])
+
+
+def run_server(flags: Sequence[str]) -> None:
+    """Run the server in this process until it is stopped; it ends the process with its own status.
+
+    Raises:
+        ConfigError: the server's packages are not installed.
+    """
+    find_rooms("service", "uvicorn")
+    given = list(flags)
+    if not _says_who_may_ask(given):
+        given += ["--host", "127.0.0.1", "--auth", "off"]
+        say("no API keys are asked for, and this machine alone is answered; --keys FILE asks for keys")
+    sys.argv = ["python -m service", *given]
+    runpy.run_module("service", run_name="__main__", alter_sys=True)
+
+
+def find_rooms(*packages: str) -> None:
+    """Make sure that packages can be imported; those of this project are those beside this library.
+
+    Raises:
+        ConfigError: one that is not installed.
+    """
+    beside = str(Path(laplora.__file__).resolve().parent.parent)
+    if beside not in sys.path[:1]:
+        sys.path.insert(0, beside)  # before a folder of the same name that the command was started in
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"{package} is not installed: pip install 'laplora[service]'")
+
+
+def _says_who_may_ask(flags: Sequence[str]) -> bool:
+    """Return whether a flag says so, also one that the server takes for it by its beginning, or a variable."""
+    named = [name for flag in flags if len(name := flag.partition("=")[0]) > len("--")]
+    variables = {f"LAPLORA_{flag.removeprefix('--').upper()}" for flag in _WHO_MAY_ASK}
+    said = {name.upper() for name, value in os.environ.items() if value}  # the server reads them in either case
+    return any(flag.startswith(name) for flag in _WHO_MAY_ASK for name in named) or bool(variables & said)

@@ -1,0 +1,53 @@
+"""The command as a whole: help, version, statuses, completion, and the commands that it hands on."""
+
+from __future__ import annotations
+
+import pytest
+
+import laplora
+from laplora.commands.app import main
+
+COMMANDS = ("serve", "train", "fit", "evaluate", "predict", "jobs", "keys")
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in (*COMMANDS, "--install-completion"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert "usage: " in capsys.readouterr().out.casefold()
+
+
+def test_the_version_is_the_librarys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"laplora {laplora.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["serve"], ["nobody", "x"], ["predict"], ["jobs", "show"]])
+def test_a_command_line_that_is_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "usage: laplora" in capsys.readouterr().err.casefold()
+
+
+def test_what_is_handed_on_has_its_own_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config", "nowhere.yaml"]) == 1  # as python -m training run
+    assert "nowhere.yaml" in capsys.readouterr().err
+    assert main(["keys", "list", "--file", "nowhere.json"]) == 2  # as python -m service.keys
+    assert "nowhere.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_for_this_command(
+    shell: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_LAPLORA_COMPLETE", f"complete_{shell}")
+    monkeypatch.setenv("COMP_WORDS", "laplora ev")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "laplora ev")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    main([])
+    assert "evaluate" in capsys.readouterr().out

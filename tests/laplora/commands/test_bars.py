@@ -1,0 +1,64 @@
+"""Bars of ``--fail-if``: what is one, and when it fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from laplora.commands.bars import Bar
+from laplora.errors import ConfigError
+
+METRICS: dict[str, dict[str, Any]] = {
+    "map": {"ece": 0.2, "accuracy": 0.8, "auroc_error": None, "intervals": {"ece": [0.1, 0.3]}, "reliability": []},
+    "laplace": {
+        "ece": 0.04,
+        "accuracy": 0.8,
+        "auroc_error": 0.7,
+        "intervals": {"ece": [0.01, 0.09]},
+        "reliability": [],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "failed"),
+    [
+        ("ece>0.05", 0.04, False),
+        ("ece>.03", 0.04, True),
+        (" ece >= 4e-2 ", 0.04, True),
+        ("map.ece>0.05", 0.2, True),
+        ("accuracy<0.8", 0.8, False),
+        ("accuracy<=0.8", 0.8, True),
+        ("ece.low>0.02", 0.01, False),
+        ("map.ece.high>0.25", 0.3, True),
+        ("map.auroc_error<0.6", None, True),  # not measured: a script must not go on as if it had been
+    ],
+)
+def test_it_fails_where_it_is_crossed(text: str, value: float | None, failed: bool) -> None:
+    crossed = Bar.parse(text).check(METRICS, "laplace")
+    assert (crossed.value, crossed.failed) == (value, failed)
+    assert crossed.predictive == ("map" if "map" in text else "laplace")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "ece", "ece>", "ece=0.05", "ece>five", "0.05<ece", "a.b.c>1", "ece>1..2", "ece>nan", ".ece>1", "ece>1;x"],
+)
+def test_what_is_no_bar_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--fail-if"):
+        Bar.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("mapp.ece>0.05", "map, laplace"),
+        ("eces>0.05", "ece, accuracy, auroc_error"),
+        ("reliability>0", "ece, accuracy, auroc_error"),
+        ("accuracy.low<0.5", "ece"),
+    ],
+)
+def test_what_was_not_measured_is_named_with_what_was(text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        Bar.parse(text).check(METRICS, "laplace")

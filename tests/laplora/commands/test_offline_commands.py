@@ -1,0 +1,129 @@
+"""``laplora predict`` and ``laplora evaluate`` on the tiny artifact, as a shell runs them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import FinishedRun
+
+from laplora.commands.app import main
+from laplora.predictor import Predictor
+
+
+def predict(
+    run: FinishedRun,
+    lines: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    *flags: str,
+) -> tuple[int, list[dict[str, Any]]]:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    status = main(["predict", "--artifact", str(run.artifact), "--device", "cpu", *flags])
+    return status, [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
+
+
+def jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+@pytest.mark.parametrize("window", [1, 3, 256])
+def test_every_line_is_answered_in_order(
+    sentiment_run: FinishedRun, window: int, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    texts = ["The film was fine and long and then long again.", "Dull.", "The play was a joy.", "Grey.", "The end."]
+    rows = [{"id": str(i), "text": text} for i, text in enumerate(texts)]
+    status, found = predict(sentiment_run, jsonl(rows), monkeypatch, capfdbinary, "--lines", str(window))
+    assert status == 0
+    assert [one["id"] for one in found] == ["0", "1", "2", "3", "4"]
+    predictor = Predictor.load(sentiment_run.artifact, device="cpu")
+    expected = predictor.predict([predictor.encode({"text": text}, truncate=False) for text in texts])
+    for one, answer in zip(found, expected, strict=True):
+        assert list(one["probs"].values()) == pytest.approx(answer.probs, abs=1e-4)
+        assert list(one["map_probs"].values()) == pytest.approx(answer.map_probs, abs=1e-4)
+        assert one["answered_by"] == predictor.recommended
+        assert one["decision"] == answer.decision
+
+
+def test_a_line_without_an_answer_has_its_place_and_its_number(
+    sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr("laplora.commands.predict._LINE_BYTES", 200)
+    long = json.dumps({"text": "long " * 100}).encode() + b"\n"
+    lines = b'{"text": "a"}\n\nnone\n{"title": "a"}\n\xff\xfe\n' + long + b'[1]\n{"id": 3, "text": "b"}\n{"text": "c"}'
+    status, found = predict(sentiment_run, lines, monkeypatch, capfdbinary)
+    assert status == 1
+    assert [one.get("line") for one in found] == [None, 3, 4, 5, 6, 7, 8, None]
+    messages = [one["error"]["message"] for one in found if "error" in one]
+    assert "200 bytes" in messages[3]
+    assert found[2]["error"]["field"] in ("text", "title")
+
+
+def test_no_input_is_no_answer(
+    sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert predict(sentiment_run, b"", monkeypatch, capfdbinary) == (0, [])
+
+
+def evaluate(run: FinishedRun, rows: list[dict[str, Any]], folder: Path, *flags: str) -> int:
+    (folder / "rows.jsonl").write_bytes(jsonl(rows))
+    return main(["evaluate", "-a", str(run.artifact), "--data", str(folder / "rows.jsonl"), "--device", "cpu", *flags])
+
+
+ROWS = [
+    {"text": "The film was a joy.", "label": "positive"},
+    {"text": "The play was dull.", "label": "negative"},
+    {"text": "The song was a joy, a joy.", "label": "negative"},
+    {"text": "Grey.", "label": "negative"},
+]
+
+
+def test_the_metrics_are_those_of_the_rows(
+    sentiment_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(sentiment_run, ROWS, tmp_path, "--json", "--predictive", "map", "--fail-if", "map.ece>1") == 0
+    found = json.loads(capsys.readouterr().out)
+    predictor = Predictor.load(sentiment_run.artifact, device="cpu")
+    answers = predictor.predict([predictor.encode({"text": row["text"]}, truncate=False) for row in ROWS], "map")
+    right = [answer.label == row["label"] for answer, row in zip(answers, ROWS, strict=True)]
+    assert (found["rows"], found["predictive"], found["failed"]) == (4, "map", False)
+    assert found["metrics"]["map"]["accuracy"] == sum(right) / 4
+    assert found["artifact"]["digest"] == predictor.artifact.digest
+    assert found["bars"][0]["value"] == found["metrics"]["map"]["ece"]
+
+
+def test_a_bar_fails_a_script(sentiment_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bars = ("--fail-if", "accuracy<2", "--fail-if", "map.accuracy<-1")
+    assert evaluate(sentiment_run, ROWS, tmp_path, *bars) == 1
+    said = capsys.readouterr().out
+    assert "FAILED: accuracy<2" in said
+    assert "passed: map.accuracy<-1" in said
+    assert "laplace *" in said
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "message"),
+    [
+        (ROWS, ("--fail-if", "ece"), "--fail-if 'ece'"),
+        (ROWS, ("--fail-if", "none.ece>1"), "was not measured"),
+        (ROWS, ("--predictive", "nobody"), "no predictive 'nobody'"),
+        (ROWS, ("--order-average", "both"), "reverse or all"),
+        ([*ROWS, {"text": "x"}, {"text": "y", "label": "maybe"}], (), "rows.jsonl, line 5"),
+        ([], (), "rows.jsonl"),
+    ],
+)
+def test_what_cannot_run_is_said_in_one_line(
+    sentiment_run: FinishedRun,
+    tmp_path: Path,
+    rows: list[dict[str, Any]],
+    flags: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert evaluate(sentiment_run, rows, tmp_path, *flags) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""

@@ -1,0 +1,115 @@
+"""The two distributions as they are installed: laplora with its server and jobs, and laplora-client without torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from server_process import ROOT, fake_artifacts, fake_server, is_ready, until
+
+BUILD = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+
+
+def installed(project: Path, folder: Path) -> Path:
+    """Return the folder that a project's wheel was installed into."""
+    subprocess.run([sys.executable, *BUILD, "--target", str(folder), str(project)], check=True, cwd=folder.parent)
+    return folder
+
+
+def checkout(folder: Path, *names: str) -> Path:
+    """Return a folder with these files of the project, so that the build leaves nothing in the real one."""
+    folder.mkdir()
+    left = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
+    for name in names:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=left)
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run(program: str, packages: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program that finds these packages first, and this project nowhere else."""
+    # The checkout is installed for editing: its finder must not answer for what the wheel left out.
+    hidden = (
+        "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in type(f).__module__ + repr(f)]\n"
+    )
+    hidden += f"sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}]\n"
+    return subprocess.run(
+        [sys.executable, "-c", hidden + program, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(packages)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``pip install laplora`` puts into site-packages."""
+    folder = tmp_path_factory.mktemp("wheel")
+    names = ("pyproject.toml", "README.md", "LICENSE", "laplora", "service", "training")
+    return installed(checkout(folder / "checkout", *names), folder / "packages")
+
+
+def test_the_wheel_has_all_files_of_its_packages(wheel: Path) -> None:
+    for package in ("laplora", "service", "training"):
+        tracked = subprocess.run(
+            ["git", "ls-files", package], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split()
+        left_out = [name for name in tracked if not (wheel / name).is_file() and not name.endswith(".md")]
+        assert left_out == []
+
+
+def test_the_command_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    program = "import sys; from laplora.commands.app import main; sys.exit(main(sys.argv[1:]))"
+    finished = run(
+        program, wheel, "keys", "create", "--file", "keys.json", "--id", "a", "--scopes", "predict", cwd=tmp_path
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "keys.json").is_file()
+    finished = run(program, wheel, "serve", str(tmp_path), cwd=tmp_path)  # no artifact: the server itself says so
+    assert finished.returncode == 2, finished.stderr
+    assert "no artifact at" in finished.stderr + finished.stdout
+
+
+def test_the_client_alone_asks_a_server_without_torch(tmp_path: Path) -> None:
+    packages = installed(checkout(tmp_path / "checkout", "client", "laplora") / "client", tmp_path / "packages")
+    assert not (packages / "laplora").exists()
+    program = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "laplora", "service")))  # importing one is an error
+from laplora_client import Client, RequestRefusedError
+from laplora_client.errors import LaploraError
+with Client(sys.argv[1]) as client:
+    print(client.predict([{"text": "row 4321"}])[0].probs["negative"])
+    try:
+        client.predict([{"nothing": "x"}])
+    except RequestRefusedError as error:
+        assert isinstance(error, LaploraError)
+        print(error.code)
+"""
+    with fake_server(fake_artifacts(tmp_path / "served")) as process, process.client() as client:
+        until(lambda: is_ready(client))
+        finished = run(program, packages, str(client.base_url), cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    probability, code = finished.stdout.split()
+    assert (round(float(probability) * 100_000), code) == (4321, "invalid_input")
+
+
+def test_both_distributions_have_one_version() -> None:
+    projects = [
+        tomllib.loads((ROOT / name / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        for name in (".", "client")
+    ]
+    assert projects[0]["version"] == projects[1]["version"]
+    client = set(projects[1]["dependencies"])
+    assert client == set(projects[0]["optional-dependencies"]["client"]) | {
+        one for one in projects[0]["dependencies"] if one.startswith("pydantic")
+    }
