@@ -36,7 +36,7 @@ def rooms(picture: Picture) -> None:
 
     column(
         12,
-        250,
+        352,
         "service/  the server",
         "job",
         [("app", "wires the rooms together")],
@@ -50,36 +50,36 @@ def rooms(picture: Picture) -> None:
         [("lifecycle, settings, threads,\nerrors, exit_status", "what every room may use")],
     )
     column(
-        284,
-        360,
+        386,
+        310,
         "laplora/  the library",
         "room",
         [("commands", "laplora serve, evaluate, predict ...")],
         [("sklearn", "the same, as scikit-learn calls it")],
-        [("fitting", "from a classifier and rows to calibrated answers")],
+        [("fitting", "from rows to calibrated answers")],
         [("selection", "which rows to label next")],
         [("predictor", "an artifact in, answers out")],
         [("answers", "from the outputs of a batch to its answers")],
-        [("artifact", "the folder that is served"), ("conditioning", "labels correct answers")],
+        [("artifact", "what is served"), ("conditioning", "labels correct answers")],
         [("prior", "prior precision")],
         [("predictive", "from a Gaussian to probabilities")],
         [("familiarity", "how like the training rows")],
         [("posterior", "curvature and its structures")],
-        [("classifier", "model, prompt"), ("jacobians", "logits by weights"), ("report", "one page")],
+        [("classifier", "model, prompt"), ("jacobians", "derivatives"), ("report", "one page")],
         [("readouts", "class logits"), ("decisions", "sets, flags, review")],
         [("models", "base models and adapters")],
         [("metrics", "scores, ranking, noise, drift")],
         [("prompts", "templates, label tokens")],
-        [("linearised", "symbols of the method"), ("files", "written whole")],
+        [("linearised", "the symbols"), ("files", "written whole")],
         [("errors", "one tree")],
     )
     column(
-        666,
+        718,
         242,
         "training/  the jobs",
         "file",
         [("distil", "a student"), ("reproduce", "a report")],
-        [("run", "all jobs"), ("reproduction", "checkpoints")],
+        [("run", "all jobs"), ("reproduction", "at steps")],
         [
             (
                 "check, finetune,\nfit_laplace, fit_adapter,\nevaluate, package,\nshift, condition, suggest",
@@ -93,11 +93,11 @@ def rooms(picture: Picture) -> None:
         [("config", "YAML, checked")],
         [("data", "rows and splits")],
     )
-    picture.way((264, 250), (282, 250))
-    picture.way((664, 250), (646, 250))
-    picture.rect(666, 556, 242, 82, "frame")
-    picture.text(678, 576, "laplora/client  stands alone", "small")
-    picture.box(678, 586, 218, 40, "plain", "client", "asks the server over HTTP")
+    picture.way((366, 250), (384, 250))
+    picture.way((716, 250), (698, 250))
+    picture.rect(718, 556, 242, 82, "frame")
+    picture.text(730, 576, "laplora/client  stands alone", "small")
+    picture.box(730, 586, 218, 40, "plain", "client", "asks the server over HTTP")
 
 
 def request(picture: Picture) -> None:
@@ -267,7 +267,7 @@ def pictures() -> dict[str, str]:
     """Return the SVG of each picture, by its name."""
     made = {}
     for draw, width, height in (
-        (rooms, 920, 882),
+        (rooms, 972, 930),
         (request, 900, 300),
         (training_run, 900, 300),
         (artifact, 900, 330),

@@ -19,7 +19,9 @@ import pytest
 import training_page
 import yaml
 from documents import PAGES, ROOT, Block, blocks, commands, read
+from typer.testing import CliRunner
 
+from laplora.commands.app import app
 from training.config import RunConfig
 
 LANGUAGES = {"sh", "json", "yaml", "python", "text"}
@@ -68,6 +70,17 @@ def test_programs_compile_and_import_what_exists(block: Block) -> None:
                 assert hasattr(module, name.name), name.name
 
 
+def check_command(words: list[str]) -> None:
+    """Check that ``laplora`` has the command and its flags."""
+    runner, names = CliRunner(), [word for word in words if not word.startswith("-")]
+    path = [*names[:1], *(names[1:2] if names[:1] == ["jobs"] else [])]
+    helped = runner.invoke(app, [*path, "--help"])
+    assert helped.exit_code == 0, (words, helped.output)
+    for word in words:
+        if word.startswith("-") and names[:1] not in (["serve"], ["train"], ["fit"], ["keys"]):
+            assert re.search(rf"(^|[\s,]){re.escape(word)}\b", helped.output), word
+
+
 @pytest.mark.parametrize("block", blocks("sh"), ids=str)
 def test_commands_exist(block: Block) -> None:
     for words in commands(block):
@@ -77,6 +90,8 @@ def test_commands_exist(block: Block) -> None:
             assert {word.partition("=")[0] for word in words[2:]} <= {"CONFIG", "ARTIFACT"}
         elif program == "python" and words[1] == "-m":
             assert importlib.util.find_spec(words[2]), words[2]
+        elif program == "laplora":
+            check_command(words[1:])
         elif block.page != "docker/README.md":  # its commands are tried by docker/try_images.sh
             assert program in PROGRAMS | {"pip", "git"}, words
         for word in words:
