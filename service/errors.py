@@ -91,6 +91,10 @@ class RouteNotFoundError(ServiceError, code="route_not_found", status=404):
 _answered(library.ArtifactNotFoundError, "artifact_not_found", 404, "No artifact of this name.")
 
 
+class ReportNotFoundError(ServiceError, code="report_not_found", status=404):
+    """There is no report of it that can be shown."""
+
+
 class FeedbackOffError(ServiceError, code="feedback_off", status=404):
     """The server keeps no predictions: feedback_rows is 0."""
 

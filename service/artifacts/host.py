@@ -21,6 +21,7 @@ from service.artifacts.folders import artifact_folders
 from service.artifacts.listing import ArtifactListing
 from service.artifacts.loading import Loader, check_base
 from service.artifacts.predictors import Library
+from service.artifacts.reports import read_report
 from service.artifacts.shelf import Place, Shelf
 from service.errors import ActivationRunningError, ArtifactNotLoadedError, NotReadyError
 from service.scoring.device import Device
@@ -158,6 +159,24 @@ class ArtifactHost:
         others = self.listing.read({name: path for name, path in folders.items() if path.resolve() not in shown})
         loaded: list[Listed] = [(place.name, place.predictor.artifact, place) for place in places]
         return [*loaded, *((name, item, None) for name, item in others.items())]
+
+    async def report_of(self, name: str) -> bytes:
+        """Return the report, an HTML page, of an artifact that ``known`` lists under a name.
+
+        Raises:
+            ArtifactNotFoundError: no artifact has that name.
+            ArtifactError: it cannot be read.
+            ReportNotFoundError: as ``read_report``.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._disk_threads, self._report_of, name)
+
+    def _report_of(self, name: str) -> bytes:
+        for listed, item, _ in self._known():
+            if listed == name:
+                if isinstance(item, LaploraError):
+                    raise item
+                return read_report(item)
+        raise ArtifactNotFoundError("no artifact of this name: GET /artifacts lists them")
 
     def path_of(self, name: str) -> Path:
         """Return the folder of an artifact that can be loaded by name. Looks at the disk: not for the event loop.

@@ -26,6 +26,8 @@ PAGES = {
     # Trusted types: no script of the page can turn a text into HTML, not even by mistake.
     "/": "script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "require-trusted-types-for 'script'; trusted-types 'none'",
+    # A report is a file that came with an artifact, which anybody may have written: it has no origin, and runs nothing.
+    "/artifacts/{name}/report": "style-src 'unsafe-inline'; img-src data:; sandbox",
     # Swagger UI has one inline script, and its style sheet holds pictures as data.
     "/docs": "script-src 'self' '{docs_script}'; style-src 'self'; img-src 'self' data:; connect-src 'self'",
 }

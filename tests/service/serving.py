@@ -88,6 +88,7 @@ class FakePredictor(Predictor):
             labels=tuple(labels),
             likelihood="categorical",
             template=SimpleNamespace(template=lambda: template),
+            files={},
             metrics={"map": {"nll": 0.5}},
             servable=self.predictives,
             calibration=SimpleNamespace(coverage=0.9, rows=150),

@@ -1,15 +1,18 @@
-"""GET /artifacts, and POST /artifacts/{name}/load, /activate and /unload."""
+"""GET /artifacts and /artifacts/{name}/report, and POST /artifacts/{name}/load, /activate and /unload."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse
 
 from laplora.errors import LaploraError
+from service.artifacts.reports import has_report
 from service.artifacts.shelf import Place
 from service.http.openapi import CANDIDATE_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.dependencies import ArtifactsDep
@@ -51,6 +54,19 @@ async def list_artifacts(artifacts: ArtifactsDep) -> ArtifactsResponse:
     return ArtifactsResponse(
         active=name, artifacts=[_summary(item_name, item, place, name) for item_name, item, place in known]
     )
+
+
+@router.get(
+    "/artifacts/{name}/report",
+    response_class=Response,
+    responses={
+        200: {"description": "An HTML page.", "content": {"text/html": {"schema": {"type": "string"}}}},
+        **error_responses("artifact_not_found", "artifact_corrupt", "artifact_incompatible", "report_not_found"),
+    },
+)
+async def artifact_report(name: str, artifacts: ArtifactsDep) -> HTMLResponse:
+    """The page that an artifact brings along: whether to ship it, and why. It runs no script."""
+    return HTMLResponse(await artifacts.report_of(name))
 
 
 @router.post("/artifacts/{name}/load", responses=error_responses(*_CHANGE_ERRORS))
@@ -116,6 +132,7 @@ def _summary(name: str, item: Artifact | LaploraError, place: Place | None, acti
         # What is not finite becomes null: a manifest's free-form part may hold it, an answer may not.
         metrics=json.loads(json.dumps(item.manifest.metrics), parse_constant=lambda constant: None),
         weights=None if weights is None else WeightsOut(held=weights.held, reason=weights.reason),
+        report=f"/artifacts/{quote(name, safe='')}/report" if has_report(item) else None,
         reverse_pass=None if reverse is None else ReversePassOut(kind=reverse.kind, reason=reverse.reason),
         error=None,
     )

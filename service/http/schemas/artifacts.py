@@ -73,7 +73,7 @@ class ArtifactSummary(Answer):
     quantization: str | None = Field(examples=["nf4"])
     """How the base model's weights are stored: nf4, or none; null when it cannot be read."""
     removed_layers: list[int] | None = Field(examples=[[]])
-    """Decoder layers of the base model that it is without, numbered from 0; null when it cannot be read."""
+    """Number of each decoder layer of the base model that it is without, from 0; null when it cannot be read."""
     labels: list[str] | None = Field(description="Its label words, in order.", examples=[["negative", "positive"]])
     fields: list[str] | None = Field(description="Names of its template's fields.", examples=[["text"]])
     predictives: list[str] | None = Field(examples=[["map", "laplace"]])
@@ -83,6 +83,8 @@ class ArtifactSummary(Answer):
     """What its manifest records from its own evaluation, by predictive."""
     weights: WeightsOut | None = Field(description="How its base model's weights are held; null unless it is loaded.")
     reverse_pass: ReversePassOut | None = Field(description="How its Jacobians are computed; null unless it is loaded.")
+    report: str | None = Field(examples=["/artifacts/sst2-smollm2/report"])
+    """Path of the page that it brings along; null where it brings none."""
     error: str | None = Field(examples=["the manifest is missing"])
     """Why it cannot be served; null where it can be read."""
 

@@ -1,0 +1,144 @@
+"""Reports over HTTP: whoever wrote one, it is shown as a page that can do nothing, and only as the manifest has it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from report_records import report
+from serving import FakePredictor, Served, artifacts_in, code, on_uvicorn, serve
+
+from laplora.artifact.manifest import REPORT_PAGE, FileRecord
+from laplora.report.page import html
+from laplora.report.verdict import judge
+from service.artifacts.reports import MOST_BYTES
+
+pytestmark = pytest.mark.anyio
+
+PAGE = html(report(texts=["a text"] * 120), judge(report()))
+#: What a report would do to the server whose reader sees it, if it could.
+HOSTILE = """<!doctype html><title>hostile</title><body><p id="said">nothing ran</p>
+<script>document.getElementById("said").textContent = "a script ran"</script>
+<img src="/health/live" onerror="document.getElementById('said').textContent = 'a handler ran'">
+<form action="/artifacts/fake/unload" method="post"><input></form><iframe src="/artifacts"></iframe>"""
+
+
+def bring(predictor: FakePredictor, page: str | bytes, name: str = REPORT_PAGE) -> Path:
+    """Put a report into the folder of a fake's artifact, and into its manifest; return its path."""
+    path = predictor.artifact.path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = page.encode() if isinstance(page, str) else page
+    path.write_bytes(content)
+    record = FileRecord(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+    predictor.artifact.manifest.files = {name: record}
+    return path
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> FakePredictor:
+    return artifacts_in(tmp_path, "first", "second")[0]
+
+
+@pytest.fixture
+async def served(tmp_path: Path, first: FakePredictor) -> AsyncIterator[Served]:
+    async with serve(first, artifact="first", artifacts_root=tmp_path) as served:
+        yield served
+
+
+def policy(answer: httpx.Response) -> dict[str, str]:
+    parts = (part.partition(" ") for part in answer.headers["content-security-policy"].split("; "))
+    return {name: value for name, _, value in parts}
+
+
+async def listed(served: Served) -> dict[str, str | None]:
+    return {one["name"]: one["report"] for one in (await served.client.get("/artifacts")).json()["artifacts"]}
+
+
+async def test_a_report_is_listed_and_shown(served: Served, first: FakePredictor) -> None:
+    assert await listed(served) == {"first": None, "second": None}
+    bring(first, PAGE)
+    path = (await listed(served))["first"]
+    assert path == "/artifacts/first/report"
+    answer = await served.client.get(path)
+    assert (answer.status_code, answer.text) == (200, PAGE)
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_report_runs_nothing_and_is_of_no_origin(served: Served, first: FakePredictor) -> None:
+    bring(first, HOSTILE)
+    found = policy(await served.client.get("/artifacts/first/report"))
+    assert found["default-src"] == "'none'"
+    assert found["sandbox"] == ""  # neither allow-scripts nor allow-same-origin
+    assert {"script-src", "connect-src", "frame-src"} & found.keys() == set()
+    assert {found[name] for name in ("frame-ancestors", "base-uri", "form-action")} == {"'none'"}
+
+
+async def test_what_is_not_there_is_named(served: Served, first: FakePredictor) -> None:
+    assert code(await served.client.get("/artifacts/first/report")) == (404, "report_not_found")
+    assert code(await served.client.get("/artifacts/nowhere/report")) == (404, "artifact_not_found")
+    for name in ("..", "first%2F..%2Ffirst", "first%00", "%2e%2e%2ffirst"):
+        assert (await served.client.get(f"/artifacts/{name}/report")).status_code == 404
+    bring(first, PAGE, "report/other.html")
+    assert code(await served.client.get("/artifacts/first/report")) == (404, "report_not_found")
+
+
+async def test_only_the_file_of_the_manifest_is_shown(served: Served, first: FakePredictor, tmp_path: Path) -> None:
+    path, secret = bring(first, PAGE), tmp_path / "secret"
+    secret.write_text("secret of the disk")
+
+    async def refused() -> None:
+        answer = await served.client.get("/artifacts/first/report")
+        assert code(answer) == (404, "report_not_found")
+        assert "secret of" not in answer.text
+
+    path.write_text(PAGE + " ")
+    await refused()
+    path.unlink()
+    await refused()
+    path.symlink_to(secret)
+    await refused()
+    path.unlink()
+    os.mkfifo(path)  # opening it would wait for a writer for ever
+    await refused()
+
+
+async def test_a_report_without_bounds_is_neither_listed_nor_read(served: Served, first: FakePredictor) -> None:
+    bring(first, b" " * (MOST_BYTES + 1))
+    assert (await listed(served))["first"] is None
+    assert code(await served.client.get("/artifacts/first/report")) == (404, "report_not_found")
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
+@pytest.mark.parametrize(("page", "shown"), [(PAGE, "reviewed by a person"), (HOSTILE, "nothing ran")])
+async def test_a_browser_shows_a_report_and_runs_nothing_of_it(
+    first: FakePredictor, tmp_path: Path, page: str, shown: str
+) -> None:
+    """In a real one: our own page needs no more than the policy grants, and a hostile one gets no further."""
+    bring(first, page)
+    async with (
+        serve(first, artifact="first", artifacts_root=tmp_path) as served,
+        on_uvicorn(served.app) as (_, port),
+    ):
+        assert CHROMIUM is not None
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
+        flags += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
+        command = [CHROMIUM, *flags, f"http://127.0.0.1:{port}/artifacts/first/report"]
+        drawn = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+        still = (await served.client.get("/artifacts")).json()["artifacts"]
+    assert shown in drawn.stdout
+    blocked = re.findall(r"(?:Blocked script|Content Security Policy)[^\n]*", drawn.stderr)
+    assert bool(blocked) == (page == HOSTILE), drawn.stderr
+    assert [one["loaded"] for one in still if one["name"] == "first"] == [True]
