@@ -2,9 +2,9 @@
 
 With FAKE_GATE=FILE every prediction waits until that file exists, and makes FILE.waiting meanwhile. At load recorded
 answers are others with FAKE_BROKEN=golden, and the device is lost with FAKE_BROKEN=fault. FAKE_CHOICES=NAME adds an
-artifact of that name that answers questions with choices. A folder named "stuck" in the root is never read to its end.
-With FAKE_POISON=N,... rows with these tokens have no answer; one with the token 99666 meets a CUDA fault. With
-FAKE_CLOCK=1 the wall clock jumps a year to and fro at each look.
+artifact of that name that answers questions with choices, by the labels FAKE_LABELS=A|B|... A folder named "stuck" in
+the root is never read to its end. With FAKE_POISON=N,... rows with these tokens have no answer; one with the token
+99666 meets a CUDA fault. With FAKE_CLOCK=1 the wall clock jumps a year to and fro at each look.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ if __name__ == "__main__":
     for token in filter(None, os.environ.get("FAKE_POISON", "").split(",")):
         predictor.poison[int(token)] = ValueError("poison")
     choices = os.environ.get("FAKE_CHOICES")
-    others = [FakePredictor(choices, template=TEMPLATES["multiple_choice"], labels="ABCD")] if choices else []
+    labels = os.environ.get("FAKE_LABELS", "A|B|C|D").split("|")
+    others = [FakePredictor(choices, template=TEMPLATES["multiple_choice"], labels=labels)] if choices else []
     known = library(predictor, *others)
 
     def read(path: Path) -> Any:

@@ -31,7 +31,7 @@ function partial(job) {
 function resultTable(job) {
   const within = (metrics, name) => {
     const interval = metrics.intervals[name];
-    return interval ? ` (${figure(interval.low)} to ${figure(interval.high)})` : "";
+    return interval ? ` (${figure(interval[0])} to ${figure(interval[1])})` : "";
   };
   const rows = Object.entries(job.result.methods).map(([name, metrics]) => [
     name,

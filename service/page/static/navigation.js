@@ -24,8 +24,11 @@ export function startNavigation(onShow) {
     }
     onShow(name);
   }
-  addEventListener("hashchange", () => {
-    if (names.includes(location.hash.slice(1))) show(true);
+  addEventListener("hashchange", () => show(true));
+  // Past the navigation, in the section that is shown: no other address, which the back button would come by.
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    byId("content").focus();
   });
   show(false);
 }

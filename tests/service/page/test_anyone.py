@@ -1,0 +1,184 @@
+"""The page is for anyone: by keyboard alone, with a screen reader, in light and dark, on a phone, and for hostile texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser import DESK, PHONE, SECTIONS, Visit, needs_chromium, visit
+from job_calls import lines, rows
+from playwright.sync_api import Browser, expect
+from server_process import fake_artifacts, fake_server
+
+pytestmark = needs_chromium
+
+#: The names of what would show that a text became HTML.
+MARKUP = "<img src=x onerror=window.hacked=1>"
+LABELS = ("<b id=hacked>good<b>", "</td><script>window.hacked=1<script>", "&lt;i&gt;")
+
+
+@pytest.fixture(scope="module")
+def lively(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with a job that is done, answers, and labels of some."""
+    with fake_server(fake_artifacts(tmp_path_factory.mktemp("root"))) as process, process.client() as client:
+        asked = [{"text": str(1000 * i + 500)} for i in range(60)]
+        ids = [p["prediction_id"] for p in client.post("/predict", json={"inputs": asked}).json()["predictions"]]
+        items = [{"prediction_id": name, "label": ("negative", "positive")[i % 2]} for i, name in enumerate(ids)]
+        assert client.post("/feedback", json={"items": items}).status_code == 200
+        sent = client.post("/evaluate/jobs", content=lines(rows(5)), headers={"content-type": "application/jsonl"})
+        assert sent.status_code == 202
+        yield str(client.base_url)
+
+
+def open_everything(visited: Visit, section: str) -> None:
+    """Show a section with all that it can show."""
+    visited.show(section)
+    if section == "playground":
+        visited.ask("87000")
+    if section == "artifact":
+        expect(visited.page.locator("#artifact-about table").first).to_be_visible()
+    if section == "jobs":
+        expect(visited.page.locator(".job").first).to_have_attribute("data-status", "done")
+        visited.page.get_by_role("button", name="Show the result").click()
+        expect(visited.page.locator(".job table")).to_be_visible()
+    if section == "feedback":
+        expect(visited.page.get_by_role("row", name="Accuracy")).to_be_visible()
+    if section == "server":
+        expect(visited.page.locator("#server-load table")).to_be_visible()
+    for summary in visited.page.locator(f"#{section} summary").all():
+        summary.click()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_wrong_in_any_section(scheme: str, browser: Browser, lively: str) -> None:
+    # axe is put into the page from outside, which its policy would not allow.
+    with visit(browser, lively, color_scheme=scheme, bypass_csp=True) as visited:
+        for section in SECTIONS:
+            open_everything(visited, section)
+            found = Axe().run(visited.page)
+            assert found.violations_count == 0, f"{section}, {scheme}:\n{found.generate_report()}"
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
+def test_no_section_scrolls_sideways(viewport: dict[str, int], browser: Browser, lively: str) -> None:
+    with visit(browser, lively, viewport=viewport) as visited:
+        for section in SECTIONS:
+            open_everything(visited, section)
+            width = visited.page.evaluate("document.documentElement.scrollWidth")
+            assert width <= viewport["width"], section
+
+
+def test_the_keyboard_alone_is_enough(browser: Browser, lively: str) -> None:
+    with visit(browser, lively) as visited:
+        page, keys = visited.page, visited.page.keyboard
+
+        def tab_to(name: str) -> None:
+            for _ in range(60):
+                keys.press("Tab")
+                about, outline = page.evaluate("""() => {
+                    const e = document.activeElement;
+                    return [[e.id, e.textContent, e.name].join(' '), getComputedStyle(e).outlineStyle];
+                }""")
+                if page.locator(":focus").count() == 0:
+                    continue  # between the page's end and its start
+                assert outline != "none", f"no outline: {about[:80]}"
+                if name in about:
+                    return
+            pytest.fail(f"{name} is not reached by Tab")
+
+        tab_to("Skip to the content")
+        keys.press("Enter")
+        tab_to("Clearly bad")
+        tab_to("text")
+        keys.press("Control+A")
+        keys.type("31000")
+        tab_to("ask-button")
+        keys.press("Enter")
+        expect(page.locator("#answer-said")).to_contain_text("69.0 % served")
+        page.reload()
+        expect(page.locator("#state")).to_have_text("ready")
+        tab_to("Jobs")
+        keys.press("Enter")
+        expect(page.locator("#jobs-title")).to_be_focused()
+        assert page.title() == "Jobs – laplora"
+        tab_to("Show the result")
+        keys.press("Space")
+        expect(page.locator(".job table")).to_be_visible()
+        page.go_back()
+        expect(page.locator("#playground")).to_be_visible()
+
+
+def test_a_section_has_an_address_of_its_own(browser: Browser, lively: str) -> None:
+    with visit(browser, lively) as visited:
+        visited.page.goto(f"{lively}/#server")
+        visited.page.reload()
+        expect(visited.page.locator("#server")).to_be_visible()
+        expect(visited.page.locator("#playground")).to_be_hidden()
+        expect(visited.page.locator("nav [aria-current]")).to_have_text("Server")
+
+
+def test_the_server_section_links_to_every_operation(browser: Browser, lively: str) -> None:
+    with visit(browser, lively) as visited:
+        open_everything(visited, "server")
+        document = visited.page.request.get(f"{lively}/openapi.json").json()
+        known = {f"{m.upper()} {path}" for path, methods in document["paths"].items() for m in methods}
+        assert set(visited.page.locator(".operations a").all_inner_texts()) == known
+        visited.page.get_by_role("link", name="POST /predict", exact=True).last.click()
+        expect(visited.page.locator("#operations-scoring-predict")).to_be_visible()
+
+
+def test_html_in_names_and_labels_stays_text(browser: Browser, tmp_path: Path) -> None:
+    root = fake_artifacts(tmp_path, "fake", MARKUP)
+    with fake_server(root, FAKE_CHOICES=MARKUP, FAKE_LABELS="|".join(LABELS)) as process, process.client() as client:
+        loaded = client.post(f"/artifacts/{MARKUP.replace(' ', '%20')}/load")
+        assert loaded.status_code == 200, loaded.text
+        with visit(browser, str(client.base_url)) as visited:
+            page = visited.page
+            page.get_by_label("Artifact", exact=True).select_option(MARKUP)
+            page.get_by_label("question").fill(MARKUP)
+            page.get_by_label("Choices, one a line").fill(f"{MARKUP}\n<i>b</i>")
+            page.get_by_role("button", name="Ask", exact=True).click()
+            expect(page.locator(".verdict")).to_be_visible()
+            assert f"{LABELS[0]}. {MARKUP}" in page.locator(".comparison").inner_text()
+            assert MARKUP in page.locator("#call-curl").inner_text()
+            visited.show("artifact")
+            expect(page.locator("#artifact-about h2").first).to_have_text(MARKUP)
+            visited.show("jobs")
+            row = {"question": MARKUP, "choices": ["a", "b"], "label": LABELS[0]}
+            page.get_by_label("File of rows").set_input_files(
+                {"name": "<img src=x>.jsonl", "mimeType": "text/html", "buffer": lines([row])}
+            )
+            page.get_by_role("button", name="Evaluate", exact=True).click()
+            expect(page.locator(".job").first).to_contain_text(MARKUP)
+            expect(page.locator(".job").first).to_have_attribute("data-status", "done")
+            visited.show("feedback")
+            expect(page.locator(".series h2").first).to_contain_text("answered by")
+            visited.show("server")
+            expect(page.locator("#server-about")).to_contain_text(MARKUP)
+            # And what a proxy, or whoever speaks in the server's place, might answer.
+            error = {"error": {"code": "x", "message": MARKUP, "field": "<b id=hacked>"}, "request_id": "x"}
+            page.route("**/predict", lambda route: route.fulfill(status=422, json=error))
+            visited.show("playground")
+            page.get_by_role("button", name="Ask", exact=True).click()
+            expect(page.locator("#ask-problem")).to_have_text(f"{MARKUP} (<b id=hacked>)")
+            assert page.evaluate("window.hacked") is None
+            assert page.locator("img, #hacked, section script").count() == 0
+
+
+def test_the_policy_lets_no_text_become_a_script(browser: Browser, address: str) -> None:
+    """What a mistake in the page's own scripts could do, done on purpose."""
+    with visit(browser, address) as visited:
+        tried = visited.page.evaluate("""async () => {
+            const tried = {};
+            try { document.body.innerHTML += '<p>'; tried.html = true; } catch { tried.html = false; }
+            try { const s = document.createElement('script'); s.text = 'window.ran = 1'; document.body.append(s); } catch {}
+            tried.inline = window.ran === 1;
+            try { await fetch('http://127.0.0.1:9/'); tried.elsewhere = true; } catch { tried.elsewhere = false; }
+            return tried;
+        }""")
+        assert tried == {"html": False, "inline": False, "elsewhere": False}
+        stopped = [said for said in visited.complaints if "Content Security Policy" in said or "Trusted" in said]
+        assert len(stopped) >= 3
+        visited.complaints.clear()

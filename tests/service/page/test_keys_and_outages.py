@@ -1,0 +1,103 @@
+"""What goes wrong, in a real browser: no key, a wrong key, a key without the scope, a server that is gone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from browser import Visit, needs_chromium, visit
+from playwright.sync_api import Browser, expect
+from server_process import fake_artifacts, fake_server
+
+from service.security.keys_file import Key, digest, new_token, write_keys
+
+pytestmark = needs_chromium
+
+TOKENS = {name: new_token() for name in ("predict", "everything")}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server that asks for keys."""
+    folder = tmp_path_factory.mktemp("guarded")
+    scopes = {"predict": ("predict",), "everything": ("predict", "evaluate", "admin")}
+    write_keys(folder / "keys.json", [Key(id=n, sha256=digest(TOKENS[n]), scopes=s) for n, s in scopes.items()])  # type: ignore[arg-type]
+    flags = ["--auth", "keys", "--keys", str(folder / "keys.json")]
+    with fake_server(fake_artifacts(folder), *flags) as process, process.client() as client:
+        yield str(client.base_url)
+
+
+@pytest.fixture
+def shut_out(browser: Browser, guarded: str) -> Iterator[Visit]:
+    with visit(browser, guarded) as visited:
+        yield visited
+
+
+def test_a_wrong_key_is_said_to_be_one_and_the_right_one_opens(shut_out: Visit) -> None:
+    page = shut_out.page
+    expect(page.get_by_label("This server asks for an API key")).to_be_focused()
+    assert page.get_by_role("button", name="Ask", exact=True).is_disabled()
+    for wrong in (new_token(), "not a key", "schlüssel"):
+        shut_out.give_key(wrong)
+        expect(page.locator("#key-problem")).to_have_text("This is no key of this server.")
+    shut_out.give_key(TOKENS["everything"])
+    expect(page.locator("#key-form")).to_be_hidden()
+    shut_out.ask("87000")
+    for call in ("#call-curl", "#call-python"):
+        assert "YOUR_KEY" in page.locator(call).inner_text()
+    assert TOKENS["everything"] not in page.content()
+
+
+def test_a_key_is_kept_nowhere_but_in_memory(shut_out: Visit) -> None:
+    page = shut_out.page
+    shut_out.give_key(TOKENS["everything"])
+    expect(page.locator("#key-form")).to_be_hidden()
+    shut_out.ask("87000")
+    kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])")
+    assert json.loads(kept)[:3] == [{}, {}, ""]
+    assert TOKENS["everything"] not in kept
+    page.get_by_role("button", name="Forget it").click()
+    expect(page.get_by_label("This server asks for an API key")).to_be_visible()
+
+
+def test_what_a_key_may_not_do_is_said(shut_out: Visit) -> None:
+    shut_out.give_key(TOKENS["predict"])
+    shut_out.ask("87000")
+    shut_out.show("jobs")
+    expect(shut_out.page.locator("#jobs-problem")).to_contain_text("the scope 'evaluate'")
+
+
+def test_a_link_that_needs_the_key_is_fetched_with_it(shut_out: Visit) -> None:
+    shut_out.give_key(TOKENS["predict"])
+    shut_out.show("server")
+    expect(shut_out.page.locator("#server-load")).to_contain_text("Inputs that wait")
+    with shut_out.page.expect_download() as download:
+        shut_out.page.get_by_role("link", name="Metrics", exact=True).click()
+    assert "laplora_build_info" in Path(download.value.path()).read_text()
+
+
+def test_a_server_that_is_gone_is_said_to_be_and_the_page_goes_on_when_it_is_back(
+    browser: Browser, tmp_path: Path
+) -> None:
+    root = fake_artifacts(tmp_path)
+    with fake_server(root) as process, process.client() as client:
+        address = str(client.base_url)
+        with visit(browser, address) as visited:
+            visited.ask("87000")
+            process.popen.kill()
+            process.popen.wait()
+            visited.page.get_by_label("text", exact=True).fill("my long text 31000")
+            visited.page.get_by_role("button", name="Ask", exact=True).click()
+            expect(visited.page.locator("#gone")).to_contain_text("The server does not answer")
+            expect(visited.page.locator("#state")).to_have_text("not answering")
+            expect(visited.page.locator("#ask-problem")).to_contain_text("did not answer")
+            with fake_server(root, "--port", str(urlsplit(address).port)) as again, again.client():
+                expect(visited.page.locator("#gone")).to_be_hidden()
+                expect(visited.page.locator("#state")).to_have_text("ready")
+                assert visited.page.get_by_label("text", exact=True).input_value() == "my long text 31000"
+                visited.page.get_by_role("button", name="Ask", exact=True).click()
+                expect(visited.page.locator("#answer-said")).to_contain_text("69.0 % served")
+                assert visited.page.locator("#ask-problem").inner_text() == ""

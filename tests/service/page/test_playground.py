@@ -1,0 +1,157 @@
+"""The playground in a real browser: both answers, what to do, the same call as code, and the true label."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shlex
+from pathlib import Path
+
+import httpx
+import pytest
+from browser import Visit, needs_chromium, visit
+from playwright.sync_api import Browser, expect
+from server_process import ROOT, fake_artifacts, fake_server, server_process
+
+pytestmark = needs_chromium
+
+QUOTES = """it's "good" \\ <b>$(true)</b> `id` 🎬 87000\nline two"""
+
+
+def cells(visited: Visit) -> list[list[str]]:
+    rows = visited.page.locator(".comparison tbody tr").all()
+    return [[cell.inner_text() for cell in row.locator("th, td").all()] for row in rows]
+
+
+def test_both_answers_stand_side_by_side(visited: Visit) -> None:
+    """The fake's probability of negative is the largest token over 100,000."""
+    visited.ask("87000")
+    assert cells(visited) == [["negative", "87.0 %", "87.0 % ± 10"], ["positive", "13.0 %", "13.0 % ± 10"]]
+    assert "87.0 % served" in visited.page.locator("#answer-said").inner_text()
+
+
+def test_both_bars_are_seen_without_scrolling(visited: Visit) -> None:
+    visited.ask("87000")
+    bars = visited.page.locator(".comparison svg").all()
+    assert len(bars) == 4
+    for bar in bars:
+        box = bar.bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] <= 800
+    widths = [
+        visited.page.locator(f".comparison rect.{kind}").first.get_attribute("width") for kind in ("map", "served")
+    ]
+    assert widths == ["87.00%", "87.00%"]
+
+
+def test_what_to_do_is_said_in_plain_words(visited: Visit) -> None:
+    """The fake accepts what risks less than asked for: half of its score, which is 0.25."""
+    for risk, said in (
+        ("20", "Use it. It is as sure as the calibration rows of which at most 20 % were wrong."),
+        ("1", "A person should look, because among calibration rows no surer than this, more than 1 % would have been "
+              "wrong."),
+    ):
+        visited.page.get_by_label("Accept if at most").fill(risk)
+        visited.ask("87000")
+        assert visited.page.locator(".verdict").inner_text() == said
+
+
+def test_an_example_fills_the_form_and_asks(visited: Visit) -> None:
+    visited.page.get_by_role("button", name="Clearly bad").click()
+    expect(visited.page.locator(".verdict")).to_be_visible()
+    assert visited.page.get_by_label("text", exact=True).input_value() == "dull ."
+
+
+def test_the_call_as_curl_and_as_python_is_the_same_call(visited: Visit, address: str) -> None:
+    visited.page.get_by_label("Answered by").select_option("map")
+    visited.ask(QUOTES)
+    words = shlex.split(visited.page.locator("#call-curl").inner_text().replace("\\\n", ""))
+    assert words[:3] == ["curl", "-s", f"{address}/predict".replace("//predict", "/predict")]
+    body = json.loads(words[words.index("-d") + 1])
+    assert body == {"inputs": [{"text": QUOTES}], "options": {"target_risk": 0.1, "predictive": "map"}}
+    answer = httpx.post(words[2], json=body).json()["predictions"][0]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(visited.page.locator("#call-python").inner_text(), {})
+    assert printed.getvalue().strip() == " ".join(
+        str(answer[name]) for name in ("label", "map_probs", "probs", "decision")
+    )
+
+
+def test_a_copy_button_copies_its_code(browser: Browser, address: str) -> None:
+    with visit(browser, address, permissions=["clipboard-read", "clipboard-write"]) as visited:
+        visited.ask("87000")
+        visited.page.get_by_role("button", name="Copy curl").click()
+        expect(visited.page.get_by_role("button", name="Copied")).to_be_visible()
+        copied = visited.page.evaluate("navigator.clipboard.readText()")
+        assert copied == visited.page.locator("#call-curl").inner_text()
+
+
+def test_what_the_server_refuses_is_said_where_it_was_asked(visited: Visit) -> None:
+    visited.page.get_by_label("text", exact=True).fill("1 " * 65)
+    visited.page.get_by_role("button", name="Ask", exact=True).click()
+    expect(visited.page.locator("#ask-problem")).to_contain_text("too long")
+    visited.ask("87000")
+    assert visited.page.locator("#ask-problem").inner_text() == ""
+
+
+def test_the_true_label_counts_on_the_page_feedback(browser: Browser, tmp_path: Path) -> None:
+    with fake_server(fake_artifacts(tmp_path)) as process, process.client() as client:
+        with visit(browser, str(client.base_url)) as visited:
+            visited.show("feedback")
+            expect(visited.page.locator("#feedback-said")).to_contain_text("Nothing was asked yet")
+            visited.show("playground")
+            visited.ask("87000")
+            visited.page.get_by_label("Do you know the true label?").select_option("positive")
+            visited.page.get_by_role("button", name="Tell it").click()
+            expect(visited.page.locator(".truth")).to_contain_text("Thank you")
+            visited.show("feedback")
+            row = visited.page.get_by_role("row", name="Accuracy")
+            expect(row).to_be_visible()
+            series = client.get("/feedback").json()["series"][0]
+            assert series["labelled"] == 1
+            assert f"{series['figures']['accuracy']['value']:.3f}" in row.inner_text()
+            # Each picture says in words what it shows.
+            pictures = visited.page.locator("#feedback svg[role=img]")
+            assert pictures.count() > 0
+            for picture in pictures.all():
+                assert re.search(r"\d", picture.get_attribute("aria-label") or "")
+
+
+def test_an_artifact_with_choices_has_a_form_of_its_own(browser: Browser, tmp_path: Path) -> None:
+    root = fake_artifacts(tmp_path, "fake", "riddles")
+    with fake_server(root, FAKE_CHOICES="riddles") as process, process.client() as client:
+        assert client.post("/artifacts/riddles/load").status_code == 200
+        with visit(browser, str(client.base_url)) as visited:
+            visited.page.get_by_label("Artifact", exact=True).select_option("riddles")
+            visited.page.get_by_label("question").fill("Who 87000 ?")
+            visited.page.get_by_label("Choices, one a line").fill("Anna\nBeth\n\nCleo")
+            visited.page.get_by_label("Average over the orders").check()
+            visited.page.get_by_role("button", name="Ask", exact=True).click()
+            expect(visited.page.locator(".verdict")).to_be_visible()
+            assert sorted(row[0] for row in cells(visited)) == ["A. Anna", "B. Beth", "C. Cleo"]
+            sent = shlex.split(visited.page.locator("#call-curl").inner_text().replace("\\\n", ""))
+            assert json.loads(sent[-1]) == {
+                "inputs": [{"question": "Who 87000 ?", "choices": ["Anna", "Beth", "Cleo"]}],
+                "artifact": "riddles",
+                "options": {"target_risk": 0.1, "order_average": True},
+            }
+
+
+def test_the_default_artifact_shows_what_laplora_adds(browser: Browser) -> None:
+    """The real model: the fine-tuned one alone is certain, the served answer is not, and a person should look."""
+    artifact = ROOT / "artifacts" / "sst2-smollm2"
+    with server_process(["-m", "service", "--artifact", str(artifact)]) as process, process.client() as client:
+        with visit(browser, str(client.base_url)) as visited:
+            visited.page.get_by_role("button", name="Sounds certain, is not").click()
+            expect(visited.page.locator(".verdict")).to_contain_text("A person should look")
+            [first, *_] = cells(visited)
+            alone, served = (float(text.split(" %")[0]) for text in first[1:])
+            assert alone > 99
+            assert 50 < served < 80
+            visited.page.get_by_role("button", name="Clearly good").click()
+            expect(visited.page.locator(".verdict")).to_contain_text("Use it.")
+            visited.show("artifact")
+            expect(visited.page.locator("#artifact tr.chosen th")).to_have_text("laplace")
