@@ -3,7 +3,7 @@
 import { address } from "./api.js";
 import { chosen, known } from "./artifacts.js";
 import { bar } from "./charts.js";
-import { byId, bytes, facts, figure, make, percent, table } from "./dom.js";
+import { byId, bytes, elsewhere, facts, figure, make, percent, table } from "./dom.js";
 
 const METRICS = [
   ["accuracy", "Accuracy", percent],
@@ -62,7 +62,7 @@ function report(artifact) {
   // The server names a path of its own; anything else is no report of it.
   if (address(path).origin !== location.origin) return null;
   return make("p", { class: "actions" },
-    make("a", { href: path, "data-fetched": `${artifact.name}-report.html`, class: "button" }, "Open its report"));
+    make("a", { href: path, ...elsewhere, "data-fetched": `${artifact.name}-report.html`, class: "button" }, "Open its report"));
 }
 
 function others() {

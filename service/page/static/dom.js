@@ -21,6 +21,9 @@ export const make = (tag, attributes = {}, ...children) =>
 export const draw = (tag, attributes = {}, ...children) =>
   filled(document.createElementNS(SVG, tag), attributes, children);
 
+// Of a link that leaves this page: in a tab of its own, so that a key and what was typed stay here.
+export const elsewhere = { target: "_blank", rel: "noopener" };
+
 // Returns a table with a caption for screen readers; the first cell of a row is its heading.
 export function table(caption, heads, rows, { highlighted = () => false } = {}) {
   return make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": caption },

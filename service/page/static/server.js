@@ -3,7 +3,7 @@
 import { getJson, inWords, send } from "./api.js";
 import { known } from "./artifacts.js";
 import { gauge } from "./charts.js";
-import { byId, bytes, facts, make, table } from "./dom.js";
+import { byId, bytes, elsewhere, facts, make, table } from "./dom.js";
 
 const LOOK_MS = 5000;
 let timer = null;
@@ -62,7 +62,7 @@ function operations({ paths, tags }) {
     return make("details", {},
       make("summary", {}, `${tag.name} `, make("span", { class: "note" }, tag.description)),
       make("ul", { class: "operations" }, mine.map((one) => make("li", {},
-        make("a", { href: `docs#/${tag.name}/${one.operationId}` }, make("code", {}, `${one.method} ${one.path}`)),
+        make("a", { ...elsewhere, href: `docs#/${tag.name}/${one.operationId}` }, make("code", {}, `${one.method} ${one.path}`)),
         ` ${one.description?.split("\n\n")[0] ?? ""}`))));
   });
 }

@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-
-from server_process import GIVE_UP_S
+from server_process import GIVE_UP_S, Serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
@@ -28,6 +27,13 @@ _FLAGS = [
 ]
 # However busy the machine is.
 expect.set_options(timeout=GIVE_UP_S * 1000)
+
+
+@contextmanager
+def ready(server: Serving) -> Iterator[str]:
+    """Yield the address of a server process, once it is ready."""
+    with server as process, process.client() as client:
+        yield str(client.base_url).rstrip("/")
 
 
 @contextmanager
@@ -88,6 +94,6 @@ def visit(browser: Browser, address: str, **context: Any) -> Iterator[Visit]:
     finally:
         opened.close()
     assert visited.hosts <= {urlsplit(address).netloc, ""}  # "" is a file that the page itself holds
-    # A refused request is in the console whatever the page makes of it; a policy that stops something, or an error, is not.
+    # A refused request is in the console, whatever the page makes of it. Nothing else may be.
     failed = [said for said in visited.complaints if not said.startswith("Failed to load resource")]
     assert failed == []

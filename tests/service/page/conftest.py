@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Visit, chromium, visit
+from browser import Visit, chromium, ready, visit
 from playwright.sync_api import Browser
 from server_process import fake_artifacts, fake_server
 
@@ -22,8 +22,8 @@ def browser() -> Iterator[Browser]:
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a ready server without keys."""
     root: Path = fake_artifacts(tmp_path_factory.mktemp("root"))
-    with fake_server(root) as process, process.client() as client:
-        yield str(client.base_url)
+    with ready(fake_server(root)) as address:
+        yield address
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The page is for anyone: by keyboard alone, with a screen reader, in light and dark, on a phone, and for hostile texts."""
+"""The page is for anyone: by keyboard, with a screen reader, in light and dark, on a phone, among hostile texts."""
 
 from __future__ import annotations
 
@@ -125,8 +125,9 @@ def test_the_server_section_links_to_every_operation(browser: Browser, lively: s
         document = visited.page.request.get(f"{lively}/openapi.json").json()
         known = {f"{m.upper()} {path}" for path, methods in document["paths"].items() for m in methods}
         assert set(visited.page.locator(".operations a").all_inner_texts()) == known
-        visited.page.get_by_role("link", name="POST /predict", exact=True).last.click()
-        expect(visited.page.locator("#operations-scoring-predict")).to_be_visible()
+        with visited.page.expect_popup() as opened:
+            visited.page.locator(".operations").get_by_text("POST /predict", exact=True).click()
+        expect(opened.value.locator("#operations-scoring-predict")).to_be_visible()
 
 
 def test_html_in_names_and_labels_stays_text(browser: Browser, tmp_path: Path) -> None:
@@ -173,7 +174,8 @@ def test_the_policy_lets_no_text_become_a_script(browser: Browser, address: str)
         tried = visited.page.evaluate("""async () => {
             const tried = {};
             try { document.body.innerHTML += '<p>'; tried.html = true; } catch { tried.html = false; }
-            try { const s = document.createElement('script'); s.text = 'window.ran = 1'; document.body.append(s); } catch {}
+            const script = document.createElement('script');
+            try { script.text = 'window.ran = 1'; document.body.append(script); } catch {}
             tried.inline = window.ran === 1;
             try { await fetch('http://127.0.0.1:9/'); tried.elsewhere = true; } catch { tried.elsewhere = false; }
             return tried;

@@ -8,10 +8,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from browser import Visit, needs_chromium, visit
+from browser import Visit, needs_chromium, ready, visit
 from playwright.sync_api import Browser, expect
 from server_process import fake_artifacts, fake_server
 
+from laplora.artifact.manifest import REPORT_PAGE
 from service.security.keys_file import Key, digest, new_token, write_keys
 
 pytestmark = needs_chromium
@@ -75,7 +76,7 @@ def test_a_link_that_needs_the_key_is_fetched_with_it(shut_out: Visit) -> None:
     shut_out.show("server")
     expect(shut_out.page.locator("#server-load")).to_contain_text("Inputs that wait")
     with shut_out.page.expect_download() as download:
-        shut_out.page.get_by_role("link", name="Metrics", exact=True).click()
+        shut_out.page.locator("#metrics-link").click()
     assert "laplora_build_info" in Path(download.value.path()).read_text()
 
 
@@ -101,3 +102,35 @@ def test_a_server_that_is_gone_is_said_to_be_and_the_page_goes_on_when_it_is_bac
                 visited.page.get_by_role("button", name="Ask", exact=True).click()
                 expect(visited.page.locator("#answer-said")).to_contain_text("69.0 % served")
                 assert visited.page.locator("#ask-problem").inner_text() == ""
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> str:
+    """The folder of an artifact that brings a report."""
+    page = tmp_path / "brought" / REPORT_PAGE
+    page.parent.mkdir(parents=True)
+    page.write_text("<!doctype html><title>r</title><h1>Ship it</h1>")
+    return str(tmp_path / "brought")
+
+
+def test_a_report_opens_beside_the_page(browser: Browser, tmp_path: Path, reported: str) -> None:
+    server = fake_server(fake_artifacts(tmp_path), FAKE_REPORT=reported)
+    with ready(server) as address, visit(browser, address) as visited:
+        visited.show("artifact")
+        with visited.page.expect_popup() as opened:
+            visited.page.get_by_role("link", name="Open its report").click()
+        expect(opened.value.locator("h1")).to_have_text("Ship it")
+        expect(visited.page.locator("#artifact")).to_be_visible()
+
+
+def test_with_a_key_a_report_is_saved(browser: Browser, tmp_path: Path, reported: str) -> None:
+    write_keys(tmp_path / "keys.json", [Key(id="a", sha256=digest(TOKENS["predict"]), scopes=("predict",))])
+    flags = ["--auth", "keys", "--keys", str(tmp_path / "keys.json")]
+    server = fake_server(fake_artifacts(tmp_path), *flags, FAKE_REPORT=reported)
+    with ready(server) as address, visit(browser, address) as visited:
+        visited.give_key(TOKENS["predict"])
+        visited.show("artifact")
+        with visited.page.expect_download() as download:
+            visited.page.get_by_role("link", name="Open its report").click()
+        assert download.value.suggested_filename == "fake-report.html"
+        assert "Ship it" in Path(download.value.path()).read_text()

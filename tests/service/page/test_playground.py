@@ -10,8 +10,7 @@ import shlex
 from pathlib import Path
 
 import httpx
-import pytest
-from browser import Visit, needs_chromium, visit
+from browser import Visit, needs_chromium, ready, visit
 from playwright.sync_api import Browser, expect
 from server_process import ROOT, fake_artifacts, fake_server, server_process
 
@@ -50,8 +49,11 @@ def test_what_to_do_is_said_in_plain_words(visited: Visit) -> None:
     """The fake accepts what risks less than asked for: half of its score, which is 0.25."""
     for risk, said in (
         ("20", "Use it. It is as sure as the calibration rows of which at most 20 % were wrong."),
-        ("1", "A person should look, because among calibration rows no surer than this, more than 1 % would have been "
-              "wrong."),
+        (
+            "1",
+            "A person should look, because among calibration rows no surer than this, more than 1 % would have been "
+            "wrong.",
+        ),
     ):
         visited.page.get_by_label("Accept if at most").fill(risk)
         visited.ask("87000")
@@ -68,7 +70,7 @@ def test_the_call_as_curl_and_as_python_is_the_same_call(visited: Visit, address
     visited.page.get_by_label("Answered by").select_option("map")
     visited.ask(QUOTES)
     words = shlex.split(visited.page.locator("#call-curl").inner_text().replace("\\\n", ""))
-    assert words[:3] == ["curl", "-s", f"{address}/predict".replace("//predict", "/predict")]
+    assert words[:3] == ["curl", "-s", f"{address}/predict"]
     body = json.loads(words[words.index("-d") + 1])
     assert body == {"inputs": [{"text": QUOTES}], "options": {"target_risk": 0.1, "predictive": "map"}}
     answer = httpx.post(words[2], json=body).json()["predictions"][0]
@@ -98,26 +100,25 @@ def test_what_the_server_refuses_is_said_where_it_was_asked(visited: Visit) -> N
 
 
 def test_the_true_label_counts_on_the_page_feedback(browser: Browser, tmp_path: Path) -> None:
-    with fake_server(fake_artifacts(tmp_path)) as process, process.client() as client:
-        with visit(browser, str(client.base_url)) as visited:
-            visited.show("feedback")
-            expect(visited.page.locator("#feedback-said")).to_contain_text("Nothing was asked yet")
-            visited.show("playground")
-            visited.ask("87000")
-            visited.page.get_by_label("Do you know the true label?").select_option("positive")
-            visited.page.get_by_role("button", name="Tell it").click()
-            expect(visited.page.locator(".truth")).to_contain_text("Thank you")
-            visited.show("feedback")
-            row = visited.page.get_by_role("row", name="Accuracy")
-            expect(row).to_be_visible()
-            series = client.get("/feedback").json()["series"][0]
-            assert series["labelled"] == 1
-            assert f"{series['figures']['accuracy']['value']:.3f}" in row.inner_text()
-            # Each picture says in words what it shows.
-            pictures = visited.page.locator("#feedback svg[role=img]")
-            assert pictures.count() > 0
-            for picture in pictures.all():
-                assert re.search(r"\d", picture.get_attribute("aria-label") or "")
+    with ready(fake_server(fake_artifacts(tmp_path))) as address, visit(browser, address) as visited:
+        visited.show("feedback")
+        expect(visited.page.locator("#feedback-said")).to_contain_text("Nothing was asked yet")
+        visited.show("playground")
+        visited.ask("87000")
+        visited.page.get_by_label("Do you know the true label?").select_option("positive")
+        visited.page.get_by_role("button", name="Tell it").click()
+        expect(visited.page.locator(".truth")).to_contain_text("Thank you")
+        visited.show("feedback")
+        row = visited.page.get_by_role("row", name="Accuracy")
+        expect(row).to_be_visible()
+        series = httpx.get(f"{address}/feedback").json()["series"][0]
+        assert series["labelled"] == 1
+        assert f"{series['figures']['accuracy']['value']:.3f}" in row.inner_text()
+        # Each picture says in words what it shows.
+        pictures = visited.page.locator("#feedback svg[role=img]")
+        assert pictures.count() > 0
+        for picture in pictures.all():
+            assert re.search(r"\d", picture.get_attribute("aria-label") or "")
 
 
 def test_an_artifact_with_choices_has_a_form_of_its_own(browser: Browser, tmp_path: Path) -> None:
@@ -143,15 +144,17 @@ def test_an_artifact_with_choices_has_a_form_of_its_own(browser: Browser, tmp_pa
 def test_the_default_artifact_shows_what_laplora_adds(browser: Browser) -> None:
     """The real model: the fine-tuned one alone is certain, the served answer is not, and a person should look."""
     artifact = ROOT / "artifacts" / "sst2-smollm2"
-    with server_process(["-m", "service", "--artifact", str(artifact)]) as process, process.client() as client:
-        with visit(browser, str(client.base_url)) as visited:
-            visited.page.get_by_role("button", name="Sounds certain, is not").click()
-            expect(visited.page.locator(".verdict")).to_contain_text("A person should look")
-            [first, *_] = cells(visited)
-            alone, served = (float(text.split(" %")[0]) for text in first[1:])
-            assert alone > 99
-            assert 50 < served < 80
-            visited.page.get_by_role("button", name="Clearly good").click()
-            expect(visited.page.locator(".verdict")).to_contain_text("Use it.")
-            visited.show("artifact")
-            expect(visited.page.locator("#artifact tr.chosen th")).to_have_text("laplace")
+    with (
+        ready(server_process(["-m", "service", "--artifact", str(artifact)])) as address,
+        visit(browser, address) as visited,
+    ):
+        visited.page.get_by_role("button", name="Sounds certain, is not").click()
+        expect(visited.page.locator(".verdict")).to_contain_text("A person should look")
+        [first, *_] = cells(visited)
+        alone, served = (float(text.split(" %")[0]) for text in first[1:])
+        assert alone > 99
+        assert 50 < served < 80
+        visited.page.get_by_role("button", name="Clearly good").click()
+        expect(visited.page.locator(".verdict")).to_contain_text("Use it.")
+        visited.show("artifact")
+        expect(visited.page.locator("#artifact tr.chosen th")).to_have_text("laplace")
