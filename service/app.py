@@ -30,10 +30,13 @@ from service.http.routes import (
     health,
     jobs,
     metrics,
+    open_inference,
     page,
     predict,
     recent,
     suggest,
+    tei,
+    vllm,
 )
 from service.jobs.board import JobBoard
 from service.lifecycle import Lifecycle
@@ -43,6 +46,7 @@ from service.scoring.device import Device
 from service.scoring.device_faults import DeviceHealth
 from service.scoring.queue import Queue
 from service.scoring.scorer import Scorer
+from service.scoring.tokenizing import TOKENIZE_THREADS
 from service.security.access import Access
 from service.security.keyring import open_keyring
 from service.settings import Settings
@@ -63,6 +67,9 @@ _ROUTERS = (
     jobs.router,
     artifacts.router,
     condition.router,
+    vllm.router,
+    tei.router,
+    open_inference.router,
     health.router,
     metrics.router,
 )
@@ -97,7 +104,7 @@ class _Parts:
             on_batch=(count_batch,) if self.tracing is None else (count_batch, self.tracing.batch),
             health=health,
         )
-        self.scorer = Scorer(self.queue, self.device, self.threads.pool("tokenize", 2))
+        self.scorer = Scorer(self.queue, self.device, self.threads.pool("tokenize", TOKENIZE_THREADS))
         self.recent = RecentInputs(
             rows=settings.recent_inputs,
             size_bytes=settings.recent_inputs_bytes,

@@ -68,22 +68,25 @@ class FeedbackStore:
         caller: str,
         predictions: Sequence[Prediction],
         target_risk: float,
+        *,
+        told: bool = True,
     ) -> list[str]:
-        """Keep one request's predictions and return an id for each, in order.
+        """Keep one request's predictions and return an id for each, in order; empty where nobody is told them.
 
         Args:
             predictive: the requested one; with ``_order_average`` or ``_reverse_average`` behind it where orders were.
             caller: the only one who can give feedback on them.
             target_risk: that their decisions were made for.
+            told: whether the caller learns the ids; else nothing is kept by id, and the answers count as recent ones.
         """
-        ids = [secrets.token_urlsafe(_ID_BYTES) for _ in predictions]
+        ids = [secrets.token_urlsafe(_ID_BYTES) for _ in predictions] if told else []
         # Every row holds it: one string for all of a caller's rows.
         caller = sys.intern(caller)
         with self._lock:
             now = self._clock()
             key = predictor.artifact.digest, predictive
             series = self._series_of(key, predictor)
-            for prediction_id, p in zip(ids, predictions, strict=True):
+            for prediction_id, p in zip(ids, predictions, strict=told):
                 self._kept[prediction_id] = Kept(
                     series=key,
                     caller=caller,

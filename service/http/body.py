@@ -7,14 +7,14 @@ until RecursionError).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from email.message import Message
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
 from service.errors import (
@@ -34,17 +34,21 @@ _DISCARD_FACTOR = 16
 _DISCARD_BYTES = 2**26
 #: Largest body that is parsed on the event loop, which takes a few ms at worst.
 _PARSED_INLINE_BYTES = 32 * 1024
-#: The lists of bodies, and the setting that bounds their items.
-_LISTS = {
-    "inputs": "max_inputs",
-    "items": "max_inputs",
-    "rows": "max_condition_rows",
-    "calibration_rows": "max_condition_rows",
-}
 
 
 class JsonBodyRoute(APIRoute):
-    """A route whose JSON body is bounded, counted and parsed strictly before FastAPI sees it."""
+    """A route whose JSON body is bounded, counted and parsed strictly before FastAPI sees it.
+
+    A subclass says otherwise where a protocol has its own headers, bytes behind the JSON, or shapes to be told apart.
+    """
+
+    #: The lists of bodies, and the setting that bounds their items.
+    bounded_lists: ClassVar[dict[str, str]] = {
+        "inputs": "max_inputs",
+        "items": "max_inputs",
+        "rows": "max_condition_rows",
+        "calibration_rows": "max_condition_rows",
+    }
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return FastAPI's handler, wrapped where the endpoint has a body."""
@@ -54,37 +58,56 @@ class JsonBodyRoute(APIRoute):
 
         async def bounded(request: Request) -> Response:
             settings = request.app.state.settings
-            check_media_type(request.headers)
+            parse = self.parser(request.headers)
             try:
                 async with asyncio.timeout(settings.request_timeout_s):
                     # Only the value is kept: of the bytes, nothing needs more than their parsing.
-                    value = await _read_value(request)
+                    value = await _read_value(request, parse)
             except TimeoutError:
                 raise DeadlineError("the request's deadline passed before its body had come") from None
-            _check_lists(value, settings)
+            self.look_at(request, value)
+            _check_lists(value, self.bounded_lists, settings)
             return await handler(_ParsedRequest(request, value))
 
         return bounded
 
+    def parser(self, headers: Headers) -> Parser:
+        """Return what parses the body of a request with these headers, and may run on a thread.
 
-async def _read_value(request: Request) -> Any:
+        Raises:
+            ServiceError: headers that no body of this route has.
+        """
+        check_media_type(headers)
+        return parse_json
+
+    def look_at(self, request: Request, value: Any) -> None:
+        """Take note of a parsed body, before anything of it is checked."""
+
+
+class Parser(Protocol):
+    """Makes a value of a body's bytes, as ``parse_json``."""
+
+    def __call__(self, raw: bytes, *, max_members: int) -> Any: ...
+
+
+async def _read_value(request: Request, parse: Parser) -> Any:
     state = request.app.state
     raw = await _read_bounded(request, state.settings.max_body_bytes, request.state.hold)
     settings = state.settings
     most = max(settings.max_inputs, 2 * settings.max_condition_rows if settings.conditioning else 0)
-    work = partial(parse_json, raw, max_members=most_members(most))
+    work = partial(parse, raw, max_members=most_members(most))
     if len(raw) <= _PARSED_INLINE_BYTES:
         return work()
     # A large body takes a while to parse: other requests are served meanwhile.
     return await asyncio.get_running_loop().run_in_executor(state.parse_threads, work)
 
 
-def _check_lists(value: Any, settings: Settings) -> None:
+def _check_lists(value: Any, bounded: Mapping[str, str], settings: Settings) -> None:
     """Check the number of items in each list of inputs, or of labels, before any of them is validated."""
     for name, items in value.items() if isinstance(value, dict) else ():
-        if name not in _LISTS or not isinstance(items, list):
+        if name not in bounded or not isinstance(items, list):
             continue
-        setting, limit = _LISTS[name], getattr(settings, _LISTS[name])
+        setting, limit = bounded[name], getattr(settings, bounded[name])
         if len(items) > limit:
             hint = "send it in parts" if setting == "max_inputs" else "send fewer"
             raise BatchTooLargeError(
@@ -102,6 +125,13 @@ class _ParsedRequest(Request):
         super().__init__(request.scope, request.receive)
         self._value = value
 
+    @property
+    def headers(self) -> Headers:
+        """The headers, with the content type that the value has by now."""
+        headers = MutableHeaders(raw=list(self.scope["headers"]))
+        headers["content-type"] = "application/json"
+        return headers
+
     async def body(self) -> bytes:
         # FastAPI asks only whether there is one.
         return b"parsed"
@@ -110,17 +140,20 @@ class _ParsedRequest(Request):
         return self._value
 
 
-def check_media_type(headers: Headers, others: Sequence[str] = ()) -> None:
+def check_media_type(headers: Headers, others: Sequence[str] = (), *, unsaid: str = "") -> None:
     """Check that the body is declared as plain UTF-8 JSON, or as one of the other media types in its place.
+
+    Args:
+        unsaid: what a body is that is declared as nothing.
 
     Raises:
         MediaTypeError: another type, charset or encoding.
     """
     message = Message()
-    message["content-type"] = headers.get("content-type", "")
+    message["content-type"] = declared = headers.get("content-type", unsaid)
     media_type = message.get_content_type()
     known = media_type in others if others else media_type == "application/json" or media_type.endswith("+json")
-    if "content-type" not in headers or not known:
+    if not declared or not known:
         wanted = " or ".join(others or ["application/json"])
         raise MediaTypeError(f"the body must have Content-Type {wanted}", field="content-type")
     charset = message.get_param("charset", "utf-8")

@@ -49,7 +49,7 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
     if kind.status == 500:
         log_crash("request failed", error)
     note(request, code=kind.code)
-    return error_response(error)
+    return error_response(error, scope=request.scope)
 
 
 async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:

@@ -14,13 +14,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ClientTooManyRequestsError, ServiceError, TooManyRequestsError
 from service.http.body import hear_out
+from service.http.protocols.paths import PREDICTING
 from service.security.access import Answer, line_of
 from service.security.callers import caller_of
 
 #: POSTs without a body: they change what is loaded, or make room.
 _FREE = frozenset({"/artifacts/{rest:path}", "/evaluate/jobs/{rest:path}"})
 #: What needs room in the queue.
-_SCORED = frozenset({"/predict", "/evaluate", "/suggest", "/suggest/recent"})
+_SCORED = PREDICTING | {"/evaluate", "/suggest", "/suggest/recent"}
 
 
 def needs_place(method: str, path: str) -> bool:

@@ -16,6 +16,7 @@ from fastapi.staticfiles import StaticFiles
 
 from service.errors import kinds_by_code
 from service.http.in_flight import needs_place
+from service.http.protocols.errors import shape_of_path
 from service.http.schemas.errors import ErrorResponse
 from service.security.access import line_of
 from service.settings import Settings
@@ -54,11 +55,11 @@ DESCRIPTION = """
 Calibrated probabilities for a LoRA-tuned language-model classifier, by the linearised Laplace approximation.
 
 Every error has one shape, `{"error": {"code", "message", "field"?, "limit"?, "got"?}, "request_id"}`; branch on
-`code`. Every answer carries `X-Request-ID`: yours, if you sent one of up to 128 letters, digits, dots, colons, dashes
-and underscores. Numbers in answers are always finite. Beside what an operation lists, any request may be answered with
-400 `malformed_http`, 404 `route_not_found`, 405 `method_not_allowed`, 429 `too_many_requests` or
-`client_too_many_requests` where there are too many connections and, should the server have a fault, 500
-`internal_error`.
+`code`. Only the endpoints of other servers' protocols (tag `protocols`) have their own. Every answer carries
+`X-Request-ID`: yours, if you sent one of up to 128 letters, digits, dots, colons, dashes and underscores. Numbers in
+answers are always finite. Beside what an operation lists, any request may be answered with 400 `malformed_http`, 404
+`route_not_found`, 405 `method_not_allowed`, 429 `too_many_requests` or `client_too_many_requests` where there are too
+many connections and, should the server have a fault, 500 `internal_error`.
 
 A request body is one JSON object in UTF-8, declared as `application/json`, not compressed, no key twice in an object;
 an upload of POST /evaluate/jobs is one such object a line, declared as `application/jsonl` or `application/x-ndjson`.
@@ -67,6 +68,7 @@ an upload of POST /evaluate/jobs is one such object a line, declared as `applica
 #: What the tags of operations mean, in the order of the docs page.
 TAGS = {
     "scoring": "Answers about inputs: predictions, and metrics where the labels are known.",
+    "protocols": "vLLM's, text-embeddings-inference's and the Open Inference Protocol, for clients that speak these.",
     "recent": "Inputs that were answered lately, where the server is told to keep some: to be labelled.",
     "jobs": "Large evaluations: uploaded as JSON Lines, scored in the background, kept across restarts.",
     "feedback": "True labels of earlier predictions, and how calibrated they turned out to be.",
@@ -84,11 +86,15 @@ _REQUEST_ID = {
 _ASSETS = Path(fastapi_offline.__file__).parent / "static"
 
 
-def error_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """Return FastAPI's ``responses`` for an endpoint that can answer with these error codes."""
+def error_responses(*codes: str, model: Any = ErrorResponse) -> dict[int | str, dict[str, Any]]:
+    """Return FastAPI's ``responses`` for an endpoint that can answer with these error codes.
+
+    Args:
+        model: describes the body.
+    """
     responses: dict[int | str, dict[str, Any]] = {}
     for kind in kinds_by_code(*codes):
-        response = responses.setdefault(kind.status, {"model": ErrorResponse, "description": ""})
+        response = responses.setdefault(kind.status, {"model": model, "description": ""})
         response["description"] = f"{response['description']}\n- `{kind.code}`: {kind.meaning}".lstrip("\n")
         if kind.retry_after_s is not None:
             response["headers"] = {
@@ -137,7 +143,7 @@ def install(app: FastAPI, *, with_keys: bool) -> None:
             _unwrap(document)
             for path, method, operation in _operations(document):
                 if needs_place(method, path):
-                    _add_errors(operation, "too_many_requests", "client_too_many_requests")
+                    _add_errors(path, operation, "too_many_requests", "client_too_many_requests")
             if with_keys:
                 _add_keys(document)
             _add_request_id(document)
@@ -189,16 +195,17 @@ def _add_keys(document: dict[str, Any]) -> None:
         if need == "open":
             continue
         operation["security"] = [{"api_key": []}]
-        _add_errors(operation, "unauthorized")
+        _add_errors(path, operation, "unauthorized")
         if need not in (None, "key"):
             operation["description"] = f"{operation['description']}\n\nNeeds an API key with the scope `{need}`."
-            _add_errors(operation, "forbidden")
+            _add_errors(path, operation, "forbidden")
 
 
-def _add_errors(operation: dict[str, Any], *codes: str) -> None:
-    """Document these error codes of an operation, beside those of the same statuses that it has."""
+def _add_errors(path: str, operation: dict[str, Any], *codes: str) -> None:
+    """Document these error codes of a path's operation, beside those of the same statuses that it has."""
+    model = shape_of_path(path).model.__name__
     for status, response in error_responses(*codes).items():
-        content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}
+        content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model}"}}}
         known = operation["responses"].setdefault(str(status), {"description": "", "content": content})
         known["description"] = f"{known['description']}\n{response['description']}".lstrip("\n")
         known.setdefault("headers", {}).update(response.get("headers", {}))

@@ -14,7 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import DrainingError, error_content, kind_of, retry_after_s
+from service.errors import DrainingError, kind_of, retry_after_s
+from service.http.protocols.errors import error_body
+from service.http.protocols.paths import PREDICTING
+from service.security.access import line_of
 from service.security.callers import caller_of
 from service.telemetry.logs import log_crash, logger, request_id
 from service.telemetry.metrics import Metrics
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 #: What is traced.
-_SCORED = frozenset({"/predict", "/evaluate"})
+_SCORED = PREDICTING | {"/evaluate"}
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -50,9 +53,10 @@ class RequestContext:
         headers = Headers(scope=scope)
         token = request_id.set(_request_id(headers))
         record = RequestRecord()
-        if self._tracing is not None and scope["method"] == "POST" and scope["path"] in _SCORED:
+        line = line_of(scope["method"], scope["path"]) if self._tracing is not None else None
+        if self._tracing is not None and line is not None and line.method == "POST" and line.path in _SCORED:
             with unfailing("tracing.begin"):
-                record.trace = self._tracing.begin(f"POST {scope['path']}", headers)
+                record.trace = self._tracing.begin(f"POST {line.path}", headers)
                 record.fields["trace_id"] = record.trace.trace_id
         scope.setdefault("state", {})["record"] = record
         begun = time.monotonic()
@@ -76,7 +80,7 @@ class RequestContext:
             log_crash("request crashed", error)
             self._metrics.count_reject(kind_of(Exception()).code)
             if status == 0:
-                await error_response(error)(scope, receive, send_with_id)
+                await error_response(error, scope=scope)(scope, receive, send_with_id)
         except asyncio.CancelledError:
             # uvicorn, as the server leaves, cancels what still waits for its body.
             if status or not scope["app"].state.lifecycle.draining:
@@ -84,7 +88,7 @@ class RequestContext:
             leaving = DrainingError("the server is stopping, and the request had not come in time")
             self._metrics.count_reject(kind_of(leaving).code)
             note(Request(scope), code=kind_of(leaving).code)
-            await error_response(leaving)(scope, receive, send_with_id)
+            await error_response(leaving, scope=scope)(scope, receive, send_with_id)
         finally:
             self._metrics.count_in_flight(-1)
             self._finish(scope, status, time.monotonic() - begun)
@@ -112,15 +116,19 @@ class RequestContext:
         logger.log(logging.DEBUG if quiet else logging.INFO, "%s %s %s", method, route, status, extra=event)
 
 
-def error_response(error: BaseException, its_id: str | None = None) -> JSONResponse:
-    """Return the answer for an exception, as the error table says; without a request's id it is the present one's."""
+def error_response(error: BaseException, its_id: str | None = None, *, scope: Scope | None = None) -> JSONResponse:
+    """Return the answer for an exception, as the error table says; without a request's id it is the present one's.
+
+    Args:
+        scope: of the request, whose protocol has its own body for errors; None: laplora's.
+    """
     headers = {}
     retry = retry_after_s(error)
     if retry is not None:
         headers["Retry-After"] = str(retry)
     if kind_of(error).status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error_content(error, its_id or request_id.get()), kind_of(error).status, headers)
+    return JSONResponse(error_body(error, its_id or request_id.get(), scope), kind_of(error).status, headers)
 
 
 def _request_id(headers: Headers) -> str:

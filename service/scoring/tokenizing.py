@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from laplora.predictor import Predictor
     from laplora.prompts.rows import EncodedRow
 
+#: Threads that render and tokenise.
+TOKENIZE_THREADS = 2
 #: Text that one call of a tokenizer thread takes at most, unless one input has more: about 40 ms of work.
 TOKENIZE_PART_BYTES = 65_536
 #: Tokens per byte that are assumed before any text was tokenised: English has 0.23, three bytes a token are generous.

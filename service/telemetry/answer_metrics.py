@@ -1,6 +1,7 @@
 """What the answers look like, for Prometheus: uncertainty, confidence, flags and decisions by artifact and predictive.
 
-Only POST /predict is counted: labelled rows that an artifact is measured on would blur what production sends.
+Only POST /predict is counted, in any protocol: labelled rows that an artifact is measured on would blur what production
+sends.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Metrics:
             self.rejects.labels(kind.code)
         self.answers = self._counter(
             "laplora_answers",
-            "Answered inputs of POST /predict, by the predictive asked for and the one that answered.",
+            "Answered inputs of POST /predict, in any protocol, by the predictive asked for and the one that answered.",
             ["predictive", "answered_by"],
         )
         self.feedback = self._counter(

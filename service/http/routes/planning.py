@@ -14,11 +14,18 @@ from fastapi import Depends, Request
 
 from laplora.prompts.option_order import OrderAverage
 from service.artifacts.host import ArtifactHost
-from service.errors import BatchTooLargeError, ClientGoneError, DeadlineError, InvalidRequestError
+from service.errors import (
+    ArtifactChangedError,
+    BatchTooLargeError,
+    ClientGoneError,
+    DeadlineError,
+    InvalidRequestError,
+)
+from service.http.protocols.calls import Call
+from service.http.routes.artifacts import template_fields
 from service.http.schemas.base import Timing
 from service.http.schemas.evaluate import EvaluateRequest
 from service.http.schemas.inputs import Input
-from service.http.schemas.predict import PredictRequest
 from service.http.schemas.suggest import SuggestRequest
 from service.recent.inputs import RecentInputs
 from service.scoring.plan import Ask, Plan, order_counts
@@ -28,6 +35,7 @@ from service.telemetry.metrics import Metrics
 from service.telemetry.request_record import note, record_of
 
 if TYPE_CHECKING:
+    from laplora.artifact.folder import Artifact
     from laplora.predictor import Predictor
 
 T = TypeVar("T")
@@ -37,7 +45,11 @@ _KEPT_INLINE_CHARS = 32 * 1024
 
 
 class Planning:
-    """Plans the scoring of one HTTP request, and says where its time went."""
+    """Plans the scoring of one HTTP request, and says where its time went.
+
+    Attributes:
+        inputs: those that were planned.
+    """
 
     def __init__(self, request: Request) -> None:
         # Not given one by one: each part that FastAPI looks up costs every request some 15 microseconds.
@@ -48,26 +60,31 @@ class Planning:
         self._metrics: Metrics = state.metrics
         self._recent: RecentInputs = state.recent
         self._parse_threads: Executor = state.parse_threads
+        self.inputs: Sequence[Input] = ()
 
     @asynccontextmanager
     async def plan(
-        self, body: PredictRequest | EvaluateRequest | SuggestRequest, ask_of: Callable[[Predictor], Ask]
+        self, body: Call | EvaluateRequest | SuggestRequest, ask_of: Callable[[Predictor], Ask]
     ) -> AsyncIterator[Plan]:
         """Yield the plan for a body; inside the block its artifact stays in memory.
 
         Raises:
             DeviceFaultError, DrainingError, NotReadyError, ArtifactNotFoundError, ArtifactNotLoadedError: as
                 ``ArtifactHost.lease``.
+            ArtifactChangedError: the artifact has another digest than a call names.
             BatchTooLargeError, InvalidRequestError: as ``check_inputs``, or what ``ask_of`` raises.
+            InvalidInputError: a call has no inputs for the fields of the artifact's template.
         """
         begun, options = time.monotonic(), body.options
         limit_s = self._settings.request_timeout_s
         timeout_s = limit_s if options.timeout_s is None else min(limit_s, options.timeout_s)
         async with self._artifacts.lease(body.artifact) as predictor:
-            check_inputs(body.inputs, self._settings.max_inputs, order_average=options.order_average)
+            inputs = inputs_of(body, predictor.artifact) if isinstance(body, Call) else body.inputs
+            self.inputs = inputs
+            check_inputs(inputs, self._settings.max_inputs, order_average=options.order_average)
             plan = Plan(
                 predictor,
-                [item.template_fields for item in body.inputs],
+                [item.template_fields for item in inputs],
                 ask=ask_of(predictor),
                 caller=caller_of(self._request).name,
                 truncate=options.truncate,
@@ -128,18 +145,39 @@ async def _planning(request: Request) -> Planning:
 PlanningDep = Annotated[Planning, Depends(_planning)]
 
 
-def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: OrderAverage) -> None:
-    """Check the number of prompts and that no id comes twice. The number of inputs was checked with the body.
+def inputs_of(call: Call, artifact: Artifact) -> Sequence[Input]:
+    """Return the inputs of a call to an artifact.
 
     Raises:
-        BatchTooLargeError: more prompts than ``max_inputs``, as ``order_average`` makes several of an input.
+        ArtifactChangedError: it has another digest than the call names.
+        InvalidInputError: the call has no inputs for the fields of its template.
+    """
+    check_digest(artifact, call.digest)
+    return call.inputs(template_fields(artifact))
+
+
+def check_digest(artifact: Artifact, wanted: str | None) -> None:
+    """Check that an artifact is the one that a request names by its digest, where it names one.
+
+    Raises:
+        ArtifactChangedError: it has another.
+    """
+    if wanted not in (None, artifact.digest):
+        raise ArtifactChangedError(f"the artifact {artifact.name!r} is of the version {artifact.digest}: name that one")
+
+
+def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: OrderAverage) -> None:
+    """Check the number of prompts and that no id comes twice.
+
+    Raises:
+        BatchTooLargeError: more prompts than ``max_inputs``; ``order_average`` makes several of an input.
         InvalidRequestError: an id that two inputs share.
     """
     prompts = sum(order_counts([item.template_fields for item in inputs], order_average=order_average))
     if prompts > max_inputs:
+        made = f", of which order_average makes {prompts} prompts" if prompts > len(inputs) else ""
         raise BatchTooLargeError(
-            f"order_average makes {prompts} prompts of the request's {len(inputs)} inputs, max_inputs is {max_inputs}: "
-            "send it in parts",
+            f"the request has {len(inputs)} inputs{made}, max_inputs is {max_inputs}: send it in parts",
             field="inputs",
             limit=max_inputs,
             got=prompts,

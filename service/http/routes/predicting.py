@@ -1,0 +1,85 @@
+"""How every protocol's request for predictions is answered: one way from a call to a ``PredictResponse``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends
+
+from service.feedback.labels import FeedbackStore
+from service.http.protocols.calls import Call
+from service.http.routes.answers import prediction_out
+from service.http.routes.artifacts import artifact_ref
+from service.http.routes.dependencies import FeedbackDep, MetricsDep, ScorerDep
+from service.http.routes.planning import Planning, PlanningDep
+from service.http.schemas.predict import PredictiveRef, PredictResponse
+from service.scoring.plan import Ask, choose_ask
+from service.scoring.scorer import Scorer
+from service.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from laplora.predictor import Predictor
+
+
+class Predicting:
+    """Answers the calls of one HTTP request."""
+
+    def __init__(self, planning: Planning, scorer: Scorer, feedback: FeedbackStore, metrics: Metrics) -> None:
+        self._planning, self._scorer, self._feedback, self._metrics = planning, scorer, feedback, metrics
+
+    async def answer(self, call: Call) -> PredictResponse:
+        """Return the answer to a call: it becomes a plan, the plan is scored, its predictions are counted and kept.
+
+        Raises:
+            LaploraError: as ``Planning.plan`` and ``Scorer.score``.
+            UnscorableInputError: a number of an answer is not finite.
+        """
+        planning, options = self._planning, call.options
+
+        def ask_of(predictor: Predictor) -> Ask:
+            return choose_ask(
+                predictor,
+                mode=options.mode if "mode" in options.model_fields_set else None,
+                predictive=options.predictive,
+                covariance=options.covariance,
+                order_average=options.order_average,
+                target_risk=options.target_risk,
+            )
+
+        async with planning.plan(call, ask_of) as plan:
+            scored = await planning.awaited(plan, self._scorer.score(plan))
+            artifact, predictive = plan.predictor.artifact, plan.ask.predictive
+            answers, target_risk = plan.predictor.decided(scored.predictions, options.target_risk)
+            predictions = [
+                prediction_out(i, item, prediction, options)
+                for i, (item, prediction) in enumerate(zip(planning.inputs, answers, strict=True))
+            ]
+            if self._feedback.on:
+                orders = {False: "", True: "_order_average", "all": "_order_average", "reverse": "_reverse_average"}[
+                    options.order_average
+                ]
+                watched, told = f"{predictive}{orders}", call.tells_ids
+                ids = self._feedback.remember(plan.predictor, watched, plan.caller, answers, target_risk, told=told)
+                for prediction, prediction_id in zip(predictions, ids, strict=told):
+                    prediction.prediction_id = prediction_id
+            await planning.keep_inputs(plan)
+            self._metrics.count_answers(artifact.name, predictive, answers)
+            recommended = artifact.manifest.recommended
+            return PredictResponse(
+                artifact=artifact_ref(artifact),
+                predictive=PredictiveRef(
+                    name=predictive, recommended=recommended.predictive, reason=recommended.reason
+                ),
+                target_risk=target_risk,
+                predictions=predictions,
+                timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions)),
+            )
+
+
+async def _predicting(
+    planning: PlanningDep, scorer: ScorerDep, feedback: FeedbackDep, metrics: MetricsDep
+) -> Predicting:
+    return Predicting(planning, scorer, feedback, metrics)
+
+
+PredictingDep = Annotated[Predicting, Depends(_predicting)]
