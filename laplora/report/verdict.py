@@ -167,7 +167,7 @@ def _checks(report: Report) -> Iterator[tuple[Check, str]]:
         measured = f"{accepted}, {accepted.count} of {accepted.rows}"
         yield Check("Mistakes among the accepted", measured, f"at most {percent(promise.target_risk)}", outcome), ""
     # Evenly spaced, where there are very many.
-    confidence = rows.confidence[:: -(-len(rows) // _MOST_SIMULATED)]
+    confidence = rows.confidence[:: -(-len(rows) // _MOST_SIMULATED)].contiguous()
     limit = calibrated_ece(confidence, chance=_CHANCE).limit
     yield (
         Check(

@@ -9,6 +9,7 @@ import torch
 from report_records import report
 from scipy import stats
 
+from laplora.report import verdict
 from laplora.report.records import Report
 from laplora.report.verdict import Share, judge, operating_point
 
@@ -35,14 +36,14 @@ def outcomes(one: Report) -> dict[str, str]:
     ],
 )
 def test_the_verdict_goes_by_what_is_accepted(one: Report, kind: str, said: str) -> None:
-    verdict = judge(one)
-    assert verdict.kind == kind
-    assert said in verdict.sentence
+    found = judge(one)
+    assert found.kind == kind
+    assert said in found.sentence
     review, accepted = operating_point(one)
     if kind == "review":
-        assert f"{100 * review.value:.1f}" in verdict.title
+        assert f"{100 * review.value:.1f}" in found.title
         assert accepted is not None
-        assert str(accepted) in verdict.sentence
+        assert str(accepted) in found.sentence
 
 
 def test_a_share_has_its_exact_interval() -> None:
@@ -78,6 +79,14 @@ def test_what_is_off_by_more_than_chance_is_said() -> None:
         assert said in caveats
     assert list(outcomes(off).values()).count("no") == 4
     assert judge(off).kind == judge(one).kind
+
+
+def test_of_very_many_rows_some_say_what_chance_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = report(rows=1000, wrong=20, reviewed=300)
+    limit = {check.title: check.expected for check in judge(one).checks}["Calibrated (ECE)"]
+    monkeypatch.setattr(verdict, "_MOST_SIMULATED", 250)
+    fewer = {check.title: check.expected for check in judge(one).checks}["Calibrated (ECE)"]
+    assert float(limit.split()[2]) < float(fewer.split()[2])
 
 
 def test_what_few_rows_cannot_tell_is_open() -> None:
