@@ -88,8 +88,8 @@ export function showArtifact() {
       identity(artifact),
       make("p", { class: "note" }, "Content: ", make("code", {}, artifact.digest)),
       recommended(artifact.recommended),
-      evaluation(artifact.metrics ?? {}, best),
       report(artifact),
+      evaluation(artifact.metrics ?? {}, best),
       others(),
     ].filter(Boolean),
   );

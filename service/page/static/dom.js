@@ -24,15 +24,19 @@ export const draw = (tag, attributes = {}, ...children) =>
 // Of a link that leaves this page: in a tab of its own, so that a key and what was typed stay here.
 export const elsewhere = { target: "_blank", rel: "noopener" };
 
-// Returns a table with a caption for screen readers; the first cell of a row is its heading.
-export function table(caption, heads, rows, { highlighted = () => false } = {}) {
+// Returns a table with a caption for screen readers; the first cell of a row is its heading. One that `stacks` has, on a
+// narrow screen, a line for each cell; its roles are said because that takes them from a table's parts.
+export function table(caption, heads, rows, { highlighted = () => false, stacks = false } = {}) {
   return make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": caption },
-    make("table", {},
+    make("table", { role: "table", class: stacks ? "stacks" : null },
       make("caption", { class: "unseen" }, caption),
-      make("thead", {}, make("tr", {}, heads.map((head) => make("th", { scope: "col" }, head)))),
-      make("tbody", {}, rows.map((row, i) =>
-        make("tr", { class: highlighted(i) ? "chosen" : null }, row.map((cell, j) =>
-          j === 0 ? make("th", { scope: "row" }, cell) : make("td", {}, cell)))))));
+      make("thead", { role: "rowgroup" }, make("tr", { role: "row" },
+        heads.map((head) => make("th", { role: "columnheader", scope: "col" }, head)))),
+      make("tbody", { role: "rowgroup" }, rows.map((row, i) =>
+        make("tr", { role: "row", class: highlighted(i) ? "chosen" : null }, row.map((cell, j) =>
+          j === 0
+            ? make("th", { role: "rowheader", scope: "row" }, cell)
+            : make("td", { role: "cell", "data-head": heads[j] }, cell)))))));
 }
 
 // Returns a list of names and what they have.

@@ -68,17 +68,17 @@ function drawn(series) {
     parts.push(
       make("p", { class: "legend" }, make("span", { class: "key served" }), "measured ", make("span", { class: "key line reference" }), "as evaluated ", make("span", { class: "key line limit" }), "as far as chance leads"),
       table(`Figures of labelled answers: ${title}`, ["Figure", "Measured", "As evaluated", "Limit", "Picture"],
-        FIGURES.map((one) => figureRow(one, series.figures))));
+        FIGURES.map((one) => figureRow(one, series.figures)), { stacks: true }));
     const flags = Object.entries(series.flags);
     if (flags.length > 0) {
-      parts.push(table(`Errors by flag: ${title}`, ["Flag", "Labelled answers", "Wrong"],
+      parts.push(make("h3", {}, "Errors by flag"), table(`Errors by flag: ${title}`, ["Flag", "Labelled answers", "Wrong"],
         flags.map(([flag, { rows, error_rate: wrong }]) => [make("code", {}, flag), rows, percent(wrong, 0)])));
     }
   }
   parts.push(make("h3", {}, "Drift"));
   parts.push(series.drift.length === 0
     ? make("p", { class: "empty" }, "Too few answers to compare yet.")
-    : table(`Drift: ${title}`, ["Signal", "Gap", "p-value", "Rows: recent / reference", "Picture"], series.drift.map(driftRow)));
+    : table(`Drift: ${title}`, ["Signal", "Gap", "p-value", "Rows: recent / reference", "Picture"], series.drift.map(driftRow), { stacks: true }));
   return make("article", { class: "panel series" }, parts);
 }
 
