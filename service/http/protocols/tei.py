@@ -1,4 +1,4 @@
-"""text-embeddings-inference's POST /predict, as of its 1.8: ``router/src/http`` there."""
+"""text-embeddings-inference's POST /predict, as its OpenAPI description of 1.7.1 and ``router/src/http`` have it."""
 
 from __future__ import annotations
 

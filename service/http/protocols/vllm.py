@@ -1,4 +1,4 @@
-"""vLLM's classification API, as of its 0.19: ``vllm/entrypoints/pooling/classify/protocol.py`` there."""
+"""vLLM's classification API: ``vllm/entrypoints/pooling/classify/protocol.py`` there, as of November 2026."""
 
 from __future__ import annotations
 

@@ -3,5 +3,6 @@
 A new endpoint also needs a line in ``_ROUTERS`` of ``service.app`` and one in ``ACCESS`` of ``service.security.access``
 (CONTRIBUTING.md, "Add an endpoint").
 
-``planning`` is what POST /predict and POST /evaluate do alike, ``answers`` how a prediction is written.
+``predicting`` is how POST /predict is answered in every protocol, ``planning`` what it and POST /evaluate do alike,
+``answers`` how a prediction is written.
 """
