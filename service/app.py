@@ -28,6 +28,7 @@ from service.http.routes import (
     evaluate,
     feedback,
     health,
+    job_rows,
     jobs,
     metrics,
     open_inference,
@@ -65,6 +66,7 @@ _ROUTERS = (
     suggest.router,
     recent.router,
     jobs.router,
+    job_rows.router,
     artifacts.router,
     condition.router,
     vllm.router,
@@ -127,6 +129,7 @@ class _Parts:
         self.requests = SharedLimit("requests", "max_requests", settings.max_requests, share)
         self.body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", settings.in_flight_bytes, share)
         self.event_streams = SharedLimit("streams of events", "max_event_streams", settings.max_event_streams, share)
+        self.downloads = SharedLimit("downloads", "max_job_downloads", settings.max_job_downloads, share)
         self.measure_threads = OneEach(self.threads.pool("measure", 2))
         self.suggestions = OneAtATime(self.threads.pool("suggest", 1))
         self.parse_threads = self.threads.pool("parse", 1)

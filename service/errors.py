@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from laplora import errors as library
 
 #: Most characters of a message and of a field's path that are sent: names that a client chose can end up in both.
-_MAX_MESSAGE, _MAX_FIELD = 600, 200
+_MAX_MESSAGE, _MAX_FIELD, _MAX_LINE_MESSAGE = 600, 200, 300
 _WORD = re.compile(r"[A-Za-z0-9_\[\]-]{1,64}")
 
 
@@ -107,6 +108,10 @@ class ConditioningOffError(ServiceError, code="conditioning_off", status=404):
     """The server learns from no labels: conditioning is off."""
 
 
+class RowsNotKeptError(ServiceError, code="rows_not_kept", status=404):
+    """Nothing is kept of the job's rows: it was cancelled, or its upload asked for that."""
+
+
 class JobNotFoundError(ServiceError, code="job_not_found", status=404):
     """No job of this id, or another caller's."""
 
@@ -145,6 +150,10 @@ class IdempotencyConflictError(ServiceError, code="idempotency_conflict", status
 
 class ArtifactChangedError(ServiceError, code="artifact_changed", status=409):
     """The artifact of a job, or of a request that states its digest, is not the one that is served now."""
+
+
+class UploadChangedError(ServiceError, code="upload_changed", status=409):
+    """A job's upload is not what it was when it came."""
 
 
 _answered(library.ConditioningError, "conditioning_refused", 409, "The labels make the artifact's answers worse.")
@@ -187,6 +196,10 @@ class ConditioningImpossibleError(ServiceError, code="conditioning_impossible", 
 
 class UnscorableInputError(ServiceError, code="unscorable_input", status=422):
     """The model has no finite answer for an input."""
+
+
+class TooManyValuesError(ServiceError, code="too_many_values", status=422):
+    """A column has too many different values for figures by each."""
 
 
 class TooManyBadRowsError(ServiceError, code="too_many_bad_rows", status=422):
@@ -281,6 +294,19 @@ def kinds_by_code(*codes: str) -> list[ErrorKind]:
     return sorted({by_code[code] for code in codes}, key=ERROR_KINDS.index)
 
 
+class RefusedLine(TypedDict):
+    """What is wrong with one line of an upload; lines count from 1."""
+
+    line: int
+    code: str
+    message: str
+
+
+def told_of(error: Exception, line: int) -> RefusedLine:
+    """Return what is told of a refused line."""
+    return {"line": line, "code": kind_of(error).code, "message": _shorten(str(error), _MAX_LINE_MESSAGE)}
+
+
 def error_content(error: BaseException, request_id: str) -> dict[str, object]:
     """Return the JSON body for an exception: ``{"error": {...}, "request_id": ...}``.
 
@@ -298,6 +324,9 @@ def error_content(error: BaseException, request_id: str) -> dict[str, object]:
         value = getattr(error, name, None)
         if isinstance(value, int):
             detail[name] = value
+    lines: Any = getattr(error, "lines", None)
+    if lines:
+        detail["lines"], detail["lines_bad"] = lines, getattr(error, "lines_bad", len(lines))
     return {"error": detail, "request_id": request_id}
 
 

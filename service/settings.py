@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 #: As a browser writes it in the Origin header: lower case, no path, the scheme's own port left out.
@@ -107,17 +107,34 @@ class Settings(BaseSettings):
     """
     client_share: float = Field(0.5, gt=0, le=1, allow_inf_nan=False)
     """Most that one caller may hold, as a share of the queue's rows, tokens and bytes (once it holds some, of those
-    that other callers leave), of max_requests, of max_in_flight_bytes, of max_jobs_bytes and of max_event_streams, and
-    one address, but for trusted_proxies, of max_connections; more are refused with 429.
+    that other callers leave), of max_requests, of max_in_flight_bytes, of max_jobs_bytes, of max_event_streams and of
+    max_job_downloads, and one address, but for trusted_proxies, of max_connections; more are refused with 429.
     """
     max_inputs: int = Field(256, ge=1)
     """Most inputs of one request; more are refused with 413."""
     max_body_bytes: int = Field(4 * 2**20, ge=1024)
     """Most bytes of one request body; more are refused with 413."""
     jobs_dir: Path | None = None
-    """Folder that large evaluations are kept in, for one server at a time; one that holds other files is not used;
-    unset: the user's state folder (XDG_STATE_HOME/laplora/jobs).
+    """Folder that large evaluations are kept in, for one server at a time unless jobs_url is set; one that holds other
+    files is not used; unset: the user's state folder (XDG_STATE_HOME/laplora/jobs).
     """
+    jobs_url: SecretStr | None = None
+    """PostgreSQL that several servers keep their large evaluations in and share the work of, as
+    postgresql://USER:PASSWORD@HOST/DATABASE; needs the extra postgres. They need the same artifacts, and a jobs_dir or
+    jobs_files_url that all of them reach. Unset: SQLite in jobs_dir.
+    """
+    jobs_files_url: str | None = Field(None, pattern=r"^s3://[^\s/]+(/\S*)?$")
+    """S3 store that the uploads of large evaluations are kept in, as s3://BUCKET/FOLDER; needs the extra s3, and reads
+    the variables AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and the like. Unset: in jobs_dir.
+    """
+    job_lease_s: Seconds = Field(15.0, le=3600)
+    """Seconds after which the jobs of a server that is not heard of go to the others that share jobs_url."""
+    max_kept_job_bytes: int = Field(8 * 2**30, ge=0)
+    """Most bytes of the uploads of finished jobs that are kept beside their answers; beyond it the oldest finished job
+    of the caller with the most goes.
+    """
+    max_job_downloads: int = Field(8, ge=1)
+    """Most downloads of jobs' rows, and figures by a column, that are made at once; more are refused with 429."""
     max_job_bytes: int = Field(256 * 2**20, ge=1024)
     """Most bytes of one job's upload; more are refused with 413."""
     max_job_rows: int = Field(100_000, ge=1)

@@ -40,7 +40,7 @@ from laplora.client.failures import (
     ServiceUnavailableError,
     ServiceUnreachableError,
 )
-from laplora.client.jobs import BadRow, Job
+from laplora.client.jobs import BadRow, Job, JobRow, JobSlice, JobSlices
 from laplora.client.retries import Retries
 
 __all__ = [
@@ -55,6 +55,9 @@ __all__ = [
     "FeedbackResult",
     "Job",
     "JobFailedError",
+    "JobRow",
+    "JobSlice",
+    "JobSlices",
     "MethodMetrics",
     "Prediction",
     "RequestRefusedError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -21,8 +22,8 @@ from laplora.client.answers import (
     Suggested,
     SuggestedRecent,
 )
-from laplora.client.failures import RequestRefusedError, ServiceUnavailableError
-from laplora.client.jobs import Inputs, Job
+from laplora.client.failures import RequestRefusedError, ServiceFailedError, ServiceUnavailableError
+from laplora.client.jobs import Inputs, Job, JobRow, JobSlices
 from laplora.client.progress import Advance, advancing
 from laplora.client.requests import OrderAverage
 from laplora.client.retries import Retries
@@ -229,19 +230,28 @@ class AsyncClient:
         resamples: int | None = None,
         seed: int | None = None,
         artifact: str | None = None,
+        keep_rows: bool | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Upload inputs; return the job that the service makes of them, and continues across its restarts.
 
         Args:
-            inputs: as of ``evaluate``, however many, or the path of a JSON Lines file of them.
+            inputs: as of ``evaluate``, however many, or the path of a file of them: JSON Lines, a JSON array, or
+                Parquet. What an input has beside the template's fields is kept beside its answer.
             bins, resamples, seed: of the metrics; None: the service's.
+            keep_rows: whether the service keeps every row and its answer with the job; None: it does.
             idempotency_key: the same key again gives the same job. None: one new job, however often it is sent.
 
-        Raises as ``predict``; the field of a refused line is ``lines.N``, from 1.
+        Raises as ``predict``; the field of a refused line is ``lines.N``, from 1, and ``lines`` has all that are bad.
         """
         options = requests.stated(
-            truncate=truncate, order_average=order_average, bins=bins, resamples=resamples, seed=seed, artifact=artifact
+            truncate=truncate,
+            order_average=order_average,
+            bins=bins,
+            resamples=resamples,
+            seed=seed,
+            artifact=artifact,
+            keep_rows=keep_rows,
         )
         headers = jobs.upload_headers(idempotency_key)
         with jobs.upload_file(inputs) as path:
@@ -253,8 +263,98 @@ class AsyncClient:
         return responses.parsed(Job, await self._send("GET", jobs.path_of(job)))
 
     async def jobs(self) -> tuple[Job, ...]:
-        """Return the caller's jobs, the newest first, without results."""
-        return responses.parsed(tuple[Job, ...], await self._send("GET", jobs.PATH), "jobs")
+        """Return all of the caller's jobs, the newest first, without results."""
+        found: list[Job] = []
+        before: str | None = None
+        while True:
+            params = requests.stated(before=before)
+            page = responses.parsed(jobs.JobPage, await self._send("GET", jobs.PATH, params=params))
+            found += page.jobs
+            if page.next is None or page.next == before:
+                return tuple(found)
+            before = page.next
+
+    async def job_results(self, job: Job | str) -> AsyncIterator[JobRow]:
+        """Yield every row of a job that is over, in order, with its answer; never more than a few in memory.
+
+        A download that breaks off goes on where it stopped, as often as a request is tried.
+
+        Raises as ``predict``, and RequestRefusedError (code ``rows_not_kept``) where the service keeps none.
+        """
+        line, tried = 0, 0
+        while True:
+            tried += 1
+            try:
+                async with self._http.stream(
+                    "GET", f"{jobs.path_of(job)}/results", params=requests.stated(after=line or None)
+                ) as response:
+                    if response.status_code != 200:
+                        await response.aread()
+                        raise responses.failure_of(response)
+                    async for text in response.aiter_lines():
+                        row = jobs.read_row(text)
+                        line, tried = row.line, 0
+                        yield row
+                return
+            except httpx.TransportError as error:
+                failure: ServiceFailedError = responses.unreachable(error)
+            except ServiceUnavailableError as error:
+                failure = error
+            wait_s = self._retries.wait_s(failure, max(1, tried))
+            if wait_s is None:
+                raise failure
+            await tasks.sleep(wait_s)
+
+    async def download_job(
+        self, job: Job | str, path: str | os.PathLike[str], *, format: Literal["jsonl", "parquet"] = "jsonl"
+    ) -> Path:
+        """Write every row of a job that is over, with its answer, into a file; return its path.
+
+        The file is there whole or not at all.
+
+        Args:
+            format: JSON Lines, or a Parquet table with a column for each field.
+
+        Raises as ``job_results``.
+        """
+        target = Path(path)
+        partial_file = target.with_name(f".{target.name}.part")
+        tried = 0
+        try:
+            while True:
+                tried += 1
+                try:
+                    async with self._http.stream(
+                        "GET", f"{jobs.path_of(job)}/results", params={"format": format}
+                    ) as response:
+                        if response.status_code != 200:
+                            await response.aread()
+                            raise responses.failure_of(response)
+                        with partial_file.open("wb") as file:
+                            async for chunk in response.aiter_bytes():
+                                file.write(chunk)
+                    return partial_file.replace(target)
+                except httpx.TransportError as error:
+                    failure: ServiceFailedError = responses.unreachable(error)
+                except ServiceUnavailableError as error:
+                    failure = error
+                wait_s = self._retries.wait_s(failure, tried)
+                if wait_s is None:
+                    raise failure
+                await tasks.sleep(wait_s)
+        finally:
+            partial_file.unlink(missing_ok=True)
+
+    async def job_slices(self, job: Job | str, by: str, *, most: int | None = None) -> JobSlices:
+        """Return figures of a job by the values of one column of its upload, the value with the most rows first.
+
+        Args:
+            most: values told of one by one, the others together; None: the service's.
+
+        Raises as ``job_results``, and RequestRefusedError (code ``too_many_values``) for a column of too many.
+        """
+        params = requests.stated(by=by, most=most)
+        return responses.parsed(JobSlices, await self._send("GET", f"{jobs.path_of(job)}/slices", params=params))
 
     async def cancel_job(self, job: Job | str) -> Job:
         """Cancel a job, and return it. A job that has ended stays as it is, with its result."""

@@ -5,6 +5,7 @@ Generated from asynchronous.py by .ci/unasync.py: edit that file, and run the sc
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -24,8 +25,8 @@ from laplora.client.answers import (
     Suggested,
     SuggestedRecent,
 )
-from laplora.client.failures import RequestRefusedError, ServiceUnavailableError
-from laplora.client.jobs import Inputs, Job
+from laplora.client.failures import RequestRefusedError, ServiceFailedError, ServiceUnavailableError
+from laplora.client.jobs import Inputs, Job, JobRow, JobSlices
 from laplora.client.progress import Advance, advancing
 from laplora.client.requests import OrderAverage
 from laplora.client.retries import Retries
@@ -232,19 +233,28 @@ class Client:
         resamples: int | None = None,
         seed: int | None = None,
         artifact: str | None = None,
+        keep_rows: bool | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Upload inputs; return the job that the service makes of them, and continues across its restarts.
 
         Args:
-            inputs: as of ``evaluate``, however many, or the path of a JSON Lines file of them.
+            inputs: as of ``evaluate``, however many, or the path of a file of them: JSON Lines, a JSON array, or
+                Parquet. What an input has beside the template's fields is kept beside its answer.
             bins, resamples, seed: of the metrics; None: the service's.
+            keep_rows: whether the service keeps every row and its answer with the job; None: it does.
             idempotency_key: the same key again gives the same job. None: one new job, however often it is sent.
 
-        Raises as ``predict``; the field of a refused line is ``lines.N``, from 1.
+        Raises as ``predict``; the field of a refused line is ``lines.N``, from 1, and ``lines`` has all that are bad.
         """
         options = requests.stated(
-            truncate=truncate, order_average=order_average, bins=bins, resamples=resamples, seed=seed, artifact=artifact
+            truncate=truncate,
+            order_average=order_average,
+            bins=bins,
+            resamples=resamples,
+            seed=seed,
+            artifact=artifact,
+            keep_rows=keep_rows,
         )
         headers = jobs.upload_headers(idempotency_key)
         with jobs.upload_file(inputs) as path:
@@ -256,8 +266,98 @@ class Client:
         return responses.parsed(Job, self._send("GET", jobs.path_of(job)))
 
     def jobs(self) -> tuple[Job, ...]:
-        """Return the caller's jobs, the newest first, without results."""
-        return responses.parsed(tuple[Job, ...], self._send("GET", jobs.PATH), "jobs")
+        """Return all of the caller's jobs, the newest first, without results."""
+        found: list[Job] = []
+        before: str | None = None
+        while True:
+            params = requests.stated(before=before)
+            page = responses.parsed(jobs.JobPage, self._send("GET", jobs.PATH, params=params))
+            found += page.jobs
+            if page.next is None or page.next == before:
+                return tuple(found)
+            before = page.next
+
+    def job_results(self, job: Job | str) -> Iterator[JobRow]:
+        """Yield every row of a job that is over, in order, with its answer; never more than a few in memory.
+
+        A download that breaks off goes on where it stopped, as often as a request is tried.
+
+        Raises as ``predict``, and RequestRefusedError (code ``rows_not_kept``) where the service keeps none.
+        """
+        line, tried = 0, 0
+        while True:
+            tried += 1
+            try:
+                with self._http.stream(
+                    "GET", f"{jobs.path_of(job)}/results", params=requests.stated(after=line or None)
+                ) as response:
+                    if response.status_code != 200:
+                        response.read()
+                        raise responses.failure_of(response)
+                    for text in response.iter_lines():
+                        row = jobs.read_row(text)
+                        line, tried = row.line, 0
+                        yield row
+                return
+            except httpx.TransportError as error:
+                failure: ServiceFailedError = responses.unreachable(error)
+            except ServiceUnavailableError as error:
+                failure = error
+            wait_s = self._retries.wait_s(failure, max(1, tried))
+            if wait_s is None:
+                raise failure
+            threads.sleep(wait_s)
+
+    def download_job(
+        self, job: Job | str, path: str | os.PathLike[str], *, format: Literal["jsonl", "parquet"] = "jsonl"
+    ) -> Path:
+        """Write every row of a job that is over, with its answer, into a file; return its path.
+
+        The file is there whole or not at all.
+
+        Args:
+            format: JSON Lines, or a Parquet table with a column for each field.
+
+        Raises as ``job_results``.
+        """
+        target = Path(path)
+        partial_file = target.with_name(f".{target.name}.part")
+        tried = 0
+        try:
+            while True:
+                tried += 1
+                try:
+                    with self._http.stream(
+                        "GET", f"{jobs.path_of(job)}/results", params={"format": format}
+                    ) as response:
+                        if response.status_code != 200:
+                            response.read()
+                            raise responses.failure_of(response)
+                        with partial_file.open("wb") as file:
+                            for chunk in response.iter_bytes():
+                                file.write(chunk)
+                    return partial_file.replace(target)
+                except httpx.TransportError as error:
+                    failure: ServiceFailedError = responses.unreachable(error)
+                except ServiceUnavailableError as error:
+                    failure = error
+                wait_s = self._retries.wait_s(failure, tried)
+                if wait_s is None:
+                    raise failure
+                threads.sleep(wait_s)
+        finally:
+            partial_file.unlink(missing_ok=True)
+
+    def job_slices(self, job: Job | str, by: str, *, most: int | None = None) -> JobSlices:
+        """Return figures of a job by the values of one column of its upload, the value with the most rows first.
+
+        Args:
+            most: values told of one by one, the others together; None: the service's.
+
+        Raises as ``job_results``, and RequestRefusedError (code ``too_many_values``) for a column of too many.
+        """
+        params = requests.stated(by=by, most=most)
+        return responses.parsed(JobSlices, self._send("GET", f"{jobs.path_of(job)}/slices", params=params))
 
     def cancel_job(self, job: Job | str) -> Job:
         """Cancel a job, and return it. A job that has ended stays as it is, with its result."""

@@ -11,11 +11,12 @@ LaploraError
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 from laplora.errors import LaploraError
 
 #: What the service says of an error beside its message.
-DETAILS = ("code", "field", "limit", "got")
+DETAILS = ("code", "field", "limit", "got", "lines", "lines_bad")
 
 
 @dataclass(eq=False, repr=False)
@@ -27,6 +28,8 @@ class ServiceFailedError(LaploraError):
         code: the service's name of the error.
         request_id: identifies the request in the service's log.
         field: of the request, at fault; limit, got: where a limit was passed.
+        lines: of a refused upload, ``line``, ``code`` and ``message`` of the first 100 bad lines; lines_bad: how many
+            there are.
         retry_after_s: seconds that the service wants the client to wait.
     """
 
@@ -38,6 +41,8 @@ class ServiceFailedError(LaploraError):
     field: str | None = None
     limit: int | None = None
     got: int | None = None
+    lines: list[dict[str, Any]] | None = None
+    lines_bad: int | None = None
     retry_after_s: float | None = None
 
 

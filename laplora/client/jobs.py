@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from pydantic import ValidationError
+
 from laplora.client.answers import Artifact, Evaluated, Record
-from laplora.client.failures import DETAILS, JobFailedError
+from laplora.client.failures import DETAILS, JobFailedError, ServiceFailedError
 from laplora.client.requests import checked
 
 Inputs = Iterable[Mapping[str, Any]] | str | os.PathLike[str]
@@ -33,6 +35,8 @@ class Job(Record):
     """A large evaluation.
 
     Attributes:
+        columns: of the upload; keep_rows: whether ``job_results`` and ``job_slices`` can be had of it.
+        seconds_left: until the last row is over, at the speed of late; None without one.
         rows_done: finished rows; rows_bad: those of them that could not be scored.
         bad_rows: the latter, each with its error; None in lists, and in answers to an upload or a cancel.
         rows_per_second: over the last seconds; None while the job does not run.
@@ -48,7 +52,10 @@ class Job(Record):
     rows_done: int
     rows_bad: int = 0
     bad_rows: tuple[BadRow, ...] | None = None
+    columns: tuple[str, ...] = ()
+    keep_rows: bool = False
     rows_per_second: float | None = None
+    seconds_left: float | None = None
     partial: dict[str, dict[str, float]] | None = None
     paused: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
@@ -58,6 +65,53 @@ class Job(Record):
     def finished(self) -> bool:
         """Whether it is done, failed or cancelled."""
         return self.status in ("done", "failed", "cancelled")
+
+
+class JobRow(Record):
+    """One row of a job.
+
+    Attributes:
+        line: its number in the upload, from 1.
+        input: the row as it was uploaded, with every column.
+        answer: as a ``Prediction``, without logits and the other predictives' probabilities; None where there is none.
+        error: the code of why; None where there is one.
+    """
+
+    line: int
+    input: dict[str, Any]
+    answer: dict[str, Any] | None
+    error: str | None
+
+
+class JobSlice(Record):
+    """The rows of one value of a column; ``review`` and ``unfamiliar`` are shares of those that were scored.
+
+    ``methods`` has accuracy, NLL (nats) and ECE by predictive, without intervals: mind ``rows``.
+    """
+
+    value: Any
+    rows: int
+    rows_bad: int
+    review: float | None
+    unfamiliar: float | None
+    methods: dict[str, dict[str, float]] | None
+
+
+class JobSlices(Record):
+    """Figures of a job by one column, most rows first; ``others`` are the values beyond, together."""
+
+    column: str
+    rows: int
+    values: int
+    slices: tuple[JobSlice, ...]
+    others: JobSlice | None
+
+
+class JobPage(Record):
+    """Some of the caller's jobs, and what ``before`` of the next page is; None on the last."""
+
+    jobs: tuple[Job, ...]
+    next: str | None = None
 
 
 def outcome_of(job: Job) -> Evaluated:
@@ -80,8 +134,19 @@ def path_of(job: Job | str) -> str:
 
 
 def upload_headers(idempotency_key: str | None) -> dict[str, str]:
-    """Return an upload's headers, with a new key where the caller gives none: a retry then makes no second job."""
-    return {"content-type": "application/jsonl", "idempotency-key": idempotency_key or uuid.uuid4().hex}
+    """Return an upload's headers, with a new key where the caller gives none: a retry then makes no second job.
+
+    What the upload is, the service tells by its first bytes.
+    """
+    return {"content-type": "application/octet-stream", "idempotency-key": idempotency_key or uuid.uuid4().hex}
+
+
+def read_row(line: str) -> JobRow:
+    """Return a row of a download; ServiceFailedError where it is not the contract's."""
+    try:
+        return JobRow.model_validate_json(line)
+    except ValidationError:
+        raise ServiceFailedError("a line of the download is no row of a job", code="not_understood") from None
 
 
 @contextmanager

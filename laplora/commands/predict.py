@@ -43,7 +43,7 @@ def predict(
     """
     how = How(predictive, batch_size, truncate, order_average, target_risk)
     try:
-        from service.http.routes.answers import prediction_out  # noqa: F401  is what answers are written by
+        from service.http.answers import prediction_out  # noqa: F401  is what answers are written by
     except ImportError as error:
         raise needs("service", error) from None
     predictor = load(artifact, device, how)
@@ -61,7 +61,7 @@ def predict(
 
 def answered_lines(predictor: Predictor, window: Sequence[tuple[int, bytes]], how: How) -> Iterator[dict[str, Any]]:
     """Yield what is written for each line, in order; ``window`` has the lines with their numbers."""
-    from service.http.routes.answers import prediction_out
+    from service.http.answers import prediction_out
     from service.http.schemas.inputs import Input
     from service.http.schemas.predict import PredictOptions
 

@@ -62,7 +62,8 @@ answers are always finite. Beside what an operation lists, any request may be an
 many connections and, should the server have a fault, 500 `internal_error`.
 
 A request body is one JSON object in UTF-8, declared as `application/json`, not compressed, no key twice in an object;
-an upload of POST /evaluate/jobs is one such object a line, declared as `application/jsonl` or `application/x-ndjson`.
+an upload of POST /evaluate/jobs is one such object a line, declared as `application/jsonl` or `application/x-ndjson`,
+one array of them, `application/json`, or a Parquet file, `application/vnd.apache.parquet`; its first bytes decide.
 """
 
 #: What the tags of operations mean, in the order of the docs page.
@@ -70,7 +71,7 @@ TAGS = {
     "scoring": "Answers about inputs: predictions, and metrics where the labels are known.",
     "protocols": "vLLM's, text-embeddings-inference's and the Open Inference Protocol, for clients that speak these.",
     "recent": "Inputs that were answered lately, where the server is told to keep some: to be labelled.",
-    "jobs": "Large evaluations: uploaded as JSON Lines, scored in the background, kept across restarts.",
+    "jobs": "Large evaluations: uploaded as a file of rows, scored in the background, kept across restarts.",
     "feedback": "True labels of earlier predictions, and how calibrated they turned out to be.",
     "artifacts": "Which artifacts there are, and which answers.",
     "health": "For orchestrators and monitoring.",

@@ -1,6 +1,7 @@
 """The large evaluations of one server: taken in, listed, cancelled, removed. What the routes and the application call.
 
-Belongs to the event loop. Where the jobs folder cannot be had, the server serves without jobs and tries again.
+Belongs to the event loop. Where the jobs folder cannot be had, the server serves without jobs and tries again. Where
+servers share the jobs, each says again and again that it lives, and claims its share of those that nobody runs.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from functools import partial
 from typing import Any
 
 from service.artifacts.host import ArtifactHost
-from service.errors import IdempotencyConflictError, JobNotFoundError, StorageFullError
+from service.errors import BodyTooLargeError, IdempotencyConflictError, JobNotFoundError
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.evaluate import MeasureOptions
-from service.jobs.ledger import Ledger
+from service.jobs.ledger import STORAGE_ERRORS, Ledger
 from service.jobs.records import About, Job
 from service.jobs.runner import Runner
+from service.jobs.store import ClaimLostError
 from service.jobs.upload import Upload
 from service.jobs.waiting import cancelled, whole
 from service.scoring.labels import LabelNames
@@ -34,7 +36,7 @@ _KEEPING_S = 5.0
 
 
 class JobBoard:
-    """The jobs of one server; ``boot`` differs between its starts, for the ids of events."""
+    """The jobs that one server knows of, and those that it runs."""
 
     def __init__(self, settings: Settings, scorer: Scorer, artifacts: ArtifactHost, metrics: Metrics) -> None:
         self._settings = settings
@@ -46,7 +48,8 @@ class JobBoard:
         self._checkers = ThreadPoolExecutor(2, thread_name_prefix="laplora-jobs-upload")
         self._keeper: asyncio.Task[None] | None = None
         self.draining = False
-        self.boot = uuid.uuid4().hex[:8]
+        # Several times within a lease, so that one that takes long costs no job.
+        self._keeping_s = min(_KEEPING_S, settings.job_lease_s / 5) if self.ledger.shared else _KEEPING_S
 
     # Life
 
@@ -59,8 +62,7 @@ class JobBoard:
         """Stop what runs after its last whole chunk, to go on at the next start; end the streams of events."""
         self.draining = True
         self._runner.stop()
-        for job in self.ledger.jobs.values():
-            self.ledger.tell(job)
+        self.ledger.tell_all()
 
     async def close(self) -> None:
         """Drain, and let another process have the folder."""
@@ -72,35 +74,62 @@ class JobBoard:
 
     async def _open(self) -> None:
         await self.ledger.open()
+        if self.ledger.closed is None:
+            await self._claim()
+
+    async def _claim(self) -> None:
+        with suppress(*STORAGE_ERRORS):
+            await self.ledger.claim()
         self._runner.wake()
 
     async def _keep_up(self) -> None:
         while True:
-            await asyncio.sleep(_KEEPING_S)
+            await asyncio.sleep(self._keeping_s)
             try:
                 if self.ledger.closed is not None:
                     await self._open()
                     continue
+                await self.fresh()
+                if not self.draining:
+                    await self._claim()
+                    await self._share()
                 for job in [job for job in self.ledger.jobs.values() if job.cancelling]:
                     await self.cancel(job)
                 await self._remove_old()
                 self.ledger.sweep_soon()
-            except StorageFullError:
+            except STORAGE_ERRORS:
                 continue
             except Exception as error:
                 log_crash("the jobs folder could not be kept up", error)
 
+    async def fresh(self) -> None:
+        """Learn what other servers did, where some share the jobs; call before jobs are looked at."""
+        for job in await self.ledger.refresh():
+            await self._runner.drop(job)
+
+    async def _share(self) -> None:
+        """Let other servers have the jobs that are more than this one's share."""
+        mine = sum(job.mine for job in self.ledger.jobs.values())
+        for job in self._runner.idle(max(0, mine - self.ledger.share)):
+            await self._runner.give_up(job)
+            await self.ledger.release(job)
+
     async def _remove_old(self) -> None:
+        settings = self._settings
         finished = [job for job in self.ledger.jobs.values() if job.finished]
-        oldest_s = time.time() - self._settings.job_keep_s
+        oldest_s = time.time() - settings.job_keep_s
         gone = [job for job in finished if job.finished_at is not None and job.finished_at < oldest_s]
         kept = [job for job in finished if job not in gone]
-        # Beyond the limit whoever has most loses the oldest, so that no caller can push out another's.
-        while kept and len(self.ledger.jobs) - len(gone) > self._settings.max_jobs:
+        kept_bytes = sum(job.about.upload_bytes for job in kept if job.keeps_rows)
+        # Beyond a limit whoever has most loses the oldest, so that no caller can push out another's.
+        while kept and (
+            len(self.ledger.jobs) - len(gone) > settings.max_jobs or kept_bytes > settings.max_kept_job_bytes
+        ):
             owners = [job.owner for job in kept]
             oldest = min(kept, key=lambda job: (-owners.count(job.owner), job.number))
             kept.remove(oldest)
             gone.append(oldest)
+            kept_bytes -= oldest.about.upload_bytes if oldest.keeps_rows else 0
         if gone:
             await self.ledger.remove(gone)
 
@@ -112,7 +141,7 @@ class JobBoard:
     # Jobs
 
     def jobs_of(self, owner: str | None) -> list[Job]:
-        """Return one caller's jobs, or everybody's, the newest first.
+        """Return one caller's jobs, or everybody's, the newest first. Call ``fresh`` before; so of ``job``, ``known``.
 
         Raises:
             JobsUnavailableError: the folder is not open; so do ``job`` and ``known``.
@@ -134,13 +163,19 @@ class JobBoard:
         """Stop a job for good: its rows leave the queue at once, its prompts the disk. One that has ended stays so.
 
         Raises:
-            StorageFullError: that cannot be written down yet; nothing of the job runs, and the server tries again.
+            StorageFullError, JobsUnavailableError: that cannot be written down yet; nothing of the job runs here, and
+                the server tries again.
         """
         job.cancelling = True
         await self._runner.drop(job)
         try:
             await self.ledger.end(job, "cancelled")
-        except StorageFullError as error:
+        except ClaimLostError:
+            # Another server was first, with this or with another end.
+            job.cancelling = False
+            await self.fresh()
+            return
+        except STORAGE_ERRORS as error:
             self.ledger.pause(job, error)
             raise
         job.cancelling = False
@@ -178,6 +213,8 @@ class JobBoard:
         artifact: ArtifactRef,
         labels: LabelNames,
         options: MeasureOptions,
+        keep_rows: bool,
+        template_fields: tuple[str, ...],
         tokens_of: Callable[[dict[str, Any]], int],
     ) -> Job:
         """Return the job of an upload, on disk and queued; nothing of it stays if this fails or is cancelled.
@@ -195,13 +232,20 @@ class JobBoard:
         in_checker = partial(asyncio.get_running_loop().run_in_executor, self._checkers)
         upload: Upload | None = None
         try:
-            path = ledger.folder.upload(job_id)
-            upload = await whole(in_checker(Upload, path, self._settings, tokens_of, labels))
+            begin = partial(Upload, tokens_of=tokens_of, labels=labels, template_fields=template_fields)
+            folder = ledger.folder
+            upload = await whole(in_checker(begin, folder.upload(job_id), folder.received(job_id), self._settings))
             async for chunk in body:
                 received += len(chunk)
-                self.quota.grow(job_id, received)
+                try:
+                    self.quota.grow(job_id, received)
+                except BodyTooLargeError:
+                    upload.raise_refused()
+                    raise
                 await whole(in_checker(upload.feed, chunk))
             await whole(in_checker(upload.finish))
+            # What was taken for so many rows of a table may be much more as lines.
+            self.quota.grow(job_id, max(received, upload.size_bytes))
             about = About(
                 artifact=artifact,
                 labels=labels.names,
@@ -210,6 +254,10 @@ class JobBoard:
                 rows=upload.rows,
                 tokens=upload.tokens,
                 created_at=time.time(),
+                keep_rows=keep_rows,
+                upload_bytes=upload.size_bytes,
+                fields=template_fields,
+                columns=upload.columns.kinds,
             )
             job = Job(job_id, owner, key, about)
             await whole(ledger.add(job))
@@ -217,11 +265,11 @@ class JobBoard:
             self._uploads.discard(place)
             if upload is not None:
                 upload.close()
-            if job_id in ledger.jobs:
-                self._runner.wake()
-            else:
+            if job_id not in ledger.jobs:
                 self.quota.release(job_id)
-                await whole(ledger.on_disk(ledger.folder.discard, job_id))
-        with suppress(StorageFullError):
+                await whole(ledger.in_files(ledger.folder.discard, job_id))
+            elif not self.draining:
+                await whole(self._claim())
+        with suppress(*STORAGE_ERRORS):
             await self._remove_old()
         return job

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from laplora.errors import ArtifactNotFoundError
+from laplora.errors import ArtifactNotFoundError, LaploraError
 from service.artifacts.host import ArtifactHost
-from service.errors import ArtifactChangedError, BatchTooLargeError, DeviceMemoryError, UnscorableInputError, kind_of
+from service.errors import (
+    ArtifactChangedError,
+    BatchTooLargeError,
+    DeviceMemoryError,
+    UnscorableInputError,
+    UploadChangedError,
+    kind_of,
+)
+from service.http.answers import row_answer
 from service.http.schemas.artifacts import ArtifactRef
 from service.jobs.records import About, Rows, ScoredRow
-from service.jobs.upload import read_line
+from service.jobs.rows_in import read_row
 from service.scoring.evaluation import all_finite, method_rows
-from service.scoring.labels import LabelNames, Truth
+from service.scoring.labels import Truth
 from service.scoring.plan import Ask, Plan
 from service.scoring.scorer import Scorer
 
@@ -50,25 +59,44 @@ class RowError(Exception):
 
 
 def read_chunk(
-    path: Path, labels: LabelNames, *, first: int, offset: int, rows: int, most_bytes: int, bad: Mapping[int, str]
+    path: Path, about: About, *, first: int, offset: int, rows: int, most_bytes: int, bad: Mapping[int, str]
 ) -> Chunk:
     """Return at most ``rows`` rows of an upload from ``first`` on, and no more than ``most_bytes`` but for one row.
 
     Args:
         bad: rows to leave out, and the codes of why.
+
+    Raises:
+        UploadChangedError: what is there is not what was checked; its field names the line.
     """
     items: list[Item] = []
     row = first
     with path.open("rb") as file:
+        if about.upload_bytes and os.fstat(file.fileno()).st_size != about.upload_bytes:
+            raise _changed(row)
         file.seek(offset)
         # By bytes too: a few hundred of the longest lines would be a lot of memory.
         while row < first + rows and (row == first or file.tell() - offset < most_bytes):
-            item, truth = read_line(file.readline(), labels)
+            begin = file.tell()
+            try:
+                read = read_row(file.readline(most_bytes + 1), about.label_names, about.fields)
+            except LaploraError as error:
+                if row == first:
+                    raise _changed(row) from error
+                # The rows before it are as they were: they are answered first.
+                file.seek(begin)
+                break
             if row not in bad:
-                items.append(Item(row, item.template_fields, truth))
+                items.append(Item(row, read.fields, read.truth))
             row += 1
         left_out = {number: code for number, code in bad.items() if first <= number < row}
         return Chunk((first, row), items, left_out, offset, file.tell())
+
+
+def _changed(row: int) -> UploadChangedError:
+    return UploadChangedError(
+        f"line {row + 1}: the upload was changed where the server keeps it: upload it again", field=f"lines.{row + 1}"
+    )
 
 
 async def score_chunk(
@@ -107,7 +135,12 @@ async def score_chunk(
         methods = method_rows(manifest, predictive, prediction, in_own_order)
         if all_finite(methods):
             unfamiliar = None if manifest.familiarity is None else "unfamiliar" in prediction.flags
-            rows.append(ScoredRow(item.row, item.truth, methods, unfamiliar))
+            try:
+                answer = row_answer(item.row, item.fields, prediction) if about.keep_rows else None
+            except UnscorableInputError as error:
+                bad[item.row] = error
+                continue
+            rows.append(ScoredRow(item.row, item.truth, methods, unfamiliar, answer))
         else:
             bad[item.row] = UnscorableInputError(f"the model has no finite answer for line {item.row + 1}")
     return rows, bad

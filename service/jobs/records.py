@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.evaluate import MeasureOptions
+from service.jobs.columns import Kind
 from service.scoring.evaluation import MethodRow, questions
 from service.scoring.labels import LabelNames, Truth
 
@@ -21,18 +22,22 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 StoredStatus = Literal["queued", "done", "failed", "cancelled"]
 #: Consecutive rows of a job: the number of the first one, and of the one after the last.
 Rows = tuple[int, int]
+#: How many of a job's events are in memory, for those who follow it.
+_RECENT_EVENTS = 16
 
 
 class ScoredRow(NamedTuple):
     """One row's answer: its number, from 0, where its true labels are, and its numbers by method.
 
     ``unfamiliar``, whether it is flagged so, is None where the artifact does not tell, and of a row read from disk.
+    ``answer`` is what the contract says of it (``RowAnswer``), JSON; None of a job that keeps none.
     """
 
     row: int
     truth: Truth
     methods: Mapping[str, MethodRow]
     unfamiliar: bool | None = None
+    answer: str | None = None
 
 
 class MethodSums(BaseModel):
@@ -79,6 +84,19 @@ class Sums(BaseModel):
             rows=self.rows + len(rows), questions=labels.questions, methods=methods, unfamiliar=self._flagged(rows)
         )
 
+    def joined(self, other: Sums) -> Sums:
+        """Return the sums of both parts' rows; which are flagged is not counted."""
+        if not self.rows or not other.rows:
+            return self if self.rows else other
+        methods = {
+            name: MethodSums(
+                hits=a.hits + b.hits, nll=a.nll + b.nll, gaps=[x + y for x, y in zip(a.gaps, b.gaps, strict=True)]
+            )
+            for name, a in self.methods.items()
+            if (b := other.methods.get(name)) is not None
+        }
+        return Sums(rows=self.rows + other.rows, questions=self.questions, methods=methods)
+
     def _flagged(self, rows: Sequence[ScoredRow]) -> int | None:
         """Return how many rows are flagged as unfamiliar, with more rows in them."""
         before = self.unfamiliar if self.rows else 0
@@ -112,6 +130,10 @@ class About(BaseModel):
         labels: the artifact's, in order; several: whether several of an input's may be right.
         rows: lines of the upload; tokens: of all its prompts.
         created_at: seconds since the epoch.
+        keep_rows: whether rows and their answers are kept with the result. False of jobs of the first release.
+        upload_bytes: size of the upload as it is kept; 0 where that is not known, of the first release.
+        fields: of the artifact's template: what of a row its prompt is made of; None: all, of the first release.
+        columns: of what kind (``service.jobs.columns``) the values of each column of the upload are, in order.
     """
 
     artifact: ArtifactRef
@@ -121,6 +143,10 @@ class About(BaseModel):
     rows: int
     tokens: int
     created_at: float
+    keep_rows: bool = False
+    upload_bytes: int = 0
+    fields: tuple[str, ...] | None = None
+    columns: dict[str, Kind] = {}
 
     @property
     def label_names(self) -> LabelNames:
@@ -142,10 +168,14 @@ class Job:
         absent_s: seconds that its artifact has not been loaded while the server ran, since it last was.
         error, paused: code and message of what it failed for, or waits for.
         started_at, finished_at: seconds since the epoch.
+        keeps_rows: whether its rows and their answers stay, for as long as it does.
+        server: which server has claimed it, None where none has; fence: the number of that claim.
+        mine: whether this server has; what another one runs is only looked at.
+        events: number of its newest event that is on disk, from 1.
+        recent: the newest of them, by number; publishing: how many are on their way to disk.
         pace: at the end of each of the last chunks, since the last pause: ``time.monotonic`` seconds and rows done.
         told: names of the callers who were told that it has ended.
-        changes, changed: how often it has changed since the start; set at the next change, which puts in a new one.
-        event: which change the newest event is of, and its bytes.
+        changed: set at the next event, which puts in a new one.
     """
 
     id: str
@@ -162,14 +192,19 @@ class Job:
     absent_s: float = 0.0
     error: dict[str, Any] | None = None
     paused: dict[str, Any] | None = None
+    keeps_rows: bool = False
+    server: str | None = None
+    fence: int = 0
+    mine: bool = False
+    events: int = 0
+    recent: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=_RECENT_EVENTS))
+    publishing: int = 0
     started_at: float | None = None
     finished_at: float | None = None
     pace: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=9))
     cancelling: bool = False
     told: set[str] = field(default_factory=set)
-    changes: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    event: tuple[int, bytes] = (-1, b"")
 
     @property
     def finished(self) -> bool:
@@ -188,3 +223,9 @@ class Job:
             return None
         (begun_s, first), (now_s, last) = self.pace[0], self.pace[-1]
         return (last - first) / (now_s - begun_s) if now_s > begun_s else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until its last row is over, at the pace of late, measuring not counted; None where there is no pace."""
+        speed = self.rows_per_second
+        return None if not speed else (self.about.rows - self.rows_done) / speed

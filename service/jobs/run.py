@@ -17,11 +17,12 @@ from typing import Any
 
 from service import errors
 from service.artifacts.host import ArtifactHost
-from service.errors import BatchTooLargeError, StorageFullError, TooManyBadRowsError, error_content, kind_of
+from service.errors import BatchTooLargeError, TooManyBadRowsError, error_content, kind_of
 from service.jobs.chunks import Chunk, RowError, pinned, score_chunk
-from service.jobs.ledger import Ledger
+from service.jobs.ledger import STORAGE_ERRORS, Ledger
 from service.jobs.metrics import Measuring, in_words
 from service.jobs.records import Job, Rows, ScoredRow, StoredStatus
+from service.jobs.store import ClaimLostError
 from service.jobs.waiting import Pauses, cancelled, whole
 from service.scoring.scorer import Scorer
 from service.settings import Settings
@@ -60,6 +61,7 @@ class Run:
         alone: the last chunk ahead got no room, so the next one waits for those before it.
         not_before, absent_at: ``time.monotonic`` of the next try, and of the last one without the artifact.
         next_row, next_offset: where the next chunk begins; ahead of what is on disk by the chunks under way.
+        unread: why its next chunk cannot be read; it fails once those before it are over.
         ending: what the job ends with, once that is known.
     """
 
@@ -76,6 +78,7 @@ class Run:
     stopped: bool = False
     not_before: float = 0.0
     absent_at: float | None = None
+    unread: Exception | None = None
     ending: tuple[StoredStatus, dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
@@ -103,7 +106,7 @@ class Run:
     def has_more(self) -> bool:
         """Whether another chunk can be read, now or later."""
         ends = self.stopped or self.finishing is not None or self.ending is not None
-        return not ends and self.next_row < self.job.about.rows
+        return not ends and self.unread is None and self.next_row < self.job.about.rows
 
     @property
     def new_bad(self) -> dict[int, str]:
@@ -123,6 +126,18 @@ class Run:
             job.absent_s += time.monotonic() - self.absent_at
             await ledger.keep_absence(job)
         await self._not_begun(*self.under_way)
+
+    def lost(self) -> None:
+        """Let go of a job that is another server's by now, or has ended: nothing more of it begins here."""
+        if not self.stopped:
+            self.stopped = True
+            for task in self.tasks:
+                if task is not asyncio.current_task():
+                    task.cancel()
+            fields = {"event": "job_claim_lost", "job": self.job.id, "rows_done": self.job.rows_done}
+            logger.warning("a job is another server's by now, or has ended", extra=fields)
+            self.job.mine = False
+            self.means.forget(self.job)
 
     # A chunk goes through
 
@@ -148,7 +163,7 @@ class Run:
                 for later in self.chunks[position + 1 :]:
                     later.cancel()
                 self.chunks = self.chunks[: position + 1]
-                self.next_row, self.next_offset = chunk.rows[0], chunk.begin
+                self.next_row, self.next_offset, self.unread = chunk.rows[0], chunk.begin, None
                 await self._take_failure(chunk, error, ahead=position > 0)
         finally:
             if task in self.chunks:
@@ -157,6 +172,8 @@ class Run:
                 self._go_on()
 
     def _go_on(self) -> None:
+        if self.unread is not None and not self.chunks and self.ending is None:
+            self._fail(self.unread)
         over = self.ending is not None or self.job.rows_done == self.job.about.rows
         if over and self.finishing is None and not self.chunks:
             self.finishing = asyncio.create_task(self._end(), name="laplora-job-end")
@@ -191,10 +208,13 @@ class Run:
 
     # A chunk does not go through
 
-    def unreadable(self, error: Exception) -> None:
-        """Let the job fail: its next chunk could not be read."""
+    async def unreadable(self, error: Exception) -> None:
+        """Let the job wait for what its next chunk could not be read for, or fail once those before it are over."""
         if not self.stopped:
-            self._fail(error)
+            if self.pauses.waits_out(error):
+                await self._pause(error)
+            else:
+                self.unread = error
             self._go_on()
 
     async def _not_begun(self, *rows: Rows) -> None:
@@ -203,12 +223,15 @@ class Run:
         if gone and self.means.scorer.device.health.fault is None:
             for some in gone:
                 del self.under_way[some]
-            with suppress(StorageFullError):
+            with suppress(*STORAGE_ERRORS, ClaimLostError):
                 await whole(self.means.ledger.keep_begun(self.job, self.under_way))
 
     async def _take_failure(self, chunk: Chunk, error: Exception, *, ahead: bool) -> None:
         if isinstance(error, errors.DrainingError):
             self.means.stop()
+            return
+        if isinstance(error, ClaimLostError):
+            self.lost()
             return
         cause, row = (error.cause, error.row) if isinstance(error, RowError) else (error, None)
         half, few = max(1, len(chunk.items) // 2), len(chunk.items) <= 1
@@ -283,6 +306,9 @@ class Run:
                 status, more = self.ending
                 await whole(ledger.end(job, status, bad=self.new_bad, **more))
                 break
+            except ClaimLostError:
+                self.lost()
+                return
             except Exception as error:
                 if pauses.waits_out(error):
                     ledger.pause(job, error)

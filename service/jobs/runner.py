@@ -13,6 +13,7 @@ import math
 import time
 
 from service.artifacts.host import ArtifactHost
+from service.errors import UploadChangedError
 from service.jobs.chunks import read_chunk
 from service.jobs.ledger import Ledger
 from service.jobs.metrics import Measuring
@@ -49,7 +50,7 @@ class Runner:
             return
         if self._ledger.closed is None:
             for job in self._ledger.jobs.values():
-                if not (job.finished or job.cancelling or job.id in self._runs):
+                if job.mine and not (job.finished or job.cancelling or job.id in self._runs):
                     self._runs[job.id] = Run(job, self._means)
         self._callers.meet({run.job.owner for run in self._runs.values()})
         self._jobs.meet(self._runs)
@@ -61,11 +62,25 @@ class Runner:
         self._runs.pop(job.id, None)
         self.wake()
 
+    def idle(self, count: int) -> list[Job]:
+        """Return at most so many jobs, of those that this server can do without the ones that have come least far."""
+        jobs = [run.job for run in self._runs.values() if run.finishing is None and run.ending is None]
+        return sorted(jobs, key=lambda job: (job.rows_done, -job.number))[:count]
+
     async def drop(self, job: Job) -> None:
         """Stop one job, if it runs; return once nothing of it does."""
         run = self._runs.get(job.id)
         if run is not None:
             await run.stop()
+            self._forget(job)
+
+    async def give_up(self, job: Job) -> None:
+        """Stop one job so that another server can have it; return once nothing of it runs."""
+        run = self._runs.get(job.id)
+        if run is not None:
+            await run.stop()
+            await run.requeue()
+            job.mine = False
             self._forget(job)
 
     def stop(self) -> None:
@@ -135,10 +150,11 @@ class Runner:
         first, offset = run.next_row, run.next_offset
         rows = 1 if run.suspect else min(run.rows, self._batch_rows(job), job.about.rows - first)
         try:
-            chunk = await ledger.on_disk(
+            await ledger.in_files(ledger.folder.fetch, job.id)
+            chunk = await ledger.in_files(
                 lambda: read_chunk(
                     ledger.folder.inputs(job.id),
-                    job.about.label_names,
+                    job.about,
                     first=first,
                     offset=offset,
                     rows=rows,
@@ -146,8 +162,13 @@ class Runner:
                     bad=run.bad,
                 )
             )
+        except FileNotFoundError:
+            await run.unreadable(
+                UploadChangedError("the job's upload is gone from where the server keeps it: upload it again")
+            )
+            return
         except Exception as error:
-            run.unreadable(error)
+            await run.unreadable(error)
             return
         # While it was read the job may have been cancelled, or a chunk before it failed.
         if run.has_more and (run.next_row, run.next_offset) == (first, offset):

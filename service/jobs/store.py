@@ -1,228 +1,255 @@
-"""Jobs and their rows' results in SQLite: every change is one transaction that is on disk when it returns.
+"""Jobs and their rows' answers in the database: every change is one transaction that is on disk when it returns.
 
-No transaction holds more rows than one chunk of a job, so the log stays short: the rows of a job that has ended or was
-removed go afterwards, some at a time (``sweep``). No prompt is in the database. Used from one thread at a time.
+A server writes for a job under its claim, which has a number that grows with each claim of the job, its fence. A write
+under an older fence changes nothing and raises ClaimLostError: whatever a server believes, the last one to claim a job
+is the only one that writes for it.
+
+No transaction holds more rows than one chunk of a job, so SQLite's log stays short: the rows of a job that has ended
+or was removed go afterwards, some at a time (``sweep``). No prompt is in the database. Used from one thread at a time.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.errors import JobsUnavailableError
-from service.jobs.folder import private_file, storage_errors
+from sqlalchemy import Connection, Table, delete, func, insert, or_, select, true, update
+from sqlalchemy.exc import IntegrityError
+
+from service.errors import IdempotencyConflictError
+from service.jobs.database import Database
 from service.jobs.records import About, Job, Rows, ScoredRow, StoredStatus, Sums
+from service.jobs.tables import BAD_ROWS, BEGUN, EVENTS, JOBS, ROWS, SERVERS
 from service.scoring.labels import Truth
 
-#: Of the tables below. A database of another format is refused.
-_FORMAT = 5
-_TABLES = """
-CREATE TABLE jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    owner TEXT NOT NULL,
-    idempotency_key TEXT,
-    about TEXT NOT NULL,
-    status TEXT NOT NULL DEFAULT 'queued',
-    rows_done INTEGER NOT NULL DEFAULT 0,
-    input_offset INTEGER NOT NULL DEFAULT 0,
-    sums TEXT NOT NULL,
-    error TEXT,
-    result TEXT,
-    started_at REAL,
-    finished_at REAL,
-    absent_s REAL NOT NULL DEFAULT 0,
-    UNIQUE (owner, idempotency_key)
-) STRICT;
-CREATE TABLE rows (
-    job INTEGER NOT NULL,
-    row INTEGER NOT NULL,
-    truth TEXT NOT NULL,
-    methods TEXT NOT NULL,
-    PRIMARY KEY (job, row)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE bad_rows (
-    job INTEGER NOT NULL,
-    row INTEGER NOT NULL,
-    code TEXT NOT NULL,
-    PRIMARY KEY (job, row)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE begun (
-    job INTEGER NOT NULL,
-    first INTEGER NOT NULL,
-    after INTEGER NOT NULL,
-    lone_tries INTEGER NOT NULL,
-    PRIMARY KEY (job, first, after)
-) STRICT, WITHOUT ROWID;
-"""
-_PRAGMAS = (
-    "auto_vacuum = INCREMENTAL",
-    "journal_mode = WAL",
-    "synchronous = FULL",
-    "wal_autocheckpoint = 64",  # pages: the log stays within a few hundred KB, and does not fill a small disk
-    "temp_store = MEMORY",
-)
-#: Those that are attributes of a job.
-_JOB_COLUMNS = (
-    "number, id, owner, idempotency_key, about, status, rows_done, input_offset, sums, error, started_at, finished_at, "
-    "absent_s"
-)
-#: Most rows that one transaction removes, and most pages that it gives back to the disk.
-_SLICE_ROWS, _SLICE_PAGES = 256, 64
+#: Most rows that one transaction removes.
+_SLICE_ROWS = 256
+#: How many of a job's newest events are kept.
+KEPT_EVENTS = 500
+
+
+class ClaimLostError(Exception):
+    """The job is another server's by now, has ended, or is gone: what was to be written for it was not."""
 
 
 class Store:
-    """The database of a jobs folder. A method raises StorageFullError for a disk without room, and changes nothing."""
+    """What is done to jobs, in a database. A method raises as ``Database.transaction``, and then changes nothing."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the database, made for this user alone if it is new.
-
-        Raises:
-            JobsUnavailableError: it is no database of jobs, or one of another format.
-        """
-        with storage_errors():
-            os.close(private_file(path))
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            try:
-                self._prepare()
-            except sqlite3.DatabaseError as error:
-                self._db.close()
-                if isinstance(error, sqlite3.OperationalError):
-                    raise
-                raise JobsUnavailableError(
-                    "the jobs folder's database is not one: move the folder away, the server makes a new one"
-                ) from error
-
-    def _prepare(self) -> None:
-        # One connection in all: the index of the log is in memory, so there is no third file to run full.
-        self._db.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _FORMAT):
-            self._db.close()
-            raise JobsUnavailableError(
-                f"the jobs folder has format {version}, this server reads format {_FORMAT}: give it another jobs_dir"
-            )
-        for pragma in _PRAGMAS:
-            self._db.execute(f"PRAGMA {pragma}").fetchall()
-        if version == 0:
-            with self._transaction():
-                for statement in [*_TABLES.split(";\n"), f"PRAGMA user_version = {_FORMAT}"]:
-                    self._db.execute(statement)
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
     def close(self) -> None:
-        """Close the database; the log goes into it."""
-        self._db.close()
+        """Close the database."""
+        self.database.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with storage_errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.rollback()
-                # The log's room, if the disk had none, is there for the next try.
-                self._empty_log()
-                raise
+    # Jobs
 
-    def jobs(self) -> list[Job]:
-        """Return every job, in the order of their uploads."""
+    def jobs(self, numbers: Sequence[int] | None = None) -> list[Job]:
+        """Return every job, or those of these numbers, in the order of their uploads."""
+        asked = numbers is None
         bad_counts: defaultdict[int, Counter[str]] = defaultdict(Counter)
-        for number, code, count in self._db.execute("SELECT job, code, count(*) FROM bad_rows GROUP BY job, code"):
-            bad_counts[number][code] = count
         begun: defaultdict[int, dict[Rows, int]] = defaultdict(dict)
-        for number, first, after, lone_tries in self._db.execute("SELECT job, first, after, lone_tries FROM begun"):
-            begun[number][first, after] = lone_tries
-        cursor = self._db.cursor()
-        cursor.row_factory = sqlite3.Row
-        jobs = []
-        for row in cursor.execute(f"SELECT {_JOB_COLUMNS} FROM jobs ORDER BY number"):
-            read = {
-                "about": About.model_validate_json(row["about"]),
-                "sums": Sums.model_validate_json(row["sums"]),
-                "error": row["error"] and json.loads(row["error"]),
-                "bad_counts": bad_counts[row["number"]],
-                "begun": begun[row["number"]],
-            }
-            jobs.append(Job(**{**row, **read}))
-        return jobs
+        with self.database.transaction() as db:
+            counts = select(BAD_ROWS.c.job, BAD_ROWS.c.code, func.count()).group_by(BAD_ROWS.c.job, BAD_ROWS.c.code)
+            for number, code, count in db.execute(counts.where(true() if asked else BAD_ROWS.c.job.in_(numbers or ()))):
+                bad_counts[number][code] = count
+            ranges = select(BEGUN.c.job, BEGUN.c.first, BEGUN.c.after, BEGUN.c.lone_tries)
+            for number, first, after, tries in db.execute(
+                ranges.where(true() if asked else BEGUN.c.job.in_(numbers or ()))
+            ):
+                begun[number][first, after] = tries
+            found = db.execute(
+                select(JOBS).where(true() if asked else JOBS.c.number.in_(numbers or ())).order_by(JOBS.c.number)
+            ).mappings()
+            return [_job(row, bad_counts[row["number"]], begun[row["number"]]) for row in found]
 
-    def add(self, job: Job) -> int:
-        """Keep a new job, and return its number."""
-        with self._transaction():
-            (number,) = self._db.execute(
-                "INSERT INTO jobs (id, owner, idempotency_key, about, sums) VALUES (?, ?, ?, ?, ?) RETURNING number",
-                (job.id, job.owner, job.idempotency_key, job.about.model_dump_json(), job.sums.model_dump_json()),
-            ).fetchone()
-            return int(number)
+    def versions(self) -> dict[int, tuple[int, int]]:
+        """Return of each job, by number, its fence and its newest event: together they tell of any change."""
+        with self.database.transaction() as db:
+            rows = db.execute(select(JOBS.c.number, JOBS.c.fence, JOBS.c.events))
+            return {number: (fence, events) for number, fence, events in rows}
+
+    def add(self, job: Job, event: str) -> int:
+        """Keep a new job, which nobody has claimed, and return its number.
+
+        Raises:
+            IdempotencyConflictError: its owner has another one of this key, which another server took in meanwhile.
+        """
+        values = {
+            "id": job.id,
+            "owner": job.owner,
+            "idempotency_key": job.idempotency_key,
+            "about": job.about.model_dump_json(),
+            "sums": job.sums.model_dump_json(),
+            "keeps_rows": int(job.about.keep_rows),
+            "events": 1,
+        }
+        try:
+            with self.database.transaction() as db:
+                number = int(db.execute(insert(JOBS).values(values).returning(JOBS.c.number)).scalar_one())
+                db.execute(insert(EVENTS).values(job=number, sequence=1, data=event))
+                return number
+        except IntegrityError:
+            raise IdempotencyConflictError(
+                "another server has just taken in a job with this Idempotency-Key: send it once more"
+            ) from None
+
+    def remove(self, jobs: Sequence[int]) -> None:
+        """Remove jobs, a few at once; what of their rows is left is for ``sweep``."""
+        with self.database.transaction() as db:
+            db.execute(delete(JOBS).where(JOBS.c.number.in_(jobs)))
+
+    # Claims
+
+    def hear(self, server: str, *, alone: bool, lease_s: float) -> int:
+        """Note that a server lives, and forget those that were not heard of for ``lease_s``; return how many live.
+
+        Args:
+            alone: no other server can live: it has the folder of a former one.
+        """
+        now = self.database.now
+        with self.database.transaction() as db:
+            gone = SERVERS.c.id != server if alone else SERVERS.c.heard_at < now - lease_s
+            db.execute(delete(SERVERS).where(gone))
+            if db.execute(update(SERVERS).where(SERVERS.c.id == server).values(heard_at=now)).rowcount == 0:
+                db.execute(insert(SERVERS).values(id=server, heard_at=now))
+            return int(db.execute(select(func.count()).select_from(SERVERS)).scalar_one())
+
+    def leave(self, server: str) -> None:
+        """Forget a server that leaves; its jobs are anybody's."""
+        with self.database.transaction() as db:
+            db.execute(update(JOBS).where(JOBS.c.server == server).values(server=None))
+            db.execute(delete(SERVERS).where(SERVERS.c.id == server))
+
+    def claim(self, server: str, most: int, *, held: Sequence[int] = ()) -> list[int]:
+        """Make at most so many unfinished jobs that no living server has this one's; return their numbers.
+
+        Args:
+            held: numbers of jobs that it has claimed and still runs. Another of its own, which it let go of, is free.
+
+        Servers that claim at once get different jobs, and none waits for another (PostgreSQL's SKIP LOCKED; SQLite's
+        transactions come one after the other).
+        """
+        if most <= 0:
+            return []
+        living = select(SERVERS.c.id)
+        free = (
+            select(JOBS.c.number)
+            .where(JOBS.c.status == "queued", JOBS.c.number.not_in(held))
+            .where(or_(JOBS.c.server.is_(None), JOBS.c.server == server, JOBS.c.server.not_in(living)))
+            .order_by(JOBS.c.number)
+            .limit(most)
+            .with_for_update(skip_locked=True)
+        )
+        with self.database.transaction() as db:
+            numbers = [int(number) for number in db.execute(free).scalars()]
+            if numbers:
+                mine = update(JOBS).where(JOBS.c.number.in_(numbers))
+                db.execute(mine.values(server=server, fence=JOBS.c.fence + 1))
+            return numbers
+
+    def release(self, job: int, fence: int) -> None:
+        """Let another server have a job; nothing of it may be under way."""
+        with self.database.transaction() as db:
+            db.execute(update(JOBS).where(JOBS.c.number == job, JOBS.c.fence == fence).values(server=None))
+
+    # A job goes on
 
     def add_rows(
         self,
         job: int,
         rows: Rows,
         *,
+        fence: int,
         scored: Sequence[ScoredRow],
         bad: Mapping[int, str],
         sums: Sums,
         input_offset: int,
         started_at: float,
-    ) -> bool:
-        """Keep the results of the next rows, all or none; false if the job has ended or they are not the next ones."""
+        event: str,
+    ) -> int:
+        """Keep the answers of the next rows, all or none; return the number of the event that tells of them.
+
+        Raises:
+            ClaimLostError: also where they are not the next ones: perhaps they are on disk already, by a call whose
+                answer was lost. Who claims the job anew learns how far it is.
+        """
         first, after = rows
-        with self._transaction():
-            cursor = self._db.execute(
-                "UPDATE jobs SET rows_done = ?, input_offset = ?, sums = ?, started_at = coalesce(started_at, ?), "
-                "absent_s = 0 WHERE number = ? AND status = 'queued' AND rows_done = ?",
-                (after, input_offset, sums.model_dump_json(), started_at, job, first),
-            )
-            if cursor.rowcount != 1:
-                return False
-            self._db.executemany(
-                "INSERT INTO rows (job, row, truth, methods) VALUES (?, ?, ?, ?)",
-                [(job, one.row, _json(one.truth), _json(one.methods)) for one in scored],
-            )
-            self._add_bad(job, bad)
-            self._db.execute("DELETE FROM begun WHERE job = ? AND after <= ?", (job, after))
-            return True
+        with self.database.transaction() as db:
+            values = {
+                "rows_done": after,
+                "input_offset": input_offset,
+                "sums": sums.model_dump_json(),
+                "started_at": func.coalesce(JOBS.c.started_at, started_at),
+                "absent_s": 0.0,
+                "paused": None,
+            }
+            mine = _mine(job, fence)
+            if db.execute(update(JOBS).where(*mine, JOBS.c.rows_done == first).values(values)).rowcount != 1:
+                raise ClaimLostError
+            if scored:
+                db.execute(
+                    insert(ROWS),
+                    [
+                        {
+                            "job": job,
+                            "row": one.row,
+                            "truth": _json(one.truth),
+                            "methods": _json(one.methods),
+                            "answer": one.answer,
+                        }
+                        for one in scored
+                    ],
+                )
+            _add_bad(db, job, bad)
+            db.execute(delete(BEGUN).where(BEGUN.c.job == job, BEGUN.c.after <= after))
+            return _add_event(db, job, event)
 
-    def _add_bad(self, job: int, bad: Mapping[int, str]) -> None:
-        self._db.executemany(
-            "INSERT OR IGNORE INTO bad_rows (job, row, code) VALUES (?, ?, ?)",
-            [(job, row, code) for row, code in sorted(bad.items())],
-        )
+    def add_event(self, job: int, event: str, *, fence: int | None) -> int:
+        """Keep what happened to a job beside its rows, and return the event's number.
 
-    def rows(self, job: int, after: int, count: int) -> list[ScoredRow]:
-        """Return at most ``count`` scored rows of numbers above ``after``, in order."""
-        rows = self._db.execute(
-            "SELECT row, truth, methods FROM rows WHERE job = ? AND row > ? ORDER BY row LIMIT ?", (job, after, count)
-        )
-        return [ScoredRow(row, _truth(json.loads(truth)), json.loads(methods)) for row, truth, methods in rows]
+        Args:
+            fence: None: whoever has claimed it.
 
-    def bad_rows(self, job: int) -> list[tuple[int, str]]:
-        """Return the numbers, from 0, of the rows that could not be scored, in order, and the codes of why."""
-        return self._db.execute("SELECT row, code FROM bad_rows WHERE job = ? ORDER BY row", (job,)).fetchall()
+        Raises:
+            ClaimLostError: nothing was kept; ``fence`` None: the job is gone.
+        """
+        with self.database.transaction() as db:
+            whose = true() if fence is None else JOBS.c.fence == fence
+            if db.execute(select(JOBS.c.number).where(JOBS.c.number == job, whose)).scalar() is None:
+                raise ClaimLostError
+            return _add_event(db, job, event)
 
-    def set_begun(self, job: int, begun: Mapping[Rows, int]) -> None:
-        """Keep which rows of a job that has not ended are under way; ``add_rows`` forgets those that are over."""
-        with self._transaction():
-            self._db.execute("DELETE FROM begun WHERE job = ?", (job,))
-            self._db.executemany(
-                "INSERT INTO begun (job, first, after, lone_tries) "
-                "SELECT number, ?, ?, ? FROM jobs WHERE number = ? AND status = 'queued'",
-                [(*rows, tries, job) for rows, tries in begun.items()],
-            )
+    def set_begun(self, job: int, begun: Mapping[Rows, int], *, fence: int) -> None:
+        """Keep which rows of a job are under way; ``add_rows`` forgets those that are over.
 
-    def set_absent(self, job: int, absent_s: float) -> None:
-        """Keep for how many seconds a job's artifact has not been loaded."""
-        with self._transaction():
-            self._db.execute("UPDATE jobs SET absent_s = ? WHERE number = ?", (absent_s, job))
+        Raises:
+            ClaimLostError: nothing was kept.
+        """
+        with self.database.transaction() as db:
+            if db.execute(select(JOBS.c.number).where(*_mine(job, fence))).scalar() is None:
+                raise ClaimLostError
+            db.execute(delete(BEGUN).where(BEGUN.c.job == job))
+            if begun:
+                db.execute(
+                    insert(BEGUN),
+                    [{"job": job, "first": r[0], "after": r[1], "lone_tries": tries} for r, tries in begun.items()],
+                )
+
+    def set_absent(self, job: int, absent_s: float, *, fence: int) -> None:
+        """Keep for how many seconds a job's artifact has not been loaded; of another server's job nothing is kept."""
+        with self.database.transaction() as db:
+            db.execute(update(JOBS).where(*_mine(job, fence)).values(absent_s=absent_s))
+
+    def set_paused(self, job: int, paused: Mapping[str, Any] | None, event: str, *, fence: int) -> int:
+        """Keep what a job waits for, and the event that tells of it; ClaimLostError as of ``add_event``."""
+        with self.database.transaction() as db:
+            values = {"paused": None if paused is None else _json(paused)}
+            if db.execute(update(JOBS).where(*_mine(job, fence)).values(values)).rowcount != 1:
+                raise ClaimLostError
+            return _add_event(db, job, event)
 
     def end(
         self,
@@ -230,62 +257,159 @@ class Store:
         status: StoredStatus,
         *,
         finished_at: float,
+        event: str,
+        fence: int | None = None,
         error: Mapping[str, Any] | None = None,
         result: str | None = None,
         bad: Mapping[int, str] | None = None,
-    ) -> None:
-        """Let a job end that has not. Its rows, of which the result has all that is wanted, are for ``sweep``."""
-        with self._transaction():
-            self._db.execute(
-                "UPDATE jobs SET status = ?, finished_at = ?, error = ?, result = ? "
-                "WHERE number = ? AND status = 'queued'",
-                (status, finished_at, error and _json(error), result, job),
-            )
-            self._add_bad(job, bad or {})
-            self._db.execute("DELETE FROM begun WHERE job = ?", (job,))
+    ) -> int:
+        """Let a job end that has not; return the number of the event that tells of it.
+
+        Of a cancelled job no rows are kept; of another, those that its upload asked to keep. The rest is for ``sweep``.
+
+        Args:
+            fence: None: whoever has claimed it; nobody has afterwards.
+
+        Raises:
+            ClaimLostError: it has ended before, or is another server's.
+        """
+        values: dict[str, Any] = {
+            "status": status,
+            "finished_at": finished_at,
+            "error": None if error is None else _json(error),
+            "result": result,
+            "paused": None,
+            "server": None,
+            "fence": JOBS.c.fence + 1,
+        }
+        if status == "cancelled":
+            values["keeps_rows"] = 0
+        with self.database.transaction() as db:
+            mine = [JOBS.c.number == job, JOBS.c.status == "queued"]
+            if fence is not None:
+                mine.append(JOBS.c.fence == fence)
+            if db.execute(update(JOBS).where(*mine).values(values)).rowcount != 1:
+                raise ClaimLostError
+            _add_bad(db, job, bad or {})
+            db.execute(delete(BEGUN).where(BEGUN.c.job == job))
+            return _add_event(db, job, event)
+
+    # What is read
+
+    def rows(self, job: int, after: int, count: int) -> list[ScoredRow]:
+        """Return at most ``count`` scored rows of numbers above ``after``, in order, without their answers."""
+        asked = select(ROWS.c.row, ROWS.c.truth, ROWS.c.methods).where(ROWS.c.job == job, ROWS.c.row > after)
+        with self.database.transaction() as db:
+            rows = db.execute(asked.order_by(ROWS.c.row).limit(count))
+            return [ScoredRow(row, _truth(json.loads(truth)), json.loads(methods)) for row, truth, methods in rows]
+
+    def answers(self, job: int, rows: Rows) -> list[ScoredRow]:
+        """Return the scored rows of these numbers, in order, with their answers."""
+        asked = select(ROWS.c.row, ROWS.c.truth, ROWS.c.methods, ROWS.c.answer).where(
+            ROWS.c.job == job, ROWS.c.row >= rows[0], ROWS.c.row < rows[1]
+        )
+        with self.database.transaction() as db:
+            found = db.execute(asked.order_by(ROWS.c.row))
+            return [
+                ScoredRow(row, _truth(json.loads(truth)), json.loads(methods), answer=answer)
+                for row, truth, methods, answer in found
+            ]
+
+    def bad_rows(self, job: int, rows: Rows | None = None) -> list[tuple[int, str]]:
+        """Return the numbers, from 0, of the rows that could not be scored, in order, and the codes of why."""
+        asked = select(BAD_ROWS.c.row, BAD_ROWS.c.code).where(BAD_ROWS.c.job == job).order_by(BAD_ROWS.c.row)
+        if rows is not None:
+            asked = asked.where(BAD_ROWS.c.row >= rows[0], BAD_ROWS.c.row < rows[1])
+        with self.database.transaction() as db:
+            return [(row, code) for row, code in db.execute(asked)]
 
     def result(self, job: int) -> str | None:
         """Return a job's result, JSON; None where it has none."""
-        (result,) = self._db.execute("SELECT result FROM jobs WHERE number = ?", (job,)).fetchone() or (None,)
-        return result
+        with self.database.transaction() as db:
+            return db.execute(select(JOBS.c.result).where(JOBS.c.number == job)).scalar()
 
-    def remove(self, jobs: Sequence[int]) -> None:
-        """Remove jobs, a few at once; what of their rows is left is for ``sweep``."""
-        with self._transaction():
-            self._db.executemany("DELETE FROM jobs WHERE number = ?", [(job,) for job in jobs])
+    def events(self, job: int, after: int, most: int) -> list[tuple[int, str]]:
+        """Return at most ``most`` of a job's events after this one, in order: their numbers and their data."""
+        asked = select(EVENTS.c.sequence, EVENTS.c.data).where(EVENTS.c.job == job, EVENTS.c.sequence > after)
+        with self.database.transaction() as db:
+            found = db.execute(asked.order_by(EVENTS.c.sequence).limit(most))
+            return [(sequence, data) for sequence, data in found]
+
+    # What nobody needs any more
 
     def sweep(self) -> bool:
         """Remove some of what is no job's any more, and give its room back to the disk; false once nothing is left."""
-        for table, needed in (("rows", "status = 'queued'"), ("bad_rows", "true")):
-            job = self._leftover(table, needed)
-            if job is not None:
-                with self._transaction():
-                    self._db.execute(
-                        f"DELETE FROM {table} WHERE job = ? AND row IN "
-                        f"(SELECT row FROM {table} WHERE job = ? ORDER BY row LIMIT {_SLICE_ROWS})",
-                        (job, job),
-                    )
-                return True
-        if self._db.execute("PRAGMA freelist_count").fetchone()[0]:
-            with storage_errors():
-                self._db.execute(f"PRAGMA incremental_vacuum({_SLICE_PAGES})").fetchall()
-            return True
-        self._empty_log()
-        return False
+        needs_rows = or_(JOBS.c.status == "queued", JOBS.c.keeps_rows == 1)
+        for table, key, needed in (
+            (ROWS, ROWS.c.row, needs_rows),
+            (BAD_ROWS, BAD_ROWS.c.row, true()),
+            (EVENTS, EVENTS.c.sequence, true()),
+        ):
+            with self.database.transaction() as db:
+                job = _leftover(db, table, needed)
+                if job is not None:
+                    first = select(key).where(table.c.job == job).order_by(key).limit(_SLICE_ROWS)
+                    db.execute(delete(table).where(table.c.job == job, key.in_(first)))
+                    return True
+        return self.database.give_back()
 
-    def _leftover(self, table: str, needed: str) -> int | None:
-        """Return a job that has rows in a table and does not need them, by a look at each job that has some."""
-        job = -1
-        while True:
-            (job,) = self._db.execute(f"SELECT min(job) FROM {table} WHERE job > ?", (job,)).fetchone()
-            if job is None:
-                return None
-            if self._db.execute(f"SELECT 1 FROM jobs WHERE number = ? AND {needed}", (job,)).fetchone() is None:
-                return int(job)
 
-    def _empty_log(self) -> None:
-        with suppress(sqlite3.OperationalError):  # a full disk may put it off
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+def _leftover(db: Connection, table: Table, needed: Any) -> int | None:
+    """Return a job that has rows in a table and does not need them, by a look at each job that has some."""
+    job = -1
+    while True:
+        found = db.execute(select(func.min(table.c.job)).where(table.c.job > job)).scalar()
+        if found is None:
+            return None
+        job = int(found)
+        if db.execute(select(JOBS.c.number).where(JOBS.c.number == job, needed)).scalar() is None:
+            return job
+
+
+def _mine(job: int, fence: int) -> tuple[Any, ...]:
+    return JOBS.c.number == job, JOBS.c.fence == fence, JOBS.c.status == "queued"
+
+
+def _add_bad(db: Connection, job: int, bad: Mapping[int, str]) -> None:
+    if not bad:
+        return
+    known = set(db.execute(select(BAD_ROWS.c.row).where(BAD_ROWS.c.job == job, BAD_ROWS.c.row.in_(bad))).scalars())
+    new = [{"job": job, "row": row, "code": code} for row, code in sorted(bad.items()) if row not in known]
+    if new:
+        db.execute(insert(BAD_ROWS), new)
+
+
+def _add_event(db: Connection, job: int, data: str) -> int:
+    grown = update(JOBS).where(JOBS.c.number == job).values(events=JOBS.c.events + 1).returning(JOBS.c.events)
+    sequence = int(db.execute(grown).scalar_one())
+    db.execute(insert(EVENTS).values(job=job, sequence=sequence, data=data))
+    db.execute(delete(EVENTS).where(EVENTS.c.job == job, EVENTS.c.sequence <= sequence - KEPT_EVENTS))
+    return sequence
+
+
+def _job(row: Mapping[Any, Any], bad_counts: Counter[str], begun: dict[Rows, int]) -> Job:
+    return Job(
+        id=row["id"],
+        owner=row["owner"],
+        idempotency_key=row["idempotency_key"],
+        about=About.model_validate_json(row["about"]),
+        number=row["number"],
+        status=row["status"],
+        rows_done=row["rows_done"],
+        bad_counts=bad_counts,
+        begun=begun,
+        input_offset=row["input_offset"],
+        sums=Sums.model_validate_json(row["sums"]),
+        absent_s=row["absent_s"],
+        error=row["error"] and json.loads(row["error"]),
+        paused=row["paused"] and json.loads(row["paused"]),
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        keeps_rows=bool(row["keeps_rows"]),
+        server=row["server"],
+        fence=row["fence"],
+        events=row["events"],
+    )
 
 
 def _truth(value: int | list[int]) -> Truth:

@@ -1,23 +1,39 @@
-"""One upload on its way to disk: each line checked as POST /evaluate would check it, written, and forgotten."""
+"""One upload on its way to disk: each row checked as POST /evaluate would check it, written as a line, and forgotten.
+
+Whatever layout it comes in (``splitting``), it is JSON Lines on disk. A row that is refused ends nothing: the rest is
+checked too, so that whoever made the file learns of all that is wrong with it at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from laplora.errors import LaploraError
-from service.errors import BatchTooLargeError, BodyTooLargeError, DeadlineError, InvalidJsonError, InvalidRequestError
-from service.http.json_parsing import parse_json
-from service.http.schemas.inputs import LabelledInput
+from service.errors import (
+    BatchTooLargeError,
+    BodyTooLargeError,
+    DeadlineError,
+    InvalidRequestError,
+    RefusedLine,
+    kind_of,
+    told_of,
+)
+from service.jobs.columns import Columns
 from service.jobs.folder import private_file, storage_errors
-from service.scoring.labels import LabelNames, Truth
+from service.jobs.parquet_rows import parquet_rows
+from service.jobs.rows_in import read_row
+from service.jobs.splitting import Array, Lines, Splitter, layout_of
+from service.scoring.labels import LabelNames
 from service.settings import Settings
+
+#: How many refused lines are told of one by one; the others are counted.
+TOLD_LINES = 100
 
 
 class IdleUploadError(DeadlineError):
@@ -43,111 +59,193 @@ async def steadily(body: AsyncIterator[bytes], idle_s: float) -> AsyncIterator[b
         yield chunk
 
 
-def read_line(line: bytes, labels: LabelNames) -> tuple[LabelledInput, Truth]:
-    """Return a line's input and where its true labels are.
-
-    Raises:
-        InvalidJsonError, InvalidRequestError, InvalidInputError: as of a body; fields and messages are of the line.
-    """
-    if not line.strip():
-        raise InvalidJsonError("it is empty: each line is one JSON object")
-    try:
-        item = LabelledInput.model_validate(parse_json(line))
-    except InvalidJsonError as error:
-        raise InvalidJsonError(str(error).replace("the body", "it", 1)) from None
-    except ValidationError as error:
-        # The first problem only, by place and kind, as of a body: never what was sent.
-        first = error.errors(include_input=False, include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequestError(f"{field[:200] or 'the object'}: {first['msg']}", field=field or None) from None
-    return item, labels.truth(item.label, item.template_fields)
-
-
 class Upload:
-    """Writes an upload's lines into a new file. Blocks, and is for one thread at a time.
+    """Writes an upload's rows into a new file. Blocks, and is for one thread at a time.
 
-    Memory is that of one chunk and one line, and 16 bytes for each id, which must not come twice.
+    Memory is that of one chunk and one row, and 16 bytes for each id, which must not come twice.
 
     Args:
+        path: of the file; received: where a Parquet file is meanwhile.
         tokens_of: returns an input's tokens, of all the prompts that are made of it, or raises what is wrong with it.
-        labels: the artifact's.
+        labels, template_fields: the artifact's.
+
+    Attributes:
+        rows, tokens, size_bytes: of the rows so far, as they are written.
+        columns: of the rows so far.
     """
 
-    def __init__(self, path: Path, settings: Settings, tokens_of: Callable[[dict[str, Any]], int], labels: LabelNames):
-        self._settings, self._tokens_of, self._labels = settings, tokens_of, labels
-        #: What has come of a line that is not whole.
-        self._begun = bytearray()
+    def __init__(
+        self,
+        path: Path,
+        received: Path,
+        settings: Settings,
+        *,
+        tokens_of: Callable[[dict[str, Any]], int],
+        labels: LabelNames,
+        template_fields: Sequence[str],
+    ) -> None:
+        self._settings, self._tokens_of = settings, tokens_of
+        self._labels, self._template_fields = labels, template_fields
+        self._begin: bytes = b""
+        self._splitter: Splitter | None = None
+        self._received, self._received_file = received, -1
         self._ids: set[bytes] = set()
-        self.rows = 0
-        self.tokens = 0
+        #: What is wrong with lines, the first of them and how many; from the first on nothing is written.
+        self._refused: list[RefusedLine] = []
+        self._refused_count = 0
+        self._first_error: LaploraError | None = None
+        self._end = time.monotonic() + settings.job_upload_timeout_s
+        self.rows = self.tokens = self.size_bytes = 0
+        self.columns = Columns()
         with storage_errors():
             self._descriptor = private_file(path)
 
     def feed(self, chunk: bytes) -> None:
-        """Check and write the lines that are whole with this chunk.
+        """Check and write the rows that are whole with this chunk.
 
         Raises:
             BodyTooLargeError, BatchTooLargeError: more bytes of a line, or more lines, than the settings allow.
-            LaploraError: a line that POST /evaluate would refuse as an input; the field names it.
+            MediaTypeError, InvalidJsonError: the upload is compressed, or no array of rows though it begins as one.
         """
-        lines: list[bytes] = []
-        self._begun += chunk
-        if b"\n" in chunk:
-            *lines, rest = bytes(self._begun).split(b"\n")
-            self._begun = bytearray(rest)
-        limit = self._settings.max_body_bytes
-        for number, size in enumerate([*map(len, lines), len(self._begun)], self.rows + 1):
-            if size > limit:
-                raise BodyTooLargeError(
-                    f"line {number} has at least {size} bytes, max_body_bytes is {limit} of one line",
-                    field=f"lines.{number}",
-                    limit=limit,
-                    got=size,
-                )
-        self._take(lines)
+        if self._splitter is None and self._received_file < 0:
+            self._begin += chunk
+            layout = layout_of(self._begin)
+            if layout is None:
+                self._check_size(len(self._begin))
+                return
+            chunk, self._begin = self._begin, b""
+            if layout == "parquet":
+                with storage_errors():
+                    self._received_file = private_file(self._received)
+            else:
+                self._splitter = Array() if layout == "array" else Lines()
+        if self._splitter is None:
+            _write(self._received_file, chunk)
+            return
+        rows = self._splitter.feed(chunk)
+        for row in rows:
+            self._check_size(len(row), self.rows + 1)
+            self._take(row)
+        self._check_size(self._splitter.pending, self.rows + 1)
 
     def finish(self) -> None:
-        """Write the last line and bring the file to disk; errors as of ``feed``, InvalidRequestError for no line."""
-        self._take([bytes(self._begun)] if self._begun.strip() else [])
+        """Write what is left and bring the file to disk.
+
+        Raises:
+            InvalidRequestError: there is no row; else as ``feed``, and as ``parquet_rows``.
+            LaploraError: rows that POST /evaluate would refuse as inputs: the first one's error, whose field names its
+                line, with ``lines`` for the first 100 and ``lines_bad`` for how many there are.
+        """
+        if self._splitter is None and self._received_file < 0:
+            self._splitter = Lines()
+            for row in self._splitter.feed(self._begin):
+                self._take(row)
+        if self._splitter is None:
+            os.close(self._received_file)
+            self._received_file = -1
+            self._take_parquet()
+        else:
+            for row in self._splitter.finish():
+                self._take(row)
+        self.raise_refused()
         if self.rows == 0:
             raise InvalidRequestError("the upload is empty: send one labelled input a line", field="lines")
         with storage_errors():
             os.fsync(self._descriptor)
 
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+    def raise_refused(self) -> None:
+        """Raise what is wrong with lines so far, as ``finish`` does, where something is."""
+        if self._first_error is not None:
+            self._first_error.lines = self._refused  # type: ignore[attr-defined]
+            self._first_error.lines_bad = self._refused_count  # type: ignore[attr-defined]
+            raise self._first_error from None
 
-    def _take(self, lines: Sequence[bytes]) -> None:
-        got, limit = self.rows + len(lines), self._settings.max_job_rows
-        if got > limit:
+    def close(self) -> None:
+        """Close the files."""
+        for descriptor in (self._descriptor, self._received_file):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._received_file = -1
+
+    def _take_parquet(self) -> None:
+        settings = self._settings
+        lines = parquet_rows(
+            self._received,
+            most_rows=settings.max_job_rows,
+            most_line_bytes=settings.max_body_bytes,
+            timeout_s=max(1.0, self._end - time.monotonic()),
+        )
+        for line in lines:
+            self._check_size(len(line), self.rows + 1)
+            self._take(line)
+        self._received.unlink(missing_ok=True)
+
+    def _take(self, line: bytes) -> None:
+        """Check a row, and write it if no row was refused yet."""
+        if self.rows == self._settings.max_job_rows:
+            self.raise_refused()
+            limit = self._settings.max_job_rows
             raise BatchTooLargeError(
-                f"the upload has at least {got} lines, max_job_rows is {limit}: send it in parts",
+                f"the upload has more than {limit} lines, max_job_rows: send it in parts",
                 field="lines",
                 limit=limit,
-                got=got,
+                got=limit + 1,
             )
-        for line in lines:
-            try:
-                self._check(line)
-            except LaploraError as error:
-                raise _located(error, self.rows + 1) from None
-            self.rows += 1
-        left = memoryview(b"".join(line + b"\n" for line in lines))
-        with storage_errors():
-            while left:
-                left = left[os.write(self._descriptor, left) :]
+        self.rows += 1
+        try:
+            self._check(line)
+        except LaploraError as error:
+            if kind_of(error).status not in (413, 422):
+                raise
+            self._refuse(error)
+        if self._refused:
+            return
+        self.size_bytes += len(line) + 1
+        limit = self._settings.max_job_bytes
+        if self.size_bytes > limit:
+            raise BodyTooLargeError(
+                f"the upload has at least {self.size_bytes} bytes as JSON Lines, max_job_bytes is {limit}: send it in "
+                "parts",
+                limit=limit,
+                got=self.size_bytes,
+            )
+        _write(self._descriptor, line + b"\n")
 
     def _check(self, line: bytes) -> None:
-        item, _ = read_line(line, self._labels)
-        if item.id is not None:
-            digest = blake2b(item.id.encode(), digest_size=16).digest()
+        row = read_row(line, self._labels, self._template_fields)
+        if row.id is not None:
+            digest = blake2b(row.id.encode(), digest_size=16).digest()
             if digest in self._ids:
                 raise InvalidRequestError(
                     "an earlier line has the same id: make ids unique or leave them out", field="id"
                 )
             self._ids.add(digest)
-        self.tokens += self._tokens_of(item.template_fields)
+        self.columns.add(row.columns)
+        self.tokens += self._tokens_of(dict(row.fields))
+
+    def _refuse(self, error: LaploraError) -> None:
+        located = _located(error, self.rows)
+        self._first_error = self._first_error or located
+        self._refused_count += 1
+        if len(self._refused) < TOLD_LINES:
+            self._refused.append(told_of(located, self.rows))
+
+    def _check_size(self, size: int, number: int = 1) -> None:
+        limit = self._settings.max_body_bytes
+        if size > limit:
+            raise BodyTooLargeError(
+                f"line {number} has at least {size} bytes, max_body_bytes is {limit} of one line",
+                field=f"lines.{number}",
+                limit=limit,
+                got=size,
+            )
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    left = memoryview(content)
+    with storage_errors():
+        while left:
+            left = left[os.write(descriptor, left) :]
 
 
 def _located(error: LaploraError, number: int) -> LaploraError:

@@ -55,6 +55,9 @@ EVENTS = MappingProxyType(
         "jobs_folder": "the folder of large evaluations is open; jobs_dir, queued",
         "jobs_unavailable": "the folder of large evaluations cannot be used; the server goes on without and tries "
         "again; jobs_dir, files (names of others' files)",
+        "jobs_migrated": "the jobs' database was of an earlier release, and is brought up to date; before, format",
+        "jobs_store_failed": "the store of uploads does not answer; jobs wait for it",
+        "job_claim_lost": "a job is another server's by now, or has ended: it runs no more here; job, rows_done",
         "job_queued": "an upload is on disk; job, rows",
         "job_paused": "a job waits and goes on by itself; job, code of what it was refused with",
         "job_row_given_up": "a row is left out: it ran at several unclean ends of the server, alone at the last; job, "

@@ -43,6 +43,8 @@ MetricsDep = Annotated[Metrics, _part("metrics")]
 LifecycleDep = Annotated[Lifecycle, _part("lifecycle")]
 #: Streams of jobs' events that are open, and of whom.
 EventStreamsDep = Annotated[SharedLimit, _part("event_streams")]
+#: Downloads of jobs' rows, and figures by a column, that are being made, and for whom.
+DownloadsDep = Annotated[SharedLimit, _part("downloads")]
 #: Where the metrics of POST /evaluate and their bootstrap are computed, one evaluation of each caller at a time.
 MeasureThreadsDep = Annotated[OneEach, _part("measure_threads")]
 #: Whose turn it is to have its inputs' features in memory, one suggestion at a time.

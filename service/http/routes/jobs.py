@@ -1,16 +1,13 @@
-"""Large evaluations: POST and GET /evaluate/jobs, and GET, DELETE, cancel and the events of one."""
+"""Large evaluations: POST and GET /evaluate/jobs, and GET, DELETE and cancel of one. What is read of one: job_rows."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
 
 from laplora.errors import LaploraError
 from service.artifacts.host import ArtifactHost
@@ -18,11 +15,11 @@ from service.errors import ClientGoneError, DeadlineError
 from service.http.body import announced_bytes, check_media_type, discard
 from service.http.openapi import BODY_ERRORS, JOB_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
-from service.http.routes.dependencies import ArtifactsDep, CallerDep, EventStreamsDep, JobsDep, SettingsDep
+from service.http.routes.dependencies import ArtifactsDep, CallerDep, JobsDep, SettingsDep
 from service.http.schemas.jobs import JobDeleted, JobOut, JobQuery, JobsResponse
 from service.jobs.board import JobBoard
 from service.jobs.records import Job
-from service.jobs.shown import events, job_out
+from service.jobs.shown import job_out
 from service.jobs.upload import IdleUploadError, steadily
 from service.scoring.labels import LabelNames
 from service.security.callers import Caller
@@ -33,21 +30,6 @@ if TYPE_CHECKING:
     from laplora.predictor import Predictor
 
 router = APIRouter(tags=["jobs"])
-
-
-class _EventStream(StreamingResponse):
-    """A stream of server-sent events that says when it is over, however it ends."""
-
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._on_end = on_end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._on_end()
 
 
 _UPLOAD_ERRORS = (
@@ -63,7 +45,11 @@ _UPLOAD_ERRORS = (
     "too_many_jobs",
     "too_many_tokens",
 )
-MEDIA_TYPES = ("application/jsonl", "application/x-ndjson")
+LINES_TYPES = ("application/jsonl", "application/x-ndjson")
+ARRAY_TYPE = "application/json"
+TABLE_TYPES = ("application/vnd.apache.parquet", "application/x-parquet")
+#: What the upload is, its first bytes say; a type only has to be one of these.
+MEDIA_TYPES = (*LINES_TYPES, ARRAY_TYPE, *TABLE_TYPES, "application/octet-stream")
 #: What is still sent of a refused upload is read for so long, so that the client reads why instead of a reset.
 _DISCARD_S = 20.0
 _EXAMPLE = '{"text": "a gripping film .", "label": "positive"}\n{"text": "dull .", "label": "negative"}\n'
@@ -72,11 +58,14 @@ _LINES: dict[str, Any] = {
     "schema": {"type": "string", "format": "binary", "description": _LINE},
     "examples": {"two lines": {"value": _EXAMPLE}},
 }
-_EVENT = {
-    "type": "object",
-    "description": "One event of the stream.",
-    "properties": {"id": {"type": "string"}, "data": {"type": "string", "description": "A job, as JSON."}},
+_ARRAY: dict[str, Any] = {
+    "schema": {"type": "array", "items": {"type": "object"}, "description": "Labelled inputs of POST /evaluate."},
+    "examples": {"one row": {"value": [{"text": "dull .", "label": "negative"}]}},
 }
+_TABLE: dict[str, Any] = {
+    "schema": {"type": "string", "format": "binary", "description": "A Parquet file with a labelled input a row."}
+}
+_CONTENT = {**dict.fromkeys(LINES_TYPES, _LINES), ARRAY_TYPE: _ARRAY, **dict.fromkeys(TABLE_TYPES, _TABLE)}
 _LOCATION = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
 
 
@@ -84,7 +73,7 @@ _LOCATION = {"Location": {"description": "Where the job is.", "schema": {"type":
     "/evaluate/jobs",
     status_code=202,
     responses={202: {"headers": _LOCATION}, **error_responses(*_UPLOAD_ERRORS)},
-    openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(MEDIA_TYPES, _LINES)}},
+    openapi_extra={"requestBody": {"required": True, "content": _CONTENT}},
 )
 async def submit_job(
     query: Annotated[JobQuery, Query()],
@@ -104,11 +93,13 @@ async def submit_job(
         ),
     ] = None,
 ) -> JobOut:
-    """Evaluate more inputs than one request may bring, in the background: one labelled input a line (JSON Lines).
+    """Evaluate more inputs than one request may bring, in the background: JSON Lines, a JSON array, or Parquet.
 
-    Every line is checked before this answers: what is wrong with one is refused with `field` `lines.N...`, N from 1,
-    and nothing is kept. The prompts are on the server's disk until the job has ended, the result until `job_keep_s`
-    after that or DELETE.
+    One labelled input a line, a member or a row; further columns are kept beside its answer. Every line is checked
+    before this answers: what is wrong with one is refused with `field` `lines.N...`, N from 1, with the first 100 such
+    lines in `lines` and their number in `lines_bad`, and nothing is kept. The rows, their answers and the result are on
+    the server's disk until `job_keep_s` after the job's end, or DELETE; the rows only until its end with
+    `keep_rows=false`.
     """
     try:
         job = await _submitted(request, query, caller.name, idempotency_key, settings, artifacts, jobs)
@@ -119,7 +110,7 @@ async def submit_job(
         raise
     response.headers["Location"] = f"/evaluate/jobs/{job.id}"
     note(request, job=job.id, rows=job.about.rows, tokens=job.about.tokens)
-    _told(caller, job)
+    told(caller, job)
     return job_out(job)
 
 
@@ -135,6 +126,7 @@ async def _submitted(
     check_media_type(request.headers, MEDIA_TYPES)
     announced = announced_bytes(request.headers)
     jobs.quota.check_size(announced)
+    await jobs.fresh()
     known = jobs.known(owner, key, query.artifact, query.options, announced_bytes=announced)
     if known is not None:
         await _discard_rest(request, settings.max_job_bytes)
@@ -156,6 +148,8 @@ async def _submitted(
                 artifact=artifact_ref(predictor.artifact),
                 labels=LabelNames.of(predictor.artifact.manifest),
                 options=query.options,
+                keep_rows=query.keep_rows,
+                template_fields=tuple(predictor.artifact.manifest.template.template().fields),
                 tokens_of=lambda fields: _tokens_of(predictor, fields, query),
             )
     except TimeoutError:
@@ -180,21 +174,32 @@ async def _discard_rest(request: Request, limit: int) -> None:
         return
 
 
-@router.get("/evaluate/jobs", responses=error_responses("jobs_unavailable"))
-async def list_jobs(caller: CallerDep, board: JobsDep) -> JobsResponse:
-    """Your jobs, without their results; everybody's with the scope admin."""
-    jobs = board.jobs_of(caller.sees)
-    _told(caller, *jobs)
-    return JobsResponse(jobs=[job_out(job) for job in jobs])
+@router.get("/evaluate/jobs", responses=error_responses("jobs_unavailable", "invalid_request"))
+async def list_jobs(
+    caller: CallerDep,
+    board: JobsDep,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Most jobs of one page.")] = 100,
+    before: Annotated[
+        str | None, Query(pattern=r"^[0-9]{1,18}$", description="`next` of the page before; unset: the newest jobs.")
+    ] = None,
+) -> JobsResponse:
+    """Your jobs, without their results, a page at a time; everybody's with the scope admin."""
+    await board.fresh()
+    jobs = [job for job in board.jobs_of(caller.sees) if before is None or job.number < int(before)]
+    page = jobs[:limit]
+    told(caller, *page)
+    following = str(page[-1].number) if len(jobs) > limit else None
+    return JobsResponse(jobs=[job_out(job) for job in page], next=following)
 
 
 @router.get("/evaluate/jobs/{job_id}", responses=error_responses(*JOB_ERRORS))
 async def get_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobOut:
     """How far a job is, its metrics so far, and its result once it is done."""
+    await board.fresh()
     job = board.job(job_id, caller.sees)
     bad_rows = await board.ledger.bad_rows(job)
     result = await board.ledger.result(job)
-    _told(caller, job)
+    told(caller, job)
     return job_out(job, result=result, bad_rows=bad_rows)
 
 
@@ -204,9 +209,10 @@ async def cancel_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobOut:
 
     So a cancel that comes late, or twice, destroys nothing: `status` of the answer says what became of the job.
     """
+    await board.fresh()
     job = board.job(job_id, caller.sees)
     await board.cancel(job)
-    _told(caller, job)
+    told(caller, job)
     return job_out(job)
 
 
@@ -216,45 +222,17 @@ async def delete_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobDelet
 
     A job that ended before you were told so is kept, once: a DELETE that was meant to cancel it takes no result away.
     """
+    await board.fresh()
     job = board.job(job_id, caller.sees)
     if job.finished and caller.name in job.told:
         await board.ledger.remove([job])
         return JobDeleted(id=job.id, outcome="removed")
     await board.cancel(job)
-    _told(caller, job)
+    told(caller, job)
     return JobDeleted(id=job.id, outcome="cancelled" if job.status == "cancelled" else "kept")
 
 
-@router.get(
-    "/evaluate/jobs/{job_id}/events",
-    response_class=StreamingResponse,
-    responses={
-        200: {
-            "description": "Server-sent events; the data of each is a job as of GET, without its result.",
-            "content": {"text/event-stream": {"schema": _EVENT}},
-        },
-        **error_responses(*JOB_ERRORS, "too_many_requests", "client_too_many_requests"),
-    },
-)
-async def job_events(
-    job_id: str,
-    caller: CallerDep,
-    board: JobsDep,
-    streams: EventStreamsDep,
-    last_event_id: Annotated[
-        str | None, Header(description="The last event that was read: its state is not sent again.")
-    ] = None,
-) -> StreamingResponse:
-    """Follow a job: its state now, then an event for each change, until it has ended or the server stops.
-
-    Who reads slower than the job changes gets the newest state each time. A comment every 15 s keeps the connection.
-    """
-    job, reader = board.job(job_id, caller.sees), caller.name
-    streams.add(reader, 1)
-    return _EventStream(events(board, job, last_event_id, reader), on_end=lambda: streams.remove(reader, 1))
-
-
-def _told(caller: Caller, *jobs: Job) -> None:
+def told(caller: Caller, *jobs: Job) -> None:
     """Note that the caller is told how these jobs are: of one that has ended, that a DELETE means to remove it."""
     for job in jobs:
         if job.finished:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends
 
 from service.feedback.labels import FeedbackStore
+from service.http.answers import prediction_out
 from service.http.protocols.calls import Call
-from service.http.routes.answers import prediction_out
 from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import FeedbackDep, MetricsDep, ScorerDep
 from service.http.routes.planning import Planning, PlanningDep

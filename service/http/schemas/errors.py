@@ -7,6 +7,15 @@ from pydantic import Field
 from service.http.schemas.base import Answer
 
 
+class RefusedLineOut(Answer):
+    """What is wrong with one line of an upload."""
+
+    line: int = Field(description="Number of the line, from 1; of a Parquet file, of the row.", examples=[17])
+    code: str = Field(description="Stable name of the error.", examples=["invalid_input"])
+    message: str = Field(examples=["line 17: the label must be one of ['negative', 'positive']"])
+    """What was expected, what came, what to do."""
+
+
 class ErrorDetail(Answer):
     """What went wrong."""
 
@@ -17,6 +26,9 @@ class ErrorDetail(Answer):
     """Dotted path of the field at fault."""
     limit: int | None = Field(default=None, description="The limit that was passed, in its own unit.", examples=[512])
     got: int | None = Field(default=None, description="What came instead, in the limit's unit.", examples=[900])
+    lines: list[RefusedLineOut] | None = Field(None, examples=[None])
+    """What is wrong with each line of a refused upload, of the first 100; the other fields are of the first one."""
+    lines_bad: int | None = Field(None, description="Number of lines of the upload that are refused.", examples=[None])
 
 
 class ErrorResponse(Answer):

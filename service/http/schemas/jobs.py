@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, FiniteFloat
 
@@ -19,11 +19,15 @@ class JobQuery(MeasureOptions):
 
     artifact: str | None = Field(None, max_length=256, examples=[None])
     """Name of the artifact that must answer; unset: the active one."""
+    keep_rows: bool = Field(True, examples=[True])
+    """Whether every row and its answer are kept, for as long as the job is: GET .../results and .../slices need them.
+    false: the rows leave the server's disk as the job ends.
+    """
 
     @property
     def options(self) -> MeasureOptions:
-        """All but the artifact."""
-        return MeasureOptions(**self.model_dump(exclude={"artifact"}))
+        """How it is measured."""
+        return MeasureOptions(**self.model_dump(exclude={"artifact", "keep_rows"}))
 
 
 class JobResult(Answer):
@@ -69,6 +73,9 @@ class JobOut(Answer):
     artifact: ArtifactRef = Field(description="The artifact that it measures; no other content of it will do.")
     options: MeasureOptions = Field(description="How it evaluates.")
     rows: int = Field(description="Number of inputs in all.", examples=[20000])
+    columns: list[str] = Field(examples=[["text", "label", "source"]])
+    """The columns of the upload, in the order in which they came; empty of a job that an earlier version began."""
+    keep_rows: bool = Field(description="Whether its rows and their answers are kept with it.", examples=[True])
     rows_done: int = Field(examples=[5120])
     """Number of inputs that are over, answered or left out, and on disk."""
     rows_bad: int = Field(examples=[1])
@@ -77,6 +84,10 @@ class JobOut(Answer):
     """
     rows_per_second: FiniteFloat | None = Field(examples=[11.5])
     """Number of inputs per second of late, with other jobs' turns between; null while it does not run."""
+    seconds_left: FiniteFloat | None = Field(examples=[1294.0])
+    """Estimate of the seconds until the last input is over, at the speed of late; what comes then, the metrics, is not
+    counted. null while there is no speed.
+    """
     partial: dict[str, PartialMetrics] | None
     """Metrics by predictive of the rows done and scored; null before the first."""
     bad_rows: list[BadRow] | None
@@ -93,10 +104,37 @@ class JobOut(Answer):
     """The metrics; null unless it is done, and in lists, events, and answers to an upload or a cancel."""
 
 
+class JobSlice(Answer):
+    """The rows of one value of a column, and how good the answers to them are."""
+
+    value: Any = Field(description="The value, as it was uploaded; null also where a row has none.", examples=["imdb"])
+    rows: int = Field(description="Number of inputs with it that are over.", examples=[1200])
+    rows_bad: int = Field(description="Number of them that could not be scored: no part of any figure.", examples=[0])
+    review: FiniteFloat | None = Field(examples=[0.07])
+    """Share of those scored whose decision is review, 0 to 1; null where none was."""
+    unfamiliar: FiniteFloat | None = Field(examples=[0.016])
+    """Share of those scored that are flagged as unfamiliar, 0 to 1; null where none was."""
+    methods: dict[str, PartialMetrics] | None = Field(
+        description="Metrics by predictive, without intervals: mind the number of rows; null where none was scored."
+    )
+
+
+class JobSlices(Answer):
+    """Figures of a job by the values of one column of its upload."""
+
+    column: str = Field(description="Name of the column.", examples=["source"])
+    rows: int = Field(description="Number of inputs that are over: the job's, where it has ended.", examples=[20000])
+    values: int = Field(description="Number of different values of the column among them.", examples=[12])
+    slices: list[JobSlice] = Field(description="By value, the one with the most rows first.")
+    others: JobSlice | None = Field(description="All values beyond `most`, together, without a value; null for none.")
+
+
 class JobsResponse(Answer):
     """The caller's jobs."""
 
     jobs: list[JobOut] = Field(description="The newest first; everybody's for a caller with the scope admin.")
+    next: str | None = Field(None, examples=[None])
+    """What `before` of the next page is; null on the last one."""
 
 
 class JobDeleted(Answer):

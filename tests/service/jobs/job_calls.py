@@ -125,10 +125,13 @@ def uploads(served: Served) -> list[str]:
 async def stopped_job(
     predictor: FakePredictor, *others: FakePredictor, count: int = 5, **values: Any
 ) -> tuple[str, Path]:
-    """Leave a job, of which nothing has run, on a server that stopped; return its id and the folder of jobs."""
+    """Leave a job, of which nothing has run, on a server that stopped; return its id and the folder of jobs.
+
+    None of its rows are kept once it has ended.
+    """
     async with serve(predictor, *others, **values) as served:
         predictor.hold()
-        job_id = await submit(served, rows(count))
+        job_id = await submit(served, rows(count), keep_rows="false")
         await served.until(predictor.entered.is_set)
     return job_id, served.state.settings.jobs_dir
 

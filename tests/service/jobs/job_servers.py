@@ -20,10 +20,12 @@ class Servers:
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self.jobs_dir, self.gate = path / "jobs", path / "gate"
         self._artifacts, self._stack = fake_artifacts(path), stack
+        self.environment: dict[str, str] = {}
         self.open()
 
     def start(self, *flags: str, poison: str = "") -> Process:
         environment = {"FAKE_GATE": str(self.gate), "LAPLORA_JOBS_DIR": str(self.jobs_dir), "FAKE_POISON": poison}
+        environment |= self.environment
         return self._stack.enter_context(fake_server(self._artifacts, *flags, **environment))
 
     @property
@@ -53,13 +55,15 @@ def submit_to(client: httpx.Client, items: list[dict[str, Any]]) -> str:
     return str(response.json()["id"])
 
 
-def job_until(client: httpx.Client, job_id: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+def job_until(
+    client: httpx.Client, job_id: str, condition: Callable[[dict[str, Any]], bool], *, pause_s: float = 0.002
+) -> dict[str, Any]:
     while True:
         job: dict[str, Any] = client.get(f"/evaluate/jobs/{job_id}").json()
         if condition(job):
             return job
         assert job["status"] not in ("done", "failed", "cancelled"), job
-        time.sleep(0.002)
+        time.sleep(pause_s)
 
 
 def has(status: str) -> Callable[[dict[str, Any]], bool]:

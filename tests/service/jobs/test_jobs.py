@@ -98,14 +98,15 @@ async def test_progress_and_partial_metrics_while_it_runs() -> None:
         assert 'laplora_jobs{status="done"} 1.0' in metrics
 
 
-async def test_prompts_leave_the_disk_with_the_jobs_end(served: Served) -> None:
+async def test_prompts_that_are_not_kept_leave_the_disk_with_the_jobs_end(served: Served) -> None:
     predictor = served.predictor
 
     def with_prompts() -> list[str]:
         return [p.name for p in folder(served).iterdir() if b"unmistakable" in p.read_bytes()]
 
     predictor.hold()
-    job_id = await submit(served, [{"text": f"unmistakable {i}", "label": "positive"} for i in range(40)])
+    items = [{"text": f"unmistakable {i}", "label": "positive"} for i in range(40)]
+    job_id = await submit(served, items, keep_rows="false")
     assert with_prompts() == [f"{job_id}.jsonl"]
     assert {path.stat().st_mode & 0o777 for path in (folder(served), folder(served).parent)} == {0o700}
     assert {path.stat().st_mode & 0o777 for path in folder(served).iterdir()} == {0o600}
@@ -173,7 +174,7 @@ async def test_other_media_types_are_refused(served: Served) -> None:
     body = lines(rows(1))
     for response in (
         await served.client.post("/evaluate/jobs", content=body),
-        await post(served, body, **{"content-type": "application/json"}),
+        await post(served, body, **{"content-type": "text/plain"}),
         await post(served, body, **{"content-type": "application/jsonl; charset=latin-1"}),
         await post(served, body, **{"content-encoding": "gzip"}),
     ):
@@ -279,7 +280,7 @@ async def test_jobs_are_their_owners() -> None:
         await ended(served, job["id"])
         for method, where in (("GET", path), ("DELETE", path), ("POST", f"{path}/cancel"), ("GET", f"{path}/events")):
             refused(await who.call("bob", method, where), 404, "job_not_found")
-        assert await who.json("bob", "GET") == {"jobs": []}
+        assert await who.json("bob", "GET") == {"jobs": [], "next": None}
         for caller in ("ann", "root"):
             assert [j["id"] for j in (await who.json(caller, "GET"))["jobs"]] == [job["id"]]
             assert (await who.json(caller, "GET", path))["status"] == "done"

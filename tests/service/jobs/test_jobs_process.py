@@ -45,7 +45,10 @@ def test_killed_jobs_go_on_without_a_lost_or_doubled_row(servers: Servers) -> No
         assert [row["line"] for row in job["bad_rows"]] == [number + 1 for number in bad]
         assert metric(client, "laplora_job_rows_total") == count - len(bad) - before
         assert job["result"]["methods"] == methods(client, [item for i, item in enumerate(items) if i not in bad])
-        assert not list(servers.folder.glob("*.jsonl"))
+        lines_kept = client.get(f"/evaluate/jobs/{job_id}/results").text.splitlines()
+        answered = [json.loads(line) for line in lines_kept]
+        assert [one["line"] for one in answered] == list(range(1, count + 1))
+        assert [one["line"] - 1 for one in answered if one["answer"] is None] == list(bad)
 
 
 def test_draining_stops_jobs_to_go_on_and_ends_the_streams(servers: Servers) -> None:
@@ -128,8 +131,15 @@ def test_events_over_a_socket(shared: Servers, client: httpx.Client) -> None:
     assert done == sorted(done)
     assert any(0 < rows_done < 100 for rows_done in done)
     assert (seen[-1]["status"], done[-1], seen[-1]["result"]) == ("done", 100, None)
+    assert ids == [str(int(ids[0]) + i) for i in range(len(ids))]
     # What was read is not sent again, but the end is news to whoever has not read it.
-    assert f"id: {ids[-1]}\n" in client.get(f"/evaluate/jobs/{job_id}/events").text
+    path = f"/evaluate/jobs/{job_id}/events"
+    assert f"id: {ids[-1]}\n" in client.get(path).text
+    for headers, query in (({"last-event-id": ids[-3]}, {}), ({}, {"after": ids[-3]})):
+        again = client.get(path, headers=headers, params=query).text
+        assert [line[4:] for line in again.splitlines() if line.startswith("id: ")] == ids[-2:]
+    history = client.get(path, params={"after": 0}).text
+    assert [int(line[4:]) for line in history.splitlines() if line.startswith("id: ")] == [*range(1, int(ids[-1]) + 1)]
     in_flight(client, 0)
 
 

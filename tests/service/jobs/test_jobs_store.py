@@ -5,14 +5,16 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.errors import JobsUnavailableError
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.evaluate import MeasureOptions
-from service.jobs.records import About, Job, ScoredRow, Sums
-from service.jobs.store import Store
+from service.jobs.database import Database
+from service.jobs.records import About, Job, ScoredRow, StoredStatus, Sums
+from service.jobs.store import ClaimLostError, Store
 
 ROWS = 20_000
 #: What the log may come to, in bytes: about a megabyte, whatever the job's size.
@@ -28,11 +30,41 @@ def new_job(name: str = "a" * 32, rows: int = ROWS) -> Job:
     return Job(name, "ann", None, about)
 
 
-def add(store: Store, number: int, rows: range, bad: dict[int, str]) -> bool:
+def opened(path: Path) -> Store:
+    return Store(Database.in_file(path))
+
+
+def claimed(store: Store, job: Job) -> int:
+    """Return the number of a new job that a server has claimed, for the first time."""
+    number = store.add(job, "{}")
+    store.hear("here", alone=True, lease_s=9)
+    others = [other.number for other in store.jobs() if other.number != number]
+    assert store.claim("here", 99, held=others) == [number]
+    return number
+
+
+def add(store: Store, number: int, rows: range, bad: dict[int, str], fence: int = 1) -> bool:
+    """Return whether rows were kept."""
     scored = [ScoredRow(row, row % 2, LINE) for row in rows if row not in bad]
-    return store.add_rows(
-        number, (rows.start, rows.stop), scored=scored, bad=bad, sums=Sums(), input_offset=rows.start, started_at=1e9
-    )
+    try:
+        store.add_rows(
+            number,
+            (rows.start, rows.stop),
+            fence=fence,
+            scored=scored,
+            bad=bad,
+            sums=Sums(),
+            input_offset=rows.start,
+            started_at=1e9,
+            event="{}",
+        )
+    except ClaimLostError:
+        return False
+    return True
+
+
+def end(store: Store, number: int, status: StoredStatus, **more: Any) -> None:
+    store.end(number, status, finished_at=1e9, event="{}", **more)
 
 
 def fill(store: Store, number: int, rows: int = ROWS, bad: int = 0) -> None:
@@ -49,23 +81,23 @@ def count(path: Path, table: str) -> int:
 
 def test_removing_a_large_job_keeps_the_log_small_and_gives_the_disk_back(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite"
-    store = Store(path)
+    store = opened(path)
     log = path.with_name("jobs.sqlite-wal")
     sizes: list[int] = []
     # Called at the beginning of each statement, so also between a transaction and the next.
-    store._db.set_trace_callback(lambda statement: sizes.append(log.stat().st_size))
-    number = store.add(new_job())
+    store.database.raw.set_trace_callback(lambda statement: sizes.append(log.stat().st_size))
+    number = claimed(store, new_job())
     fill(store, number, bad=3000)
     filled = path.stat().st_size
     assert filled > 1_500_000
-    store.end(number, "done", finished_at=1e9, result="{}")
+    end(store, number, "done", result="{}")
     assert store.result(number) == "{}"
     steps = 0
     while store.sweep():
         steps += 1
         # Between two steps anything else can be written.
         if steps == 5:
-            other = store.add(new_job("b" * 32, rows=250))
+            other = claimed(store, new_job("b" * 32, rows=250))
             fill(store, other, 250)
     assert steps > ROWS / 256
     assert [row.row for row in store.rows(other, -1, 1000)] == list(range(250))
@@ -84,17 +116,17 @@ def test_removing_a_large_job_keeps_the_log_small_and_gives_the_disk_back(tmp_pa
 
 def test_what_a_kill_leaves_of_a_removal_goes_at_the_next_start(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite"
-    store = Store(path)
-    ended, removed, open_job = (store.add(new_job(c * 32, rows=1000)) for c in "abc")
+    store = opened(path)
+    ended, removed, open_job = (claimed(store, new_job(c * 32, rows=1000)) for c in "abc")
     for number in (ended, removed, open_job):
         fill(store, number, 1000, bad=10)
-    store.end(ended, "done", finished_at=1e9, result="{}")
-    store.end(removed, "cancelled", finished_at=1e9)
+    end(store, ended, "done", result="{}")
+    end(store, removed, "cancelled")
     store.remove([removed])
     assert store.sweep()
-    store._db.close()  # no checkpoint of ours, no more sweeping
+    store.database.raw.close()  # no checkpoint of ours, no more sweeping
     assert count(path, "rows") > 990
-    store = Store(path)
+    store = opened(path)
     assert [(job.number, job.status, job.rows_bad) for job in store.jobs()] == [
         (ended, "done", 10),
         (open_job, "queued", 10),
@@ -113,43 +145,46 @@ def test_a_database_of_another_format_is_refused_by_name_and_left_alone(version:
         db.execute("CREATE TABLE jobs (anything)")
         db.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
-    with pytest.raises(JobsUnavailableError, match=f"format {version}, this server reads format 5"):
-        Store(path)
+    with pytest.raises(JobsUnavailableError, match=f"format {version}, this server reads format 6"):
+        opened(path)
     assert path.read_bytes() == before
 
 
 def test_what_is_under_way_is_kept_until_it_is_over(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite"
-    store = Store(path)
-    number = store.add(new_job(rows=9))
+    store = opened(path)
+    number = claimed(store, new_job(rows=9))
     assert add(store, number, range(2), {1: "device_memory"})
-    store.set_absent(number, 7.5)
+    store.set_absent(number, 7.5, fence=1)
     begun = {(2, 3): 1, (2, 5): 0, (5, 9): 0}
-    store.set_begun(number, begun)
+    store.set_begun(number, begun, fence=1)
     store.close()
-    store = Store(path)
+    store = opened(path)
     (job,) = store.jobs()
     assert (job.rows_done, job.bad_counts, job.absent_s) == (2, {"device_memory": 1}, 7.5)
     assert job.begun == begun
     assert add(store, number, range(2, 3), {2: "device_fault"})
     assert store.jobs()[0].begun == {(2, 5): 0, (5, 9): 0}
-    store.end(number, "cancelled", finished_at=1e9)
-    store.set_begun(number, begun)
+    end(store, number, "cancelled")
+    with pytest.raises(ClaimLostError):
+        store.set_begun(number, begun, fence=1)
     assert store.jobs()[0].begun == {}
     store.close()
 
 
 def test_rows_go_to_disk_once_and_in_order(tmp_path: Path) -> None:
-    store = Store(tmp_path / "jobs.sqlite")
-    number = store.add(new_job(rows=10))
+    store = opened(tmp_path / "jobs.sqlite")
+    number = claimed(store, new_job(rows=10))
     assert not add(store, number, range(3, 6), {})
     assert add(store, number, range(3), {1: "internal_error"})
+    # Once more, as after an answer that was lost: nothing is kept twice, and a new claim knows how far it is.
     assert not add(store, number, range(3), {})
     assert add(store, number, range(3, 6), dict.fromkeys(range(3, 6), "device_memory"))
     assert [row.row for row in store.rows(number, -1, 10)] == [0, 2]
     assert [row.row for row in store.rows(number, 0, 10)] == [2]
-    store.end(number, "failed", finished_at=1e9, error={"code": "x"}, bad={5: "x", 6: "device_memory"})
-    store.end(number, "done", finished_at=1e9)
+    end(store, number, "failed", error={"code": "x"}, bad={5: "x", 6: "device_memory"})
+    with pytest.raises(ClaimLostError):
+        end(store, number, "done")
     assert not add(store, number, range(6, 9), {})
     bad = [(1, "internal_error"), *((row, "device_memory") for row in (3, 4, 5, 6))]
     assert store.bad_rows(number) == bad

@@ -13,7 +13,9 @@ import pytest
 from job_calls import callers, ended, get, held, lines, rows, submit
 from serving import FakePredictor, Served, artifacts_in, serve
 
-from service.jobs import metrics, shown
+from service.jobs import events as stream_of_events
+from service.jobs import ledger as ledger_of_jobs
+from service.jobs import metrics
 from service.jobs.records import Job
 from service.jobs.waiting import Turns
 
@@ -188,27 +190,29 @@ async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(
 
 async def test_an_event_is_made_once_for_all_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    job_out: Callable[..., Any] = shown.job_out
+    event_of: Callable[[Job], str] = ledger_of_jobs.event_of
 
-    def counting(job: Job, **kw: Any) -> Any:
-        made.append(job.changes)
-        return job_out(job, **kw)
+    def counting(job: Job) -> str:
+        made.append(job.rows_done)
+        return event_of(job)
 
     async with serve(**SMALL) as served:
         served.predictor.hold()
         job = held(served, await submit(served, rows(40)))
         await served.until(lambda: job.status == "running")
-        monkeypatch.setattr(shown, "job_out", counting)
+        monkeypatch.setattr(ledger_of_jobs, "event_of", counting)
         board = served.state.jobs
 
         async def read() -> list[bytes]:
-            return [event async for event in shown.events(board, job, None, "ann")]
+            return [event async for event in stream_of_events.events(board, job, None, "ann")]
 
         readers = [asyncio.ensure_future(read()) for _ in range(50)]
-        await served.until(lambda: len(made) == 1)
         served.predictor.released.set()
         read_by = [await reader for reader in readers]
-        assert len(made) == len(set(made)) > 2
+        # Ten chunks and the end, whose number of rows is the last chunk's.
+        assert made == sorted(made)
+        assert len(made) == len(set(made)) + 1 > 2
+        assert len(read_by[0]) <= len(made) + 3
         last = [events[-1] for events in read_by]
         assert b'"status":"done"' in last[0]
         # Not equal copies: the same bytes.
@@ -220,29 +224,31 @@ async def test_a_slow_reader_of_events_still_gets_the_end(served: Served) -> Non
     predictor.hold()
     job = held(served, await submit(served, rows(5)))
     await served.until(lambda: job.status == "running")
-    stream = shown.events(served.state.jobs, job, None, "ann")
+    await served.until(lambda: not job.publishing)
+    stream = stream_of_events.events(served.state.jobs, job, None, "ann")
     assert [b"running" in await anext(stream) for _ in range(2)] == [False, True]
     predictor.released.set()
     # It has not asked for more by the time that everything is over.
     await served.until(lambda: job.finished)
-    assert [b'"status":"done"' in event async for event in stream] == [True]
+    assert [b'"status":"done"' in event async for event in stream] == [False, True]
     # Who reads on from there has read it all.
-    again = shown.events(served.state.jobs, job, f"{served.state.jobs.boot}-{job.changes}", "ann")
+    again = stream_of_events.events(served.state.jobs, job, job.events, "ann")
     assert [event async for event in again] == [b"retry: 2000\n\n"]
 
 
 async def test_a_quiet_stream_of_events_has_heartbeats(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:
-    monkeypatch.setattr(shown, "_HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(stream_of_events, "_HEARTBEAT_S", 0.01)
     predictor = served.predictor
     predictor.hold()
     job = held(served, await submit(served, rows(3)))
     await served.until(lambda: job.status == "running")
-    stream = shown.events(served.state.jobs, job, None, "ann")
+    await served.until(lambda: not job.publishing)
+    stream = stream_of_events.events(served.state.jobs, job, None, "ann")
     parts = [(await anext(stream)).decode() for _ in range(4)]
     assert parts[0].startswith("retry:")
-    assert parts[1].startswith(f"id: {served.state.jobs.boot}-{job.changes}\ndata: ")
+    assert parts[1].startswith(f"id: {job.events}\ndata: ")
     assert parts[2:] == [": the job goes on\n\n"] * 2
     # What was read is not sent again.
-    again = shown.events(served.state.jobs, job, parts[1].split("\n")[0][4:], "ann")
+    again = stream_of_events.events(served.state.jobs, job, int(parts[1].split("\n")[0][4:]), "ann")
     assert [(await anext(again)).decode() for _ in range(2)] == [parts[0], parts[2]]
     predictor.released.set()

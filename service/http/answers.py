@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -12,6 +13,17 @@ from service.http.schemas.predict import PredictionOut, PredictOptions
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
+
+
+#: What is not kept of a job's answers: the id is the row's own, and the rest can be large.
+_NOT_KEPT = {"id", "calibrated_probs", "logit_mean", "logit_variance"}
+
+
+def row_answer(row: int, fields: Mapping[str, Any], prediction: Prediction) -> str:
+    """Return what is kept of the answer to a job's row, JSON: as of POST /predict, without logits; errors as there."""
+    item = Input.model_construct(None, **fields)
+    out = prediction_out(row, item, prediction, PredictOptions())
+    return out.model_dump_json(exclude=_NOT_KEPT, exclude_unset=True)
 
 
 def prediction_out(index: int, item: Input, prediction: Prediction, options: PredictOptions) -> PredictionOut:

@@ -1,0 +1,112 @@
+"""The rows of a job with their answers, in order, a page at a time: from its upload and from the database.
+
+``answered_pages`` is what everything that looks at single rows stands on: downloads, figures by a column, reports.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, BinaryIO
+
+from service.errors import RowsNotKeptError, UploadChangedError
+from service.jobs.ledger import Ledger
+from service.jobs.records import Job, ScoredRow
+
+#: Of one page: rows, and bytes of the upload but for one row's.
+_PAGE_ROWS, _PAGE_BYTES = 256, 2**20
+
+
+@dataclass(frozen=True)
+class AnsweredRow:
+    """A row of an upload that is over.
+
+    Attributes:
+        row: its number, from 0.
+        line: as it was uploaded, a JSON object; columns: the same, read.
+        scored: its numbers by method, where its true labels are, and its answer; None where it could not be scored.
+        error: the code of why; None where it was.
+    """
+
+    row: int
+    line: bytes
+    scored: ScoredRow | None
+    error: str | None
+
+    @cached_property
+    def columns(self) -> dict[str, Any]:
+        """Every column of the upload that the row has, by name."""
+        columns: dict[str, Any] = json.loads(self.line)
+        return columns
+
+    @cached_property
+    def answer(self) -> dict[str, Any] | None:
+        """The answer, as of POST /predict without logits; None where the row could not be scored."""
+        if self.scored is None or self.scored.answer is None:
+            return None
+        answer: dict[str, Any] = json.loads(self.scored.answer)
+        return answer
+
+
+def check_kept(job: Job) -> None:
+    """Raise RowsNotKeptError for a job whose rows are not kept."""
+    if not job.keeps_rows:
+        raise RowsNotKeptError(
+            "nothing is kept of this job's rows: it was cancelled, was uploaded with keep_rows=false, or is of an "
+            "earlier version of the server"
+        )
+
+
+async def answered_pages(ledger: Ledger, job: Job, *, first: int = 0) -> AsyncGenerator[Sequence[AnsweredRow]]:
+    """Yield the rows that are over by now, from number ``first`` on, in order; of a job that has ended all there are.
+
+    Raises:
+        RowsNotKeptError: nothing is kept of them, or not any more.
+        UploadChangedError: the upload is not what it was; its field names the line.
+        StorageFullError, JobsUnavailableError: the database, or the store of uploads, does not answer.
+    """
+    check_kept(job)
+    end = job.rows_done
+    try:
+        file = await ledger.in_files(ledger.folder.open, job.id)
+    except FileNotFoundError:
+        raise RowsNotKeptError("the job was removed") from None
+    try:
+        row = 0
+        while row < end:
+            lines = await ledger.in_files(_lines, file, end - row)
+            if not lines:
+                raise UploadChangedError(
+                    f"line {row + 1}: the upload was changed where the server keeps it", field=f"lines.{row + 1}"
+                )
+            after = row + len(lines)
+            if after > first:
+                rows = (row, after)
+                scored = {one.row: one for one in await ledger.on_disk(ledger.store.answers, job.number, rows)}
+                bad = dict(await ledger.on_disk(ledger.store.bad_rows, job.number, rows))
+                if len(scored) + len(bad) < len(lines):
+                    # Removed while it was read; or begun by a version of the server that kept no answers.
+                    raise RowsNotKeptError("the job was removed")
+                yield [
+                    AnsweredRow(number, line, scored.get(number), bad.get(number))
+                    for number, line in enumerate(lines, row)
+                    if number >= first
+                ]
+            row = after
+    finally:
+        await ledger.in_files(file.close)
+
+
+def _lines(file: BinaryIO, most: int) -> list[bytes]:
+    """Return the next lines of an upload, without their ends."""
+    lines: list[bytes] = []
+    size = 0
+    while len(lines) < min(most, _PAGE_ROWS) and size < _PAGE_BYTES:
+        line = file.readline()
+        if not line:
+            break
+        size += len(line)
+        lines.append(line.strip())
+    return lines

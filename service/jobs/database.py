@@ -1,0 +1,190 @@
+"""The database of jobs: SQLite in the jobs folder, or a PostgreSQL that several servers share.
+
+Used from one thread at a time. Every transaction is on disk when it returns. What a full disk or a lost connection
+raises becomes StorageFullError or JobsUnavailableError: a job waits for both to pass.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, func
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.pool import StaticPool
+
+from service.errors import JobsUnavailableError, StorageFullError
+from service.jobs.folder import private_file, storage_errors
+from service.jobs.migrations import FORMAT, check_format, migrate
+from service.telemetry.logs import logger
+
+_PRAGMAS = (
+    "auto_vacuum = INCREMENTAL",
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "wal_autocheckpoint = 64",  # pages: the log stays within a few hundred KB, and does not fill a small disk
+    "temp_store = MEMORY",
+)
+#: Most pages that one step gives back to the disk.
+_SLICE_PAGES = 64
+#: PostgreSQL's codes of a disk without room, and of statements that another try may carry out.
+_DISK_FULL = frozenset({"53100", "53200"})
+_CONNECT_TIMEOUT_S, _STATEMENT_TIMEOUT_MS = 10, 60_000
+
+
+class Database:
+    """One connection to the database of jobs, brought up to date. Everything it runs is a ``transaction``.
+
+    Raises:
+        JobsUnavailableError: it is no database of jobs, of another format, or does not answer.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.is_sqlite = engine.dialect.name == "sqlite"
+        try:
+            with self._errors(), self._engine.begin() as connection:
+                before, now = migrate(connection)
+        except BaseException:
+            engine.dispose()
+            raise
+        if 0 < before < now:
+            fields = {"event": "jobs_migrated", "before": before, "format": now}
+            logger.info("the jobs' database was brought up to date", extra=fields)
+
+    @classmethod
+    def in_file(cls, path: Path) -> Database:
+        """Open a folder's SQLite, made for this user alone if it is new; no other process may have it."""
+        with storage_errors():
+            os.close(private_file(path))
+            raw = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            with storage_errors():
+                # One connection in all: the index of the log is in memory, so there is no third file to run full.
+                raw.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+                known = raw.execute("PRAGMA user_version").fetchone()[0]
+                engine = create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool)
+                event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+                if known in (0, FORMAT):
+                    # Before the first table: afterwards some have no effect.
+                    _apply_pragmas(raw)
+                else:
+                    with engine.connect() as connection:
+                        check_format(connection)
+                    _apply_pragmas(raw)
+            return cls(engine)
+        except (sqlite3.DatabaseError, DBAPIError) as error:
+            raw.close()
+            inner = error.orig if isinstance(error, DBAPIError) else error
+            if isinstance(inner, sqlite3.OperationalError):
+                raise
+            raise JobsUnavailableError(
+                "the jobs folder's database is not one: move the folder away, the server makes a new one"
+            ) from error
+        except BaseException:
+            raw.close()
+            raise
+
+    @classmethod
+    def at_url(cls, url: str) -> Database:
+        """Open a PostgreSQL by its URL, which no message has: there is a password in it."""
+        if url.startswith(("postgres://", "postgresql://")):
+            url = "postgresql+psycopg://" + url.partition("://")[2]
+        if not url.startswith("postgresql+psycopg://"):
+            raise JobsUnavailableError("expected a jobs_url that begins with postgresql://: SQLite needs none")
+        arguments: dict[str, Any] = {
+            "connect_timeout": _CONNECT_TIMEOUT_S,
+            "options": f"-c statement_timeout={_STATEMENT_TIMEOUT_MS}",
+            "application_name": "laplora",
+        }
+        try:
+            engine = create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, connect_args=arguments)
+        except ModuleNotFoundError:
+            raise JobsUnavailableError("jobs_url needs a driver: pip install '.[postgres]'") from None
+        except ArgumentError:
+            raise JobsUnavailableError("jobs_url is no URL of a database: postgresql://USER@HOST/DATABASE") from None
+        return cls(engine)
+
+    def close(self) -> None:
+        """Close the connection; of SQLite, the log goes into the database."""
+        if self.is_sqlite:
+            with suppress(sqlite3.Error):
+                self.raw.close()
+        self._engine.dispose()
+
+    @property
+    def raw(self) -> sqlite3.Connection:
+        """SQLite's own connection."""
+        connection = self._engine.raw_connection()
+        raw = connection.driver_connection
+        connection.close()
+        assert isinstance(raw, sqlite3.Connection)
+        return raw
+
+    @property
+    def now(self) -> ColumnElement[Any]:
+        """Seconds since the epoch by the database's clock: the one that all servers share."""
+        if self.is_sqlite:
+            return (func.julianday("now") - 2440587.5) * 86400.0
+        return func.extract("epoch", func.clock_timestamp())
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Yield a connection; what runs on it is carried out as a whole, or not at all.
+
+        Raises:
+            StorageFullError: the disk has no room. JobsUnavailableError: the database does not answer.
+            IntegrityError: of SQLAlchemy, a key that is there already.
+        """
+        try:
+            with self._errors(), self._engine.begin() as connection:
+                yield connection
+        except BaseException:
+            # The log's room, if the disk had none, is there for the next try.
+            self.empty_log()
+            raise
+
+    def give_back(self) -> bool:
+        """Give some room that nothing needs back to the disk; false once there is none."""
+        if not self.is_sqlite:
+            return False
+        with storage_errors():
+            if self.raw.execute("PRAGMA freelist_count").fetchone()[0]:
+                self.raw.execute(f"PRAGMA incremental_vacuum({_SLICE_PAGES})").fetchall()
+                return True
+        self.empty_log()
+        return False
+
+    def empty_log(self) -> None:
+        """Bring SQLite's log into the database."""
+        if self.is_sqlite:
+            with suppress(sqlite3.Error):  # a full disk may put it off
+                self.raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            with storage_errors():
+                try:
+                    yield
+                except DBAPIError as error:
+                    if self.is_sqlite and isinstance(error.orig, sqlite3.OperationalError):
+                        raise error.orig from error
+                    raise
+        except IntegrityError:
+            raise
+        except DBAPIError as error:
+            if self.is_sqlite:
+                raise
+            if getattr(error.orig, "sqlstate", None) in _DISK_FULL:
+                raise StorageFullError("the jobs' database has no room: try again later, or remove jobs") from error
+            raise JobsUnavailableError("the jobs' database does not answer: try again later") from error
+
+
+def _apply_pragmas(raw: sqlite3.Connection) -> None:
+    for pragma in _PRAGMAS:
+        raw.execute(f"PRAGMA {pragma}").fetchall()

@@ -1,0 +1,76 @@
+"""A PostgreSQL of its own for tests, from Debian's package: in a temporary folder, as a user without rights."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+GIVE_UP_S = 120.0
+
+
+def _programs() -> Path | None:
+    """Return the folder of the newest PostgreSQL's programs, None where there is none."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
+    return found[-1].parent if found else None
+
+
+def _user() -> str | None:
+    """Return the user to run as: PostgreSQL refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return name
+    pytest.skip("PostgreSQL needs a user that is not root")
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """Yield the URL of a running, empty PostgreSQL; the test is left out where it is not installed."""
+    programs = _programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: .ci/install_programs")
+    user = _user()
+    with tempfile.TemporaryDirectory(prefix="laplora-postgres-") as temporary:
+        folder = Path(temporary)
+        data = folder / "data"
+        if user is not None:
+            shutil.chown(folder, user)
+        own = {"user": user} if user is not None else {}
+
+        def call(*command: str) -> None:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, **own)  # type: ignore[call-overload]
+            assert done.returncode == 0, done.stderr
+
+        call(str(programs / "initdb"), "-D", str(data), "-U", "laplora", "--auth=trust", "--no-sync", "-E", "UTF8")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        options = ["-h", "127.0.0.1", "-p", str(port), "-k", str(folder), "-c", "fsync=off"]
+        with subprocess.Popen(
+            [str(programs / "postgres"), "-D", str(data), *options], cwd=folder, stderr=subprocess.DEVNULL, **own
+        ) as process:  # type: ignore[call-overload]
+            try:
+                give_up = time.monotonic() + GIVE_UP_S
+                ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+                while subprocess.run(ready).returncode != 0:
+                    assert process.poll() is None
+                    assert time.monotonic() < give_up
+                    time.sleep(0.05)
+                yield f"postgresql://laplora@127.0.0.1:{port}/postgres"
+            finally:
+                process.terminate()
+                process.wait()

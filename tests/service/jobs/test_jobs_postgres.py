@@ -1,0 +1,251 @@
+"""Jobs in a real PostgreSQL that servers share: claims, fences, migrations; a killed one, every row answered once."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from job_calls import poisoned, rows
+from job_servers import Servers, has, job_until, methods, submit_to
+from postgres import postgres
+from server_process import until
+from test_jobs_store import add, end, new_job
+
+from service.errors import IdempotencyConflictError, JobsUnavailableError
+from service.jobs.database import Database
+from service.jobs.migrations import FORMAT, STEPS, migrate, read_format
+from service.jobs.records import Job
+from service.jobs.store import ClaimLostError, Store
+
+LEASE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture
+def url(server: str) -> Iterator[str]:
+    """Return the URL of an empty database."""
+    admin = sa.create_engine(server.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE jobs")
+    try:
+        yield f"{server.rpartition('/')[0]}/jobs"
+    finally:
+        with admin.connect() as connection:
+            connection.exec_driver_sql("DROP DATABASE jobs WITH (FORCE)")
+        admin.dispose()
+
+
+@pytest.fixture
+def stores(url: str) -> Iterator[list[Store]]:
+    opened = [Store(Database.at_url(url)) for _ in range(2)]
+    yield opened
+    for store in opened:
+        store.close()
+
+
+def keyed(name: str, key: str | None = None) -> Job:
+    job = new_job(name * 32, rows=6)
+    job.idempotency_key = key
+    return job
+
+
+def test_a_job_is_claimed_by_one_server_and_the_last_claim_alone_writes(stores: list[Store]) -> None:
+    a, b = stores
+    for store, name in ((a, "a"), (b, "b")):
+        store.hear(name, alone=False, lease_s=LEASE_S)
+    number = a.add(keyed("1"), "{}")
+    assert (a.claim("a", 5), b.claim("b", 5)) == ([number], [])
+    assert add(a, number, range(2), {}, fence=1)
+    # b hears that a is not heard of any more, and takes the job over.
+    b.hear("b", alone=False, lease_s=-1.0)
+    b.hear("b", alone=False, lease_s=LEASE_S)
+    assert b.claim("b", 5) == [number]
+    assert not add(a, number, range(2, 4), {}, fence=1)
+    for write in (
+        lambda: a.set_begun(number, {(2, 4): 0}, fence=1),
+        lambda: a.set_paused(number, {"code": "x"}, "{}", fence=1),
+        lambda: a.add_event(number, "{}", fence=1),
+        lambda: end(a, number, "done", fence=1),
+    ):
+        with pytest.raises(ClaimLostError):
+            write()
+    assert add(b, number, range(2, 6), {3: "device_memory"}, fence=2)
+    assert [one.row for one in b.rows(number, -1, 10)] == [0, 1, 2, 4, 5]
+    end(b, number, "done", fence=2, result="{}")
+    assert a.claim("a", 5) == []
+    (job,) = a.jobs()
+    assert (job.status, job.rows_done, job.server, job.fence, dict(job.bad_counts)) == (
+        "done",
+        6,
+        None,
+        3,
+        {"device_memory": 1},
+    )
+    assert [sequence for sequence, _ in a.events(number, 0, 9)] == [1, 2, 3, 4]
+
+
+def test_servers_that_claim_at_once_share_the_jobs_and_none_is_claimed_twice(stores: list[Store]) -> None:
+    numbers = [stores[0].add(new_job(f"{i:032d}"), "{}") for i in range(40)]
+    begin, got = threading.Barrier(2), {"a": [], "b": []}  # type: ignore[var-annotated]
+
+    def claim(store: Store, name: str) -> None:
+        store.hear(name, alone=False, lease_s=LEASE_S)
+        begin.wait()
+        while taken := store.claim(name, 3, held=got[name]):
+            got[name] += taken
+
+    threads = [threading.Thread(target=claim, args=pair) for pair in zip(stores, got, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got["a"] + got["b"]) == numbers
+
+
+def test_one_key_is_one_job_whichever_servers_it_is_sent_to(stores: list[Store]) -> None:
+    a, b = stores
+    a.add(keyed("1", "k"), "{}")
+    with pytest.raises(IdempotencyConflictError):
+        b.add(keyed("2", "k"), "{}")
+    for name in "34":
+        b.add(keyed(name), "{}")
+    assert len(a.jobs()) == 3
+
+
+def test_a_removed_job_leaves_nothing(stores: list[Store]) -> None:
+    store = stores[0]
+    store.hear("a", alone=False, lease_s=LEASE_S)
+    number = store.add(new_job(rows=600), "{}")
+    assert store.claim("a", 1) == [number]
+    for first in range(0, 600, 100):
+        assert add(store, number, range(first, first + 100), {first: "x"})
+    end(store, number, "done", fence=1, result="{}")
+    store.remove([number])
+    while store.sweep():
+        pass
+    assert (store.rows(number, -1, 9), store.bad_rows(number), store.events(number, 0, 9)) == ([], [], [])
+
+
+def test_every_format_is_brought_up_to_date_and_a_later_one_is_refused(url: str) -> None:
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    for upto in sorted(STEPS):
+        with engine.begin() as connection:
+            before = read_format(connection)
+            assert migrate(connection, upto=upto) == (before, upto)
+            if upto == min(STEPS):
+                connection.exec_driver_sql(
+                    "INSERT INTO jobs (id, owner, about, sums) VALUES (%s, 'ann', %s, '{}')",
+                    ("a" * 32, new_job().about.model_dump_json(exclude={"keep_rows", "columns", "fields"})),
+                )
+    store = Store(Database.at_url(url))
+    (job,) = store.jobs()
+    assert (job.id, job.keeps_rows, job.fence, job.events) == ("a" * 32, False, 0, 0)
+    store.close()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE laplora_jobs_format SET format = 99")
+    with pytest.raises(JobsUnavailableError, match=f"format 99, this server reads format {FORMAT}"):
+        Database.at_url(url)
+    engine.dispose()
+
+
+def test_servers_that_start_at_once_make_the_tables_once(url: str) -> None:
+    begin, opened = threading.Barrier(3), []
+
+    def start() -> None:
+        begin.wait()
+        opened.append(Database.at_url(url))
+
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 3
+    for database in opened:
+        database.close()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["postgresql://user:secret@127.0.0.1:1/none", "mysql://user:secret@host/x", "postgresql://user:secret@[/x"],
+)
+def test_a_database_that_cannot_be_had_is_named_without_its_password(bad: str) -> None:
+    with pytest.raises(JobsUnavailableError) as error:
+        Database.at_url(bad)
+    assert "secret" not in str(error.value)
+
+
+def test_a_killed_servers_jobs_go_on_with_the_other_and_every_row_is_answered_once(
+    servers: Servers, url: str, tmp_path: Path
+) -> None:
+    count, bad = 400, (3, 130, 399)
+    items = poisoned(count, *bad)
+    poison = ",".join(str(90_500 + number) for number in bad)
+    flags = ["--batch-tokens", "40", "--max-inputs", "1000", "--max-queue-rows", "3000", "--job-lease-s", "2"]
+    servers.environment["LAPLORA_JOBS_URL"] = url
+    with ExitStack() as stack:
+        first, second = [servers.start(*flags, poison=poison) for _ in range(2)]
+        clients = [stack.enter_context(process.client()) for process in (first, second)]
+        servers.shut()
+        ids = [submit_to(clients[i % 2], items) for i in range(4)]
+        # Both know of all, wherever they were sent, and each has its share.
+        for client in clients:
+            assert [job["id"] for job in client.get("/evaluate/jobs").json()["jobs"]] == ids[::-1]
+        store = Store(Database.at_url(url))
+        until(lambda: sorted(_shares(store)) == [2, 2])
+        servers.open()
+        for job_id in ids:
+            job_until(clients[1], job_id, lambda job: job["rows_done"] > 20, pause_s=0.1)
+        killed_at = {job.id: job.rows_done for job in store.jobs()}
+        first.popen.send_signal(signal.SIGKILL)
+        first.popen.wait()
+        assert any(done < count for done in killed_at.values())
+        expected = methods(clients[1], [item for i, item in enumerate(items) if i not in bad])
+        for job_id in ids:
+            job = job_until(clients[1], job_id, has("done"), pause_s=0.1)
+            assert (job["rows_done"], job["rows_bad"], job["result"]["rows"]) == (count, 3, count - 3)
+            assert job["result"]["methods"] == expected
+            got = [json.loads(line) for line in clients[1].get(f"/evaluate/jobs/{job_id}/results").text.splitlines()]
+            assert [one["line"] for one in got] == list(range(1, count + 1))
+            assert [one["input"] for one in got] == items
+            assert [one["line"] - 1 for one in got if one["answer"] is None] == list(bad)
+        for job in store.jobs():
+            numbers = [one.row for one in store.rows(job.number, -1, 1000)]
+            assert numbers == [row for row in range(count) if row not in bad]
+            sequences = [sequence for sequence, _ in store.events(job.number, 0, 1000)]
+            assert sequences == list(range(1, job.events + 1))
+        store.close()
+
+
+def _shares(store: Store) -> list[int]:
+    owners = [job.server for job in store.jobs()]
+    return [owners.count(owner) for owner in set(owners) if owner is not None]
+
+
+def test_any_server_cancels_a_job_and_the_one_that_runs_it_lets_go(servers: Servers, url: str) -> None:
+    servers.environment["LAPLORA_JOBS_URL"] = url
+    with ExitStack() as stack:
+        flags = ["--batch-tokens", "40", "--job-lease-s", "2"]
+        processes = [servers.start(*flags) for _ in range(2)]
+        a, b = [stack.enter_context(process.client()) for process in processes]
+        servers.shut()
+        job_id = submit_to(a, rows(300))
+        assert b.post(f"/evaluate/jobs/{job_id}/cancel").json()["status"] == "cancelled"
+        until(lambda: a.get(f"/evaluate/jobs/{job_id}").json()["status"] == "cancelled")
+        shared = servers.jobs_dir / "laplora-jobs-shared"
+        until(lambda: not list(shared.glob("*.jsonl")))
+        servers.open()
+        assert a.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200
+        assert b.delete(f"/evaluate/jobs/{job_id}").json()["outcome"] == "removed"
+        assert a.get(f"/evaluate/jobs/{job_id}").status_code == 404

@@ -1,0 +1,139 @@
+"""Uploads in an S3 store: a real moto server, two servers of the model that share no folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import httpx
+import pytest
+from job_calls import rows
+from job_servers import Servers, has, job_until, submit_to
+from postgres import postgres
+
+from service.errors import JobsUnavailableError
+from service.jobs.folder import JobsFolder
+from service.jobs.remote import RemoteStore
+
+pytest.importorskip("obstore")
+ID = "7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Yield the environment of a client of a store with the bucket ``jobs``."""
+    program = shutil.which("moto_server")
+    if program is None:
+        pytest.skip("moto_server is not installed: pip install 'moto[server]' in an environment of its own")
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [program, "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            give_up = time.monotonic() + 120
+            while True:
+                assert process.poll() is None
+                assert time.monotonic() < give_up
+                try:
+                    if httpx.put(f"{url}/jobs", timeout=5).status_code == 200:
+                        break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            yield {
+                "AWS_ENDPOINT_URL": url,
+                "AWS_ALLOW_HTTP": "true",
+                "AWS_ACCESS_KEY_ID": "someone",
+                "AWS_SECRET_ACCESS_KEY": "unmistakable",
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def store(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> RemoteStore:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    return RemoteStore("s3://jobs/folder")
+
+
+def names(s3: dict[str, str]) -> list[str]:
+    listed = httpx.get(f"{s3['AWS_ENDPOINT_URL']}/jobs", params={"list-type": "2"}).text
+    return re.findall("<Key>(.*?)</Key>", listed)
+
+
+def test_objects_come_and_go_whole(store: RemoteStore, s3: dict[str, str], tmp_path: Path) -> None:
+    # Several parts, and none.
+    for content in (b"x" * (20 * 2**20), b""):
+        (tmp_path / "a").write_bytes(content)
+        store.put(tmp_path / "a", "a.jsonl")
+        store.get("a.jsonl", tmp_path / "b")
+        assert (tmp_path / "b").read_bytes() == content
+    assert names(s3) == ["folder/a.jsonl"]
+    store.remove("a.jsonl")
+    store.remove("a.jsonl")
+    assert names(s3) == []
+    with pytest.raises(FileNotFoundError):
+        store.get("a.jsonl", tmp_path / "c")
+
+
+def test_a_folder_has_copies_of_what_the_store_keeps(store: RemoteStore, s3: dict[str, str], tmp_path: Path) -> None:
+    first, second = [JobsFolder(tmp_path / name, shared=True, remote=store) for name in "ab"]
+    first.upload(ID).write_bytes(b"one\ntwo\n")
+    first.keep(ID)
+    assert not second.inputs(ID).exists()
+    with second.open(ID) as file:
+        assert file.readlines() == [b"one\n", b"two\n"]
+    second.fetch(ID)
+    assert second.inputs(ID).read_bytes() == b"one\ntwo\n"
+    for folder in (first, second):
+        folder.forget_copy(ID)
+        assert sorted(path.name for path in folder.path.iterdir()) == ["made-by-laplora"]
+    first.discard(ID)
+    assert names(s3) == []
+    for read in (second.open, second.fetch):
+        with pytest.raises(FileNotFoundError):
+            read(ID)
+
+
+def test_a_store_that_does_not_answer_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, s3: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    missing = RemoteStore("s3://another/folder")
+    (tmp_path / "a").write_text("a")
+    with pytest.raises(JobsUnavailableError) as error:
+        missing.put(tmp_path / "a", "a")
+    assert "unmistakable" not in str(error.value) + caplog.text
+
+
+def test_servers_with_folders_of_their_own_share_jobs(servers: Servers, s3: dict[str, str], tmp_path: Path) -> None:
+    with postgres() as url, ExitStack() as stack:
+        servers.environment |= {"LAPLORA_JOBS_URL": url, "LAPLORA_JOBS_FILES_URL": "s3://jobs/shared", **s3}
+        folders = [tmp_path / "one", tmp_path / "two"]
+        clients = []
+        for servers.jobs_dir in folders:
+            process = servers.start("--batch-tokens", "40", "--job-lease-s", "2")
+            clients.append(stack.enter_context(process.client()))
+        items = rows(150)
+        ids = [submit_to(clients[0], items) for _ in range(4)]
+        for job_id in ids:
+            assert job_until(clients[1], job_id, has("done"))["result"]["rows"] == 150
+            for client in clients:
+                got = client.get(f"/evaluate/jobs/{job_id}/results").text.splitlines()
+                assert [json.loads(line)["input"] for line in got] == items
+        assert sorted(names(s3)) == sorted(f"shared/{job_id}.jsonl" for job_id in ids)
+        for job_id in ids:
+            assert clients[0].delete(f"/evaluate/jobs/{job_id}").json()["outcome"] in ("removed", "kept")
+            clients[0].delete(f"/evaluate/jobs/{job_id}")
+        assert names(s3) == []
