@@ -21,13 +21,15 @@ ALWAYS = {
     "cross-origin-resource-policy": "same-origin",
 }
 _NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+#: A report may have come with an artifact, and anybody may have written it: it has no origin, and runs nothing.
+_REPORT = "style-src 'unsafe-inline'; img-src data:; sandbox"
 #: What the page at a path may do beyond ``_NOTHING``. Every other answer is no page.
 PAGES = {
     # Trusted types: no script of the page can turn a text into HTML, not even by mistake.
     "/": "script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "require-trusted-types-for 'script'; trusted-types 'none'",
-    # A report is a file that came with an artifact, which anybody may have written: it has no origin, and runs nothing.
-    "/artifacts/{name}/report": "style-src 'unsafe-inline'; img-src data:; sandbox",
+    "/artifacts/{name}/report": _REPORT,
+    "/evaluate/jobs/{job_id}/report": _REPORT,
     # Swagger UI has one inline script, and its style sheet holds pictures as data.
     "/docs": "script-src 'self' '{docs_script}'; style-src 'self'; img-src 'self' data:; connect-src 'self'",
 }

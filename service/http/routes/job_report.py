@@ -1,0 +1,75 @@
+"""GET /evaluate/jobs/{job_id}/report: a finished job as one page for people."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import HTMLResponse
+
+from laplora.errors import LaploraError
+from service.errors import ReportNotFoundError
+from service.http.openapi import JOB_ERRORS, error_responses
+from service.http.routes.dependencies import ArtifactsDep, CallerDep, DownloadsDep, JobsDep, MeasureThreadsDep
+from service.jobs.report import job_report, take_rows
+
+router = APIRouter(tags=["jobs"])
+
+_ERRORS = (
+    *JOB_ERRORS,
+    "report_not_found",
+    "rows_not_kept",
+    "storage_full",
+    "invalid_request",
+    "too_many_requests",
+    "client_too_many_requests",
+)
+
+
+@router.get(
+    "/evaluate/jobs/{job_id}/report",
+    response_class=Response,
+    responses={
+        200: {"description": "An HTML page.", "content": {"text/html": {"schema": {"type": "string"}}}},
+        **error_responses(*_ERRORS),
+    },
+)
+async def get_job_report(
+    job_id: str,
+    caller: CallerDep,
+    board: JobsDep,
+    artifacts: ArtifactsDep,
+    downloads: DownloadsDep,
+    threads: MeasureThreadsDep,
+    texts: Annotated[bool, Query(description="Whether the page shows the texts of the rows that it lists.")] = False,
+) -> HTMLResponse:
+    """The report of a job that is done: whether to ship the artifact by its rows, and why. It runs no script.
+
+    It needs the rows, and the artifact that answered them, loaded or in the artifacts root. Of more than 10,000 rows,
+    evenly spaced ones are looked at one by one.
+    """
+    await board.fresh()
+    job = board.job(job_id, caller.sees)
+    result = await board.ledger.result(job)
+    if result is None:
+        raise ReportNotFoundError("the job is not done: its report is made of its result")
+    digest = job.about.artifact.digest
+    known = [item for _, item, _ in await artifacts.known() if not isinstance(item, LaploraError)]
+    artifact = next((item for item in known if item.digest == digest), None)
+    if artifact is None:
+        raise ReportNotFoundError("the artifact that answered is not there any more, and with it what it promises")
+    downloads.add(caller.name, 1)
+    try:
+        taken = await take_rows(board.ledger, job)
+
+        def page() -> str:
+            from laplora.report.page import html
+            from laplora.report.verdict import judge
+
+            report = job_report(job, json.loads(result), taken, artifact.manifest, texts=texts)
+            return html(report, judge(report))
+
+        return HTMLResponse(await threads.run(caller.name, page))
+    finally:
+        downloads.remove(caller.name, 1)
