@@ -55,7 +55,7 @@ def rooms(picture: Picture) -> None:
         "laplora/  the library",
         "room",
         [("commands", "laplora serve, evaluate, predict ...")],
-        [("sklearn", "the same, as scikit-learn calls it")],
+        [("sklearn", "as scikit-learn calls it"), ("mlflow", "as MLflow does")],
         [("fitting", "from rows to calibrated answers")],
         [("selection", "which rows to label next")],
         [("predictor", "an artifact in, answers out")],

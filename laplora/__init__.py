@@ -3,7 +3,8 @@
 The names below are the public ones. Each is imported when it is first used, so ``import laplora`` itself loads neither
 torch nor transformers. The rooms, each importing only what stands further down:
 
-- ``sklearn``: the same as a scikit-learn classifier; imported by its name alone, for it needs scikit-learn.
+- ``sklearn``: the same as a scikit-learn classifier; ``mlflow``: an artifact as a model of MLflow. They are imported by
+  their names alone, for they need scikit-learn and MLflow.
 - ``fitting``: ``fit``, from a classifier and rows to calibrated answers, and the artifact of them.
 - ``selection``: which rows to label next.
 - ``predictor``: an artifact in, answers out.

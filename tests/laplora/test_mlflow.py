@@ -1,0 +1,94 @@
+"""The MLflow face: an artifact saved, logged, loaded and asked by MLflow itself, with the library's answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_runs import FinishedRun
+
+import laplora.mlflow
+from laplora.errors import ArtifactError, ConfigError, DataError
+from laplora.predictor import Predictor
+
+#: MLflow's own, about types of its own.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*type hint is inferred as AnyType", "ignore:.*An input example was not provided"
+)
+TEXTS = ["The film was a joy.", "Dull.", "The play went on and on and on and on.", "A grey song."]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow's own records go into a folder of the tests."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    before = mlflow.get_tracking_uri()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        mlflow.set_tracking_uri(f"file://{folder}")
+        mlflow.set_experiment("tests")
+        yield
+    mlflow.set_tracking_uri(before)
+
+
+def test_it_answers_as_the_library(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    laplora.mlflow.save_model(sentiment_run.artifact, tmp_path / "model", config={"device": "cpu"})
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    frame = pd.DataFrame({"text": TEXTS}, index=["a", "b", "c", "d"])
+    found = model.predict(frame)
+    predictor = Predictor.load(sentiment_run.artifact, device="cpu")
+    expected = predictor.predict([predictor.encode({"text": text}, truncate=False) for text in TEXTS])
+    assert list(found.index) == ["a", "b", "c", "d"]
+    assert list(found["label"]) == [one.label for one in expected]
+    assert list(found["decision"]) == [one.decision for one in expected]
+    assert list(found["flags"]) == [one.flags for one in expected]
+    for kind in ("probs", "map_probs", "probs_std"):
+        columns = [f"{kind}.{label}" for label in predictor.artifact.manifest.labels]
+        given = [getattr(one, kind) or [np.nan] * 2 for one in expected]
+        np.testing.assert_allclose(found[columns].to_numpy(), np.array(given), atol=1e-4)
+    assert [spec.name for spec in model.metadata.signature.inputs] == ["text"]
+    assert list(found.columns) == [spec.name for spec in model.metadata.signature.outputs]
+
+
+def test_a_logged_model_answers_with_the_predictive_that_is_asked_for(sentiment_run: FinishedRun) -> None:
+    with mlflow.start_run():
+        info = laplora.mlflow.log_model(sentiment_run.artifact, "reviews", config={"device": "cpu"})
+    model = mlflow.pyfunc.load_model(info.model_uri, model_config={"predictive": "map"})
+    found = model.predict(pd.DataFrame({"text": TEXTS}))
+    labels = Predictor.load(sentiment_run.artifact, device="cpu").artifact.manifest.labels
+    for label in labels:
+        np.testing.assert_allclose(found[f"probs.{label}"], found[f"map_probs.{label}"])
+        assert found[f"probs_std.{label}"].isna().all()
+
+
+def test_what_cannot_be_answered_is_named_by_row(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    laplora.mlflow.save_model(sentiment_run.artifact, tmp_path / "model", config={"device": "cpu"})
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    with pytest.raises(DataError, match="row 1: "):
+        model.predict(pd.DataFrame({"text": ["fine", "long " * 500]}))
+    with pytest.raises(Exception, match="text"):  # MLflow's own, by the signature
+        model.predict(pd.DataFrame({"title": ["fine"]}))
+
+
+@pytest.mark.parametrize(("given", "error"), [({"devise": "cpu"}, ConfigError), (None, ArtifactError)])
+def test_what_is_wrong_is_said_before_anything_is_written(
+    given: dict[str, Any] | None, error: type[Exception], sentiment_run: FinishedRun, tmp_path: Path
+) -> None:
+    artifact = sentiment_run.artifact if given else tmp_path / "none"
+    with pytest.raises(error):
+        laplora.mlflow.save_model(artifact, tmp_path / "model", config=given)
+    assert not (tmp_path / "model").exists()
+
+
+def test_it_says_what_it_needs() -> None:
+    program = "import sys; sys.modules['mlflow'] = None; import laplora.mlflow"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert finished.returncode == 1
+    assert "pip install 'laplora[mlflow]'" in finished.stderr
