@@ -18,6 +18,7 @@ from service.telemetry.logs import logger
 _CONNECT_S, _REQUEST_S, _RETRY_S = 10, 120, 60
 _TRIES = 3
 _PART_BYTES = 8 * 2**20
+_UNANSWERED = "the store of uploads does not answer, or refuses: try again later"
 
 
 class RemoteStore:
@@ -55,8 +56,12 @@ class RemoteStore:
         """Store a file's bytes as an object; it is there as a whole once this returns."""
         import obstore
 
-        with _answering():
-            obstore.put(self._store, name, path, chunk_size=_PART_BYTES, max_concurrency=2)
+        try:
+            with _answering():
+                obstore.put(self._store, name, path, chunk_size=_PART_BYTES, max_concurrency=2)
+        except FileNotFoundError:
+            # There is no such bucket, or not yet.
+            raise JobsUnavailableError(_UNANSWERED) from None
 
     def get(self, name: str, path: Path) -> None:
         """Write an object's bytes into a file; FileNotFoundError: there is none of this name."""
@@ -95,4 +100,4 @@ def _answering() -> Iterator[None]:
         # Its message can hold what the store answered, and addresses: for the log, without what follows the first line.
         reason = str(error).partition("\n")[0][:200]
         logger.warning("the store of uploads does not answer: %s", reason, extra={"event": "jobs_store_failed"})
-        raise JobsUnavailableError("the store of uploads does not answer, or refuses: try again later") from None
+        raise JobsUnavailableError(_UNANSWERED) from None

@@ -128,7 +128,7 @@ def test_servers_with_folders_of_their_own_share_jobs(servers: Servers, s3: dict
         items = rows(150)
         ids = [submit_to(clients[0], items) for _ in range(4)]
         for job_id in ids:
-            assert job_until(clients[1], job_id, has("done"))["result"]["rows"] == 150
+            assert job_until(clients[1], job_id, has("done"), pause_s=0.1)["result"]["rows"] == 150
             for client in clients:
                 got = client.get(f"/evaluate/jobs/{job_id}/results").text.splitlines()
                 assert [json.loads(line)["input"] for line in got] == items

@@ -84,7 +84,8 @@ def process(sentiment_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory
 def finished_job(client: httpx.Client) -> None:
     """Run a job whose rows hold the word to its end."""
     line = json.dumps({**GOOD, "label": "positive"})
-    sent = client.post("/evaluate/jobs", content=line, headers={"content-type": "application/jsonl"})
+    jsonl = {"content-type": "application/jsonl"}
+    sent = client.post("/evaluate/jobs?keep_rows=false", content=line, headers=jsonl)
     assert sent.status_code == 202, sent.text
     while (status := client.get(f"/evaluate/jobs/{sent.json()['id']}").json()["status"]) != "done":
         assert status in ("queued", "running", "paused"), status
@@ -128,7 +129,8 @@ def test_the_word_stays_between_client_and_server(process: Process, jobs_dir: Pa
         refused += [client.post("/suggest/recent", json=body) for body in ({NAME: WORD}, {"artifact": WORD})]
         refused.append(client.get(f"/suggest/recent?artifact={WORD}"))
         jsonl = {"content-type": "application/jsonl"}
-        for body in bad_bodies(label="positive")[:10]:
+        # A column that the template does not know is none of the things that are wrong with an upload.
+        for body in bad_bodies(label="positive")[1:10]:
             lines = "\n".join(map(json.dumps, body["inputs"]))
             refused.append(client.post("/evaluate/jobs", content=lines, headers=jsonl))
         refused += [client.post("/evaluate/jobs", content=raw, headers=jsonl) for raw in RAW]
