@@ -8,11 +8,9 @@ export const signals = new EventTarget();
 
 export class Refused extends Error {
   // What the server said no to, or that it could not be reached (code "unreachable").
-  constructor(code, message, status = 0, field = null) {
+  constructor(code, message, status = 0, { field, lines, lines_bad: linesBad } = {}) {
     super(message);
-    this.code = code;
-    this.status = status;
-    this.field = field;
+    Object.assign(this, { code, status, field: field ?? null, lines: lines ?? [], linesBad: linesBad ?? 0 });
   }
 }
 
@@ -60,7 +58,7 @@ async function refusal(response) {
   }
   if (response.status === 401) signals.dispatchEvent(new Event("key-needed"));
   const message = said.message ?? `The server answered with status ${response.status}.`;
-  return new Refused(said.code ?? "unknown", message, response.status, said.field ?? null);
+  return new Refused(said.code ?? "unknown", message, response.status, said);
 }
 
 export async function getJson(path, options) {

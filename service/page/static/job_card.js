@@ -2,6 +2,7 @@
 
 import { getJson, inWords, postJson, send } from "./api.js";
 import { byId, figure, make, percent, save, table } from "./dom.js";
+import { SlicesForm } from "./job_slices.js";
 
 export const ended = (job) => ["done", "failed", "cancelled"].includes(job.status);
 
@@ -14,10 +15,16 @@ const WORDS = {
   cancelled: "is cancelled",
 };
 
+function duration(seconds) {
+  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${figure(seconds / 3600, 1)} h`;
+}
+
 function detail(job) {
   if (job.error !== null) return job.error.message;
   if (job.paused !== null) return job.paused.message;
   const parts = [];
+  if (job.seconds_left !== null) parts.push(`about ${duration(job.seconds_left)} left`);
   if (job.rows_per_second !== null) parts.push(`${figure(job.rows_per_second, 1)} rows a second`);
   if (job.rows_bad > 0) parts.push(`${job.rows_bad} rows had no answer`);
   return parts.join(", ");
@@ -54,15 +61,23 @@ export class JobCard {
     this.note = make("p", { class: "note" });
     this.problem = make("p", { class: "problem", role: "alert" });
     this.result = make("div", {});
+    this.rows = ["jsonl", "parquet"].map((format) => this.rowsLink(format));
+    this.slices = new SlicesForm(this.path, job);
     this.cancel = this.button("Cancel", () => this.change(() => postJson(`${this.path}/cancel`)));
     this.open = this.button("Show the result", () => this.showResult());
     this.download = this.button("Download the result", () => this.saveResult());
     this.remove = this.button("Remove", () => this.removeJob());
     this.node = make("li", { class: "panel job", "data-job": job.id },
       this.what, this.progress, this.note, this.problem,
-      make("p", { class: "actions" }, this.cancel, this.open, this.download, this.remove),
-      this.result);
+      make("p", { class: "actions" }, this.cancel, this.open, this.download, this.rows, this.remove),
+      this.slices.node, this.result);
     this.update(job);
+  }
+
+  rowsLink(format) {
+    const name = `job-${this.job.id}.${format}`;
+    const words = `Every answer, ${format === "jsonl" ? "JSON Lines" : "Parquet"}`;
+    return make("a", { href: `${this.path}/results?format=${format}`, download: name, "data-fetched": name }, words);
   }
 
   button(words, act) {
@@ -74,7 +89,7 @@ export class JobCard {
         this.problem.textContent = inWords(error);
       }
     };
-    const about = `, the job of ${this.job.created_at.slice(0, 19).replace("T", " ")}`;
+    const about = ` the job of ${this.job.created_at.slice(0, 19).replace("T", " ")}`;
     return make("button", { type: "button", class: "quiet", onclick: run }, words, make("span", { class: "unseen" }, about));
   }
 
@@ -92,6 +107,9 @@ export class JobCard {
     this.cancel.hidden = ended(job);
     this.remove.hidden = !ended(job);
     this.open.hidden = this.download.hidden = job.status !== "done";
+    const kept = job.keep_rows && job.rows_done > 0 && job.status !== "cancelled";
+    for (const link of this.rows) link.hidden = !kept;
+    this.slices.node.hidden = !kept || !ended(job);
   }
 
   async change(call) {

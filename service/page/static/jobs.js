@@ -7,10 +7,14 @@ import { JobCard, ended } from "./job_card.js";
 import { showUpload, startUpload } from "./upload.js";
 
 const LOOK_MS = 3000;
+const PAGE = 20;
 const list = byId("job-list");
 const cards = new Map();
 let timer = null;
 let following = null;
+// Where the list goes on, and the jobs that came from there: looking again at its first page does not drop them.
+let next = null;
+const older = new Set();
 
 function place(job, before) {
   const card = cards.get(job.id);
@@ -58,9 +62,10 @@ function watch() {
 async function look() {
   clearTimeout(timer);
   try {
-    const { jobs } = await getJson("evaluate/jobs");
+    const { jobs, next: after } = await getJson(`evaluate/jobs?limit=${PAGE}`);
     byId("jobs-problem").textContent = "";
-    const known = new Set(jobs.map((job) => job.id));
+    const known = new Set([...jobs.map((job) => job.id), ...older]);
+    if (older.size === 0) goOnAt(after);
     for (const id of [...cards.keys()].filter((id) => !known.has(id))) {
       cards.get(id).node.remove();
       cards.delete(id);
@@ -78,6 +83,24 @@ async function look() {
   const running = [...cards.values()].some((card) => !ended(card.job));
   if (running && !byId("jobs").hidden) timer = setTimeout(look, LOOK_MS);
 }
+
+function goOnAt(after) {
+  next = after ?? null;
+  byId("jobs-more").hidden = next === null;
+}
+
+byId("jobs-more").addEventListener("click", async () => {
+  try {
+    const { jobs, next: after } = await getJson(`evaluate/jobs?${new URLSearchParams({ limit: PAGE, before: next })}`);
+    for (const job of jobs) {
+      older.add(job.id);
+      place(job, null);
+    }
+    goOnAt(after);
+  } catch (error) {
+    byId("jobs-problem").textContent = inWords(error);
+  }
+});
 
 export function showJobs() {
   showUpload();

@@ -36,6 +36,8 @@ let looking = null;
 
 async function look() {
   clearTimeout(looking);
+  // Nobody looks: the next look is when somebody does.
+  if (document.hidden) return;
   try {
     await getJson("health/ready");
     state("good", "ready");

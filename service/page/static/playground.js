@@ -7,6 +7,7 @@ import { asCurl, asPython } from "./calls.js";
 import { byId, make } from "./dom.js";
 import { examplesFor } from "./examples.js";
 
+const nothing = byId("answer").firstElementChild;
 let shownFor = null;
 let asked = 0;
 
@@ -34,6 +35,11 @@ export function showPlayground() {
   const digest = artifact?.digest ?? null;
   if (artifact === null || digest === shownFor) return;
   shownFor = digest;
+  // The answer on the page, or under way, is another artifact's.
+  asked += 1;
+  byId("answer").replaceChildren(nothing);
+  byId("answer").removeAttribute("aria-busy");
+  byId("calls").hidden = true;
   byId("fields").replaceChildren(...artifact.fields.map((name, i) => control(name, i, artifact)));
   const recommended = artifact.recommended.predictive;
   byId("predictive").replaceChildren(

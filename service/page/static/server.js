@@ -7,7 +7,7 @@ import { byId, bytes, elsewhere, facts, make, table } from "./dom.js";
 
 const LOOK_MS = 5000;
 let timer = null;
-let document_ = null;
+let contract = null;
 
 // Returns the sum of a metric's series in Prometheus' text format, and the labels of its first one.
 export function metric(text, name) {
@@ -48,7 +48,7 @@ function about(text) {
   return facts([
     ["laplora", build.version ?? "–"],
     ["Python, torch", `${build.python ?? "–"}, ${build.torch ?? "–"}`],
-    ["Contract", document_?.info.version ?? "–"],
+    ["Contract", contract?.info.version ?? "–"],
     ["Artifacts loaded", loaded.join(", ") || "none"],
     ["Memory of the process", memory === null ? "–" : bytes(memory)],
   ]);
@@ -81,9 +81,9 @@ export async function showServer() {
   const words = await readiness();
   if (byId("server-said").textContent !== words) byId("server-said").textContent = words;
   try {
-    if (document_ === null) {
-      document_ = await getJson("openapi.json");
-      byId("server-operations").replaceChildren(...operations(document_));
+    if (contract === null) {
+      contract = await getJson("openapi.json");
+      byId("server-operations").replaceChildren(...operations(contract));
     }
     const text = await (await send("GET", "metrics")).text();
     byId("server-load").replaceChildren(...load(text));

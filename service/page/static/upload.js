@@ -2,7 +2,7 @@
 
 import { inWords, send } from "./api.js";
 import { chosen, named } from "./artifacts.js";
-import { byId, bytes } from "./dom.js";
+import { byId, bytes, counted, make } from "./dom.js";
 import { examplesFor } from "./examples.js";
 
 const form = byId("upload");
@@ -27,12 +27,21 @@ function newKey() {
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
+// Says what is wrong with a file: of the first line, or of as many as the server names.
+function refuse(error) {
+  byId("job-said").textContent = "";
+  byId("job-problem").textContent = error.lines?.length > 0 ? `${counted(error.linesBad, "line")} cannot be evaluated:` : inWords(error);
+  byId("job-lines").replaceChildren(...(error.lines ?? []).map(({ line, message }) => make("li", {}, `Line ${line}: ${message}`)));
+}
+
 async function upload(file, onJob) {
   byId("job-problem").textContent = "";
+  byId("job-lines").replaceChildren();
   byId("job-said").textContent = `Sending ${bytes(file.size)} …`;
   const query = new URLSearchParams();
   if (named() !== null) query.set("artifact", named());
   if (byId("job-truncate").checked) query.set("truncate", "true");
+  if (!byId("job-keep").checked) query.set("keep_rows", "false");
   const asked = query.size > 0 ? `?${query}` : "";
   try {
     const response = await send("POST", `evaluate/jobs${asked}`, {
@@ -44,8 +53,7 @@ async function upload(file, onJob) {
     picker.value = "";
     onJob(job);
   } catch (error) {
-    byId("job-said").textContent = "";
-    byId("job-problem").textContent = inWords(error);
+    refuse(error);
   }
 }
 
@@ -66,6 +74,8 @@ export function startUpload(onJob) {
       form.classList.toggle("over", kind === "dragover");
     });
   }
+  // A file that misses would otherwise take the place of the page, with all that was typed.
+  for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.preventDefault());
   form.addEventListener("drop", (event) => {
     const [file] = event.dataTransfer.files;
     if (file !== undefined) upload(file, onJob);

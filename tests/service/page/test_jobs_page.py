@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from browser import Visit, needs_chromium, visit
 from job_calls import lines, rows
@@ -21,22 +24,33 @@ def at_jobs(visited: Visit) -> Page:
     return visited.page
 
 
-def evaluate(page: Page, content: bytes) -> None:
+def choose(page: Page, content: bytes) -> None:
     page.get_by_label("File of rows").set_input_files({"name": "r.jsonl", "mimeType": "", "buffer": content})
-    page.get_by_role("button", name="Evaluate", exact=True).click()
 
 
-def newest(page: Page, status: str) -> Locator:
-    """Return the newest job, once it has this status."""
-    job = page.locator(".job").first
-    expect(job).to_have_attribute("data-status", status)
-    return job
+def sent(page: Page, send: Callable[[], None]) -> Locator:
+    """Return the job on the page that something sends."""
+    with page.expect_response(lambda answer: answer.request.method == "POST") as accepted:
+        send()
+    assert accepted.value.status == 202, accepted.value.text()
+    return page.locator(f".job[data-job='{accepted.value.json()['id']}']")
+
+
+def evaluate(page: Page, content: bytes) -> Locator:
+    """Send a file; return its job on the page."""
+    choose(page, content)
+    return sent(page, page.get_by_role("button", name="Evaluate", exact=True).click)
+
+
+def done(job: Locator, rows_done: int) -> None:
+    """Wait until a job is done, with all of its rows."""
+    expect(job).to_have_attribute("data-status", "done")
+    expect(job).to_contain_text(f"{rows_done} of {rows_done} rows")
 
 
 def test_a_file_is_evaluated_and_its_result_shown_and_saved(at_jobs: Page) -> None:
-    evaluate(at_jobs, lines(rows(40)))
-    job = newest(at_jobs, "done")
-    expect(job).to_contain_text("40 of 40 rows")
+    job = evaluate(at_jobs, lines(rows(40)))
+    done(job, 40)
     expect(at_jobs.locator("#job-said")).to_have_text("The job is done.")
     job.get_by_role("button", name="Show the result").click()
     expect(job.get_by_role("row", name="laplace")).to_be_visible()
@@ -57,21 +71,79 @@ def test_a_dropped_file_is_evaluated(at_jobs: Page) -> None:
         "text => { const t = new DataTransfer(); t.items.add(new File([text], 'rows.jsonl')); return t; }",
         lines(rows(7)).decode(),
     )
-    at_jobs.dispatch_event("#upload", "drop", {"dataTransfer": dropped})
-    expect(newest(at_jobs, "done")).to_contain_text("7 of 7 rows")
+    done(sent(at_jobs, lambda: at_jobs.dispatch_event("#upload", "drop", {"dataTransfer": dropped})), 7)
+    # A file that misses does not take the place of the page.
+    missed = "const e = new DragEvent('drop', {bubbles: true, cancelable: true}); document.body.dispatchEvent(e);"
+    assert at_jobs.evaluate(f"() => {{ {missed} return e.defaultPrevented; }}")
 
 
 def test_the_examples_are_a_file_too(at_jobs: Page) -> None:
-    at_jobs.get_by_role("button", name="Evaluate the playground's examples").click()
-    expect(newest(at_jobs, "done")).to_contain_text("5 of 5 rows")
+    done(sent(at_jobs, at_jobs.get_by_role("button", name="Evaluate the playground's examples").click), 5)
 
 
 def test_what_is_wrong_with_a_file_is_said_with_its_line(at_jobs: Page) -> None:
-    evaluate(at_jobs, lines(rows(2)) + b'{"text": "a", "label": "purple"}\n')
-    expect(at_jobs.locator("#job-problem")).to_contain_text("lines.3")
-    evaluate(at_jobs, lines(rows(3)))
-    expect(newest(at_jobs, "done")).to_contain_text("3 of 3 rows")
+    send = at_jobs.get_by_role("button", name="Evaluate", exact=True)
+    choose(at_jobs, lines(rows(2)) + b'{"text": "a", "label": "purple"}\n')
+    send.click()
+    expect(at_jobs.locator("#job-lines li")).to_have_count(1)
+    expect(at_jobs.locator("#job-lines")).to_contain_text("Line 3: ")
+    choose(at_jobs, b"{}\n" + lines(rows(2)) + b"what\n")
+    send.click()
+    expect(at_jobs.locator("#job-problem")).to_have_text("2 lines cannot be evaluated:")
+    assert [item.split(":")[0] for item in at_jobs.locator("#job-lines li").all_inner_texts()] == ["Line 1", "Line 4"]
+    done(evaluate(at_jobs, lines(rows(3))), 3)
     assert at_jobs.locator("#job-problem").inner_text() == ""
+    assert at_jobs.locator("#job-lines li").count() == 0
+
+
+def test_every_answer_is_saved_as_lines_and_as_a_table(at_jobs: Page) -> None:
+    job = evaluate(at_jobs, lines([{**row, "source": "imdb"} for row in rows(30)]))
+    done(job, 30)
+    saved = []
+    for link in ("Every answer, JSON Lines", "Every answer, Parquet"):
+        with at_jobs.expect_download() as download:
+            job.get_by_role("link", name=link).click()
+        saved.append(Path(download.value.path()).read_bytes())
+    answers = [json.loads(line) for line in saved[0].splitlines()]
+    table = pyarrow.parquet.read_table(io.BytesIO(saved[1]))
+    assert [row["line"] for row in answers] == list(range(1, 31))
+    assert table["answer_label"].to_pylist() == [row["answer"]["label"] for row in answers]
+    assert set(table["source"].to_pylist()) == {"imdb"}
+
+
+def test_figures_by_a_column(at_jobs: Page) -> None:
+    items = [{**row, "source": ("imdb", "<b>mail</b>")[i % 3 == 0]} for i, row in enumerate(rows(30))]
+    job = evaluate(at_jobs, lines(items))
+    done(job, 30)
+    job.get_by_label("Figures by").select_option("source")
+    job.get_by_role("button", name="Show", exact=True).click()
+    expect(job.get_by_role("row", name="imdb")).to_contain_text("20")
+    expect(job.get_by_role("row", name="<b>mail</b>")).to_contain_text("10")
+
+
+def test_rows_that_are_not_kept_are_not_offered(at_jobs: Page) -> None:
+    at_jobs.get_by_label("Keep the rows and their answers").uncheck()
+    job = evaluate(at_jobs, lines(rows(4)))
+    done(job, 4)
+    expect(job.get_by_role("button", name="Show the result")).to_be_visible()
+    expect(job.get_by_role("link", name="Every answer, Parquet")).to_be_hidden()
+    expect(job.get_by_label("Figures by")).to_be_hidden()
+
+
+def test_older_jobs_are_shown_when_asked_for(browser: Browser, tmp_path: Path) -> None:
+    flags = ["--max-jobs-per-caller", "50"]
+    with fake_server(fake_artifacts(tmp_path), *flags) as process, process.client() as client:
+        for _ in range(23):
+            sent = client.post("/evaluate/jobs", content=lines(rows(1)), headers={"content-type": "application/jsonl"})
+            assert sent.status_code == 202
+        with visit(browser, str(client.base_url)) as visited:
+            visited.show("jobs")
+            expect(visited.page.locator(".job")).to_have_count(20)
+            visited.page.get_by_role("button", name="Show older ones").click()
+            expect(visited.page.locator(".job")).to_have_count(23)
+            expect(visited.page.get_by_role("button", name="Show older ones")).to_be_hidden()
+            shown = [job.get_attribute("data-job") for job in visited.page.locator(".job").all()]
+        assert shown == [job["id"] for job in client.get("/evaluate/jobs").json()["jobs"]]
 
 
 def test_a_job_is_watched_and_cancelled(browser: Browser, tmp_path: Path) -> None:
@@ -82,16 +154,16 @@ def test_a_job_is_watched_and_cancelled(browser: Browser, tmp_path: Path) -> Non
         with visit(browser, str(client.base_url)) as visited:
             visited.show("jobs")
             page = visited.page
-            evaluate(page, lines(rows(300)))
-            running = newest(page, "running")
-            progress = running.get_by_role("progressbar", name="Rows done")
+            job = evaluate(page, lines(rows(300)))
+            expect(job).to_have_attribute("data-status", "running")
+            progress = job.get_by_role("progressbar", name="Rows done")
             assert (progress.get_attribute("value"), progress.get_attribute("max")) == ("0", "300")
-            running.get_by_role("button", name="Cancel").click()
-            cancelled = newest(page, "cancelled")
+            job.get_by_role("button", name="Cancel").click()
+            expect(job).to_have_attribute("data-status", "cancelled")
             expect(page.locator("#job-said")).to_have_text("The job is cancelled.")
             expect(progress).to_be_hidden()
             gate.touch()
-            cancelled.get_by_role("button", name="Remove").click()
+            job.get_by_role("button", name="Remove").click()
             expect(page.locator(".job")).to_have_count(0)
             expect(page.locator("#jobs-empty")).to_be_visible()
         assert client.get("/evaluate/jobs").json()["jobs"] == []
@@ -106,11 +178,11 @@ def test_progress_comes_by_events_and_not_by_asking_again(browser: Browser, tmp_
         with visit(browser, str(client.base_url)) as visited:
             visited.show("jobs")
             with visited.page.expect_request("**/events"):
-                evaluate(visited.page, lines(rows(20)))
-            newest(visited.page, "running")
-            visited.page.route("**/evaluate/jobs", lambda route: route.abort())
+                job = evaluate(visited.page, lines(rows(20)))
+            expect(job).to_have_attribute("data-status", "running")
+            visited.page.route("**/evaluate/jobs?*", lambda route: route.abort())
             gate.touch()
-            expect(newest(visited.page, "done")).to_contain_text("20 of 20 rows")
+            done(job, 20)
 
 
 def test_nobody_is_followed_whom_nobody_looks_at(browser: Browser, tmp_path: Path) -> None:

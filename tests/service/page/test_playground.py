@@ -28,7 +28,7 @@ def test_both_answers_stand_side_by_side(visited: Visit) -> None:
     """The fake's probability of negative is the largest token over 100,000."""
     visited.ask("87000")
     assert cells(visited) == [["negative", "87.0 %", "87.0 % ± 10"], ["positive", "13.0 %", "13.0 % ± 10"]]
-    assert "87.0 % served" in visited.page.locator("#answer-said").inner_text()
+    assert "positive: 13.0 % by the fine-tuned model alone, 13.0 % served" in visited.page.locator("#answer-said").inner_text()
 
 
 def test_both_bars_are_seen_without_scrolling(visited: Visit) -> None:
@@ -126,7 +126,11 @@ def test_an_artifact_with_choices_has_a_form_of_its_own(browser: Browser, tmp_pa
     with fake_server(root, FAKE_CHOICES="riddles") as process, process.client() as client:
         assert client.post("/artifacts/riddles/load").status_code == 200
         with visit(browser, str(client.base_url)) as visited:
+            visited.ask("87000")
             visited.page.get_by_label("Artifact", exact=True).select_option("riddles")
+            # The other artifact's answer is not taken for this one's.
+            expect(visited.page.locator(".verdict")).to_have_count(0)
+            expect(visited.page.locator("#calls")).to_be_hidden()
             visited.page.get_by_label("question").fill("Who 87000 ?")
             visited.page.get_by_label("Choices, one a line").fill("Anna\nBeth\n\nCleo")
             visited.page.get_by_label("Average over the orders").check()
