@@ -3,9 +3,9 @@
 With FAKE_GATE=FILE every prediction waits until that file exists, and makes FILE.waiting meanwhile. At load recorded
 answers are others with FAKE_BROKEN=golden, and the device is lost with FAKE_BROKEN=fault. FAKE_CHOICES=NAME adds an
 artifact of that name that answers questions with choices, by the labels FAKE_LABELS=A|B|... A folder named "stuck" in
-the root is never read to its end. The folder FAKE_REPORT has the first artifact's report. With FAKE_POISON=N,... rows
-with these tokens have no answer; one with the token 99666 meets a CUDA fault. With FAKE_CLOCK=1 the wall clock jumps a
-year to and fro at each look.
+the root is never read to its end. The folder FAKE_REPORT has the first artifact's report, and its jobs have theirs.
+With FAKE_POISON=N,... rows with these tokens have no answer; one with the token 99666 meets a CUDA fault. With
+FAKE_CLOCK=1 the wall clock jumps a year to and fro at each look.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from serving import FakePredictor, library
@@ -56,6 +57,9 @@ if __name__ == "__main__":
         page = Path(folder, REPORT_PAGE).read_bytes()
         record = FileRecord(sha256=hashlib.sha256(page).hexdigest(), size_bytes=len(page))
         predictor.artifact.path, predictor.artifact.manifest.files = Path(folder), {REPORT_PAGE: record}
+        review = SimpleNamespace(target_risk=0.05, threshold=0.3)
+        rule = SimpleNamespace(thresholds=SimpleNamespace(review=review))
+        predictor.artifact.manifest.predictives = {"laplace": rule}
     predictor.golden_error = BROKEN.get(os.environ.get("FAKE_BROKEN", ""))
     predictor.poison[99_666] = FAULT
     for token in filter(None, os.environ.get("FAKE_POISON", "").split(",")):

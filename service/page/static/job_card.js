@@ -1,7 +1,7 @@
 // One job of the list: how far it is, what became of it, and what can be done with it.
 
 import { getJson, inWords, postJson, send } from "./api.js";
-import { byId, figure, make, percent, save, table } from "./dom.js";
+import { byId, elsewhere, figure, make, percent, save, table } from "./dom.js";
 import { SlicesForm } from "./job_slices.js";
 
 export const ended = (job) => ["done", "failed", "cancelled"].includes(job.status);
@@ -62,6 +62,8 @@ export class JobCard {
     this.problem = make("p", { class: "problem", role: "alert" });
     this.result = make("div", {});
     this.rows = ["jsonl", "parquet"].map((format) => this.rowsLink(format));
+    const report = { ...elsewhere, href: `${this.path}/report`, "data-fetched": `job-${job.id}-report.html` };
+    this.report = make("a", report, "Report");
     this.slices = new SlicesForm(this.path, job);
     this.cancel = this.button("Cancel", () => this.change(() => postJson(`${this.path}/cancel`)));
     this.open = this.button("Show the result", () => this.showResult());
@@ -69,7 +71,7 @@ export class JobCard {
     this.remove = this.button("Remove", () => this.removeJob());
     this.node = make("li", { class: "panel job", "data-job": job.id },
       this.what, this.progress, this.note, this.problem,
-      make("p", { class: "actions" }, this.cancel, this.open, this.download, this.rows, this.remove),
+      make("p", { class: "actions" }, this.cancel, this.open, this.report, this.download, this.rows, this.remove),
       this.slices.node, this.result);
     this.update(job);
   }
@@ -109,6 +111,7 @@ export class JobCard {
     this.open.hidden = this.download.hidden = job.status !== "done";
     const kept = job.keep_rows && job.rows_done > 0 && job.status !== "cancelled";
     for (const link of this.rows) link.hidden = !kept;
+    this.report.hidden = !kept || job.status !== "done";
     this.slices.node.hidden = !kept || !ended(job);
   }
 

@@ -128,6 +128,7 @@ def test_rows_that_are_not_kept_are_not_offered(at_jobs: Page) -> None:
     expect(job.get_by_role("button", name="Show the result")).to_be_visible()
     expect(job.get_by_role("link", name="Every answer, Parquet")).to_be_hidden()
     expect(job.get_by_label("Figures by")).to_be_hidden()
+    expect(job.get_by_role("link", name="Report")).to_be_hidden()
 
 
 def test_older_jobs_are_shown_when_asked_for(browser: Browser, tmp_path: Path) -> None:

@@ -121,6 +121,15 @@ def test_a_report_opens_beside_the_page(browser: Browser, tmp_path: Path, report
             visited.page.get_by_role("link", name="Open its report").click()
         expect(opened.value.locator("h1")).to_have_text("Ship it")
         expect(visited.page.locator("#artifact")).to_be_visible()
+        visited.show("jobs")
+        rows = "".join(json.dumps({"text": str(1000 * i), "label": "negative"}) + "\n" for i in range(20, 40))
+        visited.page.get_by_label("File of rows").set_input_files(
+            {"name": "r.jsonl", "mimeType": "", "buffer": rows.encode()}
+        )
+        visited.page.get_by_role("button", name="Evaluate", exact=True).click()
+        with visited.page.expect_popup() as opened:
+            visited.page.locator(".job").get_by_role("link", name="Report").click()
+        expect(opened.value.locator("body")).to_contain_text("20 uploaded rows")
 
 
 def test_with_a_key_a_report_is_saved(browser: Browser, tmp_path: Path, reported: str) -> None:

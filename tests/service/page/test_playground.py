@@ -28,7 +28,10 @@ def test_both_answers_stand_side_by_side(visited: Visit) -> None:
     """The fake's probability of negative is the largest token over 100,000."""
     visited.ask("87000")
     assert cells(visited) == [["negative", "87.0 %", "87.0 % ± 10"], ["positive", "13.0 %", "13.0 % ± 10"]]
-    assert "positive: 13.0 % by the fine-tuned model alone, 13.0 % served" in visited.page.locator("#answer-said").inner_text()
+    assert (
+        "positive: 13.0 % by the fine-tuned model alone, 13.0 % served"
+        in visited.page.locator("#answer-said").inner_text()
+    )
 
 
 def test_both_bars_are_seen_without_scrolling(visited: Visit) -> None:
