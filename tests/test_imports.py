@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
     ("module", "absent"),
     [
         ("laplora.predictor", ("fastapi", "uvicorn", "datasets", "matplotlib", "rich", "yaml")),
+        ("laplora.commands.app", ("torch", "transformers", "fastapi", "httpx", "datasets")),
         ("laplora.prior.validation", ("transformers", "peft", "pydantic", "safetensors")),
         ("training.__main__", ("transformers", "peft", "datasets", "matplotlib")),
     ],

@@ -356,6 +356,17 @@ class AsyncClient:
         params = requests.stated(by=by, most=most)
         return responses.parsed(JobSlices, await self._send("GET", f"{jobs.path_of(job)}/slices", params=params))
 
+    async def job_report(self, job: Job | str, *, texts: bool = False) -> str:
+        """Return the report of a job that is done, one HTML page: whether to ship the artifact by its rows, and why.
+
+        Args:
+            texts: whether it shows the rows' texts.
+
+        Raises as ``job_results``, and RequestRefusedError (code ``report_not_found``) where the job is not done.
+        """
+        params = requests.stated(texts=texts or None)
+        return (await self._send("GET", f"{jobs.path_of(job)}/report", params=params)).text
+
     async def cancel_job(self, job: Job | str) -> Job:
         """Cancel a job, and return it. A job that has ended stays as it is, with its result."""
         return responses.parsed(Job, await self._send("POST", f"{jobs.path_of(job)}/cancel"))

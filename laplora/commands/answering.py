@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from laplora.answers.order_answers import OrderedRows
-from laplora.answers.prediction import Prediction
-from laplora.classifier import batches
 from laplora.commands.console import say
 from laplora.errors import ConfigError
-from laplora.predictor import Predictor
-from laplora.prompts.rows import EncodedRow
+
+if TYPE_CHECKING:  # torch takes seconds to load, which help and completion need not wait for
+    from laplora.answers.order_answers import OrderedRows
+    from laplora.answers.prediction import Prediction
+    from laplora.predictor import Predictor
+    from laplora.prompts.rows import EncodedRow
 
 #: Padded tokens of a batch on a CPU, as the server has it: longer batches are no faster there.
 _CPU_TOKENS = 512
@@ -52,6 +53,8 @@ def load(artifact: Path, device: str, how: How) -> Predictor:
     from laplora.models.quiet import quiet_loading
 
     with quiet_loading():
+        from laplora.predictor import Predictor
+
         predictor = Predictor.load(artifact, device=device, progress=lambda stage: say(f"{stage} ..."))
     if how.predictive is not None and how.predictive not in predictor.predictives:
         raise ConfigError(
@@ -63,6 +66,8 @@ def load(artifact: Path, device: str, how: How) -> Predictor:
 
 def encode(predictor: Predictor, fields: Mapping[str, Any], how: How) -> OrderedRows:
     """Return an input's rows, one without ``orders``; InvalidInputError: one that cannot be answered."""
+    from laplora.answers.order_answers import OrderedRows
+
     if how.orders is None:
         return OrderedRows((predictor.encode(fields, truncate=how.truncate),), ())
     return predictor.encode_orders(fields, truncate=how.truncate, which="all" if how.orders == "all" else "reverse")
@@ -79,6 +84,8 @@ def answers(
     Args:
         track: watches the batches.
     """
+    from laplora.classifier import batches
+
     rows: list[EncodedRow] = [row for question in questions for row in question.rows]
     most = (_CPU_TOKENS, predictor.device_tokens) if predictor.device.type == "cpu" else None
     found: dict[int, Prediction] = {}

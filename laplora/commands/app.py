@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 import laplora
-from laplora.commands import evaluate, handed_on, jobs, predict, serve
+from laplora.commands import evaluate, handed_on, jobs, predict, report, serve
 from laplora.commands.console import Status, say, write
 from laplora.errors import LaploraError
 
@@ -23,6 +23,7 @@ for _name, _command in handed_on.COMMANDS.items():
     app.command(_name, context_settings=handed_on.CONTEXT, add_help_option=False)(_command)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("report")(report.report)
 app.add_typer(jobs.app, name="jobs")
 
 

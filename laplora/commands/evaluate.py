@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from laplora.commands.answering import How, answers, encode, load
+from laplora.commands.answering import How, load
 from laplora.commands.bars import Bar, Crossed
 from laplora.commands.console import (
     ArtifactOption,
@@ -18,25 +18,15 @@ from laplora.commands.console import (
     DeviceOption,
     JsonOption,
     Status,
-    needs,
-    say,
     write,
 )
-from laplora.errors import DataError, LaploraError
-from laplora.predictor import Predictor
-from laplora.prompts.examples import Example
+from laplora.commands.measuring import MeasureHow, labelled_examples, measured_rows
+
+if TYPE_CHECKING:
+    from laplora.predictor import Predictor
 
 #: Shown of each method, in this order.
 _COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
-
-
-@dataclass
-class _How:
-    """Bins of the ECE, and resamples and seed of the bootstrap."""
-
-    bins: int
-    resamples: int
-    seed: int
 
 
 def evaluate(
@@ -69,8 +59,8 @@ def evaluate(
     how = How(predictive, batch_size, truncate, order_average)
     predictor = load(artifact, device, how)
     name = how.predictive or predictor.recommended
-    examples = _examples(data, label_field, predictor)
-    measured = _measured(predictor, examples, how, _How(bins, resamples, seed))
+    examples = labelled_examples(data, label_field, predictor)
+    measured = measured_rows(predictor, examples, how, MeasureHow(bins, resamples, seed)).methods
     answering = f"{name}_order_average" if how.orders else name
     crossed = [bar.check(measured, answering) for bar in bars]
     if as_json:
@@ -79,52 +69,6 @@ def evaluate(
         for line in (*_table(measured, answering), *_verdicts(crossed)):
             write(line)
     raise typer.Exit(Status.FAILED if any(one.failed for one in crossed) else Status.DONE)
-
-
-def _examples(data: Path, label_field: str, predictor: Predictor) -> Sequence[Example]:
-    """Return a file's rows; DataError: rows that cannot be used, by line."""
-    try:
-        from training.data.examples import Task
-        from training.data.files import read_examples
-    except ImportError as error:
-        raise needs("training", error) from None
-    manifest = predictor.artifact.manifest
-    task = Task(predictor.artifact.name, manifest.template.template(), tuple(manifest.labels))
-    return read_examples(data, task, label_field, {}, several=manifest.likelihood == "bernoulli")
-
-
-def _measured(
-    predictor: Predictor, examples: Sequence[Example], how: How, measure_how: _How
-) -> dict[str, dict[str, Any]]:
-    """Return the metrics of every method by name, as POST /evaluate gives them."""
-    from service.scoring.evaluation import measure, method_rows
-    from service.scoring.labels import LabelNames
-
-    manifest, name = predictor.artifact.manifest, how.predictive or predictor.recommended
-    questions, problems = [], []
-    for example in examples:
-        try:
-            questions.append(encode(predictor, example.fields, how))
-        except LaploraError as error:
-            problems.append(f"{example.id}: {error}")
-    if problems:
-        more = f"\n... and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise DataError("\n".join(problems[:5]) + more)
-    rows = [
-        method_rows(manifest, name, prediction, own_order)
-        for prediction, own_order in answers(predictor, questions, how, _watched)
-    ]
-    truths = [example.label if example.present is None else example.present for example in examples]
-    return measure(rows, truths, names=LabelNames.of(manifest), how=measure_how)
-
-
-def _watched(batches: Sequence[list[int]]) -> Any:
-    """Yield batches, and say about ten times how far it is."""
-    step = max(1, -(-len(batches) // 10))
-    for done, index in enumerate(batches, 1):
-        yield index
-        if done % step == 0 or done == len(batches):
-            say(f"rows: batch {done} of {len(batches)}")
 
 
 def _json(

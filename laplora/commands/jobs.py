@@ -98,6 +98,65 @@ def remove(
     say(f"removed {job}")
 
 
+@app.command("results")
+def results(
+    job: Annotated[str, typer.Argument(metavar="ID")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write (default: standard output).")] = None,
+    as_parquet: Annotated[bool, typer.Option("--parquet", help="A Parquet table, in place of JSON Lines.")] = False,
+    url: UrlOption = _URL,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Fetch every row of a job that is over, with its answer and the upload's own columns, in order."""
+    if as_parquet and out is None:
+        raise ConfigError("--parquet needs --out FILE")
+    with _client(url, key_file) as client:
+        if out is not None:
+            client.download_job(job, out, format="parquet" if as_parquet else "jsonl")
+            say(f"{out} is written")
+            return
+        for row in client.job_results(job):
+            write(row.model_dump_json())
+
+
+@app.command("slices")
+def slices(
+    job: Annotated[str, typer.Argument(metavar="ID")],
+    by: Annotated[str, typer.Option(help="Column of the upload.")],
+    url: UrlOption = _URL,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a job's figures by the values of one column."""
+    with _client(url, key_file) as client:
+        found = client.job_slices(job, by)
+    if as_json:
+        write(found.model_dump_json())
+        return
+    for one in (*found.slices, *([found.others] if found.others else ())):
+        figures = one.model_dump()
+        write(f"{figures.get('value', 'others')!s:<24}  {figures['rows']} rows")
+        for name, of in (figures["methods"] or {}).items():
+            write("  ".join([f"  {name:<24}", *(f"{metric} {value:.3f}" for metric, value in of.items())]))
+
+
+@app.command("report")
+def job_report(
+    job: Annotated[str, typer.Argument(metavar="ID")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
+    texts: Annotated[bool, typer.Option(help="Whether the page shows the rows' texts.")] = False,
+    url: UrlOption = _URL,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Fetch the report of a job that is done: whether to ship, and why, as one HTML file."""
+    with _client(url, key_file) as client:
+        page = client.job_report(job, texts=texts)
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}") from None
+    say(f"{out} is written; open it in a browser")
+
+
 @dataclass(frozen=True)
 class _Key:
     token: str | None

@@ -6,14 +6,16 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from laplora.commands.answering import How, answers, encode, load
 from laplora.commands.console import ArtifactOption, BatchOption, DeviceOption, Status, needs, say
 from laplora.errors import InvalidInputError, LaploraError
-from laplora.predictor import Predictor
+
+if TYPE_CHECKING:
+    from laplora.predictor import Predictor
 
 #: Longest line of input, in bytes.
 _LINE_BYTES = 8 << 20

@@ -105,7 +105,7 @@ async def test_what_has_no_report_is_named(served: Served) -> None:
     assert await refused(job_id) == (404, "report_not_found")
 
 
-def several(count: int) -> tuple[Job, dict[str, Any], job_reports.TakenRows]:
+def several(count: int) -> tuple[Job, dict[str, Any], job_reports.MeasuredRows]:
     """Return a job of inputs with three labels each, of which several may be right, its result and its rows."""
     labels = ("news", "sport", "weather")
     ref = ArtifactRef(name="tags", digest="sha256:0", base_model="tiny", quantization="none")
@@ -114,7 +114,7 @@ def several(count: int) -> tuple[Job, dict[str, Any], job_reports.TakenRows]:
         created_at=0.0, keep_rows=True, fields=("text",), columns={"text": "string", "label": "json"},
     )  # fmt: skip
     job = Job("0" * 32, "a", None, about, rows_done=count)
-    taken = job_reports.TakenRows()
+    taken = job_reports.MeasuredRows()
     for i in range(count):
         present = {"news": 0.9, "sport": 0.2, "weather": 0.6 if i % 2 else 0.4}
         taken.numbers.append(i)
@@ -170,4 +170,4 @@ def test_an_average_over_orders_is_the_method_that_is_judged() -> None:
 def test_a_job_of_which_no_row_was_scored_has_no_report() -> None:
     job, result, _ = several(4)
     with pytest.raises(ReportNotFoundError, match="no row"):
-        job_reports.job_report(job, result, job_reports.TakenRows(), promises(), texts=False)
+        job_reports.job_report(job, result, job_reports.MeasuredRows(), promises(), texts=False)

@@ -1,0 +1,131 @@
+"""``laplora report``: the page from which to decide whether to ship, of an artifact or of rows of your own."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from laplora.commands.answering import How, load
+from laplora.commands.console import ArtifactOption, BatchOption, DeviceOption, needs, say
+from laplora.commands.measuring import MeasureHow, labelled_examples, measured_rows
+from laplora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from laplora.answers.prediction import Prediction
+    from laplora.predictor import Predictor
+
+
+def report(
+    artifact: ArtifactOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
+    data: Annotated[
+        Path | None, typer.Option("--data", help="JSON Lines, CSV or Parquet file of labelled rows to measure.")
+    ] = None,
+    label_field: Annotated[str, typer.Option(help="Field of a row that has its label.")] = "label",
+    predictive: Annotated[str | None, typer.Option(help="Which predictive answers (default: the recommended).")] = None,
+    order_average: Annotated[
+        str | None, typer.Option(metavar="reverse|all", help="Ask each question in several orders of its choices.")
+    ] = None,
+    truncate: Annotated[bool, typer.Option(help="Cut inputs that are too long, instead of an error.")] = False,
+    texts: Annotated[bool, typer.Option(help="Whether the page shows the rows' texts.")] = False,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+) -> None:
+    """Write a report: whether to ship, and why, as one HTML file.
+
+    Without --data it is the one that the artifact brings along, of its own test rows. With --data the artifact is
+    measured on these rows, which must be none that trained or calibrated it.
+    """
+    from laplora.files import write_whole
+
+    how = How(predictive, batch_size, truncate, order_average)
+    page = _brought(artifact) if data is None else _measured(artifact, data, label_field, how, texts, device)
+    try:
+        write_whole(out, page)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}") from None
+    say(f"{out} is written; open it in a browser")
+
+
+def _brought(artifact: Path) -> bytes:
+    from laplora.artifact.folder import read_artifact
+
+    try:
+        from service.artifacts.reports import read_report
+    except ImportError as error:
+        raise needs("service", error) from None
+    return read_report(read_artifact(artifact))
+
+
+def _measured(artifact: Path, data: Path, label_field: str, how: How, texts: bool, device: str) -> bytes:
+    try:
+        from laplora.report.page import html
+        from laplora.report.verdict import judge
+        from service.scoring.evaluation import unfamiliar_share
+        from service.scoring.labels import LabelNames
+        from service.scoring.reporting import MeasuredRows, measured_report
+    except ImportError as error:
+        raise needs("report", error) from None
+    predictor = load(artifact, device, how)
+    examples = labelled_examples(data, label_field, predictor)
+    measured = measured_rows(predictor, examples, how, MeasureHow())
+    rows, manifest = MeasuredRows(), predictor.artifact.manifest
+    for number, (example, answer, truth) in enumerate(
+        zip(examples, measured.predictions, measured.truths, strict=True)
+    ):
+        rows.add(number, truth, _answer(answer), {name: _listed(value) for name, value in example.fields.items()})
+    made = measured_report(
+        rows,
+        manifest,
+        measured.methods,
+        names=LabelNames.of(manifest),
+        predictive=how.predictive or predictor.recommended,
+        averaged=how.orders is not None,
+        title=predictor.artifact.name,
+        measured_on=f"{len(examples)} rows of {data.name}",
+        fields=predictor.artifact.manifest.template.template().fields,
+        unfamiliar=unfamiliar_share(manifest, measured.predictions),
+        notes=[],
+        provenance=_provenance(predictor, data, how),
+        texts=texts,
+    )
+    return html(made, judge(made)).encode()
+
+
+def _answer(answer: Prediction) -> dict[str, Any]:
+    """Return an answer as POST /predict writes it, so far as a report needs it."""
+
+    def by_label(values: list[float]) -> dict[str, float]:
+        return dict(zip(answer.labels, values, strict=True))
+
+    return {
+        "map_probs": by_label(answer.map_probs),
+        "probs": by_label(answer.probs),
+        "probs_std": None if answer.probs_std is None else by_label(answer.probs_std),
+        "score": answer.score,
+        "decision": answer.decision,
+        "tokens": answer.tokens,
+        "prediction_set": answer.prediction_set,
+        "uncertainty": None if answer.epistemic is None else {"epistemic": answer.epistemic},
+        "flags": answer.flags,
+    }
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _provenance(predictor: Predictor, data: Path, how: How) -> dict[str, str]:
+    from laplora.files import file_sha256
+
+    manifest = predictor.artifact.manifest
+    return {
+        "artifact": f"{predictor.artifact.name}, {predictor.artifact.digest}",
+        "base model": f"{manifest.base_model}, {manifest.quantization}",
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": f"{data.name}, sha256:{file_sha256(data).removeprefix('sha256:')}",
+        "options": ", ".join(f"{name} {value}" for name, value in vars(how).items() if value is not None),
+    }
