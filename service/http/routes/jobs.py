@@ -65,7 +65,7 @@ _ARRAY: dict[str, Any] = {
 _TABLE: dict[str, Any] = {
     "schema": {"type": "string", "format": "binary", "description": "A Parquet file with a labelled input a row."}
 }
-_CONTENT = {**dict.fromkeys(LINES_TYPES, _LINES), ARRAY_TYPE: _ARRAY, **dict.fromkeys(TABLE_TYPES, _TABLE)}
+_CONTENT = {**dict.fromkeys(LINES_TYPES, _LINES), ARRAY_TYPE: _ARRAY, "application/octet-stream": _TABLE}
 _LOCATION = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
 
 
