@@ -58,14 +58,11 @@ _LINES: dict[str, Any] = {
     "schema": {"type": "string", "format": "binary", "description": _LINE},
     "examples": {"two lines": {"value": _EXAMPLE}},
 }
-_ARRAY: dict[str, Any] = {
-    "schema": {"type": "array", "items": {"type": "object"}, "description": "Labelled inputs of POST /evaluate."},
-    "examples": {"one row": {"value": [{"text": "dull .", "label": "negative"}]}},
-}
 _TABLE: dict[str, Any] = {
-    "schema": {"type": "string", "format": "binary", "description": "A Parquet file with a labelled input a row."}
+    "schema": {"type": "string", "format": "binary", "description": "A Parquet file, or a JSON array."}
 }
-_CONTENT = {**dict.fromkeys(LINES_TYPES, _LINES), ARRAY_TYPE: _ARRAY, "application/octet-stream": _TABLE}
+#: Generators of clients know no list among several bodies, and no type of Parquet: both are told of as bytes.
+_CONTENT = {**dict.fromkeys(LINES_TYPES, _LINES), "application/octet-stream": _TABLE}
 _LOCATION = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
 
 
