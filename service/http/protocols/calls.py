@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
 
 from laplora.errors import InvalidInputError
+from service.errors import InvalidRequestError
 from service.http.schemas.inputs import Input
 from service.http.schemas.predict import PredictOptions
 
@@ -18,12 +22,14 @@ class Call:
     """A request for predictions.
 
     Attributes:
+        inputs: makes them; count: how many it makes, known before it does.
         artifact: name of the loaded artifact that is to answer; None: the active one.
         digest: of the artifact's content that is to answer, and of no other; None: any.
         tells_ids: whether the answer has a place for the ids that POST /feedback knows predictions by.
     """
 
     inputs: Inputs
+    count: int
     artifact: str | None
     options: PredictOptions
     digest: str | None = None
@@ -37,7 +43,8 @@ def of_texts(sequences: Sequence[tuple[str, ...]], named: str) -> Inputs:
         sequences: the texts of each input.
         named: what the protocol calls its inputs, for messages.
 
-    The result raises InvalidInputError where a template has another number of fields, or takes choices.
+    The result raises InvalidInputError where a template has another number of fields, or takes choices, and
+    InvalidRequestError as ``input_of``.
     """
 
     def inputs(fields: Sequence[str]) -> list[Input]:
@@ -48,6 +55,20 @@ def of_texts(sequences: Sequence[tuple[str, ...]], named: str) -> Inputs:
                     f"{list(fields)}: name them, in POST /predict or POST /v2/models/NAME/infer",
                     field=named,
                 )
-        return [Input.model_validate(dict(zip(fields, texts, strict=True))) for texts in sequences]
+        return [input_of(dict(zip(fields, texts, strict=True)), i, named) for i, texts in enumerate(sequences)]
 
     return inputs
+
+
+def input_of(values: Mapping[str, Any], number: int, named: str) -> Input:
+    """Return an input of these fields, the one of this number among those that a protocol calls ``named``.
+
+    Raises:
+        InvalidRequestError: a field's value that no input has, such as an id that is too long.
+    """
+    try:
+        return Input.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        field = f"{named}.{number}.{first['loc'][0]}"
+        raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from None

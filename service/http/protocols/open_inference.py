@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from service.errors import BatchTooLargeError, InvalidRequestError
 from service.http.json_parsing import most_members
-from service.http.protocols.calls import Call
+from service.http.protocols.calls import Call, input_of
 from service.http.protocols.tensors import Datatype, Tensor, read_texts
 from service.http.schemas.inputs import Input
 from service.http.schemas.open_inference import (
@@ -121,7 +121,7 @@ def call_of(body: V2InferRequest, artifact: str, digest: str | None, max_inputs:
         first = error.errors()[0]
         name = "timeout" if first["loc"][0] == "timeout_s" else str(first["loc"][0])
         raise InvalidRequestError(f"parameters.{name}: {first['msg']}", field=f"parameters.{name}") from None
-    return Call(lambda fields: inputs, artifact, options, digest)
+    return Call(lambda fields: inputs, len(inputs), artifact, options, digest)
 
 
 def answer_of(body: V2InferRequest, response: PredictResponse) -> tuple[V2InferResponse, bytes]:
@@ -168,6 +168,7 @@ def _tensor(name: str, predictions: Sequence[PredictionOut]) -> Tensor | None:
 
 def _inputs(tensors: Sequence[V2RequestInput], max_inputs: int) -> list[Input]:
     by_name: dict[str, list[Any]] = {}
+    most = most_members(max_inputs)
     for tensor in tensors:
         rows = tensor.shape[0]
         if rows > max_inputs:
@@ -176,10 +177,12 @@ def _inputs(tensors: Sequence[V2RequestInput], max_inputs: int) -> list[Input]:
                 field="inputs",
                 limit=max_inputs,
             )
-        texts = read_texts(tensor, most=most_members(max_inputs))
-        width = len(texts) // rows
         if tensor.name in by_name:
             raise InvalidRequestError("an input tensor comes twice", field="inputs")
+        # All tensors together have no more entries than a body may have members.
+        texts = read_texts(tensor, most=most)
+        most -= len(texts)
+        width = len(texts) // rows
         if tensor.name == "choices":
             by_name["choices"] = [texts[i * width : (i + 1) * width] for i in range(rows)]
         elif width == 1:
@@ -190,7 +193,8 @@ def _inputs(tensors: Sequence[V2RequestInput], max_inputs: int) -> list[Input]:
             )
     if len({len(values) for values in by_name.values()}) > 1:
         raise InvalidRequestError("the input tensors are of different numbers of inputs", field="inputs")
-    return [Input.model_validate(dict(zip(by_name, row, strict=True))) for row in zip(*by_name.values(), strict=True)]
+    rows_of_texts = zip(*by_name.values(), strict=True)
+    return [input_of(dict(zip(by_name, row, strict=True)), i, "inputs") for i, row in enumerate(rows_of_texts)]
 
 
 def _check_known(body: V2InferRequest) -> None:

@@ -27,7 +27,7 @@ def call_of(body: TeiPredictRequest) -> Call:
     """Return what a request asks."""
     inputs: TeiInputs = body.inputs
     options = PredictOptions(truncate=bool(body.truncate))
-    return Call(of_texts(inputs.sequences, "inputs"), None, options, tells_ids=False)
+    return Call(of_texts(inputs.sequences, "inputs"), len(inputs.sequences), None, options, tells_ids=False)
 
 
 def answer_of(body: TeiPredictRequest, response: PredictResponse) -> TeiAnswer:

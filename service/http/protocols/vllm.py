@@ -12,7 +12,7 @@ from service.http.schemas.vllm import ClassifyData, ClassifyRequest, ClassifyRes
 def call_of(body: ClassifyRequest) -> Call:
     """Return what a request asks."""
     options = PredictOptions(truncate=body.truncate_prompt_tokens is not None)
-    return Call(of_texts([(text,) for text in body.input], "input"), body.model, options)
+    return Call(of_texts([(text,) for text in body.input], "input"), len(body.input), body.model, options)
 
 
 def answer_of(body: ClassifyRequest, response: PredictResponse, request_id: str) -> ClassifyResponse:

@@ -72,16 +72,17 @@ class Planning:
             DeviceFaultError, DrainingError, NotReadyError, ArtifactNotFoundError, ArtifactNotLoadedError: as
                 ``ArtifactHost.lease``.
             ArtifactChangedError: the artifact has another digest than a call names.
-            BatchTooLargeError, InvalidRequestError: as ``check_inputs``, or what ``ask_of`` raises.
+            BatchTooLargeError, InvalidRequestError: as ``inputs_of`` and ``check_inputs``, or what ``ask_of`` raises.
             InvalidInputError: a call has no inputs for the fields of the artifact's template.
         """
         begun, options = time.monotonic(), body.options
         limit_s = self._settings.request_timeout_s
         timeout_s = limit_s if options.timeout_s is None else min(limit_s, options.timeout_s)
         async with self._artifacts.lease(body.artifact) as predictor:
-            inputs = inputs_of(body, predictor.artifact) if isinstance(body, Call) else body.inputs
+            max_inputs = self._settings.max_inputs
+            inputs = inputs_of(body, predictor.artifact, max_inputs) if isinstance(body, Call) else body.inputs
             self.inputs = inputs
-            check_inputs(inputs, self._settings.max_inputs, order_average=options.order_average)
+            check_inputs(inputs, max_inputs, order_average=options.order_average)
             plan = Plan(
                 predictor,
                 [item.template_fields for item in inputs],
@@ -145,14 +146,23 @@ async def _planning(request: Request) -> Planning:
 PlanningDep = Annotated[Planning, Depends(_planning)]
 
 
-def inputs_of(call: Call, artifact: Artifact) -> Sequence[Input]:
+def inputs_of(call: Call, artifact: Artifact, max_inputs: int) -> Sequence[Input]:
     """Return the inputs of a call to an artifact.
 
     Raises:
         ArtifactChangedError: it has another digest than the call names.
+        BatchTooLargeError: the call has more inputs than ``max_inputs``; none was made.
         InvalidInputError: the call has no inputs for the fields of its template.
+        InvalidRequestError: a field's value that no input has.
     """
     check_digest(artifact, call.digest)
+    if call.count > max_inputs:
+        raise BatchTooLargeError(
+            f"the request has {call.count} inputs, max_inputs is {max_inputs}: send it in parts",
+            field="inputs",
+            limit=max_inputs,
+            got=call.count,
+        )
     return call.inputs(template_fields(artifact))
 
 

@@ -48,4 +48,4 @@ async def predict(body: _Body, predicting: PredictingDep) -> PredictResponse | t
     """
     if isinstance(body, TeiPredictRequest):
         return tei.answer_of(body, await predicting.answer(tei.call_of(body)))
-    return await predicting.answer(Call(lambda fields: body.inputs, body.artifact, body.options))
+    return await predicting.answer(Call(lambda fields: body.inputs, len(body.inputs), body.artifact, body.options))

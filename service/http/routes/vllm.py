@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import ClassVar
 
 from fastapi import APIRouter
 
@@ -14,7 +15,12 @@ from service.http.routes.predicting import PredictingDep
 from service.http.schemas.vllm import ClassifyRequest, ClassifyResponse, ModelCard, ModelList, VllmErrorResponse
 from service.telemetry.logs import request_id
 
-router = APIRouter(tags=["protocols"], route_class=JsonBodyRoute)
+
+class _ClassifyRoute(JsonBodyRoute):
+    bounded_lists: ClassVar[dict[str, str]] = {"input": "max_inputs"}
+
+
+router = APIRouter(tags=["protocols"], route_class=_ClassifyRoute)
 _SCORING_RESPONSES = error_responses(*SCORING_ERRORS, model=VllmErrorResponse)
 
 

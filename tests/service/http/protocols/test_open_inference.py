@@ -199,6 +199,7 @@ async def test_wrong_tensors_are_refused(wrong: dict[str, Any], said: str, serve
         ({"inputs": [tensor("a"), tensor("b")]}, "twice"),
         ({"inputs": [tensor("a"), {**tensor("a", "b"), "name": "other"}]}, "different numbers"),
         ({"inputs": [tensor("a")] * 65}, "at most 64"),
+        ({"inputs": [tensor("a"), {**tensor("SECRET" * 50), "name": "id"}]}, "inputs.0.id"),
         ({"inputs": [tensor("a")], "outputs": [{"name": "SECRET"}]}, "no output"),
         ({"inputs": [tensor("a")], "outputs": [{"name": "probs"}, {"name": "probs"}]}, "twice"),
         ({"inputs": [tensor("a")], "outputs": [{"name": "probs", "parameters": {"classification": 1}}]}, "supported"),
@@ -266,6 +267,14 @@ async def test_lies_about_bytes_are_refused(
     assert list(response.json()) == ["error"]
     assert said in response.json()["error"]
     assert served.predictor.batches == []
+
+
+async def test_tensors_together_have_no_more_entries_than_a_body(served: Served) -> None:
+    texts = packed(*[b""] * 20_000)
+    sent = [binary(len(texts), [1, 20_000], name=name) for name in ("choices", "other")]
+    response = await infer_bytes(served, texts * 2, *sent)
+    assert (response.status_code, list(response.json())) == (413, ["error"])
+    assert "12768 entries are the most" in response.json()["error"]
 
 
 async def test_media_types_compression_and_bodies_too_large_are_refused() -> None:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from serving import FakePredictor, Served, serve
 
-from laplora.prompts.templates import TEMPLATES
+from laplora.prompts.templates import TEMPLATES, PromptTemplate
 
 pytestmark = pytest.mark.anyio
 
@@ -111,6 +111,26 @@ async def test_a_million_inputs_are_refused_before_they_are_built(input: Any, co
         error = response.json()["error"]
         assert (response.status_code, error["type"]) == ((413, code) if code else (422, "invalid_request"))
         assert served.predictor.batches == []
+
+
+@pytest.mark.parametrize("inputs", [257, 32_000])
+async def test_too_many_inputs_are_refused_before_one_is_made(
+    inputs: int, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Making one would fail.
+    monkeypatch.setattr("service.http.protocols.calls.Input", None)
+    response = await classify(served, input=["a"] * inputs)
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["param"]) == (413, "batch_too_large", "input")
+    assert f"{inputs} input" in error["message"]
+
+
+async def test_a_text_that_no_input_has_is_refused() -> None:
+    async with serve(FakePredictor(template=PromptTemplate("named", 1, "Who is {id}? Answer:"))) as served:
+        error = (await classify(served, input="SECRET" * 50)).json()["error"]
+        assert (error["code"], error["type"], error["param"]) == (422, "invalid_request", "input.0.id")
+        assert "at most 256 characters" in error["message"]
+        assert "SECRET" not in error["message"]
 
 
 async def test_an_artifact_of_several_fields_is_refused_by_name() -> None:
