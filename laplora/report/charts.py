@@ -99,7 +99,7 @@ def reliability_charts(report: Report, method: str, style: Style) -> tuple[Chart
         accuracy, confidence = one["accuracy"], one["confidence"]
         low, high = share_interval(round(accuracy * one["count"]), one["count"])
         says = (
-            f"confidence {percent(confidence)}, right {percent(accuracy)} ({percent(low)} to {percent(high)}), "
+            f"confidence {percent(confidence)}, accuracy {percent(accuracy)} ({percent(low)} to {percent(high)}), "
             f"{one['count']} rows"
         )
         marks.append(Bar(style, one["lower"], one["upper"], 0, accuracy, says))
@@ -111,14 +111,14 @@ def reliability_charts(report: Report, method: str, style: Style) -> tuple[Chart
     over = sum(one["count"] for one in used if one["confidence"] > one["accuracy"])
     total = sum(one["count"] for one in used)
     description = (
-        f"Reliability of {name}: ECE {values['ece']:.3f}; {over} of {total} rows are in bins surer than right. "
-        "Bars are the share of right answers in each bin of confidence, whiskers its 95 % "
+        f"Reliability of {name}: ECE {values['ece']:.3f}; {over} of {total} rows are in overconfident bins. "
+        "Bars are the accuracy in each bin of confidence, whiskers its 95 % "
         "interval, the dashed line is perfect calibration."
     )
     legend: list[tuple[Style, str]] = [
-        (style, "right"),
-        ("over", "surer than right"),
-        ("under", "less sure than right"),
+        (style, "accuracy"),
+        ("over", "overconfident"),
+        ("under", "underconfident"),
         ("strong", "95 % interval"),
         ("guide", "perfect"),
     ]
@@ -126,7 +126,7 @@ def reliability_charts(report: Report, method: str, style: Style) -> tuple[Chart
     most = max(one["count"] for one in used)
     counts = [Bar("count", one["lower"], one["upper"], 0, one["count"], f"{one['count']} rows") for one in used]
     return (
-        Chart(title, description, x, Axis("right", 0, 1, percent=True), marks, legend),
+        Chart(title, description, x, Axis("accuracy", 0, 1, percent=True), marks, legend),
         Chart("", f"Rows in each bin of confidence of {name}.", x, Axis("rows", 0, most), counts, height=120),
     )
 

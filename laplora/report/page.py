@@ -31,12 +31,16 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 #: Heading of a column -> (figure of a method, +1 where higher is better and -1 where lower is, what it means).
 _COLUMNS: Mapping[str, tuple[str, int, str]] = {
-    "right": ("accuracy", 1, "share of right answers"),
+    "accuracy": ("accuracy", 1, "share of answers that are the true label"),
     "NLL": ("nll", -1, "mean negative log-likelihood, nats: how good the probabilities are"),
-    "ECE": ("ece", -1, "expected calibration error: how far confidence is from the share of right answers"),
+    "ECE": ("ece", -1, "expected calibration error: how far confidence is from accuracy, over 15 bins of confidence"),
     "Brier": ("brier", -1, "squared error of the probabilities, 0 to 2"),
     "AUROC": ("auroc_error", 1, "how well the uncertainty ranks the mistakes, 0.5 is chance"),
-    "AURC": ("aurc", -1, "mean error rate over all shares of answers kept"),
+    "AURC": (
+        "aurc",
+        -1,
+        "area under the risk-coverage curve: mean error rate over all shares of answers kept, the surest first",
+    ),
 }
 
 
@@ -89,8 +93,10 @@ def _table(report: Report) -> list[tuple[str, bool, list[tuple[str, str, bool]]]
         texts = {m: "–" if values[key] is None else f"{values[key]:.3f}" for m, values in report.methods.items()}
         printed = [sign * float(text) for text in texts.values() if text != "–"]
         for method, text in texts.items():
-            best = text != "–" and len(printed) > 1 and sign * float(text) == max(printed)
-            bounds = report.methods[method]["intervals"].get(key)
+            # Resampling rows pushes an ECE up: its percentile interval can leave out the ECE itself.
+            resampled = key != "ece"
+            best = resampled and text != "–" and len(printed) > 1 and sign * float(text) == max(printed)
+            bounds = report.methods[method]["intervals"].get(key) if resampled else None
             cells[method].append((text, f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "", best))
     return [(display_name(method), method == report.served, row) for method, row in cells.items()]
 

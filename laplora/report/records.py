@@ -17,7 +17,8 @@ class Promise:
     """What an artifact promises of rows like its calibration rows.
 
     Attributes:
-        target_risk: error rate of the answers that no person looks at, at most.
+        target_risk: error rate of the answers that no person looks at, at most; bounded: whether the review rule bounds
+            it, where the default only aims at it.
         coverage: of the label sets; calibration_rows: that they were calibrated on.
         false_alarms: share of rows that are flagged as unfamiliar, at most; None where nothing flags them.
     """
@@ -26,6 +27,12 @@ class Promise:
     coverage: float
     calibration_rows: int
     false_alarms: float | None = None
+    bounded: bool = False
+
+    @property
+    def verb(self) -> str:
+        """What the review rule does with the target risk."""
+        return "promised" if self.bounded else "aimed at"
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ class Report:
         gain: the served predictive's NLL less that of temperature scaling: difference, and the low and high end of its
             95 % interval, nats; None where there is nothing to compare.
         unfamiliar: share of the rows that are flagged so; None where nothing flags them.
+        questions: rows that each input counts as; with several, rows are not independent.
         notes: further sentences.
         curves: by name (step, value) of what training recorded.
         provenance: by name, what the figures were made from; configuration: of the run, as text.
@@ -124,6 +132,7 @@ class Report:
     rows: Rows
     gain: tuple[float, float, float] | None = None
     unfamiliar: float | None = None
+    questions: int = 1
     notes: Sequence[str] = ()
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)

@@ -1,29 +1,37 @@
-"""Ship, ship with review, or do not ship: a rule over the rows, with their noise.
+"""Ship, ship with review, too few rows to say, or do not ship: a rule over the rows, with their noise.
 
-An artifact is not to be shipped where its rows rule out, at 95 %, what shipping takes:
+All intervals are at 95 %, and hold the noise of these rows alone. The first that applies is the verdict:
 
-1. it is better than always answering the most frequent label;
-2. its review rule accepts something;
-3. no more than the target risk of what it accepts is wrong.
-
-It can do without review where at most the target risk of *all* rows is wrong, beyond noise. Everything else is review.
+1. Do not ship: the rows do not show skill. They show it where the accuracy is above that of always answering the most
+   frequent label, or where the NLL is below that of the labels' shares. Accuracy alone is a hard test where labels are
+   very unequal.
+2. Do not ship: the review rule accepts nothing.
+3. Do not ship: the error rate of what it accepts is above the target.
+4. Too few rows to say: the interval of that error rate reaches above the target. So it is where an input counts as
+   several rows, which are not independent.
+5. Ship: the error rate of all rows is at most the target, even at the upper end of its interval.
+6. Ship with review.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from laplora.metrics.noise import calibrated_ece, lowest_coverage, share_interval
+from laplora.metrics.scores import ece, row_nll
 from laplora.report.records import Report
 
-Kind = Literal["ship", "review", "stop"]
-#: "open": the rows can neither show it nor rule it out.
-Outcome = Literal["yes", "open", "no"]
+Kind = Literal["ship", "review", "open", "stop"]
+#: "yes": the rows show it. "open": they can neither show it nor rule it out. "unrejected": they do not rule it out,
+#: which is all that this check can find. "no": they rule it out, or do not show what has to be shown.
+Outcome = Literal["yes", "open", "unrejected", "no"]
 
 #: Of what is called more than noise: 2.5 % on a side, as of a 95 % interval.
 _CHANCE = 0.025
+_NORMAL = 1.96
 #: Rows that the calibrated ECE is simulated on, at most: with more, its noise is far below what matters.
 _MOST_SIMULATED = 20_000
 
@@ -34,13 +42,14 @@ class Check:
 
     Attributes:
         title: what is to hold; measured: what was; expected: what it is compared with.
-        outcome: whether it holds.
+        outcome: whether it holds; decides: whether the verdict goes by it.
     """
 
     title: str
     measured: str
     expected: str
     outcome: Outcome
+    decides: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,29 +111,73 @@ def judge(report: Report) -> Verdict:
         if check.outcome == "no" and caveat:
             caveats.append(caveat)
     kind, sentence = _decision(report)
+    if (skill := _skill(report)).shown and not skill.by_accuracy:
+        caveats.append(
+            f"Its accuracy is not clearly above that of always answering “{skill.label}”, which is a hard test where "
+            "labels are unequal. Its NLL shows skill: it is clearly below that of the labels’ shares."
+        )
     return Verdict(kind, _title(kind, report), sentence, tuple(checks), tuple(caveats))
+
+
+def rows_to_show(target: float) -> int:
+    """Return how many rows without a mistake show, at 95 %, an error rate of at most ``target``, in (0, 1)."""
+    rows = max(1, math.floor(math.log(_CHANCE) / math.log1p(-target)))
+    while share_interval(0, rows)[1] > target:
+        rows += 1
+    return rows
 
 
 def _title(kind: Kind, report: Report) -> str:
     if kind == "review":
         return f"Ship, with {percent(operating_point(report)[0].value)} reviewed by a person"
+    if kind == "open":
+        return "Too few rows to say" if report.questions == 1 else "Not shown: its rows are not independent"
     return "Ship" if kind == "ship" else "Do not ship"
 
 
-def _commonest(report: Report) -> tuple[str, float]:
-    label = int(report.rows.labels.bincount(minlength=len(report.labels)).argmax())
-    return report.labels[label], float((report.rows.labels == label).double().mean())
+@dataclass(frozen=True)
+class _Skill:
+    """What shows skill: ``accuracy`` beside the ``share`` of the commonest ``label``, and the NLL's ``difference``.
+
+    The difference is the NLL less that of the labels' shares, nats, from ``low`` to ``high``.
+    """
+
+    accuracy: Share
+    label: str
+    share: float
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def by_accuracy(self) -> bool:
+        return self.accuracy.interval[0] > self.share
+
+    @property
+    def shown(self) -> bool:
+        return self.by_accuracy or self.high < 0  # of one row there is no interval: NaN
+
+
+def _skill(report: Report) -> _Skill:
+    rows = report.rows
+    shares = rows.labels.bincount(minlength=len(report.labels)).double() / len(rows)
+    differences = row_nll(rows.probs, rows.labels).double() + shares[rows.labels].log()
+    mean = float(differences.mean())
+    noise = _NORMAL * float(differences.std()) / math.sqrt(len(rows)) if len(rows) > 1 else math.nan
+    label = int(shares.argmax())
+    accuracy = Share(int((~rows.wrong).sum()), len(rows))
+    return _Skill(accuracy, report.labels[label], float(shares[label]), mean, mean - noise, mean + noise)
 
 
 def _decision(report: Report) -> tuple[Kind, str]:
     rows, target = report.rows, report.promise.target_risk
     review, accepted = operating_point(report)
-    right, wrong = Share(int((~rows.wrong).sum()), len(rows)), Share(int(rows.wrong.sum()), len(rows))
-    label, share = _commonest(report)
-    if right.interval[0] <= share:
+    wrong, skill = Share(int(rows.wrong.sum()), len(rows)), _skill(report)
+    if not skill.shown:
         return "stop", (
-            f"{right} of the answers are right and always answering “{label}” is right for {percent(share)}, so "
-            f"{len(rows)} rows do not show that the model has learnt the task."
+            f"Its accuracy is {skill.accuracy}, always answering “{skill.label}” has {percent(skill.share)}, and its "
+            f"NLL is not clearly below that of the labels’ shares: {len(rows)} rows do not show that the model has "
+            "learnt the task."
         )
     if accepted is None:
         return "stop", (
@@ -133,46 +186,39 @@ def _decision(report: Report) -> tuple[Kind, str]:
         )
     if accepted.interval[0] > target:
         return "stop", (
-            f"Of the answers that nobody would look at {accepted} are wrong, more than the {percent(target)} asked for "
-            "and more than noise explains."
+            f"Of the answers that nobody would look at {accepted} are wrong, more than the {percent(target)} "
+            f"{report.promise.verb} and more than noise explains."
+        )
+    kept = f"within the {percent(target)} {report.promise.verb} even with noise"
+    looks = f"A person looks at {percent(review.value)} of the answers, and of the others {accepted} are wrong"
+    if accepted.interval[1] > target:
+        return "open", (
+            f"{looks}. That interval reaches above the {percent(target)} {report.promise.verb}. {rows_to_show(target)} "
+            f"accepted rows without a mistake would be enough to show it; here {accepted.count} of {accepted.rows} are "
+            "wrong."
+        )
+    if report.questions > 1:
+        return "open", (
+            f"{looks}. But each input counts as {report.questions} rows, one for each label, and these are not "
+            "independent: the interval is too narrow to show anything."
         )
     if wrong.interval[1] <= target:
         rest = f", and the review rule still sends {percent(review.value)} of them to a person" if review.count else ""
-        return "ship", (
-            f"{wrong} of all {len(rows)} answers are wrong, within the {percent(target)} asked for even with noise"
-            f"{rest}."
-        )
-    if accepted.interval[1] <= target:
-        sure = f"within the {percent(target)} asked for even with noise"
-    elif accepted.value <= target:
-        sure = f"within the {percent(target)} asked for, but {accepted.rows} rows are too few to rule out more"
-    else:
-        sure = f"above the {percent(target)} asked for by no more than noise in {accepted.rows} rows explains"
-    return "review", (
-        f"A person looks at {percent(review.value)} of the answers, and of the others {accepted} are wrong: {sure}."
-    )
+        return "ship", f"{wrong} of all {len(rows)} answers are wrong, {kept}{rest}."
+    return "review", f"{looks}: {kept}."
 
 
 def _checks(report: Report) -> Iterator[tuple[Check, str]]:
     """Yield each check, with the sentence that is to be said where it fails; "" where the verdict says it."""
-    rows, promise, served = report.rows, report.promise, report.methods[report.served]
-    _, accepted = operating_point(report)
-    right, (label, share) = Share(int((~rows.wrong).sum()), len(rows)), _commonest(report)
-    low, high = right.interval
-    outcome: Outcome = "yes" if low > share else "no" if high < share else "open"
-    yield Check(f"Better than always “{label}”", f"{right} right", f"more than {percent(share)}", outcome), ""
-    if accepted is not None:
-        low, high = accepted.interval
-        outcome = "yes" if high <= promise.target_risk else "no" if low > promise.target_risk else "open"
-        measured = f"{accepted}, {accepted.count} of {accepted.rows}"
-        yield Check("Mistakes among the accepted", measured, f"at most {percent(promise.target_risk)}", outcome), ""
-    # Evenly spaced, where there are very many.
-    confidence = rows.confidence[:: -(-len(rows) // _MOST_SIMULATED)].contiguous()
+    promise, served = report.promise, report.methods[report.served]
+    yield from _deciding(report)
+    # Evenly spaced, where there are very many. ECE and limit are of the same rows.
+    every = -(-len(report.rows) // _MOST_SIMULATED)
+    confidence = report.rows.confidence[::every].contiguous()
+    measured = ece(report.rows.probs[::every], report.rows.labels[::every])
     limit = calibrated_ece(confidence, chance=_CHANCE).limit
     yield (
-        Check(
-            "Calibrated (ECE)", f"{served['ece']:.3f}", f"at most {limit:.3f} by chance", _within(served["ece"], limit)
-        ),
+        Check("Calibrated (ECE)", f"{measured:.3f}", f"at most {limit:.3f} by chance", _within(measured, limit)),
         "Its probabilities are off by more than chance: use its decisions, do not read a probability as a frequency.",
     )
     if (gain := report.gain) is not None:
@@ -186,31 +232,54 @@ def _checks(report: Report) -> Iterator[tuple[Check, str]]:
             ),
             "Temperature scaling, which costs less, has better probabilities on these rows.",
         )
+    inputs = len(report.rows) // report.questions
     if "sets" in served:
         coverage = served["sets"]["coverage"]
-        least = lowest_coverage(promise.coverage, len(rows), promise.calibration_rows, chance=_CHANCE)
+        least = lowest_coverage(promise.coverage, inputs, promise.calibration_rows, chance=_CHANCE)
         yield (
             Check(
-                "Label sets hold the right label",
+                "Label sets hold the true label",
                 percent(coverage),
-                f"at least {percent(least)}",
+                f"{percent(promise.coverage)} promised; at least {percent(least)} with noise",
                 _within(least, coverage),
             ),
-            f"Its label sets hold the right label less often than the {percent(promise.coverage)} that they promise.",
+            f"Its label sets hold the true label less often than the {percent(promise.coverage)} that they promise.",
         )
     if report.unfamiliar is not None and promise.false_alarms is not None:
         level = 1 - promise.false_alarms
-        most = 1 - lowest_coverage(level, len(rows), promise.calibration_rows, chance=_CHANCE)
+        most = 1 - lowest_coverage(level, inputs, promise.calibration_rows, chance=_CHANCE)
         yield (
             Check(
                 "Rows are like the training rows",
                 f"{percent(report.unfamiliar)} unfamiliar",
-                f"at most {percent(most)}",
+                f"at most {percent(promise.false_alarms)} promised; up to {percent(most)} with noise",
                 _within(report.unfamiliar, most),
             ),
             "More rows are unlike the training rows than chance explains: the figures are of other rows than promised.",
         )
 
 
+def _deciding(report: Report) -> Iterator[tuple[Check, str]]:
+    """Yield what the verdict goes by."""
+    target, (_, accepted), skill = report.promise.target_risk, operating_point(report), _skill(report)
+    yield (
+        Check(
+            f"Skill: accuracy above always “{skill.label}”, or NLL below the labels’ shares",
+            f"accuracy {skill.accuracy}; NLL less that of the shares {skill.difference:+.3f} nats "
+            f"({skill.low:+.3f} to {skill.high:+.3f})",
+            f"accuracy above {percent(skill.share)}, or a difference below 0",
+            "yes" if skill.shown else "no",
+            decides=True,
+        ),
+        "",
+    )
+    if accepted is not None:
+        low, high = accepted.interval
+        outcome: Outcome = "yes" if high <= target else "no" if low > target else "open"
+        measured = f"{accepted}, {accepted.count} of {accepted.rows}"
+        expected = f"at most {percent(target)}, {report.promise.verb}"
+        yield Check("Mistakes among the accepted", measured, expected, outcome, decides=True), ""
+
+
 def _within(value: float, limit: float) -> Outcome:
-    return "yes" if value <= limit + 1e-9 else "no"
+    return "unrejected" if value <= limit + 1e-9 else "no"

@@ -62,6 +62,12 @@ def _short(value: Any, most: int) -> Any:
     return (value if isinstance(value, str) else json.dumps(value))[:most]
 
 
+def _unfamiliar(taken: MeasuredRows) -> float:
+    """Return the share of unfamiliar rows among those that are looked at, whose number sets its limit."""
+    flags = [bool(answer["unfamiliar"]) for answer in taken.answers]
+    return sum(flags) / len(flags)
+
+
 def job_report(job: Job, result: Mapping[str, Any], taken: MeasuredRows, manifest: Manifest, *, texts: bool) -> Report:
     """Return the report of a job that is done, from its result and its rows.
 
@@ -84,7 +90,7 @@ def job_report(job: Job, result: Mapping[str, Any], taken: MeasuredRows, manifes
         title=about.artifact.name,
         measured_on=f"{result['rows']} uploaded rows, job {job.id}",
         fields=about.fields or (),
-        unfamiliar=result.get("unfamiliar"),
+        unfamiliar=None if result.get("unfamiliar") is None else _unfamiliar(taken),
         notes=list(_notes(job, result, taken)),
         provenance=_provenance(job),
         texts=texts,

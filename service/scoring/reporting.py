@@ -65,7 +65,7 @@ def measured_report(
         names: the artifact's labels.
         predictive: the one that answered; averaged: whether over several orders of the choices.
         fields: of the rows' values those that the prompt has; texts: whether they are shown.
-        unfamiliar: share of the rows that are flagged so; None where nothing flags them.
+        unfamiliar: share of ``taken`` that is flagged so; None where nothing flags them.
     """
     from laplora.report.records import Promise, Report
 
@@ -91,11 +91,13 @@ def measured_report(
             coverage=manifest.calibration.coverage,
             calibration_rows=manifest.calibration.rows,
             false_alarms=None if familiarity is None else familiarity.false_alarms,
+            bounded=rule.guarantee == "upper_bound",
         ),
         methods=shown,
         rows=_rows(taken, names, fields, rule.threshold, texts=texts),
         gain=None if gain is None else (gain["difference"], gain["low"], gain["high"]),
         unfamiliar=unfamiliar,
+        questions=names.questions,
         notes=[*notes, *(several if names.several else ())],
         provenance=provenance,
     )

@@ -108,6 +108,7 @@ def run_report(
             coverage=calibrated.calibration.coverage,
             calibration_rows=calibrated.calibration.rows,
             false_alarms=record.familiarity.false_alarms if record.familiarity else None,
+            bounded=rule.guarantee == "upper_bound",
         ),
         methods=methods,
         rows=rows,

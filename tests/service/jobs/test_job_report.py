@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
     predictor = FakePredictor()
-    review = SimpleNamespace(target_risk=0.05, threshold=0.3)
+    review = SimpleNamespace(target_risk=0.05, threshold=0.3, guarantee="empirical")
     predictor.artifact.manifest.predictives = {"laplace": SimpleNamespace(thresholds=SimpleNamespace(review=review))}
     async with serve(predictor, jobs_dir=tmp_path / "jobs") as served:
         yield served
@@ -134,7 +134,7 @@ def several(count: int) -> tuple[Job, dict[str, Any], job_reports.MeasuredRows]:
 
 
 def promises() -> Any:
-    review = SimpleNamespace(target_risk=0.05, threshold=0.3)
+    review = SimpleNamespace(target_risk=0.05, threshold=0.3, guarantee="empirical")
     return SimpleNamespace(
         recommended=SimpleNamespace(predictive="laplace", reason="it was better"),
         predictives={"laplace": SimpleNamespace(thresholds=SimpleNamespace(review=review))},
@@ -148,12 +148,14 @@ def test_where_several_labels_may_be_right_each_is_a_question_of_its_own() -> No
     report = job_reports.job_report(job, result, taken, promises(), texts=True)
     page = html(report, judge(report))
     assert len(report.rows) == 3 * 40
+    assert report.questions == 3
+    assert judge(report).kind not in ("ship", "review")
     assert report.labels == ("absent", "present")
     # Wrong: weather, said to be present of the rows 1, 11, 21 and 31, which it is not.
     assert report.rows.wrong.nonzero()[:, 0].tolist() == [3 * i + 2 for i in (1, 11, 21, 31)]
     assert report.rows.references[5] == "line 2, weather"
     assert report.rows.review.nonzero()[:, 0].tolist() == [3 * i + k for i in range(1, 40, 4) for k in range(3)]
-    for said in ("Rows by <bdi>label</bdi>", "<bdi>weather</bdi>", "question of its own", "text 11"):
+    for said in ("Rows by “label”", "<bdi>weather</bdi>", "question of its own", "text 11"):
         assert said in page
 
 
@@ -171,3 +173,13 @@ def test_a_job_of_which_no_row_was_scored_has_no_report() -> None:
     job, result, _ = several(4)
     with pytest.raises(ReportNotFoundError, match="no row"):
         job_reports.job_report(job, result, job_reports.MeasuredRows(), promises(), texts=False)
+
+
+def test_unfamiliar_rows_are_counted_among_the_rows_that_are_looked_at() -> None:
+    """Its limit is of so many rows: a share of all rows would pass or fail by another noise."""
+    job, result, taken = several(40)
+    for answer in taken.answers[:10]:
+        answer["unfamiliar"] = True
+    assert job_reports.job_report(job, result, taken, promises(), texts=False).unfamiliar is None  # nothing flags them
+    result["unfamiliar"] = 0.01
+    assert job_reports.job_report(job, result, taken, promises(), texts=False).unfamiliar == 0.25
