@@ -20,21 +20,27 @@ from laplora.commands.console import (
     Status,
     write,
 )
-from laplora.commands.measuring import MeasureHow, labelled_examples, measured_rows
+from laplora.commands.measuring import BINS, MeasureHow, labelled_examples, measured_rows
+from laplora.errors import ConfigError
 
 if TYPE_CHECKING:
     from laplora.predictor import Predictor
 
+_WITH_INTERVAL = ("accuracy", "nll", "brier", "auroc_error")
 #: Shown of each method, in this order.
 _COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
 
 
 def evaluate(
     artifact: ArtifactOption,
-    data: Annotated[Path, typer.Option("--data", help="JSON Lines, CSV or Parquet file of labelled rows.")],
+    data: Annotated[
+        Path, typer.Option("--data", help="JSON Lines, CSV or Parquet file: the template's fields, and the label.")
+    ],
     fail_if: Annotated[
         list[str] | None,
-        typer.Option(metavar="BAR", help="Exit with 1 where this holds: 'ece>0.05', 'map.accuracy<0.8'. Repeatable."),
+        typer.Option(
+            metavar="BAR", help="Exit with 1 where this holds: 'ece_excess>0', 'map.accuracy<0.8'. Repeatable."
+        ),
     ] = None,
     label_field: Annotated[str, typer.Option(help="Field of a row that has its label.")] = "label",
     predictive: Annotated[str | None, typer.Option(help="Which predictive answers (default: the recommended).")] = None,
@@ -43,8 +49,10 @@ def evaluate(
     ] = None,
     truncate: Annotated[bool, typer.Option(help="Cut inputs that are too long, instead of an error.")] = False,
     bins: Annotated[int, typer.Option(min=1, max=1000, help="Bins of the ECE.")] = 15,
-    resamples: Annotated[int, typer.Option(min=0, max=100_000, help="Of the bootstrap.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    resamples: Annotated[
+        int, typer.Option(min=0, max=100_000, help="Resamples of the bootstrap, which most intervals are of.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of these resamples.")] = 0,
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -52,12 +60,18 @@ def evaluate(
     """Measure an artifact on labelled rows, without a server: accuracy, NLL, ECE and more of every predictive.
 
     A bar of --fail-if is [PREDICTIVE.]METRIC, then >, <, >= or <=, and a number; without PREDICTIVE it is of the one
-    that answers. METRIC.low and METRIC.high are the ends of a metric's 95 % interval: with few rows, 'ece.low>0.05'
-    fails only where the rows show more than 0.05. Exit status: 0 all well, 1 a bar was crossed, 2 it could not run.
+    that answers. Metrics: accuracy, nll, ece, ece_limit, ece_excess, brier, auroc_error, auprc_error, aurc,
+    excess_aurc. METRIC.low and METRIC.high are the ends of its 95 % interval. ece_excess is the ECE above what one
+    calibrated model in 40 has by chance on as many rows. Exit status: 0 all well, 1 a bar was crossed, 2 it could not
+    run.
     """
     bars = [Bar.parse(text) for text in fail_if or ()]
     how = How(predictive, batch_size, truncate, order_average)
+    if bins != BINS and any(bar.metric in ("ece_limit", "ece_excess") for bar in bars):
+        raise ConfigError(f"ece_limit and ece_excess are known for {BINS} bins alone: leave out --bins")
     predictor = load(artifact, device, how)
+    for bar in bars:
+        bar.check_predictive(predictor.predictives)
     name = how.predictive or predictor.recommended
     examples = labelled_examples(data, label_field, predictor)
     measured = measured_rows(predictor, examples, how, MeasureHow(bins, resamples, seed)).methods
@@ -102,7 +116,17 @@ def _table(measured: Mapping[str, Mapping[str, Any]], answering: str) -> list[st
         )
         for row in cells
     ]
-    return [*lines, "* answers. nll is in nats; auroc_error: how well the uncertainty ranks the mistakes"]
+    intervals = measured[answering]["intervals"]
+    known = [
+        f"{name} {intervals[name][0]:.3f} to {intervals[name][1]:.3f}" for name in _WITH_INTERVAL if name in intervals
+    ]
+    limit = measured[answering]["ece_limit"]
+    by_chance = "" if limit is None else f"; a calibrated model's ECE is below {limit:.3f} in 39 of 40 cases"
+    return [
+        *lines,
+        "* answers. nll is in nats; auroc_error: how well the uncertainty ranks the mistakes",
+        f"{answering}, 95 %: {', '.join(known)}{by_chance}",
+    ]
 
 
 def _verdicts(crossed: Sequence[Crossed]) -> list[str]:

@@ -12,17 +12,17 @@ CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_optio
 
 
 def train(context: typer.Context) -> None:
-    """Fine-tune, fit, evaluate and package: python -m training run."""
+    """Fine-tune, fit, evaluate and package an artifact."""
     raise typer.Exit(_training("run", context))
 
 
 def fit(context: typer.Context) -> None:
-    """Fit the posterior of a run, or of an adapter that was trained elsewhere: python -m training fit."""
+    """Fit the posterior of a run, or of an adapter from elsewhere."""
     raise typer.Exit(_training("fit", context))
 
 
 def keys(context: typer.Context) -> None:
-    """Make, list and revoke API keys: python -m service.keys."""
+    """Make, list and revoke API keys of a server."""
     try:
         from service.keys import main
     except ImportError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,11 +22,14 @@ if TYPE_CHECKING:
 #: The variable that has the API key: a flag would be seen in the list of processes.
 KEY_VARIABLE = "LAPLORA_API_KEY"
 
-app = typer.Typer(help="Large evaluations on a server: upload, watch, cancel, fetch.", rich_markup_mode=None)
+app = typer.Typer(
+    help="Large evaluations on a server: upload, list, show, fetch, cancel, remove.", rich_markup_mode=None
+)
 UrlOption = Annotated[str, typer.Option("--url", envvar="LAPLORA_URL", help="Address of the server.")]
 KeyFileOption = Annotated[
     Path | None, typer.Option(help=f"File that has the API key (default: the variable {KEY_VARIABLE}).")
 ]
+JobArgument = Annotated[str, typer.Argument(metavar="ID", help="Of the job, as submit and list say it.")]
 _URL = "http://localhost:8000"
 
 
@@ -62,7 +67,7 @@ def list_jobs(url: UrlOption = _URL, key_file: KeyFileOption = None, as_json: Js
 
 @app.command("show")
 def show(
-    job: Annotated[str, typer.Argument(metavar="ID")],
+    job: JobArgument,
     wait: Annotated[bool, typer.Option(help="Wait for it to end.")] = False,
     url: UrlOption = _URL,
     key_file: KeyFileOption = None,
@@ -78,7 +83,7 @@ def show(
 
 @app.command("cancel")
 def cancel(
-    job: Annotated[str, typer.Argument(metavar="ID")],
+    job: JobArgument,
     url: UrlOption = _URL,
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
@@ -89,9 +94,7 @@ def cancel(
 
 
 @app.command("remove")
-def remove(
-    job: Annotated[str, typer.Argument(metavar="ID")], url: UrlOption = _URL, key_file: KeyFileOption = None
-) -> None:
+def remove(job: JobArgument, url: UrlOption = _URL, key_file: KeyFileOption = None) -> None:
     """Remove a job that has ended, with its results."""
     with _client(url, key_file) as client:
         client.remove_job(job)
@@ -100,7 +103,7 @@ def remove(
 
 @app.command("results")
 def results(
-    job: Annotated[str, typer.Argument(metavar="ID")],
+    job: JobArgument,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write (default: standard output).")] = None,
     as_parquet: Annotated[bool, typer.Option("--parquet", help="A Parquet table, in place of JSON Lines.")] = False,
     url: UrlOption = _URL,
@@ -120,7 +123,7 @@ def results(
 
 @app.command("slices")
 def slices(
-    job: Annotated[str, typer.Argument(metavar="ID")],
+    job: JobArgument,
     by: Annotated[str, typer.Option(help="Column of the upload.")],
     url: UrlOption = _URL,
     key_file: KeyFileOption = None,
@@ -141,7 +144,7 @@ def slices(
 
 @app.command("report")
 def job_report(
-    job: Annotated[str, typer.Argument(metavar="ID")],
+    job: JobArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
     texts: Annotated[bool, typer.Option(help="Whether the page shows the rows' texts.")] = False,
     url: UrlOption = _URL,
@@ -171,12 +174,17 @@ class _Key:
             raise ConfigError(f"--key-file {file}: {error}") from None
 
 
-def _client(url: str, key_file: Path | None) -> Client:
+@contextmanager
+def _client(url: str, key_file: Path | None) -> Iterator[Client]:
     try:
-        from laplora.client import Client
+        from laplora.client import Client, ServiceUnreachableError
     except ImportError as error:
         raise needs("client", error) from None
-    return Client(url, api_key=_Key.read(key_file).token)
+    try:
+        with Client(url, api_key=_Key.read(key_file).token) as client:
+            yield client
+    except ServiceUnreachableError as error:
+        raise ConfigError(f"{url}: {error}; --url or LAPLORA_URL says where the server is") from None
 
 
 def _show(job: Job, as_json: bool) -> None:

@@ -57,7 +57,7 @@ def predict(
             total += 1
             out.write(json.dumps(written, ensure_ascii=False).encode() + b"\n")
         out.flush()
-    say(f"{total} lines, {bad} of them without an answer")
+    say(f"{total} inputs, {bad} of them without an answer")
     raise typer.Exit(Status.FAILED if bad else Status.DONE)
 
 
@@ -118,4 +118,5 @@ def _input(line: bytes) -> Any:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise InvalidInputError(f"{place}: {first['msg']}" if place else first["msg"]) from None
+        message = first["msg"].replace(" at line 1 column ", " at column ")
+        raise InvalidInputError(f"{place}: {message}" if place else message) from None

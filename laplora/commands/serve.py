@@ -34,6 +34,8 @@ def serve(
     """
     if artifact.startswith("-") or any(not flag.startswith("-") for flag in context.args[:1]):
         raise ConfigError("the folder comes first, then the server's flags: laplora serve FOLDER --device cpu ...")
+    if not Path(artifact).is_dir():
+        raise ConfigError(f"no artifact at {artifact}: that is no folder")
     run_server(["--artifact", artifact, *([] if port is None else ["--port", port]), *context.args])
 
 

@@ -7,7 +7,7 @@ import pytest
 import laplora
 from laplora.commands.app import main
 
-COMMANDS = ("serve", "train", "fit", "evaluate", "predict", "jobs", "keys")
+COMMANDS = ("serve", "train", "fit", "evaluate", "predict", "report", "jobs", "keys")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,7 +27,13 @@ def test_the_version_is_the_librarys(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == f"laplora {laplora.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["serve"], ["nobody", "x"], ["predict"], ["jobs", "show"]])
+def test_no_command_is_told_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert "  evaluate " in captured.out + captured.err
+
+
+@pytest.mark.parametrize("arguments", [["serve"], ["nobody", "x"], ["predict"], ["jobs", "show"]])
 def test_a_command_line_that_is_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert "usage: laplora" in capsys.readouterr().err.casefold()

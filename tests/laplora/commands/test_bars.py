@@ -10,12 +10,20 @@ from laplora.commands.bars import Bar
 from laplora.errors import ConfigError
 
 METRICS: dict[str, dict[str, Any]] = {
-    "map": {"ece": 0.2, "accuracy": 0.8, "auroc_error": None, "intervals": {"ece": [0.1, 0.3]}, "reliability": []},
+    "map": {
+        "ece": 0.2,
+        "accuracy": 0.8,
+        "auroc_error": None,
+        "ece_excess": 0.1,
+        "intervals": {"accuracy": [0.7, 0.85]},
+        "reliability": [],
+    },
     "laplace": {
         "ece": 0.04,
         "accuracy": 0.8,
         "auroc_error": 0.7,
-        "intervals": {"ece": [0.01, 0.09]},
+        "ece_excess": -0.01,
+        "intervals": {"accuracy": [0.75, 0.84]},
         "reliability": [],
     },
 }
@@ -30,8 +38,9 @@ METRICS: dict[str, dict[str, Any]] = {
         ("map.ece>0.05", 0.2, True),
         ("accuracy<0.8", 0.8, False),
         ("accuracy<=0.8", 0.8, True),
-        ("ece.low>0.02", 0.01, False),
-        ("map.ece.high>0.25", 0.3, True),
+        ("accuracy.low<0.7", 0.75, False),
+        ("ece_excess>0", -0.01, False),
+        ("map.accuracy.high>0.8", 0.85, True),
         ("map.auroc_error<0.6", None, True),  # not measured: a script must not go on as if it had been
     ],
 )
@@ -43,7 +52,22 @@ def test_it_fails_where_it_is_crossed(text: str, value: float | None, failed: bo
 
 @pytest.mark.parametrize(
     "text",
-    ["", "ece", "ece>", "ece=0.05", "ece>five", "0.05<ece", "a.b.c>1", "ece>1..2", "ece>nan", ".ece>1", "ece>1;x"],
+    [
+        "",
+        "ece",
+        "ece>",
+        "ece=0.05",
+        "ece>five",
+        "0.05<ece",
+        "a.b.c>1",
+        "ece>1..2",
+        "ece>nan",
+        ".ece>1",
+        "ece>1;x",
+        "eces>0.05",
+        "reliability>0",
+        "auroc<0.5",
+    ],
 )
 def test_what_is_no_bar_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--fail-if"):
@@ -54,11 +78,21 @@ def test_what_is_no_bar_is_refused(text: str) -> None:
     ("text", "named"),
     [
         ("mapp.ece>0.05", "map, laplace"),
-        ("eces>0.05", "ece, accuracy, auroc_error"),
-        ("reliability>0", "ece, accuracy, auroc_error"),
-        ("accuracy.low<0.5", "ece"),
+        ("nll.low<0.5", "accuracy"),
     ],
 )
 def test_what_was_not_measured_is_named_with_what_was(text: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         Bar.parse(text).check(METRICS, "laplace")
+
+
+def test_the_interval_of_an_ece_is_refused_with_what_to_use() -> None:
+    with pytest.raises(ConfigError, match="ece_excess>0"):
+        Bar.parse("ece.low>0.05")
+
+
+def test_a_predictive_that_there_is_not_is_named_before_anything_runs() -> None:
+    Bar.parse("map.ece>1").check_predictive(("laplace",))
+    Bar.parse("laplace_order_average.ece>1").check_predictive(("laplace",))
+    with pytest.raises(ConfigError, match="laplace, map"):
+        Bar.parse("mapp.ece>1").check_predictive(("laplace",))

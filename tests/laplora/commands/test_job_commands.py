@@ -43,6 +43,14 @@ def test_a_file_goes_through(address: str, tmp_path: Path, capsys: pytest.Captur
     shown = ran(capsys, address, "show", job["id"])
     assert shown["result"]["rows"] == 30
     assert job["id"] in [one["id"] for one in ran(capsys, address, "list")]
+    out = str(tmp_path / "answers.jsonl")
+    assert main(["jobs", "results", job["id"], "--out", out, "--url", address]) == 0
+    rows = [json.loads(line) for line in Path(out).read_text().splitlines()]
+    assert main(["jobs", "results", job["id"], "--url", address]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    assert [row["line"] for row in rows] == list(range(1, 31))
+    assert ran(capsys, address, "slices", job["id"], "--by", "label")["rows"] == 30
+    assert main(["jobs", "results", job["id"], "--parquet", "--url", address]) == 2
     assert main(["jobs", "list", "--url", address]) == 0
     assert f"{job['id']}  done" in capsys.readouterr().out
     assert main(["jobs", "remove", job["id"], "--url", address]) == 0
@@ -55,6 +63,10 @@ def test_what_the_server_refuses_is_an_error(address: str, tmp_path: Path, capsy
     assert "error: " in capsys.readouterr().err
     assert main(["jobs", "show", "nobody", "--url", address]) == 2
     assert "error: " in capsys.readouterr().err
+    assert main(["jobs", "submit", str(tmp_path / "nowhere.jsonl"), "--url", address]) == 2
+    assert "nowhere.jsonl" in capsys.readouterr().err
+    assert main(["jobs", "list", "--url", "http://127.0.0.1:9"]) == 2
+    assert "http://127.0.0.1:9" in capsys.readouterr().err
 
 
 def test_the_key_comes_from_a_variable_or_a_file(

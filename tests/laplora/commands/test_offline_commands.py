@@ -93,6 +93,9 @@ def test_the_metrics_are_those_of_the_rows(
     assert found["metrics"]["map"]["accuracy"] == sum(right) / 4
     assert found["artifact"]["digest"] == predictor.artifact.digest
     assert found["bars"][0]["value"] == found["metrics"]["map"]["ece"]
+    low, high = found["metrics"]["map"]["intervals"]["accuracy"]
+    assert low < sum(right) / 4 < high or sum(right) in (0, 4)
+    assert found["metrics"]["map"]["ece_limit"] > 0
 
 
 def test_a_bar_fails_a_script(sentiment_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +111,8 @@ def test_a_bar_fails_a_script(sentiment_run: FinishedRun, tmp_path: Path, capsys
     ("rows", "flags", "message"),
     [
         (ROWS, ("--fail-if", "ece"), "--fail-if 'ece'"),
-        (ROWS, ("--fail-if", "none.ece>1"), "was not measured"),
+        (ROWS, ("--fail-if", "none.ece>1"), "no predictive 'none'"),
+        (ROWS, ("--fail-if", "ece_excess>0", "--bins", "10"), "leave out --bins"),
         (ROWS, ("--predictive", "nobody"), "no predictive 'nobody'"),
         (ROWS, ("--order-average", "both"), "reverse or all"),
         ([*ROWS, {"text": "x"}, {"text": "y", "label": "maybe"}], (), "rows.jsonl, line 5"),
@@ -127,3 +131,22 @@ def test_what_cannot_run_is_said_in_one_line(
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""
+
+
+def test_a_report_of_other_rows_shows_texts_only_where_they_are_asked_for(
+    sentiment_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(ROWS))
+    command = ["report", "-a", str(sentiment_run.artifact), "--data", str(tmp_path / "rows.jsonl"), "--device", "cpu"]
+    for flag in ([], ["--texts"]):
+        assert main([*command, "--out", str(tmp_path / "r.html"), *flag]) == 0
+        page = (tmp_path / "r.html").read_text(encoding="utf-8")
+        assert "4 rows of rows.jsonl" in page
+        assert ("The song was a joy, a joy." in page) == bool(flag)
+    assert "is written" in capsys.readouterr().err
+
+
+def test_the_report_that_an_artifact_brings(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    assert main(["report", "-a", str(sentiment_run.artifact), "--out", str(tmp_path / "r.html")]) == 0
+    assert (tmp_path / "r.html").read_bytes() == (sentiment_run.artifact / "report" / "report.html").read_bytes()
+    assert main(["report", "-a", str(sentiment_run.artifact), "--out", str(tmp_path / "none" / "r.html")]) == 2

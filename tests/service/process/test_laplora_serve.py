@@ -53,7 +53,7 @@ def test_who_may_ask_is_said_in_every_form_that_the_server_reads(
         monkeypatch.delenv(name, raising=False)
     if variable:
         monkeypatch.setenv(variable, "keys.json")
-    assert main(["serve", "x", *flags]) == 0
+    assert main(["serve", "tests", *flags]) == 0
     nobody_said = not flags and not variable
     assert ("--auth" in sys.argv) == nobody_said
     assert (NOTICE in capsys.readouterr().err) == nobody_said
