@@ -21,7 +21,7 @@ from service.artifacts.folders import artifact_folders
 from service.artifacts.listing import ArtifactListing
 from service.artifacts.loading import Loader, check_base
 from service.artifacts.predictors import Library
-from service.artifacts.reports import read_report
+from service.artifacts.reports import Reports
 from service.artifacts.shelf import Place, Shelf
 from service.errors import ActivationRunningError, ArtifactNotLoadedError, NotReadyError
 from service.scoring.device import Device
@@ -79,6 +79,7 @@ class ArtifactHost:
         self._settings, self._device, self._metrics, self._library = settings, device, metrics, library
         self._on_failure, self._on_change = on_failure, on_change
         self._loader = Loader(settings, device, library)
+        self._reports = Reports()
         # One disk that does not answer keeps neither the other kind of work nor anybody else waiting.
         self._name_threads, self._disk_threads = threads.pool("names", 1), threads.pool("disk", 1)
         self._changing, self._telling = threading.Lock(), threading.Lock()
@@ -166,7 +167,7 @@ class ArtifactHost:
         Raises:
             ArtifactNotFoundError: no artifact has that name.
             ArtifactError: it cannot be read.
-            ReportNotFoundError: as ``read_report``.
+            ReportNotFoundError: as ``Reports.read``.
         """
         return await asyncio.get_running_loop().run_in_executor(self._disk_threads, self._report_of, name)
 
@@ -175,7 +176,7 @@ class ArtifactHost:
             if listed == name:
                 if isinstance(item, LaploraError):
                     raise item
-                return read_report(item)
+                return self._reports.read(item)
         raise ArtifactNotFoundError("no artifact of this name: GET /artifacts lists them")
 
     def path_of(self, name: str) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse
+from fastapi.responses import StreamingResponse
 
 from laplora.errors import LaploraError
 from service.artifacts.reports import has_report
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
 
 router = APIRouter(tags=["artifacts"])
+#: Bytes of a report that are given to a connection at once: what it does not take yet is copied for it.
+_PART_BYTES = 2**14
 
 
 _CHANGE_ERRORS = (
@@ -64,9 +67,11 @@ async def list_artifacts(artifacts: ArtifactsDep) -> ArtifactsResponse:
         **error_responses("artifact_not_found", "artifact_corrupt", "artifact_incompatible", "report_not_found"),
     },
 )
-async def artifact_report(name: str, artifacts: ArtifactsDep) -> HTMLResponse:
+async def artifact_report(name: str, artifacts: ArtifactsDep) -> StreamingResponse:
     """The page that an artifact brings along: whether to ship it, and why. It runs no script."""
-    return HTMLResponse(await artifacts.report_of(name))
+    content = await artifacts.report_of(name)
+    headers = {"content-length": str(len(content))}
+    return StreamingResponse(_in_parts(content), media_type="text/html; charset=utf-8", headers=headers)
 
 
 @router.post("/artifacts/{name}/load", responses=error_responses(*_CHANGE_ERRORS))
@@ -96,6 +101,11 @@ async def unload_artifact(name: str, artifacts: ArtifactsDep) -> UnloadResponse:
     artifacts.require_taking()
     await artifacts.require_loaded(name)
     return UnloadResponse(artifact=artifact_ref((await run_in_threadpool(artifacts.unload, name)).artifact))
+
+
+async def _in_parts(content: bytes) -> AsyncIterator[memoryview]:
+    for start in range(0, len(content), _PART_BYTES):
+        yield memoryview(content)[start : start + _PART_BYTES]
 
 
 def artifact_ref(artifact: Artifact) -> ArtifactRef:

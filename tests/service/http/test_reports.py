@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +20,8 @@ from serving import FakePredictor, Served, artifacts_in, code, on_uvicorn, serve
 from laplora.artifact.manifest import REPORT_PAGE, FileRecord
 from laplora.report.page import html
 from laplora.report.verdict import judge
-from service.artifacts.reports import MOST_BYTES
+from service.artifacts.reports import MOST_BYTES, Reports
+from service.errors import ReportNotFoundError
 
 pytestmark = pytest.mark.anyio
 
@@ -116,6 +118,41 @@ async def test_a_report_without_bounds_is_neither_listed_nor_read(served: Served
     bring(first, b" " * (MOST_BYTES + 1))
     assert (await listed(served))["first"] is None
     assert code(await served.client.get("/artifacts/first/report")) == (404, "report_not_found")
+
+
+async def test_answers_share_a_reports_bytes(tmp_path: Path) -> None:
+    (predictor,) = artifacts_in(tmp_path, "first")
+    path = bring(predictor, "a report " * 1000)
+    reports = Reports()
+    first = reports.read(predictor.artifact)
+    assert reports.read(predictor.artifact) is first
+    path.write_text("another")
+    with pytest.raises(ReportNotFoundError):
+        reports.read(predictor.artifact)
+    for number in range(16):
+        bring(predictor, f"report {number}")
+        reports.read(predictor.artifact)
+    bring(predictor, first)
+    again = reports.read(predictor.artifact)
+    assert again == first
+    assert again is not first  # no more than 16 are held
+
+
+async def test_a_connection_is_given_small_parts_of_a_report(served: Served, first: FakePredictor) -> None:
+    content = os.urandom(MOST_BYTES)
+    bring(first, content)
+    parts: list[bytes] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        parts.append(bytes(message.get("body", b"")))
+
+    scope = {"type": "http", "method": "GET", "path": "/artifacts/first/report", "headers": [], "query_string": b""}
+    await served.app({**scope, "asgi": {"version": "3.0", "spec_version": "2.4"}}, receive, send)
+    assert b"".join(parts) == content
+    assert max(map(len, parts)) <= 16 * 1024
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
