@@ -19,6 +19,7 @@ from service.errors import TracingUnavailableError
 from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore
 from service.http import error_answers, openapi
+from service.http.first_look import FirstLook
 from service.http.headers import SafeHeaders
 from service.http.in_flight import InFlight, SharedLimit
 from service.http.request_context import RequestContext
@@ -193,12 +194,14 @@ def create_app(
     )
     if parts.keyring is not None:
         app.add_middleware(Access, keyring=parts.keyring, answer=error_answers.answer)
+    origins = settings.cors_origins.split(",") if settings.cors_origins else []
+    app.add_middleware(FirstLook, origins=origins, answer=error_answers.answer)
     app.add_middleware(RequestContext, metrics=parts.metrics, tracing=parts.tracing)
-    if settings.cors_origins:
+    if origins:
         # No cookies, and the API's own headers alone.
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=settings.cors_origins.split(","),
+            allow_origins=origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
             expose_headers=["Retry-After", "X-Request-ID"],

@@ -85,6 +85,10 @@ class ForbiddenError(ServiceError, code="forbidden", status=403):
     """The API key does not have the scope that is needed."""
 
 
+class ForeignOriginError(ServiceError, code="foreign_origin", status=403):
+    """A browser sent the request for a web page of another origin."""
+
+
 class RouteNotFoundError(ServiceError, code="route_not_found", status=404):
     """No endpoint at this path."""
 

@@ -1,6 +1,6 @@
 """Who may ask for what: one table, looked up before anything of a request's body is read.
 
-A path or method that is not in the table needs a valid key; a test finds the missing line.
+A path or method that is not in the table needs the scope admin; a test finds the missing line.
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ class Access:
         if need == "open":
             return
         request.state.caller = caller = self._keyring.caller(_bearer_token(request.headers))
+        if need is None and "admin" not in caller.scopes:
+            raise ForbiddenError("no endpoint is known by this method and path: /docs lists them")
         if need not in (None, "key") and need not in caller.scopes:
             raise ForbiddenError(f"this needs an API key with the scope {need!r}, which this one does not have")
 

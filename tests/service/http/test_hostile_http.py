@@ -94,7 +94,7 @@ FRAMING: dict[str, tuple[bytes, int, str | None]] = {
     "raw bytes in a header": (post(b"X: \xff\xfe\x80\r\n"), 200, None),
     "raw bytes in the request id": (post(b"X-Request-ID: \xff\xfe\r\n"), 200, None),
     "request id too long": (post(b"X-Request-ID: " + SECRET * 20 + b"\r\n"), 200, None),
-    "a host to be redirected to": (b"GET / HTTP/1.1\r\nConnection: close\r\nHost: zebra-secret\r\n\r\n", 307, None),
+    "a host to be redirected to": (b"GET / HTTP/1.1\r\nConnection: close\r\nHost: zebra-secret\r\n\r\n", 200, None),
     "websocket": (
         b"GET /predict HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",

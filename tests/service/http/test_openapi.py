@@ -32,6 +32,8 @@ ERROR_MODELS = {
 }
 #: Why a job failed, in its own answer.
 UNDOCUMENTED |= {"too_many_bad_rows"}
+#: What a browser is told, whatever it asks for.
+UNDOCUMENTED |= {"foreign_origin"}
 
 
 @pytest.fixture(scope="module")

@@ -125,21 +125,29 @@ async def test_what_is_not_a_key_is_refused(headers: dict[str, str], guarded: Se
     assert "laplora_" not in answer.text
 
 
-async def test_what_is_not_in_the_table_needs_a_key_before_it_says_that_it_is_not_there(guarded: Served) -> None:
+async def test_what_is_not_in_the_table_needs_admin_before_it_says_that_it_is_not_there(guarded: Served) -> None:
     for method, path in (("GET", "/nowhere"), ("PUT", "/predict"), ("GET", "/predict/")):
         assert (await guarded.client.request(method, path)).status_code == 401
-    assert (await guarded.client.get("/nowhere", headers=bearer("predict"))).status_code == 404
-    assert (await guarded.client.put("/predict", headers=bearer("predict"))).status_code == 405
+        for scope in ("predict", "evaluate"):
+            assert (await guarded.client.request(method, path, headers=bearer(scope))).status_code == 403
+    assert (await guarded.client.get("/nowhere", headers=bearer("admin"))).status_code == 404
+    assert (await guarded.client.put("/predict", headers=bearer("admin"))).status_code == 405
 
 
 @pytest.mark.parametrize(
-    "path", ["/predict/", "//predict", "/%70redict", "/health/../predict", "/PREDICT", "/predict%0A", "/predict%00"]
+    ("path", "status"),
+    [
+        *((path, 401) for path in ("/predict/", "//predict", "/%70redict", "/health/../predict", "/PREDICT")),
+        *((path, 404) for path in ("/predict%0A", "/predict%00", "/artifacts/fake%0A/activate", "/%0Dpredict")),
+    ],
 )
-async def test_no_spelling_of_a_path_gets_around(path: str, guarded: Served) -> None:
+async def test_no_spelling_of_a_path_gets_around(path: str, status: int, guarded: Served) -> None:
     sent = httpx.Request("POST", "http://test/predict", json=BODY)
     sent.url = httpx.URL("http://test/predict").copy_with(raw_path=path.encode())
-    answer = await guarded.client.send(sent, follow_redirects=True)
-    assert answer.status_code == 401
+    for headers in ({}, bearer("predict")) if status == 404 else ({},):
+        sent.headers.update(headers)
+        answer = await guarded.client.send(sent, follow_redirects=True)
+        assert answer.status_code == status
 
 
 async def test_a_refusal_reads_nothing_of_the_body(guarded: Served) -> None:

@@ -1,0 +1,82 @@
+"""What is refused for its head alone: pages of other origins, and paths with control characters."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from serving import Served, code, serve
+
+from service.security.access import ACCESS
+
+pytestmark = pytest.mark.anyio
+
+ORIGIN = "https://app.example"
+#: What a browser says of another origin's page.
+FOREIGN: list[dict[str, str]] = [
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "cross-site", "origin": "http://127.0.0.1"},
+    {"sec-fetch-site": "same-site", "origin": "http://127.0.0.1:9999"},
+    {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "origin": "null"},
+    {"origin": "https://evil.example"},
+    {"origin": "null"},
+    {"origin": ""},
+    {"origin": "http://["},
+    {"origin": "http://127.0.0.1:9999"},
+    {"origin": f"{ORIGIN}.evil.example"},
+]
+WRITING = [endpoint.split(" ") for endpoint in ACCESS if not endpoint.startswith("GET ")]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+async def test_another_origins_page_makes_nothing_happen(headers: dict[str, str], served: Served) -> None:
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+    # Without a content type: what a browser sends unasked.
+    refused = await served.client.post(
+        "/v2/models/fake/infer", content=httpx.Request("POST", "http://a", json={"inputs": [tensor]}).content,
+        headers=headers,
+    )  # fmt: skip
+    assert (refused.status_code, list(refused.json())) == (403, ["error"])
+    assert "--cors-origins" in refused.json()["error"]
+    assert served.predictor.batches == []
+    assert code(await served.client.post("/predict", json={}, headers=headers)) == (403, "foreign_origin")
+
+
+@pytest.mark.parametrize(("method", "path"), WRITING)
+async def test_no_endpoint_that_writes_is_left_out(method: str, path: str, served: Served) -> None:
+    answer = await served.client.request(method, path.replace("{rest:path}", "a/cancel"), headers=FOREIGN[0])
+    assert answer.status_code == 403
+
+
+async def test_programs_and_the_own_page_may_ask(served: Served) -> None:
+    host = served.client.base_url.netloc.decode()
+    for headers in (
+        {},
+        {"sec-fetch-site": "none"},
+        {"sec-fetch-site": "same-origin", "origin": f"http://{host}"},
+        # A proxy that ends TLS, and one that names itself.
+        {"sec-fetch-site": "same-origin", "origin": "https://laplora.example"},
+        {"origin": "https://laplora.example", "host": "laplora.example"},
+        {"origin": f"http://{host}"},
+    ):
+        answer = await served.client.post("/predict", json={"inputs": [{"text": "a"}]}, headers=headers)
+        assert answer.status_code == 200, headers
+    # What changes nothing may be linked to from anywhere.
+    assert (await served.client.get("/health/live", headers=FOREIGN[0])).status_code == 200
+
+
+async def test_pages_that_may_call_are_not_foreign() -> None:
+    async with serve(cors_origins=f"{ORIGIN}, http://localhost:3000") as served:
+        body = {"inputs": [{"text": "a"}]}
+        for origin in (ORIGIN, "http://localhost:3000"):
+            headers = {"origin": origin, "sec-fetch-site": "cross-site"}
+            answer = await served.client.post("/predict", json=body, headers=headers)
+            assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, origin)
+        for headers in FOREIGN:
+            assert code(await served.client.post("/predict", json=body, headers=headers)) == (403, "foreign_origin")
+
+
+@pytest.mark.parametrize("path", ["/predict%0A", "/artifacts/fake%0A/activate", "/%00", "/metrics%0A", "/a%C2%85b"])
+async def test_a_path_with_a_control_character_leads_nowhere(path: str, served: Served) -> None:
+    url = served.client.base_url.copy_with(raw_path=path.encode())
+    for method in ("GET", "POST"):
+        assert code(await served.client.request(method, url)) == (404, "route_not_found")
