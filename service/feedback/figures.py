@@ -16,7 +16,7 @@ from laplora.metrics.drift import Drift, gap_above, kolmogorov_smirnov
 from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
 from laplora.metrics.ranking import error_auroc
 from laplora.metrics.scores import accuracy, brier, ece, nll, row_nll
-from service.feedback.limits import CHANCE, NORMAL, standard_error, watched
+from service.feedback.limits import CHANCE, NORMAL, standard_error, watched, watched_gain
 from service.feedback.records import Answered, Kept, Reference
 from service.feedback.several_labels import any_wrong
 from service.http.schemas.feedback import Baseline, DriftOut, FiguresOut, FlagOut, Signal
@@ -35,7 +35,7 @@ def measure(labelled: Sequence[tuple[Kept, int]], reference: Reference) -> Figur
     accepted = [error for (kept, _), error in zip(labelled, wrong, strict=True) if kept.accepted]
     risks = [kept.target_risk for kept, _ in labelled if kept.accepted]
     calibrated = calibrated_ece(probs.amax(1), chance=CHANCE)
-    noise, gain_noise = standard_error(losses), standard_error(map_losses - losses)
+    noise = standard_error(losses)
     # The reference was measured on a sample too; noise falls with the root of the rows.
     both = math.sqrt(1 + rows / reference.rows) if reference.rows else math.nan
     nll_limit = None
@@ -64,9 +64,7 @@ def measure(labelled: Sequence[tuple[Kept, int]], reference: Reference) -> Figur
         accepted=len(accepted),
         accepted_risk=watched(share(accepted), risk_limit, risk),
         map_nll=nll(map_probs, labels),
-        map_gain=watched(
-            float((map_losses - losses).mean()), None if gain_noise is None else -NORMAL * gain_noise, 0.0
-        ),
+        map_gain=watched_gain(map_losses - losses, int((map_probs.argmax(1) != labels).sum())),
     )
 
 

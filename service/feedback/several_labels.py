@@ -16,7 +16,7 @@ from laplora.metrics.noise import calibrated_ece, highest_risk
 from laplora.metrics.ranking import error_auroc
 from laplora.metrics.scores import row_nll
 from laplora.metrics.several_labels import binary_probs, evaluate_labels
-from service.feedback.limits import CHANCE, NORMAL, standard_error, watched
+from service.feedback.limits import CHANCE, NORMAL, standard_error, watched, watched_gain
 from service.feedback.records import Kept, Reference
 from service.http.schemas.evaluate import LabelMetrics
 from service.http.schemas.feedback import FiguresOut
@@ -45,7 +45,8 @@ def measure_several(
         return row_nll(table, labels).view(inputs, each).mean(1)
 
     losses, map_losses = by_input(probs), by_input(map_probs)
-    noise, gain_noise = standard_error(losses), standard_error(map_losses - losses)
+    noise = standard_error(losses)
+    map_wrong = (map_probs.argmax(1) != labels).view(inputs, each).any(1)
     nll_limit = None
     if reference.nll is not None and reference.rows and noise is not None:
         nll_limit = reference.nll + NORMAL * noise * math.sqrt(1 + inputs / reference.rows)
@@ -67,9 +68,7 @@ def measure_several(
         accepted=len(risks),
         accepted_risk=watched(float(wrong[accepted].double().mean()) if risks else None, risk_limit, risk),
         map_nll=float(map_losses.mean()),
-        map_gain=watched(
-            float((map_losses - losses).mean()), None if gain_noise is None else -NORMAL * gain_noise, 0.0
-        ),
+        map_gain=watched_gain(map_losses - losses, int(map_wrong.sum())),
     )
     by_label = quality.to_json(names)["labels"]
     return figures, {name: LabelMetrics.model_validate(metrics) for name, metrics in by_label.items()}

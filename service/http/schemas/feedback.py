@@ -57,7 +57,8 @@ class WatchedFigure(Answer):
     """Of the labelled predictions, in the figure's unit; null without any that count."""
     limit: FiniteFloat | None = Field(examples=[0.49])
     """As far to the worse side as chance alone leads once in 1,000 looks, in the figure's unit; null where there is
-    nothing to compare with.
+    nothing to compare with, of nll and map_gain with fewer than 30 rows, and of map_gain with fewer than 5 mistakes of
+    MAP.
     """
     reference: FiniteFloat | None = Field(examples=[0.37])
     """In the figure's unit. accuracy, nll, ece, brier, auroc_error: as the artifact's evaluation measured it; coverage:

@@ -66,8 +66,8 @@ function drawn(series) {
     parts.push(make("p", { class: "empty" }, "No labels yet. Tell one in the playground, or by POST /feedback."));
   } else {
     parts.push(
-      make("p", { class: "legend" }, make("span", { class: "key served" }), "measured ", make("span", { class: "key line reference" }), "as evaluated ", make("span", { class: "key line limit" }), "as far as chance leads"),
-      table(`Figures of labelled answers: ${title}`, ["Figure", "Measured", "As evaluated", "Limit", "Picture"],
+      make("p", { class: "legend" }, make("span", { class: "key served" }), "measured ", make("span", { class: "key line reference" }), "compared with ", make("span", { class: "key line limit" }), "as far as chance leads"),
+      table(`Figures of labelled answers: ${title}`, ["Figure", "Measured", "Compared with", "Limit", "Picture"],
         FIGURES.map((one) => figureRow(one, series.figures)), { stacks: true }));
     const flags = Object.entries(series.flags);
     if (flags.length > 0) {

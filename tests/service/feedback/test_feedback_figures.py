@@ -162,6 +162,28 @@ def test_one_row_has_figures_and_no_noise_of_a_mean() -> None:
     assert (found.nll.limit, found.map_gain.limit, found.auroc_error.value) == (None, None, None)
 
 
+@pytest.mark.parametrize("rows", [2, 29, 30])
+def test_few_equal_rows_raise_no_alarm(rows: int) -> None:
+    """Their spread is 0, and would make a limit of the figure itself."""
+    same = Rows(rows)
+    same.probs, same.map_probs = same.probs[:1].expand(rows, 3), same.map_probs[:1].expand(rows, 3)
+    same.labels = same.probs.argmin(1)  # MAP, being surer, is worse; all of its answers are wrong
+    found = labelled(same, predictor(rows=400, nll=0.8)).figures
+    assert (found.nll.limit is None, found.map_gain.limit is None) == (rows < 30, rows < 30)
+
+
+def test_a_gain_is_not_judged_before_map_has_made_mistakes() -> None:
+    """Where MAP made none it is surer and right: its lead says nothing of the mistakes to come."""
+    rows = Rows(100)
+    rows.labels = rows.map_probs.argmax(1)
+    for mistakes, limited in ((0, False), (4, False), (5, True)):
+        rows.labels[:mistakes] = rows.map_probs[:mistakes].argmin(1)
+        gain = labelled(rows, predictor(rows=400, nll=0.8)).figures.map_gain
+        assert gain.value is not None
+        assert (gain.limit is not None) == limited
+    assert gain.reference == 0
+
+
 def test_accepted_answers_are_held_to_the_risks_they_were_accepted_for() -> None:
     rows, store = Rows(400), Store()
     ids = store.remember(rows.predictions[:200], 0.02) + store.remember(rows.predictions[200:], 0.1)
