@@ -72,13 +72,15 @@ function details(answer, response) {
 }
 
 function side(answer) {
+  const several = answer.labels !== undefined;
   const flags = answer.flags.map((flag) => make("li", {}, make("code", {}, flag), ` ${noteOf(flag)}`));
   return [
     make("dl", { class: "facts" },
-      make("div", {}, make("dt", {}, "Labels that cannot be ruled out"),
+      make("div", {}, make("dt", {}, several ? "Set of labels, which holds a true one at the artifact’s stated level" : "Set of labels, right at the artifact’s stated level"),
         make("dd", {}, answer.prediction_set.length === 0 ? "none" : answer.prediction_set.join(", "))),
       answer.familiarity === null ? null : make("div", {}, make("dt", {}, "Familiarity"),
-        make("dd", {}, `${percent(answer.familiarity, 0)} of calibration rows are at least as strange`))),
+        make("dd", {}, `of the calibration rows and this one together, ${percent(answer.familiarity, answer.familiarity < 0.1 ? 1 : 0)} are at least as strange`,
+          answer.familiarity <= 0.02 ? ". The least that can be is this input alone: then no calibration row is" : null))),
     flags.length === 0 ? null : make("ul", { class: "flags" }, flags),
   ];
 }

@@ -105,8 +105,13 @@ function truth(response) {
   if (answer.prediction_id === undefined || answer.labels !== undefined) return "";
   const labels = Object.keys(answer.probs);
   const status = make("span", { role: "status" });
-  const choice = make("select", { id: "truth" }, labels.map((label) => make("option", { value: label }, label)));
-  choice.value = answer.label;
+  const choice = make("select", { id: "truth" },
+    make("option", { value: "" }, "choose"), labels.map((label) => make("option", { value: label }, label)));
+  // Nothing is chosen at first: the model's own answer there would be told back to it unread.
+  const button = make("button", { type: "submit", class: "quiet", disabled: true }, "Tell it");
+  choice.addEventListener("change", () => {
+    button.disabled = choice.value === "";
+  });
   const tell = async (event) => {
     event.preventDefault();
     try {
@@ -121,7 +126,7 @@ function truth(response) {
   };
   return make("form", { class: "truth", onsubmit: tell },
     make("label", { for: "truth" }, "Do you know the true label?"), choice,
-    make("button", { type: "submit", class: "quiet" }, "Tell it"), status);
+    button, status);
 }
 
 byId("ask").addEventListener("submit", (event) => {

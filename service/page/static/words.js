@@ -5,7 +5,7 @@ import { percent } from "./dom.js";
 const seen = (familiarity) =>
   familiarity === null
     ? "it is unlike the rows that the model learned from"
-    : `it is unlike the rows that the model learned from: of calibration rows, ${percent(familiarity)} are as strange`;
+    : `it is unlike the rows that the model learned from: of the calibration rows and this one together, ${percent(familiarity)} are as strange, itself included`;
 
 // Why a person should look, by flag. These four send an answer to review by themselves.
 const REASONS = {
@@ -43,13 +43,14 @@ export function verdict(answer, targetRisk) {
   if (reasons.length > 0) return { do: "A person should look,", why: `because ${listed(reasons)}.` };
   return {
     do: "A person should look,",
-    why: `because among calibration rows no surer than this, more than ${risk} would have been wrong.`,
+    why: `because if everything as sure as this were accepted, more than ${risk} of such calibration rows would have been wrong.`,
   };
 }
 
+// Describes the split of the entropy. What more training rows would do, it cannot tell.
 export function uncertaintyInWords({ total, aleatoric, epistemic }) {
-  if (total < 0.05) return "Hardly any doubt is left.";
+  if (total < 0.05) return "The served answer has hardly any doubt.";
   return epistemic > aleatoric
-    ? "Most of the doubt is about the model: more training rows like this one would remove it."
-    : "Most of the doubt is in the input itself: more training rows would not remove it.";
+    ? "Most of the doubt is disagreement: the plausible models give this input different answers."
+    : "Most of the doubt is shared: each of the plausible models is itself unsure of this input.";
 }

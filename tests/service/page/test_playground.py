@@ -54,8 +54,8 @@ def test_what_to_do_is_said_in_plain_words(visited: Visit) -> None:
         ("20", "Use it. It is as sure as the calibration rows of which at most 20 % were wrong."),
         (
             "1",
-            "A person should look, because among calibration rows no surer than this, more than 1 % would have been "
-            "wrong.",
+            "A person should look, because if everything as sure as this were accepted, more than 1 % of such "
+            "calibration rows would have been wrong.",
         ),
     ):
         visited.page.get_by_label("Accept if at most").fill(risk)
@@ -108,7 +108,10 @@ def test_the_true_label_counts_on_the_page_feedback(browser: Browser, tmp_path: 
         expect(visited.page.locator("#feedback-said")).to_contain_text("Nothing was asked yet")
         visited.show("playground")
         visited.ask("87000")
-        visited.page.get_by_label("Do you know the true label?").select_option("positive")
+        truth = visited.page.get_by_label("Do you know the true label?")
+        expect(truth).to_have_value("")
+        expect(visited.page.get_by_role("button", name="Tell it")).to_be_disabled()
+        truth.select_option("positive")
         visited.page.get_by_role("button", name="Tell it").click()
         expect(visited.page.locator(".truth")).to_contain_text("Thank you")
         visited.show("feedback")
