@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -30,9 +30,12 @@ from service.scoring.scorer import Scorer
 from service.settings import Settings
 from service.telemetry.logs import log_crash
 from service.telemetry.metrics import Metrics
+from service.threads import OneEach
 
 #: How often the folder is tried again, and finished jobs are looked through for those whose time is over.
 _KEEPING_S = 5.0
+#: How often a table that is unpacked is measured.
+_GROWING_S = 0.25
 
 
 class JobBoard:
@@ -45,7 +48,9 @@ class JobBoard:
         self._runner = Runner(settings, scorer, artifacts, self.ledger)
         #: By owner and idempotency key: uploads that have not ended.
         self._uploads: set[object] = set()
-        self._checkers = ThreadPoolExecutor(2, thread_name_prefix="laplora-jobs-upload")
+        self._checker_threads = ThreadPoolExecutor(2, thread_name_prefix="laplora-jobs-upload")
+        #: One thread for each caller at most.
+        self._checkers = OneEach(self._checker_threads)
         self._keeper: asyncio.Task[None] | None = None
         self.draining = False
         # Several times within a lease, so that one that takes long costs no job.
@@ -70,7 +75,7 @@ class JobBoard:
         await cancelled([self._keeper])
         await self._runner.wait_closed()
         await self.ledger.close()
-        self._checkers.shutdown(wait=False, cancel_futures=True)
+        self._checker_threads.shutdown(wait=False, cancel_futures=True)
 
     async def _open(self) -> None:
         await self.ledger.open()
@@ -216,10 +221,14 @@ class JobBoard:
         keep_rows: bool,
         template_fields: tuple[str, ...],
         tokens_of: Callable[[dict[str, Any]], int],
+        awaited: Callable[[Coroutine[Any, Any, None]], Awaitable[None]],
     ) -> Job:
         """Return the job of an upload, on disk and queued; nothing of it stays if this fails or is cancelled.
 
         Call ``known`` before, without awaiting anything in between.
+
+        Args:
+            awaited: runs what is left to do once the body has come, and cancels it when the client goes away.
 
         Raises:
             LaploraError: as ``Upload`` and ``Quota.grow``.
@@ -229,12 +238,13 @@ class JobBoard:
         self._uploads.add(place)
         self.quota.hold(job_id, owner, 0)
         received = 0
-        in_checker = partial(asyncio.get_running_loop().run_in_executor, self._checkers)
+        in_checker = partial(self._checkers.run, owner)
         upload: Upload | None = None
         try:
-            begin = partial(Upload, tokens_of=tokens_of, labels=labels, template_fields=template_fields)
             folder = ledger.folder
-            upload = await whole(in_checker(begin, folder.upload(job_id), folder.received(job_id), self._settings))
+            begin = partial(Upload, folder.upload(job_id), folder.received(job_id), self._settings)
+            make = partial(begin, tokens_of=tokens_of, labels=labels, template_fields=template_fields)
+            upload = await whole(in_checker(make))
             async for chunk in body:
                 received += len(chunk)
                 try:
@@ -242,10 +252,8 @@ class JobBoard:
                 except BodyTooLargeError:
                     upload.raise_refused()
                     raise
-                await whole(in_checker(upload.feed, chunk))
-            await whole(in_checker(upload.finish))
-            # What was taken for so many rows of a table may be much more as lines.
-            self.quota.grow(job_id, max(received, upload.size_bytes))
+                await whole(in_checker(partial(upload.feed, chunk)), hurry=upload.stop)
+            await awaited(self._finish(job_id, owner, upload, received))
             about = About(
                 artifact=artifact,
                 labels=labels.names,
@@ -273,3 +281,16 @@ class JobBoard:
         with suppress(*STORAGE_ERRORS):
             await self._remove_old()
         return job
+
+    async def _finish(self, job_id: str, owner: str, upload: Upload, received: int) -> None:
+        """Check what is left of an upload: what was taken for so many bytes of a table may be many more as lines."""
+        task = asyncio.ensure_future(whole(self._checkers.run(owner, upload.finish), hurry=upload.stop))
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=_GROWING_S)
+                if not task.done():
+                    self.quota.grow(job_id, max(received, upload.size_bytes))
+            task.result()
+            self.quota.grow(job_id, max(received, upload.size_bytes))
+        finally:
+            await cancelled([task])

@@ -15,6 +15,8 @@ from service.errors import InvalidRequestError
 Kind = Literal["bool", "integer", "number", "string", "json"]
 #: Most columns of one upload: each has its place in every row of a table.
 MAX_COLUMNS = 128
+#: Most characters of one name, and of all names together: a server has those of every job in memory.
+MAX_NAME_CHARS, MAX_NAMES_CHARS = 256, 8192
 _INTEGERS = range(-(2**63), 2**63)
 
 
@@ -23,6 +25,7 @@ class Columns:
 
     def __init__(self) -> None:
         self._kinds: dict[str, Kind | None] = {}
+        self._chars = 0
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -33,17 +36,24 @@ class Columns:
         """Take a row in.
 
         Raises:
-            InvalidRequestError: there are more than 128 columns with it.
+            InvalidRequestError: there are more than 128 columns with it, a name has more than 256 characters, or all of
+                them together more than 8,192.
         """
         for name, value in row.items():
-            before = self._kinds.get(name)
-            if name not in self._kinds and len(self._kinds) == MAX_COLUMNS:
-                raise InvalidRequestError(
-                    f"with it the upload has more than {MAX_COLUMNS} columns: leave out what nothing needs",
-                    limit=MAX_COLUMNS,
-                    got=MAX_COLUMNS + 1,
-                )
-            self._kinds[name] = _joined(before, _kind(value))
+            if name not in self._kinds:
+                self._check_new(name)
+                self._chars += len(name)
+            self._kinds[name] = _joined(self._kinds.get(name), _kind(value))
+
+    def _check_new(self, name: str) -> None:
+        for got, limit, told in (
+            (len(self._kinds) + 1, MAX_COLUMNS, "with it the upload has more than {limit} columns"),
+            (len(name), MAX_NAME_CHARS, "the name of a column has more than {limit} characters"),
+            (self._chars + len(name), MAX_NAMES_CHARS, "the names of all columns have more than {limit} characters"),
+        ):
+            if got > limit:
+                message = f"{told.format(limit=limit)}: leave out what nothing needs, or shorten names"
+                raise InvalidRequestError(message, limit=limit, got=got)
 
 
 def _kind(value: Any) -> Kind | None:

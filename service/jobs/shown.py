@@ -9,10 +9,13 @@ from service.http.schemas.jobs import JobOut, JobResult
 from service.jobs.records import Job
 
 
-def job_out(job: Job, *, result: str | None = None, bad_rows: Sequence[tuple[int, str]] | None = None) -> JobOut:
+def job_out(
+    job: Job, *, whole: bool = False, result: str | None = None, bad_rows: Sequence[tuple[int, str]] | None = None
+) -> JobOut:
     """Return a job as the contract writes it.
 
     Args:
+        whole: with the names of its columns, which may be long.
         result: JSON.
         bad_rows: numbers, from 0, of the rows that could not be scored, and the codes of why.
     """
@@ -25,7 +28,7 @@ def job_out(job: Job, *, result: str | None = None, bad_rows: Sequence[tuple[int
             "artifact": about.artifact,
             "options": about.options,
             "rows": about.rows,
-            "columns": list(about.columns),
+            "columns": list(about.columns) if whole else None,
             "keep_rows": about.keep_rows,
             "rows_done": job.rows_done,
             "rows_bad": job.rows_bad,
@@ -44,7 +47,7 @@ def job_out(job: Job, *, result: str | None = None, bad_rows: Sequence[tuple[int
 
 
 def event_of(job: Job) -> str:
-    """Return a job as the data of an event, JSON: without its result and its bad rows."""
+    """Return a job as the data of an event, JSON: without its result, its bad rows and its columns."""
     return job_out(job).model_dump_json()
 
 

@@ -24,8 +24,11 @@ _COMPRESSED = {
     b"\xfd7zX": "xz",
 }
 _SPACE = b" \t\r\n"
-#: What an array's scan looks at: all that opens, closes or parts, and strings as a whole, so far as they have come.
-_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*+"|["{}\[\],]', re.DOTALL)
+#: What an array's scan looks at: all that opens, closes or parts; and what is inside of a string.
+_MARKS = re.compile(rb'["{}\[\],]')
+_IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+#: Most white space before an upload's first byte that tells what it is.
+_LEADING_BYTES = 1024
 
 
 class Splitter(Protocol):
@@ -37,7 +40,7 @@ class Splitter(Protocol):
         ...
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the rows that are whole with this chunk, each without a line break in it."""
+        """Return the rows that are whole with this chunk, as they came: white space in them may be line breaks."""
         ...
 
     def finish(self) -> list[bytes]:
@@ -50,8 +53,11 @@ def layout_of(begin: bytes) -> Layout | None:
 
     Raises:
         MediaTypeError: it is compressed.
+        InvalidJsonError: it begins with more than 1 KiB of white space.
     """
     shown = begin.lstrip(_SPACE)
+    if len(begin) - len(shown) > _LEADING_BYTES:
+        raise InvalidJsonError(f"the upload begins with more than {_LEADING_BYTES} bytes of white space: leave it out")
     if begin[:4] == _PARQUET:
         return "parquet"
     for magic, name in _COMPRESSED.items():
@@ -92,9 +98,11 @@ class Array:
     """The members of one JSON array."""
 
     def __init__(self) -> None:
+        #: What has come of the next member, in earlier chunks.
         self._begun = bytearray()
-        #: Of ``_begun``: up to where it was looked at, and how deep that is in objects and lists, the array counted.
-        self._seen = self._depth = 0
+        #: Where the next byte is: how deep in objects and lists, the array counted; in a string; behind a backslash.
+        self._depth = 0
+        self._in_string = self._escaped = False
         self._closed = False
         self._members = 0
 
@@ -104,48 +112,60 @@ class Array:
         return len(self._begun)
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the members that are whole.
+        """Return the members that are whole. Each byte is looked at once, however the chunks are cut.
 
         Raises:
             InvalidJsonError: more after the array's end, or a comma without a member before it.
         """
-        self._begun += chunk
         members: list[bytes] = []
-        text, first = bytes(self._begun), 0
-        position = self._seen
-        while not self._closed:
-            mark = _MARKS.search(text, position)
-            if mark is None:
-                position = len(text)
-                break
-            what = mark[0]
-            if what == b'"':
-                # A string that is not whole: it is looked at again with more of it.
-                position = mark.start()
-                break
-            position = mark.end()
-            if len(what) > 1:
+        first = position = 0
+        while position < len(chunk) and not self._closed:
+            if self._in_string:
+                position = self._skip_string(chunk, position)
                 continue
-            if what in b"{[":
+            mark = _MARKS.search(chunk, position)
+            if mark is None:
+                break
+            what, position = mark[0], mark.end()
+            if what == b'"':
+                self._in_string = True
+            elif what in b"{[":
                 self._depth += 1
                 if self._depth == 1:
-                    self._check_blank(text[first : mark.start()])
+                    self._check_blank(self._until(chunk[first : mark.start()]))
                     first = position
             elif what in b"}]":
                 self._depth -= 1
                 if self._depth == 0:
                     if what != b"]":
                         raise InvalidJsonError("the array of rows ends with } instead of ]")
-                    self._close(text[first : mark.start()], members)
+                    self._close(self._until(chunk[first : mark.start()]), members)
                     first = position
             elif self._depth == 1:
-                self._take(text[first : mark.start()], members)
+                self._take(self._until(chunk[first : mark.start()]), members)
                 first = position
         if self._closed:
-            self._check_blank(text[first:])
-            first = position = len(text)
-        self._begun, self._seen = bytearray(text[first:]), position - first
+            self._check_blank(chunk[first:])
+        else:
+            self._begun += chunk[first:]
         return members
+
+    def _skip_string(self, chunk: bytes, position: int) -> int:
+        """Return where a string that has begun ends in a chunk, or the chunk's end."""
+        if self._escaped:
+            position += 1
+        inside = _IN_STRING.match(chunk, position)
+        end = position if inside is None else inside.end()
+        # What ends the match is the string's quote, or a backslash that is the chunk's last byte.
+        self._escaped = chunk[end : end + 1] == b"\\"
+        self._in_string = chunk[end : end + 1] != b'"'
+        return min(end + 1, len(chunk))
+
+    def _until(self, more: bytes) -> bytes:
+        """Return what has come of a member, with so much more of it; the next one begins."""
+        member = bytes(self._begun) + more
+        self._begun.clear()
+        return member
 
     def finish(self) -> list[bytes]:
         """Return nothing: a whole array has ended before; InvalidJsonError for one that has not."""
@@ -155,7 +175,7 @@ class Array:
 
     def _take(self, member: bytes, members: list[bytes]) -> None:
         self._members += 1
-        members.append(member.strip(_SPACE).replace(b"\r", b" ").replace(b"\n", b" "))
+        members.append(member.strip(_SPACE))
 
     def _close(self, member: bytes, members: list[bytes]) -> None:
         self._closed = True

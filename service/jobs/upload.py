@@ -18,6 +18,7 @@ from laplora.errors import LaploraError
 from service.errors import (
     BatchTooLargeError,
     BodyTooLargeError,
+    ClientGoneError,
     DeadlineError,
     InvalidRequestError,
     RefusedLine,
@@ -26,7 +27,7 @@ from service.errors import (
 )
 from service.jobs.columns import Columns
 from service.jobs.folder import private_file, storage_errors
-from service.jobs.parquet_rows import parquet_rows
+from service.jobs.parquet_rows import ParquetRows
 from service.jobs.rows_in import read_row
 from service.jobs.splitting import Array, Lines, Splitter, layout_of
 from service.scoring.labels import LabelNames
@@ -34,6 +35,8 @@ from service.settings import Settings
 
 #: How many refused lines are told of one by one; the others are counted.
 TOLD_LINES = 100
+#: An upload with so many of them is looked at no further.
+MOST_REFUSED = 1000
 
 
 class IdleUploadError(DeadlineError):
@@ -70,7 +73,7 @@ class Upload:
         labels, template_fields: the artifact's.
 
     Attributes:
-        rows, tokens, size_bytes: of the rows so far, as they are written.
+        rows, tokens, size_bytes: of the rows so far, refused ones with them; bytes as they are written.
         columns: of the rows so far.
     """
 
@@ -94,6 +97,8 @@ class Upload:
         self._refused: list[RefusedLine] = []
         self._refused_count = 0
         self._first_error: LaploraError | None = None
+        self._table: ParquetRows | None = None
+        self._stopped = False
         self._end = time.monotonic() + settings.job_upload_timeout_s
         self.rows = self.tokens = self.size_bytes = 0
         self.columns = Columns()
@@ -106,6 +111,8 @@ class Upload:
         Raises:
             BodyTooLargeError, BatchTooLargeError: more bytes of a line, or more lines, than the settings allow.
             MediaTypeError, InvalidJsonError: the upload is compressed, or no array of rows though it begins as one.
+            LaploraError: as ``finish``, of 1,000 rows that would be refused.
+            ClientGoneError: it was stopped.
         """
         if self._splitter is None and self._received_file < 0:
             self._begin += chunk
@@ -132,9 +139,9 @@ class Upload:
         """Write what is left and bring the file to disk.
 
         Raises:
-            InvalidRequestError: there is no row; else as ``feed``, and as ``parquet_rows``.
+            InvalidRequestError: there is no row; else as ``feed``, and as ``ParquetRows``.
             LaploraError: rows that POST /evaluate would refuse as inputs: the first one's error, whose field names its
-                line, with ``lines`` for the first 100 and ``lines_bad`` for how many there are.
+                line, with ``lines`` for the first 100 and ``lines_bad`` for how many there are, up to 1,000.
         """
         if self._splitter is None and self._received_file < 0:
             self._splitter = Lines()
@@ -160,6 +167,12 @@ class Upload:
             self._first_error.lines_bad = self._refused_count  # type: ignore[attr-defined]
             raise self._first_error from None
 
+    def stop(self) -> None:
+        """Let ``feed`` and ``finish`` end soon, from whatever thread: nobody waits for what they return."""
+        self._stopped = True
+        if self._table is not None:
+            self._table.stop()
+
     def close(self) -> None:
         """Close the files."""
         for descriptor in (self._descriptor, self._received_file):
@@ -169,13 +182,13 @@ class Upload:
 
     def _take_parquet(self) -> None:
         settings = self._settings
-        lines = parquet_rows(
+        self._table = table = ParquetRows(
             self._received,
             most_rows=settings.max_job_rows,
             most_line_bytes=settings.max_body_bytes,
             timeout_s=max(1.0, self._end - time.monotonic()),
         )
-        for line in lines:
+        for line in table:
             self._check_size(len(line), self.rows + 1)
             self._take(line)
         self._received.unlink(missing_ok=True)
@@ -191,25 +204,28 @@ class Upload:
                 limit=limit,
                 got=limit + 1,
             )
+        if self._stopped:
+            raise ClientGoneError("the upload was given up while its rows were checked")
         self.rows += 1
-        try:
-            self._check(line)
-        except LaploraError as error:
-            if kind_of(error).status not in (413, 422):
-                raise
-            self._refuse(error)
-        if self._refused:
-            return
         self.size_bytes += len(line) + 1
         limit = self._settings.max_job_bytes
         if self.size_bytes > limit:
+            self.raise_refused()
             raise BodyTooLargeError(
                 f"the upload has at least {self.size_bytes} bytes as JSON Lines, max_job_bytes is {limit}: send it in "
                 "parts",
                 limit=limit,
                 got=self.size_bytes,
             )
-        _write(self._descriptor, line + b"\n")
+        try:
+            self._check(line)
+        except LaploraError as error:
+            if kind_of(error).status not in (413, 422):
+                raise
+            self._refuse(error)
+        if not self._refused:
+            # It is JSON: line breaks are between its parts, never inside of a string.
+            _write(self._descriptor, line.replace(b"\r", b" ").replace(b"\n", b" ") + b"\n")
 
     def _check(self, line: bytes) -> None:
         row = read_row(line, self._labels, self._template_fields)
@@ -229,6 +245,8 @@ class Upload:
         self._refused_count += 1
         if len(self._refused) < TOLD_LINES:
             self._refused.append(told_of(located, self.rows))
+        if self._refused_count >= MOST_REFUSED:
+            self.raise_refused()
 
     def _check_size(self, size: int, number: int = 1) -> None:
         limit = self._settings.max_body_bytes

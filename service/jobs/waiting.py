@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, TypeVar
 
 from service.errors import ArtifactNotLoadedError, DeviceMemoryError, DrainingError, kind_of
@@ -70,12 +70,17 @@ class Pauses:
         self.tried = 0
 
 
-async def whole(work: Awaitable[T]) -> T:
-    """Return the work's result. A cancellation takes effect once the work has ended, not in the middle of it."""
+async def whole(work: Awaitable[T], *, hurry: Callable[[], None] = lambda: None) -> T:
+    """Return the work's result. A cancellation takes effect once the work has ended, not in the middle of it.
+
+    Args:
+        hurry: called at a cancellation, to let the work end soon.
+    """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        hurry()
         await asyncio.wait({task})
         raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -13,6 +14,7 @@ from laplora.errors import LaploraError
 from service.artifacts.host import ArtifactHost
 from service.errors import ClientGoneError, DeadlineError
 from service.http.body import announced_bytes, check_media_type, discard
+from service.http.disconnects import while_awaited
 from service.http.openapi import BODY_ERRORS, JOB_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import ArtifactsDep, CallerDep, JobsDep, SettingsDep
@@ -108,7 +110,7 @@ async def submit_job(
     response.headers["Location"] = f"/evaluate/jobs/{job.id}"
     note(request, job=job.id, rows=job.about.rows, tokens=job.about.tokens)
     told(caller, job)
-    return job_out(job)
+    return job_out(job, whole=True)
 
 
 async def _submitted(
@@ -148,6 +150,7 @@ async def _submitted(
                 keep_rows=query.keep_rows,
                 template_fields=tuple(predictor.artifact.manifest.template.template().fields),
                 tokens_of=lambda fields: _tokens_of(predictor, fields, query),
+                awaited=partial(while_awaited, request),
             )
     except TimeoutError:
         raise DeadlineError("the upload took longer than job_upload_timeout_s: send it in parts") from None
@@ -197,7 +200,7 @@ async def get_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobOut:
     bad_rows = await board.ledger.bad_rows(job)
     result = await board.ledger.result(job)
     told(caller, job)
-    return job_out(job, result=result, bad_rows=bad_rows)
+    return job_out(job, whole=True, result=result, bad_rows=bad_rows)
 
 
 @router.post("/evaluate/jobs/{job_id}/cancel", responses=error_responses(*JOB_ERRORS, "storage_full"))

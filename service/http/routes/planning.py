@@ -17,10 +17,9 @@ from service.artifacts.host import ArtifactHost
 from service.errors import (
     ArtifactChangedError,
     BatchTooLargeError,
-    ClientGoneError,
-    DeadlineError,
     InvalidRequestError,
 )
+from service.http.disconnects import while_awaited
 from service.http.protocols.calls import Call
 from service.http.routes.artifacts import template_fields
 from service.http.schemas.base import Timing
@@ -106,20 +105,8 @@ class Planning:
             DeadlineError: the deadline passed first.
             Exception: whatever the work raises.
         """
-        task = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(_disconnected(self._request))
         left_s = max(0.0, plan.deadline - time.monotonic())
-        try:
-            await asyncio.wait({task, gone}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            if gone.done():
-                raise ClientGoneError("the client closed its connection before the answer was ready")
-            raise DeadlineError("the request's deadline passed before its answer was ready: send less or try later")
-        finally:
-            for pending in (task, gone):
-                pending.cancel()
-            await asyncio.gather(task, gone, return_exceptions=True)
+        return await while_awaited(self._request, work, timeout_s=left_s)
 
     async def keep_inputs(self, plan: Plan) -> None:
         """Let an answered plan's inputs be suggested later, where the server is told to keep some."""
@@ -204,9 +191,3 @@ def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: Ord
 def _chars(fields: Mapping[str, Any]) -> int:
     """Return the length of an input's text, its choices' with it."""
     return sum(len(one) if isinstance(one, str) else sum(map(len, one)) for one in fields.values())
-
-
-async def _disconnected(request: Request) -> None:
-    # The body was read to its end: whatever comes next is the end of the connection.
-    while (await request.receive())["type"] != "http.disconnect":
-        continue

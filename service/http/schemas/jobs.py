@@ -73,8 +73,10 @@ class JobOut(Answer):
     artifact: ArtifactRef = Field(description="The artifact that it measures; no other content of it will do.")
     options: MeasureOptions = Field(description="How it evaluates.")
     rows: int = Field(description="Number of inputs in all.", examples=[20000])
-    columns: list[str] = Field(examples=[["text", "label", "source"]])
-    """The columns of the upload, in the order in which they came; empty of a job that an earlier version began."""
+    columns: list[str] | None = Field(examples=[["text", "label", "source"]])
+    """The columns of the upload, in the order in which they came; empty of a job that an earlier version began; null in
+    lists, events, and answers to a cancel.
+    """
     keep_rows: bool = Field(description="Whether its rows and their answers are kept with it.", examples=[True])
     rows_done: int = Field(examples=[5120])
     """Number of inputs that are over, answered or left out, and on disk."""

@@ -16,6 +16,7 @@ from job_calls import ended, folder, held, jobs, lines, methods, post, refused, 
 from serving import Served, serve
 
 from service.errors import InvalidJsonError
+from service.jobs import splitting
 from service.jobs.splitting import Array
 
 JSON = {"content-type": "application/json"}
@@ -60,7 +61,74 @@ def test_the_members_of_an_array_are_found_however_the_bytes_come(value: list[An
         found += array.feed(body[i : i + size])
     found += array.finish()
     assert [json.loads(member) for member in found] == value
-    assert not any(b"\n" in member for member in found)
+
+
+def test_each_byte_of_an_array_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = 0
+
+    class Counting:
+        def __init__(self, pattern: Any, method: str) -> None:
+            self._find = getattr(pattern, method)
+
+        def search(self, text: bytes, position: int) -> Any:
+            nonlocal looked
+            looked += len(text) - position
+            return self._find(text, position)
+
+        match = search
+
+    for name, method in (("_MARKS", "search"), ("_IN_STRING", "match")):
+        monkeypatch.setattr(splitting, name, Counting(getattr(splitting, name), method))
+    array = Array()
+    array.feed(b'[{"text":"')
+    for _ in range(5000):
+        array.feed(b'a\\"')
+    assert looked < 20_000
+    (member,) = array.feed(b'"}]')
+    assert json.loads(member) == {"text": 'a"' * 5000}
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_a_string_is_one_wherever_its_escapes_are_cut(cut: int) -> None:
+    value = [{"a": '\\"', "b": "\\\\", "c": '[{,"'}, {"d": '"\\'}]
+    body, array, found = json.dumps(value).encode(), Array(), []
+    for i in range(0, len(body), cut):
+        found += array.feed(body[i : i + cut])
+    assert [json.loads(member) for member in [*found, *array.finish()]] == value
+
+
+@pytest.mark.anyio
+async def test_line_breaks_are_between_parts_of_a_row_and_in_no_string(served: Served) -> None:
+    good = b'[{"text":\r\n"row 5",\r"label":"positive"}\r,\r\n{"text": "row 6", "label": "negative"}]'
+    response = await post(served, good, **JSON)
+    assert response.status_code == 202, response.text
+    job_id = response.json()["id"]
+    await ended(served, job_id)
+    got = await served.client.get(f"/evaluate/jobs/{job_id}/results")
+    assert (b"\r" in got.content, got.content.count(b"\n")) == (False, 2)
+    bad = good.replace(b"row 6", b"row\n6")
+    error = refused(await post(served, bad, **JSON), 422, "invalid_json")
+    assert [one["line"] for one in error["lines"]] == [2]
+    line = b'{"text": "row 5",\r"label": "positive"}\r\n'
+    job_id = (await post(served, line)).json()["id"]
+    await ended(served, job_id)
+    assert b"\r" not in (await served.client.get(f"/evaluate/jobs/{job_id}/results")).content
+
+
+@pytest.mark.anyio
+async def test_white_space_without_end_is_refused(served: Served) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 2**24:
+            sent += 16
+            yield b" " * 16
+
+    refused(await post(served, endless(), **JSON), 422, "invalid_json")
+    await unmoved(served)
+    assert (await post(served, b" \n" * 500 + lines(rows(1)))).status_code == 422  # lines without a row
+    assert (await post(served, b" \n" * 500 + json.dumps(rows(1)).encode(), **JSON)).status_code == 202
 
 
 @pytest.mark.parametrize("text", ["[1", "[1}", "[1] [2]", '["a', "[[1]"])
@@ -122,6 +190,41 @@ async def test_too_many_columns_are_refused(served: Served) -> None:
     items = [{**row, **{f"c{i}_{j}": 1 for j in range(40)}} for i, row in enumerate(rows(5))]
     error = refused(await post(served, lines(items)), 422, "invalid_request")
     assert (error["field"], error["limit"], error["got"]) == ("lines.4", 128, 129)
+    long = [{**rows(1)[0], "k" * 257: 1}]
+    error = refused(await post(served, lines(long)), 422, "invalid_request")
+    assert (error["limit"], error["got"], "kkk" in error["message"]) == (256, 257, False)
+    many = [{**row, **{f"{i}_{j:0200}": 1 for j in range(15)}} for i, row in enumerate(rows(5))]
+    error = refused(await post(served, lines(many)), 422, "invalid_request")
+    assert (error["field"], error["limit"]) == ("lines.3", 8192)
+    await unmoved(served)
+
+
+@pytest.mark.anyio
+async def test_lists_and_events_are_without_the_names_of_columns(served: Served) -> None:
+    response = await post(served, lines([{**row, "note": 1} for row in rows(5)]))
+    job_id = response.json()["id"]
+    assert response.json()["columns"] == (await ended(served, job_id))["columns"] == ["text", "label", "note"]
+    (listed,) = (await served.client.get("/evaluate/jobs")).json()["jobs"]
+    assert listed["columns"] is None
+    events = (await served.client.get(f"/evaluate/jobs/{job_id}/events", params={"after": 0})).text
+    assert "note" not in events
+    assert '"columns":null' in events
+
+
+@pytest.mark.anyio
+async def test_an_upload_of_bad_lines_alone_is_looked_at_no_further() -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 100_000:
+            sent += 100
+            yield b'{"text": "row 5"}\n' * 100
+
+    async with serve() as served:
+        error = refused(await post(served, endless()), 422, "invalid_request")
+        assert (error["lines_bad"], len(error["lines"])) == (1000, 100)
+        await unmoved(served)
 
 
 # Hostile uploads
