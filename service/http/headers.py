@@ -33,8 +33,10 @@ PAGES = {
     # Swagger UI has one inline script, and its style sheet holds pictures as data.
     "/docs": "script-src 'self' '{docs_script}'; style-src 'self'; img-src 'self' data:; connect-src 'self'",
 }
-#: Files of the pages, which change with the package alone. Everything else is about one request, and nobody keeps it.
-_KEPT = ("/docs", "/assets/")
+#: Files of the pages, which change with the package alone, and the statuses that are about such a file. Everything else
+#: is about one request, and nobody keeps it.
+_KEPT = re.compile(r"/docs\Z|/docs/assets/|/assets/")
+_KEPT_STATUSES = frozenset({200, 304})
 
 
 class SafeHeaders:
@@ -65,7 +67,7 @@ class SafeHeaders:
                 headers = MutableHeaders(scope=message)
                 headers.update(ALWAYS)
                 headers["content-security-policy"] = policy
-                if not path.startswith(_KEPT):
+                if message["status"] not in _KEPT_STATUSES or not _KEPT.match(path):
                     headers["cache-control"] = "no-store"
             await send(message)
 

@@ -109,13 +109,20 @@ byId("key-form").addEventListener("submit", async (event) => {
 });
 byId("key-forget").addEventListener("click", () => location.reload());
 
+// Opened as a file, a report has none of the server's headers: what forbids its maker's scripts goes before all of it.
+const POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'none'; base-uri 'none'";
+const HEAD = `<!doctype html><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="${POLICY}">\n`;
+const withPolicy = (blob) => new Blob([HEAD, blob], { type: "text/html" });
+
 // A link cannot send a key: with one, this page fetches what the link names and saves it.
 document.addEventListener("click", async (event) => {
   const link = event.target.closest?.("a[data-fetched]");
   if (!link || !hasKey()) return;
   event.preventDefault();
   try {
-    save(await (await send("GET", link.getAttribute("href"))).blob(), link.dataset.fetched);
+    const blob = await (await send("GET", link.getAttribute("href"))).blob();
+    const name = link.dataset.fetched;
+    save(name.endsWith(".html") ? withPolicy(blob) : blob, name);
   } catch (error) {
     byId(`${current()}-problem`)?.replaceChildren(inWords(error));
   }

@@ -33,6 +33,10 @@ async def test_every_answer_is_for_one_reader(monkeypatch: pytest.MonkeyPatch, s
         ("POST", "/predict", 200),
         ("POST", "/evaluate", 422),
         ("GET", "/nowhere", 404),
+        ("GET", "/assets/nothing.js", 404),
+        ("GET", "/docs/assets/nothing.js", 404),
+        ("GET", "/docs/nothing", 404),
+        ("GET", "/docs-of-another", 404),
         ("GET", "/predict", 405),
         ("GET", "/health/live", 200),
         ("GET", "/metrics", 200),
@@ -75,6 +79,9 @@ async def test_the_documentation_page_may_run_its_own_script_and_nothing_else(se
     assert len(re.findall(r"<script>", page.text)) == 1
     assert_always(asset.headers)
     assert "no-store" not in asset.headers.get("cache-control", "")
+    assert "no-store" not in page.headers.get("cache-control", "")
+    refused = await served.client.post("/docs")
+    assert (refused.status_code, refused.headers["cache-control"]) == (405, "no-store")
 
 
 def preflight(origin: str, method: str = "POST", header: str = "authorization") -> dict[str, str]:

@@ -109,7 +109,11 @@ def reported(tmp_path: Path) -> str:
     """The folder of an artifact that brings a report."""
     page = tmp_path / "brought" / REPORT_PAGE
     page.parent.mkdir(parents=True)
-    page.write_text("<!doctype html><title>r</title><h1>Ship it</h1>")
+    page.write_text(
+        "<!doctype html><html lang=en><head><title>r</title><style>h1 { color: #123456 }</style></head><h1>Ship it</h1>"
+        "<p id=said>nothing ran</p><script>said.textContent = 'a script ran'</script>"
+        "<img src=nothing onerror=\"said.textContent = 'a handler ran'\">"
+    )
     return str(tmp_path / "brought")
 
 
@@ -142,4 +146,12 @@ def test_with_a_key_a_report_is_saved(browser: Browser, tmp_path: Path, reported
         with visited.page.expect_download() as download:
             visited.page.get_by_role("link", name="Open its report").click()
         assert download.value.suggested_filename == "fake-report.html"
-        assert "Ship it" in Path(download.value.path()).read_text()
+        saved = tmp_path / "saved.html"
+        download.value.save_as(saved)
+        # Opened from the disk, where no header of the server guards its reader.
+        opened = visited.page.context.new_page()
+        opened.goto(saved.as_uri())
+        expect(opened.locator("h1")).to_have_text("Ship it")
+        expect(opened.locator("h1")).to_have_css("color", "rgb(18, 52, 86)")
+        expect(opened.locator("#said")).to_have_text("nothing ran")
+        assert opened.evaluate("document.compatMode") == "CSS1Compat"
