@@ -18,6 +18,7 @@ from laplora.errors import DataError
 from laplora.files import write_whole
 from training.report.markdown import markdown_table
 from training.report.pictures import save_picture
+from training.reproduction.reading import caveats
 
 FOLDER = Path(__file__).parent
 PAGE, RESULTS, PLOT = FOLDER / "RESULTS.md", FOLDER / "results.json", FOLDER / "curves.png"
@@ -95,13 +96,14 @@ def render(records: Sequence[Record], reproduced: Sequence[Record]) -> str:
         "# Calibration against training and against labels",
         "Written by `python -m benchmarks.curves --publish`. SmolLM2-135M in 4 bit, the posterior's structure `ekfac`, "
         "learning rate 3e-4, batches of 6. Thick lines are means over seeds, thin ones the seeds; ± is the standard "
-        "deviation between them. A seed has its own training rows, initial adapter and order; test rows are the same "
-        "for all. Much of an ECE is the noise of the test rows.",
+        "deviation between them. A seed draws its training rows, initial adapter and order; test rows are the same "
+        "for all, and ± does not hold their noise. Much of an ECE is the noise of the test rows.",
         "![accuracy, NLL and ECE against epochs and against labels](curves.png)",
         f"## Against epochs: SST-2, {_count(epochs)}",
         f"{rows['train']} rows train, {rows['calibration']} calibrate, {rows['test']} test; one training a seed, its "
         "checkpoints measured as they come ([all of them](../../docs/reproduction.md)), so the learning rate falls "
         "to 0 at the last one. 0 epochs is the base.",
+        caveats([r for r in reproduced if (r["model"], r["task"]) == (MODEL, STEPS_TASK)]),
         *_tables(epochs, "epochs", "g"),
         f"## Against labels: {TASK.upper()}, {_count(labels)}",
         f"Two thirds of the labels train, for {EPOCHS} epochs, and one third calibrates; {records[0]['rows']['test']} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from training.evaluate import plain_probs
 from training.finetune import finetune
 from training.reproduction.checkpoint import Answers, answers_folder, read_answers
 from training.reproduction.page import collected, page_text
+from training.reproduction.reading import caveats, constant_nll, of_ours, of_the_report, surer_twin
 from training.reproduction.record import RECORD, scores
 from training.workspace.members import kept_adapter
 from training.workspace.results import load_trained
@@ -178,6 +180,43 @@ def written(**fields: Any) -> dict[str, Any]:
         "whole": True,
         **fields,
     }
+
+
+def test_one_nll_fits_a_confidence_on_either_side_of_accuracy() -> None:
+    below = constant_nll(0.72, 0.52)
+    assert below == pytest.approx(-(0.72 * math.log(0.52) + 0.28 * math.log(0.48)))
+    above = surer_twin(0.72, below)
+    assert above > 0.72
+    assert constant_nll(0.72, above) == pytest.approx(below)
+    # The report's ECE of .20 leaves one of them: .20 above accuracy has another NLL than was reported.
+    said = of_the_report()
+    assert f"0.92, has {constant_nll(0.72, 0.92):.2f}" in said
+    assert "fit a confidence about that much below accuracy" in said
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [((-0.2, -0.1), "underconfident"), ((0.1, 0.2), "overconfident"), ((-0.1, 0.1), "neither way")],
+)
+def test_our_own_answer_is_by_the_interval(interval: tuple[float, float], said: str) -> None:
+    values = {"gap": sum(interval) / 2, "intervals": {"gap": interval, "accuracy": (0.45, 0.55)}}
+    record = written(checkpoints={"4": {"laplace": values, "map": values}})
+    assert said in of_ours([record])
+    assert "{:+.3f} ({:+.3f} to {:+.3f})".format(values["gap"], *interval) in of_ours([record])
+
+
+def test_a_model_at_chance_has_no_skill_and_seeds_share_rows() -> None:
+    def record(low: float, **fields: Any) -> dict[str, Any]:
+        values = {"gap": 0.0, "intervals": {"gap": (-0.1, 0.1), "accuracy": (low, 0.6)}}
+        return written(checkpoints={"4": {"laplace": values, "map": values}}, **fields)
+
+    assert "**no skill** on WG-S" in caveats([record(0.45)])
+    assert caveats([record(0.55)]) == ""
+    rows = {"train": 300, "calibration": 150, "test": 372}
+    seeds = [record(0.55, task="sst2", seed=seed, rows=rows, source="wheel: w (validation)") for seed in (0, 1)]
+    assert "872 − 150 − 372 = 350 are left" in caveats(seeds)
+    assert "randomness of training alone" in caveats(seeds)
+    assert "overlap" not in caveats(seeds[:1])
 
 
 def test_a_training_under_way_is_not_shown_as_finished() -> None:

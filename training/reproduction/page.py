@@ -14,6 +14,7 @@ from training.config.reproduced import MODELS, REPORTED, SHIFTED, TASKS
 from training.report.pictures import save_picture
 from training.reproduction.checkpoint import TEST, Answers, answers_folder, read_answers
 from training.reproduction.figure import steps_figure
+from training.reproduction.reading import caveats, of_ours, of_the_report
 from training.reproduction.record import RECORD, read_record, scores
 from training.reproduction.tables import (
     Pair,
@@ -136,14 +137,13 @@ def page_text(records: list[Record], ensembles: Mapping[Pair, Mapping[str, Any]]
         "One seed: in parentheses a 95 % interval of the mean, by a bootstrap over the test rows. Several: ± is the "
         "standard deviation between trainings. **confidence − accuracy** is above 0 where answers are overconfident, "
         "below 0 where they are underconfident.",
+        caveats(records),
         "## Table 2: fine-tuned, on WinoGrande-S",
         beside_the_report(records, "map", 0),
         "## Table 3: with Laplace, on WinoGrande-S",
         beside_the_report(records, "laplace", 1),
-        "The report's figures are for 2,500 steps. Of three of its four models the Laplace answers have an NLL of .67 "
-        "to .68 at an accuracy of .72 to .73, with an ECE of .19 to .20. A coin's NLL is .69, so these answers are "
-        "underconfident nearly everywhere. Those of Phi-3 are less so: .60 at .74, with an ECE of .03. Whether ours "
-        "are, the column *confidence − accuracy* says.",
+        of_the_report(),
+        of_ours(records),
         "## Figure 1: against steps",
         f"![Accuracy, NLL and ECE against optimizer steps]({figure})",
         "[The calibration study](results.md#how-close-each-structure-comes-to-the-exact-posterior) has the curvatures "
