@@ -37,11 +37,15 @@ class Promise:
 
 @dataclass(frozen=True)
 class Slicing:
-    """The rows in parts: ``names`` of the parts, in the order to show them, and ``index`` (rows,) int64 into them."""
+    """The rows in parts: ``names`` of the parts, in the order to show them, and ``index`` (rows,) int64 into them.
+
+    ``names_are_texts``: whether the names are what rows have in a field, and so leave a report with its texts.
+    """
 
     title: str
     names: Sequence[str]
     index: torch.Tensor
+    names_are_texts: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,5 +147,6 @@ class Report:
             raise DataError(f"the served predictive {self.served!r} is not among the methods {sorted(self.methods)}")
 
     def without_texts(self) -> Report:
-        """Return the report without its rows' texts."""
-        return replace(self, rows=replace(self.rows, texts=None))
+        """Return the report without its rows' texts, and without the slices that are named by values of a field."""
+        slices = [one for one in self.rows.slices if not one.names_are_texts]
+        return replace(self, rows=replace(self.rows, texts=None, slices=slices))

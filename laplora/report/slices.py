@@ -47,7 +47,10 @@ def _by_field(inputs: Sequence[Mapping[str, Any]]) -> Iterator[Slicing]:
             continue
         places = {value: place for place, value in enumerate(kept)}
         yield Slicing(
-            f"field {name}", (*kept, _REST), torch.tensor([places.get(str(value), len(kept)) for value in values])
+            f"field {name}",
+            (*kept, _REST),
+            torch.tensor([places.get(str(value), len(kept)) for value in values]),
+            names_are_texts=True,
         )
 
 

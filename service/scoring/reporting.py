@@ -123,7 +123,11 @@ def _rows(
     slicings = slices_of(
         taken.values, [answer["tokens"] for answer in answers], torch.tensor([a["unfamiliar"] for a in answers])
     )
-    slicings = [Slicing(one.title, one.names, one.index.repeat_interleave(each)) for one in slicings]
+    slicings = [
+        Slicing(one.title, one.names, one.index.repeat_interleave(each))
+        for one in slicings
+        if texts or not one.names_are_texts
+    ]
     if names.several:
         which = torch.arange(each).repeat(len(answers))
         slicings.insert(0, Slicing("label", names.names, which))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from laplora.artifact.manifest import POSTERIOR
 from laplora.files import file_sha256
 from laplora.predictor import Predictor
 from training.config import load_config
+from training.data.section import SplitPaths
 from training.evaluate import measure
+from training.report.page import configuration
 from training.workspace.results import load_trained
 from training.workspace.runtime import open_run
 
@@ -60,3 +63,22 @@ def test_texts_travel_where_the_configuration_says_so(run_copy: Path) -> None:
     assert job("evaluate", run_copy, "evaluation.report_texts=true") == 0
     folder = load_config(run_copy, ["evaluation.report_texts=true"]).run_dir
     assert (folder / "report" / "report.html").read_bytes() == (folder / "report.html").read_bytes()
+
+
+def test_no_page_says_in_which_folder_the_files_lay(sentiment_run: FinishedRun) -> None:
+    config = sentiment_run.config
+    secret = Path("/clients/somebody")
+    moved = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"path": secret / "rows.jsonl"}),
+            "predictives": config.predictives.model_copy(update={"fast": 2, "fast_inputs": secret / "more.jsonl"}),
+        }
+    )
+    shown = configuration(moved)
+    assert "somebody" not in shown
+    assert json.loads(shown)["data"]["path"] == "rows.jsonl"
+    assert json.loads(shown)["predictives"]["fast_inputs"] == "more.jsonl"
+    paths = SplitPaths(train=secret / "a.jsonl", test=secret / "b.jsonl")
+    split = configuration(config.model_copy(update={"data": config.data.model_copy(update={"path": paths})}))
+    assert "somebody" not in split
+    assert {"a.jsonl", "b.jsonl"} <= set(json.loads(split)["data"]["path"].values())

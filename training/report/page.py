@@ -161,7 +161,19 @@ def provenance(run: Run) -> dict[str, str]:
 
 
 def configuration(config: RunConfig) -> str:
-    """Return a run's configuration as indented JSON, without its golden inputs, which are texts."""
+    """Return a run's configuration as indented JSON: of each path the last part, and no golden inputs, which are texts.
+
+    A folder's name can tell of the person or the customer whose rows lie in it.
+    """
     fields = config_hash_fields(config)
     del fields["golden_inputs"]
-    return json.dumps(fields, indent=2, ensure_ascii=False)
+    return json.dumps(_last_parts(fields, config.model_dump()), indent=2, ensure_ascii=False)
+
+
+def _last_parts(fields: Any, values: Any) -> Any:
+    """Return JSON values, of which those that are a path among ``values`` are its last part."""
+    if isinstance(values, Path):
+        return values.name
+    if isinstance(fields, dict) and isinstance(values, dict):
+        return {name: _last_parts(value, values.get(name)) for name, value in fields.items()}
+    return fields

@@ -145,10 +145,15 @@ def test_texts_are_short_lines_without_characters_that_turn_a_page_around() -> N
 
 
 def test_a_page_without_texts_has_none() -> None:
-    one = report(texts=[f"secret {i}" for i in range(120)])
-    assert "secret" in page_of(one)
+    by_field = Slicing("field who", ["secret a", "b"], torch.arange(120) % 2, names_are_texts=True)
+    by_length = Slicing("length of the prompt", ["short", "long"], torch.arange(120) % 2)
+    one = report(texts=[f"secret {i}" for i in range(120)], slices=[by_field, by_length])
+    assert "secret 1" in page_of(one)
+    assert "secret a" in page_of(one)
     page = page_of(one.without_texts())
     assert "secret" not in page
+    assert "field who" not in page
+    assert "length of the prompt" in page
     assert "left out" in page
     assert "row 119" in page
 

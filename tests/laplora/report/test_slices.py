@@ -12,6 +12,7 @@ def test_a_field_of_few_values_is_a_slicing_and_a_text_is_none() -> None:
     inputs = [{"text": f"text {i}", "kind": kind, "same": "x"} for i, kind in enumerate(kinds)]
     (found,) = slices_of(inputs)
     assert found.title == "field kind"
+    assert found.names_are_texts
     sizes = {name: int((found.index == place).sum()) for place, name in enumerate(found.names)}
     assert sizes == {"chat": 25, "mail": 30, "all others": 3}
 
@@ -34,4 +35,5 @@ def test_length_has_quarters_and_unfamiliar_rows_are_apart() -> None:
 def test_choices_are_counted() -> None:
     (found,) = slices_of([{"question": str(i), "choices": ("a", "b", "c")[: 2 + i % 2]} for i in range(20)])
     assert list(found.names) == ["2", "3"]
+    assert not found.names_are_texts
     assert found.index.tolist() == [0, 1] * 10
