@@ -11,13 +11,15 @@ A row of the answer has ``label``, ``decision`` ("accept" or "review"), ``flags`
 of: the spread of one set of weights, or a label that is no choice of a question. Where several labels of a row may be
 right, ``label`` is the most probable one, and ``labels`` are those above 0.5.
 
-The artifact is copied into the model; its base model is not, and is found as ``Predictor.load`` finds it. Needs
-``pip install 'laplora[mlflow]'``.
+The artifact is copied into the model; its base model is not, and is found as ``Predictor.load`` finds it. Needs the
+extra ``mlflow``. The model's requirements name the packages that laplora needs, and not laplora: that is installed from
+wherever you have it, and a package of that name on an index is not known to be it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,6 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError("laplora.mlflow needs MLflow: pip install 'laplora[mlflow]'", name=error.name) from None
 
-import laplora
 from laplora.answers.prediction import Prediction
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.classifier import batches
@@ -42,6 +43,11 @@ from laplora.predictor import Predictor
 
 #: What ``model_config`` may have, with the defaults; ``mlflow.pyfunc.load_model`` can override them.
 CONFIG: Mapping[str, Any] = {"device": "auto", "predictive": None, "truncate": False, "batch_size": 16}
+#: Packages that laplora needs to answer, and those that a quantized base model needs beside them.
+_NEEDED = ("torch", "transformers", "peft", "safetensors", "scipy", "pydantic", "filelock", "pandas", "numpy")
+_NEEDED_QUANTIZED = ("bitsandbytes", "gguf")
+#: Options of MLflow that say the environment in some way of their own.
+_ENVIRONMENTS = frozenset({"conda_env", "pip_requirements", "uv_project_path"})
 #: Padded tokens of a batch on a CPU, as the server has it.
 _CPU_TOKENS = 512
 
@@ -53,12 +59,14 @@ def save_model(
 
     Args:
         artifact: its folder; config: of ``CONFIG``, what differs.
-        options: of ``mlflow.pyfunc.save_model``, such as ``metadata``.
+        options: of ``mlflow.pyfunc.save_model``, such as ``metadata``; those given go before what is worked out here.
+            ``pip_requirements`` takes the place of the packages that are needed, ``extra_pip_requirements`` adds to
+            them.
 
     Raises:
         ArtifactError: no artifact, or a corrupt one; ConfigError: a name that ``CONFIG`` does not have.
     """
-    mlflow.pyfunc.save_model(str(path), **_described(artifact, config), **options)
+    mlflow.pyfunc.save_model(str(path), **_described(artifact, config, options))
 
 
 def log_model(artifact: str | Path, name: str, *, config: Mapping[str, Any] | None = None, **options: Any) -> Any:
@@ -67,7 +75,7 @@ def log_model(artifact: str | Path, name: str, *, config: Mapping[str, Any] | No
     Args:
         options: of ``mlflow.pyfunc.log_model``, such as ``registered_model_name``.
     """
-    return mlflow.pyfunc.log_model(name=name, **_described(artifact, config), **options)
+    return mlflow.pyfunc.log_model(name=name, **_described(artifact, config, options))
 
 
 class ServedModel:
@@ -116,18 +124,37 @@ def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) 
     return ServedModel(Path(data_path), model_config or {})
 
 
-def _described(artifact: str | Path, config: Mapping[str, Any] | None) -> dict[str, Any]:
+def _described(artifact: str | Path, config: Mapping[str, Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what MLflow is told of a model, whatever is done with it."""
     if unknown := sorted(set(config or {}) - set(CONFIG)):
         raise ConfigError(f"config has {unknown}: known are {sorted(CONFIG)}")
     read = read_artifact(Path(artifact))
-    return {
+    described: dict[str, Any] = {
         "loader_module": "laplora.mlflow",
         "data_path": str(artifact),
         "signature": ModelSignature(inputs=_inputs(read), outputs=_answers(read)),
-        "pip_requirements": [f"laplora[mlflow]=={laplora.__version__}"],
         "model_config": {**CONFIG, **(config or {})},
+        **options,
     }
+    if not _ENVIRONMENTS & options.keys():
+        # MLflow takes one of the two: left to itself, it would also look what is imported, and pin laplora.
+        extra = described.pop("extra_pip_requirements", None) or []
+        more = [f"-r {extra}"] if isinstance(extra, str) else list(extra)
+        described["pip_requirements"] = [*_requirements(read), *more]
+    return described
+
+
+def _requirements(artifact: Artifact) -> list[str]:
+    """Return the packages that answering needs, each in the version that is installed."""
+    quantized = artifact.manifest.quantization != "none"
+    pins = []
+    for name in (*_NEEDED, *(_NEEDED_QUANTIZED if quantized else ())):
+        try:
+            # Without the part that only says how this machine's was built, such as +cpu: no index has it.
+            pins.append(f"{name}=={metadata.version(name).partition('+')[0]}")
+        except metadata.PackageNotFoundError:
+            continue
+    return pins
 
 
 def _inputs(artifact: Artifact) -> Schema:
