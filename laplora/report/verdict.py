@@ -194,7 +194,7 @@ def _decision(report: Report) -> tuple[Kind, str]:
     if accepted.interval[1] > target:
         return "open", (
             f"{looks}. That interval reaches above the {percent(target)} {report.promise.verb}. {rows_to_show(target)} "
-            f"accepted rows without a mistake would be enough to show it; here {accepted.count} of {accepted.rows} are "
+            f"accepted rows without a mistake would show that it is kept; here {accepted.count} of {accepted.rows} are "
             "wrong."
         )
     if report.questions > 1:

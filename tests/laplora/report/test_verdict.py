@@ -24,7 +24,7 @@ def outcomes(one: Report) -> dict[str, str]:
         (report(rows=1000, wrong=20, reviewed=0), "ship", "2.0\xa0% (1.2 to 3.1\xa0%) of all 1000 answers are wrong"),
         (report(rows=1000, wrong=20, reviewed=15), "ship", "still sends 1.5\xa0% of them to a person"),
         (report(rows=1000, wrong=120, reviewed=300), "review", "even with noise"),
-        (report(rows=120, wrong=30, reviewed=60), "open", "72 accepted rows without a mistake would be enough"),
+        (report(rows=120, wrong=30, reviewed=60), "open", "72 accepted rows without a mistake would show"),
         (report(rows=120, wrong=30, reviewed=60, accepted_wrong=5), "open", "here 5 of 60 are wrong"),
         (report(rows=1000, wrong=2, reviewed=999), "open", "here 0 of 1 are wrong"),
         (report(rows=1000, wrong=200, reviewed=300, accepted_wrong=80), "stop", "than noise explains"),
