@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 import jsonschema_rs
+import pyarrow
+import pyarrow.parquet
 import pytest
 from documents import ROOT, Block, blocks, commands
 from server_process import server_process
@@ -44,8 +46,13 @@ class Example:
                 body = next(words).encode()
             elif word == "-T":
                 body = (folder / next(words)).read_bytes()
-            elif not re.fullmatch("-s?N?", word):
+            elif word == "-o":
+                next(words)
+            elif not word.startswith("-"):
+                assert not url, f"what is {word} to curl?"
                 url = f"http://{word}"
+            else:
+                assert re.fullmatch("-s?N?", word), f"what is {word} to curl?"
         return httpx.Request(method or ("GET" if body is None else "POST"), url, headers=headers, content=body)
 
 
@@ -106,7 +113,7 @@ def test_there_are_examples_of_every_kind() -> None:
     paths = {example.request().url.path for example in EXAMPLES}
     assert {"/predict", "/evaluate", "/artifacts", "/artifacts/fake/activate", "/health/ready", "/feedback"} <= paths
     assert {example.block.page for example in EXAMPLES} == set(PAGES)
-    assert len(JOB) == 4
+    assert len(JOB) == 7
 
 
 def names(answer: Any) -> list[set[str]]:
@@ -149,16 +156,21 @@ def test_the_commands_of_a_job_follow_it_to_its_end(client: httpx.Client, tmp_pa
         words = [word.replace("/ID", f"/{job}") for word in example.words]
         response = answered(client, Example(example.block, words, None).request(tmp_path))
         statuses.append(response.status_code)
+        if "-o" in words:
+            # A row of JSON Lines, or a Parquet file.
+            assert response.content.startswith(b"PAR1" if words[-1].endswith(".parquet") else b"{")
         job = job or response.json()["id"]
         if "-sN" in words:
             assert "done" in response.text
-    assert statuses == [202, 200, 200, 200]
+    assert statuses == [202, *[200] * 6]
 
 
 @pytest.mark.parametrize("block", [b for b in blocks("python") if "localhost:8000" in b.text], ids=str)
 def test_a_program_runs(client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
     (tmp_path / "reviews.txt").write_text("dull .\na gripping film .\n", encoding="utf-8")
     (tmp_path / "test.jsonl").write_text('{"text": "dull .", "label": "negative"}\n', encoding="utf-8")
+    rows = [{"text": f"film {i} .", "label": "negative", "source": ("mail", "chat")[i % 2]} for i in range(20)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test.parquet")
     monkeypatch.chdir(tmp_path)
     address = str(client.base_url).rstrip("/")
     program = block.text.replace("http://localhost:8000", address).replace("progress=True", "progress=False")
