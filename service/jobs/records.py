@@ -84,19 +84,6 @@ class Sums(BaseModel):
             rows=self.rows + len(rows), questions=labels.questions, methods=methods, unfamiliar=self._flagged(rows)
         )
 
-    def joined(self, other: Sums) -> Sums:
-        """Return the sums of both parts' rows; which are flagged is not counted."""
-        if not self.rows or not other.rows:
-            return self if self.rows else other
-        methods = {
-            name: MethodSums(
-                hits=a.hits + b.hits, nll=a.nll + b.nll, gaps=[x + y for x, y in zip(a.gaps, b.gaps, strict=True)]
-            )
-            for name, a in self.methods.items()
-            if (b := other.methods.get(name)) is not None
-        }
-        return Sums(rows=self.rows + other.rows, questions=self.questions, methods=methods)
-
     def _flagged(self, rows: Sequence[ScoredRow]) -> int | None:
         """Return how many rows are flagged as unfamiliar, with more rows in them."""
         before = self.unfamiliar if self.rows else 0

@@ -6,23 +6,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from service.errors import ReportNotFoundError
 from service.jobs.answered import AnsweredRow, answered_pages
 from service.jobs.ledger import Ledger
 from service.jobs.records import About, Job
-from service.scoring.reporting import MeasuredRows, measured_report
+from service.scoring.reporting import BY_LABEL, MeasuredRows, measured_report
 
 if TYPE_CHECKING:
     from laplora.artifact.manifest import Manifest
     from laplora.report.records import Report
 
-#: Rows that are looked at one by one, and probabilities of theirs, at most: of a larger job evenly spaced ones are.
-MOST_ROWS, MOST_PROBABILITIES = 10_000, 2_000_000
+#: Rows that are looked at one by one, and numbers by label of theirs, at most: of a larger job evenly spaced ones are.
+MOST_ROWS, MOST_NUMBERS = 10_000, 2_000_000
 #: Columns of the upload that are looked at for slices, at most.
 _MOST_COLUMNS = 20
 #: Most characters that are kept of a value, of the prompt's fields and of others: no text that is shown and no
@@ -30,18 +31,21 @@ _MOST_COLUMNS = 20
 _TEXT, _CATEGORY = 300, 64
 
 
-async def take_rows(ledger: Ledger, job: Job) -> MeasuredRows:
+async def take_rows(ledger: Ledger, job: Job, run: Callable[[Callable[[], None]], Awaitable[None]]) -> MeasuredRows:
     """Return the scored rows of a job, evenly spaced ones where it has more than a report looks at.
+
+    Args:
+        run: runs work on a thread, a page of rows at a time.
 
     Raises:
         RowsNotKeptError, UploadChangedError, StorageFullError, JobsUnavailableError: as of ``answered_pages``.
     """
     about, taken = job.about, MeasuredRows()
-    most = max(1, min(MOST_ROWS, MOST_PROBABILITIES // len(about.labels)))
+    most = max(1, min(MOST_ROWS, MOST_NUMBERS // (BY_LABEL * len(about.labels))))
     step = -(-job.rows_done // most)
     async with aclosing(answered_pages(ledger, job)) as pages:
         async for page in pages:
-            await ledger.in_files(_take, taken, [one for one in page if one.row % step == 0], about)
+            await run(partial(_take, taken, [one for one in page if one.row % step == 0], about))
     return taken
 
 

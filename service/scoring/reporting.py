@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from laplora.artifact.manifest import Manifest
     from laplora.report.records import Report, Rows
 
+#: What an answer has by label, and a report needs.
+_BY_LABEL = ("map_probs", "probs", "probs_std")
+BY_LABEL = len(_BY_LABEL)
+
 
 @dataclass
 class MeasuredRows:
@@ -20,7 +24,8 @@ class MeasuredRows:
 
     Attributes:
         numbers: their lines, from 0; truths: where the right labels are among the artifact's.
-        answers: as of POST /predict, with ``epistemic`` (nats or None) and ``unfamiliar``.
+        answers: as of POST /predict, with ``epistemic`` (nats or None) and ``unfamiliar``; what is by label is a list,
+            in the labels' order.
         values: of each row the template's fields, and others that it may be sliced by.
     """
 
@@ -31,8 +36,10 @@ class MeasuredRows:
 
     def add(self, number: int, truth: Truth, answer: Mapping[str, Any], values: dict[str, Any]) -> None:
         """Add a row, with an answer as POST /predict writes it; of it is kept what a report needs."""
-        wanted = ("map_probs", "probs", "probs_std", "score", "decision", "tokens", "prediction_set")
-        kept = {name: answer[name] for name in wanted}
+        kept = {name: answer[name] for name in ("score", "decision", "tokens", "prediction_set")}
+        for name in _BY_LABEL:
+            # The numbers alone: a row's own copy of every label would be most of what is in memory.
+            kept[name] = None if answer[name] is None else list(answer[name].values())
         kept["epistemic"] = (answer["uncertainty"] or {}).get("epistemic")
         kept["unfamiliar"] = "unfamiliar" in answer["flags"]
         self.numbers.append(number)
@@ -116,8 +123,8 @@ def _rows(
     def column(values: Sequence[Any]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64).repeat_interleave(each)
 
-    probs, labels = questions([list(answer["probs"].values()) for answer in answers], taken.truths, names)
-    map_probs, _ = questions([list(answer["map_probs"].values()) for answer in answers], taken.truths, names)
+    probs, labels = questions([answer["probs"] for answer in answers], taken.truths, names)
+    map_probs, _ = questions([answer["map_probs"] for answer in answers], taken.truths, names)
     has_epistemic = not names.several and all(answer["epistemic"] is not None for answer in answers)
     has_std = not names.several and all(answer["probs_std"] is not None for answer in answers)
     slicings = slices_of(
@@ -140,9 +147,7 @@ def _rows(
         threshold=threshold,
         review=column([answer["decision"] == "review" for answer in answers]).bool(),
         epistemic=column([answer["epistemic"] for answer in answers]) if has_epistemic else None,
-        std=column([list(a["probs_std"].values())[i] for a, i in zip(answers, places, strict=True)])
-        if has_std
-        else None,
+        std=column([a["probs_std"][i] for a, i in zip(answers, places, strict=True)]) if has_std else None,
         references=[
             f"line {number + 1}" + (f", {label}" if label else "")
             for number in taken.numbers

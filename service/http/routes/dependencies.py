@@ -43,8 +43,13 @@ MetricsDep = Annotated[Metrics, _part("metrics")]
 LifecycleDep = Annotated[Lifecycle, _part("lifecycle")]
 #: Streams of jobs' events that are open, and of whom.
 EventStreamsDep = Annotated[SharedLimit, _part("event_streams")]
-#: Downloads of jobs' rows, and figures by a column, that are being made, and for whom.
+#: Downloads of jobs' rows that are being made, and for whom.
 DownloadsDep = Annotated[SharedLimit, _part("downloads")]
+#: Figures by a column, and reports, of jobs that are being made, and for whom; where, one step of each caller at once.
+JobFiguresDep = Annotated[SharedLimit, _part("job_figures")]
+FigureThreadsDep = Annotated[OneEach, _part("figure_threads")]
+#: Whose turn it is to have a job's rows in memory for its report, one report at a time.
+ReportsDep = Annotated[OneAtATime, _part("reports")]
 #: Where the metrics of POST /evaluate and their bootstrap are computed, one evaluation of each caller at a time.
 MeasureThreadsDep = Annotated[OneEach, _part("measure_threads")]
 #: Whose turn it is to have its inputs' features in memory, one suggestion at a time.

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
 from laplora.errors import LaploraError
 from service.errors import ReportNotFoundError
+from service.http.disconnects import while_awaited
 from service.http.openapi import JOB_ERRORS, error_responses
-from service.http.routes.dependencies import ArtifactsDep, CallerDep, DownloadsDep, JobsDep, MeasureThreadsDep
+from service.http.routes.dependencies import ArtifactsDep, CallerDep, JobFiguresDep, JobsDep, ReportsDep, SettingsDep
+from service.jobs.records import Job
 from service.jobs.report import job_report, take_rows
+from service.scoring.reporting import MeasuredRows
+
+if TYPE_CHECKING:
+    from laplora.artifact.manifest import Manifest
 
 router = APIRouter(tags=["jobs"])
 
@@ -21,6 +27,7 @@ _ERRORS = (
     "report_not_found",
     "rows_not_kept",
     "storage_full",
+    "deadline_exceeded",
     "invalid_request",
     "too_many_requests",
     "client_too_many_requests",
@@ -40,8 +47,10 @@ async def get_job_report(
     caller: CallerDep,
     board: JobsDep,
     artifacts: ArtifactsDep,
-    downloads: DownloadsDep,
-    threads: MeasureThreadsDep,
+    figures: JobFiguresDep,
+    reports: ReportsDep,
+    request: Request,
+    settings: SettingsDep,
     texts: Annotated[bool, Query(description="Whether the page shows the texts of the rows that it lists.")] = False,
 ) -> HTMLResponse:
     """The report of a job that is done: whether to ship the artifact by its rows, and why. It runs no script.
@@ -59,17 +68,23 @@ async def get_job_report(
     artifact = next((item for item in known if item.digest == digest), None)
     if artifact is None:
         raise ReportNotFoundError("the artifact that answered is not there any more, and with it what it promises")
-    downloads.add(caller.name, 1)
+    figures.add(caller.name, 1)
+
+    async def page() -> str:
+        # The rows of one report at a time are in memory.
+        async with reports.turn(caller.name) as run:
+            taken = await take_rows(board.ledger, job, run)
+            return await run(lambda: _page(job, result, taken, artifact.manifest, texts=texts))
+
     try:
-        taken = await take_rows(board.ledger, job)
-
-        def page() -> str:
-            from laplora.report.page import html
-            from laplora.report.verdict import judge
-
-            report = job_report(job, json.loads(result), taken, artifact.manifest, texts=texts)
-            return html(report, judge(report))
-
-        return HTMLResponse(await threads.run(caller.name, page))
+        return HTMLResponse(await while_awaited(request, page(), timeout_s=settings.request_timeout_s))
     finally:
-        downloads.remove(caller.name, 1)
+        figures.remove(caller.name, 1)
+
+
+def _page(job: Job, result: str, taken: MeasuredRows, manifest: Manifest, *, texts: bool) -> str:
+    from laplora.report.page import html
+    from laplora.report.verdict import judge
+
+    report = job_report(job, json.loads(result), taken, manifest, texts=texts)
+    return html(report, judge(report))

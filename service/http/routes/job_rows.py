@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from service.http.disconnects import while_awaited
 from service.http.openapi import JOB_ERRORS, error_responses
-from service.http.routes.dependencies import CallerDep, DownloadsDep, EventStreamsDep, JobsDep
+from service.http.routes.dependencies import (
+    CallerDep,
+    DownloadsDep,
+    EventStreamsDep,
+    FigureThreadsDep,
+    JobFiguresDep,
+    JobsDep,
+    SettingsDep,
+)
 from service.http.schemas.jobs import JobSlices
 from service.jobs.answered import check_kept
 from service.jobs.events import events
 from service.jobs.slices import MOST_VALUES, slices
 from service.jobs.tables_out import MEDIA_TYPES, Format, written
+from service.telemetry.logs import logger
 
 router = APIRouter(tags=["jobs"])
 
@@ -42,18 +54,25 @@ _ROW = {
 
 
 class _Stream(StreamingResponse):
-    """A stream that says when it is over, however it ends."""
+    """A stream that says when it is over, however it ends. After ``timeout_s`` it is cut off: its end is missing."""
 
     def __init__(
-        self, parts: AsyncGenerator[bytes], on_end: Callable[[], None], media_type: str, headers: dict[str, str]
+        self,
+        parts: AsyncGenerator[bytes],
+        on_end: Callable[[], None],
+        media_type: str,
+        headers: dict[str, str],
+        timeout_s: float | None = None,
     ) -> None:
         super().__init__(parts, media_type=media_type, headers={"Cache-Control": "no-store", **headers})
-        self._parts, self._on_end = parts, on_end
+        self._parts, self._on_end, self._timeout_s = parts, on_end, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with aclosing(self._parts):
+            async with aclosing(self._parts), asyncio.timeout(self._timeout_s):
                 await super().__call__(scope, receive, send)
+        except TimeoutError:
+            logger.warning("a download took too long and was cut off", extra={"event": "download_cut_off"})
         finally:
             self._on_end()
 
@@ -114,6 +133,7 @@ async def job_results(
     caller: CallerDep,
     board: JobsDep,
     downloads: DownloadsDep,
+    settings: SettingsDep,
     format: Annotated[
         Format, Query(description="JSON Lines, or a Parquet table with a column for each field.")
     ] = "jsonl",
@@ -133,7 +153,8 @@ async def job_results(
     name = f"{job.id}.{format}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     parts = written(board.ledger, job, format, first=after)
-    return _Stream(parts, lambda: downloads.remove(reader, 1), MEDIA_TYPES[format], headers)
+    on_end, timeout_s = partial(downloads.remove, reader, 1), settings.job_download_timeout_s
+    return _Stream(parts, on_end, MEDIA_TYPES[format], headers, timeout_s=timeout_s)
 
 
 @router.get(
@@ -152,7 +173,10 @@ async def job_slices(
     job_id: str,
     caller: CallerDep,
     board: JobsDep,
-    downloads: DownloadsDep,
+    figures: JobFiguresDep,
+    threads: FigureThreadsDep,
+    request: Request,
+    settings: SettingsDep,
     by: Annotated[str, Query(max_length=256, description="Name of a column of the upload.")],
     most: Annotated[
         int, Query(ge=1, le=MOST_VALUES, description="Most values told of; the others come together.")
@@ -164,8 +188,10 @@ async def job_slices(
     """
     await board.fresh()
     job = board.job(job_id, caller.sees)
-    downloads.add(caller.name, 1)
+    figures.add(caller.name, 1)
     try:
-        return JobSlices.model_validate(await slices(board.ledger, job, by, most=most))
+        work = slices(board.ledger, job, by, most=most, run=partial(threads.run, caller.name))
+        found = await while_awaited(request, work, timeout_s=settings.request_timeout_s)
+        return JobSlices.model_validate(found)
     finally:
-        downloads.remove(caller.name, 1)
+        figures.remove(caller.name, 1)

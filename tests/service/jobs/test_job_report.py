@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -85,11 +86,15 @@ async def test_a_large_job_is_looked_at_in_evenly_spaced_rows(served: Served, mo
     job_id = await submit(served, rows(600))
     await ended(served, job_id)
     monkeypatch.setattr(job_reports, "MOST_ROWS", 100)
-    taken = await job_reports.take_rows(served.state.jobs.ledger, held(served, job_id))
+    taken = await job_reports.take_rows(served.state.jobs.ledger, held(served, job_id), asyncio.to_thread)
     assert taken.numbers == list(range(0, 600, 6))
     page = await report(served, job_id)
     assert "of 100 of the rows, evenly spaced" in page
     assert "600 uploaded rows" in page
+    # Of three numbers by label, two labels each.
+    monkeypatch.setattr(job_reports, "MOST_NUMBERS", 6 * 20)
+    taken = await job_reports.take_rows(served.state.jobs.ledger, held(served, job_id), asyncio.to_thread)
+    assert (len(taken.numbers), len(taken.answers[0]["probs"])) == (20, 2)
 
 
 async def test_what_has_no_report_is_named(served: Served) -> None:
@@ -120,7 +125,7 @@ def several(count: int) -> tuple[Job, dict[str, Any], job_reports.MeasuredRows]:
     job = Job("0" * 32, "a", None, about, rows_done=count)
     taken = job_reports.MeasuredRows()
     for i in range(count):
-        present = {"news": 0.9, "sport": 0.2, "weather": 0.6 if i % 2 else 0.4}
+        present = [0.9, 0.2, 0.6 if i % 2 else 0.4]
         taken.numbers.append(i)
         taken.truths.append((0, 2) if i % 2 and i % 10 != 1 else (0,))
         taken.answers.append(
@@ -131,7 +136,7 @@ def several(count: int) -> tuple[Job, dict[str, Any], job_reports.MeasuredRows]:
             }
         )  # fmt: skip
         taken.values.append({"text": f"text {i}"})
-    pairs = [(list(answer["probs"].values()), None) for answer in taken.answers]
+    pairs = [(answer["probs"], None) for answer in taken.answers]
     rows = [{"map": pair, "laplace": pair} for pair in pairs]
     methods = measure(rows, taken.truths, names=about.label_names, how=about.options)
     return job, {"rows": count, "methods": methods, "unfamiliar": None}, taken

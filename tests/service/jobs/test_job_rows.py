@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import threading
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ from job_calls import callers, cancel, delete, ended, folder, get, held, lines, 
 from serving import FakePredictor, Served, serve
 
 from service.jobs.tables_out import written
+from service.scoring.evaluation import questions
 
 pytestmark = pytest.mark.anyio
 
@@ -168,11 +171,91 @@ async def test_one_caller_has_its_share_of_the_downloads(served: Served) -> None
     downloads = served.state.downloads
     for _ in range(4):
         downloads.add("127.0.0.1", 1)
-    for path in ("results", "slices?by=label"):
-        refused(await served.client.get(f"/evaluate/jobs/{job_id}/{path}"), 429, "client_too_many_requests")
+    path = f"/evaluate/jobs/{job_id}"
+    refused(await served.client.get(f"{path}/results"), 429, "client_too_many_requests")
     downloads.remove("127.0.0.1", 1)
     assert len(await answered(served, job_id)) == 3
     assert downloads.total == 3
+    # Figures and reports have places of their own.
+    figures = served.state.job_figures
+    figures.add("127.0.0.1", 1)
+    for what in ("slices?by=label", "report"):
+        refused(await served.client.get(f"{path}/{what}"), 429, "client_too_many_requests")
+    figures.remove("127.0.0.1", 1)
+    assert (await slices(served, job_id, "label"))["rows"] == 3
+    assert figures.total == 0
+
+
+class _Connection:
+    """A GET of a client that reads nothing more, and goes away when it is told to."""
+
+    def __init__(self, path: str, query: bytes) -> None:
+        self.scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": path, "raw_path": path.encode()}
+        self.scope |= {"query_string": query, "scheme": "http", "headers": [(b"host", b"test")]}
+        self.scope |= {"client": ("127.0.0.1", 1), "server": ("test", 80)}
+        self.asked = self.stuck = False
+        self.gone = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        if not self.asked:
+            self.asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        if message.get("body"):
+            self.stuck = True
+            await self.gone.wait()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_figures_end_when_their_client_goes_away_or_the_time_is_over(gone: bool) -> None:
+    async with serve(**({} if gone else {"request_timeout_s": 0.05})) as served:
+        job_id = await submit(served, rows(3))
+        await ended(served, job_id)
+        held_up = threading.Event()
+        # Both threads of figures wait, as they would for long pages.
+        run = served.state.figure_threads.run
+        others = [asyncio.ensure_future(run(caller, held_up.wait)) for caller in ("ann", "bob")]
+        path = f"/evaluate/jobs/{job_id}/slices"
+        if gone:
+            connection = _Connection(path, b"by=label")
+            call = asyncio.ensure_future(served.app(connection.scope, connection.receive, connection.send))
+            await served.until(lambda: served.state.job_figures.total == 1)
+            connection.gone.set()
+            await call
+        else:
+            refused(await served.client.get(path, params={"by": "label"}), 504, "deadline_exceeded")
+        assert served.state.job_figures.total == 0
+        held_up.set()
+        await asyncio.gather(*others)
+
+
+async def test_a_download_that_is_not_read_is_cut_off() -> None:
+    async with serve(job_download_timeout_s=0.2) as served:
+        job_id = await submit(served, rows(3))
+        await ended(served, job_id)
+        connection = _Connection(f"/evaluate/jobs/{job_id}/results", b"")
+        await served.app(connection.scope, connection.receive, connection.send)
+        assert (connection.stuck, served.state.downloads.total) == (True, 0)
+
+
+async def test_figures_of_many_values_are_added_a_page_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counting(rows: Any, truths: Any, labels: Any) -> Any:
+        asked.append(len(rows))
+        return questions(rows, truths, labels)
+
+    monkeypatch.setattr("service.jobs.slices.questions", counting)
+    async with serve(max_queue_rows=4000) as served:
+        job_id = await submit(served, [{**row, "n": i % 500} for i, row in enumerate(rows(1000))])
+        done = await ended(served, job_id)
+        found = await slices(served, job_id, "n", most=1000)
+        assert (found["values"], {one["rows"] for one in found["slices"]}) == (500, {2})
+        methods = len(done["partial"])
+        assert asked == [256] * 3 * methods + [232] * methods
 
 
 async def test_the_uploads_that_are_kept_are_bounded_and_the_oldest_goes() -> None:
