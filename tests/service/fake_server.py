@@ -57,7 +57,7 @@ if __name__ == "__main__":
         page = Path(folder, REPORT_PAGE).read_bytes()
         record = FileRecord(sha256=hashlib.sha256(page).hexdigest(), size_bytes=len(page))
         predictor.artifact.path, predictor.artifact.manifest.files = Path(folder), {REPORT_PAGE: record}
-        review = SimpleNamespace(target_risk=0.05, threshold=0.3)
+        review = SimpleNamespace(target_risk=0.05, threshold=0.3, guarantee="empirical")
         rule = SimpleNamespace(thresholds=SimpleNamespace(review=review))
         predictor.artifact.manifest.predictives = {"laplace": rule}
     predictor.golden_error = BROKEN.get(os.environ.get("FAKE_BROKEN", ""))
