@@ -131,8 +131,8 @@ class Settings(BaseSettings):
     job_lease_s: Seconds = Field(15.0, le=3600)
     """Seconds after which the jobs of a server that is not heard of go to the others that share jobs_url."""
     max_kept_job_bytes: int = Field(8 * 2**30, ge=0)
-    """Most bytes of the uploads of finished jobs that are kept beside their answers; beyond it the oldest finished job
-    of the caller with the most goes.
+    """Most bytes of finished jobs' uploads and answers that are kept; beyond it the oldest finished job of the caller
+    with the most goes.
     """
     max_job_downloads: int = Field(8, ge=1)
     """Most downloads of jobs' rows that are made at once; more are refused with 429."""

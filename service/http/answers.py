@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
 
 
-#: What is not kept of a job's answers: the id is the row's own, and the rest can be large.
-_NOT_KEPT = {"id", "calibrated_probs", "logit_mean", "logit_variance"}
+#: What is not kept of a job's answers: the id is the row's own, the label's text may be a part of its prompt, and the
+#: rest can be large.
+_NOT_KEPT = {"id", "label_text", "calibrated_probs", "logit_mean", "logit_variance"}
 
 
 def row_answer(row: int, fields: Mapping[str, Any], prediction: Prediction) -> str:
-    """Return what is kept of the answer to a job's row, JSON: as of POST /predict, without logits; errors as there."""
+    """Return what is kept of the answer to a job's row, JSON: as of POST /predict, but for ``_NOT_KEPT``.
+
+    Raises:
+        UnscorableInputError: as ``prediction_out``.
+    """
     item = Input.model_construct(None, **fields)
     out = prediction_out(row, item, prediction, PredictOptions())
     return out.model_dump_json(exclude=_NOT_KEPT, exclude_unset=True)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from service.errors import RowsNotKeptError, UploadChangedError
 from service.jobs.ledger import Ledger
-from service.jobs.records import Job, ScoredRow
+from service.jobs.records import About, Job, ScoredRow
 
 #: Of one page: rows, and bytes of the upload but for one row's.
 _PAGE_ROWS, _PAGE_BYTES = 256, 2**20
@@ -28,12 +28,14 @@ class AnsweredRow:
         line: as it was uploaded, a JSON object; columns: the same, read.
         scored: its numbers by method, where its true labels are, and its answer; None where it could not be scored.
         error: the code of why; None where it was.
+        about: of the job.
     """
 
     row: int
     line: bytes
     scored: ScoredRow | None
     error: str | None
+    about: About
 
     @cached_property
     def columns(self) -> dict[str, Any]:
@@ -47,6 +49,10 @@ class AnsweredRow:
         if self.scored is None or self.scored.answer is None:
             return None
         answer: dict[str, Any] = json.loads(self.scored.answer)
+        # It may be a part of the prompt, which the database has nothing of.
+        choices = self.columns.get("choices") if "choices" in (self.about.fields or ()) else None
+        label = answer["label"]
+        answer["label_text"] = choices[self.about.labels.index(label)] if isinstance(choices, list) else label
         return answer
 
 
@@ -90,7 +96,7 @@ async def answered_pages(ledger: Ledger, job: Job, *, first: int = 0) -> AsyncGe
                     # Removed while it was read; or begun by a version of the server that kept no answers.
                     raise RowsNotKeptError("the job was removed")
                 yield [
-                    AnsweredRow(number, line, scored.get(number), bad.get(number))
+                    AnsweredRow(number, line, scored.get(number), bad.get(number), job.about)
                     for number, line in enumerate(lines, row)
                     if number >= first
                 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -125,16 +126,21 @@ class JobBoard:
         oldest_s = time.time() - settings.job_keep_s
         gone = [job for job in finished if job.finished_at is not None and job.finished_at < oldest_s]
         kept = [job for job in finished if job not in gone]
-        kept_bytes = sum(job.about.upload_bytes for job in kept if job.keeps_rows)
-        # Beyond a limit whoever has most loses the oldest, so that no caller can push out another's.
-        while kept and (
-            len(self.ledger.jobs) - len(gone) > settings.max_jobs or kept_bytes > settings.max_kept_job_bytes
-        ):
-            owners = [job.owner for job in kept]
-            oldest = min(kept, key=lambda job: (-owners.count(job.owner), job.number))
+        bytes_of: Counter[str] = Counter()
+        for job in kept:
+            bytes_of[job.owner] += job.disk_bytes if job.keeps_rows else 0
+        # Beyond a limit whoever has most of it loses the oldest, so that no caller can push out another's.
+        while kept:
+            if len(self.ledger.jobs) - len(gone) > settings.max_jobs:
+                most = Counter(job.owner for job in kept)
+            elif bytes_of.total() > settings.max_kept_job_bytes:
+                most = bytes_of
+            else:
+                break
+            oldest = min(kept, key=lambda job: (-most[job.owner], job.number))
             kept.remove(oldest)
             gone.append(oldest)
-            kept_bytes -= oldest.about.upload_bytes if oldest.keeps_rows else 0
+            bytes_of[oldest.owner] -= oldest.disk_bytes if oldest.keeps_rows else 0
         if gone:
             await self.ledger.remove(gone)
 

@@ -32,7 +32,7 @@ from service.jobs.quota import Quota
 from service.jobs.records import STATUSES, Job, Rows, ScoredRow, StoredStatus, Sums
 from service.jobs.remote import RemoteStore
 from service.jobs.shown import event_of
-from service.jobs.store import ClaimLostError, Store
+from service.jobs.store import ClaimLostError, Store, answer_bytes
 from service.settings import Settings
 from service.telemetry.logs import log_crash, logger
 from service.telemetry.metrics import Metrics
@@ -205,7 +205,7 @@ class Ledger:
         async with self._refreshing:
             if self._refreshed_at >= called_at:
                 return []  # one that began after this call was made has it all
-            self._refreshed_at = time.monotonic()
+            begun_at = time.monotonic()
             known = {job.number: job for job in self.jobs.values()}
             versions = await self.on_disk(self.store.versions)
             lost = [job for number, job in known.items() if number not in versions and job.id in self.jobs]
@@ -225,6 +225,7 @@ class Ledger:
                 if now is not None and now.mine:
                     gone.append(now)
                 self._take_in(read)
+            self._refreshed_at = begun_at
             return gone
 
     def _take_in(self, read: Job) -> Job:
@@ -252,7 +253,7 @@ class Ledger:
         if not size:
             with suppress(OSError):
                 size = self.folder.inputs(job.id).stat().st_size
-        self.quota.hold(job.id, job.owner, size)
+        self.quota.hold(job.id, job.owner, size + job.answer_bytes)
 
     def _forget(self, job: Job) -> None:
         self.jobs.pop(job.id, None)
@@ -320,14 +321,14 @@ class Ledger:
             finished_at, bad = time.time(), bad or {}
             after = replace(job, status=status, finished_at=finished_at, error=error, paused=None)
             after.bad_counts = job.bad_counts + Counter(bad.values())
-            event = event_of(after)
+            event, fence = event_of(after), None if cancelled else job.fence
             sequence = await self.on_disk(
                 lambda: self.store.end(
                     job.number,
                     status,
                     finished_at=finished_at,
                     event=event,
-                    fence=None if cancelled else job.fence,
+                    fence=fence,
                     error=error,
                     result=result,
                     bad=bad,
@@ -404,12 +405,13 @@ class Ledger:
             paused=None,
             pace=pace,
         )
-        event = event_of(after)
+        # The claim that the rows were scored under: by the time of the write there may be another.
+        event, fence = event_of(after), job.fence
         sequence = await self.on_disk(
             lambda: self.store.add_rows(
                 job.number,
                 chunk.rows,
-                fence=job.fence,
+                fence=fence,
                 scored=scored,
                 bad=bad,
                 sums=sums,
@@ -419,6 +421,9 @@ class Ledger:
             )
         )
         job.rows_done, job.bad_counts, job.pace = after.rows_done, after.bad_counts, pace
+        job.answer_bytes += answer_bytes(scored)
+        if job.id in self.jobs and not job.finished:
+            self._hold(job)
         job.sums, job.input_offset, job.started_at = sums, chunk.end, started_at
         job.status, job.paused = "running", None
         self._metrics.count_job_rows(len(scored), bad=len(bad))
@@ -529,6 +534,7 @@ _STORED = (
     "started_at",
     "finished_at",
     "keeps_rows",
+    "answer_bytes",
     "server",
     "fence",
     "events",

@@ -73,6 +73,7 @@ STEPS: Final[dict[int, tuple[str, ...]]] = {
     6: (
         "ALTER TABLE jobs ADD COLUMN paused TEXT",
         "ALTER TABLE jobs ADD COLUMN keeps_rows INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE jobs ADD COLUMN answer_bytes {big} NOT NULL DEFAULT 0",
         "ALTER TABLE jobs ADD COLUMN server TEXT",
         "ALTER TABLE jobs ADD COLUMN fence INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE jobs ADD COLUMN events INTEGER NOT NULL DEFAULT 0",

@@ -156,6 +156,7 @@ class Job:
         error, paused: code and message of what it failed for, or waits for.
         started_at, finished_at: seconds since the epoch.
         keeps_rows: whether its rows and their answers stay, for as long as it does.
+        answer_bytes: of its rows' answers in the database.
         server: which server has claimed it, None where none has; fence: the number of that claim.
         mine: whether this server has; what another one runs is only looked at.
         events: number of its newest event that is on disk, from 1.
@@ -180,6 +181,7 @@ class Job:
     error: dict[str, Any] | None = None
     paused: dict[str, Any] | None = None
     keeps_rows: bool = False
+    answer_bytes: int = 0
     server: str | None = None
     fence: int = 0
     mine: bool = False
@@ -197,6 +199,11 @@ class Job:
     def finished(self) -> bool:
         """Whether it is done, failed or cancelled."""
         return self.status in ("done", "failed", "cancelled")
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of its upload and its answers, as long as they are kept."""
+        return self.about.upload_bytes + self.answer_bytes
 
     @property
     def rows_bad(self) -> int:

@@ -5,7 +5,8 @@ under an older fence changes nothing and raises ClaimLostError: whatever a serve
 is the only one that writes for it.
 
 No transaction holds more rows than one chunk of a job, so SQLite's log stays short: the rows of a job that has ended
-or was removed go afterwards, some at a time (``sweep``). No prompt is in the database. Used from one thread at a time.
+or was removed go afterwards, some at a time (``sweep``). No prompt is in the database, nor any part of one. Used from
+one thread at a time.
 """
 
 from __future__ import annotations
@@ -185,6 +186,7 @@ class Store:
                 "started_at": func.coalesce(JOBS.c.started_at, started_at),
                 "absent_s": 0.0,
                 "paused": None,
+                "answer_bytes": JOBS.c.answer_bytes + answer_bytes(scored),
             }
             mine = _mine(job, fence)
             if db.execute(update(JOBS).where(*mine, JOBS.c.rows_done == first).values(values)).rowcount != 1:
@@ -218,7 +220,7 @@ class Store:
         """
         with self.database.transaction() as db:
             whose = true() if fence is None else JOBS.c.fence == fence
-            if db.execute(select(JOBS.c.number).where(JOBS.c.number == job, whose)).scalar() is None:
+            if db.execute(select(JOBS.c.number).where(JOBS.c.number == job, whose).with_for_update()).scalar() is None:
                 raise ClaimLostError
             return _add_event(db, job, event)
 
@@ -229,7 +231,8 @@ class Store:
             ClaimLostError: nothing was kept.
         """
         with self.database.transaction() as db:
-            if db.execute(select(JOBS.c.number).where(*_mine(job, fence))).scalar() is None:
+            # Locked: another server's claim waits for this, or this one sees it.
+            if db.execute(select(JOBS.c.number).where(*_mine(job, fence)).with_for_update()).scalar() is None:
                 raise ClaimLostError
             db.execute(delete(BEGUN).where(BEGUN.c.job == job))
             if begun:
@@ -408,8 +411,14 @@ def _job(row: Mapping[Any, Any], bad_counts: Counter[str], begun: dict[Rows, int
         keeps_rows=bool(row["keeps_rows"]),
         server=row["server"],
         fence=row["fence"],
+        answer_bytes=row["answer_bytes"],
         events=row["events"],
     )
+
+
+def answer_bytes(rows: Sequence[ScoredRow]) -> int:
+    """Return how many bytes the database has of rows, their keys not counted."""
+    return sum(len(_json(one.truth)) + len(_json(one.methods)) + len((one.answer or "").encode()) for one in rows)
 
 
 def _truth(value: int | list[int]) -> Truth:

@@ -26,6 +26,7 @@ JOBS = Table(
     Column("absent_s", Float),
     Column("paused", Text),
     Column("keeps_rows", Integer),
+    Column("answer_bytes", BigInteger),
     Column("server", Text),
     Column("fence", Integer),
     Column("events", Integer),

@@ -7,6 +7,7 @@ such a name is ``upload_NAME``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,21 +34,24 @@ async def written(ledger: Ledger, job: Job, format: Format, *, first: int = 0) -
     """Yield the bytes of a job's rows that are over, from number ``first`` on; errors as of ``answered_pages``."""
     async with (
         aclosing(answered_pages(ledger, job, first=first)) as pages,
-        aclosing(_json_lines(pages) if format == "jsonl" else _table(ledger, job, pages)) as parts,
+        aclosing(_json_lines(ledger, pages) if format == "jsonl" else _table(ledger, job, pages)) as parts,
     ):
         async for part in parts:
             yield part
 
 
-async def _json_lines(pages: AsyncIterator[Sequence[AnsweredRow]]) -> AsyncGenerator[bytes]:
+async def _json_lines(ledger: Ledger, pages: AsyncIterator[Sequence[AnsweredRow]]) -> AsyncGenerator[bytes]:
     async for page in pages:
-        yield b"".join(map(_line, page))
+        yield await ledger.in_files(_lines, page)
+
+
+def _lines(page: Sequence[AnsweredRow]) -> bytes:
+    return b"".join(map(_line, page))
 
 
 def _line(one: AnsweredRow) -> bytes:
-    answer = b"null" if one.scored is None or one.scored.answer is None else one.scored.answer.encode()
+    answer = json.dumps(one.answer, ensure_ascii=False, separators=(",", ":")).encode()
     error = b"null" if one.error is None else f'"{one.error}"'.encode()
-    # Both are JSON as they stand.
     return b'{"line":%d,"input":%b,"answer":%b,"error":%b}\n' % (one.row + 1, one.line, answer, error)
 
 

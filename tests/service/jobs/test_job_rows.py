@@ -13,6 +13,7 @@ import pytest
 from job_calls import callers, cancel, delete, ended, folder, get, held, lines, poisoned, refused, rows, submit
 from serving import FakePredictor, Served, serve
 
+from laplora.prompts.templates import TEMPLATES
 from service.jobs.tables_out import written
 from service.scoring.evaluation import questions
 
@@ -122,6 +123,20 @@ async def test_a_download_is_made_a_page_at_a_time(served: Served) -> None:
     table = b"".join([part async for part in written(ledger, job, "parquet")])
     groups = pq.ParquetFile(io.BytesIO(table)).metadata
     assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [2048, 952]
+
+
+async def test_no_part_of_a_prompt_is_in_the_database() -> None:
+    predictor = FakePredictor(template=TEMPLATES["multiple_choice"], labels=("A", "B", "C"))
+    items = [{"question": f"{i + 10} ?", "choices": [f"first{i}", f"second{i}"], "label": "A"} for i in range(6)]
+    async with serve(predictor) as served:
+        job_id = await submit(served, items)
+        await ended(served, job_id)
+        job, store = held(served, job_id), served.state.jobs.ledger.store
+        kept = [one.answer for one in store.answers(job.number, (0, 6))]
+        assert not any("first" in one or "second" in one or "label_text" in one for one in kept)
+        for item, one in zip(items, await answered(served, job_id), strict=True):
+            place = "AB".index(one["answer"]["label"])
+            assert one["answer"]["label_text"] == item["choices"][place]
 
 
 async def test_rows_can_be_had_while_the_job_runs() -> None:
@@ -259,7 +274,14 @@ async def test_figures_of_many_values_are_added_a_page_at_a_time(monkeypatch: py
 
 
 async def test_the_uploads_that_are_kept_are_bounded_and_the_oldest_goes() -> None:
-    size = len(lines(rows(50)))
+    """Their answers with them, which are larger than the rows: room for two."""
+    async with serve() as served:
+        job = held(served, await submit(served, rows(50)))
+        await ended(served, job.id)
+        assert job.answer_bytes > 50 * 100
+        (stored,) = served.state.jobs.ledger.store.jobs()
+        assert (stored.answer_bytes, job.about.upload_bytes) == (job.answer_bytes, len(lines(rows(50))))
+        size = job.disk_bytes
     async with serve(max_kept_job_bytes=2 * size + 500) as served:
         ids = []
         for _ in range(3):
