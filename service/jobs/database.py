@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, func
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from service.errors import JobsUnavailableError, StorageFullError
@@ -33,6 +33,8 @@ _PRAGMAS = (
 _SLICE_PAGES = 64
 #: PostgreSQL's codes of a disk without room, and of statements that another try may carry out.
 _DISK_FULL = frozenset({"53100", "53200"})
+#: Of a server that another one takes the place of.
+_READ_ONLY = "25006"
 _CONNECT_TIMEOUT_S, _STATEMENT_TIMEOUT_MS = 10, 60_000
 
 
@@ -67,7 +69,7 @@ class Database:
                 # One connection in all: the index of the log is in memory, so there is no third file to run full.
                 raw.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
                 known = raw.execute("PRAGMA user_version").fetchone()[0]
-                engine = create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool)
+                engine = create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool, hide_parameters=True)
                 event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
                 if known in (0, FORMAT):
                     # Before the first table: afterwards some have no effect.
@@ -102,7 +104,15 @@ class Database:
             "application_name": "laplora",
         }
         try:
-            engine = create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, connect_args=arguments)
+            engine = create_engine(
+                url,
+                pool_size=1,
+                max_overflow=0,
+                pool_pre_ping=True,
+                connect_args=arguments,
+                # What a statement was given is in no message, and so in no log.
+                hide_parameters=True,
+            )
         except ModuleNotFoundError:
             raise JobsUnavailableError("jobs_url needs a driver: pip install '.[postgres]'") from None
         except ArgumentError:
@@ -182,6 +192,9 @@ class Database:
                 raise
             if getattr(error.orig, "sqlstate", None) in _DISK_FULL:
                 raise StorageFullError("the jobs' database has no room: try again later, or remove jobs") from error
+            read_only = getattr(error.orig, "sqlstate", None) == _READ_ONLY
+            if not (read_only or isinstance(error, OperationalError | InterfaceError)):
+                raise  # no other try carries it out
             raise JobsUnavailableError("the jobs' database does not answer: try again later") from error
 
 

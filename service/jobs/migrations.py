@@ -17,21 +17,31 @@ _FORMAT_TABLE: Final = "laplora_jobs_format"
 _LOCK: Final = 7_251_901
 #: What the dialects write differently.
 _WORDS: Final = {
-    "sqlite": {"key": "INTEGER PRIMARY KEY AUTOINCREMENT", "real": "REAL", "big": "INTEGER", "end": "STRICT"},
+    "sqlite": {
+        "key": "INTEGER PRIMARY KEY AUTOINCREMENT",
+        "real": "REAL",
+        "big": "INTEGER",
+        "end": "STRICT",
+        "first": "",
+    },
     "postgresql": {
         "key": "INTEGER GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
         "real": "DOUBLE PRECISION",
         "big": "BIGINT",
         "end": "",
+        # Of the first release there is SQLite alone. A PostgreSQL can have others' tables.
+        "first": "laplora_",
     },
 }
 #: Tables whose rows are found by their key alone.
 _BY_KEY: Final = {"sqlite": "STRICT, WITHOUT ROWID", "postgresql": ""}
+_SQLITE_ONLY: Final = "/* SQLite only */"
+_FIRST_TABLES: Final = ("jobs", "rows", "bad_rows", "begun")
 
 #: By format, what makes it from the one before. 5 is the format of the first release.
 STEPS: Final[dict[int, tuple[str, ...]]] = {
     5: (
-        """CREATE TABLE jobs (
+        """CREATE TABLE {first}jobs (
             number {key},
             id TEXT NOT NULL UNIQUE,
             owner TEXT NOT NULL,
@@ -48,20 +58,20 @@ STEPS: Final[dict[int, tuple[str, ...]]] = {
             absent_s {real} NOT NULL DEFAULT 0,
             UNIQUE (owner, idempotency_key)
         ) {end}""",
-        """CREATE TABLE rows (
+        """CREATE TABLE {first}rows (
             job INTEGER NOT NULL,
             "row" INTEGER NOT NULL,
             truth TEXT NOT NULL,
             methods TEXT NOT NULL,
             PRIMARY KEY (job, "row")
         ) {by_key}""",
-        """CREATE TABLE bad_rows (
+        """CREATE TABLE {first}bad_rows (
             job INTEGER NOT NULL,
             "row" INTEGER NOT NULL,
             code TEXT NOT NULL,
             PRIMARY KEY (job, "row")
         ) {by_key}""",
-        """CREATE TABLE begun (
+        """CREATE TABLE {first}begun (
             job INTEGER NOT NULL,
             first INTEGER NOT NULL,
             after INTEGER NOT NULL,
@@ -71,20 +81,24 @@ STEPS: Final[dict[int, tuple[str, ...]]] = {
     ),
     # Every row's answer, the history of events, and claims: which server runs a job.
     6: (
-        "ALTER TABLE jobs ADD COLUMN paused TEXT",
-        "ALTER TABLE jobs ADD COLUMN keeps_rows INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE jobs ADD COLUMN answer_bytes {big} NOT NULL DEFAULT 0",
-        "ALTER TABLE jobs ADD COLUMN server TEXT",
-        "ALTER TABLE jobs ADD COLUMN fence INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE jobs ADD COLUMN events INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE rows ADD COLUMN answer TEXT",
-        """CREATE TABLE events (
+        *(
+            f"{_SQLITE_ONLY} ALTER TABLE {name} RENAME TO laplora_{name}"
+            for name in ("jobs", "rows", "bad_rows", "begun")
+        ),
+        "ALTER TABLE laplora_jobs ADD COLUMN paused TEXT",
+        "ALTER TABLE laplora_jobs ADD COLUMN keeps_rows INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE laplora_jobs ADD COLUMN answer_bytes {big} NOT NULL DEFAULT 0",
+        "ALTER TABLE laplora_jobs ADD COLUMN server TEXT",
+        "ALTER TABLE laplora_jobs ADD COLUMN fence INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE laplora_jobs ADD COLUMN events INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE laplora_rows ADD COLUMN answer TEXT",
+        """CREATE TABLE laplora_events (
             job INTEGER NOT NULL,
             sequence INTEGER NOT NULL,
             data TEXT NOT NULL,
             PRIMARY KEY (job, sequence)
         ) {by_key}""",
-        "CREATE TABLE servers (id TEXT NOT NULL PRIMARY KEY, heard_at {real} NOT NULL) {by_key}",
+        "CREATE TABLE laplora_servers (id TEXT NOT NULL PRIMARY KEY, heard_at {real} NOT NULL) {by_key}",
     ),
 }
 FORMAT: Final = max(STEPS)
@@ -127,6 +141,8 @@ def migrate(connection: Connection, *, upto: int = FORMAT) -> tuple[int, int]:
     for number, statements in STEPS.items():
         if before < number <= upto:
             for statement in statements:
+                if statement.startswith(_SQLITE_ONLY) and connection.dialect.name != "sqlite":
+                    continue
                 connection.exec_driver_sql(statement.format(**words))
     now = max(before, upto)
     if now != before:

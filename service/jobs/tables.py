@@ -8,7 +8,7 @@ _METADATA = MetaData()
 
 #: One job each. ``fence`` grows with each claim: who writes for a job names the claim that it writes under.
 JOBS = Table(
-    "jobs",
+    "laplora_jobs",
     _METADATA,
     Column("number", Integer, primary_key=True),
     Column("id", Text),
@@ -33,7 +33,7 @@ JOBS = Table(
 )
 #: One scored row each: where its true labels are, its numbers by method, and its answer; all JSON.
 ROWS = Table(
-    "rows",
+    "laplora_rows",
     _METADATA,
     Column("job", Integer, primary_key=True),
     Column("row", Integer, primary_key=True),
@@ -42,14 +42,14 @@ ROWS = Table(
     Column("answer", Text),
 )
 BAD_ROWS = Table(
-    "bad_rows",
+    "laplora_bad_rows",
     _METADATA,
     Column("job", Integer, primary_key=True),
     Column("row", Integer, primary_key=True),
     Column("code", Text),
 )
 BEGUN = Table(
-    "begun",
+    "laplora_begun",
     _METADATA,
     Column("job", Integer, primary_key=True),
     Column("first", Integer, primary_key=True),
@@ -58,11 +58,11 @@ BEGUN = Table(
 )
 #: What happened to a job, the newest of it: ``data`` is the job as the contract writes it, JSON.
 EVENTS = Table(
-    "events",
+    "laplora_events",
     _METADATA,
     Column("job", Integer, primary_key=True),
     Column("sequence", Integer, primary_key=True),
     Column("data", Text),
 )
 #: The servers that share the database, and when each was last heard of: seconds since the epoch, its own clock.
-SERVERS = Table("servers", _METADATA, Column("id", Text, primary_key=True), Column("heard_at", Float))
+SERVERS = Table("laplora_servers", _METADATA, Column("id", Text, primary_key=True), Column("heard_at", Float))

@@ -42,9 +42,13 @@ class Servers:
     def stored(self) -> dict[str, tuple[str, int, list[int]]]:
         """Return, of a folder that no server has, each job's status, rows done, and rows."""
         with closing(sqlite3.connect(self.folder / "jobs.sqlite")) as db:
-            jobs = db.execute("SELECT number, id, status, rows_done FROM jobs").fetchall()
+            jobs = db.execute("SELECT number, id, status, rows_done FROM laplora_jobs").fetchall()
             return {
-                job_id: (status, done, [r for (r,) in db.execute("SELECT row FROM rows WHERE job = ?", (number,))])
+                job_id: (
+                    status,
+                    done,
+                    [r for (r,) in db.execute("SELECT row FROM laplora_rows WHERE job = ?", (number,))],
+                )
                 for number, job_id, status, done in jobs
             }
 

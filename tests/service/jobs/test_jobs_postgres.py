@@ -145,7 +145,7 @@ def test_every_format_is_brought_up_to_date_and_a_later_one_is_refused(url: str)
             assert migrate(connection, upto=upto) == (before, upto)
             if upto == min(STEPS):
                 connection.exec_driver_sql(
-                    "INSERT INTO jobs (id, owner, about, sums) VALUES (%s, 'ann', %s, '{}')",
+                    "INSERT INTO laplora_jobs (id, owner, about, sums) VALUES (%s, 'ann', %s, '{}')",
                     ("a" * 32, new_job().about.model_dump_json(exclude={"keep_rows", "columns", "fields"})),
                 )
     store = Store(Database.at_url(url))
@@ -156,6 +156,27 @@ def test_every_format_is_brought_up_to_date_and_a_later_one_is_refused(url: str)
         connection.exec_driver_sql("UPDATE laplora_jobs_format SET format = 99")
     with pytest.raises(JobsUnavailableError, match=f"format 99, this server reads format {FORMAT}"):
         Database.at_url(url)
+    engine.dispose()
+
+
+def test_tables_of_others_are_left_alone_and_faults_are_told_of_by_name(url: str) -> None:
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    names = ("jobs", "rows", "bad_rows", "begun", "events", "servers")
+    with engine.begin() as connection:
+        for name in names:
+            connection.exec_driver_sql(f"CREATE TABLE {name} (theirs TEXT)")
+    store = Store(Database.at_url(url))
+    store.add(keyed("a"), "queued")
+    assert len(store.jobs()) == 1
+    with engine.begin() as connection:
+        for name in names:
+            assert connection.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar_one() == 0
+        connection.exec_driver_sql("DROP TABLE laplora_events")
+    # That no other try carries out, and no value is in the message.
+    with pytest.raises(sa.exc.ProgrammingError) as told:
+        store.add(keyed("b"), "a private event")
+    assert "private" not in str(told.value)
+    store.close()
     engine.dispose()
 
 
