@@ -76,7 +76,8 @@ def measured_report(
     """
     from laplora.report.records import Promise, Report
 
-    rule = next(record for name, record in manifest.predictives.items() if name == predictive).thresholds.review
+    records = {str(name): record for name, record in manifest.predictives.items()}
+    rule = records[predictive].thresholds.review
     recommended = manifest.recommended
     served = f"{predictive}_order_average" if averaged else predictive
     shown = {name: dict(values) for name, values in methods.items()}

@@ -18,10 +18,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from serving import FakePredictor, library
+from serving import RULE, FakePredictor, library
 
 import service.app
 from laplora.artifact.manifest import REPORT_PAGE, FileRecord
@@ -57,9 +56,8 @@ if __name__ == "__main__":
         page = Path(folder, REPORT_PAGE).read_bytes()
         record = FileRecord(sha256=hashlib.sha256(page).hexdigest(), size_bytes=len(page))
         predictor.artifact.path, predictor.artifact.manifest.files = Path(folder), {REPORT_PAGE: record}
-        review = SimpleNamespace(target_risk=0.05, threshold=0.3, guarantee="empirical")
-        rule = SimpleNamespace(thresholds=SimpleNamespace(review=review))
-        predictor.artifact.manifest.predictives = {"laplace": rule}
+    if folder or os.environ.get("FAKE_RULES"):
+        predictor.artifact.manifest.predictives = {"laplace": RULE}
     predictor.golden_error = BROKEN.get(os.environ.get("FAKE_BROKEN", ""))
     predictor.poison[99_666] = FAULT
     for token in filter(None, os.environ.get("FAKE_POISON", "").split(",")):

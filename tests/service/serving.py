@@ -42,6 +42,12 @@ from service.settings import Settings
 
 #: No sound test waits this long, however busy the machine is.
 GIVE_UP_S = 180.0
+#: What a predictive of an artifact has that a report is judged by.
+RULE = SimpleNamespace(
+    thresholds=SimpleNamespace(
+        review=SimpleNamespace(target_risk=0.05, threshold=0.3, guarantee="empirical", score="total_entropy"), flags={}
+    )
+)
 #: The one object that all fake predictors stand on.
 BASE = SimpleNamespace(model="tiny", quantization="none", dtype="float32")
 
