@@ -76,7 +76,7 @@ async def answered_pages(ledger: Ledger, job: Job, *, first: int = 0) -> AsyncGe
     check_kept(job)
     end = job.rows_done
     try:
-        file = await ledger.in_files(ledger.folder.open, job.id)
+        file = await ledger.in_files(ledger.folder.open, job.id, job.about.upload_bytes)
     except FileNotFoundError:
         raise RowsNotKeptError("the job was removed") from None
     try:

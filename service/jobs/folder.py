@@ -127,27 +127,28 @@ class JobsFolder:
         self.upload(job_id).rename(self.inputs(job_id))
         self.sync()
 
-    def fetch(self, job_id: str) -> None:
+    def fetch(self, job_id: str, size_bytes: int) -> None:
         """See to it that a job's inputs are in the folder.
 
         Raises:
             FileNotFoundError: there are none.
+            UploadChangedError: the remote store has another size of them than ``size_bytes``.
             JobsUnavailableError, StorageFullError: the remote store does not answer; the disk has no room.
         """
         if not self.inputs(job_id).exists():
-            with self._fetched(job_id) as copy:
+            with self._fetched(job_id, size_bytes) as copy:
                 copy.rename(self.inputs(job_id))
 
-    def open(self, job_id: str) -> BinaryIO:
+    def open(self, job_id: str, size_bytes: int) -> BinaryIO:
         """Return a job's inputs, opened for reading; raises as ``fetch``."""
         try:
             return self.inputs(job_id).open("rb")
         except FileNotFoundError:
-            with self._fetched(job_id) as copy:
+            with self._fetched(job_id, size_bytes) as copy:
                 return copy.open("rb")
 
     @contextmanager
-    def _fetched(self, job_id: str) -> Iterator[Path]:
+    def _fetched(self, job_id: str, size_bytes: int) -> Iterator[Path]:
         """Yield a copy of a job's inputs, which is gone afterwards unless it was moved."""
         if self.remote is None:
             raise FileNotFoundError(_name(job_id))
@@ -156,7 +157,7 @@ class JobsFolder:
         try:
             with storage_errors():
                 os.close(private_file(copy))
-                self.remote.get(_name(job_id), copy)
+                self.remote.get(_name(job_id), copy, size_bytes=size_bytes)
             yield copy
         finally:
             copy.unlink(missing_ok=True)

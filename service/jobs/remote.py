@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from service.errors import JobsUnavailableError
+from service.errors import JobsUnavailableError, UploadChangedError
 from service.telemetry.logs import logger
 
 _CONNECT_S, _REQUEST_S, _RETRY_S = 10, 120, 60
@@ -63,12 +63,23 @@ class RemoteStore:
             # There is no such bucket, or not yet.
             raise JobsUnavailableError(_UNANSWERED) from None
 
-    def get(self, name: str, path: Path) -> None:
-        """Write an object's bytes into a file; FileNotFoundError: there is none of this name."""
+    def get(self, name: str, path: Path, *, size_bytes: int) -> None:
+        """Write an object's bytes into a file.
+
+        Args:
+            size_bytes: how many there have to be.
+
+        Raises:
+            FileNotFoundError: there is none of this name.
+            UploadChangedError: it has another size; nothing was written.
+        """
         import obstore
 
         with _answering():
-            parts = iter(obstore.get(self._store, name).stream(min_chunk_size=_PART_BYTES))
+            answer = obstore.get(self._store, name)
+            if answer.meta["size"] != size_bytes:
+                raise UploadChangedError("the upload was changed where the server keeps it: upload it again")
+            parts = iter(answer.stream(min_chunk_size=_PART_BYTES))
         with path.open("wb") as file:
             while True:
                 with _answering():

@@ -150,7 +150,7 @@ class Runner:
         first, offset = run.next_row, run.next_offset
         rows = 1 if run.suspect else min(run.rows, self._batch_rows(job), job.about.rows - first)
         try:
-            await ledger.in_files(ledger.folder.fetch, job.id)
+            await ledger.in_files(ledger.folder.fetch, job.id, job.about.upload_bytes)
             chunk = await ledger.in_files(
                 lambda: read_chunk(
                     ledger.folder.inputs(job.id),

@@ -18,7 +18,7 @@ from job_calls import rows
 from job_servers import Servers, has, job_until, submit_to
 from postgres import postgres
 
-from service.errors import JobsUnavailableError
+from service.errors import JobsUnavailableError, UploadChangedError
 from service.jobs.folder import JobsFolder
 from service.jobs.remote import RemoteStore
 
@@ -76,14 +76,14 @@ def test_objects_come_and_go_whole(store: RemoteStore, s3: dict[str, str], tmp_p
     for content in (b"x" * (20 * 2**20), b""):
         (tmp_path / "a").write_bytes(content)
         store.put(tmp_path / "a", "a.jsonl")
-        store.get("a.jsonl", tmp_path / "b")
+        store.get("a.jsonl", tmp_path / "b", size_bytes=len(content))
         assert (tmp_path / "b").read_bytes() == content
     assert names(s3) == ["folder/a.jsonl"]
     store.remove("a.jsonl")
     store.remove("a.jsonl")
     assert names(s3) == []
     with pytest.raises(FileNotFoundError):
-        store.get("a.jsonl", tmp_path / "c")
+        store.get("a.jsonl", tmp_path / "c", size_bytes=1)
 
 
 def test_a_folder_has_copies_of_what_the_store_keeps(store: RemoteStore, s3: dict[str, str], tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_a_folder_has_copies_of_what_the_store_keeps(store: RemoteStore, s3: dic
     first.upload(ID).write_bytes(b"one\ntwo\n")
     first.keep(ID)
     assert not second.inputs(ID).exists()
-    with second.open(ID) as file:
+    with second.open(ID, 8) as file:
         assert file.readlines() == [b"one\n", b"two\n"]
-    second.fetch(ID)
+    second.fetch(ID, 8)
     assert second.inputs(ID).read_bytes() == b"one\ntwo\n"
     for folder in (first, second):
         folder.forget_copy(ID)
@@ -102,7 +102,7 @@ def test_a_folder_has_copies_of_what_the_store_keeps(store: RemoteStore, s3: dic
     assert names(s3) == []
     for read in (second.open, second.fetch):
         with pytest.raises(FileNotFoundError):
-            read(ID)
+            read(ID, 8)
 
 
 def test_a_store_that_does_not_answer_is_waited_for(
@@ -137,3 +137,14 @@ def test_servers_with_folders_of_their_own_share_jobs(servers: Servers, s3: dict
             assert clients[0].delete(f"/evaluate/jobs/{job_id}").json()["outcome"] in ("removed", "kept")
             clients[0].delete(f"/evaluate/jobs/{job_id}")
         assert names(s3) == []
+
+
+def test_an_object_of_another_size_is_not_written(tmp_path: Path) -> None:
+    store, upload, copy = RemoteStore("memory:///"), tmp_path / "upload", tmp_path / "copy"
+    upload.write_bytes(b"x" * 1000)
+    store.put(upload, "a.jsonl")
+    with pytest.raises(UploadChangedError):
+        store.get("a.jsonl", copy, size_bytes=10)
+    assert not copy.exists()
+    store.get("a.jsonl", copy, size_bytes=1000)
+    assert copy.read_bytes() == b"x" * 1000
