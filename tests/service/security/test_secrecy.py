@@ -38,8 +38,8 @@ def bad_bodies(**more: Any) -> list[Any]:
         {"inputs": [{"question": WORD, "choices": WORD}]},
         {"inputs": [{"prompt": WORD, "text": WORD}]},
         {"inputs": [{"prompt": [WORD]}]},
-        {"inputs": WORD},
-        {"inputs": [WORD]},
+        {"inputs": WORD, "raw_scores": WORD},
+        {"inputs": [WORD, 3]},
         {NAME: WORD},
         [WORD],
         WORD,
@@ -103,11 +103,20 @@ def test_the_word_stays_between_client_and_server(process: Process, jobs_dir: Pa
             client.post("/evaluate", json={"inputs": [{**GOOD, "label": "positive"}]}),
         ]
         assert [answer.status_code for answer in answered] == [200] * 4
+        # Other servers' protocols, by which a text alone is an input.
+        foreign = [client.post("/predict", json={"inputs": WORD}), client.post("/classify", json={"input": [WORD]})]
+        assert [answer.status_code for answer in foreign] == [200] * 2
         finished_job(client)
         refused = [client.post("/predict", json=body) for body in bad_bodies()]
         refused += [client.post("/evaluate", json=body) for body in bad_bodies(label="positive")]
         for wrong in (WORD, {NAME: WORD}, [WORD], None):
             refused.append(client.post("/evaluate", json={"inputs": [{**GOOD, "label": wrong}]}))
+        refused += [
+            client.post("/classify", json=body) for body in ({"input": {NAME: WORD}}, {"input": [WORD, 3]}, WORD)
+        ]
+        refused += [
+            client.post(f"/v2/models/{WORD}/infer", json=body) for body in ({"inputs": WORD}, {"inputs": [WORD]})
+        ]
         for path in ("/predict", "/evaluate"):
             json_type = {"content-type": "application/json"}
             refused += [client.post(path, content=raw, headers=json_type) for raw in RAW]
