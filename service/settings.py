@@ -121,8 +121,8 @@ class Settings(BaseSettings):
     """
     jobs_url: SecretStr | None = None
     """PostgreSQL that several servers keep their large evaluations in and share the work of, as
-    postgresql://USER:PASSWORD@HOST/DATABASE?sslmode=verify-full; needs the extra postgres. They need the same
-    artifacts, and a jobs_dir or jobs_files_url that all of them reach. Unset: SQLite in jobs_dir.
+    postgresql://USER:PASSWORD@HOST/DATABASE, best with ?sslmode=verify-full; needs the extra postgres. They need the
+    same artifacts, and a jobs_dir or jobs_files_url that all of them reach. Unset: SQLite in jobs_dir.
     """
     jobs_files_url: str | None = Field(None, pattern=r"^s3://[^\s/]+(/\S*)?$")
     """S3 store that the uploads of large evaluations are kept in, as s3://BUCKET/FOLDER; needs the extra s3, and reads

@@ -248,8 +248,9 @@ def artifacts_in(root: Path, *names: str) -> list[FakePredictor]:
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
-    """Return an error's status and code."""
-    return response.status_code, response.json()["error"]["code"]
+    """Return an error's status and code; in the Open Inference Protocol, which has no codes, the text."""
+    error = response.json()["error"]
+    return response.status_code, error if isinstance(error, str) else error["code"]
 
 
 async def name_the_caller(scope: Scope, receive: Receive, send: Send) -> None:

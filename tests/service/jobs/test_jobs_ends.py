@@ -50,7 +50,7 @@ async def test_cancel_frees_the_queue_at_once_and_keeps_the_job_listed(how: str)
         assert (found["status"], found["rows_done"], found["result"]) == ("cancelled", 0, None)
         assert found["finished_at"]
         # Again: nothing happens. It is removed by DELETE alone.
-        assert await cancel(served, job_id) == {**found, "bad_rows": None}
+        assert await cancel(served, job_id) == {**found, "bad_rows": None, "columns": None}
         served.predictor.released.set()
         assert (await served.predict("row 9")).status_code == 200
         assert sum(len(batch) for _, batch in served.predictor.batches) < 20

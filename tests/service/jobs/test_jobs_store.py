@@ -125,7 +125,7 @@ def test_what_a_kill_leaves_of_a_removal_goes_at_the_next_start(tmp_path: Path) 
     store.remove([removed])
     assert store.sweep()
     store.database.raw.close()  # no checkpoint of ours, no more sweeping
-    assert count(path, "rows") > 990
+    assert count(path, "laplora_rows") > 990
     store = opened(path)
     assert [(job.number, job.status, job.rows_bad) for job in store.jobs()] == [
         (ended, "done", 10),
@@ -134,8 +134,8 @@ def test_what_a_kill_leaves_of_a_removal_goes_at_the_next_start(tmp_path: Path) 
     while store.sweep():
         pass
     store.close()
-    assert count(path, "rows") == 990
-    assert count(path, "bad_rows") == 20
+    assert count(path, "laplora_rows") == 990
+    assert count(path, "laplora_bad_rows") == 20
 
 
 @pytest.mark.parametrize("version", [1, 3, 99])
