@@ -107,7 +107,8 @@ def render(records: Sequence[Record], reproduced: Sequence[Record]) -> str:
         *_tables(epochs, "epochs", "g"),
         f"## Against labels: {TASK.upper()}, {_count(labels)}",
         f"Two thirds of the labels train, for {EPOCHS} epochs, and one third calibrates; {records[0]['rows']['test']} "
-        "rows test. Rows, prompt and labels are those of [the evidence study](../evidence/RESULTS.md).",
+        "rows test. Rows, prompt and labels are those of [the evidence study](../evidence/RESULTS.md). A number in "
+        "parentheses says of how many trainings a figure is, where it is not of all.",
         *_tables(labels, "labels", ",g"),
     ]
     return "\n\n".join(p if p.startswith(("|", "#", "!")) else textwrap.fill(p, 118) for p in parts) + "\n"

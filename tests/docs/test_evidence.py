@@ -149,6 +149,22 @@ def mean(records: list[dict[str, Any]], task: str, method: str) -> float:
     return sum(values) / len(values)
 
 
+def test_what_is_said_of_labels_is_the_curves() -> None:
+    def with_labels(name: str) -> dict[str, float]:
+        cells = row(
+            "benchmarks/curves/RESULTS.md", name, after="| NLL, nats; labels | 50 | 150 | 450 | 1,000 | 2,000 |"
+        )
+        return dict(
+            zip(("50", "150", "450", "1,000", "2,000"), (float(cell.split()[0]) for cell in cells), strict=True)
+        )
+
+    scaled, conditioned = with_labels("temperature scaling"), with_labels("temperature, conditioned")
+    gains = {labels: f"{scaled[labels] - conditioned[labels]:.3f}" for labels in scaled}
+    said = f"by {gains['50']} with 50 labels, {gains['450']} with 450 and {gains['2,000']} with 2,000"
+    assert said in TEXT
+    assert "## Against labels: TREC, 3 trainings" in read("benchmarks/curves/RESULTS.md")
+
+
 def test_what_is_said_of_epochs_is_the_curves() -> None:
     def from_four_epochs(name: str) -> list[str]:
         cells = row("benchmarks/curves/RESULTS.md", name, after="| NLL, nats; epochs | 0 | 2 | 4 | 6 | 8 | 10 |")
