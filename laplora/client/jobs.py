@@ -35,7 +35,7 @@ class Job(Record):
     """A large evaluation.
 
     Attributes:
-        columns: of the upload; keep_rows: whether ``job_results`` and ``job_slices`` can be had of it.
+        columns: of the upload, None in lists; keep_rows: whether ``job_results`` and ``job_slices`` can be had of it.
         seconds_left: until the last row is over, at the speed of late; None without one.
         rows_done: finished rows; rows_bad: those of them that could not be scored.
         bad_rows: the latter, each with its error; None in lists, and in answers to an upload or a cancel.
@@ -52,7 +52,7 @@ class Job(Record):
     rows_done: int
     rows_bad: int = 0
     bad_rows: tuple[BadRow, ...] | None = None
-    columns: tuple[str, ...] = ()
+    columns: tuple[str, ...] | None = None
     keep_rows: bool = False
     rows_per_second: float | None = None
     seconds_left: float | None = None

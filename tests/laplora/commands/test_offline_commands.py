@@ -149,4 +149,4 @@ def test_a_report_of_other_rows_shows_texts_only_where_they_are_asked_for(
 def test_the_report_that_an_artifact_brings(sentiment_run: FinishedRun, tmp_path: Path) -> None:
     assert main(["report", "-a", str(sentiment_run.artifact), "--out", str(tmp_path / "r.html")]) == 0
     assert (tmp_path / "r.html").read_bytes() == (sentiment_run.artifact / "report" / "report.html").read_bytes()
-    assert main(["report", "-a", str(sentiment_run.artifact), "--out", str(tmp_path / "none" / "r.html")]) == 2
+    assert main(["report", "-a", str(sentiment_run.artifact), "--out", str(tmp_path / "r.html" / "r.html")]) == 2
