@@ -29,6 +29,7 @@ SUBSTITUTIONS = [
     (r"\bAsyncIterator\b", "Iterator"),
     (r"__a(enter|exit)__", r"__\1__"),
     (r"\btasks\b", "threads"),
+    (r"\basynccontextmanager\b", "contextmanager"),
 ]
 
 

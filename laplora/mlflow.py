@@ -37,7 +37,6 @@ except ModuleNotFoundError as error:
 
 from laplora.answers.prediction import Prediction
 from laplora.artifact.folder import Artifact, read_artifact
-from laplora.classifier import batches
 from laplora.errors import ConfigError, DataError, InvalidInputError
 from laplora.predictor import Predictor
 
@@ -48,8 +47,6 @@ _NEEDED = ("torch", "transformers", "peft", "safetensors", "scipy", "pydantic", 
 _NEEDED_QUANTIZED = ("bitsandbytes", "gguf")
 #: Options of MLflow that say the environment in some way of their own.
 _ENVIRONMENTS = frozenset({"conda_env", "pip_requirements", "uv_project_path"})
-#: Padded tokens of a batch on a CPU, as the server has it.
-_CPU_TOKENS = 512
 
 
 def save_model(
@@ -107,16 +104,15 @@ class ServedModel:
         if problems:
             more = [f"... and {len(problems) - 5} more rows"] if len(problems) > 5 else []
             raise DataError("\n".join([*problems[:5], *more]))
-        most = (_CPU_TOKENS, self.predictor.device_tokens) if self.predictor.device.type == "cpu" else None
-        found: list[Prediction | None] = [None] * len(rows)
-        for index in batches(rows, self._config["batch_size"], most):
-            for i, one in zip(
-                index, self.predictor.predict([rows[i] for i in index], self._config["predictive"]), strict=True
-            ):
-                found[i] = one
+        found = self.predictor.predict_all(
+            rows,
+            self._config["predictive"],
+            batch_size=self._config["batch_size"],
+            most_tokens=self.predictor.batch_tokens,
+        )
         labels = self.predictor.artifact.manifest.labels
         columns = [column.name for column in _answers(self.predictor.artifact).inputs]
-        return pd.DataFrame([_record(one, labels) for one in found if one], index=frame.index, columns=columns)
+        return pd.DataFrame([_record(one, labels) for one in found], index=frame.index, columns=columns)
 
 
 def _load_pyfunc(data_path: str, model_config: Mapping[str, Any] | None = None) -> ServedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
 from operator import call
@@ -21,6 +21,7 @@ from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import SCORES
 from laplora.artifact.members import attach, check_base, load_members
 from laplora.artifact.readout_records import LabelSequencesRecord
+from laplora.classifier import batches
 from laplora.decisions.thresholds import ModeThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
 from laplora.jacobians.blocks import ContrastJacobians
@@ -43,6 +44,8 @@ from laplora.readouts.label_sequences import model_tokens
 #: Labels from which on each row of a batch counts as more tokens, where several may be right. As many contrasts has a
 #: task of the most classes that are all computed (``laplora.jacobians.many_classes``).
 MANY_LABELS = 16
+#: Padded tokens of a batch beyond which a CPU gains nothing, as the server has it.
+CPU_BATCH_TOKENS = 512
 
 
 class Predictor:
@@ -152,6 +155,11 @@ class Predictor:
         return tensor_bytes(self._members)
 
     @property
+    def batch_tokens(self) -> int | None:
+        """Padded tokens that a batch should have at most on its device; None: as many as fit."""
+        return CPU_BATCH_TOKENS if self.device.type == "cpu" else None
+
+    @property
     def class_count(self) -> int:
         """Number of labels."""
         return len(self.artifact.manifest.labels)
@@ -235,6 +243,31 @@ class Predictor:
             return predictions
         outputs = self._outputs(rows, [name, *map(self._named, also)])
         return self._answers(rows, outputs, name)
+
+    def predict_all(
+        self,
+        rows: Sequence[EncodedRow],
+        predictive: str | None = None,
+        *,
+        batch_size: int,
+        most_tokens: int | None = None,
+        target_risk: float | None = None,
+        track: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
+    ) -> list[Prediction]:
+        """Return an answer per row, in order; the rows, however many, run in batches of like length.
+
+        Args:
+            batch_size, most_tokens: rows and padded tokens of a batch, at most; None is no limit of tokens.
+            track: watches the batches.
+
+        The others, and errors, are those of ``predict``.
+        """
+        most = None if most_tokens is None else (most_tokens, self.device_tokens)
+        found: dict[int, Prediction] = {}
+        for index in track(batches(rows, batch_size, most)):
+            answered = self.predict([rows[i] for i in index], predictive, target_risk=target_risk)
+            found.update(zip(index, answered, strict=True))
+        return [found[i] for i in range(len(rows))]
 
     def predict_deferring(
         self, rows: Sequence[EncodedRow], *, also: Sequence[str] = (), target_risk: float | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -288,25 +289,15 @@ class Client:
         while True:
             tried += 1
             try:
-                with self._http.stream(
-                    "GET", f"{jobs.path_of(job)}/results", params=requests.stated(after=line or None)
-                ) as response:
-                    if response.status_code != 200:
-                        response.read()
-                        raise responses.failure_of(response)
+                with self._results(job, after=line or None) as response:
                     for text in response.iter_lines():
                         row = jobs.read_row(text)
                         line, tried = row.line, 0
                         yield row
                 return
-            except httpx.TransportError as error:
-                failure: ServiceFailedError = responses.unreachable(error)
-            except ServiceUnavailableError as error:
+            except (httpx.TransportError, ServiceUnavailableError) as error:
                 failure = error
-            wait_s = self._retries.wait_s(failure, max(1, tried))
-            if wait_s is None:
-                raise failure
-            threads.sleep(wait_s)
+            self._wait(failure, max(1, tried))
 
     def download_job(
         self, job: Job | str, path: str | os.PathLike[str], *, format: Literal["jsonl", "parquet"] = "jsonl"
@@ -327,24 +318,14 @@ class Client:
             while True:
                 tried += 1
                 try:
-                    with self._http.stream(
-                        "GET", f"{jobs.path_of(job)}/results", params={"format": format}
-                    ) as response:
-                        if response.status_code != 200:
-                            response.read()
-                            raise responses.failure_of(response)
+                    with self._results(job, format=format) as response:
                         with partial_file.open("wb") as file:
                             for chunk in response.iter_bytes():
                                 file.write(chunk)
                     return partial_file.replace(target)
-                except httpx.TransportError as error:
-                    failure: ServiceFailedError = responses.unreachable(error)
-                except ServiceUnavailableError as error:
+                except (httpx.TransportError, ServiceUnavailableError) as error:
                     failure = error
-                wait_s = self._retries.wait_s(failure, tried)
-                if wait_s is None:
-                    raise failure
-                threads.sleep(wait_s)
+                self._wait(failure, tried)
         finally:
             partial_file.unlink(missing_ok=True)
 
@@ -489,13 +470,28 @@ class Client:
                 response = self._http.request(method, path, content=content, **request)
                 if response.status_code in (200, 202):
                     return response
-                failure = responses.failure_of(response)
+                failure: httpx.TransportError | ServiceFailedError = responses.failure_of(response)
             except httpx.TransportError as error:
-                failure = responses.unreachable(error)
-            wait_s = self._retries.wait_s(failure, tried)
-            if wait_s is None:
-                raise failure
-            threads.sleep(wait_s)
+                failure = error
+            self._wait(failure, tried)
+
+    @contextmanager
+    def _results(self, job: Job | str, **params: Any) -> Iterator[httpx.Response]:
+        """Yield the response to a download of a job's rows, which is read as it comes."""
+        params = requests.stated(**params)
+        with self._http.stream("GET", f"{jobs.path_of(job)}/results", params=params) as response:
+            if response.status_code != 200:
+                response.read()
+                raise responses.failure_of(response)
+            yield response
+
+    def _wait(self, error: httpx.TransportError | ServiceFailedError, tried: int) -> None:
+        """Wait before a request is tried again; raise what went wrong where it is not."""
+        failure = responses.unreachable(error) if isinstance(error, httpx.TransportError) else error
+        wait_s = self._retries.wait_s(failure, tried)
+        if wait_s is None:
+            raise failure
+        threads.sleep(wait_s)
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -16,9 +16,6 @@ if TYPE_CHECKING:  # torch takes seconds to load, which help and completion need
     from laplora.predictor import Predictor
     from laplora.prompts.rows import EncodedRow
 
-#: Padded tokens of a batch on a CPU, as the server has it: longer batches are no faster there.
-_CPU_TOKENS = 512
-
 
 @dataclass(frozen=True)
 class How:
@@ -84,15 +81,15 @@ def answers(
     Args:
         track: watches the batches.
     """
-    from laplora.classifier import batches
-
     rows: list[EncodedRow] = [row for question in questions for row in question.rows]
-    most = (_CPU_TOKENS, predictor.device_tokens) if predictor.device.type == "cpu" else None
-    found: dict[int, Prediction] = {}
-    for index in track(batches(rows, how.batch_size, most)):
-        answered = predictor.predict([rows[i] for i in index], how.predictive, target_risk=_deferring(predictor, how))
-        found.update(zip(index, answered, strict=True))
-    each = [found[i] for i in range(len(rows))]
+    each = predictor.predict_all(
+        rows,
+        how.predictive,
+        batch_size=how.batch_size,
+        most_tokens=predictor.batch_tokens,
+        target_risk=how.target_risk if (how.predictive or predictor.recommended) == "fast" else None,
+        track=track,
+    )
     if how.orders is None:
         return [(prediction, None) for prediction in predictor.decided(each, how.target_risk)[0]]
     firsts, place = [], 0
@@ -101,7 +98,3 @@ def answers(
         place += len(question.rows)
     averaged, _ = predictor.decided(predictor.average_orders(questions, each), how.target_risk)
     return list(zip(averaged, firsts, strict=True))
-
-
-def _deferring(predictor: Predictor, how: How) -> float | None:
-    return how.target_risk if (how.predictive or predictor.recommended) == "fast" else None

@@ -14,7 +14,6 @@ from laplora.commands.measuring import MeasureHow, labelled_examples, measured_r
 from laplora.errors import ConfigError
 
 if TYPE_CHECKING:
-    from laplora.answers.prediction import Prediction
     from laplora.predictor import Predictor
 
 
@@ -64,6 +63,9 @@ def _measured(artifact: Path, data: Path, label_field: str, how: How, texts: boo
     try:
         from laplora.report.page import html
         from laplora.report.verdict import judge
+        from service.http.answers import prediction_out
+        from service.http.schemas.inputs import Input
+        from service.http.schemas.predict import PredictOptions
         from service.scoring.evaluation import unfamiliar_share
         from service.scoring.labels import LabelNames
         from service.scoring.reporting import MeasuredRows, measured_report
@@ -76,7 +78,11 @@ def _measured(artifact: Path, data: Path, label_field: str, how: How, texts: boo
     for number, (example, answer, truth) in enumerate(
         zip(examples, measured.predictions, measured.truths, strict=True)
     ):
-        rows.add(number, truth, _answer(answer), {name: _listed(value) for name, value in example.fields.items()})
+        fields: dict[str, Any] = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in example.fields.items()
+        }
+        out = prediction_out(number, Input.model_construct(None, **fields), answer, PredictOptions())
+        rows.add(number, truth, out.model_dump(), fields)
     made = measured_report(
         rows,
         manifest,
@@ -93,29 +99,6 @@ def _measured(artifact: Path, data: Path, label_field: str, how: How, texts: boo
         texts=texts,
     )
     return html(made, judge(made)).encode()
-
-
-def _answer(answer: Prediction) -> dict[str, Any]:
-    """Return an answer as POST /predict writes it, so far as a report needs it."""
-
-    def by_label(values: list[float]) -> dict[str, float]:
-        return dict(zip(answer.labels, values, strict=True))
-
-    return {
-        "map_probs": by_label(answer.map_probs),
-        "probs": by_label(answer.probs),
-        "probs_std": None if answer.probs_std is None else by_label(answer.probs_std),
-        "score": answer.score,
-        "decision": answer.decision,
-        "tokens": answer.tokens,
-        "prediction_set": answer.prediction_set,
-        "uncertainty": None if answer.epistemic is None else {"epistemic": answer.epistemic},
-        "flags": answer.flags,
-    }
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _provenance(predictor: Predictor, data: Path, how: How) -> dict[str, str]:

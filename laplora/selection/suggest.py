@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from laplora.answers.prediction import Prediction
-from laplora.classifier import batches
 from laplora.errors import ConfigError, DataError
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
@@ -123,10 +122,7 @@ def suggest(
         raise ConfigError(f"{count} rows are to be chosen: ask for at least 1")
     if not rows:
         raise DataError("there are no rows to choose from")
-    answers: dict[int, Prediction] = {}
-    for index in track(batches(rows, batch_size), "answering"):
-        answers.update(zip(index, predictor.predict([rows[i] for i in index]), strict=True))
-    predictions = [answers[i] for i in range(len(rows))]
+    predictions = predictor.predict_all(rows, batch_size=batch_size, track=lambda found: track(found, "answering"))
     first = first_of_each(rows)
     if familiarity is not None and len(familiarity) != len(rows):
         raise DataError(f"{len(familiarity)} numbers of familiarity are not those of {len(rows)} rows")

@@ -12,6 +12,7 @@ from server_process import fake_artifacts, fake_server, is_ready, until
 
 from laplora.commands.app import main
 from laplora.commands.jobs import KEY_VARIABLE
+from service.security.keys_file import Key, digest, new_token, write_keys
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +71,19 @@ def test_what_the_server_refuses_is_an_error(address: str, tmp_path: Path, capsy
 
 
 def test_the_key_comes_from_a_variable_or_a_file(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sent: list[str | None] = []
-    monkeypatch.setattr("laplora.client.Client.__init__", lambda self, url, *, api_key: sent.append(api_key))
-    monkeypatch.setattr("laplora.client.Client.__enter__", lambda self: self)
-    monkeypatch.setattr("laplora.client.Client.__exit__", lambda self, *error: None)
-    monkeypatch.setattr("laplora.client.Client.jobs", lambda self: ())
-    (tmp_path / "key").write_text("of-the-file\n")
-    monkeypatch.setenv(KEY_VARIABLE, "of-the-variable")
-    assert main(["jobs", "list"]) == 0
-    assert main(["jobs", "list", "--key-file", str(tmp_path / "key")]) == 0
-    assert sent == ["of-the-variable", "of-the-file"]
-    assert main(["jobs", "list", "--key-file", str(tmp_path / "none")]) == 2
+    token, keys = new_token(), tmp_path / "keys.json"
+    write_keys(keys, [Key(id="a", sha256=digest(token), scopes=("evaluate",))])
+    (tmp_path / "key").write_text(f"{token}\n")
+    flags = ("--jobs-dir", str(tmp_path / "kept"), "--auth", "keys", "--keys", str(keys))
+    with fake_server(fake_artifacts(tmp_path / "served"), *flags) as process, process.client() as client:
+        url = ("--url", str(client.base_url))
+        monkeypatch.setenv(KEY_VARIABLE, "none")
+        assert main(["jobs", "list", *url]) == 2
+        assert "error: " in capsys.readouterr().err
+        assert main(["jobs", "list", *url, "--key-file", str(tmp_path / "key")]) == 0
+        monkeypatch.setenv(KEY_VARIABLE, token)
+        assert main(["jobs", "list", *url]) == 0
+    assert main(["jobs", "list", *url, "--key-file", str(tmp_path / "nowhere")]) == 2
     assert "--key-file" in capsys.readouterr().err
