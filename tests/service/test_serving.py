@@ -26,7 +26,7 @@ def rows(predictor: Any) -> list[Any]:
 def test_the_fake_leaves_to_the_real_one_only_what_no_server_calls() -> None:
     offered = {name for name in vars(Predictor) if not name.startswith("_")}
     assert offered - set(vars(FakePredictor)) == {
-        *("load", "predict_each"),
+        *("load", "predict_all", "predict_each", "batch_tokens"),
         *("jacobians", "members", "precisions", "states", "tokenizer"),  # of labels: conditioning, suggest
     }
 
