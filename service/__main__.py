@@ -172,6 +172,8 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         http=bounded,
         # Another protocol would know none of these limits.
         ws="none",
+        # Not whatever happens to be installed: the limits and times here are measured and tested on this loop.
+        loop="asyncio",
         # Left out, uvicorn would believe whoever connects from 127.0.0.1, or from where FORWARDED_ALLOW_IPS says.
         proxy_headers=bool(proxies),
         forwarded_allow_ips=proxies,
