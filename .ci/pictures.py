@@ -59,6 +59,7 @@ def rooms(picture: Picture) -> None:
         [("fitting", "from rows to calibrated answers")],
         [("selection", "which rows to label next")],
         [("predictor", "an artifact in, answers out")],
+        [("encoder", "what needs no weights")],
         [("answers", "from the outputs of a batch to its answers")],
         [("artifact", "what is served"), ("conditioning", "labels correct answers")],
         [("prior", "prior precision")],

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, partial
-from itertools import islice
+from functools import partial
 from operator import call
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,16 @@ import torch
 
 from laplora.answers.deferral import Deferral, rows_to_defer
 from laplora.answers.golden import not_recorded, read_golden, verify_answers
-from laplora.answers.order_answers import OrderedRows, average_answer, encode_orders
 from laplora.answers.prediction import Prediction, build_predictions, wanted_outputs
-from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
+from laplora.answers.review_scores import ReviewScores, read_scores
 from laplora.answers.several_labels import build_several
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import SCORES
 from laplora.artifact.members import attach, check_base, load_members
 from laplora.artifact.readout_records import LabelSequencesRecord
 from laplora.classifier import batches
-from laplora.decisions.thresholds import ModeThresholds
-from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
+from laplora.encoder import Encoder
+from laplora.errors import ArtifactCorruptError, InvalidInputError
 from laplora.jacobians.blocks import ContrastJacobians
 from laplora.jacobians.contrasts import ReversePass, contrast_jacobians, reverse_pass
 from laplora.models.base import LoadedBase, load_tokenizer, locate_base, resolve_device
@@ -34,10 +32,7 @@ from laplora.posterior.base import Posterior
 from laplora.posterior.many_classes import choose_of
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
-from laplora.prompts.cutting import encode_inputs
-from laplora.prompts.option_order import OrderAverage
 from laplora.prompts.rows import Batch, EncodedRow, collate
-from laplora.prompts.token_bounds import TokenBounds, token_bounds
 from laplora.readouts.contexts import shares_prompt
 from laplora.readouts.label_sequences import model_tokens
 
@@ -48,12 +43,11 @@ MANY_LABELS = 16
 CPU_BATCH_TOKENS = 512
 
 
-class Predictor:
-    """A loaded artifact. ``encode`` may be called from any thread, ``predict`` from one at a time.
+class Predictor(Encoder):
+    """A loaded artifact: an encoder with the weights. ``predict`` may be called from one thread at a time.
 
     Attributes:
         base: its base model, which other predictors may share.
-        review_scores: by predictive, its review scores on the calibration rows.
     """
 
     def __init__(
@@ -65,13 +59,10 @@ class Predictor:
         base: LoadedBase,
         review_scores: Mapping[str, ReviewScores],
     ) -> None:
-        self.artifact = artifact
+        super().__init__(artifact, tokenizer, review_scores)
         self.device = device
         self.base = base
         self._members = members
-        self._tokenizer = tokenizer
-        self._template = artifact.manifest.template.template()
-        self.review_scores = review_scores
 
     @classmethod
     def load(
@@ -135,11 +126,6 @@ class Predictor:
         return self._members
 
     @property
-    def tokenizer(self) -> Any:
-        """The base model's."""
-        return self._tokenizer
-
-    @property
     def weights(self) -> HeldWeights:
         """How the base's weights are held, and why."""
         return self.base.weights
@@ -158,56 +144,6 @@ class Predictor:
     def batch_tokens(self) -> int | None:
         """Padded tokens that a batch should have at most on its device; None: as many as fit."""
         return CPU_BATCH_TOKENS if self.device.type == "cpu" else None
-
-    @property
-    def class_count(self) -> int:
-        """Number of labels."""
-        return len(self.artifact.manifest.labels)
-
-    @property
-    def max_tokens(self) -> int:
-        """Longest prompt, in tokens."""
-        return self.artifact.manifest.max_tokens
-
-    @cached_property
-    def token_bounds(self) -> TokenBounds:
-        """What is certain about a prompt's tokens before it is tokenised."""
-        return token_bounds(self._tokenizer)
-
-    def encode(self, inputs: Mapping[str, object], *, truncate: bool) -> EncodedRow:
-        """Return one input as a row.
-
-        Raises:
-            InvalidInputError: fields that the template does not take, or text that cannot be used.
-            TooManyTokensError: too long, with ``truncate`` off.
-        """
-        return encode_inputs(
-            self._tokenizer,
-            self._template,
-            inputs,
-            self.artifact.manifest.labels,
-            max_tokens=self.max_tokens,
-            truncate=truncate,
-            bounds=self.token_bounds,
-            side=self._members.readout.side,
-        )
-
-    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, which: OrderAverage = True) -> OrderedRows:
-        """Return one question's rows, one for each order of its options; errors as ``encode``, also without choices.
-
-        ``which``: of ``option_orders``.
-        """
-        return encode_orders(self._template, inputs, lambda fields: self.encode(fields, truncate=truncate), which)
-
-    @property
-    def recommended(self) -> PredictiveName:
-        """The predictive that answers unless a request names another."""
-        return self.artifact.manifest.recommended.predictive
-
-    @property
-    def predictives(self) -> tuple[PredictiveName, ...]:
-        """The predictives that a request can name."""
-        return self.artifact.manifest.servable
 
     def predict(
         self,
@@ -232,7 +168,7 @@ class Predictor:
             ConfigError: a predictive that the artifact does not have, or a risk that ``fast`` cannot decide for.
             NonFiniteError: NaN or infinity in a logit or variance.
         """
-        name = self._named(predictive or self.recommended)
+        name = self.named(predictive or self.recommended)
         if not rows:
             return []
         if name == "fast":
@@ -241,7 +177,7 @@ class Predictor:
             for i, prediction in zip(deferred, exact, strict=True):
                 predictions[i] = prediction
             return predictions
-        outputs = self._outputs(rows, [name, *map(self._named, also)])
+        outputs = self._outputs(rows, [name, *map(self.named, also)])
         return self._answers(rows, outputs, name)
 
     def predict_all(
@@ -276,10 +212,10 @@ class Predictor:
 
         The answer to a deferred row must not be served. Arguments and errors are those of ``predict``.
         """
-        name = self._named("fast")
+        name = self.named("fast")
         if not rows:
             return [], []
-        outputs = self._outputs(rows, [name, *map(self._named, also)])
+        outputs = self._outputs(rows, [name, *map(self.named, also)])
         predictions = build_predictions(self.artifact.manifest, rows, outputs, name)
         return predictions, self._deferral(rows, outputs, target_risk).rows
 
@@ -301,7 +237,7 @@ class Predictor:
         assert estimate is not None
         assert unfamiliar is not None
         places = rows_to_defer(
-            self._thresholds("fast", target_risk),
+            self.thresholds("fast", target_risk),
             log_error=estimate.log_error,
             unfamiliar=unfamiliar,
             logits=outputs.logits,
@@ -356,47 +292,6 @@ class Predictor:
         readout = self._members.readout
         tokens = model_tokens(self._members.model, readout, len(row.token_ids))
         return tokens if readout.likelihood == "categorical" else tokens * max(1, -(-self.class_count // MANY_LABELS))
-
-    def average_orders(self, questions: Sequence[OrderedRows], predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Return an answer per question, averaged over its orders and in the user's, from those of its rows in order.
-
-        Raises:
-            DataError: another number of predictions than rows.
-        """
-        if len(predictions) != sum(len(one.rows) for one in questions):
-            raise DataError(f"{len(predictions)} predictions are not those of {len(questions)} questions' rows")
-        left = iter(predictions)
-        return [average_answer(self.artifact.manifest, one, list(islice(left, len(one.rows)))) for one in questions]
-
-    def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
-        """Return predictions with the decisions for a target risk, and that risk; None is the artifact's.
-
-        Raises:
-            ConfigError: a risk outside (0, 1).
-        """
-        decided = list(predictions)
-        if target_risk is None:
-            return decided, self._thresholds(self.recommended, None).review.target_risk
-        for name in {p.predictive for p in predictions}:
-            places = [i for i, p in enumerate(predictions) if p.predictive == name]
-            answers = decided_at([predictions[i] for i in places], self._thresholds(name, target_risk))
-            for i, answer in zip(places, answers, strict=True):
-                decided[i] = answer
-        return decided, target_risk
-
-    def _thresholds(self, name: PredictiveName, target_risk: float | None) -> ModeThresholds:
-        """Return a predictive's thresholds for a target risk; None: the artifact's."""
-        thresholds = self.artifact.manifest.predictives[name].thresholds
-        return thresholds if target_risk is None else thresholds_at(thresholds, self.review_scores[name], target_risk)
-
-    def _named(self, predictive: str) -> PredictiveName:
-        """Return a name as one of ``predictives``; ConfigError where it is none."""
-        for name in self.predictives:
-            if name == predictive:
-                return name
-        raise ConfigError(
-            f"artifact {self.artifact.name!r} has no predictive {predictive[:64]!r}: it has {list(self.predictives)}"
-        )
 
     def verify_golden(self, run: Callable[[Callable[[], list[Prediction]]], list[Prediction]] = call) -> None:
         """Replay the artifact's recorded answers, those of every predictive; ``run`` runs each pass, one answer in it.

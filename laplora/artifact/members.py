@@ -50,13 +50,18 @@ from laplora.readouts.label_sequences import LabelSequences
 
 
 def check_base(manifest: Manifest, location: str, tokenizer: Any, cache_dir: Path | None) -> None:
-    """Raise ArtifactIncompatibleError where base weights, tokenizer or label tokens are not the artifact's."""
+    """Raise ArtifactIncompatibleError where the base's weights are not the artifact's, or as ``check_tokenizer``."""
     weights = weights_hash(location, manifest.revision, cache_dir)
     if weights != manifest.base_weights_hash:
         raise ArtifactIncompatibleError(
             f"artifact {manifest.name!r} belongs to base weights {manifest.base_weights_hash[:19]}..., "
             f"{manifest.base_model!r} has {weights[:19]}...: load the same revision, or fit again"
         )
+    check_tokenizer(manifest, tokenizer)
+
+
+def check_tokenizer(manifest: Manifest, tokenizer: Any) -> None:
+    """Raise ArtifactIncompatibleError where the tokenizer or its label tokens are not the artifact's."""
     if tokenizer_hash(tokenizer) != manifest.tokenizer_hash:
         raise ArtifactIncompatibleError(
             f"artifact {manifest.name!r} was made with another tokenizer than {manifest.base_model!r} has now"

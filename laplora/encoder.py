@@ -1,0 +1,165 @@
+"""An artifact without its weights: from inputs to rows of token ids, and from predictions to decisions.
+
+What is here needs the artifact's folder and the base model's tokenizer alone. So requests can be encoded on a machine
+without a device, and predicted on another one that has the weights (``laplora.predictor``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from laplora.answers.order_answers import OrderedRows, average_answer, encode_orders
+from laplora.answers.prediction import Prediction
+from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
+from laplora.artifact.folder import Artifact, read_artifact
+from laplora.artifact.manifest import SCORES
+from laplora.artifact.members import check_tokenizer
+from laplora.decisions.thresholds import ModeThresholds
+from laplora.errors import ArtifactCorruptError, ConfigError, DataError
+from laplora.models.base import load_tokenizer, locate_base
+from laplora.predictive.kinds import PredictiveName
+from laplora.prompts.cutting import encode_inputs
+from laplora.prompts.option_order import OrderAverage
+from laplora.prompts.rows import EncodedRow, Side
+from laplora.prompts.token_bounds import TokenBounds, token_bounds
+
+
+class Encoder:
+    """An artifact's tokenizer, template, labels, predictives and thresholds. May be called from any thread.
+
+    Attributes:
+        review_scores: by predictive, its review scores on the calibration rows.
+    """
+
+    def __init__(self, artifact: Artifact, tokenizer: Any, review_scores: Mapping[str, ReviewScores]) -> None:
+        self.artifact = artifact
+        self.review_scores = review_scores
+        self._tokenizer = tokenizer
+        self._template = artifact.manifest.template.template()
+
+    @classmethod
+    def of_folder(
+        cls, path: Path, *, cache_dir: Path | None = None, progress: Callable[[str], None] | None = None
+    ) -> Encoder:
+        """Return the encoder of the artifact in a folder, every file verified. No weights are read.
+
+        Args:
+            cache_dir: of offline models; progress: called with the name of each stage.
+
+        Raises:
+            ArtifactError: not found, corrupt, replaced meanwhile, or of another tokenizer.
+            ModelError: a base without a tokenizer; DownloadError: the offline base could not be fetched.
+        """
+        artifact = read_artifact(path)
+        manifest = artifact.manifest
+        tokenizer = load_tokenizer(locate_base(manifest.base, cache_dir, progress), manifest.revision)
+        check_tokenizer(manifest, tokenizer)
+        scores = read_scores(path / SCORES, manifest.servable, manifest.calibration.rows)
+        if read_artifact(path).digest != artifact.digest:  # replaced meanwhile: the scores may be of either
+            raise ArtifactCorruptError(f"artifact {artifact.name!r} was replaced while it was read: load it again")
+        return cls(artifact, tokenizer, scores)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's."""
+        return self._tokenizer
+
+    @property
+    def class_count(self) -> int:
+        """Number of labels."""
+        return len(self.artifact.manifest.labels)
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest prompt, in tokens."""
+        return self.artifact.manifest.max_tokens
+
+    @cached_property
+    def token_bounds(self) -> TokenBounds:
+        """What is certain about a prompt's tokens before it is tokenised."""
+        return token_bounds(self._tokenizer)
+
+    @cached_property
+    def side(self) -> Side:
+        """The side on which rows are padded and prompts are cut."""
+        return self.artifact.manifest.readout.readout().side
+
+    def encode(self, inputs: Mapping[str, object], *, truncate: bool) -> EncodedRow:
+        """Return one input as a row.
+
+        Raises:
+            InvalidInputError: fields that the template does not take, or text that cannot be used.
+            TooManyTokensError: too long, with ``truncate`` off.
+        """
+        return encode_inputs(
+            self._tokenizer,
+            self._template,
+            inputs,
+            self.artifact.manifest.labels,
+            max_tokens=self.max_tokens,
+            truncate=truncate,
+            bounds=self.token_bounds,
+            side=self.side,
+        )
+
+    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, which: OrderAverage = True) -> OrderedRows:
+        """Return one question's rows, one for each order of its options; errors as ``encode``, also without choices.
+
+        ``which``: of ``option_orders``.
+        """
+        return encode_orders(self._template, inputs, lambda fields: self.encode(fields, truncate=truncate), which)
+
+    @property
+    def recommended(self) -> PredictiveName:
+        """The predictive that answers unless a request names another."""
+        return self.artifact.manifest.recommended.predictive
+
+    @property
+    def predictives(self) -> tuple[PredictiveName, ...]:
+        """The predictives that a request can name."""
+        return self.artifact.manifest.servable
+
+    def average_orders(self, questions: Sequence[OrderedRows], predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Return an answer per question, averaged over its orders and in the user's, from those of its rows in order.
+
+        Raises:
+            DataError: another number of predictions than rows.
+        """
+        if len(predictions) != sum(len(one.rows) for one in questions):
+            raise DataError(f"{len(predictions)} predictions are not those of {len(questions)} questions' rows")
+        left = iter(predictions)
+        return [average_answer(self.artifact.manifest, one, list(islice(left, len(one.rows)))) for one in questions]
+
+    def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
+        """Return predictions with the decisions for a target risk, and that risk; None is the artifact's.
+
+        Raises:
+            ConfigError: a risk outside (0, 1).
+        """
+        decided = list(predictions)
+        if target_risk is None:
+            return decided, self.thresholds(self.recommended, None).review.target_risk
+        for name in {p.predictive for p in predictions}:
+            places = [i for i, p in enumerate(predictions) if p.predictive == name]
+            answers = decided_at([predictions[i] for i in places], self.thresholds(name, target_risk))
+            for i, answer in zip(places, answers, strict=True):
+                decided[i] = answer
+        return decided, target_risk
+
+    def thresholds(self, name: PredictiveName, target_risk: float | None) -> ModeThresholds:
+        """Return a predictive's thresholds for a target risk; None: the artifact's."""
+        thresholds = self.artifact.manifest.predictives[name].thresholds
+        return thresholds if target_risk is None else thresholds_at(thresholds, self.review_scores[name], target_risk)
+
+    def named(self, predictive: str) -> PredictiveName:
+        """Return a name as one of ``predictives``; ConfigError where it is none."""
+        for name in self.predictives:
+            if name == predictive:
+                return name
+        raise ConfigError(
+            f"artifact {self.artifact.name!r} has no predictive {predictive[:64]!r}: it has {list(self.predictives)}"
+        )

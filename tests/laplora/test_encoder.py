@@ -1,0 +1,65 @@
+"""An artifact without its weights encodes and decides as the predictor does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import FinishedRun, reseal
+
+from laplora.artifact.folder import read_artifact
+from laplora.encoder import Encoder
+from laplora.errors import ArtifactIncompatibleError, ConfigError, InvalidInputError, LaploraError, TooManyTokensError
+from laplora.predictor import Predictor
+
+pytestmark = pytest.mark.real
+
+TEXTS = ("a fine film", "word " * 400, "naïve, café; 漢字")
+
+
+def test_rows_and_decisions_are_the_predictors(sentiment_run: FinishedRun, sentiment_predictor: Predictor) -> None:
+    encoder = Encoder.of_folder(sentiment_run.artifact)
+    inputs = [{"text": text} for text in TEXTS] + [{"prompt": "Answer:"}]
+    rows = [encoder.encode(fields, truncate=True) for fields in inputs]
+    assert rows == [sentiment_predictor.encode(fields, truncate=True) for fields in inputs]
+    assert rows[1].truncated
+    for one in (encoder, sentiment_predictor):
+        with pytest.raises(TooManyTokensError):
+            one.encode(inputs[1], truncate=False)
+        with pytest.raises(InvalidInputError):
+            one.encode({"question": "which?"}, truncate=False)
+        with pytest.raises(ConfigError):
+            one.named("vibes")
+    predictions = sentiment_predictor.predict(rows)
+    for risk in (None, 0.01, 0.4):
+        assert encoder.decided(predictions, risk) == sentiment_predictor.decided(predictions, risk)
+    for name in ("recommended", "predictives", "class_count", "max_tokens", "token_bounds", "side"):
+        assert getattr(encoder, name) == getattr(sentiment_predictor, name)
+
+
+def test_orders_are_made_and_averaged_as_the_predictor_does(
+    choices_run: FinishedRun, choices_predictor: Predictor
+) -> None:
+    encoder = Encoder.of_folder(choices_run.artifact)
+    fields: dict[str, Any] = {"question": "Which one?", "choices": ["this", "that", "neither"]}
+    asked = encoder.encode_orders(fields, truncate=False)
+    assert asked == choices_predictor.encode_orders(fields, truncate=False)
+    predictions = choices_predictor.predict(asked.rows)
+    assert encoder.average_orders([asked], predictions) == choices_predictor.average_orders([asked], predictions)
+
+
+def test_no_weights_are_read(artifact_copy: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(read_artifact(artifact_copy).manifest.base_model, tmp_path / "base"))
+    (base / "model.safetensors").unlink()
+    reseal(artifact_copy, base_model=str(base))
+    assert Encoder.of_folder(artifact_copy).encode({"text": "a film"}, truncate=False).token_ids
+    with pytest.raises(LaploraError):
+        Predictor.load(artifact_copy)
+
+
+def test_another_tokenizer_is_refused(artifact_copy: Path) -> None:
+    reseal(artifact_copy, tokenizer_hash="sha256:" + "0" * 64)
+    with pytest.raises(ArtifactIncompatibleError, match="another tokenizer"):
+        Encoder.of_folder(artifact_copy)
