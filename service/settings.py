@@ -166,7 +166,9 @@ class Settings(BaseSettings):
     job_upload_idle_s: Seconds = Field(20.0, le=86_400)
     """Seconds that a job's upload may bring nothing, while the server waits for it, before a 504."""
     job_wait_s: Seconds = 86_400.0
-    """Seconds that a job waits, while the server runs, for its artifact to be loaded, before it fails."""
+    """Seconds that a job waits, while the server runs, for its artifact to be loaded, before it fails; of servers that
+    share jobs_url, for one that has its artifact and its upload.
+    """
     job_keep_s: Seconds = 7 * 86_400.0
     """Seconds that a finished job and its result are kept."""
     request_timeout_s: Seconds = Field(120.0, le=3600)

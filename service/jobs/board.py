@@ -115,7 +115,7 @@ class JobBoard:
 
     async def _share(self) -> None:
         """Let other servers have the jobs that are more than this one's share."""
-        mine = sum(job.mine for job in self.ledger.jobs.values())
+        mine = sum(job.mine and job.shared_out for job in self.ledger.jobs.values())
         for job in self._runner.idle(max(0, mine - self.ledger.share)):
             await self._runner.give_up(job)
             await self.ledger.release(job)

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from laplora.errors import LaploraError
-from service.errors import JobsUnavailableError, StorageFullError, error_content
+from service.errors import JobsUnavailableError, StorageFullError, error_content, kind_of
 from service.jobs.chunks import Chunk
 from service.jobs.database import Database
 from service.jobs.folder import JobsFolder, StrangersError, default_jobs_dir
@@ -33,6 +33,7 @@ from service.jobs.records import STATUSES, Job, Rows, ScoredRow, StoredStatus, S
 from service.jobs.remote import RemoteStore
 from service.jobs.shown import event_of
 from service.jobs.store import ClaimLostError, Store, answer_bytes
+from service.jobs.waiting import BackOffs
 from service.settings import Settings
 from service.telemetry.logs import log_crash, logger
 from service.telemetry.metrics import Metrics
@@ -67,6 +68,7 @@ class Ledger:
         self.quota = Quota(settings)
         self.closed: JobsUnavailableError | None = JobsUnavailableError("the jobs folder is not open yet")
         self._living = 1
+        self._back_offs = BackOffs()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="laplora-jobs-disk")
         self._files = ThreadPoolExecutor(2, thread_name_prefix="laplora-jobs-files")
         self._changing = asyncio.Lock()
@@ -101,11 +103,11 @@ class Ledger:
             self.closed = JobsUnavailableError(str(error))
             return
         self.jobs = {job.id: job for job in jobs}
+        for job in jobs:
+            self._place(job)
         self.closed = None
-        waiting = [job for job in jobs if not job.finished]
-        for job in waiting:
-            self._hold(job)
-        logger.info("jobs folder", extra={"event": "jobs_folder", "jobs_dir": str(path), "queued": len(waiting)})
+        queued = sum(not job.finished for job in jobs)
+        logger.info("jobs folder", extra={"event": "jobs_folder", "jobs_dir": str(path), "queued": queued})
         self._count()
         self.sweep_soon()
 
@@ -169,28 +171,72 @@ class Ledger:
         self._living = await self.on_disk(
             lambda: self.store.hear(self.server, alone=not self.shared, lease_s=settings.job_lease_s)
         )
-        held = [job.number for job in self.jobs.values() if job.mine and not job.finished]
-        most = max(0, self.share - len(held))
-        numbers = await self.on_disk(partial(self.store.claim, self.server, most, held=held))
+        unfinished = {job.number: job for job in self.jobs.values() if not job.finished}
+        held = [number for number, job in unfinished.items() if job.mine]
+        avoided = self._back_offs.now(unfinished)
+        left = sum(not job.mine and job.left_at is not None for job in unfinished.values())
+        claim = partial(
+            self.store.claim,
+            self.server,
+            max(0, self.share - sum(unfinished[number].shared_out for number in held)),
+            without=[*held, *avoided],
+            most_left=math.ceil(left / self._living),
+        )
+        numbers = await self.on_disk(claim)
         if not numbers:
             return []
         claimed = await self.on_disk(self.store.jobs, numbers)
         jobs = [self._take_in(job) for job in claimed if not job.finished]
         for job in jobs:
-            job.mine, job.status, job.paused = True, "queued", None
+            job.mine, job.beyond_share = True, job.left_at is not None
+            if job.left_at is None:
+                job.status, job.paused = "queued", None
             job.pace.clear()
         return jobs
 
     @property
     def share(self) -> int:
-        """How many unfinished jobs this server may have: all, or as many as each of those that live."""
-        unfinished = sum(not job.finished for job in self.jobs.values())
+        """How many unfinished jobs this server may have: all, or as many as each of those that live.
+
+        What another one cannot run is no part of it.
+        """
+        unfinished = sum(job.shared_out for job in self.jobs.values())
         return max(1, math.ceil(unfinished / self._living)) if self.shared else max(1, unfinished)
 
     async def release(self, job: Job) -> None:
         """Let another server have a job of which nothing runs here."""
         job.mine = False
         await self.on_disk(self.store.release, job.number, job.fence)
+        await self.in_files(self.folder.forget_copy, job.id)
+
+    async def left_s(self, job: Job) -> float:
+        """Return for how many seconds no server that claimed a job has had what it needs; 0 where one has."""
+        return await self.on_disk(self.store.left_s, job.number)
+
+    async def leave(self, job: Job, error: Exception, reason: str) -> None:
+        """Let another server have a job that this one cannot run, and do not claim it again for a while.
+
+        Args:
+            error: why it cannot; reason: what the job waits for, in words.
+
+        Raises:
+            StorageFullError, JobsUnavailableError, ClaimLostError: nothing was kept.
+        """
+        paused = {"code": kind_of(error).code, "message": reason}
+        new = job.paused != paused
+        event, fence = event_of(replace(job, status="paused", paused=paused)), job.fence
+        job.left_at, sequence = await self.on_disk(
+            lambda: self.store.leave_job(job.number, paused, event if new else None, fence=fence)
+        )
+        job.status, job.paused, job.server, job.mine = "paused", paused, None, False
+        job.pace.clear()
+        self._back_offs.put(job.number)
+        if new:
+            fields = {"event": "job_left", "job": job.id, "code": paused["code"]}
+            logger.warning("a job is left to another server: %s", reason, extra=fields)
+            self._happened(job, sequence, event)
+        else:
+            self._wake(job)
         await self.in_files(self.folder.forget_copy, job.id)
 
     async def refresh(self) -> list[Job]:
@@ -232,21 +278,29 @@ class Ledger:
         """Let memory say of a job what the database says; return the job of this id that everybody holds."""
         job = self.jobs.get(read.id)
         if job is None:
+            newest = next(reversed(self.jobs.values()), read)
             job = self.jobs[read.id] = read
-            self.jobs = dict(sorted(self.jobs.items(), key=lambda item: item[1].number))
+            if read.number < newest.number:
+                self.jobs = dict(sorted(self.jobs.items(), key=lambda item: item[1].number))
         else:
             for name in _STORED:
                 setattr(job, name, getattr(read, name))
-            job.mine = False
-        if job.finished:
-            self.quota.release(job.id)
-        else:
-            self._hold(job)
-            if job.server not in (None, self.server):
-                job.status = "paused" if job.paused else ("running" if job.started_at else "queued")
-                job.pace.append((time.monotonic(), job.rows_done))
+            job.mine = job.beyond_share = False
+        self._place(job)
         self._wake(job)
         return job
+
+    def _place(self, job: Job) -> None:
+        """Give a job that was read its place in the quota, and the status that the database has no word for."""
+        if job.finished:
+            self.quota.release(job.id)
+            return
+        self._hold(job)
+        if job.left_at is not None:
+            job.status = "paused"
+        elif job.server not in (None, self.server):
+            job.status = "paused" if job.paused else ("running" if job.started_at else "queued")
+            job.pace.append((time.monotonic(), job.rows_done))
 
     def _hold(self, job: Job) -> None:
         size = job.about.upload_bytes
@@ -361,11 +415,16 @@ class Ledger:
     # A job goes on
 
     def runs(self, job: Job) -> None:
-        """Note that a queued job has begun to run. A paused one stays so until something of it went through."""
+        """Note that a queued job, or one that was left, has begun to run.
+
+        Another paused one stays so until something of it went through.
+        """
         if not job.pace:
             job.pace.append((time.monotonic(), job.rows_done))
-        if job.status == "queued":
+        if job.status == "queued" or job.left_at is not None:
             job.status, job.started_at = "running", job.started_at or time.time()
+            job.paused = job.left_at = None
+            self._back_offs.forget(job.number)
             self._publish(job)
 
     def pause(self, job: Job, error: Exception) -> None:
@@ -380,7 +439,7 @@ class Ledger:
 
     def stopped(self, job: Job) -> None:
         """Note that nothing of a job runs; if it has not ended it waits for its next turn."""
-        if not job.finished and not job.cancelling:
+        if job.mine and not job.finished and not job.cancelling:
             job.status, job.paused = "queued", None
             self._publish(job)
 
@@ -531,6 +590,7 @@ _STORED = (
     "absent_s",
     "error",
     "paused",
+    "left_at",
     "started_at",
     "finished_at",
     "keeps_rows",

@@ -100,6 +100,8 @@ STEPS: Final[dict[int, tuple[str, ...]]] = {
         ) {by_key}""",
         "CREATE TABLE laplora_servers (id TEXT NOT NULL PRIMARY KEY, heard_at {real} NOT NULL) {by_key}",
     ),
+    # Since when a job waits for a server that has what it needs.
+    7: ("ALTER TABLE laplora_jobs ADD COLUMN left_at {real}",),
 }
 FORMAT: Final = max(STEPS)
 

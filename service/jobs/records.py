@@ -154,11 +154,14 @@ class Job:
         input_offset: where in the upload, in bytes, the next row begins.
         absent_s: seconds that its artifact has not been loaded while the server ran, since it last was.
         error, paused: code and message of what it failed for, or waits for.
+        left_at: since when no server that claimed it has had what it needs, by the database's clock; None where it
+            runs, or nobody has tried.
         started_at, finished_at: seconds since the epoch.
         keeps_rows: whether its rows and their answers stay, for as long as it does.
         answer_bytes: of its rows' answers in the database.
         server: which server has claimed it, None where none has; fence: the number of that claim.
         mine: whether this server has; what another one runs is only looked at.
+        beyond_share: whether it was claimed because another server could not run it: it is no part of a share.
         events: number of its newest event that is on disk, from 1.
         recent: the newest of them, by number; publishing: how many are on their way to disk.
         pace: at the end of each of the last chunks, since the last pause: ``time.monotonic`` seconds and rows done.
@@ -180,11 +183,13 @@ class Job:
     absent_s: float = 0.0
     error: dict[str, Any] | None = None
     paused: dict[str, Any] | None = None
+    left_at: float | None = None
     keeps_rows: bool = False
     answer_bytes: int = 0
     server: str | None = None
     fence: int = 0
     mine: bool = False
+    beyond_share: bool = False
     events: int = 0
     recent: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=_RECENT_EVENTS))
     publishing: int = 0
@@ -199,6 +204,11 @@ class Job:
     def finished(self) -> bool:
         """Whether it is done, failed or cancelled."""
         return self.status in ("done", "failed", "cancelled")
+
+    @property
+    def shared_out(self) -> bool:
+        """Whether it is one of those that the servers divide among them: unfinished, and left by none."""
+        return not (self.finished or self.beyond_share or self.left_at is not None)
 
     @property
     def disk_bytes(self) -> int:

@@ -17,11 +17,19 @@ from typing import Any
 
 from service import errors
 from service.artifacts.host import ArtifactHost
-from service.errors import BatchTooLargeError, TooManyBadRowsError, error_content, kind_of
+from service.errors import (
+    ArtifactChangedError,
+    ArtifactNotLoadedError,
+    BatchTooLargeError,
+    TooManyBadRowsError,
+    UploadChangedError,
+    error_content,
+    kind_of,
+)
 from service.jobs.chunks import Chunk, RowError, pinned, score_chunk
 from service.jobs.ledger import STORAGE_ERRORS, Ledger
 from service.jobs.metrics import Measuring, in_words
-from service.jobs.records import Job, Rows, ScoredRow, StoredStatus
+from service.jobs.records import About, Job, Rows, ScoredRow, StoredStatus
 from service.jobs.store import ClaimLostError
 from service.jobs.waiting import Pauses, cancelled, whole
 from service.scoring.scorer import Scorer
@@ -34,6 +42,12 @@ _CHUNK_ROWS = 256
 _ABSENCE_STEP_S = 60.0
 #: A row that was alone at so many unclean ends is left out; a first one, with others beside it, is not counted.
 _LONE_TRIES = 2
+#: How often an upload that cannot be read for now is tried before another server is to have the job.
+_READ_TRIES = 4
+
+
+class UploadGoneError(UploadChangedError):
+    """This server finds nothing where a job's upload should be."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,7 @@ class Run:
         next_row, next_offset: where the next chunk begins; ahead of what is on disk by the chunks under way.
         unread: why its next chunk cannot be read; it fails once those before it are over.
         ending: what the job ends with, once that is known.
+        leaving: why this server cannot run it, while another may.
     """
 
     job: Job
@@ -80,6 +95,7 @@ class Run:
     absent_at: float | None = None
     unread: Exception | None = None
     ending: tuple[StoredStatus, dict[str, Any]] | None = None
+    leaving: Exception | None = None
 
     def __post_init__(self) -> None:
         """Leave out a row that was alone at several unclean ends."""
@@ -103,10 +119,14 @@ class Run:
         return any(after > self.job.rows_done for _, after in self.job.begun)
 
     @property
+    def ends(self) -> bool:
+        """Whether nothing more of it is to begin here."""
+        return self.finishing is not None or self.ending is not None or self.leaving is not None
+
+    @property
     def has_more(self) -> bool:
         """Whether another chunk can be read, now or later."""
-        ends = self.stopped or self.finishing is not None or self.ending is not None
-        return not ends and self.unread is None and self.next_row < self.job.about.rows
+        return not (self.stopped or self.ends) and self.unread is None and self.next_row < self.job.about.rows
 
     @property
     def new_bad(self) -> dict[int, str]:
@@ -172,9 +192,9 @@ class Run:
                 self._go_on()
 
     def _go_on(self) -> None:
-        if self.unread is not None and not self.chunks and self.ending is None:
-            self._fail(self.unread)
-        over = self.ending is not None or self.job.rows_done == self.job.about.rows
+        if self.unread is not None and not self.chunks and not self.ends:
+            self._cannot(self.unread)
+        over = self.ends or self.job.rows_done == self.job.about.rows
         if over and self.finishing is None and not self.chunks:
             self.finishing = asyncio.create_task(self._end(), name="laplora-job-end")
         self.means.look()
@@ -211,7 +231,8 @@ class Run:
     async def unreadable(self, error: Exception) -> None:
         """Let the job wait for what its next chunk could not be read for, or fail once those before it are over."""
         if not self.stopped:
-            if self.pauses.waits_out(error):
+            other = self.means.ledger.shared and self.pauses.tried >= _READ_TRIES
+            if self.pauses.waits_out(error) and not other:
                 await self._pause(error)
             else:
                 self.unread = error
@@ -245,7 +266,7 @@ class Run:
                 self.rows = half
             await self._pause(cause)
         elif not isinstance(error, RowError | BatchTooLargeError):
-            self._fail(error)
+            self._cannot(error)
         elif row is None and not few:
             self.rows = half
         else:
@@ -253,14 +274,17 @@ class Run:
 
     async def _pause(self, error: Exception) -> None:
         job, now, known_s = self.job, time.monotonic(), self.job.absent_s
-        if isinstance(error, errors.ArtifactNotLoadedError):
+        if isinstance(error, ArtifactNotLoadedError):
+            if self.means.ledger.shared:
+                self._cannot(error)
+                return
             limit_s = self.means.settings.job_wait_s
             job.absent_s += 0.0 if self.absent_at is None else now - self.absent_at
             self.absent_at = now
             if job.absent_s >= limit_s:
                 name = job.about.artifact.name
                 waited = f"artifact {name!r} was not loaded for job_wait_s ({limit_s:g} s)"
-                self._fail(errors.ArtifactNotLoadedError(f"{waited}: load it and upload the job again"))
+                self._fail(ArtifactNotLoadedError(f"{waited}: load it and upload the job again"))
                 return
         else:
             self.absent_at = None
@@ -289,18 +313,43 @@ class Run:
 
     # The job ends
 
+    def _cannot(self, error: Exception) -> None:
+        """Let another server have the job where one may do better; else it fails."""
+        kinds = (ArtifactChangedError, ArtifactNotLoadedError, UploadGoneError, *STORAGE_ERRORS)
+        if self.means.ledger.shared and isinstance(error, kinds):
+            self.leaving = error
+            self._drop_chunks()
+        else:
+            self._fail(error)
+
     def _fail(self, error: Exception) -> None:
         if kind_of(error).status == 500:
             log_crash("a job failed", error)
         self.ending = "failed", {"error": error_content(error, "")["error"]}
+        self._drop_chunks()
+
+    def _drop_chunks(self) -> None:
         for chunk in self.chunks:
             if chunk is not asyncio.current_task():
                 chunk.cancel()
+
+    async def _leave(self, error: Exception) -> bool:
+        """Return whether the job is left to another server: not where none came for ``job_wait_s``, and it fails."""
+        job, ledger, limit_s = self.job, self.means.ledger, self.means.settings.job_wait_s
+        needed = _needed(error, job.about)
+        if await ledger.left_s(job) >= limit_s:
+            self._fail(type(error)(f"for job_wait_s ({limit_s:g} s) there was no {needed}: upload the job again"))
+            return False
+        await self._not_begun(*self.under_way)
+        await whole(ledger.leave(job, error, f"waits for a {needed}"))
+        return True
 
     async def _end(self) -> None:
         job, ledger, pauses = self.job, self.means.ledger, Pauses()
         while True:
             try:
+                if self.leaving is not None and self.ending is None and await self._leave(self.leaving):
+                    break
                 if self.ending is None:
                     self.ending = "done", {"result": await self.means.measuring.result(job)}
                 status, more = self.ending
@@ -319,3 +368,12 @@ class Run:
                 else:
                     self._fail(error)
         self.means.forget(job)
+
+
+def _needed(error: Exception, about: About) -> str:
+    """Return what a server has to be that runs a job which this one cannot."""
+    if isinstance(error, UploadGoneError):
+        return "server that has its upload"
+    if isinstance(error, ArtifactChangedError | ArtifactNotLoadedError):
+        return f"server that has loaded artifact {about.artifact.name!r} of digest {about.artifact.digest}"
+    return f"server that can read its upload ({error})"

@@ -13,12 +13,11 @@ import math
 import time
 
 from service.artifacts.host import ArtifactHost
-from service.errors import UploadChangedError
 from service.jobs.chunks import read_chunk
 from service.jobs.ledger import Ledger
 from service.jobs.metrics import Measuring
 from service.jobs.records import Job
-from service.jobs.run import Means, Run
+from service.jobs.run import Means, Run, UploadGoneError
 from service.jobs.waiting import Turns, cancelled
 from service.scoring.scorer import Scorer
 from service.settings import Settings
@@ -64,7 +63,7 @@ class Runner:
 
     def idle(self, count: int) -> list[Job]:
         """Return at most so many jobs, of those that this server can do without the ones that have come least far."""
-        jobs = [run.job for run in self._runs.values() if run.finishing is None and run.ending is None]
+        jobs = [run.job for run in self._runs.values() if not run.ends and run.job.shared_out]
         return sorted(jobs, key=lambda job: (job.rows_done, -job.number))[:count]
 
     async def drop(self, job: Job) -> None:
@@ -164,7 +163,7 @@ class Runner:
             )
         except FileNotFoundError:
             await run.unreadable(
-                UploadChangedError("the job's upload is gone from where the server keeps it: upload it again")
+                UploadGoneError("the job's upload is gone from where the server keeps it: upload it again")
             )
             return
         except Exception as error:

@@ -124,28 +124,30 @@ class Store:
             db.execute(update(JOBS).where(JOBS.c.server == server).values(server=None))
             db.execute(delete(SERVERS).where(SERVERS.c.id == server))
 
-    def claim(self, server: str, most: int, *, held: Sequence[int] = ()) -> list[int]:
+    def claim(self, server: str, most: int, *, without: Sequence[int] = (), most_left: int = 0) -> list[int]:
         """Make at most so many unfinished jobs that no living server has this one's; return their numbers.
 
         Args:
-            held: numbers of jobs that it has claimed and still runs. Another of its own, which it let go of, is free.
+            without: numbers of jobs that it runs, or cannot run for now. Another of its own, which it let go of, is
+                free.
+            most_left: of jobs that another server left, so many beside.
 
         Servers that claim at once get different jobs, and none waits for another (PostgreSQL's SKIP LOCKED; SQLite's
         transactions come one after the other).
         """
-        if most <= 0:
-            return []
         living = select(SERVERS.c.id)
         free = (
             select(JOBS.c.number)
-            .where(JOBS.c.status == "queued", JOBS.c.number.not_in(held))
+            .where(JOBS.c.status == "queued", JOBS.c.number.not_in(without))
             .where(or_(JOBS.c.server.is_(None), JOBS.c.server == server, JOBS.c.server.not_in(living)))
             .order_by(JOBS.c.number)
-            .limit(most)
             .with_for_update(skip_locked=True)
         )
         with self.database.transaction() as db:
-            numbers = [int(number) for number in db.execute(free).scalars()]
+            numbers: list[int] = []
+            for which, limit in ((JOBS.c.left_at.is_(None), most), (JOBS.c.left_at.is_not(None), most_left)):
+                if limit > 0:
+                    numbers += db.execute(free.where(which).limit(limit)).scalars()
             if numbers:
                 mine = update(JOBS).where(JOBS.c.number.in_(numbers))
                 db.execute(mine.values(server=server, fence=JOBS.c.fence + 1))
@@ -155,6 +157,33 @@ class Store:
         """Let another server have a job; nothing of it may be under way."""
         with self.database.transaction() as db:
             db.execute(update(JOBS).where(JOBS.c.number == job, JOBS.c.fence == fence).values(server=None))
+
+    def left_s(self, job: int) -> float:
+        """Return for how many seconds no server that claimed a job has had what it needs; 0 where one has."""
+        with self.database.transaction() as db:
+            asked = select(self.database.now - JOBS.c.left_at).where(JOBS.c.number == job)
+            return float(db.execute(asked).scalar() or 0.0)
+
+    def leave_job(self, job: int, paused: Mapping[str, Any], event: str | None, *, fence: int) -> tuple[float, int]:
+        """Let another server have a job that this one cannot run; return since when it waits, and its newest event.
+
+        Args:
+            paused: what it waits for; event: what tells of that, None where nothing new is to tell.
+
+        Raises:
+            ClaimLostError: nothing was kept.
+        """
+        with self.database.transaction() as db:
+            values = {
+                "server": None,
+                "paused": _json(paused),
+                "left_at": func.coalesce(JOBS.c.left_at, self.database.now),
+            }
+            left = update(JOBS).where(*_mine(job, fence)).values(values).returning(JOBS.c.left_at, JOBS.c.events)
+            found = db.execute(left).one_or_none()
+            if found is None:
+                raise ClaimLostError
+            return found.left_at, found.events if event is None else _add_event(db, job, event)
 
     # A job goes on
 
@@ -186,6 +215,7 @@ class Store:
                 "started_at": func.coalesce(JOBS.c.started_at, started_at),
                 "absent_s": 0.0,
                 "paused": None,
+                "left_at": None,
                 "answer_bytes": JOBS.c.answer_bytes + answer_bytes(scored),
             }
             mine = _mine(job, fence)
@@ -247,9 +277,13 @@ class Store:
             db.execute(update(JOBS).where(*_mine(job, fence)).values(absent_s=absent_s))
 
     def set_paused(self, job: int, paused: Mapping[str, Any] | None, event: str, *, fence: int) -> int:
-        """Keep what a job waits for, and the event that tells of it; ClaimLostError as of ``add_event``."""
+        """Keep what a job waits for, and the event that tells of it; ClaimLostError as of ``add_event``.
+
+        Args:
+            paused: None: it runs.
+        """
         with self.database.transaction() as db:
-            values = {"paused": None if paused is None else _json(paused)}
+            values: dict[str, Any] = {"paused": None, "left_at": None} if paused is None else {"paused": _json(paused)}
             if db.execute(update(JOBS).where(*_mine(job, fence)).values(values)).rowcount != 1:
                 raise ClaimLostError
             return _add_event(db, job, event)
@@ -282,6 +316,7 @@ class Store:
             "error": None if error is None else _json(error),
             "result": result,
             "paused": None,
+            "left_at": None,
             "server": None,
             "fence": JOBS.c.fence + 1,
         }
@@ -406,6 +441,7 @@ def _job(row: Mapping[Any, Any], bad_counts: Counter[str], begun: dict[Rows, int
         absent_s=row["absent_s"],
         error=row["error"] and json.loads(row["error"]),
         paused=row["paused"] and json.loads(row["paused"]),
+        left_at=row["left_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
         keeps_rows=bool(row["keeps_rows"]),

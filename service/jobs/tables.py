@@ -25,6 +25,7 @@ JOBS = Table(
     Column("finished_at", Float),
     Column("absent_s", Float),
     Column("paused", Text),
+    Column("left_at", Float),
     Column("keeps_rows", Integer),
     Column("answer_bytes", BigInteger),
     Column("server", Text),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, TypeVar
 
@@ -15,6 +16,9 @@ _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 15.0
 #: A row that does not fit the device may fit once another process has left it. After so many tries it does not.
 _DEVICE_MEMORY_TRIES = 4
+#: For how long a server does not try a job again that it could not run: twice as long each time.
+_FIRST_BACK_OFF_S = 5.0
+_LONGEST_BACK_OFF_S = 300.0
 
 
 class Turns:
@@ -68,6 +72,29 @@ class Pauses:
     def over(self) -> None:
         """Begin anew: something went through."""
         self.tried = 0
+
+
+class BackOffs:
+    """The jobs that this server could not run while another may, by number, and until when it does not try them."""
+
+    def __init__(self) -> None:
+        self._tried: dict[int, tuple[int, float]] = {}
+
+    def put(self, job: int) -> float:
+        """Note that a job could not be run; return for how many seconds it is not tried."""
+        tried, _ = self._tried.get(job, (0, 0.0))
+        pause_s = min(_LONGEST_BACK_OFF_S, _FIRST_BACK_OFF_S * 2.0 ** min(tried, 10))
+        self._tried[job] = (tried + 1, time.monotonic() + pause_s)
+        return pause_s
+
+    def now(self, unfinished: Collection[int]) -> list[int]:
+        """Return the jobs that are not to be tried now; those that are not among the unfinished ones are forgotten."""
+        self._tried = {job: tried for job, tried in self._tried.items() if job in unfinished}
+        return [job for job, (_, until) in self._tried.items() if until > time.monotonic()]
+
+    def forget(self, job: int) -> None:
+        """Begin anew with a job: it runs."""
+        self._tried.pop(job, None)
 
 
 async def whole(work: Awaitable[T], *, hurry: Callable[[], None] = lambda: None) -> T:

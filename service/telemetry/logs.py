@@ -60,6 +60,7 @@ EVENTS = MappingProxyType(
         "job_claim_lost": "a job is another server's by now, or has ended: it runs no more here; job, rows_done",
         "download_cut_off": "a download of a job's rows took longer than it may; it can go on after its last row",
         "job_queued": "an upload is on disk; job, rows",
+        "job_left": "this server has not what a job needs, and leaves it to another one; job, code of what is missing",
         "job_paused": "a job waits and goes on by itself; job, code of what it was refused with",
         "job_row_given_up": "a row is left out: it ran at several unclean ends of the server, alone at the last; job, "
         "row (from 0), tries",

@@ -46,7 +46,10 @@ class JobPause(Answer):
     """What a paused job waits for; it goes on by itself."""
 
     code: str = Field(examples=["queue_full"])
-    """The error that the job was refused with: queue_full, not_ready, storage_full or another with 429 or 503."""
+    """The error that the job was refused with: queue_full, not_ready, storage_full or another with 429 or 503; of
+    servers that share their jobs also artifact_changed, artifact_not_loaded or upload_changed: the last one that tried
+    has not what the job needs, and another may.
+    """
     message: str = Field(examples=["2040 rows wait and 40 came, max_queue_rows is 2048: try again later"])
     """What was expected and what came."""
 

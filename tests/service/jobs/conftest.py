@@ -7,7 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from job_servers import Servers
+from postgres import postgres
 
 from service.jobs import waiting
 
@@ -21,3 +23,25 @@ def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def servers(tmp_path: Path) -> Iterator[Servers]:
     with ExitStack() as stack:
         yield Servers(tmp_path, stack)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture
+def url(postgres_server: str) -> Iterator[str]:
+    """Return the URL of an empty database, in a PostgreSQL that all tests have."""
+    admin = sa.create_engine(
+        postgres_server.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
+    )
+    with admin.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE jobs")
+    try:
+        yield f"{postgres_server.rpartition('/')[0]}/jobs"
+    finally:
+        with admin.connect() as connection:
+            connection.exec_driver_sql("DROP DATABASE jobs WITH (FORCE)")
+        admin.dispose()

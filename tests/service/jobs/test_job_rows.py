@@ -279,7 +279,8 @@ async def test_the_uploads_that_are_kept_are_bounded_and_the_oldest_goes() -> No
         job = held(served, await submit(served, rows(50)))
         await ended(served, job.id)
         assert job.answer_bytes > 50 * 100
-        (stored,) = served.state.jobs.ledger.store.jobs()
+        ledger = served.state.jobs.ledger
+        (stored,) = await ledger.on_disk(ledger.store.jobs)
         assert (stored.answer_bytes, job.about.upload_bytes) == (job.answer_bytes, len(lines(rows(50))))
         size = job.disk_bytes
     async with serve(max_kept_job_bytes=2 * size + 500) as served:

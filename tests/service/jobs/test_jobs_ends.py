@@ -197,7 +197,8 @@ async def test_a_job_waits_for_its_artifact_to_be_loaded_and_holds_up_no_other(t
         assert (await served.client.post("/artifacts/fake/load")).status_code == 200
         assert (await ended(served, job_id))["result"]["artifact"]["name"] == "fake"
         assert job.absent_s == 0
-        assert [stored.absent_s for stored in served.state.jobs.ledger.store.jobs()] == [0, 0]
+        ledger = served.state.jobs.ledger
+        assert [stored.absent_s for stored in await ledger.on_disk(ledger.store.jobs)] == [0, 0]
 
 
 async def test_a_job_whose_artifact_never_comes_back_gives_its_place_back(

@@ -13,7 +13,6 @@ import pytest
 import sqlalchemy as sa
 from job_calls import poisoned, rows
 from job_servers import Servers, has, job_until, methods, submit_to
-from postgres import postgres
 from server_process import until
 from test_jobs_store import add, end, new_job
 
@@ -24,26 +23,6 @@ from service.jobs.records import Job
 from service.jobs.store import ClaimLostError, Store
 
 LEASE_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres() as url:
-        yield url
-
-
-@pytest.fixture
-def url(server: str) -> Iterator[str]:
-    """Return the URL of an empty database."""
-    admin = sa.create_engine(server.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.exec_driver_sql("CREATE DATABASE jobs")
-    try:
-        yield f"{server.rpartition('/')[0]}/jobs"
-    finally:
-        with admin.connect() as connection:
-            connection.exec_driver_sql("DROP DATABASE jobs WITH (FORCE)")
-        admin.dispose()
 
 
 @pytest.fixture
@@ -102,7 +81,7 @@ def test_servers_that_claim_at_once_share_the_jobs_and_none_is_claimed_twice(sto
     def claim(store: Store, name: str) -> None:
         store.hear(name, alone=False, lease_s=LEASE_S)
         begin.wait()
-        while taken := store.claim(name, 3, held=got[name]):
+        while taken := store.claim(name, 3, without=got[name]):
             got[name] += taken
 
     threads = [threading.Thread(target=claim, args=pair) for pair in zip(stores, got, strict=True)]

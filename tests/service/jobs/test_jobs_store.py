@@ -13,6 +13,7 @@ from service.errors import JobsUnavailableError
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.evaluate import MeasureOptions
 from service.jobs.database import Database
+from service.jobs.migrations import FORMAT
 from service.jobs.records import About, Job, ScoredRow, StoredStatus, Sums
 from service.jobs.store import ClaimLostError, Store
 
@@ -39,7 +40,7 @@ def claimed(store: Store, job: Job) -> int:
     number = store.add(job, "{}")
     store.hear("here", alone=True, lease_s=9)
     others = [other.number for other in store.jobs() if other.number != number]
-    assert store.claim("here", 99, held=others) == [number]
+    assert store.claim("here", 99, without=others) == [number]
     return number
 
 
@@ -145,7 +146,7 @@ def test_a_database_of_another_format_is_refused_by_name_and_left_alone(version:
         db.execute("CREATE TABLE jobs (anything)")
         db.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
-    with pytest.raises(JobsUnavailableError, match=f"format {version}, this server reads format 6"):
+    with pytest.raises(JobsUnavailableError, match=f"format {version}, this server reads format {FORMAT}"):
         opened(path)
     assert path.read_bytes() == before
 
