@@ -34,6 +34,15 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def install(extra: str) -> str:
+    """Return the command that adds an extra to the environment that laplora is in.
+
+    It is the same whether laplora came as a wheel or from a checkout: pip keeps the laplora that is there, and adds the
+    packages that this one names for the extra.
+    """
+    return f"pip install 'laplora[{extra}]'"
+
+
 class ConfigError(LaploraError):
     """A configuration that cannot work."""
 

@@ -23,6 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from laplora.errors import ConfigError, DataError, InvalidInputError, install
+
 try:
     import mlflow
     import numpy as np
@@ -33,11 +35,10 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] not in ("mlflow", "numpy", "pandas"):
         raise
-    raise ModuleNotFoundError("laplora.mlflow needs MLflow: pip install 'laplora[mlflow]'", name=error.name) from None
+    raise ModuleNotFoundError(f"laplora.mlflow needs MLflow: {install('mlflow')}", name=error.name) from None
 
 from laplora.answers.prediction import Prediction
 from laplora.artifact.folder import Artifact, read_artifact
-from laplora.errors import ConfigError, DataError, InvalidInputError
 from laplora.predictor import Predictor
 
 #: What ``model_config`` may have, with the defaults; ``mlflow.pyfunc.load_model`` can override them.

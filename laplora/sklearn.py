@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from laplora.errors import ConfigError, DataError, install
+
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.model_selection import train_test_split
@@ -27,12 +29,9 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "sklearn":
         raise
-    raise ModuleNotFoundError(
-        "laplora.sklearn needs scikit-learn: pip install 'laplora[sklearn]'", name=error.name
-    ) from None
+    raise ModuleNotFoundError(f"laplora.sklearn needs scikit-learn: {install('sklearn')}", name=error.name) from None
 
 from laplora.classifier import MAX_TOKENS, Classifier
-from laplora.errors import ConfigError, DataError
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.entry import fit
 from laplora.fitting.settings import FitSettings

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from laplora.errors import install
 from service.artifacts.conditioning import Conditioner
 from service.artifacts.host import ArtifactHost
 from service.artifacts.loading import CPU_BATCH_TOKENS
@@ -273,7 +274,7 @@ def _tracing(settings: Settings) -> Tracing | None:
         from service.telemetry.tracing import Tracing
     except ModuleNotFoundError as error:
         raise TracingUnavailableError(
-            f"--otlp-endpoint needs OpenTelemetry, and {error.name} is not installed: pip install '.[telemetry]', or "
-            "leave the flag out"
+            f"--otlp-endpoint needs OpenTelemetry, and {error.name} is not installed: {install('telemetry')}, or leave "
+            "the flag out"
         ) from None
     return Tracing(settings.otlp_endpoint)

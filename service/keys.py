@@ -73,15 +73,15 @@ def _line(key: Key) -> str:
     return f"{key.id:<24} {key.fingerprint}  {','.join(key.scopes):<24} {expires:<10}  {key.comment or ''}".rstrip()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m service.keys", description="Make, list and revoke API keys.")
+def main(arguments: Sequence[str] | None = None, called: str = "python -m service.keys") -> int:
+    """Run one command, which the user knows as ``called``; return the exit status."""
+    parser = argparse.ArgumentParser(prog=called, description="Make, list and revoke API keys.")
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("create", help="add a key and print its token, once")
     listing = commands.add_parser("list", help="print id, fingerprint, scopes and expiry of every key")
     revoking = commands.add_parser("revoke", help="take an id's keys out; running servers follow within seconds")
     for command in (making, listing, revoking):
-        command.add_argument("--file", required=True, type=Path, help="the JSON file of keys")
+        command.add_argument("--file", metavar="FILE", required=True, type=Path, help="the JSON file of keys")
     making.add_argument("--id", required=True, help="the caller's name: letters, digits, dots, dashes, underscores")
     making.add_argument("--scopes", required=True, help=f"comma-separated, of {', '.join(sorted(SCOPES))}")
     making.add_argument("--expires", type=date.fromisoformat, help="the day, in UTC, from which it is refused")
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             gone = revoke(options.file, options.id, options.fingerprint)
             sys.stderr.write("".join(f"revoked {_line(key)}\n" for key in gone))
     except (KeysFileError, OSError) as error:
-        sys.stderr.write(f"python -m service.keys: {error}\n")
+        sys.stderr.write(f"{called}: {error}\n")
         return 2
     return 0
 

@@ -40,7 +40,7 @@ def test_every_job_has_help(job: str, capsys: pytest.CaptureFixture[str]) -> Non
         main([job, "--help"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert JOBS[job] in text
+    assert JOBS[job][1:] in text  # its first letter is a capital
     of_a_run = ("--config", "YAML file of the run", "SECTION.KEY=VALUE", "for example optimizer.steps=100")
     of_an_artifact = ("--artifact", "--labels", "JSON Lines, CSV or Parquet file of rows with labels", "--undo")
     of_a_pool = ("--artifact", "--pool", "labels are ignored", "--method", "(default: information)")

@@ -30,16 +30,20 @@ JOBS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of the jobs."""
+#: Said of the jobs that take a configuration.
+_READY = f"Ready configurations to start from are in {Path(__file__).parent / 'configs'}."
+
+
+def parser(called: str | None = None) -> argparse.ArgumentParser:
+    """Return the command line of the jobs; ``called`` is what a job's usage calls it by, in place of this module."""
     top = argparse.ArgumentParser(
         prog="python -m training",
         description="Offline jobs: from a labelled file to a calibrated artifact.",
-        epilog="Ready configurations are in training/configs; docs/training.md explains every field.",
+        epilog=f"{_READY} docs/training.md explains every field.",
     )
     jobs = top.add_subparsers(dest="job", required=True, metavar="JOB")
     for name, summary in JOBS.items():
-        job = jobs.add_parser(name, help=summary, description=summary)
+        job = jobs.add_parser(name, prog=called, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if name == "condition":
             _add_condition_options(job)
             continue
@@ -52,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
         if name == "reproduce":
             reproduction.add_options(job)
             continue
-        job.add_argument("--config", required=name != "fit", type=Path, help="YAML file of the run")
+        job.epilog = _READY
+        job.add_argument("--config", metavar="FILE", required=name != "fit", type=Path, help="YAML file of the run")
         add_overrides(job, "", "optimizer.steps=100")
     jobs.choices["run"].add_argument(
         "--check",
@@ -67,25 +72,36 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_condition_options(job: argparse.ArgumentParser) -> None:
-    job.add_argument("--artifact", required=True, type=Path, help="its folder")
+    job.add_argument("--artifact", metavar="FOLDER", required=True, type=Path, help="its folder")
     job.add_argument(
-        "--labels", type=Path, help="JSON Lines, CSV or Parquet file of rows with labels, all it is to learn from"
+        "--labels",
+        metavar="FILE",
+        type=Path,
+        help="JSON Lines, CSV or Parquet file of rows with labels, all it is to learn from",
     )
     calibration = (
         "file of the rows that calibrated the artifact, or folder of the run that made it: they then condition "
         "together with the new ones"
     )
-    job.add_argument("--calibration", type=Path, help=calibration)
-    job.add_argument("--label-field", default="label", help="field of a row that has its label (default: label)")
-    job.add_argument("--out", type=Path, help="folder of the new version (default: in the artifact's place)")
+    job.add_argument("--calibration", metavar="PATH", type=Path, help=calibration)
+    job.add_argument(
+        "--label-field", metavar="NAME", default="label", help="field of a row that has its label (default: label)"
+    )
+    job.add_argument(
+        "--out", metavar="FOLDER", type=Path, help="folder of the new version (default: in the artifact's place)"
+    )
     job.add_argument("--force", action="store_true", help="write it although it answers worse")
     job.add_argument("--undo", action="store_true", help="put the artifact back as it was packaged")
     job.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one job and return the exit status: 0 done, 1 refused with a reason, 130 interrupted."""
-    options = parser().parse_args(arguments)
+def main(arguments: list[str] | None = None, called: str | None = None) -> int:
+    """Run one job and return the exit status: 0 done, 1 refused with a reason, 130 interrupted.
+
+    Args:
+        called: what the user typed for the job, where that was another command.
+    """
+    options = parser(called).parse_args(arguments)
     name = "publish_shift" if options.job == "shift" and options.publish else options.job
     name = "check" if getattr(options, "check", False) else name
     try:

@@ -16,21 +16,43 @@ from laplora.errors import LaploraError
 app = typer.Typer(
     name="laplora",
     help="Calibrated probabilities for LoRA-tuned classifiers.",
+    epilog="laplora COMMAND --help says what each takes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("serve", short_help="Serve an artifact over HTTP, to this machine alone.", context_settings=serve.CONTEXT)(
-    serve.serve
-)
-for _name, _command in handed_on.COMMANDS.items():
-    app.command(_name, context_settings=handed_on.CONTEXT, add_help_option=False)(_command)
-app.command("evaluate", short_help="Measure an artifact on labelled rows, with bars that fail a script.")(
-    evaluate.evaluate
-)
-app.command("predict", short_help="Answer JSON Lines from standard input, without a server.")(predict.predict)
-app.command("report", short_help="Write the page from which to decide whether to ship.")(report.report)
-app.add_typer(jobs.app, name="jobs")
+
+
+def _hand_on(name: str) -> None:
+    app.command(name, context_settings=handed_on.CONTEXT, add_help_option=False)(handed_on.COMMANDS[name])
+
+
+# In the order of --help: from rows to an artifact, what it is worth, and its use.
+_hand_on("train")
+_hand_on("fit")
+app.command(
+    "evaluate",
+    short_help="Measure an artifact on labelled rows; can fail a script.",
+    epilog="Example: laplora evaluate -a FOLDER --data rows.jsonl --fail-if 'accuracy<0.8'",
+)(evaluate.evaluate)
+app.command(
+    "report",
+    short_help="Write the page from which to decide whether to ship.",
+    epilog="Example: laplora report -a FOLDER --data rows.jsonl --out report.html",
+)(report.report)
+app.command(
+    "predict",
+    short_help="Answer JSON Lines from standard input, without a server.",
+    epilog="Example: laplora predict -a FOLDER < inputs.jsonl > answers.jsonl",
+)(predict.predict)
+app.command(
+    "serve",
+    short_help="Serve an artifact over HTTP, to this machine alone.",
+    context_settings=serve.CONTEXT,
+    epilog="Example: laplora serve artifacts/tickets --port 9000",
+)(serve.serve)
+app.add_typer(jobs.app, name="jobs", epilog="Example: laplora jobs submit rows.jsonl --wait --url http://HOST:8000")
+_hand_on("keys")
 
 
 def _version(wanted: bool) -> None:

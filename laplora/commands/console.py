@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, install
 
 
 class Status(IntEnum):
@@ -25,9 +25,12 @@ class Status(IntEnum):
 
 
 ArtifactOption = Annotated[Path, typer.Option("--artifact", "-a", metavar="FOLDER", help="The artifact's folder.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-BatchOption = Annotated[int, typer.Option(min=1, max=1024, help="Rows that run together, at most.")]
+DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+BatchOption = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Rows that run together, at most.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, nothing else.")]
+PredictiveOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which predictive answers (default: the recommended).")
+]
 
 
 def say(line: str) -> None:
@@ -43,4 +46,4 @@ def write(line: str) -> None:
 
 def needs(extra: str, error: ImportError) -> ConfigError:
     """Return the error of a command whose packages are not installed."""
-    return ConfigError(f"{error.name or error} is not installed: pip install 'laplora[{extra}]'")
+    return ConfigError(f"{error.name or error} is not installed: {install(extra)}")

@@ -17,6 +17,7 @@ from laplora.commands.console import (
     BatchOption,
     DeviceOption,
     JsonOption,
+    PredictiveOption,
     Status,
     write,
 )
@@ -34,7 +35,10 @@ _COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
 def evaluate(
     artifact: ArtifactOption,
     data: Annotated[
-        Path, typer.Option("--data", help="JSON Lines, CSV or Parquet file: the template's fields, and the label.")
+        Path,
+        typer.Option(
+            "--data", metavar="FILE", help="JSON Lines, CSV or Parquet file: the template's fields, and the label."
+        ),
     ],
     fail_if: Annotated[
         list[str] | None,
@@ -42,17 +46,18 @@ def evaluate(
             metavar="BAR", help="Exit with 1 where this holds: 'ece_excess>0', 'map.accuracy<0.8'. Repeatable."
         ),
     ] = None,
-    label_field: Annotated[str, typer.Option(help="Field of a row that has its label.")] = "label",
-    predictive: Annotated[str | None, typer.Option(help="Which predictive answers (default: the recommended).")] = None,
+    label_field: Annotated[str, typer.Option(metavar="NAME", help="Field of a row that has its label.")] = "label",
+    predictive: PredictiveOption = None,
     order_average: Annotated[
         str | None, typer.Option(metavar="reverse|all", help="Ask each question in several orders of its choices.")
     ] = None,
     truncate: Annotated[bool, typer.Option(help="Cut inputs that are too long, instead of an error.")] = False,
-    bins: Annotated[int, typer.Option(min=1, max=1000, help="Bins of the ECE.")] = 15,
+    bins: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Bins of the ECE.")] = 15,
     resamples: Annotated[
-        int, typer.Option(min=0, max=100_000, help="Resamples of the bootstrap, which most intervals are of.")
+        int,
+        typer.Option(metavar="N", min=0, max=100_000, help="Resamples of the bootstrap, which most intervals are of."),
     ] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of these resamples.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of these resamples.")] = 0,
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

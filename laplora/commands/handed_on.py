@@ -13,12 +13,12 @@ CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_optio
 
 def train(context: typer.Context) -> None:
     """Fine-tune, fit, evaluate and package an artifact."""
-    raise typer.Exit(_training("run", context))
+    raise typer.Exit(_training("run", "laplora train", context))
 
 
 def fit(context: typer.Context) -> None:
-    """Fit the posterior of a run, or of an adapter from elsewhere."""
-    raise typer.Exit(_training("fit", context))
+    """Fit the posterior of a run, or of an adapter trained elsewhere."""
+    raise typer.Exit(_training("fit", "laplora fit", context))
 
 
 def keys(context: typer.Context) -> None:
@@ -27,15 +27,15 @@ def keys(context: typer.Context) -> None:
         from service.keys import main
     except ImportError as error:
         raise needs("service", error) from None
-    raise typer.Exit(main(context.args))
+    raise typer.Exit(main(context.args, "laplora keys"))
 
 
 COMMANDS: dict[str, Callable[[typer.Context], None]] = {"train": train, "fit": fit, "keys": keys}
 
 
-def _training(job: str, context: typer.Context) -> int:
+def _training(job: str, called: str, context: typer.Context) -> int:
     try:
         from training.__main__ import main
     except ImportError as error:
         raise needs("training", error) from None
-    return main([job, *context.args])
+    return main([job, *context.args], called)

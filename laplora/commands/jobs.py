@@ -22,21 +22,24 @@ if TYPE_CHECKING:
 #: The variable that has the API key: a flag would be seen in the list of processes.
 KEY_VARIABLE = "LAPLORA_API_KEY"
 
-app = typer.Typer(
-    help="Large evaluations on a server: upload, list, show, fetch, cancel, remove.", rich_markup_mode=None
-)
-UrlOption = Annotated[str, typer.Option("--url", envvar="LAPLORA_URL", help="Address of the server.")]
+app = typer.Typer(help="Large evaluations on a server: submit, watch, fetch.", rich_markup_mode=None)
+UrlOption = Annotated[str, typer.Option("--url", metavar="URL", envvar="LAPLORA_URL", help="Address of the server.")]
 KeyFileOption = Annotated[
-    Path | None, typer.Option(help=f"File that has the API key (default: the variable {KEY_VARIABLE}).")
+    Path | None,
+    typer.Option(metavar="FILE", help=f"File that has the API key (default: the variable {KEY_VARIABLE})."),
 ]
-JobArgument = Annotated[str, typer.Argument(metavar="ID", help="Of the job, as submit and list say it.")]
+JobArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as submit and list show it.")]
 _URL = "http://localhost:8000"
 
 
 @app.command("submit")
 def submit(
-    data: Annotated[Path, typer.Argument(metavar="FILE", help="Labelled rows, as of POST /evaluate/jobs.")],
-    artifact: Annotated[str | None, typer.Option(help="Name of the artifact (default: the active one).")] = None,
+    data: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Labelled rows: JSON Lines, a JSON array or a Parquet table.")
+    ],
+    artifact: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the artifact (default: the active one).")
+    ] = None,
     truncate: Annotated[bool, typer.Option(help="Cut inputs that are too long.")] = False,
     wait: Annotated[bool, typer.Option(help="Wait for it to end, and show its metrics.")] = False,
     url: UrlOption = _URL,
@@ -101,10 +104,12 @@ def remove(job: JobArgument, url: UrlOption = _URL, key_file: KeyFileOption = No
     say(f"removed {job}")
 
 
-@app.command("results")
+@app.command("results", short_help="Fetch every row's answer, as JSON Lines or Parquet.")
 def results(
     job: JobArgument,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write (default: standard output).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="File to write (default: standard output).")
+    ] = None,
     as_parquet: Annotated[bool, typer.Option("--parquet", help="A Parquet table, in place of JSON Lines.")] = False,
     url: UrlOption = _URL,
     key_file: KeyFileOption = None,
@@ -124,7 +129,7 @@ def results(
 @app.command("slices")
 def slices(
     job: JobArgument,
-    by: Annotated[str, typer.Option(help="Column of the upload.")],
+    by: Annotated[str, typer.Option(metavar="NAME", help="Column of the upload.")],
     url: UrlOption = _URL,
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
@@ -142,10 +147,10 @@ def slices(
             write("  ".join([f"  {name:<24}", *(f"{metric} {value:.3f}" for metric, value in of.items())]))
 
 
-@app.command("report")
+@app.command("report", short_help="Fetch the report: whether to ship, and why.")
 def job_report(
     job: JobArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="HTML file to write.")] = Path("report.html"),
     texts: Annotated[bool, typer.Option(help="Whether the page shows the rows' texts.")] = False,
     url: UrlOption = _URL,
     key_file: KeyFileOption = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laplora.commands.answering import How, answers, encode, load
-from laplora.commands.console import ArtifactOption, BatchOption, DeviceOption, Status, needs, say
+from laplora.commands.console import ArtifactOption, BatchOption, DeviceOption, PredictiveOption, Status, needs, say
 from laplora.errors import InvalidInputError, LaploraError
 
 if TYPE_CHECKING:
@@ -23,17 +23,21 @@ _LINE_BYTES = 8 << 20
 
 def predict(
     artifact: ArtifactOption,
-    predictive: Annotated[str | None, typer.Option(help="Which predictive answers (default: the recommended).")] = None,
+    predictive: PredictiveOption = None,
     order_average: Annotated[
         str | None, typer.Option(metavar="reverse|all", help="Ask each question in several orders of its choices.")
     ] = None,
     target_risk: Annotated[
-        float | None, typer.Option(help="Error rate that accepted answers may have (default: the artifact's).")
+        float | None,
+        typer.Option(metavar="SHARE", help="Error rate that accepted answers may have (default: the artifact's)."),
     ] = None,
     truncate: Annotated[bool, typer.Option(help="Cut inputs that are too long, instead of an error.")] = False,
     batch_size: BatchOption = 16,
     lines: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Lines that are read before they are answered; 1: one by one.")
+        int,
+        typer.Option(
+            metavar="N", min=1, max=100_000, help="Lines that are read before they are answered; 1: one by one."
+        ),
     ] = 256,
     device: DeviceOption = "auto",
 ) -> None:

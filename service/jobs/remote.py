@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+from laplora.errors import install
 from service.errors import JobsUnavailableError, UploadChangedError
 from service.telemetry.logs import logger
 
@@ -34,7 +35,7 @@ class RemoteStore:
             from obstore.exceptions import BaseError
             from obstore.store import from_url
         except ModuleNotFoundError:
-            raise JobsUnavailableError("jobs_files_url needs obstore: pip install '.[s3]'") from None
+            raise JobsUnavailableError(f"jobs_files_url needs obstore: {install('s3')}") from None
         try:
             # obstore reads all the other variables itself.
             plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")

@@ -50,26 +50,33 @@ class AdapterFit:
 def add_options(job: argparse.ArgumentParser) -> None:
     """Give a command line the options that go with ``--adapter``."""
     group = job.add_argument_group("an adapter that was trained elsewhere, in place of --config")
-    group.add_argument("--adapter", help="PEFT folder or hub id; gets a posterior without being trained again")
-    group.add_argument("--data", type=Path, help="JSON Lines, CSV or Parquet file of the rows that it was trained on")
-    group.add_argument("--out", type=Path, help="folder of the artifact")
+    group.add_argument(
+        "--adapter", metavar="FOLDER", help="PEFT folder or hub id; gets a posterior without being trained again"
+    )
+    data = "JSON Lines, CSV or Parquet file of the rows that it was trained on"
+    group.add_argument("--data", metavar="FILE", type=Path, help=data)
+    group.add_argument("--out", metavar="FOLDER", type=Path, help="folder of the artifact")
     group.add_argument("--template", help=f"the prompt: {', '.join(TEMPLATES)}, @FILE with its text, or the text")
     labels = "in class order (default: those of the rows, sorted; of a classification head, the model's id2label)"
-    group.add_argument("--labels", nargs="+", help=labels)
-    group.add_argument("--label-field", help="field of a row that has its label (default: label)")
+    group.add_argument("--labels", metavar="LABEL", nargs="+", help=labels)
+    group.add_argument("--label-field", metavar="NAME", help="field of a row that has its label (default: label)")
     calibration = "file of rows that it was not trained on (default: a fifth of --data, which is second best)"
-    group.add_argument("--calibration", type=Path, help=calibration)
-    group.add_argument("--test", type=Path, help="file of rows to measure on; the artifact records the figures")
-    group.add_argument("--initial-adapter", type=Path, help="folder of the adapter before training: the prior's centre")
-    group.add_argument("--base", help="folder, hub id or offline name (default: what the adapter says)")
+    group.add_argument("--calibration", metavar="FILE", type=Path, help=calibration)
+    test = "file of rows to measure on; the artifact records the figures, and brings a report of them"
+    group.add_argument("--test", metavar="FILE", type=Path, help=test)
+    before = "folder of the adapter before training: the prior's centre"
+    group.add_argument("--initial-adapter", metavar="FOLDER", type=Path, help=before)
+    group.add_argument(
+        "--base", metavar="MODEL", help="folder, hub id or offline name (default: what the adapter says)"
+    )
     without = "numbers, from 0 and ascending, of the base's decoder layers that it was trained without (default: none)"
-    group.add_argument("--removed-layers", nargs="+", type=int, help=without)
+    group.add_argument("--removed-layers", metavar="NUMBER", nargs="+", type=int, help=without)
     kinds = "CAUSAL_LM, or SEQ_CLS for a classification head (default: what the adapter says)"
     group.add_argument("--task-type", choices=("CAUSAL_LM", "SEQ_CLS"), help=kinds)
     group.add_argument("--quantization", choices=("nf4", "none"), help="of the base (default: none)")
     group.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the base (default: bfloat16)")
     group.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
-    group.add_argument("--max-tokens", type=int, help="longest prompt (default: 512)")
+    group.add_argument("--max-tokens", metavar="COUNT", type=int, help="longest prompt (default: 512)")
 
 
 #: The options that add_options adds, by their names in the parsed values.

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from laplora.errors import ConfigError, DownloadError, first_line
+from laplora.errors import ConfigError, DownloadError, first_line, install
 from training.data.examples import ROLES, Pool, Role, Source, Task
 from training.data.files import check_label_field, examples_of
 from training.data.parquet import plain
@@ -80,7 +80,7 @@ def _rows(hub_id: str, splits: HubSplits, name: str, label_field: str, label_map
     try:
         import datasets
     except ImportError as error:
-        raise DownloadError("the package 'datasets' is missing: pip install 'laplora[training]'") from error
+        raise DownloadError(f"a data set of the hub needs datasets: {install('training')}") from error
     if hub_id in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:  # it would read what lies where the job runs
         raise ConfigError(
             f"'{PREFIX}{hub_id}' is a reader of files and no data set: rows in a file are dataset: file with data.path"

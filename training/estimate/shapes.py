@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from laplora.errors import ModelError
+from laplora.errors import ModelError, install
 from laplora.models.decoder_layers import decoder_layers
 from laplora.models.four_bit import keep_4bit_differentiable
 from laplora.models.layer_removal import drop_layers
@@ -99,7 +99,7 @@ def _pack(base: Any, dtype: torch.dtype) -> None:
         with quiet_loading():
             import bitsandbytes
     except ImportError as error:
-        raise ModelError("nf4 needs bitsandbytes: pip install 'laplora[quantization]'") from error
+        raise ModelError(f"nf4 needs bitsandbytes: {install('quantization')}") from error
     from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert

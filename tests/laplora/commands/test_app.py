@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 import laplora
@@ -16,10 +19,33 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {name} " in said for name in (*COMMANDS, "--install-completion"))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"]) == 0
-    assert "usage: " in capsys.readouterr().out.casefold()
+@pytest.mark.parametrize("command", [*COMMANDS, "jobs submit", "jobs slices", "keys create"])
+def test_every_command_has_help_by_its_own_name(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever installed the wheel knows no other name, and no type of Python's stands for a file or a number."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command.split(), "--help"]) == 0
+    said = capsys.readouterr().out
+    assert f"usage: laplora {command} " in said.casefold()
+    assert "python -m training" not in said
+    assert not re.search(r"<(str|path|int|float)", said)
+    cut_short = [line for line in said.splitlines() if line.endswith("...") and line.startswith("  ")]
+    assert cut_short == []
+
+
+def test_an_argument_too_few_is_said_by_the_commands_own_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train"]) == 2
+    assert "laplora train: error: " in capsys.readouterr().err
+    assert main(["keys", "revoke", "--file", "nowhere.json", "--id", "a"]) == 2
+    assert capsys.readouterr().err.startswith("laplora keys: ")
+
+
+def test_the_ready_configurations_are_where_help_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    said = "".join(line.strip() + " " for line in capsys.readouterr().out.splitlines())
+    folder = Path(said.split("Ready configurations to start from are in ")[1].rstrip(". ").replace(" ", ""))
+    assert list(folder.glob("*.yaml"))
 
 
 def test_the_version_is_the_librarys(capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,5 +193,5 @@ def test_a_missing_gguf_package_is_found_before_the_download(
     tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("laplora.models.offline.importlib.util.find_spec", lambda _: None)
-    with pytest.raises(DownloadError, match="pip install 'gguf"):
+    with pytest.raises(DownloadError, match=r"needs gguf.*pip install 'laplora\[offline\]'"):
         tiny(lambda _: pytest.fail("fetched"))

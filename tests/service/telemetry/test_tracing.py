@@ -231,7 +231,7 @@ def test_without_the_extra_the_start_says_what_to_install(start: Callable[..., A
     with start("--otlp-endpoint", "http://127.0.0.1:4318", PYTHONPATH=python_path(tmp_path)) as process:
         assert process.left() == 2
     (event,) = [json.loads(line) for line in process.lines if "bad_settings" in line]
-    assert "pip install '.[telemetry]'" in event["message"]
+    assert "pip install 'laplora[telemetry]'" in event["message"]
 
 
 def python_path(first: Path) -> str:
