@@ -15,14 +15,19 @@ from pydantic import ValidationError
 
 import laplora
 from laplora.artifact.folder import check_name, check_replaceable
+from laplora.artifact.manifest import REPORT_PAGE
 from laplora.classifier import MAX_TOKENS, Classifier
+from laplora.files import file_sha256
 from laplora.fitting.settings import FitSettings
 from laplora.models.base import BaseSpec, load_tokenizer, locate_base, resolve_device
+from laplora.report.page import html
+from laplora.report.verdict import judge
 from training.config.adapter_fit import AdapterFit
 from training.config.run import bad_fields, override
 from training.data.adapter_rows import HeadTask, adapter_rows, labels_of_head, labels_of_rows, template_of
 from training.data.examples import Task
-from training.workspace.given_adapter import given_adapter, head_task, load_adapted
+from training.report.adapter_page import adapter_report
+from training.workspace.given_adapter import GivenAdapter, given_adapter, head_task, load_adapted
 from training.workspace.terminal import Terminal, say
 
 
@@ -50,7 +55,9 @@ def fit_adapter(request: AdapterFit) -> Path:
         for name in ("data", "calibration", "test")
         if (path := getattr(request, name)) is not None
     }
-    _tell_of_shared_rows(rows, request.label_field)
+    shared = _shared_rows(rows, request.label_field)
+    if shared:
+        say(f"--test: {shared}")
     location = location or locate_base(spec, progress=say)
     model = load_adapted(adapter, location, spec, device, several=several)
     limit = request.max_tokens or MAX_TOKENS
@@ -64,11 +71,43 @@ def fit_adapter(request: AdapterFit) -> Path:
         label_field=request.label_field,
         progress=Terminal(),
     )
-    if "test" in rows:
-        say(str(posterior.evaluate(rows["test"], request.label_field)))
-    posterior.save(request.out)
+    page = None
+    if request.test is not None:
+        measured = posterior.evaluate(rows["test"], request.label_field)
+        say(str(measured))
+        report = adapter_report(
+            posterior,
+            measured,
+            rows["test"],
+            request.label_field,
+            title=request.out.name,
+            test=request.test,
+            provenance=_provenance(request, adapter, spec),
+            notes=[shared] if shared else [],
+        )
+        verdict = judge(report)
+        say(f"{verdict.title}. {verdict.sentence}")
+        page = html(report, verdict)
+    posterior.save(request.out, report=page)
+    if page is not None:
+        say(f"report: {request.out / REPORT_PAGE}")
     say(f"serve it: laplora serve {request.out}")
     return request.out
+
+
+def _provenance(request: AdapterFit, adapter: GivenAdapter, spec: BaseSpec) -> dict[str, str]:
+    """Return what the figures were made from, by name; of each path the last part."""
+    files = {"training": request.data, "calibration": request.calibration, "test": request.test}
+    weights = file_sha256(adapter.folder / "adapter_model.safetensors").removeprefix("sha256:")
+    return {
+        "base model": f"{Path(spec.model).name}, {spec.quantization}, {spec.dtype}",
+        "adapter": f"trained elsewhere, sha256:{weights}",
+        **{
+            f"{name} rows": f"{path.name}, sha256:{file_sha256(path).removeprefix('sha256:')}"
+            for name, path in files.items()
+            if path
+        },
+    }
 
 
 def _settings(overrides: Sequence[str]) -> FitSettings:
@@ -91,8 +130,11 @@ def _task(request: AdapterFit, head: HeadTask | None) -> tuple[Task, bool]:
     return Task(template.name, template, labels), several
 
 
-def _tell_of_shared_rows(rows: dict[str, list[dict[str, Any]]], label_field: str) -> None:
-    """Say how many test rows are in another file; ``laplora.fit`` warns of calibration rows that are training rows."""
+def _shared_rows(rows: dict[str, list[dict[str, Any]]], label_field: str) -> str:
+    """Return a sentence of how many test rows are in another file, "" where none is.
+
+    ``laplora.fit`` warns of calibration rows that are training rows.
+    """
 
     def fields(row: dict[str, Any]) -> str:
         return json.dumps({k: v for k, v in row.items() if k not in ("id", label_field)}, sort_keys=True)
@@ -101,5 +143,6 @@ def _tell_of_shared_rows(rows: dict[str, list[dict[str, Any]]], label_field: str
     for name, part in rows.items():
         texts = [fields(row) for row in part]
         if name == "test" and (shared := sum(text in seen for text in texts)):
-            say(f"--test: {shared} of {len(texts)} rows are in another file too, which makes the figures too good")
+            return f"{shared} of {len(texts)} rows are in another file too, which makes the figures too good"
         seen.update(texts)
+    return ""

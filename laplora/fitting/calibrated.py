@@ -13,10 +13,11 @@ import torch
 
 from laplora.answers.prediction import Prediction
 from laplora.artifact.folder import Artifact, check_name, check_replaceable
-from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, Manifest
+from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, REPORT_PAGE, Manifest
 from laplora.artifact.readout_records import readout_record
 from laplora.classifier import Classifier, batches
 from laplora.errors import ConditioningError, ModelError
+from laplora.files import write_whole
 from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.describing import describe, summary
 from laplora.fitting.evaluation import evaluate_predictives, outputs_of
@@ -254,7 +255,13 @@ class CalibratedPosterior:
             )
 
     def save(
-        self, path: str | Path, *, base: str | None = None, revision: str | None = None, verify: bool = True
+        self,
+        path: str | Path,
+        *,
+        base: str | None = None,
+        revision: str | None = None,
+        verify: bool = True,
+        report: str | None = None,
     ) -> Path:
         """Write the artifact, which ``laplora serve`` serves, and return its folder; what was there is replaced.
 
@@ -265,6 +272,7 @@ class CalibratedPosterior:
             verify: whether to load the artifact, record what it answers, and compare that with this posterior. It takes
                 the memory of a second base model. Without it the answers of the model in memory are recorded, which
                 whoever serves it replays.
+            report: an HTML page that the artifact brings along, such as of ``laplora.report``.
 
         Raises:
             ConfigError: a name that no artifact can have.
@@ -284,6 +292,10 @@ class CalibratedPosterior:
         )
         with tempfile.TemporaryDirectory() as folder:
             parts = self._write_parts(Path(folder), spec.model)
+            if report is not None:
+                page = Path(folder) / REPORT_PAGE
+                write_whole(page, report)
+                parts = replace(parts, report=page.parent)
             mine, device = loaded_answers(self.predictor), str(self.classifier.device)
             given = {"compare": mine} if verify else {"answers": mine}
             with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # transformers and PEFT draw as they load

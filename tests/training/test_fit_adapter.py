@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -63,6 +64,16 @@ def test_the_posterior_is_that_of_the_run_it_was_taken_from(
     served, original = Predictor.load(out, device="cpu"), Predictor.load(sentiment_run.artifact, device="cpu")
     one, other = (p.predict([p.encode({"text": "The plot was dull."}, truncate=False)])[0] for p in (served, original))
     assert one.probs == pytest.approx(other.probs, abs=1e-6)
+    # The artifact brings the report of these rows along, without their texts.
+    page = (out / "report" / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"Ship|Do not ship|Too few rows to say", shown.out)
+    assert f"report: {out / 'report' / 'report.html'}" in shown.out
+    rows = [json.loads(line) for line in files["test"].read_text().splitlines()]
+    assert f"{len(rows)} rows of test.jsonl, given as test rows" in page
+    assert f"{mine.metrics['laplace']['nll']:.3f}" in page
+    assert f"sha256:{hashlib.sha256(files['test'].read_bytes()).hexdigest()}" in page
+    assert not any(row["text"] in page for row in rows)
+    assert str(files["test"].parent) not in page
     choices = [json.loads((a / "report" / "fit.json").read_text())["choices"] for a in (out, sentiment_run.artifact)]
     assert choices[0][0] != choices[1][0]  # by evidence: it does see it
 
@@ -76,6 +87,7 @@ def test_the_centre_can_be_given(sentiment_run: FinishedRun, files: dict[str, Pa
     mine, theirs = (json.loads((a / "report" / "fit.json").read_text()) for a in (out, sentiment_run.artifact))
     assert mine["choices"] == theirs["choices"]
     assert read_artifact(out).manifest.prior.centre == "initial_adapter"
+    assert not (out / "report" / "report.html").exists(), "of no test rows"
 
 
 def test_a_base_in_4_bit_is_recorded_as_such(choices_run: FinishedRun, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,19 @@ def test_it_answers_as_the_fit_in_memory(tmp_path: Path, kind: str, several: boo
     named: dict[str, Any] = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
     base, adapter = saved(tmp_path, kind, **(named | config if told else {}))
     parts = [rows(40, 1, several=several), rows(30, 2, several=several)]
-    data, calibration = (write_rows(tmp_path / f"{i}.jsonl", part) for i, part in enumerate(parts))
+    tested = rows(20, 4, several=several)
+    data, calibration, test = (write_rows(tmp_path / f"{i}.jsonl", part) for i, part in enumerate([*parts, tested]))
     labels = [] if told else ["--labels", *LABELS]
-    assert fit(adapter, data, tmp_path / "artifact", "--calibration", str(calibration), *labels) == 0
+    more = ["--calibration", str(calibration), "--test", str(test), *labels]
+    assert fit(adapter, data, tmp_path / "artifact", *more) == 0
     manifest = read_artifact(tmp_path / "artifact").manifest
+    page = (tmp_path / "artifact" / "report" / "report.html").read_text(encoding="utf-8")
+    assert "20 rows of 2.jsonl, given as test rows" in page
+    # Where several labels may be right, each label of a row is one of the page's own.
+    sizes = re.findall(r'<th scope="row"><bdi>(\w+)</bdi></th><td>(\d+)</td>', page.split('id="labels"')[1])
+    wanted = {name: 20 for name in LABELS} if several else dict(Counter(row["label"] for row in tested))
+    assert wanted.items() <= {name: int(size) for name, size in sizes}.items()
+    assert ("counts as a question of its own" in page) == several
     record = manifest.readout
     assert isinstance(record, ClassificationHeadRecord)
     assert manifest.labels == tuple(LABELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from service.security.keys_file import Key, digest, new_token, write_keys
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # gevent's, of its own modules
     import tritonclient.http as triton
+    import tritonclient.http.aio as asynchronous
 
 TEXTS = ["review 5000", "größer 90000"]
 PROBS = [[0.05, 0.95], [0.9, 0.1]]
@@ -87,6 +89,43 @@ def test_outputs_are_selected(binary: bool, client: Any) -> None:
     assert result.as_numpy("logit_covariance").shape == (1, 2, 2)
     assert result.as_numpy("decision").tolist() == [b"accept" if binary else "accept"]
     assert result.get_response()["parameters"]["target_risk"] == 0.2
+
+
+def test_requests_that_are_under_way_at_once_keep_their_answers(process: Process) -> None:
+    """``async_infer``: several connections, answers taken in another order than they were asked in."""
+    client = triton.InferenceServerClient(address_of(process), concurrency=4)
+    asked = {
+        str(n): client.async_infer("fake", [texts(f"review {1000 * n}", "b 90000")], request_id=str(n))
+        for n in range(12)
+    }
+    refused = client.async_infer("nobody", [texts("a")])
+    for name, handle in reversed(asked.items()):
+        result = handle.get_result()
+        assert result.get_response()["id"] == name
+        assert result.as_numpy("probs")[:, 0] == pytest.approx([int(name) / 100, 0.9])
+    with pytest.raises(triton._utils.InferenceServerException) as error:
+        refused.get_result()
+    assert error.value.status() == "404"
+    client.close()
+
+
+def test_the_client_for_asyncio_asks_the_same(process: Process) -> None:
+    async def ask() -> None:
+        async with asynchronous.InferenceServerClient(address_of(process)) as client:
+            assert await client.is_server_ready()
+            assert (await client.get_model_metadata("fake"))["name"] == "fake"
+            results = await asyncio.gather(
+                *(client.infer("fake", [texts(f"review {1000 * n}")], request_id=str(n)) for n in range(12))
+            )
+            for number, result in enumerate(results):
+                assert result.get_response()["id"] == str(number)
+                assert result.as_numpy("probs")[0, 0] == pytest.approx(number / 100)
+            with pytest.raises(triton._utils.InferenceServerException) as refused:
+                await client.infer("fake", [texts("")])
+            assert refused.value.status() == "422"
+            assert "text" in refused.value.message()
+
+    asyncio.run(ask())
 
 
 @pytest.mark.parametrize(
