@@ -14,8 +14,8 @@ from starlette.middleware.cors import CORSMiddleware
 from laplora.errors import install
 from service.artifacts.conditioning import Conditioner
 from service.artifacts.host import ArtifactHost
-from service.artifacts.loading import CPU_BATCH_TOKENS
 from service.artifacts.predictors import Library, default_library
+from service.artifacts.token_budget import CPU_BATCH_TOKENS
 from service.errors import TracingUnavailableError
 from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore

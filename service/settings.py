@@ -94,8 +94,8 @@ class Settings(BaseSettings):
     """
     batch_tokens: int | None = Field(None, ge=1)
     """Most padded tokens of one device batch (rows times the longest row): bounds memory, and how long one batch keeps
-    the others waiting; unset: 512 on a CPU, 2048 on a GPU. 1 lets every row run alone: no other request can change a
-    digit of an answer.
+    the others waiting; unset: 512 on a CPU, measured on a GPU as an artifact is loaded. 1 lets every row run alone: no
+    other request can change a digit of an answer.
     """
     max_queue_tokens: int = Field(65_536, ge=1)
     """Most tokens that wait for the device, estimated until a text is tokenised; more are refused with 429."""

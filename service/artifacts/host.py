@@ -23,6 +23,7 @@ from service.artifacts.loading import Loader, check_base
 from service.artifacts.predictors import Library
 from service.artifacts.reports import Reports
 from service.artifacts.shelf import Place, Shelf
+from service.artifacts.token_budget import TokenBudget
 from service.errors import ActivationRunningError, ArtifactNotLoadedError, NotReadyError
 from service.scoring.device import Device
 from service.settings import Settings
@@ -94,7 +95,11 @@ class ArtifactHost:
     @property
     def loaded_digests(self) -> frozenset[str]:
         """Digests of the artifacts that are loaded."""
-        return frozenset(place.predictor.artifact.digest for place in self.shelf.places)
+        return frozenset(one.artifact.digest for one in self._loaded)
+
+    @property
+    def _loaded(self) -> list[Predictor]:
+        return [place.predictor for place in self.shelf.places]
 
     def require_active(self) -> Predictor:
         """Return the active predictor.
@@ -210,6 +215,10 @@ class ArtifactHost:
         """
         return in_daemon_thread("laplora-change", lambda: self._change(name, activate=activate))
 
+    def budget_of(self, predictor: Predictor) -> TokenBudget:
+        """Return the token budget of a loaded predictor."""
+        return self._loader.budget_of(predictor)
+
     def unload(self, name: str) -> Predictor:
         """Take an artifact off the shelf; what is under way is still answered. Return its predictor.
 
@@ -219,6 +228,7 @@ class ArtifactHost:
         """
         self.require_active()
         predictor = self.shelf.remove(name)
+        self._loader.use(self.require_active(), self._loaded)
         self._tell(_UNLOADED, predictor)
         self._on_change()
         return predictor
@@ -296,7 +306,7 @@ class ArtifactHost:
 
     def _put(self, predictor: Predictor, *, activate: bool, former: Predictor | None = None) -> list[str]:
         unloaded = self.shelf.put(predictor, activate=activate, former=former)
-        self._loader.use(predictor)
+        self._loader.use(predictor, self._loaded)
         self._tell(_ACTIVATED if activate else _LOADED, predictor)
         return unloaded
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from laplora.errors import ArtifactError, ArtifactIncompatibleError, DownloadError, LaploraError, ModelError
 from service.artifacts.predictors import Library
+from service.artifacts.token_budget import TokenBudget, measure_budget
 from service.errors import DeviceFaultError, DrainingError, LoadTimeoutError
 from service.scoring.device import Device
 from service.settings import Settings
@@ -21,11 +23,6 @@ if TYPE_CHECKING:
     from laplora.models.base import LoadedBase
     from laplora.predictor import Predictor
 
-#: Default of ``batch_tokens``. A CPU gains nothing from larger batches, and a batch cannot be interrupted;
-#: on a GPU, a 7B model's backward pass keeps about 9 MB of activations per token.
-CPU_BATCH_TOKENS = 512
-GPU_BATCH_TOKENS = 2048
-
 
 class Loader:
     """Loads predictors, one at a time; all passes run on the device's thread, between those of requests."""
@@ -33,6 +30,7 @@ class Loader:
     def __init__(self, settings: Settings, device: Device, library: Library) -> None:
         self._settings, self._device, self._library = settings, device, library
         self._base: LoadedBase | None = None
+        self._budgets: WeakKeyDictionary[Predictor, TokenBudget] = WeakKeyDictionary()
 
     def load(self, path: Path, enter: Callable[[Phase, str], None]) -> Predictor:
         """Return the predictor of the artifact in a folder, verified.
@@ -64,7 +62,34 @@ class Loader:
         warm_up = [predictor.encode({"prompt": "Answer:"}, truncate=True)]
         for predictive in predictor.predictives:
             self._device.call(partial(predictor.predict, warm_up, predictive)).result()
+        self._budgets[predictor] = self._measured(predictor, partial(enter, "warming_up", "measuring batches"))
         return predictor
+
+    def _measured(self, predictor: Predictor, go_on: Callable[[], None]) -> TokenBudget:
+        """Return a predictor's token budget, as the settings fix it or measured, and log it."""
+
+        def on_device(function: Callable[[], Any]) -> Any:
+            go_on()  # ends a load that was given up
+            return self._device.call(function).result()
+
+        fixed, settings = self._settings.batch_tokens, self._settings
+        if fixed is not None:
+            budget = TokenBudget(fixed, "as the setting batch_tokens says")
+        else:
+            budget = measure_budget(
+                predictor,
+                self._library.meter(predictor),
+                on_device,
+                most_tokens=settings.max_queue_tokens,
+                reserved_bytes=max(0, settings.max_artifact_bytes - predictor.own_bytes),
+            )
+        fields = {"event": "token_budget", "artifact": predictor.artifact.name, "tokens": budget.tokens}
+        logger.info("batches: %d tokens: %s", budget.tokens, budget.reason, extra={**fields, "reason": budget.reason})
+        return budget
+
+    def budget_of(self, predictor: Predictor) -> TokenBudget:
+        """Return the token budget of a predictor that this loaded."""
+        return self._budgets[predictor]
 
     def load_candidate(self, path: Path, go_on: Callable[[], None]) -> Predictor:
         """Return a verified predictor while another one serves; ``go_on`` raises where the load was given up.
@@ -86,16 +111,15 @@ class Loader:
                 f"the artifact could not be loaded ({type(error).__name__}): the server's log has the details"
             ) from None
 
-    def use(self, predictor: Predictor) -> None:
-        """Set what depends on the base model, and log how a new one is held."""
+    def use(self, predictor: Predictor, loaded: Sequence[Predictor]) -> None:
+        """Set what depends on the base model and on all that are loaded, and log how a new base is held."""
+        self._device.token_budget = min(self._budgets[one].tokens for one in loaded)
         if self._base is predictor.base:
             return
         self._base = predictor.base
         weights = predictor.weights
         fields = {"event": "weights", "held": weights.held, "reason": weights.reason}
         logger.info("the base's weights are %s: %s", weights.held, weights.reason, extra=fields)
-        on_cpu = predictor.device.type == "cpu"
-        self._device.token_budget = self._settings.batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS)
 
 
 def check_base(artifact: Artifact, active: Predictor) -> None:

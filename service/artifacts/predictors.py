@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.artifacts.token_budget import DeviceMeter, meter_of
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -19,15 +20,17 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Library:
-    """The two library calls the host makes; tests put fakes here.
+    """What the host needs of the library and the device; tests put fakes here.
 
     Attributes:
         load: returns a predictor, its golden answers not yet verified.
         read: returns an artifact without loading its base model.
+        meter: returns what measures batches on a predictor's device; None: they are not measured.
     """
 
     load: Callable[[Path, Settings, Progress], Predictor]
     read: Callable[[Path], Artifact]
+    meter: Callable[[Predictor], DeviceMeter | None] = meter_of
 
 
 def default_library() -> Library:

@@ -27,6 +27,7 @@ EVENTS = MappingProxyType(
         "stage": "start-up went on; stage, phase",
         "weights": "how the base model's weights are held; held, reason",
         "reverse_pass": "how a loaded artifact's Jacobians are computed; artifact, kind, reason",
+        "token_budget": "how many padded tokens a batch of an artifact may have; artifact, tokens, reason",
         "loaded": "an artifact can be named by requests from now on; artifact, digest",
         "activated": "an artifact answers from now on where a request names none; artifact, digest",
         "conditioned": "an artifact learned from labels and its new version serves; artifact, digest, previous, rows, "

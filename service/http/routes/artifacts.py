@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from laplora.errors import LaploraError
 from service.artifacts.reports import has_report
 from service.artifacts.shelf import Place
+from service.artifacts.token_budget import TokenBudget
 from service.http.openapi import CANDIDATE_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.dependencies import ArtifactsDep
 from service.http.schemas.artifacts import (
@@ -25,6 +26,7 @@ from service.http.schemas.artifacts import (
     LoadResponse,
     RecommendedOut,
     ReversePassOut,
+    TokenBudgetOut,
     UnloadResponse,
     WeightsOut,
 )
@@ -55,7 +57,11 @@ async def list_artifacts(artifacts: ArtifactsDep) -> ArtifactsResponse:
     name = None if active is None else active.artifact.name
     known = await artifacts.known()
     return ArtifactsResponse(
-        active=name, artifacts=[_summary(item_name, item, place, name) for item_name, item, place in known]
+        active=name,
+        artifacts=[
+            _summary(item_name, item, place, name, None if place is None else artifacts.budget_of(place.predictor))
+            for item_name, item, place in known
+        ],
     )
 
 
@@ -121,8 +127,10 @@ def template_fields(artifact: Artifact) -> list[str]:
     return list(artifact.manifest.template.template().fields)
 
 
-def _summary(name: str, item: Artifact | LaploraError, place: Place | None, active: str | None) -> ArtifactSummary:
-    """Return how an artifact is listed, with its place on the shelf if it is loaded; ``active`` is a name."""
+def _summary(
+    name: str, item: Artifact | LaploraError, place: Place | None, active: str | None, budget: TokenBudget | None
+) -> ArtifactSummary:
+    """Return how an artifact is listed, with its place and token budget if it is loaded; ``active`` is a name."""
     if isinstance(item, LaploraError):
         unknown: dict[str, Any] = dict.fromkeys(ArtifactSummary.model_fields)
         return ArtifactSummary(**unknown | {"name": name, "active": False, "loaded": False, "error": str(item)})
@@ -144,5 +152,6 @@ def _summary(name: str, item: Artifact | LaploraError, place: Place | None, acti
         weights=None if weights is None else WeightsOut(held=weights.held, reason=weights.reason),
         report=f"/artifacts/{quote(name, safe='')}/report" if has_report(item) else None,
         reverse_pass=None if reverse is None else ReversePassOut(kind=reverse.kind, reason=reverse.reason),
+        token_budget=None if budget is None else TokenBudgetOut(tokens=budget.tokens, reason=budget.reason),
         error=None,
     )

@@ -56,6 +56,17 @@ class ReversePassOut(Answer):
     """Why, in one sentence."""
 
 
+class TokenBudgetOut(Answer):
+    """How large a batch of an artifact's rows may be."""
+
+    tokens: int = Field(examples=[512])
+    """Most padded tokens of a batch: rows times the longest row. Batches have at most the least of all loaded
+    artifacts.
+    """
+    reason: str = Field(examples=["a CPU gains nothing from larger batches"])
+    """Why: what was measured on the device at load, or the setting --batch-tokens."""
+
+
 class ArtifactSummary(Answer):
     """One artifact of the root."""
 
@@ -83,6 +94,7 @@ class ArtifactSummary(Answer):
     """What its manifest records from its own evaluation, by predictive."""
     weights: WeightsOut | None = Field(description="How its base model's weights are held; null unless it is loaded.")
     reverse_pass: ReversePassOut | None = Field(description="How its Jacobians are computed; null unless it is loaded.")
+    token_budget: TokenBudgetOut | None = Field(description="How large its batches may be; null unless it is loaded.")
     report: str | None = Field(examples=["/artifacts/sst2-smollm2/report"])
     """Path of the page that it brings along; null where it brings none."""
     error: str | None = Field(examples=["the manifest is missing"])

@@ -216,11 +216,3 @@ async def test_changed_content_under_the_same_name_is_loaded_again(tmp_path: Pat
         current[0] = renewed
         answer = (await client.post("/artifacts/first/activate")).json()
     assert answer["artifact"]["digest"] == "sha256:renewed"
-
-
-@pytest.mark.parametrize(("device", "asked", "budget"), [("cpu", None, 512), ("cuda", None, 2048), ("cuda", 77, 77)])
-async def test_batch_budget_suits_the_device_unless_set(device: str, asked: int | None, budget: int) -> None:
-    predictor = FakePredictor()
-    predictor.device.type = device
-    async with serve(predictor, batch_tokens=asked) as served:
-        assert served.state.device.token_budget == budget

@@ -1,0 +1,227 @@
+"""How many padded tokens a batch may have: measured on the device at load, by what batches take of memory and time.
+
+Batches of the predictive that takes most memory grow, twice as large each time, until another doubling would take more
+than its share of the free memory, one batch takes too long, or a token gets hardly any faster. What the
+measurement cannot foresee (other programs on the device, a batch of very short rows) runs out of memory as it always
+could, and is tried again in halves (``service.scoring.device``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from laplora.errors import NonFiniteError
+from service.scoring.device_faults import is_out_of_memory
+
+if TYPE_CHECKING:
+    import torch
+
+    from laplora.predictor import Predictor
+    from laplora.prompts.rows import EncodedRow
+
+#: Padded tokens of a batch on a CPU, which gains nothing from larger ones, and where a GPU could not be measured.
+CPU_BATCH_TOKENS = 512
+UNMEASURED_TOKENS = 2048
+#: Padded tokens of the first batch that is measured, and the fewest where not even that fits.
+FIRST_TOKENS, FEWEST_TOKENS = 512, 64
+#: Most of the free memory that a batch may take. The rest is for fragments, and for other programs on the device.
+MEMORY_SHARE = 0.8
+#: Seconds that one batch may take: it cannot be interrupted, and everybody else waits for it.
+BATCH_S = 0.5
+#: How much faster a token must be in a batch twice as large: an answer of its own takes twice as long there.
+WORTH = 1.05
+#: Seconds after which no larger batch is tried.
+MEASURING_S = 20.0
+#: Tokens of the short rows that are measured: many rows have many Jacobians. Long ones have all that a prompt may.
+SHORT_ROW_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a run took: bytes that it held at most beyond those that were held before, and seconds."""
+
+    peak_bytes: int
+    duration_s: float
+
+
+class DeviceMeter(Protocol):
+    """Measures runs on a device. Called on the device's thread."""
+
+    def free_bytes(self) -> int:
+        """Return the bytes that a batch could take."""
+
+    def measure(self, run: Callable[[], object]) -> Usage:
+        """Run something and return what it took."""
+
+    def release(self) -> None:
+        """Give back what a failed run left in the allocator's cache."""
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """Most padded tokens of a batch, and why, in one sentence."""
+
+    tokens: int
+    reason: str
+
+
+class CudaMeter:
+    """Of a CUDA device. What torch's allocator holds without using it is free."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def free_bytes(self) -> int:
+        """As ``DeviceMeter``."""
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return int(free + torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device))
+
+    def measure(self, run: Callable[[], object]) -> Usage:
+        """As ``DeviceMeter``."""
+        import torch
+
+        torch.cuda.synchronize(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before, begun = torch.cuda.memory_allocated(self._device), time.perf_counter()
+        run()
+        torch.cuda.synchronize(self._device)
+        duration_s = time.perf_counter() - begun
+        return Usage(int(torch.cuda.max_memory_allocated(self._device) - before), duration_s)
+
+    def release(self) -> None:
+        """As ``DeviceMeter``."""
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def meter_of(predictor: Predictor) -> DeviceMeter | None:
+    """Return what measures a predictor's device; None where nothing does."""
+    return CudaMeter(predictor.device) if predictor.device.type == "cuda" else None
+
+
+def measure_budget(
+    predictor: Predictor,
+    meter: DeviceMeter | None,
+    on_device: Callable[[Callable[[], Any]], Any],
+    *,
+    most_tokens: int,
+    reserved_bytes: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> TokenBudget:
+    """Return the token budget of a predictor that has answered already.
+
+    Args:
+        meter: of its device; None: nothing is measured.
+        on_device: returns what a function returns on the device's thread, where requests' batches go between two calls.
+        most_tokens: beyond which no batch could be filled.
+        reserved_bytes: that further artifacts may take; of at most half of the free memory.
+        clock: seconds, of the whole measurement.
+
+    Raises whatever a batch raises but out of memory, and whatever ``on_device`` raises by itself.
+    """
+    if meter is None:
+        if predictor.device.type == "cpu":
+            return TokenBudget(CPU_BATCH_TOKENS, "a CPU gains nothing from larger batches")
+        return TokenBudget(UNMEASURED_TOKENS, "the device's memory is not measured")
+    free = on_device(meter.free_bytes)
+    usable = int(MEMORY_SHARE * (free - min(reserved_bytes, free // 2)))
+    try:
+        return _grown(partial(_trial, predictor, meter, on_device), usable, most_tokens, clock)
+    except NonFiniteError:
+        return TokenBudget(UNMEASURED_TOKENS, "the measurement's prompts have no finite answer")
+
+
+def _grown(
+    trial_of: Callable[[int], Usage | None], usable: int, most_tokens: int, clock: Callable[[], float]
+) -> TokenBudget:
+    """Return the budget; ``trial_of`` returns None for a size that runs out of memory."""
+    begun = clock()
+    tokens = min(FIRST_TOKENS, most_tokens)
+    trial = trial_of(tokens)
+    while (trial is None or trial.peak_bytes > usable) and tokens > FEWEST_TOKENS:
+        tokens //= 2
+        trial = trial_of(tokens)
+    if trial is None or trial.peak_bytes > usable:
+        return TokenBudget(
+            tokens, f"larger batches than {tokens} tokens do not fit the {_gib(usable)} that may be used"
+        )
+    while (why := _too_much(trial, 2 * tokens, usable, most_tokens, clock() - begun)) is None:
+        twice = trial_of(2 * tokens)
+        why = _not_worth(trial, twice, 2 * tokens, usable)
+        if why is not None or twice is None:
+            break
+        tokens, trial = 2 * tokens, twice
+    took = f"one of {tokens} takes {_gib(trial.peak_bytes)} and {trial.duration_s:.2f} s"
+    return TokenBudget(tokens, f"{why}; {took}")
+
+
+def _too_much(trial: Usage, tokens: int, usable: int, most_tokens: int, elapsed_s: float) -> str | None:
+    """Return why a batch of so many tokens, twice those of the trial, is not tried; None: it is."""
+    if tokens > most_tokens:
+        return "the queue does not hold a larger batch"
+    if 2 * trial.peak_bytes > usable:
+        return f"a batch of {tokens} tokens would take more than the {_gib(usable)} that may be used"
+    if elapsed_s > MEASURING_S:
+        return f"the measurement took more than {MEASURING_S:g} s"
+    return None
+
+
+def _not_worth(trial: Usage, twice: Usage | None, tokens: int, usable: int) -> str | None:
+    """Return why a batch of so many tokens, which was tried, is too large; None: it is not."""
+    if twice is None or twice.peak_bytes > usable:
+        return f"a batch of {tokens} tokens takes more than the {_gib(usable)} that may be used"
+    if twice.duration_s > BATCH_S:
+        return f"a batch of {tokens} tokens takes {twice.duration_s:.2f} s, more than {BATCH_S:g}"
+    faster = 2 * trial.duration_s / twice.duration_s
+    return f"a token is {faster:.2f} times as fast in a batch of {tokens}" if faster < WORTH else None
+
+
+def _trial(
+    predictor: Predictor, meter: DeviceMeter, on_device: Callable[[Callable[[], Any]], Any], tokens: int
+) -> Usage | None:
+    """Return what batches of a size take, the larger of short and of long rows; None where one runs out of memory."""
+    found = []
+    try:
+        for rows in _batches(predictor, tokens):
+            runs = [partial(meter.measure, partial(predictor.predict, rows, name)) for name in _different(predictor)]
+            peaks = [on_device(run).peak_bytes for run in runs]
+            # Once more: the first run of a size is slower, as kernels are chosen and the allocator asks the device.
+            found.append(on_device(runs[peaks.index(max(peaks))]))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    else:
+        return Usage(max(one.peak_bytes for one in found), max(one.duration_s for one in found))
+    # Outside of the handler, whose traceback holds the failed run's tensors.
+    on_device(meter.release)
+    return None
+
+
+def _different(predictor: Predictor) -> list[str]:
+    """Return a predictive of each kind that runs something of its own; ``fast`` runs what the others do."""
+    from laplora.predictive.kinds import PREDICTIVES
+
+    kinds = {(PREDICTIVES[name].members, PREDICTIVES[name].covariance): name for name in predictor.predictives}
+    return [name for name in kinds.values() if name != "fast"]
+
+
+def _batches(predictor: Predictor, tokens: int) -> Iterator[list[EncodedRow]]:
+    """Yield a batch of short and one of long rows of a plain prompt, each of about so many padded tokens."""
+    from laplora.prompts.rows import EncodedRow
+
+    prompt = predictor.encode({"prompt": "Answer:"}, truncate=True)
+    for length in dict.fromkeys(min(length, predictor.max_tokens, tokens) for length in (SHORT_ROW_TOKENS, tokens)):
+        ids = (prompt.token_ids * length)[:length]
+        row = EncodedRow(ids, predictor.class_count)
+        yield [row] * max(1, tokens // max(1, predictor.device_tokens(row)))
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.2f} GiB"

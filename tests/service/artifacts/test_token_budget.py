@@ -1,0 +1,237 @@
+"""The token budget is measured: batches grow until memory, time or what is gained says stop; nothing fails a load."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from serving import FakePredictor, artifacts_in, library, settings, started
+
+from benchmarks.harness.allocation import peak_bytes
+from laplora.errors import NonFiniteError
+from laplora.predictor import Predictor
+from laplora.prompts.rows import EncodedRow
+from service.app import create_app
+from service.artifacts.predictors import Library
+from service.artifacts.token_budget import (
+    BATCH_S,
+    FEWEST_TOKENS,
+    FIRST_TOKENS,
+    MEMORY_SHARE,
+    SHORT_ROW_TOKENS,
+    UNMEASURED_TOKENS,
+    CudaMeter,
+    Usage,
+    measure_budget,
+)
+
+MIB = 2**20
+
+
+def padded(rows: list[EncodedRow]) -> int:
+    return len(rows) * max(len(row.token_ids) for row in rows)
+
+
+@dataclass
+class Card:
+    """A device with so much memory, on which a batch of so many rows and tokens takes so much memory and time.
+
+    Attributes:
+        duration_s: of a batch of so many padded tokens by ``laplace``.
+        broken: batches of more tokens run out of memory, whatever was counted.
+    """
+
+    free: int
+    row_bytes: int = 0
+    token_bytes: int = MIB
+    duration_s: Callable[[int], float] = lambda tokens: 0.001
+    broken: float = math.inf
+    predictor: FakePredictor = field(default_factory=lambda: FakePredictor(max_tokens=256))
+    released: int = 0
+    sizes: list[int] = field(default_factory=list)
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def measure(self, run: Callable[[], object]) -> Usage:
+        run()
+        name, rows = self.predictor.batches[-1]
+        tokens, times = padded(rows), 2 if name == "laplace" else 1
+        self.sizes.append(tokens)
+        used = times * (len(rows) * self.row_bytes + tokens * self.token_bytes)
+        if used > self.free or tokens > self.broken:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Usage(used, self.duration_s(tokens) * times / 2)
+
+    def release(self) -> None:
+        self.released += 1
+
+    def budget(self, **options: Any) -> Any:
+        return measure_budget(self.predictor, self, lambda f: f(), **{"most_tokens": 65_536} | options)
+
+
+def test_memory_decides_by_the_predictive_that_takes_most() -> None:
+    card = Card(free=10_000 * MIB)
+    budget = card.budget()
+    # laplace takes 2 MiB a token: 2,048 take 4,000 of the 8,000 that may be used, 4,096 would take 8,192.
+    assert budget.tokens == 2048
+    assert "4096 tokens would take more than the 7.81 GiB" in budget.reason
+    assert max(card.sizes) == 2048
+    assert card.released == 0
+
+
+def test_what_further_artifacts_may_take_is_left_but_for_half_of_what_is_free() -> None:
+    assert Card(free=10_000 * MIB).budget(reserved_bytes=4_000 * MIB).tokens == 2048
+    assert Card(free=10_000 * MIB).budget(reserved_bytes=6_000 * MIB).tokens == 1024
+    assert Card(free=10_000 * MIB).budget(reserved_bytes=10**12).tokens == 1024
+
+
+def test_many_short_rows_count_where_a_row_takes_memory_of_its_own() -> None:
+    card = Card(free=10_000 * MIB, row_bytes=SHORT_ROW_TOKENS * 3 * MIB)  # a short row's token costs four times
+    assert card.budget().tokens == 512
+
+
+def test_a_batch_that_takes_too_long_is_not_chosen() -> None:
+    card = Card(free=10**15, duration_s=lambda tokens: 0.02 + tokens * BATCH_S / 12_000)
+    budget = card.budget()
+    assert budget.tokens == 8192
+    assert f"more than {BATCH_S:g}" in budget.reason
+
+
+def test_a_larger_batch_must_be_worth_it() -> None:
+    card = Card(free=10**15, duration_s=lambda tokens: max(tokens, 2048) * 1e-6)
+    budget = card.budget()
+    assert budget.tokens == 2048
+    assert "1.00 times as fast in a batch of 4096" in budget.reason
+
+
+def test_no_batch_is_larger_than_the_queue() -> None:
+    assert Card(free=10**15).budget(most_tokens=4096).tokens == 4096
+    assert Card(free=10**15).budget(most_tokens=100).tokens == 100
+
+
+@pytest.mark.parametrize(("broken", "tokens"), [(1500, 1024), (300, 256), (10, FEWEST_TOKENS)])
+def test_running_out_of_memory_is_caught_and_what_it_left_is_released(broken: int, tokens: int) -> None:
+    """By fragments, or another program: what was counted said that there was room."""
+    card = Card(free=10**15, broken=broken)
+    assert card.budget().tokens == tokens
+    assert card.released >= 1
+
+
+def test_a_long_measurement_ends() -> None:
+    card = Card(free=10**15)
+    steps = itertools.count()
+    budget = card.budget(clock=lambda: 9.0 * next(steps))
+    assert budget.tokens == 4 * FIRST_TOKENS
+    assert "took more than 20 s" in budget.reason
+
+
+def test_prompts_without_a_finite_answer_leave_the_budget_as_it_was() -> None:
+    card = Card(free=10**15)
+    card.predictor.poison[1] = NonFiniteError("NaN in a logit")
+    assert card.budget().tokens == UNMEASURED_TOKENS
+
+
+def test_other_errors_are_not_hidden() -> None:
+    card = Card(free=10**15)
+    card.predictor.poison[1] = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        card.budget()
+
+
+def test_the_budget_of_a_real_model_keeps_within_the_memory_that_is_there(sentiment_predictor: Predictor) -> None:
+    """By torch's allocator on a CPU, which is exact; the time stands for a device that is never full."""
+
+    @dataclass
+    class Allocator:
+        free: int
+
+        def free_bytes(self) -> int:
+            return self.free
+
+        def measure(self, run: Callable[[], object]) -> Usage:
+            return Usage(peak_bytes(run), 0.001)
+
+        def release(self) -> None:
+            raise AssertionError("nothing ran out of memory")
+
+    def peak_of(tokens: int) -> int:
+        lengths = (SHORT_ROW_TOKENS, min(tokens, sentiment_predictor.max_tokens))
+        batches = [[EncodedRow((5,) * length, 2)] * (tokens // length) for length in lengths]
+        return max(peak_bytes(lambda rows=rows: sentiment_predictor.predict(rows, "laplace")) for rows in batches)  # type: ignore[misc]
+
+    taken = peak_of(FIRST_TOKENS)
+    free = int(1.5 * taken / MEMORY_SHARE)
+    budget = measure_budget(sentiment_predictor, Allocator(free), lambda f: f(), most_tokens=65_536)
+    assert budget.tokens == FIRST_TOKENS
+    assert "a batch of 1024 tokens would take more" in budget.reason
+    found = float(re.search(r"takes ([0-9.]+) GiB", budget.reason)[1])  # type: ignore[index]
+    assert found == pytest.approx(taken / 2**30, abs=0.006)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("device", "fixed", "tokens", "reason"),
+    [
+        ("cpu", None, 512, "a CPU gains nothing from larger batches"),
+        ("cuda", None, 2048, "would take more"),
+        ("cuda", 77, 77, "as the setting batch_tokens says"),
+    ],
+)
+async def test_a_server_measures_logs_and_lists_it(
+    caplog: pytest.LogCaptureFixture, device: str, fixed: int | None, tokens: int, reason: str
+) -> None:
+    card = Card(free=10_000 * MIB)
+    predictor = card.predictor
+    predictor.device.type = device
+    known = library(predictor)
+    fake = Library(known.load, known.read, lambda one: card if one.device.type == "cuda" else None)
+    app = create_app(settings(batch_tokens=fixed, max_artifact_bytes=1000), library=fake)
+    with caplog.at_level("INFO", "laplora.service"):
+        async with started(app) as client:
+            (listed,) = (await client.get("/artifacts")).json()["artifacts"]
+            assert app.state.device.token_budget == tokens
+    assert listed["token_budget"]["tokens"] == tokens
+    assert reason in listed["token_budget"]["reason"]
+    (said,) = [r for r in caplog.records if getattr(r, "event", "") == "token_budget"]
+    assert (said.artifact, said.tokens, said.reason) == ("fake", tokens, listed["token_budget"]["reason"])  # type: ignore[attr-defined]
+    if device == "cuda" and fixed is None:
+        assert predictor.threads == {"laplora-device"}
+
+
+@pytest.mark.anyio
+async def test_the_least_of_all_loaded_artifacts_counts_while_it_is_loaded(tmp_path: Path) -> None:
+    predictors = artifacts_in(tmp_path, "first", "second")
+    cards = {one: Card(free=free * MIB, predictor=one) for one, free in zip(predictors, (10_000, 5_000), strict=True)}
+    for one in predictors:
+        one.device.type = "cuda"
+    known = library(*predictors)
+    app = create_app(
+        settings(artifact="first", artifacts_root=tmp_path, max_artifact_bytes=2000),
+        library=Library(known.load, known.read, cards.__getitem__),
+    )
+    async with started(app) as client:
+        seen = [app.state.device.token_budget]
+        for change in ("load", "unload"):
+            assert (await client.post(f"/artifacts/second/{change}")).status_code == 200
+            seen.append(app.state.device.token_budget)
+    assert seen == [2048, 1024, 2048]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_budget_of_a_real_device_fits_it(sentiment_run: Any) -> None:
+    predictor = Predictor.load(sentiment_run.artifact, device="cuda")
+    meter = CudaMeter(predictor.device)
+    free = meter.free_bytes()
+    budget = measure_budget(predictor, meter, lambda f: f(), most_tokens=65_536)
+    assert budget.tokens >= FIRST_TOKENS, budget.reason
+    rows = [EncodedRow((5,) * SHORT_ROW_TOKENS, 2)] * (budget.tokens // SHORT_ROW_TOKENS)
+    assert 0 < meter.measure(lambda: predictor.predict(rows, "laplace")).peak_bytes <= MEMORY_SHARE * free
