@@ -1,0 +1,32 @@
+{{- define "laplora.name" -}}
+{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 52 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{- define "laplora.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "laplora.labels" -}}
+{{ include "laplora.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "laplora.image" -}}
+{{ .Values.image.repository }}{{ with .Values.image.digest }}@{{ . }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{/* One server at a time may have a folder of jobs; two on one claim would also wait for each other's volume. */}}
+{{- define "laplora.check" -}}
+{{- if and .Values.state.claim (or .Values.autoscaling.enabled (gt (int .Values.replicas) 1)) }}
+{{- fail "state.claim is for one server: leave it empty with several replicas, and share jobs by LAPLORA_JOBS_URL in a Secret of secretEnv" }}
+{{- end }}
+{{- if and .Values.cache.baked .Values.cache.claim }}
+{{- fail "cache.claim would hide the model that is baked into the image: give one of cache.claim and cache.baked" }}
+{{- end }}
+{{- if and .Values.autoscaling.enabled (lt (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas)) }}
+{{- fail "autoscaling.maxReplicas is below autoscaling.minReplicas" }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,193 @@
+"""The Helm chart: helm takes it, every document is one that Kubernetes takes, and its parts mean each other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "docker" / "kubernetes" / "laplora"
+VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+
+#: Every branch of the templates is in one of these.
+RELEASES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "cpu": {"device": "cpu", "keys": {"secret": ""}, "networkPolicy": {"enabled": False}},
+    "several": {
+        "autoscaling": {"enabled": True},
+        "monitoring": {"enabled": True, "labels": {"release": "prometheus"}},
+        "artifact": {"name": "mine", "claim": "artifacts"},
+        "cache": {"claim": "models"},
+        "secretEnv": ["laplora-jobs", "hub"],
+        "settings": {"batch_tokens": 4096, "max_kept_job_bytes": 8589934592, "conditioning": False},
+        "networkPolicy": {"from": [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}], "egressPorts": []},
+        "service": {"annotations": {"a/b": "c"}},
+        "image": {"digest": "sha256:" + "0" * 64, "pullSecrets": ["registry"]},
+    },
+    "one": {
+        "state": {"claim": "state"},
+        "cache": {"baked": True},
+        "drain": {"preStopSeconds": 10},
+        "gpu": {"runtimeClassName": "nvidia", "resource": "nvidia.com/mig-3g.40gb"},
+        "serviceAccountName": "laplora",
+        "podAnnotations": {"a": "b"},
+        "podLabels": {"team": "reviews"},
+        "nodeSelector": {"pool": "gpu"},
+        "tolerations": [{"key": "team", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "disruptionBudget": {"enabled": False},
+        "monitoring": {"enabled": True, "alerts": False, "dashboard": False},
+    },
+}
+#: Of Prometheus's operator, which Kubernetes' schemas do not know.
+OPERATOR = {"ServiceMonitor", "PrometheusRule"}
+
+
+@pytest.fixture(params=RELEASES)
+def release(request: pytest.FixtureRequest, render: Callable[..., Any]) -> Any:
+    return render(RELEASES[request.param])
+
+
+def test_helm_finds_nothing_to_say(helm: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    for values in RELEASES.values():
+        done = helm("lint", "--strict", values=values)
+        assert done.returncode == 0, done.stdout
+        assert "[WARNING]" not in done.stdout
+
+
+@pytest.mark.parametrize("version", ["1.27", "1.37"], ids=["oldest", "newest"])
+def test_kubernetes_schemas_take_every_document(release: Any, version: str) -> None:
+    """Strictly: a field that they do not have is an error, as are a form or a value that they do not allow."""
+    checked = 0
+    for (kind, _), document in release.items():
+        if kind not in OPERATOR:
+            assert kubernetes_validate.validate(document, version, strict=True) == version
+            checked += 1
+    assert checked >= 2
+
+
+def test_the_chart_names_the_oldest_version_it_is_checked_with(helm: Any) -> None:
+    for version, taken in (("1.27.0", True), ("1.26.9", False)):
+        done = helm("template", "laplora", "--kube-version", version)
+        assert (done.returncode == 0) == taken, done.stderr
+
+
+def test_the_operators_documents_have_fields_that_it_knows(render: Callable[..., Any]) -> None:
+    """Against the operator's own definitions (0.93) once, by hand; here against the fields that were then used."""
+    documents = render(RELEASES["several"])
+    monitor, rules = documents["ServiceMonitor", "laplora"], documents["PrometheusRule", "laplora"]
+    assert {monitor["apiVersion"], rules["apiVersion"]} == {"monitoring.coreos.com/v1"}
+    assert set(monitor["spec"]) == {"jobLabel", "selector", "endpoints"}
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert set(endpoint) == {"port", "path", "interval", "authorization"}
+    assert endpoint["authorization"] == {"credentials": {"name": "laplora-metrics", "key": "token"}}
+    assert monitor["metadata"]["labels"]["release"] == rules["metadata"]["labels"]["release"] == "prometheus"
+    assert set(rules["spec"]) == {"groups"}
+
+
+def test_without_keys_prometheus_sends_none(render: Callable[..., Any]) -> None:
+    documents = render({"keys": {"secret": ""}, "monitoring": {"enabled": True}})
+    (endpoint,) = documents["ServiceMonitor", "laplora"]["spec"]["endpoints"]
+    assert "authorization" not in endpoint
+
+
+def test_the_rules_and_the_dashboard_are_those_of_the_monitoring_folder(render: Callable[..., Any]) -> None:
+    documents = render({"monitoring": {"enabled": True}})
+    monitoring = ROOT / "docker" / "monitoring"
+    files = [monitoring / name for name in ("alerts.yaml", "calibration-alerts.yaml")]
+    shipped = [group for file in files for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]]
+    assert documents["PrometheusRule", "laplora"]["spec"]["groups"] == shipped
+    dashboard = documents["ConfigMap", "laplora-dashboard"]["data"]["laplora.json"]
+    assert json.loads(dashboard) == json.loads((monitoring / "grafana-dashboard.json").read_text(encoding="utf-8"))
+    # up{job="laplora"}: the operator takes the label job from the Service's label that the monitor names.
+    label = documents["ServiceMonitor", "laplora"]["spec"]["jobLabel"]
+    assert documents["Service", "laplora"]["metadata"]["labels"][label] == "laplora"
+
+
+def test_all_select_the_servers_pods(release: Any) -> None:
+    deployment = release["Deployment", "laplora"]["spec"]
+    pods = deployment["template"]["metadata"]["labels"]
+    wanted = deployment["selector"]["matchLabels"]
+    assert wanted.items() <= pods.items()
+    for (kind, name), document in release.items():
+        spec = document.get("spec", {})
+        if kind == "Service":
+            assert spec["selector"] == wanted
+        elif kind == "NetworkPolicy":
+            assert spec["podSelector"]["matchLabels"] == wanted
+        elif kind == "PodDisruptionBudget":
+            assert spec["selector"]["matchLabels"] == wanted
+        elif kind == "ServiceMonitor":  # it selects Services
+            assert spec["selector"]["matchLabels"].items() <= release["Service", name]["metadata"]["labels"].items()
+        elif kind == "HorizontalPodAutoscaler":
+            assert (spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"]) == ("Deployment", name)
+
+
+def test_two_releases_of_one_namespace_do_not_meet(helm: Any) -> None:
+    names = {}
+    for name in ("blue", "laplora-green"):
+        done = helm("template", name, values=RELEASES["several"])
+        documents = [document for document in yaml.safe_load_all(done.stdout) if document]
+        names[name] = {(document["kind"], document["metadata"]["name"]) for document in documents}
+    assert not names["blue"] & names["laplora-green"]
+    assert ("Deployment", "blue-laplora") in names["blue"]
+    assert ("Deployment", "laplora-green") in names["laplora-green"]
+
+
+def test_the_autoscaler_has_the_replicas_to_itself(render: Callable[..., Any]) -> None:
+    assert "replicas" in render()["Deployment", "laplora"]["spec"]
+    documents = render(RELEASES["several"])
+    assert "replicas" not in documents["Deployment", "laplora"]["spec"], "an upgrade would set them back"
+    (metric,) = documents["HorizontalPodAutoscaler", "laplora"]["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == "laplora_queue_tokens"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"state": {"claim": "a"}, "replicas": 2}, "state.claim is for one server"),
+        ({"state": {"claim": "a"}, "autoscaling": {"enabled": True}}, "state.claim is for one server"),
+        ({"cache": {"claim": "a", "baked": True}}, "cache.claim would hide"),
+        ({"autoscaling": {"enabled": True, "minReplicas": 5}}, "maxReplicas is below"),
+        ({"autoscaling": {"enable": True}}, "additional properties 'enable' not allowed"),
+        ({"settings": {"port": 9000}}, "'port'"),
+        ({"settings": {"batch-tokens": 1}}, "'batch-tokens'"),
+        ({"device": "gpu"}, "/device"),
+        ({"image": {"digest": "sha256:1"}}, "/image/digest"),
+        ({"drain": {"seconds": -1}}, "/drain/seconds"),
+        ({"keys": {"secret": "Laplora Keys"}}, "/keys/secret"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_name(helm: Any, values: dict[str, Any], said: str) -> None:
+    done = helm("template", "laplora", values=values)
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+def test_the_schema_knows_every_value_and_no_other() -> None:
+    Draft7Validator.check_schema(SCHEMA)
+    Draft7Validator(SCHEMA).validate(VALUES)
+
+    def names(values: dict[str, Any], schema: dict[str, Any]) -> None:
+        known = schema.get("properties", {})
+        if known:
+            assert set(values) == set(known) - {"global"}, schema
+            assert schema["additionalProperties"] is False
+            for name, value in values.items():
+                if isinstance(value, dict):
+                    names(value, known[name])
+
+    names(VALUES, SCHEMA)
+
+
+def test_every_default_can_be_given_again(helm: Any) -> None:
+    assert helm("template", "laplora", values=VALUES).stdout == helm("template", "laplora").stdout
