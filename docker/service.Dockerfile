@@ -59,9 +59,17 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
         LAPLORA_CACHE=/state/cache HOME=/tmp \
         /opt/venv/bin/python -c 'import sys; from laplora.models.offline import ensure_model; ensure_model(sys.argv[1])' "${BAKE_MODEL}"; \
     fi
+# What is in the image and under which licences, by a tool that stays out of it.
+COPY docker/bill_of_materials.py ./
+RUN --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=secret,id=pip,target=/etc/pip.conf \
+    python3 -m venv /opt/bom \
+    && /opt/bom/bin/python -m pip install -c constraints.txt cyclonedx-bom \
+    && /opt/bom/bin/python bill_of_materials.py --image laplora-service --python /opt/venv/bin/python --model "${BAKE_MODEL}" --folder /bom
 
 FROM python
 COPY --from=build /opt/venv /opt/venv
+COPY --from=build /bom /usr/share/doc/laplora
 # Before VOLUME, so that a new named volume starts with it and with its owner.
 COPY --from=build --chown=10001:10001 /state /var/lib/laplora
 COPY artifacts/sst2-smollm2 /artifacts/sst2-smollm2

@@ -50,9 +50,17 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     /opt/venv/bin/python -m pip install --no-deps --force-reinstall . \
     && diff -r --exclude=__pycache__ laplora /opt/venv/lib/python3*/site-packages/laplora \
     && mkdir -p /state/cache /out
+# What is in the image and under which licences, by a tool that stays out of it.
+COPY docker/bill_of_materials.py ./
+RUN --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=secret,id=pip,target=/etc/pip.conf \
+    python3 -m venv /opt/bom \
+    && /opt/bom/bin/python -m pip install -c constraints.txt cyclonedx-bom \
+    && /opt/bom/bin/python bill_of_materials.py --image laplora-training --python /opt/venv/bin/python --folder /bom
 
 FROM python
 COPY --from=build /opt/venv /opt/venv
+COPY --from=build /bom /usr/share/doc/laplora
 COPY training /app/training
 # Before VOLUME, so that new named volumes have the right owner.
 COPY --from=build --chown=10001:10001 /state /var/lib/laplora

@@ -175,7 +175,9 @@ def test_the_network_policy_leaves_open_what_is_used(render: Any) -> None:
     (peer,) = scrapes["from"]
     assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "monitoring"}
     assert [port["port"] for port in policy["egress"][0]["ports"]] == [53, 53, 5432]
-    assert all(port["port"] == server(watched)["ports"][0]["name"] for rule in policy["ingress"] for port in rule["ports"])
+    assert all(
+        port["port"] == server(watched)["ports"][0]["name"] for rule in policy["ingress"] for port in rule["ports"]
+    )
 
 
 def test_the_autoscaled_metric_is_the_servers(render: Any, settings: Callable[..., Settings]) -> None:
@@ -183,7 +185,9 @@ def test_the_autoscaled_metric_is_the_servers(render: Any, settings: Callable[..
     (metric,) = documents["HorizontalPodAutoscaler", "laplora"]["spec"]["metrics"]
     name = metric["pods"]["metric"]["name"]
     assert name in {family.name for family in Metrics().registry.collect()}
-    assert int(metric["pods"]["target"]["averageValue"]) < settings().max_queue_tokens / 2, "before requests are refused"
+    assert int(metric["pods"]["target"]["averageValue"]) < settings().max_queue_tokens / 2, (
+        "before requests are refused"
+    )
     (rule,) = yaml.safe_load((ROOT / "docker/kubernetes/prometheus-adapter.yaml").read_text())["rules"]["custom"]
     assert rule["name"] == {"as": name}
     assert rule["seriesQuery"].startswith(f"{name}{{")
@@ -198,11 +202,18 @@ def test_the_adapter_asks_for_a_minutes_mean_of_each_pod(tmp_path: Path) -> None
         query = query.replace(f"<<.{name}>>", text)
     series = [
         {"series": f'laplora_queue_tokens{{namespace="{space}",pod="{name}"}}', "values": values}
-        for space, name, values in (("reviews", "a", "0 8000 0 8000"), ("reviews", "b", "4+0x3"), ("other", "a", "9+0x3"))
+        for space, name, values in (
+            ("reviews", "a", "0 8000 0 8000"),
+            ("reviews", "b", "4+0x3"),
+            ("other", "a", "9+0x3"),
+        )
     ]
     expected = [{"labels": '{pod="a"}', "value": 4000}, {"labels": '{pod="b"}', "value": 4}]
     checks = [{"expr": query, "eval_time": "45s", "exp_samples": expected}]
-    test = {"evaluation_interval": "15s", "tests": [{"interval": "15s", "input_series": series, "promql_expr_test": checks}]}
+    test = {
+        "evaluation_interval": "15s",
+        "tests": [{"interval": "15s", "input_series": series, "promql_expr_test": checks}],
+    }
     (tmp_path / "test.yaml").write_text(yaml.safe_dump(test), encoding="utf-8")
     done = subprocess.run(["promtool", "test", "rules", "test.yaml"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

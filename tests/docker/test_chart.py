@@ -11,6 +11,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from documents import blocks, commands
 from jsonschema import Draft7Validator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,3 +192,22 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
 
 def test_every_default_can_be_given_again(helm: Any) -> None:
     assert helm("template", "laplora", values=VALUES).stdout == helm("template", "laplora").stdout
+
+
+def pages_of_helm() -> list[list[str]]:
+    """Return the words of the pages' helm commands on the chart, their release and namespace left out."""
+    found = []
+    for block in blocks("sh"):
+        for words in commands(block):
+            if words[0] == "helm" and "docker/kubernetes/laplora" in words:
+                found.append(words[words.index("docker/kubernetes/laplora") + 1 :])
+    return found
+
+
+@pytest.mark.parametrize("words", pages_of_helm(), ids=" ".join)
+def test_helm_takes_what_the_pages_give_it(helm: Any, words: list[str]) -> None:
+    """But for what asks a cluster: the namespace, the values of the release that is there."""
+    flags = [word for word in words if word not in ("-n", "laplora", "--reuse-values")]
+    done = helm("template", "laplora", *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nkind: Deployment\n") == 1
