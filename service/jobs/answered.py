@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, BinaryIO
 
 from service.errors import RowsNotKeptError, UploadChangedError
-from service.jobs.ledger import Ledger
+from service.jobs.disk import Disk
 from service.jobs.records import About, Job, ScoredRow
 
 #: Of one page: rows, and bytes of the upload but for one row's.
@@ -65,7 +65,7 @@ def check_kept(job: Job) -> None:
         )
 
 
-async def answered_pages(ledger: Ledger, job: Job, *, first: int = 0) -> AsyncGenerator[Sequence[AnsweredRow]]:
+async def answered_pages(disk: Disk, job: Job, *, first: int = 0) -> AsyncGenerator[Sequence[AnsweredRow]]:
     """Yield the rows that are over by now, from number ``first`` on, in order; of a job that has ended all there are.
 
     Raises:
@@ -76,13 +76,13 @@ async def answered_pages(ledger: Ledger, job: Job, *, first: int = 0) -> AsyncGe
     check_kept(job)
     end = job.rows_done
     try:
-        file = await ledger.in_files(ledger.folder.open, job.id, job.about.upload_bytes)
+        file = await disk.in_files(disk.folder.open, job.id, job.about.upload_bytes)
     except FileNotFoundError:
         raise RowsNotKeptError("the job was removed") from None
     try:
         row = 0
         while row < end:
-            lines = await ledger.in_files(_lines, file, end - row)
+            lines = await disk.in_files(_lines, file, end - row)
             if not lines:
                 raise UploadChangedError(
                     f"line {row + 1}: the upload was changed where the server keeps it", field=f"lines.{row + 1}"
@@ -90,8 +90,8 @@ async def answered_pages(ledger: Ledger, job: Job, *, first: int = 0) -> AsyncGe
             after = row + len(lines)
             if after > first:
                 rows = (row, after)
-                scored = {one.row: one for one in await ledger.on_disk(ledger.store.answers, job.number, rows)}
-                bad = dict(await ledger.on_disk(ledger.store.bad_rows, job.number, rows))
+                scored = {one.row: one for one in await disk.in_database(disk.store.kept.answers, job.number, rows)}
+                bad = dict(await disk.in_database(disk.store.kept.bad_rows, job.number, rows))
                 if len(scored) + len(bad) < len(lines):
                     # Removed while it was read; or begun by a version of the server that kept no answers.
                     raise RowsNotKeptError("the job was removed")
@@ -102,7 +102,7 @@ async def answered_pages(ledger: Ledger, job: Job, *, first: int = 0) -> AsyncGe
                 ]
             row = after
     finally:
-        await ledger.in_files(file.close)
+        await disk.in_files(file.close)
 
 
 def _lines(file: BinaryIO, most: int) -> list[bytes]:

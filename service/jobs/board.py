@@ -8,35 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
-from typing import Any
 
 from service.artifacts.host import ArtifactHost
-from service.errors import BodyTooLargeError, IdempotencyConflictError, JobNotFoundError
-from service.http.schemas.artifacts import ArtifactRef
-from service.http.schemas.evaluate import MeasureOptions
-from service.jobs.ledger import STORAGE_ERRORS, Ledger
-from service.jobs.records import About, Job
+from service.errors import JobNotFoundError
+from service.jobs.disk import STORAGE_ERRORS
+from service.jobs.ledger import Ledger
+from service.jobs.records import Job
 from service.jobs.runner import Runner
-from service.jobs.store import ClaimLostError
-from service.jobs.upload import Upload
-from service.jobs.waiting import cancelled, whole
-from service.scoring.labels import LabelNames
+from service.jobs.taking import Taking
+from service.jobs.waiting import cancelled
+from service.jobs.writing import ClaimLostError
 from service.scoring.scorer import Scorer
 from service.settings import Settings
 from service.telemetry.logs import log_crash
 from service.telemetry.metrics import Metrics
-from service.threads import OneEach
 
 #: How often the folder is tried again, and finished jobs are looked through for those whose time is over.
 _KEEPING_S = 5.0
-#: How often a table that is unpacked is measured.
-_GROWING_S = 0.25
 
 
 class JobBoard:
@@ -45,17 +35,13 @@ class JobBoard:
     def __init__(self, settings: Settings, scorer: Scorer, artifacts: ArtifactHost, metrics: Metrics) -> None:
         self._settings = settings
         self.ledger = Ledger(settings, metrics)
-        self.quota = self.ledger.quota
+        self.quota = self.ledger.known.quota
         self._runner = Runner(settings, scorer, artifacts, self.ledger)
-        #: By owner and idempotency key: uploads that have not ended.
-        self._uploads: set[object] = set()
-        self._checker_threads = ThreadPoolExecutor(2, thread_name_prefix="laplora-jobs-upload")
-        #: One thread for each caller at most.
-        self._checkers = OneEach(self._checker_threads)
+        self.taking = Taking(settings, self.ledger, self._taken)
         self._keeper: asyncio.Task[None] | None = None
         self.draining = False
         # Several times within a lease, so that one that takes long costs no job.
-        self._keeping_s = min(_KEEPING_S, settings.job_lease_s / 5) if self.ledger.shared else _KEEPING_S
+        self._keeping_s = min(_KEEPING_S, settings.job_lease_s / 5) if self.ledger.disk.shared else _KEEPING_S
 
     # Life
 
@@ -68,31 +54,37 @@ class JobBoard:
         """Stop what runs after its last whole chunk, to go on at the next start; end the streams of events."""
         self.draining = True
         self._runner.stop()
-        self.ledger.tell_all()
+        self.ledger.known.wake_all()
 
     async def close(self) -> None:
         """Drain, and let another process have the folder."""
         self.drain()
         await cancelled([self._keeper])
         await self._runner.wait_closed()
-        await self.ledger.close()
-        self._checker_threads.shutdown(wait=False, cancel_futures=True)
+        await self.ledger.disk.close()
+        self.taking.close()
 
     async def _open(self) -> None:
         await self.ledger.open()
-        if self.ledger.closed is None:
+        if self.ledger.disk.closed is None:
             await self._claim()
 
     async def _claim(self) -> None:
         with suppress(*STORAGE_ERRORS):
-            await self.ledger.claim()
+            await self.ledger.sharing.claim()
         self._runner.wake()
+
+    async def _taken(self) -> None:
+        if not self.draining:
+            await self._claim()
+        with suppress(*STORAGE_ERRORS):
+            await self._remove_old()
 
     async def _keep_up(self) -> None:
         while True:
             await asyncio.sleep(self._keeping_s)
             try:
-                if self.ledger.closed is not None:
+                if self.ledger.disk.closed is not None:
                     await self._open()
                     continue
                 await self.fresh()
@@ -102,7 +94,7 @@ class JobBoard:
                 for job in [job for job in self.ledger.jobs.values() if job.cancelling]:
                     await self.cancel(job)
                 await self._remove_old()
-                self.ledger.sweep_soon()
+                self.ledger.disk.sweep_soon()
             except STORAGE_ERRORS:
                 continue
             except Exception as error:
@@ -110,15 +102,15 @@ class JobBoard:
 
     async def fresh(self) -> None:
         """Learn what other servers did, where some share the jobs; call before jobs are looked at."""
-        for job in await self.ledger.refresh():
+        for job in await self.ledger.sharing.refresh():
             await self._runner.drop(job)
 
     async def _share(self) -> None:
         """Let other servers have the jobs that are more than this one's share."""
         mine = sum(job.mine and job.shared_out for job in self.ledger.jobs.values())
-        for job in self._runner.idle(max(0, mine - self.ledger.share)):
+        for job in self._runner.idle(max(0, mine - self.ledger.sharing.share)):
             await self._runner.give_up(job)
-            await self.ledger.release(job)
+            await self.ledger.sharing.release(job)
 
     async def _remove_old(self) -> None:
         settings = self._settings
@@ -144,20 +136,15 @@ class JobBoard:
         if gone:
             await self.ledger.remove(gone)
 
-    def _open_jobs(self) -> dict[str, Job]:
-        if self.ledger.closed is not None:
-            raise self.ledger.closed
-        return self.ledger.jobs
-
     # Jobs
 
     def jobs_of(self, owner: str | None) -> list[Job]:
-        """Return one caller's jobs, or everybody's, the newest first. Call ``fresh`` before; so of ``job``, ``known``.
+        """Return one caller's jobs, or everybody's, the newest first. Call ``fresh`` before; so of ``job``.
 
         Raises:
-            JobsUnavailableError: the folder is not open; so do ``job`` and ``known``.
+            JobsUnavailableError: the folder is not open; so does ``job``.
         """
-        return [job for job in reversed(self._open_jobs().values()) if owner in (None, job.owner)]
+        return [job for job in reversed(self.ledger.open_jobs().values()) if owner in (None, job.owner)]
 
     def job(self, job_id: str, owner: str | None) -> Job:
         """Return a job.
@@ -165,7 +152,7 @@ class JobBoard:
         Raises:
             JobNotFoundError: none of this id, or not this owner's; None owns everybody's.
         """
-        job = self._open_jobs().get(job_id)
+        job = self.ledger.open_jobs().get(job_id)
         if job is None or owner not in (None, job.owner):
             raise JobNotFoundError("no job of this id: GET /evaluate/jobs lists yours")
         return job
@@ -190,113 +177,3 @@ class JobBoard:
             self.ledger.pause(job, error)
             raise
         job.cancelling = False
-
-    # Uploads
-
-    def known(
-        self, owner: str, key: str | None, artifact: str | None, options: MeasureOptions, *, announced_bytes: int
-    ) -> Job | None:
-        """Return the job that this caller uploaded under this key, if there is one.
-
-        Raises:
-            IdempotencyConflictError: it is being uploaded, or was uploaded with other options.
-            TooManyJobsError: there is none, and no room for one.
-        """
-        if (owner, key) in self._uploads:
-            raise IdempotencyConflictError("an upload with this Idempotency-Key has not ended: try again after it")
-        for job in self._open_jobs().values():
-            if key is not None and (job.owner, job.idempotency_key) == (owner, key):
-                if job.about.options != options or artifact not in (None, job.about.artifact.name):
-                    raise IdempotencyConflictError(
-                        "a job with this Idempotency-Key has other options: send another key for another job",
-                        field="idempotency-key",
-                    )
-                return job
-        self.quota.check_room(owner, announced_bytes)
-        return None
-
-    async def take(
-        self,
-        body: AsyncIterator[bytes],
-        *,
-        owner: str,
-        key: str | None,
-        artifact: ArtifactRef,
-        labels: LabelNames,
-        options: MeasureOptions,
-        keep_rows: bool,
-        template_fields: tuple[str, ...],
-        tokens_of: Callable[[dict[str, Any]], int],
-        awaited: Callable[[Coroutine[Any, Any, None]], Awaitable[None]],
-    ) -> Job:
-        """Return the job of an upload, on disk and queued; nothing of it stays if this fails or is cancelled.
-
-        Call ``known`` before, without awaiting anything in between.
-
-        Args:
-            awaited: runs what is left to do once the body has come, and cancels it when the client goes away.
-
-        Raises:
-            LaploraError: as ``Upload`` and ``Quota.grow``.
-        """
-        job_id, ledger = uuid.uuid4().hex, self.ledger
-        place: object = job_id if key is None else (owner, key)
-        self._uploads.add(place)
-        self.quota.hold(job_id, owner, 0)
-        received = 0
-        in_checker = partial(self._checkers.run, owner)
-        upload: Upload | None = None
-        try:
-            folder = ledger.folder
-            begin = partial(Upload, folder.upload(job_id), folder.received(job_id), self._settings)
-            make = partial(begin, tokens_of=tokens_of, labels=labels, template_fields=template_fields)
-            upload = await whole(in_checker(make))
-            async for chunk in body:
-                received += len(chunk)
-                try:
-                    self.quota.grow(job_id, received)
-                except BodyTooLargeError:
-                    upload.raise_refused()
-                    raise
-                await whole(in_checker(partial(upload.feed, chunk)), hurry=upload.stop)
-            await awaited(self._finish(job_id, owner, upload, received))
-            about = About(
-                artifact=artifact,
-                labels=labels.names,
-                several=labels.several,
-                options=options,
-                rows=upload.rows,
-                tokens=upload.tokens,
-                created_at=time.time(),
-                keep_rows=keep_rows,
-                upload_bytes=upload.size_bytes,
-                fields=template_fields,
-                columns=upload.columns.kinds,
-            )
-            job = Job(job_id, owner, key, about)
-            await whole(ledger.add(job))
-        finally:
-            self._uploads.discard(place)
-            if upload is not None:
-                upload.close()
-            if job_id not in ledger.jobs:
-                self.quota.release(job_id)
-                await whole(ledger.in_files(ledger.folder.discard, job_id))
-            elif not self.draining:
-                await whole(self._claim())
-        with suppress(*STORAGE_ERRORS):
-            await self._remove_old()
-        return job
-
-    async def _finish(self, job_id: str, owner: str, upload: Upload, received: int) -> None:
-        """Check what is left of an upload: what was taken for so many bytes of a table may be many more as lines."""
-        task = asyncio.ensure_future(whole(self._checkers.run(owner, upload.finish), hurry=upload.stop))
-        try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=_GROWING_S)
-                if not task.done():
-                    self.quota.grow(job_id, max(received, upload.size_bytes))
-            task.result()
-            self.quota.grow(job_id, max(received, upload.size_bytes))
-        finally:
-            await cancelled([task])

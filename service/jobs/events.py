@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from service.jobs.board import JobBoard
-from service.jobs.ledger import event_bytes
+from service.jobs.publishing import event_bytes
 from service.jobs.records import Job
 from service.jobs.shown import event_of
 
@@ -40,7 +40,7 @@ async def events(board: JobBoard, job: Job, after: int | None, reader: str) -> A
     quiet_s = 0.0
     while True:
         changed, publishing = job.changed, job.publishing
-        page = await ledger.events(job, seen, _PAGE)
+        page = await ledger.publisher.events(job, seen, _PAGE)
         for sequence, event in page:
             seen = sequence
             if job.finished and sequence == job.events:
@@ -56,7 +56,7 @@ async def events(board: JobBoard, job: Job, after: int | None, reader: str) -> A
             if board.draining and job.status not in ("running", "paused"):
                 return
         try:
-            wait_s = min(_HEARTBEAT_S, _LOOK_S if ledger.shared and not job.mine else _HEARTBEAT_S)
+            wait_s = min(_HEARTBEAT_S, _LOOK_S if ledger.disk.shared and not job.mine else _HEARTBEAT_S)
             async with asyncio.timeout(wait_s):
                 await changed.wait()
         except TimeoutError:

@@ -59,7 +59,9 @@ class Measuring:
         if method != REFERENCE and REFERENCE in job.sums.methods:
             scaled = []
         last = -1
-        while page := await self._ledger.on_disk(self._ledger.store.rows, job.number, last, _PAGE_ROWS):
+        while page := await self._ledger.disk.in_database(
+            self._ledger.disk.store.kept.rows, job.number, last, _PAGE_ROWS
+        ):
             truths += [row.truth for row in page]
             answers += [row.methods[method] for row in page]
             if scaled is not None:

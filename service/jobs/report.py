@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.errors import ReportNotFoundError
 from service.jobs.answered import AnsweredRow, answered_pages
-from service.jobs.ledger import Ledger
+from service.jobs.disk import Disk
 from service.jobs.records import About, Job
 from service.scoring.reporting import BY_LABEL, MeasuredRows, measured_report
 
@@ -31,7 +31,7 @@ _MOST_COLUMNS = 20
 _TEXT, _CATEGORY = 300, 64
 
 
-async def take_rows(ledger: Ledger, job: Job, run: Callable[[Callable[[], None]], Awaitable[None]]) -> MeasuredRows:
+async def take_rows(disk: Disk, job: Job, run: Callable[[Callable[[], None]], Awaitable[None]]) -> MeasuredRows:
     """Return the scored rows of a job, evenly spaced ones where it has more than a report looks at.
 
     Args:
@@ -43,7 +43,7 @@ async def take_rows(ledger: Ledger, job: Job, run: Callable[[Callable[[], None]]
     about, taken = job.about, MeasuredRows()
     most = max(1, min(MOST_ROWS, MOST_NUMBERS // (BY_LABEL * len(about.labels))))
     step = -(-job.rows_done // most)
-    async with aclosing(answered_pages(ledger, job)) as pages:
+    async with aclosing(answered_pages(disk, job)) as pages:
         async for page in pages:
             await run(partial(_take, taken, [one for one in page if one.row % step == 0], about))
     return taken

@@ -8,104 +8,53 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from service import errors
-from service.artifacts.host import ArtifactHost
-from service.errors import (
-    ArtifactChangedError,
-    ArtifactNotLoadedError,
-    BatchTooLargeError,
-    TooManyBadRowsError,
-    UploadChangedError,
-    error_content,
-    kind_of,
-)
+from service.errors import ArtifactNotLoadedError, BatchTooLargeError, kind_of
+from service.jobs.absence import Absence
 from service.jobs.chunks import Chunk, RowError, pinned, score_chunk
-from service.jobs.ledger import STORAGE_ERRORS, Ledger
-from service.jobs.metrics import Measuring, in_words
-from service.jobs.records import About, Job, Rows, ScoredRow, StoredStatus
-from service.jobs.store import ClaimLostError
+from service.jobs.ending import Ending
+from service.jobs.left_out import LeftOut
+from service.jobs.means import Means
+from service.jobs.records import Job, ScoredRow
+from service.jobs.under_way import UnderWay
 from service.jobs.waiting import Pauses, cancelled, whole
-from service.scoring.scorer import Scorer
-from service.settings import Settings
-from service.telemetry.logs import log_crash, logger
+from service.jobs.writing import ClaimLostError
+from service.telemetry.logs import logger
 
 #: Most rows of a chunk.
 _CHUNK_ROWS = 256
-#: For how much longer an artifact has to be absent before that is written down: what a kill may forget.
-_ABSENCE_STEP_S = 60.0
-#: A row that was alone at so many unclean ends is left out; a first one, with others beside it, is not counted.
-_LONE_TRIES = 2
 #: How often an upload that cannot be read for now is tried before another server is to have the job.
 _READ_TRIES = 4
 
 
-class UploadGoneError(UploadChangedError):
-    """This server finds nothing where a job's upload should be."""
-
-
-@dataclass(frozen=True)
-class Means:
-    """What every run works with; the last are called when another chunk may begin, a job ended, the server stops."""
-
-    settings: Settings
-    scorer: Scorer
-    artifacts: ArtifactHost
-    ledger: Ledger
-    measuring: Measuring
-    look: Callable[[], None]
-    forget: Callable[[Job], None]
-    stop: Callable[[], None]
-
-
-@dataclass(eq=False)
 class Run:
     """A job that has not ended, and what of it is under way.
 
     Attributes:
         rows, most_rows: of the next chunk at most, and of any.
-        bad: by number, the codes of rows without an answer; not all of them are on disk yet.
-        chunks: of the next rows, in order; under_way: what the disk has of them, lone tries by their rows.
+        chunks: of the next rows, in order; finishing: the job's end.
         alone: the last chunk ahead got no room, so the next one waits for those before it.
-        not_before, absent_at: ``time.monotonic`` of the next try, and of the last one without the artifact.
+        not_before: ``time.monotonic`` of the next try.
         next_row, next_offset: where the next chunk begins; ahead of what is on disk by the chunks under way.
         unread: why its next chunk cannot be read; it fails once those before it are over.
-        ending: what the job ends with, once that is known.
-        leaving: why this server cannot run it, while another may.
     """
 
-    job: Job
-    means: Means
-    rows: int = _CHUNK_ROWS
-    most_rows: int = _CHUNK_ROWS
-    pauses: Pauses = field(default_factory=Pauses)
-    bad: dict[int, str] = field(default_factory=dict)
-    chunks: list[asyncio.Task[None]] = field(default_factory=list)
-    under_way: dict[Rows, int] = field(default_factory=dict)
-    finishing: asyncio.Task[None] | None = None
-    alone: bool = False
-    stopped: bool = False
-    not_before: float = 0.0
-    absent_at: float | None = None
-    unread: Exception | None = None
-    ending: tuple[StoredStatus, dict[str, Any]] | None = None
-    leaving: Exception | None = None
-
-    def __post_init__(self) -> None:
-        """Leave out a row that was alone at several unclean ends."""
-        job, row = self.job, self.job.rows_done
-        self.next_row, self.next_offset = row, job.input_offset
-        tries = job.begun.get((row, row + 1), 0)
-        if tries >= _LONE_TRIES:
-            fields = {"event": "job_row_given_up", "job": job.id, "row": row, "tries": tries}
-            logger.error("a row of a job is left out: the server ended uncleanly whenever it ran", extra=fields)
-            self._leave_out({row: errors.DeviceFaultError("the server ended uncleanly whenever this row ran")})
+    def __init__(self, job: Job, means: Means) -> None:
+        self.job, self.means = job, means
+        self.rows = self.most_rows = _CHUNK_ROWS
+        self.pauses = Pauses()
+        self.chunks: list[asyncio.Task[None]] = []
+        self.finishing: asyncio.Task[None] | None = None
+        self.alone = self.stopped = False
+        self.not_before = 0.0
+        self.unread: Exception | None = None
+        self.ending, self.absence = Ending(job, means), Absence(job, means)
+        self.under_way, self.left_out = UnderWay(job, means), LeftOut(job, means.settings.max_job_bad_rows)
+        self.next_row, self.next_offset = job.rows_done, job.input_offset
+        self._leave_out(self.under_way.given_up)
         self._go_on()
 
     @property
@@ -114,24 +63,14 @@ class Run:
         return {*self.chunks, *([] if self.finishing is None else [self.finishing])}
 
     @property
-    def suspect(self) -> bool:
-        """Whether its next row was perhaps under way when an earlier process ended uncleanly, and is tried alone."""
-        return any(after > self.job.rows_done for _, after in self.job.begun)
-
-    @property
     def ends(self) -> bool:
         """Whether nothing more of it is to begin here."""
-        return self.finishing is not None or self.ending is not None or self.leaving is not None
+        return self.finishing is not None or self.ending.known
 
     @property
     def has_more(self) -> bool:
         """Whether another chunk can be read, now or later."""
         return not (self.stopped or self.ends) and self.unread is None and self.next_row < self.job.about.rows
-
-    @property
-    def new_bad(self) -> dict[int, str]:
-        """``bad`` without what has come to disk."""
-        return {row: code for row, code in self.bad.items() if row >= self.job.rows_done}
 
     async def stop(self) -> None:
         """Let nothing more begin, and return once nothing is under way."""
@@ -142,10 +81,8 @@ class Run:
         """Let a stopped job wait for the next start of the server."""
         job, ledger = self.job, self.means.ledger
         ledger.stopped(job)
-        if self.absent_at is not None and not job.finished:
-            job.absent_s += time.monotonic() - self.absent_at
-            await ledger.keep_absence(job)
-        await self._not_begun(*self.under_way)
+        await self.absence.stop()
+        await self.under_way.stop()
 
     def lost(self) -> None:
         """Let go of a job that is another server's by now, or has ended: nothing more of it begins here."""
@@ -176,7 +113,7 @@ class Run:
                 await asyncio.wait({before})
             await self._keep(chunk, scored, bad)
         except Exception as error:
-            await self._not_begun(chunk.rows)
+            await self.under_way.stop(chunk.rows)
             if task in self.chunks:
                 # Those read after this one begin where it ended: they are read anew.
                 position = self.chunks.index(task)
@@ -202,27 +139,26 @@ class Run:
     async def _score(self, chunk: Chunk) -> tuple[list[ScoredRow], dict[int, Exception]]:
         job, ledger = self.job, self.means.ledger
         async with pinned(self.means.artifacts, job.about.artifact) as predictor:
-            self.absent_at, job.absent_s = None, 0.0
+            self.absence.over()
             ledger.runs(job)
             if not chunk.items:
                 return [], {}
-            self.under_way[chunk.rows] = job.begun.get(chunk.rows, 0) + self.suspect
-            await ledger.keep_begun(job, self.under_way)
+            await self.under_way.begin(chunk.rows)
             return await score_chunk(self.means.scorer, predictor, job.id, job.about, chunk)
 
     async def _keep(self, chunk: Chunk, scored: list[ScoredRow], bad: Mapping[int, Exception]) -> None:
         job, about, ledger = self.job, self.job.about, self.means.ledger
         self._leave_out(bad)
-        if self.ending is not None:
+        if self.ending.known:
             return
         sums = job.sums
         if scored:
             plus = partial(sums.plus, scored, labels=about.label_names, bins=about.options.bins)
-            sums = await ledger.on_disk(plus)
+            sums = await ledger.disk.in_database(plus)
         codes = {**chunk.bad, **{row: kind_of(error).code for row, error in bad.items()}}
         await whole(ledger.keep_rows(job, chunk, scored, codes, sums=sums))
-        self.under_way.pop(chunk.rows, None)
-        self.bad = self.new_bad
+        self.under_way.over(chunk.rows)
+        self.left_out.kept()
         self.rows, self.alone = min(self.most_rows, 2 * self.rows), False
         self.pauses.over()
 
@@ -231,21 +167,12 @@ class Run:
     async def unreadable(self, error: Exception) -> None:
         """Let the job wait for what its next chunk could not be read for, or fail once those before it are over."""
         if not self.stopped:
-            other = self.means.ledger.shared and self.pauses.tried >= _READ_TRIES
+            other = self.means.ledger.disk.shared and self.pauses.tried >= _READ_TRIES
             if self.pauses.waits_out(error) and not other:
                 await self._pause(error)
             else:
                 self.unread = error
             self._go_on()
-
-    async def _not_begun(self, *rows: Rows) -> None:
-        """Keep that rows are not under way any more: the process lives, so a later end of it is not about them."""
-        gone = [some for some in rows if some in self.under_way]
-        if gone and self.means.scorer.device.health.fault is None:
-            for some in gone:
-                del self.under_way[some]
-            with suppress(*STORAGE_ERRORS, ClaimLostError):
-                await whole(self.means.ledger.keep_begun(self.job, self.under_way))
 
     async def _take_failure(self, chunk: Chunk, error: Exception, *, ahead: bool) -> None:
         if isinstance(error, errors.DrainingError):
@@ -273,59 +200,34 @@ class Run:
             self._leave_out({chunk.items[0].row if row is None else row: cause})
 
     async def _pause(self, error: Exception) -> None:
-        job, now, known_s = self.job, time.monotonic(), self.job.absent_s
         if isinstance(error, ArtifactNotLoadedError):
-            if self.means.ledger.shared:
+            if self.means.ledger.disk.shared:
                 self._cannot(error)
                 return
-            limit_s = self.means.settings.job_wait_s
-            job.absent_s += 0.0 if self.absent_at is None else now - self.absent_at
-            self.absent_at = now
-            if job.absent_s >= limit_s:
-                name = job.about.artifact.name
-                waited = f"artifact {name!r} was not loaded for job_wait_s ({limit_s:g} s)"
-                self._fail(ArtifactNotLoadedError(f"{waited}: load it and upload the job again"))
+            too_long = self.absence.goes_on()
+            if too_long is not None:
+                self._fail(too_long)
                 return
         else:
-            self.absent_at = None
-        self.means.ledger.pause(job, error)
-        self.not_before = now + self.pauses.next_s()
-        if known_s // _ABSENCE_STEP_S != job.absent_s // _ABSENCE_STEP_S:
-            await self.means.ledger.keep_absence(job)
+            self.absence.pause()
+        self.means.ledger.pause(self.job, error)
+        self.not_before = time.monotonic() + self.pauses.next_s()
+        await self.absence.keep()
 
     def _leave_out(self, bad: Mapping[int, Exception]) -> None:
         """Leave out rows that have no answer, or let the job fail where there are too many."""
-        limit = self.means.settings.max_job_bad_rows
-        for row, error in bad.items():
-            self.bad[row] = kind_of(error).code
-            if kind_of(error).status == 500:
-                log_crash("a row of a job could not be scored", error)
-        counts = self.job.bad_counts + Counter(self.new_bad.values())
-        if bad and counts.total() > limit:
-            error = TooManyBadRowsError(
-                f"{counts.total()} rows could not be scored ({in_words(counts)}), max_job_bad_rows is {limit}: the "
-                "job lists their lines, change or leave out those",
-                field=f"lines.{min(bad) + 1}",
-                limit=limit,
-                got=counts.total(),
-            )
-            self._fail(error)
+        too_many = self.left_out.add(bad)
+        if too_many is not None:
+            self._fail(too_many)
 
     # The job ends
 
     def _cannot(self, error: Exception) -> None:
-        """Let another server have the job where one may do better; else it fails."""
-        kinds = (ArtifactChangedError, ArtifactNotLoadedError, UploadGoneError, *STORAGE_ERRORS)
-        if self.means.ledger.shared and isinstance(error, kinds):
-            self.leaving = error
-            self._drop_chunks()
-        else:
-            self._fail(error)
+        self.ending.cannot(error)
+        self._drop_chunks()
 
     def _fail(self, error: Exception) -> None:
-        if kind_of(error).status == 500:
-            log_crash("a job failed", error)
-        self.ending = "failed", {"error": error_content(error, "")["error"]}
+        self.ending.fail(error)
         self._drop_chunks()
 
     def _drop_chunks(self) -> None:
@@ -333,47 +235,10 @@ class Run:
             if chunk is not asyncio.current_task():
                 chunk.cancel()
 
-    async def _leave(self, error: Exception) -> bool:
-        """Return whether the job is left to another server: not where none came for ``job_wait_s``, and it fails."""
-        job, ledger, limit_s = self.job, self.means.ledger, self.means.settings.job_wait_s
-        needed = _needed(error, job.about)
-        if await ledger.left_s(job) >= limit_s:
-            self._fail(type(error)(f"for job_wait_s ({limit_s:g} s) there was no {needed}: upload the job again"))
-            return False
-        await self._not_begun(*self.under_way)
-        await whole(ledger.leave(job, error, f"waits for a {needed}"))
-        return True
-
     async def _end(self) -> None:
-        job, ledger, pauses = self.job, self.means.ledger, Pauses()
-        while True:
-            try:
-                if self.leaving is not None and self.ending is None and await self._leave(self.leaving):
-                    break
-                if self.ending is None:
-                    self.ending = "done", {"result": await self.means.measuring.result(job)}
-                status, more = self.ending
-                await whole(ledger.end(job, status, bad=self.new_bad, **more))
-                break
-            except ClaimLostError:
-                self.lost()
-                return
-            except Exception as error:
-                if pauses.waits_out(error):
-                    ledger.pause(job, error)
-                    await asyncio.sleep(pauses.next_s())
-                elif self.ending is not None and self.ending[0] == "failed":
-                    ledger.lose(job, error)
-                    break
-                else:
-                    self._fail(error)
-        self.means.forget(job)
-
-
-def _needed(error: Exception, about: About) -> str:
-    """Return what a server has to be that runs a job which this one cannot."""
-    if isinstance(error, UploadGoneError):
-        return "server that has its upload"
-    if isinstance(error, ArtifactChangedError | ArtifactNotLoadedError):
-        return f"server that has loaded artifact {about.artifact.name!r} of digest {about.artifact.digest}"
-    return f"server that can read its upload ({error})"
+        if self.ending.leaving is not None:
+            await self.under_way.stop()
+        if await self.ending.carry_out(lambda: self.left_out.new):
+            self.means.forget(self.job)
+        else:
+            self.lost()

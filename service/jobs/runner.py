@@ -14,10 +14,12 @@ import time
 
 from service.artifacts.host import ArtifactHost
 from service.jobs.chunks import read_chunk
+from service.jobs.ending import UploadGoneError
 from service.jobs.ledger import Ledger
+from service.jobs.means import Means
 from service.jobs.metrics import Measuring
 from service.jobs.records import Job
-from service.jobs.run import Means, Run, UploadGoneError
+from service.jobs.run import Run
 from service.jobs.waiting import Turns, cancelled
 from service.scoring.scorer import Scorer
 from service.settings import Settings
@@ -47,7 +49,7 @@ class Runner:
         """Take up the jobs that wait, and look for whose turn it is."""
         if self._closing is not None:
             return
-        if self._ledger.closed is None:
+        if self._ledger.disk.closed is None:
             for job in self._ledger.jobs.values():
                 if job.mine and not (job.finished or job.cancelling or job.id in self._runs):
                     self._runs[job.id] = Run(job, self._means)
@@ -125,7 +127,7 @@ class Runner:
     @property
     def _busy(self) -> bool:
         under_way = [run for run in self._runs.values() if run.chunks]
-        return sum(len(run.chunks) for run in under_way) >= _CHUNKS or any(run.suspect for run in under_way)
+        return sum(len(run.chunks) for run in under_way) >= _CHUNKS or any(run.under_way.suspect for run in under_way)
 
     def _next(self, now: float) -> Run | None:
         """Return the job whose turn it is to begin a chunk, None if none can."""
@@ -138,7 +140,7 @@ class Runner:
             return None
         caller = self._callers.next(ready)
         job_id = self._jobs.next(ready[caller])
-        if ready[caller][job_id].suspect and any(run.chunks for run in self._runs.values()):
+        if ready[caller][job_id].under_way.suspect and any(run.chunks for run in self._runs.values()):
             return None
         self._callers.take(caller)
         self._jobs.take(job_id)
@@ -147,18 +149,18 @@ class Runner:
     async def _begin_chunk(self, run: Run) -> None:
         job, ledger = run.job, self._ledger
         first, offset = run.next_row, run.next_offset
-        rows = 1 if run.suspect else min(run.rows, self._batch_rows(job), job.about.rows - first)
+        rows = 1 if run.under_way.suspect else min(run.rows, self._batch_rows(job), job.about.rows - first)
         try:
-            await ledger.in_files(ledger.folder.fetch, job.id, job.about.upload_bytes)
-            chunk = await ledger.in_files(
+            await ledger.disk.in_files(ledger.disk.folder.fetch, job.id, job.about.upload_bytes)
+            chunk = await ledger.disk.in_files(
                 lambda: read_chunk(
-                    ledger.folder.inputs(job.id),
+                    ledger.disk.folder.inputs(job.id),
                     job.about,
                     first=first,
                     offset=offset,
                     rows=rows,
                     most_bytes=self._settings.max_body_bytes,
-                    bad=run.bad,
+                    bad=run.left_out.codes,
                 )
             )
         except FileNotFoundError:

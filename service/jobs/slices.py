@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.errors import InvalidRequestError, TooManyValuesError
 from service.jobs.answered import AnsweredRow, answered_pages
-from service.jobs.ledger import Ledger
+from service.jobs.disk import Disk
 from service.jobs.records import About, Job, MethodSums, ScoredRow, Sums
 from service.scoring.evaluation import questions
 
@@ -28,7 +28,7 @@ _SCORED, _BAD, _REVIEW, _UNFAMILIAR = range(4)
 
 
 async def slices(
-    ledger: Ledger, job: Job, column: str, *, most: int, run: Callable[[Callable[[], Any]], Awaitable[Any]]
+    disk: Disk, job: Job, column: str, *, most: int, run: Callable[[Callable[[], Any]], Awaitable[Any]]
 ) -> dict[str, Any]:
     """Return the figures of the ``most`` largest slices by a column, and those of all others together.
 
@@ -43,7 +43,7 @@ async def slices(
         known = [name[:64] for name in list(job.about.columns)[:20]]
         raise InvalidRequestError(f"the upload has no such column; its columns are {known}", field="query.by")
     by_value = await run(partial(_ByValue, job.about, column))
-    async with aclosing(answered_pages(ledger, job)) as pages:
+    async with aclosing(answered_pages(disk, job)) as pages:
         async for page in pages:
             await run(partial(by_value.add, page))
     figures: dict[str, Any] = await run(partial(by_value.figures, most))

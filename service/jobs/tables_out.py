@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from service.jobs.answered import AnsweredRow, answered_pages
 from service.jobs.columns import Kind, as_kind
-from service.jobs.ledger import Ledger
+from service.jobs.disk import Disk
 from service.jobs.records import Job
 
 if TYPE_CHECKING:
@@ -30,19 +30,19 @@ _BY_LABEL = ("probs", "map_probs", "probs_std")
 _UNCERTAINTY = ("total", "aleatoric", "epistemic")
 
 
-async def written(ledger: Ledger, job: Job, format: Format, *, first: int = 0) -> AsyncGenerator[bytes]:
+async def written(disk: Disk, job: Job, format: Format, *, first: int = 0) -> AsyncGenerator[bytes]:
     """Yield the bytes of a job's rows that are over, from number ``first`` on; errors as of ``answered_pages``."""
     async with (
-        aclosing(answered_pages(ledger, job, first=first)) as pages,
-        aclosing(_json_lines(ledger, pages) if format == "jsonl" else _table(ledger, job, pages)) as parts,
+        aclosing(answered_pages(disk, job, first=first)) as pages,
+        aclosing(_json_lines(disk, pages) if format == "jsonl" else _table(disk, job, pages)) as parts,
     ):
         async for part in parts:
             yield part
 
 
-async def _json_lines(ledger: Ledger, pages: AsyncIterator[Sequence[AnsweredRow]]) -> AsyncGenerator[bytes]:
+async def _json_lines(disk: Disk, pages: AsyncIterator[Sequence[AnsweredRow]]) -> AsyncGenerator[bytes]:
     async for page in pages:
-        yield await ledger.in_files(_lines, page)
+        yield await disk.in_files(_lines, page)
 
 
 def _lines(page: Sequence[AnsweredRow]) -> bytes:
@@ -55,17 +55,17 @@ def _line(one: AnsweredRow) -> bytes:
     return b'{"line":%d,"input":%b,"answer":%b,"error":%b}\n' % (one.row + 1, one.line, answer, error)
 
 
-async def _table(ledger: Ledger, job: Job, pages: AsyncIterator[Sequence[AnsweredRow]]) -> AsyncGenerator[bytes]:
-    table = await ledger.in_files(_Table, job)
+async def _table(disk: Disk, job: Job, pages: AsyncIterator[Sequence[AnsweredRow]]) -> AsyncGenerator[bytes]:
+    table = await disk.in_files(_Table, job)
     group: list[AnsweredRow] = []
     size = 0
     async for page in pages:
         group += page
         size += sum(len(one.line) + len((one.scored and one.scored.answer) or "") for one in page)
         if len(group) >= _GROUP_ROWS or size >= _GROUP_BYTES:
-            yield await ledger.in_files(table.add, group)
+            yield await disk.in_files(table.add, group)
             group, size = [], 0
-    yield await ledger.in_files(table.end, group)
+    yield await disk.in_files(table.end, group)
 
 
 class _Sink:

@@ -73,7 +73,7 @@ async def get_job_report(
     async def page() -> str:
         # The rows of one report at a time are in memory.
         async with reports.turn(caller.name) as run:
-            taken = await take_rows(board.ledger, job, run)
+            taken = await take_rows(board.ledger.disk, job, run)
             return await run(lambda: _page(job, result, taken, artifact.manifest, texts=texts))
 
     try:

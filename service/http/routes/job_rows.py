@@ -152,7 +152,7 @@ async def job_results(
     downloads.add(reader, 1)
     name = f"{job.id}.{format}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    parts = written(board.ledger, job, format, first=after)
+    parts = written(board.ledger.disk, job, format, first=after)
     on_end, timeout_s = partial(downloads.remove, reader, 1), settings.job_download_timeout_s
     return _Stream(parts, on_end, MEDIA_TYPES[format], headers, timeout_s=timeout_s)
 
@@ -190,7 +190,7 @@ async def job_slices(
     job = board.job(job_id, caller.sees)
     figures.add(caller.name, 1)
     try:
-        work = slices(board.ledger, job, by, most=most, run=partial(threads.run, caller.name))
+        work = slices(board.ledger.disk, job, by, most=most, run=partial(threads.run, caller.name))
         found = await while_awaited(request, work, timeout_s=settings.request_timeout_s)
         return JobSlices.model_validate(found)
     finally:

@@ -126,7 +126,7 @@ async def _submitted(
     announced = announced_bytes(request.headers)
     jobs.quota.check_size(announced)
     await jobs.fresh()
-    known = jobs.known(owner, key, query.artifact, query.options, announced_bytes=announced)
+    known = jobs.taking.known(owner, key, query.artifact, query.options, announced_bytes=announced)
     if known is not None:
         await _discard_rest(request, settings.max_job_bytes)
         return known
@@ -137,10 +137,10 @@ async def _submitted(
             aclosing(request.stream()) as body,
         ):
             # Once more: while the artifact was looked up, others may have come.
-            known = jobs.known(owner, key, query.artifact, query.options, announced_bytes=announced)
+            known = jobs.taking.known(owner, key, query.artifact, query.options, announced_bytes=announced)
             if known is not None:
                 return known
-            return await jobs.take(
+            return await jobs.taking.take(
                 steadily(body, settings.job_upload_idle_s),
                 owner=owner,
                 key=key,

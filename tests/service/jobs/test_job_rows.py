@@ -117,10 +117,10 @@ async def test_a_download_that_broke_off_goes_on_behind_the_last_line_that_came(
 async def test_a_download_is_made_a_page_at_a_time(served: Served) -> None:
     job_id = await submit(served, rows(3000))
     await ended(served, job_id)
-    job, ledger = held(served, job_id), served.state.jobs.ledger
-    parts = [part async for part in written(ledger, job, "jsonl")]
+    job, disk = held(served, job_id), served.state.jobs.ledger.disk
+    parts = [part async for part in written(disk, job, "jsonl")]
     assert [part.count(b"\n") for part in parts] == [256] * 11 + [184]
-    table = b"".join([part async for part in written(ledger, job, "parquet")])
+    table = b"".join([part async for part in written(disk, job, "parquet")])
     groups = pq.ParquetFile(io.BytesIO(table)).metadata
     assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [2048, 952]
 
@@ -131,8 +131,8 @@ async def test_no_part_of_a_prompt_is_in_the_database() -> None:
     async with serve(predictor) as served:
         job_id = await submit(served, items)
         await ended(served, job_id)
-        job, store = held(served, job_id), served.state.jobs.ledger.store
-        kept = [one.answer for one in await served.state.jobs.ledger.on_disk(store.answers, job.number, (0, 6))]
+        job, disk = held(served, job_id), served.state.jobs.ledger.disk
+        kept = [one.answer for one in await disk.in_database(disk.store.kept.answers, job.number, (0, 6))]
         assert not any("first" in one or "second" in one or "label_text" in one for one in kept)
         for item, one in zip(items, await answered(served, job_id), strict=True):
             place = "AB".index(one["answer"]["label"])
@@ -279,8 +279,8 @@ async def test_the_uploads_that_are_kept_are_bounded_and_the_oldest_goes() -> No
         job = held(served, await submit(served, rows(50)))
         await ended(served, job.id)
         assert job.answer_bytes > 50 * 100
-        ledger = served.state.jobs.ledger
-        (stored,) = await ledger.on_disk(ledger.store.jobs)
+        disk = served.state.jobs.ledger.disk
+        (stored,) = await disk.in_database(disk.store.kept.jobs)
         assert (stored.answer_bytes, job.about.upload_bytes) == (job.answer_bytes, len(lines(rows(50))))
         size = job.disk_bytes
     async with serve(max_kept_job_bytes=2 * size + 500) as served:

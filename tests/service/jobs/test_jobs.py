@@ -226,8 +226,8 @@ async def test_an_upload_that_takes_too_long_is_given_up() -> None:
     async with serve(job_upload_timeout_s=0.2) as served:
         # The client would go on sending for ever: only the server's side is looked at.
         sent = asyncio.ensure_future(post(served, slow()))
-        await served.until(lambda: bool(served.state.jobs._uploads))
-        await served.until(lambda: not served.state.jobs._uploads)
+        await served.until(lambda: bool(served.state.jobs.taking._uploads))
+        await served.until(lambda: not served.state.jobs.taking._uploads)
         sent.cancel()
         await asyncio.gather(sent, return_exceptions=True)
         assert (jobs(served), uploads(served)) == ([], [])
@@ -262,7 +262,7 @@ async def test_the_same_key_twice_at_once_makes_one_job() -> None:
     key = {"idempotency-key": "k"}
     async with serve() as served:
         first = asyncio.ensure_future(post(served, held_up(), **key))
-        await served.until(lambda: bool(served.state.jobs._uploads))
+        await served.until(lambda: bool(served.state.jobs.taking._uploads))
         refused(await post(served, lines(rows(2)), **key), 409, "idempotency_conflict")
         going_on.set()
         assert (await first).json()["rows"] == 2
@@ -400,7 +400,7 @@ async def test_a_full_disk_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -
     """The real disk is in test_jobs_process.py; here, at every step that writes."""
     monkeypatch.setattr("service.jobs.board._KEEPING_S", 0.02)
     async with serve() as served:
-        store, full = served.state.jobs.ledger.store, True
+        store, full = served.state.jobs.ledger.disk.store, True
 
         def refuse(write: Any, *args: Any, **kw: Any) -> Any:
             if full:
@@ -444,5 +444,5 @@ async def test_one_server_at_a_time_has_the_folder(monkeypatch: pytest.MonkeyPat
             assert "another server process" in error["message"]
             await first.state.jobs.close()
             # As the first one leaves, the second takes over.
-            await second.until(lambda: second.state.jobs.ledger.closed is None)
+            await second.until(lambda: second.state.jobs.ledger.disk.closed is None)
             assert jobs(second) == [job_id]

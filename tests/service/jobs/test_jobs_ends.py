@@ -73,7 +73,7 @@ async def test_a_late_cancel_changes_nothing(kind: str, served: Served) -> None:
 async def test_a_cancel_while_the_end_is_written_loses_no_result(
     monkeypatch: pytest.MonkeyPatch, served: Served
 ) -> None:
-    store, begun = served.state.jobs.ledger.store, asyncio.Event()
+    store, begun = served.state.jobs.ledger.disk.store, asyncio.Event()
     end, loop = store.end, asyncio.get_running_loop()
 
     def slow(*args: Any, **kw: Any) -> bool:
@@ -198,13 +198,13 @@ async def test_a_job_waits_for_its_artifact_to_be_loaded_and_holds_up_no_other(t
         assert (await ended(served, job_id))["result"]["artifact"]["name"] == "fake"
         assert job.absent_s == 0
         ledger = served.state.jobs.ledger
-        assert [stored.absent_s for stored in await ledger.on_disk(ledger.store.jobs)] == [0, 0]
+        assert [stored.absent_s for stored in await ledger.disk.in_database(ledger.disk.store.kept.jobs)] == [0, 0]
 
 
 async def test_a_job_whose_artifact_never_comes_back_gives_its_place_back(
     two: Two, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.jobs.run._ABSENCE_STEP_S", 0.02)
+    monkeypatch.setattr("service.jobs.absence._STEP_S", 0.02)
     first, second, values = two
     job_id, path = await stopped_job(first, second, **values | {"artifact": "fake"})
     first.released.set()

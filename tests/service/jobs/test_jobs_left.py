@@ -41,7 +41,7 @@ async def check_whole(store: Store, served: Served, job_id: str, count: int) -> 
     done = await ended(served, job_id)
     assert (done["status"], done["rows_done"], done["result"]["rows"]) == ("done", count, count)
     number = held(served, job_id).number
-    assert [one.row for one in store.rows(number, -1, 10_000)] == list(range(count))
+    assert [one.row for one in store.kept.rows(number, -1, 10_000)] == list(range(count))
 
 
 @pytest.mark.parametrize("lacks", ["the version", "the artifact", "the upload"])
@@ -60,7 +60,7 @@ async def test_a_job_runs_where_it_can_and_is_failed_nowhere(lacks: str, url: st
         able.hold()
         ids = [await submit(first, rows(40, first=40 * i)) for i in range(6)]
         # All of them come to the server that can, whatever its share is.
-        await second.until(lambda: {job.server for job in store.jobs()} == {first.state.jobs.ledger.server})
+        await second.until(lambda: {job.server for job in store.kept.jobs()} == {first.state.jobs.ledger.disk.server})
         able.released.set()
         for job_id in ids:
             await check_whole(store, first, job_id, 40)
@@ -80,17 +80,17 @@ async def test_a_job_that_no_server_can_run_says_why_and_goes_on_with_the_first_
     a, b = {"predictor": changed, "jobs_dir": path}, {"predictor": lacking, "artifact": "other", "jobs_dir": path}
     store = Store(Database.at_url(url))
     async with two(url, a, b) as servers:
-        await servers[0].until(lambda: store.jobs()[0].fence > 6)
+        await servers[0].until(lambda: store.kept.jobs()[0].fence > 6)
         for served in servers:
             assert await paused(served, job_id) == "artifact_changed"
             message = (await get(served, job_id))["paused"]["message"]
             assert message == "waits for a server that has loaded artifact 'fake' of digest sha256:fake"
-        told = [json.loads(data) for _, data in store.events(1, 0, 500)]
+        told = [json.loads(data) for _, data in store.kept.events(1, 0, 500)]
         assert [one["status"] for one in told].count("paused") == 1, "another try is no news"
-        assert store.jobs()[0].left_at is not None
+        assert store.kept.jobs()[0].left_at is not None
         async with serve(FakePredictor(), jobs_url=url, jobs_dir=path) as third:
             assert (await ended(third, job_id))["result"]["rows"] == 40
-        (job,) = store.jobs()
+        (job,) = store.kept.jobs()
         assert (job.status, job.left_at, job.paused) == ("done", None, None)
     store.close()
 
@@ -117,7 +117,7 @@ async def test_a_job_that_no_server_can_run_for_long_fails_by_the_reason(lacks: 
         assert await paused(served, job_id) == lacks
         with database.transaction() as db:
             db.execute(update(JOBS).values(left_at=JOBS.c.left_at - 999))
-        await served.until(lambda: Store(database).jobs()[0].fence > 4)
+        await served.until(lambda: Store(database).kept.jobs()[0].fence > 4)
         assert (await get(served, job_id))["status"] == "paused"
         with database.transaction() as db:
             db.execute(update(JOBS).values(left_at=JOBS.c.left_at - 1))

@@ -20,7 +20,8 @@ from service.errors import IdempotencyConflictError, JobsUnavailableError
 from service.jobs.database import Database
 from service.jobs.migrations import FORMAT, STEPS, migrate, read_format
 from service.jobs.records import Job
-from service.jobs.store import ClaimLostError, Store
+from service.jobs.store import Store
+from service.jobs.writing import ClaimLostError
 
 LEASE_S = 60.0
 
@@ -42,14 +43,14 @@ def keyed(name: str, key: str | None = None) -> Job:
 def test_a_job_is_claimed_by_one_server_and_the_last_claim_alone_writes(stores: list[Store]) -> None:
     a, b = stores
     for store, name in ((a, "a"), (b, "b")):
-        store.hear(name, alone=False, lease_s=LEASE_S)
+        store.claims.hear(name, alone=False, lease_s=LEASE_S)
     number = a.add(keyed("1"), "{}")
-    assert (a.claim("a", 5), b.claim("b", 5)) == ([number], [])
+    assert (a.claims.claim("a", 5), b.claims.claim("b", 5)) == ([number], [])
     assert add(a, number, range(2), {}, fence=1)
     # b hears that a is not heard of any more, and takes the job over.
-    b.hear("b", alone=False, lease_s=-1.0)
-    b.hear("b", alone=False, lease_s=LEASE_S)
-    assert b.claim("b", 5) == [number]
+    b.claims.hear("b", alone=False, lease_s=-1.0)
+    b.claims.hear("b", alone=False, lease_s=LEASE_S)
+    assert b.claims.claim("b", 5) == [number]
     assert not add(a, number, range(2, 4), {}, fence=1)
     for write in (
         lambda: a.set_begun(number, {(2, 4): 0}, fence=1),
@@ -60,10 +61,10 @@ def test_a_job_is_claimed_by_one_server_and_the_last_claim_alone_writes(stores: 
         with pytest.raises(ClaimLostError):
             write()
     assert add(b, number, range(2, 6), {3: "device_memory"}, fence=2)
-    assert [one.row for one in b.rows(number, -1, 10)] == [0, 1, 2, 4, 5]
+    assert [one.row for one in b.kept.rows(number, -1, 10)] == [0, 1, 2, 4, 5]
     end(b, number, "done", fence=2, result="{}")
-    assert a.claim("a", 5) == []
-    (job,) = a.jobs()
+    assert a.claims.claim("a", 5) == []
+    (job,) = a.kept.jobs()
     assert (job.status, job.rows_done, job.server, job.fence, dict(job.bad_counts)) == (
         "done",
         6,
@@ -71,7 +72,7 @@ def test_a_job_is_claimed_by_one_server_and_the_last_claim_alone_writes(stores: 
         3,
         {"device_memory": 1},
     )
-    assert [sequence for sequence, _ in a.events(number, 0, 9)] == [1, 2, 3, 4]
+    assert [sequence for sequence, _ in a.kept.events(number, 0, 9)] == [1, 2, 3, 4]
 
 
 def test_servers_that_claim_at_once_share_the_jobs_and_none_is_claimed_twice(stores: list[Store]) -> None:
@@ -79,9 +80,9 @@ def test_servers_that_claim_at_once_share_the_jobs_and_none_is_claimed_twice(sto
     begin, got = threading.Barrier(2), {"a": [], "b": []}  # type: ignore[var-annotated]
 
     def claim(store: Store, name: str) -> None:
-        store.hear(name, alone=False, lease_s=LEASE_S)
+        store.claims.hear(name, alone=False, lease_s=LEASE_S)
         begin.wait()
-        while taken := store.claim(name, 3, without=got[name]):
+        while taken := store.claims.claim(name, 3, without=got[name]):
             got[name] += taken
 
     threads = [threading.Thread(target=claim, args=pair) for pair in zip(stores, got, strict=True)]
@@ -99,21 +100,25 @@ def test_one_key_is_one_job_whichever_servers_it_is_sent_to(stores: list[Store])
         b.add(keyed("2", "k"), "{}")
     for name in "34":
         b.add(keyed(name), "{}")
-    assert len(a.jobs()) == 3
+    assert len(a.kept.jobs()) == 3
 
 
 def test_a_removed_job_leaves_nothing(stores: list[Store]) -> None:
     store = stores[0]
-    store.hear("a", alone=False, lease_s=LEASE_S)
+    store.claims.hear("a", alone=False, lease_s=LEASE_S)
     number = store.add(new_job(rows=600), "{}")
-    assert store.claim("a", 1) == [number]
+    assert store.claims.claim("a", 1) == [number]
     for first in range(0, 600, 100):
         assert add(store, number, range(first, first + 100), {first: "x"})
     end(store, number, "done", fence=1, result="{}")
     store.remove([number])
-    while store.sweep():
+    while store.kept.sweep():
         pass
-    assert (store.rows(number, -1, 9), store.bad_rows(number), store.events(number, 0, 9)) == ([], [], [])
+    assert (store.kept.rows(number, -1, 9), store.kept.bad_rows(number), store.kept.events(number, 0, 9)) == (
+        [],
+        [],
+        [],
+    )
 
 
 def test_every_format_is_brought_up_to_date_and_a_later_one_is_refused(url: str) -> None:
@@ -128,7 +133,7 @@ def test_every_format_is_brought_up_to_date_and_a_later_one_is_refused(url: str)
                     ("a" * 32, new_job().about.model_dump_json(exclude={"keep_rows", "columns", "fields"})),
                 )
     store = Store(Database.at_url(url))
-    (job,) = store.jobs()
+    (job,) = store.kept.jobs()
     assert (job.id, job.keeps_rows, job.fence, job.events) == ("a" * 32, False, 0, 0)
     store.close()
     with engine.begin() as connection:
@@ -146,7 +151,7 @@ def test_tables_of_others_are_left_alone_and_faults_are_told_of_by_name(url: str
             connection.exec_driver_sql(f"CREATE TABLE {name} (theirs TEXT)")
     store = Store(Database.at_url(url))
     store.add(keyed("a"), "queued")
-    assert len(store.jobs()) == 1
+    assert len(store.kept.jobs()) == 1
     with engine.begin() as connection:
         for name in names:
             assert connection.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar_one() == 0
@@ -207,7 +212,7 @@ def test_a_killed_servers_jobs_go_on_with_the_other_and_every_row_is_answered_on
         servers.open()
         for job_id in ids:
             job_until(clients[1], job_id, lambda job: job["rows_done"] > 20, pause_s=0.1)
-        killed_at = {job.id: job.rows_done for job in store.jobs()}
+        killed_at = {job.id: job.rows_done for job in store.kept.jobs()}
         first.popen.send_signal(signal.SIGKILL)
         first.popen.wait()
         assert any(done < count for done in killed_at.values())
@@ -220,16 +225,16 @@ def test_a_killed_servers_jobs_go_on_with_the_other_and_every_row_is_answered_on
             assert [one["line"] for one in got] == list(range(1, count + 1))
             assert [one["input"] for one in got] == items
             assert [one["line"] - 1 for one in got if one["answer"] is None] == list(bad)
-        for job in store.jobs():
-            numbers = [one.row for one in store.rows(job.number, -1, 1000)]
+        for job in store.kept.jobs():
+            numbers = [one.row for one in store.kept.rows(job.number, -1, 1000)]
             assert numbers == [row for row in range(count) if row not in bad]
-            sequences = [sequence for sequence, _ in store.events(job.number, 0, 1000)]
+            sequences = [sequence for sequence, _ in store.kept.events(job.number, 0, 1000)]
             assert sequences == list(range(1, job.events + 1))
         store.close()
 
 
 def _shares(store: Store) -> list[int]:
-    owners = [job.server for job in store.jobs()]
+    owners = [job.server for job in store.kept.jobs()]
     return [owners.count(owner) for owner in set(owners) if owner is not None]
 
 

@@ -56,7 +56,7 @@ async def unclean_end(served: Served, how: str) -> Path:
     await served.until(lambda: not served.predictor.released.is_set())
     if how == "kill":
         copy = jobs_dir.with_name(f"{jobs_dir.name}-killed")
-        return Path(await served.state.jobs.ledger.on_disk(shutil.copytree, jobs_dir, copy))
+        return Path(await served.state.jobs.ledger.disk.in_database(shutil.copytree, jobs_dir, copy))
     await served.until(lambda: device.health.hung)
     device.end_if_hung()
     return jobs_dir
@@ -87,10 +87,10 @@ async def test_a_row_that_ends_the_process_is_left_out_after_a_few_starts(
 def begun(jobs_dir: Path, become: dict[Rows, int] | None = None) -> dict[Rows, int]:
     """Return what the only job of a folder that no server has keeps as under way, after making it ``become`` this."""
     store = Store(Database.in_file(jobs_dir / "laplora-jobs" / "jobs.sqlite"))
-    (job,) = store.jobs()
+    (job,) = store.kept.jobs()
     if become is not None:
         store.set_begun(1, become, fence=job.fence)
-    (job,) = store.jobs()
+    (job,) = store.kept.jobs()
     store.close()
     return job.begun
 

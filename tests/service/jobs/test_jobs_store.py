@@ -15,7 +15,8 @@ from service.http.schemas.evaluate import MeasureOptions
 from service.jobs.database import Database
 from service.jobs.migrations import FORMAT
 from service.jobs.records import About, Job, ScoredRow, StoredStatus, Sums
-from service.jobs.store import ClaimLostError, Store
+from service.jobs.store import Store
+from service.jobs.writing import ClaimLostError
 
 ROWS = 20_000
 #: What the log may come to, in bytes: about a megabyte, whatever the job's size.
@@ -38,9 +39,9 @@ def opened(path: Path) -> Store:
 def claimed(store: Store, job: Job) -> int:
     """Return the number of a new job that a server has claimed, for the first time."""
     number = store.add(job, "{}")
-    store.hear("here", alone=True, lease_s=9)
-    others = [other.number for other in store.jobs() if other.number != number]
-    assert store.claim("here", 99, without=others) == [number]
+    store.claims.hear("here", alone=True, lease_s=9)
+    others = [other.number for other in store.kept.jobs() if other.number != number]
+    assert store.claims.claim("here", 99, without=others) == [number]
     return number
 
 
@@ -92,23 +93,23 @@ def test_removing_a_large_job_keeps_the_log_small_and_gives_the_disk_back(tmp_pa
     filled = path.stat().st_size
     assert filled > 1_500_000
     end(store, number, "done", result="{}")
-    assert store.result(number) == "{}"
+    assert store.kept.result(number) == "{}"
     steps = 0
-    while store.sweep():
+    while store.kept.sweep():
         steps += 1
         # Between two steps anything else can be written.
         if steps == 5:
             other = claimed(store, new_job("b" * 32, rows=250))
             fill(store, other, 250)
     assert steps > ROWS / 256
-    assert [row.row for row in store.rows(other, -1, 1000)] == list(range(250))
-    assert store.rows(number, -1, 10) == []
-    assert len(store.bad_rows(number)) == 3000, "what could not be scored is part of what is kept"
+    assert [row.row for row in store.kept.rows(other, -1, 1000)] == list(range(250))
+    assert store.kept.rows(number, -1, 10) == []
+    assert len(store.kept.bad_rows(number)) == 3000, "what could not be scored is part of what is kept"
     store.remove([number])
-    assert [job.number for job in store.jobs()] == [other]
-    while store.sweep():
+    assert [job.number for job in store.kept.jobs()] == [other]
+    while store.kept.sweep():
         pass
-    assert store.bad_rows(number) == []
+    assert store.kept.bad_rows(number) == []
     assert max(sizes) < MOST_LOG_BYTES
     assert log.stat().st_size == 0
     store.close()
@@ -124,15 +125,15 @@ def test_what_a_kill_leaves_of_a_removal_goes_at_the_next_start(tmp_path: Path) 
     end(store, ended, "done", result="{}")
     end(store, removed, "cancelled")
     store.remove([removed])
-    assert store.sweep()
+    assert store.kept.sweep()
     store.database.raw.close()  # no checkpoint of ours, no more sweeping
     assert count(path, "laplora_rows") > 990
     store = opened(path)
-    assert [(job.number, job.status, job.rows_bad) for job in store.jobs()] == [
+    assert [(job.number, job.status, job.rows_bad) for job in store.kept.jobs()] == [
         (ended, "done", 10),
         (open_job, "queued", 10),
     ]
-    while store.sweep():
+    while store.kept.sweep():
         pass
     store.close()
     assert count(path, "laplora_rows") == 990
@@ -161,15 +162,15 @@ def test_what_is_under_way_is_kept_until_it_is_over(tmp_path: Path) -> None:
     store.set_begun(number, begun, fence=1)
     store.close()
     store = opened(path)
-    (job,) = store.jobs()
+    (job,) = store.kept.jobs()
     assert (job.rows_done, job.bad_counts, job.absent_s) == (2, {"device_memory": 1}, 7.5)
     assert job.begun == begun
     assert add(store, number, range(2, 3), {2: "device_fault"})
-    assert store.jobs()[0].begun == {(2, 5): 0, (5, 9): 0}
+    assert store.kept.jobs()[0].begun == {(2, 5): 0, (5, 9): 0}
     end(store, number, "cancelled")
     with pytest.raises(ClaimLostError):
         store.set_begun(number, begun, fence=1)
-    assert store.jobs()[0].begun == {}
+    assert store.kept.jobs()[0].begun == {}
     store.close()
 
 
@@ -181,13 +182,13 @@ def test_rows_go_to_disk_once_and_in_order(tmp_path: Path) -> None:
     # Once more, as after an answer that was lost: nothing is kept twice, and a new claim knows how far it is.
     assert not add(store, number, range(3), {})
     assert add(store, number, range(3, 6), dict.fromkeys(range(3, 6), "device_memory"))
-    assert [row.row for row in store.rows(number, -1, 10)] == [0, 2]
-    assert [row.row for row in store.rows(number, 0, 10)] == [2]
+    assert [row.row for row in store.kept.rows(number, -1, 10)] == [0, 2]
+    assert [row.row for row in store.kept.rows(number, 0, 10)] == [2]
     end(store, number, "failed", error={"code": "x"}, bad={5: "x", 6: "device_memory"})
     with pytest.raises(ClaimLostError):
         end(store, number, "done")
     assert not add(store, number, range(6, 9), {})
     bad = [(1, "internal_error"), *((row, "device_memory") for row in (3, 4, 5, 6))]
-    assert store.bad_rows(number) == bad
-    assert [(job.status, job.bad_counts.total()) for job in store.jobs()] == [("failed", 5)]
+    assert store.kept.bad_rows(number) == bad
+    assert [(job.status, job.bad_counts.total()) for job in store.kept.jobs()] == [("failed", 5)]
     store.close()
