@@ -43,6 +43,7 @@ def rooms(picture: Picture) -> None:
         [("http/routes", "a function per endpoint")],
         [("jobs", "large"), ("feedback", "labels"), ("recent", "inputs"), ("page", "at /")],
         [("http", "bodies, headers, schemas")],
+        [("backends", "who has the weights")],
         [("artifacts", "what is loaded")],
         [("scoring", "plan, queue, device")],
         [("security", "keys and callers")],
@@ -268,7 +269,7 @@ def pictures() -> dict[str, str]:
     """Return the SVG of each picture, by its name."""
     made = {}
     for draw, width, height in (
-        (rooms, 972, 930),
+        (rooms, 972, 970),
         (request, 900, 300),
         (training_run, 900, 300),
         (artifact, 900, 330),

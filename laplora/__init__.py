@@ -7,7 +7,7 @@ torch nor transformers. The rooms, each importing only what stands further down:
   their names alone, for they need scikit-learn and MLflow.
 - ``fitting``: ``fit``, from a classifier and rows to calibrated answers, and the artifact of them.
 - ``selection``: which rows to label next.
-- ``predictor``: an artifact in, answers out.
+- ``predictor``: an artifact in, answers out; ``encoder``: the part of it that needs no weights.
 - ``answers``: from what the model says of a batch to probabilities, flags and decisions; golden answers.
 - ``artifact``: the folder that is served; ``conditioning``: how labels correct answers.
 - ``prior``: how the prior precision is chosen.

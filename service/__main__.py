@@ -30,12 +30,7 @@ if TYPE_CHECKING:
 
     from service.artifacts.host import ArtifactHost
     from service.lifecycle import Lifecycle
-    from service.scoring.device import Device
-    from service.scoring.queue import Queue
-
-
-#: Longest wait for what is open after a device fault, in seconds.
-FAULT_LEAVE_S = 5.0
+    from service.scoring.backend import Backend
 
 
 class DrainingServer(uvicorn.Server):
@@ -43,21 +38,23 @@ class DrainingServer(uvicorn.Server):
 
     On SIGTERM it first answers everything for ``drain_delay_s`` while readiness fails, so that whoever sends requests
     can learn of it; not where it has not been ready yet. It leaves ``drain_s`` later at the latest; a second signal
-    ends the wait. Once the device has failed or hung, it leaves by itself, after ``FAULT_LEAVE_S`` at the latest.
+    ends the wait. Once the device has failed or hung, the application ends it.
     """
 
     def __init__(self, config: uvicorn.Config, parts: State) -> None:
         super().__init__(config)
         self._settings: Settings = parts.settings
         self._lifecycle: Lifecycle = parts.lifecycle
-        self._queue: Queue = parts.queue
-        self._device: Device = parts.device
+        self._backend: Backend = parts.backend
         self._artifacts: ArtifactHost = parts.artifacts
         self._drain_at: float | None = None
         self._drain_until = math.inf
-        self._leave_at: float | None = None
         self._told = False
         self.failed = False
+
+    def leave(self) -> None:
+        """Stop because the device has failed; called on the event loop."""
+        self.should_exit = True
 
     def fail(self) -> None:
         """Stop because the artifact cannot be served; called from the loading thread."""
@@ -99,18 +96,12 @@ class DrainingServer(uvicorn.Server):
     @property
     def exit_status(self) -> ExitStatus:
         """What the process should leave with, once ``serve`` has returned."""
-        if self._device.health.fault is not None:
+        if self._backend.failed:
             return ExitStatus.DEVICE_FAULT
         return ExitStatus.START_FAILED if self.failed or not self.started else ExitStatus.CLEAN
 
     async def on_tick(self, counter: int) -> bool:
         """Run ten times a second; true ends the server."""
-        self._device.end_if_hung()
-        if self._device.health.fault is not None:
-            # The queue is answered by now; what is still open is bodies on their way.
-            self._leave_at = self._leave_at or time.monotonic() + FAULT_LEAVE_S
-            if self._idle or time.monotonic() >= self._leave_at:
-                self.should_exit = True
         if self._drain_at is not None and not self.should_exit:
             self._go_on_leaving(self._drain_at)
         if self.should_exit:
@@ -128,7 +119,7 @@ class DrainingServer(uvicorn.Server):
             return
         if not self._lifecycle.draining:
             self._drain_until = now + self._settings.drain_s
-            logger.info("draining", extra={"event": "draining", "in_flight": len(self._queue.plans)})
+            logger.info("draining", extra={"event": "draining", "in_flight": self._backend.requests})
             self._lifecycle.drain()
         if self._idle or now >= self._drain_until:
             self.should_exit = True
@@ -241,7 +232,12 @@ def main() -> int:
     from service.app import create_app
 
     try:
-        app = create_app(settings, on_load_failure=lambda error: server.fail(), on_change=exempt_from_collection)
+        app = create_app(
+            settings,
+            on_load_failure=lambda error: server.fail(),
+            on_change=exempt_from_collection,
+            on_failed=lambda: server.leave(),
+        )
     except ConfigError as error:
         logger.error("%s", error, extra={"event": "bad_settings"})
         return ExitStatus.USAGE

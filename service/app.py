@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,8 @@ from laplora.errors import install
 from service.artifacts.conditioning import Conditioner
 from service.artifacts.host import ArtifactHost
 from service.artifacts.predictors import Library, default_library
-from service.artifacts.token_budget import CPU_BATCH_TOKENS
+from service.backends.local import Local
+from service.backends.watching import watch
 from service.errors import TracingUnavailableError
 from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore
@@ -45,16 +45,14 @@ from service.http.routes import (
 from service.jobs.board import JobBoard
 from service.lifecycle import Lifecycle
 from service.recent.inputs import RecentInputs
-from service.scoring.admission import Amount
-from service.scoring.device import Device
-from service.scoring.device_faults import DeviceHealth
-from service.scoring.queue import Queue
+from service.scoring.backend import Backend
 from service.scoring.scorer import Scorer
 from service.scoring.tokenizing import TOKENIZE_THREADS
 from service.security.access import Access
 from service.security.keyring import open_keyring
 from service.settings import Settings
 from service.telemetry import event_loop
+from service.telemetry.batch_report import BatchReport
 from service.telemetry.metrics import Metrics
 from service.threads import OneAtATime, OneEach, Threads
 
@@ -81,6 +79,17 @@ _ROUTERS = (
 )
 
 
+#: Makes who has the weights, of settings, how artifacts are loaded, the metrics, and who watches batches.
+MakeBackend = Callable[[Settings, Library, Metrics, Sequence[Callable[[BatchReport], None]]], Backend]
+
+
+def local_backend(
+    settings: Settings, library: Library, metrics: Metrics, on_batch: Sequence[Callable[[BatchReport], None]]
+) -> Local:
+    """Return the device of this process."""
+    return Local(settings, library, on_batch=on_batch, on_fault=lambda: metrics.ready.set(0))
+
+
 class _Parts:
     """The application's parts; each endpoint is given those that it needs (service/http/routes/dependencies.py)."""
 
@@ -88,29 +97,21 @@ class _Parts:
         self,
         settings: Settings,
         library: Library,
+        make_backend: MakeBackend,
         on_load_failure: Callable[[Exception], None] | None,
         on_change: Callable[[], None],
+        on_failed: Callable[[], None],
     ) -> None:
+        self.on_failed = on_failed
         share = settings.client_share
         self.settings = settings
         self.keyring = open_keyring(settings)
         self.metrics = Metrics()
         self.tracing = _tracing(settings)
         self.threads = Threads()
-        self.queue = Queue(
-            Amount(settings.max_queue_rows, settings.max_queue_tokens, settings.tokenize_bytes), client_share=share
-        )
-        health = DeviceHealth(
-            stall_s=settings.stall_s, hang_s=settings.run_limit_s, on_fault=lambda: self.metrics.ready.set(0)
-        )
-        count_batch = self.metrics.count_batch
-        self.device = Device(
-            self.queue,
-            token_budget=settings.batch_tokens or CPU_BATCH_TOKENS,
-            on_batch=(count_batch,) if self.tracing is None else (count_batch, self.tracing.batch),
-            health=health,
-        )
-        self.scorer = Scorer(self.queue, self.device, self.threads.pool("tokenize", TOKENIZE_THREADS))
+        tell = () if self.tracing is None else (self.tracing.batch,)
+        self.backend = make_backend(settings, library, self.metrics, (self.metrics.count_batch, *tell))
+        self.scorer = Scorer(self.backend, self.threads.pool("tokenize", TOKENIZE_THREADS))
         self.recent = RecentInputs(
             rows=settings.recent_inputs,
             size_bytes=settings.recent_inputs_bytes,
@@ -123,9 +124,9 @@ class _Parts:
             on_change()
 
         self.artifacts = ArtifactHost(
-            settings, self.device, self.metrics, library, self.threads, on_load_failure, changed
+            settings, self.backend, self.metrics, library, self.threads, on_load_failure, changed
         )
-        self.conditioner = Conditioner(self.artifacts, self.device)
+        self.conditioner = Conditioner(self.artifacts, self.backend)
         self.jobs = JobBoard(settings, self.scorer, self.artifacts, self.metrics)
         self.feedback = FeedbackStore(
             keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window
@@ -142,30 +143,35 @@ class _Parts:
         self.parse_threads = self.threads.pool("parse", 1)
         self.lifecycle = Lifecycle(
             on_leave=(self.metrics.set_leaving,),
-            on_drain=(self.jobs.drain, self.metrics.set_draining, self.queue.drain),
-            on_stop=(self.device.stop,),
+            on_drain=(self.jobs.drain, self.metrics.set_draining, self.backend.drain),
+            on_stop=(self.backend.stop,),
         )
 
 
 def create_app(
     settings: Settings,
     *,
+    backend: MakeBackend = local_backend,
     library: Library | None = None,
     on_load_failure: Callable[[Exception], None] | None = None,
     on_change: Callable[[], None] = lambda: None,
+    on_failed: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Return the application. The artifact loads in the background once the application starts.
 
     Args:
+        backend: makes who has the weights; the device of this process unless another is given.
         library: how artifacts are read and loaded; the real calls when None.
         on_load_failure: called, in the loading thread, when the configured artifact cannot be served.
         on_change: called after models came into memory or went, in the thread that saw to it.
+        on_failed: called on the event loop when the device has failed for good and what was open is answered: only a
+            new process helps.
 
     Raises:
         TracingUnavailableError: traces are asked for and OpenTelemetry is not installed.
         KeysFileError: API keys are asked for, and there is no file of them that can be used.
     """
-    parts = _Parts(settings, library or default_library(), on_load_failure, on_change)
+    parts = _Parts(settings, library or default_library(), backend, on_load_failure, on_change, on_failed)
     _read_at_scrapes(parts)
     app = FastAPI(
         title="laplora",
@@ -186,7 +192,7 @@ def create_app(
 
     def check_queue(caller: str) -> None:
         parts.artifacts.require_taking()
-        parts.queue.check_room(caller)
+        parts.backend.check_room(caller)
 
     # The last one added is the first that a request meets.
     app.add_middleware(
@@ -221,15 +227,15 @@ def create_app(
 
 def _read_at_scrapes(parts: _Parts) -> None:
     """Let the gauges of what waits, and of feedback, be read when they are scraped."""
-    metrics, queue, feedback = parts.metrics, parts.queue, parts.feedback
+    metrics, backend, feedback = parts.metrics, parts.backend, parts.feedback
     for gauge, read in (
         (metrics.body_bytes, lambda: parts.body_bytes.total),
-        (metrics.queue_rows, lambda: queue.rows),
-        (metrics.queue_tokens, lambda: queue.tokens),
-        (metrics.queue_oldest, lambda: queue.oldest_wait_s(time.monotonic())),
-        (metrics.reserved_rows, lambda: queue.held.rows),
-        (metrics.reserved_tokens, lambda: queue.held.tokens),
-        (metrics.tokenize_bytes, lambda: queue.held.text_bytes),
+        (metrics.queue_rows, lambda: backend.backlog.rows),
+        (metrics.queue_tokens, lambda: backend.backlog.tokens),
+        (metrics.queue_oldest, lambda: backend.backlog.oldest_wait_s),
+        (metrics.reserved_rows, lambda: backend.backlog.held.rows),
+        (metrics.reserved_tokens, lambda: backend.backlog.held.tokens),
+        (metrics.tokenize_bytes, lambda: backend.backlog.held.text_bytes),
         (metrics.recent_inputs, lambda: len(parts.recent)),
         (metrics.recent_inputs_bytes, lambda: parts.recent.size_bytes),
     ):
@@ -245,10 +251,11 @@ def _read_at_scrapes(parts: _Parts) -> None:
 async def _life(parts: _Parts) -> AsyncIterator[None]:
     if parts.keyring is not None:
         parts.keyring.start()
-    parts.device.start()
+    parts.backend.start()
     parts.artifacts.start()
     await parts.jobs.open()
     turning = asyncio.create_task(parts.recent.keep_turning())
+    watching = asyncio.create_task(watch(parts.backend, parts.lifecycle, parts.on_failed))
     try:
         async with event_loop.watched(parts.metrics.observe_loop_lag):
             yield
@@ -256,10 +263,11 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
         lifecycle = parts.lifecycle
         lifecycle.stop()
         turning.cancel()
+        watching.cancel()
         closing_jobs = asyncio.create_task(parts.jobs.close())
         await asyncio.wait({closing_jobs}, timeout=lifecycle.left_s)
         closing = None if parts.tracing is None else parts.tracing.close()
-        parts.device.stop(join_timeout_s=lifecycle.left_s)
+        parts.backend.stop(join_timeout_s=lifecycle.left_s)
         if closing is not None:
             closing.join(lifecycle.left_s)
         if parts.keyring is not None:

@@ -1,4 +1,4 @@
-"""How far the server is from leaving: told by ``service.__main__``, read by whoever answers."""
+"""How far the server is from leaving: told by whoever serves it, read by whoever answers."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Lifecycle:
     Attributes:
         leaving: readiness fails, because the server is about to stop; requests are answered as before.
         draining: no new requests are taken.
+        open_requests: HTTP requests that are being answered.
         leave_by: ``time.monotonic`` seconds by which the process should have left; infinity before ``stop``.
     """
 
@@ -33,6 +34,7 @@ class Lifecycle:
         self._on_leave, self._on_drain, self._on_stop = on_leave, on_drain, on_stop
         self.leaving = False
         self.draining = False
+        self.open_requests = 0
         self.leave_by = math.inf
 
     def leave(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from laplora.answers.prediction import Prediction
+from laplora.artifact.manifest import Manifest
 from laplora.errors import ConfigError, DataError
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
@@ -161,15 +162,15 @@ def _select(
         found = k_center(states, count, torch.ones(len(free), dtype=torch.bool))
     else:
         features = pool_features(predictor, free, batch_size, lambda items: track(items, "Jacobians"))
-        found = select(predictor, features, answers, count, method)
+        found = select(predictor.artifact.manifest, features, answers, count, method)
     return Selection(places[found.order], found.gains)
 
 
 def select(
-    predictor: Predictor, features: torch.Tensor, predictions: Sequence[Prediction], count: int, method: Objective
+    manifest: Manifest, features: torch.Tensor, predictions: Sequence[Prediction], count: int, method: Objective
 ) -> Selection:
     """Return the batch of rows with these features and answers that tells most."""
-    manifest, probs = predictor.artifact.manifest, [one.probs for one in predictions]
+    probs = [one.probs for one in predictions]
     root = loss_roots(probs, len(manifest.labels), several=manifest.likelihood == "bernoulli")
     return greedy(CandidateRows(features, root), count, method)
 

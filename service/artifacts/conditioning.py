@@ -32,15 +32,16 @@ from service.errors import (
     ConditioningImpossibleError,
     DeviceMemoryError,
 )
-from service.scoring.device import Device
+from service.scoring.backend import Backend
 from service.scoring.device_faults import is_out_of_memory
 from service.scoring.labels import LabelNames
+from service.scoring.model import Model
 from service.telemetry.logs import logger
 from service.threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from laplora.fitting.new_labels import Comparison
-    from laplora.predictor import Predictor
+    from laplora.fitting.versions import Version
     from laplora.prompts.examples import Example
 
 #: What writing into a folder fails with that the server may only read.
@@ -76,7 +77,7 @@ class Wanted:
 class Conditioned:
     """The new version, the digest of the former one, and the figures; None of the packaged version."""
 
-    predictor: Predictor
+    model: Model
     previous: str
     comparison: Comparison | None = None
 
@@ -84,8 +85,8 @@ class Conditioned:
 class Conditioner:
     """Conditions loaded artifacts, one change of an artifact at a time."""
 
-    def __init__(self, host: ArtifactHost, device: Device) -> None:
-        self._host, self._device = host, device
+    def __init__(self, host: ArtifactHost, backend: Backend) -> None:
+        self._host, self._backend = host, backend
 
     def condition(self, name: str, wanted: Wanted) -> Future[Conditioned]:
         """Return a future of a loaded artifact having learned from labels.
@@ -110,21 +111,15 @@ class Conditioner:
         return in_daemon_thread("laplora-condition", lambda: self._undo(name, digest))
 
     def _condition(self, name: str, wanted: Wanted) -> Conditioned:
-        from laplora.fitting.versions import make_version, write_version
+        from laplora.fitting.versions import write_version
 
         with self._host.changing():
             loaded = self._loaded(name, wanted.digest)
             rows = examples_of(loaded, wanted.rows, "rows")
             calibration = examples_of(loaded, wanted.calibration, "calibration_rows")
 
-            def work(go_on: Callable[[], None]) -> Any:
-                def run(one_pass: Callable[[], Any]) -> Any:
-                    go_on()  # ends what was given up
-                    # Each pass is a run of its own: requests go between them.
-                    return self._device.call(one_pass).result()
-
-                most_tokens = self._device.token_budget
-                return make_version(loaded, rows, calibration, force=wanted.force, run=run, most_tokens=most_tokens)
+            def work(go_on: Callable[[], None]) -> Version:
+                return self._backend.make_version(loaded, rows, calibration, force=wanted.force, go_on=go_on)
 
             try:
                 version = self._host.loads.run(name, work)
@@ -157,7 +152,7 @@ class Conditioner:
             self._say({"event": "conditioning_undone"}, loaded, new)
             return Conditioned(new, loaded.artifact.digest)
 
-    def _loaded(self, name: str, digest: str | None) -> Predictor:
+    def _loaded(self, name: str, digest: str | None) -> Model:
         """Return a loaded artifact that lies on the disk as it is loaded, where it can be replaced."""
         loaded = self._host.shelf.find(name)
         if loaded is None:
@@ -175,13 +170,13 @@ class Conditioner:
             raise _not_writable()
         return loaded
 
-    def _swap(self, loaded: Predictor, write: Callable[[Callable[[Path], object]], object]) -> Predictor:
+    def _swap(self, loaded: Model, write: Callable[[Callable[[Path], object]], object]) -> Model:
         """Write a version, load it while it is nobody's, put it in the former one's place on the shelf, and return it.
 
         Args:
             write: takes what checks the whole folder before it takes the artifact's place.
         """
-        made: list[Predictor] = []
+        made: list[Model] = []
 
         def check(folder: Path) -> None:
             made.append(self._host.load_in_place(loaded.artifact.name, folder))
@@ -203,12 +198,12 @@ class Conditioner:
         return new
 
     @staticmethod
-    def _say(event: dict[str, str], former: Predictor, new: Predictor, **figures: float) -> None:
+    def _say(event: dict[str, str], former: Model, new: Model, **figures: float) -> None:
         served = {"artifact": new.artifact.name, "digest": new.artifact.digest, "previous": former.artifact.digest}
         logger.info("artifact %s", event["event"], extra={**event, **served, **figures})
 
 
-def examples_of(predictor: Predictor, rows: Sequence[LabelledRow], field: str) -> list[Example]:
+def examples_of(model: Model, rows: Sequence[LabelledRow], field: str) -> list[Example]:
     """Return a request's rows as examples of the artifact.
 
     Raises:
@@ -217,7 +212,7 @@ def examples_of(predictor: Predictor, rows: Sequence[LabelledRow], field: str) -
     from laplora.prompts.examples import Example
     from laplora.prompts.templates import render
 
-    manifest = predictor.artifact.manifest
+    manifest = model.artifact.manifest
     template, names = manifest.template.template(), LabelNames.of(manifest)
     examples = []
     for number, row in enumerate(rows):

@@ -1,6 +1,6 @@
 """Which artifacts answer: loaded in the background, verified on the device, put on the shelf in one step.
 
-A request keeps the predictor that it has a lease on, so a change drops nothing.
+A request keeps the model that it has a lease on, so a change drops nothing.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 
 from laplora.errors import ArtifactIncompatibleError, ArtifactNotFoundError, ConfigError, LaploraError
 from service.artifacts.bounded_load import BoundedLoads
+from service.artifacts.candidates import check_base, load_candidate
 from service.artifacts.folders import artifact_folders
 from service.artifacts.listing import ArtifactListing
-from service.artifacts.loading import Loader, check_base
 from service.artifacts.predictors import Library
 from service.artifacts.reports import Reports
 from service.artifacts.shelf import Place, Shelf
-from service.artifacts.token_budget import TokenBudget
 from service.errors import ActivationRunningError, ArtifactNotLoadedError, NotReadyError
-from service.scoring.device import Device
+from service.scoring.backend import Backend
+from service.scoring.model import Model, TokenBudget
 from service.settings import Settings
 from service.telemetry.logs import log_crash, logger
 from service.telemetry.metrics import Metrics, Phase
@@ -33,7 +33,6 @@ from service.threads import Threads, in_daemon_thread
 
 if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
-    from laplora.predictor import Predictor
 
 #: An artifact's name, what it is, or why it cannot be served, and its place on the shelf.
 Listed = tuple[str, "Artifact | LaploraError", Place | None]
@@ -46,7 +45,7 @@ LOOK_UP_S = 1.0
 class Change:
     """What loading or activating an artifact did, with the names of who was active before and who went."""
 
-    predictor: Predictor
+    model: Model
     previous: str | None
     unloaded: tuple[str, ...] = ()
 
@@ -66,7 +65,7 @@ class ArtifactHost:
     def __init__(
         self,
         settings: Settings,
-        device: Device,
+        backend: Backend,
         metrics: Metrics,
         library: Library,
         threads: Threads,
@@ -77,9 +76,8 @@ class ArtifactHost:
         self.shelf = Shelf(max_artifacts=settings.max_artifacts, max_bytes=settings.max_artifact_bytes)
         self.loads = BoundedLoads(settings.load_timeout_s, metrics.set_abandoned_load)
         self.stage = "starting"
-        self._settings, self._device, self._metrics, self._library = settings, device, metrics, library
+        self._settings, self._backend, self._metrics, self._library = settings, backend, metrics, library
         self._on_failure, self._on_change = on_failure, on_change
-        self._loader = Loader(settings, device, library)
         self._reports = Reports()
         # One disk that does not answer keeps neither the other kind of work nor anybody else waiting.
         self._name_threads, self._disk_threads = threads.pool("names", 1), threads.pool("disk", 1)
@@ -88,8 +86,8 @@ class ArtifactHost:
     # Which answer
 
     @property
-    def active(self) -> Predictor | None:
-        """The predictor that answers where a request names none; None until all to start with have passed."""
+    def active(self) -> Model | None:
+        """The model that answers where a request names none; None until all to start with have passed."""
         return self.shelf.active if self.stage == "ready" else None
 
     @property
@@ -98,31 +96,31 @@ class ArtifactHost:
         return frozenset(one.artifact.digest for one in self._loaded)
 
     @property
-    def _loaded(self) -> list[Predictor]:
-        return [place.predictor for place in self.shelf.places]
+    def _loaded(self) -> list[Model]:
+        return [place.model for place in self.shelf.places]
 
-    def require_active(self) -> Predictor:
-        """Return the active predictor.
+    def require_active(self) -> Model:
+        """Return the active model.
 
         Raises:
             NotReadyError: there is none yet; the message names the stage.
         """
-        if (predictor := self.active) is None:
+        if (model := self.active) is None:
             raise NotReadyError(f"no artifact answers yet, stage: {self.stage}")
-        return predictor
+        return model
 
-    def require_taking(self) -> Predictor:
-        """Return the active predictor, if the server takes requests.
+    def require_taking(self) -> Model:
+        """Return the active model, if the server takes requests.
 
         Raises:
             DeviceFaultError, DrainingError, NotReadyError: it does not.
         """
-        self._device.require_open()
+        self._backend.require_open()
         return self.require_active()
 
     @asynccontextmanager
-    async def lease(self, name: str | None) -> AsyncIterator[Predictor]:
-        """Yield the predictor of a loaded artifact, None for the active one; it stays in memory inside the block.
+    async def lease(self, name: str | None) -> AsyncIterator[Model]:
+        """Yield the model of a loaded artifact, None for the active one; it stays in memory inside the block.
 
         Raises:
             DeviceFaultError, DrainingError, NotReadyError, ArtifactNotFoundError, ArtifactNotLoadedError: as
@@ -131,8 +129,8 @@ class ArtifactHost:
         self.require_taking()
         if name is not None:
             await self.require_loaded(name)
-        with self.shelf.lease(name) as predictor:
-            yield predictor
+        with self.shelf.lease(name) as model:
+            yield model
 
     async def require_loaded(self, name: str) -> None:
         """Return if an artifact is loaded; look for one that is not on the disk, off the event loop.
@@ -160,10 +158,10 @@ class ArtifactHost:
 
     def _known(self) -> list[Listed]:
         places = self.shelf.places
-        shown = {place.predictor.artifact.path.resolve() for place in places}
+        shown = {place.model.artifact.path.resolve() for place in places}
         folders = artifact_folders(self._settings.artifacts_root)
         others = self.listing.read({name: path for name, path in folders.items() if path.resolve() not in shown})
-        loaded: list[Listed] = [(place.name, place.predictor.artifact, place) for place in places]
+        loaded: list[Listed] = [(place.name, place.model.artifact, place) for place in places]
         return [*loaded, *((name, item, None) for name, item in others.items())]
 
     async def report_of(self, name: str) -> bytes:
@@ -215,26 +213,26 @@ class ArtifactHost:
         """
         return in_daemon_thread("laplora-change", lambda: self._change(name, activate=activate))
 
-    def budget_of(self, predictor: Predictor) -> TokenBudget:
-        """Return the token budget of a loaded predictor."""
-        return self._loader.budget_of(predictor)
+    def budget_of(self, model: Model) -> TokenBudget:
+        """Return the token budget of a loaded model."""
+        return self._backend.budget_of(model)
 
-    def unload(self, name: str) -> Predictor:
-        """Take an artifact off the shelf; what is under way is still answered. Return its predictor.
+    def unload(self, name: str) -> Model:
+        """Take an artifact off the shelf; what is under way is still answered. Return its model.
 
         Raises:
             NotReadyError: the first artifact still loads.
             ArtifactNotLoadedError, ArtifactActiveError: it is not loaded, or the active one.
         """
         self.require_active()
-        predictor = self.shelf.remove(name)
-        self._loader.use(self.require_active(), self._loaded)
-        self._tell(_UNLOADED, predictor)
+        model = self.shelf.remove(name)
+        self._backend.use(self.require_active(), self._loaded)
+        self._tell(_UNLOADED, model)
         self._on_change()
-        return predictor
+        return model
 
     @contextmanager
-    def changing(self) -> Iterator[Predictor]:
+    def changing(self) -> Iterator[Model]:
         """Hold while an artifact changes, one at a time, and yield the active one.
 
         Raises:
@@ -249,20 +247,20 @@ class ArtifactHost:
         finally:
             self._changing.release()
 
-    def load_in_place(self, name: str, folder: Path) -> Predictor:
-        """Return the verified predictor of a new version of a loaded artifact; not on the shelf yet.
+    def load_in_place(self, name: str, folder: Path) -> Model:
+        """Return the verified model of a new version of a loaded artifact; not on the shelf yet.
 
         Errors are those of ``change``.
         """
-        return self.loads.run(name, partial(self._loader.load_candidate, folder))
+        return self.loads.run(name, partial(load_candidate, self._backend, folder))
 
-    def replace(self, former: Predictor, predictor: Predictor) -> None:
+    def replace(self, former: Model, model: Model) -> None:
         """Put a new version in the place of a loaded artifact; requests under way keep the former one.
 
         Raises:
             ArtifactNotLoadedError, ShelfFullError: as ``Shelf.put``.
         """
-        self._put(predictor, activate=False, former=former)
+        self._put(model, activate=False, former=former)
         self._on_change()
 
     def _change(self, name: str, *, activate: bool) -> Change:
@@ -282,7 +280,7 @@ class ArtifactHost:
             if not activate:
                 check_base(artifact, active)
                 self.shelf.check_room()
-            candidate = self.loads.run(name, partial(self._loader.load_candidate, path))
+            candidate = self.loads.run(name, partial(load_candidate, self._backend, path))
             if not activate and candidate.base is not active.base:
                 raise ArtifactIncompatibleError("the base model on disk is not that in memory: activate the artifact")
             unloaded = self._put(candidate, activate=activate)
@@ -297,17 +295,17 @@ class ArtifactHost:
         path = self.path_of(name)
         return path, self._library.read(path)
 
-    def _activate(self, loaded: Predictor) -> bool:
+    def _activate(self, loaded: Model) -> bool:
         """Make a loaded artifact the active one; return whether it is still loaded."""
         if not self.shelf.activate(loaded.artifact.name):
             return False
         self._tell(_ACTIVATED, loaded)
         return True
 
-    def _put(self, predictor: Predictor, *, activate: bool, former: Predictor | None = None) -> list[str]:
-        unloaded = self.shelf.put(predictor, activate=activate, former=former)
-        self._loader.use(predictor, self._loaded)
-        self._tell(_ACTIVATED if activate else _LOADED, predictor)
+    def _put(self, model: Model, *, activate: bool, former: Model | None = None) -> list[str]:
+        unloaded = self.shelf.put(model, activate=activate, former=former)
+        self._backend.use(model, self._loaded)
+        self._tell(_ACTIVATED if activate else _LOADED, model)
         return unloaded
 
     # The start
@@ -338,7 +336,7 @@ class ArtifactHost:
         active = self.shelf.active
         if not activate and active is not None:
             check_base(self._library.read(path), active)
-        if unloaded := self._put(self._loader.load(path, self._enter), activate=activate):
+        if unloaded := self._put(self._backend.load(path, self._enter), activate=activate):
             raise ConfigError(f"the artifacts to start with do not fit beside each other: {unloaded} had to go")
 
     def _enter(self, phase: Phase, stage: str) -> None:
@@ -348,12 +346,12 @@ class ArtifactHost:
         self.stage = stage
         self._metrics.set_phase(phase)
 
-    def _tell(self, what: dict[str, str], predictor: Predictor) -> None:
-        artifact = predictor.artifact
+    def _tell(self, what: dict[str, str], model: Model) -> None:
+        artifact = model.artifact
         with self._telling:  # an artifact may be unloaded while another one is loaded: the last word is the newest
             active = self.shelf.active
             self._metrics.set_artifacts(
-                [(p.name, p.predictor.artifact.digest, p.predictor is active) for p in self.shelf.places]
+                [(p.name, p.model.artifact.digest, p.model is active) for p in self.shelf.places]
             )
         extra = {**what, "artifact": artifact.name, "digest": artifact.digest}
         logger.info("artifact is %s", what["event"], extra=extra)

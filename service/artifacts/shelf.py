@@ -16,26 +16,26 @@ from typing import TYPE_CHECKING
 from service.errors import ArtifactActiveError, ArtifactNotLoadedError, ShelfFullError
 
 if TYPE_CHECKING:
-    from laplora.predictor import Predictor
+    from service.scoring.model import Model
 
 
 @dataclass(eq=False)
 class Place:
     """One loaded artifact: requests that use it now, and the number of its last use, being loaded among them."""
 
-    predictor: Predictor
+    model: Model
     leases: int = 0
     used: int = 0
 
     @cached_property
     def size_bytes(self) -> int:
         """What it takes of memory, its base model not counted."""
-        return self.predictor.own_bytes
+        return self.model.own_bytes
 
     @property
     def name(self) -> str:
         """The artifact's name."""
-        return self.predictor.artifact.name
+        return self.model.artifact.name
 
 
 class Shelf:
@@ -54,10 +54,10 @@ class Shelf:
         self._lock = threading.Lock()
 
     @property
-    def active(self) -> Predictor | None:
+    def active(self) -> Model | None:
         """The one that answers where a request names none; None while the first one loads."""
         place = self._active
-        return None if place is None else place.predictor
+        return None if place is None else place.model
 
     @property
     def places(self) -> list[Place]:
@@ -65,15 +65,15 @@ class Shelf:
         with self._lock:
             return sorted(self._places.values(), key=lambda place: place is not self._active)
 
-    def find(self, name: str) -> Predictor | None:
+    def find(self, name: str) -> Model | None:
         """Return the loaded artifact of this name, or of this folder's name."""
         with self._lock:
             place = self._place(name)
-            return None if place is None else place.predictor
+            return None if place is None else place.model
 
     @contextmanager
-    def lease(self, name: str | None) -> Iterator[Predictor]:
-        """Yield the predictor of a loaded artifact, None for the active one. Inside the block it stays in memory.
+    def lease(self, name: str | None) -> Iterator[Model]:
+        """Yield the model of a loaded artifact, None for the active one. Inside the block it stays in memory.
 
         Raises:
             ArtifactNotLoadedError: it is not loaded.
@@ -85,12 +85,12 @@ class Shelf:
             place.leases += 1
             place.used = next(self._uses)
         try:
-            yield place.predictor
+            yield place.model
         finally:
             with self._lock:
                 place.leases -= 1
 
-    def put(self, predictor: Predictor, *, activate: bool, former: Predictor | None = None) -> list[str]:
+    def put(self, model: Model, *, activate: bool, former: Model | None = None) -> list[str]:
         """Add an artifact, in the place of one of the same name, and return the names of those that went for it.
 
         The least recently used of the idle ones go, never the active one. One that is activated also sends away all on
@@ -103,7 +103,7 @@ class Shelf:
             ArtifactNotLoadedError: the former version is not on the shelf any more; nothing has changed.
             ShelfFullError: it does not fit beside those in use; nothing has changed.
         """
-        place = Place(predictor)
+        place = Place(model)
         with self._lock:
             if former is not None:
                 self._check_there(former)
@@ -124,8 +124,8 @@ class Shelf:
             self._active = place or self._active
             return place is not None
 
-    def remove(self, name: str) -> Predictor:
-        """Take an artifact off the shelf and return its predictor.
+    def remove(self, name: str) -> Model:
+        """Take an artifact off the shelf and return its model.
 
         Raises:
             ArtifactNotLoadedError: it is not loaded.
@@ -138,7 +138,7 @@ class Shelf:
             if place is self._active:
                 raise ArtifactActiveError(f"{place.name!r} is the active artifact: activate another one first")
             del self._places[place.name]
-            return place.predictor
+            return place.model
 
     def check_room(self) -> None:
         """Check that one more artifact could be added, before it is loaded.
@@ -151,7 +151,7 @@ class Shelf:
             if len(self._places) - len(idle) + 1 > self._max_artifacts:
                 raise self._full(f"{len(self._places)} are loaded and in use")
 
-    def check_fits(self, predictor: Predictor, former: Predictor) -> None:
+    def check_fits(self, model: Model, former: Model) -> None:
         """Check that a new version could take the former one's place.
 
         Raises:
@@ -159,20 +159,20 @@ class Shelf:
         """
         with self._lock:
             self._check_there(former)
-            self._to_make_room(Place(predictor), activate=False)
+            self._to_make_room(Place(model), activate=False)
 
     def _place(self, name: str) -> Place | None:
-        by_folder = (p for p in self._places.values() if p.predictor.artifact.path.name == name)
+        by_folder = (p for p in self._places.values() if p.model.artifact.path.name == name)
         return self._places.get(name) or next(by_folder, None)
 
-    def _check_there(self, former: Predictor) -> None:
+    def _check_there(self, former: Model) -> None:
         place = self._places.get(former.artifact.name)
-        if place is None or place.predictor is not former:
+        if place is None or place.model is not former:
             raise ArtifactNotLoadedError("the artifact was unloaded while its new version was made: load it, try again")
 
     def _to_make_room(self, place: Place, *, activate: bool) -> list[str]:
         others = [p for p in self._places.values() if p.name != place.name]
-        elsewhere = [p for p in others if activate and p.predictor.base is not place.predictor.base]
+        elsewhere = [p for p in others if activate and p.model.base is not place.model.base]
         kept = [p for p in others if p not in elsewhere]
         former = [p for p in kept if p is self._active]
         idle = sorted((p for p in kept if p.leases == 0 and p not in former), key=lambda p: p.used)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from laplora.errors import NonFiniteError
 from service.scoring.device_faults import is_out_of_memory
+from service.scoring.model import TokenBudget
 
 if TYPE_CHECKING:
     import torch
@@ -59,14 +60,6 @@ class DeviceMeter(Protocol):
 
     def release(self) -> None:
         """Give back what a failed run left in the allocator's cache."""
-
-
-@dataclass(frozen=True)
-class TokenBudget:
-    """Most padded tokens of a batch, and why, in one sentence."""
-
-    tokens: int
-    reason: str
 
 
 class CudaMeter:

@@ -23,7 +23,7 @@ from service.http.schemas.feedback import Outcome
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.predictor import Predictor
+    from service.scoring.model import Model
 
 #: Random bytes of an id: 128 bits cannot be guessed, and two ids never meet.
 _ID_BYTES = 16
@@ -63,7 +63,7 @@ class FeedbackStore:
 
     def remember(
         self,
-        predictor: Predictor,
+        model: Model,
         predictive: str,
         caller: str,
         predictions: Sequence[Prediction],
@@ -84,8 +84,8 @@ class FeedbackStore:
         caller = sys.intern(caller)
         with self._lock:
             now = self._clock()
-            key = predictor.artifact.digest, predictive
-            series = self._series_of(key, predictor)
+            key = model.artifact.digest, predictive
+            series = self._series_of(key, model)
             for prediction_id, p in zip(ids, predictions, strict=told):
                 self._kept[prediction_id] = Kept(
                     series=key,
@@ -132,10 +132,10 @@ class FeedbackStore:
         reports = [series.report(snapshot) for series, snapshot in snapshots]
         return sorted(reports, key=lambda report: (report.shown.artifact, report.shown.predictive))
 
-    def _series_of(self, key: SeriesKey, predictor: Predictor) -> Series:
+    def _series_of(self, key: SeriesKey, model: Model) -> Series:
         if key not in self._series:
-            reference = reference_of(predictor, key[1])
-            self._series[key] = Series(predictor.artifact.name, *key, reference, self.window)
+            reference = reference_of(model, key[1])
+            self._series[key] = Series(model.artifact.name, *key, reference, self.window)
         return self._series[key]
 
     def _expire(self, *, sweep: bool = False) -> None:

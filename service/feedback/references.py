@@ -10,16 +10,16 @@ from service.feedback.records import Reference
 from service.http.schemas.feedback import Signal
 
 if TYPE_CHECKING:
-    from laplora.predictor import Predictor
+    from service.scoring.model import Model
 
 
-def reference_of(predictor: Predictor, predictive: str) -> Reference:
+def reference_of(model: Model, predictive: str) -> Reference:
     """Return what the artifact records of a predictive.
 
     ``fast`` defers unsure rows to another predictive, so its calibration scores are not those of its answers. An
     average over orders, a name that the artifact does not have, was not calibrated at all.
     """
-    manifest = predictor.artifact.manifest
+    manifest = model.artifact.manifest
     calibration = manifest.calibration
     several = manifest.likelihood == "bernoulli"
     # Where several labels may be right, the rows of metrics are the labels of inputs.
@@ -45,7 +45,7 @@ def reference_of(predictor: Predictor, predictive: str) -> Reference:
     answers_entropy = rule.score == "total_entropy" or (rule.score == "map_entropy" and predictive == "map")
     if answers_entropy and len(manifest.labels) == 2 and not several:
         ranks.append("confidence")
-    scores = predictor.review_scores
+    scores = model.review_scores
     above = None
     if flag is not None and flag.value is not None:
         above = flag.value, rows_above(flag.level, calibration.rows)

@@ -74,6 +74,7 @@ class RequestContext:
             await send(message)
 
         self._metrics.count_in_flight(1)
+        scope["app"].state.lifecycle.open_requests += 1
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
@@ -91,6 +92,7 @@ class RequestContext:
             await error_response(leaving, scope=scope)(scope, receive, send_with_id)
         finally:
             self._metrics.count_in_flight(-1)
+            scope["app"].state.lifecycle.open_requests -= 1
             self._finish(scope, status, time.monotonic() - begun)
             request_id.reset(token)
 

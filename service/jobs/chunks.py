@@ -25,11 +25,12 @@ from service.jobs.records import About, Rows, ScoredRow
 from service.jobs.rows_in import read_row
 from service.scoring.evaluation import all_finite, method_rows
 from service.scoring.labels import Truth
-from service.scoring.plan import Ask, Plan
+from service.scoring.plan import Plan
 from service.scoring.scorer import Scorer
+from service.scoring.ticket import Ask
 
 if TYPE_CHECKING:
-    from laplora.predictor import Predictor
+    from service.scoring.model import Model
 
 
 class Item(NamedTuple):
@@ -100,7 +101,7 @@ def _changed(row: int) -> UploadChangedError:
 
 
 async def score_chunk(
-    scorer: Scorer, predictor: Predictor, job_id: str, about: About, chunk: Chunk
+    scorer: Scorer, model: Model, job_id: str, about: About, chunk: Chunk
 ) -> tuple[list[ScoredRow], dict[int, Exception]]:
     """Return the chunk's answers, and, by number, the error of each row whose answer is not finite.
 
@@ -109,11 +110,11 @@ async def score_chunk(
         BatchTooLargeError: the queue could never hold so many.
         LaploraError: nothing could be scored now: no room, not ready, the server is stopping.
     """
-    predictive, manifest = predictor.recommended, predictor.artifact.manifest
+    predictive, manifest = model.recommended, model.artifact.manifest
     plan = Plan(
-        predictor,
+        model,
         [item.fields for item in chunk.items],
-        ask=Ask(predictive, also=predictor.predictives),
+        ask=Ask(predictive, also=model.predictives),
         caller=f"job:{job_id}",
         truncate=about.options.truncate,
         order_average=about.options.order_average,
@@ -147,8 +148,8 @@ async def score_chunk(
 
 
 @asynccontextmanager
-async def pinned(artifacts: ArtifactHost, wanted: ArtifactRef) -> AsyncIterator[Predictor]:
-    """Yield the predictor of the artifact with this name and digest: its content is part of what a result says.
+async def pinned(artifacts: ArtifactHost, wanted: ArtifactRef) -> AsyncIterator[Model]:
+    """Yield the model of the artifact with this name and digest: its content is part of what a result says.
 
     Inside the block it stays in memory. One that is not loaded may be again: that is to be waited for.
 
@@ -157,12 +158,12 @@ async def pinned(artifacts: ArtifactHost, wanted: ArtifactRef) -> AsyncIterator[
         ArtifactNotLoadedError, DeviceFaultError, DrainingError, NotReadyError: as ``lease``.
     """
     try:
-        async with artifacts.lease(wanted.name) as predictor:
-            if predictor.artifact.digest != wanted.digest:
+        async with artifacts.lease(wanted.name) as model:
+            if model.artifact.digest != wanted.digest:
                 raise ArtifactChangedError(
                     f"the job began on other content of artifact {wanted.name!r} than is loaded now: upload it again"
                 )
-            yield predictor
+            yield model
     except ArtifactNotFoundError:
         raise ArtifactChangedError(
             f"the job began on artifact {wanted.name!r}, which is gone: upload it again for another"

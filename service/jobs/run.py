@@ -138,13 +138,13 @@ class Run:
 
     async def _score(self, chunk: Chunk) -> tuple[list[ScoredRow], dict[int, Exception]]:
         job, ledger = self.job, self.means.ledger
-        async with pinned(self.means.artifacts, job.about.artifact) as predictor:
+        async with pinned(self.means.artifacts, job.about.artifact) as model:
             self.absence.over()
             ledger.runs(job)
             if not chunk.items:
                 return [], {}
             await self.under_way.begin(chunk.rows)
-            return await score_chunk(self.means.scorer, predictor, job.id, job.about, chunk)
+            return await score_chunk(self.means.scorer, model, job.id, job.about, chunk)
 
     async def _keep(self, chunk: Chunk, scored: list[ScoredRow], bad: Mapping[int, Exception]) -> None:
         job, about, ledger = self.job, self.job.about, self.means.ledger

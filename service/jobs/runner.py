@@ -177,4 +177,4 @@ class Runner:
 
     def _batch_rows(self, job: Job) -> int:
         tokens_each = max(1.0, job.about.tokens / job.about.rows)
-        return max(1, math.floor(_CHUNK_BATCHES * self._scorer.device.token_budget / tokens_each))
+        return max(1, math.floor(_CHUNK_BATCHES * self._scorer.backend.batch_tokens / tokens_each))

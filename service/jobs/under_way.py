@@ -59,7 +59,7 @@ class UnderWay:
         A later end of it is not about them.
         """
         gone = [some for some in rows or tuple(self._tries) if some in self._tries]
-        if gone and self._means.scorer.device.health.fault is None:
+        if gone and not self._means.scorer.backend.failed:
             for some in gone:
                 del self._tries[some]
             with suppress(*STORAGE_ERRORS, ClaimLostError):

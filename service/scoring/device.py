@@ -168,7 +168,7 @@ class Device:
 
     def _score(self, batch: list[QueuedRow]) -> None:
         """Run rows of one predictor, asked alike; on failure retry in halves until the row at fault is alone."""
-        batch = [queued for queued in batch if not queued.plan.future.done()]
+        batch = [queued for queued in batch if not queued.entry.future.done()]
         if not batch:
             return
         begun = time.monotonic()
@@ -185,13 +185,13 @@ class Device:
         if failure is None:
             self._queue.put_back(batch[i] for i in deferred)
             for i in set(range(len(batch))).difference(deferred):
-                batch[i].plan.deliver(batch[i].index, predictions[i], finished)
+                batch[i].entry.deliver(batch[i].index, predictions[i], finished)
             return
         if isinstance(failure, DeviceFaultError):
             return  # everybody has that answer already, and no retry could have another
         if len(batch) == 1:
             (queued,) = batch
-            settle(queued.plan.future, error=_row_failure(failure, queued.plan.owners[queued.index]))
+            settle(queued.entry.future, error=_row_failure(failure, queued.ticket.owners[queued.index]))
             return
         # The traceback holds the failed run's tensors: let go of them before the retry needs the memory.
         out_of_memory, failure = is_out_of_memory(failure), None
@@ -211,7 +211,7 @@ class Device:
             _log.warning("batch did not run", extra={"event": "batch_failed", **fields})
         elif duration_s > 0:
             self._queue.learn_speed(sum(lengths), duration_s)
-        plans = dict.fromkeys(queued.plan for queued in batch)
+        entries = dict.fromkeys(queued.entry for queued in batch)
         report = BatchReport(
             predictive=batch[0].ask.predictive,
             rows=len(batch),
@@ -220,7 +220,7 @@ class Device:
             duration_s=duration_s,
             outcome=outcome,
             begun=begun,
-            traces=tuple(plan.record.trace for plan in plans if plan.record.trace is not None),
+            traces=tuple(entry.trace for entry in entries if entry.trace is not None),
         )
         for watcher in self._on_batch:
             with unfailing(getattr(watcher, "__qualname__", "on_batch")):
@@ -229,7 +229,8 @@ class Device:
 
 def _predict(batch: Sequence[QueuedRow]) -> tuple[list[Prediction], list[int]]:
     """Return a prediction per row, and the positions of those that wait for ``laplace``."""
-    predictor, ask = batch[0].plan.predictor, batch[0].ask
+    predictor, ask = batch[0].entry.predictor, batch[0].ask
+    assert predictor is not None
     rows = [queued.row for queued in batch]
     if ask.predictive == "fast":
         return predictor.predict_deferring(rows, also=ask.also, target_risk=ask.target_risk)

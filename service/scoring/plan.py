@@ -1,37 +1,22 @@
-"""The plan of a request: what is wanted of which artifact, by whom and by when. It travels to the device and back."""
+"""The plan of a request: what is wanted of which artifact, by whom and by when. Of it a ticket travels."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from service.errors import InvalidRequestError
-from service.telemetry.request_record import STAGES, RequestRecord, Stage
-from service.threads import settle
+from service.scoring.ticket import Ask, Ticket
+from service.telemetry.request_record import RequestRecord
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.predictor import Predictor
     from laplora.prompts.option_order import OrderAverage
     from laplora.prompts.rows import EncodedRow
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What is wanted of a request's rows; only rows of one kind share a batch.
-
-    Attributes:
-        predictive: the one that answers; ``also``: those whose probabilities are wanted beside the answer.
-        target_risk: that decisions will be made for, where the answer depends on it; None: the artifact's.
-    """
-
-    predictive: str
-    also: tuple[str, ...] = ()
-    target_risk: float | None = None
+    from service.scoring.model import Model
 
 
 @dataclass(eq=False)
@@ -39,21 +24,17 @@ class Plan:
     """One request for predictions, of an endpoint or of a job. Times are ``time.monotonic`` seconds.
 
     Attributes:
-        predictor: of the artifact; whoever makes the plan holds a lease on it until the plan has its answer.
+        model: the artifact; whoever makes the plan holds a lease on it until the plan has its answer.
         inputs: the template's fields of each input.
         caller: name of who asks; a caller's plans share its part of the queue.
         truncate: whether prompts that are too long are cut.
         order_average: whether, and in which, several orders of its choices each input is asked, each a row.
         begun, deadline: when the request began, and when rows that still wait are dropped.
         record: where the stages are noted.
-        rows: one a prompt, once they are tokenised; ``owners`` the number of each row's input.
-        future: holds one prediction for each row, or the first row's failure.
-        predictions: those that are there, by row.
-        entered_at, queued_at, started_at, finished_at: when it had room in the queue, its rows were tokenised, the
-            first was on the device, and the last was answered; None before.
+        ticket: what is sent to whoever has the weights; None until the inputs are tokenised.
     """
 
-    predictor: Predictor
+    model: Model
     inputs: Sequence[Mapping[str, Any]]
     ask: Ask
     caller: str
@@ -62,29 +43,12 @@ class Plan:
     begun: float = field(default_factory=time.monotonic)
     deadline: float = math.inf
     record: RequestRecord = field(default_factory=RequestRecord)
-    rows: tuple[EncodedRow, ...] = ()
-    owners: tuple[int, ...] = ()
-    future: Future[list[Prediction]] = field(default_factory=Future)
-    predictions: dict[int, Prediction] = field(default_factory=dict)
-    entered_at: float | None = None
-    queued_at: float | None = None
-    started_at: float | None = None
-    finished_at: float | None = None
+    ticket: Ticket | None = None
 
-    def deliver(self, index: int, prediction: Prediction, now: float) -> None:
-        """Take in a row's prediction; with the last one the future has its result."""
-        self.predictions[index] = prediction
-        if len(self.predictions) == len(self.rows):
-            self.finished_at = now
-            settle(self.future, result=[self.predictions[i] for i in range(len(self.rows))])
-
-    def end(self, now: float) -> None:
-        """Give up what has no answer yet, and note the stages that the plan came to."""
-        self.future.cancel()
-        times = (self.entered_at, self.queued_at, self.started_at, self.finished_at)
-        for name, begun, ended in zip(STAGES, times, times[1:], strict=False):
-            if begun is not None:
-                self.record.stages.append(Stage(name, begun, now if ended is None else ended))
+    @property
+    def rows(self) -> tuple[EncodedRow, ...]:
+        """The tokenised prompts; none before."""
+        return () if self.ticket is None else self.ticket.rows
 
 
 @dataclass(frozen=True)
@@ -104,7 +68,7 @@ def order_counts(inputs: Sequence[Mapping[str, Any]], *, order_average: OrderAve
 
 
 def choose_ask(
-    predictor: Predictor,
+    model: Model,
     *,
     mode: Literal["laplace", "map", "fast"] | None,
     predictive: str | None,
@@ -125,18 +89,18 @@ def choose_ask(
     without_posterior = mode in ("map", "fast")
     name: str
     if predictive is None:
-        name = mode if mode in ("map", "fast") else predictor.recommended
+        name = mode if mode in ("map", "fast") else model.recommended
         posterior = not without_posterior
     else:
         name = predictive
         posterior = mode == "laplace" or (covariance and not without_posterior and name != "fast")
-    if mode == "fast" and "fast" not in predictor.predictives:
+    if mode == "fast" and "fast" not in model.predictives:
         message = (
             "the artifact has no distilled variances: leave the mode out, or package it again with predictives.fast"
         )
         raise InvalidRequestError(message, field="options.mode")
-    if name not in predictor.predictives:
-        message = f"the artifact has no predictive of that name: it has {list(predictor.predictives)}"
+    if name not in model.predictives:
+        message = f"the artifact has no predictive of that name: it has {list(model.predictives)}"
         raise InvalidRequestError(message, field="options.predictive")
     if without_posterior and name != mode:
         message = f"mode {mode} is a forward pass with no other predictive: leave out the mode or the predictive"

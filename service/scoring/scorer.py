@@ -1,28 +1,27 @@
-"""A plan is scored: it gets room in the queue, is tokenised off the event loop, waits, and has its answer."""
+"""A plan is scored: it gets room, is tokenised off the event loop, and its ticket goes to whoever has the weights."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from concurrent.futures import Executor
 
-from service.scoring.device import Device
+from service.scoring.backend import Backend
+from service.scoring.entry import Entry
 from service.scoring.plan import Plan, Scored
-from service.scoring.queue import Queue
+from service.scoring.ticket import Ticket
 from service.scoring.tokenizing import Tokenizing
 
 
 class Scorer:
-    """Takes plans to the device and back. Belongs to the event loop.
+    """Takes plans to the backend and back. Belongs to the event loop.
 
     Args:
         tokenizers: threads that render and tokenise prompts.
     """
 
-    def __init__(self, queue: Queue, device: Device, tokenizers: Executor) -> None:
-        self.device = device
+    def __init__(self, backend: Backend, tokenizers: Executor) -> None:
+        self.backend = backend
         self.tokenizing = Tokenizing(tokenizers)
-        self._queue = queue
 
     async def score(self, plan: Plan) -> Scored:
         """Return the predictions of a plan's inputs, in order. Cancelling this frees the queued rows.
@@ -35,17 +34,26 @@ class Scorer:
             UnscorableInputError, DeviceMemoryError: the device has no answer for an input.
             DeviceFaultError: it has none for anybody any more.
         """
-        self.device.require_open()
+        self.backend.require_open()
         expected = self.tokenizing.expect(plan)
-        self._queue.enter(plan, expected.amount, fewest_tokens=expected.fewest_tokens, now=time.monotonic())
+        entry = Entry(plan.caller, plan.deadline, plan.record.trace)
+        self.backend.enter(entry, expected.amount, fewest_tokens=expected.fewest_tokens)
         try:
             encoded = await self.tokenizing.encode(plan, expected)
-            self._queue.put(plan, encoded.rows, encoded.owners, now=time.monotonic())
-            predictions = await asyncio.wrap_future(plan.future)
+            plan.ticket = ticket = Ticket(
+                plan.model.artifact.digest,
+                tuple(encoded.rows),
+                tuple(encoded.owners),
+                plan.ask,
+                plan.caller,
+                plan.deadline - time.monotonic(),
+            )
+            predictions = await self.backend.submit(entry, ticket)
         finally:
-            plan.end(time.monotonic())
+            plan.record.stages += entry.end(time.monotonic())
         if not plan.order_average:
             return Scored(predictions)
-        firsts = [k for k, owner in enumerate(plan.owners) if k == 0 or plan.owners[k - 1] != owner]
+        owners = ticket.owners
+        firsts = [k for k, owner in enumerate(owners) if k == 0 or owners[k - 1] != owner]
         averaged = await self.tokenizing.average(plan, encoded, predictions)
         return Scored(averaged, [predictions[k] for k in firsts])

@@ -1,12 +1,12 @@
-"""Which of a plan's inputs to label next: answers from the queue, then Jacobians in batches of their own."""
+"""Which of a plan's inputs to label next: answers from the queue, then Jacobians, by a call of their own."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from laplora.errors import ConfigError, NonFiniteError
 from service.errors import DeviceMemoryError, InvalidRequestError, UnscorableInputError
@@ -16,10 +16,9 @@ from service.scoring.scorer import Scorer
 from service.threads import OneAtATime
 
 if TYPE_CHECKING:
-    from laplora.selection.suggest import Suggestion
+    import torch
 
-#: Rows of a batch of Jacobians. Other requests' batches run between two of them.
-BATCH_ROWS = 8
+    from laplora.selection.suggest import Suggestion
 
 
 @dataclass(frozen=True)
@@ -63,25 +62,24 @@ async def suggested(scorer: Scorer, plan: Plan, choice: Choice, turns: OneAtATim
         else:
             async with turns.turn(plan.caller) as run:
                 features = await _features(scorer, plan, places)
-                found = await run(partial(select, plan.predictor, features, answers, choice.count, choice.method))
+                found = await run(
+                    partial(select, plan.model.artifact.manifest, features, answers, choice.count, choice.method)
+                )
         pairs = [(places[i], gain) for i, gain in zip(found.order.tolist(), found.gains.tolist(), strict=True)]
         chosen = tuple(SuggestedRow(place, gain, predictions[place]) for place, gain in pairs)
     return Suggestion(choice.method, chosen, int((~first).sum()), int((first & ~familiar).sum()))
 
 
-async def _features(scorer: Scorer, plan: Plan, places: Sequence[int]) -> Any:
-    from laplora.classifier import batches
-    from laplora.selection.pool import FeaturePass
-
-    rows, device = [plan.rows[i] for i in places], scorer.device
-
-    async def on_device(work: Callable[[], Any]) -> Any:
-        return await asyncio.wrap_future(device.call(work))
-
+async def _features(scorer: Scorer, plan: Plan, places: Sequence[int]) -> torch.Tensor:
+    assert plan.ticket is not None
+    ticket = replace(
+        plan.ticket,
+        rows=tuple(plan.ticket.rows[i] for i in places),
+        owners=tuple(plan.ticket.owners[i] for i in places),
+        left_s=plan.deadline - time.monotonic(),
+    )
     try:
-        features = await on_device(lambda: FeaturePass(plan.predictor, rows))
-        for index in batches(rows, BATCH_ROWS, (device.token_budget, plan.predictor.device_tokens)):
-            await on_device(partial(features.run, index))
+        return await scorer.backend.features(ticket)
     except ConfigError as error:
         raise InvalidRequestError(str(error), field="options.method") from None
     except NonFiniteError:
@@ -92,4 +90,3 @@ async def _features(scorer: Scorer, plan: Plan, places: Sequence[int]) -> Any:
         raise DeviceMemoryError(
             "the Jacobians of the inputs do not fit the device's memory: send shorter ones", field="inputs"
         ) from None
-    return features.features

@@ -17,8 +17,8 @@ from service.scoring.plan import Plan, order_counts
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.predictor import Predictor
     from laplora.prompts.rows import EncodedRow
+    from service.scoring.model import Model
 
 #: Threads that render and tokenise.
 TOKENIZE_THREADS = 2
@@ -65,11 +65,11 @@ class Tokenizing:
 
     def __init__(self, threads: Executor) -> None:
         self._threads = threads
-        self._estimates: WeakKeyDictionary[Predictor, TokenEstimate] = WeakKeyDictionary()
+        self._estimates: WeakKeyDictionary[Model, TokenEstimate] = WeakKeyDictionary()
 
-    def estimate(self, predictor: Predictor) -> TokenEstimate:
+    def estimate(self, model: Model) -> TokenEstimate:
         """Return what was learned of an artifact's tokens per byte."""
-        return self._estimates.setdefault(predictor, TokenEstimate())
+        return self._estimates.setdefault(model, TokenEstimate())
 
     def expect(self, plan: Plan) -> Expected:
         """Return what a plan's prompts are expected to have.
@@ -77,9 +77,9 @@ class Tokenizing:
         Raises:
             TooManyTokensError: a text that is certainly too long, however it is tokenised, and is not to be cut.
         """
-        predictor, orders = plan.predictor, order_counts(plan.inputs, order_average=plan.order_average)
+        model, orders = plan.model, order_counts(plan.inputs, order_average=plan.order_average)
         sizes = _text_sizes(plan)
-        estimate, bounds, most = self.estimate(predictor), predictor.token_bounds, predictor.max_tokens
+        estimate, bounds, most = self.estimate(model), model.token_bounds, model.max_tokens
         prompts = list(zip(sizes, orders, strict=True))
         amount = Amount(
             rows=sum(orders),
@@ -95,10 +95,10 @@ class Tokenizing:
         Raises:
             InvalidInputError, TooManyTokensError: an input does not fit; the field names which.
         """
-        predictor = plan.predictor
-        encode: Callable[..., Any] = predictor.encode
+        model = plan.model
+        encode: Callable[..., Any] = model.encode
         if plan.order_average:
-            encode = partial(predictor.encode_orders, which=plan.order_average)
+            encode = partial(model.encode_orders, which=plan.order_average)
         weights = [size * count for size, count in zip(expected.sizes, expected.orders, strict=True)]
         loop, items = asyncio.get_running_loop(), list[Any]()
         for part in in_parts(weights, TOKENIZE_PART_BYTES):
@@ -106,23 +106,23 @@ class Tokenizing:
         each = [item.rows if plan.order_average else [item] for item in items]
         rows = [row for rows in each for row in rows]
         owners = [i for i, rows in enumerate(each) for _ in rows]
-        self.estimate(predictor).learn(rows, [expected.sizes[owner] for owner in owners])
+        self.estimate(model).learn(rows, [expected.sizes[owner] for owner in owners])
         return Encoded(rows, owners, items)
 
     async def average(self, plan: Plan, encoded: Encoded, predictions: Sequence[Prediction]) -> list[Prediction]:
         """Return one prediction for each input, of those in all its orders."""
-        average = plan.predictor.average_orders
+        average = plan.model.average_orders
         return await asyncio.get_running_loop().run_in_executor(self._threads, average, encoded.items, predictions)
 
 
 def _text_sizes(plan: Plan) -> list[int]:
     """Return the UTF-8 bytes that each input's prompt has at least: its fields' and the template's."""
-    predictor = plan.predictor
-    template_bytes = predictor.artifact.manifest.template.template().size_bytes
+    model = plan.model
+    template_bytes = model.artifact.manifest.template.template().size_bytes
     sizes = []
     for i, fields in enumerate(plan.inputs):
         field_bytes = sum(map(_size_bytes, fields.values()))
-        fewest, limit = predictor.token_bounds.fewest(field_bytes), predictor.max_tokens
+        fewest, limit = model.token_bounds.fewest(field_bytes), model.max_tokens
         if fewest > limit and not plan.truncate:
             message = f"the text has at least {fewest} tokens, the limit is {limit}: shorten it or set truncate"
             raise _located(TooManyTokensError(message, limit=limit, got=fewest), i)

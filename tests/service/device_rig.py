@@ -15,8 +15,9 @@ from laplora.prompts.rows import EncodedRow
 from service.scoring.admission import NOTHING, Amount
 from service.scoring.device import Device
 from service.scoring.device_faults import DeviceHealth
-from service.scoring.plan import Ask, Plan
+from service.scoring.entry import Entry
 from service.scoring.queue import Queue
+from service.scoring.ticket import Ask, Ticket
 from service.telemetry.batch_report import BatchReport
 
 
@@ -29,22 +30,23 @@ class Rig:
 
     def submit(
         self, *rows: EncodedRow | int, predictive: str = "laplace", deadline: float = math.inf, predictor: Any = None
-    ) -> Plan:
-        """Return the plan of rows that now wait; a number stands for a row of this one token."""
+    ) -> Entry:
+        """Return the entry of rows that now wait; a number stands for a row of this one token."""
         predictor = predictor or self.predictor
-        encoded = [predictor.row(row) if isinstance(row, int) else row for row in rows]
-        plan = Plan(predictor, [], Ask(predictive), caller="", deadline=deadline)
-        amount = Amount(len(encoded), sum(len(row.token_ids) for row in encoded))
-        self.queue.enter(plan, amount, fewest_tokens=amount.tokens, now=time.monotonic())
-        self.queue.put(plan, encoded, range(len(encoded)), now=time.monotonic())
-        return plan
+        encoded = tuple(predictor.row(row) if isinstance(row, int) else row for row in rows)
+        ticket = Ticket(predictor.artifact.digest, encoded, tuple(range(len(encoded))), Ask(predictive), caller="")
+        entry = Entry(ticket.caller, deadline)
+        amount = Amount(len(encoded), ticket.tokens)
+        self.queue.enter(entry, amount, fewest_tokens=amount.tokens, now=time.monotonic())
+        self.queue.put(entry, ticket, predictor, now=time.monotonic())
+        return entry
 
-    def occupy(self, predictive: str = "laplace") -> Plan:
+    def occupy(self, predictive: str = "laplace") -> Entry:
         """Put a row of token 2 on the device; it stays there until the predictor is released."""
         self.predictor.hold()
-        plan = self.submit(2, predictive=predictive)
+        entry = self.submit(2, predictive=predictive)
         self.predictor.entered.wait()
-        return plan
+        return entry
 
     @property
     def batches(self) -> list[tuple[str, list[int]]]:
@@ -52,7 +54,7 @@ class Rig:
         return [(name, [row.token_ids[0] for row in rows]) for name, rows in self.predictor.batches]
 
     def assert_empty(self) -> None:
-        assert (self.queue.rows, self.queue.tokens, self.queue.plans) == (0, 0, frozenset())
+        assert (self.queue.rows, self.queue.tokens, self.queue.entries) == (0, 0, frozenset())
         assert self.queue.held == NOTHING
 
 
@@ -77,6 +79,6 @@ def rig(
         device.stop(join_timeout_s=60)
 
 
-def named(plan: Plan) -> list[int]:
-    """Return the largest token of each row of a plan, which its answer names."""
-    return [round(p.map_probs[0] * 100_000) for p in plan.future.result()]
+def named(entry: Entry) -> list[int]:
+    """Return the largest token of each row of a request, which its answer names."""
+    return [round(p.map_probs[0] * 100_000) for p in entry.future.result()]

@@ -233,8 +233,8 @@ class FakePredictor(Predictor):
 
 
 def queued_plans(app: FastAPI) -> int:
-    """Return how many plans have rows in the queue or on the device."""
-    return sum(plan.queued_at is not None for plan in app.state.queue.plans)
+    """Return how many requests have rows in the queue or on the device."""
+    return sum(entry.queued_at is not None for entry in app.state.backend.queue.entries)
 
 
 def artifacts_in(root: Path, *names: str) -> list[FakePredictor]:

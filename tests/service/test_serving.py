@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from serving import FakePredictor
 
+from laplora.encoder import Encoder
 from laplora.errors import TooManyTokensError
 from laplora.predictor import Predictor
 
@@ -24,9 +25,10 @@ def rows(predictor: Any) -> list[Any]:
 
 
 def test_the_fake_leaves_to_the_real_one_only_what_no_server_calls() -> None:
-    offered = {name for name in vars(Predictor) if not name.startswith("_")}
+    offered = {name for one in (Encoder, Predictor) for name in vars(one) if not name.startswith("_")}
     assert offered - set(vars(FakePredictor)) == {
-        *("load", "predict_all", "predict_each", "batch_tokens"),
+        *("load", "of_folder", "predict_all", "predict_each", "batch_tokens"),
+        *("named", "side", "thresholds"),  # of decided and encode
         *("jacobians", "members", "precisions", "states", "tokenizer"),  # of labels: conditioning, suggest
     }
 

@@ -15,7 +15,6 @@ from fastapi.responses import StreamingResponse
 from laplora.errors import LaploraError
 from service.artifacts.reports import has_report
 from service.artifacts.shelf import Place
-from service.artifacts.token_budget import TokenBudget
 from service.http.openapi import CANDIDATE_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.dependencies import ArtifactsDep
 from service.http.schemas.artifacts import (
@@ -30,6 +29,7 @@ from service.http.schemas.artifacts import (
     UnloadResponse,
     WeightsOut,
 )
+from service.scoring.model import TokenBudget
 
 if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
@@ -59,7 +59,7 @@ async def list_artifacts(artifacts: ArtifactsDep) -> ArtifactsResponse:
     return ArtifactsResponse(
         active=name,
         artifacts=[
-            _summary(item_name, item, place, name, None if place is None else artifacts.budget_of(place.predictor))
+            _summary(item_name, item, place, name, None if place is None else artifacts.budget_of(place.model))
             for item_name, item, place in known
         ],
     )
@@ -85,7 +85,7 @@ async def load_artifact(name: str, artifacts: ArtifactsDep) -> LoadResponse:
     """Load and verify an artifact beside the others, for requests that name it; answers when it serves."""
     artifacts.require_taking()
     change = await asyncio.wrap_future(artifacts.change(name, activate=False))
-    return LoadResponse(artifact=artifact_ref(change.predictor.artifact), unloaded=list(change.unloaded))
+    return LoadResponse(artifact=artifact_ref(change.model.artifact), unloaded=list(change.unloaded))
 
 
 @router.post("/artifacts/{name}/activate", responses=error_responses(*_CHANGE_ERRORS))
@@ -94,7 +94,7 @@ async def activate_artifact(name: str, artifacts: ArtifactsDep) -> ActivateRespo
     artifacts.require_taking()
     change = await asyncio.wrap_future(artifacts.change(name, activate=True))
     return ActivateResponse(
-        artifact=artifact_ref(change.predictor.artifact), previous=change.previous, unloaded=list(change.unloaded)
+        artifact=artifact_ref(change.model.artifact), previous=change.previous, unloaded=list(change.unloaded)
     )
 
 
@@ -134,8 +134,8 @@ def _summary(
     if isinstance(item, LaploraError):
         unknown: dict[str, Any] = dict.fromkeys(ArtifactSummary.model_fields)
         return ArtifactSummary(**unknown | {"name": name, "active": False, "loaded": False, "error": str(item)})
-    weights = None if place is None else place.predictor.weights
-    reverse = None if place is None else place.predictor.reverse_pass
+    weights = None if place is None else place.model.weights
+    reverse = None if place is None else place.model.reverse_pass
     return ArtifactSummary(
         **artifact_ref(item).model_dump(),
         active=place is not None and place.name == active,

@@ -58,9 +58,9 @@ async def condition_artifact(
     found = done.comparison
     assert found is not None
     return ConditionResponse(
-        artifact=artifact_ref(done.predictor.artifact),
+        artifact=artifact_ref(done.model.artifact),
         previous=done.previous,
-        recommended=done.predictor.recommended,
+        recommended=done.model.recommended,
         rows=found.rows,
         folds=found.folds,
         before=ConditionFigures(**found.before.model_dump()),
@@ -79,7 +79,7 @@ async def undo_condition(
     artifacts.require_taking()
     await artifacts.require_loaded(name)
     done = await asyncio.wrap_future(conditioner.undo(name, body.digest))
-    return UndoResponse(artifact=artifact_ref(done.predictor.artifact), previous=done.previous)
+    return UndoResponse(artifact=artifact_ref(done.model.artifact), previous=done.previous)
 
 
 def _require_on(settings: Settings) -> None:

@@ -18,11 +18,12 @@ from service.http.schemas.evaluate import EvaluateRequest, EvaluateResponse, Met
 from service.http.schemas.inputs import LabelledInput
 from service.scoring.evaluation import measure, method_rows, unfamiliar_share
 from service.scoring.labels import LabelNames, Truth
-from service.scoring.plan import Ask, Scored
+from service.scoring.plan import Scored
+from service.scoring.ticket import Ask
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.predictor import Predictor
+    from service.scoring.model import Model
 
 router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
 
@@ -33,12 +34,12 @@ async def evaluate(
 ) -> EvaluateResponse:
     """Measure every predictive of the artifact on labelled inputs: accuracy, NLL, ECE, Brier, error ranking."""
 
-    def ask_of(predictor: Predictor) -> Ask:
-        return Ask(predictor.recommended, also=predictor.predictives)
+    def ask_of(model: Model) -> Ask:
+        return Ask(model.recommended, also=model.predictives)
 
     async with planning.plan(body, ask_of) as plan:
-        predictor = plan.predictor
-        manifest = predictor.artifact.manifest
+        model = plan.model
+        manifest = model.artifact.manifest
         names = LabelNames.of(manifest)
         truths = [_truth_of(i, item, names) for i, item in enumerate(body.inputs)]
 
@@ -59,7 +60,7 @@ async def evaluate(
 
         scored, methods = await planning.awaited(plan, work())
         return EvaluateResponse(
-            artifact=artifact_ref(predictor.artifact),
+            artifact=artifact_ref(model.artifact),
             rows=len(truths),
             unfamiliar=unfamiliar_share(manifest, scored.predictions),
             methods={name: MethodMetrics.model_validate(metrics) for name, metrics in methods.items()},

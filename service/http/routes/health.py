@@ -13,22 +13,22 @@ from service.http.routes.dependencies import ArtifactsDep, LifecycleDep, ScorerD
 from service.http.schemas.health import LiveResponse, ReadyResponse
 
 if TYPE_CHECKING:
-    from laplora.predictor import Predictor
+    from service.scoring.model import Model
 
 router = APIRouter(tags=["health"])
 
 
-async def _ready(artifacts: ArtifactsDep, lifecycle: LifecycleDep, scorer: ScorerDep) -> Predictor:
-    """Return the active predictor, if new requests are to be sent here.
+async def _ready(artifacts: ArtifactsDep, lifecycle: LifecycleDep, scorer: ScorerDep) -> Model:
+    """Return the active model, if new requests are to be sent here.
 
     Raises:
         DeviceFaultError, DeviceStalledError, DrainingError, NotReadyError: they are not.
     """
-    predictor = artifacts.require_taking()
+    model = artifacts.require_taking()
     if lifecycle.leaving:
         raise DrainingError("the server is about to stop: send new requests elsewhere")
-    scorer.device.health.require_responsive()
-    return predictor
+    scorer.backend.require_responsive()
+    return model
 
 
 ReadyDep = Annotated[Any, Depends(_ready)]

@@ -29,7 +29,7 @@ from service.settings import Settings
 from service.telemetry.request_record import note
 
 if TYPE_CHECKING:
-    from laplora.predictor import Predictor
+    from service.scoring.model import Model
 
 router = APIRouter(tags=["jobs"])
 
@@ -132,7 +132,7 @@ async def _submitted(
         return known
     try:
         async with (
-            artifacts.lease(query.artifact) as predictor,
+            artifacts.lease(query.artifact) as model,
             asyncio.timeout(settings.job_upload_timeout_s),
             aclosing(request.stream()) as body,
         ):
@@ -144,12 +144,12 @@ async def _submitted(
                 steadily(body, settings.job_upload_idle_s),
                 owner=owner,
                 key=key,
-                artifact=artifact_ref(predictor.artifact),
-                labels=LabelNames.of(predictor.artifact.manifest),
+                artifact=artifact_ref(model.artifact),
+                labels=LabelNames.of(model.artifact.manifest),
                 options=query.options,
                 keep_rows=query.keep_rows,
-                template_fields=tuple(predictor.artifact.manifest.template.template().fields),
-                tokens_of=lambda fields: _tokens_of(predictor, fields, query),
+                template_fields=tuple(model.artifact.manifest.template.template().fields),
+                tokens_of=lambda fields: _tokens_of(model, fields, query),
                 awaited=partial(while_awaited, request),
             )
     except TimeoutError:
@@ -158,13 +158,13 @@ async def _submitted(
         raise ClientGoneError("the client closed its connection while sending the upload") from None
 
 
-def _tokens_of(predictor: Predictor, fields: dict[str, Any], query: JobQuery) -> int:
+def _tokens_of(model: Model, fields: dict[str, Any], query: JobQuery) -> int:
     if query.order_average:
         return sum(
             len(row.token_ids)
-            for row in predictor.encode_orders(fields, truncate=query.truncate, which=query.order_average).rows
+            for row in model.encode_orders(fields, truncate=query.truncate, which=query.order_average).rows
         )
-    return len(predictor.encode(fields, truncate=query.truncate).token_ids)
+    return len(model.encode(fields, truncate=query.truncate).token_ids)
 
 
 async def _discard_rest(request: Request, limit: int) -> None:

@@ -34,7 +34,7 @@ from service.http.schemas.open_inference import (
 )
 
 if TYPE_CHECKING:
-    from laplora.predictor import Predictor
+    from service.scoring.model import Model
 
 #: Says how long the JSON object is, where bytes of tensors come behind it; in requests and in answers.
 HEADER_LENGTH = "inference-header-content-length"
@@ -86,14 +86,14 @@ _EVERYTHING = V2IndexRequest()
 _INFER_RESPONSES = {200: _IN_BYTES, **_responses("artifact_changed", *SCORING_ERRORS)}
 
 
-async def _model(request: Request, name: str, artifacts: ArtifactsDep) -> Predictor:
+async def _model(request: Request, name: str, artifacts: ArtifactsDep) -> Model:
     """Return the loaded artifact of the path, of the version that the path may say."""
     artifacts.require_taking()
-    predictor = artifacts.shelf.find(name)
-    if predictor is None:
+    model = artifacts.shelf.find(name)
+    if model is None:
         raise ArtifactNotFoundError("no loaded artifact of this name: GET /artifacts lists them")
-    check_digest(predictor.artifact, request.path_params.get("version"))
-    return predictor
+    check_digest(model.artifact, request.path_params.get("version"))
+    return model
 
 
 ModelDep = Annotated[Any, Depends(_model)]
@@ -186,8 +186,8 @@ async def v2_repository_index(
     return [entry for entry in entries if entry.state == "READY" or not body.ready]
 
 
-def _described(predictor: Predictor) -> V2Model:
-    artifact = predictor.artifact
+def _described(model: Model) -> V2Model:
+    artifact = model.artifact
     inputs, outputs = open_inference.described(template_fields(artifact), len(artifact.manifest.labels))
     return V2Model(name=artifact.name, versions=[artifact.digest], platform="laplora", inputs=inputs, outputs=outputs)
 

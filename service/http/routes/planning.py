@@ -27,7 +27,8 @@ from service.http.schemas.evaluate import EvaluateRequest
 from service.http.schemas.inputs import Input
 from service.http.schemas.suggest import SuggestRequest
 from service.recent.inputs import RecentInputs
-from service.scoring.plan import Ask, Plan, order_counts
+from service.scoring.plan import Plan, order_counts
+from service.scoring.ticket import Ask
 from service.security.callers import caller_of
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -35,7 +36,7 @@ from service.telemetry.request_record import note, record_of
 
 if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
-    from laplora.predictor import Predictor
+    from service.scoring.model import Model
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ class Planning:
 
     @asynccontextmanager
     async def plan(
-        self, body: Call | EvaluateRequest | SuggestRequest, ask_of: Callable[[Predictor], Ask]
+        self, body: Call | EvaluateRequest | SuggestRequest, ask_of: Callable[[Model], Ask]
     ) -> AsyncIterator[Plan]:
         """Yield the plan for a body; inside the block its artifact stays in memory.
 
@@ -77,15 +78,15 @@ class Planning:
         begun, options = time.monotonic(), body.options
         limit_s = self._settings.request_timeout_s
         timeout_s = limit_s if options.timeout_s is None else min(limit_s, options.timeout_s)
-        async with self._artifacts.lease(body.artifact) as predictor:
+        async with self._artifacts.lease(body.artifact) as model:
             max_inputs = self._settings.max_inputs
-            inputs = inputs_of(body, predictor.artifact, max_inputs) if isinstance(body, Call) else body.inputs
+            inputs = inputs_of(body, model.artifact, max_inputs) if isinstance(body, Call) else body.inputs
             self.inputs = inputs
             check_inputs(inputs, max_inputs, order_average=options.order_average)
             plan = Plan(
-                predictor,
+                model,
                 [item.template_fields for item in inputs],
-                ask=ask_of(predictor),
+                ask=ask_of(model),
                 caller=caller_of(self._request).name,
                 truncate=options.truncate,
                 order_average=options.order_average,
@@ -93,7 +94,7 @@ class Planning:
                 deadline=begun + timeout_s,
                 record=record_of(self._request),
             )
-            artifact = predictor.artifact
+            artifact = model.artifact
             note(self._request, artifact=artifact.name, digest=artifact.digest, predictive=plan.ask.predictive)
             yield plan
 
@@ -112,7 +113,7 @@ class Planning:
         """Let an answered plan's inputs be suggested later, where the server is told to keep some."""
         if not self._recent.on:
             return
-        work = partial(self._recent.add, plan.predictor.artifact.digest, plan.caller, plan.inputs)
+        work = partial(self._recent.add, plan.model.artifact.digest, plan.caller, plan.inputs)
         if sum(_chars(fields) for fields in plan.inputs) <= _KEPT_INLINE_CHARS:
             work()
         else:

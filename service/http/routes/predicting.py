@@ -13,12 +13,13 @@ from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import FeedbackDep, MetricsDep, ScorerDep
 from service.http.routes.planning import Planning, PlanningDep
 from service.http.schemas.predict import PredictiveRef, PredictResponse
-from service.scoring.plan import Ask, choose_ask
+from service.scoring.plan import choose_ask
 from service.scoring.scorer import Scorer
+from service.scoring.ticket import Ask
 from service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from laplora.predictor import Predictor
+    from service.scoring.model import Model
 
 
 class Predicting:
@@ -36,9 +37,9 @@ class Predicting:
         """
         planning, options = self._planning, call.options
 
-        def ask_of(predictor: Predictor) -> Ask:
+        def ask_of(model: Model) -> Ask:
             return choose_ask(
-                predictor,
+                model,
                 mode=options.mode if "mode" in options.model_fields_set else None,
                 predictive=options.predictive,
                 covariance=options.covariance,
@@ -48,8 +49,8 @@ class Predicting:
 
         async with planning.plan(call, ask_of) as plan:
             scored = await planning.awaited(plan, self._scorer.score(plan))
-            artifact, predictive = plan.predictor.artifact, plan.ask.predictive
-            answers, target_risk = plan.predictor.decided(scored.predictions, options.target_risk)
+            artifact, predictive = plan.model.artifact, plan.ask.predictive
+            answers, target_risk = plan.model.decided(scored.predictions, options.target_risk)
             predictions = [
                 prediction_out(i, item, prediction, options)
                 for i, (item, prediction) in enumerate(zip(planning.inputs, answers, strict=True))
@@ -59,7 +60,7 @@ class Predicting:
                     options.order_average
                 ]
                 watched, told = f"{predictive}{orders}", call.tells_ids
-                ids = self._feedback.remember(plan.predictor, watched, plan.caller, answers, target_risk, told=told)
+                ids = self._feedback.remember(plan.model, watched, plan.caller, answers, target_risk, told=told)
                 for prediction, prediction_id in zip(predictions, ids, strict=told):
                     prediction.prediction_id = prediction_id
             await planning.keep_inputs(plan)

@@ -67,8 +67,8 @@ async def suggest_recent(
     They are chosen as by POST /suggest. Looked at are at most `max_inputs` of those that are kept.
     """
     _require_on(recent)
-    async with artifacts.lease(body.artifact) as predictor:
-        artifact = predictor.artifact
+    async with artifacts.lease(body.artifact) as model:
+        artifact = model.artifact
     _check_fields(artifact)
     lines = await run_in_threadpool(recent.lines, artifact.digest, caller.sees, settings.max_inputs)
     if not lines:
@@ -125,8 +125,8 @@ async def list_recent(
     The file is a pool for `python -m training suggest`.
     """
     _require_on(recent)
-    async with artifacts.lease(artifact) as predictor:
-        digest = predictor.artifact.digest
+    async with artifacts.lease(artifact) as model:
+        digest = model.artifact.digest
     lines = await run_in_threadpool(recent.lines, digest, caller.sees)
     # In parts: of a client that reads slowly, or not at all, no more is held than the sample that all share.
     return StreamingResponse(_in_parts(lines), media_type="application/jsonl")

@@ -14,14 +14,14 @@ from service.http.routes.planning import Planning, PlanningDep
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.base import Timing
 from service.http.schemas.suggest import SuggestedInput, SuggestRequest, SuggestResponse
-from service.scoring.plan import Ask
 from service.scoring.scorer import Scorer
 from service.scoring.suggestion import Choice, suggested
+from service.scoring.ticket import Ask
 from service.threads import OneAtATime
 
 if TYPE_CHECKING:
-    from laplora.predictor import Predictor
     from laplora.selection.suggest import Suggestion
+    from service.scoring.model import Model
 
 router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
 
@@ -50,12 +50,12 @@ async def choose(
     Raises as ``Planning.plan``, ``Planning.awaited`` and ``suggested``.
     """
 
-    def ask_of(predictor: Predictor) -> Ask:
-        return Ask(predictor.recommended)
+    def ask_of(model: Model) -> Ask:
+        return Ask(model.recommended)
 
     options = body.options
     choice = Choice(options.count, options.method, options.least_familiarity)
     async with planning.plan(body, ask_of) as plan:
         found = await planning.awaited(plan, suggested(scorer, plan, choice, turns))
         timing = planning.timing(plan, tokens=sum(len(row.token_ids) for row in plan.rows))
-        return found, artifact_ref(plan.predictor.artifact), timing
+        return found, artifact_ref(plan.model.artifact), timing

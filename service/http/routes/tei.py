@@ -15,8 +15,8 @@ router = APIRouter(tags=["protocols"])
 @router.get("/info", responses=error_responses(*STATE_ERRORS, model=TeiErrorResponse))
 async def tei_info(artifacts: ArtifactsDep, scorer: ScorerDep, settings: SettingsDep) -> TeiInfo:
     """The active artifact and this server's limits, as text-embeddings-inference describes itself."""
-    predictor = artifacts.require_taking()
-    artifact = predictor.artifact
+    model = artifacts.require_taking()
+    artifact = model.artifact
     labels = artifact.manifest.labels
     return TeiInfo(
         model_id=artifact.name,
@@ -29,8 +29,8 @@ async def tei_info(artifacts: ArtifactsDep, scorer: ScorerDep, settings: Setting
             )
         ),
         max_concurrent_requests=settings.max_requests,
-        max_input_length=predictor.max_tokens,
-        max_batch_tokens=scorer.device.token_budget,
+        max_input_length=model.max_tokens,
+        max_batch_tokens=scorer.backend.batch_tokens,
         max_client_batch_size=settings.max_inputs,
         tokenization_workers=TOKENIZE_THREADS,
         version=API_VERSION,

@@ -36,15 +36,15 @@ async def v1_models(artifacts: ArtifactsDep) -> ModelList:
     """The loaded artifacts, the active one first, as vLLM lists models."""
     artifacts.require_taking()
     now = int(time.time())
-    predictors = [place.predictor for place in artifacts.shelf.places]
+    models = [place.model for place in artifacts.shelf.places]
     return ModelList(
         data=[
             ModelCard(
-                id=predictor.artifact.name,
+                id=model.artifact.name,
                 created=now,
-                root=predictor.artifact.manifest.base_model,
-                max_model_len=predictor.max_tokens,
+                root=model.artifact.manifest.base_model,
+                max_model_len=model.max_tokens,
             )
-            for predictor in predictors
+            for model in models
         ]
     )

@@ -257,7 +257,7 @@ async def test_no_pass_is_larger_than_a_batch_of_requests(server: Server, monkey
         return real(classifier, posterior, examples, *args, **options)
 
     monkeypatch.setattr(served_rows, "project_split", noted)
-    server.state.device.token_budget = budget = 64
+    server.state.backend.device.token_budget = budget = 64
     rows = [row | {"text": row["text"] * (1 + i % 2)} for i, row in enumerate(server.rows)]
     assert (await server.send(rows=rows)).status_code == 200
     assert sum(count for count, _ in passes) == len(rows)

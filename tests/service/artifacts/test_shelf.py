@@ -120,9 +120,9 @@ class AnyOrder(RuleBasedStateMachine):
         places = self.shelf.places
         assert len(places) <= 3
         assert sum(p.size_bytes for p in places) <= 50
-        assert self.shelf.active is places[0].predictor
+        assert self.shelf.active is places[0].model
         for place in places:
-            assert place.leases == sum(held is place.predictor for _, held in self.leases)
+            assert place.leases == sum(held is place.model for _, held in self.leases)
 
 
 TestAnyOrder = AnyOrder.TestCase

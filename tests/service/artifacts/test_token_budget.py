@@ -197,7 +197,7 @@ async def test_a_server_measures_logs_and_lists_it(
     with caplog.at_level("INFO", "laplora.service"):
         async with started(app) as client:
             (listed,) = (await client.get("/artifacts")).json()["artifacts"]
-            assert app.state.device.token_budget == tokens
+            assert app.state.backend.device.token_budget == tokens
     assert listed["token_budget"]["tokens"] == tokens
     assert reason in listed["token_budget"]["reason"]
     (said,) = [r for r in caplog.records if getattr(r, "event", "") == "token_budget"]
@@ -218,10 +218,10 @@ async def test_the_least_of_all_loaded_artifacts_counts_while_it_is_loaded(tmp_p
         library=Library(known.load, known.read, cards.__getitem__),
     )
     async with started(app) as client:
-        seen = [app.state.device.token_budget]
+        seen = [app.state.backend.device.token_budget]
         for change in ("load", "unload"):
             assert (await client.post(f"/artifacts/second/{change}")).status_code == 200
-            seen.append(app.state.device.token_budget)
+            seen.append(app.state.backend.device.token_budget)
     assert seen == [2048, 1024, 2048]
 
 

@@ -121,7 +121,7 @@ async def test_refused_and_broken_requests_give_their_places_back() -> None:
 async def test_a_full_queue_refuses_before_the_body_is_read() -> None:
     async with serve(max_queue_rows=1, max_inputs=1, client_share=1.0) as served, served.occupied():
         waiting = asyncio.create_task(served.predict("b"))
-        await served.until(lambda: served.state.queue.rows == 1)
+        await served.until(lambda: served.state.backend.queue.rows == 1)
         for path in ("/predict", "/evaluate"):
             body = Body(b" ")
             refused = await served.client.post(path, content=body, headers=JSON)

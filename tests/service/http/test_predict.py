@@ -186,7 +186,7 @@ async def test_a_request_may_ask_for_less_time_than_the_server_gives() -> None:
         refused = await served.predict("b 77777", options={"timeout_s": 0.05})
         rows = {"inputs": [{"text": "b 77777", "label": "positive"}], "options": {"timeout_s": 0.05}}
         evaluated = await served.client.post("/evaluate", json=rows)
-        assert (served.state.queue.rows, served.state.queue.held.rows) == (0, 0)
+        assert (served.state.backend.queue.rows, served.state.backend.queue.held.rows) == (0, 0)
         served.predictor.released.set()
         assert (await running).status_code == 200
         assert (await served.predict("a", options={"timeout_s": 60})).status_code == 200

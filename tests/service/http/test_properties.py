@@ -78,7 +78,7 @@ class Company:
 
     def together(self, bodies: list[dict[str, Any]], token_budget: int) -> list[list[dict[str, Any]]]:
         """Return the predictions of requests whose rows all wait before the first one is scored."""
-        device = self.app.state.device
+        device = self.app.state.backend.device
         usual, device.token_budget = device.token_budget, token_budget
         try:
             return self.portal.call(self._together, bodies)
@@ -87,7 +87,7 @@ class Company:
 
     async def _together(self, bodies: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         released = threading.Event()
-        self.app.state.device.call(released.wait)
+        self.app.state.backend.device.call(released.wait)
         asked = [asyncio.ensure_future(self.client.post("/predict", json=body)) for body in bodies]
         try:
             while queued_plans(self.app) < len(bodies) and not any(task.done() for task in asked):

@@ -78,7 +78,7 @@ async def test_progress_and_partial_metrics_while_it_runs() -> None:
         served.predictor.hold()
         job_id = await submit(served, rows(60))
         await served.until(served.predictor.entered.is_set)
-        assert {plan.caller for plan in served.state.queue.plans} == {f"job:{job_id}"}
+        assert {plan.caller for plan in served.state.backend.queue.entries} == {f"job:{job_id}"}
         running = await get(served, job_id)
         assert (running["status"], running["rows_done"], running["partial"]) == ("running", 0, None)
         assert 'laplora_jobs{status="running"} 1.0' in (await served.client.get("/metrics")).text
@@ -339,7 +339,7 @@ async def test_finished_jobs_are_kept_for_a_while() -> None:
 async def test_what_passes_is_waited_out(
     error: Exception, code: str, monkeypatch: pytest.MonkeyPatch, served: Served
 ) -> None:
-    refusals, submit_rows, go_on = 0, served.state.queue.put, asyncio.Event()
+    refusals, submit_rows, go_on = 0, served.state.backend.queue.put, asyncio.Event()
 
     def full(plan: Any, *args: Any, **kw: Any) -> Any:
         nonlocal refusals
@@ -352,7 +352,7 @@ async def test_what_passes_is_waited_out(
         self.tried += 1
         return 0.0 if go_on.is_set() else 3600.0
 
-    monkeypatch.setattr(served.state.queue, "put", full)
+    monkeypatch.setattr(served.state.backend.queue, "put", full)
     monkeypatch.setattr(waiting.Pauses, "next_s", next_s)
     job_id = await submit(served, rows(40))
     assert await paused(served, job_id) == code

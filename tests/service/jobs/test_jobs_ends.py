@@ -38,12 +38,12 @@ async def test_cancel_frees_the_queue_at_once_and_keeps_the_job_listed(how: str)
     async with serve(batch_tokens=40) as served:
         served.predictor.hold()
         job_id = await submit(served, rows(200))
-        await served.until(lambda: served.predictor.entered.is_set() and served.state.queue.rows > 0)
+        await served.until(lambda: served.predictor.entered.is_set() and served.state.backend.queue.rows > 0)
         if how == "cancel":
             await cancel(served, job_id)
         else:
             assert await delete(served, job_id) == "cancelled"
-        assert served.state.queue.rows == 0
+        assert served.state.backend.queue.rows == 0
         assert uploads(served) == []
         assert served.state.jobs.quota.held_bytes == 0
         found = await get(served, job_id)

@@ -49,7 +49,7 @@ def doomed(how: str) -> FakePredictor:
 
 async def unclean_end(served: Served, how: str) -> Path:
     """Wait for the end that the row at fault brings about, and return the folder that it leaves."""
-    device, jobs_dir = served.state.device, Path(served.state.settings.jobs_dir)
+    device, jobs_dir = served.state.backend.device, Path(served.state.settings.jobs_dir)
     if how == "fault":
         await served.until(lambda: device.health.fault is not None)
         return jobs_dir

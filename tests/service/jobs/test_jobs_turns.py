@@ -131,7 +131,7 @@ async def test_the_next_chunk_waits_behind_the_device_before_it_is_needed() -> N
             while job.rows_done < 40:
                 await served.until(lambda: served.queued_plans == 2)
                 # And no more than two chunks of four rows are ever in memory.
-                assert 0 < served.state.queue.rows <= 8
+                assert 0 < served.state.backend.queue.rows <= 8
                 predictor.steps.release()
                 await asyncio.sleep(0.001)
         finally:

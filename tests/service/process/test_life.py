@@ -96,7 +96,7 @@ async def test_deadline_is_504_and_frees_the_queue() -> None:
         running = asyncio.create_task(served.predict("a"))
         await asyncio.to_thread(served.predictor.entered.wait)
         assert code(await served.predict("b 77777")) == (504, "deadline_exceeded")
-        assert served.state.queue.rows == 0
+        assert served.state.backend.queue.rows == 0
         assert code(await running) == (504, "deadline_exceeded")
         served.predictor.released.set()
     assert all(77777 not in row.token_ids for _, rows in served.predictor.batches for row in rows)
@@ -135,10 +135,10 @@ async def test_disconnect_frees_queued_rows() -> None:
             "headers": [(b"content-type", b"application/json")],
         }
         request = asyncio.create_task(served.app(scope, receive, send))
-        await served.until(lambda: served.state.queue.rows == 1)
+        await served.until(lambda: served.state.backend.queue.rows == 1)
         gone.set()
         await request
-        assert served.state.queue.rows == 0
+        assert served.state.backend.queue.rows == 0
         assert sent[0]["status"] == 499
     assert all(77777 not in row.token_ids for _, rows in served.predictor.batches for row in rows)
 

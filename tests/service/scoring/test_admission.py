@@ -167,7 +167,7 @@ async def test_no_room_is_429_before_anything_is_tokenised(counting: Any) -> Non
     async with serve(counting, max_queue_tokens=100, client_share=1.0) as served:
         async with served.occupied():
             waiting = asyncio.create_task(served.predict("b " * 45))
-            await served.until(lambda: served.state.queue.rows == 1)
+            await served.until(lambda: served.state.backend.queue.rows == 1)
             before = list(counting.encoded)
             refused = await served.predict("c " * 100)
             assert counting.encoded == before
@@ -181,13 +181,13 @@ async def test_one_caller_fills_its_share_and_another_still_gets_in() -> None:
     async with serve(max_queue_rows=4, max_inputs=2) as served, served.client_at("10.0.0.2") as other:
         async with served.occupied():
             waiting = [asyncio.create_task(served.predict("b")) for _ in range(2)]
-            await served.until(lambda: served.state.queue.rows == 2)
+            await served.until(lambda: served.state.backend.queue.rows == 2)
             refused = await served.predict("c")
             admitted = asyncio.create_task(other.post("/predict", json={"inputs": [{"text": "d"}]}))
-            await served.until(lambda: served.state.queue.rows == 3)
+            await served.until(lambda: served.state.backend.queue.rows == 3)
         assert [(await task).status_code for task in (*waiting, admitted)] == [200] * 3
         assert (await served.predict("c")).status_code == 200
-        assert served.state.queue.held == NOTHING
+        assert served.state.backend.queue.held == NOTHING
     assert code(refused) == (429, "client_queue_full")
     assert (refused.json()["error"]["limit"], refused.json()["error"]["got"]) == (2, 3)
     assert int(refused.headers["retry-after"]) >= 1
@@ -201,7 +201,7 @@ async def test_more_than_one_caller_may_hold_is_413_and_names_the_limit(counting
         assert counting.encoded == []  # 40 tokens at least
         known = await served.predict(*["b " * 8] * 2)
         assert len(counting.encoded) == 2  # 17 each, as it turned out
-        assert served.state.queue.held == NOTHING
+        assert served.state.backend.queue.held == NOTHING
     for response in (refused, known):
         assert code(response) == (413, "batch_too_large")
         assert response.json()["error"]["limit"] == 30
@@ -212,11 +212,11 @@ async def test_an_underestimate_without_room_is_429_after_all() -> None:
     async with serve(max_queue_tokens=100, client_share=1.0) as served:
         async with served.occupied():
             waiting = asyncio.create_task(served.predict("b " * 45))
-            await served.until(lambda: served.state.queue.rows == 1)
-            before = served.state.queue.held
+            await served.until(lambda: served.state.backend.queue.rows == 1)
+            before = served.state.backend.queue.held
             served.state.scorer.tokenizing.estimate(served.predictor).learn([EncodedRow((), 2)], [10**7])
             refused = await served.predict("c " * 55)
-            assert served.state.queue.held == before
+            assert served.state.backend.queue.held == before
         assert (await waiting).status_code == 200
     assert code(refused) == (429, "queue_full")
 
@@ -236,4 +236,4 @@ async def test_failed_requests_give_their_room_back(body: dict[str, Any]) -> Non
     async with serve(predictor) as served:
         response = await served.client.post("/predict", json=body)
         assert response.status_code in (422, 500)
-        assert (served.state.queue.held, served.state.queue.plans) == (NOTHING, frozenset())
+        assert (served.state.backend.queue.held, served.state.backend.queue.entries) == (NOTHING, frozenset())

@@ -15,9 +15,10 @@ from laplora.prompts.rows import EncodedRow
 from service.errors import DeadlineError, UnscorableInputError
 from service.scoring.admission import NOTHING, Amount
 from service.scoring.batching import Waiting, next_batch
+from service.scoring.entry import Entry
 from service.scoring.fairness import Request, Turns
-from service.scoring.plan import Ask, Plan
 from service.scoring.queue import PATIENCE, Queue
+from service.scoring.ticket import Ask, Ticket
 
 DEFERRED = 700
 LIMITS = Amount(rows=320, tokens=640, text_bytes=0)
@@ -30,17 +31,17 @@ def device() -> Iterator[Rig]:
         yield device
 
 
-def submit(device: Rig, *tokens: int, predictive: str = "fast", deadline: float = math.inf) -> Plan:
+def submit(device: Rig, *tokens: int, predictive: str = "fast", deadline: float = math.inf) -> Entry:
     """Submit rows of two tokens; the second is the one that is deferred where the first is negative."""
     rows = [device.predictor.row(abs(token), DEFERRED if token < 0 else 1) for token in tokens]
     return device.submit(*rows, predictive=predictive, deadline=deadline)
 
 
-def released(device: Rig, *plans: Plan) -> list[str]:
-    """Let the device go on; return the predictives of its batches after the first, once the plans are answered."""
+def released(device: Rig, *entries: Entry) -> list[str]:
+    """Let the device go on; return the predictives of its batches after the first, once the requests are answered."""
     device.predictor.released.set()
-    for plan in plans:
-        plan.future.result()
+    for entry in entries:
+        entry.future.result()
     return [name for name, _ in device.batches[1:]]
 
 
@@ -82,17 +83,18 @@ def test_deferred_rows_wait_for_so_many_batches_and_half_of_their_time_at_most(d
         assert names.index("laplace") == PATIENCE + 1
 
 
-def test_deferred_rows_count_in_the_queue_and_leave_it_with_their_plan() -> None:
-    queue, plan = Queue(LIMITS), Plan(FakePredictor(), [], Ask("fast"), caller="a")
-    queue.enter(plan, Amount(1, 2), fewest_tokens=2, now=0.0)
-    queue.put(plan, [EncodedRow((10, DEFERRED), 2)], [0], now=0.0)
+def test_deferred_rows_count_in_the_queue_and_leave_it_with_their_request() -> None:
+    queue, entry, predictor = Queue(LIMITS), Entry("a"), FakePredictor()
+    queue.enter(entry, Amount(1, 2), fewest_tokens=2, now=0.0)
+    ticket = Ticket(predictor.artifact.digest, (EncodedRow((10, DEFERRED), 2),), (0,), Ask("fast"), "a")
+    queue.put(entry, ticket, predictor, now=0.0)
     batch = queue.take(0.0, 8)
     assert (queue.rows, queue.held) == (0, NOTHING)
     queue.put_back(batch)
     assert (queue.rows, queue.tokens, queue.held) == (1, 2, Amount(1, 2))
-    assert plan.future.cancel()
-    queue.put_back(batch)  # as of a plan that is given up during its pass
-    assert (queue.rows, queue.tokens, queue.held, queue.plans) == (0, 0, NOTHING, frozenset())
+    assert entry.future.cancel()
+    queue.put_back(batch)  # as of a request that is given up during its pass
+    assert (queue.rows, queue.tokens, queue.held, queue.entries) == (0, 0, NOTHING, frozenset())
 
 
 def test_deferred_rows_keep_their_deadline(device: Rig) -> None:
@@ -106,7 +108,7 @@ def test_deferred_rows_keep_their_deadline(device: Rig) -> None:
     device.assert_empty()
 
 
-def test_a_deferred_row_that_has_no_answer_fails_its_plan_alone(device: Rig) -> None:
+def test_a_deferred_row_that_has_no_answer_fails_its_request_alone(device: Rig) -> None:
     predict = device.predictor.predict
 
     def no_answer(rows, predictive=None, **options):  # type: ignore[no-untyped-def]

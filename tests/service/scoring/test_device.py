@@ -169,7 +169,7 @@ def test_wrong_number_of_answers_is_a_failure(device: Rig) -> None:
 
 
 def test_stopping_answers_everyone(held: Rig) -> None:
-    (running,) = held.queue.plans
+    (running,) = held.queue.entries
     waiting, call = held.submit(5), held.device.call(lambda: None)
     held.device.stop()
     for future in (running.future, waiting.future, call):

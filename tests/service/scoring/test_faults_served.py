@@ -29,11 +29,11 @@ async def test_a_slow_replay_of_many_answers_is_no_hung_device(tmp_path: Path) -
     loop = asyncio.get_running_loop()
 
     def golden_answer() -> list[Any]:
-        begun.append(served.state.device.health._run_began)
+        begun.append(served.state.backend.device.health._run_began)
         answered.append(len(first.batches))
         requests.append(asyncio.run_coroutine_threadsafe(served.predict("7"), loop))
-        with served.state.queue.changed:
-            served.state.queue.changed.wait_for(lambda: served.state.queue.rows)
+        with served.state.backend.queue.changed:
+            served.state.backend.queue.changed.wait_for(lambda: served.state.backend.queue.rows)
         return []
 
     second.golden_answer = golden_answer  # type: ignore[method-assign]
@@ -55,7 +55,7 @@ async def test_every_endpoint_says_that_the_device_failed(caplog: pytest.LogCapt
         running = asyncio.create_task(served.predict("666"))
         await asyncio.to_thread(predictor.entered.wait)
         waiting = asyncio.create_task(served.predict("a", options={"mode": "map"}))
-        await served.until(lambda: served.state.queue.rows == 1)
+        await served.until(lambda: served.state.backend.queue.rows == 1)
         predictor.released.set()
         answers = [
             await running,
@@ -125,7 +125,7 @@ async def test_a_run_that_is_overdue_is_not_ready_until_it_ends() -> None:
                 await until_stalled(served, path)
             assert (await served.client.get("/health/live")).status_code == 200
             waiting = asyncio.create_task(served.predict("b"))
-            await served.until(lambda: served.state.queue.rows == 1)
+            await served.until(lambda: served.state.backend.queue.rows == 1)
         assert (await waiting).status_code == 200
         while (await served.client.get("/health/ready")).status_code != 200:
             await asyncio.sleep(0.005)
@@ -134,7 +134,7 @@ async def test_a_run_that_is_overdue_is_not_ready_until_it_ends() -> None:
 async def test_a_call_that_is_overdue_is_not_ready_either() -> None:
     may_end = threading.Event()
     async with serve(stall_s=0.05) as served:
-        call = served.state.device.call(may_end.wait)
+        call = served.state.backend.device.call(may_end.wait)
         await until_stalled(served)
         may_end.set()
         assert call.result()

@@ -54,7 +54,7 @@ async def gone(served: Served, task: asyncio.Task[Any], left: int) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert served.state.queue.held.rows == left
+    assert served.state.backend.queue.held.rows == left
 
 
 async def test_certainly_too_long_is_422_at_once_unless_cut(counting: Any) -> None:
@@ -80,7 +80,7 @@ async def test_text_that_waits_to_be_tokenised_is_bounded(counting: Any) -> None
         refused = await served.predict("y" * 800)
         counting.gate.set()
         assert (await first).status_code == 200
-        assert served.state.queue.held == NOTHING
+        assert served.state.backend.queue.held == NOTHING
     assert code(refused) == (429, "client_queue_full")
     assert "max_tokenize_bytes" in refused.json()["error"]["message"]
     assert (metrics["laplora_reserved_rows"], metrics["laplora_queue_rows"]) == (1, 0)
@@ -100,7 +100,7 @@ async def test_cancelled_while_tokenised_gives_room_back_and_stops_early(countin
 async def test_cancelled_before_its_turn_to_be_tokenised_is_never_tokenised(counting: Any) -> None:
     async with waiting_to_tokenise(counting, ["busy"], ["busy"]) as (served, busy):
         task = asyncio.create_task(served.predict("doomed"))
-        await served.until(lambda: served.state.queue.held.rows == 3)
+        await served.until(lambda: served.state.backend.queue.held.rows == 3)
         await gone(served, task, left=2)
         counting.gate.set()
         assert [(await one).status_code for one in busy] == [200, 200]
@@ -111,7 +111,7 @@ async def test_a_long_request_does_not_keep_the_tokenizer_threads_from_others(co
     texts = ["x" * TOKENIZE_PART_BYTES] * 9
     async with waiting_to_tokenise(counting, texts, texts) as (served, long):
         small = asyncio.create_task(served.predict("small"))
-        await served.until(lambda: served.state.queue.held.rows == 19)
+        await served.until(lambda: served.state.backend.queue.held.rows == 19)
         counting.gate.set()
         assert [(await one).status_code for one in (small, *long)] == [200] * 3
         assert counting.encoded.index("small") <= 3

@@ -163,13 +163,13 @@ async def test_a_refusal_reads_nothing_of_the_body(guarded: Served) -> None:
 
 
 async def test_the_queue_knows_the_caller_by_the_keys_id(guarded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    put, callers = guarded.state.queue.put, []
+    put, callers = guarded.state.backend.queue.put, []
 
     def noted(plan: Any, *args: Any, **named: Any) -> Any:
         callers.append(plan.caller)
         return put(plan, *args, **named)
 
-    monkeypatch.setattr(guarded.state.queue, "put", noted)
+    monkeypatch.setattr(guarded.state.backend.queue, "put", noted)
     await guarded.client.post("/predict", json=BODY, headers=bearer("predict"))
     assert callers == ["only-predict"]
 

@@ -196,7 +196,7 @@ async def test_metrics_say_how_the_server_is() -> None:
         idle = await scrape_of(served)
         async with served.occupied():
             waiting = asyncio.create_task(served.predict("a"))
-            await served.until(lambda: served.state.queue.rows == 1)
+            await served.until(lambda: served.state.backend.queue.rows == 1)
             busy = await scrape_of(served)
         await waiting
         after = await scrape_of(served)

@@ -59,7 +59,7 @@ async def test_requests_and_loads_go_on_with_every_metric_broken(
         label = {"prediction_id": kept, "label": "positive"}
         assert (await served.client.post("/feedback", json={"items": [label]})).status_code == 200
         assert (await served.client.post("/artifacts/second/activate")).status_code == 200
-        assert served.state.device.health.fault is None
+        assert served.state.backend.device.health.fault is None
         served.state.lifecycle.drain()
         assert served.state.lifecycle.draining
     found = events(caplog)

@@ -105,7 +105,7 @@ async def test_limits_and_overload_hold() -> None:
             assert large.status_code == 413
         async with served.occupied():
             waiting = asyncio.create_task(predict(served, "a"))
-            await served.until(lambda: served.state.queue.rows == 1)
+            await served.until(lambda: served.state.backend.queue.rows == 1)
             full = await predict(served, [["a"]] * 2)
             assert (full.status_code, full.json()["error_type"]) == (429, "Overloaded")
             assert "retry-after" in full.headers

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from laplora.errors import ArtifactError, ArtifactIncompatibleError, DownloadError, LaploraError, ModelError
 from service.artifacts.predictors import Library
-from service.artifacts.token_budget import TokenBudget, measure_budget
-from service.errors import DeviceFaultError, DrainingError, LoadTimeoutError
+from service.artifacts.token_budget import measure_budget
+from service.scoring.backend import Enter
 from service.scoring.device import Device
+from service.scoring.model import TokenBudget
 from service.settings import Settings
-from service.telemetry.logs import log_crash, logger
-from service.telemetry.metrics import Phase
+from service.telemetry.logs import logger
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.artifact.folder import Artifact
     from laplora.models.base import LoadedBase
     from laplora.predictor import Predictor
 
@@ -32,7 +30,7 @@ class Loader:
         self._base: LoadedBase | None = None
         self._budgets: WeakKeyDictionary[Predictor, TokenBudget] = WeakKeyDictionary()
 
-    def load(self, path: Path, enter: Callable[[Phase, str], None]) -> Predictor:
+    def load(self, path: Path, enter: Enter) -> Predictor:
         """Return the predictor of the artifact in a folder, verified.
 
         Args:
@@ -91,26 +89,6 @@ class Loader:
         """Return the token budget of a predictor that this loaded."""
         return self._budgets[predictor]
 
-    def load_candidate(self, path: Path, go_on: Callable[[], None]) -> Predictor:
-        """Return a verified predictor while another one serves; ``go_on`` raises where the load was given up.
-
-        Raises:
-            ArtifactError, ModelError, DownloadError: it cannot be served, for whatever reason.
-            DeviceFaultError, DrainingError, LoadTimeoutError: it is not its fault.
-        """
-        try:
-            return self.load(path, lambda phase, stage: go_on())
-        except (ArtifactError, ModelError, DownloadError, DrainingError, DeviceFaultError, LoadTimeoutError):
-            raise
-        except LaploraError as error:
-            raise ArtifactIncompatibleError(str(error)) from None
-        except Exception as error:
-            # Whatever is wrong with a candidate, the server is not: it refuses, logs, and goes on.
-            log_crash("a candidate artifact could not be loaded", error)
-            raise ArtifactIncompatibleError(
-                f"the artifact could not be loaded ({type(error).__name__}): the server's log has the details"
-            ) from None
-
     def use(self, predictor: Predictor, loaded: Sequence[Predictor]) -> None:
         """Set what depends on the base model and on all that are loaded, and log how a new base is held."""
         self._device.token_budget = min(self._budgets[one].tokens for one in loaded)
@@ -120,16 +98,3 @@ class Loader:
         weights = predictor.weights
         fields = {"event": "weights", "held": weights.held, "reason": weights.reason}
         logger.info("the base's weights are %s: %s", weights.held, weights.reason, extra=fields)
-
-
-def check_base(artifact: Artifact, active: Predictor) -> None:
-    """Check that an artifact is on the active one's base model.
-
-    Raises:
-        ArtifactIncompatibleError: it is on another one.
-    """
-    base, other = artifact.manifest.base, active.artifact.manifest.base
-    if base != other:
-        raise ArtifactIncompatibleError(
-            f"the artifact is on the base model {base}, the loaded ones on {other}: activate it, which sends those away"
-        )

@@ -1,0 +1,191 @@
+"""The device of this process: tickets wait in its queue, and its one thread answers them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakValueDictionary
+
+from service.artifacts.predictors import Library
+from service.artifacts.token_budget import CPU_BATCH_TOKENS
+from service.backends.loading import Loader
+from service.errors import ArtifactNotLoadedError
+from service.scoring.admission import Amount
+from service.scoring.backend import Backlog, Enter
+from service.scoring.device import Device
+from service.scoring.device_faults import DeviceHealth
+from service.scoring.entry import Entry
+from service.scoring.model import Model, TokenBudget
+from service.scoring.queue import Queue
+from service.scoring.ticket import Ticket
+from service.settings import Settings
+from service.telemetry.batch_report import BatchReport
+
+if TYPE_CHECKING:
+    import torch
+
+    from laplora.answers.prediction import Prediction
+    from laplora.fitting.versions import Version
+    from laplora.predictor import Predictor
+    from laplora.prompts.examples import Example
+
+#: Rows of a batch of Jacobians. Other requests' batches run between two of them.
+FEATURE_ROWS = 8
+
+
+class Local:
+    """A queue and a device, and the artifacts that are loaded for it. A ``service.scoring.backend.Backend``.
+
+    An artifact is found by its digest for as long as somebody holds its predictor: the shelf, or a lease.
+
+    Args:
+        on_batch: each is called on the device's thread after each run; on_fault: once, if the device fails.
+
+    Attributes:
+        queue, device: which requests wait, and what runs them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        library: Library,
+        *,
+        on_batch: Sequence[Callable[[BatchReport], None]] = (),
+        on_fault: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.queue = Queue(
+            Amount(settings.max_queue_rows, settings.max_queue_tokens, settings.tokenize_bytes),
+            client_share=settings.client_share,
+        )
+        self.device = Device(
+            self.queue,
+            token_budget=settings.batch_tokens or CPU_BATCH_TOKENS,
+            on_batch=on_batch,
+            health=DeviceHealth(stall_s=settings.stall_s, hang_s=settings.run_limit_s, on_fault=on_fault),
+        )
+        self._loader = Loader(settings, self.device, library)
+        self._loaded: WeakValueDictionary[str, Predictor] = WeakValueDictionary()
+
+    @property
+    def batch_tokens(self) -> int:
+        """Most padded tokens of a batch."""
+        return self.device.token_budget
+
+    @property
+    def backlog(self) -> Backlog:
+        """What waits for the device."""
+        queue = self.queue
+        return Backlog(queue.rows, queue.tokens, queue.oldest_wait_s(time.monotonic()), queue.held)
+
+    @property
+    def requests(self) -> int:
+        """Requests that have entered and have no answer yet."""
+        return len(self.queue.entries)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the device has failed for good."""
+        return self.device.health.fault is not None
+
+    def start(self) -> None:
+        """Start the device's thread."""
+        self.device.start()
+
+    def look(self) -> None:
+        """End the device if its present run does not end."""
+        self.device.end_if_hung()
+
+    def drain(self) -> None:
+        """Let no more requests enter."""
+        self.queue.drain()
+
+    def stop(self, *, join_timeout_s: float = 0.0) -> None:
+        """Fail what still waits, and end the thread after its current batch."""
+        self.device.stop(join_timeout_s=join_timeout_s)
+
+    def require_open(self) -> None:
+        """Return if new work is taken; errors as of ``Device.require_open``."""
+        self.device.require_open()
+
+    def require_responsive(self) -> None:
+        """Return if the device answers; errors as of ``DeviceHealth.require_responsive``."""
+        self.device.health.require_responsive()
+
+    def check_room(self, caller: str) -> None:
+        """Check that one short row would find room; errors as of ``Admission.check_room``."""
+        self.queue.check_room(caller)
+
+    def enter(self, entry: Entry, expected: Amount, *, fewest_tokens: int) -> None:
+        """Reserve room; errors as of ``Queue.enter``."""
+        self.queue.enter(entry, expected, fewest_tokens=fewest_tokens, now=time.monotonic())
+
+    async def submit(self, entry: Entry, ticket: Ticket) -> list[Prediction]:
+        """Return one prediction for each row of a ticket, in order.
+
+        Raises:
+            ArtifactNotLoadedError: nobody holds an artifact of this digest.
+            LaploraError: as of ``Queue.put``, or what the device has in the place of an answer.
+        """
+        self.queue.put(entry, ticket, self.loaded(ticket.digest), now=time.monotonic())
+        return await asyncio.wrap_future(entry.future)
+
+    def loaded(self, digest: str) -> Predictor:
+        """Return the predictor of a loaded artifact; ArtifactNotLoadedError where nobody holds it."""
+        predictor = self._loaded.get(digest)
+        if predictor is None:
+            raise ArtifactNotLoadedError(f"no artifact of the digest {digest} is loaded")
+        return predictor
+
+    def load(self, folder: Path, enter: Enter) -> Predictor:
+        """Return the predictor of the artifact in a folder, verified; errors as of ``Loader.load``."""
+        predictor = self._loader.load(folder, enter)
+        self._loaded[predictor.artifact.digest] = predictor
+        return predictor
+
+    def budget_of(self, model: Model) -> TokenBudget:
+        """Return how large a loaded artifact's batches may be."""
+        return self._loader.budget_of(cast("Predictor", model))
+
+    def use(self, model: Model, loaded: Sequence[Model]) -> None:
+        """Set what depends on the base model and on all that are loaded: see ``Loader.use``."""
+        self._loader.use(cast("Predictor", model), cast("Sequence[Predictor]", loaded))
+
+    async def features(self, ticket: Ticket) -> torch.Tensor:
+        """Return the features of a ticket's rows; other requests' batches run between two of its own."""
+        from laplora.classifier import batches
+        from laplora.selection.pool import FeaturePass
+
+        predictor = self.loaded(ticket.digest)
+
+        async def on_device(work: Callable[[], Any]) -> Any:
+            return await asyncio.wrap_future(self.device.call(work))
+
+        features = await on_device(lambda: FeaturePass(predictor, ticket.rows))
+        most = (self.device.token_budget, predictor.device_tokens)
+        for index in batches(ticket.rows, FEATURE_ROWS, most):
+            await on_device(partial(features.run, index))
+        found: torch.Tensor = features.features
+        return found
+
+    def make_version(
+        self,
+        model: Model,
+        rows: Sequence[Example],
+        calibration: Sequence[Example],
+        *,
+        force: bool,
+        go_on: Callable[[], None],
+    ) -> Version:
+        """Return the version that learned from labelled rows; each pass is a run of its own, requests go between."""
+        from laplora.fitting.versions import make_version
+
+        def run(one_pass: Callable[[], Any]) -> Any:
+            go_on()
+            return self.device.call(one_pass).result()
+
+        most_tokens = self.device.token_budget
+        return make_version(cast("Predictor", model), rows, calibration, force=force, run=run, most_tokens=most_tokens)

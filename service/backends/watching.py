@@ -1,0 +1,30 @@
+"""The watch over a backend: what does not end is noticed, and a device that failed ends the process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from service.lifecycle import Lifecycle
+from service.scoring.backend import Backend
+
+#: Seconds between two looks.
+LOOK_S = 0.1
+#: Longest wait for what is open after a device fault, in seconds.
+FAULT_LEAVE_S = 5.0
+
+
+async def watch(backend: Backend, lifecycle: Lifecycle, on_failed: Callable[[], None]) -> None:
+    """Look at a backend until it has failed; call ``on_failed`` once nothing is open, or ``FAULT_LEAVE_S`` later.
+
+    It needs the application's event loop alone, and so runs under any ASGI server. What waits for the device is
+    answered by then; what is still open is bodies on their way.
+    """
+    while not backend.failed:
+        await asyncio.sleep(LOOK_S)
+        backend.look()
+    leave_at = time.monotonic() + FAULT_LEAVE_S
+    while lifecycle.open_requests and time.monotonic() < leave_at:
+        await asyncio.sleep(LOOK_S)
+    on_failed()

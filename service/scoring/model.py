@@ -1,0 +1,98 @@
+"""A loaded artifact as the server sees it, wherever its weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from laplora.answers.order_answers import OrderedRows
+    from laplora.answers.prediction import Prediction
+    from laplora.answers.review_scores import ReviewScores
+    from laplora.artifact.folder import Artifact
+    from laplora.jacobians.contrasts import ReversePass
+    from laplora.models.held_weights import HeldWeights
+    from laplora.predictive.kinds import PredictiveName
+    from laplora.prompts.option_order import OrderAverage
+    from laplora.prompts.rows import EncodedRow
+    from laplora.prompts.token_bounds import TokenBounds
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """Most padded tokens of a batch, and why, in one sentence."""
+
+    tokens: int
+    reason: str
+
+
+class Model(Protocol):
+    """A loaded artifact, as the server sees it: an encoder (``laplora.encoder``), and what its weights are like.
+
+    It stays loaded for as long as somebody holds this object: a lease on it guards it.
+    """
+
+    artifact: Artifact
+    review_scores: Mapping[str, ReviewScores]
+
+    @property
+    def class_count(self) -> int:
+        """Number of labels."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest prompt, in tokens."""
+        ...
+
+    @property
+    def token_bounds(self) -> TokenBounds:
+        """What is certain about a prompt's tokens before it is tokenised."""
+        ...
+
+    @property
+    def recommended(self) -> PredictiveName:
+        """The predictive that answers unless a request names another."""
+        ...
+
+    @property
+    def predictives(self) -> tuple[PredictiveName, ...]:
+        """The predictives that a request can name."""
+        ...
+
+    @property
+    def base(self) -> object:
+        """Stands for the base model in memory: the same object for artifacts that share it."""
+        ...
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of adapters and posteriors; the base model is not counted."""
+        ...
+
+    @property
+    def weights(self) -> HeldWeights:
+        """How the base's weights are held, and why."""
+        ...
+
+    @property
+    def reverse_pass(self) -> ReversePass:
+        """How Jacobians are computed, and why."""
+        ...
+
+    def encode(self, inputs: Mapping[str, object], *, truncate: bool) -> EncodedRow:
+        """Return one input as a row."""
+        ...
+
+    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, which: OrderAverage = True) -> OrderedRows:
+        """Return one question's rows, one for each order of its options."""
+        ...
+
+    def average_orders(self, questions: Sequence[OrderedRows], predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Return an answer per question, of those of its rows in order."""
+        ...
+
+    def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
+        """Return predictions with the decisions for a target risk, and that risk."""
+        ...

@@ -1,0 +1,53 @@
+"""What travels to whoever has the weights: encoded rows, the artifact's digest, and what is asked of it.
+
+Plain values: a ticket can be pickled, and holds no weights, no lock and no future. So the same one goes to the device
+of this process or to another machine's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from laplora.prompts.rows import EncodedRow
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is wanted of a request's rows; only rows of one kind share a batch.
+
+    Attributes:
+        predictive: the one that answers; ``also``: those whose probabilities are wanted beside the answer.
+        target_risk: that decisions will be made for, where the answer depends on it; None: the artifact's.
+    """
+
+    predictive: str
+    also: tuple[str, ...] = ()
+    target_risk: float | None = None
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The rows of one request, for the artifact of a digest.
+
+    Attributes:
+        digest: of the artifact, which names its content on every machine.
+        rows: one a prompt; owners: the number of each row's input, which errors name.
+        ask: what is wanted of them.
+        caller: name of who asks; a caller's tickets share its part of a queue.
+        left_s: seconds in which an answer is of use, from when the ticket is sent: clocks of two machines differ.
+    """
+
+    digest: str
+    rows: tuple[EncodedRow, ...]
+    owners: tuple[int, ...]
+    ask: Ask
+    caller: str
+    left_s: float = math.inf
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, without padding."""
+        return sum(len(row.token_ids) for row in self.rows)
