@@ -56,7 +56,7 @@ def rooms(picture: Picture) -> None:
         "laplora/  the library",
         "room",
         [("commands", "laplora serve, evaluate, predict ...")],
-        [("sklearn", "as scikit-learn calls it"), ("mlflow", "as MLflow does")],
+        [("bulk", "files of any size"), ("sklearn", "scikit-learn's"), ("mlflow", "MLflow's")],
         [("fitting", "from rows to calibrated answers")],
         [("selection", "which rows to label next")],
         [("predictor", "an artifact in, answers out")],

@@ -3,6 +3,7 @@
 The names below are the public ones. Each is imported when it is first used, so ``import laplora`` itself loads neither
 torch nor transformers. The rooms, each importing only what stands further down:
 
+- ``bulk``: files of any size, by one process or many workers of Ray; it needs the extra ``service``.
 - ``sklearn``: the same as a scikit-learn classifier; ``mlflow``: an artifact as a model of MLflow. They are imported by
   their names alone, for they need scikit-learn and MLflow.
 - ``fitting``: ``fit``, from a classifier and rows to calibrated answers, and the artifact of them.

@@ -47,6 +47,11 @@ class ConfigError(LaploraError):
     """A configuration that cannot work."""
 
 
+def needs(extra: str, error: ImportError) -> ConfigError:
+    """Return the error of what was asked for without the packages of one of laplora's extras."""
+    return ConfigError(f"{error.name or error} is not installed: {install(extra)}")
+
+
 class DataError(LaploraError):
     """A data file, row or field that cannot be used; the message names file, line and field."""
 

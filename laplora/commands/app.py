@@ -42,7 +42,7 @@ app.command(
 )(report.report)
 app.command(
     "predict",
-    short_help="Answer JSON Lines from standard input, without a server.",
+    short_help="Answer JSON Lines or Parquet, without a server.",
     epilog="Example: laplora predict -a FOLDER < inputs.jsonl > answers.jsonl",
 )(predict.predict)
 app.command(

@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-from laplora.errors import ConfigError, install
-
 
 class Status(IntEnum):
     """Exit statuses. ``serve``, ``train``, ``fit`` and ``keys`` have those of the server and of the jobs."""
@@ -27,6 +25,18 @@ class Status(IntEnum):
 ArtifactOption = Annotated[Path, typer.Option("--artifact", "-a", metavar="FOLDER", help="The artifact's folder.")]
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 BatchOption = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Rows that run together, at most.")]
+WorkersOption = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=1, help="1: this process; more are actors of Ray, with a GPU each where there are GPUs."
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="Threads of torch in each worker (default: of a file in blocks 1, else torch's own)."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, nothing else.")]
 PredictiveOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Which predictive answers (default: the recommended).")
@@ -39,11 +49,11 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
+def say_stage(stage: str) -> None:
+    """Write that a stage of loading begins."""
+    say(f"{stage} ...")
+
+
 def write(line: str) -> None:
     """Write one line of results to standard output."""
     sys.stdout.write(f"{line}\n")
-
-
-def needs(extra: str, error: ImportError) -> ConfigError:
-    """Return the error of a command whose packages are not installed."""
-    return ConfigError(f"{error.name or error} is not installed: {install(extra)}")

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from laplora.commands.answering import How, load
+from laplora.bulk.answering import How, check_predictive, load
+from laplora.bulk.evaluate import Evaluated
+from laplora.bulk.evaluate import evaluate as evaluate_blocks
+from laplora.bulk.measuring import BINS, WINDOW, MeasureHow, labelled_examples, measured_rows
+from laplora.bulk.run import Workers
+from laplora.bulk.workers import torch_threads
 from laplora.commands.bars import Bar, Crossed
 from laplora.commands.console import (
     ArtifactOption,
@@ -19,13 +25,13 @@ from laplora.commands.console import (
     JsonOption,
     PredictiveOption,
     Status,
+    ThreadsOption,
+    WorkersOption,
+    say,
+    say_stage,
     write,
 )
-from laplora.commands.measuring import BINS, MeasureHow, labelled_examples, measured_rows
 from laplora.errors import ConfigError
-
-if TYPE_CHECKING:
-    from laplora.predictor import Predictor
 
 _WITH_INTERVAL = ("accuracy", "nll", "brier", "auroc_error")
 #: Shown of each method, in this order.
@@ -35,7 +41,7 @@ _COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
 def evaluate(
     artifact: ArtifactOption,
     data: Annotated[
-        Path,
+        str,
         typer.Option(
             "--data", metavar="FILE", help="JSON Lines, CSV or Parquet file: the template's fields, and the label."
         ),
@@ -58,6 +64,14 @@ def evaluate(
         typer.Option(metavar="N", min=0, max=100_000, help="Resamples of the bootstrap, which most intervals are of."),
     ] = 1000,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of these resamples.")] = 0,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Measure in blocks, which are kept here until the end: also s3://. Of --workers."
+        ),
+    ] = None,
+    workers: WorkersOption = 1,
+    threads: ThreadsOption = None,
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -70,39 +84,59 @@ def evaluate(
     calibrated model in 40 has by chance on as many rows. Exit status: 0 all well, 1 a bar was crossed, 2 it could not
     run.
     """
+    from laplora.artifact.folder import read_artifact
+
     bars = [Bar.parse(text) for text in fail_if or ()]
     how = How(predictive, batch_size, truncate, order_average)
     if bins != BINS and any(bar.metric in ("ece_limit", "ece_excess") for bar in bars):
         raise ConfigError(f"ece_limit and ece_excess are known for {BINS} bins alone: leave out --bins")
-    predictor = load(artifact, device, how)
+    if workers > 1 and parts is None:
+        raise ConfigError("--workers needs --parts FOLDER, which the blocks of the rows are kept in")
+    read = read_artifact(artifact)
+    check_predictive(read, how)
     for bar in bars:
-        bar.check_predictive(predictor.predictives)
-    name = how.predictive or predictor.recommended
-    examples = labelled_examples(data, label_field, predictor)
-    measured = measured_rows(predictor, examples, how, MeasureHow(bins, resamples, seed)).methods
-    answering = f"{name}_order_average" if how.orders else name
-    crossed = [bar.check(measured, answering) for bar in bars]
-    if as_json:
-        write(json.dumps(_json(predictor, answering, len(examples), measured, crossed), allow_nan=False))
+        bar.check_predictive(read.manifest.servable)
+    measure_how = MeasureHow(bins, resamples, seed)
+    if parts is None:
+        measured = _whole(artifact, data, how, measure_how, label_field, device, threads)
     else:
-        for line in (*_table(measured, answering), *_verdicts(crossed)):
+        who = Workers(workers, device, threads or 1)
+        measured = evaluate_blocks(artifact, data, parts, how, who, measure_how, label_field, progress=say)
+    name = how.predictive or read.manifest.recommended.predictive
+    answering = f"{name}_order_average" if how.orders else name
+    crossed = [bar.check(measured.methods, answering) for bar in bars]
+    if as_json:
+        write(json.dumps(_json(measured, answering, crossed), allow_nan=False))
+    else:
+        for line in (*_table(measured.methods, answering), *_verdicts(crossed)):
             write(line)
     raise typer.Exit(Status.FAILED if any(one.failed for one in crossed) else Status.DONE)
 
 
-def _json(
-    predictor: Predictor,
-    answering: str,
-    rows: int,
-    measured: Mapping[str, Mapping[str, Any]],
-    crossed: Sequence[Crossed],
-) -> dict[str, Any]:
-    artifact = predictor.artifact
+def _whole(
+    artifact: Path, data: str, how: How, measure_how: MeasureHow, label_field: str, device: str, threads: int | None
+) -> Evaluated:
+    """Measure a file in this process, whose rows are in memory."""
+    with nullcontext() if threads is None else torch_threads(threads):
+        predictor = load(artifact, device, how, progress=say_stage)
+        examples = labelled_examples(Path(data), label_field, predictor.artifact)
+        measured = measured_rows(predictor, examples, how, measure_how, progress=_say_rows)
+    return Evaluated(predictor.artifact, len(examples), measured.methods)
+
+
+def _say_rows(done: int, rows: int) -> None:
+    """Say about ten times how far it is."""
+    if done == rows or done % -(-rows // 10) < WINDOW:
+        say(f"{done} of {rows} rows")
+
+
+def _json(measured: Evaluated, answering: str, crossed: Sequence[Crossed]) -> dict[str, Any]:
+    artifact = measured.artifact
     return {
         "artifact": {"name": artifact.name, "digest": artifact.digest},
         "predictive": answering,
-        "rows": rows,
-        "metrics": measured,
+        "rows": measured.rows,
+        "metrics": measured.methods,
         "bars": [asdict(one) for one in crossed],
         "failed": any(one.failed for one in crossed),
     }

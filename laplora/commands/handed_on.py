@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from laplora.commands.console import needs
+from laplora.errors import needs
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from laplora.commands.console import JsonOption, Status, needs, say, write
-from laplora.errors import ConfigError
+from laplora.commands.console import JsonOption, Status, say, write
+from laplora.errors import ConfigError, needs
 
 if TYPE_CHECKING:
     from laplora.client import Client, Job

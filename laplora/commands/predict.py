@@ -1,28 +1,42 @@
-"""``laplora predict < in.jsonl > out.jsonl``: one answer a line, as ``POST /predict`` writes it, in order."""
+"""``laplora predict``: one answer a line, as ``POST /predict`` writes it, in order; of standard input or of a file."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from laplora.commands.answering import How, answers, encode, load
-from laplora.commands.console import ArtifactOption, BatchOption, DeviceOption, PredictiveOption, Status, needs, say
-from laplora.errors import InvalidInputError, LaploraError
-
-if TYPE_CHECKING:
-    from laplora.predictor import Predictor
-
-#: Longest line of input, in bytes.
-_LINE_BYTES = 8 << 20
+from laplora.bulk.answering import How, load
+from laplora.bulk.run import Workers, shown_rows
+from laplora.commands.console import (
+    ArtifactOption,
+    BatchOption,
+    DeviceOption,
+    PredictiveOption,
+    Status,
+    ThreadsOption,
+    WorkersOption,
+    say,
+    say_stage,
+)
+from laplora.errors import ConfigError, needs
 
 
 def predict(
     artifact: ArtifactOption,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="FILE", help="JSON Lines or Parquet instead of standard input; also s3://."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FILE", help="Where the answers to --data go; also s3://.")
+    ] = None,
+    workers: WorkersOption = 1,
+    threads: ThreadsOption = None,
     predictive: PredictiveOption = None,
     order_average: Annotated[
         str | None, typer.Option(metavar="reverse|all", help="Ask each question in several orders of its choices.")
@@ -43,84 +57,54 @@ def predict(
 ) -> None:
     """Answer inputs: JSON Lines on standard input, as of POST /predict, to JSON Lines on standard output.
 
+    With --data and --out it is a file of any size, by one worker or by many. What is finished is kept beside the
+    output, and the same command goes on from there.
+
     Each line has one input, and answers keep their order: a probability for every label, their spread, flags and the
     decision. A line that cannot be answered becomes {"line": N, "error": {...}}, and the exit status is 1. Blank lines
     are passed over.
     """
     how = How(predictive, batch_size, truncate, order_average, target_risk)
-    try:
-        from service.http.answers import prediction_out  # noqa: F401  is what answers are written by
-    except ImportError as error:
-        raise needs("service", error) from None
-    predictor = load(artifact, device, how)
-    bad = total = 0
-    source, out = _lines(), sys.stdout.buffer
-    while window := list(islice(source, lines)):
-        for written in answered_lines(predictor, window, how):
-            bad += "error" in written
-            total += 1
-            out.write(json.dumps(written, ensure_ascii=False).encode() + b"\n")
-        out.flush()
+    if (data is None) != (out is None):
+        raise ConfigError("--data and --out go together")
+    if data is not None and out is not None:
+        total, bad = _of_file(artifact, data, out, how, Workers(workers, device, threads or 1), lines)
+    elif workers > 1:
+        raise ConfigError("--workers needs --data and --out: standard input is read by one process")
+    else:
+        total, bad = _of_standard_input(artifact, device, how, lines, threads)
     say(f"{total} inputs, {bad} of them without an answer")
     raise typer.Exit(Status.FAILED if bad else Status.DONE)
 
 
-def answered_lines(predictor: Predictor, window: Sequence[tuple[int, bytes]], how: How) -> Iterator[dict[str, Any]]:
-    """Yield what is written for each line, in order; ``window`` has the lines with their numbers."""
-    from service.http.answers import prediction_out
-    from service.http.schemas.inputs import Input
-    from service.http.schemas.predict import PredictOptions
+def _of_file(artifact: Path, data: str, out: str, how: How, workers: Workers, window: int) -> tuple[int, int]:
+    """Answer a file; return how many rows it has, and how many of them have no answer."""
+    from laplora.bulk.score import score
 
-    found: list[dict[str, Any] | Input] = []
-    questions = []
-    for number, line in window:
-        try:
-            item = _input(line)
-            questions.append(encode(predictor, item.template_fields, how))
-            found.append(item)
-        except LaploraError as error:
-            found.append(_failed(number, error))
-    answered = iter(answers(predictor, questions, how))
-    for (number, _), item in zip(window, found, strict=True):
-        if isinstance(item, dict):
-            yield item
-            continue
-        try:
-            out = prediction_out(number, item, next(answered)[0], PredictOptions())
-        except LaploraError as error:  # no finite answer
-            yield _failed(number, error)
-        else:
-            yield out.model_dump(mode="json", exclude_unset=True)
+    scored = score(artifact, data, out, how, workers, window=window, progress=say)
+    if scored.bad:
+        say(f"without an answer: {shown_rows(scored.first_bad, scored.bad)}")
+    return scored.rows, scored.bad
 
 
-def _failed(number: int, error: LaploraError) -> dict[str, Any]:
-    return {"line": number, "error": {"message": str(error), "field": getattr(error, "field", None)}}
-
-
-def _lines() -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of standard input that are not blank, by number; of one over the limit its start alone."""
-    stream, number = sys.stdin.buffer, 0
-    while line := stream.readline(_LINE_BYTES + 1):
-        number += 1
-        if len(line) > _LINE_BYTES and not line.endswith(b"\n"):
-            while (rest := stream.readline(_LINE_BYTES)) and not rest.endswith(b"\n"):
-                continue
-        if line.strip():
-            yield number, line
-
-
-def _input(line: bytes) -> Any:
-    """Return a line as an input; InvalidInputError where it is none."""
-    from pydantic import ValidationError
-
-    from service.http.schemas.inputs import Input
-
-    if len(line) > _LINE_BYTES:
-        raise InvalidInputError(f"the line has more than {_LINE_BYTES:,} bytes")
+def _of_standard_input(artifact: Path, device: str, how: How, window: int, threads: int | None) -> tuple[int, int]:
+    """Answer standard input; return the same."""
     try:
-        return Input.model_validate_json(line)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        message = first["msg"].replace(" at line 1 column ", " at column ")
-        raise InvalidInputError(f"{place}: {message}" if place else message) from None
+        from service.http.answers import prediction_out  # noqa: F401  is what answers are written by
+    except ImportError as error:
+        raise needs("service", error) from None
+    from laplora.bulk.rows import lines
+    from laplora.bulk.score import answer_window
+    from laplora.bulk.workers import torch_threads
+
+    predictor = load(artifact, device, how, progress=say_stage)
+    bad = total = 0
+    source, out = lines(sys.stdin.buffer), sys.stdout.buffer
+    with nullcontext() if threads is None else torch_threads(threads):
+        while rows := list(islice(source, window)):
+            for _, line, is_bad in answer_window(predictor, rows, how):
+                bad += is_bad
+                total += 1
+                out.write(line)
+            out.flush()
+    return total, bad

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from laplora.commands.answering import How, load
-from laplora.commands.console import ArtifactOption, BatchOption, DeviceOption, PredictiveOption, needs, say
-from laplora.commands.measuring import MeasureHow, labelled_examples, measured_rows
-from laplora.errors import ConfigError
+from laplora.bulk.answering import How, load
+from laplora.bulk.measuring import MeasureHow, labelled_examples, measured_rows
+from laplora.commands.console import ArtifactOption, BatchOption, DeviceOption, PredictiveOption, say, say_stage
+from laplora.errors import ConfigError, needs
 
 if TYPE_CHECKING:
     from laplora.predictor import Predictor
@@ -72,8 +72,8 @@ def _measured(artifact: Path, data: Path, label_field: str, how: How, texts: boo
         from service.scoring.reporting import MeasuredRows, measured_report
     except ImportError as error:
         raise needs("report", error) from None
-    predictor = load(artifact, device, how)
-    examples = labelled_examples(data, label_field, predictor)
+    predictor = load(artifact, device, how, progress=say_stage)
+    examples = labelled_examples(data, label_field, predictor.artifact)
     measured = measured_rows(predictor, examples, how, MeasureHow())
     rows, manifest = MeasuredRows(), predictor.artifact.manifest
     for number, (example, answer, truth) in enumerate(

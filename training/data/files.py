@@ -142,17 +142,30 @@ def examples_of(
     """
 
     def labelled(record: Record) -> Example:
-        with _on_line(record):
-            values = record.values
-            if columns:
-                values = {**values, **{field: values.get(column) for field, column in columns.items()}}
-            if named is not None and label_field in values:
-                values = {**values, label_field: named(values[label_field])}
-            return example_of(
-                values, _id(record, place), task.template, task.labels, label_field, label_map, several=several
-            )
+        values = record.values
+        if columns:
+            values = {**values, **{field: values.get(column) for field, column in columns.items()}}
+        if named is not None and label_field in values:
+            values = {**values, label_field: named(values[label_field])}
+        return labelled_example(place, Record(record.line, values), task, label_field, label_map, several=several)
 
     return tuple(each(place, records, labelled))
+
+
+def labelled_example(
+    place: Path | str,
+    record: Record,
+    task: Task,
+    label_field: str,
+    label_map: Mapping[str, str],
+    *,
+    several: bool = False,
+) -> Example:
+    """Return one record as an example; arguments as of ``examples_of``. RowError: it is none."""
+    with _on_line(record):
+        return example_of(
+            record.values, _id(record, place), task.template, task.labels, label_field, label_map, several=several
+        )
 
 
 def read_inputs(path: Path, task: Task) -> tuple[Example, ...]:

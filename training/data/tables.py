@@ -39,26 +39,39 @@ class RowError(Exception):
 
 
 def each(path: Path | str, items: Iterable[Item], make: Callable[[Item], Made]) -> list[Made]:
-    """Return what is made of every item of a file.
+    """Return what is made of every item of a file; errors as of ``each_in_turn``."""
+    return list(each_in_turn(path, items, make))
+
+
+def each_in_turn(path: Path | str, items: Iterable[Item], make: Callable[[Item], Made]) -> Iterator[Made]:
+    """Yield what is made of every item of a file that has no problem.
 
     Raises:
-        DataError: the first problems, and how many there are; a RowError of ``items`` is the last one.
+        DataError: after the last item, the first problems and how many there are; a RowError of ``items`` is the last.
     """
-    made: list[Made] = []
     problems: list[str] = []
+    count = 0
+
+    def note(error: RowError) -> None:
+        nonlocal count
+        count += 1
+        if count <= _SHOWN_PROBLEMS:
+            problems.append(f"{path}, {error}")
+
     try:
         for item in items:
             try:
-                made.append(make(item))
+                made = make(item)
             except RowError as error:
-                problems.append(f"{path}, {error}")
+                note(error)
+            else:
+                yield made
     except RowError as error:
-        problems.append(f"{path}, {error}")
+        note(error)
     if problems:
-        more = len(problems) - _SHOWN_PROBLEMS
+        more = count - _SHOWN_PROBLEMS
         rest = [f"... and {more} more rows with a problem"] if more > 0 else []
-        raise DataError("\n".join(problems[:_SHOWN_PROBLEMS] + rest))
-    return made
+        raise DataError("\n".join(problems + rest))
 
 
 def read_records(path: Path) -> list[Record]:
@@ -85,10 +98,10 @@ def read_records(path: Path) -> list[Record]:
     if raw.startswith(_UTF16_MARKS):
         raise DataError(f"{path}: is UTF-16: save it as UTF-8")
     # split on the byte, not with str.splitlines: text may hold U+2028 and other characters it takes for line ends
-    lines = each(path, enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1), _decoded)
+    lines = each(path, enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1), decoded)
     if kind == "jsonl":
         filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-        records = each(path, filled, _json_record)
+        records = each(path, filled, json_record)
     else:
         records = _csv_records(path, lines, kind)
     if not records:
@@ -96,7 +109,8 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def _decoded(numbered: tuple[int, bytes]) -> str:
+def decoded(numbered: tuple[int, bytes]) -> str:
+    """Return a line, with its number, as text; RowError: it is not UTF-8."""
     number, line = numbered
     try:
         return line.decode("utf-8")
@@ -105,7 +119,8 @@ def _decoded(numbered: tuple[int, bytes]) -> str:
         raise RowError(number, f"{place} is not UTF-8 ({error.reason}): save it as UTF-8") from None
 
 
-def _json_record(numbered: tuple[int, str]) -> Record:
+def json_record(numbered: tuple[int, str]) -> Record:
+    """Return a line of JSON Lines, with its number, as a record; RowError: no JSON object, or a field twice."""
     number, line = numbered
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -17,6 +13,7 @@ import pytest
 from job_calls import rows
 from job_servers import Servers, has, job_until, submit_to
 from postgres import postgres
+from remote_servers import object_server
 
 from service.errors import JobsUnavailableError, UploadChangedError
 from service.jobs.folder import JobsFolder
@@ -27,36 +24,10 @@ ID = "7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def s3() -> Iterator[dict[str, str]]:
     """Yield the environment of a client of a store with the bucket ``jobs``."""
-    program = shutil.which("moto_server")
-    if program is None:
-        pytest.skip("moto_server is not installed: pip install 'moto[server]' in an environment of its own")
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [program, "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            give_up = time.monotonic() + 120
-            while True:
-                assert process.poll() is None
-                assert time.monotonic() < give_up
-                try:
-                    if httpx.put(f"{url}/jobs", timeout=5).status_code == 200:
-                        break
-                except httpx.TransportError:
-                    time.sleep(0.1)
-            yield {
-                "AWS_ENDPOINT_URL": url,
-                "AWS_ALLOW_HTTP": "true",
-                "AWS_ACCESS_KEY_ID": "someone",
-                "AWS_SECRET_ACCESS_KEY": "unmistakable",
-                "AWS_DEFAULT_REGION": "us-east-1",
-            }
-        finally:
-            process.terminate()
+    with object_server("jobs") as environment:
+        yield environment
 
 
 @pytest.fixture

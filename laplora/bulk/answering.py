@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laplora.commands.console import say
 from laplora.errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to load, which help and completion need not wait for
     from laplora.answers.order_answers import OrderedRows
     from laplora.answers.prediction import Prediction
+    from laplora.artifact.folder import Artifact
     from laplora.predictor import Predictor
     from laplora.prompts.rows import EncodedRow
+
+    #: Of a question, and where that averages orders the one in the user's own order.
+    Answer = tuple[Prediction, Prediction | None]
 
 
 @dataclass(frozen=True)
@@ -36,29 +39,45 @@ class How:
 
     def __post_init__(self) -> None:
         if self.orders not in (None, "reverse", "all"):
-            raise ConfigError(f"--order-average is reverse or all, not {self.orders!r}")
+            raise ConfigError(f"orders (--order-average) is reverse or all, not {self.orders!r}")
         if self.target_risk is not None and not 0 < self.target_risk < 1:
-            raise ConfigError(f"--target-risk is between 0 and 1, not {self.target_risk:g}")
+            raise ConfigError(f"target_risk (--target-risk) is between 0 and 1, not {self.target_risk:g}")
 
 
-def load(artifact: Path, device: str, how: How) -> Predictor:
-    """Return an artifact's predictor, which has the predictive that is asked for; stages go to standard error.
+def load(
+    artifact: Path,
+    device: str,
+    how: How,
+    *,
+    digest: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Predictor:
+    """Return an artifact's predictor, which has the predictive that is asked for.
+
+    Args:
+        digest: what its content must be; None: anything.
+        progress: called with the name of each stage.
 
     Raises:
-        LaploraError: as ``Predictor.load``; ConfigError: a predictive that it does not have.
+        LaploraError: as ``Predictor.load``; ConfigError: a predictive that it does not have, or another content.
     """
     from laplora.models.quiet import quiet_loading
 
     with quiet_loading():
         from laplora.predictor import Predictor
 
-        predictor = Predictor.load(artifact, device=device, progress=lambda stage: say(f"{stage} ..."))
-    if how.predictive is not None and how.predictive not in predictor.predictives:
-        raise ConfigError(
-            f"artifact {predictor.artifact.name!r} has no predictive {how.predictive!r}: "
-            f"it has {', '.join(predictor.predictives)}"
-        )
+        predictor = Predictor.load(artifact, device=device, progress=progress)
+    check_predictive(predictor.artifact, how)
+    if digest not in (None, predictor.artifact.digest):
+        raise ConfigError(f"artifact {predictor.artifact.name!r} was replaced while rows were answered: run again")
     return predictor
+
+
+def check_predictive(artifact: Artifact, how: How) -> None:
+    """Raise ConfigError for a predictive that an artifact does not have."""
+    known = artifact.manifest.servable
+    if how.predictive is not None and how.predictive not in known:
+        raise ConfigError(f"artifact {artifact.name!r} has no predictive {how.predictive!r}: it has {', '.join(known)}")
 
 
 def encode(predictor: Predictor, fields: Mapping[str, Any], how: How) -> OrderedRows:
@@ -70,17 +89,8 @@ def encode(predictor: Predictor, fields: Mapping[str, Any], how: How) -> Ordered
     return predictor.encode_orders(fields, truncate=how.truncate, which="all" if how.orders == "all" else "reverse")
 
 
-def answers(
-    predictor: Predictor,
-    questions: Sequence[OrderedRows],
-    how: How,
-    track: Callable[[Sequence[list[int]]], Iterator[list[int]]] = iter,
-) -> list[tuple[Prediction, Prediction | None]]:
-    """Return an answer per question, in order, and where it averages orders the answer in the user's own order.
-
-    Args:
-        track: watches the batches.
-    """
+def answers(predictor: Predictor, questions: Sequence[OrderedRows], how: How) -> list[Answer]:
+    """Return an answer per question, in order, and where it averages orders the answer in the user's own order."""
     rows: list[EncodedRow] = [row for question in questions for row in question.rows]
     each = predictor.predict_all(
         rows,
@@ -88,7 +98,6 @@ def answers(
         batch_size=how.batch_size,
         most_tokens=predictor.batch_tokens,
         target_risk=how.target_risk if (how.predictive or predictor.recommended) == "fast" else None,
-        track=track,
     )
     if how.orders is None:
         return [(prediction, None) for prediction in predictor.decided(each, how.target_risk)[0]]

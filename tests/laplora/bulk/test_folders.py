@@ -1,0 +1,111 @@
+"""Objects of a real S3 server read by range and written whole, and a whole run from it and into it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from remote_servers import object_server
+from test_rows import windows, write_parquet
+from tiny_runs import FinishedRun, sentiment_rows, write_rows
+
+from laplora.bulk.folders import Store, place_of
+from laplora.bulk.rows import Source
+from laplora.bulk.score import Scored, score_file
+from laplora.errors import ConfigError, DataError
+
+pytest.importorskip("obstore")
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[dict[str, str]]:
+    """The environment of a client of a store with the bucket ``rows``."""
+    with object_server("rows") as found:
+        yield found
+
+
+@pytest.fixture
+def store(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Store:
+    """A folder of this test's own."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Store(f"s3://rows/{request.node.name}")
+
+
+def test_an_object_is_read_by_range_and_of_one_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laplora.bulk.folders._RANGE_BYTES", 1000)
+    content = bytes(range(256)) * 40
+    store.write("a", content)
+    version = store.version("a")
+    with store.open("a", version) as file:
+        assert file.read() == content
+        file.seek(-6, io.SEEK_END)
+        assert file.read() == content[-6:]
+        file.seek(4000)
+        assert file.read(10) == content[4000:4010]
+        store.write("a", content + b"more")
+        file.seek(0)
+        with pytest.raises(DataError, match="changed while it was read"):
+            file.read()
+    with pytest.raises(DataError, match="changed while it was read"):
+        store.open("a", version)
+    assert store.identity("a")["bytes"] == len(content) + 4
+
+
+def test_an_object_is_written_whole_or_not_at_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laplora.bulk.folders._PART_BYTES", 5 * 2**20)
+    parts = [b"x" * 2**20] * 12
+    store.write("a", iter(parts))
+    assert store.read("a") == b"".join(parts)
+
+    def broken() -> Iterator[bytes]:
+        yield from parts
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.write("b", broken())
+    assert not store.exists("b")
+    assert store.names() == {"a"}
+    store.remove(["a", "none"])
+    assert store.names() == set()
+    with pytest.raises(FileNotFoundError):
+        store.version("a")
+
+
+def test_a_run_from_a_store_into_it(store: Store, sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    rows = [{"id": str(number), "text": row["text"]} for number, row in enumerate(sentiment_rows()[:20])]
+    for name in ("rows.jsonl", "rows.parquet"):
+        local = write_rows(tmp_path / name, rows) if name.endswith("l") else write_parquet(tmp_path / name, rows, 6)
+        store.write(name, local.read_bytes())
+        assert windows(Source.at(f"{store.url}/{name}", 3, ["id", "text"])) == windows(Source.at(local, 3))
+    options = {"device": "cpu", "window": 8}
+    out = f"{store.url}/out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        score_file(sentiment_run.artifact, f"{store.url}/rows.jsonl", out, **options, progress=interrupt)
+    assert {"000000.json", "000000.jsonl", "run.json"} == Store(f"{out}.parts").names()
+    assert score_file(sentiment_run.artifact, f"{store.url}/rows.jsonl", out, **options) == Scored(20, 0, ())
+    score_file(sentiment_run.artifact, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", **options)
+    assert store.read("out.jsonl") == (tmp_path / "out.jsonl").read_bytes()
+    assert store.names() == {"rows.jsonl", "rows.parquet", "out.jsonl"}
+
+
+def interrupt(_line: str) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_cannot_be_reached_is_said(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="expected the URL of an object"):
+        place_of("s3://bucket/")
+    with pytest.raises(ConfigError, match="no store that can be used"):
+        place_of("nowhere://bucket/key")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match="no such file"):
+        Source.at("s3://rows/none.jsonl", 4)
+    assert httpx.put(f"{environment['AWS_ENDPOINT_URL']}/rows/a.jsonl", content=b"1\n").status_code == 200
+    assert windows(Source.at("s3://rows/a.jsonl", 4)) == [[(1, b"1\n")]]

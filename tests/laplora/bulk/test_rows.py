@@ -1,0 +1,111 @@
+"""Sources cut into blocks: every row once and in order, cut alike whatever is asked of them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laplora.bulk.rows import Block, Source
+from laplora.errors import DataError
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]], group: int = 1000) -> Path:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
+    return path
+
+
+def windows(source: Source) -> list[list[tuple[int, bytes]]]:
+    return [window for block in source.blocks() for window in source.windows(block)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(lines=st.lists(st.sampled_from([b"", b" \r", b'{"a": 1}', b"x" * 70]), max_size=30), ends=st.booleans())
+def test_windows_have_the_lines_of_a_reader_of_the_whole_file(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], ends: bool
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_bytes(b"\n".join(lines) + (b"\n" if ends else b""))
+    expected = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("laplora.bulk.rows.MOST_BLOCKS", 4)
+        source = Source.at(path, 3)
+        found = windows(source)
+        assert len(source.blocks()) <= 4
+    assert [(number, line.rstrip(b"\n")) for number, line in chain(*found)] == expected
+    # Windows are those of a reader of the whole file, wherever blocks begin.
+    assert [len(window) for window in found] == [len(expected[at : at + 3]) for at in range(0, len(expected), 3)]
+
+
+def test_blocks_of_a_large_file_double_and_cover_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laplora.bulk.rows.MOST_BLOCKS", 8)
+    path = tmp_path / "rows.ndjson"
+    path.write_bytes(b"".join(b"%d\n" % number for number in range(1, 1001)))
+    blocks = Source.at(path, 10).blocks()
+    assert [block.first for block in blocks] == [1, 161, 321, 481, 641, 801, 961]
+    assert [block.number for block in blocks] == list(range(7))
+    assert blocks[0].begin == 0
+    assert blocks[-1].end == path.stat().st_size
+    assert all(one.end == two.begin for one, two in pairwise(blocks))
+
+
+def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laplora.bulk.rows.LINE_BYTES", 50)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n' + b"x" * 400 + b'\n{"b": 2}')
+    assert windows(Source.at(path, 2)) == [[(1, b'{"a": 1}\n'), (2, b"x" * 51)], [(3, b'{"b": 2}')]]
+
+
+@pytest.mark.parametrize("group", [1, 7, 1000])
+def test_parquet_rows_come_once_whatever_its_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int
+) -> None:
+    monkeypatch.setattr("laplora.bulk.rows.MOST_BLOCKS", 4)
+    rows = [{"text": f"row {number}", "other": number} for number in range(45)]
+    source = Source.at(write_parquet(tmp_path / "rows.parquet", rows, group), 4, ["text"])
+    assert source.blocks() == [Block(0, 1, 0, 16), Block(1, 17, 16, 32), Block(2, 33, 32, 45)]
+    found = windows(source)
+    assert [len(window) for window in found] == [4] * 11 + [1]
+    assert [number for number, _ in chain(*found)] == list(range(1, 46))
+    assert [json.loads(line) for _, line in chain(*found)] == [{"text": row["text"]} for row in rows]
+
+
+def test_parquet_values_are_as_json_has_them(tmp_path: Path) -> None:
+    row = {"a": None, "b": float("nan"), "c": ["x", "y"], "d": datetime.date(2026, 1, 2), "e": {"f": 1}, "g": True}
+    found = windows(Source.at(write_parquet(tmp_path / "rows.parquet", [row]), 4))
+    assert json.loads(found[0][0][1]) == {"b": None, "c": ["x", "y"], "d": "2026-01-02", "e": {"f": 1}, "g": True}
+
+
+def test_what_is_no_source_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"ends in one of .*got \.csv"):
+        Source.at(tmp_path / "rows.csv", 4)
+    with pytest.raises(DataError, match="no such file"):
+        Source.at(tmp_path / "rows.jsonl", 4)
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        Source.at(tmp_path / "rows.parquet", 4).blocks()
+
+
+def test_a_file_that_was_changed_is_not_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"1\n2\n")
+    source = Source.at(path, 1)
+    blocks = source.blocks()
+    path.write_bytes(b"1\n2\n3\n")
+    with pytest.raises(DataError, match="changed while it was read"):
+        list(source.windows(blocks[1]))
+    with pytest.raises(DataError, match="changed while it was read"):
+        source.identity()
+
+
+def test_an_empty_file_has_no_blocks(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"\n \n")
+    assert Source.at(tmp_path / "rows.jsonl", 4).blocks() == []
