@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,6 +27,9 @@ from laplora.readouts.base import ReadOut
 from laplora.readouts.choice import ReadOutName, choose_readout
 from laplora.readouts.classification_head import ClassificationHead, check_order
 from laplora.readouts.label_sequences import LabelSequences
+from laplora.workers import ALONE, Workers
+
+Result = TypeVar("Result")
 
 #: Longest prompt where none is stated, in tokens.
 MAX_TOKENS = 512
@@ -43,7 +46,10 @@ class Classifier:
         template: the prompt.
         readout: how the labels' logits are read.
         max_tokens: longest prompt, in tokens; a longer one is cut, on the side that the read-out states.
+        workers: processes that share the rows of a fit. Each has the same model, and makes the same calls.
     """
+
+    workers: Workers = ALONE
 
     def __init__(
         self,
@@ -154,6 +160,27 @@ class Classifier:
         rows = self.encode_examples(examples)
         for index in track(batches(rows, size)):
             yield index, self.collate([rows[i] for i in index])
+
+    def over_batches(
+        self,
+        examples: Sequence[Example],
+        size: int,
+        work: Callable[[Batch], Result],
+        track: Callable[[Sequence[list[int]]], Iterator[list[int]]] = iter,
+    ) -> tuple[list[Result], torch.Tensor]:
+        """Return what work gives of every batch, and (rows,) the order that makes its rows, joined, the examples'.
+
+        The workers share the batches, which are the same for any number of them, and all get every result.
+
+        Args:
+            size, track: as of ``batched``; work: of a batch what is to be kept of it, on the CPU.
+        """
+        rows, places, results = self.encode_examples(examples), list[int](), list[Result]()
+        for index in track(self.workers.share(batches(rows, size))):
+            results.append(work(self.collate([rows[i] for i in index])))
+            places += index
+        places, results = self.workers.joined(places, results)
+        return results, torch.tensor(places).argsort()
 
 
 def batches(

@@ -15,6 +15,7 @@ from typing import Any
 from laplora.errors import LaploraError
 from training.config import adapter_fit, load_config, reproduction, student, suggestion
 from training.config.overrides import add_overrides
+from training.workspace.launcher import alone, launched, launched_rank
 
 JOBS = {
     "run": "fine-tune, fit, evaluate and package; a stopped run continues where it was",
@@ -28,6 +29,8 @@ JOBS = {
     "suggest": "say which rows of an unlabelled file to label next, by a finished artifact",
     "reproduce": "fine-tune models on tasks and measure Laplace at every checkpoint: the report's tables (resumes)",
 }
+#: Those whose rows several processes share.
+_SHARED = frozenset({"run", "finetune", "fit", "evaluate", "package"})
 
 
 #: Said of the jobs that take a configuration.
@@ -105,6 +108,8 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
     name = "publish_shift" if options.job == "shift" and options.publish else options.job
     name = "check" if getattr(options, "check", False) else name
     try:
+        if name not in _SHARED:
+            alone(name)
         request = adapter_fit.request_of(options) if name == "fit" else None
         if name == "suggest":
             job(name)(suggestion.request_of(options))
@@ -113,18 +118,29 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
         elif name == "reproduce":
             job(name)(reproduction.request_of(options))
         elif request is not None:
+            alone("fit --adapter")
             job("fit_adapter")(request)
         elif name == "condition":
             job(name)(_condition_request(options))
         else:
             job(name)(load_config(options.config, options.overrides))
     except LaploraError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        where = f" in process {launched_rank()}" if launched_rank() else ""
+        print(f"error{where}: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)  # noqa: T201
         return 130
+    finally:
+        if launched() > 1:
+            _leave()
     return 0
+
+
+def _leave() -> None:
+    from training.workspace.processes import leave
+
+    leave()
 
 
 def _condition_request(options: argparse.Namespace) -> object:

@@ -32,8 +32,10 @@ from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.predictive.shift import Shift
 from laplora.predictive.shift_file import read_shifts
 from laplora.prompts.examples import Example
+from laplora.prompts.rows import Batch
 from laplora.report.names import display_name
 from laplora.report.records import Rows
+from laplora.workers import ALONE
 from training.calibration.fidelity import Fidelity, measure_fidelity
 from training.calibration.order_average import OrderGain, order_averages
 from training.config import RunConfig
@@ -96,6 +98,13 @@ def evaluate_run(run: Run) -> Path:
     verify_fitted(run)
     fitted, folder = config.run_dir / "laplace", config.run_dir / "report"
     measured = measure(run, model, fitted)
+    run.workers.told(lambda: _report(replace(run, workers=ALONE), measured, fitted, folder))
+    return folder
+
+
+def _report(run: Run, measured: Measured, fitted: Path, folder: Path) -> None:
+    """Write the report of what was measured, and print it."""
+    config = run.config
     values = measured.to_json()
     write_json(folder / "evaluation.json", values)
     record = read_fit(fitted)
@@ -120,7 +129,6 @@ def evaluate_run(run: Run) -> Path:
     say(f"{verdict.title}. {verdict.sentence}")
     say(f"served, chosen by the {recommended.chosen_by}: {recommended.reason}")
     say(f"report: {config.run_dir / Path(REPORT_PAGE).name}; what the artifact takes along is in {folder}")
-    return folder
 
 
 def measure(run: Run, model: Any, fitted: Path) -> Measured:
@@ -157,9 +165,10 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         Terminal(),
     )
     outputs, split = found.outputs, found.outputs.split
-    write_tensors(
-        config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
-    )
+    if run.workers.first:
+        write_tensors(
+            config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
+        )
     results = {"zero_shot": evaluate_probs(zero_shot, split.labels)}
     unfamiliar = None
     if record.familiarity and found.familiarity is not None:
@@ -203,8 +212,11 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
 @torch.no_grad()
 def plain_probs(classifier: Classifier, examples: Sequence[Example], batch_size: int) -> torch.Tensor:
     """Return class probabilities by forward passes alone, (rows, classes) float64, in row order."""
-    probs = torch.zeros(len(examples), classifier.class_count, dtype=torch.float64)
-    for index, batch in classifier.batched(examples, batch_size, lambda items: progress(items, "zero-shot rows")):
-        logits = classifier.readout.scores(classifier.model, batch).logits
-        probs[index] = class_probs(logits, batch.class_mask).cpu()
-    return probs
+
+    def answered(batch: Batch) -> torch.Tensor:
+        return class_probs(classifier.readout.scores(classifier.model, batch).logits, batch.class_mask).cpu()
+
+    parts, order = classifier.over_batches(
+        examples, batch_size, answered, lambda items: progress(items, "zero-shot rows")
+    )
+    return torch.cat(parts)[order]

@@ -77,13 +77,13 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
 
     ``keep`` are steps whose adapters stay too, in the folders of ``kept_adapter``.
     """
-    config = run.config
+    config, workers = run.config, run.workers
     target, checkpoints = run.folder / "adapter", run.folder / "checkpoints"
-    if target.is_dir() and trained_as(run) and not missing_adapters(run, keep):
+    if workers.told(lambda: target.is_dir() and trained_as(run) and not missing_adapters(run, keep)):
         say(f"adapter already trained: {target}")
         return target
-    last = resumable_checkpoint(run, checkpoints, keep)
-    targets = training_targets(run)
+    last = workers.told(lambda: resumable_checkpoint(run, checkpoints, keep))
+    targets = workers.told(lambda: training_targets(run))
     cut = sum(row.truncated for row, _ in targets)
     say(
         f"fine-tuning on {len(targets)} rows, {config.optimizer.step_count} steps of {config.optimizer.step_rows}"
@@ -91,10 +91,12 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
     )
     for line in loss_lines(run):
         say(line)
+    dtype = getattr(torch, config.adapter.save_dtype)
     set_seed(config.seed)
     model = run.adapted(lambda base: add_adapter(base, config))
-    save_adapter(model, run.folder / "initial_adapter")
-    write_json(run.folder / "config.json", config_hash_fields(config) | {"made_from": adapter_inputs(run)})
+    if workers.first:
+        save_adapter(model, run.folder / "initial_adapter")
+        write_json(run.folder / "config.json", config_hash_fields(config) | {"made_from": adapter_inputs(run)})
     with on_device(run.device):
         trainer = LabelTrainer(
             model=model,
@@ -103,27 +105,31 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
             eval_dataset=labelled_targets(run, run.splits.selection) or None,
             data_collator=partial(_collated, run),
             callbacks=[
-                _Keep(kept_folders(run, keep), getattr(torch, config.adapter.save_dtype)),
+                *([_Keep(kept_folders(run, keep), dtype)] if workers.first else []),
                 *callbacks_of(config.optimizer),
             ],
         )
-        trainer.readout, trainer.optimizer_settings = run.readout, config.optimizer
+        trainer.readout, trainer.optimizer_settings, trainer.workers = run.readout, config.optimizer, workers
         if weights := config.fit.class_weights:
             trainer.class_weights = torch.tensor(weights)
         if config.optimizer.kl_to_base or config.optimizer.l2_to_initial:
             trainer.regularization = Regularization.of(config.optimizer, model)
         if last:
             say(f"resuming at {last}")
+        if not workers.first:
+            set_seed(config.seed + workers.rank)  # masks of dropout are drawn anew for other rows
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
         raise NonFiniteError("training ended with NaN or infinite weights: lower optimizer.learning_rate")
-    write_json(run.folder / "training_log.json", trainer.state.log_history)
-    if config.optimizer.evaluate_every is not None:
-        _tell_selected(run, trainer.state)
-    unfinished = run.folder / ".adapter"
-    save_adapter(model, unfinished, getattr(torch, config.adapter.save_dtype))
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.replace(target)
+    if workers.first:
+        write_json(run.folder / "training_log.json", trainer.state.log_history)
+        if config.optimizer.evaluate_every is not None:
+            _tell_selected(run, trainer.state)
+        unfinished = run.folder / ".adapter"
+        save_adapter(model, unfinished, dtype)
+        shutil.rmtree(target, ignore_errors=True)
+        unfinished.replace(target)
+    workers.wait()
     return target
 
 

@@ -14,7 +14,7 @@ from laplora.fitting.fit import fit_rows
 from laplora.fitting.fold_adapters import FoldAdapter
 from laplora.fitting.members import dropout_record
 from laplora.fitting.saving import MEMBER_FOLDER, record_of, write_fit
-from laplora.fitting.store import FolderStore
+from laplora.fitting.store import FolderStore, SharedStore
 from laplora.predictive.member_adapters import read_weights
 from training.config import RunConfig
 from training.data.files import read_inputs
@@ -43,13 +43,13 @@ def fit_run(run: Run) -> Path:
     model = load_trained(run)
     classifier, unlabelled = run.classifier(model), config.predictives.fast_inputs
 
-    def member_store(step: int) -> FolderStore:
+    def member_store(step: int) -> SharedStore:
         mark = curvature_inputs(run, member_folder(config, step))
-        return FolderStore(folder / MEMBER_FOLDER.format(step=step), mark)
+        return SharedStore(FolderStore(folder / MEMBER_FOLDER.format(step=step), mark), run.workers)
 
     initial = read_weights(model, config.run_dir / "initial_adapter")
     inputs = read_inputs(unlabelled, run.splits.task) if unlabelled else ()
-    store, rows = FolderStore(folder, curvature_inputs(run)), run.splits.train
+    store, rows = SharedStore(FolderStore(folder, curvature_inputs(run)), run.workers), run.splits.train
     if config.calibration.cross_fits:
         adapters = fold_adapters(run, model)
         fit = cross_fit_rows(
@@ -69,7 +69,7 @@ def fit_run(run: Run) -> Path:
             progress=Terminal(),
         )
     record = record_of(fit, dropout_record(classifier, config.fit))
-    write_fit(folder, record, fit, {"made_from": fit_inputs(run)})
+    run.workers.told(lambda: write_fit(folder, record, fit, {"made_from": fit_inputs(run)}))
     if record.distilled:
         factor = math.exp(record.distilled.error)
         say(f"fast: distilled from {record.distilled.inputs} inputs, variances within a factor of {factor:.2f}")
@@ -89,7 +89,7 @@ def fold_adapters(run: Run, model: Any) -> list[FoldAdapter]:
     return [
         FoldAdapter(
             read_weights(model, fold.folder / "adapter"),
-            FolderStore(fold.folder / "laplace", curvature_inputs(fold)),
+            SharedStore(FolderStore(fold.folder / "laplace", curvature_inputs(fold)), run.workers),
             adapter_step(fold),
         )
         for fold in fold_runs(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from laplora.artifact.manifest import MANIFEST
@@ -10,6 +11,7 @@ from laplora.artifact.readout_records import readout_record
 from laplora.fitting.describing import describe, summary
 from laplora.fitting.saving import Parts, member_records, read_fit, write_artifact
 from laplora.models.hashes import tokenizer_hash, weights_hash
+from laplora.workers import ALONE
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import configuration_digest
 from training.workspace.members import kept_members
@@ -28,8 +30,12 @@ def package(config: RunConfig) -> Path:
 
 def package_run(run: Run) -> Path:
     """Write the artifact of an open run; as ``package``."""
-    config = run.config
     run.base.release()  # the artifact's answers are recorded by a model that is loaded as a server loads it
+    return run.workers.told(lambda: _packaged(replace(run, workers=ALONE)))
+
+
+def _packaged(run: Run) -> Path:
+    config = run.config
     fitted, report = config.run_dir / "laplace", config.run_dir / "report"
     verify_fitted(run)
     verify_evaluated(run)

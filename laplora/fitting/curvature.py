@@ -41,7 +41,8 @@ def fit_curvature(
         basis_dtype=getattr(torch, laplace.factor_dtype),
     )
     run_pass = RowPass(classifier, examples, blocks, settings, store, progress)
-    posterior = fit_posterior(structure, blocks, run_pass)
+    fitted = fit_posterior(structure, blocks, run_pass)
+    posterior = classifier.workers.told(lambda: fitted)  # directions that were computed twice may differ by a sign
     if many := many_classes(settings, classifier):
         reference = _reference(classifier, posterior, examples, many, settings.seed, store, progress)
         posterior = ManyClassPosterior(posterior, reference, many.directions)

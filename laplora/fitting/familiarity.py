@@ -20,6 +20,7 @@ from laplora.fitting.store import Store, rows_digest
 from laplora.jacobians.states import States, StateTape, join_states, pooling_of
 from laplora.models.decoder_layers import decoder_layers
 from laplora.prompts.examples import Example, label_tensor
+from laplora.prompts.rows import Batch
 
 #: Training rows that inputs are compared with, at most; of more, a random part.
 _MOST = 4000
@@ -153,12 +154,13 @@ def forward_states(
     classifier: Classifier, examples: Sequence[Example], layers: Sequence[int], batch_size: int, progress: Progress
 ) -> States:
     """Return what forward passes show of examples, in order."""
-    model, readout, places = classifier.model, classifier.readout, list[int]()
-    parts: list[States] = []
+    model, readout = classifier.model, classifier.readout
     title = "training rows, for familiarity"
-    for index, batch in classifier.batched(examples, batch_size, lambda items: progress.track(items, title)):
+
+    def noted(batch: Batch) -> States:
         with StateTape(model, layers, batch.attention_mask, pooling_of(readout.side)) as tape:
             logits = readout.scores(model, batch).logits
-        parts.append(tape.states(logits))
-        places += index
-    return join_states(parts).take(torch.tensor(places).argsort())
+        return tape.states(logits)
+
+    parts, order = classifier.over_batches(examples, batch_size, noted, lambda items: progress.track(items, title))
+    return join_states(parts).take(order)

@@ -20,6 +20,7 @@ from laplora.predictive.member_adapters import dropout_weights, in_place, lora_p
 from laplora.predictive.member_outputs import Member, MemberSet, Wanted, member_outputs
 from laplora.predictive.shift import Shift, tempering
 from laplora.prompts.examples import Example
+from laplora.prompts.rows import Batch
 
 
 @dataclass(frozen=True)
@@ -162,16 +163,13 @@ def forward_means(
         dropout=tuple(Member(w) for w in weights.get("dropout", ())),
     )
     wanted: set[Wanted] = {(kind, False) for kind in weights}
-    places: list[int] = []
-    parts: dict[Members, list[torch.Tensor]] = {kind: [] for kind in weights}
+
+    def answered(batch: Batch) -> dict[Members, torch.Tensor]:
+        return dict(member_outputs(members, batch, wanted).means)
+
     size = settings.laplace.batch_size
-    for index, batch in classifier.batched(examples, size, lambda items: progress.track(items, title)):
-        outputs = member_outputs(members, batch, wanted)
-        for kind, part in parts.items():
-            part.append(outputs.means[kind])
-        places += index
-    order = torch.tensor(places).argsort()
-    found = {kind: torch.cat(part, 1)[:, order] for kind, part in parts.items()}
+    parts, order = classifier.over_batches(examples, size, answered, lambda items: progress.track(items, title))
+    found = {kind: torch.cat([part[kind] for part in parts], 1)[:, order] for kind in weights}
     if classifier.readout.likelihood == "bernoulli":
         return {kind: binary_means(means) for kind, means in found.items()}
     return found

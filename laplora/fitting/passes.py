@@ -13,6 +13,7 @@ import torch
 from laplora.classifier import Classifier, batches
 from laplora.fitting.progress import Progress
 from laplora.fitting.settings import FitSettings
+from laplora.fitting.shared_state import state_of_all
 from laplora.fitting.store import Store
 from laplora.fitting.training_loss import TrainingLoss
 from laplora.jacobians.blocks import Block, ContrastJacobians
@@ -29,7 +30,8 @@ SAVE_EVERY_S = 30.0
 class RowPass:
     """Passes over labelled rows by a classifier; ``laplora.posterior.passes.Pass``.
 
-    A pass that the store holds to its end is read back and runs no model.
+    A pass that the store holds to its end is read back and runs no model. The classifier's workers share the batches
+    and add up what they have; what is kept on the way is the state of all, which any number of workers continues.
 
     Attributes:
         log_likelihood: of the rows, summed, nats, once a pass has ended: that of the training loss.
@@ -57,26 +59,41 @@ class RowPass:
         self, title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]
     ) -> State:
         """Return the state after every training row."""
-        classifier = self._classifier
-        state, self.log_likelihood = self._read(title, empty)
+        workers = self._classifier.workers
+        # Eigenvectors that were computed twice may differ by a sign: all take the first process's.
+        empty, add = workers.told(lambda: (empty, add))
+        kept, self.log_likelihood = self._read(title, empty)
+        whole, own, likelihood = kept, empty, 0.0
+        if workers.first:
+            own, likelihood = kept, self.log_likelihood
         plan = batches(self._rows, self._size)
-        done = sum(rows <= state.rows for rows in accumulate(map(len, plan)))
+        done = sum(rows <= kept.rows for rows in accumulate(map(len, plan)))
         saved_at = time.monotonic()
-        for number in self._progress.track(range(done, len(plan)), f"curvature: {title}"):
-            batch = classifier.collate([self._rows[i] for i in plan[number]])
-            choose = fisher_directions(self._many, plan[number], self._seed) if self._many else None
-            jacobians = contrast_jacobians(
-                classifier.model, batch, classifier.readout, self._blocks, sums=self._sums, choose=choose
-            )
-            of_rows, jacobians = self._loss(jacobians, self._labels[plan[number]], batch)
-            state = add(state, jacobians, batch.class_mask)
-            self.log_likelihood += float(of_rows.sum())
-            del jacobians  # not held beside the next batch's
-            if time.monotonic() - saved_at > SAVE_EVERY_S or number + 1 == len(plan):
-                tensors, numbers = state_parts(state)
+        for place in self._progress.track(range(done, len(plan), workers.count), f"curvature: {title}"):
+            if (mine := place + workers.rank) < len(plan):
+                own, of_rows = self._added(own, plan[mine], add)
+                likelihood += of_rows
+            last = place + workers.count >= len(plan)
+            if last or workers.told(lambda: time.monotonic() - saved_at > SAVE_EVERY_S):
+                whole = state_of_all(workers, empty, own, kept)
+                self.log_likelihood = float(workers.summed([torch.tensor(likelihood, dtype=torch.float64)])[0])
+                tensors, numbers = state_parts(whole)
                 self._store.write(title, tensors, numbers | {"log_likelihood": repr(self.log_likelihood)})
                 saved_at = time.monotonic()
-        return state
+        return whole
+
+    def _added(
+        self, state: State, index: list[int], add: Callable[[State, ContrastJacobians, torch.Tensor], State]
+    ) -> tuple[State, float]:
+        """Return the state with a batch, and the log-likelihood of its rows."""
+        classifier = self._classifier
+        batch = classifier.collate([self._rows[i] for i in index])
+        choose = fisher_directions(self._many, index, self._seed) if self._many else None
+        jacobians = contrast_jacobians(
+            classifier.model, batch, classifier.readout, self._blocks, sums=self._sums, choose=choose
+        )
+        of_rows, jacobians = self._loss(jacobians, self._labels[index], batch)
+        return add(state, jacobians, batch.class_mask), float(of_rows.sum())
 
     def _read(self, title: str, empty: State) -> tuple[State, float]:
         kept = self._store.read(title)

@@ -20,6 +20,7 @@ from laplora.posterior.binary import binary_projected
 from laplora.posterior.many_classes import choose_of
 from laplora.predictive.binary_rows import binary_logits
 from laplora.prompts.examples import Example, label_tensor
+from laplora.prompts.rows import Batch
 
 
 @dataclass(frozen=True)
@@ -66,36 +67,36 @@ def project_split(
     model, readout = classifier.model, classifier.readout
     pooling = pooling_of(readout.side)
     placed = posterior.to(classifier.device, torch.float32)
-    places: list[int] = []
-    parts: list[tuple[torch.Tensor, ...]] = []
-    states: list[States] = []
-    directions: list[torch.Tensor] = []
-    last: list[torch.Tensor] = []
-    for index, batch in classifier.batched(examples, batch_size, lambda items: progress.track(items, title)):
+
+    def seen(batch: Batch) -> tuple[dict[str, torch.Tensor], States | None]:
         with StateTape(model, layers, batch.attention_mask, pooling) if layers else nullcontext() as tape:
             jacobians = contrast_jacobians(
                 model, batch, readout, posterior.blocks, sums=False, choose=choose_of(placed)
             )
-        if tape is not None:
-            states.append(tape.states(jacobians.logits))
         projected = placed.project(jacobians)
-        mass = readout.label_mass(model, jacobians.hidden, batch.class_mask)
-        values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)
-        parts.append(tuple(v.cpu() for v in values))
+        tensors = {
+            "contrast_mean": projected.contrast_mean,
+            "kept": projected.kept,
+            "rest": projected.rest,
+            "logits": jacobians.logits,
+            "class_mask": batch.class_mask,
+            "label_mass": readout.label_mass(model, jacobians.hidden, batch.class_mask),
+            "last": jacobians.hidden.float(),
+        }
         if projected.directions is not None:
-            directions.append(projected.directions.cpu())
-        last.append(jacobians.hidden.float().cpu())
-        places += index
-    order = torch.tensor(places).argsort()
-    mean, kept, rest, logits, mask, mass = (torch.cat(p)[order] for p in zip(*parts, strict=True))
+            tensors["directions"] = projected.directions
+        states = None if tape is None else tape.states(jacobians.logits)
+        return {name: tensor.cpu() for name, tensor in tensors.items()}, states
+
+    parts, order = classifier.over_batches(examples, batch_size, seen, lambda items: progress.track(items, title))
+    found = {name: torch.cat([tensors[name] for tensors, _ in parts])[order] for name in parts[0][0]}
+    states = [states for _, states in parts if states is not None]
+    logits, mask, mass = (found[name] for name in ("logits", "class_mask", "label_mass"))
     labels = label_tensor(examples, classifier.class_count)
-    read_from = torch.cat(last)[order]
-    noted = join_states(states).take(order) if states else None
+    read_from, noted = found["last"], join_states(states).take(order) if states else None
+    rows = ProjectedJacobians(found["contrast_mean"], found["kept"], found["rest"], found.get("directions"))
     if readout.likelihood == "bernoulli":
-        inputs = ProjectedJacobians(mean, kept, rest)
-        return binary_split(ProjectedSplit(inputs, logits, mask, labels, mass, noted, last=read_from))
-    chosen = torch.cat(directions)[order] if directions else None
-    rows = ProjectedJacobians(mean, kept, rest, chosen)
+        return binary_split(ProjectedSplit(rows, logits, mask, labels, mass, noted, last=read_from))
     return ProjectedSplit(rows, logits, mask, labels, mass, noted, last=read_from)
 
 

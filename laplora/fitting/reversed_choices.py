@@ -21,6 +21,7 @@ from laplora.linearised import contrast_mean
 from laplora.predictive.kinds import fit_predictive_temperature
 from laplora.prompts.examples import Example
 from laplora.prompts.option_order import Order, permute_choices, restore_contrasts
+from laplora.prompts.rows import Batch
 
 
 def reversed_temperature(
@@ -49,12 +50,13 @@ def reversed_means(
 ) -> torch.Tensor:
     """Return (rows, classes - 1) float64 contrasts of prompts with the choices in reverse, in the rows' own order."""
     shown, orders = in_reverse(examples)
-    means = torch.zeros(len(examples), classifier.class_count - 1, dtype=torch.float64)
     title = "calibration rows, choices in reverse"
-    for index, batch in classifier.batched(shown, batch_size, lambda items: progress.track(items, title)):
-        logits = classifier.readout.scores(classifier.model, batch).logits
-        means[index] = contrast_mean(logits.double()).cpu()
-    restored, _ = restore_contrasts(means, None, orders)
+
+    def answered(batch: Batch) -> torch.Tensor:
+        return contrast_mean(classifier.readout.scores(classifier.model, batch).logits.double()).cpu()
+
+    parts, order = classifier.over_batches(shown, batch_size, answered, lambda items: progress.track(items, title))
+    restored, _ = restore_contrasts(torch.cat(parts)[order], None, orders)
     return restored
 
 

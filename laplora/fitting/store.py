@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from laplora.files import write_tensors
 from laplora.prompts.examples import Example
+from laplora.workers import Workers
 
 #: Tensors and what was noted beside them, by name.
 Kept = tuple[dict[str, torch.Tensor], dict[str, str]]
@@ -77,6 +78,25 @@ class FolderStore:
 
     def _of(self, made_from: str) -> str:
         return f"{LAYOUT}/{self._mark}/{made_from}"
+
+
+class SharedStore:
+    """The store of several processes: the first one reads and writes, and tells the others what it read."""
+
+    def __init__(self, store: Store, workers: Workers) -> None:
+        """Take the first process's store."""
+        self._store, self._workers = store, workers
+
+    def read(self, name: str, made_from: str = "") -> Kept | None:
+        """Return what the first process's store holds; collective."""
+        return self._workers.told(lambda: self._store.read(name, made_from))
+
+    def write(
+        self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""
+    ) -> None:
+        """Write in the first process."""
+        if self._workers.first:
+            self._store.write(name, tensors, notes, made_from)
 
 
 def rows_digest(examples: Sequence[Example]) -> str:

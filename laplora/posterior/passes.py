@@ -42,7 +42,11 @@ class StructureSettings:
 
 
 class Rows(Protocol):
-    """State of a pass: a frozen dataclass of ints and (tuples of) tensors."""
+    """State of a pass: a frozen dataclass of ints and (tuples of) tensors.
+
+    Tensors and tuples of them are sums over rows, so that states of disjoint rows add up. A tuple that is empty in the
+    state of no rows is a list instead, with one tensor a batch. Of the ints, ``rows`` alone grows.
+    """
 
     @property
     def rows(self) -> int:

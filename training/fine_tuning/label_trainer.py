@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -23,9 +24,11 @@ from laplora.errors import NonFiniteError
 from laplora.models.adapters import save_adapter
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
+from laplora.workers import ALONE, Workers
 from training.config import OptimizerConfig, RunConfig
 from training.fine_tuning.one_device import OneDeviceArguments
 from training.fine_tuning.regularization import Regularization
+from training.fine_tuning.shared_steps import SharedBatches, in_forward, shared_loader
 from training.workspace.recomputing import RECOMPUTING
 from training.workspace.targets import target_loss
 
@@ -33,14 +36,19 @@ from training.workspace.targets import target_loss
 class LabelTrainer(Trainer):
     """A Trainer whose loss is the cross-entropy over each row's possible labels (``target_loss``), regularised.
 
+    Several processes take parts of each batch. The gradient is then that of one process to rounding: each part's loss is
+    a sum over its rows, divided by the rows of all parts.
+
     Attributes:
         readout: how their logits are read; optimizer_settings: of the configuration.
+        workers: the processes that share each batch.
         class_weights: (classes,), and regularization: of the training loss alone; what is evaluated is the labels'
             plain likelihood.
     """
 
     readout: ReadOut
     optimizer_settings: OptimizerConfig
+    workers: Workers = ALONE
     class_weights: torch.Tensor | None = None
     regularization: Regularization | None = None
     #: A step's loss is the mean over all its rows, in however many batches they come.
@@ -55,14 +63,20 @@ class LabelTrainer(Trainer):
     ) -> Any:
         """Return a batch's part of the mean loss of a step's rows, nats; with ``return_outputs`` also none."""
         targets, of_base = inputs.pop("labels"), inputs.pop("base_probs", None)
+        counted = inputs.pop("counted", len(targets))
         batch = Batch(**inputs)
         weights = self.class_weights if model.training else None
-        logits = self.readout.scores(model, batch).logits
-        loss = target_loss(logits, targets, batch.class_mask, weights)
-        if self.regularization is not None and model.training:
-            loss = loss + self.regularization.loss(model, logits, batch.class_mask, of_base)
-        if num_items_in_batch is not None and int(num_items_in_batch) != len(batch):
-            loss = loss * (len(batch) / int(num_items_in_batch))
+
+        def mean_loss(inner: nn.Module) -> torch.Tensor:
+            logits = self.readout.scores(inner, batch).logits
+            loss = target_loss(logits, targets, batch.class_mask, weights)
+            if self.regularization is not None and inner.training:
+                loss = loss + self.regularization.loss(inner, logits, batch.class_mask, of_base)
+            return loss
+
+        loss = in_forward(model, mean_loss) if self.workers.count > 1 else mean_loss(model)
+        if num_items_in_batch is not None and (share := self.workers.count * counted / int(num_items_in_batch)) != 1:
+            loss = loss * share  # gradients are averaged over the processes
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(
@@ -103,9 +117,28 @@ class LabelTrainer(Trainer):
         lengths = [len(row.token_ids) for row, *_ in rows]
         return LengthGrouped(lengths, self.optimizer_settings.step_rows, self.args.seed)
 
-    def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Sized]], device: torch.device) -> int:
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return what loads the training rows; of several processes, this one's part of every batch."""
+        if self.workers.count == 1:
+            return super().get_train_dataloader()
+        rows: Any = self.train_dataset
+        order = self._get_train_sampler()
+        if not isinstance(order, LengthGrouped):
+            order = SeedableRandomSampler(rows, data_seed=self.args.seed)  # what one process has of accelerate
+        batches = SharedBatches(order, self.optimizer_settings.batch_size, self.workers)
+        return shared_loader(rows, batches, self.data_collator)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return what loads the selection rows: all of them in every process, so that none counts twice."""
+        if self.workers.count == 1:
+            return super().get_eval_dataloader(eval_dataset)
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        return DataLoader(rows, self.args.eval_batch_size, collate_fn=self.data_collator)
+
+    def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Any]], device: torch.device) -> int:
         """Return the rows of a step's batches; the Trainer would count tokens, and leave the first one out."""
-        return sum(len(batch["labels"]) for batch in batch_samples)
+        own = sum(batch.get("counted", len(batch["labels"])) for batch in batch_samples)
+        return int(self.workers.summed([torch.tensor(own)])[0])
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert self.model is not None
@@ -205,6 +238,7 @@ def training_arguments(config: RunConfig, device: torch.device, folder: Path) ->
         dataloader_pin_memory=device.type != "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
+        ddp_find_unused_parameters=False,
         report_to=list(config.report_to),
         run_name=config.name,
         **options,

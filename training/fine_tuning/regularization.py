@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from laplora.classifier import base_probs
-from laplora.fitting.store import FolderStore
+from laplora.fitting.store import FolderStore, SharedStore
 from laplora.linearised import entropy, expected_log_likelihood
 from training.config import OptimizerConfig
 from training.workspace.provenance import adapter_inputs
@@ -78,13 +78,15 @@ def with_base_answers(run: Run, model: nn.Module, targets: Sequence[Target]) -> 
     Args:
         model: the run's, with an adapter, in evaluation mode: no dropout is drawn.
     """
-    store = FolderStore(run.folder / "base", adapter_inputs(run))
+    store = SharedStore(FolderStore(run.folder / "base", adapter_inputs(run)), run.workers)
     if (kept := store.read("answers")) is None:
-        rows = [row for row, _ in targets]
-        probs = torch.zeros(len(rows), run.class_count)
-        for index in progress(batches(rows, run.config.laplace.batch_size), "the base's answers to the training rows"):
-            probs[index] = base_probs(model, run.readout, run.collate([rows[i] for i in index])).float().cpu()
-        kept = {"probs": probs}, {}
+        rows, places, parts = [row for row, _ in targets], list[int](), list[torch.Tensor]()
+        plan = run.workers.share(batches(rows, run.config.laplace.batch_size))
+        for index in progress(plan, "the base's answers to the training rows"):
+            parts.append(base_probs(model, run.readout, run.collate([rows[i] for i in index])).float().cpu())
+            places += index
+        places, parts = run.workers.joined(places, parts)
+        kept = {"probs": torch.cat(parts)[torch.tensor(places).argsort()]}, {}
         store.write("answers", *kept)
     return [(row, target, probs) for (row, target), probs in zip(targets, kept[0]["probs"], strict=True)]
 

@@ -21,6 +21,7 @@ from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow, collate
 from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.label_tokens import LabelTokens
+from laplora.workers import ALONE, Workers
 from training.config import RunConfig
 from training.data.examples import Splits
 from training.workspace.held_base import HeldBase
@@ -41,6 +42,7 @@ class Run:
             (``training.workspace.folds``).
         base: the base model, which the run's steps and folds have one after another.
         pruning: how its layers to remove are chosen; None: it has all.
+        workers: the processes that share its rows; the first of them writes.
     """
 
     config: RunConfig
@@ -55,6 +57,7 @@ class Run:
     student: Student | None = None
     base: HeldBase = field(default_factory=HeldBase)
     pruning: Pruning | None = None
+    workers: Workers = ALONE
 
     @property
     def folder(self) -> Path:
@@ -70,9 +73,11 @@ class Run:
         """Return a model with this run's prompt, labels and read-out."""
         task = self.splits.task
         labels = dict(zip(task.labels, self.verbalizers, strict=True))
-        return Classifier(
+        classifier = Classifier(
             model, self.tokenizer, labels, task.template, max_tokens=self.config.max_tokens, readout=self.readout
         )
+        classifier.workers = self.workers
+        return classifier
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedRow]:
         """Return examples as token rows, cut at the run's limit."""
@@ -112,10 +117,13 @@ class Run:
         weights = weights_hash(self.location, base.revision)
         made_from = digest(weights, base.quantization, base.dtype, [row.token_ids for row in rows])
         size = self.config.laplace.batch_size
-        block = self.pruning.layers(
-            made_from,
-            load=lambda: self._loaded(whole),
-            batches=lambda: [self.collate(rows[i : i + size]) for i in range(0, len(rows), size)],
+        pruning = self.pruning
+        block = self.workers.told(
+            lambda: pruning.layers(
+                made_from,
+                load=lambda: self._loaded(whole),
+                batches=lambda: [self.collate(rows[i : i + size]) for i in range(0, len(rows), size)],
+            )
         )
         return replace(whole, removed_layers=block.layers)
 

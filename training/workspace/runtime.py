@@ -10,11 +10,12 @@ from laplora.artifact.folder import check_replaceable
 from laplora.errors import ConfigError, InvalidInputError
 from laplora.files import write_json
 from laplora.fitting.fit import check_class_weights
-from laplora.models.base import load_tokenizer, locate_base, resolve_device
+from laplora.models.base import load_tokenizer, locate_base
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow
 from laplora.prompts.templates import default_verbalizers, render
 from laplora.readouts.choice import named_readout
+from laplora.workers import ALONE, Workers
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import owner
 from training.data.examples import Splits
@@ -23,6 +24,7 @@ from training.workspace.base_size import layer_count, parameter_count
 from training.workspace.class_weights import weighed
 from training.workspace.filled_in import filled_in
 from training.workspace.folders import claim, in_use, start_from, trained_from
+from training.workspace.processes import joined, own_device
 from training.workspace.provenance import adapter_inputs
 from training.workspace.pruning import pruning_of
 from training.workspace.run import Run, base_spec
@@ -34,18 +36,25 @@ from training.workspace.terminal import progress, say
 def open_run(config: RunConfig) -> Run:
     """Return the run of ``prepared_run`` with its folder begun, and no other job in it.
 
+    Of several processes the first one fetches what is to be fetched, and has the folder.
+
     Raises:
         ConfigError: another job in the run's folder; and as ``prepared_run``.
     """
-    run = prepared_run(config)
-    _begin_folder(run)
-    pruning = run.pruning and replace(run.pruning, folder=run.config.run_dir)
-    run = replace(run, lock=in_use(run.config.run_dir), pruning=pruning)
-    write_json(run.config.run_dir / "splits.json", run.splits.report)
-    return run
+    workers = joined()
+    return workers.in_turn(lambda: _opened(config, workers))
 
 
-def prepared_run(config: RunConfig) -> Run:
+def _opened(config: RunConfig, workers: Workers) -> Run:
+    run = prepared_run(config, workers)
+    if workers.first:
+        _begin_folder(run)
+        run = replace(run, lock=in_use(run.config.run_dir))
+        write_json(run.config.run_dir / "splits.json", run.splits.report)
+    return replace(run, pruning=run.pruning and replace(run.pruning, folder=run.config.run_dir))
+
+
+def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
     """Return the run with its splits and tokenizer loaded; nothing is written, and what can be refused early is.
 
     Its configuration is filled in (``training.workspace.filled_in``), and says in which folder it lies.
@@ -58,7 +67,7 @@ def prepared_run(config: RunConfig) -> Run:
         ArtifactError: a teacher that cannot be read.
         ArtifactWriteError: something that is no artifact has the finished one's place.
     """
-    device = resolve_device(config.base.device)
+    device = own_device(config.base.device, workers)
     splits, student = load_splits(config.data, seed=config.seed, hold_out=config.holds_out, progress=say), None
     if config.student:
         student, splits = open_student(config, config.student, splits)
@@ -74,7 +83,18 @@ def prepared_run(config: RunConfig) -> Run:
     readout = named_readout(tokenizer, task.template, verbalizers, config.readout)
     check_class_weights(config.fit, readout.class_count, readout.likelihood)
     pruning = pruning_of(config, splits, partial(layer_count, location, config.base.revision))
-    return Run(config, splits, location, tokenizer, verbalizers, readout, device, student=student, pruning=pruning)
+    return Run(
+        config,
+        splits,
+        location,
+        tokenizer,
+        verbalizers,
+        readout,
+        device,
+        student=student,
+        pruning=pruning,
+        workers=workers,
+    )
 
 
 def _begin_folder(run: Run) -> None:

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from training.workspace.launcher import launched_rank
+
 Item = TypeVar("Item")
 
 
@@ -25,13 +27,17 @@ class Terminal:
 
 
 def say(line: str) -> None:
-    """Print one line of progress to the terminal."""
-    print(line, flush=True)  # noqa: T201  the jobs' user interface
+    """Print one line of progress to the terminal; of several processes the first one does."""
+    if launched_rank() == 0:
+        print(line, flush=True)  # noqa: T201  the jobs' user interface
 
 
 def progress(items: Sequence[Item], title: str) -> Iterator[Item]:
     """Yield items under a progress bar with the time left; about ten plain lines where there is no terminal."""
     total = len(items)
+    if launched_rank():
+        yield from items
+        return
     if not sys.stdout.isatty():
         started, step = time.monotonic(), max(1, -(-total // 10))
         for done, item in enumerate(items, 1):

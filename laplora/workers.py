@@ -1,0 +1,117 @@
+"""Processes that share one job: each takes a share of its rows, and all know every result.
+
+Each process runs the same code, and the calls of a ``Workers`` are collective: all of its processes make them, in the
+same order. Sums and results travel between CPUs by torch.distributed's gloo, whatever the devices that computed them.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+Item = TypeVar("Item")
+
+#: How long a process waits for another one. The first may be at work alone for hours; one that has died is noticed by
+#: its closed connection, and by what started it.
+_TIMEOUT = datetime.timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes of a job, seen from one of them.
+
+    Attributes:
+        rank: of this process, from 0; count: of the processes.
+        group: torch.distributed's, with a backend for CPU tensors; None of one process.
+    """
+
+    rank: int = 0
+    count: int = 1
+    group: Any = None
+
+    @classmethod
+    def of_group(cls) -> Workers:
+        """Return those of torch.distributed's default group, one process where there is none; collective."""
+        if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+            return ALONE
+        group = distributed.new_group(backend="gloo", timeout=_TIMEOUT)
+        return cls(distributed.get_rank(), distributed.get_world_size(), group)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return this process's items: every ``count``-th one."""
+        return items[self.rank :: self.count]
+
+    def summed(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the sums over the processes, the same bits in each; the tensors stay as they are.
+
+        Args:
+            tensors: on the CPU, of the same shapes and number formats in every process.
+        """
+        if self.count == 1:
+            return list(tensors)
+        sums = [tensor.clone() for tensor in tensors]
+        for tensor in sums:
+            distributed.all_reduce(tensor, group=self.group)
+        return sums
+
+    def gathered(self, value: Item) -> list[Item]:
+        """Return every process's value, by rank. It travels pickled; its tensors are on the CPU."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value, group=self.group)
+        return values
+
+    def joined(self, *lists: list[Any]) -> tuple[list[Any], ...]:
+        """Return each list with what every process has in it, by rank."""
+        found = self.gathered(lists)
+        return tuple([item for of_process in column for item in of_process] for column in zip(*found, strict=True))
+
+    def told(self, work: Callable[[], Item]) -> Item:
+        """Return what the first process gets of its work; the others do none. What it raises is raised in all."""
+        if self.count == 1:
+            return work()
+        answer: list[Any] = [None, None]
+        if self.first:
+            try:
+                answer[0] = work()
+            except Exception as error:
+                answer[1] = error
+        distributed.broadcast_object_list(answer, src=0, group=self.group)
+        if answer[1] is not None:
+            raise answer[1]
+        result: Item = answer[0]
+        return result
+
+    def in_turn(self, work: Callable[[], Item]) -> Item:
+        """Return each process's own result of work that the first one ends before the others begin.
+
+        What the first one raises is raised in all.
+        """
+        if self.count == 1:
+            return work()
+        own: list[Item] = []
+        self.told(lambda: own.append(work()))
+        if not self.first:
+            own.append(work())
+        self.wait()
+        return own[0]
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.count > 1:
+            distributed.barrier(group=self.group)
+
+
+#: One process.
+ALONE = Workers()
