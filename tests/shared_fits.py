@@ -1,41 +1,59 @@
-"""Fits that several processes share, each started here with a tiny model of its own."""
+"""Fits that several processes share, of a tiny model that each of them loads.
+
+Run as a program it goes through ``PLANS`` in one start of Python: it imports once, and forks before any computation.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import add_lora
-from torch import distributed, multiprocessing
+from torch import distributed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
+from laplora.errors import ConfigError
+from laplora.fitting import passes
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.progress import Silent
-from laplora.fitting.projected import project_split, split_tensors
+from laplora.fitting.projected import project_split
 from laplora.fitting.rows import read_rows
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Forgetful, Kept, SharedStore
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Prior, block_precisions
-from laplora.workers import Workers
+from laplora.workers import ALONE, Workers
 
 LABELS = ("bill", "card", "app", "loan", "other")
 STRUCTURES = ("exact", "joint", "joint_core", "ekfac", "kfac_reduce")
-#: Rows of the fits: of batches of two, more than four processes have in whole rounds.
+#: Structures whose fit is stopped in a pass and continued by more processes: a list of rows, and sums.
+CONTINUED = ("exact", "joint_core")
+#: In batches of two that is seven batches: the last one is of one row, and the last round has no batch for some.
 ROWS = 13
 Tensors = dict[str, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How many processes fit which structures, and whether from what one process kept after its first batch."""
+
+    name: str
+    count: int
+    structures: tuple[str, ...] = STRUCTURES
+    continued: bool = False
+
+
+PLANS = (Plan("one", 1), Plan("two", 2), Plan("four", 4), Plan("continued", 2, CONTINUED, continued=True))
+
+
 class Notes(Forgetful):
-    """Remembers what was written, and gives back what it was made with.
+    """Remembers all that was written, and reads what it was made with."""
 
-    Attributes:
-        written: the tensors of every pass as they were last written.
-    """
-
-    def __init__(self, kept: dict[str, Kept] | None = None) -> None:
+    def __init__(self, kept: dict[str, Kept] | None) -> None:
         self.kept, self.written = kept or {}, dict[str, list[Kept]]()
 
     def read(self, name: str, made_from: str = "") -> Kept | None:
@@ -49,9 +67,10 @@ class Notes(Forgetful):
 
 def classifier_of(base: Path, workers: Workers) -> laplora.Classifier:
     """Return the same tiny classifier in every process."""
-    model = add_lora(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), ["q_proj", "v_proj", "lm_head"], dtype=None
-    )
+    from tiny_models import add_lora
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = add_lora(model, ["q_proj", "v_proj", "lm_head"], dtype=None)
     labels = {name: f" {letter}" for name, letter in zip(LABELS, "ABCDE", strict=True)}
     template = "Message: {text}\nTopic:"
     classifier = laplora.Classifier(model, AutoTokenizer.from_pretrained(base), labels, template, max_tokens=48)
@@ -59,37 +78,79 @@ def classifier_of(base: Path, workers: Workers) -> laplora.Classifier:
     return classifier
 
 
-def fits(base: Path, workers: Workers, kept: dict[str, Kept] | None = None) -> dict[str, Tensors]:
-    """Return by structure the sums of its passes, and rows' covariances under a prior."""
-    classifier, found = classifier_of(base, workers), dict[str, Tensors]()
+def fits(base: Path, workers: Workers, plan: Plan, kept: dict[str, dict[str, Kept]]) -> dict[str, Any]:
+    """Return by structure the sums of its passes, and what its posterior says of the rows; and what was kept first."""
+    classifier, found, first = classifier_of(base, workers), dict[str, Any](), dict[str, Any]()
     rows = [{"text": f"message number {i} of {'so ' * (i % 5)}many", "label": LABELS[i % 5]} for i in range(ROWS)]
     examples = read_rows(rows, classifier, "label")
     blocks = covered_blocks(classifier.model, classifier.readout)
-    for structure in STRUCTURES:
+    for structure in plan.structures:
         laplace = {"structure": structure, "rank": 4, "joint_rank": 12, "oversampling": 4, "batch_size": 2}
         settings = FitSettings.model_validate({"laplace": laplace})
-        notes = Notes(kept)
+        notes = Notes(kept[structure] if plan.continued else None)
         store = SharedStore(notes, workers)
         posterior, likelihood = fit_curvature(classifier, examples, blocks, settings, store, Silent())
         split = project_split(classifier, posterior, examples, Silent(), "rows", batch_size=2)
         precisions = block_precisions(Prior("scalar", {"all": 3.0}), posterior.blocks)
-        sums = {f"{name}.{part}": t for name, all_of in notes.written.items() for part, t in all_of[-1][0].items()}
-        found[structure] = sums | {
+        found[structure] = {
+            "sums": {
+                f"{name}.{part}": t for name, all_of in notes.written.items() for part, t in all_of[-1][0].items()
+            },
             "likelihood": torch.tensor(likelihood, dtype=torch.float64),
             "covariance": posterior.covariance(split.projected, precisions),
-            "logits": split_tensors(split)["logits"],
+            "logits": split.logits,
         }
-    return found
+        title, states = next(iter(notes.written.items()), ("", []))
+        first[structure] = {title: states[0]} if states else {}
+    return found | {"kept": first, "raised": raised(workers)}
 
 
-def in_processes(count: int, folder: Path, base: Path) -> list[dict[str, Tensors]]:
-    """Return what ``fits`` gives in each of some processes."""
-    multiprocessing.start_processes(_one, args=(count, folder, base), nprocs=count, start_method="spawn")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(count)]
+def raised(workers: Workers) -> str:
+    """Return what a process sees of an error of the first one."""
+
+    def fail() -> None:
+        raise ConfigError("in the first process")
+
+    try:
+        workers.told(fail)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
-def _one(rank: int, count: int, folder: Path, base: Path) -> None:
+def _one(rank: int, folder: Path, base: Path, plan: Plan) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
-    torch.save(fits(base, Workers.of_group()), folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    passes.SAVE_EVERY_S = -1.0  # after every round
+    workers = ALONE
+    if plan.count > 1:
+        meeting = f"file://{folder}/{plan.name}.meeting"
+        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=plan.count)
+        workers = Workers.of_group()
+    one = folder / "one-0.pt"
+    kept = torch.load(one)["kept"] if one.exists() else {}
+    torch.save(fits(base, workers, plan, kept), folder / f"{plan.name}-{rank}.pt")
+
+
+def main(folder: Path, base: Path) -> int:
+    """Go through the plans, each process a fork of this one; return 1 where one of them failed."""
+    for plan in PLANS:
+        children = []
+        for rank in range(plan.count):
+            if (child := os.fork()) == 0:
+                status = 1
+                try:
+                    _one(rank, folder, base, plan)
+                    status = 0
+                finally:
+                    sys.stderr.flush()
+                    os._exit(status)
+            children.append(child)
+        if any(os.waitpid(child, 0)[1] for child in children):
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    import tiny_models  # noqa: F401  imported once, before the forks
+
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from itertools import accumulate, count, takewhile
 from typing import Any
 
@@ -74,7 +75,7 @@ class RowPass:
                 own, of_rows = self._added(own, plan[mine], add)
                 likelihood += of_rows
             last = place + workers.count >= len(plan)
-            if last or workers.told(lambda: time.monotonic() - saved_at > SAVE_EVERY_S):
+            if last or workers.told(partial(_is_over, saved_at + SAVE_EVERY_S)):
                 whole = state_of_all(workers, empty, own, kept)
                 self.log_likelihood = float(workers.summed([torch.tensor(likelihood, dtype=torch.float64)])[0])
                 tensors, numbers = state_parts(whole)
@@ -101,6 +102,10 @@ class RowPass:
             return empty, 0.0
         tensors, notes = kept
         return state_from_parts(empty, tensors, notes), float(notes["log_likelihood"])
+
+
+def _is_over(time_s: float) -> bool:
+    return time.monotonic() > time_s
 
 
 def many_classes(settings: FitSettings, classifier: Classifier) -> ManyClasses | None:

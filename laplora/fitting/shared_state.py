@@ -17,7 +17,7 @@ def state_of_all(workers: Workers, empty: State, own: State, kept: State) -> Sta
 
     Args:
         empty: of no rows; kept: of the rows that were gone over before the processes shared the others.
-        own: of this process's batches, those of places ``rank``, ``rank + count``, ... after the kept ones; in the first
+        own: of this process's batches, of places ``rank``, ``rank + count``, ... after the kept ones; in the first
             process with the kept rows.
     """
     if workers.count == 1:

@@ -33,7 +33,9 @@ def fit_exact(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: 
     """Return the ``exact`` posterior; one pass, ``exact``."""
     rows = run_pass("exact", ExactRows(blocks, 0, ()), partial(_add_batch, limit=settings.exact_limit))
     check_any_rows(rows)
-    _check_limit(blocks, rows.rows, sum(map(len, rows.factors)), settings.exact_limit)  # rows that were shared count too
+    _check_limit(
+        blocks, rows.rows, sum(map(len, rows.factors)), settings.exact_limit
+    )  # rows that were shared count too
     sizes = [b.wide * b.narrow for b in blocks]
     by_block = zip(*(torch.split(f, sizes, 1) for f in rows.factors), strict=True)
     return build_joint_posterior(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import EvalLoopOutput
 
 from laplora.errors import NonFiniteError
 from laplora.models.adapters import save_adapter
@@ -28,7 +29,7 @@ from laplora.workers import ALONE, Workers
 from training.config import OptimizerConfig, RunConfig
 from training.fine_tuning.one_device import OneDeviceArguments
 from training.fine_tuning.regularization import Regularization
-from training.fine_tuning.shared_steps import SharedBatches, in_forward, shared_loader
+from training.fine_tuning.shared_steps import Collate, SharedBatches, in_forward, shared_loader
 from training.workspace.recomputing import RECOMPUTING
 from training.workspace.targets import target_loss
 
@@ -36,8 +37,8 @@ from training.workspace.targets import target_loss
 class LabelTrainer(Trainer):
     """A Trainer whose loss is the cross-entropy over each row's possible labels (``target_loss``), regularised.
 
-    Several processes take parts of each batch. The gradient is then that of one process to rounding: each part's loss is
-    a sum over its rows, divided by the rows of all parts.
+    Several processes take parts of each batch. The gradient is then that of one process to rounding: a part's loss is a
+    sum over its rows, divided by the rows of all parts.
 
     Attributes:
         readout: how their logits are read; optimizer_settings: of the configuration.
@@ -126,14 +127,41 @@ class LabelTrainer(Trainer):
         if not isinstance(order, LengthGrouped):
             order = SeedableRandomSampler(rows, data_seed=self.args.seed)  # what one process has of accelerate
         batches = SharedBatches(order, self.optimizer_settings.batch_size, self.workers)
-        return shared_loader(rows, batches, self.data_collator)
+        return shared_loader(rows, batches, cast(Collate, self.data_collator))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Return what loads the selection rows: all of them in every process, so that none counts twice."""
+        """Return what loads the selection rows; of several processes, this one's part of every batch."""
         if self.workers.count == 1:
             return super().get_eval_dataloader(eval_dataset)
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        return DataLoader(rows, self.args.eval_batch_size, collate_fn=self.data_collator)
+        batches = SharedBatches(SequentialSampler(rows), self.args.eval_batch_size, self.workers)
+        return shared_loader(rows, batches, cast(Collate, self.data_collator))
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Return the mean loss over all rows, the same in every process; the Trainer's would count rows twice."""
+        if self.workers.count == 1:
+            return super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        model: Any = self.model
+        model.eval()
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for inputs in dataloader:
+            rows = self._get_num_items_in_batch([inputs], self.args.device)
+            loss, _, _ = self.prediction_step(model, inputs, prediction_loss_only=True)
+            total += (
+                rows * loss.double().cpu() / self.workers.count
+            )  # as of training: the processes' mean is the batch's
+            count += rows
+        mean = float(self.workers.summed([total])[0]) / count
+        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": mean}, count)  # type: ignore[arg-type]
 
     def _get_num_items_in_batch(self, batch_samples: Sequence[Mapping[str, Any]], device: torch.device) -> int:
         """Return the rows of a step's batches; the Trainer would count tokens, and leave the first one out."""

@@ -12,6 +12,9 @@ from torch.utils.data import DataLoader, Sampler
 
 from laplora.workers import Workers
 
+#: Makes a batch of rows, by the names of its parts.
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
+
 
 class SharedBatches(Sampler[list[int]]):
     """This process's rows of every batch, none where a batch has fewer rows than there are processes.
@@ -48,9 +51,7 @@ class SharedLoader(DataLoader[Any]):
         sampler.set_epoch(epoch)
 
 
-def shared_loader(
-    rows: Sequence[Any], batches: SharedBatches, collate: Callable[[Sequence[Any]], dict[str, Any]]
-) -> SharedLoader:
+def shared_loader(rows: Sequence[Any], batches: SharedBatches, collate: Collate) -> SharedLoader:
     """Return the loader of this process's rows, each batch with ``counted``, how many of its rows count.
 
     A process without a row runs the first one, which then counts as none: all processes take part in every step.

@@ -1,0 +1,111 @@
+"""Fine-tunings that several processes share, on a tiny model.
+
+Run as a program it goes through ``PLANS`` in one start of Python: it imports once, and forks before any computation.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_runs import sentiment_config
+
+from training.__main__ import main as job
+from training.fine_tuning.label_trainer import LabelTrainer
+
+SELECTING = {
+    "learning_rate": 1e-2,
+    "steps": 16,
+    "batch_size": 6,
+    "evaluate_every": 4,
+    "selection_fraction": 0.25,
+}
+#: One row a batch: the second of two processes never has one.
+REGULARISED = {
+    "learning_rate": 1e-2,
+    "steps": 8,
+    "batch_size": 1,
+    "gradient_accumulation": 5,
+    "checkpoint_every": 8,
+    "group_by_length": True,
+    "class_weights": {"negative": 2.0},
+    "kl_to_base": 0.5,
+    "l2_to_initial": 0.01,
+    "loraplus_lr_ratio": 4.0,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Some processes that fine-tune in a folder; the last one dies in the batch ``dies_at``, counted from 1."""
+
+    folder: str
+    count: int
+    optimizer: dict[str, Any] = field(default_factory=lambda: SELECTING)
+    dies_at: int | None = None
+
+
+PLANS = (
+    Plan("one", 1),
+    Plan("two", 2, dies_at=10),  # between two checkpoints
+    Plan("two", 2),
+    Plan("one-regularised", 1, REGULARISED),
+    Plan("two-regularised", 2, REGULARISED),
+)
+
+
+def _one(rank: int, port: int, root: Path, base: Path, plan: Plan) -> int:
+    torch.set_num_threads(1)
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": plan.count, "MASTER_PORT": port}
+    if plan.count > 1:
+        os.environ |= {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    if plan.dies_at is not None and rank == plan.count - 1:
+        seen, compute = 0, LabelTrainer.compute_loss
+
+        def dying(self: LabelTrainer, *arguments: Any, **options: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            if seen == plan.dies_at:
+                os._exit(9)
+            return compute(self, *arguments, **options)
+
+        LabelTrainer.compute_loss = dying  # type: ignore[method-assign]
+    return job(["finetune", "--config", str(root / plan.folder / "sentiment.yaml")])
+
+
+def main(root: Path, base: Path) -> int:
+    """Go through the plans, each process a fork of this one; their exit statuses are in ``<number>.statuses``."""
+    for number, plan in enumerate(PLANS):
+        folder = root / plan.folder
+        if not folder.exists():
+            folder.mkdir()
+            sentiment_config(folder, base, optimizer=plan.optimizer)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = []
+        for rank in range(plan.count):
+            if (child := os.fork()) == 0:
+                status = 1
+                try:
+                    with (folder / f"{number}-{rank}.log").open("w") as log:
+                        os.dup2(log.fileno(), 1)
+                        os.dup2(log.fileno(), 2)
+                    status = _one(rank, port, root, base, plan)
+                finally:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                    os._exit(status)
+            children.append(child)
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        (root / f"{number}.statuses").write_text(" ".join(map(str, statuses)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

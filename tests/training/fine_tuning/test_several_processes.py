@@ -1,0 +1,192 @@
+"""Several processes train what one does: the same batches, each taken in parts, and one of them writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import FinishedRun, sentiment_config
+
+from laplora.errors import ConfigError
+from laplora.predictor import Predictor
+from laplora.workers import Workers
+from training.__main__ import main
+from training.config import load_config
+from training.fine_tuning.label_trainer import LengthGrouped
+from training.fine_tuning.shared_steps import SharedBatches, in_forward
+from training.workspace import processes
+from training.workspace.processes import own_device
+
+TESTS = Path(__file__).parents[2]
+#: Of trained weights, whose largest is about 0.3: gradients are summed in another order in float32, and AdamW divides
+#: small ones by their size. 4e-7 was seen.
+WEIGHTS = 2e-5
+#: Of a loss or a likelihood, nats.
+NATS = 1e-5
+
+
+def environment() -> dict[str, str]:
+    """Return what a process of its own needs to find the tests' modules."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS))), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Path:
+    """Folder of every plan's runs."""
+    folder = tmp_path_factory.mktemp("shared-runs")
+    program = Path(__file__).with_name("shared_runs.py")
+    subprocess.run([sys.executable, program, folder, tiny_base_folder], env=environment(), check=True)
+    return folder
+
+
+def run_folder(root: Path, name: str) -> Path:
+    return root / name / "runs" / "tiny-sentiment"
+
+
+def statuses(root: Path, number: int) -> list[int]:
+    return [int(status) for status in (root / f"{number}.statuses").read_text().split()]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def check_alike(one: Path, other: Path) -> None:
+    """Check that two run folders hold the same adapter and the same curve, to rounding."""
+    mine, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, other))
+    assert mine.keys() == theirs.keys()
+    for name, weight in mine.items():
+        torch.testing.assert_close(theirs[name], weight, rtol=0, atol=WEIGHTS)
+    curves = [read(folder / "training_log.json") for folder in (one, other)]
+    assert len(curves[0]) == len(curves[1]) > 2
+    for record, twin in zip(*curves, strict=True):
+        assert record["step"] == twin["step"]
+        for name in {"loss", "eval_loss"} & record.keys():
+            assert twin[name] == pytest.approx(record[name], abs=NATS)
+
+
+def test_one_that_dies_ends_the_others(root: Path) -> None:
+    dead, alive = reversed(statuses(root, 1))
+    assert dead == 9
+    assert alive != 0
+
+
+def test_a_stopped_run_of_two_goes_on_to_what_one_process_has(root: Path) -> None:
+    """The step that was kept included: every process evaluates all selection rows."""
+    assert statuses(root, 0) + statuses(root, 2) == [0, 0, 0]
+    assert "resuming at" in (root / "two" / "2-0.log").read_text()
+    check_alike(run_folder(root, "one"), run_folder(root, "two"))
+    selected, twin = (read(run_folder(root, name) / "selected.json") for name in ("one", "two"))
+    assert selected["step"] == twin["step"]
+    assert twin["nll"] == pytest.approx(selected["nll"], abs=NATS)
+
+
+def test_a_process_without_a_row_adds_nothing(root: Path) -> None:
+    """With every part of the loss, and batches of one row for two processes."""
+    assert statuses(root, 3) + statuses(root, 4) == [0, 0, 0]
+    check_alike(run_folder(root, "one-regularised"), run_folder(root, "two-regularised"))
+
+
+def test_only_the_first_process_speaks(root: Path) -> None:
+    assert "fine-tuning on 30 rows" in (root / "two" / "2-0.log").read_text()
+    assert "fine-tuning on" not in (root / "two" / "2-1.log").read_text()
+
+
+def test_torchrun_makes_the_artifact_of_one_process(
+    sentiment_run: FinishedRun, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    """Fine-tuned, fitted, evaluated and packaged by two processes; the figures are one process's to rounding."""
+    file = sentiment_config(tmp_path, tiny_base_folder)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "training", "run", "--config", file],
+        env=environment(),
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("[2/4] fit") == done.stdout.count("serve it:") == 1
+    config = load_config(file)
+    check_alike(sentiment_run.config.run_dir, config.run_dir)
+    mine, theirs = (read(one.run_dir / "report" / "evaluation.json") for one in (sentiment_run.config, config))
+    assert mine.keys() == theirs.keys()
+    for method in mine.keys() - {"fast"}:  # what fast learns depends on directions that rounding turns
+        assert theirs[method]["nll"] == pytest.approx(mine[method]["nll"], abs=1e-4), method
+    predictor = Predictor.load(config.artifact_dir, device="cpu")
+    assert predictor.artifact.manifest.metrics["laplace"]["rows"] == 24
+
+
+# Without processes.
+
+
+class Order:
+    """The rows in reverse."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def __iter__(self) -> Any:
+        return iter(range(6, -1, -1))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_the_batches_are_the_same_for_any_number_of_processes(count: int) -> None:
+    parts = [list(SharedBatches(Order(), 4, Workers(rank, count))) for rank in range(count)]
+    assert {len(part) for part in parts} == {2} == {len(SharedBatches(Order(), 4, Workers(0, count)))}
+    for batch, whole in enumerate(([6, 5, 4, 3], [2, 1, 0])):
+        rows = [row for part in parts for row in part[batch]]
+        assert sorted(rows, reverse=True) == whole
+
+
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    order = LengthGrouped([3] * 8, 4, seed=0)
+    batches = SharedBatches(order, 4, Workers(0, 2))
+    first = list(batches)
+    assert list(batches) == first
+    batches.set_epoch(1)
+    assert list(batches) != first
+
+
+def test_work_is_done_in_the_forward_of_a_wrapped_module() -> None:
+    class Watched(torch.nn.Linear):
+        depth = 0
+
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            self.depth += 1
+            try:
+                return super().__call__(*arguments, **options)
+            finally:
+                self.depth -= 1
+
+    model = Watched(2, 1)
+    seen = in_forward(model, lambda inner: torch.tensor(inner.depth))
+    assert int(seen) == 1
+    assert model(torch.ones(1, 2)).shape == (1, 1)  # its own forward is back
+
+
+def test_a_job_of_one_process_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(processes, "leave", lambda: None)
+    assert main(["shift", "--config", "none.yaml"]) == 1
+    assert "error in process 1: shift runs in one process, and 2 were started" in capsys.readouterr().err
+
+
+def test_processes_take_the_gpus_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_device("auto", Workers(3, 4)) == torch.device("cuda:1")
+    assert own_device("cpu", Workers(3, 4)) == torch.device("cpu")
+    assert own_device("cuda:0", Workers()) == torch.device("cuda:0")
+    with pytest.raises(ConfigError, match="cuda:0 is one GPU, and 4 processes take one each"):
+        own_device("cuda:0", Workers(3, 4))
