@@ -72,7 +72,7 @@ def rooms(picture: Picture) -> None:
         [("models", "base models and adapters")],
         [("metrics", "scores, ranking, noise, drift")],
         [("prompts", "templates, label tokens")],
-        [("linearised", "the symbols"), ("files", "written whole")],
+        [("linearised", "the symbols"), ("files", "written whole"), ("workers", "share rows")],
         [("errors", "one tree")],
     )
     column(

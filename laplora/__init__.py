@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     from laplora.prompts.option_order import option_orders, permute_choices, restore_contrasts, restore_logits
     from laplora.prompts.rows import EncodedRow
     from laplora.prompts.templates import TEMPLATES, PromptTemplate
+    from laplora.workers import Workers
 
 __version__ = "0.1.0"
 
@@ -148,6 +149,7 @@ __all__ = [
     "StructureSettings",
     "TooManyTokensError",
     "Uncertainty",
+    "Workers",
     "__version__",
     "accept_threshold",
     "aps_sets",
@@ -238,6 +240,7 @@ _HOMES = {
     "posterior.subset": ("select_blocks",),
     "posterior.tensors": ("fit_jacobians", "jacobian_covariance", "project_jacobians"),
     "decisions.uncertainty": ("FLAGS", "Uncertainty", "decompose"),
+    "workers": ("Workers",),
 }
 
 

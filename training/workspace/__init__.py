@@ -6,5 +6,5 @@ jobs left, ``members`` names an ensemble's adapters and ``folds`` those that cal
 answers a run learns and ``targets`` what it is trained towards, ``same_rows`` compares an artifact's rows, ``terminal``
 writes. ``selection`` says which rows choose the step that is kept, ``filled_in`` what a configuration leaves open of
 its training, ``class_weights`` how much a row counts, ``base_size`` how large the base is, and ``held_base`` keeps it
-for all steps.
+for all steps. ``launcher`` says how many processes were started for the job, and ``processes`` joins them.
 """
