@@ -104,6 +104,7 @@ class JobBoard:
         """Learn what other servers did, where some share the jobs; call before jobs are looked at."""
         for job in await self.ledger.sharing.refresh():
             await self._runner.drop(job)
+            await self.ledger.disk.forget_copy(job.id)
 
     async def _share(self) -> None:
         """Let other servers have the jobs that are more than this one's share."""

@@ -58,6 +58,8 @@ class Disk:
         self._database_thread = ThreadPoolExecutor(1, thread_name_prefix="laplora-jobs-disk")
         self._files_threads = ThreadPoolExecutor(2, thread_name_prefix="laplora-jobs-files")
         self._sweeper: asyncio.Task[None] | None = None
+        #: Ids of ended jobs whose upload is still to be removed.
+        self._undiscarded: set[str] = set()
 
     async def in_database(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return what the function returns, called in the one thread that reads and writes the database."""
@@ -139,8 +141,22 @@ class Disk:
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep(), name="laplora-jobs-sweeper")
 
+    async def forget_copy(self, job_id: str) -> None:
+        """Remove the copy of an upload that another server may need, where there is an original."""
+        if self.closed is None:
+            await self.in_files(self.folder.forget_copy, job_id)
+
+    async def discard(self, job_id: str) -> None:
+        """Remove the upload of a job that has ended; where the store of uploads does not answer, by and by."""
+        self._undiscarded.add(job_id)
+        with suppress(*STORAGE_ERRORS):
+            await self.in_files(self.folder.discard, job_id)
+            self._undiscarded.discard(job_id)
+
     async def _sweep(self) -> None:
         try:
+            for job_id in list(self._undiscarded):
+                await self.discard(job_id)
             while self.closed is None and await self.in_database(self.store.kept.sweep):
                 pass
         except STORAGE_ERRORS:

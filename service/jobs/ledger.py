@@ -117,8 +117,9 @@ class Ledger:
             if job.finished:
                 return
             cancelled = status == "cancelled"
-            if cancelled:
-                # First the upload, which makes room on a disk that has none.
+            if cancelled and not self.disk.shared:
+                # First the upload, which makes room on a disk that has none. Where others have the job too, it may be
+                # done by now, and then its rows stay.
                 await self.disk.in_files(self.disk.folder.discard, job.id)
             finished_at, bad = time.time(), bad or {}
             after = replace(job, status=status, finished_at=finished_at, error=error, paused=None)
@@ -145,8 +146,10 @@ class Ledger:
             logger.info("job ended", extra={"event": "job_ended", **fields})
             self._over(job, status, finished_at, error)
             self.publisher.happened(job, sequence, event)
-            done_with = self.disk.folder.forget_copy if job.keeps_rows else self.disk.folder.discard
-            await self.disk.in_files(done_with, job.id)
+            if job.keeps_rows:
+                await self.disk.forget_copy(job.id)
+            else:
+                await self.disk.discard(job.id)
         self.disk.sweep_soon()
 
     def lose(self, job: Job, error: Exception) -> None:

@@ -84,7 +84,7 @@ class Run:
         await self.absence.stop()
         await self.under_way.stop()
 
-    def lost(self) -> None:
+    async def lost(self) -> None:
         """Let go of a job that is another server's by now, or has ended: nothing more of it begins here."""
         if not self.stopped:
             self.stopped = True
@@ -95,6 +95,7 @@ class Run:
             logger.warning("a job is another server's by now, or has ended", extra=fields)
             self.job.mine = False
             self.means.forget(self.job)
+            await self.means.ledger.disk.forget_copy(self.job.id)
 
     # A chunk goes through
 
@@ -179,7 +180,7 @@ class Run:
             self.means.stop()
             return
         if isinstance(error, ClaimLostError):
-            self.lost()
+            await self.lost()
             return
         cause, row = (error.cause, error.row) if isinstance(error, RowError) else (error, None)
         half, few = max(1, len(chunk.items) // 2), len(chunk.items) <= 1
@@ -241,4 +242,4 @@ class Run:
         if await self.ending.carry_out(lambda: self.left_out.new):
             self.means.forget(self.job)
         else:
-            self.lost()
+            await self.lost()

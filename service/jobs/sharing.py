@@ -76,7 +76,7 @@ class Sharing:
         """Let another server have a job of which nothing runs here."""
         job.mine = False
         await self._disk.in_database(self._disk.store.claims.release, job.number, job.fence)
-        await self._disk.in_files(self._disk.folder.forget_copy, job.id)
+        await self._disk.forget_copy(job.id)
 
     async def left_s(self, job: Job) -> float:
         """Return for how many seconds no server that claimed a job has had what it needs; 0 where one has."""
@@ -106,7 +106,7 @@ class Sharing:
             self._publisher.happened(job, sequence, event)
         else:
             self._known.wake(job)
-        await self._disk.in_files(self._disk.folder.forget_copy, job.id)
+        await self._disk.forget_copy(job.id)
 
     async def refresh(self) -> list[Job]:
         """Learn what other servers did; return the jobs that were this one's, and are not any more.

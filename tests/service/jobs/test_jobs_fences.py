@@ -1,0 +1,249 @@
+"""Whoever has lost a job writes nothing for it any more, at no place that writes, whenever the claim changes hands."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from server_process import until
+from test_jobs_store import new_job
+
+from service.jobs.claims import Claims
+from service.jobs.database import Database
+from service.jobs.records import ScoredRow, Sums
+from service.jobs.store import Store
+from service.jobs.tables import BAD_ROWS, BEGUN, EVENTS, JOBS, ROWS
+from service.jobs.writing import ClaimLostError
+
+LINE = {"laplace": ([0.1, 0.9], 0.25)}
+LEASE_S = 60.0
+#: Every write that names a claim, of a job of which two rows are over.
+WRITES: dict[str, Callable[[Store, int, int], Any]] = {
+    "add_rows": lambda store, job, fence: store.add_rows(
+        job,
+        (2, 4),
+        fence=fence,
+        scored=[ScoredRow(2, 0, LINE, answer="{}")],
+        bad={3: "device_memory"},
+        sums=Sums(rows=3),
+        input_offset=40,
+        started_at=1.0,
+        event="{}",
+    ),
+    "add_event": lambda store, job, fence: store.add_event(job, '"stale"', fence=fence),
+    "set_begun": lambda store, job, fence: store.set_begun(job, {(2, 4): 1}, fence=fence),
+    "set_absent": lambda store, job, fence: store.set_absent(job, 7.0, fence=fence),
+    "set_paused": lambda store, job, fence: store.set_paused(job, {"code": "x"}, '"stale"', fence=fence),
+    "end": lambda store, job, fence: store.end(
+        job, "done", finished_at=1.0, event='"stale"', fence=fence, result='"stale"', bad={5: "x"}
+    ),
+    "release": lambda store, job, fence: store.claims.release(job, fence),
+    "leave_job": lambda store, job, fence: store.claims.leave_job(job, {"code": "x"}, '"stale"', fence=fence),
+}
+#: Of these a lost claim is no error: what they keep is worth nothing then.
+SILENT = {"set_absent", "release"}
+
+Stores = tuple[Store, Store]
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Iterator[Stores]:
+    """Yield what two servers write with, as one after the other has the SQLite of a folder."""
+    store = Store(Database.in_file(tmp_path / "jobs.sqlite"))
+    yield store, store
+    store.close()
+
+
+@pytest.fixture
+def two(url: str) -> Iterator[Stores]:
+    """Yield what two servers write with that share a PostgreSQL."""
+    opened = Store(Database.at_url(url)), Store(Database.at_url(url))
+    yield opened
+    for store in opened:
+        store.close()
+
+
+def begun(store: Store) -> int:
+    """Return a job that server ``a`` has claimed, for the first time, and done two rows of."""
+    store.claims.hear("a", alone=False, lease_s=LEASE_S)
+    number = store.add(new_job(rows=6), '"queued"')
+    assert store.claims.claim("a", 1) == [number]
+    rows = [ScoredRow(row, 1, LINE, answer="{}") for row in range(2)]
+    store.add_rows(
+        number,
+        (0, 2),
+        fence=1,
+        scored=rows,
+        bad={},
+        sums=Sums(rows=2),
+        input_offset=20,
+        started_at=1.0,
+        event='"running"',
+    )
+    return number
+
+
+def let_die(store: Store) -> None:
+    """Let ``b`` hear that ``a`` was not heard of for long."""
+    store.claims.hear("b", alone=False, lease_s=-1.0)
+    store.claims.hear("b", alone=False, lease_s=LEASE_S)
+
+
+def content(store: Store) -> dict[str, list[Any]]:
+    """Return everything that the database has of jobs."""
+    with store.database.transaction() as db:
+        return {
+            table.name: [tuple(row) for row in db.execute(sa.select(table).order_by(*table.primary_key.columns))]
+            for table in (JOBS, ROWS, BAD_ROWS, BEGUN, EVENTS)
+        }
+
+
+def test_every_write_that_names_a_claim_is_tried_here() -> None:
+    named = {
+        name
+        for kind in (Store, Claims)
+        for name, method in inspect.getmembers(kind, inspect.isfunction)
+        if "fence" in inspect.signature(method).parameters
+    }
+    assert named == set(WRITES)
+
+
+HOW_LOST = ("taken over", "taken back", "left", "done", "cancelled", "removed")
+
+
+def check_stale_writes(how: str, stores: Stores) -> None:
+    a, b = stores
+    number = begun(a)
+    if how == "taken over":
+        let_die(b)
+        assert b.claims.claim("b", 1) == [number]
+    elif how == "taken back":
+        # It let go of it and has it again: what was under way before is as stale as another server's.
+        a.claims.release(number, 1)
+        assert a.claims.claim("a", 1) == [number]
+    elif how == "left":
+        a.claims.leave_job(number, {"code": "artifact_changed"}, "{}", fence=1)
+        let_die(b)
+        assert b.claims.claim("b", 0, most_left=1) == [number]
+    elif how == "done":
+        a.end(number, "done", finished_at=1.0, event="{}", fence=1, result="{}")
+    else:
+        b.end(number, "cancelled", finished_at=1.0, event="{}")
+        if how == "removed":
+            b.remove([number])
+    before = content(b)
+    for name, write in WRITES.items():
+        if name in SILENT:
+            write(a, number, 1)
+        else:
+            with pytest.raises(ClaimLostError):
+                write(a, number, 1)
+        assert content(b) == before, name
+
+
+@pytest.mark.parametrize("how", HOW_LOST)
+def test_a_write_under_a_lost_claim_changes_nothing_in_sqlite(how: str, one: Stores) -> None:
+    check_stale_writes(how, one)
+
+
+@pytest.mark.parametrize("how", HOW_LOST)
+def test_a_write_under_a_lost_claim_changes_nothing_in_postgresql(how: str, two: Stores) -> None:
+    check_stale_writes(how, two)
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_every_write_under_the_claim_goes_through(name: str, one: Stores) -> None:
+    """Else the tests above could refuse whatever they are given."""
+    store, _ = one
+    number = begun(store)
+    before = content(store)
+    WRITES[name](store, number, 1)
+    assert content(store) != before
+
+
+@contextmanager
+def before_commit(store: Store, work: Callable[[], Any]) -> Iterator[list[Any]]:
+    """Run work in a thread up to where its transaction is committed, which it is after the block; yield its result."""
+    reached, go = threading.Event(), threading.Event()
+    transaction, result = store.database.transaction, []
+
+    @contextmanager
+    def held() -> Iterator[sa.Connection]:
+        with transaction() as db:
+            yield db
+            reached.set()
+            go.wait()
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except ClaimLostError as error:
+            result.append(error)
+        reached.set()
+
+    store.database.transaction = held  # type: ignore[method-assign]
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        reached.wait()
+        yield result
+    finally:
+        go.set()
+        thread.join()
+        store.database.transaction = transaction  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_that_waits_for_a_claim_is_refused_once_that_is_made(name: str, two: Stores, url: str) -> None:
+    a, b = two
+    number = begun(a)
+    let_die(b)
+    outcome: list[Any] = []
+
+    def write() -> None:
+        try:
+            outcome.append(WRITES[name](a, number, 1))
+        except ClaimLostError as error:
+            outcome.append(error)
+
+    watcher = Database.at_url(url)
+    with before_commit(b, lambda: b.claims.claim("b", 1)) as claimed:
+        thread = threading.Thread(target=write)
+        thread.start()
+        until(lambda: waits_for_a_lock(watcher))
+    thread.join()
+    assert claimed == [[number]]
+    (told,) = outcome
+    assert told is None if name in SILENT else isinstance(told, ClaimLostError)
+    (job,) = b.kept.jobs()
+    assert (job.server, job.fence, job.rows_done, job.events) == ("b", 2, 2, 2)
+    watcher.close()
+
+
+def waits_for_a_lock(database: Database) -> bool:
+    with database.transaction() as db:
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return int(db.exec_driver_sql(waiting).scalar_one()) > 0
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_no_claim_comes_in_the_middle_of_a_write(name: str, two: Stores) -> None:
+    """The job is passed over until it is on disk, and who claims it then knows of it."""
+    a, b = two
+    number = begun(a)
+    let_die(b)
+    with before_commit(a, lambda: WRITES[name](a, number, 1)):
+        assert b.claims.claim("b", 1, most_left=1) == []
+    seen = content(a)
+    claimed = b.claims.claim("b", 1, most_left=1)
+    assert claimed == ([] if name == "end" else [number])
+    (job,) = b.kept.jobs(claimed or None)
+    assert (job.rows_done, job.events) == (4 if name == "add_rows" else 2, len(seen["laplora_events"]))

@@ -1,0 +1,149 @@
+"""Two real servers with one PostgreSQL: a job is taken over while the first is at a write, which comes too late."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from job_calls import cancel, ended, get, held, methods, rows, submit
+from serving import FakePredictor, Served, serve
+from sqlalchemy import update
+
+from service.errors import JobsUnavailableError
+from service.jobs.database import Database
+from service.jobs.store import Store
+from service.jobs.tables import SERVERS
+
+pytestmark = pytest.mark.anyio
+COUNT = 60
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.jobs.board._KEEPING_S", 0.02)
+
+
+@asynccontextmanager
+async def a_server(url: str, folder: Path) -> AsyncIterator[Served]:
+    async with serve(FakePredictor(), jobs_url=url, jobs_dir=folder, batch_tokens=40) as served:
+        yield served
+
+
+@contextmanager
+def reading(url: str) -> Iterator[Store]:
+    store = Store(Database.at_url(url))
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+async def seem_dead(served: Served, store: Store) -> None:
+    """Let a server say no more that it lives, nor learn what others do, while its jobs go on."""
+    served.state.jobs._keeper.cancel()
+    with store.database.transaction() as db:
+        mine = update(SERVERS).where(SERVERS.c.id == served.state.jobs.ledger.disk.server)
+        db.execute(mine.values(heard_at=SERVERS.c.heard_at - 3600))
+
+
+def gated(monkeypatch: pytest.MonkeyPatch, served: Served, write: str) -> tuple[threading.Event, threading.Event]:
+    """Hold the first such write of a server up, before anything of it is done."""
+    store, reached, go = served.state.jobs.ledger.disk.store, threading.Event(), threading.Event()
+    real = getattr(store, write)
+
+    def late(*arguments: Any, **named: Any) -> Any:
+        reached.set()
+        go.wait()
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(store, write, late)
+    return reached, go
+
+
+async def answered(served: Served, job_id: str) -> list[dict[str, Any]]:
+    response = await served.client.get(f"/evaluate/jobs/{job_id}/results")
+    assert response.status_code == 200, response.text
+    return [json.loads(line) for line in response.text.splitlines()]
+
+
+@pytest.mark.parametrize("write", ["set_begun", "set_paused", "add_rows", "end"])
+async def test_a_write_that_comes_too_late_is_refused_and_every_row_is_answered_once(
+    write: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with reading(url) as store:
+        async with a_server(url, tmp_path) as first:
+            first.predictor.hold()
+            items = rows(COUNT)
+            job_id = await submit(first, items)
+            job = held(first, job_id)
+            await first.until(first.predictor.entered.is_set)
+            if write in ("set_begun", "set_paused"):
+                # Both come before a batch: it lets go of the job, and claims it once more.
+                await first.state.jobs._runner.give_up(job)
+            reached, go = gated(monkeypatch, first, write)
+            if not job.mine:
+                await first.state.jobs.ledger.sharing.release(job)
+            first.predictor.released.set()
+            await first.until(reached.is_set)
+            await seem_dead(first, store)
+            async with a_server(url, tmp_path) as second:
+                done = await ended(second, job_id)
+                go.set()
+                await first.until(lambda: not first.state.jobs._runner._runs)
+                await first.state.jobs.fresh()
+                assert (done["status"], done["rows_done"], done["result"]["rows"]) == ("done", COUNT, COUNT)
+                assert done["result"]["methods"] == await methods(second, items)
+                for served in (first, second):
+                    assert await get(served, job_id) == done
+                    assert [one["input"] for one in await answered(served, job_id)] == items
+        (stored,) = store.kept.jobs()
+        assert [one.row for one in store.kept.rows(stored.number, -1, 1000)] == list(range(COUNT))
+        assert [number for number, _ in store.kept.events(stored.number, 0, 1000)] == list(range(1, stored.events + 1))
+        told = [json.loads(event)["rows_done"] for _, event in store.kept.events(stored.number, 0, 1000)]
+        assert told == sorted(told)
+
+
+async def test_a_cancel_that_comes_after_another_servers_end_takes_no_row_away(url: str, tmp_path: Path) -> None:
+    async with a_server(url, tmp_path) as first, a_server(url, tmp_path) as second:
+        second.state.jobs._keeper.cancel()
+        first.predictor.hold()
+        job_id = await submit(first, rows(COUNT))
+        await second.state.jobs.fresh()
+        late = held(second, job_id)
+        first.predictor.released.set()
+        done = await ended(first, job_id)
+        assert not late.finished, "the second one does not know of it"
+        await second.state.jobs.cancel(late)
+        for served in (first, second):
+            assert await get(served, job_id) == done
+            assert len(await answered(served, job_id)) == COUNT
+
+
+async def test_an_end_is_an_end_though_the_upload_cannot_be_removed_yet(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_server(url, tmp_path) as served:
+        folder, down = served.state.jobs.ledger.disk.folder, threading.Event()
+        down.set()
+        discard = folder.discard
+
+        def refuse(job_id: str) -> None:
+            if down.is_set():
+                raise JobsUnavailableError("the store of uploads does not answer")
+            discard(job_id)
+
+        monkeypatch.setattr(folder, "discard", refuse)
+        done = await submit(served, rows(4), keep_rows="false")
+        assert (await ended(served, done))["status"] == "done"
+        served.predictor.hold()
+        other = await submit(served, rows(4))
+        assert (await cancel(served, other))["status"] == "cancelled"
+        assert (await get(served, done))["status"] == "done"
+        assert folder.inputs(done).exists()
+        down.clear()
+        await served.until(lambda: not folder.inputs(done).exists() and not folder.inputs(other).exists())
