@@ -7,6 +7,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def weights_hash(location: str, revision: str | None = None, cache: Path | None 
 
     Tensors enter by sorted name with dtype, shape and bytes, so resharding does not change the hash. The files are
     those that transformers loads: ``model.safetensors``, or else the shards that the index names. The result is
-    remembered per file size and modification time.
+    remembered per file size and modification time, where the cache can be written.
 
     Raises:
         ModelError: no safetensors weights, an index that cannot be read, or one that names a file that is not there.
@@ -37,7 +38,8 @@ def weights_hash(location: str, revision: str | None = None, cache: Path | None 
     if note.is_file():
         return note.read_text(encoding="ascii")
     value = "sha256:" + _hash_tensors(files)
-    write_whole(note, value)
+    with suppress(OSError):  # a cache that cannot be written, as one in an image: it is computed at each load
+        write_whole(note, value)
     return value
 
 

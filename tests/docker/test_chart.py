@@ -158,6 +158,7 @@ def test_the_autoscaler_has_the_replicas_to_itself(render: Callable[..., Any]) -
         ({"state": {"claim": "a"}, "replicas": 2}, "state.claim is for one server"),
         ({"state": {"claim": "a"}, "autoscaling": {"enabled": True}}, "state.claim is for one server"),
         ({"cache": {"claim": "a", "baked": True}}, "cache.claim would hide"),
+        ({"cache": {"baked": True}, "artifact": {"name": "s3://models/reviews"}}, "cache.baked leaves no room"),
         ({"autoscaling": {"enabled": True, "minReplicas": 5}}, "maxReplicas is below"),
         ({"autoscaling": {"enable": True}}, "additional properties 'enable' not allowed"),
         ({"settings": {"port": 9000}}, "'port'"),

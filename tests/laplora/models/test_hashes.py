@@ -65,6 +65,12 @@ def test_the_weights_hash_sees_weights_and_nothing_else(
     assert weights_hash(folder, cache=cache) != whole
 
 
+def test_a_cache_that_cannot_be_written_costs_time_alone(tiny_base_folder: Path, whole: str, tmp_path: Path) -> None:
+    """As the cache that an image brings, on a root file system that cannot be written."""
+    (tmp_path / "weight-hashes").touch()  # root, as which tests may run, is stopped by no permission
+    assert weights_hash(str(tiny_base_folder), cache=tmp_path) == whole
+
+
 def test_a_whole_file_comes_before_an_index(tiny_base_folder: Path, whole: str, tmp_path: Path, cache: Path) -> None:
     """As transformers loads it; so the hash of a checkpoint of one file is what it was."""
     folder = write_shards(tmp_path / "both", {SHARD: {"x": torch.ones(2)}})

@@ -26,6 +26,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if and .Values.cache.baked .Values.cache.claim }}
 {{- fail "cache.claim would hide the model that is baked into the image: give one of cache.claim and cache.baked" }}
 {{- end }}
+{{- if and .Values.cache.baked (contains "://" .Values.artifact.name) }}
+{{- fail "cache.baked leaves no room for an artifact from elsewhere: leave it off, and the pod fetches both, or mount the artifact" }}
+{{- end }}
 {{- if and .Values.autoscaling.enabled (lt (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas)) }}
 {{- fail "autoscaling.maxReplicas is below autoscaling.minReplicas" }}
 {{- end }}
