@@ -122,7 +122,7 @@ def show(url: str, inputs: Mapping[str, Mapping[str, Any]]) -> None:
         if i == 0:
             print("  " + "  ".join("-" * w for w in widths))
     print(f"\n  MAP and {served}: probability of the answer; +-: its standard deviation over the weights;")
-    print("  epistemic: nats of uncertainty that more training data would remove;")
+    print("  epistemic: the part of the uncertainty, in nats, in which plausible weights disagree;")
     print(f"  decision: for an error rate of {TARGET_RISK:.0%} among accepted answers (options.target_risk).")
 
 

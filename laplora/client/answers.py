@@ -238,6 +238,27 @@ class Evaluated(Record):
     methods: dict[str, MethodMetrics]
 
 
+class MeasuredSets(Record):
+    """Prediction sets on an artifact's test rows: the share that holds the true label, and their mean size."""
+
+    empirical_coverage: float
+    mean_size: float
+    rows: int
+
+
+class PredictionSets(Record):
+    """What an artifact's prediction sets promise.
+
+    Attributes:
+        nominal_coverage: share of inputs like the calibration rows whose set is to hold the true label.
+        measured: by predictive, on the artifact's own test rows; empty where nothing was recorded.
+    """
+
+    nominal_coverage: float
+    calibration_rows: int
+    measured: dict[str, MeasuredSets]
+
+
 class ServedArtifact(Record):
     """One artifact that the service knows. Fields are None where it cannot be read.
 
@@ -245,6 +266,7 @@ class ServedArtifact(Record):
         active: it answers the requests that name none.
         loaded: requests can name it.
         memory_bytes: of its adapters and posteriors; None unless it is loaded.
+        prediction_sets: what they promise, and what was measured; None also of servers that do not say it.
     """
 
     name: str
@@ -256,4 +278,5 @@ class ServedArtifact(Record):
     labels: tuple[str, ...] | None
     fields: tuple[str, ...] | None
     predictives: tuple[str, ...] | None
+    prediction_sets: PredictionSets | None = None
     error: str | None

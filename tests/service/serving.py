@@ -49,6 +49,8 @@ RULE = SimpleNamespace(
     )
 )
 #: The one object that all fake predictors stand on.
+#: What a manifest records of tests of a predictive, its label sets too.
+MEASURED = {"rows": 500, "nll": 0.4, "set_coverage": 0.914, "set_mean_size": 1.2}
 BASE = SimpleNamespace(model="tiny", quantization="none", dtype="float32")
 
 
@@ -95,7 +97,7 @@ class FakePredictor(Predictor):
             likelihood="categorical",
             template=SimpleNamespace(template=lambda: template),
             files={},
-            metrics={"map": {"nll": 0.5}},
+            metrics={"map": {"nll": 0.5}, "laplace": MEASURED},
             servable=self.predictives,
             calibration=SimpleNamespace(coverage=0.9, rows=150),
             familiarity=SimpleNamespace(false_alarms=0.02),

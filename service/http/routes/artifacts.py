@@ -11,6 +11,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
 
 from laplora.errors import LaploraError
 from service.artifacts.reports import has_report
@@ -23,6 +24,8 @@ from service.http.schemas.artifacts import (
     ArtifactsResponse,
     ArtifactSummary,
     LoadResponse,
+    MeasuredSetsOut,
+    PredictionSetsOut,
     RecommendedOut,
     ReversePassOut,
     TokenBudgetOut,
@@ -33,6 +36,7 @@ from service.scoring.model import TokenBudget
 
 if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
+    from laplora.artifact.manifest import Manifest
 
 router = APIRouter(tags=["artifacts"])
 #: Bytes of a report that are given to a connection at once: what it does not take yet is copied for it.
@@ -90,7 +94,7 @@ async def load_artifact(name: str, artifacts: ArtifactsDep) -> LoadResponse:
 
 @router.post("/artifacts/{name}/activate", responses=error_responses(*_CHANGE_ERRORS))
 async def activate_artifact(name: str, artifacts: ArtifactsDep) -> ActivateResponse:
-    """Make an artifact the one that answers unasked, loaded and verified first; a broken one changes nothing."""
+    """Make an artifact the default one, which answers requests that name none; a broken one changes nothing."""
     artifacts.require_taking()
     change = await asyncio.wrap_future(artifacts.change(name, activate=True))
     return ActivateResponse(
@@ -149,9 +153,28 @@ def _summary(
         recommended=RecommendedOut.model_validate(item.manifest.recommended.model_dump()),
         # What is not finite becomes null: a manifest's free-form part may hold it, an answer may not.
         metrics=json.loads(json.dumps(item.manifest.metrics), parse_constant=lambda constant: None),
+        prediction_sets=_prediction_sets(item.manifest),
         weights=None if weights is None else WeightsOut(held=weights.held, reason=weights.reason),
         report=f"/artifacts/{quote(name, safe='')}/report" if has_report(item) else None,
         reverse_pass=None if reverse is None else ReversePassOut(kind=reverse.kind, reason=reverse.reason),
         token_budget=None if budget is None else TokenBudgetOut(tokens=budget.tokens, reason=budget.reason),
         error=None,
+    )
+
+
+def _prediction_sets(manifest: Manifest) -> PredictionSetsOut:
+    """Return what an artifact's prediction sets promise, and what its manifest, whose metrics are free, has of them."""
+    each = len(manifest.labels) if manifest.likelihood == "bernoulli" else 1
+    measured = {}
+    for name in manifest.servable:
+        try:
+            of = manifest.metrics[name]
+            measured[str(name)] = MeasuredSetsOut(
+                empirical_coverage=of["set_coverage"], mean_size=of["set_mean_size"], rows=of["rows"] // each
+            )
+        except (KeyError, TypeError, ValidationError):
+            continue
+    calibration = manifest.calibration
+    return PredictionSetsOut(
+        nominal_coverage=calibration.coverage, calibration_rows=calibration.rows, measured=measured
     )

@@ -36,6 +36,27 @@ class RecommendedOut(Answer):
     """
 
 
+class MeasuredSetsOut(Answer):
+    """The prediction sets of one predictive on the artifact's own test rows."""
+
+    empirical_coverage: float = Field(ge=0, le=1, examples=[0.908])
+    """Share of the inputs whose set holds the true label, 0 to 1; of the right labels, where several may be right."""
+    mean_size: float = Field(description="Number of labels in a set, on average.", ge=0, examples=[1.18])
+    rows: int = Field(description="Number of test inputs.", ge=1, examples=[422])
+
+
+class PredictionSetsOut(Answer):
+    """What prediction_set of an answer promises, and what was measured of it."""
+
+    nominal_coverage: float = Field(gt=0, lt=1, examples=[0.9])
+    """Share of inputs like the calibration rows whose set is to hold the true label, 0 to 1."""
+    calibration_rows: int = Field(description="Number of rows it was calibrated on.", ge=0, examples=[150])
+    measured: dict[str, MeasuredSetsOut] = Field(
+        examples=[{"laplace": {"empirical_coverage": 0.908, "mean_size": 1.18, "rows": 422}}]
+    )
+    """By predictive, what its manifest records from its own evaluation; empty where it records none."""
+
+
 class WeightsOut(Answer):
     """How the server holds the base model's weights."""
 
@@ -92,6 +113,8 @@ class ArtifactSummary(Answer):
     recommended: RecommendedOut | None = Field(description="The predictive that answers unless another is asked for.")
     metrics: dict[str, Any] | None = Field(examples=[{"map": {"nll": 0.834}, "laplace": {"nll": 0.374}}])
     """What its manifest records from its own evaluation, by predictive."""
+    prediction_sets: PredictionSetsOut | None
+    """What its prediction sets promise, and their coverage on its own test rows; null when it cannot be read."""
     weights: WeightsOut | None = Field(description="How its base model's weights are held; null unless it is loaded.")
     reverse_pass: ReversePassOut | None = Field(description="How its Jacobians are computed; null unless it is loaded.")
     token_budget: TokenBudgetOut | None = Field(description="How large its batches may be; null unless it is loaded.")

@@ -2,7 +2,7 @@
 
 import { bar, stacked } from "./charts.js";
 import { facts, figure, make, percent, table } from "./dom.js";
-import { noteOf, uncertaintyInWords, verdict } from "./words.js";
+import { noteOf, predictiveInWords, setsInWords, uncertaintyInWords, verdict } from "./words.js";
 
 const MOST_LABELS = 8;
 
@@ -49,9 +49,9 @@ function uncertainty({ total, aleatoric, epistemic }, classes) {
     make("h3", {}, "Uncertainty"),
     stacked([["aleatoric", aleatoric / whole], ["epistemic", epistemic / whole]]),
     make("p", { class: "legend" },
-      make("span", { class: "key aleatoric" }), `of the input ${figure(aleatoric, 2)} `,
-      make("span", { class: "key epistemic" }), `of the model ${figure(epistemic, 2)} `,
-      `· together ${figure(total, 2)} nats of at most ${figure(whole, 2)}`),
+      make("span", { class: "key aleatoric" }), `of the input (aleatoric) ${figure(aleatoric, 2)} `,
+      make("span", { class: "key epistemic" }), `of the model (epistemic) ${figure(epistemic, 2)} `,
+      `· together ${figure(total, 2)} of at most ${figure(whole, 2)} nats`),
     make("p", {}, uncertaintyInWords({ total, aleatoric, epistemic })));
 }
 
@@ -61,32 +61,33 @@ function details(answer, response) {
   return make("details", {},
     make("summary", {}, "More of this answer"),
     facts([
-      ["Answered by", answer.answered_by],
-      ["Review score", figure(answer.score)],
-      ["Mass on the labels", percent(answer.label_mass)],
+      ["Answered by", `${answer.answered_by}: ${predictiveInWords(answer.answered_by)}`],
+      ["Review score, which the decision goes by", figure(answer.score)],
+      ["Probability of the labels among all words", percent(answer.label_mass)],
       ["Tokens", `${answer.tokens}${answer.truncated ? ", cut" : ""}`],
       ["Time", `${response.timing_ms.total.toFixed(0)} ms, ${response.timing_ms.compute.toFixed(0)} of them computing`],
     ]),
-    others.length === 0 ? null : table("What other predictives say", ["Predictive", ...names.slice(0, MOST_LABELS)],
+    others.length === 0 ? null : table("What other ways to answer say", ["Other ways to answer", ...names.slice(0, MOST_LABELS)],
       others.map(([name, probs]) => [name, ...names.slice(0, MOST_LABELS).map((label) => probability(probs[label]))])));
 }
 
-function side(answer) {
+function side(answer, artifact) {
   const several = answer.labels !== undefined;
   const flags = answer.flags.map((flag) => make("li", {}, make("code", {}, flag), ` ${noteOf(flag)}`));
   return [
     make("dl", { class: "facts" },
-      make("div", {}, make("dt", {}, several ? "Set of labels, which holds a true one at the artifact’s stated level" : "Set of labels, right at the artifact’s stated level"),
-        make("dd", {}, answer.prediction_set.length === 0 ? "none" : answer.prediction_set.join(", "))),
+      make("div", {}, make("dt", {}, "Labels that are still possible"),
+        make("dd", {}, answer.prediction_set.length === 0 ? "none" : answer.prediction_set.join(", "),
+          make("span", { class: "note sets" }, setsInWords(artifact?.prediction_sets, answer.answered_by, several)))),
       answer.familiarity === null ? null : make("div", {}, make("dt", {}, "Familiarity"),
-        make("dd", {}, `of the calibration rows and this one together, ${percent(answer.familiarity, answer.familiarity < 0.1 ? 1 : 0)} are at least as strange`,
+        make("dd", {}, `${percent(answer.familiarity, answer.familiarity < 0.1 ? 1 : 0)} of the calibration rows are at least as unusual as this input, itself counted in`,
           answer.familiarity <= 0.02 ? ". The least that can be is this input alone: then no calibration row is" : null))),
     flags.length === 0 ? null : make("ul", { class: "flags" }, flags),
   ];
 }
 
-// Returns the nodes of an answer. `choices` are the texts that were sent with a question, if it was one.
-export function drawn(response, choices) {
+// Returns the nodes of an artifact's answer. `choices` are the texts that were sent with a question, if it was one.
+export function drawn(response, choices, artifact) {
   const [answer] = response.predictions;
   const { do: action, why } = verdict(answer, response.target_risk);
   const parts = [
@@ -94,14 +95,14 @@ export function drawn(response, choices) {
     ...comparison(answer, answer.answered_by, choices),
   ];
   if (answer.probs_std !== null) {
-    parts.push(make("p", { class: "note" }, "The whisker, and the number behind ±, is one standard deviation over the plausible models, in points."));
+    parts.push(make("p", { class: "note" }, "The line across a bar, and the number behind ±, is how far these models differ: one standard deviation, in percentage points."));
   }
   if (answer.labels !== undefined) {
     const present = answer.labels.length === 0 ? "none" : answer.labels.join(", ");
     parts.push(make("p", {}, `Present: ${present}. Each label is a question of its own.`));
   }
   if (answer.uncertainty !== null) parts.push(uncertainty(answer.uncertainty, Object.keys(answer.probs).length));
-  parts.push(...side(answer), details(answer, response));
+  parts.push(...side(answer, artifact), details(answer, response));
   return parts.filter((part) => part !== null);
 }
 

@@ -4,6 +4,7 @@ import { address } from "./api.js";
 import { chosen, known } from "./artifacts.js";
 import { bar } from "./charts.js";
 import { byId, bytes, elsewhere, facts, figure, make, percent, table } from "./dom.js";
+import { predictiveInWords, setsInWords } from "./words.js";
 
 const METRICS = [
   ["accuracy", "Accuracy", percent],
@@ -18,19 +19,25 @@ function identity(artifact) {
     ["Base model", `${artifact.base_model}, ${artifact.quantization}`],
     ["Labels", artifact.labels.length > 12 ? `${artifact.labels.slice(0, 12).join(", ")} and ${artifact.labels.length - 12} more` : artifact.labels.join(", ")],
     ["Fields of an input", artifact.fields.join(", ")],
+    ["Sets of labels", setsInWords(artifact.prediction_sets, artifact.recommended.predictive) || "–"],
     ["Memory", artifact.memory_bytes === null ? "–" : bytes(artifact.memory_bytes)],
   ]);
 }
 
-function recommended({ predictive, reason, chosen_by: by }) {
+function recommended({ predictive, reason, chosen_by: by, table: compared }) {
   const who = {
     calibration: "by the calibration rows",
     labels: "by labels that came later",
     configuration: "by whoever packaged it",
   };
+  const [mine, alone] = [compared?.[predictive]?.nll, compared?.map?.nll];
+  const why = predictive !== "map" && typeof mine === "number" && typeof alone === "number"
+    ? ` Its mean loss (NLL) on these rows was ${figure(mine)} nats, that of the fine-tuned model alone ${figure(alone)}.`
+    : "";
   return make("div", {},
     make("h2", {}, "What it answers with"),
-    make("p", {}, make("strong", {}, predictive), `, chosen ${who[by] ?? by}. ${reason}.`));
+    make("p", {}, make("strong", {}, predictive), ` (${predictiveInWords(predictive)}), chosen ${who[by] ?? by}.${why}`),
+    make("details", {}, make("summary", {}, "The comparison in full"), make("p", { class: "note" }, `${reason}.`)));
 }
 
 // A picture of the two figures that matter here, lower is better, and the table of all.
@@ -39,7 +46,7 @@ function evaluation(metrics, best) {
   if (names.length === 0) return make("p", { class: "empty" }, "Its manifest records no evaluation.");
   const worst = Math.max(...names.map((name) => metrics[name].ece ?? 0), 1e-9);
   const rows = names.map((name) => [
-    name,
+    make("span", {}, name, " ", make("small", {}, predictiveInWords(name))),
     ...METRICS.map(([key, , write]) => {
       const value = metrics[name][key];
       if (typeof value !== "number") return "–";
@@ -49,9 +56,9 @@ function evaluation(metrics, best) {
   ]);
   const count = metrics[names[0]].rows;
   return make("div", {},
-    make("h2", {}, "Its own evaluation"),
-    make("p", { class: "note" }, `${count === undefined ? "" : `On ${count} rows that nothing was fitted on. `}NLL, ECE and Brier: lower is better. The row in bold is the one that answers.`),
-    table("Metrics by predictive", ["Predictive", ...METRICS.map(([, head]) => head)], rows, {
+    make("h2", {}, "How it did on its test rows"),
+    make("p", { class: "note" }, `${count === undefined ? "" : `${count} rows that nothing was fitted on. `}NLL, ECE (how far confidence is from accuracy) and Brier: lower is better. AUROC: how well its doubt finds its mistakes, 0.5 is chance. The row in bold answers.`),
+    table("Metrics by way to answer", ["Way to answer", ...METRICS.map(([, head]) => head)], rows, {
       highlighted: (i) => names[i] === best,
     }));
 }
@@ -68,7 +75,7 @@ function report(artifact) {
 function others() {
   const rows = known().map((one) => [
     one.name,
-    one.error === null ? (one.active ? "answers unasked" : one.loaded ? "loaded" : "not loaded") : one.error,
+    one.error === null ? (one.active ? "answers where a request names none" : one.loaded ? "loaded" : "not loaded") : one.error,
     one.base_model ?? "–",
   ]);
   return make("div", {}, make("h2", {}, "All artifacts"), table("All artifacts of this server", ["Name", "State", "Base model"], rows));
@@ -86,7 +93,7 @@ export function showArtifact() {
     ...[
       make("h2", {}, artifact.name),
       identity(artifact),
-      make("p", { class: "note" }, "Content: ", make("code", {}, artifact.digest)),
+      make("p", { class: "note" }, "Hash of its content: ", make("code", {}, artifact.digest)),
       recommended(artifact.recommended),
       report(artifact),
       evaluation(artifact.metrics ?? {}, best),

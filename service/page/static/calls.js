@@ -2,11 +2,11 @@
 
 import { address, hasKey } from "./api.js";
 
-const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+export const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-export function asCurl(body) {
+export function asCurl(body, path = "predict") {
   const key = hasKey() ? " \\\n  -H 'authorization: Bearer YOUR_KEY'" : "";
-  return `curl -s ${quoted(address("predict").href)} -H 'content-type: application/json'${key} \\\n  -d ${quoted(JSON.stringify(body))}`;
+  return `curl -s ${quoted(address(path).href)} -H 'content-type: application/json'${key} \\\n  -d ${quoted(JSON.stringify(body))}`;
 }
 
 // JSON's words are Python's, but for three of them; a text is the same in both.

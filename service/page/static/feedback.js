@@ -59,14 +59,14 @@ function drawn(series) {
   const parts = [
     make("h2", {}, title),
     make("p", { class: "note" },
-      `${counted(series.predictions, "answer")}, ${series.labelled} with a label in the window` +
+      `${counted(series.predictions, "answer")}, ${series.labelled} of the last ones with a label` +
         (series.accepted_share === null ? "" : `; ${percent(series.accepted_share, 0)} of the recent ones accepted`) + "."),
   ];
   if (series.figures === null) {
     parts.push(make("p", { class: "empty" }, "No labels yet. Tell one in the playground, or by POST /feedback."));
   } else {
     parts.push(
-      make("p", { class: "legend" }, make("span", { class: "key served" }), "measured ", make("span", { class: "key line reference" }), "compared with ", make("span", { class: "key line limit" }), "as far as chance leads"),
+      make("p", { class: "legend" }, make("span", { class: "key served" }), "measured ", make("span", { class: "key line reference" }), "compared with ", make("span", { class: "key line limit" }), "limit: beyond it, more than chance"),
       table(`Figures of labelled answers: ${title}`, ["Figure", "Measured", "Compared with", "Limit", "Picture"],
         FIGURES.map((one) => figureRow(one, series.figures)), { stacks: true }));
     const flags = Object.entries(series.flags);
@@ -75,7 +75,9 @@ function drawn(series) {
         flags.map(([flag, { rows, error_rate: wrong }]) => [make("code", {}, flag), rows, percent(wrong, 0)])));
     }
   }
-  parts.push(make("h3", {}, "Drift"));
+  parts.push(
+    make("h3", {}, "Drift: are recent answers still like the calibration rows?"),
+    make("p", { class: "note" }, `Gap: how far the two distributions are apart, 0 not at all, 1 wholly. It has changed where the gap is above ${DRIFT_GAP} and chance alone would make one as large in fewer than 1 of ${1 / DRIFT_P_VALUE} cases (p-value).`));
   parts.push(series.drift.length === 0
     ? make("p", { class: "empty" }, "Too few answers to compare yet.")
     : table(`Drift: ${title}`, ["Signal", "Gap", "p-value", "Rows: recent / reference", "Picture"], series.drift.map(driftRow), { stacks: true }));

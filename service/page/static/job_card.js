@@ -47,7 +47,7 @@ function resultTable(job) {
     `${figure(metrics.ece)}${within(metrics, "ece")}`,
     figure(metrics.auroc_error),
   ]);
-  return table("Metrics by predictive, with 95 % intervals", ["Predictive", "Accuracy", "NLL, nats", "ECE", "AUROC of errors"], rows);
+  return table("Metrics by way to answer, with 95 % intervals", ["Way to answer", "Accuracy", "NLL, nats", "ECE", "AUROC of errors"], rows);
 }
 
 export class JobCard {

@@ -30,16 +30,29 @@ export class SlicesForm {
   constructor(path, job) {
     const id = `slices-${job.id}`;
     this.path = path;
-    this.choice = make("select", { id }, (job.columns ?? []).map((name) => make("option", { value: name }, name)));
-    // A text is a value of its own in each row, so it is no column to begin with.
-    if ((job.columns ?? []).includes("label")) this.choice.value = "label";
+    this.choice = make("select", { id });
     this.problem = make("span", { class: "problem", role: "alert" });
     this.found = make("div", {});
-    this.node = make("div", {},
+    this.node = make("details", { ontoggle: () => this.node.open && this.offer() },
+      make("summary", {}, "Figures by a column of the file"),
       make("form", { class: "actions", onsubmit: (event) => this.show(event) },
-        make("label", { for: id }, "Figures by"), this.choice,
+        make("label", { for: id }, "Column"), this.choice,
         make("button", { type: "submit", class: "quiet" }, "Show"), this.problem),
       this.found);
+  }
+
+  // A list of jobs names no columns: they are asked for when somebody wants one.
+  async offer() {
+    if (this.choice.length > 0) return;
+    this.problem.textContent = "";
+    try {
+      const { columns } = await getJson(this.path);
+      this.choice.replaceChildren(...columns.map((name) => make("option", { value: name }, name)));
+      // A text is a value of its own in each row, so it is no column to begin with.
+      if (columns.includes("label")) this.choice.value = "label";
+    } catch (error) {
+      this.problem.textContent = inWords(error);
+    }
   }
 
   async show(event) {

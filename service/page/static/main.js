@@ -3,6 +3,7 @@
 import { getJson, hasKey, inWords, send, setKey, signals } from "./api.js";
 import { showArtifact } from "./artifact.js";
 import { changes, chosen, readArtifacts } from "./artifacts.js";
+import { showConnect } from "./connect.js";
 import { startCopying } from "./copying.js";
 import { byId, save } from "./dom.js";
 import { showFeedback } from "./feedback.js";
@@ -18,6 +19,7 @@ const shows = {
   artifact: showArtifact,
   jobs: showJobs,
   feedback: showFeedback,
+  connect: showConnect,
   server: showServer,
 };
 

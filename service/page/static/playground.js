@@ -6,6 +6,7 @@ import { chosen, named } from "./artifacts.js";
 import { asCurl, asPython } from "./calls.js";
 import { byId, make } from "./dom.js";
 import { examplesFor } from "./examples.js";
+import { predictiveInWords } from "./words.js";
 
 const nothing = byId("answer").firstElementChild;
 let shownFor = null;
@@ -44,7 +45,7 @@ export function showPlayground() {
   const recommended = artifact.recommended.predictive;
   byId("predictive").replaceChildren(
     make("option", { value: "" }, `recommended (${recommended})`),
-    ...artifact.predictives.map((name) => make("option", { value: name }, name)),
+    ...artifact.predictives.map((name) => make("option", { value: name }, `${name}: ${predictiveInWords(name)}`)),
   );
   byId("order-option").hidden = !takesChoices(artifact);
   byId("order-average").checked = false;
@@ -87,7 +88,7 @@ async function ask() {
     const response = await postJson("predict", request);
     // Somebody who asks twice sees the answer to the second question, whichever comes last.
     if (mine !== asked) return;
-    byId("answer").replaceChildren(...drawn(response, request.inputs[0].choices), truth(response));
+    byId("answer").replaceChildren(...drawn(response, request.inputs[0].choices, chosen()), truth(response));
     byId("answer-said").textContent = said(response);
     byId("call-curl").textContent = asCurl(request);
     byId("call-python").textContent = asPython(request);
@@ -119,7 +120,7 @@ function truth(response) {
       const { results } = await postJson("feedback", { items });
       status.textContent = results[0].status === "unknown"
         ? "The server no longer knows this answer."
-        : "Thank you: it counts on the page Feedback.";
+        : "Thank you: it counts in the section Feedback.";
     } catch (error) {
       status.textContent = inWords(error);
     }

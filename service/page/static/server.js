@@ -22,6 +22,19 @@ export function metric(text, name) {
   return { value, labels };
 }
 
+// Returns how many requests were refused or failed, and why; to ask whether it is ready while it loads is no fault.
+function refusals(text) {
+  const reasons = new Map();
+  for (const [, reason, count] of text.matchAll(/^laplora_rejects_total\{reason="(\w+)"\} (\S+)$/gm)) {
+    if (Number(count) > 0) reasons.set(reason, Number(count));
+  }
+  const early = reasons.get("not_ready") ?? 0;
+  reasons.delete("not_ready");
+  const total = [...reasons.values()].reduce((sum, count) => sum + count, 0);
+  const which = [...reasons].map(([reason, count]) => `${count} ${reason}`).join(", ");
+  return `${total}${which && ` (${which})`}${early > 0 ? `; ${early} more came before it was ready` : ""}`;
+}
+
 function load(text) {
   const of = (name) => metric(text, `laplora_${name}`).value ?? 0;
   const rows = [["Inputs", "queue_rows", "queue_max_rows"], ["Tokens", "queue_tokens", "queue_max_tokens"]].map(
@@ -33,10 +46,10 @@ function load(text) {
   return [
     table("The queue", ["What", "Now", "Picture"], rows),
     facts([
-      ["The oldest has waited", `${of("queue_oldest_age_seconds").toFixed(1)} s`],
-      ["Requests being answered", String(of("requests_in_flight"))],
+      ["Longest wait of those", `${of("queue_oldest_age_seconds").toFixed(1)} s`],
+      ["Requests open now, this page’s too", String(of("requests_in_flight"))],
       ["Inputs answered", String(of("answers_total"))],
-      ["Refused or failed", String(of("rejects_total"))],
+      ["Requests without an answer, since the start", refusals(text)],
     ]),
   ];
 }
@@ -48,7 +61,7 @@ function about(text) {
   return facts([
     ["laplora", build.version ?? "–"],
     ["Python, torch", `${build.python ?? "–"}, ${build.torch ?? "–"}`],
-    ["Contract", contract?.info.version ?? "–"],
+    ["Version of the API", contract?.info.version ?? "–"],
     ["Artifacts loaded", loaded.join(", ") || "none"],
     ["Memory of the process", memory === null ? "–" : bytes(memory)],
   ]);

@@ -1,16 +1,16 @@
-// What an answer's flags and decision mean, in plain words.
+// What an answer's flags, decision and set mean, in plain words, and what the ways to answer are.
 
 import { percent } from "./dom.js";
 
 const seen = (familiarity) =>
   familiarity === null
     ? "it is unlike the rows that the model learned from"
-    : `it is unlike the rows that the model learned from: of the calibration rows and this one together, ${percent(familiarity)} are as strange, itself included`;
+    : `it is unlike the rows that the model learned from: only ${percent(familiarity)} of the calibration rows are as unusual, itself counted in`;
 
 // Why a person should look, by flag. These four send an answer to review by themselves.
 const REASONS = {
   unfamiliar: (answer) => seen(answer.familiarity),
-  high_epistemic: () => "the models that the training rows leave plausible disagree about it",
+  high_epistemic: () => "the models that fit the training rows about as well disagree about it",
   low_label_mass: () => "the model would rather have said something that is none of the labels",
   truncated: () => "the input was longer than the limit and was cut",
 };
@@ -18,10 +18,10 @@ const REASONS = {
 // What a flag says, whatever the decision.
 const NOTES = {
   unfamiliar: "Unlike the training rows; its set holds every label.",
-  high_epistemic: "The plausible models disagree more than on 95 % of calibration rows.",
-  low_confidence: "Less sure than answers that meet the artifact's own target risk.",
-  low_label_mass: "The whole vocabulary gives the labels less than for 99 % of calibration rows.",
-  ambiguous_set: "Not exactly one label is left in the set.",
+  high_epistemic: "These models disagree more than on 95 % of calibration rows.",
+  low_confidence: "Not as sure as the artifact's own limit for mistakes asks for.",
+  low_label_mass: "Words that are no labels were likelier than for 99 % of calibration rows.",
+  ambiguous_set: "More than one label is still possible, or none.",
   truncated: "Longer than the limit, and cut.",
 };
 
@@ -51,6 +51,40 @@ export function verdict(answer, targetRisk) {
 export function uncertaintyInWords({ total, aleatoric, epistemic }) {
   if (total < 0.05) return "The served answer has hardly any doubt.";
   return epistemic > aleatoric
-    ? "Most of the doubt is disagreement: the plausible models give this input different answers."
-    : "Most of the doubt is shared: each of the plausible models is itself unsure of this input.";
+    ? "Most of the doubt is disagreement: models that fit the training rows about as well give this input different answers."
+    : "Most of the doubt is shared: each of these models is itself unsure of this input.";
+}
+
+// The ways to turn a model into probabilities, which the API calls predictives.
+const PREDICTIVES = {
+  zero_shot: "the base model, before any training",
+  map: "the fine-tuned model alone",
+  temperature: "the same, softened by one number (temperature scaling)",
+  conditioned: "temperature scaling, corrected by the calibration rows' labels",
+  fast: "an estimate of laplace, in one pass",
+  laplace: "averaged over the models that fit the training rows",
+  laplace_temperature: "laplace, softened by one number",
+  laplace_conditioned: "laplace, corrected by the calibration rows' labels",
+  ensemble: "averaged over several trained adapters",
+  ensemble_temperature: "that average, softened by one number",
+  laplace_ensemble: "laplace of several trained adapters",
+  mc_dropout: "averaged over dropout masks",
+};
+
+// Returns what a way to answer is.
+export function predictiveInWords(name) {
+  if (name in PREDICTIVES) return PREDICTIVES[name];
+  if (name.endsWith("_order_average")) return `${predictiveInWords(name.slice(0, -"_order_average".length))}, over orders of the choices`;
+  return name.startsWith("laplace_") ? "laplace with another prior" : "";
+}
+
+// Returns how often sets of labels hold the true one: what was asked for, and what test rows have shown.
+export function setsInWords(sets, predictive, several = false) {
+  if (!sets) return "";
+  const subject = several ? "Such a set holds a right label" : "Such a set holds the true label";
+  const measured = sets.measured[predictive];
+  const asked = `in ${percent(sets.nominal_coverage, 0)} (asked)`;
+  return measured === undefined
+    ? `${subject} ${asked}; not measured.`
+    : `${subject} ${asked} / ${percent(measured.empirical_coverage)} of ${measured.rows} test rows (measured).`;
 }

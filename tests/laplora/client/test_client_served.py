@@ -82,6 +82,9 @@ def test_evaluate_artifacts_and_activate(client: Client) -> None:
     assert found.rows == 60
     assert 0 <= found.methods["laplace"].ece <= 1
     assert (listed.active, listed.loaded, listed.fields) == (True, True, ("text",))
+    assert listed.prediction_sets is not None
+    assert listed.prediction_sets.nominal_coverage == 0.9
+    assert listed.prediction_sets.measured["laplace"].empirical_coverage == 0.914
     assert active.name == loaded.name == listed.name == "fake"
     assert (needed.value.status, needed.value.code) == (409, "artifact_active")
     assert (refused.value.status, refused.value.limit, refused.value.got) == (413, 60, 61)

@@ -34,10 +34,12 @@ def test_every_command_has_help_by_its_own_name(
     assert cut_short == []
 
 
-def test_an_argument_too_few_is_said_by_the_commands_own_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_argument_too_few_is_said_by_the_commands_own_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main(["train"]) == 2
     assert "laplora train: error: " in capsys.readouterr().err
-    assert main(["keys", "revoke", "--file", "nowhere.json", "--id", "a"]) == 2
+    assert main(["keys", "revoke", "--file", str(tmp_path / "nowhere.json"), "--id", "a"]) == 2
     assert capsys.readouterr().err.startswith("laplora keys: ")
 
 

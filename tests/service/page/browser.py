@@ -15,7 +15,7 @@ from server_process import GIVE_UP_S, Serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
-SECTIONS = ("playground", "artifact", "jobs", "feedback", "server")
+SECTIONS = ("playground", "artifact", "jobs", "feedback", "connect", "server")
 DESK = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 _FLAGS = [

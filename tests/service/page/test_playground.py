@@ -58,9 +58,35 @@ def test_what_to_do_is_said_in_plain_words(visited: Visit) -> None:
             "calibration rows would have been wrong.",
         ),
     ):
-        visited.page.get_by_label("Accept if at most").fill(risk)
+        visited.page.get_by_label("Of accepted answers, at most").fill(risk)
         visited.ask("87000")
         assert visited.page.locator(".verdict").inner_text() == said
+
+
+def test_what_a_set_of_labels_promises_is_said_beside_what_was_measured(visited: Visit) -> None:
+    """The fake's manifest records sets of laplace alone."""
+    visited.ask("87000")
+    said = "Such a set holds the true label in 90 % (asked) / 91.4 % of 500 test rows (measured)."
+    assert visited.page.locator("#answer .sets").inner_text() == said
+    visited.page.get_by_label("Answered by").select_option("map")
+    visited.ask("87000")
+    assert (
+        visited.page.locator("#answer .sets").inner_text()
+        == "Such a set holds the true label in 90 % (asked); not measured."
+    )
+    visited.show("artifact")
+    expect(visited.page.locator("#artifact-about")).to_contain_text(said)
+
+
+def test_every_way_to_answer_is_said_in_words(visited: Visit) -> None:
+    """Nobody knows on first sight what laplace_conditioned is."""
+    for option in visited.page.get_by_label("Answered by").locator("option").all():
+        assert re.fullmatch(r"recommended \(\w+\)|\w+: \w.+", option.inner_text())
+    wide = visited.page.get_by_label("Answered by").bounding_box()
+    panel = visited.page.locator("#ask").bounding_box()
+    assert wide is not None
+    assert panel is not None
+    assert wide["x"] + wide["width"] <= panel["x"] + panel["width"]
 
 
 def test_an_example_fills_the_form_and_asks(visited: Visit) -> None:
@@ -167,4 +193,4 @@ def test_the_default_artifact_shows_what_laplora_adds(browser: Browser) -> None:
         visited.page.get_by_role("button", name="Clearly good").click()
         expect(visited.page.locator(".verdict")).to_contain_text("Use it.")
         visited.show("artifact")
-        expect(visited.page.locator("#artifact tr.chosen th")).to_have_text("laplace")
+        expect(visited.page.locator("#artifact tr.chosen th")).to_contain_text("laplace averaged over the models")

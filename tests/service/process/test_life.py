@@ -157,6 +157,10 @@ async def test_artifacts_are_listed_with_what_is_wrong(tmp_path: Path, caplog: p
         ("second", False, True),
     ]
     loaded, *others = listing["artifacts"]
+    measured = {"laplace": {"empirical_coverage": 0.914, "mean_size": 1.2, "rows": 500}}
+    assert loaded["prediction_sets"] == {"nominal_coverage": 0.9, "calibration_rows": 150, "measured": measured}
+    broken = next(one for one in others if one["name"] == "broken")
+    assert broken["prediction_sets"] is None
     assert loaded["weights"] == {"held": "plain", "reason": "nothing is quantized"}
     assert loaded["reverse_pass"] == {"kind": "automatic", "reason": "a fake has none"}
     assert {other[name] for other in others for name in ("weights", "reverse_pass")} == {None}

@@ -1,0 +1,76 @@
+// Other ways to ask: the command line, Python, and the clients of other servers, each as code for this server.
+
+import { address, hasKey } from "./api.js";
+import { chosen, named } from "./artifacts.js";
+import { asCurl, asPython, quoted } from "./calls.js";
+import { byId } from "./dom.js";
+import { examplesFor } from "./examples.js";
+
+// Returns the fields of an input to show: an example's, or a word for each field.
+function shownInput(artifact) {
+  const [example] = examplesFor(artifact);
+  if (example !== undefined) return example.fields;
+  return Object.fromEntries(artifact.fields.map((name) => [name, name === "choices" ? ["one", "another"] : `the ${name}`]));
+}
+
+const curl = (path, body) => asCurl(body, path);
+
+function tritonCall(artifact, fields) {
+  const texts = Object.entries(fields).map(([name, value]) => {
+    const shape = Array.isArray(value) ? [1, value.length] : [1];
+    const rows = Array.isArray(value) ? [value] : [value];
+    return [
+      `tensor = triton.InferInput(${JSON.stringify(name)}, ${JSON.stringify(shape)}, "BYTES")`,
+      `tensor.set_data_from_numpy(np.array(${JSON.stringify(rows)}, dtype=object))`,
+      "inputs.append(tensor)",
+    ].join("\n");
+  });
+  const { host, protocol } = address("");
+  const secure = protocol === "https:" ? ", ssl=True" : "";
+  const key = hasKey() ? ', headers={"authorization": "Bearer YOUR_KEY"}' : "";
+  return [
+    "import numpy as np",
+    "import tritonclient.http as triton",
+    "",
+    `client = triton.InferenceServerClient(${JSON.stringify(host)}${secure})`,
+    "inputs = []",
+    ...texts,
+    `result = client.infer(${JSON.stringify(artifact.name)}, inputs${key})`,
+    'print(result.as_numpy("probs"), result.as_numpy("decision"))',
+  ].join("\n");
+}
+
+function commandLine(artifact) {
+  const server = address("").href.replace(/\/$/, "");
+  const line = JSON.stringify({ ...shownInput(artifact), label: artifact.labels[0] });
+  return [
+    `echo ${quoted(line)} > rows.jsonl`,
+    "# on this server, in the background; then every row's answer, and the report",
+    `${hasKey() ? "export LAPLORA_API_KEY=YOUR_KEY\n" : ""}export LAPLORA_URL=${quoted(server)}`,
+    "laplora jobs submit rows.jsonl --wait",
+    "laplora jobs list",
+    "# without a server; FOLDER is the artifact's",
+    "laplora predict -a FOLDER < rows.jsonl > answers.jsonl",
+    "laplora evaluate -a FOLDER --data rows.jsonl --fail-if 'accuracy<0.8'",
+    "laplora report -a FOLDER --out report.html",
+  ].join("\n");
+}
+
+export function showConnect() {
+  const artifact = chosen();
+  byId("connect-ways").hidden = artifact === null;
+  byId("connect-empty").hidden = artifact !== null;
+  if (artifact === null) return;
+  const fields = shownInput(artifact);
+  const single = artifact.fields.length === 1 && !artifact.fields.includes("choices");
+  const text = Object.values(fields)[0];
+  byId("connect-command").textContent = commandLine(artifact);
+  const request = { inputs: [fields], ...(named() === null ? {} : { artifact: named() }) };
+  byId("connect-client").textContent = asPython(request);
+  byId("connect-triton").textContent = tritonCall(artifact, fields);
+  byId("connect-vllm").textContent = single ? curl("classify", { model: artifact.name, input: [text] }) : "";
+  byId("connect-tei").textContent = single ? curl("predict", { inputs: text }) : "";
+  for (const part of document.querySelectorAll("[data-single]")) part.hidden = !single;
+  byId("connect-several").hidden = single;
+  byId("connect-tei-other").hidden = named() === null;
+}

@@ -1,0 +1,134 @@
+"""The section Connect: every protocol's code is code that this server answers, and everything else has a link."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from browser import Visit, needs_chromium, ready, visit
+from playwright.sync_api import Browser, expect
+from server_process import ROOT, fake_artifacts, fake_server
+
+from service.security.keys_file import Key, digest, new_token, write_keys
+
+pytestmark = [needs_chromium, pytest.mark.process]
+
+
+def code(visited: Visit, name: str) -> str:
+    return visited.page.locator(f"#connect-{name}").inner_text()
+
+
+def posted(command: str) -> Any:
+    """Return what a curl command of the page is answered."""
+    words = shlex.split(command.replace("\\\n", ""))
+    headers = dict(words[i + 1].split(": ", 1) for i, word in enumerate(words) if word == "-H")
+    answer = httpx.post(words[2], content=words[words.index("-d") + 1], headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def printed(program: str) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gevent's, of its own modules
+        exec(program, {})
+    return out.getvalue()
+
+
+def test_each_protocols_code_is_answered_by_this_server(visited: Visit) -> None:
+    visited.show("connect")
+    [classified] = posted(code(visited, "vllm"))["data"]
+    [first, _] = posted(code(visited, "tei"))
+    assert set(first) == {"score", "label"}
+    assert classified["num_classes"] == 2
+    assert max(classified["probs"]) == first["score"]
+    tensors = printed(code(visited, "triton"))
+    shown = [float(number) for number in re.findall(r"\d\.\d*", tensors)]
+    assert shown == pytest.approx(classified["probs"], abs=1e-6)
+    assert printed(code(visited, "client")).startswith(f"{first['label']} ")
+
+
+def test_the_command_line_is_that_of_the_commands(visited: Visit, address: str, tmp_path: Path) -> None:
+    """What needs the server is run; of the others, the command knows every flag."""
+    visited.show("connect")
+    lines = code(visited, "command").splitlines()
+    made = next(line for line in lines if line.startswith("echo "))
+    words = shlex.split(made)
+    assert set(json.loads(words[1])) == {"text", "label"}
+    (tmp_path / words[3]).write_text(words[1] + "\n")
+    asked = [line for line in lines if line.startswith("laplora jobs")]
+    assert f"export LAPLORA_URL='{address}'" in lines
+    assert len(asked) == 2
+    for line in asked:
+        command = [sys.executable, "-m", "laplora", *shlex.split(line)[1:], "--url", address]
+        finished = subprocess.run(
+            command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        )
+        assert finished.returncode == 0, finished.stderr
+    others = {line.split()[1] for line in lines if line.startswith("laplora ")} - {"jobs"}
+    assert others == {"predict", "evaluate", "report"}
+
+
+def test_an_artifact_of_several_parts_shows_what_can_ask_it(browser: Browser, tmp_path: Path) -> None:
+    with (
+        ready(fake_server(fake_artifacts(tmp_path), FAKE_CHOICES="fake")) as address,
+        visit(browser, address) as visited,
+    ):
+        visited.show("connect")
+        expect(visited.page.locator("#connect-vllm")).to_be_hidden()
+        expect(visited.page.locator("#connect-tei")).to_be_hidden()
+        expect(visited.page.locator("#connect-several")).to_be_visible()
+        assert "[[" in printed(code(visited, "triton"))
+
+
+def test_a_key_is_named_and_never_shown(browser: Browser, tmp_path: Path) -> None:
+    token = new_token()
+    write_keys(tmp_path / "keys.json", [Key(id="a", sha256=digest(token), scopes=("predict",))])
+    server = fake_server(fake_artifacts(tmp_path), "--auth", "keys", "--keys", str(tmp_path / "keys.json"))
+    with ready(server) as address, visit(browser, address) as visited:
+        visited.give_key(token)
+        expect(visited.page.locator("#key-used")).to_be_visible()
+        visited.show("connect")
+        for name in ("command", "client", "triton", "vllm", "tei"):
+            assert "YOUR_KEY" in code(visited, name)
+            assert token not in code(visited, name)
+
+
+#: What the page has to lead to: by section, the links that a newcomer can follow there.
+REACHED = {
+    "playground": ["POST /predict"],
+    "artifact": ["GET /artifacts"],
+    "jobs": ["POST /evaluate/jobs", "GET …/report", "GET …/results", "GET …/slices", "GET …/events"],
+    "feedback": ["POST /feedback", "GET /feedback"],
+    "connect": [
+        *("POST /classify", "POST /v1/classify", "GET /v1/models", "GET /info"),
+        *("POST /v2/models/{name}/infer", "GET /v2", "all of the protocols"),
+    ],
+    "server": ["GET /health/ready", "GET /metrics"],
+}
+
+
+def test_everything_is_reached_by_a_link(visited: Visit) -> None:
+    """Each link opens the page of the API at that operation."""
+    page = visited.page
+    for section, links in REACHED.items():
+        visited.show(section)
+        for name in links:
+            link = page.locator(f"#{section}").get_by_role("link", name=name, exact=False).first
+            expect(link).to_be_visible()
+            path = link.get_attribute("href") or ""
+            assert path.startswith("docs#/")
+    with page.expect_popup() as opened:
+        visited.show("connect")
+        page.locator("#connect").get_by_role("link", name="POST /classify").click()
+    expect(opened.value.locator("#operations-protocols-classify")).to_be_visible()
