@@ -36,6 +36,7 @@ PARTS = (
     "server",
     "overload",
     "start",
+    "workers",
 )
 #: What ``--quick`` runs unless parts are named.
 QUICK_PARTS = ("predict", "peers", "fit", "fast", "overload")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, NonFiniteError
 
 if TYPE_CHECKING:  # torch takes seconds to load, which help and completion need not wait for
     from laplora.answers.order_answers import OrderedRows
@@ -107,3 +107,16 @@ def answers(predictor: Predictor, questions: Sequence[OrderedRows], how: How) ->
         place += len(question.rows)
     averaged, _ = predictor.decided(predictor.average_orders(questions, each), how.target_risk)
     return list(zip(averaged, firsts, strict=True))
+
+
+def finite_answers(predictor: Predictor, questions: Sequence[OrderedRows], how: How) -> list[Answer | None]:
+    """Return what ``answers`` does, and None for a question without a finite answer.
+
+    Where there is one, each question is answered alone, which of them it is being unknown.
+    """
+    try:
+        return [*answers(predictor, questions, how)]
+    except NonFiniteError:
+        if len(questions) == 1:
+            return [None]
+        return [found for one in questions for found in finite_answers(predictor, [one], how)]

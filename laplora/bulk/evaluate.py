@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laplora.bulk.answering import How, answers, check_predictive, encode, load
+from laplora.bulk.answering import How, check_predictive, encode, finite_answers, load
 from laplora.bulk.folders import absolute
 from laplora.bulk.measuring import WINDOW, MeasureHow, measure_rows, numbers_of, task_of, told_problems, truth_of
 from laplora.bulk.parts import Finished, Parts
@@ -171,13 +171,16 @@ def measure_window(predictor: Predictor, window: Sequence[Row], how: How, labell
             questions.append(encode(predictor, example.fields, how))
         except LaploraError as error:
             problems[place] = f"{example.id}: {error}"
-    answered = iter(answers(predictor, questions, how))
+    answered = iter(finite_answers(predictor, questions, how))
     for place, ((number, _), example) in enumerate(zip(window, examples, strict=True)):
+        record: Mapping[str, Any]
         if place in problems:
-            record: Mapping[str, Any] = {"problem": problems[place]}
+            record = {"problem": problems[place]}
+        elif (answer := next(answered)) is None:
+            record = {"problem": f"{example.id}: the model has no finite answer"}
         else:
-            record = {"truth": truth_of(example), "methods": numbers_of(manifest, how, *next(answered))}
-        yield number, json.dumps(record).encode() + b"\n", place in problems
+            record = {"truth": truth_of(example), "methods": numbers_of(manifest, how, *answer)}
+        yield number, json.dumps(record).encode() + b"\n", "problem" in record
 
 
 def _refuse_bad(kept: Parts, block: Finished) -> None:

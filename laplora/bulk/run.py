@@ -95,8 +95,8 @@ def finish(
         DataError: the source was changed, or a store does not answer.
     """
     say = progress or (lambda _line: None)
-    found = Parts(parts).begin(run)
     blocks = source.blocks()
+    found = Parts(parts).begin(run)
     for one in found.values():
         stop(one)
     left = [block for block in blocks if block.number not in found]

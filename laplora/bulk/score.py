@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laplora.bulk.answering import How, answers, check_predictive, encode, load
+from laplora.bulk.answering import How, check_predictive, encode, finite_answers, load
 from laplora.bulk.folders import absolute, place_of
 from laplora.bulk.parts import TOLD_ROWS, Parts
 from laplora.bulk.rows import Row, Source, is_too_long
 from laplora.bulk.run import Workers, described, finish
-from laplora.errors import ConfigError, InvalidInputError, LaploraError, needs
+from laplora.errors import ConfigError, InvalidInputError, LaploraError, NonFiniteError, needs
 
 if TYPE_CHECKING:
     from laplora.bulk.workers import Line
@@ -146,14 +146,16 @@ def answer_window(predictor: Predictor, window: Sequence[Row], how: How) -> Iter
             found.append(item)
         except LaploraError as error:
             found.append(_failed(number, error))
-    answered = iter(answers(predictor, questions, how))
+    answered = iter(finite_answers(predictor, questions, how))
     for (number, _), one in zip(window, found, strict=True):
         if isinstance(one, dict):
             yield _line(number, one)
             continue
         try:
-            out = prediction_out(number, one, next(answered)[0], PredictOptions())
-        except LaploraError as error:  # no finite answer
+            if (answer := next(answered)) is None:
+                raise NonFiniteError("the model has no finite answer to this input: change it or leave it out")
+            out = prediction_out(number, one, answer[0], PredictOptions())
+        except LaploraError as error:
             yield _line(number, _failed(number, error))
         else:
             yield _line(number, out.model_dump(mode="json", exclude_unset=True))

@@ -86,8 +86,6 @@ def run_by_ray(work: Work, blocks: Sequence[Block], *, workers: int, on_gpu: boo
     with cluster(workers * work.threads):
         if on_gpu and (gpus := int(ray.cluster_resources().get("GPU", 0))) < workers:
             raise ConfigError(f"{workers} workers need a GPU each, and there are {gpus}: give --device cpu, or fewer")
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
         # One row is one block, and one block of Ray's: it is handed out, and if its worker dies again, by itself.
         numbers = ray.data.from_items([{"block": list(block)} for block in blocks], override_num_blocks=len(blocks))
         told = numbers.map_batches(
@@ -181,6 +179,8 @@ def cluster(cpus: int) -> Iterator[None]:
             if not left:
                 what = f"cannot be reached at {address}" if address else "does not start on this machine"
                 raise ConfigError(f"Ray {what} ({first_line(error)[:200]})") from error
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         yield
     finally:

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_rows import write_parquet
 from tiny_runs import FinishedRun, sentiment_rows, write_rows
 
-from laplora.bulk.evaluate import evaluate_file
-from laplora.bulk.score import Scored, score_file
+from laplora.bulk.answering import How
+from laplora.bulk.evaluate import Labelled, evaluate_file, measure_window
+from laplora.bulk.score import Scored, answer_window, score_file
 from laplora.commands.app import main
 from laplora.errors import ConfigError, DataError
+from laplora.predictor import Predictor
 
 ROWS = [{"id": str(number), "text": row["text"]} for number, row in enumerate(sentiment_rows())]
 
@@ -79,6 +82,26 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(
     assert not parts.exists()
     scored(sentiment_run, source, tmp_path / "whole.jsonl")
     assert target.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_an_input_without_a_finite_answer_has_no_answer_alone(sentiment_run: FinishedRun) -> None:
+    predictor = Predictor.load(sentiment_run.artifact, device="cpu")
+    (odd,) = predictor.tokenizer(" zebra", add_special_tokens=False)["input_ids"][-1:]
+
+    def overflow(_module: object, given: tuple[torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+        return states.masked_fill((given[0] == odd)[..., None], torch.nan)
+
+    predictor.members.model.get_input_embeddings().register_forward_hook(overflow)
+    texts = ["a film", "a zebra", "a play", "a song"]
+    window = [(number, json.dumps({"text": text}).encode()) for number, text in enumerate(texts, 1)]
+    lines = [(number, json.loads(line), bad) for number, line, bad in answer_window(predictor, window, How())]
+    assert [(number, bad) for number, _, bad in lines] == [(1, False), (2, True), (3, False), (4, False)]
+    assert lines[1][1]["line"] == 2
+    assert "no finite answer" in lines[1][1]["error"]["message"]
+    labelled = [(number, json.dumps({"text": text, "label": "positive"}).encode()) for number, text in enumerate(texts)]
+    measured = list(measure_window(predictor, labelled, How(), Labelled("rows.jsonl", "label")))
+    assert [bad for _, _, bad in measured] == [False, True, False, False]
+    assert b"rows.jsonl:1: the model has no finite answer" in measured[1][1]
 
 
 def test_another_input_does_not_go_on(sentiment_run: FinishedRun, source: Path, tmp_path: Path) -> None:
