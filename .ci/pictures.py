@@ -72,6 +72,7 @@ def rooms(picture: Picture) -> None:
         [("models", "base models and adapters")],
         [("metrics", "scores, ranking, noise, drift")],
         [("prompts", "templates, label tokens")],
+        [("remote", "hub, object stores, web servers")],
         [("linearised", "the symbols"), ("files", "written whole"), ("workers", "share rows")],
         [("errors", "one tree")],
     )
@@ -269,7 +270,7 @@ def pictures() -> dict[str, str]:
     """Return the SVG of each picture, by its name."""
     made = {}
     for draw, width, height in (
-        (rooms, 972, 970),
+        (rooms, 972, 1018),
         (request, 900, 300),
         (training_run, 900, 300),
         (artifact, 900, 330),

@@ -21,6 +21,7 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``readouts``: how class logits are read from a model.
 - ``models``: base models and adapters; ``prompts``: templates, label tokens, orders of options.
 - ``metrics``: scores, ranking of mistakes, noise, drift.
+- ``remote``: what lies on the hub, in object stores and on web servers.
 - ``linearised``: the symbols of the method; ``files``: files written whole; ``errors``: every exception.
 
 ``client`` speaks to the server over HTTP and stands alone: it imports only ``errors``.

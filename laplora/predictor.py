@@ -15,6 +15,7 @@ from laplora.answers.golden import not_recorded, read_golden, verify_answers
 from laplora.answers.prediction import Prediction, build_predictions, wanted_outputs
 from laplora.answers.review_scores import ReviewScores, read_scores
 from laplora.answers.several_labels import build_several
+from laplora.artifact.fetched import local_artifact
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import SCORES
 from laplora.artifact.members import attach, check_base, load_members
@@ -67,7 +68,7 @@ class Predictor(Encoder):
     @classmethod
     def load(
         cls,
-        path: Path,
+        path: str | Path,
         *,
         device: str = "auto",
         cache_dir: Path | None = None,
@@ -79,16 +80,19 @@ class Predictor(Encoder):
         """Return the predictor of an artifact, its base model loaded and everything verified.
 
         Args:
-            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; cache_dir: of offline models.
+            path: its folder, or as text an address where it lies, such as ``s3://BUCKET/FOLDER#sha256=...``
+                (``laplora.remote.address``).
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; cache_dir: of offline models and what lies elsewhere.
             verify_golden: whether to replay the recorded answers; dequantize: see ``load_base_model``.
             progress: called with the name of each stage; bases: shares the base model with other predictors.
 
         Raises:
             ArtifactError: not found, corrupt, replaced meanwhile, of another base, or answers not reproduced.
             ModelError: a base or adapter that the method does not cover.
-            DownloadError: the offline base could not be fetched.
+            DownloadError: the artifact or its base could not be fetched. ConfigError: an address that is none.
         """
         say = progress or (lambda _stage: None)
+        path = local_artifact(path, cache=cache_dir, progress=progress)
         say("verifying artifact")
         artifact = read_artifact(path)
         manifest = artifact.manifest

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import uvicorn
 from pydantic import ValidationError
 
+from laplora.remote.address import is_address
 from service.exit_status import ExitStatus
 from service.security.keyring import open_keyring
 from service.security.keys_file import KeysFileError
@@ -211,7 +212,8 @@ def main() -> int:
     settings = parse_settings()
     configure_logging(settings.log_level, settings.log_format)
     path = settings.artifact_path
-    if not (path / "manifest.json").is_file():
+    # What lies elsewhere is looked for when it is loaded: the port answers meanwhile.
+    if not is_address(settings.artifact) and not (path / "manifest.json").is_file():
         advice = f"give --artifact a folder with a manifest.json, or a name in {settings.artifacts_root}"
         logger.error("no artifact at %s: %s", path, advice, extra={"event": "load_failed"})
         return ExitStatus.USAGE

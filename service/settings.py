@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from laplora.errors import ConfigError
+from laplora.remote.address import is_address, parse_address
+
 #: As a browser writes it in the Origin header: lower case, no path, the scheme's own port left out.
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
 #: A duration in seconds, above 0; a delay may be none.
@@ -40,19 +43,21 @@ class Settings(BaseSettings):
     )
 
     artifact: str = Field("sst2-smollm2", min_length=1)
-    """Artifact to serve: a folder's path, or a name in the artifacts root."""
+    """Artifact to serve: a folder's path, a name in the artifacts root, or where it lies: hf://OWNER/NAME@REVISION,
+    s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or https://HOST/FOLDER, and to pin it #sha256=DIGEST.
+    """
     artifacts_root: Path = Path("artifacts")
     """Folder whose sub-folders are the artifacts that can be activated by name."""
     also_load: Annotated[tuple[str, ...], NoDecode] = ()
-    """Names, with commas between, of further artifacts of the root that are loaded at the start; on the same base
-    model. Requests choose one by name.
+    """Names in the artifacts root, or addresses, with commas between, of further artifacts that are loaded at the
+    start; on the same base model. Requests choose one by name.
     """
     max_artifacts: int = Field(8, ge=1)
     """Most artifacts that are loaded at once; the least recently used idle one goes for another."""
     max_artifact_bytes: int = Field(2 * 2**30, ge=1)
     """Most bytes of adapters and posteriors that are loaded at once, the base model not counted."""
     cache: Path | None = None
-    """Folder of cached base models; unset: the user's cache folder (XDG_CACHE_HOME/laplora)."""
+    """Folder of cached base models and of what was fetched; unset: the user's cache folder (XDG_CACHE_HOME/laplora)."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Device to run on: auto, cpu, cuda or cuda:N."""
     dequantize: Literal["auto", "always", "never"] = "auto"
@@ -232,6 +237,21 @@ class Settings(BaseSettings):
         except ValueError as error:
             raise ValueError(f"expected IP addresses or networks with commas between them: {error}") from None
 
+    @field_validator("artifact")
+    @classmethod
+    def _can_be_reached(cls, value: str) -> str:
+        try:
+            if is_address(value):
+                parse_address(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("also_load")
+    @classmethod
+    def _all_can_be_reached(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(cls._can_be_reached, value))
+
     @field_validator("also_load", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
@@ -294,7 +314,7 @@ class Settings(BaseSettings):
 
     @property
     def artifact_path(self) -> Path:
-        """Folder of the artifact to serve first: ``artifact`` as a name in the root, else as a path."""
+        """Folder of the artifact to serve first, where it is no address: a name in the root, else a path."""
         named = self.artifacts_root / self.artifact
         is_name = Path(self.artifact).name == self.artifact and self.artifact not in (".", "..")
         return named if is_name and (named.is_dir() or not Path(self.artifact).is_dir()) else Path(self.artifact)

@@ -40,6 +40,10 @@ from laplora.files import FULL_DISK, file_sha256
 
 #: Most bytes of a manifest. It is read whole; every other file by the size that the manifest states.
 MAX_MANIFEST_BYTES = 16 * 2**20
+#: Beside a folder of the cache that was fetched from elsewhere: from where.
+FETCHED = "fetched.json"
+#: What to do in place of changing one.
+PULL_FIRST = "copy it with 'laplora pull URL --to FOLDER', and work on that folder"
 
 
 @dataclass(frozen=True)
@@ -200,10 +204,17 @@ def check_name(target: Path) -> None:
         )
 
 
+def is_fetched(folder: Path) -> bool:
+    """Return whether a folder is the cache's copy of an artifact that lies elsewhere, which nothing may change."""
+    return (folder.parent / FETCHED).is_file()
+
+
 def check_replaceable(target: Path) -> None:
     """Raise ArtifactWriteError where an artifact would take the place of something that is none, or of files in it."""
     if not target.exists() and not target.is_symlink():
         return
+    if is_fetched(target):
+        raise ArtifactWriteError(f"{target.name!r} is the cache's copy of what lies elsewhere: {PULL_FIRST}")
     if target.is_symlink():
         raise ArtifactWriteError(f"{target} is a link: name the folder that it leads to, or remove the link")
     listed = _listed(target) if target.is_dir() else None

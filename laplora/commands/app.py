@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 import laplora
-from laplora.commands import evaluate, handed_on, jobs, predict, report, serve
+from laplora.commands import evaluate, handed_on, jobs, predict, report, serve, transfer
 from laplora.commands.console import Status, say, write
 from laplora.errors import LaploraError
 
@@ -51,6 +51,16 @@ app.command(
     context_settings=serve.CONTEXT,
     epilog="Example: laplora serve artifacts/tickets --port 9000",
 )(serve.serve)
+app.command(
+    "pull",
+    short_help="Fetch an artifact from the hub, a store or a web server.",
+    epilog="Example: laplora pull s3://models/sst2 --to artifacts/sst2",
+)(transfer.pull)
+app.command(
+    "push",
+    short_help="Write an artifact to the hub or an object store.",
+    epilog="Example: laplora push artifacts/sst2 s3://models/sst2",
+)(transfer.push)
 app.add_typer(jobs.app, name="jobs", epilog="Example: laplora jobs submit rows.jsonl --wait --url http://HOST:8000")
 _hand_on("keys")
 

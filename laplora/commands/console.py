@@ -22,7 +22,9 @@ class Status(IntEnum):
     INTERRUPTED = 130
 
 
-ArtifactOption = Annotated[Path, typer.Option("--artifact", "-a", metavar="FOLDER", help="The artifact's folder.")]
+ArtifactOption = Annotated[
+    str, typer.Option("--artifact", "-a", metavar="FOLDER|URL", help="The artifact's folder, or where it lies.")
+]
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 BatchOption = Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Rows that run together, at most.")]
 WorkersOption = Annotated[
@@ -41,6 +43,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to standard
 PredictiveOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Which predictive answers (default: the recommended).")
 ]
+
+
+def folder_of(artifact: str) -> Path:
+    """Return an artifact's folder, fetched where it lies elsewhere; errors as ``local_artifact``."""
+    from laplora.artifact.fetched import local_artifact
+
+    return local_artifact(artifact, progress=say)
 
 
 def say(line: str) -> None:

@@ -27,6 +27,7 @@ from laplora.commands.console import (
     Status,
     ThreadsOption,
     WorkersOption,
+    folder_of,
     say,
     say_stage,
     write,
@@ -92,16 +93,17 @@ def evaluate(
         raise ConfigError(f"ece_limit and ece_excess are known for {BINS} bins alone: leave out --bins")
     if workers > 1 and parts is None:
         raise ConfigError("--workers needs --parts FOLDER, which the blocks of the rows are kept in")
-    read = read_artifact(artifact)
+    folder = folder_of(artifact)
+    read = read_artifact(folder)
     check_predictive(read, how)
     for bar in bars:
         bar.check_predictive(read.manifest.servable)
     measure_how = MeasureHow(bins, resamples, seed)
     if parts is None:
-        measured = _whole(artifact, data, how, measure_how, label_field, device, threads)
+        measured = _whole(folder, data, how, measure_how, label_field, device, threads)
     else:
         who = Workers(workers, device, threads or 1)
-        measured = evaluate_blocks(artifact, data, parts, how, who, measure_how, label_field, progress=say)
+        measured = evaluate_blocks(folder, data, parts, how, who, measure_how, label_field, progress=say)
     name = how.predictive or read.manifest.recommended.predictive
     answering = f"{name}_order_average" if how.orders else name
     crossed = [bar.check(measured.methods, answering) for bar in bars]

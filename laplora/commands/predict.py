@@ -20,6 +20,7 @@ from laplora.commands.console import (
     Status,
     ThreadsOption,
     WorkersOption,
+    folder_of,
     say,
     say_stage,
 )
@@ -68,11 +69,11 @@ def predict(
     if (data is None) != (out is None):
         raise ConfigError("--data and --out go together")
     if data is not None and out is not None:
-        total, bad = _of_file(artifact, data, out, how, Workers(workers, device, threads or 1), lines)
+        total, bad = _of_file(folder_of(artifact), data, out, how, Workers(workers, device, threads or 1), lines)
     elif workers > 1:
         raise ConfigError("--workers needs --data and --out: standard input is read by one process")
     else:
-        total, bad = _of_standard_input(artifact, device, how, lines, threads)
+        total, bad = _of_standard_input(folder_of(artifact), device, how, lines, threads)
     say(f"{total} inputs, {bad} of them without an answer")
     raise typer.Exit(Status.FAILED if bad else Status.DONE)
 

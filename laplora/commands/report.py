@@ -10,7 +10,15 @@ import typer
 
 from laplora.bulk.answering import How, load
 from laplora.bulk.measuring import MeasureHow, labelled_examples, measured_rows
-from laplora.commands.console import ArtifactOption, BatchOption, DeviceOption, PredictiveOption, say, say_stage
+from laplora.commands.console import (
+    ArtifactOption,
+    BatchOption,
+    DeviceOption,
+    PredictiveOption,
+    folder_of,
+    say,
+    say_stage,
+)
 from laplora.errors import ConfigError, needs
 
 if TYPE_CHECKING:
@@ -42,7 +50,8 @@ def report(
     from laplora.files import write_whole
 
     how = How(predictive, batch_size, truncate, order_average)
-    page = _brought(artifact) if data is None else _measured(artifact, data, label_field, how, texts, device)
+    folder = folder_of(artifact)
+    page = _brought(folder) if data is None else _measured(folder, data, label_field, how, texts, device)
     try:
         write_whole(out, page)
     except OSError as error:

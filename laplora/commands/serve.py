@@ -1,4 +1,4 @@
-"""``laplora serve FOLDER``: the server, in this process, by default to this machine alone and without API keys."""
+"""``laplora serve FOLDER|URL``: the server, in this process, by default to this machine alone and without API keys."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 import laplora
 from laplora.commands.console import say
 from laplora.errors import ConfigError, install
+from laplora.remote.address import is_address
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 #: What says who may ask, by flag and by variable; where one is given, it decides alone.
@@ -23,7 +24,7 @@ _WHO_MAY_ASK = ("--auth", "--keys", "--host")
 def serve(
     context: typer.Context,
     artifact: str = typer.Argument(
-        ..., metavar="FOLDER", help="The artifact, as posterior.save or a training run wrote it."
+        ..., metavar="FOLDER|URL", help="The artifact, as posterior.save or a training run wrote it, or where it lies."
     ),
     port: str | None = typer.Option(None, metavar="N", help="TCP port (default: 8000)."),
 ) -> None:
@@ -35,7 +36,7 @@ def serve(
     """
     if artifact.startswith("-") or any(not flag.startswith("-") for flag in context.args[:1]):
         raise ConfigError("the folder comes first, then the server's flags: laplora serve FOLDER --device cpu ...")
-    if not Path(artifact).is_dir():
+    if not is_address(artifact) and not Path(artifact).is_dir():
         raise ConfigError(f"no artifact at {artifact}: that is no folder")
     run_server(["--artifact", artifact, *([] if port is None else ["--port", port]), *context.args])
 

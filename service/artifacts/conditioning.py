@@ -154,6 +154,8 @@ class Conditioner:
 
     def _loaded(self, name: str, digest: str | None) -> Model:
         """Return a loaded artifact that lies on the disk as it is loaded, where it can be replaced."""
+        from laplora.artifact.folder import PULL_FIRST, is_fetched
+
         loaded = self._host.shelf.find(name)
         if loaded is None:
             raise ArtifactNotLoadedError("the artifact is not loaded: load it before it is conditioned")
@@ -164,6 +166,8 @@ class Conditioner:
             )
         if self._host.loads.run(name, lambda go_on: self._host.read(artifact.path)).digest != artifact.digest:
             raise ArtifactChangedError("another version than the loaded one lies on the disk: load it first")
+        if is_fetched(artifact.path):
+            raise ArtifactNotWritableError(f"the artifact is the cache's copy of what lies elsewhere: {PULL_FIRST}")
         if artifact.path.is_symlink():
             raise ArtifactNotWritableError("the artifact's folder is a link: serve the folder that it leads to")
         if not os.access(artifact.path.parent, os.W_OK):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laplora.errors import ArtifactIncompatibleError, ArtifactNotFoundError, ConfigError, LaploraError
+from laplora.remote.address import is_address
 from service.artifacts.bounded_load import BoundedLoads
 from service.artifacts.candidates import check_base, load_candidate
 from service.artifacts.folders import artifact_folders
@@ -79,6 +80,7 @@ class ArtifactHost:
         self._settings, self._backend, self._metrics, self._library = settings, backend, metrics, library
         self._on_failure, self._on_change = on_failure, on_change
         self._reports = Reports()
+        self._fetched_folders: dict[str, Path] = {}
         # One disk that does not answer keeps neither the other kind of work nor anybody else waiting.
         self._name_threads, self._disk_threads = threads.pool("names", 1), threads.pool("disk", 1)
         self._changing, self._telling = threading.Lock(), threading.Lock()
@@ -159,7 +161,7 @@ class ArtifactHost:
     def _known(self) -> list[Listed]:
         places = self.shelf.places
         shown = {place.model.artifact.path.resolve() for place in places}
-        folders = artifact_folders(self._settings.artifacts_root)
+        folders = self._folders()
         others = self.listing.read({name: path for name, path in folders.items() if path.resolve() not in shown})
         loaded: list[Listed] = [(place.name, place.model.artifact, place) for place in places]
         return [*loaded, *((name, item, None) for name, item in others.items())]
@@ -191,7 +193,7 @@ class ArtifactHost:
         loaded = self.shelf.find(name)
         if loaded is not None:
             return loaded.artifact.path
-        path = artifact_folders(self._settings.artifacts_root, name).get(name)
+        path = self._folders(name).get(name)
         if path is None:
             raise ArtifactNotFoundError("no artifact of this name: GET /artifacts lists them")
         return path
@@ -317,10 +319,13 @@ class ArtifactHost:
     def _load_first(self) -> None:
         try:
             with self._changing:
-                self._put_first(self._settings.artifact_path, activate=True)
+                first = self._settings.artifact
+                self._put_first(self._fetched(first) if is_address(first) else self._settings.artifact_path, True)
                 for name in self._settings.also_load:
-                    if self.shelf.find(name) is None:
-                        self._put_first(self.path_of(name), activate=False)
+                    if is_address(name):
+                        self._put_first(self._fetched(name), False)
+                    elif self.shelf.find(name) is None:
+                        self._put_first(self.path_of(name), False)
             self._on_change()
             self._enter("ready", "ready")
         except Exception as error:
@@ -332,7 +337,18 @@ class ArtifactHost:
             if self._on_failure is not None:
                 self._on_failure(error)
 
-    def _put_first(self, path: Path, *, activate: bool) -> None:
+    def _fetched(self, address: str) -> Path:
+        """Return the folder of an artifact that lies elsewhere, which can be loaded by its name from now on."""
+        path = self._library.fetch(address, self._settings, lambda stage: self._enter("loading", stage))
+        self._fetched_folders[path.name] = path
+        return path
+
+    def _folders(self, name: str | None = None) -> dict[str, Path]:
+        """Return what can be loaded by name: what was fetched at the start, and the artifacts of the root."""
+        fetched = {found: path for found, path in self._fetched_folders.items() if name in (None, found)}
+        return artifact_folders(self._settings.artifacts_root, name) | fetched
+
+    def _put_first(self, path: Path, activate: bool) -> None:
         active = self.shelf.active
         if not activate and active is not None:
             check_base(self._library.read(path), active)

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 
 
+def fetch(address: str, settings: Settings, progress: Progress) -> Path:
+    """Return the folder in the cache of an artifact that lies elsewhere; errors as ``fetch_artifact``."""
+    from laplora.artifact.fetched import local_artifact
+
+    return local_artifact(address, cache=settings.cache, progress=progress)
+
+
 @dataclass(frozen=True)
 class Library:
     """What the host needs of the library and the device; tests put fakes here.
@@ -26,11 +33,13 @@ class Library:
         load: returns a predictor, its golden answers not yet verified.
         read: returns an artifact without loading its base model.
         meter: returns what measures batches on a predictor's device; None: they are not measured.
+        fetch: returns the folder that an artifact, which lies at an address, was fetched into.
     """
 
     load: Callable[[Path, Settings, Progress], Predictor]
     read: Callable[[Path], Artifact]
     meter: Callable[[Predictor], DeviceMeter | None] = meter_of
+    fetch: Callable[[str, Settings, Progress], Path] = fetch
 
 
 def default_library() -> Library:

@@ -1,0 +1,95 @@
+"""The Hugging Face hub, by huggingface_hub: a revision is resolved to its commit once, and all is read from that.
+
+The token comes from ``HF_TOKEN`` or ``hf auth login``, the hub from ``HF_ENDPOINT``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from laplora.errors import DownloadError
+from laplora.remote.address import Address
+
+_PART_BYTES = 2**20
+
+
+class HubStore:
+    """The files below one address at one commit.
+
+    Raises:
+        DownloadError: no such repository or revision, or the hub does not answer or refuses.
+    """
+
+    def __init__(self, address: Address) -> None:
+        from huggingface_hub import HfApi
+
+        self._address = address
+        with self._answering("the repository"):
+            info = HfApi().model_info(address.repository, revision=address.revision)
+        if not info.sha:
+            raise DownloadError(f"{address}: the hub names no commit of it")
+        self.version: str | None = info.sha
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """Yield a file's bytes, at the commit."""
+        from huggingface_hub import HfFileSystem
+
+        files = HfFileSystem(skip_instance_cache=True)
+        where = f"{self._address.repository}@{self.version}/{self._path(name)}"
+        with self._answering(name), files.open(where, "rb", block_size=0) as file:
+            while part := file.read(_PART_BYTES):
+                yield part
+
+    def state(self, name: str) -> tuple[int, str] | None:
+        """Return a file's bytes and the hash by which git knows it."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        with self._answering(name):
+            found = HfApi().get_paths_info(self._address.repository, [self._path(name)], revision=self.version)
+        return next(((entry.size, entry.blob_id) for entry in found if isinstance(entry, RepoFile)), None)
+
+    def write(self, files: Mapping[str, Path], last: str) -> str:
+        """Write files in one commit, and return its hash."""
+        from huggingface_hub import CommitOperationAdd, HfApi
+
+        operations = [CommitOperationAdd(self._path(name), str(path)) for name, path in files.items()]
+        with self._answering("the files"):
+            done = HfApi().create_commit(
+                self._address.repository,
+                operations,
+                commit_message=f"Add {self._path(last)}",
+                revision=self._address.revision,
+            )
+        return done.oid
+
+    def _path(self, name: str) -> str:
+        return f"{self._address.folder}/{name}" if self._address.folder else name
+
+    @contextmanager
+    def _answering(self, name: str) -> Iterator[None]:
+        """Turn the hub's errors, whose messages can hold signed addresses, into ours."""
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HfHubHTTPError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        try:
+            yield
+        except RepositoryNotFoundError:  # of which a gated one is a kind
+            raise DownloadError(
+                f"{self._address}: the hub has no such repository, or it is private and HF_TOKEN may not read it"
+            ) from None
+        except RevisionNotFoundError:
+            raise DownloadError(f"{self._address}: the repository has no such revision") from None
+        except (EntryNotFoundError, FileNotFoundError):
+            raise FileNotFoundError(f"{self._address} has no {name}") from None
+        except Exception as error:
+            status = (
+                f"status {error.response.status_code}" if isinstance(error, HfHubHTTPError) else type(error).__name__
+            )
+            raise DownloadError(f"{self._address}: the hub does not give or take {name} ({status})") from None

@@ -1,0 +1,351 @@
+"""Artifacts of a web server: fetched whole or not at all, and nothing but what their manifest names and bounds."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from remote_servers import Web, web_server
+
+from laplora.artifact.fetched import fetch_artifact, local_artifact, pull_artifact
+from laplora.artifact.folder import Artifact, new_artifact, read_artifact
+from laplora.artifact.packaged import new_version
+from laplora.errors import (
+    ArtifactCorruptError,
+    ArtifactIncompatibleError,
+    ArtifactNotFoundError,
+    ArtifactWriteError,
+    ConfigError,
+    DownloadError,
+)
+from laplora.remote.address import parse_address
+
+NAME = "sst2-smollm2"
+WHOLE = Path(__file__).parents[3] / "artifacts" / NAME
+POSTERIOR = "posterior.safetensors"
+
+
+@dataclass
+class Site:
+    """A web server with an artifact, and the cache of whoever fetches it."""
+
+    web: Web
+    folder: Path
+    cache: Path
+
+    @property
+    def address(self) -> str:
+        return f"{self.web.url}/{NAME}"
+
+    @property
+    def files(self) -> list[str]:
+        """The files that were asked for since the last look."""
+        names = [path.partition("?")[0].removeprefix(f"/{NAME}/") for path in self.web.asked]
+        self.web.asked.clear()
+        return names
+
+    def fetch(self, pin: str = "", **how: Any) -> Path:
+        return fetch_artifact(parse_address(self.address + pin), cache=self.cache, **how)
+
+    def edit(self, change: Callable[[dict[str, Any]], object]) -> None:
+        """Change the manifest that the server has."""
+        path = self.folder / "manifest.json"
+        fields = json.loads(path.read_bytes())
+        change(fields)
+        path.write_text(json.dumps(fields))
+
+    def nothing_was_kept(self) -> bool:
+        """Return whether the cache has no artifact that a reader would take."""
+        return not list(self.cache.glob("artifacts/*/*/manifest.json"))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    shutil.copytree(WHOLE, tmp_path / "site" / NAME)
+    with web_server(tmp_path / "site") as web:
+        yield Site(web, tmp_path / "site" / NAME, tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def whole() -> Artifact:
+    return read_artifact(WHOLE)
+
+
+def pin(artifact: Artifact) -> str:
+    return f"#{artifact.digest.replace(':', '=')}"
+
+
+def test_an_artifact_is_fetched_once_by_its_digest(site: Site, whole: Artifact) -> None:
+    said: list[str] = []
+    folder = site.fetch(progress=said.append)
+    assert folder.name == NAME
+    assert read_artifact(folder).digest == whole.digest
+    assert sorted(site.files) == sorted(["manifest.json", *whole.manifest.files])
+    assert pin(whole) in said[-1]
+    # Of an address that is not pinned the manifest is asked for, of one that is nothing.
+    assert site.fetch() == folder
+    assert site.files == ["manifest.json"]
+    assert site.fetch(pin(whole)) == folder
+    assert local_artifact(site.address + pin(whole), cache=site.cache) == folder
+    assert site.files == []
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert local_artifact(str(WHOLE)) == WHOLE
+    assert local_artifact(tmp_path) == tmp_path
+    with pytest.raises(ConfigError):
+        local_artifact("ftp://host/a")
+
+
+def test_another_version_is_another_folder(site: Site, whole: Artifact) -> None:
+    first = site.fetch()
+    site.edit(lambda fields: fields.update(created="2026-01-01T00:00:00Z"))
+    second = site.fetch()
+    assert first != second
+    assert first.name == second.name == NAME
+    assert read_artifact(first).digest == whole.digest != read_artifact(second).digest
+    with pytest.raises(ArtifactCorruptError, match="pinned"):
+        fetch_artifact(parse_address(site.address + f"#sha256={'0' * 64}"), cache=site.cache)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil.json",
+        "a/../../evil.json",
+        "/tmp/evil.json",
+        "C:evil.json",
+        "a\\..\\evil.json",
+        ".evil.json",
+        "evil.json\x00",
+        "manifest.json",
+        "Manifest.json",
+        "GOLDEN.JSON",
+        "golden.json/x.json",
+        "con.json",
+        "adapter/adapter_model.bin",
+        "evil.pkl",
+        "evil.pt",
+        "evil.py",
+        "evil.tar",
+        "evil",
+        "/".join(["a"] * 9) + ".json",
+        "a" * 500 + ".json",
+    ],
+)
+def test_names_that_no_artifact_has_are_refused_before_anything_is_fetched(site: Site, name: str) -> None:
+    record = {"sha256": "0" * 64, "size_bytes": 1}
+    site.edit(lambda fields: fields["files"].update({name: record}))
+    with pytest.raises(ArtifactCorruptError, match="no artifact has"):
+        site.fetch()
+    assert site.files == ["manifest.json"]
+    assert not site.cache.exists()
+
+
+def test_too_much_is_refused_before_anything_is_fetched(site: Site, whole: Artifact) -> None:
+    total = sum(record.size_bytes for record in whole.manifest.files.values())
+    with pytest.raises(DownloadError, match=f"{total} bytes, more than {total - 1}"):
+        site.fetch(most_bytes=total - 1)
+    site.edit(lambda fields: fields["files"][POSTERIOR].update(size_bytes=2**60))
+    with pytest.raises(DownloadError, match="more than"):
+        site.fetch()
+    with pytest.raises(DownloadError, match="bytes of disk"):
+        site.fetch(most_bytes=2**62)
+    record = {"sha256": "0" * 64, "size_bytes": 0}
+    site.edit(lambda fields: fields.update(files={f"{i}.json": record for i in range(5000)}))
+    with pytest.raises(DownloadError, match="5000 files"):
+        site.fetch()
+    (site.folder / "manifest.json").write_bytes(b" " * (17 * 2**20))
+    with pytest.raises(DownloadError, match="more than 16777216 bytes"):
+        site.fetch()
+    assert set(site.files) == {"manifest.json"}
+    assert site.nothing_was_kept()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def grow(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x" * 2**20)
+
+
+def change(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "says"),
+    [
+        (cut, DownloadError, "ended after"),
+        (grow, DownloadError, "has more than"),
+        (change, ArtifactCorruptError, "not what its manifest.json says"),
+        (Path.unlink, ArtifactCorruptError, "lacks posterior.safetensors"),
+    ],
+)
+def test_a_file_that_is_not_what_the_manifest_says(
+    site: Site, damage: Callable[[Path], None], error: type[Exception], says: str, whole: Artifact
+) -> None:
+    damage(site.folder / POSTERIOR)
+    for _ in range(2):
+        with pytest.raises(error, match=says):
+            site.fetch()
+        assert site.nothing_was_kept()
+    # Once it is mended, what was right all along is not asked for again.
+    site.web.asked.clear()
+    shutil.copyfile(WHOLE / POSTERIOR, site.folder / POSTERIOR)
+    assert read_artifact(site.fetch()).digest == whole.digest
+    assert POSTERIOR in site.files
+    assert "adapter/adapter_model.safetensors" not in site.files
+
+
+@pytest.mark.parametrize("lacking", ["golden.json", "adapter/adapter_model.safetensors"])
+def test_a_manifest_that_lacks_a_file_which_an_artifact_needs(site: Site, lacking: str) -> None:
+    site.edit(lambda fields: fields["files"].pop(lacking))
+    with pytest.raises(ArtifactCorruptError, match="files missing"):
+        site.fetch()
+    assert site.nothing_was_kept()
+
+
+def test_what_is_no_artifact(site: Site) -> None:
+    site.edit(lambda fields: fields.update(format_version=5))
+    with pytest.raises(ArtifactIncompatibleError):
+        site.fetch()
+    (site.folder / "manifest.json").write_text("<html>sign in</html>")
+    with pytest.raises(ArtifactCorruptError, match="not a JSON manifest"):
+        site.fetch()
+    (site.folder / "manifest.json").unlink()
+    with pytest.raises(ArtifactNotFoundError):
+        site.fetch()
+
+
+def test_a_server_that_does_not_answer_is_named_and_a_pinned_copy_still_serves(
+    site: Site, whole: Artifact, tmp_path: Path
+) -> None:
+    folder = site.fetch()
+    site.web.needs = "another=1"
+    with pytest.raises(DownloadError, match="refuses"):
+        site.fetch()
+    assert site.fetch(pin(whole)) == folder
+
+
+def test_a_signature_is_sent_with_every_request_and_shown_nowhere(site: Site, whole: Artifact) -> None:
+    site.web.needs = "X-Signature=hidden&expires=1"
+    said: list[str] = []
+    signed = parse_address(f"{site.address}?{site.web.needs}")
+    folder = fetch_artifact(signed, cache=site.cache, progress=said.append)
+    assert all("hidden" in path for path in site.web.asked)
+    kept = [path.read_bytes() for path in site.cache.rglob("*") if path.is_file()]
+    assert not any(b"hidden" in content for content in kept)
+    assert "hidden" not in " ".join(said)
+    assert folder.is_dir()
+    for other in ("X-Signature=hidden-and-wrong", "X-Signature=hidden&more"):
+        with pytest.raises(DownloadError) as refused:
+            fetch_artifact(parse_address(f"{site.address}?{other}"), cache=site.cache)
+        assert "hidden" not in str(refused.value)
+        assert refused.value.__cause__ is None
+        assert refused.value.__suppress_context__
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(site: Site, whole: Artifact) -> None:
+    folder = site.fetch()
+    change(folder / POSTERIOR)
+    assert site.fetch(pin(whole)) == folder
+    assert read_artifact(folder).digest == whole.digest
+    shutil.rmtree(folder)
+    assert site.fetch(pin(whole)) == folder
+
+
+def test_a_copy_in_the_cache_cannot_be_changed_and_one_of_ones_own_can(
+    site: Site, whole: Artifact, tmp_path: Path
+) -> None:
+    folder = site.fetch()
+    for change_it in (lambda: new_version(read_artifact(folder), folder), lambda: new_artifact(folder)):
+        with pytest.raises(ArtifactWriteError, match="pull"), change_it():
+            pass
+    mine = tmp_path / "mine"
+    assert pull_artifact(parse_address(site.address), mine, cache=site.cache).digest == whole.digest
+    with new_artifact(mine) as new:
+        shutil.copytree(WHOLE, new, dirs_exist_ok=True)
+    (mine / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactWriteError, match=r"notes\.txt"):
+        pull_artifact(parse_address(site.address), mine, cache=site.cache)
+    assert (mine / "notes.txt").read_text() == "mine"
+
+
+def test_a_version_that_is_written_while_another_is_fetched_is_refused(site: Site) -> None:
+    def publish(path: str) -> None:
+        if path.endswith("golden.json"):
+            (site.folder / "golden.json").write_text("{}")
+
+    site.web.before = publish
+    with pytest.raises((ArtifactCorruptError, DownloadError)):
+        site.fetch()
+    assert site.nothing_was_kept()
+
+
+def test_several_at_once_fetch_it_once(site: Site, whole: Artifact) -> None:
+    together = threading.Barrier(3)
+
+    def wait_for_all(path: str) -> None:
+        if path.endswith("manifest.json"):
+            together.wait(300)
+
+    site.web.before = wait_for_all
+    with ThreadPoolExecutor(3) as pool:
+        folders = {done.result() for done in [pool.submit(site.fetch) for _ in range(3)]}
+    assert len(folders) == 1
+    assert read_artifact(folders.pop()).digest == whole.digest
+    assert sorted(site.files) == sorted(["manifest.json"] * 3 + list(whole.manifest.files))
+
+
+def fetching(address: str, cache: Path, found: Path) -> None:
+    found.write_text(str(fetch_artifact(parse_address(address), cache=cache)))
+
+
+def test_where_a_process_is_killed_the_one_that_waits_for_it_goes_on(
+    site: Site, whole: Artifact, tmp_path: Path
+) -> None:
+    half, waits, killed = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(path: str) -> None:
+        if path.endswith(f"{POSTERIOR}?first"):
+            half.set()
+            killed.wait(300)
+        if path.endswith("manifest.json?second"):
+            half.wait(300)
+            waits.set()
+
+    site.web.before = hold
+    context, found = multiprocessing.get_context("spawn"), tmp_path / "found"
+    first, second = (
+        context.Process(target=fetching, args=(f"{site.address}?{name}", site.cache, found), daemon=True)
+        for name in ("first", "second")
+    )
+    first.start()
+    second.start()
+    assert half.wait(300)
+    assert waits.wait(300)
+    first.kill()
+    first.join()
+    assert site.nothing_was_kept()
+    # What a kill in the middle of a file leaves of it.
+    (partial,) = site.cache.glob("artifacts/.*.partial")
+    (partial / POSTERIOR).write_bytes((WHOLE / POSTERIOR).read_bytes()[:1000])
+    killed.set()
+    second.join()
+    assert read_artifact(Path(found.read_text())).digest == whole.digest
+    asked = [path for path in site.web.asked if path.endswith("?second")]
+    assert f"/{NAME}/{POSTERIOR}?second" in asked
+    assert f"/{NAME}/adapter/adapter_model.safetensors?second" not in asked
+    assert not list(site.cache.glob("artifacts/.*.partial"))

@@ -1,0 +1,74 @@
+"""A server whose artifacts lie elsewhere: fetched at its start, served as any other, and changed by nobody."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from remote_servers import web_server
+from serving import code, settings, started
+from tiny_runs import FinishedRun
+
+from laplora.artifact.folder import read_artifact
+from service.app import create_app
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_artifacts_from_elsewhere_answer_and_stay_as_they_are(
+    sentiment_run: FinishedRun, mixture_run: FinishedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = sentiment_run.artifact, mixture_run.artifact
+    for folder in (first, second):
+        shutil.copytree(folder, tmp_path / "site" / folder.name)
+    caplog.set_level("DEBUG")
+    with web_server(tmp_path / "site") as web:
+        web.needs = "signature=hidden"
+        addresses = [f"{web.url}/{folder.name}?{web.needs}" for folder in (first, second)]
+        wanted = settings(
+            artifact=addresses[0], also_load=addresses[1], cache=tmp_path / "cache", device="cpu", conditioning=True
+        )
+        async with started(create_app(wanted)) as client:
+            listed = await client.get("/artifacts")
+            assert [(one["name"], one["loaded"], one["digest"]) for one in listed.json()["artifacts"]] == [
+                (folder.name, True, read_artifact(folder).digest) for folder in (first, second)
+            ]
+            asked = len(web.asked)
+            for name in (first.name, second.name):
+                body = {"inputs": [{"text": "The film was superb."}], "artifact": name}
+                answer = await client.post("/predict", json=body)
+                assert answer.status_code == 200, answer.text
+
+            # What was fetched at the start is known by its name, also after it was unloaded.
+            assert (await client.post(f"/artifacts/{second.name}/unload")).status_code == 200
+            assert (await client.post(f"/artifacts/{second.name}/load")).status_code == 200
+
+            rows = [{"text": "a film", "label": "positive"}] * 20
+            refused = await client.post(f"/artifacts/{first.name}/condition", json={"rows": rows, "force": True})
+            assert code(refused) == (409, "artifact_not_writable")
+            assert "laplora pull" in refused.json()["error"]["message"]
+
+            # No client names an address.
+            for name in (addresses[0], addresses[0].replace("/", "%2F"), f"{web.url}/{first.name}"):
+                for change in ("load", "activate"):
+                    answer = await client.post(f"/artifacts/{name}/{change}")
+                    assert answer.status_code == 404, answer.text
+            body = {"inputs": [{"text": "a"}], "artifact": addresses[0]}
+            assert (await client.post("/predict", json=body)).status_code in (404, 422)
+            assert len(web.asked) == asked
+            shown = listed.text + refused.text + (await client.get("/health/ready")).text
+    logged = " ".join(record.getMessage() for record in caplog.records if record.name != "httpx")  # the tests' client
+    assert "hidden" not in shown + logged
+    assert str(tmp_path) not in shown
+
+
+async def test_a_start_without_its_artifact_fails_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failures: list[Exception] = []
+    with web_server(tmp_path) as web:
+        wanted = settings(artifact=f"{web.url}/nowhere?signature=hidden", cache=tmp_path / "cache", device="cpu")
+        async with started(create_app(wanted, on_load_failure=failures.append), ready=False) as client:
+            while not failures:
+                assert (await client.get("/health/ready")).status_code == 503
+    assert f"no artifact at {web.url}/nowhere" in caplog.text
+    assert "hidden" not in caplog.text
