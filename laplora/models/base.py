@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from laplora.errors import ModelError, first_line, install
+from laplora.models.checkpoints import fetch_checkpoint
 from laplora.models.four_bit import dequantize_linears, expanded_bytes, keep_4bit_differentiable
 from laplora.models.head_probe import check_head
 from laplora.models.held_weights import HeldWeights, decide
@@ -18,6 +19,7 @@ from laplora.models.layer_removal import remove_layers
 from laplora.models.offline import OFFLINE_MODELS, ensure_model
 from laplora.models.probe import check_readout
 from laplora.models.quiet import only_errors_logged, quiet_loading
+from laplora.remote.address import is_address
 
 #: Modules of classifiers' heads, which are not quantized: they are trained, or small.
 _HEADS = ("score", "classifier", "pre_classifier", "pooler", "head")
@@ -28,7 +30,8 @@ class BaseSpec:
     """Which base model, in which number format.
 
     Attributes:
-        model: a name of the offline models, a folder, or a hub id; revision: of the hub, None for the default branch.
+        model: a name of the offline models, a folder, a hub id, or an address (``laplora.remote.address``).
+        revision: of a hub id; None: the default branch.
         quantization: ``nf4`` (NormalFloat-4 with double quantization, QLoRA, arXiv 2305.14314) or ``none``.
         dtype: format of the unquantized weights and of the activations.
         classes: of the head of a sequence classification model; None: a causal language model.
@@ -77,9 +80,14 @@ def resolve_device(device: str) -> torch.device:
 
 
 def locate_base(spec: BaseSpec, cache: Path | None = None, progress: Callable[[str], None] | None = None) -> str:
-    """Return what transformers can load: a folder (fetched if it is an offline model) or a hub id."""
+    """Return what transformers can load: a folder, fetched if it is an offline model or an address; or a hub id.
+
+    Errors are those of ``ensure_model`` and ``fetch_checkpoint``.
+    """
     if spec.model in OFFLINE_MODELS:
         return str(ensure_model(spec.model, cache=cache, progress=progress))
+    if is_address(spec.model):
+        return str(fetch_checkpoint(spec.model, "base", cache=cache, progress=progress))
     return spec.model
 
 

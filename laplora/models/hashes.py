@@ -17,7 +17,7 @@ from laplora.errors import ModelError
 from laplora.files import write_whole
 from laplora.models.wheels import cache_root
 
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def weights_hash(location: str, revision: str | None = None, cache: Path | None = None) -> str:
@@ -53,15 +53,15 @@ def weight_files(location: str, revision: str | None = None) -> list[Path]:
 
         return Path(snapshot_download(location, revision=revision, allow_patterns=list(names)))
 
-    named = _named_weights(folder_with("config.json", _WHOLE, _INDEX))
-    names = (_WHOLE, _INDEX) if named is None else (named,)
+    named = _named_weights(folder_with("config.json", WHOLE, INDEX))
+    names = (WHOLE, INDEX) if named is None else (named,)
     folder = folder_with(*names)
     present = next((folder / name for name in names if (folder / name).is_file()), None)
     if present is None:
         raise ModelError(f"base model {location!r} has no safetensors weights; laplora loads no pickled ones")
     if not present.name.endswith(".index.json"):
         return [present]
-    shards = _indexed(present, location)
+    shards = indexed_shards(present, location)
     folder = folder_with(*shards)
     files = [folder / shard for shard in shards]
     missing = [file.name for file in files if not file.is_file()]
@@ -81,8 +81,8 @@ def _named_weights(folder: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _indexed(index: Path, location: str) -> list[str]:
-    """Return the names of an index's shards, each once, in order of name."""
+def indexed_shards(index: Path, location: str) -> list[str]:
+    """Return the names of an index's shards, each once, in order of name; ModelError where it names others."""
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if not shards or any(s != Path(s).name or not s.endswith(".safetensors") for s in shards):

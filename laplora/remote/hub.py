@@ -5,7 +5,7 @@ The token comes from ``HF_TOKEN`` or ``hf auth login``, the hub from ``HF_ENDPOI
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,6 +50,15 @@ class HubStore:
         with self._answering(name):
             found = HfApi().get_paths_info(self._address.repository, [self._path(name)], revision=self.version)
         return next(((entry.size, entry.blob_id) for entry in found if isinstance(entry, RepoFile)), None)
+
+    def snapshot(self, patterns: Sequence[str]) -> Path:
+        """Return the folder in huggingface_hub's own cache with the files, at the commit, that patterns match."""
+        from huggingface_hub import snapshot_download
+
+        wanted = [self._path(pattern) for pattern in patterns]
+        with self._answering("its files"):
+            whole = snapshot_download(self._address.repository, revision=self.version, allow_patterns=wanted)
+        return Path(whole) / self._address.folder
 
     def write(self, files: Mapping[str, Path], last: str) -> str:
         """Write files in one commit, and return its hash."""

@@ -16,7 +16,7 @@ class AdapterFit:
     """What is fitted, and of what.
 
     Attributes:
-        adapter: PEFT folder, or hub id of one.
+        adapter: PEFT folder, hub id of one, or an address where one lies.
         initial_adapter: folder of it before training, None where nobody kept it.
         data: file of the rows that it was trained on; calibration, test: of others, None without.
         template: a name, ``@FILE`` with its text, or the text.
@@ -51,7 +51,9 @@ def add_options(job: argparse.ArgumentParser) -> None:
     """Give a command line the options that go with ``--adapter``."""
     group = job.add_argument_group("an adapter that was trained elsewhere, in place of --config")
     group.add_argument(
-        "--adapter", metavar="FOLDER", help="PEFT folder or hub id; gets a posterior without being trained again"
+        "--adapter",
+        metavar="FOLDER",
+        help="PEFT folder, hub id, or hf://, s3://, gs://, https://; gets a posterior without being trained again",
     )
     data = "JSON Lines, CSV or Parquet file of the rows that it was trained on"
     group.add_argument("--data", metavar="FILE", type=Path, help=data)
@@ -66,9 +68,8 @@ def add_options(job: argparse.ArgumentParser) -> None:
     group.add_argument("--test", metavar="FILE", type=Path, help=test)
     before = "folder of the adapter before training: the prior's centre"
     group.add_argument("--initial-adapter", metavar="FOLDER", type=Path, help=before)
-    group.add_argument(
-        "--base", metavar="MODEL", help="folder, hub id or offline name (default: what the adapter says)"
-    )
+    base = "folder, hub id, offline name or address (default: what the adapter says)"
+    group.add_argument("--base", metavar="MODEL", help=base)
     without = "numbers, from 0 and ascending, of the base's decoder layers that it was trained without (default: none)"
     group.add_argument("--removed-layers", metavar="NUMBER", nargs="+", type=int, help=without)
     kinds = "CAUSAL_LM, or SEQ_CLS for a classification head (default: what the adapter says)"

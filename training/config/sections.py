@@ -15,7 +15,10 @@ from training.data.later_fields import as_before
 class BaseConfig(Section):
     """The base model."""
 
-    model: str = Field("smollm2-135m-instruct", description="offline model name, folder, or hub id")
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="offline model name, folder, hub id, or an address: hf://, s3://, gs://, https://",
+    )
     revision: str | None = Field(None, description="hub revision; null: the default branch")
     quantization: Literal["nf4", "none"] = Field("nf4", description="nf4: 4-bit NormalFloat, double quantization")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="activations and unquantized weights")

@@ -10,16 +10,17 @@ from typing import Any
 from laplora.errors import ModelError, NonFiniteError, first_line
 from laplora.models.adapters import attach_adapter
 from laplora.models.base import BaseSpec, load_base_model
+from laplora.models.checkpoints import ADAPTER_FILES, fetch_checkpoint
 from laplora.models.classifier_head import trained_linears
 from laplora.models.head_file import check_supplied, saved_classes
 from laplora.models.in_memory import non_finite
 from laplora.models.lora import trained_class
 from laplora.models.quiet import quiet_loading
 from laplora.readouts.classification_head import output_names
+from laplora.remote.address import is_address
 from training.data.adapter_rows import HeadTask
 from training.workspace.terminal import say
 
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
 #: Ends of the names of model classes by PEFT's task types.
 _CLASSES = {"CAUSAL_LM": ("ForCausalLM", "LMHeadModel"), "SEQ_CLS": ("ForSequenceClassification",)}
 
@@ -34,12 +35,13 @@ class GivenAdapter:
 
 
 def given_adapter(adapter: str, base: str | None, task_type: str | None) -> GivenAdapter:
-    """Return an adapter, fetched where it is a hub id.
+    """Return an adapter, fetched where it is a hub id or an address.
 
     Args:
         base: of it, in place of what its settings say; task_type: PEFT's, where they say none.
 
     Raises:
+        ConfigError, DownloadError: as of ``fetch_checkpoint``.
         ModelError: none there, settings that cannot be read, an unknown base, or a task that is neither a causal
             language model's nor a classification head's.
     """
@@ -102,17 +104,19 @@ def load_adapted(adapter: GivenAdapter, location: str, spec: BaseSpec, device: A
 
 
 def _folder(adapter: str) -> Path:
-    """Return the adapter's folder, fetched where it is a hub id."""
+    """Return the adapter's folder, fetched where it is a hub id or an address."""
+    if is_address(adapter):
+        return fetch_checkpoint(adapter, "adapter", progress=say)
     folder = Path(adapter)
     if folder.is_dir():
-        if missing := [name for name in _FILES if not (folder / name).is_file()]:
+        if missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
             raise ModelError(f"{adapter} has no {missing[0]}: give the folder that PEFT's save_pretrained wrote")
         return folder
     with quiet_loading():
         from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(adapter, allow_patterns=list(_FILES)))
+        return Path(snapshot_download(adapter, allow_patterns=list(ADAPTER_FILES)))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"no adapter at {adapter!r}: give a folder, or a hub id that this machine can reach ({first_line(error)})"

@@ -1,0 +1,144 @@
+"""Base models and adapters that lie elsewhere: their known files, fetched into the cache, and no other.
+
+A checkpoint has no manifest. What is asked for are names that transformers and PEFT give: JSON, a tokenizer's files and
+safetensors, never a pickled file or code. Which one it is, its hash says: an artifact records that of its base, and is
+not loaded on another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from laplora.errors import ConfigError, DownloadError, ModelError
+from laplora.models.hashes import INDEX, WHOLE, indexed_shards
+from laplora.models.wheels import Progress, cache_root, file_lock, report
+from laplora.remote.address import Address, parse_address
+from laplora.remote.hub import HubStore
+from laplora.remote.stores import Store, open_store, save
+
+#: Most bytes of a checkpoint, and of a file of it that is read before the others.
+MOST_BYTES, _MOST_INDEX_BYTES = 512 * 2**30, 16 * 2**20
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+#: Files beside a base's weights: the first it must have, the others are its tokenizer's, as it has them.
+_BASE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+
+Kind = Literal["base", "adapter"]
+#: By name: bytes, and what changes with the content.
+States = Mapping[str, tuple[int, str]]
+
+
+def fetch_checkpoint(where: str, kind: Kind, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
+    """Return the folder in the cache of a base model or an adapter that lies at an address.
+
+    It is fetched where it is not there in its present state, whole or not at all; a stopped call goes on with the files
+    that it had. Several processes may ask at once. What lies on the hub is in huggingface_hub's own cache.
+
+    Raises:
+        ConfigError: an address that is none, or one with a part that must not be recorded, as this one will be.
+        ModelError: no such files there, or weights that are no safetensors.
+        DownloadError: they cannot be fetched, are too large, or changed meanwhile.
+    """
+    address = parse_address(where)
+    if address.is_private or address.scheme == "http":
+        raise ConfigError(
+            f"the address of {_called(kind)} is recorded with what is made of it, so it has no query, and is no http://"
+        )
+    if address.sha256:
+        raise ConfigError(f"#sha256= pins an artifact; {_called(kind)} on the hub is pinned by its commit, @REVISION")
+    if address.scheme == "hf":
+        return _from_hub(address, kind, progress)
+    root, store = cache_root(cache) / "checkpoints", open_store(address)
+    with file_lock(root / f"{_digest(str(address))}.lock", progress=progress):
+        files = (_adapter_files if kind == "adapter" else _base_files)(store, address, root)
+        total = sum(size for size, _ in files.values())
+        if total > MOST_BYTES:
+            raise DownloadError(f"{address} has {total} bytes, more than {MOST_BYTES}")
+        place = root / _digest(json.dumps([str(address), kind, sorted(files.items())]))
+        if not place.is_dir():
+            _fetch(store, address, files, place, progress)
+        return place
+
+
+def _from_hub(address: Address, kind: Kind, progress: Progress | None) -> Path:
+    store = HubStore(address)
+    report(f"fetching {address} at commit {store.version}", progress)
+    folder = store.snapshot(ADAPTER_FILES if kind == "adapter" else (*_BASE_FILES, WHOLE, INDEX, "model-*.safetensors"))
+    for name in ADAPTER_FILES if kind == "adapter" else _BASE_FILES[:1]:
+        if not (folder / name).is_file():
+            raise ModelError(f"there is no {name} at {address}, as save_pretrained writes it")
+    return folder
+
+
+def _called(kind: Kind) -> str:
+    return "a base model" if kind == "base" else "an adapter"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _adapter_files(store: Store, address: Address, _root: Path) -> States:
+    found = {name: state for name in ADAPTER_FILES if (state := store.state(name)) is not None}
+    if missing := [name for name in ADAPTER_FILES if name not in found]:
+        raise ModelError(f"no adapter at {address}: there is no {missing[0]}, as PEFT's save_pretrained writes it")
+    return found
+
+
+def _base_files(store: Store, address: Address, root: Path) -> States:
+    found = {name: state for name in (*_BASE_FILES, WHOLE) if (state := store.state(name)) is not None}
+    if "config.json" not in found:
+        raise ModelError(f"no base model at {address}: there is no config.json, as save_pretrained writes it")
+    if WHOLE in found:
+        return found
+    index = store.state(INDEX)
+    if index is None or index[0] > _MOST_INDEX_BYTES:
+        raise ModelError(f"base model {str(address)!r} has no safetensors weights; laplora loads no pickled ones")
+    noted = root / f".{_digest(str(address))}.index.json"
+    save(store, INDEX, noted, size_bytes=index[0])
+    shards = {name: store.state(name) for name in indexed_shards(noted, str(address))}
+    noted.unlink()
+    if missing := [name for name, state in shards.items() if state is None]:
+        raise ModelError(f"base model {str(address)!r}: its index names {missing[0]!r}, which is not there")
+    return found | {INDEX: index} | {name: state for name, state in shards.items() if state is not None}
+
+
+def _fetch(store: Store, address: Address, files: States, place: Path, progress: Progress | None) -> None:
+    partial = place.with_name(f".{place.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    wanted = {name: state for name, state in files.items() if not (partial / name).is_file()}
+    needed, free = sum(size for size, _ in wanted.values()), shutil.disk_usage(partial).free
+    if needed > free:
+        raise DownloadError(
+            f"{address} needs {needed} bytes of disk in {place.parent}, and {free} are free: make room, or set "
+            "LAPLORA_CACHE to a folder with more"
+        )
+    report(f"fetching {address} ({needed / 1e6:,.0f} MB)", progress)
+    for name, state in sorted(wanted.items()):
+        try:
+            save(store, name, partial / f".{name}", size_bytes=state[0])
+        except FileNotFoundError:
+            raise DownloadError(f"{address}: {name} was removed while it was fetched: try again") from None
+        if store.state(name) != state:
+            raise DownloadError(f"{address}: {name} was replaced while it was fetched: try again")
+        (partial / f".{name}").rename(partial / name)
+    partial.rename(place)

@@ -1,0 +1,161 @@
+"""Base models and adapters that lie elsewhere: fetched by their known names, and loaded as those of a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from head_artifacts import pack_several
+from remote_servers import hub_server, object_server
+
+from laplora.artifact.fetched import push_artifact
+from laplora.artifact.folder import read_artifact
+from laplora.errors import ArtifactIncompatibleError, ConfigError, DownloadError, ModelError
+from laplora.models.base import BaseSpec, locate_base
+from laplora.models.checkpoints import fetch_checkpoint
+from laplora.predictor import Predictor
+from laplora.remote.address import parse_address
+from laplora.remote.objects import ObjectStore
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    with object_server("models") as environment:
+        yield environment
+
+
+@pytest.fixture
+def store(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+
+
+def put(folder: Path, url: str) -> None:
+    files = {path.name: path for path in folder.iterdir()}
+    ObjectStore(parse_address(url)).write(files, next(iter(files)))
+
+
+def save_base(folder: Path) -> Path:
+    """Write a folder with what a base model's has, and what no one asks for."""
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin", "modeling_evil.py"):
+        (folder / name).write_text(f"{{}} {name}")
+    return folder
+
+
+def test_a_base_is_its_known_files_in_their_present_state(store: None, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    put(base, "s3://models/base")
+    first = Path(locate_base(BaseSpec("s3://models/base"), tmp_path / "cache"))
+    assert sorted(path.name for path in first.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert (first / "config.json").read_text() == "{} config.json"
+    assert Path(locate_base(BaseSpec("s3://models/base"), tmp_path / "cache")) == first
+    (base / "model.safetensors").write_text("{} another.safetensors")
+    put(base, "s3://models/base")
+    second = Path(locate_base(BaseSpec("s3://models/base"), tmp_path / "cache"))
+    assert second != first
+    assert (second / "model.safetensors").read_text() == "{} another.safetensors"
+    # A stopped call had whole files, and the half of one that does not count.
+    partial = second.with_name(f".{second.name}.partial")
+    second.rename(partial)
+    (partial / "tokenizer.json").rename(partial / ".tokenizer.json")
+    (partial / ".tokenizer.json").write_text("{")
+    assert fetch_checkpoint("s3://models/base", "base", cache=tmp_path / "cache") == second
+    assert sorted(path.name for path in second.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "says"),
+    [
+        ({"a": "model-1.safetensors", "b": "model-2.safetensors"}, None),
+        ({"a": "model-1.safetensors", "b": "model-3.safetensors"}, "model-3"),
+        ({"a": "../model-1.safetensors"}, "does not map"),
+        ({"a": "pytorch_model.bin"}, "does not map"),
+        (None, "no safetensors weights"),
+    ],
+)
+def test_shards_are_those_of_the_index(
+    store: None, tmp_path: Path, weight_map: dict[str, str] | None, says: str | None, request: pytest.FixtureRequest
+) -> None:
+    base = save_base(tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    for name in ("model-1.safetensors", "model-2.safetensors"):
+        (base / name).write_text(name)
+    if weight_map is not None:
+        (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    url = f"s3://models/{abs(hash(request.node.name))}"
+    put(base, url)
+    if says is None:
+        folder = fetch_checkpoint(url, "base", cache=tmp_path / "cache")
+        assert {"model-1.safetensors", "model-2.safetensors"} < {path.name for path in folder.iterdir()}
+    else:
+        with pytest.raises(ModelError, match=says):
+            fetch_checkpoint(url, "base", cache=tmp_path / "cache")
+
+
+def test_what_is_no_checkpoint(store: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="no base model at"):
+        fetch_checkpoint("s3://models/nowhere", "base", cache=tmp_path)
+    with pytest.raises(ModelError, match="no adapter at"):
+        fetch_checkpoint("s3://models/nowhere", "adapter", cache=tmp_path)
+    for url in ("https://host/base?key=hidden", "http://127.0.0.1/base", f"s3://models/base#sha256={'0' * 64}"):
+        with pytest.raises(ConfigError) as refused:
+            locate_base(BaseSpec(url), tmp_path)
+        assert "hidden" not in str(refused.value)
+    put(save_base(tmp_path / "large"), "s3://models/large")
+    monkeypatch.setattr("laplora.models.checkpoints.MOST_BYTES", 10)
+    with pytest.raises(DownloadError, match="more than 10"):
+        fetch_checkpoint("s3://models/large", "base", cache=tmp_path)
+
+
+def test_a_base_and_an_adapter_of_the_hub_are_those_of_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    base = save_base(tmp_path / "base")
+    files = {f"sub/{path.name}": path.read_bytes() for path in base.iterdir()}
+    adapter = {name: name.encode() for name in ("adapter_config.json", "adapter_model.safetensors", "adapter.pkl")}
+    with hub_server("owner/name", monkeypatch) as hub:
+        commit = hub.commit(files | adapter)
+        hub.commit({"sub/config.json": b"another"})
+        said: list[str] = []
+        folder = fetch_checkpoint(f"hf://owner/name@{commit}/sub", "base", progress=said.append)
+        assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+        assert (folder / "config.json").read_text() == "{} config.json"
+        assert commit in said[0]
+        folder = fetch_checkpoint("hf://owner/name", "adapter", progress=said.append)
+        assert sorted(path.name for path in folder.iterdir() if path.is_file()) == sorted(adapter)[1:]
+        with pytest.raises(ModelError, match=r"config\.json"):
+            fetch_checkpoint("hf://owner/name", "base", progress=said.append)
+
+
+def test_an_artifact_and_its_base_from_a_store_answer_as_from_folders(store: None, tmp_path: Path) -> None:
+    artifact = pack_several(tmp_path)
+    fields = json.loads((artifact / "manifest.json").read_bytes())
+    base = Path(fields["base_model"])
+    put(base, "s3://models/tiny")
+    there = tmp_path / "there"
+    shutil.copytree(artifact, there)
+    (there / "manifest.json").write_text(json.dumps(fields | {"base_model": "s3://models/tiny"}))
+    pinned = push_artifact(read_artifact(there), parse_address("s3://models/several"))
+
+    def probabilities(where: str | Path, **options: Any) -> list[torch.Tensor]:
+        predictor = Predictor.load(where, device="cpu", cache_dir=tmp_path / "cache", **options)
+        row = predictor.encode({"text": "a b c d"}, truncate=True)
+        return [prediction.probs for prediction in predictor.predict([row])]
+
+    for one, other in zip(probabilities(pinned), probabilities(artifact), strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+    (config,) = (tmp_path / "cache" / "checkpoints").glob("*/config.json")
+    assert config.is_file()
+    # Another base in its place is another hash.
+    fields["base_weights_hash"] = "sha256:" + "0" * 64
+    (there / "manifest.json").write_text(json.dumps(fields | {"base_model": "s3://models/tiny"}))
+    push_artifact(read_artifact(there), parse_address("s3://models/several"), replace=True)
+    with pytest.raises(ArtifactIncompatibleError):
+        probabilities("s3://models/several")
