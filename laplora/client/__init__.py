@@ -42,7 +42,7 @@ from laplora.client.failures import (
     ServiceUnavailableError,
     ServiceUnreachableError,
 )
-from laplora.client.jobs import BadRow, Job, JobRow, JobSlice, JobSlices
+from laplora.client.jobs import BadRow, Job, JobEvent, JobRow, JobSlice, JobSlices
 from laplora.client.retries import Retries
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "Evaluated",
     "FeedbackResult",
     "Job",
+    "JobEvent",
     "JobFailedError",
     "JobRow",
     "JobSlice",

@@ -23,8 +23,13 @@ from laplora.client.answers import (
     Suggested,
     SuggestedRecent,
 )
-from laplora.client.failures import RequestRefusedError, ServiceFailedError, ServiceUnavailableError
-from laplora.client.jobs import Inputs, Job, JobRow, JobSlices
+from laplora.client.failures import (
+    RequestRefusedError,
+    ServiceFailedError,
+    ServiceUnavailableError,
+    ServiceUnreachableError,
+)
+from laplora.client.jobs import Inputs, Job, JobEvent, JobRow, JobSlices
 from laplora.client.progress import Advance, advancing
 from laplora.client.requests import OrderAverage
 from laplora.client.retries import Retries
@@ -387,6 +392,47 @@ class AsyncClient:
                 advance(state.rows_done - before)
         return jobs.outcome_of(state)
 
+    async def follow_job(
+        self, job: Job | str, *, after: int | None = None, retries: Retries | None = None
+    ) -> AsyncIterator[JobEvent]:
+        """Yield a job's changes as they happen, its state now first, until it has ended.
+
+        A connection that breaks, or a service that starts anew, is followed on behind the last change. However
+        that ends, only ``cancel_job`` cancels the job.
+
+        Args:
+            after: number of the last change that is known; those since then come, of the newest 500.
+            retries: for a connection that is lost, in place of the client's own.
+
+        Raises as ``predict``.
+        """
+        tried, lines = 0, jobs.EventLines()
+        while True:
+            tried += 1
+            try:
+                async with self._events(job, after) as response:
+                    async for line in response.aiter_lines():
+                        event = lines.take(line)
+                        if event is not None:
+                            after, tried = event.number, 0
+                            yield event
+                            if event.job.finished:
+                                return
+                response = await self._http.get(jobs.path_of(job))
+                if response.status_code != 200:
+                    raise responses.failure_of(response)
+                state = responses.parsed(Job, response)
+                if state.finished:  # and no change was left to tell of
+                    yield JobEvent(number=after or 0, job=state)
+                    return
+                failure: ServiceFailedError = ServiceUnreachableError("the events ended before the job", code="ended")
+            except httpx.TransportError as error:
+                failure = ServiceUnreachableError(f"the events broke off ({type(error).__name__})", code="unreachable")
+            except ServiceUnavailableError as error:
+                failure = error
+            lines = jobs.EventLines()
+            await self._wait(failure, max(1, tried), retries)
+
     async def artifacts(self) -> tuple[ServedArtifact, ...]:
         """Return the artifacts that the service knows."""
         return responses.parsed(tuple[ServedArtifact, ...], await self._send("GET", "/artifacts"), "artifacts")
@@ -484,10 +530,22 @@ class AsyncClient:
                 raise responses.failure_of(response)
             yield response
 
-    async def _wait(self, error: httpx.TransportError | ServiceFailedError, tried: int) -> None:
+    @asynccontextmanager
+    async def _events(self, job: Job | str, after: int | None) -> AsyncIterator[httpx.Response]:
+        """Yield the response that tells of a job's changes as they happen."""
+        path, headers = f"{jobs.path_of(job)}/events", {} if after is None else {"last-event-id": str(after)}
+        async with self._http.stream("GET", path, headers=headers, timeout=jobs.QUIET_S) as response:
+            if response.status_code != 200:
+                await response.aread()
+                raise responses.failure_of(response)
+            yield response
+
+    async def _wait(
+        self, error: httpx.TransportError | ServiceFailedError, tried: int, retries: Retries | None = None
+    ) -> None:
         """Wait before a request is tried again; raise what went wrong where it is not."""
         failure = responses.unreachable(error) if isinstance(error, httpx.TransportError) else error
-        wait_s = self._retries.wait_s(failure, tried)
+        wait_s = (retries or self._retries).wait_s(failure, tried)
         if wait_s is None:
             raise failure
         await tasks.sleep(wait_s)

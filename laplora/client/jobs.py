@@ -22,6 +22,8 @@ from laplora.client.requests import checked
 Inputs = Iterable[Mapping[str, Any]] | str | os.PathLike[str]
 PATH = "/evaluate/jobs"
 FIRST_POLL_S, LONGEST_POLL_S = 0.1, 2.0
+#: The service sends something of a job's events every 15 s: a connection that brings nothing for longer is lost.
+QUIET_S = 45.0
 
 
 class BadRow(Record):
@@ -65,6 +67,13 @@ class Job(Record):
     def finished(self) -> bool:
         """Whether it is done, failed or cancelled."""
         return self.status in ("done", "failed", "cancelled")
+
+
+class JobEvent(Record):
+    """A change of a job: its number among the job's, from 1, and the job then, without result, bad rows and columns."""
+
+    number: int
+    job: Job
 
 
 class JobRow(Record):
@@ -147,6 +156,27 @@ def read_row(line: str) -> JobRow:
         return JobRow.model_validate_json(line)
     except ValidationError:
         raise ServiceFailedError("a line of the download is no row of a job", code="not_understood") from None
+
+
+class EventLines:
+    """Makes events of the lines of a stream of server-sent events, as they come."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, str] = {}
+
+    def take(self, line: str) -> JobEvent | None:
+        """Return the event that a line ends, None for another line; ServiceFailedError for one that is no job's."""
+        if line:
+            name, _, value = line.partition(":")
+            self._fields[name] = value.strip()
+            return None
+        fields, self._fields = self._fields, {}
+        if "data" not in fields:
+            return None
+        try:
+            return JobEvent(number=int(fields["id"]), job=Job.model_validate_json(fields["data"]))
+        except (KeyError, ValueError):
+            raise ServiceFailedError("an event of the stream is no job's", code="not_understood") from None
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from laplora.commands.console import JsonOption, Status, say, write
 from laplora.errors import ConfigError, needs
 
 if TYPE_CHECKING:
-    from laplora.client import Client, Job
+    from laplora.client import Client, Job, Retries
 
 #: The variable that has the API key: a flag would be seen in the list of processes.
 KEY_VARIABLE = "LAPLORA_API_KEY"
@@ -82,6 +82,29 @@ def show(
             client.wait_for_job(job, progress=sys.stderr.isatty())
         state = client.job(job)
     _show(state, as_json)
+
+
+@app.command("watch")
+def watch(
+    job: JobArgument,
+    url: UrlOption = _URL,
+    key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a job until it has ended: a line for each change, with --json the whole job on it.
+
+    A lost connection, or a server that starts anew, is followed on for some minutes.
+    """
+    with _client(url, key_file) as client:
+        client.job(job)  # what is wrong with the address, the key or the id is told of at once
+        for event in client.follow_job(job, retries=_patient()):
+            state = client.job(job) if event.job.finished else event.job
+            write(json.dumps(state.model_dump(mode="json")) if as_json else _progress(state))
+            sys.stdout.flush()
+    if not as_json:
+        _show(state, as_json)
+    if state.status != "done":
+        raise typer.Exit(Status.FAILED)
 
 
 @app.command("cancel")
@@ -190,6 +213,26 @@ def _client(url: str, key_file: Path | None) -> Iterator[Client]:
             yield client
     except ServiceUnreachableError as error:
         raise ConfigError(f"{url}: {error}; --url or LAPLORA_URL says where the server is") from None
+
+
+def _patient() -> Retries:
+    """Return tries that outlast a server's start: about five minutes."""
+    from laplora.client import Retries
+
+    return Retries(tries=20, longest_s=20.0)
+
+
+def _progress(job: Job) -> str:
+    parts = [f"{job.status:<9}", f"{job.rows_done}/{job.rows} rows"]
+    if job.rows_bad:
+        parts.append(f"{job.rows_bad} without an answer")
+    if job.rows_per_second is not None:
+        parts.append(f"{job.rows_per_second:.1f} rows/s")
+    if job.seconds_left is not None:
+        parts.append(f"{job.seconds_left:.0f} s left")
+    if job.paused is not None:
+        parts.append(str(job.paused.get("message")))
+    return "  ".join(parts)
 
 
 def _show(job: Job, as_json: bool) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from server_process import fake_artifacts, fake_server, is_ready, until
 
@@ -56,6 +59,76 @@ def test_a_file_goes_through(address: str, tmp_path: Path, capsys: pytest.Captur
     assert f"{job['id']}  done" in capsys.readouterr().out
     assert main(["jobs", "remove", job["id"], "--url", address]) == 0
     assert job["id"] not in [one["id"] for one in ran(capsys, address, "list")]
+
+
+def test_a_job_is_followed_to_its_end(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = ran(capsys, address, "submit", write_rows(tmp_path, 30))
+    assert main(["jobs", "watch", job["id"], "--url", address]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert f"job {job['id']}: done, 30 of 30 rows, 0 without an answer" in told
+    assert any(line.startswith("done") and "30/30 rows" in line for line in told)
+    # One that has ended is told of as it is.
+    assert main(["jobs", "watch", job["id"], "--url", address, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == ran(capsys, address, "show", job["id"])
+    assert main(["jobs", "watch", "nobody", "--url", address]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+class Watch:
+    """``laplora jobs watch`` in a thread."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], url: str, job: str) -> None:
+        self._capsys, self._lines = capsys, []  # type: ignore[var-annotated]
+        self.status: int | None = None
+        self._thread = threading.Thread(target=self._run, args=(["jobs", "watch", job, "--url", url, "--json"],))
+        self._thread.start()
+        until(self.read)
+
+    def _run(self, command: list[str]) -> None:
+        self.status = main(command)
+
+    def read(self) -> bool:
+        """Return whether a line has come."""
+        self._lines += self._capsys.readouterr().out.splitlines()
+        return bool(self._lines)
+
+    def states(self) -> list[dict[str, Any]]:
+        """Return what it wrote, once it has ended."""
+        self._thread.join()
+        self.read()
+        return [json.loads(line) for line in self._lines]
+
+
+def test_a_job_is_followed_across_a_kill_of_the_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root, gate, url = fake_artifacts(tmp_path / "served"), tmp_path / "gate", f"http://127.0.0.1:{port}"
+    flags = ("--jobs-dir", str(tmp_path / "kept"), "--port", str(port))
+    gate.touch()
+    with fake_server(root, *flags, FAKE_GATE=str(gate)) as process, process.client():
+        gate.unlink()
+        job = ran(capsys, url, "submit", write_rows(tmp_path, 30))
+        watch = Watch(capsys, url, job["id"])
+        process.popen.kill()
+        process.popen.wait()
+    gate.touch()
+    with fake_server(root, *flags, FAKE_GATE=str(gate)) as process, process.client():
+        states = watch.states()
+        assert watch.status == 0
+        assert [state["status"] for state in states].count("done") == 1
+        assert states[-1] == ran(capsys, url, "show", job["id"])
+        done = [state["rows_done"] for state in states]
+        assert done == sorted(done)
+        # One that somebody cancels did not do what it was followed for.
+        gate.unlink()
+        job = ran(capsys, url, "submit", write_rows(tmp_path, 30))
+        watch = Watch(capsys, url, job["id"])
+        httpx.post(f"{url}/evaluate/jobs/{job['id']}/cancel").raise_for_status()
+        assert watch.states()[-1]["status"] == "cancelled"
+        assert watch.status == 1
+        gate.touch()
 
 
 def test_what_the_server_refuses_is_an_error(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
