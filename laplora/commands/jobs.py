@@ -84,7 +84,7 @@ def show(
     _show(state, as_json)
 
 
-@app.command("watch")
+@app.command("watch", short_help="Follow a job until it has ended.")
 def watch(
     job: JobArgument,
     url: UrlOption = _URL,
