@@ -111,11 +111,12 @@ def recommend(
     has_variance = has_variance and not _laplace_is_map(columns)
     chosen, why = choose(columns, has_variance=has_variance)
     entry = table[chosen]
-    figures = f"NLL {entry['nll']:.3f} on {rows} calibration rows"
+    figures = f"an NLL of {entry['nll']:.3f} nats on {rows} calibration rows"
     if chosen != "map":
-        figures += f", {entry['difference_to_map']:+.3f} against map (95 % {entry['low']:+.3f} to {entry['high']:+.3f})"
+        interval = f"95 % {entry['low']:+.3f} to {entry['high']:+.3f}"
+        figures += f", {entry['difference_to_map']:+.3f} against map, the fine-tuned model alone ({interval})"
     without = "" if has_variance else "; laplace answers as map does, so nothing of the posterior is a candidate"
-    return Recommendation(chosen, f"{chosen}: {figures}; {why}{without}", table)
+    return Recommendation(chosen, f"{chosen} has {figures}; {why}{without}", table)
 
 
 def answer_alike(losses: torch.Tensor, of_map: torch.Tensor, rule: Rule = Rule()) -> bool:
@@ -168,7 +169,7 @@ def choose(columns: Mapping[str, torch.Tensor], rule: Rule = Rule(), *, has_vari
     if chosen != best:
         return chosen, why
     if means[best] == min(means.values()):
-        return best, "the lowest"
+        return best, "the lowest of all"
     return best, "none that is lower leads beyond noise"
 
 

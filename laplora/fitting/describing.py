@@ -13,6 +13,7 @@ import torch
 from laplora.artifact.manifest import FORMAT_VERSION, Manifest, MemberRecord, TemplateRecord
 from laplora.artifact.readout_records import ReadOutRecord
 from laplora.fitting.saving import FitRecord, prior_record
+from laplora.metrics.noise import ece_limit
 from laplora.models.base import BaseSpec
 from laplora.prompts.templates import PromptTemplate
 
@@ -72,9 +73,13 @@ def describe(
 
 
 def summary(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the scalar metrics of every method, from an evaluation's JSON values."""
+    """Return the scalar metrics of every method, from an evaluation's JSON values.
+
+    ``ece_limit`` is the ECE that one calibrated model in 40 exceeds by chance, with the same confidences.
+    """
     return {
         method: {n: values[n] for n in _METRICS}
+        | {"ece_limit": ece_limit(values["reliability"])}
         | ({f"set_{n}": values["sets"][n] for n in ("coverage", "mean_size")} if "sets" in values else {})
         | ({"fidelity": values["fidelity"]} if "fidelity" in values else {})
         for method, values in evaluation.items()

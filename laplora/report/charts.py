@@ -11,7 +11,7 @@ import torch
 from laplora.metrics.noise import share_interval
 from laplora.report.names import display_name
 from laplora.report.records import Report
-from laplora.report.verdict import operating_point, percent
+from laplora.report.verdict import Share, operating_point, percent
 
 #: The colour of a mark, by what it stands for.
 Style = Literal["map", "served", "other", "right", "wrong", "over", "under", "count", "guide", "strong"]
@@ -48,7 +48,6 @@ class Line:
 
     style: Style
     points: Sequence[Point]
-    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,10 @@ Mark = Bar | Line | Whisker | Dot
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart; ``description`` says in words what it shows; ``legend`` names the styles that need it."""
+    """One chart; ``description`` says in words what it shows; ``legend`` names the styles that need it.
+
+    ``note`` is to be read beside it.
+    """
 
     title: str
     description: str
@@ -86,6 +88,12 @@ class Chart:
     marks: Sequence[Mark]
     legend: Sequence[tuple[Style, str]] = ()
     height: int = 300
+    note: str = ""
+
+    @property
+    def lines(self) -> frozenset[Style]:
+        """The styles that are drawn as lines, which the legend shows as such."""
+        return frozenset(mark.style for mark in self.marks if isinstance(mark, Line))
 
 
 def reliability_charts(report: Report, method: str, style: Style) -> tuple[Chart, Chart]:
@@ -106,7 +114,7 @@ def reliability_charts(report: Report, method: str, style: Style) -> tuple[Chart
         bottom, top = sorted((accuracy, confidence))
         marks.append(Bar("over" if confidence > accuracy else "under", one["lower"], one["upper"], bottom, top, says))
         marks.append(Whisker("strong", (one["lower"] + one["upper"]) / 2, low, high, says))
-    marks.append(Line("guide", [(x.low, x.low), (1.0, 1.0)], dashed=True))
+    marks.append(Line("guide", [(x.low, x.low), (1.0, 1.0)]))
     name = display_name(method)
     over = sum(one["count"] for one in used if one["confidence"] > one["accuracy"])
     total = sum(one["count"] for one in used)
@@ -138,9 +146,9 @@ def risk_coverage_chart(report: Report) -> Chart:
     for method, style in styles.items():
         curve = report.methods[method]["risk_coverage"]
         points = list(zip(curve["coverage"], curve["risk"], strict=True))
-        marks.append(Line(style, points, dashed=style == "other"))
+        marks.append(Line(style, points))
     target = report.promise.target_risk
-    marks.append(Line("guide", [(0.0, target), (1.0, target)], dashed=True))
+    marks.append(Line("guide", [(0.0, target), (1.0, target)]))
     review, accepted = operating_point(report)
     legend: list[tuple[Style, str]] = [
         (style, f"{display_name(method)}: AURC {report.methods[method]['aurc']:.3f}")
@@ -149,7 +157,9 @@ def risk_coverage_chart(report: Report) -> Chart:
     legend.append(("guide", f"target {percent(target)}"))
     said = "Nothing is accepted."
     risks = [point[1] for mark in marks if isinstance(mark, Line) for point in mark.points]
+    note = ""
     if accepted is not None:
+        note = _off_the_curve(report)
         coverage, (low, high) = 1 - review.value, accepted.interval
         said = f"As served, {percent(coverage)} of the rows are accepted and {accepted} of them are wrong."
         marks += [Whisker("strong", coverage, low, high, said), Dot("strong", coverage, accepted.value, said)]
@@ -162,6 +172,33 @@ def risk_coverage_chart(report: Report) -> Chart:
         Axis("wrong", 0, min(1.0, 1.05 * max(risks)), percent=True),
         marks,
         legend,
+        note=note,
+    )
+
+
+def _off_the_curve(report: Report) -> str:
+    """Return why what is served is no point of its predictive's curve; "" where it is one.
+
+    The curve orders rows by the review score alone. A row is reviewed by its flags as well.
+    """
+    rows = report.rows
+    if report.questions > 1:
+        return (
+            "The dot need not lie on the curve: a person looks at whole inputs, the curve goes label by label, the "
+            "surest first."
+        )
+    accepted = ~rows.review
+    if rows.threshold is None or not accepted.any():
+        return ""
+    sure = rows.score <= rows.threshold
+    flagged = int((sure & rows.review).sum())
+    if not flagged:
+        return ""
+    wrong = Share(int((sure & rows.wrong).sum()), int(sure.sum()))
+    return (
+        f"The dot lies beside the curve, which goes by the uncertainty alone. That would accept "
+        f"{percent(wrong.rows / len(rows))}, of which {percent(wrong.value)} are wrong; {flagged} of these rows go to "
+        "a person by a flag, such as being unlike the training rows."
     )
 
 
@@ -202,7 +239,7 @@ def _histogram(report: Report, title: str, axis: str, values: torch.Tensor, thre
                 marks.append(Bar(style, left + 0.04 * width, left + width / 2 - 0.04 * width, 0, share, says))
     legend: list[tuple[Style, str]] = [("right", "right answers"), ("wrong", "wrong answers")]
     if threshold is not None and threshold < high:
-        marks.append(Line("guide", [(threshold, 0.0), (threshold, 1.05 * tallest)], dashed=True))
+        marks.append(Line("guide", [(threshold, 0.0), (threshold, 1.05 * tallest)]))
         legend.append(("guide", f"a person looks above {threshold:.3f}"))
     return Chart(
         title,

@@ -63,7 +63,7 @@ class _Frame:
         """Return one mark; what it says when it is pointed at is its title."""
         if isinstance(mark, Line):
             points = "L".join(f"{self._x(x):.1f} {self._y(y):.1f}" for x, y in mark.points)
-            return f'<path class="line {mark.style}{" dashed" if mark.dashed else ""}" d="M{points}"/>'
+            return f'<path class="line {mark.style}" d="M{points}"/>'
         title = f"<title>{escape(mark.title)}</title>" if mark.title else ""
         if isinstance(mark, Bar):
             left, right, top = self._x(mark.left), self._x(mark.right), self._y(mark.top)

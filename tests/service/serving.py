@@ -50,7 +50,7 @@ RULE = SimpleNamespace(
 )
 #: The one object that all fake predictors stand on.
 #: What a manifest records of tests of a predictive, its label sets too.
-MEASURED = {"rows": 500, "nll": 0.4, "set_coverage": 0.914, "set_mean_size": 1.2}
+MEASURED = {"rows": 500, "nll": 0.4, "ece": 0.08, "ece_limit": 0.06, "set_coverage": 0.914, "set_mean_size": 1.2}
 BASE = SimpleNamespace(model="tiny", quantization="none", dtype="float32")
 
 

@@ -23,7 +23,10 @@ class RecommendedOut(Answer):
 
     predictive: str = Field(description="Its name.", examples=["laplace"])
     reason: str = Field(
-        examples=["laplace: NLL 0.369 on 150 calibration rows, -0.506 against map (95 % -0.785 to -0.250); the lowest"]
+        examples=[
+            "laplace has an NLL of 0.369 nats on 150 calibration rows, -0.506 against map, the fine-tuned model alone "
+            "(95 % -0.785 to -0.250); the lowest of all"
+        ]
     )
     """Why, in one sentence with figures."""
     chosen_by: Literal["calibration", "configuration", "labels"] = Field(examples=["calibration"])

@@ -80,7 +80,10 @@ class PredictiveRef(Answer):
     name: str = Field(description="The one that answered.", examples=["laplace"])
     recommended: str = Field(description="The one that answers when none is asked for.", examples=["laplace"])
     reason: str = Field(
-        examples=["laplace: NLL 0.369 on 150 calibration rows, -0.506 against map (95 % -0.785 to -0.250); the lowest"]
+        examples=[
+            "laplace has an NLL of 0.369 nats on 150 calibration rows, -0.506 against map, the fine-tuned model alone "
+            "(95 % -0.785 to -0.250); the lowest of all"
+        ]
     )
     """Why that one is recommended, from the artifact's calibration split."""
 

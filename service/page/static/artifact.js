@@ -44,20 +44,26 @@ function recommended({ predictive, reason, chosen_by: by, table: compared }) {
 function evaluation(metrics, best) {
   const names = Object.keys(metrics).filter((name) => typeof metrics[name]?.nll === "number");
   if (names.length === 0) return make("p", { class: "empty" }, "Its manifest records no evaluation.");
-  const worst = Math.max(...names.map((name) => metrics[name].ece ?? 0), 1e-9);
+  const worst = Math.max(...names.map((name) => Math.max(metrics[name].ece ?? 0, metrics[name].ece_limit ?? 0)), 1e-9);
+  const limited = names.some((name) => typeof metrics[name].ece_limit === "number");
   const rows = names.map((name) => [
     make("span", {}, name, " ", make("small", {}, predictiveInWords(name))),
     ...METRICS.map(([key, , write]) => {
       const value = metrics[name][key];
       if (typeof value !== "number") return "–";
       if (key !== "ece") return write(value);
-      return make("span", { class: "with-bar" }, bar(name === best ? "served" : name === "map" ? "map" : "plain", value / worst), make("span", {}, write(value)));
+      const limit = metrics[name].ece_limit;
+      const known = typeof limit === "number";
+      return make("span", { class: "with-bar" },
+        bar(name === best ? "served" : name === "map" ? "map" : "plain", value / worst, null, known ? limit / worst : null),
+        make("span", {}, write(value), known ? make("small", { class: value > limit ? "bad" : "note" }, value > limit ? ` more than chance (${figure(limit)})` : ` chance: to ${figure(limit)}`) : null));
     }),
   ]);
   const count = metrics[names[0]].rows;
   return make("div", {},
     make("h2", {}, "How it did on its test rows"),
     make("p", { class: "note" }, `${count === undefined ? "" : `${count} rows that nothing was fitted on. `}NLL, ECE (how far confidence is from accuracy) and Brier: lower is better. AUROC: how well its doubt finds its mistakes, 0.5 is chance. The row in bold answers.`),
+    limited ? make("p", { class: "legend" }, make("span", { class: "key line limit" }), "ECE that chance alone makes of a calibrated model, in all but one of 40 cases") : null,
     table("Metrics by way to answer", ["Way to answer", ...METRICS.map(([, head]) => head)], rows, {
       highlighted: (i) => names[i] === best,
     }));

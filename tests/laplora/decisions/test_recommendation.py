@@ -34,7 +34,7 @@ def outlier(mean: float, size: float) -> dict[str, torch.Tensor]:
     return columns
 
 
-BEST, NOISE = "the lowest", "none that is lower leads beyond noise"
+BEST, NOISE = "the lowest of all", "none that is lower leads beyond noise"
 VARIANCE = "within 0.25 standard errors of temperature, and it has a variance"
 CHEAPER = "within one standard error of ensemble, and cheaper"
 
@@ -85,7 +85,7 @@ CHEAPER = "within one standard error of ensemble, and cheaper"
 def test_the_rule(columns: dict[str, torch.Tensor], chosen: str, why: str) -> None:
     got = recommend(columns, list(columns))
     assert (got.predictive, got.reason.split("; ")[1]) == (chosen, why)
-    assert got.reason.startswith(f"{chosen}: NLL ")
+    assert got.reason.startswith(f"{chosen} has an NLL of ")
 
 
 def test_a_served_posterior_without_variance_is_not_preferred_whatever_the_folds_had() -> None:

@@ -7,8 +7,8 @@ import torch
 from scipy import stats
 
 from laplora.metrics import noise
-from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
-from laplora.metrics.scores import ece
+from laplora.metrics.noise import calibrated_ece, ece_limit, highest_risk, lowest_coverage
+from laplora.metrics.scores import ece, evaluate_probs
 
 
 def calibrated(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,6 +43,14 @@ def test_the_same_confidences_have_the_same_limit() -> None:
     confidence = calibrated(600, 1)[0].amax(1)
     assert calibrated_ece(confidence) == calibrated_ece(confidence)
     assert calibrated_ece(torch.ones(10)).limit == 0
+
+
+def test_a_diagrams_bins_have_the_limit_of_their_rows() -> None:
+    """But for the confidences' spread within a bin, which makes it 1 % too large, and 4,000 draws of either."""
+    probs, labels = calibrated(600, 2)
+    found = ece_limit(evaluate_probs(probs, labels).to_json()["reliability"])
+    assert found == pytest.approx(calibrated_ece(probs.amax(1), chance=0.025).limit, rel=0.03)
+    assert ece_limit([{"count": 3, "confidence": 1.0}, {"count": 0, "confidence": None}]) == 0
 
 
 @pytest.mark.parametrize(("rows", "chance"), [(1, 0.001), (1000, 0.05)])

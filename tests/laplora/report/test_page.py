@@ -52,7 +52,14 @@ def test_a_page_has_every_part() -> None:
         notes=["A further sentence"],
     )
     page = Parsed(page_of(one))
-    for said in (judge(one).title, judge(one).sentence, one.reason, "A further sentence", "tiny", '"seed": 0'):
+    for said in (
+        judge(one).title,
+        judge(one).sentence,
+        "Laplace: the lowest NLL.",
+        "A further sentence",
+        "tiny",
+        '"seed": 0',
+    ):
         assert said in page.text
     for heading in ("Predictives", "Is it as sure as it is right?", "Labels", "Slices", "Training", "Provenance"):
         assert heading in page.text
@@ -74,8 +81,27 @@ def test_an_ece_has_no_interval_and_is_not_bold() -> None:
     cells = [re.findall("<td>.*?</td>", line)[place - 1] for line in lines]
     assert len(cells) == 3
     for cell in cells:
-        assert re.fullmatch(r"<td>\d\.\d{3}<small></small></td>", cell)
+        assert re.fullmatch(r"<td>\d\.\d{3}<small>chance: to \d\.\d{3}</small></td>", cell)
     assert "<strong>" in "".join(lines)
+
+
+def test_a_point_beside_the_curve_is_explained() -> None:
+    """Of 120 rows 80 are sure enough; a flag sends 5 right ones of these to a person, so that the error rate rises."""
+    on = report(reviewed=40, wrong=12, accepted_wrong=4)
+    on = replace(on, rows=replace(on.rows, threshold=float(on.rows.score[79])))
+    assert "beside the curve" not in page_of(on)
+    review = on.rows.review.clone()
+    review[10:15] = True
+    off = page_of(replace(on, rows=replace(on.rows, review=review)))
+    assert "66.7\u00a0%, of which 5.0\u00a0% are wrong; 5 of these rows go to a person by a flag" in off
+    assert "The dot need not lie on the curve" in page_of(replace(on, questions=2))
+
+
+def test_many_looks_are_counted() -> None:
+    """Two labels with accuracy, mistakes among the accepted and precision; two slices with the first two of them."""
+    assert "Labels and slices have 6 shares" in page_of(report())
+    sliced = report(slices=[Slicing("field kind", ["mail", "chat"], torch.arange(120) % 2)])
+    assert "Labels and slices have 10 shares" in page_of(sliced)
 
 
 def test_a_page_is_read_aloud() -> None:

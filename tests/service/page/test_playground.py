@@ -78,6 +78,15 @@ def test_what_a_set_of_labels_promises_is_said_beside_what_was_measured(visited:
     expect(visited.page.locator("#artifact-about")).to_contain_text(said)
 
 
+def test_a_calibration_error_stands_beside_what_chance_makes_of_it(visited: Visit) -> None:
+    """The fake's manifest has an ECE of laplace above its limit, and no limit of MAP."""
+    visited.show("artifact")
+    row = visited.page.locator("#artifact tr.chosen")
+    expect(row).to_contain_text("more than chance (0.060)")
+    expect(row.locator("line.limit")).to_have_attribute("x1", "75.00%")
+    assert visited.page.locator("#artifact line.limit").count() == 1
+
+
 def test_every_way_to_answer_is_said_in_words(visited: Visit) -> None:
     """Nobody knows on first sight what laplace_conditioned is."""
     for option in visited.page.get_by_label("Answered by").locator("option").all():
