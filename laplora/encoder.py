@@ -20,7 +20,7 @@ from laplora.artifact.manifest import SCORES
 from laplora.artifact.members import check_tokenizer
 from laplora.decisions.thresholds import ModeThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError
-from laplora.models.base import load_tokenizer, locate_base
+from laplora.models.base import load_tokenizer, locate_tokenizer
 from laplora.predictive.kinds import PredictiveName
 from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.option_order import OrderAverage
@@ -56,7 +56,7 @@ class Encoder:
         """
         artifact = read_artifact(path)
         manifest = artifact.manifest
-        tokenizer = load_tokenizer(locate_base(manifest.base, cache_dir, progress), manifest.revision)
+        tokenizer = load_tokenizer(locate_tokenizer(manifest.base, cache_dir, progress), manifest.revision)
         check_tokenizer(manifest, tokenizer)
         scores = read_scores(path / SCORES, manifest.servable, manifest.calibration.rows)
         if read_artifact(path).digest != artifact.digest:  # replaced meanwhile: the scores may be of either

@@ -174,7 +174,8 @@ def _check_bounds(address: Address, manifest: Manifest, most_bytes: int) -> None
     if len(manifest.files) > MOST_FILES:
         raise DownloadError(f"{address} has {len(manifest.files)} files, more than {MOST_FILES}")
     if odd := _odd_names(manifest):
-        raise ArtifactCorruptError(f"{MANIFEST} of {address} names files that no artifact has: {odd[:4]}")
+        shown = [name[:80] for name in odd[:4]]
+        raise ArtifactCorruptError(f"{MANIFEST} of {address} names files that no artifact has: {shown}")
     total = sum(record.size_bytes for record in manifest.files.values())
     if total > most_bytes:
         raise DownloadError(

@@ -40,8 +40,8 @@ from laplora.files import FULL_DISK, file_sha256
 
 #: Most bytes of a manifest. It is read whole; every other file by the size that the manifest states.
 MAX_MANIFEST_BYTES = 16 * 2**20
-#: Beside a folder of the cache that was fetched from elsewhere: from where.
-FETCHED = "fetched.json"
+#: Beside a folder of the cache that was fetched from elsewhere: from where. No artifact can have this name.
+FETCHED = ".fetched.json"
 #: What to do in place of changing one.
 PULL_FIRST = "copy it with 'laplora pull URL --to FOLDER', and work on that folder"
 

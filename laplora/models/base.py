@@ -91,6 +91,13 @@ def locate_base(spec: BaseSpec, cache: Path | None = None, progress: Callable[[s
     return spec.model
 
 
+def locate_tokenizer(spec: BaseSpec, cache: Path | None = None, progress: Callable[[str], None] | None = None) -> str:
+    """Return what ``load_tokenizer`` can load, without fetching weights from an address; errors as ``locate_base``."""
+    if is_address(spec.model):
+        return str(fetch_checkpoint(spec.model, "tokenizer", cache=cache, progress=progress))
+    return locate_base(spec, cache, progress)
+
+
 def load_tokenizer(location: str, revision: str | None = None) -> Any:
     """Return the tokenizer at a folder or hub id, with a padding token. Raises ModelError where there is none."""
     from transformers import AutoTokenizer

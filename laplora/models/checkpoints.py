@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -42,13 +41,14 @@ _BASE_FILES = (
     "chat_template.jinja",
 )
 
-Kind = Literal["base", "adapter"]
+#: What is fetched: a base model, its tokenizer alone, or an adapter.
+Kind = Literal["base", "tokenizer", "adapter"]
 #: By name: bytes, and what changes with the content.
-States = Mapping[str, tuple[int, str]]
+States = dict[str, tuple[int, str]]
 
 
 def fetch_checkpoint(where: str, kind: Kind, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
-    """Return the folder in the cache of a base model or an adapter that lies at an address.
+    """Return the folder in the cache of what lies at an address: a base model, its tokenizer, or an adapter.
 
     It is fetched where it is not there in its present state, whole or not at all; a stopped call goes on with the files
     that it had. Several processes may ask at once. What lies on the hub is in huggingface_hub's own cache.
@@ -69,7 +69,9 @@ def fetch_checkpoint(where: str, kind: Kind, *, cache: Path | None = None, progr
         return _from_hub(address, kind, progress)
     root, store = cache_root(cache) / "checkpoints", open_store(address)
     with file_lock(root / f"{_digest(str(address))}.lock", progress=progress):
-        files = (_adapter_files if kind == "adapter" else _base_files)(store, address, root)
+        files = _adapter_files(store, address) if kind == "adapter" else _base_files(store, address)
+        if kind == "base":
+            files |= _weights(store, address, root)
         total = sum(size for size, _ in files.values())
         if total > MOST_BYTES:
             raise DownloadError(f"{address} has {total} bytes, more than {MOST_BYTES}")
@@ -82,7 +84,8 @@ def fetch_checkpoint(where: str, kind: Kind, *, cache: Path | None = None, progr
 def _from_hub(address: Address, kind: Kind, progress: Progress | None) -> Path:
     store = HubStore(address)
     report(f"fetching {address} at commit {store.version}", progress)
-    folder = store.snapshot(ADAPTER_FILES if kind == "adapter" else (*_BASE_FILES, WHOLE, INDEX, "model-*.safetensors"))
+    weights = (WHOLE, INDEX, "model-*.safetensors") if kind == "base" else ()
+    folder = store.snapshot(ADAPTER_FILES if kind == "adapter" else (*_BASE_FILES, *weights))
     for name in ADAPTER_FILES if kind == "adapter" else _BASE_FILES[:1]:
         if not (folder / name).is_file():
             raise ModelError(f"there is no {name} at {address}, as save_pretrained writes it")
@@ -90,26 +93,30 @@ def _from_hub(address: Address, kind: Kind, progress: Progress | None) -> Path:
 
 
 def _called(kind: Kind) -> str:
-    return "a base model" if kind == "base" else "an adapter"
+    return "an adapter" if kind == "adapter" else "a base model"
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _adapter_files(store: Store, address: Address, _root: Path) -> States:
+def _adapter_files(store: Store, address: Address) -> States:
     found = {name: state for name in ADAPTER_FILES if (state := store.state(name)) is not None}
     if missing := [name for name in ADAPTER_FILES if name not in found]:
         raise ModelError(f"no adapter at {address}: there is no {missing[0]}, as PEFT's save_pretrained writes it")
     return found
 
 
-def _base_files(store: Store, address: Address, root: Path) -> States:
-    found = {name: state for name in (*_BASE_FILES, WHOLE) if (state := store.state(name)) is not None}
+def _base_files(store: Store, address: Address) -> States:
+    found = {name: state for name in _BASE_FILES if (state := store.state(name)) is not None}
     if "config.json" not in found:
         raise ModelError(f"no base model at {address}: there is no config.json, as save_pretrained writes it")
-    if WHOLE in found:
-        return found
+    return found
+
+
+def _weights(store: Store, address: Address, root: Path) -> States:
+    if (whole := store.state(WHOLE)) is not None:
+        return {WHOLE: whole}
     index = store.state(INDEX)
     if index is None or index[0] > _MOST_INDEX_BYTES:
         raise ModelError(f"base model {str(address)!r} has no safetensors weights; laplora loads no pickled ones")
@@ -119,7 +126,7 @@ def _base_files(store: Store, address: Address, root: Path) -> States:
     noted.unlink()
     if missing := [name for name, state in shards.items() if state is None]:
         raise ModelError(f"base model {str(address)!r}: its index names {missing[0]!r}, which is not there")
-    return found | {INDEX: index} | {name: state for name, state in shards.items() if state is not None}
+    return {INDEX: index} | {name: state for name, state in shards.items() if state is not None}
 
 
 def _fetch(store: Store, address: Address, files: States, place: Path, progress: Progress | None) -> None:

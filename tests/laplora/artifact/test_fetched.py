@@ -105,6 +105,18 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
         local_artifact("ftp://host/a")
 
 
+@pytest.mark.parametrize("name", [".fetched.json", "../a", "fetched.json"])
+def test_no_name_of_an_artifact_leads_out_of_the_cache_or_hides_its_record(site: Site, name: str) -> None:
+    site.edit(lambda fields: fields.update(name=name))
+    if name == "fetched.json":
+        assert site.fetch().name == name
+        assert site.fetch().name == name
+        return
+    with pytest.raises(ArtifactCorruptError):
+        site.fetch()
+    assert site.nothing_was_kept()
+
+
 def test_another_version_is_another_folder(site: Site, whole: Artifact) -> None:
     first = site.fetch()
     site.edit(lambda fields: fields.update(created="2026-01-01T00:00:00Z"))

@@ -78,7 +78,7 @@ def test_the_hub_answers_with_the_commit(
         assert main(["pull", pinned]) == 0
         folder = Path(capsys.readouterr().out.strip())
         assert read_artifact(folder).digest == read_artifact(ARTIFACT).digest
-        fetched = json.loads((folder.parent / "fetched.json").read_text())
+        fetched = json.loads((folder.parent / ".fetched.json").read_text())
         assert fetched["commit"] in pinned
         shutil.rmtree(tmp_path / "cache")
         assert main(["pull", "hf://owner/name/v1"]) == 2  # the branch has a file that its manifest does not name so

@@ -15,6 +15,7 @@ from remote_servers import hub_server, object_server
 
 from laplora.artifact.fetched import push_artifact
 from laplora.artifact.folder import read_artifact
+from laplora.encoder import Encoder
 from laplora.errors import ArtifactIncompatibleError, ConfigError, DownloadError, ModelError
 from laplora.models.base import BaseSpec, locate_base
 from laplora.models.checkpoints import fetch_checkpoint
@@ -149,10 +150,13 @@ def test_an_artifact_and_its_base_from_a_store_answer_as_from_folders(store: Non
         row = predictor.encode({"text": "a b c d"}, truncate=True)
         return [prediction.probs for prediction in predictor.predict([row])]
 
+    # Who only encodes needs no weights.
+    encoder = Encoder.of_folder(there, cache_dir=tmp_path / "cache")
+    assert not list(tmp_path.glob("cache/checkpoints/*/*.safetensors"))
+    assert encoder.encode({"text": "a b"}, truncate=True).token_ids
     for one, other in zip(probabilities(pinned), probabilities(artifact), strict=True):
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
-    (config,) = (tmp_path / "cache" / "checkpoints").glob("*/config.json")
-    assert config.is_file()
+    assert list(tmp_path.glob("cache/checkpoints/*/*.safetensors"))
     # Another base in its place is another hash.
     fields["base_weights_hash"] = "sha256:" + "0" * 64
     (there / "manifest.json").write_text(json.dumps(fields | {"base_model": "s3://models/tiny"}))
