@@ -43,7 +43,7 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     && sed -i "s/^torch==.*/torch==${torch}/" constraints.txt \
     && python3 -m venv /opt/venv \
     && touch README.md \
-    && /opt/venv/bin/python -m pip install -c constraints.txt '.[service]' ${EXTRA_PACKAGES}
+    && /opt/venv/bin/python -m pip install -c constraints.txt '.[service,postgres]' ${EXTRA_PACKAGES}
 # An index may hold another build of the same version. One without CUDA needs no driver.
 RUN /opt/venv/bin/python -c "import torch; assert torch.version.cuda in (None, '${CUDA}'), torch.version.cuda"
 COPY laplora laplora

@@ -129,6 +129,8 @@ class Settings(BaseSettings):
     postgresql://USER:PASSWORD@HOST/DATABASE, best with ?sslmode=verify-full; needs the extra postgres. They need the
     same artifacts, and a jobs_dir or jobs_files_url that all of them reach. Unset: SQLite in jobs_dir.
     """
+    jobs_password_file: Path | None = None
+    """File that has the password of jobs_url, in place of one in the URL; it is read when the database is opened."""
     jobs_files_url: str | None = Field(None, pattern=r"^s3://[^\s/]+(/\S*)?$")
     """S3 store that the uploads of large evaluations are kept in, as s3://BUCKET/FOLDER; needs the extra s3, and reads
     the variables AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and the like. Unset: in jobs_dir.

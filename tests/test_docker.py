@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import make_url
 
 from laplora.models.offline import OFFLINE_MODELS
 from service.security.callers import SCOPES
@@ -118,7 +119,7 @@ def in_context(path: str) -> bool:
     return kept
 
 
-COMPOSE_FILES = ("compose.yaml", "compose.proxy.yaml", "compose.monitoring.yaml")
+COMPOSE_FILES = ("compose.yaml", "compose.proxy.yaml", "compose.monitoring.yaml", "compose.jobs.yaml")
 
 
 def compose(name: str = "compose.yaml") -> dict[str, Any]:
@@ -202,9 +203,11 @@ def test_the_build_context_leaves_out_the_rest(path: str) -> None:
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_dependencies_come_from_an_extra_and_the_constraints(name: str) -> None:
     runs = [run for stage in parse(name)[1] for run in stage.all("RUN")]
-    (extra,) = [match for run in runs for match in re.findall(r"pip install -c constraints\.txt '\.\[(\w+)\]'", run)]
-    assert name == f"{extra}.Dockerfile"
-    assert extra in project()["optional-dependencies"]
+    pattern = r"pip install -c constraints\.txt '\.\[([\w,]+)\]'"
+    (extras,) = [match.split(",") for run in runs for match in re.findall(pattern, run)]
+    # A server that shares its jobs needs the database's driver, which is small.
+    assert extras == (["service", "postgres"] if name == "service.Dockerfile" else ["training"])
+    assert set(extras) <= set(project()["optional-dependencies"])
 
 
 @pytest.fixture
@@ -441,6 +444,38 @@ def test_logs_are_rotated(file: str) -> None:
         if file != "compose.yaml" and name in ("cpu", "gpu"):
             continue  # what is laid over compose.yaml's own
         assert set(service["logging"]["options"]) >= {"max-size", "max-file"}, name
+
+
+def test_the_database_of_jobs_is_shut_in_and_its_password_is_in_a_file_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = compose("compose.jobs.yaml")
+    services = loaded["services"]
+    database = services["jobs-database"]
+    for name in ("cpu", "gpu"):
+        server = services[name]
+        variables = compose()["services"][name]["environment"] | server["environment"]
+        variables = {key: value for key, value in variables.items() if value is not None}
+        settings = settings_of(variables, monkeypatch)
+        assert settings.jobs_url is not None
+        url = make_url(settings.jobs_url.get_secret_value())
+        assert (url.drivername, url.host, url.password) == ("postgresql", "jobs-database", None)
+        assert url.username == database["environment"]["POSTGRES_USER"]
+        assert url.database == database["environment"]["POSTGRES_DB"]
+        # One file for both, whose name says where a container has it.
+        (secret,) = server["secrets"]
+        assert database["secrets"] == [secret]
+        assert str(settings.jobs_password_file) == f"/run/secrets/{secret}"
+        assert database["environment"]["POSTGRES_PASSWORD_FILE"] == f"/run/secrets/{secret}"
+        assert server["depends_on"] == {"jobs-database": {"condition": "service_healthy"}}
+        assert {"default", *database["networks"]} == set(server["networks"])
+        assert name in database["profiles"]
+    assert "password" not in str([database["healthcheck"], database.get("command")]).lower()
+    assert "ports" not in database
+    assert (database["read_only"], database["cap_drop"], database["restart"]) == (True, ["ALL"], "unless-stopped")
+    (network,) = database["networks"]
+    assert loaded["networks"][network] == {"internal": True}
+    (source,) = (one["file"] for one in loaded["secrets"].values())
+    default = re.sub(r"\$\{\w+:-(.+)\}", r"\1", source)
+    assert os.path.normpath(f"docker/{default}") in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 
 def test_no_command_of_the_readme_makes_a_folder_of_a_missing_file() -> None:

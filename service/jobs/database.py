@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, func
+from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, func, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.pool import StaticPool
 
@@ -93,8 +93,12 @@ class Database:
             raise
 
     @classmethod
-    def at_url(cls, url: str) -> Database:
-        """Open a PostgreSQL by its URL, which no message has: there is a password in it."""
+    def at_url(cls, url: str, password_file: Path | None = None) -> Database:
+        """Open a PostgreSQL by its URL, which no message has: there may be a password in it.
+
+        Args:
+            password_file: has the password, in place of the URL.
+        """
         if url.startswith(("postgres://", "postgresql://")):
             url = "postgresql+psycopg://" + url.partition("://")[2]
         if not url.startswith("postgresql+psycopg://"):
@@ -105,8 +109,11 @@ class Database:
             "application_name": "laplora",
         }
         try:
+            address = make_url(url)
+            if password_file is not None:
+                address = address.set(password=_password(password_file))
             engine = create_engine(
-                url,
+                address,
                 pool_size=1,
                 max_overflow=0,
                 pool_pre_ping=True,
@@ -197,6 +204,13 @@ class Database:
             if not (read_only or isinstance(error, OperationalError | InterfaceError)):
                 raise  # no other try carries it out
             raise JobsUnavailableError("the jobs' database does not answer: try again later") from error
+
+
+def _password(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise JobsUnavailableError(f"jobs_password_file cannot be read ({type(error).__name__})") from None
 
 
 def _apply_pragmas(raw: sqlite3.Connection) -> None:

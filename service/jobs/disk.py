@@ -107,7 +107,8 @@ class Disk:
             if settings.jobs_url is None:
                 store = Store(Database.in_file(folder.database))
             else:
-                store = Store(Database.at_url(settings.jobs_url.get_secret_value()))
+                url = settings.jobs_url.get_secret_value()
+                store = Store(Database.at_url(url, settings.jobs_password_file))
             undone.callback(store.close)
             self.living = store.claims.hear(self.server, alone=not self.shared, lease_s=settings.job_lease_s)
             jobs = store.kept.jobs()

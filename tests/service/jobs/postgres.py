@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 GIVE_UP_S = 120.0
+#: The one role that needs a password.
+GUEST = "guest"
 
 
 def _programs() -> Path | None:
@@ -57,6 +59,8 @@ def postgres() -> Iterator[str]:
             assert done.returncode == 0, done.stderr
 
         call(str(programs / "initdb"), "-D", str(data), "-U", "laplora", "--auth=trust", "--no-sync", "-E", "UTF8")
+        rules = data / "pg_hba.conf"
+        rules.write_text(f"host all {GUEST} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

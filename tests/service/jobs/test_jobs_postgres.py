@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from job_calls import poisoned, rows
 from job_servers import Servers, has, job_until, methods, submit_to
+from postgres import GUEST
 from server_process import until
 from test_jobs_store import add, end, new_job
 
@@ -254,3 +255,22 @@ def test_any_server_cancels_a_job_and_the_one_that_runs_it_lets_go(servers: Serv
         assert a.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200
         assert b.delete(f"/evaluate/jobs/{job_id}").json()["outcome"] == "removed"
         assert a.get(f"/evaluate/jobs/{job_id}").status_code == 404
+
+
+def test_the_password_can_be_in_a_file(url: str, tmp_path: Path) -> None:
+    admin, file, address = Database.at_url(url), tmp_path / "password", url.replace("laplora@", f"{GUEST}@")
+    with admin.transaction() as db:
+        db.exec_driver_sql(f"CREATE ROLE {GUEST} LOGIN SUPERUSER PASSWORD 'it@s a secret/'")
+    try:
+        file.write_text("it@s a secret/\n")
+        Database.at_url(address, file).close()
+        file.write_text("another")
+        with pytest.raises(JobsUnavailableError, match="does not answer"):
+            Database.at_url(address, file)
+        with pytest.raises(JobsUnavailableError, match="jobs_password_file cannot be read") as told:
+            Database.at_url(address, tmp_path / "nowhere")
+        assert "nowhere" not in str(told.value)
+    finally:
+        with admin.transaction() as db:
+            db.exec_driver_sql(f"DROP ROLE {GUEST}")
+        admin.close()
