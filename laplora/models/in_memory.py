@@ -58,10 +58,13 @@ def non_finite(model: torch.nn.Module) -> str | None:
 
 
 def _numbers(parameter: torch.Tensor) -> list[torch.Tensor]:
-    """Return a parameter's values, of a packed one the scales: its codes are always those of numbers."""
-    if parameter.is_floating_point():
-        return [parameter]
+    """Return a parameter's values, of a packed one the scales: its codes are always those of numbers.
+
+    Codes may be packed into a floating format (``bnb_4bit_quant_storage``), in which they mean nothing.
+    """
     state: Any = getattr(parameter, "quant_state", None)
+    if state is None:
+        return [parameter] if parameter.is_floating_point() else []
     holders = (state, getattr(state, "state2", None))
     scales = [getattr(holder, name, None) for holder in holders for name in ("absmax", "offset")]
     return [scale for scale in scales if isinstance(scale, torch.Tensor) and scale.is_floating_point()]

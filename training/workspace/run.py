@@ -25,6 +25,7 @@ from laplora.workers import ALONE, Workers
 from training.config import RunConfig
 from training.data.examples import Splits
 from training.workspace.held_base import HeldBase
+from training.workspace.launcher import sharding_asked
 from training.workspace.pruning import Pruning
 from training.workspace.student import Student
 
@@ -128,7 +129,13 @@ class Run:
         return replace(whole, removed_layers=block.layers)
 
     def _loaded(self, spec: BaseSpec) -> Any:
-        model = load_base_model(self.location, spec, device=self.device, dequantize=self.config.base.dequantize).model
+        model = load_base_model(
+            self.location,
+            spec,
+            device=self.device,
+            dequantize=self.config.base.dequantize,
+            shardable=sharding_asked(),
+        ).model
         if (name := non_finite(model)) is not None:
             raise NonFiniteError(
                 f"the base model {spec.model!r} holds NaN or infinity in {name}: nothing trained on it would be a "

@@ -8,15 +8,19 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from tiny_runs import sentiment_config
 
+from training import finetune
 from training.__main__ import main as job
 from training.fine_tuning.label_trainer import LabelTrainer
+from training.fine_tuning.sharding import whole_weights
 
 SELECTING = {
     "learning_rate": 1e-2,
@@ -38,16 +42,22 @@ REGULARISED = {
     "l2_to_initial": 0.01,
     "loraplus_lr_ratio": 4.0,
 }
+PLAIN = {"learning_rate": 1e-2, "steps": 8, "batch_size": 6, "checkpoint_every": 4}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Some processes that fine-tune in a folder; the last one dies in the batch ``dies_at``, counted from 1."""
+    """Some processes that fine-tune in a folder.
+
+    Attributes:
+        dies_at: batch in which the last one dies, counted from 1; sharded: whether FSDP shards the weights.
+    """
 
     folder: str
     count: int
     optimizer: dict[str, Any] = field(default_factory=lambda: SELECTING)
     dies_at: int | None = None
+    sharded: bool = False
 
 
 PLANS = (
@@ -56,6 +66,8 @@ PLANS = (
     Plan("two", 2),
     Plan("one-regularised", 1, REGULARISED),
     Plan("two-regularised", 2, REGULARISED),
+    Plan("one-plain", 1, PLAIN),
+    Plan("two-sharded", 2, PLAIN, sharded=True),
 )
 
 
@@ -75,7 +87,37 @@ def _one(rank: int, port: int, root: Path, base: Path, plan: Plan) -> int:
             return compute(self, *arguments, **options)
 
         LabelTrainer.compute_loss = dying  # type: ignore[method-assign]
+    if plan.sharded:
+        shard()
     return job(["finetune", "--config", str(root / plan.folder / "sentiment.yaml")])
+
+
+def shard() -> None:
+    """Let a training on CPUs be sharded as accelerate shards one on GPUs, which is where it takes FSDP's settings."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    made = LabelTrainer.create_accelerator_and_postprocess
+
+    def create(self: LabelTrainer) -> None:
+        made(self)
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            reshard_after_forward=True,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+            state_dict_type="FULL_STATE_DICT",
+            cpu_ram_efficient_loading=False,
+        )
+        state = self.accelerator.state
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+        self.is_fsdp_enabled = True
+
+    def gathered(model: Any) -> Any:
+        weights = whole_weights(model)
+        print(f"gathered {len(weights or ())}")  # noqa: T201  the test reads it
+        return weights
+
+    LabelTrainer.create_accelerator_and_postprocess = create  # type: ignore[method-assign]
+    finetune.whole_weights = gathered
 
 
 def main(root: Path, base: Path) -> int:
@@ -97,6 +139,8 @@ def main(root: Path, base: Path) -> int:
                         os.dup2(log.fileno(), 1)
                         os.dup2(log.fileno(), 2)
                     status = _one(rank, port, root, base, plan)
+                except Exception:
+                    traceback.print_exc()
                 finally:
                     sys.stdout.flush()
                     sys.stderr.flush()

@@ -94,6 +94,15 @@ def test_a_process_without_a_row_adds_nothing(root: Path) -> None:
     check_alike(run_folder(root, "one-regularised"), run_folder(root, "two-regularised"))
 
 
+def test_sharded_weights_are_trained_and_saved_whole(root: Path) -> None:
+    """FSDP as accelerate sets it up, on CPUs; every decoder layer by itself, the tied embedding with the head."""
+    assert statuses(root, 5) + statuses(root, 6) == [0, 0, 0]
+    saved = load_file(run_folder(root, "two-sharded") / "adapter" / "adapter_model.safetensors")
+    assert f"gathered {len(saved)}" in (root / "two-sharded" / "6-1.log").read_text()
+    check_alike(run_folder(root, "one-plain"), run_folder(root, "two-sharded"))
+    assert not list((run_folder(root, "two-sharded") / "checkpoints").glob("checkpoint-*"))
+
+
 def test_only_the_first_process_speaks(root: Path) -> None:
     assert "fine-tuning on 30 rows" in (root / "two" / "2-0.log").read_text()
     assert "fine-tuning on" not in (root / "two" / "2-1.log").read_text()
