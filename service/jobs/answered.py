@@ -78,7 +78,10 @@ async def answered_pages(disk: Disk, job: Job, *, first: int = 0) -> AsyncGenera
     try:
         file = await disk.in_files(disk.folder.open, job.id, job.about.upload_bytes)
     except FileNotFoundError:
-        raise RowsNotKeptError("the job was removed") from None
+        raise RowsNotKeptError(
+            "the job's upload is not where this server keeps uploads: the job was removed, or another server has it in "
+            "a folder that they do not share"
+        ) from None
     try:
         row = 0
         while row < end:

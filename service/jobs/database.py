@@ -34,9 +34,13 @@ _PRAGMAS = (
 _SLICE_PAGES = 64
 #: PostgreSQL's codes of a disk without room, and of statements that another try may carry out.
 _DISK_FULL = frozenset({"53100", "53200"})
-#: Of a server that another one takes the place of.
-_READ_ONLY = "25006"
+#: Of a server that another one takes the place of, and of a transaction that hung and was ended.
+_PASSING = frozenset({"25006", "25P03"})
 _CONNECT_TIMEOUT_S, _STATEMENT_TIMEOUT_MS = 10, 60_000
+#: A server that hangs in the middle of a transaction would keep its locks, and so its jobs from the others.
+_IDLE_TIMEOUT_MS = 60_000
+#: A database whose machine is gone answers nothing, not even that: without these a thread would wait for hours.
+_KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 
 
 class Database:
@@ -105,7 +109,11 @@ class Database:
             raise JobsUnavailableError("expected a jobs_url that begins with postgresql://: SQLite needs none")
         arguments: dict[str, Any] = {
             "connect_timeout": _CONNECT_TIMEOUT_S,
-            "options": f"-c statement_timeout={_STATEMENT_TIMEOUT_MS}",
+            "options": (
+                f"-c statement_timeout={_STATEMENT_TIMEOUT_MS} "
+                f"-c idle_in_transaction_session_timeout={_IDLE_TIMEOUT_MS}"
+            ),
+            **_KEEPALIVES,
             "application_name": "laplora",
         }
         try:
@@ -198,10 +206,10 @@ class Database:
         except DBAPIError as error:
             if self.is_sqlite:
                 raise
-            if getattr(error.orig, "sqlstate", None) in _DISK_FULL:
+            code = getattr(error.orig, "sqlstate", None)
+            if code in _DISK_FULL:
                 raise StorageFullError("the jobs' database has no room: try again later, or remove jobs") from error
-            read_only = getattr(error.orig, "sqlstate", None) == _READ_ONLY
-            if not (read_only or isinstance(error, OperationalError | InterfaceError)):
+            if not (code in _PASSING or isinstance(error, OperationalError | InterfaceError)):
                 raise  # no other try carries it out
             raise JobsUnavailableError("the jobs' database does not answer: try again later") from error
 

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from server_process import until
 from test_jobs_store import new_job
 
+from service.errors import JobsUnavailableError
 from service.jobs.claims import Claims
 from service.jobs.database import Database
 from service.jobs.records import ScoredRow, Sums
@@ -247,3 +248,26 @@ def test_no_claim_comes_in_the_middle_of_a_write(name: str, two: Stores) -> None
     assert claimed == ([] if name == "end" else [number])
     (job,) = b.kept.jobs(claimed or None)
     assert (job.rows_done, job.events) == (4 if name == "add_rows" else 2, len(seen["laplora_events"]))
+
+
+def test_a_server_that_hangs_in_a_write_keeps_no_job_from_the_others(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.jobs.database._IDLE_TIMEOUT_MS", 200)
+    hung, other = Store(Database.at_url(url)), Store(Database.at_url(url))
+    number = begun(hung)
+    let_die(other)
+
+    def hang() -> None:
+        with hung.database.transaction() as db:
+            db.execute(sa.update(JOBS).where(JOBS.c.number == number).values(rows_done=4))
+            assert other.claims.claim("b", 1) == []
+            # Nothing more comes of it: the database ends its transaction.
+            until(lambda: other.claims.claim("b", 1) == [number])
+            db.execute(sa.select(JOBS.c.number))
+
+    with pytest.raises(JobsUnavailableError):
+        hang()
+    # It goes on with a new connection.
+    assert hung.kept.jobs()[0].server == "b"
+    assert [job.rows_done for job in other.kept.jobs()] == [2]
+    for store in (hung, other):
+        store.close()
