@@ -56,7 +56,8 @@ def output(*command: str) -> str:
 
 def python_packages(python: str) -> Bom:
     """Return the bill of a Python environment's packages, as cyclonedx-bom reads them."""
-    read = json.loads(output(sys.executable, "-m", "cyclonedx_py", "environment", python, "-o", "-"))
+    command = ("-m", "cyclonedx_py", "environment", python, "--no-validate", "-o", "-")  # the whole is validated
+    read = json.loads(output(sys.executable, *command))
     bom: Bom = Bom.from_json(read)  # type: ignore[attr-defined]  # a decorator of the library makes it
     # It reads the licence's own field of later metadata; an earlier one may have a name of no fixed form.
     stated = {normal(name): text for name, text in json.loads(output(python, "-c", STATED)).items()}
