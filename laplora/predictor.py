@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import call
 from pathlib import Path
@@ -26,6 +27,7 @@ from laplora.errors import ArtifactCorruptError, InvalidInputError
 from laplora.jacobians.blocks import ContrastJacobians
 from laplora.jacobians.contrasts import ReversePass, contrast_jacobians, reverse_pass
 from laplora.models.base import LoadedBase, load_tokenizer, locate_base, resolve_device
+from laplora.models.beginning import read_beginning
 from laplora.models.held_weights import HeldWeights
 from laplora.models.shared_base import SharedBases
 from laplora.models.tensor_sizes import tensor_bytes
@@ -34,6 +36,7 @@ from laplora.posterior.many_classes import choose_of
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
 from laplora.prompts.rows import Batch, EncodedRow, collate
+from laplora.prompts.templates import beginning_tokens
 from laplora.readouts.contexts import shares_prompt
 from laplora.readouts.label_sequences import model_tokens
 
@@ -115,6 +118,9 @@ class Predictor(Encoder):
         if isinstance(manifest.readout, LabelSequencesRecord):
             shares_prompt(model, 1)  # likewise
         members = load_members(path, manifest, model, where)
+        if members.readout.side == "left" and members.readout.reads_last_token:
+            begins = beginning_tokens(tokenizer, manifest.template.template())
+            members = replace(members, beginning=read_beginning(model, begins, max_tokens=manifest.max_tokens))
         scores = read_scores(path / SCORES, manifest.servable, manifest.calibration.rows)
         predictor = cls(artifact, members, tokenizer, where, base, scores)
         if read_artifact(path).digest != artifact.digest:  # replaced meanwhile: tensors may be of either

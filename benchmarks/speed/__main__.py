@@ -27,6 +27,8 @@ PARTS = (
     "subset",
     "ensemble",
     "classes",
+    "beginning",
+    "batches",
     "peers",
     "fit",
     "memory",

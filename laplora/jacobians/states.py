@@ -69,12 +69,19 @@ class StateTape(ExitStack[None]):
         attention_mask: (batch, tokens), of the batch that will run, on the model's device.
         pooling: over the tokens. Where a read-out runs a prompt with several texts behind it, the last token is that of
             the prompt.
+        skipped: tokens at each row's start that the pass does not run (``laplora.models.beginning``); of rows that are
+            padded on the left and pooled by their last token.
 
     Raises ModelError for a model without layers of these numbers, from 0.
     """
 
     def __init__(
-        self, model: Any, layers: Sequence[int], attention_mask: torch.Tensor, pooling: Pooling = "last"
+        self,
+        model: Any,
+        layers: Sequence[int],
+        attention_mask: torch.Tensor,
+        pooling: Pooling = "last",
+        skipped: int = 0,
     ) -> None:
         super().__init__()
         every = decoder_layers(model)
@@ -82,7 +89,7 @@ class StateTape(ExitStack[None]):
             raise ModelError(f"the states are those after the layers {list(layers)}, the model has {len(every)}")
         self._layers = tuple(layers)
         self._modules = [every[number] for number in layers]
-        self._mask, self._pooling = attention_mask, pooling
+        self._mask, self._pooling, self._skipped = attention_mask, pooling, skipped
         self._noted: dict[int, torch.Tensor] = {}
 
     def __enter__(self) -> Self:
@@ -91,13 +98,14 @@ class StateTape(ExitStack[None]):
         return self
 
     def _note(self, place: int, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        hidden, (rows, tokens) = output[0] if isinstance(output, tuple) else output, self._mask.shape
+        hidden, rows = output[0] if isinstance(output, tuple) else output, len(self._mask)
+        tokens = self._mask.shape[1] - self._skipped
         if len(hidden) % rows or hidden.shape[1] < tokens:
             return  # a probe of the model, which the first Jacobians make before the pass itself
         # Of a prompt with several texts behind it, in as many copies: its first copy, without the texts.
         hidden = hidden[:: len(hidden) // rows, :tokens].detach()
         if self._pooling == "last":
-            self._noted[place] = hidden[torch.arange(rows), last_real(self._mask)].clone()
+            self._noted[place] = hidden[torch.arange(rows), last_real(self._mask) - self._skipped].clone()
         else:
             weights = self._mask / self._mask.sum(1, keepdim=True)
             self._noted[place] = (weights[:, :, None] * hidden.float()).sum(1)

@@ -20,6 +20,7 @@ from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import States, StateTape, pooling_of
 from laplora.linearised import mean_of
 from laplora.metrics.checks import check_finite
+from laplora.models.beginning import Beginning, continued
 from laplora.models.readout import base_of
 from laplora.posterior.base import Posterior
 from laplora.posterior.many_classes import choose_of
@@ -64,6 +65,7 @@ class MemberSet:
         familiarity: what says from its forward pass how familiar an input is; None where nothing does.
         checkpoints: the ensemble's other adapters; the trained one is its first member.
         dropout: the trained adapter under each dropout mask.
+        beginning: what prompts begin with, as the trained adapter reads it; None where nothing is shared.
     """
 
     model: nn.Module
@@ -75,6 +77,7 @@ class MemberSet:
     familiarity: Familiarity | None = None
     checkpoints: tuple[Member, ...] = ()
     dropout: tuple[Member, ...] = ()
+    beginning: Beginning | None = None
 
     @cached_property
     def linears(self) -> dict[str, nn.Linear]:
@@ -184,8 +187,12 @@ def _passes(
     else:
         first, *rest = _groups(members, batch, [members.trained, *beside])
     mask, pooling = batch.attention_mask.repeat(len(first), 1), pooling_of(members.readout.side)
-    with StateTape(members.model, layers, mask, pooling) if layers else nullcontext() as tape:
-        trained, *ran = [_pass(members, members.trained, batch)] if alone else _beside(members, first, batch)
+    shared = None if alone or len(first) > 1 else members.beginning
+    if shared is not None and not shared.begins(batch):
+        shared = None
+    skipped = 0 if shared is None else len(shared)
+    with StateTape(members.model, layers, mask, pooling, skipped) if layers else nullcontext() as tape:
+        trained, *ran = [_pass(members, members.trained, batch)] if alone else _beside(members, first, batch, shared)
     states = tape.states(torch.cat([one.logits for one in (trained, *ran)])) if tape else None
     forward = iter([*ran, *(one for group in rest for one in _beside(members, group, batch))])
     passes: dict[Members, list[_Pass]] = {"single": [trained]}
@@ -204,13 +211,19 @@ def _groups(members: MemberSet, batch: Batch, some: Sequence[Member]) -> list[li
     return [[some[i] for i in part.tolist()] for part in torch.arange(len(some)).tensor_split(count)] if some else []
 
 
-def _beside(members: MemberSet, group: Sequence[Member], batch: Batch) -> list[_Pass]:
-    """Return each member's pass, without covariances: all of them run as one batch."""
+def _beside(
+    members: MemberSet, group: Sequence[Member], batch: Batch, beginning: Beginning | None = None
+) -> list[_Pass]:
+    """Return each member's pass, without covariances: all of them run as one batch.
+
+    ``beginning`` is what the rows begin with, as the one member of the group has read it.
+    """
     if len(group) == 1:
         placed = in_place(members.parameters, group[0].weights)
     else:
         placed = side_by_side(members.parameters, members.linears, [one.weights for one in group])
-    with torch.no_grad(), placed:
+    shared = nullcontext() if beginning is None else continued(members.model, beginning)
+    with torch.no_grad(), placed, shared:
         scores = members.readout.scores(members.model, batch.repeated(len(group)))
     logits = scores.logits.double().cpu().view(len(group), len(batch), -1)
     hidden = scores.hidden.view(len(group), len(batch), -1)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Literal
 
 from laplora.errors import ConfigError, InvalidInputError, LabelTokenError
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+#: What a field may begin with: texts that tokenizers join with what stands before them in different ways.
+_FIRST_TEXTS = ("a", "The", "1", "(", '"', " a", "\n", "\u00e9", "\u4e2d")
 _OPTION = re.compile(r"option([1-9][0-9]*)$")
 
 
@@ -75,6 +78,12 @@ class PromptTemplate:
     def ends_alike(self) -> bool:
         """Whether every prompt ends in the same words, which the template has behind its last field."""
         return any(map(str.isalpha, _PLACEHOLDER.split(self.text)[-1]))
+
+    @property
+    def beginning(self) -> str:
+        """The text that every prompt begins with, before the first field."""
+        end = next(m.start() for m in _PLACEHOLDER.finditer(self.text) if m.group(1))
+        return _fill(self.text[:end], {})
 
     @property
     def size_bytes(self) -> int:
@@ -167,6 +176,17 @@ def _choices(value: Any, template: PromptTemplate, class_count: int) -> list[str
         wanted = str(low) if low == high else f"{low} to {high}"
         raise InvalidInputError(f"template {template.name!r} takes {wanted} choices, got {len(value)}", field="choices")
     return [_text(c, f"choices[{i}]") for i, c in enumerate(value)]
+
+
+def beginning_tokens(tokenizer: Any, template: PromptTemplate) -> tuple[int, ...]:
+    """Return the tokens that prompts begin with, special tokens included, as far as no usual text changes them.
+
+    A rare one may: whoever uses them compares each prompt.
+    """
+    text = template.beginning
+    prompts = [tokenizer.encode(text + first) for first in _FIRST_TEXTS] if text else [[]]
+    alike = zip(*prompts, strict=False)
+    return tuple(tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, alike))
 
 
 def default_verbalizers(template: PromptTemplate, labels: Sequence[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from laplora.models.beginning import narrow_window
 from laplora.models.probe import probe_batch
 from laplora.models.readout import base_of
 from laplora.prompts.rows import Batch
@@ -52,8 +53,7 @@ def shares_prompt(model: Any, tokens: int) -> bool:
     """
     base = base_of(model)
     settings = base.config.get_text_config()
-    windows = [getattr(settings, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    if any(window is not None and window < tokens for window in windows):
+    if narrow_window(settings, tokens):
         return False
     if base not in _MEASURED:
         _MEASURED[base] = settings._attn_implementation in ("sdpa", "eager") and _same(model)
