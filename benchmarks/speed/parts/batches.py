@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from benchmarks.harness.record import Conditions, Record
@@ -24,7 +25,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         functions = {
             str(size): lambda b=batch, w=wanted: member_outputs(members, b, w) for size, batch in batches.items()
         }
-        times = in_turns(functions, 1 if quick else 5)
+        times = in_turns(functions, 1 if quick else 5, time.process_time)
         for size in SIZES:
             if size != CPU_BATCH_TOKENS:
                 baseline = f"a token in a batch of {CPU_BATCH_TOKENS}"
