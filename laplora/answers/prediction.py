@@ -174,37 +174,44 @@ def build_predictions(
         unfamiliar=manifest.unfamiliar(outputs.familiarity),
     )
     others = [other for other in computed if other not in ("map", name)]
+    kind: Members = "distilled" if name == "fast" else "single"
+    counts = [row.class_count for row in rows]
+    covariances = outputs.covariances[kind][0] if kind in outputs.covariances else None
+    centred = None if covariances is None else _centred(covariances, counts)
+    familiar = outputs.familiarity
+    # As lists before the loop: a tensor's single elements cost microseconds each, for every row of every batch.
+    best, at_map, mine, stds = (t.tolist() for t in (probs.argmax(1), map_probs, probs, served.std))
+    total, aleatoric, epistemic = (t.tolist() for t in (split.total, split.aleatoric, split.epistemic))
+    logit_mean, mass = _centred_logits(outputs.logits, counts).tolist(), outputs.label_mass.tolist()
+    sets = verdict.sets.tolist()
+    calibrated = {other: computed[other].probs.tolist() for other in others}
+    rankings = {other: score.tolist() for other, score in scores.items()}
     answers = []
-    for i, row in enumerate(rows):
-        count = row.class_count
+    for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
         labels = manifest.labels[:count]
-        logits = outputs.logits[i, :count]
-        covariance = None
-        kind: Members = "distilled" if name == "fast" else "single"
-        if kind in outputs.covariances:
-            covariance = _centred(outputs.covariances[kind][0, i], len(manifest.labels), count)
+        covariance = None if centred is None else centred[i]
         answers.append(
             Prediction(
                 predictive=name,
                 labels=labels,
-                label_index=int(probs[i].argmax()),
-                map_probs=map_probs[i, :count].tolist(),
-                probs=probs[i, :count].tolist(),
-                probs_std=served.std[i, :count].tolist() if spread else None,
-                logit_mean=(logits - logits.mean()).tolist(),
-                logit_variance=None if covariance is None else covariance.diagonal().clamp_min(0).tolist(),
-                logit_covariance=None if covariance is None else covariance.tolist(),
-                total=float(split.total[i]),
-                aleatoric=float(split.aleatoric[i]) if spread else None,
-                epistemic=float(split.epistemic[i]) if spread else None,
-                label_mass=float(outputs.label_mass[i]),
-                familiarity=None if outputs.familiarity is None else float(outputs.familiarity[i]),
-                score=float(scores[name][i]),
-                prediction_set=[label for k, label in enumerate(labels) if verdict.sets[i, k]],
+                label_index=best[i],
+                map_probs=at_map[i][:count],
+                probs=mine[i][:count],
+                probs_std=stds[i][:count] if spread else None,
+                logit_mean=logit_mean[i][:count],
+                logit_variance=None if covariance is None else [max(0.0, covariance[k][k]) for k in range(count)],
+                logit_covariance=covariance,
+                total=total[i],
+                aleatoric=aleatoric[i] if spread else None,
+                epistemic=epistemic[i] if spread else None,
+                label_mass=mass[i],
+                familiarity=None if familiar is None else float(familiar[i]),
+                score=rankings[name][i],
+                prediction_set=[label for label, held in zip(labels, sets[i][:count], strict=True) if held],
                 flags=list(verdict.flags[i]),
                 decision=verdict.decisions[i],
-                calibrated_probs={other: computed[other].probs[i, :count].tolist() for other in others},
-                calibrated_scores={other: float(scores[other][i]) for other in others},
+                calibrated_probs={other: calibrated[other][i][:count] for other in others},
+                calibrated_scores={other: rankings[other][i] for other in others},
                 tokens=len(row.token_ids),
                 truncated=row.truncated,
             )
@@ -212,8 +219,22 @@ def build_predictions(
     return answers
 
 
-def _centred(contrast_covariance: torch.Tensor, classes: int, count: int) -> torch.Tensor:
-    """Return the covariance of the first ``count`` logits less their mean, (count, count)."""
-    transform = contrasts(classes, torch.float64)[:count]
-    transform = transform - transform.mean(0)
-    return transform @ contrast_covariance @ transform.T
+def _centred_logits(logits: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Return logits (batch, classes) less the mean of each row's first ``counts``."""
+    possible = torch.arange(logits.shape[1]) < torch.tensor(counts)[:, None]
+    return logits - logits.masked_fill(~possible, 0).sum(1, keepdim=True) / possible.sum(1, keepdim=True)
+
+
+def _centred(contrast_covariances: torch.Tensor, counts: Sequence[int]) -> list[list[list[float]]]:
+    """Return the covariances of each row's first ``counts`` logits less their mean, (count, count) each.
+
+    Args:
+        contrast_covariances: (batch, classes - 1, classes - 1).
+    """
+    full = contrasts(contrast_covariances.shape[-1] + 1, torch.float64)
+    found: dict[int, list[list[float]]] = {}
+    for count in set(counts):
+        places = [i for i, other in enumerate(counts) if other == count]
+        transform = full[:count] - full[:count].mean(0)
+        found.update(zip(places, (transform @ contrast_covariances[places] @ transform.T).tolist(), strict=True))
+    return [found[i] for i in range(len(counts))]

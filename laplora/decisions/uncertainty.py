@@ -117,7 +117,8 @@ def raise_flags(
         raised["high_epistemic"] = epistemic.double().cpu() > limit.value
     if unfamiliar is not None:
         raised["unfamiliar"] = unfamiliar.cpu()
-    return [[flag for flag in FLAGS if flag in raised and raised[flag][i]] for i in range(batch)]
+    rows = {flag: raised[flag].tolist() for flag in FLAGS if flag in raised}
+    return [[flag for flag, of_rows in rows.items() if of_rows[i]] for i in range(batch)]
 
 
 def decide(thresholds: ModeThresholds, score: torch.Tensor, flags: Sequence[Sequence[Flag]]) -> list[Decision]:
