@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from laplora.predictor import Predictor
     from laplora.prompts.rows import EncodedRow
 
-#: Padded tokens of a batch on a CPU, which gains nothing from larger ones, and where a GPU could not be measured.
+#: Padded tokens of a batch on a CPU, which gains little from larger ones, and where a GPU could not be measured.
 CPU_BATCH_TOKENS = 512
 UNMEASURED_TOKENS = 2048
 #: Padded tokens of the first batch that is measured, and the fewest where not even that fits.
@@ -121,7 +121,7 @@ def measure_budget(
     """
     if meter is None:
         if predictor.device.type == "cpu":
-            return TokenBudget(CPU_BATCH_TOKENS, "a CPU gains nothing from larger batches")
+            return TokenBudget(CPU_BATCH_TOKENS, "a CPU gains little from larger batches")
         return TokenBudget(UNMEASURED_TOKENS, "the device's memory is not measured")
     free = on_device(meter.free_bytes)
     usable = int(MEMORY_SHARE * (free - min(reserved_bytes, free // 2)))

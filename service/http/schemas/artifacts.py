@@ -87,7 +87,7 @@ class TokenBudgetOut(Answer):
     """Most padded tokens of a batch: rows times the longest row. Batches have at most the least of all loaded
     artifacts.
     """
-    reason: str = Field(examples=["a CPU gains nothing from larger batches"])
+    reason: str = Field(examples=["a CPU gains little from larger batches"])
     """Why: what was measured on the device at load, or the setting --batch-tokens."""
 
 

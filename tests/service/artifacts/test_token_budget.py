@@ -180,7 +180,7 @@ def test_the_budget_of_a_real_model_keeps_within_the_memory_that_is_there(sentim
 @pytest.mark.parametrize(
     ("device", "fixed", "tokens", "reason"),
     [
-        ("cpu", None, 512, "a CPU gains nothing from larger batches"),
+        ("cpu", None, 512, "a CPU gains little from larger batches"),
         ("cuda", None, 2048, "would take more"),
         ("cuda", 77, 77, "as the setting batch_tokens says"),
     ],
