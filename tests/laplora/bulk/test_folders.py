@@ -13,6 +13,7 @@ from test_rows import windows, write_parquet
 from tiny_runs import FinishedRun, sentiment_rows, write_rows
 
 from laplora.bulk.folders import Store, place_of
+from laplora.bulk.parts import Parts
 from laplora.bulk.rows import Source
 from laplora.bulk.score import Scored, score_file
 from laplora.errors import ConfigError, DataError
@@ -73,6 +74,17 @@ def test_an_object_is_written_whole_or_not_at_all(store: Store, monkeypatch: pyt
     assert store.names() == set()
     with pytest.raises(FileNotFoundError):
         store.version("a")
+
+
+def test_blocks_are_kept_in_a_store_as_in_a_folder(store: Store) -> None:
+    parts = Parts(f"{store.url}/out.parts/")
+    assert parts.begin({"a": 1}) == {}
+    assert [parts.begun(0), parts.begun(0)] == [0, 1]
+    finished = parts.write(0, [(1, b"a\n", False), (2, b"b\n", True)])
+    assert parts.begin({"a": 1}) == {0: finished}
+    assert list(parts.lines([finished])) == [b"a\n", b"b\n"]
+    parts.remove()
+    assert store.names() == set()
 
 
 def test_a_run_from_a_store_into_it(store: Store, sentiment_run: FinishedRun, tmp_path: Path) -> None:
