@@ -71,9 +71,12 @@ def evaluate_file(
     Raises:
         DataError: rows that cannot be used or answered, by number.
     """
+    from laplora.artifact.fetched import local_artifact
+
     how, who = How(predictive, batch_size, truncate, order_average), Workers(workers, device, threads)
+    folder = local_artifact(artifact, progress=progress)
     measure_how = MeasureHow(bins, resamples, seed)
-    return evaluate(Path(artifact), str(source), str(parts), how, who, measure_how, label_field, progress=progress)
+    return evaluate(folder, str(source), str(parts), how, who, measure_how, label_field, progress=progress)
 
 
 def evaluate(

@@ -59,7 +59,7 @@ def score_file(
     last line, and the blocks go then. Memory does not grow with the source.
 
     Args:
-        artifact: its folder, which every worker must reach.
+        artifact: its folder, which every worker must reach, or as text an address (``laplora.remote.address``).
         source: path or URL (``s3://BUCKET/KEY``) of JSON Lines (``.jsonl``, ``.ndjson``) or Parquet (``.parquet``; its
             columns are the template's fields and ``id``, others are not read).
         target: path or URL of the answers, which is not there yet.
@@ -79,9 +79,12 @@ def score_file(
         DataError: a source that cannot be read, or that was changed meanwhile; a store that does not answer.
         ArtifactError, ModelError: as ``Predictor.load``.
     """
+    from laplora.artifact.fetched import local_artifact
+
     how = How(predictive, batch_size, truncate, order_average, target_risk)
     who = Workers(workers, device, threads)
-    return score(Path(artifact), str(source), str(target), how, who, window=window, progress=progress)
+    folder = local_artifact(artifact, progress=progress)
+    return score(folder, str(source), str(target), how, who, window=window, progress=progress)
 
 
 def score(
