@@ -39,6 +39,7 @@ def rooms(picture: Picture) -> None:
         352,
         "service/  the server",
         "job",
+        [("asgi", "other servers"), ("ray_serve", "a Ray cluster")],
         [("app", "wires the rooms together")],
         [("http/routes", "a function per endpoint")],
         [("jobs", "large"), ("feedback", "labels"), ("recent", "inputs"), ("page", "at /")],
@@ -48,6 +49,7 @@ def rooms(picture: Picture) -> None:
         [("scoring", "plan, queue, device")],
         [("security", "keys and callers")],
         [("telemetry", "metrics, logs, traces")],
+        [("process", "before torch, and at the end")],
         [("lifecycle, settings, threads,\nerrors, exit_status", "what every room may use")],
     )
     column(
@@ -270,7 +272,7 @@ def pictures() -> dict[str, str]:
     """Return the SVG of each picture, by its name."""
     made = {}
     for draw, width, height in (
-        (rooms, 972, 1018),
+        (rooms, 972, 1066),
         (request, 900, 300),
         (training_run, 900, 300),
         (artifact, 900, 330),

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import ipaddress
-import logging
 import math
-import os
 import signal
 import sys
-import threading
 import time
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import uvicorn
 from pydantic import ValidationError
 
 from laplora.remote.address import is_address
 from service.exit_status import ExitStatus
+from service.process import exempt_from_collection, leave, prepare_for_torch
 from service.security.keyring import open_keyring
 from service.security.keys_file import KeysFileError
 from service.settings import Settings
@@ -184,29 +181,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def prepare_for_torch() -> None:
-    """Set what torch's native code reads when it is first imported, unless the environment says.
-
-    On a CPU oneDNN keeps 128 kernels instead of 1,024: each new shape of a batch adds some, a server meets every
-    shape, and it ends at the memory of the full cache. A thread of libgomp that waits for the others spins for less
-    than milliseconds: a core that spins is not free for a request, or for the thread that the others wait for.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-
-
-def exempt_from_collection() -> None:
-    """Collect Python's garbage once more, then leave what is in memory out of later collections.
-
-    A full collection goes through every object of the models, and nothing else runs meanwhile: 0.3 s with the default
-    model. Call it again whenever a model came or went.
-    """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
-
-
 def main() -> int:
     """Serve; return the process's exit status, an ``ExitStatus``."""
     settings = parse_settings()
@@ -247,22 +221,6 @@ def main() -> int:
     asyncio.run(server.serve())
     logger.info("stopped", extra={"event": "stopped", "status": int(server.exit_status)})
     return server.exit_status
-
-
-def leave(status: int) -> NoReturn:
-    """End the process, whatever its threads are doing.
-
-    A thread inside torch's native code aborts an interpreter that is taken down under it, and so may torch itself once
-    the device has failed. One that reads a disk that does not answer would be waited for.
-    """
-    if status == ExitStatus.DEVICE_FAULT or any(
-        thread is not threading.main_thread() and thread.is_alive() for thread in threading.enumerate()
-    ):
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

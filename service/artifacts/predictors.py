@@ -12,6 +12,7 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
+    from laplora.encoder import Encoder
     from laplora.models.shared_base import SharedBases
     from laplora.predictor import Predictor
 
@@ -25,6 +26,12 @@ def fetch(address: str, settings: Settings, progress: Progress) -> Path:
     return local_artifact(address, cache=settings.cache, progress=progress)
 
 
+def _encoder(path: Path, settings: Settings, progress: Progress) -> Encoder:
+    from laplora.encoder import Encoder
+
+    return Encoder.of_folder(path, cache_dir=settings.cache, progress=progress)
+
+
 @dataclass(frozen=True)
 class Library:
     """What the host needs of the library and the device; tests put fakes here.
@@ -32,6 +39,7 @@ class Library:
     Attributes:
         load: returns a predictor, its golden answers not yet verified.
         read: returns an artifact without loading its base model.
+        encoder: returns an artifact's encoder, which needs no weights.
         meter: returns what measures batches on a predictor's device; None: they are not measured.
         fetch: returns the folder that an artifact, which lies at an address, was fetched into.
     """
@@ -40,6 +48,7 @@ class Library:
     read: Callable[[Path], Artifact]
     meter: Callable[[Predictor], DeviceMeter | None] = meter_of
     fetch: Callable[[str, Settings, Progress], Path] = fetch
+    encoder: Callable[[Path, Settings, Progress], Encoder] = _encoder
 
 
 def default_library() -> Library:

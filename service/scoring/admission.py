@@ -63,11 +63,15 @@ class Admission:
 
     def __init__(self, limits: Amount, *, client_share: float = 1.0) -> None:
         self.total = NOTHING
-        self._limits = limits
         self._client_share = client_share
-        self._client_limits = Amount(*(max(1, int(limit * client_share)) for limit in limits))
+        self.resize(limits)
         self._by_caller: dict[str, Amount] = {}
         self._tokens_per_s = 0.0  # of the device; 0 while nobody knows
+
+    def resize(self, limits: Amount) -> None:
+        """Set other limits; what is held stays."""
+        self._limits = limits
+        self._client_limits = Amount(*(max(1, int(limit * self._client_share)) for limit in limits))
 
     def held_by(self, caller: str) -> Amount:
         """Return what one caller holds."""

@@ -22,6 +22,8 @@ request_id: ContextVar[str] = ContextVar("laplora_request_id", default="")
 EVENTS = MappingProxyType(
     {
         "listening": "the socket is open; address",
+        "ray_started": "a Ray cluster of this machine was started; address",
+        "ticket_retried": "a scorer did not answer, and its rows go to another one; replica",
         "listen_failed": "the address cannot be listened on; the process leaves with status 1",
         "bad_settings": "a setting cannot be obeyed here; the process leaves with status 2",
         "stage": "start-up went on; stage, phase",

@@ -26,7 +26,8 @@ import service.app
 from laplora.artifact.manifest import REPORT_PAGE, FileRecord
 from laplora.errors import GoldenMismatchError
 from laplora.prompts.templates import TEMPLATES
-from service.__main__ import leave, main
+from service.__main__ import main
+from service.process import leave
 
 #: Its second part stands for what a driver might repeat of an input: it must not be in the log.
 FAULT = RuntimeError("CUDA error: device-side assert triggered SECRET")

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from laplora.predictor import Predictor
-from service.__main__ import exempt_from_collection, parse_settings, prepare_for_torch
+from service.__main__ import parse_settings
 from service.artifacts.predictors import default_library
+from service.process import exempt_from_collection, prepare_for_torch
 from service.settings import Settings
 
 

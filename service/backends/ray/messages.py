@@ -1,0 +1,66 @@
+"""What travels between the ingress and a scorer. Plain values; errors come back as values, whole and of their class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from service.scoring.model import TokenBudget
+from service.telemetry.batch_report import BatchReport
+
+if TYPE_CHECKING:
+    from laplora.answers.prediction import Prediction
+    from laplora.jacobians.contrasts import ReversePass
+    from laplora.models.held_weights import HeldWeights
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a scorer knows of an artifact that it has loaded, and an encoder does not."""
+
+    digest: str
+    own_bytes: int
+    weights: HeldWeights
+    reverse_pass: ReversePass
+    budget: TokenBudget
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A scorer's answer: a value, or the error in its place.
+
+    Attributes:
+        replica: which one answered.
+        compute_s: seconds from the first batch that held a row of it to the last one's end.
+    """
+
+    replica: str
+    value: Any = None
+    error: Exception | None = None
+    compute_s: float = 0.0
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """The value of a ticket's reply."""
+        found: list[Prediction] = self.value
+        return found
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a scorer is.
+
+    Attributes:
+        digests: of the artifacts that it has loaded.
+        rows, tokens, oldest_wait_s: what waits there, as of ``Backlog``.
+        batch_tokens: most padded tokens of a batch.
+        batches: that ran since the last status, the newest at most.
+    """
+
+    replica: str
+    digests: frozenset[str]
+    rows: int
+    tokens: int
+    oldest_wait_s: float
+    batch_tokens: int
+    batches: tuple[BatchReport, ...] = ()

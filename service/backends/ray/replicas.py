@@ -1,0 +1,415 @@
+"""The backend of the ingress: admits requests, and sends each ticket to the replica that answers it soonest.
+
+That is one that has the artifact loaded, and of those the one with the fewest tokens that wait. Predictions have no
+side effect, so a ticket whose replica is gone goes to another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from weakref import WeakSet
+
+from service.artifacts.predictors import Library
+from service.artifacts.token_budget import CPU_BATCH_TOKENS
+from service.backends.ray.messages import Facts, Reply, Status
+from service.backends.ray.remote_model import RemoteModel
+from service.errors import (
+    ArtifactNotLoadedError,
+    DeviceFaultError,
+    DeviceStalledError,
+    DrainingError,
+    NotReadyError,
+)
+from service.scoring.admission import Admission, Amount
+from service.scoring.backend import Backlog, Enter
+from service.scoring.entry import Entry
+from service.scoring.model import Model, TokenBudget
+from service.scoring.ticket import Ticket
+from service.settings import Settings
+from service.telemetry.batch_report import BatchReport
+from service.threads import settle
+
+if TYPE_CHECKING:
+    import torch
+
+    from laplora.answers.prediction import Prediction
+    from laplora.fitting.versions import Version
+    from laplora.prompts.examples import Example
+
+_log = logging.getLogger("laplora.service")
+
+#: Replicas that one ticket is sent to, where the first are gone or have lost their device. One of its rows may be why:
+#: it shall not take down more than two.
+TRIES = 2
+#: Tries where a replica only says that it stops: no row is why.
+LEAVING_TRIES = 10
+#: Seconds between two looks at all replicas, and after which one that has not answered is not counted on.
+LOOK_S, SILENT_S = 0.5, 10.0
+#: Seconds that a ticket waits for a first replica.
+WAIT_S = 30.0
+
+
+class ReplicaGoneError(Exception):
+    """A call was not answered, because its replica is gone or cannot be reached."""
+
+
+class Calls(Protocol):
+    """How replicas are called. ``service.ray_serve`` has Ray Serve's."""
+
+    def present(self) -> frozenset[str]:
+        """Return the names of the replicas that there are."""
+        ...
+
+    async def call(self, replica: str, method: str, *arguments: Any) -> Any:
+        """Return what a method of a replica returns; an empty name is any. Cancelling this cancels the call.
+
+        Raises:
+            ReplicaGoneError: it is gone, or cannot be reached.
+        """
+        ...
+
+
+@dataclass
+class _Replica:
+    """What is known of a replica: its last status, when that came, and the tokens of tickets sent and not answered."""
+
+    status: Status | None = None
+    seen: float = 0.0
+    sent_tokens: int = 0
+
+
+@dataclass
+class _Trial:
+    """How often a ticket was tried, and where."""
+
+    tried: set[str] = field(default_factory=set)
+    lost: int = 0
+    leaving: int = 0
+
+
+class Replicas:
+    """A ``service.scoring.backend.Backend`` whose devices are replicas elsewhere. Belongs to the event loop.
+
+    It alone knows what each caller holds: there is one ingress.
+
+    Args:
+        on_batch: each is called with each batch that a replica ran.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        library: Library,
+        calls: Calls,
+        *,
+        on_batch: Sequence[Callable[[BatchReport], None]] = (),
+    ) -> None:
+        self._settings, self._library, self._calls, self._on_batch = settings, library, calls, on_batch
+        self._admission = Admission(self._limits(1), client_share=settings.client_share)
+        self._lock = threading.RLock()  # of what is admitted: futures may be settled in any thread
+        self._entries: set[Entry] = set()
+        self._replicas: dict[str, _Replica] = {}
+        self._models: WeakSet[RemoteModel] = WeakSet()
+        self._bases: dict[object, object] = {}
+        self._draining = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def batch_tokens(self) -> int:
+        """Most padded tokens of a batch: the smallest of the replicas'."""
+        return min((s.batch_tokens for s in self.statuses), default=CPU_BATCH_TOKENS)
+
+    @property
+    def statuses(self) -> list[Status]:
+        """The last status of each replica that there is."""
+        return [one.status for one in list(self._replicas.values()) if one.status is not None]
+
+    @property
+    def backlog(self) -> Backlog:
+        """What waits at all replicas, as they said last."""
+        found = self.statuses
+        return Backlog(
+            sum(one.rows for one in found),
+            sum(one.tokens for one in found),
+            max((one.oldest_wait_s for one in found), default=0.0),
+            self._admission.total,
+        )
+
+    @property
+    def requests(self) -> int:
+        """Requests that have entered and have no answer yet."""
+        return len(self._entries)
+
+    @property
+    def failed(self) -> bool:
+        """Never: a replica that fails is replaced by Ray Serve."""
+        return False
+
+    def start(self) -> None:
+        """Begin to look at the replicas, on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._looking = self._loop.create_task(self._look_forever())
+
+    def look(self) -> None:
+        """Nothing: replicas look at their own devices."""
+
+    def drain(self) -> None:
+        """Let no more requests enter."""
+        self._draining = True
+
+    def stop(self, *, join_timeout_s: float = 0.0) -> None:
+        """Fail what still waits, and look at the replicas no more."""
+        self._draining = True
+        for entry in list(self._entries):
+            settle(entry.future, error=DrainingError("the server stopped before this request was answered"))
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def require_open(self) -> None:
+        """Return if new work is taken; DrainingError where the ingress is stopping."""
+        if self._draining:
+            raise DrainingError("the server is stopping and takes no new requests")
+
+    def require_responsive(self) -> None:
+        """Return if a replica has answered lately; DeviceStalledError where none has."""
+        if not any(time.monotonic() - one.seen < SILENT_S for one in self._replicas.values()):
+            raise DeviceStalledError(f"no replica has answered for {SILENT_S:g} seconds")
+
+    def check_room(self, caller: str) -> None:
+        """Check that one short row would find room; errors as of ``Admission.check_room``."""
+        with self._lock:
+            self._admission.check_room(caller)
+
+    def enter(self, entry: Entry, expected: Amount, *, fewest_tokens: int) -> None:
+        """Reserve room, until the answer is there; errors as of ``Queue.enter``."""
+        self.require_open()
+        with self._lock:
+            entry.reservation = self._admission.reserve(entry.caller, expected, fewest_tokens=fewest_tokens)
+            self._entries.add(entry)
+            entry.entered_at = time.monotonic()
+        entry.future.add_done_callback(lambda _: self._leave(entry))
+
+    def _leave(self, entry: Entry) -> None:
+        with self._lock:
+            self._entries.discard(entry)
+            if entry.reservation is not None:
+                self._admission.close(entry.reservation)
+
+    async def submit(self, entry: Entry, ticket: Ticket) -> list[Prediction]:
+        """Return one prediction for each row of a ticket, in order.
+
+        Raises:
+            ArtifactNotLoadedError: nobody holds an artifact of this digest.
+            DeviceFaultError: the replicas that it was sent to were lost.
+            LaploraError: as of ``Admission.correct``, or what a replica has in the place of an answer.
+        """
+        model = self._model(ticket.digest)
+        if entry.reservation is not None:
+            with self._lock:
+                self._admission.correct(entry.reservation, Amount(len(ticket.rows), ticket.tokens))
+        entry.ticket, entry.queued_at = ticket, time.monotonic()
+        sending = asyncio.ensure_future(self._answered("predict", ticket, model))
+
+        def answered(task: asyncio.Task[Reply]) -> None:
+            if task.cancelled():
+                entry.future.cancel()
+            elif (error := task.exception()) is not None:
+                settle(entry.future, error=error)
+            else:
+                reply = task.result()
+                entry.finished_at = time.monotonic()
+                entry.started_at = max(entry.queued_at or 0.0, entry.finished_at - reply.compute_s)
+                self._learn(ticket, reply)
+                settle(entry.future, result=reply.predictions)
+
+        sending.add_done_callback(answered)
+        try:
+            return await asyncio.wrap_future(entry.future)
+        finally:
+            sending.cancel()
+
+    def load(self, folder: Path, enter: Enter) -> RemoteModel:
+        """Return the artifact in a folder, once every replica that there is has loaded it. Not for the event loop.
+
+        Raises:
+            LaploraError: it cannot be served.
+            DeviceFaultError: no replica was there to load it.
+        """
+        enter("loading", "reading the artifact")
+        encoder = self._library.encoder(folder, self._settings, lambda stage: enter("loading", stage))
+        digest = encoder.artifact.digest
+        loading = self._loaded(digest, folder)
+        facts = cast(Facts, self._waited(loading, lambda: enter("loading", "loading on the replicas")))
+        base = encoder.artifact.manifest.base
+        model = RemoteModel(encoder, facts, self._bases.setdefault(repr(base), base))
+        self._models.add(model)
+        return model
+
+    def budget_of(self, model: Model) -> TokenBudget:
+        """Return how large an artifact's batches may be on the replica that said it first."""
+        return cast(RemoteModel, model).budget
+
+    def use(self, model: Model, loaded: Sequence[Model]) -> None:
+        """Nothing: replicas see to their own devices."""
+
+    async def features(self, ticket: Ticket) -> torch.Tensor:
+        """Return the features of a ticket's rows, made on one replica."""
+        found: torch.Tensor = (await self._answered("features", ticket, self._model(ticket.digest))).value
+        return found
+
+    def make_version(
+        self,
+        model: Model,
+        rows: Sequence[Example],
+        calibration: Sequence[Example],
+        *,
+        force: bool,
+        go_on: Callable[[], None],
+    ) -> Version:
+        """Return the version that learned from labelled rows, made on one replica. Not for the event loop."""
+        artifact = model.artifact
+
+        async def made() -> Version:
+            replica = await self._choose(artifact.digest, set())
+            arguments = (artifact.digest, str(artifact.path), rows, calibration, force)
+            reply: Reply = await self._calls.call(replica, "make_version", *arguments)
+            if reply.error is not None:
+                raise reply.error
+            version: Version = reply.value
+            return version
+
+        try:
+            return cast("Version", self._waited(made(), go_on))
+        except ReplicaGoneError:
+            raise DeviceFaultError("the replica that learned from the labels is gone: try again") from None
+
+    def _limits(self, replicas: int) -> Amount:
+        settings, times = self._settings, max(1, replicas)
+        return Amount(settings.max_queue_rows * times, settings.max_queue_tokens * times, settings.tokenize_bytes)
+
+    def _model(self, digest: str) -> RemoteModel:
+        for model in self._models:
+            if model.artifact.digest == digest:
+                return model
+        raise ArtifactNotLoadedError(f"no artifact of the digest {digest} is loaded")
+
+    def _waited(self, work: Any, go_on: Callable[[], None]) -> Any:
+        """Return a coroutine's result, in a thread that is not the event loop's; ``go_on`` ends the wait."""
+        if self._loop is None:
+            raise NotReadyError("the server has not started")
+        future: Future[Any] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            while True:
+                go_on()
+                try:
+                    return future.result(LOOK_S)
+                except TimeoutError:
+                    if future.done():
+                        return future.result()
+        finally:
+            future.cancel()
+
+    async def _answered(self, method: str, ticket: Ticket, model: RemoteModel) -> Reply:
+        """Return a replica's reply to a ticket; a replica that is gone is replaced by another one."""
+        trial, deadline = _Trial(), time.monotonic() + ticket.left_s
+        while True:
+            name = await self._choose(ticket.digest, trial.tried)
+            known = self._replicas.setdefault(name, _Replica())
+            known.sent_tokens += ticket.tokens
+            try:
+                sent = replace(ticket, left_s=deadline - time.monotonic())
+                reply: Reply = await self._calls.call(name, method, sent, str(model.artifact.path))
+            except ReplicaGoneError:
+                reply = Reply(name, error=DeviceFaultError("the replica is gone, and no other has answered: try again"))
+            finally:
+                known.sent_tokens -= ticket.tokens
+            error = reply.error
+            if error is None:
+                return reply
+            trial.tried.update((name, reply.replica))
+            if isinstance(error, DeviceFaultError):
+                trial.lost += 1
+            elif isinstance(error, DrainingError):
+                trial.leaving += 1
+            else:
+                raise error
+            if trial.lost >= TRIES or trial.leaving >= LEAVING_TRIES:
+                raise error
+            _log.warning("a ticket goes to another replica", extra={"event": "ticket_retried", "replica": name})
+
+    async def _choose(self, digest: str, tried: set[str]) -> str:
+        """Return the replica for a ticket: one that was not tried, where there is one; NotReadyError where none is."""
+        give_up = time.monotonic() + WAIT_S
+        while True:
+            present = self._calls.present()
+            names = present - tried or (present if time.monotonic() >= give_up - WAIT_S + SILENT_S else frozenset())
+            if names:
+                return min(names, key=lambda name: self._cost(name, digest))
+            if time.monotonic() > give_up:
+                raise NotReadyError("no replica is there to answer: try again later")
+            await asyncio.sleep(LOOK_S / 10)
+
+    def _cost(self, name: str, digest: str) -> tuple[bool, int, str]:
+        known = self._replicas.get(name)
+        if known is None or known.status is None:
+            return True, 0 if known is None else known.sent_tokens, name
+        return digest not in known.status.digests, known.sent_tokens, name
+
+    async def _loaded(self, digest: str, folder: Path) -> Facts:
+        """Return the facts of an artifact, once all replicas that there are have loaded it."""
+        for _ in range(TRIES + 1):
+            await self._choose(digest, set())
+            calls = [self._calls.call(name, "load", digest, str(folder)) for name in self._calls.present()]
+            replies = await asyncio.gather(*calls, return_exceptions=True)
+            for reply in replies:
+                if isinstance(reply, BaseException) and not isinstance(reply, ReplicaGoneError):
+                    raise reply
+                if isinstance(reply, Reply) and reply.error is not None:
+                    raise reply.error
+            for reply in replies:
+                if isinstance(reply, Reply):
+                    facts: Facts = reply.value
+                    return facts
+        raise DeviceFaultError("the replicas are gone before they loaded the artifact")
+
+    async def _look_forever(self) -> None:
+        while True:
+            names = self._calls.present()
+            for name in set(self._replicas) - names:
+                if self._replicas[name].sent_tokens == 0:
+                    del self._replicas[name]
+            with self._lock:
+                self._admission.resize(self._limits(len(names)))
+            # Where none is known yet, the first call lets the router find them.
+            looks = [asyncio.ensure_future(self._look_at(name)) for name in names or {""}]
+            await asyncio.wait(looks, timeout=SILENT_S)
+            for look in looks:
+                look.cancel()
+            await asyncio.sleep(LOOK_S)
+
+    async def _look_at(self, name: str) -> None:
+        wanted = {model.artifact.digest: str(model.artifact.path) for model in self._models}
+        try:
+            status: Status = await self._calls.call(name, "status", wanted)
+        except ReplicaGoneError:
+            return
+        known = self._replicas.setdefault(status.replica, _Replica())
+        known.status, known.seen = status, time.monotonic()
+        for report in status.batches:
+            for watcher in self._on_batch:
+                watcher(report)
+
+    def _learn(self, ticket: Ticket, reply: Reply) -> None:
+        """Take in how fast a replica was, times how many there are: what Retry-After is worked out from."""
+        if reply.compute_s > 0:
+            with self._lock:
+                self._admission.learn_speed(ticket.tokens * max(1, len(self._replicas)), reply.compute_s)

@@ -1,0 +1,194 @@
+"""A replica with a device: answers tickets by the queue and the device that a plain server has.
+
+Rows of many requests and artifacts wait in its queue, which makes batches of them as in one process. Not by
+``serve.batch``, which splits a batch of mixed artifacts and runs the parts at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laplora.remote.address import is_address
+from service.artifacts.predictors import Library
+from service.backends.local import Local
+from service.backends.ray.held import Held
+from service.backends.ray.messages import Facts, Reply, Status
+from service.errors import ArtifactChangedError
+from service.exit_status import ExitStatus
+from service.scoring.admission import Amount
+from service.scoring.entry import Entry
+from service.scoring.ticket import Ticket
+from service.settings import Settings
+from service.telemetry.batch_report import BatchReport
+
+if TYPE_CHECKING:
+    from laplora.predictor import Predictor
+    from laplora.prompts.examples import Example
+
+_log = logging.getLogger("laplora.service")
+
+#: Most batches that are kept between two statuses, for the ingress's metrics.
+_MOST_BATCHES = 1000
+
+
+class Scorer:
+    """Answers tickets with the weights. Lives in one process, and its methods on one event loop.
+
+    Args:
+        settings: the server's; callers' shares are the ingress's matter.
+        replica: its name.
+    """
+
+    def __init__(self, settings: Settings, library: Library, replica: str) -> None:
+        self._replica, self._settings, self._library = replica, settings, library
+        self._batches: deque[BatchReport] = deque(maxlen=_MOST_BATCHES)
+        # Room for what one ingress sends to all replicas: it is the one that refuses.
+        whole = {"client_share": 1.0, "max_queue_rows": 2**31, "max_queue_tokens": 2**40}
+        self.local = Local(settings.model_copy(update=whole), library, on_batch=(self._batches.append,))
+        self._held = Held(most=settings.max_artifacts, most_bytes=settings.max_artifact_bytes)
+        self._loads: set[str] = set()
+        self.local.start()
+
+    def load_first(self) -> None:
+        """Load and verify what the settings name: a replica that is new answers at once.
+
+        Raises:
+            LaploraError: it cannot be served.
+        """
+        settings = self._settings
+
+        def folder_of(name: str, named: Path) -> Path:
+            return self._library.fetch(name, settings, lambda stage: None) if is_address(name) else named
+
+        first = folder_of(settings.artifact, settings.artifact_path)
+        others = [folder_of(name, settings.artifacts_root / name) for name in settings.also_load]
+        for folder in (first, *others):
+            digest = self._library.read(folder).digest
+            with self._held.lease(digest, partial(self._load, folder)):
+                pass
+
+    def check(self) -> None:
+        """Look at the device; end the process where it has failed: whoever waits is answered by another replica."""
+        self.local.look()
+        if self.local.failed:
+            logging.shutdown()
+            os._exit(ExitStatus.DEVICE_FAULT)
+
+    def status(self, wanted: Mapping[str, str]) -> Status:
+        """Return how it is, and see to it that the wanted artifacts, folders by digest, are loaded."""
+        self._held.keep(wanted)
+        for digest, folder in wanted.items():
+            if digest not in self._held.digests and digest not in self._loads:
+                self._loads.add(digest)
+                asyncio.get_running_loop().run_in_executor(None, self._load_wanted, digest, Path(folder))
+        backlog = self.local.backlog
+        batches = tuple(self._batches.popleft() for _ in range(len(self._batches)))
+        return Status(
+            self._replica,
+            self._held.digests,
+            backlog.rows,
+            backlog.tokens,
+            backlog.oldest_wait_s,
+            self.local.batch_tokens,
+            batches,
+        )
+
+    async def load(self, digest: str, folder: str) -> Reply:
+        """Return the facts of an artifact, loaded and verified now if it is not."""
+
+        def facts() -> Facts:
+            with self._held.lease(digest, lambda: self._checked(digest, Path(folder))) as predictor:
+                how = replace(predictor.reverse_pass, form=None)  # of modules, which do not travel
+                return Facts(digest, predictor.own_bytes, predictor.weights, how, self.local.budget_of(predictor))
+
+        return await self._replied(lambda: asyncio.to_thread(facts))
+
+    async def predict(self, ticket: Ticket, folder: str) -> Reply:
+        """Return a ticket's predictions; cancelling this takes its rows out of the queue."""
+        entry = Entry(ticket.caller, time.monotonic() + ticket.left_s)
+
+        async def answer() -> Any:
+            async with _leased(self._held, ticket.digest, lambda: self._checked(ticket.digest, Path(folder))):
+                self.local.enter(entry, Amount(len(ticket.rows), ticket.tokens), fewest_tokens=ticket.tokens)
+                try:
+                    return await self.local.submit(entry, ticket)
+                finally:
+                    entry.future.cancel()
+
+        return await self._replied(answer, entry)
+
+    async def features(self, ticket: Ticket, folder: str) -> Reply:
+        """Return a ticket's features: see ``Backend.features``."""
+
+        async def answer() -> Any:
+            async with _leased(self._held, ticket.digest, lambda: self._checked(ticket.digest, Path(folder))):
+                return await self.local.features(ticket)
+
+        return await self._replied(answer)
+
+    async def make_version(
+        self, digest: str, folder: str, rows: Sequence[Example], calibration: Sequence[Example], force: bool
+    ) -> Reply:
+        """Return the version that learned from labelled rows: see ``Backend.make_version``."""
+
+        def version() -> Any:
+            with self._held.lease(digest, lambda: self._checked(digest, Path(folder))) as predictor:
+                return self.local.make_version(predictor, rows, calibration, force=force, go_on=lambda: None)
+
+        return await self._replied(lambda: asyncio.to_thread(version))
+
+    async def _replied(self, answer: Callable[[], Awaitable[Any]], entry: Entry | None = None) -> Reply:
+        try:
+            value = await answer()
+        except Exception as error:
+            # Whole, and of its class: whoever sent the ticket answers with it. The frames stay here.
+            return Reply(self._replica, error=error.with_traceback(None))
+        times = (None, None) if entry is None else (entry.started_at, entry.finished_at)
+        compute_s = 0.0 if times[0] is None or times[1] is None else times[1] - times[0]
+        return Reply(self._replica, value, compute_s=compute_s)
+
+    def _load_wanted(self, digest: str, folder: Path) -> None:
+        try:
+            with self._held.lease(digest, lambda: self._checked(digest, folder)):
+                pass
+        except Exception as error:
+            # The ingress asks again with the next status.
+            _log.warning("a wanted artifact is not loaded: %s", type(error).__name__, extra={"event": "load_failed"})
+        finally:
+            self._loads.discard(digest)
+
+    def _checked(self, digest: str, folder: Path) -> Predictor:
+        """Return the predictor of a folder that has the content of a digest."""
+        if (there := self._library.read(folder).digest) != digest:
+            raise ArtifactChangedError(f"{folder.name!r} is {there} on this replica's disk, and {digest} was asked for")
+        return self._load(folder)
+
+    def _load(self, folder: Path) -> Predictor:
+        predictor = self.local.load(folder, lambda phase, stage: None)
+        self.local.use(predictor, [*self._held.predictors, predictor])
+        return predictor
+
+
+class _leased:
+    """``Held.lease`` for an event loop: a load happens in a thread."""
+
+    def __init__(self, held: Held, digest: str, load: Callable[[], Predictor]) -> None:
+        self._held, self._digest, self._load = held, digest, load
+
+    async def __aenter__(self) -> Predictor:
+        self._lease = self._held.lease(self._digest, self._load)
+        if self._digest in self._held.digests:
+            return self._lease.__enter__()
+        return await asyncio.to_thread(self._lease.__enter__)
+
+    async def __aexit__(self, *raised: Any) -> None:
+        self._lease.__exit__(None, None, None)

@@ -1,0 +1,64 @@
+"""python -m service.ray_serve FILE: serve what a JSON file says, on the cluster of RAY_ADDRESS or on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.exit_status import ExitStatus
+
+#: How often Ray is started on this machine before that is given up.
+_STARTS = 3
+#: Of Ray's shared memory there: tickets and answers are small.
+_OBJECT_STORE_BYTES = 256 * 2**20
+
+
+def main() -> int:
+    """Serve until Ctrl-C; return the process's exit status."""
+    parser = argparse.ArgumentParser(prog="python -m service.ray_serve", description=__doc__)
+    parser.add_argument("file", type=Path, help="JSON file of the cluster, as docs/ray.md has it")
+    file: Path = parser.parse_args().file
+    # Before Ray is imported: it sends nothing to its makers.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray import serve
+
+    from service.ray_serve.app import Cluster, build
+    from service.settings import Settings
+    from service.telemetry.logs import configure_logging, logger
+
+    try:
+        cluster = Cluster.model_validate_json(file.read_bytes())
+        settings = Settings(**cluster.settings)
+    except (OSError, ValidationError) as error:
+        sys.stderr.write(f"python -m service.ray_serve: {error}\n")
+        return ExitStatus.USAGE
+    if "RAY_ADDRESS" not in os.environ:
+        _start_here(ray)
+        address = ray.get_runtime_context().gcs_address
+        configure_logging(settings.log_level, settings.log_format)
+        logger.info("a Ray cluster of this machine", extra={"event": "ray_started", "address": address})
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    serve.run(build(cluster), name="laplora", blocking=True)
+    return ExitStatus.CLEAN
+
+
+def _start_here(ray: Any) -> None:
+    """Start Ray on this machine; on a busy one it may give up on a node of its own, so it is tried again."""
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES)
+            return
+        except Exception:  # Ray has no class for it
+            ray.shutdown()
+            if not left:
+                raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

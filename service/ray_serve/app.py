@@ -1,0 +1,234 @@
+"""The application: ``serve run service.ray_serve.app:build``, or a RayService with that import path.
+
+One ingress, without a device, takes the requests: it is ``create_app`` with another backend. It owns what a server
+keeps in memory, so no answer depends on which replica was asked. Scorers, a device each, answer its tickets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.exceptions import RayActorError, TaskCancelledError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from service.app import create_app
+from service.artifacts.predictors import Library
+from service.backends.ray.autoscaling import TokensPolicy
+from service.backends.ray.gauges import ReplicaGauges
+from service.backends.ray.messages import Reply, Status
+from service.backends.ray.present import PRESENT
+from service.backends.ray.replicas import ReplicaGoneError, Replicas
+from service.backends.ray.scorer import Scorer
+from service.process import exempt_from_collection, prepare_for_torch
+from service.scoring.ticket import Ticket
+from service.settings import Settings
+from service.telemetry.batch_report import BatchReport
+from service.telemetry.logs import configure_logging
+from service.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from ray.serve import Application
+
+#: Names of the deployments.
+INGRESS, SCORER = "ingress", "scorer"
+#: Calls at once of a scorer, far above what the ingress admits: it is the one that refuses.
+_MOST_CALLS = 100_000
+#: Seconds between two looks whether the first artifact answers.
+_READY_LOOK_S = 0.1
+
+
+class Cluster(BaseModel):
+    """What a deployment is built of: the arguments of ``build``, under ``args`` of an application of Ray Serve."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the server, as of ``python -m service``; those not given come from the environment."""
+    scorers: int = Field(1, ge=1)
+    """Scorers, or the fewest of them."""
+    max_scorers: int | None = Field(None, ge=1)
+    """Most scorers; unset: as many as ``scorers``, and nothing is scaled."""
+    scorer_gpus: float = Field(0.0, ge=0)
+    """GPUs of a scorer."""
+    scorer_cpus: float = Field(1.0, ge=0)
+    """CPU cores of a scorer; ingress_cpus those of the ingress."""
+    ingress_cpus: float = Field(1.0, ge=0)
+    target_tokens: int = Field(8192, ge=1)
+    """Tokens that may wait at one scorer before there should be more of them."""
+    upscale_delay_s: float = Field(10.0, ge=0)
+    downscale_delay_s: float = Field(300.0, ge=0)
+    """Seconds for which more, or fewer, scorers must have been wanted."""
+    library: str = "service.artifacts.predictors:default_library"
+    """Import path of what makes the ``Library``; another one in tests."""
+
+
+def build(args: Cluster) -> Application:
+    """Return the application: an ingress bound to its scorers."""
+    settings = Settings(**args.settings)  # refused here, and not on a replica
+    scale: dict[str, Any] = {"num_replicas": args.scorers}
+    if args.max_scorers is not None:
+        scale = {
+            "autoscaling_config": {
+                "min_replicas": args.scorers,
+                "max_replicas": args.max_scorers,
+                "upscale_delay_s": args.upscale_delay_s,
+                "downscale_delay_s": args.downscale_delay_s,
+                "policy": {
+                    "policy_function": "service.backends.ray.autoscaling:TokensPolicy",
+                    "policy_kwargs": {"target_tokens": args.target_tokens},
+                },
+            }
+        }
+    # What else is told would restart whoever is told it.
+    own = _Own(args.settings, args.library)
+    leave_s = settings.request_timeout_s + settings.drain_s
+    scorer = _SCORER.options(
+        **scale,
+        ray_actor_options={"num_cpus": args.scorer_cpus, "num_gpus": args.scorer_gpus},
+        graceful_shutdown_timeout_s=leave_s,
+    )
+    ingress = _INGRESS.options(
+        ray_actor_options={"num_cpus": args.ingress_cpus},
+        # Its own 429 comes first, whose body and Retry-After clients know.
+        max_ongoing_requests=4 * settings.max_requests,
+        graceful_shutdown_timeout_s=leave_s,
+    )
+    application: Application = ingress.bind(own, scorer.bind(own))
+    return application
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What a replica is told: a change of it replaces every replica."""
+
+    settings: dict[str, Any]
+    library: str
+
+
+class _ScorerReplica:
+    """A scorer as Ray Serve runs it."""
+
+    def __init__(self, args: _Own) -> None:
+        settings = _start(args)
+        self._scorer = Scorer(settings, _library(args), serve.get_replica_context().replica_id.unique_id)
+        self._scorer.load_first()
+        exempt_from_collection()
+
+    async def load(self, digest: str, folder: str) -> Reply:
+        """As ``Scorer.load``."""
+        return await self._scorer.load(digest, folder)
+
+    async def predict(self, ticket: Ticket, folder: str) -> Reply:
+        """As ``Scorer.predict``."""
+        return await self._scorer.predict(ticket, folder)
+
+    async def features(self, ticket: Ticket, folder: str) -> Reply:
+        """As ``Scorer.features``."""
+        return await self._scorer.features(ticket, folder)
+
+    async def make_version(self, digest: str, folder: str, rows: Any, calibration: Any, force: bool) -> Reply:
+        """As ``Scorer.make_version``."""
+        return await self._scorer.make_version(digest, folder, rows, calibration, force)
+
+    async def status(self, wanted: dict[str, str]) -> Status:
+        """As ``Scorer.status``."""
+        return self._scorer.status(wanted)
+
+    async def check_health(self) -> None:
+        """End the process where the device has failed: another one takes its place."""
+        self._scorer.check()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what ``TokensPolicy`` scales by."""
+        return {TokensPolicy.METRIC: float(self._scorer.local.backlog.tokens)}
+
+
+class _IngressReplica:
+    """The application as Ray Serve runs it; it is made inside the replica, for nothing of it can be pickled."""
+
+    def __init__(self, args: _Own, scorer: DeploymentHandle[Any]) -> None:
+        self._args, self._settings, self._calls = args, _start(args), _ServeCalls(scorer)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return the application."""
+        self._app = create_app(
+            self._settings, backend=self._backend, library=_library(self._args), on_change=exempt_from_collection
+        )
+        return self._app
+
+    def _backend(
+        self,
+        settings: Settings,
+        library: Library,
+        metrics: Metrics,
+        on_batch: Sequence[Callable[[BatchReport], None]],
+    ) -> Replicas:
+        replicas = Replicas(settings, library, self._calls, on_batch=on_batch)
+        metrics.registry.register(ReplicaGauges(lambda: replicas.statuses))
+        return replicas
+
+    async def check_health(self) -> None:
+        """Return once an artifact answers. At the start Ray Serve waits for this before it sends requests here.
+
+        Raises:
+            RuntimeError: the configured artifacts cannot be served.
+        """
+        host = self._app.state.artifacts
+        while host.active is None:
+            if host.stage.startswith("failed"):
+                raise RuntimeError(f"the artifacts to start with cannot be served: {host.stage}")
+            await asyncio.sleep(_READY_LOOK_S)
+
+
+class _ServeCalls:
+    """Calls of scorers through Ray Serve. A ``service.backends.ray.replicas.Calls``."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    def present(self) -> frozenset[str]:
+        """Return the names of the replicas, as the router of this process was told."""
+        return PRESENT.of(SCORER)
+
+    async def call(self, replica: str, method: str, *arguments: Any) -> Any:
+        """Return what a method of a replica returns; ReplicaGoneError where it is gone."""
+        response = self._handle.options(method_name=method, multiplexed_model_id=replica).remote(*arguments)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()  # type: ignore[no-untyped-call]
+            raise
+        except (RayActorError, TaskCancelledError, DeploymentUnavailableError) as error:
+            raise ReplicaGoneError(type(error).__name__) from None
+
+
+def _start(args: _Own) -> Settings:
+    settings = Settings(**args.settings)
+    configure_logging(settings.log_level, settings.log_format)
+    prepare_for_torch()
+    return settings
+
+
+def _library(args: _Own) -> Library:
+    module, _, name = args.library.partition(":")
+    library: Library = getattr(importlib.import_module(module), name)()
+    return library
+
+
+_SCORER = serve.deployment(
+    name=SCORER,
+    max_ongoing_requests=_MOST_CALLS,
+    health_check_period_s=1.0,
+    logging_config={"enable_access_log": False},
+    health_check_timeout_s=60.0,
+    request_router_config={"request_router_class": "service.backends.ray.router:DirectRouter"},
+)(_ScorerReplica)
+_INGRESS = serve.deployment(name=INGRESS, num_replicas=1)(serve.ingress()(_IngressReplica))

@@ -1,0 +1,97 @@
+"""What a scorer holds: loaded once, let go when nobody wants it, never while it is in use."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from serving import FakePredictor
+
+from service.backends.ray.held import UNWANTED_S, Held
+from service.errors import ShelfFullError
+
+
+class Shop:
+    """A ``Held`` with a clock that tests move, and what it has loaded."""
+
+    def __init__(self, *, most: int = 2, most_bytes: int = 10_000) -> None:
+        self.now, self.loads = 0.0, list[str]()
+        self.held = Held(most=most, most_bytes=most_bytes, clock=lambda: self.now)
+
+    def lease(self, name: str) -> Any:
+        def load() -> FakePredictor:
+            self.loads.append(name)
+            return FakePredictor(name)
+
+        return self.held.lease(f"sha256:{name}", load)
+
+    def use(self, name: str) -> None:
+        with self.lease(name):
+            self.now += 1
+
+    @property
+    def names(self) -> set[str]:
+        return {digest.removeprefix("sha256:") for digest in self.held.digests}
+
+
+def test_one_is_loaded_once_however_many_ask_at_once() -> None:
+    shop, gate = Shop(), threading.Barrier(8)
+
+    def use() -> None:
+        gate.wait()
+        shop.use("a")
+
+    with ThreadPoolExecutor(8) as pool:
+        for one in [pool.submit(use) for _ in range(8)]:
+            one.result()
+    assert (shop.loads, shop.names) == (["a"], {"a"})
+
+
+def test_the_least_recently_used_one_goes() -> None:
+    shop = Shop()
+    for name in ("a", "b", "a", "c"):
+        shop.use(name)
+    assert shop.names == {"a", "c"}
+
+
+def test_what_is_in_use_is_never_evicted() -> None:
+    shop = Shop()
+    with shop.lease("a"), shop.lease("b"):
+        with pytest.raises(ShelfFullError), shop.lease("c"):
+            pass
+        assert shop.names == {"a", "b"}
+    shop.use("c")
+    assert "c" in shop.names
+
+
+def test_bytes_are_bounded_too() -> None:
+    shop = Shop(most=10, most_bytes=2 * FakePredictor.own_bytes)
+    for name in "abc":
+        shop.use(name)
+    assert shop.names == {"b", "c"}
+
+
+def test_what_nobody_wants_goes_after_a_while_and_not_while_it_is_used() -> None:
+    shop = Shop()
+    shop.use("a")
+    with shop.lease("b"):
+        shop.now += UNWANTED_S + 1
+        shop.held.keep({"sha256:a"})
+        assert shop.names == {"a", "b"}
+    shop.now += UNWANTED_S + 1
+    shop.held.keep({"sha256:a"})
+    assert shop.names == {"a"}
+
+
+def test_a_load_that_fails_leaves_what_is_there() -> None:
+    shop = Shop()
+    shop.use("a")
+
+    def fail() -> Any:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), shop.held.lease("sha256:b", fail):
+        pass
+    assert shop.names == {"a"}
