@@ -72,6 +72,7 @@ class Cluster(BaseModel):
 
 def build(args: Cluster) -> Application:
     """Return the application: an ingress bound to its scorers."""
+    args = Cluster.model_validate(args)  # a mapping, where it comes from a file: Ray sees the annotation as a string
     settings = Settings(**args.settings)  # refused here, and not on a replica
     scale: dict[str, Any] = {"num_replicas": args.scorers}
     if args.max_scorers is not None:

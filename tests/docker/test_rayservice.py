@@ -5,6 +5,7 @@ KubeRay's definition (1.7.0) has been held against it by hand; here stand the fi
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from pydantic import ValidationError
 from test_docker import environment, parse
 
 from service.settings import Settings
@@ -136,3 +138,16 @@ def test_rays_own_ports_are_closed() -> None:
             "spec": {"podSelector": {}, "ingress": [rule]},
         }
         kubernetes_validate.validate(network_policy, "1.37", strict=True)
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+def test_the_builder_takes_its_arguments_as_ray_hands_them_over() -> None:
+    """From a file they come as a mapping; a name or a form that the builder does not know is refused."""
+    from ray.serve import Application
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as built
+
+    (application,) = yaml.safe_load(SPEC["serveConfigV2"])["applications"]
+    builder = pkgutil.resolve_name(application["import_path"])
+    assert isinstance(built(builder, application["args"]), Application)
+    with pytest.raises(ValidationError, match="scorer_gpu\n"):
+        built(builder, application["args"] | {"scorer_gpu": 1})
