@@ -79,11 +79,14 @@ class Calls(Protocol):
 
 @dataclass
 class _Replica:
-    """What is known of a replica: its last status, when that came, and the tokens of tickets sent and not answered."""
+    """What is known of a replica: its last status, when that came, the tokens of tickets sent and not answered, and how
+    many tickets were ever sent.
+    """
 
     status: Status | None = None
     seen: float = 0.0
     sent_tokens: int = 0
+    sent: int = 0
 
 
 @dataclass
@@ -325,6 +328,7 @@ class Replicas:
             name = await self._choose(ticket.digest, trial.tried)
             known = self._replicas.setdefault(name, _Replica())
             known.sent_tokens += ticket.tokens
+            known.sent += 1
             try:
                 sent = replace(ticket, left_s=deadline - time.monotonic())
                 reply: Reply = await self._calls.call(name, method, sent, str(model.artifact.path))
@@ -358,11 +362,10 @@ class Replicas:
                 raise NotReadyError("no replica is there to answer: try again later")
             await asyncio.sleep(LOOK_S / 10)
 
-    def _cost(self, name: str, digest: str) -> tuple[bool, int, str]:
-        known = self._replicas.get(name)
-        if known is None or known.status is None:
-            return True, 0 if known is None else known.sent_tokens, name
-        return digest not in known.status.digests, known.sent_tokens, name
+    def _cost(self, name: str, digest: str) -> tuple[bool, int, int]:
+        """Return what is compared: whether the artifact is missing, the tokens under way, and the turns of equals."""
+        known = self._replicas.get(name, _Replica())
+        return known.status is None or digest not in known.status.digests, known.sent_tokens, known.sent
 
     async def _loaded(self, digest: str, folder: Path) -> Facts:
         """Return the facts of an artifact, once all replicas that there are have loaded it."""

@@ -4,78 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from serving import FakePredictor, artifacts_in, code, library, settings, started
+from scorer_cluster import Cluster, serving
+from serving import code
 
-from service.app import create_app
 from service.backends.ray.autoscaling import TokensPolicy
-from service.backends.ray.replicas import TRIES, ReplicaGoneError, Replicas
-from service.backends.ray.scorer import Scorer
+from service.backends.ray.replicas import TRIES, ReplicaGoneError
 from service.telemetry.logs import EVENTS
 
 pytestmark = pytest.mark.anyio
-
-
-@dataclass
-class Cluster:
-    """Scorers by name, each with predictors of its own, called as over a network: what goes and comes is pickled."""
-
-    folder: Path
-    scorers: dict[str, Scorer] = field(default_factory=dict)
-    predictors: dict[str, FakePredictor] = field(default_factory=dict)
-    calls: list[tuple[str, str]] = field(default_factory=list)
-    gone: set[str] = field(default_factory=set)
-    #: What a call of a method raises in the place of its answer, once.
-    failing: dict[str, Exception] = field(default_factory=dict)
-
-    def add(self, name: str, **values: Any) -> None:
-        first, second = artifacts_in(self.folder / name, "first", "second")
-        self.predictors[name] = first
-        own = settings(artifact="first", artifacts_root=self.folder / name, **values)
-        self.scorers[name] = Scorer(own, library(first, second), name)
-        self.scorers[name].load_first()
-
-    def present(self) -> frozenset[str]:
-        return frozenset(self.scorers) - self.gone
-
-    async def call(self, replica: str, method: str, *arguments: Any) -> Any:
-        name = replica if replica in self.present() else min(self.present())
-        self.calls.append((name, method))
-        if error := self.failing.pop(name, None):
-            self.gone.add(name)
-            raise error
-        answer = getattr(self.scorers[name], method)(*pickle.loads(pickle.dumps(arguments)))  # noqa: S301 its own
-        answer = await answer if asyncio.iscoroutine(answer) else answer
-        return pickle.loads(pickle.dumps(answer))  # noqa: S301 its own
-
-    def answered_by(self, method: str = "predict") -> list[str]:
-        return [name for name, called in self.calls if called == method]
-
-
-@asynccontextmanager
-async def serving(cluster: Cluster, **values: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Replicas]]:
-    """Yield a client of an ingress over a cluster's scorers, and its backend."""
-    (cluster.folder / "ingress").mkdir()
-    encoders = library(*artifacts_in(cluster.folder / "ingress", "first", "second"))
-    made: list[Replicas] = []
-
-    def backend(own: Any, known: Any, metrics: Any, on_batch: Any) -> Replicas:
-        made.append(Replicas(own, known, cluster, on_batch=on_batch))
-        return made[0]
-
-    own = settings(artifact="first", artifacts_root=cluster.folder / "ingress", **values)
-    app = create_app(own, backend=backend, library=replace(encoders, encoder=encoders.load))
-    async with started(app) as client:
-        yield client, made[0]
-    for predictor in cluster.predictors.values():
-        predictor.released.set()
 
 
 @pytest.fixture
@@ -116,11 +58,16 @@ async def test_a_ticket_goes_to_a_replica_that_has_the_artifact_and_a_new_one_ge
     async with serving(cluster) as (client, _):
         assert (await client.post("/artifacts/second/load")).status_code == 200
         (cluster.folder / "c").mkdir()
-        cluster.add("c")
-        for _ in range(3):
+        loading = cluster.add("c")
+        loading.hold()
+        await until(loading.entered.is_set)
+        for _ in range(6):
             assert (await predict(client, artifact="second")).status_code == 200
-        assert "c" not in cluster.answered_by()
-        await until(lambda: len(cluster.scorers["c"].status({}).digests) == 2)
+        assert set(cluster.answered_by()) == {"a", "b"}
+        loading.released.set()
+        async with asyncio.timeout(60):
+            while "c" not in cluster.answered_by():
+                assert (await predict(client, artifact="second")).status_code == 200
 
 
 @pytest.mark.parametrize("method", ["predict", "features"])
