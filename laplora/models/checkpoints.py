@@ -51,7 +51,8 @@ def fetch_checkpoint(where: str, kind: Kind, *, cache: Path | None = None, progr
     """Return the folder in the cache of what lies at an address: a base model, its tokenizer, or an adapter.
 
     It is fetched where it is not there in its present state, whole or not at all; a stopped call goes on with the files
-    that it had. Several processes may ask at once. What lies on the hub is in huggingface_hub's own cache.
+    that it had. Several processes may ask at once. What lies on the hub is in huggingface_hub's own cache,
+    and at a commit's whole hash is taken from it without asking.
 
     Raises:
         ConfigError: an address that is none, or one with a part that must not be recorded, as this one will be.
@@ -82,7 +83,7 @@ def fetch_checkpoint(where: str, kind: Kind, *, cache: Path | None = None, progr
 
 
 def _from_hub(address: Address, kind: Kind, progress: Progress | None) -> Path:
-    store = HubStore(address)
+    store = HubStore(address, ask=False)
     report(f"fetching {address} at commit {store.version}", progress)
     weights = (WHOLE, INDEX, "model-*.safetensors") if kind == "base" else ()
     folder = store.snapshot(ADAPTER_FILES if kind == "adapter" else (*_BASE_FILES, *weights))

@@ -5,6 +5,7 @@ The token comes from ``HF_TOKEN`` or ``hf auth login``, the hub from ``HF_ENDPOI
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,24 +14,32 @@ from laplora.errors import DownloadError
 from laplora.remote.address import Address
 
 _PART_BYTES = 2**20
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubStore:
     """The files below one address at one commit.
 
+    Args:
+        ask: whether the hub is asked for the commit of a revision that is one's whole hash; without, what is in
+            huggingface_hub's cache needs no hub.
+
     Raises:
         DownloadError: no such repository or revision, or the hub does not answer or refuses.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, *, ask: bool = True) -> None:
         from huggingface_hub import HfApi
 
         self._address = address
+        self.version: str | None = address.revision
+        if not ask and self.version is not None and _COMMIT.fullmatch(self.version):
+            return
         with self._answering("the repository"):
             info = HfApi().model_info(address.repository, revision=address.revision)
         if not info.sha:
             raise DownloadError(f"{address}: the hub names no commit of it")
-        self.version: str | None = info.sha
+        self.version = info.sha
 
     def read(self, name: str) -> Iterator[bytes]:
         """Yield a file's bytes, at the commit."""
@@ -56,8 +65,11 @@ class HubStore:
         from huggingface_hub import snapshot_download
 
         wanted = [self._path(pattern) for pattern in patterns]
-        with self._answering("its files"):
-            whole = snapshot_download(self._address.repository, revision=self.version, allow_patterns=wanted)
+        try:
+            with self._answering("its files"):
+                whole = snapshot_download(self._address.repository, revision=self.version, allow_patterns=wanted)
+        except FileNotFoundError:  # what it calls files that are not in the cache while the hub is away
+            raise DownloadError(f"{self._address}: the hub does not answer, and not all is in its cache") from None
         return Path(whole) / self._address.folder
 
     def write(self, files: Mapping[str, Path], last: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from head_artifacts import pack_several
+from huggingface_hub import close_session
 from remote_servers import hub_server, object_server
 
 from laplora.artifact.fetched import push_artifact
@@ -133,6 +134,13 @@ def test_a_base_and_an_adapter_of_the_hub_are_those_of_a_commit(
         assert sorted(path.name for path in folder.iterdir() if path.is_file()) == sorted(adapter)[1:]
         with pytest.raises(ModelError, match=r"config\.json"):
             fetch_checkpoint("hf://owner/name", "base", progress=said.append)
+    # The hub is away: a commit does not change, what a branch is nobody knows.
+    close_session()
+    pinned = f"hf://owner/name@{commit}/sub"
+    assert (fetch_checkpoint(pinned, "base", progress=said.append) / "config.json").read_text() == "{} config.json"
+    for lost in ("hf://owner/name/sub", f"hf://owner/name@{'0' * 40}/sub"):
+        with pytest.raises(DownloadError, match="the hub does not"):
+            fetch_checkpoint(lost, "base", progress=said.append)
 
 
 def test_an_artifact_and_its_base_from_a_store_answer_as_from_folders(store: None, tmp_path: Path) -> None:
