@@ -170,6 +170,8 @@ class LabelTrainer(Trainer):
         return int(self.workers.summed([torch.tensor(own)])[0])
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.workers.first:  # newer versions of transformers call it in every process
+            return
         assert self.model is not None
         assert self.args.output_dir is not None
         save_adapter(self.model, Path(output_dir or self.args.output_dir))

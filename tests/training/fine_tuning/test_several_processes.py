@@ -103,9 +103,12 @@ def test_sharded_weights_are_trained_and_saved_whole(root: Path) -> None:
     assert not list((run_folder(root, "two-sharded") / "checkpoints").glob("checkpoint-*"))
 
 
-def test_only_the_first_process_speaks(root: Path) -> None:
-    assert "fine-tuning on 30 rows" in (root / "two" / "2-0.log").read_text()
-    assert "fine-tuning on" not in (root / "two" / "2-1.log").read_text()
+def test_only_the_first_process_speaks_and_writes(root: Path) -> None:
+    """Two that write one file at once leave half of it to read."""
+    first, second = ((root / "two" / f"2-{rank}.log").read_text() for rank in (0, 1))
+    for said in ("fine-tuning on 30 rows", "writes checkpoint-16"):
+        assert said in first
+        assert said not in second
 
 
 def test_torchrun_makes_the_artifact_of_one_process(
