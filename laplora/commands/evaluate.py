@@ -33,6 +33,7 @@ from laplora.commands.console import (
     write,
 )
 from laplora.errors import ConfigError
+from laplora.remote.address import is_address
 
 _WITH_INTERVAL = ("accuracy", "nll", "brier", "auroc_error")
 #: Shown of each method, in this order.
@@ -62,7 +63,9 @@ def evaluate(
     bins: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Bins of the ECE.")] = 15,
     resamples: Annotated[
         int,
-        typer.Option(metavar="N", min=0, max=100_000, help="Resamples of the bootstrap, which most intervals are of."),
+        typer.Option(
+            metavar="N", min=0, max=100_000, help="Resamples of the bootstrap, which most intervals are of; 0: none."
+        ),
     ] = 1000,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of these resamples.")] = 0,
     parts: Annotated[
@@ -93,6 +96,8 @@ def evaluate(
         raise ConfigError(f"ece_limit and ece_excess are known for {BINS} bins alone: leave out --bins")
     if workers > 1 and parts is None:
         raise ConfigError("--workers needs --parts FOLDER, which the blocks of the rows are kept in")
+    if parts is None and is_address(data):
+        raise ConfigError("--data at an address needs --parts FOLDER, which the blocks of the rows are kept in")
     folder = folder_of(artifact)
     read = read_artifact(folder)
     check_predictive(read, how)

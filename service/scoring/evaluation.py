@@ -109,7 +109,8 @@ def measure_method(
 
     Args:
         rows: at least one; truths: of each row.
-        scaled: the same inputs' rows by ``REFERENCE``, which the NLL is compared with; None: nothing is.
+        scaled: the same inputs' rows by ``REFERENCE``, which the NLL is compared with; None, or without resamples:
+            nothing is.
 
     Raises:
         NonFiniteError: a number that is not finite.
@@ -131,7 +132,7 @@ def measure_method(
         metrics = evaluate_probs(probs, right, score, **options).to_json()
     del metrics["rows"]
     metrics["over_temperature"] = None
-    if scaled is not None:
+    if scaled is not None and how.resamples:
         other, _ = questions([probs for probs, _ in scaled], truths, names)
         drawn = {"resamples": how.resamples, "seed": how.seed, "together": names.questions}
         metrics["over_temperature"] = asdict(nll_difference(probs, other, right, **drawn))

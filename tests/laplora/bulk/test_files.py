@@ -147,7 +147,7 @@ def test_the_figures_are_those_of_the_whole_file(
     else:
         write_parquet(data, rows)
     command = ["evaluate", "-a", str(sentiment_run.artifact), "--data", str(data), "--device", "cpu", "--json"]
-    command += ["--resamples", "20"]
+    command += ["--resamples", "0"]
     assert main([*command, "--threads", "1"]) == 0
     whole = json.loads(capsys.readouterr().out)
     assert main([*command, "--parts", str(tmp_path / "parts")]) == 0
@@ -177,6 +177,7 @@ def test_rows_that_cannot_be_measured_are_said_before_any_is_answered(
         (["predict", "--data", "in.jsonl"], "--data and --out go together"),
         (["predict", "--workers", "2"], "--workers needs --data and --out"),
         (["evaluate", "--data", "in.jsonl", "--workers", "2"], "--workers needs --parts"),
+        (["evaluate", "--data", "s3://bucket/in.jsonl"], "--data at an address needs --parts"),
     ],
 )
 def test_options_that_go_together(command: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
