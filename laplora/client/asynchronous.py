@@ -397,8 +397,8 @@ class AsyncClient:
     ) -> AsyncIterator[JobEvent]:
         """Yield a job's changes as they happen, its state now first, until it has ended.
 
-        A connection that breaks, or a service that starts anew, is followed on behind the last change. However
-        that ends, only ``cancel_job`` cancels the job.
+        A connection that breaks, or a service that starts anew, also behind a proxy, is followed on behind the last
+        change. However that ends, only ``cancel_job`` cancels the job.
 
         Args:
             after: number of the last change that is known; those since then come, of the newest 500.
@@ -428,8 +428,8 @@ class AsyncClient:
                 failure: ServiceFailedError = ServiceUnreachableError("the events ended before the job", code="ended")
             except httpx.TransportError as error:
                 failure = ServiceUnreachableError(f"the events broke off ({type(error).__name__})", code="unreachable")
-            except ServiceUnavailableError as error:
-                failure = error
+            except ServiceFailedError as error:
+                failure = jobs.lost(error)
             lines = jobs.EventLines()
             await self._wait(failure, max(1, tried), retries)
 

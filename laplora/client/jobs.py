@@ -16,7 +16,13 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from laplora.client.answers import Artifact, Evaluated, Record
-from laplora.client.failures import DETAILS, JobFailedError, ServiceFailedError
+from laplora.client.failures import (
+    DETAILS,
+    JobFailedError,
+    ServiceFailedError,
+    ServiceUnavailableError,
+    ServiceUnreachableError,
+)
 from laplora.client.requests import checked
 
 Inputs = Iterable[Mapping[str, Any]] | str | os.PathLike[str]
@@ -177,6 +183,18 @@ class EventLines:
             return JobEvent(number=int(fields["id"]), job=Job.model_validate_json(fields["data"]))
         except (KeyError, ValueError):
             raise ServiceFailedError("an event of the stream is no job's", code="not_understood") from None
+
+
+def lost(error: ServiceFailedError) -> ServiceFailedError:
+    """Return what ends a stream of events for now; raise an error that stays.
+
+    A proxy before a service that starts anew sends 502 or 504.
+    """
+    if error.status in (502, 504):
+        return ServiceUnreachableError(error.message, status=error.status, code="unreachable")
+    if isinstance(error, ServiceUnavailableError):
+        return error
+    raise error
 
 
 @contextmanager

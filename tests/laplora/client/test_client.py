@@ -167,6 +167,20 @@ def test_another_server_at_that_address(connect: Connect, status: int, body: str
         assert not client.ready() or status == 200
 
 
+def test_a_job_is_followed_across_a_proxy_whose_service_starts_anew() -> None:
+    def through(handler: Handler) -> Client:
+        return Client("http://proxy", transport=httpx.MockTransport(handler))
+
+    job = answer_to("GET", "/evaluate/jobs/j") | {"status": "done"}
+    event = f"id: 7\ndata: {json.dumps(job)}\n\n"
+    answers = [httpx.Response(502, text="<html>"), httpx.Response(504), httpx.Response(200, text=event)]
+    patient = Retries(tries=3, first_s=0.01)
+    with through(lambda _request: answers.pop(0)) as client:
+        assert [one.number for one in client.follow_job("j", retries=patient)] == [7]
+    with through(lambda _request: httpx.Response(500)) as client, pytest.raises(ServiceFailedError):
+        next(iter(client.follow_job("j", retries=patient)))
+
+
 @pytest.mark.parametrize("others", ["answered", "wait"])
 def test_after_a_refusal_nothing_more_is_sent(connect: Connect, others: str) -> None:
     """Not by the batches that have not begun, nor by those that wait for their next try."""
