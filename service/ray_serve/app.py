@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
-from ray.exceptions import RayActorError, TaskCancelledError
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from service.app import create_app
@@ -207,7 +207,10 @@ class _ServeCalls:
         except asyncio.CancelledError:
             response.cancel()  # type: ignore[no-untyped-call]
             raise
-        except (RayActorError, TaskCancelledError, DeploymentUnavailableError) as error:
+        except (RayError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
+            # An error of a replica's own code is also of Ray's class for it: it would be the same at another replica.
+            if isinstance(error, RayTaskError) and not isinstance(error, RayActorError | TaskCancelledError):
+                raise
             raise ReplicaGoneError(type(error).__name__) from None
 
 
