@@ -14,6 +14,7 @@ from service.artifacts.host import ArtifactHost
 from service.errors import (
     ArtifactChangedError,
     BatchTooLargeError,
+    DeviceFaultError,
     DeviceMemoryError,
     UnscorableInputError,
     UploadChangedError,
@@ -126,7 +127,9 @@ async def score_chunk(
         row = chunk.items[int(place[1])].row if place else None
         # What is refused for a while, or because it is too much, is about no row, unless it names one.
         refused = isinstance(error, BatchTooLargeError) or kind_of(error).status in (429, 503)
-        if row is None and refused and not isinstance(error, DeviceMemoryError):
+        # Where the server outlives a lost device, a row may have lost it, and would lose the next one.
+        lost = isinstance(error, DeviceFaultError) and not scorer.backend.failed
+        if row is None and refused and not lost and not isinstance(error, DeviceMemoryError):
             raise
         raise RowError(row, error) from error
     rows: list[ScoredRow] = []

@@ -28,6 +28,8 @@ from service.telemetry.logs import logger
 _CHUNK_ROWS = 256
 #: How often an upload that cannot be read for now is tried before another server is to have the job.
 _READ_TRIES = 4
+#: How often a lone row is tried again whose scorers were lost: others may have been why. A chunk is halved at once.
+_LOST_TRIES = 2
 
 
 class Run:
@@ -184,9 +186,11 @@ class Run:
             return
         cause, row = (error.cause, error.row) if isinstance(error, RowError) else (error, None)
         half, few = max(1, len(chunk.items) // 2), len(chunk.items) <= 1
+        lost = isinstance(error, RowError) and isinstance(cause, errors.DeviceFaultError)
+        again = not lost or (few and self.pauses.tried < _LOST_TRIES)
         if isinstance(cause, BatchTooLargeError) and not few:
             self.rows = self.most_rows = half
-        elif self.pauses.waits_out(cause):
+        elif again and self.pauses.waits_out(cause):
             if ahead:
                 self.alone = True
                 return

@@ -243,15 +243,17 @@ class Replicas:
     def load(self, folder: Path, enter: Enter) -> RemoteModel:
         """Return the artifact in a folder, once every replica that there is has loaded it. Not for the event loop.
 
+        A scorer is there once it has loaded its model, which may take minutes: only ``enter`` ends the wait for one.
+
         Raises:
             LaploraError: it cannot be served.
-            DeviceFaultError: no replica was there to load it.
+            DeviceFaultError: the replicas that were to load it were lost.
         """
         enter("loading", "reading the artifact")
         encoder = self._library.encoder(folder, self._settings, lambda stage: enter("loading", stage))
         digest = encoder.artifact.digest
         loading = self._loaded(digest, folder)
-        facts = cast(Facts, self._waited(loading, lambda: enter("loading", "loading on the replicas")))
+        facts = cast(Facts, self._waited(loading, lambda: enter("loading", self._load_stage())))
         base = encoder.artifact.manifest.base
         model = RemoteModel(encoder, facts, self._bases.setdefault(repr(base), base))
         self._models.add(model)
@@ -367,10 +369,14 @@ class Replicas:
         known = self._replicas.get(name, _Replica())
         return known.status is None or digest not in known.status.digests, known.sent_tokens, known.sent
 
+    def _load_stage(self) -> str:
+        return "loading on the replicas" if self._calls.present() else "waiting for a scorer"
+
     async def _loaded(self, digest: str, folder: Path) -> Facts:
         """Return the facts of an artifact, once all replicas that there are have loaded it."""
         for _ in range(TRIES + 1):
-            await self._choose(digest, set())
+            while not self._calls.present():
+                await asyncio.sleep(LOOK_S / 10)
             calls = [self._calls.call(name, "load", digest, str(folder)) for name in self._calls.present()]
             replies = await asyncio.gather(*calls, return_exceptions=True)
             for reply in replies:

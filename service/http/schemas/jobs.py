@@ -59,8 +59,8 @@ class BadRow(Answer):
 
     line: int = Field(description="Number of the line, from 1.", examples=[17])
     code: str = Field(examples=["unscorable_input"])
-    """The error of POST /evaluate for it: unscorable_input, device_memory or another; device_fault: the server ended
-    uncleanly, several times, while this row ran.
+    """The error of POST /evaluate for it: unscorable_input, device_memory or another; device_fault: the server, or
+    on a Ray cluster the scorers, ended uncleanly, several times, while this row ran.
     """
 
 

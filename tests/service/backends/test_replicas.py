@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from serving import code
 
 from service.backends.ray.autoscaling import TokensPolicy
 from service.backends.ray.replicas import TRIES, ReplicaGoneError
+from service.jobs import waiting
 from service.telemetry.logs import EVENTS
 
 pytestmark = pytest.mark.anyio
@@ -77,8 +79,9 @@ async def test_a_replica_that_is_gone_is_replaced_by_another(cluster: Cluster, m
         if method == "features":
             model = next(iter(replicas._models))
             ticket = pickle.loads(pickle.dumps(_ticket(model)))  # noqa: S301 its own
-            with pytest.raises(Exception, match="structure"):
-                await replicas.features(ticket)
+            for _ in range(2):  # in turns: one of them comes to each replica
+                with pytest.raises(Exception, match="structure"):
+                    await replicas.features(ticket)
         else:
             answers = [await predict(client) for _ in range(4)]
             assert {answer.status_code for answer in answers} == {200}
@@ -100,6 +103,45 @@ async def test_rows_that_end_replicas_are_given_up_after_two(cluster: Cluster) -
         assert len(cluster.gone) == TRIES == 2
         cluster.failing.clear()
         assert (await predict(client)).status_code == 200
+
+
+async def test_a_row_of_a_job_that_ends_replicas_is_left_out(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_LONGEST_PAUSE_S", 0.02)
+    call, killed = cluster.call, list[str]()
+
+    async def lose(replica: str, method: str, *arguments: Any) -> Any:
+        if method == "predict" and any(777 in row.token_ids for row in arguments[0].rows):
+            killed.append(replica)
+            raise ReplicaGoneError
+        return await call(replica, method, *arguments)
+
+    monkeypatch.setattr(cluster, "call", lose)
+    rows = [{"text": f"a {777 if number == 11 else 12}", "label": "positive"} for number in range(16)]
+    async with serving(cluster) as (client, _):
+        body, kind = "".join(json.dumps(row) + "\n" for row in rows), {"content-type": "application/jsonl"}
+        sent = await client.post("/evaluate/jobs", content=body, headers=kind, params={"resamples": 10})
+        async with asyncio.timeout(60):
+            while (job := (await client.get(f"/evaluate/jobs/{sent.json()['id']}")).json())["status"] != "done":
+                assert len(killed) < 100, job
+                await asyncio.sleep(0.01)
+    assert job["bad_rows"] == [{"line": 12, "code": "device_fault"}]
+    assert (job["rows_done"], job["result"]["rows"]) == (16, 15)
+
+
+async def test_a_load_waits_for_a_scorer_however_long_that_loads(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.backends.ray.replicas.WAIT_S", 0.0)
+    async with serving(cluster) as (_, replicas):
+        cluster.gone, stages = {"a", "b"}, list[str]()
+
+        def load() -> Any:
+            return replicas.load(cluster.folder / "ingress" / "second", lambda phase, stage: stages.append(stage))
+
+        loading = asyncio.create_task(asyncio.to_thread(load))
+        await until(lambda: loading.done() or stages.count("waiting for a scorer") == 3)
+        cluster.gone = set()
+        assert (await loading).artifact.name == "second"
 
 
 async def test_errors_come_whole_from_a_replica(cluster: Cluster) -> None:
