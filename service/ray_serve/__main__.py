@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ _OBJECT_STORE_BYTES = 256 * 2**20
 
 
 def main() -> int:
-    """Serve until Ctrl-C; return the process's exit status."""
+    """Serve until Ctrl-C or SIGTERM; return the process's exit status. What serves on this machine drains first."""
     parser = argparse.ArgumentParser(prog="python -m service.ray_serve", description=__doc__)
     parser.add_argument("file", type=Path, help="JSON file of the cluster, as docs/ray.md has it")
     file: Path = parser.parse_args().file
@@ -38,13 +41,19 @@ def main() -> int:
     except (OSError, ValidationError) as error:
         sys.stderr.write(f"python -m service.ray_serve: {error}\n")
         return ExitStatus.USAGE
-    if "RAY_ADDRESS" not in os.environ:
+    here = "RAY_ADDRESS" not in os.environ
+    if here:
         _start_here(ray)
         address = ray.get_runtime_context().gcs_address
         configure_logging(settings.log_level, settings.log_format)
         logger.info("a Ray cluster of this machine", extra={"event": "ray_started", "address": address})
     serve.start(http_options={"host": settings.host, "port": settings.port})
-    serve.run(build(cluster), name="laplora", blocking=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # in the place of Ray's
+    try:
+        serve.run(build(cluster), name="laplora", blocking=True)
+    except KeyboardInterrupt:
+        if here:
+            _drain(serve, settings.request_timeout_s + settings.drain_s)
     return ExitStatus.CLEAN
 
 
@@ -58,6 +67,16 @@ def _start_here(ray: Any) -> None:
             ray.shutdown()
             if not left:
                 raise
+
+
+def _drain(serve: Any, leave_s: float) -> None:
+    """Stop the application once its requests are answered; a second signal ends the wait, and ``leave_s`` do."""
+    give_up = time.monotonic() + leave_s
+    with suppress(KeyboardInterrupt):
+        while time.monotonic() < give_up:
+            with suppress(TimeoutError):  # Ray Serve waits a minute
+                serve.delete("laplora")
+                return
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ class Held:
     def __init__(self, *, most: int, most_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most, self._most_bytes, self._clock = most, most_bytes, clock
         self._held: dict[str, _Held] = {}
+        self._wanted: dict[str, float] = {}  # when each digest was wanted last
         self._lock, self._loading = threading.Lock(), threading.Lock()
 
     @property
@@ -52,12 +53,26 @@ class Held:
         with self._lock:
             return [one.predictor for one in self._held.values()]
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more finds a place without a wanted one going for it."""
+        with self._lock:
+            return sum(one.leases > 0 or digest in self._wanted for digest, one in self._held.items()) < self._most
+
+    def lease_if_there(self, digest: str) -> AbstractContextManager[Predictor] | None:
+        """Return a lease, to be entered at once, of a digest that is loaded; None where it is not. Never loads."""
+        held = self._take(digest)
+        return None if held is None else self._used(held)
+
     @contextmanager
-    def lease(self, digest: str, load: Callable[[], Predictor]) -> Iterator[Predictor]:
+    def lease(self, digest: str, load: Callable[[], Predictor], *, spare_wanted: bool = False) -> Iterator[Predictor]:
         """Yield the predictor of a digest, loaded now if it is not; inside the block it stays.
 
+        Args:
+            spare_wanted: no wanted one goes for it.
+
         Raises:
-            ShelfFullError: it does not fit beside those in use.
+            ShelfFullError: it does not fit beside those in use, or those wanted.
             Exception: what ``load`` raises.
         """
         held = self._take(digest)
@@ -65,7 +80,12 @@ class Held:
             with self._loading:
                 held = self._take(digest)  # somebody else may have loaded it meanwhile
                 if held is None:
-                    held = self._put(load())
+                    held = self._put(load(), spare_wanted)
+        with self._used(held) as predictor:
+            yield predictor
+
+    @contextmanager
+    def _used(self, held: _Held) -> Iterator[Predictor]:
         try:
             yield held.predictor
         finally:
@@ -76,10 +96,10 @@ class Held:
         """Note what is wanted, and let go of what has been neither wanted nor used for ``UNWANTED_S``."""
         with self._lock:
             now = self._clock()
+            lately = {digest: when for digest, when in self._wanted.items() if now - when <= UNWANTED_S}
+            self._wanted = lately | dict.fromkeys(wanted, now)
             for digest, held in list(self._held.items()):
-                if digest in wanted:
-                    held.used = now
-                elif held.leases == 0 and now - held.used > UNWANTED_S:
+                if digest not in self._wanted and held.leases == 0 and now - held.used > UNWANTED_S:
                     del self._held[digest]
 
     def _take(self, digest: str) -> _Held | None:
@@ -90,17 +110,18 @@ class Held:
                 held.used = self._clock()
             return held
 
-    def _put(self, predictor: Predictor) -> _Held:
-        """Add a predictor with one lease; the least recently used idle ones go for it."""
+    def _put(self, predictor: Predictor, spare_wanted: bool) -> _Held:
+        """Add a predictor with one lease; idle ones go for it, unwanted ones first, then by their last use."""
         with self._lock:
             new = _Held(predictor, leases=1, used=self._clock())
             kept = dict(self._held)
-            idle = sorted((d for d, one in kept.items() if one.leases == 0), key=lambda digest: kept[digest].used)
+            idle = [d for d, one in kept.items() if one.leases == 0 and not (spare_wanted and d in self._wanted)]
+            idle.sort(key=lambda digest: (digest in self._wanted, kept[digest].used))
             while not self._fits([*kept.values(), new]):
                 if not idle:
                     size = sum(one.predictor.own_bytes for one in kept.values()) + predictor.own_bytes
                     raise ShelfFullError(
-                        f"no room for another artifact: with the {len(kept)} in use there would be {size} bytes",
+                        f"no room for another artifact: with the {len(kept)} that stay there would be {size} bytes",
                         limit=self._most_bytes,
                         got=size,
                     )

@@ -55,6 +55,7 @@ class Status:
         rows, tokens, oldest_wait_s: what waits there, as of ``Backlog``.
         batch_tokens: most padded tokens of a batch.
         batches: that ran since the last status, the newest at most.
+        stalled: its device does not answer, though it does.
     """
 
     replica: str
@@ -64,3 +65,4 @@ class Status:
     oldest_wait_s: float
     batch_tokens: int
     batches: tuple[BatchReport, ...] = ()
+    stalled: bool = False

@@ -88,6 +88,11 @@ class _Replica:
     sent_tokens: int = 0
     sent: int = 0
 
+    @property
+    def stalled(self) -> bool:
+        """Whether it has said that its device does not answer."""
+        return self.status is not None and self.status.stalled
+
 
 @dataclass
 class _Trial:
@@ -183,9 +188,9 @@ class Replicas:
             raise DrainingError("the server is stopping and takes no new requests")
 
     def require_responsive(self) -> None:
-        """Return if a replica has answered lately; DeviceStalledError where none has."""
-        if not any(time.monotonic() - one.seen < SILENT_S for one in self._replicas.values()):
-            raise DeviceStalledError(f"no replica has answered for {SILENT_S:g} seconds")
+        """Return if a replica has answered lately whose device does too; DeviceStalledError where none has."""
+        if not any(not one.stalled and time.monotonic() - one.seen < SILENT_S for one in self._replicas.values()):
+            raise DeviceStalledError(f"no replica has answered for {SILENT_S:g} seconds, or no device of one does")
 
     def check_room(self, caller: str) -> None:
         """Check that one short row would find room; errors as of ``Admission.check_room``."""
@@ -251,13 +256,15 @@ class Replicas:
         """
         enter("loading", "reading the artifact")
         encoder = self._library.encoder(folder, self._settings, lambda stage: enter("loading", stage))
-        digest = encoder.artifact.digest
-        loading = self._loaded(digest, folder)
-        facts = cast(Facts, self._waited(loading, lambda: enter("loading", self._load_stage())))
         base = encoder.artifact.manifest.base
-        model = RemoteModel(encoder, facts, self._bases.setdefault(repr(base), base))
-        self._models.add(model)
-        return model
+
+        async def loaded() -> RemoteModel:
+            facts = await self._loaded(encoder.artifact.digest, folder)
+            model = RemoteModel(encoder, facts, self._bases.setdefault(repr(base), base))
+            self._models.add(model)  # on the event loop, which goes through them
+            return model
+
+        return cast(RemoteModel, self._waited(loaded(), lambda: enter("loading", self._load_stage())))
 
     def budget_of(self, model: Model) -> TokenBudget:
         """Return how large an artifact's batches may be on the replica that said it first."""
@@ -364,10 +371,13 @@ class Replicas:
                 raise NotReadyError("no replica is there to answer: try again later")
             await asyncio.sleep(LOOK_S / 10)
 
-    def _cost(self, name: str, digest: str) -> tuple[bool, int, int]:
-        """Return what is compared: whether the artifact is missing, the tokens under way, and the turns of equals."""
+    def _cost(self, name: str, digest: str) -> tuple[bool, bool, int, int]:
+        """Return what is compared: whether the device stalls, and the artifact is missing, the tokens under way, and
+        the turns of equals.
+        """
         known = self._replicas.get(name, _Replica())
-        return known.status is None or digest not in known.status.digests, known.sent_tokens, known.sent
+        missing = known.status is None or digest not in known.status.digests
+        return known.stalled, missing, known.sent_tokens, known.sent
 
     def _load_stage(self) -> str:
         return "loading on the replicas" if self._calls.present() else "waiting for a scorer"
@@ -391,6 +401,15 @@ class Replicas:
         raise DeviceFaultError("the replicas are gone before they loaded the artifact")
 
     async def _look_forever(self) -> None:
+        looks: dict[str, asyncio.Task[None]] = {}
+        try:
+            await self._look_at_all(looks)
+        finally:
+            for look in looks.values():
+                look.cancel()
+
+    async def _look_at_all(self, looks: dict[str, asyncio.Task[None]]) -> None:
+        """Look at each replica in a task of its own: one that does not answer keeps none of the others waiting."""
         while True:
             names = self._calls.present()
             for name in set(self._replicas) - names:
@@ -399,17 +418,20 @@ class Replicas:
             with self._lock:
                 self._admission.resize(self._limits(len(names)))
             # Where none is known yet, the first call lets the router find them.
-            looks = [asyncio.ensure_future(self._look_at(name)) for name in names or {""}]
-            await asyncio.wait(looks, timeout=SILENT_S)
-            for look in looks:
-                look.cancel()
+            wanted = names or {""}
+            for name in set(looks) - wanted:
+                looks.pop(name).cancel()
+            for name in wanted:
+                if name not in looks or looks[name].done():
+                    looks[name] = asyncio.ensure_future(self._look_at(name))
             await asyncio.sleep(LOOK_S)
 
     async def _look_at(self, name: str) -> None:
         wanted = {model.artifact.digest: str(model.artifact.path) for model in self._models}
         try:
-            status: Status = await self._calls.call(name, "status", wanted)
-        except ReplicaGoneError:
+            async with asyncio.timeout(SILENT_S):
+                status: Status = await self._calls.call(name, "status", wanted)
+        except (ReplicaGoneError, TimeoutError):
             return
         known = self._replicas.setdefault(status.replica, _Replica())
         known.status, known.seen = status, time.monotonic()

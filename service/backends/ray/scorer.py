@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,7 +23,8 @@ from service.artifacts.predictors import Library
 from service.backends.local import Local
 from service.backends.ray.held import Held
 from service.backends.ray.messages import Facts, Reply, Status
-from service.errors import ArtifactChangedError
+from service.backends.ray.wanted import Wanted
+from service.errors import ArtifactChangedError, DeviceFaultError, DeviceStalledError, LoadTimeoutError
 from service.exit_status import ExitStatus
 from service.scoring.admission import Amount
 from service.scoring.entry import Entry
@@ -55,7 +57,7 @@ class Scorer:
         whole = {"client_share": 1.0, "max_queue_rows": 2**31, "max_queue_tokens": 2**40}
         self.local = Local(settings.model_copy(update=whole), library, on_batch=(self._batches.append,))
         self._held = Held(most=settings.max_artifacts, most_bytes=settings.max_artifact_bytes)
-        self._loads: set[str] = set()
+        self._wanted = Wanted()
         self.local.start()
 
     def load_first(self) -> None:
@@ -87,8 +89,7 @@ class Scorer:
         """Return how it is, and see to it that the wanted artifacts, folders by digest, are loaded."""
         self._held.keep(wanted)
         for digest, folder in wanted.items():
-            if digest not in self._held.digests and digest not in self._loads:
-                self._loads.add(digest)
+            if digest not in self._held.digests and self._held.has_room and self._wanted.begin(digest):
                 asyncio.get_running_loop().run_in_executor(None, self._load_wanted, digest, Path(folder))
         backlog = self.local.backlog
         batches = tuple(self._batches.popleft() for _ in range(len(self._batches)))
@@ -100,7 +101,16 @@ class Scorer:
             backlog.oldest_wait_s,
             self.local.batch_tokens,
             batches,
+            self._stalled,
         )
+
+    @property
+    def _stalled(self) -> bool:
+        try:
+            self.local.require_responsive()
+        except (DeviceFaultError, DeviceStalledError):
+            return True
+        return False
 
     async def load(self, digest: str, folder: str) -> Reply:
         """Return the facts of an artifact, loaded and verified now if it is not."""
@@ -138,13 +148,21 @@ class Scorer:
     async def make_version(
         self, digest: str, folder: str, rows: Sequence[Example], calibration: Sequence[Example], force: bool
     ) -> Reply:
-        """Return the version that learned from labelled rows: see ``Backend.make_version``."""
+        """Return the version that learned from labelled rows: see ``Backend.make_version``; cancelling this ends it."""
+        given_up = threading.Event()
+
+        def go_on() -> None:
+            if given_up.is_set():
+                raise LoadTimeoutError("the version was given up")
 
         def version() -> Any:
             with self._held.lease(digest, lambda: self._checked(digest, Path(folder))) as predictor:
-                return self.local.make_version(predictor, rows, calibration, force=force, go_on=lambda: None)
+                return self.local.make_version(predictor, rows, calibration, force=force, go_on=go_on)
 
-        return await self._replied(lambda: asyncio.to_thread(version))
+        try:
+            return await self._replied(lambda: asyncio.to_thread(version))
+        finally:
+            given_up.set()
 
     async def _replied(self, answer: Callable[[], Awaitable[Any]], entry: Entry | None = None) -> Reply:
         try:
@@ -157,14 +175,15 @@ class Scorer:
         return Reply(self._replica, value, compute_s=compute_s)
 
     def _load_wanted(self, digest: str, folder: Path) -> None:
+        loaded = False
         try:
-            with self._held.lease(digest, lambda: self._checked(digest, folder)):
-                pass
+            with self._held.lease(digest, lambda: self._checked(digest, folder), spare_wanted=True):
+                loaded = True
         except Exception as error:
-            # The ingress asks again with the next status.
+            # The ingress asks again with each status.
             _log.warning("a wanted artifact is not loaded: %s", type(error).__name__, extra={"event": "load_failed"})
         finally:
-            self._loads.discard(digest)
+            self._wanted.end(digest, loaded=loaded)
 
     def _checked(self, digest: str, folder: Path) -> Predictor:
         """Return the predictor of a folder that has the content of a digest."""
@@ -185,9 +204,10 @@ class _leased:
         self._held, self._digest, self._load = held, digest, load
 
     async def __aenter__(self) -> Predictor:
-        self._lease = self._held.lease(self._digest, self._load)
-        if self._digest in self._held.digests:
-            return self._lease.__enter__()
+        there = self._held.lease_if_there(self._digest)
+        self._lease = there or self._held.lease(self._digest, self._load)
+        if there is not None:
+            return there.__enter__()
         return await asyncio.to_thread(self._lease.__enter__)
 
     async def __aexit__(self, *raised: Any) -> None:

@@ -223,3 +223,17 @@ def test_an_update_of_the_scorers_fails_no_request(served: Engine) -> None:
             finally:
                 update.kill()
     assert {answer.status_code for answer in answers} == {200}
+
+
+@on_ray
+def test_sigterm_answers_what_is_under_way_and_ends_clean(served: Engine) -> None:
+    """The last one: the engine is gone after it."""
+    until_all_replicas(served, artifacts=1)
+    with ThreadPoolExecutor(1) as pool:
+        with served.held():
+            running = pool.submit(served.predict, "a 12")
+            while not served.metrics("laplora_reserved_rows")[""]:
+                time.sleep(0.02)
+            served.process.terminate()
+        assert running.result().status_code == 200
+    assert served.process.wait(GIVE_UP_S) == ExitStatus.CLEAN, served.log.read_text()

@@ -10,6 +10,7 @@ import pytest
 from serving import FakePredictor
 
 from service.backends.ray.held import UNWANTED_S, Held
+from service.backends.ray.wanted import Wanted
 from service.errors import ShelfFullError
 
 
@@ -95,3 +96,58 @@ def test_a_load_that_fails_leaves_what_is_there() -> None:
     with pytest.raises(RuntimeError), shop.held.lease("sha256:b", fail):
         pass
     assert shop.names == {"a"}
+
+
+def test_what_is_wanted_stays_while_another_can_go_and_then_goes_by_its_use() -> None:
+    shop = Shop(most=2)
+    shop.use("a")
+    shop.use("b")
+    shop.held.keep({"sha256:a"})
+    shop.use("c")
+    assert shop.names == {"a", "c"}
+    shop.use("a")  # the one that answers
+    shop.held.keep({"sha256:a", "sha256:c"})
+    shop.use("d")
+    assert shop.names == {"a", "d"}
+
+
+def test_no_wanted_one_goes_for_another_that_is_loaded_unasked() -> None:
+    shop = Shop(most=2)
+    shop.use("a")
+    shop.use("b")
+    assert shop.held.has_room
+    shop.held.keep({"sha256:a", "sha256:b", "sha256:c"})
+    assert not shop.held.has_room
+    with pytest.raises(ShelfFullError), shop.held.lease("sha256:c", lambda: FakePredictor("c"), spare_wanted=True):
+        pass
+    assert shop.names == {"a", "b"}
+
+
+def test_a_lease_of_what_is_there_never_loads() -> None:
+    shop = Shop()
+    assert shop.held.lease_if_there("sha256:a") is None
+    shop.use("a")
+    lease = shop.held.lease_if_there("sha256:a")
+    assert lease is not None
+    with lease, shop.lease("b"), pytest.raises(ShelfFullError), shop.lease("c"):
+        pass
+    shop.use("c")
+    assert shop.loads == ["a", "b", "c", "c"]
+
+
+def test_what_does_not_load_is_tried_less_and_less_often() -> None:
+    now = 0.0
+    wanted = Wanted(lambda: now)
+    assert [wanted.begin("a"), wanted.begin("a"), wanted.begin("b")] == [True, False, False]
+    pauses = []
+    for _ in range(11):
+        wanted.end("a", loaded=False)
+        begun = now
+        while not wanted.begin("a"):
+            now += 0.5
+        pauses.append(now - begun)
+    assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    wanted.end("a", loaded=False)
+    assert wanted.begin("b")
+    wanted.end("b", loaded=True)
+    assert [wanted.begin("a"), wanted.begin("b")] == [False, True]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +189,74 @@ async def test_without_a_replica_the_server_is_not_ready(cluster: Cluster, monke
             while code_of_ready(answer := await client.get("/health/ready")) != (503, "device_stalled"):
                 assert answer.status_code == 200
                 await asyncio.sleep(0.05)
+
+
+async def test_a_silent_replica_keeps_nobody_from_looking_at_the_others(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 1e6)
+    call, never = cluster.call, asyncio.Event()
+
+    async def silent(replica: str, method: str, *arguments: Any) -> Any:
+        if (replica, method) == ("a", "status"):
+            await never.wait()
+        return await call(replica, method, *arguments)
+
+    monkeypatch.setattr(cluster, "call", silent)
+    async with serving(cluster):
+        before = cluster.answered_by("status").count("b")
+        await until(lambda: cluster.answered_by("status").count("b") > before + 3)
+
+
+async def test_a_replica_whose_device_stalls_gets_no_ticket_and_all_such_are_not_ready(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        cluster.add(name, stall_s=0.1)
+    async with serving(cluster) as (client, replicas):
+        await until(lambda: len(replicas.statuses) == 2)
+        running = []
+        for predictor in cluster.predictors.values():
+            predictor.hold()
+        for count in (1, 2):
+            running.append(asyncio.create_task(predict(client, "word " * 40)))
+            await until(lambda count=count: sum(one.stalled for one in replicas.statuses) == count)  # type: ignore[misc]
+        assert sorted(cluster.answered_by()) == ["a", "b"]
+        assert code_of_ready(await client.get("/health/ready")) == (503, "device_stalled")
+        for predictor in cluster.predictors.values():
+            predictor.released.set()
+        assert {(await one).status_code for one in running} == {200}
+        await until(lambda: not any(one.stalled for one in replicas.statuses))
+        assert (await client.get("/health/ready")).status_code == 200
+
+
+async def test_more_wanted_ones_than_places_load_nothing_anew(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    (tmp_path / "a").mkdir()
+    cluster.add("a", max_artifacts=1)
+    wanted = {f"sha256:{name}": str(tmp_path / "a" / name) for name in ("first", "second")}
+    for _ in range(5):
+        assert cluster.scorers["a"].status(wanted).digests == {"sha256:first"}
+        await asyncio.sleep(0.02)
+
+
+async def test_a_version_that_nobody_waits_for_ends(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, entered, over = cluster.scorers["a"], threading.Event(), threading.Event()
+
+    def learn(*arguments: Any, force: bool, go_on: Callable[[], None]) -> None:
+        entered.set()
+        try:
+            while True:
+                go_on()
+                time.sleep(0.005)
+        finally:
+            over.set()
+
+    monkeypatch.setattr(scorer.local, "make_version", learn)
+    making = asyncio.create_task(scorer.make_version("sha256:first", str(cluster.folder / "a/first"), [], [], False))
+    await until(entered.is_set)
+    making.cancel()
+    await until(over.is_set)
 
 
 def code_of_ready(answer: httpx.Response) -> tuple[int, str] | None:
