@@ -20,7 +20,8 @@ from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "docker" / "kubernetes" / "rayservice.yaml"
-DOCUMENT: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+DOCUMENT: dict[str, Any]
+DOCUMENT, POLICY, BUDGET = yaml.safe_load_all(FILE.read_text(encoding="utf-8"))
 SPEC: dict[str, Any] = DOCUMENT["spec"]
 CLUSTER: dict[str, Any] = SPEC["rayClusterConfig"]
 PODS = {
@@ -39,13 +40,13 @@ def container(name: str) -> dict[str, Any]:
 def test_its_fields_are_those_that_kuberay_knows() -> None:
     assert (DOCUMENT["apiVersion"], DOCUMENT["kind"]) == ("ray.io/v1", "RayService")
     assert set(SPEC) == {
-        *("deploymentUnhealthySecondThreshold", "serviceUnhealthySecondThreshold", "upgradeStrategy"),
-        *("rayClusterDeletionDelaySeconds", "excludeHeadPodFromServeSvc", "serveConfigV2", "rayClusterConfig"),
+        *("upgradeStrategy", "rayClusterDeletionDelaySeconds", "excludeHeadPodFromServeSvc"),
+        *("serveConfigV2", "rayClusterConfig"),
     }
     assert set(CLUSTER) == {
-        *("rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "authOptions", "networkPolicy"),
+        *("rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "authOptions"),
         *("headGroupSpec", "workerGroupSpecs"),
-    }
+    }, "KubeRay's own networkPolicy is refused where a feature gate of the operator is off, as it is by default"
     assert set(CLUSTER["headGroupSpec"]) == {"rayStartParams", "template"}
     for group in CLUSTER["workerGroupSpecs"]:
         assert set(group) == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
@@ -118,26 +119,33 @@ def test_scorers_have_a_gpu_and_the_ingress_has_none() -> None:
     assert CLUSTER["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
 
 
+@pytest.mark.parametrize("version", ["1.27", "1.37"], ids=["oldest", "newest"])
+@pytest.mark.parametrize("document", [POLICY, BUDGET], ids=["network policy", "disruption budget"])
+def test_kubernetes_schemas_take_what_stands_beside_it(document: dict[str, Any], version: str) -> None:
+    assert kubernetes_validate.validate(document, version, strict=True) == version
+
+
 def test_rays_own_ports_are_closed() -> None:
     """Whoever reaches the dashboard or the client's port runs any program."""
     assert CLUSTER["authOptions"] == {"mode": "token"}
-    policy = CLUSTER["networkPolicy"]
-    assert policy["mode"] == "DenyAllIngress"
-    (operator,) = policy["head"]["ingressRules"]
-    assert [port["port"] for port in operator["ports"]] == [8265]
+    labels = POLICY["spec"]["podSelector"]["matchLabels"]
+    for pod in PODS.values():
+        assert labels.items() <= pod["metadata"]["labels"].items(), "the policy holds for every pod"
+    itself, operator, requests = POLICY["spec"]["ingress"]
+    assert itself == {"from": [{"podSelector": {"matchLabels": labels}}]}
+    assert [port["port"] for port in operator["ports"]] == [8265, 8000]
     assert operator["from"] == [
         {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}}}
     ]
-    (requests,) = policy["worker"]["ingressRules"]
     assert [port["port"] for port in requests["ports"]] == [8000]
-    for rule in (operator, requests):
-        network_policy = {
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "NetworkPolicy",
-            "metadata": {"name": "rule"},
-            "spec": {"podSelector": {}, "ingress": [rule]},
-        }
-        kubernetes_validate.validate(network_policy, "1.37", strict=True)
+    assert requests["from"] == [{"podSelector": {}}]
+
+
+def test_the_ingress_is_not_evicted_in_passing() -> None:
+    assert BUDGET["spec"]["maxUnavailable"] == 0
+    selector = BUDGET["spec"]["selector"]["matchLabels"]
+    assert selector["ray.io/group"] in WORKERS
+    assert PODS["ingress"]["metadata"]["labels"]["app.kubernetes.io/name"] == selector["app.kubernetes.io/name"]
 
 
 @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
