@@ -92,8 +92,11 @@ def test_outputs_are_selected(binary: bool, client: Any) -> None:
 
 
 def test_requests_that_are_under_way_at_once_keep_their_answers(process: Process) -> None:
-    """``async_infer``: several connections, answers taken in another order than they were asked in."""
-    client = triton.InferenceServerClient(address_of(process), concurrency=4)
+    """``async_infer``: several connections, answers taken in another order than they were asked in.
+
+    This client gives a connection back once its answer is taken, so each request needs one of its own.
+    """
+    client = triton.InferenceServerClient(address_of(process), concurrency=13)
     asked = {
         str(n): client.async_infer("fake", [texts(f"review {1000 * n}", "b 90000")], request_id=str(n))
         for n in range(12)
