@@ -6,6 +6,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+from benchmarks.scaling.page import PARTS as OF_SCALING
 from benchmarks.speed.__main__ import PARTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,4 +29,5 @@ def test_every_command_exists() -> None:
     assert [m for m in modules if importlib.util.find_spec(m) is None] == []
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert set(re.findall(r"`make ([\w-]+)", TEXT)) <= set(targets)
-    assert set(re.findall(r"--only ([a-z]+)`", TEXT)) == set(PARTS)
+    assert set(re.findall(r"benchmarks.speed --only ([a-z]+)`", TEXT)) == set(PARTS)
+    assert set(re.findall(r"benchmarks.scaling --only ([a-z]+)`", TEXT)) == set(OF_SCALING)
