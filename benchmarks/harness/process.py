@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,12 +34,35 @@ def served(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     fixed = "-m service --auth off --log-level error --port"
-    command = [sys.executable, *fixed.split(), str(port), "--artifact", str(artifact), *flags]
+    command = [*fixed.split(), str(port), "--artifact", str(artifact), *flags]
+    with serving(command, f"http://127.0.0.1:{port}", cores=cores) as address:
+        yield address
+
+
+@contextmanager
+def serving(
+    command: Sequence[str],
+    address: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    cores: Collection[int] | None = None,
+) -> Iterator[str]:
+    """Yield an address once what Python runs by a command is ready there; it is gone afterwards.
+
+    Args:
+        command: Python's arguments.
+        environment: of the process; None: of this one.
+        cores: as of ``served``.
+
+    Raises:
+        RuntimeError: it left before it was ready.
+    """
     with on_cores(cores):  # a process begins on the cores of the thread that starts it
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, *command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
     with process:
         try:
-            address = f"http://127.0.0.1:{port}"
             while not _ready(address):
                 if process.poll() is not None:
                     raise RuntimeError(f"the server left with {process.returncode}: {' '.join(command)}")

@@ -9,11 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-
+from benchmarks.harness.process import serving
 from benchmarks.harness.provenance import ARTIFACT
 from benchmarks.load.known_rows import TEXTS
 from benchmarks.load.open_arrivals import Callers, closed_loop, open_loop, poisson_times
@@ -95,31 +91,8 @@ def served(scorers: int) -> Iterator[str]:
         else:
             flags = [(f"--{name.replace('_', '-')}", str(value)) for name, value in settings.items()]
             command = ["-m", "service", *(part for flag in flags for part in flag)]
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            env=os.environ | ONE_THREAD,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        with process:
-            try:
-                address = f"http://127.0.0.1:{port}"
-                while not _ready(address):
-                    if process.poll() is not None:
-                        raise RuntimeError(f"it left with {process.returncode}: {' '.join(command)}")
-                    time.sleep(0.1)
-                yield address
-            finally:
-                process.send_signal(signal.SIGINT)  # on SIGTERM a server waits for load balancers first
-                process.wait()
-
-
-def _ready(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/health/ready", timeout=1.0).status_code == 200
-    except httpx.TransportError:
-        return False
+        with serving(command, f"http://127.0.0.1:{port}", environment=os.environ | ONE_THREAD) as address:
+            yield address
 
 
 def engines_table(turns: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
