@@ -103,7 +103,7 @@ async def test_a_job_that_no_server_can_run_for_long_fails_by_the_reason(lacks: 
         predictors = artifacts_in(tmp_path, "fake", "other")
         more = {"artifacts_root": tmp_path}
     job_id, path = await stopped_job(*predictors, jobs_url=url, jobs_dir=tmp_path / "common", **more)
-    values = {"jobs_url": url, "jobs_dir": path, "job_wait_s": 1000, **more}
+    values = {"jobs_url": url, "jobs_dir": path, "job_wait_s": 2000, **more}
     predictors[0].released.set()
     if lacks == "artifact_changed":
         predictors[0].artifact.digest = "sha256:another"
@@ -116,14 +116,14 @@ async def test_a_job_that_no_server_can_run_for_long_fails_by_the_reason(lacks: 
     async with serve(*predictors, **values) as served:
         assert await paused(served, job_id) == lacks
         with database.transaction() as db:
-            db.execute(update(JOBS).values(left_at=JOBS.c.left_at - 999))
+            db.execute(update(JOBS).values(left_at=JOBS.c.left_at - 1000))
         await served.until(lambda: Store(database).kept.jobs()[0].fence > 4)
         assert (await get(served, job_id))["status"] == "paused"
         with database.transaction() as db:
-            db.execute(update(JOBS).values(left_at=JOBS.c.left_at - 1))
+            db.execute(update(JOBS).values(left_at=JOBS.c.left_at - 1000))
         failed = await ended(served, job_id)
         assert (failed["status"], failed["error"]["code"]) == ("failed", lacks)
-        assert failed["error"]["message"].startswith("for job_wait_s (1000 s) there was no server that has ")
+        assert failed["error"]["message"].startswith("for job_wait_s (2000 s) there was no server that has ")
         assert served.state.jobs.quota.held_bytes == 0
     database.close()
 
