@@ -125,7 +125,7 @@ def test_a_job_is_followed_across_a_kill_of_the_server(tmp_path: Path, capsys: p
         gate.unlink()
         job = ran(capsys, url, "submit", write_rows(tmp_path, 30))
         watch = Watch(capsys, url, job["id"])
-        httpx.post(f"{url}/evaluate/jobs/{job['id']}/cancel").raise_for_status()
+        httpx.post(f"{url}/evaluate/jobs/{job['id']}/cancel", timeout=None).raise_for_status()
         assert watch.states()[-1]["status"] == "cancelled"
         assert watch.status == 1
         gate.touch()

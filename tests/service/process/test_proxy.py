@@ -196,7 +196,7 @@ def test_what_is_no_http_is_refused_in_the_one_shape(proxy: Proxy) -> None:
         response = answered(proxy, sent)
         assert 400 <= response.status_code < 600
         assert_error(response, response.status_code, "malformed_http")
-    plain = httpx.get(f"http://127.0.0.1:{proxy.port}/predict")
+    plain = httpx.get(f"http://127.0.0.1:{proxy.port}/predict", timeout=None)
     assert (plain.status_code, plain.json()["error"]["code"]) == (400, "malformed_http")
 
 
