@@ -27,7 +27,7 @@ def windows(source: Source) -> list[list[tuple[int, bytes]]]:
     return [window for block in source.blocks() for window in source.windows(block)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lines=st.lists(st.sampled_from([b"", b" \r", b'{"a": 1}', b"x" * 70]), max_size=30), ends=st.booleans())
 def test_windows_have_the_lines_of_a_reader_of_the_whole_file(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], ends: bool

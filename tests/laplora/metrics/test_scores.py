@@ -59,7 +59,7 @@ def test_bins_are_closed_on_the_right_and_hold_every_row() -> None:
 
 
 @given(rows=st.integers(1, 60), classes=st.integers(2, 6), bins=st.integers(1, 20), seed=st.integers(0, 9999))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ece_is_the_loop_over_bins(rows: int, classes: int, bins: int, seed: int) -> None:
     probs, labels = random_rows(rows, classes, seed)
     confidence, predicted = probs.max(1)
@@ -75,7 +75,7 @@ def test_ece_is_the_loop_over_bins(rows: int, classes: int, bins: int, seed: int
 
 
 @given(rows=st.integers(2, 40), classes=st.integers(2, 5), seed=st.integers(0, 9999))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_order_of_rows_names_of_classes_and_impossible_ones_do_not_matter(rows: int, classes: int, seed: int) -> None:
     probs, labels = random_rows(rows, classes, seed)
     g = torch.Generator().manual_seed(seed)
