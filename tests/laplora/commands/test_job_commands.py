@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from free_ports import free_port
 from server_process import fake_artifacts, fake_server, is_ready, until
 
 from laplora.commands.app import main
@@ -101,9 +101,7 @@ class Watch:
 
 
 def test_a_job_is_followed_across_a_kill_of_the_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     root, gate, url = fake_artifacts(tmp_path / "served"), tmp_path / "gate", f"http://127.0.0.1:{port}"
     flags = ("--jobs-dir", str(tmp_path / "kept"), "--port", str(port))
     gate.touch()

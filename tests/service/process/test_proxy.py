@@ -10,7 +10,8 @@ import threading
 import httpx
 import pytest
 import uvicorn
-from proxy_process import Proxy, free_port, needs_nginx, proxy_before
+from free_ports import free_port
+from proxy_process import Proxy, needs_nginx, proxy_before
 from proxy_server import Server, ask, assert_error, parsed, received, upstream
 from server_process import until
 from serving import name_the_caller, settings
