@@ -75,7 +75,7 @@ def rooms(picture: Picture) -> None:
         [("metrics", "scores, ranking, noise, drift")],
         [("prompts", "templates, label tokens")],
         [("remote", "hub, object stores, web servers")],
-        [("linearised", "the symbols"), ("files", "written whole"), ("workers", "share rows")],
+        [("linearised", "the symbols"), ("files", "written whole"), ("workers,\nray_cluster", "share rows")],
         [("errors", "one tree")],
     )
     column(

@@ -9,13 +9,15 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from laplora.errors import LaploraError
+from laplora.errors import ConfigError, LaploraError
 from training.config import adapter_fit, load_config, reproduction, student, suggestion
 from training.config.overrides import add_overrides
 from training.workspace.launcher import alone, launched, launched_rank
+from training.workspace.ray_train import RayProcesses, run_by_ray
 
 JOBS = {
     "run": "fine-tune, fit, evaluate and package; a stopped run continues where it was",
@@ -71,7 +73,20 @@ def parser(called: str | None = None) -> argparse.ArgumentParser:
         "--publish", action="store_true", help="only write docs/shift.md and docs/results from what was measured"
     )
     adapter_fit.add_options(jobs.choices["fit"])
+    for name in sorted(_SHARED):
+        _add_launcher_options(jobs.choices[name])
     return top
+
+
+def _add_launcher_options(job: argparse.ArgumentParser) -> None:
+    group = job.add_argument_group(
+        "several processes, which share the rows (torchrun and accelerate launch start others)"
+    )
+    group.add_argument(
+        "--launcher", choices=("ray",), help="what starts them: Ray Train, here or on RAY_ADDRESS's cluster"
+    )
+    group.add_argument("--workers", metavar="N", type=int, help="how many, with a GPU each where there are GPUs")
+    group.add_argument("--threads", metavar="N", type=int, help="processors that each has (default: 1)")
 
 
 def _add_condition_options(job: argparse.ArgumentParser) -> None:
@@ -110,6 +125,7 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
     try:
         if name not in _SHARED:
             alone(name)
+        processes = _launched_by_ray(options, name)
         request = adapter_fit.request_of(options) if name == "fit" else None
         if name == "suggest":
             job(name)(suggestion.request_of(options))
@@ -119,11 +135,18 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
             job(name)(reproduction.request_of(options))
         elif request is not None:
             alone("fit --adapter")
+            if processes is not None:
+                raise ConfigError("fit --adapter runs in one process: leave out --launcher")
             job("fit_adapter")(request)
         elif name == "condition":
             job(name)(_condition_request(options))
         else:
-            job(name)(load_config(options.config, options.overrides))
+            config = load_config(options.config, options.overrides)
+            work = partial(job(name), config)
+            if processes is None:
+                work()
+            else:
+                run_by_ray(work, config.base.device, processes)
     except LaploraError as error:
         where = f" in process {launched_rank()}" if launched_rank() else ""
         print(f"error{where}: {error}", file=sys.stderr)  # noqa: T201
@@ -135,6 +158,22 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
         if launched() > 1:
             _leave()
     return 0
+
+
+def _launched_by_ray(options: argparse.Namespace, name: str) -> RayProcesses | None:
+    """Return what Ray Train is asked to start; None without it. Raises ConfigError where the flags do not fit."""
+    launcher, workers, threads = (getattr(options, flag, None) for flag in ("launcher", "workers", "threads"))
+    if launcher is None:
+        if workers is not None or threads is not None:
+            raise ConfigError("--workers and --threads go with --launcher ray")
+        return None
+    if name not in _SHARED:
+        raise ConfigError(f"{name} runs in one process: leave out --launcher")
+    if workers is None:
+        raise ConfigError("--launcher ray needs --workers, the number of processes")
+    if launched() > 1:
+        raise ConfigError("--launcher ray starts the processes itself: start the command without another launcher")
+    return RayProcesses(workers, 1 if threads is None else threads)
 
 
 def _leave() -> None:

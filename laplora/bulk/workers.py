@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,16 +12,13 @@ from typing import Any, Protocol
 from laplora import errors
 from laplora.bulk.parts import Finished, Parts
 from laplora.bulk.rows import Block, Row, Source
-from laplora.errors import ConfigError, LaploraError, first_line, needs
+from laplora.errors import ConfigError, LaploraError, first_line
+from laplora.ray_cluster import cluster, import_ray
 
 #: A row's number, its line with its end, and whether it has no answer.
 Line = tuple[int, bytes, bool]
 #: How often a block is begun that kills its workers, before the run ends. Ray would begin it for ever.
 _TRIES = 4
-#: How often Ray is started on this machine: it gives up after 30 seconds, which a busy one may need.
-_STARTS = 3
-#: Memory of the objects that a cluster in this machine shares: blocks travel as four numbers each.
-_OBJECT_STORE_BYTES = 100 * 2**20
 
 
 class Job(Protocol):
@@ -82,8 +78,10 @@ def run_by_ray(work: Work, blocks: Sequence[Block], *, workers: int, on_gpu: boo
         ConfigError: Ray is not installed, or has fewer GPUs.
         LaploraError: what a worker raised.
     """
-    ray = _ray()
+    ray = import_ray("ray.data")
     with cluster(workers * work.threads):
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         if on_gpu and (gpus := int(ray.cluster_resources().get("GPU", 0))) < workers:
             raise ConfigError(f"{workers} workers need a GPU each, and there are {gpus}: give --device cpu, or fewer")
         # One row is one block, and one block of Ray's: it is handed out, and if its worker dies again, by itself.
@@ -139,52 +137,6 @@ def _finished(told: str) -> Finished:
         kind = getattr(errors, found["error"], LaploraError)
         raise kind(found["message"])
     return Finished(**found)
-
-
-def _ray() -> Any:
-    """Return Ray, which tells its makers nothing of its use; ConfigError: it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.data
-    except ModuleNotFoundError as error:
-        raise needs("ray", error) from None
-    return ray
-
-
-@contextmanager
-def cluster(cpus: int) -> Iterator[None]:
-    """Have Ray inside the block: the one that this process has, that of ``RAY_ADDRESS``, or one of this machine alone.
-
-    Args:
-        cpus: what one of this machine hands out, also where there are fewer.
-
-    Raises:
-        ConfigError: Ray is not installed, cannot be reached, or does not start.
-    """
-    ray = _ray()
-    if ray.is_initialized():
-        yield
-        return
-    quiet = {"logging_level": "warning", "log_to_driver": False}
-    here = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    address = os.environ.get("RAY_ADDRESS")
-    options = {"address": address} if address else {**here, "num_cpus": cpus}
-    for left in reversed(range(1 if address else _STARTS)):
-        try:
-            ray.init(**options, **quiet)
-            break
-        except Exception as error:  # Ray has no class for it
-            ray.shutdown()
-            if not left:
-                what = f"cannot be reached at {address}" if address else "does not start on this machine"
-                raise ConfigError(f"Ray {what} ({first_line(error)[:200]})") from error
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from laplora.bulk import score
 from laplora.bulk.evaluate import evaluate_file
 from laplora.bulk.rows import Source
 from laplora.bulk.score import Scored, score_file
-from laplora.bulk.workers import Work, cluster, run_by_ray
+from laplora.bulk.workers import Work, run_by_ray
 from laplora.errors import ConfigError, LaploraError, ModelError
+from laplora.ray_cluster import cluster
 
 pytest.importorskip("ray")
 pytestmark = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from alike_runs import NATS, check_alike, check_measured_alike, read
 from safetensors.torch import load_file
 from tiny_runs import FinishedRun, sentiment_config
 
@@ -25,11 +25,6 @@ from training.workspace import processes
 from training.workspace.processes import own_device
 
 TESTS = Path(__file__).parents[2]
-#: Of trained weights, whose largest is about 0.3: gradients are summed in another order in float32, and AdamW divides
-#: small ones by their size. 4e-7 was seen.
-WEIGHTS = 2e-5
-#: Of a loss or a likelihood, nats.
-NATS = 1e-5
 
 
 def environment() -> dict[str, str]:
@@ -52,24 +47,6 @@ def run_folder(root: Path, name: str) -> Path:
 
 def statuses(root: Path, number: int) -> list[int]:
     return [int(status) for status in (root / f"{number}.statuses").read_text().split()]
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def check_alike(one: Path, other: Path) -> None:
-    """Check that two run folders hold the same adapter and the same curve, to rounding."""
-    mine, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, other))
-    assert mine.keys() == theirs.keys()
-    for name, weight in mine.items():
-        torch.testing.assert_close(theirs[name], weight, rtol=0, atol=WEIGHTS)
-    curves = [read(folder / "training_log.json") for folder in (one, other)]
-    assert len(curves[0]) == len(curves[1]) > 2
-    for record, twin in zip(*curves, strict=True):
-        assert record["step"] == twin["step"]
-        for name in {"loss", "eval_loss"} & record.keys():
-            assert twin[name] == pytest.approx(record[name], abs=NATS)
 
 
 def test_one_that_dies_ends_the_others(root: Path) -> None:
@@ -129,10 +106,7 @@ def test_torchrun_makes_the_artifact_of_one_process(
     assert done.stdout.count("[2/4] fit") == done.stdout.count("serve it:") == 1
     config = load_config(file)
     check_alike(sentiment_run.config.run_dir, config.run_dir)
-    mine, theirs = (read(one.run_dir / "report" / "evaluation.json") for one in (sentiment_run.config, config))
-    assert mine.keys() == theirs.keys()
-    for method in mine.keys() - {"fast"}:  # what fast learns depends on directions that rounding turns
-        assert theirs[method]["nll"] == pytest.approx(mine[method]["nll"], abs=1e-4), method
+    check_measured_alike(sentiment_run.config.run_dir, config.run_dir)
     predictor = Predictor.load(config.artifact_dir, device="cpu")
     assert predictor.artifact.manifest.metrics["laplace"]["rows"] == 24
 
