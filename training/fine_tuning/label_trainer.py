@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -21,7 +23,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import EvalLoopOutput
 
-from laplora.errors import NonFiniteError
+from laplora.errors import DataError, NonFiniteError, first_line
 from laplora.models.adapters import save_adapter
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
@@ -175,6 +177,25 @@ class LabelTrainer(Trainer):
         assert self.model is not None
         assert self.args.output_dir is not None
         save_adapter(self.model, Path(output_dir or self.args.output_dir))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Write the state of this process's random numbers, whole or not at all; the Trainer would write in place."""
+        checkpoint = Path(output_dir)
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".partial-", dir=checkpoint) as partial:
+            super()._save_rng_state(partial)
+            for file in Path(partial).iterdir():
+                file.replace(checkpoint / file.name)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Go on with the random numbers of a checkpoint; DataError: their file is damaged."""
+        try:
+            super()._load_rng_state(checkpoint)
+        except (OSError, EOFError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            raise DataError(
+                f"{checkpoint}: the state of the random numbers in it (rng_state*.pth) cannot be read "
+                f"({first_line(error)[:200]}): remove this folder, and the run goes on at the checkpoint before it"
+            ) from error
 
 
 class LengthGrouped(Sampler[int]):

@@ -123,6 +123,35 @@ def test_an_interrupted_one_keeps_the_same_step(
     assert read(config, "selected.json") == read(selecting, "selected.json")
 
 
+def test_the_state_of_random_numbers_is_whole_or_not_there(
+    selecting: RunConfig, tiny_base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed while it is written, and a checkpoint of which something else has left half of it."""
+    file = sentiment_config(tmp_path, tiny_base_folder, optimizer=SELECTING, adapter=DROPOUT)
+    save = torch.save
+
+    def killed(value: Any, where: Any, **options: Any) -> None:
+        if "rng_state" in str(where) and "checkpoint-8" in str(where):
+            Path(where).write_bytes(b"PK")
+            raise KeyboardInterrupt
+        save(value, where, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "save", killed)
+        assert job("finetune", file) == 130
+    checkpoints = load_config(file).run_dir / "checkpoints"
+    assert not list((checkpoints / "checkpoint-8").glob("rng_state*"))
+    assert (checkpoints / "checkpoint-4" / "rng_state.pth").is_file()
+    whole = (checkpoints / "checkpoint-4" / "rng_state.pth").read_bytes()
+    (checkpoints / "checkpoint-4" / "rng_state.pth").write_bytes(whole[: len(whole) // 2])
+    assert job("finetune", file) == 1
+    said = capsys.readouterr()
+    assert "checkpoint-4: the state of the random numbers in it" in said.out + said.err
+    (checkpoints / "checkpoint-4" / "rng_state.pth").write_bytes(whole)
+    assert job("finetune", file) == 0
+    assert same(adapter(load_config(file)), adapter(selecting))
+
+
 def test_training_stops_where_nothing_gets_better(tiny_base_folder: Path, tmp_path: Path) -> None:
     """A step size that spoils the model: patience 2 ends it two evaluations after the best one."""
     file = sentiment_config(
