@@ -50,6 +50,7 @@ from laplora.errors import (
     ModelError,
     NonFiniteError,
     PriorError,
+    StoreUnreachableError,
     TooManyTokensError,
 )
 
@@ -147,6 +148,7 @@ __all__ = [
     "Recommendation",
     "StateTape",
     "States",
+    "StoreUnreachableError",
     "StructureSettings",
     "TooManyTokensError",
     "Uncertainty",

@@ -15,17 +15,20 @@ from typing import Any
 from laplora.answers.order_answers import OrderedRows, average_answer, encode_orders
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
-from laplora.artifact.folder import Artifact, read_artifact
+from laplora.artifact.folder import Artifact, is_fetched, read_artifact
 from laplora.artifact.manifest import SCORES
 from laplora.artifact.members import check_tokenizer
 from laplora.decisions.thresholds import ModeThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError
 from laplora.models.base import load_tokenizer, locate_tokenizer
+from laplora.models.checkpoints import MOST_BYTES, check_hub_size
+from laplora.models.kept_copies import keep_copy
 from laplora.predictive.kinds import PredictiveName
 from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.option_order import OrderAverage
 from laplora.prompts.rows import EncodedRow, Side
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
+from laplora.remote.address import is_address
 
 
 class Encoder:
@@ -43,12 +46,18 @@ class Encoder:
 
     @classmethod
     def of_folder(
-        cls, path: Path, *, cache_dir: Path | None = None, progress: Callable[[str], None] | None = None
+        cls,
+        path: Path,
+        *,
+        cache_dir: Path | None = None,
+        progress: Callable[[str], None] | None = None,
+        most_base_bytes: int = MOST_BYTES,
     ) -> Encoder:
         """Return the encoder of the artifact in a folder, every file verified. No weights are read.
 
         Args:
             cache_dir: of offline models; progress: called with the name of each stage.
+            most_base_bytes: of a base model on the hub, where the artifact was fetched.
 
         Raises:
             ArtifactError: not found, corrupt, replaced meanwhile, or of another tokenizer.
@@ -56,8 +65,14 @@ class Encoder:
         """
         artifact = read_artifact(path)
         manifest = artifact.manifest
-        tokenizer = load_tokenizer(locate_tokenizer(manifest.base, cache_dir, progress), manifest.revision)
+        model, pin = manifest.base_model, manifest.tokenizer_hash
+        if is_fetched(path):
+            check_hub_size(model, manifest.revision, most_bytes=most_base_bytes)
+        location = locate_tokenizer(manifest.base, cache_dir, progress, pin=pin)
+        tokenizer = load_tokenizer(location, manifest.revision)
         check_tokenizer(manifest, tokenizer)
+        if is_address(model):
+            keep_copy(model, "tokenizer", Path(location), cache=cache_dir, pin=pin)
         scores = read_scores(path / SCORES, manifest.servable, manifest.calibration.rows)
         if read_artifact(path).digest != artifact.digest:  # replaced meanwhile: the scores may be of either
             raise ArtifactCorruptError(f"artifact {artifact.name!r} was replaced while it was read: load it again")

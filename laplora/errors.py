@@ -12,6 +12,7 @@
     ├── PriorError              a prior precision that could not be chosen
     ├── ConditioningError       labels that make an artifact's answers worse
     ├── DownloadError           an offline source that could not be fetched or verified
+    │   └── StoreUnreachableError ... because its store does not answer
     └── ArtifactError           an artifact that cannot be used
         ├── ArtifactNotFoundError
         ├── ArtifactCorruptError        its files are not what its manifest says
@@ -99,6 +100,10 @@ class ConditioningError(LaploraError):
 
 class DownloadError(LaploraError):
     """An offline source that could not be fetched or does not match its recorded hash."""
+
+
+class StoreUnreachableError(DownloadError):
+    """A store, hub or web server that does not answer, or fails. What it has may be there still."""
 
 
 class ArtifactError(LaploraError):

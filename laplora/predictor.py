@@ -16,10 +16,10 @@ from laplora.answers.golden import not_recorded, read_golden, verify_answers
 from laplora.answers.prediction import Prediction, build_predictions, wanted_outputs
 from laplora.answers.review_scores import ReviewScores, read_scores
 from laplora.answers.several_labels import build_several
-from laplora.artifact.fetched import local_artifact
-from laplora.artifact.folder import Artifact, read_artifact
+from laplora.artifact.fetched import DEFAULT_RULES, FetchRules, local_artifact
+from laplora.artifact.folder import Artifact, is_fetched, read_artifact
 from laplora.artifact.manifest import SCORES
-from laplora.artifact.members import attach, check_base, load_members
+from laplora.artifact.members import attach, base_pin, check_base, load_members
 from laplora.artifact.readout_records import LabelSequencesRecord
 from laplora.classifier import batches
 from laplora.encoder import Encoder
@@ -28,7 +28,9 @@ from laplora.jacobians.blocks import ContrastJacobians
 from laplora.jacobians.contrasts import ReversePass, contrast_jacobians, reverse_pass
 from laplora.models.base import LoadedBase, load_tokenizer, locate_base, resolve_device
 from laplora.models.beginning import read_beginning
+from laplora.models.checkpoints import check_hub_size
 from laplora.models.held_weights import HeldWeights
+from laplora.models.kept_copies import keep_copy
 from laplora.models.shared_base import SharedBases
 from laplora.models.tensor_sizes import tensor_bytes
 from laplora.posterior.base import Posterior
@@ -39,6 +41,7 @@ from laplora.prompts.rows import Batch, EncodedRow, collate
 from laplora.prompts.templates import beginning_tokens
 from laplora.readouts.contexts import shares_prompt
 from laplora.readouts.label_sequences import model_tokens
+from laplora.remote.address import is_address
 
 #: Labels from which on each row of a batch counts as more tokens, where several may be right. As many contrasts has a
 #: task of the most classes that are all computed (``laplora.jacobians.many_classes``).
@@ -79,6 +82,7 @@ class Predictor(Encoder):
         dequantize: bool | None = None,
         progress: Callable[[str], None] | None = None,
         bases: SharedBases | None = None,
+        rules: FetchRules = DEFAULT_RULES,
     ) -> Predictor:
         """Return the predictor of an artifact, its base model loaded and everything verified.
 
@@ -88,22 +92,29 @@ class Predictor(Encoder):
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; cache_dir: of offline models and what lies elsewhere.
             verify_golden: whether to replay the recorded answers; dequantize: see ``load_base_model``.
             progress: called with the name of each stage; bases: shares the base model with other predictors.
+            rules: what may be fetched for an address, such as which base models.
 
         Raises:
             ArtifactError: not found, corrupt, replaced meanwhile, of another base, or answers not reproduced.
             ModelError: a base or adapter that the method does not cover.
-            DownloadError: the artifact or its base could not be fetched. ConfigError: an address that is none.
+            DownloadError: the artifact or its base could not be fetched. ConfigError: an address that is none, or one
+                whose artifact has a base model that nobody allowed.
         """
         say = progress or (lambda _stage: None)
-        path = local_artifact(path, cache=cache_dir, progress=progress)
+        path = local_artifact(path, cache=cache_dir, progress=progress, rules=rules)
         say("verifying artifact")
         artifact = read_artifact(path)
         manifest = artifact.manifest
         where = resolve_device(device)
         say("locating base model")
-        location = locate_base(manifest.base, cache_dir, progress)
+        pin = base_pin(manifest)
+        if is_fetched(path):
+            check_hub_size(manifest.base_model, manifest.revision, most_bytes=rules.most_base_bytes)
+        location = locate_base(manifest.base, cache_dir, progress, most_bytes=rules.most_base_bytes, pin=pin)
         tokenizer = load_tokenizer(location, manifest.revision)
         check_base(manifest, location, tokenizer, cache_dir)
+        if is_address(manifest.base_model):
+            keep_copy(manifest.base_model, "base", Path(location), cache=cache_dir, pin=pin)
         base = (bases or SharedBases()).get(
             location,
             manifest.base,

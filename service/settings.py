@@ -52,6 +52,17 @@ class Settings(BaseSettings):
     """Names in the artifacts root, or addresses, with commas between, of further artifacts that are loaded at the
     start; on the same base model. Requests choose one by name.
     """
+    allowed_bases: Annotated[tuple[str, ...], NoDecode] = ()
+    """Base models, with commas between, that an artifact at an address may have: names, folders or addresses; NAME/* is
+    all below one, * is any. Beside them it may have an offline model, a base in its own bucket, server or repository,
+    and one of the hub at a commit, or at any revision where the artifact itself is pinned.
+    """
+    max_fetch_bytes: int = Field(16 * 2**30, ge=1)
+    """Most bytes of an artifact that is fetched from an address."""
+    max_fetch_files: int = Field(4096, ge=1)
+    """Most files of an artifact that is fetched from an address."""
+    max_base_bytes: int = Field(256 * 2**30, ge=1)
+    """Most bytes of a base model that is fetched from an address, or from the hub for an artifact that was fetched."""
     max_artifacts: int = Field(8, ge=1)
     """Most artifacts that are loaded at once; the least recently used idle one goes for another."""
     max_artifact_bytes: int = Field(2 * 2**30, ge=1)
@@ -254,7 +265,15 @@ class Settings(BaseSettings):
     def _all_can_be_reached(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(cls._can_be_reached, value))
 
-    @field_validator("also_load", mode="before")
+    @field_validator("also_load")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in value if value.count(name) > 1}):
+            shown = [str(parse_address(name)) if is_address(name) else name for name in twice]
+            raise ValueError(f"these are named twice: {', '.join(shown)}")
+        return value
+
+    @field_validator("also_load", "allowed_bases", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         parts = [value] if isinstance(value, str) else value

@@ -8,11 +8,12 @@ import hashlib
 import json
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +21,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import httpx
 import pytest
-from free_ports import free_port
 
 
 @contextmanager
@@ -29,7 +29,9 @@ def object_server(bucket: str) -> Iterator[dict[str, str]]:
     program = shutil.which("moto_server")
     if program is None:
         pytest.skip("moto_server is not installed: pip install 'moto[server]' in an environment of its own")
-    port = free_port()
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = [program, "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:

@@ -12,8 +12,10 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from laplora.artifact.allowed_bases import check_base_allowed
 from laplora.artifact.folder import FETCHED, MAX_MANIFEST_BYTES, Artifact, new_artifact, read_artifact
 from laplora.artifact.manifest import MANIFEST, Manifest, parse_manifest
 from laplora.errors import (
@@ -24,12 +26,11 @@ from laplora.errors import (
     DownloadError,
 )
 from laplora.files import file_sha256, write_json
+from laplora.models.checkpoints import MOST_BYTES as MOST_BASE_BYTES
 from laplora.models.wheels import cache_root, file_lock
 from laplora.remote.address import Address, is_address, is_plain, parse_address
 from laplora.remote.stores import Store, load, open_store, save
 
-#: Most bytes of an artifact that are fetched unless the caller says otherwise, and most files.
-MOST_BYTES, MOST_FILES = 16 * 2**30, 4096
 #: Endings of the files of an artifact: JSON and safetensors are read, the others are a report's.
 ENDINGS = frozenset({".json", ".safetensors", ".html", ".md", ".txt", ".csv", ".png", ".svg"})
 _WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -37,18 +38,41 @@ _WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 Progress = Callable[[str], None]
 
 
-def local_artifact(where: str | Path, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
+@dataclass(frozen=True)
+class FetchRules:
+    """What may be fetched for the address of an artifact.
+
+    Attributes:
+        allowed_bases: base models that it may have beside those that any may (``laplora.artifact.allowed_bases``).
+        most_bytes, most_files: of the artifact's files together.
+        most_base_bytes: of its base model's files together.
+    """
+
+    allowed_bases: tuple[str, ...] = ()
+    most_bytes: int = 16 * 2**30
+    most_files: int = 4096
+    most_base_bytes: int = MOST_BASE_BYTES
+
+
+#: What holds unless the caller says otherwise.
+DEFAULT_RULES = FetchRules()
+
+
+def local_artifact(
+    where: str | Path, *, cache: Path | None = None, progress: Progress | None = None, rules: FetchRules = DEFAULT_RULES
+) -> Path:
     """Return the folder of an artifact: as it is given, or where an address's copy is.
 
-    Errors are those of ``fetch_artifact``, and of an address ConfigError where it is none.
+    ``rules`` are for an address alone. Errors are those of ``fetch_artifact``, and of an address ConfigError where it
+    is none.
     """
     if not is_address(where):
         return Path(where)
-    return fetch_artifact(parse_address(str(where)), cache=cache, progress=progress)
+    return fetch_artifact(parse_address(str(where)), cache=cache, progress=progress, rules=rules)
 
 
 def fetch_artifact(
-    address: Address, *, cache: Path | None = None, progress: Progress | None = None, most_bytes: int = MOST_BYTES
+    address: Address, *, cache: Path | None = None, progress: Progress | None = None, rules: FetchRules = DEFAULT_RULES
 ) -> Path:
     """Return the folder in the cache that has an artifact, fetched where it is not there yet, every file verified.
 
@@ -56,19 +80,23 @@ def fetch_artifact(
     are kept, and the next one goes on.
 
     Args:
-        cache: as of ``cache_root``; progress: told what is done; most_bytes: of the artifact's files together.
+        cache: as of ``cache_root``; progress: told what is done.
+        rules: what it may be. A base model that it may not have is refused before anything else is fetched, and also
+            where the cache has the artifact; bounds are for what is fetched.
 
     Raises:
+        ConfigError: a base model that nobody allowed.
         ArtifactNotFoundError: no artifact lies there.
         ArtifactIncompatibleError: of another format version.
         ArtifactCorruptError: another digest than the one it is pinned to; a manifest that does not parse, or that names
             paths or files that no artifact has; a file that is not what the manifest says.
-        DownloadError: it cannot be fetched, or is larger than ``most_bytes`` or than the disk has room for.
+        DownloadError: it cannot be fetched, or is larger than the rules have it or than the disk has room for.
     """
     say = progress or (lambda _line: None)
     root = cache_root(cache) / "artifacts"
     if address.sha256 is not None and (kept := _kept(root, address.sha256)) is not None:
-        return kept
+        check_base_allowed(address, kept.manifest.base, rules.allowed_bases)
+        return kept.path
     store = open_store(address)
     at = f" at commit {store.version}" if store.version else ""
     say(f"fetching {address}{at}")
@@ -77,12 +105,14 @@ def fetch_artifact(
     if address.sha256 not in (None, sha256):
         raise ArtifactCorruptError(f"{address} has the digest sha256:{sha256}, it is pinned to {address.sha256}")
     manifest = parse_manifest(str(address), raw)
-    _check_bounds(address, manifest, most_bytes)
+    _check_names(address, manifest)
+    check_base_allowed(address, manifest.base, rules.allowed_bases)
     if address.sha256 is None:
         say(f"the artifact is sha256:{sha256}: #sha256={sha256} after its address pins it")
     with file_lock(root / f"{sha256}.lock", progress=progress):
         if (kept := _kept(root, sha256)) is not None:
-            return kept
+            return kept.path
+        _check_bounds(address, manifest, rules)
         partial = root / f".{sha256}.partial"
         _fetch_files(store, address, manifest, partial)
         (partial / MANIFEST).write_bytes(raw)
@@ -149,14 +179,14 @@ def _check_written(store: Store, address: Address, files: Mapping[str, Path]) ->
             raise DownloadError(f"{address}: {name} was given and is not there, or not whole: nobody can fetch it")
 
 
-def _kept(root: Path, sha256: str) -> Path | None:
+def _kept(root: Path, sha256: str) -> Artifact | None:
     """Return the artifact of a digest in the cache; None where it is not there, or not whole any more."""
     place = root / sha256
     for folder in sorted(place.iterdir()) if place.is_dir() else []:
         if folder.is_dir():
             try:
-                if read_artifact(folder).digest == f"sha256:{sha256}":
-                    return folder
+                if (artifact := read_artifact(folder)).digest == f"sha256:{sha256}":
+                    return artifact
             except ArtifactError:
                 continue
     return None
@@ -169,17 +199,24 @@ def _manifest_bytes(store: Store, address: Address) -> bytes:
         raise ArtifactNotFoundError(f"no artifact at {address}: expected a folder with a {MANIFEST}") from None
 
 
-def _check_bounds(address: Address, manifest: Manifest, most_bytes: int) -> None:
-    """Raise for a manifest that asks for more, or for elsewhere, than an artifact may, before anything is fetched."""
-    if len(manifest.files) > MOST_FILES:
-        raise DownloadError(f"{address} has {len(manifest.files)} files, more than {MOST_FILES}")
+def _check_names(address: Address, manifest: Manifest) -> None:
+    """Raise for a manifest that asks for what no artifact has, before anything is fetched."""
     if odd := _odd_names(manifest):
         shown = [name[:80] for name in odd[:4]]
         raise ArtifactCorruptError(f"{MANIFEST} of {address} names files that no artifact has: {shown}")
-    total = sum(record.size_bytes for record in manifest.files.values())
-    if total > most_bytes:
+
+
+def _check_bounds(address: Address, manifest: Manifest, rules: FetchRules) -> None:
+    """Raise for a manifest that asks for more than may be fetched, before anything is."""
+    more = "--max-fetch-{0} of a server (LAPLORA_MAX_FETCH_{1}) allows more, and laplora pull --max-{0}"
+    if len(manifest.files) > rules.most_files:
         raise DownloadError(
-            f"{address} has {total} bytes, more than {most_bytes}: laplora pull --max-bytes takes more into the cache"
+            f"{address} has {len(manifest.files)} files, more than {rules.most_files}: {more.format('files', 'FILES')}"
+        )
+    total = sum(record.size_bytes for record in manifest.files.values())
+    if total > rules.most_bytes:
+        raise DownloadError(
+            f"{address} has {total} bytes, more than {rules.most_bytes}: {more.format('bytes', 'BYTES')}"
         )
 
 

@@ -60,6 +60,11 @@ def check_base(manifest: Manifest, location: str, tokenizer: Any, cache_dir: Pat
     check_tokenizer(manifest, tokenizer)
 
 
+def base_pin(manifest: Manifest) -> str:
+    """Return what ``check_base`` finds in the base of an artifact, as one text."""
+    return f"{manifest.base_weights_hash} {manifest.tokenizer_hash}"
+
+
 def check_tokenizer(manifest: Manifest, tokenizer: Any) -> None:
     """Raise ArtifactIncompatibleError where the tokenizer or its label tokens are not the artifact's."""
     if tokenizer_hash(tokenizer) != manifest.tokenizer_hash:

@@ -54,6 +54,7 @@ def evaluate_file(
     bins: int = 15,
     resamples: int = 1000,
     seed: int = 0,
+    allowed_bases: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Evaluated:
     """Return the metrics of an artifact on a file of labelled rows; the same figures however many work.
@@ -64,18 +65,18 @@ def evaluate_file(
     Args:
         parts: folder or URL for the finished blocks; the same call goes on from them, and they go in the end.
         label_field: field of a row that has its label, or its list of labels.
-        bins: of the ECE; resamples, seed: of the bootstrap.
+        bins: of the ECE; resamples, seed: of the bootstrap, without which (0) there are no intervals.
 
     The others are those of ``laplora.bulk.score.score_file``, and so are errors but for:
 
     Raises:
         DataError: rows that cannot be used or answered, by number.
     """
-    from laplora.artifact.fetched import local_artifact
+    from laplora.artifact.fetched import FetchRules, local_artifact
 
     how, who = How(predictive, batch_size, truncate, order_average), Workers(workers, device, threads)
-    folder = local_artifact(artifact, progress=progress)
     measure_how = MeasureHow(bins, resamples, seed)
+    folder = local_artifact(artifact, progress=progress, rules=FetchRules(tuple(allowed_bases)))
     return evaluate(folder, str(source), str(parts), how, who, measure_how, label_field, progress=progress)
 
 
@@ -98,20 +99,26 @@ def evaluate(
     rows = Source.at(source, WINDOW)
     of_rows = Labelled(source, label_field)
     _check(rows, of_rows, read)
-    parts = absolute(parts)
-    kept = Parts(parts)
+    kept = Parts(absolute(parts))
     options = {**asdict(how), "label_field": label_field}
     job = EvaluateJob(artifact.absolute(), read.digest, who.worker_device, how, of_rows)
     run = described("evaluate", read, rows, who, options)
-    blocks = finish(job, rows, parts, run, who, progress=progress, stop=partial(_refuse_bad, kept))
     numbers: list[dict[str, MethodRow]] = []
     truths: list[Truth] = []
-    for line in kept.lines(blocks):
-        record = json.loads(line)
-        numbers.append({name: (probs, score) for name, (probs, score) in record["methods"].items()})
-        truths.append(tuple(record["truth"]) if isinstance(record["truth"], list) else record["truth"])
-    methods = measure_rows(read.manifest, numbers, truths, measure_how)
-    kept.remove()
+    with kept.held(progress) as check:
+
+        def stop(block: Finished) -> None:
+            check()
+            _refuse_bad(kept, block)
+
+        blocks = finish(job, rows, kept.place, run, who, progress=progress, stop=stop)
+        for line in kept.lines(blocks):
+            record = json.loads(line)
+            numbers.append({name: (probs, score) for name, (probs, score) in record["methods"].items()})
+            truths.append(tuple(record["truth"]) if isinstance(record["truth"], list) else record["truth"])
+        methods = measure_rows(read.manifest, numbers, truths, measure_how)
+        check()
+        kept.remove()
     return Evaluated(read, len(numbers), methods)
 
 

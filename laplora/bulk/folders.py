@@ -10,19 +10,18 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from laplora.errors import ConfigError, DataError, first_line, needs
+from laplora.errors import ConfigError, DataError, needs
 from laplora.files import file_sha256, write_whole
+from laplora.remote.client import Client, State, StoreError, Version
 
 #: Bytes that one request to a store asks for.
 _RANGE_BYTES = 8 * 2**20
 #: Bytes of a part of an object: there may be 10,000 of them.
 _PART_BYTES = 64 * 2**20
-#: Bytes that are handed to a store's client at once.
-_WRITTEN_BYTES = 2**20
 
 
 class Folder(Protocol):
@@ -131,124 +130,103 @@ class Store:
     """The objects below a URL. An object becomes visible with its last byte."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         try:
-            from obstore.exceptions import BaseError
-            from obstore.store import from_url
+            self._client = Client(url, part_bytes=_PART_BYTES)
         except ModuleNotFoundError as error:
             raise needs("s3", error) from None
-        self.url = url
-        plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")  # obstore reads all the others itself
-        try:
-            self._store = from_url(url, client_options={"allow_http": plain})
-        except (BaseError, ValueError) as error:
-            raise ConfigError(f"{url}: is no store that can be used ({first_line(error)[:200]})") from None
+        except ValueError as error:
+            raise ConfigError(f"{url}: is no store that can be used ({error})") from None
 
     def exists(self, name: str) -> bool:
         """Return whether there is such an object."""
         try:
-            self._head(name)
+            self.state(name)
         except FileNotFoundError:
             return False
         return True
 
     def version(self, name: str) -> str:
         """Return the object's ETag, or where there is none its size."""
-        found = self._head(name)
-        return str(found["e_tag"] or found["size"])
+        found = self.state(name)
+        return found.etag or str(found.size)
 
     def identity(self, name: str) -> dict[str, Any]:
         """Return size and ETag."""
-        found = self._head(name)
-        return {"bytes": found["size"], "etag": found["e_tag"]}
+        found = self.state(name)
+        return {"bytes": found.size, "etag": found.etag}
 
-    def _head(self, name: str) -> Any:
-        import obstore
-
+    def state(self, name: str) -> State:
+        """Return what tells whether the object changed."""
         with self._answering():
-            return obstore.head(self._store, name)
+            return self._client.state(name)
 
     def open(self, name: str, version: str) -> BinaryIO:
         """Return the object; each read asks for one range of this version."""
-        found = self._head(name)
-        if str(found["e_tag"] or found["size"]) != version:
+        found = self.state(name)
+        if (found.etag or str(found.size)) != version:
             raise changed(name)
-        return io.BufferedReader(_Ranges(self, name, found["size"], found["e_tag"]), _RANGE_BYTES)
+        return io.BufferedReader(_Ranges(self, name, found.size, found.etag), _RANGE_BYTES)
 
     def read(self, name: str) -> bytes:
         """Return the bytes."""
-        import obstore
-
         with self._answering():
-            return bytes(obstore.get(self._store, name).bytes())
+            return self._client.load(name)[1]
 
     def read_range(self, name: str, begin: int, end: int, etag: str | None) -> bytes:
         """Return the bytes from ``begin`` to before ``end``; DataError: the object has another ETag by now."""
-        import obstore
-        from obstore.exceptions import PreconditionError
-
-        options: Any = {"range": (begin, end), **({} if etag is None else {"if_match": etag})}
         with self._answering():
-            try:
-                return bytes(obstore.get(self._store, name, options=options).bytes())
-            except PreconditionError:
-                raise changed(name) from None
+            if (part := self._client.read_range(name, begin, end, etag)) is None:
+                raise changed(name)
+            return part
 
     def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
         """Send it, in parts where it is not all there yet; the object is there once the last one is."""
-        import obstore
+        with self._answering():
+            if isinstance(content, bytes):
+                self._client.put(name, content)
+            else:
+                self._client.write(name, content)
 
-        if isinstance(content, bytes):
+    def found(self, name: str) -> tuple[Version, bytes] | None:
+        """Return a small object's version and bytes; None where there is none."""
+        try:
             with self._answering():
-                obstore.put(self._store, name, content)
-            return
+                return self._client.load(name)
+        except FileNotFoundError:
+            return None
+
+    def create(self, name: str, content: bytes) -> Version | None:
+        """Write a small object that is not there yet; return its version, None where it is there already."""
         with self._answering():
-            writer = obstore.open_writer(self._store, name, buffer_size=_PART_BYTES, max_concurrency=2)
-        for part in _gathered(content):
-            with self._answering():
-                writer.write(part)
+            return self._client.put_if(name, content, "create")
+
+    def replace(self, name: str, content: bytes, version: Version) -> Version | None:
+        """Write a small object in the place of this version; return its own, None where it is another by now."""
         with self._answering():
-            writer.close()  # without it, as where the content raises, there is no object
+            return self._client.put_if(name, content, version)
 
     def names(self) -> set[str]:
         """Return the names of the objects."""
-        import obstore
-
         with self._answering():
-            return {found["path"] for page in obstore.list(self._store) for found in page}
+            return self._client.names()
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove them."""
-        import obstore
-
-        with self._answering():
+        with self._answering(), suppress(FileNotFoundError):
             if given := list(names):
-                obstore.delete(self._store, given)
+                self._client.remove(*given)
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        from obstore.exceptions import BaseError, NotFoundError
-
         try:
             yield
-        except (NotFoundError, FileNotFoundError):
+        except FileNotFoundError as error:
+            if error.filename is not None:  # of this machine: what is sent is read meanwhile
+                raise
             raise FileNotFoundError(2, "no such object", self.url) from None
-        except BaseError as error:
-            # What follows the first line is the store's own page, or where obstore was when it failed.
-            raise DataError(f"{self.url}: the store refuses or does not answer ({first_line(error)[:200]})") from None
-
-
-def _gathered(content: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield bytes in parts that are worth a call of the store's client."""
-    held: list[bytes] = []
-    size = 0
-    for part in content:
-        held.append(part)
-        size += len(part)
-        if size >= _WRITTEN_BYTES:
-            yield b"".join(held)
-            held, size = [], 0
-    if held:
-        yield b"".join(held)
+        except StoreError as error:
+            raise DataError(f"{self.url}: the store refuses or does not answer ({error.reason})") from None
 
 
 class _Ranges(io.RawIOBase):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laplora.bulk.answering import How, answers, encode
-from laplora.errors import DataError, LaploraError, needs
+from laplora.errors import ConfigError, DataError, LaploraError, needs
 
 if TYPE_CHECKING:
     import torch
@@ -28,17 +28,30 @@ if TYPE_CHECKING:
 WINDOW = 256
 #: Bins that the noise of an ECE is known for.
 BINS = 15
+#: Resamples that an interval is of at least, as of POST /evaluate.
+FEWEST_RESAMPLES = 10
 #: Mistakes from which on their ranking has an interval.
 _FEWEST_MISTAKES = 5
 
 
 @dataclass
 class MeasureHow:
-    """Bins of the ECE, and resamples and seed of the bootstrap."""
+    """Bins of the ECE, and resamples and seed of the bootstrap.
+
+    Raises:
+        ConfigError: fewer resamples than an interval can be of, and not none.
+    """
 
     bins: int = BINS
     resamples: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if 0 < self.resamples < FEWEST_RESAMPLES:
+            raise ConfigError(
+                f"resamples (--resamples) is 0, which leaves the intervals out, or at least {FEWEST_RESAMPLES}, not "
+                f"{self.resamples}: 95 % intervals cannot be of so few"
+            )
 
 
 @dataclass(frozen=True)

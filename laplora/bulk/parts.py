@@ -1,7 +1,8 @@
 """The finished blocks of a run, beside its output, and what they are of: the same command goes on from them.
 
 ``OUT.parts`` has ``run.json``, which says what the blocks are of, and for each finished block ``000000.jsonl`` with its
-lines and ``000000.json``, written after it, with their digest. A file with another name is never touched.
+lines and ``000000.json``, written after it, with their digest. While a run works it also has ``.lock``. A file with
+another name is never touched.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from laplora.bulk.folders import Folder, folder_of
+from laplora.bulk.locks import LOCK, held
 from laplora.errors import ConfigError, DataError
 
 RUN = "run.json"
@@ -46,6 +49,10 @@ class Parts:
         self.place = place
         self._folder: Folder = folder_of(place)
 
+    def held(self, progress: Callable[[str], None] | None = None) -> AbstractContextManager[Callable[[], None]]:
+        """Hold the folder against other runs: ``laplora.bulk.locks.held``."""
+        return held(self._folder, self.place, progress)
+
     def begin(self, run: Mapping[str, Any]) -> dict[int, Finished]:
         """Return the blocks that are finished, none where the folder is new.
 
@@ -55,7 +62,7 @@ class Parts:
         Raises:
             ConfigError: those that are there are of something else; nothing was changed.
         """
-        names = self._folder.names()
+        names = self._folder.names() - {LOCK}
         if RUN not in names:
             if any(not name.startswith(".") or not _OURS.fullmatch(name) for name in names):
                 raise ConfigError(f"{self.place}: holds other files than a run's: remove or rename it")

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,6 +19,8 @@ from laplora.errors import DataError, first_line, needs
 
 #: Longest line, in bytes.
 LINE_BYTES = 8 << 20
+#: A window ends with the row by which it has so many bytes, however few rows it has then.
+WINDOW_BYTES = 16 << 20
 #: Blocks of a source, at most: one is one file beside the output.
 MOST_BLOCKS = 8192
 _ENDINGS = (".jsonl", ".ndjson", ".parquet")
@@ -49,7 +50,7 @@ class Source:
 
     Attributes:
         place: path or URL; version: which version is read, as of ``Folder.version``.
-        window: rows of a window.
+        window: rows of a window, at most.
         columns: columns that are read of Parquet; None: all.
     """
 
@@ -76,7 +77,8 @@ class Source:
         return cls(absolute(place), version, window, None if columns is None else tuple(columns))
 
     @property
-    def _is_parquet(self) -> bool:
+    def is_parquet(self) -> bool:
+        """Whether it is Parquet, otherwise JSON Lines."""
         return self.place.lower().endswith(".parquet")
 
     def open(self) -> BinaryIO:
@@ -98,30 +100,28 @@ class Source:
         Raises:
             DataError: changed meanwhile, or no Parquet.
         """
-        places = self._parquet_blocks() if self._is_parquet else self._line_blocks()
+        places = self._parquet_blocks() if self.is_parquet else self._line_blocks()
         return [Block(number, *place) for number, place in enumerate(places)]
 
     def windows(self, block: Block) -> Iterator[list[Row]]:
         """Yield the rows of a block that are not blank, a window at a time; errors as of ``blocks``."""
-        rows = self._parquet_rows(block) if self._is_parquet else self._lines(block)
-        while window := list(islice(rows, self.window)):
-            yield window
+        return windows(self._parquet_rows(block) if self.is_parquet else self._lines(block), self.window)
 
     def _line_blocks(self) -> list[tuple[int, int, int]]:
         found: list[tuple[int, int, int]] = []
-        size = self.window
+        size = 1  # windows of a block
         with self.open() as file:
-            first, begin, count = 1, 0, 0
-            for number, _ in lines(file):
-                count += 1
+            first, begin, count, last = 1, 0, 0, 0
+            for number, end in _window_ends(file, self.window):
+                count, last = count + 1, end
                 if count == size:
-                    found.append((first, begin, file.tell()))
-                    first, begin, count = number + 1, file.tell(), 0
+                    found.append((first, begin, end))
+                    first, begin, count = number + 1, end, 0
                     if len(found) == MOST_BLOCKS:
                         pairs = zip(found[::2], found[1::2], strict=True)
                         found, size = [(one[0], one[1], two[2]) for one, two in pairs], 2 * size
             if count:
-                found.append((first, begin, file.tell()))
+                found.append((first, begin, last))
         return found
 
     def _lines(self, block: Block) -> Iterator[Row]:
@@ -140,10 +140,11 @@ class Source:
         with self._parquet() as file:
             groups, place = _groups(file, block)
             names = [name for name in file.schema_arrow.names if self.columns is None or name in self.columns]
-            for batch in file.iter_batches(batch_size=self.window, row_groups=groups, columns=names, use_threads=False):
+            size = min(self.window, _rows_within(file, groups, set(names)))
+            for batch in file.iter_batches(batch_size=size, row_groups=groups, columns=names, use_threads=False):
                 begin, end = max(block.begin - place, 0), min(block.end - place, batch.num_rows)
                 for number, values in enumerate(batch.slice(begin, max(0, end - begin)).to_pylist(), place + begin + 1):
-                    yield number, _json(values)
+                    yield number, _json(values)[: LINE_BYTES + 1]
                 place += batch.num_rows
                 if place >= block.end:
                     return
@@ -176,6 +177,16 @@ def _groups(file: Any, block: Block) -> tuple[list[int], int]:
     return groups, begins
 
 
+def _rows_within(file: Any, groups: Sequence[int], columns: set[str]) -> int:
+    """Return how many rows of row groups have about ``WINDOW_BYTES`` in some columns; at least 1."""
+    most = 1.0
+    for group in map(file.metadata.row_group, groups):
+        chunks = (group.column(place) for place in range(group.num_columns))
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
+        most = max(most, size / max(1, group.num_rows))
+    return max(1, int(WINDOW_BYTES / most))
+
+
 def _json(values: Mapping[str, Any]) -> bytes:
     """Return a row as JSON without what it has no value of: dates, decimals and bytes are their text."""
     return json.dumps({name: _plain(value) for name, value in values.items() if value is not None}).encode()
@@ -194,6 +205,31 @@ def _plain(value: Any) -> Any:
 def is_too_long(line: bytes) -> bool:
     """Return whether a line has more than ``LINE_BYTES``."""
     return len(line) > LINE_BYTES
+
+
+def windows(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
+    """Yield rows a window at a time: ``most`` of them, or fewer that have ``WINDOW_BYTES``."""
+    window, size = [], 0
+    for row in rows:
+        window.append(row)
+        size += len(row[1])
+        if len(window) == most or size >= WINDOW_BYTES:
+            yield window
+            window, size = [], 0
+    if window:
+        yield window
+
+
+def _window_ends(file: BinaryIO, most: int) -> Iterator[tuple[int, int]]:
+    """Yield number and end, in bytes, of the last row of each window of lines, as ``windows`` cuts them."""
+    rows = size = number = 0
+    for number, line in lines(file):
+        rows, size = rows + 1, size + len(line)
+        if rows == most or size >= WINDOW_BYTES:
+            yield number, file.tell()
+            rows = size = 0
+    if rows:
+        yield number, file.tell()
 
 
 def lines(file: BinaryIO, *, before: int = 0, end: int | None = None) -> Iterator[Row]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
 
 #: Of what a run's description says; one of another is not continued.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)

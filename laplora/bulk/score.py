@@ -50,6 +50,7 @@ def score_file(
     truncate: bool = False,
     batch_size: int = 16,
     window: int = 256,
+    allowed_bases: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Scored:
     """Answer every row of a file, and return what was written; the same bytes however many work.
@@ -70,20 +71,21 @@ def score_file(
         target_risk: error rate that accepted answers may have; None: the artifact's.
         truncate: whether inputs that are too long are cut.
         batch_size: rows of a batch, at most.
-        window: rows that are read together, and batched by length.
+        window: rows that are read together, and batched by length; fewer where they have many bytes.
+        allowed_bases: base models that an artifact at an address may have (``laplora.artifact.allowed_bases``).
         progress: called with lines for people.
 
     Raises:
-        ConfigError: options that cannot work, a target that is there, finished blocks of another run, or a package that
-            is not installed.
+        ConfigError: options that cannot work, a target that is there, finished blocks of another run or one that works
+            on them now, a base model that nobody allowed, or a package that is not installed.
         DataError: a source that cannot be read, or that was changed meanwhile; a store that does not answer.
         ArtifactError, ModelError: as ``Predictor.load``.
     """
-    from laplora.artifact.fetched import local_artifact
+    from laplora.artifact.fetched import FetchRules, local_artifact
 
     how = How(predictive, batch_size, truncate, order_average, target_risk)
     who = Workers(workers, device, threads)
-    folder = local_artifact(artifact, progress=progress)
+    folder = local_artifact(artifact, progress=progress, rules=FetchRules(tuple(allowed_bases)))
     return score(folder, str(source), str(target), how, who, window=window, progress=progress)
 
 
@@ -111,12 +113,16 @@ def score(
     check_predictive(read, how)
     template = read.manifest.template.template()
     rows = Source.at(source, window, ("id", "prompt", *template.fields))
-    job = ScoreJob(artifact.absolute(), read.digest, who.worker_device, how)
-    parts = f"{absolute(target)}.parts"
-    blocks = finish(job, rows, parts, described("predict", read, rows, who, asdict(how)), who, progress=progress)
-    kept = Parts(parts)
-    folder.write(name, kept.lines(blocks))
-    kept.remove()
+    job = ScoreJob(artifact.absolute(), read.digest, who.worker_device, how, rows.is_parquet)
+    kept = Parts(f"{absolute(target)}.parts")
+    with kept.held(progress) as check:
+        if folder.exists(name):  # another run may have ended since
+            raise ConfigError(f"{target}: is there already: remove it, or write to another place")
+        run = described("predict", read, rows, who, asdict(how))
+        blocks = finish(job, rows, kept.place, run, who, progress=progress, stop=lambda _: check())
+        folder.write(name, kept.lines(blocks))
+        check()
+        kept.remove()
     first_bad = [number for block in blocks for number in block.first_bad][:TOLD_ROWS]
     return Scored(sum(block.rows for block in blocks), sum(block.bad for block in blocks), tuple(first_bad))
 
@@ -129,21 +135,31 @@ class ScoreJob:
     digest: str
     device: str
     how: How
+    number_ids: bool = False
 
     def start(self) -> Callable[[Sequence[Row]], Iterator[Line]]:
         """Load the artifact."""
-        return partial(answer_window, load(self.artifact, self.device, self.how, digest=self.digest), how=self.how)
+        predictor = load(self.artifact, self.device, self.how, digest=self.digest)
+        return partial(answer_window, predictor, how=self.how, number_ids=self.number_ids)
 
 
-def answer_window(predictor: Predictor, window: Sequence[Row], how: How) -> Iterator[Line]:
-    """Yield the line that answers each row, in order, with its number and whether it has no answer."""
+def answer_window(predictor: Predictor, window: Sequence[Row], how: How, *, number_ids: bool = False) -> Iterator[Line]:
+    """Yield the line that answers each row, in order, with its number and whether it has no answer.
+
+    Args:
+        number_ids: whether an ``id`` may be a number, as in a column of Parquet; the answer then has the same number.
+            Otherwise it is text, as of ``POST /predict``.
+    """
     from service.http.answers import prediction_out
     from service.http.schemas.predict import PredictOptions
 
     found: list[dict[str, Any] | Input] = []
+    ids: dict[int, int | float] = {}
     questions = []
     for number, line in window:
         try:
+            if number_ids and (given := _number_id(line)) is not None:
+                ids[number], line = given
             item = _input(line)
             questions.append(encode(predictor, item.template_fields, how))
             found.append(item)
@@ -161,7 +177,8 @@ def answer_window(predictor: Predictor, window: Sequence[Row], how: How) -> Iter
         except LaploraError as error:
             yield _line(number, _failed(number, error))
         else:
-            yield _line(number, out.model_dump(mode="json", exclude_unset=True))
+            written = out.model_dump(mode="json", exclude_unset=True)
+            yield _line(number, written | ({"id": ids[number]} if number in ids else {}))
 
 
 def _line(number: int, written: dict[str, Any]) -> Line:
@@ -170,6 +187,17 @@ def _line(number: int, written: dict[str, Any]) -> Line:
 
 def _failed(number: int, error: LaploraError) -> dict[str, Any]:
     return {"line": number, "error": {"message": str(error), "field": getattr(error, "field", None)}}
+
+
+def _number_id(line: bytes) -> tuple[int | float, bytes] | None:
+    """Return the ``id`` of a row of Parquet that is a number, and the row with it as text; None where it is none."""
+    if is_too_long(line):
+        return None
+    fields = json.loads(line)
+    number = fields.get("id")
+    if not isinstance(number, int | float) or isinstance(number, bool):
+        return None
+    return number, json.dumps(fields | {"id": json.dumps(number)}).encode()
 
 
 def _input(line: bytes) -> Input:

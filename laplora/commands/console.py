@@ -45,11 +45,31 @@ PredictiveOption = Annotated[
 ]
 
 
-def folder_of(artifact: str) -> Path:
-    """Return an artifact's folder, fetched where it lies elsewhere; errors as ``local_artifact``."""
-    from laplora.artifact.fetched import local_artifact
+AllowedBasesOption = Annotated[
+    str,
+    typer.Option(
+        "--allowed-bases",
+        envvar="LAPLORA_ALLOWED_BASES",
+        metavar="NAMES",
+        help="Base models, with commas between, that an artifact at an address may have, beside those that any may.",
+    ),
+]
 
-    return local_artifact(artifact, progress=say)
+
+def allowed(bases: str) -> tuple[str, ...]:
+    """Return the base models that ``AllowedBasesOption`` names."""
+    return tuple(name.strip() for name in bases.split(",") if name.strip())
+
+
+def folder_of(artifact: str, bases: str) -> Path:
+    """Return an artifact's folder, fetched where it lies elsewhere; errors as ``local_artifact``.
+
+    Args:
+        bases: of ``AllowedBasesOption``.
+    """
+    from laplora.artifact.fetched import FetchRules, local_artifact
+
+    return local_artifact(artifact, progress=say, rules=FetchRules(allowed(bases)))
 
 
 def say(line: str) -> None:

@@ -19,6 +19,7 @@ from laplora.bulk.run import Workers
 from laplora.bulk.workers import torch_threads
 from laplora.commands.bars import Bar, Crossed
 from laplora.commands.console import (
+    AllowedBasesOption,
     ArtifactOption,
     BatchOption,
     DeviceOption,
@@ -64,7 +65,10 @@ def evaluate(
     resamples: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, max=100_000, help="Resamples of the bootstrap, which most intervals are of; 0: none."
+            metavar="N",
+            min=0,
+            max=100_000,
+            help="Resamples of the bootstrap, which most intervals are of, 10 at least; 0: no intervals.",
         ),
     ] = 1000,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of these resamples.")] = 0,
@@ -78,6 +82,7 @@ def evaluate(
     threads: ThreadsOption = None,
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
+    allowed_bases: AllowedBasesOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Measure an artifact on labelled rows, without a server: accuracy, NLL, ECE and more of every predictive.
@@ -98,12 +103,12 @@ def evaluate(
         raise ConfigError("--workers needs --parts FOLDER, which the blocks of the rows are kept in")
     if parts is None and is_address(data):
         raise ConfigError("--data at an address needs --parts FOLDER, which the blocks of the rows are kept in")
-    folder = folder_of(artifact)
+    measure_how = MeasureHow(bins, resamples, seed)
+    folder = folder_of(artifact, allowed_bases)
     read = read_artifact(folder)
     check_predictive(read, how)
     for bar in bars:
         bar.check_predictive(read.manifest.servable)
-    measure_how = MeasureHow(bins, resamples, seed)
     if parts is None:
         measured = _whole(folder, data, how, measure_how, label_field, device, threads)
     else:

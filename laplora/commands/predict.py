@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ import typer
 from laplora.bulk.answering import How, load
 from laplora.bulk.run import Workers, shown_rows
 from laplora.commands.console import (
+    AllowedBasesOption,
     ArtifactOption,
     BatchOption,
     DeviceOption,
@@ -55,6 +55,7 @@ def predict(
         ),
     ] = 256,
     device: DeviceOption = "auto",
+    allowed_bases: AllowedBasesOption = "",
 ) -> None:
     """Answer inputs: JSON Lines on standard input, as of POST /predict, to JSON Lines on standard output.
 
@@ -69,11 +70,13 @@ def predict(
     if (data is None) != (out is None):
         raise ConfigError("--data and --out go together")
     if data is not None and out is not None:
-        total, bad = _of_file(folder_of(artifact), data, out, how, Workers(workers, device, threads or 1), lines)
+        total, bad = _of_file(
+            folder_of(artifact, allowed_bases), data, out, how, Workers(workers, device, threads or 1), lines
+        )
     elif workers > 1:
         raise ConfigError("--workers needs --data and --out: standard input is read by one process")
     else:
-        total, bad = _of_standard_input(folder_of(artifact), device, how, lines, threads)
+        total, bad = _of_standard_input(folder_of(artifact, allowed_bases), device, how, lines, threads)
     say(f"{total} inputs, {bad} of them without an answer")
     raise typer.Exit(Status.FAILED if bad else Status.DONE)
 
@@ -94,7 +97,7 @@ def _of_standard_input(artifact: Path, device: str, how: How, window: int, threa
         from service.http.answers import prediction_out  # noqa: F401  is what answers are written by
     except ImportError as error:
         raise needs("service", error) from None
-    from laplora.bulk.rows import lines
+    from laplora.bulk.rows import lines, windows
     from laplora.bulk.score import answer_window
     from laplora.bulk.workers import torch_threads
 
@@ -102,7 +105,7 @@ def _of_standard_input(artifact: Path, device: str, how: How, window: int, threa
     bad = total = 0
     source, out = lines(sys.stdin.buffer), sys.stdout.buffer
     with nullcontext() if threads is None else torch_threads(threads):
-        while rows := list(islice(source, window)):
+        for rows in windows(source, window):
             for _, line, is_bad in answer_window(predictor, rows, how):
                 bad += is_bad
                 total += 1

@@ -11,6 +11,7 @@ import typer
 from laplora.bulk.answering import How, load
 from laplora.bulk.measuring import MeasureHow, labelled_examples, measured_rows
 from laplora.commands.console import (
+    AllowedBasesOption,
     ArtifactOption,
     BatchOption,
     DeviceOption,
@@ -41,6 +42,7 @@ def report(
     texts: Annotated[bool, typer.Option(help="Whether the page shows the rows' texts.")] = False,
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
+    allowed_bases: AllowedBasesOption = "",
 ) -> None:
     """Write a report: whether to ship, and why, as one HTML file.
 
@@ -50,7 +52,7 @@ def report(
     from laplora.files import write_whole
 
     how = How(predictive, batch_size, truncate, order_average)
-    folder = folder_of(artifact)
+    folder = folder_of(artifact, allowed_bases)
     page = _brought(folder) if data is None else _measured(folder, data, label_field, how, texts, device)
     try:
         write_whole(out, page)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from laplora.commands.console import JsonOption, say, write
+from laplora.commands.console import AllowedBasesOption, JsonOption, allowed, say, write
 
 UrlArgument = Annotated[
     str,
@@ -28,6 +28,10 @@ def pull(
     max_bytes: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Most bytes of its files together (default: 16 GiB).")
     ] = None,
+    max_files: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Most of its files (default: 4096).")
+    ] = None,
+    allowed_bases: AllowedBasesOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Fetch an artifact, check every file against its manifest, and write which folder it is in.
@@ -35,17 +39,19 @@ def pull(
     Without --to it stays in the cache. With --to an older version in that folder is replaced, and nothing but an
     artifact ever is.
     """
-    from laplora.artifact.fetched import MOST_BYTES, fetch_artifact, pull_artifact
+    from laplora.artifact.fetched import FetchRules, fetch_artifact, pull_artifact
     from laplora.artifact.folder import check_name, check_replaceable, read_artifact
     from laplora.remote.address import parse_address
 
-    address, most = parse_address(url), max_bytes or MOST_BYTES
+    default = FetchRules()
+    address = parse_address(url)
+    rules = FetchRules(allowed(allowed_bases), max_bytes or default.most_bytes, max_files or default.most_files)
     if to is None:
-        artifact = read_artifact(fetch_artifact(address, progress=say, most_bytes=most))
+        artifact = read_artifact(fetch_artifact(address, progress=say, rules=rules))
     else:
         check_name(to)
         check_replaceable(to)  # before anything is fetched for nothing
-        artifact = pull_artifact(address, to, progress=say, most_bytes=most)
+        artifact = pull_artifact(address, to, progress=say, rules=rules)
     _tell(as_json, folder=str(artifact.path), name=artifact.name, digest=artifact.digest)
 
 

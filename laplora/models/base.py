@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from laplora.errors import ModelError, first_line, install
-from laplora.models.checkpoints import fetch_checkpoint
+from laplora.models.checkpoints import MOST_BYTES, fetch_checkpoint
 from laplora.models.four_bit import dequantize_linears, expanded_bytes, keep_4bit_differentiable
 from laplora.models.head_probe import check_head
 from laplora.models.held_weights import HeldWeights, decide
@@ -79,22 +79,36 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def locate_base(spec: BaseSpec, cache: Path | None = None, progress: Callable[[str], None] | None = None) -> str:
+def locate_base(
+    spec: BaseSpec,
+    cache: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+    *,
+    most_bytes: int = MOST_BYTES,
+    pin: str | None = None,
+) -> str:
     """Return what transformers can load: a folder, fetched if it is an offline model or an address; or a hub id.
 
-    Errors are those of ``ensure_model`` and ``fetch_checkpoint``.
+    ``most_bytes`` and ``pin`` are those of ``fetch_checkpoint``, and so are errors, beside those of ``ensure_model``.
     """
     if spec.model in OFFLINE_MODELS:
         return str(ensure_model(spec.model, cache=cache, progress=progress))
     if is_address(spec.model):
-        return str(fetch_checkpoint(spec.model, "base", cache=cache, progress=progress))
+        fetched = fetch_checkpoint(spec.model, "base", cache=cache, progress=progress, most_bytes=most_bytes, pin=pin)
+        return str(fetched)
     return spec.model
 
 
-def locate_tokenizer(spec: BaseSpec, cache: Path | None = None, progress: Callable[[str], None] | None = None) -> str:
+def locate_tokenizer(
+    spec: BaseSpec,
+    cache: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+    *,
+    pin: str | None = None,
+) -> str:
     """Return what ``load_tokenizer`` can load, without fetching weights from an address; errors as ``locate_base``."""
     if is_address(spec.model):
-        return str(fetch_checkpoint(spec.model, "tokenizer", cache=cache, progress=progress))
+        return str(fetch_checkpoint(spec.model, "tokenizer", cache=cache, progress=progress, pin=pin))
     return locate_base(spec, cache, progress)
 
 

@@ -10,18 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
-from laplora.errors import ConfigError, DownloadError, ModelError
+from laplora.errors import ConfigError, DownloadError, ModelError, StoreUnreachableError
 from laplora.models.hashes import INDEX, WHOLE, indexed_shards
+from laplora.models.kept_copies import keep_copy, kept_copy
 from laplora.models.wheels import Progress, cache_root, file_lock, report
 from laplora.remote.address import Address, parse_address
-from laplora.remote.hub import HubStore
+from laplora.remote.hub import HubStore, is_commit, is_repository
 from laplora.remote.stores import Store, open_store, save
 
-#: Most bytes of a checkpoint, and of a file of it that is read before the others.
-MOST_BYTES, _MOST_INDEX_BYTES = 512 * 2**30, 16 * 2**20
+#: Most bytes of a checkpoint unless the caller says otherwise, and of a file of it that is read before the others.
+MOST_BYTES, _MOST_INDEX_BYTES = 256 * 2**30, 16 * 2**20
+#: Most files of a checkpoint.
+_MOST_FILES = 4096
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 #: Files beside a base's weights: the first it must have, the others are its tokenizer's, as it has them.
 _BASE_FILES = (
@@ -47,12 +53,27 @@ Kind = Literal["base", "tokenizer", "adapter"]
 States = dict[str, tuple[int, str]]
 
 
-def fetch_checkpoint(where: str, kind: Kind, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
+def fetch_checkpoint(
+    where: str,
+    kind: Kind,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    most_bytes: int = MOST_BYTES,
+    pin: str | None = None,
+) -> Path:
     """Return the folder in the cache of what lies at an address: a base model, its tokenizer, or an adapter.
 
     It is fetched where it is not there in its present state, whole or not at all; a stopped call goes on with the files
-    that it had. Several processes may ask at once. What lies on the hub is in huggingface_hub's own cache,
-    and at a commit's whole hash is taken from it without asking.
+    that it had. Several processes may ask at once. What lies on the hub is in huggingface_hub's own cache.
+
+    A copy that is pinned, by a commit's whole hash or by ``pin``, is taken without asking anybody. Where the store does
+    not answer, the last copy of the address is taken, with a warning.
+
+    Args:
+        cache: as of ``cache_root``; progress: told what is done, and of a warning.
+        most_bytes: of its files together.
+        pin: of ``keep_copy``: what must be in it.
 
     Raises:
         ConfigError: an address that is none, or one with a part that must not be recorded, as this one will be.
@@ -66,31 +87,78 @@ def fetch_checkpoint(where: str, kind: Kind, *, cache: Path | None = None, progr
         )
     if address.sha256:
         raise ConfigError(f"#sha256= pins an artifact; {_called(kind)} on the hub is pinned by its commit, @REVISION")
-    if address.scheme == "hf":
-        return _from_hub(address, kind, progress)
-    root, store = cache_root(cache) / "checkpoints", open_store(address)
+    pins = [pin] if pin is not None else []
+    for one in [*pins, *([None] if is_commit(address.revision) else [])]:
+        if (kept := kept_copy(where, kind, cache=cache, pin=one)) is not None:
+            return kept.folder
+    try:
+        if address.scheme == "hf":
+            folder, commit = _from_hub(address, kind, progress, most_bytes)
+        else:
+            folder, commit = _from_store(address, kind, cache_root(cache) / "checkpoints", progress, most_bytes), None
+    except StoreUnreachableError as error:
+        if (kept := kept_copy(where, kind, cache=cache)) is None:
+            raise
+        at = f" at commit {kept.commit}" if kept.commit else ""
+        report(f"warning: {error}: the copy in the cache of {kept.noted}{at} is used, which may be older", progress)
+        return kept.folder
+    keep_copy(where, kind, folder, cache=cache, commit=commit)
+    return folder
+
+
+def _from_store(address: Address, kind: Kind, root: Path, progress: Progress | None, most_bytes: int) -> Path:
+    store = open_store(address)
     with file_lock(root / f"{_digest(str(address))}.lock", progress=progress):
         files = _adapter_files(store, address) if kind == "adapter" else _base_files(store, address)
         if kind == "base":
             files |= _weights(store, address, root)
-        total = sum(size for size, _ in files.values())
-        if total > MOST_BYTES:
-            raise DownloadError(f"{address} has {total} bytes, more than {MOST_BYTES}")
+        _check_size(str(address), [size for size, _ in files.values()], most_bytes)
         place = root / _digest(json.dumps([str(address), kind, sorted(files.items())]))
         if not place.is_dir():
             _fetch(store, address, files, place, progress)
         return place
 
 
-def _from_hub(address: Address, kind: Kind, progress: Progress | None) -> Path:
+def _from_hub(address: Address, kind: Kind, progress: Progress | None, most_bytes: int) -> tuple[Path, str | None]:
     store = HubStore(address, ask=False)
     report(f"fetching {address} at commit {store.version}", progress)
     weights = (WHOLE, INDEX, "model-*.safetensors") if kind == "base" else ()
-    folder = store.snapshot(ADAPTER_FILES if kind == "adapter" else (*_BASE_FILES, *weights))
+    wanted = ADAPTER_FILES if kind == "adapter" else (*_BASE_FILES, *weights)
+    with suppress(StoreUnreachableError, FileNotFoundError):  # then nothing is fetched: it is in the hub's cache or not
+        _check_size(str(address), store.sizes(wanted).values(), most_bytes)
+    folder = store.snapshot(wanted)
     for name in ADAPTER_FILES if kind == "adapter" else _BASE_FILES[:1]:
         if not (folder / name).is_file():
             raise ModelError(f"there is no {name} at {address}, as save_pretrained writes it")
-    return folder
+    return folder, store.version
+
+
+def check_hub_size(model: str, revision: str | None, *, most_bytes: int = MOST_BYTES) -> None:
+    """Check, before transformers fetches it, that a base model of the hub is not too large; nothing for a folder.
+
+    Raises:
+        DownloadError: it is. A hub that does not answer or refuses is left to whoever fetches.
+    """
+    if Path(model).is_dir() or not is_repository(model):
+        return
+    try:
+        at = f"@{quote(revision, safe='')}" if revision else ""
+        store = HubStore(parse_address(f"hf://{model}{at}"), ask=False)
+        sizes = store.sizes((*_BASE_FILES, "*.json", "*.safetensors"))
+    except (DownloadError, ConfigError, FileNotFoundError):
+        return
+    whole = [size for name, size in sizes.items() if "/" not in name]  # those in folders are of other formats
+    _check_size(f"base model {model!r}", whole, most_bytes)
+
+
+def _check_size(what: str, sizes: Collection[int], most_bytes: int) -> None:
+    if len(sizes) > _MOST_FILES:
+        raise DownloadError(f"{what} has {len(sizes)} files, more than {_MOST_FILES}")
+    if (total := sum(sizes)) > most_bytes:
+        raise DownloadError(
+            f"{what} has {total} bytes, more than {most_bytes}: --max-base-bytes of a server (LAPLORA_MAX_BASE_BYTES, "
+            "in Python most_base_bytes) allows more"
+        )
 
 
 def _called(kind: Kind) -> str:
@@ -123,8 +191,10 @@ def _weights(store: Store, address: Address, root: Path) -> States:
         raise ModelError(f"base model {str(address)!r} has no safetensors weights; laplora loads no pickled ones")
     noted = root / f".{_digest(str(address))}.index.json"
     save(store, INDEX, noted, size_bytes=index[0])
-    shards = {name: store.state(name) for name in indexed_shards(noted, str(address))}
+    names = indexed_shards(noted, str(address))
     noted.unlink()
+    _check_size(str(address), [0] * len(names), 0)  # before each of them is asked for
+    shards = {name: store.state(name) for name in names}
     if missing := [name for name, state in shards.items() if state is None]:
         raise ModelError(f"base model {str(address)!r}: its index names {missing[0]!r}, which is not there")
     return {INDEX: index} | {name: state for name, state in shards.items() if state is not None}

@@ -8,13 +8,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from laplora.errors import DownloadError
+from laplora.errors import DownloadError, StoreUnreachableError
 from laplora.remote.address import Address
 
 _PART_BYTES = 2**20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_REPOSITORY = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?", re.ASCII)
+
+
+def is_commit(revision: str | None) -> bool:
+    """Return whether a revision is a commit's whole hash, and so the same for good."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def is_repository(model: str) -> bool:
+    """Return whether a text has the form of a hub id, ``OWNER/NAME`` or of an old model ``NAME`` alone."""
+    return _REPOSITORY.fullmatch(model) is not None
 
 
 class HubStore:
@@ -33,7 +45,7 @@ class HubStore:
 
         self._address = address
         self.version: str | None = address.revision
-        if not ask and self.version is not None and _COMMIT.fullmatch(self.version):
+        if not ask and is_commit(self.version):
             return
         with self._answering("the repository"):
             info = HfApi().model_info(address.repository, revision=address.revision)
@@ -60,6 +72,19 @@ class HubStore:
             found = HfApi().get_paths_info(self._address.repository, [self._path(name)], revision=self.version)
         return next(((entry.size, entry.blob_id) for entry in found if isinstance(entry, RepoFile)), None)
 
+    def sizes(self, patterns: Sequence[str]) -> dict[str, int]:
+        """Return the bytes of the files, by path at the commit, that patterns match as those of ``snapshot`` do."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        with self._answering("a list of its files"):
+            listed = HfApi().list_repo_tree(
+                self._address.repository, self._address.folder or None, recursive=True, revision=self.version
+            )
+            files = {entry.path: entry.size for entry in listed if isinstance(entry, RepoFile)}
+        wanted = [self._path(pattern) for pattern in patterns]
+        return {name: size for name, size in files.items() if any(fnmatchcase(name, one) for one in wanted)}
+
     def snapshot(self, patterns: Sequence[str]) -> Path:
         """Return the folder in huggingface_hub's own cache with the files, at the commit, that patterns match."""
         from huggingface_hub import snapshot_download
@@ -69,7 +94,9 @@ class HubStore:
             with self._answering("its files"):
                 whole = snapshot_download(self._address.repository, revision=self.version, allow_patterns=wanted)
         except FileNotFoundError:  # what it calls files that are not in the cache while the hub is away
-            raise DownloadError(f"{self._address}: the hub does not answer, and not all is in its cache") from None
+            raise StoreUnreachableError(
+                f"{self._address}: the hub does not answer, and not all is in its cache"
+            ) from None
         return Path(whole) / self._address.folder
 
     def write(self, files: Mapping[str, Path], last: str) -> str:
@@ -110,7 +137,8 @@ class HubStore:
         except (EntryNotFoundError, FileNotFoundError):
             raise FileNotFoundError(f"{self._address} has no {name}") from None
         except Exception as error:
-            status = (
-                f"status {error.response.status_code}" if isinstance(error, HfHubHTTPError) else type(error).__name__
-            )
-            raise DownloadError(f"{self._address}: the hub does not give or take {name} ({status})") from None
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+            is_away = status is None or status >= 500 or status in (408, 429)
+            kind = StoreUnreachableError if is_away else DownloadError
+            reason = type(error).__name__ if status is None else f"status {status}"
+            raise kind(f"{self._address}: the hub does not give or take {name} ({reason})") from None

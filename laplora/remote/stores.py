@@ -22,7 +22,7 @@ class Store(Protocol):
 
         Raises:
             FileNotFoundError: there is no such file.
-            DownloadError: the store does not answer, or refuses.
+            DownloadError: the store refuses; StoreUnreachableError, which is one: it does not answer.
         """
 
     def state(self, name: str) -> tuple[int, str] | None:

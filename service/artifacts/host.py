@@ -324,8 +324,9 @@ class ArtifactHost:
                 for name in self._settings.also_load:
                     if is_address(name):
                         self._put_first(self._fetched(name), False)
-                    elif self.shelf.find(name) is None:
-                        self._put_first(self.path_of(name), False)
+                    else:
+                        in_root = artifact_folders(self._settings.artifacts_root, name).get(name)
+                        self._put_first(in_root or self.path_of(name), False)
             self._on_change()
             self._enter("ready", "ready")
         except Exception as error:
@@ -351,7 +352,15 @@ class ArtifactHost:
     def _put_first(self, path: Path, activate: bool) -> None:
         active = self.shelf.active
         if not activate and active is not None:
-            check_base(self._library.read(path), active)
+            artifact = self._library.read(path)
+            if (there := self.shelf.find(artifact.name)) is not None:
+                if there.artifact.path.resolve() == path.resolve():
+                    return
+                raise ConfigError(
+                    f"two of the artifacts to start with are called {artifact.name!r}, by which requests choose: leave "
+                    "one out of also_load, or package it under another name"
+                )
+            check_base(artifact, active)
         if unloaded := self._put(self._backend.load(path, self._enter), activate=activate):
             raise ConfigError(f"the artifacts to start with do not fit beside each other: {unloaded} had to go")
 

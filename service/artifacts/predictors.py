@@ -11,6 +11,7 @@ from service.artifacts.token_budget import DeviceMeter, meter_of
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from laplora.artifact.fetched import FetchRules
     from laplora.artifact.folder import Artifact
     from laplora.encoder import Encoder
     from laplora.models.shared_base import SharedBases
@@ -23,13 +24,21 @@ def fetch(address: str, settings: Settings, progress: Progress) -> Path:
     """Return the folder in the cache of an artifact that lies elsewhere; errors as ``fetch_artifact``."""
     from laplora.artifact.fetched import local_artifact
 
-    return local_artifact(address, cache=settings.cache, progress=progress)
+    return local_artifact(address, cache=settings.cache, progress=progress, rules=_rules(settings))
+
+
+def _rules(settings: Settings) -> FetchRules:
+    from laplora.artifact.fetched import FetchRules
+
+    return FetchRules(
+        settings.allowed_bases, settings.max_fetch_bytes, settings.max_fetch_files, settings.max_base_bytes
+    )
 
 
 def _encoder(path: Path, settings: Settings, progress: Progress) -> Encoder:
     from laplora.encoder import Encoder
 
-    return Encoder.of_folder(path, cache_dir=settings.cache, progress=progress)
+    return Encoder.of_folder(path, cache_dir=settings.cache, progress=progress, most_base_bytes=settings.max_base_bytes)
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ def default_library() -> Library:
             dequantize=settings.dequantize_weights,
             progress=progress,
             bases=bases[0],
+            rules=_rules(settings),
         )
 
     def read(path: Path) -> Artifact:

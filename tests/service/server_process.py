@@ -17,10 +17,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from warm_start import Fork, can_fork
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE_SERVER = str(Path(__file__).resolve().with_name("fake_server.py"))
 #: No sound server takes this long, however busy the machine is.
 GIVE_UP_S = 180.0
 
@@ -43,7 +41,7 @@ Serving = AbstractContextManager["Process"]
 class Process:
     """A server process; ``lines`` holds its log so far."""
 
-    popen: subprocess.Popen[str] | Fork
+    popen: subprocess.Popen[str]
     lines: list[str]
     reader: threading.Thread
 
@@ -76,9 +74,9 @@ class Process:
 
     def left(self) -> int:
         """Return the exit status, once the process has left and all of its log is read."""
-        status = self.popen.wait(GIVE_UP_S)
+        self.popen.wait(GIVE_UP_S)
         self.reader.join()
-        return status
+        return self.popen.returncode
 
 
 def predict(client: httpx.Client, text: str = "a") -> httpx.Response:
@@ -135,15 +133,11 @@ def server_process(command: Sequence[str], environment: Mapping[str, str] | None
             "LAPLORA_JOBS_DIR": state,
             **(environment or {}),
         }
-        popen: subprocess.Popen[str] | Fork
-        if command[0] == FAKE_SERVER and can_fork(environment or {}):
-            popen = Fork([*command, *port], variables)
-        else:
-            whole = [sys.executable, *command, *port]
-            popen = subprocess.Popen(whole, env=variables, stderr=subprocess.PIPE, text=True)
-        stderr = popen.stderr
-        assert stderr is not None
-        with stderr:
+        with subprocess.Popen(
+            [sys.executable, *command, *port], env=variables, stderr=subprocess.PIPE, text=True
+        ) as popen:
+            stderr = popen.stderr
+            assert stderr is not None
             lines: list[str] = []
             reader = threading.Thread(target=lambda: lines.extend(map(str.rstrip, stderr)))
             reader.start()
@@ -151,10 +145,10 @@ def server_process(command: Sequence[str], environment: Mapping[str, str] | None
                 yield Process(popen, lines, reader)
             finally:
                 popen.kill()
-                popen.wait()
                 reader.join()
 
 
 def fake_server(root: Path, *flags: str, **environment: str) -> Serving:
     """Start the real process over a fake predictor; the root has an artifact ``fake``, see ``fake_artifacts``."""
-    return server_process([FAKE_SERVER, "--artifact", "fake", "--artifacts-root", str(root), *flags], environment)
+    script = str(Path(__file__).with_name("fake_server.py"))
+    return server_process([script, "--artifact", "fake", "--artifacts-root", str(root), *flags], environment)

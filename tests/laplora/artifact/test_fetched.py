@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from remote_servers import Web, web_server
 
-from laplora.artifact.fetched import fetch_artifact, local_artifact, pull_artifact
+from laplora.artifact.fetched import FetchRules, fetch_artifact, local_artifact, pull_artifact
 from laplora.artifact.folder import Artifact, new_artifact, read_artifact
 from laplora.artifact.packaged import new_version
 from laplora.errors import (
@@ -165,12 +165,14 @@ def test_names_that_no_artifact_has_are_refused_before_anything_is_fetched(site:
 def test_too_much_is_refused_before_anything_is_fetched(site: Site, whole: Artifact) -> None:
     total = sum(record.size_bytes for record in whole.manifest.files.values())
     with pytest.raises(DownloadError, match=f"{total} bytes, more than {total - 1}"):
-        site.fetch(most_bytes=total - 1)
+        site.fetch(rules=FetchRules(most_bytes=total - 1))
+    with pytest.raises(DownloadError, match=r"\d+ files, more than 3: .*--max-fetch-files"):
+        site.fetch(rules=FetchRules(most_files=3))
     site.edit(lambda fields: fields["files"][POSTERIOR].update(size_bytes=2**60))
     with pytest.raises(DownloadError, match="more than"):
         site.fetch()
     with pytest.raises(DownloadError, match="bytes of disk"):
-        site.fetch(most_bytes=2**62)
+        site.fetch(rules=FetchRules(most_bytes=2**62))
     record = {"sha256": "0" * 64, "size_bytes": 0}
     site.edit(lambda fields: fields.update(files={f"{i}.json": record for i in range(5000)}))
     with pytest.raises(DownloadError, match="5000 files"):
@@ -180,6 +182,29 @@ def test_too_much_is_refused_before_anything_is_fetched(site: Site, whole: Artif
         site.fetch()
     assert set(site.files) == {"manifest.json"}
     assert site.nothing_was_kept()
+
+
+def test_what_the_cache_has_is_taken_however_large(site: Site, whole: Artifact) -> None:
+    folder = site.fetch()
+    assert site.fetch(rules=FetchRules(most_bytes=1, most_files=1)) == folder
+    assert site.fetch(pin(whole), rules=FetchRules(most_bytes=1, most_files=1)) == folder
+
+
+def test_a_base_that_nobody_allowed_is_refused_before_anything_is_fetched(site: Site, tmp_path: Path) -> None:
+    site.edit(lambda fields: fields.update(base_model="/srv/models/secret"))
+    with pytest.raises(ConfigError, match=r"folder of this machine: .*--allowed-bases"):
+        site.fetch()
+    with pytest.raises(ConfigError, match="--allowed-bases"):
+        pull_artifact(parse_address(site.address), tmp_path / "mine", cache=site.cache)
+    assert site.files == ["manifest.json"] * 2
+    assert site.nothing_was_kept()
+    assert not (tmp_path / "mine").exists()
+    folder = site.fetch(rules=FetchRules(("/srv/models/*",)))
+    # In the cache it is as before: whoever asks next has not allowed it.
+    for address in ("", pin(read_artifact(folder))):
+        with pytest.raises(ConfigError, match="--allowed-bases"):
+            site.fetch(address)
+        assert site.fetch(address, rules=FetchRules(("/srv/models/secret",))) == folder
 
 
 def cut(path: Path) -> None:

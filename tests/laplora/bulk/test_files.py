@@ -130,6 +130,24 @@ def test_parquet_has_the_answers_of_its_rows_and_columns_of_its_own(sentiment_ru
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("ids", [[7, 2**60, -1], [1.5, 2.0, None], ["a", "b", None]])
+def test_an_id_of_parquet_comes_back_as_it_was(sentiment_run: FinishedRun, tmp_path: Path, ids: list[Any]) -> None:
+    rows = [{"id": given, "text": row["text"]} for given, row in zip(ids, ROWS, strict=False)]
+    table = write_parquet(tmp_path / "in.parquet", rows)
+    assert scored(sentiment_run, table, tmp_path / "out.jsonl") == Scored(3, 0, ())
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    found = [answer.get("id") for answer in answers]
+    assert found == ids
+    assert list(map(type, found)) == list(map(type, ids))
+    # The rest of the answer is that of the same row with text for an id; in JSON Lines an id is text, as of the API.
+    lines = write_rows(tmp_path / "in.jsonl", [row | {"id": "x"} for row in rows])
+    scored(sentiment_run, lines, tmp_path / "text.jsonl")
+    others = [json.loads(line) for line in (tmp_path / "text.jsonl").read_text().splitlines()]
+    assert [answer | {"id": "x"} for answer in answers] == others
+    lines = write_rows(tmp_path / "numbers.jsonl", [{"id": 7, "text": "a"}])
+    assert scored(sentiment_run, lines, tmp_path / "none.jsonl").bad == 1
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_the_figures_are_those_of_the_whole_file(
     sentiment_run: FinishedRun,
@@ -178,6 +196,8 @@ def test_rows_that_cannot_be_measured_are_said_before_any_is_answered(
         (["predict", "--workers", "2"], "--workers needs --data and --out"),
         (["evaluate", "--data", "in.jsonl", "--workers", "2"], "--workers needs --parts"),
         (["evaluate", "--data", "s3://bucket/in.jsonl"], "--data at an address needs --parts"),
+        (["evaluate", "--data", "in.jsonl", "--resamples", "5"], "resamples (--resamples) is 0"),
+        (["predict", "--data", "a.jsonl", "--out", "b.jsonl"], "no artifact at 'none'"),
     ],
 )
 def test_options_that_go_together(command: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

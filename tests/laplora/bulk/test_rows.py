@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laplora.bulk.rows import Block, Source
+from laplora.bulk.rows import LINE_BYTES, WINDOW_BYTES, Block, Source
+from laplora.bulk.rows import windows as cut
 from laplora.errors import DataError
 
 
@@ -27,22 +28,29 @@ def windows(source: Source) -> list[list[tuple[int, bytes]]]:
     return [window for block in source.blocks() for window in source.windows(block)]
 
 
-@settings(max_examples=40)
-@given(lines=st.lists(st.sampled_from([b"", b" \r", b'{"a": 1}', b"x" * 70]), max_size=30), ends=st.booleans())
+@settings(max_examples=40, deadline=None)
+@given(
+    lines=st.lists(st.sampled_from([b"", b" \r", b'{"a": 1}', b"x" * 70]), max_size=30),
+    ends=st.booleans(),
+    most_bytes=st.sampled_from([100, 1000]),
+)
 def test_windows_have_the_lines_of_a_reader_of_the_whole_file(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], ends: bool
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], ends: bool, most_bytes: int
 ) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_bytes(b"\n".join(lines) + (b"\n" if ends else b""))
     expected = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("laplora.bulk.rows.MOST_BLOCKS", 4)
+        patch.setattr("laplora.bulk.rows.WINDOW_BYTES", most_bytes)
         source = Source.at(path, 3)
         found = windows(source)
         assert len(source.blocks()) <= 4
+        assert found == list(cut(chain(*found), 3))
     assert [(number, line.rstrip(b"\n")) for number, line in chain(*found)] == expected
     # Windows are those of a reader of the whole file, wherever blocks begin.
-    assert [len(window) for window in found] == [len(expected[at : at + 3]) for at in range(0, len(expected), 3)]
+    if most_bytes == 1000:
+        assert [len(window) for window in found] == [len(expected[at : at + 3]) for at in range(0, len(expected), 3)]
 
 
 def test_blocks_of_a_large_file_double_and_cover_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +70,43 @@ def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path, monkeypatch:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n' + b"x" * 400 + b'\n{"b": 2}')
     assert windows(Source.at(path, 2)) == [[(1, b'{"a": 1}\n'), (2, b"x" * 51)], [(3, b'{"b": 2}')]]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_window_of_long_rows_has_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr("laplora.bulk.rows.WINDOW_BYTES", 100)
+    rows = [{"text": letter * (30 if letter < "h" else 1)} for letter in "abcdefghijklmnop"]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        write_parquet(path, rows)
+    found = windows(Source.at(path, 6))
+    assert [json.loads(line) for _, line in chain(*found)] == rows
+    assert max(sum(len(line) for _, line in window[:-1]) for window in found) < 100
+    assert len(found[0]) == 3
+    assert max(map(len, found)) == 6
+
+
+def test_a_row_of_parquet_is_read_as_far_as_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laplora.bulk.rows.LINE_BYTES", 50)
+    path = write_parquet(tmp_path / "rows.parquet", [{"text": "x" * 400}, {"text": "short"}])
+    assert [len(line) for _, line in windows(Source.at(path, 4))[0]] == [51, 17]
+
+
+def test_long_rows_of_parquet_are_not_all_in_memory_at_once(tmp_path: Path) -> None:
+    """A page of a column is, and beside it a batch of about ``WINDOW_BYTES``."""
+    path = tmp_path / "rows.parquet"
+    table = pyarrow.table({"text": ["x" * 2**20 + str(number) for number in range(64)]})
+    pyarrow.parquet.write_table(table, path, use_dictionary=False, write_batch_size=2)
+    del table
+    before = pyarrow.total_allocated_bytes()
+    source, most = Source.at(path, 256), 0
+    for block in source.blocks():
+        for window in source.windows(block):
+            most = max(most, pyarrow.total_allocated_bytes() - before)
+            assert sum(len(line) for _, line in window) < WINDOW_BYTES + LINE_BYTES
+    assert most < 3 * WINDOW_BYTES
 
 
 @pytest.mark.parametrize("group", [1, 7, 1000])

@@ -17,9 +17,9 @@ from remote_servers import hub_server, object_server
 from laplora.artifact.fetched import push_artifact
 from laplora.artifact.folder import read_artifact
 from laplora.encoder import Encoder
-from laplora.errors import ArtifactIncompatibleError, ConfigError, DownloadError, ModelError
+from laplora.errors import ArtifactIncompatibleError, ConfigError, DownloadError, ModelError, StoreUnreachableError
 from laplora.models.base import BaseSpec, locate_base
-from laplora.models.checkpoints import fetch_checkpoint
+from laplora.models.checkpoints import check_hub_size, fetch_checkpoint
 from laplora.predictor import Predictor
 from laplora.remote.address import parse_address
 from laplora.remote.objects import ObjectStore
@@ -100,7 +100,7 @@ def test_shards_are_those_of_the_index(
             fetch_checkpoint(url, "base", cache=tmp_path / "cache")
 
 
-def test_what_is_no_checkpoint(store: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_checkpoint(store: None, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no base model at"):
         fetch_checkpoint("s3://models/nowhere", "base", cache=tmp_path)
     with pytest.raises(ModelError, match="no adapter at"):
@@ -110,15 +110,16 @@ def test_what_is_no_checkpoint(store: None, tmp_path: Path, monkeypatch: pytest.
             locate_base(BaseSpec(url), tmp_path)
         assert "hidden" not in str(refused.value)
     put(save_base(tmp_path / "large"), "s3://models/large")
-    monkeypatch.setattr("laplora.models.checkpoints.MOST_BYTES", 10)
-    with pytest.raises(DownloadError, match="more than 10"):
-        fetch_checkpoint("s3://models/large", "base", cache=tmp_path)
+    with pytest.raises(DownloadError, match="more than 10: --max-base-bytes"):
+        fetch_checkpoint("s3://models/large", "base", cache=tmp_path, most_bytes=10)
+    assert not list(tmp_path.glob("checkpoints/*/config.json"))
 
 
 def test_a_base_and_an_adapter_of_the_hub_are_those_of_a_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
     base = save_base(tmp_path / "base")
     files = {f"sub/{path.name}": path.read_bytes() for path in base.iterdir()}
     adapter = {name: name.encode() for name in ("adapter_config.json", "adapter_model.safetensors", "adapter.pkl")}
@@ -126,6 +127,13 @@ def test_a_base_and_an_adapter_of_the_hub_are_those_of_a_commit(
         commit = hub.commit(files | adapter)
         hub.commit({"sub/config.json": b"another"})
         said: list[str] = []
+        with pytest.raises(DownloadError, match="more than 10: --max-base-bytes"):
+            fetch_checkpoint(f"hf://owner/name@{commit}/sub", "base", progress=said.append, most_bytes=10)
+        assert not list((tmp_path / "hub").glob("*/snapshots/*/*"))
+        with pytest.raises(DownloadError, match=r"'owner/name' has .* more than 10"):
+            check_hub_size("owner/name", commit, most_bytes=10)
+        check_hub_size("owner/name", None)
+        said.clear()
         folder = fetch_checkpoint(f"hf://owner/name@{commit}/sub", "base", progress=said.append)
         assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
         assert (folder / "config.json").read_text() == "{} config.json"
@@ -134,10 +142,17 @@ def test_a_base_and_an_adapter_of_the_hub_are_those_of_a_commit(
         assert sorted(path.name for path in folder.iterdir() if path.is_file()) == sorted(adapter)[1:]
         with pytest.raises(ModelError, match=r"config\.json"):
             fetch_checkpoint("hf://owner/name", "base", progress=said.append)
-    # The hub is away: a commit does not change, what a branch is nobody knows.
+    # The hub is away: a commit does not change, and of a branch there is the last copy.
     close_session()
+    said.clear()
     pinned = f"hf://owner/name@{commit}/sub"
     assert (fetch_checkpoint(pinned, "base", progress=said.append) / "config.json").read_text() == "{} config.json"
+    assert said == []
+    assert fetch_checkpoint("hf://owner/name", "adapter", progress=said.append) == folder
+    assert [line.startswith("warning: ") and hub.branches["main"] in line for line in said] == [True]
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(DownloadError, match="the hub does not"):  # what is not whole any more is no copy
+        fetch_checkpoint("hf://owner/name", "adapter", progress=said.append)
     for lost in ("hf://owner/name/sub", f"hf://owner/name@{'0' * 40}/sub"):
         with pytest.raises(DownloadError, match="the hub does not"):
             fetch_checkpoint(lost, "base", progress=said.append)
@@ -165,6 +180,27 @@ def test_an_artifact_and_its_base_from_a_store_answer_as_from_folders(store: Non
     for one, other in zip(probabilities(pinned), probabilities(artifact), strict=True):
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
     assert list(tmp_path.glob("cache/checkpoints/*/*.safetensors"))
+    # What it is pinned by is known of the copy: the store is not asked, for the tokenizer neither.
+    with pytest.MonkeyPatch.context() as away:
+        away.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        away.setattr("laplora.remote.objects._TRIES", 0)
+        said: list[str] = []
+        assert probabilities(pinned, progress=said.append)
+        assert Encoder.of_folder(there, cache_dir=tmp_path / "cache", progress=said.append).class_count
+        assert not [line for line in said if "warning" in line]
+        # Of a base that nothing pins there is the last copy.
+        last = locate_base(BaseSpec("s3://models/tiny"), tmp_path / "cache", said.append)
+        assert Path(last).is_relative_to(tmp_path / "cache")
+        assert said[-1].startswith("warning: s3://models/tiny: the store does not give")
+        for unknown in (BaseSpec("s3://models/another"), BaseSpec("s3://another/tiny")):
+            with pytest.raises(StoreUnreachableError):
+                locate_base(unknown, tmp_path / "cache")
+        for file in (tmp_path / "cache" / "checkpoints").glob("*/model.safetensors"):
+            file.unlink()
+        with pytest.raises(StoreUnreachableError):
+            probabilities(pinned)
+    for folder in (tmp_path / "cache" / "checkpoints").glob("*/"):
+        shutil.rmtree(folder)
     # Another base in its place is another hash.
     fields["base_weights_hash"] = "sha256:" + "0" * 64
     (there / "manifest.json").write_text(json.dumps(fields | {"base_model": "s3://models/tiny"}))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from remote_servers import web_server
@@ -27,7 +29,12 @@ async def test_artifacts_from_elsewhere_answer_and_stay_as_they_are(
         web.needs = "signature=hidden"
         addresses = [f"{web.url}/{folder.name}?{web.needs}" for folder in (first, second)]
         wanted = settings(
-            artifact=addresses[0], also_load=addresses[1], cache=tmp_path / "cache", device="cpu", conditioning=True
+            artifact=addresses[0],
+            also_load=addresses[1],
+            allowed_bases=f"other,{sentiment_run.base}",
+            cache=tmp_path / "cache",
+            device="cpu",
+            conditioning=True,
         )
         async with started(create_app(wanted)) as client:
             listed = await client.get("/artifacts")
@@ -61,6 +68,56 @@ async def test_artifacts_from_elsewhere_answer_and_stay_as_they_are(
     logged = " ".join(record.getMessage() for record in caplog.records if record.name != "httpx")  # the tests' client
     assert "hidden" not in shown + logged
     assert str(tmp_path) not in shown
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({}, "a folder of this machine"),
+        ({"allowed_bases": "*", "max_fetch_bytes": 1000}, "more than 1000: --max-fetch-bytes"),
+        ({"allowed_bases": "*", "max_fetch_files": 2}, "more than 2: --max-fetch-files"),
+    ],
+)
+async def test_an_artifact_that_asks_for_more_than_is_allowed_is_not_served(
+    sentiment_run: FinishedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture, values: dict[str, Any], says: str
+) -> None:
+    name = sentiment_run.artifact.name
+    shutil.copytree(sentiment_run.artifact, tmp_path / "site" / name)
+    failures: list[Exception] = []
+    with web_server(tmp_path / "site") as web:
+        wanted = settings(artifact=f"{web.url}/{name}", cache=tmp_path / "cache", device="cpu", **values)
+        async with started(create_app(wanted, on_load_failure=failures.append), ready=False) as client:
+            while not failures:
+                assert (await client.get("/health/ready")).status_code == 503
+        assert web.asked == [f"/{name}/manifest.json"]
+    assert says in caplog.text
+
+
+async def test_two_artifacts_of_one_name_are_refused(
+    sentiment_run: FinishedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second would take the place of the first, and requests choose by the name."""
+    name = sentiment_run.artifact.name
+    for folder in ("site/one", "site/two", "root"):
+        shutil.copytree(sentiment_run.artifact, tmp_path / folder / name)
+    manifest = tmp_path / "site" / "two" / name / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_bytes()) | {"created": "2026-01-01T00:00:00Z"}))
+    with web_server(tmp_path / "site") as web:
+        for second in (f"{web.url}/two/{name}", name):
+            failures: list[Exception] = []
+            caplog.clear()
+            wanted = settings(
+                artifact=f"{web.url}/one/{name}",
+                also_load=second,
+                artifacts_root=tmp_path / "root",
+                allowed_bases="*",
+                cache=tmp_path / "cache",
+                device="cpu",
+            )
+            async with started(create_app(wanted, on_load_failure=failures.append), ready=False) as client:
+                while not failures:
+                    assert (await client.get("/health/ready")).status_code == 503
+            assert f"two of the artifacts to start with are called {name!r}" in caplog.text
 
 
 async def test_a_start_without_its_artifact_fails_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

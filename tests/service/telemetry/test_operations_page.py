@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "operations.md"
 #: What a number's description has to name, by how its name ends; numbers of things name the things.
 UNITS = {"_s": "Seconds", "_bytes": "bytes", "_tokens": "tokens", "_mb": "MiB"}
-COUNTED = r"\b(inputs|artifacts|requests|predictions|tokens|port|jobs|rows|answers|threads|connections|places)\b"
+COUNTED = r"\b(inputs|artifacts|requests|predictions|tokens|port|jobs|rows|answers|threads|connections|places|files)\b"
 
 
 def events() -> str:

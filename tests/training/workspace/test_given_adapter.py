@@ -14,6 +14,7 @@ from training.workspace.given_adapter import given_adapter
 
 def test_an_adapter_at_an_address_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
     settings = {"base_model_name_or_path": "s3://models/base", "task_type": "SEQ_CLS"}
     with hub_server("owner/name", monkeypatch) as hub:
         hub.commit({"adapter_config.json": json.dumps(settings).encode()})

@@ -1,0 +1,223 @@
+"""The objects of a store by obstore: the one place that knows its calls, its options and what its errors mean.
+
+Keys and endpoints come from the environment, as obstore reads them: ``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
+``GOOGLE_SERVICE_ACCOUNT`` and the like. A stream that breaks off goes on by itself where the server can.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from laplora.errors import first_line
+
+#: Seconds to connect, and between two pieces of an answer.
+_CONNECT_S, _SILENCE_S = 10, 60
+_RETRY_S = 60
+#: Bytes that are handed to obstore at once, of content that comes in pieces.
+_WRITTEN_BYTES = 2**20
+_ALLOW_HTTP = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+#: What tells one content of an object from the next, as its store has it.
+Version = dict[str, Any]
+
+
+class StoreError(Exception):
+    """A store that does not do what it was asked.
+
+    Attributes:
+        kind: whether it refuses, is not reached or fails after all tries, or anything else.
+        name: of obstore's own class of the error.
+        reason: the first line of what it says, 200 characters at most, in which addresses can be.
+    """
+
+    def __init__(self, kind: Literal["refused", "unreachable", "other"], error: Exception) -> None:
+        super().__init__(kind)
+        self.kind, self.name, self.reason = kind, type(error).__name__, first_line(error)[:200]
+
+
+class State(NamedTuple):
+    """An object's bytes, its entity tag, None where its store has none, and the time of its last change, ISO 8601."""
+
+    size: int
+    etag: str | None
+    changed: str
+
+
+class Client:
+    """The objects below a URL. Blocks, and is for any thread.
+
+    Every method raises FileNotFoundError where there is no such object, or no such bucket, and StoreError.
+
+    Args:
+        web: whether it is a web server; otherwise its scheme says which kind of store it is.
+        tries: again, after the first; transfer_s: seconds that one request may take.
+        part_bytes: of a part of what is read and written, two of which are under way at once.
+
+    Raises:
+        ModuleNotFoundError: obstore is not installed.
+        ValueError: no such kind of store, or the environment says something that it cannot use; its first line says
+            which, and can hold the URL.
+    """
+
+    def __init__(
+        self, url: str, *, web: bool = False, tries: int = 3, transfer_s: float = 86_400, part_bytes: int = 8 * 2**20
+    ) -> None:
+        from obstore.exceptions import BaseError
+        from obstore.store import HTTPStore, from_url
+
+        self._part_bytes = part_bytes
+        plain = any(os.environ.get(name, "").lower() in ("1", "true") for name in _ALLOW_HTTP)
+        options: Any = {
+            "client_options": {
+                "allow_http": url.startswith("http://") if web else plain,
+                "connect_timeout": timedelta(seconds=_CONNECT_S),
+                "read_timeout": timedelta(seconds=_SILENCE_S),
+                "timeout": timedelta(seconds=transfer_s),
+            },
+            "retry_config": {"max_retries": tries, "retry_timeout": timedelta(seconds=_RETRY_S)},
+        }
+        # Of an address on https:// obstore's own choice is by its host, which may be that of a bucket.
+        opened: Any = HTTPStore.from_url if web else from_url
+        try:
+            self._store: Any = opened(url, **options)
+        except (BaseError, ValueError) as error:
+            raise ValueError(first_line(error)[:200]) from None
+
+    def state(self, name: str) -> State:
+        """Return what tells whether an object changed."""
+        import obstore
+
+        with _told():
+            found = obstore.head(self._store, name)
+        return State(found["size"], found["e_tag"], found["last_modified"].isoformat())
+
+    def read(self, name: str) -> tuple[int, Iterator[bytes]]:
+        """Return an object's size in bytes, and its bytes part by part."""
+        import obstore
+
+        with _told():
+            answer = obstore.get(self._store, name)
+            parts = iter(answer.stream(min_chunk_size=self._part_bytes))
+        return answer.meta["size"], _each(parts)
+
+    def load(self, name: str) -> tuple[Version, bytes]:
+        """Return a small object's version and bytes."""
+        import obstore
+
+        with _told():
+            answer = obstore.get(self._store, name)
+            return {key: answer.meta[key] for key in ("e_tag", "version")}, bytes(answer.bytes())
+
+    def read_range(self, name: str, begin: int, end: int, etag: str | None) -> bytes | None:
+        """Return the bytes from ``begin`` to before ``end``; None where the object has another entity tag by now."""
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        options: Any = {"range": (begin, end), **({} if etag is None else {"if_match": etag})}
+        with _told():
+            try:
+                return bytes(obstore.get(self._store, name, options=options).bytes())
+            except PreconditionError:
+                return None
+
+    def put(self, name: str, content: bytes | Path) -> None:
+        """Write an object, which is there as a whole once this returns."""
+        import obstore
+
+        with _told():
+            obstore.put(self._store, name, content, chunk_size=self._part_bytes, max_concurrency=2)
+
+    def put_if(self, name: str, content: bytes, condition: Version | Literal["create"]) -> Version | None:
+        """Write a small object in the place of a version, or where there is none; return its own version.
+
+        None: there is another one by now. A store that knows no conditions writes in any case.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError, PreconditionError
+
+        mode: Any = condition
+        if not isinstance(condition, str):
+            mode = {key: value for key, value in condition.items() if value is not None}
+        with _told():
+            try:
+                return dict(obstore.put(self._store, name, content, mode=mode, use_multipart=False))
+            except (AlreadyExistsError, PreconditionError):
+                return None
+            except (NotSupportedError, NotImplementedError, GenericError):  # which it says in many ways
+                return dict(obstore.put(self._store, name, content, use_multipart=False))
+
+    def write(self, name: str, content: Iterable[bytes]) -> None:
+        """Write an object in parts as they come; it is there once the last one is, and not where ``content`` raises."""
+        import obstore
+
+        with _told():
+            writer = obstore.open_writer(self._store, name, buffer_size=self._part_bytes, max_concurrency=2)
+        for part in _gathered(content):
+            with _told():
+                writer.write(part)
+        with _told():
+            writer.close()
+
+    def names(self) -> set[str]:
+        """Return the names of the objects."""
+        import obstore
+
+        with _told():
+            return {found["path"] for page in obstore.list(self._store) for found in page}
+
+    def remove(self, *names: str) -> None:
+        """Remove objects; stores differ in whether one that is not there is an error."""
+        import obstore
+
+        with _told():
+            obstore.delete(self._store, names[0] if len(names) == 1 else list(names))
+
+
+def _each(parts: Iterator[Any]) -> Iterator[bytes]:
+    while True:
+        with _told():
+            part = next(parts, None)
+        if part is None:
+            return
+        yield bytes(part)
+
+
+def _gathered(content: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield bytes in pieces that are worth a call of obstore."""
+    held: list[bytes] = []
+    size = 0
+    for part in content:
+        held.append(part)
+        size += len(part)
+        if size >= _WRITTEN_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn obstore's errors, whose messages hold the whole address and what the store answered, into ours."""
+    from obstore.exceptions import (
+        BaseError,
+        GenericError,
+        NotFoundError,
+        PermissionDeniedError,
+        UnauthenticatedError,
+    )
+
+    try:
+        yield
+    except (NotFoundError, FileNotFoundError):
+        raise FileNotFoundError(2, "no such object") from None
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise StoreError("refused", error) from None
+    except (GenericError, OSError) as error:
+        raise StoreError("unreachable", error) from None
+    except BaseError as error:
+        raise StoreError("other", error) from None
