@@ -1,7 +1,7 @@
 """Fixtures of all tests: one torch thread, finished training runs, and one dense truth per kind of model.
 
 One thread because the models here are too small to share out: waking a second costs more than it computes, and
-sums could be split differently from run to run.
+sums could be split differently from run to run. Examples that Hypothesis draws have no time limit.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from functools import cache
 import dense_reference as dense
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from reference_problem import Problem
 from tiny_models import ARCHITECTURES, Architecture, tiny_model, tiny_task
 
 pytest_plugins = ["tiny_runs"]
 
 torch.set_num_threads(1)
+settings.register_profile("no-limits", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no-limits")
 
 
 @pytest.fixture(params=ARCHITECTURES)

@@ -179,8 +179,8 @@ def _table(columns: Mapping[str, torch.Tensor], seed: int) -> dict[str, dict[str
     for name, column in columns.items():
         difference = column - columns["map"]
 
-        def mean(rows: torch.Tensor, difference: torch.Tensor = difference) -> float:
-            return float(difference[rows].mean())
+        def mean(rows: torch.Tensor, difference: torch.Tensor = difference) -> torch.Tensor:
+            return difference[rows].mean(1)
 
         generator = torch.Generator().manual_seed(seed)
         low, high = bootstrap_interval(mean, len(column), resamples=_RESAMPLES, generator=generator)

@@ -28,7 +28,7 @@ def set_quality(sets: torch.Tensor, labels: torch.Tensor) -> SetQuality:
 
     def interval(of_rows: torch.Tensor) -> tuple[float, float]:
         generator = torch.Generator().manual_seed(0)
-        return bootstrap_interval(lambda index: float(of_rows[index].mean()), len(of_rows), generator=generator)
+        return bootstrap_interval(lambda index: of_rows[index].mean(1), len(of_rows), generator=generator)
 
     intervals = {name: interval(of_rows) for name, of_rows in values.items()}
     return SetQuality(float(values["coverage"].mean()), float(values["mean_size"].mean()), intervals)
@@ -43,16 +43,18 @@ def present_set_quality(sets: torch.Tensor, labels: torch.Tensor) -> SetQuality:
     """
     held, right, sizes = (sets & labels).sum(1).double(), labels.sum(1).double(), sets.sum(1).double()
 
-    def coverage(index: torch.Tensor) -> float:
-        return float(held[index].sum() / right[index].sum())  # nan for a resample without a right label
+    def coverage(index: torch.Tensor) -> torch.Tensor:
+        return held[index].sum(-1) / right[index].sum(-1)  # nan for a resample without a right label
 
-    def size(index: torch.Tensor) -> float:
-        return float(sizes[index].mean())
+    def size(index: torch.Tensor) -> torch.Tensor:
+        return sizes[index].mean(-1)
 
-    def interval(statistic: Callable[[torch.Tensor], float]) -> tuple[float, float]:
+    def interval(statistic: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, float]:
         return bootstrap_interval(statistic, len(sets), generator=torch.Generator().manual_seed(0))
 
     everything, intervals = torch.arange(len(sets)), {"coverage": (0.0, 1.0), "mean_size": interval(size)}
     if not bool(labels.any()):
-        return SetQuality(1.0, size(everything), intervals)
-    return SetQuality(coverage(everything), size(everything), intervals | {"coverage": interval(coverage)})
+        return SetQuality(1.0, float(size(everything)), intervals)
+    return SetQuality(
+        float(coverage(everything)), float(size(everything)), intervals | {"coverage": interval(coverage)}
+    )

@@ -45,7 +45,7 @@ def nll_difference(
     (probs, labels), (other, _) = checked_probs(probs, labels), checked_probs(other, labels)
     differences = row_nll(probs, labels) - row_nll(other, labels)
     low, high = bootstrap_interval(
-        lambda rows: float(differences[rows].mean()),
+        lambda rows: differences[rows].mean(1),
         len(differences),
         resamples=resamples,
         generator=torch.Generator().manual_seed(seed),

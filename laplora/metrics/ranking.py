@@ -43,7 +43,7 @@ def error_auroc(score: torch.Tensor, errors: torch.Tensor) -> float | None:
     mistake or no right answer: nothing to rank. Raises DataError for no rows or what does not fit, NonFiniteError.
     """
     score, errors = checked_score(score, errors)
-    return none_if_nan(grouped_auroc(tie_groups(score)[1], errors))
+    return none_if_nan(float(grouped_auroc(tie_groups(score)[1], errors)))
 
 
 def error_auprc(score: torch.Tensor, errors: torch.Tensor) -> float | None:
@@ -54,7 +54,7 @@ def error_auprc(score: torch.Tensor, errors: torch.Tensor) -> float | None:
     Arguments and errors as ``error_auroc``.
     """
     score, errors = checked_score(score, errors)
-    return none_if_nan(grouped_auprc(tie_groups(score)[1], errors))
+    return none_if_nan(float(grouped_auprc(tie_groups(score)[1], errors)))
 
 
 def risk_coverage(score: torch.Tensor, errors: torch.Tensor) -> RiskCoverage:
@@ -98,19 +98,19 @@ def tie_groups(score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return values, group, counts
 
 
-def grouped_auroc(group: torch.Tensor, errors: torch.Tensor) -> float:
-    """Return the AUROC from each row's rank group (rows,) int64, by counting pairs; NaN when there is no pair."""
+def grouped_auroc(group: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
+    """Return (...) the AUROC from each row's rank group (..., rows) int64, by counting pairs; NaN without a pair."""
     wrong, right = _by_group(group, errors)
-    pairs = wrong.sum() * right.sum()
-    return float((wrong * (right.cumsum(0) - right / 2)).sum() / pairs)
+    pairs = wrong.sum(-1) * right.sum(-1)
+    return (wrong * (right.cumsum(-1) - right / 2)).sum(-1) / pairs
 
 
-def grouped_auprc(group: torch.Tensor, errors: torch.Tensor) -> float:
-    """Return the average precision from each row's rank group (rows,) int64; NaN without a mistake."""
-    wrong, right = (counts.flip(0) for counts in _by_group(group, errors))
-    recalled = wrong.cumsum(0)
-    flagged = (recalled + right.cumsum(0)).clamp_min(1)  # groups that no row is in come with no mistake
-    return float((wrong * recalled / flagged).sum() / wrong.sum())
+def grouped_auprc(group: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
+    """Return (...) the average precision from each row's rank group (..., rows) int64; NaN without a mistake."""
+    wrong, right = (counts.flip(-1) for counts in _by_group(group, errors))
+    recalled = wrong.cumsum(-1)
+    flagged = (recalled + right.cumsum(-1)).clamp_min(1)  # groups that no row is in come with no mistake
+    return (wrong * recalled / flagged).sum(-1) / wrong.sum(-1)
 
 
 def grouped_risk(group: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
@@ -122,16 +122,32 @@ def grouped_risk(group: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
     return (rate.repeat_interleave(counts.long()).cumsum(0) / answered).clamp(0, 1)
 
 
+def grouped_area(group: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
+    """Return (...) the mean of ``grouped_risk`` from each row's rank group (..., rows) int64, without its curve.
+
+    Where N rows with W mistakes come before a group of rate r, the risks at its j-th row, (W + r j) / (N + j), are
+    r + (W - r N) / (N + j): their sum takes harmonic numbers alone.
+    """
+    wrong, right = _by_group(group, errors)
+    counts = wrong + right
+    rate, answered = wrong / counts.clamp_min(1), counts.cumsum(-1)
+    before, missed = answered - counts, wrong.cumsum(-1) - wrong
+    harmonic = torch.arange(group.shape[-1] + 1, dtype=torch.float64).reciprocal()
+    harmonic[0] = 0
+    harmonic = harmonic.cumsum(0)
+    further = harmonic[answered.long()] - harmonic[before.long()]
+    return (wrong + (missed - rate * before) * further).sum(-1) / group.shape[-1]
+
+
 def none_if_nan(value: float) -> float | None:
     """Return the value, or None for NaN."""
     return None if math.isnan(value) else value
 
 
 def _by_group(group: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return how many mistakes and right answers are in each group, (groups,) float64."""
-    size = int(group.max()) + 1
-    wrong = torch.bincount(group[errors], minlength=size).double()
-    return wrong, torch.bincount(group[~errors], minlength=size).double()
+    """Return how many mistakes and right answers are in each group, (..., groups) float64."""
+    empty = torch.zeros(*group.shape[:-1], int(group.max()) + 1, dtype=torch.float64)
+    return empty.scatter_add(-1, group, errors.double()), empty.scatter_add(-1, group, (~errors).double())
 
 
 def _placements(score: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

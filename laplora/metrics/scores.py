@@ -9,7 +9,6 @@ probabilities, and NonFiniteError for NaN or infinity.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,9 +20,9 @@ from laplora.linearised import entropy
 from laplora.metrics.checks import checked_probs, checked_score
 from laplora.metrics.ranking import (
     RiskCoverage,
+    grouped_area,
     grouped_auprc,
     grouped_auroc,
-    grouped_risk,
     none_if_nan,
     risk_coverage,
     tie_groups,
@@ -34,6 +33,9 @@ _SMALLEST = torch.finfo(torch.float64).tiny
 
 #: Of every interval.
 _LEVEL = 0.95
+
+#: Row numbers of the bootstrap that are held at a time.
+_DRAWN_AT_ONCE = 2**19
 
 #: A served curve has at most this many points.
 _CURVE_POINTS = 200
@@ -158,7 +160,7 @@ def reliability_bins(probs: torch.Tensor, labels: torch.Tensor, bins: int = 15) 
 
 
 def bootstrap_interval(
-    statistic: Callable[[torch.Tensor], float],
+    statistic: Callable[[torch.Tensor], torch.Tensor],
     n: int,
     *,
     resamples: int = 1000,
@@ -168,7 +170,8 @@ def bootstrap_interval(
     """Return the percentile bootstrap interval at 95 % of a statistic over ``n`` rows (Efron 1979).
 
     Args:
-        statistic: takes (n,) int64 row numbers, drawn with replacement; a NaN leaves that resample out.
+        statistic: takes (draws, n) int64 row numbers, drawn with replacement, and returns (draws,) its values; a NaN
+            leaves that resample out.
         generator: of the row numbers; the same seed gives two methods the same resamples.
         together: so many consecutive rows are of one input and are drawn together; divides ``n``.
 
@@ -176,13 +179,13 @@ def bootstrap_interval(
         DataError: NaN on every resample.
     """
     inputs, within = n // together, torch.arange(together)
-
-    def drawn() -> torch.Tensor:
-        index = torch.randint(inputs, (inputs,), generator=generator)
-        return index if together == 1 else (together * index[:, None] + within).flatten()
-
-    values = [statistic(drawn()) for _ in range(resamples)]
-    kept = torch.tensor([v for v in values if not math.isnan(v)], dtype=torch.float64)
+    at_once = max(1, _DRAWN_AT_ONCE // n)
+    values = []
+    for done in range(0, resamples, at_once):
+        index = torch.randint(inputs, (min(at_once, resamples - done), inputs), generator=generator)
+        values.append(statistic((together * index[..., None] + within).flatten(1)).double())
+    kept = torch.cat(values)
+    kept = kept[~kept.isnan()]
     if not len(kept):
         raise DataError("the statistic is NaN on every resample")
     ends = torch.tensor([(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], dtype=torch.float64)
@@ -218,14 +221,16 @@ def evaluate_probs(
     losses, row_brier, hits = row_nll(probs, labels), _row_brier(probs, labels), (~errors).double()
     gap, index = hits - confidence, bin_index(confidence, bins)
     _, group, _ = tie_groups(score)
-    auroc, auprc = none_if_nan(grouped_auroc(group, errors)), none_if_nan(grouped_auprc(group, errors))
-    # The same numbers as the public functions, from per-row parts made once.
-    statistics: dict[str, Callable[[torch.Tensor], float]] = {
-        "accuracy": lambda i: _mean(hits[i]),
-        "nll": lambda i: _mean(losses[i]),
-        "ece": lambda i: float(torch.bincount(index[i], weights=gap[i]).abs().sum()) / len(i),
-        "brier": lambda i: _mean(row_brier[i]),
-        "aurc": lambda i: _mean(grouped_risk(group[i], errors[i])),
+    auroc, auprc = none_if_nan(float(grouped_auroc(group, errors))), none_if_nan(float(grouped_auprc(group, errors)))
+    # The same numbers as the public functions, from per-row parts made once, of many resamples at a time.
+    statistics: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "accuracy": lambda i: hits[i].mean(1),
+        "nll": lambda i: losses[i].mean(1),
+        "ece": lambda i: (
+            torch.zeros(len(i), bins, dtype=gap.dtype).scatter_add(1, index[i], gap[i]).abs().sum(1) / i.shape[1]
+        ),
+        "brier": lambda i: row_brier[i].mean(1),
+        "aurc": lambda i: grouped_area(group[i], errors[i]),
     }
     if auroc is not None:
         statistics["auroc_error"] = lambda i: grouped_auroc(group[i], errors[i])

@@ -1,7 +1,8 @@
 """python fake_server.py [flags]: the real process, signals and sockets, over a fake predictor.
 
-With FAKE_GATE=FILE every prediction waits until that file exists, and makes FILE.waiting meanwhile. At load recorded
-answers are others with FAKE_BROKEN=golden, and the device is lost with FAKE_BROKEN=fault. FAKE_CHOICES=NAME adds an
+With FAKE_GATE=FILE every prediction waits until that file exists, and makes FILE.waiting meanwhile; one of a row with a
+token N from 99,700 to 99,799 waits for FILE.N as well. At load recorded answers are others with FAKE_BROKEN=golden, and
+the device is lost with FAKE_BROKEN=fault. FAKE_CHOICES=NAME adds an
 artifact of that name that answers questions with choices, by the labels FAKE_LABELS=A|B|... A folder named "stuck" in
 the root is never read to its end. The folder FAKE_REPORT has the first artifact's report, and its jobs have theirs.
 With FAKE_POISON=N,... rows with these tokens have no answer; one with the token 99666 meets a CUDA fault. With
@@ -31,15 +32,18 @@ from service.process import leave
 
 #: Its second part stands for what a driver might repeat of an input: it must not be in the log.
 FAULT = RuntimeError("CUDA error: device-side assert triggered SECRET")
+#: Tokens of rows that wait for files of their own.
+HELD = range(99_700, 99_800)
 BROKEN = {"golden": GoldenMismatchError("recorded 0.5, got 0.7"), "fault": FAULT}
 
 
 class GatedPredictor(FakePredictor):
     def predict(self, rows: Any, predictive: str | None = None, *, also: Any = (), target_risk: Any = None) -> Any:
-        gate = os.environ.get("FAKE_GATE")
-        while gate and not Path(gate).exists():
-            Path(f"{gate}.waiting").touch()
-            time.sleep(0.005)
+        if gate := os.environ.get("FAKE_GATE"):
+            held = {token for row in rows for token in row.token_ids if token in HELD}
+            while not all(Path(file).exists() for file in (gate, *(f"{gate}.{token}" for token in held))):
+                Path(f"{gate}.waiting").touch()
+                time.sleep(0.005)
         return super().predict(rows, predictive, also=also)
 
 

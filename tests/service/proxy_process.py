@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import shlex
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from free_ports import free_port
 from server_process import ROOT
 
 TEMPLATE = ROOT / "docker" / "nginx.conf.template"
@@ -75,17 +75,6 @@ class Proxy:
     @property
     def log(self) -> str:
         return "".join((self.folder / name).read_text(encoding="utf-8") for name in ("access.log", "errors.log"))
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on, below those that the system gives to connections of their own accord."""
-    # Not by the shared generator: a model's training seeds it, and two test processes would draw the same ports.
-    draw = random.SystemRandom()
-    while True:
-        port = draw.randint(20_000, 32_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("", port))
-            return port
 
 
 def certify(folder: Path) -> None:

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from warm_start import Fork, can_fork
 
 ROOT = Path(__file__).resolve().parents[2]
+FAKE_SERVER = str(Path(__file__).resolve().with_name("fake_server.py"))
 #: No sound server takes this long, however busy the machine is.
 GIVE_UP_S = 180.0
 
@@ -41,7 +43,7 @@ Serving = AbstractContextManager["Process"]
 class Process:
     """A server process; ``lines`` holds its log so far."""
 
-    popen: subprocess.Popen[str]
+    popen: subprocess.Popen[str] | Fork
     lines: list[str]
     reader: threading.Thread
 
@@ -74,9 +76,9 @@ class Process:
 
     def left(self) -> int:
         """Return the exit status, once the process has left and all of its log is read."""
-        self.popen.wait(GIVE_UP_S)
+        status = self.popen.wait(GIVE_UP_S)
         self.reader.join()
-        return self.popen.returncode
+        return status
 
 
 def predict(client: httpx.Client, text: str = "a") -> httpx.Response:
@@ -133,11 +135,15 @@ def server_process(command: Sequence[str], environment: Mapping[str, str] | None
             "LAPLORA_JOBS_DIR": state,
             **(environment or {}),
         }
-        with subprocess.Popen(
-            [sys.executable, *command, *port], env=variables, stderr=subprocess.PIPE, text=True
-        ) as popen:
-            stderr = popen.stderr
-            assert stderr is not None
+        popen: subprocess.Popen[str] | Fork
+        if command[0] == FAKE_SERVER and can_fork(environment or {}):
+            popen = Fork([*command, *port], variables)
+        else:
+            whole = [sys.executable, *command, *port]
+            popen = subprocess.Popen(whole, env=variables, stderr=subprocess.PIPE, text=True)
+        stderr = popen.stderr
+        assert stderr is not None
+        with stderr:
             lines: list[str] = []
             reader = threading.Thread(target=lambda: lines.extend(map(str.rstrip, stderr)))
             reader.start()
@@ -145,10 +151,10 @@ def server_process(command: Sequence[str], environment: Mapping[str, str] | None
                 yield Process(popen, lines, reader)
             finally:
                 popen.kill()
+                popen.wait()
                 reader.join()
 
 
 def fake_server(root: Path, *flags: str, **environment: str) -> Serving:
     """Start the real process over a fake predictor; the root has an artifact ``fake``, see ``fake_artifacts``."""
-    script = str(Path(__file__).with_name("fake_server.py"))
-    return server_process([script, "--artifact", "fake", "--artifacts-root", str(root), *flags], environment)
+    return server_process([FAKE_SERVER, "--artifact", "fake", "--artifacts-root", str(root), *flags], environment)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch
 import transformers as hf
 from tiny_runs import job, sentiment_rows, write_config, write_rows
 
-from laplora.metrics import scores
 from laplora.models.four_bit import packed_linears
 from laplora.predictor import Predictor
 from training import evaluate as evaluate_job
@@ -154,9 +152,8 @@ def test_a_family_from_training_to_served_answers(
     name: str, tmp_path: Path, base_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loading replays the golden answers: once on expanded weights, as training measured, and once on packed ones."""
-    # what takes longest and says nothing of a family: plots, and a thousand resamples for each interval
+    # Plots take long and say nothing of a family.
     monkeypatch.setattr(evaluate_job, "write_report", lambda *_, **__: None)
-    monkeypatch.setattr(scores, "bootstrap_interval", partial(scores.bootstrap_interval, resamples=20))
     family = FAMILIES[name]
     base = save_base(tmp_path / "base", family, base_model_folder)
     config_file = write_config(

@@ -154,7 +154,7 @@ def _gain(
 ) -> OrderGain:
     difference = row_nll(averaged, labels) - row_nll(single, labels)
     low, high = bootstrap_interval(
-        lambda index: float(difference[index].mean()), len(labels), generator=torch.Generator().manual_seed(seed)
+        lambda index: difference[index].mean(1), len(labels), generator=torch.Generator().manual_seed(seed)
     )
     right = (averaged.argmax(1) == labels).double() - (single.argmax(1) == labels).double()
     counts = torch.tensor(prompts.counts)

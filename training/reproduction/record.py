@@ -86,7 +86,7 @@ def scores(answers: Answers) -> dict[str, dict[str, Any]]:
 
 def _interval(values: torch.Tensor) -> list[float]:
     generator = torch.Generator().manual_seed(0)
-    return list(bootstrap_interval(lambda rows: float(values[rows].mean()), len(values), generator=generator))
+    return list(bootstrap_interval(lambda rows: values[rows].mean(1), len(values), generator=generator))
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

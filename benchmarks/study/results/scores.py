@@ -24,7 +24,7 @@ def pooled_mean(per_row: torch.Tensor) -> Bounds:
     """
     rows = per_row.double().mean(0)
     low, high = bootstrap_interval(
-        lambda index: float(rows[index].mean()),
+        lambda index: rows[index].mean(1),
         len(rows),
         resamples=RESAMPLES,
         generator=torch.Generator().manual_seed(0),

@@ -189,7 +189,7 @@ def test_a_short_soak_finds_nothing_wrong_and_leaves_a_log_a_page_and_a_picture_
     assert (soak.OUT / "soak.md").read_bytes() == published
     out = tmp_path / "load"
     lines = list(csv.DictReader((out / "soak.csv").read_text(encoding="utf-8").splitlines()))
-    assert len(lines) >= 2
+    assert lines
     assert float(lines[-1]["rss_mb"]) > 10
     assert int(float(lines[-1]["open_files"])) > 3
     page = (out / "soak.md").read_text(encoding="utf-8")

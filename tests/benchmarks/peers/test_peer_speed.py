@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 
@@ -14,14 +12,15 @@ from benchmarks.speed.parts import peers
 def test_a_package_is_timed_with_the_fastest_attention_that_works_and_answers_alike(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    now = [0.0]
+    monkeypatch.setattr(peers.time, "perf_counter", lambda: now[0])
     names = ["slow", "broken", "another answer", "fast"]
     monkeypatch.setattr(peers, "attentions", lambda _model: {name: lambda name=name: name for name in names})
 
     def answer(attention: peers.Attention) -> torch.Tensor:
         if (name := attention()) == "broken":
             raise RuntimeError("no derivative")
-        if name == "slow":
-            time.sleep(0.05)
+        now[0] += 2.0 if name == "slow" else 1.0
         return torch.tensor([[2.0 if name == "another answer" else 1.0]])
 
     chosen, function = peers.fastest(tiny_subject(), answer)  # type: ignore[arg-type]

@@ -119,5 +119,5 @@ def test_what_cannot_be_reached_is_said(
         monkeypatch.setenv(name, value)
     with pytest.raises(DataError, match="no such file"):
         Source.at("s3://rows/none.jsonl", 4)
-    assert httpx.put(f"{environment['AWS_ENDPOINT_URL']}/rows/a.jsonl", content=b"1\n").status_code == 200
+    assert httpx.put(f"{environment['AWS_ENDPOINT_URL']}/rows/a.jsonl", content=b"1\n", timeout=None).status_code == 200
     assert windows(Source.at("s3://rows/a.jsonl", 4)) == [[(1, b"1\n")]]

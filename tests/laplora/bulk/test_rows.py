@@ -28,7 +28,7 @@ def windows(source: Source) -> list[list[tuple[int, bytes]]]:
     return [window for block in source.blocks() for window in source.windows(block)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lines=st.lists(st.sampled_from([b"", b" \r", b'{"a": 1}', b"x" * 70]), max_size=30),
     ends=st.booleans(),

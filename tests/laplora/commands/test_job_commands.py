@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
+from free_ports import free_port
 from server_process import fake_artifacts, fake_server, is_ready, until
 
+from laplora.client.retries import Retries
 from laplora.commands.app import main
 from laplora.commands.jobs import KEY_VARIABLE
 from service.security.keys_file import Key, digest, new_token, write_keys
@@ -101,9 +102,7 @@ class Watch:
 
 
 def test_a_job_is_followed_across_a_kill_of_the_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     root, gate, url = fake_artifacts(tmp_path / "served"), tmp_path / "gate", f"http://127.0.0.1:{port}"
     flags = ("--jobs-dir", str(tmp_path / "kept"), "--port", str(port))
     gate.touch()
@@ -125,13 +124,15 @@ def test_a_job_is_followed_across_a_kill_of_the_server(tmp_path: Path, capsys: p
         gate.unlink()
         job = ran(capsys, url, "submit", write_rows(tmp_path, 30))
         watch = Watch(capsys, url, job["id"])
-        httpx.post(f"{url}/evaluate/jobs/{job['id']}/cancel").raise_for_status()
+        httpx.post(f"{url}/evaluate/jobs/{job['id']}/cancel", timeout=None).raise_for_status()
         assert watch.states()[-1]["status"] == "cancelled"
         assert watch.status == 1
         gate.touch()
 
 
-def test_what_the_server_refuses_is_an_error(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_server_refuses_is_an_error(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n')
     assert main(["jobs", "submit", str(tmp_path / "bad.jsonl"), "--url", address]) == 2
     assert "error: " in capsys.readouterr().err
@@ -139,6 +140,8 @@ def test_what_the_server_refuses_is_an_error(address: str, tmp_path: Path, capsy
     assert "error: " in capsys.readouterr().err
     assert main(["jobs", "submit", str(tmp_path / "nowhere.jsonl"), "--url", address]) == 2
     assert "nowhere.jsonl" in capsys.readouterr().err
+    # When it is tried again is tests/laplora/client's to say: here, once and soon.
+    monkeypatch.setattr(Retries, "wait_s", lambda rule, failure, tried: None if tried > 1 else 0.01)
     assert main(["jobs", "list", "--url", "http://127.0.0.1:9"]) == 2
     assert "http://127.0.0.1:9" in capsys.readouterr().err
 

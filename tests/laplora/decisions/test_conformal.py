@@ -34,7 +34,7 @@ def overconfident(rows: int, classes: int, seed: int) -> tuple[torch.Tensor, tor
 
 
 @given(rows=st.integers(1, 60), level=st.floats(0.05, 0.99), seed=st.integers(0, 999))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_threshold_is_the_score_of_its_rank(rows: int, level: float, seed: int) -> None:
     probs, labels = overconfident(rows, 3, seed)
     scores = (1 - probs.gather(1, labels[:, None])[:, 0]).sort().values
@@ -76,7 +76,7 @@ def test_prediction_sets() -> None:
 
 
 @given(rows=st.integers(1, 40), classes=st.integers(2, 5), level=st.floats(0.05, 0.99), seed=st.integers(0, 999))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_aps_is_the_papers_smallest_set(rows: int, classes: int, level: float, seed: int) -> None:
     """Label by label: its score is the mass before it, and a set the least prefix whose mass passes the threshold."""
     probs, labels = overconfident(rows, classes, seed)

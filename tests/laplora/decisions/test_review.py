@@ -157,7 +157,7 @@ def test_the_upper_bound_holds_as_often_as_it_says_and_the_empirical_rate_does_n
 
 
 @given(rows=st.integers(1, 400), seed=st.integers(0, 999), target=st.sampled_from([0.02, 0.1, 0.3]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_upper_bound_is_clopper_pearsons_up_to_the_first_that_fails(rows: int, seed: int, target: float) -> None:
     g = torch.Generator().manual_seed(seed)
     scores, errors = risky(g, rows)

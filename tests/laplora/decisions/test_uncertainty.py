@@ -18,7 +18,7 @@ from laplora.predictive.gaussian import posterior_predictive
 
 
 @given(scale=st.floats(0, 50), classes=st.integers(2, 5), seed=st.integers(0, 999))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_decomposition_adds_up_and_is_never_negative(scale: float, classes: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     mean = 3 * torch.randn(4, classes - 1, generator=g, dtype=F64)

@@ -23,7 +23,6 @@ def columns(rows: list[tuple[float, bool]]) -> tuple[torch.Tensor, torch.Tensor]
 
 
 @given(rows=ROWS)
-@settings(deadline=None)
 def test_auroc_with_ties_is_mann_whitneys(rows: list[tuple[float, bool]]) -> None:
     score, errors = columns(rows)
     got = error_auroc(score, errors)
@@ -36,7 +35,6 @@ def test_auroc_with_ties_is_mann_whitneys(rows: list[tuple[float, bool]]) -> Non
 
 
 @given(rows=ROWS)
-@settings(deadline=None)
 def test_risk_coverage_is_the_mean_curve_over_random_tie_orders(rows: list[tuple[float, bool]]) -> None:
     score, errors = columns(rows)
     curve = risk_coverage(score, errors)
@@ -50,7 +48,6 @@ def test_risk_coverage_is_the_mean_curve_over_random_tie_orders(rows: list[tuple
 
 
 @given(rows=ROWS)
-@settings(deadline=None)
 def test_average_precision_with_ties_is_the_sum_over_distinct_scores(rows: list[tuple[float, bool]]) -> None:
     score, errors = columns(rows)
     got = error_auprc(score, errors)
@@ -78,7 +75,7 @@ def test_a_perfect_ranking_has_no_excess_and_the_worst_one_the_most() -> None:
 
 
 @given(seed=st.integers(0, 9999), rows=st.integers(5, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_lead_is_the_difference_and_its_error_the_loop_over_pairs(seed: int, rows: int) -> None:
     g = torch.Generator().manual_seed(seed)
     first, second = (2 * torch.randn(2, rows, generator=g, dtype=F64)).round()  # with ties

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_bins_are_closed_on_the_right_and_hold_every_row() -> None:
 
 
 @given(rows=st.integers(1, 60), classes=st.integers(2, 6), bins=st.integers(1, 20), seed=st.integers(0, 9999))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ece_is_the_loop_over_bins(rows: int, classes: int, bins: int, seed: int) -> None:
     probs, labels = random_rows(rows, classes, seed)
     confidence, predicted = probs.max(1)
@@ -75,7 +76,7 @@ def test_ece_is_the_loop_over_bins(rows: int, classes: int, bins: int, seed: int
 
 
 @given(rows=st.integers(2, 40), classes=st.integers(2, 5), seed=st.integers(0, 9999))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_order_of_rows_names_of_classes_and_impossible_ones_do_not_matter(rows: int, classes: int, seed: int) -> None:
     probs, labels = random_rows(rows, classes, seed)
     g = torch.Generator().manual_seed(seed)
@@ -89,10 +90,14 @@ def test_order_of_rows_names_of_classes_and_impossible_ones_do_not_matter(rows: 
 
 def test_the_bootstrap_interval_is_of_the_resamples_quantiles_without_nan() -> None:
     resampled = iter([*range(1001), *[math.nan] * 10])
-    low, high = bootstrap_interval(lambda _: next(resampled), 5, resamples=1011, generator=torch.Generator())
+
+    def of_each(drawn: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([next(resampled) for _ in drawn])
+
+    low, high = bootstrap_interval(of_each, 5, resamples=1011, generator=torch.Generator())
     assert (low, high) == pytest.approx((25, 975))
     with pytest.raises(DataError, match="every resample"):
-        bootstrap_interval(lambda _: math.nan, 5, generator=torch.Generator())
+        bootstrap_interval(lambda drawn: torch.full((len(drawn),), math.nan), 5, generator=torch.Generator())
 
 
 def test_evaluation_and_intervals_are_those_of_the_public_metrics() -> None:
@@ -114,7 +119,11 @@ def test_evaluation_and_intervals_are_those_of_the_public_metrics() -> None:
     assert set(as_json["intervals"]) == set(metrics)
     for name, metric in metrics.items():
         assert as_json[name] == getattr(got, name) == metric(torch.arange(300))
-        interval = bootstrap_interval(metric, 300, resamples=50, generator=torch.Generator().manual_seed(9))
+
+        def of_each(drawn: torch.Tensor, metric: Any = metric) -> torch.Tensor:
+            return torch.tensor([metric(rows) for rows in drawn], dtype=F64)
+
+        interval = bootstrap_interval(of_each, 300, resamples=50, generator=torch.Generator().manual_seed(9))
         # Sums in another order.
         assert as_json["intervals"][name] == pytest.approx(interval, abs=1e-12)
     assert as_json["excess_aurc"] == risk_coverage(score, errors).excess

@@ -105,7 +105,7 @@ def test_zero_covariance_is_the_map_answer(classes: int) -> None:
 
 
 @given(classes=st.integers(2, 6), scale=st.floats(0, 100), seed=st.integers(0, 10_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_moments_are_those_of_probabilities(classes: int, scale: float, seed: int) -> None:
     mean, covariance = random_posterior(3, classes, scale, seed)
     got = posterior_predictive(mean, covariance, full_mask(3, classes), samples=64)

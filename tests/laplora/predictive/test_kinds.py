@@ -82,7 +82,7 @@ def test_a_mixture_is_what_sampling_from_it_gives() -> None:
 
 
 @given(members=st.integers(1, 5), classes=st.integers(2, 4), covariance=st.booleans(), seed=st.integers(0, 999))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_invariants_of_a_mixture(members: int, classes: int, covariance: bool, seed: int) -> None:
     means, covariances, mask = mixture(members, 5, classes, seed)
     spec = PredictiveSpec("checkpoints", covariance)

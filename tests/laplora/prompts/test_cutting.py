@@ -69,7 +69,7 @@ def test_other_fields_that_are_too_long_leave_the_prompt_to_be_cut(tokenizer: An
     assert row(tokenizer, "right", LONG, 10) == row(tokenizer, None, LONG, 10)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300).filter(lambda t: bool(t.strip())),
     st.sampled_from(["left", "right"]),

@@ -103,7 +103,7 @@ def test_restored_logits_stand_where_the_user_put_their_option() -> None:
 
 
 @given(classes=st.integers(2, 6), seed=st.integers(0, 10**6), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_contrasts_and_covariance_are_those_of_the_restored_logits(
     classes: int, seed: int, data: st.DataObject
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from serving import artifacts_in, code, library, settings, started
+from serving import GIVE_UP_S, artifacts_in, code, library, settings, started
 
 from service.app import create_app
 from service.artifacts.bounded_load import BoundedLoads
@@ -51,7 +51,7 @@ async def hanging(
 @pytest.mark.parametrize(("hangs_in", "change"), [("load", "load"), ("read", "activate")])
 async def test_a_load_that_hangs_is_given_up_and_told(tmp_path: Path, hangs_in: str, change: str) -> None:
     let_go = threading.Event()
-    async with hanging(tmp_path, hangs_in, let_go) as (client, _):
+    async with hanging(tmp_path, hangs_in, let_go) as (client, app):
         assert code(await client.post(f"/artifacts/second/{change}")) == (504, "load_timeout")
         # Others cannot be loaded beside memory that nobody can count; whoever is asked says so.
         refused = await client.post(f"/artifacts/second/{change}")
@@ -64,6 +64,7 @@ async def test_a_load_that_hangs_is_given_up_and_told(tmp_path: Path, hangs_in: 
         assert (await client.post("/predict", json={"inputs": [{"text": "a"}]})).status_code == 200
         assert (await client.post("/artifacts/third/activate")).json()["previous"] == "first"
         assert (await client.get("/health/ready")).json()["artifact"]["name"] == "third"
+        app.state.artifacts.loads._limit_s = GIVE_UP_S  # for a load that does not hang
         let_go.set()
         while (await client.get("/health/ready")).json()["stuck_load"] is not None:
             await asyncio.sleep(0.005)
@@ -115,6 +116,7 @@ def test_the_late_result_is_gone_before_another_load_may_begin() -> None:
     with pytest.raises(LoadStuckError, match="slow"):
         loads.run("other", load)
     assert loads.stuck == "slow"
+    loads._limit_s = GIVE_UP_S
     let_go.set()
     ended.wait()
     assert told == [(True, False), (False, False)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 import httpx
 import pytest
+from free_ports import free_port
 from ray_library import NAMES
 from server_process import GIVE_UP_S, ROOT, fake_artifacts, is_ready
 
@@ -69,9 +69,7 @@ class Engine:
 def engine(name: Name, folder: Path) -> Iterator[Engine]:
     """Yield a server that is ready."""
     root, log = fake_artifacts(folder, *NAMES), folder / "log"
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    port = free_port()
     tests = ROOT / "tests"
     path = os.pathsep.join(map(str, (ROOT, tests, tests / "service", tests / "service" / "backends")))
     values = {**SETTINGS, "artifacts_root": str(root), "jobs_dir": str(folder / "jobs")}

@@ -181,9 +181,10 @@ async def test_the_room_grows_with_the_replicas_and_what_is_beyond_is_refused(cl
 
 
 async def test_without_a_replica_the_server_is_not_ready(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 2.0)
+    monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 1e6)
     async with serving(cluster) as (client, _):
         assert (await client.get("/health/ready")).status_code == 200
+        monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 0.2)
         cluster.gone = {"a", "b"}
         async with asyncio.timeout(60):
             while code_of_ready(answer := await client.get("/health/ready")) != (503, "device_stalled"):
@@ -212,7 +213,7 @@ async def test_a_replica_whose_device_stalls_gets_no_ticket_and_all_such_are_not
     cluster = Cluster(tmp_path)
     for name in "ab":
         (tmp_path / name).mkdir()
-        cluster.add(name, stall_s=0.1)
+        cluster.add(name, stall_s=0.1, hang_s=3600)
     async with serving(cluster) as (client, replicas):
         await until(lambda: len(replicas.statuses) == 2)
         running = []

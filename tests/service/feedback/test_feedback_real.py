@@ -42,8 +42,8 @@ def test_answers_labels_figures_and_gauges(sentiment_run: FinishedRun) -> None:
             answers = client.predict(inputs)
             given = [(str(a.prediction_id), label) for a, label in zip(answers, labels, strict=True)]
             statuses = [[result.status for result in client.feedback(given)] for _ in range(2)]
-        watch = httpx.get(f"{address}/feedback").json()
-        text = httpx.get(f"{address}/metrics").text
+        watch = httpx.get(f"{address}/feedback", timeout=None).json()
+        text = httpx.get(f"{address}/metrics", timeout=None).text
     assert statuses == [["recorded"] * 54, ["repeated"] * 54]
     (found,) = watch["series"]
     names = {"artifact": artifact.name, "predictive": "laplace"}

@@ -144,7 +144,7 @@ def test_a_browser_draws_the_documentation_under_its_policy(tmp_path: Path) -> N
         drawn = subprocess.run(
             [CHROMIUM, *flags, f"{client.base_url}/docs#/scoring/predict"], capture_output=True, text=True, check=True
         )
-        document = httpx.get(f"{client.base_url}/openapi.json").json()
+        document = httpx.get(f"{client.base_url}/openapi.json", timeout=None).json()
     assert "Content Security Policy" not in drawn.stderr, drawn.stderr
     paths = set(re.findall(r'data-path="([^"]+)"', drawn.stdout))
     assert paths == set(document["paths"])

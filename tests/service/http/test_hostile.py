@@ -268,7 +268,7 @@ bodies = json_values | st.fixed_dictionaries(
 async def test_fuzzed_bodies_never_crash(served: Served) -> None:
     sent: list[bytes] = []
 
-    @hypothesis_settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @hypothesis_settings(max_examples=200, suppress_health_check=list(HealthCheck), database=None)
     @given(bodies | st.binary(max_size=64))
     def collect(body: Any) -> None:
         sent.append(body if isinstance(body, bytes) else json.dumps(body).encode())

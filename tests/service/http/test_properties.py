@@ -166,7 +166,6 @@ def drawn(examples: int) -> hypothesis_settings:
     """Return settings by which as many examples are drawn, the same ones each time, and none is shrunk."""
     return hypothesis_settings(
         max_examples=examples,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.generate],

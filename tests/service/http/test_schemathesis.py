@@ -197,7 +197,7 @@ def address(fakes: list[str]) -> Iterator[str]:
 
 
 def test_every_operation_keeps_the_document(address: str) -> None:
-    document = httpx.get(f"{address}/openapi.json").json()
+    document = httpx.get(f"{address}/openapi.json", timeout=None).json()
     outcome = run(document, address, examples=40)
     for label in operations(document):
         assert outcome.count(label, phase="coverage"), label
@@ -212,7 +212,7 @@ def test_operations_that_need_a_key_refuse_without_it(fakes: list[str], tmp_path
     keys, token = str(tmp_path / "keys.json"), new_token()
     write_keys(Path(keys), [Key(id="a", sha256=digest(token), scopes=("predict", "evaluate", "admin"))])
     with serving([*fakes, "--keys", keys], FAKE_CHOICES="choices", FAKE_RULES="1", LAPLORA_AUTH="keys") as address:
-        document = httpx.get(f"{address}/openapi.json").json()
+        document = httpx.get(f"{address}/openapi.json", timeout=None).json()
         outcome = run(document, address, examples=1, token=token, at_random=False)
     protected = {name for name, operation in operations(document).items() if operation.get("security")}
     assert {"POST /predict", "GET /artifacts", "GET /metrics"} <= protected
@@ -252,7 +252,7 @@ def narrowed(document: dict[str, Any], artifact: str) -> dict[str, Any]:
 
 
 def test_every_request_that_fits_the_artifact_is_answered(address: str) -> None:
-    document = narrowed(httpx.get(f"{address}/openapi.json").json(), "fake")
+    document = narrowed(httpx.get(f"{address}/openapi.json", timeout=None).json(), "fake")
     outcome = run(document, address, examples=60, modes="positive", positive=["200"])
     for label in operations(document):
         assert outcome.count(label, phase="fuzzing", status=200) >= 30
@@ -262,7 +262,7 @@ def test_a_real_tiny_artifact_keeps_it_too(sentiment_run: FinishedRun) -> None:
     name, root = sentiment_run.artifact.name, sentiment_run.artifact.parent
     command = ["-m", "service", "--artifact", name, "--artifacts-root", str(root), "--device", "cpu"]
     with serving(command, LAPLORA_AUTH="off") as address:
-        document = httpx.get(f"{address}/openapi.json").json()
+        document = httpx.get(f"{address}/openapi.json", timeout=None).json()
         outcome = run(narrowed(document, name), address, examples=20, modes="positive", positive=["200"])
         for label in ("POST /predict", "POST /evaluate"):
             assert outcome.count(label, phase="fuzzing", status=200) >= 10

@@ -35,6 +35,12 @@ def poisoned(count: int, *numbers: int) -> list[dict[str, Any]]:
     return items
 
 
+def holding(items: list[dict[str, Any]], numbers: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Return items of which those with these numbers, from 0, hold these tokens."""
+    held = {number: {"text": f"row {token}", "label": "positive"} for number, token in numbers.items()}
+    return [held.get(number, item) for number, item in enumerate(items)]
+
+
 def lines(items: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(item).encode() + b"\n" for item in items)
 

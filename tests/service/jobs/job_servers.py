@@ -39,6 +39,10 @@ class Servers:
     def shut(self) -> None:
         self.gate.unlink(missing_ok=True)
 
+    def let_pass(self, token: int) -> None:
+        """Let rows pass that wait for this token's own file, which are those of ``HELD`` (``fake_server``)."""
+        self.gate.with_name(f"{self.gate.name}.{token}").touch()
+
     def stored(self) -> dict[str, tuple[str, int, list[int]]]:
         """Return, of a folder that no server has, each job's status, rows done, and rows."""
         with closing(sqlite3.connect(self.folder / "jobs.sqlite")) as db:

@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
 GIVE_UP_S = 120.0
 #: The one role that needs a password.
@@ -61,9 +61,7 @@ def postgres() -> Iterator[str]:
         call(str(programs / "initdb"), "-D", str(data), "-U", "laplora", "--auth=trust", "--no-sync", "-E", "UTF8")
         rules = data / "pg_hba.conf"
         rules.write_text(f"host all {GUEST} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         options = ["-h", "127.0.0.1", "-p", str(port), "-k", str(folder), "-c", "fsync=off"]
         with subprocess.Popen(
             [str(programs / "postgres"), "-D", str(data), *options], cwd=folder, stderr=subprocess.DEVNULL, **own

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from job_calls import JSONL, lines, poisoned, rows
+from job_calls import JSONL, holding, lines, poisoned, rows
 from job_servers import Servers, has, job_until, methods, submit_to
 from server_process import Process, in_flight, metric, until
 
@@ -23,16 +23,19 @@ SMALL_BATCHES = ("--batch-tokens", "40")
 
 def test_killed_jobs_go_on_without_a_lost_or_doubled_row(servers: Servers) -> None:
     count, bad, before, job_id = 1200, (3, 350, 351, 820, 1199), 0, ""
-    items = poisoned(count, *bad)
+    # However late the kill comes, it comes before the row that waits for it.
+    waits = {150: 99_701, 450: 99_702, 900: 99_703}
+    items = holding(poisoned(count, *bad), waits)
     poison = ",".join(str(90_500 + number) for number in bad)
     flags = [*SMALL_BATCHES, "--max-inputs", "2500", "--max-queue-rows", "6000", "--drain-s", "0"]
-    for kill_at in (1, 200, 500):
+    for kill_at, token in zip((1, 200, 500), waits.values(), strict=True):
         process = servers.start(*flags, poison=poison)
         with process.client() as client:
             job_id = job_id or submit_to(client, items)
             job_until(client, job_id, lambda job: job["rows_done"] >= kill_at)  # noqa: B023
             process.popen.send_signal(signal.SIGKILL)
             process.popen.wait()
+        servers.let_pass(token)
         ((status, done, stored),) = servers.stored().values()
         assert status == "queued"
         assert before <= kill_at <= done < count
@@ -54,7 +57,7 @@ def test_killed_jobs_go_on_without_a_lost_or_doubled_row(servers: Servers) -> No
 def test_draining_stops_jobs_to_go_on_and_ends_the_streams(servers: Servers) -> None:
     process = servers.start(*SMALL_BATCHES)
     with process.client() as client:
-        job_id = submit_to(client, rows(500))
+        job_id = submit_to(client, holding(rows(500), {300: 99_701}))
         job_until(client, job_id, lambda job: job["rows_done"] > 0)
         servers.shut()
         with client.stream("GET", f"/evaluate/jobs/{job_id}/events") as stream:
@@ -68,6 +71,7 @@ def test_draining_stops_jobs_to_go_on_and_ends_the_streams(servers: Servers) -> 
     assert (status, stored) == ("queued", list(range(done)))
     assert 0 < done < 500
     servers.open()
+    servers.let_pass(99_701)
     with servers.start().client() as client:
         assert job_until(client, job_id, has("done"))["result"]["rows"] == 500
 

@@ -38,7 +38,7 @@ def store(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> RemoteStore:
 
 
 def names(s3: dict[str, str]) -> list[str]:
-    listed = httpx.get(f"{s3['AWS_ENDPOINT_URL']}/jobs", params={"list-type": "2"}).text
+    listed = httpx.get(f"{s3['AWS_ENDPOINT_URL']}/jobs", params={"list-type": "2"}, timeout=None).text
     return re.findall("<Key>(.*?)</Key>", listed)
 
 

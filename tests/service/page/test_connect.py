@@ -32,7 +32,7 @@ def posted(command: str) -> Any:
     """Return what a curl command of the page is answered."""
     words = shlex.split(command.replace("\\\n", ""))
     headers = dict(words[i + 1].split(": ", 1) for i, word in enumerate(words) if word == "-H")
-    answer = httpx.post(words[2], content=words[words.index("-d") + 1], headers=headers)
+    answer = httpx.post(words[2], content=words[words.index("-d") + 1], headers=headers, timeout=None)
     assert answer.status_code == 200, answer.text
     return answer.json()
 

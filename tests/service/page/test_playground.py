@@ -111,7 +111,7 @@ def test_the_call_as_curl_and_as_python_is_the_same_call(visited: Visit, address
     assert words[:3] == ["curl", "-s", f"{address}/predict"]
     body = json.loads(words[words.index("-d") + 1])
     assert body == {"inputs": [{"text": QUOTES}], "options": {"target_risk": 0.1, "predictive": "map"}}
-    answer = httpx.post(words[2], json=body).json()["predictions"][0]
+    answer = httpx.post(words[2], json=body, timeout=None).json()["predictions"][0]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(visited.page.locator("#call-python").inner_text(), {})
@@ -152,7 +152,7 @@ def test_the_true_label_counts_on_the_page_feedback(browser: Browser, tmp_path: 
         visited.show("feedback")
         row = visited.page.get_by_role("row", name="Accuracy")
         expect(row).to_be_visible()
-        series = httpx.get(f"{address}/feedback").json()["series"][0]
+        series = httpx.get(f"{address}/feedback", timeout=None).json()["series"][0]
         assert series["labelled"] == 1
         assert f"{series['figures']['accuracy']['value']:.3f}" in row.inner_text()
         # Each picture says in words what it shows.

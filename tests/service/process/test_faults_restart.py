@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
-import socket
 import time
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 from server_process import server_process
 from tiny_runs import FinishedRun
 
@@ -25,11 +25,9 @@ def files(*folders: Path) -> dict[str, int]:
 def test_killed_while_it_loads_and_started_again(
     sentiment_run: FinishedRun, sentiment_predictor: Predictor, tmp_path: Path, stage: str
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     cache = tmp_path / "cache"
-    command = ["-m", "service", "--artifact", str(sentiment_run.artifact), "--device", "cpu", "--port", str(port)]
+    command = ["-m", "service", "--artifact", str(sentiment_run.artifact), "--device", "cpu"]
+    command += ["--port", str(free_port())]
     command += ["--cache", str(cache), "--artifacts-root", str(sentiment_run.artifact.parent)]
     kept = (sentiment_run.artifact.parent, sentiment_run.base)
     before = files(*kept)

@@ -10,7 +10,8 @@ import threading
 import httpx
 import pytest
 import uvicorn
-from proxy_process import Proxy, free_port, needs_nginx, proxy_before
+from free_ports import free_port
+from proxy_process import Proxy, needs_nginx, proxy_before
 from proxy_server import Server, ask, assert_error, parsed, received, upstream
 from server_process import until
 from serving import name_the_caller, settings
@@ -196,7 +197,7 @@ def test_what_is_no_http_is_refused_in_the_one_shape(proxy: Proxy) -> None:
         response = answered(proxy, sent)
         assert 400 <= response.status_code < 600
         assert_error(response, response.status_code, "malformed_http")
-    plain = httpx.get(f"http://127.0.0.1:{proxy.port}/predict")
+    plain = httpx.get(f"http://127.0.0.1:{proxy.port}/predict", timeout=None)
     assert (plain.status_code, plain.json()["error"]["code"]) == (400, "malformed_http")
 
 

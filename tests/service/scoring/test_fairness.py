@@ -97,7 +97,7 @@ lengths = st.lists(st.integers(1, BUDGET // 8), min_size=4, max_size=12)
 
 @pytest.mark.slow
 @given(lengths, lengths, st.sampled_from(["b", "job:b"]), st.integers(0, 2**32))
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 def test_two_greedy_callers_share_by_weight(own: list[int], others: list[int], second: str, seed: int) -> None:
     """Tokens over weight differ by what one can be ahead of the clock and the batch under way, whatever the lengths."""
     rng = random.Random(seed)
@@ -136,7 +136,7 @@ def test_a_job_gets_a_fifth_beside_one_caller_and_all_of_it_alone() -> None:
     st.integers(0, 12),
     st.sampled_from(["new", "job:new"]),
 )
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 def test_a_new_caller_waits_for_a_few_batches_of_each_other_caller(
     backlog: list[tuple[str, str, list[int]]], before: int, name: str
 ) -> None:

@@ -40,11 +40,11 @@ def test_a_process_whose_clock_jumps_keeps_deadlines_and_drains(tmp_path: Path) 
     gate = tmp_path / "gate"
     gate.touch()
     with starting(tmp_path) as start:
-        process = start("--request-timeout-s", "2", FAKE_CLOCK="1", FAKE_GATE=str(gate))
+        process = start(FAKE_CLOCK="1", FAKE_GATE=str(gate))
         with process.client() as client:
             answers = [predict(client, f"row {i}") for i in range(5)]
             gate.unlink()
-            late = predict(client)
+            late = client.post("/predict", json={"inputs": [{"text": "a"}], "options": {"timeout_s": 0.5}})
             gate.touch()
             answers.append(predict(client))
             assert is_ready(client)

@@ -118,8 +118,12 @@ async def until_stalled(served: Served, path: str = "/health/ready") -> None:
     assert int(response.headers["retry-after"]) >= 1
 
 
+#: A run is overdue soon, and never taken to hang.
+OVERDUE = {"stall_s": 0.05, "hang_s": 3600.0}
+
+
 async def test_a_run_that_is_overdue_is_not_ready_until_it_ends() -> None:
-    async with serve(stall_s=0.05) as served:
+    async with serve(**OVERDUE) as served:
         async with served.occupied():
             for path in ("/health/ready", "/v2/health/ready"):
                 await until_stalled(served, path)
@@ -133,7 +137,7 @@ async def test_a_run_that_is_overdue_is_not_ready_until_it_ends() -> None:
 
 async def test_a_call_that_is_overdue_is_not_ready_either() -> None:
     may_end = threading.Event()
-    async with serve(stall_s=0.05) as served:
+    async with serve(**OVERDUE) as served:
         call = served.state.backend.device.call(may_end.wait)
         await until_stalled(served)
         may_end.set()

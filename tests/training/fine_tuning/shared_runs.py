@@ -6,7 +6,6 @@ Run as a program it goes through ``PLANS`` in one start of Python: it imports on
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from free_ports import free_port
 from tiny_runs import sentiment_config
 
 from laplora.models.adapters import save_adapter
@@ -136,9 +136,7 @@ def main(root: Path, base: Path) -> int:
         if not folder.exists():
             folder.mkdir()
             sentiment_config(folder, base, optimizer=plan.optimizer)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         children = []
         for rank in range(plan.count):
             if (child := os.fork()) == 0:
