@@ -193,7 +193,8 @@ class Predictor(Encoder):
         if not rows:
             return []
         if name == "fast":
-            predictions, deferred = self.predict_deferring(rows, also=also, target_risk=target_risk)
+            risks = [target_risk] * len(rows)
+            predictions, deferred = self.predict_deferring(rows, also=also, target_risks=risks)
             exact = self.predict([rows[i] for i in deferred], "laplace", also=also)
             for i, prediction in zip(deferred, exact, strict=True):
                 predictions[i] = prediction
@@ -227,18 +228,23 @@ class Predictor(Encoder):
         return [found[i] for i in range(len(rows))]
 
     def predict_deferring(
-        self, rows: Sequence[EncodedRow], *, also: Sequence[str] = (), target_risk: float | None = None
+        self,
+        rows: Sequence[EncodedRow],
+        *,
+        also: Sequence[str] = (),
+        target_risks: Sequence[float | None] | None = None,
     ) -> tuple[list[Prediction], list[int]]:
         """Return ``fast``'s answer per row, in order, and the positions of the rows that it defers to ``laplace``.
 
-        The answer to a deferred row must not be served. Arguments and errors are those of ``predict``.
+        The answer to a deferred row must not be served. ``target_risks`` has one per row, so that rows of several
+        requests can share a batch; None is the artifact's for all. The others, and errors, are those of ``predict``.
         """
         name = self.named("fast")
         if not rows:
             return [], []
         outputs = self._outputs(rows, [name, *map(self.named, also)])
         predictions = build_predictions(self.artifact.manifest, rows, outputs, name)
-        return predictions, self._deferral(rows, outputs, target_risk).rows
+        return predictions, self._deferral(rows, outputs, target_risks).rows
 
     def predict_each(
         self, rows: Sequence[EncodedRow]
@@ -253,12 +259,18 @@ class Predictor(Encoder):
         build = build_several if manifest.likelihood == "bernoulli" else build_predictions
         return build(manifest, rows, outputs, name)
 
-    def _deferral(self, rows: Sequence[EncodedRow], outputs: MemberOutputs, target_risk: float | None) -> Deferral:
+    def _deferral(
+        self, rows: Sequence[EncodedRow], outputs: MemberOutputs, target_risks: Sequence[float | None] | None
+    ) -> Deferral:
+        limits = None
+        if target_risks is not None:
+            limit_of = {risk: self.thresholds("fast", risk).review.threshold for risk in set(target_risks)}
+            limits = [limit_of[risk] for risk in target_risks]
         estimate, unfamiliar = outputs.estimate, self.artifact.manifest.unfamiliar(outputs.familiarity)
         assert estimate is not None
         assert unfamiliar is not None
         places = rows_to_defer(
-            self.thresholds("fast", target_risk),
+            self.thresholds("fast", None),
             log_error=estimate.log_error,
             unfamiliar=unfamiliar,
             logits=outputs.logits,
@@ -267,6 +279,7 @@ class Predictor(Encoder):
             class_mask=outputs.class_mask,
             label_mass=outputs.label_mass,
             truncated=[r.truncated for r in rows],
+            limits=limits,
         )
         return Deferral(places, unfamiliar.nonzero()[:, 0].tolist())
 

@@ -40,6 +40,7 @@ def rows_to_defer(
     class_mask: torch.Tensor,
     label_mass: torch.Tensor,
     truncated: Sequence[bool],
+    limits: Sequence[float | None] | None = None,
 ) -> list[int]:
     """Return the unfamiliar rows and those whose label or decision changes within the error of their covariance.
 
@@ -49,13 +50,14 @@ def rows_to_defer(
         logits: (batch, classes), nats; contrast_mean: (batch, classes - 1).
         covariance: (batch, classes - 1, classes - 1), predicted.
         class_mask: (batch, classes) bool; label_mass: (batch,); truncated: per row.
+        limits: as for ``decide``, where rows are decided for different risks.
     """
     map_probs = class_probs(logits, class_mask)
     outcomes = []
     for factor in (torch.ones_like(log_error), log_error.exp(), (-log_error).exp()):
         scaled = factor[:, None, None] * covariance
         predictive = predictive_probs(PREDICTIVES["fast"], contrast_mean[None], scaled[None], class_mask)
-        decisions = decisions_of(thresholds, predictive, map_probs, label_mass, truncated)
+        decisions = decisions_of(thresholds, predictive, map_probs, label_mass, truncated, limits)
         outcomes.append(list(zip(predictive.probs.argmax(1).tolist(), decisions, strict=True)))
     unlike = unfamiliar.tolist()
     return [i for i, of_row in enumerate(zip(*outcomes, strict=True)) if unlike[i] or len(set(of_row)) > 1]
@@ -67,8 +69,12 @@ def decisions_of(
     map_probs: torch.Tensor,
     label_mass: torch.Tensor,
     truncated: Sequence[bool],
+    limits: Sequence[float | None] | None = None,
 ) -> list[Decision]:
-    """Return what a predictive's thresholds decide of each row, were it familiar; without sets: they decide nothing."""
+    """Return what a predictive's thresholds decide of each row, were it familiar; without sets: they decide nothing.
+
+    ``limits`` as for ``decide``.
+    """
     flags = raise_flags(
         thresholds,
         probs=predictive.probs,
@@ -78,4 +84,4 @@ def decisions_of(
         epistemic=decompose(predictive).epistemic,
         unfamiliar=None,
     )
-    return decide(thresholds, review_score(thresholds, probs=predictive.probs, map_probs=map_probs), flags)
+    return decide(thresholds, review_score(thresholds, probs=predictive.probs, map_probs=map_probs), flags, limits)

@@ -121,16 +121,23 @@ def raise_flags(
     return [[flag for flag, of_rows in rows.items() if of_rows[i]] for i in range(batch)]
 
 
-def decide(thresholds: ModeThresholds, score: torch.Tensor, flags: Sequence[Sequence[Flag]]) -> list[Decision]:
+def decide(
+    thresholds: ModeThresholds,
+    score: torch.Tensor,
+    flags: Sequence[Sequence[Flag]],
+    limits: Sequence[float | None] | None = None,
+) -> list[Decision]:
     """Return "review" or "accept" for each row.
 
     Args:
         score: (batch,) from ``review_score``.
         flags: from ``raise_flags``; those in ``REVIEW_FLAGS`` send a row to review.
+        limits: per row, what its score is compared with in place of the thresholds' own; None of a row: review.
     """
     check_columns(len(flags), score=score)
-    limit = thresholds.review.threshold
+    if limits is None:
+        limits = [thresholds.review.threshold] * len(flags)
     return [
         "review" if limit is None or value > limit or REVIEW_FLAGS.intersection(row) else "accept"
-        for value, row in zip(score.double().tolist(), flags, strict=True)
+        for value, row, limit in zip(score.double().tolist(), flags, limits, strict=True)
     ]

@@ -285,9 +285,11 @@ class ArtifactHost:
             candidate = self.loads.run(name, partial(load_candidate, self._backend, path))
             if not activate and candidate.base is not active.base:
                 raise ArtifactIncompatibleError("the base model on disk is not that in memory: activate the artifact")
+            previous = active.artifact.name
+            del active, loaded  # so that nothing here keeps another base in memory
             unloaded = self._put(candidate, activate=activate)
             self._on_change()
-            return Change(candidate, active.artifact.name, tuple(unloaded))
+            return Change(candidate, previous, tuple(unloaded))
 
     def read(self, path: Path) -> Artifact:
         """Return the artifact in a folder, every file verified. Looks at the disk: not for the event loop."""

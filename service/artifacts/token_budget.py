@@ -2,8 +2,8 @@
 
 Batches of the predictive that takes most memory grow, twice as large each time, until another doubling would take more
 than its share of the free memory, one batch takes too long, or a token gets hardly any faster. What the
-measurement cannot foresee (other programs on the device, a batch of very short rows) runs out of memory as it always
-could, and is tried again in halves (``service.scoring.device``).
+measurement cannot foresee (other programs on the device) runs out of memory as it always could, and is tried again in
+halves (``service.scoring.device``).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from laplora.errors import NonFiniteError
 from service.scoring.device_faults import is_out_of_memory
-from service.scoring.model import TokenBudget
+from service.scoring.model import SHORT_ROW_TOKENS, TokenBudget, counted_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +35,11 @@ MEMORY_SHARE = 0.8
 BATCH_S = 0.5
 #: How much faster a token must be in a batch twice as large: an answer of its own takes twice as long there.
 WORTH = 1.05
-#: Seconds after which no larger batch is tried.
+#: Of a batch that takes longer, how much of its time one of half the size may take to be worth it: else the time is not
+#: the tokens', and smaller batches would only be more of them.
+QUICKER = 0.75
+#: Seconds of runs after which no larger batch is tried. Batches of requests that go between them do not count.
 MEASURING_S = 20.0
-#: Tokens of the short rows that are measured: many rows have many Jacobians. Long ones have all that a prompt may.
-SHORT_ROW_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,6 @@ def measure_budget(
     *,
     most_tokens: int,
     reserved_bytes: int = 0,
-    clock: Callable[[], float] = time.perf_counter,
 ) -> TokenBudget:
     """Return the token budget of a predictor that has answered already.
 
@@ -115,7 +115,6 @@ def measure_budget(
         on_device: returns what a function returns on the device's thread, where requests' batches go between two calls.
         most_tokens: beyond which no batch could be filled.
         reserved_bytes: that further artifacts may take; of at most half of the free memory.
-        clock: seconds, of the whole measurement.
 
     Raises whatever a batch raises but out of memory, and whatever ``on_device`` raises by itself.
     """
@@ -125,27 +124,47 @@ def measure_budget(
         return TokenBudget(UNMEASURED_TOKENS, "the device's memory is not measured")
     free = on_device(meter.free_bytes)
     usable = int(MEMORY_SHARE * (free - min(reserved_bytes, free // 2)))
+    taken_s: list[float] = []
+
+    def measured(run: Callable[[], object]) -> Usage:
+        usage: Usage = on_device(partial(meter.measure, run))
+        taken_s.append(usage.duration_s)
+        return usage
+
+    @cache
+    def trial_of(tokens: int) -> Usage | None:
+        trial = _trial(predictor, measured, tokens)
+        if trial is None:
+            on_device(meter.release)
+        return trial
+
     try:
-        return _grown(partial(_trial, predictor, meter, on_device), usable, most_tokens, clock)
+        return _grown(trial_of, usable, most_tokens, lambda: sum(taken_s))
     except NonFiniteError:
         return TokenBudget(UNMEASURED_TOKENS, "the measurement's prompts have no finite answer")
 
 
 def _grown(
-    trial_of: Callable[[int], Usage | None], usable: int, most_tokens: int, clock: Callable[[], float]
+    trial_of: Callable[[int], Usage | None], usable: int, most_tokens: int, taken_s: Callable[[], float]
 ) -> TokenBudget:
-    """Return the budget; ``trial_of`` returns None for a size that runs out of memory."""
-    begun = clock()
+    """Return the budget.
+
+    Args:
+        trial_of: returns None for a size that runs out of memory; taken_s: seconds of all runs so far.
+    """
     tokens = min(FIRST_TOKENS, most_tokens)
     trial = trial_of(tokens)
-    while (trial is None or trial.peak_bytes > usable) and tokens > FEWEST_TOKENS:
-        tokens //= 2
-        trial = trial_of(tokens)
+    while (trial is None or trial.peak_bytes > usable or trial.duration_s > BATCH_S) and tokens > FEWEST_TOKENS:
+        half = trial_of(tokens // 2)
+        fits = trial is not None and trial.peak_bytes <= usable
+        if fits and half is not None and half.duration_s > QUICKER * trial.duration_s:
+            break
+        tokens, trial = tokens // 2, half
     if trial is None or trial.peak_bytes > usable:
         return TokenBudget(
             tokens, f"larger batches than {tokens} tokens do not fit the {_gib(usable)} that may be used"
         )
-    while (why := _too_much(trial, 2 * tokens, usable, most_tokens, clock() - begun)) is None:
+    while (why := _too_much(trial, 2 * tokens, usable, most_tokens, taken_s())) is None:
         twice = trial_of(2 * tokens)
         why = _not_worth(trial, twice, 2 * tokens, usable)
         if why is not None or twice is None:
@@ -155,14 +174,14 @@ def _grown(
     return TokenBudget(tokens, f"{why}; {took}")
 
 
-def _too_much(trial: Usage, tokens: int, usable: int, most_tokens: int, elapsed_s: float) -> str | None:
+def _too_much(trial: Usage, tokens: int, usable: int, most_tokens: int, taken_s: float) -> str | None:
     """Return why a batch of so many tokens, twice those of the trial, is not tried; None: it is."""
     if tokens > most_tokens:
         return "the queue does not hold a larger batch"
     if 2 * trial.peak_bytes > usable:
         return f"a batch of {tokens} tokens would take more than the {_gib(usable)} that may be used"
-    if elapsed_s > MEASURING_S:
-        return f"the measurement took more than {MEASURING_S:g} s"
+    if taken_s > MEASURING_S:
+        return f"the runs of the measurement took more than {MEASURING_S:g} s"
     return None
 
 
@@ -176,25 +195,20 @@ def _not_worth(trial: Usage, twice: Usage | None, tokens: int, usable: int) -> s
     return f"a token is {faster:.2f} times as fast in a batch of {tokens}" if faster < WORTH else None
 
 
-def _trial(
-    predictor: Predictor, meter: DeviceMeter, on_device: Callable[[Callable[[], Any]], Any], tokens: int
-) -> Usage | None:
+def _trial(predictor: Predictor, measured: Callable[[Callable[[], object]], Usage], tokens: int) -> Usage | None:
     """Return what batches of a size take, the larger of short and of long rows; None where one runs out of memory."""
     found = []
     try:
         for rows in _batches(predictor, tokens):
-            runs = [partial(meter.measure, partial(predictor.predict, rows, name)) for name in _different(predictor)]
-            peaks = [on_device(run).peak_bytes for run in runs]
+            runs = [partial(predictor.predict, rows, name) for name in _different(predictor)]
+            peaks = [measured(run).peak_bytes for run in runs]
             # Once more: the first run of a size is slower, as kernels are chosen and the allocator asks the device.
-            found.append(on_device(runs[peaks.index(max(peaks))]))
+            found.append(measured(runs[peaks.index(max(peaks))]))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    else:
-        return Usage(max(one.peak_bytes for one in found), max(one.duration_s for one in found))
-    # Outside of the handler, whose traceback holds the failed run's tensors.
-    on_device(meter.release)
-    return None
+        return None
+    return Usage(max(one.peak_bytes for one in found), max(one.duration_s for one in found))
 
 
 def _different(predictor: Predictor) -> list[str]:
@@ -213,7 +227,7 @@ def _batches(predictor: Predictor, tokens: int) -> Iterator[list[EncodedRow]]:
     for length in dict.fromkeys(min(length, predictor.max_tokens, tokens) for length in (SHORT_ROW_TOKENS, tokens)):
         ids = (prompt.token_ids * length)[:length]
         row = EncodedRow(ids, predictor.class_count)
-        yield [row] * max(1, tokens // max(1, predictor.device_tokens(row)))
+        yield [row] * max(1, tokens // counted_tokens(predictor, row))
 
 
 def _gib(size_bytes: int) -> str:

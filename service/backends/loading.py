@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from service.scoring.backend import Enter
 from service.scoring.device import Device
 from service.scoring.model import TokenBudget
 from service.settings import Settings
-from service.telemetry.logs import logger
+from service.telemetry.logs import log_crash, logger
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 
 class Loader:
-    """Loads predictors, one at a time; all passes run on the device's thread, between those of requests."""
+    """Loads predictors, one at a time, on the thread that calls.
+
+    Their answers and the measured batches are runs of the device's thread, between those of requests. Before them the
+    library tries on the calling thread, by passes of two short rows, how the model can be run.
+    """
 
     def __init__(self, settings: Settings, device: Device, library: Library) -> None:
         self._settings, self._device, self._library = settings, device, library
@@ -90,11 +95,22 @@ class Loader:
         return self._budgets[predictor]
 
     def use(self, predictor: Predictor, loaded: Sequence[Predictor]) -> None:
-        """Set what depends on the base model and on all that are loaded, and log how a new base is held."""
+        """Set what depends on the base model and on all that are loaded, and log how a new base is held.
+
+        While a predictor on a new base was measured, the former base was in memory: batches are measured once more.
+        """
         self._device.token_budget = min(self._budgets[one].tokens for one in loaded)
         if self._base is predictor.base:
             return
-        self._base = predictor.base
+        replaced, self._base = self._base is not None, predictor.base
         weights = predictor.weights
         fields = {"event": "weights", "held": weights.held, "reason": weights.reason}
         logger.info("the base's weights are %s: %s", weights.held, weights.reason, extra=fields)
+        if replaced and self._settings.batch_tokens is None and self._library.meter(predictor) is not None:
+            gc.unfreeze()
+            gc.collect()  # modules refer to each other
+            try:
+                self._budgets[predictor] = self._measured(predictor, lambda: None)
+            except Exception as error:  # the artifact answers already: what was measured first stays
+                log_crash("batches could not be measured again", error)
+            self._device.token_budget = min(self._budgets[one].tokens for one in loaded)

@@ -16,6 +16,10 @@ from service.scoring.fairness import Request, Turns, callers_ahead, charged, in_
 #: What a batch is chosen from: so many batches, or this share of what waits where that is more.
 WINDOW_BATCHES = 2
 WINDOW_SHARE = 1 / 4
+#: What a batch costs however few its rows, as a share of a full one's rows: a tenth where a GPU's batches are as large
+#: as is worth it, a quarter on a processor (docs/lab-notes.md). Its rows pay it together. Else who always has one row
+#: in a batch of its own would get fifty batches for another's full one.
+BATCH_SHARE = 1 / 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +50,16 @@ def next_batch(
     ahead = callers_ahead(turns, tree, turn, token_budget)
     tiers = _tiers(waiting, turns, turn.group, ahead, token_budget)
     batch = form_batch(waiting, seed=rows_of[turn][0], token_budget=token_budget, tiers=tiers)
+    by_itself = BATCH_SHARE * token_budget
     rows, tokens = Counter[Request](), Counter[Request]()
     for i in batch:
         rows[waiting[i].request] += 1
         tokens[waiting[i].request] += waiting[i].tokens
     gone = {request for request, count in rows.items() if count == len(rows_of[request])}
-    batch_tokens = max(token_budget, tokens.total())
-    return batch, charged(turns, tree, tokens.items(), gone, batch_tokens=batch_tokens)
+    batch_tokens = max(token_budget, tokens.total()) + by_itself
+    times = 1 + by_itself / tokens.total()
+    charges = [(request, times * count) for request, count in tokens.items()]
+    return batch, charged(turns, tree, charges, gone, batch_tokens=batch_tokens)
 
 
 def _tiers(

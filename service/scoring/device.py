@@ -233,8 +233,8 @@ def _predict(batch: Sequence[QueuedRow]) -> tuple[list[Prediction], list[int]]:
     assert predictor is not None
     rows = [queued.row for queued in batch]
     if ask.predictive == "fast":
-        return predictor.predict_deferring(rows, also=ask.also, target_risk=ask.target_risk)
-    return predictor.predict(rows, ask.predictive, also=ask.also, target_risk=ask.target_risk), []
+        return predictor.predict_deferring(rows, also=ask.also, target_risks=[one.ask.target_risk for one in batch])
+    return predictor.predict(rows, ask.predictive, also=ask.also), []
 
 
 def _release_device_memory() -> None:

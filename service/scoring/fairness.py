@@ -1,9 +1,9 @@
 """Whose turn it is: fair queueing across callers, across the kinds of answer one caller asks for, across its requests.
 
-The same rule at each of the three levels. A member's virtual time is the tokens that it was given over its weight. Next
-is who has the least; among equals, whose oldest row came first. A clock runs with what is given on average. Who is new
-or comes back starts at the clock: nobody saves up credit while away. Everybody in a batch is charged for its rows, at
-most ``MOST_AHEAD`` batches ahead of the clock.
+The same rule at each of the three levels. A member's virtual time is the tokens that it was charged over its weight.
+Next is who has the least; among equals, whose oldest row came first. A clock runs with what is charged on average.
+Who is new or comes back starts at the clock: nobody saves up credit while away. Everybody in a batch is charged for its
+rows and a part of what the batch costs by itself, at most ``MOST_AHEAD`` batches ahead of the clock.
 
 Start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996) with the clock of weighted fair queueing (Demers, Keshav,
 Shenker, SIGCOMM 1989) for those who arrive. Pure: no clock of the wall, no lock, no thread.
@@ -108,17 +108,17 @@ def callers_ahead(turns: Turns, tree: Tree, seed: Request, tokens: int) -> set[s
 def charged(
     turns: Turns,
     tree: Tree,
-    tokens: Collection[tuple[Request, int]],
+    tokens: Collection[tuple[Request, float]],
     gone: Collection[Request],
     *,
-    batch_tokens: int,
+    batch_tokens: float,
     level: int = 0,
 ) -> Turns:
     """Return the turns after a batch.
 
     Args:
         tree: what had a waiting row before it.
-        tokens: what of each request is in the batch.
+        tokens: what each request that is in the batch is charged.
         gone: requests that have no row left.
         batch_tokens: of this batch or a full one, whichever has more; ``MOST_AHEAD`` is measured in it.
         level: 0 where the members of the tree are callers, 1 groups, 2 requests.
@@ -129,7 +129,7 @@ def charged(
     weights = sum(map(weight_of, tree)) if level == 0 else len(tree)
     given, inner = {**turns.given, **starts}, dict(turns.inner)
     waiting = set(tree)
-    parts: dict[Any, list[tuple[Request, int]]] = {}
+    parts: dict[Any, list[tuple[Request, float]]] = {}
     for request, count in tokens:
         member = (request.caller, request.group, request)[level]
         parts.setdefault(member, []).append((request, count))

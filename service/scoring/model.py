@@ -14,9 +14,15 @@ if TYPE_CHECKING:
     from laplora.jacobians.contrasts import ReversePass
     from laplora.models.held_weights import HeldWeights
     from laplora.predictive.kinds import PredictiveName
+    from laplora.predictor import Predictor
     from laplora.prompts.option_order import OrderAverage
     from laplora.prompts.rows import EncodedRow
     from laplora.prompts.token_bounds import TokenBounds
+
+
+#: Tokens that a row counts as at least on a GPU, and those of the short rows that its budget is measured with: a row
+#: has memory of its own, its Jacobians' for one, however short it is.
+SHORT_ROW_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,15 @@ class TokenBudget:
 
     tokens: int
     reason: str
+
+
+def counted_tokens(predictor: Predictor, row: EncodedRow) -> int:
+    """Return what a row counts as in a batch: as the predictor says, and on a GPU at least ``SHORT_ROW_TOKENS``.
+
+    A CPU's budget is no matter of memory: there many short rows are as good as few long ones.
+    """
+    tokens = predictor.device_tokens(row)
+    return tokens if predictor.device.type == "cpu" else max(SHORT_ROW_TOKENS, tokens)
 
 
 class Model(Protocol):

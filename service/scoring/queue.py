@@ -21,6 +21,7 @@ from service.scoring.admission import Admission, Amount
 from service.scoring.batching import Waiting, next_batch
 from service.scoring.entry import Entry
 from service.scoring.fairness import Request, Turns
+from service.scoring.model import counted_tokens
 from service.scoring.ticket import Ask, Ticket
 from service.threads import settle
 
@@ -59,7 +60,7 @@ class QueuedRow(Waiting):
 
 
 @lru_cache(maxsize=4096)
-def _group(predictor_id: int, ask: Ask) -> object:
+def _group(predictor_id: int, kind: tuple[str, tuple[str, ...]]) -> object:
     """Return what stands for rows that can share a batch: one small object, for it is compared a lot.
 
     By the predictor's id, for the cache would keep a predictor alive after its artifact was unloaded.
@@ -148,13 +149,13 @@ class Queue:
         Raises:
             BatchTooLargeError, ClientQueueFullError, QueueFullError: as ``Admission.correct``.
         """
-        costs = [predictor.device_tokens(row) for row in ticket.rows]
+        costs = [counted_tokens(predictor, row) for row in ticket.rows]
         with self.changed:
             if entry not in self._entries or entry.reservation is None:
                 return
             self._admission.correct(entry.reservation, Amount(len(ticket.rows), ticket.tokens))
             entry.ticket, entry.predictor, entry.queued_at = ticket, predictor, now
-            request = Request(entry.caller, _group(id(predictor), ticket.ask))
+            request = Request(entry.caller, _group(id(predictor), ticket.ask.kind))
             for i, cost in enumerate(costs):
                 self._waiting[entry, i] = QueuedRow(cost, request, entry, ticket, i, ticket.ask)
             self.changed.notify()
@@ -171,7 +172,7 @@ class Queue:
                 if entry not in self._entries or entry.reservation is None:
                     continue
                 ask = Ask("laplace", queued.ask.also)
-                entry.deferred = entry.deferred or Request(entry.caller, _group(id(entry.predictor), ask))
+                entry.deferred = entry.deferred or Request(entry.caller, _group(id(entry.predictor), ask.kind))
                 again = QueuedRow(queued.tokens, entry.deferred, entry, queued.ticket, queued.index, ask, patient_until)
                 self._waiting[entry, queued.index] = again
                 self._admission.change(entry.reservation, Amount(1, queued.prompt_tokens))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ask:
-    """What is wanted of a request's rows; only rows of one kind share a batch.
+    """What is wanted of a request's rows.
 
     Attributes:
         predictive: the one that answers; ``also``: those whose probabilities are wanted beside the answer.
@@ -26,6 +26,11 @@ class Ask:
     predictive: str
     also: tuple[str, ...] = ()
     target_risk: float | None = None
+
+    @property
+    def kind(self) -> tuple[str, tuple[str, ...]]:
+        """What rows that share a batch have in common; a risk is each row's own."""
+        return self.predictive, self.also
 
 
 @dataclass(frozen=True)

@@ -177,9 +177,14 @@ class FakePredictor(Predictor):
         return [self._one(row, predictive, with_variance) for row in rows]
 
     def predict_deferring(
-        self, rows: Sequence[EncodedRow], *, also: Sequence[str] = (), target_risk: float | None = None
+        self,
+        rows: Sequence[EncodedRow],
+        *,
+        also: Sequence[str] = (),
+        target_risks: Sequence[float | None] | None = None,
     ) -> tuple[list[Any], list[int]]:
-        answers = self.predict(rows, "fast", also=also, target_risk=target_risk)
+        answers = self.predict(rows, "fast", also=also)
+        self.risks[-1:] = target_risks or [None] * len(rows)
         return answers, [i for i, row in enumerate(rows) if self.deferred & set(row.token_ids)]
 
     def row(self, *tokens: int) -> EncodedRow:

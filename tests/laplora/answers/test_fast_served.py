@@ -117,6 +117,18 @@ def test_the_stated_risk_moves_where_fast_is_not_trusted(sentiment_predictor: Pr
     assert len(set(map(tuple, deferred.values()))) > 1
 
 
+def test_rows_of_different_risks_are_deferred_in_one_batch_as_among_rows_of_their_own_risk(
+    sentiment_predictor: Predictor,
+) -> None:
+    rows, risks = rows_of(sentiment_predictor), (0.001, 0.3, None, 0.4, 0.999)
+    wanted = [risks[i % len(risks)] for i in range(len(rows))]
+    alone = {risk: sentiment_predictor.predict_deferring(rows, target_risks=[risk] * len(rows))[1] for risk in risks}
+    assert len(set(map(tuple, alone.values()))) > 1
+    assert alone[None] == sentiment_predictor.predict_deferring(rows)[1]
+    _, deferred = sentiment_predictor.predict_deferring(rows, target_risks=wanted)
+    assert deferred == [i for i, risk in enumerate(wanted) if i in alone[risk]]
+
+
 def test_one_forward_pass_unless_rows_are_deferred(
     sentiment_predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

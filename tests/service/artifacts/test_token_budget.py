@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,12 +26,12 @@ from service.artifacts.token_budget import (
     FEWEST_TOKENS,
     FIRST_TOKENS,
     MEMORY_SHARE,
-    SHORT_ROW_TOKENS,
     UNMEASURED_TOKENS,
     CudaMeter,
     Usage,
     measure_budget,
 )
+from service.scoring.model import SHORT_ROW_TOKENS
 
 MIB = 2**20
 
@@ -125,11 +126,20 @@ def test_running_out_of_memory_is_caught_and_what_it_left_is_released(broken: in
     assert card.released >= 1
 
 
-def test_a_long_measurement_ends() -> None:
-    card = Card(free=10**15)
-    steps = itertools.count()
-    budget = card.budget(clock=lambda: 9.0 * next(steps))
-    assert budget.tokens == 4 * FIRST_TOKENS
+def test_a_batch_of_the_first_size_that_takes_too_long_is_halved_while_that_makes_it_quicker() -> None:
+    card = Card(free=10**15, duration_s=lambda tokens: 1.5 * tokens / FIRST_TOKENS)
+    budget = card.budget()
+    assert budget.tokens == FIRST_TOKENS // 4
+    assert f"a batch of 256 tokens takes 0.75 s, more than {BATCH_S:g}" in budget.reason
+    assert Card(free=10**15, duration_s=lambda tokens: 3.0 * tokens / FIRST_TOKENS).budget().tokens == FEWEST_TOKENS
+    by_itself = Card(free=10**15, duration_s=lambda tokens: 3.0 + tokens / 1000)
+    assert by_itself.budget().tokens == FIRST_TOKENS
+
+
+def test_a_long_measurement_ends_by_the_time_of_its_own_runs() -> None:
+    """One size takes 2.4 s: short and long rows, two runs of laplace, and half as much of map and of ensemble."""
+    budget = Card(free=10**15, duration_s=lambda tokens: 0.4).budget(most_tokens=2**20)
+    assert budget.tokens == 2**8 * FIRST_TOKENS
     assert "took more than 20 s" in budget.reason
 
 
@@ -223,6 +233,42 @@ async def test_the_least_of_all_loaded_artifacts_counts_while_it_is_loaded(tmp_p
             assert (await client.post(f"/artifacts/second/{change}")).status_code == 200
             seen.append(app.state.backend.device.token_budget)
     assert seen == [2048, 1024, 2048]
+
+
+@pytest.mark.anyio
+async def test_an_artifact_on_another_base_is_measured_once_the_former_base_is_gone(tmp_path: Path) -> None:
+    artifacts_in(tmp_path, "first", "second")
+    in_memory: dict[str, weakref.ref[FakePredictor]] = {}
+
+    @dataclass
+    class Shared(Card):
+        """Of which each predictor that is in memory takes a part."""
+
+        def free_bytes(self) -> int:
+            return self.free - 5_000 * MIB * sum(one() is not None for one in in_memory.values())
+
+    def load(path: Path, *_: Any) -> FakePredictor:
+        predictor = FakePredictor(path.name, path=path)
+        predictor.device.type = "cuda"
+        predictor.base = SimpleNamespace(model=path.name)
+        in_memory[path.name] = weakref.ref(predictor)
+        return predictor
+
+    def read(path: Path) -> Any:
+        return FakePredictor(path.name, path=path).artifact
+
+    app = create_app(
+        settings(artifact="first", artifacts_root=tmp_path, max_artifact_bytes=1000),
+        library=Library(load, read, lambda one: Shared(free=15_000 * MIB, predictor=one)),  # type: ignore[arg-type]
+    )
+    async with started(app) as client:
+        budgets = [app.state.backend.device.token_budget]
+        assert (await client.post("/artifacts/second/activate")).json()["unloaded"] == ["first"]
+        budgets.append(app.state.backend.device.token_budget)
+        (listed, *_) = (await client.get("/artifacts")).json()["artifacts"]
+    assert in_memory["first"]() is None
+    assert budgets == [2048, 2048]
+    assert listed["token_budget"]["tokens"] == 2048
 
 
 @pytest.mark.gpu

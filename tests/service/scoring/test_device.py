@@ -17,6 +17,7 @@ from laplora.prompts.rows import EncodedRow
 from service.errors import DeadlineError, DrainingError, QueueFullError, UnscorableInputError
 from service.scoring.admission import Amount
 from service.scoring.batching import next_batch
+from service.scoring.model import SHORT_ROW_TOKENS
 
 
 @pytest.fixture
@@ -48,6 +49,28 @@ def test_what_the_device_runs_for_a_row_makes_its_batch_and_its_prompt_fills_the
     assert held.batches[1:] == [("laplace", [10, 11]), ("laplace", [12, 13]), ("laplace", [14])]
     assert [report.tokens for report in held.reports[1:]] == [2, 2, 1]
     held.assert_empty()
+
+
+@pytest.mark.parametrize(("kind", "batches"), [("cuda", [[10, 11], [12]]), ("cpu", [[10, 11, 12]])])
+def test_a_row_counts_on_a_gpu_as_the_short_rows_that_its_budget_was_measured_with(
+    kind: str, batches: list[list[int]]
+) -> None:
+    with rig(token_budget=2 * SHORT_ROW_TOKENS) as held:
+        held.predictor.device.type = kind
+        held.occupy()
+        plan = held.submit(10, 11, 12)
+        held.predictor.released.set()
+        assert named(plan) == [10, 11, 12]
+        assert [rows for _, rows in held.batches[1:]] == batches
+
+
+def test_rows_for_different_risks_share_a_batch(held: Rig) -> None:
+    risks = (0.1, 0.2, None)
+    plans = [held.submit(10 + i, predictive="fast", target_risk=risk) for i, risk in enumerate(risks)]
+    held.predictor.released.set()
+    assert [named(plan) for plan in plans] == [[10], [11], [12]]
+    assert held.batches[1:] == [("fast", [10, 11, 12])]
+    assert held.predictor.risks[1:] == list(risks)
 
 
 def test_one_thread_runs_everything_and_passes_errors_on(device: Rig) -> None:
@@ -163,7 +186,7 @@ def test_a_batch_that_nobody_waits_for_does_not_run(held: Rig) -> None:
 
 
 def test_wrong_number_of_answers_is_a_failure(device: Rig) -> None:
-    device.predictor.predict = lambda rows, predictive, also, target_risk: []
+    device.predictor.predict = lambda rows, predictive, also: []
     with pytest.raises(RuntimeError, match="0 answers for 1 rows"):
         device.submit(4).future.result()
 

@@ -77,6 +77,22 @@ def test_requests_and_their_rows_go_in_order_of_arrival_where_they_had_the_same(
     assert [row for _ in range(3) for row in queue.run()] == rows
 
 
+def test_who_has_one_row_in_each_batch_pays_for_batches() -> None:
+    """Sixteen kinds of answer, a row of each, beside another's full batches; a batch costs 64 tokens by itself."""
+    queue, cost = Queue(512), Counter[str]()
+    for batch in range(200):
+        for kind in range(16):
+            if not any(row.request.group == kind for row in queue.waiting):
+                queue.add(Request("a", kind), [10])
+        if sum(row.request.caller == "b" for row in queue.waiting) < 100:
+            queue.add(Request("b", "laplace"), [10] * 100)
+        ran = queue.run()
+        (caller,) = {row.request.caller for row in ran}
+        assert caller == "b" or len(ran) == 1, batch
+        cost[caller] += 64 + sum(row.tokens for row in ran)
+    assert abs(cost["a"] - cost["b"]) <= (MOST_AHEAD + 1) * (64 + queue.budget)
+
+
 def test_an_idle_caller_gains_no_credit() -> None:
     queue = Queue(100)
     away, there = Request("away", "map"), Request("there", "map")
