@@ -30,7 +30,7 @@ from laplora.jacobians.tape import ActivationTape
 from laplora.linearised import directions_of
 from laplora.models.classifier_head import head_block, head_linear, is_adapted
 from laplora.models.lora import is_classifier, lora_layers, lora_of
-from laplora.models.probe import probe_batch
+from laplora.models.probe import is_of_the_device, probe_batch
 from laplora.models.readout import base_of, head_name
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ClassScores, ReadOut
@@ -83,8 +83,6 @@ class ReversePass:
 #: Makes a block's Jacobians of its side, its linear's inputs, its output gradients, the mask of what ran, and how many
 #: runs a row has in it.
 Gather = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor, int], BlockJacobian]
-#: Faults of the device, which say nothing of the pass.
-_DEVICE_FAULTS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
 #: By model: decided at its first Jacobians, which are computed before any answer.
 _DECIDED: WeakKeyDictionary[nn.Module, ReversePass] = WeakKeyDictionary()
 
@@ -116,9 +114,9 @@ def _decide(model: Any, readout: ReadOut | None) -> ReversePass:
     written = ReversePass("written_out", "as automatic differentiation gave it on one batch", form)
     try:
         fault = _difference(model, written, readout)
-    except _DEVICE_FAULTS:
-        raise
     except (RuntimeError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, ModelError) as error:
+        if is_of_the_device(error):
+            raise
         fault = f"it raised {type(error).__name__}"
     if fault is None:
         return written

@@ -8,7 +8,7 @@ differ from row to row.
 from __future__ import annotations
 
 import inspect
-import warnings
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from laplora.models.probe import REFUSALS, probe_batch
+from laplora.errors import first_line
+from laplora.models.probe import REFUSALS, is_of_the_device, probe_batch
 from laplora.models.readout import base_of, last_hidden
 from laplora.prompts.rows import Batch, EncodedRow, collate
+
+_log = logging.getLogger(__name__)
 
 #: Tokens from which on a beginning is worth sharing: a cache of 2 tokens costs what it saves (docs/lab-notes.md).
 WORTH_TOKENS = 8
@@ -56,24 +59,32 @@ class Beginning:
 def read_beginning(model: Any, tokens: Sequence[int], *, max_tokens: int) -> Beginning | None:
     """Return the beginning as a model reads it; None where it is short, or the model does not answer the same by it.
 
-    That is measured on two rows.
+    That is measured on two rows. Why a model does not is logged.
 
     Args:
         model: a causal decoder, with PEFT's wrapping or not, in evaluation mode; its adapter must not change later.
         tokens: of the beginning; max_tokens: of the longest row.
+
+    Raises:
+        RuntimeError: the device failed, or has no memory left.
     """
     base = base_of(model)
     settings = base.config.get_text_config()
     if len(tokens) < WORTH_TOKENS or narrow_window(settings, max_tokens) or _stretches(settings, max_tokens):
         return None
-    # A weight that is not finite shows at the golden answers; a model that warns here is one that it was not made for.
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("error")
+    # A weight that is not finite shows at the golden answers.
+    with torch.no_grad():
         try:
             beginning = _read(base, tokens)
-            return beginning if _same(model, beginning) else None
-        except (*REFUSALS, RuntimeError, Warning):
-            return None
+            if _same(model, beginning):
+                return beginning
+            fault = "its rows' states are others by it"
+        except (*REFUSALS, RuntimeError) as error:
+            if is_of_the_device(error):
+                raise
+            fault = f"{type(error).__name__}: {first_line(error)[:200]}"
+    _log.info("the beginning of the prompts is not shared by %s: %s", type(base).__name__, fault)
+    return None
 
 
 def _read(base: nn.Module, tokens: Sequence[int]) -> Beginning:

@@ -29,6 +29,14 @@ _LENGTHS = (6, 3)
 PADDING_TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.25}
 #: What a forward pass raises that was given other inputs than it takes.
 REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
+#: What a device raises that failed or has no memory left. Libraries of it raise a plain RuntimeError of such a text.
+_OF_THE_DEVICE = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
+_TEXTS_OF_THE_DEVICE = ("CUDA error", "HIP error", "cuDNN error", "can't allocate memory")
+
+
+def is_of_the_device(error: Exception) -> bool:
+    """Return whether an exception says that the device failed or has no memory left, and so nothing of the model."""
+    return isinstance(error, _OF_THE_DEVICE) or any(text in str(error) for text in _TEXTS_OF_THE_DEVICE)
 
 
 def probe_batch(model: Any, class_count: int = 2, side: Side = "left") -> Batch:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from laplora.models.beginning import narrow_window
-from laplora.models.probe import probe_batch
+from laplora.models.probe import REFUSALS, is_of_the_device, probe_batch
 from laplora.models.readout import base_of
 from laplora.prompts.rows import Batch
 from laplora.readouts.prefix_tree import PrefixTree, prefix_tree
@@ -50,6 +50,9 @@ def shares_prompt(model: Any, tokens: int) -> bool:
     """Return whether a model gives the states of separate runs of up to ``tokens`` where these share a prompt.
 
     It is measured at the first call. A window of attention that is shorter than a run would be lost.
+
+    Raises:
+        RuntimeError: the device failed, or has no memory left.
     """
     base = base_of(model)
     settings = base.config.get_text_config()
@@ -68,7 +71,9 @@ def _same(model: Any) -> bool:
         expected = _repeating(model, tree, batch)[0]
         try:
             states = _sharing(model, tree, batch)[0]
-        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError):
+        except (*REFUSALS, RuntimeError) as error:
+            if is_of_the_device(error):
+                raise
             return False
     gap = (states - expected).double().norm(dim=-1) / expected.double().norm(dim=-1)
     return bool((gap <= _TOLERANCE.get(states.dtype, 1e-3)).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -103,6 +104,7 @@ def test_other_batches_do_not_begin_so() -> None:
     assert not beginning.begins(collate(mixed, class_count=2, pad_token_id=PAD))
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # inside of Bart
 def test_nothing_is_shared_where_it_would_not_be_the_same_or_not_be_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_beginning(tiny_base("llama"), TOKENS[: WORTH_TOKENS - 1], max_tokens=64) is None
     windowed = tiny_base("mistral", sliding_window=20)
@@ -119,6 +121,46 @@ def test_nothing_is_shared_where_it_would_not_be_the_same_or_not_be_worth_it(mon
 
     monkeypatch.setattr(model.model, "forward", without_cache)
     assert read_beginning(model, TOKENS, max_tokens=64) is None
+
+
+def test_a_device_that_fails_is_not_taken_for_a_model_that_shares_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Out of memory as torch says it, a fault as its newer versions and as cuBLAS do; then an error of a model."""
+    accelerator = getattr(torch, "AcceleratorError", RuntimeError)
+    errors = [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        accelerator("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling cublasGemmEx"),
+    ]
+    model = tiny_base("llama")
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    handle = model.model.layers[0].register_forward_hook(fail)
+    try:
+        for error in errors:
+            with pytest.raises(RuntimeError) as raised:
+                read_beginning(model, TOKENS, max_tokens=64)
+            assert raised.value is error
+        error = RuntimeError("a size does not match")
+        with caplog.at_level("INFO", "laplora"):
+            assert read_beginning(model, TOKENS, max_tokens=64) is None
+    finally:
+        handle.remove()
+    assert "LlamaForCausalLM: RuntimeError: a size does not match" in caplog.text
+
+
+def test_it_leaves_the_filters_of_warnings_alone_which_every_thread_has() -> None:
+    seen: list[Any] = []
+    model = tiny_base("llama")
+    handle = model.model.register_forward_pre_hook(lambda *_: seen.append(list(warnings.filters)))
+    before = list(warnings.filters)
+    try:
+        assert read_beginning(model, TOKENS, max_tokens=64) is not None
+    finally:
+        handle.remove()
+    assert len(seen) > 1
+    assert all(filters == before for filters in seen)
 
 
 def test_the_tokens_that_prompts_begin_with(choices_predictor: Predictor) -> None:
