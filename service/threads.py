@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -12,6 +13,27 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 T = TypeVar("T")
+
+
+def forget_frames(error: BaseException) -> None:
+    """Let go of the frames of an exception, and of those that it was raised from; ``frames_of`` still has their lines.
+
+    Frames hold what failed, a run's tensors and a model among it. They would live as long as the exception, and where
+    one of them has the exception, or the future that it is put into, until the next collection of garbage.
+    """
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and not any(cause is one for one in seen):
+        cause.__dict__["_lines"] = frames_of(cause)
+        cause.__traceback__ = None
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+
+
+def frames_of(error: BaseException) -> list[str]:
+    """Return where an exception was raised, a line for each frame: of each thread that it came through, in order."""
+    own = [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
+    return [*error.__dict__.get("_lines", ()), *own]
 
 
 def settle(future: Future[Any], *, result: Any = None, error: BaseException | None = None) -> None:
@@ -31,6 +53,7 @@ def in_daemon_thread(name: str, function: Callable[[], T]) -> Future[T]:
         try:
             result = function()
         except Exception as error:
+            forget_frames(error)
             settle(future, error=error)
         else:
             settle(future, result=result)

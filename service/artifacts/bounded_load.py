@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from service.errors import LoadStuckError, LoadTimeoutError
 from service.telemetry.logs import logger
+from service.threads import forget_frames
 
 T = TypeVar("T")
 
@@ -71,6 +72,7 @@ class BoundedLoads:
         try:
             settle = partial(future.set_result, load(go_on))
         except BaseException as error:
+            forget_frames(error)  # they hold what was loaded
             settle = partial(future.set_exception, error)
         with self._lock:
             if not future.cancelled():

@@ -24,7 +24,7 @@ from service.scoring.device_faults import DeviceHealth, DeviceHungError, is_devi
 from service.scoring.queue import Queue, QueuedRow
 from service.telemetry.batch_report import BatchOutcome, BatchReport
 from service.telemetry.unfailing import unfailing
-from service.threads import settle
+from service.threads import forget_frames, settle
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
@@ -154,6 +154,7 @@ class Device:
             with self._running():
                 result = function()
         except Exception as error:
+            forget_frames(error)
             settle(future, error=error)
         except BaseException as error:
             settle(future, error=self._fail(error))
@@ -179,6 +180,7 @@ class Device:
             if len(predictions) != len(batch):
                 raise RuntimeError(f"the predictor gave {len(predictions)} answers for {len(batch)} rows")
         except Exception as error:
+            forget_frames(error)  # they hold the failed run's tensors: a retry needs the memory
             failure = error
         finished = time.monotonic()
         self._report(batch, begun, finished - begun, failure)
@@ -193,9 +195,7 @@ class Device:
             (queued,) = batch
             settle(queued.entry.future, error=_row_failure(failure, queued.ticket.owners[queued.index]))
             return
-        # The traceback holds the failed run's tensors: let go of them before the retry needs the memory.
-        out_of_memory, failure = is_out_of_memory(failure), None
-        if out_of_memory:
+        if is_out_of_memory(failure):
             with self._running():  # it waits for the device, as a run does, and may meet a fault or hang as one
                 _release_device_memory()
         middle = len(batch) // 2

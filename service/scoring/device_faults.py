@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from service.errors import DeviceFaultError, DeviceStalledError
 from service.telemetry.unfailing import unfailing
+from service.threads import frames_of
 
 _log = logging.getLogger("laplora.service")
 
@@ -127,8 +128,7 @@ class DeviceHealth:
             self.fault = self.fault or type(error).__name__
         if first:
             # By its type and frames: its text may hold a client's.
-            where = where or traceback.extract_tb(error.__traceback__)
-            frames = [f"{f.filename}:{f.lineno} {f.name}" for f in where]
+            frames = frames_of(error) if where is None else [f"{f.filename}:{f.lineno} {f.name}" for f in where]
             _log.critical(
                 "the device failed, the process leaves",
                 extra={"event": "device_fault", "error": self.fault, "frames": frames},

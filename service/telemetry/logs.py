@@ -6,12 +6,13 @@ import json
 import logging
 import sys
 import threading
-import traceback
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any
+
+from service.threads import frames_of
 
 logger = logging.getLogger("laplora.service")
 
@@ -81,12 +82,8 @@ def log_crash(what: str, error: BaseException, instead: Mapping[str, str] = Mapp
     Args:
         instead: another event, with its own fields.
     """
-    extra = {"event": "crash", "error": type(error).__name__, "frames": _frames(error.__traceback__), **instead}
+    extra = {"event": "crash", "error": type(error).__name__, "frames": frames_of(error), **instead}
     logger.error(what, extra=extra)
-
-
-def _frames(trace: TracebackType | None) -> list[str]:
-    return [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(trace)]
 
 
 class JsonFormatter(logging.Formatter):
@@ -119,9 +116,9 @@ class TextFormatter(logging.Formatter):
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields: dict[str, Any] = {"request_id": request_id.get()} if request_id.get() else {}
     fields.update({name: value for name, value in record.__dict__.items() if name not in _STANDARD})
-    if record.exc_info and record.exc_info[0] is not None:
-        fields["error"] = record.exc_info[0].__name__
-        fields["frames"] = _frames(record.exc_info[2])
+    if record.exc_info and record.exc_info[1] is not None:
+        fields["error"] = type(record.exc_info[1]).__name__
+        fields["frames"] = frames_of(record.exc_info[1])
     return fields
 
 

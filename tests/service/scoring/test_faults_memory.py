@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,8 +16,11 @@ from laplora.jacobians import contrasts as jacobians
 from laplora.jacobians import layer_reverse
 from laplora.jacobians.contrasts import ReversePass
 from laplora.predictor import Predictor
+from service.artifacts.token_budget import Usage, measure_budget
 from service.errors import DeviceMemoryError
 from service.scoring.admission import Amount
+from service.scoring.model import SHORT_ROW_TOKENS
+from service.threads import frames_of
 
 TEXTS = [f"The {noun} was {word}." for noun in ("film", "plot", "cast") for word in ("superb", "dull", "moving")]
 LONG = "The film was superb, " + "and I say so after seeing it twice, " * 2 + "really."
@@ -25,15 +29,15 @@ TOLERANCE = 2e-4
 
 
 class Shortage:
-    """Lets passes of more than ``most_rows`` rows or ``most_tokens`` tokens a row run out of memory.
+    """Lets passes of more than ``most_rows`` rows or ``most_tokens`` tokens a row run out of memory, or fail otherwise.
 
     Attributes:
         failed: rows of each pass that did.
         held: how many of the failed runs' tensors were still there when the next run began.
     """
 
-    def __init__(self, most_rows: int, most_tokens: int) -> None:
-        self._limits, self._shape = (most_rows, most_tokens), (0, 0)
+    def __init__(self, most_rows: int, most_tokens: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
+        self._limits, self._shape, self._error = (most_rows, most_tokens), (0, 0), error
         self._tensors: list[weakref.ref[torch.Tensor]] = []
         self.failed: list[int] = []
         self.held: list[int] = []
@@ -48,7 +52,7 @@ class Shortage:
             part = torch.zeros(1000)
             self._tensors.append(weakref.ref(part))
             self.failed.append(self._shape[0])
-            raise torch.OutOfMemoryError(f"CUDA out of memory. {part.numel()}")
+            raise self._error(f"CUDA out of memory. {part.numel()}")
 
 
 def in_forward(layer: Any, shortage: Shortage, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -82,10 +86,15 @@ everywhere = pytest.mark.parametrize("place", [in_forward, in_written_out_revers
 
 @contextmanager
 def short_of_memory(
-    predictor: Predictor, place: Place, *, most_rows: int = 100, most_tokens: int = 10_000
+    predictor: Predictor,
+    place: Place,
+    *,
+    most_rows: int = 100,
+    most_tokens: int = 10_000,
+    error: type[Exception] = torch.OutOfMemoryError,
 ) -> Iterator[tuple[Rig, Shortage]]:
     """Yield a device that runs out of memory at this place, and how often it did."""
-    shortage = Shortage(most_rows, most_tokens)
+    shortage = Shortage(most_rows, most_tokens, error)
     decoder: Any = predictor._members.model.get_base_model().model  # type: ignore[operator, union-attr]
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
@@ -100,10 +109,20 @@ def short_of_memory(
         assert device.device.health.fault is None
 
 
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Python's collector of garbage is off: only what nothing refers to goes."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 def encoded(predictor: Predictor, texts: Sequence[str]) -> list[Any]:
     return [predictor.encode({"text": text}, truncate=True) for text in texts]
 
 
+@pytest.mark.usefixtures("no_collection")
 @everywhere
 def test_all_rows_are_answered_by_smaller_batches_with_the_same_numbers(
     sentiment_predictor: Predictor, place: Place
@@ -124,6 +143,7 @@ def test_all_rows_are_answered_by_smaller_batches_with_the_same_numbers(
     assert set(shortage.held) == {0}
 
 
+@pytest.mark.usefixtures("no_collection")
 @everywhere
 def test_one_row_that_does_not_fit_says_so_and_the_others_are_answered(
     sentiment_predictor: Predictor, place: Place
@@ -131,9 +151,54 @@ def test_one_row_that_does_not_fit_says_so_and_the_others_are_answered(
     *rows, long = encoded(sentiment_predictor, [*TEXTS, LONG])
     longest = max(len(row.token_ids) for row in rows)
     assert len(long.token_ids) > longest
-    with short_of_memory(sentiment_predictor, place, most_tokens=longest) as (device, _):
+    with short_of_memory(sentiment_predictor, place, most_tokens=longest) as (device, shortage):
         futures = [device.submit(row).future for row in (*rows[:4], long, *rows[4:])]
         with pytest.raises(DeviceMemoryError) as refused:
             futures.pop(4).result()
         assert all(future.result() for future in futures)
+        assert device.submit(rows[0]).future.result()
     assert refused.value.field == "inputs.0"
+    assert shortage.failed[-1] == 1
+    assert set(shortage.held) == {0}
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_what_a_row_held_when_it_failed_for_any_other_reason_is_gone(sentiment_predictor: Predictor) -> None:
+    (row,) = encoded(sentiment_predictor, TEXTS[:1])
+    with short_of_memory(sentiment_predictor, in_forward, error=KeyError, most_rows=0) as (device, shortage):
+        failed = device.submit(row)
+        with pytest.raises(KeyError) as raised:
+            failed.future.result()
+        call = device.device.call(lambda: sentiment_predictor.predict([row], "map"))
+        with pytest.raises(KeyError):
+            call.result()
+        device.submit(row).future.exception()
+    assert shortage.failed == [1, 1, 1]
+    assert set(shortage.held) == {0}
+    # The log has its frames still, those of the device's thread first.
+    lines = frames_of(raised.value)
+    assert [any(name in line for line in lines) for name in ("device.py", "allocate", "test_what")] == [True] * 3
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_the_measurement_of_batches_that_ran_out_of_memory_goes_on_without_what_they_held(
+    sentiment_predictor: Predictor,
+) -> None:
+    class Meter:
+        def free_bytes(self) -> int:
+            return 2**50
+
+        def measure(self, run: Callable[[], object]) -> Usage:
+            run()
+            return Usage(1, 0.001)
+
+        def release(self) -> None:
+            pass
+
+    with short_of_memory(sentiment_predictor, in_forward, most_rows=4) as (device, shortage):
+        budget = measure_budget(
+            sentiment_predictor, Meter(), lambda run: device.device.call(run).result(), most_tokens=65_536
+        )
+    assert budget.tokens == 4 * SHORT_ROW_TOKENS
+    assert shortage.failed == [16, 8]
+    assert set(shortage.held) == {0}
