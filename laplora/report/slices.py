@@ -55,7 +55,8 @@ def _by_field(inputs: Sequence[Mapping[str, Any]]) -> Iterator[Slicing]:
 
 
 def _by_choices(inputs: Sequence[Mapping[str, Any]]) -> Iterator[Slicing]:
-    if all("choices" in row for row in inputs):
+    # A row of a task without choices may have a text of that name.
+    if all(isinstance(row.get("choices"), (list, tuple)) for row in inputs):
         counts = torch.tensor([len(row["choices"]) for row in inputs])
         numbers, index = torch.unique(counts, return_inverse=True)
         yield Slicing("choices", [str(number) for number in numbers.tolist()], index)

@@ -99,3 +99,17 @@ def test_its_numbers_are_those_of_the_other_pages() -> None:
     assert down["for"] == "2m"
     assert "takes two minutes" in page
     assert (ROOT / "docker/monitoring/prometheus.yaml").is_file()
+
+
+def test_going_back_takes_what_going_on_kept() -> None:
+    """The image, the checkout with its compose files, and the jobs, whose database a newer server may have changed."""
+    page = read(PAGE).partition("## Upgrade and roll back")[2].partition("## Replace a key")[0]
+    on, back = (part.partition("```\n")[0].splitlines() for part in page.split("```sh\n")[1:3])
+    assert on.index("git tag --force before") < on.index("git pull")
+    assert "docker tag laplora-service:gpu laplora-service:before" in on
+    stop, remove, restore, checkout, image, up = back
+    assert stop == "compose stop gpu"
+    assert remove.endswith("-rf /var/lib/laplora/jobs")
+    assert restore.endswith("-x jobs < state.tar")
+    assert (checkout, image) == ("git checkout before", "docker tag laplora-service:before laplora-service:gpu")
+    assert up.endswith("--no-build")

@@ -37,3 +37,8 @@ def test_choices_are_counted() -> None:
     assert list(found.names) == ["2", "3"]
     assert not found.names_are_texts
     assert found.index.tolist() == [0, 1] * 10
+
+
+def test_a_text_that_is_called_choices_is_a_field_like_any_other() -> None:
+    (found,) = slices_of([{"text": str(i), "choices": ("a", "longer")[i % 2]} for i in range(20)])
+    assert (found.title, list(found.names)) == ("field choices", ["a", "longer", "all others"])

@@ -63,6 +63,8 @@ def test_a_file_is_evaluated_and_its_result_shown_and_saved(at_jobs: Page) -> No
     low, high = metrics["intervals"]["nll"]
     assert f"{100 * metrics['accuracy']:.1f} %" in shown
     assert f"{metrics['nll']:.3f} ({low:.3f} to {high:.3f})" in shown
+    # Drawing rows anew pushes an ECE up: the interval of the answer is none that people should read.
+    assert f"{metrics['ece']:.3f}" in shown.split("\t")
 
 
 def test_a_dropped_file_is_evaluated(at_jobs: Page) -> None:
