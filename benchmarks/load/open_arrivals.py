@@ -8,6 +8,7 @@ beside the server on its cores they take a third of what httpx takes.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -53,19 +54,22 @@ def poisson_times(rate_per_s: float, seconds: float, seed: int) -> list[float]:
 
 
 class Callers:
-    """Clients of a server, each of an address of its own where the server is on the loopback network."""
+    """Clients of a server, each of an address of its own where the server is on the loopback network.
 
-    def __init__(self, url: str, headers: dict[str, str]) -> None:
-        self._url, self._headers = url, headers
+    Args:
+        others: addresses of servers beside it: requests go to each in turn.
+    """
+
+    def __init__(self, url: str, headers: dict[str, str], others: Sequence[str] = ()) -> None:
+        self._urls, self._headers = (url, *others), headers
         self._clients: list[aiohttp.ClientSession] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Callers:
-        loopback = urlsplit(self._url).hostname == "127.0.0.1"
-        for i in range(CALLERS):
-            address = (f"127.0.0.{2 + i}", 0) if loopback else None
+        for i, url in itertools.product(range(CALLERS), self._urls):
+            address = (f"127.0.0.{2 + i}", 0) if urlsplit(url).hostname == "127.0.0.1" else None
             client = aiohttp.ClientSession(
-                self._url,
+                url,
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(300.0),
                 connector=aiohttp.TCPConnector(limit=0, local_addr=address),
@@ -80,7 +84,7 @@ class Callers:
         """Return what became of one request, by the clock that began at ``begun``."""
         sent = time.perf_counter() - begun
         try:
-            async with self._clients[number % CALLERS].post("/predict", json=body) as response:
+            async with self._clients[number % len(self._clients)].post("/predict", json=body) as response:
                 await response.read()
         except (aiohttp.ClientError, TimeoutError):
             return Outcome(meant, sent, time.perf_counter() - begun, 0, None)

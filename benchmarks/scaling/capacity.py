@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+#: Of a quotient, far below anything counted.
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Card:
@@ -68,7 +71,12 @@ def fleet(load_per_s: float, *, device_per_s: float, row_s: float, busy: float) 
         row_s: processor seconds of an event loop for a row, its share of the request's among them.
         busy: most of the time that devices and event loops are busy, so that queues stay short.
     """
-    devices = math.ceil(load_per_s / (device_per_s * busy))
+    devices = _at_least(load_per_s / (device_per_s * busy))
     loop_per_s = busy / row_s
-    fed = max(1, math.floor(loop_per_s / (device_per_s * busy)))
-    return Fleet(devices, max(math.ceil(devices / fed), math.ceil(load_per_s / loop_per_s)), fed)
+    fed = max(1, math.floor(loop_per_s / (device_per_s * busy) + _ROUNDING))
+    return Fleet(devices, max(_at_least(devices / fed), _at_least(load_per_s / loop_per_s)), fed)
+
+
+def _at_least(number: float) -> int:
+    """Return the whole number that is not below; what rounding adds is none of it."""
+    return math.ceil(number - _ROUNDING)

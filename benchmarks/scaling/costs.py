@@ -48,7 +48,8 @@ def fit_line(points: Iterable[tuple[float, float]]) -> DeviceCost:
     design = np.stack([np.ones_like(tokens), tokens], axis=1) / seconds[:, None]
     (base, slope), *_ = np.linalg.lstsq(design, np.ones_like(seconds), rcond=None)
     if base < 0:
-        base, slope = 0.0, float(1 / np.mean(tokens / seconds))
+        relative = tokens / seconds
+        base, slope = 0.0, float(relative.sum() / (relative**2).sum())
     return DeviceCost(float(base), float(slope))
 
 

@@ -27,3 +27,9 @@ def test_a_fleet_has_devices_for_the_load_and_event_loops_to_feed_them() -> None
     assert found.cells == 4
     slow = fleet(1000.0, device_per_s=50.0, row_s=0.1, busy=0.5)  # not even one device
     assert (slow.devices, slow.devices_per_cell, slow.cells) == (40, 1, 200)
+
+
+@pytest.mark.parametrize("devices", range(1, 30))
+def test_rounding_adds_no_device(devices: int) -> None:
+    for per_s in (76.6, 71.3, 54.1):
+        assert fleet(devices * per_s * 0.7, device_per_s=per_s, row_s=0.001, busy=0.7).devices == devices

@@ -70,7 +70,7 @@ def test_a_cell_is_limited_by_its_devices_and_then_by_its_event_loop() -> None:
     assert (few.limit, many.limit) == ("devices", "the event loop")
     for cell in (few, many):
         assert cell.saturated_per_s == pytest.approx(cell.arithmetic_per_s, rel=0.05)
-        assert 0 < cell.p50_s < cell.p99_s
+        assert all(0 < p50_s < p99_s for p50_s, p99_s in zip(cell.p50_s, cell.p99_s, strict=True))
     assert many.arithmetic_per_s == 250
 
 
@@ -79,7 +79,13 @@ def test_costs_are_the_line_through_the_times() -> None:
     found = fit_line(points)
     assert [found.base_s, found.token_s] == pytest.approx([0.02, 0.003])
     assert found.of(100) == pytest.approx(0.32)
-    assert fit_line([(16, 0.01), (512, 0.6)]).base_s == 0  # never below nothing
+    below = fit_line([(16, 0.01), (512, 0.6)])
+    assert below.base_s == 0  # never below nothing
+
+    def squares(slope: float) -> float:
+        return sum((slope * tokens / seconds - 1) ** 2 for tokens, seconds in ((16, 0.01), (512, 0.6)))
+
+    assert all(squares(below.token_s) < squares(below.token_s * factor) for factor in (0.99, 1.01))
 
 
 def test_batches_are_timed_in_turns_by_the_processor() -> None:
