@@ -17,7 +17,7 @@ from training.config import DataConfig
 from training.data.section import load_splits
 
 #: Rows of SST-2 in a file: what two sizes differ by is without loading and without Ray's start. Windows of 64.
-FEW, MANY, WINDOW = 256, 1280, 64
+FEW, MANY, WINDOW = 128, 640, 64
 
 
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
