@@ -48,7 +48,9 @@ def main() -> int:
         configure_logging(settings.log_level, settings.log_format)
         logger.info("a Ray cluster of this machine", extra={"event": "ray_started", "address": address})
     serve.start(http_options={"host": settings.host, "port": settings.port})
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # in the place of Ray's
+    # In the place of Ray's; and a process in the background is begun with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         serve.run(build(cluster), name="laplora", blocking=True)
     except KeyboardInterrupt:
