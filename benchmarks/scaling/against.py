@@ -26,7 +26,7 @@ from benchmarks.scaling.costs import DeviceCost, HostCost, device_points, fit_li
 from benchmarks.scaling.simulation import Arrival, Cluster, simulate, simulate_clients
 from laplora.predictor import Predictor
 
-LOADS = (0.5, 0.8, 1.0, 2.0)
+LOADS = (0.5, 1.0, 2.0)
 #: Each load comes with other arrivals each time. The cost of a refusal is fitted on arrivals that are none of these.
 SEEDS, FITTED_SEED = (0, 1, 2), 99
 CLIENTS = 64
