@@ -27,8 +27,11 @@ from benchmarks.scaling.simulation import Arrival, Cluster, simulate, simulate_c
 from laplora.predictor import Predictor
 
 LOADS = (0.5, 1.0, 2.0)
-#: Each load comes with other arrivals each time. The cost of a refusal is fitted on arrivals that are none of these.
-SEEDS, FITTED_SEED = (0, 1, 2), 99
+#: Each load comes with other arrivals each time.
+SEEDS = (0, 1, 2)
+#: Times the capacity, and seconds of it, that fill the queue at once: most requests are refused, and what that costs is
+#: seen. None of the loads that are compared.
+FLOOD, FLOOD_S = 60.0, 3.0
 CLIENTS = 64
 #: Rows of a request where what a further row costs the host is measured.
 ROWS = 16
@@ -125,10 +128,7 @@ async def _real(
         await closed_loop(callers, bodies, CLIENTS, min(5.0, seconds))
         capacity, request_s = await _at_capacity(callers, bodies, CLIENTS, process, seconds)
         _, of_many_s = await _at_capacity(callers, [_many(bodies)], CALLERS, process, seconds)
-        before = _host_s(process)
-        outcomes = await _open(callers, bodies, LOADS[-1], FITTED_SEED, capacity, seconds)
-        answered, refused = (sum(one.status == status for one in outcomes) for status in (200, 429))
-        refusal_s = max(0.0, _host_s(process) - before - answered * request_s) / max(1, refused)
+        refusal_s = await _refusal_s(callers, bodies, process, capacity, request_s)
         seen = [
             _seen(load, seed, seconds, await _open(callers, bodies, load, seed, capacity, seconds))
             for load in LOADS
@@ -144,6 +144,16 @@ async def _at_capacity(
     before, begun = _host_s(process), time.perf_counter()
     per_s = await closed_loop(callers, bodies, clients, seconds)
     return per_s, (_host_s(process) - before) / (per_s * (time.perf_counter() - begun))
+
+
+async def _refusal_s(
+    callers: Callers, bodies: Sequence[dict[str, Any]], process: psutil.Process, capacity: float, request_s: float
+) -> float:
+    """Return the host's seconds for a request that finds no room."""
+    before = _host_s(process)
+    outcomes = await open_loop(callers, bodies, poisson_times(FLOOD * capacity, FLOOD_S, seed=0))
+    answered, refused = (sum(one.status == status for one in outcomes) for status in (200, 429))
+    return max(0.0, _host_s(process) - before - answered * request_s) / refused
 
 
 async def _open(
