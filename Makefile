@@ -9,12 +9,13 @@ PORT ?= 8000
 WORKERS ?= 2
 MINUTES ?= 20
 
-.PHONY: help setup peers demo serve train test test-fast docs notebook bench bench-gpu soak images check format clean
+.PHONY: help setup peers demo serve train test test-exhaustive test-fast docs notebook bench bench-gpu soak images check format clean
 
 help:
 	@echo "make setup                    install everything into .venv; the others do it where it is missing"
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
 	@echo "make test [ARGS=...]          run the whole test suite; ARGS go to pytest"
+	@echo "make test-exhaustive          the same, each large model at its full width and every drawn request: 20 minutes more"
 	@echo "make test-fast                without a model, a process, what computes for seconds, and benchmarks/"
 	@echo "make docs                     build the documentation site into site/, with every link checked"
 	@echo "make notebook                 execute docs/five-lines.ipynb and write its page"
@@ -53,6 +54,9 @@ train: setup
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-exhaustive: setup
+	LAPLORA_EXHAUSTIVE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not (real or process or gpu or slow)" --ignore tests/benchmarks $(ARGS)
