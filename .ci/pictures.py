@@ -40,6 +40,7 @@ def rooms(picture: Picture) -> None:
         "service/  the server",
         "job",
         [("asgi", "other servers"), ("ray_serve", "a Ray cluster")],
+        [("starting", "flags, and what is looked at first")],
         [("app", "wires the rooms together")],
         [("http/routes", "a function per endpoint")],
         [("jobs", "large"), ("feedback", "labels"), ("recent", "inputs"), ("page", "at /")],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import math
 import signal
 import sys
@@ -12,14 +11,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
-from pydantic import ValidationError
 
-from laplora.remote.address import is_address
 from service.exit_status import ExitStatus
 from service.process import exempt_from_collection, leave, prepare_for_torch
-from service.security.keyring import open_keyring
-from service.security.keys_file import KeysFileError
 from service.settings import Settings
+from service.starting import can_start, parse_settings
 from service.telemetry.logs import configure_logging, logger
 
 if TYPE_CHECKING:
@@ -127,19 +123,6 @@ class DrainingServer(uvicorn.Server):
         return not self.server_state.tasks
 
 
-def parse_settings(arguments: list[str] | None = None) -> Settings:
-    """Return the settings of the environment and the command line; exits with a message for a bad one."""
-    try:
-        return Settings(_cli_parse_args=sys.argv[1:] if arguments is None else arguments)  # type: ignore[call-arg]
-    except ValidationError as error:
-        for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
-            # A problem of several settings together has no place, and its message names them.
-            where = f"--{name.replace('_', '-')} (LAPLORA_{name.upper()}): " if name else ""
-            sys.stderr.write(f"python -m service: {where}{problem['msg'].removeprefix('Value error, ')}\n")
-        raise SystemExit(int(ExitStatus.USAGE)) from None
-
-
 def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """Return how uvicorn serves the application."""
     # Here, and not at the top of the file: --help should not wait for it.
@@ -173,35 +156,12 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     )
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether an address to listen on can be reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def main() -> int:
     """Serve; return the process's exit status, an ``ExitStatus``."""
-    settings = parse_settings()
+    settings = parse_settings(Settings, sys.argv[1:])
     configure_logging(settings.log_level, settings.log_format)
-    path = settings.artifact_path
-    # What lies elsewhere is looked for when it is loaded: the port answers meanwhile.
-    if not is_address(settings.artifact) and not (path / "manifest.json").is_file():
-        advice = f"give --artifact a folder with a manifest.json, or a name in {settings.artifacts_root}"
-        logger.error("no artifact at %s: %s", path, advice, extra={"event": "load_failed"})
+    if not can_start(settings):
         return ExitStatus.USAGE
-    try:
-        open_keyring(settings)
-    except KeysFileError as error:
-        logger.error("%s", error, extra={"event": "keys_refused"})
-        return ExitStatus.USAGE
-    if settings.auth == "off" and not is_loopback(settings.host):
-        logger.warning(
-            "no API key is asked for, and other machines can reach %s: --auth keys --keys FILE asks for one",
-            settings.host,
-            extra={"event": "auth_off"},
-        )
     prepare_for_torch()
     # Only now: --help and a wrong path should not wait for torch.
     from laplora.errors import ConfigError

@@ -1,4 +1,4 @@
-"""``laplora serve FOLDER|URL``: the server, in this process, by default to this machine alone and without API keys."""
+"""``laplora serve FOLDER|URL``: the server, in this process or on Ray, to this machine alone unless flags say more."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 
 import typer
@@ -21,27 +22,48 @@ CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 _WHO_MAY_ASK = ("--auth", "--keys", "--host")
 
 
+class Engine(StrEnum):
+    """Who has the weights."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+_ENGINE = typer.Option(
+    Engine.LOCAL, help="This process's device, or scorers of a Ray cluster: that of RAY_ADDRESS, else this machine's."
+)
+
+
 def serve(
     context: typer.Context,
     artifact: str = typer.Argument(
         ..., metavar="FOLDER|URL", help="The artifact, as posterior.save or a training run wrote it, or where it lies."
     ),
     port: str | None = typer.Option(None, metavar="N", help="TCP port (default: 8000)."),
+    engine: Engine = _ENGINE,
+    scorers: str | None = typer.Option(None, metavar="N", help="On Ray: scorers, or the fewest of them (default: 1)."),
+    max_scorers: str | None = typer.Option(
+        None, metavar="N", help="On Ray: most scorers; without it their number is fixed."
+    ),
 ) -> None:
     """Serve an artifact over HTTP, by default to this machine alone and without API keys.
 
     The page to try it is at http://127.0.0.1:8000/ then. Every other flag goes to the server, such as --device cpu or
-    --keys FILE: python -m service --help lists them all. Without --auth, --keys or --host it answers this machine
-    alone, and asks for no key.
+    --keys FILE: python -m service --help lists them all, and python -m service.ray_serve --help those of Ray too.
+    Without --auth, --keys or --host it answers this machine alone, and asks for no key.
     """
     if artifact.startswith("-") or any(not flag.startswith("-") for flag in context.args[:1]):
         raise ConfigError("the folder comes first, then the server's flags: laplora serve FOLDER --device cpu ...")
     if not is_address(artifact) and not Path(artifact).is_dir():
         raise ConfigError(f"no artifact at {artifact}: that is no folder")
-    run_server(["--artifact", artifact, *([] if port is None else ["--port", port]), *context.args])
+    said = {"--port": port, "--scorers": scorers, "--max-scorers": max_scorers}
+    flags = [part for flag, value in said.items() if value is not None for part in (flag, value)]
+    if engine is Engine.LOCAL and (scorers or max_scorers):
+        raise ConfigError("scorers are Ray's: give --engine ray as well")
+    run_server(["--artifact", artifact, *flags, *context.args], engine)
 
 
-def run_server(flags: Sequence[str]) -> None:
+def run_server(flags: Sequence[str], engine: Engine = Engine.LOCAL) -> None:
     """Run the server in this process until it is stopped; it ends the process with its own status.
 
     Raises:
@@ -52,8 +74,9 @@ def run_server(flags: Sequence[str]) -> None:
     if not _says_who_may_ask(given):
         given += ["--host", "127.0.0.1", "--auth", "off"]
         say("no API keys are asked for, and this machine alone is answered; --keys FILE asks for keys")
-    sys.argv = ["python -m service", *given]
-    runpy.run_module("service", run_name="__main__", alter_sys=True)
+    module = "service" if engine is Engine.LOCAL else "service.ray_serve"
+    sys.argv = [f"python -m {module}", *given]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def find_rooms(*packages: str) -> None:

@@ -1,4 +1,5 @@
 """The server on a Ray cluster, by Ray Serve; needs the extra ``ray``, and nothing else imports it.
 
-``app`` has the builder, ``service.ray_serve.app:build``; ``__main__`` runs it on one machine or on a cluster.
+``cluster`` has its sizes and flags, ``app`` the builder, ``service.ray_serve.app:build``; ``__main__`` runs it on one
+machine or on a cluster.
 """

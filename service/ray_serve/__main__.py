@@ -1,19 +1,28 @@
-"""python -m service.ray_serve FILE: serve what a JSON file says, on the cluster of RAY_ADDRESS or on this machine."""
+"""python -m service.ray_serve: serve on the cluster of RAY_ADDRESS or on one of this machine, by flags or a file."""
 
 from __future__ import annotations
 
-import argparse
+import math
 import os
 import signal
+import socket
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from laplora.errors import ConfigError, first_line, needs
 from service.exit_status import ExitStatus
+from service.ray_serve.cluster import Cluster, Flags, Sizes
+from service.settings import Settings
+from service.starting import can_start, parse_settings
+from service.telemetry.logs import configure_logging, logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: How often Ray is started on this machine before that is given up.
 _STARTS = 3
@@ -23,52 +32,94 @@ _OBJECT_STORE_BYTES = 256 * 2**20
 
 def main() -> int:
     """Serve until Ctrl-C or SIGTERM; return the process's exit status. What serves on this machine drains first."""
-    parser = argparse.ArgumentParser(prog="python -m service.ray_serve", description=__doc__)
-    parser.add_argument("file", type=Path, help="JSON file of the cluster, as docs/ray.md has it")
-    file: Path = parser.parse_args().file
-    # Before Ray is imported: it sends nothing to its makers.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-    from ray import serve
-
-    from service.ray_serve.app import Cluster, build
-    from service.settings import Settings
-    from service.telemetry.logs import configure_logging, logger
-
-    try:
-        cluster = Cluster.model_validate_json(file.read_bytes())
-        settings = Settings(**cluster.settings)
-    except (OSError, ValidationError) as error:
-        sys.stderr.write(f"python -m service.ray_serve: {error}\n")
+    arguments, here = sys.argv[1:], "RAY_ADDRESS" not in os.environ
+    sizes: Sizes
+    cluster_of: Callable[[float], Cluster]
+    if len(arguments) == 1 and not arguments[0].startswith("-"):
+        try:
+            from_file = Cluster.model_validate_json(Path(arguments[0]).read_bytes())
+            settings: Settings = Settings(**from_file.settings)
+        except (OSError, ValidationError) as error:
+            sys.stderr.write(f"python -m service.ray_serve: {error}\n")
+            return ExitStatus.USAGE
+        sizes, cluster_of = from_file, lambda gpus: from_file
+    else:
+        flags = parse_settings(Flags, arguments)
+        settings, given = flags, Flags.given(arguments)
+        sizes, cluster_of = flags, lambda gpus: flags.cluster(given, gpus)
+    configure_logging(settings.log_level, settings.log_format)
+    if here and not can_start(settings):
         return ExitStatus.USAGE
-    here = "RAY_ADDRESS" not in os.environ
-    if here:
-        _start_here(ray)
-        address = ray.get_runtime_context().gcs_address
-        configure_logging(settings.log_level, settings.log_format)
-        logger.info("a Ray cluster of this machine", extra={"event": "ray_started", "address": address})
-    serve.start(http_options={"host": settings.host, "port": settings.port})
-    # In the place of Ray's; and a process in the background is begun with SIGINT ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
     try:
-        serve.run(build(cluster), name="laplora", blocking=True)
-    except KeyboardInterrupt:
+        ray = _ray()
         if here:
-            _drain(serve, settings.request_timeout_s + settings.drain_s)
-    return ExitStatus.CLEAN
+            # What it hands out, also where there are fewer cores.
+            _start_here(ray, math.ceil(sizes.most_scorers * sizes.scorer_cpus + sizes.ingress_cpus))
+            address = ray.get_runtime_context().gcs_address
+            logger.info("a Ray cluster of this machine", extra={"event": "ray_started", "address": address})
+        else:
+            ray.init()
+        cluster = cluster_of(ray.cluster_resources().get("GPU", 0.0))
+    except ConfigError as error:
+        logger.error("%s", error, extra={"event": "bad_settings"})
+        return ExitStatus.USAGE
+    return _serve(cluster, settings, here=here)
 
 
-def _start_here(ray: Any) -> None:
+def _ray() -> Any:
+    """Return Ray, which tells its makers nothing of its use; ConfigError: it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.serve
+    except ModuleNotFoundError as error:
+        raise needs("ray", error) from None
+    return ray
+
+
+def _start_here(ray: Any, cpus: int) -> None:
     """Start Ray on this machine; on a busy one it may give up on a node of its own, so it is tried again."""
+    cpus = max(cpus, os.cpu_count() or 1)
     for left in reversed(range(_STARTS)):
         try:
-            ray.init(include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES)
+            ray.init(include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, num_cpus=cpus)
             return
         except Exception:  # Ray has no class for it
             ray.shutdown()
             if not left:
                 raise
+
+
+def _serve(cluster: Cluster, settings: Settings, *, here: bool) -> ExitStatus:
+    from ray import serve
+
+    from service.ray_serve.app import build
+
+    port = settings.port or _free_port(settings.host)
+    serve.start(http_options={"host": settings.host, "port": port})
+    # In the place of Ray's; and a process in the background is begun with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        serve.run(build(cluster), name="laplora")
+        address = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
+        logger.info("listening on %s", address, extra={"event": "listening", "address": address})
+        while True:
+            time.sleep(10)
+    except KeyboardInterrupt:
+        if here:
+            _drain(serve, settings.request_timeout_s + settings.drain_s)
+    except RuntimeError as error:  # Ray Serve's own, where replicas do not start
+        logger.error("not served: %s", first_line(error), extra={"event": "load_failed"})
+        return ExitStatus.START_FAILED
+    logger.info("stopped", extra={"event": "stopped", "status": int(ExitStatus.CLEAN)})
+    return ExitStatus.CLEAN
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+        port: int = taken.getsockname()[1]
+        return port
 
 
 def _drain(serve: Any, leave_s: float) -> None:

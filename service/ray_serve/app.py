@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
@@ -27,6 +26,7 @@ from service.backends.ray.present import PRESENT
 from service.backends.ray.replicas import ReplicaGoneError, Replicas
 from service.backends.ray.scorer import Scorer
 from service.process import exempt_from_collection, prepare_for_torch
+from service.ray_serve.cluster import Cluster
 from service.scoring.ticket import Ticket
 from service.settings import Settings
 from service.telemetry.batch_report import BatchReport
@@ -43,31 +43,6 @@ INGRESS, SCORER = "ingress", "scorer"
 _MOST_CALLS = 100_000
 #: Seconds between two looks whether the first artifact answers.
 _READY_LOOK_S = 0.1
-
-
-class Cluster(BaseModel):
-    """What a deployment is built of: the arguments of ``build``, under ``args`` of an application of Ray Serve."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the server, as of ``python -m service``; those not given come from the environment."""
-    scorers: int = Field(1, ge=1)
-    """Scorers, or the fewest of them."""
-    max_scorers: int | None = Field(None, ge=1)
-    """Most scorers; unset: as many as ``scorers``, and nothing is scaled."""
-    scorer_gpus: float = Field(0.0, ge=0)
-    """GPUs of a scorer."""
-    scorer_cpus: float = Field(1.0, ge=0)
-    """CPU cores of a scorer; ingress_cpus those of the ingress."""
-    ingress_cpus: float = Field(1.0, ge=0)
-    target_tokens: int = Field(8192, ge=1)
-    """Tokens that may wait at one scorer before there should be more of them."""
-    upscale_delay_s: float = Field(10.0, ge=0)
-    downscale_delay_s: float = Field(300.0, ge=0)
-    """Seconds for which more, or fewer, scorers must have been wanted."""
-    library: str = "service.artifacts.predictors:default_library"
-    """Import path of what makes the ``Library``; another one in tests."""
 
 
 def build(args: Cluster) -> Application:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from laplora.predictor import Predictor
-from service.__main__ import parse_settings
 from service.artifacts.predictors import default_library
 from service.process import exempt_from_collection, prepare_for_torch
 from service.settings import Settings
+from service.starting import parse_settings
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +23,10 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_flag_wins_over_environment_wins_over_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parse_settings([]).port == 8000
+    assert parse_settings(Settings, []).port == 8000
     monkeypatch.setenv("LAPLORA_PORT", "9000")
-    assert parse_settings([]).port == 9000
-    assert parse_settings(["--port", "9001", "--max-body-bytes", "2048"]).port == 9001
+    assert parse_settings(Settings, []).port == 9000
+    assert parse_settings(Settings, ["--port", "9001", "--max-body-bytes", "2048"]).port == 9001
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ def test_dequantize_reaches_the_library(
 ) -> None:
     given: dict[str, object] = {}
     monkeypatch.setattr(Predictor, "load", lambda path, **options: given.update(options))
-    default_library().load(Path("a"), parse_settings(flags), lambda stage: None)
+    default_library().load(Path("a"), parse_settings(Settings, flags), lambda stage: None)
     assert given["dequantize"] is expected
 
 
 def test_help_names_every_flag_default_and_variable(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        parse_settings(["--help"])
+        parse_settings(Settings, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0
     for name, field in Settings.model_fields.items():
@@ -89,7 +89,7 @@ def test_help_names_every_flag_default_and_variable(capsys: pytest.CaptureFixtur
 )
 def test_bad_values_are_named(arguments: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        parse_settings(arguments)
+        parse_settings(Settings, arguments)
     assert stopped.value.code == 2
     printed = capsys.readouterr().err
     assert flag in printed
@@ -97,11 +97,11 @@ def test_bad_values_are_named(arguments: list[str], flag: str, capsys: pytest.Ca
 
 
 def test_the_largest_request_fits_into_one_callers_share() -> None:
-    assert parse_settings(["--max-inputs", "10", "--max-queue-rows", "20"]).client_share == 0.5
+    assert parse_settings(Settings, ["--max-inputs", "10", "--max-queue-rows", "20"]).client_share == 0.5
     for share in ("1", "0.5", "0.3", "0.25"):
-        settings = parse_settings(["--client-share", share, "--max-body-bytes", "5000"])
+        settings = parse_settings(Settings, ["--client-share", share, "--max-body-bytes", "5000"])
         assert settings.tokenize_bytes * float(share) >= 2 * settings.max_body_bytes
-    assert parse_settings(["--max-body-bytes", "2048", "--max-tokenize-bytes", "4096"]).tokenize_bytes == 4096
+    assert parse_settings(Settings, ["--max-body-bytes", "2048", "--max-tokenize-bytes", "4096"]).tokenize_bytes == 4096
 
 
 def test_artifact_is_a_name_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,66 @@
+"""What is looked at before anything loads: the flags, where the artifact is, who may ask."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from laplora.remote.address import is_address
+from service.exit_status import ExitStatus
+from service.security.keyring import open_keyring
+from service.security.keys_file import KeysFileError
+from service.settings import Settings
+from service.telemetry.logs import logger
+
+_S = TypeVar("_S", bound=Settings)
+
+
+def parse_settings(kind: type[_S], arguments: list[str]) -> _S:
+    """Return the settings of the environment and the command line; exits with a message for a bad one.
+
+    Args:
+        kind: of settings; it names the program.
+    """
+    try:
+        return kind(_cli_parse_args=arguments)  # type: ignore[call-arg]
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            # A problem of several settings together has no place, and its message names them.
+            where = f"--{name.replace('_', '-')} (LAPLORA_{name.upper()}): " if name else ""
+            program, message = kind.model_config["cli_prog_name"], problem["msg"].removeprefix("Value error, ")
+            sys.stderr.write(f"{program}: {where}{message}\n")
+        raise SystemExit(int(ExitStatus.USAGE)) from None
+
+
+def can_start(settings: Settings) -> bool:
+    """Return whether the artifact's folder and the file of keys are there; say what is not, and who may ask."""
+    path = settings.artifact_path
+    # What lies elsewhere is looked for when it is loaded: the port answers meanwhile.
+    if not is_address(settings.artifact) and not (path / "manifest.json").is_file():
+        advice = f"give --artifact a folder with a manifest.json, or a name in {settings.artifacts_root}"
+        logger.error("no artifact at %s: %s", path, advice, extra={"event": "load_failed"})
+        return False
+    try:
+        open_keyring(settings)
+    except KeysFileError as error:
+        logger.error("%s", error, extra={"event": "keys_refused"})
+        return False
+    if settings.auth == "off" and not is_loopback(settings.host):
+        logger.warning(
+            "no API key is asked for, and other machines can reach %s: --auth keys --keys FILE asks for one",
+            settings.host,
+            extra={"event": "auth_off"},
+        )
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address to listen on can be reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,103 @@
+"""``laplora serve FOLDER --engine ray``: the same server by scorers of a Ray cluster, and what of its flags travels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server_process import metric, predict, server_process, until
+from tiny_runs import FinishedRun
+
+from laplora.commands.app import main
+from laplora.errors import ConfigError
+from service.ray_serve.cluster import Cluster, Flags
+from service.settings import Settings
+from service.starting import parse_settings
+
+
+@pytest.mark.process
+def test_one_command_serves_by_two_scorers_of_this_machine(sentiment_run: FinishedRun) -> None:
+    command = ["-m", "laplora", "serve", str(sentiment_run.artifact), "--engine", "ray", "--scorers", "2"]
+    command += ["--device", "cpu", "--scorer-cpus", "0.1", "--ingress-cpus", "0.1", "--max-inputs", "3"]
+    with server_process(command, {"LAPLORA_AUTH": ""}) as process, process.client() as client:
+        assert str(process.event("listening")["address"]).startswith("http://127.0.0.1:")
+        until(lambda: metric(client, "laplora_replica_artifacts") == 2)
+        labels = {predict(client).json()["predictions"][0]["label"] for _ in range(4)}
+        assert labels <= {"negative", "positive"}
+        too_many = client.post("/predict", json={"inputs": [{"text": "a"}] * 4})
+        assert too_many.status_code == 413, "flags of the server reach its ingress"
+        process.popen.terminate()
+        assert process.left() == 0
+
+
+def cluster(*arguments: str, gpus: float = 0.0) -> Cluster:
+    return parse_settings(Flags, [*arguments]).cluster(Flags.given([*arguments]), gpus)
+
+
+def test_what_the_command_line_says_travels_and_the_environment_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAPLORA_JOBS_URL", "postgresql://secret/jobs")
+    (tmp_path / "mine").mkdir()
+    made = cluster("--artifact", "mine", "--keys", "keys.json", "--max-inputs", "3", "--scorers", "2")
+    assert made.scorers == 2
+    assert made.settings == {
+        "artifact": str(tmp_path / "mine"),
+        "keys": str(tmp_path / "keys.json"),
+        "max_inputs": "3",
+    }
+    assert Settings(**made.settings).max_inputs == 3
+
+
+def test_a_secret_is_not_shown_to_the_cluster() -> None:
+    with pytest.raises(ConfigError, match="LAPLORA_JOBS_URL"):
+        cluster("--jobs-url", "postgresql://me:secret@host/jobs")
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "each"),
+    [
+        ((), 0, 0),
+        ((), 2, 1),
+        (("--device", "cpu"), 2, 0),
+        (("--device", "cuda"), 2, 1),
+        (("--scorer-gpus", "0.5"), 1, 0.5),
+    ],
+)
+def test_each_scorer_has_a_gpu_where_there_are_some(flags: tuple[str, ...], gpus: float, each: float) -> None:
+    assert cluster("--scorers", "2", *flags, gpus=gpus).scorer_gpus == each
+
+
+@pytest.mark.parametrize(("flags", "gpus"), [((), 1), (("--max-scorers", "4"), 2), (("--device", "cuda"), 0)])
+def test_fewer_gpus_than_scorers_are_refused(flags: tuple[str, ...], gpus: float) -> None:
+    with pytest.raises(ConfigError, match="would need a GPU each"):
+        cluster("--scorers", "2", *flags, gpus=gpus)
+
+
+def test_fewer_at_most_than_at_least_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_settings(Flags, ["--scorers", "3", "--max-scorers", "2"])
+    assert stopped.value.code == 2
+    assert "python -m service.ray_serve: max_scorers (2) is below scorers (3)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags", [["--scorers", "2"], ["--engine", "local", "--max-scorers", "2"], ["--engine", "tpu"]]
+)
+def test_scorers_are_rays(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(tmp_path), *flags]) == 2
+    assert "ray" in capsys.readouterr().err
+
+
+def test_no_artifact_is_said_before_ray_starts(tmp_path: Path) -> None:
+    with server_process(["-m", "laplora", "serve", str(tmp_path), "--engine", "ray"]) as process:
+        assert process.left() == 2
+        assert "no artifact at" in process.log
+        assert "ray_started" not in process.log
+
+
+def test_the_sizes_have_a_meaning_each() -> None:
+    fields: dict[str, Any] = {**Flags.model_fields}
+    assert {name for name, field in fields.items() if not field.description} == set()
