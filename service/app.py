@@ -15,6 +15,7 @@ from service.artifacts.conditioning import Conditioner
 from service.artifacts.host import ArtifactHost
 from service.artifacts.predictors import Library, default_library
 from service.backends.local import Local
+from service.backends.readiness import is_ready
 from service.backends.watching import watch
 from service.errors import TracingUnavailableError
 from service.feedback.gauges import CalibrationGauges
@@ -87,7 +88,7 @@ def local_backend(
     settings: Settings, library: Library, metrics: Metrics, on_batch: Sequence[Callable[[BatchReport], None]]
 ) -> Local:
     """Return the device of this process."""
-    return Local(settings, library, on_batch=on_batch, on_fault=lambda: metrics.ready.set(0))
+    return Local(settings, library, on_batch=on_batch)
 
 
 class _Parts:
@@ -142,7 +143,6 @@ class _Parts:
         self.suggestions = OneAtATime(self.threads.pool("suggest", 1))
         self.parse_threads = self.threads.pool("parse", 1)
         self.lifecycle = Lifecycle(
-            on_leave=(self.metrics.set_leaving,),
             on_drain=(self.jobs.drain, self.metrics.set_draining, self.backend.drain),
             on_stop=(self.backend.stop,),
         )
@@ -226,22 +226,23 @@ def create_app(
 
 
 def _read_at_scrapes(parts: _Parts) -> None:
-    """Let the gauges of what waits, and of feedback, be read when they are scraped."""
+    """Let the gauges of what waits, of readiness and of feedback be read when they are scraped."""
     metrics, backend, feedback = parts.metrics, parts.backend, parts.feedback
     for gauge, read in (
         (metrics.body_bytes, lambda: parts.body_bytes.total),
         (metrics.queue_rows, lambda: backend.backlog.rows),
         (metrics.queue_tokens, lambda: backend.backlog.tokens),
         (metrics.queue_oldest, lambda: backend.backlog.oldest_wait_s),
+        (metrics.queue_max_rows, lambda: backend.backlog.most.rows),
+        (metrics.queue_max_tokens, lambda: backend.backlog.most.tokens),
         (metrics.reserved_rows, lambda: backend.backlog.held.rows),
         (metrics.reserved_tokens, lambda: backend.backlog.held.tokens),
         (metrics.tokenize_bytes, lambda: backend.backlog.held.text_bytes),
         (metrics.recent_inputs, lambda: len(parts.recent)),
         (metrics.recent_inputs_bytes, lambda: parts.recent.size_bytes),
+        (metrics.ready, lambda: is_ready(parts.artifacts, parts.lifecycle, backend)),
     ):
         gauge.set_function(read)
-    metrics.queue_max_rows.set(parts.settings.max_queue_rows)
-    metrics.queue_max_tokens.set(parts.settings.max_queue_tokens)
     if feedback.on:
         gauges = CalibrationGauges(lambda: feedback.reports(parts.artifacts.loaded_digests), lambda: len(feedback))
         metrics.registry.register(gauges)

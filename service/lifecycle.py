@@ -15,7 +15,7 @@ class Lifecycle:
     """The steps of leaving, in their order: leave, drain, stop. Each includes those before it, and may come again.
 
     Args:
-        on_leave, on_drain, on_stop: called with each step, in order.
+        on_drain, on_stop: called with each step, in order.
 
     Attributes:
         leaving: readiness fails, because the server is about to stop; requests are answered as before.
@@ -27,11 +27,10 @@ class Lifecycle:
     def __init__(
         self,
         *,
-        on_leave: Sequence[Callable[[], None]] = (),
         on_drain: Sequence[Callable[[], None]] = (),
         on_stop: Sequence[Callable[[], None]] = (),
     ) -> None:
-        self._on_leave, self._on_drain, self._on_stop = on_leave, on_drain, on_stop
+        self._on_drain, self._on_stop = on_drain, on_stop
         self.leaving = False
         self.draining = False
         self.open_requests = 0
@@ -40,8 +39,6 @@ class Lifecycle:
     def leave(self) -> None:
         """Let readiness fail, so that requests go elsewhere; those that come all the same are still answered."""
         self.leaving = True
-        for tell in self._on_leave:
-            tell()
 
     def drain(self) -> None:
         """Take no new requests; those in flight are still answered."""

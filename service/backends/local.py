@@ -43,7 +43,7 @@ class Local:
     An artifact is found by its digest for as long as somebody holds its predictor: the shelf, or a lease.
 
     Args:
-        on_batch: each is called on the device's thread after each run; on_fault: once, if the device fails.
+        on_batch: each is called on the device's thread after each run.
 
     Attributes:
         queue, device: which requests wait, and what runs them.
@@ -55,7 +55,6 @@ class Local:
         library: Library,
         *,
         on_batch: Sequence[Callable[[BatchReport], None]] = (),
-        on_fault: Callable[[], None] = lambda: None,
     ) -> None:
         self.queue = Queue(
             Amount(settings.max_queue_rows, settings.max_queue_tokens, settings.tokenize_bytes),
@@ -65,7 +64,7 @@ class Local:
             self.queue,
             token_budget=settings.batch_tokens or CPU_BATCH_TOKENS,
             on_batch=on_batch,
-            health=DeviceHealth(stall_s=settings.stall_s, hang_s=settings.run_limit_s, on_fault=on_fault),
+            health=DeviceHealth(stall_s=settings.stall_s, hang_s=settings.run_limit_s),
         )
         self._loader = Loader(settings, self.device, library)
         self._loaded: WeakValueDictionary[str, Predictor] = WeakValueDictionary()
@@ -79,7 +78,7 @@ class Local:
     def backlog(self) -> Backlog:
         """What waits for the device."""
         queue = self.queue
-        return Backlog(queue.rows, queue.tokens, queue.oldest_wait_s(time.monotonic()), queue.held)
+        return Backlog(queue.rows, queue.tokens, queue.oldest_wait_s(time.monotonic()), queue.held, queue.most)
 
     @property
     def requests(self) -> int:

@@ -58,7 +58,7 @@ class Admission:
         client_share: most that one caller holds, as a share of each limit, and of what others leave of it.
 
     Attributes:
-        total: what everybody together holds.
+        total: what everybody together holds; limits: the most of it.
     """
 
     def __init__(self, limits: Amount, *, client_share: float = 1.0) -> None:
@@ -70,7 +70,7 @@ class Admission:
 
     def resize(self, limits: Amount) -> None:
         """Set other limits; what is held stays."""
-        self._limits = limits
+        self.limits = limits
         self._client_limits = Amount(*(max(1, int(limit * self._client_share)) for limit in limits))
 
     def held_by(self, caller: str) -> Amount:
@@ -149,7 +149,7 @@ class Admission:
                     got=held + more[i],
                     retry_after_s=self._backlog_s(before.tokens, self._share_of(caller)),
                 )
-            total, limit = self.total[i], self._limits[i]
+            total, limit = self.total[i], self.limits[i]
             if total + more[i] > limit * slack:
                 raise QueueFullError(
                     f"{total} {what} wait and {more[i]} came, {setting} is {limit}: try again later",
@@ -169,7 +169,7 @@ class Admission:
 
     def _check_size(self, wanted: Amount) -> None:
         for what, setting, got, limit, whole in zip(
-            _WHAT, _SETTINGS, wanted, self._client_limits, self._limits, strict=True
+            _WHAT, _SETTINGS, wanted, self._client_limits, self.limits, strict=True
         ):
             if got > limit:
                 of = "" if limit == whole else f" and one caller may hold {limit} of it (client_share)"

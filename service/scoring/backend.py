@@ -29,12 +29,15 @@ Enter = Callable[["Phase", str], None]
 
 @dataclass(frozen=True)
 class Backlog:
-    """What waits: rows, their tokens, seconds of the oldest, and what all requests hold, tokenised or not."""
+    """What waits: rows, their tokens, seconds of the oldest, and what all requests hold, tokenised or not, of how much
+    they may at most.
+    """
 
     rows: int = 0
     tokens: int = 0
     oldest_wait_s: float = 0.0
     held: Amount = NOTHING
+    most: Amount = NOTHING
 
 
 class Backend(Protocol):

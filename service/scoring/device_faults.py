@@ -12,11 +12,10 @@ import re
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from service.errors import DeviceFaultError, DeviceStalledError
-from service.telemetry.unfailing import unfailing
 from service.threads import frames_of
 
 _log = logging.getLogger("laplora.service")
@@ -87,19 +86,15 @@ class DeviceHealth:
     Args:
         stall_s: seconds after which a run that has not ended counts as stalled.
         hang_s: seconds after which it is taken never to end.
-        on_fault: called once, in the thread that met the fault.
 
     Attributes:
         fault: name of the exception's type that latched it; None as long as the device is well.
     """
 
-    def __init__(
-        self, *, stall_s: float = math.inf, hang_s: float = math.inf, on_fault: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, *, stall_s: float = math.inf, hang_s: float = math.inf) -> None:
         self.fault: str | None = None
         self._stall_s = stall_s
         self._hang_s = hang_s
-        self._on_fault = on_fault
         self._latching = threading.Lock()
         self._run_began: float | None = None
 
@@ -133,8 +128,6 @@ class DeviceHealth:
                 "the device failed, the process leaves",
                 extra={"event": "device_fault", "error": self.fault, "frames": frames},
             )
-            with unfailing("on_fault"):
-                self._on_fault()
         return self._fault_error()
 
     def require_no_fault(self) -> None:

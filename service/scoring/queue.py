@@ -106,6 +106,11 @@ class Queue:
             return sum(queued.prompt_tokens for queued in self._waiting.values())
 
     @property
+    def most(self) -> Amount:
+        """Most that may wait."""
+        return self._admission.limits
+
+    @property
     def held(self) -> Amount:
         """What all requests together hold, those being tokenised included."""
         return self._admission.total

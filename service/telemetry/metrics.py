@@ -33,7 +33,6 @@ class Metrics:
         self._counter = partial(Counter, registry=self.registry)
         self._gauge = partial(Gauge, registry=self.registry)
         self._histogram = partial(Histogram, registry=self.registry)
-        self._leaving = False
         ProcessCollector(registry=self.registry)
         self._of_requests()
         self._of_the_queue()
@@ -105,7 +104,7 @@ class Metrics:
         )
 
     def _of_the_state(self) -> None:
-        self.ready = self._gauge("laplora_ready", "1 while new requests are to be sent here.")
+        self.ready = self._gauge("laplora_ready", "1 while new requests are to be sent here, as /health/ready says.")
         self.draining = self._gauge("laplora_draining", "1 once the server takes no new requests.")
         self.phase = self._gauge("laplora_startup_phase", "1 for the phase that the start is in.", ["phase"])
         self.set_phase("starting")
@@ -197,8 +196,6 @@ class Metrics:
         """Say how far the start has come."""
         for each in get_args(Phase):
             self.phase.labels(each).set(each == phase)
-        # Not where SIGTERM came while the artifact was loading.
-        self.ready.set(phase == "ready" and not self._leaving)
 
     @unfailing("metrics.set_abandoned_load")
     def set_abandoned_load(self, runs: bool) -> None:
@@ -212,12 +209,6 @@ class Metrics:
         for name, digest, active in loaded:
             self.artifact.labels(name, digest, str(active).lower()).set(1)
         self._answered.keep({name for name, _, _ in loaded})
-
-    @unfailing("metrics.set_leaving")
-    def set_leaving(self) -> None:
-        """Say that new requests are to go elsewhere."""
-        self._leaving = True
-        self.ready.set(0)
 
     @unfailing("metrics.set_draining")
     def set_draining(self) -> None:

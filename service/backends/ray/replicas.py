@@ -150,6 +150,7 @@ class Replicas:
             sum(one.tokens for one in found),
             max((one.oldest_wait_s for one in found), default=0.0),
             self._admission.total,
+            self._admission.limits,
         )
 
     @property
@@ -188,8 +189,8 @@ class Replicas:
             raise DrainingError("the server is stopping and takes no new requests")
 
     def require_responsive(self) -> None:
-        """Return if a replica has answered lately whose device does too; DeviceStalledError where none has."""
-        if not any(not one.stalled and time.monotonic() - one.seen < SILENT_S for one in self._replicas.values()):
+        """Return if there is a replica that has answered lately and whose device does; DeviceStalledError: none is."""
+        if not self._live(self._calls.present()):
             raise DeviceStalledError(f"no replica has answered for {SILENT_S:g} seconds, or no device of one does")
 
     def check_room(self, caller: str) -> None:
@@ -304,6 +305,13 @@ class Replicas:
         except ReplicaGoneError:
             raise DeviceFaultError("the replica that learned from the labels is gone: try again") from None
 
+    def _live(self, present: frozenset[str]) -> list[str]:
+        """Return those of the replicas that have answered lately, and whose devices do."""
+        now, known = time.monotonic(), self._replicas.copy()  # whole: a scrape asks in a thread of its own
+        return [
+            name for name in present & known.keys() if not known[name].stalled and now - known[name].seen < SILENT_S
+        ]
+
     def _limits(self, replicas: int) -> Amount:
         settings, times = self._settings, max(1, replicas)
         return Amount(settings.max_queue_rows * times, settings.max_queue_tokens * times, settings.tokenize_bytes)
@@ -416,7 +424,7 @@ class Replicas:
                 if self._replicas[name].sent_tokens == 0:
                     del self._replicas[name]
             with self._lock:
-                self._admission.resize(self._limits(len(names)))
+                self._admission.resize(self._limits(len(self._live(names))))
             # Where none is known yet, the first call lets the router find them.
             wanted = names or {""}
             for name in set(looks) - wanted:

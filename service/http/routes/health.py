@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends
 
-from service.errors import DrainingError
+from service.backends.readiness import require_ready
 from service.http.openapi import STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import ArtifactsDep, LifecycleDep, ScorerDep
@@ -19,16 +19,7 @@ router = APIRouter(tags=["health"])
 
 
 async def _ready(artifacts: ArtifactsDep, lifecycle: LifecycleDep, scorer: ScorerDep) -> Model:
-    """Return the active model, if new requests are to be sent here.
-
-    Raises:
-        DeviceFaultError, DeviceStalledError, DrainingError, NotReadyError: they are not.
-    """
-    model = artifacts.require_taking()
-    if lifecycle.leaving:
-        raise DrainingError("the server is about to stop: send new requests elsewhere")
-    scorer.backend.require_responsive()
-    return model
+    return require_ready(artifacts, lifecycle, scorer.backend)
 
 
 ReadyDep = Annotated[Any, Depends(_ready)]

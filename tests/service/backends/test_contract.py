@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from engines import SCORERS, Engine, cluster_file, engine, short_folder
+from engines import SCORERS, SETTINGS, Engine, cluster_file, engine, short_folder
 from ray_library import FAULTY, KILLER
 from server_process import GIVE_UP_S
 from serving import code
@@ -89,7 +89,7 @@ def test_a_job_scores_every_row_once(served: Engine) -> None:
 
 
 def test_what_does_not_fit_is_refused_with_a_time_to_come_back_and_the_rest_is_answered(served: Engine) -> None:
-    requests = 3 * served_rows(served)
+    requests = 2 * served_rows(served)
     with ThreadPoolExecutor(requests) as pool:
         with served.held():
             running = [pool.submit(served.predict, f"a {token}") for token in range(requests)]
@@ -173,6 +173,14 @@ def test_what_is_loaded_is_loaded_at_every_replica(served: Engine) -> None:
     assert served.client.post("/artifacts/second/load").status_code == 200
     until_all_replicas(served, artifacts=2)
     assert set(served.metrics("laplora_replica_queue_tokens")) == set(replicas(served))
+
+
+@on_ray
+def test_the_room_is_that_of_all_replicas(served: Engine) -> None:
+    give_up = time.monotonic() + GIVE_UP_S
+    while (rows := served_rows(served)) != SCORERS * SETTINGS["max_queue_rows"]:
+        assert time.monotonic() < give_up, rows
+        time.sleep(0.1)
 
 
 @on_ray

@@ -167,7 +167,7 @@ async def test_a_request_that_is_given_up_leaves_the_replica_and_its_room(cluste
 
 async def test_the_room_grows_with_the_replicas_and_what_is_beyond_is_refused(cluster: Cluster) -> None:
     async with serving(cluster, max_queue_rows=4, max_inputs=4, client_share=1.0) as (client, replicas):
-        await until(lambda: replicas._admission._limits.rows == 8)
+        await until(lambda: replicas.backlog.most.rows == 8)
         for predictor in cluster.predictors.values():
             predictor.hold()
         running = [asyncio.create_task(predict(client)) for _ in range(8)]
@@ -180,16 +180,40 @@ async def test_the_room_grows_with_the_replicas_and_what_is_beyond_is_refused(cl
         assert {(await one).status_code for one in running} == {200}
 
 
-async def test_without_a_replica_the_server_is_not_ready(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["gone", "silent"])
+async def test_without_a_replica_the_server_is_not_ready_and_the_metrics_know(
+    cluster: Cluster, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 1e6)
-    async with serving(cluster) as (client, _):
-        assert (await client.get("/health/ready")).status_code == 200
-        monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 0.2)
-        cluster.gone = {"a", "b"}
+    lost, call, never = set[str](), cluster.call, asyncio.Event()
+
+    async def lose(replica: str, method: str, *arguments: Any) -> Any:
+        if replica in lost:
+            await never.wait()
+        return await call(replica, method, *arguments)
+
+    monkeypatch.setattr(cluster, "call", lose)
+
+    async def said(*names: str) -> dict[str, float]:
+        lines = [line.split() for line in (await client.get("/metrics")).text.splitlines()]
+        return {line[0]: float(line[1]) for line in lines if line[0] in names}
+
+    names = ("laplora_ready", "laplora_queue_max_rows", "laplora_queue_max_tokens")
+    async with serving(cluster, max_queue_rows=300, max_queue_tokens=1000, max_inputs=100) as (client, replicas):
+        for live, rows in ((2, 600), (1, 300)):
+            await until(lambda rows=rows: replicas.backlog.most.rows == rows)  # type: ignore[misc]
+            assert await said(*names) == dict(zip(names, (1, rows, 1000 * live), strict=True))
+            assert (await client.get("/health/ready")).status_code == 200
+            if how == "silent":
+                lost |= {"a", "b"}
+                monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 0.2)
+                break
+            cluster.gone.add("ab"[live - 1])
         async with asyncio.timeout(60):
             while code_of_ready(answer := await client.get("/health/ready")) != (503, "device_stalled"):
                 assert answer.status_code == 200
                 await asyncio.sleep(0.05)
+        assert await said("laplora_ready") == {"laplora_ready": 0}
 
 
 async def test_a_silent_replica_keeps_nobody_from_looking_at_the_others(

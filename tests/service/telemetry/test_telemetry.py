@@ -30,7 +30,7 @@ from laplora.prompts.rows import EncodedRow
 from service.errors import ERROR_KINDS
 from service.telemetry.event_loop import INTERVAL_S, watched
 from service.telemetry.logs import EVENTS, JsonFormatter, TextFormatter
-from service.telemetry.metrics import Metrics, Phase
+from service.telemetry.metrics import Phase
 
 pytestmark = pytest.mark.anyio
 
@@ -219,11 +219,23 @@ async def test_metrics_say_how_the_server_is() -> None:
     assert idle("process_resident_memory_bytes") > 0
 
 
-def test_a_start_that_ends_in_a_drain_is_not_ready() -> None:
-    metrics = Metrics()
-    metrics.set_leaving()
-    metrics.set_phase("ready")
-    assert metrics.registry.get_sample_value("laplora_ready") == 0
+async def test_a_server_that_leaves_is_not_ready() -> None:
+    async with serve() as served:
+        served.state.lifecycle.leave()
+        scrape = await scrape_of(served)
+    assert (scrape("laplora_ready"), scrape("laplora_draining")) == (0, 0)
+
+
+async def test_a_device_that_does_not_answer_is_not_ready() -> None:
+    async with serve(stall_s=0.1) as served:
+        served.predictor.hold()
+        running = asyncio.create_task(served.predict("a"))
+        while (stalled := await scrape_of(served))("laplora_ready") == 1:
+            await asyncio.sleep(0.02)
+        served.predictor.released.set()
+        assert (await running).status_code == 200
+        after = await scrape_of(served)
+    assert (stalled("laplora_ready"), after("laplora_ready")) == (0, 1)
 
 
 async def test_the_phase_is_failed_where_the_artifact_cannot_be_served() -> None:
