@@ -64,7 +64,7 @@ def build(args: Cluster) -> Application:
             }
         }
     # What else is told would restart whoever is told it.
-    own = _Own(args.settings, args.library)
+    own = _Own(args.settings, args.library, args.artifacts_per_scorer)
     leave_s = settings.request_timeout_s + settings.drain_s
     scorer = _SCORER.options(
         **scale,
@@ -87,6 +87,7 @@ class _Own:
 
     settings: dict[str, Any]
     library: str
+    artifacts_per_scorer: int | None
 
 
 class _ScorerReplica:
@@ -94,7 +95,8 @@ class _ScorerReplica:
 
     def __init__(self, args: _Own) -> None:
         settings = _start(args)
-        self._scorer = Scorer(settings, _library(args), serve.get_replica_context().replica_id.unique_id)
+        name = serve.get_replica_context().replica_id.unique_id
+        self._scorer = Scorer(settings, _library(args), name, artifacts=args.artifacts_per_scorer)
         self._scorer.load_first()
         exempt_from_collection()
 
@@ -147,7 +149,8 @@ class _IngressReplica:
         metrics: Metrics,
         on_batch: Sequence[Callable[[BatchReport], None]],
     ) -> Replicas:
-        replicas = Replicas(settings, library, self._calls, on_batch=on_batch)
+        most = self._args.artifacts_per_scorer
+        replicas = Replicas(settings, library, self._calls, on_batch=on_batch, artifacts_per_replica=most)
         metrics.registry.register(ReplicaGauges(lambda: replicas.statuses))
         return replicas
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 UNWANTED_S = 30.0
 
 
+class InUseError(ShelfFullError):
+    """As many artifacts are in use as may be loaded; one of them goes once its requests are answered."""
+
+
 @dataclass(eq=False)
 class _Held:
     predictor: Predictor
@@ -72,6 +76,7 @@ class Held:
             spare_wanted: no wanted one goes for it.
 
         Raises:
+            InUseError: as many as may be there are in use, or wanted; nothing was loaded.
             ShelfFullError: it does not fit beside those in use, or those wanted.
             Exception: what ``load`` raises.
         """
@@ -80,6 +85,7 @@ class Held:
             with self._loading:
                 held = self._take(digest)  # somebody else may have loaded it meanwhile
                 if held is None:
+                    self._check_room(spare_wanted)
                     held = self._put(load(), spare_wanted)
         with self._used(held) as predictor:
             yield predictor
@@ -101,6 +107,14 @@ class Held:
             for digest, held in list(self._held.items()):
                 if digest not in self._wanted and held.leases == 0 and now - held.used > UNWANTED_S:
                     del self._held[digest]
+
+    def _check_room(self, spare_wanted: bool) -> None:
+        """Raise ShelfFullError, before anything loads, where nothing that may go would make a place for one more."""
+        with self._lock:
+            stay = [d for d, one in self._held.items() if one.leases > 0 or (spare_wanted and d in self._wanted)]
+            if len(stay) >= self._most:
+                what = f"no room for another artifact: {len(stay)} are in use"
+                raise InUseError(what, limit=self._most, got=len(stay) + 1)
 
     def _take(self, digest: str) -> _Held | None:
         with self._lock:

@@ -1,7 +1,7 @@
 """The backend of the ingress: admits requests, and sends each ticket to the replica that answers it soonest.
 
-That is one that has the artifact loaded, and of those the one with the fewest tokens that wait. Predictions have no
-side effect, so a ticket whose replica is gone goes to another one.
+That is one that has the artifact loaded and is to have it, and of those the one with the fewest tokens that wait.
+Predictions have no side effect, so a ticket whose replica is gone goes to another one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,9 @@ from weakref import WeakSet
 
 from service.artifacts.predictors import Library
 from service.artifacts.token_budget import CPU_BATCH_TOKENS
+from service.backends.ray.held import InUseError
 from service.backends.ray.messages import Facts, Reply, Status
+from service.backends.ray.placement import placed
 from service.backends.ray.remote_model import RemoteModel
 from service.errors import (
     ArtifactNotLoadedError,
@@ -110,6 +112,7 @@ class Replicas:
 
     Args:
         on_batch: each is called with each batch that a replica ran.
+        artifacts_per_replica: most artifacts that one replica is to hold; None: all that are loaded.
     """
 
     def __init__(
@@ -119,7 +122,9 @@ class Replicas:
         calls: Calls,
         *,
         on_batch: Sequence[Callable[[BatchReport], None]] = (),
+        artifacts_per_replica: int | None = None,
     ) -> None:
+        self._per_replica = artifacts_per_replica or settings.max_artifacts
         self._settings, self._library, self._calls, self._on_batch = settings, library, calls, on_batch
         self._admission = Admission(self._limits(1), client_share=settings.client_share)
         self._lock = threading.RLock()  # of what is admitted: futures may be settled in any thread
@@ -127,6 +132,8 @@ class Replicas:
         self._replicas: dict[str, _Replica] = {}
         self._models: WeakSet[RemoteModel] = WeakSet()
         self._bases: dict[object, object] = {}
+        self._used: dict[str, float] = {}  # when each digest was asked for last
+        self._coming: set[str] = set()  # digests that are being loaded everywhere
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -222,6 +229,7 @@ class Replicas:
             LaploraError: as of ``Admission.correct``, or what a replica has in the place of an answer.
         """
         model = self._model(ticket.digest)
+        self._used[ticket.digest] = time.monotonic()
         if entry.reservation is not None:
             with self._lock:
                 self._admission.correct(entry.reservation, Amount(len(ticket.rows), ticket.tokens))
@@ -247,7 +255,7 @@ class Replicas:
             sending.cancel()
 
     def load(self, folder: Path, enter: Enter) -> RemoteModel:
-        """Return the artifact in a folder, once every replica that there is has loaded it. Not for the event loop.
+        """Return the artifact in a folder, once every replica that is to hold it has loaded it. Not for the event loop.
 
         A scorer is there once it has loaded its model, which may take minutes: only ``enter`` ends the wait for one.
 
@@ -355,7 +363,12 @@ class Replicas:
                 known.sent_tokens -= ticket.tokens
             error = reply.error
             if error is None:
+                self._note_loaded(reply.replica, ticket.digest)
                 return reply
+            if isinstance(error, InUseError) and time.monotonic() < deadline:
+                # All that it holds is in use: an artifact goes once its requests are answered.
+                await asyncio.sleep(LOOK_S / 10)
+                continue
             trial.tried.update((name, reply.replica))
             if isinstance(error, DeviceFaultError):
                 trial.lost += 1
@@ -374,38 +387,74 @@ class Replicas:
             present = self._calls.present()
             names = present - tried or (present if time.monotonic() >= give_up - WAIT_S + SILENT_S else frozenset())
             if names:
-                return min(names, key=lambda name: self._cost(name, digest))
+                place = self._places(present)
+                return min(names, key=lambda name: self._cost(name, digest, place))
             if time.monotonic() > give_up:
                 raise NotReadyError("no replica is there to answer: try again later")
             await asyncio.sleep(LOOK_S / 10)
 
-    def _cost(self, name: str, digest: str) -> tuple[bool, bool, int, int]:
-        """Return what is compared: whether the device stalls, and the artifact is missing, the tokens under way, and
-        the turns of equals.
+    def _cost(self, name: str, digest: str, place: Mapping[str, frozenset[str]]) -> tuple[bool, bool, bool, int, int]:
+        """Return what is compared: whether the device stalls, the artifact is missing, and it is not to be there, the
+        tokens under way, and the turns of equals.
+
+        Where it is and is not to be comes last of those that have it: it could not go while it is used.
         """
         known = self._replicas.get(name, _Replica())
         missing = known.status is None or digest not in known.status.digests
-        return known.stalled, missing, known.sent_tokens, known.sent
+        elsewhere = digest not in place.get(name, ())
+        return known.stalled, missing, elsewhere, known.sent_tokens, known.sent
+
+    def _places(self, names: frozenset[str]) -> Mapping[str, frozenset[str]]:
+        """Return what each replica is to hold: of more artifacts than find room, those that were asked for last."""
+        digests = {model.artifact.digest for model in self._models} | self._coming
+        room = max(1, len(names)) * self._per_replica
+        if len(digests) > room:
+            digests = set(sorted(digests, key=lambda one: (self._used.get(one, 0.0), one))[-room:])
+        return placed(digests, names, self._per_replica)
+
+    def _note_loaded(self, name: str, digest: str) -> None:
+        """Take in what a reply says of a replica, before its next status does."""
+        known = self._replicas.get(name)
+        if known is not None and known.status is not None:
+            known.status = replace(known.status, digests=known.status.digests | {digest})
 
     def _load_stage(self) -> str:
         return "loading on the replicas" if self._calls.present() else "waiting for a scorer"
 
     async def _loaded(self, digest: str, folder: Path) -> Facts:
-        """Return the facts of an artifact, once all replicas that there are have loaded it."""
-        for _ in range(TRIES + 1):
-            while not self._calls.present():
+        """Return the facts of an artifact, once all replicas that are to hold it have loaded it."""
+        self._used[digest] = time.monotonic()
+        self._coming.add(digest)  # others make place for it meanwhile
+        try:
+            return await self._loaded_where_placed(digest, folder)
+        finally:
+            self._coming.discard(digest)
+
+    async def _loaded_where_placed(self, digest: str, folder: Path) -> Facts:
+        give_up, tries = time.monotonic() + self._settings.request_timeout_s, TRIES + 1
+        while tries:
+            while not (present := self._calls.present()):
                 await asyncio.sleep(LOOK_S / 10)
-            calls = [self._calls.call(name, "load", digest, str(folder)) for name in self._calls.present()]
+            place = self._places(present)
+            calls = [self._calls.call(name, "load", digest, str(folder)) for name in place if digest in place[name]]
             replies = await asyncio.gather(*calls, return_exceptions=True)
-            for reply in replies:
-                if isinstance(reply, BaseException) and not isinstance(reply, ReplicaGoneError):
-                    raise reply
-                if isinstance(reply, Reply) and reply.error is not None:
-                    raise reply.error
-            for reply in replies:
-                if isinstance(reply, Reply):
-                    facts: Facts = reply.value
-                    return facts
+            loaded = [reply for reply in replies if isinstance(reply, Reply) and reply.error is None]
+            for reply in loaded:
+                self._note_loaded(reply.replica, digest)
+            errors = [reply.error if isinstance(reply, Reply) else reply for reply in replies]
+            errors = [error for error in errors if error is not None and not isinstance(error, ReplicaGoneError)]
+            # What is in use is so for no longer than a request lasts.
+            full = [error for error in errors if isinstance(error, InUseError) and time.monotonic() < give_up]
+            for error in errors:
+                if error not in full:
+                    raise error
+            if full:
+                await asyncio.sleep(LOOK_S / 10)
+            elif loaded:
+                facts: Facts = loaded[0].value
+                return facts
+            else:
+                tries -= 1
         raise DeviceFaultError("the replicas are gone before they loaded the artifact")
 
     async def _look_forever(self) -> None:
@@ -435,7 +484,8 @@ class Replicas:
             await asyncio.sleep(LOOK_S)
 
     async def _look_at(self, name: str) -> None:
-        wanted = {model.artifact.digest: str(model.artifact.path) for model in self._models}
+        place = self._places(self._calls.present()).get(name, ())
+        wanted = {one.artifact.digest: str(one.artifact.path) for one in self._models if one.artifact.digest in place}
         try:
             async with asyncio.timeout(SILENT_S):
                 status: Status = await self._calls.call(name, "status", wanted)

@@ -48,20 +48,22 @@ class Scorer:
     Args:
         settings: the server's; callers' shares are the ingress's matter.
         replica: its name.
+        artifacts: most that it holds; None: as many as the settings let a server hold.
     """
 
-    def __init__(self, settings: Settings, library: Library, replica: str) -> None:
+    def __init__(self, settings: Settings, library: Library, replica: str, *, artifacts: int | None = None) -> None:
         self._replica, self._settings, self._library = replica, settings, library
         self._batches: deque[BatchReport] = deque(maxlen=_MOST_BATCHES)
         # Room for what one ingress sends to all replicas: it is the one that refuses.
         whole = {"client_share": 1.0, "max_queue_rows": 2**31, "max_queue_tokens": 2**40}
         self.local = Local(settings.model_copy(update=whole), library, on_batch=(self._batches.append,))
-        self._held = Held(most=settings.max_artifacts, most_bytes=settings.max_artifact_bytes)
+        self._most = artifacts or settings.max_artifacts
+        self._held = Held(most=self._most, most_bytes=settings.max_artifact_bytes)
         self._wanted = Wanted()
         self.local.start()
 
     def load_first(self) -> None:
-        """Load and verify what the settings name: a replica that is new answers at once.
+        """Load and verify what the settings name, as far as there is room: a replica that is new answers at once.
 
         Raises:
             LaploraError: it cannot be served.
@@ -73,7 +75,7 @@ class Scorer:
 
         first = folder_of(settings.artifact, settings.artifact_path)
         others = [folder_of(name, settings.artifacts_root / name) for name in settings.also_load]
-        for folder in (first, *others):
+        for folder in (first, *others)[: self._most]:
             digest = self._library.read(folder).digest
             with self._held.lease(digest, partial(self._load, folder)):
                 pass

@@ -21,24 +21,43 @@ from service.backends.ray.scorer import Scorer
 
 @dataclass
 class Cluster:
-    """Scorers by name, each with predictors of its own, called as over a network: what goes and comes is pickled."""
+    """Scorers by name, each with predictors of its own, called as over a network: what goes and comes is pickled.
+
+    Each has ``artifacts`` on its disk, and holds at most ``most`` of them, where that is given.
+    """
 
     folder: Path
+    artifacts: tuple[str, ...] = ("first", "second")
+    most: int | None = None
     scorers: dict[str, Scorer] = field(default_factory=dict)
     predictors: dict[str, FakePredictor] = field(default_factory=dict)
+    by_artifact: dict[str, dict[str, FakePredictor]] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
+    #: By scorer, the artifacts that it loaded, in order.
+    loads: dict[str, list[str]] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     #: What a call of a method raises in the place of its answer, once.
     failing: dict[str, Exception] = field(default_factory=dict)
 
     def add(self, name: str, **values: Any) -> FakePredictor:
         """Add a scorer with ``first``, and return its ``second``, which it has not loaded."""
-        first, second = artifacts_in(self.folder / name, "first", "second")
-        self.predictors[name] = first
+        predictors = artifacts_in(self.folder / name, *self.artifacts)
+        self.predictors[name] = predictors[0]
+        self.by_artifact[name] = dict(zip(self.artifacts, predictors, strict=True))
         own = settings(artifact="first", artifacts_root=self.folder / name, **values)
-        self.scorers[name] = Scorer(own, library(first, second), name)
+        known, loads = library(*predictors), self.loads.setdefault(name, [])
+
+        def load(path: Path, *more: Any) -> Any:
+            loads.append(path.name)
+            return known.load(path, *more)
+
+        self.scorers[name] = Scorer(own, replace(known, load=load), name, artifacts=self.most)
         self.scorers[name].load_first()
-        return second
+        return predictors[1]
+
+    def holds(self, name: str) -> set[str]:
+        """Return the artifacts that a scorer has loaded."""
+        return {digest.removeprefix("sha256:") for digest in self.scorers[name]._held.digests}
 
     def present(self) -> frozenset[str]:
         return frozenset(self.scorers) - self.gone
@@ -69,17 +88,18 @@ async def serving(
     """Yield a client of an ingress over a cluster's scorers, and its backend; over fakes unless a library is given."""
     if known is None:
         (cluster.folder / "ingress").mkdir()
-        encoders = library(*artifacts_in(cluster.folder / "ingress", "first", "second"))
+        encoders = library(*artifacts_in(cluster.folder / "ingress", *cluster.artifacts))
         known = replace(encoders, encoder=encoders.load)
         values = {"artifact": "first", "artifacts_root": cluster.folder / "ingress", **values}
     made: list[Replicas] = []
 
     def backend(own: Any, its: Any, metrics: Any, on_batch: Any) -> Replicas:
-        made.append(Replicas(own, its, cluster, on_batch=on_batch))
+        made.append(Replicas(own, its, cluster, on_batch=on_batch, artifacts_per_replica=cluster.most))
         return made[0]
 
     app = create_app(settings(**values), backend=backend, library=known)
     async with started(app) as client:
         yield client, made[0]
-    for predictor in cluster.predictors.values():
-        predictor.released.set()
+    for predictors in cluster.by_artifact.values():
+        for predictor in predictors.values():
+            predictor.released.set()

@@ -1,0 +1,117 @@
+"""More artifacts than one scorer holds: each has its place, one that is missing comes, none that is in use goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from scorer_cluster import Cluster, serving
+
+pytestmark = pytest.mark.anyio
+
+NAMES = ("first", "second", "third", "fourth")
+
+
+def cluster_of(folder: Path, scorers: str, *, most: int, artifacts: tuple[str, ...] = NAMES) -> Cluster:
+    cluster = Cluster(folder, artifacts=artifacts, most=most)
+    for name in scorers:
+        (folder / name).mkdir()
+        cluster.add(name)
+    return cluster
+
+
+async def predict(client: httpx.AsyncClient, artifact: str) -> httpx.Response:
+    return await client.post("/predict", json={"inputs": [{"text": "a 12"}], "artifact": artifact})
+
+
+async def load(client: httpx.AsyncClient, *artifacts: str) -> None:
+    for artifact in artifacts:
+        answer = await client.post(f"/artifacts/{artifact}/load")
+        assert answer.status_code == 200, answer.text
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_each_scorer_has_its_share_and_answers_for_it(tmp_path: Path) -> None:
+    cluster = cluster_of(tmp_path, "ab", most=2)
+    async with serving(cluster) as (client, _):
+        await load(client, *NAMES[1:])
+        await until(lambda: cluster.holds("a") | cluster.holds("b") == set(NAMES))
+        cluster.calls.clear()
+        for name in NAMES * 3:
+            answer = await predict(client, name)
+            assert (answer.status_code, answer.json()["artifact"]["name"]) == (200, name)
+            (holder,) = {one for one in "ab" if name in cluster.holds(one)}
+            assert cluster.answered_by()[-1] == holder
+        assert {one: len(cluster.holds(one)) for one in "ab"} == {"a": 2, "b": 2}
+
+
+async def test_what_is_gone_with_a_scorer_is_loaded_where_it_is_asked_for(tmp_path: Path) -> None:
+    cluster = cluster_of(tmp_path, "ab", most=2)
+    async with serving(cluster) as (client, _):
+        await load(client, *NAMES[1:])
+        cluster.gone = {"a"}
+        for name in NAMES * 2:
+            assert (await predict(client, name)).status_code == 200
+            assert name in cluster.holds("b")
+            assert len(cluster.holds("b")) <= 2
+        for name in NAMES[:2] * 10:
+            await predict(client, name)
+        await until(lambda: cluster.holds("b") == set(NAMES[:2]))
+
+
+async def test_a_scorer_that_comes_takes_over_a_share(tmp_path: Path) -> None:
+    cluster = cluster_of(tmp_path, "a", most=2)
+    async with serving(cluster) as (client, _):
+        await load(client, *NAMES[1:])
+        (tmp_path / "b").mkdir()
+        cluster.add("b")
+        await until(lambda: cluster.holds("a") | cluster.holds("b") == set(NAMES))
+        for name in NAMES:
+            assert (await predict(client, name)).status_code == 200
+        assert {one: len(cluster.holds(one)) for one in "ab"} == {"a": 2, "b": 2}
+
+
+async def test_what_is_in_use_stays_and_another_waits_for_its_place(tmp_path: Path) -> None:
+    cluster = cluster_of(tmp_path, "a", most=1, artifacts=("first", "second"))
+    async with serving(cluster) as (client, _):
+        await load(client, "second")
+        used = cluster.by_artifact["a"]["second"]
+        used.hold()
+        running = asyncio.create_task(predict(client, "second"))
+        await until(used.entered.is_set)
+        waiting = asyncio.create_task(predict(client, "first"))
+        loads, asked = list(cluster.loads["a"]), len(cluster.answered_by())
+        await until(lambda: len(cluster.answered_by()) > asked + 2)  # it asks again and again
+        assert (cluster.holds("a"), cluster.loads["a"]) == ({"second"}, loads)
+        used.released.set()
+        assert {(await one).status_code for one in (running, waiting)} == {200}
+        assert cluster.holds("a") == {"first"}
+
+
+async def test_a_load_makes_place_where_others_have_a_copy_elsewhere(tmp_path: Path) -> None:
+    """Both hold the one artifact and answer all the time: one of them gets no more of it, and so has a place."""
+    cluster = cluster_of(tmp_path, "ab", most=1, artifacts=("first", "second"))
+    async with serving(cluster) as (client, _):
+        over = asyncio.Event()
+
+        async def send() -> list[int]:
+            answers = []
+            while not over.is_set():
+                answers.append((await predict(client, "first")).status_code)
+            return answers
+
+        senders = [asyncio.create_task(send()) for _ in range(8)]
+        await until(lambda: len(set(cluster.answered_by())) == 2)
+        await load(client, "second")
+        assert sorted(map(sorted, map(cluster.holds, "ab"))) == [["first"], ["second"]]
+        assert (await predict(client, "second")).status_code == 200
+        over.set()
+        assert {status for sender in senders for status in await sender} == {200}
