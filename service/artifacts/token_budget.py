@@ -71,10 +71,11 @@ class CudaMeter:
 
     def free_bytes(self) -> int:
         """As ``DeviceMeter``."""
-        import torch
+        from laplora.models.shared_base import free_bytes
 
-        free, _ = torch.cuda.mem_get_info(self._device)
-        return int(free + torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device))
+        free = free_bytes(self._device)
+        assert free is not None, "of CUDA it is known"
+        return free
 
     def measure(self, run: Callable[[], object]) -> Usage:
         """As ``DeviceMeter``."""

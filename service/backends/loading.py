@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from service.artifacts.predictors import Library
 from service.artifacts.token_budget import measure_budget
@@ -19,7 +19,6 @@ from service.telemetry.logs import log_crash, logger
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.models.base import LoadedBase
     from laplora.predictor import Predictor
 
 
@@ -32,7 +31,8 @@ class Loader:
 
     def __init__(self, settings: Settings, device: Device, library: Library) -> None:
         self._settings, self._device, self._library = settings, device, library
-        self._base: LoadedBase | None = None
+        self._used: WeakSet[Predictor] = WeakSet()  # not their base: what nobody uses is free for another one
+        self._begun = False  # whether any was used before
         self._budgets: WeakKeyDictionary[Predictor, TokenBudget] = WeakKeyDictionary()
 
     def load(self, path: Path, enter: Enter) -> Predictor:
@@ -100,9 +100,11 @@ class Loader:
         While a predictor on a new base was measured, the former base was in memory: batches are measured once more.
         """
         self._device.token_budget = min(self._budgets[one].tokens for one in loaded)
-        if self._base is predictor.base:
+        known = any(one.base is predictor.base for one in self._used)
+        self._used.update(loaded)
+        if known:
             return
-        replaced, self._base = self._base is not None, predictor.base
+        replaced, self._begun = self._begun, True
         weights = predictor.weights
         fields = {"event": "weights", "held": weights.held, "reason": weights.reason}
         logger.info("the base's weights are %s: %s", weights.held, weights.reason, extra=fields)

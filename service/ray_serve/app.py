@@ -100,9 +100,9 @@ class _ScorerReplica:
         self._scorer.load_first()
         exempt_from_collection()
 
-    async def load(self, digest: str, folder: str) -> Reply:
+    async def load(self, digest: str, folder: str, together: bool) -> Reply:
         """As ``Scorer.load``."""
-        return await self._scorer.load(digest, folder)
+        return await self._scorer.load(digest, folder, together)
 
     async def predict(self, ticket: Ticket, folder: str) -> Reply:
         """As ``Scorer.predict``."""
@@ -116,9 +116,9 @@ class _ScorerReplica:
         """As ``Scorer.make_version``."""
         return await self._scorer.make_version(digest, folder, rows, calibration, force)
 
-    async def status(self, wanted: dict[str, str]) -> Status:
+    async def status(self, wanted: dict[str, str], by: str) -> Status:
         """As ``Scorer.status``."""
-        return self._scorer.status(wanted)
+        return self._scorer.status(wanted, by)
 
     async def check_health(self) -> None:
         """End the process where the device has failed: another one takes its place."""

@@ -42,11 +42,19 @@ _WHAT = ("rows", "tokens", "bytes of text")
 _SETTINGS = ("max_queue_rows", "max_queue_tokens", "max_tokenize_bytes")
 
 
+class Limits(NamedTuple):
+    """Most that everybody together holds, and most that one caller does."""
+
+    all: Amount
+    each: Amount
+
+
 @dataclass(eq=False)
 class Reservation:
-    """What one request holds of the queue; only its :class:`Admission` changes it."""
+    """What one request holds of the queue, and the limits that let it in; only its :class:`Admission` changes it."""
 
     caller: str
+    limits: Limits
     held: Amount = NOTHING
 
 
@@ -58,7 +66,7 @@ class Admission:
         client_share: most that one caller holds, as a share of each limit, and of what others leave of it.
 
     Attributes:
-        total: what everybody together holds; limits: the most of it.
+        total: what everybody together holds.
     """
 
     def __init__(self, limits: Amount, *, client_share: float = 1.0) -> None:
@@ -69,9 +77,13 @@ class Admission:
         self._tokens_per_s = 0.0  # of the device; 0 while nobody knows
 
     def resize(self, limits: Amount) -> None:
-        """Set other limits; what is held stays."""
-        self.limits = limits
-        self._client_limits = Amount(*(max(1, int(limit * self._client_share)) for limit in limits))
+        """Set other limits; what is held stays, and what was let in is."""
+        self._limits = Limits(limits, Amount(*(max(1, int(limit * self._client_share)) for limit in limits)))
+
+    @property
+    def limits(self) -> Amount:
+        """Most that everybody together holds."""
+        return self._limits.all
 
     def held_by(self, caller: str) -> Amount:
         """Return what one caller holds."""
@@ -88,23 +100,24 @@ class Admission:
             BatchTooLargeError: it is larger than what one caller may hold, and will never fit.
             ClientQueueFullError, QueueFullError: as ``check_room``.
         """
-        self._check_size(wanted._replace(tokens=fewest_tokens))
-        wanted = wanted._replace(tokens=min(wanted.tokens, self._client_limits.tokens))
+        self._check_size(wanted._replace(tokens=fewest_tokens), self._limits)
+        wanted = wanted._replace(tokens=min(wanted.tokens, self._limits.each.tokens))
         self.check_room(caller, wanted)
-        reservation = Reservation(caller)
+        reservation = Reservation(caller, self._limits)
         self.change(reservation, wanted)
         return reservation
 
     def correct(self, reservation: Reservation, known: Amount) -> None:
-        """Put what is known after tokenising in place of an estimate.
+        """Put what is known after tokenising in place of an estimate, under the limits of now or then, the larger ones.
 
         Raises:
             BatchTooLargeError: it is larger than what one caller may hold.
             ClientQueueFullError, QueueFullError: more than there is room for, ``CORRECTION_SHARE`` above the limits.
         """
-        self._check_size(known)
+        limits = max(self._limits, reservation.limits)
+        self._check_size(known, limits)
         more = known.less(reservation.held)
-        self.check_room(reservation.caller, more, let_in=True)
+        self.check_room(reservation.caller, more, let_in=limits)
         self.change(reservation, more)
 
     def change(self, reservation: Reservation, more: Amount) -> None:
@@ -125,22 +138,22 @@ class Admission:
         rate = tokens / duration_s
         self._tokens_per_s = rate if self._tokens_per_s == 0 else 0.8 * self._tokens_per_s + 0.2 * rate
 
-    def check_room(self, caller: str, more: Amount = SHORT_ROW, *, let_in: bool = False) -> None:
+    def check_room(self, caller: str, more: Amount = SHORT_ROW, *, let_in: Limits | None = None) -> None:
         """Check that a caller would find room; by default for one short row.
 
         Args:
-            let_in: the request was let in already: it may exceed the limits by ``CORRECTION_SHARE``.
+            let_in: the request was let in already: it may exceed these limits by ``CORRECTION_SHARE``.
 
         Raises:
             ClientQueueFullError: it does not fit into the caller's share now.
             QueueFullError: it does not fit into the queue now, or not into the caller's share of what others leave.
         """
         before = self.held_by(caller)
-        slack = 1 + (CORRECTION_SHARE if let_in else 0.0)
+        limits, slack = (self._limits, 1.0) if let_in is None else (let_in, 1 + CORRECTION_SHARE)
         for i, (what, setting) in enumerate(zip(_WHAT, _SETTINGS, strict=True)):
             if more[i] <= 0:
                 continue
-            held, limit = before[i], self._client_limits[i]
+            held, limit = before[i], limits.each[i]
             if self._client_share < 1 and held + more[i] > limit * slack:
                 raise ClientQueueFullError(
                     f"your requests hold {held} {what} and {more[i]} came, one caller may hold {limit} ({setting} "
@@ -149,7 +162,7 @@ class Admission:
                     got=held + more[i],
                     retry_after_s=self._backlog_s(before.tokens, self._share_of(caller)),
                 )
-            total, limit = self.total[i], self.limits[i]
+            total, limit = self.total[i], limits.all[i]
             if total + more[i] > limit * slack:
                 raise QueueFullError(
                     f"{total} {what} wait and {more[i]} came, {setting} is {limit}: try again later",
@@ -158,7 +171,7 @@ class Admission:
                     retry_after_s=self._backlog_s(self.total.tokens, 1.0),
                 )
             part = int((limit - (total - held)) * self._client_share)
-            if held > 0 and not let_in and held + more[i] > part:
+            if held > 0 and let_in is None and held + more[i] > part:
                 raise QueueFullError(
                     f"{total} {what} wait, {held} of them yours, and {more[i]} came: one caller may hold {part} now "
                     f"({setting} less what other callers hold, times client_share): try again later",
@@ -167,10 +180,8 @@ class Admission:
                     retry_after_s=self._backlog_s(self.total.tokens, 1.0),
                 )
 
-    def _check_size(self, wanted: Amount) -> None:
-        for what, setting, got, limit, whole in zip(
-            _WHAT, _SETTINGS, wanted, self._client_limits, self.limits, strict=True
-        ):
+    def _check_size(self, wanted: Amount, limits: Limits) -> None:
+        for what, setting, got, limit, whole in zip(_WHAT, _SETTINGS, wanted, limits.each, limits.all, strict=True):
             if got > limit:
                 of = "" if limit == whole else f" and one caller may hold {limit} of it (client_share)"
                 raise BatchTooLargeError(

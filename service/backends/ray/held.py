@@ -14,7 +14,8 @@ from service.errors import ShelfFullError
 if TYPE_CHECKING:
     from laplora.predictor import Predictor
 
-#: Seconds after which an artifact that nobody wants any more goes: two ingresses of an update may want different ones.
+#: Seconds after which an artifact that is neither wanted nor used goes, and an ingress that is not heard of is gone:
+#: two of an update may want different ones.
 UNWANTED_S = 30.0
 
 
@@ -42,7 +43,7 @@ class Held:
     def __init__(self, *, most: int, most_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most, self._most_bytes, self._clock = most, most_bytes, clock
         self._held: dict[str, _Held] = {}
-        self._wanted: dict[str, float] = {}  # when each digest was wanted last
+        self._wants: dict[str, tuple[float, frozenset[str]]] = {}  # of each ingress: its last word, and when it came
         self._lock, self._loading = threading.Lock(), threading.Lock()
 
     @property
@@ -58,10 +59,15 @@ class Held:
             return [one.predictor for one in self._held.values()]
 
     @property
+    def _wanted(self) -> frozenset[str]:
+        return frozenset().union(*(digests for _, digests in self._wants.values()))
+
+    @property
     def has_room(self) -> bool:
         """Whether one more finds a place without a wanted one going for it."""
         with self._lock:
-            return sum(one.leases > 0 or digest in self._wanted for digest, one in self._held.items()) < self._most
+            wanted = self._wanted
+            return sum(one.leases > 0 or digest in wanted for digest, one in self._held.items()) < self._most
 
     def lease_if_there(self, digest: str) -> AbstractContextManager[Predictor] | None:
         """Return a lease, to be entered at once, of a digest that is loaded; None where it is not. Never loads."""
@@ -98,15 +104,34 @@ class Held:
             with self._lock:
                 held.leases -= 1
 
-    def keep(self, wanted: Collection[str]) -> None:
-        """Note what is wanted, and let go of what has been neither wanted nor used for ``UNWANTED_S``."""
+    def keep(self, wanted: Collection[str], *, by: str = "") -> None:
+        """Note what an ingress wants, and let go of what has been neither wanted nor used for ``UNWANTED_S``."""
         with self._lock:
             now = self._clock()
-            lately = {digest: when for digest, when in self._wanted.items() if now - when <= UNWANTED_S}
-            self._wanted = lately | dict.fromkeys(wanted, now)
+            self._wants[by] = (now, frozenset(wanted))
+            self._wants = {one: told for one, told in self._wants.items() if now - told[0] <= UNWANTED_S}
+            still = self._wanted
             for digest, held in list(self._held.items()):
-                if digest not in self._wanted and held.leases == 0 and now - held.used > UNWANTED_S:
+                if digest not in still and held.leases == 0 and now - held.used > UNWANTED_S:
                     del self._held[digest]
+
+    def leave_other_bases(self, base: object, *, spare_wanted: bool = False) -> bool:
+        """Let go of all artifacts that are not on a base model; return whether any on it are left.
+
+        Args:
+            base: as a manifest has it; spare_wanted: no wanted one goes.
+
+        Raises:
+            InUseError: one of them is in use, or wanted; nothing has gone.
+        """
+        with self._lock:
+            wanted = self._wanted if spare_wanted else ()
+            others = {d: one for d, one in self._held.items() if one.predictor.artifact.manifest.base != base}
+            if stay := [digest for digest, one in others.items() if one.leases > 0 or digest in wanted]:
+                raise InUseError(f"{len(stay)} artifacts on another base model are in use", limit=0, got=len(stay))
+            for digest in others:
+                del self._held[digest]
+            return bool(self._held)
 
     def _check_room(self, spare_wanted: bool) -> None:
         """Raise ShelfFullError, before anything loads, where nothing that may go would make a place for one more."""

@@ -10,7 +10,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from service.artifacts.predictors import Library
 from service.artifacts.token_budget import CPU_BATCH_TOKENS
 from service.backends.ray.held import InUseError
 from service.backends.ray.messages import Facts, Reply, Status
-from service.backends.ray.placement import placed
+from service.backends.ray.placement import Placement, Places
 from service.backends.ray.remote_model import RemoteModel
 from service.errors import (
     ArtifactNotLoadedError,
@@ -124,7 +125,6 @@ class Replicas:
         on_batch: Sequence[Callable[[BatchReport], None]] = (),
         artifacts_per_replica: int | None = None,
     ) -> None:
-        self._per_replica = artifacts_per_replica or settings.max_artifacts
         self._settings, self._library, self._calls, self._on_batch = settings, library, calls, on_batch
         self._admission = Admission(self._limits(1), client_share=settings.client_share)
         self._lock = threading.RLock()  # of what is admitted: futures may be settled in any thread
@@ -132,8 +132,8 @@ class Replicas:
         self._replicas: dict[str, _Replica] = {}
         self._models: WeakSet[RemoteModel] = WeakSet()
         self._bases: dict[object, object] = {}
-        self._used: dict[str, float] = {}  # when each digest was asked for last
-        self._coming: set[str] = set()  # digests that are being loaded everywhere
+        self._places = Places(artifacts_per_replica or settings.max_artifacts)
+        self._name = uuid.uuid4().hex
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -229,7 +229,7 @@ class Replicas:
             LaploraError: as of ``Admission.correct``, or what a replica has in the place of an answer.
         """
         model = self._model(ticket.digest)
-        self._used[ticket.digest] = time.monotonic()
+        self._places.used(ticket.digest)
         if entry.reservation is not None:
             with self._lock:
                 self._admission.correct(entry.reservation, Amount(len(ticket.rows), ticket.tokens))
@@ -268,7 +268,7 @@ class Replicas:
         base = encoder.artifact.manifest.base
 
         async def loaded() -> RemoteModel:
-            facts = await self._loaded(encoder.artifact.digest, folder)
+            facts = await self._loaded(encoder.artifact.digest, repr(base), folder)
             model = RemoteModel(encoder, facts, self._bases.setdefault(repr(base), base))
             self._models.add(model)  # on the event loop, which goes through them
             return model
@@ -280,7 +280,8 @@ class Replicas:
         return cast(RemoteModel, model).budget
 
     def use(self, model: Model, loaded: Sequence[Model]) -> None:
-        """Nothing: replicas see to their own devices."""
+        """Take in which base answers: artifacts on another one lose their places."""
+        self._places.answers(_base_of(model))
 
     async def features(self, ticket: Ticket) -> torch.Tensor:
         """Return the features of a ticket's rows, made on one replica."""
@@ -387,13 +388,13 @@ class Replicas:
             present = self._calls.present()
             names = present - tried or (present if time.monotonic() >= give_up - WAIT_S + SILENT_S else frozenset())
             if names:
-                place = self._places(present)
+                place = self._place(present)
                 return min(names, key=lambda name: self._cost(name, digest, place))
             if time.monotonic() > give_up:
                 raise NotReadyError("no replica is there to answer: try again later")
             await asyncio.sleep(LOOK_S / 10)
 
-    def _cost(self, name: str, digest: str, place: Mapping[str, frozenset[str]]) -> tuple[bool, bool, bool, int, int]:
+    def _cost(self, name: str, digest: str, place: Placement) -> tuple[bool, bool, bool, int, int]:
         """Return what is compared: whether the device stalls, the artifact is missing, and it is not to be there, the
         tokens under way, and the turns of equals.
 
@@ -404,13 +405,9 @@ class Replicas:
         elsewhere = digest not in place.get(name, ())
         return known.stalled, missing, elsewhere, known.sent_tokens, known.sent
 
-    def _places(self, names: frozenset[str]) -> Mapping[str, frozenset[str]]:
-        """Return what each replica is to hold: of more artifacts than find room, those that were asked for last."""
-        digests = {model.artifact.digest for model in self._models} | self._coming
-        room = max(1, len(names)) * self._per_replica
-        if len(digests) > room:
-            digests = set(sorted(digests, key=lambda one: (self._used.get(one, 0.0), one))[-room:])
-        return placed(digests, names, self._per_replica)
+    def _place(self, names: frozenset[str]) -> Placement:
+        """Return what each replica is to hold."""
+        return self._places.of({one.artifact.digest: _base_of(one) for one in self._models}, names)
 
     def _note_loaded(self, name: str, digest: str) -> None:
         """Take in what a reply says of a replica, before its next status does."""
@@ -421,41 +418,49 @@ class Replicas:
     def _load_stage(self) -> str:
         return "loading on the replicas" if self._calls.present() else "waiting for a scorer"
 
-    async def _loaded(self, digest: str, folder: Path) -> Facts:
+    async def _loaded(self, digest: str, base: str, folder: Path) -> Facts:
         """Return the facts of an artifact, once all replicas that are to hold it have loaded it."""
-        self._used[digest] = time.monotonic()
-        self._coming.add(digest)  # others make place for it meanwhile
-        try:
-            return await self._loaded_where_placed(digest, folder)
-        finally:
-            self._coming.discard(digest)
+        with self._places.coming(digest, base):
+            return await self._loaded_in_place(digest, base, folder)
 
-    async def _loaded_where_placed(self, digest: str, folder: Path) -> Facts:
+    async def _loaded_in_place(self, digest: str, base: str, folder: Path) -> Facts:
         give_up, tries = time.monotonic() + self._settings.request_timeout_s, TRIES + 1
         while tries:
             while not (present := self._calls.present()):
                 await asyncio.sleep(LOOK_S / 10)
-            place = self._places(present)
-            calls = [self._calls.call(name, "load", digest, str(folder)) for name in place if digest in place[name]]
+            together = self._places.go_ahead(base, present, lambda name: self._cost(name, digest, {}))
+            place = self._place(present)
+            wanted = [name for name in place if digest in place[name]]
+            if self._places.ahead in wanted and not self._all_loaded(place, but=wanted) and time.monotonic() < give_up:
+                await asyncio.sleep(LOOK_S)  # what it alone has comes to the others first
+                continue
+            calls = [self._calls.call(name, "load", digest, str(folder), together) for name in wanted]
             replies = await asyncio.gather(*calls, return_exceptions=True)
             loaded = [reply for reply in replies if isinstance(reply, Reply) and reply.error is None]
             for reply in loaded:
                 self._note_loaded(reply.replica, digest)
-            errors = [reply.error if isinstance(reply, Reply) else reply for reply in replies]
-            errors = [error for error in errors if error is not None and not isinstance(error, ReplicaGoneError)]
+            said = [reply.error if isinstance(reply, Reply) else reply for reply in replies]
+            errors = [error for error in said if error is not None and not isinstance(error, ReplicaGoneError)]
             # What is in use is so for no longer than a request lasts.
             full = [error for error in errors if isinstance(error, InUseError) and time.monotonic() < give_up]
             for error in errors:
                 if error not in full:
                     raise error
             if full:
-                await asyncio.sleep(LOOK_S / 10)
+                await asyncio.sleep(LOOK_S)
             elif loaded:
                 facts: Facts = loaded[0].value
                 return facts
             else:
                 tries -= 1
         raise DeviceFaultError("the replicas are gone before they loaded the artifact")
+
+    def _all_loaded(self, place: Placement, *, but: Collection[str]) -> bool:
+        """Return whether all that is to be at replicas, but for some of these, is at one of them."""
+        others = place.keys() - but
+        statuses = [one.status for name in others if (one := self._replicas.get(name)) and one.status is not None]
+        loaded = frozenset().union(*(status.digests for status in statuses))
+        return all(place[name] <= loaded for name in others)
 
     async def _look_forever(self) -> None:
         looks: dict[str, asyncio.Task[None]] = {}
@@ -484,11 +489,11 @@ class Replicas:
             await asyncio.sleep(LOOK_S)
 
     async def _look_at(self, name: str) -> None:
-        place = self._places(self._calls.present()).get(name, ())
+        place = self._place(self._calls.present()).get(name, ())
         wanted = {one.artifact.digest: str(one.artifact.path) for one in self._models if one.artifact.digest in place}
         try:
             async with asyncio.timeout(SILENT_S):
-                status: Status = await self._calls.call(name, "status", wanted)
+                status: Status = await self._calls.call(name, "status", wanted, self._name)
         except (ReplicaGoneError, TimeoutError):
             return
         known = self._replicas.setdefault(status.replica, _Replica())
@@ -502,3 +507,7 @@ class Replicas:
         if reply.compute_s > 0:
             with self._lock:
                 self._admission.learn_speed(ticket.tokens * max(1, len(self._replicas)), reply.compute_s)
+
+
+def _base_of(model: Model) -> str:
+    return repr(model.artifact.manifest.base)

@@ -26,6 +26,7 @@ from service.backends.ray.messages import Facts, Reply, Status
 from service.backends.ray.wanted import Wanted
 from service.errors import ArtifactChangedError, DeviceFaultError, DeviceStalledError, LoadTimeoutError
 from service.exit_status import ExitStatus
+from service.process import free_what_is_unused
 from service.scoring.admission import Amount
 from service.scoring.entry import Entry
 from service.scoring.ticket import Ticket
@@ -87,9 +88,9 @@ class Scorer:
             logging.shutdown()
             os._exit(ExitStatus.DEVICE_FAULT)
 
-    def status(self, wanted: Mapping[str, str]) -> Status:
-        """Return how it is, and see to it that the wanted artifacts, folders by digest, are loaded."""
-        self._held.keep(wanted)
+    def status(self, wanted: Mapping[str, str], by: str = "") -> Status:
+        """Return how it is, and see to it that what an ingress wants, folders by digest, is loaded."""
+        self._held.keep(wanted, by=by)
         for digest, folder in wanted.items():
             if digest not in self._held.digests and self._held.has_room and self._wanted.begin(digest):
                 asyncio.get_running_loop().run_in_executor(None, self._load_wanted, digest, Path(folder))
@@ -114,11 +115,15 @@ class Scorer:
             return True
         return False
 
-    async def load(self, digest: str, folder: str) -> Reply:
-        """Return the facts of an artifact, loaded and verified now if it is not."""
+    async def load(self, digest: str, folder: str, together: bool = False) -> Reply:
+        """Return the facts of an artifact, loaded and verified now if it is not.
+
+        Args:
+            together: artifacts on another base model stay in memory; else they go before it is loaded.
+        """
 
         def facts() -> Facts:
-            with self._held.lease(digest, lambda: self._checked(digest, Path(folder))) as predictor:
+            with self._held.lease(digest, lambda: self._checked(digest, Path(folder), together)) as predictor:
                 how = replace(predictor.reverse_pass, form=None)  # of modules, which do not travel
                 return Facts(digest, predictor.own_bytes, predictor.weights, how, self.local.budget_of(predictor))
 
@@ -179,7 +184,7 @@ class Scorer:
     def _load_wanted(self, digest: str, folder: Path) -> None:
         loaded = False
         try:
-            with self._held.lease(digest, lambda: self._checked(digest, folder), spare_wanted=True):
+            with self._held.lease(digest, lambda: self._checked(digest, folder, spare=True), spare_wanted=True):
                 loaded = True
         except Exception as error:
             # The ingress asks again with each status.
@@ -187,10 +192,19 @@ class Scorer:
         finally:
             self._wanted.end(digest, loaded=loaded)
 
-    def _checked(self, digest: str, folder: Path) -> Predictor:
-        """Return the predictor of a folder that has the content of a digest."""
-        if (there := self._library.read(folder).digest) != digest:
-            raise ArtifactChangedError(f"{folder.name!r} is {there} on this replica's disk, and {digest} was asked for")
+    def _checked(self, digest: str, folder: Path, together: bool = False, *, spare: bool = False) -> Predictor:
+        """Return the predictor of a folder that has the content of a digest; what is on other bases goes for it first.
+
+        Args:
+            together: it does not; spare: what is wanted does not, and it is refused.
+        """
+        artifact = self._library.read(folder)
+        if artifact.digest != digest:
+            raise ArtifactChangedError(
+                f"{folder.name!r} is {artifact.digest} on this replica's disk, and {digest} was asked for"
+            )
+        if not together and not self._held.leave_other_bases(artifact.manifest.base, spare_wanted=spare):
+            free_what_is_unused()
         return self._load(folder)
 
     def _load(self, folder: Path) -> Predictor:

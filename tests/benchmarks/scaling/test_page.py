@@ -43,9 +43,7 @@ def test_what_was_measured_stands_on_the_page() -> None:
     assert "two cores, today, commit c, a; v" in text
     assert "| map | 50.0 | 0.400 | 2.0 | 0.2 | 1.0 |" in text
     assert "| map | capacity | 40.0 | 42.0 |" in text
-    assert (
-        "| map | 0.5 | 4.9 | 4.8 (4.7 to 5.1) | 0.20 | 0.20 (0.20 to 0.20) | 0.40 | 0.40 (0.40 to 0.40) |" in text
-    )
+    assert "| map | 0.5 | 4.9 | 4.8 (4.7 to 5.1) | 0.20 | 0.20 (0.20 to 0.20) | 0.40 | 0.40 (0.40 to 0.40) |" in text
     # 0.7 of a core at 2 ms a request is 350 a second: an H100 at 0.7 of its load takes 54 (laplace, 2 classes).
     assert "| 1,000 |" in text
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from tiny_runs import FinishedRun
 
+from laplora.artifact.folder import read_artifact
+from laplora.errors import ModelError
+from laplora.models.base import BaseSpec, load_base_model, locate_base
 from laplora.models.four_bit import packed_linears
 from laplora.models.lora import lora_layers
-from laplora.models.shared_base import SharedBases
+from laplora.models.shared_base import SharedBases, least_bytes
 from laplora.models.tensor_sizes import tensor_bytes
 from laplora.predictor import Predictor
 
@@ -45,6 +49,37 @@ def test_each_says_what_it_says_alone(
         assert answers(other) == answers(mixture_predictor)
     assert answers(one) == answers(sentiment_predictor)
     assert answers(one)[0].probs != answers(other)[0].probs
+
+
+def test_another_base_that_does_not_fit_beside_is_refused_before_it_loads(
+    sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_artifact(sentiment_run.artifact).manifest
+    location, cpu = locate_base(manifest.base), torch.device("cpu")
+    other = replace(manifest.base, dtype="bfloat16" if manifest.base.dtype == "float32" else "float32")
+    bases = SharedBases()
+
+    def get(spec: BaseSpec) -> Any:
+        return bases.get(location, spec, manifest.base_weights_hash, device=cpu)
+
+    least = least_bytes(location, other)
+    monkeypatch.setattr("laplora.models.shared_base.free_bytes", lambda device: least - 1)
+    kept = get(manifest.base)  # the first one is let in: it is what the memory is for
+    assert get(manifest.base) is kept
+    with pytest.raises(ModelError, match=r"GiB of cpu are free beside the base that is loaded"):
+        get(other)
+    monkeypatch.setattr("laplora.models.shared_base.free_bytes", lambda device: least)
+    assert get(other) is not kept
+
+
+def test_the_least_that_a_base_takes_is_that_of_its_weights(sentiment_run: FinishedRun) -> None:
+    spec = read_artifact(sentiment_run.artifact).manifest.base
+    location = locate_base(spec)
+    plain, half = (replace(spec, quantization="none", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    model = load_base_model(location, plain, device=torch.device("cpu")).model
+    weights = {p.data_ptr(): p.numel() for p in model.parameters()}
+    assert least_bytes(location, plain) == 4 * sum(weights.values()) == 2 * least_bytes(location, half)
+    assert least_bytes(location, replace(spec, quantization="nf4")) == sum(weights.values()) // 2
 
 
 def test_weights_are_in_memory_once_and_the_base_stays_bare(pair: tuple[Predictor, Predictor]) -> None:

@@ -30,7 +30,8 @@ SETTINGS: dict[str, Any] = {
     "max_inputs": 16,
     "client_share": 1.0,
     "drain_s": 1.0,
-    "request_timeout_s": 60.0,
+    "request_timeout_s": 600.0,
+    "stall_s": 600.0,
 }
 SCORERS = 2
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -175,12 +176,17 @@ def test_what_is_loaded_is_loaded_at_every_replica(served: Engine) -> None:
     assert set(served.metrics("laplora_replica_queue_tokens")) == set(replicas(served))
 
 
-@on_ray
-def test_the_room_is_that_of_all_replicas(served: Engine) -> None:
+def until_room_for(served: Engine, *, scorers: int) -> None:
+    """Wait until the queue has the room of so many scorers."""
     give_up = time.monotonic() + GIVE_UP_S
-    while (rows := served_rows(served)) != SCORERS * SETTINGS["max_queue_rows"]:
+    while (rows := served_rows(served)) != scorers * SETTINGS["max_queue_rows"]:
         assert time.monotonic() < give_up, rows
         time.sleep(0.1)
+
+
+@on_ray
+def test_the_room_is_that_of_all_replicas(served: Engine) -> None:
+    until_room_for(served, scorers=SCORERS)
 
 
 @on_ray
@@ -210,26 +216,32 @@ def test_rows_that_lose_the_device_are_given_up_and_the_replicas_come_back(serve
     assert served.predict("a 12").status_code == 200
 
 
-@on_ray
-def test_an_update_of_the_scorers_fails_no_request(served: Engine) -> None:
-    until_all_replicas(served, artifacts=1)
-    before = replicas(served)
+@contextmanager
+def update(served: Engine, **changes: Any) -> Iterator[None]:
+    """Put the application in the place of the one that runs, with changes; it goes on after the block."""
     text = served.log.read_text()
     address = re.search(r'"event": "ray_started", "address": "([^"]+)"', text)
     assert address is not None, text
     settings = json.loads((served.folder / "cluster.json").read_text())["settings"]
-    file = cluster_file(served.folder, settings, scorer_cpus=0.11)
+    file = cluster_file(served.folder, settings, **changes)
     environment = served.environment | {"RAY_ADDRESS": address[1]}
-    with flowing(served) as answers:
-        command = [sys.executable, "-m", "service.ray_serve", str(file)]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as update:
-            try:
-                until_all_replicas(served, artifacts=1, without=before)
-                count = len(answers)
-                while len(answers) < count + 20:
-                    time.sleep(0.05)
-            finally:
-                update.kill()
+    command = [sys.executable, "-m", "service.ray_serve", str(file)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+@on_ray
+def test_an_update_of_the_scorers_fails_no_request(served: Engine) -> None:
+    until_all_replicas(served, artifacts=1)
+    before = replicas(served)
+    with flowing(served) as answers, update(served, scorer_cpus=0.11):
+        until_all_replicas(served, artifacts=1, without=before)
+        count = len(answers)
+        while len(answers) < count + 20:
+            time.sleep(0.05)
     assert {answer.status_code for answer in answers} == {200}
 
 

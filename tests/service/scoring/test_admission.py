@@ -107,6 +107,22 @@ def test_correction_may_exceed_the_limit_by_an_eighth() -> None:
         admission.correct(low, Amount(1, 65))
 
 
+def test_what_was_let_in_stays_where_the_room_shrinks() -> None:
+    """A scorer goes while the queue is full: what it was let in under counts for a request, and no new one comes."""
+    admission = Admission(Amount(16, 128, 1000), client_share=0.5)
+    held = [admission.reserve(name, Amount(3, 24)) for name in "abcde"]
+    admission.resize(LIMITS)
+    for reservation in held[:3]:
+        admission.correct(reservation, Amount(3, 25))
+    refused(admission, "f", Amount(1, 1), QueueFullError)
+    with pytest.raises(BatchTooLargeError):
+        admission.correct(held[3], Amount(3, 65))
+    for reservation in held:
+        admission.close(reservation)
+    assert admission.total == NOTHING
+    refused(admission, "a", Amount(5, 1), BatchTooLargeError)
+
+
 def test_retry_after_is_the_time_of_the_backlog_that_is_in_the_way() -> None:
     admission = Admission(Amount(1000, 1000, 1000), client_share=0.5)
     admission.reserve("a", Amount(1, 500))

@@ -1,0 +1,185 @@
+"""An artifact on another base model: no scorer has two in memory where there are several, and no request is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import httpx
+import pytest
+from scorer_cluster import Cluster, serving
+from serving import FakePredictor, artifacts_in, code, settings
+
+from laplora.errors import GoldenMismatchError
+from laplora.models.base import BaseSpec
+from service.artifacts.predictors import Library
+from service.backends.ray.scorer import Scorer
+
+pytestmark = pytest.mark.anyio
+
+BASES = {"first": BaseSpec("one"), "again": BaseSpec("one"), "second": BaseSpec("another")}
+
+
+class Disk:
+    """Artifacts on several bases, loaded anew each time, and how many bases were in memory at once.
+
+    ``gate`` lets loads of ``second`` begin; ``error`` is what its golden answers meet.
+    """
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir()
+        self.root, self.alive, self.most_bases = root, WeakSet[FakePredictor](), 0
+        self.loads, self.gate, self.waiting = list[str](), threading.Event(), threading.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+        artifacts_in(root, *BASES)
+
+    def make(self, path: Path) -> FakePredictor:
+        made = FakePredictor(path.name, path=path)
+        made.base = made.artifact.manifest.base = BASES[path.name]
+        return made
+
+    def load(self, path: Path, *more: Any) -> FakePredictor:
+        self.loads.append(path.name)
+        if path.name == "second":
+            self.waiting.set()
+            self.gate.wait()
+        made = self.make(path)
+        made.golden_error = self.error if path.name == "second" else None
+        self.alive.add(made)
+        self.most_bases = max(self.most_bases, len({one.base for one in self.alive}))
+        return made
+
+    @property
+    def library(self) -> Library:
+        read: Any = lambda path: self.make(path).artifact  # noqa: E731
+        encoder: Any = lambda path, *more: self.make(path)  # noqa: E731
+        load: Any = self.load
+        return Library(load=load, read=read, encoder=encoder)
+
+
+def cluster_of(folder: Path, names: str, *, most: int | None = None) -> tuple[Cluster, dict[str, Disk]]:
+    cluster, disks = Cluster(folder, most=most), {name: Disk(folder / name) for name in names}
+    for name, disk in disks.items():
+        own = settings(artifact="first", artifacts_root=disk.root)
+        cluster.scorers[name] = Scorer(own, disk.library, name, artifacts=most)
+        cluster.scorers[name].load_first()
+    return cluster, disks
+
+
+def server(cluster: Cluster) -> Any:
+    ingress = Disk(cluster.folder / "ingress")
+    return serving(cluster, ingress.library, artifact="first", artifacts_root=ingress.root)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def predict(client: httpx.AsyncClient) -> httpx.Response:
+    return await client.post("/predict", json={"inputs": [{"text": "a 12"}]})
+
+
+class Flow:
+    """Requests that come all the time, and which artifacts answered."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.answers, self._over = list[httpx.Response](), asyncio.Event()
+        self._senders = [asyncio.create_task(self._send(client)) for _ in range(4)]
+
+    async def _send(self, client: httpx.AsyncClient) -> None:
+        while not self._over.is_set():
+            self.answers.append(await predict(client))
+
+    async def end(self) -> list[str]:
+        self._over.set()
+        await asyncio.gather(*self._senders)
+        assert {answer.status_code for answer in self.answers} == {200}
+        return [answer.json()["artifact"]["name"] for answer in self.answers]
+
+    async def goes_on(self) -> None:
+        count = len(self.answers) + 20
+        await until(lambda: len(self.answers) > count)
+
+
+async def test_one_scorer_goes_ahead_and_the_others_follow(tmp_path: Path) -> None:
+    cluster, disks = cluster_of(tmp_path, "abc")
+    async with server(cluster) as (client, _):
+        assert (await client.post("/artifacts/again/load")).status_code == 200
+        flow = Flow(client)
+        for disk in disks.values():
+            disk.gate.clear()
+        changing = asyncio.create_task(client.post("/artifacts/second/activate"))
+        await until(lambda: any(disk.waiting.is_set() for disk in disks.values()))
+        (ahead,) = [name for name, disk in disks.items() if disk.waiting.is_set()]
+        await flow.goes_on()
+        assert cluster.holds(ahead) == set(), "it let go of what it had first"
+        assert [cluster.holds(name) for name in "abc" if name != ahead] == [{"first", "again"}] * 2
+        disks[ahead].gate.set()
+        assert (await changing).status_code == 200
+        await flow.goes_on()
+        for disk in disks.values():
+            disk.gate.set()
+        await until(lambda: all(cluster.holds(name) == {"second"} for name in "abc"))
+        await flow.goes_on()
+        assert {*await flow.end()} == {"first", "second"}
+    assert {disk.most_bases for disk in disks.values()} == {1}
+
+
+async def test_one_that_cannot_be_served_leaves_the_cluster_as_it_was(tmp_path: Path) -> None:
+    cluster, disks = cluster_of(tmp_path, "ab")
+    for disk in disks.values():
+        disk.error = GoldenMismatchError("recorded 0.5, got 0.7")
+    async with server(cluster) as (client, _):
+        flow = Flow(client)
+        refused = await client.post("/artifacts/second/activate")
+        assert code(refused) == (409, "golden_mismatch")
+        await until(lambda: all(cluster.holds(name) == {"first"} for name in "ab"))
+        assert {*await flow.end()} == {"first"}
+    assert sum(disk.loads.count("second") for disk in disks.values()) == 1
+    assert {disk.most_bases for disk in disks.values()} == {1}
+
+
+async def test_what_the_one_that_goes_ahead_has_alone_comes_to_another_first(tmp_path: Path) -> None:
+    """Three scorers with a place each, and two artifacts: those that stay have both before one leaves its own."""
+    cluster, disks = cluster_of(tmp_path, "abc", most=1)
+    async with server(cluster) as (client, _):
+        assert (await client.post("/artifacts/again/load")).status_code == 200
+        await until(
+            lambda: {*map(frozenset, map(cluster.holds, "abc"))} == {frozenset({"first"}), frozenset({"again"})}
+        )
+        for disk in disks.values():
+            disk.gate.clear()
+        changing = asyncio.create_task(client.post("/artifacts/second/activate"))
+        await until(lambda: any(disk.waiting.is_set() for disk in disks.values()))
+        (ahead,) = [name for name, disk in disks.items() if disk.waiting.is_set()]
+        others = [name for name in "abc" if name != ahead]
+        assert sorted(one for name in others for one in cluster.holds(name)) == ["again", "first"]
+        for artifact in ("first", "again"):
+            answer = await client.post("/predict", json={"inputs": [{"text": "a 12"}], "artifact": artifact})
+            assert answer.status_code == 200
+        for disk in disks.values():
+            disk.gate.set()
+        assert (await changing).status_code == 200
+    assert {disk.most_bases for disk in disks.values()} == {1}
+
+
+async def test_a_single_scorer_answers_while_it_loads_the_other_base_beside(tmp_path: Path) -> None:
+    cluster, disks = cluster_of(tmp_path, "a")
+    async with server(cluster) as (client, _):
+        flow = Flow(client)
+        disks["a"].gate.clear()
+        changing = asyncio.create_task(client.post("/artifacts/second/activate"))
+        await until(disks["a"].waiting.is_set)
+        await flow.goes_on()
+        disks["a"].gate.set()
+        assert (await changing).status_code == 200
+        await flow.goes_on()
+        assert {*await flow.end()} == {"first", "second"}
+    assert disks["a"].loads == ["first", "second"]
