@@ -116,9 +116,9 @@ class _ScorerReplica:
         """As ``Scorer.make_version``."""
         return await self._scorer.make_version(digest, folder, rows, calibration, force)
 
-    async def status(self, wanted: dict[str, str], by: str) -> Status:
+    async def status(self, wanted: dict[str, str], by: str, batches_to: int) -> Status:
         """As ``Scorer.status``."""
-        return self._scorer.status(wanted, by)
+        return self._scorer.status(wanted, by, batches_to)
 
     async def check_health(self) -> None:
         """End the process where the device has failed: another one takes its place."""

@@ -54,7 +54,7 @@ class Status:
         digests: of the artifacts that it has loaded.
         rows, tokens, oldest_wait_s: what waits there, as of ``Backlog``.
         batch_tokens: most padded tokens of a batch.
-        batches: that ran since the last status, the newest at most.
+        batches: that ran since those that the ingress had, the newest at most; batches_to: the number of the last one.
         stalled: its device does not answer, though it does.
     """
 
@@ -65,4 +65,5 @@ class Status:
     oldest_wait_s: float
     batch_tokens: int
     batches: tuple[BatchReport, ...] = ()
+    batches_to: int = 0
     stalled: bool = False

@@ -82,14 +82,15 @@ class Calls(Protocol):
 
 @dataclass
 class _Replica:
-    """What is known of a replica: its last status, when that came, the tokens of tickets sent and not answered, and how
-    many tickets were ever sent.
+    """What is known of a replica: its last status, when that came, the tokens of tickets sent and not answered, how
+    many tickets were ever sent, and the number of the last batch that was counted.
     """
 
     status: Status | None = None
     seen: float = 0.0
     sent_tokens: int = 0
     sent: int = 0
+    batches_to: int = 0
 
     @property
     def stalled(self) -> bool:
@@ -493,12 +494,15 @@ class Replicas:
         wanted = {one.artifact.digest: str(one.artifact.path) for one in self._models if one.artifact.digest in place}
         try:
             async with asyncio.timeout(SILENT_S):
-                status: Status = await self._calls.call(name, "status", wanted, self._name)
+                told = self._replicas.get(name, _Replica()).batches_to
+                status: Status = await self._calls.call(name, "status", wanted, self._name, told)
         except (ReplicaGoneError, TimeoutError):
             return
         known = self._replicas.setdefault(status.replica, _Replica())
         known.status, known.seen = status, time.monotonic()
-        for report in status.batches:
+        new = status.batches[-(status.batches_to - known.batches_to) :] if status.batches_to > known.batches_to else ()
+        known.batches_to = status.batches_to
+        for report in new:
             for watcher in self._on_batch:
                 watcher(report)
 

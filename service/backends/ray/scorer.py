@@ -54,10 +54,10 @@ class Scorer:
 
     def __init__(self, settings: Settings, library: Library, replica: str, *, artifacts: int | None = None) -> None:
         self._replica, self._settings, self._library = replica, settings, library
-        self._batches: deque[BatchReport] = deque(maxlen=_MOST_BATCHES)
+        self._batches = _Batches()
         # Room for what one ingress sends to all replicas: it is the one that refuses.
         whole = {"client_share": 1.0, "max_queue_rows": 2**31, "max_queue_tokens": 2**40}
-        self.local = Local(settings.model_copy(update=whole), library, on_batch=(self._batches.append,))
+        self.local = Local(settings.model_copy(update=whole), library, on_batch=(self._batches.add,))
         self._most = artifacts or settings.max_artifacts
         self._held = Held(most=self._most, most_bytes=settings.max_artifact_bytes)
         self._wanted = Wanted()
@@ -88,14 +88,18 @@ class Scorer:
             logging.shutdown()
             os._exit(ExitStatus.DEVICE_FAULT)
 
-    def status(self, wanted: Mapping[str, str], by: str = "") -> Status:
-        """Return how it is, and see to it that what an ingress wants, folders by digest, is loaded."""
+    def status(self, wanted: Mapping[str, str], by: str = "", batches_to: int = 0) -> Status:
+        """Return how it is, and see to it that what an ingress wants, folders by digest, is loaded.
+
+        Args:
+            by: which ingress asks; batches_to: number of the last batch that it was told of.
+        """
         self._held.keep(wanted, by=by)
         for digest, folder in wanted.items():
             if digest not in self._held.digests and self._held.has_room and self._wanted.begin(digest):
                 asyncio.get_running_loop().run_in_executor(None, self._load_wanted, digest, Path(folder))
         backlog = self.local.backlog
-        batches = tuple(self._batches.popleft() for _ in range(len(self._batches)))
+        batches, last = self._batches.since(batches_to)
         return Status(
             self._replica,
             self._held.digests,
@@ -104,6 +108,7 @@ class Scorer:
             backlog.oldest_wait_s,
             self.local.batch_tokens,
             batches,
+            last,
             self._stalled,
         )
 
@@ -211,6 +216,26 @@ class Scorer:
         predictor = self.local.load(folder, lambda phase, stage: None)
         self.local.use(predictor, [*self._held.predictors, predictor])
         return predictor
+
+
+class _Batches:
+    """The last batches, by number, so that whoever missed an answer is told again. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._last, self._kept = 0, deque[BatchReport](maxlen=_MOST_BATCHES)
+        self._lock = threading.Lock()
+
+    def add(self, report: BatchReport) -> None:
+        with self._lock:
+            self._last += 1
+            self._kept.append(report)
+
+    def since(self, number: int) -> tuple[tuple[BatchReport, ...], int]:
+        """Return the batches after that of a number, and the number of the last one; those before are known."""
+        with self._lock:
+            while self._kept and self._last - len(self._kept) < number:
+                self._kept.popleft()
+            return tuple(self._kept), self._last
 
 
 class _leased:

@@ -233,6 +233,31 @@ async def test_a_silent_replica_keeps_nobody_from_looking_at_the_others(
         await until(lambda: cluster.answered_by("status").count("b") > before + 3)
 
 
+async def test_a_batch_is_counted_once_whichever_answer_is_lost(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, lost = cluster.call, 0
+
+    async def lose(replica: str, method: str, *arguments: Any) -> Any:
+        nonlocal lost
+        answer = await call(replica, method, *arguments)
+        if method == "status" and answer.batches and lost < 3:
+            lost += 1
+            raise ReplicaGoneError
+        return answer
+
+    monkeypatch.setattr(cluster, "call", lose)
+    async with serving(cluster) as (client, replicas):
+        counted: list[Any] = []
+        replicas._on_batch = (counted.append,)
+        for _ in range(5):
+            assert (await predict(client)).status_code == 200
+        await until(lambda: lost == 3 and len(counted) == 5)
+        looks = len(cluster.answered_by("status"))
+        await until(lambda: len(cluster.answered_by("status")) > looks + 3)
+    assert len(counted) == 5
+
+
 async def test_a_replica_whose_device_stalls_gets_no_ticket_and_all_such_are_not_ready(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     for name in "ab":
