@@ -28,8 +28,11 @@ from service.telemetry.logs import logger
 _CHUNK_ROWS = 256
 #: How often an upload that cannot be read for now is tried before another server is to have the job.
 _READ_TRIES = 4
-#: How often a lone row is tried again whose scorers were lost: others may have been why. A chunk is halved at once.
-_LOST_TRIES = 2
+#: How often a lone row is tried again whose scorers were lost: others may have been why.
+_LOST_TRIES = 1
+#: Parts in which a chunk whose scorers were lost is gone through, and then the part that loses more. Each loss costs
+#: scorers, and a part that goes through costs nothing: so many small parts, and not halves.
+_PARTS = 16
 
 
 class Run:
@@ -39,6 +42,7 @@ class Run:
         rows, most_rows: of the next chunk at most, and of any.
         chunks: of the next rows, in order; finishing: the job's end.
         alone: the last chunk ahead got no room, so the next one waits for those before it.
+        careful_until: row before which a row has lost scorers: chunks stay small until there, and go one by one.
         not_before: ``time.monotonic`` of the next try.
         next_row, next_offset: where the next chunk begins; ahead of what is on disk by the chunks under way.
         unread: why its next chunk cannot be read; it fails once those before it are over.
@@ -51,6 +55,7 @@ class Run:
         self.chunks: list[asyncio.Task[None]] = []
         self.finishing: asyncio.Task[None] | None = None
         self.alone = self.stopped = False
+        self.careful_until = 0
         self.not_before = 0.0
         self.unread: Exception | None = None
         self.ending, self.absence = Ending(job, means), Absence(job, means)
@@ -162,7 +167,9 @@ class Run:
         await whole(ledger.keep_rows(job, chunk, scored, codes, sums=sums))
         self.under_way.over(chunk.rows)
         self.left_out.kept()
-        self.rows, self.alone = min(self.most_rows, 2 * self.rows), False
+        self.alone = job.rows_done < self.careful_until
+        if not self.alone:
+            self.rows = min(self.most_rows, 2 * self.rows)
         self.pauses.over()
 
     # A chunk does not go through
@@ -199,6 +206,9 @@ class Run:
             await self._pause(cause)
         elif not isinstance(error, RowError | BatchTooLargeError):
             self._cannot(error)
+        elif lost and not few:
+            self.rows, self.alone = max(1, len(chunk.items) // _PARTS), True
+            self.careful_until = max(self.careful_until, chunk.rows[1])
         elif row is None and not few:
             self.rows = half
         else:

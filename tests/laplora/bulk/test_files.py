@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,9 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(
     assert target.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_an_input_without_a_finite_answer_has_no_answer_alone(sentiment_run: FinishedRun) -> None:
+@pytest.fixture
+def overflowing(sentiment_run: FinishedRun) -> Predictor:
+    """A predictor without a finite answer to what has a zebra in it."""
     predictor = Predictor.load(sentiment_run.artifact, device="cpu")
     (odd,) = predictor.tokenizer(" zebra", add_special_tokens=False)["input_ids"][-1:]
 
@@ -92,6 +95,29 @@ def test_an_input_without_a_finite_answer_has_no_answer_alone(sentiment_run: Fin
         return states.masked_fill((given[0] == odd)[..., None], torch.nan)
 
     predictor.members.model.get_input_embeddings().register_forward_hook(overflow)
+    return predictor
+
+
+@pytest.mark.parametrize("bad", [0, 37, 63])
+def test_one_input_without_a_finite_answer_costs_two_calls_for_each_halving(
+    overflowing: Predictor, bad: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, predict_all = list[int](), overflowing.predict_all
+
+    def counted(rows: Any, *more: Any, **options: Any) -> Any:
+        calls.append(len(rows))
+        return predict_all(rows, *more, **options)
+
+    monkeypatch.setattr(overflowing, "predict_all", counted)
+    texts = ["a zebra" if number == bad else "a film" for number in range(64)]
+    window = [(number, json.dumps({"text": text}).encode()) for number, text in enumerate(texts)]
+    assert [number for number, _, none in answer_window(overflowing, window, How()) if none] == [bad]
+    assert len(calls) == 1 + 2 * math.log2(64)
+    assert sum(calls) < 3 * 64
+
+
+def test_an_input_without_a_finite_answer_has_no_answer_alone(overflowing: Predictor) -> None:
+    predictor = overflowing
     texts = ["a film", "a zebra", "a play", "a song"]
     window = [(number, json.dumps({"text": text}).encode()) for number, text in enumerate(texts, 1)]
     lines = [(number, json.loads(line), bad) for number, line, bad in answer_window(predictor, window, How())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import pickle
 import threading
 import time
@@ -107,7 +108,11 @@ async def test_rows_that_end_replicas_are_given_up_after_two(cluster: Cluster) -
         assert (await predict(client)).status_code == 200
 
 
-async def test_a_row_of_a_job_that_ends_replicas_is_left_out(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bad", [0, 11, 137, 255])
+async def test_a_row_of_a_job_that_ends_replicas_is_left_out_and_ends_few(
+    cluster: Cluster, bad: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two for the chunk of 256, two for its part of 16, and four for the row alone: as many as the halvings to it."""
     monkeypatch.setattr(waiting, "_LONGEST_PAUSE_S", 0.02)
     call, killed = cluster.call, list[str]()
 
@@ -118,7 +123,7 @@ async def test_a_row_of_a_job_that_ends_replicas_is_left_out(cluster: Cluster, m
         return await call(replica, method, *arguments)
 
     monkeypatch.setattr(cluster, "call", lose)
-    rows = [{"text": f"a {777 if number == 11 else 12}", "label": "positive"} for number in range(16)]
+    rows = [{"text": f"a {777 if number == bad else 12}", "label": "positive"} for number in range(300)]
     async with serving(cluster) as (client, _):
         body, kind = "".join(json.dumps(row) + "\n" for row in rows), {"content-type": "application/jsonl"}
         sent = await client.post("/evaluate/jobs", content=body, headers=kind, params={"resamples": 10})
@@ -126,8 +131,9 @@ async def test_a_row_of_a_job_that_ends_replicas_is_left_out(cluster: Cluster, m
             while (job := (await client.get(f"/evaluate/jobs/{sent.json()['id']}")).json())["status"] != "done":
                 assert len(killed) < 100, job
                 await asyncio.sleep(0.01)
-    assert job["bad_rows"] == [{"line": 12, "code": "device_fault"}]
-    assert (job["rows_done"], job["result"]["rows"]) == (16, 15)
+    assert job["bad_rows"] == [{"line": bad + 1, "code": "device_fault"}]
+    assert (job["rows_done"], job["result"]["rows"]) == (300, 299)
+    assert len(killed) <= math.log2(256)
 
 
 async def test_a_load_waits_for_a_scorer_however_long_that_loads(
