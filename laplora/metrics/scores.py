@@ -34,8 +34,8 @@ _SMALLEST = torch.finfo(torch.float64).tiny
 #: Of every interval.
 _LEVEL = 0.95
 
-#: Row numbers of the bootstrap that are held at a time.
-_DRAWN_AT_ONCE = 2**19
+#: Row numbers of the bootstrap that are held at a time: what is made of so many stays in a core's cache.
+_DRAWN_AT_ONCE = 2**13
 
 #: A served curve has at most this many points.
 _CURVE_POINTS = 200
