@@ -19,7 +19,6 @@ from tiny_runs import job, sentiment_rows, write_config, write_rows
 
 from laplora.models.four_bit import packed_linears
 from laplora.predictor import Predictor
-from training import evaluate as evaluate_job
 from training.config import load_config
 
 SIZES: dict[str, Any] = {
@@ -148,12 +147,8 @@ def save_base(folder: Path, family: Family, tokenizer_folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_from_training_to_served_answers(
-    name: str, tmp_path: Path, base_model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_family_from_training_to_served_answers(name: str, tmp_path: Path, base_model_folder: Path) -> None:
     """Loading replays the golden answers: once on expanded weights, as training measured, and once on packed ones."""
-    # Plots take long and say nothing of a family.
-    monkeypatch.setattr(evaluate_job, "write_report", lambda *_, **__: None)
     family = FAMILIES[name]
     base = save_base(tmp_path / "base", family, base_model_folder)
     config_file = write_config(
