@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -216,15 +217,19 @@ def test_rows_that_lose_the_device_are_given_up_and_the_replicas_come_back(serve
     assert served.predict("a 12").status_code == 200
 
 
-@contextmanager
-def update(served: Engine, **changes: Any) -> Iterator[None]:
-    """Put the application in the place of the one that runs, with changes; it goes on after the block."""
+def cluster_environment(served: Engine) -> dict[str, str]:
+    """Return the environment of a process that joins an engine's cluster."""
     text = served.log.read_text()
     address = re.search(r'"event": "ray_started", "address": "([^"]+)"', text)
     assert address is not None, text
+    return served.environment | {"RAY_ADDRESS": address[1]}
+
+
+@contextmanager
+def update(served: Engine, **changes: Any) -> Iterator[None]:
+    """Put the application in the place of the one that runs, with changes; it goes on after the block."""
     settings = json.loads((served.folder / "cluster.json").read_text())["settings"]
-    file = cluster_file(served.folder, settings, **changes)
-    environment = served.environment | {"RAY_ADDRESS": address[1]}
+    file, environment = cluster_file(served.folder, settings, **changes), cluster_environment(served)
     command = [sys.executable, "-m", "service.ray_serve", str(file)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
@@ -243,6 +248,45 @@ def test_an_update_of_the_scorers_fails_no_request(served: Engine) -> None:
         while len(answers) < count + 20:
             time.sleep(0.05)
     assert {answer.status_code for answer in answers} == {200}
+
+
+def scale(served: Engine, scorers: int) -> None:
+    """Give an engine so many scorers by Ray Serve's own configuration: whose ``args`` stay, so that all else does."""
+    args = json.loads((served.folder / "cluster.json").read_text())
+    application = {"name": "laplora", "route_prefix": "/", "import_path": "service.ray_serve.app:build", "args": args}
+    application["deployments"] = [{"name": "scorer", "num_replicas": scorers}]
+    file = served.folder / "serve.json"
+    file.write_text(json.dumps({"applications": [application]}))
+    command = [sys.executable, str(Path(__file__).with_name("deploy.py")), str(file)]
+    subprocess.run(command, env=cluster_environment(served), check=True, capture_output=True)
+
+
+@on_ray
+def test_a_full_cluster_that_is_scaled_down_loses_no_request(served: Engine) -> None:
+    """One of two scorers goes while both hold all that they may: it answers what it has, and is gone then."""
+    until_all_replicas(served, artifacts=1)
+    before = replicas(served)
+    scale(served, SCORERS)  # all anew: from here on the configuration is Ray Serve's own
+    until_all_replicas(served, artifacts=1, without=before)
+    until_room_for(served, scorers=SCORERS)
+    both, rows = set(replicas(served)), served_rows(served)
+    with ThreadPoolExecutor(rows) as pool:
+        with served.held():
+            running = [pool.submit(served.predict, f"a {token}") for token in range(10, 10 + rows)]
+            while served.metrics("laplora_reserved_rows")[""] < rows:
+                time.sleep(0.02)
+            scale(served, 1)
+            until_room_for(served, scorers=1)
+            assert served.metrics("laplora_reserved_rows")[""] == rows
+            assert code(served.predict("a")) == (429, "queue_full")
+        answers = [one.result() for one in running]
+    assert {answer.status_code for answer in answers} == {200}
+    assert [first_prob(answer.json()) for answer in answers] == [*range(10, 10 + rows)]
+    while len(now := set(replicas(served))) != 1:
+        time.sleep(0.1)
+    assert now < both
+    scale(served, SCORERS)
+    until_all_replicas(served, artifacts=1)
 
 
 @on_ray
