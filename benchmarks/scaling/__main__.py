@@ -30,10 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tables", action="store_true", help="measure nothing: write the page from results.json")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; nothing is published")
     options = parser.parse_args(arguments)
-    seconds, turns = (4.0, 1) if options.quick else (12.0, 5)
+    seconds, turns = (4.0, 1) if options.quick else (30.0, 7)
     parts: dict[str, Callable[[], Any]] = {
         "against": lambda: {mode: against.measure(mode=mode, seconds=seconds, turns=turns) for mode in MODES},
-        "engines": lambda: replicas.measure(seconds=2 * seconds, turns=1 if options.quick else 3),
+        "engines": lambda: replicas.measure(seconds=seconds, turns=1 if options.quick else 4),
     }
     wanted = [] if options.tables else [options.only] if options.only else list(parts)
     conditions = conditions_here(arguments, module="benchmarks.scaling").with_versions("ray", "uvicorn", "fastapi")
