@@ -24,13 +24,13 @@ _SHOWN = 120
 def check_base_allowed(address: Address, base: BaseSpec, allowed: Sequence[str] = ()) -> None:
     """Raise ConfigError where the artifact at an address may not have this base.
 
-    Without being allowed it may have an offline model; a base in the same bucket, on the same web server or in the same
-    repository as itself; and any of the hub at a commit's whole hash, or where the artifact's own address is pinned: by
-    its digest, or on the hub by a commit.
+    Without being allowed it may have an offline model; a base in the same bucket, on the same web server, which may
+    redirect to another one, or in the same repository as itself; and any of the hub at a commit's whole hash, or where
+    the artifact's own address is pinned: by its digest, or on the hub by a commit.
 
     Args:
-        allowed: further bases: names, folders or addresses; ``NAME/*`` is all below one, ``*`` is any. A repository of
-            the hub is ``OWNER/NAME``, at any revision.
+        allowed: further bases: names, folders or addresses; ``NAME/*`` is all below one, ``*`` is any, ``hf://*`` any
+            of the hub. A repository of the hub is ``OWNER/NAME``, at any revision.
     """
     model = base.model
     if model in OFFLINE_MODELS or any(_matches(entry, model) for entry in allowed):
@@ -38,7 +38,7 @@ def check_base_allowed(address: Address, base: BaseSpec, allowed: Sequence[str] 
     if (reason := _refusal(address, model, base.revision)) is not None:
         raise ConfigError(
             f"{address} names the base model {model[:_SHOWN]!r}, {reason}: where you trust it, allow it by "
-            "--allowed-bases (LAPLORA_ALLOWED_BASES, in Python allowed_bases)"
+            "--allowed-bases (LAPLORA_ALLOWED_BASES, in Python FetchRules(allowed_bases=...))"
         )
 
 
@@ -59,10 +59,21 @@ def _refusal(address: Address, model: str, revision: str | None) -> str | None:
 
 
 def _matches(entry: str, model: str) -> bool:
+    if entry == "*":
+        return True
+    if entry.startswith("hf://") and not _is_on_hub(model):
+        return False
+    if entry == "hf://*":
+        return True
     entry, model = _plain_name(entry), _plain_name(model)
     if entry.endswith("/*"):
         return model.startswith(entry[:-1]) and ".." not in model.split("/")
-    return entry in ("*", model)
+    return entry == model
+
+
+def _is_on_hub(model: str) -> bool:
+    """Return whether a base is a repository of the hub, and no folder that is named like one."""
+    return model.startswith("hf://") or (is_repository(model) and not Path(model).exists())
 
 
 def _plain_name(name: str) -> str:

@@ -113,8 +113,11 @@ class _Lease:
         """Give it back."""
         self._ending.set()
         self._thread.join()
-        if not self._lost:
-            with suppress(DataError):  # who comes next takes it over
+        if self._lost:
+            return
+        with suppress(DataError):  # who comes next takes it over
+            there = self._store.found(LOCK)
+            if there is not None and self._is_ours(there[1]):
                 self._store.remove([LOCK])
 
     def _is_left(self, version: Version, by: str) -> bool:
@@ -138,10 +141,13 @@ class _Lease:
     def _is_renewed(self) -> bool:
         # Read first: a store that does not know conditions has written over it, and one whose answer was lost has this.
         there = self._store.found(LOCK)
-        if there is None or _whose(there[1]).get("run") != self._whose["run"]:
+        if there is None or not self._is_ours(there[1]):
             return False
         self._version = self._store.replace(LOCK, self._content(), there[0])
         return self._version is not None
+
+    def _is_ours(self, content: bytes) -> bool:
+        return _whose(content).get("run") == self._whose["run"]
 
     def _content(self) -> bytes:
         self._times += 1  # so that no two are alike, of which a store would say that they are one

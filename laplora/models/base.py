@@ -166,6 +166,7 @@ def load_base_model(
         )
         options["device_map"] = {"": device}
     try:
+        _check_no_adapter(location, spec.revision)
         with quiet_loading(), only_errors_logged() if spec.classes else nullcontext():
             model, missing = _from_pretrained(
                 location,
@@ -195,6 +196,17 @@ def load_base_model(
     model.eval()
     (check_head if spec.classes else check_readout)(model)
     return LoadedBase(model, held, missing)
+
+
+def _check_no_adapter(location: str, revision: str | None) -> None:
+    """Raise ModelError where transformers would load the base that an adapter there names, wherever that is."""
+    from transformers.utils import find_adapter_config_file
+
+    if find_adapter_config_file(location, revision=revision) is not None:
+        raise ModelError(
+            f"base model {location!r}: holds an adapter_config.json, so it is an adapter of another model: name that "
+            "one as the base, or merge the two and save the result without it"
+        )
 
 
 def _from_pretrained(location: str, classes: int | None, **options: Any) -> tuple[Any, frozenset[str]]:

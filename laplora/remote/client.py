@@ -7,6 +7,7 @@ Keys and endpoints come from the environment, as obstore reads them: ``AWS_ACCES
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +22,9 @@ _RETRY_S = 60
 #: Bytes that are handed to obstore at once, of content that comes in pieces.
 _WRITTEN_BYTES = 2**20
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+_STATUS = re.compile(r"status(?: code)?:? (\d{3})\b")
+#: Statuses below 500 of a server that may answer another time.
+_LATER = (408, 425, 429)
 #: What tells one content of an object from the next, as its store has it.
 Version = dict[str, Any]
 
@@ -137,7 +141,7 @@ class Client:
         None: there is another one by now. A store that knows no conditions writes in any case.
         """
         import obstore
-        from obstore.exceptions import AlreadyExistsError, GenericError, NotSupportedError, PreconditionError
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         mode: Any = condition
         if not isinstance(condition, str):
@@ -147,7 +151,9 @@ class Client:
                 return dict(obstore.put(self._store, name, content, mode=mode, use_multipart=False))
             except (AlreadyExistsError, PreconditionError):
                 return None
-            except (NotSupportedError, NotImplementedError, GenericError):  # which it says in many ways
+            except (BaseError, NotImplementedError) as error:
+                if not _knows_no_conditions(error):  # one that only fails now would lose what another has written
+                    raise
                 return dict(obstore.put(self._store, name, content, use_multipart=False))
 
     def write(self, name: str, content: Iterable[bytes]) -> None:
@@ -200,6 +206,18 @@ def _gathered(content: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(held)
 
 
+def _knows_no_conditions(error: Exception) -> bool:
+    from obstore.exceptions import NotSupportedError
+
+    return isinstance(error, NotSupportedError | NotImplementedError) or _status(error) == 501
+
+
+def _status(error: Exception) -> int | None:
+    """Return the status of the answer that an error of obstore tells of, which it has in its text alone."""
+    found = _STATUS.search(str(error))
+    return int(found[1]) if found else None
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Turn obstore's errors, whose messages hold the whole address and what the store answered, into ours."""
@@ -218,6 +236,7 @@ def _told() -> Iterator[None]:
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise StoreError("refused", error) from None
     except (GenericError, OSError) as error:
-        raise StoreError("unreachable", error) from None
+        status = _status(error) or 500
+        raise StoreError("refused" if status < 500 and status not in _LATER else "unreachable", error) from None
     except BaseError as error:
         raise StoreError("other", error) from None

@@ -75,6 +75,15 @@ def test_a_folder_that_is_named_as_a_repository_is_a_folder(tmp_path: Path, monk
         check("https://host/a", "meta/llama", revision=COMMIT)
 
 
+def test_an_entry_of_the_hub_allows_no_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meta" / "llama").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for entry in ("hf://meta/*", "hf://meta/llama", "hf://*"):
+        with pytest.raises(ConfigError, match="a folder of this machine"):
+            check("https://host/a", "meta/llama", entry)
+    check("https://host/a", "meta/llama", "meta/llama")
+
+
 @pytest.mark.parametrize(
     ("entry", "model", "is_allowed"),
     [
@@ -92,6 +101,12 @@ def test_a_folder_that_is_named_as_a_repository_is_a_folder(tmp_path: Path, monk
         ("s3://models/*", "s3://models/llama", True),
         ("s3://models/*", "s3://models-of-others/llama", False),
         ("meta*", "meta/llama", False),
+        ("hf://*", "meta/llama", True),
+        ("hf://*", "hf://meta/llama@main", True),
+        ("hf://*", "/etc/keys", False),
+        ("hf://*", "s3://private/base", False),
+        ("/*", "/srv/models/llama", True),
+        ("/*", "meta/llama", False),
         ("", "", False),
     ],
 )

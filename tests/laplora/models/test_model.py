@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,17 @@ def test_a_base_that_is_not_there(tmp_path: Path, place: str) -> None:
         load_tokenizer(location)
     with pytest.raises(ModelError, match=f"base model '{location}': no causal language model can be loaded"):
         load_base_model(location, BaseSpec(location, None, "none", "float32"), device=CPU)
+
+
+def test_a_base_that_is_an_adapter_of_another_model_is_refused(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """Else transformers would load what the adapter names, which nobody looked at."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base_folder, folder)
+    load_base_model(str(folder), BaseSpec(str(folder)), device=CPU)
+    named = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": str(tiny_base_folder)}
+    (folder / "adapter_config.json").write_text(json.dumps(named), encoding="utf-8")
+    with pytest.raises(ModelError, match="it is an adapter of another model"):
+        load_base_model(str(folder), BaseSpec(str(folder)), device=CPU)
 
 
 def test_the_adapter_of_a_tied_head_holds_no_embedding(sentiment_run: FinishedRun) -> None:

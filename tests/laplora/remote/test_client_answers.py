@@ -1,0 +1,89 @@
+"""What the answers of a store's server are taken for: a server of this machine that always gives the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+
+from laplora.remote.client import Client, StoreError
+
+pytest.importorskip("obstore")
+
+
+class Server(ThreadingHTTPServer):
+    """Answers everything by one status; but, where told so, what has no condition by 200."""
+
+    def __init__(self, status: int, *, takes_plain: bool = False) -> None:
+        self.status, self.takes_plain = status, takes_plain
+        self.written: list[bytes] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def answer(self) -> None:
+        server = self.server
+        assert isinstance(server, Server)
+        content = self.rfile.read(int(self.headers.get("content-length", 0)))
+        taken = server.takes_plain and "if-none-match" not in self.headers
+        if taken:
+            server.written.append(content)
+        self.send_response(200 if taken else server.status)
+        self.send_header("etag", '"1"')
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = do_PUT = answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def client_of(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    values = {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "ALLOW_HTTP": "true"}
+    values |= {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    try:
+        yield Client("s3://bucket", tries=0)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "refused"),
+        (403, "refused"),
+        (410, "refused"),
+        (451, "refused"),
+        (429, "unreachable"),
+        (503, "unreachable"),
+    ],
+)
+def test_a_store_that_refuses_is_not_one_that_is_away(status: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client_of(Server(status), monkeypatch) as client, pytest.raises(StoreError) as raised:
+        client.state("name")
+    assert raised.value.kind == kind
+
+
+def test_a_store_that_fails_now_does_not_write_over_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(503, takes_plain=True)
+    with client_of(server, monkeypatch) as client, pytest.raises(StoreError):
+        client.put_if("name", b"mine", "create")
+    assert not server.written
+
+
+def test_a_store_that_knows_no_conditions_writes_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(501, takes_plain=True)
+    with client_of(server, monkeypatch) as client:
+        assert client.put_if("name", b"mine", "create") is not None
+    assert server.written == [b"mine"]
