@@ -158,7 +158,7 @@ def _grown(
     while (trial is None or trial.peak_bytes > usable or trial.duration_s > BATCH_S) and tokens > FEWEST_TOKENS:
         half = trial_of(tokens // 2)
         fits = trial is not None and trial.peak_bytes <= usable
-        if fits and half is not None and half.duration_s > QUICKER * trial.duration_s:
+        if trial is not None and fits and half is not None and half.duration_s > QUICKER * trial.duration_s:
             break
         tokens, trial = tokens // 2, half
     if trial is None or trial.peak_bytes > usable:
