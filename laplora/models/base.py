@@ -200,7 +200,7 @@ def load_base_model(
 
 def _check_no_adapter(location: str, revision: str | None) -> None:
     """Raise ModelError where transformers would load the base that an adapter there names, wherever that is."""
-    from transformers.utils import find_adapter_config_file
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     if find_adapter_config_file(location, revision=revision) is not None:
         raise ModelError(
