@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
@@ -16,8 +16,10 @@ from laplora.models.classifier_head import check_ending, check_length, is_adapte
 from laplora.models.head_probe import check_head
 from laplora.models.in_memory import non_finite
 from laplora.models.lora import check_enabled, is_classifier
+from laplora.models.placement import block_devices, check_spread, input_device, spread_of
 from laplora.models.probe import check_adapted, check_readout
 from laplora.models.readout import base_of
+from laplora.models.spread import Spread
 from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS, Batch, EncodedRow, collate
@@ -78,7 +80,8 @@ class Classifier:
 
         Raises:
             ModelError: a model that the method does not cover, a head of another number of classes or another order, a
-                model on several devices, compiled or wrapped for parallel work; the message says what to do.
+                model on several devices without a device map or in part on the disk, compiled or wrapped for parallel
+                work; the message says what to do.
             NonFiniteError: a weight that is NaN or infinite.
             LabelTokenError: labels that cannot be told apart after the prompt.
             ConfigError: fewer than two labels, a name twice, a template without a placeholder, or fewer than
@@ -114,9 +117,17 @@ class Classifier:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = base_of(self.model).get_input_embeddings().weight.device
-        return device
+        """Where the model is; of one that is spread over several devices where its inputs and logits are."""
+        return input_device(base_of(self.model))
+
+    @property
+    def place(self) -> str | Spread:
+        """Where to load a model like it, as ``Predictor.load`` takes it."""
+        return spread_of(base_of(self.model)) or str(self.device)
+
+    def block_devices(self, names: Iterable[str]) -> dict[str, torch.device] | None:
+        """Return where the Jacobians of blocks are, by their names, for ``Posterior.to``; None: all on ``device``."""
+        return block_devices(base_of(self.model), names)
 
     @cached_property
     def token_bounds(self) -> TokenBounds:
@@ -235,10 +246,7 @@ def _checked(model: Any) -> Any:
         raise ModelError("the model is compiled, which hides its layers: give the one before torch.compile")
     if kind in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"):
         raise ModelError(f"the model is wrapped in {kind}: give the module inside it, on one device")
-    devices = {parameter.device for parameter in model.parameters()}
-    if len(devices) != 1:
-        shown = sorted(map(str, devices))
-        raise ModelError(f"the model is on several devices, {shown}: load it on one, device_map={{'': '{shown[0]}'}}")
+    check_spread(model)
     if (name := non_finite(model)) is not None:
         raise NonFiniteError(f"the model holds NaN or infinity in {name}: train it again, or load another checkpoint")
     model.eval()

@@ -31,7 +31,9 @@ from laplora.models.beginning import read_beginning
 from laplora.models.checkpoints import check_hub_size
 from laplora.models.held_weights import HeldWeights
 from laplora.models.kept_copies import keep_copy
+from laplora.models.placement import input_device
 from laplora.models.shared_base import SharedBases
+from laplora.models.spread import Spread
 from laplora.models.tensor_sizes import tensor_bytes
 from laplora.posterior.base import Posterior
 from laplora.posterior.many_classes import choose_of
@@ -55,6 +57,7 @@ class Predictor(Encoder):
 
     Attributes:
         base: its base model, which other predictors may share.
+        device: where inputs and logits are.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Predictor(Encoder):
         cls,
         path: str | Path,
         *,
-        device: str = "auto",
+        device: str | Spread = "auto",
         cache_dir: Path | None = None,
         verify_golden: bool = True,
         dequantize: bool | None = None,
@@ -89,7 +92,8 @@ class Predictor(Encoder):
         Args:
             path: its folder, or as text an address where it lies, such as ``s3://BUCKET/FOLDER#sha256=...``
                 (``laplora.remote.address``).
-            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; cache_dir: of offline models and what lies elsewhere.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, or how the base is spread over several devices.
+            cache_dir: of offline models and what lies elsewhere.
             verify_golden: whether to replay the recorded answers; dequantize: see ``load_base_model``.
             progress: called with the name of each stage; bases: shares the base model with other predictors.
             rules: what may be fetched for an address, such as which base models.
@@ -105,7 +109,7 @@ class Predictor(Encoder):
         say("verifying artifact")
         artifact = read_artifact(path)
         manifest = artifact.manifest
-        where = resolve_device(device)
+        place = device if isinstance(device, Spread) else resolve_device(device)
         say("locating base model")
         pin = base_pin(manifest)
         if is_fetched(path):
@@ -119,12 +123,12 @@ class Predictor(Encoder):
             location,
             manifest.base,
             manifest.base_weights_hash,
-            device=where,
+            device=place,
             dequantize=dequantize,
             on_load=lambda: say("loading base model"),
         )
         say("attaching adapter and posterior")
-        model = attach(path, manifest, base, tokenizer)
+        model, where = attach(path, manifest, base, tokenizer), input_device(base.model)
         reverse_pass(model, manifest.readout.readout())  # decided now, so that no request waits for it
         if isinstance(manifest.readout, LabelSequencesRecord):
             shares_prompt(model, 1)  # likewise
@@ -145,6 +149,12 @@ class Predictor(Encoder):
     def members(self) -> MemberSet:
         """Its model with everything that the predictives average over."""
         return self._members
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where its base is: ``device`` first, and those that it is spread over."""
+        others = {parameter.device for parameter in self._members.model.parameters()} - {self.device}
+        return self.device, *sorted(others, key=str)
 
     @property
     def weights(self) -> HeldWeights:

@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from laplora.errors import ConfigError
+from laplora.models.spread import Spread
 from laplora.remote.address import is_address, parse_address
 
 #: As a browser writes it in the Origin header: lower case, no path, the scheme's own port left out.
@@ -71,6 +72,14 @@ class Settings(BaseSettings):
     """Folder of cached base models and of what was fetched; unset: the user's cache folder (XDG_CACHE_HOME/laplora)."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Device to run on: auto, cpu, cuda or cuda:N."""
+    device_map: str | None = Field(None, min_length=1)
+    """How the base model is spread over the GPUs of this server: auto, balanced, balanced_low_0, sequential, or a JSON
+    object of each module's GPU by the module's path; with device at auto; unset: it is on the one device.
+    """
+    max_memory: str | None = Field(None, min_length=1)
+    """Most weights on each GPU with device_map, as a JSON object such as {"0": "20GiB", "1": "20GiB"}; the batches'
+    activations come on top; unset: what is free there.
+    """
     dequantize: Literal["auto", "always", "never"] = "auto"
     """Whether 4-bit weights are expanded once at load: the same numbers, faster on a CPU, in four times the memory;
     auto: on a CPU with the memory for it.
@@ -303,10 +312,25 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _lies_somewhere(self) -> Settings:
+        try:
+            spread = self.spread
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if spread is not None and self.device != "auto":
+            raise ValueError(f"device_map says where the base is, and so does device ({self.device}): leave it at auto")
+        return self
+
+    @model_validator(mode="after")
     def _hangs_stall_first(self) -> Settings:
         if self.hang_s is not None and self.hang_s < self.stall_s:
             raise ValueError(f"hang_s ({self.hang_s:g}) is below stall_s ({self.stall_s:g}): a run stalls first")
         return self
+
+    @property
+    def spread(self) -> Spread | None:
+        """How the base model is spread over several devices; None: it is on ``device``."""
+        return Spread.parsed(self.device_map, self.max_memory)
 
     @property
     def run_limit_s(self) -> float:

@@ -8,20 +8,28 @@ Tolerances are those of bfloat16, see test_predictor.py.
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from alike_runs import check_alike, check_measured_alike
+from tiny_runs import sentiment_config
 
 from benchmarks.harness.llama7b import LLAMA_2_7B, random_llama
 from benchmarks.harness.subject import random_batch
 from benchmarks.speed.parts.subset import with_posterior
 from laplora.jacobians.attention import attention_gradients
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.models.spread import Spread
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow, collate
 from laplora.readouts.label_tokens import LabelTokens
+from training.__main__ import main as job
+from training.config import load_config
 
 pytestmark = [
     pytest.mark.gpu,
@@ -138,3 +146,52 @@ def test_laplace_and_map_agree_on_map(packed: Predictor) -> None:
     rows = [packed.encode({"text": text}, truncate=False) for text in ("dull .", "a joy from start to end .")]
     for one, other in zip(packed.predict(rows, "laplace"), packed.predict(rows, "map"), strict=True):
         assert one.map_probs == pytest.approx(other.map_probs, abs=0.02)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_a_base_over_two_gpus_is_that_on_one(dequantize: bool) -> None:
+    """Answers, Jacobians and where they lie; weights in 4 bit, and expanded."""
+    one, two = (
+        Predictor.load(ARTIFACT, device=place, dequantize=dequantize, verify_golden=False)
+        for place in ("cuda:0", Spread.of("balanced"))
+    )
+    assert len(two.devices) == 2
+    two.verify_golden()
+    rows = [one.encode({"text": "dull . " * count}, truncate=False) for count in (1, 5, 12)]
+    mine, theirs = one.jacobians(rows), two.jacobians(rows)
+    where = {str(part.jacobian.device) for part in theirs.blocks}
+    assert where == {"cuda:0", "cuda:1"}
+    for block, part, other in zip(one.posterior.blocks, mine.blocks, theirs.blocks, strict=True):
+        size = float(part.jacobian.norm())
+        assert float((part.jacobian.cpu() - other.jacobian.cpu()).norm()) <= 0.05 * size, block.name
+    for answer, same in zip(one.predict(rows, "laplace"), two.predict(rows, "laplace"), strict=True):
+        assert same.probs == pytest.approx(answer.probs, abs=0.1)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_run_over_two_gpus_ends_in_an_artifact(tmp_path: Path, tiny_base_folder: Path) -> None:
+    """Fine-tuned, fitted, measured and packaged, its two layers on a GPU each; in float32 the figures are one GPU's."""
+    places = {"model.embed_tokens": 0, "lm_head": 0, "model.rotary_emb": 0, "model.layers.0": 0}
+    places |= {"model.layers.1": 1, "model.norm": 1}
+    folders = []
+    spread = ["--set", "base.device=auto", "--set", f"base.device_map={json.dumps(places)}"]
+    for name, flags in (("one", ["--set", "base.device=cuda:0"]), ("two", spread)):
+        (tmp_path / name).mkdir()
+        file = sentiment_config(tmp_path / name, tiny_base_folder)
+        assert job(["run", "--config", str(file), *flags]) == 0
+        folders.append(load_config(file).run_dir)
+    check_alike(*folders)
+    check_measured_alike(*folders)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_ray_train_gives_each_process_a_gpu(tmp_path: Path, tiny_base_folder: Path) -> None:
+    folders = []
+    for name, flags in (("one", []), ("two", ["--launcher", "ray", "--workers", "2"])):
+        (tmp_path / name).mkdir()
+        file = sentiment_config(tmp_path / name, tiny_base_folder)
+        command = ["-m", "laplora", "train", "--config", file, "--set", "base.device=cuda", *flags]
+        subprocess.run([sys.executable, *command], check=True)
+        folders.append(load_config(file).run_dir)
+    check_alike(*folders)

@@ -17,9 +17,11 @@ import laplora
 from laplora.artifact.folder import check_name, check_replaceable
 from laplora.artifact.manifest import REPORT_PAGE
 from laplora.classifier import MAX_TOKENS, Classifier
+from laplora.errors import ConfigError
 from laplora.files import file_sha256
 from laplora.fitting.settings import FitSettings
 from laplora.models.base import BaseSpec, load_tokenizer, locate_base, resolve_device
+from laplora.models.spread import Spread
 from laplora.report.page import html
 from laplora.report.verdict import judge
 from training.config.adapter_fit import AdapterFit
@@ -41,7 +43,10 @@ def fit_adapter(request: AdapterFit) -> Path:
     """
     check_name(request.out)
     check_replaceable(request.out)
-    settings, device = _settings(request.overrides), resolve_device(request.device)
+    settings, spread = _settings(request.overrides), Spread.parsed(request.device_map, request.max_memory)
+    if spread and request.device != "auto":
+        raise ConfigError("--device-map says where the base is, and so does --device: give one")
+    device = spread or resolve_device(request.device)
     adapter = given_adapter(request.adapter, request.base, request.task_type)
     spec, location, head = BaseSpec(adapter.base, None, request.quantization, request.dtype), None, None
     spec = replace(spec, removed_layers=request.removed_layers)

@@ -64,7 +64,7 @@ def _packaged(run: Run) -> Path:
     inputs = [dict(i) for i in config.golden_inputs] or [
         dict(e.fields) for e in (run.splits.calibration or run.splits.train)[:4]
     ]
-    write_artifact(config.artifact_dir, parts, manifest, inputs, device=str(run.device), say=say)
+    write_artifact(config.artifact_dir, parts, manifest, inputs, device=run.place, say=say)
     say(f"artifact: {config.artifact_dir}")
     return config.artifact_dir
 

@@ -174,7 +174,10 @@ def answer_sets(config: RunConfig, artifact: Artifact, sets: list[ShiftSet]) -> 
         say(f"the answers to all {len(sets)} sets are there")
         return answers
     predictor = Predictor.load(
-        config.artifact_dir, device=config.base.device, dequantize=config.base.dequantize, progress=say
+        config.artifact_dir,
+        device=config.base.spread or config.base.device,
+        dequantize=config.base.dequantize,
+        progress=say,
     )
     started, done, total = time.monotonic(), 0, sum(len(one.examples) for one in todo)
     for number, one in enumerate(todo, 1):

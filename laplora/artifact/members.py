@@ -34,6 +34,7 @@ from laplora.models.classifier_head import (
 )
 from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.models.head_file import attach_head, check_supplied
+from laplora.models.placement import block_devices
 from laplora.models.readout import base_of
 from laplora.models.shared_base import share
 from laplora.posterior.base import Prior, block_precisions
@@ -110,11 +111,15 @@ def attach(path: Path, manifest: Manifest, base: LoadedBase, tokenizer: Any) -> 
 def load_members(path: Path, manifest: Manifest, model: Any, device: torch.device) -> MemberSet:
     """Return everything that an artifact's predictives average over, for what ``attach`` returned.
 
+    Args:
+        device: of the model's inputs; where it is spread over several, each block's bases are on its module's.
+
     Raises ArtifactCorruptError where a file does not hold what the manifest says.
     """
     readout = manifest.readout.readout()
     blocks = covered_blocks(model, readout)
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+    by_block = block_devices(base_of(model), (block.name for block in blocks))
 
     def with_posterior(weights: Mapping[str, torch.Tensor], folder: Path, prior: Prior | None) -> Member:
         if prior is None:
@@ -125,7 +130,7 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
             precisions = block_precisions(prior, posterior.blocks).to(device)
         except PriorError as error:
             raise ArtifactCorruptError(f"the prior is not this posterior's: {error}") from None
-        return Member(weights, posterior.to(device, dtype), precisions)
+        return Member(weights, posterior.to(device, dtype, by_block), precisions)
 
     def checkpoint(record: MemberRecord) -> Member:
         weights = read_weights(model, path / record.folder / ADAPTER_FOLDER)

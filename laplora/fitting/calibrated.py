@@ -296,7 +296,7 @@ class CalibratedPosterior:
                 page = Path(folder) / REPORT_PAGE
                 write_whole(page, report)
                 parts = replace(parts, report=page.parent)
-            mine, device = loaded_answers(self.predictor), str(self.classifier.device)
+            mine, device = loaded_answers(self.predictor), self.classifier.place
             given = {"compare": mine} if verify else {"answers": mine}
             with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # transformers and PEFT draw as they load
                 write_artifact(target, parts, manifest, self._golden, device=device, say=say, **given)
@@ -357,8 +357,9 @@ class CalibratedPosterior:
 
 
 def _members(classifier: Classifier, fit: Fit) -> MemberSet:
-    """Return everything that the predictives average over, on the classifier's device."""
-    model, device = classifier.model, classifier.device
+    """Return everything that the predictives average over, on the classifier's device or its blocks' devices."""
+    names = [block.name for block in fit.posterior.blocks]
+    model, device, by_block = classifier.model, classifier.device, classifier.block_devices(names)
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
     dropout = dropout_record(classifier, fit.settings)
     masks = (
@@ -373,14 +374,14 @@ def _members(classifier: Classifier, fit: Fit) -> MemberSet:
             return Member(weights)
         fitted = by_step[step]
         precisions = block_precisions(fitted.choice.prior, fitted.posterior.blocks).to(device)
-        return Member(weights, fitted.posterior.to(device, dtype), precisions)
+        return Member(weights, fitted.posterior.to(device, dtype, by_block), precisions)
 
     precisions = block_precisions(fit.served.prior, fit.posterior.blocks).to(device)
     return MemberSet(
         model=model,
         parameters=lora_parameters(model),
         readout=classifier.readout,
-        trained=Member({}, fit.posterior.to(device, dtype), precisions),
+        trained=Member({}, fit.posterior.to(device, dtype, by_block), precisions),
         distilled=fit.distilled.predictor if fit.distilled else None,
         shifts=shifts_of(fit.conditioned),
         familiarity=fit.familiar.familiarity if fit.familiar else None,

@@ -66,7 +66,8 @@ def project_split(
     """
     model, readout = classifier.model, classifier.readout
     pooling = pooling_of(readout.side)
-    placed = posterior.to(classifier.device, torch.float32)
+    by_block = classifier.block_devices(block.name for block in posterior.blocks)
+    placed = posterior.to(classifier.device, torch.float32, by_block)
 
     def seen(batch: Batch) -> tuple[dict[str, torch.Tensor], States | None]:
         with StateTape(model, layers, batch.attention_mask, pooling) if layers else nullcontext() as tape:

@@ -39,6 +39,7 @@ from laplora.fitting.calibrate import Calibrated
 from laplora.fitting.conditioning import Conditioned, shifts_of
 from laplora.fitting.fit import Fit
 from laplora.fitting.projected import split_tensors
+from laplora.models.spread import Spread
 from laplora.posterior.base import block_precisions
 from laplora.posterior.file import posterior_tensors
 from laplora.predictive.distilled_file import distilled_tensors
@@ -215,7 +216,7 @@ def write_artifact(
     manifest: Manifest,
     golden_inputs: Sequence[Mapping[str, Any]],
     *,
-    device: str,
+    device: str | Spread,
     say: Callable[[str], None],
     answers: Answers | None = None,
     compare: Answers | None = None,
@@ -224,6 +225,7 @@ def write_artifact(
 
     Args:
         manifest: its files not yet listed; golden_inputs: whose answers are recorded.
+        device: that it is loaded on, as of ``Predictor.load``.
         answers: gives them; None: the artifact, loaded for it. compare: gives what they must be, but for rounding.
 
     Raises:

@@ -36,6 +36,7 @@ def block_jacobian(
         deltas = deltas.reshape(len(deltas), rows, -1, deltas.shape[-1])
     directions, batch, last, out = deltas.shape
     # Pad positions have activations, and no gradient: the product needs no mask.
+    inputs, mask = inputs.to(deltas.device), mask.to(deltas.device)  # of a model on several devices: the module's
     recent = inputs[:, -last:].to(deltas.dtype)
     joined = deltas.permute(1, 0, 3, 2).reshape(batch, directions * out, last)
     jacobian = torch.bmm(joined, recent).view(batch, directions, out, -1)

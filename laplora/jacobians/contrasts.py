@@ -147,7 +147,8 @@ def _difference(model: Any, written: ReversePass, readout: ReadOut | None) -> st
     floor = 1e-3 * max(sizes)  # a block that no row reaches has rounding alone
     tolerance = REVERSE_TOLERANCE[mine.hidden.dtype]
     for block, one, other, size in zip(blocks, mine.blocks, torchs.blocks, sizes, strict=True):
-        gap = float((one.jacobian.double() - other.jacobian.double()).norm())
+        theirs = other.jacobian.to(one.jacobian.device)  # of a head: noted where its logits are, or where it is itself
+        gap = float((one.jacobian.double() - theirs.double()).norm())
         if not gap <= tolerance * max(size, floor):  # NaN is no match either
             share = gap / max(size, floor, 1e-30)
             return f"{block.name} differs from automatic differentiation by {share:.2g} of its norm"

@@ -19,6 +19,7 @@ from laplora.errors import ModelError
 from laplora.jacobians.decoder_forms import DecoderForm, LayerForm
 from laplora.jacobians.layer_reverse import Adapted, Kept, LayerReverse, norm_gradient
 from laplora.models.lora import lora_of
+from laplora.models.placement import device_of
 
 
 class DecoderTape(ExitStack[None]):
@@ -64,7 +65,8 @@ class DecoderTape(ExitStack[None]):
             mask = options["attention_mask"]
             if mask is not None and mask.dtype != torch.bool:
                 raise ModelError("the model's attention is another one than at load: load it again")
-            self._kept.append(Kept(inputs[0].dtype, mask, options["position_embeddings"]))
+            mask, rotary = (_on(layer, given) for given in (mask, options["position_embeddings"]))
+            self._kept.append(Kept(inputs[0].dtype, mask, rotary))
 
         def before(place: str, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             self._kept[-1].normed[place] = inputs[0]
@@ -94,10 +96,18 @@ class DecoderTape(ExitStack[None]):
             gradient: (contrasts, batch, hidden), with respect to the final hidden state at the last token.
         """
         assert self._last is not None
-        upper = norm_gradient(self._form.norm, self._last, gradient[:, :, None])
+        where = self._form.norm.module.weight.device
+        upper = norm_gradient(self._form.norm, self._last.to(where), gradient[:, :, None].to(where))
         self._last = None  # a view of every token's state
         for number in range(len(self._form.layers) - 1, self._lowest - 1, -1):
-            path = f"{self._form.prefix}.{number}"
-            step = LayerReverse(self._form.layers[number], self._kept.pop(), path, self._wanted)
-            upper = step.run(upper, stop=number == self._lowest)
+            path, layer = f"{self._form.prefix}.{number}", self._form.layers[number]
+            step = LayerReverse(layer, self._kept.pop(), path, self._wanted)
+            upper = step.run(upper.to(device_of(layer.module)), stop=number == self._lowest)
             yield from step.adapted
+
+
+def _on(layer: LayerForm, given: Any) -> Any:
+    """Return a tensor, a tuple of them or None on a layer's device: hooks see what comes before accelerate moves it."""
+    if isinstance(given, tuple):
+        return tuple(_on(layer, one) for one in given)
+    return None if given is None else given.to(device_of(layer.module))

@@ -104,17 +104,18 @@ class StateTape(ExitStack[None]):
             return  # a probe of the model, which the first Jacobians make before the pass itself
         # Of a prompt with several texts behind it, in as many copies: its first copy, without the texts.
         hidden = hidden[:: len(hidden) // rows, :tokens].detach()
+        mask = self._mask.to(hidden.device)
         if self._pooling == "last":
-            self._noted[place] = hidden[torch.arange(rows), last_real(self._mask) - self._skipped].clone()
+            self._noted[place] = hidden[torch.arange(rows), last_real(mask) - self._skipped].clone()
         else:
-            weights = self._mask / self._mask.sum(1, keepdim=True)
+            weights = mask / mask.sum(1, keepdim=True)
             self._noted[place] = (weights[:, :, None] * hidden.float()).sum(1)
 
     def states(self, logits: torch.Tensor) -> States:
         """Return the pass's states, with its logits (batch, classes)."""
-        hidden = torch.stack([self._noted[place].float() for place in range(len(self._modules))], 1)
+        hidden = torch.stack([self._noted[place].float().cpu() for place in range(len(self._modules))], 1)
         mean = contrast_mean(logits.double().cpu())
-        return States(self._layers, hidden.cpu(), mean.float(), self._mask.sum(1).cpu().float())
+        return States(self._layers, hidden, mean.float(), self._mask.sum(1).cpu().float())
 
 
 def pooling_of(side: Side) -> Pooling:

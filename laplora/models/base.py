@@ -17,8 +17,10 @@ from laplora.models.head_probe import check_head
 from laplora.models.held_weights import HeldWeights, decide
 from laplora.models.layer_removal import remove_layers
 from laplora.models.offline import OFFLINE_MODELS, ensure_model
+from laplora.models.placement import check_spread, first_device
 from laplora.models.probe import check_readout
 from laplora.models.quiet import only_errors_logged, quiet_loading
+from laplora.models.spread import Spread
 from laplora.remote.address import is_address
 
 #: Modules of classifiers' heads, which are not quantized: they are trained, or small.
@@ -129,13 +131,14 @@ def load_base_model(
     location: str,
     spec: BaseSpec,
     *,
-    device: torch.device,
+    device: torch.device | Spread,
     dequantize: bool | None = None,
     shardable: bool = False,
 ) -> LoadedBase:
     """Return the base model at what ``locate_base`` returned.
 
     Args:
+        device: or how it is spread over several devices.
         dequantize: whether to expand 4-bit weights at load (``laplora.models.held_weights``); None: on a CPU with the
             memory for it.
         shardable: whether 4-bit weights are packed into numbers of the format ``dtype``, which FSDP can shard, in place
@@ -144,7 +147,8 @@ def load_base_model(
     Raises:
         ModelError: nothing to load there, weights that are pickled or an architecture that is Python code of the
             model, one whose logits are not a plain linear read-out (of a classifier: its head's), or no bitsandbytes;
-            layers that cannot be removed (``laplora.models.layer_removal``).
+            layers that cannot be removed (``laplora.models.layer_removal``); a device map that does not fit the model
+            or the devices' memory.
     """
     from transformers import BitsAndBytesConfig
 
@@ -165,6 +169,8 @@ def load_base_model(
             llm_int8_skip_modules=list(_HEADS) if spec.classes else None,
         )
         options["device_map"] = {"": device}
+    if isinstance(device, Spread):
+        options |= device.options
     try:
         _check_no_adapter(location, spec.revision)
         with quiet_loading(), only_errors_logged() if spec.classes else nullcontext():
@@ -185,13 +191,17 @@ def load_base_model(
         keep_4bit_differentiable(model)
     if spec.removed_layers:
         remove_layers(model, spec.removed_layers)  # before 4-bit weights are expanded and anything goes to the device
+    if isinstance(device, Spread):
+        check_spread(model)
     if spec.quantization == "nf4":
-        held = decide(expanded_bytes(model, dtype), device, dequantize)
+        kind = first_device(device) if isinstance(device, Spread) else device
+        held = decide(expanded_bytes(model, dtype), kind, dequantize)
         if held.held == "expanded":
             dequantize_linears(model, dtype)
     else:
         held = HeldWeights("plain", "the base is not quantized")
-        model.to(device)
+        if not isinstance(device, Spread):
+            model.to(device)
     model.requires_grad_(False)
     model.eval()
     (check_head if spec.classes else check_readout)(model)

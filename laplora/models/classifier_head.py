@@ -158,6 +158,8 @@ def with_head_blocks(weights: Mapping[str, torch.Tensor], trained: tuple[str, ..
 def head_state(model: Any, batch: Batch) -> torch.Tensor:
     """Return what the linear of the logits sees, (batch, features): the model's own forward pass, pooled as it pools.
 
+    It is on the batch's device.
+
     Of a decoder it is the final hidden state at the last token. Raises ModelError where the model does not run it once.
     """
     path, layer = output_layer(model)
@@ -171,14 +173,14 @@ def head_state(model: Any, batch: Batch) -> torch.Tensor:
         raise ModelError(
             f"{path} of {type(base_of(model)).__name__} saw inputs of shape {shapes}, expected one vector a row"
         )
-    return seen[0]
+    return seen[0].to(batch.input_ids.device)
 
 
 def head_logits(layer: nn.Linear, state: torch.Tensor) -> torch.Tensor:
-    """Return the logits (batch, classes) of ``head_state``, float32 (float64 for a float64 model)."""
+    """Return the logits (batch, classes) of ``head_state`` on its device, float32 (float64 for a float64 model)."""
     wide = torch.promote_types(torch.float32, state.dtype)
     bias = None if layer.bias is None else layer.bias.to(wide)
-    return grouped_linear(state.to(wide), layer.weight.to(wide), bias)
+    return grouped_linear(state.to(layer.weight.device, wide), layer.weight.to(wide), bias).to(state.device)
 
 
 def longest_input(model: Any) -> int | None:

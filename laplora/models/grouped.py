@@ -33,14 +33,16 @@ def grouped_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
 @contextmanager
 def run_grouped(linears: Iterable[nn.Linear]) -> Iterator[None]:
     """Let linears take a weight for each group of rows inside the block: ``grouped_linear`` of their parameters."""
-    changed = list(linears)
+    changed = [(linear, vars(linear).get("forward")) for linear in linears]  # accelerate's, of a model that is spread
     try:
-        for linear in changed:
+        for linear, _ in changed:
             vars(linear)["forward"] = partial(_grouped, linear)
         yield
     finally:
-        for linear in changed:
+        for linear, former in changed:
             vars(linear).pop("forward", None)
+            if former is not None:
+                vars(linear)["forward"] = former
 
 
 def _grouped(linear: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,7 @@ def check_head(model: Any) -> None:
             "its norm. It ignores attention_mask, or reads its head elsewhere: use another base model"
         )
     gap = float((ours.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-30))
-    if gap > tolerance or not torch.equal(logits[0].to(given.dtype), given):
+    if gap > tolerance or not torch.equal(logits[0].to(given), given):
         raise ModelError(
             f"{kind} does more to its logits than {path}, or gives it another state than the one at the last token: "
             "use another base model"

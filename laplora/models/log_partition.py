@@ -18,9 +18,9 @@ def log_partition(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     It is float32, or float64 for a float64 model. Its gradient with respect to ``hidden`` is exact and is computed
     here, once for any number of backward passes. There is none with respect to the output embedding, which is frozen.
     """
-    wide = hidden.to(torch.promote_types(torch.float32, hidden.dtype))
+    weight = output_head(model).weight
+    wide, size = hidden.to(weight.device, torch.promote_types(torch.float32, hidden.dtype)), weight.shape[0]
     wanted = torch.is_grad_enabled() and wide.requires_grad
-    size = output_head(model).weight.shape[0]
     total = torch.full(wide.shape[:-1], -torch.inf, dtype=wide.dtype, device=wide.device)
     slope = torch.zeros_like(wide)
     for start in range(0, size, _CHUNK):
@@ -32,4 +32,6 @@ def log_partition(model: Any, hidden: torch.Tensor) -> torch.Tensor:
             (gradient,) = torch.autograd.grad(part.sum(), states)
             slope = slope * (total - joined).exp()[..., None] + gradient * (part.detach() - joined).exp()[..., None]
         total = joined
-    return total + (slope * (wide - wide.detach())).sum(-1) if wanted else total
+    if wanted:
+        total = total + (slope * (wide - wide.detach())).sum(-1)
+    return total.to(hidden.device)

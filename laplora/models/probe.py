@@ -103,7 +103,7 @@ def check_readout(model: Any) -> None:
     if logits.shape[-1] != len(given):
         raise ModelError(f"{kind} gives {logits.shape[-1]} logits of the {len(given)} of {head_name(model)}")
     last = seen[0].view(len(hidden), -1, hidden.shape[-1])[:, -1]
-    expected = transform.apply(given.double())
+    expected = transform.apply(given.double()).to(logits.device)
     if not is_close(logits, expected.expand_as(logits).to(logits.dtype)):
         worst = int((logits.double() - expected).abs().max(0).values.argmax())
         what = (
@@ -132,7 +132,7 @@ def _second_row(batch: Batch) -> Batch:
 def is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Return whether two tensors are the same but for rounding in their number format; NaN is NaN."""
     gap = torch.finfo(other.dtype).eps ** 0.5 * float(other.double().nan_to_num().abs().max())
-    return torch.allclose(one.double(), other.double(), rtol=0, atol=gap, equal_nan=True)
+    return torch.allclose(one.double().cpu(), other.double().cpu(), rtol=0, atol=gap, equal_nan=True)
 
 
 def _logit_settings(config: Any) -> dict[str, float]:

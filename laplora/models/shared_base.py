@@ -19,6 +19,7 @@ from laplora.errors import ModelError
 from laplora.models.base import BaseSpec, LoadedBase, load_base_model
 from laplora.models.hashes import weight_files
 from laplora.models.held_weights import available_memory_bytes
+from laplora.models.spread import Spread
 
 
 class SharedBases:
@@ -34,7 +35,7 @@ class SharedBases:
         spec: BaseSpec,
         weights_hash: str,
         *,
-        device: torch.device,
+        device: torch.device | Spread,
         dequantize: bool | None = None,
         on_load: Callable[[], None] = lambda: None,
     ) -> LoadedBase:
@@ -52,7 +53,7 @@ class SharedBases:
             base = self._bases.get(key)
             if base is None:
                 on_load()
-                if self._bases:
+                if self._bases and not isinstance(device, Spread):  # of several devices accelerate says what fits
                     check_room(location, spec, device)
                 base = self._bases[key] = load_base_model(location, spec, device=device, dequantize=dequantize)
             return base
@@ -101,10 +102,12 @@ def share(model: Any) -> Any:
 
 
 def _held_by_modules(model: Any) -> Iterator[Any]:
-    """Yield what modules hold and a copy must not: parameters, buffers, and tensors or 4-bit states beside them."""
+    """Yield what modules hold and a copy must not: parameters, buffers, tensors, 4-bit states and hooks beside them."""
     for module in model.modules():
         yield from module.parameters(recurse=False)
         yield from module.buffers(recurse=False)
         for value in vars(module).values():
             if isinstance(value, torch.Tensor) or type(value).__name__ == "QuantState":
                 yield value
+        if hasattr(module, "_hf_hook"):  # accelerate's, of a model that is spread: it keeps tied weights by device
+            yield module._hf_hook

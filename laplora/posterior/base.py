@@ -6,7 +6,7 @@ A posterior is a Gaussian at the trained weights whose precision is the prior's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -16,6 +16,8 @@ from laplora.errors import PriorError
 from laplora.jacobians.blocks import Block, ContrastJacobians
 
 Granularity = Literal["scalar", "group", "module"]
+#: By a block's name the device that its Jacobians are on, of a model that is spread over several.
+BlockDevices = Mapping[str, torch.device]
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,13 @@ class Covariances(Protocol):
 class Posterior(Covariances, Protocol):
     """Curvature of the training loss at the trained adapter."""
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Posterior:
-        """Return the posterior on a device, what multiplies Jacobians in a number format."""
+    def to(self, device: torch.device | str, dtype: torch.dtype, by_block: BlockDevices | None = None) -> Posterior:
+        """Return the posterior on a device, what multiplies Jacobians in a number format.
+
+        Args:
+            by_block: where what multiplies a block's Jacobians goes, by its name; None: on the device too. Sums over
+                blocks are on the device of a batch's logits.
+        """
 
     def project(self, jacobians: ContrastJacobians) -> ProjectedJacobians:
         """Return what the covariance needs of a batch's Jacobians, whatever the prior."""
@@ -118,6 +125,20 @@ def block_coordinates(
             jacobian = wide[i].to(jacobian).mT @ (jacobian @ narrow[i].to(jacobian))
         result.append(jacobian.flatten(2))
     return result
+
+
+def moved(
+    tensors: Sequence[torch.Tensor],
+    blocks: Sequence[Block],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    by_block: BlockDevices | None,
+) -> tuple[torch.Tensor, ...]:
+    """Return a tensor for each block where ``Posterior.to`` puts it; without any, none."""
+    places = by_block or {}
+    return (
+        tuple(t.to(places.get(b.name, device), dtype) for t, b in zip(tensors, blocks, strict=True)) if tensors else ()
+    )
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
-from laplora.posterior.base import ProjectedJacobians
+from laplora.posterior.base import BlockDevices, ProjectedJacobians, moved
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,17 @@ class EigenPosterior:
     rows: int
     structure: str
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> EigenPosterior:
-        """Return the posterior on a device, its bases in a number format; the curvature stays in its format."""
+    def to(
+        self, device: torch.device | str, dtype: torch.dtype, by_block: BlockDevices | None = None
+    ) -> EigenPosterior:
+        """Return the posterior on a device, its bases in a number format; the curvature stays in its format.
+
+        Of ``by_block`` the bases are where the blocks' Jacobians are.
+        """
         return replace(
             self,
-            wide=tuple(t.to(device, dtype) for t in self.wide),
-            narrow=tuple(t.to(device, dtype) for t in self.narrow),
+            wide=moved(self.wide, self.blocks, device, dtype, by_block),
+            narrow=moved(self.narrow, self.blocks, device, dtype, by_block),
             scale=tuple(t.to(device) for t in self.scale),
             tail=tuple(t.to(device) for t in self.tail),
         )
@@ -85,8 +90,8 @@ class EigenPosterior:
         kept, rest = [], []
         for wide, narrow, block in zip(self.wide, self.narrow, jacobians.blocks, strict=True):
             coordinates, left_out = project(block, wide, narrow)
-            kept.append(coordinates.flatten(2))
-            rest.append(left_out)
+            kept.append(coordinates.flatten(2).to(jacobians.logits.device))
+            rest.append(left_out.to(jacobians.logits.device))
         return ProjectedJacobians(jacobians.mean, torch.cat(kept, 2), torch.cat(rest, 3))
 
     def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,7 @@ def _add_batch(state: ExactRows, jacobians: ContrastJacobians, class_mask: torch
     rows = state.rows + len(class_mask)
     _check_limit(state.blocks, rows, rows * jacobians.blocks[0].jacobian.shape[1], limit)
     root = jacobians.curvature_root(class_mask)
-    flat = torch.cat(block_coordinates(jacobians), 2)
+    flat = torch.cat([part.to(root.device) for part in block_coordinates(jacobians)], 2)
     factor = (root.to(flat) @ flat).flatten(0, 1).cpu()
     check_curvature("all blocks together", factor)
     return replace(state, rows=rows, factors=(*state.factors, factor))

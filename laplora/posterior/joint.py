@@ -25,7 +25,7 @@ import torch
 
 from laplora.errors import NonFiniteError, PriorError
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.posterior.base import ProjectedJacobians, at_least_float32
+from laplora.posterior.base import BlockDevices, ProjectedJacobians, at_least_float32, moved
 
 JointStructure = Literal["joint_core", "joint", "exact"]
 #: The structures of this form.
@@ -60,14 +60,19 @@ class JointPosterior:
     wide: tuple[torch.Tensor, ...] = ()
     narrow: tuple[torch.Tensor, ...] = ()
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> JointPosterior:
-        """Return the posterior on a device, bases and directions in a number format; the factor stays float64."""
+    def to(
+        self, device: torch.device | str, dtype: torch.dtype, by_block: BlockDevices | None = None
+    ) -> JointPosterior:
+        """Return the posterior on a device, bases and directions in a number format; the factor stays float64.
+
+        Of ``by_block`` the wide bases are where the blocks' Jacobians are; without bases the directions are.
+        """
         return replace(
             self,
-            directions=tuple(t.to(device, dtype) for t in self.directions),
+            directions=moved(self.directions, self.blocks, device, dtype, None if self.wide else by_block),
             factor=self.factor.to(device),
-            wide=tuple(t.to(device, dtype) for t in self.wide),
-            narrow=tuple(t.to(device, dtype) for t in self.narrow),
+            wide=moved(self.wide, self.blocks, device, dtype, by_block),
+            narrow=moved(self.narrow, self.blocks, device, dtype, None),
         )
 
     @cached_property
@@ -149,7 +154,7 @@ class JointPosterior:
                 result[list(members)] = torch.einsum("bij,ij->b", self._grams[group], part.T @ part)
                 continue
             for i in members:
-                result[i] = (part.to(self.directions[i]) @ self.directions[i]).double().square().sum()
+                result[i] = (part.to(self.directions[i]) @ self.directions[i]).double().square().sum().to(half.device)
         return result
 
     @cached_property
@@ -164,7 +169,9 @@ class JointPosterior:
         if sum(d.shape[0] ** 2 * 8 for d in self.directions) > _GRAM_BYTES:
             return None
         return {
-            group: torch.stack([(self.directions[i] @ self.directions[i].T).double() for i in members])
+            group: torch.stack(
+                [(self.directions[i] @ self.directions[i].T).double().to(self.factor.device) for i in members]
+            )
             for group, members in self.groups.items()
         }
 
@@ -172,12 +179,13 @@ class JointPosterior:
         """Return a group's Jacobians along its directions, and the inner products of the rest, where J has no bases."""
         parts = [at_least_float32(jacobians.blocks[i].jacobian).flatten(2) for i in members]
         directions = [self.directions[i].to(part) for i, part in zip(members, parts, strict=True)]
-        along = torch.stack([(p @ d.T).double() for p, d in zip(parts, directions, strict=True)]).sum(0)
+        home = jacobians.logits.device
+        along = torch.stack([(p @ d.T).double().to(home) for p, d in zip(parts, directions, strict=True)]).sum(0)
         left = along.new_zeros(*along.shape[:2], along.shape[1])
         for part, direction in zip(parts, directions, strict=True):
             # The residual first: the difference of two squares would cancel where the directions hold nearly all.
             residual = part - along.to(part) @ direction
-            left += (residual @ residual.mT).double()
+            left += (residual @ residual.mT).double().to(home)
         return along, left
 
     def _in_core(self, jacobians: ContrastJacobians, group: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,17 +193,17 @@ class JointPosterior:
 
         The narrow bases are orthonormal and whole, so they turn the directions and leave everything else alone.
         """
-        coordinates, outside = [], []
+        coordinates, outside, home = [], [], jacobians.logits.device
         for i in self.groups[group]:
             jacobian = at_least_float32(jacobians.blocks[i].jacobian)
             batch, contrasts = jacobian.shape[:2]
             flat = jacobian.flatten(0, 1)
             basis = self.wide[i].to(flat).expand(len(flat), -1, -1)
             inside = torch.bmm(basis.mT, flat)
-            coordinates.append(inside.view(batch, contrasts, -1))
+            coordinates.append(inside.view(batch, contrasts, -1).to(home))
             if basis.shape[1] != basis.shape[2]:  # a whole basis leaves nothing out
                 left = torch.baddbmm(flat, basis, inside, alpha=-1).view(batch, contrasts, -1)
-                outside.append(torch.bmm(left, left.mT))
+                outside.append(torch.bmm(left, left.mT).to(home))
         joined = torch.cat(coordinates, 2)
         directions = self._turned_directions[group].to(joined)
         along = joined @ directions.T

@@ -107,7 +107,7 @@ def add_moment_batch(sums: BlockSums, jacobians: ContrastJacobians, class_mask: 
     wide, narrow = [], []
     for i, (block, part) in enumerate(zip(sums.blocks, jacobians.blocks, strict=True)):
         jacobian = part.jacobian.double()
-        weighted = torch.einsum("nce,newk->ncwk", hessian, jacobian)
+        weighted = torch.einsum("nce,newk->ncwk", hessian.to(jacobian.device), jacobian)
         seen = jacobian.mT @ sketch_matrix(block, sums.wide[i].shape[1], sums.seed).to(jacobian.device)
         wide.append(sums.wide[i] + _over_rows(weighted.mT, seen))
         narrow.append(sums.narrow[i] + _over_rows(weighted, jacobian))
@@ -174,11 +174,11 @@ def _add_sketch_batch(
     coordinates = block_coordinates(jacobians, [b.wide for b in bases], [b.narrow for b in bases])
     seen = torch.zeros((), dtype=torch.float64, device=hessian.device)
     for i, part in enumerate(coordinates):
-        seen = seen + part.double() @ joint_test_matrix(state, i).to(hessian.device)
+        seen = seen + (part.double() @ joint_test_matrix(state, i).to(part.device)).to(hessian.device)
     check_curvature("all blocks together", seen, hessian)
     weighted = (hessian @ seen).flatten(0, 1)
     sketch = tuple(
-        before + (part.flatten(0, 1).double().T @ weighted).cpu()
+        before + (part.flatten(0, 1).double().T @ weighted.to(part.device)).cpu()
         for before, part in zip(state.sketch, coordinates, strict=True)
     )
     return replace(state, rows=state.rows + len(hessian), sketch=sketch)

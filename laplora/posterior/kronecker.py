@@ -113,25 +113,25 @@ def add_batch(sums: KroneckerSums, jacobians: ContrastJacobians, class_mask: tor
     hessian = jacobians.curvature(class_mask)
     wide, narrow, traces = [], [], []
     for i, (block, jacobian) in enumerate(zip(sums.blocks, jacobians.blocks, strict=True)):
-        test = sketch_matrix(block, sums.wide[i].shape[1], sums.seed).to(hessian.device)
         inputs, gradients = _sums_over_tokens(jacobian)
-        weighted = hessian @ gradients
+        test = sketch_matrix(block, sums.wide[i].shape[1], sums.seed).to(gradients.device)
+        weighted = hessian.to(gradients.device) @ gradients
         if block.group != "lora_B":
             wide.append(sums.wide[i] + (inputs.T @ (inputs @ test)).cpu())
             narrow.append(sums.narrow[i] + torch.einsum("nci,ncj->ij", weighted, gradients).cpu())
-            traces.append(inputs.square().sum())
+            traces.append(inputs.square().sum().cpu())
         else:
             flat = gradients.flatten(0, 1)
             wide.append(sums.wide[i] + (weighted.flatten(0, 1).T @ (flat @ test)).cpu())
             narrow.append(sums.narrow[i] + (inputs.T @ inputs).cpu())
-            traces.append((weighted * gradients).sum())
+            traces.append((weighted * gradients).sum().cpu())
         check_curvature(block.name, wide[-1], narrow[-1])
     return replace(
         sums,
         rows=sums.rows + len(hessian),
         wide=tuple(wide),
         narrow=tuple(narrow),
-        wide_trace=sums.wide_trace + torch.stack(traces).cpu(),
+        wide_trace=sums.wide_trace + torch.stack(traces),
     )
 
 
@@ -168,11 +168,12 @@ def _add_eigen_batch(
     hessian = jacobians.curvature(class_mask)
     scale, rest = [], []
     for i, (basis, jacobian) in enumerate(zip(bases, jacobians.blocks, strict=True)):
-        coordinates, left_out = project(jacobian, basis.wide.to(hessian.device), basis.narrow.to(hessian.device))
-        coordinates = coordinates.double()
-        weighted = torch.einsum("nce,nekj->nckj", hessian, coordinates)
+        where = jacobian.jacobian.device
+        coordinates, left_out = project(jacobian, basis.wide.to(where), basis.narrow.to(where))
+        coordinates, own = coordinates.double(), hessian.to(where)
+        weighted = torch.einsum("nce,nekj->nckj", own, coordinates)
         scale.append(sums.scale[i] + (weighted * coordinates).sum((0, 1)).cpu())
-        rest.append(sums.rest[i] + torch.einsum("nce,ncej->j", hessian, left_out.double()).cpu())
+        rest.append(sums.rest[i] + torch.einsum("nce,ncej->j", own, left_out.double()).cpu())
     return EigenSums(sums.rows + len(hessian), tuple(scale), tuple(rest))
 
 

@@ -19,7 +19,7 @@ from laplora.errors import ArtifactCorruptError
 from laplora.jacobians.blocks import Block, Choose, ContrastJacobians
 from laplora.jacobians.many_classes import answer_directions
 from laplora.linearised import contrast_hessian, contrast_logits, contrasts
-from laplora.posterior.base import Posterior, ProjectedJacobians
+from laplora.posterior.base import BlockDevices, Posterior, ProjectedJacobians
 
 #: Averages that are kept; a search of the prior takes hundreds.
 _AVERAGES = 4
@@ -63,9 +63,11 @@ class ManyClassPosterior:
         average = self._average(None)
         return answer_directions(average, min(self.directions, len(average)))
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> ManyClassPosterior:
-        """Return the posterior on a device."""
-        inner, reference = self.inner.to(device, dtype), self.reference
+    def to(
+        self, device: torch.device | str, dtype: torch.dtype, by_block: BlockDevices | None = None
+    ) -> ManyClassPosterior:
+        """Return the posterior on a device; ``by_block`` is as of ``Posterior.to``."""
+        inner, reference = self.inner.to(device, dtype, by_block), self.reference
         moved = (t.to(device) for t in (reference.contrast_mean, reference.kept, reference.rest))
         return replace(self, inner=inner, reference=ProjectedJacobians(*moved))
 

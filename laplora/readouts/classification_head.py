@@ -65,7 +65,7 @@ class ClassificationHead:
         Of a decoder that is the final hidden state. Of an encoder more of the head may lie between.
         """
         path, layer = output_layer(model)
-        hidden = scores.hidden
+        hidden = scores.hidden.to(layer.weight.device)
         wide = torch.promote_types(torch.float32, hidden.dtype)
         directions = directions.to(hidden.device, wide)
         below = directions @ layer.weight.to(wide)

@@ -116,7 +116,7 @@ def _sharing(model: Any, tree: PrefixTree, batch: Batch) -> tuple[torch.Tensor, 
         position_ids=torch.cat([batch.position_ids, batch.position_ids[:, -1:] + places], 1),
         use_cache=False,
     ).last_hidden_state
-    return states[:, length - 1 :], mask
+    return states[:, length - 1 :].to(device), mask
 
 
 def _repeating(model: Any, tree: PrefixTree, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,6 +138,6 @@ def _repeating(model: Any, tree: PrefixTree, batch: Batch) -> tuple[torch.Tensor
         class_mask=batch.class_mask.repeat_interleave(runs, 0),
     )
     base = base_of(model)
-    states = getattr(base, base.base_model_prefix)(**wide.inputs, use_cache=False).last_hidden_state
+    states = getattr(base, base.base_model_prefix)(**wide.inputs, use_cache=False).last_hidden_state.to(device)
     states = states.reshape(rows, runs, length + extra, -1)
     return states[:, list(tree.shown_in), [length - 1 + len(context) for context in tree.contexts]], wide.attention_mask

@@ -38,14 +38,15 @@ class LabelTokens(LabelText):
 
     def gradient(self, model: Any, scores: ClassScores, directions: torch.Tensor) -> HeadGradient:
         """Return the gradients at the final hidden state, and those of an adapted ``lm_head``."""
-        head, hidden = output_head(model), scores.hidden
+        head = output_head(model)
         plain = getattr(head, "base_layer", head)
+        hidden = scores.hidden.to(plain.weight.device)
         rows = torch.tensor(self.token_ids, device=hidden.device)
         wide = torch.promote_types(torch.float32, hidden.dtype)
         directions = directions.to(hidden.device, wide)
         transform = logit_transform(base_of(model))
         if not transform.nothing:  # a soft cap has another slope at each row's logits
-            directions = directions * transform.slope(scores.logits.to(wide))
+            directions = directions * transform.slope(scores.logits.to(hidden.device, wide))
         gradient = directions @ plain.weight[rows].to(wide)
         if not runs_lora(head):
             return HeadGradient(gradient, ())

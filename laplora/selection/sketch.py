@@ -53,14 +53,16 @@ class FeatureMap:
         curved = posterior.factor.T @ posterior.factor + torch.diag(posterior.by_column(precisions))
         lower = torch.linalg.cholesky(curved)
         within = torch.linalg.inv(lower).T
-        device = posterior.factor.device
-        hashes = tuple(
-            _hash(block, size, float(precision), device)
-            for block, precision in zip(posterior.blocks, precisions, strict=True)
+        home = posterior.factor.device
+        hashes = tuple(  # where the block's Jacobians are
+            _hash(block, size, float(precision), basis.device)
+            for block, precision, basis in zip(
+                posterior.blocks, precisions, posterior.wide or posterior.directions, strict=True
+            )
         )
         beside = torch.cat(
             [
-                torch.stack([_sketched(_direction(posterior, i), hashes[i], size) for i in members]).sum(0)
+                torch.stack([_sketched(_direction(posterior, i), hashes[i], size).to(home) for i in members]).sum(0)
                 for members in posterior.groups.values()
             ]
         )
@@ -81,7 +83,8 @@ class FeatureMap:
         size = self.beside.shape[1]
         total = -(projected.kept.float().flatten(0, 1) @ self.beside)
         for block, hashed in zip(jacobians.blocks, self.hashes, strict=True):
-            total += _sketched(at_least_float32(block.jacobian).flatten(0, 1).flatten(1), hashed, size)
+            own = _sketched(at_least_float32(block.jacobian).flatten(0, 1).flatten(1), hashed, size)
+            total += own.to(total.device)
         sketch = total.view(batch, directions, size)
         by_group = torch.stack([self.precisions[members[0]] for members in self.posterior.groups.values()])
         rest = projected.rest.double() @ (1 / by_group.to(projected.rest.device))
@@ -101,6 +104,7 @@ def _hash(block: Block, size: int, precision: float, device: torch.device) -> tu
 def _sketched(rows: torch.Tensor, hashed: tuple[torch.Tensor, torch.Tensor], size: int) -> torch.Tensor:
     """Return rows (n, wide * narrow) times S, (n, size) float32."""
     columns, signs = hashed
+    rows = rows.to(columns.device)
     total = torch.zeros(size, len(rows), device=rows.device)
     total.index_add_(0, columns, (rows.float() * signs).T.contiguous())
     return total.T

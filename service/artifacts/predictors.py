@@ -72,7 +72,7 @@ def default_library() -> Library:
             bases.append(SharedBases())
         return Predictor.load(
             path,
-            device=settings.device,
+            device=settings.spread or settings.device,
             cache_dir=settings.cache,
             verify_golden=False,
             dequantize=settings.dequantize_weights,

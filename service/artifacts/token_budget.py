@@ -64,30 +64,37 @@ class DeviceMeter(Protocol):
 
 
 class CudaMeter:
-    """Of a CUDA device. What torch's allocator holds without using it is free."""
+    """Of CUDA devices. What torch's allocator holds without using it is free.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    Of several, over which a base is spread, the one with the least free memory and the one that a batch takes most of
+    count: batches are no larger than that fits.
+    """
+
+    def __init__(self, *devices: torch.device) -> None:
+        self._devices = devices
 
     def free_bytes(self) -> int:
         """As ``DeviceMeter``."""
         from laplora.models.shared_base import free_bytes
 
-        free = free_bytes(self._device)
-        assert free is not None, "of CUDA it is known"
-        return free
+        found = [free_bytes(one) for one in self._devices]
+        assert None not in found, "of CUDA it is known"
+        return min(one for one in found if one is not None)
 
     def measure(self, run: Callable[[], object]) -> Usage:
         """As ``DeviceMeter``."""
         import torch
 
-        torch.cuda.synchronize(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        before, begun = torch.cuda.memory_allocated(self._device), time.perf_counter()
+        for one in self._devices:
+            torch.cuda.synchronize(one)
+            torch.cuda.reset_peak_memory_stats(one)
+        before, begun = [torch.cuda.memory_allocated(one) for one in self._devices], time.perf_counter()
         run()
-        torch.cuda.synchronize(self._device)
+        for one in self._devices:
+            torch.cuda.synchronize(one)
         duration_s = time.perf_counter() - begun
-        return Usage(int(torch.cuda.max_memory_allocated(self._device) - before), duration_s)
+        peaks = [torch.cuda.max_memory_allocated(one) for one in self._devices]
+        return Usage(int(max(peak - was for peak, was in zip(peaks, before, strict=True))), duration_s)
 
     def release(self) -> None:
         """As ``DeviceMeter``."""
@@ -97,8 +104,8 @@ class CudaMeter:
 
 
 def meter_of(predictor: Predictor) -> DeviceMeter | None:
-    """Return what measures a predictor's device; None where nothing does."""
-    return CudaMeter(predictor.device) if predictor.device.type == "cuda" else None
+    """Return what measures a predictor's devices; None where nothing does."""
+    return CudaMeter(*predictor.devices) if predictor.device.type == "cuda" else None
 
 
 def measure_budget(

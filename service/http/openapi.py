@@ -119,7 +119,7 @@ def describe(settings: Settings) -> str:
     }
     rows = ["", "## Limits of this server", "| limit | value | |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
-        if name.startswith("max_") or name in ("client_share", "request_timeout_s"):
+        if (name.startswith("max_") and name != "max_memory") or name in ("client_share", "request_timeout_s"):
             value = worked_out.get(name, getattr(settings, name))
             rows.append(f"| `{name}` | {f'{value:g}' if isinstance(value, float) else value} | {field.description} |")
     return "\n".join([DESCRIPTION.strip(), *rows])

@@ -26,6 +26,7 @@ class AdapterFit:
         removed_layers: numbers, from 0, of the base's decoder layers that it was trained without.
         task_type: PEFT's, of a causal language model or a classification head; None: what the adapter says.
         out: folder of the artifact.
+        device_map, max_memory: how the base is spread over several devices (``laplora.models.spread``).
     """
 
     adapter: str
@@ -43,6 +44,8 @@ class AdapterFit:
     quantization: Literal["nf4", "none"] = "none"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     device: str = "auto"
+    device_map: str | None = None
+    max_memory: str | None = None
     max_tokens: int | None = None
     overrides: tuple[str, ...] = ()
 
@@ -77,6 +80,10 @@ def add_options(job: argparse.ArgumentParser) -> None:
     group.add_argument("--quantization", choices=("nf4", "none"), help="of the base (default: none)")
     group.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the base (default: bfloat16)")
     group.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    spread = "over several GPUs: auto, balanced, balanced_low_0, sequential, or a JSON object of each module's GPU"
+    group.add_argument("--device-map", metavar="MAP", help=spread)
+    limits = 'most weights on each GPU with --device-map, such as \'{"0": "20GiB", "1": "20GiB"}\''
+    group.add_argument("--max-memory", metavar="JSON", help=limits)
     group.add_argument("--max-tokens", metavar="COUNT", type=int, help="longest prompt (default: 512)")
 
 

@@ -13,7 +13,10 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 #: The file of a run's folder that says whose it is: the configuration's fields, and ``made_from`` once it was trained.
 CONFIG = "config.json"
 #: Fields of a configuration that change no result of a run.
-_WITHOUT_EFFECT = (("golden_inputs",), ("base", "device"), ("base", "dequantize"))
+_WITHOUT_EFFECT = (
+    ("golden_inputs",),
+    *(("base", name) for name in ("device", "device_map", "max_memory", "dequantize")),
+)
 
 
 def configuration_digest(fields: Mapping[str, Any]) -> str:

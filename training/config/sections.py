@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from laplora.errors import ConfigError
 from laplora.fitting.settings import CalibrationSettings, LaplaceSettings, PredictiveSettings, Section
 from laplora.jacobians.many_classes import ManyClasses
+from laplora.models.spread import Sharing, Spread
 from training.data.later_fields import as_before
 
 
@@ -23,6 +25,14 @@ class BaseConfig(Section):
     quantization: Literal["nf4", "none"] = Field("nf4", description="nf4: 4-bit NormalFloat, double quantization")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="activations and unquantized weights")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device_map: Sharing | dict[str, int | str] | None = Field(
+        None,
+        description="spreads the base over several GPUs of one process: auto, balanced, balanced_low_0, sequential, or "
+        "the GPU of each module by its path, the input embedding's first; null: it is on the one device",
+    )
+    max_memory: dict[int | str, int | str] | None = Field(
+        None, description="most weights on each GPU with device_map, as {0: 20GiB, 1: 20GiB}; null: what is free there"
+    )
     dequantize: bool | None = Field(
         None,
         description="turn 4-bit weights into plain ones of the same values at load; null: on a CPU with the memory "
@@ -35,10 +45,27 @@ class BaseConfig(Section):
         "prompts change least (Gromov et al., arXiv 2403.17887); 0: none",
     )
 
+    @property
+    def spread(self) -> Spread | None:
+        """How the base is spread over several devices; None: it is on one."""
+        return Spread.of(self.device_map, self.max_memory)
+
+    @model_validator(mode="after")
+    def _lies_somewhere(self) -> BaseConfig:
+        try:
+            spread = self.spread
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if spread is not None and self.device != "auto":
+            raise ValueError(
+                f"device_map says where the base is, and so does device, {self.device!r}: leave it at auto"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the fields; without ``prune_layers`` at its default, as before there was such a field."""
-        return as_before(self, write(self), ("prune_layers",))
+        """Return the fields; without later ones at their defaults, as before there were such fields."""
+        return as_before(self, write(self), ("device_map", "max_memory", "prune_layers"))
 
 
 class AdapterConfig(Section):

@@ -1,4 +1,4 @@
-"""Fine-tuning on the one device that the configuration names.
+"""Fine-tuning on the one device that the configuration names, or with its batches on the first of a device map's.
 
 transformers' Trainer starts at ``cuda:0`` and replicates the model over every visible GPU with ``nn.DataParallel``,
 which a PEFT model in 4 bit is not made for.
@@ -36,7 +36,7 @@ class OneDeviceArguments(TrainingArguments):
         first: torch.device = super()._setup_devices
         wanted = torch.device(self.run_device)
         if wanted.type != "cuda":
-            return first
+            return wanted if wanted.type == first.type else first
         index = wanted.index or 0
         torch.cuda.set_device(index)  # the Trainer has made the first one current
         self._n_gpu = 1

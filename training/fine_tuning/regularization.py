@@ -61,7 +61,7 @@ class Regularization:
             divergence = -expected_log_likelihood(of_base, logits, class_mask) - entropy(of_base)
             total = total + self.kl * divergence.mean().float()
         for weight, start in zip(trained_weights(model), self.initial, strict=True) if self.initial else ():
-            total = total + 0.5 * self.l2 * (weight - start).square().sum().float()
+            total = total + 0.5 * self.l2 * (weight - start).square().sum().float().to(total.device)
         return total
 
 

@@ -53,7 +53,8 @@ def begun(run: Run, model: str, steps: tuple[int, ...]) -> dict[str, Any]:
 def settings_digest(config: RunConfig) -> str:
     """Return the digest of all that the seeds of one model and task have in common."""
     fields = config_hash_fields(config)
-    fields["base"].pop("device")
+    for name in ("device", "device_map", "max_memory"):
+        fields["base"].pop(name, None)
     fields["optimizer"].pop("class_weights", None)  # balanced ones are of the rows that were drawn
     return digest({name: value for name, value in fields.items() if name not in ("name", "seed")})
 

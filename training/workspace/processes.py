@@ -11,7 +11,9 @@ from torch import distributed
 
 from laplora.errors import ConfigError
 from laplora.models.base import resolve_device
+from laplora.models.spread import Spread
 from laplora.workers import ALONE, Workers
+from training.config import BaseConfig
 from training.workspace.launcher import launched
 
 #: How long gradients wait for a process, as for the first one while it writes a checkpoint.
@@ -34,6 +36,21 @@ def leave() -> None:
     joined.cache_clear()
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def own_spread(base: BaseConfig) -> Spread | None:
+    """Return how a configuration spreads its base over the GPUs of this process; None: it is on one device.
+
+    Raises:
+        ConfigError: several processes, which share the rows or shard the weights and have a GPU each.
+    """
+    spread = base.spread
+    if spread is not None and launched() > 1:
+        raise ConfigError(
+            f"base.device_map spreads the base over the GPUs of one process, and {launched()} processes were started, "
+            "each with a GPU of its own: leave out the launcher, or device_map (FSDP shards weights over processes)"
+        )
+    return spread
 
 
 def own_device(device: str, workers: Workers) -> torch.device:

@@ -11,11 +11,13 @@ import torch
 from filelock import FileLock
 
 from laplora.classifier import Classifier
-from laplora.errors import NonFiniteError
+from laplora.errors import ConfigError, NonFiniteError
 from laplora.fitting.store import digest
 from laplora.models.base import BaseSpec, load_base_model
 from laplora.models.hashes import weights_hash
 from laplora.models.in_memory import non_finite
+from laplora.models.placement import input_device
+from laplora.models.spread import Spread
 from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow, collate
@@ -44,6 +46,7 @@ class Run:
         base: the base model, which the run's steps and folds have one after another.
         pruning: how its layers to remove are chosen; None: it has all.
         workers: the processes that share its rows; the first of them writes.
+        spread: how the base is spread over several devices; ``device`` is then that of its inputs. None: it is there.
     """
 
     config: RunConfig
@@ -59,6 +62,12 @@ class Run:
     base: HeldBase = field(default_factory=HeldBase)
     pruning: Pruning | None = None
     workers: Workers = ALONE
+    spread: Spread | None = None
+
+    @property
+    def place(self) -> str | Spread:
+        """Where a model is loaded, as ``Predictor.load`` takes it."""
+        return self.spread or str(self.device)
 
     @property
     def folder(self) -> Path:
@@ -104,6 +113,7 @@ class Run:
         """Return the base model as this run uses it, without the layers that it removes.
 
         Raises:
+            ConfigError: a device map whose first module is not where the inputs are.
             ModelError: a base that cannot be loaded or is not covered, or without these layers.
             NonFiniteError: a base whose weights hold NaN or infinity, the scales of packed 4-bit ones included.
         """
@@ -132,10 +142,15 @@ class Run:
         model = load_base_model(
             self.location,
             spec,
-            device=self.device,
+            device=self.spread or self.device,
             dequantize=self.config.base.dequantize,
             shardable=sharding_asked(),
         ).model
+        if self.spread and input_device(model) != self.device:
+            raise ConfigError(
+                f"base.device_map puts the input embedding on {input_device(model)}, and its first module on "
+                f"{self.device}: name the module of the input embedding first"
+            )
         if (name := non_finite(model)) is not None:
             raise NonFiniteError(
                 f"the base model {spec.model!r} holds NaN or infinity in {name}: nothing trained on it would be a "

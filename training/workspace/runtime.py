@@ -11,6 +11,7 @@ from laplora.errors import ConfigError, InvalidInputError
 from laplora.files import write_json
 from laplora.fitting.fit import check_class_weights
 from laplora.models.base import load_tokenizer, locate_base
+from laplora.models.placement import first_device
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow
 from laplora.prompts.templates import default_verbalizers, render
@@ -24,7 +25,7 @@ from training.workspace.base_size import layer_count, parameter_count
 from training.workspace.class_weights import weighed
 from training.workspace.filled_in import filled_in
 from training.workspace.folders import claim, in_use, start_from, trained_from
-from training.workspace.processes import joined, own_device
+from training.workspace.processes import joined, own_device, own_spread
 from training.workspace.provenance import adapter_inputs
 from training.workspace.pruning import pruning_of
 from training.workspace.run import Run, base_spec
@@ -60,14 +61,15 @@ def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
     Its configuration is filled in (``training.workspace.filled_in``), and says in which folder it lies.
 
     Raises:
-        ConfigError: no calibration or test rows, golden inputs that the template does
-            not take, an average over the orders of choices that it has none of, or as of ``open_student`` and
+        ConfigError: no calibration or test rows, a device map for several processes, golden inputs that the template
+            does not take, an average over the orders of choices that it has none of, or as of ``open_student`` and
             ``pruning_of``.
         DataError, ModelError, LabelTokenError, DownloadError: data, base or labels that cannot be used.
         ArtifactError: a teacher that cannot be read.
         ArtifactWriteError: something that is no artifact has the finished one's place.
     """
-    device = own_device(config.base.device, workers)
+    spread = own_spread(config.base)
+    device = first_device(spread) if spread else own_device(config.base.device, workers)
     splits, student = load_splits(config.data, seed=config.seed, hold_out=config.holds_out, progress=say), None
     if config.student:
         student, splits = open_student(config, config.student, splits)
@@ -94,6 +96,7 @@ def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
         student=student,
         pruning=pruning,
         workers=workers,
+        spread=spread,
     )
 
 

@@ -108,7 +108,7 @@ def _teacher_answers(run: Run, student: Student, examples: Sequence[Example]) ->
     if missing := [start for start in starts if start not in parts]:
         say(f"the teacher {student.teacher.name} answers by {student.predictive}")
         teacher = Predictor.load(
-            student.teacher.path, device=str(run.device), dequantize=run.config.base.dequantize, progress=say
+            student.teacher.path, device=run.place, dequantize=run.config.base.dequantize, progress=say
         )
         for start in missing:
             part = examples[start : start + size]

@@ -15,7 +15,7 @@ import torch
 
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.linearised import contrast_mean
-from laplora.posterior.base import ProjectedJacobians
+from laplora.posterior.base import BlockDevices, ProjectedJacobians
 from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
 
 #: Levels per factor of ten in curvature. Parameters of one level get the weight of its mean curvature, so a single
@@ -49,7 +49,9 @@ class DiagonalPosterior:
     rows: int
     structure: str = "diagonal"
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> DiagonalPosterior:
+    def to(
+        self, device: torch.device | str, dtype: torch.dtype, by_block: BlockDevices | None = None
+    ) -> DiagonalPosterior:
         """Return the posterior on a device; nothing here multiplies Jacobians, so all keeps its number format."""
         return replace(self, diagonal=tuple(t.to(device) for t in self.diagonal))
 

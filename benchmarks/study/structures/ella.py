@@ -17,7 +17,7 @@ import torch
 
 from laplora.errors import FactorizationError, PriorError
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.posterior.base import ProjectedJacobians, block_coordinates
+from laplora.posterior.base import BlockDevices, ProjectedJacobians, block_coordinates, moved
 from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
 
 
@@ -61,11 +61,11 @@ class EllaPosterior:
     rows: int
     structure: str = "ella"
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> EllaPosterior:
+    def to(self, device: torch.device | str, dtype: torch.dtype, by_block: BlockDevices | None = None) -> EllaPosterior:
         """Return the posterior on a device, its directions in a number format."""
         return replace(
             self,
-            directions=tuple(t.to(device, dtype) for t in self.directions),
+            directions=moved(self.directions, self.blocks, device, dtype, None),
             eigenvalues=self.eigenvalues.to(device),
             eigenvectors=self.eigenvectors.to(device),
         )

@@ -1,0 +1,103 @@
+"""What a person states of a base that is to be spread over several devices; nothing is imported for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from laplora.errors import ConfigError
+
+#: How accelerate shares the layers out by itself.
+Sharing = Literal["auto", "balanced", "balanced_low_0", "sequential"]
+#: Where a device map may put weights that are fetched anew in every pass.
+_FETCHED = frozenset({"cpu", "disk", "meta"})
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How one base model is spread over the devices of this process.
+
+    Attributes:
+        device_map: a way to share, or pairs of a module's path in the base and its device, a GPU's number or name.
+        max_memory: pairs of a device and the most bytes of weights on it, as a number or as text ("20GiB"). Empty:
+            what is free. The batches' activations come on top.
+    """
+
+    device_map: Sharing | tuple[tuple[str, int | str], ...]
+    max_memory: tuple[tuple[int | str, int | str], ...] = ()
+
+    @classmethod
+    def of(
+        cls, device_map: str | Mapping[str, int | str] | None, max_memory: Mapping[Any, int | str] | None = None
+    ) -> Spread | None:
+        """Return the spread of what a person states; None where nothing is stated.
+
+        Raises:
+            ConfigError: another way to share than there is, an empty map, weights on the CPU or the disk, or limits of
+                memory without a way to share.
+        """
+        limits = {_number_or_name(device): most for device, most in (max_memory or {}).items()}
+        if device_map is None:
+            if limits:
+                raise ConfigError("max_memory is of the devices of a device_map, and there is none: give both")
+            return None
+        if isinstance(device_map, str):
+            if device_map not in get_args(Sharing):
+                raise ConfigError(f"device_map is {device_map!r}, expected a map or one of {list(get_args(Sharing))}")
+            return cls(device_map, tuple(limits.items()))  # type: ignore[arg-type]
+        if limits:
+            raise ConfigError("max_memory goes with a device_map that shares by itself: leave it out beside a map")
+        places = tuple((path, _number_or_name(device)) for path, device in device_map.items())
+        if not places:
+            raise ConfigError("device_map is an empty map: give each module's device, or auto")
+        if (fault := fetched(dict(places))) is not None:
+            raise ConfigError(fault)
+        return cls(places)
+
+    @classmethod
+    def parsed(cls, device_map: str | None, max_memory: str | None) -> Spread | None:
+        """Return the spread of texts: a way to share, or a map as a JSON object, and JSON of limits; as ``of``.
+
+        Raises:
+            ConfigError: also JSON that is no object of texts and numbers.
+        """
+        is_way = device_map is None or not device_map.lstrip().startswith("{")
+        return cls.of(
+            device_map if is_way else _object("device_map", device_map),
+            None if max_memory is None else _object("max_memory", max_memory),
+        )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What transformers' ``from_pretrained`` is told."""
+        one = self.device_map
+        told: dict[str, Any] = {"device_map": one if isinstance(one, str) else dict(one)}
+        return told | ({"max_memory": dict(self.max_memory)} if self.max_memory else {})
+
+
+def fetched(places: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a device map that puts weights where nothing is computed; None: it does not."""
+    odd = next(((path, str(device)) for path, device in places.items() if str(device) in _FETCHED), None)
+    if odd is None:
+        return None
+    return (
+        f"device_map puts {odd[0] or 'the model'} on {odd[1]!r}, from where it would be fetched in every pass, and "
+        "laplora computes where weights lie: use more or larger GPUs, 4-bit weights, or a larger max_memory"
+    )
+
+
+def _object(name: str, text: str | None) -> dict[str, int | str]:
+    try:
+        found = json.loads(text or "")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(type(value) in (int, str) for value in found.values()):
+        raise ConfigError(f'{name} is no JSON object of devices, such as {{"0": "20GiB"}} for limits of memory')
+    return found
+
+
+def _number_or_name(device: int | str) -> int | str:
+    text = str(device)
+    return int(text) if text.isdecimal() else text

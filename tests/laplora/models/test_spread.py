@@ -1,0 +1,97 @@
+"""A base over several devices: what a person may state, and models that are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from emulated_devices import FIRST, SECOND, emulated_devices, place_of
+from tiny_models import add_lora, tiny_base
+
+from laplora.errors import ConfigError, ModelError
+from laplora.models.placement import check_spread, first_device, spread_of
+from laplora.models.spread import Spread
+
+
+def test_a_way_to_share_is_passed_on_with_its_limits() -> None:
+    spread = Spread.parsed("balanced", '{"0": "20GiB", "1": 1000}')
+    assert spread == Spread.of("balanced", {0: "20GiB", 1: 1000})
+    assert spread is not None
+    assert spread.options == {"device_map": "balanced", "max_memory": {0: "20GiB", 1: 1000}}
+    assert Spread.of("auto").options == {"device_map": "auto"}  # type: ignore[union-attr]
+    assert Spread.of(None) is None
+
+
+def test_a_map_is_passed_on_in_its_order() -> None:
+    spread = Spread.parsed('{"model.embed_tokens": 1, "model.layers": "cuda:0"}', None)
+    assert spread is not None
+    assert spread.options == {"device_map": {"model.embed_tokens": 1, "model.layers": "cuda:0"}}
+    assert first_device(spread) == torch.device("cuda:1")
+    assert hash(spread) == hash(Spread.of({"model.embed_tokens": "1", "model.layers": "cuda:0"}))
+
+
+@pytest.mark.parametrize(
+    ("device_map", "max_memory", "said"),
+    [
+        ("automatic", None, "expected a map or one of"),
+        ({}, None, "empty map"),
+        (None, {0: "1GiB"}, "there is none: give both"),
+        ({"": 0}, {0: "1GiB"}, "shares by itself"),
+        ({"model": 0, "lm_head": "disk"}, None, "device_map puts lm_head on 'disk'"),
+        ({"": "cpu"}, None, "device_map puts the model on 'cpu'"),
+    ],
+)
+def test_what_cannot_be_is_refused(device_map: Any, max_memory: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Spread.of(device_map, max_memory)
+
+
+@pytest.mark.parametrize("text", ["{", '{"a": 1.5}', '{"a": true}'])
+def test_text_that_is_no_map_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="no JSON object of devices"):
+        Spread.parsed(text, None)
+
+
+def test_first_gpu_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert first_device(Spread("auto")) == torch.device("cuda:0")
+    assert first_device(Spread("auto", ((0, "0GiB"), (1, "8GiB")))) == torch.device("cuda:1")
+
+
+def test_weights_on_the_disk_are_refused_by_the_module(tmp_path: Path) -> None:
+    """As accelerate really puts them there: their places in the model are empty."""
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk"}
+    model = tiny_base("llama")
+    accelerate.dispatch_model(model, places | {"model.norm": "cpu", "lm_head": "cpu"}, offload_dir=tmp_path)
+    assert model.model.layers[1].mlp.up_proj.weight.is_meta
+    with pytest.raises(ModelError, match=r"from where it would be fetched in every pass"):
+        check_spread(model)
+
+
+def test_two_devices_without_hooks_are_refused() -> None:
+    with emulated_devices():
+        model = add_lora(tiny_base("llama"), ["q_proj"], dtype=None)
+        check_spread(model)
+        model.get_base_model().model.layers[1].to(SECOND)
+        with pytest.raises(ModelError, match="nothing moves its activations between them"):
+            check_spread(model)
+        assert spread_of(model) is None
+
+
+def test_the_emulation_fails_where_gpus_do() -> None:
+    with emulated_devices():
+        here, there = torch.ones(2, device=FIRST), torch.ones(2, device=SECOND)
+        assert (place_of(here), there.device) == (FIRST, SECOND)
+        for other in (there, torch.ones(2)):
+            with pytest.raises(RuntimeError, match="same device"):
+                here + other
+        assert (here + there.to(here) + torch.ones(())).device == FIRST
+        assert here[torch.tensor([0])].device == FIRST
+        assert (here.cpu() + there.cpu()).device == torch.device("cpu")
+        weight = torch.nn.Parameter(there)
+        (weight.to(FIRST) * here).sum().backward()
+        assert weight.grad is not None
+        assert weight.grad.device == SECOND

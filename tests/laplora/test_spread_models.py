@@ -1,0 +1,240 @@
+"""A model over two devices answers, differentiates and is fitted as the same model on one.
+
+The devices are emulated (``emulated_devices``), and accelerate's dispatch is the real one: every tensor that the code
+takes to be where another one is fails here as it would on two GPUs. The numbers are the same bits or nearly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from emulated_devices import FIRST, SECOND, emulated_devices, place_of
+from shared_fits import STRUCTURES
+from tiny_classifiers import adapted_classifier, batch_of, random_rows
+from tiny_models import TARGETS, Architecture, add_lora, tiny_base
+from tiny_runs import FinishedRun, sentiment_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import laplora
+from laplora.fitting.settings import FitSettings
+from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
+from laplora.models.placement import input_device, spread_of
+from laplora.models.spread import Spread
+from laplora.predictor import Predictor
+from laplora.prompts.rows import Batch
+from laplora.readouts.classification_head import classification_head
+from laplora.readouts.label_sequences import LabelSequences
+from laplora.readouts.label_tokens import LabelTokens
+from laplora.selection.sketch import FeatureMap
+
+pytestmark = pytest.mark.process  # accelerate asks nvidia-smi for the kind of GPU
+
+#: The second layer, the last norm and the head are on another device than what comes before them.
+PLACES = {
+    "model.embed_tokens": "cpu:0",
+    "model.rotary_emb": "cpu:0",
+    "model.layers.0": "cpu:0",
+    "model.layers.1": "cpu:1",
+    "model.norm": "cpu:1",
+    "lm_head": "cpu:1",
+}
+#: Of a base with tied embeddings, whose head is where they are.
+TIED = PLACES | {"lm_head": "cpu:0"}
+
+
+@pytest.fixture(autouse=True)
+def two_devices() -> Iterator[None]:
+    with emulated_devices():
+        yield
+
+
+def spread(model: Any, places: dict[str, str]) -> Any:
+    """Return a base dispatched by accelerate."""
+    return accelerate.dispatch_model(model, places, main_device="cpu:0")
+
+
+def both(architecture: Architecture) -> list[Any]:
+    """Return the same adapted model on one device and on two, in float32."""
+    targets = TARGETS[architecture]
+    places = {name.replace("model.norm", "model.final_layernorm"): place for name, place in PLACES.items()}
+    places = places if architecture == "phi" else PLACES
+    return [
+        add_lora(tiny_base(architecture), targets, dtype=None),
+        add_lora(spread(tiny_base(architecture), places), targets, dtype=None),
+    ]
+
+
+def rows_of(side: str = "left") -> Batch:
+    return batch_of(random_rows(5), side)  # type: ignore[arg-type]
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Check two tensors on the CPU, whatever devices they are on."""
+    torch.testing.assert_close(other.detach().cpu(), one.detach().cpu(), rtol=1e-5, atol=1e-6)
+
+
+READOUTS = {
+    "tokens": LabelTokens((5, 6, 7)),
+    "sequences": LabelSequences(((5, 6), (7,), (8, 9, 10))),
+}
+
+
+@pytest.mark.parametrize("automatic", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "phi", "phi3"])
+def test_jacobians_are_those_of_one_device_and_lie_with_their_modules(
+    architecture: Architecture, automatic: bool
+) -> None:
+    found = []
+    for model in both(architecture):
+        batch = rows_of().to(input_device(model.get_base_model()))
+        readout = READOUTS["tokens"]
+        blocks = covered_blocks(model, readout)
+        found.append((blocks, contrast_jacobians(model, batch, readout, blocks, automatic=automatic)))
+        mass = readout.label_mass(model, found[-1][1].hidden, batch.class_mask)
+        assert mass.device == found[-1][1].logits.device == batch.input_ids.device
+    (blocks, one), (_, other) = found
+    same(one.logits, other.logits)
+    for block, mine, theirs in zip(blocks, one.blocks, other.blocks, strict=True):
+        same(mine.jacobian, theirs.jacobian)
+        assert mine.mean_input is not None
+        assert theirs.mean_input is not None
+        same(mine.mean_input, theirs.mean_input)
+        first = "layers.0." in block.name
+        assert place_of(theirs.jacobian) == (FIRST if first else SECOND), block.name
+
+
+def test_the_written_out_pass_is_used_over_two_devices() -> None:
+    """Nothing is warned of, and it is no other way that gives the numbers above."""
+    from laplora.jacobians.contrasts import reverse_pass
+
+    assert reverse_pass(both("llama")[1]).kind == "written_out"
+
+
+def test_label_sequences_and_their_gradients() -> None:
+    readout = READOUTS["sequences"]
+    found = []
+    for place in (None, PLACES):
+        base = tiny_base("llama")
+        model = add_lora(base if place is None else spread(base, place), ["q_proj", "v_proj"], dtype=None)
+        batch = rows_of().to(input_device(model.get_base_model()))
+        blocks = covered_blocks(model, readout)
+        found.append(contrast_jacobians(model, batch, readout, blocks))
+    same(found[0].logits, found[1].logits)
+    for mine, theirs in zip(found[0].blocks, found[1].blocks, strict=True):
+        same(mine.jacobian, theirs.jacobian)
+
+
+def test_a_classifier_with_a_trained_head() -> None:
+    """Its head is on the second device."""
+    places = {name: place for name, place in PLACES.items() if name != "lm_head"} | {"score": "cpu:1"}
+    found = []
+    for place in (None, places):
+        model = adapted_classifier("llama", dtype=torch.float32)
+        if place is not None:
+            spread(model.get_base_model(), place)
+        readout = classification_head(model)
+        batch = rows_of().to(input_device(model.get_base_model()))
+        blocks = covered_blocks(model, readout)
+        for automatic in (False, True):
+            found.append(contrast_jacobians(model, batch, readout, blocks, automatic=automatic))
+    for other in found[1:]:
+        same(found[0].logits, other.logits)
+        for mine, theirs in zip(found[0].blocks, other.blocks, strict=True):
+            same(mine.jacobian, theirs.jacobian)
+
+
+def test_gradients_of_training_are_those_of_one_device() -> None:
+    found = []
+    for model in both("llama"):
+        batch = rows_of().to(input_device(model.get_base_model()))
+        logits = READOUTS["tokens"].scores(model, batch).logits
+        torch.nn.functional.cross_entropy(
+            logits, torch.zeros(len(batch), dtype=torch.int64, device=logits.device)
+        ).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert found[1][name] is not None
+        same(gradient, found[1][name])
+
+
+LABELS = {"bill": " A", "card": " B", "app": " C"}
+
+
+def classifier_of(base: Path, places: dict[str, str] | None) -> laplora.Classifier:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = add_lora(model if places is None else spread(model, places), ["q_proj", "v_proj", "lm_head"], dtype=None)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return laplora.Classifier(model, tokenizer, LABELS, "Message: {text}\nTopic:", max_tokens=48)
+
+
+def messages(count: int, kind: str = "message") -> list[dict[str, str]]:
+    return [{"text": f"{kind} {i} of {'so ' * (i % 4)}many", "label": list(LABELS)[i % 3]} for i in range(count)]
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_fit_of_every_structure_is_that_of_one_device(tiny_base_folder: Path, structure: str) -> None:
+    """The curvature, and what the posterior says of rows with its bases where the modules are."""
+    laplace = {"structure": structure, "rank": 4, "joint_rank": 12, "oversampling": 4, "batch_size": 2}
+    settings = FitSettings.model_validate({"laplace": laplace, "predictives": {"fast": 0, "conditioned": False}})
+    answers = []
+    for places in (None, TIED):
+        classifier = classifier_of(tiny_base_folder, places)
+        posterior = laplora.fit(classifier, messages(18), messages(12, "note"), settings=settings)
+        answers.append((posterior, posterior.predict([{"text": "a message"}, {"text": "another one"}], "laplace")))
+    (one, mine), (other, theirs) = answers
+    for a, b in zip(mine, theirs, strict=True):
+        assert b.probs == pytest.approx(a.probs, abs=1e-4)
+        assert b.logit_variance == pytest.approx(a.logit_variance, rel=1e-3)
+    blocks = other.fit.posterior.blocks
+    placed = other.predictor.posterior
+    on = {
+        block.name: place_of(t)
+        for block, t in zip(blocks, getattr(placed, "wide", ()) or placed.directions, strict=True)
+    }
+    assert {on[name] for name in on if "layers.1." in name} == {SECOND}
+    assert {on[name] for name in on if "layers.1." not in name} == {FIRST}
+    assert one.predictor.device == torch.device("cpu")
+
+
+def test_an_artifact_over_two_devices_answers_as_on_one(sentiment_run: FinishedRun) -> None:
+    """Loaded by transformers with the map; its golden answers, which are of one device, are replayed on the way."""
+    found = []
+    for place in ("cpu", Spread.of(TIED)):
+        assert place is not None
+        predictor = Predictor.load(sentiment_run.artifact, device=place)
+        rows = [predictor.encode({"text": row["text"]}, truncate=True) for row in sentiment_rows()[:7]]
+        each, _ = predictor.predict_each(rows)
+        features = FeatureMap.of(predictor.posterior, predictor.precisions, 64)
+        jacobians = predictor.jacobians(rows)
+        found.append((predictor, each, features.features(jacobians, predictor.posterior.project(jacobians))))
+    (one, mine, seen), (other, theirs, likewise) = found
+    assert other.device == FIRST
+    assert other.devices == (FIRST, SECOND)
+    assert spread_of(other.base.model) == Spread.of(TIED)
+    assert other.reverse_pass.kind == one.reverse_pass.kind == "written_out"
+    assert mine.keys() == theirs.keys()
+    for name, answers in mine.items():
+        for a, b in zip(answers, theirs[name], strict=True):
+            assert b.probs == pytest.approx(a.probs, abs=1e-4), name
+    torch.testing.assert_close(likewise.cpu(), seen, rtol=1e-3, atol=1e-3)
+
+
+def test_a_saved_fit_is_loaded_as_it_was_spread(tiny_base_folder: Path, tmp_path: Path) -> None:
+    settings = FitSettings.model_validate({"predictives": {"fast": 0}})
+    posterior = laplora.fit(
+        classifier_of(tiny_base_folder, TIED), messages(18), messages(12, "note"), settings=settings
+    )
+    assert posterior.classifier.place == Spread.of(TIED)
+    folder = posterior.save(tmp_path / "messages")
+    plain = Predictor.load(folder, device="cpu")
+    (answer,), (same_answer,) = (
+        posterior.predict([{"text": "a message"}]),
+        plain.predict([plain.encode({"text": "a message"}, truncate=True)]),
+    )
+    assert same_answer.probs == pytest.approx(answer.probs, abs=1e-4)

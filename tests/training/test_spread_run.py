@@ -1,0 +1,98 @@
+"""A run with its base over two devices (emulated) trains, fits, measures and packages what a run on one does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from alike_runs import check_alike, check_measured_alike
+from emulated_devices import SECOND, emulated_devices
+from pydantic import ValidationError
+from tiny_runs import FinishedRun, sentiment_config
+
+from laplora.errors import ConfigError
+from laplora.models.spread import Spread
+from training.__main__ import main
+from training.config import BaseConfig, config_hash_fields, load_config
+from training.config.folders import configuration_digest
+from training.finetune import LabelTrainer
+from training.workspace.processes import own_spread
+
+pytestmark = pytest.mark.process  # accelerate asks nvidia-smi for the kind of GPU
+
+PLACES = {
+    "model.embed_tokens": "cpu:0",
+    "lm_head": "cpu:0",
+    "model.rotary_emb": "cpu:0",
+    "model.layers.0": "cpu:0",
+    "model.layers.1": "cpu:1",
+    "model.norm": "cpu:1",
+}
+
+
+def spread(places: dict[str, str]) -> list[str]:
+    """Return the flags of a run with that map."""
+    return ["--set", "base.device=auto", "--set", f"base.device_map={json.dumps(places)}"]
+
+
+def test_a_run_over_two_devices_has_the_results_of_one(
+    sentiment_run: FinishedRun, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = sentiment_config(tmp_path, tiny_base_folder)
+    seen: set[torch.device] = set()
+    compute = LabelTrainer.compute_loss
+
+    def watched(self: LabelTrainer, model: torch.nn.Module, *arguments: object, **options: object) -> object:
+        seen.update(p.device for p in model.parameters() if p.requires_grad)
+        return compute(self, model, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LabelTrainer, "compute_loss", watched)
+    with emulated_devices():
+        assert main(["run", "--config", str(file), *spread(PLACES)]) == 0
+    assert SECOND in seen
+    config = load_config(file)
+    check_alike(sentiment_run.config.run_dir, config.run_dir)
+    check_measured_alike(sentiment_run.config.run_dir, config.run_dir)
+
+
+def test_the_input_embedding_is_named_first(
+    tiny_base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sentiment_config(tmp_path, tiny_base_folder)
+    with emulated_devices():
+        assert main(["finetune", "--config", str(file), *spread({"model.norm": "cpu:1"} | PLACES)]) == 1
+    assert "name the module of the input embedding first" in capsys.readouterr().err
+
+
+def test_a_map_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = BaseConfig(device_map="auto", max_memory={0: "20GiB", 1: "20GiB"})
+    assert own_spread(base) == Spread("auto", ((0, "20GiB"), (1, "20GiB")))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match=r"base\.device_map spreads the base over the GPUs of one process, and 4"):
+        own_spread(base)
+    assert own_spread(BaseConfig()) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"device_map": "auto", "device": "cuda:0"}, "leave it at auto"),
+        ({"max_memory": {0: "1GiB"}}, "give both"),
+        ({"device_map": {"model": "disk"}}, "fetched in every pass"),
+        ({"device_map": "everywhere"}, "device_map"),
+    ],
+)
+def test_maps_that_make_no_sense_are_refused(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        BaseConfig.model_validate(fields)
+
+
+def test_where_the_base_lies_changes_no_result(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """A run keeps its folder, and its digest is the one from before there was such a field."""
+    file = sentiment_config(tmp_path, tiny_base_folder)
+    plain = config_hash_fields(load_config(file))
+    spread = config_hash_fields(load_config(file, ["base.device=auto", "base.device_map=auto"]))
+    assert "device_map" not in plain["base"]
+    assert configuration_digest(plain) == configuration_digest(spread)
