@@ -145,6 +145,11 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
             work = partial(job(name), config)
             if processes is None:
                 work()
+            elif config.base.spread is not None:
+                raise ConfigError(
+                    "base.device_map spreads the base over the GPUs of one process, and processes of Ray have one "
+                    "each: leave out --launcher, or device_map"
+                )
             else:
                 run_by_ray(work, config.base.device, processes)
     except LaploraError as error:

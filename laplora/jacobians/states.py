@@ -113,7 +113,10 @@ class StateTape(ExitStack[None]):
 
     def states(self, logits: torch.Tensor) -> States:
         """Return the pass's states, with its logits (batch, classes)."""
-        hidden = torch.stack([self._noted[place].float().cpu() for place in range(len(self._modules))], 1)
+        noted = [self._noted[place].float() for place in range(len(self._modules))]
+        if len({one.device for one in noted}) > 1:  # of a model that is spread over several
+            noted = [one.cpu() for one in noted]
+        hidden = torch.stack(noted, 1).cpu()
         mean = contrast_mean(logits.double().cpu())
         return States(self._layers, hidden, mean.float(), self._mask.sum(1).cpu().float())
 

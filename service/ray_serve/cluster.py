@@ -103,6 +103,10 @@ class Flags(Sizes, Settings):
     def _gpus(self, gpus: float) -> float:
         if self.scorer_gpus is not None:
             return self.scorer_gpus
+        if self.device_map is not None:
+            raise ConfigError(
+                "--device-map spreads the base of each scorer over its GPUs: say how many by --scorer-gpus"
+            )
         if self.device == "cpu" or (self.device == "auto" and not gpus):
             return 0.0
         if gpus < self.most_scorers:

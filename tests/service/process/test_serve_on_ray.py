@@ -70,6 +70,13 @@ def test_each_scorer_has_a_gpu_where_there_are_some(flags: tuple[str, ...], gpus
     assert cluster("--scorers", "2", *flags, gpus=gpus).scorer_gpus == each
 
 
+def test_a_base_that_is_spread_needs_to_know_how_many_gpus_a_scorer_has() -> None:
+    spread = ("--scorers", "2", "--device-map", "auto")
+    with pytest.raises(ConfigError, match="say how many by --scorer-gpus"):
+        cluster(*spread, gpus=4)
+    assert cluster(*spread, "--scorer-gpus", "2", gpus=4).scorer_gpus == 2
+
+
 @pytest.mark.parametrize(("flags", "gpus"), [((), 1), (("--max-scorers", "4"), 2), (("--device", "cuda"), 0)])
 def test_fewer_gpus_than_scorers_are_refused(flags: tuple[str, ...], gpus: float) -> None:
     with pytest.raises(ConfigError, match="would need a GPU each"):

@@ -124,6 +124,13 @@ def test_flags_that_do_not_fit_are_refused(flags: list[str], said: str, capsys: 
     assert said in capsys.readouterr().err
 
 
+def test_a_base_that_is_spread_is_refused_before_ray_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    config = Path(__file__).parents[3] / "training/configs/sst2-smollm2.yaml"
+    flags = ["run", "--config", str(config), "--set", "base.device_map=auto", "--launcher", "ray", "--workers", "1"]
+    assert main(flags) == 1
+    assert "leave out --launcher, or device_map" in capsys.readouterr().err
+
+
 def test_a_launcher_within_a_launcher_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
