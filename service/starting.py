@@ -49,13 +49,18 @@ def can_start(settings: Settings) -> bool:
     except KeysFileError as error:
         logger.error("%s", error, extra={"event": "keys_refused"})
         return False
+    say_who_may_ask(settings)
+    return True
+
+
+def say_who_may_ask(settings: Settings) -> None:
+    """Warn of a server that asks nobody for a key and that other machines can reach."""
     if settings.auth == "off" and not is_loopback(settings.host):
         logger.warning(
             "no API key is asked for, and other machines can reach %s: --auth keys --keys FILE asks for one",
             settings.host,
             extra={"event": "auth_off"},
         )
-    return True
 
 
 def is_loopback(host: str) -> bool:

@@ -20,6 +20,8 @@ from laplora.remote.address import is_address
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 #: What says who may ask, by flag and by variable; where one is given, it decides alone.
 _WHO_MAY_ASK = ("--auth", "--keys", "--host")
+#: On a cluster that runs already its own address holds, and what a variable says here reaches no node.
+_ON_A_CLUSTER = ("--auth", "--keys")
 
 
 class Engine(StrEnum):
@@ -50,7 +52,8 @@ def serve(
 
     The page to try it is at http://127.0.0.1:8000/ then. Every other flag goes to the server, such as --device cpu or
     --keys FILE: python -m service --help lists them all, and python -m service.ray_serve --help those of Ray too.
-    Without --auth, --keys or --host it answers this machine alone, and asks for no key.
+    Without --auth, --keys or --host it answers this machine alone, and asks for no key. On the cluster of RAY_ADDRESS
+    one of --keys and --auth is to be given.
     """
     if artifact.startswith("-") or any(not flag.startswith("-") for flag in context.args[:1]):
         raise ConfigError("the folder comes first, then the server's flags: laplora serve FOLDER --device cpu ...")
@@ -67,11 +70,17 @@ def run_server(flags: Sequence[str], engine: Engine = Engine.LOCAL) -> None:
     """Run the server in this process until it is stopped; it ends the process with its own status.
 
     Raises:
-        ConfigError: the server's packages are not installed.
+        ConfigError: the server's packages are not installed, or nobody says who may ask on a cluster.
     """
     find_rooms("service", "uvicorn")
     given = list(flags)
-    if not _says_who_may_ask(given):
+    if engine is Engine.RAY and os.environ.get("RAY_ADDRESS"):
+        if not _has_one_of(_ON_A_CLUSTER, given):
+            raise ConfigError(
+                "say who may ask on the cluster of RAY_ADDRESS: --keys FILE, where its nodes have that, --auth keys "
+                "where their environment names the file, or --auth off for all who reach it"
+            )
+    elif not _says_who_may_ask(given):
         given += ["--host", "127.0.0.1", "--auth", "off"]
         say("no API keys are asked for, and this machine alone is answered; --keys FILE asks for keys")
     module = "service" if engine is Engine.LOCAL else "service.ray_serve"
@@ -94,8 +103,13 @@ def find_rooms(*packages: str) -> None:
 
 
 def _says_who_may_ask(flags: Sequence[str]) -> bool:
-    """Return whether a flag says so, also one that the server takes for it by its beginning, or a variable."""
-    named = [name for flag in flags if len(name := flag.partition("=")[0]) > len("--")]
+    """Return whether a flag says so, or a variable."""
     variables = {f"LAPLORA_{flag.removeprefix('--').upper()}" for flag in _WHO_MAY_ASK}
     said = {name.upper() for name, value in os.environ.items() if value}  # the server reads them in either case
-    return any(flag.startswith(name) for flag in _WHO_MAY_ASK for name in named) or bool(variables & said)
+    return _has_one_of(_WHO_MAY_ASK, flags) or bool(variables & said)
+
+
+def _has_one_of(wanted: Sequence[str], flags: Sequence[str]) -> bool:
+    """Return whether one of the flags is there, or what the server takes for one by its beginning."""
+    named = [name for flag in flags if len(name := flag.partition("=")[0]) > len("--")]
+    return any(flag.startswith(name) for flag in wanted for name in named)

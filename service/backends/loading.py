@@ -97,9 +97,12 @@ class Loader:
     def use(self, predictor: Predictor, loaded: Sequence[Predictor]) -> None:
         """Set what depends on the base model and on all that are loaded, and log how a new base is held.
 
-        While a predictor on a new base was measured, the former base was in memory: batches are measured once more.
+        While a predictor on a new base was measured, the former base was in memory: batches are measured once more, as
+        soon as none of those that are loaded is on it.
         """
         self._device.token_budget = min(self._budgets[one].tokens for one in loaded)
+        if any(one.base is not predictor.base for one in loaded):
+            return
         known = any(one.base is predictor.base for one in self._used)
         self._used.update(loaded)
         if known:

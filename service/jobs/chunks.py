@@ -16,6 +16,7 @@ from service.errors import (
     BatchTooLargeError,
     DeviceFaultError,
     DeviceMemoryError,
+    ShelfFullError,
     UnscorableInputError,
     UploadChangedError,
     kind_of,
@@ -109,7 +110,7 @@ async def score_chunk(
     Raises:
         RowError: one of its rows cannot be scored; without it the others may be.
         BatchTooLargeError: the queue could never hold so many.
-        LaploraError: nothing could be scored now: no room, not ready, the server is stopping.
+        LaploraError: nothing could be scored now: no room or place, not ready, the server is stopping.
     """
     predictive, manifest = model.recommended, model.artifact.manifest
     plan = Plan(
@@ -126,7 +127,7 @@ async def score_chunk(
         place = re.match(r"inputs\.(\d+)\b", getattr(error, "field", None) or "")
         row = chunk.items[int(place[1])].row if place else None
         # What is refused for a while, or because it is too much, is about no row, unless it names one.
-        refused = isinstance(error, BatchTooLargeError) or kind_of(error).status in (429, 503)
+        refused = isinstance(error, BatchTooLargeError | ShelfFullError) or kind_of(error).status in (429, 503)
         # Where the server outlives a lost device, a row may have lost it, and would lose the next one.
         lost = isinstance(error, DeviceFaultError) and not scorer.backend.failed
         if row is None and refused and not lost and not isinstance(error, DeviceMemoryError):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, TypeVar
 
-from service.errors import ArtifactNotLoadedError, DeviceMemoryError, DrainingError, kind_of
+from service.errors import ArtifactNotLoadedError, DeviceMemoryError, DrainingError, ShelfFullError, kind_of
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Pauses:
         """Return whether what was refused is tried again: no room, or not ready or loaded; not the job's own fault."""
         if isinstance(error, DeviceMemoryError) and self.tried >= _DEVICE_MEMORY_TRIES:
             return False
-        if isinstance(error, ArtifactNotLoadedError):
+        if isinstance(error, ArtifactNotLoadedError | ShelfFullError):
             return True
         return kind_of(error).status in (429, 503) and not isinstance(error, DrainingError)
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from laplora.errors import ConfigError, first_line, needs
+from laplora.errors import ConfigError, first_line
+from laplora.ray_cluster import import_ray
 from service.exit_status import ExitStatus
 from service.ray_serve.cluster import Cluster, Flags, Sizes
 from service.settings import Settings
-from service.starting import can_start, parse_settings
+from service.starting import can_start, parse_settings, say_who_may_ask
 from service.telemetry.logs import configure_logging, logger
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _OBJECT_STORE_BYTES = 256 * 2**20
 
 def main() -> int:
     """Serve until Ctrl-C or SIGTERM; return the process's exit status. What serves on this machine drains first."""
-    arguments, here = sys.argv[1:], "RAY_ADDRESS" not in os.environ
+    arguments, here = sys.argv[1:], not os.environ.get("RAY_ADDRESS")
     sizes: Sizes
     cluster_of: Callable[[float], Cluster]
     if len(arguments) == 1 and not arguments[0].startswith("-"):
@@ -51,38 +52,30 @@ def main() -> int:
     if here and not can_start(settings):
         return ExitStatus.USAGE
     try:
-        ray = _ray()
+        ray = import_ray("ray.serve")
         if here:
             # What it hands out, also where there are fewer cores.
             _start_here(ray, math.ceil(sizes.most_scorers * sizes.scorer_cpus + sizes.ingress_cpus))
             address = ray.get_runtime_context().gcs_address
             logger.info("a Ray cluster of this machine", extra={"event": "ray_started", "address": address})
         else:
+            say_who_may_ask(settings)  # what else is looked at is the nodes'
             ray.init()
         cluster = cluster_of(ray.cluster_resources().get("GPU", 0.0))
+        port = _listen(settings.host, settings.port)
     except ConfigError as error:
         logger.error("%s", error, extra={"event": "bad_settings"})
         return ExitStatus.USAGE
-    return _serve(cluster, settings, here=here)
-
-
-def _ray() -> Any:
-    """Return Ray, which tells its makers nothing of its use; ConfigError: it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.serve
-    except ModuleNotFoundError as error:
-        raise needs("ray", error) from None
-    return ray
+    return _serve(cluster, settings, port, here=here)
 
 
 def _start_here(ray: Any, cpus: int) -> None:
-    """Start Ray on this machine; on a busy one it may give up on a node of its own, so it is tried again."""
+    """Start Ray on this machine, beside another that runs there; a busy one may give up, so it is tried again."""
     cpus = max(cpus, os.cpu_count() or 1)
+    here = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     for left in reversed(range(_STARTS)):
         try:
-            ray.init(include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, num_cpus=cpus)
+            ray.init(**here, num_cpus=cpus)
             return
         except Exception:  # Ray has no class for it
             ray.shutdown()
@@ -90,13 +83,32 @@ def _start_here(ray: Any, cpus: int) -> None:
                 raise
 
 
-def _serve(cluster: Cluster, settings: Settings, *, here: bool) -> ExitStatus:
+def _listen(host: str, port: int) -> int:
+    """Have Ray Serve listen, and return at which port; of one that runs already 0 is any.
+
+    Raises:
+        ConfigError: one runs already that listens elsewhere: it takes no other address.
+    """
+    from ray import serve
+    from ray.serve.context import _get_global_client  # Ray has no public word for where Ray Serve listens
+
+    running = _get_global_client(raise_if_no_controller_running=False)
+    port = port or (_free_port(host) if running is None else running.http_config.port)
+    serve.start(http_options={"host": host, "port": port})
+    there = _get_global_client().http_config
+    if (there.host, there.port) != (host, port):
+        raise ConfigError(
+            f"Ray Serve runs on this cluster already and listens on {there.host} port {there.port}, not on {host} port "
+            f"{port}, which would have no effect: give --host {there.host} --port {there.port} if that may be"
+        )
+    return port
+
+
+def _serve(cluster: Cluster, settings: Settings, port: int, *, here: bool) -> ExitStatus:
     from ray import serve
 
     from service.ray_serve.app import build
 
-    port = settings.port or _free_port(settings.host)
-    serve.start(http_options={"host": settings.host, "port": port})
     # In the place of Ray's; and a process in the background is begun with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)

@@ -37,11 +37,19 @@ class Held:
 
     Args:
         most, most_bytes: of artifacts, and of their adapters and posteriors.
+        on_load: called once one was loaded, and others may have gone for it, in the thread that loaded it.
         clock: monotonic seconds.
     """
 
-    def __init__(self, *, most: int, most_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most, self._most_bytes, self._clock = most, most_bytes, clock
+    def __init__(
+        self,
+        *,
+        most: int,
+        most_bytes: int,
+        on_load: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most, self._most_bytes, self._on_load, self._clock = most, most_bytes, on_load, clock
         self._held: dict[str, _Held] = {}
         self._wants: dict[str, tuple[float, frozenset[str]]] = {}  # of each ingress: its last word, and when it came
         self._lock, self._loading = threading.Lock(), threading.Lock()
@@ -90,11 +98,17 @@ class Held:
         if held is None:
             with self._loading:
                 held = self._take(digest)  # somebody else may have loaded it meanwhile
+                loads = held is None
                 if held is None:
                     self._check_room(spare_wanted)
                     held = self._put(load(), spare_wanted)
-        with self._used(held) as predictor:
-            yield predictor
+            with self._used(held) as predictor:
+                if loads:
+                    self._on_load()
+                yield predictor
+        else:
+            with self._used(held) as predictor:
+                yield predictor
 
     @contextmanager
     def _used(self, held: _Held) -> Iterator[Predictor]:
@@ -104,16 +118,24 @@ class Held:
             with self._lock:
                 held.leases -= 1
 
-    def keep(self, wanted: Collection[str], *, by: str = "") -> None:
-        """Note what an ingress wants, and let go of what has been neither wanted nor used for ``UNWANTED_S``."""
+    def keep(self, wanted: Collection[str], *, by: str = "") -> bool:
+        """Note what an ingress wants, and let go of what has been neither wanted nor used for ``UNWANTED_S``.
+
+        Returns:
+            Whether any went.
+        """
         with self._lock:
             now = self._clock()
             self._wants[by] = (now, frozenset(wanted))
             self._wants = {one: told for one, told in self._wants.items() if now - told[0] <= UNWANTED_S}
             still = self._wanted
-            for digest, held in list(self._held.items()):
-                if digest not in still and held.leases == 0 and now - held.used > UNWANTED_S:
-                    del self._held[digest]
+            left = {
+                digest: held
+                for digest, held in self._held.items()
+                if digest in still or held.leases > 0 or now - held.used <= UNWANTED_S
+            }
+            gone, self._held = len(left) < len(self._held), left
+            return gone
 
     def leave_other_bases(self, base: object, *, spare_wanted: bool = False) -> bool:
         """Let go of all artifacts that are not on a base model; return whether any on it are left.

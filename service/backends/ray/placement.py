@@ -98,11 +98,16 @@ class Places:
         return {**self._part(left, names - {replica}), **self._part(bases.keys() - left, frozenset({replica}))}
 
     def _part(self, digests: Collection[str], names: frozenset[str]) -> Placement:
-        """Return the places of some artifacts on some replicas: of too many, those that were asked for last."""
+        """Return the places of some artifacts on some replicas: of too many, what comes and was asked for last."""
         room = max(1, len(names)) * self._most
         if len(digests) > room:
-            digests = sorted(digests, key=lambda one: (self._used.get(one, 0.0), one))[-room:]
+            digests = sorted(digests, key=lambda one: (one in self._coming, self._used.get(one, 0.0), one))[-room:]
         return placed(digests, names, self._most)
+
+
+def likeliest(digests: Collection[str], replica: str, most: int) -> list[str]:
+    """Return the artifacts that are likeliest to have a place at a replica, which does not know the others."""
+    return [*digests] if len(digests) <= most else sorted(digests, key=lambda one: _rank(one, replica))[:most]
 
 
 def placed(digests: Collection[str], replicas: Collection[str], most: int) -> Placement:
@@ -117,16 +122,22 @@ def placed(digests: Collection[str], replicas: Collection[str], most: int) -> Pl
 def _placed(digests: frozenset[str], replicas: frozenset[str], most: int) -> Placement:
     if len(digests) <= most:
         return dict.fromkeys(replicas, digests)
-    ranked = {digest: _ranked(digest, replicas) for digest in sorted(digests)}
+    # Once a replica is full or has an artifact, it stays so: each order is gone through once.
+    ranked = {digest: iter(_ranked(digest, replicas)) for digest in sorted(digests)}
     held: dict[str, set[str]] = {replica: set() for replica in replicas}
     for _ in replicas:
         for digest, order in ranked.items():
             for replica in order:
-                if len(held[replica]) < most and digest not in held[replica]:
+                if len(held[replica]) < most:
                     held[replica].add(digest)
                     break
     return {replica: frozenset(those) for replica, those in held.items()}
 
 
-def _ranked(digest: str, replicas: Collection[str]) -> list[str]:
-    return sorted(replicas, key=lambda replica: hashlib.sha256(f"{digest} {replica}".encode()).digest())
+@lru_cache(maxsize=1024)
+def _ranked(digest: str, replicas: frozenset[str]) -> list[str]:
+    return sorted(replicas, key=lambda replica: _rank(digest, replica))
+
+
+def _rank(digest: str, replica: str) -> bytes:
+    return hashlib.sha256(f"{digest} {replica}".encode()).digest()

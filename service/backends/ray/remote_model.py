@@ -16,6 +16,9 @@ class RemoteModel:
     Args:
         encoder: of the artifact's folder on this machine; facts: as a scorer said them.
         base: stands for its base model.
+
+    Attributes:
+        base_name: of its base model, all that a manifest says of it.
     """
 
     def __init__(self, encoder: Encoder, facts: Facts, base: object) -> None:
@@ -25,5 +28,6 @@ class RemoteModel:
         self.recommended, self.predictives = encoder.recommended, encoder.predictives
         self.own_bytes, self.weights, self.reverse_pass = facts.own_bytes, facts.weights, facts.reverse_pass
         self.budget, self.base = facts.budget, base
+        self.base_name = repr(self.artifact.manifest.base)
         self.encode, self.encode_orders = encoder.encode, encoder.encode_orders
         self.average_orders, self.decided = encoder.average_orders, encoder.decided

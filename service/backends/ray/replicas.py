@@ -30,6 +30,7 @@ from service.errors import (
     DeviceStalledError,
     DrainingError,
     NotReadyError,
+    ShelfFullError,
 )
 from service.scoring.admission import Admission, Amount
 from service.scoring.backend import Backlog, Enter
@@ -262,6 +263,7 @@ class Replicas:
 
         Raises:
             LaploraError: it cannot be served.
+            ShelfFullError: for ``request_timeout_s`` what is in use left it no place.
             DeviceFaultError: the replicas that were to load it were lost.
         """
         enter("loading", "reading the artifact")
@@ -282,7 +284,7 @@ class Replicas:
 
     def use(self, model: Model, loaded: Sequence[Model]) -> None:
         """Take in which base answers: artifacts on another one lose their places."""
-        self._places.answers(_base_of(model))
+        self._places.answers(cast(RemoteModel, model).base_name)
 
     async def features(self, ticket: Ticket) -> torch.Tensor:
         """Return the features of a ticket's rows, made on one replica."""
@@ -408,7 +410,7 @@ class Replicas:
 
     def _place(self, names: frozenset[str]) -> Placement:
         """Return what each replica is to hold."""
-        return self._places.of({one.artifact.digest: _base_of(one) for one in self._models}, names)
+        return self._places.of({one.artifact.digest: one.base_name for one in self._models}, names)
 
     def _note_loaded(self, name: str, digest: str) -> None:
         """Take in what a reply says of a replica, before its next status does."""
@@ -434,6 +436,11 @@ class Replicas:
             wanted = [name for name in place if digest in place[name]]
             if self._places.ahead in wanted and not self._all_loaded(place, but=wanted) and time.monotonic() < give_up:
                 await asyncio.sleep(LOOK_S)  # what it alone has comes to the others first
+                continue
+            if not wanted:
+                if time.monotonic() >= give_up:
+                    raise ShelfFullError("no scorer has a place for another artifact: unload one, or try again")
+                await asyncio.sleep(LOOK_S)
                 continue
             calls = [self._calls.call(name, "load", digest, str(folder), together) for name in wanted]
             replies = await asyncio.gather(*calls, return_exceptions=True)
@@ -511,7 +518,3 @@ class Replicas:
         if reply.compute_s > 0:
             with self._lock:
                 self._admission.learn_speed(ticket.tokens * max(1, len(self._replicas)), reply.compute_s)
-
-
-def _base_of(model: Model) -> str:
-    return repr(model.artifact.manifest.base)

@@ -23,6 +23,7 @@ from service.artifacts.predictors import Library
 from service.backends.local import Local
 from service.backends.ray.held import Held
 from service.backends.ray.messages import Facts, Reply, Status
+from service.backends.ray.placement import likeliest
 from service.backends.ray.wanted import Wanted
 from service.errors import ArtifactChangedError, DeviceFaultError, DeviceStalledError, LoadTimeoutError
 from service.exit_status import ExitStatus
@@ -59,12 +60,14 @@ class Scorer:
         whole = {"client_share": 1.0, "max_queue_rows": 2**31, "max_queue_tokens": 2**40}
         self.local = Local(settings.model_copy(update=whole), library, on_batch=(self._batches.add,))
         self._most = artifacts or settings.max_artifacts
-        self._held = Held(most=self._most, most_bytes=settings.max_artifact_bytes)
-        self._wanted = Wanted()
+        self._held = Held(most=self._most, most_bytes=settings.max_artifact_bytes, on_load=self._changed)
+        self._wanted, self._using = Wanted(), threading.Lock()
         self.local.start()
 
     def load_first(self) -> None:
-        """Load and verify what the settings name, as far as there is room: a replica that is new answers at once.
+        """Load and verify what the settings name: a replica that is new answers at once.
+
+        Where there is no room for all, those that are likeliest to have their place here.
 
         Raises:
             LaploraError: it cannot be served.
@@ -76,8 +79,9 @@ class Scorer:
 
         first = folder_of(settings.artifact, settings.artifact_path)
         others = [folder_of(name, settings.artifacts_root / name) for name in settings.also_load]
-        for folder in (first, *others)[: self._most]:
-            digest = self._library.read(folder).digest
+        folders = {self._library.read(folder).digest: folder for folder in (first, *others)}
+        for digest in likeliest(folders, self._replica, self._most):
+            folder = folders[digest]
             with self._held.lease(digest, partial(self._load, folder)):
                 pass
 
@@ -94,7 +98,8 @@ class Scorer:
         Args:
             by: which ingress asks; batches_to: number of the last batch that it was told of.
         """
-        self._held.keep(wanted, by=by)
+        if self._held.keep(wanted, by=by):
+            asyncio.get_running_loop().run_in_executor(None, self._changed)
         for digest, folder in wanted.items():
             if digest not in self._held.digests and self._held.has_room and self._wanted.begin(digest):
                 asyncio.get_running_loop().run_in_executor(None, self._load_wanted, digest, Path(folder))
@@ -214,8 +219,16 @@ class Scorer:
 
     def _load(self, folder: Path) -> Predictor:
         predictor = self.local.load(folder, lambda phase, stage: None)
-        self.local.use(predictor, [*self._held.predictors, predictor])
+        with self._using:
+            self.local.use(predictor, [*self._held.predictors, predictor])
         return predictor
+
+    def _changed(self) -> None:
+        """Free what went, and let batches be as large as those allow that are left."""
+        free_what_is_unused()
+        with self._using:
+            if left := self._held.predictors:
+                self.local.use(left[-1], left)
 
 
 class _Batches:

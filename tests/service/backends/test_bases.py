@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -17,7 +19,9 @@ from serving import FakePredictor, artifacts_in, code, settings
 from laplora.errors import GoldenMismatchError
 from laplora.models.base import BaseSpec
 from service.artifacts.predictors import Library
+from service.backends.ray import held
 from service.backends.ray.scorer import Scorer
+from service.scoring.model import TokenBudget
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +31,8 @@ BASES = {"first": BaseSpec("one"), "again": BaseSpec("one"), "second": BaseSpec(
 class Disk:
     """Artifacts on several bases, loaded anew each time, and how many bases were in memory at once.
 
-    ``gate`` lets loads of ``second`` begin; ``error`` is what its golden answers meet.
+    ``gate`` lets loads of ``second`` begin; ``error`` is what its golden answers meet; ``circles``: what is loaded
+    holds itself, as models do.
     """
 
     def __init__(self, root: Path) -> None:
@@ -36,6 +41,7 @@ class Disk:
         self.loads, self.gate, self.waiting = list[str](), threading.Event(), threading.Event()
         self.gate.set()
         self.error: Exception | None = None
+        self.circles = False
         artifacts_in(root, *BASES)
 
     def make(self, path: Path) -> FakePredictor:
@@ -50,6 +56,8 @@ class Disk:
             self.gate.wait()
         made = self.make(path)
         made.golden_error = self.error if path.name == "second" else None
+        if self.circles:
+            made.itself = made  # type: ignore[attr-defined]
         self.alive.add(made)
         self.most_bases = max(self.most_bases, len({one.base for one in self.alive}))
         return made
@@ -183,3 +191,61 @@ async def test_a_single_scorer_answers_while_it_loads_the_other_base_beside(tmp_
         await flow.goes_on()
         assert {*await flow.end()} == {"first", "second"}
     assert disks["a"].loads == ["first", "second"]
+
+
+@pytest.mark.parametrize("how", ["for another", "unwanted"])
+async def test_what_goes_leaves_the_memory_though_it_was_left_out_of_collections(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(tmp_path / "a")
+    disk.circles = True
+    most = 1 if how == "for another" else 2
+    scorer = Scorer(settings(artifact="first", artifacts_root=disk.root), disk.library, "a", artifacts=most)
+    scorer.load_first()
+    gc.freeze()
+    try:
+        folder = str(disk.root / "again")
+        assert (await scorer.load("sha256:again", folder)).error is None
+        monkeypatch.setattr(held, "UNWANTED_S", 0.0)
+        await until(lambda: scorer.status({"sha256:again": folder}).digests == {"sha256:again"})
+        await until(lambda: {one.artifact.name for one in disk.alive} == {"again"})
+        await until(lambda: gc.get_freeze_count() > 0)
+    finally:
+        gc.unfreeze()
+        scorer.local.stop(join_timeout_s=60)
+
+
+async def test_batches_are_measured_again_once_the_former_base_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(tmp_path / "a")
+    disk.circles = True
+
+    def measured(*arguments: Any, **more: Any) -> TokenBudget:
+        return TokenBudget(1000 // len({one.base for one in disk.alive}), "of a test")
+
+    monkeypatch.setattr("service.backends.loading.measure_budget", measured)
+    own = settings(artifact="first", artifacts_root=disk.root, batch_tokens=None)
+    meter: Any = lambda predictor: "of a test"  # noqa: E731
+    scorer = Scorer(own, replace(disk.library, meter=meter), "a")
+    scorer.load_first()
+    folder = str(disk.root / "second")
+    assert (await scorer.load("sha256:second", folder, True)).error is None
+    assert scorer.local.batch_tokens == 500
+    monkeypatch.setattr(held, "UNWANTED_S", 0.0)
+    await until(lambda: scorer.status({"sha256:second": folder}).digests == {"sha256:second"})
+    await until(lambda: scorer.local.batch_tokens == 1000)
+    scorer.local.stop(join_timeout_s=60)
+
+
+def test_a_new_scorer_loads_what_is_likeliest_to_have_its_place_there(tmp_path: Path) -> None:
+    loaded = set[str]()
+    for name in "abcdefgh":
+        disk = Disk(tmp_path / name)
+        own = settings(artifact="first", artifacts_root=disk.root, also_load=["again"])
+        scorer = Scorer(own, disk.library, name, artifacts=1)
+        scorer.load_first()
+        loaded.update(disk.loads)
+        assert len(disk.loads) == 1
+        scorer.local.stop(join_timeout_s=60)
+    assert loaded == {"first", "again"}

@@ -225,6 +225,17 @@ def cluster_environment(served: Engine) -> dict[str, str]:
     return served.environment | {"RAY_ADDRESS": address[1]}
 
 
+@on_ray
+def test_another_address_than_the_clusters_is_refused(served: Engine) -> None:
+    """It would have no effect, and whoever thinks that this machine alone is answered would be wrong."""
+    flags = ["--artifact", "fake", "--auth", "off", "--host", "127.0.0.2", "--port", str(served.client.base_url.port)]
+    command = [sys.executable, "-m", "service.ray_serve", *flags]
+    refused = subprocess.run(command, env=cluster_environment(served), capture_output=True, text=True)
+    assert refused.returncode == ExitStatus.USAGE, refused.stderr
+    assert "listens on 127.0.0.1 port" in refused.stderr
+    assert served.predict("a 12").status_code == 200
+
+
 @contextmanager
 def update(served: Engine, **changes: Any) -> Iterator[None]:
     """Put the application in the place of the one that runs, with changes; it goes on after the block."""

@@ -115,3 +115,25 @@ async def test_a_load_makes_place_where_others_have_a_copy_elsewhere(tmp_path: P
         assert (await predict(client, "second")).status_code == 200
         over.set()
         assert {status for sender in senders for status in await sender} == {200}
+
+
+async def test_a_load_waits_for_a_place_while_all_others_are_asked_for(tmp_path: Path) -> None:
+    cluster = cluster_of(tmp_path, "a", most=2, artifacts=NAMES[:3])
+    async with serving(cluster) as (client, _):
+        await load(client, "second")
+        used = [cluster.by_artifact["a"][name] for name in NAMES[:2]]
+        for one in used:
+            one.hold()
+        running = [asyncio.create_task(predict(client, name)) for name in NAMES[:2]]
+        await until(lambda: any(one.entered.is_set() for one in used))
+        loading = asyncio.create_task(load(client, "third"))
+        asked = len(cluster.answered_by("load"))
+        for tries in range(1, 5):  # more than a load is tried where scorers are lost
+            await until(lambda tries=tries: loading.done() or len(cluster.answered_by("load")) >= asked + tries)  # type: ignore[misc]
+            assert not loading.done(), loading.exception()
+            running += [asyncio.create_task(predict(client, name)) for name in NAMES[:2]]
+        for one in used:
+            one.released.set()
+        await loading
+        assert "third" in cluster.holds("a")
+        assert {(await one).status_code for one in running} == {200}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.backends.ray.placement import placed
+from service.backends.ray.placement import Places, placed
 
 DIGESTS = [f"sha256:{number}" for number in range(20)]
 REPLICAS = [f"replica{number}" for number in range(10)]
@@ -35,3 +35,13 @@ def test_a_replica_that_goes_moves_few_others(most: int, gone: str) -> None:
 def test_more_artifacts_than_places_leave_some_without_one() -> None:
     place = placed(DIGESTS, REPLICAS[:3], 4)
     assert sum(map(len, place.values())) == len(frozenset().union(*place.values())) == 12
+
+
+def test_what_comes_keeps_its_place_whatever_is_asked_for_meanwhile() -> None:
+    now = iter(range(100))
+    places = Places(2, lambda: next(now))
+    places.answers("base")
+    with places.coming("c", "base"):
+        for digest in "abab":
+            places.used(digest)
+        assert places.of(dict.fromkeys("ab", "base"), frozenset({"one"})) == {"one": {"c", "b"}}

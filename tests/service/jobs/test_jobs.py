@@ -30,7 +30,7 @@ from job_calls import (
 from serving import FakePredictor, Served, serve
 
 from laplora.prompts.templates import TEMPLATES
-from service.errors import DeviceMemoryError, QueueFullError, StorageFullError
+from service.errors import DeviceMemoryError, QueueFullError, ShelfFullError, StorageFullError
 from service.jobs import waiting
 
 pytestmark = pytest.mark.anyio
@@ -334,7 +334,11 @@ async def test_finished_jobs_are_kept_for_a_while() -> None:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(QueueFullError("full"), "queue_full"), (DeviceMemoryError("one input does not fit"), "device_memory")],
+    [
+        (QueueFullError("full"), "queue_full"),
+        (DeviceMemoryError("one input does not fit"), "device_memory"),
+        (ShelfFullError("all are in use"), "artifacts_full"),  # of a scorer that has no place for the artifact
+    ],
 )
 async def test_what_passes_is_waited_out(
     error: Exception, code: str, monkeypatch: pytest.MonkeyPatch, served: Served

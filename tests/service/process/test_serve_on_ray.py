@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import short_folder
 from server_process import metric, predict, server_process, until
 from tiny_runs import FinishedRun
 
@@ -20,7 +23,11 @@ from service.starting import parse_settings
 def test_one_command_serves_by_two_scorers_of_this_machine(sentiment_run: FinishedRun) -> None:
     command = ["-m", "laplora", "serve", str(sentiment_run.artifact), "--engine", "ray", "--scorers", "2"]
     command += ["--device", "cpu", "--scorer-cpus", "0.1", "--ingress-cpus", "0.1", "--max-inputs", "3"]
-    with server_process(command, {"LAPLORA_AUTH": ""}) as process, process.client() as client:
+    folder = short_folder()
+    (folder / "ray").mkdir()
+    (folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")  # as of a cluster that runs here already
+    environment = {"LAPLORA_AUTH": "", "RAY_TMPDIR": str(folder)}
+    with server_process(command, environment) as process, process.client() as client:
         assert str(process.event("listening")["address"]).startswith("http://127.0.0.1:")
         until(lambda: metric(client, "laplora_replica_artifacts") == 2)
         labels = {predict(client).json()["predictions"][0]["label"] for _ in range(4)}
@@ -29,6 +36,37 @@ def test_one_command_serves_by_two_scorers_of_this_machine(sentiment_run: Finish
         assert too_many.status_code == 413, "flags of the server reach its ingress"
         process.popen.terminate()
         assert process.left() == 0
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], False),
+        (["--host", "127.0.0.1"], False),
+        (["--artifacts-root", "somewhere"], False),
+        (["--auth", "off"], True),
+        (["--key=keys.json"], True),
+    ],
+)
+def test_who_may_ask_is_to_be_said_on_a_cluster_that_runs_already(
+    flags: list[str],
+    said: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its address is its own: without a key and at this machine alone was open to whoever reached the cluster."""
+    monkeypatch.setattr("laplora.commands.serve.runpy.run_module", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("LAPLORA_AUTH", "keys")  # which no node reads
+    assert main(["serve", str(tmp_path), "--engine", "ray", *flags]) == (0 if said else 2)
+    errors = capsys.readouterr().err
+    assert ("say who may ask" in errors) != said
+    assert "this machine alone" not in errors
+    assert sys.argv == (["python -m service.ray_serve", "--artifact", str(tmp_path), *flags] if said else [])
 
 
 def cluster(*arguments: str, gpus: float = 0.0) -> Cluster:
