@@ -42,7 +42,9 @@ class Run:
         rows, most_rows: of the next chunk at most, and of any.
         chunks: of the next rows, in order; finishing: the job's end.
         alone: the last chunk ahead got no room, so the next one waits for those before it.
-        careful_until: row before which a row has lost scorers: chunks stay small until there, and go one by one.
+        losses: how often scorers were lost with the next row alone.
+        careful: parts in which a row has lost scorers, the smaller ones last: the row before which each ends, and the
+            most rows of a chunk until there. Chunks go one by one meanwhile.
         not_before: ``time.monotonic`` of the next try.
         next_row, next_offset: where the next chunk begins; ahead of what is on disk by the chunks under way.
         unread: why its next chunk cannot be read; it fails once those before it are over.
@@ -55,7 +57,8 @@ class Run:
         self.chunks: list[asyncio.Task[None]] = []
         self.finishing: asyncio.Task[None] | None = None
         self.alone = self.stopped = False
-        self.careful_until = 0
+        self.losses = 0
+        self.careful: list[tuple[int, int]] = []
         self.not_before = 0.0
         self.unread: Exception | None = None
         self.ending, self.absence = Ending(job, means), Absence(job, means)
@@ -167,9 +170,11 @@ class Run:
         await whole(ledger.keep_rows(job, chunk, scored, codes, sums=sums))
         self.under_way.over(chunk.rows)
         self.left_out.kept()
-        self.alone = job.rows_done < self.careful_until
-        if not self.alone:
-            self.rows = min(self.most_rows, 2 * self.rows)
+        while self.careful and self.careful[-1][0] <= job.rows_done:
+            self.careful.pop()
+        self.alone = bool(self.careful)
+        self.rows = min(self.most_rows, self.careful[-1][1] if self.careful else 2 * self.rows)
+        self.losses = 0
         self.pauses.over()
 
     # A chunk does not go through
@@ -194,7 +199,7 @@ class Run:
         cause, row = (error.cause, error.row) if isinstance(error, RowError) else (error, None)
         half, few = max(1, len(chunk.items) // 2), len(chunk.items) <= 1
         lost = isinstance(error, RowError) and isinstance(cause, errors.DeviceFaultError)
-        again = not lost or (few and self.pauses.tried < _LOST_TRIES)
+        again = not lost or (few and self.losses < _LOST_TRIES)
         if isinstance(cause, BatchTooLargeError) and not few:
             self.rows = self.most_rows = half
         elif again and self.pauses.waits_out(cause):
@@ -203,15 +208,17 @@ class Run:
                 return
             if isinstance(cause, errors.QueueFullError):
                 self.rows = half
+            self.losses += lost
             await self._pause(cause)
         elif not isinstance(error, RowError | BatchTooLargeError):
             self._cannot(error)
         elif lost and not few:
             self.rows, self.alone = max(1, len(chunk.items) // _PARTS), True
-            self.careful_until = max(self.careful_until, chunk.rows[1])
+            self.careful.append((chunk.rows[1], self.rows))
         elif row is None and not few:
             self.rows = half
         else:
+            self.losses = 0
             self._leave_out({chunk.items[0].row if row is None else row: cause})
 
     async def _pause(self, error: Exception) -> None:

@@ -64,7 +64,7 @@ def build(args: Cluster) -> Application:
             }
         }
     # What else is told would restart whoever is told it.
-    own = _Own(args.settings, args.library, args.artifacts_per_scorer)
+    own = _Own(args.settings, args.library, args.artifacts_per_scorer, args.artifact_bytes_per_scorer)
     leave_s = settings.request_timeout_s + settings.drain_s
     scorer = _SCORER.options(
         **scale,
@@ -88,6 +88,7 @@ class _Own:
     settings: dict[str, Any]
     library: str
     artifacts_per_scorer: int | None
+    artifact_bytes_per_scorer: int | None
 
 
 class _ScorerReplica:
@@ -96,7 +97,8 @@ class _ScorerReplica:
     def __init__(self, args: _Own) -> None:
         settings = _start(args)
         name = serve.get_replica_context().replica_id.unique_id
-        self._scorer = Scorer(settings, _library(args), name, artifacts=args.artifacts_per_scorer)
+        most, most_bytes = args.artifacts_per_scorer, args.artifact_bytes_per_scorer
+        self._scorer = Scorer(settings, _library(args), name, artifacts=most, artifact_bytes=most_bytes)
         self._scorer.load_first()
         exempt_from_collection()
 

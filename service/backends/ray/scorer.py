@@ -50,17 +50,28 @@ class Scorer:
     Args:
         settings: the server's; callers' shares are the ingress's matter.
         replica: its name.
-        artifacts: most that it holds; None: as many as the settings let a server hold.
+        artifacts, artifact_bytes: most that it holds, and of their adapters and posteriors; None: as the settings let a
+            server hold.
     """
 
-    def __init__(self, settings: Settings, library: Library, replica: str, *, artifacts: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        library: Library,
+        replica: str,
+        *,
+        artifacts: int | None = None,
+        artifact_bytes: int | None = None,
+    ) -> None:
         self._replica, self._settings, self._library = replica, settings, library
         self._batches = _Batches()
         # Room for what one ingress sends to all replicas: it is the one that refuses.
         whole = {"client_share": 1.0, "max_queue_rows": 2**31, "max_queue_tokens": 2**40}
-        self.local = Local(settings.model_copy(update=whole), library, on_batch=(self._batches.add,))
+        most_bytes = artifact_bytes or settings.max_artifact_bytes  # also what batches leave free
+        own = settings.model_copy(update={**whole, "max_artifact_bytes": most_bytes})
+        self.local = Local(own, library, on_batch=(self._batches.add,))
         self._most = artifacts or settings.max_artifacts
-        self._held = Held(most=self._most, most_bytes=settings.max_artifact_bytes, on_load=self._changed)
+        self._held = Held(most=self._most, most_bytes=most_bytes, on_load=self._changed)
         self._wanted, self._using = Wanted(), threading.Lock()
         self.local.start()
 

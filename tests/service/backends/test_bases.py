@@ -249,3 +249,22 @@ def test_a_new_scorer_loads_what_is_likeliest_to_have_its_place_there(tmp_path: 
         assert len(disk.loads) == 1
         scorer.local.stop(join_timeout_s=60)
     assert loaded == {"first", "again"}
+
+
+def test_batches_leave_free_what_one_scorer_may_have_of_artifacts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserved = list[int]()
+
+    def measured(*arguments: Any, reserved_bytes: int, **more: Any) -> TokenBudget:
+        reserved.append(reserved_bytes)
+        return TokenBudget(1000, "of a test")
+
+    monkeypatch.setattr("service.backends.loading.measure_budget", measured)
+    disk = Disk(tmp_path / "a")
+    own = settings(artifact="first", artifacts_root=disk.root, batch_tokens=None, also_load=["again"])
+    scorer = Scorer(own, disk.library, "a", artifact_bytes=FakePredictor.own_bytes + 300)
+    scorer.load_first()
+    assert reserved == [300, 300]
+    assert len(scorer.status({}).digests) == 1, "two are more bytes"
+    scorer.local.stop(join_timeout_s=60)

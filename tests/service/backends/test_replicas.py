@@ -19,6 +19,7 @@ from serving import code
 
 from service.backends.ray.autoscaling import TokensPolicy
 from service.backends.ray.replicas import TRIES, ReplicaGoneError
+from service.errors import QueueFullError
 from service.jobs import waiting
 from service.telemetry.logs import EVENTS
 
@@ -114,9 +115,11 @@ async def test_a_row_of_a_job_that_ends_replicas_is_left_out_and_ends_few(
 ) -> None:
     """Two for the chunk of 256, two for its part of 16, and four for the row alone: as many as the halvings to it."""
     monkeypatch.setattr(waiting, "_LONGEST_PAUSE_S", 0.02)
-    call, killed = cluster.call, list[str]()
+    call, killed, calls = cluster.call, list[str](), 0
 
     async def lose(replica: str, method: str, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += method == "predict"
         if method == "predict" and any(777 in row.token_ids for row in arguments[0].rows):
             killed.append(replica)
             raise ReplicaGoneError
@@ -134,6 +137,46 @@ async def test_a_row_of_a_job_that_ends_replicas_is_left_out_and_ends_few(
     assert job["bad_rows"] == [{"line": bad + 1, "code": "device_fault"}]
     assert (job["rows_done"], job["result"]["rows"]) == (300, 299)
     assert len(killed) <= math.log2(256)
+    assert calls < 80, "once it is found no row after its part is sent alone"
+
+
+@pytest.mark.parametrize("losses", [2, 4])
+async def test_a_row_whose_scorers_are_lost_after_the_queue_was_full_is_tried_again(
+    losses: int, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another caller's row may have been why: a pause for the queue is no try of this one."""
+    monkeypatch.setattr(waiting, "_LONGEST_PAUSE_S", 0.02)
+    call, lost = cluster.call, 0
+
+    async def lose(replica: str, method: str, *arguments: Any) -> Any:
+        nonlocal lost
+        if method == "predict" and lost < losses:
+            lost += 1
+            raise ReplicaGoneError
+        return await call(replica, method, *arguments)
+
+    async with serving(cluster) as (client, replicas):
+        enter, full = replicas.enter, 2
+
+        def refuse(*arguments: Any, **more: Any) -> None:
+            nonlocal full
+            full -= 1
+            if full >= 0:
+                raise QueueFullError("full")
+            enter(*arguments, **more)
+
+        monkeypatch.setattr(replicas, "enter", refuse)
+        monkeypatch.setattr(cluster, "call", lose)
+        body, kind = json.dumps({"text": "a 12", "label": "positive"}) + "\n", {"content-type": "application/jsonl"}
+        sent = await client.post("/evaluate/jobs", content=body, headers=kind, params={"resamples": 10})
+        async with asyncio.timeout(60):
+            while (job := (await client.get(f"/evaluate/jobs/{sent.json()['id']}")).json())["status"] not in (
+                "done",
+                "failed",
+            ):
+                await asyncio.sleep(0.01)
+    left_out = [{"line": 1, "code": "device_fault"}] if losses == 4 else []
+    assert (full < 0, lost, job["bad_rows"]) == (True, losses, left_out)
 
 
 async def test_a_load_waits_for_a_scorer_however_long_that_loads(
