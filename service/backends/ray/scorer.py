@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from laplora.remote.address import is_address
 from service.artifacts.predictors import Library
@@ -42,6 +43,8 @@ _log = logging.getLogger("laplora.service")
 
 #: Most batches that are kept between two statuses, for the ingress's metrics.
 _MOST_BATCHES = 1000
+#: How often artifacts on another base are looked for that are still in memory before a base is loaded.
+_FREE_TRIES, _FREE_PAUSE_S = 10, 0.05
 
 
 class Scorer:
@@ -73,6 +76,7 @@ class Scorer:
         self._most = artifacts or settings.max_artifacts
         self._held = Held(most=self._most, most_bytes=most_bytes, on_load=self._changed)
         self._wanted, self._using = Wanted(), threading.Lock()
+        self._known: WeakSet[Predictor] = WeakSet()  # all that were held and are in memory
         self.local.start()
 
     def load_first(self) -> None:
@@ -225,7 +229,7 @@ class Scorer:
                 f"{folder.name!r} is {artifact.digest} on this replica's disk, and {digest} was asked for"
             )
         if not together and not self._held.leave_other_bases(artifact.manifest.base, spare_wanted=spare):
-            free_what_is_unused()
+            self._free_other_bases(artifact.manifest.base)
         return self._load(folder)
 
     def _load(self, folder: Path) -> Predictor:
@@ -239,7 +243,17 @@ class Scorer:
         free_what_is_unused()
         with self._using:
             if left := self._held.predictors:
+                self._known.update(left)
                 self.local.use(left[-1], left)
+
+    def _free_other_bases(self, base: object) -> None:
+        """Free what is not on a base model; what a request that was just answered still has goes a moment later."""
+        for _ in range(_FREE_TRIES):
+            free_what_is_unused()
+            with self._using:
+                if all(one.artifact.manifest.base == base for one in self._known):
+                    return
+            time.sleep(_FREE_PAUSE_S)
 
 
 class _Batches:

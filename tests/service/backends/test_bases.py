@@ -70,9 +70,12 @@ class Disk:
         return Library(load=load, read=read, encoder=encoder)
 
 
-def cluster_of(folder: Path, names: str, *, most: int | None = None) -> tuple[Cluster, dict[str, Disk]]:
+def cluster_of(
+    folder: Path, names: str, *, most: int | None = None, circles: bool = False
+) -> tuple[Cluster, dict[str, Disk]]:
     cluster, disks = Cluster(folder, most=most), {name: Disk(folder / name) for name in names}
     for name, disk in disks.items():
+        disk.circles = circles
         own = settings(artifact="first", artifacts_root=disk.root)
         cluster.scorers[name] = Scorer(own, disk.library, name, artifacts=most)
         cluster.scorers[name].load_first()
@@ -117,7 +120,7 @@ class Flow:
 
 
 async def test_one_scorer_goes_ahead_and_the_others_follow(tmp_path: Path) -> None:
-    cluster, disks = cluster_of(tmp_path, "abc")
+    cluster, disks = cluster_of(tmp_path, "abc", circles=True)
     async with server(cluster) as (client, _):
         assert (await client.post("/artifacts/again/load")).status_code == 200
         flow = Flow(client)
