@@ -73,7 +73,8 @@ def test_logits_and_jacobians_are_autograds_row_by_row_without_padding(kind: str
         torch.testing.assert_close(found.logits[i], logits.detach(), **CLOSE)
         for block, jacobian in zip(blocks, found.blocks, strict=True):
             expected = torch.einsum("kc,cwn->kwn", directions, parameter_jacobian(model, block, logits))
-            assert float(expected.abs().max()) > 0
+            # A token alone has nothing else to attend to: its query changes nothing, rounding apart.
+            assert len(row.token_ids) == 1 or float(expected.abs().max()) > 0
             torch.testing.assert_close(jacobian.jacobian[i], expected, **CLOSE)
 
 
