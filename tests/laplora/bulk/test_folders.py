@@ -8,7 +8,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from remote_servers import object_server
 from test_rows import windows, write_parquet
 from tiny_runs import FinishedRun, sentiment_rows, write_rows
 
@@ -19,13 +18,6 @@ from laplora.bulk.score import Scored, score_file
 from laplora.errors import ConfigError, DataError
 
 pytest.importorskip("obstore")
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[dict[str, str]]:
-    """The environment of a client of a store with the bucket ``rows``."""
-    with object_server("rows") as found:
-        yield found
 
 
 @pytest.fixture

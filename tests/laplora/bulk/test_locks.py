@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from remote_servers import object_server
 from test_files import ROWS, scored
 from tiny_runs import FinishedRun, write_rows
 
@@ -83,14 +82,6 @@ def test_a_folder_that_cannot_be_locked_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be locked"), held(Local(tmp_path / "file" / "parts"), "parts"):
         pass
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[dict[str, str]]:
-    """The environment of a client of a store with the bucket ``rows``."""
-    pytest.importorskip("obstore")
-    with object_server("rows") as found:
-        yield found
 
 
 @pytest.fixture
