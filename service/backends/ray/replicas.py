@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,11 +83,12 @@ class Calls(Protocol):
 
 @dataclass
 class _Replica:
-    """What is known of a replica: its last status, when that came, the tokens of tickets sent and not answered, how
-    many tickets were ever sent, and the number of the last batch that was counted.
+    """What is known of a replica: its last status, when that was asked for and came, the tokens of tickets sent and not
+    answered, how many tickets were ever sent, and the number of the last batch that was counted.
     """
 
     status: Status | None = None
+    asked: float = 0.0
     seen: float = 0.0
     sent_tokens: int = 0
     sent: int = 0
@@ -427,14 +428,16 @@ class Replicas:
             return await self._loaded_in_place(digest, base, folder)
 
     async def _loaded_in_place(self, digest: str, base: str, folder: Path) -> Facts:
-        give_up, tries = time.monotonic() + self._settings.request_timeout_s, TRIES + 1
+        began, tries = time.monotonic(), TRIES + 1
+        give_up = began + self._settings.request_timeout_s
         while tries:
             while not (present := self._calls.present()):
                 await asyncio.sleep(LOOK_S / 10)
             together = self._places.go_ahead(base, present, lambda name: self._cost(name, digest, {}))
             place = self._place(present)
             wanted = [name for name in place if digest in place[name]]
-            if self._places.ahead in wanted and not self._all_loaded(place, but=wanted) and time.monotonic() < give_up:
+            others = {name: its for name, its in place.items() if name not in wanted}
+            if self._places.ahead in wanted and not self._all_loaded(others, began) and time.monotonic() < give_up:
                 await asyncio.sleep(LOOK_S)  # what it alone has comes to the others first
                 continue
             if not wanted:
@@ -463,12 +466,14 @@ class Replicas:
                 tries -= 1
         raise DeviceFaultError("the replicas are gone before they loaded the artifact")
 
-    def _all_loaded(self, place: Placement, *, but: Collection[str]) -> bool:
-        """Return whether all that is to be at replicas, but for some of these, is at one of them."""
-        others = place.keys() - but
-        statuses = [one.status for name in others if (one := self._replicas.get(name)) and one.status is not None]
-        loaded = frozenset().union(*(status.digests for status in statuses))
-        return all(place[name] <= loaded for name in others)
+    def _all_loaded(self, place: Placement, since: float) -> bool:
+        """Return whether all that is to be at replicas is at one that is to have it, by what they said since a time.
+
+        What is elsewhere does not count: it goes there for what is to come.
+        """
+        known = {name: self._replicas.get(name, _Replica()) for name in place}
+        loaded = [place[n] & one.status.digests for n, one in known.items() if one.status and one.asked >= since]
+        return frozenset().union(*place.values()) <= frozenset().union(*loaded)
 
     async def _look_forever(self) -> None:
         looks: dict[str, asyncio.Task[None]] = {}
@@ -500,13 +505,14 @@ class Replicas:
         place = self._place(self._calls.present()).get(name, ())
         wanted = {one.artifact.digest: str(one.artifact.path) for one in self._models if one.artifact.digest in place}
         try:
+            asked = time.monotonic()
             async with asyncio.timeout(SILENT_S):
                 told = self._replicas.get(name, _Replica()).batches_to
                 status: Status = await self._calls.call(name, "status", wanted, self._name, told)
         except (ReplicaGoneError, TimeoutError):
             return
         known = self._replicas.setdefault(status.replica, _Replica())
-        known.status, known.seen = status, time.monotonic()
+        known.status, known.asked, known.seen = status, asked, time.monotonic()
         new = status.batches[-(status.batches_to - known.batches_to) :] if status.batches_to > known.batches_to else ()
         known.batches_to = status.batches_to
         for report in new:

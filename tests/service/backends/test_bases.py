@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,15 @@ def cluster_of(
     return cluster, disks
 
 
-def server(cluster: Cluster) -> Any:
+@asynccontextmanager
+async def server(cluster: Cluster, disks: dict[str, Disk]) -> AsyncIterator[httpx.AsyncClient]:
     ingress = Disk(cluster.folder / "ingress")
-    return serving(cluster, ingress.library, artifact="first", artifacts_root=ingress.root)
+    async with serving(cluster, ingress.library, artifact="first", artifacts_root=ingress.root) as (client, _):
+        try:
+            yield client
+        finally:  # a load that waits when a test fails would never end
+            for disk in disks.values():
+                disk.gate.set()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -121,7 +128,7 @@ class Flow:
 
 async def test_one_scorer_goes_ahead_and_the_others_follow(tmp_path: Path) -> None:
     cluster, disks = cluster_of(tmp_path, "abc", circles=True)
-    async with server(cluster) as (client, _):
+    async with server(cluster, disks) as client:
         assert (await client.post("/artifacts/again/load")).status_code == 200
         flow = Flow(client)
         for disk in disks.values():
@@ -147,7 +154,7 @@ async def test_one_that_cannot_be_served_leaves_the_cluster_as_it_was(tmp_path: 
     cluster, disks = cluster_of(tmp_path, "ab")
     for disk in disks.values():
         disk.error = GoldenMismatchError("recorded 0.5, got 0.7")
-    async with server(cluster) as (client, _):
+    async with server(cluster, disks) as client:
         flow = Flow(client)
         refused = await client.post("/artifacts/second/activate")
         assert code(refused) == (409, "golden_mismatch")
@@ -160,7 +167,7 @@ async def test_one_that_cannot_be_served_leaves_the_cluster_as_it_was(tmp_path: 
 async def test_what_the_one_that_goes_ahead_has_alone_comes_to_another_first(tmp_path: Path) -> None:
     """Three scorers with a place each, and two artifacts: those that stay have both before one leaves its own."""
     cluster, disks = cluster_of(tmp_path, "abc", most=1)
-    async with server(cluster) as (client, _):
+    async with server(cluster, disks) as client:
         assert (await client.post("/artifacts/again/load")).status_code == 200
         await until(
             lambda: {*map(frozenset, map(cluster.holds, "abc"))} == {frozenset({"first"}), frozenset({"again"})}
@@ -183,7 +190,7 @@ async def test_what_the_one_that_goes_ahead_has_alone_comes_to_another_first(tmp
 
 async def test_a_single_scorer_answers_while_it_loads_the_other_base_beside(tmp_path: Path) -> None:
     cluster, disks = cluster_of(tmp_path, "a")
-    async with server(cluster) as (client, _):
+    async with server(cluster, disks) as client:
         flow = Flow(client)
         disks["a"].gate.clear()
         changing = asyncio.create_task(client.post("/artifacts/second/activate"))
