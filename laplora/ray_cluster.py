@@ -13,7 +13,7 @@ from laplora.errors import ConfigError, first_line, needs
 #: How often Ray is started on this machine: it gives up after 30 seconds, which a busy one may need.
 _STARTS = 3
 #: Memory of the objects that a cluster in this machine shares: little but the work's description goes through it.
-_OBJECT_STORE_BYTES = 100 * 2**20
+OBJECT_STORE_BYTES = 100 * 2**20
 
 
 def import_ray(library: str = "ray") -> Any:
@@ -30,12 +30,36 @@ def import_ray(library: str = "ray") -> Any:
     return ray
 
 
-@contextmanager
-def cluster(cpus: int, *, show_output: bool = False) -> Iterator[None]:
-    """Have Ray inside the block: the one that this process has, that of ``RAY_ADDRESS``, or one of this machine alone.
+def connect(ray: Any, cpus: int, *, object_store_bytes: int = OBJECT_STORE_BYTES, **options: Any) -> None:
+    """Join the cluster that ``RAY_ADDRESS`` names, or start one of this machine alone, which ends with this process.
 
     Args:
-        cpus: what one of this machine hands out, also where there are fewer.
+        cpus, object_store_bytes: what one of this machine hands out, also where there are fewer cores, and its shared
+            memory.
+        options: of ``ray.init``.
+
+    Raises:
+        ConfigError: the cluster cannot be reached, or Ray does not start.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    here = {"address": "local", "include_dashboard": False, "object_store_memory": object_store_bytes, "num_cpus": cpus}
+    for left in reversed(range(1 if address else _STARTS)):
+        try:
+            ray.init(**({"address": address} if address else here), **options)
+            return
+        except Exception as error:  # Ray has no class for it
+            ray.shutdown()
+            if not left:
+                what = f"cannot be reached at {address}" if address else "does not start on this machine"
+                raise ConfigError(f"Ray {what} ({first_line(error)[:200]})") from error
+
+
+@contextmanager
+def cluster(cpus: int, *, show_output: bool = False) -> Iterator[None]:
+    """Have Ray inside the block: the one that this process has, or else as of ``connect``.
+
+    Args:
+        cpus: as of ``connect``.
         show_output: whether what the workers print is printed here too, with who said it.
 
     Raises:
@@ -45,19 +69,7 @@ def cluster(cpus: int, *, show_output: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet = {"logging_level": "warning", "log_to_driver": show_output}
-    here = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    address = os.environ.get("RAY_ADDRESS")
-    options = {"address": address} if address else {**here, "num_cpus": cpus}
-    for left in reversed(range(1 if address else _STARTS)):
-        try:
-            ray.init(**options, **quiet)
-            break
-        except Exception as error:  # Ray has no class for it
-            ray.shutdown()
-            if not left:
-                what = f"cannot be reached at {address}" if address else "does not start on this machine"
-                raise ConfigError(f"Ray {what} ({first_line(error)[:200]})") from error
+    connect(ray, cpus, logging_level="warning", log_to_driver=show_output)
     try:
         yield
     finally:

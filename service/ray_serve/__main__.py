@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from laplora.errors import ConfigError, first_line
-from laplora.ray_cluster import import_ray
+from laplora.ray_cluster import connect, import_ray
 from service.exit_status import ExitStatus
 from service.ray_serve.cluster import Cluster, Flags, Sizes
 from service.settings import Settings
@@ -25,8 +25,6 @@ from service.telemetry.logs import configure_logging, logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: How often Ray is started on this machine before that is given up.
-_STARTS = 3
 #: Of Ray's shared memory there: tickets and answers are small.
 _OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -53,34 +51,19 @@ def main() -> int:
         return ExitStatus.USAGE
     try:
         ray = import_ray("ray.serve")
+        if not here:
+            say_who_may_ask(settings)  # what else is looked at is the nodes'
+        cpus = max(math.ceil(sizes.most_scorers * sizes.scorer_cpus + sizes.ingress_cpus), os.cpu_count() or 1)
+        connect(ray, cpus, object_store_bytes=_OBJECT_STORE_BYTES)
         if here:
-            # What it hands out, also where there are fewer cores.
-            _start_here(ray, math.ceil(sizes.most_scorers * sizes.scorer_cpus + sizes.ingress_cpus))
             address = ray.get_runtime_context().gcs_address
             logger.info("a Ray cluster of this machine", extra={"event": "ray_started", "address": address})
-        else:
-            say_who_may_ask(settings)  # what else is looked at is the nodes'
-            ray.init()
         cluster = cluster_of(ray.cluster_resources().get("GPU", 0.0))
         port = _listen(settings.host, settings.port)
     except ConfigError as error:
         logger.error("%s", error, extra={"event": "bad_settings"})
         return ExitStatus.USAGE
     return _serve(cluster, settings, port, here=here)
-
-
-def _start_here(ray: Any, cpus: int) -> None:
-    """Start Ray on this machine, beside another that runs there; a busy one may give up, so it is tried again."""
-    cpus = max(cpus, os.cpu_count() or 1)
-    here = {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    for left in reversed(range(_STARTS)):
-        try:
-            ray.init(**here, num_cpus=cpus)
-            return
-        except Exception:  # Ray has no class for it
-            ray.shutdown()
-            if not left:
-                raise
 
 
 def _listen(host: str, port: int) -> int:

@@ -20,7 +20,7 @@ from serving import FakePredictor, artifacts_in, code, settings
 from laplora.errors import GoldenMismatchError
 from laplora.models.base import BaseSpec
 from service.artifacts.predictors import Library
-from service.backends.ray import held
+from service.backends.ray import held, placement
 from service.backends.ray.scorer import Scorer
 from service.scoring.model import TokenBudget
 
@@ -126,7 +126,8 @@ class Flow:
         await until(lambda: len(self.answers) > count)
 
 
-async def test_one_scorer_goes_ahead_and_the_others_follow(tmp_path: Path) -> None:
+async def test_one_scorer_goes_ahead_and_the_others_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "LEFT_S", 2.0)
     cluster, disks = cluster_of(tmp_path, "abc", circles=True)
     async with server(cluster, disks) as client:
         assert (await client.post("/artifacts/again/load")).status_code == 200

@@ -143,6 +143,15 @@ def test_no_artifact_is_said_before_ray_starts(tmp_path: Path) -> None:
         assert "ray_started" not in process.log
 
 
+@pytest.mark.process
+def test_a_cluster_that_cannot_be_reached_is_said_in_a_sentence(tmp_path: Path) -> None:
+    command = ["-m", "laplora", "serve", str(tmp_path), "--engine", "ray", "--auth", "off"]
+    with server_process(command, {"RAY_ADDRESS": "127.0.0.1:1"}) as process:
+        assert process.left() == 2
+        assert "Ray cannot be reached at 127.0.0.1:1" in process.log
+        assert "Traceback" not in process.log
+
+
 def test_the_sizes_have_a_meaning_each() -> None:
     fields: dict[str, Any] = {**Flags.model_fields}
     assert {name for name, field in fields.items() if not field.description} == set()
