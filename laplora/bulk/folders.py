@@ -147,14 +147,22 @@ class Store:
         return True
 
     def version(self, name: str) -> str:
-        """Return the object's ETag, or where there is none its size."""
-        found = self.state(name)
-        return found.etag or str(found.size)
+        """Return the object's ETag, or where there is none its size and the time of its last change.
+
+        Raises:
+            DataError: its server says neither ETag nor time.
+        """
+        if (version := self.state(name).version) is None:
+            raise DataError(
+                f"{self.url}/{name}: its server gives neither an ETag nor a time of the last change, so it could be "
+                "replaced unnoticed: give a copy of it"
+            )
+        return version
 
     def identity(self, name: str) -> dict[str, Any]:
-        """Return size and ETag."""
+        """Return size and ETag, and where there is none the time of the last change."""
         found = self.state(name)
-        return {"bytes": found.size, "etag": found.etag}
+        return {"bytes": found.size, "etag": found.etag, **({} if found.etag else {"changed": found.changed})}
 
     def state(self, name: str) -> State:
         """Return what tells whether the object changed."""
@@ -164,19 +172,19 @@ class Store:
     def open(self, name: str, version: str) -> BinaryIO:
         """Return the object; each read asks for one range of this version."""
         found = self.state(name)
-        if (found.etag or str(found.size)) != version:
+        if found.version != version:
             raise changed(name)
-        return io.BufferedReader(_Ranges(self, name, found.size, found.etag), _RANGE_BYTES)
+        return io.BufferedReader(_Ranges(self, name, found), _RANGE_BYTES)
 
     def read(self, name: str) -> bytes:
         """Return the bytes."""
         with self._answering():
             return self._client.load(name)[1]
 
-    def read_range(self, name: str, begin: int, end: int, etag: str | None) -> bytes:
-        """Return the bytes from ``begin`` to before ``end``; DataError: the object has another ETag by now."""
+    def read_range(self, name: str, begin: int, end: int, state: State) -> bytes:
+        """Return the bytes from ``begin`` to before ``end``; DataError: the object is of another version by now."""
         with self._answering():
-            if (part := self._client.read_range(name, begin, end, etag)) is None:
+            if (part := self._client.read_range(name, begin, end, state)) is None:
                 raise changed(name)
             return part
 
@@ -232,8 +240,8 @@ class Store:
 class _Ranges(io.RawIOBase):
     """An object as a file that is read range by range."""
 
-    def __init__(self, store: Store, name: str, size: int, etag: str | None) -> None:
-        self._store, self._name, self._size, self._etag = store, name, size, etag
+    def __init__(self, store: Store, name: str, state: State) -> None:
+        self._store, self._name, self._state = store, name, state
         self._place = 0
 
     def readable(self) -> bool:
@@ -243,17 +251,17 @@ class _Ranges(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._state.size}[whence]
         return self._place
 
     def tell(self) -> int:
         return self._place
 
     def readinto(self, buffer: Any) -> int:
-        end = min(self._place + len(buffer), self._size)
+        end = min(self._place + len(buffer), self._state.size)
         if end <= self._place:
             return 0
-        part = self._store.read_range(self._name, self._place, end, self._etag)
+        part = self._store.read_range(self._name, self._place, end, self._state)
         buffer[: len(part)] = part
         self._place += len(part)
         return len(part)

@@ -22,6 +22,8 @@ _RETRY_S = 60
 #: Bytes that are handed to obstore at once, of content that comes in pieces.
 _WRITTEN_BYTES = 2**20
 _ALLOW_HTTP = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
+#: When obstore says that an object changed last whose server does not say it.
+_NOT_SAID = "1970-01-01T00:00:00+00:00"
 _STATUS = re.compile(r"status(?: code)?:? (\d{3})\b")
 #: Statuses below 500 of a server that may answer another time.
 _LATER = (408, 425, 429)
@@ -49,6 +51,11 @@ class State(NamedTuple):
     size: int
     etag: str | None
     changed: str
+
+    @property
+    def version(self) -> str | None:
+        """What changes with the content: the tag, or else bytes and time; None where the store says neither."""
+        return self.etag or (None if self.changed == _NOT_SAID else f"{self.size} {self.changed}")
 
 
 class Client:
@@ -96,8 +103,7 @@ class Client:
         import obstore
 
         with _told():
-            found = obstore.head(self._store, name)
-        return State(found["size"], found["e_tag"], found["last_modified"].isoformat())
+            return _state(obstore.head(self._store, name))
 
     def read(self, name: str) -> tuple[int, Iterator[bytes]]:
         """Return an object's size in bytes, and its bytes part by part."""
@@ -116,17 +122,19 @@ class Client:
             answer = obstore.get(self._store, name)
             return {key: answer.meta[key] for key in ("e_tag", "version")}, bytes(answer.bytes())
 
-    def read_range(self, name: str, begin: int, end: int, etag: str | None) -> bytes | None:
-        """Return the bytes from ``begin`` to before ``end``; None where the object has another entity tag by now."""
+    def read_range(self, name: str, begin: int, end: int, state: State) -> bytes | None:
+        """Return the bytes from ``begin`` to before ``end``; None where the object is of another version by now."""
         import obstore
         from obstore.exceptions import PreconditionError
 
-        options: Any = {"range": (begin, end), **({} if etag is None else {"if_match": etag})}
+        options: Any = {"range": (begin, end), **({"if_match": state.etag} if state.etag else {})}
         with _told():
             try:
-                return bytes(obstore.get(self._store, name, options=options).bytes())
+                answer = obstore.get(self._store, name, options=options)
             except PreconditionError:
                 return None
+            # Not every web server looks at the condition, and there is none without a tag.
+            return bytes(answer.bytes()) if _state(answer.meta).version == state.version else None
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Write an object, which is there as a whole once this returns."""
@@ -181,6 +189,10 @@ class Client:
 
         with _told():
             obstore.delete(self._store, names[0] if len(names) == 1 else list(names))
+
+
+def _state(meta: Any) -> State:
+    return State(meta["size"], meta["e_tag"], meta["last_modified"].isoformat())
 
 
 def _each(parts: Iterator[Any]) -> Iterator[bytes]:

@@ -1,13 +1,17 @@
-"""Objects of a real S3 server read by range and written whole, and a whole run from it and into it."""
+"""Objects of a real S3 server and of a web server read by range and written whole, and whole runs from them."""
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import httpx
 import pytest
+from remote_servers import running
 from test_rows import windows, write_parquet
 from tiny_runs import FinishedRun, sentiment_rows, write_rows
 
@@ -98,6 +102,90 @@ def test_a_run_from_a_store_into_it(store: Store, sentiment_run: FinishedRun, tm
 
 def interrupt(_line: str) -> None:
     raise KeyboardInterrupt
+
+
+class Untagged(SimpleHTTPRequestHandler):
+    """A folder's files, whole or by range, with the time of the last change and no ETag; it knows no conditions."""
+
+    says_when = True
+
+    def do_GET(self) -> None:
+        begin, end = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        file = Path(self.translate_path(self.path))
+        content = file.read_bytes()
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {begin}-{end}/{len(content)}")
+        self.send_header("Content-Length", str(len(content[begin : end + 1])))
+        self.send_header("Last-Modified", self.date_time_string(file.stat().st_mtime))
+        self.end_headers()
+        self.wfile.write(content[begin : end + 1])
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if self.says_when or keyword != "Last-Modified":
+            super().send_header(keyword, value)
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+class Unsaid(Untagged):
+    says_when = False
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """The files below ``tmp_path`` at a web server."""
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    with running(partial(Untagged, directory=str(tmp_path))) as url:
+        yield Store(url)
+
+
+def put(file: Path, content: bytes, day: int) -> None:
+    file.write_bytes(content)
+    os.utime(file, (86_400 * day, 86_400 * day))
+
+
+def test_without_an_etag_the_time_of_the_change_tells_during_a_run(
+    web: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laplora.bulk.folders._RANGE_BYTES", 10)
+    put(tmp_path / "a", b"old" * 100, 1)
+    version = web.version("a")
+    with web.open("a", version) as file:
+        assert file.read(3) == b"old"
+        put(tmp_path / "a", b"new" * 100, 2)
+        with pytest.raises(DataError, match="changed while it was read"):
+            file.read()
+    with pytest.raises(DataError, match="changed while it was read"):
+        web.open("a", version)
+    with web.open("a", web.version("a")) as file:
+        assert file.read() == b"new" * 100
+
+
+def test_without_an_etag_a_source_of_another_day_is_not_gone_on_with(
+    web: Store, sentiment_run: FinishedRun, tmp_path: Path
+) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [{"text": row["text"]} for row in sentiment_rows()[:20]])
+    content, source, out = file.read_bytes(), f"{web.url}/rows.jsonl", tmp_path / "out.jsonl"
+    options = {"device": "cpu", "window": 8}
+    put(file, content, 1)
+    with pytest.raises(KeyboardInterrupt):
+        score_file(sentiment_run.artifact, source, out, **options, progress=interrupt)
+    put(file, content[::-1], 2)
+    with pytest.raises(ConfigError, match=r"of another run .*source was"):
+        score_file(sentiment_run.artifact, source, out, **options)
+    put(file, content, 1)
+    assert score_file(sentiment_run.artifact, source, out, **options) == Scored(20, 0, ())
+
+
+def test_a_server_that_tells_no_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    put(tmp_path / "rows.jsonl", b"1\n", 1)
+    with (
+        running(partial(Unsaid, directory=str(tmp_path))) as url,
+        pytest.raises(DataError, match="neither an ETag nor a time of the last change"),
+    ):
+        Source.at(f"{url}/rows.jsonl", 4)
 
 
 def test_what_cannot_be_reached_is_said(
