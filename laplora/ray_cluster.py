@@ -6,7 +6,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from laplora.errors import ConfigError, first_line, needs
 
@@ -52,6 +52,19 @@ def connect(ray: Any, cpus: int, *, object_store_bytes: int = OBJECT_STORE_BYTES
             if not left:
                 what = f"cannot be reached at {address}" if address else "does not start on this machine"
                 raise ConfigError(f"Ray {what} ({first_line(error)[:200]})") from error
+
+
+class Machine(NamedTuple):
+    """What a machine of a cluster hands out."""
+
+    cpus: int
+    gpus: int
+
+
+def machines(ray: Any) -> list[Machine]:
+    """Return the machines that the cluster has now, whatever else works on them."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Machine(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in found]
 
 
 @contextmanager

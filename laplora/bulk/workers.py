@@ -13,7 +13,7 @@ from laplora import errors
 from laplora.bulk.parts import Finished, Parts
 from laplora.bulk.rows import Block, Row, Source
 from laplora.errors import ConfigError, LaploraError, first_line
-from laplora.ray_cluster import cluster, import_ray
+from laplora.ray_cluster import cluster, import_ray, machines
 
 #: A row's number, its line with its end, and whether it has no answer.
 Line = tuple[int, bytes, bool]
@@ -75,15 +75,22 @@ def run_by_ray(work: Work, blocks: Sequence[Block], *, workers: int, on_gpu: boo
         workers: how many; on_gpu: whether each has a GPU of its own.
 
     Raises:
-        ConfigError: Ray is not installed, or has fewer GPUs.
+        ConfigError: Ray is not installed, has fewer GPUs, or no machine with so many processors.
         LaploraError: what a worker raised.
     """
     ray = import_ray("ray.data")
     with cluster(workers * work.threads):
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
-        if on_gpu and (gpus := int(ray.cluster_resources().get("GPU", 0))) < workers:
+        found = machines(ray)
+        if on_gpu and (gpus := sum(machine.gpus for machine in found)) < workers:
             raise ConfigError(f"{workers} workers need a GPU each, and there are {gpus}: give --device cpu, or fewer")
+        largest = max((machine.cpus for machine in found if machine.gpus or not on_gpu), default=0)
+        if largest < work.threads:  # Ray Data would wait for a larger one, and say nothing
+            raise ConfigError(
+                f"each worker has {work.threads} threads, and Ray's largest machine {largest} processors: give fewer "
+                "--threads"
+            )
         # One row is one block, and one block of Ray's: it is handed out, and if its worker dies again, by itself.
         numbers = ray.data.from_items([{"block": list(block)} for block in blocks], override_num_blocks=len(blocks))
         told = numbers.map_batches(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from laplora.errors import ConfigError, LaploraError, first_line
-from laplora.ray_cluster import cluster, import_ray
+from laplora.ray_cluster import cluster, import_ray, machines
 from training.workspace.launcher import launched_rank
 
 #: How long gradients wait for a process, as for the first one while it writes a checkpoint.
@@ -51,7 +51,8 @@ def run_by_ray(work: Callable[[], object], device: str, processes: RayProcesses)
             and with ``auto`` on a cluster that has none.
 
     Raises:
-        ConfigError: one GPU by its number; Ray is not installed, cannot be reached, or has fewer GPUs than processes.
+        ConfigError: one GPU by its number; Ray is not installed, cannot be reached, or has not the GPUs and processors
+            that the processes take.
         LaploraError: what a process raised, by its message; or that a process ended.
         KeyboardInterrupt: the user ended it.
     """
@@ -59,12 +60,20 @@ def run_by_ray(work: Callable[[], object], device: str, processes: RayProcesses)
         raise ConfigError(f"base.device: {device} is one device, and processes of Ray take one each: use cuda or auto")
     ray = import_ray("ray.train.torch")
     with cluster(processes.count * processes.threads, show_output=True), _quiet_trainer(), _interruptible():
-        gpus = int(ray.cluster_resources().get("GPU", 0))
+        found = machines(ray)
+        gpus = sum(machine.gpus for machine in found)
         on_gpu = device == "cuda" or (device == "auto" and gpus > 0)
         if on_gpu and gpus < processes.count:
             raise ConfigError(
                 f"{processes.count} processes need a GPU each, and Ray has {gpus}: set base.device to cpu, or start "
                 "fewer"
+            )
+        places = [min(one.cpus // processes.threads, one.gpus if on_gpu else one.cpus) for one in found]
+        if sum(places) < processes.count:  # Ray Train would wait for more, and say nothing
+            raise ConfigError(
+                f"--workers {processes.count} with --threads {processes.threads} are asked for, and Ray has room for "
+                f"{sum(places)} of them: {sum(one.cpus for one in found)} processors, {max(found).cpus} at most on one "
+                "machine"
             )
         with tempfile.TemporaryDirectory(prefix="laplora-ray-") as unused:  # Ray keeps results of its own there
             trainer = ray.train.torch.TorchTrainer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,5 @@ def test_what_a_worker_cannot_do_is_its_own_error(tmp_path: Path) -> None:
     assert len(list((tmp_path / "graves").iterdir())) == 4
     with pytest.raises(ConfigError, match="a GPU each, and there are 0"):
         list(run_by_ray(work, source.blocks(), workers=2, on_gpu=True))
+    with pytest.raises(ConfigError, match="has 3 threads, and Ray's largest machine 2 processors"):
+        list(run_by_ray(replace(work, threads=3), source.blocks(), workers=1, on_gpu=False))
