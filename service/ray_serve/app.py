@@ -69,6 +69,7 @@ def build(args: Cluster) -> Application:
     scorer = _SCORER.options(
         **scale,
         ray_actor_options={"num_cpus": args.scorer_cpus, "num_gpus": args.scorer_gpus},
+        max_surge_percent=args.max_surge_percent,
         graceful_shutdown_timeout_s=leave_s,
     )
     ingress = _INGRESS.options(
@@ -212,7 +213,12 @@ _SCORER = serve.deployment(
     max_ongoing_requests=_MOST_CALLS,
     health_check_period_s=1.0,
     logging_config={"enable_access_log": False},
-    health_check_timeout_s=60.0,
+    health_check_timeout_s=30.0,
     request_router_config={"request_router_class": "service.backends.ray.router:DirectRouter"},
 )(_ScorerReplica)
-_INGRESS = serve.deployment(name=INGRESS, num_replicas=1)(serve.ingress()(_IngressReplica))
+_INGRESS = serve.deployment(
+    name=INGRESS,
+    num_replicas=1,
+    max_surge_percent=100,  # in an update the new one is there before the old one goes
+    request_router_config={"request_router_class": "service.backends.ray.router:AnyRouter"},
+)(serve.ingress()(_IngressReplica))

@@ -52,7 +52,9 @@ class Held:
         self._most, self._most_bytes, self._on_load, self._clock = most, most_bytes, on_load, clock
         self._held: dict[str, _Held] = {}
         self._wants: dict[str, tuple[float, frozenset[str]]] = {}  # of each ingress: its last word, and when it came
+        self._sizes: dict[str, int] = {}  # of all that were ever loaded
         self._lock, self._loading = threading.Lock(), threading.Lock()
+        self._load_began: float | None = None
 
     @property
     def digests(self) -> frozenset[str]:
@@ -65,6 +67,12 @@ class Held:
         """What is loaded."""
         with self._lock:
             return [one.predictor for one in self._held.values()]
+
+    @property
+    def loading_s(self) -> float:
+        """Seconds for which a load has run; 0 where none runs."""
+        began = self._load_began
+        return 0.0 if began is None else self._clock() - began
 
     @property
     def _wanted(self) -> frozenset[str]:
@@ -90,8 +98,9 @@ class Held:
             spare_wanted: no wanted one goes for it.
 
         Raises:
-            InUseError: as many as may be there are in use, or wanted; nothing was loaded.
-            ShelfFullError: it does not fit beside those in use, or those wanted.
+            InUseError: it does not fit beside those in use, or those wanted. Nothing was loaded, unless it never was
+                before, so that its size was not known.
+            ShelfFullError: it does not fit alone.
             Exception: what ``load`` raises.
         """
         held = self._take(digest)
@@ -100,8 +109,7 @@ class Held:
                 held = self._take(digest)  # somebody else may have loaded it meanwhile
                 loads = held is None
                 if held is None:
-                    self._check_room(spare_wanted)
-                    held = self._put(load(), spare_wanted)
+                    held = self._put(self._loaded(digest, load, spare_wanted), spare_wanted)
             with self._used(held) as predictor:
                 if loads:
                     self._on_load()
@@ -155,13 +163,35 @@ class Held:
                 del self._held[digest]
             return bool(self._held)
 
-    def _check_room(self, spare_wanted: bool) -> None:
-        """Raise ShelfFullError, before anything loads, where nothing that may go would make a place for one more."""
+    def _loaded(self, digest: str, load: Callable[[], Predictor], spare_wanted: bool) -> Predictor:
+        """Return what ``load`` does; errors as of ``_check_room``, before anything loads."""
         with self._lock:
-            stay = [d for d, one in self._held.items() if one.leases > 0 or (spare_wanted and d in self._wanted)]
-            if len(stay) >= self._most:
-                what = f"no room for another artifact: {len(stay)} are in use"
-                raise InUseError(what, limit=self._most, got=len(stay) + 1)
+            stay = [one for d, one in self._held.items() if one.leases > 0 or (spare_wanted and d in self._wanted)]
+            self._check_room(stay, self._sizes.get(digest, 0))
+        self._load_began = self._clock()
+        try:
+            predictor = load()
+        finally:
+            self._load_began = None
+        with self._lock:
+            self._sizes[digest] = predictor.own_bytes
+        return predictor
+
+    def _check_room(self, stay: Collection[_Held], size: int) -> None:
+        """Return if one more of a size fits beside what stays.
+
+        Raises:
+            InUseError: it does not; ShelfFullError: it does not fit alone.
+        """
+        if size > self._most_bytes:
+            raise ShelfFullError(f"an artifact of {size} bytes does not fit", limit=self._most_bytes, got=size)
+        if len(stay) >= self._most:
+            what = f"no room for another artifact: {len(stay)} are in use"
+            raise InUseError(what, limit=self._most, got=len(stay) + 1)
+        total = sum(one.predictor.own_bytes for one in stay) + size
+        if total > self._most_bytes:
+            what = f"no room for another artifact: with the {len(stay)} that are in use there would be {total} bytes"
+            raise InUseError(what, limit=self._most_bytes, got=total)
 
     def _take(self, digest: str) -> _Held | None:
         with self._lock:
@@ -180,12 +210,7 @@ class Held:
             idle.sort(key=lambda digest: (digest in self._wanted, kept[digest].used))
             while not self._fits([*kept.values(), new]):
                 if not idle:
-                    size = sum(one.predictor.own_bytes for one in kept.values()) + predictor.own_bytes
-                    raise ShelfFullError(
-                        f"no room for another artifact: with the {len(kept)} that stay there would be {size} bytes",
-                        limit=self._most_bytes,
-                        got=size,
-                    )
+                    self._check_room(kept.values(), predictor.own_bytes)
                 del kept[idle.pop(0)]
             self._held = {**kept, predictor.artifact.digest: new}
             return new

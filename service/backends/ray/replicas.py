@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from weakref import WeakSet
 from service.artifacts.predictors import Library
 from service.artifacts.token_budget import CPU_BATCH_TOKENS
 from service.backends.ray.held import InUseError
+from service.backends.ray.in_line import InLine
 from service.backends.ray.messages import Facts, Reply, Status
 from service.backends.ray.placement import Placement, Places
 from service.backends.ray.remote_model import RemoteModel
@@ -85,6 +86,8 @@ class Calls(Protocol):
 class _Replica:
     """What is known of a replica: its last status, when that was asked for and came, the tokens of tickets sent and not
     answered, how many tickets were ever sent, and the number of the last batch that was counted.
+
+    ``given_up`` is set while it is silent and another one answers: its tickets go there.
     """
 
     status: Status | None = None
@@ -93,6 +96,12 @@ class _Replica:
     sent_tokens: int = 0
     sent: int = 0
     batches_to: int = 0
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has answered once, and not lately."""
+        return self.seen > 0 and time.monotonic() - self.seen >= SILENT_S
 
     @property
     def stalled(self) -> bool:
@@ -136,6 +145,7 @@ class Replicas:
         self._models: WeakSet[RemoteModel] = WeakSet()
         self._bases: dict[object, object] = {}
         self._places = Places(artifacts_per_replica or settings.max_artifacts)
+        self._line = InLine()
         self._name = uuid.uuid4().hex
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -320,9 +330,11 @@ class Replicas:
 
     def _live(self, present: frozenset[str]) -> list[str]:
         """Return those of the replicas that have answered lately, and whose devices do."""
-        now, known = time.monotonic(), self._replicas.copy()  # whole: a scrape asks in a thread of its own
+        known = self._replicas.copy()  # whole: a scrape asks in a thread of its own
         return [
-            name for name in present & known.keys() if not known[name].stalled and now - known[name].seen < SILENT_S
+            name
+            for name in present & known.keys()
+            if known[name].seen > 0 and not (known[name].stalled or known[name].silent)
         ]
 
     def _limits(self, replicas: int) -> Amount:
@@ -353,6 +365,12 @@ class Replicas:
 
     async def _answered(self, method: str, ticket: Ticket, model: RemoteModel) -> Reply:
         """Return a replica's reply to a ticket; a replica that is gone is replaced by another one."""
+        with self._line.of(ticket.digest) as turn:
+            return await self._answered_in_turn(method, ticket, model, turn)
+
+    async def _answered_in_turn(
+        self, method: str, ticket: Ticket, model: RemoteModel, turn: Callable[[float], Awaitable[None]]
+    ) -> Reply:
         trial, deadline = _Trial(), time.monotonic() + ticket.left_s
         while True:
             name = await self._choose(ticket.digest, trial.tried)
@@ -361,7 +379,7 @@ class Replicas:
             known.sent += 1
             try:
                 sent = replace(ticket, left_s=deadline - time.monotonic())
-                reply: Reply = await self._calls.call(name, method, sent, str(model.artifact.path))
+                reply = await self._called(known, name, method, sent, str(model.artifact.path))
             except ReplicaGoneError:
                 reply = Reply(name, error=DeviceFaultError("the replica is gone, and no other has answered: try again"))
             finally:
@@ -370,9 +388,8 @@ class Replicas:
             if error is None:
                 self._note_loaded(reply.replica, ticket.digest)
                 return reply
-            if isinstance(error, InUseError) and time.monotonic() < deadline:
-                # All that it holds is in use: an artifact goes once its requests are answered.
-                await asyncio.sleep(LOOK_S / 10)
+            if isinstance(error, InUseError) and (left_s := deadline - time.monotonic()) > 0:
+                await turn(left_s)  # all that it holds is in use: an artifact goes once its requests are answered
                 continue
             trial.tried.update((name, reply.replica))
             if isinstance(error, DeviceFaultError):
@@ -384,6 +401,32 @@ class Replicas:
             if trial.lost >= TRIES or trial.leaving >= LEAVING_TRIES:
                 raise error
             _log.warning("a ticket goes to another replica", extra={"event": "ticket_retried", "replica": name})
+
+    async def _called(self, known: _Replica, name: str, *call: Any) -> Reply:
+        """Return a replica's reply; ReplicaGoneError also once it is given up."""
+        calling = asyncio.ensure_future(self._calls.call(name, *call))
+        given_up = asyncio.ensure_future(known.given_up.wait())
+        try:
+            await asyncio.wait({calling, given_up}, return_when=asyncio.FIRST_COMPLETED)
+            if not calling.done():
+                raise ReplicaGoneError("it does not answer, and others do")
+            reply: Reply = calling.result()
+            return reply
+        finally:
+            calling.cancel()
+            given_up.cancel()
+
+    async def _all_called(self, names: Collection[str], *call: Any) -> list[Reply | BaseException]:
+        """Return what replicas reply or raise; of those that are silent nothing, once all others have answered."""
+        calls = {asyncio.ensure_future(self._calls.call(name, *call)): name for name in names}
+        try:
+            while True:
+                done, left = await asyncio.wait(calls, timeout=LOOK_S)
+                if not left or (done and all(self._replicas.get(calls[one], _Replica()).silent for one in left)):
+                    return [one.exception() or one.result() for one in done]
+        finally:
+            for one in calls:
+                one.cancel()
 
     async def _choose(self, digest: str, tried: set[str]) -> str:
         """Return the replica for a ticket: one that was not tried, where there is one; NotReadyError where none is."""
@@ -399,15 +442,15 @@ class Replicas:
             await asyncio.sleep(LOOK_S / 10)
 
     def _cost(self, name: str, digest: str, place: Placement) -> tuple[bool, bool, bool, int, int]:
-        """Return what is compared: whether the device stalls, the artifact is missing, and it is not to be there, the
-        tokens under way, and the turns of equals.
+        """Return what is compared: whether it or its device does not answer, the artifact is missing, and it is not to
+        be there, the tokens under way, and the turns of equals.
 
         Where it is and is not to be comes last of those that have it: it could not go while it is used.
         """
         known = self._replicas.get(name, _Replica())
         missing = known.status is None or digest not in known.status.digests
         elsewhere = digest not in place.get(name, ())
-        return known.stalled, missing, elsewhere, known.sent_tokens, known.sent
+        return known.stalled or known.silent, missing, elsewhere, known.sent_tokens, known.sent
 
     def _place(self, names: frozenset[str]) -> Placement:
         """Return what each replica is to hold."""
@@ -445,8 +488,7 @@ class Replicas:
                     raise ShelfFullError("no scorer has a place for another artifact: unload one, or try again")
                 await asyncio.sleep(LOOK_S)
                 continue
-            calls = [self._calls.call(name, "load", digest, str(folder), together) for name in wanted]
-            replies = await asyncio.gather(*calls, return_exceptions=True)
+            replies = await self._all_called(wanted, "load", digest, str(folder), together)
             loaded = [reply for reply in replies if isinstance(reply, Reply) and reply.error is None]
             for reply in loaded:
                 self._note_loaded(reply.replica, digest)
@@ -490,8 +532,14 @@ class Replicas:
             for name in set(self._replicas) - names:
                 if self._replicas[name].sent_tokens == 0:
                     del self._replicas[name]
+            live = {*self._live(names)}
             with self._lock:
-                self._admission.resize(self._limits(len(self._live(names))))
+                self._admission.resize(self._limits(len(live)))
+            for name, known in self._replicas.items():
+                if known.silent and live - {name}:
+                    known.given_up.set()
+                else:
+                    known.given_up.clear()
             # Where none is known yet, the first call lets the router find them.
             wanted = names or {""}
             for name in set(looks) - wanted:

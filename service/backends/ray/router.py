@@ -1,7 +1,7 @@
-"""How a call reaches the replica that it is meant for: the backend has chosen one by name, and this finds it.
+"""How a call reaches a replica: a scorer is chosen by the backend, by name, and its router finds it.
 
-Ray Serve loads the class in the process that calls. It must know nothing of this module's globals, as it may be pickled
-by value.
+Ray Serve loads these classes in the process that calls. They must know nothing of this module's globals, as they may be
+pickled by value.
 """
 
 from __future__ import annotations
@@ -9,7 +9,25 @@ from __future__ import annotations
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 
-class DirectRouter(RequestRouter):  # type: ignore[misc]
+class AnyRouter(RequestRouter):  # type: ignore[misc]
+    """Sends a call to any replica, whatever model id it has: of the ingress, whose clients may send one in a header."""
+
+    def _add_pending_request_to_indices(self, pending_request: PendingRequest) -> None:
+        """Take in a call by its own id alone.
+
+        By its model id Ray keeps it too, with all that it carries, and only its router for models ever lets go of it.
+        """
+        super()._add_pending_request_to_indices(pending_request)
+        self._pending_requests_by_model_id.clear()
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """Return all."""
+        return [candidate_replicas]
+
+
+class DirectRouter(AnyRouter):
     """Sends a call to the replica that its model id names, or, where that one is gone or none is named, to any."""
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:

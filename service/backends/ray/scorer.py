@@ -101,9 +101,14 @@ class Scorer:
                 pass
 
     def check(self) -> None:
-        """Look at the device; end the process where it has failed: whoever waits is answered by another replica."""
+        """Look at the device and the load that runs, if one does; end the process where the device has failed, or the
+        load hangs and all later ones wait for it: whoever waits is answered by another replica.
+        """
         self.local.look()
-        if self.local.failed:
+        hangs = self._held.loading_s > self._settings.load_timeout_s
+        if hangs:
+            _log.error("a load hangs, and the scorer leaves", extra={"event": "load_given_up"})
+        if hangs or self.local.failed:
             logging.shutdown()
             os._exit(ExitStatus.DEVICE_FAULT)
 

@@ -52,6 +52,13 @@ def test_each_request_has_its_own_answer_of_its_own_artifact(served: Engine) -> 
     assert {answer.json()["artifact"]["digest"] for answer in answers} == {"sha256:fake", "sha256:second"}
 
 
+def test_a_header_of_rays_changes_nothing(served: Engine) -> None:
+    for name in ("serve_multiplexed_model_id", "serve-multiplexed-model-id"):
+        for value in ("unknown", "a" * 1000):
+            answer = served.client.post("/predict", json={"inputs": [{"text": "a 123"}]}, headers={name: value})
+            assert (answer.status_code, first_prob(answer.json())) == (200, 123)
+
+
 def test_an_artifact_that_is_not_loaded_is_refused_and_one_that_was_unloaded_too(served: Engine) -> None:
     assert code(served.predict("a", artifact="third")) == (404, "artifact_not_found")
     served.client.post("/artifacts/second/load")
@@ -250,10 +257,15 @@ def update(served: Engine, **changes: Any) -> Iterator[None]:
 
 
 @on_ray
-def test_an_update_of_the_scorers_fails_no_request(served: Engine) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"scorer_cpus": 0.11}, {"scorer_cpus": 0.11, "artifacts_per_scorer": 7, "max_surge_percent": 100}],
+    ids=["of the scorers, each old one first", "of all, the new ones first"],
+)
+def test_an_update_fails_no_request(served: Engine, changes: dict[str, Any]) -> None:
     until_all_replicas(served, artifacts=1)
     before = replicas(served)
-    with flowing(served) as answers, update(served, scorer_cpus=0.11):
+    with flowing(served) as answers, update(served, **changes):
         until_all_replicas(served, artifacts=1, without=before)
         count = len(answers)
         while len(answers) < count + 20:

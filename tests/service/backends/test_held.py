@@ -74,6 +74,44 @@ def test_bytes_are_bounded_too() -> None:
     assert shop.names == {"b", "c"}
 
 
+def test_bytes_in_use_are_waited_for_and_nothing_of_a_known_size_loads_in_vain() -> None:
+    shop = Shop(most=10, most_bytes=2 * FakePredictor.own_bytes)
+    shop.use("c")
+    with shop.lease("a"), shop.lease("b"):
+        for _ in range(3):
+            with pytest.raises(InUseError), shop.lease("c"):
+                pass
+        with pytest.raises(InUseError), shop.lease("d"):
+            pass
+        assert (shop.names, shop.loads) == ({"a", "b"}, ["c", "a", "b", "d"]), "its size was not known"
+        with pytest.raises(InUseError), shop.lease("d"):
+            pass
+        assert shop.loads.count("d") == 1
+    shop.use("d")
+    assert "d" in shop.names
+
+
+def test_what_does_not_fit_alone_is_refused_and_loaded_once() -> None:
+    shop = Shop(most_bytes=FakePredictor.own_bytes - 1)
+    for _ in range(2):
+        with pytest.raises(ShelfFullError, match="does not fit") as refused, shop.lease("a"):
+            pass
+        assert not isinstance(refused.value, InUseError), "no wait would help"
+    assert shop.loads == ["a"]
+
+
+def test_how_long_a_load_runs_is_known() -> None:
+    shop, seen = Shop(), list[float]()
+
+    def load() -> FakePredictor:
+        shop.now += 7
+        seen.append(shop.held.loading_s)
+        return FakePredictor("a")
+
+    with shop.held.lease("sha256:a", load):
+        assert (seen, shop.held.loading_s) == ([7], 0)
+
+
 def test_what_nobody_wants_goes_after_a_while_and_not_while_it_is_used() -> None:
     shop = Shop()
     shop.use("a")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 from scorer_cluster import Cluster, serving
+
+from service.backends.ray.in_line import FIRST_PAUSE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -94,6 +97,24 @@ async def test_what_is_in_use_stays_and_another_waits_for_its_place(tmp_path: Pa
         used.released.set()
         assert {(await one).status_code for one in (running, waiting)} == {200}
         assert cluster.holds("a") == {"first"}
+
+
+async def test_of_those_that_wait_for_one_artifact_one_asks(tmp_path: Path) -> None:
+    cluster = cluster_of(tmp_path, "a", most=1, artifacts=("first", "second"))
+    async with serving(cluster) as (client, _):
+        await load(client, "second")
+        used = cluster.by_artifact["a"]["second"]
+        used.hold()
+        running = asyncio.create_task(predict(client, "second"))
+        await until(used.entered.is_set)
+        asked = len(cluster.answered_by())
+        waiting = [asyncio.create_task(predict(client, "first")) for _ in range(20)]
+        await until(lambda: len(cluster.answered_by()) >= asked + 25)
+        begun, asked = time.monotonic(), len(cluster.answered_by())
+        await until(lambda: len(cluster.answered_by()) >= asked + 3)
+        assert time.monotonic() - begun > 3 * FIRST_PAUSE_S, "all asking at once would be twenty in each pause"
+        used.released.set()
+        assert {(await one).status_code for one in (running, *waiting)} == {200}
 
 
 async def test_a_load_makes_place_where_others_have_a_copy_elsewhere(tmp_path: Path) -> None:

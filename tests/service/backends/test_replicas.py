@@ -18,7 +18,7 @@ from scorer_cluster import Cluster, serving
 from serving import code
 
 from service.backends.ray.autoscaling import TokensPolicy
-from service.backends.ray.replicas import TRIES, ReplicaGoneError
+from service.backends.ray.replicas import LOOK_S, TRIES, ReplicaGoneError
 from service.errors import QueueFullError
 from service.jobs import waiting
 from service.telemetry.logs import EVENTS
@@ -280,6 +280,85 @@ async def test_a_silent_replica_keeps_nobody_from_looking_at_the_others(
     async with serving(cluster):
         before = cluster.answered_by("status").count("b")
         await until(lambda: cluster.answered_by("status").count("b") > before + 3)
+
+
+async def test_what_a_silent_replica_has_goes_to_one_that_answers(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process was stopped, say, or its node cut off: Ray takes minutes to see that."""
+    monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 3.0)
+    call, never, sent, silent = cluster.call, asyncio.Event(), list[tuple[str, str]](), False
+
+    async def hang(replica: str, method: str, *arguments: Any) -> Any:
+        sent.append((replica, method))
+        if silent and replica == "a":
+            await never.wait()
+        return await call(replica, method, *arguments)
+
+    monkeypatch.setattr(cluster, "call", hang)
+    async with serving(cluster) as (client, replicas):
+        await until(lambda: len(replicas.statuses) == 2)
+        silent = True
+        answers = await asyncio.gather(*(predict(client) for _ in range(6)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert ("a", "predict") in sent
+        sent.clear()
+        for _ in range(4):
+            assert (await predict(client)).status_code == 200
+        assert ("a", "predict") not in sent
+        assert (await client.post("/artifacts/second/load")).status_code == 200, "what answers has loaded it"
+        silent = False
+        never.set()
+        await until(lambda: cluster.holds("a") == {"first", "second"})
+
+
+async def test_the_only_replica_is_waited_for_though_it_is_silent(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 1.0)
+    call, never, silent = cluster.call, asyncio.Event(), False
+
+    async def hang(replica: str, method: str, *arguments: Any) -> Any:
+        if silent and method == "status":
+            await never.wait()
+        return await call(replica, method, *arguments)
+
+    monkeypatch.setattr(cluster, "call", hang)
+    cluster.gone = {"b"}
+    async with serving(cluster) as (client, replicas):
+        cluster.predictors["a"].hold()
+        answer = asyncio.create_task(predict(client))
+        await until(cluster.predictors["a"].entered.is_set)
+        silent = True
+        await until(lambda: replicas._replicas["a"].silent)
+        await asyncio.sleep(2 * LOOK_S)
+        assert not answer.done()
+        cluster.predictors["a"].released.set()
+        assert (await answer).status_code == 200
+
+
+async def test_a_load_that_hangs_ends_the_scorer(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, left = cluster.scorers["a"], list[int]()
+    monkeypatch.setattr("service.backends.ray.scorer.os._exit", left.append)
+    monkeypatch.setattr(scorer, "_settings", scorer._settings.model_copy(update={"load_timeout_s": 0.01}))
+    predictor = cluster.by_artifact["a"]["second"]
+    began, gate, load = threading.Event(), threading.Event(), scorer._load
+
+    def hang(folder: Path) -> Any:
+        began.set()
+        gate.wait()
+        return load(folder)
+
+    monkeypatch.setattr(scorer, "_load", hang)
+    scorer.check()
+    loading = asyncio.create_task(scorer.load("sha256:second", str(predictor.artifact.path)))
+    await asyncio.to_thread(began.wait)
+    await until(lambda: scorer._held.loading_s > 0.01)
+    scorer.check()
+    gate.set()
+    assert (await loading).error is None
+    scorer.check()
+    assert left == [75]
 
 
 async def test_a_batch_is_counted_once_whichever_answer_is_lost(
