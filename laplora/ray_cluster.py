@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from laplora.errors import ConfigError, first_line, needs
 
 #: How often Ray is started on this machine: it gives up after 30 seconds, which a busy one may need.
 _STARTS = 3
+#: Seconds for which a cluster elsewhere may take to accept a connection.
+_REACH_S = 20.0
 #: Memory of the objects that a cluster in this machine shares: little but the work's description goes through it.
 OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -41,7 +45,8 @@ def connect(ray: Any, cpus: int, *, object_store_bytes: int = OBJECT_STORE_BYTES
     Raises:
         ConfigError: the cluster cannot be reached, or Ray does not start.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    if address := os.environ.get("RAY_ADDRESS"):
+        _check_reachable(address)
     here = {"address": "local", "include_dashboard": False, "object_store_memory": object_store_bytes, "num_cpus": cpus}
     for left in reversed(range(1 if address else _STARTS)):
         try:
@@ -65,6 +70,20 @@ def machines(ray: Any) -> list[Machine]:
     """Return the machines that the cluster has now, whatever else works on them."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Machine(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in found]
+
+
+def _check_reachable(address: str) -> None:
+    """Return if somebody listens at ``host:port`` or ``ray://host:port``: Ray itself asks there for minutes.
+
+    Raises:
+        ConfigError: nobody does.
+    """
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        if parts.hostname is not None and parts.port is not None:  # and not "auto"
+            socket.create_connection((parts.hostname, parts.port), timeout=_REACH_S).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Ray cannot be reached at {address} ({first_line(error)})") from None
 
 
 @contextmanager
