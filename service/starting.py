@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -27,13 +28,21 @@ def parse_settings(kind: type[_S], arguments: list[str]) -> _S:
     try:
         return kind(_cli_parse_args=arguments)  # type: ignore[call-arg]
     except ValidationError as error:
-        for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
-            # A problem of several settings together has no place, and its message names them.
-            where = f"--{name.replace('_', '-')} (LAPLORA_{name.upper()}): " if name else ""
-            program, message = kind.model_config["cli_prog_name"], problem["msg"].removeprefix("Value error, ")
-            sys.stderr.write(f"{program}: {where}{message}\n")
+        for problem in problems(error, lambda name: f"--{name.replace('_', '-')} (LAPLORA_{name.upper()})"):
+            sys.stderr.write(f"{kind.model_config['cli_prog_name']}: {problem}\n")
         raise SystemExit(int(ExitStatus.USAGE)) from None
+
+
+def problems(error: ValidationError, place: Callable[[str], str]) -> Iterator[str]:
+    """Yield a sentence for each thing that is wrong, without the value, which may be a secret.
+
+    Args:
+        place: where a setting is, as a user knows it, by its name.
+    """
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        # A problem of several settings together has no place, and its message names them.
+        yield (f"{place(name)}: " if name else "") + problem["msg"].removeprefix("Value error, ")
 
 
 def can_start(settings: Settings) -> bool:

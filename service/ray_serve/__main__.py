@@ -8,22 +8,22 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from laplora.errors import ConfigError, first_line
+from laplora.errors import ConfigError, LaploraError, first_line
 from laplora.ray_cluster import connect, import_ray
 from service.exit_status import ExitStatus
 from service.ray_serve.cluster import Cluster, Flags, Sizes
 from service.settings import Settings
-from service.starting import can_start, parse_settings, say_who_may_ask
+from service.starting import can_start, parse_settings, problems, say_who_may_ask
 from service.telemetry.logs import configure_logging, logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
 #: Of Ray's shared memory there: tickets and answers are small.
 _OBJECT_STORE_BYTES = 256 * 2**20
@@ -35,12 +35,7 @@ def main() -> int:
     sizes: Sizes
     cluster_of: Callable[[float], Cluster]
     if len(arguments) == 1 and not arguments[0].startswith("-"):
-        try:
-            from_file = Cluster.model_validate_json(Path(arguments[0]).read_bytes())
-            settings: Settings = Settings(**from_file.settings)
-        except (OSError, ValidationError) as error:
-            sys.stderr.write(f"python -m service.ray_serve: {error}\n")
-            return ExitStatus.USAGE
+        from_file, settings = _read(arguments[0])
         sizes, cluster_of = from_file, lambda gpus: from_file
     else:
         flags = parse_settings(Flags, arguments)
@@ -53,17 +48,55 @@ def main() -> int:
         ray = import_ray("ray.serve")
         if not here:
             say_who_may_ask(settings)  # what else is looked at is the nodes'
+        elif settings.port:
+            _free_port(settings.host, settings.port)  # before Ray starts, whose log is full of it
         cpus = max(math.ceil(sizes.most_scorers * sizes.scorer_cpus + sizes.ingress_cpus), os.cpu_count() or 1)
         connect(ray, cpus, object_store_bytes=_OBJECT_STORE_BYTES)
         if here:
             address = ray.get_runtime_context().gcs_address
             logger.info("a Ray cluster of this machine", extra={"event": "ray_started", "address": address})
         cluster = cluster_of(ray.cluster_resources().get("GPU", 0.0))
-        port = _listen(settings.host, settings.port)
+        with _in_a_sentence():
+            port = _listen(settings.host, settings.port)
+            return _serve(cluster, settings, port, here=here)
     except ConfigError as error:
         logger.error("%s", error, extra={"event": "bad_settings"})
         return ExitStatus.USAGE
-    return _serve(cluster, settings, port, here=here)
+    except LaploraError as error:
+        logger.error("not served: %s", error, extra={"event": "load_failed"})
+        return ExitStatus.START_FAILED
+
+
+def _read(file: str) -> tuple[Cluster, Settings]:
+    """Return what a file says, and the server's settings with it; exits with a message for a bad one."""
+    told: Iterable[str]
+    try:
+        cluster = Cluster.model_validate_json(Path(file).read_bytes())
+    except OSError as error:
+        told = [error.strerror or str(error)]
+    except ValidationError as error:
+        told = problems(error, str)
+    else:
+        try:
+            return cluster, Settings(**cluster.settings)
+        except ValidationError as error:
+            told = problems(error, lambda name: f"settings.{name} (LAPLORA_{name.upper()})")
+    for problem in told:
+        sys.stderr.write(f"python -m service.ray_serve: {file}: {problem}\n")
+    raise SystemExit(int(ExitStatus.USAGE))
+
+
+@contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    """Turn what Ray and Ray Serve raise into a LaploraError of one line."""
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        yield
+    except (RayError, RayServeException, RuntimeError, OSError) as error:  # of OSError: a TimeoutError of proxies
+        # Of what another process raised the text is a traceback, and the cause has the message.
+        raise LaploraError(first_line(getattr(error, "cause", None) or error)[:400]) from error
 
 
 def _listen(host: str, port: int) -> int:
@@ -104,17 +137,18 @@ def _serve(cluster: Cluster, settings: Settings, port: int, *, here: bool) -> Ex
     except KeyboardInterrupt:
         if here:
             _drain(serve, settings.request_timeout_s + settings.drain_s)
-    except RuntimeError as error:  # Ray Serve's own, where replicas do not start
-        logger.error("not served: %s", first_line(error), extra={"event": "load_failed"})
-        return ExitStatus.START_FAILED
     logger.info("stopped", extra={"event": "stopped", "status": int(ExitStatus.CLEAN)})
     return ExitStatus.CLEAN
 
 
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
-        port: int = taken.getsockname()[1]
-        return port
+def _free_port(host: str, port: int = 0) -> int:
+    """Return a port that is free, of 0 any; LaploraError: it cannot be listened on."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+            port = taken.getsockname()[1]
+            return port
+    except OSError as error:
+        raise LaploraError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
 
 def _drain(serve: Any, leave_s: float) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engines import short_folder
-from server_process import metric, predict, server_process, until
+from free_ports import free_port
+from server_process import fake_artifacts, metric, predict, server_process, until
 from tiny_runs import FinishedRun
 
 from laplora.commands.app import main
 from laplora.errors import ConfigError
+from laplora.ray_cluster import cluster as cluster_of_ray
+from laplora.ray_cluster import import_ray
+from service.ray_serve.__main__ import main as serve_on_ray
 from service.ray_serve.cluster import Cluster, Flags
 from service.settings import Settings
 from service.starting import parse_settings
@@ -150,6 +156,70 @@ def test_a_cluster_that_cannot_be_reached_is_said_in_a_sentence(tmp_path: Path) 
         assert process.left() == 2
         assert "Ray cannot be reached at 127.0.0.1:1" in process.log
         assert "Traceback" not in process.log
+
+
+def test_a_port_that_is_taken_is_said_before_ray_starts(tmp_path: Path) -> None:
+    root = fake_artifacts(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = ["-m", "service.ray_serve", "--artifact", str(root / "fake"), "--port", port]
+        with server_process(command) as process:
+            assert process.left() == 1
+            assert f"not served: cannot listen on 127.0.0.1 port {port}: Address already in use" in process.log
+            assert "Traceback" not in process.log
+            assert "ray_started" not in process.log
+
+
+@pytest.mark.process
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning")
+def test_a_route_that_another_application_has_is_said_in_a_sentence(tmp_path: Path) -> None:
+    ray = import_ray("ray.serve")
+    root = fake_artifacts(tmp_path)
+    with cluster_of_ray(2):
+        try:
+            ray.serve.start(http_options={"host": "127.0.0.1", "port": (port := free_port())})
+            ray.serve.run(other_application(), name="other", route_prefix="/")
+            address = ray.get_runtime_context().gcs_address
+            command = ["-m", "service.ray_serve", "--artifact", str(root / "fake"), "--auth", "off"]
+            with server_process([*command, "--port", str(port)], {"RAY_ADDRESS": address}) as process:
+                assert process.left() == 1
+                assert '"not served: Prefix / is being used by application \\"other\\"' in process.log
+                assert "Traceback" not in process.log
+        finally:
+            ray.serve.shutdown()
+
+
+def other_application() -> Any:
+    from ray import serve
+
+    class Other:  # of this function: the cluster cannot import this file
+        pass
+
+    return serve.deployment(Other, ray_actor_options={"num_cpus": 0.1}).bind()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"settings": {"jobs_url": ["postgresql://me:unmistakable@host"]}}, "settings.jobs_url (LAPLORA_JOBS_URL): "),
+        ({"settings": {"unmistakable": 1}}, "settings.unmistakable (LAPLORA_UNMISTAKABLE): "),
+        ({"scorers": "unmistakable"}, "scorers: "),
+        ({"scorers": 3, "max_scorers": 2}, "max_scorers (2) is below scorers (3)"),
+        ("unmistakable", "Input should be an object"),
+    ],
+)
+def test_a_wrong_file_is_said_without_its_values(
+    content: object, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cluster.json"
+    file.write_text(json.dumps(content))
+    monkeypatch.setattr(sys, "argv", ["service.ray_serve", str(file)])
+    with pytest.raises(SystemExit) as stopped:
+        serve_on_ray()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"python -m service.ray_serve: {file}: {said}")
+    assert "unmistakable" not in line.removeprefix(f"python -m service.ray_serve: {file}: {said}")
 
 
 def test_the_sizes_have_a_meaning_each() -> None:
