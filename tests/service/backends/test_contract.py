@@ -158,6 +158,20 @@ def until_all_replicas(served: Engine, *, artifacts: int, without: Collection[st
         time.sleep(0.1)
 
 
+def ingress(served: Engine) -> float:
+    """Return when the ingress that answers this was started, which tells it from another one."""
+    return served.metrics("process_start_time_seconds")[""]
+
+
+def until_another_ingress(served: Engine, former: float) -> None:
+    """Wait until another ingress than a former one answers, each time: in an update both do for a moment."""
+    give_up, others = time.monotonic() + GIVE_UP_S, 0
+    while others < 20:
+        others = 0 if ingress(served) == former else others + 1
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
 @contextmanager
 def flowing(served: Engine) -> Iterator[list[httpx.Response]]:
     """Send requests for as long as the block lasts, and yield the list that their answers come into."""
@@ -264,8 +278,10 @@ def update(served: Engine, **changes: Any) -> Iterator[None]:
 )
 def test_an_update_fails_no_request(served: Engine, changes: dict[str, Any]) -> None:
     until_all_replicas(served, artifacts=1)
-    before = replicas(served)
+    before, former = replicas(served), ingress(served)
     with flowing(served) as answers, update(served, **changes):
+        if "artifacts_per_scorer" in changes:  # which the ingress is told too
+            until_another_ingress(served, former)
         until_all_replicas(served, artifacts=1, without=before)
         count = len(answers)
         while len(answers) < count + 20:
@@ -288,8 +304,9 @@ def scale(served: Engine, scorers: int) -> None:
 def test_a_full_cluster_that_is_scaled_down_loses_no_request(served: Engine) -> None:
     """One of two scorers goes while both hold all that they may: it answers what it has, and is gone then."""
     until_all_replicas(served, artifacts=1)
-    before = replicas(served)
+    before, former = replicas(served), ingress(served)
     scale(served, SCORERS)  # all anew: from here on the configuration is Ray Serve's own
+    until_another_ingress(served, former)
     until_all_replicas(served, artifacts=1, without=before)
     until_room_for(served, scorers=SCORERS)
     both, rows = set(replicas(served)), served_rows(served)
