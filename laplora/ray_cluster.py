@@ -23,9 +23,11 @@ OBJECT_STORE_BYTES = 100 * 2**20
 def import_ray(library: str = "ray") -> Any:
     """Return Ray with one of its libraries imported; ConfigError: it is not installed.
 
-    Ray then tells its makers nothing of its use, unless the environment says otherwise.
+    Ray then tells its makers nothing of its use, and what it starts on this machine has the priority of any process,
+    where Ray's own choice is the lowest but four: both unless the environment says otherwise.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         importlib.import_module(library)
         import ray

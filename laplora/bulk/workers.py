@@ -88,8 +88,8 @@ def run_by_ray(work: Work, blocks: Sequence[Block], *, workers: int, on_gpu: boo
         largest = max((machine.cpus for machine in found if machine.gpus or not on_gpu), default=0)
         if largest < work.threads:  # Ray Data would wait for a larger one, and say nothing
             raise ConfigError(
-                f"each worker has {work.threads} threads, and Ray's largest machine {largest} processors: give fewer "
-                "--threads"
+                f"each worker has {work.threads} threads, and Ray's largest machine {'with a GPU ' if on_gpu else ''}"
+                f"{largest} processors: give fewer --threads"
             )
         # One row is one block, and one block of Ray's: it is handed out, and if its worker dies again, by itself.
         numbers = ray.data.from_items([{"block": list(block)} for block in blocks], override_num_blocks=len(blocks))

@@ -74,6 +74,7 @@ def build(args: Cluster) -> Application:
     )
     ingress = _INGRESS.options(
         ray_actor_options={"num_cpus": args.ingress_cpus},
+        max_surge_percent=args.max_surge_percent,
         # Its own 429 comes first, whose body and Retry-After clients know.
         max_ongoing_requests=4 * settings.max_requests,
         graceful_shutdown_timeout_s=leave_s,
@@ -219,6 +220,5 @@ _SCORER = serve.deployment(
 _INGRESS = serve.deployment(
     name=INGRESS,
     num_replicas=1,
-    max_surge_percent=100,  # in an update the new one is there before the old one goes
     request_router_config={"request_router_class": "service.backends.ray.router:AnyRouter"},
 )(serve.ingress()(_IngressReplica))

@@ -39,8 +39,8 @@ class Sizes(BaseModel):
     downscale_delay_s: float = Field(300.0, ge=0)
     """Seconds for which fewer scorers must have been wanted."""
     max_surge_percent: int = Field(0, ge=0, le=100)
-    """Scorers that an update may start before it stops as many, per cent of all, where the cluster has room for them;
-    0: each old one stops first."""
+    """Per cent of the scorers, and of the one ingress, that an update starts before it stops as many, where the cluster
+    has room for them; 0: each old one stops first."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Sizes:

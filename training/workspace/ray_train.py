@@ -68,11 +68,13 @@ def run_by_ray(work: Callable[[], object], device: str, processes: RayProcesses)
                 f"{processes.count} processes need a GPU each, and Ray has {gpus}: set base.device to cpu, or start "
                 "fewer"
             )
-        places = [min(one.cpus // processes.threads, one.gpus if on_gpu else one.cpus) for one in found]
+        usable = [one for one in found if one.gpus or not on_gpu]
+        places = [min(one.cpus // processes.threads, one.gpus if on_gpu else one.cpus) for one in usable]
         if sum(places) < processes.count:  # Ray Train would wait for more, and say nothing
+            where, most = " of machines with a GPU" if on_gpu else "", max((one.cpus for one in usable), default=0)
             raise ConfigError(
                 f"--workers {processes.count} with --threads {processes.threads} are asked for, and Ray has room for "
-                f"{sum(places)} of them: {sum(one.cpus for one in found)} processors, {max(found).cpus} at most on one "
+                f"{sum(places)} of them: {sum(one.cpus for one in usable)} processors{where}, {most} at most on one "
                 "machine"
             )
         with tempfile.TemporaryDirectory(prefix="laplora-ray-") as unused:  # Ray keeps results of its own there

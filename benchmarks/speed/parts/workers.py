@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -22,6 +23,8 @@ FEW, MANY, WINDOW = 128, 640, 64
 
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     """Yield rows a second of one process, the gain of two workers beyond their start, and what the start takes."""
+    conditions = conditions.with_versions("ray")
+    conditions = replace(conditions, measured={**conditions.measured, "threads": "1"})  # of each worker, and of the one
     few, many = (64, 320) if quick else (FEW, MANY)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

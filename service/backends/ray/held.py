@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -9,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from service.errors import ShelfFullError
+from service.errors import LoadStuckError, ShelfFullError
 
 if TYPE_CHECKING:
     from laplora.predictor import Predictor
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 #: Seconds after which an artifact that is neither wanted nor used goes, and an ingress that is not heard of is gone:
 #: two of an update may want different ones.
 UNWANTED_S = 30.0
+#: Seconds between two looks whether the load that others wait for has taken too long.
+_TURN_S = 0.5
 
 
 class InUseError(ShelfFullError):
@@ -37,6 +40,7 @@ class Held:
 
     Args:
         most, most_bytes: of artifacts, and of their adapters and posteriors.
+        most_load_s: seconds of a load after which no other waits for its end.
         on_load: called once one was loaded, and others may have gone for it, in the thread that loaded it.
         clock: monotonic seconds.
     """
@@ -46,10 +50,12 @@ class Held:
         *,
         most: int,
         most_bytes: int,
+        most_load_s: float = math.inf,
         on_load: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._most, self._most_bytes, self._on_load, self._clock = most, most_bytes, on_load, clock
+        self._most, self._most_bytes, self._most_load_s = most, most_bytes, most_load_s
+        self._on_load, self._clock = on_load, clock
         self._held: dict[str, _Held] = {}
         self._wants: dict[str, tuple[float, frozenset[str]]] = {}  # of each ingress: its last word, and when it came
         self._sizes: dict[str, int] = {}  # of all that were ever loaded
@@ -67,12 +73,6 @@ class Held:
         """What is loaded."""
         with self._lock:
             return [one.predictor for one in self._held.values()]
-
-    @property
-    def loading_s(self) -> float:
-        """Seconds for which a load has run; 0 where none runs."""
-        began = self._load_began
-        return 0.0 if began is None else self._clock() - began
 
     @property
     def _wanted(self) -> frozenset[str]:
@@ -101,11 +101,12 @@ class Held:
             InUseError: it does not fit beside those in use, or those wanted. Nothing was loaded, unless it never was
                 before, so that its size was not known.
             ShelfFullError: it does not fit alone.
+            LoadStuckError: another load takes longer than it may, and still runs.
             Exception: what ``load`` raises.
         """
         held = self._take(digest)
         if held is None:
-            with self._loading:
+            with self._turn_to_load():
                 held = self._take(digest)  # somebody else may have loaded it meanwhile
                 loads = held is None
                 if held is None:
@@ -117,6 +118,17 @@ class Held:
         else:
             with self._used(held) as predictor:
                 yield predictor
+
+    @contextmanager
+    def _turn_to_load(self) -> Iterator[None]:
+        while not self._loading.acquire(timeout=_TURN_S):
+            began = self._load_began
+            if began is not None and self._clock() - began > self._most_load_s:
+                raise LoadStuckError("another load takes longer than load_timeout_s, and no other can begin")
+        try:
+            yield
+        finally:
+            self._loading.release()
 
     @contextmanager
     def _used(self, held: _Held) -> Iterator[Predictor]:

@@ -87,7 +87,7 @@ class _Replica:
     """What is known of a replica: its last status, when that was asked for and came, the tokens of tickets sent and not
     answered, how many tickets were ever sent, and the number of the last batch that was counted.
 
-    ``given_up`` is set while it is silent and another one answers: its tickets go there.
+    It is known ``since`` a time. ``given_up`` is set while it is silent and another one answers: its tickets go there.
     """
 
     status: Status | None = None
@@ -96,12 +96,13 @@ class _Replica:
     sent_tokens: int = 0
     sent: int = 0
     batches_to: int = 0
+    since: float = field(default_factory=time.monotonic)
     given_up: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def silent(self) -> bool:
-        """Whether it has answered once, and not lately."""
-        return self.seen > 0 and time.monotonic() - self.seen >= SILENT_S
+        """Whether it has not answered lately."""
+        return time.monotonic() - max(self.seen, self.since) >= SILENT_S
 
     @property
     def stalled(self) -> bool:
@@ -532,6 +533,8 @@ class Replicas:
             for name in set(self._replicas) - names:
                 if self._replicas[name].sent_tokens == 0:
                     del self._replicas[name]
+            for name in names:
+                self._replicas.setdefault(name, _Replica())
             live = {*self._live(names)}
             with self._lock:
                 self._admission.resize(self._limits(len(live)))

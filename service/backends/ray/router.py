@@ -20,6 +20,14 @@ class AnyRouter(RequestRouter):  # type: ignore[misc]
         super()._add_pending_request_to_indices(pending_request)
         self._pending_requests_by_model_id.clear()
 
+    @property
+    def max_num_routing_tasks(self) -> int:
+        """Most calls that are routed at once: all.
+
+        Ray's own is a few, and those whose replica cannot be reached are routed again and again: so nobody got through.
+        """
+        return 2**31
+
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:

@@ -74,7 +74,8 @@ class Scorer:
         own = settings.model_copy(update={**whole, "max_artifact_bytes": most_bytes})
         self.local = Local(own, library, on_batch=(self._batches.add,))
         self._most = artifacts or settings.max_artifacts
-        self._held = Held(most=self._most, most_bytes=most_bytes, on_load=self._changed)
+        most_s = settings.load_timeout_s
+        self._held = Held(most=self._most, most_bytes=most_bytes, most_load_s=most_s, on_load=self._changed)
         self._wanted, self._using = Wanted(), threading.Lock()
         self._known: WeakSet[Predictor] = WeakSet()  # all that were held and are in memory
         self.local.start()
@@ -101,14 +102,9 @@ class Scorer:
                 pass
 
     def check(self) -> None:
-        """Look at the device and the load that runs, if one does; end the process where the device has failed, or the
-        load hangs and all later ones wait for it: whoever waits is answered by another replica.
-        """
+        """Look at the device; end the process where it has failed: whoever waits is answered by another replica."""
         self.local.look()
-        hangs = self._held.loading_s > self._settings.load_timeout_s
-        if hangs:
-            _log.error("a load hangs, and the scorer leaves", extra={"event": "load_given_up"})
-        if hangs or self.local.failed:
+        if self.local.failed:
             logging.shutdown()
             os._exit(ExitStatus.DEVICE_FAULT)
 

@@ -273,14 +273,14 @@ def update(served: Engine, **changes: Any) -> Iterator[None]:
 @on_ray
 @pytest.mark.parametrize(
     "changes",
-    [{"scorer_cpus": 0.11}, {"scorer_cpus": 0.11, "artifacts_per_scorer": 7, "max_surge_percent": 100}],
-    ids=["of the scorers, each old one first", "of all, the new ones first"],
+    [{"artifacts_per_scorer": 7, "max_surge_percent": 100}, {"artifacts_per_scorer": 7, "scorer_cpus": 0.11}],
+    ids=["of all, the new ones first", "of the scorers, each old one first"],
 )
 def test_an_update_fails_no_request(served: Engine, changes: dict[str, Any]) -> None:
     until_all_replicas(served, artifacts=1)
     before, former = replicas(served), ingress(served)
     with flowing(served) as answers, update(served, **changes):
-        if "artifacts_per_scorer" in changes:  # which the ingress is told too
+        if "max_surge_percent" in changes:  # the ingress is told something new too
             until_another_ingress(served, former)
         until_all_replicas(served, artifacts=1, without=before)
         count = len(answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,15 +12,15 @@ from serving import FakePredictor
 
 from service.backends.ray.held import UNWANTED_S, Held, InUseError
 from service.backends.ray.wanted import Wanted
-from service.errors import ShelfFullError
+from service.errors import LoadStuckError, ShelfFullError
 
 
 class Shop:
     """A ``Held`` with a clock that tests move, and what it has loaded."""
 
-    def __init__(self, *, most: int = 2, most_bytes: int = 10_000) -> None:
+    def __init__(self, *, most: int = 2, most_bytes: int = 10_000, most_load_s: float = math.inf) -> None:
         self.now, self.loads = 0.0, list[str]()
-        self.held = Held(most=most, most_bytes=most_bytes, clock=lambda: self.now)
+        self.held = Held(most=most, most_bytes=most_bytes, most_load_s=most_load_s, clock=lambda: self.now)
 
     def lease(self, name: str) -> Any:
         def load() -> FakePredictor:
@@ -100,16 +101,35 @@ def test_what_does_not_fit_alone_is_refused_and_loaded_once() -> None:
     assert shop.loads == ["a"]
 
 
-def test_how_long_a_load_runs_is_known() -> None:
-    shop, seen = Shop(), list[float]()
+def test_no_load_waits_for_one_that_hangs_and_what_is_there_is_leased() -> None:
+    shop, began, gate = Shop(most_load_s=100), threading.Event(), threading.Event()
+    shop.use("a")
 
-    def load() -> FakePredictor:
-        shop.now += 7
-        seen.append(shop.held.loading_s)
-        return FakePredictor("a")
+    def hang() -> FakePredictor:
+        began.set()
+        gate.wait()
+        return FakePredictor("b")
 
-    with shop.held.lease("sha256:a", load):
-        assert (seen, shop.held.loading_s) == ([7], 0)
+    def load_b() -> None:
+        with shop.held.lease("sha256:b", hang):
+            pass
+
+    with ThreadPoolExecutor(2) as pool:
+        hanging = pool.submit(load_b)
+        began.wait()
+        waiting = pool.submit(shop.use, "c")
+        try:
+            with pytest.raises(TimeoutError):
+                waiting.result(1.0)
+            shop.now += 101
+            with pytest.raises(LoadStuckError):
+                waiting.result()
+            shop.use("a")
+        finally:
+            gate.set()
+        hanging.result()
+    shop.use("c")
+    assert shop.loads == ["a", "c"]
 
 
 def test_what_nobody_wants_goes_after_a_while_and_not_while_it_is_used() -> None:

@@ -312,6 +312,24 @@ async def test_what_a_silent_replica_has_goes_to_one_that_answers(
         await until(lambda: cluster.holds("a") == {"first", "second"})
 
 
+async def test_a_replica_that_has_never_answered_keeps_no_load_waiting(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 3.0)
+    call, never = cluster.call, asyncio.Event()
+
+    async def hang(replica: str, method: str, *arguments: Any) -> Any:
+        if replica == "a":
+            await never.wait()
+        return await call(replica, method, *arguments)
+
+    monkeypatch.setattr(cluster, "call", hang)
+    async with serving(cluster) as (client, _):
+        assert (await client.post("/artifacts/second/load")).status_code == 200
+        assert {(await predict(client, artifact="second")).status_code for _ in range(4)} == {200}
+        assert cluster.answered_by() == ["b"] * 4
+
+
 async def test_the_only_replica_is_waited_for_though_it_is_silent(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,30 +353,6 @@ async def test_the_only_replica_is_waited_for_though_it_is_silent(
         assert not answer.done()
         cluster.predictors["a"].released.set()
         assert (await answer).status_code == 200
-
-
-async def test_a_load_that_hangs_ends_the_scorer(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer, left = cluster.scorers["a"], list[int]()
-    monkeypatch.setattr("service.backends.ray.scorer.os._exit", left.append)
-    monkeypatch.setattr(scorer, "_settings", scorer._settings.model_copy(update={"load_timeout_s": 0.01}))
-    predictor = cluster.by_artifact["a"]["second"]
-    began, gate, load = threading.Event(), threading.Event(), scorer._load
-
-    def hang(folder: Path) -> Any:
-        began.set()
-        gate.wait()
-        return load(folder)
-
-    monkeypatch.setattr(scorer, "_load", hang)
-    scorer.check()
-    loading = asyncio.create_task(scorer.load("sha256:second", str(predictor.artifact.path)))
-    await asyncio.to_thread(began.wait)
-    await until(lambda: scorer._held.loading_s > 0.01)
-    scorer.check()
-    gate.set()
-    assert (await loading).error is None
-    scorer.check()
-    assert left == [75]
 
 
 async def test_a_batch_is_counted_once_whichever_answer_is_lost(

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from engines import short_folder
 from free_ports import free_port
@@ -36,6 +37,8 @@ def test_one_command_serves_by_two_scorers_of_this_machine(sentiment_run: Finish
     with server_process(command, environment) as process, process.client() as client:
         assert str(process.event("listening")["address"]).startswith("http://127.0.0.1:")
         until(lambda: metric(client, "laplora_replica_artifacts") == 2)
+        under = psutil.Process(process.popen.pid).children(recursive=True)
+        assert {one.nice() for one in under} == {psutil.Process().nice()}, "as a plain server, not below all others"
         labels = {predict(client).json()["predictions"][0]["label"] for _ in range(4)}
         assert labels <= {"negative", "positive"}
         too_many = client.post("/predict", json={"inputs": [{"text": "a"}] * 4})
