@@ -146,7 +146,9 @@ async def test_a_load_waits_for_a_place_while_all_others_are_asked_for(tmp_path:
         for one in used:
             one.hold()
         running = [asyncio.create_task(predict(client, name)) for name in NAMES[:2]]
-        await until(lambda: any(one.entered.is_set() for one in used))
+        await until(
+            lambda: any(one.entered.is_set() for one in used) and len(cluster.answered_by()) == 2
+        )  # both in use
         loading = asyncio.create_task(load(client, "third"))
         asked = len(cluster.answered_by("load"))
         for tries in range(1, 5):  # more than a load is tried where scorers are lost
