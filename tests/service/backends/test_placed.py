@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from scorer_cluster import Cluster, serving
+from serving import FakePredictor
 
 from service.backends.ray.in_line import FIRST_PAUSE_S
 
@@ -82,14 +83,22 @@ async def test_a_scorer_that_comes_takes_over_a_share(tmp_path: Path) -> None:
         assert {one: len(cluster.holds(one)) for one in "ab"} == {"a": 2, "b": 2}
 
 
+async def second_in_use(
+    cluster: Cluster, client: httpx.AsyncClient
+) -> tuple[FakePredictor, asyncio.Task[httpx.Response]]:
+    """Load ``second`` and ask it; return its predictor, which holds the answer back, and the request."""
+    await load(client, "second")
+    used = cluster.by_artifact["a"]["second"]
+    used.hold()
+    running = asyncio.create_task(predict(client, "second"))
+    await until(used.entered.is_set)
+    return used, running
+
+
 async def test_what_is_in_use_stays_and_another_waits_for_its_place(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path, "a", most=1, artifacts=("first", "second"))
     async with serving(cluster) as (client, _):
-        await load(client, "second")
-        used = cluster.by_artifact["a"]["second"]
-        used.hold()
-        running = asyncio.create_task(predict(client, "second"))
-        await until(used.entered.is_set)
+        used, running = await second_in_use(cluster, client)
         waiting = asyncio.create_task(predict(client, "first"))
         loads, asked = list(cluster.loads["a"]), len(cluster.answered_by())
         await until(lambda: len(cluster.answered_by()) > asked + 2)  # it asks again and again
@@ -102,11 +111,7 @@ async def test_what_is_in_use_stays_and_another_waits_for_its_place(tmp_path: Pa
 async def test_of_those_that_wait_for_one_artifact_one_asks(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path, "a", most=1, artifacts=("first", "second"))
     async with serving(cluster) as (client, _):
-        await load(client, "second")
-        used = cluster.by_artifact["a"]["second"]
-        used.hold()
-        running = asyncio.create_task(predict(client, "second"))
-        await until(used.entered.is_set)
+        used, running = await second_in_use(cluster, client)
         asked = len(cluster.answered_by())
         waiting = [asyncio.create_task(predict(client, "first")) for _ in range(20)]
         await until(lambda: len(cluster.answered_by()) >= asked + 25)
