@@ -43,7 +43,7 @@ def rooms(picture: Picture) -> None:
         [("starting", "flags, and what is looked at first")],
         [("app", "wires the rooms together")],
         [("http/routes", "a function per endpoint")],
-        [("jobs", "large"), ("feedback", "labels"), ("recent", "inputs"), ("page", "at /")],
+        [("jobs", "large"), ("feedback", "labels"), ("page", "at /")],
         [("http", "bodies, headers, schemas")],
         [("backends", "who has the weights")],
         [("artifacts", "what is loaded")],

@@ -38,14 +38,12 @@ from service.http.routes import (
     open_inference,
     page,
     predict,
-    recent,
     suggest,
     tei,
     vllm,
 )
 from service.jobs.board import JobBoard
 from service.lifecycle import Lifecycle
-from service.recent.inputs import RecentInputs
 from service.scoring.backend import Backend
 from service.scoring.scorer import Scorer
 from service.scoring.tokenizing import TOKENIZE_THREADS
@@ -66,7 +64,6 @@ _ROUTERS = (
     feedback.router,
     evaluate.router,
     suggest.router,
-    recent.router,
     jobs.router,
     job_rows.router,
     job_report.router,
@@ -113,19 +110,8 @@ class _Parts:
         tell = () if self.tracing is None else (self.tracing.batch,)
         self.backend = make_backend(settings, library, self.metrics, (self.metrics.count_batch, *tell))
         self.scorer = Scorer(self.backend, self.threads.pool("tokenize", TOKENIZE_THREADS))
-        self.recent = RecentInputs(
-            rows=settings.recent_inputs,
-            size_bytes=settings.recent_inputs_bytes,
-            keep_s=settings.recent_inputs_s,
-            by_caller=self.keyring is not None,
-        )
-
-        def changed() -> None:
-            self.recent.follow(lambda: self.artifacts.loaded_digests)
-            on_change()
-
         self.artifacts = ArtifactHost(
-            settings, self.backend, self.metrics, library, self.threads, on_load_failure, changed
+            settings, self.backend, self.metrics, library, self.threads, on_load_failure, on_change
         )
         self.conditioner = Conditioner(self.artifacts, self.backend)
         self.jobs = JobBoard(settings, self.scorer, self.artifacts, self.metrics)
@@ -238,8 +224,6 @@ def _read_at_scrapes(parts: _Parts) -> None:
         (metrics.reserved_rows, lambda: backend.backlog.held.rows),
         (metrics.reserved_tokens, lambda: backend.backlog.held.tokens),
         (metrics.tokenize_bytes, lambda: backend.backlog.held.text_bytes),
-        (metrics.recent_inputs, lambda: len(parts.recent)),
-        (metrics.recent_inputs_bytes, lambda: parts.recent.size_bytes),
         (metrics.ready, lambda: is_ready(parts.artifacts, parts.lifecycle, backend)),
     ):
         gauge.set_function(read)
@@ -255,7 +239,6 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
     parts.backend.start()
     parts.artifacts.start()
     await parts.jobs.open()
-    turning = asyncio.create_task(parts.recent.keep_turning())
     watching = asyncio.create_task(watch(parts.backend, parts.lifecycle, parts.on_failed))
     try:
         async with event_loop.watched(parts.metrics.observe_loop_lag):
@@ -263,7 +246,6 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
     finally:
         lifecycle = parts.lifecycle
         lifecycle.stop()
-        turning.cancel()
         watching.cancel()
         closing_jobs = asyncio.create_task(parts.jobs.close())
         await asyncio.wait({closing_jobs}, timeout=lifecycle.left_s)

@@ -104,10 +104,6 @@ class FeedbackOffError(ServiceError, code="feedback_off", status=404):
     """The server keeps no predictions: feedback_rows is 0."""
 
 
-class RecentInputsOffError(ServiceError, code="recent_inputs_off", status=404):
-    """The server keeps no inputs: recent_inputs is 0."""
-
-
 class ConditioningOffError(ServiceError, code="conditioning_off", status=404):
     """The server learns from no labels: conditioning is off."""
 

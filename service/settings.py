@@ -236,14 +236,6 @@ class Settings(BaseSettings):
     """Labelled predictions, and recent answers, that figures of calibration are computed from, for each artifact and
     predictive.
     """
-    recent_inputs: int = Field(0, ge=0, le=100_000)
-    """Most inputs of each artifact that are kept in memory, 260 bytes each beside its text: a uniform sample of the
-    distinct inputs that POST /predict answered lately, for POST /suggest/recent to choose among. 0 keeps none.
-    """
-    recent_inputs_bytes: int = Field(16 * 2**20, ge=1024)
-    """Most bytes of the inputs that are kept of each artifact, as JSON; one of more than a 200th of it is not kept."""
-    recent_inputs_s: Seconds = Field(86_400.0, le=31_536_000)
-    """Seconds that an input is kept at most. Its halves are sampled apart, with half of recent_inputs each."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level logged."""
     log_format: Literal["json", "text"] = "json"

@@ -30,7 +30,6 @@ from laplora.client.answers import (
     ServedArtifact,
     Suggested,
     SuggestedInput,
-    SuggestedRecent,
     Uncertainty,
 )
 from laplora.client.asynchronous import AsyncClient
@@ -73,6 +72,5 @@ __all__ = [
     "ServiceUnreachableError",
     "Suggested",
     "SuggestedInput",
-    "SuggestedRecent",
     "Uncertainty",
 ]

@@ -213,22 +213,6 @@ class Suggested(Record):
     suggested: tuple[SuggestedInput, ...]
 
 
-class SuggestedRecent(Record):
-    """Which of the inputs that the service answered lately to label next, in that order.
-
-    Attributes:
-        rows: inputs that were looked at; ``repeated`` and ``unfamiliar`` as of ``Suggested``.
-        inputs: the template's fields of each, and under ``suggested`` why: all of a ``SuggestedInput`` but row and id.
-            With a field ``label`` added, each is a labelled row.
-    """
-
-    artifact: Artifact
-    rows: int
-    repeated: int
-    unfamiliar: int
-    inputs: tuple[dict[str, Any], ...]
-
-
 class Evaluated(Record):
     """Metrics of an artifact on labelled inputs, by predictive; ``unfamiliar`` is the share of inputs flagged so."""
 

@@ -24,7 +24,6 @@ from laplora.client.answers import (
     FeedbackResult,
     ServedArtifact,
     Suggested,
-    SuggestedRecent,
 )
 from laplora.client.failures import (
     RequestRefusedError,
@@ -200,34 +199,6 @@ class Client:
         )
         body = requests.body_of(requests.checked(inputs), artifact, options)
         return responses.parsed(Suggested, self._send("POST", "/suggest", json=body))
-
-    def suggest_recent(
-        self,
-        *,
-        count: int | None = None,
-        method: str | None = None,
-        least_familiarity: float | None = None,
-        timeout_s: float | None = None,
-        artifact: str | None = None,
-    ) -> SuggestedRecent:
-        """Return which of the caller's inputs that the service answered lately to label next; with scope admin, of all.
-
-        Args: as of ``suggest``.
-
-        Raises as ``predict``, and RequestRefusedError (code ``recent_inputs_off``) where the service keeps no inputs.
-        """
-        options = requests.stated(count=count, method=method, least_familiarity=least_familiarity, timeout_s=timeout_s)
-        body = requests.stated(artifact=artifact, options=options or None)
-        return responses.parsed(SuggestedRecent, self._send("POST", "/suggest/recent", json=body))
-
-    def recent_inputs(self, *, artifact: str | None = None) -> tuple[dict[str, Any], ...]:
-        """Return all that ``suggest_recent`` would choose among: the template's fields of each input."""
-        response = self._send("GET", "/suggest/recent", params=requests.stated(artifact=artifact))
-        return responses.lines(response)
-
-    def forget_recent_inputs(self) -> int:
-        """Let the service forget what ``recent_inputs`` returns, of every artifact; return how many that were."""
-        return responses.parsed(int, self._send("DELETE", "/suggest/recent"), "forgotten")
 
     def submit_job(
         self,

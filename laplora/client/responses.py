@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence, Sized
 from typing import Any, TypeVar
 
@@ -42,17 +41,6 @@ def parsed(kind: type[Answer], response: httpx.Response, part: str | None = None
         raise _not_understood(response, f"no {part}") from None
     except ValueError:
         raise _not_understood(response, "no JSON") from None
-
-
-def lines(response: httpx.Response) -> tuple[dict[str, Any], ...]:
-    """Return the objects of a JSON Lines response; raises as ``parsed``."""
-    try:
-        objects = [json.loads(line) for line in response.content.splitlines()]
-    except ValueError:
-        raise _not_understood(response, "no JSON Lines") from None
-    if not all(isinstance(one, dict) for one in objects):
-        raise _not_understood(response, "a line that is no object")
-    return tuple(objects)
 
 
 def predicted(response: httpx.Response, count: int) -> Predicted:

@@ -21,7 +21,7 @@ from service.security.callers import caller_of
 #: POSTs without a body: they change what is loaded, or make room.
 _FREE = frozenset({"/artifacts/{rest:path}", "/evaluate/jobs/{rest:path}"})
 #: What needs room in the queue.
-_SCORED = PREDICTING | {"/evaluate", "/suggest", "/suggest/recent"}
+_SCORED = PREDICTING | {"/evaluate", "/suggest"}
 
 
 def needs_place(method: str, path: str) -> bool:

@@ -71,7 +71,6 @@ one array of them, `application/json`, or a Parquet file, `application/vnd.apach
 TAGS = {
     "scoring": "Answers about inputs: predictions, and metrics where the labels are known.",
     "protocols": "vLLM's, text-embeddings-inference's and the Open Inference Protocol, for clients that speak these.",
-    "recent": "Inputs that were answered lately, where the server is told to keep some: to be labelled.",
     "jobs": "Large evaluations: uploaded as a file of rows, scored in the background, kept across restarts.",
     "feedback": "True labels of earlier predictions, and how calibrated they turned out to be.",
     "artifacts": "Which artifacts there are, and which answers.",

@@ -122,10 +122,6 @@ class Metrics:
             "rate is the share of time in which it was blocked.",
             buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
         )
-        self.recent_inputs = self._gauge(
-            "laplora_recent_inputs", "Inputs kept for POST /suggest/recent, of all loaded artifacts."
-        )
-        self.recent_inputs_bytes = self._gauge("laplora_recent_inputs_bytes", "Bytes of the inputs kept, as JSON.")
         self.build = self._gauge(
             "laplora_build_info", "1 for the versions that run.", ["version", "python", "torch", "transformers"]
         )

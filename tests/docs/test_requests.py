@@ -80,7 +80,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         (root / name).mkdir()
         (root / name / "manifest.json").write_text("{}")
     command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(root)]
-    environment = {"FAKE_CHOICES": "winogrande-smollm2", "LAPLORA_AUTH": "off", "LAPLORA_RECENT_INPUTS": "100"}
+    environment = {"FAKE_CHOICES": "winogrande-smollm2", "LAPLORA_AUTH": "off"}
     with (
         server_process([*command, "--also-load", "winogrande-smollm2"], environment) as process,
         process.client() as client,

@@ -12,7 +12,6 @@ from service.feedback.labels import FeedbackStore
 from service.http.in_flight import SharedLimit
 from service.jobs.board import JobBoard
 from service.lifecycle import Lifecycle
-from service.recent.inputs import RecentInputs
 from service.scoring.scorer import Scorer
 from service.security.callers import Caller, caller_of
 from service.settings import Settings
@@ -37,7 +36,6 @@ ScorerDep = Annotated[Scorer, _part("scorer")]
 ArtifactsDep = Annotated[ArtifactHost, _part("artifacts")]
 ConditionerDep = Annotated[Conditioner, _part("conditioner")]
 FeedbackDep = Annotated[FeedbackStore, _part("feedback")]
-RecentDep = Annotated[RecentInputs, _part("recent")]
 JobsDep = Annotated[JobBoard, _part("jobs")]
 MetricsDep = Annotated[Metrics, _part("metrics")]
 LifecycleDep = Annotated[Lifecycle, _part("lifecycle")]

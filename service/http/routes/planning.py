@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -26,7 +23,6 @@ from service.http.schemas.base import Timing
 from service.http.schemas.evaluate import EvaluateRequest
 from service.http.schemas.inputs import Input
 from service.http.schemas.suggest import SuggestRequest
-from service.recent.inputs import RecentInputs
 from service.scoring.plan import Plan, order_counts
 from service.scoring.ticket import Ask
 from service.security.callers import caller_of
@@ -39,9 +35,6 @@ if TYPE_CHECKING:
     from service.scoring.model import Model
 
 T = TypeVar("T")
-
-#: Longest texts of a request that are put among the recent inputs on the event loop, which takes 0.2 ms at worst.
-_KEPT_INLINE_CHARS = 32 * 1024
 
 
 class Planning:
@@ -58,8 +51,6 @@ class Planning:
         self._settings: Settings = state.settings
         self._artifacts: ArtifactHost = state.artifacts
         self._metrics: Metrics = state.metrics
-        self._recent: RecentInputs = state.recent
-        self._parse_threads: Executor = state.parse_threads
         self.inputs: Sequence[Input] = ()
 
     @asynccontextmanager
@@ -108,16 +99,6 @@ class Planning:
         """
         left_s = max(0.0, plan.deadline - time.monotonic())
         return await while_awaited(self._request, work, timeout_s=left_s)
-
-    async def keep_inputs(self, plan: Plan) -> None:
-        """Let an answered plan's inputs be suggested later, where the server is told to keep some."""
-        if not self._recent.on:
-            return
-        work = partial(self._recent.add, plan.model.artifact.digest, plan.caller, plan.inputs)
-        if sum(_chars(fields) for fields in plan.inputs) <= _KEPT_INLINE_CHARS:
-            work()
-        else:
-            await asyncio.get_running_loop().run_in_executor(self._parse_threads, work)
 
     def timing(self, plan: Plan, *, tokens: int) -> Timing:
         """Return where the time of a scored plan went; count it, and note it for the log."""
@@ -187,8 +168,3 @@ def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: Ord
                 f"inputs {seen[item.id]} and {i} have the same id: make ids unique or leave them out",
                 field=f"inputs.{i}.id",
             )
-
-
-def _chars(fields: Mapping[str, Any]) -> int:
-    """Return the length of an input's text, its choices' with it."""
-    return sum(len(one) if isinstance(one, str) else sum(map(len, one)) for one in fields.values())

@@ -63,7 +63,6 @@ class Predicting:
                 ids = self._feedback.remember(plan.model, watched, plan.caller, answers, target_risk, told=told)
                 for prediction, prediction_id in zip(predictions, ids, strict=told):
                     prediction.prediction_id = prediction_id
-            await planning.keep_inputs(plan)
             self._metrics.count_answers(artifact.name, predictive, answers)
             recommended = artifact.manifest.recommended
             return PredictResponse(

@@ -10,17 +10,12 @@ from service.http.body import JsonBodyRoute
 from service.http.openapi import SCORING_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import ScorerDep, SuggestionsDep
-from service.http.routes.planning import Planning, PlanningDep
-from service.http.schemas.artifacts import ArtifactRef
-from service.http.schemas.base import Timing
+from service.http.routes.planning import PlanningDep
 from service.http.schemas.suggest import SuggestedInput, SuggestRequest, SuggestResponse
-from service.scoring.scorer import Scorer
 from service.scoring.suggestion import Choice, suggested
 from service.scoring.ticket import Ask
-from service.threads import OneAtATime
 
 if TYPE_CHECKING:
-    from laplora.selection.suggest import Suggestion
     from service.scoring.model import Model
 
 router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
@@ -31,24 +26,6 @@ async def suggest(
     body: SuggestRequest, planning: PlanningDep, scorer: ScorerDep, turns: SuggestionsDep
 ) -> SuggestResponse:
     """Choose which inputs to label next: those whose labels together are expected to teach the model most."""
-    found, artifact, timing = await choose(body, planning, scorer, turns)
-    return SuggestResponse(
-        artifact=artifact,
-        rows=len(body.inputs),
-        repeated=found.repeated,
-        unfamiliar=found.unfamiliar,
-        suggested=[SuggestedInput(id=body.inputs[why["row"]].id, **why) for why in found.reasons()],
-        timing_ms=timing,
-    )
-
-
-async def choose(
-    body: SuggestRequest, planning: Planning, scorer: Scorer, turns: OneAtATime
-) -> tuple[Suggestion, ArtifactRef, Timing]:
-    """Return what a request's inputs are to be labelled of, which artifact chose, and where the time went.
-
-    Raises as ``Planning.plan``, ``Planning.awaited`` and ``suggested``.
-    """
 
     def ask_of(model: Model) -> Ask:
         return Ask(model.recommended)
@@ -57,5 +34,11 @@ async def choose(
     choice = Choice(options.count, options.method, options.least_familiarity)
     async with planning.plan(body, ask_of) as plan:
         found = await planning.awaited(plan, suggested(scorer, plan, choice, turns))
-        timing = planning.timing(plan, tokens=sum(len(row.token_ids) for row in plan.rows))
-        return found, artifact_ref(plan.model.artifact), timing
+        return SuggestResponse(
+            artifact=artifact_ref(plan.model.artifact),
+            rows=len(body.inputs),
+            repeated=found.repeated,
+            unfamiliar=found.unfamiliar,
+            suggested=[SuggestedInput(id=body.inputs[why["row"]].id, **why) for why in found.reasons()],
+            timing_ms=planning.timing(plan, tokens=sum(len(row.token_ids) for row in plan.rows)),
+        )

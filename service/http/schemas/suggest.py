@@ -20,8 +20,8 @@ from service.http.schemas.base import (
 from service.http.schemas.inputs import Input
 
 
-class RecentOptions(Strict):
-    """How to choose among the inputs that the server keeps."""
+class SuggestOptions(Strict):
+    """How to choose."""
 
     count: WholeNumber = Field(100, ge=1, examples=[20])
     """Most inputs to suggest."""
@@ -33,11 +33,6 @@ class RecentOptions(Strict):
     least_familiarity: Probability = Field(0.0, ge=0, le=1, examples=[0.02])
     """Inputs of less familiarity, 0 to 1, are left out, where the artifact has one."""
     timeout_s: TimeoutSeconds = None
-
-
-class SuggestOptions(RecentOptions):
-    """How to choose."""
-
     truncate: bool = Field(False, examples=[False])
     """Whether to cut inputs that are too long, where the artifact cuts them, else from the left, instead of 422."""
 
@@ -53,8 +48,11 @@ class SuggestRequest(Strict):
     options: SuggestOptions = Field(default_factory=lambda: SuggestOptions(), description="How to choose.")
 
 
-class Reasons(Answer):
-    """Why an input is worth a label."""
+class SuggestedInput(Answer):
+    """An input that is worth a label, and why."""
+
+    row: int = Field(ge=0, description="Number of inputs before it in the request.", examples=[0])
+    id: str | None = Field(description="As sent.", examples=["a1"])
 
     gain: FiniteFloat = Field(examples=[1.7])
     """What its label is expected to add to those before it, nats; by entropy the entropy of its answer, nats."""
@@ -66,13 +64,6 @@ class Reasons(Answer):
     entropy: FiniteFloat = Field(description="Entropy of probs, nats.", examples=[0.69])
     familiarity: Probability | None = Field(examples=[0.41])
     """How like the training inputs it is, 0 to 1, as in POST /predict; null where the artifact has none."""
-
-
-class SuggestedInput(Reasons):
-    """An input that is worth a label."""
-
-    row: int = Field(ge=0, description="Number of inputs before it in the request.", examples=[0])
-    id: str | None = Field(description="As sent.", examples=["a1"])
 
 
 class SuggestResponse(Answer):

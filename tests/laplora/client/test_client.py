@@ -53,7 +53,6 @@ def carried(typed: Any, sent: Any) -> bool:
         (lambda c: c.feedback({"p": "a"}), ("POST", "/feedback"), "results"),
         (lambda c: c.evaluate(LABELLED), ("POST", "/evaluate"), None),
         (lambda c: c.suggest(TEXTS, count=5), ("POST", "/suggest"), None),
-        (lambda c: c.suggest_recent(count=5), ("POST", "/suggest/recent"), None),
         (lambda c: c.submit_job(LABELLED), ("POST", "/evaluate/jobs"), None),
         (lambda c: c.job("j"), ("GET", "/evaluate/jobs/j"), None),
         (lambda c: c.jobs(), ("GET", "/evaluate/jobs"), "jobs"),

@@ -19,7 +19,6 @@ FIELDS = {
     "method-metrics": "MethodMetrics",
     "suggest-options": "SuggestOptions",
     "suggested": "SuggestedInput",
-    "recent": "RecentResponse",
     "job": "JobOut",
 }
 #: Those of requests; the others are of answers.

@@ -96,7 +96,7 @@ async def test_the_document_says_429_of_exactly_those_operations_that_need_a_pla
                 refused.add(name)
             if "too_many_requests" in operation["responses"].get("429", {}).get("description", ""):
                 told.add(name)
-        scored = {"POST /evaluate", "POST /suggest", "POST /suggest/recent", "POST /evaluate/jobs"}
+        scored = {"POST /evaluate", "POST /suggest", "POST /evaluate/jobs"}
         scored |= {f"POST {path}" for path in PREDICTING} | {"POST /v2/repository/index"}
         condition = "POST /artifacts/{name}/condition"
         assert refused == told == {*scored, "POST /feedback", condition, f"{condition}/undo"}

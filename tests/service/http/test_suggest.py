@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import weakref
 from typing import Any
 
@@ -64,20 +63,6 @@ async def test_unfamiliar_inputs_are_left_out(sentiment_run: FinishedRun) -> Non
     assert all(one["familiarity"] >= middle for one in some["suggested"])
     assert (some["unfamiliar"], some["repeated"]) == (12 - len(some["suggested"]), 1)
     assert some["unfamiliar"] > 0
-
-
-async def test_recent_inputs_are_chosen_as_those_of_a_request(sentiment_run: FinishedRun) -> None:
-    """Those that are kept, sent in the order in which they are listed, are chosen likewise."""
-    root, name = sentiment_run.artifact.parent, sentiment_run.artifact.name
-    async with started(create_app(settings(artifact=name, artifacts_root=root, recent_inputs=100))) as client:
-        assert (await client.post("/predict", json={"inputs": INPUTS})).status_code == 200
-        kept = list(map(json.loads, (await client.get("/suggest/recent")).text.splitlines()))
-        sent = (await client.post("/suggest", json={"inputs": kept, "options": {"count": 5}})).json()
-        recent = (await client.post("/suggest/recent", json={"options": {"count": 5}})).json()
-    assert sorted(row["text"] for row in kept) == sorted(row["text"] for row in TEXTS)
-    assert [row["text"] for row in recent["inputs"]] == [kept[one["row"]]["text"] for one in sent["suggested"]]
-    gains = [row["suggested"]["gain"] for row in recent["inputs"]]
-    assert gains == pytest.approx([one["gain"] for one in sent["suggested"]], rel=1e-4)
 
 
 async def test_the_inputs_of_one_suggestion_at_a_time_are_in_memory(

@@ -75,8 +75,6 @@ def process(sentiment_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory
     artifact = sentiment_run.artifact
     command = ["-m", "service", "--artifact", str(artifact), "--artifacts-root", str(artifact.parent)]
     command += ["--device", "cpu", "--log-level", "debug", "--auth", "keys", "--keys", str(keys)]
-    # Kept in memory, inputs are no more in a log, a metric or a file than without.
-    command += ["--recent-inputs", "1000"]
     with server_process([*command, "--jobs-dir", str(jobs_dir)]) as process:
         yield process
 
@@ -132,11 +130,6 @@ def test_the_word_stays_between_client_and_server(process: Process, jobs_dir: Pa
         for item in ({"prediction_id": known, "label": WORD}, {"prediction_id": known, NAME: 1}, WORD):
             refused.append(client.post("/feedback", json={"items": [item]}))
         refused.append(client.get(f"/evaluate/jobs/{WORD}"))
-        chosen = client.post("/suggest/recent", json={"options": {"method": "entropy"}})
-        assert WORD in chosen.text
-        assert WORD in client.get("/suggest/recent").text
-        refused += [client.post("/suggest/recent", json=body) for body in ({NAME: WORD}, {"artifact": WORD})]
-        refused.append(client.get(f"/suggest/recent?artifact={WORD}"))
         jsonl = {"content-type": "application/jsonl"}
         # A column that the template does not know is none of the things that are wrong with an upload.
         for body in bad_bodies(label="positive")[1:10]:
