@@ -9,10 +9,10 @@ PORT ?= 8000
 WORKERS ?= 2
 MINUTES ?= 20
 
-.PHONY: help setup peers demo serve train test test-exhaustive test-fast docs notebook bench bench-gpu soak images check format clean
+.PHONY: help setup serving peers count demo serve train test test-exhaustive test-fast docs notebook bench bench-gpu soak images check format clean
 
 help:
-	@echo "make setup                    install everything into .venv; the others do it where it is missing"
+	@echo "make setup                    install everything into .venv; the others install what they need where it is missing"
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
 	@echo "make test [ARGS=...]          run the whole test suite; ARGS go to pytest"
 	@echo "make test-exhaustive          the same, each large model at its full width and every drawn request: 20 minutes more"
@@ -27,26 +27,35 @@ help:
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT), to this machine alone and without API keys"
 	@echo "make images [ARGS=...]        build both images with buildah, without a daemon, and try them: docker/README.md"
 	@echo "make check                    format, lint, types, import rules, the generated client, known vulnerabilities"
+	@echo "make count                    lines and words by room, beside the most that there may be"
 	@echo "make format                   format, fix what ruff can fix, write the generated client"
 	@echo "make clean                    remove .venv and run results"
 
 setup: $(VENV)/.installed
 
+serving: $(VENV)/.serving
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.serving
+
+# What serving needs alone, a quarter of the packages.
+$(VENV)/.serving: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[service]'
 	@touch $@
 
 peers: $(VENV)/.peers
 
 $(VENV)/.peers: $(VENV)/.installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,peers]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,peers]'
 	@touch $@
 
-demo: setup
+demo: serving
 	@$(BIN)/python -m service.demo --artifact $(ARTIFACT) --port $(PORT)
 
-serve: setup
+serve: serving
 	@exec $(BIN)/python -m service --artifact $(ARTIFACT) --host 127.0.0.1 --port $(PORT) --auth off
 
 train: setup
@@ -87,6 +96,9 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/unasync.py --check
 	$(BIN)/python .ci/audit.py
+
+count:
+	@$(PYTHON) .ci/count.py
 
 format: setup
 	$(BIN)/ruff format .

@@ -1,0 +1,64 @@
+"""Counts the project's size, by room, beside the most that it may have: python .ci/count.py.
+
+Counted are lines of Python and words of Markdown in what git tracks. Fails where a limit is passed: whoever adds beyond
+it also removes, or raises the limit here and says why.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ("laplora", "service", "training", "benchmarks")
+#: The most lines of source, lines of tests, and words of pages.
+LIMITS = {"source": 65_000, "tests": 43_000, "pages": 105_000}
+
+
+def tracked(suffix: str) -> list[Path]:
+    """Return what git tracks with this suffix, as paths in the repository; what is deleted but not committed is not."""
+    listed = subprocess.run(["git", "ls-files", f"*{suffix}"], capture_output=True, text=True, check=True, cwd=ROOT)
+    return [path for path in map(Path, listed.stdout.splitlines()) if (ROOT / path).exists()]
+
+
+def lines(paths: Iterable[Path]) -> int:
+    """Return the number of lines of files."""
+    return sum((ROOT / path).read_bytes().count(b"\n") for path in paths)
+
+
+def words(paths: Iterable[Path]) -> int:
+    """Return the number of words of files, what white space parts."""
+    return sum(len((ROOT / path).read_text(encoding="utf-8").split()) for path in paths)
+
+
+def rooms(paths: Iterable[Path], package: str) -> dict[str, list[Path]]:
+    """Return the files of a package by its rooms: the folders in it, and the package's own name for what is in none."""
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        if path.parts[0] == package:
+            found.setdefault("/".join(path.parts[:2]) if len(path.parts) > 2 else package, []).append(path)
+    return found
+
+
+def main() -> int:
+    """Print the count; return 1 for a limit that is passed."""
+    code, pages = tracked(".py"), tracked(".md")
+    for package in (*SOURCE, "tests"):
+        own = rooms(code, package)
+        sys.stdout.write(f"{package}: {sum(map(lines, own.values())):,} lines, {sum(map(len, own.values()))} files\n")
+        for name, paths in sorted(own.items(), key=lambda room: -lines(room[1])):
+            sys.stdout.write(f"  {lines(paths):6,}  {len(paths):4}  {name}\n")
+    counts = {
+        "source": lines(path for path in code if path.parts[0] in SOURCE),
+        "tests": lines(path for path in code if path.parts[0] == "tests"),
+        "pages": words(pages),
+    }
+    for name, count in counts.items():
+        sys.stdout.write(f"{name}: {count:,} of at most {LIMITS[name]:,} {'words' if name == 'pages' else 'lines'}\n")
+    return int(any(count > LIMITS[name] for name, count in counts.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
