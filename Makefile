@@ -12,7 +12,7 @@ MINUTES ?= 20
 .PHONY: help setup serving peers count demo serve train test test-exhaustive test-fast docs notebook bench bench-gpu soak images check format clean
 
 help:
-	@echo "make setup                    install everything into .venv; the others install what they need where it is missing"
+	@echo "make setup                    install everything into .venv; the others install what they need alone"
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
 	@echo "make test [ARGS=...]          run the whole test suite; ARGS go to pytest"
 	@echo "make test-exhaustive          the same, each large model at its full width and every drawn request: 20 minutes more"
