@@ -9,11 +9,11 @@ from typing import Any
 
 import laplora
 from laplora.artifact.folder import Artifact, read_artifact
+from laplora.data.labelled import Task
 from laplora.errors import ConfigError
 from training.config import RunConfig
 from training.config.folders import CONFIG
 from training.data.adapter_rows import adapter_rows, labelled_rows
-from training.data.examples import Task
 from training.data.section import load_splits
 from training.workspace.runtime import as_cut
 from training.workspace.terminal import Terminal, say

@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import Manifest
 from laplora.artifact.packaged import is_conditioned
+from laplora.data.records import read_records
 from laplora.errors import ConfigError
 from laplora.predictive.kinds import PredictiveName
 from training.config import RunConfig, bad_fields, config_hash_fields
 from training.config.run import UNRECORDED, override_all
 from training.config.student import DistilRequest
 from training.data.hub_tables import PREFIX
-from training.data.tables import read_records
 from training.run import run
 from training.workspace.terminal import say
 

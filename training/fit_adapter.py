@@ -17,6 +17,7 @@ import laplora
 from laplora.artifact.folder import check_name, check_replaceable
 from laplora.artifact.manifest import REPORT_PAGE
 from laplora.classifier import MAX_TOKENS, Classifier
+from laplora.data.labelled import Task
 from laplora.errors import ConfigError
 from laplora.files import file_sha256
 from laplora.fitting.settings import FitSettings
@@ -27,7 +28,6 @@ from laplora.report.verdict import judge
 from training.config.adapter_fit import AdapterFit
 from training.config.run import bad_fields, override
 from training.data.adapter_rows import HeadTask, adapter_rows, labels_of_head, labels_of_rows, template_of
-from training.data.examples import Task
 from training.report.adapter_page import adapter_report
 from training.workspace.given_adapter import GivenAdapter, given_adapter, head_task, load_adapted
 from training.workspace.terminal import Terminal, say

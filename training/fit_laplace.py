@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from laplora.data.labelled import read_inputs
 from laplora.fitting.cross_fit import cross_fit_rows
 from laplora.fitting.fit import fit_rows
 from laplora.fitting.fold_adapters import FoldAdapter
@@ -17,7 +18,6 @@ from laplora.fitting.saving import MEMBER_FOLDER, record_of, write_fit
 from laplora.fitting.store import FolderStore, SharedStore
 from laplora.predictive.member_adapters import read_weights
 from training.config import RunConfig
-from training.data.files import read_inputs
 from training.workspace.folds import fold_runs
 from training.workspace.members import member_adapters, member_folder
 from training.workspace.provenance import curvature_inputs, fit_inputs

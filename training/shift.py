@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import Manifest
+from laplora.data.labelled import Task
 from laplora.errors import ConfigError, DataError, InvalidInputError
 from laplora.files import write_json
 from laplora.fitting.corruptions import corrupt
@@ -21,7 +22,7 @@ from laplora.fitting.store import rows_digest
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 from training.config import DataConfig, RunConfig, ShiftConfig, StrangerConfig
-from training.data.examples import Splits, Task
+from training.data.examples import Splits
 from training.data.section import load_splits
 from training.report.shift import set_record, shift_record, write_shift_report
 from training.report.shift_answers import SetAnswers, answer_set, read_answers, write_answers

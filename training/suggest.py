@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from laplora.data.labelled import Task, read_inputs
 from laplora.errors import DataError
 from laplora.files import write_whole
 from laplora.predictor import Predictor
@@ -15,8 +16,6 @@ from laplora.prompts.examples import Example
 from laplora.selection.suggest import SUGGESTED, Suggestion, check_fields
 from laplora.selection.suggest import suggest as suggest_rows
 from training.config.suggestion import SuggestRequest
-from training.data.examples import Task
-from training.data.files import read_inputs
 from training.workspace.terminal import progress, say
 
 

@@ -131,8 +131,8 @@ class Labelled:
 
     def examples(self, rows: Iterable[Row], artifact: Artifact) -> Iterator[Example]:
         """Yield rows as examples, in order; DataError: after them, the first that cannot be used."""
-        from training.data.files import labelled_example
-        from training.data.tables import RowError, decoded, each_in_turn, json_record
+        from laplora.data.labelled import labelled_example
+        from laplora.data.records import RowError, decoded, each_in_turn, json_record
 
         task, several = task_of(artifact), artifact.manifest.likelihood == "bernoulli"
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
     from laplora.artifact.manifest import Manifest
     from laplora.bulk.answering import Answer
+    from laplora.data.labelled import Task
     from laplora.predictor import Predictor
     from laplora.prompts.examples import Example
     from service.scoring.evaluation import MethodRow
     from service.scoring.labels import Truth
-    from training.data.examples import Task
 
 
 #: Rows that are answered together, in batches of like length: as many whoever answers them, so that figures are equal.
@@ -66,7 +66,7 @@ class Measured:
 def task_of(artifact: Artifact) -> Task:
     """Return what rows of an artifact are read by."""
     try:
-        from training.data.examples import Task
+        from laplora.data.labelled import Task
     except ImportError as error:
         raise needs("training", error) from None
     manifest = artifact.manifest
@@ -76,7 +76,7 @@ def task_of(artifact: Artifact) -> Task:
 def labelled_examples(data: Path, label_field: str, artifact: Artifact) -> Sequence[Example]:
     """Return a file's rows; DataError: rows that cannot be used, by line."""
     task = task_of(artifact)
-    from training.data.files import read_examples
+    from laplora.data.labelled import read_examples
 
     return read_examples(data, task, label_field, {}, several=artifact.manifest.likelihood == "bernoulli")
 

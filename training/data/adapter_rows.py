@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from laplora.data.labelled import Task, read_examples
+from laplora.data.records import read_records
 from laplora.errors import ConfigError, first_line
 from laplora.fitting.rows import named_label, named_labels
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import PromptTemplate
-from training.data.examples import Task
-from training.data.files import file_template, read_examples
-from training.data.tables import read_records
+from training.data.files import file_template
 
 
 @dataclass(frozen=True)

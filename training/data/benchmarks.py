@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from laplora.data.labelled import Task
 from laplora.errors import DataError
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import TEMPLATES
-from training.data.examples import Pool, Role, Task
+from training.data.examples import Pool, Role
 
 LETTERS = ("A", "B", "C", "D", "E")
 #: The official training sizes of WinoGrande: its first rows of train_xl, in order (checked against the originals).

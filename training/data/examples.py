@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from laplora.data.labelled import Task
 from laplora.prompts.examples import Example
-from laplora.prompts.templates import Cut, PromptTemplate, render
 
 Role = Literal["train", "calibration", "test"]
 #: In order of precedence: a duplicate is kept in the earlier one, so that no test row is ever seen in training.
 ROLES: tuple[Role, ...] = ("test", "calibration", "train")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A question and its possible answers.
-
-    Attributes:
-        labels: their names, in class order.
-        verbalizers: the text after the prompt that stands for each label; None: its name, as the template writes it.
-    """
-
-    name: str
-    template: PromptTemplate
-    labels: tuple[str, ...]
-    verbalizers: tuple[str, ...] | None = None
-
-    def cutting(self, field: str, side: Literal["left", "right"]) -> Task:
-        """Return the task whose prompts lose text of a field where they are too long; ConfigError: no such text."""
-        return replace(self, template=replace(self.template, cut=Cut(field, side)))
-
-    def prompt(self, example: Example) -> str:
-        """Return the prompt of an example."""
-        return render(self.template, example.fields, self.labels)[0]
-
-    def question(self, example: Example) -> str:
-        """Return what two rows share that are the same question: the prompt, up to case and white space."""
-        return " ".join(self.prompt(example).casefold().split())
 
 
 @dataclass(frozen=True)

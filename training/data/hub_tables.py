@@ -8,11 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from laplora.data.labelled import Task, examples_of
+from laplora.data.parquet import plain
+from laplora.data.records import Record
 from laplora.errors import ConfigError, DownloadError, first_line, install
-from training.data.examples import ROLES, Pool, Role, Source, Task
-from training.data.files import check_label_field, examples_of
-from training.data.parquet import plain
-from training.data.tables import Record
+from training.data.examples import ROLES, Pool, Role, Source
+from training.data.files import check_label_field
 
 #: What a configuration's data set begins with that is one of the hub's.
 PREFIX = "hub:"

@@ -18,8 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from laplora.data.labelled import Task
 from laplora.errors import ConfigError
-from training.data.examples import Role, Splits, Task
+from training.data.examples import Role, Splits
 from training.data.files import InlineTemplate, SplitPaths, file_template, read_files
 from training.data.hub_tables import PREFIX, HubSplits, read_hub_splits
 from training.data.later_fields import as_before

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from laplora.data.labelled import Task
 from laplora.errors import DataError
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS
 from laplora.prompts.examples import Example
-from training.data.examples import ROLES, Pool, Role, Source, Splits, Task
+from training.data.examples import ROLES, Pool, Role, Source, Splits
 
 #: How splits share the rows of one pool where the config leaves several of their sizes open.
 SHARES: dict[Role, int] = {"train": 4, "calibration": 1, "test": 2}

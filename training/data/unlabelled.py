@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from laplora.data.labelled import Task
 from laplora.prompts.examples import Example
-from training.data.examples import Pool, Source, Splits, Task
+from training.data.examples import Pool, Source, Splits
 from training.data.splitting import drop_duplicates
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import Manifest
+from laplora.data.labelled import read_examples, read_inputs
 from laplora.errors import ConfigError, DataError
 from laplora.fitting.store import digest, rows_digest
 from laplora.predictive.kinds import CONDITIONED, PredictiveName
@@ -19,7 +20,6 @@ from laplora.prompts.examples import Example
 from training.config import RunConfig
 from training.config.student import StudentConfig
 from training.data.examples import Role, Splits
-from training.data.files import read_examples, read_inputs
 from training.data.splitting import check, class_counts
 from training.data.unlabelled import FurtherRows, further_rows
 from training.workspace.same_rows import check_same_rows

@@ -14,12 +14,12 @@ from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import ARTIFACT, load_subject, random_batch
 from benchmarks.harness.timing import exactly, in_turns, ratio
 from laplora.artifact.folder import read_artifact
+from laplora.data.labelled import Task
 from laplora.models.base import load_tokenizer, locate_base
 from laplora.models.beginning import read_beginning
 from laplora.predictive.member_outputs import Wanted, member_outputs
 from laplora.prompts.templates import beginning_tokens, render
 from training.config import DataConfig
-from training.data.examples import Task
 from training.data.section import load_splits
 
 #: Rows, tokens of the beginning, and those of each row behind it.

@@ -13,6 +13,7 @@ from tiny_runs import FinishedRun, sentiment_config, write_rows
 
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import DISTILLED
+from laplora.data.labelled import read_inputs
 from laplora.errors import DataError
 from laplora.fitting import distillation
 from laplora.fitting.distillation import distill_covariance, further_inputs, watched_layers
@@ -26,7 +27,6 @@ from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.file import read_posterior
 from laplora.prompts.examples import Example
 from training.config import load_config
-from training.data.files import read_inputs
 from training.workspace.results import load_trained
 from training.workspace.runtime import open_run
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laplora.data.labelled import Task
 from laplora.errors import DataError
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import TEMPLATES
-from training.data.examples import Pool, Role, Source, Task
+from training.data.examples import Pool, Role, Source
 from training.data.splitting import split, without_long_prompts
 
 TASK = Task("toy", TEMPLATES["sentiment"], ("negative", "positive"))

@@ -1,8 +1,7 @@
-"""Parquet files, data sets of the hub under a folder's name, and columns that are called otherwise."""
+"""Rows of the user's own choice: Parquet, data sets of the hub by a folder's name, columns called otherwise."""
 
 from __future__ import annotations
 
-import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from pydantic import ValidationError
 
 from laplora.errors import ConfigError, DataError, DownloadError
 from training.data.section import DataConfig, load_splits
-from training.data.tables import read_records
 
 WORDS = ("negative", "positive")
 ROWS = [{"sentence": f"number {i}", "mood": i % 2} for i in range(20)]
@@ -48,25 +46,7 @@ def test_parquet_gives_what_json_lines_give(tmp_path: Path) -> None:
     assert {e.label for e in other.train} == {0, 1}
 
 
-def test_parquet_cells_that_json_has_not_come_as_text(tmp_path: Path) -> None:
-    rows = [{"text": "a", "choices": ["x", "y"], "on": datetime.date(2024, 1, 2), "raw": b"z", "none": None}]
-    (record,) = read_records(parquet(tmp_path / "a.parquet", rows))
-    assert record.line == 1
-    assert record.values == {"text": "a", "choices": ["x", "y"], "on": "2024-01-02", "raw": "b'z'", "none": None}
-
-
-def test_parquet_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    (tmp_path / "text.parquet").write_text("sentence,mood\n")
-    (tmp_path / "folder.parquet").mkdir()
-    parquet(tmp_path / "empty.parquet", [])
-    for name, message in (
-        ("none", "cannot be read as Parquet"),
-        ("text", "cannot be read as Parquet"),
-        ("empty", "no rows"),
-        ("folder", "cannot be read as Parquet"),
-    ):
-        with pytest.raises(DataError, match=f"{name}.parquet: .*{message}"):
-            read_records(tmp_path / f"{name}.parquet")
+def test_a_row_of_parquet_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     bad = parquet(tmp_path / "bad.parquet", [*ROWS, {"sentence": None, "mood": 1}])
     with pytest.raises(DataError, match=r"bad.parquet, line 21: field 'text' is missing"):
         splits_of(dataset="file", path=bad, label_map=MAP)

@@ -7,13 +7,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
+from laplora.data.parquet import parquet_file, parquet_rows
 from laplora.errors import DataError
 
 #: File name endings and how such a file is read.
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 _SHOWN_PROBLEMS = 5
+#: What a file of UTF-8 may begin with.
+MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 Item = TypeVar("Item")
@@ -80,33 +83,40 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         DataError: no such file, another ending, no rows, or rows that cannot be read; with the line numbers.
     """
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise DataError(
-            f"{path}: expected a file that ends in one of {sorted(FORMATS)}, got {path.suffix or 'no ending'!r}"
-        )
-    if kind == "parquet":
-        from training.data.parquet import parquet_records
-
-        if not (found := parquet_records(path)):
-            raise DataError(f"{path}: holds no rows")
-        return found
+    kind = format_of(path)
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:  # by its path a folder would be read too, as one table of all its files
+            if kind == "parquet":
+                with parquet_file(file, path) as table:
+                    records = [Record(number, values) for number, values in enumerate(parquet_rows(table), 1)]
+            elif kind == "jsonl":
+                filled = ((number, line) for number, line in enumerate(_lines(path, file), 1) if line.strip())
+                records = each(path, filled, json_record)
+            else:
+                records = csv_records(path, file, kind)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if raw.startswith(_UTF16_MARKS):
-        raise DataError(f"{path}: is UTF-16: save it as UTF-8")
-    # split on the byte, not with str.splitlines: text may hold U+2028 and other characters it takes for line ends
-    lines = each(path, enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1), decoded)
-    if kind == "jsonl":
-        filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-        records = each(path, filled, json_record)
-    else:
-        records = _csv_records(path, lines, kind)
     if not records:
-        raise DataError(f"{path}: holds no rows" + ("" if kind == "jsonl" else " after its header"))
+        raise DataError(f"{path}: holds no rows" + ("" if kind in ("jsonl", "parquet") else " after its header"))
     return records
+
+
+def format_of(place: Path | str) -> str:
+    """Return how a file is read, by its ending: a value of ``FORMATS``; DataError: by none."""
+    ending = Path(place).suffix.lower()
+    if ending not in FORMATS:
+        raise DataError(
+            f"{place}: expected a file that ends in one of {sorted(FORMATS)}, got {ending or 'no ending'!r}"
+        )
+    return FORMATS[ending]
+
+
+def _lines(place: Path | str, file: BinaryIO) -> list[str]:
+    raw = file.read()
+    if raw.startswith(_UTF16_MARKS):
+        raise DataError(f"{place}: is UTF-16: save it as UTF-8")
+    # split on the byte, not with str.splitlines: text may hold U+2028 and other characters it takes for line ends
+    return each(place, enumerate(raw.removeprefix(MARK).split(b"\n"), start=1), decoded)
 
 
 def decoded(numbered: tuple[int, bytes]) -> str:
@@ -145,8 +155,13 @@ def json_record(numbered: tuple[int, str]) -> Record:
     return Record(number, value)
 
 
-def _csv_records(path: Path, lines: list[str], kind: str) -> list[Record]:
-    rows = _csv_rows(lines, kind)
+def csv_records(path: Path | str, file: BinaryIO, kind: str) -> list[Record]:
+    """Return the records of a CSV file, or a ``tsv``, that has a header; it is in memory as a whole.
+
+    Raises:
+        DataError: no header, or rows that cannot be read; with the line numbers.
+    """
+    rows = _csv_rows(_lines(path, file), kind)
     try:
         start, cells = next(rows)
     except RowError as error:

@@ -1,0 +1,130 @@
+"""Rows of a file as examples of a task: its prompt, its labels, and each row's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from laplora.data.records import Record, RowError, each, read_records
+from laplora.errors import DataError
+from laplora.prompts.examples import Example
+from laplora.prompts.labelled import example_of, row_id
+from laplora.prompts.templates import Cut, PromptTemplate, render
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question and its possible answers.
+
+    Attributes:
+        labels: their names, in class order.
+        verbalizers: the text after the prompt that stands for each label; None: its name, as the template writes it.
+    """
+
+    name: str
+    template: PromptTemplate
+    labels: tuple[str, ...]
+    verbalizers: tuple[str, ...] | None = None
+
+    def cutting(self, field: str, side: Literal["left", "right"]) -> Task:
+        """Return the task whose prompts lose text of a field where they are too long; ConfigError: no such text."""
+        return replace(self, template=replace(self.template, cut=Cut(field, side)))
+
+    def prompt(self, example: Example) -> str:
+        """Return the prompt of an example."""
+        return render(self.template, example.fields, self.labels)[0]
+
+    def question(self, example: Example) -> str:
+        """Return what two rows share that are the same question: the prompt, up to case and white space."""
+        return " ".join(self.prompt(example).casefold().split())
+
+
+def read_examples(
+    path: Path,
+    task: Task,
+    label_field: str,
+    label_map: Mapping[str, str],
+    *,
+    several: bool = False,
+    named: Callable[[Any], Any] | None = None,
+) -> tuple[Example, ...]:
+    """Return a file's rows as examples, in order; arguments and errors as of ``examples_of``."""
+    return examples_of(path, read_records(path), task, label_field, label_map, {}, several=several, named=named)
+
+
+def examples_of(
+    place: Path | str,
+    records: Sequence[Record],
+    task: Task,
+    label_field: str,
+    label_map: Mapping[str, str],
+    columns: Mapping[str, str],
+    *,
+    several: bool = False,
+    named: Callable[[Any], Any] | None = None,
+) -> tuple[Example, ...]:
+    """Return records as examples, in order.
+
+    A row's ``id``, if it has one, becomes the example's; other fields that the template does not name are ignored.
+
+    Args:
+        place: what they are from, as errors call it.
+        label_map: as of ``example_of``; several: whether the label field holds a list, of any number of labels.
+        columns: by field of the template the column that has it, where it is called otherwise.
+        named: gives the name of what the label field holds, where that may be a number.
+
+    Raises:
+        DataError: with the file, and line and field of the first problems.
+    """
+
+    def labelled(record: Record) -> Example:
+        values = record.values
+        if columns:
+            values = {**values, **{field: values.get(column) for field, column in columns.items()}}
+        if named is not None and label_field in values:
+            values = {**values, label_field: named(values[label_field])}
+        return labelled_example(place, Record(record.line, values), task, label_field, label_map, several=several)
+
+    return tuple(each(place, records, labelled))
+
+
+def labelled_example(
+    place: Path | str,
+    record: Record,
+    task: Task,
+    label_field: str,
+    label_map: Mapping[str, str],
+    *,
+    several: bool = False,
+) -> Example:
+    """Return one record as an example; arguments as of ``examples_of``. RowError: it is none."""
+    with _on_line(record):
+        return example_of(
+            record.values, _id(record, place), task.template, task.labels, label_field, label_map, several=several
+        )
+
+
+def read_inputs(path: Path, task: Task) -> tuple[Example, ...]:
+    """Return a file's rows as examples without a label (-1), otherwise as ``read_examples`` does."""
+
+    def unlabelled(record: Record) -> Example:
+        with _on_line(record):
+            return example_of(record.values, _id(record, path), task.template, task.labels)
+
+    return tuple(each(path, read_records(path), unlabelled))
+
+
+def _id(record: Record, place: Path | str) -> str:
+    name = place.name if isinstance(place, Path) else place
+    return row_id(record.values, f"{name}:{record.line}")
+
+
+@contextmanager
+def _on_line(record: Record) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise RowError(record.line, str(error)) from None
