@@ -14,8 +14,8 @@ MINUTES ?= 20
 help:
 	@echo "make setup                    install everything into .venv; the others install what they need alone"
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
-	@echo "make test [ARGS=...]          run the whole test suite; ARGS go to pytest"
-	@echo "make test-exhaustive          the same, each large model at its full width and every drawn request: 20 minutes more"
+	@echo "make test [ARGS=...]          run the tests, all but the exhaustive ones; ARGS go to pytest"
+	@echo "make test-exhaustive          these too, and all that is drawn: before a release"
 	@echo "make test-fast                without a model, a process, what computes for seconds, and benchmarks/"
 	@echo "make docs                     build the documentation site into site/, with every link checked"
 	@echo "make notebook                 execute docs/five-lines.ipynb and write its page"

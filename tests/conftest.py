@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest_plugins = [
+    "exhaustive",  # what takes minutes is left to make test-exhaustive
     "left_out",  # whether tests may be skipped
     "markers",  # real and process
 ]
@@ -14,3 +15,4 @@ def pytest_configure(config: pytest.Config) -> None:
     """Load the fixtures where tests run."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         config.pluginmanager.import_plugin("shared_fixtures")
+        config.pluginmanager.import_plugin("heap")

@@ -1,12 +1,54 @@
-"""What the tests try of what there is more than enough of: a share of it, and all of it with LAPLORA_EXHAUSTIVE=1."""
+"""How much of what takes minutes and seldom breaks is run: none, a third, or all, by LAPLORA_EXHAUSTIVE.
+
+Tests with the marker ``exhaustive`` are deselected unless the variable is ``1`` (all of them, and all that other tests
+draw) or ``1/3``, ``2/3`` or ``3/3`` (this third's files). An expression for ``-m`` with the marker decides instead.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import zlib
+from pathlib import Path
 
-EXHAUSTIVE = os.environ.get("LAPLORA_EXHAUSTIVE") == "1"
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ASKED = os.environ.get("LAPLORA_EXHAUSTIVE", "")
 
 
 def drawn(examples: int) -> int:
-    """Return how many examples are drawn of so many."""
-    return examples if EXHAUSTIVE else examples // 4
+    """Return how many examples are drawn of so many: a quarter, or all where everything is run."""
+    return examples if ASKED == "1" else examples // 4
+
+
+def third_of(path: Path) -> int:
+    """Return which third a file's exhaustive tests are in: 1, 2 or 3. What they share is set up in one run."""
+    return zlib.crc32(os.path.relpath(path, ROOT).encode()) % 3 + 1
+
+
+def runs(path: Path, asked: str) -> bool:
+    """Return whether a file's exhaustive tests run for a value of the variable; UsageError for an unknown value."""
+    if asked in ("", "0", "1"):
+        return asked == "1"
+    if not re.fullmatch("[123]/3", asked):
+        raise pytest.UsageError(f"LAPLORA_EXHAUSTIVE is 1, 1/3, 2/3 or 3/3, or is not set, not {asked!r}")
+    return third_of(path) == int(asked[0])
+
+
+def pytest_report_header() -> str:
+    """Say what is run."""
+    what = {"": "none, make test-exhaustive runs them", "0": "none", "1": "all"}.get(ASKED, f"third {ASKED}")
+    return f"exhaustive tests: {what}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the exhaustive tests that are not run."""
+    if "exhaustive" in config.option.markexpr:
+        return
+    left = [item for item in items if item.get_closest_marker("exhaustive") and not runs(item.path, ASKED)]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        gone = set(map(id, left))
+        items[:] = [item for item in items if id(item) not in gone]

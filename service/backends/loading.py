@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from service.artifacts.predictors import Library
 from service.artifacts.token_budget import measure_budget
+from service.process import free_what_is_unused
 from service.scoring.backend import Enter
 from service.scoring.device import Device
 from service.scoring.model import TokenBudget
@@ -112,8 +112,7 @@ class Loader:
         fields = {"event": "weights", "held": weights.held, "reason": weights.reason}
         logger.info("the base's weights are %s: %s", weights.held, weights.reason, extra=fields)
         if replaced and self._settings.batch_tokens is None and self._library.meter(predictor) is not None:
-            gc.unfreeze()
-            gc.collect()  # modules refer to each other
+            free_what_is_unused()
             try:
                 self._budgets[predictor] = self._measured(predictor, lambda: None)
             except Exception as error:  # the artifact answers already: what was measured first stays

@@ -1,7 +1,6 @@
 """The four large models at their true width: trained a step, fitted, saved, loaded by a server and asked over HTTP.
 
-One of them, whose projections are fused, stands for all unless everything is tried (``exhaustive``): each takes a
-minute or two, and what differs between them is also tried on narrow ones (``test_families``).
+Each takes a minute or two. What differs between them is also tried on narrow ones (``test_families``).
 
 Two of 32 layers, random weights in 4 bit, float32 beside them. What depends on the width is as in the whole model: the
 packed matrices, the vocabulary that an adapted ``lm_head`` reaches, heads and their groups, rotary embeddings.
@@ -23,7 +22,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from exhaustive import EXHAUSTIVE
 from server_process import server_process
 from tiny_runs import sentiment_rows
 
@@ -52,7 +50,8 @@ def folder() -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(PATIENCE_S)
-@pytest.mark.parametrize("name", ["phi3-mini-128k", *(("phi2", "llama2-7b", "llama3-8b") if EXHAUSTIVE else ())])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["phi3-mini-128k", "phi2", "llama2-7b", "llama3-8b"])
 def test_a_large_model_from_a_step_of_training_to_http(
     name: str, folder: Path, base_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,6 +204,7 @@ async def test_a_single_scorer_answers_while_it_loads_the_other_base_beside(tmp_
     assert disks["a"].loads == ["first", "second"]
 
 
+@pytest.mark.usefixtures("whole_heap")
 @pytest.mark.parametrize("how", ["for another", "unwanted"])
 async def test_what_goes_leaves_the_memory_though_it_was_left_out_of_collections(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -139,6 +139,7 @@ def test_torchs_native_code_is_bounded_unless_the_environment_says(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("whole_heap")
 def test_what_is_in_memory_is_exempt_from_collection_and_garbage_is_not() -> None:
     class Cycle:
         def __init__(self) -> None:
