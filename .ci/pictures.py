@@ -93,7 +93,7 @@ def rooms(picture: Picture) -> None:
             )
         ],
         [("report", "tables and plots")],
-        [("calibration", "thresholds"), ("estimate", "memory, time")],
+        [("calibration", "thresholds")],
         [("fine_tuning", "the loop and its adapter")],
         [("workspace", "folders, stages, provenance")],
         [("config", "YAML, checked")],

@@ -1,19 +1,19 @@
 """What a card of 24, 40 or 80 GB holds of the four large models, by count: ``python -m benchmarks.cards``.
 
 No weights and no card are needed: the configurations of ``training/configs`` are counted on the meta device
-(``training.estimate``). ``--publish`` writes the tables into docs/models.md.
+(``benchmarks.estimate``). ``--publish`` writes the tables into docs/models.md.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from benchmarks.estimate.architectures import ARCHITECTURES, architecture
+from benchmarks.estimate.run import RunEstimate, estimate
 from benchmarks.harness import provenance
 from training.config import RunConfig, load_config
-from training.estimate import CARDS, Card, RunEstimate, estimate
-from training.estimate.architectures import ARCHITECTURES, architecture
 from training.report.markdown import fill, markdown_table
 
 PAGE = provenance.ROOT / "docs" / "models.md"
@@ -29,8 +29,8 @@ MODELS = {
 SHORT, LONG = 64, 512
 #: Left aside on a card: a CUDA context with its libraries, and the share that an allocator's gaps may take.
 CONTEXT_BYTES, GAPS = 2**30, 0.1
-#: Rows of WinoGrande-S: trained on, and answered (calibration and test).
-TRAINING_ROWS, ANSWERED_ROWS = 638, 1907
+#: Bytes of a card of each size that is common.
+CARDS = {f"{size} GB": size * 2**30 for size in (24, 40, 80)}
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ def counted(model: str) -> Counted:
     return Counted(config, short, long)
 
 
-def usable_bytes(card: Card) -> int:
+def usable_bytes(card: str) -> int:
     """Return what tensors may take of a card."""
-    return int((card.memory_bytes - CONTEXT_BYTES) * (1 - GAPS))
+    return int((CARDS[card] - CONTEXT_BYTES) * (1 - GAPS))
 
 
-def most_tokens(found: Counted, card: Card) -> int:
+def most_tokens(found: Counted, card: str) -> int:
     """Return the tokens of a training batch, padding included, that a card holds; linear in them between the two."""
-    rows = found.short.training.rows
-    few, many = (one.model_bytes + one.training.bytes for one in (found.short, found.long))
+    rows = found.config.optimizer.batch_size
+    few, many = (one.model_bytes + one.training_bytes for one in (found.short, found.long))
     each = (many - few) / (rows * (LONG - SHORT))
     return max(0, int(rows * SHORT + (usable_bytes(card) - few) / each))
 
@@ -73,10 +73,10 @@ def memory_table(all_counted: Mapping[str, Counted]) -> str:
                 MODELS[model],
                 f"{short.model_bytes / 1e9:.2f}",
                 f"{short.adapter_parameters / 1e6:.2f}",
-                *(f"{one.training.bytes / 1e9:.2f}" for one in (short, long)),
-                *(f"{one.fit.bytes / 1e9:.2f}" for one in (short, long)),
-                f"{long.answer.bytes / 1e9:.2f}",
-                f"{(short.posterior_bytes or 0) / 1e6:.1f}",
+                *(f"{one.training_bytes / 1e9:.2f}" for one in (short, long)),
+                *(f"{one.fit_bytes / 1e9:.2f}" for one in (short, long)),
+                f"{long.answer_bytes / 1e9:.2f}",
+                f"{short.posterior_bytes / 1e6:.1f}",
                 f"{short.cpu_bytes / 1e9:.2f}",
             ]
         )
@@ -95,39 +95,13 @@ def memory_table(all_counted: Mapping[str, Counted]) -> str:
     return markdown_table(heading, rows)
 
 
-def cards_table(all_counted: Mapping[str, Counted], cards: Sequence[Card] = CARDS) -> str:
-    """Return by model and card the longest training batch, and the least times of WinoGrande-S."""
+def cards_table(all_counted: Mapping[str, Counted]) -> str:
+    """Return the longest training batch by model and card, in tokens, and in tokens of one of its six rows."""
     rows = []
     for model, found in all_counted.items():
-        for card in cards:
-            times = found.short.seconds(
-                card,
-                steps=found.config.optimizer.steps or 0,
-                training_rows=TRAINING_ROWS,
-                answered_rows=ANSWERED_ROWS,
-            )
-            tokens = most_tokens(found, card)
-            rows.append(
-                [
-                    MODELS[model],
-                    card.name,
-                    f"{tokens:,}",
-                    f"{tokens // found.short.training.rows:,}",
-                    *(f"{seconds / 60:.1f}" for seconds in times.values()),
-                    f"{found.short.answer.work.seconds(card) / found.short.answer.rows * 1e3:.1f}",
-                ]
-            )
-    heading = [
-        "model",
-        "card",
-        "tokens of a training batch",
-        "of a row, 6 a batch",
-        "2,500 steps, minutes",
-        "fit",
-        "answers to 1,907 rows",
-        "one answer of a full batch, ms",
-    ]
-    return markdown_table(heading, rows, left=(0, 1))
+        tokens = [most_tokens(found, card) for card in CARDS]
+        rows.append([MODELS[model], *(f"{n:,} ({n // found.config.optimizer.batch_size:,})" for n in tokens)])
+    return markdown_table(["model", *CARDS], rows)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,7 +5,7 @@
 
 Of each model: the time to make it, a training step as the model's configuration has it, a fit of 64 rows, answers as a
 server's device runs them (latency, throughput, Laplace over MAP), the memory of all that beside what the count without
-a card says (``training.estimate``), and the share of the card that it takes. The figures go to results.json and
+a card says (``benchmarks.estimate``), and the share of the card that it takes. The figures go to results.json and
 RESULTS.md under the GPU's name; those of ``--quick``, of fewer layers, of one model or of a CPU are not published, but
 left in runs/bench-quick.
 """
@@ -23,6 +23,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.estimate.architectures import architecture
+from benchmarks.estimate.run import RunEstimate, estimate
+from benchmarks.estimate.shapes import held_bytes
 from benchmarks.harness import provenance
 from benchmarks.harness.allocation import peak_bytes
 from benchmarks.harness.random_models import random_model
@@ -34,8 +37,6 @@ from laplora.errors import ModelError
 from laplora.models.base import resolve_device
 from laplora.predictive.member_outputs import MemberSet, member_outputs
 from training.config import RunConfig, load_config
-from training.estimate import RunEstimate, estimate, held_bytes
-from training.estimate.architectures import architecture
 from training.workspace.targets import target_loss
 
 GIB = 2**30
@@ -169,7 +170,8 @@ def measured(
         yield subject.record("time to make it, on the device", exactly(seconds), "seconds")
         expected = estimate(config, settings, tokens=sizes.tokens, classes=2)
         yield from training(subject, config, expected)
-        yield from subject_records(subject, expected)
+        counted = device.type == "cuda" and sizes.rows[0] == config.laplace.batch_size
+        yield from subject_records(subject, expected.fit_bytes if counted else None)
         del members, subject
         free(device)
     if artifact:
@@ -222,7 +224,7 @@ def training(subject: Subject, config: RunConfig, expected: RunEstimate) -> Iter
     model.eval()
     size = f"{rows} x {subject.sizes.tokens} tokens"
     yield subject.record(f"training step, {size}", spread([1e3 * s for s in times]), "ms")
-    yield from memory(subject, f"training step, {size}", peak + moments, expected.training.bytes)
+    yield from memory(subject, f"training step, {size}", peak + moments, expected.training_bytes)
 
 
 def memory(subject: Subject, what: str, above: int, expected: int | None = None) -> Iterator[Record]:
@@ -236,14 +238,13 @@ def memory(subject: Subject, what: str, above: int, expected: int | None = None)
         yield subject.record(f"memory, {what}, weights included", share, "the card's")
 
 
-def subject_records(subject: Subject, expected: RunEstimate | None) -> Iterator[Record]:
-    """Yield the records of weights, fit and answers."""
+def subject_records(subject: Subject, fit_bytes: int | None) -> Iterator[Record]:
+    """Yield the records of weights, fit and answers; ``fit_bytes`` are the counted ones."""
     sizes = subject.sizes
     yield subject.record("memory, weights", exactly(subject.held_bytes / GIB), "GiB")
     fit = f"fit of {sizes.fit_rows} rows of {sizes.tokens} tokens, {sizes.rows[0]} a batch"
     yield subject.record(fit, exactly(subject.fit_s), "seconds")
-    whole = expected is not None and sizes.rows[0] == expected.fit.rows and subject.device.startswith("cuda")
-    yield from memory(subject, fit, subject.fit_bytes, expected.fit.bytes if expected and whole else None)
+    yield from memory(subject, fit, subject.fit_bytes, fit_bytes)
     for rows in (1, *sizes.rows):
         for name, function in subject.functions(rows).items():
             yield from memory(subject, f"{name}, {rows} x {sizes.tokens} tokens", peak_bytes(function, subject.device))

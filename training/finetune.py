@@ -26,10 +26,8 @@ from training.fine_tuning.new_adapter import add_adapter
 from training.fine_tuning.one_device import on_device
 from training.fine_tuning.regularization import PulledTarget, Regularization, loss_lines, with_base_answers
 from training.fine_tuning.reporters import check_reporters
-from training.fine_tuning.sharding import check_shardable, whole_weights
 from training.workspace.folders import set_aside
 from training.workspace.folds import fold_runs
-from training.workspace.launcher import sharding_asked
 from training.workspace.members import kept_folders, missing_adapters
 from training.workspace.provenance import adapter_inputs
 from training.workspace.results import trained_as
@@ -49,9 +47,8 @@ class _Keep(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the adapter if this is one of the steps."""
         if folders := self._folders.get(state.global_step):
-            weights = whole_weights(kwargs["model"])
             for folder in folders if self._workers.first else ():
-                save_adapter(kwargs["model"], folder, self._dtype, weights=weights)
+                save_adapter(kwargs["model"], folder, self._dtype)
 
 
 def finetune(config: RunConfig) -> Path:
@@ -83,13 +80,11 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
     ``keep`` are steps whose adapters stay too, in the folders of ``kept_adapter``.
     """
     config, workers = run.config, run.workers
-    check_shardable(config.optimizer)
     target, checkpoints = run.folder / "adapter", run.folder / "checkpoints"
     if workers.told(lambda: target.is_dir() and trained_as(run) and not missing_adapters(run, keep)):
         say(f"adapter already trained: {target}")
         return target
     last = workers.told(lambda: resumable_checkpoint(run, checkpoints, keep))
-    last = None if sharding_asked() else last
     targets = workers.told(lambda: training_targets(run))
     cut = sum(row.truncated for row, _ in targets)
     say(
@@ -126,20 +121,16 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
         if not workers.first:
             set_seed(config.seed + workers.rank)  # masks of dropout are drawn anew for other rows
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    whole = whole_weights(trainer.model)
-    trained = whole.values() if whole is not None else [p for p in model.parameters() if p.requires_grad]
-    if not all(bool(weight.isfinite().all()) for weight in trained):
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters() if weight.requires_grad):
         raise NonFiniteError("training ended with NaN or infinite weights: lower optimizer.learning_rate")
     if workers.first:
         write_json(run.folder / "training_log.json", trainer.state.log_history)
         if config.optimizer.evaluate_every is not None:
             _tell_selected(run, trainer.state)
         unfinished = run.folder / ".adapter"
-        save_adapter(model, unfinished, dtype, weights=whole)
+        save_adapter(model, unfinished, dtype)
         shutil.rmtree(target, ignore_errors=True)
         unfinished.replace(target)
-    if whole is not None:
-        run.base.release()  # what is sharded is of no use to the steps that follow
     workers.wait()
     return target
 

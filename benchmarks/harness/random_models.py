@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from benchmarks.estimate.shapes import shape_model
 from laplora.models.lora import lora_layers, lora_of
 from laplora.predictive.member_adapters import lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet
 from laplora.readouts.label_tokens import LabelTokens
-from training.estimate.shapes import shape_model
 
 Quantization = Literal["nf4", "none"]
 #: Standard deviation of every weight, as the models' own initialisation.

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.estimate.shapes import held_bytes
 from benchmarks.harness import provenance
 from benchmarks.harness.timing import in_turns, spread
 from laplora.artifact.folder import read_artifact
@@ -22,7 +23,6 @@ from laplora.files import write_json
 from laplora.models.base import load_base_model, locate_base
 from laplora.predictor import Predictor
 from training.config import RunConfig, load_config
-from training.estimate.shapes import held_bytes
 from training.run import run
 from training.workspace.pruning import REMOVED
 

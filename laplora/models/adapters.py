@@ -154,19 +154,16 @@ def save_adapter(
     dtype: torch.dtype | None = None,
     *,
     base_model: str | None = None,
-    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a PEFT model's active adapter in PEFT's layout, without the base's embeddings.
 
     Args:
         dtype: number format of the file; None: as the weights are. base_model: what the adapter says its base is.
-        weights: by parameter name, those of a model that does not have them whole; None: the model's.
     """
     from peft.utils import get_peft_model_state_dict
 
     name = adapter_name(model)
-    given = None if weights is None else dict(weights)
-    state = get_peft_model_state_dict(model, given, adapter_name=name, save_embedding_layers=False)
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     settings = copy(model.peft_config[name])
     settings.inference_mode = True
     settings.auto_mapping = None  # of the class that it was loaded on; an artifact says which by its read-out

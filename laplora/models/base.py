@@ -133,7 +133,6 @@ def load_base_model(
     *,
     device: torch.device | Spread,
     dequantize: bool | None = None,
-    shardable: bool = False,
 ) -> LoadedBase:
     """Return the base model at what ``locate_base`` returned.
 
@@ -141,8 +140,6 @@ def load_base_model(
         device: or how it is spread over several devices.
         dequantize: whether to expand 4-bit weights at load (``laplora.models.held_weights``); None: on a CPU with the
             memory for it.
-        shardable: whether 4-bit weights are packed into numbers of the format ``dtype``, which FSDP can shard, in place
-            of bytes; the weights are the same.
 
     Raises:
         ModelError: nothing to load there, weights that are pickled or an architecture that is Python code of the
@@ -165,7 +162,6 @@ def load_base_model(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=dtype if shardable else None,
             llm_int8_skip_modules=list(_HEADS) if spec.classes else None,
         )
         options["device_map"] = {"": device}

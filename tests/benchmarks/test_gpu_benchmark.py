@@ -11,10 +11,10 @@ import torch
 from transformers import AutoConfig
 
 from benchmarks import gpu
+from benchmarks.estimate.architectures import ARCHITECTURES
 from benchmarks.harness.page import EXPECTED
 from benchmarks.harness.random_models import random_model
 from benchmarks.harness.record import read
-from training.estimate.architectures import ARCHITECTURES
 
 pytest.importorskip("bitsandbytes")
 

@@ -26,11 +26,11 @@ from server_process import server_process
 from tiny_runs import sentiment_rows
 
 import laplora
+from benchmarks.estimate.architectures import architecture
 from laplora.jacobians.contrasts import reverse_pass
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer
 from laplora.models.four_bit import packed_linears
 from training.config import RunConfig, load_config
-from training.estimate.architectures import architecture
 from training.fine_tuning.new_adapter import add_adapter
 from training.workspace.targets import target_loss
 

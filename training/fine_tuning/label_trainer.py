@@ -32,7 +32,6 @@ from training.config import OptimizerConfig, RunConfig
 from training.fine_tuning.one_device import OneDeviceArguments
 from training.fine_tuning.regularization import Regularization
 from training.fine_tuning.shared_steps import Collate, SharedBatches, in_forward, shared_loader
-from training.workspace.launcher import sharding_asked
 from training.workspace.recomputing import RECOMPUTING
 from training.workspace.targets import target_loss
 
@@ -273,8 +272,6 @@ def training_arguments(config: RunConfig, device: torch.device, folder: Path) ->
         name = "activation_checkpointing"
         name = name if name in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
         options |= {name: True, f"{name}_kwargs": RECOMPUTING}
-    if sharding_asked():
-        options["save_strategy"] = "no"
     return OneDeviceArguments(
         run_device=str(device),
         output_dir=str(folder),

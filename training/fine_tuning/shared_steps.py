@@ -66,10 +66,10 @@ def shared_loader(rows: Sequence[Any], batches: SharedBatches, collate: Collate)
 def in_forward(model: nn.Module, work: Callable[[nn.Module], torch.Tensor]) -> torch.Tensor:
     """Return what work gives of a model, done inside the forward of what the model is wrapped in.
 
-    That is where a wrapper gathers weights, and from where it follows gradients.
+    From there it follows gradients.
 
     Args:
-        model: plain, in ``DistributedDataParallel``, or sharded by FSDP's ``fully_shard``.
+        model: plain, or in ``DistributedDataParallel``.
     """
     inner: Any = model.module if isinstance(model, DistributedDataParallel) else model
     before = vars(inner).get("forward")

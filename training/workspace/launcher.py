@@ -21,16 +21,6 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0")) if launched() > 1 else 0
 
 
-def sharding_asked() -> bool:
-    """Return whether ``accelerate launch`` asks for weights that FSDP shards over the processes."""
-    return launched() > 1 and is_on("ACCELERATE_USE_FSDP")
-
-
-def is_on(variable: str) -> bool:
-    """Return whether a variable of the environment says yes."""
-    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
-
-
 def alone(job: str) -> None:
     """Raise ConfigError where several processes were started for a job that one does."""
     if launched() > 1:

@@ -42,13 +42,13 @@ def own_spread(base: BaseConfig) -> Spread | None:
     """Return how a configuration spreads its base over the GPUs of this process; None: it is on one device.
 
     Raises:
-        ConfigError: several processes, which share the rows or shard the weights and have a GPU each.
+        ConfigError: several processes, which share the rows and have a GPU each.
     """
     spread = base.spread
     if spread is not None and launched() > 1:
         raise ConfigError(
             f"base.device_map spreads the base over the GPUs of one process, and {launched()} processes were started, "
-            "each with a GPU of its own: leave out the launcher, or device_map (FSDP shards weights over processes)"
+            "each with a GPU of its own: leave out the launcher, or device_map"
         )
     return spread
 

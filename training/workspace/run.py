@@ -27,7 +27,6 @@ from laplora.workers import ALONE, Workers
 from training.config import RunConfig
 from training.data.examples import Splits
 from training.workspace.held_base import HeldBase
-from training.workspace.launcher import sharding_asked
 from training.workspace.pruning import Pruning
 from training.workspace.student import Student
 
@@ -144,7 +143,6 @@ class Run:
             spec,
             device=self.spread or self.device,
             dequantize=self.config.base.dequantize,
-            shardable=sharding_asked(),
         ).model
         if self.spread and input_device(model) != self.device:
             raise ConfigError(

@@ -11,6 +11,7 @@ from tiny_runs import FinishedRun
 from laplora.models import held_weights
 from laplora.models.four_bit import packed_linears
 from laplora.models.held_weights import MARGIN_BYTES, available_memory_bytes, decide
+from laplora.models.in_memory import non_finite
 from laplora.predictor import Predictor
 
 GIB = 2**30
@@ -95,3 +96,16 @@ def test_the_predictor_says_how(
     assert predictor.weights.held == "packed"
     assert "available are 0.00 GiB" in predictor.weights.reason
     assert sentiment_predictor.weights.held == "plain"
+
+
+def test_codes_in_a_floating_format_are_no_numbers() -> None:
+    """Of packed weights the scales are looked at."""
+    nn = pytest.importorskip("bitsandbytes").nn
+    linear = nn.Linear4bit(64, 64, bias=False, quant_type="nf4", quant_storage=torch.bfloat16)
+    linear.weight.data.fill_(0.1)
+    linear.to("cpu")
+    assert linear.weight.dtype == torch.bfloat16
+    linear.weight.data.view(torch.int16).fill_(-1)  # NaN, if it were a number
+    assert non_finite(linear) is None
+    linear.weight.quant_state.state2.absmax[0] = torch.nan
+    assert non_finite(linear) == "weight"

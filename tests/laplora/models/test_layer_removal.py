@@ -14,6 +14,7 @@ from tiny_architectures import tiny_architecture
 from tiny_classifiers import classifier_base
 from tiny_models import tiny_task
 
+from benchmarks.estimate.shapes import held_bytes
 from laplora.errors import ModelError
 from laplora.models.base import BaseSpec, load_base_model
 from laplora.models.decoder_layers import decoder_layers
@@ -23,7 +24,6 @@ from laplora.models.probe import probe_batch
 from laplora.models.readout import last_hidden
 from laplora.readouts.contexts import context_states, shares_prompt
 from laplora.readouts.prefix_tree import prefix_tree
-from training.estimate.shapes import held_bytes
 
 LAYERS = 5
 REMOVED = [1, 2]

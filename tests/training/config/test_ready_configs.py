@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.estimate.architectures import ARCHITECTURES, architecture
+from benchmarks.estimate.shapes import shape_model
 from training.config import load_config
 from training.data.benchmarks import BENCHMARKS, benchmark_key
-from training.estimate.architectures import ARCHITECTURES, architecture
-from training.estimate.shapes import shape_model
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "training" / "configs"

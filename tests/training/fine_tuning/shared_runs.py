@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from free_ports import free_port
 from tiny_runs import sentiment_config
 
 from laplora.models.adapters import save_adapter
-from training import finetune
 from training.__main__ import main as job
 from training.fine_tuning import label_trainer
 from training.fine_tuning.label_trainer import LabelTrainer
-from training.fine_tuning.sharding import whole_weights
 
 SELECTING = {
     "learning_rate": 1e-2,
@@ -44,7 +41,6 @@ REGULARISED = {
     "l2_to_initial": 0.01,
     "loraplus_lr_ratio": 4.0,
 }
-PLAIN = {"learning_rate": 1e-2, "steps": 8, "batch_size": 6, "checkpoint_every": 4}
 
 
 @dataclass(frozen=True)
@@ -52,14 +48,13 @@ class Plan:
     """Some processes that fine-tune in a folder.
 
     Attributes:
-        dies_at: batch in which the last one dies, counted from 1; sharded: whether FSDP shards the weights.
+        dies_at: batch in which the last one dies, counted from 1.
     """
 
     folder: str
     count: int
     optimizer: dict[str, Any] = field(default_factory=lambda: SELECTING)
     dies_at: int | None = None
-    sharded: bool = False
 
 
 PLANS = (
@@ -68,8 +63,6 @@ PLANS = (
     Plan("two", 2),
     Plan("one-regularised", 1, REGULARISED),
     Plan("two-regularised", 2, REGULARISED),
-    Plan("one-plain", 1, PLAIN),
-    Plan("two-sharded", 2, PLAIN, sharded=True),
 )
 
 
@@ -90,8 +83,6 @@ def _one(rank: int, port: int, root: Path, base: Path, plan: Plan) -> int:
             return compute(self, *arguments, **options)
 
         LabelTrainer.compute_loss = dying  # type: ignore[method-assign]
-    if plan.sharded:
-        shard()
     return job(["finetune", "--config", str(root / plan.folder / "sentiment.yaml")])
 
 
@@ -99,34 +90,6 @@ def told_of(model: Any, folder: Path, **options: Any) -> None:
     """Write a checkpoint's adapter and say so: the tests read who did."""
     print(f"writes {folder.name}", flush=True)  # noqa: T201
     save_adapter(model, folder, **options)
-
-
-def shard() -> None:
-    """Let a training on CPUs be sharded as accelerate shards one on GPUs, which is where it takes FSDP's settings."""
-    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    made = LabelTrainer.create_accelerator_and_postprocess
-
-    def create(self: LabelTrainer) -> None:
-        made(self)
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            reshard_after_forward=True,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
-            state_dict_type="FULL_STATE_DICT",
-            cpu_ram_efficient_loading=False,
-        )
-        state = self.accelerator.state
-        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
-        self.is_fsdp_enabled = True
-
-    def gathered(model: Any) -> Any:
-        weights = whole_weights(model)
-        print(f"gathered {len(weights or ())}")  # noqa: T201  the test reads it
-        return weights
-
-    LabelTrainer.create_accelerator_and_postprocess = create  # type: ignore[method-assign]
-    finetune.whole_weights = gathered
 
 
 def main(root: Path, base: Path) -> int:

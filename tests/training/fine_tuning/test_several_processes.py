@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from alike_runs import NATS, check_alike, check_measured_alike, read
-from safetensors.torch import load_file
 from tiny_runs import FinishedRun, sentiment_config
 
 from laplora.errors import ConfigError
@@ -69,15 +68,6 @@ def test_a_process_without_a_row_adds_nothing(root: Path) -> None:
     """With every part of the loss, and batches of one row for two processes."""
     assert statuses(root, 3) + statuses(root, 4) == [0, 0, 0]
     check_alike(run_folder(root, "one-regularised"), run_folder(root, "two-regularised"))
-
-
-def test_sharded_weights_are_trained_and_saved_whole(root: Path) -> None:
-    """FSDP as accelerate sets it up, on CPUs; every decoder layer by itself, the tied embedding with the head."""
-    assert statuses(root, 5) + statuses(root, 6) == [0, 0, 0]
-    saved = load_file(run_folder(root, "two-sharded") / "adapter" / "adapter_model.safetensors")
-    assert f"gathered {len(saved)}" in (root / "two-sharded" / "6-1.log").read_text()
-    check_alike(run_folder(root, "one-plain"), run_folder(root, "two-sharded"))
-    assert not list((run_folder(root, "two-sharded") / "checkpoints").glob("checkpoint-*"))
 
 
 def test_only_the_first_process_speaks_and_writes(root: Path) -> None:

@@ -10,11 +10,11 @@ import torch
 import transformers as hf
 from peft import LoraConfig, get_peft_model
 
+from benchmarks.estimate.architectures import ARCHITECTURES, architecture
+from benchmarks.estimate.shapes import held_bytes, shape_base, shape_model
 from laplora.errors import ModelError
 from laplora.models.base import BaseSpec, load_base_model
 from laplora.models.quiet import quiet_loading
-from training.estimate.architectures import ARCHITECTURES, architecture
-from training.estimate.shapes import held_bytes, shape_base, shape_model
 
 pytest.importorskip("bitsandbytes")
 
@@ -50,21 +50,6 @@ def test_a_shape_is_as_large_as_the_loaded_model(kind: str, quantization: Any, t
     adapted = shape_model(settings, quantization=quantization, dtype=torch.bfloat16, rank=3, targets=targets)
     with quiet_loading():
         assert held_bytes(adapted) == held_bytes(get_peft_model(loaded, adapter))
-
-
-@pytest.mark.parametrize("quantization", ["nf4", "none"])
-@pytest.mark.parametrize("kind", SMALL)
-def test_a_shape_without_layers_is_as_large_as_the_loaded_model(kind: str, quantization: Any, tmp_path: Path) -> None:
-    settings = SMALL[kind]
-    hf.AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16).save_pretrained(tmp_path)
-    spec = BaseSpec(str(tmp_path), quantization=quantization, removed_layers=(0,))
-    loaded = load_base_model(str(tmp_path), spec, device=torch.device("cpu"), dequantize=False).model
-    shape = shape_base(settings, quantization=quantization, dtype=torch.bfloat16, pruned=1)
-    assert held_bytes(shape) == held_bytes(loaded)
-    assert held_bytes(shape) < held_bytes(shape_base(settings, quantization=quantization, dtype=torch.bfloat16))
-    for count in (2, 3):
-        with pytest.raises(ModelError, match=r"no layer is left|expected ascending numbers below 2"):
-            shape_base(settings, quantization="none", dtype=torch.bfloat16, pruned=count)
 
 
 def test_a_model_can_still_be_quantized_afterwards() -> None:

@@ -1,4 +1,4 @@
-"""A meter for code that runs on the meta device: memory that it would hold, and work that it would do.
+"""A meter for code that runs on the meta device: the most memory that it would hold at a time.
 
 Every kernel that torch would launch passes by. Its outputs are shapes alone, which live as long as the real tensors
 would. Where code asks for a value, it is told zero or False: a mask that is not all ones, a number that is not above a
@@ -9,63 +9,30 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
-
-from training.estimate.cards import Card
-
-#: Seconds that a kernel takes at least, from one launch to the next.
-LAUNCH_S = 5e-6
-#: Kernels that read of their first tensor only what they return.
-_LOOK_UPS = ("aten::embedding", "aten::index.Tensor", "aten::index_select", "aten::gather")
 
 
-@dataclass(frozen=True)
-class Work:
-    """What one call would do.
+def counted_peak(function: Callable[[], Any]) -> int:
+    """Return what a call on tensors of the meta device holds at a time, beyond what was there before.
 
-    Attributes:
-        peak_bytes: of tensors held at a time, beyond those that were there before.
-        kernels: how many there are by (multiplications and additions of products, bytes read and written).
+    What it returns is held until its end.
     """
-
-    peak_bytes: int
-    kernels: Mapping[tuple[int, int], int]
-
-    @property
-    def products(self) -> int:
-        """Multiplications and additions of matrix products and attention."""
-        return sum(products * count for (products, _), count in self.kernels.items())
-
-    def seconds(self, card: Card) -> float:
-        """Return the least time on a card: each kernel at the speed of its products or of its memory, one by one."""
-        return sum(
-            count * max(products / card.products_per_s, moved / card.bytes_per_s, LAUNCH_S)
-            for (products, moved), count in self.kernels.items()
-        )
-
-
-def work_of(function: Callable[[], Any]) -> Work:
-    """Return the work of a call on tensors of the meta device; what it returns is held until its end."""
     meter = _Meter()
     with _efficient_attention(), meter:
         held = function()
     del held
-    return Work(meter.peak, dict(meter.kernels))
+    return meter.peak
 
 
 class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.kernels: Counter[tuple[int, int]] = Counter()
         self.peak = self._now = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
@@ -75,26 +42,21 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:  # float(), bool() and int() of a tensor
             return torch.zeros((), dtype=args[0].dtype, device="cpu").item()
-        given = _tensors((args, kwargs))
-        for tensor in given:
+        for tensor in _tensors((args, kwargs)):
             self._count(tensor, 0)  # what is first seen here was there before
         result = func(*args, **kwargs)
         made = _tensors(result)
-        new = sum(self._count(tensor, None) for tensor in made)
-        aside, extra = _packed_product(func, args, made)
-        self.peak = max(self.peak, self._now + aside)
-        if new or _writes(func):
-            moved = 2 * sum(map(_bytes, made)) if func.name() in _LOOK_UPS else sum(map(_bytes, [*given, *made]))
-            self.kernels[extra + _products(func, args, kwargs, result), moved + 2 * aside] += 1
+        for tensor in made:
+            self._count(tensor, tensor.untyped_storage().nbytes())
+        self.peak = max(self.peak, self._now + _expanded_bytes(func, args, made))
         return result
 
-    def _count(self, tensor: torch.Tensor, size: int | None) -> int:
-        """Note a tensor's storage with its size, or the one given, until it is freed; return the bytes that are new."""
+    def _count(self, tensor: torch.Tensor, size: int) -> None:
+        """Add a storage that is new, with its size, until it is freed."""
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._known and self._known[key]() is storage:
-            return 0
-        size = storage.nbytes() if size is None else size
+            return
         self._now += size
 
         def freed(_reference: object) -> None:
@@ -102,36 +64,21 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._known.pop(key, None)
 
         self._known[key] = weakref.ref(storage, freed)
-        return size
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor) and leaf.is_meta]
 
 
-def _bytes(tensor: torch.Tensor) -> int:
-    """Return the bytes behind a tensor: of one that was broadcast, those that are there."""
-    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
-
-
-def _writes(func: Any) -> bool:
-    return any(returned.alias_info is not None and returned.alias_info.is_write for returned in func._schema.returns)
-
-
-def _products(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    count = flop_registry.get(func.overloadpacket)
-    return 0 if count is None else int(count(*args, **kwargs, out_val=result))
-
-
-def _packed_product(func: Any, args: Any, made: list[torch.Tensor]) -> tuple[int, int]:
-    """Return the bytes beside its output, and the products, of a linear with a 4-bit weight, which is expanded in it.
+def _expanded_bytes(func: Any, args: Any, made: list[torch.Tensor]) -> int:
+    """Return the bytes beside its output of a linear with a 4-bit weight, which is expanded in it.
 
     The expanded weight has the output's number format; its constants are four bytes for 64 weights.
     """
     if func.name() != "bitsandbytes::gemm_4bit":
-        return 0, 0
+        return 0
     weights = math.prod(args[2])
-    return weights * made[0].itemsize + weights // 64 * 4, 2 * weights * (args[0].numel() // args[0].shape[-1])
+    return weights * made[0].itemsize + weights // 64 * 4
 
 
 @contextmanager

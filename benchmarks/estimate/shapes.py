@@ -12,40 +12,30 @@ import torch
 from torch import nn
 
 from laplora.errors import ModelError, install
-from laplora.models.decoder_layers import decoder_layers
 from laplora.models.four_bit import keep_4bit_differentiable
-from laplora.models.layer_removal import drop_layers
 from laplora.models.probe import check_targets
 from laplora.models.quiet import quiet_loading
 
 Quantization = Literal["nf4", "none"]
 
 
-def shape_base(settings: Any, *, quantization: Quantization, dtype: torch.dtype, pruned: int = 0) -> Any:
+def shape_base(settings: Any, *, quantization: Quantization, dtype: torch.dtype) -> Any:
     """Return the causal language model of a transformers configuration on the meta device, frozen, in eval mode.
 
     Args:
         quantization: ``nf4``: linears are bitsandbytes' 4-bit ones, packed, but for those that transformers leaves
             plain at load (``lm_head``). For weights that are expanded at load say ``none``: they are as large.
-        dtype: of what is not packed; pruned: layers that are removed, here the last ones.
+        dtype: of what is not packed.
 
     Raises:
-        ModelError: ``nf4`` without bitsandbytes, or layers that cannot be removed.
+        ModelError: ``nf4`` without bitsandbytes.
     """
     from transformers import AutoModelForCausalLM
 
     make: Any = AutoModelForCausalLM.from_config
     with torch.device("meta"), quiet_loading(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers', about settings of its own
-        try:
-            base = make(copy.deepcopy(settings), dtype=dtype, attn_implementation="sdpa")
-        except ValueError as error:  # as at load: a model that has no such attention
-            if "scaled_dot_product_attention" not in str(error):
-                raise
-            base = make(copy.deepcopy(settings), dtype=dtype, attn_implementation="eager")
-    if pruned:
-        layers = len(decoder_layers(base))
-        drop_layers(base, range(layers - pruned, layers))
+        base = make(copy.deepcopy(settings), dtype=dtype, attn_implementation="sdpa")
     if quantization == "nf4":
         _pack(base, dtype)
     base.requires_grad_(False)
@@ -60,14 +50,13 @@ def shape_model(
     rank: int,
     targets: Sequence[str],
     dropout: float = 0.0,
-    pruned: int = 0,
 ) -> Any:
     """Return ``shape_base`` with a LoRA adapter on it, float32 as PEFT trains it.
 
     Raises:
         ModelError: as ``shape_base``, and a target that names no linear module.
     """
-    base = shape_base(settings, quantization=quantization, dtype=dtype, pruned=pruned)
+    base = shape_base(settings, quantization=quantization, dtype=dtype)
     check_targets(base, tuple(targets))
     with quiet_loading():
         from peft import LoraConfig, get_peft_model
