@@ -3,4 +3,5 @@
 Read ``prediction`` first: probabilities, uncertainty, flags, sets and decisions of one predictive. ``deferral`` says
 which rows ``fast`` leaves to ``laplace``, ``order_answers`` averages one question over the orders of its options,
 ``review_scores`` decides for a risk that a request states, and ``golden`` compares answers with recorded ones.
+``written`` is an answer as JSON; ``evaluation`` and ``reporting`` measure answers by true ``labels``.
 """

@@ -21,12 +21,12 @@ from laplora.bulk.run import Workers, described, finish
 from laplora.errors import DataError, LaploraError
 
 if TYPE_CHECKING:
+    from laplora.answers.evaluation import MethodRow
+    from laplora.answers.labels import Truth
     from laplora.artifact.folder import Artifact
     from laplora.bulk.workers import Line
     from laplora.predictor import Predictor
     from laplora.prompts.examples import Example
-    from service.scoring.evaluation import MethodRow
-    from service.scoring.labels import Truth
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from laplora.errors import ConfigError, DataError, LaploraError, needs
 if TYPE_CHECKING:
     import torch
 
+    from laplora.answers.evaluation import MethodRow
+    from laplora.answers.labels import Truth
     from laplora.answers.prediction import Prediction
     from laplora.artifact.folder import Artifact
     from laplora.artifact.manifest import Manifest
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from laplora.data.labelled import Task
     from laplora.predictor import Predictor
     from laplora.prompts.examples import Example
-    from service.scoring.evaluation import MethodRow
-    from service.scoring.labels import Truth
 
 
 #: Rows that are answered together, in batches of like length: as many whoever answers them, so that figures are equal.
@@ -133,7 +133,7 @@ def numbers_of(
     manifest: Manifest, how: How, prediction: Prediction, own_order: Prediction | None
 ) -> dict[str, MethodRow]:
     """Return what figures need of one row's answer, by method."""
-    from service.scoring.evaluation import method_rows
+    from laplora.answers.evaluation import method_rows
 
     return method_rows(manifest, how.predictive or manifest.recommended.predictive, prediction, own_order)
 
@@ -146,8 +146,8 @@ def measure_rows(
     Args:
         rows: at least one, of ``numbers_of``; truths: of ``truth_of``.
     """
-    from service.scoring.evaluation import measure, questions
-    from service.scoring.labels import LabelNames
+    from laplora.answers.evaluation import measure, questions
+    from laplora.answers.labels import LabelNames
 
     names = LabelNames.of(manifest)
     methods = measure(rows, truths, names=names, how=measure_how)

@@ -63,24 +63,23 @@ def report(
 
 def _brought(artifact: Path) -> bytes:
     from laplora.artifact.folder import read_artifact
+    from laplora.artifact.report_page import read_report
 
-    try:
-        from service.artifacts.reports import read_report
-    except ImportError as error:
-        raise needs("service", error) from None
-    return read_report(read_artifact(artifact))
+    if (page := read_report(read_artifact(artifact))) is None:
+        raise ConfigError("the artifact brings no report, or not the one that its manifest lists: give --data FILE")
+    return page
 
 
 def _measured(artifact: Path, data: Path, label_field: str, how: How, texts: bool, device: str) -> bytes:
     try:
+        from laplora.answers.evaluation import unfamiliar_share
+        from laplora.answers.labels import LabelNames
+        from laplora.answers.reporting import MeasuredRows, measured_report
         from laplora.report.page import html
         from laplora.report.verdict import judge
         from service.http.answers import prediction_out
         from service.http.schemas.inputs import Input
         from service.http.schemas.predict import PredictOptions
-        from service.scoring.evaluation import unfamiliar_share
-        from service.scoring.labels import LabelNames
-        from service.scoring.reporting import MeasuredRows, measured_report
     except ImportError as error:
         raise needs("report", error) from None
     predictor = load(artifact, device, how, progress=say_stage)
@@ -105,7 +104,7 @@ def _measured(artifact: Path, data: Path, label_field: str, how: How, texts: boo
         title=predictor.artifact.name,
         measured_on=f"{len(examples)} rows of {data.name}",
         fields=predictor.artifact.manifest.template.template().fields,
-        unfamiliar=unfamiliar_share(manifest, measured.predictions),
+        unfamiliar=unfamiliar_share(manifest, [answer.flags for answer in measured.predictions]),
         notes=[],
         provenance=_provenance(predictor, data, how),
         texts=texts,

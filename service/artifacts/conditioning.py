@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laplora.answers.labels import LabelNames
 from laplora.errors import (
     ArtifactWriteError,
     ConfigError,
@@ -34,7 +35,6 @@ from service.errors import (
 )
 from service.scoring.backend import Backend
 from service.scoring.device_faults import is_out_of_memory
-from service.scoring.labels import LabelNames
 from service.scoring.model import Model
 from service.telemetry.logs import logger
 from service.threads import in_daemon_thread

@@ -1,54 +1,19 @@
-"""The report that an artifact brings along: read as its manifest has it, and as nothing else."""
+"""The reports that artifacts bring along, held while answers are on their way."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from laplora.artifact.manifest import REPORT_PAGE
+from laplora.artifact.report_page import MOST_BYTES, read_report
 from service.errors import ReportNotFoundError
 
 if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
 
-#: Most bytes of a report that is shown: ten times one of this version.
-MOST_BYTES = 2**20
 #: Most reports whose bytes are held between answers.
 _MOST_HELD = 16
-
-
-def has_report(artifact: Artifact) -> bool:
-    """Return whether an artifact brings a report that can be shown."""
-    record = artifact.manifest.files.get(REPORT_PAGE)
-    return record is not None and record.size_bytes <= MOST_BYTES
-
-
-def read_report(artifact: Artifact) -> bytes:
-    """Return an artifact's report, an HTML page that anybody may have written. Reads the disk.
-
-    Raises:
-        ReportNotFoundError: it has none, or one that is too large, or what is there is not what its manifest lists.
-    """
-    if not has_report(artifact):
-        raise ReportNotFoundError(
-            f"the artifact brings no report of at most {MOST_BYTES} bytes: 'python -m training run' makes one"
-        )
-    record, path = artifact.manifest.files[REPORT_PAGE], artifact.path / REPORT_PAGE
-    try:
-        # A pipe would keep whoever opens it waiting.
-        content = b""
-        if path.is_file():
-            with path.open("rb") as file:
-                content = file.read(record.size_bytes + 1)
-    except OSError:
-        content = b""
-    if hashlib.sha256(content).hexdigest() != record.sha256:
-        raise ReportNotFoundError(
-            "the report on disk is not the one of the artifact that is listed: it was changed or replaced meanwhile; "
-            "load the artifact again"
-        )
-    return content
 
 
 class Reports:
@@ -58,12 +23,18 @@ class Reports:
         self._held: OrderedDict[str, bytes] = OrderedDict()
 
     def read(self, artifact: Artifact) -> bytes:
-        """Return an artifact's report as ``read_report`` does: the same object each time.
+        """Return an artifact's report, an HTML page that anybody may have written: the same object each time.
+
+        Reads the disk.
 
         Raises:
-            ReportNotFoundError: as ``read_report``.
+            ReportNotFoundError: it has none that can be shown (``laplora.artifact.report_page.read_report``).
         """
-        content = read_report(artifact)
+        if (content := read_report(artifact)) is None:
+            raise ReportNotFoundError(
+                f"the artifact brings no report of at most {MOST_BYTES} bytes that is the one its manifest lists: "
+                "'python -m training run' makes one; where the folder was replaced meanwhile, load the artifact again"
+            )
         digest = artifact.manifest.files[REPORT_PAGE].sha256
         content = self._held.setdefault(digest, content)
         self._held.move_to_end(digest)

@@ -1,12 +1,12 @@
-"""A prediction as the contract writes it."""
+"""A prediction as the contract has it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
+from laplora.answers.written import written_answer
+from laplora.errors import NonFiniteError
 from service.errors import UnscorableInputError
 from service.http.schemas.inputs import Input
 from service.http.schemas.predict import PredictionOut, PredictOptions
@@ -35,51 +35,12 @@ def prediction_out(index: int, item: Input, prediction: Prediction, options: Pre
     """Return one prediction as the contract writes it.
 
     Raises:
-        UnscorableInputError: a number in it is not finite, or is no probability.
+        UnscorableInputError: a number in it is not finite.
     """
-    p = prediction
-
-    def by_label(values: list[float]) -> dict[str, float]:
-        return dict(zip(p.labels, values, strict=True))
-
-    label = p.labels[p.label_index]
-    choices = item.template_fields.get("choices")
-    parts = {"total": p.total, "aleatoric": p.aleatoric, "epistemic": p.epistemic}
-    has_spread = None not in parts.values()
-    # Only what is set is sent: an id that was not given and a covariance that was not asked for are left out.
-    optional: dict[str, object] = {} if item.id is None else {"id": item.id}
-    if p.labels_present is not None:
-        optional["labels"] = p.labels_present
-    if options.covariance:
-        optional["logit_covariance"] = p.logit_covariance
-    if p.order_information is not None:
-        optional["orders"] = p.orders
-        parts["order"] = p.order_information
     try:
-        return PredictionOut.model_validate(
-            {
-                **optional,
-                "label": label,
-                "label_text": choices[p.label_index] if isinstance(choices, list) else label,
-                "answered_by": p.predictive,
-                "map_probs": by_label(p.map_probs),
-                "probs": by_label(p.probs),
-                "probs_std": None if p.probs_std is None else by_label(p.probs_std),
-                "calibrated_probs": {name: by_label(probs) for name, probs in p.calibrated_probs.items()},
-                "logit_mean": p.logit_mean,
-                "logit_variance": p.logit_variance,
-                "uncertainty": parts if has_spread else None,
-                "label_mass": p.label_mass,
-                "familiarity": p.familiarity,
-                "score": p.score,
-                "prediction_set": list(p.prediction_set),
-                "flags": list(p.flags),
-                "decision": p.decision,
-                "tokens": p.tokens,
-                "truncated": p.truncated,
-            }
-        )
-    except ValidationError:
+        answer = written_answer(prediction, item.template_fields, id=item.id, covariance=options.covariance)
+    except NonFiniteError:
         raise UnscorableInputError(
             f"the model has no finite answer for input {index}: change or leave out that input", field=f"inputs.{index}"
         ) from None
+    return PredictionOut.model_validate(answer)

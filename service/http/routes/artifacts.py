@@ -13,8 +13,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
+from laplora.artifact.report_page import has_report
 from laplora.errors import LaploraError
-from service.artifacts.reports import has_report
 from service.artifacts.shelf import Place
 from service.http.openapi import CANDIDATE_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.dependencies import ArtifactsDep

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 
+from laplora.answers.evaluation import measure, method_rows, unfamiliar_share
+from laplora.answers.labels import LabelNames, Truth
 from laplora.errors import InvalidInputError, NonFiniteError
 from service.errors import UnscorableInputError
 from service.http.body import JsonBodyRoute
@@ -16,8 +18,6 @@ from service.http.routes.dependencies import MeasureThreadsDep, ScorerDep
 from service.http.routes.planning import PlanningDep
 from service.http.schemas.evaluate import EvaluateRequest, EvaluateResponse, MethodMetrics
 from service.http.schemas.inputs import LabelledInput
-from service.scoring.evaluation import measure, method_rows, unfamiliar_share
-from service.scoring.labels import LabelNames, Truth
 from service.scoring.plan import Scored
 from service.scoring.ticket import Ask
 
@@ -62,7 +62,7 @@ async def evaluate(
         return EvaluateResponse(
             artifact=artifact_ref(model.artifact),
             rows=len(truths),
-            unfamiliar=unfamiliar_share(manifest, scored.predictions),
+            unfamiliar=unfamiliar_share(manifest, [answer.flags for answer in scored.predictions]),
             methods={name: MethodMetrics.model_validate(metrics) for name, metrics in methods.items()},
             timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions)),
         )

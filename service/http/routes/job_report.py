@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
+from laplora.answers.reporting import MeasuredRows
 from laplora.errors import LaploraError
 from service.errors import ReportNotFoundError
 from service.http.disconnects import while_awaited
@@ -15,7 +16,6 @@ from service.http.openapi import JOB_ERRORS, error_responses
 from service.http.routes.dependencies import ArtifactsDep, CallerDep, JobFiguresDep, JobsDep, ReportsDep, SettingsDep
 from service.jobs.records import Job
 from service.jobs.report import job_report, take_rows
-from service.scoring.reporting import MeasuredRows
 
 if TYPE_CHECKING:
     from laplora.artifact.manifest import Manifest

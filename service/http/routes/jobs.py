@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
+from laplora.answers.labels import LabelNames
 from laplora.errors import LaploraError
 from service.artifacts.host import ArtifactHost
 from service.errors import ClientGoneError, DeadlineError
@@ -23,7 +24,6 @@ from service.jobs.board import JobBoard
 from service.jobs.records import Job
 from service.jobs.shown import job_out
 from service.jobs.upload import IdleUploadError, steadily
-from service.scoring.labels import LabelNames
 from service.security.callers import Caller
 from service.settings import Settings
 from service.telemetry.request_record import note

@@ -18,9 +18,10 @@ from report_records import report
 from serving import FakePredictor, Served, artifacts_in, code, on_uvicorn, serve
 
 from laplora.artifact.manifest import REPORT_PAGE, FileRecord
+from laplora.artifact.report_page import MOST_BYTES
 from laplora.report.page import html
 from laplora.report.verdict import judge
-from service.artifacts.reports import MOST_BYTES, Reports
+from service.artifacts.reports import Reports
 from service.errors import ReportNotFoundError
 
 pytestmark = pytest.mark.anyio

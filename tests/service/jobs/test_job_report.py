@@ -13,6 +13,7 @@ import pytest
 from job_calls import ended, held, rows, submit
 from serving import FakePredictor, Served, code, serve
 
+from laplora.answers.evaluation import measure
 from laplora.report.page import html
 from laplora.report.verdict import judge
 from service.errors import ReportNotFoundError
@@ -20,7 +21,6 @@ from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.evaluate import MeasureOptions
 from service.jobs import report as job_reports
 from service.jobs.records import About, Job
-from service.scoring.evaluation import measure
 
 pytestmark = pytest.mark.anyio
 

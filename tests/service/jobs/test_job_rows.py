@@ -14,9 +14,9 @@ from job_calls import callers, cancel, delete, ended, folder, get, held, lines, 
 from limits import longer_and_longer
 from serving import FakePredictor, Served, serve
 
+from laplora.answers.evaluation import questions
 from laplora.prompts.templates import TEMPLATES
 from service.jobs.tables_out import written
-from service.scoring.evaluation import questions
 
 pytestmark = pytest.mark.anyio
 

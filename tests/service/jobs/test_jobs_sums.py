@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from laplora.answers.labels import LabelNames
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.evaluate import MeasureOptions
 from service.jobs.records import About, Job, ScoredRow, Sums
 from service.jobs.shown import job_out
-from service.scoring.labels import LabelNames
 
 LABELS = LabelNames(("n", "p"), several=False)
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from laplora.answers.evaluation import MethodRow, measure
+from laplora.answers.labels import LabelNames, Truth
 from laplora.metrics.scores import row_nll
 from service.http.schemas.evaluate import EvaluateOptions, MethodMetrics
-from service.scoring.evaluation import MethodRow, measure
-from service.scoring.labels import LabelNames, Truth
 
 ROWS = 60
 TWO = LabelNames(("no", "yes"))

@@ -1,0 +1,172 @@
+"""From predictions and true labels to the metrics of every predictive: of a file, of POST /evaluate and of its jobs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+from laplora.answers.labels import LabelNames, Truth
+
+if TYPE_CHECKING:
+    import torch
+
+    from laplora.answers.prediction import Prediction
+    from laplora.artifact.manifest import Manifest
+
+#: An input's probabilities under one method, and the score that ranks its mistakes; None: their entropy. Where several
+#: labels may be right, the scores of the labels.
+MethodRow = tuple[Sequence[float], float | Sequence[float] | None]
+
+
+#: What every other method's NLL is compared with: one fitted number, at the price of MAP.
+REFERENCE = "temperature"
+
+
+class HowMeasured(Protocol):
+    """Bins of the ECE, and resamples and seed of the bootstrap."""
+
+    bins: int
+    resamples: int
+    seed: int
+
+
+def method_rows(
+    manifest: Manifest, answering: str, prediction: Prediction, own_order: Prediction | None = None
+) -> dict[str, MethodRow]:
+    """Return one input's numbers by method, ``answering`` the predictive that answers.
+
+    Where ``prediction`` averages several orders of the choices, ``own_order`` is the one in the user's order, and
+    ``NAME_order_average`` comes beside each method.
+    """
+    if own_order is not None:
+        averaged = method_rows(manifest, answering, prediction)
+        in_order = method_rows(manifest, answering, own_order)
+        return in_order | {f"{name}_order_average": row for name, row in averaged.items()}
+    p = prediction
+    if p.labels_present is not None:
+        return _by_label(manifest, {"map": p.map_probs, answering: p.probs, **p.calibrated_probs})
+    others = {name: (probs, p.calibrated_scores[name]) for name, probs in p.calibrated_probs.items()}
+    return {"map": (p.map_probs, None), answering: (p.probs, p.score), **others}
+
+
+def _by_label(manifest: Manifest, methods: Mapping[str, Sequence[float]]) -> dict[str, MethodRow]:
+    """Return an input's probabilities with what ranks its labels (``laplora.decisions.uncertainty.review_score``)."""
+    records = {str(name): record for name, record in manifest.predictives.items()}
+    at_map = [_entropy(p) for p in methods["map"]]
+    return {
+        name: (probs, None if records[name].thresholds.review.score == "total_entropy" else at_map)
+        for name, probs in methods.items()
+    }
+
+
+def _entropy(present: float) -> float:
+    """Return the entropy of a label that is present with a probability, nats."""
+    return -sum(p * math.log(p) for p in (present, 1 - present) if p > 0)
+
+
+def unfamiliar_share(manifest: Manifest, flags: Sequence[Sequence[str]]) -> float | None:
+    """Return the share of answers with the flag ``unfamiliar``; None where the artifact does not tell.
+
+    Args:
+        flags: of each answer.
+    """
+    if manifest.familiarity is None or not flags:
+        return None
+    return sum("unfamiliar" in raised for raised in flags) / len(flags)
+
+
+def all_finite(methods: Mapping[str, MethodRow]) -> bool:
+    """Return whether every number of an input is finite."""
+    numbers = [
+        [*probs, *(score if isinstance(score, Sequence) else [score or 0.0])] for probs, score in methods.values()
+    ]
+    return all(math.isfinite(number) for some in numbers for number in some)
+
+
+def measure(
+    rows: Sequence[Mapping[str, MethodRow]], truths: Sequence[Truth], *, names: LabelNames, how: HowMeasured
+) -> dict[str, dict[str, Any]]:
+    """Return the metrics of every method, by name, as ``measure_method`` does; all rows have the same methods."""
+    scaled = [row[REFERENCE] for row in rows] if REFERENCE in rows[0] else None
+    return {
+        name: measure_method(
+            [row[name] for row in rows], truths, names=names, how=how, scaled=None if name == REFERENCE else scaled
+        )
+        for name in rows[0]
+    }
+
+
+def measure_method(
+    rows: Sequence[MethodRow],
+    truths: Sequence[Truth],
+    *,
+    names: LabelNames,
+    how: HowMeasured,
+    scaled: Sequence[MethodRow] | None = None,
+) -> dict[str, Any]:
+    """Return one method's metrics as JSON values; it ranks its mistakes by its score.
+
+    Where several labels may be right, the metrics are over all labels of all inputs, and those of each label are beside
+    them.
+
+    Args:
+        rows: at least one; truths: of each row.
+        scaled: the same inputs' rows by ``REFERENCE``, which the NLL is compared with; None, or without resamples:
+            nothing is.
+
+    Raises:
+        NonFiniteError: a number that is not finite.
+    """
+    import torch
+
+    from laplora.metrics.paired import nll_difference
+    from laplora.metrics.scores import evaluate_probs
+    from laplora.metrics.several_labels import evaluate_labels
+
+    probs, right = questions([probs for probs, _ in rows], truths, names)
+    scores = [score for _, score in rows if score is not None]
+    score = torch.tensor(scores, dtype=torch.float64).flatten() if scores else None
+    options: dict[str, Any] = {"bins": how.bins, "resamples": how.resamples, "seed": how.seed}
+    if names.several:
+        whole, each = evaluate_labels(probs, right, score, together=names.questions, **options)
+        metrics = whole.to_json() | each.to_json(names.names)
+    else:
+        metrics = evaluate_probs(probs, right, score, **options).to_json()
+    del metrics["rows"]
+    metrics["over_temperature"] = None
+    if scaled is not None and how.resamples:
+        other, _ = questions([probs for probs, _ in scaled], truths, names)
+        drawn = {"resamples": how.resamples, "seed": how.seed, "together": names.questions}
+        metrics["over_temperature"] = asdict(nll_difference(probs, other, right, **drawn))
+    return metrics
+
+
+def questions(
+    rows: Sequence[Sequence[float]], truths: Sequence[Truth], labels: LabelNames
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the metrics are of: probabilities (rows, classes) float64, and right classes (rows,) int64.
+
+    Where several labels may be right, an input is one row for each label, with the classes absent and present.
+
+    Args:
+        rows: the inputs' probabilities by label; one with fewer choices has probability 0 at the labels it cannot take.
+    """
+    import torch
+
+    from laplora.metrics.several_labels import binary_probs
+
+    if not labels.several:
+        return padded_probs(rows, len(labels.names)), torch.tensor(truths)
+    right = torch.zeros(len(rows), len(labels.names), dtype=torch.int64)
+    for row, places in zip(right, truths, strict=True):
+        row[list(places if isinstance(places, tuple) else (places,))] = 1
+    return binary_probs(torch.tensor(rows, dtype=torch.float64)), right.flatten()
+
+
+def padded_probs(rows: Sequence[Sequence[float]], class_count: int) -> torch.Tensor:
+    """Return (rows, class_count) float64; a row with fewer choices has probability 0 at the classes it cannot take."""
+    import torch
+
+    return torch.tensor([[*row, *[0.0] * (class_count - len(row))] for row in rows], dtype=torch.float64)

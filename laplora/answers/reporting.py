@@ -1,0 +1,164 @@
+"""The report of measured rows: what ``laplora.report`` is told of answers as POST /predict writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from laplora.answers.evaluation import questions
+from laplora.answers.labels import LabelNames, Truth
+
+if TYPE_CHECKING:
+    from laplora.artifact.manifest import Manifest
+    from laplora.report.records import Report, Rows
+
+#: What an answer has by label, and a report needs.
+_BY_LABEL = ("map_probs", "probs", "probs_std")
+BY_LABEL = len(_BY_LABEL)
+
+
+@dataclass
+class MeasuredRows:
+    """Scored rows, column by column.
+
+    Attributes:
+        numbers: their lines, from 0; truths: where the right labels are among the artifact's.
+        answers: as of POST /predict, with ``epistemic`` (nats or None) and ``unfamiliar``; what is by label is a list,
+            in the labels' order.
+        values: of each row the template's fields, and others that it may be sliced by.
+    """
+
+    numbers: list[int] = field(default_factory=list)
+    truths: list[Truth] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    values: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, number: int, truth: Truth, answer: Mapping[str, Any], values: dict[str, Any]) -> None:
+        """Add a row, with an answer as POST /predict writes it; of it is kept what a report needs."""
+        kept = {name: answer[name] for name in ("score", "decision", "tokens", "prediction_set")}
+        for name in _BY_LABEL:
+            # The numbers alone: a row's own copy of every label would be most of what is in memory.
+            kept[name] = None if answer[name] is None else list(answer[name].values())
+        kept["epistemic"] = (answer["uncertainty"] or {}).get("epistemic")
+        kept["unfamiliar"] = "unfamiliar" in answer["flags"]
+        self.numbers.append(number)
+        self.truths.append(truth)
+        self.answers.append(kept)
+        self.values.append(values)
+
+
+def measured_report(
+    taken: MeasuredRows,
+    manifest: Manifest,
+    methods: Mapping[str, Mapping[str, Any]],
+    *,
+    names: LabelNames,
+    predictive: str,
+    averaged: bool,
+    title: str,
+    measured_on: str,
+    fields: Sequence[str],
+    unfamiliar: float | None,
+    notes: Sequence[str],
+    provenance: Mapping[str, str],
+    texts: bool,
+) -> Report:
+    """Return the report of rows that an artifact answered.
+
+    Args:
+        taken: at least one row; manifest: of the artifact, which has what it promises.
+        methods: metrics by method, as of POST /evaluate.
+        names: the artifact's labels.
+        predictive: the one that answered; averaged: whether over several orders of the choices.
+        fields: of the rows' values those that the prompt has; texts: whether they are shown.
+        unfamiliar: share of ``taken`` that is flagged so; None where nothing flags them.
+    """
+    from laplora.report.records import Promise, Report
+
+    records = {str(name): record for name, record in manifest.predictives.items()}
+    rule = records[predictive].thresholds.review
+    recommended = manifest.recommended
+    served = f"{predictive}_order_average" if averaged else predictive
+    shown = {name: dict(values) for name, values in methods.items()}
+    if not names.several:
+        pairs = zip(taken.truths, taken.answers, strict=True)
+        held = sum(names.names[truth] in answer["prediction_set"] for truth, answer in pairs if isinstance(truth, int))
+        shown[served]["sets"] = {"coverage": held / len(taken.numbers)}
+    gain = shown[served].get("over_temperature")
+    familiarity = manifest.familiarity
+    several = ["Several labels may be right: each label of an input counts as a question of its own"]
+    return Report(
+        title=title,
+        measured_on=measured_on,
+        served=served,
+        reason=recommended.reason if predictive == recommended.predictive else "it was asked for",
+        labels=("absent", "present") if names.several else names.names,
+        promise=Promise(
+            target_risk=rule.target_risk,
+            coverage=manifest.calibration.coverage,
+            calibration_rows=manifest.calibration.rows,
+            false_alarms=None if familiarity is None else familiarity.false_alarms,
+            bounded=rule.guarantee == "upper_bound",
+        ),
+        methods=shown,
+        rows=_rows(taken, names, fields, rule.threshold, texts=texts),
+        gain=None if gain is None else (gain["difference"], gain["low"], gain["high"]),
+        unfamiliar=unfamiliar,
+        questions=names.questions,
+        notes=[*notes, *(several if names.several else ())],
+        provenance=provenance,
+    )
+
+
+def _rows(
+    taken: MeasuredRows, names: LabelNames, fields: Sequence[str], threshold: float | None, *, texts: bool
+) -> Rows:
+    import torch
+
+    from laplora.report.records import Rows, Slicing
+    from laplora.report.slices import slices_of
+
+    answers, each = taken.answers, names.questions
+
+    def column(values: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64).repeat_interleave(each)
+
+    probs, labels = questions([answer["probs"] for answer in answers], taken.truths, names)
+    map_probs, _ = questions([answer["map_probs"] for answer in answers], taken.truths, names)
+    has_epistemic = not names.several and all(answer["epistemic"] is not None for answer in answers)
+    has_std = not names.several and all(answer["probs_std"] is not None for answer in answers)
+    slicings = slices_of(
+        taken.values, [answer["tokens"] for answer in answers], torch.tensor([a["unfamiliar"] for a in answers])
+    )
+    slicings = [
+        Slicing(one.title, one.names, one.index.repeat_interleave(each))
+        for one in slicings
+        if texts or not one.names_are_texts
+    ]
+    if names.several:
+        which = torch.arange(each).repeat(len(answers))
+        slicings.insert(0, Slicing("label", names.names, which))
+    places = probs.argmax(1).tolist()
+    return Rows(
+        labels=labels,
+        map_probs=map_probs,
+        probs=probs,
+        score=column([answer["score"] for answer in answers]),
+        threshold=threshold,
+        review=column([answer["decision"] == "review" for answer in answers]).bool(),
+        epistemic=column([answer["epistemic"] for answer in answers]) if has_epistemic else None,
+        std=column([a["probs_std"][i] for a, i in zip(answers, places, strict=True)]) if has_std else None,
+        references=[
+            f"line {number + 1}" + (f", {label}" if label else "")
+            for number in taken.numbers
+            for label in (names.names if names.several else ("",))
+        ],
+        texts=[_text(row, fields) for row in taken.values for _ in range(each)] if texts else None,
+        slices=slicings,
+    )
+
+
+def _text(values: Mapping[str, Any], fields: Sequence[str]) -> str:
+    parts = (values[name] for name in fields if name in values)
+    return " · ".join(part if isinstance(part, str) else " / ".join(part) for part in parts)
