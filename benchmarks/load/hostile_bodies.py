@@ -35,7 +35,7 @@ from training.report.markdown import markdown_table
 
 OUT = Path(__file__).with_suffix(".md")
 SIZE = 4 * 2**20
-PROBE = json.dumps({"inputs": [{"text": "a gripping film ."}], "options": {"mode": "map"}}).encode()
+PROBE = json.dumps({"inputs": [{"text": "a gripping film ."}], "options": {"predictive": "map"}}).encode()
 #: Seconds between two looks at the server's memory, and between two probes of one client.
 _LOOK_S, _PROBE_S = 0.01, 0.02
 
@@ -212,7 +212,7 @@ def page(outcomes: Sequence[Outcome], conditions: Conditions, load: float) -> st
 `{measured["command"]}`, {measured["date"]}, {conditions.hardware}; {measured["versions"]}.
 Clients and server share the machine, whose load was {load:.0f} before it began. Each body but the first has
 4 MiB; while it was sent and answered, another client
-asked for `/health/live` and for one prediction (mode map), again and again: the worst of each. Memory is how
+asked for `/health/live` and for one prediction (by map), again and again: the worst of each. Memory is how
 far the server's resident memory rose.
 
 {markdown_table(heading, rows, left=(0, 1))}

@@ -14,7 +14,7 @@ import httpx
 #: What an answer may differ by from the one to the same row alone: in bfloat16 another padding moves a probability by
 #: up to 0.1 (tests/service/process/test_real.py says why).
 TOLERANCE = 0.15
-MODES = ("map", "fast", "laplace")
+PREDICTIVES = ("map", "laplace")
 TEXTS = (
     "dull .",
     "an utter waste of time",
@@ -39,16 +39,12 @@ class Known:
     answers: Mapping[tuple[str, str], Sequence[float]]
     labels: Mapping[str, str]
 
-    def wrong(self, texts: Sequence[str], mode: str, body: Mapping[str, Any]) -> int:
+    def wrong(self, texts: Sequence[str], predictive: str, body: Mapping[str, Any]) -> int:
         """Return how many of a response's predictions are not what is known of their rows; a missing one is wrong."""
         predictions = body.get("predictions", [])
-        same = sum(self._right(text, mode, one) for text, one in zip(texts, predictions, strict=False))
+        pairs = zip(texts, predictions, strict=False)
+        same = sum(_near(_numbers(one), self.answers[text, predictive]) for text, one in pairs)
         return max(len(texts), len(predictions)) - same
-
-    def _right(self, text: str, mode: str, prediction: Mapping[str, Any]) -> bool:
-        # Mode fast defers rows to laplace, and which ones may depend on the padding.
-        known = self.answers.get((text, prediction["answered_by"]), self.answers[text, mode])
-        return _near(_numbers(prediction), known)
 
     def draw(self, rng: random.Random, most: int) -> list[str]:
         """Return 1 to ``most`` of the texts, some of them twice."""
@@ -73,11 +69,11 @@ def learn(client: httpx.Client, artifact: Path | None) -> tuple[Known, int]:
     answers: dict[tuple[str, str], Sequence[float]] = {}
     labels: dict[str, str] = {}
     for text in (*(entry["inputs"]["text"] for entry in recorded), *TEXTS):
-        for mode in MODES:
-            response = client.post("/predict", json={"inputs": [{"text": text}], "options": {"mode": mode}})
+        for name in PREDICTIVES:
+            response = client.post("/predict", json={"inputs": [{"text": text}], "options": {"predictive": name}})
             (one,) = response.raise_for_status().json()["predictions"]
-            answers[text, one["answered_by"]] = answers[text, mode] = _numbers(one)
-            if mode == "map":
+            answers[text, name] = _numbers(one)
+            if name == "map":
                 labels[text] = one["label"]
     wrong = sum(
         not _near([*entry["map_probs"], *entry["probs"]], answers[entry["inputs"]["text"], "laplace"])

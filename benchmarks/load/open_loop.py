@@ -26,15 +26,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--queue-rows", type=int, required=True, help="max_queue_rows of that server")
     parser.add_argument("--seconds", type=float, default=25.0, help="of twice the capacity, in each run (default: 25)")
     parser.add_argument("--runs", type=int, default=3, help="how many (default: 3)")
-    parser.add_argument("--mode", default="map", choices=("map", "fast", "laplace"), help="of the requests (map)")
+    parser.add_argument("--predictive", default="map", help="of the requests (map)")
     options = parser.parse_args(arguments)
     measured = conditions_here(arguments, module="benchmarks.load.open_loop").with_versions("aiohttp").measured
     seconds = options.seconds
     plan = overload.Plan(options.runs, capacity_s=0.6 * seconds, load_s=seconds, lighter_s=0.6 * seconds)
-    runs = overload.measure(options.url.rstrip("/"), plan, mode=options.mode)
+    runs = overload.measure(options.url.rstrip("/"), plan, predictive=options.predictive)
     head = f"`{measured['command']}`, {measured['date']}, commit of the clients {measured['commit']}."
     by_setting = {"clients on this machine": runs}
-    print(overload.page(by_setting, head, queue_rows=options.queue_rows, mode=options.mode))
+    print(overload.page(by_setting, head, queue_rows=options.queue_rows, predictive=options.predictive))
     return 0 if all(kept for _, kept in overload.verdicts(runs, options.queue_rows)) else 1
 
 

@@ -155,16 +155,16 @@ def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:
     return quantile(values, 0.5), quantile(values, 0.95), quantile(values, 0.99)
 
 
-def measure(url: str, plan: Plan, *, mode: str, cores: frozenset[int] | None = None) -> list[Run]:
+def measure(url: str, plan: Plan, *, predictive: str, cores: frozenset[int] | None = None) -> list[Run]:
     """Return the runs at a server, by clients on some cores; its key, if any, is in ``LAPLORA_TOKEN``."""
     with on_cores(cores):
-        return asyncio.run(_measure(url, plan, mode, os.environ.get("LAPLORA_TOKEN")))
+        return asyncio.run(_measure(url, plan, predictive, os.environ.get("LAPLORA_TOKEN")))
 
 
-async def _measure(url: str, plan: Plan, mode: str, token: str | None) -> list[Run]:
+async def _measure(url: str, plan: Plan, predictive: str, token: str | None) -> list[Run]:
     rng = random.Random(0)
     bodies: list[dict[str, Any]] = [
-        {"inputs": [{"text": rng.choice(TEXTS)}], "options": {"mode": mode}} for _ in range(512)
+        {"inputs": [{"text": rng.choice(TEXTS)}], "options": {"predictive": predictive}} for _ in range(512)
     ]
     async with Callers(url, {"authorization": f"Bearer {token}"} if token else {}) as callers:
         await closed_loop(callers, bodies, CLOSED_LOOP_CLIENTS, min(5.0, plan.capacity_s))
@@ -216,14 +216,14 @@ def verdicts(runs: Sequence[Run], queue_rows: int) -> list[tuple[str, bool]]:
     ]
 
 
-def page(by_setting: Mapping[str, Sequence[Run]], measured: str, *, queue_rows: int, mode: str) -> str:
+def page(by_setting: Mapping[str, Sequence[Run]], measured: str, *, queue_rows: int, predictive: str) -> str:
     """Return the page of the runs of all settings; ``measured``: when, from what and on what."""
     every = [kept for runs in by_setting.values() for _, kept in verdicts(runs, queue_rows)]
     head = f"""# The server past its capacity
 
 {measured}
 
-Requests of one row by {CALLERS} callers, mode {mode}; {queue_rows} rows may wait. Capacity by
+Requests of one row by {CALLERS} callers, predictive {predictive}; {queue_rows} rows may wait. Capacity by
 {CLOSED_LOOP_CLIENTS} clients that wait for their answers, found anew before each run; Poisson arrivals at
 twice that, latency from the time a request was meant for. benchmarks/load/overload.py has the protocol.
 

@@ -71,7 +71,7 @@ def page(samples: Sequence[Sample], tally: Tally, conditions: Conditions, *, con
     return f"""# Soak
 
 `{measured["command"]}`, {measured["date"]}, commit {measured["commit"]}, {conditions.hardware}; {measured["versions"]}.
-Clients of every kind at once: predictions of known rows in every mode, evaluations, hostile requests and
+Clients of every kind at once: predictions of known rows by map and laplace, evaluations, hostile requests and
 bytes, clients that vanish after 50 ms, activations where there are two artifacts, feedback and jobs.
 
 {verdict(samples)}.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from benchmarks.load.known_rows import MODES, TOLERANCE, Known
+from benchmarks.load.known_rows import PREDICTIVES, TOLERANCE, Known
 from benchmarks.load.tally import Tally
 
 #: Clients that ask for predictions.
@@ -96,14 +96,14 @@ def refused(session: Session, response: httpx.Response, kind: str, allowed: tupl
 
 async def predict(session: Session, client: httpx.AsyncClient, rng: random.Random) -> float:
     """Ask for known rows, compare the answers, and label some of them afterwards."""
-    texts, mode = session.known.draw(rng, 6), rng.choice(MODES)
-    body = {"inputs": [{"text": text} for text in texts], "options": {"mode": mode, "covariance": mode != "map"}}
+    texts, name = session.known.draw(rng, 6), rng.choice(PREDICTIVES)
+    body = {"inputs": [{"text": text} for text in texts], "options": {"predictive": name, "covariance": name != "map"}}
     begun = time.perf_counter()
     response = await client.post("/predict", json=body)
     if refused(session, response, "predict"):
         return float(response.headers.get("retry-after", 1))
     answer = response.json()
-    session.tally.predicted(time.perf_counter() - begun, len(texts), session.known.wrong(texts, mode, answer))
+    session.tally.predicted(time.perf_counter() - begun, len(texts), session.known.wrong(texts, name, answer))
     if rng.random() < 0.3:
         items = [{"prediction_id": p["prediction_id"], "label": p["label"]} for p in answer["predictions"]]
         response = await client.post("/feedback", json={"items": items})

@@ -63,7 +63,7 @@ def measure(*, mode: str, seconds: float, turns: int) -> dict[str, Any]:
     """Return costs, and what came of each load at the server and in the simulation.
 
     Args:
-        mode: of the requests, ``map``, ``fast`` or ``laplace``.
+        mode: of the requests, ``map`` or ``laplace``.
         seconds: of each load; ``turns``: in which batches are timed.
 
     Raises:
@@ -75,7 +75,7 @@ def measure(*, mode: str, seconds: float, turns: int) -> dict[str, Any]:
     server, clients = cores[:1], cores[-1:]
     with on_cores(server):
         device, tokens = _device_cost(mode, turns)
-    bodies: list[dict[str, Any]] = [{"inputs": [{"text": text}], "options": {"mode": mode}} for text in _texts()]
+    bodies: list[dict[str, Any]] = [{"inputs": [{"text": text}], "options": {"predictive": mode}} for text in _texts()]
     with served(FLAGS, cores=server) as url:
         process = psutil.Process().children()[-1]
         with on_cores(clients):

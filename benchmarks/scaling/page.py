@@ -26,7 +26,6 @@ PARAMETERS, TOKENS, BUSY = 7e9, 128, 0.7
 #: The middle of them is taken, and their range.
 PREDICTIVES = {
     "MAP alone": (),
-    "fast, 2 classes, as served": ("fast: fast as served",),
     "laplace, 2 classes": ("predict: bfloat16, 2 classes",),
     "laplace, 4 classes": ("predict: bfloat16, 4 classes",),
 }

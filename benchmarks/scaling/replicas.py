@@ -34,7 +34,7 @@ ENGINES = {
     "Ray, 1 replica": (1, 1),
     "Ray, 2 replicas": (2, 1),
 }
-MODE, ALONE = "laplace", 20
+PREDICTIVE, ALONE = "laplace", 20
 #: Rows of a request, and clients that wait at once: rows for more than one batch of each device.
 LOADS = {1: 56, 4: 14}
 #: Seconds before capacity is measured: oneDNN writes its code for each new shape of a batch.
@@ -100,7 +100,7 @@ def _bodies(rows: int) -> list[dict[str, Any]]:
     """Return requests of so many rows each."""
     texts = itertools.cycle(TEXTS)
     inputs = [[{"text": next(texts)} for _ in range(rows)] for _ in TEXTS]
-    return [{"inputs": of_one, "options": {"mode": MODE}} for of_one in inputs]
+    return [{"inputs": of_one, "options": {"predictive": PREDICTIVE}} for of_one in inputs]
 
 
 def _busy_s() -> float:

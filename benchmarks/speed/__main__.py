@@ -1,7 +1,7 @@
 """Run the benchmarks and write benchmarks/RESULTS.md and results.json; parts not run keep their figures.
 
 python -m benchmarks.speed                      # or: make bench; every part
-python -m benchmarks.speed --only fast server   # these parts alone
+python -m benchmarks.speed --only fit server    # these parts alone
 python -m benchmarks.speed --quick              # or: make bench QUICK=1; few sizes, some minutes, into
                                                 # runs/bench-quick: nothing published changes
 python -m benchmarks.speed --pages              # measures nothing: the pages again, from results.json
@@ -23,7 +23,6 @@ from benchmarks.speed import published
 
 PARTS = (
     "predict",
-    "fast",
     "subset",
     "ensemble",
     "classes",
@@ -41,7 +40,7 @@ PARTS = (
     "workers",
 )
 #: What ``--quick`` runs unless parts are named.
-QUICK_PARTS = ("predict", "peers", "fit", "fast", "overload")
+QUICK_PARTS = ("predict", "peers", "fit", "overload")
 
 
 def main(arguments: list[str] | None = None) -> None:

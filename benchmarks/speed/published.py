@@ -42,21 +42,6 @@ def value(record: Mapping[str, Any]) -> str:
     return f"{record['value']:.3g} ({record['low']:.3g} to {record['high']:.3g})"
 
 
-def fast_costs(records: Records) -> str:
-    """Return what an answer of mode fast costs as served, with no number where none is published."""
-    figures = [
-        named(records, f"fast: {name}")
-        for name in ("fast as served, 32", "laplace as served, 32", "fast as served, one", "deferred")
-    ]
-    if None in figures:
-        return "between one MAP answer and one Laplace answer, depending on how many rows it defers"
-    many, exact, alone, deferred = (figure["value"] for figure in figures if figure)
-    return (
-        f"{many:.3g} MAP answers as served to 32 clients at once, where a Laplace answer costs {exact:.3g}, and "
-        f"{alone:.3g} to one client alone (SST-2, {100 * deferred:.0f} % of the rows deferred)"
-    )
-
-
 def overload_figures(records: Records) -> str:
     """Return the verdict at twice the capacity and its figures, setting by setting."""
     figures = {r["name"].removeprefix("overload: "): r for r in records if r["name"].startswith("overload: ")}
@@ -81,6 +66,5 @@ def overload_figures(records: Records) -> str:
 
 #: By page, the sentences that stand between its markers.
 PLACES: Mapping[str, Mapping[str, Callable[[Records], str]]] = {
-    "docs/evidence.md": {"fast": fast_costs},
     "docs/reliability.md": {"overload": overload_figures},
 }

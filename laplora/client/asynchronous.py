@@ -81,7 +81,6 @@ class AsyncClient:
         self,
         inputs: Iterable[Mapping[str, Any]],
         *,
-        mode: Literal["laplace", "map", "fast"] | None = None,
         predictive: str | None = None,
         target_risk: float | None = None,
         covariance: bool = False,
@@ -104,7 +103,6 @@ class AsyncClient:
             DataError: no inputs, or one that is no mapping.
         """
         options = requests.stated(
-            mode=mode,
             predictive=predictive,
             target_risk=target_risk,
             covariance=covariance,

@@ -84,7 +84,6 @@ class Client:
         self,
         inputs: Iterable[Mapping[str, Any]],
         *,
-        mode: Literal["laplace", "map", "fast"] | None = None,
         predictive: str | None = None,
         target_risk: float | None = None,
         covariance: bool = False,
@@ -107,7 +106,6 @@ class Client:
             DataError: no inputs, or one that is no mapping.
         """
         options = requests.stated(
-            mode=mode,
             predictive=predictive,
             target_risk=target_risk,
             covariance=covariance,

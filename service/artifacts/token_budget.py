@@ -220,11 +220,11 @@ def _trial(predictor: Predictor, measured: Callable[[Callable[[], object]], Usag
 
 
 def _different(predictor: Predictor) -> list[str]:
-    """Return a predictive of each kind that runs something of its own; ``fast`` runs what the others do."""
+    """Return a predictive of each kind that runs something of its own."""
     from laplora.predictive.kinds import PREDICTIVES
 
     kinds = {(PREDICTIVES[name].members, PREDICTIVES[name].covariance): name for name in predictor.predictives}
-    return [name for name in kinds.values() if name != "fast"]
+    return list(kinds.values())
 
 
 def _batches(predictor: Predictor, tokens: int) -> Iterator[list[EncodedRow]]:

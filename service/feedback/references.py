@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 def reference_of(model: Model, predictive: str) -> Reference:
     """Return what the artifact records of a predictive.
 
-    ``fast`` defers unsure rows to another predictive, so its calibration scores are not those of its answers. An
-    average over orders, a name that the artifact does not have, was not calibrated at all.
+    An average over orders, a name that the artifact does not have, was not calibrated at all.
     """
     manifest = model.artifact.manifest
     calibration = manifest.calibration
@@ -35,10 +34,6 @@ def reference_of(model: Model, predictive: str) -> Reference:
         name: _number(metrics.get(name)) for name in ("accuracy", "nll", "ece", "brier", "auroc_error")
     }
     reference = replace(stated, rows=rows // each if isinstance(rows, int) and rows > 0 else 0, **measured)
-    if predictive == "fast":
-        fidelity = metrics.get("fidelity")
-        served = _number(fidelity.get("served_nll")) if isinstance(fidelity, dict) else None
-        return reference if served is None else replace(reference, nll=served)
     rule, flag = record.thresholds.review, record.thresholds.flags.get("high_epistemic")
     ranks: list[Signal] = ["score"]
     # Between two classes the entropy of the answer falls as its confidence grows: the same gap, and the same p-value.

@@ -8,7 +8,7 @@ from, the less is padding, and the longer a row of a rare length waits. So they 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from service.scoring.fairness import Request, Turns, callers_ahead, charged, in_turn, tree_of, whose_turn
@@ -30,23 +30,19 @@ class Waiting:
     request: Request
 
 
-def next_batch(
-    waiting: Sequence[Waiting], turns: Turns, *, token_budget: int, patient: Collection[int] = frozenset()
-) -> tuple[list[int], Turns]:
+def next_batch(waiting: Sequence[Waiting], turns: Turns, *, token_budget: int) -> tuple[list[int], Turns]:
     """Return the positions in ``waiting`` of the next batch, shortest row first, and the turns after it.
 
     Args:
         waiting: rows in order of arrival, at least one.
         turns: as the last batch left them.
         token_budget: most padded tokens of a batch.
-        patient: positions of rows that only go along with another's turn, while others wait and until the rows that
-            could run with them fill a batch.
     """
     rows_of: dict[Request, list[int]] = {}
     for i, row in enumerate(waiting):
         rows_of.setdefault(row.request, []).append(i)
     tree = tree_of(rows_of)
-    turn = whose_turn(turns, tree_of(_asking(waiting, rows_of, patient, token_budget)) if patient else tree)
+    turn = whose_turn(turns, tree)
     ahead = callers_ahead(turns, tree, turn, token_budget)
     tiers = _tiers(waiting, turns, turn.group, ahead, token_budget)
     batch = form_batch(waiting, seed=rows_of[turn][0], token_budget=token_budget, tiers=tiers)
@@ -92,22 +88,6 @@ def _first(order: Iterable[int], lengths: Sequence[int], tokens: float) -> set[i
         first.add(i)
         tokens -= lengths[i]
     return first
-
-
-def _asking(
-    waiting: Sequence[Waiting], rows_of: Mapping[Request, Sequence[int]], patient: Collection[int], token_budget: int
-) -> list[Request]:
-    """Return the requests that ask for a turn, in order of arrival; all of them where each is patient."""
-    tokens = Counter[Hashable]()
-    for row in waiting:
-        tokens[row.request.group] += row.tokens
-    patient_rows = Counter(waiting[i].request for i in patient)
-    asking = [
-        request
-        for request, rows in rows_of.items()
-        if len(rows) > patient_rows[request] or tokens[request.group] >= token_budget
-    ]
-    return asking or list(rows_of)
 
 
 def form_batch(

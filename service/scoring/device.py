@@ -176,7 +176,7 @@ class Device:
         failure: Exception | None = None
         try:
             with self._running():
-                predictions, deferred = _predict(batch)
+                predictions = _predict(batch)
             if len(predictions) != len(batch):
                 raise RuntimeError(f"the predictor gave {len(predictions)} answers for {len(batch)} rows")
         except Exception as error:
@@ -185,9 +185,8 @@ class Device:
         finished = time.monotonic()
         self._report(batch, begun, finished - begun, failure)
         if failure is None:
-            self._queue.put_back(batch[i] for i in deferred)
-            for i in set(range(len(batch))).difference(deferred):
-                batch[i].entry.deliver(batch[i].index, predictions[i], finished)
+            for queued, prediction in zip(batch, predictions, strict=True):
+                queued.entry.deliver(queued.index, prediction, finished)
             return
         if isinstance(failure, DeviceFaultError):
             return  # everybody has that answer already, and no retry could have another
@@ -213,7 +212,7 @@ class Device:
             self._queue.learn_speed(sum(lengths), duration_s)
         entries = dict.fromkeys(queued.entry for queued in batch)
         report = BatchReport(
-            predictive=batch[0].ask.predictive,
+            predictive=batch[0].ticket.ask.predictive,
             rows=len(batch),
             tokens=sum(lengths),
             padded_tokens=padded_tokens(lengths),
@@ -227,14 +226,11 @@ class Device:
                 watcher(report)
 
 
-def _predict(batch: Sequence[QueuedRow]) -> tuple[list[Prediction], list[int]]:
-    """Return a prediction per row, and the positions of those that wait for ``laplace``."""
-    predictor, ask = batch[0].entry.predictor, batch[0].ask
+def _predict(batch: Sequence[QueuedRow]) -> list[Prediction]:
+    """Return a prediction per row."""
+    predictor, ask = batch[0].entry.predictor, batch[0].ticket.ask
     assert predictor is not None
-    rows = [queued.row for queued in batch]
-    if ask.predictive == "fast":
-        return predictor.predict_deferring(rows, also=ask.also, target_risks=[one.ask.target_risk for one in batch])
-    return predictor.predict(rows, ask.predictive, also=ask.also), []
+    return predictor.predict([queued.row for queued in batch], ask.predictive, also=ask.also)
 
 
 def _release_device_memory() -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from service.scoring.admission import Reservation
-from service.scoring.fairness import Request
 from service.scoring.ticket import Ticket
 from service.telemetry.request_record import STAGES, Stage
 from service.threads import settle
@@ -28,7 +27,6 @@ class Entry:
         reservation: what it holds of the queue; None before it has entered.
         ticket, predictor: its rows and what answers them; None while they are tokenised, the predictor for good where
             another process has it.
-        deferred: stands for its rows that ``fast`` deferred, in whose turn it is.
         future: holds one prediction for each row, or the first row's failure.
         predictions: those that are there, by row.
         entered_at, queued_at, started_at, finished_at: when it had room in the queue, its rows were tokenised, the
@@ -41,7 +39,6 @@ class Entry:
     reservation: Reservation | None = None
     ticket: Ticket | None = None
     predictor: Predictor | None = None
-    deferred: Request | None = None
     future: Future[list[Prediction]] = field(default_factory=Future)
     predictions: dict[int, Prediction] = field(default_factory=dict)
     entered_at: float | None = None

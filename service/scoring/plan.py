@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from service.errors import InvalidRequestError
 from service.scoring.ticket import Ask, Ticket
@@ -67,45 +67,18 @@ def order_counts(inputs: Sequence[Mapping[str, Any]], *, order_average: OrderAve
     return [order_count(len(c), order_average) if isinstance(c, list) and len(c) > 1 else 1 for c in choices]
 
 
-def choose_ask(
-    model: Model,
-    *,
-    mode: Literal["laplace", "map", "fast"] | None,
-    predictive: str | None,
-    covariance: bool,
-    order_average: OrderAverage,
-    target_risk: float | None,
-) -> Ask:
+def choose_ask(model: Model, *, predictive: str | None, covariance: bool) -> Ask:
     """Return which predictive answers a request, and whether the posterior is looked at beside it.
 
-    Without a name the recommended one answers, with the posterior's variances; modes ``map`` and ``fast`` answer by
-    themselves. A named one runs just what it needs, and the posterior on top if the request says mode ``laplace`` or
-    asks for the covariance.
+    Without a name the recommended one answers, with the posterior's variances. A named one runs just what it needs, and
+    the posterior on top if the request asks for the covariance.
 
     Raises:
-        InvalidRequestError: a name that the artifact does not have, or one that the mode contradicts; several orders
-            of the choices by ``fast``.
+        InvalidRequestError: a name that the artifact does not have.
     """
-    without_posterior = mode in ("map", "fast")
-    name: str
-    if predictive is None:
-        name = mode if mode in ("map", "fast") else model.recommended
-        posterior = not without_posterior
-    else:
-        name = predictive
-        posterior = mode == "laplace" or (covariance and not without_posterior and name != "fast")
-    if mode == "fast" and "fast" not in model.predictives:
-        message = (
-            "the artifact has no distilled variances: leave the mode out, or package it again with predictives.fast"
-        )
-        raise InvalidRequestError(message, field="options.mode")
+    name: str = model.recommended if predictive is None else predictive
     if name not in model.predictives:
         message = f"the artifact has no predictive of that name: it has {list(model.predictives)}"
         raise InvalidRequestError(message, field="options.predictive")
-    if without_posterior and name != mode:
-        message = f"mode {mode} is a forward pass with no other predictive: leave out the mode or the predictive"
-        raise InvalidRequestError(message, field="options.predictive")
-    if name == "fast" and order_average:
-        message = "the orders of the choices are not averaged by fast: leave out order_average, or ask for laplace"
-        raise InvalidRequestError(message, field="options.order_average")
-    return Ask(name, ("laplace",) if posterior and name != "laplace" else (), target_risk if name == "fast" else None)
+    posterior = predictive is None or covariance
+    return Ask(name, ("laplace",) if posterior and name != "laplace" else ())

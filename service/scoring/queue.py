@@ -2,16 +2,11 @@
 
 A request enters with what its prompts are expected to have, puts its ticket's rows in once they are tokenised, and
 leaves when its future is settled or cancelled: its rows are gone then, and its room is given back.
-
-Rows that ``fast`` defers are put back, in the same entry, as rows that ``laplace`` is asked for. They are patient: they
-share batches with any such rows, but take no turn of their own until they fill a batch, nothing else waits,
-``PATIENCE`` batches have gone by, or half of their request's time has.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -29,19 +24,14 @@ if TYPE_CHECKING:
     from laplora.predictor import Predictor
     from laplora.prompts.rows import EncodedRow
 
-#: Batches for which deferred rows let others go first. Where one row in eight is deferred, they fill a batch by then.
-PATIENCE = 8
-
 
 @dataclass(frozen=True, eq=False)
 class QueuedRow(Waiting):
-    """A row of a ticket; ``patient_until`` is the number of the batch from which it is patient no more."""
+    """A row of a ticket."""
 
     entry: Entry
     ticket: Ticket
     index: int
-    ask: Ask
-    patient_until: int = 0
 
     @property
     def row(self) -> EncodedRow:
@@ -53,14 +43,9 @@ class QueuedRow(Waiting):
         """The prompt's tokens: what the queue holds of it. ``tokens`` is what the device runs."""
         return len(self.row.token_ids)
 
-    def is_patient(self, batch_number: int, now: float) -> bool:
-        """Return whether it takes no turn of its own in this batch."""
-        queued_at = self.entry.queued_at or now
-        return batch_number < self.patient_until and now - queued_at < (self.entry.deadline - queued_at) / 2
-
 
 @lru_cache(maxsize=4096)
-def _group(predictor_id: int, kind: tuple[str, tuple[str, ...]]) -> object:
+def _group(predictor_id: int, ask: Ask) -> object:
     """Return what stands for rows that can share a batch: one small object, for it is compared a lot.
 
     By the predictor's id, for the cache would keep a predictor alive after its artifact was unloaded.
@@ -85,8 +70,7 @@ class Queue:
         self._admission = Admission(limits, client_share=client_share)
         self._entries: set[Entry] = set()
         self._waiting: dict[tuple[Entry, int], QueuedRow] = {}  # by entry and index, in order of arrival
-        self._turns = Turns()  # only ``take`` changes these two
-        self._batch_number = 0
+        self._turns = Turns()  # only ``take`` changes it
 
     @property
     def entries(self) -> frozenset[Entry]:
@@ -160,27 +144,10 @@ class Queue:
                 return
             self._admission.correct(entry.reservation, Amount(len(ticket.rows), ticket.tokens))
             entry.ticket, entry.predictor, entry.queued_at = ticket, predictor, now
-            request = Request(entry.caller, _group(id(predictor), ticket.ask.kind))
+            request = Request(entry.caller, _group(id(predictor), ticket.ask))
             for i, cost in enumerate(costs):
-                self._waiting[entry, i] = QueuedRow(cost, request, entry, ticket, i, ticket.ask)
+                self._waiting[entry, i] = QueuedRow(cost, request, entry, ticket, i)
             self.changed.notify()
-
-    def put_back(self, rows: Iterable[QueuedRow]) -> None:
-        """Let rows that ``fast`` ran wait again, as rows of ``laplace``; not those of a request that is over.
-
-        For the thread that calls ``take``: nobody is notified.
-        """
-        patient_until = self._batch_number + 1 + PATIENCE
-        with self.changed:
-            for queued in rows:
-                entry = queued.entry
-                if entry not in self._entries or entry.reservation is None:
-                    continue
-                ask = Ask("laplace", queued.ask.also)
-                entry.deferred = entry.deferred or Request(entry.caller, _group(id(entry.predictor), ask.kind))
-                again = QueuedRow(queued.tokens, entry.deferred, entry, queued.ticket, queued.index, ask, patient_until)
-                self._waiting[entry, queued.index] = again
-                self._admission.change(entry.reservation, Amount(1, queued.prompt_tokens))
 
     def take(self, now: float, token_budget: int) -> list[QueuedRow]:
         """Return the rows of the next batch, shortest first. Requests past their deadline fail.
@@ -194,9 +161,7 @@ class Queue:
         if not waiting:
             self._turns = Turns()  # nobody is kept waiting by what anybody had
             return []
-        self._batch_number += 1
-        patient = {i for i, queued in enumerate(waiting) if queued.is_patient(self._batch_number, now)}
-        chosen, self._turns = next_batch(waiting, self._turns, token_budget=token_budget, patient=patient)
+        chosen, self._turns = next_batch(waiting, self._turns, token_budget=token_budget)
         batch = []
         with self.changed:
             for queued in (waiting[i] for i in chosen):

@@ -16,21 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ask:
-    """What is wanted of a request's rows.
+    """What is wanted of a request's rows: those that share a batch have it in common.
 
     Attributes:
         predictive: the one that answers; ``also``: those whose probabilities are wanted beside the answer.
-        target_risk: that decisions will be made for, where the answer depends on it; None: the artifact's.
     """
 
     predictive: str
     also: tuple[str, ...] = ()
-    target_risk: float | None = None
-
-    @property
-    def kind(self) -> tuple[str, tuple[str, ...]]:
-        """What rows that share a batch have in common; a risk is each row's own."""
-        return self.predictive, self.also
 
 
 @dataclass(frozen=True)

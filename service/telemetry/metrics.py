@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import platform
 from collections.abc import Sequence
 from functools import partial
@@ -54,8 +53,8 @@ class Metrics:
             self.rejects.labels(kind.code)
         self.answers = self._counter(
             "laplora_answers",
-            "Answered inputs of POST /predict, in any protocol, by the predictive asked for and the one that answered.",
-            ["predictive", "answered_by"],
+            "Answered inputs of POST /predict, in any protocol, by the predictive that answered.",
+            ["predictive"],
         )
         self.feedback = self._counter(
             "laplora_feedback_items", "Labels that came to POST /feedback, by what became of them.", ["status"]
@@ -182,9 +181,8 @@ class Metrics:
 
     @unfailing("metrics.count_answers")
     def count_answers(self, artifact: str, predictive: str, answers: Sequence[Prediction]) -> None:
-        """Count one request's answers by a loaded artifact, and by the predictive asked for."""
-        for answered_by, rows in collections.Counter(answer.predictive for answer in answers).items():
-            self.answers.labels(predictive, answered_by).inc(rows)
+        """Count one request's answers by a loaded artifact and a predictive."""
+        self.answers.labels(predictive).inc(len(answers))
         self._answered.count(artifact, answers)
 
     @unfailing("metrics.set_phase")

@@ -65,7 +65,7 @@ def test_targets_are_the_studys() -> None:
 def test_shift_is_the_shift_pages() -> None:
     texts = ("arc_questions", "boolq_passages")
     unfamiliar = [float(row("docs/shift.md", name, after="What mode fast defers")[2]) for name in texts]
-    assert f"defers {min(unfamiliar) * 100:.0f} to {max(unfamiliar):.0%} as unfamiliar".replace("%", " %") in TEXT
+    assert f"{min(unfamiliar) * 100:.0f} to {max(unfamiliar):.0%} are flagged as unfamiliar".replace("%", " %") in TEXT
     gibberish = float(row("docs/shift.md", "gibberish-1", after="What mode fast defers")[2])
     assert f"of words of random letters {gibberish:.0%}".replace("%", " %") in TEXT
     aurocs = [[cell.strip("*")[:5] for cell in row("docs/shift.md", name, after="AUROC of telling")] for name in texts]

@@ -34,13 +34,11 @@ class Rig:
         predictive: str = "laplace",
         deadline: float = math.inf,
         predictor: Any = None,
-        target_risk: float | None = None,
     ) -> Entry:
         """Return the entry of rows that now wait; a number stands for a row of this one token."""
         predictor = predictor or self.predictor
         encoded = tuple(predictor.row(row) if isinstance(row, int) else row for row in rows)
-        ask = Ask(predictive, target_risk=target_risk)
-        ticket = Ticket(predictor.artifact.digest, encoded, tuple(range(len(encoded))), ask, caller="")
+        ticket = Ticket(predictor.artifact.digest, encoded, tuple(range(len(encoded))), Ask(predictive), caller="")
         entry = Entry(ticket.caller, deadline)
         amount = Amount(len(encoded), ticket.tokens)
         self.queue.enter(entry, amount, fewest_tokens=amount.tokens, now=time.monotonic())

@@ -38,7 +38,7 @@ BROKEN = {"golden": GoldenMismatchError("recorded 0.5, got 0.7"), "fault": FAULT
 
 
 class GatedPredictor(FakePredictor):
-    def predict(self, rows: Any, predictive: str | None = None, *, also: Any = (), target_risk: Any = None) -> Any:
+    def predict(self, rows: Any, predictive: str | None = None, *, also: Any = ()) -> Any:
         if gate := os.environ.get("FAKE_GATE"):
             held = {token for row in rows for token in row.token_ids if token in HELD}
             while not all(Path(file).exists() for file in (gate, *(f"{gate}.{token}" for token in held))):

@@ -58,8 +58,8 @@ class FakePredictor(Predictor):
     """Answers with probabilities that name the row: its largest token over 100,000.
 
     ``hold`` blocks the device until ``released`` is set; ``poison`` maps a token to the error of every batch
-    that holds it; a batch of more than ``most_rows`` runs out of memory. ``fast`` defers rows with a token of
-    ``deferred``; rows with one of ``unfamiliar`` are flagged so.
+    that holds it; a batch of more than ``most_rows`` runs out of memory. Rows with a token of
+    ``unfamiliar`` are flagged so.
     """
 
     artifact: Any
@@ -69,7 +69,7 @@ class FakePredictor(Predictor):
     max_tokens = 64
     own_bytes = 1000
     recommended: PredictiveName = "laplace"
-    predictives: tuple[PredictiveName, ...] = ("map", "fast", "laplace", "ensemble")
+    predictives: tuple[PredictiveName, ...] = ("map", "laplace", "ensemble")
     review_scores: Any = MappingProxyType({})
     weights = HeldWeights("plain", "nothing is quantized")
     reverse_pass = ReversePass("automatic", "a fake has none", None)
@@ -110,9 +110,7 @@ class FakePredictor(Predictor):
         self.template, self.labels = template, tuple(labels)
         self.batches: list[tuple[str, list[EncodedRow]]] = []
         self.also: list[tuple[str, ...]] = []
-        self.risks: list[float | None] = []
         self.poison: dict[int, Exception] = {}
-        self.deferred: set[int] = set()
         self.unfamiliar: set[int] = set()
         self.most_rows = 10_000
         self.entered, self.released = threading.Event(), threading.Event()
@@ -160,7 +158,6 @@ class FakePredictor(Predictor):
         predictive: str | None = None,
         *,
         also: Sequence[str] = (),
-        target_risk: float | None = None,
     ) -> list[Any]:
         predictive = predictive or self.recommended
         self.threads.add(threading.current_thread().name)
@@ -172,20 +169,8 @@ class FakePredictor(Predictor):
             raise self.poison[token]
         if len(rows) > self.most_rows:
             raise RuntimeError("CUDA out of memory")
-        self.risks.append(target_risk)
-        with_variance = predictive == "fast" or "laplace" in (predictive, *also)
+        with_variance = "laplace" in (predictive, *also)
         return [self._one(row, predictive, with_variance) for row in rows]
-
-    def predict_deferring(
-        self,
-        rows: Sequence[EncodedRow],
-        *,
-        also: Sequence[str] = (),
-        target_risks: Sequence[float | None] | None = None,
-    ) -> tuple[list[Any], list[int]]:
-        answers = self.predict(rows, "fast", also=also)
-        self.risks[-1:] = target_risks or [None] * len(rows)
-        return answers, [i for i, row in enumerate(rows) if self.deferred & set(row.token_ids)]
 
     def row(self, *tokens: int) -> EncodedRow:
         return EncodedRow(tokens, self.class_count)

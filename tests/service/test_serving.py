@@ -27,17 +27,17 @@ def rows(predictor: Any) -> list[Any]:
 def test_the_fake_leaves_to_the_real_one_only_what_no_server_calls() -> None:
     offered = {name for one in (Encoder, Predictor) for name in vars(one) if not name.startswith("_")}
     assert offered - set(vars(FakePredictor)) == {
-        *("load", "of_folder", "predict_all", "predict_each", "batch_tokens"),
+        *("load", "of_folder", "predict_all", "predict_each", "predict_deferring", "batch_tokens"),
         *("named", "side", "thresholds"),  # of decided and encode
         "devices",  # of a meter, which a GPU alone has
         *("jacobians", "members", "precisions", "states", "tokenizer"),  # of labels: conditioning, suggest
     }
 
 
-@pytest.mark.parametrize("name", ["map", "fast", "laplace"])
+@pytest.mark.parametrize("name", ["map", "laplace"])
 def test_each_row_has_its_answer(predictor: Any, rows: list[Any], name: str) -> None:
     for row, answer in zip(rows, predictor.predict(rows, name), strict=True):
-        assert answer.predictive in (name, "laplace" if name == "fast" else name)  # fast defers some rows
+        assert answer.predictive == name
         assert (answer.tokens, answer.truncated) == (len(row.token_ids), False)
         assert len(answer.labels) == row.class_count == predictor.class_count
         assert sum(answer.probs) == pytest.approx(1)
@@ -65,12 +65,6 @@ def test_a_prompt_that_is_too_long(predictor: Any) -> None:
     assert refused.value.limit == predictor.max_tokens < refused.value.got
     row = predictor.encode(inputs, truncate=True)
     assert (len(row.token_ids), row.truncated) == (predictor.max_tokens, True)
-
-
-def test_rows_are_deferred_by_their_positions(predictor: Any, rows: list[Any]) -> None:
-    answers, deferred = predictor.predict_deferring(rows)
-    assert [answer.predictive for answer in answers] == ["fast"] * len(rows)
-    assert set(deferred) <= set(range(len(rows)))
 
 
 @pytest.mark.parametrize("risk", [None, 0.3])

@@ -17,7 +17,7 @@ from laplora.artifact.folder import read_artifact
 from laplora.data.labelled import Task
 from laplora.models.base import load_tokenizer, locate_base
 from laplora.models.beginning import read_beginning
-from laplora.predictive.member_outputs import Wanted, member_outputs
+from laplora.predictive.member_outputs import member_outputs
 from laplora.prompts.templates import beginning_tokens, render
 from training.config import DataConfig
 from training.data.section import load_splits
@@ -27,7 +27,6 @@ SIZES = ((1, 11, 32), (8, 11, 32), (1, 64, 32), (8, 64, 32), (8, 192, 32))
 #: Tasks whose rows are in wheels.
 TASKS = ("sst2", "winogrande_s", "openbookqa", "arc_easy", "arc_challenge", "commonsenseqa", "boolq")
 ROWS = 200
-MODES: dict[str, set[Wanted]] = {"map": set(), "fast": {("distilled", True)}}
 
 
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
@@ -46,16 +45,15 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         beginning = read_beginning(members.model, batch.input_ids[0, :first].tolist(), max_tokens=first + own)
         assert beginning is not None
         sharing = dataclasses.replace(members, beginning=beginning)
-        for mode, wanted in MODES.items():
-            times = in_turns(
-                {
-                    "whole": lambda w=wanted, b=batch: member_outputs(members, b, w),
-                    "shared": lambda w=wanted, b=batch, s=sharing: member_outputs(s, b, w),
-                },
-                5 if quick else 9,
-            )
-            title = f"beginning: {mode}, {rows_count} x ({first} + {own}) tokens, shared"
-            yield conditions.record(title, ratio(times, "shared", "whole"), "the same, whole rows")
+        times = in_turns(
+            {
+                "whole": lambda b=batch: member_outputs(members, b, ()),
+                "shared": lambda b=batch, s=sharing: member_outputs(s, b, ()),
+            },
+            5 if quick else 9,
+        )
+        title = f"beginning: map, {rows_count} x ({first} + {own}) tokens, shared"
+        yield conditions.record(title, ratio(times, "shared", "whole"), "the same, whole rows")
 
 
 def _rows(name: str) -> tuple[Task, list[Mapping[str, Any]]]:

@@ -19,7 +19,7 @@ from benchmarks.harness.timing import spread
 from benchmarks.load import overload
 from benchmarks.load.overload import Run
 
-MODE = "map"
+PREDICTIVE = "map"
 #: Rows that may wait: an eighth of the default's, so that twice the capacity fills the queue in ten seconds, and still
 #: a dozen batches, so that the time to empty it is longer than that of a batch.
 QUEUE_ROWS = 256
@@ -40,7 +40,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         print(f"{setting.name}:", flush=True)
         with served(FLAGS, cores=setting.server) as url:
             plan = overload.QUICK if quick else overload.Plan()
-            runs = overload.measure(url, plan, mode=MODE, cores=setting.clients)
+            runs = overload.measure(url, plan, predictive=PREDICTIVE, cores=setting.clients)
         if not quick and not all(one.twice.refused for one in runs):
             raise RuntimeError(
                 f"{setting.name}: a run refused nothing, so its queue never filled: a longer load is needed"
@@ -103,4 +103,4 @@ def page(kept: Mapping[str, Any]) -> str:
         f"{m['versions']}."
     )
     by_setting = TypeAdapter(dict[str, list[Run]]).validate_python(kept["settings"])
-    return overload.page(by_setting, head, queue_rows=QUEUE_ROWS, mode=MODE)
+    return overload.page(by_setting, head, queue_rows=QUEUE_ROWS, predictive=PREDICTIVE)

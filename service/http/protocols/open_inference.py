@@ -25,7 +25,7 @@ from service.http.schemas.open_inference import (
 from service.http.schemas.predict import PredictionOut, PredictOptions, PredictResponse
 
 #: Parameters of a request that are options of POST /predict.
-_OPTIONS = ("mode", "predictive", "target_risk", "truncate", "order_average")
+_OPTIONS = ("predictive", "target_risk", "truncate", "order_average")
 #: Of an output that a client has to ask for: classes x classes of each input.
 _COVARIANCE = "logit_covariance"
 

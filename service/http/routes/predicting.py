@@ -38,14 +38,7 @@ class Predicting:
         planning, options = self._planning, call.options
 
         def ask_of(model: Model) -> Ask:
-            return choose_ask(
-                model,
-                mode=options.mode if "mode" in options.model_fields_set else None,
-                predictive=options.predictive,
-                covariance=options.covariance,
-                order_average=options.order_average,
-                target_risk=options.target_risk,
-            )
+            return choose_ask(model, predictive=options.predictive, covariance=options.covariance)
 
         async with planning.plan(call, ask_of) as plan:
             scored = await planning.awaited(plan, self._scorer.score(plan))

@@ -98,7 +98,7 @@ class V2InferRequest(Foreign):
 
     id: str | None = Field(None, max_length=256, description="Comes back in the answer.", examples=["42"])
     parameters: Parameters = Field(default_factory=dict)
-    """mode, predictive, target_risk, truncate and order_average: as the options of POST /predict; timeout: microseconds
+    """predictive, target_risk, truncate and order_average: as the options of POST /predict; timeout: microseconds
     the request may take; binary_data_output: whether outputs come as bytes unless they say otherwise.
     """
     inputs: list[V2RequestInput] = Field(min_length=1, max_length=MAX_TENSORS, fail_fast=True)

@@ -27,14 +27,10 @@ _EXAMPLE_PROBS = {"negative": 0.18, "positive": 0.82}
 class PredictOptions(Strict):
     """How to predict."""
 
-    mode: Literal["laplace", "map", "fast"] = "laplace"
-    """laplace: the artifact's recommended predictive answers, and the posterior's variances come with it; map: one
-    forward pass, MAP answers, nothing about the posterior; fast: one forward pass, variances predicted from it, and
-    laplace where the error of that could decide or the input is unfamiliar (answered_by says which).
-    """
     predictive: str | None = Field(None, max_length=64, examples=[None])
-    """Name of the predictive that answers, one of the artifact's (GET /artifacts); unset: as mode says. The posterior's
-    variances come with it where it has a posterior, where mode laplace is sent too, or with covariance.
+    """Name of the predictive that answers, one of the artifact's (GET /artifacts). Unset: the recommended one, and the
+    posterior's variances with it. A named one costs just what it needs (map: one forward pass, nothing about the
+    posterior); the variances come with it where it has a posterior, or with covariance.
     """
     target_risk: float | None = Field(None, gt=0, lt=1, examples=[None])
     """Error rate that accepted answers may have; decisions are made for it. Unset: the artifact's."""
@@ -89,7 +85,7 @@ class PredictiveRef(Answer):
 
 
 class PredictionOut(Answer):
-    """One input's answer. In map mode, what needs the posterior is null and probs equals map_probs."""
+    """One input's answer. From map, what needs the posterior is null and probs equals map_probs."""
 
     id: str | None = Field(default=None, description="The input's id, if it had one.", examples=["a1"])
     label: str = Field(description="Most probable label under probs.", examples=["positive"])
@@ -97,9 +93,7 @@ class PredictionOut(Answer):
     """Labels that are present, of probability above 0.5; only from an artifact of which several labels may be right."""
     label_text: str = Field(description="The chosen choice's text, or the label itself.", examples=["positive"])
     answered_by: str = Field(examples=["laplace"])
-    """The predictive that made this answer: the one that was asked for, but laplace in place of fast where the error of
-    the predicted variance could decide the label or the decision, or the input is unfamiliar.
-    """
+    """The predictive that made this answer."""
     map_probs: Probabilities = Field(examples=[{"negative": 0.03, "positive": 0.97}])
     """Softmax of the fine-tuned model's logits, by label: probabilities."""
     probs: Probabilities = Field(examples=[_EXAMPLE_PROBS])
@@ -117,9 +111,7 @@ class PredictionOut(Answer):
     not centred.
     """
     logit_variance: list[FiniteFloat] | None = Field(examples=[[2.3, 2.3]])
-    """Variance of each centred logit under the posterior, squared nats, in answers by fast the predicted one; null
-    where there is none.
-    """
+    """Variance of each centred logit under the posterior, squared nats; null where there is none."""
     logit_covariance: list[list[FiniteFloat]] | None = Field(None, examples=[[[2.3, -2.3], [-2.3, 2.3]]])
     """Covariance of the centred logits, squared nats; only with options.covariance."""
     uncertainty: UncertaintyParts | None

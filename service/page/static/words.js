@@ -61,7 +61,6 @@ const PREDICTIVES = {
   map: "the fine-tuned model alone",
   temperature: "the same, softened by one number (temperature scaling)",
   conditioned: "temperature scaling, corrected by the calibration rows' labels",
-  fast: "an estimate of laplace, in one pass",
   laplace: "averaged over the models that fit the training rows",
   laplace_temperature: "laplace, softened by one number",
   laplace_conditioned: "laplace, corrected by the calibration rows' labels",

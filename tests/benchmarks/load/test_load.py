@@ -17,14 +17,12 @@ from server_process import server_process
 from benchmarks import soak
 from benchmarks.harness import provenance
 from benchmarks.harness.process import on_cores
-from benchmarks.harness.record import Conditions
 from benchmarks.load import open_loop, overload
 from benchmarks.load.known_rows import TOLERANCE, Known
 from benchmarks.load.open_arrivals import Outcome, poisson_times
 from benchmarks.load.soak_report import verdict
 from benchmarks.load.trend import FEWEST, Trend, trend
 from benchmarks.load.watch import Sample
-from benchmarks.speed.parts import fast
 
 FAKE_SERVER = Path(__file__).resolve().parents[3] / "tests" / "service" / "fake_server.py"
 
@@ -70,23 +68,21 @@ def test_flat_is_said_only_where_growth_would_have_been_seen(
     assert said in verdict(lines[:count])
 
 
-def answer(*probs: float, by: str = "laplace") -> dict[str, object]:
+def answer(*probs: float) -> dict[str, object]:
     both = dict(zip("ab", probs, strict=True))
-    return {"map_probs": both, "probs": both, "answered_by": by}
+    return {"map_probs": both, "probs": both}
 
 
 def test_wrong_lost_and_doubled_answers_are_counted() -> None:
-    answers = {("x", "laplace"): [0.9, 0.1] * 2, ("x", "fast"): [0.7, 0.3] * 2, ("y", "laplace"): [0.2, 0.8] * 2}
+    answers = {("x", "laplace"): [0.9, 0.1] * 2, ("y", "laplace"): [0.2, 0.8] * 2}
 
-    def wrong(texts: str, mode: str, *predictions: dict[str, object]) -> int:
-        return Known(answers, {}).wrong(list(texts), mode, {"predictions": predictions})
+    def wrong(texts: str, name: str, *predictions: dict[str, object]) -> int:
+        return Known(answers, {}).wrong(list(texts), name, {"predictions": predictions})
 
     x, y, moved = answer(0.9, 0.1), answer(0.2, 0.8), 0.9 - TOLERANCE - 0.01
     assert [wrong("xy", "laplace", x, y), wrong("yx", "laplace", x, y)] == [0, 2]
     assert [wrong("xy", "laplace", x), wrong("x", "laplace", x, y)] == [1, 1]
     assert wrong("x", "laplace", answer(moved, 1 - moved)) == 1
-    # Deferred by fast: compared with what laplace says.
-    assert [wrong("x", "fast", x), wrong("x", "fast", answer(0.9, 0.1, by="fast"))] == [0, 1]
 
 
 def test_arrivals_are_in_order_and_of_their_rate() -> None:
@@ -205,18 +201,3 @@ def test_a_short_open_loop_prints_its_table(url: str, capsys: pytest.CaptureFixt
     page = capsys.readouterr().out
     rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
     assert rows == ["run, load", "---", "1, 0.5", "1, 1", "1, 2", "2, 2"]
-
-
-def test_every_mode_is_asked_for_every_text_as_served(url: str) -> None:
-    """The fake server defers nothing; each mode answers all texts at once, and half of them alone."""
-    here = Conditions("h", {"versions": ""})
-    found = list(fast.as_served(here, url, [f"text {i}" for i in range(8)], turns=1))
-    assert [record.name for record in found] == [
-        "fast: fast as served, 32 clients",
-        "fast: laplace as served, 32 clients",
-        "fast: fast as served, one client",
-        "fast: laplace as served, one client",
-        "fast: deferred",
-    ]
-    assert found[-1].value in (0.0, 1.0)
-    assert min(record.low for record in found[:-1]) > 0

@@ -18,7 +18,7 @@ from benchmarks.harness.subject import random_batch, with_classes
 from benchmarks.harness.timing import Ratio
 from benchmarks.speed import __main__ as job
 from benchmarks.speed import published
-from benchmarks.speed.parts import classes, ensemble, fast, fit, overload, predict, start, subset
+from benchmarks.speed.parts import classes, ensemble, fit, overload, predict, start, subset
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.linearised import contrast_mean
@@ -73,21 +73,6 @@ def test_sentences_of_other_pages_are_made_of_the_published_figures() -> None:
         assert path.read_text(encoding="utf-8") == text, "run python -m benchmarks.speed --pages"
 
 
-def test_the_sentence_on_fast_follows_from_its_row() -> None:
-    values = {
-        "fast as served, 32 clients": 1.4,
-        "laplace as served, 32 clients": 2.2,
-        "fast as served, one client": 1.5,
-        "deferred": 0.2,
-    }
-    rows = [asdict(HERE.record(f"fast: {name}", Ratio(v, v, v), "b")) for name, v in values.items()]
-    assert published.fast_costs(rows) == (
-        "1.4 MAP answers as served to 32 clients at once, where a Laplace answer costs 2.2, "
-        "and 1.5 to one client alone (SST-2, 20 % of the rows deferred)"
-    )
-    assert not any(c.isdigit() for c in published.fast_costs([]))
-
-
 @pytest.mark.parametrize(
     ("late", "verdict"),
     [
@@ -139,7 +124,7 @@ def test_the_open_loops_page_is_made_of_its_runs(tmp_path: Path) -> None:
 def test_the_open_loops_page_says_in_how_many_runs_each_is_met() -> None:
     """Refusals in 9 ms by the median, and in 11 in one run of three."""
     runs = [run_of(), run_of(), run_of(refusals_ms=(1.0, 11.0, 12.0))]
-    page = overload.overload.page({"s": runs}, "now", queue_rows=overload.QUEUE_ROWS, mode="map")
+    page = overload.overload.page({"s": runs}, "now", queue_rows=overload.QUEUE_ROWS, predictive="map")
     assert "- met (met in 3 of 3 runs): answers are" in page
     assert "- met (met in 2 of 3 runs): 95 % of the refusals take at most 9.0 ms" in page
 
@@ -243,26 +228,6 @@ def test_a_server_that_is_slow_to_stop_is_no_slower_to_start(monkeypatch: pytest
     monkeypatch.setattr(start.time, "perf_counter", lambda: now[-1])
     assert start.seconds_to_ready() == 0.0
     assert now == [0.0, 100.0]
-
-
-def test_the_fidelity_of_mode_fast_is_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every record there is but those as served, the times made up."""
-    for name in ("load_subject", "random_batch", "test_texts"):
-        monkeypatch.setattr(fast, name, lambda *given, **options: None)
-    monkeypatch.setattr(fast, "in_turns", lambda functions, turns: {name: [1.0] for name in functions})
-    monkeypatch.setattr(fast, "served", lambda: nullcontext("address"))
-    monkeypatch.setattr(fast, "as_served", lambda *given, turns: ())
-    found = {record.name: record for record in fast.run(HERE, quick=True)}
-    assert set(found) == {
-        "fast: covariance, 8 x 32 tokens",
-        "fast: NLL alone",
-        "fast: NLL as served",
-        "fast: rank correlation of the variances",
-        "fast: log correlation of the variances",
-        "fast: decisions",
-    }
-    fidelity = json.loads((fast.ARTIFACT / "manifest.json").read_text())["metrics"]["fast"]["fidelity"]
-    assert found["fast: NLL alone"].value == pytest.approx(fidelity["nll"] / fidelity["laplace_nll"], abs=0.01)
 
 
 def tokens_within(batch: Batch) -> Batch:

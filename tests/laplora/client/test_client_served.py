@@ -44,13 +44,13 @@ def client(connect: Callable[..., Client], address: str) -> Iterator[Client]:
 def test_a_long_list_is_answered_in_order(client: Client) -> None:
     counts: list[int] = []
     client.wait_until_ready()
-    answers = client.predict(INPUTS, mode="fast", covariance=True, target_risk=0.2, progress=counts.append)
+    answers = client.predict(INPUTS, predictive="ensemble", covariance=True, target_risk=0.2, progress=counts.append)
     assert [a.id for a in answers] == [row["id"] for row in INPUTS]
     # the fake names each row in its answer
     assert [round(a.probs["negative"] * 100_000) for a in answers] == [i + 2 for i in range(len(INPUTS))]
     assert (sum(counts), max(counts)) == (150, 50)
     assert [artifact.name for artifact in answers.artifacts] == ["fake"]
-    assert (answers.predictive, answers.target_risk) == ("fast", 0.2)
+    assert (answers.predictive, answers.target_risk) == ("ensemble", 0.2)
     assert {len(a.logit_covariance or ()) for a in answers} == {2}
 
 

@@ -48,8 +48,8 @@ async def everything(client: httpx.AsyncClient, run: FinishedRun) -> list[Any]:
     options = {"options": {"predictive": "conditioned"}}
     found: list[Any] = []
     for one in INPUTS:
-        for mode in ("fast", "laplace"):
-            found.append(probs(await post("/predict", {"inputs": [one], "options": {"mode": mode}})))
+        for name in ("map", "laplace"):
+            found.append(probs(await post("/predict", {"inputs": [one], "options": {"predictive": name}})))
     suggested = await post("/suggest", {"inputs": INPUTS, "options": {"count": 3}})
     found.append([one["row"] for one in suggested["suggested"]])
     found.append(probs(await post("/predict", {"inputs": INPUTS, **options})))

@@ -96,7 +96,7 @@ async def test_predict(client: Any, address: str) -> None:
     assert second == pytest.approx({"negative": 0.9, "positive": 0.1})
     assert answer.predictions[0].logit_covariance == [[0.1, 0.1], [0.1, 0.1]]
     assert answer.predictions[0].uncertainty.epistemic == 0.1
-    body = m.PredictRequest(inputs=texts("a"), options=m.PredictOptions(mode=m.PredictOptionsMode.MAP))
+    body = m.PredictRequest(inputs=texts("a"), options=m.PredictOptions(predictive="map"))
     async with importlib.import_module(PACKAGE).Client(base_url=address) as asynchronous:
         (prediction,) = (await api("scoring.predict").asyncio(client=asynchronous, body=body)).predictions
     assert (prediction.logit_variance, prediction.uncertainty) == (None, None)

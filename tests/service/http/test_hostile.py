@@ -80,7 +80,7 @@ NOT_A_REQUEST: list[tuple[Any, str]] = [
     ({"inputs": [{"prompt": "a", "text": "b"}]}, "inputs.0.prompt"),
     ({"inputs": [{"prompt": ""}]}, "inputs.0.prompt"),
     ({**ONE, "options": {"speed": 1}}, "options.speed"),
-    ({**ONE, "options": {"mode": SECRET}}, "options.mode"),
+    ({**ONE, "options": {"predictive": SECRET}}, "options.predictive"),
     ({**ONE, "options": {"covariance": "true"}}, "options.covariance"),
     ({**ONE, "artifact": "x" * 5000}, "artifact"),
 ]
@@ -146,7 +146,7 @@ async def test_text_in_the_place_of_a_name_is_not_echoed(served: Served) -> None
         {**ONE, "options": {sentence: 1}},
         {**ONE, "artifact": sentence},
         {**ONE, "options": {"predictive": sentence}},
-        {**ONE, "options": {"mode": sentence}},
+        {**ONE, "options": {"predictive": sentence}},
         {"inputs": [{"text": {"a": sentence}}]},
         {"inputs": [{"text": "a", "id": sentence}, {"text": "b", "id": sentence}]},
     ]

@@ -49,7 +49,7 @@ async def test_kinds_mix_up_to_the_largest_request(name: str) -> None:
     async with serve(FakePredictor(template=TEMPLATES_AND_OWN[name], labels=labels)) as served:
         responses = [
             await served.client.post("/predict", json={"inputs": sent, "options": options})
-            for options in ({}, {"mode": "map"}, {"predictive": "ensemble"})
+            for options in ({}, {"predictive": "map"}, {"predictive": "ensemble"})
         ]
         more = await served.client.post("/predict", json={"inputs": [*inputs, inputs[0]]})
     assert (more.status_code, more.json()["error"]["limit"], more.json()["error"]["got"]) == (413, 256, 257)
@@ -97,7 +97,7 @@ def predict(client: httpx.Client, inputs: list[dict[str, Any]], **options: Any) 
     return answers
 
 
-@pytest.mark.parametrize("options", [{}, {"mode": "map"}, {"mode": "fast"}, {"covariance": True}])
+@pytest.mark.parametrize("options", [{}, {"predictive": "map"}, {"covariance": True}])
 def test_on_a_real_model_an_input_is_its_prompt_whatever_it_came_with(
     tiny: httpx.Client, options: dict[str, Any]
 ) -> None:

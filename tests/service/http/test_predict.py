@@ -37,30 +37,20 @@ async def test_covariance_comes_only_when_asked_for(served: Served) -> None:
     assert asked["logit_covariance"] == [[0.1, 0.1], [0.1, 0.1]]
 
 
-async def test_map_mode_has_no_posterior(served: Served) -> None:
-    response = await served.predict("fine 7", options={"mode": "map", "covariance": True})
-    assert [mode for mode, _ in served.predictor.batches] == ["map"]
+async def test_map_has_no_posterior(served: Served) -> None:
+    response = await served.predict("fine 7", options={"predictive": "map"})
     (prediction,) = response.json()["predictions"]
     assert prediction["probs"] == prediction["map_probs"]
-    for field in ("probs_std", "logit_variance", "logit_covariance", "uncertainty"):
+    for field in ("probs_std", "logit_variance", "uncertainty"):
         assert prediction[field] is None
 
 
 #: Options, the predictive that answers, and what is computed beside it.
 ASKED: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
     ({}, "laplace", ()),
-    ({"mode": "laplace"}, "laplace", ()),
-    ({"mode": "map"}, "map", ()),
-    ({"mode": "fast"}, "fast", ()),
-    ({"mode": "fast", "covariance": True}, "fast", ()),
-    ({"predictive": "fast"}, "fast", ()),
-    ({"predictive": "fast", "mode": "fast"}, "fast", ()),
-    ({"predictive": "fast", "mode": "laplace"}, "fast", ("laplace",)),
-    ({"mode": "map", "covariance": True}, "map", ()),
     ({"predictive": "map"}, "map", ()),
-    ({"predictive": "map", "mode": "map"}, "map", ()),
+    ({"predictive": "map", "covariance": True}, "map", ("laplace",)),
     ({"predictive": "ensemble"}, "ensemble", ()),
-    ({"predictive": "ensemble", "mode": "laplace"}, "ensemble", ("laplace",)),
     ({"predictive": "ensemble", "covariance": True}, "ensemble", ("laplace",)),
     ({"predictive": "laplace", "covariance": True}, "laplace", ()),
 ]
@@ -71,13 +61,13 @@ async def test_which_predictive_answers(served: Served) -> None:
         body = (await served.predict("fine 7", options=options)).json()
         assert (served.predictor.batches[-1][0], served.predictor.also[-1]) == (predictive, also), options
         assert body["predictive"]["name"] == body["predictions"][0]["answered_by"] == predictive
-        has_variance = predictive == "fast" or "laplace" in (predictive, *also)
+        has_variance = "laplace" in (predictive, *also)
         assert (body["predictions"][0]["logit_variance"] is not None) == has_variance
     assert len(served.predictor.batches) == len(ASKED)
 
 
 async def test_the_posterior_comes_with_whatever_is_recommended() -> None:
-    """Mode laplace keeps its variances where the artifact recommends a predictive without a posterior."""
+    """Also where the artifact recommends a predictive without a posterior."""
     predictor = FakePredictor()
     predictor.recommended = predictor.artifact.manifest.recommended.predictive = "ensemble"
     async with serve(predictor) as served:
@@ -86,34 +76,17 @@ async def test_the_posterior_comes_with_whatever_is_recommended() -> None:
     assert body["predictions"][0]["logit_covariance"] == [[0.1, 0.1], [0.1, 0.1]]
 
 
-async def test_a_predictive_that_cannot_answer_is_422(served: Served) -> None:
-    for options, message in (
-        ({"predictive": "swag"}, "it has ['map', 'fast', 'laplace', 'ensemble']"),
-        ({"predictive": ""}, "it has ['map', 'fast', 'laplace', 'ensemble']"),
-        ({"predictive": "ensemble", "mode": "map"}, "leave out the mode or the predictive"),
-        ({"predictive": "ensemble", "mode": "fast"}, "leave out the mode or the predictive"),
-    ):
-        response = await served.predict("fine 7", options=options)
-        error = response.json()["error"]
-        assert (response.status_code, error["field"]) == (422, "options.predictive")
-        assert message in error["message"]
-
-
-async def test_mode_fast_averages_no_orders_and_needs_distilled_variances(served: Served) -> None:
-    response = await served.predict("fine 7", options={"mode": "fast", "order_average": True})
-    assert (response.status_code, response.json()["error"]["field"]) == (422, "options.order_average")
-    served.predictor.predictives = ("map", "laplace")
-    response = await served.predict("fine 7", options={"mode": "fast"})
+@pytest.mark.parametrize("name", ["swag", "fast", ""])
+async def test_a_predictive_that_the_artifact_does_not_have_is_422(served: Served, name: str) -> None:
+    response = await served.predict("fine 7", options={"predictive": name})
     error = response.json()["error"]
-    assert (response.status_code, error["field"]) == (422, "options.mode")
-    assert "predictives.fast" in error["message"]
+    assert (response.status_code, error["field"]) == (422, "options.predictive")
+    assert "it has ['map', 'laplace', 'ensemble']" in error["message"]
 
 
-async def test_the_stated_risk_is_known_where_fast_decides_what_to_defer(served: Served) -> None:
-    await served.predict("fine 7", options={"mode": "fast", "target_risk": 0.2})
-    await served.predict("fine 7", options={"mode": "fast"})
-    await served.predict("fine 7", options={"target_risk": 0.2})
-    assert served.predictor.risks[-3:] == [0.2, None, None]
+async def test_a_request_names_a_predictive_and_no_mode(served: Served) -> None:
+    response = await served.predict("fine 7", options={"mode": "map"})
+    assert (response.status_code, response.json()["error"]["field"]) == (422, "options.mode")
 
 
 async def test_decisions_are_made_for_the_stated_risk(served: Served) -> None:

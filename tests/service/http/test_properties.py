@@ -48,14 +48,20 @@ choice_inputs = st.fixed_dictionaries(
     }
 )
 ARTIFACTS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
-    "tiny-sentiment": (text_inputs, [{}, {"mode": "map"}, {"mode": "fast"}, {"covariance": True}]),
+    "tiny-sentiment": (text_inputs, [{}, {"predictive": "map"}, {"covariance": True}]),
     "tiny-mixture": (
         text_inputs,
         [{}, *({"predictive": name} for name in ("ensemble", "mc_dropout", "laplace_ensemble"))],
     ),
     "tiny-choices-float32": (
         choice_inputs,
-        [{}, {"mode": "map"}, {"order_average": True}, {"order_average": True, "mode": "map"}, {"target_risk": 0.2}],
+        [
+            {},
+            {"predictive": "map"},
+            {"order_average": True},
+            {"order_average": True, "predictive": "map"},
+            {"target_risk": 0.2},
+        ],
     ),
 }
 
@@ -207,7 +213,7 @@ def test_the_comparison_would_see_rows_that_were_mixed_up(company: Company) -> N
         ("tiny-sentiment", "superb plot", {}),
         ("tiny-sentiment", "dull plot !", {}),
         ("tiny-mixture", "dull plot", {}),
-        ("tiny-sentiment", "dull plot", {"mode": "map"}),
+        ("tiny-sentiment", "dull plot", {"predictive": "map"}),
     ):
         other = company.of_one(artifact, {"text": text}, options)
         logits = abs(one["logit_mean"][0] - other["logit_mean"][0])

@@ -64,15 +64,6 @@ def test_a_row_counts_on_a_gpu_as_the_short_rows_that_its_budget_was_measured_wi
         assert [rows for _, rows in held.batches[1:]] == batches
 
 
-def test_rows_for_different_risks_share_a_batch(held: Rig) -> None:
-    risks = (0.1, 0.2, None)
-    plans = [held.submit(10 + i, predictive="fast", target_risk=risk) for i, risk in enumerate(risks)]
-    held.predictor.released.set()
-    assert [named(plan) for plan in plans] == [[10], [11], [12]]
-    assert held.batches[1:] == [("fast", [10, 11, 12])]
-    assert held.predictor.risks[1:] == list(risks)
-
-
 def test_one_thread_runs_everything_and_passes_errors_on(device: Rig) -> None:
     for i in range(3):
         named(device.submit(i))

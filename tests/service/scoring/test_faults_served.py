@@ -54,7 +54,7 @@ async def test_every_endpoint_says_that_the_device_failed(caplog: pytest.LogCapt
         predictor.hold()
         running = asyncio.create_task(served.predict("666"))
         await asyncio.to_thread(predictor.entered.wait)
-        waiting = asyncio.create_task(served.predict("a", options={"mode": "map"}))
+        waiting = asyncio.create_task(served.predict("a", options={"predictive": "map"}))
         await served.until(lambda: served.state.backend.queue.rows == 1)
         predictor.released.set()
         answers = [

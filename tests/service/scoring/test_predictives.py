@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from server_process import server_process
-from tiny_runs import BAD, GOOD, NOUNS, FinishedRun
+from tiny_runs import FinishedRun
 
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import Manifest
@@ -71,24 +71,7 @@ def test_the_recommended_one_answers_with_the_posteriors_variance(client: httpx.
     body = predict(client, TEXTS, covariance=True)
     assert body["predictive"]["name"] == manifest.recommended.predictive
     assert all(p["logit_covariance"] is not None for p in body["predictions"])
-    assert predict(client, TEXTS, mode="map")["predictive"]["name"] == "map"
-
-
-def test_mode_fast_says_who_answered(client: httpx.Client, mixture_predictor: Predictor) -> None:
-    """Over HTTP as in the library, and counted."""
-    texts = [f"The {noun} was {word}." for noun in NOUNS for word in (*GOOD[:3], *BAD[:3])]
-    body = predict(client, texts, mode="fast", covariance=True)
-    rows = [mixture_predictor.encode({"text": t}, truncate=True) for t in texts]
-    wanted = mixture_predictor.predict(rows, "fast")
-    assert body["predictive"]["name"] == "fast"
-    for got, want in zip(body["predictions"], wanted, strict=True):
-        assert got["answered_by"] == want.predictive
-        assert_as_the_library(got, want)
-        assert got["logit_covariance"] is not None
-    exact = sum(p.predictive == "laplace" for p in wanted)
-    assert 0 < exact < len(texts)
-    metrics = client.get("/metrics").text
-    assert f'laplora_answers_total{{answered_by="laplace",predictive="fast"}} {exact:.1f}' in metrics
+    assert predict(client, TEXTS, predictive="map")["predictive"]["name"] == "map"
 
 
 def test_artifacts_show_the_comparison(client: httpx.Client, manifest: Manifest) -> None:

@@ -20,7 +20,7 @@ WORD = "Zanzibarquux"
 NAME = f"{WORD} said so ."
 TOKEN = new_token()
 GOOD = {"id": WORD, "text": f"The film was {WORD} ."}
-OPTIONS = ("mode", "predictive", "target_risk", "covariance", "truncate", "order_average")
+OPTIONS = ("predictive", "target_risk", "covariance", "truncate", "order_average")
 
 
 def bad_bodies(**more: Any) -> list[Any]:
@@ -97,7 +97,7 @@ def test_the_word_stays_between_client_and_server(process: Process, jobs_dir: Pa
         answered = [
             client.post("/predict", json={"inputs": [GOOD]}),
             client.post("/predict", json={"inputs": [{"prompt": WORD}], "options": {"covariance": True}}),
-            client.post("/predict", json={"inputs": [GOOD], "options": {"truncate": True, "mode": "fast"}}),
+            client.post("/predict", json={"inputs": [GOOD], "options": {"truncate": True, "predictive": "map"}}),
             client.post("/evaluate", json={"inputs": [{**GOOD, "label": "positive"}]}),
         ]
         assert [answer.status_code for answer in answered] == [200] * 4

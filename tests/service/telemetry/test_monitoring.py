@@ -74,8 +74,8 @@ async def exposed() -> dict[str, list[dict[str, str]]]:
     predictor = FakePredictor()
     predictor.poison[666] = RuntimeError("bug")
     async with serve(predictor) as served:
-        for mode in ("laplace", "map", "fast"):
-            answered = (await served.predict("a b", "c", options={"mode": mode})).json()["predictions"]
+        for name in ("laplace", "map"):
+            answered = (await served.predict("a b", "c", options={"predictive": name})).json()["predictions"]
             items = [{"prediction_id": answer["prediction_id"], "label": "negative"} for answer in answered]
             assert (await served.client.post("/feedback", json={"items": items})).status_code == 200
         await served.predict("666")

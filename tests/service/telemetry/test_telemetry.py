@@ -96,7 +96,7 @@ async def test_log_lines_are_json_with_id_and_stages_and_no_text(log: Log) -> No
 
 async def test_metrics_count_what_happened(served: Served) -> None:
     await served.predict("a", "b c")
-    await served.predict("a", options={"mode": "map"})
+    await served.predict("a", options={"predictive": "map"})
     await served.client.post("/predict", content=b"{")
     await served.client.get("/x1")
     await served.client.request("BREW", "/x2")
@@ -147,7 +147,7 @@ async def test_metrics_say_what_the_answers_look_like() -> None:
     predictor = Doubtful(max_tokens=16)
     async with serve(predictor) as served:
         await served.predict("70000 a", "20000")
-        await served.predict(" ".join(["b"] * 40), options={"truncate": True, "mode": "map"})
+        await served.predict(" ".join(["b"] * 40), options={"truncate": True, "predictive": "map"})
         scrape = await scrape_of(served)
     laplace, map_ = ({"artifact": "fake", "predictive": name} for name in ("laplace", "map"))
     assert scrape("laplora_epistemic_uncertainty_nats_sum", **laplace) == pytest.approx(0.2)
@@ -281,7 +281,7 @@ async def test_a_requests_line_says_who_asked_for_what(log: Log) -> None:
     # The one that is given up has the stages that it came to.
     stages = {"tokenize_ms", "queue_ms", "compute_ms"}
     async with serve() as served:
-        await served.predict("a", options={"mode": "map"})
+        await served.predict("a", options={"predictive": "map"})
         for timeout_s in longer_and_longer():
             served.predictor.hold()
             late = await served.predict("a", options={"timeout_s": timeout_s})

@@ -93,13 +93,15 @@ async def test_bytes_in_and_out(served: Served) -> None:
 
 
 async def test_parameters_are_the_options_of_predict(served: Served) -> None:
-    response = await infer(served, tensor("fine"), parameters={"mode": "map", "target_risk": 0.2, "timeout": 60e6})
+    response = await infer(
+        served, tensor("fine"), parameters={"predictive": "map", "target_risk": 0.2, "timeout": 60e6}
+    )
     assert response.json()["parameters"] == {"predictive": "map", "target_risk": 0.2}
     # MAP has no posterior: what it does not have is not there.
     assert set(outputs(response)) == set(OUTPUTS) - {
         *("logit_covariance", "labels", "probs_std", "logit_variance", "total", "aleatoric", "epistemic"),
     }
-    absent = await infer(served, tensor("a"), parameters={"mode": "map"}, outputs=[{"name": "probs_std"}])
+    absent = await infer(served, tensor("a"), parameters={"predictive": "map"}, outputs=[{"name": "probs_std"}])
     assert (absent.status_code, list(absent.json())) == (422, ["error"])
     late = await infer(served, tensor("a"), parameters={"timeout": 0.001})
     assert late.status_code == 504
@@ -207,8 +209,8 @@ async def test_wrong_tensors_are_refused(wrong: dict[str, Any], said: str, serve
         ({"inputs": [tensor("a")], "parameters": {"target_risk": 7}}, "parameters.target_risk"),
         ({"inputs": [tensor("a")], "parameters": {"target_risk": "x"}}, "parameters.target_risk"),
         ({"inputs": [tensor("a")], "parameters": {"timeout": "x"}}, "parameters.timeout"),
-        ({"inputs": [tensor("a")], "parameters": {"mode": "none"}}, "parameters.mode"),
-        ({"inputs": [tensor("a")], "parameters": {"mode": ["map"]}}, "parameters.mode"),
+        ({"inputs": [tensor("a")], "parameters": {"predictive": "none"}}, "no predictive of that name"),
+        ({"inputs": [tensor("a")], "parameters": {"predictive": ["map"]}}, "parameters.predictive"),
         ({"inputs": [tensor("a")], "parameters": {"order_average": True}}, "choices"),
     ],
 )
