@@ -24,8 +24,7 @@ from laplora.artifact.readout_records import LabelSequencesRecord
 from laplora.classifier import batches
 from laplora.encoder import Encoder
 from laplora.errors import ArtifactCorruptError, InvalidInputError
-from laplora.jacobians.blocks import ContrastJacobians
-from laplora.jacobians.contrasts import ReversePass, contrast_jacobians, reverse_pass
+from laplora.jacobians.contrasts import ReversePass, reverse_pass
 from laplora.models.base import LoadedBase, load_tokenizer, locate_base, resolve_device
 from laplora.models.beginning import read_beginning
 from laplora.models.checkpoints import check_hub_size
@@ -36,7 +35,6 @@ from laplora.models.shared_base import SharedBases
 from laplora.models.spread import Spread
 from laplora.models.tensor_sizes import tensor_bytes
 from laplora.posterior.base import Posterior
-from laplora.posterior.many_classes import choose_of
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
 from laplora.prompts.rows import Batch, EncodedRow, collate
@@ -304,17 +302,6 @@ class Predictor(Encoder):
         """The prior precision of each block of the posterior, (blocks,) float64, on the device."""
         assert self._members.trained.precisions is not None
         return self._members.trained.precisions
-
-    def jacobians(self, rows: Sequence[EncodedRow]) -> ContrastJacobians:
-        """Return the contrasts' Jacobians of rows that run as one batch, for the blocks of ``posterior``."""
-        members = self._members
-        batch, blocks, choose = self._batch(rows), self.posterior.blocks, choose_of(self.posterior)
-        return contrast_jacobians(members.model, batch, members.readout, blocks, sums=False, choose=choose)
-
-    @torch.no_grad()
-    def states(self, rows: Sequence[EncodedRow]) -> torch.Tensor:
-        """Return what the logits of rows are read from, (rows, width), by one forward pass."""
-        return self._members.readout.scores(self._members.model, self._batch(rows)).hidden
 
     def _batch(self, rows: Sequence[EncodedRow]) -> Batch:
         return collate(

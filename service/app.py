@@ -126,7 +126,6 @@ class _Parts:
         self.figure_threads = OneEach(self.threads.pool("figures", 2))
         self.reports = OneAtATime(self.threads.pool("report", 1))
         self.measure_threads = OneEach(self.threads.pool("measure", 2))
-        self.suggestions = OneAtATime(self.threads.pool("suggest", 1))
         self.parse_threads = self.threads.pool("parse", 1)
         self.lifecycle = Lifecycle(
             on_drain=(self.jobs.drain, self.metrics.set_draining, self.backend.drain),

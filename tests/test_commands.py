@@ -43,7 +43,7 @@ def test_every_job_has_help(job: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert JOBS[job][1:] in text  # its first letter is a capital
     of_a_run = ("--config", "YAML file of the run", "SECTION.KEY=VALUE", "for example optimizer.steps=100")
     of_an_artifact = ("--artifact", "--labels", "JSON Lines, CSV or Parquet file of rows with labels", "--undo")
-    of_a_pool = ("--artifact", "--pool", "labels are ignored", "--method", "(default: information)")
+    of_a_pool = ("--artifact", "--pool", "labels are ignored", "--least-familiarity")
     of_a_student = ("--artifact", "--inputs", "labels are ignored", "--calibration", "SECTION.KEY=VALUE")
     of_a_table = (
         "--models",

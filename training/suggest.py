@@ -38,10 +38,8 @@ def suggest(request: SuggestRequest) -> Path:
         predictor,
         rows,
         request.count,
-        request.method,
         least_familiarity=request.least_familiarity,
         batch_size=request.batch_size,
-        seed=request.seed,
         track=progress,
     )
     lines = [json.dumps(line, ensure_ascii=False) for line in suggested_lines(found, examples)]
@@ -79,12 +77,9 @@ def suggested_lines(found: Suggestion, examples: Sequence[Example]) -> list[dict
 def _tell(found: Suggestion, pool: int) -> None:
     left = [f"{found.repeated} repeat an earlier one"] if found.repeated else []
     left += [f"{found.unfamiliar} are too unlike the training rows"] if found.unfamiliar else []
-    say(f"{len(found.rows)} of {pool} rows chosen by {found.method}" + "".join(f"; {part}" for part in left))
+    say(f"{len(found.rows)} of {pool} rows chosen" + "".join(f"; {part}" for part in left))
     predicted = Counter(
         label for one in found.rows for label in one.prediction.labels_present or [one.prediction.label]
     )
     say("predicted labels: " + ", ".join(f"{label} {count}" for label, count in predicted.most_common(10)))
-    gains = [one.gain for one in found.rows if one.gain is not None]
-    if found.method in ("information", "prediction"):
-        half = next(i for i in range(len(gains)) if sum(gains[: i + 1]) >= sum(gains) / 2) + 1
-        say(f"gain: {sum(gains):.3g} nats, half of it from the first {half} rows; the last row adds {gains[-1]:.3g}")
+    say(f"gain: {found.rows[0].gain:.3g} nats of the first row, {found.rows[-1].gain:.3g} of the last")

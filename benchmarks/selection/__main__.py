@@ -20,12 +20,12 @@ from benchmarks.evidence.gather import gathered
 from benchmarks.evidence.outputs import read_outputs
 from benchmarks.evidence.plan import DEVELOPING, REPORTED, SEEDS, Unit, trainings, units
 from benchmarks.selection.page import RESULTS, write_page
-from benchmarks.selection.simulate import LABELS, SUBSET, Simulation, simulate, sketch_losses
+from benchmarks.selection.simulate import LABELS, SUBSET, Simulation, simulate
 from laplora.files import write_json
 
 RUNS = Path("runs") / "selection"
-#: Labels of a trained model; draws of its calibration rows; rows of a batch whose sketch is measured.
-BUDGET, DRAWS, BATCH = 450, 3, 100
+#: Labels of a trained model; draws of its calibration rows.
+BUDGET, DRAWS = 450, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,8 +70,6 @@ def run(unit: Unit) -> None:
     for draw in range(DRAWS):
         one = Simulation(outputs, draw)
         figures["draws"].append({name: list(map(list, curve.values())) for name, curve in simulate(one).items()})
-        if draw == 0:
-            figures["sketch"] = sketch_losses(one, BATCH)
     write_json(path(unit), figures | {"labels": list(LABELS)})
     print(f"{unit}: {time.monotonic() - began:.0f} s", flush=True)
 

@@ -9,7 +9,6 @@ loss of the calibration rows under their labels and those of 300 random rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,9 +22,6 @@ from laplora.conditioning.mode import posterior_mode
 from laplora.linearised import class_log_probs, contrast_logits, entropy, hessian_root
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.shift import tempering
-from laplora.selection.candidates import CandidateRows
-from laplora.selection.greedy import greedy
-from laplora.selection.spread import at_random, highest, k_center
 
 #: Labels that are bought, and random orders that are averaged.
 LABELS = (0, 10, 20, 40, 80, 160, 300)
@@ -34,8 +30,6 @@ ORDERS = 3
 VARIANCES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 #: The blocks that the posterior covers, and conditioning moves.
 SUBSET = "values_b"
-#: Sizes of a sketch that are tried.
-SIZES = (32, 128, 512, 2048)
 
 #: Mean NLL in nats and accuracy of the test rows, by number of labels.
 Curve = dict[int, tuple[float, float]]
@@ -70,12 +64,6 @@ class Simulation:
         return fitted(self.outputs, self.draw, SUBSET).precision
 
     @cached_property
-    def candidates(self) -> CandidateRows:
-        """The free rows as a selection sees them."""
-        kernel = self.kernel(self.precision, self.free, self.free)
-        return CandidateRows.of_kernel(kernel, _root(self.probs[self.free], self.outputs.pool.at(self.free)))
-
-    @cached_property
     def probs(self) -> torch.Tensor:
         """The Laplace predictive of the pool, (rows, classes)."""
         every = torch.arange(len(self.outputs.pool))
@@ -96,26 +84,17 @@ class Simulation:
         return flat.view(len(rows), gram.contrasts, len(others), gram.contrasts)
 
 
-def _root(probs: torch.Tensor, rows: Rows) -> torch.Tensor:
-    return hessian_root(probs.clamp_min(torch.finfo(torch.float64).tiny).log(), rows.class_mask)
-
-
 def orders(one: Simulation, count: int) -> dict[str, list[torch.Tensor]]:
     """Return by method the free rows in the order to label, several of ``random``; numbers among the free rows."""
-    every = torch.ones(len(one.free), dtype=torch.bool)
-    probs, rows = one.probs[one.free], one.candidates
-    own = torch.einsum("ncf,ndf->ncd", rows.features, rows.features)
-    seen = torch.eye(own.shape[-1], dtype=torch.float64) + rows.root @ own @ rows.root
-    methods: dict[str, Callable[[], torch.Tensor]] = {
-        "information": lambda: greedy(rows, count).order,
-        "prediction": lambda: greedy(rows, count, "prediction").order,
-        "information of each row alone": lambda: highest(torch.logdet(seen), count, every).order,
-        "entropy": lambda: highest(entropy(probs), count, every).order,
-        "k_center": lambda: k_center(one.outputs.pool.states[one.free], count, every).order,
-    }
+    probs, rows = one.probs[one.free], one.outputs.pool.at(one.free)
+    every = torch.arange(len(one.outputs.pool))
+    covariance = spectrum(one.outputs, SUBSET).covariance(every, one.precision)[one.free]
+    root = hessian_root(probs.clamp_min(torch.finfo(torch.float64).tiny).log(), rows.class_mask)
+    seen = torch.eye(root.shape[-1], dtype=torch.float64) + root @ covariance.double() @ root
+    scores = {"information": torch.logdet(seen) / 2, "entropy": entropy(probs)}
     draws = [torch.Generator().manual_seed(seed) for seed in range(ORDERS)]
-    return {"random": [at_random(count, every, draw).order for draw in draws]} | {
-        name: [choose()] for name, choose in methods.items()
+    return {"random": [torch.randperm(len(one.free), generator=draw)[:count] for draw in draws]} | {
+        name: [score.argsort(descending=True, stable=True)[:count]] for name, score in scores.items()
     }
 
 
@@ -172,25 +151,3 @@ def _conditioning_precision(one: Simulation, every: torch.Tensor, rows: Rows, pr
         log_probs = class_log_probs(logits, labelled.class_mask)
         losses[unit / variance] = -float(log_probs.gather(1, labelled.labels[:, None]).mean())
     return min(losses, key=lambda precision: losses[precision])
-
-
-def sketch_losses(one: Simulation, count: int) -> dict[str, float]:
-    """Return by what a batch is chosen the exact information of it, nats: the exact kernel, sketches, at random.
-
-    The sketch here is of all of the kernel, where ``laplora.selection.sketch`` has the posterior's directions exact.
-    """
-    rows = one.candidates
-    features, width = rows.features, rows.features.shape[2]
-    found = {"exact": float(greedy(rows, count).gains.sum())}
-    for size in SIZES:
-        draw = torch.Generator().manual_seed(0)
-        sketch = features @ torch.randn(width, size, generator=draw, dtype=torch.float64) / size**0.5
-        found[str(size)] = _information(rows, greedy(CandidateRows(sketch, rows.root), count).order)
-    every = torch.ones(len(rows), dtype=torch.bool)
-    found["random"] = _information(rows, at_random(count, every, torch.Generator().manual_seed(0)).order)
-    return found
-
-
-def _information(rows: CandidateRows, order: torch.Tensor) -> float:
-    part = (rows.root[order] @ rows.features[order]).flatten(0, 1)
-    return float(torch.logdet(torch.eye(len(part), dtype=torch.float64) + part @ part.T)) / 2

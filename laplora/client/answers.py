@@ -185,7 +185,7 @@ class SuggestedInput(Record):
 
     Attributes:
         row: its place in the request, from 0.
-        gain: what its label is expected to add to those before it, nats; cumulative_gain: the sum so far.
+        gain: what its label is expected to tell about the model's weights, nats.
         predicted, probs, entropy, familiarity: of the answer now; entropy in nats. Where several labels may be right,
             ``predicted`` is a tuple of those present.
     """
@@ -193,7 +193,6 @@ class SuggestedInput(Record):
     row: int
     id: str | None = None
     gain: float
-    cumulative_gain: float
     predicted: str | tuple[str, ...]
     probs: dict[str, float]
     entropy: float

@@ -178,7 +178,6 @@ class Client:
         inputs: Iterable[Mapping[str, Any]],
         *,
         count: int | None = None,
-        method: str | None = None,
         least_familiarity: float | None = None,
         truncate: bool = False,
         timeout_s: float | None = None,
@@ -187,13 +186,12 @@ class Client:
         """Return which of some inputs to label next, sent as one request; the service keeps none of them.
 
         Args:
-            count: most inputs to suggest; method: ``information``, ``prediction`` or ``entropy``; least_familiarity:
-                inputs of less are left out. None: the service's.
+            count: most inputs to suggest; least_familiarity: inputs of less are left out. None: the service's.
 
         Raises as ``predict``.
         """
         options = requests.stated(
-            count=count, method=method, least_familiarity=least_familiarity, truncate=truncate, timeout_s=timeout_s
+            count=count, least_familiarity=least_familiarity, truncate=truncate, timeout_s=timeout_s
         )
         body = requests.body_of(requests.checked(inputs), artifact, options)
         return responses.parsed(Suggested, self._send("POST", "/suggest", json=body))

@@ -51,7 +51,6 @@ from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet
 from laplora.predictor import Predictor
-from laplora.selection.methods import Method
 from laplora.selection.suggest import Suggestion, suggest
 
 #: Rows whose answers an artifact records and its server replays.
@@ -222,17 +221,15 @@ class CalibratedPosterior:
         self,
         rows: Any,
         count: int = 100,
-        method: Method = "information",
         *,
         least_familiarity: float = 0.0,
         batch_size: int = 8,
-        seed: int = 0,
     ) -> Suggestion:
         """Return which of some unlabelled rows to label next, in the order to label them.
 
         Args:
             rows: as of ``laplora.fit``, without labels; a prompt that comes twice counts once.
-            count: at most so many; method: one of ``laplora.selection.methods.METHODS``; seed: of ``random``.
+            count: at most so many.
             least_familiarity: rows of less (``Prediction.familiarity``) are left out, where the posterior has one.
 
         Raises:
@@ -247,10 +244,8 @@ class CalibratedPosterior:
                 self.predictor,
                 encoded,
                 count,
-                method,
                 least_familiarity=least_familiarity,
                 batch_size=batch_size,
-                seed=seed,
                 track=self._progress.track,
             )
 

@@ -1,5 +1,4 @@
-"""Which unlabelled rows to label next: a batch of rows that together tell most, under the joint posterior.
+"""Which unlabelled rows to label next: those whose label is expected to tell most about the weights.
 
-``candidates`` says what a selection sees of a row, ``greedy`` chooses by what labels are expected to tell, ``spread``
-by distance alone. ``sketch`` has the rows' features, so that thousands of them fit in memory.
+``information`` says how much of an answer, ``suggest`` goes over a pool of rows.
 """

@@ -6,19 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import torch
-
 from laplora.answers.prediction import Prediction
-from laplora.artifact.manifest import Manifest
+from laplora.classifier import batches
 from laplora.errors import ConfigError, DataError
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import PromptTemplate
-from laplora.selection.candidates import CandidateRows
-from laplora.selection.greedy import Objective, Selection, greedy
-from laplora.selection.methods import METHODS, Method
-from laplora.selection.pool import loss_roots, pool_features, pool_states
-from laplora.selection.spread import at_random, highest, k_center
+from laplora.selection.information import information
 
 #: Field beside those of a row's template that says why the row was suggested.
 SUGGESTED = "suggested"
@@ -43,13 +37,12 @@ class SuggestedRow:
 
     Attributes:
         row: its place in the pool, from 0.
-        gain: what its label is expected to add to those before it: nats by ``information`` and ``prediction``, the
-            entropy of the prediction in nats by ``entropy``, a distance by ``k_center``; None at random.
+        gain: what its label is expected to tell about the weights, nats.
         prediction: by the recommended predictive.
     """
 
     row: int
-    gain: float | None
+    gain: float
     prediction: Prediction
 
 
@@ -58,13 +51,11 @@ class Suggestion:
     """What to label next.
 
     Attributes:
-        method: by which.
-        rows: in the order to label: any first part of them is a batch chosen the same way.
+        rows: in the order to label, the largest gain first.
         repeated: rows of the pool left out because their prompt is that of an earlier one.
         unfamiliar: rows left out because they are too unlike the training rows.
     """
 
-    method: Method
     rows: tuple[SuggestedRow, ...]
     repeated: int
     unfamiliar: int
@@ -72,113 +63,72 @@ class Suggestion:
     def reasons(self) -> list[dict[str, Any]]:
         """Return what every front end says of each suggested row, in order.
 
-        ``row``, ``gain`` and ``cumulative_gain`` (where there is a gain), ``predicted`` (the most probable label now;
-        where several may be right the list of those present), ``probs`` by label, ``entropy`` (nats), ``familiarity``.
+        ``row``, ``gain``, ``predicted`` (the most probable label now; where several may be right the list of those
+        present), ``probs`` by label, ``entropy`` (nats), ``familiarity``.
         """
-        reasons, total = [], 0.0
-        for one in self.rows:
-            reason: dict[str, Any] = {"row": one.row}
-            if one.gain is not None:
-                total += one.gain
-                reason |= {"gain": one.gain, "cumulative_gain": total}
-            now = one.prediction
-            reason["predicted"] = now.label if now.labels_present is None else now.labels_present
-            reason["probs"] = dict(zip(now.labels, now.probs, strict=True))
-            reasons.append(reason | {"entropy": now.total, "familiarity": now.familiarity})
-        return reasons
+        return [
+            {
+                "row": one.row,
+                "gain": one.gain,
+                "predicted": now.label if now.labels_present is None else now.labels_present,
+                "probs": dict(zip(now.labels, now.probs, strict=True)),
+                "entropy": now.total,
+                "familiarity": now.familiarity,
+            }
+            for one in self.rows
+            for now in [one.prediction]
+        ]
 
 
 def suggest(
     predictor: Predictor,
     rows: Sequence[EncodedRow],
     count: int,
-    method: Method = "information",
     *,
-    familiarity: Sequence[float] | None = None,
     least_familiarity: float = 0.0,
     batch_size: int = 8,
-    seed: int = 0,
     track: Tracker = _silently,
 ) -> Suggestion:
-    """Return at most ``count`` rows of a pool in the order to label them.
-
-    A row whose prompt comes twice counts once. Nothing is known of labels: what the posterior expects of them decides.
+    """Return at most ``count`` rows of a pool in the order to label them: one answer by ``laplace`` a row.
 
     Args:
         rows: of the predictor's ``encode``.
-        familiarity: of each row, larger for a row that is more like the training rows; rows below
-            ``least_familiarity`` are not chosen. None: the answers'; where the artifact has none, all may be.
-        seed: of ``random``.
-        track: shows the progress of the passes.
+        least_familiarity: rows of less (``Prediction.familiarity``) are not chosen, where the artifact has one.
+        track: shows the progress of the pass.
 
     Raises:
-        ConfigError: no such method, fewer than one row to choose, a posterior that the method does not cover, or a pool
-            that does not fit in memory.
+        ConfigError: fewer than one row to choose.
         DataError: no rows, or no row that may be chosen.
         NonFiniteError: NaN or infinity in an answer.
     """
-    if method not in METHODS:
-        raise ConfigError(f"rows are not chosen by {method!r}: choose one of {list(METHODS)}")
     if count < 1:
         raise ConfigError(f"{count} rows are to be chosen: ask for at least 1")
     if not rows:
         raise DataError("there are no rows to choose from")
-    predictions = predictor.predict_all(rows, batch_size=batch_size, track=lambda found: track(found, "answering"))
-    first = first_of_each(rows)
-    if familiarity is not None and len(familiarity) != len(rows):
-        raise DataError(f"{len(familiarity)} numbers of familiarity are not those of {len(rows)} rows")
-    known = [one.familiarity for one in predictions] if familiarity is None else familiarity
-    allowed = first & familiar_enough(known, least_familiarity)
-    if not bool(allowed.any()):
+    answers: dict[int, Prediction] = {}
+    for index in track(batches(rows, batch_size), "answering"):
+        answers.update(zip(index, predictor.predict([rows[i] for i in index], also=("laplace",)), strict=True))
+    found = most_telling(rows, [answers[i] for i in range(len(rows))], count, least_familiarity)
+    if not found.rows:
         raise DataError(f"none of {len(rows)} rows is like enough to the training rows: lower the least familiarity")
-    selection = _select(predictor, rows, predictions, count, method, allowed, batch_size, seed, track)
-    chosen = tuple(
-        SuggestedRow(row, None if method == "random" else gain, predictions[row])
-        for row, gain in zip(selection.order.tolist(), selection.gains.tolist(), strict=True)
-    )
-    return Suggestion(method, chosen, int((~first).sum()), int((first & ~allowed).sum()))
+    return found
 
 
-def _select(
-    predictor: Predictor,
-    rows: Sequence[EncodedRow],
-    predictions: Sequence[Prediction],
-    count: int,
-    method: Method,
-    allowed: torch.Tensor,
-    batch_size: int,
-    seed: int,
-    track: Tracker,
-) -> Selection:
-    if method == "random":
-        return at_random(count, allowed, torch.Generator().manual_seed(seed))
-    # Rows that cannot be chosen need no pass of their own.
-    places = allowed.nonzero()[:, 0]
-    free, answers = [rows[i] for i in places.tolist()], [predictions[i] for i in places.tolist()]
-    if method == "entropy":
-        found = select_by_entropy(answers, count)
-    elif method == "k_center":
-        states = pool_states(predictor, free, batch_size, lambda items: track(items, "last states"))
-        found = k_center(states, count, torch.ones(len(free), dtype=torch.bool))
-    else:
-        features = pool_features(predictor, free, batch_size, lambda items: track(items, "Jacobians"))
-        found = select(predictor.artifact.manifest, features, answers, count, method)
-    return Selection(places[found.order], found.gains)
+def most_telling(
+    rows: Sequence[EncodedRow], predictions: Sequence[Prediction], count: int, least_familiarity: float
+) -> Suggestion:
+    """Return at most ``count`` rows whose label tells most; one whose prompt comes twice counts once.
 
-
-def select(
-    manifest: Manifest, features: torch.Tensor, predictions: Sequence[Prediction], count: int, method: Objective
-) -> Selection:
-    """Return the batch of rows with these features and answers that tells most."""
-    probs = [one.probs for one in predictions]
-    root = loss_roots(probs, len(manifest.labels), several=manifest.likelihood == "bernoulli")
-    return greedy(CandidateRows(features, root), count, method)
-
-
-def select_by_entropy(predictions: Sequence[Prediction], count: int) -> Selection:
-    """Return the batch of rows whose answers are least certain, each of which adds its entropy, nats."""
-    totals = torch.tensor([one.total for one in predictions], dtype=torch.float64)
-    return highest(totals, count, torch.ones(len(totals), dtype=torch.bool))
+    Args:
+        predictions: the rows' answers, as ``information`` takes them.
+    """
+    first = _first_of_each(rows)
+    familiar = [one.familiarity is None or one.familiarity >= least_familiarity for one in predictions]
+    gains = information(predictions).tolist()
+    free = [i for i in range(len(rows)) if first[i] and familiar[i]]
+    order = sorted(free, key=lambda i: -gains[i])[:count]
+    chosen = tuple(SuggestedRow(i, gains[i], predictions[i]) for i in order)
+    return Suggestion(chosen, first.count(False), first.count(True) - len(free))
 
 
 def check_fields(template: PromptTemplate) -> None:
@@ -190,17 +140,12 @@ def check_fields(template: PromptTemplate) -> None:
         )
 
 
-def familiar_enough(familiarity: Sequence[float | None], least: float) -> torch.Tensor:
-    """Return (rows,) bool, whether each row's familiarity is at least ``least``; true of a row that has none."""
-    return torch.tensor([one is None or one >= least for one in familiarity])
-
-
-def first_of_each(rows: Sequence[EncodedRow]) -> torch.Tensor:
-    """Return (rows,) bool, whether no earlier row has the same prompt and possible labels."""
+def _first_of_each(rows: Sequence[EncodedRow]) -> list[bool]:
+    """Return of each row whether no earlier one has the same prompt and possible labels."""
     seen: set[tuple[tuple[int, ...], int]] = set()
     first = []
     for row in rows:
         key = (tuple(row.token_ids), row.class_count)
         first.append(key not in seen)
         seen.add(key)
-    return torch.tensor(first)
+    return first

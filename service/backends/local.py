@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakValueDictionary
@@ -26,15 +25,10 @@ from service.settings import Settings
 from service.telemetry.batch_report import BatchReport
 
 if TYPE_CHECKING:
-    import torch
-
     from laplora.answers.prediction import Prediction
     from laplora.fitting.versions import Version
     from laplora.predictor import Predictor
     from laplora.prompts.examples import Example
-
-#: Rows of a batch of Jacobians. Other requests' batches run between two of them.
-FEATURE_ROWS = 8
 
 
 class Local:
@@ -152,23 +146,6 @@ class Local:
     def use(self, model: Model, loaded: Sequence[Model]) -> None:
         """Set what depends on the base model and on all that are loaded: see ``Loader.use``."""
         self._loader.use(cast("Predictor", model), cast("Sequence[Predictor]", loaded))
-
-    async def features(self, ticket: Ticket) -> torch.Tensor:
-        """Return the features of a ticket's rows; other requests' batches run between two of its own."""
-        from laplora.classifier import batches
-        from laplora.selection.pool import FeaturePass
-
-        predictor = self.loaded(ticket.digest)
-
-        async def on_device(work: Callable[[], Any]) -> Any:
-            return await asyncio.wrap_future(self.device.call(work))
-
-        features = await on_device(lambda: FeaturePass(predictor, ticket.rows))
-        most = (self.device.token_budget, predictor.device_tokens)
-        for index in batches(ticket.rows, FEATURE_ROWS, most):
-            await on_device(partial(features.run, index))
-        found: torch.Tensor = features.features
-        return found
 
     def make_version(
         self,

@@ -112,10 +112,6 @@ class _ScorerReplica:
         """As ``Scorer.predict``."""
         return await self._scorer.predict(ticket, folder)
 
-    async def features(self, ticket: Ticket, folder: str) -> Reply:
-        """As ``Scorer.features``."""
-        return await self._scorer.features(ticket, folder)
-
     async def make_version(self, digest: str, folder: str, rows: Any, calibration: Any, force: bool) -> Reply:
         """As ``Scorer.make_version``."""
         return await self._scorer.make_version(digest, folder, rows, calibration, force)

@@ -16,8 +16,6 @@ from service.scoring.model import Model, TokenBudget
 from service.scoring.ticket import Ticket
 
 if TYPE_CHECKING:
-    import torch
-
     from laplora.answers.prediction import Prediction
     from laplora.fitting.versions import Version
     from laplora.prompts.examples import Example
@@ -131,15 +129,6 @@ class Backend(Protocol):
 
     def use(self, model: Model, loaded: Sequence[Model]) -> None:
         """Be told that a loaded artifact answers from now on, and which ones are loaded."""
-        ...
-
-    async def features(self, ticket: Ticket) -> torch.Tensor:
-        """Return what tells a ticket's rows apart, (rows, directions, features) float32 (``laplora.selection.pool``).
-
-        Raises:
-            ConfigError: a posterior without a covariance between rows, or too many rows.
-            NonFiniteError: NaN or infinity in a Jacobian; another error: the device's.
-        """
         ...
 
     def make_version(

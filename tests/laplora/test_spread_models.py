@@ -30,7 +30,6 @@ from laplora.prompts.rows import Batch
 from laplora.readouts.classification_head import classification_head
 from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.label_tokens import LabelTokens
-from laplora.selection.sketch import FeatureMap
 
 pytestmark = pytest.mark.process  # accelerate asks nvidia-smi for the kind of GPU
 
@@ -210,10 +209,8 @@ def test_an_artifact_over_two_devices_answers_as_on_one(sentiment_run: FinishedR
         predictor = Predictor.load(sentiment_run.artifact, device=place)
         rows = [predictor.encode({"text": row["text"]}, truncate=True) for row in sentiment_rows()[:7]]
         each, _ = predictor.predict_each(rows)
-        features = FeatureMap.of(predictor.posterior, predictor.precisions, 64)
-        jacobians = predictor.jacobians(rows)
-        found.append((predictor, each, features.features(jacobians, predictor.posterior.project(jacobians))))
-    (one, mine, seen), (other, theirs, likewise) = found
+        found.append((predictor, each))
+    (one, mine), (other, theirs) = found
     assert other.device == FIRST
     assert other.devices == (FIRST, SECOND)
     assert spread_of(other.base.model) == Spread.of(TIED)
@@ -222,7 +219,6 @@ def test_an_artifact_over_two_devices_answers_as_on_one(sentiment_run: FinishedR
     for name, answers in mine.items():
         for a, b in zip(answers, theirs[name], strict=True):
             assert b.probs == pytest.approx(a.probs, abs=1e-4), name
-    torch.testing.assert_close(likewise.cpu(), seen, rtol=1e-3, atol=1e-3)
 
 
 def test_a_saved_fit_is_loaded_as_it_was_spread(tiny_base_folder: Path, tmp_path: Path) -> None:

@@ -74,7 +74,6 @@ class FakePredictor(Predictor):
     weights = HeldWeights("plain", "nothing is quantized")
     reverse_pass = ReversePass("automatic", "a fake has none", None)
     token_bounds = TokenBounds(None)
-    #: Of no structure that has a covariance between rows.
     posterior: Any = SimpleNamespace(structure="none of a fake")
 
     def __init__(

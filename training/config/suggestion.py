@@ -6,8 +6,6 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from laplora.selection.methods import METHODS, Method
-
 
 @dataclass(frozen=True)
 class SuggestRequest:
@@ -16,7 +14,7 @@ class SuggestRequest:
     Attributes:
         artifact: folder; pool: JSON Lines, CSV or Parquet file of rows with the fields of its template.
         out: JSON Lines file; None: POOL.suggested.jsonl, unless that is there already.
-        count: rows that are to be labelled; method: one of ``METHODS``; seed: of ``random``.
+        count: rows that are to be labelled.
         least_familiarity: rows of less (``Prediction.familiarity``) are left out, where the artifact has one.
     """
 
@@ -24,10 +22,8 @@ class SuggestRequest:
     pool: Path
     out: Path | None = None
     count: int = 100
-    method: Method = "information"
     device: str = "auto"
     batch_size: int = 8
-    seed: int = 0
     least_familiarity: float = 0.0
 
 
@@ -39,10 +35,8 @@ def add_options(job: argparse.ArgumentParser) -> None:
     )
     job.add_argument("--out", type=Path, help="JSON Lines file to write (default: POOL.suggested.jsonl, if it is new)")
     job.add_argument("--n", "--count", type=int, default=100, dest="count", help="rows to label (default: 100)")
-    job.add_argument("--method", choices=METHODS, default="information", help="how (default: information)")
     job.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     job.add_argument("--batch-size", type=int, default=8, help="rows that run together (default: 8)")
-    job.add_argument("--seed", type=int, default=0, help="of method random (default: 0)")
     least = "leave out rows of less familiarity, where the artifact has one, from 0 to 1 (default: 0, none)"
     job.add_argument("--least-familiarity", type=float, default=0.0, help=least)
 

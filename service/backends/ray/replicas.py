@@ -43,8 +43,6 @@ from service.telemetry.batch_report import BatchReport
 from service.threads import settle
 
 if TYPE_CHECKING:
-    import torch
-
     from laplora.answers.prediction import Prediction
     from laplora.fitting.versions import Version
     from laplora.prompts.examples import Example
@@ -297,11 +295,6 @@ class Replicas:
     def use(self, model: Model, loaded: Sequence[Model]) -> None:
         """Take in which base answers: artifacts on another one lose their places."""
         self._places.answers(cast(RemoteModel, model).base_name)
-
-    async def features(self, ticket: Ticket) -> torch.Tensor:
-        """Return the features of a ticket's rows, made on one replica."""
-        found: torch.Tensor = (await self._answered("features", ticket, self._model(ticket.digest))).value
-        return found
 
     def make_version(
         self,

@@ -169,15 +169,6 @@ class Scorer:
 
         return await self._replied(answer, entry)
 
-    async def features(self, ticket: Ticket, folder: str) -> Reply:
-        """Return a ticket's features: see ``Backend.features``."""
-
-        async def answer() -> Any:
-            async with _leased(self._held, ticket.digest, lambda: self._checked(ticket.digest, Path(folder))):
-                return await self.local.features(ticket)
-
-        return await self._replied(answer)
-
     async def make_version(
         self, digest: str, folder: str, rows: Sequence[Example], calibration: Sequence[Example], force: bool
     ) -> Reply:

@@ -50,6 +50,4 @@ FigureThreadsDep = Annotated[OneEach, _part("figure_threads")]
 ReportsDep = Annotated[OneAtATime, _part("reports")]
 #: Where the metrics of POST /evaluate and their bootstrap are computed, one evaluation of each caller at a time.
 MeasureThreadsDep = Annotated[OneEach, _part("measure_threads")]
-#: Whose turn it is to have its inputs' features in memory, one suggestion at a time.
-SuggestionsDep = Annotated[OneAtATime, _part("suggestions")]
 CallerDep = Annotated[Caller, Depends(_caller)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
@@ -9,13 +10,13 @@ from fastapi import APIRouter
 from service.http.body import JsonBodyRoute
 from service.http.openapi import SCORING_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
-from service.http.routes.dependencies import ScorerDep, SuggestionsDep
+from service.http.routes.dependencies import MeasureThreadsDep, ScorerDep
 from service.http.routes.planning import PlanningDep
 from service.http.schemas.suggest import SuggestedInput, SuggestRequest, SuggestResponse
-from service.scoring.suggestion import Choice, suggested
 from service.scoring.ticket import Ask
 
 if TYPE_CHECKING:
+    from laplora.selection.suggest import Suggestion
     from service.scoring.model import Model
 
 router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
@@ -23,17 +24,24 @@ router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
 
 @router.post("/suggest", responses=error_responses(*SCORING_ERRORS))
 async def suggest(
-    body: SuggestRequest, planning: PlanningDep, scorer: ScorerDep, turns: SuggestionsDep
+    body: SuggestRequest, planning: PlanningDep, scorer: ScorerDep, threads: MeasureThreadsDep
 ) -> SuggestResponse:
-    """Choose which inputs to label next: those whose labels together are expected to teach the model most."""
+    """Choose which inputs to label next: those whose labels are expected to teach the model most."""
 
     def ask_of(model: Model) -> Ask:
-        return Ask(model.recommended)
+        return Ask(model.recommended, also=("laplace",))
 
     options = body.options
-    choice = Choice(options.count, options.method, options.least_familiarity)
     async with planning.plan(body, ask_of) as plan:
-        found = await planning.awaited(plan, suggested(scorer, plan, choice, turns))
+
+        async def work() -> Suggestion:
+            predictions = (await scorer.score(plan)).predictions
+            from laplora.selection.suggest import most_telling
+
+            telling = partial(most_telling, plan.rows, predictions, options.count, options.least_familiarity)
+            return await threads.run(plan.caller, telling)
+
+        found = await planning.awaited(plan, work())
         return SuggestResponse(
             artifact=artifact_ref(plan.model.artifact),
             rows=len(body.inputs),

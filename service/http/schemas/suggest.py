@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, FiniteFloat
 
@@ -25,11 +25,6 @@ class SuggestOptions(Strict):
 
     count: WholeNumber = Field(100, ge=1, examples=[20])
     """Most inputs to suggest."""
-    method: Literal["information", "prediction", "entropy"] = Field("information", examples=["information"])
-    """information: what tells most about the model's weights, given what is suggested before it; prediction: what takes
-    most from the expected loss over the inputs looked at; entropy: what the model is least sure of. The first two need
-    a posterior of structure joint_core, joint or exact, and at most 16 labels.
-    """
     least_familiarity: Probability = Field(0.0, ge=0, le=1, examples=[0.02])
     """Inputs of less familiarity, 0 to 1, are left out, where the artifact has one."""
     timeout_s: TimeoutSeconds = None
@@ -55,8 +50,7 @@ class SuggestedInput(Answer):
     id: str | None = Field(description="As sent.", examples=["a1"])
 
     gain: FiniteFloat = Field(examples=[1.7])
-    """What its label is expected to add to those before it, nats; by entropy the entropy of its answer, nats."""
-    cumulative_gain: FiniteFloat = Field(description="Sum of the gains so far, nats.", examples=[1.7])
+    """What its label is expected to tell about the model's weights, nats."""
     predicted: str | list[str] = Field(examples=["negative"])
     """Most probable label now; where several may be right, the list of those present."""
     probs: Probabilities = Field(examples=[{"negative": 0.52, "positive": 0.48}])
@@ -75,5 +69,5 @@ class SuggestResponse(Answer):
     """Number of inputs that were left out because their prompt is that of an earlier one."""
     unfamiliar: int = Field(examples=[0])
     """Number of inputs that were left out because their familiarity is below least_familiarity."""
-    suggested: list[SuggestedInput] = Field(description="In the order to label them: any first part is a batch.")
+    suggested: list[SuggestedInput] = Field(description="In the order to label them, the largest gain first.")
     timing_ms: Timing = Field(description="Where the time went, ms.")

@@ -67,12 +67,6 @@ def test_every_method_orders_the_rows_without_labels(monkeypatch: pytest.MonkeyP
     assert len({curve[5] for curve in curves.values()}) > 1
 
 
-def test_a_sketch_loses_less_the_larger_it_is() -> None:
-    found = simulate.sketch_losses(Simulation(outputs()[0], 0), 8)
-    assert found["random"] < found["2048"] <= found["exact"] + 1e-9
-    assert found["2048"] > 0.97 * found["exact"]
-
-
 def test_labels_that_a_curve_needs() -> None:
     curve, labels = [0.5, 0.4, 0.45, 0.3], [0, 10, 20, 40]
     assert page.labels_needed(curve, labels, 0.45) == pytest.approx(5.0)

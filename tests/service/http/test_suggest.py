@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import weakref
 from typing import Any
 
 import httpx
 import pytest
-from serving import code, serve, settings, started
+from serving import settings, started
 from tiny_runs import FinishedRun, sentiment_rows
 
 from laplora.predictor import Predictor
-from laplora.selection import pool
 from laplora.selection.suggest import suggest
 from service.app import create_app
 
@@ -28,23 +25,17 @@ async def answers(run: FinishedRun, *bodies: dict[str, Any], **values: Any) -> l
         return [await client.post("/suggest", json=body) for body in bodies]
 
 
-@pytest.mark.parametrize("method", ["information", "prediction", "entropy"])
-async def test_the_choice_is_the_librarys(
-    sentiment_run: FinishedRun, sentiment_predictor: Predictor, method: Any
-) -> None:
-    (answer,) = await answers(sentiment_run, {"inputs": INPUTS, "options": {"count": 5, "method": method}})
+async def test_the_choice_is_the_librarys(sentiment_run: FinishedRun, sentiment_predictor: Predictor) -> None:
+    (answer,) = await answers(sentiment_run, {"inputs": INPUTS, "options": {"count": 5}})
     assert answer.status_code == 200, answer.text
     body = answer.json()
     assert (body["rows"], body["repeated"]) == (13, 1)
     rows = [sentiment_predictor.encode({"text": one["text"]}, truncate=False) for one in INPUTS]
-    expected = suggest(sentiment_predictor, rows, 5, method).rows
+    expected = suggest(sentiment_predictor, rows, 5).rows
     assert [one["row"] for one in body["suggested"]] == [one.row for one in expected]
-    total = 0.0
     for sent, one in zip(body["suggested"], expected, strict=True):
-        assert one.gain is not None
-        total += one.gain
         assert sent["id"] == INPUTS[one.row].get("id")
-        assert (sent["gain"], sent["cumulative_gain"]) == pytest.approx((one.gain, total), rel=1e-4)
+        assert sent["gain"] == pytest.approx(one.gain, rel=1e-4)
         assert sent["predicted"] == one.prediction.label
         # A rank among 32 calibration rows: in another batch a tie may fall to the other side.
         assert sent["familiarity"] == pytest.approx(one.prediction.familiarity, abs=2 / 32)
@@ -53,7 +44,7 @@ async def test_the_choice_is_the_librarys(
 
 async def test_unfamiliar_inputs_are_left_out(sentiment_run: FinishedRun) -> None:
     def least(familiarity: float) -> dict[str, Any]:
-        return {"inputs": INPUTS, "options": {"method": "entropy", "least_familiarity": familiarity}}
+        return {"inputs": INPUTS, "options": {"least_familiarity": familiarity}}
 
     (every,) = await answers(sentiment_run, least(0.0))
     middle = sorted(one["familiarity"] for one in every.json()["suggested"])[6]
@@ -65,57 +56,14 @@ async def test_unfamiliar_inputs_are_left_out(sentiment_run: FinishedRun) -> Non
     assert some["unfamiliar"] > 0
 
 
-async def test_the_inputs_of_one_suggestion_at_a_time_are_in_memory(
-    sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The queue counts rows and tokens alone. Each caller is answered, whoever came before it."""
-    alive: weakref.WeakSet[pool.FeaturePass] = weakref.WeakSet()
-    most: list[int] = []
-    begin, run = pool.FeaturePass.__init__, pool.FeaturePass.run
-
-    def begun(self: pool.FeaturePass, *given: Any) -> None:
-        alive.add(self)
-        begin(self, *given)
-
-    def ran(self: pool.FeaturePass, index: Any) -> None:
-        most.append(len(alive))
-        run(self, index)
-
-    monkeypatch.setattr(pool.FeaturePass, "__init__", begun)
-    monkeypatch.setattr(pool.FeaturePass, "run", ran)
-    app = create_app(settings(artifact=sentiment_run.artifact.name, artifacts_root=sentiment_run.artifact.parent))
-    async with started(app) as client:
-        body = {"inputs": TEXTS, "options": {"count": 3}}
-        answers = await asyncio.gather(*(client.post("/suggest", json=body) for _ in range(6)))
-    assert [answer.status_code for answer in answers] == [200] * 6
-    assert max(most) == 1
-
-
-async def test_a_posterior_that_no_information_follows_from_is_said() -> None:
-    """The other methods answer, also for inputs that the fake takes for equal."""
-    async with serve() as served:
-        refused = await served.client.post("/suggest", json={"inputs": TEXTS})
-        answer = await served.client.post("/suggest", json={"inputs": TEXTS, "options": {"method": "entropy"}})
-    assert code(refused) == (422, "invalid_request")
-    assert "structure 'none of a fake' does not have" in refused.json()["error"]["message"]
-    entropies = [one["entropy"] for one in answer.json()["suggested"]]
-    assert entropies == sorted(entropies, reverse=True)
-
-
-async def test_what_is_refused(sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "MEMORY_BYTES", 1000)
-    memory, entropy, count, method, many = await answers(
+async def test_what_is_refused(sentiment_run: FinishedRun) -> None:
+    count, method, many = await answers(
         sentiment_run,
-        {"inputs": INPUTS},
-        {"inputs": INPUTS, "options": {"method": "entropy"}},
         {"inputs": INPUTS, "options": {"count": 0}},
-        {"inputs": INPUTS, "options": {"method": "luck"}},
+        {"inputs": INPUTS, "options": {"method": "entropy"}},
         {"inputs": [{"text": f"number {i}"} for i in range(21)]},
         max_inputs=20,
     )
-    assert (memory.status_code, memory.json()["error"]["field"]) == (422, "options.method")
-    assert "choose by entropy" in memory.json()["error"]["message"]
-    assert entropy.status_code == 200
     assert (count.status_code, count.json()["error"]["field"]) == (422, "options.count")
     assert (method.status_code, method.json()["error"]["field"]) == (422, "options.method")
     assert (many.status_code, many.json()["error"]["code"]) == (413, "batch_too_large")

@@ -1,4 +1,4 @@
-"""One caller's evaluations wait for each other, and keep nobody else waiting; suggestions come one at a time."""
+"""One caller's evaluations wait for each other, and keep nobody else waiting; reports come one at a time."""
 
 from __future__ import annotations
 
