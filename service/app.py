@@ -34,8 +34,6 @@ from service.http.routes import (
     job_report,
     job_rows,
     jobs,
-    metrics,
-    open_inference,
     page,
     predict,
     suggest,
@@ -71,9 +69,7 @@ _ROUTERS = (
     condition.router,
     vllm.router,
     tei.router,
-    open_inference.router,
     health.router,
-    metrics.router,
 )
 
 

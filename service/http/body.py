@@ -7,14 +7,15 @@ until RecursionError).
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from email.message import Message
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from service.errors import (
@@ -39,7 +40,7 @@ _PARSED_INLINE_BYTES = 32 * 1024
 class JsonBodyRoute(APIRoute):
     """A route whose JSON body is bounded, counted and parsed strictly before FastAPI sees it.
 
-    A subclass says otherwise where a protocol has its own headers, bytes behind the JSON, or shapes to be told apart.
+    A subclass says otherwise where a protocol calls its inputs something else.
     """
 
     #: The lists of bodies, and the setting that bounds their items.
@@ -58,44 +59,25 @@ class JsonBodyRoute(APIRoute):
 
         async def bounded(request: Request) -> Response:
             settings = request.app.state.settings
-            parse = self.parser(request.headers)
+            check_media_type(request.headers)
             try:
                 async with asyncio.timeout(settings.request_timeout_s):
                     # Only the value is kept: of the bytes, nothing needs more than their parsing.
-                    value = await _read_value(request, parse)
+                    value = await _read_value(request)
             except TimeoutError:
                 raise DeadlineError("the request's deadline passed before its body had come") from None
-            self.look_at(request, value)
             _check_lists(value, self.bounded_lists, settings)
             return await handler(_ParsedRequest(request, value))
 
         return bounded
 
-    def parser(self, headers: Headers) -> Parser:
-        """Return what parses the body of a request with these headers, and may run on a thread.
 
-        Raises:
-            ServiceError: headers that no body of this route has.
-        """
-        check_media_type(headers)
-        return parse_json
-
-    def look_at(self, request: Request, value: Any) -> None:
-        """Take note of a parsed body, before anything of it is checked."""
-
-
-class Parser(Protocol):
-    """Makes a value of a body's bytes, as ``parse_json``."""
-
-    def __call__(self, raw: bytes, *, max_members: int) -> Any: ...
-
-
-async def _read_value(request: Request, parse: Parser) -> Any:
+async def _read_value(request: Request) -> Any:
     state = request.app.state
     raw = await _read_bounded(request, state.settings.max_body_bytes, request.state.hold)
     settings = state.settings
     most = max(settings.max_inputs, 2 * settings.max_condition_rows if settings.conditioning else 0)
-    work = partial(parse, raw, max_members=most_members(most))
+    work = partial(parse_json, raw, max_members=most_members(most))
     if len(raw) <= _PARSED_INLINE_BYTES:
         return work()
     # A large body takes a while to parse: other requests are served meanwhile.
@@ -125,13 +107,6 @@ class _ParsedRequest(Request):
         super().__init__(request.scope, request.receive)
         self._value = value
 
-    @property
-    def headers(self) -> Headers:
-        """The headers, with the content type that the value has by now."""
-        headers = MutableHeaders(raw=list(self.scope["headers"]))
-        headers["content-type"] = "application/json"
-        return headers
-
     async def body(self) -> bytes:
         # FastAPI asks only whether there is one.
         return b"parsed"
@@ -140,20 +115,17 @@ class _ParsedRequest(Request):
         return self._value
 
 
-def check_media_type(headers: Headers, others: Sequence[str] = (), *, unsaid: str = "") -> None:
+def check_media_type(headers: Headers, others: Sequence[str] = ()) -> None:
     """Check that the body is declared as plain UTF-8 JSON, or as one of the other media types in its place.
-
-    Args:
-        unsaid: what a body is that is declared as nothing.
 
     Raises:
         MediaTypeError: another type, charset or encoding.
     """
     message = Message()
-    message["content-type"] = declared = headers.get("content-type", unsaid)
+    message["content-type"] = declared = headers.get("content-type", "")
     media_type = message.get_content_type()
-    known = media_type in others if others else media_type == "application/json" or media_type.endswith("+json")
-    if not declared or not known:
+    is_json = media_type == "application/json" or re.fullmatch(r"application/.*\+json", media_type)
+    if not declared or not (media_type in others if others else is_json):
         wanted = " or ".join(others or ["application/json"])
         raise MediaTypeError(f"the body must have Content-Type {wanted}", field="content-type")
     charset = message.get_param("charset", "utf-8")

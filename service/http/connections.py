@@ -17,9 +17,9 @@ import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from service.errors import MalformedHttpError, ServiceError
+from service.http.error_answers import error_response
 from service.http.headers import ALWAYS
 from service.http.in_flight import SharedLimit
-from service.http.request_context import error_response
 
 _log = logging.getLogger("laplora.service")
 

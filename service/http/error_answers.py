@@ -1,23 +1,94 @@
-"""Whatever an endpoint raises becomes an answer by the table of ``service.errors``, counted, and noted for the log."""
+"""Whatever goes wrong becomes an answer by the table of ``service.errors``, in the shape of the protocol it came in.
+
+Status and headers are the same for all protocols; the path says whose clients read the body.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
+from starlette.types import Scope
 
 from laplora.errors import LaploraError
-from service.errors import InvalidRequestError, MethodNotAllowedError, RouteNotFoundError, kind_of, shown_field
-from service.http.request_context import error_response
-from service.telemetry.logs import log_crash
+from service.errors import (
+    InvalidRequestError,
+    MethodNotAllowedError,
+    RouteNotFoundError,
+    error_content,
+    kind_of,
+    retry_after_s,
+    shown_field,
+)
+from service.http.schemas.errors import ErrorResponse
+from service.http.schemas.tei import TeiErrorResponse
+from service.http.schemas.vllm import VllmErrorResponse
+from service.telemetry.logs import log_crash, request_id
 from service.telemetry.request_record import note
 
 #: What pydantic says of a value that is no JSON object, in words about its own classes.
 _NO_OBJECT = frozenset({"dict_type", "model_type", "model_attributes_type"})
+
+
+@dataclass(frozen=True)
+class ErrorShape:
+    """How one protocol writes an error.
+
+    Attributes:
+        write: makes the body of laplora's own and the HTTP status.
+        model: describes the body.
+    """
+
+    write: Callable[[dict[str, Any], int], dict[str, Any]]
+    model: type[BaseModel]
+
+
+def _vllm(content: dict[str, Any], status: int) -> dict[str, Any]:
+    detail = content["error"]
+    # Their inputs are called input.
+    param = re.sub(r"^inputs\b", "input", detail["field"]) if "field" in detail else None
+    return {"error": {"message": detail["message"], "type": detail["code"], "param": param, "code": status}}
+
+
+def _tei(content: dict[str, Any], status: int) -> dict[str, Any]:
+    kinds = {429: "Overloaded", 503: "Unhealthy", 500: "Backend", 504: "Backend"}
+    return {"error": content["error"]["message"], "error_type": kinds.get(status, "Validation")}
+
+
+_LAPLORA = ErrorShape(lambda content, status: content, ErrorResponse)
+#: By the beginning of a path.
+_FOREIGN = (
+    (re.compile(r"/classify$|/v1(/|$)"), ErrorShape(_vllm, VllmErrorResponse)),
+    (re.compile(r"/tei(/|$)"), ErrorShape(_tei, TeiErrorResponse)),
+)
+
+
+def shape_of_path(path: str) -> ErrorShape:
+    """Return how errors of a path are written."""
+    return next((shape for pattern, shape in _FOREIGN if pattern.match(path)), _LAPLORA)
+
+
+def error_response(error: BaseException, its_id: str | None = None, *, scope: Scope | None = None) -> JSONResponse:
+    """Return the answer for an exception, as the error table says; without a request's id it is the present one's.
+
+    Args:
+        scope: of the request, whose path says the shape; None: laplora's.
+    """
+    kind, retry = kind_of(error), retry_after_s(error)
+    headers = {} if retry is None else {"Retry-After": str(retry)}
+    if kind.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    shape = _LAPLORA if scope is None else shape_of_path(scope["path"])
+    body = shape.write(error_content(error, its_id or request_id.get()), kind.status)
+    return JSONResponse(body, kind.status, headers)
 
 
 def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
@@ -61,6 +132,9 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     bounds = (value for name, value in context.items() if name.startswith(("max_", "min_")))
     limit = next((value for value in bounds if isinstance(value, int)), None)
     problem = "Input should be an object of named fields" if first["type"] in _NO_OBJECT else first["msg"]
+    is_inputs = first["loc"][1:2] == ("inputs",) and len(first["loc"]) <= 3
+    if is_inputs and request.scope["path"] == "/predict" and isinstance(first["input"], str | list):
+        problem += "; texts without names are POST /tei/predict's and /classify's"
     message = f"{path[:200]}: {problem}"
     invalid = InvalidRequestError(message, field=path, limit=limit, got=context.get("actual_length"))
     return await answer(request, invalid)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ClientTooManyRequestsError, ServiceError, TooManyRequestsError
 from service.http.body import hear_out
-from service.http.protocols.paths import PREDICTING
+from service.http.calls import PREDICTING
 from service.security.access import Answer, line_of
 from service.security.callers import caller_of
 

@@ -15,8 +15,8 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
 from service.errors import kinds_by_code
+from service.http.error_answers import shape_of_path
 from service.http.in_flight import needs_place
-from service.http.protocols.errors import shape_of_path
 from service.http.schemas.errors import ErrorResponse
 from service.security.access import line_of
 from service.settings import Settings
@@ -70,7 +70,7 @@ one array of them, `application/json`, or a Parquet file, `application/vnd.apach
 #: What the tags of operations mean, in the order of the docs page.
 TAGS = {
     "scoring": "Answers about inputs: predictions, and metrics where the labels are known.",
-    "protocols": "vLLM's, text-embeddings-inference's and the Open Inference Protocol, for clients that speak these.",
+    "protocols": "vLLM's and text-embeddings-inference's, for clients that speak these.",
     "jobs": "Large evaluations: uploaded as a file of rows, scored in the background, kept across restarts.",
     "feedback": "True labels of earlier predictions, and how calibrated they turned out to be.",
     "artifacts": "Which artifacts there are, and which answers.",

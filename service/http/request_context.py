@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import DrainingError, kind_of, retry_after_s
-from service.http.protocols.errors import error_body
-from service.http.protocols.paths import PREDICTING
+from service.errors import DrainingError, kind_of
+from service.http.calls import PREDICTING
+from service.http.error_answers import error_response
 from service.security.access import line_of
 from service.security.callers import caller_of
 from service.telemetry.logs import log_crash, logger, request_id
@@ -102,7 +101,7 @@ class RequestContext:
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         about: dict[str, Any] = {"method": method, "route": route, "status": status}
         self._metrics.count_request(route, method, status)
-        quiet = route.startswith(("/health", "/v2/health", "/metrics"))
+        quiet = route.startswith(("/health", "/tei/health", "/metrics"))
         record: RequestRecord = scope["state"]["record"]
         if self._tracing is not None and record.trace is not None:
             with unfailing("tracing.end"):
@@ -116,21 +115,6 @@ class RequestContext:
             **record.fields,
         }
         logger.log(logging.DEBUG if quiet else logging.INFO, "%s %s %s", method, route, status, extra=event)
-
-
-def error_response(error: BaseException, its_id: str | None = None, *, scope: Scope | None = None) -> JSONResponse:
-    """Return the answer for an exception, as the error table says; without a request's id it is the present one's.
-
-    Args:
-        scope: of the request, whose protocol has its own body for errors; None: laplora's.
-    """
-    headers = {}
-    retry = retry_after_s(error)
-    if retry is not None:
-        headers["Retry-After"] = str(retry)
-    if kind_of(error).status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error_body(error, its_id or request_id.get(), scope), kind_of(error).status, headers)
 
 
 def _request_id(headers: Headers) -> str:

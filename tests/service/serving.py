@@ -239,7 +239,7 @@ def artifacts_in(root: Path, *names: str) -> list[FakePredictor]:
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
-    """Return an error's status and code; in the Open Inference Protocol, which has no codes, the text."""
+    """Return an error's status and code; in text-embeddings-inference's shape, which has no codes, the text."""
     error = response.json()["error"]
     return response.status_code, error if isinstance(error, str) else error["code"]
 

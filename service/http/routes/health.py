@@ -1,15 +1,16 @@
-"""GET /health/live and /health/ready."""
+"""GET /health/live, /health/ready and /metrics."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.backends.readiness import require_ready
 from service.http.openapi import STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
-from service.http.routes.dependencies import ArtifactsDep, LifecycleDep, ScorerDep
+from service.http.routes.dependencies import ArtifactsDep, LifecycleDep, MetricsDep, ScorerDep
 from service.http.schemas.health import LiveResponse, ReadyResponse
 
 if TYPE_CHECKING:
@@ -37,3 +38,16 @@ async def health_ready(active: ReadyDep, artifacts: ArtifactsDep) -> ReadyRespon
     about to stop, the device has not failed, and no run of it is overdue.
     """
     return ReadyResponse(status="ready", artifact=artifact_ref(active.artifact), stuck_load=artifacts.loads.stuck)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {"description": "Prometheus text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    },
+)
+def metrics(metrics: MetricsDep) -> Response:
+    """Requests, latency by stage, queue, batches, refusals and calibration in production, for Prometheus."""
+    # Not async: figures of calibration take some milliseconds, which answers must not wait for.
+    return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -12,12 +12,11 @@ from fastapi import Depends, Request
 from laplora.prompts.option_order import OrderAverage
 from service.artifacts.host import ArtifactHost
 from service.errors import (
-    ArtifactChangedError,
     BatchTooLargeError,
     InvalidRequestError,
 )
+from service.http.calls import Call
 from service.http.disconnects import while_awaited
-from service.http.protocols.calls import Call
 from service.http.routes.artifacts import template_fields
 from service.http.schemas.base import Timing
 from service.http.schemas.evaluate import EvaluateRequest
@@ -62,7 +61,6 @@ class Planning:
         Raises:
             DeviceFaultError, DrainingError, NotReadyError, ArtifactNotFoundError, ArtifactNotLoadedError: as
                 ``ArtifactHost.lease``.
-            ArtifactChangedError: the artifact has another digest than a call names.
             BatchTooLargeError, InvalidRequestError: as ``inputs_of`` and ``check_inputs``, or what ``ask_of`` raises.
             InvalidInputError: a call has no inputs for the fields of the artifact's template.
         """
@@ -119,12 +117,10 @@ def inputs_of(call: Call, artifact: Artifact, max_inputs: int) -> Sequence[Input
     """Return the inputs of a call to an artifact.
 
     Raises:
-        ArtifactChangedError: it has another digest than the call names.
         BatchTooLargeError: the call has more inputs than ``max_inputs``; none was made.
         InvalidInputError: the call has no inputs for the fields of its template.
         InvalidRequestError: a field's value that no input has.
     """
-    check_digest(artifact, call.digest)
     if call.count > max_inputs:
         raise BatchTooLargeError(
             f"the request has {call.count} inputs, max_inputs is {max_inputs}: send it in parts",
@@ -133,16 +129,6 @@ def inputs_of(call: Call, artifact: Artifact, max_inputs: int) -> Sequence[Input
             got=call.count,
         )
     return call.inputs(template_fields(artifact))
-
-
-def check_digest(artifact: Artifact, wanted: str | None) -> None:
-    """Check that an artifact is the one that a request names by its digest, where it names one.
-
-    Raises:
-        ArtifactChangedError: it has another.
-    """
-    if wanted not in (None, artifact.digest):
-        raise ArtifactChangedError(f"the artifact {artifact.name!r} is of the version {artifact.digest}: name that one")
 
 
 def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: OrderAverage) -> None:

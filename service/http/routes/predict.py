@@ -1,51 +1,88 @@
-"""POST /predict, in laplora's shape and in text-embeddings-inference's."""
+"""POST /predict, and how every protocol's request for predictions is answered: from a call to a ``PredictResponse``."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Request
-from pydantic import ValidatorFunctionWrapHandler, WrapValidator
+from fastapi import APIRouter, Depends
 
+from service.feedback.labels import FeedbackStore
+from service.http.answers import prediction_out
 from service.http.body import JsonBodyRoute
+from service.http.calls import Call
 from service.http.openapi import SCORING_ERRORS, error_responses
-from service.http.protocols import tei
-from service.http.protocols.calls import Call
-from service.http.protocols.errors import TEI, mark
-from service.http.routes.predicting import PredictingDep
-from service.http.schemas.errors import ErrorResponse
-from service.http.schemas.predict import PredictRequest, PredictResponse
-from service.http.schemas.tei import TeiErrorResponse, TeiPredictRequest
+from service.http.routes.artifacts import artifact_ref
+from service.http.routes.dependencies import FeedbackDep, MetricsDep, ScorerDep
+from service.http.routes.planning import Planning, PlanningDep
+from service.http.schemas.predict import PredictiveRef, PredictRequest, PredictResponse
+from service.scoring.plan import choose_ask
+from service.scoring.scorer import Scorer
+from service.scoring.ticket import Ask
+from service.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from service.scoring.model import Model
+
+router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
 
 
-class _PredictRoute(JsonBodyRoute):
-    """Takes note of bodies in TEI's shape: their errors are TEI's too."""
+class Predicting:
+    """Answers the calls of one HTTP request."""
 
-    def look_at(self, request: Request, value: Any) -> None:
-        if tei.is_tei(value):
-            mark(request.scope, TEI)
+    def __init__(self, planning: Planning, scorer: Scorer, feedback: FeedbackStore, metrics: Metrics) -> None:
+        self._planning, self._scorer, self._feedback, self._metrics = planning, scorer, feedback, metrics
+
+    async def answer(self, call: Call) -> PredictResponse:
+        """Return the answer to a call: it becomes a plan, the plan is scored, its predictions are counted and kept.
+
+        Raises:
+            LaploraError: as ``Planning.plan`` and ``Scorer.score``.
+            UnscorableInputError: a number of an answer is not finite.
+        """
+        planning, options = self._planning, call.options
+
+        def ask_of(model: Model) -> Ask:
+            return choose_ask(model, predictive=options.predictive, covariance=options.covariance)
+
+        async with planning.plan(call, ask_of) as plan:
+            scored = await planning.awaited(plan, self._scorer.score(plan))
+            artifact, predictive = plan.model.artifact, plan.ask.predictive
+            answers, target_risk = plan.model.decided(scored.predictions, options.target_risk)
+            predictions = [
+                prediction_out(i, item, prediction, options)
+                for i, (item, prediction) in enumerate(zip(planning.inputs, answers, strict=True))
+            ]
+            if self._feedback.on:
+                orders = {False: "", True: "_order_average", "all": "_order_average", "reverse": "_reverse_average"}[
+                    options.order_average
+                ]
+                watched, told = f"{predictive}{orders}", call.tells_ids
+                ids = self._feedback.remember(plan.model, watched, plan.caller, answers, target_risk, told=told)
+                for prediction, prediction_id in zip(predictions, ids, strict=told):
+                    prediction.prediction_id = prediction_id
+            self._metrics.count_answers(artifact.name, predictive, answers)
+            recommended = artifact.manifest.recommended
+            return PredictResponse(
+                artifact=artifact_ref(artifact),
+                predictive=PredictiveRef(
+                    name=predictive, recommended=recommended.predictive, reason=recommended.reason
+                ),
+                target_risk=target_risk,
+                predictions=predictions,
+                timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions)),
+            )
 
 
-def _told_by_shape(value: Any, read: ValidatorFunctionWrapHandler) -> PredictRequest | TeiPredictRequest:
-    # A union's own errors would name the fields of both.
-    return (TeiPredictRequest if tei.is_tei(value) else PredictRequest).model_validate(value)
+async def _predicting(
+    planning: PlanningDep, scorer: ScorerDep, feedback: FeedbackDep, metrics: MetricsDep
+) -> Predicting:
+    return Predicting(planning, scorer, feedback, metrics)
 
 
-_Body = Annotated[PredictRequest | TeiPredictRequest, WrapValidator(_told_by_shape)]
-
-router = APIRouter(tags=["scoring"], route_class=_PredictRoute)
+PredictingDep = Annotated[Predicting, Depends(_predicting)]
 
 
-@router.post(
-    "/predict",
-    responses=error_responses(*SCORING_ERRORS, model=ErrorResponse | TeiErrorResponse),
-    response_model_exclude_unset=True,
-)
-async def predict(body: _Body, predicting: PredictingDep) -> PredictResponse | tei.TeiAnswer:
-    """Classify inputs: probabilities of MAP and of the predictive asked for, uncertainty, flags and a decision.
-
-    Inputs that are texts, and not objects, are answered as text-embeddings-inference does, errors too.
-    """
-    if isinstance(body, TeiPredictRequest):
-        return tei.answer_of(body, await predicting.answer(tei.call_of(body)))
+@router.post("/predict", responses=error_responses(*SCORING_ERRORS), response_model_exclude_unset=True)
+async def predict(body: PredictRequest, predicting: PredictingDep) -> PredictResponse:
+    """Classify inputs: probabilities of MAP and of the predictive asked for, uncertainty, flags and a decision."""
     return await predicting.answer(Call(lambda fields: body.inputs, len(body.inputs), body.artifact, body.options))

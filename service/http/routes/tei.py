@@ -1,18 +1,52 @@
-"""text-embeddings-inference's GET /info. Its POST /predict is in ``predict``."""
+"""text-embeddings-inference under /tei, for clients with that base address: its OpenAPI description of 1.7.1."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
-from service.http.openapi import API_VERSION, STATE_ERRORS, error_responses
+from service.http.body import JsonBodyRoute
+from service.http.calls import Call, of_texts
+from service.http.openapi import API_VERSION, SCORING_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.dependencies import ArtifactsDep, ScorerDep, SettingsDep
-from service.http.schemas.tei import TeiClassifier, TeiErrorResponse, TeiInfo, TeiModelType
+from service.http.routes.health import ReadyDep
+from service.http.routes.predict import PredictingDep
+from service.http.schemas.predict import PredictionOut, PredictOptions
+from service.http.schemas.tei import (
+    TeiClassifier,
+    TeiErrorResponse,
+    TeiInfo,
+    TeiModelType,
+    TeiPrediction,
+    TeiPredictRequest,
+)
 from service.scoring.tokenizing import TOKENIZE_THREADS
 
-router = APIRouter(tags=["protocols"])
+router = APIRouter(tags=["protocols"], route_class=JsonBodyRoute)
 
 
-@router.get("/info", responses=error_responses(*STATE_ERRORS, model=TeiErrorResponse))
+@router.post("/tei/predict", responses=error_responses(*SCORING_ERRORS, model=TeiErrorResponse))
+async def tei_predict(
+    body: TeiPredictRequest, predicting: PredictingDep
+) -> list[TeiPrediction] | list[list[TeiPrediction]]:
+    """Classify texts, as text-embeddings-inference does: of a batch a list for each input, else one list."""
+    sequences = body.inputs.sequences
+    options = PredictOptions(truncate=bool(body.truncate))
+    call = Call(of_texts(sequences, "inputs"), len(sequences), None, options, tells_ids=False)
+    response = await predicting.answer(call)
+    answers = [_labels(prediction, raw_scores=body.raw_scores) for prediction in response.predictions]
+    return answers if body.inputs.batch else answers[0]
+
+
+@router.get(
+    "/tei/health",
+    response_class=Response,
+    responses=error_responses("device_stalled", *STATE_ERRORS, model=TeiErrorResponse),
+)
+async def tei_health(active: ReadyDep) -> None:
+    """Readiness, as text-embeddings-inference says it: 200 without a body, or 503."""
+
+
+@router.get("/tei/info", responses=error_responses(*STATE_ERRORS, model=TeiErrorResponse))
 async def tei_info(artifacts: ArtifactsDep, scorer: ScorerDep, settings: SettingsDep) -> TeiInfo:
     """The active artifact and this server's limits, as text-embeddings-inference describes itself."""
     model = artifacts.require_taking()
@@ -35,3 +69,10 @@ async def tei_info(artifacts: ArtifactsDep, scorer: ScorerDep, settings: Setting
         tokenization_workers=TOKENIZE_THREADS,
         version=API_VERSION,
     )
+
+
+def _labels(prediction: PredictionOut, *, raw_scores: bool) -> list[TeiPrediction]:
+    """Return the labels by falling score; of equal ones the last first, as TEI has it."""
+    scores = prediction.logit_mean if raw_scores else list(prediction.probs.values())
+    pairs = sorted(zip(scores, prediction.probs, strict=True), key=lambda pair: pair[0])
+    return [TeiPrediction(score=score, label=label) for score, label in reversed(pairs)]

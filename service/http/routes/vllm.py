@@ -1,4 +1,4 @@
-"""vLLM's POST /classify and GET /v1/models."""
+"""vLLM's POST /classify and GET /v1/models, as its ``entrypoints/pooling/classify/protocol.py`` of November 2026."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from typing import ClassVar
 from fastapi import APIRouter
 
 from service.http.body import JsonBodyRoute
+from service.http.calls import Call, of_texts
 from service.http.openapi import SCORING_ERRORS, STATE_ERRORS, error_responses
-from service.http.protocols import vllm
 from service.http.routes.dependencies import ArtifactsDep
-from service.http.routes.predicting import PredictingDep
-from service.http.schemas.vllm import ClassifyRequest, ClassifyResponse, ModelCard, ModelList, VllmErrorResponse
+from service.http.routes.predict import PredictingDep
+from service.http.schemas.predict import PredictionOut, PredictOptions, PredictResponse
+from service.http.schemas.vllm import (
+    ClassifyData,
+    ClassifyRequest,
+    ClassifyResponse,
+    LaploraDetails,
+    ModelCard,
+    ModelList,
+    UsageInfo,
+    VllmErrorResponse,
+)
 from service.telemetry.logs import request_id
 
 
@@ -28,7 +38,7 @@ _SCORING_RESPONSES = error_responses(*SCORING_ERRORS, model=VllmErrorResponse)
 @router.post("/v1/classify", responses=_SCORING_RESPONSES, name="v1_classify")
 async def classify(body: ClassifyRequest, predicting: PredictingDep) -> ClassifyResponse:
     """Classify texts, as vLLM does."""
-    return vllm.answer_of(body, await predicting.answer(vllm.call_of(body)), request_id.get())
+    return _answer_of(body, await predicting.answer(_call_of(body)), request_id.get())
 
 
 @router.get("/v1/models", responses=error_responses(*STATE_ERRORS, model=VllmErrorResponse))
@@ -47,4 +57,47 @@ async def v1_models(artifacts: ArtifactsDep) -> ModelList:
             )
             for model in models
         ]
+    )
+
+
+def _call_of(body: ClassifyRequest) -> Call:
+    """Return what a request asks."""
+    options = PredictOptions(truncate=body.truncate_prompt_tokens is not None)
+    return Call(of_texts([(text,) for text in body.input], "input"), len(body.input), body.model, options)
+
+
+def _answer_of(body: ClassifyRequest, response: PredictResponse, request_id: str) -> ClassifyResponse:
+    """Return the answer to a request."""
+    tokens = sum(prediction.tokens for prediction in response.predictions)
+    logits = body.use_activation is False
+    return ClassifyResponse(
+        id=f"classify-{body.request_id or request_id}",
+        created=int(time.time()),
+        model=response.artifact.name,
+        data=[_data(i, prediction, logits=logits) for i, prediction in enumerate(response.predictions)],
+        usage=UsageInfo(prompt_tokens=tokens, total_tokens=tokens),
+    )
+
+
+def _data(index: int, prediction: PredictionOut, *, logits: bool) -> ClassifyData:
+    p = prediction
+    return ClassifyData(
+        index=index,
+        label=p.label,
+        probs=p.logit_mean if logits else list(p.probs.values()),
+        num_classes=len(p.probs),
+        laplora=LaploraDetails(
+            answered_by=p.answered_by,
+            probs_std=None if p.probs_std is None else list(p.probs_std.values()),
+            epistemic=None if p.uncertainty is None else p.uncertainty.epistemic,
+            aleatoric=None if p.uncertainty is None else p.uncertainty.aleatoric,
+            familiarity=p.familiarity,
+            score=p.score,
+            labels=p.labels,
+            prediction_set=p.prediction_set,
+            flags=p.flags,
+            decision=p.decision,
+            truncated=p.truncated,
+            prediction_id=p.prediction_id,
+        ),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BaseModel,
@@ -14,6 +14,7 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
     WrapValidator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -63,6 +64,24 @@ class Strict(BaseModel):
     """Base of request models. What a field means is its description, or the text below it."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Foreign(BaseModel):
+    """Base of the requests of other servers' protocols: strict about what they know and silent about the rest, as those
+    servers are. A subclass lists in ``unsupported`` what is refused by name, and what to do instead.
+    """
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    unsupported: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, value: Any) -> Any:
+        for name, instead in cls.unsupported.items() if isinstance(value, dict) else ():
+            if value.get(name) is not None:
+                raise PydanticCustomError("unsupported", f"{name} is not supported: {instead}")
+        return value
 
 
 class Answer(BaseModel):

@@ -1,4 +1,4 @@
-"""Bodies of text-embeddings-inference's POST /predict and GET /info."""
+"""Bodies of text-embeddings-inference's POST /tei/predict and GET /tei/info."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, FiniteFloat, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from service.http.schemas.base import Answer
-from service.http.schemas.foreign import Foreign
+from service.http.schemas.base import Answer, Foreign
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from pydantic import AliasChoices, Field, FiniteFloat, PlainValidator, WithJsonS
 from pydantic_core import PydanticCustomError
 
 from laplora.decisions.thresholds import Decision, Flag
-from service.http.schemas.base import Answer, Probability, WholeNumber
-from service.http.schemas.foreign import Foreign
+from service.http.schemas.base import Answer, Foreign, Probability, WholeNumber
 
 
 def _texts(value: Any) -> list[str]:

@@ -15,31 +15,6 @@ function shownInput(artifact) {
 
 const curl = (path, body) => asCurl(body, path);
 
-function tritonCall(artifact, fields) {
-  const texts = Object.entries(fields).map(([name, value]) => {
-    const shape = Array.isArray(value) ? [1, value.length] : [1];
-    const rows = Array.isArray(value) ? [value] : [value];
-    return [
-      `tensor = triton.InferInput(${JSON.stringify(name)}, ${JSON.stringify(shape)}, "BYTES")`,
-      `tensor.set_data_from_numpy(np.array(${JSON.stringify(rows)}, dtype=object))`,
-      "inputs.append(tensor)",
-    ].join("\n");
-  });
-  const { host, protocol } = address("");
-  const secure = protocol === "https:" ? ", ssl=True" : "";
-  const key = hasKey() ? ', headers={"authorization": "Bearer YOUR_KEY"}' : "";
-  return [
-    "import numpy as np",
-    "import tritonclient.http as triton",
-    "",
-    `client = triton.InferenceServerClient(${JSON.stringify(host)}${secure})`,
-    "inputs = []",
-    ...texts,
-    `result = client.infer(${JSON.stringify(artifact.name)}, inputs${key})`,
-    'print(result.as_numpy("probs"), result.as_numpy("decision"))',
-  ].join("\n");
-}
-
 function commandLine(artifact) {
   const server = address("").href.replace(/\/$/, "");
   const line = JSON.stringify({ ...shownInput(artifact), label: artifact.labels[0] });
@@ -67,9 +42,8 @@ export function showConnect() {
   byId("connect-command").textContent = commandLine(artifact);
   const request = { inputs: [fields], ...(named() === null ? {} : { artifact: named() }) };
   byId("connect-client").textContent = asPython(request);
-  byId("connect-triton").textContent = tritonCall(artifact, fields);
   byId("connect-vllm").textContent = single ? curl("classify", { model: artifact.name, input: [text] }) : "";
-  byId("connect-tei").textContent = single ? curl("predict", { inputs: text }) : "";
+  byId("connect-tei").textContent = single ? curl("tei/predict", { inputs: text }) : "";
   for (const part of document.querySelectorAll("[data-single]")) part.hidden = !single;
   byId("connect-several").hidden = single;
   byId("connect-tei-other").hidden = named() === null;

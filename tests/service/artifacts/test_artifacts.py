@@ -76,7 +76,7 @@ async def test_request_chooses_among_the_loaded(three: Three) -> None:
     assert named(await predict("a", artifact="third")) == "third"
     labelled = {"inputs": [{"text": "a", "label": "positive"}], "artifact": "third", "options": {"resamples": 10}}
     assert named(await client.post("/evaluate", json=labelled)) == "third"
-    assert (await client.get("/v2/models/third")).json()["versions"][0] == "sha256:third"
+    assert (await client.get("/v1/models")).json()["data"][2]["id"] == "third"
     listing = (await client.get("/artifacts")).json()
     assert listing["active"] == "first"
     assert [(a["name"], a["active"], a["memory_bytes"], a["requests"]) for a in listing["artifacts"]] == [

@@ -9,7 +9,7 @@ import pytest
 from laplora import errors as library
 from service import errors
 from service.errors import ERROR_KINDS, error_content, kind_of, kinds_by_code, retry_after_s, shown_field
-from service.http.request_context import error_response
+from service.http.error_answers import error_response
 
 
 @pytest.mark.parametrize("kind", ERROR_KINDS, ids=lambda kind: kind.code)

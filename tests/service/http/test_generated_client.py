@@ -156,28 +156,6 @@ def test_health(client: Any) -> None:
     assert b"laplora_requests_total" in api("health.metrics").sync_detailed(client=client).content
 
 
-def test_the_open_inference_protocol(client: Any) -> None:
-    m = models()
-    assert api("protocols.v2_ready").sync(client=client).ready
-    model = api("protocols.v2_model").sync("fake", client=client)
-    assert [tensor.name for tensor in model.inputs] == ["text"]
-    text = m.V2RequestInput(name="text", shape=[2], datatype="BYTES", data=["review 5000", "review 90000"])
-    body = m.V2InferRequest(inputs=[text], outputs=[m.V2RequestedOutput(name="probs")], id="42")
-    versions = model.versions
-    for answer in (
-        api("protocols.v2_infer").sync("fake", client=client, body=body),
-        api("protocols.v2_infer_version").sync("fake", versions[0], client=client, body=body),
-    ):
-        assert (answer.id, answer.model_name, answer.model_version) == ("42", "fake", versions[0])
-        (probs,) = answer.outputs
-        assert (probs.shape, probs.data) == ([2, 2], pytest.approx([0.05, 0.95, 0.9, 0.1]))
-    refused = api("protocols.v2_infer").sync_detailed("nobody", client=client, body=body)
-    assert isinstance(refused.parsed, m.V2ErrorResponse)
-    for ready, states in ((True, {"READY"}), (False, {"READY", "UNAVAILABLE"})):
-        index = api("protocols.v2_repository_index").sync(client=client, body=m.V2IndexRequest(ready=ready))
-        assert {one.state.value for one in index} == states
-
-
 def test_vllm(client: Any) -> None:
     m = models()
     listed = api("protocols.v1_models").sync(client=client)
@@ -197,9 +175,9 @@ def test_text_embeddings_inference(client: Any) -> None:
     m = models()
     info = api("protocols.tei_info").sync(client=client)
     assert info.model_type.classifier.id2label.to_dict() == {"0": "negative", "1": "positive"}
-    single = api("scoring.predict").sync(client=client, body=m.TeiPredictRequest(inputs="review 5000"))
+    single = api("protocols.tei_predict").sync(client=client, body=m.TeiPredictRequest(inputs="review 5000"))
     assert [(one.label, one.score) for one in single] == [("positive", pytest.approx(0.95)), ("negative", 0.05)]
-    batch = api("scoring.predict").sync(client=client, body=m.TeiPredictRequest(inputs=[["review 5000"], ["b"]]))
+    batch = api("protocols.tei_predict").sync(client=client, body=m.TeiPredictRequest(inputs=[["review 5000"], ["b"]]))
     assert [one.label for one in batch[0]] == ["positive", "negative"]
-    refused = api("scoring.predict").sync_detailed(client=client, body=m.TeiPredictRequest(inputs=["a", "b"]))
+    refused = api("protocols.tei_predict").sync_detailed(client=client, body=m.TeiPredictRequest(inputs=["a", "b"]))
     assert isinstance(refused.parsed, m.TeiErrorResponse)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serving import FakePredictor, Served, code, serve
 
 from laplora.prompts.templates import TEMPLATES
-from service.http.protocols.errors import shape_of_path
+from service.http.error_answers import shape_of_path
 from service.http.schemas.errors import ErrorResponse
 
 pytestmark = pytest.mark.anyio
@@ -237,7 +237,7 @@ async def test_no_name_leads_out_of_the_root(served: Served) -> None:
     for name in ("%2e%2e", "..%2f..%2fetc", "..%5c..", "%00", "a" * 5000, "%F0%9F%98%80", "%ED%A0%80", ".hidden"):
         for response in (
             await served.client.post(f"/artifacts/{name}/activate"),
-            await served.client.get(f"/v2/models/{name}"),
+            await served.client.get(f"/artifacts/{name}/report"),
         ):
             assert response.status_code in (404, 405), name
             shape_of_path(response.url.path).model.model_validate(response.json())

@@ -12,7 +12,7 @@ import pytest
 from contract import operations
 from serving import Served, serve
 
-from service.http.protocols.paths import PREDICTING
+from service.http.calls import PREDICTING
 from service.security.keys_file import Key, digest, write_keys
 
 pytestmark = pytest.mark.anyio
@@ -91,13 +91,13 @@ async def test_the_document_says_429_of_exactly_those_operations_that_need_a_pla
             method, path = name.split()
             if path.endswith(("/events", "/results", "/slices", "/report")):
                 continue
-            answer = await served.client.request(method, path.format(job_id="none", name="none", version="none"))
+            answer = await served.client.request(method, path.format(job_id="none", name="none"))
             if answer.status_code == 429:
                 refused.add(name)
             if "too_many_requests" in operation["responses"].get("429", {}).get("description", ""):
                 told.add(name)
         scored = {"POST /evaluate", "POST /suggest", "POST /evaluate/jobs"}
-        scored |= {f"POST {path}" for path in PREDICTING} | {"POST /v2/repository/index"}
+        scored |= {f"POST {path}" for path in PREDICTING}
         condition = "POST /artifacts/{name}/condition"
         assert refused == told == {*scored, "POST /feedback", condition, f"{condition}/undo"}
 

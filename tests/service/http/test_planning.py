@@ -8,7 +8,7 @@ import pytest
 from serving import FakePredictor
 
 from service.errors import BatchTooLargeError
-from service.http.protocols.calls import Call
+from service.http.calls import Call
 from service.http.routes.planning import inputs_of
 from service.http.schemas.inputs import Input
 from service.http.schemas.predict import PredictOptions

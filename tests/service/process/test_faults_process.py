@@ -40,12 +40,10 @@ def test_a_lost_device_answers_what_is_open_and_ends_the_process(start: Start) -
         assert predict(client).status_code == 200
         with half_a_request(client, 1) as rest, half_a_request(client, 2):
             assert code(predict(client, "99666")) == (503, "device_fault")
-            for path in ("/health/ready", "/v2/health/ready"):
-                response = client.get(path)
-                status, said = code(response)
-                assert status == 503
-                assert said == "device_fault" or path.startswith("/v2/")
-                assert int(response.headers["retry-after"]) >= 1
+            response = client.get("/health/ready")
+            assert code(response) == (503, "device_fault")
+            assert int(response.headers["retry-after"]) >= 1
+            assert client.get("/tei/health").status_code == 503
             assert code(predict(client)) == (503, "device_fault")
             assert_live(client)
             assert b"device_fault" in rest()
@@ -87,8 +85,7 @@ def test_exit_statuses_are_what_is_documented() -> None:
 
 
 def assert_live(client: httpx.Client) -> None:
-    for path in ("/health/live", "/v2/health/live"):
-        assert client.get(path).status_code == 200
+    assert client.get("/health/live").status_code == 200
 
 
 def test_live_with_a_full_queue_a_stalled_device_and_while_it_drains(start: Start, gate: Path) -> None:

@@ -46,11 +46,10 @@ async def test_live_at_once_and_ready_after_loading_and_golden_replay() -> None:
         while host.stage != "reading the weights":
             await asyncio.sleep(0.005)
         assert (await client.get("/health/live")).json() == {"status": "live"}
-        assert (await client.get("/v2/health/live")).json() == {"live": True}
         for request in (
             client.get("/health/ready"),
-            client.get("/v2/health/ready"),
-            client.get("/v2/models/fake"),
+            client.get("/tei/health"),
+            client.get("/tei/info"),
             client.post("/predict", json={"inputs": [{"text": "a"}]}),
             client.post("/artifacts/fake/activate"),
         ):

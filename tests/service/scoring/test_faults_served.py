@@ -64,17 +64,16 @@ async def test_every_endpoint_says_that_the_device_failed(caplog: pytest.LogCapt
             await post("/evaluate", json={"inputs": [{"text": "a", "label": "positive"}]}),
             await post("/artifacts/fake/activate"),
             await get("/health/ready"),
-            await get("/v2/health/ready"),
-            await get("/v2/models/fake"),
+            await get("/tei/health"),
+            await get("/tei/info"),
         ]
         for response in answers:
             status, said = code(response)
             assert status == 503
-            assert said == "device_fault" or response.request.url.path.startswith("/v2/")
+            assert said == "device_fault" or response.request.url.path.startswith("/tei/")
             assert int(response.headers["retry-after"]) >= 1
             assert "SECRET" not in response.text
         assert (await get("/health/live")).json() == {"status": "live"}
-        assert (await get("/v2/health/live")).json() == {"live": True}
         assert "laplora_ready 0.0" in (await get("/metrics")).text
         served.state.lifecycle.drain()
         assert code(await served.predict("b")) == (503, "device_fault")
@@ -114,7 +113,7 @@ async def until_stalled(served: Served, path: str = "/health/ready") -> None:
         await asyncio.sleep(0.005)
     status, said = code(response)
     assert status == 503
-    assert said == "device_stalled" or path.startswith("/v2/")
+    assert said == "device_stalled" or path.startswith("/tei/")
     assert int(response.headers["retry-after"]) >= 1
 
 
@@ -125,7 +124,7 @@ OVERDUE = {"stall_s": 0.05, "hang_s": 3600.0}
 async def test_a_run_that_is_overdue_is_not_ready_until_it_ends() -> None:
     async with serve(**OVERDUE) as served:
         async with served.occupied():
-            for path in ("/health/ready", "/v2/health/ready"):
+            for path in ("/health/ready", "/tei/health"):
                 await until_stalled(served, path)
             assert (await served.client.get("/health/live")).status_code == 200
             waiting = asyncio.create_task(served.predict("b"))

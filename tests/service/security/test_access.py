@@ -72,10 +72,10 @@ def test_every_endpoint_of_the_application_is_decided(keys: Path) -> None:
 
 
 async def test_what_is_open_needs_no_key_and_any_key_may_look(guarded: Served) -> None:
-    health = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+    health = ("/health/live", "/health/ready", "/tei/health")
     for path in ("/", "/assets/page.css", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json", *health):
         assert (await guarded.client.get(path)).status_code == 200, path
-    for path in ("/artifacts", "/metrics", "/v2/models/fake"):
+    for path in ("/artifacts", "/metrics", "/tei/info"):
         assert (await guarded.client.get(path)).status_code == 401
         for scope in SCOPES:
             assert (await guarded.client.get(path, headers=bearer(scope))).status_code == 200

@@ -102,7 +102,7 @@ def test_the_word_stays_between_client_and_server(process: Process, jobs_dir: Pa
         ]
         assert [answer.status_code for answer in answered] == [200] * 4
         # Other servers' protocols, by which a text alone is an input.
-        foreign = [client.post("/predict", json={"inputs": WORD}), client.post("/classify", json={"input": [WORD]})]
+        foreign = [client.post("/tei/predict", json={"inputs": WORD}), client.post("/classify", json={"input": [WORD]})]
         assert [answer.status_code for answer in foreign] == [200] * 2
         finished_job(client)
         refused = [client.post("/predict", json=body) for body in bad_bodies()]
@@ -113,7 +113,7 @@ def test_the_word_stays_between_client_and_server(process: Process, jobs_dir: Pa
             client.post("/classify", json=body) for body in ({"input": {NAME: WORD}}, {"input": [WORD, 3]}, WORD)
         ]
         refused += [
-            client.post(f"/v2/models/{WORD}/infer", json=body) for body in ({"inputs": WORD}, {"inputs": [WORD]})
+            client.post("/tei/predict", json=body) for body in ({"inputs": {NAME: WORD}}, {"inputs": [WORD, 3]})
         ]
         for path in ("/predict", "/evaluate"):
             json_type = {"content-type": "application/json"}

@@ -1,4 +1,4 @@
-"""text-embeddings-inference's POST /predict, told from laplora's by its shape, and GET /info."""
+"""text-embeddings-inference's POST /predict, GET /info and GET /health under /tei."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import FakePredictor, Served, serve
+from serving import FakePredictor, Served, code, serve
 
 from laplora.prompts.templates import TEMPLATES
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def predict(served: Served, inputs: Any, **body: Any) -> httpx.Response:
-    return await served.client.post("/predict", json={"inputs": inputs, **body})
+    return await served.client.post("/tei/predict", json={"inputs": inputs, **body})
 
 
 async def by_score(served: Served, text: str) -> list[dict[str, Any]]:
@@ -69,33 +69,25 @@ async def test_truncation_is_asked_for(served: Served) -> None:
         ({"inputs": "a", "raw_scores": 1}, "raw_scores"),
         ({"inputs": "a", "truncation_direction": "Left"}, "truncation_direction is not supported"),
         ({"inputs": " "}, "text"),
+        ({"inputs": []}, "a pair of texts"),
+        ({"inputs": [None, "a"]}, "a pair of texts"),
+        ({"inputs": [{"text": "a"}]}, "a pair of texts"),
+        ({}, "required"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_in_teis_shape(body: dict[str, Any], said: str, served: Served) -> None:
-    response = await served.client.post("/predict", json=body)
+    response = await served.client.post("/tei/predict", json=body)
     assert response.status_code == 422
     assert set(response.json()) == {"error", "error_type"}
     assert said in response.json()["error"]
     assert response.json()["error_type"] == "Validation"
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"inputs": []},
-        {"inputs": [1]},
-        {"inputs": [None, "a"]},
-        {"inputs": {"text": "a"}},
-        {"inputs": 1},
-        {},
-        {"inputs": "a", "options": {}},
-        {"inputs": ["a"], "artifact": "fake"},
-        {"inputs": [{"text": "a"}], "raw_scores": True},
-    ],
-)
-async def test_what_is_not_teis_shape_is_refused_in_laploras_own(body: dict[str, Any], served: Served) -> None:
-    response = await served.client.post("/predict", json=body)
-    assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_request")
+@pytest.mark.parametrize("inputs", ["a", ["dull ."], [["a"]]])
+async def test_texts_without_names_are_no_body_of_post_predict(inputs: Any, served: Served) -> None:
+    response = await served.client.post("/predict", json={"inputs": inputs})
+    assert code(response) == (422, "invalid_request")
+    assert "POST /tei/predict" in response.json()["error"]["message"]
 
 
 async def test_limits_and_overload_hold() -> None:
@@ -120,7 +112,7 @@ async def test_the_answers_count_as_recent_ones_and_no_id_is_kept(served: Served
 
 
 async def test_info_describes_the_active_artifact(served: Served) -> None:
-    info = (await served.client.get("/info")).json()
+    info = (await served.client.get("/tei/info")).json()
     assert info["model_id"] == "fake"
     assert info["model_type"] == {
         "classifier": {"id2label": {"0": "negative", "1": "positive"}, "label2id": {"negative": 0, "positive": 1}}
@@ -129,9 +121,12 @@ async def test_info_describes_the_active_artifact(served: Served) -> None:
     assert {"model_sha", "model_dtype", "max_concurrent_requests", "max_batch_tokens", "version"} <= set(info)
 
 
-async def test_info_before_the_artifact_is_loaded_is_refused_in_teis_shape() -> None:
+async def test_readiness_has_no_body_and_before_the_artifact_is_loaded_teis_shape(served: Served) -> None:
+    ready = await served.client.get("/tei/health")
+    assert (ready.status_code, ready.content) == (200, b"")
     predictor = FakePredictor()
     predictor.hold()
-    async with serve(predictor, wait=False) as served:
-        answer = await served.client.get("/info")
-        assert (answer.status_code, answer.json()["error_type"]) == (503, "Unhealthy")
+    async with serve(predictor, wait=False) as starting:
+        for path in ("/tei/info", "/tei/health"):
+            answer = await starting.client.get(path)
+            assert (answer.status_code, answer.json()["error_type"]) == (503, "Unhealthy")

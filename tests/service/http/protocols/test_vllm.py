@@ -118,7 +118,7 @@ async def test_too_many_inputs_are_refused_before_one_is_made(
     inputs: int, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Making one would fail.
-    monkeypatch.setattr("service.http.protocols.calls.Input", None)
+    monkeypatch.setattr("service.http.calls.Input", None)
     response = await classify(served, input=["a"] * inputs)
     error = response.json()["error"]
     assert (response.status_code, error["type"], error["param"]) == (413, "batch_too_large", "input")

@@ -1,10 +1,10 @@
-"""What a request for predictions asks, in whichever protocol it came."""
+"""What a request for predictions asks, in whichever protocol it came, and the endpoints that take one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -12,6 +12,9 @@ from laplora.errors import InvalidInputError
 from service.errors import InvalidRequestError
 from service.http.schemas.inputs import Input
 from service.http.schemas.predict import PredictOptions
+
+#: The paths of POST requests for predictions, as the routers write them.
+PREDICTING: Final = frozenset({"/predict", "/classify", "/v1/classify", "/tei/predict"})
 
 #: Makes a request's inputs for an artifact whose template has these fields.
 Inputs = Callable[[Sequence[str]], Sequence[Input]]
@@ -24,7 +27,6 @@ class Call:
     Attributes:
         inputs: makes them; count: how many it makes, known before it does.
         artifact: name of the loaded artifact that is to answer; None: the active one.
-        digest: of the artifact's content that is to answer, and of no other; None: any.
         tells_ids: whether the answer has a place for the ids that POST /feedback knows predictions by.
     """
 
@@ -32,7 +34,6 @@ class Call:
     count: int
     artifact: str | None
     options: PredictOptions
-    digest: str | None = None
     tells_ids: bool = True
 
 
@@ -52,7 +53,7 @@ def of_texts(sequences: Sequence[tuple[str, ...]], named: str) -> Inputs:
             if "choices" in fields or len(texts) != len(fields):
                 raise InvalidInputError(
                     f"input {i} has {len(texts)} texts without a name, the artifact's inputs have the fields "
-                    f"{list(fields)}: name them, in POST /predict or POST /v2/models/NAME/infer",
+                    f"{list(fields)}: name them, in POST /predict",
                     field=named,
                 )
         return [input_of(dict(zip(fields, texts, strict=True)), i, named) for i, texts in enumerate(sequences)]
