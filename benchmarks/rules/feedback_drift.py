@@ -21,7 +21,7 @@ from laplora.answers.prediction import Prediction
 from laplora.fitting.corruptions import corrupt
 from laplora.predictor import Predictor
 from service.feedback.labels import FeedbackStore
-from service.http.schemas.feedback import SeriesOut
+from service.feedback.records import SeriesReport
 from training.config import load_config
 from training.data.section import load_splits
 from training.data.sources import read_benchmark
@@ -35,7 +35,6 @@ STREAMS, STREAM_ROWS, LOOK_EVERY = 40, 3000, 100
 FEWEST_ROWS, DRIFT_GAP, DRIFT_P_VALUE = 200, 0.1, 0.001
 #: Heading of the table -> signal and what it is compared with.
 SIGNALS = {
-    "epistemic: quantile": ("epistemic", "calibration_quantile"),
     "confidence: calibration": ("confidence", "calibration"),
     "epistemic: activation": ("epistemic", "activation"),
     "confidence: activation": ("confidence", "activation"),
@@ -55,7 +54,7 @@ def answers(predictor: Predictor, texts: Sequence[str]) -> list[Prediction]:
 
 def watched(
     predictor: Predictor, parts: Sequence[Sequence[Prediction]], labels: Sequence[str] | None, window: int
-) -> SeriesOut:
+) -> SeriesReport:
     """Return what the store reports of answers that come in this order, the last part labelled."""
     store = FeedbackStore(keep_s=1e9, rows=100_000, window=window)
     ids: list[str] = []
@@ -64,10 +63,10 @@ def watched(
     if labels is not None:
         store.give("caller", list(zip(ids, labels, strict=True)))
     (report,) = store.reports({predictor.artifact.digest})
-    return report.shown
+    return report
 
 
-def alerts(report: SeriesOut) -> set[str]:
+def alerts(report: SeriesReport) -> set[str]:
     """Return which alerts of docker/monitoring/calibration-alerts.yaml fire on a report."""
     fired = {
         f"{drift.signal} drift ({drift.reference})"
@@ -87,7 +86,7 @@ def alerts(report: SeriesOut) -> set[str]:
     return fired | {name for name, (high, low) in pairs.items() if high is not None and low is not None and high > low}
 
 
-def cells(name: str, report: SeriesOut) -> list[str]:
+def cells(name: str, report: SeriesReport) -> list[str]:
     """Return one row of the table."""
     f = report.figures
     gaps = {(d.signal, d.reference): f"{d.gap:.3f} ({d.p_value:.1e})" for d in report.drift}
@@ -112,7 +111,7 @@ def streams(predictor: Predictor, pool: Sequence[Prediction], labels: Sequence[s
             ids = store.remember(predictor, predictor.recommended, "caller", [pool[i] for i in places], 0.05)
             store.give("caller", [(one, labels[i]) for one, i in zip(ids, places, strict=True)])
             (report,) = store.reports({predictor.artifact.digest})
-            seen |= alerts(report.shown)
+            seen |= alerts(report)
         fired.update(seen)
     return fired
 

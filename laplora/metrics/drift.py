@@ -41,16 +41,3 @@ def kolmogorov_smirnov(reference: torch.Tensor, recent: torch.Tensor) -> Drift:
     samples = [checked_column(sample, "a sample").numpy() for sample in (reference, recent)]
     test = stats.ks_2samp(*samples, method="exact" if max(len(s) for s in samples) <= EXACT_ROWS else "asymp")
     return Drift(float(test.statistic), float(test.pvalue), len(reference), len(recent))
-
-
-def gap_above(threshold: float, above: int, rows: int, recent: torch.Tensor) -> Drift:
-    """Return the gap between the shares of rows above a threshold, with Fisher's exact two-sided p-value.
-
-    Args:
-        above: reference rows above the threshold, of ``rows``.
-        recent: (m,) values, at least one.
-    """
-    recent = checked_column(recent, "a sample")
-    count, seen = len(recent), int((recent > threshold).sum())
-    test = stats.fisher_exact([[above, rows - above], [seen, count - seen]])
-    return Drift(abs(seen / count - above / rows), float(test.pvalue), rows, count)

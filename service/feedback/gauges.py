@@ -12,16 +12,15 @@ from typing import get_args
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from service.feedback.records import Report
-from service.http.schemas.feedback import Signal
+from service.feedback.records import SeriesReport, Signal
 from service.telemetry.unfailing import unfailing
 
 #: By gauge, the attribute of a report that it shows, and what that means.
 _GAUGES = {
-    "feedback_rows": ("shown.labelled", "Labelled predictions that the figures are computed from."),
-    "feedback_recent_rows": ("shown.recent", "Answers that drift is computed from."),
-    "feedback_accepted_share": ("shown.accepted_share", "Accepted, of the recent answers."),
-    "feedback_labelled_accepted_share": ("shown.labelled_accepted_share", "Accepted, of the labelled answers."),
+    "feedback_rows": ("labelled", "Labelled predictions that the figures are computed from."),
+    "feedback_recent_rows": ("recent", "Answers that drift is computed from."),
+    "feedback_accepted_share": ("accepted_share", "Accepted, of the recent answers."),
+    "feedback_labelled_accepted_share": ("labelled_accepted_share", "Accepted, of the labelled answers."),
     "reference_accuracy": ("baseline.accuracy", "Accuracy in the artifact's evaluation."),
     "reference_nll": ("baseline.nll", "NLL in the artifact's evaluation, nats."),
     "reference_ece": ("baseline.ece", "ECE in the artifact's evaluation."),
@@ -31,39 +30,39 @@ _GAUGES = {
         "AUROC of mistakes by the review score in the artifact's evaluation.",
     ),
     "reference_coverage": ("baseline.coverage", "Stated level of the prediction sets."),
-    "feedback_accuracy": ("shown.figures.accuracy.value", "Accuracy of labelled predictions."),
-    "feedback_nll": ("shown.figures.nll.value", "Mean NLL of labelled predictions, nats."),
-    "feedback_nll_limit": ("shown.figures.nll.limit", "Highest NLL within chance of the reference, nats."),
-    "feedback_ece": ("shown.figures.ece.value", "ECE of labelled predictions, 15 bins."),
+    "feedback_accuracy": ("figures.accuracy.value", "Accuracy of labelled predictions."),
+    "feedback_nll": ("figures.nll.value", "Mean NLL of labelled predictions, nats."),
+    "feedback_nll_limit": ("figures.nll.limit", "Highest NLL within chance of the reference, nats."),
+    "feedback_ece": ("figures.ece.value", "ECE of labelled predictions, 15 bins."),
     "feedback_ece_expected": (
-        "shown.figures.ece_expected",
+        "figures.ece_expected",
         "ECE that a calibrated model measures on the same confidences.",
     ),
-    "feedback_ece_limit": ("shown.figures.ece.limit", "Highest ECE within chance."),
-    "feedback_brier": ("shown.figures.brier.value", "Brier score of labelled predictions."),
-    "feedback_auroc_error": ("shown.figures.auroc_error.value", "AUROC of mistakes by the review score."),
-    "feedback_coverage": ("shown.figures.coverage.value", "Share of labelled predictions whose set holds the label."),
-    "feedback_coverage_limit": ("shown.figures.coverage.limit", "Lowest coverage within chance of the stated level."),
-    "feedback_accepted_rows": ("shown.figures.accepted", "Labelled predictions that were accepted."),
-    "feedback_accepted_risk": ("shown.figures.accepted_risk.value", "Error rate of accepted answers."),
+    "feedback_ece_limit": ("figures.ece.limit", "Highest ECE within chance."),
+    "feedback_brier": ("figures.brier.value", "Brier score of labelled predictions."),
+    "feedback_auroc_error": ("figures.auroc_error.value", "AUROC of mistakes by the review score."),
+    "feedback_coverage": ("figures.coverage.value", "Share of labelled predictions whose set holds the label."),
+    "feedback_coverage_limit": ("figures.coverage.limit", "Lowest coverage within chance of the stated level."),
+    "feedback_accepted_rows": ("figures.accepted", "Labelled predictions that were accepted."),
+    "feedback_accepted_risk": ("figures.accepted_risk.value", "Error rate of accepted answers."),
     "feedback_accepted_risk_limit": (
-        "shown.figures.accepted_risk.limit",
+        "figures.accepted_risk.limit",
         "Highest error rate of accepted answers within chance of the target.",
     ),
     "feedback_target_risk": (
-        "shown.figures.accepted_risk.reference",
+        "figures.accepted_risk.reference",
         "Mean error rate that accepted answers were to have.",
     ),
-    "feedback_map_nll": ("shown.figures.map_nll", "Mean NLL of MAP on the same rows, nats."),
-    "feedback_map_gain": ("shown.figures.map_gain.value", "NLL of MAP less that of the served predictive, nats."),
-    "feedback_map_gain_limit": ("shown.figures.map_gain.limit", "Lowest gain over MAP within chance of none, nats."),
+    "feedback_map_nll": ("figures.map_nll", "Mean NLL of MAP on the same rows, nats."),
+    "feedback_map_gain": ("figures.map_gain.value", "NLL of MAP less that of the served predictive, nats."),
+    "feedback_map_gain_limit": ("figures.map_gain.limit", "Lowest gain over MAP within chance of none, nats."),
 }
 
 
 class CalibrationGauges(Collector):
     """A collector of the reports that a function returns."""
 
-    def __init__(self, reports: Callable[[], Sequence[Report]], kept: Callable[[], int]) -> None:
+    def __init__(self, reports: Callable[[], Sequence[SeriesReport]], kept: Callable[[], int]) -> None:
         self._reports, self._kept = reports, kept
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
@@ -73,7 +72,7 @@ class CalibrationGauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Return the gauges of this moment."""
         yield GaugeMetricFamily("laplora_feedback_kept_rows", "Predictions kept by id.", value=self._kept())
-        reports: Sequence[Report] = ()
+        reports: Sequence[SeriesReport] = ()
         # The other metrics are scraped in the same answer.
         with unfailing("calibration gauges"):
             reports = self._reports()
@@ -81,16 +80,16 @@ class CalibrationGauges(Collector):
             family = GaugeMetricFamily(f"laplora_{name}", meaning, labels=["artifact", "predictive"])
             for report in reports:
                 # Nothing is labelled: no figures, and no gauges of them.
-                if report.shown.figures is None and attribute.startswith("shown.figures."):
+                if report.figures is None and attribute.startswith("figures."):
                     continue
                 value = attrgetter(attribute)(report)
                 if value is not None:
-                    family.add_metric([report.shown.artifact, report.shown.predictive], value)
+                    family.add_metric([report.artifact, report.predictive], value)
             yield family
         yield from _drift(reports)
 
 
-def _drift(reports: Sequence[Report]) -> Iterator[GaugeMetricFamily]:
+def _drift(reports: Sequence[SeriesReport]) -> Iterator[GaugeMetricFamily]:
     for signal in get_args(Signal):
         gap, p_value = (
             GaugeMetricFamily(f"laplora_{signal}_drift{name}", meaning, labels=["artifact", "predictive", "reference"])
@@ -100,9 +99,9 @@ def _drift(reports: Sequence[Report]) -> Iterator[GaugeMetricFamily]:
             )
         )
         for report in reports:
-            for figure in report.shown.drift:
+            for figure in report.drift:
                 if figure.signal == signal:
-                    values = [report.shown.artifact, report.shown.predictive, figure.reference]
+                    values = [report.artifact, report.predictive, figure.reference]
                     gap.add_metric(values, figure.gap)
                     p_value.add_metric(values, figure.p_value)
         yield gap

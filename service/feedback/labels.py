@@ -16,10 +16,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from service.errors import InvalidRequestError
-from service.feedback.records import Kept, Report, SeriesKey
+from service.feedback.records import Outcome, SeriesKey, SeriesReport, StoredPrediction
 from service.feedback.references import reference_of
 from service.feedback.series import Series
-from service.http.schemas.feedback import Outcome
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
@@ -45,7 +44,7 @@ class FeedbackStore:
     def __init__(self, *, keep_s: float, rows: int, window: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.keep_s, self.rows, self.window = keep_s, rows, window
         self._clock = clock
-        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._predictions: OrderedDict[str, StoredPrediction] = OrderedDict()
         self._series: dict[SeriesKey, Series] = {}
         self._lock = threading.Lock()
         self._next_sweep = clock() + keep_s / _SWEEPS
@@ -59,7 +58,7 @@ class FeedbackStore:
         """Return how many predictions are kept by id."""
         with self._lock:
             self._expire()
-            return len(self._kept)
+            return len(self._predictions)
 
     def remember(
         self,
@@ -69,25 +68,25 @@ class FeedbackStore:
         predictions: Sequence[Prediction],
         target_risk: float,
         *,
-        told: bool = True,
+        with_ids: bool = True,
     ) -> list[str]:
-        """Keep one request's predictions and return an id for each, in order; empty where nobody is told them.
+        """Keep one request's predictions and return an id for each, in order; empty without ``with_ids``.
 
         Args:
             predictive: the requested one; with ``_order_average`` or ``_reverse_average`` behind it where orders were.
             caller: the only one who can give feedback on them.
             target_risk: that their decisions were made for.
-            told: whether the caller learns the ids; else nothing is kept by id, and the answers count as recent ones.
+            with_ids: whether the caller learns them; else nothing is kept by id, and the answers count as recent ones.
         """
-        ids = [secrets.token_urlsafe(_ID_BYTES) for _ in predictions] if told else []
+        ids = [secrets.token_urlsafe(_ID_BYTES) for _ in predictions] if with_ids else []
         # Every row holds it: one string for all of a caller's rows.
         caller = sys.intern(caller)
         with self._lock:
             now = self._clock()
             key = model.artifact.digest, predictive
             series = self._series_of(key, model)
-            for prediction_id, p in zip(ids, predictions, strict=told):
-                self._kept[prediction_id] = Kept(
+            for prediction_id, p in zip(ids, predictions, strict=with_ids):
+                self._predictions[prediction_id] = StoredPrediction(
                     series=key,
                     caller=caller,
                     answered=now,
@@ -122,7 +121,7 @@ class FeedbackStore:
             places = [self._place(caller, i, prediction_id, label) for i, (prediction_id, label) in enumerate(items)]
             return [self._record(place) for place in places]
 
-    def reports(self, digests: Collection[str]) -> list[Report]:
+    def reports(self, digests: Collection[str]) -> list[SeriesReport]:
         """Return the figures of every series of these artifacts, by artifact and predictive. Takes milliseconds."""
         with self._lock:
             self._expire(sweep=True)
@@ -130,7 +129,7 @@ class FeedbackStore:
                 (series, series.snapshot()) for (digest, _), series in self._series.items() if digest in digests
             ]
         reports = [series.report(snapshot) for series, snapshot in snapshots]
-        return sorted(reports, key=lambda report: (report.shown.artifact, report.shown.predictive))
+        return sorted(reports, key=lambda report: (report.artifact, report.predictive))
 
     def _series_of(self, key: SeriesKey, model: Model) -> Series:
         if key not in self._series:
@@ -142,11 +141,11 @@ class FeedbackStore:
         """Forget what is too old or too much; ``sweep``: in the windows too, which is dearer."""
         now = self._clock()
         oldest = now - self.keep_s
-        while self._kept:
-            first = next(iter(self._kept.values()))
-            if len(self._kept) <= self.rows and first.answered >= oldest:
+        while self._predictions:
+            first = next(iter(self._predictions.values()))
+            if len(self._predictions) <= self.rows and first.answered >= oldest:
                 break
-            self._kept.popitem(last=False)
+            self._predictions.popitem(last=False)
         if sweep or now >= self._next_sweep:
             self._next_sweep = now + self.keep_s / _SWEEPS
             for key, series in list(self._series.items()):
@@ -155,30 +154,33 @@ class FeedbackStore:
                 if series.last_answered < oldest and series.rows == 0:
                     del self._series[key]
 
-    def _place(self, caller: str, number: int, prediction_id: str, label: str | list[str]) -> tuple[Kept, int] | None:
-        kept = self._kept.get(prediction_id)
+    def _place(
+        self, caller: str, number: int, prediction_id: str, label: str | list[str]
+    ) -> tuple[StoredPrediction, int] | None:
+        """Return a prediction and the bits of its right labels; None where this caller has none of this id."""
+        prediction = self._predictions.get(prediction_id)
         # Another's prediction is as unknown as none: an answer must not tell that the id exists, nor its labels.
-        if kept is None or kept.caller != caller:
+        if prediction is None or prediction.caller != caller:
             return None
-        given = label if isinstance(label, list) else [label]
-        if kept.several != isinstance(label, list):
-            wanted = "the list of its right labels, which may be empty" if kept.several else "one label, not a list"
+        several = prediction.several
+        if several != isinstance(label, list):
+            wanted = "the list of its right labels, which may be empty" if several else "one label, not a list"
             raise InvalidRequestError(f"items.{number}: send {wanted}", field=f"items.{number}.label")
-        if any(one not in kept.labels for one in given):
+        right = label if isinstance(label, list) else [label]
+        if any(one not in prediction.labels for one in right):
             raise InvalidRequestError(
-                f"items.{number}: the label is none of the {len(kept.labels)} that this prediction had: "
+                f"items.{number}: the label is none of the {len(prediction.labels)} that this prediction had: "
                 "send one of the names in its probs",
                 field=f"items.{number}.label",
             )
-        places = [kept.labels.index(one) for one in given]
-        return kept, sum(1 << place for place in places) if kept.several else places[0]
+        return prediction, sum(1 << prediction.labels.index(one) for one in right)
 
-    def _record(self, place: tuple[Kept, int] | None) -> Outcome:
+    def _record(self, place: tuple[StoredPrediction, int] | None) -> Outcome:
         if place is None:
             return "unknown"
-        kept, label = place
-        before, kept.label = kept.label, label
-        if before == label:
+        prediction, right = place
+        before, prediction.right = prediction.right, right
+        if before == right:
             return "repeated"
-        self._series[kept.series].label(kept, first=before < 0)
-        return "recorded" if before < 0 else "corrected"
+        self._series[prediction.series].label(prediction, first=before is None)
+        return "recorded" if before is None else "corrected"

@@ -1,22 +1,26 @@
-"""What the feedback room keeps and reports: plain records, which know no store and no prompt."""
+"""What the feedback room stores and reports: plain records, which know no store, no prompt and no HTTP."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from service.http.schemas.feedback import SeriesOut, Signal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
 
 #: One artifact, by digest, and one predictive.
 SeriesKey = tuple[str, str]
+#: What became of a label that was sent.
+Outcome = Literal["recorded", "repeated", "corrected", "unknown"]
+#: The numbers of an answer that drift is looked for in, and what recent ones are compared with.
+Signal = Literal["epistemic", "confidence", "score"]
+Baseline = Literal["calibration", "activation"]
 
 
 @dataclass(slots=True, eq=False)
-class Kept:
+class StoredPrediction:
     """One answered prediction.
 
     Attributes:
@@ -26,7 +30,7 @@ class Kept:
         prediction_set: bit k is set where label k is in it.
         score: the predictive's review score, nats.
         several: whether several labels may be right.
-        label: place of the true one; of several bit k is set where label k is right; -1 until it is told.
+        right: bit k is set where label k is right; None until it is told.
     """
 
     series: SeriesKey
@@ -40,7 +44,7 @@ class Kept:
     accepted: bool
     flags: tuple[str, ...]
     several: bool = False
-    label: int = -1
+    right: int | None = None
 
     def probabilities(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return ``map_probs`` and ``probs``."""
@@ -49,7 +53,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnswerSignals:
     """What drift is looked for in: one number of each answer, or None."""
 
     epistemic: float | None
@@ -71,7 +75,6 @@ class Reference:
         scores: (calibration rows,) float64, the predictive's review scores.
         scores_rank: the signals that these scores are, or order rows as.
         ranked_by_map: whether the review score is MAP's entropy, not that of the answer.
-        epistemic_above: threshold, and how many calibration rows have a higher epistemic uncertainty.
     """
 
     rows: int = 0
@@ -85,12 +88,73 @@ class Reference:
     scores: torch.Tensor | None = None
     scores_rank: tuple[Signal, ...] = ()
     ranked_by_map: bool = False
-    epistemic_above: tuple[float, int] | None = None
 
 
 @dataclass(frozen=True)
-class Report:
-    """One series at one moment, as GET /feedback shows it, beside what the artifact records."""
+class Figure:
+    """One figure beside its limit and what it is compared with, all in the figure's unit."""
 
-    shown: SeriesOut
+    value: float | None
+    limit: float | None
+    reference: float | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures of labelled predictions; what each means is said in ``service.http.schemas.feedback``."""
+
+    accuracy: Figure
+    nll: Figure
+    ece: Figure
+    ece_expected: float
+    brier: Figure
+    auroc_error: Figure
+    coverage: Figure
+    accepted: int
+    accepted_risk: Figure
+    map_nll: float
+    map_gain: Figure
+
+
+@dataclass(frozen=True)
+class FlagErrors:
+    """Labelled predictions with one flag, and the share of them that had a wrong label."""
+
+    rows: int
+    error_rate: float
+
+
+@dataclass(frozen=True)
+class SignalDrift:
+    """One signal of recent answers against a baseline; the numbers are those of ``laplora.metrics.drift.Drift``."""
+
+    signal: Signal
+    reference: Baseline
+    gap: float
+    p_value: float
+    reference_rows: int
+    recent_rows: int
+
+
+@dataclass(frozen=True)
+class SeriesReport:
+    """One artifact and predictive at one moment, beside what the artifact records (``baseline``).
+
+    Attributes:
+        predictions: answers so far; recent: those that drift looks at; labelled: those that the figures are of.
+        labels: the metrics of each label by its name, where several may be right.
+    """
+
+    artifact: str
+    digest: str
+    predictive: str
+    predictions: int
+    recent: int
+    labelled: int
+    accepted_share: float | None
+    labelled_accepted_share: float | None
+    figures: Figures | None
+    labels: Mapping[str, Mapping[str, Any]] | None
+    flags: Mapping[str, FlagErrors]
+    drift: Sequence[SignalDrift]
     baseline: Reference

@@ -6,8 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from service.feedback.records import Reference
-from service.http.schemas.feedback import Signal
+from service.feedback.records import Reference, Signal
 
 if TYPE_CHECKING:
     from service.scoring.model import Model
@@ -34,28 +33,19 @@ def reference_of(model: Model, predictive: str) -> Reference:
         name: _number(metrics.get(name)) for name in ("accuracy", "nll", "ece", "brier", "auroc_error")
     }
     reference = replace(stated, rows=rows // each if isinstance(rows, int) and rows > 0 else 0, **measured)
-    rule, flag = record.thresholds.review, record.thresholds.flags.get("high_epistemic")
+    rule = record.thresholds.review
     ranks: list[Signal] = ["score"]
     # Between two classes the entropy of the answer falls as its confidence grows: the same gap, and the same p-value.
     answers_entropy = rule.score == "total_entropy" or (rule.score == "map_entropy" and predictive == "map")
     if answers_entropy and len(manifest.labels) == 2 and not several:
         ranks.append("confidence")
     scores = model.review_scores
-    above = None
-    if flag is not None and flag.value is not None:
-        above = flag.value, rows_above(flag.level, calibration.rows)
     return replace(
         reference,
         scores=scores[predictive].score if predictive in scores else None,
         ranked_by_map=rule.score != "total_entropy",
         scores_rank=tuple(ranks),
-        epistemic_above=above,
     )
-
-
-def rows_above(level: float, rows: int) -> int:
-    """Return how many of different values ``torch.quantile`` leaves above the value that it interpolates to."""
-    return rows - 1 - math.floor(level * (rows - 1) + 1e-9)
 
 
 def _number(value: Any) -> float | None:

@@ -27,14 +27,14 @@ class Call:
     Attributes:
         inputs: makes them; count: how many it makes, known before it does.
         artifact: name of the loaded artifact that is to answer; None: the active one.
-        tells_ids: whether the answer has a place for the ids that POST /feedback knows predictions by.
+        has_prediction_ids: whether the answer has a place for the ids that POST /feedback knows predictions by.
     """
 
     inputs: Inputs
     count: int
     artifact: str | None
     options: PredictOptions
-    tells_ids: bool = True
+    has_prediction_ids: bool = True
 
 
 def of_texts(sequences: Sequence[tuple[str, ...]], named: str) -> Inputs:

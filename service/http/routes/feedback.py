@@ -12,7 +12,7 @@ from service.feedback.labels import FeedbackStore
 from service.http.body import JsonBodyRoute
 from service.http.openapi import BODY_ERRORS, error_responses
 from service.http.routes.dependencies import ArtifactsDep, CallerDep, FeedbackDep, MetricsDep
-from service.http.schemas.feedback import FeedbackRequest, FeedbackResponse, FeedbackResult, WatchResponse
+from service.http.schemas.feedback import FeedbackRequest, FeedbackResponse, FeedbackResult, SeriesOut, WatchResponse
 
 router = APIRouter(tags=["feedback"], route_class=JsonBodyRoute)
 
@@ -37,7 +37,7 @@ async def watch_calibration(feedback: FeedbackDep, artifacts: ArtifactsDep) -> W
     """Rolling accuracy, calibration, coverage and risk of labelled predictions, and drift of all, by artifact."""
     store = _required(feedback)
     reports = await run_in_threadpool(store.reports, artifacts.loaded_digests)
-    series = [report.shown for report in reports]
+    series = [SeriesOut.model_validate(report, from_attributes=True) for report in reports]
     return WatchResponse(window=store.window, keep_s=store.keep_s, kept=len(store), series=series)
 
 

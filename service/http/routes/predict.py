@@ -56,9 +56,11 @@ class Predicting:
                 orders = {False: "", True: "_order_average", "all": "_order_average", "reverse": "_reverse_average"}[
                     options.order_average
                 ]
-                watched, told = f"{predictive}{orders}", call.tells_ids
-                ids = self._feedback.remember(plan.model, watched, plan.caller, answers, target_risk, told=told)
-                for prediction, prediction_id in zip(predictions, ids, strict=told):
+                with_ids = call.has_prediction_ids
+                ids = self._feedback.remember(
+                    plan.model, f"{predictive}{orders}", plan.caller, answers, target_risk, with_ids=with_ids
+                )
+                for prediction, prediction_id in zip(predictions, ids, strict=with_ids):
                     prediction.prediction_id = prediction_id
             self._metrics.count_answers(artifact.name, predictive, answers)
             recommended = artifact.manifest.recommended

@@ -31,7 +31,7 @@ async def tei_predict(
     """Classify texts, as text-embeddings-inference does: of a batch a list for each input, else one list."""
     sequences = body.inputs.sequences
     options = PredictOptions(truncate=bool(body.truncate))
-    call = Call(of_texts(sequences, "inputs"), len(sequences), None, options, tells_ids=False)
+    call = Call(of_texts(sequences, "inputs"), len(sequences), None, options, has_prediction_ids=False)
     response = await predicting.answer(call)
     answers = [_labels(prediction, raw_scores=body.raw_scores) for prediction in response.predictions]
     return answers if body.inputs.batch else answers[0]

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, FiniteFloat
 
+from service.feedback.records import Baseline, Outcome, Signal
 from service.http.schemas.base import Answer, Probability, Strict
 from service.http.schemas.evaluate import LabelMetrics
 from service.http.schemas.inputs import Label
-
-Outcome = Literal["recorded", "repeated", "corrected", "unknown"]
-Signal = Literal["epistemic", "confidence", "score"]
-Baseline = Literal["calibration", "calibration_quantile", "activation"]
 
 
 class FeedbackItem(Strict):
@@ -104,16 +99,13 @@ class DriftOut(Answer):
     score, nats.
     """
     reference: Baseline = Field(examples=["activation"])
-    """calibration: the artifact's calibration rows; calibration_quantile: how many of them were above the threshold of
-    the flag high_epistemic, where nothing else of them is recorded; activation: the first feedback_window answers,
-    against those after them.
+    """calibration: the artifact's calibration rows; activation: the first feedback_window answers, against those after
+    them.
     """
     gap: Probability = Field(examples=[0.04])
-    """Largest gap between the cumulative distributions, 0 to 1 (Kolmogorov-Smirnov); of calibration_quantile, the gap
-    at the threshold.
-    """
+    """Largest gap between the cumulative distributions, 0 to 1 (Kolmogorov-Smirnov)."""
     p_value: Probability = Field(examples=[0.37])
-    """Probability of such a gap if nothing had changed: Kolmogorov-Smirnov, or Fisher's exact test."""
+    """Probability of such a gap if nothing had changed."""
     reference_rows: int = Field(description="Number of rows of the reference.", examples=[1000])
     recent_rows: int = Field(description="Number of recent answers.", examples=[1000])
 

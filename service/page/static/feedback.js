@@ -15,7 +15,6 @@ const FIGURES = [
 ];
 const REFERENCES = {
   calibration: "the calibration rows",
-  calibration_quantile: "a quantile of the calibration rows",
   activation: "the first answers",
 };
 // As docker/monitoring/calibration-alerts.yaml has them.

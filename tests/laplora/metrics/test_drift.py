@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from laplora.metrics.drift import gap_above, kolmogorov_smirnov
+from laplora.metrics.drift import kolmogorov_smirnov
 
 
 def sample(rows: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -21,11 +21,3 @@ def test_the_p_value_is_scipys(n: int, m: int, method: str) -> None:
     assert drift.gap == pytest.approx(expected.statistic, abs=1e-12)
     assert drift.p_value == pytest.approx(expected.pvalue, rel=1e-9)
     assert (drift.reference_rows, drift.recent_rows) == (n, m)
-
-
-def test_the_gap_above_a_threshold_is_fishers_test() -> None:
-    """Tea tasting: 1 of 4 and 3 of 4 above. Of C(8, 4) = 70 tables 1 + 16 are as unlikely at either end."""
-    drift = gap_above(0.5, 1, 4, torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    assert drift.gap == 0.5
-    assert drift.p_value == pytest.approx(34 / 70)
-    assert (drift.reference_rows, drift.recent_rows) == (4, 4)

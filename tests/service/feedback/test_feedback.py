@@ -16,7 +16,7 @@ from serving import FakePredictor, Served, serve
 
 from laplora.prompts.templates import TEMPLATES
 from service.feedback.labels import FeedbackStore
-from service.http.schemas.feedback import SeriesOut
+from service.feedback.records import SeriesReport
 from service.security.callers import Caller
 
 pytestmark = pytest.mark.anyio
@@ -38,9 +38,9 @@ class Kept:
     def give(self, ids: Sequence[str], label: str = "negative", caller: str = "one") -> list[str]:
         return list(self.store.give(caller, [(one, label) for one in ids]))
 
-    def shown(self) -> SeriesOut:
+    def shown(self) -> SeriesReport:
         (report,) = self.store.reports({"sha256:fake"})
-        return report.shown
+        return report
 
 
 async def ids(served: Served, *texts: str, **body: Any) -> list[str]:
@@ -221,7 +221,7 @@ async def test_nothing_kept_holds_a_prompt_or_a_clients_id(served: Served) -> No
     answer = (await served.client.post("/predict", json={"inputs": inputs})).json()
     await give(served, (answer["predictions"][0]["prediction_id"], "negative"))
     await served.client.get("/feedback")
-    kept = [served.state.feedback._kept, served.state.feedback._series]
+    kept = [served.state.feedback._predictions, served.state.feedback._series]
     texts = [one for one in reachable(kept) if isinstance(one, (str, bytes))]
     # The walk does reach what is kept.
     assert answer["predictions"][0]["prediction_id"] in texts

@@ -66,7 +66,6 @@ def test_answers_labels_figures_and_gauges(sentiment_run: FinishedRun) -> None:
     measured = artifact.manifest.metrics["laplace"]
     assert figures["nll"]["reference"] == measured["nll"]
     assert {(d["signal"], d["reference"]) for d in found["drift"]} == {
-        ("epistemic", "calibration_quantile"),
         ("confidence", "calibration"),
         ("score", "calibration"),
     }
