@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,8 @@ from laplora.fitting.corruptions import CorruptionKind
 from laplora.fitting.settings import Section
 from training.config.folders import NAME
 from training.data.section import DataConfig
+
+_Name = Annotated[str, Field(pattern=NAME)]
 
 
 class CorruptionConfig(Section):
@@ -37,23 +39,17 @@ class ShiftConfig(Section):
     """Rows of other distributions than the training rows', on which the finished artifact is measured."""
 
     rows: int = Field(200, ge=2, description="rows of each of these sets, at most; drawn by the run's seed")
-    sets: dict[str, DataConfig] = Field(
+    sets: dict[_Name, DataConfig] = Field(
         {}, description="other data sets by a name; their test splits, through the artifact's template"
     )
-    strangers: dict[str, StrangerConfig] = Field(
+    strangers: dict[_Name, StrangerConfig] = Field(
         {}, description="texts without an answer by a name, in the place of the artifact's only field"
     )
     corruptions: tuple[CorruptionConfig, ...] = Field((), description="of the run's test rows")
 
     @model_validator(mode="after")
-    def _fits(self) -> ShiftConfig:
-        names = [*self.sets, *self.strangers, *(c.name for c in self.corruptions)]
-        if not names:
-            raise ValueError("name at least one set, stranger or corruption")
-        for name in names:
-            if not re.fullmatch(NAME, name) or name == "test" or names.count(name) > 1:
-                raise ValueError(
-                    f"{name!r}: each set and corruption needs its name, of letters, digits, '.', '_' and '-', "
-                    "other than test, which is the run's test split"
-                )
+    def _names_differ(self) -> ShiftConfig:
+        names = [*self.sets, *self.strangers, *(corruption.name for corruption in self.corruptions)]
+        if not names or len({"test", *names}) <= len(names):
+            raise ValueError(f"expected sets, strangers or corruptions of different names other than test, got {names}")
         return self

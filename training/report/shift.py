@@ -1,148 +1,119 @@
-"""The record of a shift evaluation, and where it is written: the run's report and, published, the documentation."""
+"""What a shift evaluation reports: one table and one picture, in the run's report and, published, on the page."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
-from laplora.artifact.folder import Artifact
-from laplora.decisions.uncertainty import FLAGS
 from laplora.errors import ConfigError
 from laplora.files import write_json
-from laplora.fitting.describing import installed_versions
 from laplora.linearised import entropy
+from laplora.metrics import scores
 from laplora.metrics.detection import detection
-from laplora.metrics.scores import evaluate_probs
+from laplora.report.names import display_name
 from training.config import RunConfig
-from training.report.markdown import fill
+from training.report.markdown import fill, markdown_table
 from training.report.rounding import rounded
-from training.report.shift_answers import PredictiveRows, SetAnswers
-from training.report.shift_tables import page_section, shift_figure, shift_tables
 
-_METRICS = ("accuracy", "nll", "ece", "brier", "auroc_error")
+#: Of one set, by name: ``probs.NAME`` (rows, classes) float64 of each predictive, ``labels`` (rows,) int64, -1 where
+#: there is no answer, ``accepted`` and ``unfamiliar`` (rows,) bool of the recommended predictive, and ``familiarity``
+#: (rows,) float64 where the artifact has it.
+Answers = Mapping[str, torch.Tensor]
 
 
-def set_record(answers: SetAnswers, inside: SetAnswers | None) -> dict[str, Any]:
-    """Return one set's metrics as JSON values, floats of six digits: more would be other ones on every processor.
+def set_record(answers: Answers, inside: Answers | None, recommended: str) -> dict[str, Any]:
+    """Return one set's figures as JSON values; those that need a label are None where there is none.
 
     ``inside`` are the answers to the run's test rows, to tell the set's rows from; None for those rows.
     """
+    labels, accepted = answers["labels"], answers["accepted"]
+    labelled = bool((labels >= 0).all())
+    probs = {name.removeprefix("probs."): p for name, p in answers.items() if name.startswith("probs.")}
     detectors = {}
     if inside is not None:
-        detectors["label_mass"] = _detected(-inside.label_mass, -answers.label_mass)
-        if inside.familiarity is not None and answers.familiarity is not None:
-            detectors["familiarity"] = _detected(-inside.familiarity, -answers.familiarity)
-    predictives = {}
-    for name, rows in answers.predictives.items():
-        of_rows = {} if inside is None else _detectors(inside.predictives[name], rows)
-        if name == "map" and of_rows:
-            detectors["map_entropy"] = of_rows["total_entropy"]
-        predictives[name] = _predictive_record(rows, answers.labels) | {"detection": of_rows}
-    record = {
-        "rows": len(answers.labels),
-        "truncated": int(answers.truncated.sum()),
-        "label_mass": _mean(answers.label_mass),
-        "detection": detectors,
-        "fast": _deferral(answers),
-        "predictives": predictives,
+        detectors["map_entropy"] = detection(*(entropy(one["probs.map"]) for one in (inside, answers)))
+        if "familiarity" in inside:
+            detectors["familiarity"] = detection(-inside["familiarity"], -answers["familiarity"])
+    record: dict[str, Any] = {
+        "rows": len(labels),
+        "predictives": {
+            name: {m: getattr(scores, m)(p, labels) if labelled else None for m in ("accuracy", "nll", "ece")}
+            for name, p in probs.items()
+        },
+        "accepted": int(accepted.sum()),
+        "accepted_errors": int((probs[recommended].argmax(1) != labels)[accepted].sum()) if labelled else None,
+        "unfamiliar": float(answers["unfamiliar"].double().mean()),
+        "detection": {name: {k: getattr(d, k) for k in ("auroc", "low", "high")} for name, d in detectors.items()},
     }
     return {key: rounded(value) for key, value in record.items()}
-
-
-def _predictive_record(rows: PredictiveRows, labels: torch.Tensor) -> dict[str, Any]:
-    """Return one predictive's metrics; None where the rows have no label."""
-    labelled = bool((labels >= 0).all())
-    evaluation = evaluate_probs(rows.probs, labels, rows.score) if labelled else None
-    intervals = evaluation.intervals if evaluation else {}
-    accepted = ~rows.review
-    errors = rows.probs.argmax(1) != labels
-    return {
-        **{metric: getattr(evaluation, metric, None) for metric in _METRICS},
-        "intervals": {metric: list(pair) for metric, pair in intervals.items() if metric in _METRICS},
-        "total_entropy": _mean(entropy(rows.probs)),
-        "epistemic": None if rows.epistemic is None else _mean(rows.epistemic),
-        "flags": {flag: _mean(rows.flags[:, i]) for i, flag in enumerate(FLAGS)},
-        "review": _mean(rows.review),
-        "accepted": int(accepted.sum()),
-        "accepted_errors": int(errors[accepted].sum()) if labelled else None,
-    }
-
-
-def _deferral(answers: SetAnswers) -> dict[str, Any] | None:
-    """Return which share mode ``fast`` defers, and of how many rows its decision is ``laplace``'s."""
-    if answers.deferral is None:
-        return None
-    deferred, unfamiliar = answers.deferral.double().mean(0).tolist()
-    exact = answers.predictives["laplace"].review
-    return {
-        "handed_over": deferred,
-        "unfamiliar": unfamiliar,
-        # fast alone, and with the exact answers in the place of those that it defers
-        "same_decision": {n: _mean(answers.predictives[n].review == exact) for n in ("fast", "fast_served")},
-    }
-
-
-def _detectors(inside: PredictiveRows, outside: PredictiveRows) -> dict[str, dict[str, float]]:
-    detectors = {
-        "total_entropy": _detected(entropy(inside.probs), entropy(outside.probs)),
-        "confidence": _detected(1 - inside.probs.amax(1), 1 - outside.probs.amax(1)),
-    }
-    if inside.epistemic is not None and outside.epistemic is not None:
-        detectors["epistemic"] = _detected(inside.epistemic, outside.epistemic)
-    return detectors
-
-
-def _detected(inside: torch.Tensor, outside: torch.Tensor) -> dict[str, float]:
-    return {k: v for k, v in asdict(detection(inside, outside)).items() if isinstance(v, float)}
-
-
-def _mean(values: torch.Tensor) -> float:
-    return float(values.double().mean())
-
-
-def shift_record(config: RunConfig, artifact: Artifact, sets: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the whole report as JSON values, the sets in order, the run's test rows first."""
-    manifest = artifact.manifest
-    return {
-        "name": config.name,
-        "artifact": artifact.digest,
-        "base_model": manifest.base_model,
-        "quantization": manifest.quantization,
-        "seed": config.seed,
-        "recommended": manifest.recommended.predictive,
-        "calibration_rows": manifest.calibration.rows,
-        "versions": installed_versions(),
-        "sets": dict(sets),
-    }
 
 
 def write_shift_report(record: Mapping[str, Any], folder: Path) -> None:
     """Write shift.json, shift.md and shift.png into a folder."""
     write_json(folder / "shift.json", record)
-    text = f"# {record['name']}: distribution shift\n\n{shift_tables(record)}"
-    (folder / "shift.md").write_text(text, encoding="utf-8")
+    (folder / "shift.md").write_text(f"# Distribution shift\n\n{shift_report(record)}", encoding="utf-8")
     shift_figure(record).savefig(folder / "shift.png", dpi=100)
 
 
 def publish_shift(config: RunConfig, docs: Path = Path("docs")) -> None:
-    """Write a measured report to ``docs/results`` and every one there to ``docs/shift.md``; ConfigError: none yet."""
-    source, page, results = config.run_dir / "report" / "shift.json", docs / "shift.md", docs / "results"
-    if not source.is_file():
-        raise ConfigError(f"no shift evaluation at {source}: run 'python -m training shift' without --publish first")
-    record = json.loads(source.read_text(encoding="utf-8"))
-    records = {r["name"]: r for r in published_shifts(results)} | {record["name"]: record}
-    section = page_section([records[name] for name in sorted(records)])
-    text = fill(page.read_text(encoding="utf-8"), "shift", section)
-    write_json(results / f"shift_{record['name']}.json", record)
-    shift_figure(record).savefig(results / f"shift_{record['name']}.png", dpi=100)
+    """Put a measured report on ``docs/shift.md`` and into ``docs/results``; ConfigError: nothing was measured."""
+    report, page = config.run_dir / "report", docs / "shift.md"
+    if not (report / "shift.json").is_file():
+        raise ConfigError(f"no shift.json in {report}: run 'python -m training shift' without --publish first")
+    record = json.loads((report / "shift.json").read_text(encoding="utf-8"))
+    text = fill(page.read_text(encoding="utf-8"), "shift", {"report": shift_report(record)})
+    for name in ("shift.json", "shift.png"):
+        shutil.copyfile(report / name, docs / "results" / name)
     page.write_text(text, encoding="utf-8")
 
 
-def published_shifts(results: Path) -> list[dict[str, Any]]:
-    """Return the reports in a folder, by name."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("shift_*.json"))]
+def shift_report(record: Mapping[str, Any]) -> str:
+    """Return the report as Markdown: what was measured, the table, and where each set comes from."""
+    served, sets = record["recommended"], record["sets"]
+    names = list(sets["test"]["predictives"])
+    heading = ["set", "rows", "accuracy", *(f"NLL, {display_name(n)}" for n in names), "ECE", "accepted (errors)"]
+    heading += ["unfamiliar", "AUROC, familiarity", "AUROC, MAP entropy"]
+    rows, sources = [], []
+    for name, one in sets.items():
+        title, found, errors = "test rows" if name == "test" else name, one["predictives"], one["accepted_errors"]
+        numbers = [found[served]["accuracy"], *(found[n]["nll"] for n in names), found[served]["ece"]]
+        told = [one["detection"].get(key) for key in ("familiarity", "map_entropy")]
+        rows.append(
+            [
+                *(title, one["rows"], *("-" if number is None else f"{number:.3f}" for number in numbers)),
+                f"{one['accepted']}" + ("" if errors is None else f" ({errors})"),
+                f"{one['unfamiliar']:.2f}",
+                *("-" if auroc is None else "{auroc:.3f} [{low:.2f}–{high:.2f}]".format(**auroc) for auroc in told),
+            ]
+        )
+        left_out = ", ".join(f"{count} {reason}" for reason, count in one["left_out"].items() if count)
+        sources.append(f"- {title}: {one['source']}" + (f"; left out: {left_out}" if left_out else ""))
+    return (
+        f"`{record['name']}`, seed {record['seed']}, artifact `{record['artifact'][:19]}`; "
+        f"accuracy, ECE, decisions and flags are those of {display_name(served)}.\n\n"
+        + "\n".join([markdown_table(heading, rows), *sources])
+        + f"\n\nVersions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}.\n"
+    )
+
+
+def shift_figure(record: Mapping[str, Any]) -> Figure:
+    """Return the NLL of every set with labels by predictive, the first set on top."""
+    sets = {name: one["predictives"] for name, one in record["sets"].items() if one["accepted_errors"] is not None}
+    names = list(sets["test"])
+    figure = Figure(figsize=(7, 1.6 + 0.7 * len(sets)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(names)
+    for i, name in enumerate(names):
+        places = [group - 0.4 + height * (i + 0.5) for group in range(len(sets))]
+        axes.barh(places, [found[name]["nll"] for found in sets.values()], height=height, label=display_name(name))
+    axes.set_yticks(range(len(sets)), ["test rows", *list(sets)[1:]])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"NLL of {record['name']}, nats: shorter is better")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
