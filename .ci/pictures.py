@@ -84,8 +84,8 @@ def rooms(picture: Picture) -> None:
         242,
         "training/  the jobs",
         "file",
-        [("distil", "a student"), ("reproduce", "a report")],
-        [("run", "all jobs"), ("reproduction", "at steps")],
+        [("distil", "a student")],
+        [("run", "all jobs")],
         [
             (
                 "check, finetune,\nfit_laplace, fit_adapter,\nevaluate, package,\nshift, condition, suggest",

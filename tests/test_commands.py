@@ -45,15 +45,7 @@ def test_every_job_has_help(job: str, capsys: pytest.CaptureFixture[str]) -> Non
     of_an_artifact = ("--artifact", "--labels", "JSON Lines, CSV or Parquet file of rows with labels", "--undo")
     of_a_pool = ("--artifact", "--pool", "labels are ignored", "--least-familiarity")
     of_a_student = ("--artifact", "--inputs", "labels are ignored", "--calibration", "SECTION.KEY=VALUE")
-    of_a_table = (
-        "--models",
-        "--tasks",
-        "--steps",
-        "SECTION.KEY=VALUE",
-        "for example data.test=500",
-        "Tasks: winogrande_s",
-    )
-    others = {"condition": of_an_artifact, "suggest": of_a_pool, "distil": of_a_student, "reproduce": of_a_table}
+    others = {"condition": of_an_artifact, "suggest": of_a_pool, "distil": of_a_student}
     for word in others.get(job, of_a_run):
         assert word in text
 

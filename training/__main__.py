@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from laplora.errors import ConfigError, LaploraError
-from training.config import adapter_fit, load_config, reproduction, student, suggestion
+from training.config import adapter_fit, load_config, student, suggestion
 from training.config.overrides import add_overrides
 from training.workspace.launcher import alone, launched, launched_rank
 from training.workspace.ray_train import RayProcesses, run_by_ray
@@ -29,7 +29,6 @@ JOBS = {
     "shift": "measure the artifact on other data sets and on corrupted inputs (resumes)",
     "distil": "train one adapter on a finished artifact's probabilities over unlabelled inputs (resumes)",
     "suggest": "say which rows of an unlabelled file to label next, by a finished artifact",
-    "reproduce": "fine-tune models on tasks and measure Laplace at every checkpoint: the report's tables (resumes)",
 }
 #: Those whose rows several processes share.
 _SHARED = frozenset({"run", "finetune", "fit", "evaluate", "package"})
@@ -57,9 +56,6 @@ def parser(called: str | None = None) -> argparse.ArgumentParser:
             continue
         if name == "distil":
             student.add_options(job)
-            continue
-        if name == "reproduce":
-            reproduction.add_options(job)
             continue
         job.epilog = _READY
         job.add_argument("--config", metavar="FILE", required=name != "fit", type=Path, help="YAML file of the run")
@@ -131,8 +127,6 @@ def main(arguments: list[str] | None = None, called: str | None = None) -> int:
             job(name)(suggestion.request_of(options))
         elif name == "distil":
             job(name)(student.request_of(options))
-        elif name == "reproduce":
-            job(name)(reproduction.request_of(options))
         elif request is not None:
             alone("fit --adapter")
             if processes is not None:

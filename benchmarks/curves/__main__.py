@@ -4,7 +4,7 @@
     python -m benchmarks.curves --publish          # runs nothing: results.json, RESULTS.md and the plot
 
 FOLDER is that of ``python -m benchmarks.evidence``. What is measured is kept in runs/curves: a stopped call continues.
-The steps' figures are of ``python -m training reproduce``, from docs/results/reproduction.json.
+The steps' figures are of ``python -m benchmarks.reproduce``, from docs/results/reproduction.json.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Rows, prompt and label words are those of the evidence study, which also has the same test rows. A seed deals the other
 rows in one order, from both ends of which its trainings and calibrations take theirs: more labels are the fewer ones
-and others. So are base, adapter and posterior those of ``python -m training reproduce`` for SmolLM2-135M.
+and others. So are base, adapter and posterior those of ``python -m benchmarks.reproduce`` for SmolLM2-135M.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 from benchmarks.evidence.plan import TEST_ROWS
 from benchmarks.evidence.splits import distinct
 from benchmarks.evidence.tasks import TASKS
+from benchmarks.reproduce.checkpoint import answer_checkpoint
+from benchmarks.reproduce.record import scores, write_record
 from laplora.errors import DataError
 from laplora.files import write_whole
 from laplora.prompts.examples import Example
 from training.config import RunConfig
 from training.finetune import train_adapter
-from training.reproduction.checkpoint import TEST, answer_checkpoint
-from training.reproduction.record import scores, write_record
 from training.workspace.results import load_trained
 from training.workspace.runtime import open_run
 
@@ -47,7 +47,7 @@ def measure(data: Path, labels: int, seed: int, folder: Path) -> None:
     run = open_run(configuration(labels, seed, files, folder))
     steps = run.config.optimizer.step_count
     train_adapter(run, keep=(steps,))
-    answers = answer_checkpoint(run, lambda: load_trained(run), steps, (), {TEST: run.splits.test})[TEST]
+    answers = answer_checkpoint(run, lambda: load_trained(run), steps, ())
     rows = {part: len(getattr(run.splits, part)) for part in ("train", "calibration", "test")}
     record = {"task": TASK, "labels": labels, "seed": seed, "steps": steps, "rows": rows, "methods": scores(answers)}
     write_record(place, record)

@@ -14,15 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.curves.measure import EPOCHS, TASK, Record, measured
+from benchmarks.reproduce.tables import caveats
 from laplora.errors import DataError
 from laplora.files import write_whole
 from training.report.markdown import markdown_table
 from training.report.pictures import save_picture
-from training.reproduction.reading import caveats
 
 FOLDER = Path(__file__).parent
 PAGE, RESULTS, PLOT = FOLDER / "RESULTS.md", FOLDER / "results.json", FOLDER / "curves.png"
-#: Written by ``python -m training reproduce --publish``; of its trainings those of this model on this task.
+#: Written by ``python -m benchmarks.reproduce --publish``; of its trainings those of this model on this task.
 REPRODUCED = FOLDER.parents[1] / "docs" / "results" / "reproduction.json"
 MODEL, STEPS_TASK = "smollm2-135m", "sst2"
 METHODS = {

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from benchmarks.reproduce.subjects import TASKS
+from benchmarks.reproduce.tables import Record, by_pair
 from laplora.report.names import display_name
-from training.config.reproduced import TASKS
-from training.reproduction.tables import Record, by_pair
 
 _PANELS = (("accuracy", "accuracy"), ("nll", "NLL, nats"), ("ece", "ECE"))
 _STYLES: Mapping[str, tuple[str, str, Literal["-", "--"]]] = {

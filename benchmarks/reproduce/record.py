@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.reproduce.checkpoint import Answers
 from laplora.files import write_json
 from laplora.fitting.store import digest
 from laplora.metrics.scores import bootstrap_interval, evaluate_probs, row_nll
-from laplora.prompts.examples import Example
 from training.config import RunConfig, config_hash_fields
-from training.data.examples import Splits
 from training.report.rounding import rounded
-from training.reproduction.checkpoint import Answers
 from training.workspace.run import Run
 
 #: Of a training, in its folder.
@@ -43,10 +41,9 @@ def begun(run: Run, model: str, steps: tuple[int, ...]) -> dict[str, Any]:
         "structure": config.laplace.structure,
         "prior": config.laplace.prior,
         "settings": settings_digest(config),
-        "rows": _rows(splits),
-        "cut": cut_rows(run, splits.test),
+        "rows": {name: len(getattr(splits, name)) for name in ("train", "calibration", "test")},
+        "cut": sum(row.truncated for row in run.encode(splits.test)),
         "checkpoints": {},
-        "shift": {},
     }
 
 
@@ -57,11 +54,6 @@ def settings_digest(config: RunConfig) -> str:
         fields["base"].pop(name, None)
     fields["optimizer"].pop("class_weights", None)  # balanced ones are of the rows that were drawn
     return digest({name: value for name, value in fields.items() if name not in ("name", "seed")})
-
-
-def cut_rows(run: Run, examples: Sequence[Example]) -> int:
-    """Return how many prompts are longer than a run's ``max_tokens``, and are cut."""
-    return sum(row.truncated for row in run.encode(examples))
 
 
 def scores(answers: Answers) -> dict[str, dict[str, Any]]:
@@ -102,7 +94,3 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return record
-
-
-def _rows(splits: Splits) -> dict[str, int]:
-    return {name: len(getattr(splits, name)) for name in ("train", "calibration", "test")}

@@ -1,0 +1,153 @@
+"""The page of a reproduction: what was run, the report's tables and figure, and the methods at the last checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness.provenance import ROOT
+from benchmarks.reproduce.checkpoint import EVIDENCE, Answers, answers_folder, read_answers
+from benchmarks.reproduce.figure import steps_figure
+from benchmarks.reproduce.record import RECORD, read_record, scores
+from benchmarks.reproduce.subjects import MODELS, TASKS
+from benchmarks.reproduce.tables import (
+    Pair,
+    Record,
+    beside_the_report,
+    by_pair,
+    caveats,
+    of_methods,
+    what_was_run,
+)
+from laplora.errors import ConfigError
+from laplora.files import write_json
+from training.report.pictures import save_picture
+
+#: What the seeds of one model and task have in common.
+_SHARED = ("base", "quantization", "steps", "batch_size", "learning_rate", "targets", "structure", "rows", "settings")
+_REPORT = (
+    "The report's figures are for 2,500 steps. Of three of its four models the Laplace answers have an NLL of .67 to "
+    ".68 at an accuracy of .72 to .73, with an ECE of .19 to .20. That fits a confidence about 0.20 below accuracy: a "
+    "constant one of 0.52 at an accuracy of 0.72 has an NLL of 0.68, and one 0.20 above has 0.77. Three means cannot "
+    "say whether it is so nearly everywhere."
+)
+_METHODS = (
+    "As the original paper compares them after 10,000 steps (Yang et al., arXiv 2308.13111, section 5.1). A checkpoint "
+    "ensemble averages the last three checkpoints, or two where there are no more, MC dropout ten masks. The paper has "
+    "temperature scaling in its other comparison, the one with held-out rows, and no conditioning."
+)
+
+
+def write_page(out: Path) -> Path:
+    """Write ``reproduction.md`` with its figure and its records into a folder of results, and return it."""
+    return _write(out, out, "")
+
+
+def publish(out: Path) -> Path:
+    """Write the documentation's page from a folder of results, and return it; ConfigError where nothing is there."""
+    return _write(out, ROOT / "docs", "results/")
+
+
+def _write(out: Path, folder: Path, place: str) -> Path:
+    """Write the page into a folder, figure and records at a place in it."""
+    found = collected(out)
+    if not found:
+        raise ConfigError(f"no results in {out}: 'python -m benchmarks.reproduce --models MODEL' makes them")
+    records, ensembles = list(found.values()), ensembles_of_seeds(found)
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    save_picture(steps_figure(records), folder / f"{place}reproduction.png")
+    write_json(
+        folder / place / "reproduction.json",
+        {"records": records, "ensembles": {"/".join(pair): of for pair, of in ensembles.items()}},
+    )
+    page = folder / "reproduction.md"
+    page.write_text(page_text(records, ensembles, f"{place}reproduction.png"), encoding="utf-8")
+    return page
+
+
+def collected(out: Path) -> dict[Path, Record]:
+    """Return the records of a folder of results by the trainings' folders.
+
+    Raises:
+        ConfigError: two trainings of one model, task and seed, or seeds that differ in more than the seed.
+    """
+    found: dict[Path, Record] = {}
+    owners: dict[tuple[str, str, int], Path] = {}
+    for path in sorted(out.glob(f"*/{RECORD}")):
+        record = read_record(path.parent)
+        assert record is not None
+        key = record["model"], record["task"], record["seed"]
+        if (other := owners.setdefault(key, path.parent)) != path.parent:
+            raise ConfigError(
+                f"{other.name} and {path.parent.name} are one model, task and seed with different configurations: "
+                f"remove one of them from {out}, or give each its own --out"
+            )
+        if record["checkpoints"]:
+            found[path.parent] = record
+    for pair, seeds in by_pair(list(found.values())).items():
+        if differing := [name for name in _SHARED if any(seeds[0].get(name) != r.get(name) for r in seeds)]:
+            raise ConfigError(
+                f"the seeds of {' on '.join(pair)} in {out} differ in {', '.join(differing)}: give each its own --out"
+            )
+    return found
+
+
+def ensembles_of_seeds(found: Mapping[Path, Record]) -> dict[Pair, dict[str, Any]]:
+    """Return the metrics of the average of the seeds' MAP probabilities, by pair that has several whole seeds."""
+    ensembles: dict[Pair, dict[str, Any]] = {}
+    for pair in by_pair(list(found.values())):
+        members = [
+            answers
+            for folder, record in found.items()
+            if (record["model"], record["task"]) == pair and record.get("whole")
+            if (answers := read_answers(answers_folder(folder, record["steps"][-1])))
+        ]
+        if len(members) > 1 and all(torch.equal(m.labels, members[0].labels) for m in members):
+            mean = torch.stack([member.probs["map"] for member in members]).mean(0)
+            ensembles[pair] = scores(Answers(members[0].labels, {"map": mean}))["map"]
+    return ensembles
+
+
+def page_text(records: Sequence[Record], ensembles: Mapping[Pair, Mapping[str, Any]], figure: str) -> str:
+    """Return the page, in Markdown."""
+    models = {record["model"] for record in records}
+    unrun = [f"`{model}`" for model in MODELS if model not in models]
+    structure = ", ".join(sorted({f"`{r['structure']}`" for r in records}))
+    cut = {f"{record['cut']} of {TASKS[record['task']]}" for record in records if record.get("cut")}
+    parts = [
+        "# The report's experiments, reproduced",
+        "Every checkpoint of a fine-tuning gets its own Laplace posterior, and both answer the same test rows. "
+        "`python -m benchmarks.reproduce --models MODEL ... --tasks TASK ...` does it, and writes this page. "
+        "A stopped call continues. [Training](training.md#the-reports-experiments) explains the options.",
+        "## What was run",
+        what_was_run(records),
+        unrun
+        and f"**Not run: {', '.join(unrun)}.** This page's results have none of them; [models]"
+        "(models.md#four-large-models) says what was run of the large ones in place of that.",
+        "Calibration rows choose the temperature and, where nothing else is said, the prior precision, and teach "
+        "conditioning; test rows choose nothing. Every seed has the same calibration and test rows. The posterior's "
+        f"structure is {structure}. "
+        + (f"Test prompts that were too long lost their start: {', '.join(sorted(cut))}. " if cut else "")
+        + "NLL is in nats, ECE has 15 bins. One seed: in parentheses a 95 % interval of the mean, by a bootstrap over "
+        "the test rows. Several: ± is the standard deviation between trainings. **confidence − accuracy** is above 0 "
+        "where answers are overconfident, below 0 where they are underconfident.",
+        caveats(records),
+        "## Table 2: fine-tuned, on WinoGrande-S",
+        beside_the_report(records, {"map": "MAP"}, 0),
+        "## Table 3: with Laplace, on WinoGrande-S",
+        "The report chose the prior precision by the evidence (the marginal likelihood of the training rows), which "
+        "needs no calibration rows. Here the posterior is the same under both. *Not measured* are trainings that ran "
+        "before the evidence came with them.",
+        beside_the_report(records, {"laplace": "prior by calibration rows", EVIDENCE: "prior by evidence"}, 1),
+        _REPORT,
+        "## Figure 1: against steps",
+        f"![Accuracy, NLL and ECE against optimizer steps]({figure})",
+        "## The methods at the last checkpoint",
+        _METHODS,
+    ]
+    for model in dict.fromkeys(model for model, _ in by_pair(records)):
+        parts += [f"### {model}", of_methods(records, model, ensembles)]
+    return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"
