@@ -25,7 +25,7 @@ SUBSTITUTIONS = [
     (r"\bawait ", ""),
     (r"\bAwaitable\[(\w+)\]", r"\1"),
     (r"\baclose\b", "close"),
-    (r"\ba(read|iter_lines|iter_bytes)\b", r"\1"),
+    (r"\ba(read|iter_bytes)\b", r"\1"),
     (r"\bAsyncIterator\b", "Iterator"),
     (r"__a(enter|exit)__", r"__\1__"),
     (r"\btasks\b", "threads"),

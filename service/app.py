@@ -40,6 +40,7 @@ from service.http.routes import (
     tei,
     vllm,
 )
+from service.http.routes.job_contract import read_uploaded
 from service.jobs.board import JobBoard
 from service.lifecycle import Lifecycle
 from service.scoring.backend import Backend
@@ -110,16 +111,14 @@ class _Parts:
             settings, self.backend, self.metrics, library, self.threads, on_load_failure, on_change
         )
         self.conditioner = Conditioner(self.artifacts, self.backend)
-        self.jobs = JobBoard(settings, self.scorer, self.artifacts, self.metrics)
+        self.jobs = JobBoard(settings, self.scorer, self.artifacts, self.metrics, read_uploaded)
         self.feedback = FeedbackStore(
             keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window
         )
         self.requests = SharedLimit("requests", "max_requests", settings.max_requests, share)
         self.body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", settings.in_flight_bytes, share)
-        self.event_streams = SharedLimit("streams of events", "max_event_streams", settings.max_event_streams, share)
         self.downloads = SharedLimit("downloads", "max_job_downloads", settings.max_job_downloads, share)
-        self.job_figures = SharedLimit("figures of jobs", "max_job_figures", settings.max_job_figures, share)
-        self.figure_threads = OneEach(self.threads.pool("figures", 2))
+        self.job_reports = SharedLimit("reports of jobs", "max_job_reports", settings.max_job_reports, share)
         self.reports = OneAtATime(self.threads.pool("report", 1))
         self.measure_threads = OneEach(self.threads.pool("measure", 2))
         self.parse_threads = self.threads.pool("parse", 1)

@@ -198,20 +198,16 @@ class UnscorableInputError(ServiceError, code="unscorable_input", status=422):
     """The model has no finite answer for an input."""
 
 
-class TooManyValuesError(ServiceError, code="too_many_values", status=422):
-    """A column has too many different values for figures by each."""
-
-
 class TooManyBadRowsError(ServiceError, code="too_many_bad_rows", status=422):
     """More of a job's rows cannot be scored than may be."""
 
 
 class TooManyRequestsError(ServiceError, code="too_many_requests", status=429, retry_after_s=1):
-    """Too many requests, bytes of bodies, streams of events or connections at once: try again later."""
+    """Too many requests, bytes of bodies, downloads or connections at once: try again later."""
 
 
 class ClientTooManyRequestsError(TooManyRequestsError, code="client_too_many_requests", status=429, retry_after_s=1):
-    """The caller has its share of places, of bytes of bodies, of streams of events or of connections."""
+    """The caller has its share of places, of bytes of bodies, of downloads or of connections."""
 
 
 class QueueFullError(ServiceError, code="queue_full", status=429, retry_after_s=1):

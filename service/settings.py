@@ -132,8 +132,8 @@ class Settings(BaseSettings):
     """
     client_share: float = Field(0.5, gt=0, le=1, allow_inf_nan=False)
     """Most that one caller may hold, as a share of the queue's rows, tokens and bytes (once it holds some, of those
-    that other callers leave), of max_requests, of max_in_flight_bytes, of max_jobs_bytes, of max_event_streams, of
-    max_job_downloads and of max_job_figures, and one address, but for trusted_proxies, of max_connections; more are
+    that other callers leave), of max_requests, of max_in_flight_bytes, of max_jobs_bytes, of
+    max_job_downloads and of max_job_reports, and one address, but for trusted_proxies, of max_connections; more are
     refused with 429.
     """
     max_inputs: int = Field(256, ge=1)
@@ -165,8 +165,8 @@ class Settings(BaseSettings):
     """Most downloads of jobs' rows that are made at once; more are refused with 429."""
     job_download_timeout_s: Seconds = Field(3600.0, le=86_400)
     """Seconds after which a download of a job's rows is cut off: it goes on with `after`."""
-    max_job_figures: int = Field(2, ge=1)
-    """Most figures by a column, and reports, of jobs that are made at once; more are refused with 429."""
+    max_job_reports: int = Field(2, ge=1)
+    """Most reports of jobs that are made at once; more are refused with 429."""
     max_job_bytes: int = Field(256 * 2**20, ge=1024)
     """Most bytes of one job's upload; more are refused with 413."""
     max_job_rows: int = Field(100_000, ge=1)
@@ -184,10 +184,6 @@ class Settings(BaseSettings):
     """
     max_jobs_per_caller: int = Field(20, ge=1)
     """Most unfinished jobs of one caller; more are refused with 429."""
-    max_event_streams: int = Field(100, ge=1)
-    """Most streams of jobs' events that are open at once, each a connection of its own; more requests for one are
-    refused with 429.
-    """
     job_upload_timeout_s: Seconds = Field(600.0, le=86_400)
     """Seconds a job's upload may take before a 504."""
     job_upload_idle_s: Seconds = Field(20.0, le=86_400)
@@ -195,6 +191,12 @@ class Settings(BaseSettings):
     job_wait_s: Seconds = 86_400.0
     """Seconds that a job waits, while the server runs, for its artifact to be loaded, before it fails; of servers that
     share jobs_url, for one that has its artifact and its upload.
+    """
+    job_pause_s: Seconds = Field(15.0, le=3600)
+    """Most seconds between two tries of a job that waits for something."""
+    job_look_s: Seconds = Field(5.0, le=3600)
+    """Seconds between two looks at the jobs: for those whose time is over, for those of servers that share jobs_url,
+    and for the folder, where it could not be had.
     """
     job_keep_s: Seconds = 7 * 86_400.0
     """Seconds that a finished job and its result are kept."""

@@ -41,7 +41,7 @@ from laplora.client.failures import (
     ServiceUnavailableError,
     ServiceUnreachableError,
 )
-from laplora.client.jobs import BadRow, Job, JobEvent, JobRow, JobSlice, JobSlices
+from laplora.client.jobs import BadRow, Job, JobRow
 from laplora.client.retries import Retries
 
 __all__ = [
@@ -55,11 +55,8 @@ __all__ = [
     "Evaluated",
     "FeedbackResult",
     "Job",
-    "JobEvent",
     "JobFailedError",
     "JobRow",
-    "JobSlice",
-    "JobSlices",
     "MeasuredSets",
     "MethodMetrics",
     "Prediction",

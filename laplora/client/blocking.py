@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -29,9 +28,8 @@ from laplora.client.failures import (
     RequestRefusedError,
     ServiceFailedError,
     ServiceUnavailableError,
-    ServiceUnreachableError,
 )
-from laplora.client.jobs import Inputs, Job, JobEvent, JobRow, JobSlices
+from laplora.client.jobs import Inputs, Job, JobRow
 from laplora.client.progress import Advance, advancing
 from laplora.client.requests import OrderAverage
 from laplora.client.retries import Retries
@@ -212,8 +210,8 @@ class Client:
         """Upload inputs; return the job that the service makes of them, and continues across its restarts.
 
         Args:
-            inputs: as of ``evaluate``, however many, or the path of a file of them: JSON Lines, a JSON array, or
-                Parquet. What an input has beside the template's fields is kept beside its answer.
+            inputs: as of ``evaluate``, however many, or the path of a JSON Lines file of them. What an input has
+                beside the template's fields is kept beside its answer.
             bins, resamples, seed: of the metrics; None: the service's.
             keep_rows: whether the service keeps every row and its answer with the job; None: it does.
             idempotency_key: the same key again gives the same job. None: one new job, however often it is sent.
@@ -257,60 +255,46 @@ class Client:
 
         Raises as ``predict``, and RequestRefusedError (code ``rows_not_kept``) where the service keeps none.
         """
-        line, tried = 0, 0
+        for line in self._result_lines(job):
+            yield jobs.read_row(line)
+
+    def _result_lines(self, job: Job | str) -> Iterator[bytes]:
+        """Yield the lines of a download as they come; it goes on where it broke off."""
+        path, count, tried = f"{jobs.path_of(job)}/results", 0, 0
         while True:
             tried += 1
             try:
-                with self._results(job, after=line or None) as response:
-                    for text in response.iter_lines():
-                        row = jobs.read_row(text)
-                        line, tried = row.line, 0
-                        yield row
+                with self._http.stream("GET", path, params=requests.stated(after=count or None)) as response:
+                    if response.status_code != 200:
+                        response.read()
+                        raise responses.failure_of(response)
+                    rest = b""
+                    for chunk in response.iter_bytes():
+                        *whole, rest = (rest + chunk).split(b"\n")
+                        for line in whole:
+                            yield line
+                            count, tried = count + 1, 0
                 return
             except (httpx.TransportError, ServiceUnavailableError) as error:
                 failure = error
             self._wait(failure, max(1, tried))
 
-    def download_job(
-        self, job: Job | str, path: str | os.PathLike[str], *, format: Literal["jsonl", "parquet"] = "jsonl"
-    ) -> Path:
-        """Write every row of a job that is over, with its answer, into a file; return its path.
+    def download_job(self, job: Job | str, path: str | os.PathLike[str]) -> Path:
+        """Write every row of a job that is over, with its answer, into a file of JSON Lines; return its path.
 
         The file is there whole or not at all.
-
-        Args:
-            format: JSON Lines, or a Parquet table with a column for each field.
 
         Raises as ``job_results``.
         """
         target = Path(path)
         partial_file = target.with_name(f".{target.name}.part")
-        tried = 0
         try:
-            while True:
-                tried += 1
-                try:
-                    with self._results(job, format=format) as response:
-                        with partial_file.open("wb") as file:
-                            for chunk in response.iter_bytes():
-                                file.write(chunk)
-                    return partial_file.replace(target)
-                except (httpx.TransportError, ServiceUnavailableError) as error:
-                    failure = error
-                self._wait(failure, tried)
+            with partial_file.open("wb") as file:
+                for line in self._result_lines(job):
+                    file.write(line + b"\n")
+            return partial_file.replace(target)
         finally:
             partial_file.unlink(missing_ok=True)
-
-    def job_slices(self, job: Job | str, by: str, *, most: int | None = None) -> JobSlices:
-        """Return figures of a job by the values of one column of its upload, the value with the most rows first.
-
-        Args:
-            most: values told of one by one, the others together; None: the service's.
-
-        Raises as ``job_results``, and RequestRefusedError (code ``too_many_values``) for a column of too many.
-        """
-        params = requests.stated(by=by, most=most)
-        return responses.parsed(JobSlices, self._send("GET", f"{jobs.path_of(job)}/slices", params=params))
 
     def job_report(self, job: Job | str, *, texts: bool = False) -> str:
         """Return the report of a job that is done, one HTML page: whether to ship the artifact by its rows, and why.
@@ -349,59 +333,41 @@ class Client:
             JobFailedError: it failed, or was cancelled.
             ServiceUnavailableError: it had not ended after ``timeout_s`` (code ``timeout``).
         """
-        state, wait_s = self.job(job), jobs.FIRST_POLL_S
         end = None if timeout_s is None else time.monotonic() + timeout_s
-        with advancing(state.rows, progress) as advance:
-            advance(state.rows_done)
-            while not state.finished:
-                if end is not None and time.monotonic() >= end:
+        seen = self.job(job)
+        with advancing(seen.rows, progress) as advance:
+            advance(seen.rows_done)
+            for state in self.watch_job(seen):
+                advance(state.rows_done - seen.rows_done)
+                seen = state
+                if not state.finished and end is not None and time.monotonic() >= end:
                     raise ServiceUnavailableError(f"job {state.id} had not ended after {timeout_s:g} s", code="timeout")
-                threads.sleep(wait_s)
-                wait_s = min(jobs.LONGEST_POLL_S, 1.5 * wait_s)
-                before, state = state.rows_done, self.job(state)
-                advance(state.rows_done - before)
-        return jobs.outcome_of(state)
+        return jobs.outcome_of(seen)
 
-    def follow_job(
-        self, job: Job | str, *, after: int | None = None, retries: Retries | None = None
-    ) -> Iterator[JobEvent]:
-        """Yield a job's changes as they happen, its state now first, until it has ended.
+    def watch_job(self, job: Job | str, *, retries: Retries | None = None) -> Iterator[Job]:
+        """Yield a job's state now, and at each look after it, up to 2 s apart, until it has ended.
 
-        A connection that breaks, or a service that starts anew, also behind a proxy, is followed on behind the last
-        change. However that ends, only ``cancel_job`` cancels the job.
+        However that ends, only ``cancel_job`` cancels the job.
 
         Args:
-            after: number of the last change that is known; those since then come, of the newest 500.
-            retries: for a connection that is lost, in place of the client's own.
+            retries: for a service that is not there, also behind a proxy, in place of the client's own.
 
         Raises as ``predict``.
         """
-        tried, lines = 0, jobs.EventLines()
+        wait_s, tried = jobs.FIRST_POLL_S, 0
         while True:
             tried += 1
             try:
-                with self._events(job, after) as response:
-                    for line in response.iter_lines():
-                        event = lines.take(line)
-                        if event is not None:
-                            after, tried = event.number, 0
-                            yield event
-                            if event.job.finished:
-                                return
-                response = self._http.get(jobs.path_of(job))
-                if response.status_code != 200:
-                    raise responses.failure_of(response)
-                state = responses.parsed(Job, response)
-                if state.finished:  # and no change was left to tell of
-                    yield JobEvent(number=after or 0, job=state)
-                    return
-                failure: ServiceFailedError = ServiceUnreachableError("the events ended before the job", code="ended")
-            except httpx.TransportError as error:
-                failure = ServiceUnreachableError(f"the events broke off ({type(error).__name__})", code="unreachable")
-            except ServiceFailedError as error:
-                failure = jobs.lost(error)
-            lines = jobs.EventLines()
-            self._wait(failure, max(1, tried), retries)
+                state = responses.parsed(Job, self._once("GET", jobs.path_of(job)))
+            except (httpx.TransportError, ServiceFailedError) as error:
+                failure = jobs.restarting(error) if isinstance(error, ServiceFailedError) else error
+                self._wait(failure, tried, retries)
+                continue
+            yield state
+            if state.finished:
+                return
+            threads.sleep(wait_s)
+            wait_s, tried = min(jobs.LONGEST_POLL_S, 1.5 * wait_s), 0
 
     def artifacts(self) -> tuple[ServedArtifact, ...]:
         """Return the artifacts that the service knows."""
@@ -478,35 +444,18 @@ class Client:
         tried = 0
         while True:
             tried += 1
-            content = None if upload is None else _chunks(upload)
             try:
-                response = self._http.request(method, path, content=content, **request)
-                if response.status_code in (200, 202):
-                    return response
-                failure: httpx.TransportError | ServiceFailedError = responses.failure_of(response)
-            except httpx.TransportError as error:
+                return self._once(method, path, content=None if upload is None else _chunks(upload), **request)
+            except (httpx.TransportError, ServiceFailedError) as error:
                 failure = error
             self._wait(failure, tried)
 
-    @contextmanager
-    def _results(self, job: Job | str, **params: Any) -> Iterator[httpx.Response]:
-        """Yield the response to a download of a job's rows, which is read as it comes."""
-        params = requests.stated(**params)
-        with self._http.stream("GET", f"{jobs.path_of(job)}/results", params=params) as response:
-            if response.status_code != 200:
-                response.read()
-                raise responses.failure_of(response)
-            yield response
-
-    @contextmanager
-    def _events(self, job: Job | str, after: int | None) -> Iterator[httpx.Response]:
-        """Yield the response that tells of a job's changes as they happen."""
-        path, headers = f"{jobs.path_of(job)}/events", {} if after is None else {"last-event-id": str(after)}
-        with self._http.stream("GET", path, headers=headers, timeout=jobs.QUIET_S) as response:
-            if response.status_code != 200:
-                response.read()
-                raise responses.failure_of(response)
-            yield response
+    def _once(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """Return the response to a request that succeeded at once."""
+        response = self._http.request(method, path, **request)
+        if response.status_code not in (200, 202):
+            raise responses.failure_of(response)
+        return response
 
     def _wait(
         self, error: httpx.TransportError | ServiceFailedError, tried: int, retries: Retries | None = None

@@ -20,7 +20,6 @@ from laplora.client.failures import (
     DETAILS,
     JobFailedError,
     ServiceFailedError,
-    ServiceUnavailableError,
     ServiceUnreachableError,
 )
 from laplora.client.requests import checked
@@ -28,8 +27,6 @@ from laplora.client.requests import checked
 Inputs = Iterable[Mapping[str, Any]] | str | os.PathLike[str]
 PATH = "/evaluate/jobs"
 FIRST_POLL_S, LONGEST_POLL_S = 0.1, 2.0
-#: The service sends something of a job's events every 15 s: a connection that brings nothing for longer is lost.
-QUIET_S = 45.0
 
 
 class BadRow(Record):
@@ -43,7 +40,7 @@ class Job(Record):
     """A large evaluation.
 
     Attributes:
-        columns: of the upload, None in lists; keep_rows: whether ``job_results`` and ``job_slices`` can be had of it.
+        columns: of the upload, None in lists; keep_rows: whether ``job_results`` and ``job_report`` can be had of it.
         seconds_left: until the last row is over, at the speed of late; None without one.
         rows_done: finished rows; rows_bad: those of them that could not be scored.
         bad_rows: the latter, each with its error; None in lists, and in answers to an upload or a cancel.
@@ -75,13 +72,6 @@ class Job(Record):
         return self.status in ("done", "failed", "cancelled")
 
 
-class JobEvent(Record):
-    """A change of a job: its number among the job's, from 1, and the job then, without result, bad rows and columns."""
-
-    number: int
-    job: Job
-
-
 class JobRow(Record):
     """One row of a job.
 
@@ -96,30 +86,6 @@ class JobRow(Record):
     input: dict[str, Any]
     answer: dict[str, Any] | None
     error: str | None
-
-
-class JobSlice(Record):
-    """The rows of one value of a column; ``review`` and ``unfamiliar`` are shares of those that were scored.
-
-    ``methods`` has accuracy, NLL (nats) and ECE by predictive, without intervals: mind ``rows``.
-    """
-
-    value: Any
-    rows: int
-    rows_bad: int
-    review: float | None
-    unfamiliar: float | None
-    methods: dict[str, dict[str, float]] | None
-
-
-class JobSlices(Record):
-    """Figures of a job by one column, most rows first; ``others`` are the values beyond, together."""
-
-    column: str
-    rows: int
-    values: int
-    slices: tuple[JobSlice, ...]
-    others: JobSlice | None
 
 
 class JobPage(Record):
@@ -149,14 +115,11 @@ def path_of(job: Job | str) -> str:
 
 
 def upload_headers(idempotency_key: str | None) -> dict[str, str]:
-    """Return an upload's headers, with a new key where the caller gives none: a retry then makes no second job.
-
-    What the upload is, the service tells by its first bytes.
-    """
-    return {"content-type": "application/octet-stream", "idempotency-key": idempotency_key or uuid.uuid4().hex}
+    """Return an upload's headers, with a new key where the caller gives none: a retry then makes no second job."""
+    return {"content-type": "application/jsonl", "idempotency-key": idempotency_key or uuid.uuid4().hex}
 
 
-def read_row(line: str) -> JobRow:
+def read_row(line: bytes) -> JobRow:
     """Return a row of a download; ServiceFailedError where it is not the contract's."""
     try:
         return JobRow.model_validate_json(line)
@@ -164,37 +127,11 @@ def read_row(line: str) -> JobRow:
         raise ServiceFailedError("a line of the download is no row of a job", code="not_understood") from None
 
 
-class EventLines:
-    """Makes events of the lines of a stream of server-sent events, as they come."""
-
-    def __init__(self) -> None:
-        self._fields: dict[str, str] = {}
-
-    def take(self, line: str) -> JobEvent | None:
-        """Return the event that a line ends, None for another line; ServiceFailedError for one that is no job's."""
-        if line:
-            name, _, value = line.partition(":")
-            self._fields[name] = value.strip()
-            return None
-        fields, self._fields = self._fields, {}
-        if "data" not in fields:
-            return None
-        try:
-            return JobEvent(number=int(fields["id"]), job=Job.model_validate_json(fields["data"]))
-        except (KeyError, ValueError):
-            raise ServiceFailedError("an event of the stream is no job's", code="not_understood") from None
-
-
-def lost(error: ServiceFailedError) -> ServiceFailedError:
-    """Return what ends a stream of events for now; raise an error that stays.
-
-    A proxy before a service that starts anew sends 502 or 504.
-    """
+def restarting(error: ServiceFailedError) -> ServiceFailedError:
+    """Return the error of a service that cannot be reached, where a proxy before it says so (502, 504)."""
     if error.status in (502, 504):
         return ServiceUnreachableError(error.message, status=error.status, code="unreachable")
-    if isinstance(error, ServiceUnavailableError):
-        return error
-    raise error
+    return error
 
 
 @contextmanager

@@ -35,7 +35,7 @@ _URL = "http://localhost:8000"
 @app.command("submit")
 def submit(
     data: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Labelled rows: JSON Lines, a JSON array or a Parquet table.")
+        Path, typer.Argument(metavar="FILE", help="Labelled rows: a JSON Lines file.")
     ],
     artifact: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the artifact (default: the active one).")
@@ -84,23 +84,25 @@ def show(
     _show(state, as_json)
 
 
-@app.command("watch", short_help="Follow a job until it has ended.")
+@app.command("watch", short_help="Watch a job until it has ended.")
 def watch(
     job: JobArgument,
     url: UrlOption = _URL,
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Follow a job until it has ended: a line for each change, with --json the whole job on it.
+    """Watch a job until it has ended: a line for each change, with --json the whole job on it.
 
-    A lost connection, or a server that starts anew, is followed on for some minutes.
+    A lost connection, or a server that starts anew, is waited for, for some minutes.
     """
     with _client(url, key_file) as client:
         client.job(job)  # what is wrong with the address, the key or the id is told of at once
-        for event in client.follow_job(job, retries=_patient()):
-            state = client.job(job) if event.job.finished else event.job
-            write(json.dumps(state.model_dump(mode="json")) if as_json else _progress(state))
-            sys.stdout.flush()
+        before = None
+        for state in client.watch_job(job, retries=_patient()):
+            if state != before:
+                write(json.dumps(state.model_dump(mode="json")) if as_json else _progress(state))
+                sys.stdout.flush()
+            before = state
     if not as_json:
         _show(state, as_json)
     if state.status != "done":
@@ -127,47 +129,23 @@ def remove(job: JobArgument, url: UrlOption = _URL, key_file: KeyFileOption = No
     say(f"removed {job}")
 
 
-@app.command("results", short_help="Fetch every row's answer, as JSON Lines or Parquet.")
+@app.command("results", short_help="Fetch every row's answer, as JSON Lines.")
 def results(
     job: JobArgument,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="File to write (default: standard output).")
     ] = None,
-    as_parquet: Annotated[bool, typer.Option("--parquet", help="A Parquet table, in place of JSON Lines.")] = False,
     url: UrlOption = _URL,
     key_file: KeyFileOption = None,
 ) -> None:
     """Fetch every row of a job that is over, with its answer and the upload's own columns, in order."""
-    if as_parquet and out is None:
-        raise ConfigError("--parquet needs --out FILE")
     with _client(url, key_file) as client:
         if out is not None:
-            client.download_job(job, out, format="parquet" if as_parquet else "jsonl")
+            client.download_job(job, out)
             say(f"{out} is written")
             return
         for row in client.job_results(job):
             write(row.model_dump_json())
-
-
-@app.command("slices")
-def slices(
-    job: JobArgument,
-    by: Annotated[str, typer.Option(metavar="NAME", help="Column of the upload.")],
-    url: UrlOption = _URL,
-    key_file: KeyFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show a job's figures by the values of one column."""
-    with _client(url, key_file) as client:
-        found = client.job_slices(job, by)
-    if as_json:
-        write(found.model_dump_json())
-        return
-    for one in (*found.slices, *([found.others] if found.others else ())):
-        figures = one.model_dump()
-        write(f"{figures.get('value', 'others')!s:<24}  {figures['rows']} rows")
-        for name, of in (figures["methods"] or {}).items():
-            write("  ".join([f"  {name:<24}", *(f"{metric} {value:.3f}" for metric, value in of.items())]))
 
 
 @app.command("report", short_help="Fetch the report: whether to ship, and why.")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from laplora.answers.written import written_answer
 from laplora.errors import NonFiniteError
@@ -13,22 +12,6 @@ from service.http.schemas.predict import PredictionOut, PredictOptions
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-
-
-#: What is not kept of a job's answers: the id is the row's own, the label's text may be a part of its prompt, and the
-#: rest can be large.
-_NOT_KEPT = {"id", "label_text", "calibrated_probs", "logit_mean", "logit_variance"}
-
-
-def row_answer(row: int, fields: Mapping[str, Any], prediction: Prediction) -> str:
-    """Return what is kept of the answer to a job's row, JSON: as of POST /predict, but for ``_NOT_KEPT``.
-
-    Raises:
-        UnscorableInputError: as ``prediction_out``.
-    """
-    item = Input.model_construct(None, **fields)
-    out = prediction_out(row, item, prediction, PredictOptions())
-    return out.model_dump_json(exclude=_NOT_KEPT, exclude_unset=True)
 
 
 def prediction_out(index: int, item: Input, prediction: Prediction, options: PredictOptions) -> PredictionOut:

@@ -63,8 +63,7 @@ many connections, 403 `foreign_origin` where a browser sends it for another site
 fault, 500 `internal_error`.
 
 A request body is one JSON object in UTF-8, declared as `application/json`, not compressed, no key twice in an object;
-an upload of POST /evaluate/jobs is one such object a line, declared as `application/jsonl` or `application/x-ndjson`,
-one array of them, `application/json`, or a Parquet file, `application/vnd.apache.parquet`; its first bytes decide.
+an upload of POST /evaluate/jobs is one such object a line, declared as `application/jsonl` or `application/x-ndjson`.
 """
 
 #: What the tags of operations mean, in the order of the docs page.

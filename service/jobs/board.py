@@ -13,35 +13,35 @@ from contextlib import suppress
 
 from service.artifacts.host import ArtifactHost
 from service.errors import JobNotFoundError
-from service.jobs.disk import STORAGE_ERRORS
-from service.jobs.ledger import Ledger
-from service.jobs.records import Job
-from service.jobs.runner import Runner
-from service.jobs.taking import Taking
-from service.jobs.waiting import cancelled
-from service.jobs.writing import ClaimLostError
+from service.jobs.intake.taking import Taking
+from service.jobs.running.runner import Runner
+from service.jobs.store.claims import ClaimLostError
+from service.jobs.store.disk import STORAGE_ERRORS
+from service.jobs.store.ledger import Ledger
+from service.jobs.store.records import Job, ReadRow
+from service.jobs.store.tasks import cancelled
 from service.scoring.scorer import Scorer
 from service.settings import Settings
 from service.telemetry.logs import log_crash
 from service.telemetry.metrics import Metrics
 
-#: How often the folder is tried again, and finished jobs are looked through for those whose time is over.
-_KEEPING_S = 5.0
-
 
 class JobBoard:
     """The jobs that one server knows of, and those that it runs."""
 
-    def __init__(self, settings: Settings, scorer: Scorer, artifacts: ArtifactHost, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, scorer: Scorer, artifacts: ArtifactHost, metrics: Metrics, read_uploaded: ReadRow
+    ) -> None:
         self._settings = settings
         self.ledger = Ledger(settings, metrics)
-        self.quota = self.ledger.known.quota
-        self._runner = Runner(settings, scorer, artifacts, self.ledger)
-        self.taking = Taking(settings, self.ledger, self._taken)
+        self.quota = self.ledger.memory.quota
+        self._runner = Runner(settings, scorer, artifacts, read_uploaded, self.ledger)
+        self.taking = Taking(settings, self.ledger, read_uploaded, self._taken)
         self._keeper: asyncio.Task[None] | None = None
         self.draining = False
         # Several times within a lease, so that one that takes long costs no job.
-        self._keeping_s = min(_KEEPING_S, settings.job_lease_s / 5) if self.ledger.disk.shared else _KEEPING_S
+        shared = self.ledger.disk.shared
+        self._look_s = min(settings.job_look_s, settings.job_lease_s / 5) if shared else settings.job_look_s
 
     # Life
 
@@ -51,10 +51,9 @@ class JobBoard:
         self._keeper = asyncio.create_task(self._keep_up(), name="laplora-jobs-keeper")
 
     def drain(self) -> None:
-        """Stop what runs after its last whole chunk, to go on at the next start; end the streams of events."""
+        """Stop what runs after its last whole chunk, to go on at the next start."""
         self.draining = True
         self._runner.stop()
-        self.ledger.known.wake_all()
 
     async def close(self) -> None:
         """Drain, and let another process have the folder."""
@@ -82,7 +81,7 @@ class JobBoard:
 
     async def _keep_up(self) -> None:
         while True:
-            await asyncio.sleep(self._keeping_s)
+            await asyncio.sleep(self._look_s)
             try:
                 if self.ledger.disk.closed is not None:
                     await self._open()
@@ -118,20 +117,20 @@ class JobBoard:
         finished = [job for job in self.ledger.jobs.values() if job.finished]
         oldest_s = time.time() - settings.job_keep_s
         gone = [job for job in finished if job.finished_at is not None and job.finished_at < oldest_s]
-        kept = [job for job in finished if job not in gone]
+        stays = [job for job in finished if job not in gone]
         bytes_of: Counter[str] = Counter()
-        for job in kept:
+        for job in stays:
             bytes_of[job.owner] += job.disk_bytes if job.keeps_rows else 0
         # Beyond a limit whoever has most of it loses the oldest, so that no caller can push out another's.
-        while kept:
+        while stays:
             if len(self.ledger.jobs) - len(gone) > settings.max_jobs:
-                most = Counter(job.owner for job in kept)
+                most = Counter(job.owner for job in stays)
             elif bytes_of.total() > settings.max_kept_job_bytes:
                 most = bytes_of
             else:
                 break
-            oldest = min(kept, key=lambda job: (-most[job.owner], job.number))
-            kept.remove(oldest)
+            oldest = min(stays, key=lambda job: (-most[job.owner], job.number))
+            stays.remove(oldest)
             gone.append(oldest)
             bytes_of[oldest.owner] -= oldest.disk_bytes if oldest.keeps_rows else 0
         if gone:
@@ -175,6 +174,6 @@ class JobBoard:
             await self.fresh()
             return
         except STORAGE_ERRORS as error:
-            self.ledger.pause(job, error)
+            await self.ledger.pause(job, error)
             raise
         job.cancelling = False

@@ -8,6 +8,4 @@ Read in this order, which is the way of a plan:
 4. ``queue``: which plans hold how much, which rows wait. Each of its rules is a file without clock, lock or thread:
    ``admission`` (how much may wait), ``fairness`` (whose turn it is) and ``batching`` (who shares a batch).
 5. ``device``: the one thread that runs batches, with its retries; ``device_faults`` says what a fault is.
-
-``evaluation`` turns predictions and true labels into metrics, for POST /evaluate and for jobs.
 """

@@ -305,7 +305,13 @@ atexit.register(shutil.rmtree, _STATE, ignore_errors=True)
 
 
 def settings(**values: Any) -> Settings:
-    own = {"artifact": "fake", "auth": "off", "artifacts_root": Path("no-artifacts"), "log_format": "text"}
+    own = {
+        "artifact": "fake",
+        "auth": "off",
+        "artifacts_root": Path("no-artifacts"),
+        "log_format": "text",
+        "job_pause_s": 0.02,
+    }
     return Settings(**{**own, "jobs_dir": _STATE / uuid.uuid4().hex, **values})
 
 

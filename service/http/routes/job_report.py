@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -13,9 +12,9 @@ from laplora.errors import LaploraError
 from service.errors import ReportNotFoundError
 from service.http.disconnects import while_awaited
 from service.http.openapi import JOB_ERRORS, error_responses
-from service.http.routes.dependencies import ArtifactsDep, CallerDep, JobFiguresDep, JobsDep, ReportsDep, SettingsDep
-from service.jobs.records import Job
-from service.jobs.report import job_report, take_rows
+from service.http.routes.dependencies import ArtifactsDep, CallerDep, JobReportsDep, JobsDep, ReportsDep, SettingsDep
+from service.jobs.reading.report import job_report, take_rows
+from service.jobs.store.records import Job, JobResult
 
 if TYPE_CHECKING:
     from laplora.artifact.manifest import Manifest
@@ -47,7 +46,7 @@ async def get_job_report(
     caller: CallerDep,
     board: JobsDep,
     artifacts: ArtifactsDep,
-    figures: JobFiguresDep,
+    job_reports: JobReportsDep,
     reports: ReportsDep,
     request: Request,
     settings: SettingsDep,
@@ -68,7 +67,7 @@ async def get_job_report(
     artifact = next((item for item in known if item.digest == digest), None)
     if artifact is None:
         raise ReportNotFoundError("the artifact that answered is not there any more, and with it what it promises")
-    figures.add(caller.name, 1)
+    job_reports.add(caller.name, 1)
 
     async def page() -> str:
         # The rows of one report at a time are in memory.
@@ -79,12 +78,12 @@ async def get_job_report(
     try:
         return HTMLResponse(await while_awaited(request, page(), timeout_s=settings.request_timeout_s))
     finally:
-        figures.remove(caller.name, 1)
+        job_reports.remove(caller.name, 1)
 
 
-def _page(job: Job, result: str, taken: MeasuredRows, manifest: Manifest, *, texts: bool) -> str:
+def _page(job: Job, result: JobResult, taken: MeasuredRows, manifest: Manifest, *, texts: bool) -> str:
     from laplora.report.page import html
     from laplora.report.verdict import judge
 
-    report = job_report(job, json.loads(result), taken, manifest, texts=texts)
+    report = job_report(job, result, taken, manifest, texts=texts)
     return html(report, judge(report))

@@ -19,11 +19,11 @@ from service.http.disconnects import while_awaited
 from service.http.openapi import BODY_ERRORS, JOB_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import ArtifactsDep, CallerDep, JobsDep, SettingsDep
+from service.http.routes.job_contract import job_out
 from service.http.schemas.jobs import JobDeleted, JobOut, JobQuery, JobsResponse
 from service.jobs.board import JobBoard
-from service.jobs.records import Job
-from service.jobs.shown import job_out
-from service.jobs.upload import IdleUploadError, steadily
+from service.jobs.intake.upload import IdleUploadError, steadily
+from service.jobs.store.records import ArtifactVersion, Job, JobOptions
 from service.security.callers import Caller
 from service.settings import Settings
 from service.telemetry.request_record import note
@@ -48,10 +48,7 @@ _UPLOAD_ERRORS = (
     "too_many_tokens",
 )
 LINES_TYPES = ("application/jsonl", "application/x-ndjson")
-ARRAY_TYPE = "application/json"
-TABLE_TYPES = ("application/vnd.apache.parquet", "application/x-parquet")
-#: What the upload is, its first bytes say; a type only has to be one of these.
-MEDIA_TYPES = (*LINES_TYPES, ARRAY_TYPE, *TABLE_TYPES, "application/octet-stream")
+MEDIA_TYPES = (*LINES_TYPES, "application/octet-stream")
 #: What is still sent of a refused upload is read for so long, so that the client reads why instead of a reset.
 _DISCARD_S = 20.0
 _EXAMPLE = '{"text": "a gripping film .", "label": "positive"}\n{"text": "dull .", "label": "negative"}\n'
@@ -60,11 +57,7 @@ _LINES: dict[str, Any] = {
     "schema": {"type": "string", "format": "binary", "description": _LINE},
     "examples": {"two lines": {"value": _EXAMPLE}},
 }
-_TABLE: dict[str, Any] = {
-    "schema": {"type": "string", "format": "binary", "description": "A Parquet file, or a JSON array."}
-}
-#: Generators of clients know no list among several bodies, and no type of Parquet: both are told of as bytes.
-_CONTENT = {**dict.fromkeys(LINES_TYPES, _LINES), "application/octet-stream": _TABLE}
+_CONTENT = dict.fromkeys(MEDIA_TYPES, _LINES)
 _LOCATION = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
 
 
@@ -92,13 +85,12 @@ async def submit_job(
         ),
     ] = None,
 ) -> JobOut:
-    """Evaluate more inputs than one request may bring, in the background: JSON Lines, a JSON array, or Parquet.
+    """Evaluate more inputs than one request may bring, in the background: JSON Lines.
 
-    One labelled input a line, a member or a row; further columns are kept beside its answer. Every line is checked
-    before this answers: what is wrong with one is refused with `field` `lines.N...`, N from 1, with the first 100 such
-    lines in `lines` and their number in `lines_bad`, and nothing is kept. The rows, their answers and the result are on
-    the server's disk until `job_keep_s` after the job's end, or DELETE; the rows only until its end with
-    `keep_rows=false`.
+    One labelled input a line; further columns are kept beside its answer. Every line is checked before this answers:
+    what is wrong with one is refused with `field` `lines.N...`, N from 1, with the first 100 such lines in `lines` and
+    their number in `lines_bad`, and nothing is kept. The rows, their answers and the result are on the server's disk
+    until `job_keep_s` after the job's end, or DELETE; the rows only until its end with `keep_rows=false`.
     """
     try:
         job = await _submitted(request, query, caller.name, idempotency_key, settings, artifacts, jobs)
@@ -109,8 +101,8 @@ async def submit_job(
         raise
     response.headers["Location"] = f"/evaluate/jobs/{job.id}"
     note(request, job=job.id, rows=job.about.rows, tokens=job.about.tokens)
-    told(caller, job)
-    return job_out(job, whole=True)
+    note_end_seen(caller, job)
+    return job_out(job, columns=True)
 
 
 async def _submitted(
@@ -126,10 +118,12 @@ async def _submitted(
     announced = announced_bytes(request.headers)
     jobs.quota.check_size(announced)
     await jobs.fresh()
-    known = jobs.taking.known(owner, key, query.artifact, query.options, announced_bytes=announced)
-    if known is not None:
+    options = JobOptions(**query.options.model_dump())
+    repeated = partial(jobs.taking.repeated, owner, key, query.artifact, options, announced_bytes=announced)
+    earlier = repeated()
+    if earlier is not None:
         await _discard_rest(request, settings.max_job_bytes)
-        return known
+        return earlier
     try:
         async with (
             artifacts.lease(query.artifact) as model,
@@ -137,16 +131,16 @@ async def _submitted(
             aclosing(request.stream()) as body,
         ):
             # Once more: while the artifact was looked up, others may have come.
-            known = jobs.taking.known(owner, key, query.artifact, query.options, announced_bytes=announced)
-            if known is not None:
-                return known
+            earlier = repeated()
+            if earlier is not None:
+                return earlier
             return await jobs.taking.take(
                 steadily(body, settings.job_upload_idle_s),
                 owner=owner,
                 key=key,
-                artifact=artifact_ref(model.artifact),
+                artifact=ArtifactVersion(**artifact_ref(model.artifact).model_dump()),
                 labels=LabelNames.of(model.artifact.manifest),
-                options=query.options,
+                options=options,
                 keep_rows=query.keep_rows,
                 template_fields=tuple(model.artifact.manifest.template.template().fields),
                 tokens_of=lambda fields: _tokens_of(model, fields, query),
@@ -187,7 +181,7 @@ async def list_jobs(
     await board.fresh()
     jobs = [job for job in board.jobs_of(caller.sees) if before is None or job.number < int(before)]
     page = jobs[:limit]
-    told(caller, *page)
+    note_end_seen(caller, *page)
     following = str(page[-1].number) if len(jobs) > limit else None
     return JobsResponse(jobs=[job_out(job) for job in page], next=following)
 
@@ -199,8 +193,8 @@ async def get_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobOut:
     job = board.job(job_id, caller.sees)
     bad_rows = await board.ledger.bad_rows(job)
     result = await board.ledger.result(job)
-    told(caller, job)
-    return job_out(job, whole=True, result=result, bad_rows=bad_rows)
+    note_end_seen(caller, job)
+    return job_out(job, columns=True, result=result, bad_rows=bad_rows)
 
 
 @router.post("/evaluate/jobs/{job_id}/cancel", responses=error_responses(*JOB_ERRORS, "storage_full"))
@@ -212,7 +206,7 @@ async def cancel_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobOut:
     await board.fresh()
     job = board.job(job_id, caller.sees)
     await board.cancel(job)
-    told(caller, job)
+    note_end_seen(caller, job)
     return job_out(job)
 
 
@@ -224,16 +218,16 @@ async def delete_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobDelet
     """
     await board.fresh()
     job = board.job(job_id, caller.sees)
-    if job.finished and caller.name in job.told:
+    if job.finished and caller.name in job.end_seen_by:
         await board.ledger.remove([job])
         return JobDeleted(id=job.id, outcome="removed")
     await board.cancel(job)
-    told(caller, job)
+    note_end_seen(caller, job)
     return JobDeleted(id=job.id, outcome="cancelled" if job.status == "cancelled" else "kept")
 
 
-def told(caller: Caller, *jobs: Job) -> None:
+def note_end_seen(caller: Caller, *jobs: Job) -> None:
     """Note that the caller is told how these jobs are: of one that has ended, that a DELETE means to remove it."""
     for job in jobs:
         if job.finished:
-            job.told.add(caller.name)
+            job.end_seen_by.add(caller.name)

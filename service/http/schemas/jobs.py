@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, FiniteFloat
 
@@ -20,7 +20,7 @@ class JobQuery(MeasureOptions):
     artifact: str | None = Field(None, max_length=256, examples=[None])
     """Name of the artifact that must answer; unset: the active one."""
     keep_rows: bool = Field(True, examples=[True])
-    """Whether every row and its answer are kept, for as long as the job is: GET .../results and .../slices need them.
+    """Whether every row and its answer are kept, for as long as the job is: GET .../results and .../report need them.
     false: the rows leave the server's disk as the job ends.
     """
 
@@ -36,9 +36,7 @@ class JobResult(Answer):
     artifact: ArtifactRef = Field(description="Which artifact answered.")
     rows: int = Field(description="Number of inputs measured.", examples=[20000])
     unfamiliar: FiniteFloat | None = Field(examples=[0.016])
-    """Share of the inputs that are flagged as unfamiliar, 0 to 1; null where the artifact does not tell, and of a job
-    that a server of an earlier version began.
-    """
+    """Share of the inputs that are flagged as unfamiliar, 0 to 1; null where the artifact does not tell."""
     methods: dict[str, MethodMetrics] = Field(description="Metrics by predictive.")
 
 
@@ -77,9 +75,7 @@ class JobOut(Answer):
     options: MeasureOptions = Field(description="How it evaluates.")
     rows: int = Field(description="Number of inputs in all.", examples=[20000])
     columns: list[str] | None = Field(examples=[["text", "label", "source"]])
-    """The columns of the upload, in the order in which they came; empty of a job that an earlier version began; null in
-    lists, events, and answers to a cancel.
-    """
+    """The columns of the upload, in the order in which they came; null in lists, and in answers to a cancel."""
     keep_rows: bool = Field(description="Whether its rows and their answers are kept with it.", examples=[True])
     rows_done: int = Field(examples=[5120])
     """Number of inputs that are over, answered or left out, and on disk."""
@@ -96,7 +92,7 @@ class JobOut(Answer):
     partial: dict[str, PartialMetrics] | None
     """Metrics by predictive of the rows done and scored; null before the first."""
     bad_rows: list[BadRow] | None
-    """The lines that could not be scored; null in lists, events, and answers to an upload or a cancel."""
+    """The lines that could not be scored; null in lists, and in answers to an upload or a cancel."""
     paused: JobPause | None = Field(description="What it waits for; null unless it is paused.")
     error: ErrorDetail | None = Field(description="Why it failed; null unless it did.")
     created_at: AwareDatetime = Field(examples=["2026-01-31T12:00:00Z"])
@@ -106,32 +102,7 @@ class JobOut(Answer):
     finished_at: AwareDatetime | None = Field(examples=["2026-01-31T12:30:00Z"])
     """When it ended; null before. job_keep_s later it is removed."""
     result: JobResult | None
-    """The metrics; null unless it is done, and in lists, events, and answers to an upload or a cancel."""
-
-
-class JobSlice(Answer):
-    """The rows of one value of a column, and how good the answers to them are."""
-
-    value: Any = Field(description="The value, as it was uploaded; null also where a row has none.", examples=["imdb"])
-    rows: int = Field(description="Number of inputs with it that are over.", examples=[1200])
-    rows_bad: int = Field(description="Number of them that could not be scored: no part of any figure.", examples=[0])
-    review: FiniteFloat | None = Field(examples=[0.07])
-    """Share of those scored whose decision is review, 0 to 1; null where none was."""
-    unfamiliar: FiniteFloat | None = Field(examples=[0.016])
-    """Share of those scored that are flagged as unfamiliar, 0 to 1; null where none was."""
-    methods: dict[str, PartialMetrics] | None = Field(
-        description="Metrics by predictive, without intervals: mind the number of rows; null where none was scored."
-    )
-
-
-class JobSlices(Answer):
-    """Figures of a job by the values of one column of its upload."""
-
-    column: str = Field(description="Name of the column.", examples=["source"])
-    rows: int = Field(description="Number of inputs that are over: the job's, where it has ended.", examples=[20000])
-    values: int = Field(description="Number of different values of the column among them.", examples=[12])
-    slices: list[JobSlice] = Field(description="By value, the one with the most rows first.")
-    others: JobSlice | None = Field(description="All values beyond `most`, together, without a value; null for none.")
+    """The metrics; null unless it is done, and in lists, and in answers to an upload or a cancel."""
 
 
 class JobsResponse(Answer):

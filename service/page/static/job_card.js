@@ -2,7 +2,6 @@
 
 import { getJson, inWords, postJson, send } from "./api.js";
 import { byId, elsewhere, figure, make, percent, save, table } from "./dom.js";
-import { SlicesForm } from "./job_slices.js";
 
 export const ended = (job) => ["done", "failed", "cancelled"].includes(job.status);
 
@@ -59,10 +58,10 @@ export class JobCard {
     this.note = make("p", { class: "note" });
     this.problem = make("p", { class: "problem", role: "alert" });
     this.result = make("div", {});
-    this.rows = ["jsonl", "parquet"].map((format) => this.rowsLink(format));
+    const rows = `job-${job.id}.jsonl`;
+    this.rows = make("a", { href: `${this.path}/results`, download: rows, "data-fetched": rows }, "Every answer");
     const report = { ...elsewhere, href: `${this.path}/report`, "data-fetched": `job-${job.id}-report.html` };
     this.report = make("a", report, "Report");
-    this.slices = new SlicesForm(this.path, job);
     this.cancel = this.button("Cancel", () => this.change(() => postJson(`${this.path}/cancel`)));
     this.open = this.button("Show the result", () => this.showResult());
     this.download = this.button("Download the result", () => this.saveResult());
@@ -70,14 +69,8 @@ export class JobCard {
     this.node = make("li", { class: "panel job", "data-job": job.id },
       this.what, this.progress, this.note, this.problem,
       make("p", { class: "actions" }, this.cancel, this.open, this.report, this.download, this.rows, this.remove),
-      this.slices.node, this.result);
+      this.result);
     this.update(job);
-  }
-
-  rowsLink(format) {
-    const name = `job-${this.job.id}.${format}`;
-    const words = `Every answer, ${format === "jsonl" ? "JSON Lines" : "Parquet"}`;
-    return make("a", { href: `${this.path}/results?format=${format}`, download: name, "data-fetched": name }, words);
   }
 
   button(words, act) {
@@ -108,9 +101,8 @@ export class JobCard {
     this.remove.hidden = !ended(job);
     this.open.hidden = this.download.hidden = job.status !== "done";
     const kept = job.keep_rows && job.rows_done > 0 && job.status !== "cancelled";
-    for (const link of this.rows) link.hidden = !kept;
+    this.rows.hidden = !kept;
     this.report.hidden = !kept || job.status !== "done";
-    this.slices.node.hidden = !kept || !ended(job);
   }
 
   async change(call) {

@@ -1,17 +1,15 @@
-// The list of jobs, looked at while it is shown; the newest one that runs is followed event by event.
+// The list of jobs, looked at while it is shown and one of them has not ended.
 
 import { getJson, inWords } from "./api.js";
 import { byId } from "./dom.js";
-import { follow } from "./events.js";
 import { JobCard, ended } from "./job_card.js";
 import { showUpload, startUpload } from "./upload.js";
 
-const LOOK_MS = 3000;
+const LOOK_MS = 1000;
 const PAGE = 20;
 const list = byId("job-list");
 const cards = new Map();
 let timer = null;
-let following = null;
 // Where the list goes on, and the jobs that came from there: looking again at its first page does not drop them.
 let next = null;
 const older = new Set();
@@ -39,26 +37,6 @@ function forget(id) {
   (next ?? byId("job-file")).focus();
 }
 
-function watch() {
-  const job = [...cards.values()].map((card) => card.job).find((one) => !ended(one));
-  if (job === undefined || following?.id === job.id) return;
-  following?.stop.abort();
-  const stop = new AbortController();
-  following = { id: job.id, stop };
-  const done = () => {
-    if (following?.stop === stop) following = null;
-  };
-  follow(`evaluate/jobs/${encodeURIComponent(job.id)}/events`, (state) => {
-    cards.get(state.id)?.update(state);
-    return ended(state);
-  }, stop.signal).then(done, (error) => {
-    done();
-    byId("jobs-problem").textContent = inWords(error);
-  }).then(() => {
-    if (!stop.signal.aborted) look();
-  });
-}
-
 async function look() {
   clearTimeout(timer);
   try {
@@ -75,11 +53,15 @@ async function look() {
       place(job, before);
       before = cards.get(job.id).node.nextElementSibling;
     }
+    for (const id of older) {
+      const card = cards.get(id);
+      if (card !== undefined && !ended(card.job)) card.update(await getJson(`evaluate/jobs/${encodeURIComponent(id)}`));
+    }
     byId("jobs-empty").hidden = cards.size > 0;
-    watch();
   } catch (error) {
     byId("jobs-problem").textContent = inWords(error);
   }
+  clearTimeout(timer);
   const running = [...cards.values()].some((card) => !ended(card.job));
   if (running && !byId("jobs").hidden) timer = setTimeout(look, LOOK_MS);
 }
@@ -107,11 +89,9 @@ export function showJobs() {
   look();
 }
 
-// Nothing is followed that nobody looks at: a stream is a connection of the server.
+// Nobody asks for what nobody looks at.
 export function leaveJobs() {
   clearTimeout(timer);
-  following?.stop.abort();
-  following = null;
 }
 
 startUpload((job) => {

@@ -19,7 +19,6 @@ from serving import code
 from service.backends.ray.autoscaling import TokensPolicy
 from service.backends.ray.replicas import LOOK_S, TRIES, ReplicaGoneError
 from service.errors import QueueFullError
-from service.jobs import waiting
 from service.telemetry.logs import EVENTS
 
 pytestmark = pytest.mark.anyio
@@ -99,7 +98,6 @@ async def test_a_row_of_a_job_that_ends_replicas_is_left_out_and_ends_few(
     cluster: Cluster, bad: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two for the chunk of 256, two for its part of 16, and four for the row alone: as many as the halvings to it."""
-    monkeypatch.setattr(waiting, "_LONGEST_PAUSE_S", 0.02)
     call, killed, calls = cluster.call, list[str](), 0
 
     async def lose(replica: str, method: str, *arguments: Any) -> Any:
@@ -130,7 +128,6 @@ async def test_a_row_whose_scorers_are_lost_after_the_queue_was_full_is_tried_ag
     losses: int, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another caller's row may have been why: a pause for the queue is no try of this one."""
-    monkeypatch.setattr(waiting, "_LONGEST_PAUSE_S", 0.02)
     call, lost = cluster.call, 0
 
     async def lose(replica: str, method: str, *arguments: Any) -> Any:

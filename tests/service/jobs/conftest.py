@@ -1,4 +1,4 @@
-"""Jobs that wait do so for milliseconds here, and servers one after the other have one jobs folder."""
+"""Servers one after the other with one jobs folder, and a PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,13 +10,6 @@ import pytest
 import sqlalchemy as sa
 from job_servers import Servers
 from postgres import postgres
-
-from service.jobs import waiting
-
-
-@pytest.fixture(autouse=True)
-def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_LONGEST_PAUSE_S", 0.02)
 
 
 @pytest.fixture

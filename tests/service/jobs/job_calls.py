@@ -13,7 +13,7 @@ import httpx
 from serving import FakePredictor, Served, serve
 from starlette.datastructures import Headers
 
-from service.jobs.records import Job
+from service.jobs.store.records import Job
 from service.security.callers import Caller
 
 JSONL = {"content-type": "application/jsonl"}

@@ -17,10 +17,8 @@ from laplora.answers.evaluation import measure
 from laplora.report.page import html
 from laplora.report.verdict import judge
 from service.errors import ReportNotFoundError
-from service.http.schemas.artifacts import ArtifactRef
-from service.http.schemas.evaluate import MeasureOptions
-from service.jobs import report as job_reports
-from service.jobs.records import About, Job
+from service.jobs.reading import report as job_reports
+from service.jobs.store.records import About, ArtifactVersion, Job, JobOptions, JobResult
 
 pytestmark = pytest.mark.anyio
 
@@ -114,13 +112,13 @@ async def test_what_has_no_report_is_named(served: Served) -> None:
     assert await refused(job_id) == (404, "report_not_found")
 
 
-def several(count: int) -> tuple[Job, dict[str, Any], job_reports.MeasuredRows]:
+def several(count: int) -> tuple[Job, JobResult, job_reports.MeasuredRows]:
     """Return a job of inputs with three labels each, of which several may be right, its result and its rows."""
     labels = ("news", "sport", "weather")
-    ref = ArtifactRef(name="tags", digest="sha256:0", base_model="tiny", quantization="none")
+    ref = ArtifactVersion(name="tags", digest="sha256:0", base_model="tiny", quantization="none")
     about = About(
-        artifact=ref, labels=labels, several=True, options=MeasureOptions(resamples=10), rows=count, tokens=count,
-        created_at=0.0, keep_rows=True, fields=("text",), columns={"text": "string", "label": "json"},
+        artifact=ref, labels=labels, several=True, options=JobOptions(resamples=10), rows=count, tokens=count,
+        created_at=0.0, keep_rows=True, upload_bytes=1, fields=("text",), columns=("text", "label"),
     )  # fmt: skip
     job = Job("0" * 32, "a", None, about, rows_done=count)
     taken = job_reports.MeasuredRows()
@@ -139,7 +137,7 @@ def several(count: int) -> tuple[Job, dict[str, Any], job_reports.MeasuredRows]:
     pairs = [(answer["probs"], None) for answer in taken.answers]
     rows = [{"map": pair, "laplace": pair} for pair in pairs]
     methods = measure(rows, taken.truths, names=about.label_names, how=about.options)
-    return job, {"rows": count, "methods": methods, "unfamiliar": None}, taken
+    return job, JobResult(artifact=ref, rows=count, methods=methods, unfamiliar=None), taken
 
 
 def promises() -> Any:
@@ -170,7 +168,7 @@ def test_where_several_labels_may_be_right_each_is_a_question_of_its_own() -> No
 
 def test_an_average_over_orders_is_the_method_that_is_judged() -> None:
     job, result, taken = several(40)
-    result["methods"] |= {f"{name}_order_average": result["methods"][name] for name in ("map", "laplace")}
+    result.methods.update({f"{name}_order_average": result.methods[name] for name in ("map", "laplace")})
     options = job.about.options.model_copy(update={"order_average": "all"})
     job.about = job.about.model_copy(update={"options": options})
     report = job_reports.job_report(job, result, taken, promises(), texts=False)
@@ -190,5 +188,5 @@ def test_unfamiliar_rows_are_counted_among_the_rows_that_are_looked_at() -> None
     for answer in taken.answers[:10]:
         answer["unfamiliar"] = True
     assert job_reports.job_report(job, result, taken, promises(), texts=False).unfamiliar is None  # nothing flags them
-    result["unfamiliar"] = 0.01
+    result.unfamiliar = 0.01
     assert job_reports.job_report(job, result, taken, promises(), texts=False).unfamiliar == 0.25

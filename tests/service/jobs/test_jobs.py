@@ -31,7 +31,7 @@ from serving import FakePredictor, Served, serve
 
 from laplora.prompts.templates import TEMPLATES
 from service.errors import DeviceMemoryError, QueueFullError, ShelfFullError, StorageFullError
-from service.jobs import waiting
+from service.jobs.running import waiting
 
 pytestmark = pytest.mark.anyio
 
@@ -278,7 +278,7 @@ async def test_jobs_are_their_owners() -> None:
         assert job["owner"] == "ann"
         path = f"/{job['id']}"
         await ended(served, job["id"])
-        for method, where in (("GET", path), ("DELETE", path), ("POST", f"{path}/cancel"), ("GET", f"{path}/events")):
+        for method, where in (("GET", path), ("DELETE", path), ("POST", f"{path}/cancel")):
             refused(await who.call("bob", method, where), 404, "job_not_found")
         assert await who.json("bob", "GET") == {"jobs": [], "next": None}
         for caller in ("ann", "root"):
@@ -294,7 +294,7 @@ async def test_jobs_are_their_owners() -> None:
 
 async def test_unknown_ids(served: Served) -> None:
     for job_id in ("x", "..%2f..", "%00", "a" * 5000, "ü"):
-        for method, suffix in (("GET", ""), ("DELETE", ""), ("GET", "/events")):
+        for method, suffix in (("GET", ""), ("DELETE", "")):
             response = await served.client.request(method, f"/evaluate/jobs/{job_id}{suffix}")
             assert response.status_code == 404
 
@@ -402,9 +402,8 @@ async def test_a_job_goes_on_with_its_own_artifact_only(name: str) -> None:
 
 async def test_a_full_disk_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real disk is in test_jobs_process.py; here, at every step that writes."""
-    monkeypatch.setattr("service.jobs.board._KEEPING_S", 0.02)
-    async with serve() as served:
-        store, full = served.state.jobs.ledger.disk.store, True
+    async with serve(job_look_s=0.02) as served:
+        store, full = served.state.jobs.ledger.disk.tables, True
 
         def refuse(write: Any, *args: Any, **kw: Any) -> Any:
             if full:
@@ -430,7 +429,7 @@ async def test_a_full_disk_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -
 async def test_without_a_folder_all_but_jobs_is_served(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     async with serve(jobs_dir=tmp_path / "file" / "jobs") as served:
-        for method, path in (("GET", ""), ("POST", ""), ("GET", "/x"), ("DELETE", "/x"), ("GET", "/x/events")):
+        for method, path in (("GET", ""), ("POST", ""), ("GET", "/x"), ("DELETE", "/x")):
             response = await served.client.request(method, f"/evaluate/jobs{path}", content=b"{}", headers=JSONL)
             error = refused(response, 503, "jobs_unavailable")
             assert "retry-after" in response.headers
@@ -438,12 +437,11 @@ async def test_without_a_folder_all_but_jobs_is_served(tmp_path: Path) -> None:
         assert (await served.predict("a")).status_code == 200
 
 
-async def test_one_server_at_a_time_has_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.jobs.board._KEEPING_S", 0.02)
+async def test_one_server_at_a_time_has_the_folder() -> None:
     async with serve() as first:
         job_id = await submit(first, rows(2))
         await ended(first, job_id)
-        async with serve(jobs_dir=first.state.settings.jobs_dir) as second:
+        async with serve(jobs_dir=first.state.settings.jobs_dir, job_look_s=0.02) as second:
             error = refused(await second.client.get("/evaluate/jobs"), 503, "jobs_unavailable")
             assert "another server process" in error["message"]
             await first.state.jobs.close()

@@ -73,7 +73,7 @@ async def test_a_late_cancel_changes_nothing(kind: str, served: Served) -> None:
 async def test_a_cancel_while_the_end_is_written_loses_no_result(
     monkeypatch: pytest.MonkeyPatch, served: Served
 ) -> None:
-    store, begun = served.state.jobs.ledger.disk.store, asyncio.Event()
+    store, begun = served.state.jobs.ledger.disk.tables, asyncio.Event()
     end, loop = store.end, asyncio.get_running_loop()
 
     def slow(*args: Any, **kw: Any) -> bool:
@@ -108,7 +108,7 @@ async def test_delete_removes_only_what_the_caller_was_told_has_ended() -> None:
         assert (await who.json("ann", "DELETE", unread))["outcome"] == "kept"
         assert (await who.json("ann", "GET", unread))["result"]["rows"] == 3
         assert (await who.json("ann", "DELETE", unread))["outcome"] == "removed"
-        for method, below in (("GET", "/events"), ("GET", None), ("POST", "/cancel"), ("DELETE", "")):
+        for method, below in (("GET", None), ("POST", "/cancel"), ("DELETE", "")):
             path = await job_of_ann()
             await who.call("ann", method, "" if below is None else path + below)
             assert (await who.json("ann", "DELETE", path))["outcome"] == "removed", (method, below)
@@ -198,13 +198,10 @@ async def test_a_job_waits_for_its_artifact_to_be_loaded_and_holds_up_no_other(t
         assert (await ended(served, job_id))["result"]["artifact"]["name"] == "fake"
         assert job.absent_s == 0
         ledger = served.state.jobs.ledger
-        assert [stored.absent_s for stored in await ledger.disk.in_database(ledger.disk.store.kept.jobs)] == [0, 0]
+        assert [stored.absent_s for stored in await ledger.disk.in_database(ledger.disk.tables.reads.jobs)] == [0, 0]
 
 
-async def test_a_job_whose_artifact_never_comes_back_gives_its_place_back(
-    two: Two, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.jobs.absence._STEP_S", 0.02)
+async def test_a_job_whose_artifact_never_comes_back_gives_its_place_back(two: Two) -> None:
     first, second, values = two
     job_id, path = await stopped_job(first, second, **values | {"artifact": "fake"})
     first.released.set()

@@ -15,17 +15,16 @@ from server_process import until
 from test_jobs_store import new_job
 
 from service.errors import JobsUnavailableError
-from service.jobs.claims import Claims
-from service.jobs.database import Database
-from service.jobs.records import ScoredRow, Sums
-from service.jobs.store import Store
-from service.jobs.tables import BAD_ROWS, BEGUN, EVENTS, JOBS, ROWS
-from service.jobs.writing import ClaimLostError
+from service.jobs.store.claims import ClaimLostError, Claims
+from service.jobs.store.database import Database
+from service.jobs.store.job_tables import JobTables
+from service.jobs.store.records import ScoredRow, Sums
+from service.jobs.store.schema import BAD_ROWS, BEGUN, JOBS, ROWS
 
 LINE = {"laplace": ([0.1, 0.9], 0.25)}
 LEASE_S = 60.0
 #: Every write that names a claim, of a job of which two rows are over.
-WRITES: dict[str, Callable[[Store, int, int], Any]] = {
+WRITES: dict[str, Callable[[JobTables, int, int], Any]] = {
     "add_rows": lambda store, job, fence: store.add_rows(
         job,
         (2, 4),
@@ -35,28 +34,26 @@ WRITES: dict[str, Callable[[Store, int, int], Any]] = {
         sums=Sums(rows=3),
         input_offset=40,
         started_at=1.0,
-        event="{}",
     ),
-    "add_event": lambda store, job, fence: store.add_event(job, '"stale"', fence=fence),
     "set_begun": lambda store, job, fence: store.set_begun(job, {(2, 4): 1}, fence=fence),
     "set_absent": lambda store, job, fence: store.set_absent(job, 7.0, fence=fence),
-    "set_paused": lambda store, job, fence: store.set_paused(job, {"code": "x"}, '"stale"', fence=fence),
+    "set_paused": lambda store, job, fence: store.set_paused(job, {"code": "x"}, fence=fence),
     "end": lambda store, job, fence: store.end(
-        job, "done", finished_at=1.0, event='"stale"', fence=fence, result='"stale"', bad={5: "x"}
+        job, "done", finished_at=1.0, fence=fence, result='"stale"', bad={5: "x"}
     ),
     "release": lambda store, job, fence: store.claims.release(job, fence),
-    "leave_job": lambda store, job, fence: store.claims.leave_job(job, {"code": "x"}, '"stale"', fence=fence),
+    "leave_job": lambda store, job, fence: store.claims.leave_job(job, {"code": "x"}, fence=fence),
 }
 #: Of these a lost claim is no error: what they keep is worth nothing then.
 SILENT = {"set_absent", "release"}
 
-Stores = tuple[Store, Store]
+Stores = tuple[JobTables, JobTables]
 
 
 @pytest.fixture
 def one(tmp_path: Path) -> Iterator[Stores]:
     """Yield what two servers write with, as one after the other has the SQLite of a folder."""
-    store = Store(Database.in_file(tmp_path / "jobs.sqlite"))
+    store = JobTables(Database.in_file(tmp_path / "jobs.sqlite"))
     yield store, store
     store.close()
 
@@ -64,16 +61,16 @@ def one(tmp_path: Path) -> Iterator[Stores]:
 @pytest.fixture
 def two(url: str) -> Iterator[Stores]:
     """Yield what two servers write with that share a PostgreSQL."""
-    opened = Store(Database.at_url(url)), Store(Database.at_url(url))
+    opened = JobTables(Database.at_url(url)), JobTables(Database.at_url(url))
     yield opened
     for store in opened:
         store.close()
 
 
-def begun(store: Store) -> int:
+def begun(store: JobTables) -> int:
     """Return a job that server ``a`` has claimed, for the first time, and done two rows of."""
     store.claims.hear("a", alone=False, lease_s=LEASE_S)
-    number = store.add(new_job(rows=6), '"queued"')
+    number = store.add(new_job(rows=6))
     assert store.claims.claim("a", 1) == [number]
     rows = [ScoredRow(row, 1, LINE, answer="{}") for row in range(2)]
     store.add_rows(
@@ -85,30 +82,29 @@ def begun(store: Store) -> int:
         sums=Sums(rows=2),
         input_offset=20,
         started_at=1.0,
-        event='"running"',
     )
     return number
 
 
-def let_die(store: Store) -> None:
+def let_die(store: JobTables) -> None:
     """Let ``b`` hear that ``a`` was not heard of for long."""
     store.claims.hear("b", alone=False, lease_s=-1.0)
     store.claims.hear("b", alone=False, lease_s=LEASE_S)
 
 
-def content(store: Store) -> dict[str, list[Any]]:
+def content(store: JobTables) -> dict[str, list[Any]]:
     """Return everything that the database has of jobs."""
     with store.database.transaction() as db:
         return {
             table.name: [tuple(row) for row in db.execute(sa.select(table).order_by(*table.primary_key.columns))]
-            for table in (JOBS, ROWS, BAD_ROWS, BEGUN, EVENTS)
+            for table in (JOBS, ROWS, BAD_ROWS, BEGUN)
         }
 
 
 def test_every_write_that_names_a_claim_is_tried_here() -> None:
     named = {
         name
-        for kind in (Store, Claims)
+        for kind in (JobTables, Claims)
         for name, method in inspect.getmembers(kind, inspect.isfunction)
         if "fence" in inspect.signature(method).parameters
     }
@@ -129,13 +125,13 @@ def check_stale_writes(how: str, stores: Stores) -> None:
         a.claims.release(number, 1)
         assert a.claims.claim("a", 1) == [number]
     elif how == "left":
-        a.claims.leave_job(number, {"code": "artifact_changed"}, "{}", fence=1)
+        a.claims.leave_job(number, {"code": "artifact_changed"}, fence=1)
         let_die(b)
         assert b.claims.claim("b", 0, most_left=1) == [number]
     elif how == "done":
-        a.end(number, "done", finished_at=1.0, event="{}", fence=1, result="{}")
+        a.end(number, "done", finished_at=1.0, fence=1, result="{}")
     else:
-        b.end(number, "cancelled", finished_at=1.0, event="{}")
+        b.end(number, "cancelled", finished_at=1.0)
         if how == "removed":
             b.remove([number])
     before = content(b)
@@ -169,7 +165,7 @@ def test_every_write_under_the_claim_goes_through(name: str, one: Stores) -> Non
 
 
 @contextmanager
-def before_commit(store: Store, work: Callable[[], Any]) -> Iterator[list[Any]]:
+def before_commit(store: JobTables, work: Callable[[], Any]) -> Iterator[list[Any]]:
     """Run work in a thread up to where its transaction is committed, which it is after the block; yield its result."""
     reached, go = threading.Event(), threading.Event()
     transaction, result = store.database.transaction, []
@@ -222,8 +218,8 @@ def test_a_write_that_waits_for_a_claim_is_refused_once_that_is_made(name: str, 
     assert claimed == [[number]]
     (told,) = outcome
     assert told is None if name in SILENT else isinstance(told, ClaimLostError)
-    (job,) = b.kept.jobs()
-    assert (job.server, job.fence, job.rows_done, job.events) == ("b", 2, 2, 2)
+    (job,) = b.reads.jobs()
+    assert (job.server, job.fence, job.rows_done, job.changes) == ("b", 2, 2, 1)
     watcher.close()
 
 
@@ -243,16 +239,14 @@ def test_no_claim_comes_in_the_middle_of_a_write(name: str, two: Stores) -> None
     let_die(b)
     with before_commit(a, lambda: WRITES[name](a, number, 1)):
         assert b.claims.claim("b", 1, most_left=1) == []
-    seen = content(a)
     claimed = b.claims.claim("b", 1, most_left=1)
     assert claimed == ([] if name == "end" else [number])
-    (job,) = b.kept.jobs(claimed or None)
-    assert (job.rows_done, job.events) == (4 if name == "add_rows" else 2, len(seen["laplora_events"]))
+    (job,) = b.reads.jobs(claimed or None)
+    assert job.rows_done == (4 if name == "add_rows" else 2)
 
 
-def test_a_server_that_hangs_in_a_write_keeps_no_job_from_the_others(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.jobs.database._IDLE_TIMEOUT_MS", 200)
-    hung, other = Store(Database.at_url(url)), Store(Database.at_url(url))
+def test_a_server_that_hangs_in_a_write_keeps_no_job_from_the_others(url: str) -> None:
+    hung, other = JobTables(Database.at_url(url, idle_timeout_ms=200)), JobTables(Database.at_url(url))
     number = begun(hung)
     let_die(other)
 
@@ -267,7 +261,7 @@ def test_a_server_that_hangs_in_a_write_keeps_no_job_from_the_others(url: str, m
     with pytest.raises(JobsUnavailableError):
         hang()
     # It goes on with a new connection.
-    assert hung.kept.jobs()[0].server == "b"
-    assert [job.rows_done for job in other.kept.jobs()] == [2]
+    assert hung.reads.jobs()[0].server == "b"
+    assert [job.rows_done for job in other.reads.jobs()] == [2]
     for store in (hung, other):
         store.close()

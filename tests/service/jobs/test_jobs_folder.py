@@ -8,7 +8,7 @@ import pytest
 from job_calls import refused
 from serving import serve
 
-from service.jobs.folder import JobsFolder, StrangersError
+from service.jobs.store.folder import JobsFolder, StrangersError
 
 ID = "7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,35 +12,29 @@ from job_calls import ended, get, held, paused, rows, stopped_job, submit
 from serving import FakePredictor, Served, artifacts_in, serve
 from sqlalchemy import update
 
-from service.jobs import waiting
-from service.jobs.database import Database
-from service.jobs.store import Store
-from service.jobs.tables import JOBS
+from service.jobs.store.database import Database
+from service.jobs.store.job_tables import JobTables
+from service.jobs.store.schema import JOBS
+from service.jobs.store.sharing import BackOffs
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.jobs.board._KEEPING_S", 0.02)
-    monkeypatch.setattr(waiting, "_FIRST_BACK_OFF_S", 0.02)
-    monkeypatch.setattr(waiting, "_LONGEST_BACK_OFF_S", 0.05)
+LOOK_S = 0.02
 
 
 @asynccontextmanager
 async def two(url: str, a: dict[str, Any], b: dict[str, Any]) -> AsyncIterator[tuple[Served, Served]]:
     """Yield two servers with one database."""
-    shared = {"jobs_url": url, "batch_tokens": 40}
+    shared = {"jobs_url": url, "batch_tokens": 40, "job_look_s": LOOK_S}
     async with serve(**shared, **a) as first, serve(**shared, **b) as second:
         yield first, second
 
 
-async def check_whole(store: Store, served: Served, job_id: str, count: int) -> None:
+async def check_whole(store: JobTables, served: Served, job_id: str, count: int) -> None:
     """Check that every row was answered once."""
     done = await ended(served, job_id)
     assert (done["status"], done["rows_done"], done["result"]["rows"]) == ("done", count, count)
     number = held(served, job_id).number
-    assert [one.row for one in store.kept.rows(number, -1, 10_000)] == list(range(count))
+    assert [one.row for one in store.reads.rows(number, -1, 10_000)] == list(range(count))
 
 
 @pytest.mark.parametrize("lacks", ["the version", "the artifact", "the upload"])
@@ -55,12 +48,12 @@ async def test_a_job_runs_where_it_can_and_is_failed_nowhere(lacks: str, url: st
         b |= {"predictor": (other := FakePredictor("other")), "artifact": "other"}
     else:
         b["jobs_dir"] = tmp_path / "own"
-    store = Store(Database.at_url(url))
+    store = JobTables(Database.at_url(url))
     async with two(url, a, b) as (first, second):
         able.hold()
         ids = [await submit(first, rows(40, first=40 * i)) for i in range(6)]
         # All of them come to the server that can, whatever its share is.
-        await second.until(lambda: {job.server for job in store.kept.jobs()} == {first.state.jobs.ledger.disk.server})
+        await second.until(lambda: {job.server for job in store.reads.jobs()} == {first.state.jobs.ledger.disk.server})
         able.released.set()
         for job_id in ids:
             await check_whole(store, first, job_id, 40)
@@ -78,19 +71,17 @@ async def test_a_job_that_no_server_can_run_says_why_and_goes_on_with_the_first_
     changed, lacking = FakePredictor(), FakePredictor("other")
     changed.artifact.digest = "sha256:another"
     a, b = {"predictor": changed, "jobs_dir": path}, {"predictor": lacking, "artifact": "other", "jobs_dir": path}
-    store = Store(Database.at_url(url))
+    store = JobTables(Database.at_url(url))
     async with two(url, a, b) as servers:
-        await servers[0].until(lambda: store.kept.jobs()[0].fence > 6)
+        await servers[0].until(lambda: store.reads.jobs()[0].fence > 6)
         for served in servers:
             assert await paused(served, job_id) == "artifact_changed"
             message = (await get(served, job_id))["paused"]["message"]
             assert message == "waits for a server that has loaded artifact 'fake' of digest sha256:fake"
-        told = [json.loads(data) for _, data in store.kept.events(1, 0, 500)]
-        assert [one["status"] for one in told].count("paused") == 1, "another try is no news"
-        assert store.kept.jobs()[0].left_at is not None
-        async with serve(FakePredictor(), jobs_url=url, jobs_dir=path) as third:
+        assert store.reads.jobs()[0].left_at is not None
+        async with serve(FakePredictor(), jobs_url=url, jobs_dir=path, job_look_s=LOOK_S) as third:
             assert (await ended(third, job_id))["result"]["rows"] == 40
-        (job,) = store.kept.jobs()
+        (job,) = store.reads.jobs()
         assert (job.status, job.left_at, job.paused) == ("done", None, None)
     store.close()
 
@@ -103,7 +94,7 @@ async def test_a_job_that_no_server_can_run_for_long_fails_by_the_reason(lacks: 
         predictors = artifacts_in(tmp_path, "fake", "other")
         more = {"artifacts_root": tmp_path}
     job_id, path = await stopped_job(*predictors, jobs_url=url, jobs_dir=tmp_path / "common", **more)
-    values = {"jobs_url": url, "jobs_dir": path, "job_wait_s": 2000, **more}
+    values = {"jobs_url": url, "jobs_dir": path, "job_wait_s": 2000, "job_look_s": LOOK_S, **more}
     predictors[0].released.set()
     if lacks == "artifact_changed":
         predictors[0].artifact.digest = "sha256:another"
@@ -117,7 +108,7 @@ async def test_a_job_that_no_server_can_run_for_long_fails_by_the_reason(lacks: 
         assert await paused(served, job_id) == lacks
         with database.transaction() as db:
             db.execute(update(JOBS).values(left_at=JOBS.c.left_at - 1000))
-        await served.until(lambda: Store(database).kept.jobs()[0].fence > 4)
+        await served.until(lambda: JobTables(database).reads.jobs()[0].fence > 4)
         assert (await get(served, job_id))["status"] == "paused"
         with database.transaction() as db:
             db.execute(update(JOBS).values(left_at=JOBS.c.left_at - 1000))
@@ -128,10 +119,8 @@ async def test_a_job_that_no_server_can_run_for_long_fails_by_the_reason(lacks: 
     database.close()
 
 
-def test_a_server_tries_less_and_less_often_what_it_could_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_FIRST_BACK_OFF_S", 5.0)
-    monkeypatch.setattr(waiting, "_LONGEST_BACK_OFF_S", 300.0)
-    back_offs = waiting.BackOffs()
+def test_a_server_tries_less_and_less_often_what_it_could_not_run() -> None:
+    back_offs = BackOffs(5.0)
     assert [back_offs.put(1) for _ in range(8)] == [5, 10, 20, 40, 80, 160, 300, 300]
     assert back_offs.put(2) == 5
     assert back_offs.now([1, 2, 3]) == [1, 2]

@@ -18,18 +18,18 @@ from server_process import until
 from test_jobs_store import add, end, new_job
 
 from service.errors import IdempotencyConflictError, JobsUnavailableError
-from service.jobs.database import Database
-from service.jobs.migrations import FORMAT, STEPS, migrate, read_format
-from service.jobs.records import Job
-from service.jobs.store import Store
-from service.jobs.writing import ClaimLostError
+from service.jobs.store.claims import ClaimLostError
+from service.jobs.store.database import Database
+from service.jobs.store.job_tables import JobTables
+from service.jobs.store.records import Job
+from service.jobs.store.schema import FORMAT
 
 LEASE_S = 60.0
 
 
 @pytest.fixture
-def stores(url: str) -> Iterator[list[Store]]:
-    opened = [Store(Database.at_url(url)) for _ in range(2)]
+def stores(url: str) -> Iterator[list[JobTables]]:
+    opened = [JobTables(Database.at_url(url)) for _ in range(2)]
     yield opened
     for store in opened:
         store.close()
@@ -41,11 +41,11 @@ def keyed(name: str, key: str | None = None) -> Job:
     return job
 
 
-def test_a_job_is_claimed_by_one_server_and_the_last_claim_alone_writes(stores: list[Store]) -> None:
+def test_a_job_is_claimed_by_one_server_and_the_last_claim_alone_writes(stores: list[JobTables]) -> None:
     a, b = stores
     for store, name in ((a, "a"), (b, "b")):
         store.claims.hear(name, alone=False, lease_s=LEASE_S)
-    number = a.add(keyed("1"), "{}")
+    number = a.add(keyed("1"))
     assert (a.claims.claim("a", 5), b.claims.claim("b", 5)) == ([number], [])
     assert add(a, number, range(2), {}, fence=1)
     # b hears that a is not heard of any more, and takes the job over.
@@ -55,17 +55,16 @@ def test_a_job_is_claimed_by_one_server_and_the_last_claim_alone_writes(stores: 
     assert not add(a, number, range(2, 4), {}, fence=1)
     for write in (
         lambda: a.set_begun(number, {(2, 4): 0}, fence=1),
-        lambda: a.set_paused(number, {"code": "x"}, "{}", fence=1),
-        lambda: a.add_event(number, "{}", fence=1),
+        lambda: a.set_paused(number, {"code": "x"}, fence=1),
         lambda: end(a, number, "done", fence=1),
     ):
         with pytest.raises(ClaimLostError):
             write()
     assert add(b, number, range(2, 6), {3: "device_memory"}, fence=2)
-    assert [one.row for one in b.kept.rows(number, -1, 10)] == [0, 1, 2, 4, 5]
+    assert [one.row for one in b.reads.rows(number, -1, 10)] == [0, 1, 2, 4, 5]
     end(b, number, "done", fence=2, result="{}")
     assert a.claims.claim("a", 5) == []
-    (job,) = a.kept.jobs()
+    (job,) = a.reads.jobs()
     assert (job.status, job.rows_done, job.server, job.fence, dict(job.bad_counts)) == (
         "done",
         6,
@@ -73,14 +72,13 @@ def test_a_job_is_claimed_by_one_server_and_the_last_claim_alone_writes(stores: 
         3,
         {"device_memory": 1},
     )
-    assert [sequence for sequence, _ in a.kept.events(number, 0, 9)] == [1, 2, 3, 4]
 
 
-def test_servers_that_claim_at_once_share_the_jobs_and_none_is_claimed_twice(stores: list[Store]) -> None:
-    numbers = [stores[0].add(new_job(f"{i:032d}"), "{}") for i in range(40)]
+def test_servers_that_claim_at_once_share_the_jobs_and_none_is_claimed_twice(stores: list[JobTables]) -> None:
+    numbers = [stores[0].add(new_job(f"{i:032d}")) for i in range(40)]
     begin, got = threading.Barrier(2), {"a": [], "b": []}  # type: ignore[var-annotated]
 
-    def claim(store: Store, name: str) -> None:
+    def claim(store: JobTables, name: str) -> None:
         store.claims.hear(name, alone=False, lease_s=LEASE_S)
         begin.wait()
         while taken := store.claims.claim(name, 3, without=got[name]):
@@ -94,49 +92,33 @@ def test_servers_that_claim_at_once_share_the_jobs_and_none_is_claimed_twice(sto
     assert sorted(got["a"] + got["b"]) == numbers
 
 
-def test_one_key_is_one_job_whichever_servers_it_is_sent_to(stores: list[Store]) -> None:
+def test_one_key_is_one_job_whichever_servers_it_is_sent_to(stores: list[JobTables]) -> None:
     a, b = stores
-    a.add(keyed("1", "k"), "{}")
+    a.add(keyed("1", "k"))
     with pytest.raises(IdempotencyConflictError):
-        b.add(keyed("2", "k"), "{}")
+        b.add(keyed("2", "k"))
     for name in "34":
-        b.add(keyed(name), "{}")
-    assert len(a.kept.jobs()) == 3
+        b.add(keyed(name))
+    assert len(a.reads.jobs()) == 3
 
 
-def test_a_removed_job_leaves_nothing(stores: list[Store]) -> None:
+def test_a_removed_job_leaves_nothing(stores: list[JobTables]) -> None:
     store = stores[0]
     store.claims.hear("a", alone=False, lease_s=LEASE_S)
-    number = store.add(new_job(rows=600), "{}")
+    number = store.add(new_job(rows=600))
     assert store.claims.claim("a", 1) == [number]
     for first in range(0, 600, 100):
         assert add(store, number, range(first, first + 100), {first: "x"})
     end(store, number, "done", fence=1, result="{}")
     store.remove([number])
-    while store.kept.sweep():
+    while store.reads.sweep():
         pass
-    assert (store.kept.rows(number, -1, 9), store.kept.bad_rows(number), store.kept.events(number, 0, 9)) == (
-        [],
-        [],
-        [],
-    )
+    assert (store.reads.rows(number, -1, 9), store.reads.bad_rows(number)) == ([], [])
 
 
-def test_every_format_is_brought_up_to_date_and_a_later_one_is_refused(url: str) -> None:
+def test_a_database_of_another_format_is_refused_by_name(url: str) -> None:
+    JobTables(Database.at_url(url)).close()
     engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    for upto in sorted(STEPS):
-        with engine.begin() as connection:
-            before = read_format(connection)
-            assert migrate(connection, upto=upto) == (before, upto)
-            if upto == min(STEPS):
-                connection.exec_driver_sql(
-                    "INSERT INTO laplora_jobs (id, owner, about, sums) VALUES (%s, 'ann', %s, '{}')",
-                    ("a" * 32, new_job().about.model_dump_json(exclude={"keep_rows", "columns", "fields"})),
-                )
-    store = Store(Database.at_url(url))
-    (job,) = store.kept.jobs()
-    assert (job.id, job.keeps_rows, job.fence, job.events) == ("a" * 32, False, 0, 0)
-    store.close()
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE laplora_jobs_format SET format = 99")
     with pytest.raises(JobsUnavailableError, match=f"format 99, this server reads format {FORMAT}"):
@@ -146,20 +128,20 @@ def test_every_format_is_brought_up_to_date_and_a_later_one_is_refused(url: str)
 
 def test_tables_of_others_are_left_alone_and_faults_are_told_of_by_name(url: str) -> None:
     engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    names = ("jobs", "rows", "bad_rows", "begun", "events", "servers")
+    names = ("jobs", "rows", "bad_rows", "begun", "servers")
     with engine.begin() as connection:
         for name in names:
             connection.exec_driver_sql(f"CREATE TABLE {name} (theirs TEXT)")
-    store = Store(Database.at_url(url))
-    store.add(keyed("a"), "queued")
-    assert len(store.kept.jobs()) == 1
+    store = JobTables(Database.at_url(url))
+    store.add(keyed("a"))
+    assert len(store.reads.jobs()) == 1
     with engine.begin() as connection:
         for name in names:
             assert connection.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar_one() == 0
-        connection.exec_driver_sql("DROP TABLE laplora_events")
+        connection.exec_driver_sql("DROP TABLE laplora_jobs")
     # That no other try carries out, and no value is in the message.
     with pytest.raises(sa.exc.ProgrammingError) as told:
-        store.add(keyed("b"), "a private event")
+        store.add(keyed("b", "private"))
     assert "private" not in str(told.value)
     store.close()
     engine.dispose()
@@ -210,12 +192,12 @@ def test_a_killed_servers_jobs_go_on_with_the_other_and_every_row_is_answered_on
         # Both know of all, wherever they were sent, and each has its share.
         for client in clients:
             assert [job["id"] for job in client.get("/evaluate/jobs").json()["jobs"]] == ids[::-1]
-        store = Store(Database.at_url(url))
+        store = JobTables(Database.at_url(url))
         until(lambda: sorted(_shares(store)) == [2, 2])
         servers.open()
         for job_id in ids:
             job_until(clients[1], job_id, lambda job: job["rows_done"] > 20, pause_s=0.1)
-        killed_at = {job.id: job.rows_done for job in store.kept.jobs()}
+        killed_at = {job.id: job.rows_done for job in store.reads.jobs()}
         first.popen.send_signal(signal.SIGKILL)
         first.popen.wait()
         assert any(done < count for done in killed_at.values())
@@ -229,16 +211,14 @@ def test_a_killed_servers_jobs_go_on_with_the_other_and_every_row_is_answered_on
             assert [one["line"] for one in got] == list(range(1, count + 1))
             assert [one["input"] for one in got] == of_one
             assert [one["line"] - 1 for one in got if one["answer"] is None] == list(bad)
-        for job in store.kept.jobs():
-            numbers = [one.row for one in store.kept.rows(job.number, -1, 1000)]
+        for job in store.reads.jobs():
+            numbers = [one.row for one in store.reads.rows(job.number, -1, 1000)]
             assert numbers == [row for row in range(count) if row not in bad]
-            sequences = [sequence for sequence, _ in store.kept.events(job.number, 0, 1000)]
-            assert sequences == list(range(1, job.events + 1))
         store.close()
 
 
-def _shares(store: Store) -> list[int]:
-    owners = [job.server for job in store.kept.jobs()]
+def _shares(store: JobTables) -> list[int]:
+    owners = [job.server for job in store.reads.jobs()]
     return [owners.count(owner) for owner in set(owners) if owner is not None]
 
 

@@ -1,4 +1,4 @@
-"""Jobs of a real process: killed, stopped, on a disk without room, followed over a socket."""
+"""Jobs of a real process: killed, stopped, on a disk without room."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import httpx
 import pytest
 from job_calls import JSONL, holding, lines, poisoned, rows
 from job_servers import Servers, has, job_until, methods, submit_to
-from server_process import Process, in_flight, metric, until
+from server_process import Process, metric, until
 
 SMALL_BATCHES = ("--batch-tokens", "40")
 
@@ -54,18 +54,13 @@ def test_killed_jobs_go_on_without_a_lost_or_doubled_row(servers: Servers) -> No
         assert [one["line"] - 1 for one in answered if one["answer"] is None] == list(bad)
 
 
-def test_draining_stops_jobs_to_go_on_and_ends_the_streams(servers: Servers) -> None:
+def test_draining_stops_jobs_to_go_on(servers: Servers) -> None:
     process = servers.start(*SMALL_BATCHES)
     with process.client() as client:
         job_id = submit_to(client, holding(rows(500), {300: 99_701}))
         job_until(client, job_id, lambda job: job["rows_done"] > 0)
         servers.shut()
-        with client.stream("GET", f"/evaluate/jobs/{job_id}/events") as stream:
-            events = stream.iter_lines()
-            assert next(events) == "retry: 2000"
-            process.popen.terminate()
-            seen = [json.loads(line[6:]) for line in events if line.startswith("data: ")]
-        assert seen[-1]["status"] == "queued"
+        process.popen.terminate()
         assert process.left() == 0
     ((status, done, stored),) = servers.stored().values()
     assert (status, stored) == ("queued", list(range(done)))
@@ -87,7 +82,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture(scope="module")
 def client(shared: Servers) -> Iterator[httpx.Client]:
-    with shared.start(*SMALL_BATCHES, "--max-event-streams", "4").client() as client:
+    with shared.start(*SMALL_BATCHES).client() as client:
         yield client
 
 
@@ -116,63 +111,6 @@ def test_a_refused_upload_is_answered_while_much_is_still_sent(client: httpx.Cli
         response = client.post("/evaluate/jobs", content=content, headers=JSONL)
         assert response.status_code == 422
         assert response.json()["error"]["field"] == "lines.1"
-
-
-def test_events_over_a_socket(shared: Servers, client: httpx.Client) -> None:
-    shared.shut()
-    job_id = submit_to(client, rows(100))
-    with client.stream("GET", f"/evaluate/jobs/{job_id}/events") as stream:
-        assert stream.headers["content-type"].startswith("text/event-stream")
-        events = stream.iter_lines()
-        first = next(line for line in events if line.startswith("data: "))
-        assert json.loads(first[6:])["rows_done"] == 0
-        shared.open()
-        left = list(events)
-    ids = [line[4:] for line in left if line.startswith("id: ")]
-    seen = [json.loads(line[6:]) for line in left if line.startswith("data: ")]
-    assert len(ids) == len(seen) == len(set(ids))
-    done = [job["rows_done"] for job in seen]
-    assert done == sorted(done)
-    assert any(0 < rows_done < 100 for rows_done in done)
-    assert (seen[-1]["status"], done[-1], seen[-1]["result"]) == ("done", 100, None)
-    assert ids == [str(int(ids[0]) + i) for i in range(len(ids))]
-    # What was read is not sent again, but the end is news to whoever has not read it.
-    path = f"/evaluate/jobs/{job_id}/events"
-    assert f"id: {ids[-1]}\n" in client.get(path).text
-    for headers, query in (({"last-event-id": ids[-3]}, {}), ({}, {"after": ids[-3]})):
-        again = client.get(path, headers=headers, params=query).text
-        assert [line[4:] for line in again.splitlines() if line.startswith("id: ")] == ids[-2:]
-    history = client.get(path, params={"after": 0}).text
-    assert [int(line[4:]) for line in history.splitlines() if line.startswith("id: ")] == [*range(1, int(ids[-1]) + 1)]
-    in_flight(client, 0)
-
-
-def test_one_caller_has_its_share_of_the_streams_and_a_reader_that_goes_away_gives_it_back(
-    shared: Servers, client: httpx.Client
-) -> None:
-    shared.shut()
-    job_id = submit_to(client, rows(5))
-    path = f"/evaluate/jobs/{job_id}/events"
-    with ExitStack() as streams:
-        # Held: a reader that is forgotten closes its stream.
-        readers = [streams.enter_context(client.stream("GET", path)).iter_lines() for _ in range(2)]
-        assert [next(reader) for reader in readers] == ["retry: 2000"] * 2
-        with client.stream("GET", path) as refused:
-            assert refused.status_code == 429
-            assert refused.headers["retry-after"]
-            assert json.loads(refused.read())["error"]["code"] == "client_too_many_requests"
-        transport = httpx.HTTPTransport(local_address="127.0.0.2")
-        with (
-            httpx.Client(transport=transport, base_url=client.base_url, timeout=None) as elsewhere,
-            elsewhere.stream("GET", path) as allowed,
-        ):
-            assert next(allowed.iter_lines()) == "retry: 2000"
-        in_flight(client, 2)
-    in_flight(client, 0)
-    with client.stream("GET", path) as again:
-        assert next(again.iter_lines()) == "retry: 2000"
-    shared.open()
-    job_until(client, job_id, has("done"))
 
 
 # Disks without room

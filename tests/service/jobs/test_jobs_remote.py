@@ -16,8 +16,8 @@ from postgres import postgres
 from remote_servers import object_server
 
 from service.errors import JobsUnavailableError, UploadChangedError
-from service.jobs.folder import JobsFolder
-from service.jobs.remote import RemoteStore
+from service.jobs.store.folder import JobsFolder
+from service.jobs.store.remote import RemoteUploads
 
 pytest.importorskip("obstore")
 ID = "7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"
@@ -31,10 +31,10 @@ def s3() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def store(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> RemoteStore:
+def store(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> RemoteUploads:
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
-    return RemoteStore("s3://jobs/folder")
+    return RemoteUploads("s3://jobs/folder")
 
 
 def names(s3: dict[str, str]) -> list[str]:
@@ -42,7 +42,7 @@ def names(s3: dict[str, str]) -> list[str]:
     return re.findall("<Key>(.*?)</Key>", listed)
 
 
-def test_objects_come_and_go_whole(store: RemoteStore, s3: dict[str, str], tmp_path: Path) -> None:
+def test_objects_come_and_go_whole(store: RemoteUploads, s3: dict[str, str], tmp_path: Path) -> None:
     # Several parts, and none.
     for content in (b"x" * (20 * 2**20), b""):
         (tmp_path / "a").write_bytes(content)
@@ -57,7 +57,7 @@ def test_objects_come_and_go_whole(store: RemoteStore, s3: dict[str, str], tmp_p
         store.get("a.jsonl", tmp_path / "c", size_bytes=1)
 
 
-def test_a_folder_has_copies_of_what_the_store_keeps(store: RemoteStore, s3: dict[str, str], tmp_path: Path) -> None:
+def test_a_folder_has_copies_of_what_the_store_keeps(store: RemoteUploads, s3: dict[str, str], tmp_path: Path) -> None:
     first, second = [JobsFolder(tmp_path / name, shared=True, remote=store) for name in "ab"]
     first.upload(ID).write_bytes(b"one\ntwo\n")
     first.keep(ID)
@@ -81,7 +81,7 @@ def test_a_store_that_does_not_answer_is_waited_for(
 ) -> None:
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
-    missing = RemoteStore("s3://another/folder")
+    missing = RemoteUploads("s3://another/folder")
     (tmp_path / "a").write_text("a")
     with pytest.raises(JobsUnavailableError) as error:
         missing.put(tmp_path / "a", "a")
@@ -111,7 +111,7 @@ def test_servers_with_folders_of_their_own_share_jobs(servers: Servers, s3: dict
 
 
 def test_an_object_of_another_size_is_not_written(tmp_path: Path) -> None:
-    store, upload, copy = RemoteStore("memory:///"), tmp_path / "upload", tmp_path / "copy"
+    store, upload, copy = RemoteUploads("memory:///"), tmp_path / "upload", tmp_path / "copy"
     upload.write_bytes(b"x" * 1000)
     store.put(upload, "a.jsonl")
     with pytest.raises(UploadChangedError):

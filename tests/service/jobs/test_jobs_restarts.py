@@ -15,9 +15,9 @@ from job_calls import ended, methods, rows, stopped_job, submit
 from serving import FakePredictor, Served, serve
 
 from laplora.prompts.rows import EncodedRow
-from service.jobs.database import Database
-from service.jobs.records import Rows
-from service.jobs.store import Store
+from service.jobs.store.database import Database
+from service.jobs.store.job_tables import JobTables
+from service.jobs.store.records import Rows
 
 pytestmark = pytest.mark.anyio
 
@@ -86,11 +86,11 @@ async def test_a_row_that_ends_the_process_is_left_out_after_a_few_starts(
 
 def begun(jobs_dir: Path, become: dict[Rows, int] | None = None) -> dict[Rows, int]:
     """Return what the only job of a folder that no server has keeps as under way, after making it ``become`` this."""
-    store = Store(Database.in_file(jobs_dir / "laplora-jobs" / "jobs.sqlite"))
-    (job,) = store.kept.jobs()
+    store = JobTables(Database.in_file(jobs_dir / "laplora-jobs" / "jobs.sqlite"))
+    (job,) = store.reads.jobs()
     if become is not None:
         store.set_begun(1, become, fence=job.fence)
-    (job,) = store.kept.jobs()
+    (job,) = store.reads.jobs()
     store.close()
     return job.begun
 

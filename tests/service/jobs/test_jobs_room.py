@@ -10,7 +10,7 @@ from job_calls import callers, ended, post, refused, uploads
 from serving import serve, settings
 
 from service.errors import TooManyJobsError
-from service.jobs.quota import Quota
+from service.jobs.store.quota import Quota
 
 pytestmark = pytest.mark.anyio
 

@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 
 from service.errors import JobsUnavailableError
-from service.http.schemas.artifacts import ArtifactRef
-from service.http.schemas.evaluate import MeasureOptions
-from service.jobs.database import Database
-from service.jobs.migrations import FORMAT
-from service.jobs.records import About, Job, ScoredRow, StoredStatus, Sums
-from service.jobs.store import Store
-from service.jobs.writing import ClaimLostError
+from service.jobs.store.claims import ClaimLostError
+from service.jobs.store.database import Database
+from service.jobs.store.job_tables import JobTables
+from service.jobs.store.records import About, ArtifactVersion, Job, JobOptions, ScoredRow, StoredStatus, Sums
+from service.jobs.store.schema import FORMAT
 
 ROWS = 20_000
 #: What the log may come to, in bytes: about a megabyte, whatever the job's size.
@@ -24,28 +22,33 @@ MOST_LOG_BYTES = 1_200_000
 LINE = {"laplace": ([0.123456789, 0.876543211], 0.25), "map": ([0.123456789, 0.876543211], None)}
 
 
+def about(rows: int, **more: Any) -> About:
+    artifact = ArtifactVersion(name="fake", digest="sha256:fake", base_model="tiny", quantization="none")
+    values: dict[str, Any] = {
+        "artifact": artifact, "labels": ("n", "p"), "options": JobOptions(), "rows": rows, "tokens": 4 * rows,
+        "created_at": 1e9, "keep_rows": False, "upload_bytes": 1, "fields": ("text",), "columns": ("text", "label"),
+    }  # fmt: skip
+    return About(**values | more)
+
+
 def new_job(name: str = "a" * 32, rows: int = ROWS) -> Job:
-    artifact = ArtifactRef(name="fake", digest="sha256:fake", base_model="tiny", quantization="none")
-    about = About(
-        artifact=artifact, labels=("n", "p"), options=MeasureOptions(), rows=rows, tokens=4 * rows, created_at=1e9
-    )
-    return Job(name, "ann", None, about)
+    return Job(name, "ann", None, about(rows))
 
 
-def opened(path: Path) -> Store:
-    return Store(Database.in_file(path))
+def opened(path: Path) -> JobTables:
+    return JobTables(Database.in_file(path))
 
 
-def claimed(store: Store, job: Job) -> int:
+def claimed(store: JobTables, job: Job) -> int:
     """Return the number of a new job that a server has claimed, for the first time."""
-    number = store.add(job, "{}")
+    number = store.add(job)
     store.claims.hear("here", alone=True, lease_s=9)
-    others = [other.number for other in store.kept.jobs() if other.number != number]
+    others = [other.number for other in store.reads.jobs() if other.number != number]
     assert store.claims.claim("here", 99, without=others) == [number]
     return number
 
 
-def add(store: Store, number: int, rows: range, bad: dict[int, str], fence: int = 1) -> bool:
+def add(store: JobTables, number: int, rows: range, bad: dict[int, str], fence: int = 1) -> bool:
     """Return whether rows were kept."""
     scored = [ScoredRow(row, row % 2, LINE) for row in rows if row not in bad]
     try:
@@ -58,18 +61,17 @@ def add(store: Store, number: int, rows: range, bad: dict[int, str], fence: int 
             sums=Sums(),
             input_offset=rows.start,
             started_at=1e9,
-            event="{}",
         )
     except ClaimLostError:
         return False
     return True
 
 
-def end(store: Store, number: int, status: StoredStatus, **more: Any) -> None:
-    store.end(number, status, finished_at=1e9, event="{}", **more)
+def end(store: JobTables, number: int, status: StoredStatus, **more: Any) -> None:
+    store.end(number, status, finished_at=1e9, **more)
 
 
-def fill(store: Store, number: int, rows: int = ROWS, bad: int = 0) -> None:
+def fill(store: JobTables, number: int, rows: int = ROWS, bad: int = 0) -> None:
     """Put a job's rows on disk as a server does; every one of ``bad`` rows has no answer."""
     for first in range(0, rows, 250):
         numbers = range(first, min(rows, first + 250))
@@ -93,23 +95,23 @@ def test_removing_a_large_job_keeps_the_log_small_and_gives_the_disk_back(tmp_pa
     filled = path.stat().st_size
     assert filled > 1_500_000
     end(store, number, "done", result="{}")
-    assert store.kept.result(number) == "{}"
+    assert store.reads.result(number) == "{}"
     steps = 0
-    while store.kept.sweep():
+    while store.reads.sweep():
         steps += 1
         # Between two steps anything else can be written.
         if steps == 5:
             other = claimed(store, new_job("b" * 32, rows=250))
             fill(store, other, 250)
     assert steps > ROWS / 256
-    assert [row.row for row in store.kept.rows(other, -1, 1000)] == list(range(250))
-    assert store.kept.rows(number, -1, 10) == []
-    assert len(store.kept.bad_rows(number)) == 3000, "what could not be scored is part of what is kept"
+    assert [row.row for row in store.reads.rows(other, -1, 1000)] == list(range(250))
+    assert store.reads.rows(number, -1, 10) == []
+    assert len(store.reads.bad_rows(number)) == 3000, "what could not be scored is part of what is kept"
     store.remove([number])
-    assert [job.number for job in store.kept.jobs()] == [other]
-    while store.kept.sweep():
+    assert [job.number for job in store.reads.jobs()] == [other]
+    while store.reads.sweep():
         pass
-    assert store.kept.bad_rows(number) == []
+    assert store.reads.bad_rows(number) == []
     assert max(sizes) < MOST_LOG_BYTES
     assert log.stat().st_size == 0
     store.close()
@@ -125,15 +127,15 @@ def test_what_a_kill_leaves_of_a_removal_goes_at_the_next_start(tmp_path: Path) 
     end(store, ended, "done", result="{}")
     end(store, removed, "cancelled")
     store.remove([removed])
-    assert store.kept.sweep()
+    assert store.reads.sweep()
     store.database.raw.close()  # no checkpoint of ours, no more sweeping
     assert count(path, "laplora_rows") > 990
     store = opened(path)
-    assert [(job.number, job.status, job.rows_bad) for job in store.kept.jobs()] == [
+    assert [(job.number, job.status, job.rows_bad) for job in store.reads.jobs()] == [
         (ended, "done", 10),
         (open_job, "queued", 10),
     ]
-    while store.kept.sweep():
+    while store.reads.sweep():
         pass
     store.close()
     assert count(path, "laplora_rows") == 990
@@ -162,15 +164,15 @@ def test_what_is_under_way_is_kept_until_it_is_over(tmp_path: Path) -> None:
     store.set_begun(number, begun, fence=1)
     store.close()
     store = opened(path)
-    (job,) = store.kept.jobs()
+    (job,) = store.reads.jobs()
     assert (job.rows_done, job.bad_counts, job.absent_s) == (2, {"device_memory": 1}, 7.5)
     assert job.begun == begun
     assert add(store, number, range(2, 3), {2: "device_fault"})
-    assert store.kept.jobs()[0].begun == {(2, 5): 0, (5, 9): 0}
+    assert store.reads.jobs()[0].begun == {(2, 5): 0, (5, 9): 0}
     end(store, number, "cancelled")
     with pytest.raises(ClaimLostError):
         store.set_begun(number, begun, fence=1)
-    assert store.kept.jobs()[0].begun == {}
+    assert store.reads.jobs()[0].begun == {}
     store.close()
 
 
@@ -182,13 +184,13 @@ def test_rows_go_to_disk_once_and_in_order(tmp_path: Path) -> None:
     # Once more, as after an answer that was lost: nothing is kept twice, and a new claim knows how far it is.
     assert not add(store, number, range(3), {})
     assert add(store, number, range(3, 6), dict.fromkeys(range(3, 6), "device_memory"))
-    assert [row.row for row in store.kept.rows(number, -1, 10)] == [0, 2]
-    assert [row.row for row in store.kept.rows(number, 0, 10)] == [2]
+    assert [row.row for row in store.reads.rows(number, -1, 10)] == [0, 2]
+    assert [row.row for row in store.reads.rows(number, 0, 10)] == [2]
     end(store, number, "failed", error={"code": "x"}, bad={5: "x", 6: "device_memory"})
     with pytest.raises(ClaimLostError):
         end(store, number, "done")
     assert not add(store, number, range(6, 9), {})
     bad = [(1, "internal_error"), *((row, "device_memory") for row in (3, 4, 5, 6))]
-    assert store.kept.bad_rows(number) == bad
-    assert [(job.status, job.bad_counts.total()) for job in store.kept.jobs()] == [("failed", 5)]
+    assert store.reads.bad_rows(number) == bad
+    assert [(job.status, job.bad_counts.total()) for job in store.reads.jobs()] == [("failed", 5)]
     store.close()

@@ -15,35 +15,30 @@ from serving import FakePredictor, Served, serve
 from sqlalchemy import update
 
 from service.errors import JobsUnavailableError
-from service.jobs.database import Database
-from service.jobs.store import Store
-from service.jobs.tables import SERVERS
+from service.jobs.store.database import Database
+from service.jobs.store.job_tables import JobTables
+from service.jobs.store.schema import SERVERS
 
 pytestmark = pytest.mark.anyio
 COUNT = 60
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.jobs.board._KEEPING_S", 0.02)
-
-
 @asynccontextmanager
 async def a_server(url: str, folder: Path) -> AsyncIterator[Served]:
-    async with serve(FakePredictor(), jobs_url=url, jobs_dir=folder, batch_tokens=40) as served:
+    async with serve(FakePredictor(), jobs_url=url, jobs_dir=folder, batch_tokens=40, job_look_s=0.02) as served:
         yield served
 
 
 @contextmanager
-def reading(url: str) -> Iterator[Store]:
-    store = Store(Database.at_url(url))
+def reading(url: str) -> Iterator[JobTables]:
+    store = JobTables(Database.at_url(url))
     try:
         yield store
     finally:
         store.close()
 
 
-async def seem_dead(served: Served, store: Store) -> None:
+async def seem_dead(served: Served, store: JobTables) -> None:
     """Let a server say no more that it lives, nor learn what others do, while its jobs go on."""
     served.state.jobs._keeper.cancel()
     with store.database.transaction() as db:
@@ -53,7 +48,7 @@ async def seem_dead(served: Served, store: Store) -> None:
 
 def gated(monkeypatch: pytest.MonkeyPatch, served: Served, write: str) -> tuple[threading.Event, threading.Event]:
     """Hold the first such write of a server up, before anything of it is done."""
-    store, reached, go = served.state.jobs.ledger.disk.store, threading.Event(), threading.Event()
+    store, reached, go = served.state.jobs.ledger.disk.tables, threading.Event(), threading.Event()
     real = getattr(store, write)
 
     def late(*arguments: Any, **named: Any) -> Any:
@@ -101,11 +96,8 @@ async def test_a_write_that_comes_too_late_is_refused_and_every_row_is_answered_
                 for served in (first, second):
                     assert await get(served, job_id) == done
                     assert [one["input"] for one in await answered(served, job_id)] == items
-        (stored,) = store.kept.jobs()
-        assert [one.row for one in store.kept.rows(stored.number, -1, 1000)] == list(range(COUNT))
-        assert [number for number, _ in store.kept.events(stored.number, 0, 1000)] == list(range(1, stored.events + 1))
-        told = [json.loads(event)["rows_done"] for _, event in store.kept.events(stored.number, 0, 1000)]
-        assert told == sorted(told)
+        (stored,) = store.reads.jobs()
+        assert [one.row for one in store.reads.rows(stored.number, -1, 1000)] == list(range(COUNT))
 
 
 async def test_a_cancel_that_comes_after_another_servers_end_takes_no_row_away(url: str, tmp_path: Path) -> None:

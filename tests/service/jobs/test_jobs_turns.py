@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,9 @@ import pytest
 from job_calls import callers, ended, get, held, lines, rows, submit
 from serving import FakePredictor, Served, artifacts_in, serve
 
-from service.jobs import events as stream_of_events
-from service.jobs import ledger as ledger_of_jobs
-from service.jobs import metrics
-from service.jobs.records import Job
-from service.jobs.waiting import Turns
+from service.jobs.reading import measuring
+from service.jobs.running.waiting import Turns
+from service.jobs.store.records import Job
 
 pytestmark = pytest.mark.anyio
 
@@ -57,13 +55,13 @@ async def test_leaving_and_coming_back_earns_nothing() -> None:
 def chunks_kept(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that grows by a job's id as each of its chunks comes to disk."""
     order: list[str] = []
-    keep = served.state.jobs.ledger.keep_rows
+    keep = served.state.jobs.ledger.add_rows
 
     async def noting(job: Job, *args: Any, **kw: Any) -> None:
         await keep(job, *args, **kw)
         order.append(job.id)
 
-    monkeypatch.setattr(served.state.jobs.ledger, "keep_rows", noting)
+    monkeypatch.setattr(served.state.jobs.ledger, "add_rows", noting)
     return order
 
 
@@ -167,7 +165,7 @@ async def test_two_chunks_are_under_way_and_no_more_artifacts_are_held(tmp_path:
 async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(
     monkeypatch: pytest.MonkeyPatch, served: Served
 ) -> None:
-    going_on, begun, measure = threading.Event(), threading.Event(), metrics.measure_method
+    going_on, begun, measure = threading.Event(), threading.Event(), measuring.measure_method
 
     def slow(method_rows: Any, *args: Any, **kw: Any) -> Any:
         if len(method_rows) == 50:
@@ -175,7 +173,7 @@ async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(
             going_on.wait()
         return measure(method_rows, *args, **kw)
 
-    monkeypatch.setattr(metrics, "measure_method", slow)
+    monkeypatch.setattr(measuring, "measure_method", slow)
     long = await submit(served, rows(50))
     await served.until(begun.is_set)
     short = await submit(served, rows(5))
@@ -183,72 +181,3 @@ async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(
     assert (await get(served, long))["status"] == "running"
     going_on.set()
     assert (await ended(served, long))["result"]["rows"] == 50
-
-
-# Events
-
-
-async def test_an_event_is_made_once_for_all_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    event_of: Callable[[Job], str] = ledger_of_jobs.event_of
-
-    def counting(job: Job) -> str:
-        made.append(job.rows_done)
-        return event_of(job)
-
-    async with serve(**SMALL) as served:
-        served.predictor.hold()
-        job = held(served, await submit(served, rows(40)))
-        await served.until(lambda: job.status == "running")
-        monkeypatch.setattr(ledger_of_jobs, "event_of", counting)
-        board = served.state.jobs
-
-        async def read() -> list[bytes]:
-            return [event async for event in stream_of_events.events(board, job, None, "ann")]
-
-        readers = [asyncio.ensure_future(read()) for _ in range(50)]
-        served.predictor.released.set()
-        read_by = [await reader for reader in readers]
-        # Ten chunks and the end, whose number of rows is the last chunk's.
-        assert made == sorted(made)
-        assert len(made) == len(set(made)) + 1 > 2
-        assert len(read_by[0]) <= len(made) + 3
-        last = [events[-1] for events in read_by]
-        assert b'"status":"done"' in last[0]
-        # Not equal copies: the same bytes.
-        assert {id(event) for event in last} == {id(last[0])}
-
-
-async def test_a_slow_reader_of_events_still_gets_the_end(served: Served) -> None:
-    predictor = served.predictor
-    predictor.hold()
-    job = held(served, await submit(served, rows(5)))
-    await served.until(lambda: job.status == "running")
-    await served.until(lambda: not job.publishing)
-    stream = stream_of_events.events(served.state.jobs, job, None, "ann")
-    assert [b"running" in await anext(stream) for _ in range(2)] == [False, True]
-    predictor.released.set()
-    # It has not asked for more by the time that everything is over.
-    await served.until(lambda: job.finished)
-    assert [b'"status":"done"' in event async for event in stream] == [False, True]
-    # Who reads on from there has read it all.
-    again = stream_of_events.events(served.state.jobs, job, job.events, "ann")
-    assert [event async for event in again] == [b"retry: 2000\n\n"]
-
-
-async def test_a_quiet_stream_of_events_has_heartbeats(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:
-    monkeypatch.setattr(stream_of_events, "_HEARTBEAT_S", 0.01)
-    predictor = served.predictor
-    predictor.hold()
-    job = held(served, await submit(served, rows(3)))
-    await served.until(lambda: job.status == "running")
-    await served.until(lambda: not job.publishing)
-    stream = stream_of_events.events(served.state.jobs, job, None, "ann")
-    parts = [(await anext(stream)).decode() for _ in range(4)]
-    assert parts[0].startswith("retry:")
-    assert parts[1].startswith(f"id: {job.events}\ndata: ")
-    assert parts[2:] == [": the job goes on\n\n"] * 2
-    # What was read is not sent again.
-    again = stream_of_events.events(served.state.jobs, job, int(parts[1].split("\n")[0][4:]), "ann")
-    assert [(await anext(again)).decode() for _ in range(2)] == [parts[0], parts[2]]
-    predictor.released.set()

@@ -1,0 +1,57 @@
+"""An upload's bytes, cut into lines as they come. Memory is that of one chunk and one line."""
+
+from __future__ import annotations
+
+from service.errors import MediaTypeError
+
+#: By their first bytes: what people send in place of JSON Lines, and what to do with it.
+_OTHERS = {
+    b"PAR1": "a Parquet file: write its rows as JSON Lines; laplora evaluate reads Parquet",
+    b"[": "a JSON array: send one object a line, as jq -c '.[]' writes them",
+    b"\x1f\x8b": "a gzip file: send it uncompressed",
+    b"PK\x03\x04": "a zip file: send it uncompressed",
+    b"\x28\xb5\x2f\xfd": "a zstd file: send it uncompressed",
+    b"BZh": "a bzip2 file: send it uncompressed",
+    b"\xfd7zX": "an xz file: send it uncompressed",
+}
+
+
+class Lines:
+    """Lines of an upload; the last one may end with it."""
+
+    def __init__(self) -> None:
+        self._begun = bytearray()
+        self._first = True
+
+    @property
+    def pending(self) -> int:
+        """How many bytes of a line have come that is not whole."""
+        return len(self._begun)
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the lines that are whole with this chunk.
+
+        Raises:
+            MediaTypeError: the upload is something else.
+        """
+        self._begun += chunk
+        if self._first and (b"\n" in chunk or len(self._begun) >= max(map(len, _OTHERS))):
+            self._check()
+        if b"\n" not in chunk:
+            return []
+        *lines, rest = bytes(self._begun).split(b"\n")
+        self._begun = bytearray(rest)
+        return lines
+
+    def finish(self) -> list[bytes]:
+        """Return the last line, if it has no line break; the end of a file may be one of white space. As ``feed``."""
+        if self._first:
+            self._check()
+        rest, self._begun = bytes(self._begun), bytearray()
+        return [rest] if rest.strip() else []
+
+    def _check(self) -> None:
+        self._first = False
+        for magic, what in _OTHERS.items():
+            if self._begun.startswith(magic):
+                raise MediaTypeError(f"the upload is {what}")

@@ -1,0 +1,192 @@
+"""One chunk of a job: read from its upload, and scored by the artifact that the job was uploaded for, and no other."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from laplora.answers.evaluation import all_finite, method_rows
+from laplora.answers.labels import Truth
+from laplora.answers.written import written_answer
+from laplora.errors import ArtifactNotFoundError, LaploraError, NonFiniteError
+from service.artifacts.host import ArtifactHost
+from service.errors import (
+    ArtifactChangedError,
+    BatchTooLargeError,
+    DeviceFaultError,
+    DeviceMemoryError,
+    ShelfFullError,
+    UnscorableInputError,
+    UploadChangedError,
+    kind_of,
+)
+from service.jobs.intake.row import read_row
+from service.jobs.running.tools import Tools
+from service.jobs.store.records import About, ArtifactVersion, Job, ReadRow, Rows, ScoredRow, compact
+from service.scoring.plan import Plan
+from service.scoring.ticket import Ask
+
+if TYPE_CHECKING:
+    from laplora.answers.prediction import Prediction
+    from service.scoring.model import Model
+
+
+#: What is not kept of an answer: the label's text may be a part of the prompt, and the rest can be large.
+_NOT_KEPT = {"label_text", "calibrated_probs", "logit_mean", "logit_variance"}
+
+
+class Item(NamedTuple):
+    """A row that is to be scored: its number, from 0, its fields, and where its true labels are."""
+
+    row: int
+    fields: Mapping[str, Any]
+    truth: Truth
+
+
+class Chunk(NamedTuple):
+    """Consecutive rows of a job: those to score, the codes of the others, and where in the upload (bytes) they are."""
+
+    rows: Rows
+    items: Sequence[Item]
+    bad: Mapping[int, str]
+    begin: int
+    end: int
+
+
+class RowError(Exception):
+    """A chunk has no answer because of one of its rows, the one of this number; None where nobody knows which."""
+
+    def __init__(self, row: int | None, cause: Exception) -> None:
+        super().__init__(type(cause).__name__)
+        self.row, self.cause = row, cause
+
+
+def read_chunk(
+    path: Path,
+    about: About,
+    read_uploaded: ReadRow,
+    *,
+    first: int,
+    offset: int,
+    rows: int,
+    most_bytes: int,
+    bad: Mapping[int, str],
+) -> Chunk:
+    """Return at most ``rows`` rows of an upload from ``first`` on, and no more than ``most_bytes`` but for one row.
+
+    Args:
+        bad: rows to leave out, and the codes of why.
+
+    Raises:
+        UploadChangedError: what is there is not what was checked; its field names the line.
+    """
+    items: list[Item] = []
+    row = first
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size != about.upload_bytes:
+            raise _changed(row)
+        file.seek(offset)
+        # By bytes too: a few hundred of the longest lines would be a lot of memory.
+        while row < first + rows and (row == first or file.tell() - offset < most_bytes):
+            begin = file.tell()
+            try:
+                read = read_row(read_uploaded, file.readline(most_bytes + 1), about.label_names, about.fields)
+            except LaploraError as error:
+                if row == first:
+                    raise _changed(row) from error
+                # The rows before it are as they were: they are answered first.
+                file.seek(begin)
+                break
+            if row not in bad:
+                items.append(Item(row, read.fields, read.truth))
+            row += 1
+        left_out = {number: code for number, code in bad.items() if first <= number < row}
+        return Chunk((first, row), items, left_out, offset, file.tell())
+
+
+def _changed(row: int) -> UploadChangedError:
+    return UploadChangedError(
+        f"line {row + 1}: the upload was changed where the server keeps it: upload it again", field=f"lines.{row + 1}"
+    )
+
+
+async def score_chunk(
+    tools: Tools, model: Model, job: Job, chunk: Chunk
+) -> tuple[list[ScoredRow], dict[int, Exception]]:
+    """Return the chunk's answers, and, by number, the error of each row whose answer is not finite.
+
+    Raises:
+        RowError: one of its rows cannot be scored; without it the others may be.
+        BatchTooLargeError: the queue could never hold so many.
+        LaploraError: nothing could be scored now: no room or place, not ready, the server is stopping.
+    """
+    about, predictive, manifest = job.about, model.recommended, model.artifact.manifest
+    plan = Plan(
+        model,
+        [item.fields for item in chunk.items],
+        ask=Ask(predictive, also=model.predictives),
+        caller=f"job:{job.id}",
+        truncate=about.options.truncate,
+        order_average=about.options.order_average,
+    )
+    try:
+        scored = await tools.scorer.score(plan)
+    except Exception as error:
+        place = re.match(r"inputs\.(\d+)\b", getattr(error, "field", None) or "")
+        row = chunk.items[int(place[1])].row if place else None
+        # What is refused for a while, or because it is too much, is about no row, unless it names one.
+        refused = isinstance(error, BatchTooLargeError | ShelfFullError) or kind_of(error).status in (429, 503)
+        # Where the server outlives a lost device, a row may have lost it, and would lose the next one.
+        lost = isinstance(error, DeviceFaultError) and not tools.scorer.backend.failed
+        if row is None and refused and not lost and not isinstance(error, DeviceMemoryError):
+            raise
+        raise RowError(row, error) from error
+    rows: list[ScoredRow] = []
+    bad: dict[int, Exception] = {}
+    own_order: Sequence[Any] = scored.own_order or [None] * len(scored.predictions)
+    for item, prediction, in_own_order in zip(chunk.items, scored.predictions, own_order, strict=True):
+        methods = method_rows(manifest, predictive, prediction, in_own_order)
+        try:
+            answer = _answer(item, prediction) if about.keep_rows else None
+            finite = all_finite(methods)
+        except NonFiniteError:
+            finite = False
+        if not finite:
+            bad[item.row] = UnscorableInputError(f"the model has no finite answer for line {item.row + 1}")
+            continue
+        unfamiliar = None if manifest.familiarity is None else "unfamiliar" in prediction.flags
+        rows.append(ScoredRow(item.row, item.truth, methods, unfamiliar, answer))
+    return rows, bad
+
+
+def _answer(item: Item, prediction: Prediction) -> str:
+    """Return what is kept of a row's answer, JSON; NonFiniteError as of ``written_answer``."""
+    written = written_answer(prediction, item.fields)
+    return compact({name: value for name, value in written.items() if name not in _NOT_KEPT})
+
+
+@asynccontextmanager
+async def pinned(artifacts: ArtifactHost, wanted: ArtifactVersion) -> AsyncIterator[Model]:
+    """Yield the model of the artifact with this name and digest: its content is part of what a result says.
+
+    Inside the block it stays in memory. One that is not loaded may be again: that is to be waited for.
+
+    Raises:
+        ArtifactChangedError: it is gone, or of another content.
+        ArtifactNotLoadedError, DeviceFaultError, DrainingError, NotReadyError: as ``lease``.
+    """
+    try:
+        async with artifacts.lease(wanted.name) as model:
+            if model.artifact.digest != wanted.digest:
+                raise ArtifactChangedError(
+                    f"the job began on other content of artifact {wanted.name!r} than is loaded now: upload it again"
+                )
+            yield model
+    except ArtifactNotFoundError:
+        raise ArtifactChangedError(
+            f"the job began on artifact {wanted.name!r}, which is gone: upload it again for another"
+        ) from None

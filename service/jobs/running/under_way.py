@@ -1,0 +1,66 @@
+"""Which rows of a job are under way, on disk before they run, so that an unclean end of the server tells of them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from service.errors import DeviceFaultError
+from service.jobs.running.tools import Tools
+from service.jobs.store.claims import ClaimLostError
+from service.jobs.store.disk import STORAGE_ERRORS
+from service.jobs.store.records import Job, Rows
+from service.jobs.store.tasks import whole
+from service.telemetry.logs import logger
+
+#: A row that was alone at so many unclean ends is left out; a first one, with others beside it, is not counted.
+_LONE_TRIES = 2
+
+
+class UnderWay:
+    """What of a job is under way here, beside what earlier processes left begun."""
+
+    def __init__(self, job: Job, tools: Tools) -> None:
+        self._job, self._tools = job, tools
+        #: By rows, their lone tries.
+        self._tries: dict[Rows, int] = {}
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the next row was perhaps under way when an earlier process ended uncleanly, and is tried alone."""
+        return any(after > self._job.rows_done for _, after in self._job.begun)
+
+    @property
+    def given_up(self) -> dict[int, Exception]:
+        """The next row by number, and why it is left out, where it was alone at several unclean ends."""
+        row = self._job.rows_done
+        tries = self._job.begun.get((row, row + 1), 0)
+        if tries < _LONE_TRIES:
+            return {}
+        fields = {"event": "job_row_given_up", "job": self._job.id, "row": row, "tries": tries}
+        logger.error("a row of a job is left out: the server ended uncleanly whenever it ran", extra=fields)
+        return {row: DeviceFaultError("the server ended uncleanly whenever this row ran")}
+
+    async def begin(self, rows: Rows) -> None:
+        """Keep that rows are about to run.
+
+        Raises:
+            ClaimLostError, StorageFullError, JobsUnavailableError: nothing was kept.
+        """
+        self._tries[rows] = self._job.begun.get(rows, 0) + self.suspect
+        await self._tools.ledger.set_begun(self._job, self._tries)
+
+    def over(self, rows: Rows) -> None:
+        """Note that rows are over, as the disk knows."""
+        self._tries.pop(rows, None)
+
+    async def stop(self, *rows: Rows) -> None:
+        """Keep that these rows are not under way any more, or none are: the process lives.
+
+        A later end of it is not about them.
+        """
+        gone = [some for some in rows or tuple(self._tries) if some in self._tries]
+        if gone and not self._tools.scorer.backend.failed:
+            for some in gone:
+                del self._tries[some]
+            with suppress(*STORAGE_ERRORS, ClaimLostError):
+                await whole(self._tools.ledger.set_begun(self._job, self._tries))

@@ -1,0 +1,212 @@
+"""Jobs and their rows' answers in the database: every change is one transaction that is on disk when it returns.
+
+A server writes for a job under its claim, which has a number that grows with each claim of the job, its fence. A write
+under an older fence changes nothing and raises ClaimLostError: whatever a server believes, the last one to claim a job
+is the only one that writes for it.
+
+No transaction holds more rows than one chunk of a job, so SQLite's log stays short: the rows of a job that has ended
+or was removed go afterwards, some at a time (``sweep``). No prompt is in the database, nor any part of one. Used from
+one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from service.errors import IdempotencyConflictError
+from service.jobs.store.claims import ClaimLostError, Claims, claimed
+from service.jobs.store.database import Database
+from service.jobs.store.reads import Reads
+from service.jobs.store.records import Job, Rows, ScoredRow, StoredStatus, Sums, compact
+from service.jobs.store.schema import BAD_ROWS, BEGUN, JOBS, ROWS
+
+
+class JobTables:
+    """What is done to jobs, in a database. A method raises as ``Database.transaction``, and then changes nothing.
+
+    Attributes:
+        reads: what is read of jobs; claims: which server has which.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.reads, self.claims = Reads(database), Claims(database)
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
+
+    def add(self, job: Job) -> int:
+        """Keep a new job, which nobody has claimed, and return its number.
+
+        Raises:
+            IdempotencyConflictError: its owner has another one of this key, which another server took in meanwhile.
+        """
+        values = {
+            "id": job.id,
+            "owner": job.owner,
+            "idempotency_key": job.idempotency_key,
+            "about": job.about.model_dump_json(),
+            "sums": job.sums.model_dump_json(),
+            "keeps_rows": int(job.about.keep_rows),
+        }
+        try:
+            with self.database.transaction() as db:
+                return int(db.execute(insert(JOBS).values(values).returning(JOBS.c.number)).scalar_one())
+        except IntegrityError:
+            raise IdempotencyConflictError(
+                "another server has just taken in a job with this Idempotency-Key: send it once more"
+            ) from None
+
+    def remove(self, jobs: Sequence[int]) -> None:
+        """Remove jobs, a few at once; what of their rows is left is for ``sweep``."""
+        with self.database.transaction() as db:
+            db.execute(delete(JOBS).where(JOBS.c.number.in_(jobs)))
+
+    def add_rows(
+        self,
+        job: int,
+        rows: Rows,
+        *,
+        fence: int,
+        scored: Sequence[ScoredRow],
+        bad: Mapping[int, str],
+        sums: Sums,
+        input_offset: int,
+        started_at: float,
+    ) -> None:
+        """Keep the answers of the next rows, all or none.
+
+        Raises:
+            ClaimLostError: also where they are not the next ones: perhaps they are on disk already, by a call whose
+                answer was lost. Who claims the job anew learns how far it is.
+        """
+        first, after = rows
+        with self.database.transaction() as db:
+            values = {
+                "rows_done": after,
+                "input_offset": input_offset,
+                "sums": sums.model_dump_json(),
+                "started_at": func.coalesce(JOBS.c.started_at, started_at),
+                "absent_s": 0.0,
+                "paused": None,
+                "left_at": None,
+                "answer_bytes": JOBS.c.answer_bytes + answer_bytes(scored),
+                "changes": JOBS.c.changes + 1,
+            }
+            mine = claimed(job, fence)
+            if db.execute(update(JOBS).where(*mine, JOBS.c.rows_done == first).values(values)).rowcount != 1:
+                raise ClaimLostError
+            if scored:
+                db.execute(
+                    insert(ROWS),
+                    [
+                        {
+                            "job": job,
+                            "row": one.row,
+                            "truth": compact(one.truth),
+                            "methods": compact(one.methods),
+                            "answer": one.answer,
+                        }
+                        for one in scored
+                    ],
+                )
+            _add_bad(db, job, bad)
+            db.execute(delete(BEGUN).where(BEGUN.c.job == job, BEGUN.c.after <= after))
+
+    def set_begun(self, job: int, begun: Mapping[Rows, int], *, fence: int) -> None:
+        """Keep which rows of a job are under way; ``add_rows`` forgets those that are over.
+
+        Raises:
+            ClaimLostError: nothing was kept.
+        """
+        with self.database.transaction() as db:
+            # Locked: another server's claim waits for this, or this one sees it.
+            if db.execute(select(JOBS.c.number).where(*claimed(job, fence)).with_for_update()).scalar() is None:
+                raise ClaimLostError
+            db.execute(delete(BEGUN).where(BEGUN.c.job == job))
+            if begun:
+                db.execute(
+                    insert(BEGUN),
+                    [{"job": job, "first": r[0], "after": r[1], "lone_tries": tries} for r, tries in begun.items()],
+                )
+
+    def set_absent(self, job: int, absent_s: float, *, fence: int) -> None:
+        """Keep for how many seconds a job's artifact has not been loaded; of another server's job nothing is kept."""
+        with self.database.transaction() as db:
+            db.execute(update(JOBS).where(*claimed(job, fence)).values(absent_s=absent_s))
+
+    def set_paused(self, job: int, paused: Mapping[str, Any] | None, *, fence: int) -> None:
+        """Keep what a job waits for; None: it waits for nothing.
+
+        Raises:
+            ClaimLostError: nothing was kept.
+        """
+        values: dict[str, Any] = {"changes": JOBS.c.changes + 1, "paused": None, "left_at": None}
+        if paused is not None:
+            values = {"changes": JOBS.c.changes + 1, "paused": compact(paused)}
+        with self.database.transaction() as db:
+            if db.execute(update(JOBS).where(*claimed(job, fence)).values(values)).rowcount != 1:
+                raise ClaimLostError
+
+    def end(
+        self,
+        job: int,
+        status: StoredStatus,
+        *,
+        finished_at: float,
+        fence: int | None = None,
+        error: Mapping[str, Any] | None = None,
+        result: str | None = None,
+        bad: Mapping[int, str] | None = None,
+    ) -> None:
+        """Let a job end that has not.
+
+        Of a cancelled job no rows are kept; of another, those that its upload asked to keep. The rest is for ``sweep``.
+
+        Args:
+            fence: None: whoever has claimed it; nobody has afterwards.
+
+        Raises:
+            ClaimLostError: it has ended before, or is another server's.
+        """
+        values: dict[str, Any] = {
+            "status": status,
+            "finished_at": finished_at,
+            "error": None if error is None else compact(error),
+            "result": result,
+            "paused": None,
+            "left_at": None,
+            "server": None,
+            "fence": JOBS.c.fence + 1,
+            "changes": JOBS.c.changes + 1,
+        }
+        if status == "cancelled":
+            values["keeps_rows"] = 0
+        with self.database.transaction() as db:
+            mine = [JOBS.c.number == job, JOBS.c.status == "queued"]
+            if fence is not None:
+                mine.append(JOBS.c.fence == fence)
+            if db.execute(update(JOBS).where(*mine).values(values)).rowcount != 1:
+                raise ClaimLostError
+            _add_bad(db, job, bad or {})
+            db.execute(delete(BEGUN).where(BEGUN.c.job == job))
+
+
+def _add_bad(db: Connection, job: int, bad: Mapping[int, str]) -> None:
+    """Keep rows that could not be scored, by number, and the codes of why; what is on disk of one stays."""
+    if not bad:
+        return
+    there = set(db.execute(select(BAD_ROWS.c.row).where(BAD_ROWS.c.job == job, BAD_ROWS.c.row.in_(bad))).scalars())
+    new = [{"job": job, "row": row, "code": code} for row, code in sorted(bad.items()) if row not in there]
+    if new:
+        db.execute(insert(BAD_ROWS), new)
+
+
+def answer_bytes(rows: Sequence[ScoredRow]) -> int:
+    """Return how many bytes the database has of rows, their keys not counted."""
+    return sum(len(compact(one.truth)) + len(compact(one.methods)) + len((one.answer or "").encode()) for one in rows)

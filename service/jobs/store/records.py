@@ -1,0 +1,278 @@
+"""What is kept of a job: its description, its sums, its rows' answers; and the job as the server holds it in memory.
+
+``About``, ``Sums`` and ``JobResult`` are on disk, as JSON. They are no part of the API's contract.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
+
+from pydantic import BaseModel
+
+from laplora.answers.evaluation import MethodRow, questions
+from laplora.answers.labels import LabelNames, Truth
+from laplora.prompts.option_order import OrderAverage
+
+Status = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+#: What a job can be on disk: one that runs is queued there, and so goes on after a restart.
+StoredStatus = Literal["queued", "done", "failed", "cancelled"]
+#: Consecutive rows of a job: the number of the first one, and of the one after the last.
+Rows = tuple[int, int]
+
+
+class UploadedRow(NamedTuple):
+    """A row of an upload, as it was sent.
+
+    Attributes:
+        inputs: everything but the id and the label; columns: everything.
+    """
+
+    id: str | None
+    inputs: Mapping[str, Any]
+    label: str | list[str]
+    columns: Mapping[str, Any]
+
+
+#: How the API reads a row of an upload, a JSON object: raises InvalidJsonError or InvalidRequestError for another.
+ReadRow = Callable[[bytes], UploadedRow]
+
+
+class ScoredRow(NamedTuple):
+    """One row's answer: its number, from 0, where its true labels are, and its numbers by method.
+
+    ``unfamiliar``, whether it is flagged so, is None where the artifact does not tell, and of a row read from disk.
+    ``answer`` is what is kept of its answer (``laplora.answers.written``), JSON; None of a job that keeps none.
+    """
+
+    row: int
+    truth: Truth
+    methods: Mapping[str, MethodRow]
+    unfamiliar: bool | None = None
+    answer: str | None = None
+
+
+class MethodSums(BaseModel):
+    """One method's sums over rows: right answers, NLL (nats), and by confidence bin right answers less confidences."""
+
+    hits: float = 0.0
+    nll: float = 0.0
+    gaps: list[float]
+
+
+class Sums(BaseModel):
+    """Sums over the first rows of a job, by method; of each row so many questions (``LabelNames.questions``).
+
+    ``unfamiliar`` is how many rows are flagged so; None where the artifact does not tell of every row.
+    """
+
+    rows: int = 0
+    questions: int = 1
+    methods: dict[str, MethodSums] = {}
+    unfamiliar: int | None = None
+
+    def plus(self, rows: Sequence[ScoredRow], *, labels: LabelNames, bins: int) -> Sums:
+        """Return the sums with more rows in them, at least one.
+
+        Raises:
+            NonFiniteError: a probability that is not finite.
+        """
+        from laplora.metrics.scores import reliability_bins, row_nll
+
+        truths = [row.truth for row in rows]
+        methods = {}
+        for name in rows[0].methods:
+            probs, truth = questions([row.methods[name][0] for row in rows], truths, labels)
+            before = self.methods.get(name) or MethodSums(gaps=[0.0] * bins)
+            new = reliability_bins(probs, truth, bins)
+            gaps = [b.count * ((b.accuracy or 0.0) - (b.confidence or 0.0)) for b in new]
+            methods[name] = MethodSums(
+                hits=before.hits + sum(b.count * (b.accuracy or 0.0) for b in new),
+                nll=before.nll + float(row_nll(probs, truth).sum()),
+                gaps=[a + b for a, b in zip(before.gaps, gaps, strict=True)],
+            )
+        return Sums(
+            rows=self.rows + len(rows), questions=labels.questions, methods=methods, unfamiliar=self._flagged(rows)
+        )
+
+    def _flagged(self, rows: Sequence[ScoredRow]) -> int | None:
+        """Return how many rows are flagged as unfamiliar, with more rows in them."""
+        before = self.unfamiliar if self.rows else 0
+        flags = [row.unfamiliar for row in rows if row.unfamiliar is not None]
+        return None if before is None or len(flags) < len(rows) else before + sum(flags)
+
+    @property
+    def unfamiliar_share(self) -> float | None:
+        """Share of the rows that are flagged as unfamiliar, 0 to 1; None where ``unfamiliar`` is, or without a row."""
+        return None if self.unfamiliar is None or not self.rows else self.unfamiliar / self.rows
+
+    def metrics(self) -> dict[str, dict[str, float]] | None:
+        """Return accuracy, NLL (nats) and ECE by method, as of ``laplora.metrics.scores``; None without a row."""
+        if self.rows == 0:
+            return None
+        count = self.rows * self.questions
+        return {
+            name: {
+                "accuracy": sums.hits / count,
+                "nll": sums.nll / count,
+                "ece": sum(map(abs, sums.gaps)) / count,
+            }
+            for name, sums in self.methods.items()
+        }
+
+
+class ArtifactVersion(BaseModel):
+    """An artifact and its content: what a result is of."""
+
+    name: str
+    digest: str
+    base_model: str
+    quantization: str
+
+
+class JobOptions(BaseModel):
+    """How a job measures: as of POST /evaluate."""
+
+    truncate: bool = False
+    order_average: OrderAverage = False
+    bins: int = 15
+    resamples: int = 1000
+    seed: int = 0
+
+
+class JobResult(BaseModel):
+    """The metrics of a job that is done: rows that were scored, the share of unfamiliar ones, metrics by method."""
+
+    artifact: ArtifactVersion
+    rows: int
+    unfamiliar: float | None
+    methods: dict[str, dict[str, Any]]
+
+
+class About(BaseModel):
+    """What a job is from its upload on.
+
+    Attributes:
+        labels: the artifact's, in order; several: whether several of an input's may be right.
+        rows: lines of the upload; tokens: of all its prompts.
+        created_at: seconds since the epoch.
+        keep_rows: whether rows and their answers are kept with the result.
+        upload_bytes: size of the upload as it is kept.
+        fields: of the artifact's template: what of a row its prompt is made of.
+        columns: names of the upload's columns, in the order in which they came.
+    """
+
+    artifact: ArtifactVersion
+    labels: tuple[str, ...]
+    several: bool = False
+    options: JobOptions
+    rows: int
+    tokens: int
+    created_at: float
+    keep_rows: bool
+    upload_bytes: int
+    fields: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    @property
+    def label_names(self) -> LabelNames:
+        """The artifact's labels."""
+        return LabelNames(self.labels, self.several)
+
+
+@dataclass(eq=False)
+class Job:
+    """A job and how far it is. Belongs to the event loop.
+
+    Attributes:
+        number: its key on disk, growing.
+        rows_done: rows that are over, and on disk: the first ones, always.
+        bad_counts: of those of them that could not be scored, by the code of why.
+        begun: rows that were under way when an earlier process ended uncleanly, and how often nothing of any job was
+            under way beside them.
+        input_offset: where in the upload, in bytes, the next row begins.
+        absent_s: seconds that its artifact has not been loaded while the server ran, since it last was.
+        error, paused: code and message of what it failed for, or waits for.
+        left_at: since when no server that claimed it has had what it needs, by the database's clock; None where it
+            runs, or nobody has tried.
+        started_at, finished_at: seconds since the epoch.
+        keeps_rows: whether its rows and their answers stay, for as long as it does.
+        answer_bytes: of its rows' answers in the database.
+        server: which server has claimed it, None where none has; fence: the number of that claim.
+        mine: whether this server has; what another one runs is only looked at.
+        beyond_share: whether it was claimed because another server could not run it: it is no part of a share.
+        changes: how often it has changed on disk, when another server's job was last read.
+        pace: at the end of each of the last chunks, since the last pause: ``time.monotonic`` seconds and rows done.
+        end_seen_by: names of the callers who were told that it has ended.
+    """
+
+    id: str
+    owner: str
+    idempotency_key: str | None
+    about: About
+    number: int = 0
+    status: Status = "queued"
+    rows_done: int = 0
+    bad_counts: Counter[str] = field(default_factory=Counter)
+    begun: dict[Rows, int] = field(default_factory=dict)
+    input_offset: int = 0
+    sums: Sums = field(default_factory=Sums)
+    absent_s: float = 0.0
+    error: dict[str, Any] | None = None
+    paused: dict[str, Any] | None = None
+    left_at: float | None = None
+    keeps_rows: bool = False
+    answer_bytes: int = 0
+    server: str | None = None
+    fence: int = 0
+    mine: bool = False
+    beyond_share: bool = False
+    changes: int = 0
+    started_at: float | None = None
+    finished_at: float | None = None
+    pace: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=9))
+    cancelling: bool = False
+    end_seen_by: set[str] = field(default_factory=set)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is done, failed or cancelled."""
+        return self.status in ("done", "failed", "cancelled")
+
+    @property
+    def shared_out(self) -> bool:
+        """Whether it is one of those that the servers divide among them: unfinished, and left by none."""
+        return not (self.finished or self.beyond_share or self.left_at is not None)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of its upload and its answers, as long as they are kept."""
+        return self.about.upload_bytes + self.answer_bytes
+
+    @property
+    def rows_bad(self) -> int:
+        """How many of the rows done could not be scored."""
+        return self.bad_counts.total()
+
+    @property
+    def rows_per_second(self) -> float | None:
+        """Of late, with the turns of other jobs between, pauses left out; None while it does not run."""
+        if self.status != "running" or len(self.pace) < 2:
+            return None
+        (begun_s, first), (now_s, last) = self.pace[0], self.pace[-1]
+        return (last - first) / (now_s - begun_s) if now_s > begun_s else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until its last row is over, at the pace of late, measuring not counted; None where there is no pace."""
+        speed = self.rows_per_second
+        return None if not speed else (self.about.rows - self.rows_done) / speed
+
+
+def compact(value: Any) -> str:
+    """Return a value as JSON; ValueError for a number that is not finite."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))

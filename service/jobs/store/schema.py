@@ -1,0 +1,115 @@
+"""The tables of jobs, and the format that a database has them in: made whole, and of another format refused by name.
+
+No release has had another format: there is nothing to bring up to date.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import BigInteger, Column, Connection, Double, Integer, MetaData, Table, Text, UniqueConstraint, text
+
+from service.errors import JobsUnavailableError
+
+FORMAT: Final = 8
+_FORMAT_TABLE: Final = "laplora_jobs_format"
+#: Any number that is ours: of servers that start at once one makes the tables.
+_LOCK: Final = 7_251_901
+_METADATA: Final = MetaData()
+
+
+def _key(name: str) -> Column[int]:
+    return Column(name, Integer, primary_key=True, autoincrement=False)
+
+
+def _table(name: str, *columns: Column[int] | Column[str] | Column[float]) -> Table:
+    """Return a table whose rows are found by their key alone."""
+    return Table(name, _METADATA, *columns, sqlite_with_rowid=False)
+
+
+#: One job each. ``fence`` grows with each claim: who writes for a job names the claim that it writes under. ``changes``
+#: grows with each change that other servers show.
+JOBS: Final = Table(
+    "laplora_jobs",
+    _METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("owner", Text, nullable=False),
+    Column("idempotency_key", Text),
+    Column("about", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default="queued"),
+    Column("rows_done", Integer, nullable=False, server_default="0"),
+    Column("input_offset", BigInteger, nullable=False, server_default="0"),
+    Column("sums", Text, nullable=False),
+    Column("error", Text),
+    Column("result", Text),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    Column("absent_s", Double, nullable=False, server_default="0"),
+    Column("paused", Text),
+    Column("left_at", Double),
+    Column("keeps_rows", Integer, nullable=False),
+    Column("answer_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("server", Text),
+    Column("fence", Integer, nullable=False, server_default="0"),
+    Column("changes", Integer, nullable=False, server_default="0"),
+    UniqueConstraint("owner", "idempotency_key"),
+    # A number is never given twice: rows of a removed job may still be there.
+    sqlite_autoincrement=True,
+)
+#: One scored row each: where its true labels are, its numbers by method, and its answer; all JSON.
+ROWS: Final = _table(
+    "laplora_rows",
+    _key("job"),
+    _key("row"),
+    Column("truth", Text, nullable=False),
+    Column("methods", Text, nullable=False),
+    Column("answer", Text),
+)
+BAD_ROWS: Final = _table("laplora_bad_rows", _key("job"), _key("row"), Column("code", Text, nullable=False))
+BEGUN: Final = _table(
+    "laplora_begun", _key("job"), _key("first"), _key("after"), Column("lone_tries", Integer, nullable=False)
+)
+#: The servers that share the database, and when each was last heard of: seconds since the epoch, its own clock.
+SERVERS: Final = _table(
+    "laplora_servers", Column("id", Text, primary_key=True), Column("heard_at", Double, nullable=False)
+)
+
+
+def make_tables(connection: Connection) -> None:
+    """Make the tables of a database that has none, in the transaction that the connection is in.
+
+    Raises:
+        JobsUnavailableError: as of ``check_format``.
+    """
+    postgresql = connection.dialect.name == "postgresql"
+    if postgresql:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    if check_format(connection) == FORMAT:
+        return
+    _METADATA.create_all(connection, checkfirst=False)
+    if postgresql:
+        connection.execute(text(f"CREATE TABLE {_FORMAT_TABLE} AS SELECT {FORMAT} AS format"))
+    else:
+        # So that servers before the first release refuse it by name too.
+        connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT}")
+
+
+def check_format(connection: Connection) -> int:
+    """Return a database's format, 0 of one without jobs.
+
+    Raises:
+        JobsUnavailableError: it is another than this server's.
+    """
+    if connection.dialect.name == "sqlite":
+        found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+    elif connection.execute(text("SELECT to_regclass(:name)"), {"name": _FORMAT_TABLE}).scalar_one() is None:
+        found = 0
+    else:
+        found = int(connection.execute(text(f"SELECT format FROM {_FORMAT_TABLE}")).scalar_one())
+    if found not in (0, FORMAT):
+        raise JobsUnavailableError(
+            f"the jobs' database has format {found}, this server reads format {FORMAT}: give it another jobs_dir, or "
+            "another jobs_url"
+        )
+    return found
