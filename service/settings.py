@@ -193,7 +193,7 @@ class Settings(BaseSettings):
     share jobs_url, for one that has its artifact and its upload.
     """
     job_pause_s: Seconds = Field(15.0, le=3600)
-    """Most seconds between two tries of a job that waits for something."""
+    """Seconds between two tries of a job that waits for something, at most."""
     job_look_s: Seconds = Field(5.0, le=3600)
     """Seconds between two looks at the jobs: for those whose time is over, for those of servers that share jobs_url,
     and for the folder, where it could not be had.

@@ -34,9 +34,7 @@ _URL = "http://localhost:8000"
 
 @app.command("submit")
 def submit(
-    data: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Labelled rows: a JSON Lines file.")
-    ],
+    data: Annotated[Path, typer.Argument(metavar="FILE", help="Labelled rows: a JSON Lines file.")],
     artifact: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the artifact (default: the active one).")
     ] = None,

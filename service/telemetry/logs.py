@@ -59,7 +59,6 @@ EVENTS = MappingProxyType(
         "jobs_folder": "the folder of large evaluations is open; jobs_dir, queued",
         "jobs_unavailable": "the folder of large evaluations cannot be used; the server goes on without and tries "
         "again; jobs_dir, files (names of others' files)",
-        "jobs_migrated": "the jobs' database was of an earlier release, and is brought up to date; before, format",
         "jobs_store_failed": "the store of uploads does not answer; jobs wait for it",
         "job_claim_lost": "a job is another server's by now, or has ended: it runs no more here; job, rows_done",
         "download_cut_off": "a download of a job's rows took longer than it may; it can go on after its last row",

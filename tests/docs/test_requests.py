@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,6 @@ from typing import Any
 
 import httpx
 import jsonschema_rs
-import pyarrow
-import pyarrow.parquet
 import pytest
 from documents import ROOT, Block, blocks, commands
 from server_process import server_process
@@ -157,20 +156,18 @@ def test_the_commands_of_a_job_follow_it_to_its_end(client: httpx.Client, tmp_pa
         response = answered(client, Example(example.block, words, None).request(tmp_path))
         statuses.append(response.status_code)
         if "-o" in words:
-            # A row of JSON Lines, or a Parquet file.
-            assert response.content.startswith(b"PAR1" if words[-1].endswith(".parquet") else b"{")
-        job = job or response.json()["id"]
-        if "-sN" in words:
-            assert "done" in response.text
-    assert statuses == [202, *[200] * 6]
+            assert response.content.startswith(b"{")
+        elif not job:
+            job = response.json()["id"]
+            while client.get(f"/evaluate/jobs/{job}").json()["status"] != "done":
+                time.sleep(0.02)
+    assert statuses == [202, *[200] * 3]
 
 
 @pytest.mark.parametrize("block", [b for b in blocks("python") if "localhost:8000" in b.text], ids=str)
 def test_a_program_runs(client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
     (tmp_path / "reviews.txt").write_text("dull .\na gripping film .\n", encoding="utf-8")
     (tmp_path / "test.jsonl").write_text('{"text": "dull .", "label": "negative"}\n', encoding="utf-8")
-    rows = [{"text": f"film {i} .", "label": "negative", "source": ("mail", "chat")[i % 2]} for i in range(20)]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test.parquet")
     monkeypatch.chdir(tmp_path)
     address = str(client.base_url).rstrip("/")
     program = block.text.replace("http://localhost:8000", address).replace("progress=True", "progress=False")

@@ -26,6 +26,7 @@ _ERRORS = (
     "report_not_found",
     "rows_not_kept",
     "storage_full",
+    "upload_changed",
     "deadline_exceeded",
     "invalid_request",
     "too_many_requests",

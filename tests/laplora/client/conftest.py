@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from inspect import isasyncgen
 from typing import Any
 
 import httpx
@@ -30,7 +31,12 @@ class Awaited:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
-        return lambda *arguments, **options: self._runner.run(method(*arguments, **options))
+
+        async def call(*arguments: Any, **options: Any) -> Any:
+            result = method(*arguments, **options)
+            return [one async for one in result] if isasyncgen(result) else await result
+
+        return lambda *arguments, **options: self._runner.run(call(*arguments, **options))
 
 
 @pytest.fixture(params=[Client, Awaited], ids=["blocking", "asynchronous"])

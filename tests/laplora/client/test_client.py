@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,18 +166,46 @@ def test_another_server_at_that_address(connect: Connect, status: int, body: str
         assert not client.ready() or status == 200
 
 
-def test_a_job_is_followed_across_a_proxy_whose_service_starts_anew() -> None:
-    def through(handler: Handler) -> Client:
-        return Client("http://proxy", transport=httpx.MockTransport(handler))
-
+def test_a_job_is_watched_across_a_proxy_whose_service_starts_anew(connect: Connect) -> None:
     job = answer_to("GET", "/evaluate/jobs/j") | {"status": "done"}
-    event = f"id: 7\ndata: {json.dumps(job)}\n\n"
-    answers = [httpx.Response(502, text="<html>"), httpx.Response(504), httpx.Response(200, text=event)]
+    answers = [httpx.Response(502, text="<html>"), httpx.Response(504), httpx.Response(200, json=job)]
     patient = Retries(tries=3, first_s=0.01)
-    with through(lambda _request: answers.pop(0)) as client:
-        assert [one.number for one in client.follow_job("j", retries=patient)] == [7]
-    with through(lambda _request: httpx.Response(500)) as client, pytest.raises(ServiceFailedError):
-        next(iter(client.follow_job("j", retries=patient)))
+    with connect(lambda _request: answers.pop(0)) as client:
+        assert [one.status for one in client.watch_job("j", retries=patient)] == ["done"]
+    with connect(lambda _request: httpx.Response(500)) as client, pytest.raises(ServiceFailedError):
+        next(iter(client.watch_job("j", retries=patient)))
+
+
+class Broken(httpx.AsyncByteStream, httpx.SyncByteStream):
+    """A body that breaks off."""
+
+    def __init__(self, parts: list[bytes]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._parts
+        raise httpx.ReadError("it broke off")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self:
+            yield part
+
+
+def test_a_download_goes_on_behind_the_last_whole_line_and_is_written_as_it_came(
+    connect: Connect, tmp_path: Path
+) -> None:
+    """A line break of JSON Lines is one byte, whatever other breaks a text has in it."""
+    lines = [f'{{"line":{n},"input":{{"text":"a\u2028b"}},"answer":null,"error":"x"}}\n'.encode() for n in (1, 2, 3)]
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        after = int(request.url.params.get("after", 0))
+        if after == 0:
+            return httpx.Response(200, stream=Broken([lines[0], lines[1][:20]]))
+        return httpx.Response(200, content=b"".join(lines[after:]))
+
+    with connect(handler) as client:
+        assert client.download_job("j", tmp_path / "rows.jsonl").read_bytes() == b"".join(lines)
+        assert [row.line for row in client.job_results("j")] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("others", ["answered", "wait"])

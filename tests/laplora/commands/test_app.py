@@ -19,7 +19,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {name} " in said for name in (*COMMANDS, "--install-completion"))
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "jobs submit", "jobs slices", "keys create"])
+@pytest.mark.parametrize("command", [*COMMANDS, "jobs submit", "keys create"])
 def test_every_command_has_help_by_its_own_name(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

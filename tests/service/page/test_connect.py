@@ -101,7 +101,7 @@ def test_a_key_is_named_and_never_shown(browser: Browser, tmp_path: Path) -> Non
 REACHED = {
     "playground": ["POST /predict"],
     "artifact": ["GET /artifacts"],
-    "jobs": ["POST /evaluate/jobs", "GET …/report", "GET …/results", "GET …/slices", "GET …/events"],
+    "jobs": ["POST /evaluate/jobs", "GET …/report", "GET …/results"],
     "feedback": ["POST /feedback", "GET /feedback"],
     "connect": [
         *("POST /classify", "POST /v1/classify", "GET /v1/models", "POST /tei/predict"),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import pytest
 from browser import Visit, needs_chromium, visit
 from job_calls import lines, rows
+from job_servers import has, job_until
 from playwright.sync_api import Browser, Locator, Page, expect
 from server_process import fake_artifacts, fake_server
 
@@ -98,33 +97,14 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line(at_jobs: Page) -> None:
     assert at_jobs.locator("#job-lines li").count() == 0
 
 
-def test_every_answer_is_saved_as_lines_and_as_a_table(at_jobs: Page) -> None:
+def test_every_answer_is_saved(at_jobs: Page) -> None:
     job = evaluate(at_jobs, lines([{**row, "source": "imdb"} for row in rows(30)]))
     done(job, 30)
-    saved = []
-    for link in ("Every answer, JSON Lines", "Every answer, Parquet"):
-        with at_jobs.expect_download() as download:
-            job.get_by_role("link", name=link).click()
-        saved.append(Path(download.value.path()).read_bytes())
-    answers = [json.loads(line) for line in saved[0].splitlines()]
-    table = pyarrow.parquet.read_table(io.BytesIO(saved[1]))
+    with at_jobs.expect_download() as download:
+        job.get_by_role("link", name="Every answer").click()
+    answers = [json.loads(line) for line in Path(download.value.path()).read_bytes().splitlines()]
     assert [row["line"] for row in answers] == list(range(1, 31))
-    assert table["answer_label"].to_pylist() == [row["answer"]["label"] for row in answers]
-    assert set(table["source"].to_pylist()) == {"imdb"}
-
-
-def test_figures_by_a_column(at_jobs: Page) -> None:
-    items = [{**row, "source": ("imdb", "<b>mail</b>")[i % 3 == 0]} for i, row in enumerate(rows(30))]
-    job = evaluate(at_jobs, lines(items))
-    done(job, 30)
-    # From the list of jobs, which names no columns, as after an upload.
-    at_jobs.reload()
-    job.get_by_text("Figures by a column of the file").click()
-    expect(job.get_by_label("Column")).to_have_value("label")
-    job.get_by_label("Column").select_option("source")
-    job.get_by_role("button", name="Show", exact=True).click()
-    expect(job.get_by_role("row", name="imdb")).to_contain_text("20")
-    expect(job.get_by_role("row", name="<b>mail</b>")).to_contain_text("10")
+    assert {row["input"]["source"] for row in answers} == {"imdb"}
 
 
 def test_rows_that_are_not_kept_are_not_offered(at_jobs: Page) -> None:
@@ -132,8 +112,7 @@ def test_rows_that_are_not_kept_are_not_offered(at_jobs: Page) -> None:
     job = evaluate(at_jobs, lines(rows(4)))
     done(job, 4)
     expect(job.get_by_role("button", name="Show the result")).to_be_visible()
-    expect(job.get_by_role("link", name="Every answer, Parquet")).to_be_hidden()
-    expect(job.get_by_text("Figures by a column of the file")).to_be_hidden()
+    expect(job.get_by_role("link", name="Every answer")).to_be_hidden()
     expect(job.get_by_role("link", name="Report")).to_be_hidden()
 
 
@@ -176,31 +155,21 @@ def test_a_job_is_watched_and_cancelled(browser: Browser, tmp_path: Path) -> Non
         assert client.get("/evaluate/jobs").json()["jobs"] == []
 
 
-def test_progress_comes_by_events_and_not_by_asking_again(browser: Browser, tmp_path: Path) -> None:
-    """The list is cut off once the job is there, so only its events can say that it is done."""
+def test_nobody_asks_for_what_nobody_looks_at(browser: Browser, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     gate.touch()
     with fake_server(fake_artifacts(tmp_path), FAKE_GATE=str(gate)) as process, process.client() as client:
         gate.unlink()
         with visit(browser, str(client.base_url)) as visited:
             visited.show("jobs")
-            with visited.page.expect_request("**/events"):
-                job = evaluate(visited.page, lines(rows(20)))
+            job = evaluate(visited.page, lines(rows(20)))
             expect(job).to_have_attribute("data-status", "running")
-            visited.page.route("**/evaluate/jobs?*", lambda route: route.abort())
+            visited.show("server")
+            asked: list[str] = []
+            visited.page.on("request", lambda request: asked.append(request.url))
             gate.touch()
-            done(job, 20)
-
-
-def test_nobody_is_followed_whom_nobody_looks_at(browser: Browser, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    gate.touch()
-    with fake_server(fake_artifacts(tmp_path), FAKE_GATE=str(gate)) as process, process.client() as client:
-        gate.unlink()
-        with visit(browser, str(client.base_url)) as visited:
+            job_until(client, job.get_attribute("data-job") or "", has("done"))
+            visited.page.wait_for_timeout(1500)
+            assert not [url for url in asked if "evaluate/jobs" in url]
             visited.show("jobs")
-            with visited.page.expect_request("**/events") as followed:
-                evaluate(visited.page, lines(rows(20)))
-            with visited.page.expect_event("requestfailed", lambda request: request == followed.value):
-                visited.show("server")
-        gate.touch()
+            done(job, 20)

@@ -111,31 +111,6 @@ def test_no_answer_in_time_is_504_and_the_server_is_told() -> None:
         assert len(heads) == 1
 
 
-def test_events_pass_one_by_one() -> None:
-    go_on = threading.Event()
-
-    def answer(connection: socket.socket, head: bytes) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
-        connection.sendall(b"data: 1\n\n")
-        go_on.wait()
-        connection.sendall(b"data: 2\n\n")
-
-    with upstream(answer) as (port, _):
-        try:
-            with (
-                proxy_before(port) as proxy,
-                proxy.client() as client,
-                client.stream("GET", "/evaluate/jobs/j1/events") as response,
-            ):
-                lines = response.iter_lines()
-                # Buffered, it would come when the answer is whole, which is not before the next line.
-                assert next(lines) == "data: 1"
-                go_on.set()
-                assert [line for line in lines if line] == ["data: 2"]
-        finally:
-            go_on.set()
-
-
 def test_a_claimed_address_names_nobody() -> None:
     port = free_port()
     config = server_config(name_the_caller, settings(port=port, trusted_proxies="127.0.0.1"))
