@@ -73,7 +73,7 @@ def rooms(picture: Picture) -> None:
         [("classifier", "model, prompt"), ("jacobians", "derivatives"), ("report", "one page")],
         [("readouts", "class logits"), ("decisions", "sets, flags, review")],
         [("models", "base models and adapters")],
-        [("metrics", "scores, ranking, noise, drift")],
+        [("metrics", "scores, noise, drift"), ("data", "labelled rows")],
         [("prompts", "templates, label tokens")],
         [("remote", "hub, object stores, web servers")],
         [("linearised", "the symbols"), ("files", "written whole"), ("workers,\nray_cluster", "share rows")],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from laplora.answers.labels import LabelNames, Truth
+from laplora.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +25,40 @@ MethodRow = tuple[Sequence[float], float | Sequence[float] | None]
 REFERENCE = "temperature"
 
 
+#: Bins that the noise of an ECE is known for.
+BINS = 15
+#: Resamples that an interval is of at least.
+_FEWEST_RESAMPLES = 10
+#: Mistakes from which on their ranking has an interval.
+_FEWEST_MISTAKES = 5
+
+
 class HowMeasured(Protocol):
     """Bins of the ECE, and resamples and seed of the bootstrap."""
 
     bins: int
     resamples: int
     seed: int
+
+
+@dataclass
+class MeasureHow:
+    """The same, checked; without resamples (0) there are no intervals.
+
+    Raises:
+        ConfigError: fewer resamples than an interval can be of, and not none.
+    """
+
+    bins: int = BINS
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if 0 < self.resamples < _FEWEST_RESAMPLES:
+            raise ConfigError(
+                f"resamples (--resamples) is 0, which leaves the intervals out, or at least {_FEWEST_RESAMPLES}, not "
+                f"{self.resamples}: 95 % intervals cannot be of so few"
+            )
 
 
 def method_rows(
@@ -96,6 +125,36 @@ def measure(
         )
         for name in rows[0]
     }
+
+
+def measure_file(
+    manifest: Manifest, rows: Sequence[Mapping[str, MethodRow]], truths: Sequence[Truth], how: HowMeasured
+) -> dict[str, dict[str, Any]]:
+    """Return what ``measure`` does, with what few rows need.
+
+    Beside it are the exact interval of the accuracy, and which ECE a calibrated model has by chance: ``ece_limit`` is
+    passed by one in 40, and ``ece_excess`` is the ECE above it; None with other bins than ``BINS``. Where there are few
+    mistakes, the intervals of their ranking go: a bootstrap knows too little then.
+
+    Args:
+        rows: at least one, of ``method_rows``; truths: of each row, where of several labels as any sequence.
+    """
+    from laplora.metrics.noise import calibrated_ece, share_interval
+
+    names = LabelNames.of(manifest)
+    truths = [truth if isinstance(truth, int) else tuple(truth) for truth in truths]
+    methods = measure(rows, truths, names=names, how=how)
+    for method, metrics in methods.items():
+        probs, right = questions([row[method][0] for row in rows], truths, names)
+        correct = int((probs.argmax(1) == right).sum())
+        metrics["intervals"]["accuracy"] = list(share_interval(correct, len(right)))
+        if len(right) - correct < _FEWEST_MISTAKES:
+            for name in ("auroc_error", "auprc_error", "aurc", "excess_aurc"):
+                metrics["intervals"].pop(name, None)
+        limit = calibrated_ece(probs.amax(1), chance=0.025).limit if how.bins == BINS else None
+        metrics["ece_limit"] = limit
+        metrics["ece_excess"] = None if limit is None else metrics["ece"] - limit
+    return methods
 
 
 def measure_method(

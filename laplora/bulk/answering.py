@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # torch takes seconds to load, which help and completion need
     #: Of a question, and where that averages orders the one in the user's own order.
     Answer = tuple[Prediction, Prediction | None]
 
+#: Rows that are answered together, in batches of like length: as many whoever answers them, so that figures are equal.
+WINDOW = 256
+
 
 @dataclass(frozen=True)
 class How:
@@ -44,40 +47,40 @@ class How:
             raise ConfigError(f"target_risk (--target-risk) is between 0 and 1, not {self.target_risk:g}")
 
 
-def load(
-    artifact: Path,
-    device: str,
-    how: How,
-    *,
-    digest: str | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> Predictor:
-    """Return an artifact's predictor, which has the predictive that is asked for.
+def read(artifact: str | Path, how: How, bases: Sequence[str], progress: Callable[[str], None] | None) -> Artifact:
+    """Return an artifact that has the predictive that is asked for, fetched where it lies elsewhere.
 
     Args:
-        digest: what its content must be; None: anything.
-        progress: called with the name of each stage.
+        bases: base models that one at an address may have (``laplora.artifact.allowed_bases``).
 
     Raises:
-        LaploraError: as ``Predictor.load``; ConfigError: a predictive that it does not have, or another content.
+        ArtifactError: none that can be used; ConfigError: a base model that nobody allowed, or no such predictive.
+    """
+    from laplora.artifact.fetched import FetchRules, local_artifact
+    from laplora.artifact.folder import read_artifact
+
+    found = read_artifact(local_artifact(artifact, progress=progress, rules=FetchRules(tuple(bases))).absolute())
+    known = found.manifest.servable
+    if how.predictive is not None and how.predictive not in known:
+        raise ConfigError(f"artifact {found.name!r} has no predictive {how.predictive!r}: it has {', '.join(known)}")
+    return found
+
+
+def load(artifact: Artifact, device: str, progress: Callable[[str], None] | None = None) -> Predictor:
+    """Return an artifact's predictor.
+
+    Raises:
+        LaploraError: as ``Predictor.load``; ConfigError: its content is another by now.
     """
     from laplora.models.quiet import quiet_loading
 
     with quiet_loading():
         from laplora.predictor import Predictor
 
-        predictor = Predictor.load(artifact, device=device, progress=progress)
-    check_predictive(predictor.artifact, how)
-    if digest not in (None, predictor.artifact.digest):
-        raise ConfigError(f"artifact {predictor.artifact.name!r} was replaced while rows were answered: run again")
+        predictor = Predictor.load(artifact.path, device=device, progress=progress)
+    if predictor.artifact.digest != artifact.digest:
+        raise ConfigError(f"artifact {artifact.name!r} was replaced while rows were answered: run again")
     return predictor
-
-
-def check_predictive(artifact: Artifact, how: How) -> None:
-    """Raise ConfigError for a predictive that an artifact does not have."""
-    known = artifact.manifest.servable
-    if how.predictive is not None and how.predictive not in known:
-        raise ConfigError(f"artifact {artifact.name!r} has no predictive {how.predictive!r}: it has {', '.join(known)}")
 
 
 def encode(predictor: Predictor, fields: Mapping[str, Any], how: How) -> OrderedRows:
@@ -89,8 +92,22 @@ def encode(predictor: Predictor, fields: Mapping[str, Any], how: How) -> Ordered
     return predictor.encode_orders(fields, truncate=how.truncate, which="all" if how.orders == "all" else "reverse")
 
 
-def answers(predictor: Predictor, questions: Sequence[OrderedRows], how: How) -> list[Answer]:
-    """Return an answer per question, in order, and where it averages orders the answer in the user's own order."""
+def answers(predictor: Predictor, questions: Sequence[OrderedRows], how: How) -> list[Answer | None]:
+    """Return an answer per question, in order, and None for one without a finite answer.
+
+    With each comes, where it averages orders, the answer in the user's own order. Where some are not finite, which of
+    them being unknown, questions are answered in halves: for one in 256 sixteen more calls.
+    """
+    try:
+        return [*_answers(predictor, questions, how)]
+    except NonFiniteError:
+        if len(questions) == 1:
+            return [None]
+        middle = len(questions) // 2
+        return [*answers(predictor, questions[:middle], how), *answers(predictor, questions[middle:], how)]
+
+
+def _answers(predictor: Predictor, questions: Sequence[OrderedRows], how: How) -> list[Answer]:
     rows: list[EncodedRow] = [row for question in questions for row in question.rows]
     each = predictor.predict_all(
         rows,
@@ -107,20 +124,3 @@ def answers(predictor: Predictor, questions: Sequence[OrderedRows], how: How) ->
         place += len(question.rows)
     averaged, _ = predictor.decided(predictor.average_orders(questions, each), how.target_risk)
     return list(zip(averaged, firsts, strict=True))
-
-
-def finite_answers(predictor: Predictor, questions: Sequence[OrderedRows], how: How) -> list[Answer | None]:
-    """Return what ``answers`` does, and None for a question without a finite answer.
-
-    Where there is one, which of them being unknown, they are answered in halves: for one in 256 sixteen more calls.
-    """
-    try:
-        return [*answers(predictor, questions, how)]
-    except NonFiniteError:
-        if len(questions) == 1:
-            return [None]
-        middle = len(questions) // 2
-        return [
-            *finite_answers(predictor, questions[:middle], how),
-            *finite_answers(predictor, questions[middle:], how),
-        ]

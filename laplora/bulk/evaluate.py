@@ -1,4 +1,4 @@
-"""Figures of a file of labelled rows, whoever answers them: workers keep each row's numbers, and one process measures.
+"""Figures of a file of labelled rows, whoever answers them: workers give each row's numbers, and one process measures.
 
 A row's numbers are written as JSON, which keeps a float64 to its last bit. So the figures are those of one process.
 """
@@ -6,54 +6,59 @@ A row's numbers are written as JSON, which keeps a float64 to its last bit. So t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from laplora.bulk.answering import How, check_predictive, encode, finite_answers, load
-from laplora.bulk.folders import absolute
-from laplora.bulk.measuring import WINDOW, MeasureHow, measure_rows, numbers_of, task_of, told_problems, truth_of
-from laplora.bulk.parts import Finished, Parts
-from laplora.bulk.rows import Row, Source, is_too_long
-from laplora.bulk.run import Workers, described, finish
-from laplora.errors import DataError, LaploraError
+from laplora.answers.evaluation import MeasureHow, measure_file, method_rows
+from laplora.answers.written import written_answer
+from laplora.bulk.answering import WINDOW, How, answers, encode, load, read
+from laplora.bulk.parts import Line, Parts
+from laplora.bulk.rows import Row, Source, json_row
+from laplora.bulk.run import finish
+from laplora.bulk.workers import Workers
+from laplora.data.records import Record, RowError, each_in_turn
+from laplora.errors import DataError, InvalidInputError, LaploraError
 
 if TYPE_CHECKING:
-    from laplora.answers.evaluation import MethodRow
-    from laplora.answers.labels import Truth
     from laplora.artifact.folder import Artifact
-    from laplora.bulk.workers import Line
+    from laplora.data.labelled import Task
     from laplora.predictor import Predictor
     from laplora.prompts.examples import Example
+
+#: Rows without an answer that are told of.
+_TOLD_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What labelled rows say of an artifact: metrics by method, as ``POST /evaluate`` gives them, of so many rows."""
+    """What labelled rows say of an artifact.
+
+    Attributes:
+        rows: how many; methods: metrics by method, as ``POST /evaluate`` gives them.
+        records: of each row its number, ``truth``, and where they were asked for its ``fields`` and ``answer``.
+    """
 
     artifact: Artifact
     rows: int
     methods: dict[str, dict[str, Any]]
+    records: list[dict[str, Any]]
 
 
 def evaluate_file(
     artifact: str | Path,
     source: str | Path,
-    parts: str | Path,
+    how: How = How(),  # noqa: B008  is frozen
+    workers: Workers = Workers(),  # noqa: B008
+    measure: MeasureHow = MeasureHow(),  # noqa: B008
     *,
-    workers: int = 1,
-    device: str = "auto",
-    threads: int = 1,
+    parts: str | Path | None = None,
     label_field: str = "label",
-    predictive: str | None = None,
-    order_average: str | None = None,
-    truncate: bool = False,
-    batch_size: int = 16,
-    bins: int = 15,
-    resamples: int = 1000,
-    seed: int = 0,
+    with_answers: bool = False,
     allowed_bases: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Evaluated:
@@ -63,138 +68,109 @@ def evaluate_file(
     memory when they are measured.
 
     Args:
-        parts: folder or URL for the finished blocks; the same call goes on from them, and they go in the end.
+        artifact, source, allowed_bases, progress: as of ``laplora.bulk.predict.predict_file``, and so are errors but
+            for those below.
+        parts: folder for the finished blocks; the same call goes on from them, and they go in the end. None: nowhere.
         label_field: field of a row that has its label, or its list of labels.
-        bins: of the ECE; resamples, seed: of the bootstrap, without which (0) there are no intervals.
-
-    The others are those of ``laplora.bulk.score.score_file``, and so are errors but for:
+        with_answers: whether each row's fields and answer are returned too.
 
     Raises:
         DataError: rows that cannot be used or answered, by number.
     """
-    from laplora.artifact.fetched import FetchRules, local_artifact
-
-    how, who = How(predictive, batch_size, truncate, order_average), Workers(workers, device, threads)
-    measure_how = MeasureHow(bins, resamples, seed)
-    folder = local_artifact(artifact, progress=progress, rules=FetchRules(tuple(allowed_bases)))
-    return evaluate(folder, str(source), str(parts), how, who, measure_how, label_field, progress=progress)
-
-
-def evaluate(
-    artifact: Path,
-    source: str,
-    parts: str,
-    how: How,
-    who: Workers,
-    measure_how: MeasureHow,
-    label_field: str,
-    *,
-    progress: Callable[[str], None] | None = None,
-) -> Evaluated:
-    """Do what ``evaluate_file`` does."""
-    from laplora.artifact.folder import read_artifact
-
-    read = read_artifact(artifact)
-    check_predictive(read, how)
-    rows = Source.at(source, WINDOW)
-    of_rows = Labelled(source, label_field)
-    _check(rows, of_rows, read)
-    kept = Parts(absolute(parts))
-    options = {**asdict(how), "label_field": label_field}
-    job = EvaluateJob(artifact.absolute(), read.digest, who.worker_device, how, of_rows)
-    run = described("evaluate", read, rows, who, options)
-    numbers: list[dict[str, MethodRow]] = []
-    truths: list[Truth] = []
-    with kept.held(progress) as check:
-
-        def stop(block: Finished) -> None:
-            check()
-            _refuse_bad(kept, block)
-
-        blocks = finish(job, rows, kept.place, run, who, progress=progress, stop=stop)
-        for line in kept.lines(blocks):
-            record = json.loads(line)
-            numbers.append({name: (probs, score) for name, (probs, score) in record["methods"].items()})
-            truths.append(tuple(record["truth"]) if isinstance(record["truth"], list) else record["truth"])
-        methods = measure_rows(read.manifest, numbers, truths, measure_how)
-        check()
+    found, rows = read(artifact, how, allowed_bases, progress), Source.at(source, WINDOW)
+    labelled = Labelled.of(found, str(source), label_field)
+    every = (row for block in rows.blocks() for window in rows.windows(block) for row in window)
+    if not sum(1 for _ in labelled.examples(every)):
+        raise DataError(f"{source}: holds no rows")
+    with ExitStack() as stack:
+        kept = Parts(Path(stack.enter_context(TemporaryDirectory()) if parts is None else parts))
+        stack.enter_context(kept.held())
+        job = EvaluateJob(found, workers.worker_device, how, labelled, with_answers)
+        options = {"command": "evaluate", **asdict(how), "label_field": label_field, "with_answers": with_answers}
+        blocks = finish(job, rows, kept, workers, found, options, progress)
+        records = [json.loads(line) for line in kept.lines(blocks)]
+        numbers = [record.pop("methods") for record in records]
+        methods = measure_file(found.manifest, numbers, [record["truth"] for record in records], measure)
         kept.remove()
-    return Evaluated(read, len(numbers), methods)
+    return Evaluated(found, len(records), methods, records)
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """How rows are read: what errors call their file, and the field that has the label."""
+    """How rows are read: what errors call their file, the task, the label's field, and whether it may have several."""
 
     place: str
+    task: Task
     label_field: str
+    several: bool
 
-    def examples(self, rows: Iterable[Row], artifact: Artifact) -> Iterator[Example]:
+    @classmethod
+    def of(cls, artifact: Artifact, place: str, label_field: str) -> Labelled:
+        """Return how an artifact's are read."""
+        from laplora.data.labelled import Task
+
+        manifest = artifact.manifest
+        task = Task(artifact.name, manifest.template.template(), manifest.labels)
+        return cls(place, task, label_field, manifest.likelihood == "bernoulli")
+
+    def examples(self, rows: Iterable[Row]) -> Iterator[Example]:
         """Yield rows as examples, in order; DataError: after them, the first that cannot be used."""
+        return each_in_turn(self.place, rows, self._example)
+
+    def _example(self, row: Row) -> Example:
         from laplora.data.labelled import labelled_example
-        from laplora.data.records import RowError, decoded, each_in_turn, json_record
 
-        task, several = task_of(artifact), artifact.manifest.likelihood == "bernoulli"
-
-        def example(row: Row) -> Example:
-            if is_too_long(row[1]):
-                raise RowError(row[0], f"has more than {len(row[1]) - 1:,} bytes")
-            record = json_record((row[0], decoded(row)))
-            return labelled_example(self.place, record, task, self.label_field, {}, several=several)
-
-        yield from each_in_turn(self.place, rows, example)
-
-
-def _check(source: Source, labelled: Labelled, artifact: Artifact) -> None:
-    """Read all rows; DataError: there are none, or some cannot be used."""
-    rows = (row for block in source.blocks() for window in source.windows(block) for row in window)
-    if not sum(1 for _ in labelled.examples(rows, artifact)):
-        raise DataError(f"{source.place}: holds no rows")
+        try:
+            record = Record(row[0], json_row(row))
+        except InvalidInputError as error:
+            raise RowError(row[0], str(error)) from None
+        return labelled_example(self.place, record, self.task, self.label_field, {}, several=self.several)
 
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """Each row's numbers by an artifact of this content."""
+    """Each row's numbers by an artifact."""
 
-    artifact: Path
-    digest: str
+    artifact: Artifact
     device: str
     how: How
     labelled: Labelled
+    with_answers: bool = False
 
     def start(self) -> Callable[[Sequence[Row]], Iterator[Line]]:
         """Load the artifact."""
-        predictor = load(self.artifact, self.device, self.how, digest=self.digest)
-        return partial(measure_window, predictor, how=self.how, labelled=self.labelled)
+        return partial(self.measure_window, load(self.artifact, self.device))
 
+    def measure_window(self, predictor: Predictor, window: Sequence[Row]) -> Iterator[Line]:
+        """Yield a line for each row, in order: the place of the right label, or places, and its numbers by method.
 
-def measure_window(predictor: Predictor, window: Sequence[Row], how: How, labelled: Labelled) -> Iterator[Line]:
-    """Yield a line of numbers for each row, in order: the right label's place, and probabilities and score by method.
-
-    The line of a row that cannot be answered says why.
-    """
-    manifest = predictor.artifact.manifest
-    examples = list(labelled.examples(window, predictor.artifact))
-    questions, problems = [], {}
-    for place, example in enumerate(examples):
-        try:
-            questions.append(encode(predictor, example.fields, how))
-        except LaploraError as error:
-            problems[place] = f"{example.id}: {error}"
-    answered = iter(finite_answers(predictor, questions, how))
-    for place, ((number, _), example) in enumerate(zip(window, examples, strict=True)):
-        record: Mapping[str, Any]
-        if place in problems:
-            record = {"problem": problems[place]}
-        elif (answer := next(answered)) is None:
-            record = {"problem": f"{example.id}: the model has no finite answer"}
-        else:
-            record = {"truth": truth_of(example), "methods": numbers_of(manifest, how, *answer)}
-        yield number, json.dumps(record).encode() + b"\n", "problem" in record
-
-
-def _refuse_bad(kept: Parts, block: Finished) -> None:
-    """Raise DataError where a block has rows without an answer: no figures could be of all rows any more."""
-    if block.bad:
-        problems = [record["problem"] for line in kept.lines([block]) if "problem" in (record := json.loads(line))]
-        raise DataError(told_problems(problems))
+        Raises:
+            DataError: rows that cannot be answered, by number.
+        """
+        examples = list(self.labelled.examples(window))
+        questions, problems = [], []
+        for example in examples:
+            try:
+                questions.append(encode(predictor, example.fields, self.how))
+            except LaploraError as error:
+                problems.append(f"{example.id}: {error}")
+        answered = [] if problems else answers(predictor, questions, self.how)
+        problems += [
+            f"{example.id}: the model has no finite answer"
+            for example, answer in zip(examples, answered, strict=False)
+            if answer is None
+        ]
+        if problems:
+            more = [f"... and {len(problems) - _TOLD_PROBLEMS} more"] if len(problems) > _TOLD_PROBLEMS else []
+            raise DataError("\n".join([*problems[:_TOLD_PROBLEMS], *more]))
+        answering = self.how.predictive or predictor.recommended
+        for (number, _), example, answer in zip(window, examples, answered, strict=True):
+            assert answer is not None
+            record: dict[str, Any] = {
+                "number": number,
+                "truth": example.label if example.present is None else example.present,
+                "methods": method_rows(predictor.artifact.manifest, answering, *answer),
+            }
+            if self.with_answers:
+                record |= {"fields": example.fields, "answer": written_answer(answer[0], example.fields)}
+            yield number, json.dumps(record).encode() + b"\n", False

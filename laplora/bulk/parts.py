@@ -1,8 +1,7 @@
-"""The finished blocks of a run, beside its output, and what they are of: the same command goes on from them.
+"""The finished blocks of a run, in a folder of this machine, and what they are of: the same command goes on from them.
 
-``OUT.parts`` has ``run.json``, which says what the blocks are of, and for each finished block ``000000.jsonl`` with its
-lines and ``000000.json``, written after it, with their digest. While a run works it also has ``.lock``. A file with
-another name is never touched.
+It has ``run.json``, which says what the blocks are of, and for each finished block ``000000.jsonl``: a line with its
+record and then its lines. While a run works it also has ``.lock``. A file with another name is never touched.
 """
 
 from __future__ import annotations
@@ -10,25 +9,30 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from laplora.bulk.folders import Folder, folder_of
-from laplora.bulk.locks import LOCK, held
-from laplora.errors import ConfigError, DataError
+from filelock import FileLock, Timeout
 
-RUN = "run.json"
-#: Of a block, also one that was being written when its worker was killed.
-_OURS = re.compile(r"\d{6}\.(jsonl?|tries)|\.(\d{6}\.(jsonl?|tries)|run\.json)\.[0-9a-f]{16}")
+from laplora.errors import ConfigError, DataError, first_line
+from laplora.files import write_whole
+
+#: A row's number, its line with its end, and whether it has no answer.
+Line = tuple[int, bytes, bool]
 #: Rows without an answer whose numbers are told.
 TOLD_ROWS = 100
+_RUN, _LOCK = "run.json", ".lock"
+_BLOCK = re.compile(r"\d{6}\.jsonl")
+#: What a run writes, also what was being written when it was killed.
+_OURS = re.compile(r"\d{6}\.jsonl|run\.json|\.(\d{6}\.jsonl|run\.json)\.[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished block.
+    """The record of a finished block.
 
     Attributes:
         rows: how many; sha256: of its lines.
@@ -38,20 +42,49 @@ class Finished:
     number: int
     rows: int
     sha256: str
-    bad: int = 0
-    first_bad: list[int] = field(default_factory=list)
+    bad: int
+    first_bad: list[int]
+
+
+def finished(number: int, lines: Iterable[Line]) -> tuple[Finished, bytes]:
+    """Return the record of a block's lines, and the lines."""
+    made = list(lines)
+    content = b"".join(line for _, line, _ in made)
+    bad = [row for row, _, is_bad in made if is_bad]
+    return Finished(number, len(made), hashlib.sha256(content).hexdigest(), len(bad), bad[:TOLD_ROWS]), content
 
 
 class Parts:
-    """The folder of a run's finished blocks; ``place`` is its path or URL."""
+    """The folder of a run's finished blocks."""
 
-    def __init__(self, place: str) -> None:
-        self.place = place
-        self._folder: Folder = folder_of(place)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    def held(self, progress: Callable[[str], None] | None = None) -> AbstractContextManager[Callable[[], None]]:
-        """Hold the folder against other runs: ``laplora.bulk.locks.held``."""
-        return held(self._folder, self.place, progress)
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder against other runs inside the block, by a lock that ends with this process however it ends.
+
+        Raises:
+            ConfigError: another run holds it; DataError: it cannot be locked.
+        """
+        lock = FileLock(self.folder / _LOCK)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"{self.folder}: another run works on it now: wait for its end, or write to another place"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            raise DataError(f"{self.folder}: cannot be locked ({first_line(error)[:200]})") from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (self.folder / _LOCK).unlink()  # while it is held: who had opened it meanwhile sees that it is gone
+            lock.release()
+            with suppress(OSError):  # blocks or other files are in it
+                self.folder.rmdir()
 
     def begin(self, run: Mapping[str, Any]) -> dict[int, Finished]:
         """Return the blocks that are finished, none where the folder is new.
@@ -61,90 +94,53 @@ class Parts:
 
         Raises:
             ConfigError: those that are there are of something else; nothing was changed.
+            DataError: one that is damaged.
         """
-        names = self._folder.names() - {LOCK}
-        if RUN not in names:
+        names = {path.name for path in self.folder.iterdir()} - {_LOCK}
+        if _RUN not in names:
             if any(not name.startswith(".") or not _OURS.fullmatch(name) for name in names):
-                raise ConfigError(f"{self.place}: holds other files than a run's: remove or rename it")
-            self._folder.write(RUN, json.dumps(run, indent=2).encode())
+                raise ConfigError(f"{self.folder}: holds other files than a run's: remove or rename it")
+            write_whole(self.folder / _RUN, json.dumps(run, indent=2))
             return {}
-        kept = self._record(RUN)
+        kept = self._record(_RUN, (self.folder / _RUN).read_bytes())
         if differing := [name for name in sorted({*kept, *run}) if kept.get(name) != run.get(name)]:
             told = "; ".join(f"{name} was {_told(kept.get(name))}, is {_told(run.get(name))}" for name in differing)
-            raise ConfigError(f"{self.place}: its blocks are of another run ({told}): remove it to begin anew")
-        self._folder.remove(name for name in names if name.endswith(".tries") and _OURS.fullmatch(name))
-        found = (self._record(name) for name in sorted(names) if re.fullmatch(r"\d{6}\.json", name))
-        return {one["number"]: Finished(**one) for one in found}
-
-    def _record(self, name: str) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = json.loads(self._folder.read(name))
-        except ValueError:
-            raise DataError(f"{self.place}/{name}: is damaged: remove the folder to begin anew") from None
+            raise ConfigError(f"{self.folder}: its blocks are of another run ({told}): remove it to begin anew")
+        found = {}
+        for name in filter(_BLOCK.fullmatch, names):
+            with (self.folder / name).open("rb") as file:
+                found[int(name[:6])] = Finished(**self._record(name, file.readline()))
         return found
 
-    def begun(self, number: int) -> int:
-        """Note that a block is begun; return how often it was before, since the run began or went on."""
-        name = f"{number:06d}.tries"
-        try:
-            before = int(self._folder.read(name))
-        except FileNotFoundError:
-            before = 0
-        self._folder.write(name, b"%d" % (before + 1))
-        return before
+    def keep(self, block: Finished, content: bytes) -> None:
+        """Write a block's record and its lines, in one step."""
+        record = json.dumps(asdict(block)).encode() + b"\n"
+        write_whole(self.folder / f"{block.number:06d}.jsonl", [record, content])
 
-    def write(self, number: int, lines: Iterable[tuple[int, bytes, bool]]) -> Finished:
-        """Write a block's lines as they come, then its record, and return that.
-
-        Args:
-            lines: number of the row, the line with its end, and whether it has no answer.
-        """
-        digest, rows, bad = hashlib.sha256(), 0, 0
-        first_bad: list[int] = []
-
-        def content() -> Iterator[bytes]:
-            nonlocal rows, bad
-            for row, line, is_bad in lines:
-                digest.update(line)
-                rows += 1
-                bad += is_bad
-                if is_bad and len(first_bad) < TOLD_ROWS:
-                    first_bad.append(row)
-                yield line
-
-        self._folder.write(f"{number:06d}.jsonl", content())
-        finished = Finished(number, rows, digest.hexdigest(), bad, first_bad)
-        self._folder.write(f"{number:06d}.json", json.dumps(asdict(finished)).encode())
-        return finished
-
-    def lines(self, finished: Iterable[Finished]) -> Iterator[bytes]:
-        """Yield the lines of blocks, block after block.
-
-        Raises:
-            DataError: a block that is not what was written.
-        """
-        for block in finished:
-            name = f"{block.number:06d}.jsonl"
-            try:
-                version = self._folder.version(name)
-                file = self._folder.open(name, version)
-            except FileNotFoundError:
-                raise DataError(
-                    f"{self.place}/{name}: is not there: workers on other machines need a folder that all of them "
-                    "share, or an s3:// URL"
-                ) from None
-            digest = hashlib.sha256()
-            with file:
+    def lines(self, blocks: Iterable[Finished]) -> Iterator[bytes]:
+        """Yield the lines of blocks, block after block; DataError: a block is not what was written."""
+        for block in blocks:
+            path, digest = self.folder / f"{block.number:06d}.jsonl", hashlib.sha256()
+            with path.open("rb") as file:
+                file.readline()
                 for line in file:
                     digest.update(line)
                     yield line
             if digest.hexdigest() != block.sha256:
-                raise DataError(f"{self.place}/{name}: was changed: remove it and its .json, and run again")
+                raise DataError(f"{path}: was changed: remove it, and run again")
 
     def remove(self) -> None:
-        """Remove what a run has written, and the folder if it is empty then."""
-        ours = sorted(name for name in self._folder.names() if _OURS.fullmatch(name))
-        self._folder.remove([*ours, RUN])
+        """Remove what a run has written."""
+        for path in self.folder.iterdir():
+            if _OURS.fullmatch(path.name):
+                path.unlink()
+
+    def _record(self, name: str, text: bytes) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(text)
+        except ValueError:
+            raise DataError(f"{self.folder / name}: is damaged: remove the folder to begin anew") from None
+        return found
 
 
 def _told(value: Any) -> str:

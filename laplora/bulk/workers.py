@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from laplora import errors
-from laplora.bulk.parts import Finished, Parts
+from laplora.bulk.parts import Finished, Line, finished
 from laplora.bulk.rows import Block, Row, Source
 from laplora.errors import ConfigError, LaploraError, first_line
 from laplora.ray_cluster import cluster, import_ray, machines
 
-#: A row's number, its line with its end, and whether it has no answer.
-Line = tuple[int, bytes, bool]
 #: How often a block is begun that kills its workers, before the run ends. Ray would begin it for ever.
 _TRIES = 4
 
@@ -29,130 +28,157 @@ class Job(Protocol):
 
 
 @dataclass(frozen=True)
-class Work:
-    """All that a worker has to know.
+class Workers:
+    """Who works.
 
     Attributes:
-        job: what is done; source: the rows; parts: path or URL of the finished blocks.
-        threads: of torch, in each worker.
+        count: 1 is this process; more are actors of Ray, with a GPU each where the device is one. Each loads the model.
+        device: auto, cpu, cuda, or for this process alone cuda:N.
+        threads: of torch, in each; with other threads the last digits may be others. None: as many as torch has.
+
+    Raises:
+        ConfigError: what cannot be.
     """
 
-    job: Job
-    source: Source
-    parts: str
-    threads: int
+    count: int = 1
+    device: str = "auto"
+    threads: int | None = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.threads == 0:
+            raise ConfigError(f"workers and threads are at least 1, not {self.count} and {self.threads}")
+        if self.count > 1 and self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"the device of several workers is auto, cpu or cuda, not {self.device!r}")
+
+    @property
+    def worker_device(self) -> str:
+        """The device as each worker knows it."""
+        return self.device if self.count == 1 else self.device_kind
+
+    @property
+    def device_kind(self) -> str:
+        """``cpu`` or ``cuda``; a cluster may have GPUs where this machine has none."""
+        from laplora.models.base import resolve_device
+
+        return "cuda" if self.count > 1 and self.device == "cuda" else resolve_device(self.device).type
 
 
 class Worker:
-    """Runs blocks one after the other; the artifact is loaded with the first."""
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._lines: Callable[[Sequence[Row]], Iterable[Line]] | None = None
-
-    def run(self, block: Block) -> Finished:
-        """Work on a block, keep its lines, and return what is told of it; errors are the job's and the source's."""
-        lines = self._lines = self._lines or self._work.job.start()
-        windows = self._work.source.windows(block)
-        return Parts(self._work.parts).write(block.number, (line for window in windows for line in lines(window)))
-
-
-def run_here(work: Work, blocks: Sequence[Block]) -> Iterator[Finished]:
-    """Work on blocks in this process, in order, and yield each once it is finished."""
-    worker = Worker(work)
-    with torch_threads(work.threads):
-        for block in blocks:
-            yield worker.run(block)
-
-
-def run_by_ray(work: Work, blocks: Sequence[Block], *, workers: int, on_gpu: bool) -> Iterator[Finished]:
-    """Work on blocks by actors of Ray Data, and yield each once it is finished, in any order.
-
-    A block whose worker dies is begun again by another, ``_TRIES`` times in all. Ray is started on this machine, and
-    stopped in the end, unless ``RAY_ADDRESS`` names a cluster or this process has connected to one.
+    """Works on blocks, one after the other; the artifact is loaded with the first.
 
     Args:
-        workers: how many; on_gpu: whether each has a GPU of its own.
+        begun: of Ray's workers the actor ``_Begun``.
+    """
+
+    def __init__(self, job: Job, source: Source, threads: int | None, begun: Any = None) -> None:
+        self._job, self._source, self._threads, self._begun = job, source, threads, begun
+        self._lines: Callable[[Sequence[Row]], Iterable[Line]] | None = None
+
+    def work(self, block: Block) -> tuple[Finished, bytes]:
+        """Return a block's record and its lines; errors are the job's and the source's."""
+        with torch_threads(self._threads):
+            lines = self._lines = self._lines or self._job.start()
+            windows = self._source.windows(block)
+            return finished(block.number, (line for window in windows for line in lines(window)))
+
+    def __call__(self, table: Any) -> Any:
+        """Do so for a table of blocks of Ray Data."""
+        import pyarrow
+
+        made = [self._told(Block(*block)) for block in table.column("block").to_pylist()]
+        lines = pyarrow.array([content for _, content in made], pyarrow.large_binary())
+        return pyarrow.table({"record": [json.dumps(record) for record, _ in made], "lines": lines})
+
+    def _told(self, block: Block) -> tuple[dict[str, Any], bytes]:
+        """Return a block's record and its lines; an error that laplora raises on purpose comes by name and message."""
+        import ray
+
+        try:
+            if ray.get(self._begun.begin.remote(block.number)) > _TRIES:
+                raise LaploraError(
+                    f"the block of rows that begins with {block.first} has ended {_TRIES} workers, which may have had "
+                    "too little memory: what is finished is kept"
+                )
+            record, content = self.work(block)
+            return asdict(record), content
+        except LaploraError as error:
+            return {"error": type(error).__name__, "message": str(error)}, b""
+        except OSError as error:
+            return {"error": "DataError", "message": f"{error.filename or 'a file'}: {error.strerror or error}"}, b""
+
+
+class _Begun:
+    """An actor that counts how often blocks are begun."""
+
+    def __init__(self) -> None:
+        self._counts = Counter[int]()
+
+    def begin(self, number: int) -> int:
+        """Return how often a block was begun, this time counted in."""
+        self._counts[number] += 1
+        return self._counts[number]
+
+
+def worked(job: Job, source: Source, blocks: Sequence[Block], who: Workers) -> Iterator[tuple[Finished, bytes]]:
+    """Yield the record and the lines of each block once it is finished: here in order, by Ray in any order.
+
+    By Ray, a block whose worker dies is begun again by another, ``_TRIES`` times in all. Ray is started on this
+    machine, and stopped in the end, unless ``RAY_ADDRESS`` names a cluster or this process has connected to one.
 
     Raises:
         ConfigError: Ray is not installed, has fewer GPUs, or no machine with so many processors.
         LaploraError: what a worker raised.
     """
+    if who.count == 1:
+        yield from map(Worker(job, source, who.threads).work, blocks)
+        return
     ray = import_ray("ray.data")
-    with cluster(workers * work.threads):
+    count, threads, on_gpu = min(who.count, len(blocks)), who.threads or 1, who.device_kind == "cuda"
+    with cluster(count * threads):
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
-        found = machines(ray)
-        if on_gpu and (gpus := sum(machine.gpus for machine in found)) < workers:
-            raise ConfigError(f"{workers} workers need a GPU each, and there are {gpus}: give --device cpu, or fewer")
-        largest = max((machine.cpus for machine in found if machine.gpus or not on_gpu), default=0)
-        if largest < work.threads:  # Ray Data would wait for a larger one, and say nothing
-            raise ConfigError(
-                f"each worker has {work.threads} threads, and Ray's largest machine {'with a GPU ' if on_gpu else ''}"
-                f"{largest} processors: give fewer --threads"
-            )
+        _check_room(ray, count, threads, on_gpu)
         # One row is one block, and one block of Ray's: it is handed out, and if its worker dies again, by itself.
         numbers = ray.data.from_items([{"block": list(block)} for block in blocks], override_num_blocks=len(blocks))
-        told = numbers.map_batches(
-            _Actor,
-            fn_constructor_args=(work,),
+        made = numbers.map_batches(
+            Worker,
+            fn_constructor_args=(job, source, threads, ray.remote(num_cpus=0)(_Begun).remote()),
             batch_size=None,
             batch_format="pyarrow",
             # A second block in a GPU's queue hides the time between two; a processor gains more from even shares.
-            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2 if on_gpu else 1),
-            num_cpus=work.threads,
+            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2 if on_gpu else 1),
+            num_cpus=threads,
             num_gpus=1 if on_gpu else 0,
         )
         try:
-            for row in told.iter_rows():
-                yield _finished(row["told"])
+            for row in made.iter_rows():
+                record = json.loads(row["record"])
+                if "error" in record:
+                    raise getattr(errors, record["error"], LaploraError)(record["message"])
+                yield Finished(**record), row["lines"]
         except ray.exceptions.RayError as error:
             raise LaploraError(f"Ray gave up, and what is finished is kept: {first_line(error)[:400]}") from error
 
 
-class _Actor:
-    """A worker as Ray Data calls it, with tables of blocks."""
-
-    def __init__(self, work: Work) -> None:
-        self._worker, self._parts, self._threads = Worker(work), Parts(work.parts), work.threads
-
-    def __call__(self, table: Any) -> Any:
-        import pyarrow
-
-        with torch_threads(self._threads):
-            return pyarrow.table({"told": [self._told(Block(*block)) for block in table.column("block").to_pylist()]})
-
-    def _told(self, block: Block) -> str:
-        """Return what is told of a block; an error that laplora raises on purpose comes as its name and message."""
-        try:
-            if self._parts.begun(block.number) == _TRIES:
-                raise LaploraError(
-                    f"the block of rows that begins with {block.first} has ended {_TRIES} workers, which may have had "
-                    "too little memory: what is finished is kept"
-                )
-            return json.dumps(asdict(self._worker.run(block)))
-        except LaploraError as error:
-            return json.dumps({"error": type(error).__name__, "message": str(error)})
-        except OSError as error:
-            message = f"{error.filename or 'a file'}: {error.strerror or error}"
-            return json.dumps({"error": "DataError", "message": message})
-
-
-def _finished(told: str) -> Finished:
-    found = json.loads(told)
-    if "error" in found:
-        kind = getattr(errors, found["error"], LaploraError)
-        raise kind(found["message"])
-    return Finished(**found)
+def _check_room(ray: Any, count: int, threads: int, on_gpu: bool) -> None:
+    found = machines(ray)
+    if on_gpu and (gpus := sum(machine.gpus for machine in found)) < count:
+        raise ConfigError(f"{count} workers need a GPU each, and there are {gpus}: give --device cpu, or fewer")
+    largest = max((machine.cpus for machine in found if machine.gpus or not on_gpu), default=0)
+    if largest < threads:  # Ray Data would wait for a larger one, and say nothing
+        raise ConfigError(
+            f"each worker has {threads} threads, and Ray's largest machine {'with a GPU ' if on_gpu else ''}{largest} "
+            "processors: give fewer --threads"
+        )
 
 
 @contextmanager
-def torch_threads(count: int) -> Iterator[None]:
+def torch_threads(count: int | None) -> Iterator[None]:
     """Let torch compute with so many threads inside the block: how sums are split over threads decides last bits."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:

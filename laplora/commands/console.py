@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from enum import IntEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -59,17 +58,6 @@ AllowedBasesOption = Annotated[
 def allowed(bases: str) -> tuple[str, ...]:
     """Return the base models that ``AllowedBasesOption`` names."""
     return tuple(name.strip() for name in bases.split(",") if name.strip())
-
-
-def folder_of(artifact: str, bases: str) -> Path:
-    """Return an artifact's folder, fetched where it lies elsewhere; errors as ``local_artifact``.
-
-    Args:
-        bases: of ``AllowedBasesOption``.
-    """
-    from laplora.artifact.fetched import FetchRules, local_artifact
-
-    return local_artifact(artifact, progress=say, rules=FetchRules(allowed(bases)))
 
 
 def say(line: str) -> None:

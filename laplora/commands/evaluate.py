@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from laplora.bulk.answering import How, check_predictive, load
-from laplora.bulk.evaluate import Evaluated
-from laplora.bulk.evaluate import evaluate as evaluate_blocks
-from laplora.bulk.measuring import BINS, WINDOW, MeasureHow, labelled_examples, measured_rows
-from laplora.bulk.run import Workers
-from laplora.bulk.workers import torch_threads
+from laplora.answers.evaluation import BINS, MeasureHow
+from laplora.bulk.answering import How, read
+from laplora.bulk.evaluate import Evaluated, evaluate_file
+from laplora.bulk.workers import Workers
 from laplora.commands.bars import Bar, Crossed
 from laplora.commands.console import (
     AllowedBasesOption,
@@ -28,13 +24,11 @@ from laplora.commands.console import (
     Status,
     ThreadsOption,
     WorkersOption,
-    folder_of,
+    allowed,
     say,
-    say_stage,
     write,
 )
 from laplora.errors import ConfigError
-from laplora.remote.address import is_address
 
 _WITH_INTERVAL = ("accuracy", "nll", "brier", "auroc_error")
 #: Shown of each method, in this order.
@@ -46,7 +40,9 @@ def evaluate(
     data: Annotated[
         str,
         typer.Option(
-            "--data", metavar="FILE", help="JSON Lines, CSV or Parquet file: the template's fields, and the label."
+            "--data",
+            metavar="FILE",
+            help="JSON Lines, CSV or Parquet: the template's fields, and the label; also s3://.",
         ),
     ],
     fail_if: Annotated[
@@ -75,7 +71,8 @@ def evaluate(
     parts: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER", help="Measure in blocks, which are kept here until the end: also s3://. Of --workers."
+            metavar="FOLDER",
+            help="Keep finished blocks of rows here until the end: the same command goes on from them.",
         ),
     ] = None,
     workers: WorkersOption = 1,
@@ -93,28 +90,25 @@ def evaluate(
     calibrated model in 40 has by chance on as many rows. Exit status: 0 all well, 1 a bar was crossed, 2 it could not
     run.
     """
-    from laplora.artifact.folder import read_artifact
-
     bars = [Bar.parse(text) for text in fail_if or ()]
-    how = How(predictive, batch_size, truncate, order_average)
+    how, measure = How(predictive, batch_size, truncate, order_average), MeasureHow(bins, resamples, seed)
     if bins != BINS and any(bar.metric in ("ece_limit", "ece_excess") for bar in bars):
         raise ConfigError(f"ece_limit and ece_excess are known for {BINS} bins alone: leave out --bins")
-    if workers > 1 and parts is None:
-        raise ConfigError("--workers needs --parts FOLDER, which the blocks of the rows are kept in")
-    if parts is None and is_address(data):
-        raise ConfigError("--data at an address needs --parts FOLDER, which the blocks of the rows are kept in")
-    measure_how = MeasureHow(bins, resamples, seed)
-    folder = folder_of(artifact, allowed_bases)
-    read = read_artifact(folder)
-    check_predictive(read, how)
+    manifest = read(artifact, how, allowed(allowed_bases), say).manifest
     for bar in bars:
-        bar.check_predictive(read.manifest.servable)
-    if parts is None:
-        measured = _whole(folder, data, how, measure_how, label_field, device, threads)
-    else:
-        who = Workers(workers, device, threads or 1)
-        measured = evaluate_blocks(folder, data, parts, how, who, measure_how, label_field, progress=say)
-    name = how.predictive or read.manifest.recommended.predictive
+        bar.check_predictive(manifest.servable)
+    measured = evaluate_file(
+        artifact,
+        data,
+        how,
+        Workers(workers, device, threads or (1 if parts or workers > 1 else None)),
+        measure,
+        parts=parts,
+        label_field=label_field,
+        allowed_bases=allowed(allowed_bases),
+        progress=say,
+    )
+    name = how.predictive or manifest.recommended.predictive
     answering = f"{name}_order_average" if how.orders else name
     crossed = [bar.check(measured.methods, answering) for bar in bars]
     if as_json:
@@ -123,23 +117,6 @@ def evaluate(
         for line in (*_table(measured.methods, answering), *_verdicts(crossed)):
             write(line)
     raise typer.Exit(Status.FAILED if any(one.failed for one in crossed) else Status.DONE)
-
-
-def _whole(
-    artifact: Path, data: str, how: How, measure_how: MeasureHow, label_field: str, device: str, threads: int | None
-) -> Evaluated:
-    """Measure a file in this process, whose rows are in memory."""
-    with nullcontext() if threads is None else torch_threads(threads):
-        predictor = load(artifact, device, how, progress=say_stage)
-        examples = labelled_examples(Path(data), label_field, predictor.artifact)
-        measured = measured_rows(predictor, examples, how, measure_how, progress=_say_rows)
-    return Evaluated(predictor.artifact, len(examples), measured.methods)
-
-
-def _say_rows(done: int, rows: int) -> None:
-    """Say about ten times how far it is."""
-    if done == rows or done % -(-rows // 10) < WINDOW:
-        say(f"{done} of {rows} rows")
 
 
 def _json(measured: Evaluated, answering: str, crossed: Sequence[Crossed]) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from laplora.bulk.answering import How, load
-from laplora.bulk.run import Workers, shown_rows
+from laplora.bulk.answering import WINDOW, How, load, read
+from laplora.bulk.predict import answer_window, predict_file
+from laplora.bulk.rows import lines as rows_of
+from laplora.bulk.rows import windows
+from laplora.bulk.workers import Workers, torch_threads
 from laplora.commands.console import (
     AllowedBasesOption,
     ArtifactOption,
@@ -20,18 +21,23 @@ from laplora.commands.console import (
     Status,
     ThreadsOption,
     WorkersOption,
-    folder_of,
+    allowed,
     say,
     say_stage,
 )
-from laplora.errors import ConfigError, needs
+from laplora.errors import ConfigError
+
+if TYPE_CHECKING:
+    from laplora.predictor import Predictor
 
 
 def predict(
     artifact: ArtifactOption,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="FILE", help="JSON Lines or Parquet instead of standard input; also s3://."),
+        typer.Option(
+            "--data", metavar="FILE", help="JSON Lines, CSV or Parquet instead of standard input; also s3://."
+        ),
     ] = None,
     out: Annotated[
         str | None, typer.Option("--out", metavar="FILE", help="Where the answers to --data go; also s3://.")
@@ -53,7 +59,7 @@ def predict(
         typer.Option(
             metavar="N", min=1, max=100_000, help="Lines that are read before they are answered; 1: one by one."
         ),
-    ] = 256,
+    ] = WINDOW,
     device: DeviceOption = "auto",
     allowed_bases: AllowedBasesOption = "",
 ) -> None:
@@ -69,43 +75,28 @@ def predict(
     how = How(predictive, batch_size, truncate, order_average, target_risk)
     if (data is None) != (out is None):
         raise ConfigError("--data and --out go together")
+    bases = allowed(allowed_bases)
     if data is not None and out is not None:
-        total, bad = _of_file(
-            folder_of(artifact, allowed_bases), data, out, how, Workers(workers, device, threads or 1), lines
-        )
+        who = Workers(workers, device, threads or 1)
+        done = predict_file(artifact, data, out, how, who, window=lines, allowed_bases=bases, progress=say)
+        total, bad = done.rows, done.bad
+        if bad:
+            more = f" and {bad - len(done.first_bad)} more" if bad > len(done.first_bad) else ""
+            say(f"without an answer: {', '.join(map(str, done.first_bad))}{more}")
     elif workers > 1:
         raise ConfigError("--workers needs --data and --out: standard input is read by one process")
     else:
-        total, bad = _of_standard_input(folder_of(artifact, allowed_bases), device, how, lines, threads)
+        total, bad = _standard_input(load(read(artifact, how, bases, say), device, say_stage), how, lines, threads)
     say(f"{total} inputs, {bad} of them without an answer")
     raise typer.Exit(Status.FAILED if bad else Status.DONE)
 
 
-def _of_file(artifact: Path, data: str, out: str, how: How, workers: Workers, window: int) -> tuple[int, int]:
-    """Answer a file; return how many rows it has, and how many of them have no answer."""
-    from laplora.bulk.score import score
-
-    scored = score(artifact, data, out, how, workers, window=window, progress=say)
-    if scored.bad:
-        say(f"without an answer: {shown_rows(scored.first_bad, scored.bad)}")
-    return scored.rows, scored.bad
-
-
-def _of_standard_input(artifact: Path, device: str, how: How, window: int, threads: int | None) -> tuple[int, int]:
-    """Answer standard input; return the same."""
-    try:
-        from service.http.answers import prediction_out  # noqa: F401  is what answers are written by
-    except ImportError as error:
-        raise needs("service", error) from None
-    from laplora.bulk.rows import lines, windows
-    from laplora.bulk.score import answer_window
-    from laplora.bulk.workers import torch_threads
-
-    predictor = load(artifact, device, how, progress=say_stage)
+def _standard_input(predictor: Predictor, how: How, window: int, threads: int | None) -> tuple[int, int]:
+    """Answer standard input, a window of lines at a time; return how many there are, and how many have no answer."""
     bad = total = 0
-    source, out = lines(sys.stdin.buffer), sys.stdout.buffer
-    with nullcontext() if threads is None else torch_threads(threads):
-        for rows in windows(source, window):
+    out = sys.stdout.buffer
+    with torch_threads(threads):
+        for rows in windows(rows_of(sys.stdin.buffer), window):
             for _, line, is_bad in answer_window(predictor, rows, how):
                 bad += is_bad
                 total += 1

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from laplora.bulk.answering import How, load
-from laplora.bulk.measuring import MeasureHow, labelled_examples, measured_rows
+from laplora.bulk.answering import How, read
+from laplora.bulk.evaluate import Evaluated, evaluate_file
+from laplora.bulk.workers import Workers
 from laplora.commands.console import (
     AllowedBasesOption,
     ArtifactOption,
     BatchOption,
     DeviceOption,
     PredictiveOption,
-    folder_of,
+    allowed,
     say,
-    say_stage,
 )
 from laplora.errors import ConfigError, needs
 
 if TYPE_CHECKING:
-    from laplora.predictor import Predictor
+    from laplora.artifact.folder import Artifact
 
 
 def report(
@@ -51,9 +51,21 @@ def report(
     """
     from laplora.files import write_whole
 
-    how = How(predictive, batch_size, truncate, order_average)
-    folder = folder_of(artifact, allowed_bases)
-    page = _brought(folder) if data is None else _measured(folder, data, label_field, how, texts, device)
+    how, bases = How(predictive, batch_size, truncate, order_average), allowed(allowed_bases)
+    if data is None:
+        page = _brought(read(artifact, how, bases, say))
+    else:
+        measured = evaluate_file(
+            artifact,
+            data,
+            how,
+            Workers(device=device, threads=None),
+            label_field=label_field,
+            with_answers=True,
+            allowed_bases=bases,
+            progress=say,
+        )
+        page = _page(measured, data, how, texts)
     try:
         write_whole(out, page)
     except OSError as error:
@@ -61,63 +73,51 @@ def report(
     say(f"{out} is written; open it in a browser")
 
 
-def _brought(artifact: Path) -> bytes:
-    from laplora.artifact.folder import read_artifact
+def _brought(artifact: Artifact) -> bytes:
     from laplora.artifact.report_page import read_report
 
-    if (page := read_report(read_artifact(artifact))) is None:
+    if (page := read_report(artifact)) is None:
         raise ConfigError("the artifact brings no report, or not the one that its manifest lists: give --data FILE")
     return page
 
 
-def _measured(artifact: Path, data: Path, label_field: str, how: How, texts: bool, device: str) -> bytes:
+def _page(measured: Evaluated, data: Path, how: How, texts: bool) -> bytes:
+    from laplora.answers.evaluation import unfamiliar_share
+    from laplora.answers.labels import LabelNames
+    from laplora.answers.reporting import MeasuredRows, measured_report
+
     try:
-        from laplora.answers.evaluation import unfamiliar_share
-        from laplora.answers.labels import LabelNames
-        from laplora.answers.reporting import MeasuredRows, measured_report
         from laplora.report.page import html
         from laplora.report.verdict import judge
-        from service.http.answers import prediction_out
-        from service.http.schemas.inputs import Input
-        from service.http.schemas.predict import PredictOptions
     except ImportError as error:
         raise needs("report", error) from None
-    predictor = load(artifact, device, how, progress=say_stage)
-    examples = labelled_examples(data, label_field, predictor.artifact)
-    measured = measured_rows(predictor, examples, how, MeasureHow())
-    rows, manifest = MeasuredRows(), predictor.artifact.manifest
-    for number, (example, answer, truth) in enumerate(
-        zip(examples, measured.predictions, measured.truths, strict=True)
-    ):
-        fields: dict[str, Any] = {
-            name: list(value) if isinstance(value, tuple) else value for name, value in example.fields.items()
-        }
-        out = prediction_out(number, Input.model_construct(None, **fields), answer, PredictOptions())
-        rows.add(number, truth, out.model_dump(), fields)
+    rows, manifest, records = MeasuredRows(), measured.artifact.manifest, measured.records
+    for record in records:
+        rows.add(record["number"] - 1, record["truth"], record["answer"], record["fields"])
     made = measured_report(
         rows,
         manifest,
         measured.methods,
         names=LabelNames.of(manifest),
-        predictive=how.predictive or predictor.recommended,
+        predictive=how.predictive or manifest.recommended.predictive,
         averaged=how.orders is not None,
-        title=predictor.artifact.name,
-        measured_on=f"{len(examples)} rows of {data.name}",
-        fields=predictor.artifact.manifest.template.template().fields,
-        unfamiliar=unfamiliar_share(manifest, [answer.flags for answer in measured.predictions]),
+        title=measured.artifact.name,
+        measured_on=f"{measured.rows} rows of {data.name}",
+        fields=manifest.template.template().fields,
+        unfamiliar=unfamiliar_share(manifest, [record["answer"]["flags"] for record in records]),
         notes=[],
-        provenance=_provenance(predictor, data, how),
+        provenance=_provenance(measured.artifact, data, how),
         texts=texts,
     )
     return html(made, judge(made)).encode()
 
 
-def _provenance(predictor: Predictor, data: Path, how: How) -> dict[str, str]:
+def _provenance(artifact: Artifact, data: Path, how: How) -> dict[str, str]:
     from laplora.files import file_sha256
 
-    manifest = predictor.artifact.manifest
+    manifest = artifact.manifest
     return {
-        "artifact": f"{predictor.artifact.name}, {predictor.artifact.digest}",
+        "artifact": f"{artifact.name}, {artifact.digest}",
         "base model": f"{manifest.base_model}, {manifest.quantization}",
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": f"{data.name}, sha256:{file_sha256(data).removeprefix('sha256:')}",

@@ -37,8 +37,9 @@ class Record:
 class RowError(Exception):
     """A problem with one row, before it is known whether others have one too."""
 
-    def __init__(self, line: int, message: str) -> None:
-        super().__init__(f"line {line}: {message}")
+    def __init__(self, line: int, problem: str) -> None:
+        super().__init__(f"line {line}: {problem}")
+        self.problem = problem
 
 
 def each(path: Path | str, items: Iterable[Item], make: Callable[[Item], Made]) -> list[Made]:

@@ -27,8 +27,6 @@ _NOT_SAID = "1970-01-01T00:00:00+00:00"
 _STATUS = re.compile(r"status(?: code)?:? (\d{3})\b")
 #: Statuses below 500 of a server that may answer another time.
 _LATER = (408, 425, 429)
-#: What tells one content of an object from the next, as its store has it.
-Version = dict[str, Any]
 
 
 class StoreError(Exception):
@@ -114,14 +112,6 @@ class Client:
             parts = iter(answer.stream(min_chunk_size=self._part_bytes))
         return answer.meta["size"], _each(parts)
 
-    def load(self, name: str) -> tuple[Version, bytes]:
-        """Return a small object's version and bytes."""
-        import obstore
-
-        with _told():
-            answer = obstore.get(self._store, name)
-            return {key: answer.meta[key] for key in ("e_tag", "version")}, bytes(answer.bytes())
-
     def read_range(self, name: str, begin: int, end: int, state: State) -> bytes | None:
         """Return the bytes from ``begin`` to before ``end``; None where the object is of another version by now."""
         import obstore
@@ -143,27 +133,6 @@ class Client:
         with _told():
             obstore.put(self._store, name, content, chunk_size=self._part_bytes, max_concurrency=2)
 
-    def put_if(self, name: str, content: bytes, condition: Version | Literal["create"]) -> Version | None:
-        """Write a small object in the place of a version, or where there is none; return its own version.
-
-        None: there is another one by now. A store that knows no conditions writes in any case.
-        """
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
-
-        mode: Any = condition
-        if not isinstance(condition, str):
-            mode = {key: value for key, value in condition.items() if value is not None}
-        with _told():
-            try:
-                return dict(obstore.put(self._store, name, content, mode=mode, use_multipart=False))
-            except (AlreadyExistsError, PreconditionError):
-                return None
-            except (BaseError, NotImplementedError) as error:
-                if not _knows_no_conditions(error):  # one that only fails now would lose what another has written
-                    raise
-                return dict(obstore.put(self._store, name, content, use_multipart=False))
-
     def write(self, name: str, content: Iterable[bytes]) -> None:
         """Write an object in parts as they come; it is there once the last one is, and not where ``content`` raises."""
         import obstore
@@ -176,19 +145,12 @@ class Client:
         with _told():
             writer.close()
 
-    def names(self) -> set[str]:
-        """Return the names of the objects."""
+    def remove(self, name: str) -> None:
+        """Remove an object; stores differ in whether one that is not there is an error."""
         import obstore
 
         with _told():
-            return {found["path"] for page in obstore.list(self._store) for found in page}
-
-    def remove(self, *names: str) -> None:
-        """Remove objects; stores differ in whether one that is not there is an error."""
-        import obstore
-
-        with _told():
-            obstore.delete(self._store, names[0] if len(names) == 1 else list(names))
+            obstore.delete(self._store, name)
 
 
 def _state(meta: Any) -> State:
@@ -216,12 +178,6 @@ def _gathered(content: Iterable[bytes]) -> Iterator[bytes]:
             held, size = [], 0
     if held:
         yield b"".join(held)
-
-
-def _knows_no_conditions(error: Exception) -> bool:
-    from obstore.exceptions import NotSupportedError
-
-    return isinstance(error, NotSupportedError | NotImplementedError) or _status(error) == 501
 
 
 def _status(error: Exception) -> int | None:

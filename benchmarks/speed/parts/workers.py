@@ -13,7 +13,9 @@ from pathlib import Path
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import ARTIFACT
 from benchmarks.harness.timing import in_turns, spread
-from laplora.bulk.score import score_file
+from laplora.bulk.answering import How
+from laplora.bulk.predict import predict_file
+from laplora.bulk.workers import Workers
 from training.config import DataConfig
 from training.data.section import load_splits
 
@@ -60,5 +62,6 @@ def sst2_texts() -> list[str]:
 def answer(folder: Path, rows: int, workers: int) -> None:
     """Answer a file of so many rows."""
     target = folder / "answers.jsonl"
-    score_file(ARTIFACT, folder / f"{rows}.jsonl", target, workers=workers, device="cpu", window=WINDOW)
+    who = Workers(workers, device="cpu")
+    predict_file(ARTIFACT, folder / f"{rows}.jsonl", target, How(), who, window=WINDOW)
     target.unlink()

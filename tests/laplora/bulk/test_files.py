@@ -14,8 +14,10 @@ from test_rows import write_parquet
 from tiny_runs import FinishedRun, sentiment_rows, write_rows
 
 from laplora.bulk.answering import How
-from laplora.bulk.evaluate import Labelled, evaluate_file, measure_window
-from laplora.bulk.score import Scored, answer_window, score_file
+from laplora.bulk.evaluate import EvaluateJob, Labelled, evaluate_file
+from laplora.bulk.parts import Parts
+from laplora.bulk.predict import Predicted, answer_window, predict_file
+from laplora.bulk.workers import Workers
 from laplora.commands.app import main
 from laplora.errors import ConfigError, DataError
 from laplora.predictor import Predictor
@@ -32,8 +34,13 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def scored(run: FinishedRun, source: Path, target: Path, **options: Any) -> Scored:
-    return score_file(run.artifact, source, target, **{"device": "cpu", "window": 8, "batch_size": 4, **options})
+def predicted(run: FinishedRun, source: Path, target: Path, batch_size: int = 4, **options: Any) -> Predicted:
+    how = How(batch_size=batch_size)
+    return predict_file(run.artifact, source, target, how, Workers(device="cpu"), window=8, **options)
+
+
+def interrupt(_line: str) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_answers_are_those_of_standard_input(
@@ -58,18 +65,22 @@ def test_the_answers_are_those_of_standard_input(
 def test_a_run_that_was_interrupted_goes_on_where_it_was(
     sentiment_run: FinishedRun, source: Path, tmp_path: Path
 ) -> None:
-    def interrupt(line: str) -> None:
+    def interrupt_late(line: str) -> None:
         if line.startswith("5 of"):
             raise KeyboardInterrupt
 
     target, parts = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts"
     with pytest.raises(KeyboardInterrupt):
-        scored(sentiment_run, source, target, progress=interrupt)
+        predicted(sentiment_run, source, target, progress=interrupt_late)
     assert not target.exists()
     assert len(list(parts.glob("*.jsonl"))) == 5
     with pytest.raises(ConfigError, match=r"of another run.*batch_size was 4, is 2"):
-        scored(sentiment_run, source, target, batch_size=2)
-    kept = (parts / "000002.jsonl").read_bytes()
+        predicted(sentiment_run, source, target, batch_size=2)
+    content = source.read_bytes()
+    source.write_bytes(content.replace(b"awful", b"super"))
+    with pytest.raises(ConfigError, match="source was"):
+        predicted(sentiment_run, source, target)
+    source.write_bytes(content)
     times = {path.name: path.stat().st_mtime_ns for path in parts.iterdir()}
     again: list[str] = []
 
@@ -77,11 +88,10 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(
         again.append(line)
         assert {path.name: path.stat().st_mtime_ns for path in parts.iterdir()}.items() >= times.items()
 
-    assert scored(sentiment_run, source, target, progress=still_the_same) == Scored(98, 2, (10, 99))
+    assert predicted(sentiment_run, source, target, progress=still_the_same) == Predicted(98, 2, (10, 99))
     assert again[0] == "going on: 5 of 13 blocks are finished"
-    assert kept in target.read_bytes()
     assert not parts.exists()
-    scored(sentiment_run, source, tmp_path / "whole.jsonl")
+    predicted(sentiment_run, source, tmp_path / "whole.jsonl")
     assert target.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
@@ -98,9 +108,8 @@ def overflowing(sentiment_run: FinishedRun) -> Predictor:
     return predictor
 
 
-@pytest.mark.parametrize("bad", [0, 37, 63])
-def test_one_input_without_a_finite_answer_costs_two_calls_for_each_halving(
-    overflowing: Predictor, bad: int, monkeypatch: pytest.MonkeyPatch
+def test_an_input_without_a_finite_answer_has_no_answer_alone(
+    overflowing: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, predict_all = list[int](), overflowing.predict_all
 
@@ -109,94 +118,68 @@ def test_one_input_without_a_finite_answer_costs_two_calls_for_each_halving(
         return predict_all(rows, *more, **options)
 
     monkeypatch.setattr(overflowing, "predict_all", counted)
-    texts = ["a zebra" if number == bad else "a film" for number in range(64)]
-    window = [(number, json.dumps({"text": text}).encode()) for number, text in enumerate(texts)]
-    assert [number for number, _, none in answer_window(overflowing, window, How()) if none] == [bad]
-    assert len(calls) == 1 + 2 * math.log2(64)
-    assert sum(calls) < 3 * 64
+    for place in (0, 37, 63):
+        calls.clear()
+        rows = [{"text": "a zebra" if number == place else "a film"} for number in range(64)]
+        window = [(number, json.dumps(row).encode()) for number, row in enumerate(rows)]
+        bad = [
+            (number, json.loads(line)) for number, line, is_bad in answer_window(overflowing, window, How()) if is_bad
+        ]
+        assert [number for number, _ in bad] == [place]
+        assert bad[0][1]["line"] == place
+        assert "no finite answer" in bad[0][1]["error"]["message"]
+        assert len(calls) == 1 + 2 * math.log2(64)  # two for each halving
+    labelled = [(number, json.dumps(row | {"label": "positive"}).encode()) for number, row in enumerate(rows)]
+    job = EvaluateJob(overflowing.artifact, "cpu", How(), Labelled.of(overflowing.artifact, "rows.jsonl", "label"))
+    with pytest.raises(DataError, match=r"^rows\.jsonl:63: the model has no finite answer$"):
+        list(job.measure_window(overflowing, labelled))
 
 
-def test_an_input_without_a_finite_answer_has_no_answer_alone(overflowing: Predictor) -> None:
-    predictor = overflowing
-    texts = ["a film", "a zebra", "a play", "a song"]
-    window = [(number, json.dumps({"text": text}).encode()) for number, text in enumerate(texts, 1)]
-    lines = [(number, json.loads(line), bad) for number, line, bad in answer_window(predictor, window, How())]
-    assert [(number, bad) for number, _, bad in lines] == [(1, False), (2, True), (3, False), (4, False)]
-    assert lines[1][1]["line"] == 2
-    assert "no finite answer" in lines[1][1]["error"]["message"]
-    labelled = [(number, json.dumps({"text": text, "label": "positive"}).encode()) for number, text in enumerate(texts)]
-    measured = list(measure_window(predictor, labelled, How(), Labelled("rows.jsonl", "label")))
-    assert [bad for _, _, bad in measured] == [False, True, False, False]
-    assert b"rows.jsonl:1: the model has no finite answer" in measured[1][1]
+def test_a_target_that_is_there_stays(
+    sentiment_run: FinishedRun, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold, target = Parts.held, tmp_path / "out.jsonl"
 
+    def written_before(self: Parts) -> object:
+        target.write_text("theirs")
+        return hold(self)
 
-def test_another_input_does_not_go_on(sentiment_run: FinishedRun, source: Path, tmp_path: Path) -> None:
-    def interrupt(line: str) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        scored(sentiment_run, source, tmp_path / "out.jsonl", progress=interrupt)
-    source.write_bytes(source.read_bytes().replace(b"awful", b"super"))
-    with pytest.raises(ConfigError, match="source was"):
-        scored(sentiment_run, source, tmp_path / "out.jsonl")
-
-
-def test_a_target_that_is_there_stays(sentiment_run: FinishedRun, source: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.jsonl").write_text("mine")
+    monkeypatch.setattr(Parts, "held", written_before)
     with pytest.raises(ConfigError, match="is there already"):
-        scored(sentiment_run, source, tmp_path / "out.jsonl")
-    assert (tmp_path / "out.jsonl").read_text() == "mine"
-
-
-def test_parquet_has_the_answers_of_its_rows_and_columns_of_its_own(sentiment_run: FinishedRun, tmp_path: Path) -> None:
-    lines = write_rows(tmp_path / "in.jsonl", ROWS)
-    table = write_parquet(tmp_path / "in.parquet", [row | {"year": 1999} for row in ROWS], 11)
-    for path, name in ((lines, "a.jsonl"), (table, "b.jsonl")):
-        assert scored(sentiment_run, path, tmp_path / name) == Scored(96, 0, ())
-    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+        predicted(sentiment_run, source, target)
+    assert target.read_text() == "theirs"
+    assert not (tmp_path / "out.jsonl.parts").exists()
 
 
 @pytest.mark.parametrize("ids", [[7, 2**60, -1], [1.5, 2.0, None], ["a", "b", None]])
-def test_an_id_of_parquet_comes_back_as_it_was(sentiment_run: FinishedRun, tmp_path: Path, ids: list[Any]) -> None:
-    rows = [{"id": given, "text": row["text"]} for given, row in zip(ids, ROWS, strict=False)]
-    table = write_parquet(tmp_path / "in.parquet", rows)
-    assert scored(sentiment_run, table, tmp_path / "out.jsonl") == Scored(3, 0, ())
-    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    found = [answer.get("id") for answer in answers]
+def test_an_id_comes_back_as_it_was_of_every_format(sentiment_run: FinishedRun, tmp_path: Path, ids: list[Any]) -> None:
+    rows = [{"id": given, "text": row["text"], "year": 1999} for given, row in zip(ids, ROWS, strict=False)]
+    table = write_parquet(tmp_path / "in.parquet", rows, 2)
+    lines = write_rows(tmp_path / "in.jsonl", [{name: row[name] for name in ("id", "text")} for row in rows])
+    for path in (table, lines):
+        assert predicted(sentiment_run, path, tmp_path / f"{path.suffix}.jsonl") == Predicted(3, 0, ())
+    found = [json.loads(line).get("id") for line in (tmp_path / ".parquet.jsonl").read_text().splitlines()]
     assert found == ids
     assert list(map(type, found)) == list(map(type, ids))
-    # The rest of the answer is that of the same row with text for an id; in JSON Lines an id is text, as of the API.
-    lines = write_rows(tmp_path / "in.jsonl", [row | {"id": "x"} for row in rows])
-    scored(sentiment_run, lines, tmp_path / "text.jsonl")
-    others = [json.loads(line) for line in (tmp_path / "text.jsonl").read_text().splitlines()]
-    assert [answer | {"id": "x"} for answer in answers] == others
-    lines = write_rows(tmp_path / "numbers.jsonl", [{"id": 7, "text": "a"}])
-    assert scored(sentiment_run, lines, tmp_path / "none.jsonl").bad == 1
+    assert (tmp_path / ".jsonl.jsonl").read_bytes() == (tmp_path / ".parquet.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_the_figures_are_those_of_the_whole_file(
-    sentiment_run: FinishedRun,
-    tmp_path: Path,
-    kind: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_the_figures_of_every_format_are_the_same(
+    sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in ("evaluate", "measuring"):
-        monkeypatch.setattr(f"laplora.bulk.{module}.WINDOW", 8)
-    rows = [*sentiment_rows(), {"text": "The film was odd.", "label": "negative"}]
-    data = tmp_path / f"rows.{kind}"
-    if kind == "jsonl":
-        write_rows(data, rows)
-    else:
-        write_parquet(data, rows)
-    command = ["evaluate", "-a", str(sentiment_run.artifact), "--data", str(data), "--device", "cpu", "--json"]
-    command += ["--resamples", "0"]
-    assert main([*command, "--threads", "1"]) == 0
-    whole = json.loads(capsys.readouterr().out)
-    assert main([*command, "--parts", str(tmp_path / "parts")]) == 0
-    assert json.loads(capsys.readouterr().out) == whole
-    assert whole["rows"] == 97
+    monkeypatch.setattr("laplora.bulk.evaluate.WINDOW", 8)
+    rows = [*sentiment_rows(), {"text": 'The film was "odd",\nand long.', "label": "negative"}]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    write_parquet(tmp_path / "rows.parquet", rows)
+    cells = ["text,label", *(f'"{row["text"].replace(chr(34), 2 * chr(34))}",{row["label"]}' for row in rows)]
+    (tmp_path / "rows.csv").write_text("\n".join(cells))
+    found = []
+    for kind in ("jsonl", "parquet", "csv"):
+        command = ["evaluate", "-a", str(sentiment_run.artifact), "--data", str(tmp_path / f"rows.{kind}"), "--json"]
+        assert main([*command, "--device", "cpu", "--resamples", "0", "--parts", str(tmp_path / "parts")]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1] == found[2]
+    assert found[0]["rows"] == 97
     assert not (tmp_path / "parts").exists()
 
 
@@ -205,14 +188,14 @@ def test_rows_that_cannot_be_measured_are_said_before_any_is_answered(
 ) -> None:
     data = write_rows(tmp_path / "rows.jsonl", [{"text": "a", "label": "positive"}, *[{"text": "b"}] * 7])
     with pytest.raises(DataError, match=r"rows.jsonl, line 2: field 'label'(?s:.*)\n\.\.\. and 2 more rows"):
-        evaluate_file(sentiment_run.artifact, data, tmp_path / "parts", device="cpu")
+        evaluate_file(sentiment_run.artifact, data, parts=tmp_path / "parts")
     write_rows(data, [])
     with pytest.raises(DataError, match="holds no rows"):
-        evaluate_file(sentiment_run.artifact, data, tmp_path / "parts", device="cpu")
+        evaluate_file(sentiment_run.artifact, data, parts=tmp_path / "parts")
     assert not (tmp_path / "parts").exists()
-    write_rows(data, [{"text": "a", "label": "positive"}, {"text": "word " * 500, "label": "negative"}])
-    with pytest.raises(DataError, match=r"rows.jsonl:2: .*tokens"):
-        evaluate_file(sentiment_run.artifact, data, tmp_path / "parts", device="cpu")
+    write_rows(data, [{"text": "a", "label": "positive"}, *[{"text": "word " * 500, "label": "negative"}] * 7])
+    with pytest.raises(DataError, match=r"rows.jsonl:2: .*tokens(?s:.*)\n\.\.\. and 2 more$"):
+        evaluate_file(sentiment_run.artifact, data, workers=Workers(device="cpu"))
 
 
 @pytest.mark.parametrize(
@@ -220,8 +203,6 @@ def test_rows_that_cannot_be_measured_are_said_before_any_is_answered(
     [
         (["predict", "--data", "in.jsonl"], "--data and --out go together"),
         (["predict", "--workers", "2"], "--workers needs --data and --out"),
-        (["evaluate", "--data", "in.jsonl", "--workers", "2"], "--workers needs --parts"),
-        (["evaluate", "--data", "s3://bucket/in.jsonl"], "--data at an address needs --parts"),
         (["evaluate", "--data", "in.jsonl", "--resamples", "5"], "resamples (--resamples) is 0"),
         (["predict", "--data", "a.jsonl", "--out", "b.jsonl"], "no artifact at 'none'"),
     ],

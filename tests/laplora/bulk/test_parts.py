@@ -1,95 +1,93 @@
-"""Finished blocks: kept whole, bound to what they are of, and no file of anybody else's touched."""
+"""Finished blocks: kept whole, bound to what they are of, one run at a time, and no file of anybody else's touched."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from laplora.bulk.parts import Finished, Parts
+from laplora.bulk.parts import Parts, finished
 from laplora.errors import ConfigError, DataError
 
 RUN = {"artifact": "sha256:1", "source": {"bytes": 3}, "threads": 1}
+#: Holds the lock of a folder until it is killed.
+HOLDS = """
+import sys
+from pathlib import Path
+from laplora.bulk.parts import Parts
+with Parts(Path(sys.argv[1])).held():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
-def test_blocks_come_back_as_they_were_written(tmp_path: Path) -> None:
-    parts = Parts(str(tmp_path / "out.parts"))
-    assert parts.begin(RUN) == {}
-    second = parts.write(1, [(3, b"c\n", True), (4, b"d\n", False)])
-    first = parts.write(0, [(1, b"a\n", False), (2, b"b\n", False)])
-    again = Parts(str(tmp_path / "out.parts"))
-    assert again.begin(RUN) == {0: first, 1: second}
-    assert (second.rows, second.bad, second.first_bad) == (2, 1, [3])
-    assert b"".join(again.lines([first, second])) == b"a\nb\nc\nd\n"
-    again.remove()
-    assert not (tmp_path / "out.parts").exists()
+@pytest.fixture
+def parts(tmp_path: Path) -> Parts:
+    """A folder with the blocks 1 and 0 of ``RUN``."""
+    parts = Parts(tmp_path / "out.parts")
+    with parts.held():
+        assert parts.begin(RUN) == {}
+        parts.keep(*finished(1, [(3, b"c\n", True), (4, b"d\n", False)]))
+        parts.keep(*finished(0, [(1, b"a\n", False), (2, b"b\n", False)]))
+    return parts
 
 
-def test_a_block_that_was_not_finished_is_not_there(tmp_path: Path) -> None:
-    parts = Parts(str(tmp_path))
-
-    def killed() -> object:
-        yield 1, b"a\n", False
-        raise KeyboardInterrupt
-
-    parts.begin(RUN)
-    with pytest.raises(KeyboardInterrupt):
-        parts.write(0, killed())
-    (tmp_path / f".000000.jsonl.{'0' * 16}").write_bytes(b"a")  # as a killed process leaves it
-    assert parts.begin(RUN) == {}
-    parts.remove()
-    assert not tmp_path.exists()
+def test_blocks_come_back_as_they_were_written(parts: Parts) -> None:
+    (parts.folder / f".000002.jsonl.{'0' * 16}").write_bytes(b"a")  # as a killed process leaves it
+    found = Parts(parts.folder).begin(RUN)
+    assert found.keys() == {0, 1}
+    assert (found[1].rows, found[1].bad, found[1].first_bad) == (2, 1, [3])
+    assert b"".join(parts.lines([found[0], found[1]])) == b"a\nb\nc\nd\n"
+    with parts.held():
+        parts.remove()
+    assert not parts.folder.exists()
+    many, _ = finished(0, [(number, b"\n", True) for number in range(1, 151)])
+    assert (many.bad, many.first_bad) == (150, list(range(1, 101)))
 
 
-def test_a_block_is_counted_as_often_as_it_is_begun(tmp_path: Path) -> None:
-    parts = Parts(str(tmp_path / "out.parts"))
-    parts.begin(RUN)
-    assert [parts.begun(3), parts.begun(3), parts.begun(4)] == [0, 1, 0]
-    parts.begin(RUN)
-    assert parts.begun(3) == 0
-    parts.remove()
-    assert not (tmp_path / "out.parts").exists()
-
-
-def test_only_the_numbers_of_the_first_bad_rows_are_kept(tmp_path: Path) -> None:
-    parts = Parts(str(tmp_path))
-    found = parts.write(0, [(number, b"\n", True) for number in range(1, 151)])
-    assert (found.bad, found.first_bad) == (150, list(range(1, 101)))
-
-
-def test_blocks_of_another_run_are_refused_and_kept(tmp_path: Path) -> None:
-    parts = Parts(str(tmp_path))
-    parts.begin(RUN)
-    parts.write(0, [(1, b"a\n", False)])
-    before = sorted(path.name for path in tmp_path.iterdir())
+def test_blocks_of_another_run_are_refused_and_kept(parts: Parts) -> None:
+    before = sorted(path.name for path in parts.folder.iterdir())
     with pytest.raises(ConfigError, match=r'source was \{"bytes": 3\}, is \{"bytes": 4\}'):
         parts.begin({**RUN, "source": {"bytes": 4}})
     with pytest.raises(ConfigError, match=r"threads was 1, is not said"):
         parts.begin({"artifact": "sha256:1", "source": {"bytes": 3}})
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert sorted(path.name for path in parts.folder.iterdir()) == before
 
 
-def test_somebody_elses_files_are_not_touched(tmp_path: Path) -> None:
+def test_somebody_elses_files_are_not_touched(parts: Parts, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds other files"):
-        Parts(str(tmp_path)).begin(RUN)
-    parts = Parts(str(tmp_path / "out.parts"))
-    parts.begin(RUN)
-    parts.write(0, [(1, b"a\n", False)])
-    (tmp_path / "out.parts" / "0.jsonl").write_text("mine")
+        Parts(tmp_path).begin(RUN)
+    (parts.folder / "0.jsonl").write_text("mine")
     parts.remove()
-    assert [path.name for path in (tmp_path / "out.parts").iterdir()] == ["0.jsonl"]
+    assert [path.name for path in parts.folder.iterdir()] == ["0.jsonl"]
 
 
-def test_a_block_that_was_changed_or_is_gone_is_said(tmp_path: Path) -> None:
-    parts = Parts(str(tmp_path))
-    parts.begin(RUN)
-    finished = parts.write(0, [(1, b"a\n", False)])
-    (tmp_path / "000000.jsonl").write_bytes(b"b\n")
+def test_a_block_that_was_changed_is_said(parts: Parts) -> None:
+    block, path = parts.begin(RUN)[0], parts.folder / "000000.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"a\n", b"x\n"))
     with pytest.raises(DataError, match="was changed"):
-        list(parts.lines([finished]))
-    with pytest.raises(DataError, match="share, or an s3"):
-        list(parts.lines([Finished(7, 1, "")]))
-    (tmp_path / "000000.json").write_bytes(b'{"number"')
+        list(parts.lines([block]))
+    path.write_bytes(b'{"number"')
     with pytest.raises(DataError, match="is damaged"):
         parts.begin(RUN)
+
+
+def test_a_second_run_is_refused_and_a_killed_one_holds_nothing(parts: Parts) -> None:
+    command = [sys.executable, "-c", HOLDS, str(parts.folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=r"out\.parts: another run works on it now"), parts.held():
+            pass
+        holder.kill()
+    with parts.held():
+        assert parts.begin(RUN).keys() == {0, 1}
+
+
+def test_a_folder_that_cannot_be_locked_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be locked"), Parts(tmp_path / "file" / "parts").held():
+        pass

@@ -53,7 +53,9 @@ def test_a_line_without_an_answer_has_its_place_and_its_number(
 ) -> None:
     monkeypatch.setattr("laplora.bulk.rows.LINE_BYTES", 200)
     long = json.dumps({"text": "long " * 100}).encode() + b"\n"
-    lines = b'{"text": "a"}\n\nnone\n{"title": "a"}\n\xff\xfe\n' + long + b'[1]\n{"id": 3, "text": "b"}\n{"text": "c"}'
+    lines = (
+        b'{"text": "a"}\n\nnone\n{"title": "a"}\n\xff\xfe\n' + long + b'[1]\n{"id": [3], "text": "b"}\n{"text": "c"}'
+    )
     status, found = predict(sentiment_run, lines, monkeypatch, capfdbinary)
     assert status == 1
     assert [one.get("line") for one in found] == [None, 3, 4, 5, 6, 7, 8, None]

@@ -15,11 +15,10 @@ pytest.importorskip("obstore")
 
 
 class Server(ThreadingHTTPServer):
-    """Answers everything by one status; but, where told so, what has no condition by 200."""
+    """Answers everything by one status."""
 
-    def __init__(self, status: int, *, takes_plain: bool = False) -> None:
-        self.status, self.takes_plain = status, takes_plain
-        self.written: list[bytes] = []
+    def __init__(self, status: int) -> None:
+        self.status = status
         super().__init__(("127.0.0.1", 0), Handler)
 
 
@@ -27,16 +26,12 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         server = self.server
         assert isinstance(server, Server)
-        content = self.rfile.read(int(self.headers.get("content-length", 0)))
-        taken = server.takes_plain and "if-none-match" not in self.headers
-        if taken:
-            server.written.append(content)
-        self.send_response(200 if taken else server.status)
+        self.send_response(server.status)
         self.send_header("etag", '"1"')
         self.send_header("content-length", "0")
         self.end_headers()
 
-    do_GET = do_HEAD = do_PUT = answer
+    do_HEAD = answer
 
     def log_message(self, *_: object) -> None:
         pass
@@ -73,17 +68,3 @@ def test_a_store_that_refuses_is_not_one_that_is_away(status: int, kind: str, mo
     with client_of(Server(status), monkeypatch) as client, pytest.raises(StoreError) as raised:
         client.state("name")
     assert raised.value.kind == kind
-
-
-def test_a_store_that_fails_now_does_not_write_over_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = Server(503, takes_plain=True)
-    with client_of(server, monkeypatch) as client, pytest.raises(StoreError):
-        client.put_if("name", b"mine", "create")
-    assert not server.written
-
-
-def test_a_store_that_knows_no_conditions_writes_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = Server(501, takes_plain=True)
-    with client_of(server, monkeypatch) as client:
-        assert client.put_if("name", b"mine", "create") is not None
-    assert server.written == [b"mine"]

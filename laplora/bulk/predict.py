@@ -1,0 +1,132 @@
+"""Answers to a file of rows, in a file: a line for each, as ``POST /predict`` writes it, in the order of the rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laplora.answers.written import written_answer
+from laplora.bulk.answering import WINDOW, How, answers, encode, load, read
+from laplora.bulk.parts import TOLD_ROWS, Line, Parts
+from laplora.bulk.rows import Row, Source, json_row
+from laplora.bulk.run import finish
+from laplora.bulk.workers import Workers
+from laplora.errors import ConfigError, InvalidInputError, LaploraError, NonFiniteError
+from laplora.remote.places import place_of
+
+if TYPE_CHECKING:
+    from laplora.artifact.folder import Artifact
+    from laplora.predictor import Predictor
+
+#: Longest id of an input, in characters.
+_ID_CHARS = 256
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was written.
+
+    Attributes:
+        rows: lines; bad: those without an answer.
+        first_bad: numbers of the first of them, from 1, ``TOLD_ROWS`` at most.
+    """
+
+    rows: int
+    bad: int
+    first_bad: tuple[int, ...]
+
+
+def predict_file(
+    artifact: str | Path,
+    source: str | Path,
+    target: str | Path,
+    how: How = How(),  # noqa: B008  is frozen
+    workers: Workers = Workers(),  # noqa: B008
+    *,
+    window: int = WINDOW,
+    allowed_bases: Sequence[str] = (),
+    progress: Callable[[str], None] | None = None,
+) -> Predicted:
+    """Answer every row of a file, and return what was written; the same bytes however many work.
+
+    A row that cannot be answered has the line ``{"line": N, "error": {...}}`` in its place. Finished blocks of rows are
+    kept in the folder ``TARGET.parts``, of a target in a store in the working directory; the same call goes on from
+    them, also with other ``workers``. The target appears with its last line, and the blocks go then. Memory holds a
+    window of rows and a block of answers.
+
+    Args:
+        artifact: its folder, which every worker must reach, or as text an address (``laplora.remote.address``).
+        source: path or URL (``s3://BUCKET/KEY``) of JSON Lines, CSV or Parquet, whose columns are the template's fields
+            and ``id``; others are not read.
+        target: path or URL of the answers, which is not there yet.
+        window: rows that are read together, and batched by length; fewer where they have many bytes.
+        allowed_bases: as of ``laplora.bulk.answering.read``; progress: called with lines for people.
+
+    Raises:
+        ConfigError: options that cannot work, a target that is there, finished blocks of another run or one that works
+            on them now, a base model that nobody allowed, or a package that is not installed.
+        DataError: a source that cannot be read, or that was changed meanwhile; a store that does not answer.
+        ArtifactError, ModelError: as ``Predictor.load``.
+    """
+    found, place = read(artifact, how, allowed_bases, progress), place_of(target)
+    rows = Source.at(source, window, ("id", "prompt", *found.manifest.template.template().fields))
+    local = str(target).rpartition("/")[2] if "://" in str(target) else target
+    parts = Parts(Path(f"{local}.parts"))
+    with parts.held():
+        if place.exists():
+            raise ConfigError(f"{target}: is there already: remove it, or write to another place")
+        job = PredictJob(found, workers.worker_device, how)
+        blocks = finish(job, rows, parts, workers, found, {"command": "predict", **asdict(how)}, progress)
+        place.write(parts.lines(blocks))
+        parts.remove()
+    first_bad = [number for block in blocks for number in block.first_bad][:TOLD_ROWS]
+    return Predicted(sum(block.rows for block in blocks), sum(block.bad for block in blocks), tuple(first_bad))
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """Answers by an artifact."""
+
+    artifact: Artifact
+    device: str
+    how: How
+
+    def start(self) -> Callable[[Sequence[Row]], Iterator[Line]]:
+        """Load the artifact."""
+        return partial(answer_window, load(self.artifact, self.device), how=self.how)
+
+
+def answer_window(predictor: Predictor, window: Sequence[Row], how: How) -> Iterator[Line]:
+    """Yield the line that answers each row, in order."""
+    inputs: list[dict[str, Any] | LaploraError] = []
+    questions = []
+    for row in window:
+        try:
+            fields = json_row(row)
+            _check_id(fields.get("id"))
+            questions.append(encode(predictor, {name: fields[name] for name in fields if name != "id"}, how))
+            inputs.append(fields)
+        except LaploraError as error:
+            inputs.append(error)
+    answered = iter(answers(predictor, questions, how))
+    for (number, _), fields in zip(window, inputs, strict=True):
+        try:
+            if isinstance(fields, LaploraError):
+                raise fields
+            if (answer := next(answered)) is None:
+                raise NonFiniteError("the model has no finite answer to this input: change it or leave it out")
+            line = written_answer(answer[0], fields, id=fields.get("id"))
+        except LaploraError as error:
+            line = {"line": number, "error": {"message": str(error), "field": getattr(error, "field", None)}}
+        yield number, json.dumps(line, ensure_ascii=False).encode() + b"\n", "error" in line
+
+
+def _check_id(id: Any) -> None:
+    if isinstance(id, str) and len(id) > _ID_CHARS:
+        raise InvalidInputError(f"id has more than {_ID_CHARS} characters", field="id")
+    if id is not None and (isinstance(id, bool) or not isinstance(id, str | int | float)):
+        raise InvalidInputError("id must be a text or a number", field="id")

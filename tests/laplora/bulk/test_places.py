@@ -1,0 +1,190 @@
+"""Objects of a real S3 server and of a web server read by range and written whole, and whole runs from them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from remote_servers import object_server, running
+from test_rows import windows, write_parquet
+from tiny_runs import FinishedRun, sentiment_rows, write_rows
+
+from laplora.bulk.answering import How
+from laplora.bulk.predict import Predicted, predict_file
+from laplora.bulk.rows import Source
+from laplora.bulk.workers import Workers
+from laplora.errors import ConfigError, DataError
+from laplora.remote.places import place_of
+
+pytest.importorskip("obstore")
+ROWS = [{"id": str(number), "text": row["text"]} for number, row in enumerate(sentiment_rows()[:20])]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[dict[str, str]]:
+    """The environment of a client of a store with the bucket ``rows``."""
+    with object_server("rows") as found:
+        yield found
+
+
+@pytest.fixture
+def url(server: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A folder of this test's own in that store."""
+    for name, value in server.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://rows/{request.node.name}"
+
+
+def interrupt(_line: str) -> None:
+    raise KeyboardInterrupt
+
+
+def predicted(run: FinishedRun, source: str | Path, target: str | Path, **options: object) -> Predicted:
+    return predict_file(run.artifact, source, target, How(), Workers(device="cpu"), window=8, **options)  # type: ignore[arg-type]
+
+
+def test_an_object_is_read_by_range_and_of_one_version(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laplora.remote.places._RANGE_BYTES", 1000)
+    content, place = bytes(range(256)) * 40, place_of(f"{url}/a")
+    place.write([content])
+    version = place.version()
+    with place.open(version) as file:
+        assert file.read() == content
+        file.seek(-6, io.SEEK_END)
+        assert file.read() == content[-6:]
+        file.seek(4000)
+        assert file.read(10) == content[4000:4010]
+        place.write([content, b"more"])
+        file.seek(0)
+        with pytest.raises(DataError, match="changed while it was read"):
+            file.read()
+    with pytest.raises(DataError, match="changed while it was read"):
+        place.open(version)
+    assert place.identity()["bytes"] == len(content) + 4
+
+
+def test_an_object_is_written_whole_or_not_at_all(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laplora.remote.places._PART_BYTES", 5 * 2**20)
+    parts = [b"x" * 2**20] * 12
+    whole, half = place_of(f"{url}/a"), place_of(f"{url}/b")
+    whole.write(iter(parts))
+    with whole.open(whole.version()) as file:
+        assert file.read() == b"".join(parts)
+
+    def broken() -> Iterator[bytes]:
+        yield from parts
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half.write(broken())
+    assert not half.exists()
+    with pytest.raises(FileNotFoundError):
+        half.version()
+
+
+def test_a_run_from_a_store_into_it(
+    url: str, sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the finished blocks are
+    for name in ("rows.jsonl", "rows.parquet"):
+        local = write_rows(tmp_path / name, ROWS) if name.endswith("l") else write_parquet(tmp_path / name, ROWS, 6)
+        place_of(f"{url}/{name}").write([local.read_bytes()])
+        assert windows(Source.at(f"{url}/{name}", 3, ["id", "text"])) == windows(Source.at(local, 3))
+    out = f"{url}/out.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        predicted(sentiment_run, f"{url}/rows.jsonl", out, progress=interrupt)
+    assert {path.name for path in (tmp_path / "out.jsonl.parts").iterdir()} == {"000000.jsonl", "run.json"}
+    assert predicted(sentiment_run, f"{url}/rows.jsonl", out) == Predicted(20, 0, ())
+    assert not (tmp_path / "out.jsonl.parts").exists()
+    with pytest.raises(ConfigError, match="is there already"):
+        predicted(sentiment_run, f"{url}/rows.jsonl", out)
+    predicted(sentiment_run, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    with place_of(out).open(place_of(out).version()) as file:
+        assert file.read() == (tmp_path / "out.jsonl").read_bytes()
+
+
+class Untagged(SimpleHTTPRequestHandler):
+    """A folder's files, whole or by range, with the time of the last change and no ETag; it knows no conditions."""
+
+    says_when = True
+
+    def do_GET(self) -> None:
+        begin, end = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        file = Path(self.translate_path(self.path))
+        content = file.read_bytes()
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {begin}-{end}/{len(content)}")
+        self.send_header("Content-Length", str(len(content[begin : end + 1])))
+        self.send_header("Last-Modified", self.date_time_string(file.stat().st_mtime))
+        self.end_headers()
+        self.wfile.write(content[begin : end + 1])
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if self.says_when or keyword != "Last-Modified":
+            super().send_header(keyword, value)
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a web server of the files below ``tmp_path``."""
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    with running(partial(Untagged, directory=str(tmp_path))) as url:
+        yield url
+
+
+def put(file: Path, content: bytes, day: int) -> None:
+    file.write_bytes(content)
+    os.utime(file, (86_400 * day, 86_400 * day))
+
+
+def test_without_an_etag_the_time_of_the_change_tells(
+    web: str, sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laplora.remote.places._RANGE_BYTES", 10)
+    put(tmp_path / "a", b"old" * 100, 1)
+    place = place_of(f"{web}/a")
+    version = place.version()
+    with place.open(version) as file:
+        assert file.read(3) == b"old"
+        put(tmp_path / "a", b"new" * 100, 2)
+        with pytest.raises(DataError, match="changed while it was read"):
+            file.read()
+    with pytest.raises(DataError, match="changed while it was read"):
+        place.open(version)
+    with place.open(place.version()) as file:
+        assert file.read() == b"new" * 100
+
+    file, out = write_rows(tmp_path / "rows.jsonl", ROWS), tmp_path / "out.jsonl"
+    content = file.read_bytes()
+    put(file, content, 1)
+    with pytest.raises(KeyboardInterrupt):
+        predicted(sentiment_run, f"{web}/rows.jsonl", out, progress=interrupt)
+    put(file, content[::-1], 2)
+    with pytest.raises(ConfigError, match=r"of another run .*source was"):
+        predicted(sentiment_run, f"{web}/rows.jsonl", out)
+    put(file, content, 1)
+    assert predicted(sentiment_run, f"{web}/rows.jsonl", out) == Predicted(20, 0, ())
+
+
+def test_a_server_that_tells_no_version_is_refused(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Untagged, "says_when", False)
+    put(tmp_path / "rows.jsonl", b"1\n", 1)
+    with pytest.raises(DataError, match="neither an ETag nor a time of the last change"):
+        Source.at(f"{web}/rows.jsonl", 4)
+
+
+def test_what_cannot_be_reached_is_said(url: str) -> None:
+    with pytest.raises(ConfigError, match="expected the URL of an object"):
+        place_of("s3://bucket/")
+    with pytest.raises(ConfigError, match="no store that can be used"):
+        place_of("nowhere://bucket/key")
+    with pytest.raises(DataError, match="no such file"):
+        Source.at(f"{url}/none.jsonl", 4)
