@@ -89,7 +89,6 @@ if TYPE_CHECKING:
     from laplora.posterior.tensors import fit_jacobians, jacobian_covariance, project_jacobians
     from laplora.predictive.cross_fitting import cross_fitted
     from laplora.predictive.distilled import Distillation, DistilledCovariance, distill
-    from laplora.predictive.dropout import dropout_masks, member_weights
     from laplora.predictive.gaussian import posterior_predictive
     from laplora.predictive.kinds import PREDICTIVES, PredictiveSpec, fit_predictive_temperature, predictive_probs
     from laplora.predictor import Predictor
@@ -167,7 +166,6 @@ __all__ = [
     "cross_fitted",
     "decompose",
     "distill",
-    "dropout_masks",
     "empirical_coverage",
     "error_auprc",
     "error_auroc",
@@ -179,7 +177,6 @@ __all__ = [
     "fit_predictive_temperature",
     "fit_temperature",
     "jacobian_covariance",
-    "member_weights",
     "option_orders",
     "permute_choices",
     "posterior_predictive",
@@ -220,7 +217,6 @@ _HOMES = {
     "jacobians.contrasts": ("contrast_jacobians", "find_blocks"),
     "prior.leave_one_out": ("choose_by_leave_one_out",),
     "artifact.manifest": ("Manifest",),
-    "predictive.dropout": ("dropout_masks", "member_weights"),
     "metrics.scores": ("Evaluation", "evaluate_probs"),
     "prompts.option_order": ("option_orders", "permute_choices", "restore_contrasts", "restore_logits"),
     "posterior.base": ("Posterior", "Prior", "block_precisions"),

@@ -32,9 +32,6 @@ TENSOR_FILES = (
     DISTILLED,
     FAMILIARITY,
     SCORES,
-    "members/1/adapter/adapter_model.safetensors",
-    "members/2/adapter/adapter_model.safetensors",
-    "members/1/posterior.safetensors",
 )
 
 
@@ -193,9 +190,9 @@ def _lfs_pointer(folder: Path) -> None:
     (folder / ADAPTER).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
 
 
-def _precision(value: float, member: bool = False) -> Damage:
+def _precision(value: float) -> Damage:
     def change(fields: dict[str, Any]) -> None:
-        prior = (fields["members"][0] if member else fields)["prior"]
+        prior = fields["prior"]
         prior["precision"] = dict.fromkeys(prior["precision"], value)
 
     return edited(MANIFEST, change)
@@ -206,7 +203,6 @@ def _first_golden(**changes: Any) -> Damage:
 
 
 OTHER_HASH, NAN, INFINITY = "sha256:" + "0" * 64, float("nan"), float("inf")
-MEMBER = f"members/2/{ADAPTER}"
 
 #: By code and name: what damages a copy of an artifact with every predictive, so that it is refused with that code.
 BY_CODE: dict[str, dict[str, Damage]] = {
@@ -222,8 +218,6 @@ BY_CODE: dict[str, dict[str, Damage]] = {
         "precision infinite": _precision(INFINITY),
         "precision too large for a float": in_turn(_precision(123456789.0), replaced(MANIFEST, "123456789.0", "1e999")),
         "no precision": edited(MANIFEST, lambda m: m["prior"].update(precision={})),
-        "a member's precision 0": _precision(0.0, member=True),
-        "a member's precision infinite": _precision(INFINITY, member=True),
         "NaN in the manifest": edited(MANIFEST, lambda m: m.update(metrics={"nll": NAN})),
         "a threshold of NaN": edited(
             MANIFEST, lambda m: m["predictives"]["laplace"]["thresholds"]["review"].update(threshold=NAN)
@@ -243,8 +237,7 @@ BY_CODE: dict[str, dict[str, Damage]] = {
         "an adapter of integers": tensor(ADAPTER, torch.Tensor.long),
         "an adapter of another shape": tensor(ADAPTER, lambda t: t[:1]),
         "an adapter with NaN": tensor(ADAPTER, first_to(NAN)),
-        "a member with infinity": tensor(MEMBER, first_to(INFINITY)),
-        "a member of integers": tensor(MEMBER, torch.Tensor.long),
+        "an adapter with infinity": tensor(ADAPTER, first_to(INFINITY)),
         "a posterior with NaN": tensor(POSTERIOR, first_to(NAN), ".directions"),
         "a factor with infinity": tensor(POSTERIOR, first_to(INFINITY), "factor"),
         "a factor of integers": tensor(POSTERIOR, torch.Tensor.long, "factor"),

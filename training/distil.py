@@ -48,8 +48,8 @@ def distil(request: DistilRequest) -> Path:
     config = student_config(request, teacher)
     say(f"student of {teacher.name}: {config.name} below {config.runs}")
     folder = run(config)
-    predictive = request.predictive or teacher.manifest.recommended.predictive
-    say(comparison(teacher, predictive, read_artifact(folder)))
+    of_teacher = None if request.folds else request.predictive or teacher.manifest.recommended.predictive
+    say(comparison(teacher, of_teacher, read_artifact(folder)))
     return folder
 
 
@@ -72,6 +72,7 @@ def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
             "teacher": str(request.artifact),
             "inputs": str(request.inputs),
             "predictive": request.predictive,
+            "folds": None if request.folds is None else str(request.folds),
             "label_weight": request.label_weight,
             "calibration": None if request.calibration is None else str(request.calibration),
         },
@@ -82,7 +83,7 @@ def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
     if fields["laplace"].get("prior") == "l2":
         fields["laplace"]["prior"] = "validation"
     one_pass = "temperature" if fields["predictives"]["temperature"] else "map"
-    fields["predictives"] |= {"ensemble": 0, "laplace_ensemble": False, "mc_dropout": 0, "serve": one_pass}
+    fields["predictives"] |= {"serve": one_pass}
     fields["optimizer"]["steps"] = round(fields["optimizer"]["steps"] * _growth(request, teacher.manifest))
     named_again = [*_FILES, *([_HUB] if str(fields["data"].get("dataset")).startswith(PREFIX) else [])]
     recorded = {(section, key): fields[section].pop(key, None) for section, key in named_again}
@@ -138,12 +139,15 @@ def _check_named(fields: Mapping[str, Any], recorded: Mapping[tuple[str, str], A
         )
 
 
-def comparison(teacher: Artifact, predictive: PredictiveName, student: Artifact) -> str:
-    """Return the test figures of a student in words, beside its teacher's where they are of the same rows."""
+def comparison(teacher: Artifact, predictive: PredictiveName | None, student: Artifact) -> str:
+    """Return the test figures of a student in words, beside its teacher's where they are of the same rows.
+
+    Args:
+        predictive: of the teacher; None where an average taught that the artifact does not serve.
+    """
     served = student.manifest.recommended.predictive
     figures = [_figures("student", student.manifest, served)]
-    of_teacher = teacher.manifest.metrics.get(predictive)
-    if not is_conditioned(teacher.manifest) and _is_measured(of_teacher):
+    if predictive and not is_conditioned(teacher.manifest) and _is_measured(teacher.manifest.metrics.get(predictive)):
         figures.append(_figures("teacher", teacher.manifest, predictive))
     return f"{student.manifest.metrics[served]['rows']} test rows: " + "; ".join(figures)
 

@@ -18,10 +18,8 @@ from laplora.files import write_json, write_tensors
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.evaluation import evaluate_predictives, outputs_of
 from laplora.fitting.gain import Gain, gain_over_temperature
-from laplora.fitting.members import MemberFit
-from laplora.fitting.outputs import Ensemble
 from laplora.fitting.projected import split_tensors
-from laplora.fitting.saving import MEMBER_FOLDER, read_fit
+from laplora.fitting.saving import read_fit
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.linearised import class_probs
 from laplora.metrics.label_sets import SetQuality
@@ -41,7 +39,6 @@ from training.calibration.order_average import OrderGain, order_averages
 from training.config import RunConfig
 from training.report.evaluation import print_table, write_report
 from training.report.page import answered_rows, run_report, write_pages
-from training.workspace.members import member_adapters
 from training.workspace.provenance import evaluation_inputs
 from training.workspace.results import load_trained, verify_fitted
 from training.workspace.run import Run
@@ -139,11 +136,6 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     config, test, classifier = run.config, run.splits.test, run.classifier(model)
     record, blocks = read_fit(fitted), covered_blocks(model, run.readout)
     calibrated = record.calibrated
-    fits = tuple(
-        MemberFit(step, read_posterior(fitted / MEMBER_FOLDER.format(step=step) / POSTERIOR, blocks), choice)
-        for step, choice in record.members.items()
-    )
-    ensemble = Ensemble(member_adapters(run, model), fits)
     with without_adapter(model):
         zero_shot = plain_probs(classifier, test, config.laplace.batch_size)
     shifts: dict[Corrected, Shift] = {}
@@ -157,7 +149,6 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         config.fit,
         posterior,
         record.served.prior,
-        ensemble,
         read_distilled_for(model, fitted / DISTILLED, run.class_count) if record.distilled else None,
         shifts,
         read_familiarity_for(model, fitted / FAMILIARITY, record.familiarity.layers) if record.familiarity else None,
@@ -185,7 +176,6 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
             config.fit,
             posterior,
             outputs,
-            ensemble,
             shifts,
             test,
             records,
@@ -194,7 +184,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         results |= averaged
     for choice in record.choices:
         if choice != record.served:
-            of_choice = replace(outputs, fitted=(replace(outputs.fitted[0], prior=choice.prior),))
+            of_choice = replace(outputs, fitted=replace(outputs.fitted, prior=choice.prior))
             probs = predictive_of(of_choice, "laplace", 1.0).probs
             results[f"laplace_{choice.method}_{choice.prior.granularity}"] = evaluate_probs(probs, split.labels)
     encoded = classifier.encode_examples(test)

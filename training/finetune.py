@@ -28,7 +28,7 @@ from training.fine_tuning.regularization import PulledTarget, Regularization, lo
 from training.fine_tuning.reporters import check_reporters
 from training.workspace.folders import set_aside
 from training.workspace.folds import fold_runs
-from training.workspace.members import kept_folders, missing_adapters
+from training.workspace.kept import kept_adapter, missing_adapters
 from training.workspace.provenance import adapter_inputs
 from training.workspace.results import trained_as
 from training.workspace.run import Run
@@ -41,21 +41,20 @@ from training.workspace.terminal import say
 class _Keep(TrainerCallback):
     """Writes the adapters that are kept as training comes by their steps, in the first process."""
 
-    def __init__(self, folders: Mapping[int, Sequence[Path]], dtype: torch.dtype, workers: Workers) -> None:
+    def __init__(self, folders: Mapping[int, Path], dtype: torch.dtype, workers: Workers) -> None:
         self._folders, self._dtype, self._workers = folders, dtype, workers
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the adapter if this is one of the steps."""
-        if folders := self._folders.get(state.global_step):
-            for folder in folders if self._workers.first else ():
-                save_adapter(kwargs["model"], folder, self._dtype)
+        if (folder := self._folders.get(state.global_step)) and self._workers.first:
+            save_adapter(kwargs["model"], folder, self._dtype)
 
 
 def finetune(config: RunConfig) -> Path:
     """Train the adapter of a run and return its folder; resumes at the last checkpoint.
 
-    Also writes ``initial_adapter``, the random start that the prior is centred at, ``members``, the adapters
-    that an ensemble averages over, and ``folds``, a folder like the run's for each adapter that calibrates.
+    Also writes ``initial_adapter``, the random start that the prior is centred at, and ``folds``, a folder like the
+    run's for each adapter that calibrates.
 
     Raises:
         ConfigError: a package of ``report_to`` that is not installed.
@@ -107,7 +106,7 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
             eval_dataset=labelled_targets(run, run.splits.selection) or None,
             data_collator=partial(_collated, run),
             callbacks=[
-                _Keep(kept_folders(run, keep), dtype, workers),
+                _Keep({step: kept_adapter(run, step) for step in keep}, dtype, workers),
                 *callbacks_of(config.optimizer),
             ],
         )
@@ -142,7 +141,7 @@ def resumable_checkpoint(run: Run, checkpoints: Path, keep: Collection[int] = ()
     adapter is wanted and not there would not come by that step again.
     """
     if not trained_as(run):
-        made = ("checkpoints", "initial_adapter", "adapter", "members", "kept", SELECTED, "laplace", "report")
+        made = ("checkpoints", "initial_adapter", "adapter", "kept", SELECTED, "laplace", "report")
         aside = set_aside(run.folder, made)
         if aside:
             say(f"the rows, the base or its weights are not those of the earlier results, which are kept in {aside}")

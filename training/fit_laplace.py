@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from laplora.data.labelled import read_inputs
-from laplora.fitting.cross_fit import cross_fit_rows
 from laplora.fitting.fit import fit_rows
-from laplora.fitting.fold_adapters import FoldAdapter
-from laplora.fitting.members import dropout_record
-from laplora.fitting.saving import MEMBER_FOLDER, record_of, write_fit
+from laplora.fitting.saving import record_of, write_fit
 from laplora.fitting.store import FolderStore, SharedStore
 from laplora.predictive.member_adapters import read_weights
+from training.calibration.cross_fit import cross_fit_rows
+from training.calibration.fold_adapters import FoldAdapter
 from training.config import RunConfig
 from training.workspace.folds import fold_runs
-from training.workspace.members import member_adapters, member_folder
 from training.workspace.provenance import curvature_inputs, fit_inputs
 from training.workspace.results import load_trained
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
-from training.workspace.selection import adapter_step
 from training.workspace.terminal import Terminal, say
 
 
@@ -43,10 +40,6 @@ def fit_run(run: Run) -> Path:
     model = load_trained(run)
     classifier, unlabelled = run.classifier(model), config.predictives.fast_inputs
 
-    def member_store(step: int) -> SharedStore:
-        mark = curvature_inputs(run, member_folder(config, step))
-        return SharedStore(FolderStore(folder / MEMBER_FOLDER.format(step=step), mark), run.workers)
-
     initial = read_weights(model, config.run_dir / "initial_adapter")
     inputs = read_inputs(unlabelled, run.splits.task) if unlabelled else ()
     store, rows = SharedStore(FolderStore(folder, curvature_inputs(run)), run.workers), run.splits.train
@@ -63,12 +56,10 @@ def fit_run(run: Run) -> Path:
             config.fit,
             initial=initial,
             unlabelled=inputs,
-            adapters=member_adapters(run, model),
             store=store,
-            member_store=member_store,
             progress=Terminal(),
         )
-    record = record_of(fit, dropout_record(classifier, config.fit))
+    record = record_of(fit)
     run.workers.told(lambda: write_fit(folder, record, fit, {"made_from": fit_inputs(run)}))
     if record.distilled:
         factor = math.exp(record.distilled.error)
@@ -90,7 +81,6 @@ def fold_adapters(run: Run, model: Any) -> list[FoldAdapter]:
         FoldAdapter(
             read_weights(model, fold.folder / "adapter"),
             SharedStore(FolderStore(fold.folder / "laplace", curvature_inputs(fold)), run.workers),
-            adapter_step(fold),
         )
         for fold in fold_runs(run)
     ]

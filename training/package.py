@@ -9,12 +9,11 @@ from pathlib import Path
 from laplora.artifact.manifest import MANIFEST
 from laplora.artifact.readout_records import readout_record
 from laplora.fitting.describing import describe, summary
-from laplora.fitting.saving import Parts, member_records, read_fit, write_artifact
+from laplora.fitting.saving import Parts, read_fit, write_artifact
 from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.workers import ALONE
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import configuration_digest
-from training.workspace.members import kept_members
 from training.workspace.results import verify_evaluated, verify_fitted
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
@@ -44,7 +43,7 @@ def _packaged(run: Run) -> Path:
             f"{config.artifact_dir} holds an artifact of another configuration, whose run is not in {config.runs}: "
             "it is replaced"
         )
-    record, task, kept = read_fit(fitted), run.splits.task, kept_members(run)
+    record, task = read_fit(fitted), run.splits.task
     manifest = describe(
         record,
         name=config.artifact_dir.name,
@@ -55,12 +54,11 @@ def _packaged(run: Run) -> Path:
         labels=task.labels,
         readout=readout_record(run.readout, run.verbalizers),
         max_tokens=config.max_tokens,
-        members=member_records(record, [(one.step, one.fold) for one in kept]),
         metrics=summary(json.loads((report / "evaluation.json").read_text())),
         config=config_hash_fields(config),
         data=run.splits.report | student_record(run) | selection_record(run),
     )
-    parts = Parts(fitted, config.run_dir / "adapter", [one.folder for one in kept], report)
+    parts = Parts(fitted, config.run_dir / "adapter", report)
     inputs = [dict(i) for i in config.golden_inputs] or [
         dict(e.fields) for e in (run.splits.calibration or run.splits.train)[:4]
     ]

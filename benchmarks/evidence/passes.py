@@ -1,7 +1,7 @@
 """Ten adapters around one trained adapter: their logits, for methods that average over forward passes alone.
 
-``dropout`` draws masks, one for all tokens and rows (Gal and Ghahramani, arXiv 1512.05287, section 4.1; laplora's own
-members), with the rate of the training. ``swag`` draws from SWAG's Gaussian (``swag``). ``tfb`` is training-free
+``dropout`` draws masks, one for all tokens and rows (Gal and Ghahramani, arXiv 1512.05287, section 4.1; ``dropout``),
+with the rate of the training. ``swag`` draws from SWAG's Gaussian (``swag``). ``tfb`` is training-free
 Bayesianisation (``tfb``). No label and no figure of a task chose anything of theirs.
 """
 
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.evidence.adapters import DROPOUT, Weights, load_classifier, put, trained_weights
+from benchmarks.evidence.dropout import dropout_weights, lora_a_of
 from benchmarks.evidence.plan import Training, units
 from benchmarks.evidence.splits import deal
 from benchmarks.evidence.swag import swag_sample
@@ -23,7 +24,6 @@ from benchmarks.evidence.versions import MEMBER_VERSIONS, has_members, members_p
 from laplora.classifier import Classifier
 from laplora.files import write_tensors
 from laplora.jacobians.contrasts import covered_blocks
-from laplora.predictive.member_adapters import dropout_weights
 from laplora.prompts.examples import Example
 
 MEMBERS = 10
@@ -60,8 +60,8 @@ def _members(
     """Yield the weights of the members of a kind around what is in the model."""
     draw = torch.Generator().manual_seed(training.seed)
     if kind == "dropout":
-        blocks = covered_blocks(classifier.model, classifier.readout)
-        for weights in dropout_weights(classifier.model, blocks, p=DROPOUT, members=MEMBERS, seed=training.seed):
+        lora_a = lora_a_of(covered_blocks(classifier.model, classifier.readout), trained)
+        for weights in dropout_weights(lora_a, p=DROPOUT, members=MEMBERS, seed=training.seed):
             yield trained | weights
     elif kind == "swag":
         moments = load_file(training.folder / "adapters" / "swag.safetensors")

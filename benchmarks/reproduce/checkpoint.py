@@ -23,7 +23,7 @@ from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import FolderStore, digest, rows_digest
 from laplora.predictive.member_adapters import in_place, lora_parameters, read_weights
 from training.evaluate import plain_probs
-from training.workspace.members import kept_adapter
+from training.workspace.kept import kept_adapter
 from training.workspace.provenance import adapter_inputs, curvature_inputs
 from training.workspace.run import Run
 from training.workspace.terminal import Terminal, say
@@ -147,7 +147,6 @@ def _of_fit(run: Run, model: Any, fit: Fit) -> dict[str, torch.Tensor]:
         fit.settings,
         fit.posterior,
         fit.served.prior,
-        fit.ensemble,
         None,
         shifts_of(fit.conditioned),
         None,
@@ -160,7 +159,7 @@ def _of_fit(run: Run, model: Any, fit: Fit) -> dict[str, torch.Tensor]:
     }
     granularity = fit.served.prior.granularity
     evidence = next(c.prior for c in fit.choices if (c.method, c.prior.granularity) == ("evidence", granularity))
-    by_evidence = replace(outputs, fitted=(replace(outputs.fitted[0], prior=evidence), *outputs.fitted[1:]))
+    by_evidence = replace(outputs, fitted=replace(outputs.fitted, prior=evidence))
     return {**probs, EVIDENCE: predictive_of(by_evidence, "laplace", 1.0).probs}
 
 

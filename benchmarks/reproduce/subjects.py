@@ -70,8 +70,6 @@ def check_reproducible(config: RunConfig, task: str) -> None:
     """Raise ConfigError for overrides under which checkpoints, tasks or seeds could not be compared."""
     if config.optimizer.evaluate_every:
         raise ConfigError("reproduce measures every checkpoint itself: leave out optimizer.evaluate_every")
-    if config.predictives.ensemble:
-        raise ConfigError("reproduce averages the last checkpoints itself: leave out predictives.ensemble")
     if not config.holds_out:
         raise ConfigError("reproduce calibrates every checkpoint on the same rows: leave out calibration.rows")
     if config.data.split_seed is None:

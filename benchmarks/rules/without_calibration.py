@@ -51,15 +51,14 @@ class Rows:
         return torch.ones(len(self.labels), 2, dtype=torch.bool)
 
     def probs(self, name: str, temperature: float) -> torch.Tensor:
-        """Return probabilities (rows, 2) of ``temperature`` or ``laplace_temperature``."""
-        covariance = self.covariance[None] if name == "laplace_temperature" else None
+        """Return probabilities (rows, 2) of ``temperature`` or ``laplace``."""
+        covariance = self.covariance[None] if name == "laplace" else None
         spec = predictive_spec(name, temperature)  # type: ignore[arg-type]
         return predictive_probs(spec, self.mean[None], covariance, self.mask).probs
 
-    def temperature(self, name: str) -> float:
+    def temperature(self) -> float:
         """Return the temperature of least NLL on these rows."""
-        covariance = self.covariance[None] if name == "laplace_temperature" else None
-        return fit_predictive_temperature(self.mean[None], covariance, self.labels, self.mask)
+        return fit_predictive_temperature(self.mean[None], self.labels, self.mask)
 
 
 class Network:
@@ -131,16 +130,14 @@ def covariance_of(posterior: Posterior, projected: ProjectedJacobians, prior: Pr
 
 
 def judged(calibration: Rows, new: Rows) -> list[float]:
-    """Return the new rows' NLL of MAP, temperature, Laplace and Laplace with a temperature; both temperatures; and the
-    coverage of the sets of Laplace with a temperature."""
-    temperatures = [calibration.temperature(name) for name in ("temperature", "laplace_temperature")]
-    wanted = [("temperature", 1.0), ("temperature", temperatures[0])]
-    wanted += [("laplace_temperature", 1.0), ("laplace_temperature", temperatures[1])]
+    """Return the new rows' NLL of MAP, temperature and Laplace; the temperature; and the coverage of Laplace's sets."""
+    temperature = calibration.temperature()
+    wanted = [("temperature", 1.0), ("temperature", temperature), ("laplace", 1.0)]
     losses = [float(row_nll(new.probs(*one), new.labels).mean()) for one in wanted]
-    threshold = conformal_threshold(calibration.probs(*wanted[3]), calibration.labels, LEVEL)
-    sets = prediction_sets(new.probs(*wanted[3]), threshold, new.mask)
+    threshold = conformal_threshold(calibration.probs(*wanted[2]), calibration.labels, LEVEL)
+    sets = prediction_sets(new.probs(*wanted[2]), threshold, new.mask)
     covered = sets.gather(1, new.labels[:, None]).double().mean()
-    return [*losses, *temperatures, float(covered)]
+    return [*losses, temperature, float(covered)]
 
 
 def main() -> None:
@@ -148,7 +145,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seeds", type=int, default=8)
     seeds = options.parse_args().seeds
-    print("rows trained   calibrated by  MAP   temp  laplace l.temp  T     T laplace coverage (lowest)")
+    print("rows trained   calibrated by  MAP   temp  laplace T     coverage (lowest)")
     for rows in SIZES:
         for name, steps in STEPS.items():
             networks = [Network(rows, steps, seed) for seed in range(seeds)]

@@ -24,7 +24,7 @@ from benchmarks.speed import published
 PARTS = (
     "predict",
     "subset",
-    "ensemble",
+    "adapters",
     "classes",
     "beginning",
     "batches",

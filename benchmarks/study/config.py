@@ -12,7 +12,6 @@ from training.config import (
     AdapterConfig,
     BaseConfig,
     OptimizerConfig,
-    PredictivesConfig,
     RunConfig,
     Section,
     bad_fields,
@@ -24,7 +23,6 @@ class StudyTask(Section):
     """One task of the study."""
 
     data: DataConfig
-    orders: bool = Field(False, description="also measure the average over option orders")
 
 
 class StudyConfig(Section):
@@ -36,8 +34,6 @@ class StudyConfig(Section):
     adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     max_tokens: int = Field(256, ge=8, description="longest prompt, in tokens")
-    members: int = Field(3, ge=2, description="checkpoints in the ensemble, the final one included")
-    dropout_samples: int = Field(5, ge=0, description="members of MC dropout; 0: without it")
     rank: int = Field(5, ge=1, description="kept eigenvectors k of each wide factor, the mean of the joint core's")
     joint_rank: int = Field(50, ge=1, description="directions of the joint posteriors")
     exact_rows: int = Field(
@@ -55,11 +51,6 @@ class StudyConfig(Section):
             raise ValueError(
                 "optimizer.steps and optimizer.learning_rate must be given: the study compares runs of one"
             )
-        if self.optimizer.steps % (2 * (self.members - 1)):
-            raise ValueError(
-                f"optimizer.steps must be a multiple of {2 * (self.members - 1)}, so that {self.members} members lie "
-                "evenly in the second half of training"
-            )
         return self
 
     def folder(self, task: str, seed: int) -> Path:
@@ -68,7 +59,6 @@ class StudyConfig(Section):
 
     def run_config(self, task: str, seed: int) -> RunConfig:
         """Return the configuration of one fine-tuning run."""
-        interval = self.optimizer.step_count // (2 * (self.members - 1))
         return RunConfig(
             name=f"{task}-{seed}",
             seed=seed,
@@ -76,8 +66,7 @@ class StudyConfig(Section):
             data=self.tasks[task].data,
             max_tokens=self.max_tokens,
             adapter=self.adapter,
-            optimizer=self.optimizer.model_copy(update={"checkpoint_every": interval}),
-            predictives=PredictivesConfig(ensemble=self.members),
+            optimizer=self.optimizer,
             runs=self.folder(task, seed) / "run",
         )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,15 @@ from laplora.jacobians.blocks import Block, BlockJacobian
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
 from laplora.linearised import contrast_hessian
 from laplora.models.adapters import attach_adapter
-from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
-from laplora.prompts.examples import Example
-from laplora.prompts.option_order import option_orders, permute_choices, restore_logits
+from laplora.predictive.member_adapters import read_weights
 from laplora.prompts.rows import EncodedRow
 from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig
 from training.finetune import finetune
 from training.workspace.folders import set_aside
-from training.workspace.members import member_folder, member_steps
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
 from training.workspace.terminal import progress, say
-
-Logits = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,16 +43,6 @@ class Trained:
         plan = list(by_classes_and_length(rows, self.batch_size))
         yield from progress(plan, f"{self.run.config.name} {title}")
 
-    @torch.no_grad()
-    def logits(self, examples: Sequence[Example], title: str) -> torch.Tensor:
-        """Return the label logits of every row, (rows, classes) float32, by forward passes only."""
-        rows = self.run.encode(examples)
-        logits = torch.zeros(len(rows), self.run.class_count)
-        for index in self.batches(rows, title):
-            batch = self.run.collate([rows[i] for i in index])
-            logits[index] = self.run.readout.scores(self.model, batch).logits.float().cpu()
-        return logits
-
 
 def gather(config: StudyConfig, task: str, seed: int) -> Path:
     """Fine-tune one model and store what every alternative needs of it; return the folder.
@@ -67,9 +52,7 @@ def gather(config: StudyConfig, task: str, seed: int) -> Path:
     folder = config.folder(task, seed)
     settings = config.run_config(task, seed)
     configuration = gathered_under(settings)
-    forwards = wanted_forwards(config, task)
     wanted = [f"{split}{kind}.safetensors" for split in SPLITS for kind in (".jacobians", "")]
-    wanted += [f"{kind}.{split}.safetensors" for kind in forwards for split in SPLITS[1:]]
     if read_configuration(folder) != configuration:
         aside = set_aside(folder, tuple(path.name for path in folder.glob("*.safetensors")))
         if aside:
@@ -86,11 +69,6 @@ def gather(config: StudyConfig, task: str, seed: int) -> Path:
     for split in SPLITS:
         if not all((folder / f"{split}{kind}.safetensors").is_file() for kind in (".jacobians", "")):
             store_split(trained, split, folder)
-    for kind, measure in forwards.items():
-        for split in SPLITS[1:]:
-            path = folder / f"{kind}.{split}.safetensors"
-            if not path.is_file():
-                write_tensors(path, measure(trained, config, getattr(run.splits, split)))
     write_json(
         folder / "gathered.json",
         {
@@ -108,17 +86,6 @@ def gathered_under(settings: RunConfig) -> dict[str, Any]:
     """Return the fields that what is gathered depends on; how posteriors are fitted from it is not among them."""
     fields = {"seed", "base", "data", "max_tokens", "adapter", "optimizer", "predictives"}
     return settings.model_dump(mode="json", include=fields)
-
-
-def wanted_forwards(
-    config: StudyConfig, task: str
-) -> dict[str, Callable[[Trained, StudyConfig, Sequence[Example]], Logits]]:
-    """Return the averages over forward passes that a task is to have, by the name of their logits' files."""
-    return {
-        "members": member_logits,
-        **({"dropout": dropout_logits} if config.dropout_samples else {}),
-        **({"orders": order_logits} if config.tasks[task].orders else {}),
-    }
 
 
 def store_split(trained: Trained, split: str, folder: Path) -> None:
@@ -191,49 +158,3 @@ def by_classes_and_length(rows: Sequence[EncodedRow], size: int) -> Iterator[lis
         order = [i for i, row in enumerate(rows) if row.class_count == count]
         order.sort(key=lambda i: len(rows[i].token_ids))
         yield from (order[start : start + size] for start in range(0, len(order), size))
-
-
-def member_logits(trained: Trained, _config: StudyConfig, examples: Sequence[Example]) -> Logits:
-    """Return the logits (rows, classes) under each earlier checkpoint of the ensemble."""
-    logits = {}
-    for step in member_steps(trained.run.config):
-        adapter = member_folder(trained.run.config, step)
-        with in_place(lora_parameters(trained.model), read_weights(trained.model, adapter)):
-            logits[adapter.name] = trained.logits(examples, adapter.name)
-    return logits
-
-
-def dropout_logits(trained: Trained, config: StudyConfig, examples: Sequence[Example]) -> Logits:
-    """Return the logits (rows, classes) under each dropout mask."""
-    logits = {}
-    masks = dropout_weights(
-        trained.model,
-        trained.blocks,
-        p=config.adapter.dropout,
-        members=config.dropout_samples,
-        seed=trained.run.config.seed,
-    )
-    for number, weights in enumerate(masks):
-        with in_place(lora_parameters(trained.model), weights):
-            logits[f"{number}"] = trained.logits(examples, f"mask {number}")
-    return logits
-
-
-def order_logits(trained: Trained, _config: StudyConfig, examples: Sequence[Example]) -> Logits:
-    """Return the logits (rows, classes) under every order of the options but the user's, brought back to that one.
-
-    Rows with fewer options have fewer orders: their first ones are repeated, so that each row is an average over
-    whole rounds of its orders only where all rows have as many options.
-    """
-    counts = sorted({e.class_count for e in examples})
-    result = {}
-    for number in range(1, len(option_orders(counts[-1]))):
-        logits = torch.zeros(len(examples), trained.run.class_count)
-        for count in counts:
-            index = [i for i, e in enumerate(examples) if e.class_count == count]
-            orders = option_orders(count)
-            order = orders[number % len(orders)]
-            permuted = [replace(examples[i], fields=permute_choices(examples[i].fields, order)) for i in index]
-            logits[index] = restore_logits(trained.logits(permuted, f"order {number}"), order)
-        result[f"{number}"] = logits
-    return result

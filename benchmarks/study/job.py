@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,9 +13,9 @@ from filelock import FileLock, Timeout
 
 from benchmarks.harness.provenance import processor
 from benchmarks.study.compute.choose import REVIEW_SCORE, choose
-from benchmarks.study.compute.methods import MEMBER_KINDS, compute
+from benchmarks.study.compute.methods import compute
 from benchmarks.study.config import StudyConfig
-from benchmarks.study.gather import gather, gathered_under, wanted_forwards
+from benchmarks.study.gather import gather, gathered_under
 from benchmarks.study.store import read_configuration, read_stores
 from benchmarks.study.subjects import write_subjects
 from laplora.files import write_json, write_tensors
@@ -57,10 +56,7 @@ def finished(config: StudyConfig, task: str, seed: int) -> bool:
     folder = config.folder(task, seed)
     if not all((folder / name).is_file() for name in ("result.json", "predictions.safetensors", "losses.safetensors")):
         return False
-    if read_configuration(folder) != gathered_under(config.run_config(task, seed)):
-        return False
-    methods = json.loads((folder / "result.json").read_text(encoding="utf-8"))["methods"]
-    return all(MEMBER_KINDS[kind].method in methods for kind in wanted_forwards(config, task))
+    return read_configuration(folder) == gathered_under(config.run_config(task, seed))
 
 
 @contextmanager

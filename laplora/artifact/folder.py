@@ -17,12 +17,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from laplora.artifact.manifest import (
-    ADAPTER_FILES,
     DISTILLED,
     FAMILIARITY,
     MANIFEST,
     NAME,
-    POSTERIOR,
     SHIFT,
     FileRecord,
     Manifest,
@@ -122,9 +120,6 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
     wanted |= {DISTILLED} if manifest.distilled else set()
     wanted |= {FAMILIARITY} if manifest.familiarity else set()
     wanted |= {SHIFT} if manifest.conditioned else set()
-    for member in manifest.members:
-        wanted |= {f"{member.folder}/{file}" for file in ADAPTER_FILES}
-        wanted |= {f"{member.folder}/{POSTERIOR}"} if member.prior else set()
     missing, extra = sorted(wanted - present), sorted(present - set(manifest.files))
     if missing or extra:
         raise ArtifactCorruptError(

@@ -19,12 +19,11 @@ from laplora.familiarity.percentile import is_unfamiliar
 from laplora.linearised import Likelihood
 from laplora.models.base import BaseSpec
 from laplora.posterior.base import Prior
-from laplora.predictive.dropout import MOST_MEMBERS
-from laplora.predictive.kinds import PREDICTIVES, Corrected, Members, PredictiveName, PredictiveSpec, predictive_spec
+from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName, PredictiveSpec, predictive_spec
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS
 from laplora.prompts.templates import Cut, PromptTemplate
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 MANIFEST = "manifest.json"
 POSTERIOR = "posterior.safetensors"
 REPORT_PAGE = "report/report.html"
@@ -116,17 +115,6 @@ class CalibrationRecord(_Record):
     scores: Literal["scores.safetensors"] = Field(description="file of the review scores on these rows, and mistakes")
 
 
-class MemberRecord(_Record):
-    """A further adapter of the ensemble."""
-
-    folder: str = Field(pattern=r"^members/[1-9][0-9]{0,3}$")
-    step: int = Field(ge=1, description="optimizer step at which it was kept")
-    fold: int | None = Field(
-        None, ge=1, description="that it was trained without; null: kept while the served adapter was trained"
-    )
-    prior: PriorRecord | None = Field(description="of its posterior; null when it has none")
-
-
 class DistilledRecord(_Record):
     """What predicts the covariance from a forward pass, in ``distilled.safetensors``."""
 
@@ -172,20 +160,9 @@ class ManyClassesRecord(_Record):
     )
 
 
-class DropoutRecord(_Record):
-    """The masks of MC dropout: numbers enough to draw them again."""
-
-    probability: float = Field(gt=0, lt=1, description="of an input feature to be dropped")
-    members: int = Field(ge=2, le=MOST_MEMBERS, description="masks")
-    seed: int = Field(ge=0)
-
-
 class PredictiveRecord(_Record):
     """One way to turn a row into probabilities, and what was fitted for it on the calibration split."""
 
-    members: Members
-    member_count: int = Field(ge=1)
-    covariance: bool = Field(description="whether each member carries its posterior")
     temperature: float = Field(gt=0, description="divides the logits; 1 where none was fitted")
     reversed_temperature: float | None = Field(
         None,
@@ -230,8 +207,6 @@ class Manifest(_Record):
     readout: ReadOutRecord = Field(description="how the labels' logits are read from the model")
     max_tokens: int = Field(ge=FEWEST_TOKENS)
     prior: PriorRecord
-    members: tuple[MemberRecord, ...] = Field(description="the ensemble's adapters beside the trained one")
-    dropout: DropoutRecord | None
     distilled: DistilledRecord | None
     conditioned: dict[Corrected, ConditionedRecord] = Field(
         default_factory=dict, description="by predictive that the calibration rows' labels correct"
@@ -249,38 +224,18 @@ class Manifest(_Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        counts = {
-            "single": 1,
-            "distilled": 1 if self.distilled else 0,
-            "conditioned": int("conditioned" in self.conditioned),
-            "laplace_conditioned": int("laplace_conditioned" in self.conditioned),
-            "checkpoints": 1 + len(self.members),
-            "dropout": self.dropout.members if self.dropout else 0,
-        }
-        for name, record in self.predictives.items():
-            spec = PREDICTIVES[name]
-            if (record.members, record.covariance) != (spec.members, spec.covariance):
-                raise ValueError(f"predictives.{name} is a mixture over {spec.members}, covariance {spec.covariance}")
-            if record.member_count != counts[record.members]:
-                raise ValueError(
-                    f"predictives.{name} has {record.member_count} members, the artifact {counts[record.members]}"
-                )
         if list(self.removed_layers) != sorted(set(self.removed_layers)):
             raise ValueError(f"removed_layers must be ascending, not {list(self.removed_layers)}")
         if self.readout.class_count != len(self.labels):
             raise ValueError(
                 f"the read-out has {self.readout.class_count} classes, there are {len(self.labels)} labels"
             )
-        if self.head_alone and (self.members or self.dropout):
-            raise ValueError("a head alone has no further adapters and no dropout of its inputs")
-        if self.predictives.get("laplace_ensemble") and any(m.prior is None for m in self.members):
-            raise ValueError("predictives.laplace_ensemble needs a posterior of every member")
         if self.many_classes and len(self.labels) <= self.many_classes.limit:
             raise ValueError(f"many_classes is for more than {self.many_classes.limit} labels, not {len(self.labels)}")
         if self.many_classes and self.distilled:
             raise ValueError("many_classes leaves no covariance of every contrast to distil: fast must be off")
-        if len({m.folder for m in self.members}) != len(self.members):
-            raise ValueError("two members are in one folder")
+        if "fast" in self.servable and not self.distilled:
+            raise ValueError("predictives.fast needs the covariance that was distilled")
         if "fast" in self.servable and "laplace" not in self.servable:
             raise ValueError("predictives.fast needs laplace, which answers where it is unsure")
         if "fast" in self.servable and self.familiarity is None:
@@ -296,6 +251,8 @@ class Manifest(_Record):
                 raise ValueError(f"the artifact must have the predictive {name!r}")
         if missing := sorted(self.conditioned.keys() - self.predictives.keys()):
             raise ValueError(f"labels correct {missing[0]!r}, which is no predictive of the artifact")
+        if missing := sorted((set(CONDITIONED) & self.predictives.keys()) - self.conditioned.keys()):
+            raise ValueError(f"predictives.{missing[0]} is corrected by labels, and the artifact has none of it")
         return self
 
     @property

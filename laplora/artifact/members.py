@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from laplora.artifact.manifest import (
     POSTERIOR,
     SHIFT,
     Manifest,
-    MemberRecord,
 )
 from laplora.artifact.readout_records import ClassificationHeadRecord
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, PriorError
@@ -37,12 +35,12 @@ from laplora.models.head_file import attach_head, check_supplied
 from laplora.models.placement import block_devices
 from laplora.models.readout import base_of
 from laplora.models.shared_base import share
-from laplora.posterior.base import Prior, block_precisions
+from laplora.posterior.base import block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.posterior.many_classes import check_class_count
 from laplora.predictive.distilled_file import read_distilled_for
 from laplora.predictive.kinds import Corrected
-from laplora.predictive.member_adapters import dropout_weights, lora_parameters, read_weights
+from laplora.predictive.member_adapters import lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet
 from laplora.predictive.shift import Shift
 from laplora.predictive.shift_file import read_shifts
@@ -109,7 +107,7 @@ def attach(path: Path, manifest: Manifest, base: LoadedBase, tokenizer: Any) -> 
 
 
 def load_members(path: Path, manifest: Manifest, model: Any, device: torch.device) -> MemberSet:
-    """Return everything that an artifact's predictives average over, for what ``attach`` returned.
+    """Return everything that an artifact's predictives are made of, for what ``attach`` returned.
 
     Args:
         device: of the model's inputs; where it is spread over several, each block's bases are on its module's.
@@ -121,25 +119,12 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
     by_block = block_devices(base_of(model), (block.name for block in blocks))
 
-    def with_posterior(weights: Mapping[str, torch.Tensor], folder: Path, prior: Prior | None) -> Member:
-        if prior is None:
-            return Member(weights)
-        posterior = read_posterior(folder / POSTERIOR, blocks)
-        check_class_count(posterior, readout.class_count)
-        try:
-            precisions = block_precisions(prior, posterior.blocks).to(device)
-        except PriorError as error:
-            raise ArtifactCorruptError(f"the prior is not this posterior's: {error}") from None
-        return Member(weights, posterior.to(device, dtype, by_block), precisions)
-
-    def checkpoint(record: MemberRecord) -> Member:
-        weights = read_weights(model, path / record.folder / ADAPTER_FOLDER)
-        return with_posterior(weights, path / record.folder, record.prior.prior() if record.prior else None)
-
-    masks, familiar = manifest.dropout, manifest.familiarity
-    dropped = (
-        dropout_weights(model, blocks, p=masks.probability, members=masks.members, seed=masks.seed) if masks else ()
-    )
+    posterior, familiar = read_posterior(path / POSTERIOR, blocks), manifest.familiarity
+    check_class_count(posterior, readout.class_count)
+    try:
+        precisions = block_precisions(manifest.prior.prior(), posterior.blocks).to(device)
+    except PriorError as error:
+        raise ArtifactCorruptError(f"the prior is not this posterior's: {error}") from None
     shifts: dict[Corrected, Shift] = {}
     if manifest.conditioned:
         directions = len(manifest.labels) - (readout.likelihood == "categorical")
@@ -148,12 +133,10 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
         model=model,
         parameters=lora_parameters(model),
         readout=readout,
-        trained=with_posterior({}, path, manifest.prior.prior()),
+        trained=Member(posterior.to(device, dtype, by_block), precisions),
         distilled=read_distilled_for(model, path / DISTILLED, len(manifest.labels)) if manifest.distilled else None,
         shifts=shifts,
         familiarity=read_familiarity_for(model, path / FAMILIARITY, familiar.layers) if familiar else None,
-        checkpoints=tuple(map(checkpoint, manifest.members)),
-        dropout=tuple(map(Member, dropped)),
     )
 
 

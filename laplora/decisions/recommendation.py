@@ -17,13 +17,13 @@ _RESAMPLES = 2000
 
 #: Predictives that are MAP for one value of what is fitted: a temperature of 1, a prior of no variance, labels that
 #: correct nothing.
-NESTING = frozenset({"temperature", "conditioned", "laplace", "laplace_temperature", "laplace_conditioned"})
+NESTING = frozenset({"temperature", "conditioned", "laplace", "laplace_conditioned"})
 #: Of one forward pass, and nothing else that takes time.
 ONE_FORWARD = frozenset({"temperature", "conditioned"})
 #: Preferred for their variance.
 WITH_VARIANCE = ("laplace", "laplace_conditioned")
 #: Of the trained adapter's posterior, dearer than a forward pass: without a variance nothing is left to pay for.
-OF_POSTERIOR = frozenset({"laplace", "laplace_temperature", "laplace_conditioned"})
+OF_POSTERIOR = frozenset({"laplace", "laplace_conditioned"})
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import row_nll
-from laplora.posterior.base import Prior, ProjectedJacobians
+from laplora.posterior.base import Prior
 from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
 from laplora.predictive.kinds import (
     CONDITIONED,
@@ -36,8 +36,8 @@ HELD_OUT, OUT_OF_FOLD = "calibration", "out_of_fold"
 
 _WITH_AND_WITHOUT: tuple[PredictiveName, PredictiveName] = ("laplace", "map")
 
-#: Gives the priors of the first so many fitted adapters, chosen on some calibration rows only.
-PriorsOf = Callable[[torch.Tensor, int], list[Prior]]
+#: Gives the prior, chosen on some calibration rows only.
+PriorOf = Callable[[torch.Tensor], Prior]
 #: Fits a predictive on some calibration rows and answers others.
 FoldPredictive = Callable[[torch.Tensor, torch.Tensor], PosteriorPredictive]
 
@@ -76,11 +76,13 @@ def calibrate(
     wanted, split = settings.calibration, outputs.split
     fit_sets = fit_label_sets if split.together == 1 else fit_present_sets
     names, labels = settings.predictives.names, split.labels
-    priors = priors_without(settings, outputs)
-    held_out = held_out or out_of_fold(settings, outputs, priors, conditioning)
+    prior_of = prior_without(settings, outputs)
+    held_out = held_out or out_of_fold(settings, outputs, prior_of, conditioning)
     sureness = {
         # A row that its own label has moved is no rank to compare with; folds of one kernel compare as they are.
-        name: sureness_of(held_out[name]) if name in CONDITIONED else held_out_sureness(settings, outputs, name, priors)
+        name: sureness_of(held_out[name])
+        if name in CONDITIONED
+        else held_out_sureness(settings, outputs, name, prior_of)
         for name in names
     }
     thresholds = fit_thresholds(
@@ -99,11 +101,8 @@ def calibrate(
     records: dict[PredictiveName, PredictiveRecord] = {}
     scores: dict[PredictiveName, ReviewScores] = {}
     for name in names:
-        spec, rule, predictive = PREDICTIVES[name], thresholds[name], held_out[name]
+        rule, predictive = thresholds[name], held_out[name]
         records[name] = PredictiveRecord(
-            members=spec.members,
-            member_count=outputs.counts.get(spec.members, len(outputs.moments(name)[0])),
-            covariance=spec.covariance,
             temperature=fit_temperature_of(outputs, name),
             nll=float(row_nll(predictive.probs, labels).mean()),
             thresholds=rule,
@@ -122,7 +121,7 @@ def calibrate(
 
 
 def out_of_fold(
-    settings: FitSettings, outputs: SplitOutputs, priors: PriorsOf, conditioning: Conditioning | None = None
+    settings: FitSettings, outputs: SplitOutputs, prior_of: PriorOf, conditioning: Conditioning | None = None
 ) -> dict[PredictiveName, PosteriorPredictive]:
     """Return every predictive of each calibration row, with prior and temperature fitted on the folds without it.
 
@@ -133,9 +132,9 @@ def out_of_fold(
     def fold_predictive(name: PredictiveName) -> FoldPredictive:
         kind = next((one for one in CONDITIONED if one == name), None)
         if kind is None:
-            return _fold_predictive(outputs, name, priors)
+            return _fold_predictive(outputs, name, prior_of)
         assert conditioning is not None
-        return lambda fit, answered: conditioning.predictive(kind, fit, answered, lambda: priors(fit, 1)[0])
+        return lambda fit, answered: conditioning.predictive(kind, fit, answered, lambda: prior_of(fit))
 
     return {
         name: cross_fitted_predictive(fold_predictive(name), rows, folds, settings.seed, together)
@@ -143,9 +142,11 @@ def out_of_fold(
     }
 
 
-def held_out_sureness(settings: FitSettings, outputs: SplitOutputs, name: PredictiveName, priors: PriorsOf) -> Sureness:
+def held_out_sureness(
+    settings: FitSettings, outputs: SplitOutputs, name: PredictiveName, prior_of: PriorOf
+) -> Sureness:
     """Return how sure a predictive is of each calibration row by the folds without it, on the served fit's scale."""
-    predict, everything = _fold_predictive(outputs, name, priors), torch.arange(len(outputs.split.labels))
+    predict, everything = _fold_predictive(outputs, name, prior_of), torch.arange(len(outputs.split.labels))
 
     def columns(predictive: PosteriorPredictive) -> torch.Tensor:
         sure = sureness_of(predictive)
@@ -164,24 +165,18 @@ def predictive_of(outputs: SplitOutputs, name: PredictiveName, temperature: floa
 
 def fit_temperature_of(outputs: SplitOutputs, name: PredictiveName) -> float:
     """Return the temperature of a predictive on all calibration rows; 1 where it has none."""
-    return _temperature(outputs, name, *outputs.moments(name), torch.arange(len(outputs.split.labels)))
+    return _temperature(outputs, name, torch.arange(len(outputs.split.labels)))
 
 
-def _temperature(
-    outputs: SplitOutputs,
-    name: PredictiveName,
-    means: torch.Tensor,
-    covariances: torch.Tensor | None,
-    rows: torch.Tensor,
-) -> float:
+def _temperature(outputs: SplitOutputs, name: PredictiveName, rows: torch.Tensor) -> float:
     """Return the temperature of some rows; at least 1 where the adapter was trained on them."""
     if name not in TEMPERED:
         return 1.0
     if name == "conditioned":
         return outputs.temperature
-    spread = None if covariances is None else covariances[:, rows]
     split = outputs.split
-    found = fit_predictive_temperature(means[:, rows], spread, split.labels[rows], split.class_mask[rows])
+    means = split.projected.contrast_mean[rows][None]
+    found = fit_predictive_temperature(means, split.labels[rows], split.class_mask[rows])
     return max(found, 1.0) if outputs.seen else found
 
 
@@ -219,44 +214,35 @@ def _losses(outputs: SplitOutputs, predictive: PosteriorPredictive) -> torch.Ten
     return row_nll(predictive.probs, outputs.split.labels).view(-1, outputs.split.together).sum(1)
 
 
-def priors_without(settings: FitSettings, outputs: SplitOutputs) -> PriorsOf:
-    """Return what chooses the fitted adapters' priors on some calibration rows; each choice is made once."""
+def prior_without(settings: FitSettings, outputs: SplitOutputs) -> PriorOf:
+    """Return what chooses the prior on some calibration rows; each choice is made once."""
+    fitted, split = outputs.fitted, outputs.split
     if settings.laplace.prior != "validation":  # the calibration rows had no part in it
-        return lambda _rows, count: [fitted.prior for fitted in outputs.fitted[:count]]
-    split = outputs.split
+        return lambda _rows: fitted.prior
 
     @cache
-    def chosen(rows: tuple[int, ...], adapter: int) -> Prior:
-        fitted, places = outputs.fitted[adapter], torch.tensor(rows)
+    def chosen(rows: tuple[int, ...]) -> Prior:
+        places = torch.tensor(rows)
         return choose_by_validation(
             fitted.posterior,
-            take(fitted.projected, places),
+            fitted.projected.take(places),
             split.labels[places],
             split.class_mask[places],
             settings.laplace.granularity,
         ).prior
 
-    return lambda rows, count: [chosen(tuple(rows.tolist()), adapter) for adapter in range(count)]
+    return lambda rows: chosen(tuple(rows.tolist()))
 
 
-def _fold_predictive(outputs: SplitOutputs, name: PredictiveName, priors: PriorsOf) -> FoldPredictive:
+def _fold_predictive(outputs: SplitOutputs, name: PredictiveName, prior_of: PriorOf) -> FoldPredictive:
     """Return the function that fits a predictive on some rows and answers others."""
     spec, split = PREDICTIVES[name], outputs.split
     fixed = None if spec.covariance else outputs.moments(name)
 
     def predictive(fit: torch.Tensor, answered: torch.Tensor) -> PosteriorPredictive:
-        count = len(outputs.fitted) if spec.members == "checkpoints" else 1
-        means, covariances = fixed or outputs.moments(name, priors(fit, count))
-
-        def of(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-            return means[:, rows], None if covariances is None else covariances[:, rows]
-
-        temperature = _temperature(outputs, name, means, covariances, fit)
-        return predictive_probs(predictive_spec(name, temperature), *of(answered), split.class_mask[answered])
+        means, covariances = fixed or outputs.moments(name, prior_of(fit))
+        spread = None if covariances is None else covariances[:, answered]
+        fitted = predictive_spec(name, _temperature(outputs, name, fit))
+        return predictive_probs(fitted, means[:, answered], spread, split.class_mask[answered])
 
     return predictive
-
-
-def take(projected: ProjectedJacobians, rows: torch.Tensor) -> ProjectedJacobians:
-    """Return some rows of projected Jacobians."""
-    return projected.take(rows)

@@ -24,7 +24,6 @@ from laplora.fitting.evaluation import evaluate_predictives, outputs_of
 from laplora.fitting.fit import Fit
 from laplora.fitting.gain import gain_over_temperature
 from laplora.fitting.measured import Measured
-from laplora.fitting.members import dropout_record
 from laplora.fitting.new_labels import condition_on
 from laplora.fitting.progress import Progress
 from laplora.fitting.rows import read_rows
@@ -32,7 +31,6 @@ from laplora.fitting.saving import (
     FitRecord,
     Parts,
     loaded_answers,
-    member_records,
     record_of,
     write_artifact,
     write_fit,
@@ -48,7 +46,7 @@ from laplora.models.lora import check_enabled
 from laplora.models.readout import base_of
 from laplora.posterior.base import block_precisions
 from laplora.predictive.kinds import PredictiveName
-from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters
+from laplora.predictive.member_adapters import lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet
 from laplora.predictor import Predictor
 from laplora.selection.suggest import Suggestion, suggest
@@ -82,7 +80,7 @@ class CalibratedPosterior:
         self._golden, self._progress = golden, progress
         self._measured: Measured | None = None
         self._fitted: CalibratedPosterior | None = None  # the fit, where later labels have moved this one
-        self._record: FitRecord = record_of(fit, dropout_record(classifier, fit.settings))
+        self._record: FitRecord = record_of(fit)
         manifest = self._describe(_UNSAVED, BaseSpec(_UNSAVED, None, "none", "float32"), _UNSAVED, _UNSAVED)
         base = LoadedBase(base_of(classifier.model), HeldWeights("plain", "as the model was given"))
         artifact = Artifact(Path(_UNSAVED), manifest, _UNSAVED)
@@ -161,7 +159,6 @@ class CalibratedPosterior:
                 fit.settings,
                 fit.posterior,
                 fit.served.prior,
-                fit.ensemble,
                 distilled.predictor if distilled else None,
                 shifts_of(fit.conditioned),
                 fit.familiar.familiarity if fit.familiar else None,
@@ -315,7 +312,7 @@ class CalibratedPosterior:
         return found if revision is None else replace(found, revision=revision)
 
     def _write_parts(self, folder: Path, base_model: str) -> Parts:
-        """Write adapters and fit into a folder of their own."""
+        """Write adapter and fit into a folder of their own."""
         model = self.classifier.model
         fitted, adapter = folder / "fitted", folder / ADAPTER_FOLDER
         write_fit(fitted, self._record, self.fit, {})
@@ -324,12 +321,7 @@ class CalibratedPosterior:
         else:
             adapter.mkdir()
             save_head(model, self.classifier.readout.trained, adapter / HEAD)
-        members = []
-        for number, member in enumerate(self.fit.ensemble.adapters, 1):
-            members.append(folder / f"member-{number}")
-            with in_place(lora_parameters(model), member.weights):
-                save_adapter(model, members[-1], base_model=base_model)
-        return Parts(fitted, adapter, members)
+        return Parts(fitted, adapter)
 
     def _describe(self, name: str, base: BaseSpec, base_hash: str, tokenizer: str) -> Manifest:
         classifier, fit = self.classifier, self.fit
@@ -344,7 +336,6 @@ class CalibratedPosterior:
             labels=classifier.labels,
             readout=readout_record(classifier.readout, classifier.verbalizers, alone=not is_adapted(classifier.model)),
             max_tokens=classifier.max_tokens,
-            members=member_records(self._record, [(one.step, one.fold) for one in fit.ensemble.adapters]),
             metrics=summary(measured.to_json()) if measured else {},
             config=fit.settings.model_dump(mode="json"),
             data=self.data,
@@ -352,34 +343,17 @@ class CalibratedPosterior:
 
 
 def _members(classifier: Classifier, fit: Fit) -> MemberSet:
-    """Return everything that the predictives average over, on the classifier's device or its blocks' devices."""
+    """Return everything that the predictives are made of, on the classifier's device or its blocks' devices."""
     names = [block.name for block in fit.posterior.blocks]
     model, device, by_block = classifier.model, classifier.device, classifier.block_devices(names)
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-    dropout = dropout_record(classifier, fit.settings)
-    masks = (
-        dropout_weights(model, fit.posterior.blocks, p=dropout.probability, members=dropout.members, seed=dropout.seed)
-        if dropout
-        else ()
-    )
-    by_step = {member.step: member for member in fit.ensemble.fits}
-
-    def checkpoint(step: int, weights: Mapping[str, torch.Tensor]) -> Member:
-        if step not in by_step:
-            return Member(weights)
-        fitted = by_step[step]
-        precisions = block_precisions(fitted.choice.prior, fitted.posterior.blocks).to(device)
-        return Member(weights, fitted.posterior.to(device, dtype, by_block), precisions)
-
     precisions = block_precisions(fit.served.prior, fit.posterior.blocks).to(device)
     return MemberSet(
         model=model,
         parameters=lora_parameters(model),
         readout=classifier.readout,
-        trained=Member({}, fit.posterior.to(device, dtype, by_block), precisions),
+        trained=Member(fit.posterior.to(device, dtype, by_block), precisions),
         distilled=fit.distilled.predictor if fit.distilled else None,
         shifts=shifts_of(fit.conditioned),
         familiarity=fit.familiar.familiarity if fit.familiar else None,
-        checkpoints=tuple(checkpoint(adapter.step, adapter.weights) for adapter in fit.ensemble.adapters),
-        dropout=tuple(map(Member, masks)),
     )

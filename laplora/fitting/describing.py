@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from laplora.artifact.manifest import FORMAT_VERSION, Manifest, MemberRecord, TemplateRecord
+from laplora.artifact.manifest import FORMAT_VERSION, Manifest, TemplateRecord
 from laplora.artifact.readout_records import ReadOutRecord
 from laplora.fitting.saving import FitRecord, prior_record
 from laplora.metrics.noise import ece_limit
@@ -34,7 +34,6 @@ def describe(
     labels: Sequence[str],
     readout: ReadOutRecord,
     max_tokens: int,
-    members: tuple[MemberRecord, ...],
     metrics: Mapping[str, Any],
     config: Mapping[str, Any],
     data: Mapping[str, Any],
@@ -57,8 +56,6 @@ def describe(
         readout=readout,
         max_tokens=max_tokens,
         prior=prior_record(record.served, record.centred),
-        members=members,
-        dropout=record.dropout,
         distilled=record.distilled,
         conditioned=record.conditioned,
         familiarity=record.familiarity,

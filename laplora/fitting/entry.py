@@ -65,8 +65,6 @@ def fit(
             "one of a dict"
         )
     settings = settings or FitSettings()
-    if settings.predictives.ensemble:
-        raise ConfigError("an ensemble takes the adapters of several steps, which python -m training keeps: leave it 0")
     shown: Progress = (Bars() if progress else Silent()) if isinstance(progress, bool) else progress
     train = read_rows(rows, classifier, label_field)
     check_labels(train, classifier.labels)

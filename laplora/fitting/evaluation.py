@@ -13,7 +13,7 @@ from laplora.decisions.conformal import ConformalScore, label_sets, present_sets
 from laplora.decisions.uncertainty import review_score
 from laplora.familiarity.percentile import Familiarity
 from laplora.fitting.calibrate import predictive_of
-from laplora.fitting.outputs import Ensemble, Fitted, SplitOutputs, corrected, split_outputs
+from laplora.fitting.outputs import Fitted, SplitOutputs, corrected
 from laplora.fitting.progress import Progress
 from laplora.fitting.projected import project_split
 from laplora.fitting.settings import FitSettings
@@ -30,7 +30,7 @@ from laplora.prompts.examples import Example
 
 @dataclass(frozen=True)
 class RowOutputs:
-    """What a fit's adapters give on rows.
+    """What a fit gives on rows.
 
     Attributes:
         estimate: of ``fast``'s covariance, with its error; None without it.
@@ -47,7 +47,6 @@ def outputs_of(
     settings: FitSettings,
     posterior: Posterior,
     prior: Prior,
-    ensemble: Ensemble,
     distilled: DistilledCovariance | None,
     shifts: Mapping[Corrected, Shift],
     familiarity: Familiarity | None,
@@ -55,7 +54,7 @@ def outputs_of(
     progress: Progress,
     title: str = "test rows",
 ) -> RowOutputs:
-    """Return what every adapter of a fit gives on rows.
+    """Return what a fit gives on rows.
 
     Without ``distilled``, as where it cannot be, there is no ``fast``; ``shifts`` are of the predictives that labels
     correct.
@@ -63,10 +62,7 @@ def outputs_of(
     size = settings.laplace.batch_size
     layers = tuple(sorted({*(distilled.layers if distilled else ()), *(familiarity.layers if familiarity else ())}))
     split = project_split(classifier, posterior, examples, progress, title, batch_size=size, layers=layers)
-    trained = Fitted(posterior, prior, split.projected)
-    outputs = corrected(
-        split_outputs(classifier, settings, trained, split, ensemble, examples, progress, title), shifts
-    )
+    outputs = corrected(SplitOutputs(split, Fitted(posterior, prior, split.projected)), shifts)
     estimate = familiar = None
     if familiarity is not None and split.states is not None:
         familiar = familiarity.of(split.states)

@@ -73,43 +73,8 @@ def fit_familiar(
     """
     if calibration.states is None or not familiar_layers(classifier, settings):
         return None
-    strangeness, rows = _strangeness(classifier, train, settings, store, progress)
-    return _familiar(strangeness, rows, strangeness.of(calibration.states), settings)
-
-
-def fit_familiar_out_of_fold(
-    classifier: Classifier,
-    rows: Sequence[Example],
-    out_of_fold: torch.Tensor | None,
-    settings: FitSettings,
-    store: Store,
-    progress: Progress,
-) -> Familiar | None:
-    """Return how familiar inputs are to an adapter that was trained on all rows; None where it is off.
-
-    Args:
-        out_of_fold: (rows,), ``held_out_strangeness`` of every row to the adapter of its fold.
-    """
-    if out_of_fold is None:
-        return None
-    strangeness, count = _strangeness(classifier, rows, settings, store, progress)
-    return _familiar(strangeness, count, out_of_fold, settings)
-
-
-def held_out_strangeness(
-    classifier: Classifier,
-    train: Sequence[Example],
-    held_out: Sequence[Example],
-    settings: FitSettings,
-    store: Store,
-    progress: Progress,
-) -> torch.Tensor | None:
-    """Return (rows,) how strange rows are to an adapter that was trained on others; None where familiarity is off."""
-    layers = familiar_layers(classifier, settings)
-    if not layers:
-        return None
-    strangeness, _ = _strangeness(classifier, train, settings, store, progress)
-    return strangeness.of(forward_states(classifier, held_out, layers, settings.laplace.batch_size, progress))
+    strangeness, rows = strangeness_to(classifier, train, settings, store, progress)
+    return familiar_of(strangeness, rows, strangeness.of(calibration.states), settings)
 
 
 def tell_of_few(rows: int, settings: FitSettings, progress: Progress) -> None:
@@ -122,7 +87,7 @@ def tell_of_few(rows: int, settings: FitSettings, progress: Progress) -> None:
         )
 
 
-def _strangeness(
+def strangeness_to(
     classifier: Classifier, train: Sequence[Example], settings: FitSettings, store: Store, progress: Progress
 ) -> tuple[Strangeness, int]:
     """Return the strangeness to training rows, and how many those are."""
@@ -138,12 +103,13 @@ def _strangeness(
     return fit_strangeness(states, label_tensor(rows, classifier.class_count)), len(rows)
 
 
-def _familiar(
-    strangeness: Strangeness,
-    rows: int,
-    reference: torch.Tensor,
-    settings: FitSettings,
-) -> Familiar:
+def familiar_of(strangeness: Strangeness, rows: int, reference: torch.Tensor, settings: FitSettings) -> Familiar:
+    """Return how familiar inputs are.
+
+    Args:
+        rows: training rows that inputs are compared with.
+        reference: (calibration rows,), how strange rows are that the adapter was not trained on.
+    """
     rate = false_alarms(settings.calibration.unfamiliar_rate, len(reference))
     familiarity = Familiarity(strangeness, reference.sort().values)
     return Familiar(familiarity, FamiliarityRecord(layers=strangeness.layers, rows=rows, false_alarms=rate))

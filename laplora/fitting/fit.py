@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -16,8 +16,7 @@ from laplora.fitting.conditioning import Conditioned, Conditioning, possible_con
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.distillation import Distilled, distill_covariance, watched_layers
 from laplora.fitting.familiarity import Familiar, familiar_layers, fit_familiar, tell_of_few, without_familiarity
-from laplora.fitting.members import MemberAdapter, MemberFit, MemberStore, fit_member
-from laplora.fitting.outputs import Ensemble, Fitted, split_outputs
+from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.passes import many_classes
 from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
 from laplora.fitting.progress import Progress, Silent
@@ -29,8 +28,7 @@ from laplora.fitting.store import Forgetful, Store
 from laplora.fitting.training_loss import check_kl_to_base
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.linearised import Likelihood
-from laplora.posterior.base import Posterior, block_precisions
-from laplora.posterior.folded import FoldedPosterior
+from laplora.posterior.base import Posterior, Prior, block_precisions
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.posterior.subset import select_blocks
 from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName
@@ -59,7 +57,6 @@ class Fit:
     log_likelihood: float
     squared_distances: torch.Tensor
     centred: bool
-    ensemble: Ensemble
     distilled: Distilled | None
     conditioned: Mapping[Corrected, Conditioned]
     familiar: Familiar | None
@@ -124,9 +121,7 @@ def fit_rows(
     *,
     initial: Mapping[str, torch.Tensor] | None = None,
     unlabelled: Sequence[Example] = (),
-    adapters: Sequence[MemberAdapter] = (),
     store: Store | None = None,
-    member_store: MemberStore | None = None,
     progress: Progress | None = None,
     trained_on: bool = False,
 ) -> Fit:
@@ -136,9 +131,7 @@ def fit_rows(
         train: rows that the adapter was trained on; calibration: rows that it was not trained on.
         initial: the LoRA weights by block name before training, the prior's centre; None: zero.
         unlabelled: inputs that the covariance of ``fast`` is distilled from, before variants of the training rows.
-        adapters: the ensemble's, beside the trained one.
-        store: keeps the passes over the rows, so that a fit that was stopped continues; member_store: likewise of the
-            ensemble's adapters.
+        store: keeps the passes over the rows, so that a fit that was stopped continues.
         trained_on: whether the adapter was trained on the calibration rows too. No temperature then makes it surer.
 
     Raises:
@@ -165,23 +158,6 @@ def fit_rows(
         seen = project_split(classifier, posterior, train, progress, "training rows", batch_size=size)
     choices = choose_priors(settings, posterior, split, distances, log_likelihood, seen)
     served = served_choice(settings, choices)
-    fits: tuple[MemberFit, ...] = ()
-    if settings.predictives.laplace_ensemble:
-        fits = tuple(
-            fit_member(
-                classifier,
-                adapter,
-                train,
-                calibration,
-                blocks,
-                settings,
-                start,
-                member_store(adapter.step) if member_store else Forgetful(),
-                progress,
-            )
-            for adapter in adapters
-        )
-    ensemble = Ensemble(tuple(adapters), fits)
     trained = Fitted(posterior, served.prior, split.projected)
     conditioning = None
     if settings.predictives.conditioned:
@@ -190,19 +166,17 @@ def fit_rows(
     distilled = distill_covariance(
         classifier, posterior, served.prior, train, unlabelled, split, settings, store, progress
     )
-    title = "calibration rows"
-    outputs = split_outputs(classifier, settings, trained, split, ensemble, calibration, progress, title)
-    held_out = distilled.held_out if distilled else None
-    outputs = replace(
-        outputs,
-        distilled=held_out,
+    outputs = SplitOutputs(
+        split,
+        trained,
+        distilled=distilled.held_out if distilled else None,
         seen=trained_on,
         moved={kind: one.left_out for kind, one in conditioned.items()},
         temperature=conditioned["conditioned"].shift.temperature if conditioned else 1.0,
     )
     calibrated, scores = calibrate(settings, outputs, conditioning)
     calibrated = with_reversed(calibrated, reversed_temperature(classifier, settings, outputs, calibration, progress))
-    many = many_classes_record(settings, classifier, posterior, trained, split)
+    many = many_classes_record(settings, classifier, posterior, served.prior, [(posterior, split)])
     return Fit(
         settings,
         posterior,
@@ -211,7 +185,6 @@ def fit_rows(
         log_likelihood,
         distances,
         start is not None,
-        ensemble,
         distilled,
         conditioned,
         familiar,
@@ -223,24 +196,26 @@ def fit_rows(
 
 
 def many_classes_record(
-    settings: FitSettings, classifier: Classifier, posterior: Posterior, trained: Fitted, split: ProjectedSplit
+    settings: FitSettings,
+    classifier: Classifier,
+    posterior: Posterior,
+    prior: Prior,
+    seen: Sequence[tuple[Posterior, ProjectedSplit]],
 ) -> ManyClassesRecord | None:
     """Return how a task of many classes was fitted; None where every contrast was computed.
 
     Args:
-        posterior: what is served; trained: what sees the calibration rows, ``split``.
+        posterior: what is served; seen: the calibration rows as that one, or as those of folds see them.
     """
-    many, judge = many_classes(settings, classifier), trained.posterior
+    many = many_classes(settings, classifier)
     if many is None or not isinstance(posterior, ManyClassPosterior):
         return None
-    precisions = block_precisions(trained.prior, posterior.blocks)
-    whole = [(posterior, trained.projected, torch.arange(len(split)))]
-    parts = judge.parts(trained.projected) if isinstance(judge, FoldedPosterior) else whole
+    precisions = block_precisions(prior, posterior.blocks)
     filled_in = torch.cat(
         [
-            part.filled_in_share(projected, split.logits[rows], split.class_mask[rows], precisions)
-            for part, projected, rows in parts
-            if isinstance(part, ManyClassPosterior)
+            judge.filled_in_share(split.projected, split.logits, split.class_mask, precisions)
+            for judge, split in seen
+            if isinstance(judge, ManyClassPosterior)
         ]
     )
     errors = posterior.reference_errors(precisions)

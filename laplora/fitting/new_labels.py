@@ -24,7 +24,7 @@ from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.manifest import Manifest
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
-from laplora.fitting.calibrate import Calibrated, calibrate, out_of_fold, predictive_of, priors_without
+from laplora.fitting.calibrate import Calibrated, calibrate, out_of_fold, predictive_of, prior_without
 from laplora.fitting.conditioning import Conditioned, Conditioning, check_conditioning
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit
@@ -142,7 +142,7 @@ def condition_on(
     say = progress or Silent()
     outputs = served_outputs(packaged, classifier, settings, examples, run, say, most_tokens)
     before = predictive_before(outputs, manifest)
-    fitted, rows, always = outputs.fitted[0], outputs.split, 0
+    fitted, rows, always = outputs.fitted, outputs.split, 0
     if calibration:
         earlier = served_outputs(packaged, classifier, settings, calibration, run, say, most_tokens).split
         rows, always = concatenated([earlier, rows]), len(earlier)
@@ -160,7 +160,7 @@ def condition_on(
         moved={kind: one.left_out for kind, one in found.items()},
         temperature=found["conditioned"].shift.temperature,
     )
-    held_out = out_of_fold(settings, outputs, priors_without(settings, outputs), conditioning)
+    held_out = out_of_fold(settings, outputs, prior_without(settings, outputs), conditioning)
     calibrated, scores = calibrate(settings, outputs, conditioning, held_out)
     record = calibrated.calibration.model_copy(update={"split": "labels"})
     calibrated = calibrated.model_copy(update={"calibration": record})
@@ -208,7 +208,6 @@ def settings_of(manifest: Manifest, structure: str) -> FitSettings:
     """
     names, rule = manifest.servable, next(iter(manifest.predictives.values())).thresholds.review
     recommended, many = manifest.recommended, manifest.many_classes
-    ensemble = "ensemble" in names
     settings = FitSettings.model_validate(
         {
             # Not "validation": the new rows choose no prior.
@@ -222,11 +221,7 @@ def settings_of(manifest: Manifest, structure: str) -> FitSettings:
             },
             "predictives": {
                 "temperature": "temperature" in names,
-                "laplace_temperature": "laplace_temperature" in names,
                 "fast": int("fast" in names),
-                "ensemble": 1 + len(manifest.members) if ensemble else 0,
-                "mc_dropout": manifest.dropout.members if manifest.dropout else 0,
-                "laplace_ensemble": "laplace_ensemble" in names,
                 "serve": recommended.predictive if recommended.chosen_by == "configuration" else "auto",
             },
             "many_classes": {"limit": many.limit if many else max(16, len(manifest.labels))},

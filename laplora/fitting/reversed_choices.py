@@ -40,7 +40,7 @@ def reversed_temperature(
     split = outputs.split
     other = reversed_means(classifier, calibration, settings.laplace.batch_size, progress)
     means = torch.stack([split.projected.contrast_mean.double(), other])
-    found = fit_predictive_temperature(means, None, split.labels, split.class_mask)
+    found = fit_predictive_temperature(means, split.labels, split.class_mask)
     return max(found, 1.0) if outputs.seen else found
 
 

@@ -26,11 +26,9 @@ from laplora.artifact.manifest import (
     SHIFT,
     ConditionedRecord,
     DistilledRecord,
-    DropoutRecord,
     FamiliarityRecord,
     Manifest,
     ManyClassesRecord,
-    MemberRecord,
     PriorRecord,
 )
 from laplora.familiarity.file import familiarity_tensors
@@ -60,8 +58,6 @@ FAMILIARITY_TOLERANCE = {"bfloat16": 0.25, "float32": 0.02}
 
 #: Gives an answer per input.
 Answers = Callable[[Sequence[Mapping[str, Any]]], list[Prediction]]
-#: Where a fit has the posterior of the ensemble's adapter of a step.
-MEMBER_FOLDER = "members/step-{step}"
 #: What a fit wrote beside its tensors.
 FIT = "fit.json"
 
@@ -70,32 +66,28 @@ class FitRecord(BaseModel):
     """What a fit writes beside its tensors.
 
     Attributes:
-        served: the prior that answers, one of ``choices``; members: that of each further adapter, by its step.
+        served: the prior that answers, one of ``choices``.
     """
 
     choices: list[PriorChoice]
     served: PriorChoice
     centred: bool
-    members: dict[int, PriorChoice]
     calibrated: Calibrated
     distilled: DistilledRecord | None
     familiarity: FamiliarityRecord | None = None
-    dropout: DropoutRecord | None
     conditioned: dict[Corrected, ConditionedRecord]
     many_classes: ManyClassesRecord | None = None
 
 
-def record_of(fit: Fit, dropout: DropoutRecord | None) -> FitRecord:
+def record_of(fit: Fit) -> FitRecord:
     """Return what is written of a fit beside its tensors."""
     return FitRecord(
         choices=list(fit.choices),
         served=fit.served,
         centred=fit.centred,
-        members={member.step: member.choice for member in fit.ensemble.fits},
         calibrated=fit.calibrated,
         distilled=fit.distilled.record if fit.distilled else None,
         familiarity=fit.familiar.record if fit.familiar else None,
-        dropout=dropout,
         conditioned={
             kind: conditioned_record(one, len(fit.calibration) // fit.calibration.together)
             for kind, one in fit.conditioned.items()
@@ -126,9 +118,6 @@ def write_fit(folder: Path, record: FitRecord, fit: Fit, notes: Mapping[str, Any
         write_tensors(folder / SHIFT, *shift_tensors(shifts_of(fit.conditioned)))
     if fit.familiar:
         write_tensors(folder / FAMILIARITY, familiarity_tensors(fit.familiar.familiarity))
-    for member in fit.ensemble.fits:
-        place = folder / MEMBER_FOLDER.format(step=member.step)
-        write_tensors(place / POSTERIOR, *posterior_tensors(member.posterior, dtype))
     precisions = block_precisions(fit.served.prior, blocks)
     summary = {
         **record.model_dump(mode="json"),
@@ -152,13 +141,11 @@ class Parts:
 
     Attributes:
         fitted: where ``write_fit`` wrote; adapter: the trained one, in PEFT's layout, or a head alone.
-        members: the ensemble's further adapters, in the order of their records.
         report: tables and plots of an evaluation; None without.
     """
 
     fitted: Path
     adapter: Path
-    members: Sequence[Path]
     report: Path | None = None
 
 
@@ -173,21 +160,8 @@ def prior_record(choice: PriorChoice, centred: bool) -> PriorRecord:
     )
 
 
-def member_records(record: FitRecord, kept: Sequence[tuple[int, int | None]]) -> tuple[MemberRecord, ...]:
-    """Return the ensemble's further adapters by step and fold, in the order of training or of the folds."""
-    return tuple(
-        MemberRecord(
-            folder=f"members/{number}",
-            step=step,
-            fold=fold,
-            prior=prior_record(record.members[step], record.centred) if step in record.members else None,
-        )
-        for number, (step, fold) in enumerate(kept, 1)
-    )
-
-
 @contextmanager
-def artifact_parts(target: Path, parts: Parts, members: Sequence[MemberRecord]) -> Iterator[Path]:
+def artifact_parts(target: Path, parts: Parts) -> Iterator[Path]:
     """Yield a temporary folder with an artifact's tensors, which takes the place of ``target`` when the block ends."""
     with new_artifact(target) as folder:
         if (parts.adapter / HEAD).is_file():
@@ -197,11 +171,6 @@ def artifact_parts(target: Path, parts: Parts, members: Sequence[MemberRecord]) 
         for name in (POSTERIOR, SCORES, DISTILLED, SHIFT, FAMILIARITY):
             if (parts.fitted / name).is_file():
                 shutil.copy(parts.fitted / name, folder / name)
-        for member, adapter in zip(members, parts.members, strict=True):
-            shutil.copytree(adapter, folder / member.folder / ADAPTER_FOLDER)
-            if member.prior:
-                place = parts.fitted / MEMBER_FOLDER.format(step=member.step)
-                shutil.copy(place / POSTERIOR, folder / member.folder / POSTERIOR)
         if parts.report:
             ignored = shutil.ignore_patterns("*.safetensors")
             shutil.copytree(parts.report, folder / "report", ignore=ignored)
@@ -233,7 +202,7 @@ def write_artifact(
         ArtifactError, ModelError: an artifact that does not load, or answers otherwise.
     """
     dtype = manifest.dtype
-    with artifact_parts(target, parts, manifest.members) as folder:
+    with artifact_parts(target, parts) as folder:
         write_json(folder / GOLDEN, {"tolerance": TOLERANCE[dtype], "answers": []})
         write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
         if answers is None:

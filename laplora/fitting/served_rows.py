@@ -25,7 +25,7 @@ from laplora.prompts.examples import Example
 #: Runs a pass through the model: at once, or between a server's requests.
 Run = Callable[[Callable[[], Any]], Any]
 #: Kinds of members that take passes of their own.
-_FURTHER: tuple[Members, ...] = ("distilled", "checkpoints", "dropout")
+_FURTHER: tuple[Members, ...] = ("distilled",)
 _Further = dict[Members, tuple[torch.Tensor, torch.Tensor | None]]
 #: Rows that run together.
 _BATCH = 8
@@ -49,15 +49,14 @@ class ServedOutputs(SplitOutputs):
     """Rows' outputs as the server computes them.
 
     Attributes:
-        covariances: by kind of members (members, rows, classes - 1, classes - 1) under the artifact's priors.
+        means: by kind of members (1, rows, classes - 1), of kinds that take passes of their own; covariances: theirs.
     """
 
+    means: Mapping[Members, torch.Tensor] = field(default_factory=dict)
     covariances: Mapping[Members, torch.Tensor] = field(default_factory=dict)
 
-    def moments(
-        self, name: PredictiveName, priors: Sequence[Prior] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return a predictive's means and covariances under the artifact's priors: no others are tried."""
+    def moments(self, name: PredictiveName, prior: Prior | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return a predictive's mean and covariance under the artifact's prior: no other is tried."""
         spec = PREDICTIVES[name]
         if spec.members not in self.means:
             return super().moments(name)
@@ -111,7 +110,7 @@ def served_outputs(
             covariance = torch.cat(parts, 1)[:, order]
             covariances[kind] = _binary_variances(covariance) if several else covariance
     fitted = Fitted(posterior.to("cpu", torch.float32), manifest.prior.prior(), joined.projected)
-    found = ServedOutputs(joined, (fitted,), means, covariances=covariances)
+    found = ServedOutputs(joined, fitted, means=means, covariances=covariances)
     return cast(ServedOutputs, corrected(found, members.shifts))
 
 

@@ -10,7 +10,6 @@ from laplora.decisions.conformal import ConformalScore
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.posterior.structures import granularities
 from laplora.predictive.cross_fitting import FOLDS
-from laplora.predictive.dropout import MOST_MEMBERS
 from laplora.predictive.kinds import PredictiveName
 
 
@@ -104,8 +103,7 @@ class CalibrationSettings(Section):
 class PredictiveSettings(Section):
     """Ways to turn a row into probabilities, beside ``map`` and ``laplace``; one switch each."""
 
-    temperature: bool = Field(True, description="temperature scaling of MAP, and of the ensemble where there is one")
-    laplace_temperature: bool = Field(True, description="the Laplace predictive with a temperature")
+    temperature: bool = Field(True, description="temperature scaling of MAP")
     conditioned: bool = Field(
         True,
         description="MAP with a temperature, and the Laplace predictive, corrected by the calibration rows' labels",
@@ -116,19 +114,6 @@ class PredictiveSettings(Section):
         description="inputs, beside the training and calibration rows, whose exact covariances are distilled into one "
         "that costs a forward pass; 0: off",
     )
-    ensemble: int | Literal["folds"] = Field(
-        0,
-        description="adapters kept from the second half of training, the final one included; folds, with "
-        "calibration.rows: cross_fit: the folds' adapters and the one trained on all; 0: off",
-    )
-    mc_dropout: int = Field(
-        0,
-        ge=0,
-        le=MOST_MEMBERS,
-        description="dropout masks to average over, 256 at most (each one the rows once more); needs adapter.dropout; "
-        "0: off",
-    )
-    laplace_ensemble: bool = Field(False, description="a posterior for each adapter of the ensemble, averaged")
     serve: Literal["auto", PredictiveName] = Field(
         "auto", description="which one answers by default; auto: what the calibration split recommends"
     )
@@ -142,29 +127,12 @@ class PredictiveSettings(Section):
             "conditioned": self.conditioned,
             "fast": self.fast > 0,
             "laplace": True,
-            "laplace_temperature": self.laplace_temperature,
             "laplace_conditioned": self.conditioned,
-            "ensemble": bool(self.ensemble),
-            "ensemble_temperature": bool(self.ensemble) and self.temperature,
-            "laplace_ensemble": self.laplace_ensemble,
-            "mc_dropout": self.mc_dropout > 0,
         }
         return tuple(name for name, on in switches.items() if on)
 
     @model_validator(mode="after")
     def _fits(self) -> PredictiveSettings:
-        for name, count in (("ensemble", self.ensemble), ("mc_dropout", self.mc_dropout)):
-            if count == 1:
-                raise ValueError(f"{name}: 1 averages over one member, which is no average: use 2 or more, or 0")
-        if isinstance(self.ensemble, int) and self.ensemble < 0:
-            raise ValueError(f"ensemble: a number of adapters is not {self.ensemble}")
-        if self.laplace_ensemble and not self.ensemble:
-            raise ValueError("laplace_ensemble needs an ensemble: set ensemble to the number of adapters to keep")
-        if self.laplace_ensemble and self.ensemble == "folds":
-            raise ValueError(
-                "laplace_ensemble takes a number of adapters: of a fold's row one posterior answers, whose spread is "
-                "not the mixture's; use ensemble: folds alone, or laplace"
-            )
         if self.serve == "fast":
             raise ValueError("serve: fast stands in for laplace in requests that ask for it, and answers no others")
         if self.serve != "auto" and self.serve not in self.names:
@@ -200,7 +168,7 @@ class FitSettings(Section):
         description="weight of 1/2 |theta - theta_0|^2 in the mean loss that the adapter was trained with: a prior of "
         "precision l2_to_initial times the rows of the curvature, which is reported beside the chosen one",
     )
-    seed: int = Field(0, ge=0, description="of splits, sketches, folds, dropout masks and made-up inputs")
+    seed: int = Field(0, ge=0, description="of splits, sketches, folds and made-up inputs")
 
     @model_validator(mode="after")
     def _weighs(self) -> FitSettings:

@@ -1,6 +1,6 @@
 """A model without some of its decoder layers, in place: what the others are given is what the removed ones were given.
 
-Which layers to remove is another question (``laplora.models.layer_similarity``).
+Which layers to remove is another question (``training.workspace.layer_similarity``).
 """
 
 from __future__ import annotations

@@ -1,18 +1,16 @@
-"""The predictives an artifact can serve: how members and their posteriors become one row's probabilities.
+"""The predictives an artifact can serve: how an adapter and its posterior become one row's probabilities.
 
-A predictive is an equal mixture over members, each a Gaussian over the contrasts, all divided by one temperature T:
+A predictive is a Gaussian over the contrasts, divided by a temperature T; without a covariance it is a point:
 
-    probs = 1/M sum_m E[softmax(Q z / T)],   z ~ N(mean_m, covariance_m)
+    probs = E[softmax(Q z / T)],   z ~ N(mean, covariance)
 
-Without covariances each member is a point: an ensemble average over checkpoints (Lakshminarayanan et al., arXiv
-1612.01474) or dropout masks (Gal and Ghahramani, arXiv 1506.02142). With them it is a mixture of Laplace
-approximations (Eschenhagen et al., arXiv 2111.03577).
+Points can be mixed: the orders of a question's choices, or the adapters of a teacher.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
@@ -24,11 +22,9 @@ from laplora.errors import ConfigError, DataError
 from laplora.linearised import PosteriorPredictive, class_counts, class_probs, contrast_logits, entropy
 from laplora.metrics.checks import check_finite, checked_labels
 from laplora.predictive.gaussian import posterior_predictive
-from laplora.predictive.label_draws import MANY_CLASSES, LabelDraws
 from laplora.predictive.minimum import grid_minimum
-from laplora.predictive.two_classes import two_class_probs
 
-Members = Literal["single", "distilled", "conditioned", "laplace_conditioned", "checkpoints", "dropout"]
+Members = Literal["single", "distilled", "conditioned", "laplace_conditioned"]
 #: Predictives whose log probabilities labels correct, and kinds of members of the same names.
 Corrected = Literal["conditioned", "laplace_conditioned"]
 PredictiveName = Literal[
@@ -37,12 +33,7 @@ PredictiveName = Literal[
     "conditioned",
     "fast",
     "laplace",
-    "laplace_temperature",
     "laplace_conditioned",
-    "ensemble",
-    "ensemble_temperature",
-    "laplace_ensemble",
-    "mc_dropout",
 ]
 
 #: Points of the search for a temperature, over ``TEMPERATURE_BOUNDS``, before it is refined.
@@ -51,14 +42,13 @@ _GRID = 39
 
 @dataclass(frozen=True)
 class PredictiveSpec:
-    """What a predictive averages over.
+    """What a predictive is made of.
 
     Attributes:
-        members: the adapters it mixes. The trained one alone (``single``); with a covariance predicted from its forward
-            pass (``distilled``); corrected by labels (``conditioned``, ``laplace_conditioned``); checkpoints of several
-            seeds or steps; or the trained one under fixed dropout masks.
-        covariance: whether each member carries its posterior over the contrasts.
-        temperature: divides every sampled logit; 1 where none is fitted.
+        members: what it takes of the adapter. Its logits (``single``); with a covariance predicted from its forward
+            pass (``distilled``); corrected by labels (``conditioned``, ``laplace_conditioned``).
+        covariance: whether it carries the posterior over the contrasts.
+        temperature: divides every logit; 1 where none is fitted.
 
     Raises:
         ConfigError: a temperature that is not a positive number.
@@ -81,19 +71,12 @@ PREDICTIVES: Mapping[PredictiveName, PredictiveSpec] = MappingProxyType(
         "conditioned": PredictiveSpec("conditioned", covariance=False),
         "fast": PredictiveSpec("distilled", covariance=True),
         "laplace": PredictiveSpec("single", covariance=True),
-        "laplace_temperature": PredictiveSpec("single", covariance=True),
         "laplace_conditioned": PredictiveSpec("laplace_conditioned", covariance=True),
-        "ensemble": PredictiveSpec("checkpoints", covariance=False),
-        "ensemble_temperature": PredictiveSpec("checkpoints", covariance=False),
-        "laplace_ensemble": PredictiveSpec("checkpoints", covariance=True),
-        "mc_dropout": PredictiveSpec("dropout", covariance=False),
     }
 )
 
 #: The predictives whose temperature is fitted on the calibration split; the others' is 1.
-TEMPERED: frozenset[PredictiveName] = frozenset(
-    {"temperature", "conditioned", "laplace_temperature", "ensemble_temperature"}
-)
+TEMPERED: frozenset[PredictiveName] = frozenset({"temperature", "conditioned"})
 
 #: The predictives that the labels of the calibration rows correct (``laplora.predictive.shift``).
 CONDITIONED: tuple[Corrected, ...] = ("conditioned", "laplace_conditioned")
@@ -109,20 +92,17 @@ def predictive_spec(name: PredictiveName, temperature: float) -> PredictiveSpec:
 def predictive_probs(
     spec: PredictiveSpec, means: torch.Tensor, covariances: torch.Tensor | None, class_mask: torch.Tensor
 ) -> PosteriorPredictive:
-    """Return the mean, spread and expected entropy of the mixture, float64 on the CPU.
+    """Return the mean, spread and expected entropy, float64 on the CPU.
 
-    ``std`` is from the mixture's second moments, ``Var p = mean_m Var_m p + Var_m E_m p``; ``expected_entropy`` is the
-    members' mean. One member without covariance is ``class_probs``, one with it is ``posterior_predictive``, to the
-    last bit.
+    Without covariance it is ``class_probs``, with it ``posterior_predictive``, to the last bit.
 
     Args:
-        means: (members, batch, classes - 1) ``Q^T f`` of every member, nats.
-        covariances: (members, batch, classes - 1, classes - 1), nats^2; None unless the spec has covariances.
+        means: (1, batch, classes - 1) ``Q^T f``, nats.
+        covariances: (1, batch, classes - 1, classes - 1), nats^2; None unless the spec has a covariance.
         class_mask: (batch, classes) bool, true for the possible classes: the first c >= 2 of each row.
 
     Raises:
-        ConfigError: covariances given without need, or missing; more than one member where the trained adapter alone
-            answers.
+        ConfigError: covariances given without need, or missing; more than one mean.
         DataError: shapes that do not fit.
         NonFiniteError: NaN or infinity at a possible class.
         FactorizationError: a covariance that is not positive semi-definite beyond rounding.
@@ -131,74 +111,46 @@ def predictive_probs(
         wanted = "needs" if spec.covariance else "takes no"
         raise ConfigError(f"this predictive {wanted} covariances")
     means, mask = _checked_means(means, class_mask)
-    if spec.members not in ("checkpoints", "dropout") and len(means) != 1:
-        raise ConfigError(
-            f"the members are {spec.members!r}, but {len(means)} means were given: use checkpoints or dropout"
-        )
-    _check_covariances(means, covariances)
-    flat, masks = means.flatten(0, 1) / spec.temperature, mask.repeat(len(means), 1)
+    if len(means) != 1:
+        raise ConfigError(f"a predictive is of one adapter, {len(means)} means were given")
     if covariances is None:
-        probs = class_probs(contrast_logits(flat), masks)
-        each = PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))
-    else:
-        spread = covariances.detach().to("cpu", torch.float64).flatten(0, 1) / spec.temperature**2
-        each = posterior_predictive(flat, spread, masks)
-    return each if len(means) == 1 else _mixture(each, len(means))
+        probs = class_probs(contrast_logits(means[0] / spec.temperature), mask)
+        return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))
+    if covariances.shape != (*means.shape, means.shape[-1]):
+        raise DataError(f"covariances must be {(*means.shape, means.shape[-1])}, got {tuple(covariances.shape)}")
+    spread = covariances[0].detach().to("cpu", torch.float64) / spec.temperature**2
+    return posterior_predictive(means[0] / spec.temperature, spread, mask)
 
 
-def fit_predictive_temperature(
-    means: torch.Tensor, covariances: torch.Tensor | None, labels: torch.Tensor, class_mask: torch.Tensor
-) -> float:
+def fit_predictive_temperature(means: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> float:
     """Return the temperature T that minimises the mean NLL of the mixture of ``softmax(z / T)`` and its prior's term.
 
-    It divides each sampled logit, inside the average (Rahaman and Thiery, arXiv 2007.08792). One member without
-    covariance is temperature scaling, by ``fit_temperature``. Otherwise the NLL need not be convex: a grid over
-    ``TEMPERATURE_BOUNDS`` even in log T, then Brent's method around its best point to 1e-6.
+    It divides each member's logits, inside the average (Rahaman and Thiery, arXiv 2007.08792). One member is
+    temperature scaling, by ``fit_temperature``. Of more the NLL need not be convex: a grid over ``TEMPERATURE_BOUNDS``
+    even in log T, then Brent's method around its best point to 1e-6.
 
     Args:
-        means: (members, rows, classes - 1); covariances: as for ``predictive_probs``, or None.
+        means: (members, rows, classes - 1) ``Q^T f``, nats, of equal members.
         labels: (rows,) int64; class_mask: (rows, classes) bool.
 
     Raises:
         DataError: no rows, shapes that do not fit, or a label that is not a possible class.
-        NonFiniteError, FactorizationError: as ``predictive_probs``.
+        NonFiniteError: NaN or infinity at a possible class.
     """
     means, mask = _checked_means(means, class_mask)
-    if len(means) == 1 and covariances is None:
+    if len(means) == 1:
         return fit_temperature(contrast_logits(means[0]), labels, mask)
     labels = checked_labels(labels, mask)
-    _check_covariances(means, covariances)
-    integral = _label_integral(means, covariances, labels, mask)
+    logits, masks = contrast_logits(means.flatten(0, 1)), mask.repeat(len(means), 1)
+    places = labels.repeat(len(means))[:, None]
 
     def penalised_nll(log_temperature: float) -> float:
-        picked = integral(math.exp(log_temperature)).clamp_min(torch.finfo(torch.float64).tiny)
-        return -float(picked.log().mean()) + temperature_penalty(log_temperature, len(labels))
+        probs = class_probs(logits / math.exp(log_temperature), masks).gather(1, places).view(len(means), -1).mean(0)
+        nll = -float(probs.clamp_min(torch.finfo(torch.float64).tiny).log().mean())
+        return nll + temperature_penalty(log_temperature, len(labels))
 
     low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
     return math.exp(grid_minimum(penalised_nll, low, high, points=_GRID, tolerance=1e-6))
-
-
-def _label_integral(
-    means: torch.Tensor, covariances: torch.Tensor | None, labels: torch.Tensor, mask: torch.Tensor
-) -> Callable[[float], torch.Tensor]:
-    """Return what gives (rows,) the mixture's mean probability of each row's label at a temperature."""
-    if covariances is not None and mask.shape[1] == 2:
-        flat, spread = means.flatten(0, 1), covariances.detach().to("cpu", torch.float64).flatten(0, 1)
-        each = labels.repeat(len(means))
-
-        def of_two(temperature: float) -> torch.Tensor:
-            return two_class_probs(flat / temperature, spread / temperature**2, each).view(len(means), -1).mean(0)
-
-        return of_two
-    if covariances is not None and mask.shape[1] > MANY_CLASSES:
-        draws = [LabelDraws.of(mean, spread, labels, mask) for mean, spread in zip(means, covariances, strict=True)]
-        return lambda temperature: torch.stack([d.probs(temperature) for d in draws]).mean(0)
-
-    def of_answers(temperature: float) -> torch.Tensor:
-        spec = PredictiveSpec("checkpoints", covariances is not None, temperature)
-        return predictive_probs(spec, means, covariances, mask).probs.gather(1, labels[:, None])[:, 0]
-
-    return of_answers
 
 
 def _checked_means(means: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -213,18 +165,3 @@ def _checked_means(means: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch
     means = means.masked_fill(~mask[:, 1:], 0)  # the contrasts of a prefix of the classes are a prefix too
     check_finite(means, "the members' logits")
     return means, mask
-
-
-def _check_covariances(means: torch.Tensor, covariances: torch.Tensor | None) -> None:
-    if covariances is not None and covariances.shape != (*means.shape, means.shape[-1]):
-        raise DataError(f"covariances must be {(*means.shape, means.shape[-1])}, got {tuple(covariances.shape)}")
-
-
-def _mixture(each: PosteriorPredictive, members: int) -> PosteriorPredictive:
-    """Return the moments of the equal mixture of members that lie one after another."""
-    moments = (each.probs, each.std, each.expected_entropy)
-    probs, std, entropies = (v.view(members, len(v) // members, *v.shape[1:]) for v in moments)
-    mean = probs.mean(0)
-    # About the mean: E[p^2] - E[p]^2 would lose every digit where the members agree.
-    variance = std.square().mean(0) + (probs - mean).square().mean(0)
-    return PosteriorPredictive(mean / mean.sum(1, keepdim=True), variance.sqrt(), entropies.mean(0))

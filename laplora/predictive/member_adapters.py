@@ -1,4 +1,4 @@
-"""The adapters that a predictive averages over, on one base model.
+"""Several adapters on one base model.
 
 A member is a set of LoRA weights by block name. Putting one in place copies nothing: the parameters point at its
 tensors until the block ends.
@@ -16,13 +16,11 @@ import torch
 from torch import nn
 
 from laplora.errors import ArtifactCorruptError, ConfigError
-from laplora.jacobians.blocks import Block
 from laplora.models.adapters import verify_adapter
 from laplora.models.classifier_head import head_linear, is_adapted, trained_linears
 from laplora.models.grouped import run_grouped
 from laplora.models.lora import adapter_name, is_classifier, lora_layers, lora_of
 from laplora.models.readout import base_of
-from laplora.predictive.dropout import dropout_masks, member_weights
 
 #: LoRA weights by block name, each of the shape, dtype and device that the model has them in.
 Weights = Mapping[str, torch.Tensor]
@@ -84,19 +82,6 @@ def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
             )
         weights[block] = tensor.to(parameter.device, parameter.dtype)
     return weights
-
-
-def dropout_weights(
-    model: Any, blocks: Sequence[Block], *, p: float, members: int, seed: int
-) -> tuple[dict[str, torch.Tensor], ...]:
-    """Return the ``lora_A`` weights of every dropout member of the model's adapter (``laplora.predictive.dropout``).
-
-    Raises:
-        ConfigError: a probability outside (0, 1), or no members.
-    """
-    masks = dropout_masks(blocks, p, members, seed)
-    trained = {name: weight.detach() for name, weight in lora_parameters(model).items() if name in masks}
-    return tuple(member_weights(trained, masks, member) for member in range(members))
 
 
 @contextmanager

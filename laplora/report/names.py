@@ -9,13 +9,8 @@ _NAMES = {
     "fast": "fast (distilled Laplace)",
     "fast_served": "fast as served",
     "laplace": "Laplace",
-    "laplace_temperature": "Laplace + temperature",
     "conditioned": "temperature, conditioned",
     "laplace_conditioned": "Laplace, conditioned",
-    "ensemble": "ensemble",
-    "ensemble_temperature": "ensemble + temperature",
-    "laplace_ensemble": "Laplace ensemble",
-    "mc_dropout": "MC dropout",
 }
 
 

@@ -220,11 +220,11 @@ def _trial(predictor: Predictor, measured: Callable[[Callable[[], object]], Usag
 
 
 def _different(predictor: Predictor) -> list[str]:
-    """Return a predictive of each kind that runs something of its own."""
+    """Return a predictive of each pass: forward alone, and with gradients."""
     from laplora.predictive.kinds import PREDICTIVES
 
-    kinds = {(PREDICTIVES[name].members, PREDICTIVES[name].covariance): name for name in predictor.predictives}
-    return list(kinds.values())
+    passes = {PREDICTIVES[name].covariance: name for name in predictor.predictives}
+    return list(passes.values())
 
 
 def _batches(predictor: Predictor, tokens: int) -> Iterator[list[EncodedRow]]:

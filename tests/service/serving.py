@@ -69,7 +69,7 @@ class FakePredictor(Predictor):
     max_tokens = 64
     own_bytes = 1000
     recommended: PredictiveName = "laplace"
-    predictives: tuple[PredictiveName, ...] = ("map", "laplace", "ensemble")
+    predictives: tuple[PredictiveName, ...] = ("map", "laplace", "temperature")
     review_scores: Any = MappingProxyType({})
     weights = HeldWeights("plain", "nothing is quantized")
     reverse_pass = ReversePass("automatic", "a fake has none", None)

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,23 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import FinishedRun, copy_run, interrupted_at, job, run_once, sentiment_config, sentiment_rows, write_rows
 
-from laplora.fitting import fold_adapters, passes
+from laplora.artifact.folder import read_artifact
+from laplora.errors import ConfigError
+from laplora.fitting import passes
 from laplora.fitting.projected import ProjectedSplit, read_split
 from laplora.fitting.saving import read_fit
+from laplora.models.adapters import attach_adapter
 from laplora.predictive.cross_fitting import fold_rows
-from laplora.predictive.member_adapters import in_place
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
+from training.calibration import fold_adapters as fold_adapters_module
 from training.config import RunConfig, load_config
+from training.evaluate import plain_probs
 from training.workspace.folds import fold_runs
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
+from training.workspace.student import Student, fold_adapters
+from training.workspace.targets import training_targets
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
 
@@ -42,7 +49,7 @@ def cross_fit_config(folder: Path, base: Path) -> Path:
         adapter={"rank": 4, "alpha": 8, "dropout": 0.1},
         optimizer=STEPS,
         calibration={"rows": "cross_fit", "folds": FOLDS},
-        predictives={"serve": "laplace", "fast": 24, "mc_dropout": 2},
+        predictives={"serve": "laplace", "fast": 24},
     )
 
 
@@ -89,7 +96,7 @@ def test_every_label_trains_what_is_served_and_calibrates_it(finished: FinishedR
     )
     assert manifest.data["rows"] == {"train": ROWS, "calibration": 0, "test": TEST}
     assert "conditioned" not in manifest.predictives
-    assert {"map", "temperature", "laplace", "fast", "mc_dropout"} <= manifest.predictives.keys()
+    assert {"map", "temperature", "laplace", "fast"} <= manifest.predictives.keys()
     flag = manifest.predictives["laplace"].thresholds.flags["low_confidence"]
     assert "rows of 'out_of_fold'" in flag.origin
 
@@ -101,35 +108,6 @@ def test_the_artifact_serves_the_adapter_of_all_rows_and_none_of_the_folds(finis
     rows = [predictor.encode({"text": row["text"]}, truncate=True) for row in sentiment_rows()[:4]]
     answers = predictor.predict(rows, also=predictor.predictives)
     assert [sum(one.probs) for one in answers] == pytest.approx([1.0] * 4)
-
-
-def test_the_folds_adapters_are_served_where_they_are_the_ensemble(finished: FinishedRun, copied: Path) -> None:
-    """The mixture is the average of all three; calibrated is it by the one member of each row that has not seen it."""
-    wanted = "predictives.ensemble=folds"
-    for name in ("finetune", "fit", "evaluate", "package"):
-        assert job(name, copied, wanted) == 0
-    config = load_config(copied, [wanted])
-    predictor = Predictor.load(config.artifact_dir, device="cpu")
-    manifest, members = predictor.artifact.manifest, predictor.members
-    assert [(one.folder, one.step, one.fold) for one in manifest.members] == [
-        (f"members/{number}", STEPS["steps"] // FOLDS, number) for number in (1, 2)
-    ]
-    for fold, member in zip(fold_runs(open_run(finished.config)), manifest.members, strict=True):
-        assert same(adapter(fold.folder), adapter(config.artifact_dir / member.folder))
-    records = manifest.predictives
-    mixture, alone = records["ensemble_temperature"], records["temperature"]
-    assert (mixture.member_count, mixture.temperature) == (1 + FOLDS, alone.temperature)
-    assert (mixture.nll, records["ensemble"].nll) == (alone.nll, records["map"].nll)
-    assert "high_epistemic" not in mixture.thresholds.flags
-    rows = [predictor.encode({"text": row["text"]}, truncate=True) for row in sentiment_rows()[:4]]
-    parts = []
-    for member in (members.trained, *members.checkpoints):
-        with in_place(members.parameters, member.weights):
-            logits = [one.logit_mean for one in predictor.predict(rows, "map")]
-        parts.append((torch.tensor(logits, dtype=torch.float64) / mixture.temperature).softmax(1))
-    assert (parts[0] - parts[1]).abs().max() > 1e-3
-    answered = torch.tensor([one.probs for one in predictor.predict(rows, "ensemble_temperature")])
-    torch.testing.assert_close(answered.double(), torch.stack(parts).mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_the_folds_have_the_steps_and_the_start_of_a_training_on_their_rows(finished: FinishedRun) -> None:
@@ -210,6 +188,41 @@ def test_a_rows_own_label_has_no_part_in_what_answers_it(finished: FinishedRun, 
     assert torch.equal(one.projected.rest, two.projected.rest)
 
 
+# A teacher.
+
+
+def test_a_student_learns_the_average_of_all_adapters(finished: FinishedRun, tmp_path: Path) -> None:
+    """Of the folds' and the served one, each at the temperature of the artifact."""
+    run, teacher = open_run(finished.config), read_artifact(finished.artifact)
+    folds = fold_adapters(finished.config.run_dir, teacher.manifest, "temperature")
+    assert len(folds) == FOLDS
+    student = Student(teacher, "temperature", (), 0.0, folds)
+    targets = training_targets(replace(run, student=student, own_folder=tmp_path))
+    temperature, answers = teacher.manifest.predictives["temperature"].temperature, []
+    for folder in (finished.config.run_dir / "adapter", *folds):
+        model = run.adapted(lambda base, folder=folder: attach_adapter(base, folder))
+        answers.append((plain_probs(run.classifier(model), run.splits.train, 4).log() / temperature).softmax(1))
+    assert (answers[0] - answers[1]).abs().max() > 1e-3
+    found = torch.stack([target for _, target in targets]).double()
+    torch.testing.assert_close(found, torch.stack(answers).mean(0), rtol=1e-4, atol=1e-5)
+    assert student.digest != replace(student, folds=folds[:1]).digest
+
+
+def test_folds_that_cannot_teach_are_refused(finished: FinishedRun, copied: Path) -> None:
+    manifest, folder = read_artifact(finished.artifact).manifest, load_config(copied).run_dir
+    held_out = manifest.model_copy(update={"config": {"calibration": {}}})
+    for at, of, predictive, message in (
+        (folder, held_out, "map", "train a teacher with calibration.rows: cross_fit"),
+        (folder, manifest, "laplace", "by temperature or map, not by laplace"),
+        (folder / "folds" / "0", manifest, "map", "is not the folder of the run that made 'tiny-cross-fit'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            fold_adapters(at, of, predictive)  # type: ignore[arg-type]
+    shutil.rmtree(folder / "folds" / "1" / "adapter")
+    with pytest.raises(ConfigError, match="has 1 of the 2 adapters"):
+        fold_adapters(folder, manifest, "map")
+
+
 # A run that was stopped.
 
 
@@ -241,7 +254,7 @@ def test_the_passes_of_the_folds_are_kept(finished: FinishedRun, copied: Path, m
         raise AssertionError("computed again")
 
     monkeypatch.setattr(passes, "contrast_jacobians", never)
-    monkeypatch.setattr(fold_adapters, "project_split", never)
+    monkeypatch.setattr(fold_adapters_module, "project_split", never)
     assert job("fit", copied) == 0
     records = [read_fit(one.run_dir / "laplace") for one in (config, finished.config)]
     assert records[0] == records[1]

@@ -6,12 +6,12 @@ import json
 import re
 import shutil
 import signal
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import (
@@ -21,7 +21,6 @@ from tiny_runs import (
     job,
     sentiment_config,
     sentiment_rows,
-    write_config,
     write_rows,
 )
 
@@ -35,15 +34,15 @@ from laplora.posterior.file import read_posterior
 from laplora.predictor import Predictor
 from training import evaluate as evaluate_job
 from training.config import RunConfig, load_config
-from training.finetune import LabelTrainer
-from training.workspace.members import member_steps
+from training.finetune import LabelTrainer, train_adapter
+from training.workspace.kept import kept_adapter
+from training.workspace.run import Run
 from training.workspace.runtime import open_run
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
 
 SHORT = {"learning_rate": 1e-2, "steps": 24, "batch_size": 6, "checkpoint_every": 8}
 DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.1}
-ENSEMBLE = "predictives.ensemble=3"
 FITTED = ("posterior.safetensors", "calibration.safetensors")
 
 
@@ -120,58 +119,26 @@ def test_another_seed_gives_another_adapter(uninterrupted: RunConfig, short: Pat
     assert not same(adapter(load_config(short, ["seed=1"])), adapter(uninterrupted))
 
 
-def members(config: RunConfig) -> dict[str, dict[str, torch.Tensor]]:
-    return {p.parent.name: load_file(p) for p in config.run_dir.glob("members/*/adapter_model.safetensors")}
+def kept(run: Run, steps: Collection[int] = (12, 18)) -> list[dict[str, torch.Tensor]]:
+    """Return the weights of the adapters of steps that a caller keeps."""
+    return [load_file(kept_adapter(run, step) / "adapter_model.safetensors") for step in steps]
 
 
-def test_adapters_of_the_second_half_are_kept(
-    uninterrupted: RunConfig, short: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Keeping them changes nothing in the final one, and a stopped fine-tune keeps the same ones."""
-    config = load_config(short, [ENSEMBLE])
-    assert job("finetune", short, ENSEMBLE) == 0
-    kept = members(config)
-    assert sorted(kept) == ["step-12", "step-18"]
+def test_adapters_of_steps_are_kept(uninterrupted: RunConfig, short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Keeping them changes nothing in the final one, and a training that lacks one comes by its step again."""
+    config = load_config(short)
+    assert train_adapter(open_run(config), (12, 18)) == config.run_dir / "adapter"
+    first = kept(open_run(config))
     assert same(adapter(config), adapter(uninterrupted))
-    assert not same(kept["step-12"], kept["step-18"])
-    assert not same(kept["step-18"], adapter(config))
-    assert job("finetune", short, ENSEMBLE) == 0
+    assert not same(first[0], first[1])
+    assert not same(first[1], adapter(config))
+    train_adapter(open_run(config), (12, 18))
     assert "adapter already trained" in capsys.readouterr().out
-
-    for folder in ("members", "adapter", "checkpoints"):
-        shutil.rmtree(config.run_dir / folder)
-    interrupted_at(15, short, ENSEMBLE)
-    assert job("finetune", short, ENSEMBLE) == 0
-    assert "resuming at" in capsys.readouterr().out
-    again = members(config)
-    assert all(same(again[name], kept[name]) for name in kept)
-
-
-def test_an_ensemble_wanted_after_training_is_trained_for(
-    uninterrupted: RunConfig, short: Path, tiny_base_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The same adapter comes out, bit for bit, so what was fitted to it stays."""
-    file = copy_run(FinishedRun(short, uninterrupted, tiny_base_folder), short)
-    (load_config(file).run_dir / "laplace").mkdir()
-    assert job("finetune", file, ENSEMBLE) == 0
-    config = load_config(file, [ENSEMBLE])
-    assert same(adapter(config), adapter(uninterrupted))
-    assert sorted(members(config)) == ["step-12", "step-18"]
-    assert (config.run_dir / "laplace").is_dir()
-    shutil.rmtree(config.run_dir / "members")
-    assert job("finetune", file, ENSEMBLE) == 0
+    shutil.rmtree(config.run_dir / "kept")
+    train_adapter(open_run(config), (12, 18))
     assert "lie before the last checkpoint" in capsys.readouterr().out
-    assert sorted(members(config)) == ["step-12", "step-18"]
-
-
-@pytest.mark.parametrize(
-    ("steps", "count", "kept"),
-    [(400, 5, (200, 250, 300, 350)), (400, 2, (200,)), (400, 0, ()), (7, 4, (4, 5, 6)), (9, 3, (5, 7))],
-)
-def test_steps_of_the_members(steps: int, count: int, kept: tuple[int, ...]) -> None:
-    sections = {"optimizer": {"steps": steps}, "predictives": {"ensemble": count}}
-    config = RunConfig.model_validate({"name": "n", "data": {"dataset": "sst2"}} | sections)
-    assert member_steps(config) == kept
+    assert all(same(one, other) for one, other in zip(kept(open_run(config)), first, strict=True))
+    assert same(adapter(config), adapter(uninterrupted))
 
 
 @pytest.mark.parametrize(
@@ -382,66 +349,6 @@ def test_the_log_likelihood_is_the_served_models_on_the_training_rows(
     answers = sentiment_predictor.predict(run.encode(run.splits.train), "map")
     probs = torch.tensor([a.map_probs[e.label] for a, e in zip(answers, run.splits.train, strict=True)])
     assert fit_record(sentiment_run.config)["log_likelihood"] == pytest.approx(float(probs.log().sum()), rel=1e-4)
-
-
-# Members.
-
-
-@pytest.fixture
-def mixture_copy(mixture_run: FinishedRun, tmp_path: Path) -> Path:
-    """The configuration file of a copy of the run with every predictive."""
-    content = yaml.safe_load(mixture_run.config_file.read_text())
-    content |= {"runs": str(tmp_path / "runs"), "artifacts": str(tmp_path / "artifacts")}
-    return copy_run(mixture_run, write_config(tmp_path / "mixture.yaml", **content))
-
-
-def test_an_interrupted_fit_of_the_members_ends_like_an_uninterrupted_one(
-    mixture_copy: Path, mixture_run: FinishedRun
-) -> None:
-    """Three adapters, two passes of five batches each; stopped in the second one's second pass."""
-    folder, whole = load_config(mixture_copy).run_dir / "laplace", mixture_run.config.run_dir / "laplace"
-    shutil.rmtree(folder)
-    assert interrupted_fit(17, mixture_copy) == 30 - 16
-    fits = tuple(f"members/step-{step}/posterior.safetensors" for step in (20, 30))
-    assert same_files(folder, whole, (*fits, "scores.safetensors"))
-    assert (folder / "fit.json").read_text() == (whole / "fit.json").read_text()
-
-
-def test_finished_members_take_no_pass(mixture_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = count_passes(monkeypatch)
-    assert job("fit", mixture_copy, "predictives.serve=ensemble") == 0
-    assert seen == [0]
-    folder = load_config(mixture_copy, ["predictives.serve=ensemble"]).run_dir / "laplace"
-    found = read_fit(folder).calibrated.recommended
-    assert (found.predictive, found.chosen_by) == ("ensemble", "configuration")
-    assert "set by the configuration; by the calibration split it would be" in found.reason
-
-
-def test_each_member_has_its_curvature_and_its_prior(mixture_run: FinishedRun) -> None:
-    folder = mixture_run.config.run_dir / "laplace"
-    files = [folder / "posterior.safetensors", *sorted(folder.glob("members/*/posterior.safetensors"))]
-    curvatures = [float(load_file(f)["factor"].square().sum()) for f in files]
-    assert len(curvatures) == 3
-    assert curvatures[0] != pytest.approx(curvatures[1], rel=1e-2)
-    assert curvatures[1] != pytest.approx(curvatures[2], rel=1e-2)
-    assert len({choice.prior.precision["all"] for choice in read_fit(folder).members.values()}) == 2
-
-
-def test_a_changed_member_is_not_taken_for_the_fitted_one(
-    mixture_copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = load_config(mixture_copy)
-    file = config.run_dir / "members" / "step-20" / "adapter_model.safetensors"
-    posterior = config.run_dir / "laplace" / "members" / "step-20" / "posterior.safetensors"
-    weights, before = load_file(file), load_file(posterior)
-    save_file({k: 1.1 * v for k, v in weights.items()}, file, {"format": "pt"})
-    assert job("evaluate", mixture_copy) == 1
-    assert "run 'python -m training fit' again" in capsys.readouterr().err
-    assert job("fit", mixture_copy) == 0
-    assert not same(load_file(posterior), before)
-    file.unlink()
-    assert job("fit", mixture_copy) == 1
-    assert "the adapters of steps [20] were not kept: run 'python -m training finetune'" in capsys.readouterr().err
 
 
 # Evaluate and package.

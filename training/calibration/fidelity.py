@@ -67,7 +67,7 @@ def measure_fidelity(
         unfamiliar: (rows,) bool.
     """
     split = outputs.split
-    traces = [log_traces(c, split.class_mask) for c in (estimate.covariance, outputs.fitted[0].covariance())]
+    traces = [log_traces(c, split.class_mask) for c in (estimate.covariance, outputs.fitted.covariance())]
     errors = (traces[0] - traces[1]) / estimate.log_error.clamp_min(torch.finfo(torch.float64).tiny)
     map_probs = class_probs(split.logits, split.class_mask)
     rules, decisions, losses = {}, {}, {}

@@ -11,7 +11,7 @@ from laplora.artifact.manifest import PredictiveRecord
 from laplora.classifier import Classifier
 from laplora.decisions.uncertainty import review_score
 from laplora.fitting.calibrate import predictive_of
-from laplora.fitting.outputs import Ensemble, SplitOutputs, corrected, split_outputs
+from laplora.fitting.outputs import SplitOutputs, corrected
 from laplora.fitting.projected import project_split
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
@@ -78,7 +78,6 @@ def order_averages(
     settings: FitSettings,
     posterior: Posterior,
     outputs: SplitOutputs,
-    ensemble: Ensemble,
     shifts: Mapping[Corrected, Shift],
     examples: Sequence[Example],
     records: Mapping[PredictiveName, PredictiveRecord],
@@ -93,12 +92,10 @@ def order_averages(
     prompts = _prompts(examples, which)
     counts = torch.tensor(prompts.counts)
     in_pairs = counts.repeat_interleave(counts) == 2
-    trained, labels, title = outputs.fitted[0], outputs.split.labels, "test rows, other orders"
+    trained, labels, title = outputs.fitted, outputs.split.labels, "test rows, other orders"
     bar, size = Terminal(), settings.laplace.batch_size
     split = project_split(classifier, posterior, prompts.others, bar, title, batch_size=size)
-    fitted = replace(trained, projected=split.projected)
-    found = split_outputs(classifier, settings, fitted, split, ensemble, prompts.others, bar, title)
-    other_outputs = corrected(found, shifts)
+    other_outputs = corrected(SplitOutputs(split, replace(trained, projected=split.projected)), shifts)
     evaluations: dict[str, Evaluation] = {}
     gains: dict[str, OrderGain] = {}
     map_probs = None

@@ -79,31 +79,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:
-        wanted = self.predictives
         if self.readout == "label_sequences" and "lm_head" in self.adapter.targets:
             raise ValueError("readout: label_sequences reads all of lm_head: leave lm_head out of adapter.targets")
-        if wanted.mc_dropout and not self.adapter.dropout:
-            raise ValueError("predictives.mc_dropout needs dropout to average over: set adapter.dropout above 0")
-        steps = self.optimizer.steps
-        if isinstance(wanted.ensemble, int) and steps is not None and steps < 2 * (wanted.ensemble - 1):
-            raise ValueError(
-                f"predictives.ensemble: {steps} steps have no {wanted.ensemble} different adapters in "
-                "their second half: train longer or keep fewer"
-            )
-        if isinstance(wanted.ensemble, int) and wanted.ensemble and self.optimizer.evaluate_every is not None:
-            raise ValueError(
-                "predictives.ensemble: a number keeps adapters of fixed steps up to the last one, and "
-                "optimizer.evaluate_every chooses the step: use one of them"
-            )
-        if wanted.laplace_ensemble and self.laplace.prior == "leave_one_out":
-            raise ValueError("predictives.laplace_ensemble takes laplace.prior validation or evidence")
-        if wanted.ensemble == "folds" and not self.calibration.cross_fits:
-            raise ValueError("predictives.ensemble: folds are there with calibration.rows: cross_fit alone")
-        if isinstance(wanted.ensemble, int) and wanted.ensemble and self.calibration.cross_fits:
-            raise ValueError(
-                "predictives.ensemble: a number keeps adapters of one training and takes calibration.rows: held_out; "
-                "with cross_fit use folds"
-            )
         if self.optimizer.class_weights and self.laplace.prior == "leave_one_out":
             raise ValueError("optimizer.class_weights takes laplace.prior validation or evidence")
         if self.student and self.optimizer.class_weights:

@@ -24,6 +24,11 @@ class StudentConfig(Section):
     predictive: PredictiveName | None = Field(
         None, description="of the teacher, whose probabilities are learned; null: the one that it recommends"
     )
+    folds: Path | None = Field(
+        None,
+        description="folder of the teacher's run, of calibration.rows: cross_fit: the probabilities of its folds' "
+        "adapters and of the artifact's are averaged, each at the artifact's temperature; null: the artifact's alone",
+    )
     label_weight: float = Field(
         LABEL_WEIGHT,
         ge=0,
@@ -42,13 +47,15 @@ class DistilRequest:
     """What ``python -m training distil`` is told.
 
     Attributes:
-        artifact: folder of the teacher; inputs, predictive, label_weight, calibration: as of ``StudentConfig``.
+        artifact: folder of the teacher; inputs, predictive, folds, label_weight, calibration: as of
+            ``StudentConfig``.
         overrides: ``section.key=value`` of the student's run.
     """
 
     artifact: Path
     inputs: Path
     predictive: PredictiveName | None = None
+    folds: Path | None = None
     label_weight: float = LABEL_WEIGHT
     calibration: Path | None = None
     overrides: tuple[str, ...] = ()
@@ -62,6 +69,8 @@ def add_options(job: argparse.ArgumentParser) -> None:
     )
     predictive = "of the teacher, whose probabilities are learned (default: the one that it recommends)"
     job.add_argument("--predictive", choices=list(PREDICTIVES), help=predictive)
+    folds = "folder of the teacher's run, whose folds' adapters answer beside the artifact's (default: that one alone)"
+    job.add_argument("--folds", type=Path, help=folds)
     weight = f"share of a training row's target that is its label (default: {LABEL_WEIGHT})"
     job.add_argument("--label-weight", type=float, default=LABEL_WEIGHT, help=weight)
     calibration = "file of labelled rows that the teacher never saw, to calibrate on (default: those of the teacher)"

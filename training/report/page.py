@@ -50,7 +50,7 @@ def answered_rows(
     name, split = calibrated.recommended.predictive, outputs.split
     thresholds = calibrated.predictives[name].thresholds
     predictive = predictive_of(outputs, name, calibrated.temperatures[name])
-    spread = PREDICTIVES[name].covariance or PREDICTIVES[name].members in ("checkpoints", "dropout")
+    spread = PREDICTIVES[name].covariance
     epistemic = decompose(predictive).epistemic if spread else None
     map_probs = class_probs(split.logits, split.class_mask)
     score = review_score(thresholds, probs=predictive.probs, map_probs=map_probs)

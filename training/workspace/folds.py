@@ -1,7 +1,7 @@
 """The folds of a run that trains on all labels: each is a run of its own, without the fold's rows, in its own folder.
 
-The adapters of the folds calibrate. With ``predictives.ensemble: folds`` they are served too, as the ensemble's. Fold
-membership is that of ``laplora.predictive.cross_fitting``.
+The adapters of the folds calibrate, and with the one that is served they can teach a student
+(``training.workspace.targets``). Fold membership is that of ``laplora.predictive.cross_fitting``.
 """
 
 from __future__ import annotations

@@ -51,7 +51,6 @@ def curvature_inputs(run: Run, folder: Path | None = None) -> str:
 def fit_inputs(run: Run) -> str:
     """Return the digest of what the fitted posterior, its prior and the calibrators depend on."""
     config = run.config
-    members = sorted((config.run_dir / "members").glob("*/adapter_model.safetensors"))
     unlabelled = config.predictives.fast_inputs
     folds = [[curvature_inputs(fold), rows_digest(fold.splits.calibration)] for fold in fold_runs(run)]
     return digest(
@@ -61,7 +60,6 @@ def fit_inputs(run: Run) -> str:
         config.calibration.model_dump(mode="json"),
         config.predictives.model_dump(mode="json", exclude={"fast_inputs"}),
         file_sha256(unlabelled) if unlabelled else None,
-        [[path.parent.name, file_sha256(path)] for path in members],
         *([folds] if folds else []),
     )
 

@@ -16,11 +16,11 @@ import torch
 
 from laplora.errors import ConfigError, ModelError
 from laplora.files import write_json
-from laplora.models.layer_similarity import LayerBlock, most_similar_block, states_between_layers
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch
 from training.config import RunConfig
 from training.data.examples import Splits
+from training.workspace.layer_similarity import LayerBlock, most_similar_block, states_between_layers
 from training.workspace.terminal import say
 
 #: What a run's folder has about the layers that were removed.
@@ -50,7 +50,7 @@ class Pruning:
             load: gives the whole base; batches: the prompts, on its device.
 
         Raises:
-            ModelError, NonFiniteError: as of ``laplora.models.layer_similarity``.
+            ModelError, NonFiniteError: as of ``training.workspace.layer_similarity``.
         """
         if (kept := self._kept(made_from)) is not None:
             return kept

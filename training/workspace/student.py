@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from laplora.artifact.folder import Artifact, read_artifact
-from laplora.artifact.manifest import Manifest
+from laplora.artifact.manifest import ADAPTER_FOLDER, Manifest
 from laplora.data.labelled import read_examples, read_inputs
 from laplora.errors import ConfigError, DataError
+from laplora.files import file_sha256
 from laplora.fitting.store import digest, rows_digest
 from laplora.predictive.kinds import CONDITIONED, PredictiveName
 from laplora.prompts.examples import Example
@@ -25,6 +26,8 @@ from training.data.unlabelled import FurtherRows, further_rows
 from training.workspace.same_rows import check_same_rows
 from training.workspace.terminal import say
 
+_WEIGHTS = "adapter_model.safetensors"
+
 
 @dataclass(frozen=True)
 class Student:
@@ -32,6 +35,7 @@ class Student:
 
     Attributes:
         teacher: the artifact; predictive: the one of it that answers.
+        folds: folders of further adapters, whose probabilities are averaged with the artifact's.
         inputs: unlabelled, none of them a question of the splits.
         label_weight: share of a training row's target that is its label.
     """
@@ -40,11 +44,17 @@ class Student:
     predictive: PredictiveName
     inputs: tuple[Example, ...]
     label_weight: float
+    folds: tuple[Path, ...] = ()
 
     @property
     def digest(self) -> str:
         """Digest of everything that the teacher's answers depend on, and how they are used."""
-        return digest(self.teacher.digest, self.predictive, rows_digest(self.inputs), self.label_weight)
+        return digest(self.answers_digest, rows_digest(self.inputs), self.label_weight)
+
+    @property
+    def answers_digest(self) -> str:
+        """Digest of whose answers they are."""
+        return digest(self.teacher.digest, self.predictive, *(file_sha256(folder / _WEIGHTS) for folder in self.folds))
 
     def record(self) -> dict[str, Any]:
         """Return what an artifact records of it, JSON-able."""
@@ -52,6 +62,7 @@ class Student:
             "teacher": self.teacher.name,
             "teacher_digest": self.teacher.digest,
             "predictive": self.predictive,
+            "folds": len(self.folds),
             "inputs": len(self.inputs),
             "label_weight": self.label_weight,
         }
@@ -72,6 +83,10 @@ def open_student(config: RunConfig, settings: StudentConfig, splits: Splits) -> 
     teacher = read_artifact(settings.teacher)
     manifest = teacher.manifest
     predictive = settings.predictive or manifest.recommended.predictive
+    folds: tuple[Path, ...] = ()
+    if settings.folds is not None:
+        predictive = settings.predictive or ("temperature" if "temperature" in manifest.servable else "map")
+        folds = fold_adapters(settings.folds, manifest, predictive)
     _check_teacher(config, manifest, predictive, splits)
     if settings.calibration is None:
         _check_calibration(manifest, predictive)
@@ -79,7 +94,26 @@ def open_student(config: RunConfig, settings: StudentConfig, splits: Splits) -> 
         splits = calibrated_on(config, settings.calibration, splits)
     rows = further_rows(read_inputs(settings.inputs, splits.task), splits.task, splits)
     _tell(settings.inputs, rows)
-    return Student(teacher, predictive, rows.examples, settings.label_weight), splits
+    return Student(teacher, predictive, rows.examples, settings.label_weight, folds), splits
+
+
+def fold_adapters(run_folder: Path, manifest: Manifest, predictive: PredictiveName) -> tuple[Path, ...]:
+    """Return the folders of the adapters of a teacher's folds; ConfigError where a folder is not of its run."""
+    name = manifest.name
+    if manifest.config["calibration"].get("rows") != "cross_fit":
+        raise ConfigError(f"folds: the run of {name!r} has none: train a teacher with calibration.rows: cross_fit")
+    if predictive not in ("temperature", "map"):
+        raise ConfigError(f"folds: adapters are averaged by temperature or map, not by {predictive}")
+    served = run_folder / "adapter" / _WEIGHTS
+    if not served.is_file() or file_sha256(served) != manifest.files[f"{ADAPTER_FOLDER}/{_WEIGHTS}"].sha256:
+        raise ConfigError(
+            f"folds: {run_folder} is not the folder of the run that made {name!r}: its adapter is another"
+        )
+    folders = sorted((run_folder / "folds").glob(f"*/adapter/{_WEIGHTS}"))
+    count = min(manifest.calibration.folds, manifest.calibration.rows)
+    if len(folders) != count:
+        raise ConfigError(f"folds: {run_folder} has {len(folders)} of the {count} adapters of the folds of {name!r}")
+    return tuple(path.parent for path in folders)
 
 
 def calibrated_on(config: RunConfig, path: Path, splits: Splits) -> Splits:

@@ -14,8 +14,11 @@ from torch.nn import functional as F
 
 from laplora.answers.prediction import Prediction
 from laplora.files import write_json
+from laplora.fitting.served_rows import LoadedClassifier
 from laplora.fitting.store import FolderStore, rows_digest
-from laplora.linearised import class_weighted_log_likelihood
+from laplora.linearised import class_probs, class_weighted_log_likelihood
+from laplora.predictive.member_adapters import read_weights
+from laplora.predictive.several_adapters import adapters_logits
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import EncodedRow
@@ -96,9 +99,7 @@ def _teacher_answers(run: Run, student: Student, examples: Sequence[Example]) ->
 
     They are kept in the run's folder, part by part.
     """
-    store = FolderStore(
-        run.folder / "teacher", f"{student.teacher.digest}/{student.predictive}/{rows_digest(examples)}"
-    )
+    store = FolderStore(run.folder / "teacher", f"{student.answers_digest}/{rows_digest(examples)}")
     parts: dict[int, dict[str, torch.Tensor]] = {}
     size = run.config.laplace.batch_size * _KEPT_BATCHES
     starts = range(0, len(examples), size)
@@ -106,7 +107,8 @@ def _teacher_answers(run: Run, student: Student, examples: Sequence[Example]) ->
         if kept := store.read(f"answers-{start}"):
             parts[start] = kept[0]
     if missing := [start for start in starts if start not in parts]:
-        say(f"the teacher {student.teacher.name} answers by {student.predictive}")
+        beside = f", averaged with {len(student.folds)} adapters of folds" if student.folds else ""
+        say(f"the teacher {student.teacher.name} answers by {student.predictive}{beside}")
         teacher = Predictor.load(
             student.teacher.path, device=run.place, dequantize=run.config.base.dequantize, progress=say
         )
@@ -125,11 +127,20 @@ def _answers(
     rows = [teacher.encode(example.fields, truncate=True) for example in examples]
     probs = torch.zeros(len(rows), teacher.class_count)
     unfamiliar = torch.zeros(len(rows), dtype=torch.bool)
+    classifier = LoadedClassifier(teacher)
+    folds = [read_weights(classifier.model, folder) for folder in student.folds]
+    temperature = teacher.artifact.manifest.predictives[student.predictive].temperature
     for index in progress(batches(rows, batch_size), title):
-        answers: list[Prediction] = teacher.predict([rows[i] for i in index], student.predictive)
+        some = [rows[i] for i in index]
+        answers: list[Prediction] = teacher.predict(some, student.predictive)
         for i, answer in zip(index, answers, strict=True):
             probs[i, : len(answer.probs)] = torch.tensor(answer.probs)
             unfamiliar[i] = "unfamiliar" in answer.flags
+        if folds:
+            batch = classifier.collate(some)
+            logits = adapters_logits(classifier.model, classifier.readout, folds, batch) / temperature
+            others = torch.stack([class_probs(one, batch.class_mask.cpu()) for one in logits])
+            probs[index] = ((probs[index] + others.sum(0)) / (1 + len(folds))).float()
     return {"probs": probs, "unfamiliar": unfamiliar}
 
 

@@ -58,7 +58,7 @@ def members_temperature(kind: str) -> Answers:
     def answer(outputs: Outputs, draw: int) -> Answer:
         stored, rows = _read(outputs, f"members.{kind}"), outputs.calibration(draw)
         means = contrast_mean(stored["pool"][:, outputs.draws[draw]])
-        t = fit_predictive_temperature(means, None, rows.labels, rows.class_mask)
+        t = fit_predictive_temperature(means, rows.labels, rows.class_mask)
         return Answer((stored["test"] / t).softmax(2).mean(0))
 
     return answer

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.evidence.methods.base import Answer, Answers
+from benchmarks.evidence.methods.gaussian_temperature import gaussian_temperature
 from benchmarks.evidence.outputs import Kernel, Outputs
 from laplora.predictive.gaussian import posterior_predictive
-from laplora.predictive.kinds import fit_predictive_temperature
 from laplora.predictive.minimum import grid_minimum
 from laplora.prior.search import predictive_nll
 
@@ -115,7 +115,7 @@ def laplace_temperature(subset: str) -> Answers:
 
     def answer(outputs: Outputs, draw: int) -> Answer:
         found, rows, test = fitted(outputs, draw, subset), outputs.calibration(draw), outputs.test
-        t = fit_predictive_temperature(rows.mean[None], found.calibration[None], rows.labels, rows.class_mask)
+        t = gaussian_temperature(rows.mean, found.calibration, rows.labels, rows.class_mask)
         return Answer(posterior_predictive(test.mean / t, found.test / t**2, test.class_mask).probs)
 
     return answer

@@ -44,7 +44,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
 def answers(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> Iterator[Record]:
     """Yield what one answer takes: a forward pass, laplora's and other packages'."""
     posterior, precisions = peers.served(subject)
-    members = MemberSet(subject.model, {}, LabelTokens(subject.label_ids), Member({}, posterior, precisions))
+    members = MemberSet(subject.model, {}, LabelTokens(subject.label_ids), Member(posterior, precisions))
     batch = subject.batch(subject.test)
     few = replace(subject, train=subject.train[:BATCH], train_labels=subject.train_labels[:BATCH])
     functions: dict[str, Callable[[], Any]] = {

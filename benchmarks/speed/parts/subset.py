@@ -51,7 +51,7 @@ def with_posterior(members: MemberSet, subset: str = "all", batches: Sequence[Ba
     blocks = select_blocks(find_blocks(members.model, members.readout.class_count), subset)
     posterior = fit(members, blocks, list(batches) or [random_batch(members, ROWS, TOKENS)], "joint_core", **options)
     precisions = block_precisions(Prior("scalar", {"all": 1.0}), blocks).to(device)
-    return replace(members, trained=Member({}, posterior.to(device, torch.float32), precisions))
+    return replace(members, trained=Member(posterior.to(device, torch.float32), precisions))
 
 
 def stored_bytes(members: MemberSet) -> int:

@@ -17,7 +17,7 @@ from laplora.linearised import PosteriorPredictive, contrasts
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import Granularity, Posterior, Prior, ProjectedJacobians, block_precisions
 from laplora.predictive.cross_fitting import cross_fitted_predictive
-from laplora.predictive.kinds import Members, PredictiveSpec, fit_predictive_temperature, predictive_probs
+from laplora.predictive.kinds import PredictiveSpec, fit_predictive_temperature, predictive_probs
 from laplora.prior.search import PriorChoice
 from laplora.prior.validation import choose_by_validation
 
@@ -47,8 +47,7 @@ class Rows:
 
     def predictive(self, temperature: float = 1.0) -> PosteriorPredictive:
         """Return the average over members and posterior."""
-        members: Members = "single" if len(self.means) == 1 else "checkpoints"
-        spec = PredictiveSpec(members, self.covariance is not None, temperature)
+        spec = PredictiveSpec("single", self.covariance is not None, temperature)
         return predictive_probs(spec, self.means, self.covariance, self.class_mask)
 
 
@@ -141,7 +140,7 @@ def _outcome(settings: Sequence[Rows], calibration: Rows, test: Rows, tempered: 
     def temperature(rows: Rows) -> float:
         if not tempered:
             return 1.0
-        return fit_predictive_temperature(rows.means, rows.covariance, rows.labels, rows.class_mask)
+        return fit_predictive_temperature(rows.means, rows.labels, rows.class_mask)
 
     def held_out(fitted: torch.Tensor, answered: torch.Tensor) -> PosteriorPredictive:
         chosen = settings[int(losses[:, fitted].mean(1).argmin())]

@@ -17,7 +17,7 @@ from laplora.linearised import entropy
 from laplora.metrics.ranking import error_auroc
 
 #: What an artifact carries unless its configuration says otherwise, from the cheapest to serve to the dearest.
-CANDIDATES = ("map", "temperature", "laplace", "laplace_temperature")
+CANDIDATES = ("map", "temperature", "laplace")
 #: What an artifact reviews by: not chosen by the mistakes that it is then held to.
 REVIEW_SCORE: Score = "total_entropy"
 #: Nominal coverage of the prediction sets.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from safetensors.torch import load_file
 
 from benchmarks.study.compute.alternatives import (
     Gaussians,
@@ -16,7 +15,6 @@ from benchmarks.study.compute.alternatives import (
     fixed_prior_outcome,
     gaussian_outcome,
     point_outcome,
-    rows_of,
     stored_rows,
 )
 from benchmarks.study.compute.posteriors import fit_stored, posterior_bytes, project_stored
@@ -63,29 +61,6 @@ STRUCTURE_ROWS: Mapping[str, tuple[str, str, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class MemberKind:
-    """A kind of average over forward passes; ``title`` has a place for the number of members.
-
-    Attributes:
-        trained: whether the trained adapter's logits are one of the members.
-        stored: whether each further member is stored weights, of the adapter's size.
-    """
-
-    method: str
-    title: str
-    trained: bool
-    stored: bool
-
-
-#: By the name of the file that holds their logits.
-MEMBER_KINDS: Mapping[str, MemberKind] = {
-    "members": MemberKind("ensemble", "ensemble of {} checkpoints", trained=True, stored=True),
-    "dropout": MemberKind("mc_dropout", "MC dropout, {} masks", trained=False, stored=False),
-    "orders": MemberKind("order_average", "MAP averaged over {} option orders", trained=True, stored=False),
-}
-
-
 def compute(config: StudyConfig, stores: Stores, seed: int, say: Callable[[str], None]) -> dict[str, Method]:
     """Return every alternative that the store has the inputs of, in the tables' order."""
     calibration, test = stored_rows(stores.calibration), stored_rows(stores.test)
@@ -95,7 +70,6 @@ def compute(config: StudyConfig, stores: Stores, seed: int, say: Callable[[str],
             "temperature scaling", "point", 8, partial(point_outcome, calibration, test, tempered=True)
         ),
     }
-    methods |= member_methods(stores)
     gaussians: dict[str, Gaussians] = {}
     gradients = len(stores.train.labels) * (stores.train.logits.shape[1] - 1)
     for name, (title, structure, subset) in STRUCTURE_ROWS.items():
@@ -112,28 +86,6 @@ def compute(config: StudyConfig, stores: Stores, seed: int, say: Callable[[str],
         if name in ("laplace", "laplace_ekfac", "laplace_exact"):
             gaussians[name] = view
     return methods | prior_methods(stores, gaussians, say)
-
-
-def member_methods(stores: Stores) -> dict[str, Method]:
-    """Return the averages over checkpoints, dropout masks and option orders, where their logits were gathered."""
-    adapter = 2 * sum(b.wide * b.narrow for b in stores.blocks)
-    methods = {}
-    for file, kind in MEMBER_KINDS.items():
-        if not (stores.folder / f"{file}.test.safetensors").is_file():
-            continue
-        rows = []
-        for name, split in (("calibration", stores.calibration), ("test", stores.test)):
-            logits = list(load_file(stores.folder / f"{file}.{name}.safetensors").values())
-            rows.append(rows_of(logits + [split.logits] * kind.trained, split.class_mask, split.labels))
-        count = len(rows[0].means)
-        for tempered in (False, True):
-            methods[kind.method + "_temperature" * tempered] = _timed(
-                kind.title.format(count) + ", temperature" * tempered,
-                "ensemble",
-                adapter * (count - 1) * kind.stored + 8 * tempered,
-                partial(point_outcome, *rows, tempered=tempered),
-            )
-    return methods
 
 
 def prior_methods(stores: Stores, gaussians: Mapping[str, Gaussians], say: Callable[[str], None]) -> dict[str, Method]:
@@ -153,9 +105,6 @@ def prior_methods(stores: Stores, gaussians: Mapping[str, Gaussians], say: Calla
         return fixed_prior_outcome(view, choice.prior)
 
     methods = {
-        "laplace_temperature": _timed(
-            "Laplace, then temperature", "combined", size + 8, partial(_by_validation, served, tempered=True)
-        ),
         "laplace_validation_group": _timed(
             "Laplace, validation per group", "prior", size, partial(_by_validation, served, "group")
         ),

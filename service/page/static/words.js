@@ -62,12 +62,7 @@ const PREDICTIVES = {
   temperature: "the same, softened by one number (temperature scaling)",
   conditioned: "temperature scaling, corrected by the calibration rows' labels",
   laplace: "averaged over the models that fit the training rows",
-  laplace_temperature: "laplace, softened by one number",
   laplace_conditioned: "laplace, corrected by the calibration rows' labels",
-  ensemble: "averaged over several trained adapters",
-  ensemble_temperature: "that average, softened by one number",
-  laplace_ensemble: "laplace of several trained adapters",
-  mc_dropout: "averaged over dropout masks",
 };
 
 // Returns what a way to answer is.

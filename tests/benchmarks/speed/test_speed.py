@@ -18,14 +18,14 @@ from benchmarks.harness.subject import random_batch, with_classes
 from benchmarks.harness.timing import Ratio
 from benchmarks.speed import __main__ as job
 from benchmarks.speed import published
-from benchmarks.speed.parts import classes, ensemble, fit, overload, predict, start, subset
+from benchmarks.speed.parts import adapters, classes, fit, overload, predict, start, subset
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.many_classes import ManyClasses
-from laplora.linearised import contrast_mean
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.many_classes import choose_of
 from laplora.predictive.member_adapters import lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
+from laplora.predictive.several_adapters import adapters_logits
 from laplora.prompts.rows import Batch
 from laplora.readouts.label_tokens import LabelTokens
 
@@ -150,7 +150,7 @@ def test_parts_time_what_they_say(structure: str) -> None:
     posterior = fit.fit(members, blocks, [batch], structure)
     assert posterior.structure == structure
     precisions = block_precisions(Prior("scalar", {"all": 1.0}), blocks)
-    five = with_classes(MemberSet(model, {}, LabelTokens((3, 4)), Member({}, posterior, precisions)), 5)
+    five = with_classes(MemberSet(model, {}, LabelTokens((3, 4)), Member(posterior, precisions)), 5)
     five = replace(
         five, readout=LabelTokens(tuple(range(5)))
     )  # with_classes takes tokens that the tiny vocabulary lacks
@@ -177,18 +177,18 @@ def test_a_posterior_over_the_values_b_is_smaller_and_answers(monkeypatch: pytes
     assert {block.name.split(".", 3)[3] for block in blocks} == {"self_attn.v_proj.lora_B"}
 
 
-def test_an_ensemble_side_by_side_is_what_it_is_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_side_by_side_are_what_they_are_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every record of a quick run on a tiny model, and that both ways give the same answers."""
     model = tiny_model("llama", dtype=None)
     plain = MemberSet(model, lora_parameters(model), LabelTokens((3, 4)), Member())
-    monkeypatch.setattr(ensemble, "load_subject", lambda _format: plain)
-    monkeypatch.setattr(ensemble, "random_batch", lambda *sizes, **_: tokens_within(random_batch(*sizes, padded=True)))
-    found = [record.name for record in ensemble.run(HERE, quick=True)]
-    assert found[0] == "ensemble: bfloat16, 3 members to in turn, 1 x 16 tokens"
+    monkeypatch.setattr(adapters, "load_subject", lambda _format: plain)
+    monkeypatch.setattr(adapters, "random_batch", lambda *sizes, **_: tokens_within(random_batch(*sizes, padded=True)))
+    found = [record.name for record in adapters.run(HERE, quick=True)]
+    assert found[0] == "adapters: bfloat16, 3 side by side to in turn, 1 x 16 tokens"
     assert len(found) == 6
-    members, batch = ensemble.ensemble_of(plain, 3), tokens_within(random_batch(plain, 4, 8))
-    side = member_outputs(members, batch, {("checkpoints", False)}).means["checkpoints"]
-    in_turn = contrast_mean(torch.stack(ensemble.in_turn(members, batch)).double())
+    near, batch = adapters.adapters_near(plain, 3), tokens_within(random_batch(plain, 4, 8))
+    side = adapters_logits(model, plain.readout, near, batch)
+    in_turn = adapters.in_turn(plain, near, batch).double()
     torch.testing.assert_close(side, in_turn, rtol=1e-4, atol=1e-4)
     assert not torch.equal(side[0], side[1])
 

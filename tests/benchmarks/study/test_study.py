@@ -46,8 +46,6 @@ def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "base": {"model": str(base), "quantization": "none", "dtype": "float32", "device": "cpu"},
         "adapter": {"rank": 4, "alpha": 8, "dropout": 0.1, "targets": ["q_proj", "v_proj"]},
         "optimizer": {"learning_rate": 1e-2, "steps": 8, "batch_size": 6},
-        "members": 3,
-        "dropout_samples": 2,
         "rank": 3,
         "joint_rank": 8,
         "batch_size": 5,
@@ -55,7 +53,6 @@ def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tasks": {
             "questions": {
                 "data": rows | {"template": "multiple_choice", "labels": ["A", "B", "C"]},
-                "orders": True,
             },
         },
     }
@@ -88,9 +85,8 @@ def test_every_alternative_gives_probabilities_of_every_test_row(study: StudyCon
     folder = study.folder("questions", 0)
     result = json.loads((folder / "result.json").read_text())
     tensors = load_file(folder / "predictions.safetensors")
-    averages = ("ensemble", "mc_dropout", "order_average")
-    wanted = {"map", "temperature", *averages, *(f"{name}_temperature" for name in averages), *STRUCTURE_ROWS}
-    wanted |= {"laplace_temperature", "laplace_evidence_scalar", "laplace_evidence_group", "laplace_validation_group"}
+    wanted = {"map", "temperature", *STRUCTURE_ROWS}
+    wanted |= {"laplace_evidence_scalar", "laplace_evidence_group", "laplace_validation_group"}
     wanted |= {"laplace_ekfac_evidence_scalar", "laplace_ekfac_evidence_module", "laplace_loo"}
     assert wanted == set(result["methods"])
     mask = tensors["class_mask"]

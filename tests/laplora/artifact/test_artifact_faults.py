@@ -30,7 +30,6 @@ from laplora.models.adapters import attach_adapter
 from laplora.models.shared_base import SharedBases, share
 from laplora.posterior.file import read_posterior
 from laplora.predictive.distilled_file import read_distilled_for
-from laplora.predictive.member_adapters import read_weights
 from laplora.predictor import Predictor
 from service.errors import kind_of
 
@@ -115,8 +114,6 @@ def reader(kept: Predictor, folder: Path, file: str) -> Callable[[], Any]:
         return lambda: read_familiarity_for(model, path, layers)
     if path.name == POSTERIOR:
         return lambda: read_posterior(path, find_blocks(model, len(manifest.labels)))
-    if file.startswith("members"):
-        return lambda: read_weights(model, path.parent)
     return lambda: attach_adapter(share(kept.base.model), path.parent)
 
 

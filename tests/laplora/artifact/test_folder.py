@@ -178,10 +178,10 @@ def test_a_manifest_that_is_none(artifact_copy: Path, raw: bytes) -> None:
         ({"predictives": {"swag": {}}}, "predictives.swag"),
         (
             {"recommended": {"predictive": "ensemble", "reason": "", "chosen_by": "calibration", "table": {}}},
-            "must have the predictive 'ensemble'",
+            "recommended.predictive",
         ),
-        ({"dropout": {"probability": 0.5, "members": 10**9, "seed": 0}}, "dropout.members: Input should be less than"),
-        ({"members": [{"folder": "../x", "step": 1, "prior": None}]}, "members.0.folder"),
+        ({"conditioned": {}}, "predictives.conditioned is corrected by labels, and the artifact has none of it"),
+        ({"members": []}, "members: Extra inputs are not permitted"),
     ],
 )
 def test_bad_fields_are_named(artifact_copy: Path, changes: dict[str, Any], field: str) -> None:

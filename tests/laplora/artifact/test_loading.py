@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import FinishedRun, reseal, save_tiny_base
 
-from laplora.artifact.folder import new_artifact, read_artifact
+from laplora.artifact.folder import new_artifact
 from laplora.artifact.manifest import GOLDEN, MANIFEST
 from laplora.errors import (
     ArtifactCorruptError,
@@ -129,45 +129,3 @@ def test_an_artifact_replaced_while_it_loads(
     original = shared_base.load_base_model
     monkeypatch.setattr(shared_base, "load_base_model", slow)
     refused(artifact_copy, ArtifactCorruptError, "was replaced while it was loaded")
-
-
-# Members of an ensemble and dropout.
-
-
-@pytest.fixture
-def mixture_copy(mixture_run: FinishedRun, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(mixture_run.artifact, tmp_path / "tiny-mixture"))
-
-
-@pytest.mark.parametrize("file", ["members/1/" + ADAPTER, "members/2/posterior.safetensors"])
-def test_a_members_file_that_is_gone(mixture_copy: Path, file: str) -> None:
-    (mixture_copy / file).unlink()
-    reseal(mixture_copy)
-    refused(mixture_copy, ArtifactCorruptError, rf"files missing \['{file}'\]")
-
-
-def test_members_of_another_run_fail_the_golden_replay(mixture_copy: Path) -> None:
-    """The right shapes and hashes, and the wrong weights: only what the ensemble answers can tell."""
-    for number in (1, 2):
-        shutil.copy(mixture_copy / ADAPTER, mixture_copy / f"members/{number}" / ADAPTER)
-    reseal(mixture_copy)
-    refused(mixture_copy, GoldenMismatchError, r"golden answer 0: (probs|ensemble) differs by")
-
-
-def test_other_dropout_masks_fail_the_golden_replay(mixture_copy: Path) -> None:
-    reseal(mixture_copy, dropout={"probability": 0.6, "members": 4, "seed": 1})
-    refused(mixture_copy, GoldenMismatchError, r"(probs|mc_dropout) differs by")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"members": []}, "predictives.ensemble has 3 members, the artifact 1"),
-        ({"dropout": None}, "predictives.mc_dropout has 4 members, the artifact 0"),
-    ],
-)
-def test_a_manifest_that_contradicts_itself(mixture_copy: Path, changes: dict[str, Any], message: str) -> None:
-    path = mixture_copy / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(ArtifactCorruptError, match=message):
-        read_artifact(mixture_copy)

@@ -19,8 +19,7 @@ from laplora.fitting.calibrate import (
     held_out_sureness,
     out_of_fold,
     predictive_of,
-    priors_without,
-    take,
+    prior_without,
 )
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.projected import ProjectedSplit
@@ -29,10 +28,10 @@ from laplora.jacobians.blocks import Block
 from laplora.linearised import PosteriorPredictive, contrasts, entropy
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import ProjectedJacobians
-from laplora.posterior.folded import fold_together
 from laplora.predictive.cross_fitting import FOLDS, fold_rows
 from laplora.predictive.kinds import PredictiveName, fit_predictive_temperature
 from laplora.prior.validation import choose_by_validation
+from training.calibration.folded import fold_together
 
 pytestmark = pytest.mark.slow
 
@@ -64,12 +63,10 @@ def outputs() -> SplitOutputs:
     posterior: Any = OnePrecision()
     prior = choose_by_validation(posterior, projected, labels, mask).prior
     fitted = Fitted(posterior, prior, projected)
-    return SplitOutputs(split, (fitted,), {}, distilled=1.1 * fitted.covariance())
+    return SplitOutputs(split, fitted, distilled=1.1 * fitted.covariance())
 
 
-SETTINGS = FitSettings.model_validate(
-    {"calibration": {"target_risk": 0.1}, "predictives": {"laplace_temperature": False, "conditioned": False}}
-)
+SETTINGS = FitSettings.model_validate({"calibration": {"target_risk": 0.1}, "predictives": {"conditioned": False}})
 
 
 @cache
@@ -79,7 +76,7 @@ def calibrated() -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
 
 @cache
 def held_out() -> dict[PredictiveName, PosteriorPredictive]:
-    return out_of_fold(SETTINGS, outputs(), priors_without(SETTINGS, outputs()))
+    return out_of_fold(SETTINGS, outputs(), prior_without(SETTINGS, outputs()))
 
 
 def test_no_row_has_a_part_in_what_it_is_judged_by() -> None:
@@ -89,7 +86,7 @@ def test_no_row_has_a_part_in_what_it_is_judged_by() -> None:
     labels = found.split.labels.clone()
     labels[7] = 1 - labels[7]
     turned = replace(found, split=replace(found.split, labels=labels))
-    after = out_of_fold(SETTINGS, turned, priors_without(SETTINGS, turned))
+    after = out_of_fold(SETTINGS, turned, prior_without(SETTINGS, turned))
     others = torch.ones(ROWS, dtype=torch.bool)
     others[fold] = False
     assert set(after) == {"map", "temperature", "fast", "laplace"}
@@ -105,17 +102,16 @@ def test_a_fold_of_adapters_is_judged_by_the_others(folds: int) -> None:
     """Where each fold has an adapter of its own, prior and temperature of a fold come from the other adapters' rows."""
     settings = SETTINGS.model_copy(update={"calibration": SETTINGS.calibration.model_copy(update={"folds": folds})})
     found, plain = outputs(), OnePrecision()
-    (trained,), split = found.fitted, found.split
+    trained, split = found.fitted, found.split
     places = [answered for _, answered in fold_rows(ROWS, folds, settings.seed)]
     adapters: list[Any] = [plain] * folds
-    posterior, projected = fold_together(adapters, [take(split.projected, rows) for rows in places], places)
-    folded = replace(
-        found, split=replace(split, projected=projected), fitted=(Fitted(posterior, trained.prior, projected),)
-    )
-    assert torch.equal(folded.fitted[0].covariance(), trained.covariance())
+    posterior, projected = fold_together(adapters, [split.projected.take(rows) for rows in places], places)
+    fitted = Fitted(posterior, trained.prior, projected)
+    folded = replace(found, split=replace(split, projected=projected), fitted=fitted)
+    assert torch.equal(folded.fitted.covariance(), trained.covariance())
 
     def probs(of: SplitOutputs) -> dict[PredictiveName, torch.Tensor]:
-        answers = out_of_fold(settings, of, priors_without(settings, of))
+        answers = out_of_fold(settings, of, prior_without(settings, of))
         return {name: predictive.probs for name, predictive in answers.items()}
 
     before = probs(folded)
@@ -134,10 +130,10 @@ def test_served_is_the_fit_on_all_rows_and_thresholds_are_of_the_folds() -> None
     found, (got, scores) = outputs(), calibrated()
     split = found.split
     means, _ = found.moments("temperature")
-    everything = fit_predictive_temperature(means, None, split.labels, split.class_mask)
+    everything = fit_predictive_temperature(means, split.labels, split.class_mask)
     assert got.predictives["temperature"].temperature == everything
     assert got.calibration.folds == FOLDS
-    priors = priors_without(SETTINGS, found)
+    priors = prior_without(SETTINGS, found)
     for name, record in got.predictives.items():
         probs = held_out()[name].probs
         assert record.nll == pytest.approx(float(row_nll(probs, split.labels).mean()))
@@ -154,15 +150,15 @@ def test_served_is_the_fit_on_all_rows_and_thresholds_are_of_the_folds() -> None
 
 def test_each_fold_is_answered_under_the_prior_of_the_others() -> None:
     found = outputs()
-    split, trained = found.split, found.fitted[0]
+    split, trained = found.split, found.fitted
     for fitted, answered in fold_rows(ROWS, FOLDS, SETTINGS.seed):
         labels, mask = split.labels[fitted], split.class_mask[fitted]
-        prior = choose_by_validation(trained.posterior, take(split.projected, fitted), labels, mask).prior
-        own = replace(found, fitted=(replace(trained, prior=prior),))
+        prior = choose_by_validation(trained.posterior, split.projected.take(fitted), labels, mask).prior
+        own = replace(found, fitted=replace(trained, prior=prior))
         covariance = own.moments("laplace")[1]
         assert covariance is not None
         # fast: its own prediction, larger or smaller as the exact covariance is under the fold's prior.
-        torch.testing.assert_close(found.moments("fast", [prior])[1], 1.1 * covariance)
+        torch.testing.assert_close(found.moments("fast", prior)[1], 1.1 * covariance)
         direct = predictive_of(own, "laplace", 1.0)
         torch.testing.assert_close(held_out()["laplace"].probs[answered], direct.probs[answered])
 
@@ -206,14 +202,14 @@ def test_rows_that_were_trained_on_make_no_answer_surer() -> None:
 def test_a_prior_at_the_end_of_its_search_recommends_nothing_of_the_posterior(seed: int) -> None:
     """Labels of a calibrated model, drawn so that any variance hurts: ``laplace`` is MAP to rounding, and dearer."""
     found, scale = outputs(), 0.4
-    split, trained = found.split, found.fitted[0]
+    split, trained = found.split, found.fitted
     projected = replace(split.projected, contrast_mean=scale * split.projected.contrast_mean)
     logits = scale * split.logits
     labels = torch.multinomial(logits.softmax(1), 1, generator=torch.Generator().manual_seed(seed))[:, 0]
     split = replace(split, projected=projected, logits=logits, labels=labels)
     choice = choose_by_validation(trained.posterior, projected, labels, split.class_mask)
     assert choice.at_bound
-    at_bound = replace(found, split=split, fitted=(replace(trained, prior=choice.prior, projected=projected),))
+    at_bound = replace(found, split=split, fitted=replace(trained, prior=choice.prior, projected=projected))
     assert not has_variance(at_bound)
     recommended = calibrate(SETTINGS, at_bound)[0].recommended
     assert recommended.predictive in ("map", "temperature")

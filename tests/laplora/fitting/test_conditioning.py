@@ -18,7 +18,7 @@ from laplora.conditioning import choice
 from laplora.conditioning.choice import MOST_LEFT_OUT
 from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.files import write_tensors
-from laplora.fitting.calibrate import calibrate, out_of_fold, predictive_of, priors_without
+from laplora.fitting.calibrate import calibrate, out_of_fold, predictive_of, prior_without
 from laplora.fitting.conditioning import MOST, Conditioning, possible_conditioning, shifts_of
 from laplora.fitting.outputs import Fitted, SplitOutputs, corrected
 from laplora.fitting.projected import ProjectedSplit
@@ -41,7 +41,7 @@ from laplora.prompts.examples import Example
 from laplora.prompts.templates import TEMPLATES
 
 CLASSES, WIDTH = 3, 12
-SETTINGS = FitSettings.model_validate({"predictives": {"laplace_temperature": False, "fast": 0}})
+SETTINGS = FitSettings.model_validate({"predictives": {"fast": 0}})
 KINDS = pytest.mark.parametrize("kind", CONDITIONED)
 
 
@@ -91,8 +91,7 @@ def problem(
     served = {kind: conditioning.served(kind) for kind in CONDITIONED}
     outputs = SplitOutputs(
         split,
-        (fitted,),
-        {},
+        fitted,
         moved={kind: one.left_out for kind, one in served.items()},
         temperature=served["conditioned"].shift.temperature,
     )
@@ -116,7 +115,7 @@ def nll_of(conditioning: Conditioning, test: dict[str, torch.Tensor], name: Pred
     split = ProjectedSplit(projected, test["logits"], mask, test["labels"], mass, last=test["states"])
     served = {kind: conditioning.served(kind) for kind in CONDITIONED}
     fitted = Fitted(trained.posterior, trained.prior, projected)
-    outputs = corrected(SplitOutputs(split, (fitted,), {}), shifts_of(served))
+    outputs = corrected(SplitOutputs(split, fitted), shifts_of(served))
     temperature = served["conditioned"].shift.temperature if name in ("conditioned", "temperature") else 1.0
     return float(row_nll(predictive_of(outputs, name, temperature).probs, test["labels"]).mean())
 
@@ -147,7 +146,7 @@ def test_no_row_is_answered_by_its_own_label(kind: Corrected, most_left_out: int
     labels[7] = (labels[7] + 1) % CLASSES
     split = replace(conditioning.split, labels=labels)
     pairs = ((outputs, conditioning), (replace(outputs, split=split), replace(conditioning, split=split)))
-    found = [out_of_fold(SETTINGS, one, priors_without(SETTINGS, one), how)[kind].probs for one, how in pairs]
+    found = [out_of_fold(SETTINGS, one, prior_without(SETTINGS, one), how)[kind].probs for one, how in pairs]
     others = torch.ones(rows, dtype=torch.bool)
     others[fold] = False
     assert torch.equal(found[0][fold], found[1][fold])
@@ -163,7 +162,7 @@ def test_a_fold_is_answered_as_new_rows_are(kind: Corrected) -> None:
     alone = replace(trained, projected=trained.projected.take(fit))
     served = Conditioning.of(alone, taken(split, fit)).served(kind)
     held_out = taken(split, answered)
-    new = SplitOutputs(held_out, (replace(trained, projected=held_out.projected),), {})
+    new = SplitOutputs(held_out, replace(trained, projected=held_out.projected))
     new = corrected(new, {kind: served.shift})
     expected = predictive_of(new, kind, served.shift.temperature)
     found = conditioning.predictive(kind, fit, answered, lambda: trained.prior)
@@ -187,7 +186,7 @@ def test_thresholds_and_recommendation_come_from_the_folds(kind: Corrected) -> N
     """What is recorded of the predictive is measured on answers without the row, and it wins where it should."""
     conditioning, outputs, _ = problem(0.5)
     found, scores = calibrate(SETTINGS, outputs, conditioning)
-    held_out = out_of_fold(SETTINGS, outputs, priors_without(SETTINGS, outputs), conditioning)[kind]
+    held_out = out_of_fold(SETTINGS, outputs, prior_without(SETTINGS, outputs), conditioning)[kind]
     record = found.predictives[kind]
     assert record.nll == pytest.approx(float(row_nll(held_out.probs, outputs.split.labels).mean()))
     assert record.nll < found.predictives["laplace"].nll

@@ -45,7 +45,7 @@ def rows(start: int, count: int) -> list[dict[str, Any]]:
 
 
 def fitted(classifier: laplora.Classifier, **settings: Any) -> laplora.CalibratedPosterior:
-    predictives = {"fast": 10, "temperature": False, "laplace_temperature": False, "serve": "laplace"}
+    predictives = {"fast": 10, "temperature": False, "serve": "laplace"}
     chosen = FitSettings.model_validate({"laplace": LAPLACE, "predictives": predictives} | settings)
     with warnings.catch_warnings():  # random weights: a prior at the edge of the range is no fault
         warnings.simplefilter("ignore", RuntimeWarning)

@@ -1,8 +1,8 @@
-"""Members side by side in one pass: each answers as it does alone, whatever is adapted and however rows are padded."""
+"""Adapters side by side in one pass: each answers as it does alone, whatever is adapted and however rows are padded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,10 @@ from tiny_classifiers import adapted_classifier, batch_of, random_rows
 from tiny_models import add_lora, generator, tiny_base, tiny_model, tiny_task
 
 from laplora.errors import ConfigError
-from laplora.jacobians.contrasts import find_blocks
-from laplora.linearised import contrast_mean
 from laplora.models.base import BaseSpec, load_base_model
 from laplora.models.lora import lora_layers
-from laplora.predictive import member_outputs as module
-from laplora.predictive.member_adapters import (
-    Weights,
-    adapter_linears,
-    dropout_weights,
-    in_place,
-    lora_parameters,
-    side_by_side,
-)
-from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
+from laplora.predictive import several_adapters
+from laplora.predictive.member_adapters import Weights, adapter_linears, in_place, lora_parameters, side_by_side
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
 from laplora.readouts.classification_head import classification_head
@@ -49,26 +39,15 @@ def others(model: Any, count: int = 3) -> list[Weights]:
     ]
 
 
-def member_set(model: Any, readout: ReadOut, checkpoints: Sequence[Weights] = (), **options: Any) -> MemberSet:
-    members = tuple(map(Member, checkpoints))
-    return MemberSet(model, lora_parameters(model), readout, Member(), checkpoints=members, **options)
-
-
-def one_by_one(members: MemberSet, batch: Batch, some: Sequence[Member]) -> torch.Tensor:
-    """Return ``Q^T f`` of each member's own pass, (members, batch, classes - 1)."""
-    logits = []
-    for member in some:
-        with torch.no_grad(), in_place(members.parameters, member.weights):
-            logits.append(members.readout.scores(members.model, batch).logits)
-    return contrast_mean(torch.stack(logits).double())
-
-
-def assert_each_as_alone(members: MemberSet, batch: Batch) -> None:
-    every = (members.trained, *members.checkpoints)
-    want = one_by_one(members, batch, every)
+def assert_each_as_alone(model: Any, readout: ReadOut, batch: Batch) -> None:
+    adapters, alone = [{}, *others(model)], []
+    for weights in adapters:
+        with torch.no_grad(), in_place(lora_parameters(model), weights):
+            alone.append(readout.scores(model, batch).logits)
+    want = torch.stack(alone).double()
     assert (want[0] - want[1]).abs().max() > 0.01
-    got = member_outputs(members, batch, {("checkpoints", False)}).means["checkpoints"]
-    tolerance = ROUNDING[next(members.model.parameters()).dtype]
+    tolerance = ROUNDING[next(model.parameters()).dtype]
+    got = several_adapters.adapters_logits(model, readout, adapters, batch)
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
@@ -91,12 +70,12 @@ def rank_stabilised(**options: Any) -> Any:
     ],
     ids=["llama", "tied", "phi", "phi3", "float32", "bfloat16", "rank stabilised"],
 )
-def test_members_of_a_causal_model(make: Callable[[], Any]) -> None:
+def test_adapters_of_a_causal_model(make: Callable[[], Any]) -> None:
     model, task = make(), tiny_task()
-    assert_each_as_alone(member_set(model, LabelTokens(tuple(task.label_ids)), others(model)), task.batch())
+    assert_each_as_alone(model, LabelTokens(tuple(task.label_ids)), task.batch())
 
 
-def test_members_on_a_base_in_four_bits(tmp_path: Path) -> None:
+def test_adapters_on_a_base_in_four_bits(tmp_path: Path) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     tiny_base("llama", hidden=64).save_pretrained(tmp_path)
     spec, task = BaseSpec(str(tmp_path), None, "nf4", "float32"), tiny_task()
@@ -104,44 +83,40 @@ def test_members_on_a_base_in_four_bits(tmp_path: Path) -> None:
     model = add_lora(base, ["q_proj", "v_proj", "lm_head"], dtype=None).requires_grad_(False).eval()
     adapted = lora_layers(model)["model.layers.0.self_attn.q_proj"]
     assert isinstance(adapted.get_base_layer(), bitsandbytes.nn.Linear4bit)
-    assert_each_as_alone(member_set(model, LabelTokens(tuple(task.label_ids)), others(model)), task.batch())
+    assert_each_as_alone(model, LabelTokens(tuple(task.label_ids)), task.batch())
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert", "roberta", "deberta"])
-def test_members_with_a_trained_head(kind: str) -> None:
-    """The head's weights and biases are each member's own, and a row is padded on either side."""
+def test_adapters_with_a_trained_head(kind: str) -> None:
+    """The head's weights and biases are each adapter's own, and a row is padded on either side."""
     model = adapted_classifier(kind)
     readout = classification_head(model)
     assert any(name.endswith(".bias") for name in lora_parameters(model)) == (kind != "llama")
-    assert_each_as_alone(member_set(model, readout, others(model)), batch_of(random_rows(), readout.side))
+    assert_each_as_alone(model, readout, batch_of(random_rows(), readout.side))
 
 
 @pytest.mark.parametrize("window", [None, 8], ids=["one prompt", "copies of the prompt"])
-def test_members_whose_labels_are_texts(window: int | None) -> None:
+def test_adapters_whose_labels_are_texts(window: int | None) -> None:
     model = tiny_model("mistral", targets=["q_proj", "v_proj"], sliding_window=window)
-    assert_each_as_alone(member_set(model, SEQUENCES, others(model)), tiny_task().batch())
+    assert_each_as_alone(model, SEQUENCES, tiny_task().batch())
 
 
-@pytest.mark.parametrize("tokens", [1, 400, 10**6])
-def test_a_bound_on_tokens_splits_the_members(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
-    """Checkpoints and dropout masks, which have no lora_B of their own, run beside each other up to the bound."""
+@pytest.mark.parametrize("tokens", [1, 100, 10**6])
+def test_a_bound_on_tokens_splits_the_adapters(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """Also of adapters that replace some of the weights alone."""
     model, task = tiny_model("llama"), tiny_task()
-    masks = dropout_weights(model, find_blocks(model, task.classes), p=0.4, members=4, seed=5)
-    members = member_set(model, LabelTokens(tuple(task.label_ids)), others(model), dropout=tuple(map(Member, masks)))
-    batch, rows = task.batch(), []
-    want = {
-        "checkpoints": one_by_one(members, batch, (members.trained, *members.checkpoints)),
-        "dropout": one_by_one(members, batch, members.dropout),
-    }
+    readout, batch, rows = LabelTokens(tuple(task.label_ids)), task.batch(), []
+    parts = [{name: w for name, w in one.items() if name.endswith("lora_A")} for one in others(model, 2)]
+    adapters = [{}, *others(model), *parts]
+    want = [several_adapters.adapters_logits(model, readout, [one], batch) for one in adapters]
     with model.get_base_model().model.register_forward_pre_hook(
         lambda _module, _inputs, named: rows.append(len(named["input_ids"])), with_kwargs=True
     ):
-        monkeypatch.setattr(module, "SIDE_BY_SIDE_TOKENS", tokens)
-        outputs = member_outputs(members, batch, {("checkpoints", False), ("dropout", False)})
-    for kind, expected in want.items():
-        torch.testing.assert_close(outputs.means[kind], expected, rtol=1e-9, atol=1e-9)  # type: ignore[index]
-    assert sum(rows) == 8 * len(batch)
-    assert max(rows) == len(batch) * max(1, min(8, tokens // batch.input_ids.numel()))
+        monkeypatch.setattr(several_adapters, "SIDE_BY_SIDE_TOKENS", tokens)
+        found = several_adapters.adapters_logits(model, readout, adapters, batch)
+    torch.testing.assert_close(found, torch.cat(want), rtol=1e-9, atol=1e-9)
+    assert sum(rows) == 6 * len(batch)
+    assert max(rows) == len(batch) * max(1, min(6, tokens // batch.input_ids.numel()))
 
 
 def test_the_model_is_as_before_after_an_error() -> None:

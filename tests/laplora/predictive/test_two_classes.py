@@ -6,13 +6,10 @@ import math
 
 import pytest
 import torch
-from scipy import optimize
 from tiny_models import generator
 
-from laplora.decisions.temperature import temperature_penalty
-from laplora.errors import DataError, FactorizationError, NonFiniteError
+from laplora.errors import FactorizationError, NonFiniteError
 from laplora.predictive.gaussian import posterior_predictive
-from laplora.predictive.kinds import PredictiveSpec, fit_predictive_temperature, predictive_probs
 from laplora.predictive.two_classes import two_class_probs
 from laplora.prior.search import predictive_nll
 
@@ -53,24 +50,6 @@ def test_the_search_for_a_prior_takes_its_mean_log() -> None:
     assert predictive_nll(mean, variance, labels, MASK) == pytest.approx(-float(picked.log().mean()), abs=1e-9)
 
 
-@pytest.mark.parametrize("members", [1, 3])
-def test_a_temperature_is_the_minimiser_over_the_answers(members: int) -> None:
-    draw = generator(2)
-    means = 3 * torch.randn(members, 40, 1, dtype=F64, generator=draw)
-    variances = 0.5 * torch.rand(members, 40, 1, 1, dtype=F64, generator=draw)
-    labels = torch.where(torch.rand(40, generator=draw) < 0.3, means[0, :, 0] > 0, means[0, :, 0] < 0).long()
-    found = fit_predictive_temperature(means, variances, labels, MASK)
-
-    def penalised(temperature: float) -> float:
-        spec = PredictiveSpec("checkpoints", covariance=True, temperature=temperature)
-        probs = predictive_probs(spec, means, variances, MASK).probs.gather(1, labels[:, None])
-        return -float(probs.log().mean()) + temperature_penalty(math.log(temperature), 40)
-
-    best = optimize.minimize_scalar(penalised, bounds=(found / 1.5, found * 1.5), method="bounded")
-    assert 0.5 < found < 20
-    assert found == pytest.approx(best.x, rel=1e-4)
-
-
 def test_what_is_no_variance_is_refused() -> None:
     mean, variance, labels = problem(1.0)
     with pytest.raises(FactorizationError, match="positive semi-definite"):
@@ -80,5 +59,3 @@ def test_what_is_no_variance_is_refused() -> None:
             two_class_probs(mean, variance * bad, labels)
         with pytest.raises(NonFiniteError):
             two_class_probs(mean * bad, variance, labels)
-    with pytest.raises(DataError, match="covariances must be"):
-        fit_predictive_temperature(mean[None], variance[None, :3], labels, MASK)

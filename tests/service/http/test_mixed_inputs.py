@@ -49,7 +49,7 @@ async def test_kinds_mix_up_to_the_largest_request(name: str) -> None:
     async with serve(FakePredictor(template=TEMPLATES_AND_OWN[name], labels=labels)) as served:
         responses = [
             await served.client.post("/predict", json={"inputs": sent, "options": options})
-            for options in ({}, {"predictive": "map"}, {"predictive": "ensemble"})
+            for options in ({}, {"predictive": "map"}, {"predictive": "temperature"})
         ]
         more = await served.client.post("/predict", json={"inputs": [*inputs, inputs[0]]})
     assert (more.status_code, more.json()["error"]["limit"], more.json()["error"]["got"]) == (413, 256, 257)

@@ -50,8 +50,8 @@ ASKED: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
     ({}, "laplace", ()),
     ({"predictive": "map"}, "map", ()),
     ({"predictive": "map", "covariance": True}, "map", ("laplace",)),
-    ({"predictive": "ensemble"}, "ensemble", ()),
-    ({"predictive": "ensemble", "covariance": True}, "ensemble", ("laplace",)),
+    ({"predictive": "temperature"}, "temperature", ()),
+    ({"predictive": "temperature", "covariance": True}, "temperature", ("laplace",)),
     ({"predictive": "laplace", "covariance": True}, "laplace", ()),
 ]
 
@@ -69,10 +69,10 @@ async def test_which_predictive_answers(served: Served) -> None:
 async def test_the_posterior_comes_with_whatever_is_recommended() -> None:
     """Also where the artifact recommends a predictive without a posterior."""
     predictor = FakePredictor()
-    predictor.recommended = predictor.artifact.manifest.recommended.predictive = "ensemble"
+    predictor.recommended = predictor.artifact.manifest.recommended.predictive = "temperature"
     async with serve(predictor) as served:
         body = (await served.predict("fine 7", options={"covariance": True})).json()
-    assert body["predictive"] == {"name": "ensemble", "recommended": "ensemble", "reason": "it was better"}
+    assert body["predictive"] == {"name": "temperature", "recommended": "temperature", "reason": "it was better"}
     assert body["predictions"][0]["logit_covariance"] == [[0.1, 0.1], [0.1, 0.1]]
 
 
@@ -81,7 +81,7 @@ async def test_a_predictive_that_the_artifact_does_not_have_is_422(served: Serve
     response = await served.predict("fine 7", options={"predictive": name})
     error = response.json()["error"]
     assert (response.status_code, error["field"]) == (422, "options.predictive")
-    assert "it has ['map', 'laplace', 'ensemble']" in error["message"]
+    assert "it has ['map', 'laplace', 'temperature']" in error["message"]
 
 
 async def test_a_request_names_a_predictive_and_no_mode(served: Served) -> None:

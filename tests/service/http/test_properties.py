@@ -51,7 +51,7 @@ ARTIFACTS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     "tiny-sentiment": (text_inputs, [{}, {"predictive": "map"}, {"covariance": True}]),
     "tiny-mixture": (
         text_inputs,
-        [{}, *({"predictive": name} for name in ("ensemble", "mc_dropout", "laplace_ensemble"))],
+        [{}, *({"predictive": name} for name in ("temperature", "conditioned", "laplace_conditioned"))],
     ),
     "tiny-choices-float32": (
         choice_inputs,

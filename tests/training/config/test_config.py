@@ -92,34 +92,13 @@ def test_all_bad_fields_are_reported_at_once(tmp_path: Path) -> None:
         ({"laplace": {"many_classes": {"limit": 1}}}, "laplace.many_classes.limit: Input should be greater than or"),
         ({"laplace": {"many_classes": {"sample": 1}}}, "laplace.many_classes.sample: Extra inputs are not permitted"),
         ({"laplace": {"many_classes": {"leading": 0, "samples": 0}}}, "leading and samples are both 0"),
-        ({"predictives": {"laplace_ensemble": True}}, "laplace_ensemble needs an ensemble"),
-        ({"predictives": {"ensemble": 1}}, "ensemble: 1 averages over one member"),
-        ({"predictives": {"mc_dropout": 1}}, "mc_dropout: 1 averages over one member"),
-        ({"predictives": {"mc_dropout": 10**9}}, "mc_dropout: Input should be less than or equal to 256"),
-        ({"predictives": {"serve": "ensemble"}}, "serve: ensemble is off; on are"),
+        ({"predictives": {"mc_dropout": 8}}, "predictives.mc_dropout: Extra inputs are not permitted"),
+        ({"predictives": {"serve": "ensemble"}}, "predictives.serve: Input should be"),
+        ({"predictives": {"serve": "conditioned", "conditioned": False}}, "serve: conditioned is off; on are"),
         ({"predictives": {"serve": "fast"}}, "serve: fast stands in for laplace"),
         ({"predictives": {"fast": 0, "fast_inputs": "a.jsonl"}}, "fast_inputs is given and fast is off"),
-        ({"predictives": {"mc_dropout": 8}, "adapter": {"dropout": 0}}, "mc_dropout needs dropout to average over"),
-        ({"predictives": {"ensemble": 5}, "optimizer": {"steps": 7}}, "7 steps have no 5 different adapters"),
-        (
-            {
-                "predictives": {"ensemble": 2, "laplace_ensemble": True},
-                "laplace": {"structure": "exact", "prior": "leave_one_out"},
-            },
-            "laplace_ensemble takes laplace.prior validation or evidence",
-        ),
         ({"calibration": {"folds": 1}}, "calibration.folds: Input should be greater than or equal to 2"),
         ({"calibration": {"rows": "cross_fit", "guarantee": "upper_bound"}}, "the served one on all of them"),
-        (
-            {"calibration": {"rows": "cross_fit"}, "predictives": {"ensemble": 2}},
-            "takes calibration.rows: held_out; with cross_fit",
-        ),
-        ({"predictives": {"ensemble": "folds"}}, "are there with calibration.rows: cross_fit alone"),
-        ({"predictives": {"ensemble": -1}}, "a number of adapters is not -1"),
-        (
-            {"calibration": {"rows": "cross_fit"}, "predictives": {"ensemble": "folds", "laplace_ensemble": True}},
-            "laplace_ensemble takes a number of adapters",
-        ),
         ({"name": "x" * 56}, "name: String should have at most 55 characters"),  # room for the digest of a trial
         ({"golden_inputs": [{"text": "a"}] * 65}, "golden_inputs: .* at most 64"),  # as many as a server replays
     ],
@@ -137,20 +116,9 @@ def test_a_prior_for_each_matrix_where_they_do_not_vary_together(file: Path) -> 
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        ([], "map temperature conditioned fast laplace laplace_temperature laplace_conditioned"),
-        (
-            ["predictives.temperature=false", "predictives.fast=0"],
-            "map conditioned laplace laplace_temperature laplace_conditioned",
-        ),
-        (
-            ["predictives.ensemble=3", "predictives.laplace_ensemble=true", "predictives.mc_dropout=4"],
-            "map temperature conditioned fast laplace laplace_temperature laplace_conditioned "
-            "ensemble ensemble_temperature laplace_ensemble mc_dropout",
-        ),
-        (
-            ["predictives.ensemble=folds", "calibration.rows=cross_fit", "predictives.conditioned=false"],
-            "map temperature fast laplace laplace_temperature ensemble ensemble_temperature",
-        ),
+        ([], "map temperature conditioned fast laplace laplace_conditioned"),
+        (["predictives.temperature=false", "predictives.fast=0"], "map conditioned laplace laplace_conditioned"),
+        (["predictives.conditioned=false"], "map temperature fast laplace"),
     ],
 )
 def test_the_predictives_that_are_on(file: Path, overrides: list[str], names: str) -> None:
@@ -195,8 +163,8 @@ def test_a_name_is_one_plain_folder(tmp_path: Path, name: str) -> None:
         ("name: [", "is not valid YAML"),
         ("name: !!python/object/apply:os.system ['true']", "is not valid YAML"),
         (
-            "{name: a, data: {dataset: sst2}, adapter: {dropout: 0}, predictives: {mc_dropout: 4}}",
-            r"1 bad field\(s\)\n  predictives.mc_dropout needs dropout",
+            "{name: a, data: {dataset: sst2}, laplace: {prior: l2}}",
+            r"1 bad field\(s\)\n  laplace.prior: l2 is the one that",
         ),
         ("{}", r"2 bad field\(s\)\n  name: Field required\n  data: Field required"),
     ],

@@ -73,19 +73,6 @@ def test_smaller_bases_take_larger_steps() -> None:
     assert SIZES[-1].below == float("inf")
 
 
-def test_a_length_that_is_too_short_for_the_ensemble_is_refused_once_it_is_known() -> None:
-    config = RunConfig.model_validate(
-        {
-            "name": "n",
-            "data": {"dataset": "sst2"},
-            "optimizer": {"learning_rate": 1e-3, "epochs": 1},
-            "predictives": {"ensemble": 5},
-        }
-    )
-    with pytest.raises(ConfigError, match="7 steps have no 5 different adapters in their second half"):
-        filled_in(config, 42, not_counted)
-
-
 def test_parameters_are_those_of_the_loaded_model(tiny_base_folder: Path) -> None:
     """The tied output embedding counts once."""
     model = AutoModelForCausalLM.from_pretrained(tiny_base_folder)

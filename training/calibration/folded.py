@@ -5,7 +5,7 @@ Their bases differ, so nothing of them is averaged: a row's covariance is that o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,18 +53,15 @@ class FoldedPosterior:
         """
         rows, contrasts = projected.contrast_mean.shape
         covariance = torch.zeros(rows, contrasts, contrasts, dtype=torch.float64, device=projected.rest.device)
-        for posterior, part, places in self.parts(projected):
-            covariance[places] = posterior.covariance(part, precisions)
-        return covariance
-
-    def parts(self, projected: ProjectedJacobians) -> Iterator[tuple[Posterior, ProjectedJacobians, torch.Tensor]]:
-        """Yield each fold's posterior, its rows as it projected them, and their places, (rows,) int64."""
         assert projected.fold is not None
         for number, (posterior, kept) in enumerate(zip(self.posteriors, self.kept, strict=True)):
             places = (projected.fold == number).nonzero()[:, 0]
             if len(places):
                 part = projected.take(places)
-                yield posterior, replace(part, kept=part.kept[..., :kept], fold=None), places
+                covariance[places] = posterior.covariance(
+                    replace(part, kept=part.kept[..., :kept], fold=None), precisions
+                )
+        return covariance
 
 
 def fold_together(

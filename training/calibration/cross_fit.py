@@ -12,11 +12,9 @@ from laplora.fitting.calibrate import OUT_OF_FOLD, calibrate
 from laplora.fitting.conditioning import possible_conditioning
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.distillation import distill_cross_fitted
-from laplora.fitting.familiarity import fit_familiar_out_of_fold
+from laplora.fitting.familiarity import familiar_of, strangeness_to
 from laplora.fitting.fit import Fit, many_classes_record, possible
-from laplora.fitting.fold_adapters import FoldAdapter, folded_rows
-from laplora.fitting.members import MemberAdapter
-from laplora.fitting.outputs import Ensemble, Fitted, SplitOutputs
+from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import project_split
@@ -26,6 +24,7 @@ from laplora.fitting.store import Forgetful, Store
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.subset import select_blocks
 from laplora.prompts.examples import Example
+from training.calibration.fold_adapters import FoldAdapter, folded_rows
 
 
 def cross_fit_rows(
@@ -41,8 +40,7 @@ def cross_fit_rows(
 ) -> Fit:
     """Return the posterior of a classifier that was trained on all rows, calibrated by adapters that were not.
 
-    No predictive is ``conditioned``: the labels that it would learn from have trained the adapter. With
-    ``predictives.ensemble: folds`` the folds' adapters are the ensemble's, beside the one that was trained on all rows.
+    No predictive is ``conditioned``: the labels that it would learn from have trained the adapter.
 
     Args:
         folds: of ``folded_rows``; initial, unlabelled, store, progress: as of ``laplora.fitting.fit.fit_rows``.
@@ -68,12 +66,11 @@ def cross_fit_rows(
     distilled = distill_cross_fitted(
         classifier, posterior, served.prior, rows, unlabelled, judged.covariance(), settings, store, progress
     )
-    familiar = fit_familiar_out_of_fold(classifier, rows, found.strangeness, settings, store, progress)
-    outputs, ensemble = SplitOutputs(found.split, (judged,), found.means), Ensemble()
-    if settings.predictives.ensemble:  # each row's answer is that of its fold's member
-        ensemble = Ensemble(tuple(MemberAdapter(one.step, one.weights, i) for i, one in enumerate(folds, 1)))
-        by_one = found.split.projected.contrast_mean[None]
-        outputs = replace(outputs, means={**found.means, "checkpoints": by_one}, counts={"checkpoints": 1 + len(folds)})
+    familiar = None
+    if found.strangeness is not None:
+        strangeness, count = strangeness_to(classifier, rows, settings, store, progress)
+        familiar = familiar_of(strangeness, count, found.strangeness, settings)
+    outputs = SplitOutputs(found.split, judged)
     if distilled:
         outputs = replace(outputs, distilled=distilled.held_out)
     calibrated, scores = calibrate(settings, outputs, split_name=OUT_OF_FOLD)
@@ -85,12 +82,11 @@ def cross_fit_rows(
         log_likelihood,
         distances,
         start is not None,
-        ensemble,
         distilled,
         {},
         familiar,
         found.split,
         calibrated,
         scores,
-        many_classes_record(settings, classifier, posterior, judged, found.split),
+        many_classes_record(settings, classifier, posterior, served.prior, found.parts),
     )

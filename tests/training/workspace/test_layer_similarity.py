@@ -12,8 +12,8 @@ from tiny_models import generator, tiny_task
 
 from laplora.errors import ModelError, NonFiniteError
 from laplora.models.decoder_layers import decoder_layers
-from laplora.models.layer_similarity import angular_distances, most_similar_block, states_between_layers
 from laplora.prompts.rows import Batch
+from training.workspace.layer_similarity import angular_distances, most_similar_block, states_between_layers
 
 LAYERS = 6
 

@@ -14,19 +14,17 @@ import torch
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError
 from laplora.fitting.curvature import fit_curvature
-from laplora.fitting.familiarity import held_out_strangeness
-from laplora.fitting.outputs import forward_means
+from laplora.fitting.familiarity import familiar_layers, forward_states, strangeness_to
 from laplora.fitting.progress import Progress
 from laplora.fitting.projected import ProjectedSplit, project_split, split_of, split_tensors
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Store, rows_digest
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Posterior
-from laplora.posterior.folded import FoldedPosterior, fold_together
 from laplora.predictive.cross_fitting import fold_rows
-from laplora.predictive.kinds import Members
 from laplora.predictive.member_adapters import Weights, in_place, lora_parameters
 from laplora.prompts.examples import Example
+from training.calibration.folded import FoldedPosterior, fold_together
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,10 @@ class FoldAdapter:
     Attributes:
         weights: by block name.
         store: what keeps its passes.
-        step: optimizer steps that it was trained for.
     """
 
     weights: Weights
     store: Store
-    step: int = 1
 
 
 @dataclass(frozen=True)
@@ -50,13 +46,13 @@ class FoldedRows:
 
     Attributes:
         posterior: of every fold's adapter; split: the rows, in their order.
-        means: as of ``SplitOutputs``, of dropout masks.
+        parts: each fold's posterior, and the fold's rows as it sees them.
         strangeness: (rows,), of each row to the rows that trained its fold's adapter; None where familiarity is off.
     """
 
     posterior: FoldedPosterior
     split: ProjectedSplit
-    means: dict[Members, torch.Tensor]
+    parts: list[tuple[Posterior, ProjectedSplit]]
     strangeness: torch.Tensor | None
 
 
@@ -84,7 +80,6 @@ def folded_rows(
         raise ConfigError(f"{len(folds)} folds need an adapter each, {len(adapters)} were given")
     posteriors: list[Posterior] = []
     parts: list[ProjectedSplit] = []
-    means: list[dict[Members, torch.Tensor]] = []
     strange: list[torch.Tensor] = []
     for number, (adapter, (fit, held)) in enumerate(zip(adapters, folds, strict=True), 1):
         seen, held_out = ([rows[i] for i in part.tolist()] for part in (fit, held))
@@ -93,9 +88,10 @@ def folded_rows(
             posterior, _ = fit_curvature(classifier, seen, blocks, settings, adapter.store, progress)
             title = f"rows of fold {number}"
             parts.append(_held_out(classifier, posterior, held_out, settings, adapter.store, progress, title))
-            means.append(forward_means(classifier, settings, (), held_out, progress, f"{title}, members"))
-            values = held_out_strangeness(classifier, seen, held_out, settings, adapter.store, progress)
-            strange += [] if values is None else [values]
+            if layers := familiar_layers(classifier, settings):
+                strangeness, _ = strangeness_to(classifier, seen, settings, adapter.store, progress)
+                size = settings.laplace.batch_size
+                strange.append(strangeness.of(forward_states(classifier, held_out, layers, size, progress)))
         posteriors.append(posterior)
     together = parts[0].together
     places = [held for _, held in fold_rows(len(rows) * together, len(folds), settings.seed, together)]
@@ -106,9 +102,9 @@ def folded_rows(
         for name in ("logits", "class_mask", "labels", "label_mass")
     )
     split = ProjectedSplit(projected, logits, mask, labels, mass, together=together)
-    joined = {kind: torch.cat([of_fold[kind] for of_fold in means], 1)[:, order] for kind in means[0]}
     in_order = torch.cat([held for _, held in folds]).argsort()
-    return FoldedRows(posteriors_together, split, joined, torch.cat(strange)[in_order] if strange else None)
+    strangeness_of_rows = torch.cat(strange)[in_order] if strange else None
+    return FoldedRows(posteriors_together, split, list(zip(posteriors, parts, strict=True)), strangeness_of_rows)
 
 
 def _held_out(

@@ -17,15 +17,15 @@ from transformers import AutoTokenizer
 
 import laplora
 from laplora.errors import ConfigError
-from laplora.fitting.cross_fit import cross_fit_rows
 from laplora.fitting.fit import Fit, fit_rows
-from laplora.fitting.fold_adapters import FoldAdapter
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Forgetful
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.predictive.cross_fitting import fold_rows
 from laplora.predictive.member_adapters import in_place, lora_parameters
 from laplora.prompts.examples import Example
+from training.calibration.cross_fit import cross_fit_rows
+from training.calibration.fold_adapters import FoldAdapter
 
 FOLDS, ROWS, CLASSES = 2, 24, 3
 
@@ -71,17 +71,16 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path, several: boo
         {
             "laplace": {"structure": "exact"},
             "calibration": {"folds": FOLDS},
-            "predictives": {"laplace_temperature": False, "conditioned": False, "fast": 0, "ensemble": "folds"},
+            "predictives": {"conditioned": False, "fast": 0},
             "many_classes": {"limit": 2, "directions": 1, "reference_rows": 4},
         }
     )
     folds, together = adapters(classifier), CLASSES if several else 1
-    without = settings.predictives.model_copy(update={"ensemble": 0})
 
     def alone(adapter: FoldAdapter, fit: torch.Tensor, held: torch.Tensor) -> Fit:
         with in_place(lora_parameters(classifier.model), adapter.weights):
             parts = ([rows[i] for i in part.tolist()] for part in (fit, held))
-            return fit_rows(classifier, *parts, settings.model_copy(update={"predictives": without}))
+            return fit_rows(classifier, *parts, settings)
 
     with warnings.catch_warnings():  # random weights: a prior at the edge of the range is no fault
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -97,11 +96,6 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path, several: boo
         assert torch.equal(found.calibration.labels[places], fold.calibration.labels)
     assert isinstance(found.posterior, ManyClassPosterior) == (not several)
     assert (found.many_classes is None) == several
-    answers = found.calibrated.predictives
-    assert answers["ensemble"].member_count == 1 + FOLDS
-    assert answers["ensemble"].nll == answers["map"].nll  # a row's answer by the one member that has not seen it
-    assert answers["ensemble_temperature"].temperature == answers["temperature"].temperature
-    assert [one.weights for one in found.ensemble.adapters] == [one.weights for one in folds]
     if found.many_classes:
         assert 0 < found.many_classes.filled_in < 1
 

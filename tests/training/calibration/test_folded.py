@@ -11,7 +11,7 @@ import torch
 from laplora.errors import DataError
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import ProjectedJacobians
-from laplora.posterior.folded import FoldedPosterior, fold_together
+from training.calibration.folded import FoldedPosterior, fold_together
 
 F64 = torch.float64
 PLACES = (torch.tensor([1, 4, 6]), torch.tensor([0, 3]), torch.tensor([2, 5, 7, 8]))
@@ -57,14 +57,6 @@ def test_a_rows_covariance_is_that_of_its_folds_posterior(rows: list[int], preci
         expected = posteriors[fold].covariance(parts[fold], precisions)[place]
         torch.testing.assert_close(covariance, expected, rtol=1e-12, atol=0)
         assert torch.equal(together.contrast_mean[row], parts[fold].contrast_mean[place])
-
-
-def test_the_parts_are_what_the_folds_projected() -> None:
-    _, parts, folded, together = problem()
-    for number, (_, part, places) in enumerate(folded.parts(together)):
-        assert torch.equal(places, PLACES[number])
-        assert torch.equal(part.kept, parts[number].kept)
-        assert part.fold is None
 
 
 def test_rows_that_are_not_each_there_once_are_refused() -> None:
