@@ -56,7 +56,7 @@ def finished(config: StudyConfig, task: str, seed: int) -> bool:
     folder = config.folder(task, seed)
     if not all((folder / name).is_file() for name in ("result.json", "predictions.safetensors", "losses.safetensors")):
         return False
-    return read_configuration(folder) == gathered_under(config.run_config(task, seed))
+    return bool(read_configuration(folder) == gathered_under(config.run_config(task, seed)))
 
 
 @contextmanager

@@ -143,10 +143,10 @@ def test_removed_layers_that_no_model_has_are_refused_in_few_words(removed: obje
     assert len(str(refused.value)) < 400
 
 
-@pytest.mark.parametrize("version", [4, 5, "6", True, 6.0, None])
+@pytest.mark.parametrize("version", [4, 6, "7", True, 7.0, None])
 def test_another_format_version(artifact_copy: Path, version: object) -> None:
     edit_manifest(artifact_copy, format_version=version)
-    with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 6"):
+    with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 7"):
         read_artifact(artifact_copy)
 
 
@@ -155,7 +155,7 @@ NO_MANIFESTS = {
     "null": b"null",
     "list": b"[]",
     "no version": b"{}",
-    "open": b'{"format_version": 6, "name": "ti',
+    "open": b'{"format_version": 7, "name": "ti',
     "deep": b"[" * 100_000,
     "no UTF-8": b"\xff\xfe\x00{",
     "huge number": b"9" * 5000,
@@ -200,7 +200,7 @@ def write(target: Path, name: str, failure: BaseException | None = None) -> None
     """Write an artifact with a file of that name, or begin one and fail."""
     with new_artifact(target) as folder:
         (folder / name).write_text("x")
-        (folder / MANIFEST).write_text('{"format_version": 6}')
+        (folder / MANIFEST).write_text('{"format_version": 7}')
         if failure is not None:
             raise failure
 
