@@ -222,7 +222,6 @@ def test_a_record_of_other_rows_is_not_kept(
     ("override", "message"),
     [
         ("optimizer.evaluate_every=2", "leave out optimizer.evaluate_every"),
-        ("predictives.ensemble=2", "leave out predictives.ensemble"),
         ("calibration.rows=cross_fit", "leave out calibration.rows"),
         ("data.split_seed=null", "give data.split_seed a number"),
         ("data.dataset=sst2", "leave out data.dataset=sst2"),
