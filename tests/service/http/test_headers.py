@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import httpx
 import pytest
-from contract import operations
 from pydantic import ValidationError
-from server_process import fake_artifacts, fake_server
 from serving import Served, serve, settings
 
 pytestmark = pytest.mark.anyio
@@ -108,12 +102,14 @@ async def test_named_origins_may_call_and_no_other(monkeypatch: pytest.MonkeyPat
             assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
             refused = await served.client.post("/predict", json={}, headers={"origin": origin})
             assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (422, origin)
+        foreign = {"origin": ORIGIN, "sec-fetch-site": "cross-site"}
+        assert (await served.client.post("/predict", json=BODY, headers=foreign)).status_code == 200
         for other in ("https://app.example.evil", "http://app.example", f"{ORIGIN}:8443", "null", f"{ORIGIN}/"):
             asked = await served.client.options("/predict", headers=preflight(other))
             assert asked.status_code == 400
             assert "access-control-allow-origin" not in asked.headers
             answer = await served.client.post("/predict", json=BODY, headers={"origin": other})
-            assert "access-control-allow-origin" not in answer.headers
+            assert (answer.status_code, "access-control-allow-origin" in answer.headers) == (403, False)
         for method, header in (("PUT", "authorization"), ("POST", "x-other")):
             asked = await served.client.options("/predict", headers=preflight(ORIGIN, method, header))
             assert asked.status_code == 400
@@ -126,29 +122,3 @@ def test_what_is_no_exact_origin_is_refused_at_the_start() -> None:
     for origin in ("*", "https://*.example", "app.example", "https://app.example/", "https://App.example", "null"):
         with pytest.raises(ValidationError, match="is no origin"):
             settings(cors_origins=f"{ORIGIN},{origin}")
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
-def test_a_browser_draws_the_documentation_under_its_policy(tmp_path: Path) -> None:
-    """In a real one: every operation is drawn, one of them unfolded, with Authorize, and the policy stops nothing."""
-    assert CHROMIUM is not None
-    keys = tmp_path / "keys.json"
-    keys.write_text(json.dumps({"keys": [{"id": "a", "sha256": "0" * 64, "scopes": ["predict"]}]}))
-    root = fake_artifacts(tmp_path)
-    with fake_server(root, "--auth", "keys", "--keys", str(keys)) as process, process.client() as client:
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-        flags += ["--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-        drawn = subprocess.run(
-            [CHROMIUM, *flags, f"{client.base_url}/docs#/scoring/predict"], capture_output=True, text=True, check=True
-        )
-        document = httpx.get(f"{client.base_url}/openapi.json", timeout=None).json()
-    assert "Content Security Policy" not in drawn.stderr, drawn.stderr
-    paths = set(re.findall(r'data-path="([^"]+)"', drawn.stdout))
-    assert paths == set(document["paths"])
-    assert "Authorize" in drawn.stdout
-    assert "Try it out" in drawn.stdout
-    protected = sum("security" in operation for operation in operations(document).values())
-    assert drawn.stdout.count("authorization__btn") == protected

@@ -192,20 +192,6 @@ def test_an_answer_does_not_hang_on_its_company(
             assert_same(answer, company.of_one(body["artifact"], bare, body["options"]))
 
 
-@drawn(15)
-@given(data=st.data(), items=st.lists(text_inputs, min_size=2, max_size=8), token_budget=st.sampled_from((60, 4096)))
-def test_answers_follow_the_order_of_the_rows(
-    company: Company, data: st.DataObject, items: list[dict[str, Any]], token_budget: int
-) -> None:
-    order = data.draw(st.permutations(range(len(items))))
-    body = {"artifact": "tiny-mixture", "inputs": items, "options": {"truncate": True}}
-    shuffled = {**body, "inputs": [items[i] for i in order]}
-    (straight,) = company.together([body], token_budget)
-    (mixed,) = company.together([shuffled], token_budget)
-    for place, i in enumerate(order):
-        assert_same(mixed[place], straight[i])
-
-
 def test_the_comparison_would_see_rows_that_were_mixed_up(company: Company) -> None:
     """Other texts, artifacts and predictives differ by far more than the tolerance."""
     one = company.of_one("tiny-sentiment", {"text": "dull plot"}, {})

@@ -31,16 +31,13 @@ async def test_a_text_is_answered_by_one_list_and_a_batch_by_one_each(served: Se
     assert (await predict(served, ["fine 7"])).json() == first
     assert (await predict(served, [["fine 7"]])).json() == [first]
     assert (await predict(served, [["fine 7"], ["fine 90000"]], truncate=None)).json() == [first, second]
-
-
-async def test_of_equal_scores_the_last_label_is_first(served: Served) -> None:
-    answer = (await predict(served, "50000")).json()
-    assert answer == [{"score": 0.5, "label": "positive"}, {"score": 0.5, "label": "negative"}]
-
-
-async def test_raw_scores_are_logits(served: Served) -> None:
-    answer = (await predict(served, "fine 7", raw_scores=True)).json()
-    assert {one["score"] for one in answer} == {0.0}
+    # Of equal scores the last label is first.
+    even = [{"score": 0.5, "label": "positive"}, {"score": 0.5, "label": "negative"}]
+    assert (await predict(served, "50000")).json() == even
+    logits = (await predict(served, "fine 7", raw_scores=True)).json()
+    assert {one["score"] for one in logits} == {0.0}
+    assert (await predict(served, "w " * 100)).json()["error_type"] == "Validation"
+    assert (await predict(served, "w " * 100, truncate=True)).status_code == 200
 
 
 async def test_a_pair_fills_two_fields() -> None:
@@ -49,11 +46,6 @@ async def test_a_pair_fills_two_fields() -> None:
         batch = (await predict(served, [["Is it 7?", "It is."]])).json()
         assert batch == [pair]
         assert (await predict(served, "Is it 7?")).status_code == 422
-
-
-async def test_truncation_is_asked_for(served: Served) -> None:
-    assert (await predict(served, "w " * 100)).json()["error_type"] == "Validation"
-    assert (await predict(served, "w " * 100, truncate=True)).status_code == 200
 
 
 @pytest.mark.parametrize(

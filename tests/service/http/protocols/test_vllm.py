@@ -56,6 +56,10 @@ async def test_one_text_is_one_answer_and_ids_can_be_given(served: Served) -> No
     body = (await classify(served, input="fine", request_id="abc")).json()
     assert len(body["data"]) == 1
     assert body["id"] == "classify-abc"
+    long = "w " * 100
+    assert (await classify(served, input=long)).status_code == 422
+    cut = await classify(served, input=long, truncate_prompt_tokens=-1)
+    assert cut.json()["data"][0]["laplora"]["truncated"] is True
 
 
 @pytest.mark.parametrize("name", ["use_activation", "activation", "softmax"])
@@ -63,13 +67,6 @@ async def test_without_activation_probs_are_logits(name: str, served: Served) ->
     logits = (await served.predict("fine 7")).json()["predictions"][0]["logit_mean"]
     assert (await classify(served, input="fine 7", **{name: False})).json()["data"][0]["probs"] == logits
     assert (await classify(served, input="fine 7", **{name: True})).json()["data"][0]["probs"] != logits
-
-
-async def test_truncation_is_asked_for(served: Served) -> None:
-    long = "w " * 100
-    assert (await classify(served, input=long)).status_code == 422
-    cut = await classify(served, input=long, truncate_prompt_tokens=-1)
-    assert cut.json()["data"][0]["laplora"]["truncated"] is True
 
 
 @pytest.mark.parametrize(
