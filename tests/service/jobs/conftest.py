@@ -11,6 +11,9 @@ import sqlalchemy as sa
 from job_servers import Servers
 from postgres import postgres
 
+from service.jobs.store.database import Database
+from service.jobs.store.job_tables import JobTables
+
 
 @pytest.fixture
 def servers(tmp_path: Path) -> Iterator[Servers]:
@@ -38,3 +41,12 @@ def url(postgres_server: str) -> Iterator[str]:
         with admin.connect() as connection:
             connection.exec_driver_sql("DROP DATABASE jobs WITH (FORCE)")
         admin.dispose()
+
+
+@pytest.fixture
+def stores(url: str) -> Iterator[tuple[JobTables, JobTables]]:
+    """Yield what two servers write with that share a PostgreSQL."""
+    opened = JobTables(Database.at_url(url)), JobTables(Database.at_url(url))
+    yield opened
+    for store in opened:
+        store.close()

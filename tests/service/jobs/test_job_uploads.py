@@ -1,7 +1,8 @@
-"""Every kind of bad upload: refused by its lines, nothing kept, the server unmoved."""
+"""Uploads: how lines may come, and every kind of bad one, refused by its lines, nothing kept, the server unmoved."""
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
@@ -13,7 +14,16 @@ import pytest
 from job_calls import ended, folder, held, jobs, lines, post, refused, rows, submit, uploads
 from serving import Served, serve
 
+pytestmark = pytest.mark.anyio
+
 OCTETS = {"content-type": "application/octet-stream"}
+
+
+async def repeated(part: bytes, most: int = 2**40) -> AsyncIterator[bytes]:
+    sent = 0
+    while sent < most:
+        sent += len(part)
+        yield part
 
 
 async def unmoved(served: Served) -> None:
@@ -23,7 +33,34 @@ async def unmoved(served: Served) -> None:
     assert (await served.predict("row 7")).status_code == 200
 
 
-# What is no JSON Lines
+# How lines may come
+
+
+async def test_lines_may_end_as_files_do_and_are_one_line_each_in_the_file_that_is_kept(served: Served) -> None:
+    item = b'{"text": "row 5",\r"label": "positive"}'
+    for body in (item, item + b"\n", item + b"\r\n", item + b"\n" + item, b" " + item + b"\r\n" + item + b"\r\n"):
+        response = await post(served, body, **OCTETS)
+        assert (response.status_code, response.json()["rows"]) == (202, body.count(b"}"))
+    job_id = response.json()["id"]
+    await ended(served, job_id)
+    got = await served.client.get(f"/evaluate/jobs/{job_id}/results")
+    assert (b"\r" in got.content, got.content.count(b"\n")) == (False, 2)
+
+
+async def test_lines_are_found_however_the_bytes_come(served: Served) -> None:
+    body = lines([{**row, "note": 1} for row in rows(5)]) + '{"text": "ça 🎬", "label": "positive"}'.encode()
+
+    async def in_parts(size: int) -> AsyncIterator[bytes]:
+        for i in range(0, len(body), size):
+            yield body[i : i + size]
+
+    sent = [(await post(served, in_parts(size))).json() for size in (1, 7, 1000)]
+    done = [await ended(served, job["id"]) for job in sent]
+    assert [job["rows"] for job in sent] == [6, 6, 6]
+    assert done[0]["result"] == done[1]["result"] == done[2]["result"]
+    # Names of columns can be long: lists are without them.
+    assert {tuple(job["columns"]) for job in (*sent, *done)} == {("text", "label", "note")}
+    assert {job["columns"] for job in (await served.client.get("/evaluate/jobs")).json()["jobs"]} == {None}
 
 
 def zipped() -> bytes:
@@ -33,9 +70,7 @@ def zipped() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.anyio
-@pytest.mark.parametrize("headers", [{}, OCTETS])
-async def test_what_is_no_json_lines_is_refused_by_name(headers: dict[str, str], served: Served) -> None:
+async def test_what_is_no_json_lines_is_refused_by_name(served: Served) -> None:
     for name, body in (
         ("gzip file", gzip.compress(b"\n" * 2**26)),
         ("zip file", zipped()),
@@ -43,24 +78,56 @@ async def test_what_is_no_json_lines_is_refused_by_name(headers: dict[str, str],
         ("JSON array: send one object a line", json.dumps(rows(3)).encode()),
         ("JSON array", b"[]"),
     ):
-        error = refused(await post(served, body, **headers), 415, "unsupported_media_type")
-        assert name in error["message"]
-    refused(await post(served, lines(rows(1)), **{"content-encoding": "gzip"}), 415, "unsupported_media_type")
+        for headers in ({}, OCTETS):
+            error = refused(await post(served, body, **headers), 415, "unsupported_media_type")
+            assert name in error["message"]
+    await unmoved(served)
+    body = lines(rows(1))
+    refused(await served.client.post("/evaluate/jobs", content=body), 415, "unsupported_media_type")
+    for name, value in (
+        ("content-encoding", "gzip"),
+        ("content-type", "text/plain"),
+        ("content-type", "application/jsonl; charset=latin-1"),
+    ):
+        refused(await post(served, body, **{name: value}), 415, "unsupported_media_type")
+    for name in ("application/x-ndjson", "application/jsonl; charset=utf-8"):
+        assert (await post(served, body, **{"content-type": name})).status_code == 202
+
+
+# Bad lines
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "field"),
+    [
+        ('{"text": 1, "label": "positive"}', "invalid_input", "lines.3.text"),
+        ('{"txet": "a", "label": "positive"}', "invalid_input", "lines.3"),
+        ('{"text": "a"}', "invalid_request", "lines.3.label"),
+        ('{"text": "a", "label": "good"}', "invalid_input", "lines.3.label"),
+        ('{"text": "a", "label": 1}', "invalid_request", "lines.3.label"),
+        ('{"text": "a", "label": "positive", "id": "x"}', "invalid_request", "lines.3.id"),
+        ('{"text": "' + "a " * 65 + '", "label": "positive"}', "too_many_tokens", "lines.3"),
+        ('{"text": NaN, "label": "positive"}', "invalid_json", "lines.3"),
+        ('{"text": "\\ud800", "label": "positive"}', "invalid_json", "lines.3"),
+        ('{"text": "a", "label": "positive"', "invalid_json", "lines.3"),
+        ("[" * 5000, "invalid_json", "lines.3"),
+        ("", "invalid_json", "lines.3"),
+        ("3", "invalid_request", "lines.3"),
+        ('{"a": 1, "a": 2}', "invalid_json", "lines.3"),
+        ("\udcff", "invalid_json", "lines.3"),
+    ],
+)
+async def test_a_bad_line_is_named_and_nothing_is_kept(line: str, code: str, field: str, served: Served) -> None:
+    good = lines([{"text": "private words", "label": "positive", "id": "x"}, {"text": "b", "label": "negative"}])
+    body = good + line.encode("utf-8", "surrogateescape") + b"\n" + good
+    response = await post(served, body)
+    error = refused(response, 422, code)
+    assert error["field"].startswith(field)
+    assert "line 3" in error["message"]
+    assert "private" not in response.text
     await unmoved(served)
 
 
-@pytest.mark.anyio
-async def test_a_row_is_one_line_in_the_file_that_is_kept(served: Served) -> None:
-    job_id = (await post(served, b'{"text": "row 5",\r"label": "positive"}\r\n', **OCTETS)).json()["id"]
-    await ended(served, job_id)
-    got = await served.client.get(f"/evaluate/jobs/{job_id}/results")
-    assert (b"\r" in got.content, got.content.count(b"\n")) == (False, 1)
-
-
-# All bad lines
-
-
-@pytest.mark.anyio
 async def test_all_bad_lines_are_told_of_by_their_numbers(served: Served) -> None:
     items = rows(1000)
     bad: dict[int, Any] = {}
@@ -75,10 +142,12 @@ async def test_all_bad_lines_are_told_of_by_their_numbers(served: Served) -> Non
     assert [(one["line"], one["code"]) for one in error["lines"]] == sorted(bad.items())[:100]
     assert all(one["message"].startswith(f"line {one['line']}: ") for one in error["lines"])
     assert "private" not in response.text
+    # One of bad lines alone is looked at no further than the thousandth.
+    error = refused(await post(served, repeated(b'{"text": "row 5"}\n' * 100)), 422, "invalid_request")
+    assert (error["lines_bad"], len(error["lines"])) == (1000, 100)
     await unmoved(served)
 
 
-@pytest.mark.anyio
 async def test_templates_are_not_mixed(served: Served) -> None:
     other = {"question": "why?", "choices": ["a", "b"], "label": "positive"}
     both = {"text": "a", "prompt": "b", "label": "positive"}
@@ -91,77 +160,70 @@ async def test_templates_are_not_mixed(served: Served) -> None:
     assert (await ended(served, await submit(served, mixed)))["status"] == "done"
 
 
-@pytest.mark.anyio
 async def test_too_many_columns_are_refused(served: Served) -> None:
-    items = [{**row, **{f"c{i}_{j}": 1 for j in range(40)}} for i, row in enumerate(rows(5))]
-    error = refused(await post(served, lines(items)), 422, "invalid_request")
-    assert (error["field"], error["limit"], error["got"]) == ("lines.4", 128, 129)
-    long = [{**rows(1)[0], "k" * 257: 1}]
-    error = refused(await post(served, lines(long)), 422, "invalid_request")
-    assert (error["limit"], error["got"], "kkk" in error["message"]) == (256, 257, False)
-    many = [{**row, **{f"{i}_{j:0200}": 1 for j in range(15)}} for i, row in enumerate(rows(5))]
-    error = refused(await post(served, lines(many)), 422, "invalid_request")
-    assert (error["field"], error["limit"]) == ("lines.3", 8192)
+    for names, field, limit, got in (
+        ([f"c{{}}_{j}" for j in range(40)], "lines.4", 128, 129),
+        (["k" * 257], "lines.1", 256, 257),
+        ([f"{{}}_{j:0200}" for j in range(15)], "lines.3", 8192, 8291),
+    ):
+        items = [{**row, **{name.format(i): 1 for name in names}} for i, row in enumerate(rows(5))]
+        error = refused(await post(served, lines(items)), 422, "invalid_request")
+        assert (error["field"], error["limit"], error["got"]) == (field, limit, got)
+        assert "kkk" not in error["message"]
     await unmoved(served)
 
 
-@pytest.mark.anyio
-async def test_lists_are_without_the_names_of_columns(served: Served) -> None:
-    response = await post(served, lines([{**row, "note": 1} for row in rows(5)]))
-    job_id = response.json()["id"]
-    assert response.json()["columns"] == (await ended(served, job_id))["columns"] == ["text", "label", "note"]
-    (listed,) = (await served.client.get("/evaluate/jobs")).json()["jobs"]
-    assert listed["columns"] is None
+async def test_an_upload_without_a_row_and_bad_options_are_refused(served: Served) -> None:
+    for body in (b"", b"  "):
+        assert refused(await post(served, body), 422, "invalid_request")["field"] == "lines"
+    assert refused(await post(served, b"\n"), 422, "invalid_json")["field"] == "lines.1"
+    for name, value in (("bins", 0), ("bins", "x"), ("resamples", 5), ("a", "b")):
+        response = await post(served, lines(rows(1)), {name: value})
+        assert refused(response, 422, "invalid_request")["field"] == f"query.{name}"
+    refused(await post(served, lines(rows(1)), {"artifact": "b"}), 404, "artifact_not_found")
 
 
-@pytest.mark.anyio
-async def test_an_upload_of_bad_lines_alone_is_looked_at_no_further() -> None:
-    sent = 0
+# Limits
 
-    async def endless() -> AsyncIterator[bytes]:
-        nonlocal sent
-        while sent < 100_000:
-            sent += 100
-            yield b'{"text": "row 5"}\n' * 100
 
-    async with serve() as served:
-        error = refused(await post(served, endless()), 422, "invalid_request")
-        assert (error["lines_bad"], len(error["lines"])) == (1000, 100)
+async def test_limits_hold_without_a_content_length() -> None:
+    (item,) = rows(1)
+    async with serve(max_job_bytes=2048, max_job_rows=30, max_body_bytes=1024) as served:
+        too_many = refused(await post(served, repeated(lines([item]))), 413, "batch_too_large")
+        assert (too_many["limit"], too_many["got"], too_many["field"]) == (30, 31, "lines")
+        twice = refused(await post(served, repeated(lines([{**item, "id": "x" * 200}]))), 422, "invalid_request")
+        assert twice["field"] == "lines.2.id"
+        wide = lines([{**item, "text": "1 " * 30}])
+        too_large = refused(await post(served, repeated(wide)), 413, "body_too_large")
+        assert too_large["limit"] == 2048 < too_large["got"]
+        announced = refused(await post(served, b" " * 4096), 413, "body_too_large")
+        assert (announced["limit"], announced["got"]) == (2048, 4096)
         await unmoved(served)
 
 
-# Hostile uploads
-
-
-@pytest.mark.anyio
 async def test_a_line_of_a_gigabyte_is_refused_once_it_is_too_long() -> None:
-    sent = 0
-
-    async def endless() -> AsyncIterator[bytes]:
-        nonlocal sent
-        yield b'{"text": "'
-        while sent < 2**30:
-            sent += 2**16
-            yield b"a" * 2**16
-
     async with serve(max_job_bytes=2**31, max_body_bytes=2**20) as served:
-        error = refused(await post(served, endless()), 413, "body_too_large")
+        error = refused(await post(served, repeated(b"a" * 2**16, 2**30)), 413, "body_too_large")
         assert (error["field"], error["limit"]) == ("lines.1", 2**20)
         assert error["got"] < 2**20 + 2**17
         await unmoved(served)
 
 
-@pytest.mark.anyio
-async def test_bytes_that_are_no_utf8_are_refused_by_their_line(served: Served) -> None:
-    item = b'{"text": "row 5", "label": "positive"}\n'
-    error = refused(
-        await post(served, item * 2 + b'{"text": "\xff\xfe", "label": "positive"}\n' + item), 422, "invalid_json"
-    )
-    assert [one["line"] for one in error["lines"]] == [3]
-    await unmoved(served)
+async def test_an_upload_that_takes_too_long_is_given_up() -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield lines(rows(1))
+        await asyncio.Event().wait()
+
+    async with serve(job_upload_timeout_s=0.2) as served:
+        # The client would go on sending for ever: only the server's side is looked at.
+        sent = asyncio.ensure_future(post(served, slow()))
+        await served.until(lambda: bool(served.state.jobs.taking._uploads))
+        await served.until(lambda: not served.state.jobs.taking._uploads)
+        sent.cancel()
+        await asyncio.gather(sent, return_exceptions=True)
+        await unmoved(served)
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("how", ["shorter", "other bytes", "gone"])
 async def test_an_upload_that_changes_while_it_is_read_fails_the_job_by_its_line(how: str) -> None:
     async with serve(batch_tokens=16) as served:
@@ -180,9 +242,9 @@ async def test_an_upload_that_changes_while_it_is_read_fails_the_job_by_its_line
         assert (failed["status"], failed["error"]["code"]) == ("failed", "upload_changed")
         if how != "gone":
             assert failed["error"]["field"] == f"lines.{job.rows_done + 1}"
-        assert (await served.predict("row 7")).status_code == 200
         # What was answered before stays, in so far as its rows do.
         if how == "other bytes":
             got = (await served.client.get(f"/evaluate/jobs/{job_id}/results")).text.splitlines()
             assert len(got) == job.rows_done > 0
         assert served.state.jobs.quota.held_bytes == 0
+        assert (await served.predict("row 7")).status_code == 200

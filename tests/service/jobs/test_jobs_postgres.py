@@ -1,13 +1,14 @@
-"""Jobs in a real PostgreSQL that servers share: claims, fences, migrations; a killed one, every row answered once."""
+"""Jobs in a real PostgreSQL that servers share: claims, and a killed server, every row answered once."""
 
 from __future__ import annotations
 
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,153 +16,90 @@ from job_calls import holding, poisoned, rows
 from job_servers import Servers, has, job_until, methods, submit_to
 from postgres import GUEST
 from server_process import until
-from test_jobs_store import add, end, new_job
+from stored_jobs import LEASE_S, add, claimed, end, kept_rows, new_job
 
 from service.errors import IdempotencyConflictError, JobsUnavailableError
-from service.jobs.store.claims import ClaimLostError
 from service.jobs.store.database import Database
 from service.jobs.store.job_tables import JobTables
-from service.jobs.store.records import Job
 from service.jobs.store.schema import FORMAT
 
-LEASE_S = 60.0
+Stores = tuple[JobTables, JobTables]
 
 
-@pytest.fixture
-def stores(url: str) -> Iterator[list[JobTables]]:
-    opened = [JobTables(Database.at_url(url)) for _ in range(2)]
-    yield opened
-    for store in opened:
-        store.close()
+def at_once(*calls: Callable[[], Any]) -> None:
+    """Call all of them in threads that begin at the same time."""
+    begin = threading.Barrier(len(calls))
 
-
-def keyed(name: str, key: str | None = None) -> Job:
-    job = new_job(name * 32, rows=6)
-    job.idempotency_key = key
-    return job
-
-
-def test_a_job_is_claimed_by_one_server_and_the_last_claim_alone_writes(stores: list[JobTables]) -> None:
-    a, b = stores
-    for store, name in ((a, "a"), (b, "b")):
-        store.claims.hear(name, alone=False, lease_s=LEASE_S)
-    number = a.add(keyed("1"))
-    assert (a.claims.claim("a", 5), b.claims.claim("b", 5)) == ([number], [])
-    assert add(a, number, range(2), {}, fence=1)
-    # b hears that a is not heard of any more, and takes the job over.
-    b.claims.hear("b", alone=False, lease_s=-1.0)
-    b.claims.hear("b", alone=False, lease_s=LEASE_S)
-    assert b.claims.claim("b", 5) == [number]
-    assert not add(a, number, range(2, 4), {}, fence=1)
-    for write in (
-        lambda: a.set_begun(number, {(2, 4): 0}, fence=1),
-        lambda: a.set_paused(number, {"code": "x"}, fence=1),
-        lambda: end(a, number, "done", fence=1),
-    ):
-        with pytest.raises(ClaimLostError):
-            write()
-    assert add(b, number, range(2, 6), {3: "device_memory"}, fence=2)
-    assert [one.row for one in b.reads.rows(number, -1, 10)] == [0, 1, 2, 4, 5]
-    end(b, number, "done", fence=2, result="{}")
-    assert a.claims.claim("a", 5) == []
-    (job,) = a.reads.jobs()
-    assert (job.status, job.rows_done, job.server, job.fence, dict(job.bad_counts)) == (
-        "done",
-        6,
-        None,
-        3,
-        {"device_memory": 1},
-    )
-
-
-def test_servers_that_claim_at_once_share_the_jobs_and_none_is_claimed_twice(stores: list[JobTables]) -> None:
-    numbers = [stores[0].add(new_job(f"{i:032d}")) for i in range(40)]
-    begin, got = threading.Barrier(2), {"a": [], "b": []}  # type: ignore[var-annotated]
-
-    def claim(store: JobTables, name: str) -> None:
-        store.claims.hear(name, alone=False, lease_s=LEASE_S)
+    def run(call: Callable[[], Any]) -> None:
         begin.wait()
-        while taken := store.claims.claim(name, 3, without=got[name]):
-            got[name] += taken
+        call()
 
-    threads = [threading.Thread(target=claim, args=pair) for pair in zip(stores, got, strict=True)]
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def test_servers_that_claim_at_once_share_the_jobs_and_none_is_claimed_twice(stores: Stores) -> None:
+    numbers = [stores[0].add(new_job(f"{i:032d}")) for i in range(40)]
+    got: dict[str, list[int]] = {"a": [], "b": []}
+
+    def claim(store: JobTables, name: str) -> None:
+        store.claims.hear(name, alone=False, lease_s=LEASE_S)
+        while taken := store.claims.claim(name, 3, without=got[name]):
+            got[name] += taken
+
+    at_once(lambda: claim(stores[0], "a"), lambda: claim(stores[1], "b"))
     assert sorted(got["a"] + got["b"]) == numbers
 
 
-def test_one_key_is_one_job_whichever_servers_it_is_sent_to(stores: list[JobTables]) -> None:
+def test_one_key_is_one_job_whichever_servers_it_is_sent_to(stores: Stores) -> None:
     a, b = stores
-    a.add(keyed("1", "k"))
+    a.add(new_job("1" * 32, key="k"))
     with pytest.raises(IdempotencyConflictError):
-        b.add(keyed("2", "k"))
+        b.add(new_job("2" * 32, key="k"))
     for name in "34":
-        b.add(keyed(name))
+        b.add(new_job(name * 32))
     assert len(a.reads.jobs()) == 3
 
 
-def test_a_removed_job_leaves_nothing(stores: list[JobTables]) -> None:
-    store = stores[0]
-    store.claims.hear("a", alone=False, lease_s=LEASE_S)
-    number = store.add(new_job(rows=600))
-    assert store.claims.claim("a", 1) == [number]
+def test_a_removed_job_leaves_nothing(stores: Stores) -> None:
+    store, _ = stores
+    number = claimed(store, new_job(rows=600))
     for first in range(0, 600, 100):
         assert add(store, number, range(first, first + 100), {first: "x"})
     end(store, number, "done", fence=1, result="{}")
     store.remove([number])
     while store.reads.sweep():
         pass
-    assert (store.reads.rows(number, -1, 9), store.reads.bad_rows(number)) == ([], [])
+    assert (kept_rows(store, number), store.reads.bad_rows(number)) == ([], [])
 
 
-def test_a_database_of_another_format_is_refused_by_name(url: str) -> None:
-    JobTables(Database.at_url(url)).close()
-    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE laplora_jobs_format SET format = 99")
-    with pytest.raises(JobsUnavailableError, match=f"format 99, this server reads format {FORMAT}"):
-        Database.at_url(url)
-    engine.dispose()
-
-
-def test_tables_of_others_are_left_alone_and_faults_are_told_of_by_name(url: str) -> None:
+def test_servers_that_start_at_once_make_the_tables_once_and_those_of_others_are_left_alone(url: str) -> None:
     engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     names = ("jobs", "rows", "bad_rows", "begun", "servers")
     with engine.begin() as connection:
         for name in names:
             connection.exec_driver_sql(f"CREATE TABLE {name} (theirs TEXT)")
-    store = JobTables(Database.at_url(url))
-    store.add(keyed("a"))
-    assert len(store.reads.jobs()) == 1
+    opened: list[Database] = []
+    at_once(*[lambda: opened.append(Database.at_url(url))] * 3)
+    store = JobTables(opened[0])
+    store.add(new_job())
     with engine.begin() as connection:
         for name in names:
             assert connection.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar_one() == 0
         connection.exec_driver_sql("DROP TABLE laplora_jobs")
-    # That no other try carries out, and no value is in the message.
+        connection.exec_driver_sql("UPDATE laplora_jobs_format SET format = 99")
+    # What no other try carries out is told of by name, and no value is in the message.
     with pytest.raises(sa.exc.ProgrammingError) as told:
-        store.add(keyed("b", "private"))
+        store.add(new_job(key="private"))
     assert "private" not in str(told.value)
-    store.close()
-    engine.dispose()
-
-
-def test_servers_that_start_at_once_make_the_tables_once(url: str) -> None:
-    begin, opened = threading.Barrier(3), []
-
-    def start() -> None:
-        begin.wait()
-        opened.append(Database.at_url(url))
-
-    threads = [threading.Thread(target=start) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(opened) == 3
+    with pytest.raises(JobsUnavailableError, match=f"format 99, this server reads format {FORMAT}"):
+        Database.at_url(url)
     for database in opened:
         database.close()
+    engine.dispose()
 
 
 @pytest.mark.parametrize(
@@ -212,8 +150,7 @@ def test_a_killed_servers_jobs_go_on_with_the_other_and_every_row_is_answered_on
             assert [one["input"] for one in got] == of_one
             assert [one["line"] - 1 for one in got if one["answer"] is None] == list(bad)
         for job in store.reads.jobs():
-            numbers = [one.row for one in store.reads.rows(job.number, -1, 1000)]
-            assert numbers == [row for row in range(count) if row not in bad]
+            assert kept_rows(store, job.number) == [row for row in range(count) if row not in bad]
         store.close()
 
 

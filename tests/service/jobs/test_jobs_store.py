@@ -5,70 +5,25 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
+from stored_jobs import add, claimed, end, kept_rows, new_job
 
+from laplora.answers.labels import LabelNames
 from service.errors import JobsUnavailableError
 from service.jobs.store.claims import ClaimLostError
 from service.jobs.store.database import Database
 from service.jobs.store.job_tables import JobTables
-from service.jobs.store.records import About, ArtifactVersion, Job, JobOptions, ScoredRow, StoredStatus, Sums
+from service.jobs.store.records import ScoredRow, Sums
 from service.jobs.store.schema import FORMAT
 
 ROWS = 20_000
 #: What the log may come to, in bytes: about a megabyte, whatever the job's size.
 MOST_LOG_BYTES = 1_200_000
-LINE = {"laplace": ([0.123456789, 0.876543211], 0.25), "map": ([0.123456789, 0.876543211], None)}
-
-
-def about(rows: int, **more: Any) -> About:
-    artifact = ArtifactVersion(name="fake", digest="sha256:fake", base_model="tiny", quantization="none")
-    values: dict[str, Any] = {
-        "artifact": artifact, "labels": ("n", "p"), "options": JobOptions(), "rows": rows, "tokens": 4 * rows,
-        "created_at": 1e9, "keep_rows": False, "upload_bytes": 1, "fields": ("text",), "columns": ("text", "label"),
-    }  # fmt: skip
-    return About(**values | more)
-
-
-def new_job(name: str = "a" * 32, rows: int = ROWS) -> Job:
-    return Job(name, "ann", None, about(rows))
 
 
 def opened(path: Path) -> JobTables:
-    return JobTables(Database.in_file(path))
-
-
-def claimed(store: JobTables, job: Job) -> int:
-    """Return the number of a new job that a server has claimed, for the first time."""
-    number = store.add(job)
-    store.claims.hear("here", alone=True, lease_s=9)
-    others = [other.number for other in store.reads.jobs() if other.number != number]
-    assert store.claims.claim("here", 99, without=others) == [number]
-    return number
-
-
-def add(store: JobTables, number: int, rows: range, bad: dict[int, str], fence: int = 1) -> bool:
-    """Return whether rows were kept."""
-    scored = [ScoredRow(row, row % 2, LINE) for row in rows if row not in bad]
-    try:
-        store.add_rows(
-            number,
-            (rows.start, rows.stop),
-            fence=fence,
-            scored=scored,
-            bad=bad,
-            sums=Sums(),
-            input_offset=rows.start,
-            started_at=1e9,
-        )
-    except ClaimLostError:
-        return False
-    return True
-
-
-def end(store: JobTables, number: int, status: StoredStatus, **more: Any) -> None:
-    store.end(number, status, finished_at=1e9, **more)
+    return JobTables(Database.in_file(path / "jobs.sqlite"))
 
 
 def fill(store: JobTables, number: int, rows: int = ROWS, bad: int = 0) -> None:
@@ -78,15 +33,9 @@ def fill(store: JobTables, number: int, rows: int = ROWS, bad: int = 0) -> None:
         assert add(store, number, numbers, {row: "unscorable_input" for row in numbers if row < bad})
 
 
-def count(path: Path, table: str) -> int:
-    with closing(sqlite3.connect(path)) as db:
-        return int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
-
-
 def test_removing_a_large_job_keeps_the_log_small_and_gives_the_disk_back(tmp_path: Path) -> None:
-    path = tmp_path / "jobs.sqlite"
-    store = opened(path)
-    log = path.with_name("jobs.sqlite-wal")
+    store = opened(tmp_path)
+    path, log = tmp_path / "jobs.sqlite", tmp_path / "jobs.sqlite-wal"
     sizes: list[int] = []
     # Called at the beginning of each statement, so also between a transaction and the next.
     store.database.raw.set_trace_callback(lambda statement: sizes.append(log.stat().st_size))
@@ -101,11 +50,11 @@ def test_removing_a_large_job_keeps_the_log_small_and_gives_the_disk_back(tmp_pa
         steps += 1
         # Between two steps anything else can be written.
         if steps == 5:
-            other = claimed(store, new_job("b" * 32, rows=250))
+            other = claimed(store, new_job("b" * 32))
             fill(store, other, 250)
     assert steps > ROWS / 256
-    assert [row.row for row in store.reads.rows(other, -1, 1000)] == list(range(250))
-    assert store.reads.rows(number, -1, 10) == []
+    assert kept_rows(store, other) == list(range(250))
+    assert kept_rows(store, number) == []
     assert len(store.reads.bad_rows(number)) == 3000, "what could not be scored is part of what is kept"
     store.remove([number])
     assert [job.number for job in store.reads.jobs()] == [other]
@@ -119,9 +68,12 @@ def test_removing_a_large_job_keeps_the_log_small_and_gives_the_disk_back(tmp_pa
 
 
 def test_what_a_kill_leaves_of_a_removal_goes_at_the_next_start(tmp_path: Path) -> None:
-    path = tmp_path / "jobs.sqlite"
-    store = opened(path)
-    ended, removed, open_job = (claimed(store, new_job(c * 32, rows=1000)) for c in "abc")
+    def count(table: str) -> int:
+        with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as db:
+            return int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+    store = opened(tmp_path)
+    ended, removed, open_job = (claimed(store, new_job(c * 32)) for c in "abc")
     for number in (ended, removed, open_job):
         fill(store, number, 1000, bad=10)
     end(store, ended, "done", result="{}")
@@ -129,8 +81,8 @@ def test_what_a_kill_leaves_of_a_removal_goes_at_the_next_start(tmp_path: Path) 
     store.remove([removed])
     assert store.reads.sweep()
     store.database.raw.close()  # no checkpoint of ours, no more sweeping
-    assert count(path, "laplora_rows") > 990
-    store = opened(path)
+    assert count("laplora_rows") > 990
+    store = opened(tmp_path)
     assert [(job.number, job.status, job.rows_bad) for job in store.reads.jobs()] == [
         (ended, "done", 10),
         (open_job, "queued", 10),
@@ -138,11 +90,10 @@ def test_what_a_kill_leaves_of_a_removal_goes_at_the_next_start(tmp_path: Path) 
     while store.reads.sweep():
         pass
     store.close()
-    assert count(path, "laplora_rows") == 990
-    assert count(path, "laplora_bad_rows") == 20
+    assert (count("laplora_rows"), count("laplora_bad_rows")) == (990, 20)
 
 
-@pytest.mark.parametrize("version", [1, 3, 99])
+@pytest.mark.parametrize("version", [1, FORMAT - 1, 99])
 def test_a_database_of_another_format_is_refused_by_name_and_left_alone(version: int, tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite"
     with closing(sqlite3.connect(path)) as db:
@@ -150,47 +101,61 @@ def test_a_database_of_another_format_is_refused_by_name_and_left_alone(version:
         db.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
     with pytest.raises(JobsUnavailableError, match=f"format {version}, this server reads format {FORMAT}"):
-        opened(path)
+        opened(tmp_path)
     assert path.read_bytes() == before
 
 
 def test_what_is_under_way_is_kept_until_it_is_over(tmp_path: Path) -> None:
-    path = tmp_path / "jobs.sqlite"
-    store = opened(path)
+    store = opened(tmp_path)
     number = claimed(store, new_job(rows=9))
     assert add(store, number, range(2), {1: "device_memory"})
     store.set_absent(number, 7.5, fence=1)
     begun = {(2, 3): 1, (2, 5): 0, (5, 9): 0}
     store.set_begun(number, begun, fence=1)
     store.close()
-    store = opened(path)
+    store = opened(tmp_path)
     (job,) = store.reads.jobs()
-    assert (job.rows_done, job.bad_counts, job.absent_s) == (2, {"device_memory": 1}, 7.5)
-    assert job.begun == begun
+    assert (job.rows_done, job.bad_counts, job.absent_s, job.begun) == (2, {"device_memory": 1}, 7.5, begun)
     assert add(store, number, range(2, 3), {2: "device_fault"})
     assert store.reads.jobs()[0].begun == {(2, 5): 0, (5, 9): 0}
     end(store, number, "cancelled")
-    with pytest.raises(ClaimLostError):
-        store.set_begun(number, begun, fence=1)
     assert store.reads.jobs()[0].begun == {}
     store.close()
 
 
 def test_rows_go_to_disk_once_and_in_order(tmp_path: Path) -> None:
-    store = opened(tmp_path / "jobs.sqlite")
+    store = opened(tmp_path)
     number = claimed(store, new_job(rows=10))
-    assert not add(store, number, range(3, 6), {})
+    assert not add(store, number, range(3, 6))
     assert add(store, number, range(3), {1: "internal_error"})
     # Once more, as after an answer that was lost: nothing is kept twice, and a new claim knows how far it is.
-    assert not add(store, number, range(3), {})
+    assert not add(store, number, range(3))
     assert add(store, number, range(3, 6), dict.fromkeys(range(3, 6), "device_memory"))
-    assert [row.row for row in store.reads.rows(number, -1, 10)] == [0, 2]
+    assert kept_rows(store, number) == [0, 2]
     assert [row.row for row in store.reads.rows(number, 0, 10)] == [2]
     end(store, number, "failed", error={"code": "x"}, bad={5: "x", 6: "device_memory"})
     with pytest.raises(ClaimLostError):
         end(store, number, "done")
-    assert not add(store, number, range(6, 9), {})
     bad = [(1, "internal_error"), *((row, "device_memory") for row in (3, 4, 5, 6))]
     assert store.reads.bad_rows(number) == bad
     assert [(job.status, job.bad_counts.total()) for job in store.reads.jobs()] == [("failed", 5)]
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("chunks", "share"),
+    [
+        ([[False, False], [True], [False, True]], 2 / 5),
+        # An artifact without familiarity, and one that is not told of every row.
+        ([[None, None]], None),
+        ([[True], [True, None]], None),
+        ([], None),
+    ],
+)
+def test_unfamiliar_rows_are_counted_over_chunks(chunks: list[list[bool | None]], share: float | None) -> None:
+    sums = Sums()
+    for flags in chunks:
+        scored = [ScoredRow(row, 0, {"map": ([0.6, 0.4], None)}, flag) for row, flag in enumerate(flags)]
+        added = sums.plus(scored, labels=LabelNames(("n", "p"), several=False), bins=5)
+        sums = Sums.model_validate_json(added.model_dump_json())
+    assert (sums.rows, sums.unfamiliar_share) == (sum(map(len, chunks)), share)
