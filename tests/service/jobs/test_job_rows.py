@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from job_calls import callers, cancel, delete, ended, folder, get, held, lines, refused, rows, submit
+from job_calls import callers, cancel, delete, ended, folder, get, held, jobs, lines, refused, rows, submit
 from limits import longer_and_longer
 from serving import FakePredictor, Served, serve
 
@@ -190,13 +190,12 @@ async def test_the_uploads_that_are_kept_are_bounded_and_the_oldest_goes() -> No
         (stored,) = await disk.in_database(disk.tables.reads.jobs)
         assert (stored.answer_bytes, job.about.upload_bytes) == (job.answer_bytes, len(lines(rows(50))))
         size = job.disk_bytes
-    async with serve(max_kept_job_bytes=2 * size + 500) as served:
+    async with serve(max_kept_job_bytes=2 * size + 500, job_look_s=0.02) as served:
         ids = []
         for _ in range(3):
             ids.append(await submit(served, rows(50)))
             await ended(served, ids[-1])
-        await served.state.jobs._remove_old()
-        assert [job.id for job in served.state.jobs.jobs_of(None)] == ids[:0:-1]
+        await served.until(lambda: jobs(served) == ids[:0:-1])
 
 
 # Lists, and the time left

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +64,11 @@ async def test_cancel_frees_the_queue_at_once_and_keeps_the_job_listed(how: str)
 
 @pytest.mark.parametrize("kind", ["done", "failed"])
 async def test_a_late_cancel_changes_nothing(kind: str, served: Served) -> None:
-    predictor = served.predictor
-    predictor.nan = kind == "failed"
+    served.predictor.nan = kind == "failed"
     job_id = await submit(served, rows(5))
     await served.until(lambda: held(served, job_id).finished)
     assert (await cancel(served, job_id))["status"] == kind
-    found = await get(served, job_id)
-    assert (found["status"], found["result"] is not None) == (kind, kind == "done")
+    assert ((await get(served, job_id))["result"] is not None) == (kind == "done")
 
 
 async def test_a_cancel_while_the_end_is_written_loses_no_result(
@@ -160,35 +161,30 @@ async def test_more_than_may_be_fail_the_job_with_the_counts(limit: int, bad: tu
         assert (await ended(served, await submit(served, rows(3))))["status"] == "done"
 
 
-async def test_a_job_without_one_row_that_can_be_scored_fails() -> None:
-    async with serve(batch_tokens=8) as served:
-        served.predictor.nan = True
-        failed = await ended(served, await submit(served, rows(3)))
-        assert (failed["status"], failed["rows_done"], failed["partial"]) == ("failed", 3, None)
-        assert (failed["error"]["code"], failed["error"]["field"]) == ("too_many_bad_rows", "lines.1")
-        assert "unscorable_input: 3" in failed["error"]["message"]
-        assert [row["line"] for row in failed["bad_rows"]] == [1, 2, 3]
+async def test_a_job_without_one_row_that_can_be_scored_fails(served: Served) -> None:
+    served.predictor.nan = True
+    failed = await ended(served, await submit(served, rows(3)))
+    assert (failed["status"], failed["rows_done"], failed["partial"]) == ("failed", 3, None)
+    assert (failed["error"]["code"], failed["error"]["field"]) == ("too_many_bad_rows", "lines.1")
+    assert "unscorable_input: 3" in failed["error"]["message"]
+    assert [row["line"] for row in failed["bad_rows"]] == [1, 2, 3]
 
 
 # An artifact that is not loaded
 
 
-@pytest.fixture
-def two(tmp_path: Path) -> tuple[FakePredictor, FakePredictor, dict[str, Any]]:
-    """Return the predictors of two artifacts, and settings that make the second one's the active one."""
+@asynccontextmanager
+async def without_the_artifact(tmp_path: Path, **values: Any) -> AsyncIterator[tuple[Callable[..., Any], str]]:
+    """Yield what starts a server, which has not loaded the artifact of the job that is left, and that job's id."""
     first, second = artifacts_in(tmp_path, "fake", "other")
-    return first, second, {"artifact": "other", "artifacts_root": tmp_path, "max_jobs_per_caller": 1}
-
-
-Two = tuple[FakePredictor, FakePredictor, dict[str, Any]]
-
-
-async def test_a_job_waits_for_its_artifact_to_be_loaded_and_holds_up_no_other(two: Two) -> None:
-    first, second, values = two
-    values["max_jobs_per_caller"] = 2
-    job_id, path = await stopped_job(first, second, **values | {"artifact": "fake"})
+    values = {"artifacts_root": tmp_path, **values}
+    job_id, path = await stopped_job(first, second, artifact="fake", **values)
     first.released.set()
-    async with serve(first, second, jobs_dir=path, **values) as served:
+    yield partial(serve, first, second, artifact="other", jobs_dir=path, **values), job_id
+
+
+async def test_a_job_waits_for_its_artifact_to_be_loaded_and_holds_up_no_other(tmp_path: Path) -> None:
+    async with without_the_artifact(tmp_path) as (start, job_id), start() as served:
         assert await paused(served, job_id) == "artifact_not_loaded"
         other = await submit(served, rows(5), artifact="other")
         assert (await ended(served, other))["status"] == "done"
@@ -197,23 +193,21 @@ async def test_a_job_waits_for_its_artifact_to_be_loaded_and_holds_up_no_other(t
         assert (await served.client.post("/artifacts/fake/load")).status_code == 200
         assert (await ended(served, job_id))["result"]["artifact"]["name"] == "fake"
         assert job.absent_s == 0
-        ledger = served.state.jobs.ledger
-        assert [stored.absent_s for stored in await ledger.disk.in_database(ledger.disk.tables.reads.jobs)] == [0, 0]
+        disk = served.state.jobs.ledger.disk
+        assert [stored.absent_s for stored in await disk.in_database(disk.tables.reads.jobs)] == [0, 0]
 
 
-async def test_a_job_whose_artifact_never_comes_back_gives_its_place_back(two: Two) -> None:
-    first, second, values = two
-    job_id, path = await stopped_job(first, second, **values | {"artifact": "fake"})
-    first.released.set()
-    async with serve(first, second, jobs_dir=path, **values, job_wait_s=1000) as served:
-        waiting = held(served, job_id)
-        await served.until(lambda: waiting.paused is not None and waiting.absent_s > 0.1)
-        refused(await post(served, lines(rows(1))), 429, "too_many_jobs")
-    # A restart does not begin anew: what it waited before counts, and the time between does not.
-    async with serve(first, second, jobs_dir=path, **values, job_wait_s=0.1) as served:
-        failed = await ended(served, job_id)
-        assert (failed["status"], failed["error"]["code"]) == ("failed", "artifact_not_loaded")
-        assert "'fake' was not loaded for job_wait_s (0.1 s)" in failed["error"]["message"]
-        assert uploads(served) == []
-        assert served.state.jobs.quota.held_bytes == 0
-        assert (await post(served, lines(rows(1)))).status_code == 202
+async def test_a_job_whose_artifact_never_comes_back_gives_its_place_back(tmp_path: Path) -> None:
+    async with without_the_artifact(tmp_path, max_jobs_per_caller=1) as (start, job_id):
+        async with start(job_wait_s=1000) as served:
+            waiting = held(served, job_id)
+            await served.until(lambda: waiting.paused is not None and waiting.absent_s > 0.1)
+            refused(await post(served, lines(rows(1))), 429, "too_many_jobs")
+        # A restart does not begin anew: what it waited before counts, and the time between does not.
+        async with start(job_wait_s=0.1) as served:
+            failed = await ended(served, job_id)
+            assert (failed["status"], failed["error"]["code"]) == ("failed", "artifact_not_loaded")
+            assert "'fake' was not loaded for job_wait_s (0.1 s)" in failed["error"]["message"]
+            assert uploads(served) == []
+            assert served.state.jobs.quota.held_bytes == 0
+            assert (await post(served, lines(rows(1)))).status_code == 202

@@ -11,14 +11,16 @@ import pytest
 from job_calls import ended, get, held, paused, rows, stopped_job, submit
 from serving import FakePredictor, Served, artifacts_in, serve
 from sqlalchemy import update
+from stored_jobs import kept_rows
 
-from service.jobs.store.database import Database
 from service.jobs.store.job_tables import JobTables
 from service.jobs.store.schema import JOBS
 from service.jobs.store.sharing import BackOffs
 
 pytestmark = pytest.mark.anyio
 LOOK_S = 0.02
+
+Stores = tuple[JobTables, JobTables]
 
 
 @asynccontextmanager
@@ -34,11 +36,13 @@ async def check_whole(store: JobTables, served: Served, job_id: str, count: int)
     done = await ended(served, job_id)
     assert (done["status"], done["rows_done"], done["result"]["rows"]) == ("done", count, count)
     number = held(served, job_id).number
-    assert [one.row for one in store.reads.rows(number, -1, 10_000)] == list(range(count))
+    assert kept_rows(store, number) == list(range(count))
 
 
 @pytest.mark.parametrize("lacks", ["the version", "the artifact", "the upload"])
-async def test_a_job_runs_where_it_can_and_is_failed_nowhere(lacks: str, url: str, tmp_path: Path) -> None:
+async def test_a_job_runs_where_it_can_and_is_failed_nowhere(
+    lacks: str, url: str, stores: Stores, tmp_path: Path
+) -> None:
     able, other = FakePredictor(), FakePredictor()
     a: dict[str, Any] = {"predictor": able, "jobs_dir": tmp_path / "common"}
     b: dict[str, Any] = {"predictor": other, "jobs_dir": tmp_path / "common"}
@@ -48,7 +52,7 @@ async def test_a_job_runs_where_it_can_and_is_failed_nowhere(lacks: str, url: st
         b |= {"predictor": (other := FakePredictor("other")), "artifact": "other"}
     else:
         b["jobs_dir"] = tmp_path / "own"
-    store = JobTables(Database.at_url(url))
+    store, _ = stores
     async with two(url, a, b) as (first, second):
         able.hold()
         ids = [await submit(first, rows(40, first=40 * i)) for i in range(6)]
@@ -61,17 +65,16 @@ async def test_a_job_runs_where_it_can_and_is_failed_nowhere(lacks: str, url: st
             assert (shown["status"], shown["error"]) == ("done", None)
         # What it ran at its start has no numbers in it, as rows have.
         assert {token for _, batch in other.batches for row in batch for token in row.token_ids} <= {1}
-    store.close()
 
 
 async def test_a_job_that_no_server_can_run_says_why_and_goes_on_with_the_first_that_can(
-    url: str, tmp_path: Path
+    url: str, stores: Stores, tmp_path: Path
 ) -> None:
     job_id, path = await stopped_job(FakePredictor(), count=40, jobs_url=url, jobs_dir=tmp_path / "common")
     changed, lacking = FakePredictor(), FakePredictor("other")
     changed.artifact.digest = "sha256:another"
     a, b = {"predictor": changed, "jobs_dir": path}, {"predictor": lacking, "artifact": "other", "jobs_dir": path}
-    store = JobTables(Database.at_url(url))
+    store, _ = stores
     async with two(url, a, b) as servers:
         await servers[0].until(lambda: store.reads.jobs()[0].fence > 6)
         for served in servers:
@@ -83,11 +86,12 @@ async def test_a_job_that_no_server_can_run_says_why_and_goes_on_with_the_first_
             assert (await ended(third, job_id))["result"]["rows"] == 40
         (job,) = store.reads.jobs()
         assert (job.status, job.left_at, job.paused) == ("done", None, None)
-    store.close()
 
 
 @pytest.mark.parametrize("lacks", ["artifact_changed", "upload_changed", "artifact_not_loaded"])
-async def test_a_job_that_no_server_can_run_for_long_fails_by_the_reason(lacks: str, url: str, tmp_path: Path) -> None:
+async def test_a_job_that_no_server_can_run_for_long_fails_by_the_reason(
+    lacks: str, url: str, stores: Stores, tmp_path: Path
+) -> None:
     more: dict[str, Any] = {}
     predictors = [FakePredictor()]
     if lacks == "artifact_not_loaded":
@@ -103,20 +107,19 @@ async def test_a_job_that_no_server_can_run_for_long_fails_by_the_reason(lacks: 
         values["artifact"] = "other"
     else:
         values["jobs_dir"] = tmp_path / "own"
-    database = Database.at_url(url)
+    store, _ = stores
     async with serve(*predictors, **values) as served:
         assert await paused(served, job_id) == lacks
-        with database.transaction() as db:
+        with store.database.transaction() as db:
             db.execute(update(JOBS).values(left_at=JOBS.c.left_at - 1000))
-        await served.until(lambda: JobTables(database).reads.jobs()[0].fence > 4)
+        await served.until(lambda: store.reads.jobs()[0].fence > 4)
         assert (await get(served, job_id))["status"] == "paused"
-        with database.transaction() as db:
+        with store.database.transaction() as db:
             db.execute(update(JOBS).values(left_at=JOBS.c.left_at - 1000))
         failed = await ended(served, job_id)
         assert (failed["status"], failed["error"]["code"]) == ("failed", lacks)
         assert failed["error"]["message"].startswith("for job_wait_s (2000 s) there was no server that has ")
         assert served.state.jobs.quota.held_bytes == 0
-    database.close()
 
 
 def test_a_server_tries_less_and_less_often_what_it_could_not_run() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import pytest
 from job_calls import cancel, ended, get, held, methods, rows, submit
 from serving import FakePredictor, Served, serve
 from sqlalchemy import update
+from stored_jobs import kept_rows
 
 from service.errors import JobsUnavailableError
-from service.jobs.store.database import Database
 from service.jobs.store.job_tables import JobTables
 from service.jobs.store.schema import SERVERS
 
@@ -27,15 +27,6 @@ COUNT = 60
 async def a_server(url: str, folder: Path) -> AsyncIterator[Served]:
     async with serve(FakePredictor(), jobs_url=url, jobs_dir=folder, batch_tokens=40, job_look_s=0.02) as served:
         yield served
-
-
-@contextmanager
-def reading(url: str) -> Iterator[JobTables]:
-    store = JobTables(Database.at_url(url))
-    try:
-        yield store
-    finally:
-        store.close()
 
 
 async def seem_dead(served: Served, store: JobTables) -> None:
@@ -68,36 +59,36 @@ async def answered(served: Served, job_id: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("write", ["set_begun", "set_paused", "add_rows", "end"])
 async def test_a_write_that_comes_too_late_is_refused_and_every_row_is_answered_once(
-    write: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write: str, url: str, stores: tuple[JobTables, JobTables], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with reading(url) as store:
-        async with a_server(url, tmp_path) as first:
-            first.predictor.hold()
-            items = rows(COUNT)
-            job_id = await submit(first, items)
-            job = held(first, job_id)
-            await first.until(first.predictor.entered.is_set)
-            if write in ("set_begun", "set_paused"):
-                # Both come before a batch: it lets go of the job, and claims it once more.
-                await first.state.jobs._runner.give_up(job)
-            reached, go = gated(monkeypatch, first, write)
-            if not job.mine:
-                await first.state.jobs.ledger.sharing.release(job)
-            first.predictor.released.set()
-            await first.until(reached.is_set)
-            await seem_dead(first, store)
-            async with a_server(url, tmp_path) as second:
-                done = await ended(second, job_id)
-                go.set()
-                await first.until(lambda: not first.state.jobs._runner._runs)
-                await first.state.jobs.fresh()
-                assert (done["status"], done["rows_done"], done["result"]["rows"]) == ("done", COUNT, COUNT)
-                assert done["result"]["methods"] == await methods(second, items)
-                for served in (first, second):
-                    assert await get(served, job_id) == done
-                    assert [one["input"] for one in await answered(served, job_id)] == items
-        (stored,) = store.reads.jobs()
-        assert [one.row for one in store.reads.rows(stored.number, -1, 1000)] == list(range(COUNT))
+    store, _ = stores
+    async with a_server(url, tmp_path) as first:
+        first.predictor.hold()
+        items = rows(COUNT)
+        job_id = await submit(first, items)
+        job = held(first, job_id)
+        await first.until(first.predictor.entered.is_set)
+        if write in ("set_begun", "set_paused"):
+            # Both come before a batch: it lets go of the job, and claims it once more.
+            await first.state.jobs._runner.give_up(job)
+        reached, go = gated(monkeypatch, first, write)
+        if not job.mine:
+            await first.state.jobs.ledger.sharing.release(job)
+        first.predictor.released.set()
+        await first.until(reached.is_set)
+        await seem_dead(first, store)
+        async with a_server(url, tmp_path) as second:
+            done = await ended(second, job_id)
+            go.set()
+            await first.until(lambda: not first.state.jobs._runner._runs)
+            await first.state.jobs.fresh()
+            assert (done["status"], done["rows_done"], done["result"]["rows"]) == ("done", COUNT, COUNT)
+            assert done["result"]["methods"] == await methods(second, items)
+            for served in (first, second):
+                assert await get(served, job_id) == done
+                assert [one["input"] for one in await answered(served, job_id)] == items
+    (stored,) = store.reads.jobs()
+    assert kept_rows(store, stored.number) == list(range(COUNT))
 
 
 async def test_a_cancel_that_comes_after_another_servers_end_takes_no_row_away(url: str, tmp_path: Path) -> None:
