@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -58,13 +57,6 @@ def test_found_by_folder_too() -> None:
     assert shelf.find("b") is shelf.find("b-2026") is added
     assert [shelf.activate("b-2026"), shelf.activate("nobody")] == [True, False]
     assert shelf.active is added
-
-
-def test_lease_ends_with_an_error_too() -> None:
-    shelf = shelf_of("a")
-    with pytest.raises(KeyError), shelf.lease(None):
-        raise KeyError
-    assert [p.leases for p in shelf.places] == [0]
 
 
 NUMBERS = st.integers(0, 6)

@@ -75,22 +75,6 @@ async def test_a_load_that_hangs_is_given_up_and_told(tmp_path: Path, hangs_in: 
         assert (await client.post(f"/artifacts/second/{change}")).status_code == 200
 
 
-@pytest.mark.anyio
-async def test_what_is_unloaded_beside_a_stuck_load_is_not_said_to_be_active(tmp_path: Path) -> None:
-    async with hanging(tmp_path, "load", threading.Event()) as (client, app):
-        assert code(await client.post("/artifacts/second/load")) == (504, "load_timeout")
-        shelf = app.state.artifacts.shelf
-        activate = shelf.activate
-
-        def unload_first(name: str) -> bool:
-            shelf.remove("third")
-            return bool(activate(name))
-
-        shelf.activate = unload_first
-        assert code(await client.post("/artifacts/third/activate")) == (409, "load_stuck")
-        assert (await client.get("/health/ready")).json()["artifact"]["name"] == "first"
-
-
 class Result:
     pass
 

@@ -162,18 +162,6 @@ async def test_a_refusal_reads_nothing_of_the_body(guarded: Served) -> None:
         assert (answer.status_code, read) == (status, [])
 
 
-async def test_the_queue_knows_the_caller_by_the_keys_id(guarded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    put, callers = guarded.state.backend.queue.put, []
-
-    def noted(plan: Any, *args: Any, **named: Any) -> Any:
-        callers.append(plan.caller)
-        return put(plan, *args, **named)
-
-    monkeypatch.setattr(guarded.state.backend.queue, "put", noted)
-    await guarded.client.post("/predict", json=BODY, headers=bearer("predict"))
-    assert callers == ["only-predict"]
-
-
 async def test_refusals_are_counted_and_logged_without_the_token(
     guarded: Served, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -219,25 +219,6 @@ async def test_metrics_say_how_the_server_is() -> None:
     assert idle("process_resident_memory_bytes") > 0
 
 
-async def test_a_server_that_leaves_is_not_ready() -> None:
-    async with serve() as served:
-        served.state.lifecycle.leave()
-        scrape = await scrape_of(served)
-    assert (scrape("laplora_ready"), scrape("laplora_draining")) == (0, 0)
-
-
-async def test_a_device_that_does_not_answer_is_not_ready() -> None:
-    async with serve(stall_s=0.1) as served:
-        served.predictor.hold()
-        running = asyncio.create_task(served.predict("a"))
-        while (stalled := await scrape_of(served))("laplora_ready") == 1:
-            await asyncio.sleep(0.02)
-        served.predictor.released.set()
-        assert (await running).status_code == 200
-        after = await scrape_of(served)
-    assert (stalled("laplora_ready"), after("laplora_ready")) == (0, 1)
-
-
 async def test_the_phase_is_failed_where_the_artifact_cannot_be_served() -> None:
     predictor = FakePredictor()
     predictor.golden_error = GoldenMismatchError("recorded 0.5, got 0.7")

@@ -19,7 +19,6 @@ from typing import Any
 
 import httpx
 import pytest
-from limits import longer_and_longer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from server_process import ROOT, Process, fake_artifacts, fake_server
@@ -180,39 +179,6 @@ def test_a_batch_is_linked_to_the_requests_whose_rows_it_ran(start: Callable[...
     assert linked == [{spans["first"]}, {spans["second"], spans["third"]}]
     assert [attributes(batch)["laplora.rows"] for batch in collector.batches] == [1, 2]
     assert {attributes(batch)["laplora.outcome"] for batch in collector.batches} == {"ok"}
-
-
-def test_a_request_that_runs_out_of_time_has_the_stages_that_it_came_to(
-    start: Callable[..., Any], tmp_path: Path
-) -> None:
-    gate = tmp_path / "gate"
-    gate.touch()
-    with (
-        collecting() as (collector, url),
-        start("--otlp-endpoint", url, FAKE_GATE=str(gate)) as process,
-        process.client() as client,
-    ):
-        for tried, timeout_s in enumerate(longer_and_longer()):
-            late = f"late-{tried}"
-            body = {"inputs": [{"text": "a"}], "options": {"timeout_s": timeout_s}}
-            gate.unlink()
-            assert client.post("/predict", json=body, headers={"x-request-id": late}).status_code == 504
-            gate.touch()
-            line = logged_of(process, late)
-            if "compute_ms" in line:
-                break
-        stop(process)
-    span = collector.of(late)
-    assert span.status.code == Status.STATUS_CODE_ERROR
-    assert attributes(span)["error.type"] == "deadline_exceeded"
-    assert set(collector.children(span)) == {"tokenize", "queue", "compute"}
-
-
-def logged_of(process: Process, request_id: str) -> dict[str, Any]:
-    """Return the line of a request in the log, as soon as it is there."""
-    while not (found := [line for line in process.lines if f'"request_id": "{request_id}"' in line]):
-        time.sleep(0.01)
-    return dict(json.loads(found[0]))
 
 
 def until(client: httpx.Client, line: str) -> None:
