@@ -1,4 +1,4 @@
-"""The tables of docs/api.md, made from the OpenAPI document, the error table and the settings."""
+"""The tables of docs/api.md, made from the OpenAPI document and the error table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 from service.errors import ERROR_KINDS
-from service.settings import Settings
 
 #: Schemas whose fields the page lists, by the name of their table.
 FIELDS = {
@@ -32,7 +31,7 @@ def with_tables(page: str, document: dict[str, Any]) -> str:
         KeyError: a name that is no table's.
         ValueError: a table that the page does not show.
     """
-    tables = {"endpoints": endpoints(document), "errors": errors(), "limits": limits()}
+    tables = {"endpoints": endpoints(document), "errors": errors()}
     tables |= {name: fields(document, schema) for name, schema in FIELDS.items()}
     missing = set(tables) - set(re.findall(r"<!-- table: ([\w-]+) -->", page))
     if missing:
@@ -60,15 +59,6 @@ def errors() -> str:
         for kind in ERROR_KINDS
     ]
     return table(("status", "code", "meaning", "`Retry-After`"), sorted(rows, key=lambda row: row[0]))
-
-
-def limits() -> str:
-    rows = [
-        (f"`{name}`", "none" if field.default is None else str(field.default), field.description or "")
-        for name, field in Settings.model_fields.items()
-        if name.startswith("max_") or name == "request_timeout_s"
-    ]
-    return table(("limit", "unless set otherwise", "meaning"), rows)
 
 
 def fields(document: dict[str, Any], name: str) -> str:

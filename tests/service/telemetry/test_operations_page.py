@@ -54,9 +54,8 @@ def settings() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
         default = "" if field.default in (None, "", ()) else f"`{field.default}`"
-        flag, variable = f"`--{name.replace('_', '-')}`", f"`LAPLORA_{name.upper()}`"
-        rows.append((flag, variable, default, field.description or ""))
-    return table(("flag", "variable", "default", "what"), rows)
+        rows.append((f"`--{name.replace('_', '-')}`", default, field.description or ""))
+    return table(("flag", "default", "what"), rows)
 
 
 @pytest.mark.parametrize("part", [events, metrics, alerts, settings], ids=lambda part: part.__name__)
