@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laplora.errors import ConfigError, NonFiniteError
+from laplora.errors import ConfigError, LaploraError, NonFiniteError
 
 if TYPE_CHECKING:  # torch takes seconds to load, which help and completion need not wait for
     from laplora.answers.order_answers import OrderedRows
@@ -83,28 +83,46 @@ def load(artifact: Artifact, device: str, progress: Callable[[str], None] | None
     return predictor
 
 
-def encode(predictor: Predictor, fields: Mapping[str, Any], how: How) -> OrderedRows:
-    """Return an input's rows, one without ``orders``; InvalidInputError: one that cannot be answered."""
+def answer_all(
+    predictor: Predictor, inputs: Sequence[Mapping[str, Any] | LaploraError], how: How
+) -> list[Answer | LaploraError]:
+    """Return an answer for each input, in order, or the error of one that has none.
+
+    Args:
+        inputs: fields by name, or why there are none, which is returned.
+    """
     from laplora.answers.order_answers import OrderedRows
 
-    if how.orders is None:
-        return OrderedRows((predictor.encode(fields, truncate=how.truncate),), ())
-    return predictor.encode_orders(fields, truncate=how.truncate, which="all" if how.orders == "all" else "reverse")
+    found: list[Answer | LaploraError | None] = []
+    questions = []
+    for fields in inputs:
+        try:
+            if isinstance(fields, LaploraError):
+                raise fields
+            if how.orders is None:
+                questions.append(OrderedRows((predictor.encode(fields, truncate=how.truncate),), ()))
+            else:
+                which: Any = how.orders
+                questions.append(predictor.encode_orders(fields, truncate=how.truncate, which=which))
+            found.append(None)
+        except LaploraError as error:
+            found.append(error)
+    answered = iter(_in_halves(predictor, questions, how))
+    return [next(answered) if one is None else one for one in found]
 
 
-def answers(predictor: Predictor, questions: Sequence[OrderedRows], how: How) -> list[Answer | None]:
-    """Return an answer per question, in order, and None for one without a finite answer.
+def _in_halves(predictor: Predictor, questions: Sequence[OrderedRows], how: How) -> list[Answer | LaploraError]:
+    """Return an answer per question, or the error of one without a finite answer.
 
-    With each comes, where it averages orders, the answer in the user's own order. Where some are not finite, which of
-    them being unknown, questions are answered in halves: for one in 256 sixteen more calls.
+    Where there is one, which of them being unknown, they are answered in halves: for one in 256 sixteen more calls.
     """
     try:
         return [*_answers(predictor, questions, how)]
     except NonFiniteError:
         if len(questions) == 1:
-            return [None]
+            return [NonFiniteError("the model has no finite answer to this input: change it or leave it out")]
         middle = len(questions) // 2
-        return [*answers(predictor, questions[:middle], how), *answers(predictor, questions[middle:], how)]
+        return [*_in_halves(predictor, questions[:middle], how), *_in_halves(predictor, questions[middle:], how)]
 
 
 def _answers(predictor: Predictor, questions: Sequence[OrderedRows], how: How) -> list[Answer]:

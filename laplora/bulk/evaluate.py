@@ -16,22 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from laplora.answers.evaluation import MeasureHow, measure_file, method_rows
 from laplora.answers.written import written_answer
-from laplora.bulk.answering import WINDOW, How, answers, encode, load, read
+from laplora.bulk.answering import WINDOW, How, answer_all, load, read
 from laplora.bulk.parts import Line, Parts
-from laplora.bulk.rows import Row, Source, json_row
+from laplora.bulk.rows import Source
 from laplora.bulk.run import finish
 from laplora.bulk.workers import Workers
+from laplora.data.lines import Row, json_row
 from laplora.data.records import Record, RowError, each_in_turn
 from laplora.errors import DataError, InvalidInputError, LaploraError
 
 if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
-    from laplora.data.labelled import Task
+    from laplora.bulk.answering import Answer
     from laplora.predictor import Predictor
     from laplora.prompts.examples import Example
-
-#: Rows without an answer that are told of.
-_TOLD_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
@@ -78,16 +76,15 @@ def evaluate_file(
         DataError: rows that cannot be used or answered, by number.
     """
     found, rows = read(artifact, how, allowed_bases, progress), Source.at(source, WINDOW)
-    labelled = Labelled.of(found, str(source), label_field)
+    job = EvaluateJob(found, workers.worker_device, how, str(source), label_field, with_answers)
     every = (row for block in rows.blocks() for window in rows.windows(block) for row in window)
-    if not sum(1 for _ in labelled.examples(every)):
+    if not sum(1 for _ in job.examples(every)):
         raise DataError(f"{source}: holds no rows")
     with ExitStack() as stack:
         kept = Parts(Path(stack.enter_context(TemporaryDirectory()) if parts is None else parts))
         stack.enter_context(kept.held())
-        job = EvaluateJob(found, workers.worker_device, how, labelled, with_answers)
         options = {"command": "evaluate", **asdict(how), "label_field": label_field, "with_answers": with_answers}
-        blocks = finish(job, rows, kept, workers, found, options, progress)
+        blocks = finish(job.start, rows, kept, workers, found, options, progress)
         records = [json.loads(line) for line in kept.lines(blocks)]
         numbers = [record.pop("methods") for record in records]
         methods = measure_file(found.manifest, numbers, [record["truth"] for record in records], measure)
@@ -96,76 +93,56 @@ def evaluate_file(
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """How rows are read: what errors call their file, the task, the label's field, and whether it may have several."""
-
-    place: str
-    task: Task
-    label_field: str
-    several: bool
-
-    @classmethod
-    def of(cls, artifact: Artifact, place: str, label_field: str) -> Labelled:
-        """Return how an artifact's are read."""
-        from laplora.data.labelled import Task
-
-        manifest = artifact.manifest
-        task = Task(artifact.name, manifest.template.template(), manifest.labels)
-        return cls(place, task, label_field, manifest.likelihood == "bernoulli")
-
-    def examples(self, rows: Iterable[Row]) -> Iterator[Example]:
-        """Yield rows as examples, in order; DataError: after them, the first that cannot be used."""
-        return each_in_turn(self.place, rows, self._example)
-
-    def _example(self, row: Row) -> Example:
-        from laplora.data.labelled import labelled_example
-
-        try:
-            record = Record(row[0], json_row(row))
-        except InvalidInputError as error:
-            raise RowError(row[0], str(error)) from None
-        return labelled_example(self.place, record, self.task, self.label_field, {}, several=self.several)
-
-
-@dataclass(frozen=True)
 class EvaluateJob:
-    """Each row's numbers by an artifact."""
+    """Each row's numbers by an artifact.
+
+    Attributes:
+        place: what errors call the source; label_field: of a row.
+        with_answers: whether each row's fields and answer come too.
+    """
 
     artifact: Artifact
     device: str
     how: How
-    labelled: Labelled
+    place: str
+    label_field: str
     with_answers: bool = False
 
     def start(self) -> Callable[[Sequence[Row]], Iterator[Line]]:
         """Load the artifact."""
         return partial(self.measure_window, load(self.artifact, self.device))
 
+    def examples(self, rows: Iterable[Row]) -> Iterator[Example]:
+        """Yield rows as examples, in order; DataError: after them, the first that cannot be used."""
+        from laplora.data.labelled import Task, labelled_example
+
+        manifest = self.artifact.manifest
+        task = Task(self.artifact.name, manifest.template.template(), manifest.labels)
+        several = manifest.likelihood == "bernoulli"
+
+        def example(row: Row) -> Example:
+            try:
+                record = Record(row[0], json_row(row))
+            except InvalidInputError as error:
+                raise RowError(row[0], str(error)) from None
+            return labelled_example(self.place, record, task, self.label_field, {}, several=several)
+
+        return each_in_turn(self.place, rows, example)
+
     def measure_window(self, predictor: Predictor, window: Sequence[Row]) -> Iterator[Line]:
         """Yield a line for each row, in order: the place of the right label, or places, and its numbers by method.
 
         Raises:
-            DataError: rows that cannot be answered, by number.
+            DataError: after them, rows that cannot be answered, by number.
         """
-        examples = list(self.labelled.examples(window))
-        questions, problems = [], []
-        for example in examples:
-            try:
-                questions.append(encode(predictor, example.fields, self.how))
-            except LaploraError as error:
-                problems.append(f"{example.id}: {error}")
-        answered = [] if problems else answers(predictor, questions, self.how)
-        problems += [
-            f"{example.id}: the model has no finite answer"
-            for example, answer in zip(examples, answered, strict=False)
-            if answer is None
-        ]
-        if problems:
-            more = [f"... and {len(problems) - _TOLD_PROBLEMS} more"] if len(problems) > _TOLD_PROBLEMS else []
-            raise DataError("\n".join([*problems[:_TOLD_PROBLEMS], *more]))
+        examples = list(self.examples(window))
+        answers = answer_all(predictor, [example.fields for example in examples], self.how)
         answering = self.how.predictive or predictor.recommended
-        for (number, _), example, answer in zip(window, examples, answered, strict=True):
-            assert answer is not None
+
+        def line(of: tuple[Row, Example, Answer | LaploraError]) -> Line:
+            (number, _), example, answer = of
+            if isinstance(answer, LaploraError):
+                raise RowError(number, str(answer))
             record: dict[str, Any] = {
                 "number": number,
                 "truth": example.label if example.present is None else example.present,
@@ -173,4 +150,6 @@ class EvaluateJob:
             }
             if self.with_answers:
                 record |= {"fields": example.fields, "answer": written_answer(answer[0], example.fields)}
-            yield number, json.dumps(record).encode() + b"\n", False
+            return json.dumps(record).encode() + b"\n", False
+
+        return each_in_turn(self.place, zip(window, examples, answers, strict=True), line)

@@ -20,10 +20,8 @@ from filelock import FileLock, Timeout
 from laplora.errors import ConfigError, DataError, first_line
 from laplora.files import write_whole
 
-#: A row's number, its line with its end, and whether it has no answer.
-Line = tuple[int, bytes, bool]
-#: Rows without an answer whose numbers are told.
-TOLD_ROWS = 100
+#: A row's line with its end, and whether it has no answer.
+Line = tuple[bytes, bool]
 _RUN, _LOCK = "run.json", ".lock"
 _BLOCK = re.compile(r"\d{6}\.jsonl")
 #: What a run writes, also what was being written when it was killed.
@@ -32,26 +30,20 @@ _OURS = re.compile(r"\d{6}\.jsonl|run\.json|\.(\d{6}\.jsonl|run\.json)\.[0-9a-f]
 
 @dataclass(frozen=True)
 class Finished:
-    """The record of a finished block.
-
-    Attributes:
-        rows: how many; sha256: of its lines.
-        bad: rows without an answer; first_bad: their numbers, ``TOLD_ROWS`` at most.
-    """
+    """The record of a finished block: its number, how many rows it has, without an answer, and its lines' SHA-256."""
 
     number: int
     rows: int
-    sha256: str
     bad: int
-    first_bad: list[int]
+    sha256: str
 
 
-def finished(number: int, lines: Iterable[Line]) -> tuple[Finished, bytes]:
-    """Return the record of a block's lines, and the lines."""
+def finished(number: int, lines: Iterable[Line]) -> bytes:
+    """Return a block as it is kept: a line with its record, and its lines."""
     made = list(lines)
-    content = b"".join(line for _, line, _ in made)
-    bad = [row for row, _, is_bad in made if is_bad]
-    return Finished(number, len(made), hashlib.sha256(content).hexdigest(), len(bad), bad[:TOLD_ROWS]), content
+    content = b"".join(line for line, _ in made)
+    record = Finished(number, len(made), sum(bad for _, bad in made), hashlib.sha256(content).hexdigest())
+    return json.dumps(asdict(record)).encode() + b"\n" + content
 
 
 class Parts:
@@ -104,7 +96,7 @@ class Parts:
             return {}
         kept = self._record(_RUN, (self.folder / _RUN).read_bytes())
         if differing := [name for name in sorted({*kept, *run}) if kept.get(name) != run.get(name)]:
-            told = "; ".join(f"{name} was {_told(kept.get(name))}, is {_told(run.get(name))}" for name in differing)
+            told = "; ".join(f"{name} was {kept.get(name)}, is {run.get(name)}" for name in differing)
             raise ConfigError(f"{self.folder}: its blocks are of another run ({told}): remove it to begin anew")
         found = {}
         for name in filter(_BLOCK.fullmatch, names):
@@ -112,10 +104,11 @@ class Parts:
                 found[int(name[:6])] = Finished(**self._record(name, file.readline()))
         return found
 
-    def keep(self, block: Finished, content: bytes) -> None:
-        """Write a block's record and its lines, in one step."""
-        record = json.dumps(asdict(block)).encode() + b"\n"
-        write_whole(self.folder / f"{block.number:06d}.jsonl", [record, content])
+    def keep(self, block: bytes) -> Finished:
+        """Write a block, of ``finished``, in one step, and return its record."""
+        record = Finished(**json.loads(block[: block.index(b"\n")]))
+        write_whole(self.folder / f"{record.number:06d}.jsonl", block)
+        return record
 
     def lines(self, blocks: Iterable[Finished]) -> Iterator[bytes]:
         """Yield the lines of blocks, block after block; DataError: a block is not what was written."""
@@ -141,8 +134,3 @@ class Parts:
         except ValueError:
             raise DataError(f"{self.folder / name}: is damaged: remove the folder to begin anew") from None
         return found
-
-
-def _told(value: Any) -> str:
-    text = "not said" if value is None else json.dumps(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."

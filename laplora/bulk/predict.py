@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laplora.answers.written import written_answer
-from laplora.bulk.answering import WINDOW, How, answers, encode, load, read
-from laplora.bulk.parts import TOLD_ROWS, Line, Parts
-from laplora.bulk.rows import Row, Source, json_row
+from laplora.bulk.answering import WINDOW, How, answer_all, load, read
+from laplora.bulk.parts import Line, Parts
+from laplora.bulk.rows import Source
 from laplora.bulk.run import finish
 from laplora.bulk.workers import Workers
-from laplora.errors import ConfigError, InvalidInputError, LaploraError, NonFiniteError
+from laplora.data.lines import Row, json_row
+from laplora.errors import ConfigError, InvalidInputError, LaploraError
 from laplora.remote.places import place_of
 
 if TYPE_CHECKING:
@@ -28,16 +29,10 @@ _ID_CHARS = 256
 
 @dataclass(frozen=True)
 class Predicted:
-    """What was written.
-
-    Attributes:
-        rows: lines; bad: those without an answer.
-        first_bad: numbers of the first of them, from 1, ``TOLD_ROWS`` at most.
-    """
+    """What was written: lines, and how many of them are without an answer."""
 
     rows: int
     bad: int
-    first_bad: tuple[int, ...]
 
 
 def predict_file(
@@ -79,54 +74,44 @@ def predict_file(
     with parts.held():
         if place.exists():
             raise ConfigError(f"{target}: is there already: remove it, or write to another place")
-        job = PredictJob(found, workers.worker_device, how)
-        blocks = finish(job, rows, parts, workers, found, {"command": "predict", **asdict(how)}, progress)
+        start = partial(answering, found, workers.worker_device, how)
+        blocks = finish(start, rows, parts, workers, found, {"command": "predict", **asdict(how)}, progress)
         place.write(parts.lines(blocks))
         parts.remove()
-    first_bad = [number for block in blocks for number in block.first_bad][:TOLD_ROWS]
-    return Predicted(sum(block.rows for block in blocks), sum(block.bad for block in blocks), tuple(first_bad))
+    return Predicted(sum(block.rows for block in blocks), sum(block.bad for block in blocks))
 
 
-@dataclass(frozen=True)
-class PredictJob:
-    """Answers by an artifact."""
-
-    artifact: Artifact
-    device: str
-    how: How
-
-    def start(self) -> Callable[[Sequence[Row]], Iterator[Line]]:
-        """Load the artifact."""
-        return partial(answer_window, load(self.artifact, self.device), how=self.how)
+def answering(artifact: Artifact, device: str, how: How) -> Callable[[Sequence[Row]], Iterator[Line]]:
+    """Load an artifact, and return what answers a window of rows by it."""
+    return partial(answer_window, load(artifact, device), how=how)
 
 
 def answer_window(predictor: Predictor, window: Sequence[Row], how: How) -> Iterator[Line]:
     """Yield the line that answers each row, in order."""
-    inputs: list[dict[str, Any] | LaploraError] = []
-    questions = []
+    inputs, ids = list[Any](), list[Any]()
+    fields: Any
+    id: Any
     for row in window:
         try:
             fields = json_row(row)
-            _check_id(fields.get("id"))
-            questions.append(encode(predictor, {name: fields[name] for name in fields if name != "id"}, how))
-            inputs.append(fields)
+            id = _id(fields.pop("id", None))
         except LaploraError as error:
-            inputs.append(error)
-    answered = iter(answers(predictor, questions, how))
-    for (number, _), fields in zip(window, inputs, strict=True):
+            fields, id = error, None
+        inputs.append(fields)
+        ids.append(id)
+    for (number, _), id, fields, answer in zip(window, ids, inputs, answer_all(predictor, inputs, how), strict=True):
         try:
-            if isinstance(fields, LaploraError):
-                raise fields
-            if (answer := next(answered)) is None:
-                raise NonFiniteError("the model has no finite answer to this input: change it or leave it out")
-            line = written_answer(answer[0], fields, id=fields.get("id"))
+            if isinstance(answer, LaploraError):
+                raise answer
+            line = written_answer(answer[0], fields, id=id)
         except LaploraError as error:
             line = {"line": number, "error": {"message": str(error), "field": getattr(error, "field", None)}}
-        yield number, json.dumps(line, ensure_ascii=False).encode() + b"\n", "error" in line
+        yield json.dumps(line, ensure_ascii=False).encode() + b"\n", "error" in line
 
 
-def _check_id(id: Any) -> None:
+def _id(id: Any) -> str | float | None:
     if isinstance(id, str) and len(id) > _ID_CHARS:
         raise InvalidInputError(f"id has more than {_ID_CHARS} characters", field="id")
-    if id is not None and (isinstance(id, bool) or not isinstance(id, str | int | float)):
+    if isinstance(id, bool) or not isinstance(id, str | int | float | None):
         raise InvalidInputError("id must be a text or a number", field="id")
+    return id

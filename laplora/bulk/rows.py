@@ -14,20 +14,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from laplora.data import lines as json_lines
+from laplora.data.lines import Row
 from laplora.data.parquet import parquet_file, parquet_rows
-from laplora.data.records import MARK, RowError, csv_records, decoded, format_of, json_record
-from laplora.errors import DataError, InvalidInputError
+from laplora.data.records import csv_records, format_of
+from laplora.errors import DataError
 from laplora.remote.places import absolute, place_of
 
-#: Longest line, in bytes.
-LINE_BYTES = 8 << 20
 #: A window ends with the row by which it has so many bytes, however few rows it has then.
 WINDOW_BYTES = 16 << 20
 #: Blocks of a source, about, at most: one is one file beside the output.
 MOST_BLOCKS = 8192
-
-#: Number of a row, from 1 (of text: of its line), and its JSON.
-Row = tuple[int, bytes]
 
 
 class Block(NamedTuple):
@@ -92,7 +89,7 @@ class Source:
             fewest_bytes = file.seek(0, io.SEEK_END) // MOST_BLOCKS
             file.seek(0)
             first, begin, end = 1, 0, 0
-            for window in windows(lines(file), self.window):
+            for window in windows(json_lines.lines(file), self.window):
                 if (end := file.tell()) - begin >= fewest_bytes:
                     yield first, begin, end
                     first, begin = window[-1][0] + 1, end
@@ -102,7 +99,7 @@ class Source:
     def _lines(self, block: Block) -> Iterator[Row]:
         with self.open() as file:
             file.seek(block.begin)
-            yield from lines(file, before=block.first - 1, end=block.end)
+            yield from json_lines.lines(file, before=block.first - 1, end=block.end)
 
     def _table_blocks(self) -> list[tuple[int, int, int]]:
         if format_of(self.place) == "parquet":
@@ -135,17 +132,7 @@ def _csv_rows(source: Source) -> list[Row]:
 def _json(values: Mapping[str, Any]) -> bytes:
     """Return a row as JSON without what it has no value of, and no more of it than of a line."""
     row = json.dumps({name: value for name, value in values.items() if value is not None})
-    return row.encode()[: LINE_BYTES + 1]
-
-
-def json_row(row: Row) -> dict[str, Any]:
-    """Return a row's values by name; InvalidInputError: none that can be used."""
-    if len(row[1]) > LINE_BYTES:
-        raise InvalidInputError(f"has more than {LINE_BYTES:,} bytes")
-    try:
-        return json_record((row[0], decoded(row))).values
-    except RowError as error:
-        raise InvalidInputError(error.problem) from None
+    return row.encode()[: json_lines.LINE_BYTES + 1]
 
 
 def windows(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
@@ -159,21 +146,3 @@ def windows(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
             window, size = [], 0
     if window:
         yield window
-
-
-def lines(file: BinaryIO, *, before: int = 0, end: int | None = None) -> Iterator[Row]:
-    """Yield the lines that are not blank, by number; of one that is over ``LINE_BYTES`` its start alone.
-
-    Args:
-        before: lines that come before the first; end: where in the file to stop, in bytes; None: where it ends.
-    """
-    number = before
-    while (end is None or file.tell() < end) and (line := file.readline(LINE_BYTES + 1)):
-        number += 1
-        if len(line) > LINE_BYTES and not line.endswith(b"\n"):
-            while (rest := file.readline(LINE_BYTES)) and not rest.endswith(b"\n"):
-                continue
-        if number == 1:
-            line = line.removeprefix(MARK)
-        if line.strip():
-            yield number, line

@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Any
 import laplora
 from laplora.bulk.parts import Finished, Parts
 from laplora.bulk.rows import Source
-from laplora.bulk.workers import Job, Workers, worked
+from laplora.bulk.workers import Start, Workers, worked
 from laplora.remote.places import place_of
 
 if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
 
-#: Of what a run's description says; one of another is not continued.
-_FORMAT = 3
-
 
 def finish(
-    job: Job,
+    start: Start,
     source: Source,
     parts: Parts,
     who: Workers,
@@ -45,7 +42,6 @@ def finish(
     say = progress or (lambda _line: None)
     blocks = source.blocks()
     run = {
-        "format": _FORMAT,
         "laplora": laplora.__version__,
         "torch": torch.__version__,
         "artifact": artifact.digest,
@@ -60,11 +56,10 @@ def finish(
     if found:
         say(f"going on: {len(found)} of {len(blocks)} blocks are finished")
     began, rows = time.monotonic(), 0
-    for done, (one, content) in enumerate(worked(job, source, left, who) if left else (), 1):
-        parts.keep(one, content)
+    for done, block in enumerate(worked(start, source, left, who) if left else (), 1):
+        one = parts.keep(block)
         found[one.number] = one
         rows += one.rows
-        if done % max(1, -(-len(left) // 20)) == 0 or done == len(left):
-            rate = rows / (time.monotonic() - began)
-            say(f"{len(found)} of {len(blocks)} blocks, {rate:.3g} rows a second")
+        if done % -(-len(left) // 20) == 0 or done == len(left):
+            say(f"{len(found)} of {len(blocks)} blocks, {rows / (time.monotonic() - began):.3g} rows a second")
     return [found[block.number] for block in blocks]

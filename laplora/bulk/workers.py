@@ -7,24 +7,25 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from laplora import errors
-from laplora.bulk.parts import Finished, Line, finished
-from laplora.bulk.rows import Block, Row, Source
+from laplora.bulk.parts import Line, finished
+from laplora.bulk.rows import Block, Source
+from laplora.data.lines import Row
 from laplora.errors import ConfigError, LaploraError, first_line
 from laplora.ray_cluster import cluster, import_ray, machines
 
 #: How often a block is begun that kills its workers, before the run ends. Ray would begin it for ever.
 _TRIES = 4
+#: What the bytes of an error begin with.
+_ERROR = b"error "
 
 
-class Job(Protocol):
-    """What is done to each window of rows; it is sent to the workers."""
-
-    def start(self) -> Callable[[Sequence[Row]], Iterable[Line]]:
-        """Load what is needed, once a worker, and return what makes the lines of a window, one each and in order."""
+#: Loads what is needed, once a worker, and returns what makes the lines of a window of rows, one each and in order. It
+#: is sent to the workers.
+Start = Callable[[], Callable[[Sequence[Row]], Iterable[Line]]]
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,14 @@ class Worker:
         begun: of Ray's workers the actor ``_Begun``.
     """
 
-    def __init__(self, job: Job, source: Source, threads: int | None, begun: Any = None) -> None:
-        self._job, self._source, self._threads, self._begun = job, source, threads, begun
+    def __init__(self, start: Start, source: Source, threads: int | None, begun: Any = None) -> None:
+        self._start, self._source, self._threads, self._begun = start, source, threads, begun
         self._lines: Callable[[Sequence[Row]], Iterable[Line]] | None = None
 
-    def work(self, block: Block) -> tuple[Finished, bytes]:
-        """Return a block's record and its lines; errors are the job's and the source's."""
+    def work(self, block: Block) -> bytes:
+        """Return a block as ``finished`` does; errors are the job's and the source's."""
         with torch_threads(self._threads):
-            lines = self._lines = self._lines or self._job.start()
+            lines = self._lines = self._lines or self._start()
             windows = self._source.windows(block)
             return finished(block.number, (line for window in windows for line in lines(window)))
 
@@ -86,11 +87,10 @@ class Worker:
         import pyarrow
 
         made = [self._told(Block(*block)) for block in table.column("block").to_pylist()]
-        lines = pyarrow.array([content for _, content in made], pyarrow.large_binary())
-        return pyarrow.table({"record": [json.dumps(record) for record, _ in made], "lines": lines})
+        return pyarrow.table({"block": pyarrow.array(made, pyarrow.large_binary())})
 
-    def _told(self, block: Block) -> tuple[dict[str, Any], bytes]:
-        """Return a block's record and its lines; an error that laplora raises on purpose comes by name and message."""
+    def _told(self, block: Block) -> bytes:
+        """Return a block, or of an error that laplora raises on purpose its name and its message."""
         import ray
 
         try:
@@ -99,12 +99,12 @@ class Worker:
                     f"the block of rows that begins with {block.first} has ended {_TRIES} workers, which may have had "
                     "too little memory: what is finished is kept"
                 )
-            record, content = self.work(block)
-            return asdict(record), content
+            return self.work(block)
         except LaploraError as error:
-            return {"error": type(error).__name__, "message": str(error)}, b""
+            return _ERROR + json.dumps([type(error).__name__, str(error)]).encode()
         except OSError as error:
-            return {"error": "DataError", "message": f"{error.filename or 'a file'}: {error.strerror or error}"}, b""
+            message = f"{error.filename or 'a file'}: {error.strerror or error}"
+            return _ERROR + json.dumps(["DataError", message]).encode()
 
 
 class _Begun:
@@ -119,8 +119,8 @@ class _Begun:
         return self._counts[number]
 
 
-def worked(job: Job, source: Source, blocks: Sequence[Block], who: Workers) -> Iterator[tuple[Finished, bytes]]:
-    """Yield the record and the lines of each block once it is finished: here in order, by Ray in any order.
+def worked(start: Start, source: Source, blocks: Sequence[Block], who: Workers) -> Iterator[bytes]:
+    """Yield each block, as ``finished`` does, once it is: here in order, by Ray in any order.
 
     By Ray, a block whose worker dies is begun again by another, ``_TRIES`` times in all. Ray is started on this
     machine, and stopped in the end, unless ``RAY_ADDRESS`` names a cluster or this process has connected to one.
@@ -130,7 +130,7 @@ def worked(job: Job, source: Source, blocks: Sequence[Block], who: Workers) -> I
         LaploraError: what a worker raised.
     """
     if who.count == 1:
-        yield from map(Worker(job, source, who.threads).work, blocks)
+        yield from map(Worker(start, source, who.threads).work, blocks)
         return
     ray = import_ray("ray.data")
     count, threads, on_gpu = min(who.count, len(blocks)), who.threads or 1, who.device_kind == "cuda"
@@ -142,7 +142,7 @@ def worked(job: Job, source: Source, blocks: Sequence[Block], who: Workers) -> I
         numbers = ray.data.from_items([{"block": list(block)} for block in blocks], override_num_blocks=len(blocks))
         made = numbers.map_batches(
             Worker,
-            fn_constructor_args=(job, source, threads, ray.remote(num_cpus=0)(_Begun).remote()),
+            fn_constructor_args=(start, source, threads, ray.remote(num_cpus=0)(_Begun).remote()),
             batch_size=None,
             batch_format="pyarrow",
             # A second block in a GPU's queue hides the time between two; a processor gains more from even shares.
@@ -152,10 +152,10 @@ def worked(job: Job, source: Source, blocks: Sequence[Block], who: Workers) -> I
         )
         try:
             for row in made.iter_rows():
-                record = json.loads(row["record"])
-                if "error" in record:
-                    raise getattr(errors, record["error"], LaploraError)(record["message"])
-                yield Finished(**record), row["lines"]
+                if row["block"].startswith(_ERROR):
+                    name, message = json.loads(row["block"].removeprefix(_ERROR))
+                    raise getattr(errors, name, LaploraError)(message)
+                yield row["block"]
         except ray.exceptions.RayError as error:
             raise LaploraError(f"Ray gave up, and what is finished is kept: {first_line(error)[:400]}") from error
 

@@ -9,7 +9,6 @@ import typer
 
 from laplora.bulk.answering import WINDOW, How, load, read
 from laplora.bulk.predict import answer_window, predict_file
-from laplora.bulk.rows import lines as rows_of
 from laplora.bulk.rows import windows
 from laplora.bulk.workers import Workers, torch_threads
 from laplora.commands.console import (
@@ -25,6 +24,7 @@ from laplora.commands.console import (
     say,
     say_stage,
 )
+from laplora.data.lines import lines as rows_of
 from laplora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,9 +80,6 @@ def predict(
         who = Workers(workers, device, threads or 1)
         done = predict_file(artifact, data, out, how, who, window=lines, allowed_bases=bases, progress=say)
         total, bad = done.rows, done.bad
-        if bad:
-            more = f" and {bad - len(done.first_bad)} more" if bad > len(done.first_bad) else ""
-            say(f"without an answer: {', '.join(map(str, done.first_bad))}{more}")
     elif workers > 1:
         raise ConfigError("--workers needs --data and --out: standard input is read by one process")
     else:
@@ -97,7 +94,7 @@ def _standard_input(predictor: Predictor, how: How, window: int, threads: int | 
     out = sys.stdout.buffer
     with torch_threads(threads):
         for rows in windows(rows_of(sys.stdin.buffer), window):
-            for _, line, is_bad in answer_window(predictor, rows, how):
+            for line, is_bad in answer_window(predictor, rows, how):
                 bad += is_bad
                 total += 1
                 out.write(line)

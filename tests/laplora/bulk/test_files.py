@@ -14,7 +14,7 @@ from test_rows import write_parquet
 from tiny_runs import FinishedRun, sentiment_rows, write_rows
 
 from laplora.bulk.answering import How
-from laplora.bulk.evaluate import EvaluateJob, Labelled, evaluate_file
+from laplora.bulk.evaluate import EvaluateJob, evaluate_file
 from laplora.bulk.parts import Parts
 from laplora.bulk.predict import Predicted, answer_window, predict_file
 from laplora.bulk.workers import Workers
@@ -58,7 +58,7 @@ def test_the_answers_are_those_of_standard_input(
     assert main(["predict", *flags, "--data", str(source), "--out", str(tmp_path / "out.jsonl")]) == 1
     assert (tmp_path / "out.jsonl").read_bytes() == expected
     assert len(expected.splitlines()) == len(ROWS) + 2
-    assert b"without an answer: 10, 99\n98 inputs, 2 of them" in capfdbinary.readouterr().err
+    assert b"98 inputs, 2 of them without an answer" in capfdbinary.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
@@ -88,7 +88,7 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(
         again.append(line)
         assert {path.name: path.stat().st_mtime_ns for path in parts.iterdir()}.items() >= times.items()
 
-    assert predicted(sentiment_run, source, target, progress=still_the_same) == Predicted(98, 2, (10, 99))
+    assert predicted(sentiment_run, source, target, progress=still_the_same) == Predicted(98, 2)
     assert again[0] == "going on: 5 of 13 blocks are finished"
     assert not parts.exists()
     predicted(sentiment_run, source, tmp_path / "whole.jsonl")
@@ -122,16 +122,14 @@ def test_an_input_without_a_finite_answer_has_no_answer_alone(
         calls.clear()
         rows = [{"text": "a zebra" if number == place else "a film"} for number in range(64)]
         window = [(number, json.dumps(row).encode()) for number, row in enumerate(rows)]
-        bad = [
-            (number, json.loads(line)) for number, line, is_bad in answer_window(overflowing, window, How()) if is_bad
-        ]
-        assert [number for number, _ in bad] == [place]
-        assert bad[0][1]["line"] == place
-        assert "no finite answer" in bad[0][1]["error"]["message"]
+        lines = [(json.loads(line), bad) for line, bad in answer_window(overflowing, window, How())]
+        assert [number for number, (_, bad) in enumerate(lines) if bad] == [place]
+        assert lines[place][0]["line"] == place
+        assert "no finite answer" in lines[place][0]["error"]["message"]
         assert len(calls) == 1 + 2 * math.log2(64)  # two for each halving
     labelled = [(number, json.dumps(row | {"label": "positive"}).encode()) for number, row in enumerate(rows)]
-    job = EvaluateJob(overflowing.artifact, "cpu", How(), Labelled.of(overflowing.artifact, "rows.jsonl", "label"))
-    with pytest.raises(DataError, match=r"^rows\.jsonl:63: the model has no finite answer$"):
+    job = EvaluateJob(overflowing.artifact, "cpu", How(), "rows.jsonl", "label")
+    with pytest.raises(DataError, match=r"^rows\.jsonl, line 63: the model has no finite answer"):
         list(job.measure_window(overflowing, labelled))
 
 
@@ -157,7 +155,7 @@ def test_an_id_comes_back_as_it_was_of_every_format(sentiment_run: FinishedRun, 
     table = write_parquet(tmp_path / "in.parquet", rows, 2)
     lines = write_rows(tmp_path / "in.jsonl", [{name: row[name] for name in ("id", "text")} for row in rows])
     for path in (table, lines):
-        assert predicted(sentiment_run, path, tmp_path / f"{path.suffix}.jsonl") == Predicted(3, 0, ())
+        assert predicted(sentiment_run, path, tmp_path / f"{path.suffix}.jsonl") == Predicted(3, 0)
     found = [json.loads(line).get("id") for line in (tmp_path / ".parquet.jsonl").read_text().splitlines()]
     assert found == ids
     assert list(map(type, found)) == list(map(type, ids))
@@ -194,7 +192,7 @@ def test_rows_that_cannot_be_measured_are_said_before_any_is_answered(
         evaluate_file(sentiment_run.artifact, data, parts=tmp_path / "parts")
     assert not (tmp_path / "parts").exists()
     write_rows(data, [{"text": "a", "label": "positive"}, *[{"text": "word " * 500, "label": "negative"}] * 7])
-    with pytest.raises(DataError, match=r"rows.jsonl:2: .*tokens(?s:.*)\n\.\.\. and 2 more$"):
+    with pytest.raises(DataError, match=r"rows.jsonl, line 2: .*tokens(?s:.*)\n\.\.\. and 2 more rows"):
         evaluate_file(sentiment_run.artifact, data, workers=Workers(device="cpu"))
 
 

@@ -99,7 +99,7 @@ def test_a_run_from_a_store_into_it(
     with pytest.raises(KeyboardInterrupt):
         predicted(sentiment_run, f"{url}/rows.jsonl", out, progress=interrupt)
     assert {path.name for path in (tmp_path / "out.jsonl.parts").iterdir()} == {"000000.jsonl", "run.json"}
-    assert predicted(sentiment_run, f"{url}/rows.jsonl", out) == Predicted(20, 0, ())
+    assert predicted(sentiment_run, f"{url}/rows.jsonl", out) == Predicted(20, 0)
     assert not (tmp_path / "out.jsonl.parts").exists()
     with pytest.raises(ConfigError, match="is there already"):
         predicted(sentiment_run, f"{url}/rows.jsonl", out)
@@ -171,7 +171,7 @@ def test_without_an_etag_the_time_of_the_change_tells(
     with pytest.raises(ConfigError, match=r"of another run .*source was"):
         predicted(sentiment_run, f"{web}/rows.jsonl", out)
     put(file, content, 1)
-    assert predicted(sentiment_run, f"{web}/rows.jsonl", out) == Predicted(20, 0, ())
+    assert predicted(sentiment_run, f"{web}/rows.jsonl", out) == Predicted(20, 0)
 
 
 def test_a_server_that_tells_no_version_is_refused(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from laplora.bulk.answering import How
 from laplora.bulk.evaluate import evaluate_file
 from laplora.bulk.parts import Line
 from laplora.bulk.predict import Predicted, predict_file
-from laplora.bulk.rows import Row, Source
-from laplora.bulk.workers import Job, Workers, worked
+from laplora.bulk.rows import Source
+from laplora.bulk.workers import Start, Workers, worked
+from laplora.data.lines import Row
 from laplora.errors import ConfigError, LaploraError, ModelError
 from laplora.ray_cluster import cluster
 
@@ -47,23 +48,23 @@ def ray_cluster() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Dies:
-    """Does what ``job`` does, but at the row ``at`` its process is killed, until ``graves`` has so many files.
+    """Does what ``start`` does, but at the row ``at`` its process is killed, until ``graves`` has so many files.
 
-    Without a job rows are answered by themselves.
+    Without one rows are answered by themselves.
     """
 
-    job: Job | None
+    start: Start | None
     at: int
     graves: Path
     deaths: int = 1
 
-    def start(self) -> Callable[[Sequence[Row]], Iterable[Line]]:
-        lines = self.job.start() if self.job else lambda window: [(number, line, False) for number, line in window]
+    def __call__(self) -> Callable[[Sequence[Row]], Iterable[Line]]:
+        lines = self.start() if self.start else lambda window: [(line, False) for _, line in window]
 
         def lines_or_death(window: Sequence[Row]) -> Iterator[Line]:
-            for line in lines(window):
+            for (number, _), line in zip(window, lines(window), strict=True):
                 graves = len(list(self.graves.iterdir()))
-                if line[0] == self.at and graves < self.deaths:
+                if number == self.at and graves < self.deaths:
                     (self.graves / str(graves)).touch()
                     os.kill(os.getpid(), signal.SIGKILL)
                 yield line
@@ -71,12 +72,8 @@ class Dies:
         return lines_or_death
 
 
-@dataclass(frozen=True)
-class Refuses:
-    """A job that cannot start."""
-
-    def start(self) -> Callable[[Sequence[Row]], Iterable[Line]]:
-        raise ModelError("there is no such model")
+def refuses() -> Callable[[Sequence[Row]], Iterable[Line]]:
+    raise ModelError("there is no such model")
 
 
 def test_a_killed_worker_changes_no_byte_and_no_figure(
@@ -85,13 +82,12 @@ def test_a_killed_worker_changes_no_byte_and_no_figure(
     rows = [{"id": str(number), "text": row["text"]} for number, row in enumerate(sentiment_rows())]
     source = write_rows(tmp_path / "in.jsonl", [*rows[:5], {"none": "x"}, *rows[5:]])
     artifact, one, two = sentiment_run.artifact, tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    assert predict_file(artifact, source, one, How(), ONE, window=8) == Predicted(97, 1, (6,))
+    assert predict_file(artifact, source, one, How(), ONE, window=8) == Predicted(97, 1)
     (tmp_path / "graves").mkdir()
-    job = predict.PredictJob
-    monkeypatch.setattr(predict, "PredictJob", lambda *arguments: Dies(job(*arguments), 44, tmp_path / "graves"))
-    told: list[str] = []
+    finish, told = predict.finish, list[str]()
+    monkeypatch.setattr(predict, "finish", lambda start, *more: finish(Dies(start, 44, tmp_path / "graves"), *more))
     found = predict_file(artifact, source, two, How(), TWO, window=8, progress=told.append)
-    assert found == Predicted(97, 1, (6,))
+    assert found == Predicted(97, 1)
     assert len(list((tmp_path / "graves").iterdir())) == 1
     assert two.read_bytes() == one.read_bytes()
     assert told[-1].startswith("13 of 13 blocks")
@@ -108,13 +104,13 @@ def test_a_killed_worker_changes_no_byte_and_no_figure(
 def test_what_a_worker_cannot_do_is_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source.at(write_rows(tmp_path / "rows.jsonl", [{"text": "a"}] * 3), 1)
     with pytest.raises(ModelError, match="there is no such model"):
-        list(worked(Refuses(), source, source.blocks(), TWO))
+        list(worked(refuses, source, source.blocks(), TWO))
     (tmp_path / "graves").mkdir()
     with pytest.raises(LaploraError, match="block of rows that begins with 2 has ended 4 workers"):
         list(worked(Dies(None, 2, tmp_path / "graves", deaths=9), source, source.blocks(), TWO))
     assert len(list((tmp_path / "graves").iterdir())) == 4
     with pytest.raises(ConfigError, match="has 3 threads, and Ray's largest machine 2 processors"):
-        list(worked(Refuses(), source, source.blocks(), replace(TWO, threads=3)))
+        list(worked(refuses, source, source.blocks(), replace(TWO, threads=3)))
     monkeypatch.setattr(Workers, "device_kind", "cuda")
     with pytest.raises(ConfigError, match="a GPU each, and there are 0"):
-        list(worked(Refuses(), source, source.blocks(), TWO))
+        list(worked(refuses, source, source.blocks(), TWO))

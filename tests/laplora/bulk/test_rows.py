@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laplora.bulk.rows import LINE_BYTES, WINDOW_BYTES, Source
+from laplora.bulk.rows import WINDOW_BYTES, Source
 from laplora.bulk.rows import windows as cut
+from laplora.data.lines import LINE_BYTES
 from laplora.errors import DataError
 
 
@@ -52,7 +53,7 @@ def test_windows_have_the_lines_of_a_reader_of_the_whole_file(
 
 
 def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("laplora.bulk.rows.LINE_BYTES", 50)
+    monkeypatch.setattr("laplora.data.lines.LINE_BYTES", 50)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n' + b"x" * 400 + b'\n{"b": 2}')
     assert windows(Source.at(path, 2)) == [[(1, b'{"a": 1}\n'), (2, b"x" * 51)], [(3, b'{"b": 2}')]]

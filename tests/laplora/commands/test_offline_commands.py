@@ -51,7 +51,7 @@ def test_every_line_is_answered_in_order(
 def test_a_line_without_an_answer_has_its_place_and_its_number(
     sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setattr("laplora.bulk.rows.LINE_BYTES", 200)
+    monkeypatch.setattr("laplora.data.lines.LINE_BYTES", 200)
     long = json.dumps({"text": "long " * 100}).encode() + b"\n"
     lines = (
         b'{"text": "a"}\n\nnone\n{"title": "a"}\n\xff\xfe\n' + long + b'[1]\n{"id": [3], "text": "b"}\n{"text": "c"}'
