@@ -1,54 +1,49 @@
-"""``python -m benchmarks.scaling``: costs, the simulation beside a server, replicas; and docs/scaling.md's tables.
+"""``python -m benchmarks.scaling``: one process, two, and one and two replicas on Ray; the table of docs/scaling.md.
 
-    python -m benchmarks.scaling --only against         # costs, and the simulation beside a real server
-    python -m benchmarks.scaling --only engines         # one process, and one and two replicas on Ray
-    python -m benchmarks.scaling --tables               # measures nothing: the page from results.json
-
-``--quick`` takes seconds instead of minutes, prints what it finds and publishes nothing.
+``--tables`` measures nothing and writes the page from results.json. ``--quick`` takes a minute, prints what it finds
+and publishes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.provenance import ROOT
 from benchmarks.harness.record import conditions_here
-from benchmarks.scaling import against, page, replicas
+from benchmarks.scaling.replicas import engines_table, measure
+from laplora.files import write_whole
+from training.report.markdown import fill
 
-MODES = ("map", "laplace")
+RESULTS, PAGE = Path(__file__).with_name("results.json"), ROOT / "docs" / "scaling.md"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what was asked for, and publish it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", choices=("against", "engines"), help="one part alone")
+    """Measure, and publish it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--tables", action="store_true", help="measure nothing: write the page from results.json")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; nothing is published")
+    parser.add_argument("--quick", action="store_true", help="a minute; nothing is published")
     options = parser.parse_args(arguments)
-    seconds, turns = (4.0, 1) if options.quick else (30.0, 7)
-    parts: dict[str, Callable[[], Any]] = {
-        "against": lambda: {mode: against.measure(mode=mode, seconds=seconds, turns=turns) for mode in MODES},
-        "engines": lambda: replicas.measure(seconds=seconds, turns=1 if options.quick else 4),
-    }
-    wanted = [] if options.tables else [options.only] if options.only else list(parts)
-    conditions = conditions_here(arguments, module="benchmarks.scaling").with_versions("ray", "uvicorn", "fastapi")
-    found = {name: parts[name]() for name in wanted}
-    if "against" in found:  # cells are simulated with what was measured
-        found["cells"] = page.simulated_cells(found["against"]["laplace"]["host"]["request_s"])
-    if options.quick:
-        print(json.dumps(found, indent=1))
-        return
-    if found:
-        measured = {"hardware": conditions.hardware, **conditions.measured}
-        page.publish({**found, "measured": {**page.committed().get("measured", {}), **dict.fromkeys(found, measured)}})
-    else:
-        page.publish({})
+    if not options.tables:
+        conditions = conditions_here(arguments, module="benchmarks.scaling").with_versions("ray", "uvicorn", "fastapi")
+        turns = measure(seconds=4.0 if options.quick else 30.0, turns=1 if options.quick else 4)
+        found = {"turns": turns, "measured": {"hardware": conditions.hardware, **conditions.measured}}
+        if options.quick:
+            print(json.dumps(found, indent=1))
+            return
+        write_whole(RESULTS, json.dumps(found, indent=1) + "\n")
+    content = json.loads(RESULTS.read_text(encoding="utf-8"))
+    write_whole(PAGE, render(PAGE.read_text(encoding="utf-8"), content))
+
+
+def render(page: str, content: Mapping[str, Any]) -> str:
+    """Return the page with its table made anew."""
+    where = "{hardware}, {date}, commit {commit}, {artifact}; {versions}".format(**content["measured"])
+    return fill(page, "scaling", {"measured": where, "engines": engines_table(content["turns"])})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -6,7 +6,6 @@ import importlib.util
 import re
 from pathlib import Path
 
-from benchmarks.scaling.page import PARTS as OF_SCALING
 from benchmarks.speed.__main__ import PARTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,4 +29,3 @@ def test_every_command_exists() -> None:
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert set(re.findall(r"`make ([\w-]+)", TEXT)) <= set(targets)
     assert set(re.findall(r"benchmarks.speed --only ([a-z]+)`", TEXT)) == set(PARTS)
-    assert set(re.findall(r"benchmarks.scaling --only ([a-z]+)`", TEXT)) == set(OF_SCALING)

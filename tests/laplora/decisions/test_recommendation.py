@@ -1,4 +1,4 @@
-"""The recommendation's rule step by step; ``benchmarks.rules.choices`` has what it promises on synthetic models."""
+"""The recommendation's rule step by step."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.evidence.methods.conditioned import corrected, corrected_probs
 from benchmarks.evidence.outputs import Outputs, Rows
-from benchmarks.rules.promises.models import TEMPERATURES, Column, Table
+from benchmarks.promises.models import TEMPERATURES, Column, Table
 from laplora.linearised import PosteriorPredictive, class_probs, entropy
 from laplora.metrics.scores import row_nll
 from laplora.predictive.shift import Shift

@@ -1,17 +1,14 @@
-"""The simulation of labelling, on Gram matrices of random Jacobians, and its page."""
+"""The simulation of labelling, on Gram matrices of random Jacobians."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.evidence.outputs import Kernel, Outputs, Rows
 from benchmarks.evidence.plan import Training, Unit
-from benchmarks.selection import page, simulate
-from benchmarks.selection.simulate import SUBSET, Simulation
+from benchmarks.sweeps import labelling
+from benchmarks.sweeps.labelling import SUBSET, Simulation
 from laplora.linearised import contrast_hessian, contrast_logits
 
 CLASSES, WEIGHTS, TRAIN, POOL, TEST, LABELLED = 3, 30, 12, 40, 8, 10
@@ -55,26 +52,13 @@ def test_the_kernel_is_that_of_the_posterior() -> None:
 
 def test_every_method_orders_the_rows_without_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """All start at the calibration rows alone, and with all rows labelled every order gives the same."""
-    monkeypatch.setattr(simulate, "LABELS", (0, 5, POOL - LABELLED))
+    monkeypatch.setattr(labelling, "LABELS", (0, 5, POOL - LABELLED))
     one = Simulation(outputs()[0], 0)
     assert not set(one.free.tolist()) & set(one.labelled.tolist())
-    for found in simulate.orders(one, POOL - LABELLED).values():
+    for found in labelling.orders(one, POOL - LABELLED).values():
         assert all(sorted(order.tolist()) == list(range(POOL - LABELLED)) for order in found)
-    curves = simulate.simulate(one)
+    curves = labelling.simulate(one)
     assert len({curve[0] for curve in curves.values()}) == 1
     last = [curve[POOL - LABELLED][0] for curve in curves.values()]
     assert last == pytest.approx([last[0]] * len(last), abs=1e-6)
     assert len({curve[5] for curve in curves.values()}) > 1
-
-
-def test_labels_that_a_curve_needs() -> None:
-    curve, labels = [0.5, 0.4, 0.45, 0.3], [0, 10, 20, 40]
-    assert page.labels_needed(curve, labels, 0.45) == pytest.approx(5.0)
-    assert page.labels_needed(curve, labels, 0.35) == pytest.approx(20 + 20 * 0.1 / 0.15)
-    assert page.labels_needed(curve, labels, 0.5) == 0
-    assert page.labels_needed(curve, labels, 0.2) is None
-
-
-def test_the_page_is_that_of_the_figures() -> None:
-    results = json.loads(page.RESULTS.read_text(encoding="utf-8"))
-    assert Path(page.PAGE).read_text(encoding="utf-8") == page.render(results)

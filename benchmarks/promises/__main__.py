@@ -1,13 +1,12 @@
 """How often an artifact's promises are kept: accepted risk and coverage of label sets, over draws of calibration rows.
 
-    python -m benchmarks.rules.promises simulate
-    python -m benchmarks.rules.promises project --config FILE [--artifact FOLDER] [--rows N] --out TABLE
-    python -m benchmarks.rules.promises deal TABLE... [--risks 0.05 0.1]
-    python -m benchmarks.rules.promises study --task sst2 [--style early] [--risks 0.05 0.1]
+    python -m benchmarks.promises simulate
+    python -m benchmarks.promises project --config FILE [--artifact FOLDER] [--rows N] --out TABLE
+    python -m benchmarks.promises deal TABLE... [--risks 0.05 0.1]
+    python -m benchmarks.promises study --task sst2 [--style early] [--risks 0.05 0.1]
 
-Before: prior, temperature, review score, thresholds and sets are fitted on the same rows. Now: as
-``laplora.fitting.calibrate`` does, thresholds and sets on what each row gets from a fit without it. Both on the
-same draws; both serve what is fitted on all calibration rows. Rules are chosen on synthetic models alone.
+As ``laplora.fitting.calibrate`` does, thresholds and sets are fitted on what each row gets from a fit without it, and
+what is served is fitted on all calibration rows. Rules are chosen on synthetic models alone.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ import torch
 
 from benchmarks.evidence.outputs import read_outputs
 from benchmarks.evidence.plan import STYLES, Training, Unit
-from benchmarks.rules.promises.conditioned import study_table
-from benchmarks.rules.promises.deals import METHODS, Kept, deal
-from benchmarks.rules.promises.models import MODELS, Table, held_out_table, read_table, synthetic_table, write_table
+from benchmarks.promises.conditioned import study_table
+from benchmarks.promises.deals import Kept, deal
+from benchmarks.promises.models import MODELS, Table, held_out_table, read_table, synthetic_table, write_table
 from training.report.markdown import markdown_table
 
 LEVEL, SYNTHETIC_ROWS = 0.9, 2000
 #: Labels of the study's models that are dealt: 300 rows trained them.
 STUDY_LABELS = 450
 
-RISKS = ["predictive", "rule", "risk: mean ± its error (5 %, 95 %)", "wrong / accepted", "kept", "accepted"]
-SETS = ["predictive", "rule", "coverage: mean ± its error (5 %, 95 %)", "at least nominal", "size"]
+RISKS = ["predictive", "risk: mean ± its error (5 %, 95 %)", "wrong / accepted", "kept", "accepted"]
+SETS = ["predictive", "coverage: mean ± its error (5 %, 95 %)", "at least nominal", "size"]
 
 
 def risk_cells(kept: Kept, risk: float) -> list[str]:
@@ -69,22 +68,18 @@ def report(title: str, table: Table, calibration_rows: int, risks: Sequence[floa
         f"\n**{title}**: {len(table.labels)} rows, {calibration_rows} of them calibration, MAP errs on {errors:.1%}.\n"
     )
     for risk in risks:
-        dealt = {
-            method: deal(table, fit, calibration_rows=calibration_rows, draws=draws, risk=risk, level=LEVEL)
-            for method, fit in METHODS.items()
-        }
-        rules = [(name, method, kept) for name in table.columns for method, kept in dealt.items()]
+        kept = deal(table, calibration_rows=calibration_rows, draws=draws, risk=risk, level=LEVEL)
         for guarantee in ("empirical", "upper_bound"):
-            rows = [[name, method, *risk_cells(kept[guarantee, name], risk)] for name, method, kept in rules]
-            print(f"Target {risk:g}, {guarantee}:\n\n{markdown_table(RISKS, rows, left=(0, 1, 2))}")
+            rows = [[name, *risk_cells(kept[guarantee, name], risk)] for name in table.columns]
+            print(f"Target {risk:g}, {guarantee}:\n\n{markdown_table(RISKS, rows)}")
         if risk == risks[0]:
-            rows = [[name, method, *set_cells(kept["empirical", name])] for name, method, kept in rules]
-            print(f"Label sets, nominal {LEVEL}:\n\n{markdown_table(SETS, rows, left=(0, 1, 2))}", flush=True)
+            rows = [[name, *set_cells(kept["empirical", name])] for name in table.columns]
+            print(f"Label sets, nominal {LEVEL}:\n\n{markdown_table(SETS, rows)}", flush=True)
 
 
 def main() -> None:
     """Simulate, project a run's held-out rows, or deal them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rules.promises", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.promises", description=__doc__)
     jobs = parser.add_subparsers(dest="job", required=True)
     dealing = argparse.ArgumentParser(add_help=False)
     dealing.add_argument("--calibration-rows", type=int, default=150)

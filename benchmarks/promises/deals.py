@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.rules.promises.models import Table
-from benchmarks.rules.promises.rules import Fitted, fit_cross_fitted, fit_once
+from benchmarks.promises.models import Table
+from benchmarks.promises.rules import Fitted, fit_cross_fitted
 from laplora.decisions.conformal import label_sets
 from laplora.decisions.thresholds import Guarantee
-from laplora.decisions.uncertainty import decompose
+from laplora.decisions.uncertainty import decompose, review_score
 from laplora.linearised import entropy
-
-Fit = Callable[[Table, torch.Tensor, float, float], dict[Guarantee, dict[str, Fitted]]]
-METHODS: dict[str, Fit] = {"one fit": fit_once, "cross-fitted": fit_cross_fitted}
 
 
 @dataclass(frozen=True)
@@ -40,18 +36,15 @@ class Kept:
 
 
 def deal(
-    table: Table, fit: Fit, *, calibration_rows: int, draws: int, risk: float, level: float
+    table: Table, *, calibration_rows: int, draws: int, risk: float, level: float
 ) -> dict[tuple[Guarantee, str], Kept]:
-    """Return by guarantee and predictive what each deal gave: fitted on some rows as served, judged on all others.
-
-    All methods get the same deals.
-    """
+    """Return by guarantee and predictive what each deal gave: fitted on some rows as served, judged on all others."""
     g = torch.Generator().manual_seed(0)
     lines: dict[tuple[Guarantee, str], list[list[float]]] = {}
     for _ in range(draws):
         order = torch.randperm(len(table.labels), generator=g)
         rows, new = order[:calibration_rows].sort().values, order[calibration_rows:]
-        for guarantee, predictives in fit(table, rows, risk, level).items():
+        for guarantee, predictives in fit_cross_fitted(table, rows, risk, level).items():
             for name, one in predictives.items():
                 lines.setdefault((guarantee, name), []).append(judged(table, name, one, new))
     return {key: Kept(*torch.tensor(fields, dtype=torch.float64).T) for key, fields in lines.items()}
@@ -62,7 +55,7 @@ def judged(table: Table, name: str, fitted: Fitted, new: torch.Tensor) -> list[f
     predictive, map_probs = table.columns[name].at(fitted.setting, new), table.columns["map"].at(0, new).probs
     labels, rule, flags = table.labels[new], fitted.thresholds.review, fitted.thresholds.flags
     wrong = predictive.probs.argmax(1) != labels
-    score = fitted.scores(predictive, map_probs)
+    score = review_score(fitted.thresholds, probs=predictive.probs, map_probs=map_probs)
     limit = -math.inf if rule.threshold is None else rule.threshold
     up_to = score <= limit
     # What decide and raise_flags give, for many rows at once: the flags that send a row to review.

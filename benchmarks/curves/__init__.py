@@ -1,1 +1,0 @@
-"""Calibration against optimizer steps and against the number of labels, as lines."""

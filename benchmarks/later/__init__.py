@@ -1,1 +1,0 @@
-"""Labels that come after training: conditioning on them, beside training again with them."""

@@ -1,0 +1,73 @@
+"""What is fitted on a draw of calibration rows: as it was, every row used twice, and as it is, cross-fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.promises.models import Fittable, Table
+from laplora.decisions.conformal import fit_label_sets
+from laplora.decisions.review import Sureness, fit_thresholds, sureness_of
+from laplora.decisions.thresholds import Guarantee, ModeThresholds
+from laplora.linearised import PosteriorPredictive
+from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
+from laplora.predictive.kinds import CONDITIONED
+
+GUARANTEES: tuple[Guarantee, ...] = ("empirical", "upper_bound")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One predictive as it would be served.
+
+    Attributes:
+        setting: fitted on all calibration rows.
+        thresholds: flags and review rule; sets: the threshold of its label sets.
+    """
+
+    setting: int
+    thresholds: ModeThresholds
+    sets: float
+
+
+def fit_cross_fitted(table: Table, rows: torch.Tensor, risk: float, level: float) -> dict[Guarantee, dict[str, Fitted]]:
+    """Return every predictive as ``laplora.fitting.calibrate`` fits it on these rows, by guarantee and name."""
+    held_out = {
+        name: cross_fitted_predictive(
+            lambda fit, answer, c=column: c.at(c.fit(rows[fit]), rows[answer]),  # type: ignore[misc]
+            len(rows),
+        )
+        for name, column in table.columns.items()
+    }
+    sureness = {
+        # As laplora.fitting.calibrate: a row that its own label has moved is no rank to compare with.
+        name: sureness_of(held_out[name]) if name in CONDITIONED else _held_out_sureness(column, rows)
+        for name, column in table.columns.items()
+    }
+    return {guarantee: _fitted(table, rows, held_out, risk, guarantee, level, sureness) for guarantee in GUARANTEES}
+
+
+def _held_out_sureness(column: Fittable, rows: torch.Tensor) -> Sureness:
+    def columns(fitted: torch.Tensor) -> torch.Tensor:
+        sure = sureness_of(column.at(column.fit(fitted), rows))
+        return torch.stack([sure.entropy, sure.confidence], 1)
+
+    return Sureness(*rank_aligned(lambda fitted: columns(rows[fitted]), columns(rows)).T)
+
+
+def _fitted(
+    table: Table,
+    rows: torch.Tensor,
+    on_rows: dict[str, PosteriorPredictive],
+    risk: float,
+    guarantee: Guarantee,
+    level: float,
+    sureness: dict[str, Sureness] | None = None,
+) -> dict[str, Fitted]:
+    labels, mass = table.labels[rows], table.label_mass[rows]
+    thresholds = fit_thresholds(on_rows, labels, mass, target_risk=risk, guarantee=guarantee, sureness=sureness)
+    return {
+        name: Fitted(column.fit(rows), thresholds[name], fit_label_sets("lac", on_rows[name].probs, labels, level))
+        for name, column in table.columns.items()
+    }

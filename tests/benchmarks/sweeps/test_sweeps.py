@@ -1,0 +1,177 @@
+"""The driver of sweeps, and each of the four on a few rows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.evidence import adapters, plan, splits, tasks
+from benchmarks.evidence.plan import STYLES, Training
+from benchmarks.evidence.rows import Row
+from benchmarks.evidence.tasks import SMALL, Task
+from benchmarks.sweeps import curves, later, pruning
+from benchmarks.sweeps.__main__ import SWEEPS
+from benchmarks.sweeps.driver import Point, Record, Sweep
+from benchmarks.sweeps.selection import labels_needed
+from laplora.errors import DataError
+from laplora.models.offline import ensure_model
+from laplora.prompts.templates import PromptTemplate
+
+
+@pytest.mark.parametrize("sweep", SWEEPS.values(), ids=SWEEPS)
+def test_the_committed_page_is_made_of_the_committed_figures(sweep: Sweep) -> None:
+    records = sweep.committed()
+    assert (sweep.folder / "RESULTS.md").read_text(encoding="utf-8") == sweep.page(records)
+    assert records == sorted(records, key=sweep.key)  # type: ignore[arg-type]
+    assert len({sweep.key(record) for record in records}) == len(records)
+
+
+def test_what_is_measured_stays_and_is_put_among_what_was_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def job(n: int) -> Callable[[], list[Record]]:
+        return lambda: made.append(n) or [{"n": n, "seed": seed, "nll": n + seed / 4} for seed in (0, 1)]
+
+    sweep = Sweep(
+        name="one",
+        text=("One", "How."),
+        axis="labels",
+        metrics={"nll": "NLL", "ece": "ECE"},
+        jobs=lambda options: [(str(n), job(n)) for n in options.at],
+        key=lambda record: (record["n"], record["seed"]),
+        points=lambda records: [
+            *(Point("a task", r["n"], "MAP", {"nll": r["nll"]}) for r in records),
+            Point("a task", 2000, "Laplace", {"nll": 0.5, "ece": (0.25, 0.125, 0.5)}),
+        ],
+        notes=lambda _records: {"a task": "A note."},
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Sweep, "folder", tmp_path)
+    for at in ([1, 3], [3]):
+        sweep.measure(argparse.Namespace(at=at))
+    assert made == [1, 3]
+    sweep.publish()
+    (tmp_path / "runs" / "one" / "3.json").write_text('[{"n": 3, "seed": 0, "nll": 7}]')
+    sweep.publish()
+    assert [record["nll"] for record in sweep.committed()] == [1, 1.25, 7, 3.25]
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "|  | labels | 1 | 3 | 2,000 |" in text
+    assert "| NLL | MAP | 1.125 ± 0.177 | 5.125 ± 2.652 | - |" in text
+    assert "| ECE | Laplace | - | - | 0.250 [0.125, 0.500] |\n\nA note.\n" in text
+    assert (tmp_path / "one.png").stat().st_size > 1000
+
+
+def moods(_: Path) -> list[Row]:
+    words = (("awful", "dull", "bad"), ("great", "good", "warm"))
+    return [({"text": f"a {words[n % 2][n % 3]} film number {n}"}, n % 2) for n in range(60)]
+
+
+@pytest.fixture
+def small_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Make the task one of 60 rows, of which 8 test, and trainings short."""
+    template = PromptTemplate("moods", 1, "Review: {text}\nSentiment:")
+    monkeypatch.setitem(tasks.TASKS, "trec", Task("trec", SMALL, template, ("negative", "positive"), moods))
+    monkeypatch.setattr(plan, "RUNS", tmp_path / "evidence")
+    monkeypatch.setattr(splits, "TEST_ROWS", 8)
+    monkeypatch.setattr(curves, "TEST_ROWS", 8)
+    monkeypatch.setattr(curves, "EPOCHS", 1)
+    monkeypatch.setattr(adapters, "EPOCHS", 2)
+    monkeypatch.setattr(adapters, "EARLY_EPOCHS", 1)
+
+
+@pytest.mark.usefixtures("small_task")
+def test_more_labels_are_the_fewer_ones_and_others(tmp_path: Path) -> None:
+    def rows(labels: int, seed: int) -> dict[str, list[str]]:
+        files = curves.write_rows(Path(), labels, seed, tmp_path / f"{labels}-{seed}")
+        assert curves.configuration(labels, seed, files, tmp_path).seed == seed
+        return {name: Path(path).read_text(encoding="utf-8").splitlines() for name, path in files.items()}
+
+    few, many, other = rows(9, 0), rows(30, 0), rows(30, 1)
+    assert {name: len(lines) for name, lines in few.items()} == {"train": 6, "calibration": 3, "test": 8}
+    assert few["train"] == many["train"][:6]
+    assert few["calibration"] == many["calibration"][:3]
+    assert few["test"] == many["test"] == other["test"]
+    assert set(many["train"]) != set(other["train"])
+    assert len({line for lines in many.values() for line in lines}) == 38
+    with pytest.raises(DataError, match="trec has 52 rows beside its test rows, not 53"):
+        rows(53, 0)
+
+
+@pytest.mark.real
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("small_task")
+def test_a_training_on_labels_is_measured(tmp_path: Path) -> None:
+    (record,) = curves.measure(Path(), 24, 3, tmp_path)
+    assert (record["labels"], record["seed"]) == (24, 3)
+    assert set(curves.METHODS) <= set(record["methods"])
+    assert all(0 < of["nll"] < 5 and 0 <= of["ece"] <= 1 for of in record["methods"].values())
+    assert record["methods"]["map"]["nll"] != record["methods"]["conditioned"]["nll"]
+
+
+def test_a_difference_is_that_of_the_same_rows() -> None:
+    labels = torch.tensor([0, 1] * 20)
+    sure = torch.tensor([[0.9, 0.1], [0.1, 0.9]] * 20, dtype=torch.float64)
+    other = torch.tensor([[0.6, 0.4], [0.3, 0.7]] * 20, dtype=torch.float64)
+    found, same = (later.figures("conditioned", sure, reference, labels) for reference in (other, sure))
+    assert found["nll"] - later.figures("retrained", other, other, labels)["nll"] == pytest.approx(found["difference"])
+    assert found["low"] <= found["difference"] <= found["high"] < 0
+    assert (same["low"], same["high"]) == (0, 0)
+
+
+@pytest.mark.real
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("small_task")
+def test_labels_come_later(tmp_path: Path) -> None:
+    ensure_model(SMALL)
+    training = Training("trec", 15, 0)
+    of_two, of_five = (later.measure(training, Path(), count, tmp_path / str(count)) for count in (2, 5))
+    assert [(r["style"], r["method"]) for r in of_two] == [(style, name) for style in STYLES for name in later.METHODS]
+    assert {r["labels"] for r in of_five} == {5}
+    # What learns the labels answers differently with more of them, whether they train or condition.
+    assert all(one["nll"] != other["nll"] for one, other in zip(of_two, of_five, strict=True))
+    with pytest.raises(DataError, match="trec has 17 rows that could come later, asked for 40"):
+        later.measure(training, Path(), 40, tmp_path / "40")
+
+
+def test_a_run_without_layers_is_the_ready_one(tmp_path: Path) -> None:
+    config, plain = (pruning.configuration(count, tmp_path) for count in (6, 0))
+    assert (config.base.prune_layers, plain.base.prune_layers) == (6, 0)
+    assert (config.data.train, config.data.calibration, config.data.test) == (300, 150, 372)
+    assert config.base.model_copy(update={"prune_layers": 0}) == plain.base
+
+
+@pytest.mark.exhaustive
+def test_runs_without_layers_are_measured(
+    tiny_base_folder: Path, data_wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ["data.train=20", "data.calibration=20", "data.test=12", "optimizer.steps=2", "adapter.rank=2"]
+    base = [f"base.model={tiny_base_folder}", "base.dtype=float32", "laplace.structure=ekfac"]
+    overrides = [*pruning.OVERRIDES, *small, *base]
+    whole, without = (pruning.measure(count, tmp_path, overrides)[0] for count in (0, 1))
+    assert (whole["removed"], without["removed"]) in (([], [0]), ([], [1]))
+    evaluation = json.loads((tmp_path / "runs" / "pruned-1" / "report" / "evaluation.json").read_text())
+    for method in pruning.METHODS:
+        for score, found in without["methods"][method].items():
+            assert found["value"] == evaluation[method][score]
+            assert [found["low"], found["high"]] == evaluation[method]["intervals"][score]
+    layer = 4 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64)  # float32: attention, MLP, norms
+    assert whole["bytes"]["expanded"] - without["bytes"]["expanded"] == layer
+    assert 0 < without["bytes"]["packed"] < whole["bytes"]["packed"]
+    times = pruning.answer_times((0, 1), tmp_path, turns=3)
+    assert times[0]["relative"] == {"median": 1, "low": 1, "high": 1}
+    assert all(0 < one["ms"]["low"] <= one["ms"]["median"] <= one["ms"]["high"] for one in times)
+
+
+def test_labels_that_a_curve_needs() -> None:
+    curve = {0: 0.5, 10: 0.4, 20: 0.45, 40: 0.3}
+    assert labels_needed(curve, 0.45) == pytest.approx(5.0)
+    assert labels_needed(curve, 0.35) == pytest.approx(20 + 20 * 0.1 / 0.15)
+    assert labels_needed(curve, 0.5) == 0
+    assert labels_needed(curve, 0.2) is None
