@@ -96,7 +96,7 @@ if TYPE_CHECKING:
     from laplora.prior.leave_one_out import choose_by_leave_one_out
     from laplora.prior.search import PriorChoice
     from laplora.prior.validation import choose_by_validation
-    from laplora.prompts.option_order import option_orders, permute_choices, restore_contrasts, restore_logits
+    from laplora.prompts.option_order import restore_contrasts, restore_logits, reverse_choices
     from laplora.prompts.rows import EncodedRow
     from laplora.prompts.templates import TEMPLATES, PromptTemplate
     from laplora.workers import Workers
@@ -177,8 +177,6 @@ __all__ = [
     "fit_predictive_temperature",
     "fit_temperature",
     "jacobian_covariance",
-    "option_orders",
-    "permute_choices",
     "posterior_predictive",
     "prediction_sets",
     "predictive_probs",
@@ -188,6 +186,7 @@ __all__ = [
     "restore_contrasts",
     "restore_logits",
     "restore_packaged",
+    "reverse_choices",
     "risk_coverage",
     "select_blocks",
     "temperature_probs",
@@ -218,7 +217,7 @@ _HOMES = {
     "prior.leave_one_out": ("choose_by_leave_one_out",),
     "artifact.manifest": ("Manifest",),
     "metrics.scores": ("Evaluation", "evaluate_probs"),
-    "prompts.option_order": ("option_orders", "permute_choices", "restore_contrasts", "restore_logits"),
+    "prompts.option_order": ("restore_contrasts", "restore_logits", "reverse_choices"),
     "posterior.base": ("Posterior", "Prior", "block_precisions"),
     "linearised": ("PosteriorPredictive",),
     "predictive.gaussian": ("posterior_predictive",),

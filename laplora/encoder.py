@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from laplora.answers.order_answers import OrderedRows, average_answer, encode_orders
+from laplora.answers.order_answers import average_answer, encode_orders
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
 from laplora.artifact.folder import Artifact, is_fetched, read_artifact
@@ -25,7 +24,6 @@ from laplora.models.checkpoints import MOST_BYTES, check_hub_size
 from laplora.models.kept_copies import keep_copy
 from laplora.predictive.kinds import PredictiveName
 from laplora.prompts.cutting import encode_inputs
-from laplora.prompts.option_order import OrderAverage
 from laplora.prompts.rows import EncodedRow, Side
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
 from laplora.remote.address import is_address
@@ -121,12 +119,9 @@ class Encoder:
             side=self.side,
         )
 
-    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, which: OrderAverage = True) -> OrderedRows:
-        """Return one question's rows, one for each order of its options; errors as ``encode``, also without choices.
-
-        ``which``: of ``option_orders``.
-        """
-        return encode_orders(self._template, inputs, lambda fields: self.encode(fields, truncate=truncate), which)
+    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> tuple[EncodedRow, EncodedRow]:
+        """Return one question's rows, as sent and with its options in reverse; errors as ``encode``, also without."""
+        return encode_orders(self._template, inputs, lambda fields: self.encode(fields, truncate=truncate))
 
     @property
     def recommended(self) -> PredictiveName:
@@ -138,16 +133,16 @@ class Encoder:
         """The predictives that a request can name."""
         return self.artifact.manifest.servable
 
-    def average_orders(self, questions: Sequence[OrderedRows], predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Return an answer per question, averaged over its orders and in the user's, from those of its rows in order.
+    def average_orders(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Return an answer per question, averaged over both orders and in the user's, from those of its two rows.
 
         Raises:
-            DataError: another number of predictions than rows.
+            DataError: a prediction without the one of the other order.
         """
-        if len(predictions) != sum(len(one.rows) for one in questions):
-            raise DataError(f"{len(predictions)} predictions are not those of {len(questions)} questions' rows")
-        left = iter(predictions)
-        return [average_answer(self.artifact.manifest, one, list(islice(left, len(one.rows)))) for one in questions]
+        if len(predictions) % 2:
+            raise DataError(f"{len(predictions)} predictions are not those of questions in two orders")
+        pairs = zip(predictions[::2], predictions[1::2], strict=True)
+        return [average_answer(self.artifact.manifest, sent, shown) for sent, shown in pairs]
 
     def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
         """Return predictions with the decisions for a target risk, and that risk; None is the artifact's.

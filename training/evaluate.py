@@ -179,7 +179,6 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
             shifts,
             test,
             records,
-            config.evaluation.order_average,
         )
         results |= averaged
     for choice in record.choices:

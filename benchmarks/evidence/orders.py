@@ -1,7 +1,6 @@
 """A question with options asked a second time, its options in reverse: the same adapter, two members.
 
-Every option then stands at two places, the first at the first and the last. laplora's ``order_average`` takes as many
-orders as options, so that each stands at every place, and costs as many passes. The answers are brought back to the
+Every option then stands at two places, the first at the first and the last. The answers are brought back to the
 user's order before anything else is done with them. A temperature is of both together, fitted on the draw's rows.
 """
 
@@ -48,5 +47,4 @@ def run_orders(training: Training, data: Path, say: Callable[[str], None]) -> No
 
 def reversed_logits(classifier: Classifier, rows: Sequence[Example]) -> torch.Tensor:
     """Return (rows, classes) float32 logits in the user's order, of prompts with the options in reverse."""
-    shown, orders = in_reverse(rows)
-    return restore_logits(forward_logits(classifier, shown), orders)
+    return restore_logits(forward_logits(classifier, in_reverse(rows)), [row.class_count for row in rows])

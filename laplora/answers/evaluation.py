@@ -66,7 +66,7 @@ def method_rows(
 ) -> dict[str, MethodRow]:
     """Return one input's numbers by method, ``answering`` the predictive that answers.
 
-    Where ``prediction`` averages several orders of the choices, ``own_order`` is the one in the user's order, and
+    Where ``prediction`` averages two orders of the choices, ``own_order`` is the one in the user's order, and
     ``NAME_order_average`` comes beside each method.
     """
     if own_order is not None:

@@ -38,8 +38,8 @@ class Prediction:
         flags: see ``laplora.decisions.uncertainty.FLAGS``.
         calibrated_probs: by name, of the other predictives that need no further pass, except ``map``.
         calibrated_scores: by the same names, their review scores, nats.
-        tokens: of the prompt, or of the prompts of all orders; truncated: whether one was cut.
-        orders: how many orders of the options the answer is averaged over (``laplora.answers.order_answers``).
+        tokens: of the prompt, or of the prompts of both orders; truncated: whether one was cut.
+        orders: 2 where the answer is averaged over two orders of the options (``laplora.answers.order_answers``).
         order_information: nats, mutual information of label and order: the part of ``epistemic`` that is disagreement
             of the orders; None for one order.
         labels_present: where several labels may be right, those of probability above 0.5; None where one is

@@ -70,7 +70,7 @@ def measured_report(
         taken: at least one row; manifest: of the artifact, which has what it promises.
         methods: metrics by method, as of POST /evaluate.
         names: the artifact's labels.
-        predictive: the one that answered; averaged: whether over several orders of the choices.
+        predictive: the one that answered; averaged: whether over two orders of the choices.
         fields: of the rows' values those that the prompt has; texts: whether they are shown.
         unfamiliar: share of ``taken`` that is flagged so; None where nothing flags them.
     """

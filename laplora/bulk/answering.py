@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from laplora.errors import ConfigError, LaploraError, NonFiniteError
 
 if TYPE_CHECKING:  # torch takes seconds to load, which help and completion need not wait for
-    from laplora.answers.order_answers import OrderedRows
     from laplora.answers.prediction import Prediction
     from laplora.artifact.folder import Artifact
     from laplora.predictor import Predictor
     from laplora.prompts.rows import EncodedRow
 
+    #: An input's rows, one for each order that it is asked in.
+    Question = tuple[EncodedRow, ...]
     #: Of a question, and where that averages orders the one in the user's own order.
     Answer = tuple[Prediction, Prediction | None]
 
@@ -30,19 +31,17 @@ class How:
     Attributes:
         predictive: name of the predictive; None is the recommended one.
         batch_size: rows of a batch, at most; truncate: whether inputs that are too long are cut.
-        orders: "reverse" or "all": each question in several orders of its choices; None: as it is.
+        order_average: whether each question is asked with its choices in reverse too.
         target_risk: error rate that accepted answers may have; None: the artifact's.
     """
 
     predictive: str | None = None
     batch_size: int = 16
     truncate: bool = False
-    orders: str | None = None
+    order_average: bool = False
     target_risk: float | None = None
 
     def __post_init__(self) -> None:
-        if self.orders not in (None, "reverse", "all"):
-            raise ConfigError(f"orders (--order-average) is reverse or all, not {self.orders!r}")
         if self.target_risk is not None and not 0 < self.target_risk < 1:
             raise ConfigError(f"target_risk (--target-risk) is between 0 and 1, not {self.target_risk:g}")
 
@@ -91,19 +90,16 @@ def answer_all(
     Args:
         inputs: fields by name, or why there are none, which is returned.
     """
-    from laplora.answers.order_answers import OrderedRows
-
     found: list[Answer | LaploraError | None] = []
-    questions = []
+    questions: list[Question] = []
     for fields in inputs:
         try:
             if isinstance(fields, LaploraError):
                 raise fields
-            if how.orders is None:
-                questions.append(OrderedRows((predictor.encode(fields, truncate=how.truncate),), ()))
+            if how.order_average:
+                questions.append(predictor.encode_orders(fields, truncate=how.truncate))
             else:
-                which: Any = how.orders
-                questions.append(predictor.encode_orders(fields, truncate=how.truncate, which=which))
+                questions.append((predictor.encode(fields, truncate=how.truncate),))
             found.append(None)
         except LaploraError as error:
             found.append(error)
@@ -111,7 +107,7 @@ def answer_all(
     return [next(answered) if one is None else one for one in found]
 
 
-def _in_halves(predictor: Predictor, questions: Sequence[OrderedRows], how: How) -> list[Answer | LaploraError]:
+def _in_halves(predictor: Predictor, questions: Sequence[Question], how: How) -> list[Answer | LaploraError]:
     """Return an answer per question, or the error of one without a finite answer.
 
     Where there is one, which of them being unknown, they are answered in halves: for one in 256 sixteen more calls.
@@ -125,8 +121,8 @@ def _in_halves(predictor: Predictor, questions: Sequence[OrderedRows], how: How)
         return [*_in_halves(predictor, questions[:middle], how), *_in_halves(predictor, questions[middle:], how)]
 
 
-def _answers(predictor: Predictor, questions: Sequence[OrderedRows], how: How) -> list[Answer]:
-    rows: list[EncodedRow] = [row for question in questions for row in question.rows]
+def _answers(predictor: Predictor, questions: Sequence[Question], how: How) -> list[Answer]:
+    rows: list[EncodedRow] = [row for question in questions for row in question]
     each = predictor.predict_all(
         rows,
         how.predictive,
@@ -134,11 +130,7 @@ def _answers(predictor: Predictor, questions: Sequence[OrderedRows], how: How) -
         most_tokens=predictor.batch_tokens,
         target_risk=how.target_risk if (how.predictive or predictor.recommended) == "fast" else None,
     )
-    if how.orders is None:
+    if not how.order_average:
         return [(prediction, None) for prediction in predictor.decided(each, how.target_risk)[0]]
-    firsts, place = [], 0
-    for question in questions:
-        firsts.append(each[place])
-        place += len(question.rows)
-    averaged, _ = predictor.decided(predictor.average_orders(questions, each), how.target_risk)
-    return list(zip(averaged, firsts, strict=True))
+    averaged, _ = predictor.decided(predictor.average_orders(each), how.target_risk)
+    return list(zip(averaged, each[::2], strict=True))

@@ -28,7 +28,6 @@ from laplora.client.failures import (
 )
 from laplora.client.jobs import Inputs, Job, JobRow
 from laplora.client.progress import Advance, advancing
-from laplora.client.requests import OrderAverage
 from laplora.client.retries import Retries
 
 Row = TypeVar("Row")
@@ -83,7 +82,7 @@ class AsyncClient:
         target_risk: float | None = None,
         covariance: bool = False,
         truncate: bool = False,
-        order_average: OrderAverage = False,
+        order_average: bool = False,
         timeout_s: float | None = None,
         artifact: str | None = None,
         progress: bool | Advance = False,
@@ -154,7 +153,7 @@ class AsyncClient:
         inputs: Iterable[Mapping[str, Any]],
         *,
         truncate: bool = False,
-        order_average: OrderAverage = False,
+        order_average: bool = False,
         timeout_s: float | None = None,
         artifact: str | None = None,
     ) -> Evaluated:
@@ -196,7 +195,7 @@ class AsyncClient:
         inputs: Inputs,
         *,
         truncate: bool = False,
-        order_average: OrderAverage = False,
+        order_average: bool = False,
         bins: int | None = None,
         resamples: int | None = None,
         seed: int | None = None,

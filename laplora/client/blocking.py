@@ -31,7 +31,6 @@ from laplora.client.failures import (
 )
 from laplora.client.jobs import Inputs, Job, JobRow
 from laplora.client.progress import Advance, advancing
-from laplora.client.requests import OrderAverage
 from laplora.client.retries import Retries
 
 Row = TypeVar("Row")
@@ -86,7 +85,7 @@ class Client:
         target_risk: float | None = None,
         covariance: bool = False,
         truncate: bool = False,
-        order_average: OrderAverage = False,
+        order_average: bool = False,
         timeout_s: float | None = None,
         artifact: str | None = None,
         progress: bool | Advance = False,
@@ -157,7 +156,7 @@ class Client:
         inputs: Iterable[Mapping[str, Any]],
         *,
         truncate: bool = False,
-        order_average: OrderAverage = False,
+        order_average: bool = False,
         timeout_s: float | None = None,
         artifact: str | None = None,
     ) -> Evaluated:
@@ -199,7 +198,7 @@ class Client:
         inputs: Inputs,
         *,
         truncate: bool = False,
-        order_average: OrderAverage = False,
+        order_average: bool = False,
         bins: int | None = None,
         resamples: int | None = None,
         seed: int | None = None,

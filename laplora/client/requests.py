@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from laplora.errors import DataError
-
-#: Whether several orders of the choices are averaged: no; yes; or two of them, those sent and their reverse.
-OrderAverage = bool | Literal["all", "reverse"]
 
 Row = TypeVar("Row")
 #: True labels by ``prediction_id``, or pairs of both; where several may be right, a list of those that are.

@@ -53,9 +53,7 @@ def evaluate(
     ] = None,
     label_field: Annotated[str, typer.Option(metavar="NAME", help="Field of a row that has its label.")] = "label",
     predictive: PredictiveOption = None,
-    order_average: Annotated[
-        str | None, typer.Option(metavar="reverse|all", help="Ask each question in several orders of its choices.")
-    ] = None,
+    order_average: Annotated[bool, typer.Option(help="Ask each question with its choices in reverse too.")] = False,
     truncate: Annotated[bool, typer.Option(help="Cut inputs that are too long, instead of an error.")] = False,
     bins: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Bins of the ECE.")] = 15,
     resamples: Annotated[
@@ -109,7 +107,7 @@ def evaluate(
         progress=say,
     )
     name = how.predictive or manifest.recommended.predictive
-    answering = f"{name}_order_average" if how.orders else name
+    answering = f"{name}_order_average" if how.order_average else name
     crossed = [bar.check(measured.methods, answering) for bar in bars]
     if as_json:
         write(json.dumps(_json(measured, answering, crossed), allow_nan=False))

@@ -45,9 +45,7 @@ def predict(
     workers: WorkersOption = 1,
     threads: ThreadsOption = None,
     predictive: PredictiveOption = None,
-    order_average: Annotated[
-        str | None, typer.Option(metavar="reverse|all", help="Ask each question in several orders of its choices.")
-    ] = None,
+    order_average: Annotated[bool, typer.Option(help="Ask each question with its choices in reverse too.")] = False,
     target_risk: Annotated[
         float | None,
         typer.Option(metavar="SHARE", help="Error rate that accepted answers may have (default: the artifact's)."),

@@ -35,9 +35,7 @@ def report(
     ] = None,
     label_field: Annotated[str, typer.Option(metavar="NAME", help="Field of a row that has its label.")] = "label",
     predictive: PredictiveOption = None,
-    order_average: Annotated[
-        str | None, typer.Option(metavar="reverse|all", help="Ask each question in several orders of its choices.")
-    ] = None,
+    order_average: Annotated[bool, typer.Option(help="Ask each question with its choices in reverse too.")] = False,
     truncate: Annotated[bool, typer.Option(help="Cut inputs that are too long, instead of an error.")] = False,
     texts: Annotated[bool, typer.Option(help="Whether the page shows the rows' texts.")] = False,
     batch_size: BatchOption = 16,
@@ -100,7 +98,7 @@ def _page(measured: Evaluated, data: Path, how: How, texts: bool) -> bytes:
         measured.methods,
         names=LabelNames.of(manifest),
         predictive=how.predictive or manifest.recommended.predictive,
-        averaged=how.orders is not None,
+        averaged=how.order_average,
         title=measured.artifact.name,
         measured_on=f"{measured.rows} rows of {data.name}",
         fields=manifest.template.template().fields,

@@ -20,7 +20,7 @@ from laplora.fitting.settings import FitSettings
 from laplora.linearised import contrast_mean
 from laplora.predictive.kinds import fit_predictive_temperature
 from laplora.prompts.examples import Example
-from laplora.prompts.option_order import Order, permute_choices, restore_contrasts
+from laplora.prompts.option_order import restore_contrasts, reverse_choices
 from laplora.prompts.rows import Batch
 
 
@@ -49,25 +49,21 @@ def reversed_means(
     classifier: Classifier, examples: Sequence[Example], batch_size: int, progress: Progress
 ) -> torch.Tensor:
     """Return (rows, classes - 1) float64 contrasts of prompts with the choices in reverse, in the rows' own order."""
-    shown, orders = in_reverse(examples)
     title = "calibration rows, choices in reverse"
 
     def answered(batch: Batch) -> torch.Tensor:
         return contrast_mean(classifier.readout.scores(classifier.model, batch).logits.double()).cpu()
 
-    parts, order = classifier.over_batches(shown, batch_size, answered, lambda items: progress.track(items, title))
-    restored, _ = restore_contrasts(torch.cat(parts)[order], None, orders)
+    parts, order = classifier.over_batches(
+        in_reverse(examples), batch_size, answered, lambda items: progress.track(items, title)
+    )
+    restored, _ = restore_contrasts(torch.cat(parts)[order], None, [example.class_count for example in examples])
     return restored
 
 
-def in_reverse(examples: Sequence[Example]) -> tuple[list[Example], list[Order]]:
-    """Return rows with their choices in reverse, and the order that each shows; their labels are as they were."""
-    orders: list[Order] = [tuple(reversed(range(example.class_count))) for example in examples]
-    shown = [
-        replace(example, fields=permute_choices(example.fields, order))
-        for example, order in zip(examples, orders, strict=True)
-    ]
-    return shown, orders
+def in_reverse(examples: Sequence[Example]) -> list[Example]:
+    """Return rows with their choices in reverse; their labels are as they were."""
+    return [replace(example, fields=reverse_choices(example.fields)) for example in examples]
 
 
 def with_reversed(calibrated: Calibrated, temperature: float | None) -> Calibrated:

@@ -73,7 +73,7 @@ class FeedbackStore:
         """Keep one request's predictions and return an id for each, in order; empty without ``with_ids``.
 
         Args:
-            predictive: the requested one; with ``_order_average`` or ``_reverse_average`` behind it where orders were.
+            predictive: the requested one; with ``_order_average`` behind it where orders were.
             caller: the only one who can give feedback on them.
             target_risk: that their decisions were made for.
             with_ids: whether the caller learns them; else nothing is kept by id, and the answers count as recent ones.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from laplora.answers.order_answers import OrderedRows
     from laplora.answers.prediction import Prediction
     from laplora.answers.review_scores import ReviewScores
     from laplora.artifact.folder import Artifact
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from laplora.models.held_weights import HeldWeights
     from laplora.predictive.kinds import PredictiveName
     from laplora.predictor import Predictor
-    from laplora.prompts.option_order import OrderAverage
     from laplora.prompts.rows import EncodedRow
     from laplora.prompts.token_bounds import TokenBounds
 
@@ -100,11 +98,11 @@ class Model(Protocol):
         """Return one input as a row."""
         ...
 
-    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, which: OrderAverage = True) -> OrderedRows:
+    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> tuple[EncodedRow, EncodedRow]:
         """Return one question's rows, one for each order of its options."""
         ...
 
-    def average_orders(self, questions: Sequence[OrderedRows], predictions: Sequence[Prediction]) -> list[Prediction]:
+    def average_orders(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """Return an answer per question, of those of its rows in order."""
         ...
 

@@ -14,7 +14,6 @@ from service.telemetry.request_record import RequestRecord
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.prompts.option_order import OrderAverage
     from laplora.prompts.rows import EncodedRow
     from service.scoring.model import Model
 
@@ -28,7 +27,7 @@ class Plan:
         inputs: the template's fields of each input.
         caller: name of who asks; a caller's plans share its part of the queue.
         truncate: whether prompts that are too long are cut.
-        order_average: whether, and in which, several orders of its choices each input is asked, each a row.
+        order_average: whether each input is asked with its choices in reverse too, a row of its own.
         begun, deadline: when the request began, and when rows that still wait are dropped.
         record: where the stages are noted.
         ticket: what is sent to whoever has the weights; None until the inputs are tokenised.
@@ -39,7 +38,7 @@ class Plan:
     ask: Ask
     caller: str
     truncate: bool = False
-    order_average: OrderAverage = False
+    order_average: bool = False
     begun: float = field(default_factory=time.monotonic)
     deadline: float = math.inf
     record: RequestRecord = field(default_factory=RequestRecord)
@@ -59,12 +58,10 @@ class Scored:
     own_order: list[Prediction] | None = None
 
 
-def order_counts(inputs: Sequence[Mapping[str, Any]], *, order_average: OrderAverage) -> list[int]:
+def order_counts(inputs: Sequence[Mapping[str, Any]], *, order_average: bool) -> list[int]:
     """Return in how many orders of its choices each input is asked; 1 for an input that is refused later on."""
-    from laplora.prompts.option_order import order_count
-
     choices = [fields.get("choices") if order_average else None for fields in inputs]
-    return [order_count(len(c), order_average) if isinstance(c, list) and len(c) > 1 else 1 for c in choices]
+    return [2 if isinstance(c, list) and len(c) > 1 else 1 for c in choices]
 
 
 def choose_ask(model: Model, *, predictive: str | None, covariance: bool) -> Ask:

@@ -53,7 +53,4 @@ class Scorer:
             plan.record.stages += entry.end(time.monotonic())
         if not plan.order_average:
             return Scored(predictions)
-        owners = ticket.owners
-        firsts = [k for k, owner in enumerate(owners) if k == 0 or owners[k - 1] != owner]
-        averaged = await self.tokenizing.average(plan, encoded, predictions)
-        return Scored(averaged, [predictions[k] for k in firsts])
+        return Scored(await self.tokenizing.average(plan, predictions), predictions[::2])

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -48,11 +47,10 @@ class Expected:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A plan's rows, the number of each one's input, and what each input was encoded to: a row, or one an order."""
+    """A plan's rows, and the number of each one's input."""
 
     rows: list[EncodedRow]
     owners: list[int]
-    items: list[Any]
 
 
 class Tokenizing:
@@ -96,23 +94,21 @@ class Tokenizing:
             InvalidInputError, TooManyTokensError: an input does not fit; the field names which.
         """
         model = plan.model
-        encode: Callable[..., Any] = model.encode
-        if plan.order_average:
-            encode = partial(model.encode_orders, which=plan.order_average)
+        encode: Callable[..., Any] = model.encode_orders if plan.order_average else model.encode
         weights = [size * count for size, count in zip(expected.sizes, expected.orders, strict=True)]
         loop, items = asyncio.get_running_loop(), list[Any]()
         for part in in_parts(weights, TOKENIZE_PART_BYTES):
             items += await loop.run_in_executor(self._threads, _encode_part, encode, plan, part)
-        each = [item.rows if plan.order_average else [item] for item in items]
+        each = items if plan.order_average else [[item] for item in items]
         rows = [row for rows in each for row in rows]
         owners = [i for i, rows in enumerate(each) for _ in rows]
         self.estimate(model).learn(rows, [expected.sizes[owner] for owner in owners])
-        return Encoded(rows, owners, items)
+        return Encoded(rows, owners)
 
-    async def average(self, plan: Plan, encoded: Encoded, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Return one prediction for each input, of those in all its orders."""
+    async def average(self, plan: Plan, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Return one prediction for each input, of those in both its orders."""
         average = plan.model.average_orders
-        return await asyncio.get_running_loop().run_in_executor(self._threads, average, encoded.items, predictions)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, average, predictions)
 
 
 def _text_sizes(plan: Plan) -> list[int]:

@@ -46,8 +46,8 @@ def test_orders_are_made_and_averaged_as_the_predictor_does(
     fields: dict[str, Any] = {"question": "Which one?", "choices": ["this", "that", "neither"]}
     asked = encoder.encode_orders(fields, truncate=False)
     assert asked == choices_predictor.encode_orders(fields, truncate=False)
-    predictions = choices_predictor.predict(asked.rows)
-    assert encoder.average_orders([asked], predictions) == choices_predictor.average_orders([asked], predictions)
+    predictions = choices_predictor.predict(asked)
+    assert encoder.average_orders(predictions) == choices_predictor.average_orders(predictions)
 
 
 def test_no_weights_are_read(artifact_copy: Path, tmp_path: Path) -> None:

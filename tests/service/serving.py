@@ -17,20 +17,18 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any, cast
 
 import httpx
-import torch
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from laplora.answers.order_answers import OrderedRows, encode_orders
+from laplora.answers.order_answers import encode_orders
 from laplora.answers.prediction import Prediction
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
 from laplora.jacobians.contrasts import ReversePass
 from laplora.models.held_weights import HeldWeights
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictor import Predictor
-from laplora.prompts.option_order import OrderAverage, restore_logits
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import TEMPLATES, PromptTemplate, render
 from laplora.prompts.token_bounds import TokenBounds
@@ -136,19 +134,16 @@ class FakePredictor(Predictor):
     def device_tokens(self, row: EncodedRow) -> int:
         return len(row.token_ids)
 
-    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, which: OrderAverage = True) -> OrderedRows:
-        return encode_orders(self.template, inputs, lambda fields: self.encode(fields, truncate=truncate), which)
+    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> tuple[EncodedRow, EncodedRow]:
+        return encode_orders(self.template, inputs, lambda fields: self.encode(fields, truncate=truncate))
 
-    def average_orders(self, asked: Sequence[OrderedRows], predictions: Sequence[Any]) -> list[Any]:
+    def average_orders(self, predictions: Sequence[Any]) -> list[Any]:
         """Average the probabilities; the rest is the first prompt's."""
-        answers, left = [], iter(predictions)
-        for one in asked:
-            own = [next(left) for _ in one.rows]
-            each = restore_logits(torch.tensor([p.probs for p in own], dtype=torch.float64), one.orders)
-            probs = each.mean(0).tolist()
-            more = {"orders": len(own), "order_information": 0.02, "tokens": sum(p.tokens for p in own)}
-            answers.append(replace(own[0], probs=probs, map_probs=probs, **more))
-        assert next(left, None) is None
+        answers = []
+        for one, other in zip(predictions[::2], predictions[1::2], strict=True):
+            probs = [(p + q) / 2 for p, q in zip(one.probs, other.probs[::-1], strict=True)]
+            more = {"orders": 2, "order_information": 0.02, "tokens": one.tokens + other.tokens}
+            answers.append(replace(one, probs=probs, map_probs=probs, **more))
         return answers
 
     def predict(

@@ -201,11 +201,10 @@ class PredictivesConfig(PredictiveSettings):
 class EvaluationConfig(Section):
     """What is measured on the test split beside every predictive."""
 
-    order_average: bool | Literal["reverse"] = Field(
+    order_average: bool = Field(
         False,
-        description="MAP, temperature scaling and the served predictive averaged over orders of the choices too: as "
-        "many prompts a row as orders (2 of two choices, 6 of three, else one for each choice); reverse: over two, the "
-        "data's and its reverse",
+        description="MAP, temperature scaling and the served predictive averaged over two orders of the choices too, "
+        "the data's and its reverse",
     )
     report_texts: bool = Field(
         False,

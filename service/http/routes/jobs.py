@@ -154,10 +154,7 @@ async def _submitted(
 
 def _tokens_of(model: Model, fields: dict[str, Any], query: JobQuery) -> int:
     if query.order_average:
-        return sum(
-            len(row.token_ids)
-            for row in model.encode_orders(fields, truncate=query.truncate, which=query.order_average).rows
-        )
+        return sum(len(row.token_ids) for row in model.encode_orders(fields, truncate=query.truncate))
     return len(model.encode(fields, truncate=query.truncate).token_ids)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
-from laplora.prompts.option_order import OrderAverage
 from service.artifacts.host import ArtifactHost
 from service.errors import (
     BatchTooLargeError,
@@ -131,11 +130,11 @@ def inputs_of(call: Call, artifact: Artifact, max_inputs: int) -> Sequence[Input
     return call.inputs(template_fields(artifact))
 
 
-def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: OrderAverage) -> None:
+def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: bool) -> None:
     """Check the number of prompts and that no id comes twice.
 
     Raises:
-        BatchTooLargeError: more prompts than ``max_inputs``; ``order_average`` makes several of an input.
+        BatchTooLargeError: more prompts than ``max_inputs``; ``order_average`` makes two of an input.
         InvalidRequestError: an id that two inputs share.
     """
     prompts = sum(order_counts([item.template_fields for item in inputs], order_average=order_average))

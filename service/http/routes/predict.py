@@ -53,9 +53,7 @@ class Predicting:
                 for i, (item, prediction) in enumerate(zip(planning.inputs, answers, strict=True))
             ]
             if self._feedback.on:
-                orders = {False: "", True: "_order_average", "all": "_order_average", "reverse": "_reverse_average"}[
-                    options.order_average
-                ]
+                orders = "_order_average" if options.order_average else ""
                 with_ids = call.has_prediction_ids
                 ids = self._feedback.remember(
                     plan.model, f"{predictive}{orders}", plan.caller, answers, target_risk, with_ids=with_ids

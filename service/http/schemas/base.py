@@ -10,15 +10,10 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
     WithJsonSchema,
-    WrapValidator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
-
-from laplora.prompts import option_order
 
 # Finite is enforced, the range only documented: rounding may leave 1.0000001.
 Probability = Annotated[FiniteFloat, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
@@ -33,15 +28,6 @@ def _whole(value: Any) -> Any:
 WholeNumber = Annotated[int, BeforeValidator(_whole)]
 
 
-def _orders(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
-    try:
-        return read(value)
-    except ValidationError:  # which would name a field of every alternative
-        raise PydanticCustomError("order_average", "Input should be true, false, 'all' or 'reverse'") from None
-
-
-#: In which orders of its choices a question is asked.
-OrderAverage = Annotated[option_order.OrderAverage, WrapValidator(_orders)]
 #: Fields that several requests have.
 ArtifactName = Annotated[
     str | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, FiniteFloat
 
 from service.http.schemas.artifacts import ArtifactRef
-from service.http.schemas.base import Answer, ArtifactName, OrderAverage, Strict, TimeoutSeconds, Timing, WholeNumber
+from service.http.schemas.base import Answer, ArtifactName, Strict, TimeoutSeconds, Timing, WholeNumber
 from service.http.schemas.inputs import LabelledInput
 
 
@@ -14,9 +14,9 @@ class MeasureOptions(Strict):
 
     truncate: bool = Field(False, examples=[False])
     """Whether to cut inputs that are too long, where the artifact cuts them, else from the left, instead of 422."""
-    order_average: OrderAverage = Field(False, examples=[False])
-    """Whether to ask each question in several orders of its choices, as in POST /predict, and measure the average too:
-    as NAME_order_average beside every method. Limits count an input's orders.
+    order_average: bool = Field(False, examples=[False])
+    """Whether to ask each question with its choices in reverse too, as in POST /predict, and measure the average as
+    NAME_order_average beside every method. An input counts twice for every limit.
     """
     bins: WholeNumber = Field(15, ge=1, le=100, examples=[15])
     """Number of equal-width confidence bins of ece and reliability."""

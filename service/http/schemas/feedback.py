@@ -116,7 +116,7 @@ class SeriesOut(Answer):
     artifact: str = Field(description="The artifact's name.", examples=["sst2-smollm2"])
     digest: str = Field(description="Hash of the artifact's content.", examples=["sha256:2c26b46b68ffc68f"])
     predictive: str = Field(examples=["laplace"])
-    """The one that was asked for; NAME_order_average or NAME_reverse_average where orders were."""
+    """The one that was asked for; NAME_order_average where two orders were averaged."""
     predictions: int = Field(description="Number of answers since the artifact was first asked.", examples=[25_000])
     recent: int = Field(description="Number of them in the window that drift looks at.", examples=[1000])
     labelled: int = Field(description="Number of labelled predictions in the figures' window.", examples=[1000])

@@ -12,7 +12,6 @@ from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.base import (
     Answer,
     ArtifactName,
-    OrderAverage,
     Probabilities,
     Probability,
     Strict,
@@ -38,11 +37,9 @@ class PredictOptions(Strict):
     """Whether to send logit_covariance (classes x classes, squared nats)."""
     truncate: bool = False
     """Whether to cut inputs that are too long, where the artifact cuts them, else from the left, instead of 422."""
-    order_average: OrderAverage = False
-    """Whether to ask each question in several orders of its choices (all 2 or 6 of two or three, as many as choices of
-    more) and average the probabilities. Of two or three choices the answer then does not depend on the order sent; of
-    more it favours no place. all: the same as true; reverse: two orders, the one sent and its reverse; temperature then
-    has a temperature of its own. An input then costs, and counts for every limit, as much as its orders; 422 for
+    order_average: bool = False
+    """Whether to ask each question twice, as sent and with its choices in reverse, and average the probabilities; the
+    predictive temperature then has a temperature of its own. An input costs, and counts for every limit, twice; 422 for
     templates without choices.
     """
     timeout_s: TimeoutSeconds = None
@@ -142,9 +139,9 @@ class PredictionOut(Answer):
     decision: Literal["accept", "review"] = Field(examples=["review"])
     """What to do with the answer: use it, or show it to a person."""
     tokens: int = Field(examples=[61])
-    """Tokens of the prompt as scored; with order_average, of all its orders."""
+    """Tokens of the prompt as scored; with order_average, of both orders."""
     orders: int | None = Field(None, examples=[2])
-    """Number of orders of the choices that the answer is an average over; only with order_average."""
+    """Number of orders of the choices that the answer is an average over, 2; only with order_average."""
     truncated: bool = Field(description="Whether the prompt was cut.", examples=[False])
     prediction_id: str | None = Field(None, examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
     """What POST /feedback knows this answer by, for feedback_keep_s at most; left out where the server keeps none.

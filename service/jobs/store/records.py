@@ -15,7 +15,6 @@ from pydantic import BaseModel
 
 from laplora.answers.evaluation import MethodRow, questions
 from laplora.answers.labels import LabelNames, Truth
-from laplora.prompts.option_order import OrderAverage
 
 Status = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -138,7 +137,7 @@ class JobOptions(BaseModel):
     """How a job measures: as of POST /evaluate."""
 
     truncate: bool = False
-    order_average: OrderAverage = False
+    order_average: bool = False
     bins: int = 15
     resamples: int = 1000
     seed: int = 0

@@ -1,33 +1,33 @@
-"""One question in several orders, on a real tiny model: the user's order does not matter, every field is a mixture's.
+"""One question in two orders, on a real tiny model: reversing it changes nothing, every field is a mixture's.
 
 Prompts run one at a time: in bfloat16 another padding rounds elsewhere. What is left is the order of sums in float64.
 """
 
 from __future__ import annotations
 
-from itertools import permutations
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
-from laplora.answers.order_answers import OrderedRows
 from laplora.errors import DataError, InvalidInputError
 from laplora.predictor import Prediction, Predictor
-from laplora.prompts.option_order import permute_choices
+from laplora.prompts.option_order import reverse_choices
+from laplora.prompts.rows import EncodedRow
 
 TWO = {"question": "Is a dull plot good?", "choices": ["good", "bad"]}
 THREE = {"question": "Is a moving plot good?", "choices": ["good", "bad", "neither of them"]}
 ROUNDING = 1e-12
 
 
-def answers(predictor: Predictor, question: OrderedRows, predictive: str) -> list[Prediction]:
-    return [predictor.predict([row], predictive, also=["laplace"])[0] for row in question.rows]
+def answers(predictor: Predictor, question: Sequence[EncodedRow], predictive: str) -> list[Prediction]:
+    return [predictor.predict([row], predictive, also=["laplace"])[0] for row in question]
 
 
 def averaged(predictor: Predictor, inputs: dict[str, Any], predictive: str) -> Prediction:
     question = predictor.encode_orders(inputs, truncate=False)
-    return predictor.average_orders([question], answers(predictor, question, predictive))[0]
+    return predictor.average_orders(answers(predictor, question, predictive))[0]
 
 
 def by_text(inputs: dict[str, Any], values: list[float]) -> dict[str, float]:
@@ -36,13 +36,11 @@ def by_text(inputs: dict[str, Any], values: list[float]) -> dict[str, float]:
 
 @pytest.mark.parametrize("inputs", [TWO, THREE])
 @pytest.mark.parametrize("predictive", ["map", "laplace"])
-def test_the_answer_does_not_depend_on_the_users_order(
+def test_the_answer_is_that_of_the_question_in_reverse(
     choices_predictor: Predictor, inputs: dict[str, Any], predictive: str
 ) -> None:
-    truth = averaged(choices_predictor, inputs, predictive)
-    single = []
-    for order in permutations(range(len(inputs["choices"]))):
-        question = permute_choices(inputs, order)
+    truth, single = averaged(choices_predictor, inputs, predictive), []
+    for question in (inputs, reverse_choices(inputs)):
         got = averaged(choices_predictor, question, predictive)
         for name in ("probs", "map_probs", "probs_std", "logit_mean", "logit_variance"):
             wanted = by_text(inputs, getattr(truth, name))
@@ -60,10 +58,10 @@ def test_the_answer_does_not_depend_on_the_users_order(
 def test_every_field_is_the_mixtures(choices_predictor: Predictor) -> None:
     question = choices_predictor.encode_orders(THREE, truncate=False)
     each = answers(choices_predictor, question, "laplace")
-    got = choices_predictor.average_orders([question], each)[0]
-    assert got.orders == len(question.rows) == 6
-    assert question.rows[0] == choices_predictor.encode(THREE, truncate=False)
-    inverse = [[order.index(option) for option in range(3)] for order in question.orders]
+    got = choices_predictor.average_orders(each)[0]
+    assert got.orders == len(question) == 2
+    assert question[0] == choices_predictor.encode(THREE, truncate=False)
+    inverse = [[0, 1, 2], [2, 1, 0]]
 
     def restored(name: str) -> torch.Tensor:
         rows = [[getattr(p, name)[i] for i in at] for p, at in zip(each, inverse, strict=True)]
@@ -81,23 +79,22 @@ def test_every_field_is_the_mixtures(choices_predictor: Predictor) -> None:
     ).double()
     wanted = within.mean(0) + torch.cov(mean.T, correction=0)
     torch.testing.assert_close(torch.tensor(got.logit_covariance).double(), wanted, atol=1e-6, rtol=1e-5)  # float32
-    assert got.aleatoric == pytest.approx(sum(p.aleatoric or 0 for p in each) / 6, abs=ROUNDING)
+    assert got.aleatoric == pytest.approx(sum(p.aleatoric or 0 for p in each) / 2, abs=ROUNDING)
     assert got.total == pytest.approx((got.aleatoric or 0) + (got.epistemic or 0), abs=ROUNDING)
-    within_orders = sum(p.epistemic or 0 for p in each) / 6
+    within_orders = sum(p.epistemic or 0 for p in each) / 2
     assert got.epistemic == pytest.approx(within_orders + (got.order_information or 0), abs=ROUNDING)
     assert got.tokens == sum(p.tokens for p in each)
     for name, values in got.calibrated_probs.items():
+        if name == "temperature":  # has another one for two orders (``fitting.reversed_choices``)
+            continue
         rows = [[p.calibrated_probs[name][i] for i in at] for p, at in zip(each, inverse, strict=True)]
         assert values == pytest.approx(torch.tensor(rows, dtype=torch.float64).mean(0).tolist(), abs=ROUNDING)
     assert got.calibrated_scores.keys() == got.calibrated_probs.keys()
 
 
 def test_a_batch_of_questions_is_each_alone(choices_predictor: Predictor) -> None:
-    question = [choices_predictor.encode_orders(inputs, truncate=False) for inputs in (TWO, THREE)]
-    together = choices_predictor.average_orders(
-        question, choices_predictor.predict([row for one in question for row in one.rows], "laplace")
-    )
-    assert [p.orders for p in together] == [2, 6]
+    rows = [row for inputs in (TWO, THREE) for row in choices_predictor.encode_orders(inputs, truncate=False)]
+    together = choices_predictor.average_orders(choices_predictor.predict(rows, "laplace"))
     for inputs, got in zip((TWO, THREE), together, strict=True):
         assert got.probs == pytest.approx(averaged(choices_predictor, inputs, "laplace").probs, abs=0.02)  # bfloat16
 
@@ -109,4 +106,4 @@ def test_what_cannot_be_reordered_is_refused(choices_predictor: Predictor, senti
         choices_predictor.encode_orders({"question": "?", "choices": ["x"]}, truncate=False)
     question = choices_predictor.encode_orders(TWO, truncate=False)
     with pytest.raises(DataError, match="1 predictions are not those"):
-        choices_predictor.average_orders([question], choices_predictor.predict(question.rows[:1]))
+        choices_predictor.average_orders(choices_predictor.predict(question[:1]))

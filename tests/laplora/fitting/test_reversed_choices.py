@@ -12,16 +12,15 @@ from laplora.fitting.reversed_choices import with_reversed
 from laplora.fitting.saving import read_fit
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
-from laplora.prompts.option_order import restore_logits
 from training.workspace.runtime import open_run
 
 
 def both_orders(predictor: Predictor, example: Example, name: str = "temperature") -> tuple[torch.Tensor, Any]:
     """Return the centred logits of both prompts in the row's own order, (2, choices), and their averaged answer."""
-    question = predictor.encode_orders(example.fields, truncate=True, which="reverse")
-    each = predictor.predict(question.rows, name)
-    logits = restore_logits(torch.tensor([p.logit_mean for p in each], dtype=torch.float64), question.orders)
-    (answer,) = predictor.average_orders([question], each)
+    question = predictor.encode_orders(example.fields, truncate=True)
+    each = predictor.predict(question, name)
+    logits = torch.tensor([each[0].logit_mean, each[1].logit_mean[::-1]], dtype=torch.float64)
+    (answer,) = predictor.average_orders(each)
     return logits, answer
 
 
@@ -61,19 +60,6 @@ def test_two_orders_are_served_with_their_temperature(
         plain = torch.softmax(logits, 1).mean(0)
         torch.testing.assert_close(torch.tensor(answer.map_probs, dtype=torch.float64), plain, atol=1e-6, rtol=1e-6)
         assert answer.orders == 2
-
-
-def test_all_orders_of_more_choices_keep_the_temperature_of_one(
-    choices_run: FinishedRun, choices_predictor: Predictor
-) -> None:
-    single = choices_predictor.artifact.manifest.predictives["temperature"].temperature
-    example = next(e for e in open_run(choices_run.config).splits.test if e.class_count == 3)
-    question = choices_predictor.encode_orders(example.fields, truncate=True)
-    each = choices_predictor.predict(question.rows, "temperature")
-    (answer,) = choices_predictor.average_orders([question], each)
-    logits = restore_logits(torch.tensor([p.logit_mean for p in each], dtype=torch.float64), question.orders)
-    expected = torch.softmax(logits / single, 1).mean(0)
-    torch.testing.assert_close(torch.tensor(answer.probs, dtype=torch.float64), expected, atol=1e-9, rtol=1e-9)
 
 
 def test_rows_without_choices_have_none(sentiment_run: FinishedRun) -> None:

@@ -156,7 +156,7 @@ def test_where_several_labels_may_be_right_each_is_a_question_of_its_own() -> No
 def test_an_average_over_orders_is_the_method_that_is_judged() -> None:
     job, result, taken = several(40)
     result.methods.update({f"{name}_order_average": result.methods[name] for name in ("map", "laplace")})
-    options = job.about.options.model_copy(update={"order_average": "all"})
+    options = job.about.options.model_copy(update={"order_average": True})
     job.about = job.about.model_copy(update={"options": options})
     report = job_reports.job_report(job, result, taken, promises(), texts=False)
     assert report.served == "laplace_order_average"

@@ -67,9 +67,6 @@ async def test_orders_of_the_choices_are_averaged_as_evaluate_does() -> None:
         done = await ended(served, await submit(served, items, order_average="true"))
         assert done["result"]["methods"] == await methods(served, items, order_average=True)
         assert "laplace_order_average" in done["result"]["methods"]
-        two = await ended(served, await submit(served, items, order_average="reverse"))
-        assert two["options"]["order_average"] == "reverse"
-        assert two["result"]["methods"] == await methods(served, items, order_average="reverse")
 
 
 async def test_progress_and_partial_metrics_while_it_runs() -> None:
