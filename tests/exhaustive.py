@@ -6,6 +6,7 @@ draw) or ``1/3``, ``2/3`` or ``3/3`` (this third's files). An expression for ``-
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import zlib
@@ -15,6 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ASKED = os.environ.get("LAPLORA_EXHAUSTIVE", "")
+#: After which an exhaustive test fails that does not say so itself.
+LIMIT_S = 600
 
 
 def drawn(examples: int) -> int:
@@ -44,7 +47,10 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the exhaustive tests that are not run."""
+    """Deselect the exhaustive tests that are not run; those that are have more time."""
+    for item in items:
+        if item.get_closest_marker("exhaustive") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LIMIT_S))
     if "exhaustive" in config.option.markexpr:
         return
     left = [item for item in items if item.get_closest_marker("exhaustive") and not runs(item.path, ASKED)]
@@ -52,3 +58,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left)
         gone = set(map(id, left))
         items[:] = [item for item in items if id(item) not in gone]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let an exhaustive test have its time: what ends the process of a test that hangs counts less."""
+    if item.get_closest_marker("exhaustive"):
+        faulthandler.cancel_dump_traceback_later()

@@ -37,6 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for function in (item.function, *(d.func for of_name in definitions for d in of_name)):
                 for marker in markers_of(function, seen):
                     item.add_marker(marker)
+        if config.getoption("reruns", None) and not item.get_closest_marker("process"):
+            item.add_marker(pytest.mark.flaky(reruns=0))  # what computes fails for a reason
     if hasattr(config, "workerinput"):
         slow = Counter(item.path for item in items if any(item.get_closest_marker(name) for name in REACHED))
         items.sort(key=lambda item: slow[item.path] == 0)

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import threading
 import time
@@ -21,17 +20,17 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import httpx
 import pytest
 from free_ports import free_port
+from programs import program
 
 
 @contextmanager
 def object_server(bucket: str) -> Iterator[dict[str, str]]:
     """Run a real S3 server with one bucket; yield the environment of its clients."""
-    program = shutil.which("moto_server")
-    if program is None:
-        pytest.skip("moto_server is not installed: pip install 'moto[server]' in an environment of its own")
+    if (server := program("moto_server")) is None:
+        pytest.skip("moto_server not installed: pip install 'moto[server]' in an environment of its own")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [program, "-H", "127.0.0.1", "-p", str(port)]
+    command = [server, "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             give_up = time.monotonic() + 120
@@ -245,5 +244,6 @@ def hub_server(repository: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub
         template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         yield hub

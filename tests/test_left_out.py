@@ -1,4 +1,4 @@
-"""A run fails for what it left out, where nothing may be left out; in CI what fails is tried once more, and told."""
+"""A run fails for what it left out, where nothing may be; in CI what starts processes is tried once more, and told."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import pytest
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).resolve().parents[1]
-
-MODULE = """
+INI = "[pytest]\nmarkers =\n    gpu: needs a GPU\n    process: starts a process\nfilterwarnings = error"
+SKIPPED = """
 import pytest
 
 @pytest.mark.gpu
 @pytest.mark.skip("no CUDA device")
 def test_on_a_gpu():
+    pass
+
+@pytest.mark.skip("openssl, nginx not installed")
+def test_with_a_program():
     pass
 
 def test_that_runs():
@@ -28,37 +32,25 @@ import pytest
 
 pytest.importorskip("no_such_package", reason="no such package")
 """
-
-
-@pytest.mark.parametrize("workers", [(), pytest.param(("-n", "1"), marks=pytest.mark.process)], ids=["here", "workers"])
-def test_any_skip_but_those_of_a_marker_fails_the_run(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
-    pytester.makeini("[pytest]\nmarkers =\n    gpu: needs a GPU")
-    pytester.makepyfile(MODULE)
-    strict = ("-p", "left_out", "--no-skips-but", "gpu", *workers)
-    assert pytester.runpytest_inprocess(*strict).ret == pytest.ExitCode.OK
-    pytester.makepyfile(test_other=OTHER)
-    assert pytester.runpytest_inprocess("-p", "left_out", *workers).ret == pytest.ExitCode.OK
-    result = pytester.runpytest_inprocess(*strict)
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["*may not be left out: test_other.py"])
-    result.stdout.no_fnmatch_line("*may not be left out: *test_on_a_gpu*")
-
-
 FLAKY = """
 import pytest
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    print("the fixture is made")
-    return tmp_path_factory.getbasetemp() / "tried"
+    return tmp_path_factory.getbasetemp()
 
-def test_first(shared):
-    pass
-
-def test_that_fails_once(shared):
-    tried = shared.exists()
-    shared.touch()
+def fails_once(file):
+    tried = file.exists()
+    file.touch()
     assert tried
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_of_a_process(shared, number):
+    fails_once(shared / str(number))
+
+def test_of_none(shared):
+    fails_once(shared / "none")
 
 def test_last(shared):
     pass
@@ -70,26 +62,33 @@ def test_on_a_gpu():
 """
 
 
-@pytest.mark.parametrize("workers", [(), pytest.param(("-n", "1"), marks=pytest.mark.process)], ids=["here", "workers"])
-def test_what_fails_is_tried_once_more_as_continuous_integration_runs_it(
-    pytester: pytest.Pytester, workers: tuple[str, ...]
+def test_any_skip_but_those_that_are_named_fails_the_run(pytester: pytest.Pytester) -> None:
+    pytester.makeini(INI)
+    pytester.makepyfile(SKIPPED)
+    strict = ("-p", "left_out", "--no-skips-but")
+    assert pytester.runpytest_inprocess(*strict, "gpu,nginx").ret == pytest.ExitCode.OK
+    alone = pytester.runpytest_inprocess(*strict, "gpu")
+    assert alone.ret == pytest.ExitCode.TESTS_FAILED
+    alone.stdout.fnmatch_lines(["*may not be left out: *test_with_a_program: openssl, nginx not installed"])
+    pytester.makepyfile(test_other=OTHER)
+    assert pytester.runpytest_inprocess("-p", "left_out").ret == pytest.ExitCode.OK
+    result = pytester.runpytest_inprocess(*strict, "gpu,nginx")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*may not be left out: test_other.py: no such package"])
+    result.stdout.no_fnmatch_line("*may not be left out: *test_on_a_gpu*")
+
+
+@pytest.mark.process
+def test_two_processes_that_fail_are_tried_once_more_as_continuous_integration_runs_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytester.makeini("[pytest]\nmarkers =\n    gpu: needs a GPU\nfilterwarnings = error")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeini(INI)
     pytester.makepyfile(FLAKY)
-    strict = ("-p", "left_out", "-p", "markers", "--no-skips-but", "gpu", "--dist", "loadfile", *workers)
-    once = pytester.runpytest_inprocess(*strict)
-    assert once.ret == pytest.ExitCode.TESTS_FAILED
-    again = pytester.runpytest_inprocess(*strict, *words_of_ci())
-    assert again.ret == pytest.ExitCode.OK
-    assert again.parseoutcomes() == {"passed": 3, "skipped": 1, "rerun": 1}
-    again.stdout.fnmatch_lines(["RERUN *test_that_fails_once"])
-    pytester.makepyfile(test_other="def test_that_always_fails():\n    assert False")
-    failed = pytester.runpytest_inprocess(*strict, *words_of_ci())
-    assert failed.ret == pytest.ExitCode.TESTS_FAILED
-    failed.stdout.fnmatch_lines(["RERUN *test_that_always_fails", "FAILED *test_that_always_fails*"])
-
-
-def words_of_ci() -> list[str]:
-    """Return what continuous integration gives to pytest beside the README's command."""
     (words,) = re.findall(r"^in_ci='(.*)'$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
-    return shlex.split(words)
+    plugins = [word for name in ("left_out", "markers", "xdist", "pytest_rerunfailures") for word in ("-p", name)]
+    run = pytester.runpytest_inprocess(*plugins, "--no-skips-but", "gpu", "-n", "1", *shlex.split(words))
+    assert run.ret == pytest.ExitCode.TESTS_FAILED
+    assert run.parseoutcomes() == {"passed": 3, "failed": 2, "skipped": 1, "rerun": 2}
+    run.stdout.fnmatch_lines(["RERUN *test_of_a_process?1?", "RERUN *test_of_a_process?2?"])
+    run.stdout.fnmatch_lines(["FAILED *test_of_a_process?3?*", "FAILED *test_of_none*"])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from programs import program
 
 CHART = Path(__file__).resolve().parents[2] / "docker" / "kubernetes" / "laplora"
 
@@ -22,12 +20,12 @@ Documents = dict[tuple[str, str], dict[str, Any]]
 @pytest.fixture(scope="session")
 def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs helm with the chart as its last argument; ``values`` is a file's content."""
-    program = shutil.which("helm", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if program is None:
-        pytest.skip("helm is not installed: python .ci/install_helm.py")
+    path = program("helm")
+    if path is None:
+        pytest.skip("helm not installed: python .ci/install_helm.py")
 
     def run(*arguments: str, values: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
-        command = [program, *arguments, str(CHART), *(("--values", "-") if values else ())]
+        command = [path, *arguments, str(CHART), *(("--values", "-") if values else ())]
         given = yaml.safe_dump(values) if values else None
         return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from programs import needs
 from test_docker import environment, parse, settings_of
 
 from service.app import create_app
@@ -18,7 +18,6 @@ from service.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = environment(parse("service.Dockerfile")[1][-1])
-promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 
 
 def pod(documents: Any) -> dict[str, Any]:
@@ -193,7 +192,7 @@ def test_the_autoscaled_metric_is_the_servers(render: Any, settings: Callable[..
     assert rule["seriesQuery"].startswith(f"{name}{{")
 
 
-@promtool
+@needs("promtool")
 def test_the_adapter_asks_for_a_minutes_mean_of_each_pod(tmp_path: Path) -> None:
     (rule,) = yaml.safe_load((ROOT / "docker/kubernetes/prometheus-adapter.yaml").read_text())["rules"]["custom"]
     query = rule["metricsQuery"]

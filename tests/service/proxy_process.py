@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import socket
 import ssl
 import subprocess
@@ -18,17 +17,14 @@ from functools import cached_property
 from pathlib import Path
 
 import httpx
-import pytest
 import yaml
 from free_ports import free_port
+from programs import needs, program
 from server_process import ROOT
 
 TEMPLATE = ROOT / "docker" / "nginx.conf.template"
 COMPOSE = ROOT / "docker" / "compose.proxy.yaml"
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-needs_nginx = pytest.mark.skipif(
-    NGINX is None or shutil.which("openssl") is None, reason="nginx and openssl are not installed here"
-)
+needs_nginx = needs("nginx", "openssl")
 #: The user "nobody", where the tests themselves have rights to give away.
 _NOBODY = 65534
 
@@ -113,7 +109,7 @@ def proxy_before(upstream_port: int, **values: object) -> Iterator[Proxy]:
         if user is not None:
             for path in (folder, *folder.iterdir()):
                 os.chown(path, user, user)
-        command = [str(NGINX), "-e", "stderr", "-c", str(configuration), "-p", str(folder)]
+        command = [str(program("nginx")), "-e", "stderr", "-c", str(configuration), "-p", str(folder)]
         tested = subprocess.run([*command, "-t"], user=user, group=user, capture_output=True, text=True, check=False)
         assert tested.returncode == 0, tested.stderr
         with (folder / "errors.log").open("w") as errors:

@@ -136,7 +136,7 @@ def server_process(command: Sequence[str], environment: Mapping[str, str] | None
             **(environment or {}),
         }
         popen: subprocess.Popen[str] | Fork
-        if command[0] == FAKE_SERVER and can_fork(environment or {}):
+        if can_fork(command, environment or {}):
             popen = Fork([*command, *port], variables)
         else:
             whole = [sys.executable, *command, *port]

@@ -1,4 +1,4 @@
-"""Fake servers that start in a tenth of a second: forks of one process that has imported what they need.
+"""Servers that start in a tenth of a second: forks of one process that has imported what they need.
 
 What they do from their first line on, their signals, sockets and exit included, is that of a process of their own.
 """
@@ -29,9 +29,10 @@ HERE = Path(__file__).parent
 LATE = ("LAPLORA_", "FAKE_", "AWS_", "NO_PROXY", "no_proxy", "OTEL_BSP_", "OTEL_EXPORTER_")
 
 
-def can_fork(environment: Mapping[str, str]) -> bool:
-    """Return whether variables beside those of this process are looked at after the imports only."""
-    return all(name.startswith(LATE) for name in environment)
+def can_fork(command: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Return whether a command is a server's, and variables beside this process's are looked at after the imports."""
+    known = command[0].endswith("fake_server.py") or list(command[:2]) in (["-m", "service"], ["-m", "laplora"])
+    return known and all(name.startswith(LATE) for name in environment)
 
 
 class Fork:
@@ -67,7 +68,7 @@ class Fork:
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit status, once there is one; TimeoutExpired after so many seconds."""
         if not self._ended.wait(timeout) or self.returncode is None:
-            raise subprocess.TimeoutExpired("a fake server", timeout or 0)
+            raise subprocess.TimeoutExpired("a server", timeout or 0)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -88,7 +89,7 @@ class Fork:
 def _warm() -> multiprocessing.context.ForkServerContext:
     """Return what forks from the one process, which is started here."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["serving"])
+    context.set_forkserver_preload(["warm_imports"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (HERE.parents[1], HERE))))
         forkserver.ensure_running()
@@ -102,9 +103,13 @@ def _run(command: list[str], environment: dict[str, str], log: Connection) -> No
     os.environ.clear()
     os.environ.update(environment)
     random.seed()
-    sys.argv = command
     atexit._clear()
     try:
-        runpy.run_path(command[0], run_name="__main__")
+        if command[0] == "-m":
+            sys.argv = command[1:]
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = command
+            runpy.run_path(command[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()

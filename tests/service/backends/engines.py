@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,3 +120,42 @@ def cluster_file(folder: Path, settings: dict[str, Any], **changes: Any) -> Path
 def short_folder() -> Path:
     """Return a new folder with a short path: Ray's sockets have room for no other."""
     return Path(tempfile.mkdtemp(prefix="lr-"))
+
+
+def first_prob(answer: dict[str, object]) -> float:
+    """Return the number that names a fake's row."""
+    return round(100_000 * answer["predictions"][0]["probs"]["negative"])  # type: ignore[index, no-any-return]
+
+
+def served_rows(served: Engine) -> int:
+    """Return the rows that the queue holds."""
+    return int(served.metrics("laplora_queue_max_rows")[""])
+
+
+def replicas(served: Engine) -> dict[str, float]:
+    """Return how many artifacts each replica has loaded, by its name."""
+    return served.metrics("laplora_replica_artifacts")
+
+
+def until_all_replicas(served: Engine, *, artifacts: int, without: Collection[str] = ()) -> None:
+    """Wait until there are all replicas, each with so many artifacts, and none of these."""
+    give_up = time.monotonic() + GIVE_UP_S
+    while list((now := replicas(served)).values()) != [artifacts] * SCORERS or set(now) & set(without):
+        assert time.monotonic() < give_up, now
+        time.sleep(0.1)
+
+
+def until_room_for(served: Engine, *, scorers: int) -> None:
+    """Wait until the queue has the room of so many scorers."""
+    give_up = time.monotonic() + GIVE_UP_S
+    while (rows := served_rows(served)) != scorers * SETTINGS["max_queue_rows"]:
+        assert time.monotonic() < give_up, rows
+        time.sleep(0.1)
+
+
+def cluster_environment(served: Engine) -> dict[str, str]:
+    """Return the environment of a process that joins an engine's cluster."""
+    text = served.log.read_text()
+    address = re.search(r'"event": "ray_started", "address": "([^"]+)"', text)
+    assert address is not None, text
+    return served.environment | {"RAY_ADDRESS": address[1]}

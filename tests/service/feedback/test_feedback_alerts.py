@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from programs import needs
 from server_process import ROOT
 from serving import Served
 
@@ -115,7 +115,7 @@ def cases() -> dict[str, Case]:
     return found
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@needs("promtool")
 def test_each_alert_fires_on_what_it_is_for_and_on_nothing_else(tmp_path: Path) -> None:
     # Their texts are not compared: promtool wants all or none, so they are left out of the rules under test.
     plain = [{key: value for key, value in rule.items() if key != "annotations"} for rule in rules()]

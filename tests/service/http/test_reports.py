@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from programs import needs, program
 from report_records import report
 from serving import FakePredictor, Served, artifacts_in, code, on_uvicorn, serve
 
@@ -154,10 +154,7 @@ async def test_a_connection_is_given_small_parts_of_a_report(served: Served, fir
     assert max(map(len, parts)) <= 16 * 1024
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
+@needs("chromium")
 @pytest.mark.parametrize(("page", "shown"), [(PAGE, "reviewed by a person"), (HOSTILE, "nothing ran")])
 async def test_a_browser_shows_a_report_and_runs_nothing_of_it(
     first: FakePredictor, tmp_path: Path, page: str, shown: str
@@ -168,10 +165,9 @@ async def test_a_browser_shows_a_report_and_runs_nothing_of_it(
         serve(first, artifact="first", artifacts_root=tmp_path) as served,
         on_uvicorn(served.app) as (_, port),
     ):
-        assert CHROMIUM is not None
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
         flags += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
-        command = [CHROMIUM, *flags, f"http://127.0.0.1:{port}/artifacts/first/report"]
+        command = [str(program("chromium")), *flags, f"http://127.0.0.1:{port}/artifacts/first/report"]
         drawn = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
         still = (await served.client.get("/artifacts")).json()["artifacts"]
     assert shown in drawn.stdout

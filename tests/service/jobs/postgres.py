@@ -45,7 +45,7 @@ def postgres() -> Iterator[str]:
     """Yield the URL of a running, empty PostgreSQL; the test is left out where it is not installed."""
     programs = _programs()
     if programs is None:
-        pytest.skip("PostgreSQL is not installed: .ci/install_programs")
+        pytest.skip("initdb (PostgreSQL) not installed: .ci/install_programs")
     user = _user()
     with tempfile.TemporaryDirectory(prefix="laplora-postgres-") as temporary:
         folder = Path(temporary)

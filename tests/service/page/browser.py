@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from programs import needs, program
 from server_process import GIVE_UP_S, Serving
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
+needs_chromium = needs("chromium")
 SECTIONS = ("playground", "artifact", "jobs", "feedback", "connect", "server")
 DESK = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
@@ -40,7 +38,7 @@ def ready(server: Serving) -> Iterator[str]:
 def chromium() -> Iterator[Browser]:
     """Yield a browser."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        browser = playwright.chromium.launch(executable_path=program("chromium"), args=_FLAGS)
         try:
             yield browser
         finally:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 import uvicorn
 import yaml
+from programs import needs
 from proxy_process import COMPOSE, TEMPLATE, certify, defaults, filled_in, needs_nginx
 from server_process import ROOT
 
@@ -28,7 +27,7 @@ def test_every_value_of_the_template_has_a_default_in_compose() -> None:
 
 
 @needs_nginx
-@pytest.mark.skipif(shutil.which("envsubst") is None, reason="envsubst is not installed here")
+@needs("envsubst")
 def test_the_commands_of_the_readme_fill_in_the_template(tmp_path: Path) -> None:
     """As they stand but for the server, the folder of bodies, and nginx, which is only asked whether it is content."""
     page = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")

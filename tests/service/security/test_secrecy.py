@@ -68,7 +68,7 @@ def jobs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("jobs")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def process(sentiment_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory, jobs_dir: Path) -> Iterator[Process]:
     keys = tmp_path_factory.mktemp("keys") / "keys.json"
     write_keys(keys, [Key(id="tester", sha256=digest(TOKEN), scopes=("predict", "evaluate", "admin"))])

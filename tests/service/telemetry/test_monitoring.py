@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from programs import needs
 from prometheus_client.parser import text_string_to_metric_families
 from serving import FakePredictor, serve
 
@@ -25,8 +26,6 @@ MONITORING = DOCKER / "monitoring"
 TARGET_LABELS = {"job", "instance"}
 #: Units of Grafana's own list (kbn.valueFormats) that the dashboard uses.
 UNITS = {"short", "s", "bytes", "percentunit", "reqps", "rps", "ops"}
-
-promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 
 
 def dashboard() -> dict[str, Any]:
@@ -168,7 +167,7 @@ def run_promtool(*arguments: str | Path, at: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@promtool
+@needs("promtool")
 def test_the_scrape_configuration_is_valid(tmp_path: Path) -> None:
     for name in ("prometheus.yaml", "alerts.yaml", "calibration-alerts.yaml"):
         shutil.copy(MONITORING / name, tmp_path)
@@ -176,14 +175,14 @@ def test_the_scrape_configuration_is_valid(tmp_path: Path) -> None:
     run_promtool("check", "config", "prometheus.yaml", at=tmp_path)
 
 
-@promtool
+@needs("promtool")
 def test_the_dashboards_expressions_parse(tmp_path: Path) -> None:
     recorded = [{"record": f"expression:{i}", "expr": filled(one)} for i, (_, one) in enumerate(expressions())]
     (tmp_path / "all.yaml").write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": recorded}]}))
     run_promtool("check", "rules", "--lint-fatal", "all.yaml", at=tmp_path)
 
 
-@promtool
+@needs("promtool")
 def test_the_alert_rules_fire_and_stay_silent_as_written() -> None:
     run_promtool("check", "rules", "--lint-fatal", "alerts.yaml", at=MONITORING)
     run_promtool("test", "rules", "alerts.test.yaml", at=MONITORING)
