@@ -1,6 +1,6 @@
 """What is measured beyond the tests; README.md names every table and the command that makes it.
 
-- ``study``: every alternative on many tasks and seeds (``python -m benchmarks.study``), docs/results.md;
+- ``structures``: each structure of the posterior beside the exact one, docs/results.md;
 ``before_after.py`` draws README's picture.
 - ``peers``: other packages on the same weights and rows, docs/peers.md.
 - ``speed``: times and memory as ratios, and ``gpu.py``, the same on a GPU: RESULTS.md.

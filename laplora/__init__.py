@@ -86,14 +86,12 @@ if TYPE_CHECKING:
     from laplora.posterior.passes import StructureSettings
     from laplora.posterior.structures import STRUCTURES, fit_posterior
     from laplora.posterior.subset import select_blocks
-    from laplora.posterior.tensors import fit_jacobians, jacobian_covariance, project_jacobians
     from laplora.predictive.cross_fitting import cross_fitted
     from laplora.predictive.distilled import Distillation, DistilledCovariance, distill
     from laplora.predictive.gaussian import posterior_predictive
     from laplora.predictive.kinds import PREDICTIVES, PredictiveSpec, fit_predictive_temperature, predictive_probs
     from laplora.predictor import Predictor
     from laplora.prior.evidence import choose_by_evidence
-    from laplora.prior.leave_one_out import choose_by_leave_one_out
     from laplora.prior.search import PriorChoice
     from laplora.prior.validation import choose_by_validation
     from laplora.prompts.option_order import restore_contrasts, restore_logits, reverse_choices
@@ -158,7 +156,6 @@ __all__ = [
     "aps_threshold",
     "block_precisions",
     "choose_by_evidence",
-    "choose_by_leave_one_out",
     "choose_by_validation",
     "condition",
     "conformal_threshold",
@@ -172,15 +169,12 @@ __all__ = [
     "evaluate_probs",
     "find_blocks",
     "fit",
-    "fit_jacobians",
     "fit_posterior",
     "fit_predictive_temperature",
     "fit_temperature",
-    "jacobian_covariance",
     "posterior_predictive",
     "prediction_sets",
     "predictive_probs",
-    "project_jacobians",
     "read_artifact",
     "recommend",
     "restore_contrasts",
@@ -214,7 +208,6 @@ _HOMES = {
     "predictive.cross_fitting": ("cross_fitted",),
     "predictive.distilled": ("DistilledCovariance", "Distillation", "distill"),
     "jacobians.contrasts": ("contrast_jacobians", "find_blocks"),
-    "prior.leave_one_out": ("choose_by_leave_one_out",),
     "artifact.manifest": ("Manifest",),
     "metrics.scores": ("Evaluation", "evaluate_probs"),
     "prompts.option_order": ("restore_contrasts", "restore_logits", "reverse_choices"),
@@ -236,7 +229,6 @@ _HOMES = {
     "posterior.passes": ("StructureSettings",),
     "posterior.structures": ("STRUCTURES", "fit_posterior"),
     "posterior.subset": ("select_blocks",),
-    "posterior.tensors": ("fit_jacobians", "jacobian_covariance", "project_jacobians"),
     "decisions.uncertainty": ("FLAGS", "Uncertainty", "decompose"),
     "workers": ("Workers",),
 }

@@ -44,11 +44,11 @@ def covariance(found: Any, rows: Rows) -> Tensor:
 
 
 def fit_joint(
-    blocks: tuple[Block, ...], batches: Sequence[Rows], structure: str, joint_rank: int = 130, **settings: Any
+    blocks: tuple[Block, ...], batches: Sequence[Rows], joint_rank: int = 130, **settings: Any
 ) -> JointPosterior:
-    """Return a joint posterior in float64, by default of a rank that leaves nothing out."""
+    """Return a joint posterior in float64, by default of ranks that leave nothing out: the exact posterior."""
     chosen = {"rank": 1000, "oversampling": 10, "basis_dtype": torch.float64} | settings
-    found = fit_posterior(StructureSettings(structure, joint_rank=joint_rank, **chosen), blocks, replay(batches))
+    found = fit_posterior(StructureSettings("joint_core", joint_rank=joint_rank, **chosen), blocks, replay(batches))
     assert isinstance(found, JointPosterior)
     return found
 
@@ -83,7 +83,7 @@ def dense_curvature(posterior: JointPosterior) -> Tensor:
     rows = torch.zeros(posterior.factor.shape[1], sum(sizes), dtype=torch.float64)
     for i, (block, columns) in enumerate(zip(posterior.blocks, rows.split(sizes, 1), strict=True)):
         directions = posterior.directions[i].double()
-        if posterior.wide:
+        if posterior.wide:  # those of a comparison have no bases
             directions = directions @ dense.kron(posterior.wide[i].double(), posterior.narrow[i].double()).T
         columns[posterior.columns[block.group]] = directions
     factor = posterior.factor @ rows

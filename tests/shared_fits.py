@@ -29,9 +29,9 @@ from laplora.posterior.base import Prior, block_precisions
 from laplora.workers import ALONE, Workers
 
 LABELS = ("bill", "card", "app", "loan", "other")
-STRUCTURES = ("exact", "joint", "joint_core", "ekfac", "kfac_reduce")
-#: Structures whose fit is stopped in a pass and continued by more processes: a list of rows, and sums.
-CONTINUED = ("exact", "joint_core")
+STRUCTURES = ("joint_core", "ekfac", "kfac_reduce")
+#: Structures whose fit is stopped in a pass and continued by more processes.
+CONTINUED = ("joint_core", "ekfac")
 #: In batches of two that is seven batches: the last one is of one row, and the last round has no batch for some.
 ROWS = 13
 Tensors = dict[str, torch.Tensor]

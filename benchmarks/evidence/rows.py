@@ -12,12 +12,20 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.study.subjects import SUBJECTS
 from training.data.sources import read_benchmark
 
 #: A row: its fields and the index of its label.
 Row = tuple[Mapping[str, object], int]
 
+#: MMLU's school subjects that are told apart.
+SUBJECTS = (
+    "high_school_mathematics",
+    "high_school_biology",
+    "high_school_chemistry",
+    "high_school_psychology",
+    "high_school_macroeconomics",
+    "high_school_geography",
+)
 #: MMLU's subjects of each field.
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "computing": (

@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 
 from benchmarks.peers.subject import Subject
-from benchmarks.study.structures import fit_posterior, needs_tokens
-from benchmarks.study.structures.diagonal import DiagonalPosterior
+from benchmarks.structures.curvature import fit_posterior, needs_tokens
+from benchmarks.structures.curvature.diagonal import DiagonalPosterior
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.base import Posterior

@@ -90,8 +90,8 @@ class TemplateRecord(_Record):
 class PriorRecord(_Record):
     """The served prior and how it was chosen."""
 
-    method: Literal["validation", "evidence", "leave_one_out", "l2"]
-    granularity: Literal["scalar", "group", "module"]
+    method: Literal["validation", "evidence", "l2"]
+    granularity: Literal["scalar", "group"]
     precision: dict[str, Annotated[float, Field(gt=0)]]
     objective: float = Field(description="nats: log evidence, or minus the mean held-out NLL")
     centre: Literal["initial_adapter", "zero"] = Field(

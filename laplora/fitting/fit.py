@@ -86,17 +86,11 @@ def check_class_weights(settings: FitSettings, classes: int, likelihood: Likelih
 def possible(classifier: Classifier, rows: int, settings: FitSettings, progress: Progress) -> FitSettings:
     """Return the settings without what a classifier, or so few training rows, cannot have.
 
-    Raises ConfigError for a prior by leave-one-out, or weights of classes, with many classes, and for a pull to a base
-    that has no answer.
+    Raises ConfigError for weights of classes with many classes, and for a pull to a base that has no answer.
     """
     many = many_classes(settings, classifier)
     check_class_weights(settings, classifier.class_count, classifier.readout.likelihood)
     check_kl_to_base(settings, classifier.readout)
-    if many and settings.laplace.prior == "leave_one_out":
-        raise ConfigError(
-            f"prior: leave_one_out takes the curvature of every contrast, and of {classifier.class_count} classes "
-            f"(limit {many.limit}) a fit computes few directions: use validation or evidence, or raise the limit"
-        )
     settings = without_familiarity(classifier, rows, settings, progress)
     watched = settings.calibration.unfamiliar_rate > 0
     if not settings.predictives.fast or (classifier.readout.reads_last_token and many is None and watched):
@@ -153,10 +147,7 @@ def fit_rows(
     familiar = fit_familiar(classifier, train, split, settings, store, progress)
     start = None if initial is None else label_rows(initial, classifier)
     distances = squared_distances(block_weights(classifier), blocks, start)
-    seen = None
-    if laplace.prior == "leave_one_out":
-        seen = project_split(classifier, posterior, train, progress, "training rows", batch_size=size)
-    choices = choose_priors(settings, posterior, split, distances, log_likelihood, seen)
+    choices = choose_priors(settings, posterior, split, distances, log_likelihood)
     served = served_choice(settings, choices)
     trained = Fitted(posterior, served.prior, split.projected)
     conditioning = None

@@ -76,7 +76,7 @@ class RowPass:
                 likelihood += of_rows
             last = place + workers.count >= len(plan)
             if last or workers.told(partial(_is_over, saved_at + SAVE_EVERY_S)):
-                whole = state_of_all(workers, empty, own, kept)
+                whole = state_of_all(workers, own)
                 self.log_likelihood = float(workers.summed([torch.tensor(likelihood, dtype=torch.float64)])[0])
                 tensors, numbers = state_parts(whole)
                 self._store.write(title, tensors, numbers | {"log_likelihood": repr(self.log_likelihood)})

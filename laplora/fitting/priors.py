@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import torch
 
@@ -13,10 +14,8 @@ from laplora.jacobians.blocks import Block
 from laplora.models.classifier_head import with_head_blocks
 from laplora.models.readout import head_name
 from laplora.posterior.base import Covariances, Granularity, Posterior
-from laplora.posterior.structures import granularities
 from laplora.predictive.member_adapters import lora_parameters
 from laplora.prior.evidence import choose_by_evidence, prior_of_l2
-from laplora.prior.leave_one_out import choose_by_leave_one_out
 from laplora.prior.search import PriorChoice
 from laplora.prior.validation import choose_by_validation
 from laplora.readouts.label_tokens import LabelTokens
@@ -28,45 +27,20 @@ def choose_priors(
     calibration: ProjectedSplit,
     distances: torch.Tensor,
     log_likelihood: float,
-    train: ProjectedSplit | None = None,
     judge: Covariances | None = None,
 ) -> list[PriorChoice]:
     """Return every prior choice that is reported: by validation and by evidence, scalar and per group, and of the loss.
 
     Args:
         judge: of the calibration rows, where that is not ``posterior``.
-        train: the training rows as the posterior sees them, for a choice by leave-one-out too.
     """
-    wanted: list[Granularity] = ["scalar", "group", settings.laplace.granularity]
     choices = []
-    for granularity in dict.fromkeys(g for g in wanted if g in granularities(posterior.structure)):
+    for granularity in get_args(Granularity):
         choices.append(choose_by_evidence(posterior, distances, log_likelihood, granularity))
-        if granularity != "module":
-            choices.append(
-                choose_by_validation(
-                    judge or posterior,
-                    calibration.projected,
-                    calibration.labels,
-                    calibration.class_mask,
-                    granularity,
-                )
-            )
-    stated = None
+        held_out = (calibration.projected, calibration.labels, calibration.class_mask)
+        choices.append(choose_by_validation(judge or posterior, *held_out, granularity))
     if settings.l2_to_initial:
-        stated = prior_of_l2(posterior, distances, log_likelihood, settings.l2_to_initial)
-        choices.append(stated)
-    if train is not None:
-        # The trained adapter is the optimum under a prior. Where the loss stated none, the evidence names one.
-        choices.append(
-            choose_by_leave_one_out(
-                posterior,
-                train.projected,
-                train.labels,
-                train.class_mask,
-                settings.laplace.granularity,
-                trained_under=(stated or choices[0]).prior,
-            )
-        )
+        choices.append(prior_of_l2(posterior, distances, log_likelihood, settings.l2_to_initial))
     return choices
 
 

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from laplora.decisions.conformal import ConformalScore
 from laplora.jacobians.many_classes import ManyClasses
-from laplora.posterior.structures import granularities
 from laplora.predictive.cross_fitting import FOLDS
 from laplora.predictive.kinds import PredictiveName
 
@@ -22,7 +21,7 @@ class Section(BaseModel):
 class LaplaceSettings(Section):
     """The posterior and its prior."""
 
-    structure: Literal["joint_core", "ekfac", "kfac_reduce", "joint", "exact"] = Field(
+    structure: Literal["joint_core", "ekfac", "kfac_reduce"] = Field(
         "joint_core", description="form of the curvature: over all blocks together, or by block"
     )
     subset: str = Field(
@@ -36,34 +35,24 @@ class LaplaceSettings(Section):
         description="kept eigenvectors k of each matrix's wide side; for joint_core their mean over the matrices",
     )
     oversampling: int = Field(10, ge=0, description="extra sketch columns beyond k")
-    joint_rank: int = Field(50, ge=1, description="directions of the structures over all blocks together")
+    joint_rank: int = Field(50, ge=1, description="directions of joint_core over all blocks together")
     batch_size: int = Field(8, ge=1, description="rows a batch; does not change the result")
     factor_dtype: Literal["bfloat16", "float32"] = Field(
         "float32", description="number format of stored bases and directions"
     )
-    prior: Literal["validation", "evidence", "leave_one_out", "l2"] = Field(
+    prior: Literal["validation", "evidence", "l2"] = Field(
         "validation",
         description="how the served prior is chosen: by the calibration rows' likelihood, the training rows' evidence, "
-        "analytic leave-one-out of the training rows (structure exact), or l2, the one that the adapter was trained "
-        "under (l2_to_initial times the training rows)",
+        "or l2, the one that the adapter was trained under (l2_to_initial times the training rows)",
     )
-    granularity: Literal["scalar", "group", "module"] = Field(
-        "scalar", description="one prior precision in all, per lora_A / lora_B, or per matrix"
+    granularity: Literal["scalar", "group"] = Field(
+        "scalar", description="one prior precision in all, or per lora_A / lora_B"
     )
 
     @model_validator(mode="after")
     def _fits(self) -> LaplaceSettings:
-        if self.prior == "validation" and self.granularity == "module":
-            raise ValueError("prior: validation cannot fix one precision per module; use scalar or group")
-        if self.prior == "leave_one_out" and (self.structure != "exact" or self.granularity == "module"):
-            raise ValueError("prior: leave_one_out needs structure: exact, and granularity scalar or group")
         if self.prior == "l2" and self.granularity != "scalar":
             raise ValueError("prior: l2 is one precision in all, as the loss has it; use granularity scalar")
-        if self.granularity not in granularities(self.structure):
-            allowed = " or ".join(granularities(self.structure))
-            raise ValueError(
-                f"structure: {self.structure} takes no prior of granularity {self.granularity}; use {allowed}"
-            )
         return self
 
 
@@ -172,13 +161,6 @@ class FitSettings(Section):
 
     @model_validator(mode="after")
     def _weighs(self) -> FitSettings:
-        if self.class_weights and self.laplace.prior == "leave_one_out":
-            raise ValueError("class_weights: leave_one_out leaves out rows of one weight; use validation or evidence")
-        if self.kl_to_base and self.laplace.prior == "leave_one_out":
-            raise ValueError(
-                "kl_to_base: leave_one_out leaves out a row's label, and the pull to the base's answer would stay; use "
-                "validation or evidence"
-            )
         if self.laplace.prior == "l2" and not self.l2_to_initial:
             raise ValueError("prior: l2 is the one that l2_to_initial trained under: set it above 0")
         return self

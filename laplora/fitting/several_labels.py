@@ -21,8 +21,7 @@ def for_several_labels(
 
     Raises:
         DataError: rows with one label each.
-        ConfigError: a prior by leave-one-out, which would leave out one label of a row and keep the others; or the
-            guarantee ``upper_bound``, whose bound is on independent mistakes.
+        ConfigError: the guarantee ``upper_bound``, whose bound is on independent mistakes.
     """
     if classifier.readout.likelihood != "bernoulli":
         return settings
@@ -31,8 +30,6 @@ def for_several_labels(
             "the model has a probability for each label (problem_type multi_label_classification), and the rows have "
             "one label each: give lists of labels, to laplora.fit or to python -m training fit --adapter"
         )
-    if settings.laplace.prior == "leave_one_out":
-        raise ConfigError("prior leave_one_out takes one label a row: choose by validation or evidence")
     if settings.calibration.guarantee == "upper_bound":
         raise ConfigError(
             "guarantee upper_bound takes one label a row, since labels of a row err together: use empirical"

@@ -15,7 +15,7 @@ import torch
 from laplora.errors import PriorError
 from laplora.jacobians.blocks import Block, ContrastJacobians
 
-Granularity = Literal["scalar", "group", "module"]
+Granularity = Literal["scalar", "group"]
 #: By a block's name the device that its Jacobians are on, of a model that is spread over several.
 BlockDevices = Mapping[str, torch.device]
 
@@ -25,9 +25,8 @@ class Prior:
     """Gaussian prior N(W_init, 1/precision) on each block, centred at its initial value; at zero where that is unknown.
 
     Attributes:
-        granularity: ``scalar`` (one precision), ``group`` (one for each of ``lora_A``, ``lora_B`` and ``head``), or
-            ``module`` (one per block).
-        precision: by ``"all"``, by ``"lora_A"``, ``"lora_B"`` and ``"head"``, or by block name.
+        granularity: ``scalar`` (one precision) or ``group`` (one for each of ``lora_A``, ``lora_B`` and ``head``).
+        precision: by ``"all"``, or by ``"lora_A"``, ``"lora_B"`` and ``"head"``.
     """
 
     granularity: Granularity
@@ -164,4 +163,4 @@ def block_precisions(prior: Prior, blocks: Sequence[Block]) -> torch.Tensor:
 
 def prior_key(granularity: Granularity, block: Block) -> str:
     """Return the name under which a prior holds a block's precision."""
-    return {"scalar": "all", "group": block.group, "module": block.name}[granularity]
+    return "all" if granularity == "scalar" else block.group

@@ -15,7 +15,7 @@ from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Posterior, ProjectedJacobians
 from laplora.posterior.eigen import EigenPosterior
-from laplora.posterior.joint import JOINT_STRUCTURES, JointPosterior, group_members
+from laplora.posterior.joint import JointPosterior, group_members
 from laplora.posterior.many_classes import ManyClassPosterior, average_covariance
 from laplora.posterior.sketch import orthonormalize
 
@@ -122,7 +122,7 @@ def posterior_tensors(
         raise ConfigError(f"a posterior of structure {posterior.structure!r} has no file")
     for part, by_block in parts.items():
         dtype = torch.float32 if part in ("scale", "tail") else getattr(torch, factor_dtype)
-        for block, tensor in zip(posterior.blocks, by_block, strict=bool(by_block)):
+        for block, tensor in zip(posterior.blocks, by_block, strict=True):
             tensors[f"{block.name}.{part}"] = tensor.to(dtype)
     metadata = {
         "rows": str(posterior.rows),
@@ -227,20 +227,16 @@ def _read_eigen(file: PosteriorFile) -> EigenPosterior:
 
 
 def _read_joint(file: PosteriorFile) -> JointPosterior:
-    in_bases = file.structure == "joint_core"
-    file.expect(("wide", "narrow", "directions") if in_bases else ("directions",), ("factor",))
+    file.expect(("wide", "narrow", "directions"), ("factor",))
     wide, narrow, directions = [], [], []
     groups = group_members(file.blocks)
     counts = {group: file.size(f"{file.blocks[members[0]].name}.directions", 0) for group, members in groups.items()}
     for block in file.blocks:
-        coordinates = block.wide * block.narrow
-        if in_bases:
-            u, v = file.bases(block)
-            wide.append(u)
-            narrow.append(v)
-            coordinates = u.shape[1] * block.narrow
-        # Not float64: they are as large as the adapter, once per direction.
-        directions.append(file.check(f"{block.name}.directions", (counts[block.group], coordinates)).float())
+        u, v = file.bases(block)
+        wide.append(u)
+        narrow.append(v)
+        shape = (counts[block.group], u.shape[1] * block.narrow)
+        directions.append(file.check(f"{block.name}.directions", shape).float())
     for group, members in groups.items():
         if counts[group] > (most := sum(directions[i].shape[1] for i in members)):
             raise ArtifactCorruptError(f"{file.name}: {group} has {counts[group]} directions of {most} numbers")
@@ -250,19 +246,11 @@ def _read_joint(file: PosteriorFile) -> JointPosterior:
     factor = file.check("factor", (file.size("factor", 0), columns))
     if len(factor) > columns:
         raise ArtifactCorruptError(f"{file.name}: factor has {len(factor)} rows, more than its {columns} directions")
-    return JointPosterior(
-        blocks=file.blocks,
-        directions=tuple(directions),
-        factor=factor.double(),
-        rows=file.rows,
-        structure=next(s for s in JOINT_STRUCTURES if s == file.structure),
-        wide=tuple(wide),
-        narrow=tuple(narrow),
-    )
+    return JointPosterior(file.blocks, tuple(directions), factor.double(), file.rows, tuple(wide), tuple(narrow))
 
 
 #: By structure: what turns a file into a posterior.
 READERS: dict[str, Callable[[PosteriorFile], Posterior]] = {
+    "joint_core": _read_joint,
     **dict.fromkeys(("ekfac", "kfac_reduce"), _read_eigen),
-    **dict.fromkeys(JOINT_STRUCTURES, _read_joint),
 }

@@ -19,20 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
 
 import torch
 
 from laplora.errors import NonFiniteError, PriorError
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.posterior.base import BlockDevices, ProjectedJacobians, at_least_float32, moved
-
-JointStructure = Literal["joint_core", "joint", "exact"]
-#: The structures of this form.
-JOINT_STRUCTURES: tuple[JointStructure, ...] = get_args(JointStructure)
-
-#: Inner products of the directions, block by block, are kept up to this size; beyond it they are recomputed.
-_GRAM_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -42,34 +34,32 @@ class JointPosterior:
     Attributes:
         blocks: which blocks, in order.
         directions: per block (directions of its group, coordinates): the block's part of ``Q_g``. A block's
-            coordinates are its Jacobian, or ``U^T J V`` where there are bases, the narrow side running fastest. Over
-            the blocks of a group the rows are orthonormal.
+            coordinates are ``U^T J V``, the narrow side running fastest. Over the blocks of a group the rows are
+            orthonormal.
         factor: (rank, directions of all groups) float64, L: the curvature is ``Q^T L^T L Q``. Columns by group.
         rows: training rows summed.
-        structure: ``joint_core`` (in bases of each block), ``joint`` (leading directions over all parameters) or
-            ``exact`` (every row's gradients, so the exact GGN).
-        wide: per block (wide, k), orthonormal columns U; empty but for ``joint_core``.
-        narrow: per block (narrow, narrow), orthonormal V; empty but for ``joint_core``.
+        wide: per block (wide, k), orthonormal columns U.
+        narrow: per block (narrow, narrow), orthonormal V.
     """
 
     blocks: tuple[Block, ...]
     directions: tuple[torch.Tensor, ...]
     factor: torch.Tensor
     rows: int
-    structure: JointStructure
-    wide: tuple[torch.Tensor, ...] = ()
-    narrow: tuple[torch.Tensor, ...] = ()
+    wide: tuple[torch.Tensor, ...]
+    narrow: tuple[torch.Tensor, ...]
+    structure: str = "joint_core"
 
     def to(
         self, device: torch.device | str, dtype: torch.dtype, by_block: BlockDevices | None = None
     ) -> JointPosterior:
         """Return the posterior on a device, bases and directions in a number format; the factor stays float64.
 
-        Of ``by_block`` the wide bases are where the blocks' Jacobians are; without bases the directions are.
+        Of ``by_block`` the wide bases are where the blocks' Jacobians are.
         """
         return replace(
             self,
-            directions=moved(self.directions, self.blocks, device, dtype, None if self.wide else by_block),
+            directions=moved(self.directions, self.blocks, device, dtype, None),
             factor=self.factor.to(device),
             wide=moved(self.wide, self.blocks, device, dtype, by_block),
             narrow=moved(self.narrow, self.blocks, device, dtype, None),
@@ -97,8 +87,8 @@ class JointPosterior:
         groups), float64.
         """
         kept, rest = [], []
-        for group, members in self.groups.items():
-            along, left = self._in_core(jacobians, group) if self.wide else self._in_all(jacobians, members)
+        for group in self.groups:
+            along, left = self.project_group(jacobians, group)
             kept.append(along)
             rest.append(left)
         return ProjectedJacobians(jacobians.mean, torch.cat(kept, 2), torch.stack(rest, 3))
@@ -150,11 +140,7 @@ class JointPosterior:
         result = torch.zeros(len(self.blocks), dtype=torch.float64, device=half.device)
         for group, members in self.groups.items():
             part = half[:, self.columns[group]]
-            if self._grams is not None:
-                result[list(members)] = torch.einsum("bij,ij->b", self._grams[group], part.T @ part)
-                continue
-            for i in members:
-                result[i] = (part.to(self.directions[i]) @ self.directions[i]).double().square().sum().to(half.device)
+            result[list(members)] = torch.einsum("bij,ij->b", self._grams[group], part.T @ part)
         return result
 
     @cached_property
@@ -164,10 +150,8 @@ class JointPosterior:
         return values.square(), vectors.T
 
     @cached_property
-    def _grams(self) -> dict[str, torch.Tensor] | None:
-        """By group, per block the inner products of its directions, float64, or none where they are too many."""
-        if sum(d.shape[0] ** 2 * 8 for d in self.directions) > _GRAM_BYTES:
-            return None
+    def _grams(self) -> dict[str, torch.Tensor]:
+        """By group, per block the inner products of its directions, float64."""
         return {
             group: torch.stack(
                 [(self.directions[i] @ self.directions[i].T).double().to(self.factor.device) for i in members]
@@ -175,21 +159,8 @@ class JointPosterior:
             for group, members in self.groups.items()
         }
 
-    def _in_all(self, jacobians: ContrastJacobians, members: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a group's Jacobians along its directions, and the inner products of the rest, where J has no bases."""
-        parts = [at_least_float32(jacobians.blocks[i].jacobian).flatten(2) for i in members]
-        directions = [self.directions[i].to(part) for i, part in zip(members, parts, strict=True)]
-        home = jacobians.logits.device
-        along = torch.stack([(p @ d.T).double().to(home) for p, d in zip(parts, directions, strict=True)]).sum(0)
-        left = along.new_zeros(*along.shape[:2], along.shape[1])
-        for part, direction in zip(parts, directions, strict=True):
-            # The residual first: the difference of two squares would cancel where the directions hold nearly all.
-            residual = part - along.to(part) @ direction
-            left += (residual @ residual.mT).double().to(home)
-        return along, left
-
-    def _in_core(self, jacobians: ContrastJacobians, group: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the same where each block has bases, in few passes over its Jacobians.
+    def project_group(self, jacobians: ContrastJacobians, group: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a group's Jacobians along its directions, and the inner products of the rest, float64.
 
         The narrow bases are orthonormal and whole, so they turn the directions and leave everything else alone.
         """
@@ -223,10 +194,6 @@ class JointPosterior:
             result[group] = torch.cat(parts, 1)
         return result
 
-    def by_column(self, precisions: torch.Tensor) -> torch.Tensor:
-        """Return the prior precision of each of ``kept``'s directions, float64; errors as ``covariance``."""
-        return self._column_precisions(self._group_precisions(precisions))
-
     def _group_precisions(self, precisions: torch.Tensor) -> torch.Tensor:
         precisions = precisions.to(self.factor.device)
         if bool(precisions.isnan().any()):
@@ -236,9 +203,8 @@ class JointPosterior:
             of_group = precisions[list(members)]
             if bool((of_group != of_group[0]).any()):
                 raise PriorError(
-                    f"a posterior of structure {self.structure!r} takes a prior of granularity scalar or group: its "
-                    f"blocks vary together, and here they have {len(set(of_group.tolist()))} different precisions; "
-                    "choose a scalar or group prior, or structure ekfac"
+                    f"blocks of one group vary together in a posterior of structure {self.structure!r}, and here they "
+                    f"have {len(set(of_group.tolist()))} different precisions: choose a scalar or group prior"
                 )
             result.append(of_group[0])
         return torch.stack(result)
@@ -272,10 +238,9 @@ def build_joint_posterior(
     factor: Sequence[torch.Tensor],
     *,
     rows: int,
-    structure: JointStructure,
     direction_dtype: torch.dtype,
-    wide: Sequence[torch.Tensor] = (),
-    narrow: Sequence[torch.Tensor] = (),
+    wide: Sequence[torch.Tensor],
+    narrow: Sequence[torch.Tensor],
 ) -> JointPosterior:
     """Return the posterior whose curvature is ``F^T F``.
 
@@ -283,26 +248,26 @@ def build_joint_posterior(
         factor: per block (rank, coordinates), the block's part of F.
         direction_dtype: the number format in which directions will be stored. They are rounded to it here, so
             that what is measured is what will be served, and held in at least float32.
-        wide, narrow: per block the bases that the coordinates refer to, for ``joint_core``.
+        wide, narrow: per block the bases that the coordinates refer to.
     """
+    directions, joined = orthonormal_directions(blocks, factor, direction_dtype)
+    return JointPosterior(tuple(blocks), directions, joined, rows, tuple(wide), tuple(narrow))
+
+
+def orthonormal_directions(
+    blocks: Sequence[Block], factor: Sequence[torch.Tensor], dtype: torch.dtype
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Return ``directions`` and ``factor`` of the curvature ``F^T F``; arguments as of ``build_joint_posterior``."""
     directions: dict[int, torch.Tensor] = {}
     factors = []
-    held = torch.promote_types(direction_dtype, torch.float32)
+    held = torch.promote_types(dtype, torch.float32)
     for members in group_members(blocks).values():
         # QR and not the Gram matrix: directions of little curvature come out orthonormal too.
         q, r = torch.linalg.qr(torch.cat([factor[i].T for i in members]).double())
         factors.append(r.T)
         for i, part in zip(members, q.split([factor[i].shape[1] for i in members]), strict=True):
-            directions[i] = part.T.to(direction_dtype).to(held).contiguous()
+            directions[i] = part.T.to(dtype).to(held).contiguous()
     joined = torch.cat(factors, 1)
     if joined.shape[0] > joined.shape[1]:  # more rows than parameters: the triangle has the same square
         joined = torch.linalg.qr(joined).R
-    return JointPosterior(
-        blocks=tuple(blocks),
-        directions=tuple(directions[i] for i in range(len(blocks))),
-        factor=joined.contiguous(),
-        rows=rows,
-        structure=structure,
-        wide=tuple(wide),
-        narrow=tuple(narrow),
-    )
+    return tuple(directions[i] for i in range(len(blocks))), joined.contiguous()

@@ -12,7 +12,7 @@ With ``J_nc`` (wide, narrow) a block's Jacobian of contrast c of row n, and Lamb
 2. *Core.* With ``z_n`` the coordinates ``U^T J_n V`` of all blocks in one vector, the second pass sketches the GGN
    ``sum_n z_n^T Lambda_n z_n`` between all blocks, and keeps its ``joint_rank`` leading directions F.
 
-``laplora.posterior.joint`` has the covariance that follows. Without bases, ``z_n`` is the Jacobian itself: ``joint``.
+``laplora.posterior.joint`` has the covariance that follows.
 """
 
 from __future__ import annotations
@@ -62,12 +62,15 @@ class JointSketch:
 def fit_joint_core(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> JointPosterior:
     """Return the ``joint_core`` posterior; two passes, ``moments`` and ``core``."""
     bases = tuple(stored_basis(b, settings.basis_dtype) for b in _fit_bases(settings, blocks, run_pass))
-    return _fit_sketch(settings, blocks, run_pass, "core", bases)
-
-
-def fit_joint(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> JointPosterior:
-    """Return the ``joint`` posterior, of the leading curvature over all parameters; one pass, ``joint``."""
-    return _fit_sketch(settings, blocks, run_pass, "joint", ())
+    factor, rows = fit_sketch(settings, blocks, run_pass, bases)
+    return build_joint_posterior(
+        blocks,
+        factor,
+        rows=rows,
+        direction_dtype=settings.basis_dtype,
+        wide=[b.wide for b in bases],
+        narrow=[b.narrow for b in bases],
+    )
 
 
 def _fit_bases(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> tuple[Basis, ...]:
@@ -76,25 +79,21 @@ def _fit_bases(settings: StructureSettings, blocks: tuple[Block, ...], run_pass:
     return moment_bases(run_pass("moments", empty, add_moment_batch), settings.rank)
 
 
-def _fit_sketch(
-    settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass, title: str, bases: tuple[Basis, ...]
-) -> JointPosterior:
+def fit_sketch(
+    settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass, bases: tuple[Basis, ...]
+) -> tuple[tuple[torch.Tensor, ...], int]:
+    """Return F by block, (joint_rank, coordinates), whose ``F^T F`` is the leading curvature, and the rows summed.
+
+    One pass, ``core``. Without bases the coordinates are the parameters themselves.
+    """
     # At least twice the rank, for the spectrum over all blocks falls slowly: at rank 10 of 60 rows that holds 0.9 of
     # the best trace, at rank 40 0.99.
     columns = settings.joint_rank + max(settings.joint_rank, settings.oversampling)
     empty = empty_sketch(blocks, columns=columns, seed=settings.seed, bases=bases)
-    state = run_pass(title, empty, partial(_add_sketch_batch, bases=bases))
+    state = run_pass("core", empty, partial(_add_sketch_batch, bases=bases))
     check_any_rows(state)
     tests = partial(joint_test_matrix, state)
-    return build_joint_posterior(
-        blocks,
-        nystrom_factor(state.sketch, tests, settings.joint_rank, "all blocks together"),
-        rows=state.rows,
-        structure="joint_core" if bases else "joint",
-        direction_dtype=settings.basis_dtype,
-        wide=[b.wide for b in bases],
-        narrow=[b.narrow for b in bases],
-    )
+    return nystrom_factor(state.sketch, tests, settings.joint_rank, "all blocks together"), state.rows
 
 
 def add_moment_batch(sums: BlockSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> BlockSums:

@@ -1,7 +1,7 @@
 """What a fit of any structure is told, and how it goes over the training rows.
 
-A pass is a sum over the training rows, or a list that grows with them. The caller decides where the rows' Jacobians
-come from and whether a pass that was stopped is resumed.
+A pass is a sum over the training rows. The caller decides where the rows' Jacobians come from and whether a pass that
+was stopped is resumed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ class StructureSettings:
         seed: of the random test matrices.
         basis_dtype: number format in which bases will be stored; they are rounded before curvature is measured
             in them.
-        exact_limit: rows * (classes - 1) up to which ``exact`` is fitted; memory grows with the number times the
-            parameters, time with its cube.
     """
 
     structure: str = "joint_core"
@@ -38,14 +36,13 @@ class StructureSettings:
     joint_rank: int = 50
     seed: int = 0
     basis_dtype: torch.dtype = torch.float32
-    exact_limit: int = 4000
 
 
 class Rows(Protocol):
     """State of a pass: a frozen dataclass of ints and (tuples of) tensors.
 
-    Tensors and tuples of them are sums over rows, so that states of disjoint rows add up. A tuple that is empty in the
-    state of no rows is a list instead, with one tensor a batch. Of the ints, ``rows`` alone grows.
+    Tensors and tuples of them are sums over rows, so that states of disjoint rows add up. Of the ints, ``rows`` alone
+    grows.
     """
 
     @property

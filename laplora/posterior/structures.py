@@ -6,23 +6,15 @@ from collections.abc import Callable
 
 from laplora.errors import ConfigError
 from laplora.jacobians.blocks import Block
-from laplora.posterior.base import Granularity, Posterior
-from laplora.posterior.exact import fit_exact
-from laplora.posterior.joint import JOINT_STRUCTURES
-from laplora.posterior.joint_core import fit_joint, fit_joint_core
+from laplora.posterior.base import Posterior
+from laplora.posterior.joint_core import fit_joint_core
 from laplora.posterior.kronecker import fit_ekfac, fit_kfac_reduce
 from laplora.posterior.passes import Pass, StructureSettings
 
 Fitter = Callable[[StructureSettings, tuple[Block, ...], Pass], Posterior]
 
 #: How each structure is fitted.
-FITTERS: dict[str, Fitter] = {
-    "joint_core": fit_joint_core,
-    "ekfac": fit_ekfac,
-    "kfac_reduce": fit_kfac_reduce,
-    "joint": fit_joint,
-    "exact": fit_exact,
-}
+FITTERS: dict[str, Fitter] = {"joint_core": fit_joint_core, "ekfac": fit_ekfac, "kfac_reduce": fit_kfac_reduce}
 #: Names of the structures.
 STRUCTURES = tuple(FITTERS)
 
@@ -34,18 +26,13 @@ def fit_posterior(settings: StructureSettings, blocks: tuple[Block, ...], run_pa
         blocks: what the posterior covers, and what ``run_pass`` computes Jacobians of.
 
     Raises:
-        ConfigError: no such structure, or more rows than ``exact`` takes.
+        ConfigError: no such structure.
         FactorizationError: no rows, or a curvature that stays indefinite.
         NonFiniteError: Jacobians or logits that are NaN or infinite.
     """
     if settings.structure not in FITTERS:
         raise ConfigError(f"no posterior structure {settings.structure!r}; there are {', '.join(FITTERS)}")
     return FITTERS[settings.structure](settings, blocks, run_pass)
-
-
-def granularities(structure: str) -> tuple[Granularity, ...]:
-    """Return the granularities of prior that a structure takes: blocks that vary together share a precision."""
-    return ("scalar", "group") if structure in JOINT_STRUCTURES else ("scalar", "group", "module")
 
 
 def needs_sums(structure: str) -> bool:

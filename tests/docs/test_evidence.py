@@ -35,33 +35,6 @@ def test_the_results_page_holds_the_artifacts_table() -> None:
     assert table.strip() in read("docs/results.md")
 
 
-def test_wins_ties_and_losses_are_the_studys() -> None:
-    against_map, against_temperature = row("docs/results.md", "Laplace, joint core", after="study:begin matrix")[-2:]
-    assert row(EVIDENCE, "Laplace, joint core") == [against_map, against_temperature]
-    won, tied, lost = (COUNTS[int(count)] for count in against_temperature.split(" / "))
-    for page in ("README.md", EVIDENCE):
-        assert "nine tasks" in words(page).lower()
-    assert f"won against it on {won}, tied on {tied} and lost on {lost}" in words("README.md")
-    won, _, lost = (COUNTS[int(count)] for count in against_map.split(" / "))
-    assert f"better on {won} tasks and worse on {lost}" in TEXT
-
-
-def test_what_is_recommended_is_the_studys() -> None:
-    table = read("docs/results.md").partition("study:begin recommended")[2].partition("<!--")[0]
-    rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.startswith("| ")][2:]
-    counts = [
-        " / ".join(str(sum(cells[column] == verdict for cells in rows)) for verdict in ("win", "tie", "loss"))
-        for column in (7, 9)
-    ]
-    assert row(EVIDENCE, "what each artifact recommends") == counts
-
-
-def test_targets_are_the_studys() -> None:
-    table = read("docs/results.md").partition("study:begin targets")[2].partition("<!--")[0]
-    met, missed = (COUNTS[table.count(f"| **{verdict}** |")] for verdict in ("met", "missed"))
-    assert f"{met} were met and {missed} missed" in TEXT
-
-
 def test_shift_is_the_shift_pages() -> None:
     sets = json.loads(read("docs/results/shift.json"))["sets"]
     texts = [sets["arc_questions"], sets["boolq_passages"]]

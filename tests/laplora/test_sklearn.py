@@ -176,7 +176,7 @@ def indicated(count: int = 30) -> tuple[list[str], np.ndarray[Any, Any]]:
 
 
 def of_several(parts: tuple[Any, Any], **options: Any) -> LaploraClassifier:
-    settings = laplora.FitSettings.model_validate({"laplace": {"structure": "exact"}, "predictives": {"fast": 0}})
+    settings = laplora.FitSettings.model_validate({"predictives": {"fast": 0}})
     return LaploraClassifier(*parts, **({"template": "{text}", "settings": settings, "max_tokens": 12} | options))
 
 

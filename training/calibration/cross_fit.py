@@ -17,7 +17,6 @@ from laplora.fitting.fit import Fit, many_classes_record, possible
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
 from laplora.fitting.progress import Progress, Silent
-from laplora.fitting.projected import project_split
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.several_labels import for_several_labels
 from laplora.fitting.store import Forgetful, Store
@@ -56,11 +55,8 @@ def cross_fit_rows(
     posterior, log_likelihood = fit_curvature(classifier, rows, blocks, settings, store, progress)
     found = folded_rows(classifier, folds, rows, blocks, settings, progress)
     start = None if initial is None else label_rows(initial, classifier)
-    distances, seen = squared_distances(block_weights(classifier), blocks, start), None
-    if settings.laplace.prior == "leave_one_out":
-        size = settings.laplace.batch_size
-        seen = project_split(classifier, posterior, rows, progress, "training rows", batch_size=size)
-    choices = choose_priors(settings, posterior, found.split, distances, log_likelihood, seen, found.posterior)
+    distances = squared_distances(block_weights(classifier), blocks, start)
+    choices = choose_priors(settings, posterior, found.split, distances, log_likelihood, found.posterior)
     served = served_choice(settings, choices)
     judged = Fitted(found.posterior, served.prior, found.split.projected)
     distilled = distill_cross_fitted(

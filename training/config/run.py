@@ -81,14 +81,10 @@ class RunConfig(Section):
     def _fits(self) -> RunConfig:
         if self.readout == "label_sequences" and "lm_head" in self.adapter.targets:
             raise ValueError("readout: label_sequences reads all of lm_head: leave lm_head out of adapter.targets")
-        if self.optimizer.class_weights and self.laplace.prior == "leave_one_out":
-            raise ValueError("optimizer.class_weights takes laplace.prior validation or evidence")
         if self.student and self.optimizer.class_weights:
             raise ValueError(
                 "a student learns probabilities, which optimizer.class_weights does not weigh: leave it out"
             )
-        if self.optimizer.kl_to_base and self.laplace.prior == "leave_one_out":
-            raise ValueError("optimizer.kl_to_base takes laplace.prior validation or evidence")
         if self.student and (self.optimizer.kl_to_base or self.optimizer.l2_to_initial):
             raise ValueError(
                 "a student learns probabilities, which its teacher's own regularisation has shaped: leave out "

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from fast_path import Rows
+from joint_problem import fit_joint
 from test_entry import Noted, load, rows_of
 from tiny_runs import FinishedRun
 
@@ -24,12 +26,11 @@ from laplora.fitting.outputs import Fitted, SplitOutputs, corrected
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.served_rows import taken
 from laplora.fitting.settings import FitSettings
+from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.linearised import class_probs, contrast_logits, contrast_mean
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import block_precisions
-from laplora.posterior.passes import StructureSettings
-from laplora.posterior.tensors import fit_jacobians, project_jacobians
 from laplora.predictive.cross_fitting import FOLDS, fold_rows
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName
@@ -54,9 +55,10 @@ def linear_rows(count: int, seed: int, moved: torch.Tensor) -> tuple[torch.Tenso
     return contrast_logits(states @ weights), states, torch.multinomial(true.softmax(1), 1, generator=draw)[:, 0]
 
 
-def jacobians_of(states: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the Jacobians of the contrasts by the weights, (rows, classes - 1, width, classes - 1)."""
-    return {"w.lora_A": torch.einsum("nw,cd->ncdw", states, torch.eye(CLASSES - 1, dtype=torch.float64))}
+def jacobians_of(logits: torch.Tensor, states: torch.Tensor) -> ContrastJacobians:
+    """Return the Jacobians of the contrasts by the weights, which are one block."""
+    jacobian = torch.einsum("nw,cd->ncwd", states, torch.eye(CLASSES - 1, dtype=torch.float64))
+    return ContrastJacobians(logits, states, (BlockJacobian(jacobian),))
 
 
 @pytest.fixture(params=[MOST_LEFT_OUT, 0], ids=["few", "many"])
@@ -80,10 +82,12 @@ def problem(
     draw = torch.Generator().manual_seed(5)
     moved = moved_by * torch.randn(WIDTH, CLASSES - 1, generator=draw, dtype=torch.float64)
     logits, states, _ = linear_rows(40, 1, moved)
-    settings = StructureSettings(structure="exact", basis_dtype=torch.float64)
-    posterior = fit_jacobians([(logits, jacobians_of(states))], settings)
+    blocks = (Block("w.lora_A", "lora_A", WIDTH, CLASSES - 1),)
+    batch = Rows(jacobians_of(logits, states), torch.ones(len(logits), CLASSES, dtype=torch.bool))
+    posterior = fit_joint(blocks, [batch])
     logits, states, labels = linear_rows(rows, 2, moved)
-    projected, mask = project_jacobians(posterior, [(logits, jacobians_of(states))])
+    projected = posterior.project(jacobians_of(logits, states))
+    mask = torch.ones(rows, CLASSES, dtype=torch.bool)
     split = ProjectedSplit(projected, logits, mask, labels, torch.ones(rows), last=states)
     prior = choose_by_validation(posterior, projected, labels, mask).prior
     fitted = Fitted(posterior, prior, projected)
@@ -110,7 +114,8 @@ def test_a_pull_to_the_base_counts_as_labels_of_the_training_rows() -> None:
 def nll_of(conditioning: Conditioning, test: dict[str, torch.Tensor], name: PredictiveName) -> float:
     """Return the mean NLL of test rows, nats, as a run measures it."""
     trained = conditioning.trained
-    projected, mask = project_jacobians(trained.posterior, [(test["logits"], jacobians_of(test["states"]))])
+    projected = trained.posterior.project(jacobians_of(test["logits"], test["states"]))
+    mask = torch.ones(test["logits"].shape, dtype=torch.bool)
     mass = torch.ones(len(mask))
     split = ProjectedSplit(projected, test["logits"], mask, test["labels"], mass, last=test["states"])
     served = {kind: conditioning.served(kind) for kind in CONDITIONED}

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
 from laplora.artifact.folder import read_artifact
-from laplora.errors import ConfigError
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.posterior.many_classes import ManyClassPosterior
@@ -93,9 +92,3 @@ def test_all_directions_are_the_exact_fit(classifier: laplora.Classifier) -> Non
         # The float32 Jacobians and the average's condition; the priors differ by a per cent.
         assert mine.logit_variance == pytest.approx(exact.logit_variance, rel=0.05)
         assert mine.probs == pytest.approx(exact.probs, abs=5e-3)
-
-
-def test_leave_one_out_is_refused_before_any_pass(classifier: laplora.Classifier) -> None:
-    laplace = LAPLACE | {"prior": "leave_one_out", "structure": "exact"}
-    with pytest.raises(ConfigError, match="20 classes"):
-        fitted(classifier, laplace=laplace)

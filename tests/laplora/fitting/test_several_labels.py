@@ -35,7 +35,7 @@ from laplora.predictor import Predictor
 from service.app import create_app
 
 LABELS = ["news", "sport", "weather"]
-SETTINGS = FitSettings.model_validate({"laplace": {"structure": "exact"}, "predictives": {"fast": 24}})
+SETTINGS = FitSettings.model_validate({"predictives": {"fast": 24}})
 Rows = list[dict[str, Any]]
 
 
@@ -379,9 +379,6 @@ def test_what_takes_one_label_a_row_is_refused_by_name(classifier: laplora.Class
     never = [row | {"label": [n for n in row["label"] if n != "sport"]} for row in rows(8, 1)]
     with pytest.raises(DataError, match=r"no row has the labels \['sport'\]"):
         laplora.fit(classifier, never, progress=False)
-    left_out = FitSettings.model_validate({"laplace": {"structure": "exact", "prior": "leave_one_out"}})
-    with pytest.raises(ConfigError, match="leave_one_out takes one label a row"):
-        laplora.fit(classifier, rows(8, 1), rows(8, 2), settings=left_out, progress=False)
     bound = FitSettings.model_validate({"calibration": {"guarantee": "upper_bound"}})
     with pytest.raises(ConfigError, match="labels of a row err together: use empirical"):
         laplora.fit(classifier, rows(8, 1), rows(8, 2), settings=bound, progress=False)

@@ -69,15 +69,6 @@ def test_every_process_has_the_same_bits_and_the_first_alone_writes(found: Any, 
                 assert torch.equal(first[structure][name], other[structure][name])
 
 
-def test_a_list_of_rows_is_in_the_order_of_one_process(found: Any) -> None:
-    """The rows of the exact posterior come bit for bit."""
-    (alone,) = found["one"]
-    for plan in ("two", "four", "continued"):
-        theirs = found[plan][0]["exact"]["sums"]
-        for name, rows in alone["exact"]["sums"].items():
-            assert torch.equal(rows, theirs[name])
-
-
 def test_an_error_of_the_first_process_ends_all(found: Any) -> None:
     for plan in shared_fits.PLANS:
         assert [one["raised"] for one in found[plan.name]] == ["in the first process"] * plan.count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from laplora.errors import PriorError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.base import Prior, block_precisions
-from laplora.posterior.joint import JOINT_STRUCTURES, JointPosterior, build_joint_posterior
+from laplora.posterior.joint import JointPosterior, build_joint_posterior
 
 # Relative to the largest covariance. Both sides factorise matrices of condition up to 1e6; seen: 1e-12.
 EXACT = 1e-9
@@ -34,13 +33,13 @@ PRIORS = {
 _FITTED: dict[tuple[Any, ...], JointPosterior] = {}
 
 
-def fitted(problem: Problem, structure: str, joint_rank: int = 130, rank: int = 1000) -> JointPosterior:
+def fitted(problem: Problem, joint_rank: int = 130, rank: int = 1000) -> JointPosterior:
     """Return a joint posterior of the problem's training rows; fitted once."""
-    key = (problem.model, structure, joint_rank, rank)
+    key = (problem.model, joint_rank, rank)
     if key not in _FITTED:
         blocks = find_blocks(problem.model, problem.task.classes)
         rows = rows_of(problem.model, problem.task, batch_size=16)
-        _FITTED[key] = fit_joint(blocks, rows, structure, joint_rank, rank=rank)
+        _FITTED[key] = fit_joint(blocks, rows, joint_rank, rank=rank)
     return _FITTED[key]
 
 
@@ -64,20 +63,17 @@ def assert_matches(problem: Problem, found: JointPosterior, curvature: torch.Ten
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("structure", JOINT_STRUCTURES)
-def test_with_nothing_left_out_it_is_the_exact_posterior(problem: Problem, structure: str, prior: str) -> None:
-    found = fitted(problem, structure)
-    assert (found.structure, found.rows) == (structure, 60)
+def test_with_nothing_left_out_it_is_the_exact_posterior(problem: Problem, prior: str) -> None:
+    found = fitted(problem)
+    assert (found.structure, found.rows) == ("joint_core", 60)
     assert_matches(problem, found, dense_ggn(problem, found.blocks), PRIORS[prior])
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize(("structure", "rank"), [("joint", 1000), ("joint_core", 4)])
-def test_with_few_directions_it_is_the_posterior_of_their_curvature(
-    problem: Problem, structure: str, rank: int, prior: str
-) -> None:
+@pytest.mark.parametrize("rank", [1000, 4])
+def test_with_few_directions_it_is_the_posterior_of_their_curvature(problem: Problem, rank: int, prior: str) -> None:
     """The rest of the space keeps the prior's variance, inside and outside the Kronecker bases."""
-    found = fitted(problem, structure, 7, rank)
+    found = fitted(problem, 7, rank)
     assert found.factor.shape[0] == 7
     curvature = dense_curvature(found)
     assert torch.linalg.matrix_rank(curvature) == 7
@@ -89,30 +85,28 @@ def test_a_posterior_over_one_group_or_over_few_parameters(problem: Problem) -> 
     every = find_blocks(problem.model, problem.task.classes)
     for blocks in (tuple(b for b in every if b.group == "lora_B"), every[-1:]):
         rows = rows_of(problem.model, problem.task, batch_size=16, blocks=blocks)
-        for structure in JOINT_STRUCTURES:
-            found = fit_joint(blocks, rows, structure)
-            assert_matches(problem, found, dense_ggn(problem, blocks), Prior("group", {"lora_B": 0.3}))
+        found = fit_joint(blocks, rows)
+        assert_matches(problem, found, dense_ggn(problem, blocks), Prior("group", {"lora_B": 0.3}))
     assert found.factor.shape == (9, 9)
 
 
-def test_a_precision_per_module_is_refused(problem: Problem) -> None:
-    found = fitted(problem, "joint_core", 7)
+def test_a_precision_per_block_is_refused(problem: Problem) -> None:
+    found = fitted(problem, 7)
     batch = problem.task.batch([0, 1])
     jacobians = contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks)
-    precisions = block_precisions(Prior("module", {b.name: 1.0 + i for i, b in enumerate(found.blocks)}), found.blocks)
+    precisions = torch.arange(1.0, 1 + len(found.blocks), dtype=torch.float64)
     calls: list[Callable[[], object]] = [
         lambda: found.covariance_of(jacobians, precisions),
         lambda: found.log_determinant_ratio(precisions),
         lambda: found.effective_dimension(precisions),
     ]
     for call in calls:
-        with pytest.raises(PriorError, match="structure 'joint_core' takes a prior of granularity scalar"):
+        with pytest.raises(PriorError, match="choose a scalar or group prior"):
             call()
 
 
-@pytest.mark.parametrize("structure", JOINT_STRUCTURES)
-def test_infinite_precision_is_map(problem: Problem, structure: str) -> None:
-    found = fitted(problem, structure, 7)
+def test_infinite_precision_is_map(problem: Problem) -> None:
+    found = fitted(problem, 7)
     batch = problem.task.batch()
     projected = found.project(contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks))
     one_group = block_precisions(Prior("group", {"lora_A": math.inf, "lora_B": 1.0}), found.blocks)
@@ -125,7 +119,7 @@ def test_infinite_precision_is_map(problem: Problem, structure: str) -> None:
 
 
 def random_posterior(
-    seed: int, *, rank: int, log_scale: float, inside: float, core: bool, dtype: torch.dtype
+    seed: int, *, rank: int, log_scale: float, inside: float, dtype: torch.dtype
 ) -> tuple[JointPosterior, ContrastJacobians, torch.Tensor]:
     """Return a random posterior over three blocks of two groups, four rows of Jacobians, and these as one matrix.
 
@@ -139,15 +133,14 @@ def random_posterior(
         return torch.randn(shape, generator=draw, dtype=torch.float64)
 
     blocks = (Block("m.lora_A", "lora_A", 6, 2), Block("m.lora_B", "lora_B", 5, 2), Block("n.lora_A", "lora_A", 4, 2))
-    kept = [3 if core else b.wide for b in blocks]
-    wide = [torch.linalg.qr(normal(b.wide, k)).Q for b, k in zip(blocks, kept, strict=True)] if core else []
-    narrow = [torch.linalg.qr(normal(2, 2)).Q for _ in blocks] if core else []
+    kept = [3, 5, 2]
+    wide = [torch.linalg.qr(normal(b.wide, k)).Q for b, k in zip(blocks, kept, strict=True)]
+    narrow = [torch.linalg.qr(normal(2, 2)).Q for _ in blocks]
     rows = 10 ** (log_scale * torch.rand(rank, 1, generator=draw, dtype=torch.float64) / 2)
     found = build_joint_posterior(
         blocks,
         [rows * normal(rank, 2 * k) for k in kept],
         rows=4,
-        structure="joint_core" if core else "joint",
         direction_dtype=torch.float64,
         wide=wide,
         narrow=narrow,
@@ -171,7 +164,6 @@ def random_posterior(
     log_b=st.floats(-5, 6),
     scalar=st.booleans(),
     inside=st.sampled_from([0.0, 0.9, 1.0]),
-    core=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 @settings(max_examples=80, derandomize=True)
@@ -183,7 +175,6 @@ def test_covariance_is_symmetric_psd_and_below_the_prior(
     log_b: float,
     scalar: bool,
     inside: float,
-    core: bool,
     dtype: torch.dtype,
 ) -> None:
     """Whatever the spread of curvatures, and also where the Jacobians lie in the span and the variance nearly 0.
@@ -191,9 +182,7 @@ def test_covariance_is_symmetric_psd_and_below_the_prior(
     There a difference of ``J D J^T`` and its captured part would lose all digits: the prior's variance can be
     1e13 times the posterior's.
     """
-    found, jacobians, flat = random_posterior(
-        seed, rank=rank, log_scale=log_scale, inside=inside, core=core, dtype=dtype
-    )
+    found, jacobians, flat = random_posterior(seed, rank=rank, log_scale=log_scale, inside=inside, dtype=dtype)
     prior = Prior("group", {"lora_A": 10**log_a, "lora_B": 10 ** (log_a if scalar else log_b)})
     precisions = block_precisions(prior, found.blocks)
     got = found.covariance_of(jacobians, precisions)
@@ -211,11 +200,3 @@ def test_covariance_is_symmetric_psd_and_below_the_prior(
         condition = (diagonal.max() + float(found.factor.square().sum())) / diagonal.min()
         error = 1e-14 * condition * torch.linalg.eigvalsh(expected)[:, -1] + 1e-13 * largest
         assert ((got - expected).abs().amax((1, 2)) <= error).all()
-
-
-def test_many_directions_are_added_up_without_their_inner_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, _, _ = random_posterior(6, rank=6, log_scale=2.0, inside=0.5, core=False, dtype=torch.float64)
-    precisions = block_precisions(PRIORS["group"], found.blocks)
-    expected = found.effective_dimension(precisions)
-    monkeypatch.setattr("laplora.posterior.joint._GRAM_BYTES", 0)
-    torch.testing.assert_close(replace(found).effective_dimension(precisions), expected, rtol=1e-12, atol=0)

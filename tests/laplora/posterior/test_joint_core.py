@@ -13,11 +13,10 @@ from joint_problem import PRIOR, changed, covariance, dense_curvature, dense_ggn
 from reference_problem import Problem
 from tiny_models import generator, tiny_model, tiny_task
 
-from laplora.errors import ConfigError, FactorizationError, NonFiniteError
+from laplora.errors import FactorizationError, NonFiniteError
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import block_precisions
-from laplora.posterior.joint import JOINT_STRUCTURES
 from laplora.posterior.joint_core import (
     add_moment_batch,
     empty_sketch,
@@ -88,7 +87,7 @@ def test_shared_ranks_by_hand() -> None:
 def test_few_vectors_in_all_hold_most_of_the_curvature(problem: Problem) -> None:
     """A core in 2 vectors a block keeps more of the GGN's trace than any 2 in every block could."""
     blocks = find_blocks(problem.model, problem.task.classes)
-    core = fit_joint(blocks, rows_of(problem.model, problem.task, batch_size=16), "joint_core", rank=2)
+    core = fit_joint(blocks, rows_of(problem.model, problem.task, batch_size=16), rank=2)
     best_even = sum(float(torch.linalg.eigvalsh(wide)[-2:].sum()) for wide, _ in partial_traces(problem, blocks))
     trace = float(dense_ggn(problem, blocks).trace())
     assert best_even * (1 - 1e-3) < float(core.factor.square().sum()) <= trace * (1 + 1e-9)
@@ -103,8 +102,7 @@ def test_the_test_matrix_depends_on_name_and_seed_only(tiny: Any) -> None:
     assert not torch.equal(first, joint_test_matrix(state, 4))
 
 
-@pytest.mark.parametrize("structure", ["joint", "joint_core"])
-def test_the_sketch_finds_the_leading_directions(problem: Problem, structure: str) -> None:
+def test_the_sketch_finds_the_leading_directions(problem: Problem) -> None:
     """Between nothing and the whole curvature, and the nearer to the best of its rank the more columns it has.
 
     The tiny model's spectrum falls slowly (the 20th eigenvalue is a tenth of the first), the hard case.
@@ -114,7 +112,7 @@ def test_the_sketch_finds_the_leading_directions(problem: Problem, structure: st
     ggn = dense_ggn(problem, blocks)
     values = torch.linalg.eigvalsh(ggn)
     for oversampling, captured in ((0, 0.75), (60, 0.98)):  # seen: 0.82 and more, 0.99 and more
-        found = dense_curvature(fit_joint(blocks, rows, structure, 10, oversampling=oversampling))
+        found = dense_curvature(fit_joint(blocks, rows, 10, oversampling=oversampling))
         assert torch.linalg.eigvalsh(ggn - found).min() > -1e-9 * values[-1]
         best = values[-10:].sum()
         assert captured * best < found.trace() <= best * (1 + 1e-9)
@@ -163,9 +161,8 @@ def test_neither_batch_size_nor_order_matters(tiny: Any, structure: str) -> None
         close(other, first, 1e-9)
 
 
-@pytest.mark.parametrize("structure", JOINT_STRUCTURES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
-def test_jacobians_of_few_digits(tiny: Any, structure: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_jacobians_of_few_digits(tiny: Any, dtype: torch.dtype, tolerance: float) -> None:
     """Sums are in float64 whatever the model gives: what remains is the rounding of the Jacobians themselves.
 
     Curvature up to a hundred times the prior's magnifies it. Directions are rounded before anything is measured.
@@ -173,19 +170,11 @@ def test_jacobians_of_few_digits(tiny: Any, structure: str, dtype: torch.dtype, 
     model, task, blocks = tiny
     rows = rows_of(model, task, batch_size=8)
     few = changed(rows, lambda j: j.to(dtype))
-    found = fit_joint(blocks, few, structure, 60, basis_dtype=dtype)
+    found = fit_joint(blocks, few, 60, basis_dtype=dtype)
     assert all(torch.equal(d, d.to(dtype).float()) for d in found.directions)
-    expected, got = covariance(fit_joint(blocks, rows, structure, 60), rows[0]), covariance(found, few[0])
+    expected, got = covariance(fit_joint(blocks, rows, 60), rows[0]), covariance(found, few[0])
     assert got.dtype == torch.float64
     assert float((got - expected).abs().max() / expected.abs().max()) < tolerance
-
-
-def test_the_exact_posterior_has_a_limit(tiny: Any) -> None:
-    model, task, blocks = tiny
-    rows = rows_of(model, task, batch_size=10)
-    with pytest.raises(ConfigError, match=r"at least 20 rows .* holds 40 gradients.* limit is 39"):
-        fit_joint(blocks, rows, "exact", exact_limit=39)
-    assert fit_joint(blocks, rows, "exact", exact_limit=48).rows == 24
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -194,21 +183,19 @@ def test_no_rows(tiny: Any, structure: str) -> None:
         fit_posterior(StructureSettings(structure), tiny[2], replay([]))
 
 
-@pytest.mark.parametrize("structure", JOINT_STRUCTURES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_gradients_that_are_not_finite(tiny: Any, structure: str, value: float) -> None:
+def test_gradients_that_are_not_finite(tiny: Any, value: float) -> None:
     model, task, blocks = tiny
     rows = changed(rows_of(model, task, batch_size=24), lambda j: torch.full_like(j, value))
     with pytest.raises(NonFiniteError, match=r"curvature of .* is not finite"):
-        fit_joint(blocks, rows, structure, 60)
+        fit_joint(blocks, rows, 60)
 
 
-@pytest.mark.parametrize("structure", JOINT_STRUCTURES)
-def test_gradients_that_vanish_leave_the_prior(tiny: Any, structure: str) -> None:
+def test_gradients_that_vanish_leave_the_prior(tiny: Any) -> None:
     """An adapter that no row reaches has no curvature; new inputs have the prior's variance."""
     model, task, blocks = tiny
     rows = rows_of(model, task, batch_size=24)
-    found = fit_joint(blocks, changed(rows, lambda j: 0 * j), structure, 8, rank=4)
+    found = fit_joint(blocks, changed(rows, lambda j: 0 * j), 8, rank=4)
     flat = torch.cat([b.jacobian.flatten(2) for b in rows[0].jacobians.blocks], 2)
     expected = flat @ flat.mT / PRIOR.precision["all"]
     torch.testing.assert_close(covariance(found, rows[0]), expected, rtol=1e-10, atol=1e-12)

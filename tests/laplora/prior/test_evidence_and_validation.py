@@ -21,14 +21,14 @@ from laplora.prior.validation import choose_by_validation
 
 @pytest.mark.parametrize(
     ("structure", "granularity"),
-    [("exact", "scalar"), ("exact", "group"), ("ekfac", "scalar"), ("ekfac", "group"), ("ekfac", "module")],
+    [("joint_core", "scalar"), ("joint_core", "group"), ("ekfac", "scalar"), ("ekfac", "group")],
 )
 def test_no_neighbour_has_more_evidence(problem: Problem, structure: str, granularity: Granularity) -> None:
     """Of a joint posterior, each group's best precision depends on the other's."""
     found: Posterior
-    if structure == "exact":
+    if structure == "joint_core":
         blocks = find_blocks(problem.model, problem.task.classes)
-        found = fit_joint(blocks, rows_of(problem.model, problem.task, batch_size=16), structure)
+        found = fit_joint(blocks, rows_of(problem.model, problem.task, batch_size=16))
         curvature = dense_ggn(problem, blocks)
     else:
         found = fit_blocks(problem.model, problem.task, rank=4)

@@ -69,7 +69,6 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path, several: boo
     classifier, rows = classifier_of(tmp_path, several=several), examples(several=several)
     settings = FitSettings.model_validate(
         {
-            "laplace": {"structure": "exact"},
             "calibration": {"folds": FOLDS},
             "predictives": {"conditioned": False, "fast": 0},
             "many_classes": {"limit": 2, "directions": 1, "reference_rows": 4},

@@ -23,7 +23,7 @@ class Kept:
 
     scales: torch.Tensor
     blocks = (Block("model.lora_A", "lora_A", 4, 2),)
-    structure = "exact"
+    structure = "joint_core"
 
     def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
         kept = projected.kept * (self.scales + precisions[0]).rsqrt()

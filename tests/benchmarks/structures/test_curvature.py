@@ -1,0 +1,199 @@
+"""The structures that only serve comparison, against dense matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import dense_reference as dense
+import pytest
+import torch
+from fast_path import by_key, close, key_of, replay, rows_of
+from joint_problem import dense_curvature, dense_ggn, flat_jacobians, held_out
+from reference_problem import Problem
+from tiny_models import Task, tiny_model, tiny_task
+
+from benchmarks.structures.curvature import fit_posterior, needs_tokens
+from benchmarks.structures.curvature.ella import KernelRows, add_kernel_batch, kernel_features
+from laplora.errors import FactorizationError, NonFiniteError, PriorError
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrasts
+from laplora.posterior.base import Prior, block_precisions
+from laplora.posterior.passes import StructureSettings
+from laplora.prompts.rows import Batch, EncodedRow
+
+GROUP = Prior("group", {"lora_A": 3.0, "lora_B": 0.05})
+KINDS = ("expand", "last")
+
+
+def fit(model: Any, task: Task, structure: str, *, batch_size: int = 16, **settings: Any) -> Any:
+    """Return a posterior in float64; kept ranks are cut to each block's size, so by default all is kept."""
+    chosen = {"rank": 1000, "oversampling": 1000, "basis_dtype": torch.float64} | settings
+    rows = rows_of(model, task, batch_size=batch_size, tokens=needs_tokens(structure))
+    return fit_posterior(StructureSettings(structure, **chosen), find_blocks(model, task.classes), replay(rows))
+
+
+def scalar(found: Any, precision: float) -> torch.Tensor:
+    return block_precisions(Prior("scalar", {"all": precision}), found.blocks)
+
+
+def jacobians_of(problem: Problem, task: Task, found: Any) -> Any:
+    return contrast_jacobians(problem.model, task.batch(), task.label_ids, found.blocks)
+
+
+@pytest.mark.parametrize(("structure", "joint_rank"), [("exact", 50), ("joint", 130), ("joint", 7)])
+def test_over_all_parameters_it_is_the_posterior_of_its_curvature(
+    problem: Problem, structure: str, joint_rank: int
+) -> None:
+    """Which is the exact GGN, or what a few leading directions hold of it."""
+    found, task = fit(problem.model, problem.task, structure, joint_rank=joint_rank, oversampling=10), held_out(problem)
+    curvature, ggn = dense_curvature(found), dense_ggn(problem, found.blocks)
+    if joint_rank == 7:
+        assert 0.5 < float(curvature.trace() / torch.linalg.eigvalsh(ggn)[-7:].sum()) <= 1 + 1e-9
+    else:
+        close(curvature, ggn, 1e-9)
+    flat = flat_jacobians(problem, found.blocks, task)
+    for prior in (GROUP, Prior("scalar", {"all": 0.3})):
+        precisions = block_precisions(prior, found.blocks)
+        diagonal = torch.cat([p.expand(b.wide * b.narrow) for p, b in zip(precisions, found.blocks, strict=True)])
+        expected = flat @ torch.linalg.inv(curvature + diagonal.diag()) @ flat.mT
+        close(found.covariance_of(jacobians_of(problem, task, found), precisions), expected, 1e-9)
+
+
+@pytest.mark.parametrize("prior", [GROUP, Prior("scalar", {"all": 0.3})], ids=lambda prior: prior.granularity)
+def test_the_diagonal_is_that_of_the_dense_ggn(problem: Problem, prior: Prior) -> None:
+    found, task = fit(problem.model, problem.task, "diagonal", batch_size=7), held_out(problem)
+    precisions = block_precisions(prior, found.blocks)
+    by_block = {key_of(b): float(p) for b, p in zip(found.blocks, precisions, strict=True)}
+    curvature = {key: torch.diag(torch.diag(ggn)) for key, ggn in problem.truth.ggn.items()}
+    full = dense.logit_covariance(dense.jacobians(problem.model, task.batch(), task.label_ids), curvature, by_block)
+    q = contrasts(problem.task.classes)
+    # The curvature is rounded to float32, 6e-8 of each entry; the rest is float64.
+    close(found.covariance_of(jacobians_of(problem, task, found), precisions), q.T @ full @ q, 1e-6)
+
+
+@pytest.mark.parametrize("precision", [1e-3, 0.1, 1e6])
+def test_levels_of_the_diagonal_give_nearly_its_covariance(problem: Problem, precision: float) -> None:
+    """Over nine decades of prior precision; errors of either sign over a level's few parameters, seen here 0.034."""
+    found = fit(problem.model, problem.task, "diagonal")
+    jacobians = jacobians_of(problem, held_out(problem), found)
+    projected = found.project(jacobians)
+    by_levels = found.covariance(projected, scalar(found, precision))
+    assert projected.rest.shape[-1] < sum(b.wide * b.narrow for b in found.blocks) / 2
+    close(by_levels, found.covariance_of(jacobians, scalar(found, precision)), 0.06)
+
+
+@pytest.mark.parametrize("features", [130, 6])
+def test_ella_is_the_ggn_in_the_span_of_its_features(problem: Problem, features: int) -> None:
+    """All training gradients, or a few: the dense posterior in that subspace, and no variance outside of it."""
+    found, task = fit(problem.model, problem.task, "ella", joint_rank=features), held_out(problem)
+    span = torch.cat(found.directions, 1)
+    unit = torch.eye(len(span), dtype=torch.float64)
+    torch.testing.assert_close(span @ span.T, unit, rtol=0, atol=1e-12)
+    inside = span @ dense_ggn(problem, found.blocks) @ span.T
+    along = flat_jacobians(problem, found.blocks, task) @ span.T
+    expected = along @ torch.linalg.inv(inside + 0.5 * unit) @ along.mT
+    close(found.covariance_of(jacobians_of(problem, task, found), scalar(found, 0.5)), expected, 1e-9)
+
+
+def test_ellas_kernel_rows_are_a_seeded_random_subset() -> None:
+    model, task = tiny_model("llama"), tiny_task()
+    blocks, none = find_blocks(model, 3), torch.zeros(0, dtype=torch.float64)
+
+    def held(seed: int, features: int, batch_size: int = 7) -> KernelRows:
+        run_pass = replay(rows_of(model, task, batch_size=batch_size))
+        return run_pass("", KernelRows(blocks, 0, none, (), seed), partial(add_kernel_batch, features=features))
+
+    one, everything = held(0, 5), held(0, 100)
+    assert (one.rows, len(one.gradients), len(everything.gradients)) == (24, 10, 24)  # 4 x 5 contrasts: 10 rows
+    assert torch.equal(one.keys, held(0, 5, batch_size=24).keys)
+    assert not torch.equal(one.keys, held(1, 5).keys)
+    smallest = everything.keys.argsort()[:10].sort().values.tolist()
+    assert all(torch.equal(g, everything.gradients[i]) for g, i in zip(one.gradients, smallest, strict=True))
+    still = replace(one, gradients=(torch.zeros(2, sum(b.wide * b.narrow for b in blocks)),))
+    with pytest.raises(FactorizationError, match="all vanish"):
+        kernel_features(still, 2, torch.float32)
+
+
+def kfac_tokens(model: Any, batch: Batch, label_ids: Sequence[int], *, last: bool) -> dict[dense.Key, dense.Factors]:
+    """Return the dense Kronecker factors of every block with tokens as terms: KFAC-expand.
+
+    A = 1/(tokens of all rows) sum_nt x_nt x_nt^T; S = sum_nt sum_cd Lambda_cd g_nct g_ndt^T, g_nct the gradient of
+    logit c at the layer's output at token t, taken as the gradient with respect to a zero bias of every token.
+    lm_head is read at one token, which is then the row's only term. ``last``: each row's last token only, so 1/N.
+    """
+    keys = list(dense.block_weights(model))
+    inputs: dict[dense.Key, torch.Tensor] = {}
+    gradients: dict[dense.Key, torch.Tensor] = {}
+    terms = dict.fromkeys(keys, 0)
+    for row in dense.single_rows(batch):
+        with dense.zero_biases(model, keys, tokens=row.input_ids.shape[1]) as (biases, seen):
+            logits = dense.class_logits(model, row, label_ids)[0]
+            hessian = dense.softmax_hessian(dense.masked_probs(logits.detach(), row.class_mask).double())[0]
+            grads = [torch.autograd.grad(z, list(biases.values()), retain_graph=True) for z in logits]
+        for i, key in enumerate(biases):
+            lm_head = key.module.endswith("lm_head")
+            for t in range(row.input_ids.shape[1]):
+                if (lm_head or last) and t + 1 < row.input_ids.shape[1]:
+                    continue
+                x = seen[key][0, t].double()
+                g = torch.stack([per_class[i][t].double() for per_class in grads])
+                if lm_head and key.side == "B":
+                    g = g[:, list(label_ids)]
+                inputs[key] = inputs.get(key, 0) + torch.outer(x, x)
+                gradients[key] = gradients.get(key, 0) + g.T @ hessian @ g
+                terms[key] += 1
+    return {
+        key: dense.Factors(inputs[key] / terms[key], gradients[key])
+        if key.side == "A"
+        else dense.Factors(gradients[key], inputs[key] / terms[key])
+        for key in keys
+    }
+
+
+def dense_blocks(found: Any) -> dict[dense.Key, torch.Tensor]:
+    """Return each block's curvature as one matrix."""
+    parts = zip(found.wide, found.narrow, found.scale, found.tail, strict=True)
+    return by_key([dense.block_curvature(dense.Basis(u, v), s, t) for u, v, s, t in parts], found.blocks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kfac_of_tokens_is_the_product_of_the_dense_factors(problem: Problem, kind: str) -> None:
+    found = fit(problem.model, problem.task, f"kfac_{kind}")
+    factors = kfac_tokens(problem.model, problem.task.batch(), problem.task.label_ids, last=kind == "last")
+    for key, block in dense_blocks(found).items():
+        # Eigenvectors are right to the shift that keeps the sketch's Cholesky factor stable, near 1e-15 of the norm.
+        close(block, dense.kron(factors[key].large, factors[key].small), 1e-10)
+
+
+def test_both_kinds_are_the_exact_ggn_where_it_factorises() -> None:
+    """Equal rows of one token: a factor 1/N too many or too few is off by the number of rows."""
+    model = tiny_model("llama")
+    task = replace(tiny_task(examples=5), rows=[EncodedRow((7,), 3)] * 5)
+    ggn = dense.truth(model, task.batch(), task.label_ids).ggn
+    # One token has nothing to attend to: the blocks of queries and keys are zero, and rounding in the others' scale.
+    rounding = 1e-9 * max(float(block.abs().max()) for block in ggn.values())
+    for kind in KINDS:
+        for key, block in dense_blocks(fit(model, task, f"kfac_{kind}", batch_size=2)).items():
+            torch.testing.assert_close(block, ggn[key], rtol=1e-9, atol=rounding)
+
+
+def test_what_is_refused(problem: Problem) -> None:
+    blocks = find_blocks(problem.model, problem.task.classes)
+    rows = rows_of(problem.model, problem.task, batch_size=60)
+    for structure in ("exact", "joint", "diagonal", "ella"):
+        with pytest.raises(FactorizationError, match="no rows"):
+            fit_posterior(StructureSettings(structure), blocks, replay([]))
+    for kind in KINDS:
+        with pytest.raises(FactorizationError, match="need Jacobians with every token"):
+            fit_posterior(StructureSettings(f"kfac_{kind}"), blocks, replay(rows))
+    parts = tuple(replace(part, jacobian=part.jacobian * torch.nan) for part in rows[0].jacobians.blocks)
+    broken = [replace(rows[0], jacobians=replace(rows[0].jacobians, blocks=parts))]
+    for structure in ("exact", "diagonal", "ella"):
+        with pytest.raises(NonFiniteError, match="is not finite"):
+            fit_posterior(StructureSettings(structure), blocks, replay(broken))
+    found = fit(problem.model, problem.task, "ella", joint_rank=6)
+    with pytest.raises(PriorError, match="takes a prior of granularity scalar"):
+        found.covariance_of(rows[0].jacobians, block_precisions(GROUP, blocks))
