@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from benchmarks.estimate.shapes import held_bytes, shape_model
+from benchmarks.estimate.sizes import moment_bytes, posterior_bytes
 from benchmarks.estimate.trace import counted_peak
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks, reverse_pass
-from laplora.posterior.sizes import moment_bytes, posterior_bytes
 from laplora.posterior.structures import needs_sums
 from laplora.posterior.subset import select_blocks
 from laplora.prompts.rows import Batch

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import save
 
 from benchmarks.estimate.shapes import held_bytes
+from benchmarks.estimate.sizes import moment_bytes, posterior_bytes
 from benchmarks.harness.allocation import peak_bytes
 from benchmarks.harness.llama7b import LLAMA_2_7B, random_llama
 from benchmarks.harness.record import Conditions, Record
@@ -25,7 +26,6 @@ from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
 from laplora.posterior.passes import StructureSettings
-from laplora.posterior.sizes import moment_bytes, posterior_bytes
 
 LAYERS, ROWS, TOKENS, LORA_RANK, EKFAC_RANK = 32, 8, 64, 8, 10
 MODEL, ANSWER, FIT = "model", "answer above the model", "fit above the model"

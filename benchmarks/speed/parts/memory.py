@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from benchmarks.estimate.sizes import posterior_bytes
 from benchmarks.harness.allocation import peak_bytes
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.timing import exactly
@@ -23,7 +24,6 @@ from benchmarks.speed.parts.large import file_bytes
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.passes import StructureSettings
-from laplora.posterior.sizes import posterior_bytes
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
 from laplora.readouts.label_tokens import LabelTokens
 

@@ -55,7 +55,7 @@ def fit_exact(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: 
     """Return the ``exact`` posterior; one pass, ``exact``. Its memory grows with the rows, its time with their cube."""
     found = run_pass("exact", EveryRow(0, ()), _add_batch)
     check_any_rows(found)
-    by_block = torch.cat(found.factors).split([b.wide * b.narrow for b in blocks], 1)
+    by_block = torch.split(torch.cat(found.factors), [b.wide * b.narrow for b in blocks], 1)
     directions, factor = orthonormal_directions(blocks, by_block, settings.basis_dtype)
     return WholePosterior(blocks, directions, factor, found.rows, (), (), "exact")
 

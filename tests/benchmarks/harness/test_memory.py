@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_task
 
+from benchmarks.estimate.sizes import posterior_bytes
 from benchmarks.harness.allocation import peak_bytes
 from benchmarks.harness.llama7b import random_llama
 from benchmarks.harness.record import FOLDER
@@ -26,7 +27,6 @@ from laplora.models.four_bit import plain_weight
 from laplora.models.lora import lora_layers, lora_of
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
-from laplora.posterior.sizes import posterior_bytes
 from laplora.predictive.member_outputs import Member, MemberSet
 from laplora.readouts.label_tokens import LabelTokens
 
