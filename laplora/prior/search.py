@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 
-from laplora.errors import PriorError
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Granularity, Prior, prior_key
 from laplora.predictive.gaussian import posterior_predictive
@@ -68,14 +67,7 @@ def search_precisions(
     A grid over one common precision (the objective need not be convex in it) and Brent's method around its best point;
     for ``group``, coordinate descent from there.
 
-    Args:
-        objective: of a prior; infinite where the prior is infeasible.
-
-    Raises:
-        PriorError: ``module`` granularity, which so few rows cannot determine.
     """
-    if granularity == "module":
-        raise PriorError("one precision per module has more unknowns than held-out rows can fix; use evidence")
     keys = list(dict.fromkeys(prior_key(granularity, b) for b in blocks))
 
     def prior_at(point: Sequence[float]) -> Prior:

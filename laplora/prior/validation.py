@@ -23,7 +23,7 @@ def choose_by_validation(
         labels: (rows,) int64; class_mask: (rows, classes) bool.
 
     Raises:
-        PriorError: no rows, or ``module`` granularity, which held-out rows cannot determine.
+        PriorError: no rows.
     """
     if len(labels) == 0:
         raise PriorError("choosing the prior by validation needs held-out rows; use evidence without them")
