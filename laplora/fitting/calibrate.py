@@ -190,7 +190,7 @@ def recommendation(
     # fast only stands in for laplace, in requests for it.
     names = tuple(name for name in settings.predictives.names if name != "fast")
     losses = {str(name): _losses(outputs, held_out[name]) for name in names}
-    by_data = recommend(losses, names, settings.seed, has_variance=has_variance(outputs))
+    by_data = recommend(losses, settings.seed, has_variance=has_variance(outputs))
     wanted, reason = settings.predictives.serve, by_data.reason
     if wanted == "auto":
         return RecommendedRecord(
