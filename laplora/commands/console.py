@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from enum import IntEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from laplora.errors import ConfigError
 
 
 class Status(IntEnum):
@@ -74,3 +77,14 @@ def say_stage(stage: str) -> None:
 def write(line: str) -> None:
     """Write one line of results to standard output."""
     sys.stdout.write(f"{line}\n")
+
+
+def write_page(file: Path, page: str | bytes) -> None:
+    """Write an HTML file; ConfigError: it cannot be written."""
+    from laplora.files import write_whole
+
+    try:
+        write_whole(file, page)
+    except OSError as error:
+        raise ConfigError(f"--out {file}: {error.strerror}") from None
+    say(f"{file} is written; open it in a browser")

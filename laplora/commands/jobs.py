@@ -7,17 +7,16 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from laplora.commands.console import JsonOption, Status, say, write
+from laplora.commands.console import JsonOption, Status, say, write, write_page
 from laplora.errors import ConfigError, needs
 
 if TYPE_CHECKING:
-    from laplora.client import Client, Job, Retries
+    from laplora.client import Client, Job
 
 #: The variable that has the API key: a flag would be seen in the list of processes.
 KEY_VARIABLE = "LAPLORA_API_KEY"
@@ -67,36 +66,25 @@ def list_jobs(url: UrlOption = _URL, key_file: KeyFileOption = None, as_json: Js
 
 
 @app.command("show")
-def show(
-    job: JobArgument,
-    wait: Annotated[bool, typer.Option(help="Wait for it to end.")] = False,
-    url: UrlOption = _URL,
-    key_file: KeyFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def show(job: JobArgument, url: UrlOption = _URL, key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
     """Show a job: how far it is, its metrics when it is done."""
     with _client(url, key_file) as client:
-        if wait:
-            client.wait_for_job(job, progress=sys.stderr.isatty())
-        state = client.job(job)
-    _show(state, as_json)
+        _show(client.job(job), as_json)
 
 
 @app.command("watch", short_help="Watch a job until it has ended.")
-def watch(
-    job: JobArgument,
-    url: UrlOption = _URL,
-    key_file: KeyFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def watch(job: JobArgument, url: UrlOption = _URL, key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
     """Watch a job until it has ended: a line for each change, with --json the whole job on it.
 
     A lost connection, or a server that starts anew, is waited for, for some minutes.
     """
     with _client(url, key_file) as client:
+        from laplora.client import Retries
+
+        patient = Retries(tries=20, longest_s=20.0)  # about five minutes, which outlast a server's start
         client.job(job)  # what is wrong with the address, the key or the id is told of at once
         before = None
-        for state in client.watch_job(job, retries=_patient()):
+        for state in client.watch_job(job, retries=patient):
             if state != before:
                 write(json.dumps(state.model_dump(mode="json")) if as_json else _progress(state))
                 sys.stdout.flush()
@@ -109,10 +97,7 @@ def watch(
 
 @app.command("cancel")
 def cancel(
-    job: JobArgument,
-    url: UrlOption = _URL,
-    key_file: KeyFileOption = None,
-    as_json: JsonOption = False,
+    job: JobArgument, url: UrlOption = _URL, key_file: KeyFileOption = None, as_json: JsonOption = False
 ) -> None:
     """Cancel a job; what it has measured so far is kept."""
     with _client(url, key_file) as client:
@@ -157,25 +142,7 @@ def job_report(
     """Fetch the report of a job that is done: whether to ship, and why, as one HTML file."""
     with _client(url, key_file) as client:
         page = client.job_report(job, texts=texts)
-    try:
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}") from None
-    say(f"{out} is written; open it in a browser")
-
-
-@dataclass(frozen=True)
-class _Key:
-    token: str | None
-
-    @classmethod
-    def read(cls, file: Path | None) -> _Key:
-        if file is None:
-            return cls(os.environ.get(KEY_VARIABLE) or None)
-        try:
-            return cls(file.read_text(encoding="utf-8").strip())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--key-file {file}: {error}") from None
+    write_page(out, page)
 
 
 @contextmanager
@@ -185,17 +152,14 @@ def _client(url: str, key_file: Path | None) -> Iterator[Client]:
     except ImportError as error:
         raise needs("client", error) from None
     try:
-        with Client(url, api_key=_Key.read(key_file).token) as client:
+        key = os.environ.get(KEY_VARIABLE) if key_file is None else key_file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--key-file {key_file}: {error}") from None
+    try:
+        with Client(url, api_key=key or None) as client:
             yield client
     except ServiceUnreachableError as error:
         raise ConfigError(f"{url}: {error}; --url or LAPLORA_URL says where the server is") from None
-
-
-def _patient() -> Retries:
-    """Return tries that outlast a server's start: about five minutes."""
-    from laplora.client import Retries
-
-    return Retries(tries=20, longest_s=20.0)
 
 
 def _progress(job: Job) -> str:
@@ -219,8 +183,7 @@ def _show(job: Job, as_json: bool) -> None:
         write(f"job {job.id}: {job.status}, {job.rows_done} of {job.rows} rows, {job.rows_bad} without an answer")
         if job.error:
             write(f"error: {job.error.get('message')}")
-        metrics: dict[str, Any] = job.partial or {}
-        for name, of in metrics.items():
+        for name, of in (job.partial or {}).items():
             write("  ".join([f"  {name:<24}", *(f"{metric} {value:.3f}" for metric, value in of.items())]))
     if job.status == "failed":
         raise typer.Exit(Status.FAILED)
