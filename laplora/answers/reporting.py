@@ -87,7 +87,10 @@ def measured_report(
         shown[served]["sets"] = {"coverage": held / len(taken.numbers)}
     gain = shown[served].get("over_temperature")
     familiarity = manifest.familiarity
-    several = ["Several labels may be right: each label of an input counts as a question of its own"]
+    several = (
+        "Several labels may be right: each label of an input counts as a question of its own. Intervals of shares take "
+        "questions for independent, and are too narrow where an input's labels go together"
+    )
     return Report(
         title=title,
         measured_on=measured_on,
@@ -106,7 +109,7 @@ def measured_report(
         gain=None if gain is None else (gain["difference"], gain["low"], gain["high"]),
         unfamiliar=unfamiliar,
         questions=names.questions,
-        notes=[*notes, *(several if names.several else ())],
+        notes=[*notes, *([several] if names.several else ())],
         provenance=provenance,
     )
 

@@ -109,11 +109,6 @@ def _notes(job: Job, result: JobResult, taken: MeasuredRows) -> Iterator[str]:
         )
     if job.rows_bad:
         yield f"{job.rows_bad} further rows could not be scored"
-    if job.about.several:
-        yield (
-            "Several labels may be right: each label of an input counts as a question of its own. Intervals of shares "
-            "take questions for independent, and are too narrow where an input's labels go together"
-        )
 
 
 def _provenance(job: Job) -> dict[str, str]:

@@ -27,18 +27,15 @@ def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def poisoned(count: int, *numbers: int) -> list[dict[str, Any]]:
-    """Return labelled inputs, of which these, from 0, hold the token 90,500 and their number."""
-    items = rows(count)
-    for number in numbers:
-        items[number] = {"text": f"row {90_500 + number}", "label": "positive"}
-    return items
-
-
 def holding(items: list[dict[str, Any]], numbers: Mapping[int, int]) -> list[dict[str, Any]]:
     """Return items of which those with these numbers, from 0, hold these tokens."""
     held = {number: {"text": f"row {token}", "label": "positive"} for number, token in numbers.items()}
     return [held.get(number, item) for number, item in enumerate(items)]
+
+
+def poisoned(count: int, *numbers: int) -> list[dict[str, Any]]:
+    """Return labelled inputs, of which these, from 0, hold the token 90,500 and their number."""
+    return holding(rows(count), {number: 90_500 + number for number in numbers})
 
 
 def lines(items: list[dict[str, Any]]) -> bytes:
@@ -62,11 +59,23 @@ async def submit(served: Served, items: list[dict[str, Any]], **query: Any) -> s
     return job_id
 
 
-async def get(served: Served, job_id: str) -> dict[str, Any]:
-    response = await served.client.get(f"/evaluate/jobs/{job_id}")
+async def _json(served: Served, method: str, path: str) -> dict[str, Any]:
+    response = await served.client.request(method, f"/evaluate/jobs/{path}")
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
+
+
+async def get(served: Served, job_id: str) -> dict[str, Any]:
+    return await _json(served, "GET", job_id)
+
+
+async def cancel(served: Served, job_id: str) -> dict[str, Any]:
+    return await _json(served, "POST", f"{job_id}/cancel")
+
+
+async def delete(served: Served, job_id: str) -> str:
+    return str((await _json(served, "DELETE", job_id))["outcome"])
 
 
 async def ended(served: Served, job_id: str) -> dict[str, Any]:
@@ -84,17 +93,11 @@ async def paused(served: Served, job_id: str) -> str:
     return str(found["paused"]["code"])
 
 
-async def cancel(served: Served, job_id: str) -> dict[str, Any]:
-    response = await served.client.post(f"/evaluate/jobs/{job_id}/cancel")
+async def answers(served: Served, job_id: str, **query: Any) -> list[dict[str, Any]]:
+    """Return the rows of a job that are over, with their answers."""
+    response = await served.client.get(f"/evaluate/jobs/{job_id}/results", params=query)
     assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
-
-
-async def delete(served: Served, job_id: str) -> str:
-    response = await served.client.delete(f"/evaluate/jobs/{job_id}")
-    assert response.status_code == 200, response.text
-    return str(response.json()["outcome"])
+    return [json.loads(line) for line in response.text.split("\n")[:-1]]
 
 
 async def methods(served: Served, items: list[dict[str, Any]], **options: Any) -> Any:
@@ -142,21 +145,8 @@ async def stopped_job(
     return job_id, served.state.settings.jobs_dir
 
 
-class _Named:
-    """Puts a caller before the application, as API keys do."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        name = Headers(scope=scope).get("x-caller", "")
-        scopes = frozenset({"evaluate", "admin"} if name == "root" else {"evaluate"})
-        scope.setdefault("state", {})["caller"] = Caller(name, scopes)  # type: ignore[arg-type]
-        await self.app(scope, receive, send)
-
-
 class Callers:
-    """A client of a server that names who calls."""
+    """A client of a server that names who calls, as API keys do."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
@@ -175,6 +165,12 @@ class Callers:
 
 @asynccontextmanager
 async def callers(served: Served) -> AsyncIterator[Callers]:
-    transport = httpx.ASGITransport(app=_Named(served.app))
+    async def named(scope: Any, receive: Any, send: Any) -> None:
+        name = Headers(scope=scope).get("x-caller", "")
+        scopes: Any = frozenset({"evaluate", "admin"} if name == "root" else {"evaluate"})
+        scope.setdefault("state", {})["caller"] = Caller(name, scopes)
+        await served.app(scope, receive, send)
+
+    transport = httpx.ASGITransport(app=named)
     async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client:
         yield Callers(client)

@@ -21,38 +21,27 @@ GIVE_UP_S = 120.0
 GUEST = "guest"
 
 
-def _programs() -> Path | None:
-    """Return the folder of the newest PostgreSQL's programs, None where there is none."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
-    return found[-1].parent if found else None
-
-
-def _user() -> str | None:
-    """Return the user to run as: PostgreSQL refuses to run as root."""
-    if os.geteuid() != 0:
-        return None
-    for name in ("postgres", "nobody"):
-        try:
-            pwd.getpwnam(name)
-        except KeyError:
-            continue
-        return name
-    pytest.skip("PostgreSQL needs a user that is not root")
+def _user() -> dict[str, str]:
+    """Return whom to run as, where that is root: PostgreSQL refuses to."""
+    names = {user.pw_name for user in pwd.getpwall()}
+    found = next((name for name in ("postgres", "nobody") if name in names), None)
+    if os.geteuid() == 0 and found is None:
+        pytest.skip("PostgreSQL needs a user that is not root")
+    return {"user": str(found)} if os.geteuid() == 0 else {}
 
 
 @contextmanager
 def postgres() -> Iterator[str]:
     """Yield the URL of a running, empty PostgreSQL; the test is left out where it is not installed."""
-    programs = _programs()
-    if programs is None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parts[4]))
+    if not found:
         pytest.skip("initdb (PostgreSQL) not installed: .ci/install_programs")
-    user = _user()
+    programs, own = found[-1], _user()
     with tempfile.TemporaryDirectory(prefix="laplora-postgres-") as temporary:
         folder = Path(temporary)
         data = folder / "data"
-        if user is not None:
-            shutil.chown(folder, user)
-        own = {"user": user} if user is not None else {}
+        if own:
+            shutil.chown(folder, own["user"])
 
         def call(*command: str) -> None:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, **own)  # type: ignore[call-overload]

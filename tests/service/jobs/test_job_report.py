@@ -12,14 +12,9 @@ from typing import Any
 import pytest
 from job_calls import ended, held, rows, submit
 from serving import FakePredictor, Served, code, serve
-from stored_jobs import new_job
 
-from laplora.answers.evaluation import measure
-from laplora.report.page import html
-from laplora.report.verdict import judge
 from service.errors import ReportNotFoundError
 from service.jobs.reading import report as job_reports
-from service.jobs.store.records import Job, JobOptions, JobResult
 
 pytestmark = pytest.mark.anyio
 
@@ -103,77 +98,18 @@ async def test_what_has_no_report_is_named(served: Served) -> None:
     assert await refused(job_id) == (404, "report_not_found")
 
 
-def several(count: int) -> tuple[Job, JobResult, job_reports.MeasuredRows]:
-    """Return a job of inputs with three labels each, of which several may be right, its result and its rows."""
-    labels = ("news", "sport", "weather")
-    job = new_job(rows=count, labels=labels, several=True, options=JobOptions(resamples=10), keep_rows=True)
-    job.rows_done = count
-    taken = job_reports.MeasuredRows()
-    for i in range(count):
-        present = [0.9, 0.2, 0.6 if i % 2 else 0.4]
-        taken.numbers.append(i)
-        taken.truths.append((0, 2) if i % 2 and i % 10 != 1 else (0,))
-        taken.answers.append(
-            {
-                "probs": present, "map_probs": present, "probs_std": None, "score": 0.6, "tokens": 5,
-                "decision": "review" if i % 4 == 1 else "accept", "prediction_set": ["news"], "epistemic": None,
-                "unfamiliar": False,
-            }
-        )  # fmt: skip
-        taken.values.append({"text": f"text {i}"})
-    pairs = [(answer["probs"], None) for answer in taken.answers]
-    rows = [{"map": pair, "laplace": pair} for pair in pairs]
-    methods = measure(rows, taken.truths, names=job.about.label_names, how=job.about.options)
-    return job, JobResult(artifact=job.about.artifact, rows=count, methods=methods, unfamiliar=None), taken
-
-
-def promises() -> Any:
-    review = SimpleNamespace(target_risk=0.05, threshold=0.3, guarantee="empirical")
-    return SimpleNamespace(
-        recommended=SimpleNamespace(predictive="laplace", reason="it was better"),
-        predictives={"laplace": SimpleNamespace(thresholds=SimpleNamespace(review=review))},
-        calibration=SimpleNamespace(coverage=0.9, rows=150),
-        familiarity=None,
-    )
-
-
-def test_where_several_labels_may_be_right_each_is_a_question_of_its_own() -> None:
-    job, result, taken = several(40)
-    report = job_reports.job_report(job, result, taken, promises(), texts=True)
-    page = html(report, judge(report))
-    assert len(report.rows) == 3 * 40
-    assert report.questions == 3
-    assert judge(report).kind not in ("ship", "review")
-    assert report.labels == ("absent", "present")
-    # Wrong: weather, said to be present of the rows 1, 11, 21 and 31, which it is not.
-    assert report.rows.wrong.nonzero()[:, 0].tolist() == [3 * i + 2 for i in (1, 11, 21, 31)]
-    assert report.rows.references[5] == "line 2, weather"
-    assert report.rows.review.nonzero()[:, 0].tolist() == [3 * i + k for i in range(1, 40, 4) for k in range(3)]
-    for said in ("Rows by “label”", "<bdi>weather</bdi>", "question of its own", "text 11"):
-        assert said in page
-
-
-def test_an_average_over_orders_is_the_method_that_is_judged() -> None:
-    job, result, taken = several(40)
-    result.methods.update({f"{name}_order_average": result.methods[name] for name in ("map", "laplace")})
-    options = job.about.options.model_copy(update={"order_average": True})
-    job.about = job.about.model_copy(update={"options": options})
-    report = job_reports.job_report(job, result, taken, promises(), texts=False)
-    assert report.served == "laplace_order_average"
-    assert "order average" in html(report, judge(report))
-
-
-def test_a_job_of_which_no_row_was_scored_has_no_report() -> None:
-    job, result, _ = several(4)
-    with pytest.raises(ReportNotFoundError, match="no row"):
-        job_reports.job_report(job, result, job_reports.MeasuredRows(), promises(), texts=False)
-
-
-def test_unfamiliar_rows_are_counted_among_the_rows_that_are_looked_at() -> None:
+async def test_unfamiliar_rows_are_counted_among_the_rows_that_are_looked_at(served: Served) -> None:
     """Its limit is of so many rows: a share of all rows would pass or fail by another noise."""
-    job, result, taken = several(40)
+    job_id = await submit(served, rows(40))
+    await ended(served, job_id)
+    job = held(served, job_id)
+    board, manifest = served.state.jobs, served.predictor.artifact.manifest
+    result = await board.ledger.result(job)
+    taken = await job_reports.take_rows(board.ledger.disk, job, asyncio.to_thread)
     for answer in taken.answers[:10]:
         answer["unfamiliar"] = True
-    assert job_reports.job_report(job, result, taken, promises(), texts=False).unfamiliar is None  # nothing flags them
-    result.unfamiliar = 0.01
-    assert job_reports.job_report(job, result, taken, promises(), texts=False).unfamiliar == 0.25
+    for share, shown in ((None, None), (0.01, 0.25)):  # None: nothing flags them
+        result.unfamiliar = share
+        assert job_reports.job_report(job, result, taken, manifest, texts=False).unfamiliar == shown
+    with pytest.raises(ReportNotFoundError, match="no row"):
+        job_reports.job_report(job, result, job_reports.MeasuredRows(), manifest, texts=False)

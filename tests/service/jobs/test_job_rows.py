@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
-from job_calls import callers, cancel, delete, ended, folder, get, held, jobs, lines, refused, rows, submit
+from job_calls import answers, cancel, delete, ended, held, jobs, lines, refused, rows, submit
 from limits import longer_and_longer
 from serving import FakePredictor, Served, serve
 
@@ -24,10 +23,6 @@ async def download(served: Served, job_id: str, **query: Any) -> bytes:
     return response.content
 
 
-async def answered(served: Served, job_id: str, **query: Any) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (await download(served, job_id, **query)).splitlines()]
-
-
 async def test_every_row_comes_back_as_it_was_sent_with_the_answer_of_predict(served: Served) -> None:
     """With columns of its own, of one kind and of several; and the code of why where there is none."""
     bad = {number: {"text": f"row {90_500 + number}", "label": "positive"} for number in (3, 17)}
@@ -39,7 +34,7 @@ async def test_every_row_comes_back_as_it_was_sent_with_the_answer_of_predict(se
     served.predictor.unfamiliar = {int(items[5]["text"].split()[1])}
     job_id = await submit(served, items)
     assert (await ended(served, job_id))["columns"] == list(items[0])
-    got = await answered(served, job_id)
+    got = await answers(served, job_id)
     assert [one["line"] for one in got] == list(range(1, 601))
     assert [one["input"] for one in got] == items
     assert {one["line"]: one["error"] for one in got if one["answer"] is None} == {
@@ -72,23 +67,9 @@ async def test_no_part_of_a_prompt_is_in_the_database() -> None:
         job, disk = held(served, job_id), served.state.jobs.ledger.disk
         kept = [one.answer for one in await disk.in_database(disk.tables.reads.answers, job.number, (0, 6))]
         assert not any("first" in one or "second" in one or "label_text" in one for one in kept)
-        for item, one in zip(items, await answered(served, job_id), strict=True):
+        for item, one in zip(items, await answers(served, job_id), strict=True):
             place = "AB".index(one["answer"]["label"])
             assert one["answer"]["label_text"] == item["choices"][place]
-
-
-async def test_rows_can_be_had_while_the_job_runs() -> None:
-    async with serve(batch_tokens=16) as served:
-        served.predictor.hold()
-        job_id = await submit(served, rows(60))
-        assert await answered(served, job_id) == []
-        job = held(served, job_id)
-        served.predictor.released.set()
-        await served.until(lambda: job.rows_done > 0)
-        some = await answered(served, job_id)
-        assert [one["line"] for one in some] == list(range(1, len(some) + 1))
-        await ended(served, job_id)
-        assert (await answered(served, job_id))[: len(some)] == some
 
 
 async def test_nothing_is_told_of_rows_that_are_not_kept(served: Served) -> None:
@@ -102,20 +83,6 @@ async def test_nothing_is_told_of_rows_that_are_not_kept(served: Served) -> None
         refused(await served.client.get(f"/evaluate/jobs/{job_id}/results"), 404, "rows_not_kept")
 
 
-async def test_rows_are_their_owners_and_leave_with_the_job() -> None:
-    async with serve() as served, callers(served) as who:
-        job = await who.json("ann", "POST", content=lines(rows(3)))
-        await ended(served, job["id"])
-        path = f"/{job['id']}/results"
-        refused(await who.call("bob", "GET", path), 404, "job_not_found")
-        assert len((await who.call("ann", "GET", path)).text.splitlines()) == 3
-        await who.json("ann", "GET", f"/{job['id']}")
-        assert [p.name for p in folder(served).glob("*.jsonl")] == [f"{job['id']}.jsonl"]
-        await who.json("ann", "DELETE", f"/{job['id']}")
-        assert not list(folder(served).glob("*.jsonl"))
-        refused(await who.call("ann", "GET", path), 404, "job_not_found")
-
-
 async def test_one_caller_has_its_share_of_the_downloads_and_of_the_reports(served: Served) -> None:
     job_id = await submit(served, rows(3))
     await ended(served, job_id)
@@ -123,7 +90,7 @@ async def test_one_caller_has_its_share_of_the_downloads_and_of_the_reports(serv
         limit.add("127.0.0.1", most)
         refused(await served.client.get(f"/evaluate/jobs/{job_id}/{what}"), 429, "client_too_many_requests")
         limit.remove("127.0.0.1", most)
-    assert len(await answered(served, job_id)) == 3
+    assert len(await answers(served, job_id)) == 3
     assert served.state.downloads.total == 0
 
 
@@ -220,14 +187,3 @@ async def test_jobs_are_listed_a_page_at_a_time(served: Served) -> None:
     assert (seen, pages) == (ids[::-1], 3)
     for query in ({"limit": 0}, {"limit": 1001}, {"before": "x"}):
         refused(await served.client.get("/evaluate/jobs", params=query), 422, "invalid_request")
-
-
-async def test_the_time_left_is_of_the_speed_of_late() -> None:
-    async with serve(FakePredictor(), batch_tokens=16) as served:
-        job = held(served, await submit(served, rows(60)))
-        await ended(served, job.id)
-        assert (await get(served, job.id))["seconds_left"] is None
-    job.status, job.rows_done = "running", 20
-    job.pace.clear()
-    job.pace.extend([(100.0, 10), (105.0, 20)])
-    assert (job.rows_per_second, job.seconds_left) == (2.0, 20.0)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from job_calls import (
     JSONL,
+    answers,
     callers,
     ended,
     folder,
@@ -54,7 +55,6 @@ async def test_a_job_says_what_evaluate_says(served: Served) -> None:
         for name, found in direct.json()["methods"].items()
     }
     assert done["created_at"] <= done["started_at"] <= done["finished_at"]
-    assert done["rows_per_second"] is None
 
 
 async def test_orders_of_the_choices_are_averaged_as_evaluate_does() -> None:
@@ -69,7 +69,7 @@ async def test_orders_of_the_choices_are_averaged_as_evaluate_does() -> None:
         assert "laplace_order_average" in done["result"]["methods"]
 
 
-async def test_progress_and_partial_metrics_while_it_runs() -> None:
+async def test_progress_rows_and_the_time_left_while_it_runs() -> None:
     async with serve(batch_tokens=16) as served:
         served.predictor.hold()
         job_id = await submit(served, rows(60))
@@ -78,35 +78,40 @@ async def test_progress_and_partial_metrics_while_it_runs() -> None:
         running = await get(served, job_id)
         assert (running["status"], running["rows_done"], running["partial"]) == ("running", 0, None)
         assert 'laplora_jobs{status="running"} 1.0' in (await served.client.get("/metrics")).text
+        assert await answers(served, job_id) == []
 
         job = held(served, job_id)
         served.predictor.released.set()
         while job.rows_per_second is None:
             await asyncio.sleep(0)
-        found = await get(served, job_id)
+        found, some = await get(served, job_id), await answers(served, job_id)
         assert 0 < found["rows_done"] < 60
         assert found["rows_per_second"] > 0
         assert set(found["partial"]) == {"map", "laplace", "temperature"}
-        assert all(0 <= m["accuracy"] <= 1 for m in found["partial"].values())
-        await ended(served, job_id)
+        assert [one["line"] for one in some] == list(range(1, len(some) + 1))
+        done = await ended(served, job_id)
+        assert (done["rows_per_second"], done["seconds_left"]) == (None, None)
+        assert (await answers(served, job_id))[: len(some)] == some
         metrics = (await served.client.get("/metrics")).text
         assert "laplora_job_rows_total 60.0" in metrics
         assert 'laplora_jobs{status="done"} 1.0' in metrics
+    job.status, job.rows_done = "running", 20
+    job.pace.clear()
+    job.pace.extend([(100.0, 10), (105.0, 20)])
+    assert (job.rows_per_second, job.seconds_left) == (2.0, 20.0)
 
 
 async def test_prompts_that_are_not_kept_leave_the_disk_with_the_jobs_end(served: Served) -> None:
-    predictor = served.predictor
-
     def with_prompts() -> list[str]:
         return [p.name for p in folder(served).iterdir() if b"unmistakable" in p.read_bytes()]
 
-    predictor.hold()
+    served.predictor.hold()
     items = [{"text": f"unmistakable {i}", "label": "positive"} for i in range(40)]
     job_id = await submit(served, items, keep_rows="false")
     assert with_prompts() == [f"{job_id}.jsonl"]
     assert {path.stat().st_mode & 0o777 for path in (folder(served), folder(served).parent)} == {0o700}
     assert {path.stat().st_mode & 0o777 for path in folder(served).iterdir()} == {0o600}
-    predictor.released.set()
+    served.predictor.released.set()
     await ended(served, job_id)
     await served.until(lambda: not uploads(served))
     assert with_prompts() == []
@@ -151,26 +156,29 @@ async def test_the_same_key_twice_at_once_makes_one_job() -> None:
 # Whose they are, and how many
 
 
-async def test_jobs_are_their_owners() -> None:
+async def test_jobs_are_their_owners_and_their_rows_leave_with_them() -> None:
     async with serve() as served, callers(served) as who:
         job = await who.json("ann", "POST", content=lines(rows(3)))
         assert job["owner"] == "ann"
         path = f"/{job['id']}"
         await ended(served, job["id"])
-        for method, where in (("GET", path), ("DELETE", path), ("POST", f"{path}/cancel")):
-            refused(await who.call("bob", method, where), 404, "job_not_found")
+        for method, below in (("GET", ""), ("GET", "/results"), ("DELETE", ""), ("POST", "/cancel")):
+            refused(await who.call("bob", method, path + below), 404, "job_not_found")
         assert await who.json("bob", "GET") == {"jobs": [], "next": None}
         for caller in ("ann", "root"):
             assert [j["id"] for j in (await who.json(caller, "GET"))["jobs"]] == [job["id"]]
             assert (await who.json(caller, "GET", path))["status"] == "done"
+            assert len((await who.call(caller, "GET", f"{path}/results")).text.splitlines()) == 3
+        assert uploads(served) == [f"{job['id']}.jsonl"]
+        assert (await who.json("ann", "DELETE", path))["outcome"] == "removed"
+        assert uploads(served) == []
+        for unknown in (path, "/x", "/..%2f..", "/%00", "/" + "a" * 5000, "/ü"):
+            for method, below in (("GET", ""), ("GET", "/results"), ("DELETE", "")):
+                assert (await who.call("ann", method, unknown + below)).status_code == 404
         # Another caller's key is another key.
         for caller in ("ann", "bob"):
             keyed = await who.json(caller, "POST", content=lines(rows(3)), headers={"idempotency-key": "k"})
             assert keyed["owner"] == caller
-        assert (await who.json("ann", "DELETE", path))["outcome"] == "removed"
-        for unknown in (path, "/x", "/..%2f..", "/%00", "/" + "a" * 5000, "/ü"):
-            for method in ("GET", "DELETE"):
-                assert (await who.call("ann", method, unknown)).status_code == 404
 
 
 async def test_room_for_jobs_is_bounded() -> None:
@@ -265,7 +273,7 @@ async def test_a_job_goes_on_with_its_own_artifact_only(name: str) -> None:
 async def test_a_full_disk_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real disk is in test_jobs_process.py; here, at every step that writes."""
     async with serve(job_look_s=0.02) as served:
-        store, full = served.state.jobs.ledger.disk.tables, True
+        tables, full = served.state.jobs.ledger.disk.tables, True
 
         def refuse(write: Any, *args: Any, **kw: Any) -> Any:
             if full:
@@ -273,7 +281,7 @@ async def test_a_full_disk_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -
             return write(*args, **kw)
 
         for name in ("add_rows", "end"):
-            monkeypatch.setattr(store, name, partial(refuse, getattr(store, name)))
+            monkeypatch.setattr(tables, name, partial(refuse, getattr(tables, name)))
         job_id, other = await submit(served, rows(5)), await submit(served, rows(5))
         assert await paused(served, job_id) == "storage_full"
         for response in (

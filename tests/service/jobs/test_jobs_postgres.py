@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from job_calls import holding, poisoned, rows
+from job_calls import holding, poisoned
 from job_servers import Servers, has, job_until, methods, submit_to
 from postgres import GUEST
 from server_process import until
@@ -157,24 +157,6 @@ def test_a_killed_servers_jobs_go_on_with_the_other_and_every_row_is_answered_on
 def _shares(store: JobTables) -> list[int]:
     owners = [job.server for job in store.reads.jobs()]
     return [owners.count(owner) for owner in set(owners) if owner is not None]
-
-
-def test_any_server_cancels_a_job_and_the_one_that_runs_it_lets_go(servers: Servers, url: str) -> None:
-    servers.environment["LAPLORA_JOBS_URL"] = url
-    with ExitStack() as stack:
-        flags = ["--batch-tokens", "40", "--job-lease-s", "2"]
-        processes = [servers.start(*flags) for _ in range(2)]
-        a, b = [stack.enter_context(process.client()) for process in processes]
-        servers.shut()
-        job_id = submit_to(a, rows(300))
-        assert b.post(f"/evaluate/jobs/{job_id}/cancel").json()["status"] == "cancelled"
-        until(lambda: a.get(f"/evaluate/jobs/{job_id}").json()["status"] == "cancelled")
-        shared = servers.jobs_dir / "laplora-jobs-shared"
-        until(lambda: not list(shared.glob("*.jsonl")))
-        servers.open()
-        assert a.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200
-        assert b.delete(f"/evaluate/jobs/{job_id}").json()["outcome"] == "removed"
-        assert a.get(f"/evaluate/jobs/{job_id}").status_code == 404
 
 
 def test_the_password_can_be_in_a_file(url: str, tmp_path: Path) -> None:

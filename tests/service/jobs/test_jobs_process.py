@@ -8,11 +8,10 @@ import resource
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-import httpx
 import pytest
 from job_calls import JSONL, holding, lines, poisoned, rows
 from job_servers import Servers, has, job_until, methods, submit_to
@@ -71,27 +70,12 @@ def test_draining_stops_jobs_to_go_on(servers: Servers) -> None:
         assert job_until(client, job_id, has("done"))["result"]["rows"] == 500
 
 
-# One server for what leaves nothing behind
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    with ExitStack() as stack:
-        yield Servers(tmp_path_factory.mktemp("shared"), stack)
-
-
-@pytest.fixture(scope="module")
-def client(shared: Servers) -> Iterator[httpx.Client]:
-    with shared.start(*SMALL_BATCHES).client() as client:
-        yield client
-
-
-def test_a_client_that_goes_away_while_it_sends_leaves_nothing(shared: Servers, client: httpx.Client) -> None:
+def test_uploads_that_break_off_or_are_refused_leave_nothing(servers: Servers) -> None:
     class GoneAwayError(Exception):
         pass
 
     def part() -> bool:
-        return bool(list(shared.folder.glob("*.part")))
+        return bool(list(servers.folder.glob("*.part")))
 
     def breaks_off() -> Iterator[bytes]:
         yield lines(rows(10))
@@ -99,58 +83,42 @@ def test_a_client_that_goes_away_while_it_sends_leaves_nothing(shared: Servers, 
         raise GoneAwayError
 
     keyed = JSONL | {"idempotency-key": "k"}
-    with pytest.raises(GoneAwayError):
-        client.post("/evaluate/jobs", content=breaks_off(), headers=keyed)
-    until(lambda: not part())
-    assert client.post("/evaluate/jobs", content=lines(rows(3)), headers=keyed).json()["rows"] == 3
-
-
-def test_a_refused_upload_is_answered_while_much_is_still_sent(client: httpx.Client) -> None:
-    body = b"no json\n" * 2_000_000
-    for content in (body, iter([body[:1_000_000]] * 16)):
-        response = client.post("/evaluate/jobs", content=content, headers=JSONL)
-        assert response.status_code == 422
-        assert response.json()["error"]["field"] == "lines.1"
+    with servers.start(*SMALL_BATCHES).client() as client:
+        with pytest.raises(GoneAwayError):
+            client.post("/evaluate/jobs", content=breaks_off(), headers=keyed)
+        until(lambda: not part())
+        assert client.post("/evaluate/jobs", content=lines(rows(3)), headers=keyed).json()["rows"] == 3
+        # A refusal is answered while much is still sent.
+        body = b"no json\n" * 2_000_000
+        for content in (body, iter([body[:1_000_000]] * 16)):
+            response = client.post("/evaluate/jobs", content=content, headers=JSONL)
+            assert (response.status_code, response.json()["error"]["field"]) == (422, "lines.1")
+        assert not part()
 
 
 # Disks without room
 
 
-@dataclass
-class Disk:
-    """A disk that can be filled and freed."""
-
-    path: Path
-    fill: Callable[[Process], None]
-    free: Callable[[Process], None]
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Disk]:
-    path = tmp_path / "disk"
-    path.mkdir()
+@contextmanager
+def mounted(path: Path) -> Iterator[tuple[Callable[[Process], None], Callable[[Process], None]]]:
+    """Make a folder a small disk; yield what fills it, and what frees it again."""
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)]).returncode:
         pytest.skip("mounting a small disk needs root")
 
     def fill(process: Process) -> None:
-        with (path / "filler").open("ab", buffering=0) as file:
-            try:
-                while True:
-                    file.write(b"x" * 4096)
-            except OSError:
-                return
+        with (path / "filler").open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
 
     try:
-        yield Disk(path, fill, lambda process: (path / "filler").unlink())
+        yield fill, lambda process: (path / "filler").unlink()
     finally:
         subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-@pytest.fixture
-def limited(tmp_path: Path) -> Disk:
-    """A limit of files' sizes in place of a disk's: needs no root, and is another error."""
-    path = tmp_path / "disk"
-    path.mkdir()
+@contextmanager
+def limited(path: Path) -> Iterator[tuple[Callable[[Process], None], Callable[[Process], None]]]:
+    """The same by a limit of files' sizes in place of a disk's: it needs no root, and is another error."""
 
     def limit(process: Process, size: int) -> None:
         hard = resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE)[1]
@@ -159,31 +127,36 @@ def limited(tmp_path: Path) -> Disk:
     def fill(process: Process) -> None:
         limit(process, max(file.stat().st_size for file in (path / "jobs" / "laplora-jobs").iterdir()))
 
-    return Disk(path, fill, lambda process: limit(process, resource.RLIM_INFINITY))
+    yield fill, lambda process: limit(process, resource.RLIM_INFINITY)
 
 
-@pytest.mark.parametrize("kind", ["mounted", "limited"])
-def test_a_disk_without_room(servers: Servers, kind: str, request: pytest.FixtureRequest) -> None:
-    disk: Disk = request.getfixturevalue(kind)
-    servers.jobs_dir = disk.path / "jobs"
+@pytest.mark.parametrize("kind", [mounted, limited])
+def test_a_disk_without_room(servers: Servers, kind: Any, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    servers.jobs_dir = disk / "jobs"
+    with kind(disk) as (fill, free):
+        check_a_full_disk(servers, fill, free)
+
+
+def check_a_full_disk(servers: Servers, fill: Callable[[Process], None], free: Callable[[Process], None]) -> None:
     process = servers.start(*SMALL_BATCHES)
     with process.client() as client:
         servers.shut()
         job_id = submit_to(client, rows(3000))
         names = sorted(path.name for path in servers.folder.iterdir())
-        disk.fill(process)
+        fill(process)
         refused = client.post("/evaluate/jobs", content=lines(rows(5000)), headers=JSONL)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_full")
         assert int(refused.headers["retry-after"]) > 0
         assert sorted(path.name for path in servers.folder.iterdir()) == names
         assert len(client.get("/evaluate/jobs").json()["jobs"]) == 1
-
         servers.open()
         paused = job_until(client, job_id, has("paused"))
         assert paused["paused"]["code"] == "storage_full"
         assert paused["rows_done"] < 3000
         assert client.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200
         assert client.get("/health/ready").status_code == 200
-        disk.free(process)
+        free(process)
         assert job_until(client, job_id, has("done"))["result"]["rows"] == 3000
         assert "Traceback" not in process.log

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_calls import cancel, ended, get, held, methods, rows, submit
+from job_calls import answers, cancel, delete, ended, get, held, methods, rows, submit
 from serving import FakePredictor, Served, serve
 from sqlalchemy import update
 from stored_jobs import kept_rows
@@ -51,12 +50,6 @@ def gated(monkeypatch: pytest.MonkeyPatch, served: Served, write: str) -> tuple[
     return reached, go
 
 
-async def answered(served: Served, job_id: str) -> list[dict[str, Any]]:
-    response = await served.client.get(f"/evaluate/jobs/{job_id}/results")
-    assert response.status_code == 200, response.text
-    return [json.loads(line) for line in response.text.splitlines()]
-
-
 @pytest.mark.parametrize("write", ["set_begun", "set_paused", "add_rows", "end"])
 async def test_a_write_that_comes_too_late_is_refused_and_every_row_is_answered_once(
     write: str, url: str, stores: tuple[JobTables, JobTables], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -86,9 +79,23 @@ async def test_a_write_that_comes_too_late_is_refused_and_every_row_is_answered_
             assert done["result"]["methods"] == await methods(second, items)
             for served in (first, second):
                 assert await get(served, job_id) == done
-                assert [one["input"] for one in await answered(served, job_id)] == items
+                assert [one["input"] for one in await answers(served, job_id)] == items
     (stored,) = store.reads.jobs()
     assert kept_rows(store, stored.number) == list(range(COUNT))
+
+
+async def test_any_server_cancels_a_job_and_the_one_that_runs_it_lets_go(url: str, tmp_path: Path) -> None:
+    async with a_server(url, tmp_path) as first, a_server(url, tmp_path) as second:
+        first.predictor.hold()
+        job_id = await submit(first, rows(COUNT))
+        await first.until(first.predictor.entered.is_set)
+        assert (await cancel(second, job_id))["status"] == "cancelled"
+        await first.until(lambda: held(first, job_id).status == "cancelled" and first.state.backend.queue.rows == 0)
+        await first.until(lambda: not list((tmp_path / "laplora-jobs-shared").glob("*.jsonl")))
+        first.predictor.released.set()
+        assert (await first.predict("row 7")).status_code == 200
+        assert await delete(second, job_id) == "removed"
+        assert (await first.client.get(f"/evaluate/jobs/{job_id}")).status_code == 404
 
 
 async def test_a_cancel_that_comes_after_another_servers_end_takes_no_row_away(url: str, tmp_path: Path) -> None:
@@ -104,7 +111,7 @@ async def test_a_cancel_that_comes_after_another_servers_end_takes_no_row_away(u
         await second.state.jobs.cancel(late)
         for served in (first, second):
             assert await get(served, job_id) == done
-            assert len(await answered(served, job_id)) == COUNT
+            assert len(await answers(served, job_id)) == COUNT
 
 
 async def test_an_end_is_an_end_though_the_upload_cannot_be_removed_yet(
