@@ -173,7 +173,7 @@ def artifact(picture: Picture) -> None:
     files = (
         ("adapter/", "LoRA weights, as PEFT writes them"),
         ("posterior.safetensors", "curvature around them"),
-        ("distilled.safetensors", "predicts the variances of fast"),
+        ("familiarity.safetensors", "where the training rows' states are"),
         ("scores.safetensors", "review scores of the calibration rows"),
         ("golden.json", "inputs with their recorded answers"),
         ("report/, members/", "what was measured; an ensemble"),

@@ -12,7 +12,7 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``answers``: from what the model says of a batch to probabilities, flags and decisions; golden answers.
 - ``artifact``: the folder that is served; ``conditioning``: how labels correct answers.
 - ``prior``: how the prior precision is chosen.
-- ``predictive``: from a Gaussian over the class contrasts to probabilities; mixtures; the distilled covariance.
+- ``predictive``: from a Gaussian over the class contrasts to probabilities; mixtures.
 - ``familiarity``: how like the training rows an input is.
 - ``posterior``: curvature, structures, and the predictive covariance J Sigma J^T.
 - ``classifier``: a fine-tuned model with its prompt and labels.
@@ -87,7 +87,6 @@ if TYPE_CHECKING:
     from laplora.posterior.structures import STRUCTURES, fit_posterior
     from laplora.posterior.subset import select_blocks
     from laplora.predictive.cross_fitting import cross_fitted
-    from laplora.predictive.distilled import Distillation, DistilledCovariance, distill
     from laplora.predictive.gaussian import posterior_predictive
     from laplora.predictive.kinds import PREDICTIVES, PredictiveSpec, fit_predictive_temperature, predictive_probs
     from laplora.predictor import Predictor
@@ -119,7 +118,6 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Distillation",
-    "DistilledCovariance",
     "DownloadError",
     "EncodedRow",
     "Evaluation",
@@ -162,7 +160,6 @@ __all__ = [
     "contrast_jacobians",
     "cross_fitted",
     "decompose",
-    "distill",
     "empirical_coverage",
     "error_auprc",
     "error_auroc",
@@ -206,7 +203,6 @@ _HOMES = {
     ),
     "decisions.temperature": ("fit_temperature", "temperature_probs"),
     "predictive.cross_fitting": ("cross_fitted",),
-    "predictive.distilled": ("DistilledCovariance", "Distillation", "distill"),
     "jacobians.contrasts": ("contrast_jacobians", "find_blocks"),
     "artifact.manifest": ("Manifest",),
     "metrics.scores": ("Evaluation", "evaluate_probs"),

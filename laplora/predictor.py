@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from laplora.answers.deferral import Deferral, rows_to_defer
 from laplora.answers.golden import not_recorded, read_golden, verify_answers
 from laplora.answers.prediction import Prediction, build_predictions, wanted_outputs
 from laplora.answers.review_scores import ReviewScores, read_scores
@@ -166,7 +165,7 @@ class Predictor(Encoder):
 
     @property
     def own_bytes(self) -> int:
-        """Bytes of the tensors of adapters, posteriors and the distilled covariance; not those of the base."""
+        """Bytes of the tensors of adapters and posteriors; not those of the base."""
         return tensor_bytes(self._members)
 
     @property
@@ -180,33 +179,21 @@ class Predictor(Encoder):
         predictive: str | None = None,
         *,
         also: Sequence[str] = (),
-        target_risk: float | None = None,
     ) -> list[Prediction]:
         """Return an answer per row, in order; the rows run as one padded batch.
-
-        Where ``fast`` defers a row (``laplora.answers.deferral``), the answer is ``laplace``'s and says so.
 
         Args:
             predictive: one of ``predictives``; None is the recommended one.
             also: further ones, whose probabilities come in ``calibrated_probs``; with ``laplace`` the answer has logit
                 variances. Those that need no further pass through the model come in any case.
-            target_risk: of ``fast`` alone: which rows it defers, as ``decided`` for this risk would need. Decisions are
-                the artifact's until ``decided``.
 
         Raises:
-            ConfigError: a predictive that the artifact does not have, or a risk that ``fast`` cannot decide for.
+            ConfigError: a predictive that the artifact does not have.
             NonFiniteError: NaN or infinity in a logit or variance.
         """
         name = self.named(predictive or self.recommended)
         if not rows:
             return []
-        if name == "fast":
-            risks = [target_risk] * len(rows)
-            predictions, deferred = self.predict_deferring(rows, also=also, target_risks=risks)
-            exact = self.predict([rows[i] for i in deferred], "laplace", also=also)
-            for i, prediction in zip(deferred, exact, strict=True):
-                predictions[i] = prediction
-            return predictions
         outputs = self._outputs(rows, [name, *map(self.named, also)])
         return self._answers(rows, outputs, name)
 
@@ -217,7 +204,6 @@ class Predictor(Encoder):
         *,
         batch_size: int,
         most_tokens: int | None = None,
-        target_risk: float | None = None,
         track: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
     ) -> list[Prediction]:
         """Return an answer per row, in order; the rows, however many, run in batches of like length.
@@ -231,65 +217,18 @@ class Predictor(Encoder):
         most = None if most_tokens is None else (most_tokens, self.device_tokens)
         found: dict[int, Prediction] = {}
         for index in track(batches(rows, batch_size, most)):
-            answered = self.predict([rows[i] for i in index], predictive, target_risk=target_risk)
-            found.update(zip(index, answered, strict=True))
+            found.update(zip(index, self.predict([rows[i] for i in index], predictive), strict=True))
         return [found[i] for i in range(len(rows))]
 
-    def predict_deferring(
-        self,
-        rows: Sequence[EncodedRow],
-        *,
-        also: Sequence[str] = (),
-        target_risks: Sequence[float | None] | None = None,
-    ) -> tuple[list[Prediction], list[int]]:
-        """Return ``fast``'s answer per row, in order, and the positions of the rows that it defers to ``laplace``.
-
-        The answer to a deferred row must not be served. ``target_risks`` has one per row, so that rows of several
-        requests can share a batch; None is the artifact's for all. The others, and errors, are those of ``predict``.
-        """
-        name = self.named("fast")
-        if not rows:
-            return [], []
-        outputs = self._outputs(rows, [name, *map(self.named, also)])
-        predictions = build_predictions(self.artifact.manifest, rows, outputs, name)
-        return predictions, self._deferral(rows, outputs, target_risks).rows
-
-    def predict_each(
-        self, rows: Sequence[EncodedRow]
-    ) -> tuple[dict[PredictiveName, list[Prediction]], Deferral | None]:
-        """Return every predictive's answers to at least one row, and which rows ``fast`` defers, None without it."""
+    def predict_each(self, rows: Sequence[EncodedRow]) -> dict[PredictiveName, list[Prediction]]:
+        """Return every predictive's answers to at least one row."""
         outputs = self._outputs(rows, self.predictives)
-        answers = {name: self._answers(rows, outputs, name) for name in self.predictives}
-        return answers, self._deferral(rows, outputs, None) if "fast" in self.predictives else None
+        return {name: self._answers(rows, outputs, name) for name in self.predictives}
 
     def _answers(self, rows: Sequence[EncodedRow], outputs: MemberOutputs, name: PredictiveName) -> list[Prediction]:
         manifest = self.artifact.manifest
         build = build_several if manifest.likelihood == "bernoulli" else build_predictions
         return build(manifest, rows, outputs, name)
-
-    def _deferral(
-        self, rows: Sequence[EncodedRow], outputs: MemberOutputs, target_risks: Sequence[float | None] | None
-    ) -> Deferral:
-        limits = None
-        if target_risks is not None:
-            limit_of = {risk: self.thresholds("fast", risk).review.threshold for risk in set(target_risks)}
-            limits = [limit_of[risk] for risk in target_risks]
-        estimate, unfamiliar = outputs.estimate, self.artifact.manifest.unfamiliar(outputs.familiarity)
-        assert estimate is not None
-        assert unfamiliar is not None
-        places = rows_to_defer(
-            self.thresholds("fast", None),
-            log_error=estimate.log_error,
-            unfamiliar=unfamiliar,
-            logits=outputs.logits,
-            contrast_mean=outputs.means["distilled"][0],
-            covariance=estimate.covariance,
-            class_mask=outputs.class_mask,
-            label_mass=outputs.label_mass,
-            truncated=[r.truncated for r in rows],
-            limits=limits,
-        )
-        return Deferral(places, unfamiliar.nonzero()[:, 0].tolist())
 
     @property
     def posterior(self) -> Posterior:

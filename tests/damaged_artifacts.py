@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import reseal
 
-from laplora.artifact.manifest import DISTILLED, FAMILIARITY, GOLDEN, MANIFEST, POSTERIOR, SCORES
+from laplora.artifact.manifest import FAMILIARITY, GOLDEN, MANIFEST, POSTERIOR, SCORES
 
 ADAPTER = "adapter/adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter/adapter_config.json"
@@ -29,7 +29,6 @@ ADAPTER_CONFIG = "adapter/adapter_config.json"
 TENSOR_FILES = (
     ADAPTER,
     POSTERIOR,
-    DISTILLED,
     FAMILIARITY,
     SCORES,
 )
@@ -242,7 +241,6 @@ BY_CODE: dict[str, dict[str, Damage]] = {
         "a factor with infinity": tensor(POSTERIOR, first_to(INFINITY), "factor"),
         "a factor of integers": tensor(POSTERIOR, torch.Tensor.long, "factor"),
         "a factor of another shape": tensor(POSTERIOR, lambda t: t[:, :-1], "factor"),
-        "distilled with NaN": tensor(DISTILLED, first_to(NAN), "coefficients"),
         "familiarity with NaN": tensor(FAMILIARITY, first_to(NAN), ".center"),
         "familiarity of another width": tensor(FAMILIARITY, lambda t: t[:-1], ".directions"),
         "familiarity without a variance": tensor(FAMILIARITY, torch.zeros_like, ".variances"),

@@ -93,7 +93,6 @@ def pack(target: Path, base: Path, model: Any, readout: ClassificationHead, **ch
         "max_tokens": 12,
         "prior": fields["prior"] | {"granularity": "scalar", "precision": {"all": 0.5}},
         "predictives": {name: fields["predictives"][name] for name in _KEPT},
-        "distilled": None,
         "familiarity": None,
         "conditioned": {},
         "files": {},

@@ -11,4 +11,4 @@ def states_of(hidden: torch.Tensor, logits: torch.Tensor | None = None, layers: 
     """Return states (rows, layers, hidden) with their contrasts (rows, classes - 1); zeros of two classes without."""
     rows, count = hidden.shape[:2]
     contrasts = torch.zeros(rows, 1) if logits is None else logits
-    return States(layers or tuple(range(count)), hidden, contrasts, torch.ones(rows))
+    return States(layers or tuple(range(count)), hidden, contrasts)

@@ -127,7 +127,7 @@ def sentiment_config(folder: Path, base: Path, **changes: Any) -> Path:
         "adapter": {"rank": 4, "alpha": 8, "dropout": 0.0},
         "optimizer": {"learning_rate": 1e-2, "steps": 60, "batch_size": 6, "checkpoint_every": 20},
         "laplace": {"rank": 6, "oversampling": 4, "batch_size": 8},
-        "predictives": {"serve": "laplace", "fast": 24},
+        "predictives": {"serve": "laplace"},
         "runs": str(folder / "runs"),
         "artifacts": str(folder / "artifacts"),
     }
@@ -153,7 +153,7 @@ def choices_config(folder: Path, base: Path) -> Path:
         adapter={"rank": 4, "alpha": 8, "save_dtype": "bfloat16"},
         optimizer={"learning_rate": 5e-3, "steps": 12, "batch_size": 6},
         laplace={"structure": "ekfac", "rank": 6, "oversampling": 4, "factor_dtype": "bfloat16", **prior},
-        predictives={"serve": "laplace", "fast": 24},
+        predictives={"serve": "laplace"},
         evaluation={"order_average": True},
         runs=str(folder / "runs"),
         artifacts=str(folder / "artifacts"),
@@ -168,7 +168,7 @@ def mixture_config(folder: Path, base: Path) -> Path:
         name="tiny-mixture",
         adapter={"rank": 4, "alpha": 8, "dropout": 0.2},
         optimizer={"learning_rate": 1e-2, "steps": 40, "batch_size": 6, "checkpoint_every": 20},
-        predictives={"fast": 24},
+        predictives={"serve": "auto"},
     )
 
 

@@ -6,7 +6,7 @@ trained elsewhere; ``condition`` teaches a finished artifact from further labels
 next. No job but ``run`` knows another one. Below them, each importing only what stands further down:
 
 - ``report``: tables, plots and pages.
-- ``calibration``: posteriors, predictives, thresholds and the distilled covariance.
+- ``calibration``: posteriors, predictives and thresholds.
 - ``workspace``: the run's folder (``runs/NAME``), its files, provenance and terminal.
 - ``config``: the YAML file as checked values.
 - ``data``: known data sets, users' files, splits and corruptions.

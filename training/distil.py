@@ -30,7 +30,7 @@ from training.workspace.terminal import say
 #: What the student's name adds to its teacher's.
 _SUFFIX = "-student"
 #: Fields of a configuration, by section, that name files of rows. No artifact says which files are read.
-_FILES = (("data", "path"), ("predictives", "fast_inputs"))
+_FILES = (("data", "path"),)
 #: The field that names a data set of the hub, or a folder called so. A known one's name says where it is.
 _HUB = ("data", "dataset")
 #: What is shown of a predictive on the test rows.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from laplora.artifact.manifest import DISTILLED, FAMILIARITY, POSTERIOR, REPORT_PAGE, SHIFT
+from laplora.artifact.manifest import FAMILIARITY, POSTERIOR, REPORT_PAGE, SHIFT
 from laplora.artifact.members import state_width
 from laplora.classifier import Classifier, without_adapter
 from laplora.familiarity.file import read_familiarity_for
@@ -25,7 +25,6 @@ from laplora.linearised import class_probs
 from laplora.metrics.label_sets import SetQuality
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.posterior.file import read_posterior
-from laplora.predictive.distilled_file import read_distilled_for
 from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.predictive.shift import Shift
 from laplora.predictive.shift_file import read_shifts
@@ -34,7 +33,6 @@ from laplora.prompts.rows import Batch
 from laplora.report.names import display_name
 from laplora.report.records import Rows
 from laplora.workers import ALONE
-from training.calibration.fidelity import Fidelity, measure_fidelity
 from training.calibration.order_average import OrderGain, order_averages
 from training.config import RunConfig
 from training.report.evaluation import print_table, write_report
@@ -54,7 +52,6 @@ class Measured:
         sets: of the predictives, which are the methods that have sets.
         gains: of the predictives that were averaged over the orders of the choices.
         over_temperature: of the recommended predictive; None where that is temperature scaling.
-        fidelity: of the fast predictive; None without it.
         unfamiliar: share of the rows that are flagged so; None where nothing says which.
         rows: as a server answers them.
     """
@@ -63,7 +60,6 @@ class Measured:
     sets: dict[str, SetQuality]
     gains: dict[str, OrderGain]
     over_temperature: Gain | None
-    fidelity: Fidelity | None
     unfamiliar: float | None
     rows: Rows
 
@@ -76,8 +72,6 @@ class Measured:
             values[name]["order_average"] = vars(gain)
         if one := self.over_temperature:
             values[one.predictive]["less_temperature"] = {"nll": one.difference, "interval": [one.low, one.high]}
-        if self.fidelity:
-            values["fast"]["fidelity"] = vars(self.fidelity)
         if self.unfamiliar is not None:
             values["map"]["unfamiliar"] = self.unfamiliar  # of every predictive: it goes by the trained adapter's pass
         return values
@@ -109,7 +103,6 @@ def _report(run: Run, measured: Measured, fitted: Path, folder: Path) -> None:
     title = f"{config.name}: {len(run.splits.test)} test rows"
     sentences = [str(measured.over_temperature)] if measured.over_temperature else []
     sentences += [gain.sentence(display_name(name)) for name, gain in measured.gains.items()]
-    sentences += [measured.fidelity.sentence()] if measured.fidelity else []
     if measured.unfamiliar is not None and record.familiarity:
         stated = record.familiarity.false_alarms
         sentences.append(f"Flagged as unfamiliar: {measured.unfamiliar:.1%} of the rows, stated at most {stated:.1%}")
@@ -149,7 +142,6 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         config.fit,
         posterior,
         record.served.prior,
-        read_distilled_for(model, fitted / DISTILLED, run.class_count) if record.distilled else None,
         shifts,
         read_familiarity_for(model, fitted / FAMILIARITY, record.familiarity.layers) if record.familiarity else None,
         test,
@@ -187,15 +179,10 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
             probs = predictive_of(of_choice, "laplace", 1.0).probs
             results[f"laplace_{choice.method}_{choice.prior.granularity}"] = evaluate_probs(probs, split.labels)
     encoded = classifier.encode_examples(test)
-    fidelity = None
-    if found.estimate and unfamiliar is not None:
-        fidelity = measure_fidelity(
-            calibrated.predictives, found.estimate, unfamiliar, outputs, [row.truncated for row in encoded]
-        )
     share = None if unfamiliar is None else float(unfamiliar.double().mean())
     over_temperature = gain_over_temperature(outputs, calibrated.temperatures, calibrated.recommended.predictive)
     rows = answered_rows(outputs, calibrated, unfamiliar, test, encoded)
-    return Measured(results, sets, gains, over_temperature, fidelity, share, rows)
+    return Measured(results, sets, gains, over_temperature, share, rows)
 
 
 @torch.no_grad()

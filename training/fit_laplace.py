@@ -5,11 +5,9 @@ The passes over the training rows are saved as they go, so a job that was stoppe
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-from laplora.data.labelled import read_inputs
 from laplora.fitting.fit import fit_rows
 from laplora.fitting.saving import record_of, write_fit
 from laplora.fitting.store import FolderStore, SharedStore
@@ -38,16 +36,13 @@ def fit_run(run: Run) -> Path:
     config = run.config
     folder = config.run_dir / "laplace"
     model = load_trained(run)
-    classifier, unlabelled = run.classifier(model), config.predictives.fast_inputs
+    classifier = run.classifier(model)
 
     initial = read_weights(model, config.run_dir / "initial_adapter")
-    inputs = read_inputs(unlabelled, run.splits.task) if unlabelled else ()
     store, rows = SharedStore(FolderStore(folder, curvature_inputs(run)), run.workers), run.splits.train
     if config.calibration.cross_fits:
         adapters = fold_adapters(run, model)
-        fit = cross_fit_rows(
-            classifier, rows, adapters, config.fit, initial=initial, unlabelled=inputs, store=store, progress=Terminal()
-        )
+        fit = cross_fit_rows(classifier, rows, adapters, config.fit, initial=initial, store=store, progress=Terminal())
     else:
         fit = fit_rows(
             classifier,
@@ -55,15 +50,11 @@ def fit_run(run: Run) -> Path:
             run.splits.calibration,
             config.fit,
             initial=initial,
-            unlabelled=inputs,
             store=store,
             progress=Terminal(),
         )
     record = record_of(fit)
     run.workers.told(lambda: write_fit(folder, record, fit, {"made_from": fit_inputs(run)}))
-    if record.distilled:
-        factor = math.exp(record.distilled.error)
-        say(f"fast: distilled from {record.distilled.inputs} inputs, variances within a factor of {factor:.2f}")
     for choice in record.choices:
         say(
             f"prior by {choice.method} ({choice.prior.granularity}): "

@@ -16,12 +16,12 @@ import torch
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import Manifest
 from laplora.errors import ConfigError, DataError, InvalidInputError
-from laplora.fitting.corruptions import corrupt
 from laplora.fitting.describing import installed_versions
 from laplora.fitting.store import FolderStore, rows_digest
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 from training.config import DataConfig, RunConfig, ShiftConfig, StrangerConfig
+from training.data.corruptions import corrupt
 from training.data.examples import Splits, Task
 from training.data.section import load_splits
 from training.report.shift import Answers, set_record, write_shift_report
@@ -165,7 +165,7 @@ def answer_set(
     if predictor.artifact.manifest.familiarity is not None:
         found["familiarity"] = torch.zeros(len(rows), dtype=torch.float64)
     for index in progress(batches(rows, batch_size), name):
-        predictions, _ = predictor.predict_each([rows[i] for i in index])
+        predictions = predictor.predict_each([rows[i] for i in index])
         for predictive, answers in predictions.items():
             for i, answer in zip(index, answers, strict=True):
                 found[f"probs.{predictive}"][i, : len(answer.probs)] = torch.tensor(answer.probs, dtype=torch.float64)

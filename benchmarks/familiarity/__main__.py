@@ -97,8 +97,7 @@ def epistemic(
     """Return what the epistemic part of ``laplora.fit``'s Laplace predictive tells of the sets."""
     rows = [{"text": text, "label": home.labels[label]} for text, label in home.pool]
     given = [{"text": text, "label": home.labels[label]} for text, label in home.train]
-    settings = laplora.FitSettings.model_validate({"predictives": {"fast": 0}})
-    posterior = laplora.fit(classifier, given, rows[:_CALIBRATION], settings=settings)
+    posterior = laplora.fit(classifier, given, rows[:_CALIBRATION])
 
     def of(texts: Sequence[str]) -> torch.Tensor:
         answers = posterior.predict([{"text": text} for text in texts[:_LAPLACE_ROWS]], "laplace")

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.familiarity.texts import INJECTIONS, LANGUAGES, NEXT_TO_NOTHING
-from laplora.fitting.corruptions import CorruptionKind, corrupt
 from laplora.prompts.examples import Example
+from training.data.corruptions import CorruptionKind, corrupt
 
 #: A text and the number of its label.
 Row = tuple[str, int]

@@ -121,8 +121,7 @@ def flags(
 
 def seen(shown: Shown, watched: tuple[int, ...]) -> States:
     """Return the states that familiarity sees, after some layers."""
-    tokens = torch.zeros(len(shown.logits))  # no part of it
-    return States(watched, shown.hidden[:, watched], contrast_mean(shown.logits.double()), tokens)
+    return States(watched, shown.hidden[:, watched], contrast_mean(shown.logits.double()))
 
 
 def _cross_fitted(states: States, labels: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,7 @@ def measure(case: Case, data: Path, folder: Path) -> Mapping[str, Any]:
         models.train(model, tokenizer, encoded, folder, epochs=case.epochs, rate=case.rate)
         model.save_pretrained(folder / models.ADAPTER)
     classifier = laplora.Classifier(model, tokenizer, given.labels, case.template, max_tokens=models.MAX_TOKENS)
-    settings = laplora.FitSettings.model_validate({"laplace": {"batch_size": 16}, "predictives": {"fast": 0}})
+    settings = laplora.FitSettings.model_validate({"laplace": {"batch_size": 16}})
     posterior = laplora.fit(classifier, given.train, given.calibration, settings=settings, progress=_Lines())
     measured = posterior.evaluate(given.test)
     print(measured, flush=True)

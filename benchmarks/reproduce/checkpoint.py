@@ -147,7 +147,6 @@ def _of_fit(run: Run, model: Any, fit: Fit) -> dict[str, torch.Tensor]:
         fit.settings,
         fit.posterior,
         fit.served.prior,
-        None,
         shifts_of(fit.conditioned),
         None,
         run.splits.test,

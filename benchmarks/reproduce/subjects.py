@@ -57,7 +57,6 @@ def run_config(
         f"seed={seed}",
         f"data.dataset={task}",
         "data.split_seed=0",
-        "predictives.fast=0",
         f"runs={out}",
         f"artifacts={out / 'artifacts'}",
     ]

@@ -98,7 +98,6 @@ def configuration(labels: int, seed: int, files: dict[str, str], folder: Path) -
         "adapter": {"targets": ["q_proj", "v_proj", "lm_head"]},
         "optimizer": {"learning_rate": 3e-4, "epochs": EPOCHS},
         "laplace": {"structure": "ekfac", "rank": 10, "factor_dtype": "bfloat16"},
-        "predictives": {"fast": 0},
         "runs": folder,
         "artifacts": folder / "artifacts",
     }

@@ -39,7 +39,6 @@ OVERRIDES = (
     "optimizer.steps=300",
     "optimizer.learning_rate=3e-4",
     "adapter.targets=[q_proj,v_proj,lm_head]",
-    "predictives.fast=0",
 )
 METHODS = ("map", "temperature", "laplace")
 _SCORES = ("accuracy", "nll", "ece")

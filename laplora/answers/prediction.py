@@ -12,7 +12,7 @@ from laplora.decisions.conformal import label_sets
 from laplora.decisions.thresholds import Decision, Flag
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
 from laplora.linearised import PosteriorPredictive, class_probs, contrasts
-from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName, predictive_probs
+from laplora.predictive.kinds import PREDICTIVES, PredictiveName, predictive_probs
 from laplora.predictive.member_outputs import MemberOutputs, Wanted
 from laplora.prompts.rows import EncodedRow
 
@@ -174,9 +174,8 @@ def build_predictions(
         unfamiliar=manifest.unfamiliar(outputs.familiarity),
     )
     others = [other for other in computed if other not in ("map", name)]
-    kind: Members = "distilled" if name == "fast" else "single"
     counts = [row.class_count for row in rows]
-    covariances = outputs.covariances[kind][0] if kind in outputs.covariances else None
+    covariances = outputs.covariances["single"][0] if "single" in outputs.covariances else None
     centred = None if covariances is None else _centred(covariances, counts)
     familiar = outputs.familiarity
     # As lists before the loop: a tensor's single elements cost microseconds each, for every row of every batch.

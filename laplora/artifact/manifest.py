@@ -29,7 +29,6 @@ POSTERIOR = "posterior.safetensors"
 REPORT_PAGE = "report/report.html"
 GOLDEN = "golden.json"
 SCORES = "scores.safetensors"
-DISTILLED = "distilled.safetensors"
 SHIFT = "shift.safetensors"
 FAMILIARITY = "familiarity.safetensors"
 ADAPTER_FOLDER = "adapter"
@@ -113,13 +112,6 @@ class CalibrationRecord(_Record):
     coverage: float = Field(gt=0, lt=1, description="nominal, of the prediction sets")
     conformal: ConformalScore = Field(description="score of the prediction sets")
     scores: Literal["scores.safetensors"] = Field(description="file of the review scores on these rows, and mistakes")
-
-
-class DistilledRecord(_Record):
-    """What predicts the covariance from a forward pass, in ``distilled.safetensors``."""
-
-    inputs: int = Field(ge=1, description="whose exact covariances it was distilled from")
-    error: float = Field(ge=0, description="root mean square of log(trace predicted / trace exact), rows held out")
 
 
 class FamiliarityRecord(_Record):
@@ -207,7 +199,6 @@ class Manifest(_Record):
     readout: ReadOutRecord = Field(description="how the labels' logits are read from the model")
     max_tokens: int = Field(ge=FEWEST_TOKENS)
     prior: PriorRecord
-    distilled: DistilledRecord | None
     conditioned: dict[Corrected, ConditionedRecord] = Field(
         default_factory=dict, description="by predictive that the calibration rows' labels correct"
     )
@@ -232,20 +223,6 @@ class Manifest(_Record):
             )
         if self.many_classes and len(self.labels) <= self.many_classes.limit:
             raise ValueError(f"many_classes is for more than {self.many_classes.limit} labels, not {len(self.labels)}")
-        if self.many_classes and self.distilled:
-            raise ValueError("many_classes leaves no covariance of every contrast to distil: fast must be off")
-        if "fast" in self.servable and not self.distilled:
-            raise ValueError("predictives.fast needs the covariance that was distilled")
-        if "fast" in self.servable and "laplace" not in self.servable:
-            raise ValueError("predictives.fast needs laplace, which answers where it is unsure")
-        if "fast" in self.servable and self.familiarity is None:
-            raise ValueError("predictives.fast needs familiarity, which says where it cannot answer")
-        if "fast" in self.servable and not self.readout.readout().reads_last_token:
-            raise ValueError(f"predictives.fast looks at the last token, the read-out {self.readout.kind} at more")
-        if "fast" in self.servable and self.likelihood == "bernoulli":
-            raise ValueError("predictives.fast does not cover a read-out where several labels may be right")
-        if self.recommended.predictive == "fast":
-            raise ValueError("fast stands in for laplace, it cannot be the one recommended")
         for name in ("map", self.recommended.predictive):
             if name not in self.servable:
                 raise ValueError(f"the artifact must have the predictive {name!r}")

@@ -9,7 +9,6 @@ import torch
 
 from laplora.artifact.manifest import (
     ADAPTER_FOLDER,
-    DISTILLED,
     FAMILIARITY,
     HEAD,
     POSTERIOR,
@@ -38,7 +37,6 @@ from laplora.models.shared_base import share
 from laplora.posterior.base import block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.posterior.many_classes import check_class_count
-from laplora.predictive.distilled_file import read_distilled_for
 from laplora.predictive.kinds import Corrected
 from laplora.predictive.member_adapters import lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet
@@ -134,7 +132,6 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
         parameters=lora_parameters(model),
         readout=readout,
         trained=Member(posterior.to(device, dtype, by_block), precisions),
-        distilled=read_distilled_for(model, path / DISTILLED, len(manifest.labels)) if manifest.distilled else None,
         shifts=shifts,
         familiarity=read_familiarity_for(model, path / FAMILIARITY, familiar.layers) if familiar else None,
     )

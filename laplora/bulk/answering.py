@@ -128,7 +128,6 @@ def _answers(predictor: Predictor, questions: Sequence[Question], how: How) -> l
         how.predictive,
         batch_size=how.batch_size,
         most_tokens=predictor.batch_tokens,
-        target_risk=how.target_risk if (how.predictive or predictor.recommended) == "fast" else None,
     )
     if not how.order_average:
         return [(prediction, None) for prediction in predictor.decided(each, how.target_risk)[0]]

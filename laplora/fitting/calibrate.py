@@ -187,8 +187,7 @@ def recommendation(
 
     The loss of an input with several labels is the sum of its rows'.
     """
-    # fast only stands in for laplace, in requests for it.
-    names = tuple(name for name in settings.predictives.names if name != "fast")
+    names = settings.predictives.names
     losses = {str(name): _losses(outputs, held_out[name]) for name in names}
     by_data = recommend(losses, settings.seed, has_variance=has_variance(outputs))
     wanted, reason = settings.predictives.serve, by_data.reason

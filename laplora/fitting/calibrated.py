@@ -152,14 +152,13 @@ class CalibratedPosterior:
         """
         self._check_model()
         examples = read_rows(rows, self.classifier, label_field, "test row")
-        fit, distilled = self.fit, self.fit.distilled
+        fit = self.fit
         with _ONE_AT_A_TIME:
             found = outputs_of(
                 self.classifier,
                 fit.settings,
                 fit.posterior,
                 fit.served.prior,
-                distilled.predictor if distilled else None,
                 shifts_of(fit.conditioned),
                 fit.familiar.familiarity if fit.familiar else None,
                 examples,
@@ -353,7 +352,6 @@ def _members(classifier: Classifier, fit: Fit) -> MemberSet:
         parameters=lora_parameters(model),
         readout=classifier.readout,
         trained=Member(fit.posterior.to(device, dtype, by_block), precisions),
-        distilled=fit.distilled.predictor if fit.distilled else None,
         shifts=shifts_of(fit.conditioned),
         familiarity=fit.familiar.familiarity if fit.familiar else None,
     )

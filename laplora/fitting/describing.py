@@ -56,7 +56,6 @@ def describe(
         readout=readout,
         max_tokens=max_tokens,
         prior=prior_record(record.served, record.centred),
-        distilled=record.distilled,
         conditioned=record.conditioned,
         familiarity=record.familiarity,
         many_classes=record.many_classes,
@@ -78,7 +77,6 @@ def summary(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         method: {n: values[n] for n in _METRICS}
         | {"ece_limit": ece_limit(values["reliability"])}
         | ({f"set_{n}": values["sets"][n] for n in ("coverage", "mean_size")} if "sets" in values else {})
-        | ({"fidelity": values["fidelity"]} if "fidelity" in values else {})
         for method, values in evaluation.items()
     }
 

@@ -31,7 +31,6 @@ def fit(
     calibration: Any = None,
     *,
     settings: FitSettings | None = None,
-    unlabelled: Any = None,
     initial_adapter: str | Path | Mapping[str, torch.Tensor] | None = None,
     label_field: str = "label",
     progress: bool | Progress = True,
@@ -46,7 +45,6 @@ def fit(
             the curvature for it. If the model was fine-tuned on those too, it is surer of them than of new rows, and
             so are the answers; no temperature below 1 makes them surer still.
         settings: of the posterior, the calibration and the predictives.
-        unlabelled: further inputs, for the covariance that ``fast`` distils.
         initial_adapter: folder, or weights by block name, of the LoRA adapter before fine-tuning, the centre of the
             prior. None: zero; it matters for a prior chosen by evidence alone.
         label_field: name of the label in a row: a label's name, or its number from 0.
@@ -95,7 +93,6 @@ def fit(
         held_out,
         settings,
         initial=_initial(classifier, initial_adapter),
-        unlabelled=read_rows(unlabelled, classifier, None, "input") if unlabelled is not None else (),
         progress=shown,
         trained_on=source == "split",
     )

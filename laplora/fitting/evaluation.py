@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -22,7 +22,6 @@ from laplora.metrics.label_sets import SetQuality, present_set_quality, set_qual
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.metrics.several_labels import LabelsQuality, evaluate_labels
 from laplora.posterior.base import Posterior, Prior
-from laplora.predictive.distilled import DistilledCovariance, Estimate
 from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.predictive.shift import Shift
 from laplora.prompts.examples import Example
@@ -33,12 +32,10 @@ class RowOutputs:
     """What a fit gives on rows.
 
     Attributes:
-        estimate: of ``fast``'s covariance, with its error; None without it.
         familiarity: (inputs,), 0 to 1; None without it.
     """
 
     outputs: SplitOutputs
-    estimate: Estimate | None
     familiarity: torch.Tensor | None
 
 
@@ -47,29 +44,19 @@ def outputs_of(
     settings: FitSettings,
     posterior: Posterior,
     prior: Prior,
-    distilled: DistilledCovariance | None,
     shifts: Mapping[Corrected, Shift],
     familiarity: Familiarity | None,
     examples: Sequence[Example],
     progress: Progress,
     title: str = "test rows",
 ) -> RowOutputs:
-    """Return what a fit gives on rows.
-
-    Without ``distilled``, as where it cannot be, there is no ``fast``; ``shifts`` are of the predictives that labels
-    correct.
-    """
+    """Return what a fit gives on rows; ``shifts`` are of the predictives that labels correct."""
     size = settings.laplace.batch_size
-    layers = tuple(sorted({*(distilled.layers if distilled else ()), *(familiarity.layers if familiarity else ())}))
+    layers = familiarity.layers if familiarity else ()
     split = project_split(classifier, posterior, examples, progress, title, batch_size=size, layers=layers)
     outputs = corrected(SplitOutputs(split, Fitted(posterior, prior, split.projected)), shifts)
-    estimate = familiar = None
-    if familiarity is not None and split.states is not None:
-        familiar = familiarity.of(split.states)
-    if distilled is not None and split.states is not None:
-        estimate = distilled.estimate(split.states.after(distilled.layers))
-        outputs = replace(outputs, distilled=estimate.covariance)
-    return RowOutputs(outputs, estimate, familiar)
+    familiar = None if familiarity is None or split.states is None else familiarity.of(split.states)
+    return RowOutputs(outputs, familiar)
 
 
 def evaluate_predictives(

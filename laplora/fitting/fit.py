@@ -14,7 +14,6 @@ from laplora.errors import ConfigError
 from laplora.fitting.calibrate import Calibrated, calibrate
 from laplora.fitting.conditioning import Conditioned, Conditioning, possible_conditioning
 from laplora.fitting.curvature import fit_curvature
-from laplora.fitting.distillation import Distilled, distill_covariance, watched_layers
 from laplora.fitting.familiarity import Familiar, familiar_layers, fit_familiar, tell_of_few, without_familiarity
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.passes import many_classes
@@ -23,7 +22,7 @@ from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit, project_split
 from laplora.fitting.reversed_choices import reversed_temperature, with_reversed
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.several_labels import for_several_labels
+from laplora.fitting.several_labels import check_several_labels
 from laplora.fitting.store import Forgetful, Store
 from laplora.fitting.training_loss import check_kl_to_base
 from laplora.jacobians.contrasts import covered_blocks
@@ -57,7 +56,6 @@ class Fit:
     log_likelihood: float
     squared_distances: torch.Tensor
     centred: bool
-    distilled: Distilled | None
     conditioned: Mapping[Corrected, Conditioned]
     familiar: Familiar | None
     calibration: ProjectedSplit
@@ -88,23 +86,9 @@ def possible(classifier: Classifier, rows: int, settings: FitSettings, progress:
 
     Raises ConfigError for weights of classes with many classes, and for a pull to a base that has no answer.
     """
-    many = many_classes(settings, classifier)
     check_class_weights(settings, classifier.class_count, classifier.readout.likelihood)
     check_kl_to_base(settings, classifier.readout)
-    settings = without_familiarity(classifier, rows, settings, progress)
-    watched = settings.calibration.unfamiliar_rate > 0
-    if not settings.predictives.fast or (classifier.readout.reads_last_token and many is None and watched):
-        return settings
-    why = f"it looks at the last token alone, {type(classifier.readout).__name__} at more"
-    if not watched:
-        why = "familiarity, which says where it cannot answer, is off"
-    if many:
-        why = (
-            f"it learns exact covariances, and of {classifier.class_count} classes (more than {many.limit}) an answer "
-            f"computes {many.directions} directions"
-        )
-    progress.say(f"fast is off: {why}")
-    return settings.model_copy(update={"predictives": settings.predictives.model_copy(update={"fast": 0})})
+    return without_familiarity(classifier, rows, settings, progress)
 
 
 def fit_rows(
@@ -114,7 +98,6 @@ def fit_rows(
     settings: FitSettings,
     *,
     initial: Mapping[str, torch.Tensor] | None = None,
-    unlabelled: Sequence[Example] = (),
     store: Store | None = None,
     progress: Progress | None = None,
     trained_on: bool = False,
@@ -124,7 +107,6 @@ def fit_rows(
     Args:
         train: rows that the adapter was trained on; calibration: rows that it was not trained on.
         initial: the LoRA weights by block name before training, the prior's centre; None: zero.
-        unlabelled: inputs that the covariance of ``fast`` is distilled from, before variants of the training rows.
         store: keeps the passes over the rows, so that a fit that was stopped continues.
         trained_on: whether the adapter was trained on the calibration rows too. No temperature then makes it surer.
 
@@ -132,14 +114,14 @@ def fit_rows(
         ConfigError, FactorizationError, NonFiniteError, PriorError: as of the steps.
     """
     progress, store = progress or Silent(), store or Forgetful()
-    settings = for_several_labels(classifier, [*train, *calibration], settings, progress)
+    check_several_labels(classifier, [*train, *calibration], settings)
     settings = possible(classifier, len(train), settings, progress)
     settings = possible_conditioning(classifier, settings, calibration, trained_on, progress)
     laplace = settings.laplace
     size = laplace.batch_size
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, train, blocks, settings, store, progress)
-    layers = tuple(sorted({*watched_layers(classifier, settings), *familiar_layers(classifier, settings)}))
+    layers = familiar_layers(classifier, settings)
     split = project_split(
         classifier, posterior, calibration, progress, "calibration rows", batch_size=size, layers=layers
     )
@@ -154,13 +136,9 @@ def fit_rows(
     if settings.predictives.conditioned:
         conditioning = Conditioning.of(trained, split, kl_to_base=settings.kl_to_base)
     conditioned = {kind: conditioning.served(kind) for kind in CONDITIONED} if conditioning else {}
-    distilled = distill_covariance(
-        classifier, posterior, served.prior, train, unlabelled, split, settings, store, progress
-    )
     outputs = SplitOutputs(
         split,
         trained,
-        distilled=distilled.held_out if distilled else None,
         seen=trained_on,
         moved={kind: one.left_out for kind, one in conditioned.items()},
         temperature=conditioned["conditioned"].shift.temperature if conditioned else 1.0,
@@ -176,7 +154,6 @@ def fit_rows(
         log_likelihood,
         distances,
         start is not None,
-        distilled,
         conditioned,
         familiar,
         split,

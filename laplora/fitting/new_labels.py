@@ -26,11 +26,12 @@ from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
 from laplora.fitting.calibrate import Calibrated, calibrate, out_of_fold, predictive_of, prior_without
 from laplora.fitting.conditioning import Conditioned, Conditioning, check_conditioning
+from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.reversed_choices import with_reversed
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS, given_twice
-from laplora.fitting.served_rows import Run, ServedOutputs, concatenated, served_outputs
+from laplora.fitting.served_rows import Run, concatenated, served_outputs
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.training_loss import recorded_kl_to_base
 from laplora.linearised import PosteriorPredictive
@@ -140,11 +141,11 @@ def condition_on(
     count = len(examples) + len(calibration)
     check_conditioning(classifier, count, trained_on=False)
     say = progress or Silent()
-    outputs = served_outputs(packaged, classifier, settings, examples, run, say, most_tokens)
+    outputs = served_outputs(packaged, classifier, examples, run, say, most_tokens)
     before = predictive_before(outputs, manifest)
     fitted, rows, always = outputs.fitted, outputs.split, 0
     if calibration:
-        earlier = served_outputs(packaged, classifier, settings, calibration, run, say, most_tokens).split
+        earlier = served_outputs(packaged, classifier, calibration, run, say, most_tokens).split
         rows, always = concatenated([earlier, rows]), len(earlier)
         fitted = replace(fitted, projected=rows.projected)
     on_top = {} if calibration else {kind: (outputs.moved[kind], s.temperature) for kind, s in members.shifts.items()}
@@ -221,7 +222,6 @@ def settings_of(manifest: Manifest, structure: str) -> FitSettings:
             },
             "predictives": {
                 "temperature": "temperature" in names,
-                "fast": int("fast" in names),
                 "serve": recommended.predictive if recommended.chosen_by == "configuration" else "auto",
             },
             "many_classes": {"limit": many.limit if many else max(16, len(manifest.labels))},
@@ -233,7 +233,7 @@ def settings_of(manifest: Manifest, structure: str) -> FitSettings:
     return settings
 
 
-def predictive_before(outputs: ServedOutputs, manifest: Manifest) -> PosteriorPredictive:
+def predictive_before(outputs: SplitOutputs, manifest: Manifest) -> PosteriorPredictive:
     """Return the rows' answers by the packaged artifact, which has seen none of their labels."""
     name = manifest.recommended.predictive
     return predictive_of(outputs, name, manifest.predictives[name].temperature)

@@ -35,7 +35,6 @@ class SplitOutputs:
     """Everything that a fit's predictives need of one split.
 
     Attributes:
-        distilled: (rows, classes - 1, classes - 1), the covariances that ``fast`` predicts; None without it.
         moved: by kind of members (rows, classes - 1), what the calibration rows' labels add to the log probabilities.
         temperature: of the predictive ``conditioned``.
         seen: whether the adapter was trained on these rows, which then cannot say that it could be surer.
@@ -43,7 +42,6 @@ class SplitOutputs:
 
     split: ProjectedSplit
     fitted: Fitted
-    distilled: torch.Tensor | None = None
     moved: Mapping[Corrected, torch.Tensor] = field(default_factory=dict)
     temperature: float = 1.0
     seen: bool = False
@@ -56,20 +54,10 @@ class SplitOutputs:
             return single + self.temperature * self.moved[spec.members], None
         if not spec.covariance:
             return single, None
-        if spec.members == "distilled":
-            return single, self._distilled(prior)[None]
         covariance = self.fitted.covariance(prior)
         if spec.members == "laplace_conditioned":
             single = single + tempering(covariance, self.split.class_mask) * self.moved[spec.members]
         return single, covariance[None]
-
-    def _distilled(self, prior: Prior | None) -> torch.Tensor:
-        """Return what ``fast`` predicts; under another prior, times the exact covariance's change of size."""
-        assert self.distilled is not None
-        if prior is None:
-            return self.distilled
-        sizes = [c.diagonal(dim1=1, dim2=2).sum(1) for c in (self.fitted.covariance(prior), self.fitted.covariance())]
-        return self.distilled * (sizes[0] / sizes[1].clamp_min(torch.finfo(torch.float64).tiny))[:, None, None]
 
 
 def corrected(outputs: SplitOutputs, shifts: Mapping[Corrected, Shift]) -> SplitOutputs:

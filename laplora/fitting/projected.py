@@ -142,11 +142,9 @@ def state_tensors(states: States) -> dict[str, torch.Tensor]:
         "states.layers": torch.tensor(states.layers),
         "states.hidden": states.hidden,
         "states.contrast_mean": states.contrast_mean,
-        "states.tokens": states.tokens,
     }
 
 
 def states_of(tensors: Mapping[str, torch.Tensor]) -> States:
     """Return states from their named tensors."""
-    hidden, mean, tokens = (tensors[f"states.{name}"] for name in ("hidden", "contrast_mean", "tokens"))
-    return States(tuple(tensors["states.layers"].tolist()), hidden, mean, tokens)
+    return States(tuple(tensors["states.layers"].tolist()), tensors["states.hidden"], tensors["states.contrast_mean"])

@@ -17,7 +17,6 @@ from laplora.answers.review_scores import score_tensors
 from laplora.artifact.folder import file_records, new_artifact, write_manifest
 from laplora.artifact.manifest import (
     ADAPTER_FOLDER,
-    DISTILLED,
     FAMILIARITY,
     GOLDEN,
     HEAD,
@@ -25,7 +24,6 @@ from laplora.artifact.manifest import (
     SCORES,
     SHIFT,
     ConditionedRecord,
-    DistilledRecord,
     FamiliarityRecord,
     Manifest,
     ManyClassesRecord,
@@ -40,7 +38,6 @@ from laplora.fitting.projected import split_tensors
 from laplora.models.spread import Spread
 from laplora.posterior.base import block_precisions
 from laplora.posterior.file import posterior_tensors
-from laplora.predictive.distilled_file import distilled_tensors
 from laplora.predictive.kinds import Corrected
 from laplora.predictive.shift_file import shift_tensors
 from laplora.predictor import Predictor
@@ -73,7 +70,6 @@ class FitRecord(BaseModel):
     served: PriorChoice
     centred: bool
     calibrated: Calibrated
-    distilled: DistilledRecord | None
     familiarity: FamiliarityRecord | None = None
     conditioned: dict[Corrected, ConditionedRecord]
     many_classes: ManyClassesRecord | None = None
@@ -86,7 +82,6 @@ def record_of(fit: Fit) -> FitRecord:
         served=fit.served,
         centred=fit.centred,
         calibrated=fit.calibrated,
-        distilled=fit.distilled.record if fit.distilled else None,
         familiarity=fit.familiar.record if fit.familiar else None,
         conditioned={
             kind: conditioned_record(one, len(fit.calibration) // fit.calibration.together)
@@ -112,8 +107,6 @@ def write_fit(folder: Path, record: FitRecord, fit: Fit, notes: Mapping[str, Any
     write_tensors(folder / POSTERIOR, *posterior_tensors(fit.posterior, dtype))
     write_tensors(folder / "calibration.safetensors", split_tensors(fit.calibration))
     write_tensors(folder / SCORES, score_tensors(fit.scores))
-    if fit.distilled:
-        write_tensors(folder / DISTILLED, *distilled_tensors(fit.distilled.predictor))
     if fit.conditioned:
         write_tensors(folder / SHIFT, *shift_tensors(shifts_of(fit.conditioned)))
     if fit.familiar:
@@ -168,7 +161,7 @@ def artifact_parts(target: Path, parts: Parts) -> Iterator[Path]:
             shutil.copy(parts.adapter / HEAD, folder / HEAD)
         else:
             shutil.copytree(parts.adapter, folder / ADAPTER_FOLDER)
-        for name in (POSTERIOR, SCORES, DISTILLED, SHIFT, FAMILIARITY):
+        for name in (POSTERIOR, SCORES, SHIFT, FAMILIARITY):
             if (parts.fitted / name).is_file():
                 shutil.copy(parts.fitted / name, folder / name)
         if parts.report:

@@ -85,7 +85,7 @@ class CalibrationSettings(Section):
         ge=0,
         lt=1,
         description="share of rows like the calibration rows that the flag unfamiliar is raised on, at most; n rows "
-        "tell none below 1 / (n + 1); 0: no familiarity is fitted (and no fast)",
+        "tell none below 1 / (n + 1); 0: no familiarity is fitted",
     )
 
 
@@ -96,12 +96,6 @@ class PredictiveSettings(Section):
     conditioned: bool = Field(
         True,
         description="MAP with a temperature, and the Laplace predictive, corrected by the calibration rows' labels",
-    )
-    fast: int = Field(
-        400,
-        ge=0,
-        description="inputs, beside the training and calibration rows, whose exact covariances are distilled into one "
-        "that costs a forward pass; 0: off",
     )
     serve: Literal["auto", PredictiveName] = Field(
         "auto", description="which one answers by default; auto: what the calibration split recommends"
@@ -114,7 +108,6 @@ class PredictiveSettings(Section):
             "map": True,
             "temperature": self.temperature,
             "conditioned": self.conditioned,
-            "fast": self.fast > 0,
             "laplace": True,
             "laplace_conditioned": self.conditioned,
         }
@@ -122,8 +115,6 @@ class PredictiveSettings(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> PredictiveSettings:
-        if self.serve == "fast":
-            raise ValueError("serve: fast stands in for laplace in requests that ask for it, and answers no others")
         if self.serve != "auto" and self.serve not in self.names:
             raise ValueError(f"serve: {self.serve} is off; on are {list(self.names)}")
         return self

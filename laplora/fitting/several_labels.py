@@ -1,4 +1,4 @@
-"""What a fit refuses or leaves out where several labels of a row may be right."""
+"""What a fit refuses where several labels of a row may be right."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections.abc import Sequence
 
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
-from laplora.fitting.progress import Progress
 from laplora.fitting.settings import FitSettings
 from laplora.prompts.examples import Example
 
 
-def for_several_labels(
-    classifier: Classifier, rows: Sequence[Example], settings: FitSettings, progress: Progress
-) -> FitSettings:
-    """Return the settings of a fit: where several labels may be right, without ``fast``.
+def check_several_labels(classifier: Classifier, rows: Sequence[Example], settings: FitSettings) -> None:
+    """Refuse what a fit cannot do where several labels may be right.
 
     Args:
         rows: the training and calibration rows.
@@ -24,7 +21,7 @@ def for_several_labels(
         ConfigError: the guarantee ``upper_bound``, whose bound is on independent mistakes.
     """
     if classifier.readout.likelihood != "bernoulli":
-        return settings
+        return
     if any(row.present is None for row in rows):
         raise DataError(
             "the model has a probability for each label (problem_type multi_label_classification), and the rows have "
@@ -34,7 +31,3 @@ def for_several_labels(
         raise ConfigError(
             "guarantee upper_bound takes one label a row, since labels of a row err together: use empirical"
         )
-    if not settings.predictives.fast:
-        return settings
-    progress.say("fast is off: it does not learn the covariances of labels of which several may be right")
-    return settings.model_copy(update={"predictives": settings.predictives.model_copy(update={"fast": 0})})

@@ -1,6 +1,6 @@
 """What one forward pass shows of an input: hidden states after some layers, a vector for each text, and the logits.
 
-They are what the distilled covariance (``laplora.predictive.distilled``) and familiarity (``laplora.familiarity``) see.
+They are what familiarity (``laplora.familiarity``) sees.
 """
 
 from __future__ import annotations
@@ -31,25 +31,23 @@ class States:
         layers: numbers of the layers in question, from 0.
         hidden: (batch, layers, hidden), after these layers, pooled over the tokens.
         contrast_mean: (batch, classes - 1), ``Q^T f``, nats.
-        tokens: (batch,), real tokens of each row.
     """
 
     layers: tuple[int, ...]
     hidden: torch.Tensor
     contrast_mean: torch.Tensor
-    tokens: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def take(self, rows: torch.Tensor) -> States:
         """Return some rows."""
-        return States(self.layers, self.hidden[rows], self.contrast_mean[rows], self.tokens[rows])
+        return States(self.layers, self.hidden[rows], self.contrast_mean[rows])
 
     def after(self, layers: Sequence[int]) -> States:
         """Return the states after some of the layers; ValueError for a layer that was not watched."""
         places = [self.layers.index(number) for number in layers]
-        return States(tuple(layers), self.hidden[:, places], self.contrast_mean, self.tokens)
+        return States(tuple(layers), self.hidden[:, places], self.contrast_mean)
 
 
 def join_states(parts: Sequence[States]) -> States:
@@ -58,7 +56,6 @@ def join_states(parts: Sequence[States]) -> States:
         parts[0].layers,
         torch.cat([p.hidden for p in parts]),
         torch.cat([p.contrast_mean for p in parts]),
-        torch.cat([p.tokens for p in parts]),
     )
 
 
@@ -118,7 +115,7 @@ class StateTape(ExitStack[None]):
             noted = [one.cpu() for one in noted]
         hidden = torch.stack(noted, 1).cpu()
         mean = contrast_mean(logits.double().cpu())
-        return States(self._layers, hidden, mean.float(), self._mask.sum(1).cpu().float())
+        return States(self._layers, hidden, mean.float())
 
 
 def pooling_of(side: Side) -> Pooling:
@@ -130,8 +127,3 @@ def last_real(attention_mask: torch.Tensor) -> torch.Tensor:
     """Return the place of each row's last real token, (batch,), of a mask (batch, tokens) padded on either side."""
     places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     return (attention_mask * places).argmax(1)
-
-
-def spread_layers(count: int) -> tuple[int, ...]:
-    """Return the layers whose states are inputs, of ``count``: after a third, two thirds, and the last but one."""
-    return tuple(dict.fromkeys((count // 3, 2 * count // 3, max(count - 2, 0))))

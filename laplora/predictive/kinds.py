@@ -24,14 +24,13 @@ from laplora.metrics.checks import check_finite, checked_labels
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.minimum import grid_minimum
 
-Members = Literal["single", "distilled", "conditioned", "laplace_conditioned"]
+Members = Literal["single", "conditioned", "laplace_conditioned"]
 #: Predictives whose log probabilities labels correct, and kinds of members of the same names.
 Corrected = Literal["conditioned", "laplace_conditioned"]
 PredictiveName = Literal[
     "map",
     "temperature",
     "conditioned",
-    "fast",
     "laplace",
     "laplace_conditioned",
 ]
@@ -45,8 +44,8 @@ class PredictiveSpec:
     """What a predictive is made of.
 
     Attributes:
-        members: what it takes of the adapter. Its logits (``single``); with a covariance predicted from its forward
-            pass (``distilled``); corrected by labels (``conditioned``, ``laplace_conditioned``).
+        members: what it takes of the adapter. Its logits (``single``), or corrected by labels (``conditioned``,
+            ``laplace_conditioned``).
         covariance: whether it carries the posterior over the contrasts.
         temperature: divides every logit; 1 where none is fitted.
 
@@ -69,7 +68,6 @@ PREDICTIVES: Mapping[PredictiveName, PredictiveSpec] = MappingProxyType(
         "map": PredictiveSpec("single", covariance=False),
         "temperature": PredictiveSpec("single", covariance=False),
         "conditioned": PredictiveSpec("conditioned", covariance=False),
-        "fast": PredictiveSpec("distilled", covariance=True),
         "laplace": PredictiveSpec("single", covariance=True),
         "laplace_conditioned": PredictiveSpec("laplace_conditioned", covariance=True),
     }

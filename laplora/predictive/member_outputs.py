@@ -19,7 +19,6 @@ from laplora.models.beginning import Beginning, continued
 from laplora.models.readout import base_of
 from laplora.posterior.base import Posterior
 from laplora.posterior.many_classes import choose_of
-from laplora.predictive.distilled import DistilledCovariance, Estimate
 from laplora.predictive.kinds import Corrected, Members
 from laplora.predictive.shift import Shift, label_tempering, tempering
 from laplora.prompts.rows import Batch
@@ -47,7 +46,6 @@ class MemberSet:
         parameters: the model's LoRA matrices by block name.
         readout: how class logits are read from the model.
         trained: the attached adapter.
-        distilled: what predicts the covariance of its posterior from its forward pass; None where nothing does.
         shifts: by kind of members, how far the calibration rows' labels move its log probabilities.
         familiarity: what says from its forward pass how familiar an input is; None where nothing does.
         beginning: what prompts begin with, as the trained adapter reads it; None where nothing is shared.
@@ -57,7 +55,6 @@ class MemberSet:
     parameters: Mapping[str, nn.Parameter]
     readout: ReadOut
     trained: Member
-    distilled: DistilledCovariance | None = None
     shifts: Mapping[Corrected, Shift] = field(default_factory=dict)
     familiarity: Familiarity | None = None
     beginning: Beginning | None = None
@@ -74,7 +71,6 @@ class MemberOutputs:
         means: by kind of members (1, batch, classes - 1), ``Q^T f``, nats.
         covariances: by kind of members (1, batch, classes - 1, classes - 1), nats squared; of the kinds that were
             wanted with their posteriors.
-        estimate: the distilled covariance with its error; None unless the kind ``distilled`` was wanted.
         familiarity: (batch,), None where nothing says it.
     """
 
@@ -83,7 +79,6 @@ class MemberOutputs:
     class_mask: torch.Tensor
     means: dict[Members, torch.Tensor]
     covariances: dict[Members, torch.Tensor]
-    estimate: Estimate | None = None
     familiarity: torch.Tensor | None = None
 
 
@@ -105,11 +100,8 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
         raise ModelError(
             "the model is in training mode, in which its dropout would change every answer: call model.eval()"
         )
-    kinds = {kind for kind, _ in wanted}
-    distilled = members.distilled if "distilled" in kinds else None
     familiarity = members.familiarity
-    layers = sorted({*(distilled.layers if distilled else ()), *(familiarity.layers if familiarity else ())})
-    logits, hidden, covariance, states = _pass(members, batch, wanted, layers)
+    logits, hidden, covariance, states = _pass(members, batch, wanted, familiarity.layers if familiarity else ())
     likelihood = members.readout.likelihood
     mass = members.readout.label_mass(members.model, hidden, batch.class_mask).double().cpu()
     means: dict[Members, torch.Tensor] = {"single": mean_of(likelihood, logits)[None]}
@@ -121,14 +113,8 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
             means[moved], covariances[moved] = means["single"] + kappa * shift.of(hidden), covariance[None]
         elif moved == "conditioned":
             means[moved] = means["single"] + shift.temperature * shift.of(hidden)
-    estimate = familiar = None
-    if familiarity is not None and states is not None:
-        familiar = familiarity.of(states)
-    if distilled is not None and states is not None:
-        estimate = distilled.estimate(states.after(distilled.layers))
-        means["distilled"] = means["single"]
-        covariances["distilled"] = estimate.covariance[None]
-    outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances, estimate, familiar)
+    familiar = None if familiarity is None or states is None else familiarity.of(states)
+    outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances, familiar)
     for value in (mass, *means.values(), *covariances.values()):
         check_finite(value, "the model's output for this input")
     return outputs
@@ -142,7 +128,7 @@ def _pass(
     All but the hidden states are on the CPU; logits and covariance are float64. With a covariance the gradients go
     through every token, so that no beginning is shared.
     """
-    covered = any(covariance and kind != "distilled" for kind, covariance in wanted)
+    covered = any(covariance for _, covariance in wanted)
     shared = None if covered else members.beginning
     if shared is not None and not shared.begins(batch):
         shared = None

@@ -92,7 +92,7 @@ class ReadOut(Protocol):
     def reads_last_token(self) -> bool:
         """Whether the logits are a function of the decoder's final hidden state at the prompt's last token alone.
 
-        If not, neither the written-out reverse pass nor the predictive ``fast`` applies.
+        If not, the written-out reverse pass does not apply.
         """
 
     def scores(self, model: Any, batch: Batch, record: Record | None = None) -> ClassScores:

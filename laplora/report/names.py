@@ -6,8 +6,6 @@ _NAMES = {
     "zero_shot": "zero-shot",
     "map": "MAP",
     "temperature": "temperature scaling",
-    "fast": "fast (distilled Laplace)",
-    "fast_served": "fast as served",
     "laplace": "Laplace",
     "conditioned": "temperature, conditioned",
     "laplace_conditioned": "Laplace, conditioned",

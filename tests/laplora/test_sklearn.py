@@ -29,7 +29,7 @@ from laplora.sklearn import LaploraClassifier
 from training.workspace.runtime import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = laplora.FitSettings.model_validate({"predictives": {"fast": 0}, "laplace": {"rank": 4, "oversampling": 4}})
+SETTINGS = laplora.FitSettings.model_validate({"laplace": {"rank": 4, "oversampling": 4}})
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def indicated(count: int = 30) -> tuple[list[str], np.ndarray[Any, Any]]:
 
 
 def of_several(parts: tuple[Any, Any], **options: Any) -> LaploraClassifier:
-    settings = laplora.FitSettings.model_validate({"predictives": {"fast": 0}})
+    settings = laplora.FitSettings.model_validate({})
     return LaploraClassifier(*parts, **({"template": "{text}", "settings": settings, "max_tokens": 12} | options))
 
 

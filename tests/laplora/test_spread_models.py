@@ -180,7 +180,7 @@ def messages(count: int, kind: str = "message") -> list[dict[str, str]]:
 def test_a_fit_of_every_structure_is_that_of_one_device(tiny_base_folder: Path, structure: str) -> None:
     """The curvature, and what the posterior says of rows with its bases where the modules are."""
     laplace = {"structure": structure, "rank": 4, "joint_rank": 12, "oversampling": 4, "batch_size": 2}
-    settings = FitSettings.model_validate({"laplace": laplace, "predictives": {"fast": 0, "conditioned": False}})
+    settings = FitSettings.model_validate({"laplace": laplace, "predictives": {"conditioned": False}})
     answers = []
     for places in (None, TIED):
         classifier = classifier_of(tiny_base_folder, places)
@@ -208,7 +208,7 @@ def test_an_artifact_over_two_devices_answers_as_on_one(sentiment_run: FinishedR
         assert place is not None
         predictor = Predictor.load(sentiment_run.artifact, device=place)
         rows = [predictor.encode({"text": row["text"]}, truncate=True) for row in sentiment_rows()[:7]]
-        each, _ = predictor.predict_each(rows)
+        each = predictor.predict_each(rows)
         found.append((predictor, each))
     (one, mine), (other, theirs) = found
     assert other.device == FIRST
@@ -222,10 +222,7 @@ def test_an_artifact_over_two_devices_answers_as_on_one(sentiment_run: FinishedR
 
 
 def test_a_saved_fit_is_loaded_as_it_was_spread(tiny_base_folder: Path, tmp_path: Path) -> None:
-    settings = FitSettings.model_validate({"predictives": {"fast": 0}})
-    posterior = laplora.fit(
-        classifier_of(tiny_base_folder, TIED), messages(18), messages(12, "note"), settings=settings
-    )
+    posterior = laplora.fit(classifier_of(tiny_base_folder, TIED), messages(18), messages(12, "note"))
     assert posterior.classifier.place == Spread.of(TIED)
     folder = posterior.save(tmp_path / "messages")
     plain = Predictor.load(folder, device="cpu")

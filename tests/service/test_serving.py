@@ -27,7 +27,7 @@ def rows(predictor: Any) -> list[Any]:
 def test_the_fake_leaves_to_the_real_one_only_what_no_server_calls() -> None:
     offered = {name for one in (Encoder, Predictor) for name in vars(one) if not name.startswith("_")}
     assert offered - set(vars(FakePredictor)) == {
-        *("load", "of_folder", "predict_all", "predict_each", "predict_deferring", "batch_tokens"),
+        *("load", "of_folder", "predict_all", "predict_each", "batch_tokens"),
         *("named", "side", "thresholds"),  # of decided and encode
         "devices",  # of a meter, which a GPU alone has
         *("members", "precisions", "tokenizer"),  # of labels: conditioning

@@ -116,7 +116,7 @@ def weighed_config(folder: Path, base: Path, weights: Any) -> Path:
         data=data | {"labels": ["negative", "positive"], "train": 30, "calibration": 20, "stratify": True},
         optimizer={"learning_rate": 1e-2, "steps": 12, "batch_size": 6, "class_weights": weights},
         laplace={"rank": 100, "joint_rank": 100, "batch_size": 8},
-        predictives={"fast": 0, "serve": "laplace"},
+        predictives={"serve": "laplace"},
     )
 
 

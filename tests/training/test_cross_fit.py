@@ -49,7 +49,7 @@ def cross_fit_config(folder: Path, base: Path) -> Path:
         adapter={"rank": 4, "alpha": 8, "dropout": 0.1},
         optimizer=STEPS,
         calibration={"rows": "cross_fit", "folds": FOLDS},
-        predictives={"serve": "laplace", "fast": 24},
+        predictives={"serve": "laplace"},
     )
 
 
@@ -96,7 +96,7 @@ def test_every_label_trains_what_is_served_and_calibrates_it(finished: FinishedR
     )
     assert manifest.data["rows"] == {"train": ROWS, "calibration": 0, "test": TEST}
     assert "conditioned" not in manifest.predictives
-    assert {"map", "temperature", "laplace", "fast"} <= manifest.predictives.keys()
+    assert {"map", "temperature", "laplace"} <= manifest.predictives.keys()
     flag = manifest.predictives["laplace"].thresholds.flags["low_confidence"]
     assert "rows of 'out_of_fold'" in flag.origin
 
@@ -144,7 +144,6 @@ def test_a_fold_is_a_plain_run_on_its_rows(finished: FinishedRun, tmp_path: Path
         data=data_section(files, train=None, calibration=None, test=None),
         adapter={"rank": 4, "alpha": 8, "dropout": 0.1},
         optimizer=STEPS | {"steps": fold.config.optimizer.steps},
-        predictives={"fast": 0},
     )
     assert job("finetune", plain) == job("fit", plain) == 0
     config = load_config(plain)

@@ -328,18 +328,15 @@ def test_files_that_an_artifact_names_are_read_where_the_user_names_them_too(
     theirs: dict[str, Any] = {"train": str(tmp_path / "it's theirs.jsonl"), "calibration": None, "test": None}
     recorded = manifest_fields(sentiment_run)["config"]
     recorded["data"]["path"] = theirs
-    recorded["predictives"]["fast_inputs"] = str(tmp_path / "more.jsonl")
     artifact = changed_artifact(sentiment_run, tmp_path, config=recorded)
     given = ["distil", "--artifact", str(artifact), "--inputs", str(inputs)]
     assert main(given) == 1
     message = capsys.readouterr().err
     options = shlex.split(message[message.index("--set") :])
-    assert len(options) == 4
+    assert len(options) == 2
     request = DistilRequest(artifact, inputs, overrides=tuple(options[1::2]))
     named = student_config(request, read_artifact(artifact))
     assert named.data.path == SplitPaths(train=Path(theirs["train"]))
-    assert named.predictives.fast_inputs == tmp_path / "more.jsonl"
-    mine = ("data.path.train=mine.jsonl", "predictives.fast_inputs=null")
+    mine = ("data.path.train=mine.jsonl",)
     config = student_config(replace(request, overrides=mine), read_artifact(artifact))
     assert config.data.path == SplitPaths(train=Path("mine.jsonl"))
-    assert config.predictives.fast_inputs is None

@@ -169,7 +169,7 @@ def test_a_family_from_training_to_served_answers(name: str, tmp_path: Path, bas
         adapter={"rank": 4, "alpha": 8, "targets": list(family.targets)},
         optimizer={"learning_rate": 5e-3, "steps": 2, "batch_size": 4},
         laplace={"rank": 4, "oversampling": 2, "batch_size": 8},
-        predictives={"serve": "laplace", "fast": 0},
+        predictives={"serve": "laplace"},
     )
     assert job("run", config_file) == 0
     artifact = load_config(config_file).artifact_dir

@@ -34,9 +34,9 @@ def files(sentiment_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) 
     }
 
 
-def fit(*arguments: Any, fast: int = 24) -> int:
+def fit(*arguments: Any) -> int:
     """Run the job on a CPU, in float32."""
-    overrides = [f"--set={override}" for override in (*SMALL, f"predictives.fast={fast}")]
+    overrides = [f"--set={override}" for override in SMALL]
     options = ["--dtype", "float32", "--device", "cpu", "--template", "sentiment", "--max-tokens", "64"]
     return main(["fit", *overrides, *options, *map(str, arguments)])
 
@@ -55,7 +55,7 @@ def test_the_posterior_is_that_of_the_run_it_was_taken_from(
     assert f"serve it: laplora serve {out}" in shown.out
     assert "24 rows; " in shown.out
     mine, theirs = read_artifact(out).manifest, read_artifact(sentiment_run.artifact).manifest
-    for name in ("posterior.safetensors", "scores.safetensors", "distilled.safetensors", "familiarity.safetensors"):
+    for name in ("posterior.safetensors", "scores.safetensors", "familiarity.safetensors"):
         assert mine.files[name] == theirs.files[name], name
     assert mine.labels == theirs.labels == ("negative", "positive")
     assert (mine.prior.centre, theirs.prior.centre) == ("zero", "initial_adapter")
@@ -83,7 +83,7 @@ def test_the_centre_can_be_given(sentiment_run: FinishedRun, files: dict[str, Pa
     out = tmp_path / "centred"
     given = ("--initial-adapter", folder / "initial_adapter", "--base", sentiment_run.base)
     rows = ("--data", files["train"], "--calibration", files["calibration"])
-    assert fit("--adapter", folder / "adapter", *rows, "--out", out, *given, fast=0) == 0
+    assert fit("--adapter", folder / "adapter", *rows, "--out", out, *given) == 0
     mine, theirs = (json.loads((a / "report" / "fit.json").read_text()) for a in (out, sentiment_run.artifact))
     assert mine["choices"] == theirs["choices"]
     assert read_artifact(out).manifest.prior.centre == "initial_adapter"
@@ -95,7 +95,7 @@ def test_a_base_in_4_bit_is_recorded_as_such(choices_run: FinishedRun, tmp_path:
     rows = [{"text": f"{word} film", "label": label} for word in "abcdefgh" for label in ("negative", "positive")]
     out, data = tmp_path / "packed", write_rows(tmp_path / "rows.jsonl", rows)
     adapter = ("--adapter", choices_run.config.run_dir / "adapter", "--quantization", "nf4")
-    assert fit(*adapter, "--data", data, "--out", out, fast=0) == 0
+    assert fit(*adapter, "--data", data, "--out", out) == 0
     assert read_artifact(out).manifest.quantization == "nf4"
 
 

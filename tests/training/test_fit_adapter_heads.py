@@ -25,7 +25,7 @@ from laplora.predictor import Predictor
 from training.__main__ import main
 
 LABELS = ["down", "up", "flat"]
-SETTINGS = {"laplace": {"joint_rank": 12}, "predictives": {"fast": 0}}
+SETTINGS = {"laplace": {"joint_rank": 12}}
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def rows(count: int, seed: int, *, several: bool = False) -> list[dict[str, Any]
 
 def fit(adapter: Path, data: Path, out: Path, *more: str) -> int:
     """Run the job on a CPU, in float32."""
-    options = ["--set=laplace.joint_rank=12", "--set=predictives.fast=0", "--dtype", "float32", "--device", "cpu"]
+    options = ["--set=laplace.joint_rank=12", "--dtype", "float32", "--device", "cpu"]
     options += ["--template", "{text}", "--max-tokens", "12", "--adapter", str(adapter), "--data", str(data)]
     return main(["fit", *options, "--out", str(out), *more])
 

@@ -86,7 +86,7 @@ def fitted(config: RunConfig, base: Path, target: Path) -> tuple[Path, list[lapl
     rows, calibration = sentiment_rows()[3 : 3 + TRAIN], sentiment_rows()[15 : 15 + CALIBRATION]
     train_a_step(classifier, rows)
     settings = laplora.FitSettings.model_validate(
-        {"laplace": {"rank": 2, "oversampling": 2}, "predictives": {"serve": "laplace", "fast": 0}}
+        {"laplace": {"rank": 2, "oversampling": 2}, "predictives": {"serve": "laplace"}}
     )
     posterior = laplora.fit(classifier, rows, calibration, settings=settings, progress=False)
     assert reverse_pass(model).kind == ("automatic" if config.base.model == "microsoft/phi-2" else "written_out")

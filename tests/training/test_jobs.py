@@ -346,7 +346,7 @@ def test_the_log_likelihood_is_the_served_models_on_the_training_rows(
 def test_every_method_is_measured_on_every_test_row(sentiment_run: FinishedRun) -> None:
     folder = sentiment_run.artifact / "report"
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    assert list(evaluation)[:6] == ["zero_shot", "map", "temperature", "conditioned", "fast", "laplace"]
+    assert list(evaluation)[:6] == ["zero_shot", "map", "temperature", "conditioned", "laplace", "laplace_temperature"]
     assert set(evaluation) >= {"laplace_evidence_scalar", "laplace_evidence_group", "laplace_validation_group"}
     assert {e["rows"] for e in evaluation.values()} == {24}
     # scaling logits by one number moves no decision

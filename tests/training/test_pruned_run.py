@@ -48,7 +48,7 @@ LAYERS, QUIET = 5, (2, 3)
 PRUNED = "base.prune_layers=2"
 SMALL: dict[str, Any] = {
     "optimizer": {"learning_rate": 1e-2, "steps": 12, "batch_size": 6, "checkpoint_every": 4},
-    "predictives": {"serve": "laplace", "fast": 16},
+    "predictives": {"serve": "laplace"},
 }
 TEXTS = [f"The {noun} was {word}." for noun in ("film", "plot", "cast") for word in ("superb", "dull")]
 
@@ -389,7 +389,7 @@ def test_an_adapter_of_a_base_without_layers_gets_a_posterior(
         "sentiment",
     ]
     command += ["--quantization", "nf4", "--dtype", "float32", "--device", "cpu", "--max-tokens", "64"]
-    command += ["--set=predictives.fast=0", "--set=laplace.rank=4", "--out", str(tmp_path / "given")]
+    command += ["--set=laplace.rank=4", "--out", str(tmp_path / "given")]
     assert main([*command, "--removed-layers", "2", "3"]) == 0
     loaded = Predictor.load(tmp_path / "given", device="cpu")
     assert loaded.artifact.manifest.removed_layers == QUIET

@@ -71,13 +71,11 @@ def test_no_page_says_in_which_folder_the_files_lay(sentiment_run: FinishedRun) 
     moved = config.model_copy(
         update={
             "data": config.data.model_copy(update={"path": secret / "rows.jsonl"}),
-            "predictives": config.predictives.model_copy(update={"fast": 2, "fast_inputs": secret / "more.jsonl"}),
         }
     )
     shown = configuration(moved)
     assert "somebody" not in shown
     assert json.loads(shown)["data"]["path"] == "rows.jsonl"
-    assert json.loads(shown)["predictives"]["fast_inputs"] == "more.jsonl"
     paths = SplitPaths(train=secret / "a.jsonl", test=secret / "b.jsonl")
     split = configuration(config.model_copy(update={"data": config.data.model_copy(update={"path": paths})}))
     assert "somebody" not in split

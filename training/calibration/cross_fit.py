@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -11,14 +10,13 @@ from laplora.classifier import Classifier
 from laplora.fitting.calibrate import OUT_OF_FOLD, calibrate
 from laplora.fitting.conditioning import possible_conditioning
 from laplora.fitting.curvature import fit_curvature
-from laplora.fitting.distillation import distill_cross_fitted
 from laplora.fitting.familiarity import familiar_of, strangeness_to
 from laplora.fitting.fit import Fit, many_classes_record, possible
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.several_labels import for_several_labels
+from laplora.fitting.several_labels import check_several_labels
 from laplora.fitting.store import Forgetful, Store
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.subset import select_blocks
@@ -33,7 +31,6 @@ def cross_fit_rows(
     settings: FitSettings,
     *,
     initial: Mapping[str, torch.Tensor] | None = None,
-    unlabelled: Sequence[Example] = (),
     store: Store | None = None,
     progress: Progress | None = None,
 ) -> Fit:
@@ -42,13 +39,13 @@ def cross_fit_rows(
     No predictive is ``conditioned``: the labels that it would learn from have trained the adapter.
 
     Args:
-        folds: of ``folded_rows``; initial, unlabelled, store, progress: as of ``laplora.fitting.fit.fit_rows``.
+        folds: of ``folded_rows``; initial, store, progress: as of ``laplora.fitting.fit.fit_rows``.
 
     Raises:
         ConfigError, FactorizationError, NonFiniteError, PriorError: as of the steps.
     """
     progress, store = progress or Silent(), store or Forgetful()
-    settings = for_several_labels(classifier, rows, settings, progress)
+    check_several_labels(classifier, rows, settings)
     settings = possible(classifier, len(rows), settings, progress)
     settings = possible_conditioning(classifier, settings, rows, True, progress)
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), settings.laplace.subset)
@@ -59,16 +56,11 @@ def cross_fit_rows(
     choices = choose_priors(settings, posterior, found.split, distances, log_likelihood, found.posterior)
     served = served_choice(settings, choices)
     judged = Fitted(found.posterior, served.prior, found.split.projected)
-    distilled = distill_cross_fitted(
-        classifier, posterior, served.prior, rows, unlabelled, judged.covariance(), settings, store, progress
-    )
     familiar = None
     if found.strangeness is not None:
         strangeness, count = strangeness_to(classifier, rows, settings, store, progress)
         familiar = familiar_of(strangeness, count, found.strangeness, settings)
     outputs = SplitOutputs(found.split, judged)
-    if distilled:
-        outputs = replace(outputs, distilled=distilled.held_out)
     calibrated, scores = calibrate(settings, outputs, split_name=OUT_OF_FOLD)
     return Fit(
         settings,
@@ -78,7 +70,6 @@ def cross_fit_rows(
         log_likelihood,
         distances,
         start is not None,
-        distilled,
         {},
         familiar,
         found.split,

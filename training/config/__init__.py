@@ -11,7 +11,6 @@ from training.config.run import RunConfig, bad_fields, config_hash_fields, load_
 from training.config.sections import (
     AdapterConfig,
     BaseConfig,
-    PredictivesConfig,
 )
 from training.config.shift import ShiftConfig, StrangerConfig
 from training.data.section import DataConfig
@@ -21,7 +20,6 @@ __all__ = [
     "BaseConfig",
     "DataConfig",
     "OptimizerConfig",
-    "PredictivesConfig",
     "RunConfig",
     "Section",
     "ShiftConfig",

@@ -23,7 +23,6 @@ from training.config.sections import (
     CutConfig,
     EvaluationConfig,
     LaplaceConfig,
-    PredictivesConfig,
 )
 from training.config.shift import ShiftConfig
 from training.config.student import StudentConfig
@@ -54,13 +53,13 @@ class RunConfig(Section):
         "label_tokens",
         description="how labels are read after the prompt: label_tokens, each one token; label_sequences, each a text "
         "of one or more tokens by its mean log probability (no lm_head among "
-        "adapter.targets, no fast)",
+        "adapter.targets)",
     )
     adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     laplace: LaplaceConfig = LaplaceConfig()
     calibration: CalibrationConfig = CalibrationConfig()
-    predictives: PredictivesConfig = PredictivesConfig()
+    predictives: PredictiveSettings = PredictiveSettings()
     evaluation: EvaluationConfig = EvaluationConfig()
     student: StudentConfig | None = Field(
         None, description="whose answers the adapter learns beside its labels, as the job distil fills it in"
@@ -107,11 +106,10 @@ class RunConfig(Section):
     def fit(self) -> FitSettings:
         """What the library's fit is told, of a configuration that is filled in."""
         weights = self.optimizer.class_weights
-        predictives = self.predictives.model_dump(exclude={"fast_inputs"})
         return FitSettings(
             laplace=self.laplace.settings,
             calibration=self.calibration.settings,
-            predictives=PredictiveSettings(**predictives),
+            predictives=self.predictives,
             many_classes=ManyClasses(**self.laplace.many_classes.model_dump()),
             class_weights=tuple(weights.values()) if isinstance(weights, dict) else (),
             kl_to_base=self.optimizer.kl_to_base,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from laplora.errors import ConfigError
-from laplora.fitting.settings import CalibrationSettings, LaplaceSettings, PredictiveSettings, Section
+from laplora.fitting.settings import CalibrationSettings, LaplaceSettings, Section
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.models.spread import Sharing, Spread
 from training.data.later_fields import as_before
@@ -180,22 +179,6 @@ class CalibrationConfig(CalibrationSettings):
     def settings(self) -> CalibrationSettings:
         """What the library's fit is told of it."""
         return CalibrationSettings(**{name: getattr(self, name) for name in CalibrationSettings.model_fields})
-
-
-class PredictivesConfig(PredictiveSettings):
-    """Ways to turn a row into probabilities, beside ``map`` and ``laplace``; one switch each."""
-
-    fast_inputs: Path | None = Field(
-        None,
-        description="JSON Lines, CSV or Parquet of unlabelled inputs with the template's fields to take them from; "
-        "null, or too few: variants of the training rows",
-    )
-
-    @model_validator(mode="after")
-    def _used(self) -> PredictivesConfig:
-        if self.fast_inputs and not self.fast:
-            raise ValueError("fast_inputs is given and fast is off: set fast to how many of them to use")
-        return self
 
 
 class EvaluationConfig(Section):

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from laplora.fitting.corruptions import CorruptionKind
 from laplora.fitting.settings import Section
 from training.config.folders import NAME
+from training.data.corruptions import CorruptionKind
 from training.data.section import DataConfig
 
 _Name = Annotated[str, Field(pattern=NAME)]

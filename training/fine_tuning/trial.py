@@ -89,7 +89,7 @@ def tried(run: Run, model: Any, targets: Sequence[Target]) -> Trial:
     trainings = config.calibration.folds if config.calibration.cross_fits else 1  # K of (K - 1) / K, and the served one
     passes = _PASSES.get(config.laplace.structure, 1)
     answered = len(splits.calibration) or len(splits.train)
-    fitted = trainings * passes * len(splits.train) + answered + config.predictives.fast
+    fitted = trainings * passes * len(splits.train) + answered
     return Trial(
         base_s=base_s,
         step_s=step_s,

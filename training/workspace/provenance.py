@@ -51,15 +51,13 @@ def curvature_inputs(run: Run, folder: Path | None = None) -> str:
 def fit_inputs(run: Run) -> str:
     """Return the digest of what the fitted posterior, its prior and the calibrators depend on."""
     config = run.config
-    unlabelled = config.predictives.fast_inputs
     folds = [[curvature_inputs(fold), rows_digest(fold.splits.calibration)] for fold in fold_runs(run)]
     return digest(
         curvature_inputs(run),
         rows_digest(run.splits.calibration),
         config.laplace.model_dump(mode="json"),
         config.calibration.model_dump(mode="json"),
-        config.predictives.model_dump(mode="json", exclude={"fast_inputs"}),
-        file_sha256(unlabelled) if unlabelled else None,
+        config.predictives.model_dump(mode="json"),
         *([folds] if folds else []),
     )
 

@@ -19,8 +19,7 @@ from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictor import Predictor
 from training.workspace.runtime import open_run
 
-#: Without fast, which defers rows to laplace (test_fast_served).
-NAMES = tuple(name for name in PREDICTIVES if name != "fast")
+NAMES = tuple(PREDICTIVES)
 
 
 def test_the_artifact_carries_every_predictive(mixture_run: FinishedRun) -> None:
@@ -109,7 +108,7 @@ def test_sets_and_uncertainty_are_the_predictives_own(mixture_predictor: Predict
 def test_a_predictive_that_is_not_there(mixture_predictor: Predictor, sentiment_predictor: Predictor) -> None:
     rows = encode(mixture_predictor, SENTIMENT_INPUTS[:1])
     with pytest.raises(
-        ConfigError, match=r"no predictive 'Laplace': it has \['map', 'temperature', 'conditioned', 'fast'"
+        ConfigError, match=r"no predictive 'Laplace': it has \['map', 'temperature', 'conditioned', 'laplace'"
     ):
         mixture_predictor.predict(rows, "Laplace")
     with pytest.raises(ConfigError, match=r"no predictive 'mc_dropout': it has \['map', "):

@@ -22,14 +22,13 @@ from tiny_runs import FinishedRun
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import read_scores
 from laplora.artifact.folder import new_artifact, read_artifact
-from laplora.artifact.manifest import DISTILLED, FAMILIARITY, POSTERIOR, SCORES
+from laplora.artifact.manifest import FAMILIARITY, POSTERIOR, SCORES
 from laplora.errors import ArtifactCorruptError, ArtifactError, ArtifactWriteError, LaploraError
 from laplora.familiarity.file import read_familiarity_for
 from laplora.jacobians.contrasts import find_blocks
 from laplora.models.adapters import attach_adapter
 from laplora.models.shared_base import SharedBases, share
 from laplora.posterior.file import read_posterior
-from laplora.predictive.distilled_file import read_distilled_for
 from laplora.predictor import Predictor
 from service.errors import kind_of
 
@@ -106,8 +105,6 @@ def reader(kept: Predictor, folder: Path, file: str) -> Callable[[], Any]:
     model, manifest, path = kept._members.model, kept.artifact.manifest, folder / file
     if file == SCORES:
         return lambda: read_scores(path, manifest.servable, manifest.calibration.rows)
-    if file == DISTILLED:
-        return lambda: read_distilled_for(model, path, len(manifest.labels))
     if file == FAMILIARITY:
         assert manifest.familiarity is not None
         layers = manifest.familiarity.layers

@@ -50,7 +50,7 @@ class OnePrecision:
 
 @cache
 def outputs() -> SplitOutputs:
-    """Return an overconfident two-class model's calibration rows; fast's covariances are the exact ones and a tenth."""
+    """Return an overconfident two-class model's calibration rows."""
     g = torch.Generator().manual_seed(0)
     truth = 3 * torch.randn(ROWS, 1, generator=g, dtype=F64)
     labels = torch.multinomial(torch.softmax(truth @ contrasts(2, F64).T, 1), 1, generator=g)[:, 0]
@@ -62,8 +62,7 @@ def outputs() -> SplitOutputs:
     split = ProjectedSplit(projected, mean @ contrasts(2, F64).T, mask, labels, mass)
     posterior: Any = OnePrecision()
     prior = choose_by_validation(posterior, projected, labels, mask).prior
-    fitted = Fitted(posterior, prior, projected)
-    return SplitOutputs(split, fitted, distilled=1.1 * fitted.covariance())
+    return SplitOutputs(split, Fitted(posterior, prior, projected))
 
 
 SETTINGS = FitSettings.model_validate({"calibration": {"target_risk": 0.1}, "predictives": {"conditioned": False}})
@@ -89,7 +88,7 @@ def test_no_row_has_a_part_in_what_it_is_judged_by() -> None:
     after = out_of_fold(SETTINGS, turned, prior_without(SETTINGS, turned))
     others = torch.ones(ROWS, dtype=torch.bool)
     others[fold] = False
-    assert set(after) == {"map", "temperature", "fast", "laplace"}
+    assert set(after) == {"map", "temperature", "laplace"}
     for name, predictive in held_out().items():
         assert torch.equal(predictive.probs[fold], after[name].probs[fold])
         # Every other row was fitted with it.
@@ -143,9 +142,7 @@ def test_served_is_the_fit_on_all_rows_and_thresholds_are_of_the_folds() -> None
         served = entropy(predictive_of(found, name, record.temperature).probs)
         assert set(sure.entropy.tolist()) <= set(served.tolist())
         assert torch.equal(scores[name].error, probs.argmax(1) != split.labels)
-        if name != "fast":
-            assert got.recommended.table[name]["nll"] == pytest.approx(record.nll)
-    assert "fast" not in got.recommended.table
+        assert got.recommended.table[name]["nll"] == pytest.approx(record.nll)
 
 
 def test_each_fold_is_answered_under_the_prior_of_the_others() -> None:
@@ -155,10 +152,6 @@ def test_each_fold_is_answered_under_the_prior_of_the_others() -> None:
         labels, mask = split.labels[fitted], split.class_mask[fitted]
         prior = choose_by_validation(trained.posterior, split.projected.take(fitted), labels, mask).prior
         own = replace(found, fitted=replace(trained, prior=prior))
-        covariance = own.moments("laplace")[1]
-        assert covariance is not None
-        # fast: its own prediction, larger or smaller as the exact covariance is under the fold's prior.
-        torch.testing.assert_close(found.moments("fast", prior)[1], 1.1 * covariance)
         direct = predictive_of(own, "laplace", 1.0)
         torch.testing.assert_close(held_out()["laplace"].probs[answered], direct.probs[answered])
 

@@ -42,7 +42,7 @@ from laplora.prompts.examples import Example
 from laplora.prompts.templates import TEMPLATES
 
 CLASSES, WIDTH = 3, 12
-SETTINGS = FitSettings.model_validate({"predictives": {"fast": 0}})
+SETTINGS = FitSettings.model_validate({})
 KINDS = pytest.mark.parametrize("kind", CONDITIONED)
 
 
@@ -208,8 +208,7 @@ def fitted(sentiment_run: FinishedRun) -> Any:
         model, tokenizer, labels=["negative", "positive"], template=TEMPLATES["sentiment"], max_tokens=64
     )
     rows = rows_of(sentiment_run)
-    settings = laplora.FitSettings.model_validate({"predictives": {"fast": 0}})
-    return laplora.fit(classifier, rows["train"], rows["calibration"], settings=settings, progress=False)
+    return laplora.fit(classifier, rows["train"], rows["calibration"], progress=False)
 
 
 def test_an_answer_adds_what_its_last_state_gives(fitted: Any) -> None:

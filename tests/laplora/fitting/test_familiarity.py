@@ -28,7 +28,7 @@ from laplora.prompts.examples import Example
 from laplora.prompts.templates import TEMPLATES
 
 LABELS = ["down", "up", "flat"]
-SETTINGS: dict[str, Any] = {"predictives": {"fast": 24}, "laplace": {"joint_rank": 12}}
+SETTINGS: dict[str, Any] = {"laplace": {"joint_rank": 12}}
 KINDS = ["llama", "modernbert_mean", "bert", "deberta", "alone", "several", "words", "sequences"]
 Rows = list[dict[str, Any]]
 
@@ -150,12 +150,10 @@ def test_saved_and_loaded_it_says_the_same(tmp_path: Path, sentiment_run: Finish
         assert one.familiarity == pytest.approx(other.familiarity, abs=1 / 61 + 1e-9)
 
 
-def test_off_there_is_none_and_no_fast(tmp_path: Path, sentiment_run: FinishedRun) -> None:
+def test_off_there_is_none(tmp_path: Path, sentiment_run: FinishedRun) -> None:
     classifier, said, kind = classifier_of("words", tmp_path, sentiment_run), Noted(), "words"
     settings = FitSettings.model_validate(SETTINGS | {"calibration": {"unfamiliar_rate": 0}})
     posterior = laplora.fit(classifier, rows(20, 1, kind), rows(20, 2, kind), settings=settings, progress=said)
-    assert "fast" not in posterior.predictives
-    assert any("fast is off: familiarity" in line for line in said.lines)
     (answer,) = posterior.predict({"text": "zyx"})
     assert answer.familiarity is None
     assert "unfamiliar" not in answer.flags
@@ -167,8 +165,7 @@ def test_off_there_is_none_and_no_fast(tmp_path: Path, sentiment_run: FinishedRu
 
 def test_few_calibration_rows_are_told_of(tmp_path: Path, sentiment_run: FinishedRun) -> None:
     classifier, said, kind = classifier_of("words", tmp_path, sentiment_run), Noted(), "words"
-    settings = FitSettings.model_validate({"predictives": {"fast": 0}})
-    posterior = laplora.fit(classifier, rows(20, 1, kind), rows(24, 2, kind), settings=settings, progress=said)
+    posterior = laplora.fit(classifier, rows(20, 1, kind), rows(24, 2, kind), progress=said)
     assert any("no smaller share than 4.00%" in line for line in said.lines)
     record = posterior.predictor.artifact.manifest.familiarity
     assert record is not None
@@ -176,7 +173,7 @@ def test_few_calibration_rows_are_told_of(tmp_path: Path, sentiment_run: Finishe
 
 
 def test_layers_that_no_list_holds(tmp_path: Path, sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose layers cannot be watched has answers, without familiarity and without fast."""
+    """A model whose layers cannot be watched has answers, without familiarity."""
     classifier, said, kind = classifier_of("llama", tmp_path, sentiment_run), Noted(), "llama"
     inner = classifier.model.get_base_model().model
     monkeypatch.setattr(inner.config, "num_hidden_layers", 9)
@@ -184,4 +181,3 @@ def test_layers_that_no_list_holds(tmp_path: Path, sentiment_run: FinishedRun, m
     posterior = laplora.fit(classifier, rows(12, 1, kind), rows(20, 2, kind), settings=settings, progress=said)
     assert any(line.startswith("familiarity is off: ") for line in said.lines)
     assert posterior.predict({"text": "a b"})[0].familiarity is None
-    assert "fast" not in posterior.predictives

@@ -20,7 +20,7 @@ import laplora
 from laplora.errors import ConfigError, GoldenMismatchError, LabelTokenError, ModelError
 from laplora.predictive.member_adapters import lora_parameters
 
-SETTINGS = laplora.FitSettings.model_validate({"laplace": {"rank": 2, "joint_rank": 6}, "predictives": {"fast": 0}})
+SETTINGS = laplora.FitSettings.model_validate({"laplace": {"rank": 2, "joint_rank": 6}})
 LABELS = {"no": " w1", "yes": " w2"}
 Rows = list[dict[str, Any]]
 

@@ -40,8 +40,7 @@ def posterior(sentiment_run: FinishedRun, rows: dict[str, Rows]) -> laplora.Cali
     classifier = laplora.Classifier(
         model, tokenizer, labels=["negative", "positive"], template=TEMPLATES["sentiment"], max_tokens=64
     )
-    settings = laplora.FitSettings.model_validate({"predictives": {"fast": 24}})
-    return laplora.fit(classifier, rows["train"], rows["calibration"], settings=settings, progress=False)
+    return laplora.fit(classifier, rows["train"], rows["calibration"], progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -224,10 +223,9 @@ def test_batches_give_the_rows_in_their_order(saved: Path, rows: dict[str, Rows]
     served = laplora.Predictor.load(saved, device="cpu")
     classifier = LoadedClassifier(served)
     examples = read_rows(rows["test"], classifier, "label")
-    settings = laplora.FitSettings.model_validate({"predictives": {"fast": 0}})
 
     def outputs(some: Any) -> Any:
-        return served_outputs(served, classifier, settings, some, lambda f: f(), Silent()).split
+        return served_outputs(served, classifier, some, lambda f: f(), Silent()).split
 
     whole = outputs(examples)
     for number in (0, 7, 13):

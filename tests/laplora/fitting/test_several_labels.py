@@ -35,7 +35,7 @@ from laplora.predictor import Predictor
 from service.app import create_app
 
 LABELS = ["news", "sport", "weather"]
-SETTINGS = FitSettings.model_validate({"predictives": {"fast": 24}})
+SETTINGS = FitSettings.model_validate({})
 Rows = list[dict[str, Any]]
 
 
@@ -270,9 +270,9 @@ def close(mine: Prediction, other: Prediction) -> None:
 @pytest.mark.parametrize("kind", ["llama", "modernbert"])
 def test_decoders_and_other_encoders_too(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
-    fast_off = FitSettings.model_validate({"predictives": {"fast": 0}, "laplace": {"joint_rank": 12}})
+    settings = FitSettings.model_validate({"laplace": {"joint_rank": 12}})
     classifier = classifier_of(tmp_path, kind)
-    posterior = laplora.fit(classifier, rows(30, 1), settings=fast_off, progress=False)  # splits by row
+    posterior = laplora.fit(classifier, rows(30, 1), settings=settings, progress=False)  # splits by row
     loaded = Predictor.load(posterior.save(tmp_path / "artifact"), device="cpu")
     inputs = [{"text": row["text"]} for row in rows(4, 3)]
     for one, mine in zip(inputs, posterior.predict(inputs, "laplace"), strict=True):
@@ -287,7 +287,6 @@ def loaded(home: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Predi
 
 def test_what_was_saved_answers_the_same(posterior: laplora.CalibratedPosterior, loaded: Predictor) -> None:
     assert loaded.artifact.manifest.likelihood == "bernoulli"
-    assert "fast" not in loaded.predictives
     inputs = [{"text": row["text"]} for row in rows(4, 3)]
     for name in loaded.predictives:
         for one, mine in zip(inputs, posterior.predict(inputs, name), strict=True):

@@ -174,7 +174,7 @@ def test_the_prior_of_the_loss_stands_beside_the_chosen_one(classifier: laplora.
     """Of precision l2 times the rows, and it answers where the settings say so."""
     examples, told = rows(30), Told()
     settings: dict[str, Any] = {"l2_to_initial": 0.25, "laplace": {"prior": "l2"}}
-    off = {"fast": 0, "temperature": False, "conditioned": False, "serve": "laplace"}
+    off = {"temperature": False, "conditioned": False, "serve": "laplace"}
     chosen = FitSettings.model_validate(settings | {"predictives": off})
     with warnings.catch_warnings():  # random weights: a prior at the edge of the range is no fault
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -189,7 +189,7 @@ def test_the_prior_of_the_loss_stands_beside_the_chosen_one(classifier: laplora.
 
 def test_labels_condition_the_posterior_of_the_whole_loss(classifier: laplora.Classifier) -> None:
     """``conditioned`` looks at trained answers and at the last layer's curvature alone: the pull is in that."""
-    examples, off = rows(30), {"fast": 0, "temperature": False}
+    examples, off = rows(30), {"temperature": False}
     moved = []
     for kl in (0.0, KL):
         settings = FitSettings.model_validate({"kl_to_base": kl, "predictives": off | {"conditioned": True}})

@@ -192,7 +192,7 @@ def test_a_loaded_artifact_shares_its_templates_beginning_and_laplace_runs_whole
     assert choices_predictor.own_bytes > sum(t.nbytes for t in (*beginning.keys, *beginning.values))
 
 
-def test_answers_predicted_covariances_and_familiarity_are_the_same(sentiment_predictor: Predictor) -> None:
+def test_answers_and_familiarity_are_the_same(sentiment_predictor: Predictor) -> None:
     texts = ("a film about a film about a film that ends well", "a film about a film about a film")
     rows = [sentiment_predictor.encode({"text": text}, truncate=False) for text in texts]
     members = sentiment_predictor.members
@@ -201,10 +201,8 @@ def test_answers_predicted_covariances_and_familiarity_are_the_same(sentiment_pr
     beginning = read_beginning(members.model, tokens, max_tokens=sentiment_predictor.max_tokens)
     assert beginning is not None
     batch = sentiment_predictor._batch(rows)
-    wanted = {("distilled", True)} if members.distilled else {("single", False)}
     expected, found = (
-        member_outputs(replace(members, beginning=shared), batch, wanted)  # type: ignore[arg-type]
-        for shared in (None, beginning)
+        member_outputs(replace(members, beginning=shared), batch, {("single", False)}) for shared in (None, beginning)
     )
     for one, other in zip(_tensors(found), _tensors(expected), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

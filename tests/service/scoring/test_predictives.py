@@ -17,8 +17,7 @@ from laplora.artifact.manifest import Manifest
 from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictor import Predictor
 
-#: fast leaves some inputs to laplace: it has a test of its own.
-NAMES = tuple(name for name in PREDICTIVES if name != "fast")
+NAMES = tuple(PREDICTIVES)
 TEXTS = ["The film was superb.", "dull", "The plot was weak, and I say so after seeing it twice.", "qzx ## of"]
 #: Float32, in batches of another shape.
 TOLERANCE = 1e-4

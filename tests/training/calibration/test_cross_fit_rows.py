@@ -70,7 +70,7 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path, several: boo
     settings = FitSettings.model_validate(
         {
             "calibration": {"folds": FOLDS},
-            "predictives": {"conditioned": False, "fast": 0},
+            "predictives": {"conditioned": False},
             "many_classes": {"limit": 2, "directions": 1, "reference_rows": 4},
         }
     )

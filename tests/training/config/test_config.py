@@ -92,8 +92,7 @@ def test_all_bad_fields_are_reported_at_once(tmp_path: Path) -> None:
         ({"predictives": {"mc_dropout": 8}}, "predictives.mc_dropout: Extra inputs are not permitted"),
         ({"predictives": {"serve": "ensemble"}}, "predictives.serve: Input should be"),
         ({"predictives": {"serve": "conditioned", "conditioned": False}}, "serve: conditioned is off; on are"),
-        ({"predictives": {"serve": "fast"}}, "serve: fast stands in for laplace"),
-        ({"predictives": {"fast": 0, "fast_inputs": "a.jsonl"}}, "fast_inputs is given and fast is off"),
+        ({"predictives": {"fast": 0}}, "predictives.fast: Extra inputs are not permitted"),
         ({"calibration": {"folds": 1}}, "calibration.folds: Input should be greater than or equal to 2"),
         ({"calibration": {"rows": "cross_fit", "guarantee": "upper_bound"}}, "the served one on all of them"),
         ({"name": "x" * 56}, "name: String should have at most 55 characters"),  # room for the digest of a trial
@@ -108,9 +107,9 @@ def test_combinations_that_cannot_work(tmp_path: Path, sections: dict[str, Any],
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        ([], "map temperature conditioned fast laplace laplace_conditioned"),
-        (["predictives.temperature=false", "predictives.fast=0"], "map conditioned laplace laplace_conditioned"),
-        (["predictives.conditioned=false"], "map temperature fast laplace"),
+        ([], "map temperature conditioned laplace laplace_conditioned"),
+        (["predictives.temperature=false"], "map conditioned laplace laplace_conditioned"),
+        (["predictives.conditioned=false"], "map temperature laplace"),
     ],
 )
 def test_the_predictives_that_are_on(file: Path, overrides: list[str], names: str) -> None:

@@ -171,7 +171,6 @@ def test_the_artifact_says_which_step_was_kept(tiny_base_folder: Path, tmp_path:
         data=data | {"labels": ["negative", "positive"], "train": 24, "calibration": 16, "test": 16},
         optimizer=SELECTING,
         calibration={"rows": "cross_fit", "folds": 2},
-        predictives={"fast": 0},
     )
     assert job("run", file) == 0
     config = load_config(file)
@@ -279,7 +278,6 @@ def test_the_server_cuts_as_training_did(tiny_base_folder: Path, tmp_path: Path)
         max_tokens=20,
         cut={"field": "text", "side": "right"},
         optimizer=SHORT | {"steps": 2},
-        predictives={"fast": 0},
     )
     assert job("run", file) == 0
     config = load_config(file)

@@ -221,7 +221,7 @@ def held_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -
         tiny_base_folder,
         optimizer=SHORT | {"steps": 12, "kl_to_base": 0.75, "l2_to_initial": 0.25},
         laplace={"rank": 100, "joint_rank": 100, "batch_size": 8, "prior": "l2"},
-        predictives={"fast": 0, "serve": "laplace"},
+        predictives={"serve": "laplace"},
     )
     return finish(file, tiny_base_folder)
 
@@ -290,7 +290,6 @@ def test_every_fold_has_the_answers_to_its_own_rows(tiny_base_folder: Path, tmp_
         tiny_base_folder,
         optimizer=SHORT | {"steps": 6, "kl_to_base": 0.5, "l2_to_initial": 0.1},
         calibration={"rows": "cross_fit", "folds": 2},
-        predictives={"fast": 0},
     )
     run = open_run(finish(file, tiny_base_folder).config)
     for one in (run, *fold_runs(run)):

@@ -21,7 +21,6 @@ SETTINGS: dict[str, Any] = {
     "adapter": {"rank": 4, "alpha": 8, "dropout": 0.1},
     "optimizer": {"learning_rate": 1e-2, "steps": 8, "batch_size": 6},
     "calibration": {"rows": "cross_fit", "folds": 2},
-    "predictives": {"fast": 8},
 }
 
 

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from laplora.fitting.corruptions import (
+from laplora.prompts.examples import Example
+from laplora.prompts.templates import TEMPLATES, render
+from training.data.corruptions import (
     CorruptionKind,
     corrupt,
     cut_start,
@@ -20,8 +22,6 @@ from laplora.fitting.corruptions import (
     shuffle_words,
     typos,
 )
-from laplora.prompts.examples import Example
-from laplora.prompts.templates import TEMPLATES, render
 
 KINDS: tuple[CorruptionKind, ...] = get_args(CorruptionKind)
 WORDS = st.text("abcdefgWXYZäß'5.", min_size=1, max_size=9)
