@@ -128,7 +128,6 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     # Here, and not at the top of the file: --help should not wait for it.
     from service.http.connections import most_connections, protocol
     from service.http.in_flight import SharedLimit
-    from service.lifecycle import LEAVE_S
 
     most, proxies = most_connections(settings.max_connections), settings.trusted_proxies
     bounded = protocol(
@@ -152,7 +151,7 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=math.floor(LEAVE_S),
+        timeout_graceful_shutdown=math.ceil(settings.leave_s),
     )
 
 

@@ -123,6 +123,7 @@ class _Parts:
         self.measure_threads = OneEach(self.threads.pool("measure", 2))
         self.parse_threads = self.threads.pool("parse", 1)
         self.lifecycle = Lifecycle(
+            leave_s=settings.leave_s,
             on_drain=(self.jobs.drain, self.metrics.set_draining, self.backend.drain),
             on_stop=(self.backend.stop,),
         )

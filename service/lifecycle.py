@@ -6,18 +6,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-#: Seconds in which the process leaves once nothing is answered any more: answers on their way out, a batch under way,
-#: the last traces. One less than the 5 that are promised.
-LEAVE_S = 4.0
-
 
 class Lifecycle:
     """The steps of leaving, in their order: leave, drain, stop. Each includes those before it, and may come again.
 
     Args:
+        leave_s: seconds in which the process leaves once nothing is answered any more.
         on_drain, on_stop: called with each step, in order.
 
     Attributes:
+        leave_s: as given.
         leaving: readiness fails, because the server is about to stop; requests are answered as before.
         draining: no new requests are taken.
         open_requests: HTTP requests that are being answered.
@@ -27,10 +25,11 @@ class Lifecycle:
     def __init__(
         self,
         *,
+        leave_s: float,
         on_drain: Sequence[Callable[[], None]] = (),
         on_stop: Sequence[Callable[[], None]] = (),
     ) -> None:
-        self._on_drain, self._on_stop = on_drain, on_stop
+        self.leave_s, self._on_drain, self._on_stop = leave_s, on_drain, on_stop
         self.leaving = False
         self.draining = False
         self.open_requests = 0
@@ -49,7 +48,7 @@ class Lifecycle:
 
     def stop(self) -> None:
         """Answer what is left with 503; from now on ``leave_by`` counts."""
-        self.leave_by = min(self.leave_by, time.monotonic() + LEAVE_S)
+        self.leave_by = min(self.leave_by, time.monotonic() + self.leave_s)
         self.drain()
         for tell in self._on_stop:
             tell()

@@ -220,6 +220,10 @@ class Settings(BaseSettings):
     """Seconds that requests in flight may still take after that; what is left then gets a 503, and the process leaves
     within 5 seconds more.
     """
+    leave_s: Delay = Field(4.0, le=4)
+    """Seconds in which the process leaves once nothing is answered any more: for answers on their way out, a batch
+    under way and the last traces; after a device fault, for bodies on their way.
+    """
     otlp_endpoint: str | None = Field(None, pattern=r"^https?://[^\s/]+[^\s]*$")
     """Base URL of an OpenTelemetry collector (OTLP over HTTP, for example http://127.0.0.1:4318) that gets a trace of
     every scored request; needs the extra telemetry; unset: no traces.

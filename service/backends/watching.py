@@ -11,12 +11,10 @@ from service.scoring.backend import Backend
 
 #: Seconds between two looks.
 LOOK_S = 0.1
-#: Longest wait for what is open after a device fault, in seconds.
-FAULT_LEAVE_S = 5.0
 
 
 async def watch(backend: Backend, lifecycle: Lifecycle, on_failed: Callable[[], None]) -> None:
-    """Look at a backend until it has failed; call ``on_failed`` once nothing is open, or ``FAULT_LEAVE_S`` later.
+    """Look at a backend until it has failed; call ``on_failed`` once nothing is open, or ``lifecycle.leave_s`` later.
 
     It needs the application's event loop alone, and so runs under any ASGI server. What waits for the device is
     answered by then; what is still open is bodies on their way.
@@ -24,7 +22,7 @@ async def watch(backend: Backend, lifecycle: Lifecycle, on_failed: Callable[[], 
     while not backend.failed:
         await asyncio.sleep(LOOK_S)
         backend.look()
-    leave_at = time.monotonic() + FAULT_LEAVE_S
+    leave_at = time.monotonic() + lifecycle.leave_s
     while lifecycle.open_requests and time.monotonic() < leave_at:
         await asyncio.sleep(LOOK_S)
     on_failed()

@@ -235,6 +235,7 @@ def test_every_request_that_fits_the_artifact_is_answered(address: str) -> None:
         assert outcome.count(label, phase="fuzzing", status=200) >= drawn(60) // 2
 
 
+@pytest.mark.exhaustive
 def test_a_real_tiny_artifact_keeps_it_too(sentiment_run: FinishedRun) -> None:
     name, root = sentiment_run.artifact.name, sentiment_run.artifact.parent
     command = ["-m", "service", "--artifact", name, "--artifacts-root", str(root), "--device", "cpu"]

@@ -77,7 +77,7 @@ def test_what_was_accepted_is_answered_and_the_rest_is_refused(start: Start, gat
 
 
 def test_the_drains_end_answers_whatever_is_left(start: Start, gate: Path) -> None:
-    with full_server(start, gate, "--drain-s", "0.5") as server:
+    with full_server(start, gate, "--drain-s", "0.5", "--leave-s", "2") as server:
         server.process.popen.terminate()
         # The gate stays shut: the device never comes back from its batch.
         answers = [answer.result() for answer in server.accepted]
@@ -91,7 +91,7 @@ def test_the_drains_end_answers_whatever_is_left(start: Start, gate: Path) -> No
 
 
 def test_a_disk_that_does_not_answer_holds_up_no_exit(start: Start, tmp_path: Path) -> None:
-    process = start("--drain-s", "0.1")
+    process = start("--drain-s", "0.1", "--leave-s", "1")
     (tmp_path / "artifacts" / "stuck").mkdir()
     (tmp_path / "artifacts" / "stuck" / "manifest.json").write_text("{}")
     with process.client() as client, ThreadPoolExecutor(1) as asking:
@@ -105,7 +105,7 @@ def test_a_disk_that_does_not_answer_holds_up_no_exit(start: Start, tmp_path: Pa
 
 
 def test_a_body_that_is_not_all_there_at_the_drains_end_is_a_503(start: Start) -> None:
-    process = start("--drain-s", "0.1")
+    process = start("--drain-s", "0.1", "--leave-s", "1")
     with process.client() as client:
         connections = []
         for path, media_type in (("/predict", "application/json"), ("/evaluate/jobs", "application/jsonl")):

@@ -35,7 +35,7 @@ def half_a_request(client: httpx.Client, open_requests: int) -> Iterator[Callabl
 
 def test_a_lost_device_answers_what_is_open_and_ends_the_process(start: Start) -> None:
     """A body that never comes does not hold it up."""
-    process = start()
+    process = start("--leave-s", "2")
     with process.client() as client:
         assert predict(client).status_code == 200
         with half_a_request(client, 1) as rest, half_a_request(client, 2):

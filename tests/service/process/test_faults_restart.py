@@ -21,7 +21,9 @@ def files(*folders: Path) -> dict[str, int]:
     return {str(p): p.stat().st_size for folder in folders for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("stage", ["loading base model", "replaying the golden answers"])
+@pytest.mark.parametrize(
+    "stage", [pytest.param("loading base model", marks=pytest.mark.exhaustive), "replaying the golden answers"]
+)
 def test_killed_while_it_loads_and_started_again(
     sentiment_run: FinishedRun, sentiment_predictor: Predictor, tmp_path: Path, stage: str
 ) -> None:

@@ -176,6 +176,7 @@ def test_a_port_that_is_taken_is_said_before_ray_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning")
 def test_a_route_that_another_application_has_is_said_in_a_sentence(tmp_path: Path) -> None:
     ray = import_ray("ray.serve")

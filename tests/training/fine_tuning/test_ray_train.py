@@ -44,6 +44,7 @@ def ray() -> Iterator[None]:
             yield
 
 
+@pytest.mark.exhaustive
 def test_the_command_makes_the_artifact_of_one_process(
     sentiment_run: FinishedRun, tiny_base_folder: Path, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def test_only_the_first_process_speaks_and_writes(root: Path) -> None:
         assert said not in second
 
 
+@pytest.mark.exhaustive
 def test_torchrun_makes_the_artifact_of_one_process(
     sentiment_run: FinishedRun, tiny_base_folder: Path, tmp_path: Path
 ) -> None:
