@@ -154,11 +154,11 @@ class ArtifactHost:
             f"the artifact is not loaded: load it, or leave the field out for {active!r}", field="artifact"
         )
 
-    async def known(self) -> list[Listed]:
+    async def listed(self) -> list[Listed]:
         """Return every artifact: those on the shelf, the active one first, then the others of the root."""
-        return await asyncio.get_running_loop().run_in_executor(self._disk_threads, self._known)
+        return await asyncio.get_running_loop().run_in_executor(self._disk_threads, self._list)
 
-    def _known(self) -> list[Listed]:
+    def _list(self) -> list[Listed]:
         places = self.shelf.places
         shown = {place.model.artifact.path.resolve() for place in places}
         folders = self._folders()
@@ -167,7 +167,7 @@ class ArtifactHost:
         return [*loaded, *((name, item, None) for name, item in others.items())]
 
     async def report_of(self, name: str) -> bytes:
-        """Return the report, an HTML page, of an artifact that ``known`` lists under a name.
+        """Return the report, an HTML page, of an artifact that ``listed`` has under a name.
 
         Raises:
             ArtifactNotFoundError: no artifact has that name.
@@ -177,7 +177,7 @@ class ArtifactHost:
         return await asyncio.get_running_loop().run_in_executor(self._disk_threads, self._report_of, name)
 
     def _report_of(self, name: str) -> bytes:
-        for listed, item, _ in self._known():
+        for listed, item, _ in self._list():
             if listed == name:
                 if isinstance(item, LaploraError):
                     raise item

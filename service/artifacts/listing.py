@@ -26,7 +26,7 @@ Fingerprint = tuple[tuple[object, ...], ...]
 
 
 @dataclass(frozen=True)
-class _Known:
+class _ReadFolder:
     """What was read of a folder; ``seen`` is when its present fingerprint was first seen, ``clock`` seconds."""
 
     fingerprint: Fingerprint
@@ -45,15 +45,15 @@ class ArtifactListing:
 
     def __init__(self, read: Callable[[Path], Artifact], clock: Callable[[], float] = time.monotonic) -> None:
         self._read, self._clock = read, clock
-        self._known: dict[Path, _Known] = {}
+        self._folders: dict[Path, _ReadFolder] = {}
 
     def read(self, folders: Mapping[str, Path]) -> dict[str, Artifact | LaploraError]:
         """Return what is in each folder, by name: an artifact, or why it cannot be served. The others are forgotten."""
-        self._known = {path: known for path, known in self._known.items() if path in folders.values()}
+        self._folders = {path: known for path, known in self._folders.items() if path in folders.values()}
         return {name: self._read_one(path) for name, path in folders.items()}
 
     def _read_one(self, path: Path) -> Artifact | LaploraError:
-        now, fingerprint, known = self._clock(), _fingerprint(path), self._known.get(path)
+        now, fingerprint, known = self._clock(), _fingerprint(path), self._folders.get(path)
         seen = known.seen if known is not None and known.fingerprint == fingerprint else now
         if known is not None and known.seen == seen and known.read - seen >= SETTLED_S:
             return known.content
@@ -62,7 +62,7 @@ class ArtifactListing:
             content = self._read(path)
         except LaploraError as error:
             content = error
-        self._known[path] = _Known(fingerprint, seen, now, content)
+        self._folders[path] = _ReadFolder(fingerprint, seen, now, content)
         return content
 
 

@@ -59,7 +59,7 @@ async def list_artifacts(artifacts: ArtifactsDep) -> ArtifactsResponse:
     """The loaded artifacts, the active one first, and the others of the artifacts root."""
     active = artifacts.active
     name = None if active is None else active.artifact.name
-    known = await artifacts.known()
+    known = await artifacts.listed()
     return ArtifactsResponse(
         active=name,
         artifacts=[

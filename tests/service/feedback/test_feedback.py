@@ -102,7 +102,10 @@ async def test_another_method_is_told_both_that_there_are(served: Served) -> Non
     assert (response.status_code, response.headers["allow"]) == (405, "GET, POST")
 
 
-async def test_without_rows_nothing_is_kept_and_no_id_is_given() -> None:
+async def test_without_rows_nothing_is_kept_and_no_id_is_given(served: Served) -> None:
+    served.predictor.nan = True
+    assert (await served.predict("a 7")).status_code == 422
+    assert len(served.state.feedback) == 0, "a request that fails leaves nothing behind"
     async with serve(feedback_rows=0) as served:
         (prediction,) = (await served.predict("a 7")).json()["predictions"]
         assert "prediction_id" not in prediction
@@ -138,12 +141,6 @@ async def test_choices_have_the_labels_of_their_own_question() -> None:
     assert found["laplace_order_average"]["predictions"] == 2
 
 
-async def test_failed_requests_leave_nothing_behind(served: Served) -> None:
-    served.predictor.nan = True
-    assert (await served.predict("a 7")).status_code == 422
-    assert len(served.state.feedback) == 0
-
-
 def test_the_oldest_go_first() -> None:
     kept = Kept(rows=5)
     found = [one for token in range(8) for one in kept.remember(10 + token)]
@@ -174,15 +171,6 @@ def test_age_goes_by_the_monotonic_clock(monkeypatch: pytest.MonkeyPatch) -> Non
     kept.now += 100
     assert kept.store.reports({"sha256:fake"}) == []
     assert len(kept.store) == 0
-
-
-def test_windows_forget_what_is_old_without_being_asked() -> None:
-    """A server that nobody scrapes drops rows all the same."""
-    kept = Kept()
-    kept.give(kept.remember(7))
-    kept.now += 101
-    kept.remember(8)
-    assert [one.rows for one in kept.store._series.values()] == [0]
 
 
 @pytest.mark.parametrize(("classes", "most"), [(2, 450), (10, 600)])

@@ -123,13 +123,10 @@ def test_figures_are_those_of_the_metrics() -> None:
     unsure = probs.amax(1) < 0.5
     assert series.flags["low_confidence"].rows == int(unsure.sum())
     assert series.flags["low_confidence"].error_rate == pytest.approx(float(wrong[unsure].double().mean()))
-
-
-def test_only_the_last_rows_of_the_window_count() -> None:
-    rows = Rows(600)
-    store = labelled(rows, window=250)
-    assert store.shown.labelled == 250
-    assert store.figures.nll.value == metrics.nll(rows.probs[-250:], rows.labels[-250:])
+    # Only the last rows of the window count.
+    last = labelled(rows, window=250)
+    assert last.shown.labelled == 250
+    assert last.figures.nll.value == metrics.nll(probs[-250:], labels[-250:])
 
 
 def test_limits_are_the_noise_of_these_rows() -> None:
@@ -157,12 +154,7 @@ def test_a_reference_known_to_be_miscalibrated_has_its_own_limit() -> None:
     assert labelled(rows, predictor(rows=400, nll=0.8, ece=0.144)).figures.ece.limit == pytest.approx(wanted)
 
 
-def test_one_row_has_figures_and_no_noise_of_a_mean() -> None:
-    found = labelled(Rows(1), predictor(rows=400, nll=0.8)).figures
-    assert (found.nll.limit, found.map_gain.limit, found.auroc_error.value) == (None, None, None)
-
-
-@pytest.mark.parametrize("rows", [2, 29, 30])
+@pytest.mark.parametrize("rows", [1, 2, 29, 30])
 def test_few_equal_rows_raise_no_alarm(rows: int) -> None:
     """Their spread is 0, and would make a limit of the figure itself."""
     same = Rows(rows)
