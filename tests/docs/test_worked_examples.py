@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from tiny_models import tiny_model, tiny_task
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior import file, structures
 from laplora.posterior.structures import fit_posterior
+from service.http import error_answers
 
 
 def module_of(block: Block) -> ModuleType:
@@ -52,6 +54,27 @@ def test_the_endpoint_answers(examples: dict[str, Any]) -> None:
     response = asyncio.run(ask())
     assert response.status_code == 200
     assert response.json() == {"labels": ["negative", "positive"]}
+
+
+def test_the_protocol_answers_what_post_predict_does(examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    kserve = examples["service.http.schemas.kserve"]
+    shape = error_answers.ErrorShape(lambda content, status: {"error": content["error"]["message"]}, kserve.KserveError)
+    line = (re.compile(r"/kserve(/|$)"), shape)
+    monkeypatch.setattr(error_answers, "_FOREIGN", (line, *error_answers._FOREIGN))
+
+    async def ask(*bodies: dict[str, Any], name: str = "fake") -> list[httpx.Response]:
+        async with serve() as served:
+            served.app.include_router(examples["service.http.routes.kserve"].router)
+            path = f"/kserve/v1/models/{name}:predict"
+            return [await served.client.post(path, json=body) for body in bodies]
+
+    bodies = [{"instances": ["fine 7", "dull 90000"], "more": 1}, {"instances": []}, {"instances": "a"}]
+    bodies.append({"instances": ["a"], "signature_name": "x"})
+    answered, *refused = asyncio.run(ask(*bodies))
+    assert answered.json() == {"predictions": ["positive"] * 2}
+    (unknown,) = asyncio.run(ask({"instances": ["a"]}, name="nobody"))
+    assert [answer.status_code for answer in (*refused, unknown)] == [422, 422, 422, 404]
+    assert all(list(answer.json()) == ["error"] for answer in (*refused, unknown))
 
 
 def test_the_structure_has_one_curvature_per_matrix(
