@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -13,15 +12,12 @@ PAGE = "RESULTS.md"
 Records = Sequence[Mapping[str, Any]]
 #: What the turns say of a limit: all of them alike, or not.
 Verdict = Literal["met", "missed", "open"]
-#: Targets that no machine has to have measured, by the command that measures them: the page counts those missing.
+#: Targets of a command that no machine has to have measured: the page counts those missing.
 EXPECTED: Mapping[str, tuple[str, ...]] = {
     "python -m benchmarks.gpu": tuple(
         f"{title}: {size} tokens"
         for title in (
-            *(
-                f"gpu, {model}'s shape, 32 layers, NF4"
-                for model in ("Llama-2-7B", "Llama-3-8B", "Phi-2", "Phi-3-mini-128k")
-            ),
+            *(f"gpu, {m}'s shape, 32 layers, NF4" for m in ("Llama-2-7B", "Llama-3-8B", "Phi-2", "Phi-3-mini-128k")),
             "gpu, default artifact, NF4",
         )
         for size in ("2 classes, 8 x 64", "2 classes, 32 x 64", "4 classes, 8 x 64")
@@ -29,17 +25,15 @@ EXPECTED: Mapping[str, tuple[str, ...]] = {
 }
 _HEAD = """# Speed
 
-Written by `python -m benchmarks.speed` (`make bench`) and `python -m benchmarks.gpu` (`make bench-gpu`)
-from results.json; a part is made anew by the command beside it, and the others stand as they are. Figures
-of time are ratios of times taken in turns in one run, where no unit is named: the median of the turns, and
-their range. Those of memory are exact: the running total of torch's allocator. docs/lab-notes.md says why
-they are so; growth.png shows what grows with what, load/open_loop.md the server past its capacity.
+Written by `python -m benchmarks.speed` (`make bench`) and `python -m benchmarks.gpu` (`make bench-gpu`) from
+results.json; a part is made anew by `python -m benchmarks.speed --only PART`, and the others stand as they are. Figures
+of time are ratios of times taken in turns in one run, where no unit is named: the median of the turns, and their range.
+Those of memory are exact: the running total of torch's allocator. load/open_loop.md shows the server past its capacity.
 
-Targets: {targets}. {counts} Not measured yet: {unmeasured}.
+Targets: {targets}. {counts} Not measured yet: {unmeasured}{by}.
 
-A target is open where its limit lies within the range of the turns. By the medians alone,
-{by_median} of the {judged} measured are met. What was merely measured is counted apart,
-growth and sizes too, which are compared with what arithmetic says that they must be.
+A target is open where its limit lies within the range of the turns. By the medians alone, {by_median} of the {judged}
+measured are met. What was merely measured is counted apart, sizes too, which are compared with what arithmetic says.
 """
 
 
@@ -74,15 +68,13 @@ def render(records: Records, *, published: bool) -> str:
         targets=len(judged) + len(missing),
         counts=_counts(judged),
         unmeasured=len(missing),
+        by="".join(f", by `{c}`" for c in dict.fromkeys(c for c, _ in missing)),
         by_median=sum(r["met"] for r in judged),
         judged=len(judged),
     )
     parts = [head]
     for hardware in dict.fromkeys(r["hardware"] for r in records):
         parts += _hardware(hardware, [r for r in records if r["hardware"] == hardware])
-    if missing:
-        rows = [[*_name(name), "target", f"`{command}`"] for command, name in missing]
-        parts += ["## Not measured yet\n", markdown_table(["part", "what", "kind", "command"], rows, left=range(4))]
     return "\n".join(parts)
 
 
@@ -113,14 +105,13 @@ def _hardware(hardware: str, records: Records) -> list[str]:
 
 
 def _origins(by_part: Mapping[str, Records]) -> str:
-    """Return the table of what was measured when and from what."""
+    """Return the table of what was measured when and from what: parts of one origin in one row."""
     keys = ("date", "commit", "artifact", "threads", "versions")
-    rows = []
+    parts: dict[tuple[str, ...], list[str]] = {}
     for part, of_part in by_part.items():
-        for text in dict.fromkeys(json.dumps(r["measured"], sort_keys=True) for r in of_part):
-            measured = json.loads(text)
-            rows.append([part, f"`{measured['command']}`", *(measured.get(key, "") for key in keys)])
-    return markdown_table(["part", "command", *keys], rows, left=range(7))
+        for origin in dict.fromkeys(tuple(r["measured"].get(key, "") for key in keys) for r in of_part):
+            parts.setdefault(origin, []).append(part)
+    return markdown_table(["parts", *keys], [[", ".join(of), *origin] for origin, of in parts.items()], left=range(6))
 
 
 def _counts(judged: Records) -> str:

@@ -1,6 +1,6 @@
 """A server under load.
 
 For a long time: ``traffic`` (the clients), ``known_rows`` (what is right), ``tally``, ``watch``, ``trend`` and
-``soak_report``, run by ``benchmarks.soak``. Past its capacity: ``overload`` (the protocol), ``open_arrivals`` (its
-clients) and ``open_loop`` (at a server that runs). ``hostile_bodies`` sends the most expensive requests we know.
+``soak_report``, run by ``benchmarks.soak``. Past its capacity: ``overload`` (the protocol) and ``open_arrivals`` (its
+clients), run by ``benchmarks.speed``. ``hostile_bodies`` sends the most expensive requests we know.
 """

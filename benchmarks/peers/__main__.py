@@ -1,7 +1,7 @@
 """Compare with peers: results.json and RESULTS.md beside this file, and the tables of docs/peers.md.
 
-    python -m benchmarks.peers                    # all three; 20 minutes, most of it laplace-torch
-    python -m benchmarks.peers --only laplace     # or bayesian_lora, brier; the others keep their results
+    python -m benchmarks.peers                    # both; 20 minutes, most of it laplace-torch
+    python -m benchmarks.peers --only laplace     # or bayesian_lora; the other keeps its results
     python -m benchmarks.peers --quick            # few rows, a minute or two: into runs/bench-quick/peers
     python -m benchmarks.peers --tables           # measures nothing: the pages again, from results.json
 
@@ -27,13 +27,12 @@ from training.report.markdown import fill
 
 FOLDER = Path(__file__).parent
 PAGE = provenance.ROOT / "docs" / "peers.md"
-PARTS = {"laplace": "against_laplace", "bayesian_lora": "against_bayesian_lora", "brier": "against_brier"}
-#: Arguments of a quick comparison: rows of the artifact's, seeds of sampled labels, rows of each split.
-QUICK = {"laplace": 2, "bayesian_lora": 2, "brier": 60}
+PARTS = {"laplace": "against_laplace", "bayesian_lora": "against_bayesian_lora"}
+#: Arguments of a quick comparison: rows of the artifact's, seeds of sampled labels.
+QUICK = {"laplace": 2, "bayesian_lora": 2}
 PACKAGES = {
     "laplace": ["laplace-torch", "curvlinops-for-pytorch"],
     "bayesian_lora": ["bayesian-lora"],
-    "brier": ["brier"],
 }
 SHARED = ["laplora", "torch", "transformers", "peft"]
 

@@ -24,14 +24,10 @@ WIDTH = 16
 LORA_RANK = 3
 
 
-def inputs_of(subject: Subject, rows: Sequence[EncodedRow], side: str = "left") -> BatchEncoding:
-    """Return rows as a tokenizer would: padded on one side, no positions."""
+def inputs_of(subject: Subject, rows: Sequence[EncodedRow]) -> BatchEncoding:
+    """Return rows as a tokenizer would: padded on the left, no positions."""
     batch = subject.batch(rows)
-    ids, mask = batch.input_ids, batch.attention_mask
-    if side == "right":
-        order = mask.argsort(dim=1, descending=True, stable=True)
-        ids, mask = ids.gather(1, order), mask.gather(1, order)
-    return BatchEncoding({"input_ids": ids, "attention_mask": mask})
+    return BatchEncoding({"input_ids": batch.input_ids, "attention_mask": batch.attention_mask})
 
 
 def class_logits(subject: Subject) -> Callable[[Any, BatchEncoding], torch.Tensor]:
@@ -39,25 +35,15 @@ def class_logits(subject: Subject) -> Callable[[Any, BatchEncoding], torch.Tenso
     return lambda model, batch: model(**batch).logits[:, -1, list(subject.label_ids)]
 
 
-def kronecker_factors(
-    subject: Subject,
-    size: int,
-    *,
-    seed: int = 0,
-    rank: int | None = WIDTH,
-    order: Sequence[int] | None = None,
-    side: str = "left",
-    forward: Callable[[Any, BatchEncoding], torch.Tensor] | None = None,
-) -> Factors:
+def kronecker_factors(subject: Subject, size: int, *, seed: int = 0, rank: int | None = WIDTH) -> Factors:
     """Return the package's factors of the training rows, ``size`` rows per batch, by ``seed`` of its sampled labels."""
     from bayesian_lora import calculate_kronecker_factors
 
-    rows = [subject.train[i] for i in (range(len(subject.train)) if order is None else order)]
-    loader = [inputs_of(subject, rows[i : i + size], side) for i in range(0, len(rows), size)]
+    loader = [inputs_of(subject, subject.train[i : i + size]) for i in range(0, len(subject.train), size)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         factors: Factors = calculate_kronecker_factors(
-            subject.model, forward or class_logits(subject), loader, rank, WIDTH, ["lora"]
+            subject.model, class_logits(subject), loader, rank, WIDTH, ["lora"]
         )
     subject.model.zero_grad()
     subject.model.eval()
@@ -85,37 +71,15 @@ def package_jacobian(subject: Subject, rows: Sequence[EncodedRow]) -> tuple[dict
 
 
 def package_variance(
-    subject: Subject, rows: Sequence[EncodedRow], factors: Factors, prior_variance: float, *, cholesky: bool = True
+    subject: Subject, rows: Sequence[EncodedRow], factors: Factors, prior_variance: float
 ) -> torch.Tensor:
     """Return the package's covariance of the class logits, (rows, classes, classes)."""
     from bayesian_lora import cholesky_decompose_small_factors, variance
 
     jacobian, _ = package_jacobian(subject, rows)
-    factors = copy.copy(factors)
-    if cholesky:
-        factors = cholesky_decompose_small_factors(factors, WIDTH, "cpu", torch.float64)
+    factors = cholesky_decompose_small_factors(copy.copy(factors), WIDTH, "cpu", torch.float64)
     s2 = torch.tensor(prior_variance, dtype=torch.float64)
     result: torch.Tensor = variance(
         inputs_of(subject, rows), jacobian, factors, s2, len(subject.label_ids), LORA_RANK, WIDTH, "cpu"
     )
     return result
-
-
-def one_row_fails(subject: Subject) -> str:
-    """Return how ``variance`` fails on a batch of one row."""
-    try:
-        package_variance(subject, subject.test[:1], kronecker_factors(subject, 1), 1.0)
-    except (AssertionError, RuntimeError, IndexError) as error:
-        return f"{type(error).__name__} in variance()"
-    return "answers"
-
-
-def no_callback_fails(subject: Subject) -> str:
-    """Return how ``jacobian_mean`` fails when called with label ids, as in the README."""
-    from bayesian_lora.main import jacobian_mean
-
-    try:
-        jacobian_mean(subject.model, inputs_of(subject, subject.test), torch.tensor(subject.label_ids))
-    except NameError as error:
-        return f"NameError: {error}"
-    return "answers"

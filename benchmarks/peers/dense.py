@@ -68,16 +68,6 @@ def covariance(jacobians: torch.Tensor, curvature: torch.Tensor, precision: floa
     return jacobians @ inverse @ jacobians.mT
 
 
-def evidence(curvature: torch.Tensor, precision: float, squared_distance: float, log_likelihood: float) -> float:
-    """Return ``LL - 1/2 precision |W - W_init|^2 - 1/2 log det (I + curvature / precision)``, nats."""
-    identity = torch.eye(curvature.shape[0], dtype=curvature.dtype)
-    return (
-        log_likelihood
-        - 0.5 * precision * squared_distance
-        - 0.5 * float(torch.logdet(identity + curvature / precision))
-    )
-
-
 def in_contrasts(logit_covariance: torch.Tensor) -> torch.Tensor:
     """Return ``Q^T V Q`` of covariances of the class logits: what a softmax sees of them."""
     transform = contrasts(logit_covariance.shape[-1])

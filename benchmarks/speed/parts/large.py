@@ -6,7 +6,7 @@ takes, and so what 32 would; unless the benchmark is to be quick all 32 are buil
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from safetensors.torch import save
@@ -19,13 +19,14 @@ from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import random_batch
 from benchmarks.harness.timing import exactly
 from benchmarks.speed.parts.fit import fit
-from benchmarks.speed.parts.growth import answer, with_posterior
 from benchmarks.speed.parts.size import answer_bytes, weight_bytes
+from benchmarks.speed.parts.subset import with_posterior
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
 from laplora.posterior.passes import StructureSettings
+from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
 
 LAYERS, ROWS, TOKENS, LORA_RANK, EKFAC_RANK = 32, 8, 64, 8, 10
 MODEL, ANSWER, FIT = "model", "answer above the model", "fit above the model"
@@ -53,7 +54,7 @@ def measured(layers: int, device: str, shape: dict[str, Any] = LLAMA_2_7B) -> di
     """Return the bytes that so many layers take."""
     bare = random_llama(layers, device=device, quantization="nf4", rank=LORA_RANK, shape=shape)
     blocks, batches = find_blocks(bare.model, 2), [random_batch(bare, ROWS, TOKENS)] * 2
-    members = with_posterior(bare)
+    members = with_posterior(bare, batches=[random_batch(bare, 8, 8)], rank=5)
     made: list[Posterior] = []
     return {
         MODEL: held_bytes(bare.model),
@@ -62,6 +63,12 @@ def measured(layers: int, device: str, shape: dict[str, Any] = LLAMA_2_7B) -> di
         JOINT: file_bytes(made[0]),
         EKFAC: file_bytes(fit(members, blocks, [random_batch(bare, 2, 2)], "ekfac", rank=EKFAC_RANK)),
     }
+
+
+def answer(members: MemberSet, rows: int, tokens: int) -> Callable[[], MemberOutputs]:
+    """Return a Laplace answer to random rows."""
+    batch = random_batch(members, rows, tokens)
+    return lambda: member_outputs(members, batch, {("single", True)})
 
 
 def formulas(device: str, layers: int = LAYERS, shape: dict[str, Any] = LLAMA_2_7B) -> dict[str, int]:

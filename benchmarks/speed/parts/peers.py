@@ -1,4 +1,4 @@
-"""An answer with its uncertainty: laplora's, other packages', MC dropout's and an ensemble's; same weights and rows.
+"""An answer with its uncertainty: laplora's and other packages'; same weights and rows.
 
 float32, two classes, batches of 4 x 64 tokens without padding. The packages' posteriors are fitted on a few rows:
 what an answer costs does not depend on it. Each package differentiates through attention in its own way, and each is
@@ -28,12 +28,9 @@ from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.models.readout import label_logits, last_hidden
 from laplora.posterior.base import Posterior, block_precisions
 from laplora.posterior.file import read_posterior
-from laplora.predictive.member_adapters import in_place
-from laplora.predictive.member_adapters import lora_parameters as adapter_parameters
 from laplora.prompts.rows import EncodedRow
 
 ROWS, TOKENS = 4, 64
-DROPOUT_SAMPLES, ENSEMBLE = 10, 5
 #: Rank of the package's low-rank factors: that of its own example.
 PACKAGE_RANK = 10
 #: Width from which its factors are of low rank.
@@ -77,19 +74,7 @@ def missing() -> list[str]:
 def methods(absent: Sequence[str]) -> dict[str, Callable[[], Any]]:
     """Return what is timed, by name."""
     subject = even_rows(artifact_subject(train=8, test=ROWS))
-    model, forward = subject.model, plain_forward(subject)
-
-    def dropout() -> torch.Tensor:
-        modules = [m for name, m in model.named_modules() if ".lora_dropout." in name]
-        for module in modules:
-            module.train()
-        try:
-            return torch.stack([forward() for _ in range(DROPOUT_SAMPLES)]).softmax(-1).mean(0)
-        finally:
-            for module in modules:
-                module.eval()
-
-    functions: dict[str, Callable[[], Any]] = {FORWARD: forward, "laplora": laplora(subject)}
+    functions: dict[str, Callable[[], Any]] = {FORWARD: plain_forward(subject), "laplora": laplora(subject)}
     answers: dict[str, Answer] = {}
     if "bayesian_lora" not in absent:
         answers["bayesian-lora"] = bayesian_lora(subject)
@@ -98,10 +83,7 @@ def methods(absent: Sequence[str]) -> dict[str, Callable[[], Any]]:
     for package, answer in answers.items():
         attention, function = fastest(subject, answer)
         functions[f"{package} ({attention})"] = function
-    return functions | {
-        f"MC dropout, {DROPOUT_SAMPLES} samples": dropout,
-        f"ensemble of {ENSEMBLE} adapters": ensemble(subject, forward),
-    }
+    return functions
 
 
 def fastest(subject: Subject, answer: Answer) -> tuple[str, Callable[[], torch.Tensor]]:
@@ -124,29 +106,6 @@ def fastest(subject: Subject, answer: Answer) -> tuple[str, Callable[[], torch.T
             print(f"without {name}: {type(error).__name__}", flush=True)
     best = min(seconds, key=lambda name: seconds[name])
     return best, lambda: answer(ways[best])
-
-
-def ensemble(subject: Subject, forward: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """Return the mean probabilities of several adapters on the one base, each put in place for its forward pass.
-
-    The adapters are the artifact's, each with a perturbation of its own: what an answer costs does not depend on it.
-    """
-    parameters = adapter_parameters(subject.model)
-    generator = torch.Generator().manual_seed(0)
-
-    def perturbed(weights: torch.Tensor) -> torch.Tensor:
-        return weights.detach() + 0.1 * weights.detach().std() * torch.randn(weights.shape, generator=generator)
-
-    members = [{name: perturbed(weights) for name, weights in parameters.items()} for _ in range(ENSEMBLE)]
-
-    def answer() -> torch.Tensor:
-        logits = []
-        for weights in members:
-            with in_place(parameters, weights):
-                logits.append(forward())
-        return torch.stack(logits).softmax(-1).mean(0)
-
-    return answer
 
 
 def even_rows(subject: Subject) -> Subject:

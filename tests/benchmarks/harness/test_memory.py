@@ -1,10 +1,8 @@
-"""The memory meter, the formulas of sizes against what is really held, and the parts that measure growth."""
+"""The memory meter, and the formulas of sizes against what is really held."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +12,11 @@ from tiny_models import tiny_model, tiny_task
 from benchmarks.estimate.sizes import posterior_bytes
 from benchmarks.harness.allocation import peak_bytes
 from benchmarks.harness.llama7b import random_llama
-from benchmarks.harness.record import FOLDER
 from benchmarks.harness.subject import random_batch
-from benchmarks.speed.parts import growth, large
+from benchmarks.speed.parts import large
 from benchmarks.speed.parts.fit import STRUCTURES, fit
-from benchmarks.speed.parts.growth import draw
 from benchmarks.speed.parts.size import answer_bytes
+from benchmarks.speed.parts.subset import with_posterior
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.decoder_forms import decoder_form
@@ -132,7 +129,7 @@ def no_scratch() -> Iterator[None]:
 def test_an_answer_takes_what_the_formula_says(layers: int, classes: int) -> None:
     """8 x 16 tokens. Within a tenth: attention's scores, which the formula leaves out, are more on so small a model."""
     members = random_llama(layers, device="cpu", quantization="nf4", rank=4, classes=classes, shape=TINY)
-    function = growth.answer(growth.with_posterior(members), 8, 16)
+    function = large.answer(with_posterior(members, batches=[random_batch(members, 8, 8)], rank=5), 8, 16)
     function()
     formula = answer_bytes(members.model.config, 8, 16, classes, adapted=2, rank=4)
     assert peak_bytes(function) == pytest.approx(formula, rel=0.1)
@@ -155,26 +152,3 @@ def test_a_fit_holds_no_more_for_more_rows() -> None:
     blocks, batch = find_blocks(members.model, 2), random_batch(members, 4, 8)
     two, four = (peak_bytes(lambda n=n: fit(members, blocks, [batch] * n, "joint_core")) for n in (2, 4))
     assert four == two
-
-
-def test_the_exponent_is_the_slope_of_the_upper_half() -> None:
-    sizes = (1, 2, 4, 8, 16, 32)
-    assert growth.exponent(sizes, [5.0, 5.0, 5.0, *(3 * s**1.5 for s in sizes[3:])]) == pytest.approx(1.5)
-    assert growth.exponent((1, 2, 4), [7.0, 2.0, 4.0]) == pytest.approx(1.0)
-    assert 1.0 < growth.exponent((64, 512), [growth.products(64), growth.products(512)]) < 1.1
-
-
-def test_parts_of_growth_measure_what_they_say() -> None:
-    members = growth.with_posterior(random_llama(1, device="cpu", quantization="none", rank=4, shape=TINY), rank=6)
-    assert members.trained.posterior is not None
-    assert sum(w.shape[1] for w in members.trained.posterior.wide) == 6 * 4
-    assert growth.answer(members, 3, 5)().covariances["single"].shape == (1, 3, 1, 1)
-    assert growth.projection(members, 2)().shape == (8, 1, 1)
-    assert growth.fitting(members, 16)().rows == 16
-
-
-def test_the_figure_is_drawn_of_the_published_values(tmp_path: Path) -> None:
-    axes = json.loads((FOLDER / "growth.json").read_text())["axes"]
-    assert [len(a["sizes"]) for a in axes] == [len(a["seconds"]) for a in axes] == [len(a["bytes"]) for a in axes]
-    draw(axes, tmp_path / "growth.png")
-    assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"

@@ -17,7 +17,7 @@ from server_process import server_process
 from benchmarks import soak
 from benchmarks.harness import provenance
 from benchmarks.harness.process import on_cores
-from benchmarks.load import open_loop, overload
+from benchmarks.load import overload
 from benchmarks.load.known_rows import TOLERANCE, Known
 from benchmarks.load.open_arrivals import Outcome, poisson_times
 from benchmarks.load.soak_report import verdict
@@ -195,9 +195,9 @@ def test_a_short_soak_finds_nothing_wrong_and_leaves_a_log_a_page_and_a_picture_
     assert (out / "soak.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_short_open_loop_prints_its_table(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_open_loop_has_its_table(url: str) -> None:
     # Whether what is asked is met is the machine's affair: the fake device has no limit, the clients do.
-    open_loop.main(["--url", url, "--seconds", "0.2", "--queue-rows", "64", "--runs", "2"])
-    page = capsys.readouterr().out
+    runs = overload.measure(url, overload.Plan(2, 0.12, 0.2, 0.12), predictive="map")
+    page = overload.page({"clients on this machine": runs}, "now", queue_rows=64, predictive="map")
     rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
     assert rows == ["run, load", "---", "1, 0.5", "1, 1", "1, 2", "2, 2"]

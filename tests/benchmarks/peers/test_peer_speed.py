@@ -38,20 +38,3 @@ def test_every_attention_gives_the_same_logits_and_is_undone() -> None:
     assert subject.model.config._attn_implementation == before
     for logits in outputs[1:]:
         assert torch.allclose(logits, outputs[0], atol=1e-6)  # a softmax in float32 in one of them
-
-
-def test_the_ensemble_is_of_adapters_that_differ_and_leaves_the_model_its_own() -> None:
-    subject = tiny_subject(length=6)
-    forward = peers.plain_forward(subject)
-    seen = []
-
-    def noted() -> torch.Tensor:
-        seen.append(forward())
-        return seen[-1]
-
-    before = forward()
-    mean = peers.ensemble(subject, noted)()
-    assert len(seen) == peers.ENSEMBLE
-    assert all((one - other).abs().max() > 1e-6 for i, one in enumerate(seen) for other in seen[:i])
-    assert torch.allclose(mean, torch.stack(seen).softmax(-1).mean(0))
-    assert torch.equal(forward(), before)

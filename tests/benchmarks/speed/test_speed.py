@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_models import VOCABULARY, tiny_model
 
 from benchmarks.harness import provenance
@@ -18,14 +17,12 @@ from benchmarks.harness.subject import random_batch, with_classes
 from benchmarks.harness.timing import Ratio
 from benchmarks.speed import __main__ as job
 from benchmarks.speed import published
-from benchmarks.speed.parts import adapters, classes, fit, overload, predict, start, subset
+from benchmarks.speed.parts import classes, fit, overload, predict, start, subset
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.many_classes import choose_of
-from laplora.predictive.member_adapters import lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
-from laplora.predictive.several_adapters import adapters_logits
 from laplora.prompts.rows import Batch
 from laplora.readouts.label_tokens import LabelTokens
 
@@ -38,7 +35,7 @@ HERE = Conditions("a processor, 2 cores", MEASURED)
 def test_a_quick_run_leaves_everything_that_is_published_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One part of a quick run, its figures made up; and where the growth's files and the open loop's would go."""
+    """One part of a quick run, its figures made up; and where the open loop's files would go."""
     monkeypatch.setattr(provenance, "SCRATCH", tmp_path)
     seen = []
 
@@ -60,12 +57,6 @@ def contents() -> dict[str, bytes]:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     figures = [p for p in FOLDER.rglob("*") if p.suffix in (".json", ".md", ".png", ".csv")]
     return {str(p): p.read_bytes() for p in [*pages, *figures]}
-
-
-def test_make_bench_quick_is_such_a_run() -> None:
-    assert "benchmarks.speed $(if $(QUICK),--quick)" in (ROOT / "Makefile").read_text(encoding="utf-8")
-    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
-    assert provenance.SCRATCH.relative_to(ROOT).parts[0] + "/" in ignored
 
 
 def test_sentences_of_other_pages_are_made_of_the_published_figures() -> None:
@@ -175,22 +166,6 @@ def test_a_posterior_over_the_values_b_is_smaller_and_answers(monkeypatch: pytes
         MemberSet(model, {}, LabelTokens((3, 4)), Member()), "values_b"
     ).trained.posterior.blocks
     assert {block.name.split(".", 3)[3] for block in blocks} == {"self_attn.v_proj.lora_B"}
-
-
-def test_adapters_side_by_side_are_what_they_are_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every record of a quick run on a tiny model, and that both ways give the same answers."""
-    model = tiny_model("llama", dtype=None)
-    plain = MemberSet(model, lora_parameters(model), LabelTokens((3, 4)), Member())
-    monkeypatch.setattr(adapters, "load_subject", lambda _format: plain)
-    monkeypatch.setattr(adapters, "random_batch", lambda *sizes, **_: tokens_within(random_batch(*sizes, padded=True)))
-    found = [record.name for record in adapters.run(HERE, quick=True)]
-    assert found[0] == "adapters: bfloat16, 3 side by side to in turn, 1 x 16 tokens"
-    assert len(found) == 6
-    near, batch = adapters.adapters_near(plain, 3), tokens_within(random_batch(plain, 4, 8))
-    side = adapters_logits(model, plain.readout, near, batch)
-    in_turn = adapters.in_turn(plain, near, batch).double()
-    torch.testing.assert_close(side, in_turn, rtol=1e-4, atol=1e-4)
-    assert not torch.equal(side[0], side[1])
 
 
 def test_an_answer_of_many_classes_computes_few_directions(monkeypatch: pytest.MonkeyPatch) -> None:
