@@ -34,8 +34,7 @@ from laplora.models.shared_base import SharedBases
 from laplora.predictor import Predictor
 from service.app import create_app
 from training.__main__ import main
-from training.config import config_hash_fields, load_config
-from training.config.sections import BaseConfig
+from training.config import load_config
 from training.fine_tuning.new_adapter import add_adapter
 from training.workspace import pruning
 from training.workspace.folds import fold_runs
@@ -198,7 +197,6 @@ def test_a_manifest_without_removed_layers_is_as_before(sentiment_run: FinishedR
     text = (sentiment_run.artifact / "manifest.json").read_text(encoding="utf-8")
     assert "removed_layers" not in text
     assert read_artifact(sentiment_run.artifact).manifest.removed_layers == ()
-    assert "prune_layers" not in text
     for wrong in ([3, 2], [2, 2], [-1, 2]):
         with pytest.raises(ValueError, match="removed_layers"):
             reseal(pruned.artifact, removed_layers=wrong)
@@ -334,15 +332,6 @@ def test_a_number_of_layers_that_cannot_be_is_refused_before_anything_is_loaded(
     hidden = save_base(tmp_path / "opt", base_model_folder, hf.OPTConfig, word_embed_proj_dim=16, **sizes)
     with pytest.raises(ConfigError, match=r"base\.prune_layers: no layers can be removed \(OPTForCausalLM keeps its 2"):
         prepared_run(load_config(file, ["base.prune_layers=1", f"base.model={hidden}"]))
-
-
-def test_a_configuration_without_pruning_is_as_before(deep_base: Path, tmp_path: Path) -> None:
-    """Its record has no field of it: digests and folders of earlier runs stay."""
-    file = sentiment_config(tmp_path, deep_base, **SMALL)
-    fields = ["model", "revision", "quantization", "dtype", "device", "dequantize"]
-    assert list(BaseConfig().model_dump()) == fields
-    assert list(config_hash_fields(load_config(file, ["base.prune_layers=0"]))["base"]) == fields
-    assert config_hash_fields(load_config(file, [PRUNED]))["base"]["prune_layers"] == 2
 
 
 def test_later_labels_and_a_student_keep_to_the_layers(pruned: FinishedRun, tmp_path: Path) -> None:

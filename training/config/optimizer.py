@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from laplora.fitting.settings import Section
-from training.data.later_fields import as_before
 
 
 class OptimizerConfig(Section):
@@ -98,11 +97,6 @@ class OptimizerConfig(Section):
             raise ValueError("patience counts evaluations: set evaluate_every too")
         return self
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the fields; without those at their defaults that configurations had no field for before."""
-        return as_before(self, write(self), _LATER)
-
     @property
     def step_count(self) -> int:
         """Optimizer steps, of a configuration that is filled in."""
@@ -127,19 +121,3 @@ class OptimizerConfig(Section):
     def steps_of(self, epochs: float, rows: int) -> int:
         """Return as many steps as so many epochs over rows take, a part of a step counted as one."""
         return max(1, math.ceil(epochs * self.steps_an_epoch(rows)))
-
-
-#: Fields that earlier configurations did not have: at their defaults they are not written, so that a digest stays.
-_LATER = (
-    "epochs",
-    "gradient_accumulation",
-    "gradient_checkpointing",
-    "group_by_length",
-    "loraplus_lr_ratio",
-    "class_weights",
-    "kl_to_base",
-    "l2_to_initial",
-    "evaluate_every",
-    "patience",
-    "selection_fraction",
-)

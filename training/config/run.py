@@ -211,10 +211,4 @@ def override(raw: dict[str, Any], item: str) -> None:
 
 def config_hash_fields(config: RunConfig) -> dict[str, Any]:
     """Return the configuration as JSON values, without what does not change the artifact (``UNRECORDED``)."""
-    fields = config.model_dump(mode="json", exclude=set(UNRECORDED))
-    if config.readout == "label_tokens":  # not a part of earlier configurations
-        del fields["readout"]
-    for name in ("student", "cut"):  # likewise
-        if fields[name] is None:
-            del fields[name]
-    return fields
+    return config.model_dump(mode="json", exclude=set(UNRECORDED))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from laplora.errors import ConfigError
 from laplora.fitting.settings import CalibrationSettings, LaplaceSettings, Section
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.models.spread import Sharing, Spread
-from training.data.later_fields import as_before
 
 
 class BaseConfig(Section):
@@ -61,11 +60,6 @@ class BaseConfig(Section):
             )
         return self
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the fields; without later ones at their defaults, as before there were such fields."""
-        return as_before(self, write(self), ("device_map", "max_memory", "prune_layers"))
-
 
 class AdapterConfig(Section):
     """The LoRA adapter; defaults as in Yang et al. (arXiv 2308.13111)."""
@@ -80,11 +74,6 @@ class AdapterConfig(Section):
     rslora: bool = Field(
         False, description="rank-stabilised LoRA: the update is scaled by alpha / sqrt(r) in place of alpha / r"
     )
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the fields; without ``rslora`` at its default, as before there was such a field."""
-        return as_before(self, write(self), ("rslora",))
 
 
 class CutConfig(Section):
@@ -129,14 +118,6 @@ class LaplaceConfig(LaplaceSettings):
 
     many_classes: ManyClassesConfig = ManyClassesConfig()
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the fields; without ``many_classes`` at its default, as before there was such a section."""
-        fields: dict[str, Any] = write(self)
-        if self.many_classes == ManyClassesConfig():
-            fields.pop("many_classes", None)
-        return fields
-
     @property
     def settings(self) -> LaplaceSettings:
         """What the library's fit is told of it."""
@@ -160,15 +141,6 @@ class CalibrationConfig(CalibrationSettings):
                 "served one on all of them; use rows: held_out"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the fields; without ``rows`` and ``folds`` at their defaults, as before there were such fields."""
-        fields: dict[str, Any] = write(self)
-        for name in ("rows", "folds"):
-            if fields.get(name) == type(self).model_fields[name].default:
-                del fields[name]
-        return fields
 
     @property
     def cross_fits(self) -> bool:
@@ -194,8 +166,3 @@ class EvaluationConfig(Section):
         description="whether the report that the artifact takes along shows the texts of its worst and most uncertain "
         "rows; the one in the run's folder always does",
     )
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the fields; without ``report_texts`` at its default, as before there was such a field."""
-        return as_before(self, write(self), ("report_texts",))

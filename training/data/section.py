@@ -11,10 +11,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     field_serializer,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -23,14 +21,11 @@ from laplora.errors import ConfigError
 from training.data.examples import Role, Splits
 from training.data.files import InlineTemplate, SplitPaths, file_template, read_files
 from training.data.hub_tables import PREFIX, HubSplits, read_hub_splits
-from training.data.later_fields import as_before
 from training.data.sources import read_benchmark
 from training.data.splitting import split, without_long_prompts
 
 #: Config fields that only rows of the user's own choice have, of a file or of the hub.
 OWN_FIELDS = frozenset({"name", "template", "labels", "label_field", "label_map", "columns"})
-#: Fields that earlier configurations did not have.
-_LATER = ("hub", "columns", "stratify")
 
 Dataset = Literal[
     "winogrande_xs",
@@ -178,11 +173,6 @@ class DataConfig(BaseModel):
         if self.own_rows:
             self._check_own()
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Return the fields; without those of ``_LATER`` at their defaults."""
-        return as_before(self, write(self), _LATER)
 
     @property
     def hub_id(self) -> str | None:

@@ -113,11 +113,3 @@ def test_what_cannot_be_loaded_is_named(fields: dict[str, Any], error: type[Exce
 def test_configurations_that_cannot_be(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DataConfig.model_validate(OWN | fields)
-
-
-def test_fields_that_are_not_used_are_not_written() -> None:
-    """So a configuration of before has the digest of before, and a recorded one is read again."""
-    plain = DataConfig.model_validate({"dataset": "sst2"}).model_dump(mode="json")
-    assert not {"hub", "columns", "stratify"} & plain.keys()
-    used = DataConfig.model_validate(OWN | {"dataset": "hub:owner/moods", "stratify": True})
-    assert DataConfig.model_validate(used.model_dump(mode="json")) == used
