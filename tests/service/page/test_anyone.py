@@ -51,23 +51,17 @@ def open_everything(visited: Visit, section: str) -> None:
         summary.click()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_wrong_in_any_section(scheme: str, browser: Browser, lively: str) -> None:
+@pytest.mark.parametrize(("scheme", "viewport"), [("light", PHONE), ("dark", DESK)], ids=["phone", "desk"])
+def test_axe_finds_nothing_wrong_in_any_section_and_none_scrolls_sideways(
+    scheme: str, viewport: dict[str, int], browser: Browser, lively: str
+) -> None:
     # axe is put into the page from outside, which its policy would not allow.
-    with visit(browser, lively, color_scheme=scheme, bypass_csp=True) as visited:
+    with visit(browser, lively, color_scheme=scheme, viewport=viewport, bypass_csp=True) as visited:
         for section in SECTIONS:
             open_everything(visited, section)
             found = Axe().run(visited.page)
             assert found.violations_count == 0, f"{section}, {scheme}:\n{found.generate_report()}"
-
-
-@pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
-def test_no_section_scrolls_sideways(viewport: dict[str, int], browser: Browser, lively: str) -> None:
-    with visit(browser, lively, viewport=viewport) as visited:
-        for section in SECTIONS:
-            open_everything(visited, section)
-            width = visited.page.evaluate("document.documentElement.scrollWidth")
-            assert width <= viewport["width"], section
+            assert visited.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], section
 
 
 def test_the_keyboard_alone_is_enough(browser: Browser, lively: str) -> None:
@@ -110,17 +104,14 @@ def test_the_keyboard_alone_is_enough(browser: Browser, lively: str) -> None:
         expect(page.locator("#playground")).to_be_visible()
 
 
-def test_a_section_has_an_address_of_its_own(browser: Browser, lively: str) -> None:
+def test_a_section_has_an_address_of_its_own_and_the_server_one_links_to_every_operation(
+    browser: Browser, lively: str
+) -> None:
     with visit(browser, lively) as visited:
         visited.page.goto(f"{lively}/#server")
         visited.page.reload()
-        expect(visited.page.locator("#server")).to_be_visible()
         expect(visited.page.locator("#playground")).to_be_hidden()
         expect(visited.page.locator("nav [aria-current]")).to_have_text("Server")
-
-
-def test_the_server_section_links_to_every_operation(browser: Browser, lively: str) -> None:
-    with visit(browser, lively) as visited:
         open_everything(visited, "server")
         document = visited.page.request.get(f"{lively}/openapi.json").json()
         known = {f"{m.upper()} {path}" for path, methods in document["paths"].items() for m in methods}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from browser import Visit, needs_chromium, visit
 from job_calls import lines, rows
-from job_servers import has, job_until
+from job_servers import has, job_until, submit_to
 from playwright.sync_api import Browser, Locator, Page, expect
 from server_process import fake_artifacts, fake_server
 
@@ -47,8 +47,8 @@ def done(job: Locator, rows_done: int) -> None:
     expect(job).to_contain_text(f"{rows_done} of {rows_done} rows")
 
 
-def test_a_file_is_evaluated_and_its_result_shown_and_saved(at_jobs: Page) -> None:
-    job = evaluate(at_jobs, lines(rows(40)))
+def test_a_file_is_evaluated_and_its_result_and_every_answer_shown_and_saved(at_jobs: Page) -> None:
+    job = evaluate(at_jobs, lines([{**row, "source": "imdb"} for row in rows(40)]))
     done(job, 40)
     expect(at_jobs.locator("#job-said")).to_have_text("The job is done.")
     job.get_by_role("button", name="Show the result").click()
@@ -64,9 +64,14 @@ def test_a_file_is_evaluated_and_its_result_shown_and_saved(at_jobs: Page) -> No
     assert f"{metrics['nll']:.3f} ({low:.3f} to {high:.3f})" in shown
     # Drawing rows anew pushes an ECE up: the interval of the answer is none that people should read.
     assert f"{metrics['ece']:.3f}" in shown.split("\t")
+    with at_jobs.expect_download() as download:
+        job.get_by_role("link", name="Every answer").click()
+    answers = [json.loads(line) for line in Path(download.value.path()).read_bytes().splitlines()]
+    assert [row["line"] for row in answers] == list(range(1, 41))
+    assert {row["input"]["source"] for row in answers} == {"imdb"}
 
 
-def test_a_dropped_file_is_evaluated(at_jobs: Page) -> None:
+def test_a_dropped_file_and_the_examples_are_evaluated_too(at_jobs: Page) -> None:
     """As the browser hands one over: an event with a file in it."""
     dropped = at_jobs.evaluate_handle(
         "text => { const t = new DataTransfer(); t.items.add(new File([text], 'rows.jsonl')); return t; }",
@@ -76,52 +81,31 @@ def test_a_dropped_file_is_evaluated(at_jobs: Page) -> None:
     # A file that misses does not take the place of the page.
     missed = "const e = new DragEvent('drop', {bubbles: true, cancelable: true}); document.body.dispatchEvent(e);"
     assert at_jobs.evaluate(f"() => {{ {missed} return e.defaultPrevented; }}")
-
-
-def test_the_examples_are_a_file_too(at_jobs: Page) -> None:
     done(sent(at_jobs, at_jobs.get_by_role("button", name="Evaluate the playground's examples").click), 5)
 
 
 def test_what_is_wrong_with_a_file_is_said_with_its_line(at_jobs: Page) -> None:
     send = at_jobs.get_by_role("button", name="Evaluate", exact=True)
-    choose(at_jobs, lines(rows(2)) + b'{"text": "a", "label": "purple"}\n')
-    send.click()
-    expect(at_jobs.locator("#job-lines li")).to_have_count(1)
-    expect(at_jobs.locator("#job-lines")).to_contain_text("Line 3: ")
     choose(at_jobs, b"{}\n" + lines(rows(2)) + b"what\n")
     send.click()
     expect(at_jobs.locator("#job-problem")).to_have_text("2 lines cannot be evaluated:")
     assert [item.split(":")[0] for item in at_jobs.locator("#job-lines li").all_inner_texts()] == ["Line 1", "Line 4"]
-    done(evaluate(at_jobs, lines(rows(3))), 3)
+    # Rows that are not kept are not offered.
+    at_jobs.get_by_label("Keep the rows and their answers").uncheck()
+    job = evaluate(at_jobs, lines(rows(3)))
+    done(job, 3)
     assert at_jobs.locator("#job-problem").inner_text() == ""
     assert at_jobs.locator("#job-lines li").count() == 0
-
-
-def test_every_answer_is_saved(at_jobs: Page) -> None:
-    job = evaluate(at_jobs, lines([{**row, "source": "imdb"} for row in rows(30)]))
-    done(job, 30)
-    with at_jobs.expect_download() as download:
-        job.get_by_role("link", name="Every answer").click()
-    answers = [json.loads(line) for line in Path(download.value.path()).read_bytes().splitlines()]
-    assert [row["line"] for row in answers] == list(range(1, 31))
-    assert {row["input"]["source"] for row in answers} == {"imdb"}
-
-
-def test_rows_that_are_not_kept_are_not_offered(at_jobs: Page) -> None:
-    at_jobs.get_by_label("Keep the rows and their answers").uncheck()
-    job = evaluate(at_jobs, lines(rows(4)))
-    done(job, 4)
     expect(job.get_by_role("button", name="Show the result")).to_be_visible()
-    expect(job.get_by_role("link", name="Every answer")).to_be_hidden()
-    expect(job.get_by_role("link", name="Report")).to_be_hidden()
+    for link in ("Every answer", "Report"):
+        expect(job.get_by_role("link", name=link)).to_be_hidden()
 
 
 def test_older_jobs_are_shown_when_asked_for(browser: Browser, tmp_path: Path) -> None:
     flags = ["--max-jobs-per-caller", "50"]
     with fake_server(fake_artifacts(tmp_path), *flags) as process, process.client() as client:
         for _ in range(23):
-            sent = client.post("/evaluate/jobs", content=lines(rows(1)), headers={"content-type": "application/jsonl"})
-            assert sent.status_code == 202
+            submit_to(client, rows(1))
         with visit(browser, str(client.base_url)) as visited:
             visited.show("jobs")
             expect(visited.page.locator(".job")).to_have_count(20)
@@ -132,7 +116,7 @@ def test_older_jobs_are_shown_when_asked_for(browser: Browser, tmp_path: Path) -
         assert shown == [job["id"] for job in client.get("/evaluate/jobs").json()["jobs"]]
 
 
-def test_a_job_is_watched_and_cancelled(browser: Browser, tmp_path: Path) -> None:
+def test_a_job_is_watched_while_somebody_looks_and_cancelled(browser: Browser, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     gate.touch()
     with fake_server(fake_artifacts(tmp_path), FAKE_GATE=str(gate)) as process, process.client() as client:
@@ -148,28 +132,17 @@ def test_a_job_is_watched_and_cancelled(browser: Browser, tmp_path: Path) -> Non
             expect(job).to_have_attribute("data-status", "cancelled")
             expect(page.locator("#job-said")).to_have_text("The job is cancelled.")
             expect(progress).to_be_hidden()
-            gate.touch()
             job.get_by_role("button", name="Remove").click()
-            expect(page.locator(".job")).to_have_count(0)
             expect(page.locator("#jobs-empty")).to_be_visible()
-        assert client.get("/evaluate/jobs").json()["jobs"] == []
-
-
-def test_nobody_asks_for_what_nobody_looks_at(browser: Browser, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    gate.touch()
-    with fake_server(fake_artifacts(tmp_path), FAKE_GATE=str(gate)) as process, process.client() as client:
-        gate.unlink()
-        with visit(browser, str(client.base_url)) as visited:
-            visited.show("jobs")
-            job = evaluate(visited.page, lines(rows(20)))
+            # Nobody asks for what nobody looks at.
+            job = evaluate(page, lines(rows(20)))
             expect(job).to_have_attribute("data-status", "running")
             visited.show("server")
             asked: list[str] = []
-            visited.page.on("request", lambda request: asked.append(request.url))
+            page.on("request", lambda request: asked.append(request.url))
             gate.touch()
             job_until(client, job.get_attribute("data-job") or "", has("done"))
-            visited.page.wait_for_timeout(1500)
+            page.wait_for_timeout(1500)
             assert not [url for url in asked if "evaluate/jobs" in url]
             visited.show("jobs")
             done(job, 20)

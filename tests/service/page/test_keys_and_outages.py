@@ -37,7 +37,7 @@ def shut_out(browser: Browser, guarded: str) -> Iterator[Visit]:
         yield visited
 
 
-def test_a_wrong_key_is_said_to_be_one_and_the_right_one_opens(shut_out: Visit) -> None:
+def test_a_wrong_key_is_said_to_be_one_and_the_right_one_is_kept_nowhere_but_in_memory(shut_out: Visit) -> None:
     page = shut_out.page
     expect(page.get_by_label("This server asks for an API key")).to_be_focused()
     assert page.get_by_role("button", name="Ask", exact=True).is_disabled()
@@ -49,30 +49,18 @@ def test_a_wrong_key_is_said_to_be_one_and_the_right_one_opens(shut_out: Visit) 
     shut_out.ask("87000")
     for call in ("#call-curl", "#call-python"):
         assert "YOUR_KEY" in page.locator(call).inner_text()
-    assert TOKENS["everything"] not in page.content()
-
-
-def test_a_key_is_kept_nowhere_but_in_memory(shut_out: Visit) -> None:
-    page = shut_out.page
-    shut_out.give_key(TOKENS["everything"])
-    expect(page.locator("#key-form")).to_be_hidden()
-    shut_out.ask("87000")
-    kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])")
-    assert json.loads(kept)[:3] == [{}, {}, ""]
-    assert TOKENS["everything"] not in kept
+    stored = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])")
+    assert json.loads(stored)[:3] == [{}, {}, ""]
+    assert TOKENS["everything"] not in page.content() + stored
     page.get_by_role("button", name="Forget it").click()
     expect(page.get_by_label("This server asks for an API key")).to_be_visible()
 
 
-def test_what_a_key_may_not_do_is_said(shut_out: Visit) -> None:
+def test_a_key_is_sent_with_links_and_what_it_may_not_do_is_said(shut_out: Visit) -> None:
     shut_out.give_key(TOKENS["predict"])
     shut_out.ask("87000")
     shut_out.show("jobs")
     expect(shut_out.page.locator("#jobs-problem")).to_contain_text("the scope 'evaluate'")
-
-
-def test_a_link_that_needs_the_key_is_fetched_with_it(shut_out: Visit) -> None:
-    shut_out.give_key(TOKENS["predict"])
     shut_out.show("server")
     expect(shut_out.page.locator("#server-load")).to_contain_text("Inputs that wait")
     with shut_out.page.expect_download() as download:

@@ -32,20 +32,14 @@ def test_both_answers_stand_side_by_side(visited: Visit) -> None:
         "positive: 13.0 % by the fine-tuned model alone, 13.0 % served"
         in visited.page.locator("#answer-said").inner_text()
     )
-
-
-def test_both_bars_are_seen_without_scrolling(visited: Visit) -> None:
-    visited.ask("87000")
     bars = visited.page.locator(".comparison svg").all()
     assert len(bars) == 4
-    for bar in bars:
+    for bar in bars:  # seen without scrolling
         box = bar.bounding_box()
         assert box is not None
         assert box["y"] + box["height"] <= 800
-    widths = [
-        visited.page.locator(f".comparison rect.{kind}").first.get_attribute("width") for kind in ("map", "served")
-    ]
-    assert widths == ["87.00%", "87.00%"]
+    for kind in ("map", "served"):
+        assert visited.page.locator(f".comparison rect.{kind}").first.get_attribute("width") == "87.00%"
 
 
 def test_what_to_do_is_said_in_plain_words(visited: Visit) -> None:
@@ -63,31 +57,24 @@ def test_what_to_do_is_said_in_plain_words(visited: Visit) -> None:
         assert visited.page.locator(".verdict").inner_text() == said
 
 
-def test_what_a_set_of_labels_promises_is_said_beside_what_was_measured(visited: Visit) -> None:
-    """The fake's manifest records sets of laplace alone."""
+def test_what_was_measured_is_said_beside_what_is_promised(visited: Visit) -> None:
+    """The fake's manifest records sets of laplace alone, an ECE of it above its limit, and no limit of MAP."""
     visited.ask("87000")
     said = "Such a set holds the true label in 90 % (asked) / 91.4 % of 500 test rows (measured)."
-    assert visited.page.locator("#answer .sets").inner_text() == said
+    sets = visited.page.locator("#answer .sets")
+    assert sets.inner_text() == said
     visited.page.get_by_label("Answered by").select_option("map")
     visited.ask("87000")
-    assert (
-        visited.page.locator("#answer .sets").inner_text()
-        == "Such a set holds the true label in 90 % (asked); not measured."
-    )
+    assert sets.inner_text() == "Such a set holds the true label in 90 % (asked); not measured."
     visited.show("artifact")
     expect(visited.page.locator("#artifact-about")).to_contain_text(said)
-
-
-def test_a_calibration_error_stands_beside_what_chance_makes_of_it(visited: Visit) -> None:
-    """The fake's manifest has an ECE of laplace above its limit, and no limit of MAP."""
-    visited.show("artifact")
     row = visited.page.locator("#artifact tr.chosen")
     expect(row).to_contain_text("more than chance (0.060)")
     expect(row.locator("line.limit")).to_have_attribute("x1", "75.00%")
     assert visited.page.locator("#artifact line.limit").count() == 1
 
 
-def test_every_way_to_answer_is_said_in_words(visited: Visit) -> None:
+def test_every_way_to_answer_is_said_in_words_and_an_example_fills_the_form(visited: Visit) -> None:
     """Nobody knows on first sight what laplace_conditioned is."""
     for option in visited.page.get_by_label("Answered by").locator("option").all():
         assert re.fullmatch(r"recommended \(\w+\)|\w+: \w.+", option.inner_text())
@@ -96,9 +83,6 @@ def test_every_way_to_answer_is_said_in_words(visited: Visit) -> None:
     assert wide is not None
     assert panel is not None
     assert wide["x"] + wide["width"] <= panel["x"] + panel["width"]
-
-
-def test_an_example_fills_the_form_and_asks(visited: Visit) -> None:
     visited.page.get_by_role("button", name="Clearly bad").click()
     expect(visited.page.locator(".verdict")).to_be_visible()
     assert visited.page.get_by_label("text", exact=True).input_value() == "dull ."
@@ -120,21 +104,17 @@ def test_the_call_as_curl_and_as_python_is_the_same_call(visited: Visit, address
     )
 
 
-def test_a_copy_button_copies_its_code(browser: Browser, address: str) -> None:
+def test_a_copy_button_copies_its_code_and_a_refusal_is_said_where_it_was_asked(browser: Browser, address: str) -> None:
     with visit(browser, address, permissions=["clipboard-read", "clipboard-write"]) as visited:
+        visited.page.get_by_label("text", exact=True).fill("1 " * 65)
+        visited.page.get_by_role("button", name="Ask", exact=True).click()
+        expect(visited.page.locator("#ask-problem")).to_contain_text("too long")
         visited.ask("87000")
+        assert visited.page.locator("#ask-problem").inner_text() == ""
         visited.page.get_by_role("button", name="Copy curl").click()
         expect(visited.page.get_by_role("button", name="Copied")).to_be_visible()
         copied = visited.page.evaluate("navigator.clipboard.readText()")
         assert copied == visited.page.locator("#call-curl").inner_text()
-
-
-def test_what_the_server_refuses_is_said_where_it_was_asked(visited: Visit) -> None:
-    visited.page.get_by_label("text", exact=True).fill("1 " * 65)
-    visited.page.get_by_role("button", name="Ask", exact=True).click()
-    expect(visited.page.locator("#ask-problem")).to_contain_text("too long")
-    visited.ask("87000")
-    assert visited.page.locator("#ask-problem").inner_text() == ""
 
 
 def test_the_true_label_counts_on_the_page_feedback(browser: Browser, tmp_path: Path) -> None:
@@ -174,7 +154,7 @@ def test_an_artifact_with_choices_has_a_form_of_its_own(browser: Browser, tmp_pa
             expect(visited.page.locator("#calls")).to_be_hidden()
             visited.page.get_by_label("question").fill("Who 87000 ?")
             visited.page.get_by_label("Choices, one a line").fill("Anna\nBeth\n\nCleo")
-            visited.page.get_by_label("Average over the orders").check()
+            visited.page.get_by_label("Average with the choices in reverse").check()
             visited.page.get_by_role("button", name="Ask", exact=True).click()
             expect(visited.page.locator(".verdict")).to_be_visible()
             assert sorted(row[0] for row in cells(visited)) == ["A. Anna", "B. Beth", "C. Cleo"]
