@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from laplora.linearised import Likelihood, contrast_hessian, hessian_root, mean_of
+from laplora.linearised import Likelihood, contrast_hessian, mean_of
 
 
 @dataclass(frozen=True)
@@ -85,21 +85,8 @@ class ContrastJacobians:
             return self.weights
         if self.likelihood == "categorical":
             return contrast_hessian(self.logits, class_mask)
-        return torch.diag_embed(self._bernoulli_variance(class_mask))
-
-    def curvature_root(self, class_mask: torch.Tensor) -> torch.Tensor:
-        """Return the symmetric square root of ``curvature``."""
-        if self.weights is not None:
-            values, vectors = torch.linalg.eigh(self.weights)
-            root: torch.Tensor = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.mT
-            return root
-        if self.likelihood == "categorical":
-            return hessian_root(self.logits, class_mask)
-        return torch.diag_embed(self._bernoulli_variance(class_mask).sqrt())
-
-    def _bernoulli_variance(self, class_mask: torch.Tensor) -> torch.Tensor:
         probs = self.logits.double().sigmoid()
-        return (probs * (1 - probs)).masked_fill(~class_mask, 0)
+        return torch.diag_embed((probs * (1 - probs)).masked_fill(~class_mask, 0))
 
 
 @dataclass(frozen=True)

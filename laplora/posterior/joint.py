@@ -101,18 +101,11 @@ class JointPosterior:
             NonFiniteError: a precision that is NaN.
         """
         by_group = self._group_precisions(precisions)
-        kept = projected.kept.double()
-        if _is_scalar(by_group):
-            squares, vectors = self._spectrum
-            along = kept @ vectors
-            outside = kept - along @ vectors.T  # in one group only rounding, in two what the other group's rows miss
-            covariance = (along / (by_group[0] + squares)) @ along.mT + outside @ outside.mT / by_group[0]
-        else:
-            root = self._column_precisions(by_group).rsqrt()  # 0 at an infinite precision
-            scaled = self.factor * root
-            cholesky = _regular_cholesky(scaled.T @ scaled)
-            half = torch.linalg.solve_triangular(cholesky, (kept * root).mT, upper=False)
-            covariance = half.mT @ half
+        root = self._column_precisions(by_group).rsqrt()  # 0 at an infinite precision
+        scaled = self.factor * root
+        cholesky = _regular_cholesky(scaled.T @ scaled)
+        half = torch.linalg.solve_triangular(cholesky, (projected.kept.double() * root).mT, upper=False)
+        covariance = half.mT @ half
         covariance = covariance + projected.rest.double() @ (1 / by_group)
         return (covariance + covariance.mT) / 2
 
@@ -123,31 +116,19 @@ class JointPosterior:
     def log_determinant_ratio(self, precisions: torch.Tensor) -> torch.Tensor:
         """Return ``log det (I + F D F^T)``, a scalar, nats; errors as ``covariance``."""
         by_group = self._group_precisions(precisions)
-        if _is_scalar(by_group):
-            return torch.log1p(self._spectrum[0] / by_group[0]).sum()
         scaled = self.factor * self._column_precisions(by_group).rsqrt()
         return 2 * _regular_cholesky(scaled @ scaled.T).diagonal().log().sum()
 
     def effective_dimension(self, precisions: torch.Tensor) -> torch.Tensor:
         """Return ``gamma_b = tr [(I + F D F^T)^-1 F_b D_b F_b^T]``, (blocks,) float64; errors as ``covariance``."""
         by_group = self._group_precisions(precisions)
-        if _is_scalar(by_group):
-            squares, vectors = self._spectrum
-            half = (vectors * (squares / (by_group[0] + squares)).sqrt()).T
-        else:
-            scaled = self.factor * self._column_precisions(by_group).rsqrt()
-            half = torch.linalg.solve_triangular(_regular_cholesky(scaled @ scaled.T), scaled, upper=False)
+        scaled = self.factor * self._column_precisions(by_group).rsqrt()
+        half = torch.linalg.solve_triangular(_regular_cholesky(scaled @ scaled.T), scaled, upper=False)
         result = torch.zeros(len(self.blocks), dtype=torch.float64, device=half.device)
         for group, members in self.groups.items():
             part = half[:, self.columns[group]]
             result[list(members)] = torch.einsum("bij,ij->b", self._grams[group], part.T @ part)
         return result
-
-    @cached_property
-    def _spectrum(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Squared singular values of the factor (rank,), descending, and its right vectors (directions, rank)."""
-        _, values, vectors = torch.linalg.svd(self.factor, full_matrices=False)
-        return values.square(), vectors.T
 
     @cached_property
     def _grams(self) -> dict[str, torch.Tensor]:
@@ -213,10 +194,6 @@ class JointPosterior:
         counts = [s.stop - s.start for s in self.columns.values()]
         result: torch.Tensor = by_group.repeat_interleave(torch.tensor(counts, device=by_group.device))
         return result
-
-
-def _is_scalar(by_group: torch.Tensor) -> bool:
-    return bool((by_group == by_group[0]).all())
 
 
 def _regular_cholesky(matrix: torch.Tensor) -> torch.Tensor:

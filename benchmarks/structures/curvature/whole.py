@@ -68,7 +68,8 @@ def fit_joint(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: 
 
 
 def _add_batch(state: EveryRow, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> EveryRow:
-    root = jacobians.curvature_root(class_mask)
+    values, vectors = torch.linalg.eigh(jacobians.curvature(class_mask))
+    root = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.mT
     flat = torch.cat([part.to(root.device) for part in block_coordinates(jacobians)], 2)
     factor = (root.to(flat) @ flat).flatten(0, 1).cpu()
     check_curvature("all blocks together", factor)
