@@ -58,11 +58,6 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def test_only_folders_with_a_manifest_are_artifacts(root: Path) -> None:
-    assert artifact_folders(root) == {"fake": root / "fake"}
-    assert artifact_folders(root / "nowhere") == artifact_folders(root / "file") == {}
-
-
 def test_looking_for_one_folder_looks_into_no_other(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
     real = Path.resolve
@@ -95,8 +90,10 @@ def test_links_out_of_the_root_are_left_out(root: Path, tmp_path: Path) -> None:
     assert set(artifact_folders(root)) == {"fake"}
 
 
-def test_links_that_stay_inside_are_taken(root: Path, tmp_path: Path) -> None:
+def test_only_folders_with_a_manifest_are_artifacts_and_links_that_stay_inside(root: Path, tmp_path: Path) -> None:
     """A name for the current one, and a root that is itself a link, as mounts have them."""
+    assert artifact_folders(root) == {"fake": root / "fake"}
+    assert artifact_folders(root / "nowhere") == artifact_folders(root / "file") == {}
     (root / "current").symlink_to("fake")
     (tmp_path / "link").symlink_to(root)
     assert set(artifact_folders(root)) == set(artifact_folders(tmp_path / "link")) == {"current", "fake"}

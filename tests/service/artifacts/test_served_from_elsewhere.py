@@ -70,6 +70,15 @@ async def test_artifacts_from_elsewhere_answer_and_stay_as_they_are(
     assert str(tmp_path) not in shown
 
 
+async def failed_start(**values: Any) -> None:
+    """Wait for a server's start to fail; it is not ready meanwhile."""
+    failures: list[Exception] = []
+    app = create_app(settings(device="cpu", **values), on_load_failure=failures.append)
+    async with started(app, ready=False) as client:
+        while not failures:
+            assert (await client.get("/health/ready")).status_code == 503
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
@@ -83,12 +92,8 @@ async def test_an_artifact_that_asks_for_more_than_is_allowed_is_not_served(
 ) -> None:
     name = sentiment_run.artifact.name
     shutil.copytree(sentiment_run.artifact, tmp_path / "site" / name)
-    failures: list[Exception] = []
     with web_server(tmp_path / "site") as web:
-        wanted = settings(artifact=f"{web.url}/{name}", cache=tmp_path / "cache", device="cpu", **values)
-        async with started(create_app(wanted, on_load_failure=failures.append), ready=False) as client:
-            while not failures:
-                assert (await client.get("/health/ready")).status_code == 503
+        await failed_start(artifact=f"{web.url}/{name}", cache=tmp_path / "cache", **values)
         assert web.asked == [f"/{name}/manifest.json"]
     assert says in caplog.text
 
@@ -104,28 +109,14 @@ async def test_two_artifacts_of_one_name_are_refused(
     manifest.write_text(json.dumps(json.loads(manifest.read_bytes()) | {"created": "2026-01-01T00:00:00Z"}))
     with web_server(tmp_path / "site") as web:
         for second in (f"{web.url}/two/{name}", name):
-            failures: list[Exception] = []
             caplog.clear()
-            wanted = settings(
-                artifact=f"{web.url}/one/{name}",
-                also_load=second,
-                artifacts_root=tmp_path / "root",
-                allowed_bases="*",
-                cache=tmp_path / "cache",
-                device="cpu",
-            )
-            async with started(create_app(wanted, on_load_failure=failures.append), ready=False) as client:
-                while not failures:
-                    assert (await client.get("/health/ready")).status_code == 503
+            places = {"artifacts_root": tmp_path / "root", "cache": tmp_path / "cache", "allowed_bases": "*"}
+            await failed_start(artifact=f"{web.url}/one/{name}", also_load=second, **places)
             assert f"two of the artifacts to start with are called {name!r}" in caplog.text
 
 
 async def test_a_start_without_its_artifact_fails_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    failures: list[Exception] = []
     with web_server(tmp_path) as web:
-        wanted = settings(artifact=f"{web.url}/nowhere?signature=hidden", cache=tmp_path / "cache", device="cpu")
-        async with started(create_app(wanted, on_load_failure=failures.append), ready=False) as client:
-            while not failures:
-                assert (await client.get("/health/ready")).status_code == 503
+        await failed_start(artifact=f"{web.url}/nowhere?signature=hidden", cache=tmp_path / "cache")
     assert f"no artifact at {web.url}/nowhere" in caplog.text
     assert "hidden" not in caplog.text

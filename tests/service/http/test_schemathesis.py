@@ -63,7 +63,7 @@ def errors_have_one_shape(ctx: Any, response: Any, case: Any) -> None:
     """Every answer names its request; an error is its protocol's shape, its code in the table, its number finite."""
     (request_id,) = response.headers["x-request-id"]
     if response.status_code < 400:
-        kind = response.headers["content-type"][0]
+        (kind,) = response.headers.get("content-type", [""])  # GET /tei/health has no body
         texts = {"application/json": [response.content], "application/jsonl": response.content.splitlines()}
         for text in texts.get(kind, []):
             json.loads(text, parse_constant=_refuse)
