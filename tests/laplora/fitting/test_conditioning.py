@@ -42,7 +42,7 @@ from laplora.prompts.examples import Example
 from laplora.prompts.templates import TEMPLATES
 
 CLASSES, WIDTH = 3, 12
-SETTINGS = FitSettings.model_validate({})
+SETTINGS = laplora.FitSettings()
 KINDS = pytest.mark.parametrize("kind", CONDITIONED)
 
 
