@@ -61,12 +61,6 @@ def test_temperature_scaling_is_not_compared_with_itself_nor_anything_without_it
     assert all(of["over_temperature"] is None for of in measure(without, truths(), names=TWO, how=HOW).values())
 
 
-def test_an_average_over_orders_is_compared_with_the_users_order() -> None:
-    rows = [row | {"temperature_order_average": row["laplace"]} for row in rows_of(0.1)]
-    found = measure(rows, truths(), names=TWO, how=HOW)
-    assert found["temperature_order_average"]["over_temperature"] == found["laplace"]["over_temperature"]
-
-
 def test_where_several_labels_may_be_right_whole_inputs_are_drawn() -> None:
     several = LabelNames(("a", "b", "c"), several=True)
 

@@ -24,11 +24,11 @@ def answer(variance: list[float] | None, familiarity: float | None = None) -> An
     )
 
 
-def golden(*variances: list[float] | None, probs: list[float] = PROBS) -> Golden:
+def golden(*variances: list[float] | None, probs: list[float] = PROBS, familiarity: float | None = None) -> Golden:
     """Return recorded answers with these variances."""
     fields = {"inputs": {}, "map_probs": PROBS, "probs": probs, "predictives": {}, "logit_mean": [0.0, 0.0]}
-    recorded = [GoldenAnswer(**fields, logit_variance=variance) for variance in variances]
-    return Golden(tolerance=0.1, variance_tolerance=0.5, answers=recorded)
+    recorded = [GoldenAnswer(**fields, logit_variance=one, familiarity=familiarity) for one in variances]
+    return Golden(tolerance=0.1, variance_tolerance=0.5, familiarity_tolerance=0.2, answers=recorded)
 
 
 def replay(recorded: list[list[float] | None], got: list[list[float] | None]) -> None:
@@ -113,23 +113,12 @@ def test_a_file_that_holds_no_recorded_answers(change: Callable[[Any], Any], mes
         read_golden(tmp_path)
 
 
-def replay_familiarity(recorded: float | None, got: float | None) -> None:
-    fields = {"inputs": {}, "map_probs": PROBS, "probs": PROBS, "predictives": {}, "logit_mean": [0.0, 0.0]}
-    kept = Golden(
-        tolerance=0.1,
-        variance_tolerance=0.5,
-        familiarity_tolerance=0.2,
-        answers=[GoldenAnswer(**fields, familiarity=recorded)],
-    )
-    verify_answers([answer(None, got)], kept)
-
-
 @pytest.mark.parametrize(("recorded", "got"), [(0.5, 0.69), (0.5, 0.31), (None, 0.1), (None, None)])
 def test_familiarity_that_matches(recorded: float | None, got: float | None) -> None:
-    replay_familiarity(recorded, got)
+    verify_answers([answer(None, got)], golden(None, familiarity=recorded))
 
 
 @pytest.mark.parametrize(("recorded", "got"), [(0.5, 0.71), (0.5, 0.01), (0.5, None), (0.5, math.nan)])
 def test_familiarity_that_does_not(recorded: float | None, got: float | None) -> None:
     with pytest.raises(GoldenMismatchError, match=r"familiarity is .*, expected 0\.5 within 0\.2"):
-        replay_familiarity(recorded, got)
+        verify_answers([answer(None, got)], golden(None, familiarity=recorded))

@@ -44,12 +44,10 @@ def real_predictor(base_model_folder: Path) -> Predictor:
     return Predictor.load(DEFAULT_ARTIFACT, device="cpu")
 
 
-# The same answer as plain transformers and peft, whatever else is in the batch.
-
-
 def check_against_plain(predictor: Predictor, inputs: Sequence[dict[str, Any]], tolerance: float) -> None:
-    plain = PlainModel(predictor.artifact)
-    want = [plain.probs(i) for i in inputs]
+    """Check that an answer is that of plain transformers and peft, whatever else is in the batch."""
+    plain, record = PlainModel(predictor.artifact), predictor.artifact.manifest.predictives["temperature"]
+    want, tempered = ([plain.probs(i, by) for i in inputs] for by in (1.0, record.temperature))
     del plain
     rows = encode(predictor, inputs)
     together = predictor.predict(rows, "map")
@@ -58,13 +56,13 @@ def check_against_plain(predictor: Predictor, inputs: Sequence[dict[str, Any]], 
         alone = predictor.predict([row], "map")[0]
         for answer in (alone, together[i], with_variance[i]):
             assert distance(answer.map_probs, want[i]) < tolerance
+            assert distance(answer.calibrated_probs["temperature"], tempered[i]) < tolerance
 
 
-def test_map_is_a_plain_forward_in_float32(sentiment_predictor: Predictor) -> None:
+def test_map_and_temperature_are_a_plain_forward_in_float32_and_in_4_bit(
+    sentiment_predictor: Predictor, choices_predictor: Predictor
+) -> None:
     check_against_plain(sentiment_predictor, SENTIMENT_INPUTS, FLOAT32)
-
-
-def test_map_is_a_plain_forward_in_4_bit(choices_predictor: Predictor) -> None:
     check_against_plain(choices_predictor, CHOICE_INPUTS, BFLOAT16)
 
 
@@ -78,7 +76,9 @@ def test_packed_4_bit_weights_give_the_same_answers(choices_run: FinishedRun, ch
     A variance is a sum of squares of thousands of entries with some tens of roundings of 2^-8 each, which mostly
     cancel: 7e-4 of it was seen, one rounding for each of them in a row is allowed.
     """
-    packed = Predictor.load(choices_run.artifact, device="cpu", dequantize=False)
+    stages: list[str] = []
+    packed = Predictor.load(choices_run.artifact, device="cpu", dequantize=False, progress=stages.append)
+    assert (stages[0], stages[-1]) == ("verifying artifact", "replaying golden answers")
     assert (packed.weights.held, choices_predictor.weights.held) == ("packed", "expanded")
     for one, two in zip(
         packed.predict(encode(packed, CHOICE_INPUTS)),
@@ -98,10 +98,7 @@ def test_one_token(sentiment_predictor: Predictor, choices_predictor: Predictor)
         assert answer.tokens == 1
 
 
-# What an answer is.
-
-
-def check_answer(predictor: Predictor, row: EncodedRow, answer: Prediction, mode: str) -> None:
+def check_answer(predictor: Predictor, row: EncodedRow, answer: Prediction) -> None:
     count = row.class_count
     assert answer.labels == predictor.artifact.manifest.labels[:count]
     assert all(math.isfinite(n) for n in numbers(answer))
@@ -116,7 +113,7 @@ def check_answer(predictor: Predictor, row: EncodedRow, answer: Prediction, mode
     assert answer.prediction_set
     assert set(answer.prediction_set) <= set(answer.labels)
     posterior = (answer.probs_std, answer.logit_variance, answer.logit_covariance, answer.epistemic, answer.aleatoric)
-    if mode == "map":
+    if answer.predictive == "map":
         assert answer.probs == answer.map_probs
         assert posterior == (None,) * 5
         return
@@ -134,8 +131,8 @@ def check_answer(predictor: Predictor, row: EncodedRow, answer: Prediction, mode
     assert all(0 <= s <= 0.5 for s in answer.probs_std or [])
 
 
-@pytest.mark.parametrize("mode", ["laplace", "map"])
-def test_answers_hold_together(sentiment_predictor: Predictor, choices_predictor: Predictor, mode: Any) -> None:
+@pytest.mark.parametrize("name", ["laplace", "map"])
+def test_answers_hold_together(sentiment_predictor: Predictor, choices_predictor: Predictor, name: str) -> None:
     texts = [{"text": row["text"]} for row in sentiment_rows()[:20]]
     questions = [{name: row[name] for name in ("question", "choices")} for row in choice_rows()[:20]]
     for predictor, inputs in (
@@ -143,15 +140,15 @@ def test_answers_hold_together(sentiment_predictor: Predictor, choices_predictor
         (choices_predictor, CHOICE_INPUTS + questions),
     ):
         rows = encode(predictor, inputs)
-        for row, answer in zip(rows, predictor.predict(rows, mode), strict=True):
-            check_answer(predictor, row, answer, mode)
+        for row, answer in zip(rows, predictor.predict(rows, name), strict=True):
+            check_answer(predictor, row, answer)
 
 
 def test_the_default_artifact_answers(real_predictor: Predictor) -> None:
     rows = encode(real_predictor, SENTIMENT_INPUTS)
     answers = real_predictor.predict(rows)
     for row, answer in zip(rows, answers, strict=True):
-        check_answer(real_predictor, row, answer, "laplace")
+        check_answer(real_predictor, row, answer)
     assert answers[0].labels[answers[0].label_index] == "negative"
     assert answers[1].labels[answers[1].label_index] == "positive"
 
@@ -172,9 +169,6 @@ def test_an_infinitely_sharp_prior_is_map(sentiment_run: FinishedRun, choices_ru
             assert distance(answer.probs, answer.map_probs) < 1e-8
             assert max(answer.logit_variance or [1.0]) < 1e-9
             assert answer.epistemic == pytest.approx(0, abs=1e-8)
-
-
-# Golden answers, and numbers that are none.
 
 
 def test_golden_answers_are_replayed_one_in_a_pass_and_compared_all_together(sentiment_predictor: Predictor) -> None:
@@ -211,18 +205,6 @@ def test_a_cut_prompt_says_so(sentiment_predictor: Predictor) -> None:
     (answer,) = sentiment_predictor.predict([row])
     assert (answer.tokens, answer.truncated) == (64, True)
     assert "truncated" in answer.flags
-
-
-def test_loading_says_what_it_does(sentiment_run: FinishedRun) -> None:
-    stages: list[str] = []
-    Predictor.load(sentiment_run.artifact, device="cpu", progress=stages.append)
-    assert stages == [
-        "verifying artifact",
-        "locating base model",
-        "loading base model",
-        "attaching adapter and posterior",
-        "replaying golden answers",
-    ]
 
 
 def test_the_tiny_model_learned_something(sentiment_predictor: Predictor) -> None:

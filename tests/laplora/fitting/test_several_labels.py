@@ -35,7 +35,9 @@ from laplora.predictor import Predictor
 from service.app import create_app
 
 LABELS = ["news", "sport", "weather"]
-SETTINGS = FitSettings.model_validate({"laplace": {"rank": 100, "joint_rank": 100}})  # of 90 directions: nothing is left out
+SETTINGS = FitSettings.model_validate(
+    {"laplace": {"rank": 100, "joint_rank": 100}}
+)  # of 90 directions: nothing is left out
 Rows = list[dict[str, Any]]
 
 

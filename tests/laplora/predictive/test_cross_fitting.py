@@ -41,6 +41,11 @@ def test_cross_fitting_refuses() -> None:
         cross_fitted(lambda f, s: s.double()[:1], 10)
     with pytest.raises(NonFiniteError):
         cross_fitted(lambda f, s: s * math.nan, 10)
+    served = torch.zeros(10, 1)
+    with pytest.raises(DataError, match=r"\(10, 1\), got \(10,\)"):
+        rank_aligned(lambda fit: torch.zeros(10), served)
+    with pytest.raises(DataError, match="finite, of shape"):
+        rank_aligned(lambda fit: served, served / 0)
 
 
 def test_a_predictive_is_put_together_from_its_folds_in_row_order() -> None:
@@ -77,11 +82,3 @@ def test_a_rank_is_that_of_the_fit_without_the_row() -> None:
     got = rank_aligned(scores, values)
     for fitted, held_out in fold_rows(20):
         assert bool((got[held_out] >= len(fitted)).all())
-
-
-def test_scores_to_align_must_fit_together() -> None:
-    served = torch.zeros(10, 1)
-    with pytest.raises(DataError, match=r"\(10, 1\), got \(10,\)"):
-        rank_aligned(lambda fit: torch.zeros(10), served)
-    with pytest.raises(DataError, match="finite, of shape"):
-        rank_aligned(lambda fit: served, served / 0)

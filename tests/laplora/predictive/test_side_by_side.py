@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -119,24 +120,34 @@ def test_a_bound_on_tokens_splits_the_adapters(monkeypatch: pytest.MonkeyPatch, 
     assert max(rows) == len(batch) * max(1, min(6, tokens // batch.input_ids.numel()))
 
 
-def test_the_model_is_as_before_after_an_error() -> None:
+Ways = Callable[[Any, Weights], AbstractContextManager[None]]
+ways = pytest.mark.parametrize(
+    "way",
+    [
+        lambda model, weights: in_place(lora_parameters(model), weights),
+        lambda model, weights: side_by_side(lora_parameters(model), adapter_linears(model), [{}, weights]),
+    ],
+    ids=["in place", "side by side"],
+)
+
+
+@ways
+def test_the_model_is_as_before_after_an_error(way: Ways) -> None:
     model, task = tiny_model("llama"), tiny_task()
-    parameters, linears = lora_parameters(model), adapter_linears(model)
-    before = {name: p.detach().clone() for name, p in parameters.items()}
-    with pytest.raises(KeyboardInterrupt), side_by_side(parameters, linears, others(model)):
+    before = {name: p.detach().clone() for name, p in lora_parameters(model).items()}
+    with pytest.raises(KeyboardInterrupt), way(model, others(model)[0]):
         raise KeyboardInterrupt
-    assert all(torch.equal(before[name], p) for name, p in parameters.items())
-    want = LabelTokens(tuple(task.label_ids)).scores(tiny_model("llama"), task.batch()).logits
-    assert torch.equal(LabelTokens(tuple(task.label_ids)).scores(model, task.batch()).logits, want)
+    assert all(torch.equal(before[name], p) for name, p in lora_parameters(model).items())
+    want, found = (
+        LabelTokens(tuple(task.label_ids)).scores(one, task.batch()).logits for one in (tiny_model("llama"), model)
+    )
+    assert torch.equal(found, want)
 
 
-def test_weights_of_another_shape_are_refused() -> None:
+@ways
+def test_weights_that_do_not_fit_are_refused(way: Ways) -> None:
     model = tiny_model("llama")
-    first, *rest = others(model)
-    name = next(iter(first))
-    wrong = {**first, name: first[name].T}
-    with (
-        pytest.raises(ConfigError, match="do not fit"),
-        side_by_side(lora_parameters(model), adapter_linears(model), [*rest, wrong]),
-    ):
-        pytest.fail("must not be entered")
+    name, weight = next(iter(others(model)[0].items()))
+    for wrong in ({name: weight.T}, {name: weight.half()}, {"model.nowhere.lora_A": weight}):
+        with pytest.raises(ConfigError, match="do not fit"), way(model, wrong):
+            pytest.fail("must not be entered")

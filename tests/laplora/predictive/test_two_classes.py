@@ -33,6 +33,7 @@ def test_the_probability_is_the_answers(deviation: float) -> None:
     found = two_class_probs(mean, variance, labels)
     torch.testing.assert_close(found, both.gather(1, labels[:, None])[:, 0], rtol=0, atol=1e-12)
     torch.testing.assert_close(found + two_class_probs(mean, variance, 1 - labels), torch.ones(40, dtype=F64))
+    assert predictive_nll(mean, variance, labels, MASK) == pytest.approx(-float(found.log().mean()), abs=1e-9)
 
 
 def test_rows_of_different_variances_keep_their_places() -> None:
@@ -42,12 +43,6 @@ def test_rows_of_different_variances_keep_their_places() -> None:
     together = two_class_probs(mean[order], variance[order], labels[order])
     alone = torch.stack([two_class_probs(mean[i : i + 1], variance[i : i + 1], labels[i : i + 1])[0] for i in order])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-14)
-
-
-def test_the_search_for_a_prior_takes_its_mean_log() -> None:
-    mean, variance, labels = problem(3.0)
-    picked = posterior_predictive(mean, variance, MASK).probs.gather(1, labels[:, None])
-    assert predictive_nll(mean, variance, labels, MASK) == pytest.approx(-float(picked.log().mean()), abs=1e-9)
 
 
 def test_what_is_no_variance_is_refused() -> None:

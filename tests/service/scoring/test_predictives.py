@@ -12,8 +12,6 @@ import pytest
 from server_process import server_process
 from tiny_runs import FinishedRun
 
-from laplora.artifact.folder import read_artifact
-from laplora.artifact.manifest import Manifest
 from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictor import Predictor
 
@@ -30,11 +28,6 @@ def client(mixture_run: FinishedRun) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def manifest(mixture_run: FinishedRun) -> Manifest:
-    return read_artifact(mixture_run.artifact).manifest
-
-
 def predict(client: httpx.Client, texts: list[str], **options: Any) -> dict[str, Any]:
     response = client.post("/predict", json={"inputs": [{"text": t} for t in texts], "options": options})
     assert response.status_code == 200, response.text
@@ -42,42 +35,26 @@ def predict(client: httpx.Client, texts: list[str], **options: Any) -> dict[str,
     return body
 
 
-def assert_as_the_library(got: dict[str, Any], want: Any) -> None:
-    assert list(got["probs"].values()) == pytest.approx(want.probs, abs=TOLERANCE)
-    assert (got["prediction_set"], got["flags"], got["decision"]) == (want.prediction_set, want.flags, want.decision)
-
-
 def test_clients_at_once_get_what_the_library_says_of_the_predictive_they_ask_for(
-    client: httpx.Client, mixture_predictor: Predictor, manifest: Manifest
+    client: httpx.Client, mixture_predictor: Predictor
 ) -> None:
-    """Members change places on one model: no request sees another one's."""
     rows = [mixture_predictor.encode({"text": t}, truncate=True) for t in TEXTS]
     expected = {name: mixture_predictor.predict(rows, name) for name in NAMES}
     names = [*NAMES] * 4
     with ThreadPoolExecutor(8) as pool:
         bodies = list(pool.map(lambda name: predict(client, TEXTS, predictive=name), names))
-    recommended = {"recommended": manifest.recommended.predictive, "reason": manifest.recommended.reason}
+    said = mixture_predictor.artifact.manifest.recommended
+    recommended = {"recommended": said.predictive, "reason": said.reason}
+    assert predict(client, TEXTS, covariance=True)["predictive"] == {"name": said.predictive, **recommended}
     for name, body in zip(names, bodies, strict=True):
         assert body["predictive"] == {"name": name, **recommended}
         for got, want in zip(body["predictions"], expected[name], strict=True):
-            assert_as_the_library(got, want)
-            assert list(got["map_probs"].values()) == pytest.approx(want.map_probs, abs=TOLERANCE)
+            for probs in ("probs", "map_probs"):
+                assert list(got[probs].values()) == pytest.approx(getattr(want, probs), abs=TOLERANCE)
+            for part in ("prediction_set", "flags", "decision"):
+                assert got[part] == getattr(want, part)
             assert (got["logit_variance"] is None) == (not PREDICTIVES[name].covariance)
             assert (got["uncertainty"] is None) == (want.epistemic is None)
-
-
-def test_the_recommended_one_answers_with_the_posteriors_variance(client: httpx.Client, manifest: Manifest) -> None:
-    body = predict(client, TEXTS, covariance=True)
-    assert body["predictive"]["name"] == manifest.recommended.predictive
-    assert all(p["logit_covariance"] is not None for p in body["predictions"])
-    assert predict(client, TEXTS, predictive="map")["predictive"]["name"] == "map"
-
-
-def test_artifacts_show_the_comparison(client: httpx.Client, manifest: Manifest) -> None:
-    (entry,) = [a for a in client.get("/artifacts").json()["artifacts"] if a["active"]]
-    assert entry["predictives"] == list(PREDICTIVES)
-    assert entry["recommended"] == json.loads(manifest.recommended.model_dump_json())
-    assert set(entry["recommended"]["table"]) == set(NAMES)
 
 
 def test_evaluate_measures_every_predictive(client: httpx.Client) -> None:
