@@ -1,6 +1,6 @@
 """Finished training runs on tiny random models, made once for all of pytest-xdist's workers by the jobs' command line.
 
-The base is a two-layer Llama with SmolLM2's real tokenizer, its embeddings tied, and ``lm_head`` among the adapted
+The base is a two-layer Llama with 1,400 of SmolLM2's tokens, its embeddings tied, and ``lm_head`` among the adapted
 modules; the data are JSON Lines files written here. ``sentiment`` is float32 without quantization, two classes;
 ``choices`` is NF4 with bfloat16, rows of two and of three choices.
 """
@@ -22,7 +22,8 @@ import torch
 import yaml
 from filelock import FileLock
 from matplotlib.figure import Figure
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from tiny_tokenizer import tiny_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from laplora.artifact.folder import file_records, write_manifest
 from laplora.artifact.manifest import MANIFEST, Manifest
@@ -57,8 +58,8 @@ class FinishedRun:
 
 
 def save_tiny_base(folder: Path, *, seed: int = 0, tied: bool = True) -> Path:
-    """Write a random two-layer Llama of width 64 with SmolLM2's tokenizer, and return the folder."""
-    tokenizer = AutoTokenizer.from_pretrained(str(ensure_model("smollm2-135m-instruct")))
+    """Write a random two-layer Llama of width 64 with the tiny tokenizer, and return the folder."""
+    tokenizer = tiny_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -242,7 +243,7 @@ def data_wheel() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory, base_model_folder: Path) -> Path:
+def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tiny base model and its tokenizer."""
     return made_once(tmp_path_factory, "base", lambda folder: save_tiny_base(folder / "tiny")) / "tiny"
 

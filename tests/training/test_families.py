@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers as hf
 from tiny_runs import job, sentiment_rows, write_config, write_rows
+from tiny_tokenizer import tiny_tokenizer
 
 from laplora.models.four_bit import packed_linears
 from laplora.predictor import Predictor
@@ -132,9 +133,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def save_base(folder: Path, family: Family, tokenizer_folder: Path) -> Path:
-    """Write a random model of a family in bfloat16, with SmolLM2's tokenizer, and return the folder."""
-    tokenizer = hf.AutoTokenizer.from_pretrained(str(tokenizer_folder))
+def save_base(folder: Path, family: Family) -> Path:
+    """Write a random model of a family in bfloat16, with the tiny tokenizer, and return the folder."""
+    tokenizer = tiny_tokenizer()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # transformers', about attributes and defaults of its own
         torch.manual_seed(0)
@@ -147,10 +148,10 @@ def save_base(folder: Path, family: Family, tokenizer_folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_from_training_to_served_answers(name: str, tmp_path: Path, base_model_folder: Path) -> None:
+def test_a_family_from_training_to_served_answers(name: str, tmp_path: Path) -> None:
     """Loading replays the golden answers: once on expanded weights, as training measured, and once on packed ones."""
     family = FAMILIES[name]
-    base = save_base(tmp_path / "base", family, base_model_folder)
+    base = save_base(tmp_path / "base", family)
     config_file = write_config(
         tmp_path / "family.yaml",
         name="family",

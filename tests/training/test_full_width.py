@@ -4,7 +4,7 @@ Each takes a minute or two. What differs between them is also tried on narrow on
 
 Two of 32 layers, random weights in 4 bit, float32 beside them. What depends on the width is as in the whole model: the
 packed matrices, the vocabulary that an adapted ``lm_head`` reaches, heads and their groups, rotary embeddings.
-SmolLM2's tokenizer stands in for their own, cut to the vocabulary where that is smaller.
+A part of SmolLM2's tokenizer stands in for their own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ import torch
 import transformers as hf
 from server_process import server_process
 from tiny_runs import sentiment_rows
+from tiny_tokenizer import tiny_tokenizer
 
 import laplora
 from benchmarks.estimate.architectures import architecture
@@ -53,10 +53,10 @@ def folder() -> Iterator[Path]:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["phi3-mini-128k", "phi2", "llama2-7b", "llama3-8b"])
 def test_a_large_model_from_a_step_of_training_to_http(
-    name: str, folder: Path, base_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(CONFIGS / f"winogrande-s-{name}.yaml", ["adapter.rank=2", "adapter.alpha=4"])
-    base = save_base(folder / "base", config.base.model, base_model_folder)
+    base = save_base(folder / "base", config.base.model)
     gc.collect()  # the plain model has cycles, and would stay beside the packed one
     artifact, expected = fitted(config, base, folder / "artifacts" / name)
     gc.collect()
@@ -137,12 +137,10 @@ def check_architecture(name: str, model: Any) -> None:
         assert attention.q_proj.out_features == attention.k_proj.out_features == 4096
 
 
-def save_base(folder: Path, name: str, tokenizer_folder: Path) -> Path:
+def save_base(folder: Path, name: str) -> Path:
     """Write a random model of an architecture in bfloat16, of two layers, with a tokenizer; return the folder."""
-    vocabulary = architecture(name).vocab_size
-    cut_tokenizer(tokenizer_folder, folder, vocabulary)
-    tokenizer = hf.AutoTokenizer.from_pretrained(str(folder))
-    assert len(tokenizer) <= vocabulary
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
     tokens = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     settings = architecture(name, num_hidden_layers=2, **tokens)
     with warnings.catch_warnings():
@@ -165,18 +163,3 @@ def fill(model: torch.nn.Module, scale: float) -> None:
             flat = parameter.view(-1)
             for part in flat.split(len(noise)):
                 part.copy_(noise[: len(part)])
-
-
-def cut_tokenizer(source: Path, target: Path, vocabulary: int) -> None:
-    """Copy a byte-pair tokenizer without the tokens, and the merges to them, that a vocabulary has no room for."""
-    target.mkdir(parents=True)
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (source / file).exists():
-            shutil.copy(source / file, target / file)
-    content = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
-    model = content["model"]
-    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < vocabulary}
-    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    kept = model["vocab"].keys()
-    model["merges"] = [pair for pair in pairs if {*pair, "".join(pair)} <= kept]
-    (target / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")

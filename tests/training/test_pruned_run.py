@@ -25,6 +25,7 @@ from tiny_runs import (
     sentiment_rows,
     write_rows,
 )
+from tiny_tokenizer import tiny_tokenizer
 
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ArtifactCorruptError, ConfigError, ModelError
@@ -52,9 +53,9 @@ SMALL: dict[str, Any] = {
 TEXTS = [f"The {noun} was {word}." for noun in ("film", "plot", "cast") for word in ("superb", "dull")]
 
 
-def save_base(folder: Path, tokenizer_folder: Path, config: Any, **options: Any) -> Path:
-    """Write a random model with SmolLM2's tokenizer, two of its layers quiet, and return the folder."""
-    tokenizer = hf.AutoTokenizer.from_pretrained(str(tokenizer_folder))
+def save_base(folder: Path, config: Any, **options: Any) -> Path:
+    """Write a random model with the tiny tokenizer, two of its layers quiet, and return the folder."""
+    tokenizer = tiny_tokenizer()
     sizes = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "pad_token_id": 0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -69,7 +70,7 @@ def save_base(folder: Path, tokenizer_folder: Path, config: Any, **options: Any)
 
 
 @pytest.fixture(scope="session")
-def deep_base(tmp_path_factory: pytest.TempPathFactory, base_model_folder: Path) -> Path:
+def deep_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the base of five layers."""
     options = {
         "hidden_size": 64,
@@ -80,7 +81,7 @@ def deep_base(tmp_path_factory: pytest.TempPathFactory, base_model_folder: Path)
         "initializer_range": 0.1,
         "tie_word_embeddings": True,
     }
-    save = lambda folder: save_base(folder / "deep", base_model_folder, hf.LlamaConfig, **options)  # noqa: E731
+    save = lambda folder: save_base(folder / "deep", hf.LlamaConfig, **options)  # noqa: E731
     return made_once(tmp_path_factory, "deep-base", save) / "deep"
 
 
@@ -318,7 +319,7 @@ def test_a_check_names_the_layers_and_writes_nothing(
 
 
 def test_a_number_of_layers_that_cannot_be_is_refused_before_anything_is_loaded(
-    deep_base: Path, tmp_path: Path, base_model_folder: Path
+    deep_base: Path, tmp_path: Path
 ) -> None:
     file = sentiment_config(tmp_path, deep_base, name="refused", **SMALL)
     with pytest.raises(ConfigError, match=r"base\.prune_layers: Input should be greater than or equal to 0"):
@@ -329,7 +330,7 @@ def test_a_number_of_layers_that_cannot_be_is_refused_before_anything_is_loaded(
             prepared_run(load_config(file, [f"base.prune_layers={count}"]))
     assert prepared_run(load_config(file, [f"base.prune_layers={LAYERS - 1}"])).pruning is not None
     sizes = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    hidden = save_base(tmp_path / "opt", base_model_folder, hf.OPTConfig, word_embed_proj_dim=16, **sizes)
+    hidden = save_base(tmp_path / "opt", hf.OPTConfig, word_embed_proj_dim=16, **sizes)
     with pytest.raises(ConfigError, match=r"base\.prune_layers: no layers can be removed \(OPTForCausalLM keeps its 2"):
         prepared_run(load_config(file, ["base.prune_layers=1", f"base.model={hidden}"]))
 

@@ -4,7 +4,7 @@ The device is held until all requests of an example wait, so that their rows are
 answer is compared with that of the same input sent alone.
 
 Tolerance: matrix products of another shape add up a few hundred float32 terms in another order. Of 57,000 numbers the
-furthest was off by 8e-6 of its value, or by 5e-7 near zero; ten times as much is allowed. Rows mixed up differ by 1e-2.
+furthest was off by 8e-6 of its value, or by 5e-7 near zero; ten times as much is allowed. Rows mixed up differ by 1e-3.
 """
 
 from __future__ import annotations
@@ -203,4 +203,4 @@ def test_the_comparison_would_see_rows_that_were_mixed_up(company: Company) -> N
     ):
         other = company.of_one(artifact, {"text": text}, options)
         logits = abs(one["logit_mean"][0] - other["logit_mean"][0])
-        assert logits + abs(one["probs"]["negative"] - other["probs"]["negative"]) > 1e-2
+        assert logits + abs(one["probs"]["negative"] - other["probs"]["negative"]) > 1e-3
