@@ -41,7 +41,7 @@ def test_the_page_is_that_of_the_notebook(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.real
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("default")  # peft and transformers warn whoever loads a model of each other's changes
 def test_the_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a few rows, in this process."""

@@ -158,6 +158,7 @@ def config_of(student: Predictor, folder: Path) -> RunConfig:
     return RunConfig.model_validate(student.artifact.manifest.config | places)
 
 
+@pytest.mark.exhaustive
 def test_a_stopped_student_continues_and_does_not_ask_its_teacher_again(
     finished: Path, sentiment_run: FinishedRun, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

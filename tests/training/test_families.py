@@ -133,6 +133,10 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+#: One of each kind: grouped heads, windows, fused projections, transposed ones, experts. The others are exhaustive.
+EVERY_TIME = ("Llama 3", "Gemma 3", "Phi-3", "GPT-2", "Mixtral")
+
+
 def save_base(folder: Path, family: Family) -> Path:
     """Write a random model of a family in bfloat16, with the tiny tokenizer, and return the folder."""
     tokenizer = tiny_tokenizer()
@@ -147,7 +151,9 @@ def save_base(folder: Path, family: Family) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [name if name in EVERY_TIME else pytest.param(name, marks=pytest.mark.exhaustive) for name in FAMILIES]
+)
 def test_a_family_from_training_to_served_answers(name: str, tmp_path: Path) -> None:
     """Loading replays the golden answers: once on expanded weights, as training measured, and once on packed ones."""
     family = FAMILIES[name]

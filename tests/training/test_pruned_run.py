@@ -203,6 +203,7 @@ def test_a_manifest_without_removed_layers_is_as_before(sentiment_run: FinishedR
             reseal(pruned.artifact, removed_layers=wrong)
 
 
+@pytest.mark.exhaustive
 def test_a_stopped_run_goes_on_without_these_layers_and_chooses_once(
     deep_base: Path, pruned: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ctrl_c_interrupts: None
 ) -> None:
@@ -227,6 +228,7 @@ def test_a_stopped_run_goes_on_without_these_layers_and_chooses_once(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.exhaustive
 def test_another_number_of_layers_is_another_run(pruned: FinishedRun, deep_base: Path, tmp_path: Path) -> None:
     """It has its own folder and adapter, and none is the run with all layers."""
     file = sentiment_config(tmp_path, deep_base, name="pruned", **SMALL)
@@ -335,6 +337,7 @@ def test_a_number_of_layers_that_cannot_be_is_refused_before_anything_is_loaded(
         prepared_run(load_config(file, ["base.prune_layers=1", f"base.model={hidden}"]))
 
 
+@pytest.mark.exhaustive
 def test_later_labels_and_a_student_keep_to_the_layers(pruned: FinishedRun, tmp_path: Path) -> None:
     """``condition`` writes another version of the artifact; ``distil`` trains a student on the base without them."""
     folder = Path(shutil.copytree(pruned.artifact, tmp_path / "pruned"))
@@ -364,6 +367,7 @@ def test_a_teacher_whose_configuration_removes_another_number_is_refused(
     assert "or removes other layers: one of the two was changed" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_an_adapter_of_a_base_without_layers_gets_a_posterior(
     pruned: FinishedRun, predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def spread(places: dict[str, str]) -> list[str]:
     return ["--set", "base.device=auto", "--set", f"base.device_map={json.dumps(places)}"]
 
 
+@pytest.mark.exhaustive
 def test_a_run_over_two_devices_has_the_results_of_one(
     sentiment_run: FinishedRun, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
