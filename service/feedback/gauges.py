@@ -15,44 +15,31 @@ from prometheus_client.registry import Collector
 from service.feedback.records import SeriesReport, Signal
 from service.telemetry.unfailing import unfailing
 
+#: Figures that the artifact's own evaluation has too; coverage there is the stated level.
+_MEASURED = {
+    "accuracy": "accuracy",
+    "nll": "mean NLL, nats",
+    "ece": "ECE, 15 bins",
+    "brier": "Brier score",
+    "auroc_error": "AUROC of mistakes by the review score",
+    "coverage": "share of prediction sets that hold the label",
+}
 #: By gauge, the attribute of a report that it shows, and what that means.
 _GAUGES = {
     "feedback_rows": ("labelled", "Labelled predictions that the figures are computed from."),
     "feedback_recent_rows": ("recent", "Answers that drift is computed from."),
     "feedback_accepted_share": ("accepted_share", "Accepted, of the recent answers."),
     "feedback_labelled_accepted_share": ("labelled_accepted_share", "Accepted, of the labelled answers."),
-    "reference_accuracy": ("baseline.accuracy", "Accuracy in the artifact's evaluation."),
-    "reference_nll": ("baseline.nll", "NLL in the artifact's evaluation, nats."),
-    "reference_ece": ("baseline.ece", "ECE in the artifact's evaluation."),
-    "reference_brier": ("baseline.brier", "Brier score in the artifact's evaluation."),
-    "reference_auroc_error": (
-        "baseline.auroc_error",
-        "AUROC of mistakes by the review score in the artifact's evaluation.",
-    ),
-    "reference_coverage": ("baseline.coverage", "Stated level of the prediction sets."),
-    "feedback_accuracy": ("figures.accuracy.value", "Accuracy of labelled predictions."),
-    "feedback_nll": ("figures.nll.value", "Mean NLL of labelled predictions, nats."),
+    **{f"reference_{n}": (f"baseline.{n}", f"In the artifact's evaluation: {what}.") for n, what in _MEASURED.items()},
+    **{f"feedback_{n}": (f"figures.{n}.value", f"Of labelled predictions: {what}.") for n, what in _MEASURED.items()},
     "feedback_nll_limit": ("figures.nll.limit", "Highest NLL within chance of the reference, nats."),
-    "feedback_ece": ("figures.ece.value", "ECE of labelled predictions, 15 bins."),
-    "feedback_ece_expected": (
-        "figures.ece_expected",
-        "ECE that a calibrated model measures on the same confidences.",
-    ),
+    "feedback_ece_expected": ("figures.ece_expected", "ECE that a calibrated model measures on the same confidences."),
     "feedback_ece_limit": ("figures.ece.limit", "Highest ECE within chance."),
-    "feedback_brier": ("figures.brier.value", "Brier score of labelled predictions."),
-    "feedback_auroc_error": ("figures.auroc_error.value", "AUROC of mistakes by the review score."),
-    "feedback_coverage": ("figures.coverage.value", "Share of labelled predictions whose set holds the label."),
     "feedback_coverage_limit": ("figures.coverage.limit", "Lowest coverage within chance of the stated level."),
     "feedback_accepted_rows": ("figures.accepted", "Labelled predictions that were accepted."),
     "feedback_accepted_risk": ("figures.accepted_risk.value", "Error rate of accepted answers."),
-    "feedback_accepted_risk_limit": (
-        "figures.accepted_risk.limit",
-        "Highest error rate of accepted answers within chance of the target.",
-    ),
-    "feedback_target_risk": (
-        "figures.accepted_risk.reference",
-        "Mean error rate that accepted answers were to have.",
-    ),
+    "feedback_accepted_risk_limit": ("figures.accepted_risk.limit", "Highest within chance of the target."),
+    "feedback_target_risk": ("figures.accepted_risk.reference", "Mean error rate that accepted answers were to have."),
     "feedback_map_nll": ("figures.map_nll", "Mean NLL of MAP on the same rows, nats."),
     "feedback_map_gain": ("figures.map_gain.value", "NLL of MAP less that of the served predictive, nats."),
     "feedback_map_gain_limit": ("figures.map_gain.limit", "Lowest gain over MAP within chance of none, nats."),
