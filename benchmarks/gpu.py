@@ -32,7 +32,7 @@ from benchmarks.harness.random_models import random_model
 from benchmarks.harness.record import FOLDER, Conditions, Record, conditions_here, keep
 from benchmarks.harness.subject import load_subject, random_batch, with_classes
 from benchmarks.harness.timing import exactly, in_turns, ratio, spread
-from benchmarks.speed.parts.subset import with_posterior
+from benchmarks.speed.parts.fit import with_posterior
 from laplora.errors import ModelError
 from laplora.models.base import resolve_device
 from laplora.predictive.member_outputs import MemberSet, member_outputs
@@ -102,7 +102,7 @@ class Subject:
         members = self.members
         if classes != members.readout.class_count:  # an adapted lm_head has as many rows as there are labels
             members = with_classes(members, classes)
-            members = with_posterior(members, "all", [random_batch(members, 2, 16)])
+            members = with_posterior(members, [random_batch(members, 2, 16)])
         batch = random_batch(members, rows, self.sizes.tokens)
         return {
             "MAP": lambda: member_outputs(members, batch, ()),
@@ -191,9 +191,9 @@ def fitted(title: str, members: MemberSet, conditions: Conditions, sizes: Sizes)
     device = str(next(members.model.parameters()).device)
     made: list[MemberSet] = []
     batches = [random_batch(members, sizes.rows[0], sizes.tokens)] * (sizes.fit_rows // sizes.rows[0])
-    with_posterior(members, "all", batches[:1])  # the first Jacobians of a model compare two ways
+    with_posterior(members, batches[:1])  # the first Jacobians of a model compare two ways
     started = time.perf_counter()
-    peak = peak_bytes(lambda: made.append(with_posterior(members, "all", batches)), device)
+    peak = peak_bytes(lambda: made.append(with_posterior(members, batches)), device)
     seconds = time.perf_counter() - started
     return Subject(title, made[0], conditions, sizes, held_bytes(members.model), peak, seconds)
 

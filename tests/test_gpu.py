@@ -20,7 +20,7 @@ from tiny_runs import sentiment_config
 
 from benchmarks.harness.llama7b import LLAMA_2_7B, random_llama
 from benchmarks.harness.subject import random_batch
-from benchmarks.speed.parts.subset import with_posterior
+from benchmarks.speed.parts.fit import with_posterior
 from laplora.jacobians.attention import attention_gradients
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.models.spread import Spread
@@ -136,8 +136,9 @@ def test_a_fit_on_the_card_is_the_one_on_the_cpu() -> None:
     there = copy.deepcopy(here.model).cuda()
     found = []
     for model in (here.model, there):
-        members = with_posterior(MemberSet(model, {}, LabelTokens((100, 101)), Member()), "all")
-        batch = random_batch(members, 4, 24, padded=True)
+        bare = MemberSet(model, {}, LabelTokens((100, 101)), Member())
+        batch = random_batch(bare, 4, 24, padded=True)
+        members = with_posterior(bare, [batch])
         found.append(member_outputs(members, batch, {("single", True)}).covariances["single"])
     torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0)
 

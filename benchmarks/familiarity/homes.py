@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.familiarity.texts import INJECTIONS, LANGUAGES, NEXT_TO_NOTHING
 from laplora.prompts.examples import Example
 from training.data.corruptions import CorruptionKind, corrupt
 
 #: A text and the number of its label.
 Row = tuple[str, int]
+#: Nobody's rows: other languages, prompt injections, hardly any text; written for this benchmark.
+_TEXTS = Path(__file__).with_name("texts.json")
 #: Rows of another data set that a home is shown.
 _SHOWN = 200
 #: Longest passage, in characters: no home's rows are longer.
@@ -131,9 +132,7 @@ def strangers(name: str, data: Path) -> dict[str, list[str]]:
     arc = _lines(data / "arc" / "ARC-Easy" / "ARC-Easy-Test.jsonl")[:_SHOWN]
     sets["passages"] = boolq
     sets["school questions"] = [json.loads(line)["question"]["stem"][:_LONGEST] for line in arc]
-    sets["other languages"] = list(LANGUAGES)
-    sets["prompt injections"] = list(INJECTIONS)
-    sets["next to nothing"] = list(NEXT_TO_NOTHING)
+    sets |= json.loads(_TEXTS.read_text(encoding="utf-8"))
     kinds: Mapping[str, tuple[CorruptionKind, float]] = {
         "random letters": ("gibberish", 1.0),
         "shuffled words": ("word_shuffle", 1.0),

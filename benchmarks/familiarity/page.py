@@ -76,7 +76,6 @@ def _home(name: str, result: Mapping[str, Any]) -> str:
             str(row["calibration"]),
             f"{row['stated']:.1%}",
             f"{row['familiar']:.1%} ({row['low']:.1%} to {row['high']:.1%})",
-            f"{row['trained']:.1%}",
         ]
         for row in result["flags"]
     ]
@@ -88,9 +87,8 @@ def _home(name: str, result: Mapping[str, Any]) -> str:
             f"Flagged: with {shares['calibration']} calibration rows, in the mean over 200 draws.\n",
             markdown_table(["strangers", "rows", "AUROC (95 %)", "FPR", "flagged", "best other score"], lines),
             "Rows of the home that are flagged, over 200 draws of calibration rows from the other rows: the mean "
-            "share, and the quantiles of 5 % and 95 % of the draws. In the last column training rows, cross-fitted, "
-            "stand in for calibration rows.\n",
-            markdown_table(["calibration rows", "stated at most", "flagged", "by training rows"], rates),
+            "share, and the quantiles of 5 % and 95 % of the draws.\n",
+            markdown_table(["calibration rows", "stated at most", "flagged"], rates),
         ]
     )
 

@@ -20,21 +20,16 @@ Score = Callable[[Shown], torch.Tensor]
 _NEIGHBOURS = 10
 #: Draws of calibration rows from a home's pool, and their numbers.
 _DRAWS = 200
-_FOLDS = 5
 CALIBRATION = (20, 50, 100, 150, 300)
 
 
 def scores(train: Shown, labels: torch.Tensor, *, ends_alike: bool) -> dict[str, Score]:
     """Return every score by name, fitted to training rows."""
     layers = train.hidden.shape[1]
-    one, last = torch.zeros_like(labels), layers - 1
-
-    def familiarity(watched: tuple[int, ...], classes: torch.Tensor, *, logits: bool = True) -> Score:
-        fitted = fit_strangeness(seen(train, watched), classes)
-        fitted = fitted if logits else replace(fitted, weight=0.0)
-        return lambda shown: fitted.of(seen(shown, watched))
-
-    by_class, together = fit_layer(train.hidden[:, last], labels), fit_layer(train.hidden[:, last], one)
+    watched, last = watched_layers(layers, ends_alike=ends_alike), layers - 1
+    fitted = fit_strangeness(seen(train, watched), labels)
+    distances = replace(fitted, weight=0.0)
+    by_class, together = (fit_layer(train.hidden[:, last], of) for of in (labels, torch.zeros_like(labels)))
     known = torch.nn.functional.normalize(train.hidden[:, last].double(), dim=1)
 
     def neighbour(shown: Shown) -> torch.Tensor:
@@ -42,12 +37,8 @@ def scores(train: Shown, labels: torch.Tensor, *, ends_alike: bool) -> dict[str,
         return -(new @ known.T).topk(_NEIGHBOURS, 1).values[:, -1]
 
     return {
-        "familiarity": familiarity(watched_layers(layers, ends_alike=ends_alike), labels),
-        "familiarity, distances alone": familiarity(
-            watched_layers(layers, ends_alike=ends_alike), labels, logits=False
-        ),
-        "familiarity, the other layers": familiarity(watched_layers(layers, ends_alike=not ends_alike), labels),
-        "familiarity, one centre": familiarity(watched_layers(layers, ends_alike=ends_alike), one),
+        "familiarity": lambda shown: fitted.of(seen(shown, watched)),
+        "familiarity, distances alone": lambda shown: distances.of(seen(shown, watched)),
         "Mahalanobis, last layer": lambda shown: by_class.squared(shown.hidden[:, last]),
         "relative Mahalanobis, last layer": lambda shown: (
             by_class.squared(shown.hidden[:, last]) - together.squared(shown.hidden[:, last])
@@ -84,15 +75,12 @@ def flags(
     """Return for each number of calibration rows which share the flag is raised on, over draws of them from the pool.
 
     The rest of the pool are new rows. ``familiar`` is their share, ``low`` and ``high`` its 5 % and 95 % quantile over
-    the draws, ``strangers`` by set the mean share. ``trained`` is the share of new rows where the training rows, each
-    fifth seen by distances that were fitted to the others, stand in for calibration rows.
+    the draws, ``strangers`` by set the mean share.
     """
     watched = watched_layers(train.hidden.shape[1], ends_alike=ends_alike)
-    trained = seen(train, watched)
-    fitted = fit_strangeness(trained, labels)
+    fitted = fit_strangeness(seen(train, watched), labels)
     inside = fitted.of(seen(pool, watched))
     outside = {title: fitted.of(seen(shown, watched)) for title, shown in strangers.items()}
-    by_others = _cross_fitted(trained, labels)
     rows = []
     for count in CALIBRATION:
         if count > len(inside) - 100:
@@ -112,7 +100,6 @@ def flags(
                 "familiar": round(float(drawn.mean()), 4),
                 "low": round(float(drawn.quantile(0.05)), 4),
                 "high": round(float(drawn.quantile(0.95)), 4),
-                "trained": round(_share(inside, by_others, rate), 4),
                 "strangers": {title: round(share, 4) for title, share in found.items()},
             }
         )
@@ -122,16 +109,6 @@ def flags(
 def seen(shown: Shown, watched: tuple[int, ...]) -> States:
     """Return the states that familiarity sees, after some layers."""
     return States(watched, shown.hidden[:, watched], contrast_mean(shown.logits.double()))
-
-
-def _cross_fitted(states: States, labels: torch.Tensor) -> torch.Tensor:
-    """Return the strangeness of rows by the states of rows in other folds, (rows,)."""
-    fold = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % _FOLDS
-    found = torch.zeros(len(labels), dtype=torch.float64)
-    for number in range(_FOLDS):
-        kept, held = fold != number, fold == number
-        found[held] = fit_strangeness(states.take(kept), labels[kept]).of(states.take(held))
-    return found
 
 
 def _share(values: torch.Tensor, reference: torch.Tensor, rate: float) -> float:

@@ -23,13 +23,10 @@ from benchmarks.speed import published
 
 PARTS = (
     "predict",
-    "subset",
-    "classes",
     "peers",
     "fit",
     "memory",
     "large",
-    "mixed",
     "server",
     "overload",
     "start",

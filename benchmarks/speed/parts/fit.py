@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,10 +17,10 @@ from benchmarks.peers.subject import Subject
 from benchmarks.speed.parts import peers
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.posterior.base import Posterior, ProjectedJacobians
+from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import fit_posterior, needs_sums
-from laplora.predictive.member_outputs import MemberSet
+from laplora.predictive.member_outputs import Member, MemberSet
 from laplora.prior.evidence import choose_by_evidence
 from laplora.prior.validation import choose_by_validation
 from laplora.prompts.rows import Batch, EncodedRow
@@ -101,6 +102,15 @@ def fit(
         return state
 
     return fit_posterior(StructureSettings(structure=structure, **options), blocks, run_pass)
+
+
+def with_posterior(members: MemberSet, batches: list[Batch], **options: Any) -> MemberSet:
+    """Return the members with a joint core over the whole adapter."""
+    blocks = find_blocks(members.model, members.readout.class_count)
+    device = next(members.model.parameters()).device
+    posterior = fit(members, blocks, batches, "joint_core", **options).to(device, torch.float32)
+    precisions = block_precisions(Prior("scalar", {"all": 1.0}), blocks).to(device)
+    return replace(members, trained=Member(posterior, precisions))
 
 
 def choices(conditions: Conditions, members: MemberSet, blocks: tuple[Block, ...]) -> Iterator[Record]:

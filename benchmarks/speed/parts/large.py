@@ -1,4 +1,4 @@
-"""Llama-2-7B by formula, checked on random weights of its shapes: the model, an answer, a fit, the posterior's file.
+"""Llama-2-7B on random weights of its shapes: the memory of the model, an answer, a fit, and the posterior's file.
 
 NF4, LoRA of rank 8 on q_proj and v_proj, two classes, batches of 8 x 64 tokens. Two layers and four give what each
 takes, and so what 32 would; unless the benchmark is to be quick all 32 are built and run too. MB are 10^6 bytes.
@@ -12,20 +12,15 @@ from typing import Any
 from safetensors.torch import save
 
 from benchmarks.estimate.shapes import held_bytes
-from benchmarks.estimate.sizes import moment_bytes, posterior_bytes
 from benchmarks.harness.allocation import peak_bytes
 from benchmarks.harness.llama7b import LLAMA_2_7B, random_llama
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import random_batch
 from benchmarks.harness.timing import exactly
-from benchmarks.speed.parts.fit import fit
-from benchmarks.speed.parts.size import answer_bytes, weight_bytes
-from benchmarks.speed.parts.subset import with_posterior
-from laplora.jacobians.blocks import Block
+from benchmarks.speed.parts.fit import fit, with_posterior
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
-from laplora.posterior.passes import StructureSettings
 from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
 
 LAYERS, ROWS, TOKENS, LORA_RANK, EKFAC_RANK = 32, 8, 64, 8, 10
@@ -36,25 +31,22 @@ FILE_MB = 25.0
 
 
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
-    """Yield megabytes of 32 layers, and what they are over the formulas'."""
+    """Yield megabytes of 32 layers."""
     few, more = (measured(layers, "cpu") for layers in (2, 4))
     by_layers = {"from 2 and 4": {name: few[name] + (more[name] - few[name]) // 2 * (LAYERS - 2) for name in few}}
     if not quick:
         by_layers["all"] = measured(LAYERS, "cpu")
-    formula = formulas("cpu")
     for how, sizes in by_layers.items():
         for name, size in sizes.items():
             limit = FILE_MB if name in (JOINT, EKFAC) else None
             yield conditions.record(f"large: {name}, layers: {how}", exactly(size / 1e6), "MB", limit=limit)
-            over = exactly(size / formula[name])
-            yield conditions.record(f"large: {name}, layers: {how}; to formula", over, "the formula's", arithmetic=1.05)
 
 
 def measured(layers: int, device: str, shape: dict[str, Any] = LLAMA_2_7B) -> dict[str, int]:
     """Return the bytes that so many layers take."""
     bare = random_llama(layers, device=device, quantization="nf4", rank=LORA_RANK, shape=shape)
     blocks, batches = find_blocks(bare.model, 2), [random_batch(bare, ROWS, TOKENS)] * 2
-    members = with_posterior(bare, batches=[random_batch(bare, 8, 8)], rank=5)
+    members = with_posterior(bare, [random_batch(bare, 8, 8)], rank=5)
     made: list[Posterior] = []
     return {
         MODEL: held_bytes(bare.model),
@@ -69,28 +61,6 @@ def answer(members: MemberSet, rows: int, tokens: int) -> Callable[[], MemberOut
     """Return a Laplace answer to random rows."""
     batch = random_batch(members, rows, tokens)
     return lambda: member_outputs(members, batch, {("single", True)})
-
-
-def formulas(device: str, layers: int = LAYERS, shape: dict[str, Any] = LLAMA_2_7B) -> dict[str, int]:
-    """Return the same by formula."""
-    from transformers import LlamaConfig
-
-    config, wide = LlamaConfig(**shape, num_hidden_layers=layers), shape["hidden_size"]
-    keys = wide * config.num_key_value_heads // config.num_attention_heads
-    outputs = {f"{i}.{name}": out for i in range(layers) for name, out in (("q_proj", wide), ("v_proj", keys))}
-    blocks = []
-    for name, out in outputs.items():
-        blocks += [Block(f"{name}.A", "lora_A", wide, LORA_RANK), Block(f"{name}.B", "lora_B", out, LORA_RANK)]
-    default = StructureSettings()
-    above = answer_bytes(config, ROWS, TOKENS, 2, adapted=2, rank=LORA_RANK)
-    sums = 2 * moment_bytes(blocks, default.rank, default.oversampling) if device == "cpu" else 0
-    return {
-        MODEL: weight_bytes(config, sum(b.wide * b.narrow for b in blocks), "nf4"),
-        ANSWER: above,
-        FIT: above + sums,
-        JOINT: posterior_bytes(blocks, "joint_core", rank=default.rank, joint_rank=default.joint_rank),
-        EKFAC: posterior_bytes(blocks, "ekfac", rank=EKFAC_RANK),
-    }
 
 
 def file_bytes(posterior: Posterior) -> int:

@@ -127,9 +127,7 @@ def test_a_figure_takes_the_place_of_the_same_on_the_same_hardware(tmp_path: Pat
 
 def test_sizes_are_no_targets_of_the_published_page() -> None:
     assert all({"date", "commit", "command"} <= set(r["measured"]) for r in read(FOLDER))
-    kinds = {r["name"]: r["kind"] for r in read(FOLDER)}
-    assert {kind for name, kind in kinds.items() if name.endswith("to formula")} == {"check"}
-    assert "target" in kinds.values()
+    assert {"check", "target"} <= {r["kind"] for r in read(FOLDER)}
 
 
 def test_the_published_page_is_made_of_the_published_figures() -> None:

@@ -17,11 +17,9 @@ from benchmarks.harness.subject import random_batch, with_classes
 from benchmarks.harness.timing import Ratio
 from benchmarks.speed import __main__ as job
 from benchmarks.speed import published
-from benchmarks.speed.parts import classes, fit, overload, predict, start, subset
-from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.jacobians.many_classes import ManyClasses
+from benchmarks.speed.parts import fit, overload, predict, start
+from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Prior, block_precisions
-from laplora.posterior.many_classes import choose_of
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
 from laplora.prompts.rows import Batch
 from laplora.readouts.label_tokens import LabelTokens
@@ -147,49 +145,6 @@ def test_parts_time_what_they_say(structure: str) -> None:
     )  # with_classes takes tokens that the tiny vocabulary lacks
     found = member_outputs(five, tokens_within(random_batch(five, 4, 8)), {("single", True)})
     assert found.covariances["single"].shape == (1, 4, 4, 4)
-
-
-def test_a_posterior_over_the_values_b_is_smaller_and_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every record there is, on a tiny model: each subset and the two against each other, then the files."""
-    model = tiny_model("llama", targets=["q_proj", "v_proj"], dtype=None)
-    monkeypatch.setattr(subset, "load_subject", lambda _format: MemberSet(model, {}, LabelTokens((3, 4)), Member()))
-    monkeypatch.setattr(
-        subset, "with_classes", lambda members, n: replace(members, readout=LabelTokens(tuple(range(n))))
-    )
-    monkeypatch.setattr(subset, "TOKENS", 8)
-    found = {record.name: record for record in subset.run(HERE, quick=True)}
-    assert len(found) == 8
-    assert found["subset: values_b to all, 4 classes, 8 x 8 tokens"].baseline == "an answer under the whole posterior"
-    # A joint core keeps 50 directions at most and the tiny adapter has few numbers: a third of them is in values_b.
-    assert found["subset: posterior file, values_b"].value < 0.6 * found["subset: posterior file, all"].value
-    blocks = subset.with_posterior(
-        MemberSet(model, {}, LabelTokens((3, 4)), Member()), "values_b"
-    ).trained.posterior.blocks
-    assert {block.name.split(".", 3)[3] for block in blocks} == {"self_attn.v_proj.lora_B"}
-
-
-def test_an_answer_of_many_classes_computes_few_directions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every record of a quick run on a tiny model, and that the work is the one it says."""
-    model = tiny_model("llama", targets=["q_proj", "v_proj"], dtype=None)
-    members = subset.with_posterior(MemberSet(model, {}, LabelTokens((3, 4)), Member()), "all")
-    monkeypatch.setattr(classes, "load_subject", lambda _format: members)
-    monkeypatch.setattr(classes, "QUICK", (2, 20))
-    monkeypatch.setattr(classes, "CLASSES", {2: False, 20: True})
-    monkeypatch.setattr(
-        classes, "with_classes", lambda one, n: replace(one, readout=LabelTokens(tuple(range(3, 3 + n))))
-    )
-    found = list(classes.run(HERE, quick=True))
-    assert [(record.baseline, record.target) for record in found] == [
-        ("a plain forward", None),
-        ("a plain forward", "at most 8"),
-    ]
-    assert all(record.value > 1 for record in found)
-    few = classes.many_classes(replace(members, readout=LabelTokens(tuple(range(3, 23)))), ManyClasses())
-    batch = tokens_within(random_batch(few, 2, 8))
-    posterior = few.trained.posterior
-    jacobians = contrast_jacobians(model, batch, few.readout, posterior.blocks, choose=choose_of(posterior))
-    assert {block.jacobian.shape[1] for block in jacobians.blocks} == {3}
-    assert classes.answer(few, batch).probs.shape == (2, 20)
 
 
 def test_a_server_that_is_slow_to_stop_is_no_slower_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
