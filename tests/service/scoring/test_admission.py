@@ -75,20 +75,14 @@ def test_who_holds_nothing_gets_in_while_there_is_room() -> None:
     admission.reserve("b", Amount(5, 5))
 
 
-@pytest.mark.parametrize(
-    ("wanted", "fewest", "limit"), [(Amount(5, 5), 5, 4), (Amount(1, 40), 33, 32), (Amount(1, 1, 501), 1, 500)]
-)
-def test_what_can_never_fit_is_refused_for_good(wanted: Amount, fewest: int, limit: int) -> None:
+def test_what_can_never_fit_is_refused_for_good_and_nobody_by_an_estimate_alone() -> None:
     admission = Admission(LIMITS, client_share=0.5)
-    with pytest.raises(BatchTooLargeError, match="client_share") as caught:
-        admission.reserve("a", wanted, fewest_tokens=fewest)
-    assert (caught.value.limit, admission.total) == (limit, NOTHING)
-
-
-def test_an_estimate_alone_refuses_nobody_for_good() -> None:
-    admission = Admission(LIMITS)
+    for wanted, fewest, limit in ((Amount(5, 5), 5, 4), (Amount(1, 40), 33, 32), (Amount(1, 1, 501), 1, 500)):
+        with pytest.raises(BatchTooLargeError, match="client_share") as caught:
+            admission.reserve("a", wanted, fewest_tokens=fewest)
+        assert (caught.value.limit, admission.total) == (limit, NOTHING)
     reservation = admission.reserve("a", Amount(1, 10_000), fewest_tokens=3)
-    assert reservation.held.tokens == 64
+    assert reservation.held.tokens == 32
     admission.correct(reservation, Amount(1, 5))
     assert admission.total == Amount(1, 5)
 
@@ -179,18 +173,24 @@ def test_counters_are_the_sum_of_what_is_open_and_zero_in_the_end(
     assert (admission.total, admission._by_caller) == (NOTHING, {})
 
 
-async def test_no_room_is_429_before_anything_is_tokenised(counting: Any) -> None:
+async def test_no_room_is_429_before_anything_is_tokenised_or_after_all_where_the_estimate_was_low(
+    counting: Any,
+) -> None:
     async with serve(counting, max_queue_tokens=100, client_share=1.0) as served:
         async with served.occupied():
             waiting = asyncio.create_task(served.predict("b " * 45))
             await served.until(lambda: served.state.backend.queue.rows == 1)
-            before = list(counting.encoded)
-            refused = await served.predict("c " * 100)
+            before, held = list(counting.encoded), served.state.backend.queue.held
+            refused = [await served.predict("c " * 100)]
             assert counting.encoded == before
+            served.state.scorer.tokenizing.estimate(served.predictor).learn([EncodedRow((), 2)], [10**7])
+            refused.append(await served.predict("c " * 55))
+            assert len(counting.encoded) == len(before) + 1
+            assert served.state.backend.queue.held == held
         assert (await waiting).status_code == 200
-    assert code(refused) == (429, "queue_full")
-    assert int(refused.headers["retry-after"]) >= 1
-    assert refused.json()["error"]["limit"] == 100
+    assert [code(response) for response in refused] == [(429, "queue_full")] * 2
+    assert int(refused[0].headers["retry-after"]) >= 1
+    assert refused[0].json()["error"]["limit"] == 100
 
 
 async def test_one_caller_fills_its_share_and_another_still_gets_in() -> None:
@@ -222,19 +222,6 @@ async def test_more_than_one_caller_may_hold_is_413_and_names_the_limit(counting
         assert code(response) == (413, "batch_too_large")
         assert response.json()["error"]["limit"] == 30
         assert "max_queue_tokens is 60" in response.json()["error"]["message"]
-
-
-async def test_an_underestimate_without_room_is_429_after_all() -> None:
-    async with serve(max_queue_tokens=100, client_share=1.0) as served:
-        async with served.occupied():
-            waiting = asyncio.create_task(served.predict("b " * 45))
-            await served.until(lambda: served.state.backend.queue.rows == 1)
-            before = served.state.backend.queue.held
-            served.state.scorer.tokenizing.estimate(served.predictor).learn([EncodedRow((), 2)], [10**7])
-            refused = await served.predict("c " * 55)
-            assert served.state.backend.queue.held == before
-        assert (await waiting).status_code == 200
-    assert code(refused) == (429, "queue_full")
 
 
 @pytest.mark.parametrize(

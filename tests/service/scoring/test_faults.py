@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -16,36 +17,6 @@ from service.scoring.device_faults import DeviceHealth, is_device_fault, is_out_
 from service.telemetry.batch_report import BatchReport
 
 FAULT = "CUDA error: device-side assert triggered"
-#: Texts of a RuntimeError.
-FAULTS = [
-    f"{FAULT}\nCUDA kernel errors might be asynchronously reported",
-    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb)`",
-    "CUDA error: something that came with a later driver",
-    "CUDA driver error: unknown error",
-    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
-    "Triton Error [CUDA]: an illegal memory access was encountered",
-    "HIP error: unspecified launch failure",
-    "uncorrectable ECC error encountered",
-    "unspecified launch failure",
-    "device-side assert triggered",
-    "an illegal memory access was encountered",
-]
-MEMORY = [
-    "CUDA error: out of memory",
-    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-    "DefaultCPUAllocator: can't allocate memory",
-]
-HARMLESS = [
-    "mat1 and mat2 shapes cannot be multiplied (1x2 and 3x4)",
-    "CUDA error: invalid argument",
-    "CUDA error: invalid configuration argument",
-    "CUDA error: invalid device function",
-    "CUDA error: no kernel image is available for execution on the device",
-    "CUDA error: too many resources requested for launch",
-    "CUDA error: operation not supported",
-    "CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`",
-    "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR: the input matrix may contain NaN",
-]
 
 
 def accelerator_error(text: str, code: int | None = None) -> Exception:
@@ -55,39 +26,64 @@ def accelerator_error(text: str, code: int | None = None) -> Exception:
     return error
 
 
-def kinds(errors: list[Exception]) -> set[tuple[bool, bool]]:
-    """Return whether they are faults and whether they say that there is no memory: one pair if all are alike."""
-    return {(is_device_fault(error), is_out_of_memory(error)) for error in errors}
+#: Errors, and the texts of RuntimeErrors, by whether they are faults and whether they say that there is no memory.
+KINDS: dict[tuple[bool, bool], list[Exception | str]] = {
+    (True, False): [
+        f"{FAULT}\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb)`",
+        "CUDA error: something that came with a later driver",
+        "CUDA driver error: unknown error",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "Triton Error [CUDA]: an illegal memory access was encountered",
+        "HIP error: unspecified launch failure",
+        "uncorrectable ECC error encountered",
+        "unspecified launch failure",
+        "device-side assert triggered",
+        "an illegal memory access was encountered",
+        accelerator_error("of another kind"),
+        accelerator_error("an illegal memory access", 700),
+    ],
+    (False, True): [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "DefaultCPUAllocator: can't allocate memory",
+        MemoryError(),
+        torch.OutOfMemoryError("2.00 GiB"),
+        accelerator_error("CUDA error: out of memory", 2),
+    ],
+    (False, False): [
+        "mat1 and mat2 shapes cannot be multiplied (1x2 and 3x4)",
+        "CUDA error: invalid argument",
+        "CUDA error: invalid configuration argument",
+        "CUDA error: invalid device function",
+        "CUDA error: no kernel image is available for execution on the device",
+        "CUDA error: too many resources requested for launch",
+        "CUDA error: operation not supported",
+        "CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`",
+        "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR: the input matrix may contain NaN",
+        accelerator_error("of another kind", 209),
+        ValueError("out of memory"),
+        ValueError(FAULT),
+        KeyError(),
+    ],
+}
 
 
-def test_a_lost_context_is_a_fault_and_no_lack_of_memory() -> None:
-    others = [accelerator_error("of another kind"), accelerator_error("an illegal memory access", 700)]
-    assert kinds([*map(RuntimeError, FAULTS), *others]) == {(True, False)}
-
-
-def test_a_lack_of_memory_passes() -> None:
-    others = [MemoryError(), torch.OutOfMemoryError("2.00 GiB"), accelerator_error("CUDA error: out of memory", 2)]
-    assert kinds([*map(RuntimeError, MEMORY), *others]) == {(False, True)}
-
-
-def test_what_leaves_the_context_alone_is_no_fault() -> None:
-    others = [accelerator_error("of another kind", 209), ValueError("out of memory"), ValueError(FAULT), KeyError()]
-    assert kinds([*map(RuntimeError, HARMLESS), *others]) == {(False, False)}
+@pytest.mark.parametrize("kind", KINDS, ids=["lost context", "lack of memory", "refused call"])
+def test_a_lost_context_is_told_from_a_lack_of_memory_and_a_refused_call(kind: tuple[bool, bool]) -> None:
+    for error in KINDS[kind]:
+        raised = RuntimeError(error) if isinstance(error, str) else error
+        assert (is_device_fault(raised), is_out_of_memory(raised)) == kind, error
 
 
 @pytest.mark.parametrize("chained", ["__cause__", "__context__"])
 def test_a_fault_behind_another_error_is_found(chained: str) -> None:
-    """The library's error stands in for one of torch."""
+    """The library's error stands in for one of torch; two may be each other's cause."""
     for text, is_fault in ((FAULT, True), ("size mismatch", False)):
-        error = ArtifactCorruptError("the adapter does not load")
-        setattr(error, chained, RuntimeError(text))
+        error, other = ArtifactCorruptError("the adapter does not load"), RuntimeError(text)
+        setattr(error, chained, other)
+        other.__context__ = error
         assert is_device_fault(error) == is_fault
-
-
-def test_errors_that_are_each_others_cause() -> None:
-    first, second = ValueError(), ValueError()
-    first.__context__, second.__context__ = second, first
-    assert not is_device_fault(first)
 
 
 def assert_ended(device: Rig) -> None:
@@ -117,28 +113,21 @@ def test_a_fault_answers_everyone_and_is_not_retried(device: Rig) -> None:
 
 @pytest.mark.parametrize("error", [KeyError("bug"), SystemExit("stop")], ids=lambda error: type(error).__name__)
 def test_the_thread_that_dies_takes_nobody_with_it(device: Rig, error: BaseException) -> None:
-    """An error outside of a prediction: every request would wait for ever."""
+    """An error outside of a prediction, or a call that ends the thread: every request would wait for ever."""
     running = device.occupy()
     waiting, call = device.submit(3), device.device.call(lambda: None)
 
-    def report(*arguments: object) -> None:
+    def end(*arguments: object) -> None:
         raise error
 
-    device.device._report = report  # type: ignore[method-assign]
+    device.device._report = end  # type: ignore[method-assign]
     device.predictor.released.set()
     for future in (running.future, waiting.future, call):
         with pytest.raises(DeviceFaultError, match=type(error).__name__):
             future.result()
     assert_ended(device)
-
-
-def test_a_call_that_ends_the_thread_is_answered_too(device: Rig) -> None:
-    def leave() -> None:
-        raise SystemExit
-
-    with pytest.raises(DeviceFaultError, match="SystemExit"):
-        device.device.call(leave).result()
-    assert_ended(device)
+    with rig() as other, pytest.raises(DeviceFaultError, match="SystemExit"):
+        other.device.call(lambda: sys.exit()).result()
 
 
 def test_metrics_and_traces_that_fail_do_not_fail_the_device(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,10 +16,8 @@ from laplora.jacobians import contrasts as jacobians
 from laplora.jacobians import layer_reverse
 from laplora.jacobians.contrasts import ReversePass
 from laplora.predictor import Predictor
-from service.artifacts.token_budget import Usage, measure_budget
 from service.errors import DeviceMemoryError
 from service.scoring.admission import Amount
-from service.scoring.model import SHORT_ROW_TOKENS
 from service.threads import frames_of
 
 TEXTS = [f"The {noun} was {word}." for noun in ("film", "plot", "cast") for word in ("superb", "dull", "moving")]
@@ -109,7 +107,7 @@ def short_of_memory(
         assert device.device.health.fault is None
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_collection() -> Iterator[None]:
     """Python's collector of garbage is off: only what nothing refers to goes."""
     gc.collect()
@@ -122,7 +120,6 @@ def encoded(predictor: Predictor, texts: Sequence[str]) -> list[Any]:
     return [predictor.encode({"text": text}, truncate=True) for text in texts]
 
 
-@pytest.mark.usefixtures("no_collection")
 @everywhere
 def test_all_rows_are_answered_by_smaller_batches_with_the_same_numbers(
     sentiment_predictor: Predictor, place: Place
@@ -143,7 +140,6 @@ def test_all_rows_are_answered_by_smaller_batches_with_the_same_numbers(
     assert set(shortage.held) == {0}
 
 
-@pytest.mark.usefixtures("no_collection")
 @everywhere
 def test_one_row_that_does_not_fit_says_so_and_the_others_are_answered(
     sentiment_predictor: Predictor, place: Place
@@ -162,7 +158,6 @@ def test_one_row_that_does_not_fit_says_so_and_the_others_are_answered(
     assert set(shortage.held) == {0}
 
 
-@pytest.mark.usefixtures("no_collection")
 def test_what_a_row_held_when_it_failed_for_any_other_reason_is_gone(sentiment_predictor: Predictor) -> None:
     (row,) = encoded(sentiment_predictor, TEXTS[:1])
     with short_of_memory(sentiment_predictor, in_forward, error=KeyError, most_rows=0) as (device, shortage):
@@ -178,27 +173,3 @@ def test_what_a_row_held_when_it_failed_for_any_other_reason_is_gone(sentiment_p
     # The log has its frames still, those of the device's thread first.
     lines = frames_of(raised.value)
     assert [any(name in line for line in lines) for name in ("device.py", "allocate", "test_what")] == [True] * 3
-
-
-@pytest.mark.usefixtures("no_collection")
-def test_the_measurement_of_batches_that_ran_out_of_memory_goes_on_without_what_they_held(
-    sentiment_predictor: Predictor,
-) -> None:
-    class Meter:
-        def free_bytes(self) -> int:
-            return 2**50
-
-        def measure(self, run: Callable[[], object]) -> Usage:
-            run()
-            return Usage(1, 0.001)
-
-        def release(self) -> None:
-            pass
-
-    with short_of_memory(sentiment_predictor, in_forward, most_rows=4) as (device, shortage):
-        budget = measure_budget(
-            sentiment_predictor, Meter(), lambda run: device.device.call(run).result(), most_tokens=65_536
-        )
-    assert budget.tokens == 4 * SHORT_ROW_TOKENS
-    assert shortage.failed == [16, 8]
-    assert set(shortage.held) == {0}

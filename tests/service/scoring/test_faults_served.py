@@ -108,6 +108,10 @@ async def test_a_fault_while_another_artifact_loads(tmp_path: Path, where: str) 
     assert code(refused) == code(ready) == (503, "device_fault")
 
 
+#: A run is overdue soon, and never taken to hang.
+OVERDUE = {"stall_s": 0.05, "hang_s": 3600.0}
+
+
 async def until_stalled(served: Served, path: str = "/health/ready") -> None:
     while (response := await served.client.get(path)).status_code == 200:
         await asyncio.sleep(0.005)
@@ -117,11 +121,8 @@ async def until_stalled(served: Served, path: str = "/health/ready") -> None:
     assert int(response.headers["retry-after"]) >= 1
 
 
-#: A run is overdue soon, and never taken to hang.
-OVERDUE = {"stall_s": 0.05, "hang_s": 3600.0}
-
-
-async def test_a_run_that_is_overdue_is_not_ready_until_it_ends() -> None:
+async def test_a_run_or_a_call_that_is_overdue_is_not_ready_until_it_ends() -> None:
+    may_end = threading.Event()
     async with serve(**OVERDUE) as served:
         async with served.occupied():
             for path in ("/health/ready", "/tei/health"):
@@ -132,11 +133,6 @@ async def test_a_run_that_is_overdue_is_not_ready_until_it_ends() -> None:
         assert (await waiting).status_code == 200
         while (await served.client.get("/health/ready")).status_code != 200:
             await asyncio.sleep(0.005)
-
-
-async def test_a_call_that_is_overdue_is_not_ready_either() -> None:
-    may_end = threading.Event()
-    async with serve(**OVERDUE) as served:
         call = served.state.backend.device.call(may_end.wait)
         await until_stalled(served)
         may_end.set()

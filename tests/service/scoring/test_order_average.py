@@ -60,12 +60,17 @@ async def test_limits_count_orders(path: str) -> None:
     assert alone.status_code == 200
 
 
-async def test_the_queue_counts_orders() -> None:
-    limits = {"max_inputs": 5, "max_queue_rows": 5, "max_queue_tokens": 20, "client_share": 1.0}
+async def test_the_queue_counts_orders_and_a_failing_prompt_is_blamed_on_its_input() -> None:
+    limits = {"max_inputs": 6, "max_queue_rows": 6, "max_queue_tokens": 20, "client_share": 1.0}
+    predictor = choice_predictor()
+    predictor.poison[9000] = NonFiniteError("NaN")
+    async with serve(predictor) as served:
+        failed = await served.client.post("/predict", json=ask(TWO, THREE, FOUR))
     async with serve(choice_predictor(), **limits) as served:
-        response = await served.client.post("/predict", json=ask(FOUR))
-    assert response.status_code == 413
-    assert "max_queue_tokens" in response.json()["error"]["message"]
+        refused = await served.client.post("/predict", json=ask(FOUR))
+    assert (failed.status_code, failed.json()["error"]["field"]) == (422, "inputs.2")
+    assert refused.status_code == 413
+    assert "max_queue_tokens" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -79,24 +84,7 @@ async def test_the_queue_counts_orders() -> None:
 async def test_inputs_without_options_to_reorder_are_refused(fields: dict[str, Any]) -> None:
     async with serve(choice_predictor()) as served:
         response = await served.client.post("/predict", json=ask(TWO, fields))
-    assert response.status_code == 422
-    assert response.json()["error"]["field"] == "inputs.1.choices"
-
-
-async def test_templates_without_choices_are_refused_by_name() -> None:
-    async with serve() as served:
-        response = await served.client.post("/predict", json=ask({"text": "fine 7"}))
-    assert response.status_code == 422
-    assert "template 'sentiment' takes none" in response.json()["error"]["message"]
-
-
-async def test_a_failing_prompt_is_blamed_on_its_input() -> None:
-    predictor = choice_predictor()
-    predictor.poison[9000] = NonFiniteError("NaN")
-    async with serve(predictor) as served:
-        response = await served.client.post("/predict", json=ask(TWO, THREE, FOUR))
-    assert response.status_code == 422
-    assert response.json()["error"]["field"] == "inputs.2"
+    assert (response.status_code, response.json()["error"]["field"]) == (422, "inputs.1.choices")
 
 
 async def test_evaluate_has_both_of_each_method() -> None:
