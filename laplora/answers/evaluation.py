@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from laplora.answers.labels import LabelNames, Truth
 from laplora.errors import ConfigError
@@ -25,8 +25,6 @@ MethodRow = tuple[Sequence[float], float | Sequence[float] | None]
 REFERENCE = "temperature"
 
 
-#: Bins that the noise of an ECE is known for.
-BINS = 15
 #: Resamples that an interval is of at least.
 _FEWEST_RESAMPLES = 10
 #: Mistakes from which on their ranking has an interval.
@@ -43,15 +41,16 @@ class HowMeasured(Protocol):
 
 @dataclass
 class MeasureHow:
-    """The same, checked; without resamples (0) there are no intervals.
+    """How a file is measured; without resamples (0) there are no intervals.
 
     Raises:
         ConfigError: fewer resamples than an interval can be of, and not none.
     """
 
-    bins: int = BINS
     resamples: int = 1000
-    seed: int = 0
+    #: Which the noise of an ECE is known for.
+    bins: ClassVar[int] = 15
+    seed: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         if 0 < self.resamples < _FEWEST_RESAMPLES:
@@ -128,13 +127,13 @@ def measure(
 
 
 def measure_file(
-    manifest: Manifest, rows: Sequence[Mapping[str, MethodRow]], truths: Sequence[Truth], how: HowMeasured
+    manifest: Manifest, rows: Sequence[Mapping[str, MethodRow]], truths: Sequence[Truth], how: MeasureHow
 ) -> dict[str, dict[str, Any]]:
     """Return what ``measure`` does, with what few rows need.
 
     Beside it are the exact interval of the accuracy, and which ECE a calibrated model has by chance: ``ece_limit`` is
-    passed by one in 40, and ``ece_excess`` is the ECE above it; None with other bins than ``BINS``. Where there are few
-    mistakes, the intervals of their ranking go: a bootstrap knows too little then.
+    passed by one in 40, and ``ece_excess`` is the ECE above it. Where there are few mistakes, the intervals of their
+    ranking go: a bootstrap knows too little then.
 
     Args:
         rows: at least one, of ``method_rows``; truths: of each row, where of several labels as any sequence.
@@ -151,9 +150,8 @@ def measure_file(
         if len(right) - correct < _FEWEST_MISTAKES:
             for name in ("auroc_error", "auprc_error", "aurc", "excess_aurc"):
                 metrics["intervals"].pop(name, None)
-        limit = calibrated_ece(probs.amax(1), chance=0.025).limit if how.bins == BINS else None
-        metrics["ece_limit"] = limit
-        metrics["ece_excess"] = None if limit is None else metrics["ece"] - limit
+        metrics["ece_limit"] = calibrated_ece(probs.amax(1), chance=0.025).limit
+        metrics["ece_excess"] = metrics["ece"] - metrics["ece_limit"]
     return methods
 
 

@@ -103,33 +103,25 @@ def answer_all(
             found.append(None)
         except LaploraError as error:
             found.append(error)
-    answered = iter(_in_halves(predictor, questions, how))
+    answered = iter(_answers(predictor, questions, how))
     return [next(answered) if one is None else one for one in found]
 
 
-def _in_halves(predictor: Predictor, questions: Sequence[Question], how: How) -> list[Answer | LaploraError]:
+def _answers(predictor: Predictor, questions: Sequence[Question], how: How) -> list[Answer | LaploraError]:
     """Return an answer per question, or the error of one without a finite answer.
 
     Where there is one, which of them being unknown, they are answered in halves: for one in 256 sixteen more calls.
     """
+    rows = [row for question in questions for row in question]
+    most = predictor.batch_tokens
     try:
-        return [*_answers(predictor, questions, how)]
+        each = predictor.predict_all(rows, how.predictive, batch_size=how.batch_size, most_tokens=most)
+        if not how.order_average:
+            return [(prediction, None) for prediction in predictor.decided(each, how.target_risk)[0]]
+        averaged, _ = predictor.decided(predictor.average_orders(each), how.target_risk)
+        return list(zip(averaged, each[::2], strict=True))
     except NonFiniteError:
         if len(questions) == 1:
             return [NonFiniteError("the model has no finite answer to this input: change it or leave it out")]
         middle = len(questions) // 2
-        return [*_in_halves(predictor, questions[:middle], how), *_in_halves(predictor, questions[middle:], how)]
-
-
-def _answers(predictor: Predictor, questions: Sequence[Question], how: How) -> list[Answer]:
-    rows: list[EncodedRow] = [row for question in questions for row in question]
-    each = predictor.predict_all(
-        rows,
-        how.predictive,
-        batch_size=how.batch_size,
-        most_tokens=predictor.batch_tokens,
-    )
-    if not how.order_average:
-        return [(prediction, None) for prediction in predictor.decided(each, how.target_risk)[0]]
-    averaged, _ = predictor.decided(predictor.average_orders(each), how.target_risk)
-    return list(zip(averaged, each[::2], strict=True))
+        return [*_answers(predictor, questions[:middle], how), *_answers(predictor, questions[middle:], how)]

@@ -19,11 +19,10 @@ from laplora.answers.written import written_answer
 from laplora.bulk.answering import WINDOW, How, answer_all, load, read
 from laplora.bulk.parts import Line, Parts
 from laplora.bulk.rows import Source
-from laplora.bulk.run import finish
-from laplora.bulk.workers import Workers
+from laplora.bulk.workers import Workers, finish
 from laplora.data.lines import Row, json_row
 from laplora.data.records import Record, RowError, each_in_turn
-from laplora.errors import DataError, InvalidInputError, LaploraError
+from laplora.errors import DataError, LaploraError
 
 if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
@@ -37,12 +36,11 @@ class Evaluated:
     """What labelled rows say of an artifact.
 
     Attributes:
-        rows: how many; methods: metrics by method, as ``POST /evaluate`` gives them.
+        methods: metrics by method, as ``POST /evaluate`` gives them.
         records: of each row its number, ``truth``, and where they were asked for its ``fields`` and ``answer``.
     """
 
     artifact: Artifact
-    rows: int
     methods: dict[str, dict[str, Any]]
     records: list[dict[str, Any]]
 
@@ -89,7 +87,7 @@ def evaluate_file(
         numbers = [record.pop("methods") for record in records]
         methods = measure_file(found.manifest, numbers, [record["truth"] for record in records], measure)
         kept.remove()
-    return Evaluated(found, len(records), methods, records)
+    return Evaluated(found, methods, records)
 
 
 @dataclass(frozen=True)
@@ -121,10 +119,7 @@ class EvaluateJob:
         several = manifest.likelihood == "bernoulli"
 
         def example(row: Row) -> Example:
-            try:
-                record = Record(row[0], json_row(row))
-            except InvalidInputError as error:
-                raise RowError(row[0], str(error)) from None
+            record = Record(row[0], json_row(row))
             return labelled_example(self.place, record, task, self.label_field, {}, several=several)
 
         return each_in_turn(self.place, rows, example)

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from laplora.errors import ConfigError, DataError, first_line
+from laplora.errors import ConfigError, DataError
 from laplora.files import write_whole
 
 #: A row's line with its end, and whether it has no answer.
@@ -57,7 +57,7 @@ class Parts:
         """Hold the folder against other runs inside the block, by a lock that ends with this process however it ends.
 
         Raises:
-            ConfigError: another run holds it; DataError: it cannot be locked.
+            ConfigError: another run holds it; OSError: it cannot be made or locked.
         """
         lock = FileLock(self.folder / _LOCK)
         try:
@@ -67,8 +67,6 @@ class Parts:
             raise ConfigError(
                 f"{self.folder}: another run works on it now: wait for its end, or write to another place"
             ) from None
-        except (OSError, NotImplementedError) as error:
-            raise DataError(f"{self.folder}: cannot be locked ({first_line(error)[:200]})") from None
         try:
             yield
         finally:

@@ -13,18 +13,15 @@ from laplora.answers.written import written_answer
 from laplora.bulk.answering import WINDOW, How, answer_all, load, read
 from laplora.bulk.parts import Line, Parts
 from laplora.bulk.rows import Source
-from laplora.bulk.run import finish
-from laplora.bulk.workers import Workers
+from laplora.bulk.workers import Workers, finish
 from laplora.data.lines import Row, json_row
+from laplora.data.records import RowError
 from laplora.errors import ConfigError, InvalidInputError, LaploraError
 from laplora.remote.places import place_of
 
 if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
     from laplora.predictor import Predictor
-
-#: Longest id of an input, in characters.
-_ID_CHARS = 256
 
 
 @dataclass(frozen=True)
@@ -94,9 +91,10 @@ def answer_window(predictor: Predictor, window: Sequence[Row], how: How) -> Iter
     for row in window:
         try:
             fields = json_row(row)
-            id = _id(fields.pop("id", None))
-        except LaploraError as error:
-            fields, id = error, None
+            if isinstance(id := fields.pop("id", None), bool | list | dict):
+                raise RowError(row[0], "id must be a text or a number")
+        except RowError as error:
+            fields, id = InvalidInputError(error.problem), None
         inputs.append(fields)
         ids.append(id)
     for (number, _), id, fields, answer in zip(window, ids, inputs, answer_all(predictor, inputs, how), strict=True):
@@ -107,11 +105,3 @@ def answer_window(predictor: Predictor, window: Sequence[Row], how: How) -> Iter
         except LaploraError as error:
             line = {"line": number, "error": {"message": str(error), "field": getattr(error, "field", None)}}
         yield json.dumps(line, ensure_ascii=False).encode() + b"\n", "error" in line
-
-
-def _id(id: Any) -> str | float | None:
-    if isinstance(id, str) and len(id) > _ID_CHARS:
-        raise InvalidInputError(f"id has more than {_ID_CHARS} characters", field="id")
-    if isinstance(id, bool) or not isinstance(id, str | int | float | None):
-        raise InvalidInputError("id must be a text or a number", field="id")
-    return id

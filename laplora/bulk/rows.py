@@ -116,7 +116,7 @@ class Source:
             return
         with self.open() as file, parquet_file(file, self.place) as table:
             rows = parquet_rows(table, block.begin, block.end, self.columns)
-            yield from ((number, _json(values)) for number, values in enumerate(rows, block.first))
+            yield from ((number, _json(values, None)) for number, values in enumerate(rows, block.first))
 
 
 @lru_cache(maxsize=1)
@@ -124,14 +124,12 @@ def _csv_rows(source: Source) -> list[Row]:
     """Return the rows of a CSV file, which has no places where it can be cut: it is in memory as a whole."""
     with source.open() as file:
         records = csv_records(source.place, file, format_of(source.place))
-    names = source.columns
-    read = ({k: v for k, v in record.values.items() if names is None or k in names} for record in records)
-    return [(record.line, _json(values)) for record, values in zip(records, read, strict=True)]
+    return [(record.line, _json(record.values, source.columns)) for record in records]
 
 
-def _json(values: Mapping[str, Any]) -> bytes:
-    """Return a row as JSON without what it has no value of, and no more of it than of a line."""
-    row = json.dumps({name: value for name, value in values.items() if value is not None})
+def _json(values: Mapping[str, Any], columns: Sequence[str] | None) -> bytes:
+    """Return some columns of a row as JSON, of those that have a value, and no more of it than of a line."""
+    row = json.dumps({k: v for k, v in values.items() if v is not None and (columns is None or k in columns)})
     return row.encode()[: json_lines.LINE_BYTES + 1]
 
 

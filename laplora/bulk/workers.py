@@ -1,27 +1,35 @@
-"""The blocks of a source, worked on in this process or by actors of Ray Data, each of which loads the artifact once."""
+"""One run over the blocks of a source, whatever is done to its rows: in this process, or by actors of Ray Data.
+
+What is finished stays, what is not is worked on. Each worker loads the artifact once.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import laplora
 from laplora import errors
-from laplora.bulk.parts import Line, finished
+from laplora.bulk.parts import Finished, Line, Parts, finished
 from laplora.bulk.rows import Block, Source
 from laplora.data.lines import Row
 from laplora.errors import ConfigError, LaploraError, first_line
 from laplora.ray_cluster import cluster, import_ray, machines
+from laplora.remote.places import place_of
+
+if TYPE_CHECKING:
+    from laplora.artifact.folder import Artifact
 
 #: How often a block is begun that kills its workers, before the run ends. Ray would begin it for ever.
 _TRIES = 4
 #: What the bytes of an error begin with.
 _ERROR = b"error "
-
 
 #: Loads what is needed, once a worker, and returns what makes the lines of a window of rows, one each and in order. It
 #: is sent to the workers.
@@ -126,7 +134,7 @@ def worked(start: Start, source: Source, blocks: Sequence[Block], who: Workers) 
     machine, and stopped in the end, unless ``RAY_ADDRESS`` names a cluster or this process has connected to one.
 
     Raises:
-        ConfigError: Ray is not installed, has fewer GPUs, or no machine with so many processors.
+        ConfigError: Ray is not installed, or has no room.
         LaploraError: what a worker raised.
     """
     if who.count == 1:
@@ -137,7 +145,12 @@ def worked(start: Start, source: Source, blocks: Sequence[Block], who: Workers) 
     with cluster(count * threads):
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
-        _check_room(ray, count, threads, on_gpu)
+        room = sum(one.gpus if on_gpu else 1 for one in machines(ray) if one.cpus >= threads)
+        if room < (count if on_gpu else 1):  # Ray Data would wait for more, and say nothing
+            raise ConfigError(
+                f"Ray has no room for {count} workers of {threads} threads{' and a GPU each' if on_gpu else ''}: give "
+                "fewer --workers or --threads, or --device cpu"
+            )
         # One row is one block, and one block of Ray's: it is handed out, and if its worker dies again, by itself.
         numbers = ray.data.from_items([{"block": list(block)} for block in blocks], override_num_blocks=len(blocks))
         made = numbers.map_batches(
@@ -160,16 +173,53 @@ def worked(start: Start, source: Source, blocks: Sequence[Block], who: Workers) 
             raise LaploraError(f"Ray gave up, and what is finished is kept: {first_line(error)[:400]}") from error
 
 
-def _check_room(ray: Any, count: int, threads: int, on_gpu: bool) -> None:
-    found = machines(ray)
-    if on_gpu and (gpus := sum(machine.gpus for machine in found)) < count:
-        raise ConfigError(f"{count} workers need a GPU each, and there are {gpus}: give --device cpu, or fewer")
-    largest = max((machine.cpus for machine in found if machine.gpus or not on_gpu), default=0)
-    if largest < threads:  # Ray Data would wait for a larger one, and say nothing
-        raise ConfigError(
-            f"each worker has {threads} threads, and Ray's largest machine {'with a GPU ' if on_gpu else ''}{largest} "
-            "processors: give fewer --threads"
-        )
+def finish(
+    start: Start,
+    source: Source,
+    parts: Parts,
+    who: Workers,
+    artifact: Artifact,
+    options: Mapping[str, Any],
+    progress: Callable[[str], None] | None = None,
+) -> list[Finished]:
+    """Return all blocks of a source, finished, in order.
+
+    Args:
+        parts: of the finished blocks, which are held.
+        artifact, options: all else that a line depends on.
+        progress: called with lines for people.
+
+    Raises:
+        ConfigError: the finished blocks are of another run, or the workers cannot be had.
+        DataError: the source was changed, or a store does not answer.
+        LaploraError: what a worker raised; what is finished stays.
+    """
+    import torch
+
+    say = progress or (lambda _line: None)
+    blocks = source.blocks()
+    run = {
+        "laplora": laplora.__version__,
+        "torch": torch.__version__,
+        "artifact": artifact.digest,
+        "source": place_of(source.place).identity(),
+        "window": source.window,
+        "device": who.device_kind,
+        "threads": who.threads,
+        **options,
+    }
+    found = parts.begin(run)
+    left = [block for block in blocks if block.number not in found]
+    if found:
+        say(f"going on: {len(found)} of {len(blocks)} blocks are finished")
+    began, rows = time.monotonic(), 0
+    for done, block in enumerate(worked(start, source, left, who) if left else (), 1):
+        one = parts.keep(block)
+        found[one.number] = one
+        rows += one.rows
+        if done % -(-len(left) // 20) == 0 or done == len(left):
+            say(f"{len(found)} of {len(blocks)} blocks, {rows / (time.monotonic() - began):.3g} rows a second")
+    return [found[block.number] for block in blocks]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -23,13 +24,15 @@ app = typer.Typer(
 )
 
 
-def _hand_on(name: str) -> None:
-    app.command(name, context_settings=handed_on.CONTEXT, add_help_option=False)(handed_on.COMMANDS[name])
-
+#: Of what is handed on every flag is another program's.
+_HANDED_ON: dict[str, Any] = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    "add_help_option": False,
+}
 
 # In the order of --help: from rows to an artifact, what it is worth, and its use.
-_hand_on("train")
-_hand_on("fit")
+app.command("train", **_HANDED_ON)(handed_on.train)
+app.command("fit", **_HANDED_ON)(handed_on.fit)
 app.command(
     "evaluate",
     short_help="Measure an artifact on labelled rows; can fail a script.",
@@ -62,7 +65,7 @@ app.command(
     epilog="Example: laplora push artifacts/sst2 s3://models/sst2",
 )(transfer.push)
 app.add_typer(jobs.app, name="jobs", epilog="Example: laplora jobs submit rows.jsonl --wait --url http://HOST:8000")
-_hand_on("keys")
+app.command("keys", **_HANDED_ON)(handed_on.keys)
 
 
 def _version(wanted: bool) -> None:

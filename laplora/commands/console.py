@@ -46,7 +46,11 @@ PredictiveOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Which predictive answers (default: the recommended).")
 ]
 
-
+OrderAverageOption = Annotated[bool, typer.Option(help="Ask each question with its choices in reverse too.")]
+TruncateOption = Annotated[bool, typer.Option(help="Cut inputs that are too long, instead of an error.")]
+LabelFieldOption = Annotated[str, typer.Option(metavar="NAME", help="Field of a row that has its label.")]
+PageOption = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="HTML file to write.")]
+TextsOption = Annotated[bool, typer.Option(help="Whether the page shows the rows' texts.")]
 AllowedBasesOption = Annotated[
     str,
     typer.Option(

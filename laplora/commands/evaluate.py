@@ -9,26 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from laplora.answers.evaluation import BINS, MeasureHow
+from laplora.answers.evaluation import MeasureHow
 from laplora.bulk.answering import How, read
 from laplora.bulk.evaluate import Evaluated, evaluate_file
 from laplora.bulk.workers import Workers
+from laplora.commands import console
 from laplora.commands.bars import Bar, Crossed
-from laplora.commands.console import (
-    AllowedBasesOption,
-    ArtifactOption,
-    BatchOption,
-    DeviceOption,
-    JsonOption,
-    PredictiveOption,
-    Status,
-    ThreadsOption,
-    WorkersOption,
-    allowed,
-    say,
-    write,
-)
-from laplora.errors import ConfigError
 
 _WITH_INTERVAL = ("accuracy", "nll", "brier", "auroc_error")
 #: Shown of each method, in this order.
@@ -36,7 +22,7 @@ _COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
 
 
 def evaluate(
-    artifact: ArtifactOption,
+    artifact: console.ArtifactOption,
     data: Annotated[
         str,
         typer.Option(
@@ -51,11 +37,10 @@ def evaluate(
             metavar="BAR", help="Exit with 1 where this holds: 'ece_excess>0', 'map.accuracy<0.8'. Repeatable."
         ),
     ] = None,
-    label_field: Annotated[str, typer.Option(metavar="NAME", help="Field of a row that has its label.")] = "label",
-    predictive: PredictiveOption = None,
-    order_average: Annotated[bool, typer.Option(help="Ask each question with its choices in reverse too.")] = False,
-    truncate: Annotated[bool, typer.Option(help="Cut inputs that are too long, instead of an error.")] = False,
-    bins: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Bins of the ECE.")] = 15,
+    label_field: console.LabelFieldOption = "label",
+    predictive: console.PredictiveOption = None,
+    order_average: console.OrderAverageOption = False,
+    truncate: console.TruncateOption = False,
     resamples: Annotated[
         int,
         typer.Option(
@@ -65,7 +50,6 @@ def evaluate(
             help="Resamples of the bootstrap, which most intervals are of, 10 at least; 0: no intervals.",
         ),
     ] = 1000,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of these resamples.")] = 0,
     parts: Annotated[
         str | None,
         typer.Option(
@@ -73,12 +57,12 @@ def evaluate(
             help="Keep finished blocks of rows here until the end: the same command goes on from them.",
         ),
     ] = None,
-    workers: WorkersOption = 1,
-    threads: ThreadsOption = None,
-    batch_size: BatchOption = 16,
-    device: DeviceOption = "auto",
-    allowed_bases: AllowedBasesOption = "",
-    as_json: JsonOption = False,
+    workers: console.WorkersOption = 1,
+    threads: console.ThreadsOption = None,
+    batch_size: console.BatchOption = 16,
+    device: console.DeviceOption = "auto",
+    allowed_bases: console.AllowedBasesOption = "",
+    as_json: console.JsonOption = False,
 ) -> None:
     """Measure an artifact on labelled rows, without a server: accuracy, NLL, ECE and more of every predictive.
 
@@ -89,10 +73,8 @@ def evaluate(
     run.
     """
     bars = [Bar.parse(text) for text in fail_if or ()]
-    how, measure = How(predictive, batch_size, truncate, order_average), MeasureHow(bins, resamples, seed)
-    if bins != BINS and any(bar.metric in ("ece_limit", "ece_excess") for bar in bars):
-        raise ConfigError(f"ece_limit and ece_excess are known for {BINS} bins alone: leave out --bins")
-    manifest = read(artifact, how, allowed(allowed_bases), say).manifest
+    how, measure = How(predictive, batch_size, truncate, order_average), MeasureHow(resamples)
+    manifest = read(artifact, how, console.allowed(allowed_bases), console.say).manifest
     for bar in bars:
         bar.check_predictive(manifest.servable)
     measured = evaluate_file(
@@ -103,18 +85,18 @@ def evaluate(
         measure,
         parts=parts,
         label_field=label_field,
-        allowed_bases=allowed(allowed_bases),
-        progress=say,
+        allowed_bases=console.allowed(allowed_bases),
+        progress=console.say,
     )
     name = how.predictive or manifest.recommended.predictive
     answering = f"{name}_order_average" if how.order_average else name
     crossed = [bar.check(measured.methods, answering) for bar in bars]
     if as_json:
-        write(json.dumps(_json(measured, answering, crossed), allow_nan=False))
+        console.write(json.dumps(_json(measured, answering, crossed), allow_nan=False))
     else:
         for line in (*_table(measured.methods, answering), *_verdicts(crossed)):
-            write(line)
-    raise typer.Exit(Status.FAILED if any(one.failed for one in crossed) else Status.DONE)
+            console.write(line)
+    raise typer.Exit(console.Status.FAILED if any(one.failed for one in crossed) else console.Status.DONE)
 
 
 def _json(measured: Evaluated, answering: str, crossed: Sequence[Crossed]) -> dict[str, Any]:
@@ -122,7 +104,7 @@ def _json(measured: Evaluated, answering: str, crossed: Sequence[Crossed]) -> di
     return {
         "artifact": {"name": artifact.name, "digest": artifact.digest},
         "predictive": answering,
-        "rows": measured.rows,
+        "rows": len(measured.records),
         "metrics": measured.methods,
         "bars": [asdict(one) for one in crossed],
         "failed": any(one.failed for one in crossed),
@@ -146,12 +128,11 @@ def _table(measured: Mapping[str, Mapping[str, Any]], answering: str) -> list[st
     known = [
         f"{name} {intervals[name][0]:.3f} to {intervals[name][1]:.3f}" for name in _WITH_INTERVAL if name in intervals
     ]
-    limit = measured[answering]["ece_limit"]
-    by_chance = "" if limit is None else f"; a calibrated model's ECE is below {limit:.3f} in 39 of 40 cases"
+    by_chance = f"a calibrated model's ECE is below {measured[answering]['ece_limit']:.3f} in 39 of 40 cases"
     return [
         *lines,
         "* answers. nll is in nats; auroc_error: how well the uncertainty ranks the mistakes",
-        f"{answering}, 95 %: {', '.join(known)}{by_chance}",
+        f"{answering}, 95 %: {', '.join(known)}; {by_chance}",
     ]
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import typer
 
 from laplora.errors import needs
-
-CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 def train(context: typer.Context) -> None:
@@ -28,9 +24,6 @@ def keys(context: typer.Context) -> None:
     except ImportError as error:
         raise needs("service", error) from None
     raise typer.Exit(main(context.args, "laplora keys"))
-
-
-COMMANDS: dict[str, Callable[[typer.Context], None]] = {"train": train, "fit": fit, "keys": keys}
 
 
 def _training(job: str, called: str, context: typer.Context) -> int:

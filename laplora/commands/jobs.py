@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from laplora.commands.console import JsonOption, Status, say, write, write_page
+from laplora.commands.console import JsonOption, PageOption, Status, TextsOption, TruncateOption, say, write, write_page
 from laplora.errors import ConfigError, needs
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def submit(
     artifact: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the artifact (default: the active one).")
     ] = None,
-    truncate: Annotated[bool, typer.Option(help="Cut inputs that are too long.")] = False,
+    truncate: TruncateOption = False,
     wait: Annotated[bool, typer.Option(help="Wait for it to end, and show its metrics.")] = False,
     url: UrlOption = _URL,
     key_file: KeyFileOption = None,
@@ -116,7 +116,8 @@ def remove(job: JobArgument, url: UrlOption = _URL, key_file: KeyFileOption = No
 def results(
     job: JobArgument,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="File to write (default: standard output).")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="File to write (default: standard output)."),
     ] = None,
     url: UrlOption = _URL,
     key_file: KeyFileOption = None,
@@ -134,8 +135,8 @@ def results(
 @app.command("report", short_help="Fetch the report: whether to ship, and why.")
 def job_report(
     job: JobArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="HTML file to write.")] = Path("report.html"),
-    texts: Annotated[bool, typer.Option(help="Whether the page shows the rows' texts.")] = False,
+    out: PageOption = Path("report.html"),
+    texts: TextsOption = False,
     url: UrlOption = _URL,
     key_file: KeyFileOption = None,
 ) -> None:

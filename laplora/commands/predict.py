@@ -11,19 +11,7 @@ from laplora.bulk.answering import WINDOW, How, load, read
 from laplora.bulk.predict import answer_window, predict_file
 from laplora.bulk.rows import windows
 from laplora.bulk.workers import Workers, torch_threads
-from laplora.commands.console import (
-    AllowedBasesOption,
-    ArtifactOption,
-    BatchOption,
-    DeviceOption,
-    PredictiveOption,
-    Status,
-    ThreadsOption,
-    WorkersOption,
-    allowed,
-    say,
-    say_stage,
-)
+from laplora.commands import console
 from laplora.data.lines import lines as rows_of
 from laplora.errors import ConfigError
 
@@ -32,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    artifact: ArtifactOption,
+    artifact: console.ArtifactOption,
     data: Annotated[
         str | None,
         typer.Option(
@@ -42,24 +30,24 @@ def predict(
     out: Annotated[
         str | None, typer.Option("--out", metavar="FILE", help="Where the answers to --data go; also s3://.")
     ] = None,
-    workers: WorkersOption = 1,
-    threads: ThreadsOption = None,
-    predictive: PredictiveOption = None,
-    order_average: Annotated[bool, typer.Option(help="Ask each question with its choices in reverse too.")] = False,
+    workers: console.WorkersOption = 1,
+    threads: console.ThreadsOption = None,
+    predictive: console.PredictiveOption = None,
+    order_average: console.OrderAverageOption = False,
     target_risk: Annotated[
         float | None,
         typer.Option(metavar="SHARE", help="Error rate that accepted answers may have (default: the artifact's)."),
     ] = None,
-    truncate: Annotated[bool, typer.Option(help="Cut inputs that are too long, instead of an error.")] = False,
-    batch_size: BatchOption = 16,
+    truncate: console.TruncateOption = False,
+    batch_size: console.BatchOption = 16,
     lines: Annotated[
         int,
         typer.Option(
             metavar="N", min=1, max=100_000, help="Lines that are read before they are answered; 1: one by one."
         ),
     ] = WINDOW,
-    device: DeviceOption = "auto",
-    allowed_bases: AllowedBasesOption = "",
+    device: console.DeviceOption = "auto",
+    allowed_bases: console.AllowedBasesOption = "",
 ) -> None:
     """Answer inputs: JSON Lines on standard input, as of POST /predict, to JSON Lines on standard output.
 
@@ -73,17 +61,19 @@ def predict(
     how = How(predictive, batch_size, truncate, order_average, target_risk)
     if (data is None) != (out is None):
         raise ConfigError("--data and --out go together")
-    bases = allowed(allowed_bases)
+    bases = console.allowed(allowed_bases)
     if data is not None and out is not None:
         who = Workers(workers, device, threads or 1)
-        done = predict_file(artifact, data, out, how, who, window=lines, allowed_bases=bases, progress=say)
+        done = predict_file(artifact, data, out, how, who, window=lines, allowed_bases=bases, progress=console.say)
         total, bad = done.rows, done.bad
     elif workers > 1:
         raise ConfigError("--workers needs --data and --out: standard input is read by one process")
     else:
-        total, bad = _standard_input(load(read(artifact, how, bases, say), device, say_stage), how, lines, threads)
-    say(f"{total} inputs, {bad} of them without an answer")
-    raise typer.Exit(Status.FAILED if bad else Status.DONE)
+        total, bad = _standard_input(
+            load(read(artifact, how, bases, console.say), device, console.say_stage), how, lines, threads
+        )
+    console.say(f"{total} inputs, {bad} of them without an answer")
+    raise typer.Exit(console.Status.FAILED if bad else console.Status.DONE)
 
 
 def _standard_input(predictor: Predictor, how: How, window: int, threads: int | None) -> tuple[int, int]:

@@ -11,15 +11,7 @@ import typer
 from laplora.bulk.answering import How, read
 from laplora.bulk.evaluate import Evaluated, evaluate_file
 from laplora.bulk.workers import Workers
-from laplora.commands.console import (
-    AllowedBasesOption,
-    ArtifactOption,
-    BatchOption,
-    DeviceOption,
-    PredictiveOption,
-    allowed,
-    say,
-)
+from laplora.commands import console
 from laplora.errors import ConfigError, needs
 
 if TYPE_CHECKING:
@@ -27,31 +19,29 @@ if TYPE_CHECKING:
 
 
 def report(
-    artifact: ArtifactOption,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="HTML file to write.")] = Path("report.html"),
+    artifact: console.ArtifactOption,
+    out: console.PageOption = Path("report.html"),
     data: Annotated[
         Path | None,
         typer.Option("--data", metavar="FILE", help="JSON Lines, CSV or Parquet file of labelled rows to measure."),
     ] = None,
-    label_field: Annotated[str, typer.Option(metavar="NAME", help="Field of a row that has its label.")] = "label",
-    predictive: PredictiveOption = None,
-    order_average: Annotated[bool, typer.Option(help="Ask each question with its choices in reverse too.")] = False,
-    truncate: Annotated[bool, typer.Option(help="Cut inputs that are too long, instead of an error.")] = False,
-    texts: Annotated[bool, typer.Option(help="Whether the page shows the rows' texts.")] = False,
-    batch_size: BatchOption = 16,
-    device: DeviceOption = "auto",
-    allowed_bases: AllowedBasesOption = "",
+    label_field: console.LabelFieldOption = "label",
+    predictive: console.PredictiveOption = None,
+    order_average: console.OrderAverageOption = False,
+    truncate: console.TruncateOption = False,
+    texts: console.TextsOption = False,
+    batch_size: console.BatchOption = 16,
+    device: console.DeviceOption = "auto",
+    allowed_bases: console.AllowedBasesOption = "",
 ) -> None:
     """Write a report: whether to ship, and why, as one HTML file.
 
     Without --data it is the one that the artifact brings along, of its own test rows. With --data the artifact is
     measured on these rows, which must be none that trained or calibrated it.
     """
-    from laplora.files import write_whole
-
-    how, bases = How(predictive, batch_size, truncate, order_average), allowed(allowed_bases)
+    how, bases = How(predictive, batch_size, truncate, order_average), console.allowed(allowed_bases)
     if data is None:
-        page = _brought(read(artifact, how, bases, say))
+        page = _brought(read(artifact, how, bases, console.say))
     else:
         measured = evaluate_file(
             artifact,
@@ -61,14 +51,10 @@ def report(
             label_field=label_field,
             with_answers=True,
             allowed_bases=bases,
-            progress=say,
+            progress=console.say,
         )
         page = _page(measured, data, how, texts)
-    try:
-        write_whole(out, page)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}") from None
-    say(f"{out} is written; open it in a browser")
+    console.write_page(out, page)
 
 
 def _brought(artifact: Artifact) -> bytes:
@@ -100,7 +86,7 @@ def _page(measured: Evaluated, data: Path, how: How, texts: bool) -> bytes:
         predictive=how.predictive or manifest.recommended.predictive,
         averaged=how.order_average,
         title=measured.artifact.name,
-        measured_on=f"{measured.rows} rows of {data.name}",
+        measured_on=f"{len(records)} rows of {data.name}",
         fields=manifest.template.template().fields,
         unfamiliar=unfamiliar_share(manifest, [record["answer"]["flags"] for record in records]),
         notes=[],

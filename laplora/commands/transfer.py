@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from laplora.commands.console import AllowedBasesOption, JsonOption, allowed, say, write
+from laplora.commands import console
 
 UrlArgument = Annotated[
     str,
@@ -31,8 +31,8 @@ def pull(
     max_files: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Most of its files (default: 4096).")
     ] = None,
-    allowed_bases: AllowedBasesOption = "",
-    as_json: JsonOption = False,
+    allowed_bases: console.AllowedBasesOption = "",
+    as_json: console.JsonOption = False,
 ) -> None:
     """Fetch an artifact, check every file against its manifest, and write which folder it is in.
 
@@ -45,13 +45,13 @@ def pull(
 
     default = FetchRules()
     address = parse_address(url)
-    rules = FetchRules(allowed(allowed_bases), max_bytes or default.most_bytes, max_files or default.most_files)
+    rules = FetchRules(console.allowed(allowed_bases), max_bytes or default.most_bytes, max_files or default.most_files)
     if to is None:
-        artifact = read_artifact(fetch_artifact(address, progress=say, rules=rules))
+        artifact = read_artifact(fetch_artifact(address, progress=console.say, rules=rules))
     else:
         check_name(to)
         check_replaceable(to)  # before anything is fetched for nothing
-        artifact = pull_artifact(address, to, progress=say, rules=rules)
+        artifact = pull_artifact(address, to, progress=console.say, rules=rules)
     _tell(as_json, folder=str(artifact.path), name=artifact.name, digest=artifact.digest)
 
 
@@ -59,7 +59,7 @@ def push(
     artifact: Annotated[Path, typer.Argument(metavar="FOLDER", help="The artifact's folder.")],
     url: UrlArgument,
     replace: Annotated[bool, typer.Option("--replace", help="Write in the place of another artifact.")] = False,
-    as_json: JsonOption = False,
+    as_json: console.JsonOption = False,
 ) -> None:
     """Write an artifact to the hub or an object store, and write the address that it has there, pinned to its digest.
 
@@ -72,10 +72,10 @@ def push(
 
     address = parse_address(url)
     read = read_artifact(artifact)
-    say(f"pushing {read.name!r} to {address}")
+    console.say(f"pushing {read.name!r} to {address}")
     _tell(as_json, url=push_artifact(read, address, replace=replace), name=read.name, digest=read.digest)
 
 
 def _tell(as_json: bool, **found: str) -> None:
     """Write what was done: its first value, or all as JSON."""
-    write(json.dumps(found) if as_json else next(iter(found.values())))
+    console.write(json.dumps(found) if as_json else next(iter(found.values())))

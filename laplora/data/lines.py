@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from laplora.data.records import MARK, RowError, decoded, json_record
-from laplora.errors import InvalidInputError
 
 #: Longest line, in bytes.
 LINE_BYTES = 8 << 20
@@ -34,10 +33,7 @@ def lines(file: BinaryIO, *, before: int = 0, end: int | None = None) -> Iterato
 
 
 def json_row(row: Row) -> dict[str, Any]:
-    """Return a row's values by name; InvalidInputError: none that can be used."""
+    """Return a row's values by name; RowError: none that can be used."""
     if len(row[1]) > LINE_BYTES:
-        raise InvalidInputError(f"has more than {LINE_BYTES:,} bytes")
-    try:
-        return json_record((row[0], decoded(row))).values
-    except RowError as error:
-        raise InvalidInputError(error.problem) from None
+        raise RowError(row[0], f"has more than {LINE_BYTES:,} bytes")
+    return json_record((row[0], decoded(row))).values

@@ -83,9 +83,3 @@ def test_a_second_run_is_refused_and_a_killed_one_holds_nothing(parts: Parts) ->
         holder.kill()
     with parts.held():
         assert parts.begin(RUN).keys() == {0, 1}
-
-
-def test_a_folder_that_cannot_be_locked_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be locked"), Parts(tmp_path / "file" / "parts").held():
-        pass

@@ -114,9 +114,7 @@ def test_a_bar_fails_a_script(sentiment_run: FinishedRun, tmp_path: Path, capsys
     [
         (ROWS, ("--fail-if", "ece"), "--fail-if 'ece'"),
         (ROWS, ("--fail-if", "none.ece>1"), "no predictive 'none'"),
-        (ROWS, ("--fail-if", "ece_excess>0", "--bins", "10"), "leave out --bins"),
         (ROWS, ("--predictive", "nobody"), "no predictive 'nobody'"),
-        (ROWS, ("--order-average", "both"), "reverse or all"),
         ([*ROWS, {"text": "x"}, {"text": "y", "label": "maybe"}], (), "rows.jsonl, line 5"),
         ([], (), "rows.jsonl"),
     ],
