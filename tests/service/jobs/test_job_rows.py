@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from job_calls import answers, cancel, delete, ended, held, jobs, lines, refused, rows, submit
+from job_calls import answers, delete, ended, held, jobs, lines, refused, rows, submit
 from limits import longer_and_longer
 from serving import FakePredictor, Served, serve
 
@@ -70,17 +70,6 @@ async def test_no_part_of_a_prompt_is_in_the_database() -> None:
         for item, one in zip(items, await answers(served, job_id), strict=True):
             place = "AB".index(one["answer"]["label"])
             assert one["answer"]["label_text"] == item["choices"][place]
-
-
-async def test_nothing_is_told_of_rows_that_are_not_kept(served: Served) -> None:
-    unkept = await submit(served, rows(5), keep_rows="false")
-    assert (await ended(served, unkept))["keep_rows"] is False
-    served.predictor.hold()
-    cancelled = await submit(served, rows(5))
-    await cancel(served, cancelled)
-    served.predictor.released.set()
-    for job_id in (unkept, cancelled):
-        refused(await served.client.get(f"/evaluate/jobs/{job_id}/results"), 404, "rows_not_kept")
 
 
 async def test_one_caller_has_its_share_of_the_downloads_and_of_the_reports(served: Served) -> None:
@@ -163,9 +152,6 @@ async def test_the_uploads_that_are_kept_are_bounded_and_the_oldest_goes() -> No
             ids.append(await submit(served, rows(50)))
             await ended(served, ids[-1])
         await served.until(lambda: jobs(served) == ids[:0:-1])
-
-
-# Lists, and the time left
 
 
 async def test_jobs_are_listed_a_page_at_a_time(served: Served) -> None:

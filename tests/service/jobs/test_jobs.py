@@ -115,6 +115,7 @@ async def test_prompts_that_are_not_kept_leave_the_disk_with_the_jobs_end(served
     await ended(served, job_id)
     await served.until(lambda: not uploads(served))
     assert with_prompts() == []
+    refused(await served.client.get(f"/evaluate/jobs/{job_id}/results"), 404, "rows_not_kept")
 
 
 # The same key

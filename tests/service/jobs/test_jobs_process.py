@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 from job_calls import JSONL, holding, lines, poisoned, rows
-from job_servers import Servers, has, job_until, methods, submit_to
+from job_servers import Servers, check_whole, has, job_until, submit_to
 from server_process import Process, metric, until
 
 SMALL_BATCHES = ("--batch-tokens", "40")
@@ -42,15 +41,8 @@ def test_killed_jobs_go_on_without_a_lost_or_doubled_row(servers: Servers) -> No
         before = len(stored)
     process = servers.start(*flags, poison=poison)
     with process.client() as client:
-        job = job_until(client, job_id, has("done"))
-        assert (job["rows_done"], job["rows_bad"], job["result"]["rows"]) == (count, len(bad), count - len(bad))
-        assert [row["line"] for row in job["bad_rows"]] == [number + 1 for number in bad]
+        check_whole(client, job_id, items, bad)
         assert metric(client, "laplora_job_rows_total") == count - len(bad) - before
-        assert job["result"]["methods"] == methods(client, [item for i, item in enumerate(items) if i not in bad])
-        lines_kept = client.get(f"/evaluate/jobs/{job_id}/results").text.splitlines()
-        answered = [json.loads(line) for line in lines_kept]
-        assert [one["line"] for one in answered] == list(range(1, count + 1))
-        assert [one["line"] - 1 for one in answered if one["answer"] is None] == list(bad)
 
 
 def test_draining_stops_jobs_to_go_on(servers: Servers) -> None:

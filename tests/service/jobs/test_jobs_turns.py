@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 from job_calls import callers, ended, get, held, lines, rows, submit
-from serving import FakePredictor, Served, artifacts_in, serve
+from serving import FakePredictor, Served, serve
 
 from service.jobs.reading import measuring
 from service.jobs.running.waiting import Turns
@@ -134,31 +132,6 @@ async def test_the_next_chunk_waits_behind_the_device_before_it_is_needed() -> N
         finally:
             predictor.steps.release(100)
         assert (await ended(served, job.id))["status"] == "done"
-
-
-async def test_two_chunks_are_under_way_and_no_more_artifacts_are_held(tmp_path: Path) -> None:
-    names = ["fake", "b", "c", "d"]
-    predictors = artifacts_in(tmp_path, *names)
-    async with serve(*predictors, artifacts_root=tmp_path, also_load=("b", "c", "d"), **SMALL) as served:
-        shelf, held_at_once = served.state.artifacts.shelf, []
-
-        def counting(predict: Any, *args: Any, **kw: Any) -> Any:
-            held_at_once.append(sorted(place.leases for place in shelf.places))
-            return predict(*args, **kw)
-
-        for predictor in predictors:
-            predictor.hold()
-            predictor.predict = partial(counting, predictor.predict)  # type: ignore[method-assign]
-        jobs = [await submit(served, rows(40), artifact=name) for name in names]
-        await served.until(lambda: served.queued_plans == 2)
-        held_at_once.clear()  # an upload holds its artifact too
-        for predictor in predictors:
-            predictor.released.set()
-        for job in jobs:
-            assert (await ended(served, job))["result"]["rows"] == 40
-        assert max(map(sum, held_at_once)) == 2
-        # They took turns, whichever artifact they are on.
-        assert [0, 0, 1, 1] in held_at_once
 
 
 async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(
