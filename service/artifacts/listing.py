@@ -49,14 +49,14 @@ class ArtifactListing:
 
     def read(self, folders: Mapping[str, Path]) -> dict[str, Artifact | LaploraError]:
         """Return what is in each folder, by name: an artifact, or why it cannot be served. The others are forgotten."""
-        self._folders = {path: known for path, known in self._folders.items() if path in folders.values()}
+        self._folders = {path: before for path, before in self._folders.items() if path in folders.values()}
         return {name: self._read_one(path) for name, path in folders.items()}
 
     def _read_one(self, path: Path) -> Artifact | LaploraError:
-        now, fingerprint, known = self._clock(), _fingerprint(path), self._folders.get(path)
-        seen = known.seen if known is not None and known.fingerprint == fingerprint else now
-        if known is not None and known.seen == seen and known.read - seen >= SETTLED_S:
-            return known.content
+        now, fingerprint, before = self._clock(), _fingerprint(path), self._folders.get(path)
+        seen = before.seen if before is not None and before.fingerprint == fingerprint else now
+        if before is not None and before.seen == seen and before.read - seen >= SETTLED_S:
+            return before.content
         content: Artifact | LaploraError
         try:
             content = self._read(path)

@@ -77,9 +77,9 @@ class CudaMeter:
         """As ``DeviceMeter``."""
         from laplora.models.shared_base import free_bytes
 
-        found = [free_bytes(one) for one in self._devices]
-        assert None not in found, "of CUDA it is known"
-        return min(one for one in found if one is not None)
+        free = [free_bytes(one) for one in self._devices]
+        assert None not in free, "of CUDA it is known"
+        return min(one for one in free if one is not None)
 
     def measure(self, run: Callable[[], object]) -> Usage:
         """As ``DeviceMeter``."""
@@ -205,18 +205,18 @@ def _not_worth(trial: Usage, twice: Usage | None, tokens: int, usable: int) -> s
 
 def _trial(predictor: Predictor, measured: Callable[[Callable[[], object]], Usage], tokens: int) -> Usage | None:
     """Return what batches of a size take, the larger of short and of long rows; None where one runs out of memory."""
-    found = []
+    usages = []
     try:
         for rows in _batches(predictor, tokens):
             runs = [partial(predictor.predict, rows, name) for name in _different(predictor)]
             peaks = [measured(run).peak_bytes for run in runs]
             # Once more: the first run of a size is slower, as kernels are chosen and the allocator asks the device.
-            found.append(measured(runs[peaks.index(max(peaks))]))
+            usages.append(measured(runs[peaks.index(max(peaks))]))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return None
-    return Usage(max(one.peak_bytes for one in found), max(one.duration_s for one in found))
+    return Usage(max(one.peak_bytes for one in usages), max(one.duration_s for one in usages))
 
 
 def _different(predictor: Predictor) -> list[str]:

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from service.errors import MalformedHttpError, ServiceError
 from service.http.error_answers import error_response
-from service.http.headers import ALWAYS
+from service.http.headers import EVERY_ANSWER
 from service.http.in_flight import SharedLimit
 
 _log = logging.getLogger("laplora.service")
@@ -145,7 +145,7 @@ def protocol(limit: SharedLimit, *, proxies: str, head_timeout_s: float, send_ti
         def _answer_and_close(self, error: ServiceError) -> None:
             own_id = uuid.uuid4().hex
             response = error_response(error, own_id)
-            more = {"x-request-id": own_id, **ALWAYS, "connection": "close"}
+            more = {"x-request-id": own_id, **EVERY_ANSWER, "connection": "close"}
             head = h11.Response(
                 status_code=response.status_code,
                 headers=[*response.raw_headers, *((name.encode(), value.encode()) for name, value in more.items())],

@@ -14,7 +14,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 #: On every answer.
-ALWAYS = {
+EVERY_ANSWER = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "x-frame-options": "DENY",
@@ -35,8 +35,8 @@ PAGES = {
 }
 #: Files of the pages, which change with the package alone, and the statuses that are about such a file. Everything else
 #: is about one request, and nobody keeps it.
-_KEPT = re.compile(r"/docs\Z|/docs/assets/|/assets/")
-_KEPT_STATUSES = frozenset({200, 304})
+_CACHED = re.compile(r"/docs\Z|/docs/assets/|/assets/")
+_CACHED_STATUSES = frozenset({200, 304})
 
 
 class SafeHeaders:
@@ -65,9 +65,9 @@ class SafeHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.update(ALWAYS)
+                headers.update(EVERY_ANSWER)
                 headers["content-security-policy"] = policy
-                if message["status"] not in _KEPT_STATUSES or not _KEPT.match(path):
+                if message["status"] not in _CACHED_STATUSES or not _CACHED.match(path):
                     headers["cache-control"] = "no-store"
             await send(message)
 

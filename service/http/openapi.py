@@ -206,9 +206,9 @@ def _add_errors(path: str, operation: dict[str, Any], *codes: str) -> None:
     model = shape_of_path(path).model.__name__
     for status, response in error_responses(*codes).items():
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model}"}}}
-        known = operation["responses"].setdefault(str(status), {"description": "", "content": content})
-        known["description"] = f"{known['description']}\n{response['description']}".lstrip("\n")
-        known.setdefault("headers", {}).update(response.get("headers", {}))
+        documented = operation["responses"].setdefault(str(status), {"description": "", "content": content})
+        documented["description"] = f"{documented['description']}\n{response['description']}".lstrip("\n")
+        documented.setdefault("headers", {}).update(response.get("headers", {}))
 
 
 def _leave_out_unreachable_422(document: dict[str, Any]) -> None:

@@ -59,12 +59,11 @@ async def list_artifacts(artifacts: ArtifactsDep) -> ArtifactsResponse:
     """The loaded artifacts, the active one first, and the others of the artifacts root."""
     active = artifacts.active
     name = None if active is None else active.artifact.name
-    known = await artifacts.listed()
     return ArtifactsResponse(
         active=name,
         artifacts=[
             _summary(item_name, item, place, name, None if place is None else artifacts.budget_of(place.model))
-            for item_name, item, place in known
+            for item_name, item, place in await artifacts.listed()
         ],
     )
 

@@ -55,18 +55,18 @@ async def condition_artifact(
     await artifacts.require_loaded(name)
     wanted = Wanted(_rows(body.rows), _rows(body.calibration_rows), body.digest, body.force)
     done = await asyncio.wrap_future(conditioner.condition(name, wanted))
-    found = done.comparison
-    assert found is not None
+    comparison = done.comparison
+    assert comparison is not None
     return ConditionResponse(
         artifact=artifact_ref(done.model.artifact),
         previous=done.previous,
         recommended=done.model.recommended,
-        rows=found.rows,
-        folds=found.folds,
-        before=ConditionFigures(**found.before.model_dump()),
-        after=ConditionFigures(**found.after.model_dump()),
-        difference=found.difference,
-        standard_error=found.standard_error,
+        rows=comparison.rows,
+        folds=comparison.folds,
+        before=ConditionFigures(**comparison.before.model_dump()),
+        after=ConditionFigures(**comparison.after.model_dump()),
+        difference=comparison.difference,
+        standard_error=comparison.standard_error,
     )
 
 

@@ -64,8 +64,8 @@ async def get_job_report(
     if result is None:
         raise ReportNotFoundError("the job is not done: its report is made of its result")
     digest = job.about.artifact.digest
-    known = [item for _, item, _ in await artifacts.listed() if not isinstance(item, LaploraError)]
-    artifact = next((item for item in known if item.digest == digest), None)
+    readable = [item for _, item, _ in await artifacts.listed() if not isinstance(item, LaploraError)]
+    artifact = next((item for item in readable if item.digest == digest), None)
     if artifact is None:
         raise ReportNotFoundError("the artifact that answered is not there any more, and with it what it promises")
     job_reports.add(caller.name, 1)

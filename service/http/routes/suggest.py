@@ -41,12 +41,12 @@ async def suggest(
             telling = partial(most_telling, plan.rows, predictions, options.count, options.least_familiarity)
             return await threads.run(plan.caller, telling)
 
-        found = await planning.awaited(plan, work())
+        suggestion = await planning.awaited(plan, work())
         return SuggestResponse(
             artifact=artifact_ref(plan.model.artifact),
             rows=len(body.inputs),
-            repeated=found.repeated,
-            unfamiliar=found.unfamiliar,
-            suggested=[SuggestedInput(id=body.inputs[why["row"]].id, **why) for why in found.reasons()],
+            repeated=suggestion.repeated,
+            unfamiliar=suggestion.unfamiliar,
+            suggested=[SuggestedInput(id=body.inputs[why["row"]].id, **why) for why in suggestion.reasons()],
             timing_ms=planning.timing(plan, tokens=sum(len(row.token_ids) for row in plan.rows)),
         )

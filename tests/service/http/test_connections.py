@@ -8,7 +8,7 @@ import httpx
 import pytest
 from serving import name_the_caller, on_uvicorn
 
-from service.http.headers import ALWAYS
+from service.http.headers import EVERY_ANSWER
 from service.http.schemas.errors import ErrorResponse
 
 pytestmark = pytest.mark.anyio
@@ -67,7 +67,7 @@ async def test_what_is_no_http_is_400_in_the_one_shape(sent: bytes) -> None:
     assert found.error.code == "malformed_http"
     lines = head.decode().lower().split("\r\n")
     assert f"x-request-id: {found.request_id}" in lines
-    assert {f"{name}: {value}".lower() for name, value in ALWAYS.items()} <= set(lines)
+    assert {f"{name}: {value}".lower() for name, value in EVERY_ANSWER.items()} <= set(lines)
     assert not any(line.startswith("server:") for line in lines)
 
 
