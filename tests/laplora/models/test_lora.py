@@ -19,12 +19,11 @@ from laplora.errors import ArtifactCorruptError, ModelError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrasts
 from laplora.models.adapters import attach_adapter, save_adapter
-from laplora.models.lora import adapter_name, lora_layers, lora_of
+from laplora.models.lora import adapter_name, lora_layers
 from laplora.models.probe import check_adapted
 from laplora.models.readout import label_logits, last_hidden
 
 FILE = "adapter_model.safetensors"
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @pytest.mark.parametrize(
@@ -55,19 +54,6 @@ def test_jacobians_are_those_of_the_adapter_as_peft_runs_it(
         assert float(expected.norm()) > 1e-4
         # transformers' norms are float32 in a float64 model
         torch.testing.assert_close(got.jacobian, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
-
-
-def test_every_linear_layer_is_adapted_and_lm_head_is_not() -> None:
-    layers = lora_layers(add_lora(tiny_base("llama"), "all-linear"))
-    assert {name.rpartition(".")[2] for name in layers} == set(LINEAR)
-    assert len(layers) == 2 * len(LINEAR)
-
-
-def test_scaling_and_matrices_are_the_layers() -> None:
-    model = add_lora(tiny_base("llama"), ["v_proj"], rank=4, use_rslora=True, name="mine")
-    lora = lora_of(next(iter(lora_layers(model).values())))
-    assert lora.scaling == 8 / 4**0.5
-    assert (lora.down.weight.shape, lora.up.weight.shape) == ((4, 16), (16, 4))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "phi"])

@@ -17,7 +17,7 @@ from tiny_runs import FinishedRun
 from tiny_tokenizer import tiny_tokenizer
 
 from laplora.errors import ModelError
-from laplora.models.adapters import attach_adapter, save_adapter
+from laplora.models.adapters import attach_adapter
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, resolve_device
 from laplora.models.lora import lora_layers
 from laplora.models.readout import label_logits, label_mass, last_hidden
@@ -89,12 +89,6 @@ def test_label_logits_are_rows_of_the_whole_logits(architecture: Architecture, t
         torch.testing.assert_close(mass.double(), probs, rtol=1e-5, atol=1e-7)
 
 
-def test_a_base_is_frozen_and_evaluated(tiny_base_folder: Path) -> None:
-    model = load_base_model(str(tiny_base_folder), BaseSpec("x", None, "none", "float32"), device=CPU).model
-    assert not model.training
-    assert not any(p.requires_grad for p in model.parameters())
-
-
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "", "cuda:99"])
 def test_a_device_that_is_not_there(device: str) -> None:
     with pytest.raises(ModelError, match="device"):
@@ -129,12 +123,3 @@ def test_the_adapter_of_a_tied_head_holds_no_embedding(sentiment_run: FinishedRu
     vocabulary, rank = tensors["base_model.model.lm_head.lora_B.weight"].shape
     assert (vocabulary, rank) == (len(tiny_tokenizer()), 4)
     assert file.stat().st_size < 4 * vocabulary * 64 / 5  # of the embedding's 64 numbers a token
-
-
-def test_an_adapter_comes_back_with_the_same_logits(tmp_path: Path) -> None:
-    model, task = tiny_model("llama", tied=True, dtype=torch.float32), tiny_task(examples=4)
-    save_adapter(model, tmp_path)
-    again = attach_adapter(tiny_base("llama", tied=True), tmp_path)
-    with torch.no_grad():
-        one, two = (label_logits(m, last_hidden(m, task.batch()), task.label_ids) for m in (model, again))
-    assert torch.equal(one, two)

