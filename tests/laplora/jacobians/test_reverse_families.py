@@ -19,6 +19,7 @@ _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden": 32}
 _SLIDING = {"sliding_window": 3}
 _LONG_ROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
 FAMILIES: dict[str, tuple[Architecture, dict[str, Any]]] = {
+    "llama": ("llama", {}),
     "ministral": (
         "ministral",
         _SLIDING | {"head_dim": 12} | {"layer_types": ["sliding_attention", "full_attention"] * 2},
@@ -66,7 +67,7 @@ def test_every_linear_of_every_family(family: str, classes: int) -> None:
     assert_same(mine, torchs, **EXACT)
 
 
-@pytest.mark.parametrize("family", ["phi4 mini", "qwen3", "olmo2", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "phi4 mini", "qwen3", "olmo2", "gemma3"])
 def test_the_lowest_adapted_linear_is_where_it_stops(family: str) -> None:
     """Each linear alone, of layers 1 and 3 of four."""
     model = family_model(family)
@@ -80,8 +81,8 @@ def test_the_lowest_adapted_linear_is_where_it_stops(family: str) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 5])
-@pytest.mark.parametrize("family", ["phi3", "olmo3", "gemma3"])
-def test_rows_of_one_length_of_families_that_slide(family: str, length: int) -> None:
+@pytest.mark.parametrize("family", ["llama", "phi3", "olmo3", "gemma3"])
+def test_rows_of_one_length(family: str, length: int) -> None:
     """Without padding, five tokens and a window of three."""
     task = tiny_task(examples=40)
     rows = [row for row in task.rows if len(row.token_ids) == length]

@@ -22,8 +22,6 @@ from laplora.models.in_memory import base_spec_of
 from laplora.models.layer_removal import remove_layers
 from laplora.models.probe import probe_batch
 from laplora.models.readout import last_hidden
-from laplora.readouts.contexts import context_states, shares_prompt
-from laplora.readouts.prefix_tree import prefix_tree
 
 LAYERS = 5
 REMOVED = [1, 2]
@@ -101,17 +99,6 @@ def test_a_cache_of_keys_has_a_place_for_each_layer_that_is_left(kind: str) -> N
         continued = model(ids[:, 4:], cache=cache, use_cache=True)
         torch.testing.assert_close(continued.logits[:, -1], model(ids).logits[:, -1], rtol=1e-5, atol=1e-5)
     assert len(cache.layers) == LAYERS - len(REMOVED)
-
-
-@pytest.mark.parametrize("kind", ["llama", "phi", "phi3"])
-def test_labels_of_several_tokens_share_the_prompts_keys(kind: str) -> None:
-    model, batch = whole(kind), tiny_task(examples=4).batch()
-    expected, tree = built_without(model, REMOVED), prefix_tree(((5, 6, 7), (5, 7, 6), (8, 8)))
-    remove_layers(model, REMOVED)
-    assert shares_prompt(model, batch.input_ids.shape[1] + tree.extra_tokens)
-    with torch.no_grad():
-        found, reference = (context_states(m, tree, batch)[0] for m in (model, expected))
-    torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3"])

@@ -93,15 +93,6 @@ def test_few_vectors_in_all_hold_most_of_the_curvature(problem: Problem) -> None
     assert best_even * (1 - 1e-3) < float(core.factor.square().sum()) <= trace * (1 + 1e-9)
 
 
-def test_the_test_matrix_depends_on_name_and_seed_only(tiny: Any) -> None:
-    _, _, blocks = tiny
-    state = empty_sketch(blocks, columns=5, seed=7, bases=())
-    first = joint_test_matrix(state, 2)
-    assert torch.equal(first, joint_test_matrix(empty_sketch(blocks[2:], columns=5, seed=7, bases=()), 0))
-    assert not torch.equal(first, joint_test_matrix(empty_sketch(blocks, columns=5, seed=8, bases=()), 2))
-    assert not torch.equal(first, joint_test_matrix(state, 4))
-
-
 def test_the_sketch_finds_the_leading_directions(problem: Problem) -> None:
     """Between nothing and the whole curvature, and the nearer to the best of its rank the more columns it has.
 

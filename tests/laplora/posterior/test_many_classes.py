@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from laplora.posterior.many_classes import (
 )
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import fit_posterior
-from laplora.readouts.label_tokens import LabelTokens
 
 CLASSES = 20
 SETTINGS = StructureSettings("joint_core", rank=5, joint_rank=30, basis_dtype=torch.float64)
@@ -208,6 +208,7 @@ def test_a_file_gives_the_posterior_back(tiny: Any, exact: Any, tmp_path: Path) 
         ("contrast_mean", lambda t: t.long(), "not those of"),
         ("rest", lambda t: t * float("nan"), "NaN"),
         ("rest", lambda t: t - 1e6 * torch.eye(t.shape[1])[..., None], "not positive"),
+        (".*", lambda t: 0 * t, "are 0"),
     ],
 )
 def test_damaged_reference_rows_are_refused(
@@ -216,24 +217,10 @@ def test_damaged_reference_rows_are_refused(
     tensors, metadata = posterior_tensors(many(exact, 4), "float32")
     file = tmp_path / "posterior.safetensors"
     if part:
-        tensors[f"reference.{part}"] = change(tensors[f"reference.{part}"]).contiguous()
+        for name in [name for name in tensors if re.fullmatch(f"reference.{part}", name)]:
+            tensors[name] = change(tensors[name]).contiguous()
     else:
         metadata["directions"] = "0"
     save_file(tensors, file, metadata)
     with pytest.raises(ArtifactCorruptError, match=message):
         read_posterior(file, tiny[2])
-
-
-def test_no_covariance_in_the_reference_rows_is_refused(tiny: Any, exact: Any, tmp_path: Path) -> None:
-    tensors, metadata = posterior_tensors(many(exact, 4), "float32")
-    zeros = {name: 0 * tensor for name, tensor in tensors.items() if name.startswith("reference.")}
-    save_file(tensors | zeros, tmp_path / "posterior.safetensors", metadata)
-    with pytest.raises(ArtifactCorruptError, match="are 0"):
-        read_posterior(tmp_path / "posterior.safetensors", tiny[2])
-
-
-def test_the_readout_of_label_tokens_takes_chosen_directions(tiny: Any, exact: Any) -> None:
-    model, task, blocks = tiny
-    posterior = many(exact, 3)
-    found = contrast_jacobians(model, task.batch(), LabelTokens(tuple(task.label_ids)), blocks, choose=posterior.choose)
-    assert {b.jacobian.shape[1] for b in found.blocks} == {3}

@@ -30,6 +30,7 @@ from laplora.models.probe import check_adapted
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import STRUCTURES, fit_posterior
+from laplora.prompts.rows import EncodedRow
 from laplora.readouts.classification_head import ClassificationHead, check_labels, classification_head
 
 #: transformers' rotary tables are float32 in a float64 model, and the two passes read them in another order.
@@ -64,8 +65,20 @@ def test_logits_and_jacobians_are_autograds_row_by_row_without_padding(kind: str
     assert [block.name for block in heads] == [f"{path}.head" for path in readout.trained]
     assert heads[-1].narrow == 3
     assert heads[-1].wide == (16 if kind in DECODERS else 17)  # with a column for the bias
-    found = contrast_jacobians(model, batch_of(rows, readout.side), readout, blocks)
+    assert_jacobians_are_autograds(model, rows, readout)
     assert reverse_pass(model, readout).kind == ("written_out" if kind in DECODERS else "automatic")
+
+
+def test_a_head_of_two_trained_linears_alone_has_the_jacobians_of_both() -> None:
+    model = head_alone("roberta")
+    readout = classification_head(model)
+    assert readout.trained == ("classifier.dense", "classifier.out_proj")
+    assert_jacobians_are_autograds(model, random_rows(), readout)
+
+
+def assert_jacobians_are_autograds(model: Any, rows: list[EncodedRow], readout: ClassificationHead) -> None:
+    blocks = covered_blocks(model, readout)
+    found = contrast_jacobians(model, batch_of(rows, readout.side), readout, blocks)
     model.requires_grad_(True)
     directions = directions_of("categorical", 3)
     for i, row in enumerate(rows):
@@ -140,21 +153,6 @@ def test_a_head_alone_is_the_dense_last_layer_laplace(kind: str, monkeypatch: py
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
-def test_a_head_of_two_trained_linears_alone_has_the_jacobians_of_both() -> None:
-    model, rows = head_alone("roberta"), random_rows()
-    readout = classification_head(model)
-    assert readout.trained == ("classifier.dense", "classifier.out_proj")
-    blocks = covered_blocks(model, readout)
-    found = contrast_jacobians(model, batch_of(rows, readout.side), readout, blocks)
-    for i, row in enumerate(rows):
-        logits = plain_logits(model, row)
-        for block, jacobian in zip(blocks, found.blocks, strict=True):
-            expected = torch.einsum(
-                "kc,cwn->kwn", directions_of("categorical", 3), parameter_jacobian(model, block, logits)
-            )
-            torch.testing.assert_close(jacobian.jacobian[i], expected, **CLOSE)
-
-
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_every_structure_takes_the_heads_block(structure: str) -> None:
     model = adapted_classifier("bert")
@@ -184,16 +182,14 @@ def test_the_configuration_says_what_may_be_right_at_once() -> None:
     assert readout.label_mass(model, scores.hidden, batch.class_mask).tolist() == [1.0] * 8
 
 
-def test_what_is_trained_and_no_linear_is_refused_by_name() -> None:
-    model = adapted_classifier("modernbert", lora={"modules_to_save": ["head"]})
-    with pytest.raises(ModelError, match=r"head\.norm is a trained LayerNorm"):
-        classification_head(model)
-    model = head_alone("modernbert")
-    with pytest.raises(ModelError, match=r"head\.norm is a trained LayerNorm"):
-        classification_head(model)
-
-
 def test_other_models_and_heads_are_refused_by_name() -> None:
+    for other in (adapted_classifier("modernbert", lora={"modules_to_save": ["head"]}), head_alone("modernbert")):
+        with pytest.raises(ModelError, match=r"head\.norm is a trained LayerNorm"):
+            classification_head(other)
+    with pytest.raises(ModelError, match=r"query_proj runs \d times .* choose adapter.targets among .*'value_proj'"):
+        check_adapted(adapted_classifier("deberta", lora={"target_modules": ["query_proj"]}))
+    with pytest.raises(ModelError, match="the head is trained whole"):
+        classification_head(adapted_classifier("roberta", lora={"target_modules": ["out_proj"], "task_type": None}))
     with pytest.raises(ModelError, match="expected a model of AutoModelForSequenceClassification, got a Llama"):
         classification_head(tiny_base("llama"))
     with pytest.raises(ModelError, match="predicts numbers"):
@@ -209,18 +205,6 @@ def test_other_models_and_heads_are_refused_by_name() -> None:
     assert classification_head(model).trained == ("classifier.dense", "classifier.out_proj")
     with pytest.raises(ModelError, match="the head has 3 classes, there are 4 labels"):
         check_labels(classification_head(model), 4)
-
-
-def test_projections_that_run_on_relative_positions_too_are_refused() -> None:
-    model = adapted_classifier("deberta", lora={"target_modules": ["query_proj"]})
-    with pytest.raises(ModelError, match=r"query_proj runs \d times .* choose adapter.targets among .*'value_proj'"):
-        check_adapted(model)
-
-
-def test_a_head_under_lora_is_refused() -> None:
-    model = adapted_classifier("roberta", lora={"target_modules": ["out_proj"], "task_type": None})
-    with pytest.raises(ModelError, match="the head is trained whole"):
-        classification_head(model)
 
 
 def test_only_the_logits_layer_is_covered_where_everything_was_trained() -> None:
