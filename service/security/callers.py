@@ -24,7 +24,7 @@ class Caller:
 
     @property
     def sees(self) -> str | None:
-        """The name of whose jobs and inputs it may see, its own; None for everybody's, with the scope admin."""
+        """The name of whose jobs it may see, its own; None for everybody's, with the scope admin."""
         return None if "admin" in self.scopes else self.name
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import yaml
 from api_page import table
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -38,18 +37,6 @@ def metrics() -> str:
     return table(("metric", "type", "labels", "what"), sorted(rows))
 
 
-def alerts() -> str:
-    rows = []
-    for file in ("alerts.yaml", "calibration-alerts.yaml"):
-        groups = yaml.safe_load((ROOT / "docker" / "monitoring" / file).read_text(encoding="utf-8"))["groups"]
-        for rule in (rule for group in groups for rule in group["rules"]):
-            summary = rule["annotations"]["summary"]
-            summary = re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: found[1].upper(), summary)
-            when = re.sub(r"\{\{ \$value[^}]*\}\}", "N", summary)
-            rows.append((f"`{rule['alert']}`", rule["labels"]["severity"], rule.get("for", "at once"), when))
-    return table(("alert", "severity", "after", "summary"), rows)
-
-
 def settings() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
@@ -58,7 +45,7 @@ def settings() -> str:
     return table(("flag", "default", "what"), rows)
 
 
-@pytest.mark.parametrize("part", [events, metrics, alerts, settings], ids=lambda part: part.__name__)
+@pytest.mark.parametrize("part", [events, metrics, settings], ids=lambda part: part.__name__)
 def test_tables_are_what_the_code_says(part: Callable[[], str]) -> None:
     text = PAGE.read_text(encoding="utf-8")
     begin, end = f"<!-- {part.__name__} -->\n", f"\n<!-- /{part.__name__} -->"
