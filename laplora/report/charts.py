@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ import torch
 from laplora.metrics.noise import share_interval
 from laplora.report.names import display_name
 from laplora.report.records import Report
-from laplora.report.verdict import Share, operating_point, percent
+from laplora.report.verdict import operating_point, percent
 
 #: The colour of a mark, by what it stands for.
 Style = Literal["map", "served", "other", "right", "wrong", "over", "under", "count", "guide", "strong"]
@@ -157,9 +157,7 @@ def risk_coverage_chart(report: Report) -> Chart:
     legend.append(("guide", f"target {percent(target)}"))
     said = "Nothing is accepted."
     risks = [point[1] for mark in marks if isinstance(mark, Line) for point in mark.points]
-    note = ""
     if accepted is not None:
-        note = _off_the_curve(report)
         coverage, (low, high) = 1 - review.value, accepted.interval
         said = f"As served, {percent(coverage)} of the rows are accepted and {accepted} of them are wrong."
         marks += [Whisker("strong", coverage, low, high, said), Dot("strong", coverage, accepted.value, said)]
@@ -172,33 +170,8 @@ def risk_coverage_chart(report: Report) -> Chart:
         Axis("wrong", 0, min(1.0, 1.05 * max(risks)), percent=True),
         marks,
         legend,
-        note=note,
-    )
-
-
-def _off_the_curve(report: Report) -> str:
-    """Return why what is served is no point of its predictive's curve; "" where it is one.
-
-    The curve orders rows by the review score alone. A row is reviewed by its flags as well.
-    """
-    rows = report.rows
-    if report.questions > 1:
-        return (
-            "The dot need not lie on the curve: a person looks at whole inputs, the curve goes label by label, the "
-            "surest first."
-        )
-    accepted = ~rows.review
-    if rows.threshold is None or not accepted.any():
-        return ""
-    sure = rows.score <= rows.threshold
-    flagged = int((sure & rows.review).sum())
-    if not flagged:
-        return ""
-    wrong = Share(int((sure & rows.wrong).sum()), int(sure.sum()))
-    return (
-        f"The dot lies beside the curve, which goes by the uncertainty alone. That would accept "
-        f"{percent(wrong.rows / len(rows))}, of which {percent(wrong.value)} are wrong; {flagged} of these rows go to "
-        "a person by a flag, such as being unlike the training rows."
+        note="The curve goes by the review score alone, row by row. The dot need not lie on it: rows go to a person by "
+        "a flag too, such as being unlike the training rows, and where inputs have several labels whole inputs do.",
     )
 
 
@@ -249,25 +222,3 @@ def _histogram(report: Report, title: str, axis: str, values: torch.Tensor, thre
         marks,
         legend,
     )
-
-
-def curve_charts(curves: Mapping[str, Sequence[tuple[int, float]]]) -> list[Chart]:
-    """Return what training recorded against its steps, a chart for each quantity that has two points or more."""
-    charts = []
-    for name, points in curves.items():
-        if len(points) < 2:
-            continue
-        steps, values = [step for step, _ in points], [value for _, value in points]
-        low, high = min(0.0, *values), max(values)
-        charts.append(
-            Chart(
-                name,
-                f"{name} at {len(points)} steps, from {values[0]:.4g} at step {steps[0]} to {values[-1]:.4g} at step "
-                f"{steps[-1]}.",
-                Axis("step", 0, max(steps)),
-                Axis(name, low, 1.05 * high if high > low else low + 1),
-                [Line("served", [(float(step), value) for step, value in points])],
-                height=220,
-            )
-        )
-    return charts

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laplora.errors import ConfigError, install
 from laplora.metrics.noise import ece_limit
-from laplora.report.charts import curve_charts, reliability_charts, risk_coverage_chart, uncertainty_charts
+from laplora.report.charts import reliability_charts, risk_coverage_chart, uncertainty_charts
 from laplora.report.drawing import svg
 from laplora.report.names import display_name
 from laplora.report.records import Report
 from laplora.report.rows import (
-    Group,
-    LabelGroup,
     commonest_confusions,
     confusion_matrix,
     label_groups,
@@ -61,7 +59,6 @@ def html(report: Report, verdict: Verdict) -> str:
 
         return Markup(svg(chart, next(numbers)))  # every text in it is escaped
 
-    labels, slices = label_groups(report), list(slice_groups(report))
     diagrams = [reliability_charts(report, "map", "map")]
     if report.served != "map":
         diagrams.append(reliability_charts(report, report.served, "served"))
@@ -78,12 +75,10 @@ def html(report: Report, verdict: Verdict) -> str:
             diagrams=diagrams,
             risk=risk_coverage_chart(report),
             uncertainty=uncertainty_charts(report),
-            curves=curve_charts(report.curves),
             matrix=confusion_matrix(report),
             confusions=commonest_confusions(report),
-            labels=labels,
-            slices=slices,
-            looks=_looks(labels, slices),
+            labels=label_groups(report),
+            slices=list(slice_groups(report)),
             worst=worst_rows(report),
             uncertain=most_uncertain_rows(report),
             draw=draw,
@@ -107,18 +102,6 @@ def _table(report: Report) -> list[tuple[str, bool, list[tuple[str, str, bool]]]
                 beneath = f"chance: to {ece_limit(report.methods[method]['reliability']):.3f}"
             cells[method].append((text, beneath, best))
     return [(display_name(method), method == report.served, row) for method, row in cells.items()]
-
-
-def _looks(labels: Sequence[LabelGroup], slices: Sequence[tuple[str, Sequence[Group]]]) -> str:
-    """Return what to remember where many shares are looked at."""
-    groups = [one.group for one in labels] + [group for _, part in slices for group in part]
-    shares = sum(1 + (group.accepted_wrong is not None) for group in groups)
-    shares += sum(one.precision is not None for one in labels)
-    return (
-        f"Labels and slices have {shares} shares with 95 % intervals in all. By chance alone about one interval in 20 "
-        "misses its true value, and the worst of many parts looks worse than it is: take what stands out here as a "
-        "question for new rows, not as a finding."
-    )
 
 
 def _sentence(text: str) -> str:

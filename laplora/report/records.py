@@ -122,7 +122,6 @@ class Report:
         unfamiliar: share of the rows that are flagged so; None where nothing flags them.
         questions: rows that each input counts as; with several, rows are not independent.
         notes: further sentences.
-        curves: by name (step, value) of what training recorded.
         provenance: by name, what the figures were made from; configuration: of the run, as text.
     """
 
@@ -138,7 +137,6 @@ class Report:
     unfamiliar: float | None = None
     questions: int = 1
     notes: Sequence[str] = ()
-    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     configuration: str = ""
 

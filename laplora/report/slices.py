@@ -27,7 +27,7 @@ def slices_of(
     Args:
         inputs: the template's fields of each row; tokens: of each row's prompt; unfamiliar: (rows,) bool.
     """
-    found = [*_by_field(inputs), *_by_choices(inputs)]
+    found = [*_by_field(inputs)]
     if tokens is not None:
         found += _by_length(torch.tensor(tokens))
     if unfamiliar is not None:
@@ -52,14 +52,6 @@ def _by_field(inputs: Sequence[Mapping[str, Any]]) -> Iterator[Slicing]:
             torch.tensor([places.get(str(value), len(kept)) for value in values]),
             names_are_texts=True,
         )
-
-
-def _by_choices(inputs: Sequence[Mapping[str, Any]]) -> Iterator[Slicing]:
-    # A row of a task without choices may have a text of that name.
-    if all(isinstance(row.get("choices"), (list, tuple)) for row in inputs):
-        counts = torch.tensor([len(row["choices"]) for row in inputs])
-        numbers, index = torch.unique(counts, return_inverse=True)
-        yield Slicing("choices", [str(number) for number in numbers.tolist()], index)
 
 
 def _by_length(tokens: torch.Tensor) -> Iterator[Slicing]:

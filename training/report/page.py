@@ -31,9 +31,6 @@ from training.config import RunConfig, config_hash_fields
 from training.config.folders import configuration_digest
 from training.workspace.run import Run
 
-#: What the Trainer's log calls a quantity, and what the report does.
-_CURVES = {"loss": "training loss, nats", "eval_loss": "NLL of the held-out rows, nats", "learning_rate": "step size"}
-
 
 def answered_rows(
     outputs: SplitOutputs,
@@ -115,7 +112,6 @@ def run_report(
         gain=gain,
         unfamiliar=methods["map"].get("unfamiliar"),
         notes=notes,
-        curves=training_curves(run),
         provenance=provenance(run),
         configuration=configuration(config),
     )
@@ -132,14 +128,6 @@ def write_pages(report: Report, run_dir: Path, *, texts_travel: bool) -> Verdict
     write_whole(run_dir / Path(REPORT_PAGE).name, whole)
     write_whole(run_dir / REPORT_PAGE, whole if texts_travel else html(report.without_texts(), verdict))
     return verdict
-
-
-def training_curves(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """Return what fine-tuning recorded against its steps; nothing where the adapter was trained elsewhere."""
-    path = run.folder / "training_log.json"
-    log = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    curves = {title: [(entry["step"], entry[key]) for entry in log if key in entry] for key, title in _CURVES.items()}
-    return {title: points for title, points in curves.items() if points}
 
 
 def provenance(run: Run) -> dict[str, str]:

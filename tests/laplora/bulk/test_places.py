@@ -48,17 +48,18 @@ def predicted(run: FinishedRun, source: str | Path, target: str | Path, **option
     return predict_file(run.artifact, source, target, How(), Workers(device="cpu"), window=8, **options)  # type: ignore[arg-type]
 
 
-def test_an_object_is_read_by_range_and_of_one_version(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_is_of_one_version_and_written_whole_or_not_at_all(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("laplora.remote.places._RANGE_BYTES", 1000)
-    content, place = bytes(range(256)) * 40, place_of(f"{url}/a")
-    place.write([content])
+    monkeypatch.setattr("laplora.remote.places._PART_BYTES", 5 * 2**20)
+    place, other = place_of(f"{url}/a"), place_of(f"{url}/b")
+    parts = [bytes(range(256)) * 2**12] * 12
+    content = b"".join(parts)
+    place.write(iter(parts))
     version = place.version()
     with place.open(version) as file:
-        assert file.read() == content
+        assert file.read(3000) == content[:3000]
         file.seek(-6, io.SEEK_END)
         assert file.read() == content[-6:]
-        file.seek(4000)
-        assert file.read(10) == content[4000:4010]
         place.write([content, b"more"])
         file.seek(0)
         with pytest.raises(DataError, match="changed while it was read"):
@@ -67,24 +68,13 @@ def test_an_object_is_read_by_range_and_of_one_version(url: str, monkeypatch: py
         place.open(version)
     assert place.identity()["bytes"] == len(content) + 4
 
-
-def test_an_object_is_written_whole_or_not_at_all(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("laplora.remote.places._PART_BYTES", 5 * 2**20)
-    parts = [b"x" * 2**20] * 12
-    whole, half = place_of(f"{url}/a"), place_of(f"{url}/b")
-    whole.write(iter(parts))
-    with whole.open(whole.version()) as file:
-        assert file.read() == b"".join(parts)
-
     def broken() -> Iterator[bytes]:
         yield from parts
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        half.write(broken())
-    assert not half.exists()
-    with pytest.raises(FileNotFoundError):
-        half.version()
+        other.write(broken())
+    assert not other.exists()
 
 
 def test_a_run_from_a_store_into_it(

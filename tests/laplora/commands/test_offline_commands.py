@@ -64,12 +64,6 @@ def test_a_line_without_an_answer_has_its_place_and_its_number(
     assert found[2]["error"]["field"] in ("text", "title")
 
 
-def test_no_input_is_no_answer(
-    sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    assert predict(sentiment_run, b"", monkeypatch, capfdbinary) == (0, [])
-
-
 def evaluate(run: FinishedRun, rows: list[dict[str, Any]], folder: Path, *flags: str) -> int:
     (folder / "rows.jsonl").write_bytes(jsonl(rows))
     return main(["evaluate", "-a", str(run.artifact), "--data", str(folder / "rows.jsonl"), "--device", "cpu", *flags])
@@ -150,3 +144,17 @@ def test_the_report_that_an_artifact_brings(sentiment_run: FinishedRun, tmp_path
     assert main(["report", "-a", str(sentiment_run.artifact), "--out", str(tmp_path / "r.html")]) == 0
     assert (tmp_path / "r.html").read_bytes() == (sentiment_run.artifact / "report" / "report.html").read_bytes()
     assert main(["report", "-a", str(sentiment_run.artifact), "--out", str(tmp_path / "r.html" / "r.html")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["predict", "--data", "in.jsonl"], "--data and --out go together"),
+        (["predict", "--workers", "2"], "--workers needs --data and --out"),
+        (["evaluate", "--data", "in.jsonl", "--resamples", "5"], "resamples (--resamples) is 0"),
+        (["predict", "--data", "a.jsonl", "--out", "b.jsonl"], "no artifact at 'none'"),
+    ],
+)
+def test_options_that_go_together(command: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "-a", "none"]) == 2
+    assert message in capsys.readouterr().err

@@ -13,15 +13,7 @@ PIN = "a" * 64
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "s3://bucket/a/b",
-        "s3://bucket",
-        "gs://bucket/a",
-        "https://host/a",
-        "https://host:8443/a",
-        "http://127.0.0.1:9/a",
-    ],
+    "text", ["s3://bucket/a/b", "s3://bucket", "gs://bucket/a", "https://host:8443/a", "http://127.0.0.1:9/a"]
 )
 def test_an_address_is_a_folder_and_a_pin(text: str) -> None:
     plain, pinned = parse_address(text), parse_address(f"{text}/#sha256={PIN}")
@@ -48,33 +40,20 @@ def test_the_hub_has_a_revision_and_a_folder() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "ftp://host/a",
-        "file:///etc/passwd",
-        "s3://",
-        "s3://bucket:9000/a",
-        "s3://bucket/../other",
-        "s3://bucket/a//b",
-        "s3://bucket/.hidden",
-        "s3://bucket/%2e%2e/other",
-        "s3://bucket/a?versionId=1",
-        "hf://name",
-        "hf://owner/name@",
-        "hf://owner/name@a/../b",
-        "hf://datasets/owner/name",
-        "hf://owner/name?token=hidden",
-        "http://host/a",
-        "http://169.254.169.254/latest",
-        "http://127.0.0.1.example.com/a",
-        "https:///a",
-        "https://host/a\n",
-        "https://host/a b",
-        "https://host\\@other/a",
-        "https://me:hidden@host/a",
-        "https://host:port/a",
-        "https://[::1/a",
-        "s3://bucket/a#sha256=abc",
-        f"s3://bucket/a#sha512={PIN}",
-        f"s3://bucket/a#sha256={PIN.upper()}",
+        *(
+            "ftp://host/a",
+            "file:///etc/passwd",
+            "s3://",
+            "s3://bucket:9000/a",
+            "s3://bucket/../other",
+            "s3://bucket/a//b",
+        ),
+        *("s3://bucket/.hidden", "s3://bucket/%2e%2e/other", "s3://bucket/a?versionId=1", "s3://bucket/a#sha256=abc"),
+        *(f"s3://bucket/a#sha512={PIN}", f"s3://bucket/a#sha256={PIN.upper()}"),
+        *("hf://name", "hf://owner/name@", "hf://owner/name@a/../b", "hf://datasets/owner/name"),
+        *("hf://owner/name?token=hidden", "http://host/a", "http://169.254.169.254/latest", "https:///a"),
+        *("http://127.0.0.1.example.com/a", "https://host/a\n", "https://host/a b", "https://host\\@other/a"),
+        *("https://me:hidden@host/a", "https://host:port/a", "https://[::1/a"),
     ],
 )
 def test_what_is_no_address_is_refused_without_being_repeated(text: str) -> None:

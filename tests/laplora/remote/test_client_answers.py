@@ -55,14 +55,7 @@ def client_of(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clien
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [
-        (400, "refused"),
-        (403, "refused"),
-        (410, "refused"),
-        (451, "refused"),
-        (429, "unreachable"),
-        (503, "unreachable"),
-    ],
+    [*((one, "refused") for one in (400, 403, 410, 451)), (429, "unreachable"), (503, "unreachable")],
 )
 def test_a_store_that_refuses_is_not_one_that_is_away(status: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with client_of(Server(status), monkeypatch) as client, pytest.raises(StoreError) as raised:

@@ -12,6 +12,7 @@ import torch
 from report_records import report, with_rows
 
 from laplora.errors import DataError
+from laplora.report.names import display_name
 from laplora.report.page import html
 from laplora.report.records import Report, Slicing
 from laplora.report.rows import LISTED_ROWS, MOST_CHARACTERS, MOST_LINES
@@ -46,27 +47,24 @@ def page_of(one: Report) -> str:
 def test_a_page_has_every_part() -> None:
     one = replace(
         report(slices=[Slicing("field kind", ["mail", "chat"], torch.arange(120) % 2)]),
-        curves={"training loss, nats": [(10, 0.7), (20, 0.4), (30, 0.2)]},
         provenance={"base model": "tiny"},
         configuration='{\n  "seed": 0\n}',
         notes=["A further sentence"],
     )
     page = Parsed(page_of(one))
-    for said in (
+    said = (
         judge(one).title,
         judge(one).sentence,
         "Laplace: the lowest NLL.",
         "A further sentence",
         "tiny",
         '"seed": 0',
-    ):
-        assert said in page.text
-    for heading in ("Predictives", "Is it as sure as it is right?", "Labels", "Slices", "Training", "Provenance"):
-        assert heading in page.text
-    for method in ("MAP", "temperature scaling", "Laplace"):
-        assert method in page.text
-    # Two reliability diagrams with their counts, risk-coverage, two histograms, one curve.
-    assert len(page.tags("svg")) == 2 * 2 + 1 + 2 + 1
+    )
+    headings = ("Predictives", "Is it as sure as it is right?", "Labels", "Slices", "Provenance")
+    for text in (*said, *headings, "MAP", "temperature scaling", "The dot need not lie on it"):
+        assert text in page.text
+    # Two reliability diagrams with their counts, risk-coverage, two histograms.
+    assert len(page.tags("svg")) == 2 * 2 + 1 + 2
     assert {"<bdi>mail</bdi>", "<bdi>chat</bdi>", "<bdi>row 119</bdi>"} <= set(
         re.findall("<bdi>.*?</bdi>", page_of(one))
     )
@@ -83,25 +81,6 @@ def test_an_ece_has_no_interval_and_is_not_bold() -> None:
     for cell in cells:
         assert re.fullmatch(r"<td>\d\.\d{3}<small>chance: to \d\.\d{3}</small></td>", cell)
     assert "<strong>" in "".join(lines)
-
-
-def test_a_point_beside_the_curve_is_explained() -> None:
-    """Of 120 rows 80 are sure enough; a flag sends 5 right ones of these to a person, so that the error rate rises."""
-    on = report(reviewed=40, wrong=12, accepted_wrong=4)
-    on = replace(on, rows=replace(on.rows, threshold=float(on.rows.score[79])))
-    assert "beside the curve" not in page_of(on)
-    review = on.rows.review.clone()
-    review[10:15] = True
-    off = page_of(replace(on, rows=replace(on.rows, review=review)))
-    assert "66.7\u00a0%, of which 5.0\u00a0% are wrong; 5 of these rows go to a person by a flag" in off
-    assert "The dot need not lie on the curve" in page_of(replace(on, questions=2))
-
-
-def test_many_looks_are_counted() -> None:
-    """Two labels with accuracy, mistakes among the accepted and precision; two slices with the first two of them."""
-    assert "Labels and slices have 6 shares" in page_of(report())
-    sliced = report(slices=[Slicing("field kind", ["mail", "chat"], torch.arange(120) % 2)])
-    assert "Labels and slices have 10 shares" in page_of(sliced)
 
 
 def test_a_page_is_read_aloud() -> None:
@@ -149,10 +128,8 @@ def test_markup_in_rows_labels_and_names_stays_text() -> None:
         references=[EVIL] * 120,
         slices=[Slicing(EVIL, [EVIL, "b"], torch.arange(120) % 2)],
     )
-    one = replace(
-        one, title=EVIL, reason=EVIL, notes=[EVIL], provenance={EVIL: EVIL}, configuration=EVIL, measured_on=EVIL,
-        curves={EVIL: [(1, 1.0), (2, 0.5)]},
-    )  # fmt: skip
+    one = replace(one, title=EVIL, reason=EVIL, notes=[EVIL], provenance={EVIL: EVIL}, configuration=EVIL)
+    one = replace(one, measured_on=EVIL)
     page, plain = Parsed(page_of(one)), Parsed(page_of(report()))
     assert not {"script", "img"} & {tag for tag, _ in page.elements}
     assert len(page.tags("style")) == len(plain.tags("style")) == 1
@@ -207,10 +184,13 @@ def test_many_labels_fit_a_page() -> None:
 
 
 def test_no_mistake_and_no_accepted_row_are_pages_too() -> None:
-    right = report(wrong=0)
-    assert "No row was answered wrong" in page_of(right)
-    nothing = report(reviewed=120)
-    assert "Nothing is accepted" in page_of(nothing)
+    assert "No row was answered wrong" in page_of(report(wrong=0))
+    assert "Nothing is accepted" in page_of(report(reviewed=120))
+
+
+def test_names() -> None:
+    names = [display_name(name) for name in ("map", "map_order_average", "laplace_evidence_group", "something")]
+    assert names == ["MAP", "MAP, order average", "Laplace (evidence, group)", "something"]
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -39,7 +39,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
             slices=[Slicing("field kind", ["b" * 60, "chat"], torch.arange(120) % 2)],
         ),
         title="t" * 80,
-        curves={"training loss, nats": [(10, 0.7), (20, 0.4), (30, 0.2)]},
         provenance={"base weights": "sha256:" + "0" * 64},
         configuration="x" * 300,
     )

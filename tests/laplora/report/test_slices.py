@@ -30,15 +30,3 @@ def test_length_has_quarters_and_unfamiliar_rows_are_apart() -> None:
     assert length.index.bincount().tolist() == [25, 25, 25, 25]
     assert likeness.index.bincount().tolist() == [96, 4]
     assert slices_of([{"text": str(i)} for i in range(9)], [7] * 9, torch.zeros(9, dtype=torch.bool)) == []
-
-
-def test_choices_are_counted() -> None:
-    (found,) = slices_of([{"question": str(i), "choices": ("a", "b", "c")[: 2 + i % 2]} for i in range(20)])
-    assert list(found.names) == ["2", "3"]
-    assert not found.names_are_texts
-    assert found.index.tolist() == [0, 1] * 10
-
-
-def test_a_text_that_is_called_choices_is_a_field_like_any_other() -> None:
-    (found,) = slices_of([{"text": str(i), "choices": ("a", "longer")[i % 2]} for i in range(20)])
-    assert (found.title, list(found.names)) == ("field choices", ["a", "longer", "all others"])
