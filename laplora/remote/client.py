@@ -56,7 +56,7 @@ class State(NamedTuple):
         return self.etag or (None if self.changed == _NOT_SAID else f"{self.size} {self.changed}")
 
 
-class Client:
+class StoreClient:
     """The objects below a URL. Blocks, and is for any thread.
 
     Every method raises FileNotFoundError where there is no such object, or no such bucket, and StoreError.

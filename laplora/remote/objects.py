@@ -8,7 +8,7 @@ from pathlib import Path
 
 from laplora.errors import ConfigError, DownloadError, StoreUnreachableError, needs
 from laplora.remote.address import Address
-from laplora.remote.client import Client, StoreError
+from laplora.remote.client import StoreClient, StoreError
 
 _TRIES = 3
 _PART_BYTES = 8 * 2**20
@@ -27,7 +27,7 @@ class ObjectStore:
         self._address, self._is_web = address, address.scheme in ("http", "https")
         url = f"{address.url}?{address.query}" if address.query else address.url
         try:
-            self._client = Client(url, web=self._is_web, tries=_TRIES, part_bytes=_PART_BYTES)
+            self._client = StoreClient(url, web=self._is_web, tries=_TRIES, part_bytes=_PART_BYTES)
         except ModuleNotFoundError as error:
             raise needs("remote", error) from None
         except ValueError:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from laplora.errors import ConfigError, DataError, needs
 from laplora.files import file_sha256, write_whole
-from laplora.remote.client import Client, State, StoreError
+from laplora.remote.client import State, StoreClient, StoreError
 
 #: Bytes that one request to a store asks for.
 _RANGE_BYTES = 8 * 2**20
@@ -78,7 +78,7 @@ class StoredObject:
         if not self._name or folder.endswith("/"):
             raise ConfigError(f"{url}: expected the URL of an object, such as s3://BUCKET/KEY.jsonl")
         try:
-            self._client = Client(folder, part_bytes=_PART_BYTES)
+            self._client = StoreClient(folder, part_bytes=_PART_BYTES)
         except ModuleNotFoundError as error:
             raise needs("s3", error) from None
         except ValueError as error:

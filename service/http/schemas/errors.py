@@ -10,7 +10,7 @@ from service.http.schemas.base import Answer
 class RefusedLineOut(Answer):
     """What is wrong with one line of an upload."""
 
-    line: int = Field(description="Number of the line, from 1; of a Parquet file, of the row.", examples=[17])
+    line: int = Field(description="Number of the line, from 1.", examples=[17])
     code: str = Field(description="Stable name of the error.", examples=["invalid_input"])
     message: str = Field(examples=["line 17: the label must be one of ['negative', 'positive']"])
     """What was expected, what came, what to do."""

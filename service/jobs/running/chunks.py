@@ -26,7 +26,7 @@ from service.errors import (
 )
 from service.jobs.intake.row import read_row
 from service.jobs.running.tools import Tools
-from service.jobs.store.records import About, ArtifactVersion, Job, ReadRow, Rows, ScoredRow, compact
+from service.jobs.store.records import About, ArtifactVersion, Job, ReadRow, RowRange, ScoredRow, compact
 from service.scoring.plan import Plan
 from service.scoring.ticket import Ask
 
@@ -50,7 +50,7 @@ class Item(NamedTuple):
 class Chunk(NamedTuple):
     """Consecutive rows of a job: those to score, the codes of the others, and where in the upload (bytes) they are."""
 
-    rows: Rows
+    rows: RowRange
     items: Sequence[Item]
     bad: Mapping[int, str]
     begin: int

@@ -8,7 +8,7 @@ from service.errors import DeviceFaultError
 from service.jobs.running.tools import Tools
 from service.jobs.store.claims import ClaimLostError
 from service.jobs.store.disk import STORAGE_ERRORS
-from service.jobs.store.records import Job, Rows
+from service.jobs.store.records import Job, RowRange
 from service.jobs.store.tasks import whole
 from service.telemetry.logs import logger
 
@@ -22,7 +22,7 @@ class UnderWay:
     def __init__(self, job: Job, tools: Tools) -> None:
         self._job, self._tools = job, tools
         #: By rows, their lone tries.
-        self._tries: dict[Rows, int] = {}
+        self._tries: dict[RowRange, int] = {}
 
     @property
     def suspect(self) -> bool:
@@ -40,7 +40,7 @@ class UnderWay:
         logger.error("a row of a job is left out: the server ended uncleanly whenever it ran", extra=fields)
         return {row: DeviceFaultError("the server ended uncleanly whenever this row ran")}
 
-    async def begin(self, rows: Rows) -> None:
+    async def begin(self, rows: RowRange) -> None:
         """Keep that rows are about to run.
 
         Raises:
@@ -49,11 +49,11 @@ class UnderWay:
         self._tries[rows] = self._job.begun.get(rows, 0) + self.suspect
         await self._tools.ledger.set_begun(self._job, self._tries)
 
-    def over(self, rows: Rows) -> None:
+    def over(self, rows: RowRange) -> None:
         """Note that rows are over, as the disk knows."""
         self._tries.pop(rows, None)
 
-    async def stop(self, *rows: Rows) -> None:
+    async def stop(self, *rows: RowRange) -> None:
         """Keep that these rows are not under way any more, or none are: the process lives.
 
         A later end of it is not about them.

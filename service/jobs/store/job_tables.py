@@ -21,7 +21,7 @@ from service.errors import IdempotencyConflictError
 from service.jobs.store.claims import ClaimLostError, Claims, claimed
 from service.jobs.store.database import Database
 from service.jobs.store.reads import Reads
-from service.jobs.store.records import Job, Rows, ScoredRow, StoredStatus, Sums, compact
+from service.jobs.store.records import Job, RowRange, ScoredRow, StoredStatus, Sums, compact
 from service.jobs.store.schema import BAD_ROWS, BEGUN, JOBS, ROWS
 
 
@@ -70,7 +70,7 @@ class JobTables:
     def add_rows(
         self,
         job: int,
-        rows: Rows,
+        rows: RowRange,
         *,
         fence: int,
         scored: Sequence[ScoredRow],
@@ -118,7 +118,7 @@ class JobTables:
             _add_bad(db, job, bad)
             db.execute(delete(BEGUN).where(BEGUN.c.job == job, BEGUN.c.after <= after))
 
-    def set_begun(self, job: int, begun: Mapping[Rows, int], *, fence: int) -> None:
+    def set_begun(self, job: int, begun: Mapping[RowRange, int], *, fence: int) -> None:
         """Keep which rows of a job are under way; ``add_rows`` forgets those that are over.
 
         Raises:

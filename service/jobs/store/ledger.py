@@ -18,7 +18,7 @@ from service.jobs.store.claims import ClaimLostError
 from service.jobs.store.disk import STORAGE_ERRORS, Disk
 from service.jobs.store.job_tables import answer_bytes
 from service.jobs.store.memory import JobMemory
-from service.jobs.store.records import Job, JobResult, Rows, ScoredRow, StoredStatus, Sums
+from service.jobs.store.records import Job, JobResult, RowRange, ScoredRow, StoredStatus, Sums
 from service.jobs.store.sharing import Sharing
 from service.settings import Settings
 from service.telemetry.logs import log_crash, logger
@@ -183,7 +183,7 @@ class Ledger:
                 await self.disk.in_database(set_paused)
 
     async def add_rows(
-        self, job: Job, rows: Rows, scored: Sequence[ScoredRow], bad: Mapping[int, str], *, sums: Sums, end: int
+        self, job: Job, rows: RowRange, scored: Sequence[ScoredRow], bad: Mapping[int, str], *, sums: Sums, end: int
     ) -> None:
         """Keep the answers of a job's next rows.
 
@@ -219,7 +219,7 @@ class Ledger:
         result = await self.disk.in_database(self.disk.tables.reads.result, job.number)
         return None if result is None else JobResult.model_validate_json(result)
 
-    async def set_begun(self, job: Job, under_way: Mapping[Rows, int]) -> None:
+    async def set_begun(self, job: Job, under_way: Mapping[RowRange, int]) -> None:
         """Keep which rows are under way, and their lone tries, beside what earlier processes left begun."""
         begun = {rows: tries for rows, tries in {**job.begun, **under_way}.items() if rows[1] > job.rows_done}
         await self.disk.in_database(partial(self.disk.tables.set_begun, job.number, begun, fence=job.fence))

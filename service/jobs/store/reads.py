@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Table, delete, func, or_, sele
 
 from laplora.answers.labels import Truth
 from service.jobs.store.database import Database
-from service.jobs.store.records import About, Job, Rows, ScoredRow, Sums
+from service.jobs.store.records import About, Job, RowRange, ScoredRow, Sums
 from service.jobs.store.schema import BAD_ROWS, BEGUN, JOBS, ROWS
 
 #: Most rows that one transaction removes.
@@ -27,7 +27,7 @@ class Reads:
     def jobs(self, numbers: Sequence[int] | None = None) -> list[Job]:
         """Return every job, or those of these numbers, in the order of their uploads."""
         bad_counts: defaultdict[int, Counter[str]] = defaultdict(Counter)
-        begun: defaultdict[int, dict[Rows, int]] = defaultdict(dict)
+        begun: defaultdict[int, dict[RowRange, int]] = defaultdict(dict)
 
         def among(column: ColumnElement[int]) -> ColumnElement[bool]:
             return true() if numbers is None else column.in_(numbers)
@@ -55,7 +55,7 @@ class Reads:
             rows = db.execute(asked.order_by(ROWS.c.row).limit(count))
             return [ScoredRow(row, _truth(json.loads(truth)), json.loads(methods)) for row, truth, methods in rows]
 
-    def answers(self, job: int, rows: Rows) -> list[ScoredRow]:
+    def answers(self, job: int, rows: RowRange) -> list[ScoredRow]:
         """Return the scored rows of these numbers, in order, with their answers."""
         asked = select(ROWS.c.row, ROWS.c.truth, ROWS.c.methods, ROWS.c.answer).where(
             ROWS.c.job == job, ROWS.c.row >= rows[0], ROWS.c.row < rows[1]
@@ -67,7 +67,7 @@ class Reads:
                 for row, truth, methods, answer in found
             ]
 
-    def bad_rows(self, job: int, rows: Rows | None = None) -> list[tuple[int, str]]:
+    def bad_rows(self, job: int, rows: RowRange | None = None) -> list[tuple[int, str]]:
         """Return the numbers, from 0, of the rows that could not be scored, in order, and the codes of why."""
         asked = select(BAD_ROWS.c.row, BAD_ROWS.c.code).where(BAD_ROWS.c.job == job).order_by(BAD_ROWS.c.row)
         if rows is not None:
@@ -110,7 +110,7 @@ def _leftover(db: Connection, table: Table, needed: Any) -> int | None:
             return job
 
 
-def _job(row: Mapping[Any, Any], bad_counts: Counter[str], begun: dict[Rows, int]) -> Job:
+def _job(row: Mapping[Any, Any], bad_counts: Counter[str], begun: dict[RowRange, int]) -> Job:
     read: dict[str, Any] = {
         **row,
         "about": About.model_validate_json(row["about"]),

@@ -21,7 +21,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 #: What a job can be on disk: one that runs is queued there, and so goes on after a restart.
 StoredStatus = Literal["queued", "done", "failed", "cancelled"]
 #: Consecutive rows of a job: the number of the first one, and of the one after the last.
-Rows = tuple[int, int]
+RowRange = tuple[int, int]
 
 
 class UploadedRow(NamedTuple):
@@ -217,7 +217,7 @@ class Job:
     status: Status = "queued"
     rows_done: int = 0
     bad_counts: Counter[str] = field(default_factory=Counter)
-    begun: dict[Rows, int] = field(default_factory=dict)
+    begun: dict[RowRange, int] = field(default_factory=dict)
     input_offset: int = 0
     sums: Sums = field(default_factory=Sums)
     absent_s: float = 0.0

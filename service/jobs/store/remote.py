@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from laplora.errors import install
-from laplora.remote.client import Client, StoreError
+from laplora.remote.client import StoreClient, StoreError
 from service.errors import JobsUnavailableError, UploadChangedError
 from service.telemetry.logs import logger
 
@@ -30,7 +30,7 @@ class RemoteUploads:
 
     def __init__(self, url: str) -> None:
         try:
-            self._client = Client(url, transfer_s=_REQUEST_S)
+            self._client = StoreClient(url, transfer_s=_REQUEST_S)
         except ModuleNotFoundError:
             raise JobsUnavailableError(f"jobs_files_url needs obstore: {install('s3')}") from None
         except ValueError:

@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from laplora.remote.client import Client, StoreError
+from laplora.remote.client import StoreClient, StoreError
 
 pytest.importorskip("obstore")
 
@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def client_of(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+def client_of(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreClient]:
     thread = Thread(target=server.serve_forever)
     thread.start()
     values = {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "ALLOW_HTTP": "true"}
@@ -46,7 +46,7 @@ def client_of(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clien
     for name, value in values.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     try:
-        yield Client("s3://bucket", tries=0)
+        yield StoreClient("s3://bucket", tries=0)
     finally:
         server.shutdown()
         thread.join()

@@ -17,7 +17,7 @@ from serving import FakePredictor, Served, serve
 from laplora.prompts.rows import EncodedRow
 from service.jobs.store.database import Database
 from service.jobs.store.job_tables import JobTables
-from service.jobs.store.records import Rows
+from service.jobs.store.records import RowRange
 
 pytestmark = pytest.mark.anyio
 
@@ -84,7 +84,7 @@ async def test_a_row_that_ends_the_process_is_left_out_after_a_few_starts(
     assert (told["job"], told["row"]) == (ids[1], 20)
 
 
-def begun(jobs_dir: Path, become: dict[Rows, int] | None = None) -> dict[Rows, int]:
+def begun(jobs_dir: Path, become: dict[RowRange, int] | None = None) -> dict[RowRange, int]:
     """Return what the only job of a folder that no server has keeps as under way, after making it ``become`` this."""
     store = JobTables(Database.in_file(jobs_dir / "laplora-jobs" / "jobs.sqlite"))
     (job,) = store.reads.jobs()
