@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from documents import ROOT, blocks, commands, read
+from documents import blocks, commands, read
 from test_docker import environment, parse
 
 from service.keys import main as keys
@@ -88,28 +88,3 @@ def test_every_alert_has_its_place_on_the_page() -> None:
     shipped = [rule["alert"] for file in rules for group in file["groups"] for rule in group["rules"]]
     table = read(PAGE).partition("## When an alert comes")[2].partition("\nThose of severity")[0]
     assert sorted(re.findall(r"`(Laplora\w+)`", table)) == sorted(shipped)
-
-
-def test_its_numbers_are_those_of_the_other_pages() -> None:
-    page, images = read(PAGE), read("docker/README.md")
-    assert re.search(r"^\| `12\.8`, the default \|.*\| 525 or later \|", images, re.M)
-    assert "driver has to be 525 or later, for Blackwell 570" in page
-    rules = loaded("docker/monitoring/alerts.yaml")["groups"][0]["rules"]
-    (down,) = [rule for rule in rules if rule["alert"] == "LaploraDown"]
-    assert down["for"] == "2m"
-    assert "takes two minutes" in page
-    assert (ROOT / "docker/monitoring/prometheus.yaml").is_file()
-
-
-def test_going_back_takes_what_going_on_kept() -> None:
-    """The image, the checkout with its compose files, and the jobs, whose database a newer server may have changed."""
-    page = read(PAGE).partition("## Upgrade and roll back")[2].partition("## Replace a key")[0]
-    on, back = (part.partition("```\n")[0].splitlines() for part in page.split("```sh\n")[1:3])
-    assert on.index("git tag --force before") < on.index("git pull")
-    assert "docker tag laplora-service:gpu laplora-service:before" in on
-    stop, remove, restore, checkout, image, up = back
-    assert stop == "compose stop gpu"
-    assert remove.endswith("-rf /var/lib/laplora/jobs")
-    assert restore.endswith("-x jobs < state.tar")
-    assert (checkout, image) == ("git checkout before", "docker tag laplora-service:before laplora-service:gpu")
-    assert up.endswith("--no-build")
