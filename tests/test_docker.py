@@ -239,7 +239,7 @@ def in_folder(command: str, folder: Path, **variables: str) -> subprocess.Comple
     )
 
 
-@pytest.mark.parametrize("name", DOCKERFILES)
+@pytest.mark.parametrize("name", [DOCKERFILES[0], pytest.param(DOCKERFILES[1], marks=pytest.mark.exhaustive)])
 def test_the_layers_of_packages_run_and_install_the_whole_package(name: str, tmp_path: Path, backend: Path) -> None:
     build = next(stage for stage in parse(name)[1] if stage.name == "build")
     source, site = tmp_path / "src", f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,9 +38,12 @@ class Cluster:
     gone: set[str] = field(default_factory=set)
     #: What a call of a method raises in the place of its answer, once.
     failing: dict[str, Exception] = field(default_factory=dict)
+    #: Called before each call with the replica, the method and its arguments: may wait, or raise.
+    before: Callable[..., Awaitable[None]] | None = None
 
     def add(self, name: str, **values: Any) -> FakePredictor:
         """Add a scorer with ``first``, and return its ``second``, which it has not loaded."""
+        (self.folder / name).mkdir()
         predictors = artifacts_in(self.folder / name, *self.artifacts)
         self.predictors[name] = predictors[0]
         self.by_artifact[name] = dict(zip(self.artifacts, predictors, strict=True))
@@ -67,7 +70,19 @@ class Cluster:
         self.scorers[name] = Scorer(settings(artifacts_root=self.folder, device="cpu", **values), known, name)
         self.scorers[name].load_first()
 
+    def hold(self) -> None:
+        """Hold every scorer's first artifact."""
+        for predictor in self.predictors.values():
+            predictor.hold()
+
+    def release(self) -> None:
+        """Release what ``hold`` holds."""
+        for predictor in self.predictors.values():
+            predictor.released.set()
+
     async def call(self, replica: str, method: str, *arguments: Any) -> Any:
+        if self.before is not None:
+            await self.before(replica, method, *arguments)
         name = replica if replica in self.present() else min(self.present())
         self.calls.append((name, method))
         if error := self.failing.pop(name, None):
@@ -103,3 +118,13 @@ async def serving(
     for predictors in cluster.by_artifact.values():
         for predictor in predictors.values():
             predictor.released.set()
+
+
+async def predict(client: httpx.AsyncClient, text: str = "a 12", **body: Any) -> httpx.Response:
+    return await client.post("/predict", json={"inputs": [{"text": text}], **body})
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.005)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 import httpx
 import pytest
-from scorer_cluster import Cluster, serving
+from scorer_cluster import Cluster, predict, serving, until
 from serving import FakePredictor, artifacts_in, code, settings
 
 from laplora.errors import GoldenMismatchError
@@ -94,16 +94,6 @@ async def server(cluster: Cluster, disks: dict[str, Disk]) -> AsyncIterator[http
                 disk.gate.set()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-async def predict(client: httpx.AsyncClient) -> httpx.Response:
-    return await client.post("/predict", json={"inputs": [{"text": "a 12"}]})
-
-
 class Flow:
     """Requests that come all the time, and which artifacts answered."""
 
@@ -181,8 +171,7 @@ async def test_what_the_one_that_goes_ahead_has_alone_comes_to_another_first(tmp
         others = [name for name in "abc" if name != ahead]
         assert sorted(one for name in others for one in cluster.holds(name)) == ["again", "first"]
         for artifact in ("first", "again"):
-            answer = await client.post("/predict", json={"inputs": [{"text": "a 12"}], "artifact": artifact})
-            assert answer.status_code == 200
+            assert (await predict(client, artifact=artifact)).status_code == 200
         for disk in disks.values():
             disk.gate.set()
         assert (await changing).status_code == 200

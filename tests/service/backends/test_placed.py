@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
-from scorer_cluster import Cluster, serving
+from scorer_cluster import Cluster, predict, serving, until
 from serving import FakePredictor
 
 from service.backends.ray.in_line import FIRST_PAUSE_S
@@ -22,25 +21,14 @@ NAMES = ("first", "second", "third", "fourth")
 def cluster_of(folder: Path, scorers: str, *, most: int, artifacts: tuple[str, ...] = NAMES) -> Cluster:
     cluster = Cluster(folder, artifacts=artifacts, most=most)
     for name in scorers:
-        (folder / name).mkdir()
         cluster.add(name)
     return cluster
-
-
-async def predict(client: httpx.AsyncClient, artifact: str) -> httpx.Response:
-    return await client.post("/predict", json={"inputs": [{"text": "a 12"}], "artifact": artifact})
 
 
 async def load(client: httpx.AsyncClient, *artifacts: str) -> None:
     for artifact in artifacts:
         answer = await client.post(f"/artifacts/{artifact}/load")
         assert answer.status_code == 200, answer.text
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_each_scorer_has_its_share_and_answers_for_it(tmp_path: Path) -> None:
@@ -50,7 +38,7 @@ async def test_each_scorer_has_its_share_and_answers_for_it(tmp_path: Path) -> N
         await until(lambda: cluster.holds("a") | cluster.holds("b") == set(NAMES))
         cluster.calls.clear()
         for name in NAMES * 3:
-            answer = await predict(client, name)
+            answer = await predict(client, artifact=name)
             assert (answer.status_code, answer.json()["artifact"]["name"]) == (200, name)
             (holder,) = {one for one in "ab" if name in cluster.holds(one)}
             assert cluster.answered_by()[-1] == holder
@@ -63,11 +51,11 @@ async def test_what_is_gone_with_a_scorer_is_loaded_where_it_is_asked_for(tmp_pa
         await load(client, *NAMES[1:])
         cluster.gone = {"a"}
         for name in NAMES * 2:
-            assert (await predict(client, name)).status_code == 200
+            assert (await predict(client, artifact=name)).status_code == 200
             assert name in cluster.holds("b")
             assert len(cluster.holds("b")) <= 2
         for name in NAMES[:2] * 10:
-            await predict(client, name)
+            await predict(client, artifact=name)
         await until(lambda: cluster.holds("b") == set(NAMES[:2]))
 
 
@@ -75,11 +63,10 @@ async def test_a_scorer_that_comes_takes_over_a_share(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path, "a", most=2)
     async with serving(cluster) as (client, _):
         await load(client, *NAMES[1:])
-        (tmp_path / "b").mkdir()
         cluster.add("b")
         await until(lambda: cluster.holds("a") | cluster.holds("b") == set(NAMES))
         for name in NAMES:
-            assert (await predict(client, name)).status_code == 200
+            assert (await predict(client, artifact=name)).status_code == 200
         assert {one: len(cluster.holds(one)) for one in "ab"} == {"a": 2, "b": 2}
 
 
@@ -90,7 +77,7 @@ async def second_in_use(
     await load(client, "second")
     used = cluster.by_artifact["a"]["second"]
     used.hold()
-    running = asyncio.create_task(predict(client, "second"))
+    running = asyncio.create_task(predict(client, artifact="second"))
     await until(used.entered.is_set)
     return used, running
 
@@ -99,7 +86,7 @@ async def test_what_is_in_use_stays_and_another_waits_for_its_place(tmp_path: Pa
     cluster = cluster_of(tmp_path, "a", most=1, artifacts=("first", "second"))
     async with serving(cluster) as (client, _):
         used, running = await second_in_use(cluster, client)
-        waiting = asyncio.create_task(predict(client, "first"))
+        waiting = asyncio.create_task(predict(client, artifact="first"))
         loads, asked = list(cluster.loads["a"]), len(cluster.answered_by())
         await until(lambda: len(cluster.answered_by()) > asked + 2)  # it asks again and again
         assert (cluster.holds("a"), cluster.loads["a"]) == ({"second"}, loads)
@@ -113,7 +100,7 @@ async def test_of_those_that_wait_for_one_artifact_one_asks(tmp_path: Path) -> N
     async with serving(cluster) as (client, _):
         used, running = await second_in_use(cluster, client)
         asked = len(cluster.answered_by())
-        waiting = [asyncio.create_task(predict(client, "first")) for _ in range(20)]
+        waiting = [asyncio.create_task(predict(client, artifact="first")) for _ in range(20)]
         await until(lambda: len(cluster.answered_by()) >= asked + 25)
         begun, asked = time.monotonic(), len(cluster.answered_by())
         await until(lambda: len(cluster.answered_by()) >= asked + 3)
@@ -131,14 +118,14 @@ async def test_a_load_makes_place_where_others_have_a_copy_elsewhere(tmp_path: P
         async def send() -> list[int]:
             answers = []
             while not over.is_set():
-                answers.append((await predict(client, "first")).status_code)
+                answers.append((await predict(client, artifact="first")).status_code)
             return answers
 
         senders = [asyncio.create_task(send()) for _ in range(8)]
         await until(lambda: len(set(cluster.answered_by())) == 2)
         await load(client, "second")
         assert sorted(map(sorted, map(cluster.holds, "ab"))) == [["first"], ["second"]]
-        assert (await predict(client, "second")).status_code == 200
+        assert (await predict(client, artifact="second")).status_code == 200
         over.set()
         assert {status for sender in senders for status in await sender} == {200}
 
@@ -150,7 +137,7 @@ async def test_a_load_waits_for_a_place_while_all_others_are_asked_for(tmp_path:
         used = [cluster.by_artifact["a"][name] for name in NAMES[:2]]
         for one in used:
             one.hold()
-        running = [asyncio.create_task(predict(client, name)) for name in NAMES[:2]]
+        running = [asyncio.create_task(predict(client, artifact=name)) for name in NAMES[:2]]
         await until(
             lambda: any(one.entered.is_set() for one in used) and len(cluster.answered_by()) == 2
         )  # both in use
@@ -159,7 +146,7 @@ async def test_a_load_waits_for_a_place_while_all_others_are_asked_for(tmp_path:
         for tries in range(1, 5):  # more than a load is tried where scorers are lost
             await until(lambda tries=tries: loading.done() or len(cluster.answered_by("load")) >= asked + tries)  # type: ignore[misc]
             assert not loading.done(), loading.exception()
-            running += [asyncio.create_task(predict(client, name)) for name in NAMES[:2]]
+            running += [asyncio.create_task(predict(client, artifact=name)) for name in NAMES[:2]]
         for one in used:
             one.released.set()
         await loading

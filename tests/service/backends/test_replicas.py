@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from scorer_cluster import Cluster, serving
+from scorer_cluster import Cluster, predict, serving, until
 from serving import code
 
 from service.backends.ray.autoscaling import TokensPolicy
@@ -28,32 +28,31 @@ pytestmark = pytest.mark.anyio
 def cluster(tmp_path: Path) -> Cluster:
     cluster = Cluster(tmp_path)
     for name in "ab":
-        (tmp_path / name).mkdir()
         cluster.add(name)
     return cluster
 
 
-async def predict(client: httpx.AsyncClient, text: str = "a 12", **body: Any) -> httpx.Response:
-    return await client.post("/predict", json={"inputs": [{"text": text}], **body})
-
-
-async def until(condition: Callable[[], bool]) -> None:
+async def ended(client: httpx.AsyncClient, rows: list[dict[str, str]]) -> dict[str, Any]:
+    """Send a job and return it once it has ended."""
+    body, kind = "".join(json.dumps(row) + "\n" for row in rows), {"content-type": "application/jsonl"}
+    sent = await client.post("/evaluate/jobs", content=body, headers=kind, params={"resamples": 10})
     async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.005)
+        while True:
+            job: dict[str, Any] = (await client.get(f"/evaluate/jobs/{sent.json()['id']}")).json()
+            if job["status"] in ("done", "failed"):
+                return job
+            await asyncio.sleep(0.01)
 
 
 async def test_tickets_go_to_the_replica_with_the_fewest_tokens(cluster: Cluster) -> None:
     async with serving(cluster) as (client, _):
-        cluster.predictors["a"].hold()
-        cluster.predictors["b"].hold()
+        cluster.hold()
         long = asyncio.create_task(predict(client, "word " * 40))
         await until(lambda: len(cluster.answered_by()) == 1)
         short = [asyncio.create_task(predict(client)) for _ in range(3)]
         await until(lambda: len(cluster.answered_by()) == 4)
         (busy,) = cluster.answered_by()[:1]
-        for predictor in cluster.predictors.values():
-            predictor.released.set()
+        cluster.release()
         assert {(await one).status_code for one in (long, *short)} == {200}
         assert busy not in cluster.answered_by()[1:]
 
@@ -61,7 +60,6 @@ async def test_tickets_go_to_the_replica_with_the_fewest_tokens(cluster: Cluster
 async def test_a_ticket_goes_to_a_replica_that_has_the_artifact_and_a_new_one_gets_it(cluster: Cluster) -> None:
     async with serving(cluster) as (client, _):
         assert (await client.post("/artifacts/second/load")).status_code == 200
-        (cluster.folder / "c").mkdir()
         loading = cluster.add("c")
         loading.hold()
         await until(loading.entered.is_set)
@@ -83,7 +81,6 @@ async def test_a_replica_that_is_gone_is_replaced_by_another(cluster: Cluster) -
 
 
 async def test_rows_that_end_replicas_are_given_up_after_two(cluster: Cluster) -> None:
-    (cluster.folder / "c").mkdir()
     cluster.add("c")
     async with serving(cluster) as (client, _):
         cluster.failing = {name: ReplicaGoneError() for name in "abc"}
@@ -94,11 +91,9 @@ async def test_rows_that_end_replicas_are_given_up_after_two(cluster: Cluster) -
 
 
 @pytest.mark.parametrize("bad", [0, 11, 137, 255])
-async def test_a_row_of_a_job_that_ends_replicas_is_left_out_and_ends_few(
-    cluster: Cluster, bad: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_row_of_a_job_that_ends_replicas_is_left_out_and_ends_few(cluster: Cluster, bad: int) -> None:
     """Two for the chunk of 256, two for its part of 16, and four for the row alone: as many as the halvings to it."""
-    call, killed, calls = cluster.call, list[str](), 0
+    killed, calls = list[str](), 0
 
     async def lose(replica: str, method: str, *arguments: Any) -> Any:
         nonlocal calls
@@ -106,17 +101,11 @@ async def test_a_row_of_a_job_that_ends_replicas_is_left_out_and_ends_few(
         if method == "predict" and any(777 in row.token_ids for row in arguments[0].rows):
             killed.append(replica)
             raise ReplicaGoneError
-        return await call(replica, method, *arguments)
 
-    monkeypatch.setattr(cluster, "call", lose)
+    cluster.before = lose
     rows = [{"text": f"a {777 if number == bad else 12}", "label": "positive"} for number in range(300)]
     async with serving(cluster) as (client, _):
-        body, kind = "".join(json.dumps(row) + "\n" for row in rows), {"content-type": "application/jsonl"}
-        sent = await client.post("/evaluate/jobs", content=body, headers=kind, params={"resamples": 10})
-        async with asyncio.timeout(60):
-            while (job := (await client.get(f"/evaluate/jobs/{sent.json()['id']}")).json())["status"] != "done":
-                assert len(killed) < 100, job
-                await asyncio.sleep(0.01)
+        job = await ended(client, rows)
     assert job["bad_rows"] == [{"line": bad + 1, "code": "device_fault"}]
     assert (job["rows_done"], job["result"]["rows"]) == (300, 299)
     assert len(killed) <= math.log2(256)
@@ -128,14 +117,13 @@ async def test_a_row_whose_scorers_are_lost_after_the_queue_was_full_is_tried_ag
     losses: int, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another caller's row may have been why: a pause for the queue is no try of this one."""
-    call, lost = cluster.call, 0
+    lost = 0
 
-    async def lose(replica: str, method: str, *arguments: Any) -> Any:
+    async def lose(replica: str, method: str, *arguments: Any) -> None:
         nonlocal lost
         if method == "predict" and lost < losses:
             lost += 1
             raise ReplicaGoneError
-        return await call(replica, method, *arguments)
 
     async with serving(cluster) as (client, replicas):
         enter, full = replicas.enter, 2
@@ -148,15 +136,8 @@ async def test_a_row_whose_scorers_are_lost_after_the_queue_was_full_is_tried_ag
             enter(*arguments, **more)
 
         monkeypatch.setattr(replicas, "enter", refuse)
-        monkeypatch.setattr(cluster, "call", lose)
-        body, kind = json.dumps({"text": "a 12", "label": "positive"}) + "\n", {"content-type": "application/jsonl"}
-        sent = await client.post("/evaluate/jobs", content=body, headers=kind, params={"resamples": 10})
-        async with asyncio.timeout(60):
-            while (job := (await client.get(f"/evaluate/jobs/{sent.json()['id']}")).json())["status"] not in (
-                "done",
-                "failed",
-            ):
-                await asyncio.sleep(0.01)
+        cluster.before = lose
+        job = await ended(client, [{"text": "a 12", "label": "positive"}])
     left_out = [{"line": 1, "code": "device_fault"}] if losses == 4 else []
     assert (full < 0, lost, job["bad_rows"]) == (True, losses, left_out)
 
@@ -188,8 +169,7 @@ async def test_errors_come_whole_from_a_replica(cluster: Cluster) -> None:
 
 async def test_a_request_that_is_given_up_leaves_the_replica_and_its_room(cluster: Cluster) -> None:
     async with serving(cluster) as (client, replicas):
-        for predictor in cluster.predictors.values():
-            predictor.hold()
+        cluster.hold()
         answer = await predict(client, options={"timeout_s": 0.1})
         assert code(answer) == (504, "deadline_exceeded")
         await until(lambda: replicas.requests == 0 and replicas.backlog.held.rows == 0)
@@ -199,15 +179,13 @@ async def test_a_request_that_is_given_up_leaves_the_replica_and_its_room(cluste
 async def test_the_room_grows_with_the_replicas_and_what_is_beyond_is_refused(cluster: Cluster) -> None:
     async with serving(cluster, max_queue_rows=4, max_inputs=4, client_share=1.0) as (client, replicas):
         await until(lambda: replicas.backlog.most.rows == 8)
-        for predictor in cluster.predictors.values():
-            predictor.hold()
+        cluster.hold()
         running = [asyncio.create_task(predict(client)) for _ in range(8)]
         await until(lambda: replicas.backlog.held.rows == 8)
         refused = await predict(client)
         assert code(refused) == (429, "queue_full")
         assert int(refused.headers["retry-after"]) >= 1
-        for predictor in cluster.predictors.values():
-            predictor.released.set()
+        cluster.release()
         assert {(await one).status_code for one in running} == {200}
 
 
@@ -216,14 +194,13 @@ async def test_without_a_replica_the_server_is_not_ready_and_the_metrics_know(
     cluster: Cluster, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 1e6)
-    lost, call, never = set[str](), cluster.call, asyncio.Event()
+    lost, never = set[str](), asyncio.Event()
 
-    async def lose(replica: str, method: str, *arguments: Any) -> Any:
+    async def lose(replica: str, *call: Any) -> None:
         if replica in lost:
             await never.wait()
-        return await call(replica, method, *arguments)
 
-    monkeypatch.setattr(cluster, "call", lose)
+    cluster.before = lose
 
     async def said(*names: str) -> dict[str, float]:
         lines = [line.split() for line in (await client.get("/metrics")).text.splitlines()]
@@ -251,14 +228,13 @@ async def test_a_silent_replica_keeps_nobody_from_looking_at_the_others(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 1e6)
-    call, never = cluster.call, asyncio.Event()
+    never = asyncio.Event()
 
-    async def silent(replica: str, method: str, *arguments: Any) -> Any:
+    async def silent(replica: str, method: str, *arguments: Any) -> None:
         if (replica, method) == ("a", "status"):
             await never.wait()
-        return await call(replica, method, *arguments)
 
-    monkeypatch.setattr(cluster, "call", silent)
+    cluster.before = silent
     async with serving(cluster):
         before = cluster.answered_by("status").count("b")
         await until(lambda: cluster.answered_by("status").count("b") > before + 3)
@@ -269,15 +245,14 @@ async def test_what_a_silent_replica_has_goes_to_one_that_answers(
 ) -> None:
     """Its process was stopped, say, or its node cut off: Ray takes minutes to see that."""
     monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 3.0)
-    call, never, sent, silent = cluster.call, asyncio.Event(), list[tuple[str, str]](), False
+    never, sent, silent = asyncio.Event(), list[tuple[str, str]](), False
 
-    async def hang(replica: str, method: str, *arguments: Any) -> Any:
+    async def hang(replica: str, method: str, *arguments: Any) -> None:
         sent.append((replica, method))
         if silent and replica == "a":
             await never.wait()
-        return await call(replica, method, *arguments)
 
-    monkeypatch.setattr(cluster, "call", hang)
+    cluster.before = hang
     async with serving(cluster) as (client, replicas):
         await until(lambda: len(replicas.statuses) == 2)
         silent = True
@@ -298,14 +273,13 @@ async def test_a_replica_that_has_never_answered_keeps_no_load_waiting(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 3.0)
-    call, never = cluster.call, asyncio.Event()
+    never = asyncio.Event()
 
-    async def hang(replica: str, method: str, *arguments: Any) -> Any:
+    async def hang(replica: str, *call: Any) -> None:
         if replica == "a":
             await never.wait()
-        return await call(replica, method, *arguments)
 
-    monkeypatch.setattr(cluster, "call", hang)
+    cluster.before = hang
     async with serving(cluster) as (client, _):
         assert (await client.post("/artifacts/second/load")).status_code == 200
         assert {(await predict(client, artifact="second")).status_code for _ in range(4)} == {200}
@@ -316,14 +290,13 @@ async def test_the_only_replica_is_waited_for_though_it_is_silent(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 1.0)
-    call, never, silent = cluster.call, asyncio.Event(), False
+    never, silent = asyncio.Event(), False
 
-    async def hang(replica: str, method: str, *arguments: Any) -> Any:
+    async def hang(replica: str, method: str, *arguments: Any) -> None:
         if silent and method == "status":
             await never.wait()
-        return await call(replica, method, *arguments)
 
-    monkeypatch.setattr(cluster, "call", hang)
+    cluster.before = hang
     cluster.gone = {"b"}
     async with serving(cluster) as (client, replicas):
         cluster.predictors["a"].hold()
@@ -365,20 +338,17 @@ async def test_a_batch_is_counted_once_whichever_answer_is_lost(
 async def test_a_replica_whose_device_stalls_gets_no_ticket_and_all_such_are_not_ready(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     for name in "ab":
-        (tmp_path / name).mkdir()
         cluster.add(name, stall_s=0.1, hang_s=3600)
     async with serving(cluster) as (client, replicas):
         await until(lambda: len(replicas.statuses) == 2)
         running = []
-        for predictor in cluster.predictors.values():
-            predictor.hold()
+        cluster.hold()
         for count in (1, 2):
             running.append(asyncio.create_task(predict(client, "word " * 40)))
             await until(lambda count=count: sum(one.stalled for one in replicas.statuses) == count)  # type: ignore[misc]
         assert sorted(cluster.answered_by()) == ["a", "b"]
         assert code_of_ready(await client.get("/health/ready")) == (503, "device_stalled")
-        for predictor in cluster.predictors.values():
-            predictor.released.set()
+        cluster.release()
         assert {(await one).status_code for one in running} == {200}
         await until(lambda: not any(one.stalled for one in replicas.statuses))
         assert (await client.get("/health/ready")).status_code == 200
@@ -386,7 +356,6 @@ async def test_a_replica_whose_device_stalls_gets_no_ticket_and_all_such_are_not
 
 async def test_more_wanted_ones_than_places_load_nothing_anew(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
-    (tmp_path / "a").mkdir()
     cluster.add("a", max_artifacts=1)
     wanted = {f"sha256:{name}": str(tmp_path / "a" / name) for name in ("first", "second")}
     for _ in range(5):
