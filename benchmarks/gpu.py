@@ -105,8 +105,8 @@ class Subject:
             members = with_posterior(members, [random_batch(members, 2, 16)])
         batch = random_batch(members, rows, self.sizes.tokens)
         return {
-            "MAP": lambda: member_outputs(members, batch, ()),
-            "Laplace": lambda: member_outputs(members, batch, {("single", True)}),
+            "MAP": lambda: member_outputs(members, batch, covariance=False),
+            "Laplace": lambda: member_outputs(members, batch, covariance=True),
         }
 
 

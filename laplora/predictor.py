@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from laplora.answers.golden import not_recorded, read_golden, verify_answers
-from laplora.answers.prediction import Prediction, build_predictions, wanted_outputs
+from laplora.answers.prediction import Prediction, build_predictions
 from laplora.answers.review_scores import ReviewScores, read_scores
 from laplora.answers.several_labels import build_several
 from laplora.artifact.fetched import DEFAULT_RULES, FetchRules, local_artifact
@@ -34,7 +34,7 @@ from laplora.models.shared_base import SharedBases
 from laplora.models.spread import Spread
 from laplora.models.tensor_sizes import tensor_bytes
 from laplora.posterior.base import Posterior
-from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.kinds import PREDICTIVES, PredictiveName
 from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
 from laplora.prompts.rows import Batch, EncodedRow, collate
 from laplora.prompts.templates import beginning_tokens
@@ -251,7 +251,9 @@ class Predictor(Encoder):
         ).to(self.device)
 
     def _outputs(self, rows: Sequence[EncodedRow], names: Sequence[PredictiveName]) -> MemberOutputs:
-        return member_outputs(self._members, self._batch(rows), wanted_outputs(names))
+        return member_outputs(
+            self._members, self._batch(rows), covariance=any(PREDICTIVES[name].covariance for name in names)
+        )
 
     def device_tokens(self, row: EncodedRow) -> int:
         """Return the tokens that a row counts as where batches are kept small: those that the model runs on for it.

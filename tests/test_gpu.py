@@ -68,7 +68,7 @@ def test_packed_jacobians_are_those_of_the_dequantized_model(
     found = []
     for predictor in (packed, expanded):
         blocks = find_blocks(predictor._members.model, 2)
-        member_outputs(predictor._members, batch, set())  # the order in which a server meets them
+        member_outputs(predictor._members, batch, covariance=False)  # the order in which a server meets them
         found.append(contrast_jacobians(predictor._members.model, batch, label_ids, blocks))
     for block, one, other in zip(find_blocks(packed._members.model, 2), found[0].blocks, found[1].blocks, strict=True):
         size = float(other.jacobian.norm())
@@ -139,7 +139,7 @@ def test_a_fit_on_the_card_is_the_one_on_the_cpu() -> None:
         bare = MemberSet(model, {}, LabelTokens((100, 101)), Member())
         batch = random_batch(bare, 4, 24, padded=True)
         members = with_posterior(bare, [batch])
-        found.append(member_outputs(members, batch, {("single", True)}).covariances["single"])
+        found.append(member_outputs(members, batch, covariance=True).covariances["single"])
     torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0)
 
 

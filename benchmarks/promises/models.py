@@ -160,9 +160,9 @@ def _table(
     """Return MAP, temperature scaling, and Laplace at each covariance."""
     tempered = [predictive_spec("temperature", float(t)) for t in TEMPERATURES]
     settings = {
-        "map": [predictive_probs(PREDICTIVES["map"], mean[None], None, mask)],
-        "temperature": [predictive_probs(spec, mean[None], None, mask) for spec in tempered],
-        "laplace": [predictive_probs(PREDICTIVES["laplace"], mean[None], c[None], mask) for c in covariances],
+        "map": [predictive_probs(PREDICTIVES["map"], mean, None, mask)],
+        "temperature": [predictive_probs(spec, mean, None, mask) for spec in tempered],
+        "laplace": [predictive_probs(PREDICTIVES["laplace"], mean, c, mask) for c in covariances],
     }
     columns = {
         name: Column(

@@ -12,8 +12,8 @@ from laplora.decisions.conformal import label_sets
 from laplora.decisions.thresholds import Decision, Flag
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
 from laplora.linearised import PosteriorPredictive, class_probs, contrasts
-from laplora.predictive.kinds import PREDICTIVES, PredictiveName, predictive_probs
-from laplora.predictive.member_outputs import MemberOutputs, Wanted
+from laplora.predictive.kinds import PredictiveName, predictive_probs
+from laplora.predictive.member_outputs import MemberOutputs
 from laplora.prompts.rows import EncodedRow
 
 
@@ -129,11 +129,6 @@ def verdicts(
     return Verdicts(sets, flags, decide(record.thresholds, score, flags))
 
 
-def wanted_outputs(names: Sequence[PredictiveName]) -> set[Wanted]:
-    """Return what must run for these predictives."""
-    return {(PREDICTIVES[name].members, PREDICTIVES[name].covariance) for name in names}
-
-
 def mixtures(manifest: Manifest, outputs: MemberOutputs) -> dict[PredictiveName, PosteriorPredictive]:
     """Return the moments of every predictive of the artifact that the outputs are enough for."""
     moments = {}
@@ -175,7 +170,7 @@ def build_predictions(
     )
     others = [other for other in computed if other not in ("map", name)]
     counts = [row.class_count for row in rows]
-    covariances = outputs.covariances["single"][0] if "single" in outputs.covariances else None
+    covariances = outputs.covariances.get("single")
     centred = None if covariances is None else _centred(covariances, counts)
     familiar = outputs.familiarity
     # As lists before the loop: a tensor's single elements cost microseconds each, for every row of every batch.

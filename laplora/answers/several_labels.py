@@ -69,7 +69,7 @@ def build_several(
     )
     decisions = decide(record.thresholds, scores[name], flags)
     others = [other for other in computed if other not in ("map", name)]
-    covariances = outputs.covariances["single"][0] if "single" in outputs.covariances else None
+    covariances = outputs.covariances.get("single")
     stds, at_map = served.std[:, 1].view(shape), map_probs[:, 1].view(shape)
     return [
         Prediction(

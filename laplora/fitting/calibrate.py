@@ -239,9 +239,9 @@ def _fold_predictive(outputs: SplitOutputs, name: PredictiveName, prior_of: Prio
     fixed = None if spec.covariance else outputs.moments(name)
 
     def predictive(fit: torch.Tensor, answered: torch.Tensor) -> PosteriorPredictive:
-        means, covariances = fixed or outputs.moments(name, prior_of(fit))
-        spread = None if covariances is None else covariances[:, answered]
+        mean, covariance = fixed or outputs.moments(name, prior_of(fit))
+        spread = None if covariance is None else covariance[answered]
         fitted = predictive_spec(name, _temperature(outputs, name, fit))
-        return predictive_probs(fitted, means[:, answered], spread, split.class_mask[answered])
+        return predictive_probs(fitted, mean[answered], spread, split.class_mask[answered])
 
     return predictive

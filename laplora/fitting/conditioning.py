@@ -119,7 +119,7 @@ class Conditioning:
         shift = self._conditioned(base, fit)[0].shift
         moved = shift.of(self.states.states[self._inputs(answered)])
         if self.split.together > 1:
-            moved = binary_means(moved[None])[0]
+            moved = binary_means(moved)
         return base.answer(self.trained.projected.contrast_mean[answered], moved, answered, self.split.class_mask)
 
     def _conditioned(self, base: _Base, rows: torch.Tensor) -> tuple[Conditioned, LabelledRows]:

@@ -47,9 +47,9 @@ class SplitOutputs:
     seen: bool = False
 
     def moments(self, name: PredictiveName, prior: Prior | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return a predictive's mean (1, rows, classes - 1) and covariance, under its prior by default."""
+        """Return a predictive's mean (rows, classes - 1) and covariance, under its prior by default."""
         spec = PREDICTIVES[name]
-        single = self.split.projected.contrast_mean[None]
+        single = self.split.projected.contrast_mean
         if spec.members == "conditioned":
             return single + self.temperature * self.moved[spec.members], None
         if not spec.covariance:
@@ -57,7 +57,7 @@ class SplitOutputs:
         covariance = self.fitted.covariance(prior)
         if spec.members == "laplace_conditioned":
             single = single + tempering(covariance, self.split.class_mask) * self.moved[spec.members]
-        return single, covariance[None]
+        return single, covariance
 
 
 def corrected(outputs: SplitOutputs, shifts: Mapping[Corrected, Shift]) -> SplitOutputs:
@@ -67,6 +67,6 @@ def corrected(outputs: SplitOutputs, shifts: Mapping[Corrected, Shift]) -> Split
     for kind, shift in shifts.items():
         assert split.last is not None
         added = shift.of(split.last)
-        moved[kind] = binary_means(added[None])[0] if split.together > 1 else added
+        moved[kind] = binary_means(added) if split.together > 1 else added
     temperature = shifts["conditioned"].temperature if "conditioned" in shifts else 1.0
     return replace(outputs, moved=moved, temperature=temperature)

@@ -13,15 +13,15 @@ TO_CONTRAST = -1 / math.sqrt(2)
 
 
 def binary_means(means: torch.Tensor) -> torch.Tensor:
-    """Return (members, rows * classes, 1) the contrasts of the labels' logits (members, rows, classes)."""
-    return TO_CONTRAST * means.flatten(1)[..., None]
+    """Return (rows * classes, 1) the contrasts of the labels' logits (rows, classes)."""
+    return TO_CONTRAST * means.flatten()[:, None]
 
 
 def binary_projected(projected: ProjectedJacobians) -> ProjectedJacobians:
     """Return projected Jacobians of the labels' logits as those of the contrasts of rows * classes binary rows."""
     own = projected.rest.diagonal(dim1=1, dim2=2)  # (rows, parts, classes)
     return ProjectedJacobians(
-        contrast_mean=binary_means(projected.contrast_mean[None])[0],
+        contrast_mean=binary_means(projected.contrast_mean),
         kept=TO_CONTRAST * projected.kept.flatten(0, 1)[:, None],
         rest=own.mT.flatten(0, 1)[:, None, None] / 2,
     )

@@ -25,12 +25,8 @@ def binary_logits(logits: torch.Tensor) -> torch.Tensor:
 
 
 def binary_covariances(covariances: torch.Tensor) -> torch.Tensor:
-    """Return (members, rows * classes, 1, 1) the contrasts' variances, of the covariance of the labels' logits.
-
-    Args:
-        covariances: (members, rows, classes, classes).
-    """
-    return covariances.diagonal(dim1=2, dim2=3).flatten(1)[..., None, None] / 2
+    """Return (rows * classes, 1, 1) the contrasts' variances, of the labels' logits' (rows, classes, classes)."""
+    return covariances.diagonal(dim1=1, dim2=2).flatten()[:, None, None] / 2
 
 
 def binary_outputs(outputs: MemberOutputs) -> MemberOutputs:

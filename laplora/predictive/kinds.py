@@ -4,7 +4,7 @@ A predictive is a Gaussian over the contrasts, divided by a temperature T; witho
 
     probs = E[softmax(Q z / T)],   z ~ N(mean, covariance)
 
-Points can be mixed: the orders of a question's choices, or the adapters of a teacher.
+Points can be mixed: the two orders of a question's choices.
 """
 
 from __future__ import annotations
@@ -88,36 +88,30 @@ def predictive_spec(name: PredictiveName, temperature: float) -> PredictiveSpec:
 
 
 def predictive_probs(
-    spec: PredictiveSpec, means: torch.Tensor, covariances: torch.Tensor | None, class_mask: torch.Tensor
+    spec: PredictiveSpec, mean: torch.Tensor, covariance: torch.Tensor | None, class_mask: torch.Tensor
 ) -> PosteriorPredictive:
     """Return the mean, spread and expected entropy, float64 on the CPU.
 
     Without covariance it is ``class_probs``, with it ``posterior_predictive``, to the last bit.
 
     Args:
-        means: (1, batch, classes - 1) ``Q^T f``, nats.
-        covariances: (1, batch, classes - 1, classes - 1), nats^2; None unless the spec has a covariance.
+        mean: (batch, classes - 1) ``Q^T f``, nats.
+        covariance: (batch, classes - 1, classes - 1), nats^2; None unless the spec has one.
         class_mask: (batch, classes) bool, true for the possible classes: the first c >= 2 of each row.
 
     Raises:
-        ConfigError: covariances given without need, or missing; more than one mean.
+        ConfigError: a covariance given without need, or missing.
         DataError: shapes that do not fit.
         NonFiniteError: NaN or infinity at a possible class.
         FactorizationError: a covariance that is not positive semi-definite beyond rounding.
     """
-    if spec.covariance != (covariances is not None):
-        wanted = "needs" if spec.covariance else "takes no"
-        raise ConfigError(f"this predictive {wanted} covariances")
-    means, mask = _checked_means(means, class_mask)
-    if len(means) != 1:
-        raise ConfigError(f"a predictive is of one adapter, {len(means)} means were given")
-    if covariances is None:
-        probs = class_probs(contrast_logits(means[0] / spec.temperature), mask)
+    if spec.covariance != (covariance is not None):
+        raise ConfigError(f"this predictive {'needs a' if spec.covariance else 'takes no'} covariance")
+    (mean,), mask = _checked_means(mean[None], class_mask)
+    if covariance is None:
+        probs = class_probs(contrast_logits(mean / spec.temperature), mask)
         return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))
-    if covariances.shape != (*means.shape, means.shape[-1]):
-        raise DataError(f"covariances must be {(*means.shape, means.shape[-1])}, got {tuple(covariances.shape)}")
-    spread = covariances[0].detach().to("cpu", torch.float64) / spec.temperature**2
-    return posterior_predictive(means[0] / spec.temperature, spread, mask)
+    return posterior_predictive(mean / spec.temperature, covariance / spec.temperature**2, mask)
 
 
 def fit_predictive_temperature(means: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> float:

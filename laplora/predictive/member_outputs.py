@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -68,9 +68,8 @@ class MemberOutputs:
         logits: (batch, classes), nats.
         label_mass: (batch,).
         class_mask: (batch, classes) bool.
-        means: by kind of members (1, batch, classes - 1), ``Q^T f``, nats.
-        covariances: by kind of members (1, batch, classes - 1, classes - 1), nats squared; of the kinds that were
-            wanted with their posteriors.
+        means: by kind of members (batch, classes - 1), ``Q^T f``, nats.
+        covariances: by kind of members (batch, classes - 1, classes - 1), nats squared; none without the posterior.
         familiarity: (batch,), None where nothing says it.
     """
 
@@ -82,15 +81,11 @@ class MemberOutputs:
     familiarity: torch.Tensor | None = None
 
 
-#: A kind of members, and whether with their posteriors.
-Wanted = tuple[Members, bool]
-
-
-def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted]) -> MemberOutputs:
+def member_outputs(members: MemberSet, batch: Batch, *, covariance: bool) -> MemberOutputs:
     """Return the outputs for a batch on the model's device.
 
     Args:
-        wanted: beside the logits, which are always there.
+        covariance: whether the posterior's are wanted beside the logits.
 
     Raises:
         ModelError: a model in training mode.
@@ -101,16 +96,17 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
             "the model is in training mode, in which its dropout would change every answer: call model.eval()"
         )
     familiarity = members.familiarity
-    logits, hidden, covariance, states = _pass(members, batch, wanted, familiarity.layers if familiarity else ())
+    layers = familiarity.layers if familiarity else ()
+    logits, hidden, spread, states = _pass(members, batch, layers, covariance=covariance)
     likelihood = members.readout.likelihood
     mass = members.readout.label_mass(members.model, hidden, batch.class_mask).double().cpu()
-    means: dict[Members, torch.Tensor] = {"single": mean_of(likelihood, logits)[None]}
-    covariances: dict[Members, torch.Tensor] = {} if covariance is None else {"single": covariance[None]}
+    means: dict[Members, torch.Tensor] = {"single": mean_of(likelihood, logits)}
+    covariances: dict[Members, torch.Tensor] = {} if spread is None else {"single": spread}
     for moved, shift in members.shifts.items():
-        if moved == "laplace_conditioned" and covariance is not None:
+        if moved == "laplace_conditioned" and spread is not None:
             several = likelihood == "bernoulli"
-            kappa = label_tempering(covariance) if several else tempering(covariance, batch.class_mask.cpu())
-            means[moved], covariances[moved] = means["single"] + kappa * shift.of(hidden), covariance[None]
+            kappa = label_tempering(spread) if several else tempering(spread, batch.class_mask.cpu())
+            means[moved], covariances[moved] = means["single"] + kappa * shift.of(hidden), spread
         elif moved == "conditioned":
             means[moved] = means["single"] + shift.temperature * shift.of(hidden)
     familiar = None if familiarity is None or states is None else familiarity.of(states)
@@ -121,30 +117,29 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
 
 
 def _pass(
-    members: MemberSet, batch: Batch, wanted: Collection[Wanted], layers: Sequence[int]
+    members: MemberSet, batch: Batch, layers: Sequence[int], *, covariance: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, States | None]:
     """Return logits (batch, classes), last hidden states, covariance of the contrasts and the states after layers.
 
     All but the hidden states are on the CPU; logits and covariance are float64. With a covariance the gradients go
     through every token, so that no beginning is shared.
     """
-    covered = any(covariance for _, covariance in wanted)
-    shared = None if covered else members.beginning
+    shared = None if covariance else members.beginning
     if shared is not None and not shared.begins(batch):
         shared = None
     skipped = 0 if shared is None else len(shared)
     pooling = pooling_of(members.readout.side)
     taped = StateTape(members.model, layers, batch.attention_mask, pooling, skipped) if layers else nullcontext()
     with taped as tape:
-        if covered:
-            logits, hidden, covariance = _with_covariance(members, batch)
+        if covariance:
+            logits, hidden, spread = _with_covariance(members, batch)
         else:
             beginning = nullcontext() if shared is None else continued(members.model, shared)
             with torch.no_grad(), beginning:
                 scores = members.readout.scores(members.model, batch)
-            logits, hidden, covariance = scores.logits, scores.hidden, None
+            logits, hidden, spread = scores.logits, scores.hidden, None
         logits = logits.double().cpu()
-    return logits, hidden, covariance, tape.states(logits) if tape else None
+    return logits, hidden, spread, tape.states(logits) if tape else None
 
 
 def _with_covariance(members: MemberSet, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

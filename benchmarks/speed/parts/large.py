@@ -60,7 +60,7 @@ def measured(layers: int, device: str, shape: dict[str, Any] = LLAMA_2_7B) -> di
 def answer(members: MemberSet, rows: int, tokens: int) -> Callable[[], MemberOutputs]:
     """Return a Laplace answer to random rows."""
     batch = random_batch(members, rows, tokens)
-    return lambda: member_outputs(members, batch, {("single", True)})
+    return lambda: member_outputs(members, batch, covariance=True)
 
 
 def file_bytes(posterior: Posterior) -> int:

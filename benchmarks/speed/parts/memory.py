@@ -49,7 +49,7 @@ def answers(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> 
     few = replace(subject, train=subject.train[:BATCH], train_labels=subject.train_labels[:BATCH])
     functions: dict[str, Callable[[], Any]] = {
         peers.FORWARD: peers.plain_forward(subject),
-        "laplora": lambda: member_outputs(members, batch, {("single", True)}),
+        "laplora": lambda: member_outputs(members, batch, covariance=True),
     }
     if "bayesian_lora" not in absent:
         functions["bayesian-lora"] = partial(peers.bayesian_lora(few), plain_attention)

@@ -49,8 +49,8 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         members = with_classes(loaded[1], case.classes)
         batch = random_batch(members, case.rows, case.tokens, padded=True)
         functions = {
-            "map": lambda m=members, b=batch: member_outputs(m, b, ()),
-            "laplace": lambda m=members, b=batch: member_outputs(m, b, {("single", True)}),
+            "map": lambda m=members, b=batch: member_outputs(m, b, covariance=False),
+            "laplace": lambda m=members, b=batch: member_outputs(m, b, covariance=True),
         }
         times = in_turns(functions, 5 if case.rows * case.tokens * case.classes <= 4096 else 3)
         yield conditions.record(

@@ -143,8 +143,8 @@ def test_parts_time_what_they_say(structure: str) -> None:
     five = replace(
         five, readout=LabelTokens(tuple(range(5)))
     )  # with_classes takes tokens that the tiny vocabulary lacks
-    found = member_outputs(five, tokens_within(random_batch(five, 4, 8)), {("single", True)})
-    assert found.covariances["single"].shape == (1, 4, 4, 4)
+    found = member_outputs(five, tokens_within(random_batch(five, 4, 8)), covariance=True)
+    assert found.covariances["single"].shape == (4, 4, 4)
 
 
 def test_a_server_that_is_slow_to_stop_is_no_slower_to_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,8 +128,8 @@ def test_a_fold_of_adapters_is_judged_by_the_others(folds: int) -> None:
 def test_served_is_the_fit_on_all_rows_and_thresholds_are_of_the_folds() -> None:
     found, (got, scores) = outputs(), calibrated()
     split = found.split
-    means, _ = found.moments("temperature")
-    everything = fit_predictive_temperature(means, split.labels, split.class_mask)
+    mean, _ = found.moments("temperature")
+    everything = fit_predictive_temperature(mean[None], split.labels, split.class_mask)
     assert got.predictives["temperature"].temperature == everything
     assert got.calibration.folds == FOLDS
     priors = prior_without(SETTINGS, found)

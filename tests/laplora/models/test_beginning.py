@@ -197,7 +197,7 @@ def test_answers_and_familiarity_are_the_same(sentiment_predictor: Predictor) ->
     assert beginning is not None
     batch = sentiment_predictor._batch(rows)
     expected, found = (
-        member_outputs(replace(members, beginning=shared), batch, {("single", False)}) for shared in (None, beginning)
+        member_outputs(replace(members, beginning=shared), batch, covariance=False) for shared in (None, beginning)
     )
     for one, other in zip(_tensors(found), _tensors(expected), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -58,8 +58,8 @@ def test_it_is_class_probs_or_the_posterior_predictive_to_the_last_bit(
 ) -> None:
     """Whatever impossible classes hold, and whichever other rows there are."""
     means, covariances, mask = gaussians(1, 5, classes, seed)
-    spec, given_ = PredictiveSpec("single", covariance, temperature), covariances if covariance else None
-    got = predictive_probs(spec, means.masked_fill(~mask[:, 1:], math.nan), given_, mask)
+    spec, given_ = PredictiveSpec("single", covariance, temperature), covariances[0] if covariance else None
+    got = predictive_probs(spec, means[0].masked_fill(~mask[:, 1:], math.nan), given_, mask)
     prefix = means[0].masked_fill(~mask[:, 1:], 0)
     if covariance:
         want = posterior_predictive(prefix / temperature, covariances[0] / temperature**2, mask)
@@ -68,7 +68,7 @@ def test_it_is_class_probs_or_the_posterior_predictive_to_the_last_bit(
         assert torch.equal(got.probs, class_probs(prefix / temperature @ contrasts(classes).T, mask))
         assert (got.std == 0).all()
         torch.testing.assert_close(got.expected_entropy, torch.special.entr(got.probs).sum(1), atol=0, rtol=0)
-    alone = predictive_probs(spec, means[:, :1], None if given_ is None else given_[:, :1], mask[:1])
+    alone = predictive_probs(spec, means[0, :1], None if given_ is None else given_[:1], mask[:1])
     torch.testing.assert_close(alone.probs, got.probs[:1], atol=1e-14, rtol=0)
 
 
@@ -115,23 +115,23 @@ def test_the_temperature_stays_in_its_bounds() -> None:
 
 def test_refusals() -> None:
     means, covariances, mask = gaussians(2, 3, 3, seed=0)
-    one, point, laplace = means[:1], PREDICTIVES["map"], PREDICTIVES["laplace"]
-    with pytest.raises(ConfigError, match="takes no covariances"):
-        predictive_probs(point, one, covariances[:1], mask)
-    with pytest.raises(ConfigError, match="needs covariances"):
-        predictive_probs(laplace, one, None, mask)
-    with pytest.raises(ConfigError, match="2 means were given"):
-        predictive_probs(laplace, means, covariances, mask)
-    for wrong in (means[0], means[:0]):
+    (mean, _), (covariance, _), point, laplace = means, covariances, PREDICTIVES["map"], PREDICTIVES["laplace"]
+    with pytest.raises(ConfigError, match="takes no covariance"):
+        predictive_probs(point, mean, covariance, mask)
+    with pytest.raises(ConfigError, match="needs a covariance"):
+        predictive_probs(laplace, mean, None, mask)
+    for wrong in (means, mean[:2]):
         with pytest.raises(DataError, match=r"means must be \(members, 3, 2\) with at least one member"):
             predictive_probs(point, wrong, None, mask)
-    with pytest.raises(DataError, match="covariances must be"):
-        predictive_probs(laplace, one, covariances[:1, :2], mask)
+    with pytest.raises(DataError, match="must be"):
+        predictive_probs(laplace, mean, covariance[:2], mask)
     with pytest.raises(DataError, match="bool"):
-        predictive_probs(point, one, None, mask.long())
+        predictive_probs(point, mean, None, mask.long())
     with pytest.raises(NonFiniteError, match="NaN"):
-        predictive_probs(point, one * math.nan, None, mask)
+        predictive_probs(point, mean * math.nan, None, mask)
     with pytest.raises(FactorizationError):
-        predictive_probs(laplace, one, -covariances[:1], mask)
+        predictive_probs(laplace, mean, -covariance, mask)
     with pytest.raises(DataError, match="possible classes"):
         fit_predictive_temperature(means, torch.tensor([5, 0, 0]), mask)
+    with pytest.raises(DataError, match="at least one member"):
+        fit_predictive_temperature(means[:0], torch.tensor([1, 0, 0]), mask)
