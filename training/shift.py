@@ -15,6 +15,7 @@ import torch
 
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import Manifest
+from laplora.data.labelled import Task
 from laplora.errors import ConfigError, DataError, InvalidInputError
 from laplora.fitting.describing import installed_versions
 from laplora.fitting.store import FolderStore, rows_digest
@@ -22,7 +23,7 @@ from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 from training.config import DataConfig, RunConfig, ShiftConfig, StrangerConfig
 from training.data.corruptions import corrupt
-from training.data.examples import Splits, Task
+from training.data.examples import Splits
 from training.data.section import load_splits
 from training.report.shift import Answers, set_record, write_shift_report
 from training.workspace.base_size import configured_parameters

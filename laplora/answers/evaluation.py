@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from laplora.answers.labels import LabelNames, Truth
 from laplora.errors import ConfigError
@@ -49,8 +49,8 @@ class MeasureHow:
 
     resamples: int = 1000
     #: Which the noise of an ECE is known for.
-    bins: ClassVar[int] = 15
-    seed: ClassVar[int] = 0
+    bins: int = field(default=15, init=False)
+    seed: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if 0 < self.resamples < _FEWEST_RESAMPLES:
@@ -136,12 +136,11 @@ def measure_file(
     ranking go: a bootstrap knows too little then.
 
     Args:
-        rows: at least one, of ``method_rows``; truths: of each row, where of several labels as any sequence.
+        rows: at least one, of ``method_rows``; truths: of each row, of several labels any sequence.
     """
     from laplora.metrics.noise import calibrated_ece, share_interval
 
     names = LabelNames.of(manifest)
-    truths = [truth if isinstance(truth, int) else tuple(truth) for truth in truths]
     methods = measure(rows, truths, names=names, how=how)
     for method, metrics in methods.items():
         probs, right = questions([row[method][0] for row in rows], truths, names)
@@ -218,7 +217,7 @@ def questions(
         return padded_probs(rows, len(labels.names)), torch.tensor(truths)
     right = torch.zeros(len(rows), len(labels.names), dtype=torch.int64)
     for row, places in zip(right, truths, strict=True):
-        row[list(places if isinstance(places, tuple) else (places,))] = 1
+        row[[places] if isinstance(places, int) else list(places)] = 1
     return binary_probs(torch.tensor(rows, dtype=torch.float64)), right.flatten()
 
 

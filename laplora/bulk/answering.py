@@ -112,8 +112,7 @@ def _answers(predictor: Predictor, questions: Sequence[Question], how: How) -> l
 
     Where there is one, which of them being unknown, they are answered in halves: for one in 256 sixteen more calls.
     """
-    rows = [row for question in questions for row in question]
-    most = predictor.batch_tokens
+    rows, most = [row for question in questions for row in question], predictor.batch_tokens
     try:
         each = predictor.predict_all(rows, how.predictive, batch_size=how.batch_size, most_tokens=most)
         if not how.order_average:

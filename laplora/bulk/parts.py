@@ -64,9 +64,7 @@ class Parts:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
-            raise ConfigError(
-                f"{self.folder}: another run works on it now: wait for its end, or write to another place"
-            ) from None
+            raise ConfigError(f"{self.folder}: another run works on it now: wait, or write elsewhere") from None
         try:
             yield
         finally:

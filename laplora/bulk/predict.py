@@ -86,17 +86,16 @@ def answering(artifact: Artifact, device: str, how: How) -> Callable[[Sequence[R
 def answer_window(predictor: Predictor, window: Sequence[Row], how: How) -> Iterator[Line]:
     """Yield the line that answers each row, in order."""
     inputs, ids = list[Any](), list[Any]()
-    fields: Any
-    id: Any
     for row in window:
         try:
             fields = json_row(row)
-            if isinstance(id := fields.pop("id", None), bool | list | dict):
+            if isinstance(fields.get("id"), bool | list | dict):
                 raise RowError(row[0], "id must be a text or a number")
+            ids.append(fields.pop("id", None))
+            inputs.append(fields)
         except RowError as error:
-            fields, id = InvalidInputError(error.problem), None
-        inputs.append(fields)
-        ids.append(id)
+            ids.append(None)
+            inputs.append(InvalidInputError(error.problem))
     for (number, _), id, fields, answer in zip(window, ids, inputs, answer_all(predictor, inputs, how), strict=True):
         try:
             if isinstance(answer, LaploraError):

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import laplora
-from laplora import errors
 from laplora.bulk.parts import Finished, Line, Parts, finished
 from laplora.bulk.rows import Block, Source
 from laplora.data.lines import Row
@@ -167,7 +166,7 @@ def worked(start: Start, source: Source, blocks: Sequence[Block], who: Workers) 
             for row in made.iter_rows():
                 if row["block"].startswith(_ERROR):
                     name, message = json.loads(row["block"].removeprefix(_ERROR))
-                    raise getattr(errors, name, LaploraError)(message)
+                    raise getattr(laplora.errors, name, LaploraError)(message)
                 yield row["block"]
         except ray.exceptions.RayError as error:
             raise LaploraError(f"Ray gave up, and what is finished is kept: {first_line(error)[:400]}") from error

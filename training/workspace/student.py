@@ -21,8 +21,7 @@ from laplora.prompts.examples import Example
 from training.config import RunConfig
 from training.config.student import StudentConfig
 from training.data.examples import Role, Splits
-from training.data.splitting import check, class_counts
-from training.data.unlabelled import FurtherRows, further_rows
+from training.data.splitting import FurtherRows, check, class_counts, further_rows
 from training.workspace.same_rows import check_same_rows
 from training.workspace.terminal import say
 

@@ -67,7 +67,7 @@ def test_where_several_labels_may_be_right_whole_inputs_are_drawn() -> None:
     def thrice(row: dict[str, MethodRow]) -> dict[str, MethodRow]:
         return {name: ([probs[1]] * 3, None) for name, (probs, _) in row.items()}  # type: ignore[index]
 
-    answers: Any = [(0, 1, 2) if truth else () for truth in truths()]
+    answers: Any = [[0, 1, 2] if truth else [] for truth in truths()]  # as JSON has them
     found = measure([thrice(row) for row in rows_of(0.1)], answers, names=several, how=HOW)
     # Three labels that are all right or all wrong tell no more than one: the same inputs are drawn, no more of them.
     once = measure(rows_of(0.1), truths(), names=TWO, how=HOW)
