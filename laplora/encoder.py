@@ -17,7 +17,7 @@ from laplora.answers.review_scores import ReviewScores, decided_at, read_scores,
 from laplora.artifact.folder import Artifact, is_fetched, read_artifact
 from laplora.artifact.manifest import SCORES
 from laplora.artifact.members import check_tokenizer
-from laplora.decisions.thresholds import ModeThresholds
+from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError
 from laplora.models.base import load_tokenizer, locate_tokenizer
 from laplora.models.checkpoints import MOST_BYTES, check_hub_size
@@ -160,7 +160,7 @@ class Encoder:
                 decided[i] = answer
         return decided, target_risk
 
-    def thresholds(self, name: PredictiveName, target_risk: float | None) -> ModeThresholds:
+    def thresholds(self, name: PredictiveName, target_risk: float | None) -> PredictiveThresholds:
         """Return a predictive's thresholds for a target risk; None: the artifact's."""
         thresholds = self.artifact.manifest.predictives[name].thresholds
         return thresholds if target_risk is None else thresholds_at(thresholds, self.review_scores[name], target_risk)

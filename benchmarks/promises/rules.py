@@ -9,7 +9,7 @@ import torch
 from benchmarks.promises.models import Fittable, Table
 from laplora.decisions.conformal import fit_label_sets
 from laplora.decisions.review import Sureness, fit_thresholds, sureness_of
-from laplora.decisions.thresholds import Guarantee, ModeThresholds
+from laplora.decisions.thresholds import Guarantee, PredictiveThresholds
 from laplora.linearised import PosteriorPredictive
 from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
 from laplora.predictive.kinds import CONDITIONED
@@ -27,7 +27,7 @@ class Fitted:
     """
 
     setting: int
-    thresholds: ModeThresholds
+    thresholds: PredictiveThresholds
     sets: float
 
 

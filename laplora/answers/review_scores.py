@@ -10,7 +10,7 @@ import torch
 
 from laplora.answers.prediction import Prediction
 from laplora.decisions.review import Sureness, accept_threshold, of_inputs
-from laplora.decisions.thresholds import ModeThresholds
+from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.decisions.uncertainty import decide
 from laplora.errors import ArtifactCorruptError
 from laplora.linearised import PosteriorPredictive, entropy
@@ -33,7 +33,7 @@ class ReviewScores:
 
 
 def review_scores(
-    thresholds: ModeThresholds,
+    thresholds: PredictiveThresholds,
     predictive: PosteriorPredictive,
     map_probs: torch.Tensor,
     labels: torch.Tensor,
@@ -83,7 +83,7 @@ def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, Review
     return scores
 
 
-def thresholds_at(thresholds: ModeThresholds, scores: ReviewScores, target_risk: float) -> ModeThresholds:
+def thresholds_at(thresholds: PredictiveThresholds, scores: ReviewScores, target_risk: float) -> PredictiveThresholds:
     """Return the thresholds for another target risk; the score, the guarantee and the flags stay the artifact's.
 
     Raises:
@@ -95,7 +95,7 @@ def thresholds_at(thresholds: ModeThresholds, scores: ReviewScores, target_risk:
     return thresholds.model_copy(update={"review": rule.model_copy(update={"threshold": limit})})
 
 
-def decided_at(predictions: Sequence[Prediction], thresholds: ModeThresholds) -> list[Prediction]:
+def decided_at(predictions: Sequence[Prediction], thresholds: PredictiveThresholds) -> list[Prediction]:
     """Return predictions of one predictive with the decisions that other thresholds (``thresholds_at``) give."""
     scores = torch.tensor([p.score for p in predictions], dtype=torch.float64)
     decisions = decide(thresholds, scores, [p.flags for p in predictions])

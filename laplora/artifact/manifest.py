@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from laplora.artifact.readout_records import ClassificationHeadRecord, ReadOutRecord
 from laplora.artifact.strict_json import is_nested_within, strict_json
 from laplora.decisions.conformal import ConformalScore
-from laplora.decisions.thresholds import ModeThresholds
+from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ConfigError
 from laplora.familiarity.percentile import is_unfamiliar
 from laplora.linearised import Likelihood
@@ -163,7 +163,7 @@ class PredictiveRecord(_Record):
         "where none was fitted",
     )
     nll: float = Field(description="nats, mean over the calibration rows, each under what was fitted without it")
-    thresholds: ModeThresholds
+    thresholds: PredictiveThresholds
     conformal: float = Field(description="threshold of its prediction sets")
 
 

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 import torch
 from scipy import special
 
-from laplora.decisions.thresholds import Flag, FlagThreshold, Guarantee, ModeThresholds, ReviewRule, ReviewScore, Score
+from laplora.decisions.thresholds import (
+    Flag,
+    FlagThreshold,
+    Guarantee,
+    PredictiveThresholds,
+    ReviewRule,
+    ReviewScore,
+    Score,
+)
 from laplora.decisions.uncertainty import agreed_entropy, decompose
 from laplora.errors import ConfigError
 from laplora.linearised import PosteriorPredictive, entropy
@@ -58,7 +66,7 @@ def fit_thresholds(
     sureness: Mapping[str, Sureness] | None = None,
     together: int = 1,
     split: str = "calibration",
-) -> dict[str, ModeThresholds]:
+) -> dict[str, PredictiveThresholds]:
     """Return every threshold of every predictive by name, from the predictions on a calibration split.
 
     The review score is the entropy of the predictive's probabilities. For ``upper_bound`` it is MAP's: the bound is on
@@ -122,7 +130,7 @@ def fit_thresholds(
             auroc={key: error_auroc(values, errors) for key, values in scores.items()},
             reason=_REASONS[guarantee],
         )
-        fitted[name] = ModeThresholds(errors=int(errors.sum()), flags=flags, review=rule)
+        fitted[name] = PredictiveThresholds(errors=int(errors.sum()), flags=flags, review=rule)
     return fitted
 
 

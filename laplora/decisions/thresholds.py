@@ -48,7 +48,7 @@ class ReviewRule(_Frozen):
     reason: str = Field(description="Why this score.")
 
 
-class ModeThresholds(_Frozen):
+class PredictiveThresholds(_Frozen):
     """Thresholds of one predictive."""
 
     errors: int = Field(description="Mistakes of this predictive among the calibration rows.")

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import torch
 
-from laplora.decisions.thresholds import Decision, Flag, ModeThresholds
+from laplora.decisions.thresholds import Decision, Flag, PredictiveThresholds
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.checks import check_columns
 
@@ -52,7 +52,7 @@ def decompose(predictive: PosteriorPredictive) -> Uncertainty:
     return Uncertainty(total, aleatoric, total - aleatoric)
 
 
-def review_score(thresholds: ModeThresholds, *, probs: torch.Tensor, map_probs: torch.Tensor) -> torch.Tensor:
+def review_score(thresholds: PredictiveThresholds, *, probs: torch.Tensor, map_probs: torch.Tensor) -> torch.Tensor:
     """Return (batch,) what a predictive's review rule compares, and what ranks its mistakes, nats.
 
     Under the guarantee ``upper_bound`` that is ``agreed_entropy``.
@@ -77,7 +77,7 @@ def agreed_entropy(map_probs: torch.Tensor, probs: torch.Tensor) -> torch.Tensor
 
 
 def raise_flags(
-    thresholds: ModeThresholds,
+    thresholds: PredictiveThresholds,
     *,
     probs: torch.Tensor,
     label_mass: torch.Tensor,
@@ -122,7 +122,7 @@ def raise_flags(
 
 
 def decide(
-    thresholds: ModeThresholds,
+    thresholds: PredictiveThresholds,
     score: torch.Tensor,
     flags: Sequence[Sequence[Flag]],
     limits: Sequence[float | None] | None = None,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from laplora.decisions.review import fit_thresholds
-from laplora.decisions.thresholds import ModeThresholds
+from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.decisions.uncertainty import decompose
 from laplora.linearised import PosteriorPredictive, contrasts, entropy
 from laplora.predictive.gaussian import posterior_predictive
@@ -32,7 +32,7 @@ def split(rows: int = 200, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def fitted(data: dict[str, Any], **options: Any) -> dict[str, ModeThresholds]:
+def fitted(data: dict[str, Any], **options: Any) -> dict[str, PredictiveThresholds]:
     """Return the thresholds of ``map`` and ``laplace``."""
     map_probs, probs = data["map_probs"], data["probs"]
     predictives = {

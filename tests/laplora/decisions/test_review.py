@@ -44,14 +44,14 @@ def test_thresholds_record_value_level_and_origin() -> None:
 
 
 @pytest.mark.parametrize("target", [0.05, 0.2])
-@pytest.mark.parametrize("mode", ["laplace", "map"])
-def test_review_threshold_is_the_largest_that_keeps_the_risk(target: float, mode: Any) -> None:
+@pytest.mark.parametrize("name", ["laplace", "map"])
+def test_review_threshold_is_the_largest_that_keeps_the_risk(target: float, name: Any) -> None:
     data = split(seed=2)
-    thresholds = fitted(data, target_risk=target)[mode]
+    thresholds = fitted(data, target_risk=target)[name]
     rule = thresholds.review
-    assert rule.score == ("total_entropy" if mode == "laplace" else "map_entropy")
+    assert rule.score == ("total_entropy" if name == "laplace" else "map_entropy")
     assert rule.threshold is not None
-    probs = data["probs"] if mode == "laplace" else data["map_probs"]
+    probs = data["probs"] if name == "laplace" else data["map_probs"]
     score = review_score(thresholds, map_probs=data["map_probs"], probs=data["probs"])
     errors = probs.argmax(1) != data["labels"]
 
