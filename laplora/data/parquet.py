@@ -30,7 +30,7 @@ def parquet_file(file: BinaryIO, place: Path | str) -> Iterator[Any]:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise needs("service", error) from None
+        raise needs("parquet", error) from None
     try:
         yield pyarrow.parquet.ParquetFile(file, pre_buffer=False)
     except (OSError, pyarrow.ArrowException) as error:
