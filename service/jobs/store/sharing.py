@@ -89,6 +89,7 @@ class Sharing:
             if job.left_at is None:
                 job.status, job.paused = "queued", None
             job.pace.clear()
+        self._memory.count()
         return jobs
 
     @property

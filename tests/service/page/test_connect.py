@@ -13,11 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
-from browser import Visit, needs_chromium, ready, visit
-from playwright.sync_api import Browser, expect
-from server_process import ROOT, fake_artifacts, fake_server
-
-from service.security.keys_file import Key, digest, new_token, write_keys
+from browser import Visit, needs_chromium
+from playwright.sync_api import expect
+from server_process import ROOT
 
 pytestmark = [needs_chromium, pytest.mark.process]
 
@@ -71,30 +69,6 @@ def test_the_command_line_is_that_of_the_commands(visited: Visit, address: str, 
         assert finished.returncode == 0, finished.stderr
     others = {line.split()[1] for line in lines if line.startswith("laplora ")} - {"jobs"}
     assert others == {"predict", "evaluate", "report"}
-
-
-def test_an_artifact_of_several_parts_shows_what_can_ask_it(browser: Browser, tmp_path: Path) -> None:
-    with (
-        ready(fake_server(fake_artifacts(tmp_path), FAKE_CHOICES="fake")) as address,
-        visit(browser, address) as visited,
-    ):
-        visited.show("connect")
-        expect(visited.page.locator("#connect-vllm")).to_be_hidden()
-        expect(visited.page.locator("#connect-tei")).to_be_hidden()
-        expect(visited.page.locator("#connect-several")).to_be_visible()
-
-
-def test_a_key_is_named_and_never_shown(browser: Browser, tmp_path: Path) -> None:
-    token = new_token()
-    write_keys(tmp_path / "keys.json", [Key(id="a", sha256=digest(token), scopes=("predict",))])
-    server = fake_server(fake_artifacts(tmp_path), "--auth", "keys", "--keys", str(tmp_path / "keys.json"))
-    with ready(server) as address, visit(browser, address) as visited:
-        visited.give_key(token)
-        expect(visited.page.locator("#key-used")).to_be_visible()
-        visited.show("connect")
-        for name in ("command", "client", "vllm", "tei"):
-            assert "YOUR_KEY" in code(visited, name)
-            assert token not in code(visited, name)
 
 
 #: What the page has to lead to: by section, the links that a newcomer can follow there.

@@ -164,6 +164,10 @@ def test_an_artifact_with_choices_has_a_form_of_its_own(browser: Browser, tmp_pa
                 "artifact": "riddles",
                 "options": {"target_risk": 0.1, "order_average": True},
             }
+            # Of other servers' protocols it has those that can ask it.
+            visited.show("connect")
+            for name, there in (("vllm", False), ("tei", False), ("several", True)):
+                expect(visited.page.locator(f"#connect-{name}")).to_be_visible(visible=there)
 
 
 def test_the_default_artifact_shows_what_laplora_adds(browser: Browser) -> None:
