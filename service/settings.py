@@ -89,52 +89,43 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     """TCP port to listen on; 0 takes a free one and logs it."""
     trusted_proxies: str = ""
-    """Addresses or networks of reverse proxies, with commas between them, whose forwarded headers say who calls; unset:
-    nobody's do, and the caller is who connects.
+    """Addresses or networks of reverse proxies, with commas between, whose forwarded headers say who calls; unset:
+    none, and the caller is who connects.
     """
     head_timeout_s: Seconds = Field(10.0, le=3600)
     """Seconds in which a request's line and headers must have come before its connection is closed."""
     send_timeout_s: Seconds = Field(30.0, le=3600)
-    """Seconds in which a client must take 64 KiB of an answer that waits for it, or all that is left, before its
-    connection is closed.
-    """
+    """Seconds in which a client must take 64 KiB of a waiting answer, or all that is left, before it is closed."""
     max_connections: int = Field(2048, ge=1)
-    """Most connections at a time, fewer where the process may not open as many files; more are answered 429 and closed.
-    """
+    """Most connections at a time, fewer where the process may open fewer files; more are answered 429 and closed."""
     auth: Literal["keys", "off"] = "keys"
     """Who is answered: holders of an API key, or, off, everyone who can reach the port."""
     keys: Path | None = None
     """JSON file of API keys, made by 'python -m service.keys create'; read again when it changes."""
     cors_origins: str = ""
-    """Origins whose web pages may call the server, with commas between them, such as https://app.example; unset: none
-    may.
-    """
+    """Origins whose web pages may call the server, with commas between, such as https://app.example; unset: none."""
     max_requests: int = Field(512, ge=1)
-    """Most POST requests that are answered at once, but for those that load or unload an artifact or cancel a job; more
-    are refused with 429.
-    """
+    """Most POST requests at once, but for those that load or unload an artifact or cancel a job; more get 429."""
     max_in_flight_bytes: int | None = Field(None, ge=1024)
-    """Most bytes of the bodies of requests that are answered at once, uploads of jobs not counted; more are refused
-    with 429 before they are read; unset: eight bodies of max_body_bytes for each caller's share.
+    """Most bytes of the bodies of requests at once, uploads of jobs not counted; more get 429 unread; unset: eight
+    bodies of max_body_bytes for each caller's share.
     """
     batch_tokens: int | None = Field(None, ge=1)
-    """Most padded tokens of one device batch (rows times the longest row): bounds memory, and how long one batch keeps
-    the others waiting; unset: 512 on a CPU, measured on a GPU as an artifact is loaded. 1 lets every row run alone: no
-    other request can change a digit of an answer.
+    """Most padded tokens of one device batch (rows times the longest row); unset: 512 on a CPU, measured on a GPU as an
+    artifact is loaded. 1 lets every row run alone: no other request can change a digit of an answer.
     """
     max_queue_tokens: int = Field(65_536, ge=1)
     """Most tokens that wait for the device, estimated until a text is tokenised; more are refused with 429."""
     max_queue_rows: int = Field(2048, ge=1)
     """Most inputs that wait; more are refused with 429."""
     max_tokenize_bytes: int | None = Field(None, ge=1024)
-    """Most bytes of text that wait to be tokenised; more are refused with 429; unset: two bodies of max_body_bytes for
-    each caller's share.
+    """Most bytes of text that wait to be tokenised; more get 429; unset: two bodies of max_body_bytes for each caller's
+    share.
     """
     client_share: float = Field(0.5, gt=0, le=1, allow_inf_nan=False)
     """Most that one caller may hold, as a share of the queue's rows, tokens and bytes (once it holds some, of those
-    that other callers leave), of max_requests, of max_in_flight_bytes, of max_jobs_bytes, of
-    max_job_downloads and of max_job_reports, and one address, but for trusted_proxies, of max_connections; more are
-    refused with 429.
+    that other callers leave), of max_requests, max_in_flight_bytes, max_jobs_bytes, max_job_downloads and
+    max_job_reports, and one address, but for trusted_proxies, of max_connections; more are refused with 429.
     """
     max_inputs: int = Field(256, ge=1)
     """Most inputs of one request; more are refused with 413."""
@@ -179,9 +170,7 @@ class Settings(BaseSettings):
     max_job_bad_rows: int = Field(100, ge=0, le=10_000)
     """Most rows of one job that may have no answer: they are left out and reported; with more the job fails."""
     max_jobs: int = Field(100, ge=1, le=10_000)
-    """Most jobs kept; a new one takes the place of the oldest finished one of the caller with the most, and is refused
-    with 429 where none is finished.
-    """
+    """Most jobs kept; a new one takes the place of the oldest finished one of the caller with the most, or gets 429."""
     max_jobs_per_caller: int = Field(20, ge=1)
     """Most unfinished jobs of one caller; more are refused with 429."""
     job_upload_timeout_s: Seconds = Field(600.0, le=86_400)
@@ -209,24 +198,20 @@ class Settings(BaseSettings):
     started again; unset: five times stall_s.
     """
     load_timeout_s: Seconds = Field(1800.0, le=604_800)
-    """Seconds that loading another artifact into a running server may take, with its base model's download if that is a
-    new one, before it is given up with a 504.
-    """
+    """Seconds that loading another artifact may take, a base model's download included, before it is given up: 504."""
     drain_delay_s: Delay = Field(5.0, le=3600)
-    """Seconds after SIGTERM in which readiness already fails while requests are answered as before: as long as load
-    balancers may take to notice. Ctrl-C waits for none.
+    """Seconds after SIGTERM in which readiness already fails while requests are still answered, so that load balancers
+    notice. Ctrl-C waits for none.
     """
     drain_s: Delay = Field(30.0, le=3600)
-    """Seconds that requests in flight may still take after that; what is left then gets a 503, and the process leaves
-    within 5 seconds more.
-    """
+    """Seconds that requests in flight may still take after that; what is left then gets a 503."""
     leave_s: Delay = Field(4.0, le=4)
     """Seconds in which the process leaves once nothing is answered any more: for answers on their way out, a batch
     under way and the last traces; after a device fault, for bodies on their way.
     """
     otlp_endpoint: str | None = Field(None, pattern=r"^https?://[^\s/]+[^\s]*$")
-    """Base URL of an OpenTelemetry collector (OTLP over HTTP, for example http://127.0.0.1:4318) that gets a trace of
-    every scored request; needs the extra telemetry; unset: no traces.
+    """Base URL of an OpenTelemetry collector (OTLP over HTTP, such as http://127.0.0.1:4318) that gets a trace of every
+    scored request; needs the extra telemetry; unset: no traces.
     """
     feedback_keep_s: Seconds = Field(604_800.0, le=31_536_000)
     """Seconds that a prediction's probabilities are kept, without its input, for a true label to come."""
@@ -235,13 +220,11 @@ class Settings(BaseSettings):
     max_condition_rows: int = Field(1000, ge=20, le=10_000)
     """Most labelled rows of one conditioning, and most calibration rows beside them; more are refused with 413."""
     feedback_rows: int = Field(100_000, ge=0, le=10_000_000)
-    """Most predictions kept for feedback, about 350 bytes each at two classes and 16 more per further class; the oldest
-    go first. 0 keeps none, and predictions have no prediction_id.
+    """Most predictions kept for feedback, about 350 bytes each at two classes; the oldest go first. 0 keeps none, and
+    predictions have no prediction_id.
     """
     feedback_window: int = Field(1000, ge=100, le=10_000)
-    """Labelled predictions, and recent answers, that figures of calibration are computed from, for each artifact and
-    predictive.
-    """
+    """Labelled predictions, and recent answers, of an artifact and predictive that figures are computed from."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level logged."""
     log_format: Literal["json", "text"] = "json"
