@@ -24,6 +24,9 @@ from laplora.metrics.checks import check_finite
 NODES = 2049
 REACH = 8.5
 
+#: Sobol points of a row with more than two classes, antithetic partners included.
+SOBOL_POINTS = 512
+
 #: An eigenvalue this far below 0 (nats^2) cannot change a probability visibly: it is rounding, and clamped.
 _NEGATIVE_ROUNDING = 1e-6
 
@@ -32,7 +35,7 @@ _BLOCK_OF_TWO, _BLOCK = 1 << 15, 1 << 21
 
 
 def posterior_predictive(
-    contrast_mean: torch.Tensor, contrast_covariance: torch.Tensor, class_mask: torch.Tensor, *, samples: int = 512
+    contrast_mean: torch.Tensor, contrast_covariance: torch.Tensor, class_mask: torch.Tensor, *, samples: int | None = None
 ) -> PosteriorPredictive:
     """Return the mean, spread and expected entropy of softmax(Q z), z ~ N(mean, covariance).
 
@@ -43,7 +46,7 @@ def posterior_predictive(
         contrast_covariance: (batch, classes - 1, classes - 1) symmetric positive semi-definite, nats^2.
             At exactly 0 the answer is softmax(f).
         class_mask: (batch, classes) bool, true for the possible classes: the first c >= 2 of each row.
-        samples: Sobol points, antithetic partners included; a power of two, at least 4.
+        samples: Sobol points, antithetic partners included; a power of two, at least 4. None: ``SOBOL_POINTS``.
 
     Raises:
         ConfigError: bad ``samples``.
@@ -51,6 +54,7 @@ def posterior_predictive(
         NonFiniteError: NaN or infinity in the mean or the covariance of the possible classes.
         FactorizationError: a covariance that is not positive semi-definite beyond rounding.
     """
+    samples = SOBOL_POINTS if samples is None else samples
     if samples < 4 or samples & (samples - 1):
         raise ConfigError(f"samples must be a power of two, at least 4 (Sobol's balance needs it), got {samples}")
     mean = contrast_mean.detach().to("cpu", torch.float64)

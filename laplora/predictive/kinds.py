@@ -36,7 +36,7 @@ PredictiveName = Literal[
 ]
 
 #: Points of the search for a temperature, over ``TEMPERATURE_BOUNDS``, before it is refined.
-_GRID = 39
+TEMPERATURE_GRID = 39
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def fit_predictive_temperature(means: torch.Tensor, labels: torch.Tensor, class_
         return nll + temperature_penalty(log_temperature, len(labels))
 
     low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
-    return math.exp(grid_minimum(penalised_nll, low, high, points=_GRID, tolerance=1e-6))
+    return math.exp(grid_minimum(penalised_nll, low, high, points=TEMPERATURE_GRID, tolerance=1e-6))
 
 
 def _checked_means(means: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ from laplora.predictive.two_classes import two_class_probs
 #: Searched range of a precision. Beyond it the posterior is the prior, or the answer is MAP, to rounding.
 LOWEST, HIGHEST = 1e-6, 1e12
 #: Points of the grid over the logarithm of one common precision: a factor of 1.8 from each to the next.
-_POINTS = 73
+PRECISION_GRID = 73
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ def search_precisions(
         return objective(prior_at(point))
 
     low, high = math.log(LOWEST), math.log(HIGHEST)
-    common = grid_minimum(lambda v: value_at([v] * len(keys)), low, high, points=_POINTS, tolerance=1e-3)
+    common = grid_minimum(lambda v: value_at([v] * len(keys)), low, high, points=PRECISION_GRID, tolerance=1e-3)
     point = [common] * len(keys)
     if len(keys) > 1:
         point = _coordinate_descent(value_at, point, low, high)
-    step = (high - low) / (_POINTS - 1)
+    step = (high - low) / (PRECISION_GRID - 1)
     edge = tuple(k for k, v in zip(keys, point, strict=True) if v <= low + step or v >= high - step)
     return prior_at(point), value_at(point), edge
 
