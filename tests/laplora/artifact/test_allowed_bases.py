@@ -28,28 +28,22 @@ def check(address: str, model: str, *allowed: str, revision: str | None = None) 
         ("https://host/a?key=1", "https://host/base"),
         ("hf://owner/name/a", "hf://owner/name/base"),
         ("s3://models/a", f"hf://meta/llama@{COMMIT}"),
-        (f"s3://models/a{DIGEST}", "meta/llama"),
-        (f"s3://models/a{DIGEST}", "gpt2"),
-        (f"s3://models/a{DIGEST}", "hf://meta/llama@main/sub"),
+        *((f"s3://models/a{DIGEST}", model) for model in ("meta/llama", "gpt2", "hf://meta/llama@main/sub")),
         (f"hf://owner/name@{COMMIT}", "meta/llama"),
     ],
 )
 def test_what_any_may_have(address: str, model: str) -> None:
     check(address, model)
-
-
-def test_a_commit_of_the_hub_is_enough() -> None:
     check("https://host/a", "meta/llama", revision=COMMIT)
 
 
 @pytest.mark.parametrize(
     ("address", "model", "says"),
     [
-        (f"s3://models/a{DIGEST}", "/srv/models/llama", "a folder of this machine"),
-        (f"s3://models/a{DIGEST}", "../llama", "a folder of this machine"),
-        (f"s3://models/a{DIGEST}", "~/llama", "a folder of this machine"),
-        (f"s3://models/a{DIGEST}", "C:\\llama", "a folder of this machine"),
-        (f"s3://models/a{DIGEST}", "", "a folder of this machine"),
+        *(
+            (f"s3://models/a{DIGEST}", model, "a folder of this machine")
+            for model in ("/srv/models/llama", "../llama", "~/llama", "C:\\llama", "")
+        ),
         (f"s3://models/a{DIGEST}", "s3://private/base", "another store"),
         (f"s3://models/a{DIGEST}", "gs://models/base", "another store"),
         ("https://host/a", "https://10.0.0.1/base", "another store"),
@@ -69,18 +63,12 @@ def test_what_none_may_have(address: str, model: str, says: str) -> None:
 
 
 def test_a_folder_that_is_named_as_a_repository_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where an entry allows a repository of the hub of that name."""
     (tmp_path / "meta" / "llama").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="a folder of this machine"):
-        check("https://host/a", "meta/llama", revision=COMMIT)
-
-
-def test_an_entry_of_the_hub_allows_no_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "meta" / "llama").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    for entry in ("hf://meta/*", "hf://meta/llama", "hf://*"):
+    for allowed in ((), ("hf://meta/*",), ("hf://meta/llama",), ("hf://*",)):
         with pytest.raises(ConfigError, match="a folder of this machine"):
-            check("https://host/a", "meta/llama", entry)
+            check("https://host/a", "meta/llama", *allowed, revision=COMMIT)
     check("https://host/a", "meta/llama", "meta/llama")
 
 

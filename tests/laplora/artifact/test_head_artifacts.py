@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,88 +95,69 @@ def test_heads_alone_on_one_base_do_not_write_into_it(tmp_path_factory: pytest.T
     assert not torch.equal(before, model.score.weight)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda t: t.pop("score.weight"), "name different tensors"),
-        (lambda t: t.update(other=torch.zeros(1)), "name different tensors"),
-        (lambda t: t.update({"score.weight": torch.zeros(3, 16)}), "should be finite floats"),
-        (lambda t: t["score.weight"].fill_(torch.nan), "should be finite floats"),
-        (lambda t: t.update({"score.weight": t["score.weight"].int()}), "should be finite floats"),
-    ],
-)
-def test_each_fault_of_a_heads_file_is_found(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, change: Any, message: str
-) -> None:
-    _, artifact = made("llama alone", tmp_path_factory)
-    damaged = copy_of(artifact, tmp_path / "artifact")
-    tensors = load_file(damaged / HEAD)
-    change(tensors)
-    save_file(tensors, damaged / HEAD)
-    reseal(damaged)
-    with pytest.raises(ArtifactCorruptError, match=message):
-        load(damaged)
-    (damaged / HEAD).write_bytes(b"no safetensors")
-    reseal(damaged)
-    with pytest.raises(ArtifactCorruptError, match="cannot be read"):
-        load(damaged)
-    (damaged / HEAD).unlink()
-    reseal(damaged)
-    with pytest.raises(ArtifactCorruptError, match=r"files missing \['head.safetensors'\]"):
-        load(damaged)
+Damaged = Callable[[str], Path]
 
 
-def test_a_head_alone_must_be_the_manifests(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+@pytest.fixture
+def damaged(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Damaged:
+    """Return a copy of an artifact to damage."""
+    return lambda kind: copy_of(made(kind, tmp_path_factory)[1], tmp_path / "artifact")
+
+
+def refused(folder: Path, message: str, **changes: Any) -> None:
+    """Seal a damaged artifact, with these changes of its manifest, and load it in vain."""
+    reseal(folder, **changes)
+    with pytest.raises((ArtifactCorruptError, ModelError), match=message):
+        load(folder)
+
+
+def readout_of(folder: Path) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["readout"]
+    return fields
+
+
+def test_each_fault_of_a_heads_file_is_found(damaged: Damaged) -> None:
+    folder = damaged("llama alone")
+    whole = load_file(folder / HEAD)
+    weight = whole["score.weight"]
+    for tensors, message in (
+        ({}, "name different tensors"),
+        (whole | {"other": torch.zeros(1)}, "name different tensors"),
+        ({"score.weight": torch.zeros(3, 16)}, "should be finite floats"),
+        ({"score.weight": torch.full_like(weight, torch.nan)}, "should be finite floats"),
+        ({"score.weight": weight.int()}, "should be finite floats"),
+    ):
+        save_file(tensors, folder / HEAD)
+        refused(folder, message)
+    (folder / HEAD).write_bytes(b"no safetensors")
+    refused(folder, "cannot be read")
+    (folder / HEAD).unlink()
+    refused(folder, r"files missing \['head.safetensors'\]")
+
+
+def test_a_head_alone_must_be_the_manifests(damaged: Damaged) -> None:
     """Of rows padded on the other side the head would be read at padding."""
-    _, artifact = made("llama alone", tmp_path_factory)
-    damaged = copy_of(artifact, tmp_path / "artifact")
-    readout = json.loads((damaged / "manifest.json").read_text())["readout"]
-    reseal(damaged, readout=readout | {"side": "right"})
-    with pytest.raises(ArtifactCorruptError, match="rows padded on the left; the manifest says 'score' and right"):
-        load(damaged)
+    folder = damaged("llama alone")
+    readout = readout_of(folder)
+    message = "rows padded on the left; the manifest says 'score' and right"
+    refused(folder, message, readout=readout | {"side": "right"})
     with pytest.raises(ValidationError, match="a trained linear is named twice"):
-        reseal(damaged, readout=readout | {"trained": ["score", "score"]})
+        reseal(folder, readout=readout | {"trained": ["score", "score"]})
 
 
-def test_an_adapters_head_must_be_whole_and_the_manifests(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    _, artifact = made("roberta", tmp_path_factory)
-    damaged = copy_of(artifact, tmp_path / "artifact")
-    readout = json.loads((damaged / "manifest.json").read_text())["readout"]
-    reseal(damaged, readout=readout | {"trained": ["classifier.out_proj"]})
-    with pytest.raises(ArtifactCorruptError, match="the manifest says"):
-        load(damaged)
-    file = damaged / "adapter" / "adapter_model.safetensors"
-    tensors = load_file(file)
-    save_file({name: t for name, t in tensors.items() if "out_proj.bias" not in name}, file)
-    reseal(damaged, readout=readout)
-    with pytest.raises(ArtifactCorruptError, match=r"base_model.model.classifier.out_proj.bias"):
-        load(damaged)
-
-
-def test_a_head_that_nothing_trained_is_no_name_for_the_bases_weights(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    """Without ``modules_to_save`` PEFT would copy the tensor over the base's own head, which others share."""
-    _, artifact = made("roberta", tmp_path_factory)
-    damaged = copy_of(artifact, tmp_path / "artifact")
-    settings = damaged / "adapter" / "adapter_config.json"
-    fields = json.loads(settings.read_text()) | {"modules_to_save": None, "task_type": None}
-    settings.write_text(json.dumps(fields))
-    reseal(damaged)
-    with pytest.raises(ArtifactCorruptError, match="not expected"):
-        load(damaged)
-
-
-def test_a_model_without_positions_for_the_longest_prompt_is_refused(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    _, artifact = made("roberta", tmp_path_factory)
-    damaged = copy_of(artifact, tmp_path / "artifact")
-    reseal(damaged, max_tokens=64)
-    with pytest.raises(ModelError, match="has positions for 63 tokens, max_tokens is 64: lower it"):
-        load(damaged)
+def test_an_adapters_head_must_be_whole_and_the_manifests(damaged: Damaged) -> None:
+    folder = damaged("roberta")
+    readout = readout_of(folder)
+    refused(folder, "the manifest says", readout=readout | {"trained": ["classifier.out_proj"]})
+    refused(folder, "has positions for 63 tokens, max_tokens is 64: lower it", readout=readout, max_tokens=64)
+    file, settings = folder / "adapter" / "adapter_model.safetensors", folder / "adapter" / "adapter_config.json"
+    whole, fields = file.read_bytes(), json.loads(settings.read_text())
+    save_file({name: t for name, t in load_file(file).items() if "out_proj.bias" not in name}, file)
+    refused(folder, r"base_model.model.classifier.out_proj.bias", max_tokens=12)
+    # Without ``modules_to_save`` PEFT would copy the tensor over the base's own head, which others share.
+    file.write_bytes(whole)
+    settings.write_text(json.dumps(fields | {"modules_to_save": None, "task_type": None}))
+    refused(folder, "not expected")
 
 
 def test_a_part_of_the_head_that_nobody_saved_is_refused(tmp_path: Path) -> None:
