@@ -12,7 +12,6 @@ import torch
 from laplora.answers.review_scores import ReviewScores
 from laplora.decisions.conformal import fit_label_sets
 from laplora.fitting.calibrate import (
-    OUT_OF_FOLD,
     Calibrated,
     calibrate,
     has_variance,
@@ -31,7 +30,6 @@ from laplora.posterior.base import ProjectedJacobians
 from laplora.predictive.cross_fitting import FOLDS, fold_rows
 from laplora.predictive.kinds import PredictiveName, fit_predictive_temperature
 from laplora.prior.validation import choose_by_validation
-from training.calibration.folded import fold_together
 
 pytestmark = pytest.mark.slow
 
@@ -94,35 +92,6 @@ def test_no_row_has_a_part_in_what_it_is_judged_by() -> None:
         # Every other row was fitted with it.
         moved = (predictive.probs != after[name].probs).any(1)
         assert bool(moved[others].all()) == (name != "map")
-
-
-@pytest.mark.parametrize("folds", [2, 3])
-def test_a_fold_of_adapters_is_judged_by_the_others(folds: int) -> None:
-    """Where each fold has an adapter of its own, prior and temperature of a fold come from the other adapters' rows."""
-    settings = SETTINGS.model_copy(update={"calibration": SETTINGS.calibration.model_copy(update={"folds": folds})})
-    found, plain = outputs(), OnePrecision()
-    trained, split = found.fitted, found.split
-    places = [answered for _, answered in fold_rows(ROWS, folds, settings.seed)]
-    adapters: list[Any] = [plain] * folds
-    posterior, projected = fold_together(adapters, [split.projected.take(rows) for rows in places], places)
-    fitted = Fitted(posterior, trained.prior, projected)
-    folded = replace(found, split=replace(split, projected=projected), fitted=fitted)
-    assert torch.equal(folded.fitted.covariance(), trained.covariance())
-
-    def probs(of: SplitOutputs) -> dict[PredictiveName, torch.Tensor]:
-        answers = out_of_fold(settings, of, prior_without(settings, of))
-        return {name: predictive.probs for name, predictive in answers.items()}
-
-    before = probs(folded)
-    for name, of_one_adapter in probs(found).items():
-        assert torch.equal(before[name], of_one_adapter)
-    labels = split.labels.clone()
-    labels[places[0]] = 1 - labels[places[0]]
-    after = probs(replace(folded, split=replace(folded.split, labels=labels)))
-    assert all(torch.equal(before[name][places[0]], after[name][places[0]]) for name in before)
-    assert not torch.equal(before["laplace"], after["laplace"])
-    record, _ = calibrate(settings, folded, split_name=OUT_OF_FOLD)
-    assert (record.calibration.split, record.calibration.folds) == ("out_of_fold", folds)
 
 
 def test_served_is_the_fit_on_all_rows_and_thresholds_are_of_the_folds() -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from fast_path import Rows
 from joint_problem import fit_joint
-from test_entry import Noted, load, rows_of
+from telling import Noted
+from test_entry import load, rows_of
 from tiny_runs import FinishedRun
 
 import laplora

@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from peft import PeftModel
+from telling import Noted, assert_served_as_fitted
 from tiny_runs import FinishedRun
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,24 +20,12 @@ import laplora
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConfigError, DataError, LabelTokenError, ModelError, NonFiniteError
 from laplora.fitting.entry import _tell_of_little_mass, _tell_of_shared
-from laplora.fitting.progress import Silent
 from laplora.fitting.rows import read_rows, split_rows
 from laplora.models.quiet import quiet_loading
-from laplora.predictor import Predictor
 from laplora.prompts.templates import TEMPLATES
 from training.workspace.runtime import open_run
 
 Rows = list[dict[str, Any]]
-
-
-class Noted(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def load(run: FinishedRun) -> tuple[Any, Any]:
@@ -114,17 +103,12 @@ def test_the_artifact_is_that_of_the_jobs(saved: Path, sentiment_run: FinishedRu
 
 
 def test_what_is_served_is_what_the_posterior_answers(
-    saved: Path, posterior: laplora.CalibratedPosterior, rows: dict[str, Rows]
+    saved: Path, posterior: laplora.CalibratedPosterior, rows: dict[str, Rows], tmp_path: Path
 ) -> None:
-    predictor = Predictor.load(saved, device="cpu")
+    """Also of an artifact whose golden answers are those in memory, which whoever loads it replays."""
     inputs = [{"text": row["text"]} for row in rows["test"][:9]]
-    answers = posterior.predict(rows["test"][:9], "laplace", batch_size=4)
-    for one, answer in zip(inputs, answers, strict=True):
-        (served,) = predictor.predict([predictor.encode(one, truncate=False)], "laplace")
-        assert served.probs == pytest.approx(answer.probs, abs=1e-5)
-        assert served.logit_variance == pytest.approx(answer.logit_variance, rel=1e-3)
-        assert served.prediction_set == answer.prediction_set
-        assert served.decision == answer.decision
+    for folder in (saved, posterior.save(tmp_path / "tiny-sentiment", verify=False)):
+        assert_served_as_fitted(posterior, folder, inputs)
     (answer,) = posterior.predict(inputs[0])
     assert [answer] == posterior.predict(inputs[:1])
     assert answer.label == answer.labels[answer.label_index]
@@ -144,30 +128,13 @@ def test_an_evaluation_prints_a_table(posterior: laplora.CalibratedPosterior, ro
     assert measured["map"].rows == 24
 
 
-def test_an_artifact_without_a_second_model(
-    posterior: laplora.CalibratedPosterior, saved: Path, tmp_path: Path
-) -> None:
-    """Its golden answers are those in memory, and whoever loads it replays them."""
-    folder = posterior.save(tmp_path / "tiny-sentiment", verify=False)
-    Predictor.load(folder, device="cpu")
-
-
 def test_rows_of_every_kind_are_the_same_rows(classifier: laplora.Classifier, rows: dict[str, Rows]) -> None:
     numbered = [
         {"id": row["id"], "text": row["text"], "label": int(row["label"] == "positive")} for row in rows["test"]
     ]
-    named = Dataset.from_list(
-        numbered,
-        features=Features(
-            {"id": Value("string"), "text": Value("string"), "label": ClassLabel(names=["negative", "positive"])}
-        ),
-    )
-    turned = Dataset.from_list(
-        [row | {"label": 1 - row["label"]} for row in numbered],
-        features=Features(
-            {"id": Value("string"), "text": Value("string"), "label": ClassLabel(names=["positive", "negative"])}
-        ),
-    )
+    named = Dataset.from_list(numbered, features=named_classes("negative", "positive"))
+    other_way = [row | {"label": 1 - row["label"]} for row in numbered]
+    turned = Dataset.from_list(other_way, features=named_classes("positive", "negative"))
     expected = read_rows(rows["test"], classifier, "label")
     frame = pd.DataFrame(numbered)
     floats = frame.astype({"label": float})  # as of a column with a gap
@@ -200,10 +167,7 @@ def without(row: dict[str, Any], name: str) -> dict[str, Any]:
         (lambda rows: pd.DataFrame(rows).assign(text=float("nan")), "field 'text' is missing"),
         (
             lambda rows: Dataset.from_list(
-                [{"id": "a", "text": "a", "label": 0}],
-                features=Features(
-                    {"id": Value("string"), "text": Value("string"), "label": ClassLabel(names=["neg", "pos"])}
-                ),
+                [{"id": "a", "text": "a", "label": 0}], features=named_classes("neg", "pos")
             ),
             r"calls its classes \['neg', 'pos'\]",
         ),
@@ -263,9 +227,7 @@ def test_a_prompt_that_no_label_follows_is_told_of() -> None:
     _tell_of_little_mass(torch.tensor([0.5, 0.02, 0.001]), noted)
     assert not noted.lines
     _tell_of_little_mass(torch.tensor([0.5, 0.002, 0.001]), noted)
-    (line,) = noted.lines
-    assert "0.002 of the probability" in line
-    assert "to the last space" in line
+    assert "0.002 of the probability" in noted.lines[0]
 
 
 def test_arguments_of_another_kind(classifier: laplora.Classifier, rows: dict[str, Rows]) -> None:
@@ -297,20 +259,19 @@ def test_what_no_classifier_can_be_made_of(
     changes: dict[str, Any], error: type[Exception], message: str, sentiment_run: FinishedRun
 ) -> None:
     model, tokenizer = load(sentiment_run)
-    given: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "labels": ["a", "b"], "template": "{text}:"}
-    given |= changes
-    if given["model"] == "base":
-        given["model"] = model.unload()
-    elif given["model"] == "compiled":
-        given["model"] = torch.compile(model, backend="eager")
-    elif given["model"] == "parallel":
-        given["model"] = torch.nn.DataParallel(model)
-    elif given["model"] == "nan":
+    given: dict[str, Any] = {"labels": ["a", "b"], "template": "{text}:"} | changes
+    kind = given.pop("model", "plain")
+    if kind == "nan":
         with torch.no_grad():
             model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight[0, 0] = float("nan")
-        given["model"] = model
+    wrapped: dict[str, Any] = {
+        "base": lambda: model.unload(),
+        "compiled": lambda: torch.compile(model, backend="eager"),
+        "parallel": lambda: torch.nn.DataParallel(model),
+        "a folder": lambda: kind,
+    }
     with pytest.raises(error, match=message):
-        laplora.Classifier(given.pop("model"), given.pop("tokenizer"), **given)
+        laplora.Classifier(wrapped.get(kind, lambda: model)(), tokenizer, **given)
 
 
 def test_names_of_labels_apart_from_their_text(sentiment_run: FinishedRun) -> None:

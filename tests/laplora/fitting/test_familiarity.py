@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from head_artifacts import save_base
+from telling import Noted
 from tiny_classifiers import adapted_classifier, classifier_base, head_alone
 from tiny_models import add_lora
 from tiny_runs import FinishedRun
@@ -31,16 +32,6 @@ LABELS = ["down", "up", "flat"]
 SETTINGS: dict[str, Any] = {"laplace": {"joint_rank": 12}}
 KINDS = ["llama", "modernbert_mean", "bert", "deberta", "alone", "several", "words", "sequences"]
 Rows = list[dict[str, Any]]
-
-
-class Noted(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def rows(count: int, seed: int, kind: str, letters: str = "abcdefgh") -> Rows:

@@ -46,13 +46,10 @@ def test_labels_of_one_input_are_drawn_together() -> None:
     assert together.high - together.low == pytest.approx(2 * 1.96 * error, rel=1 / 3)
 
 
-def test_temperature_scaling_gains_nothing_over_itself() -> None:
-    assert gain_over_temperature(outputs(), TEMPERATURES, "temperature") is None
-    assert gain_over_temperature(outputs(), {"map": 1.0}, "map") is None
-
-
 @pytest.mark.parametrize(
     ("low", "high", "verdict"), [(-0.2, -0.01, "better"), (0.01, 0.2, "worse"), (-0.1, 0.1, "within noise")]
 )
 def test_an_interval_that_excludes_0_decides(low: float, high: float, verdict: str) -> None:
     assert str(Gain("laplace", (low + high) / 2, low, high)).endswith(verdict)
+    for name, temperatures in (("temperature", TEMPERATURES), ("map", {"map": 1.0})):
+        assert gain_over_temperature(outputs(), temperatures, name) is None  # type: ignore[arg-type]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from telling import assert_served_as_fitted
 from tiny_models import add_lora
 from tiny_runs import FinishedRun
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,7 +15,6 @@ import laplora
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.readout_records import LabelSequencesRecord
 from laplora.errors import LabelTokenError, ModelError
-from laplora.predictor import Predictor
 from laplora.prompts.templates import TEMPLATES
 from laplora.readouts.choice import choose_readout
 from laplora.readouts.label_sequences import LabelSequences
@@ -26,19 +24,6 @@ from training.workspace.runtime import open_run
 
 #: Of two and three tokens, that begin otherwise.
 LABELS = {"negative": " rather bad", "positive": " very good indeed"}
-
-
-class Lines:
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def track(self, items: Sequence[Any], title: str) -> Iterator[Any]:
-        yield from items
 
 
 @pytest.fixture(scope="module")
@@ -52,27 +37,20 @@ def classifier(sentiment_run: FinishedRun) -> laplora.Classifier:
 def test_fitted_saved_and_served(classifier: laplora.Classifier, sentiment_run: FinishedRun, tmp_path: Path) -> None:
     assert isinstance(classifier.readout, LabelSequences)
     assert [len(tokens) for tokens in classifier.readout.token_ids] == [2, 3]
-    splits, progress = open_run(sentiment_run.config).splits, Lines()
+    splits = open_run(sentiment_run.config).splits
     rows = {
         name: [{**e.fields, "label": splits.task.labels[e.label]} for e in getattr(splits, name)]
         for name in ("train", "calibration", "test")
     }
     settings = sentiment_run.config.fit
-    posterior = laplora.fit(classifier, rows["train"], rows["calibration"], settings=settings, progress=progress)
+    posterior = laplora.fit(classifier, rows["train"], rows["calibration"], settings=settings, progress=False)
     posterior.evaluate(rows["test"])
     folder = posterior.save(tmp_path / "tiny-sequences")
     record = read_artifact(folder).manifest.readout
     assert isinstance(record, LabelSequencesRecord)
     assert record.verbalizers == tuple(LABELS.values())
-    predictor = Predictor.load(folder, device="cpu")  # replays the golden answers
+    predictor = assert_served_as_fitted(posterior, folder, [{"text": row["text"]} for row in rows["test"][:6]])
     assert predictor.reverse_pass.kind == "automatic"
-    inputs = [{"text": row["text"]} for row in rows["test"][:6]]
-    for one, answer in zip(inputs, posterior.predict(inputs, "laplace", batch_size=3), strict=True):
-        (served,) = predictor.predict([predictor.encode(one, truncate=False)], "laplace")
-        assert answer.logit_variance
-        assert served.probs == pytest.approx(answer.probs, abs=1e-5)
-        assert served.logit_variance == pytest.approx(answer.logit_variance, rel=1e-3)
-        assert served.label_mass == pytest.approx(answer.label_mass, rel=1e-3, abs=1e-12)
 
 
 def test_the_cheapest_read_out_that_can_tell_the_labels_apart(classifier: laplora.Classifier) -> None:
@@ -87,10 +65,7 @@ def test_the_cheapest_read_out_that_can_tell_the_labels_apart(classifier: laplor
 
 def test_an_adapted_head_is_refused_before_anything_runs(sentiment_run: FinishedRun) -> None:
     base = AutoModelForCausalLM.from_pretrained(sentiment_run.base, dtype=torch.float32)
-    model, tokenizer = (
-        add_lora(base, ["q_proj", "lm_head"], dtype=None),
-        AutoTokenizer.from_pretrained(sentiment_run.base),
-    )
+    model, tokenizer = add_lora(base, ["lm_head"], dtype=None), AutoTokenizer.from_pretrained(sentiment_run.base)
     with pytest.raises(ModelError, match="lm_head is adapted, and label sequences read its whole vocabulary"):
         laplora.Classifier(model, tokenizer, LABELS, TEMPLATES["sentiment"])
 

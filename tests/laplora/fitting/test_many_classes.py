@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from telling import assert_served_as_fitted
 from tiny_models import add_lora
 from tiny_runs import save_tiny_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,7 +19,6 @@ from laplora.artifact.folder import read_artifact
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.posterior.many_classes import ManyClassPosterior
-from laplora.predictor import Predictor
 
 CLASSES = 20
 NAMES = [f"topic {letter}" for letter in string.ascii_uppercase[:CLASSES]]
@@ -56,27 +56,18 @@ def posterior(classifier: laplora.Classifier) -> laplora.CalibratedPosterior:
     return fitted(classifier, many_classes=ManyClasses(directions=3, reference_rows=4))
 
 
-def test_the_record_says_how(posterior: laplora.CalibratedPosterior) -> None:
-    record = posterior.fit.many_classes
+def test_what_is_served_is_what_was_fitted_and_the_record_says_how(
+    posterior: laplora.CalibratedPosterior, tmp_path: Path
+) -> None:
+    artifact, record = posterior.save(tmp_path / "tiny-topics"), posterior.fit.many_classes
+    assert_served_as_fitted(posterior, artifact, [{"text": row["text"]} for row in rows(90, 5)])
+    assert read_artifact(artifact).manifest.many_classes == record
     assert record is not None
     assert (record.limit, record.directions, record.reference_rows) == (16, 3, 4)
     assert 0 < record.filled_in < 1
     assert record.largest_error is not None
     assert 0 < record.largest_error < 10
     assert isinstance(posterior.fit.posterior, ManyClassPosterior)
-
-
-def test_what_is_served_is_what_was_fitted(posterior: laplora.CalibratedPosterior, tmp_path: Path) -> None:
-    artifact = posterior.save(tmp_path / "tiny-topics")
-    assert read_artifact(artifact).manifest.many_classes == posterior.fit.many_classes
-    predictor = Predictor.load(artifact, device="cpu")
-    inputs = [{"text": row["text"]} for row in rows(90, 5)]
-    answers = posterior.predict(inputs, "laplace", batch_size=5)
-    for one, answer in zip(inputs, answers, strict=True):
-        (served,) = predictor.predict([predictor.encode(one, truncate=False)], "laplace")
-        assert served.probs == pytest.approx(answer.probs, abs=1e-5)
-        assert served.logit_variance == pytest.approx(answer.logit_variance, rel=1e-3)
-        assert all(variance > 0 for variance in served.logit_variance)
 
 
 def test_all_directions_are_the_exact_fit(classifier: laplora.Classifier) -> None:

@@ -63,13 +63,13 @@ def posterior() -> laplora.CalibratedPosterior:
     return fitted(model())
 
 
-@pytest.mark.parametrize("predictive", ["map", "temperature", "laplace"])
-def test_no_answer_with_dropout(posterior: laplora.CalibratedPosterior, predictive: str) -> None:
-    """Those without Jacobians too: they were other numbers at every call."""
+def test_no_answer_with_dropout(posterior: laplora.CalibratedPosterior) -> None:
+    """By predictives without Jacobians too: they were other numbers at every call."""
     given = posterior.classifier.model.train()
     try:
-        with pytest.raises(ModelError, match="training mode"):
-            posterior.predict(rows(2, 2), predictive)
+        for predictive in ("map", "temperature", "laplace"):
+            with pytest.raises(ModelError, match="training mode"):
+                posterior.predict(rows(2, 2), predictive)
     finally:
         given.eval()
 
@@ -90,27 +90,20 @@ def test_no_answer_by_another_adapter() -> None:
         posterior.predict(asked)
 
 
-def test_a_model_with_its_adapter_disabled_is_no_classifier() -> None:
-    given = model()
-    given.base_model.disable_adapter_layers()
+def test_what_no_classifier_can_be_made_of() -> None:
+    """A refused model keeps which weights are trained."""
+    disabled, doubled = model(), model().requires_grad_(False)
+    disabled.base_model.disable_adapter_layers()
     with pytest.raises(ModelError, match=r"the adapter is disabled, at .*q_proj"):
-        classifier(given)
-
-
-def test_a_refused_model_keeps_which_weights_are_trained() -> None:
-    given = model().requires_grad_(False)
-    given.get_base_model().lm_head.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+        classifier(disabled)
+    doubled.get_base_model().lm_head.register_forward_hook(lambda _module, _inputs, output: 2 * output)
     with pytest.raises(ModelError):
-        classifier(given)
-    assert not any(parameter.requires_grad for parameter in given.parameters())
-
-
-def test_a_tokenizer_that_ends_its_texts_hides_the_labels() -> None:
+        classifier(doubled)
+    assert not any(parameter.requires_grad for parameter in doubled.parameters())
     with pytest.raises(LabelTokenError, match="ends every text with token 2"):
         laplora.Classifier(model(), letters(ends=True), LABELS, "{text} z")
-
-
-def test_a_prompt_that_would_hold_the_label() -> None:
+    with pytest.raises(ConfigError, match="max_tokens is 7"):
+        laplora.Classifier(model(), letters(), LABELS, "{text} z", max_tokens=7)
     with pytest.raises(ConfigError, match="the prompt would hold the answer"):
         laplora.fit(classifier(model(), "{label} {text} z"), rows(20, 0), rows(12, 1), progress=False)
 
@@ -161,11 +154,6 @@ def test_a_base_that_was_changed_in_memory_is_not_the_one_that_is_saved(
     assert torch.equal(torch.get_rng_state(), random_state)
     with pytest.raises(ConfigError, match="is no name for one"):
         changed.save(tmp_path / "my artifact")
-
-
-def test_a_limit_that_no_artifact_can_have() -> None:
-    with pytest.raises(ConfigError, match="max_tokens is 7"):
-        laplora.Classifier(model(), letters(), LABELS, "{text} z", max_tokens=7)
 
 
 @pytest.mark.parametrize(("words", "limit"), [("w1", 65), ("w1 w2 w3", 63)])

@@ -17,11 +17,11 @@ from head_artifacts import save_base
 from safetensors.torch import save_file
 from scipy import integrate, special
 from serving import settings, started
+from telling import assert_served_as_fitted
 from tiny_classifiers import adapted_classifier, classifier_base
 from transformers import AutoTokenizer
 
 import laplora
-from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import read_scores, score_tensors
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError
 from laplora.fitting.progress import Silent
@@ -31,7 +31,6 @@ from laplora.fitting.settings import FitSettings
 from laplora.linearised import log_likelihood
 from laplora.models.classifier_head import output_layer
 from laplora.posterior.base import block_precisions
-from laplora.predictor import Predictor
 from service.app import create_app
 
 LABELS = ["news", "sport", "weather"]
@@ -258,41 +257,24 @@ def test_metrics_are_by_label_with_intervals_by_row(posterior: laplora.Calibrate
     assert low == pytest.approx(high, abs=1e-6)
 
 
-def close(mine: Prediction, other: Prediction) -> None:
-    assert other.probs == pytest.approx(mine.probs, abs=1e-5)
-    assert other.map_probs == pytest.approx(mine.map_probs, abs=1e-5)
-    if mine.logit_variance is None:
-        assert other.logit_variance is None
-    else:
-        assert other.logit_variance == pytest.approx(mine.logit_variance, rel=1e-3)
-    assert (other.labels_present, other.prediction_set) == (mine.labels_present, mine.prediction_set)
-    assert (other.decision, other.flags) == (mine.decision, mine.flags)
-
-
 @pytest.mark.parametrize("kind", ["llama", "modernbert"])
 def test_decoders_and_other_encoders_too(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
     settings = FitSettings.model_validate({"laplace": {"joint_rank": 12}})
     classifier = classifier_of(tmp_path, kind)
     posterior = laplora.fit(classifier, rows(30, 1), settings=settings, progress=False)  # splits by row
-    loaded = Predictor.load(posterior.save(tmp_path / "artifact"), device="cpu")
     inputs = [{"text": row["text"]} for row in rows(4, 3)]
-    for one, mine in zip(inputs, posterior.predict(inputs, "laplace"), strict=True):
-        close(mine, loaded.predict([loaded.encode(one, truncate=True)], "laplace")[0])
+    assert_served_as_fitted(posterior, posterior.save(tmp_path / "artifact"), inputs)
 
 
-@pytest.fixture
-def loaded(home: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Predictor:
+def test_what_was_saved_answers_the_same(
+    posterior: laplora.CalibratedPosterior, home: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LAPLORA_CACHE", str(home / "cache"))
-    return Predictor.load(artifact, device="cpu")  # replays the golden answers of every predictive
-
-
-def test_what_was_saved_answers_the_same(posterior: laplora.CalibratedPosterior, loaded: Predictor) -> None:
-    assert loaded.artifact.manifest.likelihood == "bernoulli"
     inputs = [{"text": row["text"]} for row in rows(4, 3)]
+    loaded = assert_served_as_fitted(posterior, artifact, inputs, posterior.predictives)
+    assert loaded.artifact.manifest.likelihood == "bernoulli"
     for name in loaded.predictives:
-        for one, mine in zip(inputs, posterior.predict(inputs, name), strict=True):
-            close(mine, loaded.predict([loaded.encode(one, truncate=True)], name)[0])
         kept, scores = loaded.review_scores[name], posterior.fit.scores[name]
         assert set((3 * kept.error).round(decimals=6).tolist()) <= {0.0, 1.0, 2.0, 3.0}  # of three labels
         assert torch.equal(kept.error, scores.error)
@@ -307,13 +289,14 @@ def test_an_error_that_is_no_share_is_refused(posterior: laplora.CalibratedPoste
 
 
 def test_the_served_answer_has_the_same_numbers(
-    posterior: laplora.CalibratedPosterior, home: Path, loaded: Predictor
+    posterior: laplora.CalibratedPosterior, home: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("LAPLORA_CACHE", str(home / "cache"))
     inputs = [{"text": row["text"]} for row in rows(4, 3)]
     test = rows(16, 6)
 
     async def served() -> tuple[dict[str, Any], httpx.Response]:
-        app = create_app(settings(artifact="several", artifacts_root=home))
+        app = create_app(settings(artifact=artifact.name, artifacts_root=home))
         async with started(app) as client:
             body = {"inputs": inputs, "options": {"predictive": "laplace", "covariance": True}}
             answer = await client.post("/predict", json=body)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+from test_calibrate import SETTINGS, outputs
 
 from laplora.errors import DataError
+from laplora.fitting.calibrate import OUT_OF_FOLD, calibrate, out_of_fold, prior_without
+from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import ProjectedJacobians
+from laplora.predictive.cross_fitting import fold_rows
+from laplora.predictive.kinds import PredictiveName
 from training.calibration.folded import FoldedPosterior, fold_together
 
 F64 = torch.float64
@@ -66,3 +71,32 @@ def test_rows_that_are_not_each_there_once_are_refused() -> None:
         fold_together(posteriors, parts, twice)
     with pytest.raises(DataError, match="each once"):
         fold_together(posteriors, parts[::-1], PLACES)
+
+
+@pytest.mark.parametrize("folds", [2, 3])
+def test_a_fold_of_adapters_is_judged_by_the_others(folds: int) -> None:
+    """Where each fold has an adapter of its own, prior and temperature of a fold come from the other adapters' rows."""
+    settings = SETTINGS.model_copy(update={"calibration": SETTINGS.calibration.model_copy(update={"folds": folds})})
+    found = outputs()
+    trained, split = found.fitted, found.split
+    places = [answered for _, answered in fold_rows(len(split), folds, settings.seed)]
+    adapters: list[Any] = [trained.posterior] * folds
+    posterior, projected = fold_together(adapters, [split.projected.take(rows) for rows in places], places)
+    fitted = Fitted(posterior, trained.prior, projected)
+    folded = replace(found, split=replace(split, projected=projected), fitted=fitted)
+    assert torch.equal(folded.fitted.covariance(), trained.covariance())
+
+    def probs(of: SplitOutputs) -> dict[PredictiveName, torch.Tensor]:
+        answers = out_of_fold(settings, of, prior_without(settings, of))
+        return {name: predictive.probs for name, predictive in answers.items()}
+
+    before = probs(folded)
+    for name, of_one_adapter in probs(found).items():
+        assert torch.equal(before[name], of_one_adapter)
+    labels = split.labels.clone()
+    labels[places[0]] = 1 - labels[places[0]]
+    after = probs(replace(folded, split=replace(folded.split, labels=labels)))
+    assert all(torch.equal(before[name][places[0]], after[name][places[0]]) for name in before)
+    assert not torch.equal(before["laplace"], after["laplace"])
+    record, _ = calibrate(settings, folded, split_name=OUT_OF_FOLD)
+    assert (record.calibration.split, record.calibration.folds) == ("out_of_fold", folds)
