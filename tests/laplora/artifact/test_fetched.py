@@ -108,13 +108,9 @@ def test_an_artifact_is_fetched_once_by_its_digest(site: Site, whole: Artifact) 
         local_artifact("ftp://host/a")
 
 
-@pytest.mark.parametrize("name", [".fetched.json", "../a", "fetched.json"])
+@pytest.mark.parametrize("name", [".fetched.json", "../a"])
 def test_no_name_of_an_artifact_leads_out_of_the_cache_or_hides_its_record(site: Site, name: str) -> None:
     site.edit(lambda fields: fields.update(name=name))
-    if name == "fetched.json":
-        assert site.fetch().name == name
-        assert site.fetch().name == name
-        return
     with pytest.raises(ArtifactCorruptError):
         site.fetch()
     assert site.nothing_was_kept()
@@ -125,10 +121,9 @@ def test_another_version_is_another_folder(site: Site, whole: Artifact) -> None:
     site.edit(lambda fields: fields.update(created="2026-01-01T00:00:00Z"))
     second = site.fetch()
     assert first != second
-    assert first.name == second.name == NAME
     assert read_artifact(first).digest == whole.digest != read_artifact(second).digest
     with pytest.raises(ArtifactCorruptError, match="pinned"):
-        fetch_artifact(parse_address(site.address + f"#sha256={'0' * 64}"), cache=site.cache)
+        site.fetch(f"#sha256={'0' * 64}")
 
 
 @pytest.mark.parametrize(
@@ -188,40 +183,30 @@ def test_a_base_that_nobody_allowed_is_refused_before_anything_is_fetched(site: 
         assert site.fetch(address, rules=FetchRules(("/srv/models/secret",))) == folder
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def grow(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"x" * 2**20)
-
-
-def change(path: Path) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[-1] ^= 1
-    path.write_bytes(raw)
+def flipped(raw: bytes) -> bytes:
+    return raw[:-1] + bytes([raw[-1] ^ 1])
 
 
 @pytest.mark.parametrize(
     ("damage", "error", "says"),
     [
-        (cut, DownloadError, "ended after"),
-        (grow, DownloadError, "has more than"),
-        (change, ArtifactCorruptError, "not what its manifest.json says"),
-        (Path.unlink, ArtifactCorruptError, "lacks posterior.safetensors"),
+        (lambda raw: raw[:-1], DownloadError, "ended after"),
+        (lambda raw: raw + b"x" * 2**20, DownloadError, "has more than"),
+        (flipped, ArtifactCorruptError, "not what its manifest.json says"),
+        (None, ArtifactCorruptError, "lacks posterior.safetensors"),
     ],
 )
 def test_a_file_that_is_not_what_the_manifest_says(
-    site: Site, damage: Callable[[Path], None], error: type[Exception], says: str, whole: Artifact
+    site: Site, damage: Callable[[bytes], bytes] | None, error: type[Exception], says: str, whole: Artifact
 ) -> None:
-    damage(site.folder / POSTERIOR)
-    for _ in range(2):
-        with pytest.raises(error, match=says):
-            site.fetch()
-        assert site.nothing_was_kept()
+    file = site.folder / POSTERIOR
+    file.unlink() if damage is None else file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(error, match=says):
+        site.fetch()
+    assert site.nothing_was_kept()
     # Once it is mended, what was right all along is not asked for again.
     site.web.asked.clear()
-    shutil.copyfile(WHOLE / POSTERIOR, site.folder / POSTERIOR)
+    shutil.copyfile(WHOLE / POSTERIOR, file)
     assert read_artifact(site.fetch()).digest == whole.digest
     assert POSTERIOR in site.files
     assert "adapter/adapter_model.safetensors" not in site.files
@@ -246,24 +231,22 @@ def test_what_is_no_artifact(site: Site) -> None:
 def test_a_signature_is_sent_with_every_request_and_shown_nowhere(site: Site, whole: Artifact) -> None:
     site.web.needs = "X-Signature=hidden&expires=1"
     said: list[str] = []
-    signed = parse_address(f"{site.address}?{site.web.needs}")
-    folder = fetch_artifact(signed, cache=site.cache, progress=said.append)
+    folder = site.fetch(f"?{site.web.needs}", progress=said.append)
     assert all("hidden" in path for path in site.web.asked)
     kept = [path.read_bytes() for path in site.cache.rglob("*") if path.is_file()]
     assert not any(b"hidden" in content for content in kept)
     assert "hidden" not in " ".join(said)
     assert folder.is_dir()
-    for other in ("X-Signature=hidden-and-wrong", "X-Signature=hidden&more"):
-        with pytest.raises(DownloadError) as refused:
-            fetch_artifact(parse_address(f"{site.address}?{other}"), cache=site.cache)
-        assert "hidden" not in str(refused.value)
-        assert refused.value.__cause__ is None
-        assert refused.value.__suppress_context__
+    with pytest.raises(DownloadError) as refused:
+        site.fetch("?X-Signature=hidden&more")
+    assert "hidden" not in str(refused.value)
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
 
 
 def test_a_damaged_copy_in_the_cache_is_fetched_again(site: Site, whole: Artifact) -> None:
     folder = site.fetch()
-    change(folder / POSTERIOR)
+    (folder / POSTERIOR).write_bytes(flipped((folder / POSTERIOR).read_bytes()))
     assert site.fetch(pin(whole)) == folder
     assert read_artifact(folder).digest == whole.digest
     shutil.rmtree(folder)
@@ -285,17 +268,6 @@ def test_a_copy_in_the_cache_cannot_be_changed_and_one_of_ones_own_can(
     with pytest.raises(ArtifactWriteError, match=r"notes\.txt"):
         pull_artifact(parse_address(site.address), mine, cache=site.cache)
     assert (mine / "notes.txt").read_text() == "mine"
-
-
-def test_a_version_that_is_written_while_another_is_fetched_is_refused(site: Site) -> None:
-    def publish(path: str) -> None:
-        if path.endswith("golden.json"):
-            (site.folder / "golden.json").write_text("{}")
-
-    site.web.before = publish
-    with pytest.raises((ArtifactCorruptError, DownloadError)):
-        site.fetch()
-    assert site.nothing_was_kept()
 
 
 def test_several_at_once_fetch_it_once(site: Site, whole: Artifact) -> None:

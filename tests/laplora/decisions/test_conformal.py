@@ -81,9 +81,7 @@ def test_aps_is_the_papers_smallest_set(rows: int, classes: int, level: float, s
     """Label by label: its score is the mass before it, and a set the least prefix whose mass passes the threshold."""
     probs, labels = overconfident(rows, classes, seed)
     threshold = aps_threshold(probs, labels, level)
-    before = []
-    for p, label in zip(probs.tolist(), labels.tolist(), strict=True):
-        before.append(sum(q for q in p if q > p[label]))
+    before = [sum(q for q in p if q > p[k]) for p, k in zip(probs.tolist(), labels.tolist(), strict=True)]
     rank = math.ceil((rows + 1) * level - 1e-9)
     assert threshold == pytest.approx(sorted(before)[rank - 1] if rank <= rows else 1.0, abs=1e-12)
     fresh, _ = overconfident(20, classes, seed + 1)
@@ -98,13 +96,13 @@ def test_aps_is_the_papers_smallest_set(rows: int, classes: int, level: float, s
 
 
 def test_empirical_coverage_counts_rows() -> None:
-    sets = torch.tensor([[True, False], [True, True], [False, False], [False, True]])
-    assert empirical_coverage(sets, torch.tensor([0, 1, 0, 0])) == 0.5
+    sets, labels = (
+        torch.tensor([[True, False], [True, True], [False, False], [False, True]]),
+        torch.tensor([0, 1, 0, 0]),
+    )
+    assert empirical_coverage(sets, labels) == 0.5
     with pytest.raises(DataError, match="bool"):
-        empirical_coverage(sets.double(), torch.tensor([0, 1, 0, 0]))
-
-
-@pytest.mark.parametrize("level", [0.0, 1.0])
-def test_a_level_outside_of_its_range_is_refused(level: float) -> None:
-    with pytest.raises(ConfigError, match="level"):
-        conformal_threshold(torch.ones(1, 2) / 2, torch.tensor([0]), level)
+        empirical_coverage(sets.double(), labels)
+    for level in (0.0, 1.0):
+        with pytest.raises(ConfigError, match="level"):
+            conformal_threshold(torch.ones(4, 2) / 2, labels, level)

@@ -12,11 +12,7 @@ F64 = torch.float64
 
 
 def losses(**below_map: tuple[float, float]) -> dict[str, torch.Tensor]:
-    """Return MAP's losses and others with a mean and a spread of their difference to it, 100 rows.
-
-    The differences' spread is a fixed pattern of mean 0 and standard deviation 1, another one for each name, so a
-    standard error is a tenth of the spread.
-    """
+    """Return MAP's losses of 100 rows and others, by mean and spread of their difference: its error is a tenth."""
     g = torch.Generator().manual_seed(3)
     base = torch.rand(100, generator=g, dtype=F64)
     columns = {"map": base}
@@ -56,20 +52,12 @@ VARIANCE = "within 0.25 standard errors of temperature, and it has a variance"
         (losses(laplace=(-0.004, 0.0)), "map", NOISE),
         (losses(laplace=(-0.006, 0.0)), "laplace", BEST),
         (losses(temperature=(-0.0002, 0.1), laplace=(-1e-9, 1e-9)), "temperature", BEST),
-        (losses(temperature=(0.0002, 0.1), laplace=(-1e-9, 1e-9)), "temperature", NOISE),
-        (
-            losses(laplace=(1e-9, 1e-9), conditioned=(-0.3, 0.2), laplace_conditioned=(-0.301, 0.2)),
-            "conditioned",
-            NOISE,
-        ),
         # Laplace is preferred where it is 0.15 standard errors behind, not where it is 0.5; or ahead, within noise.
         (losses(temperature=(-0.300, 0.0), laplace=(-0.297, 0.2)), "laplace", VARIANCE),
         (losses(temperature=(-0.30, 0.0), laplace=(-0.29, 0.2)), "temperature", BEST),
         (losses(temperature=(-0.30, 0.0), laplace=(-0.31, 0.2)), "laplace", BEST),
         # Of two the better one, however little better.
         (losses(temperature=(-0.300, 0.0), conditioned=(-0.301, 0.2)), "conditioned", BEST),
-        (losses(temperature=(-0.301, 0.0), conditioned=(-0.300, 0.2)), "temperature", BEST),
-        (losses(laplace=(-0.300, 0.0), laplace_conditioned=(-0.301, 0.2)), "laplace_conditioned", BEST),
         (losses(laplace=(-0.301, 0.0), laplace_conditioned=(-0.300, 0.2)), "laplace", BEST),
     ],
 )
@@ -103,10 +91,9 @@ def test_the_table_has_every_figure() -> None:
 
 
 def test_refusals() -> None:
-    columns = losses(laplace=(-0.1, 1.0))
     with pytest.raises(ConfigError, match="compares with map"):
-        recommend({"laplace": columns["laplace"]})
+        recommend({"laplace": torch.zeros(3)})
     with pytest.raises(DataError, match="laplace must be"):
-        recommend(columns | {"laplace": torch.zeros(3)})
+        recommend(losses() | {"laplace": torch.zeros(3)})
     with pytest.raises(DataError, match="two rows"):
         recommend({"map": torch.zeros(1)})

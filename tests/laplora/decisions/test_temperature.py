@@ -53,11 +53,9 @@ def test_temperature_ignores_impossible_logits_and_common_shifts() -> None:
     assert torch.equal(temperature_probs(poisoned, got, mask), want)
 
 
-@pytest.mark.parametrize("temperature", [0.05, 1.0, 100.0])
-@pytest.mark.parametrize("rows", [1, 150])
+@pytest.mark.parametrize(("temperature", "rows"), [(0.05, 1), (1.0, 150), (100.0, 150)])
 def test_the_penalty_is_a_gamma_prior_of_one_row(temperature: float, rows: int) -> None:
-    prior = stats.gamma(2)
-    want = (prior.logpdf(1) - prior.logpdf(1 / temperature)) / rows
+    want = (stats.gamma(2).logpdf(1) - stats.gamma(2).logpdf(1 / temperature)) / rows
     assert temperature_penalty(math.log(temperature), rows) == pytest.approx(want, abs=1e-12)
 
 

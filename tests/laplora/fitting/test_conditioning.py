@@ -16,7 +16,6 @@ from test_entry import load, rows_of
 from tiny_runs import FinishedRun
 
 import laplora
-from laplora.artifact.folder import read_artifact
 from laplora.conditioning import choice
 from laplora.conditioning.choice import MOST_LEFT_OUT
 from laplora.errors import ArtifactCorruptError, ConfigError
@@ -37,7 +36,6 @@ from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName
 from laplora.predictive.shift import tempering
 from laplora.predictive.shift_file import read_shifts, shift_tensors
-from laplora.predictor import Predictor
 from laplora.prior.validation import choose_by_validation
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import TEMPLATES
@@ -236,19 +234,6 @@ def test_an_answer_adds_what_its_last_state_gives(fitted: Any) -> None:
             # Labels correct the answer, and not what the trained weights say.
             at_map = class_probs(jacobians.logits, batch.class_mask)[0]
             torch.testing.assert_close(torch.tensor(answer.map_probs).double(), at_map, rtol=0, atol=1e-4)
-
-
-def test_it_is_saved_and_served_as_fitted(fitted: Any, tmp_path: Path) -> None:
-    """The artifact has the shift, its record, and the answers of the posterior in memory."""
-    place = fitted.save(tmp_path / "tiny")
-    manifest = read_artifact(place).manifest
-    assert set(manifest.conditioned) == set(CONDITIONED)
-    assert manifest.conditioned["conditioned"].rows == fitted.data["rows"]["calibration"]
-    served = Predictor.load(place, device="cpu")
-    given = {"text": "a gripping film ."}
-    for kind in CONDITIONED:
-        answer = served.predict([served.encode(given, truncate=True)], kind)[0]
-        assert answer.probs == pytest.approx(fitted.predict(given, kind)[0].probs, abs=1e-4)
 
 
 def test_a_damaged_shift_is_refused(tmp_path: Path) -> None:

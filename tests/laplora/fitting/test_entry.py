@@ -108,7 +108,7 @@ def test_what_is_served_is_what_the_posterior_answers(
     """Also of an artifact whose golden answers are those in memory, which whoever loads it replays."""
     inputs = [{"text": row["text"]} for row in rows["test"][:9]]
     for folder in (saved, posterior.save(tmp_path / "tiny-sentiment", verify=False)):
-        assert_served_as_fitted(posterior, folder, inputs)
+        assert_served_as_fitted(posterior, folder, inputs, posterior.predictives)
     (answer,) = posterior.predict(inputs[0])
     assert [answer] == posterior.predict(inputs[:1])
     assert answer.label == answer.labels[answer.label_index]
@@ -272,14 +272,6 @@ def test_what_no_classifier_can_be_made_of(
     }
     with pytest.raises(error, match=message):
         laplora.Classifier(wrapped.get(kind, lambda: model)(), tokenizer, **given)
-
-
-def test_names_of_labels_apart_from_their_text(sentiment_run: FinishedRun) -> None:
-    model, tokenizer = load(sentiment_run)
-    classifier = laplora.Classifier(model, tokenizer, {"refund request": " A", "praise": " B"}, "{text}\nAnswer:")
-    assert classifier.labels == ("refund request", "praise")
-    assert classifier.verbalizers == (" A", " B")
-    assert tokenizer.convert_ids_to_tokens(classifier.readout.token_ids) == ["ĠA", "ĠB"]
 
 
 def test_a_base_that_no_artifact_could_load_again_is_not_saved(

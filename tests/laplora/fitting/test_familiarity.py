@@ -100,21 +100,15 @@ def test_every_read_out_has_familiarity(kind: str, tmp_path: Path, sentiment_run
     examples = [Example(str(i), one, 0, classifier.class_count) for i, one in enumerate(inputs)]
     far = places.of(forward_states(classifier, examples, places.layers, 8, Silent()))
     assert float(far[:12].mean()) < float(far[12:].mean())
+    assert_same_states(classifier, examples[:7])
     assert (fitted.familiarity.strangeness.weight > 0) == (kind != "several")
     measured = posterior.evaluate(rows(20, 4, kind))
     assert measured.unfamiliar is not None
     assert f"{measured.unfamiliar:.1%} unfamiliar" in str(measured)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_states_are_the_same_with_jacobians_and_in_any_batch(
-    kind: str, tmp_path: Path, sentiment_run: FinishedRun
-) -> None:
-    """The fit notes them in a plain pass, the calibration rows and answers in one with Jacobians."""
-    classifier = classifier_of(kind, tmp_path, sentiment_run)
-    examples = [
-        Example(str(i), {"text": row["text"]}, 0, classifier.class_count) for i, row in enumerate(rows(7, 5, kind))
-    ]
+def assert_same_states(classifier: laplora.Classifier, examples: list[Example]) -> None:
+    """With Jacobians and in any batch: the fit notes them in a plain pass, the calibration rows and answers in one."""
     layers = familiar_layers(classifier, FitSettings())
     wide, narrow = (forward_states(classifier, examples, layers, size, Silent()) for size in (7, 1))
     torch.testing.assert_close(wide.hidden, narrow.hidden, rtol=1e-4, atol=1e-5)
@@ -152,15 +146,6 @@ def test_off_there_is_none(tmp_path: Path, sentiment_run: FinishedRun) -> None:
     artifact = posterior.save(tmp_path / "artifact", verify=False)
     assert not (artifact / FAMILIARITY).exists()
     assert Predictor.load(artifact, device="cpu").artifact.manifest.familiarity is None
-
-
-def test_few_calibration_rows_are_told_of(tmp_path: Path, sentiment_run: FinishedRun) -> None:
-    classifier, said, kind = classifier_of("words", tmp_path, sentiment_run), Noted(), "words"
-    posterior = laplora.fit(classifier, rows(20, 1, kind), rows(24, 2, kind), progress=said)
-    assert any("no smaller share than 4.00%" in line for line in said.lines)
-    record = posterior.predictor.artifact.manifest.familiarity
-    assert record is not None
-    assert record.false_alarms == 1 / 25
 
 
 def test_layers_that_no_list_holds(tmp_path: Path, sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
