@@ -138,10 +138,10 @@ def test_a_file_without_permissions(copy: Path, monkeypatch: pytest.MonkeyPatch)
     """The tests may run as root, who may read anything."""
     opened = Path.open
 
-    def refuse(self: Path, *how: Any) -> Any:
+    def refuse(self: Path, *how: Any, **named: Any) -> Any:
         if self.name == POSTERIOR:
             raise PermissionError(errno.EACCES, "Permission denied")
-        return opened(self, *how)
+        return opened(self, *how, **named)
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ArtifactCorruptError, match="cannot be read"):

@@ -11,9 +11,15 @@ from laplora.prior import search
 
 
 @pytest.fixture(scope="module", autouse=True)
-def coarse_searches() -> Iterator[None]:
-    """Let searches have grids of 15 points, and answers of more than two classes 64 Sobol points."""
+def coarse_searches(request: pytest.FixtureRequest, sentiment_run: object) -> Iterator[None]:
+    """Let searches have grids of 15 points, and answers of more than two classes 64 Sobol points.
+
+    But in a module with ``FINE_SEARCHES``, and in the session's run, which is made before.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        if hasattr(request.module, "FINE_SEARCHES"):
+            yield
+            return
         patch.setattr(search, "PRECISION_GRID", 15)
         patch.setattr(kinds, "TEMPERATURE_GRID", 15)
         patch.setattr(gaussian, "SOBOL_POINTS", 64)

@@ -25,6 +25,8 @@ from laplora.models.quiet import quiet_loading
 from laplora.prompts.templates import TEMPLATES
 from training.workspace.runtime import open_run
 
+#: The jobs' artifact is compared to the bit.
+FINE_SEARCHES = True
 Rows = list[dict[str, Any]]
 
 

@@ -34,9 +34,8 @@ from laplora.posterior.base import block_precisions
 from service.app import create_app
 
 LABELS = ["news", "sport", "weather"]
-SETTINGS = FitSettings.model_validate(
-    {"laplace": {"rank": 100, "joint_rank": 100}}
-)  # of 90 directions: nothing is left out
+#: Of 90 directions: nothing is left out.
+SETTINGS = FitSettings.model_validate({"laplace": {"rank": 100, "joint_rank": 100}})
 Rows = list[dict[str, Any]]
 
 
