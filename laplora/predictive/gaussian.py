@@ -35,7 +35,11 @@ _BLOCK_OF_TWO, _BLOCK = 1 << 15, 1 << 21
 
 
 def posterior_predictive(
-    contrast_mean: torch.Tensor, contrast_covariance: torch.Tensor, class_mask: torch.Tensor, *, samples: int | None = None
+    contrast_mean: torch.Tensor,
+    contrast_covariance: torch.Tensor,
+    class_mask: torch.Tensor,
+    *,
+    samples: int | None = None,
 ) -> PosteriorPredictive:
     """Return the mean, spread and expected entropy of softmax(Q z), z ~ N(mean, covariance).
 
