@@ -45,9 +45,3 @@ def test_what_is_measured() -> None:
     assert list(qwen3) == [(2, "written_out"), (2, "automatic"), (4, "written_out"), (4, "automatic")]
     assert all(value is not None and value > 0 for value in qwen3.values())
     assert [value is None for value in phi.values()] == [True, False, True, False]
-
-
-def test_part_of_the_families_is_not_published(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        reverse_pass.main(["--publish", "--only", "Qwen3"])
-    assert "--publish needs every family" in capsys.readouterr().err

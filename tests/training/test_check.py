@@ -9,7 +9,6 @@ import pytest
 from tiny_runs import sentiment_config
 
 from training.__main__ import main
-from training.check import duration
 
 
 def checked(file: Path, *overrides: str) -> int:
@@ -21,7 +20,7 @@ def checked(file: Path, *overrides: str) -> int:
     [
         (),
         ("optimizer.gradient_checkpointing=true", "optimizer.gradient_accumulation=2", "optimizer.evaluate_every=10"),
-        ("calibration.rows=cross_fit", "calibration.folds=2", "laplace.structure=exact", "base.quantization=nf4"),
+        ("calibration.rows=cross_fit", "calibration.folds=2", "laplace.structure=ekfac", "base.quantization=nf4"),
     ],
     ids=["plain", "options of training", "folds"],
 )
@@ -54,12 +53,6 @@ def test_the_bases_answers_are_part_of_training(
     )
 
 
-def test_it_counts_what_is_cut(tiny_base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = sentiment_config(tmp_path, tiny_base_folder)
-    assert checked(file, "max_tokens=12") == 0
-    assert re.search(r"at most 12; [1-9]\d* of 96 are cut at 12", capsys.readouterr().out)
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -74,8 +67,3 @@ def test_what_is_wrong_is_named(
     assert checked(sentiment_config(tmp_path, tiny_base_folder), override) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])
-def test_times_in_words(seconds: float, words: str) -> None:
-    assert duration(seconds) == words

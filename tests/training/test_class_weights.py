@@ -19,13 +19,11 @@ from laplora.linearised import (
     class_weighted_hessian,
     class_weighted_log_likelihood,
     contrasts,
-    log_likelihood,
 )
 from laplora.posterior.file import read_posterior
 from training.config import load_config
 from training.workspace.results import load_trained
 from training.workspace.runtime import open_run
-from training.workspace.targets import target_loss
 
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 4.0], dtype=torch.float64)
 
@@ -35,16 +33,6 @@ def rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mask = torch.arange(4)[None] < torch.tensor([2, 3, 4, 4, 2])[:, None]
     return logits, torch.tensor([1, 2, 3, 0, 0]), mask
-
-
-def test_weights_of_one_are_none() -> None:
-    logits, labels, mask = rows()
-    ones = torch.ones(4)
-    plain = log_likelihood("categorical", logits, labels, mask)
-    torch.testing.assert_close(class_weighted_log_likelihood(logits, labels, mask, ones), plain)
-    torch.testing.assert_close(
-        target_loss(logits, labels, mask, ones), target_loss(logits, labels, mask).float(), rtol=1e-6, atol=0
-    )
 
 
 def test_the_curvature_is_the_hessian_of_the_loss_that_is_trained() -> None:

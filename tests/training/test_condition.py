@@ -59,14 +59,6 @@ def test_the_run_has_the_calibration_rows(artifact: Path, sentiment_run: Finishe
     assert made.rows == len(rows["test"]) + len(rows["calibration"])
 
 
-def test_another_folder_is_no_run(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    labels = write_rows(tmp_path / "labels.jsonl", [{"text": "good", "label": "positive"}])
-    assert (
-        main(["condition", "--artifact", str(artifact), "--labels", str(labels), "--calibration", str(tmp_path)]) == 1
-    )
-    assert "is no run's folder" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -25,7 +25,7 @@ from laplora.predictive.cross_fitting import fold_rows
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 from training.calibration import fold_adapters as fold_adapters_module
-from training.config import RunConfig, load_config
+from training.config import load_config
 from training.evaluate import plain_probs
 from training.workspace.folds import fold_runs
 from training.workspace.run import Run
@@ -101,27 +101,6 @@ def test_every_label_trains_what_is_served_and_calibrates_it(finished: FinishedR
     assert "rows of 'out_of_fold'" in flag.origin
 
 
-def test_the_artifact_serves_the_adapter_of_all_rows_and_none_of_the_folds(finished: FinishedRun) -> None:
-    assert same(adapter(finished.artifact), adapter(finished.config.run_dir))
-    assert not list(finished.artifact.glob("**/fold*"))
-    predictor = Predictor.load(finished.artifact, device="cpu")
-    rows = [predictor.encode({"text": row["text"]}, truncate=True) for row in sentiment_rows()[:4]]
-    answers = predictor.predict(rows, also=predictor.predictives)
-    assert [sum(one.probs) for one in answers] == pytest.approx([1.0] * 4)
-
-
-def test_the_folds_have_the_steps_and_the_start_of_a_training_on_their_rows(finished: FinishedRun) -> None:
-    folds = fold_runs(open_run(finished.config))
-    assert [len(fold.splits.train) + len(fold.splits.calibration) for fold in folds] == [ROWS] * FOLDS
-    assert [fold.config.optimizer.steps for fold in folds] == [STEPS["steps"] // FOLDS] * FOLDS
-    start = load_file(finished.config.run_dir / "initial_adapter" / "adapter_model.safetensors")
-    for fold in folds:
-        assert not {e.id for e in fold.splits.train} & {e.id for e in fold.splits.calibration}
-        assert same(load_file(fold.folder / "initial_adapter" / "adapter_model.safetensors"), start)
-        log = json.loads((fold.folder / "training_log.json").read_text())
-        assert log[-1]["step"] == fold.config.optimizer.steps
-
-
 def as_shuffled(examples: Sequence[Example], seed: int) -> list[dict[str, Any]]:
     """Return rows of a file that a run's shuffle puts into the order of the examples."""
     order = list(range(len(examples)))
@@ -167,6 +146,7 @@ def test_the_rows_are_calibrated_by_their_folds_adapters(finished: FinishedRun) 
         assert together.projected.fold[rows].tolist() == [number] * len(rows)
 
 
+@pytest.mark.exhaustive
 def test_a_rows_own_label_has_no_part_in_what_answers_it(finished: FinishedRun, tmp_path: Path) -> None:
     """With the label of one row changed, its fold's adapter and covariances are the same, and the others are not."""
     run = open_run(finished.config)
@@ -225,6 +205,7 @@ def test_folds_that_cannot_teach_are_refused(finished: FinishedRun, copied: Path
 # A run that was stopped.
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_was_stopped_in_a_fold_continues_there(
     finished: FinishedRun, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,31 +238,3 @@ def test_the_passes_of_the_folds_are_kept(finished: FinishedRun, copied: Path, m
     assert job("fit", copied) == 0
     records = [read_fit(one.run_dir / "laplace") for one in (config, finished.config)]
     assert records[0] == records[1]
-
-
-def test_another_posterior_trains_no_fold_again(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = load_config(copied, ["laplace.rank=3"])
-    assert config.run_dir != load_config(copied).run_dir
-    assert job("finetune", copied, "laplace.rank=3") == 0
-    assert capsys.readouterr().out.count("adapter already trained") == 1 + FOLDS
-
-
-def test_other_folds_are_trained_anew_and_the_served_adapter_stays(
-    copied: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert job("finetune", copied, "calibration.folds=3") == 0
-    printed = capsys.readouterr().out
-    assert printed.count("adapter already trained") == 1
-    assert [len(fold.splits.calibration) for fold in fold_runs(open_run(folds_of_three(copied)))] == [11, 11, 10]
-
-
-def folds_of_three(file: Path) -> RunConfig:
-    return load_config(file, ["calibration.folds=3"])
-
-
-def test_a_run_without_a_calibration_split(copied: Path) -> None:
-    """Nothing is asked of it, where every training row calibrates."""
-    config = load_config(copied, ["data.calibration=0", f"data.train={ROWS}"])
-    splits = open_run(config).splits
-    assert len(splits.train) == ROWS
-    assert not [line for line in splits.report["warnings"] if "calibration" in line]

@@ -23,7 +23,7 @@ from training.config import RunConfig
 from training.config.student import DistilRequest
 from training.data.files import SplitPaths
 from training.data.section import load_splits
-from training.distil import comparison, student_config
+from training.distil import student_config
 from training.finetune import LabelTrainer
 from training.workspace.runtime import open_run
 from training.workspace.student import Student, open_student
@@ -294,16 +294,6 @@ def test_a_manifest_at_odds_with_itself_is_refused_by_name(
         artifact = changed_artifact(sentiment_run, tmp_path / str(number), **changes)
         with pytest.raises(ConfigError, match=message):
             opened(sentiment_run, artifact=artifact, inputs=inputs, predictive="laplace")
-
-
-def test_figures_that_are_none_do_not_fail_a_finished_student(sentiment_run: FinishedRun, tmp_path: Path) -> None:
-    """They are shown when everything else is done."""
-    student = read_artifact(sentiment_run.artifact)
-    assert "; teacher by laplace NLL" in comparison(student, "laplace", student)
-    for number, broken in enumerate(("good", {"nll": "low", "accuracy": 1, "ece": 0}, {"nll": 0.1})):
-        metrics = manifest_fields(sentiment_run)["metrics"] | {"laplace": broken}
-        teacher = read_artifact(changed_artifact(sentiment_run, tmp_path / str(number), metrics=metrics))
-        assert "teacher" not in comparison(teacher, "laplace", student)
 
 
 # Whose word counts for what is read and written.

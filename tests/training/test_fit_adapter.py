@@ -113,67 +113,37 @@ def test_a_run_or_an_adapter(arguments: list[str], message: str, capsys: pytest.
     assert message in capsys.readouterr().err
 
 
-def adapter_of_another_shape(folder: Path, run: FinishedRun) -> Path:
-    """Return a copy of the run's adapter that says it has another rank."""
-    copy = Path(shutil.copytree(run.config.run_dir / "adapter", folder / "other"))
-    settings = json.loads((copy / "adapter_config.json").read_text())
-    (copy / "adapter_config.json").write_text(json.dumps(settings | {"r": 8}))
-    return copy
-
-
-def nameless(folder: Path, run: FinishedRun) -> Path:
-    """Return a copy of the run's adapter that does not name its base."""
-    copy = Path(shutil.copytree(run.config.run_dir / "adapter", folder / "other"))
-    settings = json.loads((copy / "adapter_config.json").read_text())
-    (copy / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": None}))
-    return copy
-
-
 @pytest.mark.parametrize(
-    ("case", "message"),
+    ("changes", "options", "message"),
     [
-        ("shape", "does not load on this base"),
-        ("nameless", "does not name its base model: name it by --base"),
-        ("empty", "has no adapter_config.json"),
-        ("template", "no template is called 'sentimental'"),
-        ("labels", "field 'label' is 'negative', expected one of"),
-        ("field", "has 0 labels: name it by --label-field"),
-        ("setting", "laplace.rnak"),
-        ("out", "is no artifact"),
-        ("base", "no causal language model|no tokenizer"),
+        ({"r": 8}, (), "does not load on this base"),
+        ({"base_model_name_or_path": None}, (), "does not name its base model: name it by --base"),
+        (None, (), "has no adapter_config.json"),
+        ({}, ("--template", "sentimental"), "no template is called 'sentimental'"),
+        ({}, ("--labels", "good", "bad"), "field 'label' is 'negative', expected one of"),
+        ({}, ("--label-field", "verdict"), "has 0 labels: name it by --label-field"),
+        ({}, ("--set", "laplace.rnak=3"), "laplace.rnak"),
+        ({}, ("--out", "given"), "is no artifact"),
+        ({}, ("--base", "empty"), "no causal language model|no tokenizer"),
     ],
 )
 def test_what_cannot_be_fitted(
-    case: str,
+    changes: dict[str, Any] | None,
+    options: tuple[str, ...],
     message: str,
     sentiment_run: FinishedRun,
     files: dict[str, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    adapter: Path = sentiment_run.config.run_dir / "adapter"
-    more: list[str] = []
-    if case == "shape":
-        adapter = adapter_of_another_shape(tmp_path, sentiment_run)
-    elif case == "nameless":
-        adapter = nameless(tmp_path, sentiment_run)
-    elif case == "empty":
-        (adapter := tmp_path / "empty").mkdir()
-    elif case == "template":
-        more = ["--template", "sentimental"]
-    elif case == "labels":
-        more = ["--labels", "good", "bad"]
-    elif case == "field":
-        more = ["--label-field", "verdict"]
-    elif case == "setting":
-        more = ["--set", "laplace.rnak=3"]
-    elif case == "base":
-        (tmp_path / "nothing").mkdir()
-        more = ["--base", str(tmp_path / "nothing")]
-    out = tmp_path / "out"
-    if case == "out":
-        out.mkdir()
-        (out / "thesis.txt").touch()
-    assert fit("--adapter", adapter, "--data", files["train"], "--out", out, *more) == 1
+    adapter = Path(shutil.copytree(sentiment_run.config.run_dir / "adapter", tmp_path / "given"))
+    settings = adapter / "adapter_config.json"
+    if changes is None:
+        settings.unlink()
+    else:
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | changes))
+    (tmp_path / "empty").mkdir()
+    more = [str(tmp_path / one) if one in ("empty", "given") else one for one in options]
+    assert fit("--adapter", adapter, "--data", files["train"], "--out", tmp_path / "out", *more) == 1
     assert re.search(message, capsys.readouterr().err)
-    assert not (out / "manifest.json").exists()
+    assert not list(tmp_path.glob("*/manifest.json"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import Counter
@@ -26,6 +25,7 @@ from training.__main__ import main
 
 LABELS = ["down", "up", "flat"]
 SETTINGS = {"laplace": {"joint_rank": 12}}
+NAMED = ["--labels", *LABELS]
 
 
 @pytest.fixture(autouse=True)
@@ -111,56 +111,30 @@ def test_it_answers_as_the_fit_in_memory(tmp_path: Path, kind: str, several: boo
 
 
 @pytest.mark.parametrize(
-    ("case", "message"),
+    ("config", "more", "message"),
     [
-        ("count", "--labels names 2 labels, the head has 3 classes"),
-        ("names", r"does not name the 3 outputs of its head \(id2label\).*name them by --labels"),
-        ("order", r"the model's outputs are \['flat', 'up', 'down'\] \(config.id2label\)"),
-        ("lists", "field 'label' must be one label, got a list"),
-        ("one each", "must be a list of labels"),
-        ("size", "does not load on this base"),
-        ("missing", "is not in the base's checkpoint and was not saved with the head"),
-        ("task", "the adapter says that it is of SEQ_CLS, --task-type is CAUSAL_LM"),
+        ({}, ["--labels", "down", "up"], "--labels names 2 labels, the head has 3 classes"),
+        ({}, [], r"does not name the 3 outputs of its head \(id2label\).*name them by --labels"),
+        (
+            {"id2label": dict(enumerate(["flat", "up", "down"]))},
+            NAMED,
+            r"outputs are \['flat', 'up', 'down'\] \(config",
+        ),
+        ({"problem_type": "multi_label_classification"}, NAMED, "must be a list of labels"),
+        ({}, [*NAMED, "--base", "wide"], "does not load on this base"),
+        ({"lora": None}, NAMED, "is not in the base's checkpoint and was not saved with the head"),
+        ({}, [*NAMED, "--task-type", "CAUSAL_LM"], "the adapter says that it is of SEQ_CLS, --task-type is CAUSAL_LM"),
     ],
 )
-def test_what_cannot_be_fitted(case: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--labels", *LABELS]
-    config: dict[str, Any] = {}
-    if case == "count":
-        more = ["--labels", "down", "up"]
-    elif case == "names":
-        more = []
-    elif case == "order":
-        config = {"id2label": {0: "flat", 1: "up", 2: "down"}}
-    elif case == "lists":
-        config = {"problem_type": "single_label_classification"}
-    elif case == "one each":
-        config = {"problem_type": "multi_label_classification"}
-    elif case == "task":
-        more += ["--task-type", "CAUSAL_LM"]
-    lora = {"modules_to_save": None, "task_type": None} if case == "missing" else None
-    _, adapter = saved(tmp_path, "llama", lora=lora, **config)
-    if case == "size":
-        more += ["--base", str(save_base(tmp_path / "wide", classifier_base("llama", hidden_size=32), head=False))]
-    data = write_rows(tmp_path / "rows.jsonl", rows(30, 1, several=case == "lists"))
+def test_what_cannot_be_fitted(
+    config: dict[str, Any], more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = {"modules_to_save": None, "task_type": None} if "lora" in config else None
+    _, adapter = saved(tmp_path, "llama", lora=lora, **{k: v for k, v in config.items() if k != "lora"})
+    if "wide" in more:
+        wide = save_base(tmp_path / "wide", classifier_base("llama", hidden_size=32), head=False)
+        more = [*more[:-1], str(wide)]
+    data = write_rows(tmp_path / "rows.jsonl", rows(30, 1))
     assert fit(adapter, data, tmp_path / "artifact", *more) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "artifact").exists()
-
-
-def test_an_adapter_without_a_task_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """PEFT then notes the class that it was trained on; the artifact's adapter says nothing of it."""
-    _, adapter = saved(tmp_path, "llama", lora={"task_type": None, "modules_to_save": ["score"]})
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    assert settings["auto_mapping"]["base_model_class"] == "LlamaForSequenceClassification"
-    data = write_rows(tmp_path / "rows.jsonl", [row | {"label": LABELS.index(row["label"])} for row in rows(40, 1)])
-    assert fit(adapter, data, tmp_path / "artifact") == 0, capsys.readouterr().err
-    assert read_artifact(tmp_path / "artifact").manifest.labels == ("0", "1", "2")
-    written = json.loads((tmp_path / "artifact" / "adapter" / "adapter_config.json").read_text())
-    assert (written["auto_mapping"], written["task_type"]) == (None, None)
-    settings["auto_mapping"]["base_model_class"] = "LlamaModel"
-    (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    assert fit(adapter, data, tmp_path / "other") == 1
-    assert "the adapter is of LlamaModel, expected CAUSAL_LM or SEQ_CLS" in capsys.readouterr().err
-    assert fit(adapter, data, tmp_path / "other", "--task-type", "SEQ_CLS") == 1
-    assert "the adapter was trained on a LlamaModel" in capsys.readouterr().err

@@ -31,7 +31,6 @@ from laplora.artifact.folder import read_artifact
 from laplora.errors import ArtifactCorruptError, ConfigError, ModelError
 from laplora.models.base import BaseSpec
 from laplora.models.decoder_layers import decoder_layers
-from laplora.models.shared_base import SharedBases
 from laplora.predictor import Predictor
 from service.app import create_app
 from training.__main__ import main
@@ -105,6 +104,7 @@ def choice(run: FinishedRun) -> dict[str, Any]:
     return fields
 
 
+@pytest.mark.exhaustive
 def test_the_artifact_says_which_layers_its_base_is_without(pruned: FinishedRun, predictor: Predictor) -> None:
     manifest = read_artifact(pruned.artifact).manifest
     assert manifest.removed_layers == QUIET
@@ -116,6 +116,7 @@ def test_the_artifact_says_which_layers_its_base_is_without(pruned: FinishedRun,
     assert 0 < kept["distance"] < 0.05
 
 
+@pytest.mark.exhaustive
 def test_the_loaded_artifact_answers_as_the_model_that_was_trained(pruned: FinishedRun, predictor: Predictor) -> None:
     run = open_run(pruned.config)
     classifier = run.classifier(load_trained(run))
@@ -129,6 +130,7 @@ def test_the_loaded_artifact_answers_as_the_model_that_was_trained(pruned: Finis
     assert predictor.artifact.manifest.metrics["laplace"]["nll"] == measured["laplace"]["nll"]
 
 
+@pytest.mark.exhaustive
 async def test_a_server_gives_the_numbers_of_the_library(
     pruned: FinishedRun, predictor: Predictor, sentiment_run: FinishedRun, tmp_path: Path
 ) -> None:
@@ -159,15 +161,7 @@ async def asked(client: httpx.AsyncClient) -> dict[str, Any]:
     return answer
 
 
-def test_artifacts_share_a_base_without_the_same_layers_alone(pruned: FinishedRun, tmp_path: Path) -> None:
-    bases = SharedBases()
-    one, other = (Predictor.load(pruned.artifact, device="cpu", bases=bases) for _ in range(2))
-    assert one.base is other.base
-    whole = bases.get(str(pruned.base), BaseSpec(str(pruned.base), None, "nf4", "float32"), "", device=one.device)
-    assert len(decoder_layers(whole.model)) == LAYERS
-    assert len(decoder_layers(one.base.model)) == LAYERS - 2
-
-
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("removed", "error", "message"),
     [
@@ -191,16 +185,6 @@ def test_other_layers_are_refused(
         return
     with pytest.raises(error, match=message):
         Predictor.load(folder, device="cpu")
-
-
-def test_a_manifest_without_removed_layers_is_as_before(sentiment_run: FinishedRun, pruned: FinishedRun) -> None:
-    """No field, and the same bytes when it is written again; with some, numbers that can be."""
-    text = (sentiment_run.artifact / "manifest.json").read_text(encoding="utf-8")
-    assert "removed_layers" not in text
-    assert read_artifact(sentiment_run.artifact).manifest.removed_layers == ()
-    for wrong in ([3, 2], [2, 2], [-1, 2]):
-        with pytest.raises(ValueError, match="removed_layers"):
-            reseal(pruned.artifact, removed_layers=wrong)
 
 
 @pytest.mark.exhaustive
@@ -228,24 +212,6 @@ def test_a_stopped_run_goes_on_without_these_layers_and_chooses_once(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.mark.exhaustive
-def test_another_number_of_layers_is_another_run(pruned: FinishedRun, deep_base: Path, tmp_path: Path) -> None:
-    """It has its own folder and adapter, and none is the run with all layers."""
-    file = sentiment_config(tmp_path, deep_base, name="pruned", **SMALL)
-    options = ["base.quantization=nf4"]
-    folders = {}
-    for count in (2, 1, 0):
-        config = load_config(file, [*options, f"base.prune_layers={count}"])
-        assert job("finetune", file, *options, f"base.prune_layers={count}") == 0
-        folders[count] = config.run_dir
-        run = open_run(config)
-        assert len(decoder_layers(run.load_base())) == LAYERS - count
-        assert (config.run_dir / pruning.REMOVED).exists() == bool(count)
-    assert len(set(folders.values())) == 3
-    adapters = {count: (f / "adapter" / "adapter_model.safetensors").read_bytes() for count, f in folders.items()}
-    assert len(set(adapters.values())) == 3
-
-
 def test_other_rows_choose_anew(deep_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = sentiment_config(tmp_path, deep_base, name="rows", **SMALL)
     config = load_config(file, [PRUNED])
@@ -256,19 +222,6 @@ def test_other_rows_choose_anew(deep_base: Path, tmp_path: Path, capsys: pytest.
     write_rows(tmp_path / "reviews.jsonl", [row | {"text": row["text"].upper()} for row in sentiment_rows()])
     open_run(config).base_spec()
     assert json.loads((config.run_dir / pruning.REMOVED).read_text())["made_from"] != first["made_from"]
-
-
-@pytest.mark.parametrize(
-    "text", [b"", b"[]", b"\xff", b'{"layers": 3, "distance": 0, "made_from": ""}', b'{"layers": [0]}']
-)
-def test_a_choice_that_cannot_be_read_is_made_again(deep_base: Path, tmp_path: Path, text: bytes) -> None:
-    config = load_config(sentiment_config(tmp_path, deep_base, name="again", **SMALL), [PRUNED])
-    assert open_run(config).base_spec().removed_layers == QUIET
-    kept = config.run_dir / pruning.REMOVED
-    before = kept.read_bytes()
-    kept.write_bytes(text)
-    assert open_run(config).base_spec().removed_layers == QUIET
-    assert kept.read_bytes() == before
 
 
 def test_folds_have_the_layers_of_their_run(deep_base: Path, tmp_path: Path) -> None:
@@ -285,27 +238,6 @@ def test_folds_have_the_layers_of_their_run(deep_base: Path, tmp_path: Path) -> 
     assert not [path for path in tmp_path.rglob(pruning.REMOVED) if path.parent != config.run_dir]
     fold = folds[0].adapted(lambda base: add_adapter(base, config))
     assert len(decoder_layers(fold)) == LAYERS - 2
-
-
-def test_the_prompts_are_a_bounded_draw_by_the_seed(
-    deep_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = load_config(sentiment_config(tmp_path, deep_base, name="drawn", **SMALL), [PRUNED])
-    run = prepared_run(config)
-    monkeypatch.setattr(pruning, "PROMPTS", 8)
-
-    def drawn(seed: int) -> list[str]:
-        found = pruning.pruning_of(config.model_copy(update={"seed": seed}), run.splits, lambda: LAYERS)
-        assert found is not None
-        return [example.id for example in found.prompts]
-
-    order = [example.id for example in run.splits.train]
-    assert drawn(0) == drawn(0) == sorted(drawn(0), key=order.index)
-    assert len(set(drawn(0))) == 8
-    assert drawn(0) != drawn(1)
-    assert (
-        pruning.pruning_of(load_config(tmp_path / "sentiment.yaml"), run.splits, lambda: pytest.fail("asked")) is None
-    )
 
 
 def test_a_check_names_the_layers_and_writes_nothing(
@@ -354,17 +286,6 @@ def test_later_labels_and_a_student_keep_to_the_layers(pruned: FinishedRun, tmp_
     assert main([*command, *(f"--set={one}" for one in overrides)]) == 0
     (student,) = tmp_path.glob("teacher-*/manifest.json")
     assert Predictor.load(student.parent, device="cpu").artifact.manifest.removed_layers == QUIET
-
-
-def test_a_teacher_whose_configuration_removes_another_number_is_refused(
-    pruned: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = Path(shutil.copytree(pruned.artifact, tmp_path / "teacher"))
-    config = read_artifact(folder).manifest.config
-    reseal(folder, config=config | {"base": config["base"] | {"prune_layers": 1}})
-    inputs = write_rows(tmp_path / "inputs.jsonl", [{"text": text} for text in TEXTS])
-    assert main(["distil", "--artifact", str(folder), "--inputs", str(inputs)]) == 1
-    assert "or removes other layers: one of the two was changed" in capsys.readouterr().err
 
 
 @pytest.mark.exhaustive

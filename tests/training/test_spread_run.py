@@ -15,8 +15,7 @@ from tiny_runs import FinishedRun, sentiment_config
 from laplora.errors import ConfigError
 from laplora.models.spread import Spread
 from training.__main__ import main
-from training.config import BaseConfig, config_hash_fields, load_config
-from training.config.folders import configuration_digest
+from training.config import BaseConfig, load_config
 from training.finetune import LabelTrainer
 from training.workspace.processes import own_spread
 
@@ -88,11 +87,3 @@ def test_a_map_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_maps_that_make_no_sense_are_refused(fields: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         BaseConfig.model_validate(fields)
-
-
-def test_where_the_base_lies_changes_no_result(tiny_base_folder: Path, tmp_path: Path) -> None:
-    """A run keeps its folder and its digest."""
-    file = sentiment_config(tmp_path, tiny_base_folder)
-    plain = config_hash_fields(load_config(file))
-    spread = config_hash_fields(load_config(file, ["base.device=auto", "base.device_map=auto"]))
-    assert configuration_digest(plain) == configuration_digest(spread)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from tiny_runs import FinishedRun, reseal, sentiment_rows, write_rows
+from tiny_runs import FinishedRun, sentiment_rows, write_rows
 
 from training.__main__ import main
 
@@ -75,20 +74,6 @@ def test_rows_that_may_have_labels_by_now_are_not_overwritten_unasked(
     assert out.read_bytes() == before
     assert main([*command, "--out", str(out)]) == 0
     assert out.read_bytes() != before
-
-
-def test_a_templates_field_is_not_written_over(
-    sentiment_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    artifact = Path(shutil.copytree(sentiment_run.artifact, tmp_path / "offers"))
-    template = json.loads((artifact / "manifest.json").read_text("utf-8"))["template"]
-    golden = artifact / "golden.json"
-    golden.write_text(golden.read_text("utf-8").replace('"text":', '"suggested":'), "utf-8")
-    reseal(artifact, template=template | {"text": template["text"].replace("{text}", "{suggested}")})
-    pool = write_rows(tmp_path / "pool.jsonl", [{"suggested": "a refund"}, {"suggested": "nothing"}])
-    assert main(["suggest", "--artifact", str(artifact), "--pool", str(pool)]) == 1
-    assert "has a field 'suggested'" in capsys.readouterr().err
-    assert not pool.with_suffix(".suggested.jsonl").exists()
 
 
 def test_what_cannot_be_is_said(

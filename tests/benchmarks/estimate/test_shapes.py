@@ -12,7 +12,6 @@ from peft import LoraConfig, get_peft_model
 
 from benchmarks.estimate.architectures import ARCHITECTURES, architecture
 from benchmarks.estimate.shapes import held_bytes, shape_base, shape_model
-from laplora.errors import ModelError
 from laplora.models.base import BaseSpec, load_base_model
 from laplora.models.quiet import quiet_loading
 
@@ -50,21 +49,6 @@ def test_a_shape_is_as_large_as_the_loaded_model(kind: str, quantization: Any, t
     adapted = shape_model(settings, quantization=quantization, dtype=torch.bfloat16, rank=3, targets=targets)
     with quiet_loading():
         assert held_bytes(adapted) == held_bytes(get_peft_model(loaded, adapter))
-
-
-def test_a_model_can_still_be_quantized_afterwards() -> None:
-    """bitsandbytes keeps a table for all calls, on the first device that it sees."""
-    from bitsandbytes import functional
-
-    shape_base(SMALL["grouped"], quantization="nf4", dtype=torch.float32)
-    weight = torch.linspace(-1, 1, 64 * 64).reshape(64, 64)
-    packed, state = functional.quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
-    assert float((functional.dequantize_4bit(packed, state) - weight).abs().max()) < 0.2
-
-
-def test_a_target_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ModelError, match="q_proj"):
-        shape_model(SMALL["fused"], quantization="none", dtype=torch.float32, rank=2, targets=["q_proj"])
 
 
 #: As the hub counts the weights of each.

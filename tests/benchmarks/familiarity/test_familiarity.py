@@ -7,12 +7,11 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.familiarity import __main__ as benchmark
 from benchmarks.familiarity import homes, models
 from benchmarks.familiarity.page import render
-from benchmarks.familiarity.scores import CALIBRATION, scores
+from benchmarks.familiarity.scores import CALIBRATION
 
 GREETINGS, COLOURS = ("hello", "morning", "evening", "welcome"), ("red", "green", "blue", "yellow")
 NEAR, FAR = ("seven", "eight", "nine", "ten"), ("treaty", "river", "senate", "engine")
@@ -69,15 +68,6 @@ def test_no_stranger_is_a_row_of_the_home(data: Path) -> None:
     assert not any(text in inside for some in sets.values() for text in some)
 
 
-@pytest.mark.parametrize("name", homes.MORE_ROWS)
-def test_a_home_with_more_rows_is_shown_near_strangers_alone(name: str, data: Path) -> None:
-    home, fewer = homes.HOMES[name](data), homes.HOMES["clinc150"](data)
-    assert len(home.train) > len(fewer.train)
-    assert homes.strangers(name, data) == {"out of scope": list(home.near["out of scope"])}
-    for other in (other for other in homes.HOMES if other not in homes.MORE_ROWS):
-        assert name not in homes.strangers(other, data)
-
-
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # Trainer's own
 @pytest.mark.parametrize("name", ["banking77", "sst2"])
 def test_a_case_from_training_to_its_tables(
@@ -109,15 +99,3 @@ def test_a_case_from_training_to_its_tables(
     again = json.loads((tmp_path / "results.json").read_text())[name]
     assert again == result | {"measured": again["measured"]}
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
-
-
-def test_distances_alone_are_familiarity_without_the_logits() -> None:
-    draw = torch.Generator().manual_seed(0)
-    labels = torch.arange(60) % 3
-    train, new = (
-        models.Shown(torch.randn(rows, 4, 8, generator=draw), torch.randn(rows, 3, generator=draw)) for rows in (60, 9)
-    )
-    found = scores(train, labels, ends_alike=False)
-    undecided = models.Shown(new.hidden, torch.zeros_like(new.logits))
-    assert torch.equal(found["familiarity, distances alone"](new), found["familiarity, distances alone"](undecided))
-    assert bool((found["familiarity"](undecided) > found["familiarity"](new)).all())

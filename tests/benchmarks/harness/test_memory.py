@@ -14,7 +14,6 @@ from benchmarks.harness.llama7b import random_llama
 from benchmarks.harness.subject import random_batch
 from benchmarks.speed.parts import large
 from benchmarks.speed.parts.fit import STRUCTURES, fit
-from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.decoder_forms import decoder_form
 from laplora.models.four_bit import plain_weight
@@ -77,23 +76,6 @@ def test_a_posterior_takes_k_times_d_in_every_block(structure: str) -> None:
     assert higher == higher_formula < 2.01 * found  # the joint factor's columns are twice as many at most
 
 
-def test_the_formula_is_near_where_widths_differ() -> None:
-    """An adapted lm_head's lora_B is as wide as there are labels; keys are narrower than queries."""
-    lora = tiny_model("llama", num_key_value_heads=1)
-    task = tiny_task()
-    blocks = find_blocks(lora, 3)
-    members = MemberSet(lora, {}, LabelTokens(tuple(task.label_ids)), Member())
-    posterior = fit(members, blocks, list(task.batches(8)), "joint_core", rank=4, joint_rank=10)
-    assert tensor_bytes(posterior) == pytest.approx(
-        posterior_bytes(blocks, "joint_core", rank=4, joint_rank=10), rel=0.2
-    )
-
-
-def test_no_formula_for_other_structures() -> None:
-    with pytest.raises(ValueError, match="joint"):
-        posterior_bytes([Block("b", "lora_A", 16, 3)], "joint", rank=4)
-
-
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_the_random_llama_is_what_laplora_serves(quantization: Any) -> None:
     """Covered by the written-out reverse pass, packed where it should be, and every matrix has a gradient."""
@@ -118,10 +100,3 @@ def test_large_is_measured() -> None:
     two, four = (large.measured(layers, "cpu", TINY) for layers in (2, 4))
     assert set(two) == {large.MODEL, large.ANSWER, large.FIT, large.JOINT, large.EKFAC}
     assert all(0 < two[name] < four[name] for name in two)
-
-
-def test_a_fit_holds_no_more_for_more_rows() -> None:
-    members = random_llama(1, device="cpu", quantization="none", rank=4, shape=TINY)
-    blocks, batch = find_blocks(members.model, 2), random_batch(members, 4, 8)
-    two, four = (peak_bytes(lambda n=n: fit(members, blocks, [batch] * n, "joint_core")) for n in (2, 4))
-    assert four == two

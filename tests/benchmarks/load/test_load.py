@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,11 @@ from server_process import server_process
 
 from benchmarks import soak
 from benchmarks.harness import provenance
-from benchmarks.harness.process import on_cores
 from benchmarks.load import overload
 from benchmarks.load.known_rows import TOLERANCE, Known
-from benchmarks.load.open_arrivals import Outcome, poisson_times
+from benchmarks.load.open_arrivals import Outcome
 from benchmarks.load.soak_report import verdict
-from benchmarks.load.trend import FEWEST, Trend, trend
+from benchmarks.load.trend import Trend, trend
 from benchmarks.load.watch import Sample
 
 FAKE_SERVER = Path(__file__).resolve().parents[3] / "tests" / "service" / "fake_server.py"
@@ -48,12 +44,6 @@ def test_growth_is_told_from_noise_that_lingers() -> None:
     # One-sided error of a 95 % interval: 2.5 %, 5 of 200; 16 is what chance gives once in 10,000 times.
     assert false <= 16
     assert seen >= 190
-
-
-def test_a_line_is_its_own_trend_and_few_points_have_none() -> None:
-    assert trend_of(60.0, noise=0.0).per_hour == pytest.approx(60)
-    times, values = series(60.0)
-    assert trend(times[: FEWEST - 1], values[: FEWEST - 1]) is None
 
 
 @pytest.mark.parametrize(
@@ -83,14 +73,6 @@ def test_wrong_lost_and_doubled_answers_are_counted() -> None:
     assert [wrong("xy", "laplace", x, y), wrong("yx", "laplace", x, y)] == [0, 2]
     assert [wrong("xy", "laplace", x), wrong("x", "laplace", x, y)] == [1, 1]
     assert wrong("x", "laplace", answer(moved, 1 - moved)) == 1
-
-
-def test_arrivals_are_in_order_and_of_their_rate() -> None:
-    times = poisson_times(50.0, 100.0, seed=1)
-    assert times == sorted(times)
-    assert times[-1] < 100
-    # Five standard deviations of a Poisson count of 5,000.
-    assert abs(len(times) - 5000) <= 5 * 5000**0.5
 
 
 def load_of(
@@ -132,38 +114,6 @@ def test_a_refusal_is_judged_by_the_95th_percentile() -> None:
     load = overload.summary(2.0, 10.0, [*fast_ones, *slow, *[Outcome(0.0, 0.0, 1.0, 200, None)] * 95])
     assert load.refusals_ms == (2.0, 86.0, 86.0)
     assert not overload.verdicts([run_of(load)], 36)[2][1]
-
-
-def test_several_runs_are_judged_by_their_median() -> None:
-    good, bad = run_of(load_of(5.0, 100)), run_of(load_of(9.0, 100))
-    assert all(kept for _, kept in overload.verdicts([good, bad, good], 36))
-    assert not overload.verdicts([bad, bad, good], 36)[1][1]
-
-
-def test_answers_after_the_loads_end_make_its_time_longer() -> None:
-    outcomes = [Outcome(0.0, 0.0, 20.0, 200, None)] * 100
-    assert overload.summary(2.0, 10.0, outcomes).answered_per_s == 5.0
-
-
-def test_clients_have_a_core_of_their_own_and_the_server_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overload.os, "sched_getaffinity", lambda _: {0, 1, 5})
-    shared, apart = overload.settings()
-    assert (shared.server, shared.clients) == (None, None)
-    assert (apart.server, apart.clients) == ({0, 1}, {5})
-    assert "core of their own, the server on 2" in apart.name
-    monkeypatch.setattr(overload.os, "sched_getaffinity", lambda _: {0})
-    assert len(overload.settings()) == 1
-
-
-def test_what_starts_on_some_cores_stays_on_them() -> None:
-    before = os.sched_getaffinity(0)
-    one = {min(before)}
-    code = "import os, sys; print(sorted(os.sched_getaffinity(0)))"
-    with on_cores(one):
-        assert os.sched_getaffinity(0) == one
-        found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert os.sched_getaffinity(0) == before
-    assert found.strip() == str(sorted(one))
 
 
 @pytest.fixture(scope="module")

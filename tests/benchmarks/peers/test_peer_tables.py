@@ -45,16 +45,6 @@ def test_a_quick_comparison_leaves_what_is_published_alone(
     assert "7 training rows" in capsys.readouterr().out
 
 
-def test_parts_that_run_side_by_side_keep_each_others_results(tmp_path: Path) -> None:
-    job.keep(tmp_path, "bayesian_lora", {"n": 1})
-    job.keep(tmp_path, "laplace", {"n": 2})
-    job.keep(tmp_path, "bayesian_lora", {"n": 3})
-    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == {
-        "laplace": {"n": 2},
-        "bayesian_lora": {"n": 3},
-    }
-
-
 def test_the_artifact_agreed_where_the_posterior_is_the_same() -> None:
     artifact = RESULTS["laplace"]["artifact"]
     for structure in ("diagonal", "kfac_reduce", "exact, one block"):

@@ -16,8 +16,6 @@ from benchmarks.reproduce.checkpoint import EVIDENCE, LAST_LAYER, Answers, answe
 from benchmarks.reproduce.page import collected, page_text
 from benchmarks.reproduce.record import RECORD, scores
 from benchmarks.reproduce.subjects import MODELS, REPORTED, TASKS, checkpoints, run_config
-from benchmarks.reproduce.tables import caveats
-from laplora.errors import ConfigError
 from tests.tiny_runs import made_once
 from training.evaluate import plain_probs
 from training.finetune import finetune
@@ -92,6 +90,7 @@ def test_the_answers_of_a_step_are_those_of_its_adapter(finished: Path, tiny_bas
     assert not torch.equal(other.probs["map"], answers.probs["map"])
 
 
+@pytest.mark.exhaustive
 def test_what_is_there_is_not_made_again(
     copied: Path, tiny_base_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +109,7 @@ def test_what_is_there_is_not_made_again(
     assert (copied / "reproduction.md").read_text() == before
 
 
+@pytest.mark.exhaustive
 def test_adapters_that_were_not_kept_are_trained_for(copied: Path, tiny_base_folder: Path) -> None:
     """A run that ``finetune`` finished has no checkpoints' adapters; the same ones come out."""
     folder = copied / "smollm2-135m-arc_easy-0"
@@ -175,20 +175,6 @@ def written(**fields: Any) -> dict[str, Any]:
     }
 
 
-def test_a_model_at_chance_has_no_skill_and_seeds_share_rows() -> None:
-    def record(low: float, **fields: Any) -> dict[str, Any]:
-        values = {"gap": 0.0, "intervals": {"gap": (-0.1, 0.1), "accuracy": (low, 0.6)}}
-        return written(checkpoints={"4": {"laplace": values, "map": values}}, **fields)
-
-    assert "**no skill** on WG-S" in caveats([record(0.45)])
-    assert caveats([record(0.55)]) == ""
-    rows = {"train": 300, "calibration": 150, "test": 372}
-    seeds = [record(0.55, task="sst2", seed=seed, rows=rows, source="wheel: w (validation)") for seed in (0, 1)]
-    assert "872 − 150 − 372 = 350 are left" in caveats(seeds)
-    assert "randomness of training alone" in caveats(seeds)
-    assert "overlap" not in caveats(seeds[:1])
-
-
 def test_a_training_under_way_is_not_shown_as_finished() -> None:
     whole = written()
     begun = {step: of for step, of in whole["checkpoints"].items() if step != "4"}
@@ -199,23 +185,6 @@ def test_a_training_under_way_is_not_shown_as_finished() -> None:
     assert "| `smollm2-135m` | prior by calibration rows | 1.000 " in finished
     assert "| `smollm2-135m` | prior by evidence | not measured |" in finished
     assert "lost their start: 1 of WG-S." in finished
-
-
-@pytest.mark.usefixtures("data_wheel")
-def test_a_record_of_other_rows_is_not_kept(
-    tmp_path: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever stops the call next: the page must not have figures of rows that are no longer the data's."""
-    overrides = [*SET, f"base.model={tiny_base_folder}"]
-    folder = open_run(run_config("smollm2-135m", "arc_easy", 0, tmp_path, 4, 2, overrides)).folder
-    (folder / RECORD).write_text(json.dumps(written(task="arc_easy")))
-
-    def stopped(*_arguments: object, **_options: object) -> None:
-        raise ConfigError("stopped")
-
-    monkeypatch.setattr("benchmarks.reproduce.__main__.train_adapter", stopped)
-    assert reproduced(tmp_path, tiny_base_folder) == 1
-    assert len(collected(tmp_path)) == 0
 
 
 @pytest.mark.parametrize(
@@ -234,23 +203,6 @@ def test_what_could_not_be_compared_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_the_command_line_names_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--out", str(tmp_path)])
-    assert "llama3-8b" in capsys.readouterr().err
-    assert main(["--publish", "--out", str(tmp_path)]) == 1
-    assert "no results in" in capsys.readouterr().err
-
-
-def test_the_gap_is_negative_where_answers_are_underconfident() -> None:
-    labels = torch.tensor([0, 1, 0, 1])
-    right = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.6, 0.4], [0.4, 0.6]], dtype=torch.float64)
-    found = scores(Answers(labels, {"shy": right, "bold": 1 - right}))
-    assert found["shy"]["gap"] == pytest.approx(-0.4)
-    assert found["bold"]["gap"] == pytest.approx(0.6)
-    assert found["shy"]["intervals"]["gap"] == pytest.approx([-0.4, -0.4])
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_has_a_configuration_for_every_task(model: str, tmp_path: Path) -> None:
     for task in TASKS:
@@ -262,13 +214,9 @@ def test_every_model_has_a_configuration_for_every_task(model: str, tmp_path: Pa
             assert config.optimizer.batch_size == 6
 
 
-def test_a_last_step_between_two_checkpoints_is_measured_too(tmp_path: Path) -> None:
-    assert checkpoints(run_config("smollm2-135m", "sst2", 0, tmp_path, 25, 10, [])) == (10, 20, 25)
-
-
 def test_the_published_page_is_made_of_the_published_figures() -> None:
     docs = Path(__file__).resolve().parents[3] / "docs"
     published = json.loads((docs / "results" / "reproduction.json").read_text(encoding="utf-8"))
     ensembles = {(model, task): of for pair, of in published["ensembles"].items() for model, task in [pair.split("/")]}
-    text = page_text(published["records"], ensembles, "results/reproduction.png")
+    text = page_text(published["records"], ensembles, "results/reproduction.png", published["again"])
     assert (docs / "reproduction.md").read_text(encoding="utf-8") == text

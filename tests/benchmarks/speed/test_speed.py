@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from benchmarks.harness.subject import random_batch, with_classes
 from benchmarks.harness.timing import Ratio
 from benchmarks.speed import __main__ as job
 from benchmarks.speed import published
-from benchmarks.speed.parts import fit, overload, predict, start
+from benchmarks.speed.parts import fit, overload, predict
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Prior, block_precisions
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
@@ -110,14 +109,6 @@ def test_the_open_loops_page_is_made_of_its_runs(tmp_path: Path) -> None:
         assert overload.page(published_runs) == (FOLDER / overload.PAGE).read_text(encoding="utf-8")
 
 
-def test_the_open_loops_page_says_in_how_many_runs_each_is_met() -> None:
-    """Refusals in 9 ms by the median, and in 11 in one run of three."""
-    runs = [run_of(), run_of(), run_of(refusals_ms=(1.0, 11.0, 12.0))]
-    page = overload.overload.page({"s": runs}, "now", queue_rows=overload.QUEUE_ROWS, predictive="map")
-    assert "- met (met in 3 of 3 runs): answers are" in page
-    assert "- met (met in 2 of 3 runs): 95 % of the refusals take at most 9.0 ms" in page
-
-
 def test_a_load_that_never_filled_the_queue_says_nothing_of_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     idle = [run_of(refused=0, told=0)]
     names = [record.name for record in overload.records(HERE, "s", idle)]
@@ -145,19 +136,6 @@ def test_parts_time_what_they_say(structure: str) -> None:
     )  # with_classes takes tokens that the tiny vocabulary lacks
     found = member_outputs(five, tokens_within(random_batch(five, 4, 8)), covariance=True)
     assert found.covariances["single"].shape == (4, 4, 4)
-
-
-def test_a_server_that_is_slow_to_stop_is_no_slower_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def slow() -> Iterator[str]:
-        yield "address"
-        now.append(100.0)
-
-    now = [0.0]
-    monkeypatch.setattr(start, "served", slow)
-    monkeypatch.setattr(start.time, "perf_counter", lambda: now[-1])
-    assert start.seconds_to_ready() == 0.0
-    assert now == [0.0, 100.0]
 
 
 def tokens_within(batch: Batch) -> Batch:

@@ -140,13 +140,6 @@ def test_labels_come_later(tmp_path: Path) -> None:
         later.measure(training, Path(), 40, tmp_path / "40")
 
 
-def test_a_run_without_layers_is_the_ready_one(tmp_path: Path) -> None:
-    config, plain = (pruning.configuration(count, tmp_path) for count in (6, 0))
-    assert (config.base.prune_layers, plain.base.prune_layers) == (6, 0)
-    assert (config.data.train, config.data.calibration, config.data.test) == (300, 150, 372)
-    assert config.base.model_copy(update={"prune_layers": 0}) == plain.base
-
-
 @pytest.mark.exhaustive
 def test_runs_without_layers_are_measured(
     tiny_base_folder: Path, data_wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

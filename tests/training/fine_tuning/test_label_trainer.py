@@ -16,7 +16,6 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from laplora.errors import DataError, NonFiniteError
 from laplora.models.adapters import attach_adapter
-from laplora.models.lora import lora_layers, lora_of
 from laplora.predictor import Predictor
 from training.config import RunConfig, load_config
 from training.data.splitting import with_selection
@@ -123,6 +122,7 @@ def test_an_interrupted_one_keeps_the_same_step(
     assert read(config, "selected.json") == read(selecting, "selected.json")
 
 
+@pytest.mark.exhaustive
 def test_the_state_of_random_numbers_is_whole_or_not_there(
     selecting: RunConfig, tiny_base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +162,7 @@ def test_training_stops_where_nothing_gets_better(tiny_base_folder: Path, tmp_pa
     assert selected["trained_steps"] == selected["step"] + 2 * 4 < 200
 
 
+@pytest.mark.exhaustive
 def test_the_artifact_says_which_step_was_kept(tiny_base_folder: Path, tmp_path: Path) -> None:
     """And its posterior is of the rows that were trained on, also where every fold keeps a step of its own."""
     data = {"dataset": "file", "path": str(tmp_path / "reviews.jsonl"), "template": "sentiment"}
@@ -235,16 +236,6 @@ def test_rows_of_like_length_come_together_in_another_order_each_epoch() -> None
     assert all(padding(order) < 0.5 * padding(list(range(601))) for order in orders)
 
 
-def test_an_interrupted_run_goes_on_in_the_order_of_lengths(tiny_base_folder: Path, tmp_path: Path) -> None:
-    whole = finetuned(tmp_path / "whole", tiny_base_folder, group_by_length=True)
-    file = sentiment_config(tmp_path, tiny_base_folder, optimizer=SHORT | {"group_by_length": True})
-    interrupted_at(13, file)
-    assert job("finetune", file) == 0
-    assert same(adapter(load_config(file)), adapter(whole))
-    plain = finetuned(tmp_path / "plain", tiny_base_folder)
-    assert not same(adapter(plain), adapter(whole))
-
-
 # LoRA+.
 
 
@@ -257,17 +248,6 @@ def test_loraplus_takes_a_larger_step_in_every_lora_b(tiny_base_folder: Path, tm
         factor = 4 if ".lora_B." in name else 1
         torch.testing.assert_close(other[name], factor * tensor, rtol=1e-3, atol=1e-6)
     assert any(bool(t.any()) for name, t in one.items() if ".lora_B." in name)
-
-
-def test_rslora_scales_by_the_root_of_the_rank(tiny_base_folder: Path, tmp_path: Path) -> None:
-    """Also in the model that the artifact's jobs load: alpha 8 of rank 4 is 4 in place of 2."""
-    file = sentiment_config(
-        tmp_path, tiny_base_folder, optimizer=SHORT, adapter={"rank": 4, "alpha": 8, "dropout": 0.0, "rslora": True}
-    )
-    assert job("finetune", file) == 0
-    run = open_run(load_config(file))
-    model = attach_adapter(run.load_base(), run.folder / "adapter")
-    assert {lora_of(layer).scaling for layer in lora_layers(model).values()} == {4.0}
 
 
 def test_the_server_cuts_as_training_did(tiny_base_folder: Path, tmp_path: Path) -> None:

@@ -139,12 +139,3 @@ def test_a_base_that_is_spread_is_refused_before_ray_starts(capsys: pytest.Captu
     flags = ["run", "--config", str(config), "--set", "base.device_map=auto", "--launcher", "ray", "--workers", "1"]
     assert main(flags) == 1
     assert "leave out --launcher, or device_map" in capsys.readouterr().err
-
-
-def test_a_launcher_within_a_launcher_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("training.__main__._leave", lambda: None)
-    assert main(["finetune", "--config", "none.yaml", "--launcher", "ray", "--workers", "2"]) == 1
-    assert "starts the processes itself" in capsys.readouterr().err

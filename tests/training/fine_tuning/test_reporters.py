@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import job, sentiment_config
 
-from training.config import config_hash_fields, load_config
+from training.config import load_config
 
 
 @pytest.mark.parametrize("name", ["finetune", "run"])
@@ -25,13 +25,6 @@ def test_a_package_that_is_missing_is_named_first(
     assert job(name, file, "report_to=[mlflow]", "data.path=nowhere.jsonl") == 1
     assert "report_to: not installed: mlflow: pip install mlflow" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
-
-
-def test_where_curves_go_is_no_part_of_a_run(tiny_base_folder: Path, tmp_path: Path) -> None:
-    file = sentiment_config(tmp_path, tiny_base_folder)
-    plain, told = load_config(file), load_config(file, ["report_to=[tensorboard, wandb]"])
-    assert told.report_to == ("tensorboard", "wandb")
-    assert config_hash_fields(told) == config_hash_fields(plain)
 
 
 def test_tensorboard_has_the_log(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

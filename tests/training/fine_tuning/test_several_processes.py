@@ -19,7 +19,7 @@ from laplora.workers import Workers
 from training.__main__ import main
 from training.config import load_config
 from training.fine_tuning.label_trainer import LengthGrouped
-from training.fine_tuning.shared_steps import SharedBatches, in_forward
+from training.fine_tuning.shared_steps import SharedBatches
 from training.workspace import processes
 from training.workspace.processes import own_device
 
@@ -131,23 +131,6 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
     assert list(batches) == first
     batches.set_epoch(1)
     assert list(batches) != first
-
-
-def test_work_is_done_in_the_forward_of_a_wrapped_module() -> None:
-    class Watched(torch.nn.Linear):
-        depth = 0
-
-        def __call__(self, *arguments: Any, **options: Any) -> Any:
-            self.depth += 1
-            try:
-                return super().__call__(*arguments, **options)
-            finally:
-                self.depth -= 1
-
-    model = Watched(2, 1)
-    seen = in_forward(model, lambda inner: torch.tensor(inner.depth))
-    assert int(seen) == 1
-    assert model(torch.ones(1, 2)).shape == (1, 1)  # its own forward is back
 
 
 def test_a_job_of_one_process_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,11 +59,6 @@ def test_equal_values_as_printed_are_all_best_and_a_lone_method_is_not() -> None
     assert "**" not in results_table({"map": one})
 
 
-def test_a_missing_auroc_is_a_dash() -> None:
-    perfect = evaluate_probs(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1]), resamples=10)
-    assert "| - |" in results_table({"map": perfect, "laplace": perfect})
-
-
 @pytest.mark.parametrize("width", [80, 60])
 def test_a_terminal_shows_every_digit(
     width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -114,9 +109,3 @@ def test_reliability_panels_show_each_method_with_its_ece_and_all_rows() -> None
         assert f"ECE {evaluation.ece:.3f}" in title
     counts = [sum(int(t.get_text()) for t in axes.texts) for axes in figure.axes if axes.texts]
     assert counts == [120] * 6
-
-
-def test_two_class_panels_start_at_one_half() -> None:
-    # Two classes have a confidence of at least one half, in the bin (7/15, 8/15].
-    figure = reliability_figure(evaluations(2), title="t")
-    assert figure.axes[0].get_xlim() == pytest.approx((7 / 15, 1))

@@ -13,13 +13,10 @@ from tiny_runs import job, sentiment_config
 from transformers import AutoModelForCausalLM
 
 from laplora.errors import ConfigError, ModelError
-from training.config import RunConfig, config_hash_fields, load_config
-from training.config.folders import configuration_digest
+from training.config import RunConfig, load_config
 from training.config.size_defaults import SIZES, STEPS, size_defaults
 from training.workspace.base_size import parameter_count
 from training.workspace.filled_in import filled_in
-
-GIVEN = {"learning_rate": 1e-2, "steps": 24}
 
 
 def configuration(**optimizer: Any) -> RunConfig:
@@ -41,16 +38,6 @@ def test_epochs_are_so_many_steps(epochs: float, rows: int, batch_size: int, ste
     assert (made.optimizer.step_count, made.optimizer.epochs) == (steps, None)
 
 
-def test_a_configuration_in_epochs_is_the_one_in_as_many_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    """So they have one digest, one folder and one result."""
-    in_steps, in_epochs = configuration(**GIVEN), configuration(learning_rate=1e-2, epochs=4)
-    assert filled_in(in_steps, 36, not_counted) is in_steps
-    made = filled_in(in_epochs, 36, not_counted)
-    assert "4 epochs of 36 rows, 6 a step: 24 steps" in capsys.readouterr().out
-    one, other = (configuration_digest(config_hash_fields(config)) for config in (in_steps, made))
-    assert one == other
-
-
 @pytest.mark.parametrize("parameters", [134_515_008, 1_500_000_000, 6_738_415_616])
 def test_the_size_says_what_is_left_open(parameters: int, capsys: pytest.CaptureFixture[str]) -> None:
     size, optimizer = size_defaults(parameters), filled_in(configuration(), 300, lambda: parameters).optimizer
@@ -64,12 +51,6 @@ def test_what_is_given_wins() -> None:
     length = filled_in(configuration(steps=7), 300, lambda: 10**8).optimizer
     assert (rate.learning_rate, rate.steps) == (0.5, filled_in(configuration(), 300, lambda: 10**8).optimizer.steps)
     assert (length.learning_rate, length.steps) == (size_defaults(10**8).learning_rate, 7)
-
-
-def test_smaller_bases_take_larger_steps() -> None:
-    rates = [size.learning_rate for size in SIZES]
-    assert rates == sorted(rates, reverse=True)
-    assert SIZES[-1].below == float("inf")
 
 
 def test_parameters_are_those_of_the_loaded_model(tiny_base_folder: Path) -> None:
@@ -106,7 +87,3 @@ def test_a_run_that_says_nothing_of_its_training_is_recorded_filled_in(tiny_base
     recorded = json.loads((load_config(file).runs / "tiny-sentiment" / "config.json").read_text())["optimizer"]
     size = SIZES[0]
     assert (recorded["learning_rate"], recorded["steps"]) == (size.learning_rate, 2 * (size.epochs or 0))
-
-
-def test_many_rows_take_no_more_steps_than_a_large_base() -> None:
-    assert filled_in(configuration(), 10_000, lambda: 10**8).optimizer.steps == STEPS

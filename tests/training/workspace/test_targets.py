@@ -34,13 +34,3 @@ def test_of_probabilities_the_gradient_is_what_the_answer_has_too_much() -> None
     answers = logits.detach().masked_fill(~mask, -torch.inf).softmax(1)
     torch.testing.assert_close(gradient, (answers - targets) / 5)
     assert not gradient[~mask].any()
-
-
-def test_a_mixture_of_targets_has_the_mixture_of_losses() -> None:
-    logits, mask = rows()
-    labels = F.one_hot(torch.tensor([1, 2, 3, 0, 0]), 4).float()
-    uniform = mask / mask.sum(1, keepdim=True)
-    mixed = target_loss(logits, labels.lerp(uniform, 0.3), mask)
-    torch.testing.assert_close(
-        mixed, 0.7 * target_loss(logits, labels, mask) + 0.3 * target_loss(logits, uniform, mask)
-    )
