@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import uvicorn
 import yaml
-from programs import needs
-from proxy_process import COMPOSE, TEMPLATE, certify, defaults, filled_in, needs_nginx
-from server_process import ROOT
+from proxy_process import COMPOSE, TEMPLATE, defaults
 
 from service.errors import ERROR_KINDS
 from service.security.access import ACCESS
@@ -24,28 +20,6 @@ PROXY_CODES = {"server_unreachable": 503}
 def test_every_value_of_the_template_has_a_default_in_compose() -> None:
     named = set(re.findall(r"\$\{(\w+)\}", TEMPLATE.read_text(encoding="utf-8")))
     assert named == set(defaults())
-
-
-@needs_nginx
-@needs("envsubst")
-def test_the_commands_of_the_readme_fill_in_the_template(tmp_path: Path) -> None:
-    """As they stand but for the server, the folder of bodies, and nginx, which is only asked whether it is content."""
-    page = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^Without Docker.*\n```sh\n(python -m service .* &\n[^`]+)```", page, re.M)
-    _, *commands = block.replace("/tmp/laplora-proxy", str(tmp_path / "bodies")).splitlines()
-    commands[-1], started, _ = commands[-1].partition(" && nginx ")
-    assert started
-    (tmp_path / "docker").symlink_to(COMPOSE.parent)
-    certify(tmp_path)
-    # Of root's environment: where nginx is.
-    environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
-    script = "set -e\n" + "\n".join(commands)
-    ended = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    own = {"UPSTREAM": "127.0.0.1:8000", "TEMP": str(tmp_path / "bodies")}
-    own |= {"CERTIFICATE": str(tmp_path / "tls.crt"), "CERTIFICATE_KEY": str(tmp_path / "tls.key")}
-    values = defaults() | {f"PROXY_{name}": value for name, value in own.items()}
-    assert (tmp_path / "nginx.conf").read_text(encoding="utf-8") == filled_in(values)
 
 
 def test_the_values_fit_the_servers_own() -> None:
