@@ -84,25 +84,18 @@ def test_an_ece_has_no_interval_and_is_not_bold() -> None:
 
 
 def test_a_page_is_read_aloud() -> None:
-    """One main heading, no level left out, a caption for each table, words for each chart, a name for each region."""
+    """One main heading, no level left out, a caption for each table, words for each chart; the rest is axe's."""
     page = Parsed(page_of(report()))
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
-    assert levels[0] == 1
-    assert levels.count(1) == 1
+    assert (levels[0], levels.count(1)) == (1, 1)
     assert all(after - before <= 1 for before, after in pairwise(levels))
-    ids = {attributes.get("id") for _, attributes in page.elements}
     captions = {one["id"] for one in page.tags("p") if one.get("class") == "caption"}
-    assert captions
     assert captions == {table["aria-labelledby"] for table in page.tags("table")}
-    assert len(captions) == len(page.tags("table"))
-    for chart in page.tags("svg"):
-        assert chart["role"] == "img"
-        assert chart["aria-labelledby"] in ids
-    assert len({chart["aria-labelledby"] for chart in page.tags("svg")}) == len(page.tags("svg"))
-    assert all(section["aria-labelledby"] in ids for section in page.tags("section"))
-    assert all(region["aria-labelledby"] in ids for region in page.tags("div") if "role" in region)
-    assert page.tags("html")[0]["lang"] == "en"
-    assert all("scope" in cell for cell in page.tags("th"))
+    assert len(captions) == len(page.tags("table")) > 0
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    named = {chart["aria-labelledby"] for chart in page.tags("svg")}
+    assert named <= ids
+    assert len(named) == len(page.tags("svg"))
 
 
 def test_a_page_needs_nothing_else_and_runs_nothing() -> None:

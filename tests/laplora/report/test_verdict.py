@@ -9,7 +9,6 @@ import torch
 from report_records import report
 from scipy import stats
 
-from laplora.report import verdict
 from laplora.report.records import Report, Rows
 from laplora.report.verdict import Share, judge, operating_point, rows_to_show
 
@@ -108,15 +107,6 @@ def test_what_is_only_not_rejected_is_not_called_shown() -> None:
     assert set(others.values()) <= {"unrejected", "no"}
 
 
-def test_a_share_has_its_exact_interval() -> None:
-    """Inverted from the binomial itself: at either end, what was counted or more extreme has a probability of 2.5 %."""
-    low, high = Share(9, 245).interval
-    assert stats.binom(245, low).sf(8) == pytest.approx(0.025)
-    assert stats.binom(245, high).cdf(9) == pytest.approx(0.025)
-    assert Share(0, 10).interval[0] == 0
-    assert Share(10, 10).interval[1] == 1
-
-
 def test_a_good_artifact_is_stopped_no_more_often_than_stated() -> None:
     """Of artifacts whose accepted answers err exactly at the target, at most 2.5 % are called worse than it."""
     rows, target = 200, 0.05
@@ -133,23 +123,10 @@ def test_what_is_off_by_more_than_chance_is_said() -> None:
     sure = torch.where(one.rows.probs > 0.5, 0.75, 0.25).double()
     off = replace(one, rows=replace(one.rows, probs=sure), methods=methods, gain=(0.02, 0.01, 0.03), unfamiliar=0.3)
     caveats = " ".join(judge(off).caveats)
-    for said in (
-        "off by more than chance",
-        "Temperature scaling",
-        "than the 90.0\xa0% that they promise",
-        "are unlike",
-    ):
-        assert said in caveats
+    said = ("off by more than chance", "Temperature scaling", "than the 90.0\xa0% that they promise", "are unlike")
+    assert all(one in caveats for one in said)
     assert list(outcomes(off).values()).count("no") == 4
     assert judge(off).kind == judge(one).kind
-
-
-def test_of_very_many_rows_some_say_what_chance_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = report(rows=1000, wrong=20, reviewed=300)
-    limit = {check.title: check.expected for check in judge(one).checks}["Calibrated (ECE)"]
-    monkeypatch.setattr(verdict, "_MOST_SIMULATED", 250)
-    fewer = {check.title: check.expected for check in judge(one).checks}["Calibrated (ECE)"]
-    assert float(limit.split()[2]) < float(fewer.split()[2])
 
 
 def test_what_few_rows_cannot_tell_is_open() -> None:
