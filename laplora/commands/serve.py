@@ -41,17 +41,13 @@ def serve(
     artifact: str = typer.Argument(
         ..., metavar="FOLDER|URL", help="The artifact, as posterior.save or a training run wrote it, or where it lies."
     ),
-    port: str | None = typer.Option(None, metavar="N", help="TCP port (default: 8000)."),
     engine: Engine = _ENGINE,
-    scorers: str | None = typer.Option(None, metavar="N", help="On Ray: scorers, or the fewest of them (default: 1)."),
-    max_scorers: str | None = typer.Option(
-        None, metavar="N", help="On Ray: most scorers; without it their number is fixed."
-    ),
 ) -> None:
     """Serve an artifact over HTTP, by default to this machine alone and without API keys.
 
-    The page to try it is at http://127.0.0.1:8000/ then. Every other flag goes to the server, such as --device cpu or
-    --keys FILE: python -m service --help lists them all, and python -m service.ray_serve --help those of Ray too.
+    The page to try it is at http://127.0.0.1:8000/ then. Every other flag goes to the server, such as --port 9000,
+    --device cpu or --keys FILE, and on Ray --scorers 2: python -m service --help lists them all, and python -m
+    service.ray_serve --help those of Ray too.
     Without --auth, --keys or --host it answers this machine alone, and asks for no key. On the cluster of RAY_ADDRESS
     one of --keys and --auth is to be given.
     """
@@ -59,21 +55,8 @@ def serve(
         raise ConfigError("the folder comes first, then the server's flags: laplora serve FOLDER --device cpu ...")
     if not is_address(artifact) and not Path(artifact).is_dir():
         raise ConfigError(f"no artifact at {artifact}: that is no folder")
-    said = {"--port": port, "--scorers": scorers, "--max-scorers": max_scorers}
-    flags = [part for flag, value in said.items() if value is not None for part in (flag, value)]
-    if engine is Engine.LOCAL and (scorers or max_scorers):
-        raise ConfigError("scorers are Ray's: give --engine ray as well")
-    run_server(["--artifact", artifact, *flags, *context.args], engine)
-
-
-def run_server(flags: Sequence[str], engine: Engine = Engine.LOCAL) -> None:
-    """Run the server in this process until it is stopped; it ends the process with its own status.
-
-    Raises:
-        ConfigError: the server's packages are not installed, or nobody says who may ask on a cluster.
-    """
-    find_rooms("service", "uvicorn")
-    given = list(flags)
+    _find_rooms("service", "uvicorn")
+    given = ["--artifact", artifact, *context.args]
     if engine is Engine.RAY and os.environ.get("RAY_ADDRESS"):
         if not _has_one_of(_ON_A_CLUSTER, given):
             raise ConfigError(
@@ -88,7 +71,7 @@ def run_server(flags: Sequence[str], engine: Engine = Engine.LOCAL) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def find_rooms(*packages: str) -> None:
+def _find_rooms(*packages: str) -> None:
     """Make sure that packages can be imported; those of this project are those beside this library.
 
     Raises:
