@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from job_calls import JSONL, holding, lines, poisoned, rows
 from job_servers import Servers, check_whole, has, job_until, submit_to
-from server_process import Process, metric, until
+from server_process import Process, metric, server_process, until
+from tiny_runs import FinishedRun
 
 SMALL_BATCHES = ("--batch-tokens", "40")
 
@@ -86,6 +87,23 @@ def test_uploads_that_break_off_or_are_refused_leave_nothing(servers: Servers) -
             response = client.post("/evaluate/jobs", content=content, headers=JSONL)
             assert (response.status_code, response.json()["error"]["field"]) == (422, "lines.1")
         assert not part()
+
+
+def test_a_job_of_a_real_model_says_what_evaluate_says(sentiment_run: FinishedRun) -> None:
+    """Every row runs alone, so to the last bit."""
+    items = [
+        {"text": f"a {first} and {second} film .", "label": "positive" if i % 2 == 0 else "negative"}
+        for i, first in enumerate(("warm", "dull", "gripping", "hollow", "funny", "tedious"))
+        for second in ("warm", "dull", "gripping")
+    ]
+    command = ["-m", "service", "--artifact", str(sentiment_run.artifact), "--device", "cpu", "--batch-tokens", "1"]
+    with server_process(command) as process, process.client() as client:
+        job = job_until(client, submit_to(client, items), has("done"), pause_s=0.05)
+        direct = client.post("/evaluate", json={"inputs": items, "options": {"resamples": 10}}).json()
+    del direct["timing_ms"]
+    assert 0 <= direct["unfamiliar"] <= 1
+    assert job["result"] == direct
+    assert {"map", "laplace", "temperature"} <= set(job["partial"])
 
 
 # Disks without room
