@@ -16,7 +16,8 @@ from laplora.errors import ConfigError, first_line, needs
 _STARTS = 3
 #: Seconds for which a cluster elsewhere may take to accept a connection.
 _REACH_S = 20.0
-#: Memory of the objects that a cluster in this machine shares: little but the work's description goes through it.
+#: Memory of the objects that a cluster in this machine shares: descriptions of work and blocks of answers go through
+#: it, and Ray puts on disk what does not fit.
 OBJECT_STORE_BYTES = 100 * 2**20
 
 
