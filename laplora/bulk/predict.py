@@ -103,4 +103,4 @@ def answer_window(predictor: Predictor, window: Sequence[Row], how: How) -> Iter
             line = written_answer(answer[0], fields, id=id)
         except LaploraError as error:
             line = {"line": number, "error": {"message": str(error), "field": getattr(error, "field", None)}}
-        yield json.dumps(line, ensure_ascii=False).encode() + b"\n", "error" in line
+        yield json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n", "error" in line

@@ -136,7 +136,7 @@ def test_a_target_that_is_there_stays(sentiment_run: FinishedRun, source: Path, 
     assert not (tmp_path / "out.jsonl.parts").exists()
 
 
-@pytest.mark.parametrize("ids", [[7, 2**60, -1], [1.5, 2.0, None], ["a", "b", None]])
+@pytest.mark.parametrize("ids", [[7, 2**60, -1], [1.5, 2.0, None], ["a", "ß", None]])
 def test_an_id_comes_back_as_it_was_of_every_format(sentiment_run: FinishedRun, tmp_path: Path, ids: list[Any]) -> None:
     rows = [{"id": given, "text": row["text"], "year": 1999} for given, row in zip(ids, ROWS, strict=False)]
     table = write_parquet(tmp_path / "in.parquet", rows, 2)

@@ -53,12 +53,12 @@ def test_a_line_without_an_answer_has_its_place_and_its_number(
 ) -> None:
     monkeypatch.setattr("laplora.data.lines.LINE_BYTES", 200)
     long = json.dumps({"text": "long " * 100}).encode() + b"\n"
-    lines = (
-        b'{"text": "a"}\n\nnone\n{"title": "a"}\n\xff\xfe\n' + long + b'[1]\n{"id": [3], "text": "b"}\n{"text": "c"}'
-    )
+    lines = b'{"text": "a"}\n\nnone\n{"title": "a"}\n\xff\xfe\n' + long + b'[1]\n{"id": [3], "text": "b"}\n'
+    lines += b'{"id": "\\ud800", "text": "c"}\n{"\\udfff": "d"}'
     status, found = predict(sentiment_run, lines, monkeypatch, capfdbinary)
     assert status == 1
-    assert [one.get("line") for one in found] == [None, 3, 4, 5, 6, 7, 8, None]
+    assert [one.get("line") for one in found] == [None, 3, 4, 5, 6, 7, 8, None, 10]
+    assert found[7]["id"] == "\ud800"
     messages = [one["error"]["message"] for one in found if "error" in one]
     assert "200 bytes" in messages[3]
     assert found[2]["error"]["field"] in ("text", "title")
