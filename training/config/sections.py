@@ -25,8 +25,8 @@ class BaseConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     device_map: Sharing | dict[str, int | str] | None = Field(
         None,
-        description="spreads the base over several GPUs of one process: auto, balanced, balanced_low_0, sequential, or "
-        "the GPU of each module by its path, the input embedding's first; null: it is on the one device",
+        description="spreads the base over several GPUs of one process: one of accelerate's ways, or the GPU of each "
+        "module by its path, the input embedding's first; null: it is on the one device",
     )
     max_memory: dict[int | str, int | str] | None = Field(
         None, description="most weights on each GPU with device_map, as {0: 20GiB, 1: 20GiB}; null: what is free there"
