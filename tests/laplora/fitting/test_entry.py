@@ -98,8 +98,9 @@ def test_the_artifact_is_that_of_the_jobs(saved: Path, sentiment_run: FinishedRu
     one, other = (m.model_dump(mode="json", exclude=about_the_call) for m in (mine, jobs))
     assert one == other
     for predictive in mine.predictives:
-        # the jobs read float32 factors
-        assert mine.metrics[predictive] == pytest.approx(jobs.metrics[predictive], rel=1e-6)
+        # None without a mistake to rank; the jobs read float32 factors
+        measured, theirs = ({k: v for k, v in m.metrics[predictive].items() if v is not None} for m in (mine, jobs))
+        assert measured == pytest.approx(theirs, rel=1e-6)
     recorded, again = (json.loads((folder / "golden.json").read_text()) for folder in (saved, sentiment_run.artifact))
     assert recorded == again
 
