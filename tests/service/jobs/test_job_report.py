@@ -13,6 +13,7 @@ import pytest
 from job_calls import ended, held, rows, submit
 from serving import FakePredictor, Served, code, serve
 
+from laplora.answers.reporting import MeasuredRows
 from service.errors import ReportNotFoundError
 from service.jobs.reading import report as job_reports
 
@@ -112,4 +113,4 @@ async def test_unfamiliar_rows_are_counted_among_the_rows_that_are_looked_at(ser
         result.unfamiliar = share
         assert job_reports.job_report(job, result, taken, manifest, texts=False).unfamiliar == shown
     with pytest.raises(ReportNotFoundError, match="no row"):
-        job_reports.job_report(job, result, job_reports.MeasuredRows(), manifest, texts=False)
+        job_reports.job_report(job, result, MeasuredRows(), manifest, texts=False)
