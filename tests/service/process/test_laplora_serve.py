@@ -65,12 +65,6 @@ def test_a_flag_before_the_folder_would_hide_it(capsys: pytest.CaptureFixture[st
     assert "the folder comes first" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
-    with server_process(["-m", "laplora", "serve", str(tmp_path)]) as process:
-        assert process.left() == 2
-        assert "no artifact at" in process.log
-
-
 def test_the_script_is_this_command() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {"laplora": f"{main.__module__}:{main.__name__}"}

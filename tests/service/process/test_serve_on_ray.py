@@ -226,8 +226,3 @@ def test_a_wrong_file_is_said_without_its_values(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"python -m service.ray_serve: {file}: {said}")
     assert "unmistakable" not in line.removeprefix(f"python -m service.ray_serve: {file}: {said}")
-
-
-def test_the_sizes_have_a_meaning_each() -> None:
-    fields: dict[str, Any] = {**Flags.model_fields}
-    assert {name for name, field in fields.items() if not field.description} == set()
