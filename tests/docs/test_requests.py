@@ -112,7 +112,7 @@ def test_there_are_examples_of_every_kind() -> None:
     paths = {example.request().url.path for example in EXAMPLES}
     assert {"/predict", "/evaluate", "/artifacts", "/artifacts/fake/activate", "/health/ready", "/feedback"} <= paths
     assert {example.block.page for example in EXAMPLES} == set(PAGES)
-    assert len(JOB) == 7
+    assert len(JOB) == 4
 
 
 def names(answer: Any) -> list[set[str]]:
