@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from laplora.errors import ConfigError, TooManyTokensError
+from laplora.errors import TooManyTokensError
 from laplora.models.base import load_tokenizer
 from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.rows import encode
@@ -63,9 +63,7 @@ def test_what_fits_or_may_not_be_cut_is_as_without(tokenizer: Any) -> None:
     prompt = {"prompt": LONG}
     whole = encode(tokenizer, LONG, 2, max_tokens=16, truncate=True)
     assert encode_inputs(tokenizer, template("right"), prompt, LABELS, max_tokens=16, truncate=True) == whole
-
-
-def test_other_fields_that_are_too_long_leave_the_prompt_to_be_cut(tokenizer: Any) -> None:
+    # Other fields that are too long leave the prompt to be cut.
     assert row(tokenizer, "right", LONG, 10) == row(tokenizer, None, LONG, 10)
 
 
@@ -84,9 +82,3 @@ def test_any_text_fits_and_keeps_what_is_around_it(tokenizer: Any, body: str, si
     if found.truncated:
         assert text.startswith("Read this: ") == (row(tokenizer, None, body, limit) != found)
         assert text.endswith(" By Ann. Is it good? Answer:")
-
-
-@pytest.mark.parametrize("field", ["title", "choices"])
-def test_a_field_that_cannot_be_cut_is_named(field: str) -> None:
-    with pytest.raises(ConfigError, match=f"has no text '{field}' to cut: it has \\['question'\\]"):
-        PromptTemplate("t", 1, "{question} {choices}", cut=Cut(field))

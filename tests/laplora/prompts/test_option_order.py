@@ -44,10 +44,8 @@ def test_counts_that_do_not_fit_the_batch_are_refused() -> None:
 
 
 def test_restored_logits_stand_where_the_user_put_their_option() -> None:
-    scores = {"a": 1.0, "b": 2.0, "c": 3.0}
-    shown = reverse_choices({"choices": ["a", "b", "c"]})["choices"]
-    logits = torch.tensor([[scores[c] for c in shown] + [9.0]])  # a fourth class that this row does not have
-    assert restore_logits(logits, [3]).tolist() == [[1.0, 2.0, 3.0, 9.0]]
+    # The fourth class is one that the row does not have.
+    assert restore_logits(torch.tensor([[3.0, 2.0, 1.0, 9.0]]), [3]).tolist() == [[1.0, 2.0, 3.0, 9.0]]
 
 
 @given(classes=st.integers(2, 6), seed=st.integers(0, 10**6), data=st.data())

@@ -17,6 +17,7 @@ from laplora.errors import ConfigError, InvalidInputError, LabelTokenError, TooM
 from laplora.prompts.rows import EncodedRow, collate, encode
 from laplora.prompts.templates import (
     TEMPLATES,
+    Cut,
     PromptTemplate,
     render,
     resolve_label_sequences,
@@ -88,14 +89,13 @@ def test_an_input_that_does_not_fit_is_refused_by_field(inputs: dict[str, Any], 
     assert "secret" not in str(caught.value)
 
 
-def test_a_choice_is_written_with_its_label_and_text_alone() -> None:
-    """Another field was a KeyError at the first prompt."""
+def test_templates_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match=r"writes a choice with \['name'\]"):
         PromptTemplate("x", 1, "{question} {choices}", choice="{label}: {name}")
     assert PromptTemplate("x", 1, "{question} {choices}", choice="{{{label}}} {text}").takes_choices
-
-
-def test_a_template_without_a_placeholder_is_refused() -> None:
+    for field in ("title", "choices"):
+        with pytest.raises(ConfigError, match=f"has no text '{field}' to cut: it has \\['question'\\]"):
+            PromptTemplate("t", 1, "{question} {choices}", cut=Cut(field))
     with pytest.raises(ConfigError, match=r"no \{field\} placeholder"):
         PromptTemplate("t", 1, "Answer:")
 
@@ -152,22 +152,17 @@ def test_label_sequences_are_what_a_generation_would_emit(smollm: Any) -> None:
     ("template", "labels", "message"),
     [
         (ANSWER, (" Yes", " Yes"), "labels ' Yes' and ' Yes' collide: both are the tokens"),
-        (BARE, ("映", "画"), "label '映' must|collide"),
         (ANSWER, (" Yes", ""), "label '' must add tokens after the prompt"),
         (ANSWER, (" Yes",), "at least two"),
+        # Answer and Answers are one token each: nothing stands after the prompt.
+        (PromptTemplate("t", 1, "{text} Answer"), (" no", "s"), "label 's' must add tokens after the prompt and leave"),
     ],
 )
 def test_label_sequences_that_cannot_be_told_apart(
-    metaspace: Any, template: PromptTemplate, labels: tuple[str, ...], message: str
+    smollm: Any, template: PromptTemplate, labels: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(LabelTokenError, match=message):
-        resolve_label_sequences(metaspace, template, labels)
-
-
-def test_a_label_that_changes_the_prompts_tokens_is_refused(smollm: Any) -> None:
-    """The words Answer and Answers are one token each: nothing stands after the prompt."""
-    with pytest.raises(LabelTokenError, match="label 's' must add tokens after the prompt and leave"):
-        resolve_label_sequences(smollm, PromptTemplate("t", 1, "{text} Answer"), (" no", "s"))
+        resolve_label_sequences(smollm, template, labels)
 
 
 def test_truncation_keeps_the_end_and_a_leading_special_token(smollm: Any, metaspace: Any) -> None:
@@ -189,10 +184,10 @@ def test_truncation_on_the_right_keeps_the_start_and_a_trailing_special_token(me
 
 
 def test_a_prompt_at_the_limit_is_whole_and_one_over_is_refused(smollm: Any) -> None:
-    length = len(smollm.encode("one two three four"))
-    assert not encode(smollm, "one two three four", 2, max_tokens=length, truncate=False).truncated
+    text, length = "one two three four", len(smollm.encode("one two three four"))
+    assert not encode(smollm, text, 2, max_tokens=length, truncate=False).truncated
     with pytest.raises(TooManyTokensError, match=f"has {length} tokens, the limit is {length - 1}") as caught:
-        encode(smollm, "one two three four", 2, max_tokens=length - 1, truncate=False)
+        encode(smollm, text, 2, max_tokens=length - 1, truncate=False)
     assert (caught.value.got, caught.value.limit) == (length, length - 1)
 
 
@@ -210,32 +205,22 @@ def test_batches_keep_to_their_rows_and_padded_tokens(most: int) -> None:
     assert [len(batch) for batch in batches(rows[:11], 8)] == [8, 3]
 
 
-def test_batches_are_padded_on_the_left() -> None:
-    batch = collate(
-        [EncodedRow((5, 6, 7), 2), EncodedRow((8,), 3), EncodedRow((9, 10), 3)], class_count=3, pad_token_id=99
-    )
-    assert batch.input_ids.tolist() == [[5, 6, 7], [99, 99, 8], [99, 9, 10]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
-    assert batch.position_ids.tolist() == [[0, 1, 2], [0, 0, 0], [0, 0, 1]]
-    assert batch.class_mask.tolist() == [[True, True, False], [True] * 3, [True] * 3]
-    assert len(batch) == 3
-
-
-def test_batches_of_encoders_are_padded_on_the_right_and_count_positions_themselves() -> None:
-    batch = collate([EncodedRow((5, 6, 7), 2), EncodedRow((8,), 2)], class_count=2, pad_token_id=99, side="right")
+def test_batches_are_padded_on_the_left_and_of_encoders_on_the_right() -> None:
+    rows = [EncodedRow((5, 6, 7), 2), EncodedRow((8,), 3)]
+    batch = collate(rows, class_count=3, pad_token_id=99)
+    assert batch.input_ids.tolist() == [[5, 6, 7], [99, 99, 8]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert batch.position_ids.tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert batch.class_mask.tolist() == [[True, True, False], [True] * 3]
+    batch = collate(rows, class_count=3, pad_token_id=99, side="right")
     assert batch.input_ids.tolist() == [[5, 6, 7], [8, 99, 99]]
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch.to("cpu").inputs.keys() == {"input_ids", "attention_mask"}
-
-
-def test_a_pad_token_inside_a_prompt_is_a_real_token() -> None:
-    """Padding is known by place, never by value: many tokenizers pad with a token that prompts hold."""
-    batch = collate([EncodedRow((99, 5, 99), 2), EncodedRow((5,), 2)], class_count=2, pad_token_id=99)
-    assert batch.attention_mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert batch.to("cpu").inputs.keys() == {"input_ids", "attention_mask"}  # they count positions themselves
 
 
 @given(st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=9), min_size=1, max_size=6))
 def test_a_row_is_the_same_in_every_batch(rows: list[list[int]]) -> None:
+    """Padding is known by place, never by value: many tokenizers pad with a token that prompts hold."""
     batch = collate([EncodedRow(tuple(r), 2) for r in rows], class_count=2, pad_token_id=0)
     for i, row in enumerate(rows):
         real = batch.attention_mask[i].bool()

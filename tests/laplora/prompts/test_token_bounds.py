@@ -52,12 +52,10 @@ def test_cut_text_has_the_tokens_of_the_whole(smollm: Any, max_tokens: int) -> N
         bounds, rng = token_bounds(tokenizer), random.Random(max_tokens)
         for _ in range(40):
             text = "".join(rng.choice(PIECES) * rng.choice((1, 1, 1, 2, 12)) for _ in range(60))
-            plain = encode(tokenizer, text, 2, max_tokens=max_tokens, truncate=True)
-            assert encode(tokenizer, text, 2, max_tokens=max_tokens, truncate=True, bounds=bounds) == plain
-            start = encode(tokenizer, text, 2, max_tokens=max_tokens, truncate=True, side="right")
-            assert start == encode(
-                tokenizer, text, 2, max_tokens=max_tokens, truncate=True, bounds=bounds, side="right"
-            )
+            how: dict[str, Any] = {"max_tokens": max_tokens, "truncate": True}
+            assert encode(tokenizer, text, 2, **how, bounds=bounds) == encode(tokenizer, text, 2, **how)
+            start = encode(tokenizer, text, 2, **how, side="right")
+            assert start == encode(tokenizer, text, 2, **how, bounds=bounds, side="right")
             assert start.token_ids == tuple(tokenizer.encode(text)[:max_tokens])
             assert bounds.fewest(len(text.encode())) <= len(tokenizer.encode(text))
             cut += (bounds.tail(text, max_tokens) != text) + (bounds.start(text, max_tokens) != text)
@@ -79,14 +77,8 @@ def test_text_without_a_place_to_cut_stays_whole() -> None:
 
 
 def test_a_text_above_the_bound_is_not_tokenised(smollm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    tokenize = smollm.encode
-
-    def counted(text: str) -> Any:
-        seen.append(len(text))
-        return tokenize(text)
-
-    monkeypatch.setattr(smollm, "encode", counted)
+    seen, tokenize = list[int](), smollm.encode
+    monkeypatch.setattr(smollm, "encode", lambda text: seen.append(len(text)) or tokenize(text))
     text = "a long film . " * 100_000
     bounds = token_bounds(smollm)
     with pytest.raises(TooManyTokensError) as caught:
@@ -96,28 +88,20 @@ def test_a_text_above_the_bound_is_not_tokenised(smollm: Any, monkeypatch: pytes
     assert sum(seen) < 2 * 64 * 81
 
 
-def no_pattern(inner: Tokenizer) -> None:
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+WHOLE_TEXT = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+SPLIT = pre_tokenizers.Split(Regex(r"(?<=a)b|\s+"), "isolated")
 
 
-def other_pattern(inner: Tokenizer) -> None:
-    split = pre_tokenizers.Split(Regex(r"(?<=a)b|\s+"), "isolated")
-    inner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-
-
-def normalised(inner: Tokenizer) -> None:
-    inner.normalizer = normalizers.Strip()
-
-
-def swallows_spaces(inner: Tokenizer) -> None:
-    inner.add_special_tokens([AddedToken("<x>", lstrip=True)])
-
-
-def spaced_name(inner: Tokenizer) -> None:
-    inner.add_special_tokens([AddedToken("<a b>")])
-
-
-@pytest.mark.parametrize("change", [no_pattern, other_pattern, normalised, swallows_spaces, spaced_name])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda inner: setattr(inner, "pre_tokenizer", WHOLE_TEXT),
+        lambda inner: setattr(inner, "pre_tokenizer", pre_tokenizers.Sequence([SPLIT, WHOLE_TEXT])),
+        lambda inner: setattr(inner, "normalizer", normalizers.Strip()),
+        lambda inner: inner.add_special_tokens([AddedToken("<x>", lstrip=True)]),
+        lambda inner: inner.add_special_tokens([AddedToken("<a b>")]),
+    ],
+)
 def test_other_tokenisers_have_no_bound(change: Callable[[Tokenizer], None]) -> None:
     assert token_bounds(byte_level(change)) == UNBOUNDED
 
