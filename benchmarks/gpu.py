@@ -35,7 +35,7 @@ from benchmarks.harness.timing import exactly, in_turns, ratio, spread
 from benchmarks.speed.parts.fit import with_posterior
 from laplora.errors import ModelError
 from laplora.models.base import resolve_device
-from laplora.predictive.member_outputs import MemberSet, member_outputs
+from laplora.predictive.batch_outputs import AdaptedModel, batch_outputs
 from training.config import RunConfig, load_config
 from training.workspace.targets import target_loss
 
@@ -75,13 +75,13 @@ QUICK = Sizes(16, (2, 4), 4, answers=3, turns=2, steps=1)
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: members with a posterior; ``title`` begins the records' names.
+    """What is measured: a model with a posterior; ``title`` begins the records' names.
 
     ``held_bytes`` is what its weights take. ``fit_bytes`` and ``fit_s`` are those of its posterior, above the weights.
     """
 
     title: str
-    members: MemberSet
+    adapted: AdaptedModel
     conditions: Conditions
     sizes: Sizes
     held_bytes: int
@@ -91,7 +91,7 @@ class Subject:
     @property
     def device(self) -> str:
         """That the model is on."""
-        return str(next(self.members.model.parameters()).device)
+        return str(next(self.adapted.model.parameters()).device)
 
     def record(self, name: str, *rest: Any, **target: Any) -> Record:
         """Return a figure of this subject."""
@@ -99,14 +99,14 @@ class Subject:
 
     def functions(self, rows: int, classes: int = 2) -> dict[str, Callable[[], Any]]:
         """Return a MAP and a Laplace answer to a batch; rows have no padding."""
-        members = self.members
-        if classes != members.readout.class_count:  # an adapted lm_head has as many rows as there are labels
-            members = with_classes(members, classes)
-            members = with_posterior(members, [random_batch(members, 2, 16)])
-        batch = random_batch(members, rows, self.sizes.tokens)
+        adapted = self.adapted
+        if classes != adapted.readout.class_count:  # an adapted lm_head has as many rows as there are labels
+            adapted = with_classes(adapted, classes)
+            adapted = with_posterior(adapted, [random_batch(adapted, 2, 16)])
+        batch = random_batch(adapted, rows, self.sizes.tokens)
         return {
-            "MAP": lambda: member_outputs(members, batch, covariance=False),
-            "Laplace": lambda: member_outputs(members, batch, covariance=True),
+            "MAP": lambda: batch_outputs(adapted, batch, covariance=False),
+            "Laplace": lambda: batch_outputs(adapted, batch, covariance=True),
         }
 
 
@@ -164,19 +164,19 @@ def measured(
         config = load_config(CONFIGS / f"{file}.yaml")
         settings = architecture(config.base.model, num_hidden_layers=layers)
         started = time.perf_counter()
-        members = random_model(settings, device=str(device), quantization="nf4", targets=config.adapter.targets)
+        adapted = random_model(settings, device=str(device), quantization="nf4", targets=config.adapter.targets)
         seconds = time.perf_counter() - started
-        subject = fitted(f"gpu, {model}'s shape, {layers} layers, NF4", members, conditions, sizes)
+        subject = fitted(f"gpu, {model}'s shape, {layers} layers, NF4", adapted, conditions, sizes)
         yield subject.record("time to make it, on the device", exactly(seconds), "seconds")
         expected = estimate(config, settings, tokens=sizes.tokens, classes=2)
         yield from training(subject, config, expected)
         counted = device.type == "cuda" and sizes.rows[0] == config.laplace.batch_size
         yield from subject_records(subject, expected.fit_bytes if counted else None)
-        del members, subject
+        del adapted, subject
         free(device)
     if artifact:
-        members = load_subject("nf4", str(device))
-        yield from subject_records(fitted("gpu, default artifact, NF4", members, conditions, sizes), None)
+        adapted = load_subject("nf4", str(device))
+        yield from subject_records(fitted("gpu, default artifact, NF4", adapted, conditions, sizes), None)
 
 
 def free(device: torch.device) -> None:
@@ -186,24 +186,24 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def fitted(title: str, members: MemberSet, conditions: Conditions, sizes: Sizes) -> Subject:
+def fitted(title: str, adapted: AdaptedModel, conditions: Conditions, sizes: Sizes) -> Subject:
     """Return the subject with a joint core over the whole adapter."""
-    device = str(next(members.model.parameters()).device)
-    made: list[MemberSet] = []
-    batches = [random_batch(members, sizes.rows[0], sizes.tokens)] * (sizes.fit_rows // sizes.rows[0])
-    with_posterior(members, batches[:1])  # the first Jacobians of a model compare two ways
+    device = str(next(adapted.model.parameters()).device)
+    made: list[AdaptedModel] = []
+    batches = [random_batch(adapted, sizes.rows[0], sizes.tokens)] * (sizes.fit_rows // sizes.rows[0])
+    with_posterior(adapted, batches[:1])  # the first Jacobians of a model compare two ways
     started = time.perf_counter()
-    peak = peak_bytes(lambda: made.append(with_posterior(members, batches)), device)
+    peak = peak_bytes(lambda: made.append(with_posterior(adapted, batches)), device)
     seconds = time.perf_counter() - started
-    return Subject(title, made[0], conditions, sizes, held_bytes(members.model), peak, seconds)
+    return Subject(title, made[0], conditions, sizes, held_bytes(adapted.model), peak, seconds)
 
 
 def training(subject: Subject, config: RunConfig, expected: RunEstimate) -> Iterator[Record]:
     """Yield time and memory of a training step, its batch as the configuration has it; the adapter moves."""
-    model, readout, rows = subject.members.model, subject.members.readout, config.optimizer.batch_size
-    batch = random_batch(subject.members, rows, subject.sizes.tokens)
+    model, readout, rows = subject.adapted.model, subject.adapted.readout, config.optimizer.batch_size
+    batch = random_batch(subject.adapted, rows, subject.sizes.tokens)
     labels = torch.zeros(rows, dtype=torch.int64, device=subject.device)
-    trained = list(subject.members.parameters.values())
+    trained = list(subject.adapted.parameters.values())
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, lr=1e-5)

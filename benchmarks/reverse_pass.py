@@ -24,8 +24,8 @@ from benchmarks.harness.timing import in_turns, ratio
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks, reverse_pass
 from laplora.models.lora import lora_layers, lora_of
 from laplora.models.quiet import quiet_loading
-from laplora.predictive.member_adapters import lora_parameters
-from laplora.predictive.member_outputs import Member, MemberSet
+from laplora.predictive.batch_outputs import AdaptedModel
+from laplora.predictive.lora_weights import lora_parameters
 from laplora.readouts.label_tokens import LabelTokens
 from training.report.markdown import fill, markdown_table
 
@@ -135,8 +135,8 @@ def cost(family: str, size: Size, dtype: torch.dtype, turns: int) -> dict[tuple[
     model = random_model(family, size, dtype)
     readouts = {classes: LabelTokens(tuple(range(100, 100 + classes))) for classes in CLASSES}
     readout = readouts[CLASSES[0]]
-    members = MemberSet(model, lora_parameters(model), readout, Member())
-    batch = random_batch(members, size.rows, size.tokens, padded=True)
+    adapted = AdaptedModel(model, lora_parameters(model), readout)
+    batch = random_batch(adapted, size.rows, size.tokens, padded=True)
 
     def forward() -> None:
         with torch.no_grad():

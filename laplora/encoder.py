@@ -14,9 +14,9 @@ from typing import Any
 from laplora.answers.order_answers import average_answer, encode_orders
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
+from laplora.artifact.adapted import check_tokenizer
 from laplora.artifact.folder import Artifact, is_fetched, read_artifact
 from laplora.artifact.manifest import SCORES
-from laplora.artifact.members import check_tokenizer
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError
 from laplora.models.base import load_tokenizer, locate_tokenizer

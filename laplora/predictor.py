@@ -15,10 +15,10 @@ from laplora.answers.golden import not_recorded, read_golden, verify_answers
 from laplora.answers.prediction import Prediction, build_predictions
 from laplora.answers.review_scores import ReviewScores, read_scores
 from laplora.answers.several_labels import build_several
+from laplora.artifact.adapted import attach, base_pin, check_base, load_adapted
 from laplora.artifact.fetched import DEFAULT_RULES, FetchRules, local_artifact
 from laplora.artifact.folder import Artifact, is_fetched, read_artifact
 from laplora.artifact.manifest import SCORES
-from laplora.artifact.members import attach, base_pin, check_base, load_members
 from laplora.artifact.readout_records import LabelSequencesRecord
 from laplora.classifier import batches
 from laplora.encoder import Encoder
@@ -34,8 +34,8 @@ from laplora.models.shared_base import SharedBases
 from laplora.models.spread import Spread
 from laplora.models.tensor_sizes import tensor_bytes
 from laplora.posterior.base import Posterior
+from laplora.predictive.batch_outputs import AdaptedModel, BatchOutputs, batch_outputs
 from laplora.predictive.kinds import PREDICTIVES, PredictiveName
-from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
 from laplora.prompts.rows import Batch, EncodedRow, collate
 from laplora.prompts.templates import beginning_tokens
 from laplora.readouts.contexts import shares_prompt
@@ -60,7 +60,7 @@ class Predictor(Encoder):
     def __init__(
         self,
         artifact: Artifact,
-        members: MemberSet,
+        adapted: AdaptedModel,
         tokenizer: Any,
         device: torch.device,
         base: LoadedBase,
@@ -69,7 +69,7 @@ class Predictor(Encoder):
         super().__init__(artifact, tokenizer, review_scores)
         self.device = device
         self.base = base
-        self._members = members
+        self._adapted = adapted
 
     @classmethod
     def load(
@@ -129,12 +129,12 @@ class Predictor(Encoder):
         reverse_pass(model, manifest.readout.readout())  # decided now, so that no request waits for it
         if isinstance(manifest.readout, LabelSequencesRecord):
             shares_prompt(model, 1)  # likewise
-        members = load_members(path, manifest, model, where)
-        if members.readout.side == "left" and members.readout.reads_last_token:
+        adapted = load_adapted(path, manifest, model, where)
+        if adapted.readout.side == "left" and adapted.readout.reads_last_token:
             begins = beginning_tokens(tokenizer, manifest.template.template())
-            members = replace(members, beginning=read_beginning(model, begins, max_tokens=manifest.max_tokens))
+            adapted = replace(adapted, beginning=read_beginning(model, begins, max_tokens=manifest.max_tokens))
         scores = read_scores(path / SCORES, manifest.servable, manifest.calibration.rows)
-        predictor = cls(artifact, members, tokenizer, where, base, scores)
+        predictor = cls(artifact, adapted, tokenizer, where, base, scores)
         if read_artifact(path).digest != artifact.digest:  # replaced meanwhile: tensors may be of either
             raise ArtifactCorruptError(f"artifact {artifact.name!r} was replaced while it was loaded: load it again")
         if verify_golden:
@@ -143,14 +143,14 @@ class Predictor(Encoder):
         return predictor
 
     @property
-    def members(self) -> MemberSet:
+    def adapted(self) -> AdaptedModel:
         """Its model with everything that the predictives average over."""
-        return self._members
+        return self._adapted
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
         """Where its base is: ``device`` first, and those that it is spread over."""
-        others = {parameter.device for parameter in self._members.model.parameters()} - {self.device}
+        others = {parameter.device for parameter in self._adapted.model.parameters()} - {self.device}
         return self.device, *sorted(others, key=str)
 
     @property
@@ -161,12 +161,12 @@ class Predictor(Encoder):
     @property
     def reverse_pass(self) -> ReversePass:
         """How its Jacobians are computed, and why."""
-        return reverse_pass(self._members.model, self._members.readout)
+        return reverse_pass(self._adapted.model, self._adapted.readout)
 
     @property
     def own_bytes(self) -> int:
         """Bytes of the tensors of adapters and posteriors; not those of the base."""
-        return tensor_bytes(self._members)
+        return tensor_bytes(self._adapted)
 
     @property
     def batch_tokens(self) -> int | None:
@@ -225,7 +225,7 @@ class Predictor(Encoder):
         outputs = self._outputs(rows, self.predictives)
         return {name: self._answers(rows, outputs, name) for name in self.predictives}
 
-    def _answers(self, rows: Sequence[EncodedRow], outputs: MemberOutputs, name: PredictiveName) -> list[Prediction]:
+    def _answers(self, rows: Sequence[EncodedRow], outputs: BatchOutputs, name: PredictiveName) -> list[Prediction]:
         manifest = self.artifact.manifest
         build = build_several if manifest.likelihood == "bernoulli" else build_predictions
         return build(manifest, rows, outputs, name)
@@ -233,26 +233,26 @@ class Predictor(Encoder):
     @property
     def posterior(self) -> Posterior:
         """The trained adapter's, on the device."""
-        assert self._members.trained.posterior is not None
-        return self._members.trained.posterior
+        assert self._adapted.posterior is not None
+        return self._adapted.posterior
 
     @property
     def precisions(self) -> torch.Tensor:
         """The prior precision of each block of the posterior, (blocks,) float64, on the device."""
-        assert self._members.trained.precisions is not None
-        return self._members.trained.precisions
+        assert self._adapted.precisions is not None
+        return self._adapted.precisions
 
     def _batch(self, rows: Sequence[EncodedRow]) -> Batch:
         return collate(
             rows,
             class_count=self.class_count,
             pad_token_id=self._tokenizer.pad_token_id,
-            side=self._members.readout.side,
+            side=self._adapted.readout.side,
         ).to(self.device)
 
-    def _outputs(self, rows: Sequence[EncodedRow], names: Sequence[PredictiveName]) -> MemberOutputs:
-        return member_outputs(
-            self._members, self._batch(rows), covariance=any(PREDICTIVES[name].covariance for name in names)
+    def _outputs(self, rows: Sequence[EncodedRow], names: Sequence[PredictiveName]) -> BatchOutputs:
+        return batch_outputs(
+            self._adapted, self._batch(rows), covariance=any(PREDICTIVES[name].covariance for name in names)
         )
 
     def device_tokens(self, row: EncodedRow) -> int:
@@ -261,8 +261,8 @@ class Predictor(Encoder):
         They are its own and, where labels are texts, those of the labels. Where several labels may be right, each has
         Jacobians of its own: above ``MANY_LABELS`` of them a row counts as more.
         """
-        readout = self._members.readout
-        tokens = model_tokens(self._members.model, readout, len(row.token_ids))
+        readout = self._adapted.readout
+        tokens = model_tokens(self._adapted.model, readout, len(row.token_ids))
         return tokens if readout.likelihood == "categorical" else tokens * max(1, -(-self.class_count // MANY_LABELS))
 
     def verify_golden(self, run: Callable[[Callable[[], list[Prediction]]], list[Prediction]] = call) -> None:

@@ -24,7 +24,7 @@ from benchmarks.speed.parts.fit import with_posterior
 from laplora.jacobians.attention import attention_gradients
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.models.spread import Spread
-from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
+from laplora.predictive.batch_outputs import AdaptedModel, batch_outputs
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow, collate
 from laplora.readouts.label_tokens import LabelTokens
@@ -67,10 +67,10 @@ def test_packed_jacobians_are_those_of_the_dequantized_model(
     label_ids = packed.artifact.manifest.readout.token_ids
     found = []
     for predictor in (packed, expanded):
-        blocks = find_blocks(predictor._members.model, 2)
-        member_outputs(predictor._members, batch, covariance=False)  # the order in which a server meets them
-        found.append(contrast_jacobians(predictor._members.model, batch, label_ids, blocks))
-    for block, one, other in zip(find_blocks(packed._members.model, 2), found[0].blocks, found[1].blocks, strict=True):
+        blocks = find_blocks(predictor._adapted.model, 2)
+        batch_outputs(predictor._adapted, batch, covariance=False)  # the order in which a server meets them
+        found.append(contrast_jacobians(predictor._adapted.model, batch, label_ids, blocks))
+    for block, one, other in zip(find_blocks(packed._adapted.model, 2), found[0].blocks, found[1].blocks, strict=True):
         size = float(other.jacobian.norm())
         if tokens == 1 and "q_proj" in block.name:
             continue  # a single token attends to itself only: its queries have no gradient
@@ -81,11 +81,11 @@ def test_packed_jacobians_are_those_of_the_dequantized_model(
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_reverse_pass_through_packed_weights_is_the_automatic_one(padded: bool) -> None:
     """Two layers of Llama-2-7B's shape in NF4, three contrasts; each pass rounds to bfloat16 in its own order."""
-    members = random_llama(2, device="cuda", quantization="nf4", classes=4)
-    batch = random_batch(members, 4, 40, padded=padded)
-    blocks = find_blocks(members.model, 4)
+    adapted = random_llama(2, device="cuda", quantization="nf4", classes=4)
+    batch = random_batch(adapted, 4, 40, padded=padded)
+    blocks = find_blocks(adapted.model, 4)
     written, automatic = (
-        contrast_jacobians(members.model, batch, members.readout, blocks, automatic=automatic)
+        contrast_jacobians(adapted.model, batch, adapted.readout, blocks, automatic=automatic)
         for automatic in (False, True)
     )
     for block, one, other in zip(blocks, written.blocks, automatic.blocks, strict=True):
@@ -136,10 +136,10 @@ def test_a_fit_on_the_card_is_the_one_on_the_cpu() -> None:
     there = copy.deepcopy(here.model).cuda()
     found = []
     for model in (here.model, there):
-        bare = MemberSet(model, {}, LabelTokens((100, 101)), Member())
+        bare = AdaptedModel(model, {}, LabelTokens((100, 101)))
         batch = random_batch(bare, 4, 24, padded=True)
-        members = with_posterior(bare, [batch])
-        found.append(member_outputs(members, batch, covariance=True).covariances["single"])
+        adapted = with_posterior(bare, [batch])
+        found.append(batch_outputs(adapted, batch, covariance=True).covariance)
     torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0)
 
 

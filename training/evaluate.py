@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from laplora.artifact.adapted import state_width
 from laplora.artifact.manifest import FAMILIARITY, POSTERIOR, REPORT_PAGE, SHIFT
-from laplora.artifact.members import state_width
 from laplora.classifier import Classifier, without_adapter
 from laplora.familiarity.file import read_familiarity_for
 from laplora.familiarity.percentile import is_unfamiliar

@@ -11,7 +11,7 @@ from typing import Any
 from laplora.fitting.fit import fit_rows
 from laplora.fitting.saving import record_of, write_fit
 from laplora.fitting.store import FolderStore, SharedStore
-from laplora.predictive.member_adapters import read_weights
+from laplora.predictive.lora_weights import read_weights
 from training.calibration.cross_fit import cross_fit_rows
 from training.calibration.fold_adapters import FoldAdapter
 from training.config import RunConfig

@@ -21,7 +21,7 @@ from laplora.errors import NonFiniteError
 from laplora.files import write_json, write_tensors
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base
 from laplora.models.quiet import quiet_loading
-from laplora.predictive.member_adapters import lora_parameters
+from laplora.predictive.lora_weights import lora_parameters
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import EncodedRow
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.harness.random_models import Quantization, random_model
-from laplora.predictive.member_outputs import MemberSet
+from laplora.predictive.batch_outputs import AdaptedModel
 
 #: Arguments of a LlamaConfig: what Touvron et al. (arXiv 2307.09288) train.
 LLAMA_2_7B = {
@@ -26,7 +26,7 @@ def random_llama(
     rank: int = 8,
     classes: int = 2,
     shape: dict[str, Any] = LLAMA_2_7B,
-) -> MemberSet:
+) -> AdaptedModel:
     """Return ``random_model`` of a Llama, queries and values adapted.
 
     Args:

@@ -14,8 +14,8 @@ from torch import nn
 
 from benchmarks.estimate.shapes import shape_model
 from laplora.models.lora import lora_layers, lora_of
-from laplora.predictive.member_adapters import lora_parameters
-from laplora.predictive.member_outputs import Member, MemberSet
+from laplora.predictive.batch_outputs import AdaptedModel
+from laplora.predictive.lora_weights import lora_parameters
 from laplora.readouts.label_tokens import LabelTokens
 
 Quantization = Literal["nf4", "none"]
@@ -31,7 +31,7 @@ def random_model(
     targets: Sequence[str] = ("q_proj", "v_proj"),
     rank: int = 8,
     classes: int = 2,
-) -> MemberSet:
+) -> AdaptedModel:
     """Return a random bfloat16 model in eval mode with random non-zero LoRA matrices; its member has no posterior.
 
     Args:
@@ -58,7 +58,7 @@ def random_model(
         for side in lora_of(layer).sides.values():
             side.weight.data.normal_(0, _SPREAD, generator=draw)
     model.requires_grad_(False).eval()
-    return MemberSet(model, lora_parameters(model), LabelTokens(tuple(range(100, 100 + classes))), Member())
+    return AdaptedModel(model, lora_parameters(model), LabelTokens(tuple(range(100, 100 + classes))))
 
 
 def _plain(name: str, shape: torch.Tensor, where: torch.device, draw: torch.Generator) -> nn.Parameter:

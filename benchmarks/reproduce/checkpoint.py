@@ -21,7 +21,7 @@ from laplora.fitting.evaluation import outputs_of
 from laplora.fitting.fit import Fit, fit_rows
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import FolderStore, digest, rows_digest
-from laplora.predictive.member_adapters import in_place, lora_parameters, read_weights
+from laplora.predictive.lora_weights import in_place, lora_parameters, read_weights
 from training.evaluate import plain_probs
 from training.workspace.kept import kept_adapter
 from training.workspace.provenance import adapter_inputs, curvature_inputs

@@ -1,4 +1,4 @@
-"""From what the members give for a batch to the answer of each row.
+"""From what a model gives for a batch to the answer of each row.
 
 Read ``prediction`` first: probabilities, uncertainty, flags, sets and decisions of one predictive. ``order_answers``
 averages one question over the orders of its options, ``review_scores`` decides for a risk that a request states, and

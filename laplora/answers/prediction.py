@@ -1,4 +1,4 @@
-"""From the members' outputs of a batch to its answers: probabilities, uncertainty, flags, sets and decisions."""
+"""From a model's outputs for a batch to its answers: probabilities, uncertainty, flags, sets and decisions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from laplora.decisions.conformal import label_sets
 from laplora.decisions.thresholds import Decision, Flag
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
 from laplora.linearised import PosteriorPredictive, class_probs, contrasts
+from laplora.predictive.batch_outputs import BatchOutputs
 from laplora.predictive.kinds import PredictiveName, predictive_probs
-from laplora.predictive.member_outputs import MemberOutputs
 from laplora.prompts.rows import EncodedRow
 
 
@@ -129,20 +129,19 @@ def verdicts(
     return Verdicts(sets, flags, decide(record.thresholds, score, flags))
 
 
-def mixtures(manifest: Manifest, outputs: MemberOutputs) -> dict[PredictiveName, PosteriorPredictive]:
+def mixtures(manifest: Manifest, outputs: BatchOutputs) -> dict[PredictiveName, PosteriorPredictive]:
     """Return the moments of every predictive of the artifact that the outputs are enough for."""
     moments = {}
     for name in manifest.predictives:
         spec = manifest.spec(name)
-        if spec.members not in outputs.means or (spec.covariance and spec.members not in outputs.covariances):
-            continue
-        covariances = outputs.covariances[spec.members] if spec.covariance else None
-        moments[name] = predictive_probs(spec, outputs.means[spec.members], covariances, outputs.class_mask)
+        covariance = outputs.covariance if spec.covariance else None
+        if spec.mean in outputs.means and spec.covariance == (covariance is not None):
+            moments[name] = predictive_probs(spec, outputs.means[spec.mean], covariance, outputs.class_mask)
     return moments
 
 
 def build_predictions(
-    manifest: Manifest, rows: Sequence[EncodedRow], outputs: MemberOutputs, name: PredictiveName
+    manifest: Manifest, rows: Sequence[EncodedRow], outputs: BatchOutputs, name: PredictiveName
 ) -> list[Prediction]:
     """Return the answers of one predictive that the outputs are enough for, in row order."""
     spec = manifest.spec(name)
@@ -152,7 +151,7 @@ def build_predictions(
     probs = map_probs if name == "map" else served.probs
     split = decompose(served)
     # Whether it averages over several weights, so that there is something epistemic to it.
-    spread = spec.covariance or spec.members != "single"
+    spread = spec.covariance or spec.mean != "plain"
     scores = {
         other: review_score(manifest.predictives[other].thresholds, probs=predictive.probs, map_probs=map_probs)
         for other, predictive in computed.items()
@@ -170,8 +169,7 @@ def build_predictions(
     )
     others = [other for other in computed if other not in ("map", name)]
     counts = [row.class_count for row in rows]
-    covariances = outputs.covariances.get("single")
-    centred = None if covariances is None else _centred(covariances, counts)
+    centred = None if outputs.covariance is None else _centred(outputs.covariance, counts)
     familiar = outputs.familiarity
     # As lists before the loop: a tensor's single elements cost microseconds each, for every row of every batch.
     best, at_map, mine, stds = (t.tolist() for t in (probs.argmax(1), map_probs, probs, served.std))

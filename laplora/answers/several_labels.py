@@ -22,14 +22,14 @@ from laplora.artifact.manifest import Manifest
 from laplora.decisions.conformal import present_sets
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
 from laplora.linearised import class_probs
+from laplora.predictive.batch_outputs import BatchOutputs
 from laplora.predictive.binary_rows import binary_outputs
 from laplora.predictive.kinds import PredictiveName
-from laplora.predictive.member_outputs import MemberOutputs
 from laplora.prompts.rows import EncodedRow
 
 
 def build_several(
-    manifest: Manifest, rows: Sequence[EncodedRow], outputs: MemberOutputs, name: PredictiveName
+    manifest: Manifest, rows: Sequence[EncodedRow], outputs: BatchOutputs, name: PredictiveName
 ) -> list[Prediction]:
     """Return the answers of one predictive that the outputs are enough for, in row order.
 
@@ -41,7 +41,7 @@ def build_several(
     computed = mixtures(manifest, binary)
     served, shape = computed[name], (len(rows), len(labels))
     split = decompose(served)
-    spread = spec.covariance or spec.members != "single"
+    spread = spec.covariance or spec.mean != "plain"
     map_probs = class_probs(binary.logits, binary.class_mask)
     scores = {
         other: review_score(manifest.predictives[other].thresholds, probs=predictive.probs, map_probs=map_probs)
@@ -69,7 +69,7 @@ def build_several(
     )
     decisions = decide(record.thresholds, scores[name], flags)
     others = [other for other in computed if other not in ("map", name)]
-    covariances = outputs.covariances.get("single")
+    covariances = outputs.covariance
     stds, at_map = served.std[:, 1].view(shape), map_probs[:, 1].view(shape)
     return [
         Prediction(

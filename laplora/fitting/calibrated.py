@@ -45,9 +45,9 @@ from laplora.models.in_memory import base_spec_of
 from laplora.models.lora import check_enabled
 from laplora.models.readout import base_of
 from laplora.posterior.base import block_precisions
+from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.predictive.kinds import PredictiveName
-from laplora.predictive.member_adapters import lora_parameters
-from laplora.predictive.member_outputs import Member, MemberSet
+from laplora.predictive.lora_weights import lora_parameters
 from laplora.predictor import Predictor
 from laplora.selection.suggest import Suggestion, suggest
 
@@ -84,10 +84,10 @@ class CalibratedPosterior:
         manifest = self._describe(_UNSAVED, BaseSpec(_UNSAVED, None, "none", "float32"), _UNSAVED, _UNSAVED)
         base = LoadedBase(base_of(classifier.model), HeldWeights("plain", "as the model was given"))
         artifact = Artifact(Path(_UNSAVED), manifest, _UNSAVED)
-        members = _members(classifier, fit)
-        self._parameters = members.parameters
+        adapted = _adapted(classifier, fit)
+        self._parameters = adapted.parameters
         self.predictor = Predictor(
-            artifact, members, classifier.tokenizer, classifier.device, base, {str(k): v for k, v in fit.scores.items()}
+            artifact, adapted, classifier.tokenizer, classifier.device, base, {str(k): v for k, v in fit.scores.items()}
         )
 
     def __repr__(self) -> str:
@@ -341,17 +341,18 @@ class CalibratedPosterior:
         )
 
 
-def _members(classifier: Classifier, fit: Fit) -> MemberSet:
+def _adapted(classifier: Classifier, fit: Fit) -> AdaptedModel:
     """Return everything that the predictives are made of, on the classifier's device or its blocks' devices."""
     names = [block.name for block in fit.posterior.blocks]
     model, device, by_block = classifier.model, classifier.device, classifier.block_devices(names)
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
     precisions = block_precisions(fit.served.prior, fit.posterior.blocks).to(device)
-    return MemberSet(
+    return AdaptedModel(
         model=model,
         parameters=lora_parameters(model),
         readout=classifier.readout,
-        trained=Member(fit.posterior.to(device, dtype, by_block), precisions),
+        posterior=fit.posterior.to(device, dtype, by_block),
+        precisions=precisions,
         shifts=shifts_of(fit.conditioned),
         familiarity=fit.familiar.familiarity if fit.familiar else None,
     )

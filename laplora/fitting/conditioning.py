@@ -178,7 +178,7 @@ class _Base:
 
 
 def shifts_of(conditioned: Mapping[Corrected, Conditioned]) -> dict[Corrected, Shift]:
-    """Return the shifts, as ``MemberSet`` has them."""
+    """Return the shifts, as ``AdaptedModel`` has them."""
     return {kind: one.shift for kind, one in conditioned.items()}
 
 

@@ -16,7 +16,7 @@ from laplora.fitting.fit import fit_rows
 from laplora.fitting.progress import Bars, Progress, Silent
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS, check_labels, read_rows, split_rows
 from laplora.fitting.settings import FitSettings
-from laplora.predictive.member_adapters import lora_parameters, read_weights
+from laplora.predictive.lora_weights import lora_parameters, read_weights
 from laplora.prompts.examples import Example
 
 #: Median probability of all labels after the prompt, below which prompt or labels are hardly those of the training.

@@ -43,7 +43,7 @@ class Fit:
         choices: every prior choice that is reported; served: the one of them that answers.
         log_likelihood: of the training rows, summed, nats.
         squared_distances: (blocks,) float64, of the trained weights from the prior's centre.
-        conditioned: by kind of members, how the calibration rows' labels correct its predictive; empty without them.
+        conditioned: by predictive, how the calibration rows' labels correct its predictive; empty without them.
         centred: whether that centre is the initial adapter; else it is zero.
         calibration: the calibration rows as the posterior sees them.
         many_classes: how it was fitted from fewer directions than contrasts; None where every one was computed.

@@ -134,9 +134,9 @@ def condition_on(
         FactorizationError, NonFiniteError: rows that no kernel fits, an answer that is not finite.
     """
     check_rows(classifier, examples, calibration)
-    manifest, members = packaged.artifact.manifest, packaged.members
-    assert members.trained.posterior is not None
-    posterior = members.trained.posterior.to("cpu", torch.float32)
+    manifest, adapted = packaged.artifact.manifest, packaged.adapted
+    assert adapted.posterior is not None
+    posterior = adapted.posterior.to("cpu", torch.float32)
     settings = settings_of(manifest, posterior.structure)
     count = len(examples) + len(calibration)
     check_conditioning(classifier, count, trained_on=False)
@@ -148,12 +148,12 @@ def condition_on(
         earlier = served_outputs(packaged, classifier, calibration, run, say, most_tokens).split
         rows, always = concatenated([earlier, rows]), len(earlier)
         fitted = replace(fitted, projected=rows.projected)
-    on_top = {} if calibration else {kind: (outputs.moved[kind], s.temperature) for kind, s in members.shifts.items()}
+    on_top = {} if calibration else {kind: (outputs.moved[kind], s.temperature) for kind, s in adapted.shifts.items()}
     conditioning = Conditioning.of(fitted, rows, on_top, always, kl_to_base=settings.kl_to_base)
     found: dict[Corrected, Conditioned] = {}
     for kind in CONDITIONED:
         one = conditioning.served(kind)
-        shift = added(members.shifts[kind], one.shift) if kind in on_top else one.shift
+        shift = added(adapted.shifts[kind], one.shift) if kind in on_top else one.shift
         found[kind] = replace(one, left_out=one.left_out[always:], shift=shift)
     split = outputs.split
     outputs = replace(

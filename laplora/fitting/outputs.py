@@ -35,7 +35,7 @@ class SplitOutputs:
     """Everything that a fit's predictives need of one split.
 
     Attributes:
-        moved: by kind of members (rows, classes - 1), what the calibration rows' labels add to the log probabilities.
+        moved: by predictive (rows, classes - 1), what the calibration rows' labels add to the log probabilities.
         temperature: of the predictive ``conditioned``.
         seen: whether the adapter was trained on these rows, which then cannot say that it could be surer.
     """
@@ -50,18 +50,18 @@ class SplitOutputs:
         """Return a predictive's mean (rows, classes - 1) and covariance, under its prior by default."""
         spec = PREDICTIVES[name]
         single = self.split.projected.contrast_mean
-        if spec.members == "conditioned":
-            return single + self.temperature * self.moved[spec.members], None
+        if spec.mean == "conditioned":
+            return single + self.temperature * self.moved[spec.mean], None
         if not spec.covariance:
             return single, None
         covariance = self.fitted.covariance(prior)
-        if spec.members == "laplace_conditioned":
-            single = single + tempering(covariance, self.split.class_mask) * self.moved[spec.members]
+        if spec.mean == "laplace_conditioned":
+            single = single + tempering(covariance, self.split.class_mask) * self.moved[spec.mean]
         return single, covariance
 
 
 def corrected(outputs: SplitOutputs, shifts: Mapping[Corrected, Shift]) -> SplitOutputs:
-    """Return outputs with what labels of other rows add to the log probabilities, by kind of members."""
+    """Return outputs with what labels of other rows add to the log probabilities, by predictive."""
     split = outputs.split
     moved: dict[Corrected, torch.Tensor] = {}
     for kind, shift in shifts.items():

@@ -14,7 +14,7 @@ from laplora.jacobians.blocks import Block
 from laplora.models.classifier_head import with_head_blocks
 from laplora.models.readout import head_name
 from laplora.posterior.base import Covariances, Granularity, Posterior
-from laplora.predictive.member_adapters import lora_parameters
+from laplora.predictive.lora_weights import lora_parameters
 from laplora.prior.evidence import choose_by_evidence, prior_of_l2
 from laplora.prior.search import PriorChoice
 from laplora.prior.validation import choose_by_validation

@@ -29,10 +29,10 @@ class LoadedClassifier(Classifier):
     def __init__(self, predictor: Predictor) -> None:
         """Take the predictor's model, tokenizer and prompt as they are."""
         manifest = predictor.artifact.manifest
-        self.model, self.tokenizer = predictor.members.model, predictor.tokenizer
+        self.model, self.tokenizer = predictor.adapted.model, predictor.tokenizer
         self.labels = self.verbalizers = manifest.labels
         self.template, self.max_tokens = manifest.template.template(), manifest.max_tokens
-        self.readout = predictor.members.readout
+        self.readout = predictor.adapted.readout
         self._pad_token_id = predictor.tokenizer.pad_token_id
 
 
@@ -49,9 +49,9 @@ def served_outputs(
     Args:
         most_tokens: of a batch, padded, as ``Predictor.device_tokens`` counts; a row with more runs alone. None: any.
     """
-    manifest, members = packaged.artifact.manifest, packaged.members
-    assert members.trained.posterior is not None
-    posterior = members.trained.posterior
+    manifest, adapted = packaged.artifact.manifest, packaged.adapted
+    assert adapted.posterior is not None
+    posterior = adapted.posterior
     rows = classifier.encode_examples(examples)
 
     def one_pass(index: list[int]) -> ProjectedSplit:
@@ -66,7 +66,7 @@ def served_outputs(
     order = torch.tensor(places).argsort()
     joined = taken(concatenated(splits), order)
     fitted = Fitted(posterior.to("cpu", torch.float32), manifest.prior.prior(), joined.projected)
-    return corrected(SplitOutputs(joined, fitted), members.shifts)
+    return corrected(SplitOutputs(joined, fitted), adapted.shifts)
 
 
 def concatenated(splits: Sequence[ProjectedSplit]) -> ProjectedSplit:

@@ -13,9 +13,9 @@ from typing import Any
 from laplora.answers.golden import golden_entry, read_golden
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import score_tensors
+from laplora.artifact.adapted import state_width
 from laplora.artifact.folder import Artifact, check_name, check_replaceable, read_artifact
 from laplora.artifact.manifest import GOLDEN, SCORES, SHIFT, Manifest
-from laplora.artifact.members import state_width
 from laplora.artifact.packaged import (
     REPORT,
     finish_version,
@@ -172,11 +172,11 @@ def as_packaged(loaded: Predictor) -> Predictor:
     manifest, shifts = packaged_manifest(artifact), dict[Corrected, Shift]()
     if manifest.conditioned:
         directions = len(manifest.labels) - (manifest.likelihood == "categorical")
-        width = state_width(loaded.members.model, loaded.members.readout)
+        width = state_width(loaded.adapted.model, loaded.adapted.readout)
         shifts = read_shifts(packaged_file(artifact.path, SHIFT), manifest.corrected, width, directions)
     before = Artifact(artifact.path, manifest, artifact.digest)
-    members = replace(loaded.members, shifts=shifts)
-    return Predictor(before, members, loaded.tokenizer, loaded.device, loaded.base, loaded.review_scores)
+    adapted = replace(loaded.adapted, shifts=shifts)
+    return Predictor(before, adapted, loaded.tokenizer, loaded.device, loaded.base, loaded.review_scores)
 
 
 def describe_version(
@@ -204,10 +204,10 @@ def describe_version(
 
 def answers_of(packaged: Predictor, found: NewLabels, manifest: Manifest, run: Run) -> list[dict[str, Any]]:
     """Return what the new version answers to the artifact's golden inputs, as a golden file records it."""
-    members = replace(packaged.members, shifts=shifts_of(found.conditioned))
+    adapted = replace(packaged.adapted, shifts=shifts_of(found.conditioned))
     scores = {str(name): one for name, one in found.scores.items()}
     artifact = replace(packaged.artifact, manifest=manifest)
-    predictor = Predictor(artifact, members, packaged.tokenizer, packaged.device, packaged.base, scores)
+    predictor = Predictor(artifact, adapted, packaged.tokenizer, packaged.device, packaged.base, scores)
 
     def answer(row: Any) -> Prediction:
         return predictor.predict([row], also=predictor.predictives)[0]

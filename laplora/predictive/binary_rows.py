@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 
 from laplora.posterior.binary import binary_means
-from laplora.predictive.member_outputs import MemberOutputs
+from laplora.predictive.batch_outputs import BatchOutputs
 
 
 def binary_logits(logits: torch.Tensor) -> torch.Tensor:
@@ -29,7 +29,7 @@ def binary_covariances(covariances: torch.Tensor) -> torch.Tensor:
     return covariances.diagonal(dim1=1, dim2=2).flatten()[:, None, None] / 2
 
 
-def binary_outputs(outputs: MemberOutputs) -> MemberOutputs:
+def binary_outputs(outputs: BatchOutputs) -> BatchOutputs:
     """Return the outputs of a batch as those of batch * classes binary rows."""
     logits = binary_logits(outputs.logits)
     return replace(
@@ -38,5 +38,5 @@ def binary_outputs(outputs: MemberOutputs) -> MemberOutputs:
         label_mass=outputs.label_mass.repeat_interleave(outputs.logits.shape[1]),
         class_mask=torch.ones_like(logits, dtype=torch.bool),
         means={kind: binary_means(means) for kind, means in outputs.means.items()},
-        covariances={kind: binary_covariances(values) for kind, values in outputs.covariances.items()},
+        covariance=None if outputs.covariance is None else binary_covariances(outputs.covariance),
     )

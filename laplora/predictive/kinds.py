@@ -24,8 +24,8 @@ from laplora.metrics.checks import check_finite, checked_labels
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.minimum import grid_minimum
 
-Members = Literal["single", "conditioned", "laplace_conditioned"]
-#: Predictives whose log probabilities labels correct, and kinds of members of the same names.
+Means = Literal["plain", "conditioned", "laplace_conditioned"]
+#: Predictives whose log probabilities labels correct, and the means of the same names.
 Corrected = Literal["conditioned", "laplace_conditioned"]
 PredictiveName = Literal[
     "map",
@@ -44,8 +44,7 @@ class PredictiveSpec:
     """What a predictive is made of.
 
     Attributes:
-        members: what it takes of the adapter. Its logits (``single``), or corrected by labels (``conditioned``,
-            ``laplace_conditioned``).
+        mean: the model's logits (``plain``), or corrected by labels (``conditioned``, ``laplace_conditioned``).
         covariance: whether it carries the posterior over the contrasts.
         temperature: divides every logit; 1 where none is fitted.
 
@@ -53,7 +52,7 @@ class PredictiveSpec:
         ConfigError: a temperature that is not a positive number.
     """
 
-    members: Members
+    mean: Means
     covariance: bool
     temperature: float = 1.0
 
@@ -65,10 +64,10 @@ class PredictiveSpec:
 #: Every predictive by name, from the cheapest to serve to the dearest; those in ``TEMPERED`` with T to be fitted.
 PREDICTIVES: Mapping[PredictiveName, PredictiveSpec] = MappingProxyType(
     {
-        "map": PredictiveSpec("single", covariance=False),
-        "temperature": PredictiveSpec("single", covariance=False),
+        "map": PredictiveSpec("plain", covariance=False),
+        "temperature": PredictiveSpec("plain", covariance=False),
         "conditioned": PredictiveSpec("conditioned", covariance=False),
-        "laplace": PredictiveSpec("single", covariance=True),
+        "laplace": PredictiveSpec("plain", covariance=True),
         "laplace_conditioned": PredictiveSpec("laplace_conditioned", covariance=True),
     }
 )
@@ -117,12 +116,12 @@ def predictive_probs(
 def fit_predictive_temperature(means: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> float:
     """Return the temperature T that minimises the mean NLL of the mixture of ``softmax(z / T)`` and its prior's term.
 
-    It divides each member's logits, inside the average (Rahaman and Thiery, arXiv 2007.08792). One member is
-    temperature scaling, by ``fit_temperature``. Of more the NLL need not be convex: a grid over ``TEMPERATURE_BOUNDS``
-    even in log T, then Brent's method around its best point to 1e-6.
+    It divides the logits of each order of the options, inside the average (Rahaman and Thiery, arXiv 2007.08792). Of
+    one it is temperature scaling, by ``fit_temperature``. Of more the NLL need not be convex: a grid over
+    ``TEMPERATURE_BOUNDS`` even in log T, then Brent's method around its best point to 1e-6.
 
     Args:
-        means: (members, rows, classes - 1) ``Q^T f``, nats, of equal members.
+        means: (orders, rows, classes - 1) ``Q^T f``, nats, each order with as much weight.
         labels: (rows,) int64; class_mask: (rows, classes) bool.
 
     Raises:
@@ -152,8 +151,8 @@ def _checked_means(means: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch
     batch, classes = mask.shape
     if means.ndim != 3 or not len(means) or means.shape[1:] != (batch, classes - 1):
         raise DataError(
-            f"means must be (members, {batch}, {classes - 1}) with at least one member, got {tuple(means.shape)}"
+            f"means must be (orders, {batch}, {classes - 1}) with at least one order, got {tuple(means.shape)}"
         )
     means = means.masked_fill(~mask[:, 1:], 0)  # the contrasts of a prefix of the classes are a prefix too
-    check_finite(means, "the members' logits")
+    check_finite(means, "the logits")
     return means, mask

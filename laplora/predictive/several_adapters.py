@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from laplora.predictive.member_adapters import Weights, adapter_linears, lora_parameters, side_by_side
+from laplora.predictive.lora_weights import Weights, adapter_linears, lora_parameters, side_by_side
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
 from laplora.readouts.label_sequences import model_tokens

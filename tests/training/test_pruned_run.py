@@ -110,7 +110,7 @@ def test_the_artifact_says_which_layers_its_base_is_without(pruned: FinishedRun,
     assert manifest.removed_layers == QUIET
     assert manifest.config["base"]["prune_layers"] == 2
     assert manifest.base == BaseSpec(str(pruned.base), None, "nf4", "float32", None, QUIET)
-    assert len(decoder_layers(predictor.members.model)) == LAYERS - 2
+    assert len(decoder_layers(predictor.adapted.model)) == LAYERS - 2
     kept = choice(pruned)
     assert (tuple(kept["layers"]), kept["prompts"]) == (QUIET, 40)
     assert 0 < kept["distance"] < 0.05

@@ -22,7 +22,7 @@ from laplora.fitting.store import Store, rows_digest
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Posterior
 from laplora.predictive.cross_fitting import fold_rows
-from laplora.predictive.member_adapters import Weights, in_place, lora_parameters
+from laplora.predictive.lora_weights import Weights, in_place, lora_parameters
 from laplora.prompts.examples import Example
 from training.calibration.folded import FoldedPosterior, fold_together
 

@@ -17,7 +17,7 @@ from laplora.files import write_json
 from laplora.fitting.served_rows import LoadedClassifier
 from laplora.fitting.store import FolderStore, rows_digest
 from laplora.linearised import class_probs, class_weighted_log_likelihood
-from laplora.predictive.member_adapters import read_weights
+from laplora.predictive.lora_weights import read_weights
 from laplora.predictive.several_adapters import adapters_logits
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example

@@ -20,7 +20,7 @@ from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import fit_posterior, needs_sums
-from laplora.predictive.member_outputs import Member, MemberSet
+from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.prior.evidence import choose_by_evidence
 from laplora.prior.validation import choose_by_validation
 from laplora.prompts.rows import Batch, EncodedRow
@@ -39,27 +39,27 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
 
     A pass is one forward and one backward over the training rows (two classes); both structures take two.
     """
-    members = load_subject("bfloat16")
-    blocks = find_blocks(members.model, 2)
+    adapted = load_subject("bfloat16")
+    blocks = find_blocks(adapted.model, 2)
     for size in (8,) if quick else (1, 8, 32):
-        batches = [random_batch(members, size, TOKENS) for _ in range(ROWS // size)]
-        functions: dict[str, Callable[[], Any]] = {"one pass": partial(one_pass, members, blocks, batches)}
-        functions |= {structure: partial(fit, members, blocks, batches, structure) for structure in STRUCTURES}
+        batches = [random_batch(adapted, size, TOKENS) for _ in range(ROWS // size)]
+        functions: dict[str, Callable[[], Any]] = {"one pass": partial(one_pass, adapted, blocks, batches)}
+        functions |= {structure: partial(fit, adapted, blocks, batches, structure) for structure in STRUCTURES}
         yield from over_a_pass(conditions, functions, size, 2 if quick else 5, limit=2.4)
-    yield from choices(conditions, members, blocks)
+    yield from choices(conditions, adapted, blocks)
     if "bayesian_lora" not in peers.missing():  # last: what is timed after it in this process is slower
-        batches = [random_batch(members, PACKAGE_BATCH, TOKENS) for _ in range(ROWS // PACKAGE_BATCH)]
+        batches = [random_batch(adapted, PACKAGE_BATCH, TOKENS) for _ in range(ROWS // PACKAGE_BATCH)]
         functions = {
-            "one pass": partial(one_pass, members, blocks, batches),
-            "bayesian-lora": peers.bayesian_lora_fit(as_subject(members, batches), PACKAGE_BATCH),
+            "one pass": partial(one_pass, adapted, blocks, batches),
+            "bayesian-lora": peers.bayesian_lora_fit(as_subject(adapted, batches), PACKAGE_BATCH),
         }
         yield from over_a_pass(conditions, functions, PACKAGE_BATCH, 2 if quick else 5)
 
 
-def one_pass(members: MemberSet, blocks: tuple[Block, ...], batches: list[Batch]) -> None:
+def one_pass(adapted: AdaptedModel, blocks: tuple[Block, ...], batches: list[Batch]) -> None:
     """Compute every row's Jacobians, and keep none."""
     for batch in batches:
-        contrast_jacobians(members.model, batch, members.readout, blocks, sums=False)
+        contrast_jacobians(adapted.model, batch, adapted.readout, blocks, sums=False)
 
 
 def over_a_pass(
@@ -78,15 +78,15 @@ def over_a_pass(
         )
 
 
-def as_subject(members: MemberSet, batches: list[Batch]) -> Subject:
+def as_subject(adapted: AdaptedModel, batches: list[Batch]) -> Subject:
     """Return the batches' rows and the model as other packages are given them."""
     rows = tuple(EncodedRow(tuple(ids), 2) for batch in batches for ids in batch.input_ids.tolist())
     labels = torch.zeros(len(rows), dtype=torch.int64)
-    return Subject(members.model, members.readout.token_ids, 0, rows, labels, (), labels[:0])
+    return Subject(adapted.model, adapted.readout.token_ids, 0, rows, labels, (), labels[:0])
 
 
 def fit(
-    members: MemberSet, blocks: tuple[Block, ...], batches: list[Batch], structure: str, **options: Any
+    adapted: AdaptedModel, blocks: tuple[Block, ...], batches: list[Batch], structure: str, **options: Any
 ) -> Posterior:
     """Return the posterior of the batches' rows, at the default ranks unless ``options`` of the settings say others."""
 
@@ -96,7 +96,7 @@ def fit(
             # Under no name: a batch's Jacobians go before the next one's come.
             state = add(
                 state,
-                contrast_jacobians(members.model, batch, members.readout, blocks, sums=needs_sums(structure)),
+                contrast_jacobians(adapted.model, batch, adapted.readout, blocks, sums=needs_sums(structure)),
                 batch.class_mask,
             )
         return state
@@ -104,20 +104,20 @@ def fit(
     return fit_posterior(StructureSettings(structure=structure, **options), blocks, run_pass)
 
 
-def with_posterior(members: MemberSet, batches: list[Batch], **options: Any) -> MemberSet:
-    """Return the members with a joint core over the whole adapter."""
-    blocks = find_blocks(members.model, members.readout.class_count)
-    device = next(members.model.parameters()).device
-    posterior = fit(members, blocks, batches, "joint_core", **options).to(device, torch.float32)
+def with_posterior(adapted: AdaptedModel, batches: list[Batch], **options: Any) -> AdaptedModel:
+    """Return the model with a joint core over the whole adapter."""
+    blocks = find_blocks(adapted.model, adapted.readout.class_count)
+    device = next(adapted.model.parameters()).device
+    posterior = fit(adapted, blocks, batches, "joint_core", **options).to(device, torch.float32)
     precisions = block_precisions(Prior("scalar", {"all": 1.0}), blocks).to(device)
-    return replace(members, trained=Member(posterior, precisions))
+    return replace(adapted, posterior=posterior, precisions=precisions)
 
 
-def choices(conditions: Conditions, members: MemberSet, blocks: tuple[Block, ...]) -> Iterator[Record]:
+def choices(conditions: Conditions, adapted: AdaptedModel, blocks: tuple[Block, ...]) -> Iterator[Record]:
     """Yield the seconds of both choices of a prior for the default posterior, held-out rows projected before."""
-    posterior = fit(members, blocks, [random_batch(members, 8, TOKENS)], "joint_core")
-    batch = random_batch(members, 10, TOKENS)
-    jacobians = contrast_jacobians(members.model, batch, members.readout, blocks, sums=False)
+    posterior = fit(adapted, blocks, [random_batch(adapted, 8, TOKENS)], "joint_core")
+    batch = random_batch(adapted, 10, TOKENS)
+    jacobians = contrast_jacobians(adapted.model, batch, adapted.readout, blocks, sums=False)
     few = posterior.project(jacobians)
     repeats = HELD_OUT // 10
     projected = ProjectedJacobians(*(torch.cat([part] * repeats) for part in (few.contrast_mean, few.kept, few.rest)))

@@ -21,7 +21,7 @@ from benchmarks.speed.parts.fit import fit, with_posterior
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
-from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
+from laplora.predictive.batch_outputs import AdaptedModel, BatchOutputs, batch_outputs
 
 LAYERS, ROWS, TOKENS, LORA_RANK, EKFAC_RANK = 32, 8, 64, 8, 10
 MODEL, ANSWER, FIT = "model", "answer above the model", "fit above the model"
@@ -46,21 +46,21 @@ def measured(layers: int, device: str, shape: dict[str, Any] = LLAMA_2_7B) -> di
     """Return the bytes that so many layers take."""
     bare = random_llama(layers, device=device, quantization="nf4", rank=LORA_RANK, shape=shape)
     blocks, batches = find_blocks(bare.model, 2), [random_batch(bare, ROWS, TOKENS)] * 2
-    members = with_posterior(bare, [random_batch(bare, 8, 8)], rank=5)
+    adapted = with_posterior(bare, [random_batch(bare, 8, 8)], rank=5)
     made: list[Posterior] = []
     return {
         MODEL: held_bytes(bare.model),
-        ANSWER: peak_bytes(answer(members, ROWS, TOKENS), device),
-        FIT: peak_bytes(lambda: made.append(fit(members, blocks, batches, "joint_core")), device),
+        ANSWER: peak_bytes(answer(adapted, ROWS, TOKENS), device),
+        FIT: peak_bytes(lambda: made.append(fit(adapted, blocks, batches, "joint_core")), device),
         JOINT: file_bytes(made[0]),
-        EKFAC: file_bytes(fit(members, blocks, [random_batch(bare, 2, 2)], "ekfac", rank=EKFAC_RANK)),
+        EKFAC: file_bytes(fit(adapted, blocks, [random_batch(bare, 2, 2)], "ekfac", rank=EKFAC_RANK)),
     }
 
 
-def answer(members: MemberSet, rows: int, tokens: int) -> Callable[[], MemberOutputs]:
+def answer(adapted: AdaptedModel, rows: int, tokens: int) -> Callable[[], BatchOutputs]:
     """Return a Laplace answer to random rows."""
-    batch = random_batch(members, rows, tokens)
-    return lambda: member_outputs(members, batch, covariance=True)
+    batch = random_batch(adapted, rows, tokens)
+    return lambda: batch_outputs(adapted, batch, covariance=True)
 
 
 def file_bytes(posterior: Posterior) -> int:

@@ -24,7 +24,7 @@ from benchmarks.speed.parts.large import file_bytes
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.passes import StructureSettings
-from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
+from laplora.predictive.batch_outputs import AdaptedModel, batch_outputs
 from laplora.readouts.label_tokens import LabelTokens
 
 UNIT = "MB above the loaded model"
@@ -44,12 +44,12 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
 def answers(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> Iterator[Record]:
     """Yield what one answer takes: a forward pass, laplora's and other packages'."""
     posterior, precisions = peers.served(subject)
-    members = MemberSet(subject.model, {}, LabelTokens(subject.label_ids), Member(posterior, precisions))
+    adapted = AdaptedModel(subject.model, {}, LabelTokens(subject.label_ids), posterior, precisions)
     batch = subject.batch(subject.test)
     few = replace(subject, train=subject.train[:BATCH], train_labels=subject.train_labels[:BATCH])
     functions: dict[str, Callable[[], Any]] = {
         peers.FORWARD: peers.plain_forward(subject),
-        "laplora": lambda: member_outputs(members, batch, covariance=True),
+        "laplora": lambda: batch_outputs(adapted, batch, covariance=True),
     }
     if "bayesian_lora" not in absent:
         functions["bayesian-lora"] = partial(peers.bayesian_lora(few), plain_attention)
@@ -69,14 +69,14 @@ def fits(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> Ite
     """Yield what a fit takes, and how much more of it for four times the rows; and its posterior's file."""
     blocks = find_blocks(subject.model, 2)
     adapter = 4 * sum(b.wide * b.narrow for b in blocks)
-    members = MemberSet(subject.model, {}, LabelTokens(subject.label_ids), Member())
+    adapted = AdaptedModel(subject.model, {}, LabelTokens(subject.label_ids))
     default = StructureSettings()
     for structure in STRUCTURES:
         made: dict[int, Posterior] = {}
 
         def one(rows: int, structure: str = structure, made: dict[int, Posterior] = made) -> None:
             batches = list(subject.batches(subject.train[:rows], BATCH))
-            made[rows] = fit(members, blocks, batches, structure)
+            made[rows] = fit(adapted, blocks, batches, structure)
 
         peak_few, peak_many = (peak_bytes(partial(one, rows)) for rows in (FEW, MANY))
         few, many = (file_bytes(made[rows]) for rows in (FEW, MANY))

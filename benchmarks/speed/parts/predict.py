@@ -8,7 +8,7 @@ from typing import NamedTuple
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import Format, load_subject, random_batch, with_classes
 from benchmarks.harness.timing import in_turns, ratio
-from laplora.predictive.member_outputs import MemberSet, member_outputs
+from laplora.predictive.batch_outputs import AdaptedModel, batch_outputs
 
 
 class Case(NamedTuple):
@@ -42,15 +42,15 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
 
     One forward and C - 1 backward passes of activations cost C forwards; a tenth is allowed on top, from batch 8 on.
     """
-    loaded: tuple[Format, MemberSet] | None = None
+    loaded: tuple[Format, AdaptedModel] | None = None
     for case in QUICK if quick else FULL:
         if loaded is None or loaded[0] != case.number_format:
             loaded = case.number_format, load_subject(case.number_format)
-        members = with_classes(loaded[1], case.classes)
-        batch = random_batch(members, case.rows, case.tokens, padded=True)
+        adapted = with_classes(loaded[1], case.classes)
+        batch = random_batch(adapted, case.rows, case.tokens, padded=True)
         functions = {
-            "map": lambda m=members, b=batch: member_outputs(m, b, covariance=False),
-            "laplace": lambda m=members, b=batch: member_outputs(m, b, covariance=True),
+            "map": lambda m=adapted, b=batch: batch_outputs(m, b, covariance=False),
+            "laplace": lambda m=adapted, b=batch: batch_outputs(m, b, covariance=True),
         }
         times = in_turns(functions, 5 if case.rows * case.tokens * case.classes <= 4096 else 3)
         yield conditions.record(

@@ -20,7 +20,7 @@ from laplora.models.four_bit import plain_weight
 from laplora.models.lora import lora_layers, lora_of
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
-from laplora.predictive.member_outputs import Member, MemberSet
+from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.readouts.label_tokens import LabelTokens
 
 TINY = {
@@ -54,8 +54,8 @@ def sizes_of(structure: str, *, rows: int = 24, rank: int = 4, **model: Any) -> 
     """Return the bytes of a fitted tiny posterior's tensors, and those of the formula."""
     lora = tiny_model("llama", targets=["q_proj", "v_proj"], **model)
     blocks, task = find_blocks(lora, 3), tiny_task(examples=rows)
-    members = MemberSet(lora, {}, LabelTokens(tuple(task.label_ids)), Member())
-    posterior = fit(members, blocks, list(task.batches(8)), structure, rank=rank, joint_rank=10)
+    adapted = AdaptedModel(lora, {}, LabelTokens(tuple(task.label_ids)))
+    posterior = fit(adapted, blocks, list(task.batches(8)), structure, rank=rank, joint_rank=10)
     return tensor_bytes(posterior), posterior_bytes(blocks, structure, rank=rank, joint_rank=10)
 
 
@@ -79,19 +79,19 @@ def test_a_posterior_takes_k_times_d_in_every_block(structure: str) -> None:
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_the_random_llama_is_what_laplora_serves(quantization: Any) -> None:
     """Covered by the written-out reverse pass, packed where it should be, and every matrix has a gradient."""
-    members = random_llama(2, device="cpu", quantization=quantization, rank=3, shape=TINY)
-    base = members.model.get_base_model()
+    adapted = random_llama(2, device="cpu", quantization=quantization, rank=3, shape=TINY)
+    base = adapted.model.get_base_model()
     assert decoder_form(base) is not None
     linear = base.model.layers[1].mlp.up_proj
     assert (linear.weight.dtype == torch.uint8) == (quantization == "nf4")
     weight = plain_weight(linear, torch.float32)
     assert weight.shape == (688, 256)
     assert 0.015 < float(weight.std()) < 0.035  # 0.02; uniform NF4 codes are a little wider than normal numbers
-    adapted = lora_layers(members.model)
+    adapted = lora_layers(adapted.model)
     assert len(adapted) == 4
     assert all(lora_of(layer).up.weight.abs().min() > 0 for layer in adapted.values())
-    batch = random_batch(members, 2, 6)
-    found = contrast_jacobians(members.model, batch, members.readout, find_blocks(members.model, 2))
+    batch = random_batch(adapted, 2, 6)
+    found = contrast_jacobians(adapted.model, batch, adapted.readout, find_blocks(adapted.model, 2))
     assert all(float(block.jacobian.abs().max()) > 0 for block in found.blocks)
 
 

@@ -19,7 +19,7 @@ from benchmarks.speed import published
 from benchmarks.speed.parts import fit, overload, predict
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Prior, block_precisions
-from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
+from laplora.predictive.batch_outputs import AdaptedModel, batch_outputs
 from laplora.prompts.rows import Batch
 from laplora.readouts.label_tokens import LabelTokens
 
@@ -124,18 +124,19 @@ def test_parts_time_what_they_say(structure: str) -> None:
     """On a tiny model: batches have padding, a posterior of the structure comes out, labels can be exchanged."""
     model = tiny_model("llama", targets=["q_proj", "v_proj"], dtype=None)
     blocks = find_blocks(model, 2)
-    members = MemberSet(model, {}, LabelTokens((3, 4)), Member())
-    batch = tokens_within(random_batch(members, 4, 8, padded=True))
+    adapted = AdaptedModel(model, {}, LabelTokens((3, 4)))
+    batch = tokens_within(random_batch(adapted, 4, 8, padded=True))
     assert batch.attention_mask.sum(1).tolist() == [6, 8, 6, 8]
-    posterior = fit.fit(members, blocks, [batch], structure)
+    posterior = fit.fit(adapted, blocks, [batch], structure)
     assert posterior.structure == structure
     precisions = block_precisions(Prior("scalar", {"all": 1.0}), blocks)
-    five = with_classes(MemberSet(model, {}, LabelTokens((3, 4)), Member(posterior, precisions)), 5)
+    five = with_classes(AdaptedModel(model, {}, LabelTokens((3, 4)), posterior, precisions), 5)
     five = replace(
         five, readout=LabelTokens(tuple(range(5)))
     )  # with_classes takes tokens that the tiny vocabulary lacks
-    found = member_outputs(five, tokens_within(random_batch(five, 4, 8)), covariance=True)
-    assert found.covariances["single"].shape == (4, 4, 4)
+    found = batch_outputs(five, tokens_within(random_batch(five, 4, 8)), covariance=True)
+    assert found.covariance is not None
+    assert found.covariance.shape == (4, 4, 4)
 
 
 def tokens_within(batch: Batch) -> Batch:

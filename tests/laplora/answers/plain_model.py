@@ -22,7 +22,7 @@ from laplora.answers.prediction import Prediction
 from laplora.artifact.folder import Artifact
 from laplora.models.base import locate_base
 from laplora.models.quiet import quiet_loading
-from laplora.predictive import member_outputs
+from laplora.predictive import batch_outputs
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import render
@@ -93,7 +93,7 @@ def numbers(answer: Prediction) -> list[float]:
 def passes_seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that gets the kind of each pass through a model, from now on: ``scores`` or ``jacobians``."""
     seen: list[str] = []
-    scores, jacobians = LabelTokens.scores, member_outputs.contrast_jacobians
+    scores, jacobians = LabelTokens.scores, batch_outputs.contrast_jacobians
     inside = False
 
     def plain(*arguments: Any, **options: Any) -> Any:
@@ -111,5 +111,5 @@ def passes_seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             inside = False
 
     monkeypatch.setattr(LabelTokens, "scores", plain)
-    monkeypatch.setattr(member_outputs, "contrast_jacobians", with_jacobians)
+    monkeypatch.setattr(batch_outputs, "contrast_jacobians", with_jacobians)
     return seen

@@ -67,7 +67,7 @@ def test_what_comes_along_is_what_would_be_answered(mixture_predictor: Predictor
 def test_sets_and_uncertainty_are_the_predictives_own(mixture_predictor: Predictor) -> None:
     manifest, rows = mixture_predictor.artifact.manifest, encode(mixture_predictor, SENTIMENT_INPUTS)
     for name in NAMES:
-        spread = PREDICTIVES[name].covariance or PREDICTIVES[name].members != "single"
+        spread = PREDICTIVES[name].covariance or PREDICTIVES[name].mean != "plain"
         threshold = manifest.predictives[name].conformal
         for answer in mixture_predictor.predict(rows, name):
             assert answer.prediction_set == [

@@ -190,10 +190,8 @@ def test_golden_answers_are_replayed_one_in_a_pass_and_compared_all_together(sen
 
 def test_a_posterior_with_infinite_variance_is_no_answer(sentiment_run: FinishedRun, tmp_path: Path) -> None:
     predictor = with_prior(sentiment_run, tmp_path, 1.0)
-    trained = predictor._members.trained
-    assert trained.precisions is not None
-    broken = dataclasses.replace(trained, precisions=torch.full_like(trained.precisions, torch.nan))
-    predictor._members = dataclasses.replace(predictor._members, trained=broken)
+    precisions = torch.full_like(predictor.precisions, torch.nan)
+    predictor._adapted = dataclasses.replace(predictor._adapted, precisions=precisions)
     with pytest.raises(NonFiniteError):
         predictor.predict(encode(predictor, SENTIMENT_INPUTS[:1]))
     with pytest.raises(NonFiniteError):

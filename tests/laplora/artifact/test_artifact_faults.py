@@ -98,7 +98,7 @@ def outcome(call: Callable[[], Any]) -> str:
 
 def reader(kept: Predictor, folder: Path, file: str) -> Callable[[], Any]:
     """Return what reads one file of an artifact as loading does, behind its hash."""
-    model, manifest, path = kept._members.model, kept.artifact.manifest, folder / file
+    model, manifest, path = kept._adapted.model, kept.artifact.manifest, folder / file
     if file == SCORES:
         return lambda: read_scores(path, manifest.servable, manifest.calibration.rows)
     if file == FAMILIARITY:

@@ -77,9 +77,9 @@ def test_two_artifacts_of_one_base_share_it_and_keep_their_heads(tmp_path_factor
     assert one.base is two.base
     load(artifact, bases=bases)
     head = model.get_base_model().classifier.modules_to_save["default"].out_proj.bias
-    held = one._members.parameters["classifier.out_proj.bias"]
+    held = one._adapted.parameters["classifier.out_proj.bias"]
     assert torch.equal(held, head)
-    assert torch.equal(two._members.parameters["classifier.out_proj.bias"], head + 1.0)
+    assert torch.equal(two._adapted.parameters["classifier.out_proj.bias"], head + 1.0)
 
 
 def test_heads_alone_on_one_base_do_not_write_into_it(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -89,7 +89,7 @@ def test_heads_alone_on_one_base_do_not_write_into_it(tmp_path_factory: pytest.T
     before = kept.base.model.score.weight.clone()
     load(artifact, bases=bases)
     assert torch.equal(kept.base.model.score.weight, before)
-    assert torch.equal(kept._members.parameters["score.weight"], model.score.weight)
+    assert torch.equal(kept._adapted.parameters["score.weight"], model.score.weight)
     assert not torch.equal(before, model.score.weight)
 
 

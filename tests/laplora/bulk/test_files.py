@@ -99,7 +99,7 @@ def overflowing(sentiment_run: FinishedRun) -> Predictor:
     def overflow(_module: object, given: tuple[torch.Tensor], states: torch.Tensor) -> torch.Tensor:
         return states.masked_fill((given[0] == odd)[..., None], torch.nan)
 
-    predictor.members.model.get_input_embeddings().register_forward_hook(overflow)
+    predictor.adapted.model.get_input_embeddings().register_forward_hook(overflow)
     return predictor
 
 

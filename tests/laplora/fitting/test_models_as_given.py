@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import laplora
 from laplora.errors import ConfigError, GoldenMismatchError, LabelTokenError, ModelError
-from laplora.predictive.member_adapters import lora_parameters
+from laplora.predictive.lora_weights import lora_parameters
 
 SETTINGS = laplora.FitSettings.model_validate({"laplace": {"rank": 2, "joint_rank": 6}})
 LABELS = {"no": " w1", "yes": " w2"}

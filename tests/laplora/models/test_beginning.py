@@ -16,7 +16,7 @@ from tiny_models import PAD, VOCABULARY, generator, tiny_base, tiny_model
 
 from laplora.models.beginning import WORTH_TOKENS, Beginning, continued, read_beginning
 from laplora.models.readout import base_of, last_hidden
-from laplora.predictive.member_outputs import member_outputs
+from laplora.predictive.batch_outputs import batch_outputs
 from laplora.predictor import Predictor
 from laplora.prompts.rows import Batch, EncodedRow, Side, collate
 from laplora.prompts.templates import TEMPLATES, PromptTemplate, beginning_tokens
@@ -171,17 +171,17 @@ def test_a_loaded_artifact_shares_its_templates_beginning_and_laplace_runs_whole
     choices_predictor: Predictor,
 ) -> None:
     """The 4-bit model of a template that begins with an instruction; bfloat16 rounds by the number of tokens."""
-    beginning = choices_predictor.members.beginning
+    beginning = choices_predictor.adapted.beginning
     assert beginning is not None
     questions = [{"question": "which one " * times, "choices": ["this", "that"]} for times in (1, 4)]
     rows = [choices_predictor.encode(question, truncate=False) for question in questions]
     longest = max(len(row.token_ids) for row in rows)
     for predictive, skipped in (("map", len(beginning)), ("laplace", 0)):
-        with counted(choices_predictor.members.model) as seen:
+        with counted(choices_predictor.adapted.model) as seen:
             choices_predictor.predict(rows, predictive)
         assert seen == [(2, longest - skipped)]
     whole = choices_predictor.encode({"prompt": "Answer: " * 20}, truncate=True)
-    with counted(choices_predictor.members.model) as seen:
+    with counted(choices_predictor.adapted.model) as seen:
         choices_predictor.predict([rows[0], whole], "map")
     assert seen == [(2, max(len(rows[0].token_ids), len(whole.token_ids)))]
     assert choices_predictor.own_bytes > sum(t.nbytes for t in (*beginning.keys, *beginning.values))
@@ -190,14 +190,14 @@ def test_a_loaded_artifact_shares_its_templates_beginning_and_laplace_runs_whole
 def test_answers_and_familiarity_are_the_same(sentiment_predictor: Predictor) -> None:
     texts = ("a film about a film about a film that ends well", "a film about a film about a film")
     rows = [sentiment_predictor.encode({"text": text}, truncate=False) for text in texts]
-    members = sentiment_predictor.members
+    adapted = sentiment_predictor.adapted
     tokens = rows[1].token_ids[:WORTH_TOKENS]
     assert rows[0].token_ids[:WORTH_TOKENS] == tokens
-    beginning = read_beginning(members.model, tokens, max_tokens=sentiment_predictor.max_tokens)
+    beginning = read_beginning(adapted.model, tokens, max_tokens=sentiment_predictor.max_tokens)
     assert beginning is not None
     batch = sentiment_predictor._batch(rows)
     expected, found = (
-        member_outputs(replace(members, beginning=shared), batch, covariance=False) for shared in (None, beginning)
+        batch_outputs(replace(adapted, beginning=shared), batch, covariance=False) for shared in (None, beginning)
     )
     for one, other in zip(_tensors(found), _tensors(expected), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -205,7 +205,7 @@ def test_answers_and_familiarity_are_the_same(sentiment_predictor: Predictor) ->
 
 def _tensors(outputs: Any) -> list[torch.Tensor]:
     familiar = [] if outputs.familiarity is None else [outputs.familiarity]
-    return [outputs.logits, outputs.label_mass, *outputs.means.values(), *outputs.covariances.values(), *familiar]
+    return [outputs.logits, outputs.label_mass, *outputs.means.values(), *familiar]
 
 
 def test_a_pass_that_fails_leaves_the_model_as_it_was() -> None:

@@ -38,12 +38,12 @@ def gaussians(members: int, batch: int, classes: int, seed: int) -> tuple[torch.
 
 def test_the_names_and_their_temperatures() -> None:
     assert {"temperature", "conditioned"} == TEMPERED
-    assert predictive_spec("temperature", 1.7) == PredictiveSpec("single", covariance=False, temperature=1.7)
+    assert predictive_spec("temperature", 1.7) == PredictiveSpec("plain", covariance=False, temperature=1.7)
     with pytest.raises(ConfigError, match="has no temperature"):
         predictive_spec("laplace", 1.7)
     for bad in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ConfigError, match="positive"):
-            PredictiveSpec("single", covariance=False, temperature=bad)
+            PredictiveSpec("plain", covariance=False, temperature=bad)
 
 
 @given(
@@ -58,7 +58,7 @@ def test_it_is_class_probs_or_the_posterior_predictive_to_the_last_bit(
 ) -> None:
     """Whatever impossible classes hold, and whichever other rows there are."""
     means, covariances, mask = gaussians(1, 5, classes, seed)
-    spec, given_ = PredictiveSpec("single", covariance, temperature), covariances[0] if covariance else None
+    spec, given_ = PredictiveSpec("plain", covariance, temperature), covariances[0] if covariance else None
     got = predictive_probs(spec, means[0].masked_fill(~mask[:, 1:], math.nan), given_, mask)
     prefix = means[0].masked_fill(~mask[:, 1:], 0)
     if covariance:
@@ -97,7 +97,7 @@ def test_the_temperature_of_one_point_is_temperature_scaling() -> None:
     logits = means[0].masked_fill(~mask[:, 1:], 0) @ contrasts(4).T
     got = fit_predictive_temperature(means, labels, mask)
     assert got == fit_temperature(logits, labels, mask)
-    # The same member twice goes the other way, to the search's tolerance.
+    # The same order twice goes the other way, to the search's tolerance.
     assert fit_predictive_temperature(means.repeat(2, 1, 1), labels, mask) == pytest.approx(got, rel=1e-5)
 
 
@@ -121,7 +121,7 @@ def test_refusals() -> None:
     with pytest.raises(ConfigError, match="needs a covariance"):
         predictive_probs(laplace, mean, None, mask)
     for wrong in (means, mean[:2]):
-        with pytest.raises(DataError, match=r"means must be \(members, 3, 2\) with at least one member"):
+        with pytest.raises(DataError, match=r"means must be \(orders, 3, 2\) with at least one order"):
             predictive_probs(point, wrong, None, mask)
     with pytest.raises(DataError, match="must be"):
         predictive_probs(laplace, mean, covariance[:2], mask)
@@ -133,5 +133,5 @@ def test_refusals() -> None:
         predictive_probs(laplace, mean, -covariance, mask)
     with pytest.raises(DataError, match="possible classes"):
         fit_predictive_temperature(means, torch.tensor([5, 0, 0]), mask)
-    with pytest.raises(DataError, match="at least one member"):
+    with pytest.raises(DataError, match="at least one order"):
         fit_predictive_temperature(means[:0], torch.tensor([1, 0, 0]), mask)

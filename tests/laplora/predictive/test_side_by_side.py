@@ -16,7 +16,7 @@ from laplora.errors import ConfigError
 from laplora.models.base import BaseSpec, load_base_model
 from laplora.models.lora import lora_layers
 from laplora.predictive import several_adapters
-from laplora.predictive.member_adapters import Weights, adapter_linears, in_place, lora_parameters, side_by_side
+from laplora.predictive.lora_weights import Weights, adapter_linears, in_place, lora_parameters, side_by_side
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
 from laplora.readouts.classification_head import classification_head

@@ -209,7 +209,7 @@ async def test_a_base_with_nan_is_refused_by_name(
 
 async def test_weights_that_become_nan_are_no_answer(root: Path) -> None:
     async with served(root) as (client, state):
-        weights = dict(state.artifacts.active._members.model.named_parameters())
+        weights = dict(state.artifacts.active._adapted.model.named_parameters())
         with torch.no_grad():
             next(w for name, w in sorted(weights.items()) if name.endswith("lora_B.default.weight"))[0, 0] = torch.nan
         for name in ("laplace", "map"):

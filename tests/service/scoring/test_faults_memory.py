@@ -93,7 +93,7 @@ def short_of_memory(
 ) -> Iterator[tuple[Rig, Shortage]]:
     """Yield a device that runs out of memory at this place, and how often it did."""
     shortage = Shortage(most_rows, most_tokens, error)
-    decoder: Any = predictor._members.model.get_base_model().model  # type: ignore[operator, union-attr]
+    decoder: Any = predictor._adapted.model.get_base_model().model  # type: ignore[operator, union-attr]
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for handle in (

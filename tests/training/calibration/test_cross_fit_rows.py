@@ -22,7 +22,7 @@ from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Forgetful
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.predictive.cross_fitting import fold_rows
-from laplora.predictive.member_adapters import in_place, lora_parameters
+from laplora.predictive.lora_weights import in_place, lora_parameters
 from laplora.prompts.examples import Example
 from training.calibration.cross_fit import cross_fit_rows
 from training.calibration.fold_adapters import FoldAdapter

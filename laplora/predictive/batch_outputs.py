@@ -19,34 +19,22 @@ from laplora.models.beginning import Beginning, continued
 from laplora.models.readout import base_of
 from laplora.posterior.base import Posterior
 from laplora.posterior.many_classes import choose_of
-from laplora.predictive.kinds import Corrected, Members
+from laplora.predictive.kinds import Corrected, Means
 from laplora.predictive.shift import Shift, label_tempering, tempering
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
 
 
 @dataclass(frozen=True)
-class Member:
-    """What is known of the attached adapter.
-
-    Attributes:
-        posterior: None where there is none.
-        precisions: (blocks,) float64, the prior's for the posterior's blocks; with a posterior.
-    """
-
-    posterior: Posterior | None = None
-    precisions: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class MemberSet:
+class AdaptedModel:
     """A model with everything that its predictives are made of.
 
     Attributes:
         parameters: the model's LoRA matrices by block name.
         readout: how class logits are read from the model.
-        trained: the attached adapter.
-        shifts: by kind of members, how far the calibration rows' labels move its log probabilities.
+        posterior: the adapter's; None where there is none.
+        precisions: (blocks,) float64, the prior's for the posterior's blocks; with a posterior.
+        shifts: by predictive, how far the calibration rows' labels move its log probabilities.
         familiarity: what says from its forward pass how familiar an input is; None where nothing does.
         beginning: what prompts begin with, as the trained adapter reads it; None where nothing is shared.
     """
@@ -54,34 +42,35 @@ class MemberSet:
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
     readout: ReadOut
-    trained: Member
+    posterior: Posterior | None = None
+    precisions: torch.Tensor | None = None
     shifts: Mapping[Corrected, Shift] = field(default_factory=dict)
     familiarity: Familiarity | None = None
     beginning: Beginning | None = None
 
 
 @dataclass(frozen=True)
-class MemberOutputs:
+class BatchOutputs:
     """Logits and covariances of a batch; on the CPU, float64.
 
     Attributes:
         logits: (batch, classes), nats.
         label_mass: (batch,).
         class_mask: (batch, classes) bool.
-        means: by kind of members (batch, classes - 1), ``Q^T f``, nats.
-        covariances: by kind of members (batch, classes - 1, classes - 1), nats squared; none without the posterior.
+        means: (batch, classes - 1) ``Q^T f``, nats: as the model says, and by predictive as labels correct it.
+        covariance: (batch, classes - 1, classes - 1), nats squared, of every mean; None without the posterior.
         familiarity: (batch,), None where nothing says it.
     """
 
     logits: torch.Tensor
     label_mass: torch.Tensor
     class_mask: torch.Tensor
-    means: dict[Members, torch.Tensor]
-    covariances: dict[Members, torch.Tensor]
+    means: dict[Means, torch.Tensor]
+    covariance: torch.Tensor | None = None
     familiarity: torch.Tensor | None = None
 
 
-def member_outputs(members: MemberSet, batch: Batch, *, covariance: bool) -> MemberOutputs:
+def batch_outputs(adapted: AdaptedModel, batch: Batch, *, covariance: bool) -> BatchOutputs:
     """Return the outputs for a batch on the model's device.
 
     Args:
@@ -91,63 +80,62 @@ def member_outputs(members: MemberSet, batch: Batch, *, covariance: bool) -> Mem
         ModelError: a model in training mode.
         NonFiniteError: NaN or infinity in a logit, a variance or the label mass.
     """
-    if members.model.training or base_of(members.model).training:
+    if adapted.model.training or base_of(adapted.model).training:
         raise ModelError(
             "the model is in training mode, in which its dropout would change every answer: call model.eval()"
         )
-    familiarity = members.familiarity
+    familiarity = adapted.familiarity
     layers = familiarity.layers if familiarity else ()
-    logits, hidden, spread, states = _pass(members, batch, layers, covariance=covariance)
-    likelihood = members.readout.likelihood
-    mass = members.readout.label_mass(members.model, hidden, batch.class_mask).double().cpu()
-    means: dict[Members, torch.Tensor] = {"single": mean_of(likelihood, logits)}
-    covariances: dict[Members, torch.Tensor] = {} if spread is None else {"single": spread}
-    for moved, shift in members.shifts.items():
+    logits, hidden, spread, states = _pass(adapted, batch, layers, covariance=covariance)
+    likelihood = adapted.readout.likelihood
+    mass = adapted.readout.label_mass(adapted.model, hidden, batch.class_mask).double().cpu()
+    means: dict[Means, torch.Tensor] = {"plain": mean_of(likelihood, logits)}
+    for moved, shift in adapted.shifts.items():
         if moved == "laplace_conditioned" and spread is not None:
             several = likelihood == "bernoulli"
             kappa = label_tempering(spread) if several else tempering(spread, batch.class_mask.cpu())
-            means[moved], covariances[moved] = means["single"] + kappa * shift.of(hidden), spread
+            means[moved] = means["plain"] + kappa * shift.of(hidden)
         elif moved == "conditioned":
-            means[moved] = means["single"] + shift.temperature * shift.of(hidden)
+            means[moved] = means["plain"] + shift.temperature * shift.of(hidden)
     familiar = None if familiarity is None or states is None else familiarity.of(states)
-    outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances, familiar)
-    for value in (mass, *means.values(), *covariances.values()):
+    outputs = BatchOutputs(logits, mass, batch.class_mask.cpu(), means, spread, familiar)
+    for value in (mass, *means.values(), *([] if spread is None else [spread])):
         check_finite(value, "the model's output for this input")
     return outputs
 
 
 def _pass(
-    members: MemberSet, batch: Batch, layers: Sequence[int], *, covariance: bool
+    adapted: AdaptedModel, batch: Batch, layers: Sequence[int], *, covariance: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, States | None]:
     """Return logits (batch, classes), last hidden states, covariance of the contrasts and the states after layers.
 
     All but the hidden states are on the CPU; logits and covariance are float64. With a covariance the gradients go
     through every token, so that no beginning is shared.
     """
-    shared = None if covariance else members.beginning
+    shared = None if covariance else adapted.beginning
     if shared is not None and not shared.begins(batch):
         shared = None
     skipped = 0 if shared is None else len(shared)
-    pooling = pooling_of(members.readout.side)
-    taped = StateTape(members.model, layers, batch.attention_mask, pooling, skipped) if layers else nullcontext()
+    pooling = pooling_of(adapted.readout.side)
+    taped = StateTape(adapted.model, layers, batch.attention_mask, pooling, skipped) if layers else nullcontext()
     with taped as tape:
         if covariance:
-            logits, hidden, spread = _with_covariance(members, batch)
+            logits, hidden, spread = _with_covariance(adapted, batch)
         else:
-            beginning = nullcontext() if shared is None else continued(members.model, shared)
+            beginning = nullcontext() if shared is None else continued(adapted.model, shared)
             with torch.no_grad(), beginning:
-                scores = members.readout.scores(members.model, batch)
+                scores = adapted.readout.scores(adapted.model, batch)
             logits, hidden, spread = scores.logits, scores.hidden, None
         logits = logits.double().cpu()
     return logits, hidden, spread, tape.states(logits) if tape else None
 
 
-def _with_covariance(members: MemberSet, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    assert members.trained.posterior is not None
-    assert members.trained.precisions is not None
-    posterior = members.trained.posterior
+def _with_covariance(adapted: AdaptedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    assert adapted.posterior is not None
+    assert adapted.precisions is not None
+    posterior = adapted.posterior
     result = contrast_jacobians(
-        members.model, batch, members.readout, posterior.blocks, sums=False, choose=choose_of(posterior)
+        adapted.model, batch, adapted.readout, posterior.blocks, sums=False, choose=choose_of(posterior)
     )
-    covariance = posterior.covariance_of(result, members.trained.precisions).cpu()
+    covariance = posterior.covariance_of(result, adapted.precisions).cpu()
     return result.logits, result.hidden, covariance

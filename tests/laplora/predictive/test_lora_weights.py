@@ -1,4 +1,4 @@
-"""Members on one base: swapped in exactly, back afterwards, refused when they are another adapter's."""
+"""Adapters on one base: swapped in exactly, back afterwards, refused when they are another adapter's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from laplora.errors import ArtifactCorruptError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.models.adapters import save_adapter
 from laplora.models.readout import label_logits, last_hidden
-from laplora.predictive.member_adapters import in_place, lora_parameters, read_weights
+from laplora.predictive.lora_weights import in_place, lora_parameters, read_weights
 
 
 def snapshot(model: Any) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
-"""Several adapters on one base model.
+"""Other weights for the adapter of a model, and several adapters on one base model.
 
-A member is a set of LoRA weights by block name. Putting one in place copies nothing: the parameters point at its
+They are LoRA weights by block name. Putting them in place copies nothing: the parameters point at its
 tensors until the block ends.
 """
 
@@ -88,7 +88,7 @@ def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
 def in_place(parameters: Mapping[str, nn.Parameter], weights: Weights) -> Iterator[None]:
     """Give a model's ``lora_parameters`` these weights inside the block, and their former ones back after it.
 
-    Also after an error. Not for two threads at once: both would see one member's weights.
+    Also after an error. Not for two threads at once: both would see the same weights.
 
     Raises:
         ConfigError: a block that the model does not have, or a weight of another shape, dtype or device.

@@ -37,9 +37,9 @@ from laplora.models.shared_base import share
 from laplora.posterior.base import block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.posterior.many_classes import check_class_count
+from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.predictive.kinds import Corrected
-from laplora.predictive.member_adapters import lora_parameters
-from laplora.predictive.member_outputs import Member, MemberSet
+from laplora.predictive.lora_weights import lora_parameters
 from laplora.predictive.shift import Shift
 from laplora.predictive.shift_file import read_shifts
 from laplora.readouts.base import ReadOut
@@ -104,7 +104,7 @@ def attach(path: Path, manifest: Manifest, base: LoadedBase, tokenizer: Any) -> 
     return model
 
 
-def load_members(path: Path, manifest: Manifest, model: Any, device: torch.device) -> MemberSet:
+def load_adapted(path: Path, manifest: Manifest, model: Any, device: torch.device) -> AdaptedModel:
     """Return everything that an artifact's predictives are made of, for what ``attach`` returned.
 
     Args:
@@ -127,11 +127,12 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
     if manifest.conditioned:
         directions = len(manifest.labels) - (readout.likelihood == "categorical")
         shifts = read_shifts(path / SHIFT, manifest.corrected, state_width(model, readout), directions)
-    return MemberSet(
+    return AdaptedModel(
         model=model,
         parameters=lora_parameters(model),
         readout=readout,
-        trained=Member(posterior.to(device, dtype, by_block), precisions),
+        posterior=posterior.to(device, dtype, by_block),
+        precisions=precisions,
         shifts=shifts,
         familiarity=read_familiarity_for(model, path / FAMILIARITY, familiar.layers) if familiar else None,
     )
