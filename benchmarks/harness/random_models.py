@@ -32,7 +32,7 @@ def random_model(
     rank: int = 8,
     classes: int = 2,
 ) -> AdaptedModel:
-    """Return a random bfloat16 model in eval mode with random non-zero LoRA matrices; its member has no posterior.
+    """Return a random bfloat16 model in eval mode with random non-zero LoRA matrices and no posterior.
 
     Args:
         settings: transformers' configuration.

@@ -87,9 +87,9 @@ def test_the_random_llama_is_what_laplora_serves(quantization: Any) -> None:
     weight = plain_weight(linear, torch.float32)
     assert weight.shape == (688, 256)
     assert 0.015 < float(weight.std()) < 0.035  # 0.02; uniform NF4 codes are a little wider than normal numbers
-    adapted = lora_layers(adapted.model)
-    assert len(adapted) == 4
-    assert all(lora_of(layer).up.weight.abs().min() > 0 for layer in adapted.values())
+    layers = lora_layers(adapted.model)
+    assert len(layers) == 4
+    assert all(lora_of(layer).up.weight.abs().min() > 0 for layer in layers.values())
     batch = random_batch(adapted, 2, 6)
     found = contrast_jacobians(adapted.model, batch, adapted.readout, find_blocks(adapted.model, 2))
     assert all(float(block.jacobian.abs().max()) > 0 for block in found.blocks)
