@@ -73,11 +73,6 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-def say_stage(stage: str) -> None:
-    """Write that a stage of loading begins."""
-    say(f"{stage} ...")
-
-
 def write(line: str) -> None:
     """Write one line of results to standard output."""
     sys.stdout.write(f"{line}\n")

@@ -70,7 +70,7 @@ def predict(
         raise ConfigError("--workers needs --data and --out: standard input is read by one process")
     else:
         total, bad = _standard_input(
-            load(read(artifact, how, bases, console.say), device, console.say_stage), how, lines, threads
+            load(read(artifact, how, bases, console.say), device, console.say), how, lines, threads
         )
     console.say(f"{total} inputs, {bad} of them without an answer")
     raise typer.Exit(console.Status.FAILED if bad else console.Status.DONE)

@@ -1,6 +1,6 @@
 """What lies elsewhere: an address, and a store that its files are read from and written to.
 
 Read ``address`` first (which addresses there are, and what of them may be shown), then ``stores``. ``objects`` and
-``hub`` are the two kinds of store; ``client`` is what every room that reads and writes objects has of obstore. Nothing
-here knows what an artifact is.
+``hub`` are the two kinds of store; ``places`` are single files and objects, read by range. ``client`` is what all that
+reads and writes objects has of obstore. Nothing here knows what an artifact is.
 """

@@ -76,7 +76,7 @@ def refuses() -> Callable[[Sequence[Row]], Iterable[Line]]:
     raise ModelError("there is no such model")
 
 
-def test_a_killed_worker_changes_no_byte_and_no_figure(
+def test_a_killed_worker_changes_no_byte(
     sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [{"id": str(number), "text": row["text"]} for number, row in enumerate(sentiment_rows())]
@@ -93,9 +93,14 @@ def test_a_killed_worker_changes_no_byte_and_no_figure(
     assert told[-1].startswith("13 of 13 blocks")
     assert not (tmp_path / "two.jsonl.parts").exists()
 
+
+@pytest.mark.exhaustive
+def test_two_workers_measure_the_figures_of_one(
+    sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("laplora.bulk.evaluate.WINDOW", 16)
     labelled = write_rows(tmp_path / "rows.jsonl", [*sentiment_rows(), {"text": "Odd.", "label": "positive"}])
-    figures = [evaluate_file(artifact, labelled, How(), workers) for workers in (ONE, TWO)]
+    figures = [evaluate_file(sentiment_run.artifact, labelled, How(), workers) for workers in (ONE, TWO)]
     assert len(figures[0].records) == 97
     assert figures[0] == figures[1]
 
