@@ -22,6 +22,7 @@ import torch
 import yaml
 from filelock import FileLock
 from matplotlib.figure import Figure
+from safetensors.torch import load_file
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -208,6 +209,16 @@ def copy_run(run: FinishedRun, config_file: Path) -> Path:
     record = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(record | config_hash_fields(config)))
     return config_file
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the trained weights of a run's folder, or of an artifact."""
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Return whether tensors are the same, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def finish(config_file: Path, base: Path) -> FinishedRun:

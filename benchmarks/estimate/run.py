@@ -58,10 +58,6 @@ def estimate(config: RunConfig, settings: Any, *, tokens: int, classes: int) -> 
         settings: transformers' configuration of the base.
         tokens: of every row.
         classes: labels of a row, each one token.
-
-    Raises:
-        ModelError: a target that the base does not have, or ``nf4`` without bitsandbytes.
-        ConfigError: a subset of the posterior without a block.
     """
     adapter, laplace, optimizer = config.adapter, config.laplace, config.optimizer
     model = shape_model(

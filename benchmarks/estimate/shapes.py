@@ -26,9 +26,6 @@ def shape_base(settings: Any, *, quantization: Quantization, dtype: torch.dtype)
         quantization: ``nf4``: linears are bitsandbytes' 4-bit ones, packed, but for those that transformers leaves
             plain at load (``lm_head``). For weights that are expanded at load say ``none``: they are as large.
         dtype: of what is not packed.
-
-    Raises:
-        ModelError: ``nf4`` without bitsandbytes.
     """
     from transformers import AutoModelForCausalLM
 
@@ -51,11 +48,7 @@ def shape_model(
     targets: Sequence[str],
     dropout: float = 0.0,
 ) -> Any:
-    """Return ``shape_base`` with a LoRA adapter on it, float32 as PEFT trains it.
-
-    Raises:
-        ModelError: as ``shape_base``, and a target that names no linear module.
-    """
+    """Return ``shape_base`` with a LoRA adapter on it, float32 as PEFT trains it."""
     base = shape_base(settings, quantization=quantization, dtype=dtype)
     check_targets(base, tuple(targets))
     with quiet_loading():

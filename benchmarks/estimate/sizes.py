@@ -14,9 +14,6 @@ def posterior_bytes(blocks: Sequence[Block], structure: str, *, rank: int, joint
     """Return the tensors' bytes in a posterior's file, bases in bfloat16: k times d per block, whatever the rows.
 
     ``joint_core`` shares its rank out between blocks: exact where all blocks are as wide, more or less elsewhere.
-
-    Raises:
-        ValueError: a structure other than ``joint_core``, ``ekfac`` and ``kfac_reduce``.
     """
     kept = {b.name: min(rank, b.wide) for b in blocks}
     bases = _HALF * sum(b.wide * kept[b.name] + b.narrow**2 for b in blocks)
@@ -34,7 +31,7 @@ def posterior_bytes(blocks: Sequence[Block], structure: str, *, rank: int, joint
 def moment_bytes(blocks: Sequence[Block], rank: int, oversampling: int) -> int:
     """Return the bytes of the sums of ``joint_core``'s first pass, float64; a fit holds the empty ones too.
 
-    They are on the CPU wherever the model is, so a fit's peak there is an answer's of its batch and twice this.
+    They are on the CPU wherever the model is.
     """
     columns = 4 * rank + oversampling
     return _DOUBLE * sum(b.wide * min(columns, b.wide) + b.narrow**2 for b in blocks)

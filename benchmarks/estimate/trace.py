@@ -1,8 +1,7 @@
 """A meter for code that runs on the meta device: the most memory that it would hold at a time.
 
-Every kernel that torch would launch passes by. Its outputs are shapes alone, which live as long as the real tensors
-would. Where code asks for a value, it is told zero or False: a mask that is not all ones, a number that is not above a
-limit. Attention is what a card computes where rows have padding, torch's memory-efficient kernel.
+Every kernel that torch would launch passes by. Where code asks for a value, it is told zero or False. Attention is
+what a card computes where rows have padding, torch's memory-efficient kernel.
 """
 
 from __future__ import annotations
@@ -19,10 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def counted_peak(function: Callable[[], Any]) -> int:
-    """Return what a call on tensors of the meta device holds at a time, beyond what was there before.
-
-    What it returns is held until its end.
-    """
+    """Return what a call on the meta device holds at a time beyond what was there before, its result included."""
     meter = _Meter()
     with _efficient_attention(), meter:
         held = function()

@@ -12,8 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_runs import FinishedRun, copy_run, interrupted_at, job, run_once, sentiment_config, sentiment_rows, write_rows
+from tiny_runs import (
+    FinishedRun,
+    adapter,
+    copy_run,
+    interrupted_at,
+    job,
+    run_once,
+    same,
+    sentiment_config,
+    sentiment_rows,
+    write_rows,
+)
 
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConfigError
@@ -69,14 +79,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -
 def copied(finished: FinishedRun, tmp_path: Path) -> Path:
     """The configuration file of a copy of it."""
     return copy_run(finished, cross_fit_config(tmp_path, finished.base))
-
-
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def held_out(fold: Run) -> ProjectedSplit:

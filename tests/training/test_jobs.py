@@ -16,9 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import (
     FinishedRun,
+    adapter,
     copy_run,
     interrupted_at,
     job,
+    same,
     sentiment_config,
     sentiment_rows,
     write_rows,
@@ -40,14 +42,6 @@ pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
 SHORT = {"learning_rate": 1e-2, "steps": 24, "batch_size": 6, "checkpoint_every": 8}
 DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.1}
 FITTED = ("posterior.safetensors", "calibration.safetensors")
-
-
-def adapter(config: RunConfig) -> dict[str, torch.Tensor]:
-    return load_file(config.run_dir / "adapter" / "adapter_model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def same_files(one: Path, other: Path, names: tuple[str, ...]) -> bool:
@@ -92,7 +86,7 @@ def test_an_interrupted_fine_tune_ends_like_an_uninterrupted_one(
     assert not (config.run_dir / "adapter").exists()
     assert job("finetune", short) == 0
     assert ("resuming at" in capsys.readouterr().out) == (step > 8)
-    assert same(adapter(config), adapter(uninterrupted))
+    assert same(adapter(config.run_dir), adapter(uninterrupted.run_dir))
     assert json.loads((config.run_dir / "training_log.json").read_text())[-1]["step"] == 24
 
 
@@ -107,7 +101,7 @@ def test_a_checkpoint_cut_off_while_it_was_written_is_passed_over(
     (checkpoints / "checkpoint-24").mkdir()
     assert job("finetune", short) == 0
     assert "checkpoint-8" in capsys.readouterr().out
-    assert same(adapter(config), adapter(uninterrupted))
+    assert same(adapter(config.run_dir), adapter(uninterrupted.run_dir))
 
 
 def kept(run: Run, steps: Collection[int] = (12, 18)) -> list[dict[str, torch.Tensor]]:
@@ -120,16 +114,16 @@ def test_adapters_of_steps_are_kept(uninterrupted: RunConfig, short: Path, capsy
     config = load_config(short)
     assert train_adapter(open_run(config), (12, 18)) == config.run_dir / "adapter"
     first = kept(open_run(config))
-    assert same(adapter(config), adapter(uninterrupted))
+    assert same(adapter(config.run_dir), adapter(uninterrupted.run_dir))
     assert not same(first[0], first[1])
-    assert not same(first[1], adapter(config))
+    assert not same(first[1], adapter(config.run_dir))
     train_adapter(open_run(config), (12, 18))
     assert "adapter already trained" in capsys.readouterr().out
     shutil.rmtree(config.run_dir / "kept")
     train_adapter(open_run(config), (12, 18))
     assert "lie before the last checkpoint" in capsys.readouterr().out
     assert all(same(one, other) for one, other in zip(kept(open_run(config)), first, strict=True))
-    assert same(adapter(config), adapter(uninterrupted))
+    assert same(adapter(config.run_dir), adapter(uninterrupted.run_dir))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +134,7 @@ def test_adapters_of_steps_are_kept(uninterrupted: RunConfig, short: Path, capsy
 def test_stale_results_are_not_taken(
     run_copy: Path, overrides: list[str], ending: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = adapter(load_config(run_copy))
+    before = adapter(load_config(run_copy).run_dir)
     rows = [row | {"text": row["text"] + ending} for row in sentiment_rows()]
     write_rows(run_copy.parent / "reviews.jsonl", rows)
     for name in ("fit", "evaluate", "package"):
@@ -149,7 +143,7 @@ def test_stale_results_are_not_taken(
     config = load_config(run_copy, overrides)
     assert job("finetune", run_copy, *overrides) == 0
     assert "fine-tuning on 40 rows" in capsys.readouterr().out
-    assert not same(adapter(config), before)
+    assert not same(adapter(config.run_dir), before)
     assert not (config.run_dir / "laplace").exists()
 
 
@@ -166,7 +160,9 @@ def test_a_changed_fit_must_be_evaluated_again(run_copy: Path, capsys: pytest.Ca
 def test_only_label_rows_of_the_head_move(sentiment_run: FinishedRun) -> None:
     """The loss sees the label tokens only, so the other 49,150 rows of lm_head's B stay zero."""
     artifact = json.loads((sentiment_run.artifact / "manifest.json").read_text())
-    moved = adapter(sentiment_run.config)["base_model.model.lm_head.lora_B.weight"].abs().sum(1).nonzero().flatten()
+    moved = (
+        adapter(sentiment_run.config.run_dir)["base_model.model.lm_head.lora_B.weight"].abs().sum(1).nonzero().flatten()
+    )
     assert moved.tolist() == sorted(artifact["readout"]["token_ids"])
 
 
@@ -174,7 +170,7 @@ def test_squared_distances_are_from_where_training_began(sentiment_run: Finished
     """PEFT starts A at random and B at zero."""
     start = load_file(sentiment_run.config.run_dir / "initial_adapter" / "adapter_model.safetensors")
     assert all(bool((tensor != 0).any()) == (".lora_A." in name) for name, tensor in start.items())
-    recorded, end = fit_record(sentiment_run.config)["squared_distances"], adapter(sentiment_run.config)
+    recorded, end = fit_record(sentiment_run.config)["squared_distances"], adapter(sentiment_run.config.run_dir)
     assert len(recorded) == len(end)
     for name, value in recorded.items():
         key = f"base_model.model.{name}.weight"
@@ -314,7 +310,7 @@ def test_the_log_likelihood_is_the_served_models_on_the_training_rows(
 def test_every_method_is_measured_on_every_test_row(sentiment_run: FinishedRun) -> None:
     folder = sentiment_run.artifact / "report"
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    assert list(evaluation)[:6] == ["zero_shot", "map", "temperature", "conditioned", "laplace", "laplace_temperature"]
+    assert list(evaluation)[:6] == ["zero_shot", "map", "temperature", "conditioned", "laplace", "laplace_conditioned"]
     assert set(evaluation) >= {"laplace_evidence_scalar", "laplace_evidence_group", "laplace_validation_group"}
     assert {e["rows"] for e in evaluation.values()} == {24}
     # scaling logits by one number moves no decision

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_runs import interrupted_at, job, sentiment_config
+from tiny_runs import adapter, interrupted_at, job, same, sentiment_config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from laplora.errors import DataError, NonFiniteError
@@ -29,14 +28,6 @@ pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
 SHORT = {"learning_rate": 1e-2, "steps": 24, "batch_size": 6, "checkpoint_every": 8}
 SELECTING = SHORT | {"evaluate_every": 4, "selection_fraction": 0.25}
 DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.1}
-
-
-def adapter(config: RunConfig) -> dict[str, torch.Tensor]:
-    return load_file(config.run_dir / "adapter" / "adapter_model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def finetuned(folder: Path, base: Path, **optimizer: Any) -> RunConfig:
@@ -118,7 +109,7 @@ def test_an_interrupted_one_keeps_the_same_step(
     interrupted_at(batch, file)
     assert job("finetune", file) == 0
     config = load_config(file)
-    assert same(adapter(config), adapter(selecting))
+    assert same(adapter(config.run_dir), adapter(selecting.run_dir))
     assert read(config, "selected.json") == read(selecting, "selected.json")
 
 
@@ -149,7 +140,7 @@ def test_the_state_of_random_numbers_is_whole_or_not_there(
     assert "checkpoint-4: the state of the random numbers in it" in said.out + said.err
     (checkpoints / "checkpoint-4" / "rng_state.pth").write_bytes(whole)
     assert job("finetune", file) == 0
-    assert same(adapter(load_config(file)), adapter(selecting))
+    assert same(adapter(load_config(file).run_dir), adapter(selecting.run_dir))
 
 
 def test_training_stops_where_nothing_gets_better(tiny_base_folder: Path, tmp_path: Path) -> None:
@@ -195,8 +186,8 @@ def test_two_batches_of_three_are_a_step_of_six(tiny_base_folder: Path, tmp_path
     """The last step of an epoch has four rows, three and one. To 1e-3: float32 sums in another order."""
     whole = finetuned(tmp_path / "whole", tiny_base_folder)
     halves = finetuned(tmp_path / "halves", tiny_base_folder, batch_size=3, gradient_accumulation=2)
-    for name, tensor in adapter(whole).items():
-        torch.testing.assert_close(adapter(halves)[name], tensor, rtol=1e-3, atol=1e-4)
+    for name, tensor in adapter(whole.run_dir).items():
+        torch.testing.assert_close(adapter(halves.run_dir)[name], tensor, rtol=1e-3, atol=1e-4)
     assert halves.optimizer.steps_an_epoch(40) == whole.optimizer.steps_an_epoch(40) == 7
 
 
@@ -215,8 +206,8 @@ def test_gradient_checkpointing_computes_each_layer_twice_and_trains_the_same(
     once, calls[0] = calls[0], 0
     again = finetuned(tmp_path / "again", tiny_base_folder, gradient_checkpointing=True)
     assert calls[0] == 2 * once > 0
-    for name, tensor in adapter(plain).items():
-        torch.testing.assert_close(adapter(again)[name], tensor, rtol=1e-5, atol=1e-7)
+    for name, tensor in adapter(plain.run_dir).items():
+        torch.testing.assert_close(adapter(again.run_dir)[name], tensor, rtol=1e-5, atol=1e-7)
 
 
 def test_rows_of_like_length_come_together_in_another_order_each_epoch() -> None:
@@ -243,7 +234,7 @@ def test_loraplus_takes_a_larger_step_in_every_lora_b(tiny_base_folder: Path, tm
     """AdamW's first step is the step size for each number that has a gradient, and B begins at zero."""
     plain = finetuned(tmp_path / "plain", tiny_base_folder, steps=1)
     plus = finetuned(tmp_path / "plus", tiny_base_folder, steps=1, loraplus_lr_ratio=4)
-    one, other = adapter(plain), adapter(plus)
+    one, other = adapter(plain.run_dir), adapter(plus.run_dir)
     for name, tensor in one.items():
         factor = 4 if ".lora_B." in name else 1
         torch.testing.assert_close(other[name], factor * tensor, rtol=1e-3, atol=1e-6)

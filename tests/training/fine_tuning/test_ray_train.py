@@ -108,15 +108,6 @@ def test_gpus_that_ray_does_not_have_are_missed_before_anything_starts() -> None
         run_by_ray(partial(refuse, 0), "cuda:1", RayProcesses(2))
 
 
-@pytest.mark.usefixtures("ray")
-@pytest.mark.parametrize(("processes", "room"), [(RayProcesses(3), 2), (RayProcesses(2, threads=2), 1)])
-def test_processors_that_ray_does_not_have_are_missed_before_anything_starts(
-    processes: RayProcesses, room: int
-) -> None:
-    with pytest.raises(ConfigError, match=f"--workers {processes.count} .* room for {room} of them: 2 processors"):
-        run_by_ray(partial(refuse, 0), "cpu", processes)
-
-
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

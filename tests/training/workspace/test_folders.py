@@ -17,7 +17,7 @@ from tiny_runs import FinishedRun, copy_run, job, sentiment_config, sentiment_ro
 
 from laplora.artifact.folder import read_artifact
 from training.config import load_config
-from training.config.folders import configuration_digest, folder_of, owner
+from training.config.folders import configuration_digest, owner
 from training.finetune import LabelTrainer
 from training.workspace.folders import claim, start_from
 
@@ -117,17 +117,6 @@ def test_of_jobs_that_start_together_one_has_the_folder(tmp_path: Path) -> None:
         won = list(pool.map(lambda seed: claim(tmp_path / "n", {"seed": seed}), range(32)))
     assert sum(won) == 1
     assert owner(tmp_path / "n") == configuration_digest({"seed": won.index(True)})
-
-
-def test_a_folder_that_was_begun_stays_the_configurations(tmp_path: Path) -> None:
-    """Whatever becomes of the plain folder while a run works in its own: removed, or claimed by a third one."""
-    assert claim(tmp_path / "n", {"seed": 0})
-    own = folder_of(tmp_path, "n", {"seed": 1})
-    assert claim(own, {"seed": 1})
-    shutil.rmtree(tmp_path / "n")
-    assert folder_of(tmp_path, "n", {"seed": 1}) == own
-    assert claim(tmp_path / "n", {"seed": 2})
-    assert folder_of(tmp_path, "n", {"seed": 1}) == own
 
 
 def test_another_process_in_the_same_folder_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
