@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,29 +76,19 @@ def test_a_job_is_followed_to_its_end(address: str, tmp_path: Path, capsys: pyte
     assert "error: " in capsys.readouterr().err
 
 
-class Watch:
-    """``laplora jobs watch`` in a thread."""
+@contextmanager
+def watching(url: str, job: str) -> Iterator[Callable[[], tuple[int, list[dict[str, Any]]]]]:
+    """Run ``laplora jobs watch``, which follows by now; yield what gives its status and the states at its end."""
+    command = [sys.executable, "-m", "laplora", "jobs", "watch", job, "--url", url, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
 
-    def __init__(self, capsys: pytest.CaptureFixture[str], url: str, job: str) -> None:
-        self._capsys, self._lines = capsys, []  # type: ignore[var-annotated]
-        self.status: int | None = None
-        self._thread = threading.Thread(target=self._run, args=(["jobs", "watch", job, "--url", url, "--json"],))
-        self._thread.start()
-        until(self.read)
+        def ended() -> tuple[int, list[dict[str, Any]]]:
+            lines = [first, *process.communicate()[0].splitlines()]
+            return process.returncode, [json.loads(line) for line in lines]
 
-    def _run(self, command: list[str]) -> None:
-        self.status = main(command)
-
-    def read(self) -> bool:
-        """Return whether a line has come."""
-        self._lines += self._capsys.readouterr().out.splitlines()
-        return bool(self._lines)
-
-    def states(self) -> list[dict[str, Any]]:
-        """Return what it wrote, once it has ended."""
-        self._thread.join()
-        self.read()
-        return [json.loads(line) for line in self._lines]
+        yield ended
 
 
 def test_a_job_is_followed_across_a_kill_of_the_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,28 +96,29 @@ def test_a_job_is_followed_across_a_kill_of_the_server(tmp_path: Path, capsys: p
     root, gate, url = fake_artifacts(tmp_path / "served"), tmp_path / "gate", f"http://127.0.0.1:{port}"
     flags = ("--jobs-dir", str(tmp_path / "kept"), "--port", str(port))
     gate.touch()
-    with fake_server(root, *flags, FAKE_GATE=str(gate)) as process, process.client():
-        gate.unlink()
-        job = ran(capsys, url, "submit", write_rows(tmp_path, 30))
-        watch = Watch(capsys, url, job["id"])
-        process.popen.kill()
-        process.popen.wait()
-    gate.touch()
-    with fake_server(root, *flags, FAKE_GATE=str(gate)) as process, process.client():
-        states = watch.states()
-        assert watch.status == 0
-        assert [state["status"] for state in states].count("done") == 1
-        assert states[-1] == ran(capsys, url, "show", job["id"])
-        done = [state["rows_done"] for state in states]
-        assert done == sorted(done)
-        # One that somebody cancels did not do what it was followed for.
-        gate.unlink()
-        job = ran(capsys, url, "submit", write_rows(tmp_path, 30))
-        watch = Watch(capsys, url, job["id"])
-        httpx.post(f"{url}/evaluate/jobs/{job['id']}/cancel", timeout=None).raise_for_status()
-        assert watch.states()[-1]["status"] == "cancelled"
-        assert watch.status == 1
+    with ExitStack() as stack:
+        with fake_server(root, *flags, FAKE_GATE=str(gate)) as process, process.client():
+            gate.unlink()
+            job = ran(capsys, url, "submit", write_rows(tmp_path, 30))
+            ended = stack.enter_context(watching(url, job["id"]))
+            process.popen.kill()
+            process.popen.wait()
         gate.touch()
+        with fake_server(root, *flags, FAKE_GATE=str(gate)) as process, process.client():
+            status, states = ended()
+            assert status == 0
+            assert [state["status"] for state in states].count("done") == 1
+            assert states[-1] == ran(capsys, url, "show", job["id"])
+            done = [state["rows_done"] for state in states]
+            assert done == sorted(done)
+            # One that somebody cancels did not do what it was followed for.
+            gate.unlink()
+            job = ran(capsys, url, "submit", write_rows(tmp_path, 30))
+            with watching(url, job["id"]) as ended:
+                httpx.post(f"{url}/evaluate/jobs/{job['id']}/cancel", timeout=None).raise_for_status()
+                status, states = ended()
+            assert (status, states[-1]["status"]) == (1, "cancelled")
+            gate.touch()
 
 
 def test_what_the_server_refuses_is_an_error(
