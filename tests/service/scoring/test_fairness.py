@@ -60,16 +60,11 @@ def test_a_long_request_keeps_a_small_one_waiting_for_the_running_batch_alone(ca
     assert queue.left(long) > 1800
 
 
-def test_kinds_of_one_caller_take_turns() -> None:
+def test_kinds_of_one_caller_take_turns_and_requests_of_one_kind_go_in_order_of_arrival() -> None:
     queue = Queue(16)
-    laplace, cheap = Request("a", "laplace"), Request("a", "map")
-    queue.add(laplace, [14] * 4)
-    queue.add(cheap, [14] * 4)
-    order = [queue.run()[0].request.group for _ in range(8)]
-    assert order == ["laplace", "map"] * 4
-
-
-def test_requests_and_their_rows_go_in_order_of_arrival_where_they_had_the_same() -> None:
+    for group in ("laplace", "map"):
+        queue.add(Request("a", group), [14] * 4)
+    assert [queue.run()[0].request.group for _ in range(8)] == ["laplace", "map"] * 4
     queue = Queue(30)
     for _ in range(3):
         queue.add(Request("a", "map"), [10] * 3)

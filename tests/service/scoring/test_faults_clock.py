@@ -15,11 +15,11 @@ from service.exit_status import ExitStatus
 WALL_CLOCK = {
     "http/protocols/vllm.py": {"time.time"},  # "created" of an answer, as vLLM has it
     "http/routes/vllm.py": {"time.time"},  # the same of a model
-    "jobs/folder.py": {"time.time"},  # beside the times that the file system gives files
+    "jobs/store/folder.py": {"time.time"},  # beside the times that the file system gives files
     "jobs/board.py": {"time.time"},  # times that are shown, and how long ended jobs are kept
-    "jobs/ledger.py": {"time.time"},
-    "jobs/disk.py": {"time.time"},
-    "jobs/taking.py": {"time.time"},
+    "jobs/store/ledger.py": {"time.time"},
+    "jobs/store/disk.py": {"time.time"},
+    "jobs/intake/taking.py": {"time.time"},
     "security/keyring.py": {"datetime.now"},  # the day on which a key expires
     "telemetry/tracing.py": {"time.time_ns"},  # OpenTelemetry's times of a span
 }
