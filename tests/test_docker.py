@@ -5,7 +5,6 @@ layers run. ``docker/try_images.sh`` builds the images and starts them.
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import re
@@ -211,21 +210,6 @@ def test_dependencies_come_from_an_extra_and_the_constraints(name: str) -> None:
     assert set(extras) <= set(project()["optional-dependencies"])
 
 
-@pytest.fixture
-def backend(tmp_path: Path) -> Path:
-    """A folder with setuptools alone, so that a package is built without an index and without this environment."""
-    # Found, not imported: setuptools takes the place of distutils in whatever process imports it.
-    found = importlib.util.find_spec("setuptools")
-    assert found is not None
-    assert found.origin is not None
-    installed = Path(found.origin).parent
-    folder = tmp_path / "backend"
-    folder.mkdir()
-    for part in (installed, installed.parent / "_distutils_hack"):
-        (folder / part.name).symlink_to(part)
-    return folder
-
-
 def in_folder(command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a RUN line's commands with /bin/sh in ``folder``, which takes the place of the image's own folders."""
     command = re.sub(r"--mount=\S+ ", "", command)
@@ -237,38 +221,6 @@ def in_folder(command: str, folder: Path, **variables: str) -> subprocess.Comple
     return subprocess.run(
         ["sh", "-c", command], cwd=source, env=environment, capture_output=True, text=True, check=False
     )
-
-
-@pytest.mark.parametrize("name", [DOCKERFILES[0], pytest.param(DOCKERFILES[1], marks=pytest.mark.exhaustive)])
-def test_the_layers_of_packages_run_and_install_the_whole_package(name: str, tmp_path: Path, backend: Path) -> None:
-    build = next(stage for stage in parse(name)[1] if stage.name == "build")
-    source, site = tmp_path / "src", f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
-    source.mkdir()
-    installs = []
-    for word, rest in build.lines:
-        if word == "COPY" and "bill_of_materials" not in rest:
-            *copied, target = rest.split()
-            for path in copied:
-                if (ROOT / path).is_dir():
-                    shutil.copytree(ROOT / path, source / target, ignore=shutil.ignore_patterns("__pycache__"))
-                else:
-                    shutil.copy(ROOT / path, source / target)
-        elif word == "RUN" and "pip install" in rest and "bill_of_materials" not in rest:
-            # The line as it is, but for what would fetch something: dependencies and setuptools.
-            offline = rest.replace("pip install", "pip install --no-index --no-deps --no-build-isolation")
-            done = in_folder(offline, tmp_path, PYTHONPATH=str(backend), CUDA="cpu", BAKE_MODEL="", EXTRA_PACKAGES="")
-            assert done.returncode == 0, done.stdout + done.stderr
-            installs.append(sorted(path.name for path in (tmp_path / "venv" / site).glob("laplora*")))
-    dist_info = f"laplora-{project()['version']}.dist-info"
-    assert installs == [[dist_info], ["laplora", dist_info]], "first what it needs alone, then the package"
-    installed = {str(path.relative_to(tmp_path / "venv" / site)) for path in (tmp_path / "venv" / site).rglob("*.py")}
-    assert {path for path in in_git("laplora") if path.endswith(".py")} <= installed
-    metadata = (tmp_path / "venv" / site / dist_info / "METADATA").read_text(encoding="utf-8")
-    extra = name.removesuffix(".Dockerfile")
-    for requirement in project()["optional-dependencies"][extra]:
-        if requirement.startswith("laplora["):
-            continue  # setuptools sorts the extras of an extra
-        assert re.search(rf'^Requires-Dist: {re.escape(requirement)}; extra == "{extra}"$', metadata, re.M), requirement
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)

@@ -11,7 +11,6 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from documents import blocks, commands
 from jsonschema import Draft7Validator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,19 +79,6 @@ def test_the_chart_names_the_oldest_version_it_is_checked_with(helm: Any) -> Non
     for version, taken in (("1.27.0", True), ("1.26.9", False)):
         done = helm("template", "laplora", "--kube-version", version)
         assert (done.returncode == 0) == taken, done.stderr
-
-
-def test_the_operators_documents_have_fields_that_it_knows(render: Callable[..., Any]) -> None:
-    """Against the operator's own definitions (0.93) once, by hand; here against the fields that were then used."""
-    documents = render(RELEASES["several"])
-    monitor, rules = documents["ServiceMonitor", "laplora"], documents["PrometheusRule", "laplora"]
-    assert {monitor["apiVersion"], rules["apiVersion"]} == {"monitoring.coreos.com/v1"}
-    assert set(monitor["spec"]) == {"jobLabel", "selector", "endpoints"}
-    (endpoint,) = monitor["spec"]["endpoints"]
-    assert set(endpoint) == {"port", "path", "interval", "authorization"}
-    assert endpoint["authorization"] == {"credentials": {"name": "laplora-metrics", "key": "token"}}
-    assert monitor["metadata"]["labels"]["release"] == rules["metadata"]["labels"]["release"] == "prometheus"
-    assert set(rules["spec"]) == {"groups"}
 
 
 def test_without_keys_prometheus_sends_none(render: Callable[..., Any]) -> None:
@@ -193,22 +179,3 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
 
 def test_every_default_can_be_given_again(helm: Any) -> None:
     assert helm("template", "laplora", values=VALUES).stdout == helm("template", "laplora").stdout
-
-
-def pages_of_helm() -> list[list[str]]:
-    """Return the words of the pages' helm commands on the chart, their release and namespace left out."""
-    found = []
-    for block in blocks("sh"):
-        for words in commands(block):
-            if words[0] == "helm" and "docker/kubernetes/laplora" in words:
-                found.append(words[words.index("docker/kubernetes/laplora") + 1 :])
-    return found
-
-
-@pytest.mark.parametrize("words", pages_of_helm(), ids=" ".join)
-def test_helm_takes_what_the_pages_give_it(helm: Any, words: list[str]) -> None:
-    """But for what asks a cluster: the namespace, the values of the release that is there."""
-    flags = [word for word in words if word not in ("-n", "laplora", "--reuse-values")]
-    done = helm("template", "laplora", *flags)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\nkind: Deployment\n") == 1

@@ -37,22 +37,6 @@ def container(name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def test_its_fields_are_those_that_kuberay_knows() -> None:
-    assert (DOCUMENT["apiVersion"], DOCUMENT["kind"]) == ("ray.io/v1", "RayService")
-    assert set(SPEC) == {
-        *("upgradeStrategy", "rayClusterDeletionDelaySeconds", "excludeHeadPodFromServeSvc"),
-        *("serveConfigV2", "rayClusterConfig"),
-    }
-    assert set(CLUSTER) == {
-        *("rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "authOptions"),
-        *("headGroupSpec", "workerGroupSpecs"),
-    }, "KubeRay's own networkPolicy is refused where a feature gate of the operator is off, as it is by default"
-    assert set(CLUSTER["headGroupSpec"]) == {"rayStartParams", "template"}
-    for group in CLUSTER["workerGroupSpecs"]:
-        assert set(group) == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-
-
 @pytest.mark.parametrize("version", ["1.27", "1.37"], ids=["oldest", "newest"])
 @pytest.mark.parametrize("name", PODS)
 def test_kubernetes_schemas_take_its_pods(name: str, version: str) -> None:
@@ -84,13 +68,6 @@ def test_a_pod_has_the_time_that_its_replica_takes_to_leave() -> None:
     for name in WORKERS:
         assert PODS[name]["spec"]["terminationGracePeriodSeconds"] > settings.request_timeout_s + settings.drain_s
     assert SPEC["rayClusterDeletionDelaySeconds"] > settings.request_timeout_s + settings.drain_s
-
-
-def test_a_workers_probe_needs_no_program_of_the_image() -> None:
-    """KubeRay adds its own to a container that has none: a shell with wget."""
-    for name in WORKERS:
-        probe = container(name)["readinessProbe"]["httpGet"]
-        assert probe == {"path": "/-/healthz", "port": 8000}
 
 
 @pytest.mark.parametrize("name", PODS)

@@ -69,15 +69,3 @@ def test_a_picture_says_in_words_what_it_shows(picture: Path) -> None:
     assert words["title"]
     assert len(words["desc"]) > 40
     assert any(f"pictures/{picture.name})" in page.read_text("utf-8") for page in ROOT.glob("docs/*.md"))
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in PICTURES.glob("*.svg")))
-def test_nothing_is_drawn_beyond_the_edge(name: str) -> None:
-    root = ElementTree.parse(PICTURES / f"{name}.svg").getroot()
-    _, _, width, height = map(float, root.attrib["viewBox"].split())
-    for box in root.iter("{http://www.w3.org/2000/svg}rect"):
-        x, y, across, down = (float(box.get(side, 0)) for side in ("x", "y", "width", "height"))
-        assert x >= 0
-        assert y >= 0
-        assert x + across <= width
-        assert y + down <= height

@@ -39,7 +39,7 @@ from service.security.callers import caller_of
 from service.settings import Settings
 
 #: No sound test waits this long, however busy the machine is.
-GIVE_UP_S = 180.0
+GIVE_UP_S = 110.0
 #: What a predictive of an artifact has that a report is judged by.
 RULE = SimpleNamespace(
     thresholds=SimpleNamespace(
