@@ -117,7 +117,6 @@ __all__ = [
     "ConditioningError",
     "ConfigError",
     "DataError",
-    "Distillation",
     "DownloadError",
     "EncodedRow",
     "Evaluation",
