@@ -105,7 +105,7 @@ class JointPosterior:
         scaled = self.factor * root
         cholesky = _regular_cholesky(scaled.T @ scaled)
         half = torch.linalg.solve_triangular(cholesky, (projected.kept.double() * root).mT, upper=False)
-        covariance = half.mT @ half
+        covariance: torch.Tensor = half.mT @ half
         covariance = covariance + projected.rest.double() @ (1 / by_group)
         return (covariance + covariance.mT) / 2
 
