@@ -6,7 +6,6 @@ What clients send holds a secret; neither an answer nor the log may.
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -171,10 +170,3 @@ def test_path_tricks(process: Process, path: bytes) -> None:
 def test_no_path_leaves_the_docs_assets(process: Process, name: bytes) -> None:
     answer = send(process, b"GET /docs/assets/" + name + b" HTTP/1.1\r\n" + HOST + b"\r\n")
     check(answer, 404, "route_not_found")
-
-
-def test_two_requests_at_once_get_two_answers_in_order(process: Process) -> None:
-    first = post().replace(b"Connection: close\r\n", b"")
-    answer = send(process, first + post(path=b"/nowhere"))
-    assert re.findall(rb"HTTP/1.1 (\d+) ", answer) == [b"200", b"404"]
-    assert answer.index(b'"predictions"') < answer.index(b'"route_not_found"')

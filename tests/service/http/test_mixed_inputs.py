@@ -111,11 +111,3 @@ def test_on_a_real_model_an_input_is_its_prompt_whatever_it_came_with(
     for asked, rendered in zip(answers[1:3], answers[3:5], strict=True):
         assert {**asked, "label_text": None} == {**rendered, "label_text": None}
     assert len({answer["probs"]["A"] for answer in answers[:3]}) == 3
-
-
-@pytest.mark.parametrize("sent", [3, None, 4.5])
-async def test_an_input_that_is_no_object_is_told_so(sent: Any) -> None:
-    async with serve(FakePredictor()) as served:
-        response = await served.client.post("/predict", json={"inputs": [sent]})
-    assert code(response) == (422, "invalid_request")
-    assert response.json()["error"]["message"] == "inputs.0: Input should be an object of named fields"

@@ -63,28 +63,12 @@ async def test_the_posterior_comes_with_whatever_is_recommended() -> None:
     assert body["predictions"][0]["logit_covariance"] == [[0.1, 0.1], [0.1, 0.1]]
 
 
-@pytest.mark.parametrize("name", ["swag", "fast", ""])
-async def test_a_predictive_that_the_artifact_does_not_have_is_422(served: Served, name: str) -> None:
-    response = await served.predict("fine 7", options={"predictive": name})
-    error = response.json()["error"]
-    assert (response.status_code, error["field"]) == (422, "options.predictive")
-    assert "it has ['map', 'laplace', 'temperature']" in error["message"]
-
-
-async def test_a_request_names_a_predictive_and_no_mode(served: Served) -> None:
-    response = await served.predict("fine 7", options={"mode": "map"})
-    assert (response.status_code, response.json()["error"]["field"]) == (422, "options.mode")
-
-
 async def test_decisions_are_made_for_the_stated_risk(served: Served) -> None:
     plain = (await served.predict("fine 7")).json()
     strict = (await served.predict("fine 7", options={"target_risk": 0.1})).json()
     lenient = (await served.predict("fine 7", options={"target_risk": 0.2})).json()
-    refused = [await served.predict("a", options={"target_risk": r}) for r in (0, 1, -0.1, 1.5, "0.1")]
     assert [b["target_risk"] for b in (plain, strict, lenient)] == [0.05, 0.1, 0.2]
     assert [b["predictions"][0]["decision"] for b in (strict, lenient)] == ["review", "accept"]
-    for response in refused:
-        assert (response.status_code, response.json()["error"]["field"]) == (422, "options.target_risk")
 
 
 async def test_truncation_is_asked_for_and_reported() -> None:
@@ -125,13 +109,6 @@ async def test_evaluate_measures_every_method(served: Served) -> None:
     assert (right["accuracy"], right["auroc_error"]) == (1.0, None)
 
 
-async def test_evaluate_refuses_unknown_and_missing_labels(served: Served) -> None:
-    unknown = await served.client.post("/evaluate", json=labelled(("fine", "Positive")))
-    missing = await served.client.post("/evaluate", json={"inputs": [{"text": "fine"}]})
-    assert (unknown.status_code, unknown.json()["error"]["code"]) == (422, "invalid_input")
-    assert (missing.status_code, missing.json()["error"]["field"]) == (422, "inputs.0.label")
-
-
 async def test_a_request_may_ask_for_less_time_than_the_server_gives() -> None:
     async with serve(request_timeout_s=3600) as served:
         served.predictor.hold()
@@ -152,10 +129,3 @@ async def test_a_request_may_ask_for_less_time_than_the_server_gives() -> None:
         served.predictor.released.set()
     for response in (refused, evaluated, longer):
         assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
-
-
-async def test_a_time_that_is_none_is_422(served: Served) -> None:
-    for timeout_s in ("0", "-1", "0.0", '"5"', "true", "1e999"):
-        raw = f'{{"inputs": [{{"text": "a"}}], "options": {{"timeout_s": {timeout_s}}}}}'
-        response = await served.client.post("/predict", content=raw, headers={"content-type": "application/json"})
-        assert (response.status_code, response.json()["error"]["field"]) == (422, "options.timeout_s"), timeout_s

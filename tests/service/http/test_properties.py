@@ -168,18 +168,11 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def drawn(examples: int) -> hypothesis_settings:
-    """Return settings by which as many examples are drawn, the same ones each time, and none is shrunk."""
-    return hypothesis_settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+#: The same examples each time, and none is shrunk.
+ALIKE: dict[str, Any] = {"derandomize": True, "database": None, "phases": [Phase.generate]}
 
 
-@drawn(40)
+@hypothesis_settings(max_examples=40, suppress_health_check=list(HealthCheck), **ALIKE)
 @given(bodies=st.lists(requests(), min_size=1, max_size=5), token_budget=st.sampled_from((1, 40, 120, 512, 4096)))
 def test_an_answer_does_not_hang_on_its_company(
     company: Company, bodies: list[dict[str, Any]], token_budget: int

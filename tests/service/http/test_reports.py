@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from programs import needs, program
 from report_records import report
@@ -22,7 +21,6 @@ from laplora.artifact.report_page import MOST_BYTES
 from laplora.report.page import html
 from laplora.report.verdict import judge
 from service.artifacts.reports import Reports
-from service.errors import ReportNotFoundError
 
 pytestmark = pytest.mark.anyio
 
@@ -56,16 +54,11 @@ async def served(tmp_path: Path, first: FakePredictor) -> AsyncIterator[Served]:
         yield served
 
 
-def policy(answer: httpx.Response) -> dict[str, str]:
-    parts = (part.partition(" ") for part in answer.headers["content-security-policy"].split("; "))
-    return {name: value for name, _, value in parts}
-
-
 async def listed(served: Served) -> dict[str, str | None]:
     return {one["name"]: one["report"] for one in (await served.client.get("/artifacts")).json()["artifacts"]}
 
 
-async def test_a_report_is_listed_and_shown(served: Served, first: FakePredictor) -> None:
+async def test_a_report_is_listed_and_shown_and_may_do_nothing(served: Served, first: FakePredictor) -> None:
     assert await listed(served) == {"first": None, "second": None}
     bring(first, PAGE)
     path = (await listed(served))["first"]
@@ -75,11 +68,8 @@ async def test_a_report_is_listed_and_shown(served: Served, first: FakePredictor
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-content-type-options"] == "nosniff"
-
-
-async def test_a_report_runs_nothing_and_is_of_no_origin(served: Served, first: FakePredictor) -> None:
-    bring(first, HOSTILE)
-    found = policy(await served.client.get("/artifacts/first/report"))
+    parts = (part.partition(" ") for part in answer.headers["content-security-policy"].split("; "))
+    found = {name: value for name, _, value in parts}
     assert found["default-src"] == "'none'"
     assert found["sandbox"] == ""  # neither allow-scripts nor allow-same-origin
     assert {"script-src", "connect-src", "frame-src"} & found.keys() == set()
@@ -104,6 +94,7 @@ async def test_only_the_file_of_the_manifest_is_shown(served: Served, first: Fak
         assert code(answer) == (404, "report_not_found")
         assert "secret of" not in answer.text
 
+    assert (await served.client.get("/artifacts/first/report")).status_code == 200
     path.write_text(PAGE + " ")
     await refused()
     bring(first, b" " * (MOST_BYTES + 1))
@@ -121,13 +112,10 @@ async def test_only_the_file_of_the_manifest_is_shown(served: Served, first: Fak
 
 async def test_answers_share_a_reports_bytes(tmp_path: Path) -> None:
     (predictor,) = artifacts_in(tmp_path, "first")
-    path = bring(predictor, "a report " * 1000)
+    bring(predictor, "a report " * 1000)
     reports = Reports()
     first = reports.read(predictor.artifact)
     assert reports.read(predictor.artifact) is first
-    path.write_text("another")
-    with pytest.raises(ReportNotFoundError):
-        reports.read(predictor.artifact)
     for number in range(16):
         bring(predictor, f"report {number}")
         reports.read(predictor.artifact)

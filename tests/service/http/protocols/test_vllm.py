@@ -8,7 +8,7 @@ import httpx
 import pytest
 from serving import FakePredictor, Served, serve
 
-from laplora.prompts.templates import TEMPLATES, PromptTemplate
+from laplora.prompts.templates import TEMPLATES
 
 pytestmark = pytest.mark.anyio
 
@@ -90,32 +90,15 @@ async def test_what_cannot_be_done_is_refused_in_vllms_shape(
 @pytest.mark.parametrize(
     ("input", "code"), [(["a"] * 5, "batch_too_large"), (["a"] * 1_000_000, "batch_too_large"), ([[[["a"]]]], None)]
 )
-async def test_a_million_inputs_are_refused_before_they_are_built(input: Any, code: str | None) -> None:
+async def test_a_million_inputs_are_refused_before_they_are_built(
+    input: Any, code: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.http.calls.Input", None)  # making one would fail
     async with serve(max_inputs=4) as served:
         response = await classify(served, input=input)
         error = response.json()["error"]
         assert (response.status_code, error["type"]) == ((413, code) if code else (422, "invalid_request"))
         assert served.predictor.batches == []
-
-
-@pytest.mark.parametrize("inputs", [257, 32_000])
-async def test_too_many_inputs_are_refused_before_one_is_made(
-    inputs: int, served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Making one would fail.
-    monkeypatch.setattr("service.http.calls.Input", None)
-    response = await classify(served, input=["a"] * inputs)
-    error = response.json()["error"]
-    assert (response.status_code, error["type"], error["param"]) == (413, "batch_too_large", "input")
-    assert f"{inputs} input" in error["message"]
-
-
-async def test_a_text_that_no_input_has_is_refused() -> None:
-    async with serve(FakePredictor(template=PromptTemplate("named", 1, "Who is {id}? Answer:"))) as served:
-        error = (await classify(served, input="SECRET" * 50)).json()["error"]
-        assert (error["code"], error["type"], error["param"]) == (422, "invalid_request", "input.0.id")
-        assert "at most 256 characters" in error["message"]
-        assert "SECRET" not in error["message"]
 
 
 async def test_an_artifact_of_several_fields_is_refused_by_name() -> None:
@@ -138,9 +121,3 @@ async def test_unknown_models_and_paths_and_media_types_are_refused_in_vllms_sha
     ):
         error = answer.json()["error"]
         assert (answer.status_code, error["code"], error["type"]) == (status, status, code)
-
-
-async def test_models_are_the_loaded_artifacts(served: Served) -> None:
-    (card,) = (await served.client.get("/v1/models")).json()["data"]
-    expected = {"id": "fake", "object": "model", "root": "tiny", "max_model_len": 64}
-    assert expected.items() <= card.items()
