@@ -97,11 +97,6 @@ async def test_a_label_that_the_prediction_had_not_is_refused_and_nothing_is_rec
     assert await give(served, (first, "negative")) == ["recorded"]
 
 
-async def test_another_method_is_told_both_that_there_are(served: Served) -> None:
-    response = await served.client.put("/feedback", json={})
-    assert (response.status_code, response.headers["allow"]) == (405, "GET, POST")
-
-
 async def test_without_rows_nothing_is_kept_and_no_id_is_given(served: Served) -> None:
     served.predictor.nan = True
     assert (await served.predict("a 7")).status_code == 422

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from programs import needs
 from server_process import ROOT
-from serving import Served
 
 RULES = ROOT / "docker" / "monitoring" / "calibration-alerts.yaml"
 OWN = {"artifact": "a", "predictive": "laplace", "instance": "one"}
@@ -132,15 +129,3 @@ def test_each_alert_fires_on_what_it_is_for_and_on_nothing_else(tmp_path: Path) 
     for command in (["check", "rules", str(RULES)], ["test", "rules", str(path)]):
         found = subprocess.run(["promtool", *command], capture_output=True, text=True, check=False)
         assert found.returncode == 0, found.stdout + found.stderr
-
-
-@pytest.mark.anyio
-async def test_the_rules_name_gauges_that_the_server_has(served: Served) -> None:
-    named = {name for rule in rules() for name in re.findall(r"\blaplora_\w+", rule["expr"])}
-    given = (await served.predict("a 7")).json()["predictions"][0]["prediction_id"]
-    body = {"items": [{"prediction_id": given, "label": "negative"}]}
-    assert (await served.client.post("/feedback", json=body)).status_code == 200
-    text = (await served.client.get("/metrics")).text
-    declared = set(re.findall(r"^# TYPE (laplora_\w+) ", text, flags=re.MULTILINE))
-    assert len(named) > 15
-    assert named <= declared

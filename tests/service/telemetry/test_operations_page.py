@@ -69,8 +69,3 @@ def test_every_number_that_can_be_set_names_its_unit() -> None:
         unit = next((unit for end, unit in UNITS.items() if name.endswith(end)), None)
         named = re.search(COUNTED, description) if unit is None else unit in description
         assert named, f"{name}: the description names no unit"
-
-
-def test_every_setting_is_described_in_sentences() -> None:
-    for name, field in Settings.model_fields.items():
-        assert (field.description or "").endswith("."), name

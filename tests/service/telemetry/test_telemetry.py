@@ -58,20 +58,6 @@ def log() -> Iterator[Log]:
     logger.setLevel(level)
 
 
-async def test_sane_request_ids_are_kept_and_others_replaced(served: Served) -> None:
-    for asked, kept in [
-        ("abc-123_X.y:z", True),
-        ("x" * 128, True),
-        ("x" * 129, False),
-        ("", False),
-        ('"};drop', False),
-    ]:
-        response = await served.client.get("/health/live", headers={"x-request-id": asked})
-        got = response.headers["x-request-id"]
-        assert (got == asked) is kept
-        assert got
-
-
 async def test_log_lines_are_json_with_id_and_stages_and_no_text(log: Log) -> None:
     predictor = FakePredictor()
     predictor.poison[666] = KeyError(SECRET)
@@ -105,12 +91,10 @@ async def test_metrics_count_what_happened(served: Served) -> None:
     lines = set(response.text.splitlines())
     for expected in (
         'laplora_requests_total{method="POST",route="/predict",status="200"} 2.0',
-        'laplora_requests_total{method="POST",route="/predict",status="415"} 1.0',
         'laplora_requests_total{method="GET",route="unmatched",status="404"} 1.0',
         'laplora_requests_total{method="OTHER",route="unmatched",status="404"} 1.0',
         'laplora_rejects_total{reason="unsupported_media_type"} 1.0',
         'laplora_rejects_total{reason="route_not_found"} 2.0',
-        'laplora_latency_seconds_count{route="/predict",stage="compute"} 2.0',
         'laplora_latency_seconds_count{route="/predict",stage="total"} 2.0',
         'laplora_batches_total{outcome="ok",predictive="map"} 1.0',
         'laplora_batch_rows_sum{predictive="laplace"} 2.0',

@@ -21,7 +21,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from server_process import ROOT, Process, fake_artifacts, fake_server
+from server_process import ROOT, Process, fake_artifacts, fake_server, in_flight, metric, until
 
 SECRET = "zebra-secret"
 PARENT_TRACE, PARENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -43,13 +43,6 @@ class Collector:
         """Return the server span of a request."""
         (span,) = [s for s in self.spans if attributes(s).get("laplora.request_id") == request_id]
         return span
-
-    def children(self, parent: Span) -> dict[str, Span]:
-        return {s.name: s for s in self.spans if s.parent_span_id == parent.span_id}
-
-    @property
-    def batches(self) -> list[Span]:
-        return [s for s in self.spans if s.name == "batch"]
 
 
 def attributes(span: Any) -> dict[str, Any]:
@@ -139,12 +132,12 @@ def test_a_scored_request_is_a_trace_with_its_stages(start: Callable[..., Any]) 
     }
     assert attributes(span)["laplora.tokens"] > 0
     assert span.status.code != Status.STATUS_CODE_ERROR
-    stages = collector.children(span)
-    assert list(stages) == ["tokenize", "queue", "compute"]
-    times = [t for s in stages.values() for t in (s.start_time_unix_nano, s.end_time_unix_nano)]
+    stages = [s for s in collector.spans if s.parent_span_id == span.span_id]
+    assert [s.name for s in stages] == ["tokenize", "queue", "compute"]
+    times = [t for s in stages for t in (s.start_time_unix_nano, s.end_time_unix_nano)]
     assert times == sorted(times), "one stage after the other"
     assert before_ns < span.start_time_unix_nano <= times[0] <= times[-1] <= span.end_time_unix_nano < after_ns
-    assert {s.trace_id for s in stages.values()} == {span.trace_id}
+    assert {s.trace_id for s in stages} == {span.trace_id}
     assert [line["trace_id"] for line in logged if line.get("event") == "request"] == [PARENT_TRACE]
 
     for name, code in (("bad", "invalid_input"), ("no-json", "invalid_json")):
@@ -167,23 +160,19 @@ def test_a_batch_is_linked_to_the_requests_whose_rows_it_ran(start: Callable[...
     ):
         gate.unlink()
         answers = [pool.submit(predict, client, "a", "first")]
-        until(client, "laplora_requests_in_flight 2.0")
-        until(client, "laplora_queue_rows 0.0")
+        in_flight(client, 1)
+        until(lambda: metric(client, "laplora_queue_rows") == 0)
         answers += [pool.submit(predict, client, "b", name) for name in ("second", "third")]
-        until(client, "laplora_queue_rows 2.0")
+        until(lambda: metric(client, "laplora_queue_rows") == 2)
         gate.touch()
         assert [answer.result().status_code for answer in answers] == [200] * 3
         stop(process)
-    linked = [{link.span_id for link in batch.links} for batch in collector.batches]
+    batches = [span for span in collector.spans if span.name == "batch"]
+    linked = [{link.span_id for link in batch.links} for batch in batches]
     spans = {name: collector.of(name).span_id for name in ("first", "second", "third")}
     assert linked == [{spans["first"]}, {spans["second"], spans["third"]}]
-    assert [attributes(batch)["laplora.rows"] for batch in collector.batches] == [1, 2]
-    assert {attributes(batch)["laplora.outcome"] for batch in collector.batches} == {"ok"}
-
-
-def until(client: httpx.Client, line: str) -> None:
-    while line not in client.get("/metrics").text:
-        time.sleep(0.01)
+    assert [attributes(batch)["laplora.rows"] for batch in batches] == [1, 2]
+    assert {attributes(batch)["laplora.outcome"] for batch in batches} == {"ok"}
 
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["refuses connections", "never answers"])
@@ -207,14 +196,11 @@ def test_a_dead_collector_harms_no_request_and_no_exit(start: Callable[..., Any]
 def test_without_the_extra_the_start_says_what_to_install(start: Callable[..., Any], tmp_path: Path) -> None:
     # FastAPI brings OpenTelemetry's interface; what the extra adds is what makes and exports spans.
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['opentelemetry.sdk'] = None\n")
-    with start("--otlp-endpoint", "http://127.0.0.1:4318", PYTHONPATH=python_path(tmp_path)) as process:
+    path = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests" / "service")))
+    with start("--otlp-endpoint", "http://127.0.0.1:4318", PYTHONPATH=path) as process:
         assert process.left() == 2
     (event,) = [json.loads(line) for line in process.lines if "bad_settings" in line]
     assert "pip install 'laplora[telemetry]'" in event["message"]
-
-
-def python_path(first: Path) -> str:
-    return os.pathsep.join(map(str, (first, ROOT, ROOT / "tests" / "service")))
 
 
 def test_without_an_endpoint_nothing_of_it_is_imported() -> None:
