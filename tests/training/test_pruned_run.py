@@ -31,6 +31,7 @@ from laplora.artifact.folder import read_artifact
 from laplora.errors import ArtifactCorruptError, ConfigError, ModelError
 from laplora.models.base import BaseSpec
 from laplora.models.decoder_layers import decoder_layers
+from laplora.models.shared_base import SharedBases
 from laplora.predictor import Predictor
 from service.app import create_app
 from training.__main__ import main
@@ -162,6 +163,15 @@ async def asked(client: httpx.AsyncClient) -> dict[str, Any]:
 
 
 @pytest.mark.exhaustive
+def test_artifacts_share_a_base_without_the_same_layers_alone(pruned: FinishedRun) -> None:
+    bases = SharedBases()
+    one, other = (Predictor.load(pruned.artifact, device="cpu", bases=bases) for _ in range(2))
+    assert one.base is other.base
+    whole = bases.get(str(pruned.base), BaseSpec(str(pruned.base), None, "nf4", "float32"), "", device=one.device)
+    assert len(decoder_layers(whole.model)) == LAYERS
+    assert len(decoder_layers(one.base.model)) == LAYERS - 2
+
+
 @pytest.mark.parametrize(
     ("removed", "error", "message"),
     [
