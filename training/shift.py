@@ -60,7 +60,8 @@ def shift(config: RunConfig) -> Path:
         ArtifactError: no artifact, or one that cannot be used.
         DataError: a set that the artifact cannot answer.
     """
-    if config.shift is None:
+    settings = config.shift
+    if settings is None:
         raise ConfigError(
             f"{config.name} has no section 'shift': name other data sets or corruptions there, as "
             "training/configs/shift-openbookqa-smollm2.yaml does"
@@ -74,7 +75,7 @@ def shift(config: RunConfig) -> Path:
     record |= {"recommended": recommended, "versions": installed_versions(), "sets": {}}
     inside: Answers | None = None  # those to the run's test rows, which come first
     predictor: Predictor | None = None
-    for name, one in shift_sets(config, config.shift, artifact.manifest, splits).items():
+    for name, one in shift_sets(config, settings, artifact.manifest, splits).items():
         store = FolderStore(config.run_dir / "shift", f"{artifact.digest}/{rows_digest(one.examples)}")
         stored = store.read(name)
         if stored is None:
