@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from laplora.decisions.uncertainty import FLAGS, Uncertainty, decompose
     from laplora.fitting.calibrated import CalibratedPosterior
     from laplora.fitting.entry import fit
-    from laplora.fitting.measured import Measured
+    from laplora.fitting.evaluation import Measured
     from laplora.fitting.new_labels import Comparison
     from laplora.fitting.settings import FitSettings
     from laplora.fitting.versions import condition
@@ -187,7 +187,7 @@ _HOMES = {
     "classifier": ("Classifier",),
     "fitting.calibrated": ("CalibratedPosterior",),
     "fitting.entry": ("fit",),
-    "fitting.measured": ("Measured",),
+    "fitting.evaluation": ("Measured",),
     "fitting.new_labels": ("Comparison",),
     "fitting.settings": ("FitSettings",),
     "fitting.versions": ("condition",),

@@ -23,10 +23,11 @@ from laplora.fitting.progress import Silent
 from laplora.fitting.projected import project_split
 from laplora.fitting.rows import read_rows
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.store import Forgetful, Kept, SharedStore
+from laplora.fitting.store import Forgetful, Kept
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Prior, block_precisions
 from laplora.workers import ALONE, Workers
+from training.workspace.stores import SharedStore
 
 LABELS = ("bill", "card", "app", "loan", "other")
 STRUCTURES = ("joint_core", "ekfac", "kfac_reduce")

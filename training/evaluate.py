@@ -16,8 +16,7 @@ from laplora.familiarity.file import read_familiarity_for
 from laplora.familiarity.percentile import is_unfamiliar
 from laplora.files import write_json, write_tensors
 from laplora.fitting.calibrate import predictive_of
-from laplora.fitting.evaluation import evaluate_predictives, outputs_of
-from laplora.fitting.gain import Gain, gain_over_temperature
+from laplora.fitting.evaluation import Gain, evaluate_predictives, gain_over_temperature, outputs_of
 from laplora.fitting.projected import split_tensors
 from laplora.fitting.saving import read_fit
 from laplora.jacobians.contrasts import covered_blocks

@@ -10,7 +10,6 @@ from typing import Any
 
 from laplora.fitting.fit import fit_rows
 from laplora.fitting.saving import record_of, write_fit
-from laplora.fitting.store import FolderStore, SharedStore
 from laplora.predictive.lora_weights import read_weights
 from training.calibration.cross_fit import cross_fit_rows
 from training.calibration.fold_adapters import FoldAdapter
@@ -20,6 +19,7 @@ from training.workspace.provenance import curvature_inputs, fit_inputs
 from training.workspace.results import load_trained
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
+from training.workspace.stores import FolderStore, SharedStore
 from training.workspace.terminal import Terminal, say
 
 

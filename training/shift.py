@@ -18,7 +18,7 @@ from laplora.artifact.manifest import Manifest
 from laplora.data.labelled import Task
 from laplora.errors import ConfigError, DataError, InvalidInputError
 from laplora.fitting.describing import installed_versions
-from laplora.fitting.store import FolderStore, rows_digest
+from laplora.fitting.store import rows_digest
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 from training.config import DataConfig, RunConfig, ShiftConfig, StrangerConfig
@@ -32,6 +32,7 @@ from training.workspace.filled_in import filled_in
 from training.workspace.runtime import batches
 from training.workspace.same_rows import check_same_rows
 from training.workspace.selection import split_off
+from training.workspace.stores import FolderStore
 from training.workspace.terminal import progress, say
 
 

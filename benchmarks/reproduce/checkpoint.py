@@ -20,12 +20,13 @@ from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.evaluation import outputs_of
 from laplora.fitting.fit import Fit, fit_rows
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.store import FolderStore, digest, rows_digest
+from laplora.fitting.store import digest, rows_digest
 from laplora.predictive.lora_weights import in_place, lora_parameters, read_weights
 from training.evaluate import plain_probs
 from training.workspace.kept import kept_adapter
 from training.workspace.provenance import adapter_inputs, curvature_inputs
 from training.workspace.run import Run
+from training.workspace.stores import FolderStore
 from training.workspace.terminal import Terminal, say
 
 #: Of the last checkpoint, as in Yang et al.'s comparison of methods (arXiv 2308.13111, section 5.1).

@@ -20,10 +20,8 @@ from laplora.errors import ConditioningError, ModelError
 from laplora.files import write_whole
 from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.describing import describe, summary
-from laplora.fitting.evaluation import evaluate_predictives, outputs_of
+from laplora.fitting.evaluation import Measured, evaluate_predictives, gain_over_temperature, outputs_of
 from laplora.fitting.fit import Fit
-from laplora.fitting.gain import gain_over_temperature
-from laplora.fitting.measured import Measured
 from laplora.fitting.new_labels import condition_on
 from laplora.fitting.progress import Progress
 from laplora.fitting.rows import read_rows

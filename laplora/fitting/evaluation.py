@@ -1,9 +1,10 @@
-"""Every predictive of a fit on labelled rows that it has not seen."""
+"""Every predictive of a fit on labelled rows that it has not seen, and what is printed of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -19,12 +20,15 @@ from laplora.fitting.projected import project_split
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import class_probs
 from laplora.metrics.label_sets import SetQuality, present_set_quality, set_quality
+from laplora.metrics.paired import nll_difference
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.metrics.several_labels import LabelsQuality, evaluate_labels
 from laplora.posterior.base import Posterior, Prior
 from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.predictive.shift import Shift
 from laplora.prompts.examples import Example
+
+_COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
 
 
 @dataclass(frozen=True)
@@ -91,3 +95,98 @@ def evaluate_predictives(
             held = label_sets(conformal, probs, record.conformal, split.class_mask) | (widened & split.class_mask)
             sets[name] = set_quality(held, split.labels)
     return evaluations, sets, by_label
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The NLL of one predictive less that of temperature scaling on the same rows; below 0 is a gain.
+
+    Attributes:
+        predictive: its name.
+        difference: nats, mean over rows.
+        low, high: of its 95 % interval, by a bootstrap that draws whole inputs for both.
+    """
+
+    predictive: PredictiveName
+    difference: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        verdict = "better" if self.high < 0 else "worse" if self.low > 0 else "within noise"
+        return (
+            f"NLL of {self.predictive} less that of temperature scaling: {self.difference:+.3f} "
+            f"(95 % {self.low:+.3f} to {self.high:+.3f}), {verdict}"
+        )
+
+
+def gain_over_temperature(
+    outputs: SplitOutputs, temperatures: Mapping[PredictiveName, float], name: PredictiveName
+) -> Gain | None:
+    """Return what one predictive gains; None for temperature scaling itself, and where there is none to compare with.
+
+    Args:
+        outputs: of rows that neither training nor calibration has seen.
+        temperatures: of the fit's predictives, by name.
+    """
+    if name == "temperature" or "temperature" not in temperatures:
+        return None
+    split = outputs.split
+    own, scaled = (predictive_of(outputs, one, temperatures[one]).probs for one in (name, "temperature"))
+    found = nll_difference(own, scaled, split.labels, together=split.together)
+    return Gain(name, found.difference, found.low, found.high)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics by predictive; ``sets`` are the conformal label sets'. NLL in nats, ECE over 15 bins.
+
+    Where several labels may be right, a row of the metrics is one label of an input. Then ``labels`` are their names,
+    in order, and ``by_label`` has by predictive the metrics of each; else both are empty. ``unfamiliar`` is the share
+    of inputs that are flagged so, and have sets of every label; None where nothing says which. ``gain`` is that of the
+    recommended predictive over temperature scaling; None where that is temperature scaling.
+    """
+
+    evaluations: Mapping[str, Evaluation]
+    sets: Mapping[str, SetQuality]
+    recommended: PredictiveName
+    labels: tuple[str, ...] = ()
+    by_label: Mapping[str, LabelsQuality] = field(default_factory=dict)
+    unfamiliar: float | None = None
+    gain: Gain | None = None
+
+    def __getitem__(self, predictive: str) -> Evaluation:
+        """Return one predictive's metrics; KeyError where there is none of that name."""
+        return self.evaluations[predictive]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain numbers, lists and dicts, by predictive."""
+        values = {name: evaluation.to_json() for name, evaluation in self.evaluations.items()}
+        for name, quality in self.sets.items():
+            values[name]["sets"] = vars(quality)
+        for name, labels in self.by_label.items():
+            values[name] |= labels.to_json(self.labels)
+        return values
+
+    def __str__(self) -> str:
+        """Return a table, the recommended predictive marked, and what that gains over temperature scaling."""
+        rows: list[tuple[str, ...]] = [("", *_COLUMNS, "coverage", "set size")]
+        for name, evaluation in self.evaluations.items():
+            values = [getattr(evaluation, column) for column in _COLUMNS]
+            values += [self.sets[name].coverage, self.sets[name].mean_size]
+            shown = ["-" if value is None else f"{value:.3f}" for value in values]
+            rows.append((f"{name} *" if name == self.recommended else name, *shown))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        count = next(iter(self.evaluations.values())).rows
+        each = len(self.labels) or 1
+        rows_of = f"{count} rows" if each == 1 else f"{count // each} rows, each of {each} labels measured on its own"
+        flagged = "" if self.unfamiliar is None else f"; {self.unfamiliar:.1%} unfamiliar"
+        below = [f"{rows_of}{flagged}; * answers unless another is named", *([str(self.gain)] if self.gain else [])]
+        return "\n".join([*lines, *below])

@@ -10,7 +10,7 @@ import torch
 from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.manifest import ManyClassesRecord
 from laplora.classifier import Classifier
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, DataError
 from laplora.fitting.calibrate import Calibrated, calibrate
 from laplora.fitting.conditioning import Conditioned, Conditioning, possible_conditioning
 from laplora.fitting.curvature import fit_curvature
@@ -22,7 +22,6 @@ from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit, project_split
 from laplora.fitting.reversed_choices import reversed_temperature, with_reversed
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.several_labels import check_several_labels
 from laplora.fitting.store import Forgetful, Store
 from laplora.fitting.training_loss import check_kl_to_base
 from laplora.jacobians.contrasts import covered_blocks
@@ -62,6 +61,24 @@ class Fit:
     calibrated: Calibrated
     scores: Mapping[PredictiveName, ReviewScores]
     many_classes: ManyClassesRecord | None = None
+
+
+def check_several_labels(classifier: Classifier, rows: Sequence[Example], settings: FitSettings) -> None:
+    """Refuse, where several labels may be right, training and calibration rows with one label each (DataError).
+
+    Also the guarantee ``upper_bound``, whose bound is on independent mistakes (ConfigError).
+    """
+    if classifier.readout.likelihood != "bernoulli":
+        return
+    if any(row.present is None for row in rows):
+        raise DataError(
+            "the model has a probability for each label (problem_type multi_label_classification), and the rows have "
+            "one label each: give lists of labels, to laplora.fit or to python -m training fit --adapter"
+        )
+    if settings.calibration.guarantee == "upper_bound":
+        raise ConfigError(
+            "guarantee upper_bound takes one label a row, since labels of a row err together: use empirical"
+        )
 
 
 def check_class_weights(settings: FitSettings, classes: int, likelihood: Likelihood) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from itertools import accumulate, count, takewhile
+from itertools import accumulate, chain, count, takewhile
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ import torch
 from laplora.classifier import Classifier, batches
 from laplora.fitting.progress import Progress
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.shared_state import state_of_all
 from laplora.fitting.store import Store
 from laplora.fitting.training_loss import TrainingLoss
 from laplora.jacobians.blocks import Block, ContrastJacobians
@@ -23,6 +22,7 @@ from laplora.jacobians.many_classes import ManyClasses, fisher_directions
 from laplora.posterior.passes import State
 from laplora.posterior.structures import needs_sums
 from laplora.prompts.examples import Example, label_tensor
+from laplora.workers import Workers
 
 #: How often a state is kept, seconds.
 SAVE_EVERY_S = 30.0
@@ -147,3 +147,26 @@ def state_from_parts(empty: State, tensors: dict[str, torch.Tensor], numbers: di
 
 def _named(state: Any) -> Iterator[tuple[str, Any]]:
     return ((field.name, getattr(state, field.name)) for field in fields(state))
+
+
+def state_of_all(workers: Workers, own: State) -> State:
+    """Return the state of all rows, the same in every process; collective.
+
+    Args:
+        own: of this process's batches; in the first process with the rows that were gone over before.
+    """
+    if workers.count == 1:
+        return own
+    sums: dict[str, tuple[torch.Tensor, ...]] = {}
+    for field in fields(own):  # type: ignore[arg-type]
+        value = getattr(own, field.name)
+        if isinstance(value, torch.Tensor):
+            sums[field.name] = (value,)
+        elif isinstance(value, tuple) and all(isinstance(part, torch.Tensor) for part in value):
+            sums[field.name] = value
+    flat = iter(workers.summed([torch.tensor(own.rows), *chain.from_iterable(sums.values())]))
+    found: dict[str, Any] = {"rows": int(next(flat))}
+    for name, parts in sums.items():
+        whole = tuple(next(flat) for _ in parts)
+        found[name] = whole if isinstance(getattr(own, name), tuple) else whole[0]
+    return replace(own, **found)  # type: ignore[type-var]

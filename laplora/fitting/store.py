@@ -5,16 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 
-from laplora.files import write_tensors
 from laplora.prompts.examples import Example
-from laplora.workers import Workers
 
 #: Tensors and what was noted beside them, by name.
 Kept = tuple[dict[str, torch.Tensor], dict[str, str]]
@@ -43,60 +38,6 @@ class Forgetful:
         self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""
     ) -> None:
         """Drop them."""
-
-
-#: Counts what kept tensors are called and mean: files of another number do not count.
-LAYOUT = 2
-
-
-class FolderStore:
-    """Keeps each name in a safetensors file of one folder.
-
-    Args:
-        mark: digest of everything that all of it was made from; files of another mark do not count.
-    """
-
-    def __init__(self, folder: Path, mark: str) -> None:
-        self._folder, self._mark = folder, mark
-
-    def read(self, name: str, made_from: str = "") -> Kept | None:
-        """Return what the file holds, if it is of this mark."""
-        path = self._folder / f"{name}.safetensors"
-        if not path.is_file():
-            return None
-        with safe_open(path, framework="pt") as handle:
-            notes = dict(handle.metadata() or {})
-        if notes.pop("mark", None) != self._of(made_from):
-            return None
-        return load_file(path), notes
-
-    def write(
-        self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""
-    ) -> None:
-        """Write the file whole."""
-        write_tensors(self._folder / f"{name}.safetensors", tensors, {**notes, "mark": self._of(made_from)})
-
-    def _of(self, made_from: str) -> str:
-        return f"{LAYOUT}/{self._mark}/{made_from}"
-
-
-class SharedStore:
-    """The store of several processes: the first one reads and writes, and tells the others what it read."""
-
-    def __init__(self, store: Store, workers: Workers) -> None:
-        """Take the first process's store."""
-        self._store, self._workers = store, workers
-
-    def read(self, name: str, made_from: str = "") -> Kept | None:
-        """Return what the first process's store holds; collective."""
-        return self._workers.told(lambda: self._store.read(name, made_from))
-
-    def write(
-        self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""
-    ) -> None:
-        """Write in the first process."""
-        if self._workers.first:
-            self._store.write(name, tensors, notes, made_from)
 
 
 def rows_digest(examples: Sequence[Example]) -> str:

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from tiny_runs import FinishedRun, choice_rows, job, reseal, sentiment_rows, write_rows
 
 from laplora.errors import ConfigError, DataError
-from laplora.fitting.store import FolderStore
 from laplora.linearised import entropy
 from laplora.metrics.detection import detection
 from laplora.predictor import Predictor
@@ -28,6 +27,7 @@ from training.data.section import load_splits
 from training.report.markdown import fill
 from training.report.shift import Answers, publish_shift, shift_figure, shift_report
 from training.workspace.runtime import batches
+from training.workspace.stores import FolderStore
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
 

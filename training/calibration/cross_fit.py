@@ -11,12 +11,11 @@ from laplora.fitting.calibrate import OUT_OF_FOLD, calibrate
 from laplora.fitting.conditioning import possible_conditioning
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.familiarity import familiar_of, strangeness_to
-from laplora.fitting.fit import Fit, many_classes_record, possible
+from laplora.fitting.fit import Fit, check_several_labels, many_classes_record, possible
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.several_labels import check_several_labels
 from laplora.fitting.store import Forgetful, Store
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.subset import select_blocks

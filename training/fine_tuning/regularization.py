@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from laplora.classifier import base_probs
-from laplora.fitting.store import FolderStore, SharedStore
 from laplora.linearised import entropy, expected_log_likelihood
 from training.config import OptimizerConfig
 from training.workspace.provenance import adapter_inputs
 from training.workspace.run import Run
 from training.workspace.runtime import batches
+from training.workspace.stores import FolderStore, SharedStore
 from training.workspace.targets import Target
 from training.workspace.terminal import progress
 

@@ -13,7 +13,7 @@ import torch
 from laplora.answers.prediction import Prediction
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.describing import installed_versions
-from laplora.fitting.measured import Measured
+from laplora.fitting.evaluation import Measured
 from laplora.fitting.rows import read_rows
 from laplora.metrics.several_labels import binary_probs
 from laplora.prompts.examples import Example, label_tensor

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from laplora.answers.prediction import Prediction
 from laplora.files import write_json
 from laplora.fitting.served_rows import LoadedClassifier
-from laplora.fitting.store import FolderStore, rows_digest
+from laplora.fitting.store import rows_digest
 from laplora.linearised import class_probs, class_weighted_log_likelihood
 from laplora.predictive.lora_weights import read_weights
 from laplora.predictive.several_adapters import adapters_logits
@@ -24,6 +24,7 @@ from laplora.prompts.examples import Example
 from laplora.prompts.rows import EncodedRow
 from training.workspace.run import Run
 from training.workspace.runtime import batches
+from training.workspace.stores import FolderStore
 from training.workspace.student import Student
 from training.workspace.terminal import progress, say
 

@@ -9,7 +9,7 @@ import torch
 from test_calibrate import outputs
 
 from laplora.fitting.calibrate import predictive_of
-from laplora.fitting.gain import Gain, gain_over_temperature
+from laplora.fitting.evaluation import Gain, gain_over_temperature
 from laplora.metrics.scores import row_nll
 from laplora.predictive.kinds import PredictiveName
 
