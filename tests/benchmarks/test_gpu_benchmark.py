@@ -44,6 +44,7 @@ QUICK = ["--device", "cpu", "--layers", "2", "--quick"]
 
 @pytest.mark.process  # asks git for the commit
 def test_one_command_writes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "MODELS", {name: gpu.MODELS[name] for name in ("Phi-2", "Phi-3-mini-128k")})
     monkeypatch.setattr(gpu, "architecture", small)
     monkeypatch.setattr(
         gpu,
