@@ -23,7 +23,7 @@ COLLECTS_ONLY = SimpleNamespace(
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Leave out what is there once every test's module is imported."""
     if not session.config.option.collectonly:
-        service.process.gc = COLLECTS_ONLY  # type: ignore[assignment]
+        service.process.gc = COLLECTS_ONLY  # type: ignore[assignment, attr-defined]
         gc.collect()
         gc.freeze()
 
