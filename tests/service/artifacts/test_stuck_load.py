@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,13 @@ async def hanging(
     """Yield a server of first and third, where this library call on second hangs until it is let go."""
     known = library(*artifacts_in(root, "first", "second", "third"))
 
-    def load(path: Path, settings: Any, progress: Any) -> Any:
-        if (hangs_in, path.name) == ("load", "second"):
+    def hang(step: str, path: Path, *more: Any) -> Any:
+        if (hangs_in, path.name) == (step, "second"):
             let_go.wait()
-        return known.load(path, settings, progress)
-
-    def read(path: Path) -> Any:
-        if (hangs_in, path.name) == ("read", "second"):
-            let_go.wait()
-        return known.read(path)
+        return getattr(known, step)(path, *more)
 
     values = {"artifact": "first", "also_load": "third", "artifacts_root": root, "load_timeout_s": 0.2}
-    app = create_app(settings(**values), library=Library(load, read))
+    app = create_app(settings(**values), library=Library(partial(hang, "load"), partial(hang, "read")))
     try:
         async with started(app) as client:
             yield client, app
@@ -122,15 +118,3 @@ def test_a_load_ends_at_its_next_step_once_it_is_given_up() -> None:
     let_go.set()
     ended.wait()
     assert steps == []
-
-
-@pytest.mark.parametrize("error", [TimeoutError("the disk"), KeyError("bug"), SystemExit()])
-def test_errors_of_a_load_come_through(error: BaseException) -> None:
-    def load(go_on: Any) -> None:
-        raise error
-
-    loads = BoundedLoads(60, lambda stuck: None)
-    with pytest.raises(type(error)) as caught:
-        loads.run("broken", load)
-    assert caught.value is error
-    assert loads.stuck is None

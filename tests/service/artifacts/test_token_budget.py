@@ -82,7 +82,6 @@ MEASURED: dict[str, tuple[dict[str, Any], dict[str, Any], int, str]] = {
     # laplace takes 2 MiB a token: 2,048 take 4,000 of the 8,000 that may be used, 4,096 would take 8,192.
     "memory": ({"free": LARGE}, {}, 2048, "4096 tokens would take more than the 7.81 GiB"),
     "room for further artifacts": ({"free": LARGE}, {"reserved_bytes": 4_000 * MIB}, 2048, ""),
-    "less room": ({"free": LARGE}, {"reserved_bytes": 6_000 * MIB}, 1024, ""),
     "at most half of what is free": ({"free": LARGE}, {"reserved_bytes": 10**12}, 1024, ""),
     # A short row's token costs four times.
     "rows with memory of their own": ({"free": LARGE, "row_bytes": SHORT_ROW_TOKENS * 3 * MIB}, {}, 512, ""),
@@ -94,10 +93,8 @@ MEASURED: dict[str, tuple[dict[str, Any], dict[str, Any], int, str]] = {
         "1.00 times as fast in a batch of 4096",
     ),
     "a queue": ({}, {"most_tokens": 4096}, 4096, ""),
-    "a small queue": ({}, {"most_tokens": 100}, 100, ""),
     # The first size is halved while that makes it quicker.
     "very slow": ({"duration_s": lambda tokens: 1.5 * tokens / FIRST_TOKENS}, {}, FIRST_TOKENS // 4, "takes 0.75 s"),
-    "slower yet": ({"duration_s": lambda tokens: 3.0 * tokens / FIRST_TOKENS}, {}, FEWEST_TOKENS, ""),
     "slow whatever the size": ({"duration_s": lambda tokens: 3.0 + tokens / 1000}, {}, FIRST_TOKENS, ""),
 }
 
@@ -214,10 +211,8 @@ async def test_an_artifact_on_another_base_is_measured_once_the_former_base_is_g
         budgets = [app.state.backend.device.token_budget]
         assert (await client.post("/artifacts/second/activate")).json()["unloaded"] == ["first"]
         budgets.append(app.state.backend.device.token_budget)
-        (listed, *_) = (await client.get("/artifacts")).json()["artifacts"]
     assert in_memory["first"]() is None
     assert budgets == [2048, 2048]
-    assert listed["token_budget"]["tokens"] == 2048
 
 
 @pytest.mark.gpu
