@@ -46,9 +46,9 @@ RULE = SimpleNamespace(
         review=SimpleNamespace(target_risk=0.05, threshold=0.3, guarantee="empirical", score="total_entropy"), flags={}
     )
 )
-#: The one object that all fake predictors stand on.
 #: What a manifest records of tests of a predictive, its label sets too.
 MEASURED = {"rows": 500, "nll": 0.4, "ece": 0.08, "ece_limit": 0.06, "set_coverage": 0.914, "set_mean_size": 1.2}
+#: The one object that all fake predictors stand on.
 BASE = SimpleNamespace(model="tiny", quantization="none", dtype="float32")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from head_artifacts import pack_several
 from scipy import special
-from serving import serve, settings, started
+from serving import Served, settings, started
 
 from laplora.client.answers import Evaluated, FeedbackResult
 from laplora.client.requests import feedback_items
@@ -22,7 +22,9 @@ from service.app import create_app
 
 LABELS = ["negative", "positive"]
 OPTIONS = {"resamples": 20, "bins": 5}
+JSON_LINES = {"content-type": "application/jsonl"}
 Client = httpx.AsyncClient
+pytestmark = pytest.mark.anyio
 #: A label by itself, one that there is not, one twice, and what is none.
 REFUSED: list[tuple[Any, str]] = [
     ("negative", "must be a list of labels, which may be empty"),
@@ -51,21 +53,11 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def served(
-    artifact: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Callable[[Client], Coroutine[Any, Any, Any]]], Any]:
-    """Return what runs calls on a server of the artifact."""
+async def client(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
+    """A client of a server of the artifact."""
     monkeypatch.setenv("LAPLORA_CACHE", str(artifact.parent))
-
-    def run(calls: Callable[[Client], Coroutine[Any, Any, Any]]) -> Any:
-        async def whole() -> Any:
-            app = create_app(settings(artifact="several", artifacts_root=artifact.parent))
-            async with started(app) as client:
-                return await calls(client)
-
-        return asyncio.run(whole())
-
-    return run
+    async with started(create_app(settings(artifact="several", artifacts_root=artifact.parent))) as client:
+        yield client
 
 
 async def said(client: Client, path: str, body: Any) -> Any:
@@ -93,13 +85,10 @@ def losses(probs: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> np.ndarr
     return -np.where(right, np.log(probs), np.log1p(-probs))
 
 
-def test_metrics_are_of_every_label_and_by_label(served: Any) -> None:
+async def test_metrics_are_of_every_label_and_by_label(client: Client) -> None:
     rows = labelled()
-
-    async def calls(client: Client) -> Any:
-        return await answers_to(client, rows), await said(client, "/evaluate", {"inputs": rows, "options": OPTIONS})
-
-    answers, evaluated = served(calls)
+    answers = await answers_to(client, rows)
+    evaluated = await said(client, "/evaluate", {"inputs": rows, "options": OPTIONS})
     right, probs = told(rows), table(answers)
     assert 0 < right.mean() < 1
     assert 0 < (probs > 0.5).mean() < 1
@@ -133,24 +122,15 @@ def test_metrics_are_of_every_label_and_by_label(served: Any) -> None:
     assert read.labels["positive"].present == right[:, 1].sum()
 
 
-def test_a_job_says_what_evaluate_says(served: Any) -> None:
+async def test_a_job_says_what_evaluate_says(client: Client) -> None:
     rows = labelled()
-
-    async def calls(client: Client) -> Any:
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        headers = {"content-type": "application/jsonl"}
-        answer = await client.post("/evaluate/jobs", content=lines, headers=headers, params=OPTIONS)
-        assert answer.status_code == 202, answer.text
-        while (job := (await client.get(answer.headers["location"])).json())["status"] != "done":
-            assert job["status"] in ("queued", "running"), job
-            await asyncio.sleep(0.02)
-        refused = []
-        for label, _ in REFUSED:
-            line = json.dumps({"text": "a b", "label": label})
-            refused.append(await client.post("/evaluate/jobs", content=line, headers=headers))
-        return job, await said(client, "/evaluate", {"inputs": rows, "options": OPTIONS}), refused
-
-    job, direct, refused = served(calls)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    answer = await client.post("/evaluate/jobs", content=lines, headers=JSON_LINES, params=OPTIONS)
+    assert answer.status_code == 202, answer.text
+    while (job := (await client.get(answer.headers["location"])).json())["status"] != "done":
+        assert job["status"] in ("queued", "running"), job
+        await asyncio.sleep(0.02)
+    direct = await said(client, "/evaluate", {"inputs": rows, "options": OPTIONS})
     assert job["result"]["rows"] == direct["rows"]
     for name, metrics in direct["methods"].items():
         found = job["result"]["methods"][name]
@@ -159,62 +139,47 @@ def test_a_job_says_what_evaluate_says(served: Any) -> None:
             assert found[metric] == pytest.approx(metrics[metric], rel=1e-4)  # batches differ, so rounding does
         for metric in ("accuracy", "nll", "ece"):
             assert job["partial"][name][metric] == pytest.approx(found[metric], rel=1e-6)
-    for (_, message), answer in zip(REFUSED, refused, strict=True):
-        assert answer.status_code == 422
-        assert answer.json()["error"]["field"] == "lines.1.label"
+
+
+@pytest.mark.parametrize(("label", "message"), REFUSED)
+async def test_labels_that_are_no_list_are_refused_by_name(client: Client, label: Any, message: str) -> None:
+    row = {"text": "a b", "label": label}
+    for answer, field in (
+        (await client.post("/evaluate", json={"inputs": [row]}), "inputs.0.label"),
+        (await client.post("/evaluate/jobs", content=json.dumps(row), headers=JSON_LINES), "lines.1.label"),
+    ):
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
         assert message in answer.json()["error"]["message"]
 
 
-def test_labels_that_are_no_list_are_refused_by_name(served: Any) -> None:
-    async def calls(client: Client) -> Any:
-        bodies = [{"inputs": [{"text": "a"} | {"label": label}]} for label, _ in REFUSED]
-        return [await client.post("/evaluate", json=body) for body in bodies]
-
-    for (_, message), answer in zip(REFUSED, served(calls), strict=True):
-        assert answer.status_code == 422
-        assert answer.json()["error"]["field"] == "inputs.0.label"
-        assert message in answer.json()["error"]["message"]
-
-
-def test_a_list_is_refused_where_one_label_is_right() -> None:
-    async def calls() -> list[httpx.Response]:
-        async with serve() as one:
-            body = {"inputs": [{"text": "row 7", "label": ["negative"]}]}
-            first = (await one.client.post("/predict", json={"inputs": [{"text": "row 7"}]})).json()["predictions"][0]
-            item = {"prediction_id": first["prediction_id"], "label": ["negative"]}
-            return [
-                await one.client.post("/evaluate", json=body),
-                await one.client.post("/feedback", json={"items": [item]}),
-            ]
-
-    for answer in asyncio.run(calls()):
+async def test_a_list_is_refused_where_one_label_is_right(served: Served) -> None:
+    (first,) = (await served.predict("row 7")).json()["predictions"]
+    row = {"text": "row 7", "label": ["negative"]}
+    item = {"prediction_id": first["prediction_id"], "label": ["negative"]}
+    for path, body in (("/evaluate", {"inputs": [row]}), ("/feedback", {"items": [item]})):
+        answer = await served.client.post(path, json=body)
         assert answer.status_code == 422
         assert "not a list" in answer.json()["error"]["message"]
 
 
-def test_feedback_counts_every_label(served: Any) -> None:
+async def test_feedback_counts_every_label(client: Client) -> None:
     rows = labelled(36)  # fewer than 30 have no limit by their spread
+    answers = await answers_to(client, rows, target_risk=0.4)
+    ids = [answer["prediction_id"] for answer in answers]
 
-    async def calls(client: Client) -> Any:
-        answers = await answers_to(client, rows, target_risk=0.4)
-        ids = [answer["prediction_id"] for answer in answers]
-        await said(client, "/feedback", {"items": feedback_items({ids[0]: []})})
-        given = await said(
-            client, "/feedback", {"items": feedback_items(zip(ids, [r["label"] for r in rows], strict=True))}
-        )
-        turned = await said(client, "/feedback", {"items": feedback_items({ids[1]: rows[1]["label"][::-1]})})
-        wrong = [{"prediction_id": ids[0], "label": label} for label, _ in REFUSED[:2]]
-        refused = [await client.post("/feedback", json={"items": [item]}) for item in wrong]
-        watched = (await client.get("/feedback")).json()
-        gauges = (await client.get("/metrics")).text
-        return answers, given, turned, refused, watched["series"][0], gauges
+    async def give(labels: dict[str, list[str]]) -> list[str]:
+        given = await said(client, "/feedback", {"items": feedback_items(labels)})
+        return [FeedbackResult.model_validate(one).status for one in given["results"]]
 
-    answers, given, turned, refused, series, gauges = served(calls)
-    statuses = [FeedbackResult.model_validate(one).status for one in given["results"]]
+    await give({ids[0]: []})
+    statuses = await give(dict(zip(ids, [row["label"] for row in rows], strict=True)))
     assert statuses == ["corrected" if rows[0]["label"] else "repeated", *["recorded"] * (len(rows) - 1)]
-    assert turned["results"][0]["status"] == "repeated"
-    assert [answer.status_code for answer in refused] == [422, 422]
-    assert "send the list of its right labels" in refused[0].json()["error"]["message"]
+    assert await give({ids[1]: rows[1]["label"][::-1]}) == ["repeated"]
+    for label, _ in REFUSED[:2]:
+        refused = await client.post("/feedback", json={"items": [{"prediction_id": ids[0], "label": label}]})
+        assert refused.status_code == 422
+    (series,) = (await client.get("/feedback")).json()["series"]
+    gauges = (await client.get("/metrics")).text
     right, probs, at_map = told(rows), table(answers), table(answers, "map_probs")
     figures, hits = series["figures"], (probs > 0.5) == right
     assert series["labelled"] == len(rows)
