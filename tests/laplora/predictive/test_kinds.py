@@ -92,8 +92,7 @@ def test_the_temperature_of_a_mixture_is_scipys_minimum(classes: int) -> None:
 
 def test_the_temperature_of_one_point_is_temperature_scaling() -> None:
     means, _, mask = gaussians(1, 80, 4, seed=1)
-    labels = torch.zeros(80, dtype=torch.int64)
-    labels[::3] = 1
+    labels = (torch.arange(80) % 3 == 0).long()
     logits = means[0].masked_fill(~mask[:, 1:], 0) @ contrasts(4).T
     got = fit_predictive_temperature(means, labels, mask)
     assert got == fit_temperature(logits, labels, mask)

@@ -13,10 +13,8 @@ from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.label_draws import label_probs
 from laplora.prior.search import predictive_nll
 
-Problem = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
-
-def problem(*, rows: int = 40, classes: int = 20, spread: float = 0.5) -> Problem:
+def problem(*, rows: int = 40, classes: int = 20, spread: float = 0.5) -> tuple[torch.Tensor, ...]:
     """Return contrasts, covariances of rank 5, labels and a class mask; every third row lacks the last two classes."""
     draw = generator(0)
     mean = 2 * torch.randn(rows, classes - 1, dtype=torch.float64, generator=draw)
@@ -39,13 +37,9 @@ def test_the_mean_log_probability_is_the_answers() -> None:
     close(label_probs(*last), found[-1:], 1e-12)
 
 
-def test_no_covariance_is_map() -> None:
+def test_no_covariance_is_map_and_an_indefinite_one_is_refused() -> None:
     mean, covariance, labels, mask = problem()
     found = label_probs(mean, 0 * covariance, labels, mask)
     close(found, class_probs(contrast_logits(mean), mask).gather(1, labels[:, None])[:, 0], 1e-6)  # float32 logits
-
-
-def test_an_indefinite_covariance_is_refused() -> None:
-    mean, covariance, labels, mask = problem()
     with pytest.raises(FactorizationError):
         label_probs(mean, covariance - torch.eye(19, dtype=torch.float64), labels, mask)

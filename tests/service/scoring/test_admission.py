@@ -121,17 +121,14 @@ def test_retry_after_is_the_time_of_the_backlog_that_is_in_the_way() -> None:
     admission = Admission(Amount(1000, 1000, 1000), client_share=0.5)
     admission.reserve("a", Amount(1, 500))
     admission.reserve("b", Amount(1, 450))
-
-    def retry_after_s(caller: str, tokens: int, error: type[Exception]) -> Any:
-        return refused(admission, caller, Amount(1, tokens), error).retry_after_s
-
-    assert retry_after_s("a", 1, ClientQueueFullError) == 1  # nobody knows how fast the device is
+    own, full = ("a", Amount(1, 1), ClientQueueFullError), ("c", Amount(1, 60), QueueFullError)
+    assert refused(admission, *own).retry_after_s == 1  # nobody knows how fast the device is
     admission.learn_speed(100, 1.0)
-    assert retry_after_s("a", 1, ClientQueueFullError) == 10  # 500 tokens at half the device
-    assert retry_after_s("c", 60, QueueFullError) == 10  # 950 tokens at all of it
+    assert refused(admission, *own).retry_after_s == 10  # 500 tokens at half the device
+    assert refused(admission, *full).retry_after_s == 10  # 950 tokens at all of it
     for _ in range(40):
         admission.learn_speed(1, 1.0)
-    assert retry_after_s("c", 60, QueueFullError) == 60
+    assert refused(admission, *full).retry_after_s == 60
 
 
 events = st.lists(

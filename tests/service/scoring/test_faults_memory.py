@@ -34,7 +34,9 @@ class Shortage:
         held: how many of the failed runs' tensors were still there when the next run began.
     """
 
-    def __init__(self, most_rows: int, most_tokens: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
+    def __init__(
+        self, *, most_rows: int = 100, most_tokens: int = 10_000, error: type[Exception] = torch.OutOfMemoryError
+    ) -> None:
         self._limits, self._shape, self._error = (most_rows, most_tokens), (0, 0), error
         self._tensors: list[weakref.ref[torch.Tensor]] = []
         self.failed: list[int] = []
@@ -83,16 +85,8 @@ everywhere = pytest.mark.parametrize("place", [in_forward, in_written_out_revers
 
 
 @contextmanager
-def short_of_memory(
-    predictor: Predictor,
-    place: Place,
-    *,
-    most_rows: int = 100,
-    most_tokens: int = 10_000,
-    error: type[Exception] = torch.OutOfMemoryError,
-) -> Iterator[tuple[Rig, Shortage]]:
-    """Yield a device that runs out of memory at this place, and how often it did."""
-    shortage = Shortage(most_rows, most_tokens, error)
+def short_of_memory(predictor: Predictor, place: Place, shortage: Shortage) -> Iterator[Rig]:
+    """Yield a device that runs out of memory at this place."""
     decoder: Any = predictor._adapted.model.get_base_model().model  # type: ignore[operator, union-attr]
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
@@ -103,7 +97,7 @@ def short_of_memory(
             if handle is not None:
                 stack.callback(handle.remove)
         device = stack.enter_context(rig(predictor, token_budget=10_000, limits=Amount(100, 10_000, 0)))
-        yield device, shortage
+        yield device
         assert device.device.health.fault is None
 
 
@@ -126,7 +120,8 @@ def test_all_rows_are_answered_by_smaller_batches_with_the_same_numbers(
 ) -> None:
     rows = encoded(sentiment_predictor, TEXTS)
     expected = sentiment_predictor.predict(rows, "laplace")
-    with short_of_memory(sentiment_predictor, place, most_rows=2) as (device, shortage):
+    shortage = Shortage(most_rows=2)
+    with short_of_memory(sentiment_predictor, place, shortage) as device:
         answers = device.submit(*rows).future.result()
     assert shortage.failed[0] == len(TEXTS)
     assert {r.outcome for r in device.reports} == {"ok", "out_of_memory"}
@@ -147,7 +142,8 @@ def test_one_row_that_does_not_fit_says_so_and_the_others_are_answered(
     *rows, long = encoded(sentiment_predictor, [*TEXTS, LONG])
     longest = max(len(row.token_ids) for row in rows)
     assert len(long.token_ids) > longest
-    with short_of_memory(sentiment_predictor, place, most_tokens=longest) as (device, shortage):
+    shortage = Shortage(most_tokens=longest)
+    with short_of_memory(sentiment_predictor, place, shortage) as device:
         futures = [device.submit(row).future for row in (*rows[:4], long, *rows[4:])]
         with pytest.raises(DeviceMemoryError) as refused:
             futures.pop(4).result()
@@ -160,7 +156,8 @@ def test_one_row_that_does_not_fit_says_so_and_the_others_are_answered(
 
 def test_what_a_row_held_when_it_failed_for_any_other_reason_is_gone(sentiment_predictor: Predictor) -> None:
     (row,) = encoded(sentiment_predictor, TEXTS[:1])
-    with short_of_memory(sentiment_predictor, in_forward, error=KeyError, most_rows=0) as (device, shortage):
+    shortage = Shortage(most_rows=0, error=KeyError)
+    with short_of_memory(sentiment_predictor, in_forward, shortage) as device:
         failed = device.submit(row)
         with pytest.raises(KeyError) as raised:
             failed.future.result()
