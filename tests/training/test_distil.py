@@ -270,8 +270,10 @@ def test_what_is_no_teacher_is_refused(sentiment_run: FinishedRun, inputs: Path,
         artifact = changed_artifact(sentiment_run, tmp_path / str(number), **changes)
         with pytest.raises(ConfigError, match=message):
             opened(sentiment_run, artifact=artifact, inputs=inputs, predictive="laplace")
-    with pytest.raises(ConfigError, match=r"student\.predictive: Input should be"):
-        opened(sentiment_run, inputs=inputs, predictive="ensemble")
+    without = {name: record for name, record in fields["predictives"].items() if name != "temperature"}
+    artifact = changed_artifact(sentiment_run, tmp_path / "without", predictives=without)
+    with pytest.raises(ConfigError, match="has no predictive 'temperature'"):
+        opened(sentiment_run, artifact=artifact, inputs=inputs, predictive="temperature")
     overrides = (rows_named(sentiment_run), "calibration.rows=cross_fit")
     with pytest.raises(ConfigError, match=r"calibration\.rows: held_out"):
         student_config(
