@@ -4,7 +4,7 @@
 ``before_after.py`` draws README's picture.
 - ``peers``: other packages on the same weights and rows, docs/peers.md.
 - ``speed``: times and memory as ratios, and ``gpu.py``, the same on a GPU: RESULTS.md.
-- ``load``: a server for a long time (``soak.py``), past its capacity, and under hostile bodies.
-- ``rules``: decision rules on synthetic models and stored predictions, for the lab notes.
+- ``load``: a server for a long time (``soak.py``) and past its capacity.
+- ``promises``: how often what an answer promises is kept, docs/promises.md.
 - ``harness``: what these share: subjects, a server process, timing, records and their page.
 """

@@ -2,8 +2,8 @@
 
 Random models of transformers' own classes, all of one size, with LoRA on every linear of their layers. The written-out
 reverse pass and automatic differentiation are timed in turns with the forward pass, in processor time of one thread, so
-that it may run on a busy machine. ``--publish`` writes the number format's table into docs/models.md; ``--quick`` shows
-in some seconds that everything runs.
+that it may run on a busy machine. ``--publish`` writes the table into docs/models.md; ``--quick`` shows in some seconds
+that everything runs.
 """
 
 from __future__ import annotations
@@ -49,11 +49,6 @@ class Size:
     tokens: int = 64
 
 
-#: By number format. Processors without bfloat16 arithmetic take some 70 times as long for its matrix products.
-SIZES = {
-    "float32": Size(),
-    "bfloat16": Size(hidden=128, intermediate=384, layers=4, heads=4, groups=2, rows=4, tokens=32),
-}
 QUICK = Size(hidden=32, intermediate=48, layers=2, heads=4, groups=2, rows=2, tokens=8)
 
 
@@ -111,15 +106,15 @@ FAMILIES: Mapping[str, Callable[[Size], Any]] = {
 }
 
 
-def random_model(family: str, size: Size, dtype: torch.dtype) -> Any:
-    """Return a random model of a family with a float32 adapter of rank 8 on all linears but the output embedding."""
+def random_model(family: str, size: Size) -> Any:
+    """Return a random float32 model of a family with an adapter of rank 8 on all linears but the output embedding."""
     with quiet_loading():
         from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers' and peft's, about attributes and defaults of their own
-        base: Any = transformers.AutoModelForCausalLM.from_config(FAMILIES[family](size), dtype=dtype)
+        base: Any = transformers.AutoModelForCausalLM.from_config(FAMILIES[family](size), dtype=torch.float32)
         adapter = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(base, adapter)
     for layer in lora_layers(model).values():
@@ -127,12 +122,12 @@ def random_model(family: str, size: Size, dtype: torch.dtype) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def cost(family: str, size: Size, dtype: torch.dtype, turns: int) -> dict[tuple[int, str], float | None]:
+def cost(family: str, size: Size, turns: int) -> dict[tuple[int, str], float | None]:
     """Return the median over turns of an answer's Jacobians over a forward pass, by classes and way of computing them.
 
     None where the reverse pass is not written out.
     """
-    model = random_model(family, size, dtype)
+    model = random_model(family, size)
     readouts = {classes: LabelTokens(tuple(range(100, 100 + classes))) for classes in CLASSES}
     readout = readouts[CLASSES[0]]
     adapted = AdaptedModel(model, lora_parameters(model), readout)
@@ -158,14 +153,14 @@ def cost(family: str, size: Size, dtype: torch.dtype, turns: int) -> dict[tuple[
     }
 
 
-def table(families: Sequence[str], size: Size, dtype: torch.dtype, turns: int) -> str:
+def table(families: Sequence[str], size: Size, turns: int) -> str:
     """Return the page's table, a row for each family; its cells are printed as they come too."""
     heading = ["family"]
     for classes in CLASSES:
         heading += [f"{classes - 1} contrast{'s' if classes > 2 else ''}: written out", "automatic"]
     rows = []
     for family in families:
-        values = cost(family, size, dtype, turns).values()
+        values = cost(family, size, turns).values()
         rows.append([family, *("" if value is None else f"{value:.1f}" for value in values)])
         print(" | ".join(rows[-1]), flush=True)
     return markdown_table(heading, rows)
@@ -188,7 +183,6 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--format", choices=list(SIZES), default="float32", help="the models' number format")
     parser.add_argument("--only", nargs="+", choices=list(FAMILIES), metavar="FAMILY", help="these families alone")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="tiny models, one turn; nothing published changes")
@@ -197,12 +191,12 @@ def main(arguments: list[str] | None = None) -> None:
     if options.publish and (options.only or options.quick):
         parser.error("--publish needs every family at full size: leave --only and --quick out")
     torch.set_num_threads(1)
-    size, turns = (QUICK, 1) if options.quick else (SIZES[options.format], options.turns)
-    costs = table(options.only or list(FAMILIES), size, getattr(torch, options.format), turns)
+    size, turns = (QUICK, 1) if options.quick else (Size(), options.turns)
+    costs = table(options.only or list(FAMILIES), size, turns)
     texts = {"costs": costs, "conditions": conditions(size, turns)}
     if options.publish:
         page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(fill(page, f"reverse_pass_{options.format}", texts), encoding="utf-8")
+        PAGE.write_text(fill(page, "reverse_pass", texts), encoding="utf-8")
     else:
         print("", texts["conditions"], costs, sep="\n")
 

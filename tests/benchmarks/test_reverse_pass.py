@@ -1,11 +1,10 @@
-"""The command that measures what Jacobians cost for each family, and its tables on the page."""
+"""The command that measures what Jacobians cost for each family, and its table on the page."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-import torch
 from documents import ROOT
 
 from benchmarks import reverse_pass
@@ -17,7 +16,7 @@ def layers_by_family() -> dict[str, str | None]:
     """By family the class of its layers; None where the pass is not written out."""
     classes: dict[str, str | None] = {}
     for family in reverse_pass.FAMILIES:
-        form = decoder_form(reverse_pass.random_model(family, reverse_pass.QUICK, torch.float32).get_base_model())
+        form = decoder_form(reverse_pass.random_model(family, reverse_pass.QUICK).get_base_model())
         classes[family] = None if form is None else type(form.layers[0].module).__name__
     return classes
 
@@ -30,18 +29,17 @@ def test_every_covered_class_is_measured(layers_by_family: dict[str, str | None]
 def test_the_page_lists_every_covered_class_and_every_figure(layers_by_family: dict[str, str | None]) -> None:
     page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`(\w+DecoderLayer)`", page)) == set(_NORM_OFFSETS)
-    for number_format in reverse_pass.SIZES:
-        (costs,) = re.findall(rf"reverse_pass_{number_format}:begin costs -->(.*?)<!--", page, re.DOTALL)
-        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in costs.strip().splitlines()[2:]]
-        assert [row[0] for row in rows] == list(reverse_pass.FAMILIES)
-        for family, *values in rows:
-            covered = layers_by_family[family] is not None
-            assert [bool(value) for value in values] == [covered, True, covered, True], family
-            assert all(float(value) >= 1 for value in values if value)  # a forward pass is among what it costs
+    (costs,) = re.findall(r"reverse_pass:begin costs -->(.*?)<!--", page, re.DOTALL)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in costs.strip().splitlines()[2:]]
+    assert [row[0] for row in rows] == list(reverse_pass.FAMILIES)
+    for family, *values in rows:
+        covered = layers_by_family[family] is not None
+        assert [bool(value) for value in values] == [covered, True, covered, True], family
+        assert all(float(value) >= 1 for value in values if value)  # a forward pass is among what it costs
 
 
 def test_what_is_measured() -> None:
-    qwen3, phi = (reverse_pass.cost(family, reverse_pass.QUICK, torch.float32, 1) for family in ("Qwen3", "Phi-2"))
+    qwen3, phi = (reverse_pass.cost(family, reverse_pass.QUICK, 1) for family in ("Qwen3", "Phi-2"))
     assert list(qwen3) == [(2, "written_out"), (2, "automatic"), (4, "written_out"), (4, "automatic")]
     assert all(value is not None and value > 0 for value in qwen3.values())
     assert [value is None for value in phi.values()] == [True, False, True, False]
