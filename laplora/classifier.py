@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 
 from laplora.errors import ConfigError, ModelError, NonFiniteError
-from laplora.linearised import class_probs
 from laplora.models.classifier_head import check_ending, check_length, is_adapted
 from laplora.models.head_probe import check_head
 from laplora.models.in_memory import non_finite
@@ -273,15 +272,6 @@ def without_adapter(model: Any) -> Iterator[None]:
     finally:
         for parameter, needed in trainable:
             parameter.requires_grad_(needed)
-
-
-def base_probs(model: Any, readout: ReadOut, batch: Batch) -> torch.Tensor:
-    """Return the label probabilities of a batch's rows by a PEFT model's base, (batch, classes) float64; no gradient.
-
-    They are 0 at impossible classes. The model is in evaluation mode, as ``Classifier`` has it.
-    """
-    with without_adapter(model), torch.no_grad():
-        return class_probs(readout.scores(model, batch).logits, batch.class_mask)
 
 
 def _pad_token(tokenizer: Any) -> int:

@@ -149,19 +149,6 @@ def class_weighted_hessian(
     return weights[labels, None, None] * contrast_hessian(logits.double() + weights.log(), class_mask)
 
 
-def expected_log_likelihood(probs: torch.Tensor, logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return (batch,) float64 ``sum_c p_c log softmax(f)_c``, nats: of a row whose label is drawn from ``probs``.
-
-    Minus it is the cross-entropy, which is ``entropy(probs)`` more than the Kullback-Leibler divergence of the softmax
-    from ``probs``. Its Hessian is that of a label, ``Lambda``, whatever ``probs``, times their sum.
-
-    Args:
-        probs: (batch, classes), 0 at impossible classes.
-    """
-    log_probs = class_log_probs(logits, class_mask).masked_fill(~class_mask, 0)  # 0 times minus infinity is no number
-    return (probs.double() * log_probs).sum(1)
-
-
 def mean_contrast_hessian(probs: torch.Tensor) -> torch.Tensor:
     """Return the mean ``Lambda`` of probabilities (batch, classes), (classes - 1, classes - 1) float64."""
     probs = probs.double()

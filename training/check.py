@@ -7,7 +7,6 @@ from statistics import mean
 from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig
 from training.fine_tuning.new_adapter import add_adapter
-from training.fine_tuning.regularization import loss_lines
 from training.fine_tuning.reporters import check_reporters
 from training.fine_tuning.trial import Trial, tried
 from training.workspace.run import Run
@@ -26,7 +25,7 @@ def check(config: RunConfig) -> None:
     """
     check_reporters(config.report_to)
     run = prepared_run(config)
-    for line in (*rows_lines(run), *prompt_lines(run), *loss_lines(run)):
+    for line in (*rows_lines(run), *prompt_lines(run)):
         say(line)
     model = run.adapted(lambda base: add_adapter(base, run.config))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -76,10 +75,9 @@ def trial_lines(run: Run, trial: Trial) -> list[str]:
     """Return what a run takes, in words."""
     optimizer = run.config.optimizer
     total = trial.training_s + trial.fit_s + trial.evaluate_s
-    asked = f", {duration(trial.base_s)} of it for the base's answers to the training rows" if trial.base_s else ""
     return [
         f"training: {optimizer.step_count} steps of {optimizer.step_rows} rows, {trial.step_s:.2f} s each as measured, "
-        f"learning rate {optimizer.peak_rate:g}: about {duration(trial.training_s)}{asked}",
+        f"learning rate {optimizer.peak_rate:g}: about {duration(trial.training_s)}",
         f"fit: about {duration(trial.fit_s)}, evaluation: about {duration(trial.evaluate_s)}, by one batch of "
         f"Jacobians, {trial.jacobians_s:.2f} s; in all about {duration(total)}",
         f"memory: {trial.peak_bytes / 1e6:,.0f} MB at most so far, with batches of the longest rows",

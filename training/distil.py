@@ -78,10 +78,7 @@ def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
         },
     }
     fields["calibration"]["rows"] = "held_out"
-    for name in ("class_weights", "kl_to_base", "l2_to_initial"):  # the teacher's probabilities have them already
-        fields["optimizer"].pop(name, None)
-    if fields["laplace"].get("prior") == "l2":
-        fields["laplace"]["prior"] = "validation"
+    fields["optimizer"].pop("class_weights", None)  # the teacher's probabilities have them already
     one_pass = "temperature" if fields["predictives"]["temperature"] else "map"
     fields["predictives"] |= {"serve": one_pass}
     fields["optimizer"]["steps"] = round(fields["optimizer"]["steps"] * _growth(request, teacher.manifest))

@@ -24,7 +24,6 @@ from training.config import RunConfig, config_hash_fields
 from training.fine_tuning.label_trainer import LabelTrainer, callbacks_of, training_arguments
 from training.fine_tuning.new_adapter import add_adapter
 from training.fine_tuning.one_device import on_device
-from training.fine_tuning.regularization import PulledTarget, Regularization, loss_lines, with_base_answers
 from training.fine_tuning.reporters import check_reporters
 from training.workspace.folders import set_aside
 from training.workspace.folds import fold_runs
@@ -90,8 +89,6 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
         f"fine-tuning on {len(targets)} rows, {config.optimizer.step_count} steps of {config.optimizer.step_rows}"
         + (f"; {cut} prompts cut at {config.max_tokens} tokens" if cut else "")
     )
-    for line in loss_lines(run):
-        say(line)
     dtype = getattr(torch, config.adapter.save_dtype)
     set_seed(config.seed)
     model = run.adapted(lambda base: add_adapter(base, config))
@@ -102,7 +99,7 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
         trainer = LabelTrainer(
             model=model,
             args=training_arguments(config, run.device, checkpoints),
-            train_dataset=with_base_answers(run, model, targets) if config.optimizer.kl_to_base else targets,
+            train_dataset=targets,
             eval_dataset=labelled_targets(run, run.splits.selection) or None,
             data_collator=partial(_collated, run),
             callbacks=[
@@ -113,8 +110,6 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
         trainer.readout, trainer.optimizer_settings, trainer.workers = run.readout, config.optimizer, workers
         if weights := config.fit.class_weights:
             trainer.class_weights = torch.tensor(weights)
-        if config.optimizer.kl_to_base or config.optimizer.l2_to_initial:
-            trainer.regularization = Regularization.of(config.optimizer, model)
         if last:
             say(f"resuming at {last}")
         if not workers.first:
@@ -181,8 +176,7 @@ def _tell_selected(run: Run, state: TrainerState) -> None:
     say(str(selected))
 
 
-def _collated(run: Run, items: Sequence[Target] | Sequence[PulledTarget]) -> dict[str, torch.Tensor]:
-    rows, targets, *of_base = zip(*items, strict=True)
+def _collated(run: Run, items: Sequence[Target]) -> dict[str, torch.Tensor]:
+    rows, targets = zip(*items, strict=True)
     batch = collate(rows, class_count=run.class_count, pad_token_id=run.tokenizer.pad_token_id)
-    pull = {"base_probs": torch.stack(of_base[0])} if of_base else {}
-    return {**vars(batch), "labels": torch.stack(targets), **pull}
+    return {**vars(batch), "labels": torch.stack(targets)}

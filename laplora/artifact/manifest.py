@@ -89,7 +89,7 @@ class TemplateRecord(_Record):
 class PriorRecord(_Record):
     """The served prior and how it was chosen."""
 
-    method: Literal["validation", "evidence", "l2"]
+    method: Literal["validation", "evidence"]
     granularity: Literal["scalar", "group"]
     precision: dict[str, Annotated[float, Field(gt=0)]]
     objective: float = Field(description="nats: log evidence, or minus the mean held-out NLL")

@@ -80,22 +80,15 @@ class Conditioning:
         split: ProjectedSplit,
         before: Mapping[Corrected, tuple[torch.Tensor, float]] | None = None,
         always: int = 0,
-        *,
-        kl_to_base: float = 0.0,
     ) -> Conditioning:
-        """Return the conditioning of a split whose last states were kept; labels move it on from ``before``.
-
-        Args:
-            kl_to_base: of the loss that trained the weights, whose rows have ``1 + kl_to_base`` times the curvature of
-                labels (``laplora.fitting.training_loss``).
-        """
+        """Return the conditioning of a split whose last states were kept; labels move it on from ``before``."""
         assert split.last is not None
         probs = class_probs(split.logits, split.class_mask)
-        trained_on = (1 + kl_to_base) * trained.posterior.rows
+        rows = trained.posterior.rows
         if split.together == 1:
-            states = LastStates(split.last, probs, trained_on)
+            states = LastStates(split.last, probs, rows)
         else:
-            states = LastStates(split.last, probs[:, 1].view(-1, split.together), trained_on, "bernoulli")
+            states = LastStates(split.last, probs[:, 1].view(-1, split.together), rows, "bernoulli")
         return cls(trained, split, states, before or {}, always)
 
     def served(self, kind: Corrected) -> Conditioned:

@@ -82,11 +82,6 @@ def fit(
             f"{len(held_out)} calibration rows are fewer than {FEW_CALIBRATION_ROWS}: the prior precision, the "
             "temperatures and the thresholds chosen on them are mostly noise"
         )
-    if settings.l2_to_initial and initial_adapter is None:
-        shown.say(
-            "l2_to_initial held weights to the initial adapter, which is not given: the prior is centred at zero, and "
-            "the log evidence of prior l2 is not that of the training loss. Give initial_adapter"
-        )
     found = fit_rows(
         classifier,
         train,

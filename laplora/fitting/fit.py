@@ -23,7 +23,6 @@ from laplora.fitting.projected import ProjectedSplit, project_split
 from laplora.fitting.reversed_choices import reversed_temperature, with_reversed
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Forgetful, Store
-from laplora.fitting.training_loss import check_kl_to_base
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.linearised import Likelihood
 from laplora.posterior.base import Posterior, Prior, block_precisions
@@ -101,10 +100,9 @@ def check_class_weights(settings: FitSettings, classes: int, likelihood: Likelih
 def possible(classifier: Classifier, rows: int, settings: FitSettings, progress: Progress) -> FitSettings:
     """Return the settings without what a classifier, or so few training rows, cannot have.
 
-    Raises ConfigError for weights of classes with many classes, and for a pull to a base that has no answer.
+    Raises ConfigError for weights of classes with many classes.
     """
     check_class_weights(settings, classifier.class_count, classifier.readout.likelihood)
-    check_kl_to_base(settings, classifier.readout)
     return without_familiarity(classifier, rows, settings, progress)
 
 
@@ -151,7 +149,7 @@ def fit_rows(
     trained = Fitted(posterior, served.prior, split.projected)
     conditioning = None
     if settings.predictives.conditioned:
-        conditioning = Conditioning.of(trained, split, kl_to_base=settings.kl_to_base)
+        conditioning = Conditioning.of(trained, split)
     conditioned = {kind: conditioning.served(kind) for kind in CONDITIONED} if conditioning else {}
     outputs = SplitOutputs(
         split,

@@ -33,7 +33,6 @@ from laplora.fitting.reversed_choices import with_reversed
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS, given_twice
 from laplora.fitting.served_rows import Run, concatenated, served_outputs
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.training_loss import recorded_kl_to_base
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import evaluate_probs, row_nll
 from laplora.predictive.kinds import CONDITIONED, PREDICTIVES, Corrected, PredictiveName
@@ -149,7 +148,7 @@ def condition_on(
         rows, always = concatenated([earlier, rows]), len(earlier)
         fitted = replace(fitted, projected=rows.projected)
     on_top = {} if calibration else {kind: (outputs.moved[kind], s.temperature) for kind, s in adapted.shifts.items()}
-    conditioning = Conditioning.of(fitted, rows, on_top, always, kl_to_base=settings.kl_to_base)
+    conditioning = Conditioning.of(fitted, rows, on_top, always)
     found: dict[Corrected, Conditioned] = {}
     for kind in CONDITIONED:
         one = conditioning.served(kind)
@@ -205,7 +204,7 @@ def settings_of(manifest: Manifest, structure: str) -> FitSettings:
     """Return the settings by which an artifact's predictives are calibrated anew, ``conditioned`` among them.
 
     Raises:
-        ConfigError: predictives that no settings give, or as of ``recorded_kl_to_base``.
+        ConfigError: predictives that no settings give.
     """
     names, rule = manifest.servable, next(iter(manifest.predictives.values())).thresholds.review
     recommended, many = manifest.recommended, manifest.many_classes
@@ -225,7 +224,6 @@ def settings_of(manifest: Manifest, structure: str) -> FitSettings:
                 "serve": recommended.predictive if recommended.chosen_by == "configuration" else "auto",
             },
             "many_classes": {"limit": many.limit if many else max(16, len(manifest.labels))},
-            "kl_to_base": recorded_kl_to_base(manifest.config),
         }
     )
     if set(settings.predictives.names) != {*names, *CONDITIONED}:

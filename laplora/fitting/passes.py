@@ -15,10 +15,10 @@ from laplora.classifier import Classifier, batches
 from laplora.fitting.progress import Progress
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Store
-from laplora.fitting.training_loss import TrainingLoss
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.many_classes import ManyClasses, fisher_directions
+from laplora.linearised import class_weighted_hessian, class_weighted_log_likelihood, log_likelihood
 from laplora.posterior.passes import State
 from laplora.posterior.structures import needs_sums
 from laplora.prompts.examples import Example, label_tensor
@@ -53,7 +53,8 @@ class RowPass:
         self._size = settings.laplace.batch_size
         self._sums = needs_sums(settings.laplace.structure)
         self._many, self._seed = many_classes(settings, classifier), settings.seed
-        self._loss = TrainingLoss(settings, classifier.model, classifier.readout)
+        weights = settings.class_weights
+        self._class_weights = torch.tensor(weights, dtype=torch.float64) if weights else None
         self.log_likelihood = 0.0
 
     def __call__(
@@ -93,8 +94,19 @@ class RowPass:
         jacobians = contrast_jacobians(
             classifier.model, batch, classifier.readout, self._blocks, sums=self._sums, choose=choose
         )
-        of_rows, jacobians = self._loss(jacobians, self._labels[index], batch)
+        of_rows, jacobians = self._of_loss(jacobians, self._labels[index], batch.class_mask)
         return add(state, jacobians, batch.class_mask), float(of_rows.sum())
+
+    def _of_loss(
+        self, jacobians: ContrastJacobians, labels: torch.Tensor, class_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, ContrastJacobians]:
+        """Return (batch,) the rows' log-likelihood, nats, and the Jacobians with the curvature of the training loss."""
+        logits = jacobians.logits
+        if self._class_weights is None:
+            return log_likelihood(jacobians.likelihood, logits, labels, class_mask), jacobians
+        of_rows = class_weighted_log_likelihood(logits, labels, class_mask, self._class_weights)
+        weights = class_weighted_hessian(logits, labels, class_mask, self._class_weights)
+        return of_rows, replace(jacobians, weights=weights)
 
     def _read(self, title: str, empty: State) -> tuple[State, float]:
         kept = self._store.read(title)

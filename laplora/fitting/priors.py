@@ -15,7 +15,7 @@ from laplora.models.classifier_head import with_head_blocks
 from laplora.models.readout import head_name
 from laplora.posterior.base import Covariances, Granularity, Posterior
 from laplora.predictive.lora_weights import lora_parameters
-from laplora.prior.evidence import choose_by_evidence, prior_of_l2
+from laplora.prior.evidence import choose_by_evidence
 from laplora.prior.search import PriorChoice
 from laplora.prior.validation import choose_by_validation
 from laplora.readouts.label_tokens import LabelTokens
@@ -29,7 +29,7 @@ def choose_priors(
     log_likelihood: float,
     judge: Covariances | None = None,
 ) -> list[PriorChoice]:
-    """Return every prior choice that is reported: by validation and by evidence, scalar and per group, and of the loss.
+    """Return every prior choice that is reported: by validation and by evidence, scalar and per group.
 
     Args:
         judge: of the calibration rows, where that is not ``posterior``.
@@ -39,8 +39,6 @@ def choose_priors(
         choices.append(choose_by_evidence(posterior, distances, log_likelihood, granularity))
         held_out = (calibration.projected, calibration.labels, calibration.class_mask)
         choices.append(choose_by_validation(judge or posterior, *held_out, granularity))
-    if settings.l2_to_initial:
-        choices.append(prior_of_l2(posterior, distances, log_likelihood, settings.l2_to_initial))
     return choices
 
 

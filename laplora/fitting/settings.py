@@ -40,20 +40,14 @@ class LaplaceSettings(Section):
     factor_dtype: Literal["bfloat16", "float32"] = Field(
         "float32", description="number format of stored bases and directions"
     )
-    prior: Literal["validation", "evidence", "l2"] = Field(
+    prior: Literal["validation", "evidence"] = Field(
         "validation",
-        description="how the served prior is chosen: by the calibration rows' likelihood, the training rows' evidence, "
-        "or l2, the one that the adapter was trained under (l2_to_initial times the training rows)",
+        description="how the served prior is chosen: by the calibration rows' likelihood, or the training rows' "
+        "evidence",
     )
     granularity: Literal["scalar", "group"] = Field(
         "scalar", description="one prior precision in all, or per lora_A / lora_B"
     )
-
-    @model_validator(mode="after")
-    def _fits(self) -> LaplaceSettings:
-        if self.prior == "l2" and self.granularity != "scalar":
-            raise ValueError("prior: l2 is one precision in all, as the loss has it; use granularity scalar")
-        return self
 
 
 class CalibrationSettings(Section):
@@ -134,24 +128,4 @@ class FitSettings(Section):
         description="by class in order, of the loss that the adapter was trained with "
         "(``laplora.linearised.class_weighted_log_likelihood``), so that the curvature is of that loss; empty: none",
     )
-    kl_to_base: float = Field(
-        0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="weight of KL(base || adapted) in the loss that the adapter was trained with "
-        "(``laplora.fitting.training_loss``), so that the curvature is of that loss",
-    )
-    l2_to_initial: float = Field(
-        0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="weight of 1/2 |theta - theta_0|^2 in the mean loss that the adapter was trained with: a prior of "
-        "precision l2_to_initial times the rows of the curvature, which is reported beside the chosen one",
-    )
     seed: int = Field(0, ge=0, description="of splits, sketches, folds and made-up inputs")
-
-    @model_validator(mode="after")
-    def _weighs(self) -> FitSettings:
-        if self.laplace.prior == "l2" and not self.l2_to_initial:
-            raise ValueError("prior: l2 is the one that l2_to_initial trained under: set it above 0")
-        return self

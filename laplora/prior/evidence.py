@@ -67,20 +67,6 @@ def choose_by_evidence(
     return PriorChoice(prior, "evidence", log_evidence(posterior, squared_distances, log_likelihood, prior), at_bound)
 
 
-def prior_of_l2(posterior: Posterior, squared_distances: torch.Tensor, log_likelihood: float, l2: float) -> PriorChoice:
-    """Return the prior that training with ``l2 / 2 |theta - theta_init|^2`` in its mean loss was under.
-
-    The sum of the loss over N rows has ``N l2 / 2 |theta - theta_init|^2``, minus the logarithm of a Gaussian around
-    the initial weights of precision ``N l2``, up to a constant. The objective is the log evidence under it.
-
-    Args:
-        squared_distances, log_likelihood: as of ``choose_by_evidence``.
-        l2: above 0.
-    """
-    prior = Prior("scalar", {"all": l2 * posterior.rows})
-    return PriorChoice(prior, "l2", log_evidence(posterior, squared_distances, log_likelihood, prior), ())
-
-
 def log_evidence(posterior: Posterior, squared_distances: torch.Tensor, log_likelihood: float, prior: Prior) -> float:
     """Return the log evidence of the training rows under a prior, nats; its formula is in ``choose_by_evidence``."""
     precisions = block_precisions(prior, posterior.blocks)

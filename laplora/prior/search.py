@@ -29,14 +29,14 @@ class PriorChoice:
 
     Attributes:
         prior: the chosen precisions.
-        method: ``evidence`` or ``validation``; ``l2``: not chosen, but that of the training loss.
-        objective: what was maximised, in nats: the log evidence of the training set (of ``l2`` too), or minus the mean
-            NLL of the held-out rows.
+        method: ``evidence`` or ``validation``.
+        objective: what was maximised, in nats: the log evidence of the training set, or minus the mean NLL of the
+            held-out rows.
         at_bound: precisions that ended at the edge of the searched range.
     """
 
     prior: Prior
-    method: Literal["evidence", "validation", "l2"]
+    method: Literal["evidence", "validation"]
     objective: float
     at_bound: tuple[str, ...]
 

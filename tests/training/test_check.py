@@ -44,15 +44,6 @@ def test_it_says_what_a_run_would_do_and_writes_nothing(
     assert said.endswith("nothing is wrong; nothing was written\n")
 
 
-def test_the_bases_answers_are_part_of_training(
-    tiny_base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert checked(sentiment_config(tmp_path, tiny_base_folder), "optimizer.kl_to_base=0.3") == 0
-    assert re.search(
-        r"training: .*, \d+ s of it for the base's answers to the training rows\n", capsys.readouterr().out
-    )
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from exact_posterior import exact_variances
 from tiny_runs import FinishedRun, job, sentiment_config, sentiment_rows, write_rows
 
 from laplora.errors import ConfigError
 from laplora.fitting.fit import check_class_weights
 from laplora.fitting.settings import FitSettings
+from laplora.jacobians.blocks import ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
 from laplora.linearised import (
     class_weighted_hessian,
@@ -114,6 +114,19 @@ def weighed_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path
     file = weighed_config(tmp_path_factory.mktemp("weighed"), tiny_base_folder, "balanced")
     assert job("run", file) == 0
     return FinishedRun(file, open_run(load_config(file)).config, tiny_base_folder)
+
+
+def exact_variances(found: ContrastJacobians, hessian: torch.Tensor, precision: float) -> torch.Tensor:
+    """Return (rows,) float64 the variance of each row's contrast when these rows have trained, in the dual form.
+
+    Args:
+        hessian: (rows,), the loss's second derivative in the contrast; precision: of the prior, one in all.
+    """
+    jacobian = torch.cat([one.jacobian.flatten(2) for one in found.blocks], 2).double()[:, 0]
+    root = hessian.sqrt()[:, None] * jacobian
+    inner = torch.linalg.inv(precision * torch.eye(len(root), dtype=torch.float64) + root @ root.T)
+    across = jacobian @ root.T
+    return (jacobian.square().sum(1) - ((across @ inner) * across).sum(1)) / precision
 
 
 def test_balanced_weights_are_recorded_as_numbers(weighed_run: FinishedRun) -> None:

@@ -51,20 +51,6 @@ class OptimizerConfig(Section):
         description="how much a training row counts, by its label: balanced, as much for every label together, or "
         "{label: weight}; scaled to 1 in the mean over the rows. Probabilities stay those of the labels as they occur",
     )
-    kl_to_base: float = Field(
-        0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="weight of KL(p_base || p) in a row's loss, p_base the label probabilities of the base without an "
-        "adapter: cross-entropy + kl_to_base * KL",
-    )
-    l2_to_initial: float = Field(
-        0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="weight of 1/2 |theta - theta_0|^2 in the mean loss, over the LoRA weights and where they began: "
-        "a Gaussian prior of precision l2_to_initial times the training rows",
-    )
     checkpoint_every: int = Field(
         500,
         ge=1,

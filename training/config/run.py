@@ -84,13 +84,6 @@ class RunConfig(Section):
             raise ValueError(
                 "a student learns probabilities, which optimizer.class_weights does not weigh: leave it out"
             )
-        if self.student and (self.optimizer.kl_to_base or self.optimizer.l2_to_initial):
-            raise ValueError(
-                "a student learns probabilities, which its teacher's own regularisation has shaped: leave out "
-                "optimizer.kl_to_base and optimizer.l2_to_initial"
-            )
-        if self.laplace.prior == "l2" and not self.optimizer.l2_to_initial:
-            raise ValueError("laplace.prior: l2 is the one that optimizer.l2_to_initial trained under: set it above 0")
         if self.student and self.calibration.cross_fits:
             raise ValueError(
                 "a student takes calibration.rows: held_out: its folds would learn their labels from the teacher"
@@ -112,8 +105,6 @@ class RunConfig(Section):
             predictives=self.predictives,
             many_classes=ManyClasses(**self.laplace.many_classes.model_dump()),
             class_weights=tuple(weights.values()) if isinstance(weights, dict) else (),
-            kl_to_base=self.optimizer.kl_to_base,
-            l2_to_initial=self.optimizer.l2_to_initial,
             seed=self.seed,
         )
 

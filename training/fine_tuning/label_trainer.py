@@ -30,14 +30,13 @@ from laplora.readouts.base import ReadOut
 from laplora.workers import ALONE, Workers
 from training.config import OptimizerConfig, RunConfig
 from training.fine_tuning.one_device import OneDeviceArguments
-from training.fine_tuning.regularization import Regularization
 from training.fine_tuning.shared_steps import Collate, SharedBatches, in_forward, shared_loader
 from training.workspace.recomputing import RECOMPUTING
 from training.workspace.targets import target_loss
 
 
 class LabelTrainer(Trainer):
-    """A Trainer whose loss is the cross-entropy over each row's possible labels (``target_loss``), regularised.
+    """A Trainer whose loss is the cross-entropy over each row's possible labels (``target_loss``).
 
     Several processes take parts of each batch. The gradient is then that of one process to rounding: a part's loss is a
     sum over its rows, divided by the rows of all parts.
@@ -45,15 +44,13 @@ class LabelTrainer(Trainer):
     Attributes:
         readout: how their logits are read; optimizer_settings: of the configuration.
         workers: the processes that share each batch.
-        class_weights: (classes,), and regularization: of the training loss alone; what is evaluated is the labels'
-            plain likelihood.
+        class_weights: (classes,), of the training loss alone; what is evaluated is the labels' plain likelihood.
     """
 
     readout: ReadOut
     optimizer_settings: OptimizerConfig
     workers: Workers = ALONE
     class_weights: torch.Tensor | None = None
-    regularization: Regularization | None = None
     #: A step's loss is the mean over all its rows, in however many batches they come.
     loss_is_scaled_for_ga = True
 
@@ -65,17 +62,14 @@ class LabelTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Return a batch's part of the mean loss of a step's rows, nats; with ``return_outputs`` also none."""
-        targets, of_base = inputs.pop("labels"), inputs.pop("base_probs", None)
+        targets = inputs.pop("labels")
         counted = inputs.pop("counted", len(targets))
         batch = Batch(**inputs)
         weights = self.class_weights if model.training else None
 
         def mean_loss(inner: nn.Module) -> torch.Tensor:
             logits = self.readout.scores(inner, batch).logits
-            loss = target_loss(logits, targets, batch.class_mask, weights)
-            if self.regularization is not None and inner.training:
-                loss = loss + self.regularization.loss(inner, logits, batch.class_mask, of_base)
-            return loss
+            return target_loss(logits, targets, batch.class_mask, weights)
 
         loss = in_forward(model, mean_loss) if self.workers.count > 1 else mean_loss(model)
         if num_items_in_batch is not None and (share := self.workers.count * counted / int(num_items_in_batch)) != 1:

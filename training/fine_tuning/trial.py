@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from laplora.classifier import base_probs
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
 from laplora.posterior.structures import needs_sums
 from laplora.prompts.rows import EncodedRow
@@ -27,13 +26,11 @@ class Trial:
     """What was measured, and what follows for a run. Times are of batches of rows of middle length.
 
     Attributes:
-        base_s: of the base's answers to the training rows, which ``kl_to_base`` takes; 0 without it.
-        step_s: of one optimizer step; training_s: of all, those of the folds included, after the base's answers.
+        step_s: of one optimizer step; training_s: of all, those of the folds included.
         jacobians_s: of one batch of ``laplace.batch_size`` rows; fit_s, evaluate_s: of those jobs.
         peak_bytes: the most memory held, with batches of the longest rows: of the process, on CUDA of the device.
     """
 
-    base_s: float
     step_s: float
     training_s: float
     jacobians_s: float
@@ -68,13 +65,6 @@ def tried(run: Run, model: Any, targets: Sequence[Target]) -> Trial:
         adamw.zero_grad()
 
     rows = [row for row, _ in ordered]
-    base_s = 0.0
-    if optimizer.kl_to_base:
-        model.eval()
-        batch = run.collate(_middle(rows, size))
-        base_probs(model, run.readout, batch)  # the first pass of a shape is slower
-        base_s = len(rows) / size * _timed(run, lambda: base_probs(model, run.readout, batch))
-
     step(ordered[-optimizer.step_rows :])
     step_s = _timed(run, lambda: step(_middle(ordered, optimizer.step_rows)))
     model.eval()
@@ -91,9 +81,8 @@ def tried(run: Run, model: Any, targets: Sequence[Target]) -> Trial:
     answered = len(splits.calibration) or len(splits.train)
     fitted = trainings * passes * len(splits.train) + answered
     return Trial(
-        base_s=base_s,
         step_s=step_s,
-        training_s=trainings * (base_s + optimizer.step_count * step_s),
+        training_s=trainings * optimizer.step_count * step_s,
         jacobians_s=jacobians_s,
         fit_s=fitted / size * jacobians_s,
         evaluate_s=len(splits.test) / size * jacobians_s,

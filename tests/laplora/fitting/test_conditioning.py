@@ -102,14 +102,6 @@ def problem(
     return conditioning, outputs, {"logits": test_logits, "states": test_states, "labels": test_labels}
 
 
-def test_a_pull_to_the_base_counts_as_labels_of_the_training_rows() -> None:
-    """The last layer starts from the posterior of the whole loss, ``1 + kl`` times the labels' curvature."""
-    plain, _, _ = problem(0.3)
-    pulled = Conditioning.of(plain.trained, plain.split, kl_to_base=1.5)
-    expected = 2.5 * plain.states.layer().curvature
-    torch.testing.assert_close(pulled.states.layer().curvature, expected, rtol=1e-9, atol=1e-12)
-
-
 def nll_of(conditioning: Conditioning, test: dict[str, torch.Tensor], name: PredictiveName) -> float:
     """Return the mean NLL of test rows, nats, as a run measures it."""
     trained = conditioning.trained

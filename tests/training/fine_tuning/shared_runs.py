@@ -29,7 +29,7 @@ SELECTING = {
     "selection_fraction": 0.25,
 }
 #: One row a batch: the second of two processes never has one.
-REGULARISED = {
+WEIGHED = {
     "learning_rate": 1e-2,
     "steps": 8,
     "batch_size": 1,
@@ -37,8 +37,6 @@ REGULARISED = {
     "checkpoint_every": 8,
     "group_by_length": True,
     "class_weights": {"negative": 2.0},
-    "kl_to_base": 0.5,
-    "l2_to_initial": 0.01,
     "loraplus_lr_ratio": 4.0,
 }
 
@@ -61,8 +59,8 @@ PLANS = (
     Plan("one", 1),
     Plan("two", 2, dies_at=10),  # between two checkpoints
     Plan("two", 2),
-    Plan("one-regularised", 1, REGULARISED),
-    Plan("two-regularised", 2, REGULARISED),
+    Plan("one-weighed", 1, WEIGHED),
+    Plan("two-weighed", 2, WEIGHED),
 )
 
 

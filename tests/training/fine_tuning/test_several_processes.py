@@ -65,9 +65,9 @@ def test_a_stopped_run_of_two_goes_on_to_what_one_process_has(root: Path) -> Non
 
 
 def test_a_process_without_a_row_adds_nothing(root: Path) -> None:
-    """With every part of the loss, and batches of one row for two processes."""
+    """With weights of classes, and batches of one row for two processes."""
     assert statuses(root, 3) + statuses(root, 4) == [0, 0, 0]
-    check_alike(run_folder(root, "one-regularised"), run_folder(root, "two-regularised"))
+    check_alike(run_folder(root, "one-weighed"), run_folder(root, "two-weighed"))
 
 
 def test_only_the_first_process_speaks_and_writes(root: Path) -> None:
