@@ -1,4 +1,4 @@
-"""Familiarity from the fit to the answer, for every read-out: what is flagged, and what a flag changes."""
+"""Every read-out from the fit to the served answer; familiarity: what is flagged, and what a flag changes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 from head_artifacts import save_base
-from telling import Noted
+from telling import Noted, assert_served_as_fitted
 from tiny_classifiers import adapted_classifier, classifier_base, head_alone
 from tiny_models import add_lora
 from tiny_runs import FinishedRun
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import laplora
 from laplora.artifact.folder import read_artifact
-from laplora.artifact.manifest import FAMILIARITY
+from laplora.artifact.manifest import FAMILIARITY, HEAD
 from laplora.fitting.familiarity import familiar_layers, forward_states
 from laplora.fitting.progress import Silent
 from laplora.fitting.settings import FitSettings
@@ -30,7 +30,7 @@ from laplora.prompts.templates import TEMPLATES
 
 LABELS = ["down", "up", "flat"]
 SETTINGS: dict[str, Any] = {"laplace": {"joint_rank": 12}}
-KINDS = ["llama", "modernbert_mean", "bert", "deberta", "alone", "several", "words", "sequences"]
+KINDS = ["llama", "modernbert_mean", "roberta", "deberta", "alone", "several", "words", "sequences"]
 Rows = list[dict[str, Any]]
 
 
@@ -59,7 +59,8 @@ def classifier_of(kind: str, folder: Path, run: FinishedRun) -> laplora.Classifi
     base_folder = save_base(folder / "base", classifier_base(family), head=family in ("deberta", "modernbert_mean"))
     problem = {"problem_type": "multi_label_classification"} if kind == "several" else {}
     if kind == "alone":
-        model = head_alone(family, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=3, dtype=torch.float32)
+        model.load_state_dict(head_alone(family, dtype=torch.float32).state_dict())
         getattr(model, model.base_model_prefix).requires_grad_(False)
     else:
         model = adapted_classifier(family, dtype=torch.float32, **problem)
@@ -68,8 +69,11 @@ def classifier_of(kind: str, folder: Path, run: FinishedRun) -> laplora.Classifi
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_read_out_has_familiarity(kind: str, tmp_path: Path, sentiment_run: FinishedRun) -> None:
+def test_every_read_out_has_familiarity_and_is_served_as_fitted(
+    kind: str, tmp_path: Path, sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In range, the same alone and in a batch, and with the flag go review and every label."""
+    monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
     classifier = classifier_of(kind, tmp_path, sentiment_run)
     settings = FitSettings.model_validate(SETTINGS | {"calibration": {"unfamiliar_rate": 0.3}})
     posterior = laplora.fit(classifier, rows(30, 1, kind), rows(29, 2, kind), settings=settings, progress=False)
@@ -105,6 +109,13 @@ def test_every_read_out_has_familiarity(kind: str, tmp_path: Path, sentiment_run
     measured = posterior.evaluate(rows(20, 4, kind))
     assert measured.unfamiliar is not None
     assert f"{measured.unfamiliar:.1%} unfamiliar" in str(measured)
+    artifact = posterior.save(tmp_path / "artifact")
+    assert FAMILIARITY in read_artifact(artifact).manifest.files
+    assert (artifact / HEAD).is_file() == (kind == "alone")
+    predictor = assert_served_as_fitted(posterior, artifact, inputs[:4])
+    for one, mine in zip(inputs[:4], together, strict=False):
+        (served,) = predictor.predict([predictor.encode(one, truncate=True)])
+        assert served.familiarity == pytest.approx(mine.familiarity, abs=1 / 30 + 1e-9)
 
 
 def assert_same_states(classifier: laplora.Classifier, examples: list[Example]) -> None:
@@ -117,22 +128,6 @@ def assert_same_states(classifier: laplora.Classifier, examples: list[Example]) 
     with StateTape(model, layers, batch.attention_mask, pooling_of(readout.side)) as tape:
         found = contrast_jacobians(model, batch, readout, covered_blocks(model, readout), sums=False)
     torch.testing.assert_close(tape.states(found.logits).hidden, wide.hidden, rtol=1e-4, atol=1e-5)
-
-
-def test_saved_and_loaded_it_says_the_same(tmp_path: Path, sentiment_run: FinishedRun) -> None:
-    """``verify`` replays it against the model in memory, and a reader wants the file that the manifest promises."""
-    classifier = classifier_of("words", tmp_path, sentiment_run)
-    settings = FitSettings.model_validate(SETTINGS)
-    kind = "words"
-    posterior = laplora.fit(classifier, rows(30, 1, kind), rows(60, 2, kind), settings=settings, progress=False)
-    artifact = posterior.save(tmp_path / "artifact")
-    assert FAMILIARITY in read_artifact(artifact).manifest.files
-    loaded = Predictor.load(artifact, device="cpu")
-    inputs = [{"text": row["text"]} for row in rows(8, 3, kind, "abcxyz")]
-    served = loaded.predict([loaded.encode(one, truncate=True) for one in inputs])
-    mine = posterior.predict(inputs)
-    for one, other in zip(served, mine, strict=True):
-        assert one.familiarity == pytest.approx(other.familiarity, abs=1 / 61 + 1e-9)
 
 
 def test_off_there_is_none(tmp_path: Path, sentiment_run: FinishedRun) -> None:
