@@ -113,6 +113,9 @@ def test_every_read_out_has_familiarity_and_is_served_as_fitted(
     assert FAMILIARITY in read_artifact(artifact).manifest.files
     assert (artifact / HEAD).is_file() == (kind == "alone")
     predictor = assert_served_as_fitted(posterior, artifact, inputs[:4])
+    if kind == "sequences":
+        assert predictor.reverse_pass.kind == "automatic"
+        assert predictor.artifact.manifest.readout.verbalizers == (" rather bad", " very good indeed")
     for one, mine in zip(inputs[:4], together, strict=False):
         (served,) = predictor.predict([predictor.encode(one, truncate=True)])
         assert served.familiarity == pytest.approx(mine.familiarity, abs=1 / 30 + 1e-9)

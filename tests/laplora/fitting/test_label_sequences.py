@@ -1,19 +1,14 @@
-"""Labels of several tokens from end to end: fitted, saved, loaded with their golden answers, and the same numbers."""
+"""Which read-out labels of several tokens get, and what is refused of them."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from telling import assert_served_as_fitted
 from tiny_models import add_lora
 from tiny_runs import FinishedRun
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
-from laplora.artifact.folder import read_artifact
-from laplora.artifact.readout_records import LabelSequencesRecord
 from laplora.errors import LabelTokenError, ModelError
 from laplora.prompts.templates import TEMPLATES
 from laplora.readouts.choice import choose_readout
@@ -32,25 +27,6 @@ def classifier(sentiment_run: FinishedRun) -> laplora.Classifier:
     model = add_lora(base, ["q_proj", "v_proj"], dtype=None)
     tokenizer = AutoTokenizer.from_pretrained(sentiment_run.base)
     return laplora.Classifier(model, tokenizer, LABELS, TEMPLATES["sentiment"], max_tokens=64)
-
-
-def test_fitted_saved_and_served(classifier: laplora.Classifier, sentiment_run: FinishedRun, tmp_path: Path) -> None:
-    assert isinstance(classifier.readout, LabelSequences)
-    assert [len(tokens) for tokens in classifier.readout.token_ids] == [2, 3]
-    splits = open_run(sentiment_run.config).splits
-    rows = {
-        name: [{**e.fields, "label": splits.task.labels[e.label]} for e in getattr(splits, name)]
-        for name in ("train", "calibration", "test")
-    }
-    settings = sentiment_run.config.fit
-    posterior = laplora.fit(classifier, rows["train"], rows["calibration"], settings=settings, progress=False)
-    posterior.evaluate(rows["test"])
-    folder = posterior.save(tmp_path / "tiny-sequences")
-    record = read_artifact(folder).manifest.readout
-    assert isinstance(record, LabelSequencesRecord)
-    assert record.verbalizers == tuple(LABELS.values())
-    predictor = assert_served_as_fitted(posterior, folder, [{"text": row["text"]} for row in rows["test"][:6]])
-    assert predictor.reverse_pass.kind == "automatic"
 
 
 def test_the_cheapest_read_out_that_can_tell_the_labels_apart(classifier: laplora.Classifier) -> None:

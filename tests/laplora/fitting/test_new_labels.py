@@ -22,6 +22,7 @@ from laplora.predictive.kinds import CONDITIONED
 from laplora.prompts.templates import TEMPLATES
 
 Rows = list[dict[str, Any]]
+QUIET: Any = {"progress": False, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_the_new_version_answers_as_the_posterior_in_memory(
 ) -> None:
     """One way through the artifact, one through memory: the same answers, figures and records."""
     before = probs_of(artifact, rows["calibration"])
-    found = laplora.condition(artifact, rows["test"], progress=False, device="cpu", force=True)
+    found = laplora.condition(artifact, rows["test"], **QUIET, force=True)
     after = probs_of(artifact, rows["calibration"])
     in_memory = posterior.condition(rows["test"], force=True)
     expected = [answer.probs for answer in in_memory.predict(rows["calibration"], "conditioned")]
@@ -93,8 +94,8 @@ def test_the_new_version_answers_as_the_posterior_in_memory(
 def test_it_is_undone_to_the_byte(artifact: Path, rows: dict[str, Rows]) -> None:
     """Also after a second conditioning; a version as packaged has nothing to undo."""
     as_packaged, digest = files_of(artifact), read_artifact(artifact).digest
-    laplora.condition(artifact, rows["test"], progress=False, device="cpu", force=True)
-    laplora.condition(artifact, rows["test"][:20], progress=False, device="cpu", force=True)
+    laplora.condition(artifact, rows["test"], **QUIET, force=True)
+    laplora.condition(artifact, rows["test"][:20], **QUIET, force=True)
     assert files_of(artifact) != as_packaged
     assert laplora.restore_packaged(artifact).digest == digest
     assert files_of(artifact) == as_packaged
@@ -105,9 +106,9 @@ def test_it_is_undone_to_the_byte(artifact: Path, rows: dict[str, Rows]) -> None
 def test_conditioning_and_forgetting_is_never_having_had_the_row(artifact: Path, rows: dict[str, Rows]) -> None:
     """Conditioning anew without some rows leaves no trace of them, in any file but for the time and the origin."""
     other = Path(shutil.copytree(artifact, artifact.parent / "other"))
-    laplora.condition(artifact, rows["test"], progress=False, device="cpu", force=True)
-    laplora.condition(artifact, rows["test"][:20], progress=False, device="cpu", force=True)
-    laplora.condition(other, rows["test"][:20], progress=False, device="cpu", force=True)
+    laplora.condition(artifact, rows["test"], **QUIET, force=True)
+    laplora.condition(artifact, rows["test"][:20], **QUIET, force=True)
+    laplora.condition(other, rows["test"][:20], **QUIET, force=True)
     forgot, never = files_of(artifact), files_of(other)
     assert {n for n in forgot if forgot[n] != never.get(n)} == {"manifest.json"}
     assert set(forgot) == set(never)
@@ -174,10 +175,10 @@ def test_labels_that_make_it_worse_are_refused(
     monkeypatch.setattr(new_labels, "WORSE", -1e6)
     monkeypatch.setattr(new_labels, "COST", -1e6)
     with pytest.raises(ConditioningError, match="Nothing has changed"):
-        laplora.condition(artifact, rows["test"], progress=False, device="cpu")
+        laplora.condition(artifact, rows["test"], **QUIET)
     assert files_of(artifact) == before
     place = artifact.parent / "forced"
-    laplora.condition(artifact, rows["test"], out=place, progress=False, device="cpu", force=True)
+    laplora.condition(artifact, rows["test"], out=place, **QUIET, force=True)
     assert files_of(artifact) == before
     assert read_artifact(place).name == "forced"
 
@@ -187,11 +188,11 @@ def test_rows_that_cannot_be_used_are_refused(artifact: Path, rows: dict[str, Ro
     with pytest.raises(DataError, match="19 labelled rows are fewer than 20"):  # before anything is loaded
         laplora.condition(artifact.parent / "no-such-artifact", rows["test"][:19], progress=False)
     with pytest.raises(DataError, match="give each input once"):
-        laplora.condition(artifact, [*rows["test"], flipped(rows["test"])[0]], progress=False, device="cpu")
+        laplora.condition(artifact, [*rows["test"], flipped(rows["test"])[0]], **QUIET)
     with pytest.raises(DataError, match="give each input once"):
-        laplora.condition(artifact, rows["test"], calibration=rows["test"][:1], progress=False, device="cpu")
+        laplora.condition(artifact, rows["test"], calibration=rows["test"][:1], **QUIET)
     # To the model they are the same: they differ in what is cut off at the limit of 64 tokens.
     long = [{"text": start + " word" * 100, "label": "positive"} for start in ("good", "bad")]
     with pytest.raises(DataError, match="2 rows have a prompt that another row has too"):
-        laplora.condition(artifact, [*rows["test"], *long], progress=False, device="cpu")
+        laplora.condition(artifact, [*rows["test"], *long], **QUIET)
     assert files_of(artifact) == before

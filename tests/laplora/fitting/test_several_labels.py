@@ -256,16 +256,6 @@ def test_metrics_are_by_label_with_intervals_by_row(posterior: laplora.Calibrate
     assert low == pytest.approx(high, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["llama", "modernbert"])
-def test_decoders_and_other_encoders_too(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
-    settings = FitSettings.model_validate({"laplace": {"joint_rank": 12}})
-    classifier = classifier_of(tmp_path, kind)
-    posterior = laplora.fit(classifier, rows(30, 1), settings=settings, progress=False)  # splits by row
-    inputs = [{"text": row["text"]} for row in rows(4, 3)]
-    assert_served_as_fitted(posterior, posterior.save(tmp_path / "artifact"), inputs)
-
-
 def test_what_was_saved_answers_the_same(
     posterior: laplora.CalibratedPosterior, home: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
