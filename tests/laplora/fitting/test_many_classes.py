@@ -44,7 +44,7 @@ def rows(start: int, count: int) -> list[dict[str, Any]]:
 
 
 def fitted(classifier: laplora.Classifier, **settings: Any) -> laplora.CalibratedPosterior:
-    predictives = {"temperature": False, "serve": "laplace"}
+    predictives = {"temperature": False, "conditioned": False, "serve": "laplace"}
     chosen = FitSettings.model_validate({"laplace": LAPLACE, "predictives": predictives} | settings)
     with warnings.catch_warnings():  # random weights: a prior at the edge of the range is no fault
         warnings.simplefilter("ignore", RuntimeWarning)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exhaustive import drawn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -67,7 +68,7 @@ def test_what_fits_or_may_not_be_cut_is_as_without(tokenizer: Any) -> None:
     assert row(tokenizer, "right", LONG, 10) == row(tokenizer, None, LONG, 10)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=drawn(60), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300).filter(lambda t: bool(t.strip())),
     st.sampled_from(["left", "right"]),
