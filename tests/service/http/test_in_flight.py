@@ -154,11 +154,8 @@ async def test_announced_bytes_are_counted_before_they_are_read_and_until_the_an
         served.predictor.released.set()
         assert [answer.status_code for answer in await asyncio.gather(running, slow)] == [200, 200]
         assert served.state.body_bytes.total == 0
-    async with serve(max_body_bytes=1024, max_in_flight_bytes=2048, client_share=0.5) as served:
-        served.predictor.hold()
-        running = asyncio.create_task(served.client.post("/predict", content=text.ljust(1024), headers=JSON))
-        await served.until(lambda: served.queued_plans == 1)
+    limits = {"max_body_bytes": 1024, "max_in_flight_bytes": 2048, "client_share": 0.5}
+    async with serve(**limits) as served, served.occupied(text="a" * 990):
+        there = served.state.body_bytes.total
         refused = await served.client.post("/predict", content=text, headers=JSON)
-        assert refusal(refused) == ("client_too_many_requests", 1024, 1024 + len(text))
-        served.predictor.released.set()
-        assert (await running).status_code == 200
+        assert refusal(refused) == ("client_too_many_requests", 1024, there + len(text))

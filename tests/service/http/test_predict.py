@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from typing import Any
 
@@ -111,15 +110,11 @@ async def test_evaluate_measures_every_method(served: Served) -> None:
 
 async def test_a_request_may_ask_for_less_time_than_the_server_gives() -> None:
     async with serve(request_timeout_s=3600) as served:
-        served.predictor.hold()
-        running = asyncio.create_task(served.predict("a"))
-        await asyncio.to_thread(served.predictor.entered.wait)
-        refused = await served.predict("b 77777", options={"timeout_s": 0.05})
-        rows = {"inputs": [{"text": "b 77777", "label": "positive"}], "options": {"timeout_s": 0.05}}
-        evaluated = await served.client.post("/evaluate", json=rows)
-        assert (served.state.backend.queue.rows, served.state.backend.queue.held.rows) == (0, 0)
-        served.predictor.released.set()
-        assert (await running).status_code == 200
+        async with served.occupied():
+            refused = await served.predict("b 77777", options={"timeout_s": 0.05})
+            rows = {"inputs": [{"text": "b 77777", "label": "positive"}], "options": {"timeout_s": 0.05}}
+            evaluated = await served.client.post("/evaluate", json=rows)
+            assert (served.state.backend.queue.rows, served.state.backend.queue.held.rows) == (0, 0)
         assert (await served.predict("a", options={"timeout_s": 60})).status_code == 200
         assert all(77777 not in row.token_ids for _, rows in served.predictor.batches for row in rows)
     # Nobody gets more time than the server gives.

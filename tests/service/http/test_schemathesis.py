@@ -90,12 +90,8 @@ class Outcome(Counter[tuple[str, str, int]]):
 
     def count(self, operation: str, *, phase: str | None = None, status: int | None = None) -> int:
         """Return the number of answers that fit."""
-        wanted = (phase, operation, status)
-        return sum(
-            times
-            for key, times in self.items()
-            if all(want in (None, part) for want, part in zip(wanted, key, strict=True))
-        )
+        wanted = {phase, operation, status} - {None}
+        return sum(times for key, times in self.items() if wanted <= set(key))
 
 
 def run(
