@@ -14,8 +14,8 @@ from service.artifacts.shelf import Shelf
 from service.errors import ArtifactActiveError, ArtifactNotLoadedError, ShelfFullError
 
 
-def predictor(name: str, size_bytes: int = 10, *, folder: str | None = None) -> Any:
-    fake = FakePredictor(name, path=Path("root") / (folder or name))
+def predictor(name: str, size_bytes: int = 10) -> Any:
+    fake = FakePredictor(name, path=Path("root") / name)
     fake.own_bytes = size_bytes
     return fake
 
@@ -40,14 +40,6 @@ def test_activation_may_send_away_the_former_one_only_where_nothing_else_helps()
     roomy = shelf_of("a", "b", most=2)
     assert roomy.put(predictor("c"), activate=True) == ["b"]
     assert names(roomy) == ["c", "a"]
-
-
-def test_found_by_folder_too() -> None:
-    shelf, added = shelf_of("a"), predictor("b", folder="b-2026")
-    shelf.put(added, activate=False)
-    assert shelf.find("b") is shelf.find("b-2026") is added
-    assert [shelf.activate("b-2026"), shelf.activate("nobody")] == [True, False]
-    assert shelf.active is added
 
 
 NUMBERS = st.integers(0, 6)

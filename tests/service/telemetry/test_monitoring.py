@@ -131,16 +131,14 @@ def test_values_of_closed_lists_are_in_them() -> None:
 def test_the_dashboard_can_be_imported_anywhere() -> None:
     board = dashboard()
     variables = {variable["name"]: variable for variable in board["templating"]["list"]}
-    assert variables["datasource"]["type"] == "datasource"
-    assert variables["datasource"]["query"] == "prometheus"
+    assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
     everything = [*board["panels"], *board["annotations"]["list"], *board["templating"]["list"]]
     named = [thing["datasource"] for thing in everything if "datasource" in thing]
     named += [target["datasource"] for panel in panels() for target in panel["targets"]]
     assert {json.dumps(source) for source in named} == {'{"type": "prometheus", "uid": "${datasource}"}'}
     for _, expression in expressions():
         assert set(re.findall(r"\$(\w+)", expression)) <= {*variables, "__rate_interval"}
-    assert "__inputs" not in board
-    assert "id" not in board, "the number of another Grafana's data base"
+    assert not {"__inputs", "id"} & set(board), "numbers of another Grafana's data base"
 
 
 def run_promtool(*arguments: str | Path, at: Path) -> None:
@@ -183,32 +181,27 @@ def test_every_alert_has_a_history_on_which_it_fires_and_one_on_which_it_does_no
 
 
 def test_compose_mounts_what_the_containers_read() -> None:
-    compose = yaml_of(DOCKER / "compose.monitoring.yaml")
-    server = yaml_of(DOCKER / "compose.yaml")["services"]
-    services = compose["services"]
-    assert set(services) == {*server, "prometheus", "grafana"}
+    servers = yaml_of(DOCKER / "compose.yaml")["services"]
+    services = yaml_of(DOCKER / "compose.monitoring.yaml")["services"]
+    assert set(services) == {*servers, "prometheus", "grafana"}
     scrape = yaml_of(MONITORING / "prometheus.yaml")
     (job,) = scrape["scrape_configs"]
-    for name in server:
+    for name in servers:
         (alias,) = services[name]["networks"]["default"]["aliases"]
         assert job["static_configs"] == [{"targets": [f"{alias}:8000"]}]
-    for name in ("prometheus", "grafana"):
-        service = services[name]
+    mounted: dict[str, str] = {}
+    for service in (services["prometheus"], services["grafana"]):
         assert service["profiles"] == ["monitoring"]
         # Any image can be named from outside, and nothing is open to other machines.
         assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-\S+:\S+\}", service["image"])
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
-    mounts = [mount for name in ("prometheus", "grafana") for mount in services[name]["volumes"]]
-    mounted = {mount["target"]: mount["source"] for mount in mounts if isinstance(mount, dict)}
+        mounted |= {mount["target"]: mount["source"] for mount in service["volumes"] if isinstance(mount, dict)}
     configured = next(flag for flag in services["prometheus"]["command"] if flag.startswith("--config.file"))
     folder = Path(configured.partition("=")[2]).parent
-    assert configured.endswith("prometheus.yaml")
-    assert {str(folder / name) for name in scrape["rule_files"]} <= set(mounted)
-    assert str(folder / job["authorization"]["credentials_file"]) in mounted
+    read = [*scrape["rule_files"], job["authorization"]["credentials_file"]]
+    assert {str(folder / name) for name in read} <= set(mounted)
     (provider,) = yaml_of(MONITORING / "provisioning" / "dashboards" / "laplora.yaml")["providers"]
     home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert mounted[home] == "./monitoring/grafana-dashboard.json"
     assert str(Path(home).parent) == provider["options"]["path"]
-    (source,) = yaml_of(MONITORING / "provisioning" / "datasources" / "prometheus.yaml")["datasources"]
-    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")
