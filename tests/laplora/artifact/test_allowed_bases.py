@@ -40,10 +40,7 @@ def test_what_any_may_have(address: str, model: str) -> None:
 @pytest.mark.parametrize(
     ("address", "model", "says"),
     [
-        *(
-            (f"s3://models/a{DIGEST}", model, "a folder of this machine")
-            for model in ("/srv/models/llama", "../llama", "~/llama", "C:\\llama", "")
-        ),
+        *((f"s3://m/a{DIGEST}", model, "a folder of this machine") for model in ("/srv/llama", "../llama", "~/a", "")),
         (f"s3://models/a{DIGEST}", "s3://private/base", "another store"),
         (f"s3://models/a{DIGEST}", "gs://models/base", "another store"),
         ("https://host/a", "https://10.0.0.1/base", "another store"),
@@ -79,7 +76,6 @@ def test_a_folder_that_is_named_as_a_repository_is_a_folder(tmp_path: Path, monk
         ("hf://meta/llama", "meta/llama", True),
         ("hf://meta/llama@v1", "hf://meta/llama@v2", True),
         ("meta/*", "meta/llama", True),
-        ("hf://meta/*", "hf://meta/llama", True),
         ("meta/*", "metal/llama", False),
         ("/srv/models/*", "/srv/models/llama", True),
         ("/srv/models/*", "/srv/models/../keys", False),

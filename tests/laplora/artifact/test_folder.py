@@ -20,7 +20,6 @@ from laplora.errors import (
     ArtifactNotFoundError,
     ArtifactWriteError,
     ConfigError,
-    LaploraError,
 )
 
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -88,18 +87,6 @@ def test_every_file_is_verified(artifact_copy: Path) -> None:
         (artifact_copy / name).unlink()
     (artifact_copy / ADAPTER).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 796904\n")
     assert_corrupt(artifact_copy, r"it is a git-lfs pointer, .*git lfs pull")
-
-
-def test_a_flipped_bit_in_the_manifest_is_refused_or_changes_the_digest(artifact_copy: Path) -> None:
-    """Nothing but the digest vouches for the manifest itself, so a digit may change unseen, but never silently."""
-    raw = (artifact_copy / MANIFEST).read_bytes()
-    digest = read_artifact(artifact_copy).digest
-    for place in range(0, len(raw), 97):
-        (artifact_copy / MANIFEST).write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
-        try:
-            assert read_artifact(artifact_copy).digest != digest
-        except LaploraError:
-            continue
 
 
 @pytest.mark.parametrize("name", [ADAPTER, MANIFEST, "adapter"])
@@ -190,41 +177,31 @@ def test_a_write_replaces_all_of_the_old_artifact(
     assert names(tmp_path) == ["it"]
 
 
-@pytest.mark.parametrize("kind", ["folder", "another manifest", "file", "broken link", "link to an artifact"])
-def test_what_is_no_artifact_is_not_replaced(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"thesis.tex": "x"}, "is there and is no artifact"),
+        ({"thesis.tex": "x", MANIFEST: '{"name": "papers", "start_url": "/"}'}, "is there and is no artifact"),
+        ({"": "x"}, "is there and is no artifact"),
+        (None, "papers is a link"),
+        # Of an artifact the folder is replaced whole, and a user's notes would be lost in it.
+        ({MANIFEST: '{"format_version": 4, "files": {"a.json": {}}}', "a.json": "{}", "my/notes": "x"}, "my/notes"),
+    ],
+)
+def test_what_is_no_artifact_is_not_replaced(tmp_path: Path, files: dict[str, str] | None, message: str) -> None:
     """A run whose name is that of a user's folder beside the artifacts must not take its place."""
-    target, place = tmp_path / "beside" / "papers", tmp_path / "real"
-    target.parent.mkdir()
-    if kind in ("folder", "another manifest"):
-        target.mkdir()
-        (target / "thesis.tex").write_text("x")
-        if kind == "another manifest":  # of a web page
-            (target / MANIFEST).write_text('{"name": "papers", "start_url": "/"}')
-    elif kind == "file":
-        target.write_text("x")
-    else:
-        target.symlink_to(place)
-    if kind == "link to an artifact":
-        write(place, "one")
-    with pytest.raises(ArtifactWriteError, match=r"papers is (there and is no artifact|a link)"), new_artifact(target):
+    target = tmp_path / "papers"
+    if files is None:
+        write(tmp_path / "real", "one")
+        target.symlink_to(tmp_path / "real")
+    for name, text in (files or {}).items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text(text)
+    with pytest.raises(ArtifactWriteError, match=message), new_artifact(target):
         pytest.fail("nothing should be written")
-    assert names(target.parent) == ["papers"]
-    assert target.is_symlink() or (target / "thesis.tex").is_file() or target.read_text() == "x"
-
-
-def test_files_that_are_no_part_of_an_artifact_are_not_lost_with_it(tmp_path: Path) -> None:
-    """The folder was replaced whole, a user's notes in it too."""
-    target = tmp_path / "it"
-    (target / "mine").mkdir(parents=True)
-    (target / MANIFEST).write_text('{"format_version": 4, "files": {"golden.json": {}}}')
-    (target / "golden.json").write_text("{}")
-    (target / "mine" / "notes.txt").write_text("x")
-    with pytest.raises(ArtifactWriteError, match=r"mine/notes\.txt"), new_artifact(target):
-        pytest.fail("nothing should be written")
-    assert (target / "mine" / "notes.txt").read_text() == "x"
-    (target / "mine" / "notes.txt").unlink()
-    write(target, "two")
-    assert names(target) == [MANIFEST, "two"]
+    assert target.is_symlink() == (files is None)
+    for name, text in (files or {}).items():
+        assert (target / name).read_text() == text
 
 
 def test_a_folder_that_no_artifact_can_be_called_as(tmp_path: Path) -> None:

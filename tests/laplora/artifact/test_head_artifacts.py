@@ -77,8 +77,7 @@ def test_two_artifacts_of_one_base_share_it_and_keep_their_heads(tmp_path_factor
     assert one.base is two.base
     load(artifact, bases=bases)
     head = model.get_base_model().classifier.modules_to_save["default"].out_proj.bias
-    held = one._adapted.parameters["classifier.out_proj.bias"]
-    assert torch.equal(held, head)
+    assert torch.equal(one._adapted.parameters["classifier.out_proj.bias"], head)
     assert torch.equal(two._adapted.parameters["classifier.out_proj.bias"], head + 1.0)
 
 
@@ -93,11 +92,8 @@ def test_heads_alone_on_one_base_do_not_write_into_it(tmp_path_factory: pytest.T
     assert not torch.equal(before, model.score.weight)
 
 
-Damaged = Callable[[str], Path]
-
-
 @pytest.fixture
-def damaged(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Damaged:
+def damaged(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Callable[[str], Path]:
     """Return a copy of an artifact to damage."""
     return lambda kind: copy_of(made(kind, tmp_path_factory)[1], tmp_path / "artifact")
 
@@ -114,7 +110,7 @@ def readout_of(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def test_each_fault_of_a_heads_file_is_found(damaged: Damaged) -> None:
+def test_each_fault_of_a_heads_file_is_found(damaged: Callable[[str], Path]) -> None:
     folder = damaged("llama alone")
     whole = load_file(folder / HEAD)
     weight = whole["score.weight"]
@@ -133,7 +129,7 @@ def test_each_fault_of_a_heads_file_is_found(damaged: Damaged) -> None:
     refused(folder, r"files missing \['head.safetensors'\]")
 
 
-def test_a_head_alone_must_be_the_manifests(damaged: Damaged) -> None:
+def test_a_head_alone_must_be_the_manifests(damaged: Callable[[str], Path]) -> None:
     """Of rows padded on the other side the head would be read at padding."""
     folder = damaged("llama alone")
     readout = readout_of(folder)
@@ -143,7 +139,7 @@ def test_a_head_alone_must_be_the_manifests(damaged: Damaged) -> None:
         reseal(folder, readout=readout | {"trained": ["score", "score"]})
 
 
-def test_an_adapters_head_must_be_whole_and_the_manifests(damaged: Damaged) -> None:
+def test_an_adapters_head_must_be_whole_and_the_manifests(damaged: Callable[[str], Path]) -> None:
     folder = damaged("roberta")
     readout = readout_of(folder)
     refused(folder, "the manifest says", readout=readout | {"trained": ["classifier.out_proj"]})

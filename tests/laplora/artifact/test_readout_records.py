@@ -20,10 +20,9 @@ VERBALIZERS = [" rather good", " bad"]
 
 
 def test_a_record_is_read_by_its_kind() -> None:
+    fields = {"verbalizers": VERBALIZERS, "token_ids": [[5, 7], [6]], "normalised": False}
     tokens = READER.validate_python({"kind": "label_tokens", "verbalizers": VERBALIZERS, "token_ids": [5, 6]})
-    sequences = READER.validate_python(
-        {"kind": "label_sequences", "verbalizers": VERBALIZERS, "token_ids": [[5, 7], [6]], "normalised": False}
-    )
+    sequences = READER.validate_python({"kind": "label_sequences", **fields})
     assert isinstance(tokens, LabelTokensRecord)
     assert tokens.readout() == LabelTokens((5, 6))
     assert isinstance(sequences, LabelSequencesRecord)
