@@ -63,8 +63,7 @@ def test_temperature_meets_its_bounds_only_where_the_rows_outweigh_the_prior() -
     mask = torch.ones(3, 2, dtype=torch.bool)
     logits = torch.tensor([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
     right = torch.tensor([0, 0, 1])
-    assert 0.5 < fit_temperature(logits, right, mask) < 1
-    assert 1 < fit_temperature(logits, 1 - right, mask) < 10
+    assert 0.5 < fit_temperature(logits, right, mask) < 1 < fit_temperature(logits, 1 - right, mask) < 10
     # Huge logits do not overflow.
     assert fit_temperature(1e6 * logits, 1 - right, mask) == TEMPERATURE_BOUNDS[1]
     # Ten thousand rows that are all right with hardly any confidence are no accident.
