@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from alike_runs import read
 from tiny_runs import adapter, interrupted_at, job, same, sentiment_config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -38,10 +38,6 @@ def finetuned(folder: Path, base: Path, **optimizer: Any) -> RunConfig:
     return load_config(file)
 
 
-def read(config: RunConfig, name: str) -> Any:
-    return json.loads((config.run_dir / name).read_text())
-
-
 # The step that is kept.
 
 
@@ -54,9 +50,9 @@ def selecting(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) 
 
 
 def test_the_step_with_the_least_loss_is_kept(selecting: RunConfig) -> None:
-    losses = {r["step"]: r["eval_loss"] for r in read(selecting, "training_log.json") if "eval_loss" in r}
+    losses = {r["step"]: r["eval_loss"] for r in read(selecting.run_dir / "training_log.json") if "eval_loss" in r}
     assert list(losses) == [4, 8, 12, 16, 20, 24]
-    selected = read(selecting, "selected.json")
+    selected = read(selecting.run_dir / "selected.json")
     assert (selected["step"], selected["rows"]) == (min(losses, key=losses.__getitem__), 10)
     assert selected["nll"] == pytest.approx(min(losses.values()))
 
@@ -71,7 +67,7 @@ def test_its_loss_is_the_saved_adapters_on_rows_that_are_in_no_other_split(selec
         "calibration": 32,
         "test": 24,
     }
-    assert read(selecting, "splits.json")["rows"]["selection"] == 10
+    assert read(selecting.run_dir / "splits.json")["rows"]["selection"] == 10
     ids = [e.id for part in (splits.train, splits.selection, splits.calibration, splits.test) for e in part]
     assert len(set(ids)) == len(ids)
     model = attach_adapter(run.load_base(), selecting.run_dir / "adapter")
@@ -79,7 +75,7 @@ def test_its_loss_is_the_saved_adapters_on_rows_that_are_in_no_other_split(selec
     batch = run.collate(rows)
     with torch.no_grad():
         loss = target_loss(run.readout.scores(model, batch).logits, torch.stack(labels), batch.class_mask)
-    assert float(loss) == pytest.approx(read(selecting, "selected.json")["nll"], abs=1e-4)
+    assert float(loss) == pytest.approx(read(selecting.run_dir / "selected.json")["nll"], abs=1e-4)
 
 
 def test_a_loss_that_is_no_number_is_not_left_out(selecting: RunConfig, tmp_path: Path) -> None:
@@ -110,7 +106,7 @@ def test_an_interrupted_one_keeps_the_same_step(
     assert job("finetune", file) == 0
     config = load_config(file)
     assert same(adapter(config.run_dir), adapter(selecting.run_dir))
-    assert read(config, "selected.json") == read(selecting, "selected.json")
+    assert read(config.run_dir / "selected.json") == read(selecting.run_dir / "selected.json")
 
 
 @pytest.mark.exhaustive
@@ -149,7 +145,7 @@ def test_training_stops_where_nothing_gets_better(tiny_base_folder: Path, tmp_pa
         tmp_path, tiny_base_folder, optimizer=SELECTING | {"learning_rate": 3.0, "steps": 200, "patience": 2}
     )
     assert job("finetune", file) == 0
-    selected = read(load_config(file), "selected.json")
+    selected = read(load_config(file).run_dir / "selected.json")
     assert selected["trained_steps"] == selected["step"] + 2 * 4 < 200
 
 
@@ -166,11 +162,11 @@ def test_the_artifact_says_which_step_was_kept(tiny_base_folder: Path, tmp_path:
     )
     assert job("run", file) == 0
     config = load_config(file)
-    manifest = json.loads((config.artifact_dir / "manifest.json").read_text())
-    assert manifest["data"]["selected"] == read(config, "selected.json")
+    manifest = read(config.artifact_dir / "manifest.json")
+    assert manifest["data"]["selected"] == read(config.run_dir / "selected.json")
     assert manifest["data"]["rows"] == {"train": 30, "calibration": 0, "test": 16, "selection": 10}
-    assert read(config, "laplace/fit.json")["train_rows"] == 30
-    assert all(read(config, f"folds/{number}/selected.json")["step"] > 0 for number in (0, 1))
+    assert read(config.run_dir / "laplace/fit.json")["train_rows"] == 30
+    assert all(read(config.run_dir / f"folds/{number}/selected.json")["step"] > 0 for number in (0, 1))
 
 
 def test_too_few_rows_to_split_off_are_refused(tiny_base_folder: Path, tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
+from alike_runs import read
 from tiny_runs import job, sentiment_config
 
 from training.config import load_config
@@ -35,7 +35,7 @@ def test_tensorboard_has_the_log(tiny_base_folder: Path, tmp_path: Path, monkeyp
     assert job("finetune", file, "report_to=[tensorboard]") == 0
     events = accumulator.EventAccumulator(str(tmp_path / "curves"))
     events.Reload()
-    log = json.loads((load_config(file).run_dir / "training_log.json").read_text())
+    log = read(load_config(file).run_dir / "training_log.json")
     losses = {r["step"]: r["eval_loss"] for r in log if "eval_loss" in r}
     assert {one.step: pytest.approx(one.value) for one in events.Scalars("eval/loss")} == losses
     assert len(events.Scalars("train/loss")) == 8

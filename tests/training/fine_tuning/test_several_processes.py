@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -105,20 +104,11 @@ def test_torchrun_makes_the_artifact_of_one_process(
 # Without processes.
 
 
-class Order:
-    """The rows in reverse."""
-
-    def __len__(self) -> int:
-        return 7
-
-    def __iter__(self) -> Any:
-        return iter(range(6, -1, -1))
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_the_batches_are_the_same_for_any_number_of_processes(count: int) -> None:
-    parts = [list(SharedBatches(Order(), 4, Workers(rank, count))) for rank in range(count)]
-    assert {len(part) for part in parts} == {2} == {len(SharedBatches(Order(), 4, Workers(0, count)))}
+    order = range(6, -1, -1)
+    parts = [list(SharedBatches(order, 4, Workers(rank, count))) for rank in range(count)]
+    assert {len(part) for part in parts} == {2} == {len(SharedBatches(order, 4, Workers(0, count)))}
     for batch, whole in enumerate(([6, 5, 4, 3], [2, 1, 0])):
         rows = [row for part in parts for row in part[batch]]
         assert sorted(rows, reverse=True) == whole

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from alike_runs import read
 from tiny_runs import job, sentiment_config
 from transformers import AutoModelForCausalLM
 
@@ -23,10 +21,6 @@ def configuration(**optimizer: Any) -> RunConfig:
     return RunConfig.model_validate({"name": "n", "data": {"dataset": "sst2"}, "optimizer": optimizer})
 
 
-def not_counted() -> int:
-    raise AssertionError("the base's size says nothing here")
-
-
 @pytest.mark.parametrize(
     ("epochs", "rows", "batch_size", "steps"),
     [(1, 12, 6, 2), (1, 13, 6, 3), (3, 13, 6, 9), (0.5, 13, 6, 2), (0.01, 13, 6, 1), (2, 1, 6, 2)],
@@ -34,7 +28,7 @@ def not_counted() -> int:
 def test_epochs_are_so_many_steps(epochs: float, rows: int, batch_size: int, steps: int) -> None:
     """A last batch with fewer rows is a step, as in the Trainer's own epochs."""
     config = configuration(learning_rate=1e-3, epochs=epochs, batch_size=batch_size)
-    made = filled_in(config, rows, not_counted)
+    made = filled_in(config, rows, lambda: pytest.fail("the base's size says nothing here"))
     assert (made.optimizer.step_count, made.optimizer.epochs) == (steps, None)
 
 
@@ -68,15 +62,14 @@ def test_a_run_in_epochs_ends_as_the_one_in_steps(tiny_base_folder: Path, tmp_pa
     assert job("finetune", file) == 0
     in_steps = load_config(file, ["optimizer.steps=14"])  # 40 rows are 7 steps of 6
     assert in_steps.run_dir == in_steps.runs / "tiny-sentiment"
-    log = json.loads((in_steps.run_dir / "training_log.json").read_text())
-    assert (log[-1]["step"], log[-1]["epoch"]) == (14, 2)
-    recorded = json.loads((in_steps.run_dir / "config.json").read_text())["optimizer"]
+    end = read(in_steps.run_dir / "training_log.json")[-1]
+    assert (end["step"], end["epoch"]) == (14, 2)
+    recorded = read(in_steps.run_dir / "config.json")["optimizer"]
     assert (recorded["steps"], recorded["epochs"]) == (14, None)
     adapter = in_steps.run_dir / "adapter" / "adapter_model.safetensors"
     before = adapter.stat().st_mtime_ns
     assert job("finetune", file, "optimizer.steps=14") == 0
     assert adapter.stat().st_mtime_ns == before
-    assert all(bool(torch.isfinite(t).all()) for t in load_file(adapter).values())
 
 
 def test_a_run_that_says_nothing_of_its_training_is_recorded_filled_in(tiny_base_folder: Path, tmp_path: Path) -> None:
@@ -84,6 +77,5 @@ def test_a_run_that_says_nothing_of_its_training_is_recorded_filled_in(tiny_base
     with pytest.raises(ConfigError, match=r"known with optimizer\.steps and learning_rate"):
         _ = load_config(file).run_dir
     assert job("finetune", file) == 0
-    recorded = json.loads((load_config(file).runs / "tiny-sentiment" / "config.json").read_text())["optimizer"]
-    size = SIZES[0]
-    assert (recorded["learning_rate"], recorded["steps"]) == (size.learning_rate, 2 * (size.epochs or 0))
+    recorded = read(load_config(file).runs / "tiny-sentiment" / "config.json")["optimizer"]
+    assert (recorded["learning_rate"], recorded["steps"]) == (SIZES[0].learning_rate, 2 * (SIZES[0].epochs or 0))

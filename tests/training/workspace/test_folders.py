@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alike_runs import read
 from tiny_runs import FinishedRun, copy_run, job, sentiment_config, sentiment_rows, write_rows
 
 from laplora.artifact.folder import read_artifact
@@ -54,12 +55,17 @@ def test_a_trial_with_fewer_steps_leaves_the_finished_run_alone(
 def test_another_posterior_starts_from_the_adapter_that_is_there(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The adapter does not depend on the posterior's settings, so it is not trained a second time."""
+    """The adapter depends neither on the posterior's settings nor on fields that an older record lacks."""
     plain = load_config(finished).run_dir
+    record = read(plain / "config.json")
+    del record["evaluation"]
+    (plain / "config.json").write_text(json.dumps(record))
     before = digests(plain)
     monkeypatch.setattr(LabelTrainer, "train", None)
-    assert job("finetune", finished, "laplace.rank=3") == 0
+    assert job("package", finished) == 0
     assert f"the adapter was trained already, in {plain}: starting from what lies there" in capsys.readouterr().out
+    assert job("finetune", finished, "laplace.rank=3") == 0
+    assert "starting from what lies there" in capsys.readouterr().out
     assert job("fit", finished, "laplace.rank=3") == 0
     kept = digests(load_config(finished, ["laplace.rank=3"]).run_dir)
     for name in ("adapter/adapter_model.safetensors", "initial_adapter/adapter_model.safetensors"):
@@ -95,21 +101,6 @@ def test_what_changes_no_result_changes_no_folder(finished: Path) -> None:
         assert load_config(finished, [override]).run_dir == plain
     for override in ("seed=7", "laplace.rank=3", "calibration.coverage=0.8", "evaluation.order_average=true"):
         assert load_config(finished, [override]).run_dir != plain
-
-
-def test_a_folder_of_an_earlier_version_is_read_and_left_alone(
-    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its record lacks a field that there is now: it is another configuration's, and its adapter is still the one."""
-    plain = load_config(finished).run_dir
-    record = json.loads((plain / "config.json").read_text())
-    del record["evaluation"]
-    (plain / "config.json").write_text(json.dumps(record))
-    before = digests(plain)
-    monkeypatch.setattr(LabelTrainer, "train", None)
-    assert job("package", finished) == 0
-    assert "starting from what lies there" in capsys.readouterr().out
-    assert digests(plain) == before
 
 
 def test_of_jobs_that_start_together_one_has_the_folder(tmp_path: Path) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-import torch
+from alike_runs import read
 from safetensors.torch import load_file
-from tiny_runs import job, sentiment_config
+from tiny_runs import job, same, sentiment_config
 
 from training.config import load_config
 from training.workspace import run as run_module
@@ -22,39 +22,23 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str]:
-    calls: list[str] = []
-    original = getattr(module, name)
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        calls.append(name)
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(module, name, call)
-    return calls
-
-
 def test_a_run_loads_once_what_its_jobs_load_each(
     tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three trainings, a fit and an evaluation: bit for bit the tensors of four jobs, adapted and tied lm_head too."""
-    folders = []
     for name in ("together", "apart"):
         (tmp_path / name).mkdir()
-        folders.append(sentiment_config(tmp_path / name, tiny_base_folder, **SETTINGS))
-    together, apart = folders
-    loads = counted(monkeypatch, run_module, "load_base_model")
-    reads = counted(monkeypatch, runtime, "load_splits")
+    together, apart = (sentiment_config(tmp_path / n, tiny_base_folder, **SETTINGS) for n in ("together", "apart"))
+    loads, reads = Mock(wraps=run_module.load_base_model), Mock(wraps=runtime.load_splits)
+    monkeypatch.setattr(run_module, "load_base_model", loads)
+    monkeypatch.setattr(runtime, "load_splits", reads)
     assert job("run", together) == 0
-    assert (len(loads), len(reads)) == (1, 1)
+    assert (loads.call_count, reads.call_count) == (1, 1)
     for name in ("finetune", "fit", "evaluate", "package"):
         assert job(name, apart) == 0
     one, other = load_config(together).run_dir, load_config(apart).run_dir
     files = sorted(path.relative_to(other) for path in other.rglob("*.safetensors") if "checkpoints" not in path.parts)
     assert {"adapter", "folds", "laplace", "report"} <= {path.parts[0] for path in files}
     for path in files:
-        left, right = load_file(one / path), load_file(other / path)
-        assert left.keys() == right.keys()
-        assert all(torch.equal(left[key], right[key]) for key in left), path
-    metrics = [json.loads((folder / "report" / "evaluation.json").read_text()) for folder in (one, other)]
-    assert metrics[0] == metrics[1]
+        assert same(load_file(one / path), load_file(other / path)), path
+    assert read(one / "report" / "evaluation.json") == read(other / "report" / "evaluation.json")
