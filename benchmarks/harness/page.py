@@ -28,7 +28,7 @@ _HEAD = """# Speed
 Written by `python -m benchmarks.speed` (`make bench`) and `python -m benchmarks.gpu` (`make bench-gpu`) from
 results.json; a part is made anew by `python -m benchmarks.speed --only PART`, and the others stand as they are. Figures
 of time are ratios of times taken in turns in one run, where no unit is named: the median of the turns, and their range.
-Those of memory are exact: the running total of torch's allocator. load/open_loop.md shows the server past its capacity.
+Those of memory are exact: the running total of torch's allocator.
 
 Targets: {targets}. {counts} Not measured yet: {unmeasured}{by}.
 

@@ -62,7 +62,6 @@ def main(arguments: list[str] | None = None) -> None:
             print(record.line, flush=True)
     if options.pages:
         write(read(out), out)
-        importlib.import_module("benchmarks.speed.parts.overload").write_page(out)
     if out == FOLDER:
         published.write_pages()
 
