@@ -1,9 +1,9 @@
-"""Compare with peers: results.json and RESULTS.md beside this file, and the tables of docs/peers.md.
+"""Compare with peers: results.json beside this file, and the tables of docs/peers.md.
 
     python -m benchmarks.peers                    # both; 20 minutes, most of it laplace-torch
     python -m benchmarks.peers --only laplace     # or bayesian_lora; the other keeps its results
     python -m benchmarks.peers --quick            # few rows, a minute or two: into runs/bench-quick/peers
-    python -m benchmarks.peers --tables           # measures nothing: the pages again, from results.json
+    python -m benchmarks.peers --tables           # measures nothing: the page again, from results.json
 
 Nothing here is a time, so a busy machine gives the same numbers, and parts may run side by side.
 """
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import provenance
-from benchmarks.peers.tables import page_tables, render
+from benchmarks.peers.tables import page_tables
 from training.report.markdown import fill
 
 FOLDER = Path(__file__).parent
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--only", choices=list(PARTS), nargs="+", help="these peers alone")
     parser.add_argument("--quick", action="store_true", help="few rows; nothing published changes")
-    parser.add_argument("--tables", action="store_true", help="measure nothing, write the pages again")
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the page again")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     folder = provenance.SCRATCH / "peers" if options.quick else FOLDER
@@ -55,7 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
         begun = conditions(part, given)
         result = module.compare(QUICK[part]) if options.quick else module.compare()
         keep(folder, part, {"measured": begun, **result})
-    write_pages(folder)
+    if folder == FOLDER:
+        write_page()
+    else:
+        print(f"{folder / 'results.json'}:\n\n{(folder / 'results.json').read_text(encoding='utf-8')}")
 
 
 def keep(folder: Path, part: str, result: dict[str, Any]) -> None:
@@ -67,14 +70,10 @@ def keep(folder: Path, part: str, result: dict[str, Any]) -> None:
     path.write_text(json.dumps(ordered, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_pages(folder: Path) -> None:
-    """Write RESULTS.md from what was measured, and the tables of docs/peers.md where that is published."""
-    results = _read(folder / "results.json")
-    (folder / "RESULTS.md").write_text(render(results), encoding="utf-8")
-    if folder == FOLDER:
-        PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), "peers", page_tables(results)), encoding="utf-8")
-    else:
-        print(f"{folder / 'RESULTS.md'}:\n\n{render(results)}")
+def write_page() -> None:
+    """Write the tables of docs/peers.md from what was measured."""
+    results = _read(FOLDER / "results.json")
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), "peers", page_tables(results)), encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:

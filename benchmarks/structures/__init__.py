@@ -2,5 +2,5 @@
 
 ``gather`` fine-tunes a model and keeps its rows' Jacobians (``rows``), ``curvature`` has the structures that only
 serve comparison, ``fits`` fits any on the rows, ``compare`` holds them against the exact posterior. ``publish`` writes
-docs/results.md (``table``, ``plot``).
+docs/results.md (``table``).
 """

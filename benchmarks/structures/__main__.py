@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         from training.config import load_config
     try:
         if not options.runs:
-            publish([], options.docs)  # the page and picture anew, from what is published
+            publish([], options.docs)  # the page anew, from what is published
         for file in options.runs:
             config = load_config(file)
             publish(compare(gather(config, options.rows), config.name, config.seed), options.docs)

@@ -1,4 +1,4 @@
-"""What is published: docs/results/structures.json, a record a variant, and the page and picture made of it alone."""
+"""What is published: docs/results/structures.json, a record a variant, and the page made of it alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.structures.plot import write_approximation_plot
 from benchmarks.structures.table import approximation_table
 from laplora.errors import DataError
 from laplora.files import write_whole
@@ -39,9 +38,8 @@ def publish(variants: Sequence[dict[str, Any]], docs: Path) -> list[Path]:
     lines = ",\n".join(json.dumps(_rounded(record), allow_nan=False) for record in records)
     write_whole(folder / FILE, f"[\n{lines}\n]\n")
     table = pd.DataFrame(read_records(folder), columns=list(COLUMNS))
-    picture = write_approximation_plot(table, folder)
     write_whole(page, fill(text, "structures", {"approximation": approximation_table(table)}))
-    return [folder / FILE, picture, page]
+    return [folder / FILE, page]
 
 
 def read_records(folder: Path) -> Records:

@@ -1,12 +1,10 @@
-"""The comparison of structures in docs/results.md: its text, its picture and a table per task, from structures.json."""
+"""The comparison of structures in docs/results.md: its text and a table per task, from structures.json."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from training.report.markdown import escaped, markdown_table
-
-PLOT = "approximation.png"
 
 #: A structure whose variances lie in both bands can stand for the exact posterior.
 CORRELATION_BAND = (0.99, 1.0)
@@ -64,7 +62,7 @@ def variants_of(records: pd.DataFrame, task: str) -> pd.DataFrame:
 
 
 def approximation_table(records: pd.DataFrame) -> str:
-    """Return the text, the picture and a table per task, as Markdown."""
+    """Return the text and a table per task, as Markdown."""
     by_task = {task: variants_of(records, task) for task in sorted(set(records.task))}
     late = pd.concat([variants[variants.late] for variants in by_task.values()])
     ratios = " to ".join(_brief(end) for end in (late.ratio.min(), late.ratio.max()))
@@ -75,7 +73,6 @@ def approximation_table(records: pd.DataFrame) -> str:
         "⚠ marks posteriors of the late layers alone, as a backward pass that stops early would give them. They are\n"
         f"there as a warning: correlations of {late.correlation.min():.2f} to {late.correlation.max():.2f} and "
         f"ratios of {ratios} to the exact\nvariances.\n",
-        f"![agreement with the exact posterior against size](results/{PLOT})\n",
     ]
     for task, variants in by_task.items():
         parts += [_caption(task, records[records.task == task], variants), _task_table(variants)]

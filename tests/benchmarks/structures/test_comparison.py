@@ -19,10 +19,9 @@ from benchmarks.structures.compare import VARIANTS
 from benchmarks.structures.curvature import fit_posterior
 from benchmarks.structures.fits import fit_gathered, project_gathered
 from benchmarks.structures.gather import gather
-from benchmarks.structures.plot import approximation_figure
 from benchmarks.structures.publish import COLUMNS, publish, read_records
 from benchmarks.structures.rows import Gathered
-from benchmarks.structures.table import RATIO_BAND, approximation_table, variants_of
+from benchmarks.structures.table import RATIO_BAND, approximation_table
 from laplora.errors import DataError
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.models.adapters import attach_adapter
@@ -88,7 +87,6 @@ def test_every_variant_is_held_against_the_exact_posterior(compared: Compared) -
     joint = [r["correlation"] for r in records if r["structure"] == "joint"]
     assert joint == pytest.approx(sorted(joint), abs=1e-3)
     assert joint[-1] > 0.999, "of a rank that leaves nothing out it is the exact one"
-    assert (compared.docs / "results" / "approximation.png").is_file()
     assert "| ELLA | - | 50 |" in (compared.docs / "results.md").read_text(encoding="utf-8")
 
 
@@ -148,15 +146,3 @@ def test_the_page_is_made_of_the_committed_figures() -> None:
     assert f"a ratio from {RATIO_BAND[0]:g} to {RATIO_BAND[1]:g}" in text
     assert "⚠ exact GGN, last layer" in text
     assert json.loads((ROOT / "docs" / "results" / "structures.json").read_bytes())
-
-
-def test_the_plot_has_every_variant_and_the_bands() -> None:
-    records = PUBLISHED[PUBLISHED.task == "sst2"]
-    figure, points = approximation_figure(records), variants_of(records, "sst2")
-    for axes in figure.axes:
-        drawn = [x for line in axes.lines if line.get_marker() not in ("", "None") for x in line.get_xdata()]
-        assert sorted(drawn) == pytest.approx(sorted(points["size"]))
-        labels = [t.get_text() for t in axes.texts]
-        assert sorted(labels) == sorted("/".join(rank for rank in ranks if rank != "-") for ranks in points.ranks)
-    names = {text.get_text().removeprefix("⚠ ") for text in figure.legends[0].get_texts()}
-    assert names == {*points.series, "target band"}
