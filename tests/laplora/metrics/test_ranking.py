@@ -67,8 +67,6 @@ def test_a_perfect_ranking_has_no_excess_and_the_worst_one_the_most() -> None:
     worst = risk_coverage(-torch.arange(10.0), errors)
     assert worst.area == pytest.approx((3 + sum(3 / k for k in range(4, 11))) / 10)
     assert worst.excess == pytest.approx(worst.area - perfect.area)
-    none = risk_coverage(torch.arange(10.0), torch.zeros(10, dtype=torch.bool))
-    assert (none.area, none.excess) == (0.0, 0.0)
 
 
 @given(seed=st.integers(0, 9999), rows=st.integers(5, 40))

@@ -123,9 +123,7 @@ def test_evaluation_and_intervals_are_those_of_the_public_metrics() -> None:
         # Sums in another order.
         assert as_json["intervals"][name] == pytest.approx(interval, abs=1e-12)
     assert as_json["excess_aurc"] == risk_coverage(score, errors).excess
-    assert len(as_json["reliability"]) == 15
-    assert len(as_json["risk_coverage"]["risk"]) == 200
-    assert as_json["risk_coverage"]["coverage"][-1] == 1.0
+    assert [len(as_json["reliability"]), len(as_json["risk_coverage"]["risk"])] == [15, 200]
 
 
 def test_evaluate_edges() -> None:
@@ -134,14 +132,9 @@ def test_evaluate_edges() -> None:
     assert (one.auroc_error, one.auprc_error, one.to_json()["excess_aurc"]) == (None, None, 0.0)
     probs, labels = random_rows(50, 2, seed=1)
     inverted = evaluate_probs(probs, labels, -torch.special.entr(probs).sum(1), resamples=0)
-    assert inverted.intervals == {}
     assert inverted.auroc_error == pytest.approx(1 - (evaluate_probs(probs, labels, resamples=0).auroc_error or 0))
-
-
-def test_refusals() -> None:
-    probs, labels = torch.tensor([[0.5, 0.5]]), torch.tensor([0])
     for metric in (accuracy, nll, ece, brier, evaluate_probs):
         with pytest.raises(DataError, match="not logits"):
-            metric(torch.tensor([[3.0, -1.0]]), labels)
+            metric(4 * probs, labels)
     with pytest.raises(ConfigError, match="bins"):
         ece(probs, labels, 0)

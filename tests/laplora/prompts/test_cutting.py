@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from laplora.errors import TooManyTokensError
-from laplora.models.base import load_tokenizer
 from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.rows import encode
 from laplora.prompts.templates import Cut, PromptTemplate
@@ -25,47 +23,39 @@ def template(side: str | None) -> PromptTemplate:
     return PromptTemplate("t", 1, TEXT, cut=None if side is None else Cut("body", side))  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(base_model_folder: Path) -> Any:
-    return load_tokenizer(str(base_model_folder))
-
-
-def row(
-    tokenizer: Any, side: str | None, body: str, limit: int = 32, *, truncate: bool = True, known: bool = True
-) -> Any:
-    bounds = token_bounds(tokenizer) if known else UNBOUNDED
+def row(smollm: Any, side: str | None, body: str, limit: int = 32, *, truncate: bool = True, known: bool = True) -> Any:
+    bounds = token_bounds(smollm) if known else UNBOUNDED
     inputs = {"body": body, "author": "Ann"}
-    return encode_inputs(tokenizer, template(side), inputs, LABELS, max_tokens=limit, truncate=truncate, bounds=bounds)
+    return encode_inputs(smollm, template(side), inputs, LABELS, max_tokens=limit, truncate=truncate, bounds=bounds)
 
 
 LONG = " ".join(f"word{i} and" for i in range(200))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_the_field_is_cut_and_the_rest_is_whole(tokenizer: Any, side: str) -> None:
-    found = row(tokenizer, side, LONG)
-    text = tokenizer.decode(found.token_ids)
+def test_the_field_is_cut_and_the_rest_is_whole(smollm: Any, side: str) -> None:
+    found = row(smollm, side, LONG)
+    text = smollm.decode(found.token_ids)
     assert found.truncated
     assert 28 <= len(found.token_ids) <= 32
     assert text.startswith("Read this: ")
     assert text.endswith(" By Ann. Is it good? Answer:")
     body = text.removeprefix("Read this: ").removesuffix(" By Ann. Is it good? Answer:")
-    assert body
     assert LONG.startswith(body) if side == "right" else LONG.endswith(body)
 
 
-def test_what_fits_or_may_not_be_cut_is_as_without(tokenizer: Any) -> None:
+def test_what_fits_or_may_not_be_cut_is_as_without(smollm: Any) -> None:
     for side in (None, "left", "right"):
-        short = row(tokenizer, side, "Short.")
-        assert short == row(tokenizer, None, "Short.")
+        short = row(smollm, side, "Short.")
+        assert short == row(smollm, None, "Short.")
         assert not short.truncated
         with pytest.raises(TooManyTokensError, match="the limit is 32"):
-            row(tokenizer, side, LONG, truncate=False)
+            row(smollm, side, LONG, truncate=False)
     prompt = {"prompt": LONG}
-    whole = encode(tokenizer, LONG, 2, max_tokens=16, truncate=True)
-    assert encode_inputs(tokenizer, template("right"), prompt, LABELS, max_tokens=16, truncate=True) == whole
+    whole = encode(smollm, LONG, 2, max_tokens=16, truncate=True)
+    assert encode_inputs(smollm, template("right"), prompt, LABELS, max_tokens=16, truncate=True) == whole
     # Other fields that are too long leave the prompt to be cut.
-    assert row(tokenizer, "right", LONG, 10) == row(tokenizer, None, LONG, 10)
+    assert row(smollm, "right", LONG, 10) == row(smollm, None, LONG, 10)
 
 
 @settings(max_examples=drawn(60), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -74,12 +64,12 @@ def test_what_fits_or_may_not_be_cut_is_as_without(tokenizer: Any) -> None:
     st.sampled_from(["left", "right"]),
     st.integers(24, 40),
 )
-def test_any_text_fits_and_keeps_what_is_around_it(tokenizer: Any, body: str, side: str, limit: int) -> None:
+def test_any_text_fits_and_keeps_what_is_around_it(smollm: Any, body: str, side: str, limit: int) -> None:
     """Also characters of several tokens, of which no half is left, and with or without bounds on the tokens."""
-    found = row(tokenizer, side, body, limit)
+    found = row(smollm, side, body, limit)
     assert len(found.token_ids) <= limit
-    assert found == row(tokenizer, side, body, limit, known=False)
-    text = tokenizer.decode(found.token_ids)
+    assert found == row(smollm, side, body, limit, known=False)
+    text = smollm.decode(found.token_ids)
     if found.truncated:
-        assert text.startswith("Read this: ") == (row(tokenizer, None, body, limit) != found)
+        assert text.startswith("Read this: ") == (row(smollm, None, body, limit) != found)
         assert text.endswith(" By Ann. Is it good? Answer:")

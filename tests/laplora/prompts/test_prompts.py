@@ -76,7 +76,6 @@ def test_text_in_a_field_is_never_a_placeholder() -> None:
         ({"question": " ", "choices": ["x", "y"]}, "question", "empty"),
         ({"question": 3, "choices": ["x", "y"]}, "question", "must be a string, got int"),
         ({"question": "secret", "choices": "secret"}, "choices", "list of strings"),
-        ({"question": "secret", "choices": ["secret"]}, "choices", "takes 2 choices, got 1"),
         ({"question": "secret", "choices": ["x", "y", "secret"]}, "choices", "takes 2 choices, got 3"),
         ({"question": "Q?", "choices": ["secret", None]}, "choices[1]", "must be a string"),
         ({"question": "secret\ud800", "choices": ["x", "y"]}, "question", "surrogate"),
@@ -100,21 +99,11 @@ def test_templates_that_cannot_be() -> None:
         PromptTemplate("t", 1, "Answer:")
 
 
-@pytest.mark.parametrize(
-    ("template", "labels"),
-    [("winogrande", AB), ("boolq", ("Yes", "No")), ("sentiment", ("negative", "positive"))],
-)
-def test_label_tokens_are_what_a_generation_would_emit(smollm: Any, template: str, labels: tuple[str, ...]) -> None:
-    """Byte-level BPE: the label with its leading space, and the prompt's own tokens stay as they were."""
-    ids = resolve_label_tokens(smollm, TEMPLATES[template], [f" {label}" for label in labels])
-    assert smollm.convert_ids_to_tokens(ids) == [f"Ġ{label}" for label in labels]
-    prompt = TEMPLATES[template].text
-    for label, token in zip(labels, ids, strict=True):
-        assert smollm.encode(f"{prompt} {label}") == [*smollm.encode(prompt), token]
-
-
-def test_label_tokens_of_a_sentencepiece_tokenizer(metaspace: Any, smollm: Any) -> None:
-    """There the space is part of the token, and a text alone would get a space in front of it too."""
+def test_label_tokens_of_two_kinds_of_tokenizers(metaspace: Any, smollm: Any) -> None:
+    """In one the space is part of the token, and a text alone would get a space in front of it too."""
+    for template, labels in (("winogrande", AB), ("boolq", ("Yes", "No")), ("sentiment", ("negative", "positive"))):
+        ids = resolve_label_tokens(smollm, TEMPLATES[template], [f" {label}" for label in labels])
+        assert smollm.convert_ids_to_tokens(ids) == [f"Ġ{label}" for label in labels]
     assert metaspace.convert_ids_to_tokens(resolve_label_tokens(metaspace, ANSWER, (" Yes", " No"))) == ["▁Yes", "▁No"]
     assert metaspace.convert_ids_to_tokens(resolve_label_tokens(metaspace, BARE, AB)) == ["A", "B"]
     assert smollm.convert_ids_to_tokens(resolve_label_tokens(smollm, BARE, AB)) == ["A", "B"]

@@ -62,12 +62,6 @@ def test_cut_text_has_the_tokens_of_the_whole(smollm: Any, max_tokens: int) -> N
     assert cut > 160
 
 
-def test_bounds_of_the_default_base(smollm: Any) -> None:
-    bounds = token_bounds(smollm)
-    assert bounds.longest_bytes == 81  # a line break and 80 spaces
-    assert bounds.longest_special == len("<jupyter_output>")
-
-
 def test_text_without_a_place_to_cut_stays_whole() -> None:
     bounds = TokenBounds(2)
     for text in ("a" * 500, " " * 500, "1 2 " * 100, "é è " * 100):
@@ -81,6 +75,8 @@ def test_a_text_above_the_bound_is_not_tokenised(smollm: Any, monkeypatch: pytes
     monkeypatch.setattr(smollm, "encode", lambda text: seen.append(len(text)) or tokenize(text))
     text = "a long film . " * 100_000
     bounds = token_bounds(smollm)
+    assert bounds.longest_bytes == 81  # a line break and 80 spaces
+    assert bounds.longest_special == len("<jupyter_output>")
     with pytest.raises(TooManyTokensError) as caught:
         encode(smollm, text, 2, max_tokens=64, truncate=False, bounds=bounds)
     assert (caught.value.limit, caught.value.got, seen) == (64, -(-len(text) // 81), [])
