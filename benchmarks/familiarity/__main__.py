@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 
-import laplora
 from benchmarks.familiarity import models
-from benchmarks.familiarity.homes import HOMES, Home, strangers
+from benchmarks.familiarity.homes import HOMES, strangers
 from benchmarks.familiarity.page import render
-from benchmarks.familiarity.scores import detections, flags, scores, told
+from benchmarks.familiarity.scores import detections, flags, scores
 from benchmarks.harness import provenance
 from laplora.familiarity.percentile import watched_layers
 
@@ -35,8 +34,6 @@ SCRATCH = provenance.ROOT / "runs" / "familiarity"
 CHOSEN_ON = ("sst2", "emotion", "banking77")
 #: The flag's rate, the default of the settings.
 RATE = 0.02
-#: Calibration rows of the Laplace fit, and rows of each set that its epistemic part is measured on.
-_CALIBRATION, _LAPLACE_ROWS = 100, 60
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data", type=Path, help="folder with the data sets")
     parser.add_argument("--only", choices=list(HOMES), nargs="+", help="these homes alone")
-    parser.add_argument("--laplace", choices=list(HOMES), nargs="*", default=["sst2"], help="with Laplace's part too")
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the page again")
     options = parser.parse_args(arguments)
     if options.data is None and not options.tables:
@@ -57,14 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in () if options.tables else options.only or HOMES:
         print(f"{name} ...", flush=True)
         begun = {"date": provenance.today(), "commit": provenance.commit()}
-        result = measure(name, options.data, SCRATCH / name, laplace=name in options.laplace)
+        result = measure(name, options.data, SCRATCH / name)
         found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
         found[name] = {"measured": begun, "chosen_on": name in CHOSEN_ON, **result}
         RESULTS.write_text(json.dumps({key: found[key] for key in HOMES if key in found}, indent=1) + "\n")
     (FOLDER / "RESULTS.md").write_text(render(json.loads(RESULTS.read_text())))
 
 
-def measure(name: str, data: Path, folder: Path, *, laplace: bool) -> Mapping[str, Any]:
+def measure(name: str, data: Path, folder: Path) -> Mapping[str, Any]:
     """Return what every score tells of a home's strangers, and how often familiar rows are flagged."""
     home, sets = HOMES[name](data), strangers(name, data)
     classifier = models.classifier(home, folder)
@@ -78,8 +74,6 @@ def measure(name: str, data: Path, folder: Path, *, laplace: bool) -> Mapping[st
     truths = torch.tensor([label for _, label in home.pool])
     alike = classifier.template.ends_alike
     table = detections(scores(train, labels, ends_alike=alike), pool, strange)
-    if laplace:
-        table["Laplace's epistemic part"] = epistemic(home, classifier, sets)
     return {
         "labels": len(home.labels),
         "rows": {"train": len(home.train), "pool": len(home.pool)},
@@ -89,22 +83,6 @@ def measure(name: str, data: Path, folder: Path, *, laplace: bool) -> Mapping[st
         "detection": table,
         "flags": flags(train, labels, pool, strange, ends_alike=alike, rate=RATE),
     }
-
-
-def epistemic(
-    home: Home, classifier: laplora.Classifier, sets: Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, float]]:
-    """Return what the epistemic part of ``laplora.fit``'s Laplace predictive tells of the sets."""
-    rows = [{"text": text, "label": home.labels[label]} for text, label in home.pool]
-    given = [{"text": text, "label": home.labels[label]} for text, label in home.train]
-    posterior = laplora.fit(classifier, given, rows[:_CALIBRATION])
-
-    def of(texts: Sequence[str]) -> torch.Tensor:
-        answers = posterior.predict([{"text": text} for text in texts[:_LAPLACE_ROWS]], "laplace")
-        return torch.tensor([answer.epistemic or 0.0 for answer in answers], dtype=torch.float64)
-
-    inside = of([text for text, _ in home.pool[_CALIBRATION:]])
-    return {title: told(inside, of(texts)) for title, texts in sets.items()}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from typing import Any
 
 from training.report.markdown import markdown_table
 
+#: Calibration rows with which the share of strangers that are flagged is shown.
+_CALIBRATION = 150
 _HEAD = """# Unfamiliar inputs
 
 Written by `python -m benchmarks.familiarity` from results.json. Each home is a task with a model that plain PEFT and
@@ -17,31 +19,48 @@ clinc150_3000 is clinc150 with 20 training rows of each label in place of 12, sh
 
 `familiarity` is the library's, fitted to the training rows: distances of hidden states, and how little the logits are
 spread. `familiarity, distances alone` was served before the logits had a part. AUROC is the probability that a stranger
-is stranger than a row of the home, FPR the share of strangers that pass where 95 % of the home's rows do. The sets in
-italics are near: of the home's own kind, with none of its labels.
+is stranger than a row of the home. The sets in italics are near: of the home's own kind, with none of its labels.
 """
+Results = Mapping[str, Mapping[str, Any]]
 
 
-def render(results: Mapping[str, Any]) -> str:
+def render(results: Results) -> str:
     """Return the page."""
     chosen = ", ".join(name for name, result in results.items() if result["chosen_on"])
     held = ", ".join(name for name, result in results.items() if not result["chosen_on"])
-    head = _HEAD.format(chosen=chosen or "no home", held=held or "no home")
-    return "\n".join([head, _overview(results), *(_home(name, result) for name, result in results.items())])
+    return "\n".join(
+        [
+            _HEAD.format(chosen=chosen or "no home", held=held or "no home"),
+            _homes(results),
+            "## Scores\nMean AUROC over the sets of strangers; in brackets that of the near ones, which it does not "
+            "count.\n",
+            _scores(results),
+            f"## Strangers\nAUROC of `familiarity`, and the share that is flagged with {_CALIBRATION} calibration "
+            "rows, in the mean over 200 draws of them.\n",
+            _strangers(results),
+            "## Rows of the home that are flagged\nOver 200 draws of calibration rows from the other rows: the mean "
+            "share, and the quantiles of 5 % and 95 % of the draws.\n",
+            _flagged(results),
+        ]
+    )
 
 
-def _overview(results: Mapping[str, Any]) -> str:
-    """Return mean AUROC of every score over each home's sets, and of the near sets alone."""
-    scores = list(dict.fromkeys(score for result in results.values() for score in result["detection"]))
-    lines = []
-    for score in scores:
-        cells = [score]
-        for result in results.values():
-            sets = result["detection"].get(score)
-            cells.append("-" if sets is None else _mean(sets, result["near"]))
-        lines.append(cells)
-    note = "Mean AUROC over the sets of strangers; in brackets that of the near ones, which it does not count.\n\n"
-    return f"## All homes\n{note}" + markdown_table(["score", *results], lines)
+def _homes(results: Results) -> str:
+    heading = ["home", "labels", "training rows", "other rows", "accuracy", "states after the layers, of 30"]
+    rows = [
+        [
+            *(name, str(of["labels"]), str(of["rows"]["train"]), str(of["rows"]["pool"]), f"{of['accuracy']:.3f}"),
+            ", ".join(map(str, of["layers"])),
+        ]
+        for name, of in results.items()
+    ]
+    return markdown_table(heading, rows)
+
+
+def _scores(results: Results) -> str:
+    scores = dict.fromkeys(score for result in results.values() for score in result["detection"])
+    rows = [[score, *(_mean(of["detection"][score], of["near"]) for of in results.values())] for score in scores]
+    return markdown_table(["score", *results], rows)
 
 
 def _mean(sets: Mapping[str, Mapping[str, float]], near: list[str]) -> str:
@@ -51,47 +70,33 @@ def _mean(sets: Mapping[str, Mapping[str, float]], near: list[str]) -> str:
     return shown + (f" ({sum(close) / len(close):.3f})" if close else "")
 
 
-def _home(name: str, result: Mapping[str, Any]) -> str:
-    rows = result["rows"]
-    lines = []
-    detected, shares = result["detection"], _of_150(result["flags"])
-    for title in detected["familiarity"]:
-        best = max(
-            (score for score in detected if not score.startswith("familiarity")),
-            key=lambda score: detected[score][title]["auroc"],
-        )
-        mine, other = detected["familiarity"][title], detected[best][title]
-        lines.append(
-            [
-                f"*{title}*" if title in result["near"] else title,
-                str(int(mine["outside"])),
-                f"{mine['auroc']:.3f} ({mine['low']:.3f} to {mine['high']:.3f})",
-                f"{mine['fpr_at_95_tpr']:.2f}",
-                f"{shares['strangers'][title]:.0%}",
-                f"{other['auroc']:.3f}, {best}",
-            ]
-        )
-    rates = [
-        [
-            str(row["calibration"]),
-            f"{row['stated']:.1%}",
-            f"{row['familiar']:.1%} ({row['low']:.1%} to {row['high']:.1%})",
-        ]
-        for row in result["flags"]
+def _strangers(results: Results) -> str:
+    titles = dict.fromkeys(title for result in results.values() for title in result["detection"]["familiarity"])
+    near = {title for result in results.values() for title in result["near"]}
+    rows = []
+    for title in titles:
+        cells, texts = [f"*{title}*" if title in near else title], 0
+        for result in results.values():
+            found = result["detection"]["familiarity"].get(title)
+            texts = max(texts, int(found["outside"]) if found else 0)
+            share = _with_150(result["flags"])["strangers"].get(title)
+            cells.append("-" if found is None else f"{found['auroc']:.3f}, {share:.0%}")
+        rows.append([cells[0], str(texts), *cells[1:]])
+    return markdown_table(["strangers", "texts", *results], rows)
+
+
+def _with_150(rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return next((row for row in rows if row["calibration"] == _CALIBRATION), rows[-1])
+
+
+def _flagged(results: Results) -> str:
+    by_count: dict[tuple[int, float], dict[str, str]] = {}
+    for name, result in results.items():
+        for row in result["flags"]:
+            shown = f"{row['familiar']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
+            by_count.setdefault((row["calibration"], row["stated"]), {})[name] = shown
+    rows = [
+        [str(count), f"{stated:.1%}", *(of.get(name, "-") for name in results)]
+        for (count, stated), of in sorted(by_count.items())
     ]
-    return "\n".join(
-        [
-            f"## {name}",
-            f"{result['labels']} labels, {rows['train']} training rows, {rows['pool']} other rows, accuracy "
-            f"{result['accuracy']:.3f}; states after the layers {', '.join(map(str, result['layers']))} of 30. "
-            f"Flagged: with {shares['calibration']} calibration rows, in the mean over 200 draws.\n",
-            markdown_table(["strangers", "rows", "AUROC (95 %)", "FPR", "flagged", "best other score"], lines),
-            "Rows of the home that are flagged, over 200 draws of calibration rows from the other rows: the mean "
-            "share, and the quantiles of 5 % and 95 % of the draws.\n",
-            markdown_table(["calibration rows", "stated at most", "flagged"], rates),
-        ]
-    )
-
-
-def _of_150(rows: list[Mapping[str, Any]]) -> Mapping[str, Any]:
-    return next((row for row in rows if row["calibration"] == 150), rows[-1])
+    return markdown_table(["calibration rows", "stated at most", *results], rows)

@@ -54,7 +54,7 @@ def scores(train: Shown, labels: torch.Tensor, *, ends_alike: bool) -> dict[str,
 def detections(
     found: Mapping[str, Score], pool: Shown, strangers: Mapping[str, Shown]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return by score and set the AUROC with its 95 % interval, and FPR: strangers that pass where 95 % of rows do."""
+    """Return by score and set the AUROC with its 95 % interval."""
     table: dict[str, dict[str, dict[str, float]]] = {}
     for name, score in found.items():
         inside = score(pool)
@@ -65,7 +65,7 @@ def detections(
 def told(inside: torch.Tensor, outside: torch.Tensor) -> dict[str, float]:
     """Return what one score tells of one set."""
     measured = detection(inside, outside)
-    names = ("auroc", "low", "high", "fpr_at_95_tpr", "outside")
+    names = ("auroc", "low", "high", "outside")
     return {name: round(float(getattr(measured, name)), 4) for name in names}
 
 

@@ -1,4 +1,4 @@
-"""What is fitted on a draw of calibration rows: as it was, every row used twice, and as it is, cross-fitted."""
+"""What is fitted on a draw of calibration rows, cross-fitted as what is served."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _fitted(
     risk: float,
     guarantee: Guarantee,
     level: float,
-    sureness: dict[str, Sureness] | None = None,
+    sureness: dict[str, Sureness],
 ) -> dict[str, Fitted]:
     labels, mass = table.labels[rows], table.label_mass[rows]
     thresholds = fit_thresholds(on_rows, labels, mass, target_risk=risk, guarantee=guarantee, sureness=sureness)

@@ -3,8 +3,7 @@
     python -m benchmarks.sweeps curves --data FOLDER --at 50 150 --seeds 0
     python -m benchmarks.sweeps curves --publish
 
-FOLDER is that of ``python -m benchmarks.evidence``; ``pruning`` needs none, and ``selection`` what that command left in
-runs/evidence. What is measured is kept in runs/NAME.
+FOLDER is that of ``python -m benchmarks.evidence``; ``pruning`` needs none. What is measured is kept in runs/NAME.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ from benchmarks.sweeps.curves import CURVES
 from benchmarks.sweeps.driver import Sweep
 from benchmarks.sweeps.later import LATER
 from benchmarks.sweeps.pruning import PRUNING
-from benchmarks.sweeps.selection import SELECTION
 
-SWEEPS: dict[str, Sweep] = {sweep.name: sweep for sweep in (CURVES, LATER, PRUNING, SELECTION)}
+SWEEPS: dict[str, Sweep] = {sweep.name: sweep for sweep in (CURVES, LATER, PRUNING)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -137,7 +137,7 @@ CURVES = Sweep(
         "test rows are the same for all, and it does not hold their noise, which is much of an ECE.",
     ),
     axis="epochs or labels",
-    metrics={"nll": "NLL, nats", "accuracy": "accuracy", "ece": "ECE", "gap": "confidence − accuracy"},
+    metrics={"nll": "NLL, nats", "accuracy": "accuracy", "ece": "ECE"},
     jobs=jobs,
     key=lambda record: (record["labels"], record["seed"]),
     points=points,

@@ -1,4 +1,4 @@
-"""The driver of sweeps, and each of the four on a few rows."""
+"""The driver of sweeps, and each of the three on a few rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from benchmarks.evidence.tasks import SMALL, Task
 from benchmarks.sweeps import curves, later, pruning
 from benchmarks.sweeps.__main__ import SWEEPS
 from benchmarks.sweeps.driver import Point, Record, Sweep
-from benchmarks.sweeps.selection import labels_needed
 from laplora.errors import DataError
 from laplora.models.offline import ensure_model
 from laplora.prompts.templates import PromptTemplate
@@ -160,11 +159,3 @@ def test_runs_without_layers_are_measured(
     times = pruning.answer_times((0, 1), tmp_path, turns=3)
     assert times[0]["relative"] == {"median": 1, "low": 1, "high": 1}
     assert all(0 < one["ms"]["low"] <= one["ms"]["median"] <= one["ms"]["high"] for one in times)
-
-
-def test_labels_that_a_curve_needs() -> None:
-    curve = {0: 0.5, 10: 0.4, 20: 0.45, 40: 0.3}
-    assert labels_needed(curve, 0.45) == pytest.approx(5.0)
-    assert labels_needed(curve, 0.35) == pytest.approx(20 + 20 * 0.1 / 0.15)
-    assert labels_needed(curve, 0.5) == 0
-    assert labels_needed(curve, 0.2) is None
