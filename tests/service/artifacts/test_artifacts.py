@@ -206,6 +206,7 @@ async def test_artifacts_to_start_with_must_be_there_and_fit(tmp_path: Path, val
     async with three_in(tmp_path, wait=False, **values) as three:
         await three.served.until(lambda: three.served.state.artifacts.stage.startswith("failed"))
         assert code(await three.served.predict("a")) == (503, "not_ready")
+        assert 'laplora_startup_phase{phase="failed"} 1.0' in (await three.served.client.get("/metrics")).text
 
 
 async def test_changes_under_load_drop_nothing(tmp_path: Path) -> None:

@@ -55,13 +55,7 @@ ARTIFACTS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     ),
     "tiny-choices-float32": (
         choice_inputs,
-        [
-            {},
-            {"predictive": "map"},
-            {"order_average": True},
-            {"order_average": True, "predictive": "map"},
-            {"target_risk": 0.2},
-        ],
+        [{}, {"order_average": True}, {"order_average": True, "predictive": "map"}, {"target_risk": 0.2}],
     ),
 }
 

@@ -25,7 +25,6 @@ from serving import FakePredictor, Served, artifacts_in, serve
 import service
 from laplora.answers.prediction import Prediction
 from laplora.decisions.uncertainty import FLAGS
-from laplora.errors import GoldenMismatchError
 from laplora.prompts.rows import EncodedRow
 from service.errors import ERROR_KINDS
 from service.telemetry.event_loop import INTERVAL_S, watched
@@ -201,16 +200,6 @@ async def test_metrics_say_how_the_server_is() -> None:
     assert torch.__version__.startswith(build["torch"])
     assert [idle("laplora_rejects_total", reason=kind.code) for kind in ERROR_KINDS] == [0] * len(ERROR_KINDS)
     assert idle("process_resident_memory_bytes") > 0
-
-
-async def test_the_phase_is_failed_where_the_artifact_cannot_be_served() -> None:
-    predictor = FakePredictor()
-    predictor.golden_error = GoldenMismatchError("recorded 0.5, got 0.7")
-    async with serve(predictor, wait=False) as served:
-        await served.until(lambda: served.state.artifacts.stage.startswith("failed"))
-        scrape = await scrape_of(served)
-    assert scrape("laplora_startup_phase", phase="failed") == 1
-    assert scrape("laplora_ready") == 0
 
 
 async def test_a_blocked_event_loop_shows_in_one_piece() -> None:
