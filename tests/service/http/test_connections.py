@@ -8,9 +8,6 @@ import httpx
 import pytest
 from serving import name_the_caller, on_uvicorn
 
-from service.http.headers import EVERY_ANSWER
-from service.http.schemas.errors import ErrorResponse
-
 pytestmark = pytest.mark.anyio
 
 #: A head that is never finished: each byte of it is sent on its own.
@@ -51,24 +48,6 @@ async def test_slow_head_of_a_later_request_is_closed_and_a_slow_body_is_not() -
         assert b"200" in await reader.readuntil(b"\r\n\r\n")
         await drip(writer, ENDLESS_HEAD)
         writer.close()
-
-
-@pytest.mark.parametrize(
-    "sent", [b"\x00\xff\xfe\r\n\r\n", b"GET /\xff HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"x" * 100_000]
-)
-async def test_what_is_no_http_is_400_in_the_one_shape(sent: bytes) -> None:
-    async with on_uvicorn(name_the_caller) as (_, port):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(sent)
-        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-        writer.close()
-    assert head.startswith(b"HTTP/1.1 400 ")
-    found = ErrorResponse.model_validate_json(body)
-    assert found.error.code == "malformed_http"
-    lines = head.decode().lower().split("\r\n")
-    assert f"x-request-id: {found.request_id}" in lines
-    assert {f"{name}: {value}".lower() for name, value in EVERY_ANSWER.items()} <= set(lines)
-    assert not any(line.startswith("server:") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from server_process import Process, fake_artifacts, fake_server
 from serving import on_uvicorn, serve
 
+from service.http.headers import EVERY_ANSWER
 from service.http.schemas.errors import ErrorResponse
 
 SECRET = b"zebra-secret"
@@ -60,6 +61,8 @@ def check(answer: bytes, status: int, code: str | None) -> None:
     assert SECRET not in answer
     headers = dict(line.lower().split(": ", 1) for line in head.decode().split("\r\n")[1:])
     assert headers["x-request-id"]
+    assert {name.lower(): value.lower() for name, value in EVERY_ANSWER.items()}.items() <= headers.items()
+    assert "server" not in headers
     if code is not None:
         found = ErrorResponse.model_validate_json(body)
         assert (found.error.code, found.request_id) == (code, headers["x-request-id"])

@@ -197,14 +197,9 @@ def test_a_file_that_goes_bad_keeps_the_last_good_keys(
         Keyring(file)
 
 
-@pytest.fixture
-def artifacts(tmp_path: Path) -> Path:
-    return fake_artifacts(tmp_path)
-
-
-def start_refused(artifacts: Path, *flags: str) -> str:
+def start_refused(root: Path, *flags: str) -> str:
     """Return the log of a start that ends with status 2, of the real server: it refuses before it reads an artifact."""
-    command = ["-m", "service", "--artifact", "fake", "--artifacts-root", str(artifacts), "--auth", "keys", *flags]
+    command = ["-m", "service", "--artifact", "fake", "--artifacts-root", str(root), "--auth", "keys", *flags]
     with server_process(command) as process:
         assert process.left() == 2
     return process.log
@@ -216,10 +211,11 @@ def predicted(client: httpx.Client, token: str) -> int:
     return client.post("/predict", json=body, headers={"authorization": f"Bearer {token}"}).status_code
 
 
-def test_keys_are_changed_while_the_server_runs(artifacts: Path, file: Path) -> None:
+def test_keys_are_changed_while_the_server_runs(tmp_path: Path, file: Path) -> None:
     first, second = new_token(), new_token()
     write_keys(file, [key("a", first)])
-    with fake_server(artifacts, "--auth", "keys", "--keys", str(file)) as process, process.client() as client:
+    command = fake_server(fake_artifacts(tmp_path), "--auth", "keys", "--keys", str(file))
+    with command as process, process.client() as client:
         assert predicted(client, first) == 200
         assert predicted(client, second) == 401
         write_keys(file, [*read_keys(file), key("a", second)])
@@ -240,14 +236,15 @@ def test_keys_are_changed_while_the_server_runs(artifacts: Path, file: Path) -> 
     assert {line["route"] for line in asked} == {"/predict"}
 
 
-def test_without_keys_it_starts_only_where_they_are_switched_off(file: Path, artifacts: Path) -> None:
+def test_without_keys_it_starts_only_where_they_are_switched_off(file: Path, tmp_path: Path) -> None:
     file.write_text("{")
-    log = start_refused(artifacts, "--keys", str(file))
+    root = fake_artifacts(tmp_path)
+    log = start_refused(root, "--keys", str(file))
     assert str(file) in log
     assert '"keys_refused"' in log
-    log = start_refused(artifacts)
+    log = start_refused(root)
     assert "--keys FILE (LAPLORA_KEYS)" in log
     assert "--auth off (LAPLORA_AUTH=off)" in log
-    with fake_server(artifacts, "--auth", "off", "--host", "0.0.0.0") as process, process.client() as client:
+    with fake_server(root, "--auth", "off", "--host", "0.0.0.0") as process, process.client() as client:
         assert process.event("auth_off")["level"] == "warning"
         assert client.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200
