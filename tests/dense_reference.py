@@ -302,14 +302,3 @@ def monte_carlo_probs(
         means.append(probs.mean(0))
         stds.append(probs.std(0, correction=0))
     return torch.stack(means), torch.stack(stds)
-
-
-def two_class_probs(logit_mean: Tensor, logit_covariance: Tensor) -> Tensor:
-    """Return mean probabilities (batch, 2) under Gaussian logits, by a fine sum over their difference."""
-    gap = logit_mean[:, 0] - logit_mean[:, 1]
-    spread = logit_covariance[:, 0, 0] + logit_covariance[:, 1, 1] - 2 * logit_covariance[:, 0, 1]
-    grid = torch.linspace(-10, 10, 8_001, dtype=torch.float64)
-    density = torch.exp(-0.5 * grid.square())
-    values = torch.sigmoid(gap[:, None] + spread.clamp_min(0).sqrt()[:, None] * grid) * density
-    first = torch.trapezoid(values, grid) / torch.trapezoid(density, grid)
-    return torch.stack([first, 1 - first], dim=1)

@@ -78,14 +78,7 @@ _CONFIGS: dict[str, Callable[..., PretrainedConfig]] = {
     "olmo3": Olmo3Config,
     "gemma": GemmaConfig,
     "gemma3": Gemma3TextConfig,
-    "gemma3_sees": lambda **text: Gemma3Config(
-        text_config=text,
-        vision_config=_VISION,
-        mm_tokens_per_image=4,
-        image_token_index=60,
-        boi_token_index=61,
-        eoi_token_index=62,
-    ),
+    "gemma3_sees": lambda **text: gemma3_that_sees(text),
 }
 
 VOCABULARY = 64
@@ -103,6 +96,12 @@ SETTINGS: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+
+def gemma3_that_sees(text: dict[str, Any]) -> Gemma3Config:
+    """Return the configuration of a Gemma 3 with a vision tower, by that of its text part."""
+    tokens = {"image_token_index": 60, "boi_token_index": 61, "eoi_token_index": 62}
+    return Gemma3Config(text_config=text, vision_config=_VISION, mm_tokens_per_image=4, **tokens)
 
 
 def generator(seed: int) -> torch.Generator:

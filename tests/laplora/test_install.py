@@ -37,3 +37,11 @@ def test_pip_keeps_the_laplora_that_is_installed() -> None:
     assert finished.returncode == 0, finished.stderr
     assert "Requirement already satisfied: laplora[telemetry]" in finished.stdout
     assert "does not provide the extra" not in finished.stderr
+
+
+@pytest.mark.parametrize("package", ["sklearn", "mlflow"])
+def test_a_face_says_what_it_needs(package: str) -> None:
+    program = f"import sys; sys.modules['{package}'] = None; import laplora.{package}"
+    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 1
+    assert f"pip install 'laplora[{package}]'" in finished.stderr

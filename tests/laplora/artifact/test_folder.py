@@ -145,23 +145,11 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def write(target: Path, name: str, failure: BaseException | None = None) -> None:
-    """Write an artifact with a file of that name, or begin one and fail."""
+def write(target: Path, name: str) -> None:
+    """Write an artifact with a file of that name."""
     with new_artifact(target) as folder:
         (folder / name).write_text("x")
         (folder / MANIFEST).write_text('{"format_version": 7}')
-        if failure is not None:
-            raise failure
-
-
-def test_a_failed_write_leaves_the_old_artifact_alone(artifact_copy: Path, tmp_path: Path) -> None:
-    before = read_artifact(artifact_copy)
-    for target in (artifact_copy, tmp_path / "deep" / "new"):
-        with pytest.raises(KeyboardInterrupt):
-            write(target, "half", KeyboardInterrupt())
-    assert read_artifact(artifact_copy) == before
-    assert names(tmp_path) == ["deep", artifact_copy.name]
-    assert names(tmp_path / "deep") == []
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])

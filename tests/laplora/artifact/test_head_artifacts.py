@@ -169,10 +169,14 @@ def test_a_part_of_the_head_that_nobody_saved_is_refused(tmp_path: Path) -> None
 def test_bases_load_as_classifiers_and_are_checked(tmp_path: Path) -> None:
     model = classifier_base("bert", classes=5)
     folder = save_base(tmp_path / "base", model, head=True)
-    base = load_base_model(str(folder), BaseSpec(str(folder), None, "none", "float32", 3), device=torch.device("cpu"))
+
+    def loaded(classes: int) -> Any:
+        spec = BaseSpec(str(folder), None, "none", "float32", classes)
+        return load_base_model(str(folder), spec, device=torch.device("cpu"))
+
+    base = loaded(3)
     assert (base.model.config.num_labels, base.missing) == (3, {"classifier.weight", "classifier.bias"})
-    base = load_base_model(str(folder), BaseSpec(str(folder), None, "none", "float32", 5), device=torch.device("cpu"))
-    assert not base.missing
+    assert not loaded(5).missing
     spec = BaseSpec(str(folder), classes=5)
     packed = load_base_model(str(folder), spec, device=torch.device("cpu"), dequantize=False)
     assert packed.weights.held == "packed"
@@ -181,4 +185,4 @@ def test_bases_load_as_classifiers_and_are_checked(tmp_path: Path) -> None:
         model.bert.encoder.layer[0].output.dense.weight[0, 0] = torch.nan
     folder = save_base(tmp_path / "broken", model, head=True)
     with pytest.raises(ModelError, match="gives NaN or infinity on ordinary tokens"):
-        load_base_model(str(folder), BaseSpec(str(folder), None, "none", "float32", 5), device=torch.device("cpu"))
+        loaded(5)

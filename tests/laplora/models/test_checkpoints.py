@@ -71,31 +71,21 @@ def test_a_base_is_its_known_files_in_their_present_state(store: None, tmp_path:
     assert sorted(path.name for path in second.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
-@pytest.mark.parametrize(
-    ("weight_map", "says"),
-    [
-        ({"a": "model-1.safetensors", "b": "model-2.safetensors"}, None),
-        ({"a": "model-1.safetensors", "b": "model-3.safetensors"}, "model-3"),
-        (None, "no safetensors weights"),
-    ],
-)
-def test_shards_are_those_of_the_index(
-    store: None, tmp_path: Path, weight_map: dict[str, str] | None, says: str | None, request: pytest.FixtureRequest
-) -> None:
-    base = save_base(tmp_path / "base")
+def test_shards_are_those_of_the_index(store: None, tmp_path: Path) -> None:
+    base, shards = save_base(tmp_path / "base"), ("model-1.safetensors", "model-2.safetensors")
     (base / "model.safetensors").unlink()
-    for name in ("model-1.safetensors", "model-2.safetensors"):
+    for name in shards:
         (base / name).write_text(name)
-    if weight_map is not None:
+    put(base, "s3://models/unindexed")
+    for number in (2, 3):
+        weight_map = {"a": "model-1.safetensors", "b": f"model-{number}.safetensors"}
         (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    url = f"s3://models/{abs(hash(request.node.name))}"
-    put(base, url)
-    if says is None:
-        folder = fetch_checkpoint(url, "base", cache=tmp_path / "cache")
-        assert {"model-1.safetensors", "model-2.safetensors"} < {path.name for path in folder.iterdir()}
-    else:
+        put(base, f"s3://models/sharded-{number}")
+    folder = fetch_checkpoint("s3://models/sharded-2", "base", cache=tmp_path / "cache")
+    assert {*shards} < {path.name for path in folder.iterdir()}
+    for name, says in (("sharded-3", "model-3"), ("unindexed", "no safetensors weights")):
         with pytest.raises(ModelError, match=says):
-            fetch_checkpoint(url, "base", cache=tmp_path / "cache")
+            fetch_checkpoint(f"s3://models/{name}", "base", cache=tmp_path / "cache")
 
 
 def test_what_is_no_checkpoint(store: None, tmp_path: Path) -> None:

@@ -33,11 +33,6 @@ def write_shards(folder: Path, shards: dict[str, Tensors]) -> str:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-@pytest.fixture
 def tensors(tiny_base_folder: Path) -> Tensors:
     return load_file(tiny_base_folder / "model.safetensors")
 
@@ -119,12 +114,6 @@ def test_an_index_that_leads_nowhere(index: Any, message: str, tmp_path: Path, c
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(ModelError, match=message):
         weights_hash(str(tmp_path), cache=cache)
-
-
-def test_the_default_artifact_keeps_its_base(base_model_folder: Path) -> None:
-    """Its manifest was written when every safetensors file of a folder counted."""
-    manifest = json.loads((ROOT / "artifacts/sst2-smollm2/manifest.json").read_text(encoding="utf-8"))
-    assert weights_hash(str(base_model_folder)) == manifest["base_weights_hash"]
 
 
 def test_a_tokenizer_that_was_used_is_the_same(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def test_an_adapter_of_any_name_among_others(architecture: str, tmp_path: Path) 
     assert torch.equal(got.logits, expected.logits)
     assert all(torch.equal(a.jacobian, b.jacobian) for a, b in zip(got.blocks, expected.blocks, strict=True))
     assert same.keys() == file.keys()
+    assert all("lora_" in name for name in file)  # not the embedding of a tied lm_head, which peft would save
     assert all(torch.equal(same[name], file[name]) for name in file)
     with torch.no_grad():
         back = attach_adapter(tiny_architecture(architecture), tmp_path / "1")
@@ -92,20 +93,15 @@ def test_a_pattern_of_targets_is_saved_as_it_is(tmp_path: Path) -> None:
     assert len(lora_layers(attach_adapter(tiny_base("llama"), tmp_path))) == 1
 
 
-def several_active(model: Any) -> None:
-    model.base_model.set_adapter(["default", "second"])
-
-
-def one_layer_otherwise(model: Any) -> None:
-    model.get_base_model().model.layers[1].self_attn.q_proj.set_adapter(["second"])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (several_active, r"has 2 active adapters \['default', 'second'\], expected one: call model.set_adapter"),
-        (one_layer_otherwise, r"layers.1.self_attn.q_proj runs the adapters \['second'\], the model 'default'"),
-        (lambda model: model.merge_adapter(), r"adapters \['default'\] are merged .*call model.unmerge_adapter"),
+        (lambda m: m.base_model.set_adapter(["default", "second"]), r"2 active adapters \['default', 'second'\]"),
+        (
+            lambda m: m.base_model.model.model.layers[1].self_attn.q_proj.set_adapter(["second"]),
+            r"layers.1.*q_proj runs",
+        ),
+        (lambda m: m.merge_adapter(), r"adapters \['default'\] are merged .*call model.unmerge_adapter"),
     ],
 )
 def test_adapters_that_do_not_run_alone_are_refused(change: Callable[[Any], None], message: str) -> None:
@@ -180,36 +176,22 @@ def test_embeddings_of_a_wider_number_format_are_the_bases(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("targets", "name", "change", "message"),
     [
-        (
-            ["lm_head"],
-            "lm_head.base_layer",
-            lambda t: t + 0.01,
-            "lm_head.base_layer.weight has other values than the base",
-        ),
+        (["lm_head"], "lm_head.base_layer", lambda t: t + 0.01, "lm_head.base_layer.weight has other values than"),
         (["q_proj"], "model.embed_tokens", lambda t: t * torch.nan, "model.embed_tokens.weight has other values"),
         (["q_proj"], "lm_head", lambda t: t[:-1], r"lm_head.weight is \(63, 16\), the base's is \(64, 16\)"),
+        # of another module: PEFT would load it over the base's weight without a word
+        (["q_proj"], "model.norm", lambda _: torch.zeros(16), r"not expected .*norm\.weight"),
     ],
 )
 def test_other_embeddings_than_the_bases_are_refused(
-    targets: list[str], name: str, change: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
+    targets: list[str], name: str, change: Callable[[torch.Tensor | None], torch.Tensor], message: str, tmp_path: Path
 ) -> None:
     saved(tmp_path, targets, tied=False, embeddings=True)
     tensors = load_file(tmp_path / FILE)
-    tensors[f"base_model.model.{name}.weight"] = change(tensors[f"base_model.model.{name}.weight"]).contiguous()
+    tensors[f"base_model.model.{name}.weight"] = change(tensors.get(f"base_model.model.{name}.weight")).contiguous()
     save_file(tensors, tmp_path / FILE, {"format": "pt"})
     base = tiny_base("llama")
     before = {name: p.clone() for name, p in base.named_parameters()}
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises((ModelError, ArtifactCorruptError), match=message):
         attach_adapter(base, tmp_path)
     assert all(torch.equal(p, before[name]) for name, p in base.named_parameters())
-
-
-def test_a_tensor_of_another_module_of_the_base_is_corrupt(tmp_path: Path) -> None:
-    """PEFT would load it over the base's weight without a word."""
-    saved(tmp_path, ["q_proj"], tied=False)
-    tensors = load_file(tmp_path / FILE) | {"base_model.model.model.norm.weight": torch.zeros(16)}
-    save_file(tensors, tmp_path / FILE, {"format": "pt"})
-    base = tiny_base("llama")
-    with pytest.raises(ArtifactCorruptError, match=r"not expected .*norm\.weight"):
-        attach_adapter(base, tmp_path)
-    assert float(base.model.norm.weight.detach().norm()) > 1

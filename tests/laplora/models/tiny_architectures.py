@@ -8,17 +8,9 @@ from typing import Any
 
 import torch
 import transformers as hf
-from tiny_models import SETTINGS, VOCABULARY, generator
+from tiny_models import SETTINGS, VOCABULARY, gemma3_that_sees, generator
 
 _TOKENS = {name: SETTINGS[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-_VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
 #: Of Gemma 3n and 4: the last two of four layers take keys and values from the others, so their projections never run.
 _SHARED_KEYS: dict[str, Any] = {
     "num_hidden_layers": 4,
@@ -46,14 +38,7 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     "gemma": lambda **o: hf.GemmaConfig(**SETTINGS | {"head_dim": 8} | o),
     "gemma2": lambda **o: hf.Gemma2Config(**SETTINGS | {"head_dim": 8, "query_pre_attn_scalar": 8} | o),
     "gemma3_text": lambda **o: hf.Gemma3TextConfig(**SETTINGS | {"head_dim": 8} | o),
-    "gemma3": lambda **o: hf.Gemma3Config(
-        text_config=SETTINGS | {"head_dim": 8} | o,
-        vision_config=_VISION,
-        mm_tokens_per_image=4,
-        image_token_index=60,
-        boi_token_index=61,
-        eoi_token_index=62,
-    ),
+    "gemma3": lambda **o: gemma3_that_sees(SETTINGS | {"head_dim": 8} | o),
     "gemma3n_text": lambda **o: hf.Gemma3nTextConfig(**_GEMMA_3N | o),
     "gemma4_text": lambda **o: hf.Gemma4TextConfig(**_GEMMA_4 | o),
     "gemma4": lambda **o: hf.Gemma4Config(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from fast_path import Rows, close, replay, rows_of
+from fast_path import close, replay, rows_of
 from joint_problem import PRIOR, changed, covariance, dense_curvature, dense_ggn, fit_joint
 from reference_problem import Problem
 from tiny_models import generator, tiny_model, tiny_task
@@ -18,14 +17,11 @@ from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import block_precisions
 from laplora.posterior.joint_core import (
-    add_moment_batch,
     empty_sketch,
     joint_test_matrix,
-    moment_bases,
-    shared_ranks,
 )
 from laplora.posterior.passes import StructureSettings
-from laplora.posterior.sketch import BlockSums, empty_block_sums, nystrom_factor
+from laplora.posterior.sketch import nystrom_factor
 from laplora.posterior.structures import STRUCTURES, fit_posterior
 
 
@@ -36,61 +32,17 @@ def tiny() -> tuple[Any, Any, tuple[Block, ...]]:
     return model, task, find_blocks(model, 3)
 
 
-def moments(blocks: tuple[Block, ...], batches: Sequence[Rows], columns: int) -> BlockSums:
-    sums: BlockSums = replay(batches)("", empty_block_sums(blocks, columns, seed=5), add_moment_batch)
-    return sums
-
-
-def partial_traces(problem: Problem, blocks: Sequence[Block]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return each block's dense second moments, of the wide and of the narrow side."""
-    ggn, start, traces = dense_ggn(problem, blocks), 0, []
-    for block in blocks:
-        end = start + block.wide * block.narrow
-        part = ggn[start:end, start:end].reshape(block.wide, block.narrow, block.wide, block.narrow)
-        traces.append((torch.einsum("wkvk->wv", part), torch.einsum("wkwl->kl", part)))
-        start = end
-    return traces
-
-
-def test_moments_are_the_partial_traces_of_the_dense_ggn(problem: Problem) -> None:
-    blocks = find_blocks(problem.model, problem.task.classes)
-    got = moments(blocks, rows_of(problem.model, problem.task, batch_size=16), 1000)
-    assert got.rows == 60
-    for i, (wide, narrow) in enumerate(partial_traces(problem, blocks)):
-        # With so many columns the sketch's test matrix is the identity.
-        torch.testing.assert_close(got.wide[i], wide, rtol=0, atol=1e-9 * float(wide.abs().max()))
-        torch.testing.assert_close(got.narrow[i], narrow, rtol=0, atol=1e-9 * float(narrow.abs().max()))
-
-
-def test_a_sketch_finds_the_leading_eigenvectors(tiny: Any) -> None:
-    model, task, blocks = tiny
-    rows = rows_of(model, task, batch_size=8)
-    sketched = moments(blocks, rows, 12)
-    assert any(s.shape[1] < s.shape[0] for s in sketched.wide), "nothing was sketched"
-    bases = moment_bases(sketched, 2)
-    assert sum(b.wide.shape[1] for b in bases) == 2 * len(blocks)
-    for full, basis in zip(moments(blocks, rows, 1000).wide, bases, strict=True):
-        kept = basis.wide.shape[1]
-        best = float(torch.linalg.eigvalsh(full).flip(0)[:kept].sum())
-        assert float((basis.wide.T @ full @ basis.wide).trace()) == pytest.approx(best, rel=1e-2)
-        torch.testing.assert_close(basis.wide.T @ basis.wide, torch.eye(kept, dtype=torch.float64))
-
-
-def test_shared_ranks_by_hand() -> None:
-    values = [torch.tensor([9.0, 8.0, 1.0]), torch.tensor([0.5, 0.4]), torch.tensor([7.0, 0.6, 0.0])]
-    assert shared_ranks(values, 5) == [3, 1, 1]
-    assert shared_ranks(values, 6) == [3, 1, 2]
-    assert shared_ranks(values, 1) == [1, 1, 1], "every block keeps one"
-    assert shared_ranks(values, 100) == [3, 2, 3]
-
-
 def test_few_vectors_in_all_hold_most_of_the_curvature(problem: Problem) -> None:
     """A core in 2 vectors a block keeps more of the GGN's trace than any 2 in every block could."""
     blocks = find_blocks(problem.model, problem.task.classes)
     core = fit_joint(blocks, rows_of(problem.model, problem.task, batch_size=16), rank=2)
-    best_even = sum(float(torch.linalg.eigvalsh(wide)[-2:].sum()) for wide, _ in partial_traces(problem, blocks))
-    trace = float(dense_ggn(problem, blocks).trace())
-    assert best_even * (1 - 1e-3) < float(core.factor.square().sum()) <= trace * (1 + 1e-9)
+    ggn, start, best_even = dense_ggn(problem, blocks), 0, 0.0
+    for block in blocks:
+        end = start + block.wide * block.narrow
+        part = ggn[start:end, start:end].reshape(block.wide, block.narrow, block.wide, block.narrow)
+        best_even += float(torch.linalg.eigvalsh(torch.einsum("wkvk->wv", part))[-2:].sum())
+        start = end
+    assert best_even * (1 - 1e-3) < float(core.factor.square().sum()) <= float(ggn.trace()) * (1 + 1e-9)
 
 
 def test_the_sketch_finds_the_leading_directions(problem: Problem) -> None:

@@ -45,13 +45,9 @@ def parameter_jacobian(model: Any, block: Block, logits: torch.Tensor) -> torch.
         weight = getattr(module, matrix)["default"].weight
         grads = [torch.autograd.grad(f, weight, retain_graph=True)[0] for f in logits]
         return torch.stack([g if block.group == "lora_B" else g.T for g in grads])
-    rows = []
-    for f in logits:
-        weight, *bias = torch.autograd.grad(
-            f, [p for p in (module.weight, module.bias) if p is not None], retain_graph=True
-        )
-        rows.append(torch.cat([weight.T, *(b[None] for b in bias)]))
-    return torch.stack(rows)
+    parts = [p for p in (module.weight, module.bias) if p is not None]
+    grads = [torch.autograd.grad(f, parts, retain_graph=True) for f in logits]
+    return torch.stack([torch.cat([weight.T, *(b[None] for b in bias)]) for weight, *bias in grads])
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
@@ -192,10 +188,9 @@ def test_other_models_and_heads_are_refused_by_name() -> None:
         classification_head(adapted_classifier("roberta", lora={"target_modules": ["out_proj"], "task_type": None}))
     with pytest.raises(ModelError, match="expected a model of AutoModelForSequenceClassification, got a Llama"):
         classification_head(tiny_base("llama"))
-    with pytest.raises(ModelError, match="predicts numbers"):
-        classification_head(head_alone("bert", classes=1))
-    with pytest.raises(ModelError, match="predicts numbers"):
-        classification_head(head_alone("bert", problem_type="regression"))
+    for options in ({"classes": 1}, {"problem_type": "regression"}):
+        with pytest.raises(ModelError, match="predicts numbers"):
+            classification_head(head_alone("bert", **options))
     with pytest.raises(ModelError, match="only the head may be in modules_to_save"):
         classification_head(
             adapted_classifier("bert", lora={"modules_to_save": ["pooler"], "target_modules": ["query"]})

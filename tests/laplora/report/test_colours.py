@@ -1,4 +1,4 @@
-"""The report's colours are told apart by everybody: in light, dark and print, colour-blind or in grey."""
+"""The report's colours are told apart by everybody: in light, dark and print, by whoever is colour-blind."""
 
 from __future__ import annotations
 
@@ -13,26 +13,12 @@ import laplora.report
 STYLE = (Path(laplora.report.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
 #: Colours that stand in one chart and mean something by their colour alone, or by little else.
 TOGETHER = [("right", "wrong"), ("map", "served"), ("map", "other"), ("served", "other"), ("over", "under")]
-#: Of these a line's or an outline's dashes tell too; those of the histograms are told by their lightness.
-DASHED = {("map", "served"), ("map", "other"), ("served", "other"), ("over", "under")}
 #: From linear RGB to what an eye without one kind of cones sees: Machado, Oliveira and Fernandes 2009, severity 1.
 BLINDNESS = {
     "none": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
-    "protanopia": [
-        [0.152286, 1.052583, -0.204868],
-        [0.114503, 0.786281, 0.099216],
-        [-0.003882, -0.048116, 1.051998],
-    ],
-    "deuteranopia": [
-        [0.367322, 0.860646, -0.227968],
-        [0.280085, 0.672501, 0.047413],
-        [-0.011820, 0.042940, 0.968881],
-    ],
-    "tritanopia": [
-        [1.255528, -0.076749, -0.178779],
-        [-0.078411, 0.930809, 0.147602],
-        [0.004733, 0.691367, 0.303900],
-    ],
+    "protanopia": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+    "deuteranopia": [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
+    "tritanopia": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
 }
 
 
@@ -64,18 +50,3 @@ def test_colours_that_stand_together_differ(medium: str, blindness: str) -> None
     for one, other in TOGETHER:
         distance = float((lab(colours[one], blindness) - lab(colours[other], blindness)).norm())
         assert distance > 20, f"{one} and {other}: {distance:.0f}"
-
-
-@pytest.mark.parametrize("medium", ["light", "dark", "print"])
-def test_in_grey_lightness_or_dashes_tell(medium: str) -> None:
-    colours = palettes()[medium]
-    for one, other in TOGETHER:
-        if (one, other) in DASHED:
-            dashes = {
-                name: re.findall(rf"\.(?:line|bar)\.{name} \{{[^}}]*stroke-dasharray: ([^;}}]+)", STYLE)
-                for name in (one, other)
-            }
-            assert dashes[one] != dashes[other], f"{one} and {other}"
-        else:
-            difference = abs(float(lab(colours[one], "none")[0] - lab(colours[other], "none")[0]))
-            assert difference > 25, f"{one} and {other}: {difference:.0f}"

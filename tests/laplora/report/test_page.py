@@ -52,14 +52,7 @@ def test_a_page_has_every_part() -> None:
         notes=["A further sentence"],
     )
     page = Parsed(page_of(one))
-    said = (
-        judge(one).title,
-        judge(one).sentence,
-        "Laplace: the lowest NLL.",
-        "A further sentence",
-        "tiny",
-        '"seed": 0',
-    )
+    said = (judge(one).title, judge(one).sentence, "Laplace: the lowest NLL.", "A further sentence", '"seed": 0')
     headings = ("Predictives", "Is it as sure as it is right?", "Labels", "Slices", "Provenance")
     for text in (*said, *headings, "MAP", "temperature scaling", "The dot need not lie on it"):
         assert text in page.text

@@ -82,13 +82,11 @@ def test_the_page_asks_for_nothing_runs_nothing_and_its_policy_stops_nothing(bro
 
 
 def test_dark_is_dark_and_print_is_light(browser: Browser, address: str) -> None:
-    def lightness(page: Page) -> list[float]:
+    def lightness(page: Page) -> Any:
         """Return how light the page and its text are, 0 to 1, and a chart's axis."""
-        script = """[[document.body, "backgroundColor"], [document.body, "color"],
+        return page.evaluate("""[[document.body, "backgroundColor"], [document.body, "color"],
             [document.querySelector("svg .axis"), "stroke"]].map(([element, name]) =>
-            getComputedStyle(element)[name].match(/[0-9.]+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0) / 765)"""
-        found: list[float] = page.evaluate(script)
-        return found
+            getComputedStyle(element)[name].match(/[0-9.]+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0) / 765)""")
 
     light = lightness(opened(browser, address, [], color_scheme="light"))
     page = opened(browser, address, [], color_scheme="dark")

@@ -28,11 +28,7 @@ def outcomes(one: Report) -> dict[str, str]:
         (report(rows=1000, wrong=2, reviewed=999), "open", "here 0 of 1 are wrong"),
         (report(rows=1000, wrong=200, reviewed=300, accepted_wrong=80), "stop", "than noise explains"),
         (report(rows=120, wrong=12, reviewed=120), "stop", "look at every answer"),
-        (
-            report(rows=120, wrong=58, reviewed=60, accepted_wrong=29),
-            "stop",
-            "do not show that the model has learnt the task",
-        ),
+        (report(rows=120, wrong=58, reviewed=60, accepted_wrong=29), "stop", "that the model has learnt the task"),
     ],
 )
 def test_the_verdict_goes_by_what_is_accepted(one: Report, kind: str, said: str) -> None:
