@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -95,14 +95,9 @@ def test_a_precision_per_block_is_refused(problem: Problem) -> None:
     batch = problem.task.batch([0, 1])
     jacobians = contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks)
     precisions = torch.arange(1.0, 1 + len(found.blocks), dtype=torch.float64)
-    calls: list[Callable[[], object]] = [
-        lambda: found.covariance_of(jacobians, precisions),
-        lambda: found.log_determinant_ratio(precisions),
-        lambda: found.effective_dimension(precisions),
-    ]
-    for call in calls:
+    for figure in (partial(found.covariance_of, jacobians), found.log_determinant_ratio, found.effective_dimension):
         with pytest.raises(PriorError, match="choose a scalar or group prior"):
-            call()
+            figure(precisions)
 
 
 def test_infinite_precision_is_map(problem: Problem) -> None:
