@@ -51,6 +51,7 @@ def replace_trec(monkeypatch: pytest.MonkeyPatch, *, head: bool) -> None:
     monkeypatch.setitem(tasks.TASKS, "trec", task)
 
 
+@pytest.mark.exhaustive
 def test_from_training_to_page(small: Training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     replace_trec(monkeypatch, head=False)
     command.run(small, Path(), ("laplace", "layers", "passes", "student"))
