@@ -5,7 +5,7 @@
 
 The answers of a server that runs are compared with its own from before the load; at one of its own, two copies of the
 artifact take turns. Every ten seconds the server's memory, open files and threads, latencies and errors become a line
-of soak.csv; soak.png shows them and soak.md says what they mean, in benchmarks/load for a whole run at a server of its
+of soak.csv, and soak.md says what they mean, in benchmarks/load for a whole run at a server of its
 own, else in runs/bench-quick/load. The exit status is 1 where an answer was wrong, something else was not as it should
 be, or memory grew.
 """
@@ -30,7 +30,7 @@ from benchmarks.harness.process import served
 from benchmarks.harness.record import conditions_here
 from benchmarks.harness.subject import ARTIFACT
 from benchmarks.load.known_rows import learn
-from benchmarks.load.soak_report import draw, memory_trend, page, verdict
+from benchmarks.load.soak_report import memory_trend, page, verdict
 from benchmarks.load.tally import Tally
 from benchmarks.load.traffic import Session, run
 from benchmarks.load.watch import Sample, process_at, record
@@ -69,7 +69,6 @@ def main(arguments: list[str] | None = None) -> int:
         session = Session(url, known, Tally(), (ARTIFACT.name, SECOND) if starts_server else (), headers)
         samples = asyncio.run(_soak(session, process, options))
     tally = session.tally
-    draw(samples, options.out / "soak.png")
     text = page(samples, tally, conditions, contradicted=contradicted)
     (options.out / "soak.md").write_text(text, encoding="utf-8")
     memory = memory_trend(samples)

@@ -18,9 +18,11 @@ import torch
 from alike_runs import check_alike, check_measured_alike
 from tiny_runs import sentiment_config
 
-from benchmarks.harness.llama7b import LLAMA_2_7B, random_llama
+from benchmarks.estimate.architectures import architecture
+from benchmarks.harness.random_models import random_model
 from benchmarks.harness.subject import random_batch
 from benchmarks.speed.parts.fit import with_posterior
+from benchmarks.speed.parts.large import LLAMA
 from laplora.jacobians.attention import attention_gradients
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.models.spread import Spread
@@ -81,7 +83,7 @@ def test_packed_jacobians_are_those_of_the_dequantized_model(
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_reverse_pass_through_packed_weights_is_the_automatic_one(padded: bool) -> None:
     """Two layers of Llama-2-7B's shape in NF4, three contrasts; each pass rounds to bfloat16 in its own order."""
-    adapted = random_llama(2, device="cuda", quantization="nf4", classes=4)
+    adapted = random_model(architecture(LLAMA, num_hidden_layers=2), device="cuda", quantization="nf4", classes=4)
     batch = random_batch(adapted, 4, 40, padded=padded)
     blocks = find_blocks(adapted.model, 4)
     written, automatic = (
@@ -130,9 +132,8 @@ def test_a_row_in_a_padded_batch_is_answered_as_alone(packed: Predictor) -> None
 
 def test_a_fit_on_the_card_is_the_one_on_the_cpu() -> None:
     """A joint core of Llama's kind in bfloat16: variances of new rows, up to the noise of a backward pass."""
-    shape = LLAMA_2_7B | {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
-    shape["num_key_value_heads"] = 4
-    here = random_llama(2, device="cpu", quantization="none", shape=shape)
+    narrow = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
+    here = random_model(architecture(LLAMA, num_hidden_layers=2, **narrow), device="cpu", quantization="none")
     there = copy.deepcopy(here.model).cuda()
     found = []
     for model in (here.model, there):

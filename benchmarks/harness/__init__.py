@@ -1,6 +1,6 @@
 """What every benchmark is measured with.
 
 Read ``record`` first (a figure, its conditions, and results.json) and ``page`` (RESULTS.md made of it). ``subject`` and
-``llama7b`` are the models, ``process`` a server of its own, ``timing`` and ``allocation`` the meters, ``provenance``
-the date, commit, hardware and versions.
+``random_models`` are the models, ``process`` a server of its own, ``timing`` and ``allocation`` the meters,
+``provenance`` the date, commit, hardware and versions.
 """

@@ -1,12 +1,8 @@
-"""What a soak found, as a page and a picture."""
+"""What a soak found, as a page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from statistics import fmean
-
-from matplotlib.figure import Figure
 
 from benchmarks.harness.record import Conditions
 from benchmarks.load.tally import Tally, quantile
@@ -80,7 +76,7 @@ bytes, clients that vanish after 50 ms, activations where there are two artifact
 {markdown_table(["came to its end as it should", "count"], sorted(tally.done.items()))}
 {markdown_table(["refusals and failures of good requests", "count"], _counts(tally.errors))}
 {markdown_table(["answers to hostile requests", "count"], _counts(tally.expected))}
-{faults}![memory, files, latency and throughput over time](soak.png)
+{faults}soak.csv has every sample.
 """
 
 
@@ -90,34 +86,3 @@ def _counts(counted: Mapping[str, int]) -> list[tuple[str, int]]:
 
 def _range(values: Sequence[float]) -> str:
     return f"{min(values):.0f}, {max(values):.0f}"
-
-
-def draw(samples: Sequence[Sample], path: Path) -> None:
-    """Write the picture: memory with its line, files and threads, latency, and rows per second, over minutes."""
-    minutes = [one.time_s / 60 for one in samples]
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True).flat
-    for panel, title, names in zip(
-        panels,
-        ("resident memory, MB", "open files and threads", "latency of POST /predict, ms", "rows answered per second"),
-        (("rss_mb",), ("open_files", "threads"), ("p50_ms", "p95_ms", "p99_ms"), ("rows_per_s",)),
-        strict=True,
-    ):
-        for name, color in zip(names, ("#1b6ca8", "#c8553d", "#6a9f58"), strict=False):
-            values = [getattr(one, name) for one in samples]
-            panel.plot(minutes, values, color=color, linewidth=1, label=name.removesuffix("_ms").replace("_", " "))
-        panel.set_title(title)
-        panel.set_xlabel("minutes")
-        panel.grid(alpha=0.3)
-        if names != ("rss_mb",):
-            panel.set_ylim(bottom=0)
-        if len(names) > 1:
-            panel.legend(frameon=False)
-    memory, kept = memory_trend(samples), after_warm_up(samples)
-    if memory is not None:
-        middle, level = (fmean(getattr(one, name) for one in kept) for name in ("time_s", "rss_mb"))
-        label = f"{memory.per_hour:+.1f} MB/h ({memory.low:+.1f} to {memory.high:+.1f})"
-        per_minute = memory.per_hour / 60
-        panels[0].axline((middle / 60, level), slope=per_minute, linestyle="--", color="#c8553d", label=label)
-        panels[0].legend(frameon=False)
-    figure.savefig(path, dpi=110)

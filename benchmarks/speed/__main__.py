@@ -25,7 +25,6 @@ PARTS = (
     "predict",
     "peers",
     "fit",
-    "memory",
     "large",
     "server",
     "overload",
@@ -63,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.pages:
         write(read(out), out)
     if out == FOLDER:
-        published.write_pages()
+        published.PAGE.write_text(published.with_figures(published.PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Sentences of other pages that go by the published figures of ``benchmarks.speed``; they are written, not typed."""
+"""The sentence of docs/reliability.md that goes by the published figures of ``benchmarks.speed``."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.harness.page import verdict
@@ -13,28 +12,12 @@ from benchmarks.harness.record import FOLDER, read
 from training.report.markdown import fill
 
 Records = Sequence[Mapping[str, Any]]
+PAGE = ROOT / "docs" / "reliability.md"
 
 
-def write_pages() -> None:
-    """Write every such sentence anew."""
-    for path, text in pages().items():
-        path.write_text(text, encoding="utf-8")
-
-
-def pages() -> dict[Path, str]:
-    """Return the pages with their sentences, by path."""
-    records = read(FOLDER)
-    made = {}
-    for name, places in PLACES.items():
-        sentences = {place: sentence(records) for place, sentence in places.items()}
-        made[ROOT / name] = fill((ROOT / name).read_text(encoding="utf-8"), "bench", sentences)
-    return made
-
-
-def named(records: Records, name: str) -> Mapping[str, Any] | None:
-    """Return the record whose name is this or begins with it; of several machines', the last that was measured."""
-    matching = [r for r in records if r["name"].startswith(name)]
-    return max(matching, key=lambda r: r["measured"]["date"]) if matching else None
+def with_figures(page: str) -> str:
+    """Return docs/reliability.md with its sentence made anew."""
+    return fill(page, "bench", {"overload": overload_figures(read(FOLDER))})
 
 
 def value(record: Mapping[str, Any]) -> str:
@@ -62,9 +45,3 @@ def overload_figures(records: Records) -> str:
         f"{overall}, {kept} of {len(judged)} by the medians; in every run {every['met']} met and "
         f"{every['missed']} missed, {every['open']} open. Medians of the runs: {'; '.join(texts)}"
     )
-
-
-#: By page, the sentences that stand between its markers.
-PLACES: Mapping[str, Mapping[str, Callable[[Records], str]]] = {
-    "docs/reliability.md": {"overload": overload_figures},
-}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -13,8 +12,6 @@ import torch
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import load_subject, random_batch
 from benchmarks.harness.timing import in_turns, ratio, spread
-from benchmarks.peers.subject import Subject
-from benchmarks.speed.parts import peers
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
@@ -23,15 +20,13 @@ from laplora.posterior.structures import fit_posterior, needs_sums
 from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.prior.evidence import choose_by_evidence
 from laplora.prior.validation import choose_by_validation
-from laplora.prompts.rows import Batch, EncodedRow
+from laplora.prompts.rows import Batch
 
 State = TypeVar("State")
 ROWS, TOKENS = 32, 32
 #: Held-out rows, as many as the default configurations calibrate on.
 HELD_OUT = 150
 STRUCTURES = ("joint_core", "ekfac")
-#: Rows per batch at which bayesian-lora is timed beside them.
-PACKAGE_BATCH = 8
 
 
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
@@ -45,44 +40,21 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         batches = [random_batch(adapted, size, TOKENS) for _ in range(ROWS // size)]
         functions: dict[str, Callable[[], Any]] = {"one pass": partial(one_pass, adapted, blocks, batches)}
         functions |= {structure: partial(fit, adapted, blocks, batches, structure) for structure in STRUCTURES}
-        yield from over_a_pass(conditions, functions, size, 2 if quick else 5, limit=2.4)
+        times = in_turns(functions, 2 if quick else 5)
+        for structure in STRUCTURES:
+            yield conditions.record(
+                f"fit: {structure}, batches of {size}",
+                ratio(times, structure, "one pass"),
+                "a forward and a backward of the rows",
+                limit=2.4,
+            )
     yield from choices(conditions, adapted, blocks)
-    if "bayesian_lora" not in peers.missing():  # last: what is timed after it in this process is slower
-        batches = [random_batch(adapted, PACKAGE_BATCH, TOKENS) for _ in range(ROWS // PACKAGE_BATCH)]
-        functions = {
-            "one pass": partial(one_pass, adapted, blocks, batches),
-            "bayesian-lora": peers.bayesian_lora_fit(as_subject(adapted, batches), PACKAGE_BATCH),
-        }
-        yield from over_a_pass(conditions, functions, PACKAGE_BATCH, 2 if quick else 5)
 
 
 def one_pass(adapted: AdaptedModel, blocks: tuple[Block, ...], batches: list[Batch]) -> None:
     """Compute every row's Jacobians, and keep none."""
     for batch in batches:
         contrast_jacobians(adapted.model, batch, adapted.readout, blocks, sums=False)
-
-
-def over_a_pass(
-    conditions: Conditions, functions: dict[str, Callable[[], Any]], size: int, turns: int, limit: float | None = None
-) -> Iterator[Record]:
-    """Yield the times of all functions but the first over the first's."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Full backward hook is firing.*")
-        times = in_turns(functions, turns)
-    for name in list(functions)[1:]:
-        yield conditions.record(
-            f"fit: {name}, batches of {size}",
-            ratio(times, name, "one pass"),
-            "a forward and a backward of the rows",
-            limit=limit,
-        )
-
-
-def as_subject(adapted: AdaptedModel, batches: list[Batch]) -> Subject:
-    """Return the batches' rows and the model as other packages are given them."""
-    rows = tuple(EncodedRow(tuple(ids), 2) for batch in batches for ids in batch.input_ids.tolist())
-    labels = torch.zeros(len(rows), dtype=torch.int64)
-    return Subject(adapted.model, adapted.readout.token_ids, 0, rows, labels, (), labels[:0])
 
 
 def fit(

@@ -11,9 +11,10 @@ from typing import Any
 
 from safetensors.torch import save
 
+from benchmarks.estimate.architectures import architecture
 from benchmarks.estimate.shapes import held_bytes
 from benchmarks.harness.allocation import peak_bytes
-from benchmarks.harness.llama7b import LLAMA_2_7B, random_llama
+from benchmarks.harness.random_models import random_model
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import random_batch
 from benchmarks.harness.timing import exactly
@@ -23,6 +24,7 @@ from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
 from laplora.predictive.batch_outputs import AdaptedModel, BatchOutputs, batch_outputs
 
+LLAMA = "meta-llama/Llama-2-7b-hf"
 LAYERS, ROWS, TOKENS, LORA_RANK, EKFAC_RANK = 32, 8, 64, 8, 10
 MODEL, ANSWER, FIT = "model", "answer above the model", "fit above the model"
 JOINT, EKFAC = "file, joint_core", f"file, ekfac of rank {EKFAC_RANK}"
@@ -42,9 +44,10 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
             yield conditions.record(f"large: {name}, layers: {how}", exactly(size / 1e6), "MB", limit=limit)
 
 
-def measured(layers: int, device: str, shape: dict[str, Any] = LLAMA_2_7B) -> dict[str, int]:
-    """Return the bytes that so many layers take."""
-    bare = random_llama(layers, device=device, quantization="nf4", rank=LORA_RANK, shape=shape)
+def measured(layers: int, device: str, **changes: Any) -> dict[str, int]:
+    """Return the bytes that so many layers take; ``changes`` of the architecture."""
+    settings = architecture(LLAMA, num_hidden_layers=layers, **changes)
+    bare = random_model(settings, device=device, quantization="nf4", rank=LORA_RANK)
     blocks, batches = find_blocks(bare.model, 2), [random_batch(bare, ROWS, TOKENS)] * 2
     adapted = with_posterior(bare, [random_batch(bare, 8, 8)], rank=5)
     made: list[Posterior] = []

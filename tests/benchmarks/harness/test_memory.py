@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_task
 
+from benchmarks.estimate.architectures import architecture
 from benchmarks.estimate.sizes import posterior_bytes
 from benchmarks.harness.allocation import peak_bytes
-from benchmarks.harness.llama7b import random_llama
+from benchmarks.harness.random_models import random_model
 from benchmarks.harness.subject import random_batch
 from benchmarks.speed.parts import large
 from benchmarks.speed.parts.fit import STRUCTURES, fit
@@ -79,7 +80,9 @@ def test_a_posterior_takes_k_times_d_in_every_block(structure: str) -> None:
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_the_random_llama_is_what_laplora_serves(quantization: Any) -> None:
     """Covered by the written-out reverse pass, packed where it should be, and every matrix has a gradient."""
-    adapted = random_llama(2, device="cpu", quantization=quantization, rank=3, shape=TINY)
+    adapted = random_model(
+        architecture(large.LLAMA, num_hidden_layers=2, **TINY), device="cpu", quantization=quantization, rank=3
+    )
     base = adapted.model.get_base_model()
     assert decoder_form(base) is not None
     linear = base.model.layers[1].mlp.up_proj
@@ -97,6 +100,6 @@ def test_the_random_llama_is_what_laplora_serves(quantization: Any) -> None:
 
 def test_large_is_measured() -> None:
     """On a tiny shape: what a fit and an answer hold, and files a header longer than their tensors."""
-    two, four = (large.measured(layers, "cpu", TINY) for layers in (2, 4))
+    two, four = (large.measured(layers, "cpu", **TINY) for layers in (2, 4))
     assert set(two) == {large.MODEL, large.ANSWER, large.FIT, large.JOINT, large.EKFAC}
     assert all(0 < two[name] < four[name] for name in two)

@@ -85,7 +85,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield str(client.base_url).rstrip("/")
 
 
-def test_a_short_soak_finds_nothing_wrong_and_leaves_a_log_a_page_and_a_picture_in_the_scratch_folder(
+def test_a_short_soak_finds_nothing_wrong_and_leaves_a_log_and_a_page_in_the_scratch_folder(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provenance, "SCRATCH", tmp_path)
@@ -101,7 +101,6 @@ def test_a_short_soak_finds_nothing_wrong_and_leaves_a_log_a_page_and_a_picture_
     assert "| wrong answers | 0 |" in page
     for kind in ("predict", "hostile", "vanished", "garbage", "evaluate"):
         assert f"| {kind} | " in page
-    assert (out / "soak.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_short_overload_is_summed_up(url: str) -> None:
