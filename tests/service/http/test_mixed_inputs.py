@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from server_process import server_process
-from serving import FakePredictor, code, serve
+from serving import FakePredictor, serve
 from tiny_runs import FinishedRun
 
 from laplora.prompts.templates import TEMPLATES, render
@@ -59,18 +59,13 @@ async def test_kinds_mix_up_to_the_largest_request(name: str) -> None:
             assert answer["label_text"] == expected
 
 
-async def test_only_choices_have_orders_and_evaluate_mixes_kinds_too() -> None:
-    choice, prompt = {"question": "number 700", "choices": ["x", "y", "z"]}, {"prompt": "rendered 900"}
+async def test_evaluate_mixes_kinds_too() -> None:
     inputs = [{**make(i + 100), "label": "B"} for i, make in enumerate(KINDS["multiple_choice"])]
     # The third choice of two is no label that this input can have.
     wrong = [*inputs[:3], {"question": "a", "choices": ["x", "y"], "label": "C"}]
     async with serve(FakePredictor(template=TEMPLATES["multiple_choice"], labels=LETTERS)) as served:
-        body = {"inputs": [choice, prompt], "options": {"order_average": True}}
-        averaged = await served.client.post("/predict", json=body)
         measured = await served.client.post("/evaluate", json={"inputs": inputs, "options": {"resamples": 10}})
         refused = await served.client.post("/evaluate", json={"inputs": wrong})
-    assert code(averaged) == (422, "invalid_input")
-    assert averaged.json()["error"]["field"].startswith("inputs.1")
     assert (measured.status_code, measured.json()["rows"]) == (200, 4)
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "inputs.3.label")
 
