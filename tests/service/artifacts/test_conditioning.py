@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import code, settings, started
+from serving import Served, code, settings, started
 from test_entry import rows_of
 from tiny_runs import FinishedRun, reseal
 
@@ -283,10 +283,6 @@ async def test_an_artifact_behind_a_link_is_refused_before_anything_is_computed(
     assert str(tmp_path) not in response.text
 
 
-async def test_it_is_off_unless_it_is_asked_for(sentiment_run: FinishedRun) -> None:
-    app = create_app(settings(artifact=str(sentiment_run.artifact), device="cpu"))
-    async with started(app) as client:
-        for path in (URL, f"{URL}/undo"):
-            body = {} if path.endswith("undo") else {"rows": rows_of(sentiment_run)["test"]}
-            response = await client.post(path, json=body)
-            assert code(response) == (404, "conditioning_off")
+async def test_it_is_off_unless_it_is_asked_for(served: Served) -> None:
+    for path, body in (("condition", {"rows": [{"text": "a", "label": "positive"}]}), ("condition/undo", {})):
+        assert code(await served.client.post(f"/artifacts/fake/{path}", json=body)) == (404, "conditioning_off")
