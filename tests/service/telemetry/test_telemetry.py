@@ -11,7 +11,6 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
@@ -23,9 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import FakePredictor, Served, artifacts_in, serve
 
 import service
-from laplora.answers.prediction import Prediction
 from laplora.decisions.uncertainty import FLAGS
-from laplora.prompts.rows import EncodedRow
 from service.errors import ERROR_KINDS
 from service.telemetry.event_loop import INTERVAL_S, watched
 from service.telemetry.logs import EVENTS, JsonFormatter, TextFormatter
@@ -102,15 +99,6 @@ async def test_metrics_count_what_happened(served: Served) -> None:
         assert expected in lines
 
 
-class Doubtful(FakePredictor):
-    """Every answer has flags, two labels in its set, and goes to a person."""
-
-    def _one(self, row: EncodedRow, predictive: str, posterior: bool) -> Prediction:
-        answer = super()._one(row, predictive, posterior)
-        raised = ["low_confidence", "ambiguous_set"]
-        return replace(answer, flags=raised, decision="review", prediction_set=list(self.labels))
-
-
 class Scrape:
     """What GET /metrics said: ``scrape(name, label=value)`` is one sample."""
 
@@ -127,7 +115,8 @@ async def scrape_of(served: Served) -> Scrape:
 
 
 async def test_metrics_say_what_the_answers_look_like() -> None:
-    predictor = Doubtful(max_tokens=16)
+    predictor = FakePredictor(max_tokens=16)
+    predictor.unfamiliar = {1}  # a token of every prompt
     async with serve(predictor) as served:
         await served.predict("70000 a", "20000")
         await served.predict(" ".join(["b"] * 40), options={"truncate": True, "predictive": "map"})
@@ -136,7 +125,7 @@ async def test_metrics_say_what_the_answers_look_like() -> None:
     assert scrape("laplora_epistemic_uncertainty_nats_sum", **laplace) == pytest.approx(0.2)
     assert scrape("laplora_confidence_ratio_sum", **laplace) == pytest.approx(0.7 + 0.8)
     assert scrape("laplora_label_mass_ratio_sum", **laplace) == pytest.approx(1.8)
-    assert scrape("laplora_prediction_set_labels_sum", **laplace) == 4
+    assert scrape("laplora_prediction_set_labels_sum", **laplace) == 2
     assert scrape("laplora_truncated_rows_total", **laplace) == 0
     # map has nothing epistemic.
     assert scrape("laplora_epistemic_uncertainty_nats_count", **map_) == 0
@@ -145,8 +134,8 @@ async def test_metrics_say_what_the_answers_look_like() -> None:
     assert scrape("laplora_answered_tokens_total", **map_) == 16
     for rows, by in ((2, laplace), (1, map_)):
         flags = {flag: scrape("laplora_flags_total", flag=flag, **by) for flag in FLAGS}
-        assert flags == {flag: rows if flag in ("low_confidence", "ambiguous_set") else 0 for flag in FLAGS}
-        decisions = [scrape("laplora_decisions_total", decision=name, **by) for name in ("review", "accept")]
+        assert flags == {flag: rows if flag == "unfamiliar" else 0 for flag in FLAGS}
+        decisions = [scrape("laplora_decisions_total", decision=name, **by) for name in ("accept", "review")]
         assert decisions == [rows, 0]
 
 
