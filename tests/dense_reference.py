@@ -283,22 +283,3 @@ def log_determinant(curvature: Mapping[Key, Tensor], prior_precision: Mapping[Ke
         float(torch.logdet(torch.eye(c.shape[0], dtype=c.dtype) + c / prior_precision[key]))
         for key, c in curvature.items()
     )
-
-
-def monte_carlo_probs(
-    logit_mean: Tensor, logit_covariance: Tensor, class_mask: Tensor, *, samples: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return the mean and standard deviation (batch, classes) of softmax probabilities under Gaussian logits.
-
-    The mean's own standard error is std / sqrt(samples). The root of the covariance, which may be singular, is by
-    eigenvalues.
-    """
-    means, stds = [], []
-    for mean, covariance, mask in zip(logit_mean, logit_covariance, class_mask, strict=True):
-        values, vectors = torch.linalg.eigh(covariance)
-        root = vectors * values.clamp_min(0).sqrt()
-        noise = torch.randn((samples, len(mean)), generator=generator, dtype=torch.float64)
-        probs = masked_probs(mean + noise @ root.T, mask)
-        means.append(probs.mean(0))
-        stds.append(probs.std(0, correction=0))
-    return torch.stack(means), torch.stack(stds)

@@ -68,9 +68,8 @@ def pack(target: Path, base: Path, model: Any, readout: ClassificationHead, **ch
         return add(state, contrast_jacobians(model, batch, readout, blocks), batch.class_mask)
 
     posterior = fit_posterior(StructureSettings(joint_rank=8), blocks, one_pass)
-    save_file(
-        *posterior_tensors(posterior, "float32")[:1], target / POSTERIOR, posterior_tensors(posterior, "float32")[1]
-    )
+    tensors, metadata = posterior_tensors(posterior, "float32")
+    save_file(tensors, target / POSTERIOR, metadata)
     scores = load_file(_PATTERN / SCORES)
     save_file({name: t for name, t in scores.items() if name.rpartition(".")[0] in _KEPT}, target / SCORES)
     fields = json.loads((_PATTERN / "manifest.json").read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
 from laplora.fitting.settings import FitSettings
-from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks, reverse_pass
+from laplora.jacobians.contrasts import ContrastJacobians, contrast_jacobians, covered_blocks, reverse_pass
 from laplora.models.placement import input_device, spread_of
 from laplora.models.spread import Spread
 from laplora.predictor import Predictor
@@ -57,9 +57,9 @@ def spread(model: Any, places: dict[str, str]) -> Any:
     return accelerate.dispatch_model(model, places, main_device="cpu:0")
 
 
-def both(architecture: Architecture) -> list[Any]:
+def both(architecture: Architecture, targets: list[str] | None = None) -> list[Any]:
     """Return the same adapted model on one device and on two, in float32."""
-    targets = TARGETS[architecture]
+    targets = targets or TARGETS[architecture]
     places = {name.replace("model.norm", "model.final_layernorm"): place for name, place in PLACES.items()}
     places = places if architecture == "phi" else PLACES
     return [
@@ -75,6 +75,12 @@ def rows_of(side: str = "left") -> Batch:
 def same(one: torch.Tensor, other: torch.Tensor) -> None:
     """Check two tensors on the CPU, whatever devices they are on."""
     torch.testing.assert_close(other.detach().cpu(), one.detach().cpu(), rtol=1e-5, atol=1e-6)
+
+
+def same_jacobians(one: ContrastJacobians, other: ContrastJacobians) -> None:
+    same(one.logits, other.logits)
+    for mine, theirs in zip(one.blocks, other.blocks, strict=True):
+        same(mine.jacobian, theirs.jacobian)
 
 
 READOUTS = {
@@ -99,9 +105,8 @@ def test_jacobians_are_those_of_one_device_and_lie_with_their_modules(
         mass = readout.label_mass(model, found[-1][1].hidden, batch.class_mask)
         assert mass.device == found[-1][1].logits.device == batch.input_ids.device
     (blocks, one), (_, other) = found
-    same(one.logits, other.logits)
+    same_jacobians(one, other)
     for block, mine, theirs in zip(blocks, one.blocks, other.blocks, strict=True):
-        same(mine.jacobian, theirs.jacobian)
         assert mine.mean_input is not None
         assert theirs.mean_input is not None
         same(mine.mean_input, theirs.mean_input)
@@ -110,17 +115,11 @@ def test_jacobians_are_those_of_one_device_and_lie_with_their_modules(
 
 
 def test_label_sequences_and_their_gradients() -> None:
-    readout = READOUTS["sequences"]
-    found = []
-    for place in (None, PLACES):
-        base = tiny_base("llama")
-        model = add_lora(base if place is None else spread(base, place), ["q_proj", "v_proj"], dtype=None)
+    readout, found = READOUTS["sequences"], []
+    for model in both("llama", ["q_proj", "v_proj"]):
         batch = rows_of().to(input_device(model.get_base_model()))
-        blocks = covered_blocks(model, readout)
-        found.append(contrast_jacobians(model, batch, readout, blocks))
-    same(found[0].logits, found[1].logits)
-    for mine, theirs in zip(found[0].blocks, found[1].blocks, strict=True):
-        same(mine.jacobian, theirs.jacobian)
+        found.append(contrast_jacobians(model, batch, readout, covered_blocks(model, readout)))
+    same_jacobians(*found)
 
 
 def test_a_classifier_with_a_trained_head() -> None:
@@ -137,9 +136,7 @@ def test_a_classifier_with_a_trained_head() -> None:
         for automatic in (False, True):
             found.append(contrast_jacobians(model, batch, readout, blocks, automatic=automatic))
     for other in found[1:]:
-        same(found[0].logits, other.logits)
-        for mine, theirs in zip(found[0].blocks, other.blocks, strict=True):
-            same(mine.jacobian, theirs.jacobian)
+        same_jacobians(found[0], other)
 
 
 def test_gradients_of_training_are_those_of_one_device() -> None:

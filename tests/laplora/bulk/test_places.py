@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -98,69 +96,56 @@ def test_a_run_from_a_store_into_it(
         assert file.read() == (tmp_path / "out.jsonl").read_bytes()
 
 
-class Untagged(SimpleHTTPRequestHandler):
-    """A folder's files, whole or by range, with the time of the last change and no ETag; it knows no conditions."""
+class Untagged(BaseHTTPRequestHandler):
+    """One object by range, with the time of its last change, if any, and no ETag; it knows no conditions."""
 
-    says_when = True
+    content, changed = b"", 0.0
+
+    def do_HEAD(self) -> None:
+        whole = f"bytes=0-{len(self.content) - 1}"
+        begin, end = map(int, self.headers.get("Range", whole).removeprefix("bytes=").split("-"))
+        self.part = self.content[begin : end + 1]
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Content-Range", f"bytes {begin}-{end}/{len(self.content)}")
+        self.send_header("Content-Length", str(len(self.part)))
+        if self.changed:
+            self.send_header("Last-Modified", self.date_time_string(self.changed))
+        self.end_headers()
 
     def do_GET(self) -> None:
-        begin, end = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
-        file = Path(self.translate_path(self.path))
-        content = file.read_bytes()
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {begin}-{end}/{len(content)}")
-        self.send_header("Content-Length", str(len(content[begin : end + 1])))
-        self.send_header("Last-Modified", self.date_time_string(file.stat().st_mtime))
-        self.end_headers()
-        self.wfile.write(content[begin : end + 1])
-
-    def send_header(self, keyword: str, value: str) -> None:
-        if self.says_when or keyword != "Last-Modified":
-            super().send_header(keyword, value)
+        self.do_HEAD()
+        self.wfile.write(self.part)
 
     def log_message(self, *_arguments: object) -> None:
         pass
 
 
-@pytest.fixture
-def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a web server of the files below ``tmp_path``."""
+def put(content: bytes, day: int) -> None:
+    Untagged.content, Untagged.changed = content, 86_400.0 * day
+
+
+def test_without_an_etag_the_time_of_the_change_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    with running(partial(Untagged, directory=str(tmp_path))) as url:
-        yield url
-
-
-def put(file: Path, content: bytes, day: int) -> None:
-    file.write_bytes(content)
-    os.utime(file, (86_400 * day, 86_400 * day))
-
-
-def test_without_an_etag_the_time_of_the_change_tells(
-    web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr("laplora.remote.places._RANGE_BYTES", 10)
-    put(tmp_path / "a", b"old" * 100, 1)
-    place = place_of(f"{web}/a")
-    version = place.version()
-    with place.open(version) as file:
-        assert file.read(3) == b"old"
-        put(tmp_path / "a", b"new" * 100, 2)
+    with running(Untagged) as url:
+        put(b"old" * 100, 1)
+        place = place_of(f"{url}/a")
+        version = place.version()
+        with place.open(version) as file:
+            assert file.read(3) == b"old"
+            put(b"new" * 100, 2)
+            with pytest.raises(DataError, match="changed while it was read"):
+                file.read()
         with pytest.raises(DataError, match="changed while it was read"):
-            file.read()
-    with pytest.raises(DataError, match="changed while it was read"):
-        place.open(version)
-    with place.open(place.version()) as file:
-        assert file.read() == b"new" * 100
-    identity = place.identity()
-    put(tmp_path / "a", b"new" * 100, 3)
-    assert place.identity() != identity  # so a run of another day does not go on with it
-
-
-def test_a_server_that_tells_no_version_is_refused(web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Untagged, "says_when", False)
-    put(tmp_path / "rows.jsonl", b"1\n", 1)
-    with pytest.raises(DataError, match="neither an ETag nor a time of the last change"):
-        Source.at(f"{web}/rows.jsonl", 4)
+            place.open(version)
+        with place.open(place.version()) as file:
+            assert file.read() == b"new" * 100
+        identity = place.identity()
+        put(b"new" * 100, 3)
+        assert place.identity() != identity  # so a run of another day does not go on with it
+        put(b"1\n", 0)  # nor a time
+        with pytest.raises(DataError, match="neither an ETag nor a time of the last change"):
+            Source.at(f"{url}/rows.jsonl", 4)
 
 
 def test_what_cannot_be_reached_is_said(url: str) -> None:

@@ -66,6 +66,7 @@ def built_without(model: Any, removed: list[int]) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_the_model_that_has_the_other_layers_alone(kind: str) -> None:
+    """With a place in a cache for each: a text in two parts is the text in one."""
     model = whole(kind)
     expected, batch = built_without(model, REMOVED), tiny_task(examples=6).batch()
     with torch.no_grad():
@@ -75,6 +76,12 @@ def test_it_is_the_model_that_has_the_other_layers_alone(kind: str) -> None:
     torch.testing.assert_close(logits, reference, rtol=1e-6, atol=1e-6)
     assert float((logits - before).abs().max()) > 1e-2
     assert model.config.to_dict() == expected.config.to_dict()
+    ids = probe_batch(model).input_ids[:1]
+    with torch.no_grad():
+        cache = model(ids[:, :4], use_cache=True).past_key_values
+        continued = model(ids[:, 4:], cache=cache, use_cache=True)
+        torch.testing.assert_close(continued.logits[:, -1], model(ids).logits[:, -1], rtol=1e-5, atol=1e-5)
+    assert len(cache.layers) == LAYERS - len(REMOVED)
 
 
 def test_layers_removed_in_two_parts_are_named_as_in_the_whole_model() -> None:
@@ -86,19 +93,6 @@ def test_layers_removed_in_two_parts_are_named_as_in_the_whole_model() -> None:
     batch = tiny_task(examples=4).batch()
     with torch.no_grad():
         torch.testing.assert_close(model(**batch.inputs).logits, expected(**batch.inputs).logits, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_cache_of_keys_has_a_place_for_each_layer_that_is_left(kind: str) -> None:
-    """A text in two parts, the second of which sees the first by its keys alone, is the text in one."""
-    model = whole(kind)
-    remove_layers(model, REMOVED)
-    ids = probe_batch(model).input_ids[:1]
-    with torch.no_grad():
-        cache = model(ids[:, :4], use_cache=True).past_key_values
-        continued = model(ids[:, 4:], cache=cache, use_cache=True)
-        torch.testing.assert_close(continued.logits[:, -1], model(ids).logits[:, -1], rtol=1e-5, atol=1e-5)
-    assert len(cache.layers) == LAYERS - len(REMOVED)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3"])

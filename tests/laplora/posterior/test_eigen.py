@@ -82,35 +82,6 @@ def test_infinite_prior_precision_is_map(problem: Problem, precision: float) -> 
         assert not covariance.any()
 
 
-def test_probabilities_match_plain_monte_carlo(problem: Problem) -> None:
-    """From the model to probabilities of two and of three classes, averaged over samples of the dense Gaussian."""
-    found = fit_blocks(problem.model, problem.task, rank=4)
-    some = [2, 4, 7]
-    batch = problem.task.batch(some)
-    assert batch.class_mask.sum(1).tolist() == [3, 2, 3]
-    curvature = dense_ekfac(problem.truth.ggn, basis_by_key(found))
-    full = dense.logit_covariance(
-        {key: j[some] for key, j in problem.truth.jacobians.items()},
-        curvature,
-        {key: PRIOR.precision[f"lora_{key.side}"] for key in curvature},
-    )
-    samples = 250_000
-    mean, std = dense.monte_carlo_probs(
-        problem.truth.logits[some], full, batch.class_mask, samples=samples, generator=generator(0)
-    )
-    projected = found.project(contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks))
-    covariance = found.covariance(projected, block_precisions(PRIOR, found.blocks))
-    predicted = posterior_predictive(projected.contrast_mean, covariance, batch.class_mask, samples=16384)
-    # Five standard errors of plain Monte-Carlo, and 1e-4 for the Sobol points' own error.
-    error = 5 * std / math.sqrt(samples) + 1e-4
-    assert ((predicted.probs - mean).abs() <= error).all()
-    # A standard deviation's own standard error is at most about that of the mean of a bounded variable.
-    assert ((predicted.std - std).abs() <= error + 1e-3).all()
-    assert (predicted.probs[~batch.class_mask] == 0).all()
-    moved = (predicted.probs - problem.truth.probs[some]).abs().max()
-    assert moved > 0.01, "averaging changed nothing, so this compares MAP with MAP"
-
-
 @pytest.mark.parametrize("kept", [1, 5, 12])
 @pytest.mark.parametrize("inside", [0.0, 0.9, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
