@@ -1,4 +1,4 @@
-"""Base models and adapters: what is refused by name, and the label read-out against the whole vocabulary's."""
+"""Base models and adapters: what is refused by name."""
 
 from __future__ import annotations
 

@@ -86,9 +86,13 @@ def test_label_logits_are_the_models_own(name: str, options: dict[str, Any]) -> 
         ("hyperclovax", {"logits_scaling": 8.0}, r"\(logits_scaling=8\): lm_head gave -100, .* -800, expected -12.5"),
         ("llama", {"final_logit_softcapping": 30.0}, r"\(final_logit_softcapping=30\): .* -100, expected -29.92"),
         ("llama", {"logit_scale": 2.0}, r"\(logit_scale=2\): lm_head gave -100, its logit is -100, expected -200"),
+        # whose decoder counts padding as tokens, so that a row's answer would depend on the others of its batch
+        ("bart", {}, "BartForCausalLM answers otherwise where a row is padded on the left"),
     ],
 )
-def test_a_setting_that_the_model_does_not_follow_is_refused(name: str, options: dict[str, Any], message: str) -> None:
+def test_a_model_that_does_not_follow_a_setting_or_positions_is_refused(
+    name: str, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ModelError, match=message):
         check_readout(tiny_architecture(name, **options))
 
@@ -133,12 +137,6 @@ def test_a_model_that_is_built_otherwise_is_refused(change: Callable[[Any], obje
     change(model)
     with pytest.raises(ModelError, match=message):
         check_readout(model)
-
-
-def test_a_model_whose_positions_are_places_is_refused() -> None:
-    """Bart's decoder counts padding as tokens, so that a row's answer would depend on the others of its batch."""
-    with pytest.raises(ModelError, match="BartForCausalLM answers otherwise where a row is padded on the left"):
-        check_readout(tiny_architecture("bart"))
 
 
 def test_weights_that_are_not_finite_are_for_others_to_refuse() -> None:

@@ -1,4 +1,4 @@
-"""The block-diagonal posteriors, from curvature to probabilities, against explicit dense matrices."""
+"""The block-diagonal posteriors against explicit dense matrices."""
 
 from __future__ import annotations
 

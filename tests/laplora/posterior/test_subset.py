@@ -1,4 +1,4 @@
-"""Subsets of an adapter's matrices: which they are, and a posterior over them."""
+"""Subsets of an adapter: which of its matrices they hold."""
 
 from __future__ import annotations
 
