@@ -24,7 +24,7 @@ from benchmarks.peers.laplace_torch_calls import (
     mapping,
     quiet,
 )
-from benchmarks.peers.ours import covariances, fit_laplora
+from benchmarks.peers.ours import covariances, fit_laplora, log_determinant_ratio
 from benchmarks.peers.subject import ARTIFACT, Subject, artifact_subject, initial_weights, lora_parameters, tiny_subject
 from laplora.artifact.folder import read_artifact
 from laplora.jacobians.contrasts import find_blocks
@@ -128,9 +128,8 @@ def difference(
     if start is not None:
         weights = torch.cat([p.detach().flatten() for p in lora_parameters(subject.model).values()])
         distance = float((weights.double() - start.double()).square().sum())
-        precisions = torch.full((len(ours.blocks),), precision, dtype=torch.float64)
         fit = -float(F.cross_entropy(train_logits(subject), subject.train_labels, reduction="sum"))
-        evidence = fit - 0.5 * precision * distance - 0.5 * float(ours.log_determinant_ratio(precisions))
+        evidence = fit - 0.5 * precision * distance - 0.5 * log_determinant_ratio(ours, precision)
         their_evidence = float(theirs.log_marginal_likelihood())
         result |= {
             "evidence_laplace_torch": their_evidence,

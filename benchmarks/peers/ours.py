@@ -58,3 +58,10 @@ def trace(posterior: Posterior) -> float:
     assert isinstance(posterior, EigenPosterior)
     flat = posterior.spectrum
     return float((flat.count * flat.curvature).sum())
+
+
+def log_determinant_ratio(posterior: Posterior, precision: float) -> float:
+    """Return the log determinant of the posterior's precision relative to the prior's, one for all, nats."""
+    if isinstance(posterior, DiagonalPosterior):
+        return float(sum((d / precision).log1p().sum() for d in posterior.diagonal))
+    return float(posterior.log_determinant_ratio(torch.full((len(posterior.blocks),), precision, dtype=torch.float64)))

@@ -1,9 +1,8 @@
-"""Calibration against the number of labels, and against optimizer steps.
+"""Calibration against the number of labels.
 
 Of the labels two thirds train, one third calibrates. Rows, prompt and label words are those of the evidence study,
 which also has the same test rows. A seed deals the other rows in one order, from both ends of which its trainings and
-calibrations take theirs: more labels are the fewer ones and others. The steps' figures are those of
-``benchmarks.reproduce``.
+calibrations take theirs: more labels are the fewer ones and others.
 """
 
 from __future__ import annotations
@@ -20,10 +19,8 @@ from typing import Any
 from benchmarks.evidence.plan import TEST_ROWS
 from benchmarks.evidence.splits import distinct
 from benchmarks.evidence.tasks import TASKS
-from benchmarks.harness.provenance import ROOT
 from benchmarks.reproduce.checkpoint import answer_checkpoint
 from benchmarks.reproduce.record import scores
-from benchmarks.reproduce.tables import caveats
 from benchmarks.sweeps.driver import Jobs, Point, Record, Sweep
 from laplora.errors import DataError
 from laplora.files import write_whole
@@ -42,10 +39,6 @@ METHODS = {
     "conditioned": "temperature, conditioned",
     "laplace": "Laplace",
 }
-#: Written by ``python -m benchmarks.reproduce --publish``; of its trainings those of this model on this task.
-REPRODUCED = ROOT / "docs" / "results" / "reproduction.json"
-_MODEL, _STEPS_TASK = "smollm2-135m", "sst2"
-_EPOCHS_PANEL, _LABELS_PANEL = "Against epochs: SST-2", "Against labels: TREC"
 
 
 def jobs(options: argparse.Namespace) -> Jobs:
@@ -104,42 +97,25 @@ def configuration(labels: int, seed: int, files: dict[str, str], folder: Path) -
     return RunConfig.model_validate(fields)
 
 
-def _reproduced() -> list[Record]:
-    records = json.loads(REPRODUCED.read_text(encoding="utf-8"))["records"]
-    return [r for r in records if (r["model"], r["task"]) == (_MODEL, _STEPS_TASK)]
-
-
 def points(records: Sequence[Record]) -> Iterable[Point]:
-    """Yield the checkpoints of the reproduction against passes over their rows, 0 the base, then the trainings."""
-    for record in _reproduced():
-        for step, methods in record["checkpoints"].items():
-            epochs = int(step) * record["batch_size"] / record["rows"]["train"]
-            yield from (Point(_EPOCHS_PANEL, epochs, METHODS[m], of) for m, of in methods.items() if m in METHODS)
+    """Yield what every method scored."""
     for record in records:
-        for method in METHODS:
-            yield Point(_LABELS_PANEL, record["labels"], METHODS[method], record["methods"][method])
-
-
-def notes(_records: Sequence[Record]) -> dict[str, str]:
-    """Return what the reproduction says of its rows."""
-    return {_EPOCHS_PANEL: caveats(_reproduced())}
+        for method, name in METHODS.items():
+            yield Point("TREC", record["labels"], name, record["methods"][method])
 
 
 CURVES = Sweep(
     name="curves",
     text=(
-        "Calibration against training and against labels",
+        "Calibration against labels",
         "SmolLM2-135M in 4 bit, the posterior's structure `ekfac`, learning rate 3e-4, batches of 6; three trainings "
-        "for each figure. Against epochs: 300 rows train, 150 calibrate, 372 test, and one training's checkpoints "
-        "are measured as they come, so the learning rate falls to 0 at the last one; 0 is the base. Against labels: "
-        "two thirds of them train, for 6 epochs, one third calibrates, and 500 rows test; rows, prompt and labels "
-        "are those of [the evidence study](../evidence/RESULTS.md). ± is the standard deviation between trainings; "
-        "test rows are the same for all, and it does not hold their noise, which is much of an ECE.",
+        "for each figure. Two thirds of the labels train, for 6 epochs, one third calibrates, and 500 rows test; rows, "
+        "prompt and labels are those of [the evidence study](../evidence/RESULTS.md). ± is the standard deviation "
+        "between trainings; test rows are the same for all, and it does not hold their noise, which is much of an ECE.",
     ),
-    axis="epochs or labels",
+    axis="labels",
     metrics={"nll": "NLL, nats", "accuracy": "accuracy", "ece": "ECE"},
     jobs=jobs,
     key=lambda record: (record["labels"], record["seed"]),
     points=points,
-    notes=notes,
 )

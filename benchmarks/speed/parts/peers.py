@@ -26,7 +26,7 @@ from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import POSTERIOR
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.models.readout import label_logits, last_hidden
-from laplora.posterior.base import Posterior, block_precisions
+from laplora.posterior.base import block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.prompts.rows import EncodedRow
 
@@ -130,15 +130,10 @@ def plain_forward(subject: Subject) -> Callable[[], torch.Tensor]:
     return forward
 
 
-def served(subject: Subject) -> tuple[Posterior, torch.Tensor]:
-    """Return the default artifact's posterior and its blocks' prior precisions."""
-    posterior = read_posterior(ARTIFACT / POSTERIOR, find_blocks(subject.model, 2)).to("cpu", torch.float32)
-    return posterior, block_precisions(read_artifact(ARTIFACT).manifest.prior.prior(), posterior.blocks)
-
-
 def laplora(subject: Subject) -> Callable[[], torch.Tensor]:
     """Return this library's logits and covariance, with the default artifact's posterior."""
-    posterior, precisions = served(subject)
+    posterior = read_posterior(ARTIFACT / POSTERIOR, find_blocks(subject.model, 2)).to("cpu", torch.float32)
+    precisions = block_precisions(read_artifact(ARTIFACT).manifest.prior.prior(), posterior.blocks)
     batch = subject.batch(subject.test)
 
     def answer() -> torch.Tensor:
@@ -150,14 +145,18 @@ def laplora(subject: Subject) -> Callable[[], torch.Tensor]:
 
 def bayesian_lora(subject: Subject) -> Answer:
     """Return the package's ``jacobian_mean`` and ``variance``, as its example calls them."""
-    from bayesian_lora import cholesky_decompose_small_factors
+    from bayesian_lora import calculate_kronecker_factors, cholesky_decompose_small_factors
     from bayesian_lora.main import variance
 
-    from benchmarks.peers.bayesian_lora_calls import inputs_of, package_jacobian
+    from benchmarks.peers.bayesian_lora_calls import class_logits, inputs_of, package_jacobian
 
     rank = min(min(p.shape) for p in lora_parameters(subject.model).values())
     inputs, scale = inputs_of(subject, subject.test), torch.tensor(0.1)
-    factors = bayesian_lora_fit(subject, len(subject.train))()
+    with plain_attention():
+        logits, rows = class_logits(subject), [inputs_of(subject, subject.train)]
+        factors = calculate_kronecker_factors(subject.model, logits, rows, PACKAGE_RANK, WIDE, ["lora"])
+    subject.model.zero_grad()
+    subject.model.eval()
     factors = cholesky_decompose_small_factors(factors, WIDE, "cpu", torch.float32)
 
     def answer(attention: Attention) -> torch.Tensor:
@@ -167,27 +166,6 @@ def bayesian_lora(subject: Subject) -> Answer:
         return covariance
 
     return answer
-
-
-def bayesian_lora_fit(subject: Subject, size: int) -> Callable[[], Any]:
-    """Return the package's ``calculate_kronecker_factors`` of the training rows, ``size`` at a time."""
-    from bayesian_lora import calculate_kronecker_factors
-
-    from benchmarks.peers.bayesian_lora_calls import class_logits, inputs_of
-
-    lora_parameters(subject.model)
-    rows = [subject.train[i : i + size] for i in range(0, len(subject.train), size)]
-    loader = [inputs_of(subject, few) for few in rows]
-
-    def fit() -> Any:
-        with plain_attention():
-            logits = class_logits(subject)
-            factors = calculate_kronecker_factors(subject.model, logits, loader, PACKAGE_RANK, WIDE, ["lora"])
-        subject.model.zero_grad()
-        subject.model.eval()
-        return factors
-
-    return fit
 
 
 def laplace_torch(subject: Subject, structure: str) -> Answer:
