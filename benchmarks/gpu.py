@@ -231,7 +231,7 @@ def memory(subject: Subject, what: str, above: int, expected: int | None = None)
     """Yield what is held above the weights, against the count, and all of it as a share of the card."""
     yield subject.record(f"memory, {what}", exactly(above / GIB), "GiB above the weights")
     if expected is not None:
-        yield subject.record(f"memory, {what}; to the count", exactly(above / expected), "the count's", arithmetic=1.1)
+        yield subject.record(f"memory, {what}; to the count", exactly(above / expected), "the count's")
     if subject.device.startswith("cuda"):
         card = torch.cuda.get_device_properties(subject.device).total_memory
         share = exactly((subject.held_bytes + above) / card)

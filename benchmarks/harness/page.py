@@ -33,7 +33,7 @@ Those of memory are exact: the running total of torch's allocator.
 Targets: {targets}. {counts} Not measured yet: {unmeasured}{by}.
 
 A target is open where its limit lies within the range of the turns. By the medians alone, {by_median} of the {judged}
-measured are met. What was merely measured is counted apart, sizes too, which are compared with what arithmetic says.
+measured are met. What was merely measured is counted apart.
 """
 
 
@@ -61,7 +61,7 @@ def render(records: Records, *, published: bool) -> str:
     Args:
         published: whether targets that are not there are listed as not measured yet.
     """
-    judged = [r for r in records if r["kind"] == "target"]
+    judged = [r for r in records if r["target"]]
     names = {r["name"] for r in judged}
     missing = [(c, name) for c, expected in EXPECTED.items() for name in expected if published and name not in names]
     head = _HEAD.format(
@@ -84,23 +84,19 @@ def _hardware(hardware: str, records: Records) -> list[str]:
     for r in records:
         by_part.setdefault(part_of(r["name"]), []).append(r)
     blocks = [f"## {hardware}\n", _origins(by_part)]
-    targets = [r for of_part in by_part.values() for r in of_part if r["kind"] == "target"]
-    others = {part: [r for r in of_part if r["kind"] != "target"] for part, of_part in by_part.items()}
+    targets = [r for of_part in by_part.values() for r in of_part if r["target"]]
+    others = {part: [r for r in of_part if not r["target"]] for part, of_part in by_part.items()}
     if targets:
-        rows = [[part_of(r["name"]), *_row(r, "met", "**missed**")] for r in targets]
+        rows = [[part_of(r["name"]), *_row(r)] for r in targets]
         heading = ["part", "what", "value", "range", "to", "target", ""]
         blocks += [f"### Targets measured: {len(targets)}\n", _counts(targets) + "\n"]
         blocks.append(markdown_table(heading, rows, left=(0, 1, 4, 5, 6)))
     if count := sum(map(len, others.values())):
-        checked = Counter(verdict(r) for of_part in others.values() for r in of_part if r["kind"] == "check")
-        holds = f"; {checked['met']} of {checked.total()} as arithmetic says" if checked else ""
-        holds += f", {checked['open']} open" if checked["open"] else ""
-        blocks.append(f"### Measured beside them: {count} figures{holds}\n")
+        blocks.append(f"### Measured beside them: {count} figures\n")
     for part, of_part in others.items():
         if of_part:
-            heading = ["what", "value", "range", "to", "arithmetic says", ""]
-            rows = [_row(r, "so it is", "**not so**") for r in of_part]
-            blocks += [f"#### {part}\n", markdown_table(heading, rows, left=(0, 3, 4, 5))]
+            rows = [_row(r)[:4] for r in of_part]
+            blocks += [f"#### {part}\n", markdown_table(["what", "value", "range", "to"], rows, left=(0, 3))]
     return blocks
 
 
@@ -122,15 +118,10 @@ def _counts(judged: Records) -> str:
     return f"Met in every turn: {count['met']}. Missed in every turn: {count['missed']}. Open: {count['open']}{how}."
 
 
-def _row(record: Mapping[str, Any], right: str, wrong: str) -> list[str]:
-    words = "" if record["met"] is None else (right if record["met"] else wrong)
+def _row(record: Mapping[str, Any]) -> list[str]:
+    words = "met" if record["met"] else "**missed**"
     if verdict(record) == "open":
         words = f"open; {words} by the median"
     spread = f"{record['low']:.3g} to {record['high']:.3g}"
-    what = _name(record["name"])[1]
+    what = record["name"].partition(":")[2].strip()
     return [what, f"{record['value']:.3g}", spread, record["baseline"], record["target"] or "", words]
-
-
-def _name(name: str) -> tuple[str, str]:
-    part, _, what = name.partition(":")
-    return part, what.strip()

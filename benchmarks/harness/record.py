@@ -19,8 +19,6 @@ from benchmarks.harness.timing import Ratio
 
 FOLDER = Path(__file__).parents[1]
 RESULTS = "results.json"
-#: Whether a figure has a target that was set, is compared with arithmetic (growth, a formula), or is only measured.
-Kind = Literal["target", "check", "figure"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Record:
         name: ``part: what``; a record of the same name and hardware is replaced.
         value, low, high: median of several turns, and their range.
         baseline: what ``value`` is a ratio to, or its unit.
-        target: what it should be; ``met``: whether ``value`` is. None where nothing says so.
+        target: what it should be; ``met``: whether ``value`` is. None where it is only measured.
         hardware: processor and cores, or GPU.
         measured: date, commit, artifact, command, threads and versions.
     """
@@ -43,7 +41,6 @@ class Record:
     baseline: str
     target: str | None
     met: bool | None
-    kind: Kind
     hardware: str
     measured: Mapping[str, str]
 
@@ -73,20 +70,12 @@ class Conditions:
         *,
         limit: float | None = None,
         side: Literal["at most", "at least"] = "at most",
-        arithmetic: float | None = None,
     ) -> Record:
-        """Return a figure with its verdict.
-
-        Args:
-            limit: a target that was set; ``arithmetic``: in its place, what growth or size must be by a formula.
-            side: of the limit on which the figure should be.
-        """
-        kind: Kind = "target" if limit is not None else ("check" if arithmetic is not None else "figure")
-        limit = arithmetic if limit is None else limit
+        """Return a figure with its verdict; ``side``: of the limit on which it should be."""
         met = None if limit is None else (ratio.value <= limit if side == "at most" else ratio.value >= limit)
         target = None if limit is None else f"{side} {limit:.4g}"
         digits = (_digits(v) for v in asdict(ratio).values())
-        return Record(name, *digits, baseline, target, met, kind, self.hardware, self.measured)
+        return Record(name, *digits, baseline, target, met, self.hardware, self.measured)
 
     def with_versions(self, *packages: str) -> Conditions:
         """Return the same with further packages' versions, of those that are installed."""

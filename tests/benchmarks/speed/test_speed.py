@@ -93,7 +93,7 @@ def run_of(*, let_in: int = 20, **twice: float) -> overload.Run:
     ],
 )
 def test_each_limit_at_twice_the_capacity_can_be_missed(run: overload.Run, missed: int | None) -> None:
-    met = [record.met for record in overload.records(HERE, "s", [run]) if record.kind == "target"]
+    met = [record.met for record in overload.records(HERE, "s", [run]) if record.target]
     assert [i for i, ok in enumerate(met) if not ok] == ([] if missed is None else [missed])
 
 
