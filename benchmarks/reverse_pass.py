@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,13 +153,13 @@ def cost(family: str, size: Size, turns: int) -> dict[tuple[int, str], float | N
     }
 
 
-def table(families: Sequence[str], size: Size, turns: int) -> str:
+def table(size: Size, turns: int) -> str:
     """Return the page's table, a row for each family; its cells are printed as they come too."""
     heading = ["family"]
     for classes in CLASSES:
         heading += [f"{classes - 1} contrast{'s' if classes > 2 else ''}: written out", "automatic"]
     rows = []
-    for family in families:
+    for family in FAMILIES:
         values = cost(family, size, turns).values()
         rows.append([family, *("" if value is None else f"{value:.1f}" for value in values)])
         print(" | ".join(rows[-1]), flush=True)
@@ -183,16 +183,15 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", nargs="+", choices=list(FAMILIES), metavar="FAMILY", help="these families alone")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="tiny models, one turn; nothing published changes")
     parser.add_argument("--publish", action="store_true", help=f"write the table into {PAGE.name}")
     options = parser.parse_args(arguments)
-    if options.publish and (options.only or options.quick):
-        parser.error("--publish needs every family at full size: leave --only and --quick out")
+    if options.publish and options.quick:
+        parser.error("--publish needs full size: leave --quick out")
     torch.set_num_threads(1)
     size, turns = (QUICK, 1) if options.quick else (Size(), options.turns)
-    costs = table(options.only or list(FAMILIES), size, turns)
+    costs = table(size, turns)
     texts = {"costs": costs, "conditions": conditions(size, turns)}
     if options.publish:
         page = PAGE.read_text(encoding="utf-8")

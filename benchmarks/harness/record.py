@@ -115,8 +115,7 @@ def write(records: Iterable[Mapping[str, Any]], folder: Path) -> None:
     records = list(records)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS).write_text(json.dumps(records, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    page = render(records, published=folder.resolve() == FOLDER.resolve())
-    (folder / PAGE).write_text(page, encoding="utf-8")
+    (folder / PAGE).write_text(render(records), encoding="utf-8")
 
 
 def keep(part: Iterable[Record], folder: Path) -> Iterator[Record]:

@@ -2,7 +2,6 @@
 
     python -m benchmarks.peers                    # both; 20 minutes, most of it laplace-torch
     python -m benchmarks.peers --only laplace     # or bayesian_lora; the other keeps its results
-    python -m benchmarks.peers --quick            # few rows, a minute or two: into runs/bench-quick/peers
     python -m benchmarks.peers --tables           # measures nothing: the page again, from results.json
 
 Nothing here is a time, so a busy machine gives the same numbers, and parts may run side by side.
@@ -28,8 +27,6 @@ from training.report.markdown import fill
 FOLDER = Path(__file__).parent
 PAGE = provenance.ROOT / "docs" / "peers.md"
 PARTS = {"laplace": "against_laplace", "bayesian_lora": "against_bayesian_lora"}
-#: Arguments of a quick comparison: rows of the artifact's, seeds of sampled labels.
-QUICK = {"laplace": 2, "bayesian_lora": 2}
 PACKAGES = {
     "laplace": ["laplace-torch", "curvlinops-for-pytorch"],
     "bayesian_lora": ["bayesian-lora"],
@@ -43,28 +40,21 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=list(PARTS), nargs="+", help="these peers alone")
-    parser.add_argument("--quick", action="store_true", help="few rows; nothing published changes")
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the page again")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    folder = provenance.SCRATCH / "peers" if options.quick else FOLDER
     given = sys.argv[1:] if arguments is None else arguments
     for part in [] if options.tables else options.only or list(PARTS):
         print(f"{part} ...", flush=True)
         module = importlib.import_module(f"benchmarks.peers.{PARTS[part]}")
         begun = conditions(part, given)
-        result = module.compare(QUICK[part]) if options.quick else module.compare()
-        keep(folder, part, {"measured": begun, **result})
-    if folder == FOLDER:
-        write_page()
-    else:
-        print(f"{folder / 'results.json'}:\n\n{(folder / 'results.json').read_text(encoding='utf-8')}")
+        keep(part, {"measured": begun, **module.compare()})
+    write_page()
 
 
-def keep(folder: Path, part: str, result: dict[str, Any]) -> None:
+def keep(part: str, result: dict[str, Any]) -> None:
     """Put one part's results in the place of its old ones; others may be written meanwhile."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "results.json"
+    path = FOLDER / "results.json"
     results = {**_read(path), part: result}
     ordered = {name: results[name] for name in PARTS if name in results}
     path.write_text(json.dumps(ordered, indent=1, allow_nan=False) + "\n", encoding="utf-8")

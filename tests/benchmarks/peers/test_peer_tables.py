@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-
-import pytest
 
 from benchmarks.harness import provenance
 from benchmarks.peers import __main__ as job
-from benchmarks.peers import against_bayesian_lora
 from benchmarks.peers.tables import page_tables
 from training.report.markdown import fill
 
@@ -24,24 +20,6 @@ def test_tables_are_of_the_recorded_numbers() -> None:
     for part in RESULTS.values():
         assert set(part["measured"]) == {"date", "commit", "adapter", "command", "hardware", "versions"}
         assert part["measured"]["adapter"] == provenance.adapter(), "run python -m benchmarks.peers"
-
-
-@pytest.mark.process  # asks git for the commit
-def test_a_quick_comparison_leaves_what_is_published_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(provenance, "SCRATCH", tmp_path)
-    monkeypatch.setattr(job.torch, "set_num_threads", lambda _: None)  # the other tests' threads are theirs
-    bayesian = RESULTS["bayesian_lora"] | {"rows": {"train": 7, "test": 1, "tokens": 6}}
-    most = []
-    monkeypatch.setattr(against_bayesian_lora, "compare", lambda seeds: most.append(seeds) or bayesian)
-    before = [path.read_bytes() for path in (FOLDER / "results.json", job.PAGE)]
-    job.main(["--quick", "--only", "bayesian_lora"])
-    assert [path.read_bytes() for path in (FOLDER / "results.json", job.PAGE)] == before
-    assert most == [job.QUICK["bayesian_lora"]]
-    (found,) = json.loads((tmp_path / "peers" / "results.json").read_text(encoding="utf-8")).values()
-    assert found["rows"]["train"] == 7
-    assert '"train": 7' in capsys.readouterr().out
 
 
 def test_the_artifact_agreed_where_the_posterior_is_the_same() -> None:
