@@ -6,8 +6,7 @@
 Of each model: the time to make it, a training step as the model's configuration has it, a fit of 64 rows, answers as a
 server's device runs them (latency, throughput, Laplace over MAP), the memory of all that beside what the count without
 a card says (``benchmarks.estimate``), and the share of the card that it takes. The figures go to results.json and
-RESULTS.md under the GPU's name; those of ``--quick``, of fewer layers, of one model or of a CPU are not published, but
-left in runs/bench-quick.
+RESULTS.md under the GPU's name; those of ``--quick``, of fewer layers or of a CPU are left in runs/bench-quick.
 """
 
 from __future__ import annotations
@@ -117,7 +116,6 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", help="a device instead of the first CUDA one")
     parser.add_argument("--layers", type=int, default=LAYERS, help=f"of each random model (default: {LAYERS}, all)")
-    parser.add_argument("--model", choices=MODELS, help="only one of them, without the default artifact")
     parser.add_argument("--quick", action="store_true", help="few rows, short ones and few turns: to try the script")
     parser.add_argument(
         "--out",
@@ -140,27 +138,17 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else provenance.hardware()
     conditions = conditions_here(given, module="benchmarks.gpu", hardware=name)
-    whole = device.type == "cuda" and options.layers == LAYERS and not options.quick and options.model is None
+    whole = device.type == "cuda" and options.layers == LAYERS and not options.quick
     out = options.out or (FOLDER if whole else provenance.SCRATCH)
-    models = MODELS if options.model is None else {options.model: MODELS[options.model]}
-    sizes = QUICK if options.quick else FULL
-    records = measured(device, options.layers, sizes, conditions, models, artifact=options.model is None)
+    records = measured(device, options.layers, QUICK if options.quick else FULL, conditions)
     for record in keep(records, out):
         print(record.line, flush=True)
     return 0
 
 
-def measured(
-    device: torch.device,
-    layers: int,
-    sizes: Sizes,
-    conditions: Conditions,
-    models: dict[str, str],
-    *,
-    artifact: bool,
-) -> Iterator[Record]:
+def measured(device: torch.device, layers: int, sizes: Sizes, conditions: Conditions) -> Iterator[Record]:
     """Yield the records."""
-    for model, file in models.items():
+    for model, file in MODELS.items():
         config = load_config(CONFIGS / f"{file}.yaml")
         settings = architecture(config.base.model, num_hidden_layers=layers)
         started = time.perf_counter()
@@ -174,9 +162,8 @@ def measured(
         yield from subject_records(subject, expected.fit_bytes if counted else None)
         del adapted, subject
         free(device)
-    if artifact:
-        adapted = load_subject("nf4", str(device))
-        yield from subject_records(fitted("gpu, default artifact, NF4", adapted, conditions, sizes), None)
+    adapted = load_subject("nf4", str(device))
+    yield from subject_records(fitted("gpu, default artifact, NF4", adapted, conditions, sizes), None)
 
 
 def free(device: torch.device) -> None:

@@ -7,11 +7,7 @@ from typing import Any
 from training.report.markdown import markdown_table
 
 
-def measured(part: dict[str, Any]) -> str:
-    """Return the line that says how a part was measured."""
-    return "`{command}`, {date}, commit {commit}, adapter `{adapter}`, {hardware}; {versions}.".format_map(
-        part["measured"]
-    )
+_MEASURED = "`{command}`, {date}, commit {commit}, adapter `{adapter}`, {hardware}; {versions}."
 
 
 def page_tables(results: dict[str, Any]) -> dict[str, str]:
@@ -36,7 +32,7 @@ def page_tables(results: dict[str, Any]) -> dict[str, str]:
             [*heading, "what is left"], [[theirs, ours, *_gaps(tiny[key]), left] for theirs, ours, key, left in same]
         ),
         "artifact": markdown_table(heading, [[theirs, ours, *_gaps(artifact[key])] for theirs, ours, key in real]),
-        **{f"measured_{name}": measured(part) for name, part in results.items()},
+        **{f"measured_{name}": _MEASURED.format_map(part["measured"]) for name, part in results.items()},
     }
 
 
