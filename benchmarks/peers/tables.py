@@ -6,7 +6,6 @@ from typing import Any
 
 from training.report.markdown import markdown_table
 
-
 _MEASURED = "`{command}`, {date}, commit {commit}, adapter `{adapter}`, {hardware}; {versions}."
 
 
