@@ -24,8 +24,9 @@ from benchmarks.harness.timing import spread
 from laplora.predictor import Predictor
 from service.scoring.admission import Amount
 from service.scoring.device import Device
-from service.scoring.plan import Ask, Plan
+from service.scoring.entry import Entry
 from service.scoring.queue import Queue
+from service.scoring.ticket import Ask, Ticket
 
 WORDS = (
     "the plot makes no sense at all and the two leads have nothing to say",
@@ -104,10 +105,10 @@ def in_process() -> Iterator[Callable[[str], Any]]:
 
     def ask(text: str) -> Any:
         row = predictor.encode({"text": text}, truncate=True)
-        plan, size = Plan(predictor, [], Ask("laplace"), caller=""), Amount(1, len(row.token_ids))
-        queue.enter(plan, size, fewest_tokens=size.tokens, now=time.monotonic())
-        queue.put(plan, [row], [0], now=time.monotonic())
-        return plan.future.result()
+        entry, ticket = Entry(caller=""), Ticket("", (row,), (0,), Ask("laplace"), caller="")
+        queue.enter(entry, Amount(1, ticket.tokens), fewest_tokens=ticket.tokens, now=time.monotonic())
+        queue.put(entry, ticket, predictor, now=time.monotonic())
+        return entry.future.result()
 
     try:
         yield ask
