@@ -24,7 +24,7 @@ from service.backends.ray import held, placement
 from service.backends.ray.scorer import Scorer
 from service.scoring.model import TokenBudget
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 BASES = {"first": BaseSpec("one"), "again": BaseSpec("one"), "second": BaseSpec("another")}
 

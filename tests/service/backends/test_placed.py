@@ -13,7 +13,7 @@ from serving import FakePredictor
 
 from service.backends.ray.in_line import FIRST_PAUSE_S
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 NAMES = ("first", "second", "third", "fourth")
 
