@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from laplora.familiarity.percentile import Familiarity
+from laplora.familiarity.strangeness import fit_strangeness
 from laplora.jacobians.states import States
 
 
@@ -12,3 +14,9 @@ def states_of(hidden: torch.Tensor, logits: torch.Tensor | None = None, layers: 
     rows, count = hidden.shape[:2]
     contrasts = torch.zeros(rows, 1) if logits is None else logits
     return States(layers or tuple(range(count)), hidden, contrasts)
+
+
+def familiarity_of(states: States, labels: torch.Tensor, calibration: States) -> Familiarity:
+    """Return the familiarity by the states of training rows, with calibration rows as the reference."""
+    strangeness = fit_strangeness(states, labels)
+    return Familiarity(strangeness, strangeness.of(calibration).sort().values)

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from laplora.errors import DataError
-from laplora.familiarity.strangeness import Strangeness, fit_strangeness
+from laplora.familiarity.strangeness import Strangeness
 from laplora.jacobians.states import States
-from laplora.metrics.checks import check_finite
 
 
 @dataclass(frozen=True)
@@ -41,28 +39,6 @@ class Familiarity:
     def of(self, states: States) -> torch.Tensor:
         """Return (batch,) float64 the familiarity, 0 to 1, of inputs by their states, after ``layers`` at least."""
         return percentile(self.strangeness.of(states), self.reference)
-
-
-def fit_familiarity(states: States, labels: torch.Tensor, calibration: States) -> Familiarity:
-    """Return the familiarity by the states of training rows, with calibration rows as the reference.
-
-    Args:
-        states: of training rows, at least two; labels: as of ``fit_strangeness``.
-        calibration: of rows that the adapter was not trained on, after the same layers.
-
-    Raises:
-        DataError: fewer than two training rows, or no calibration row.
-        NonFiniteError: NaN or infinity in a state or a logit.
-    """
-    if len(states) < 2 or not len(calibration):
-        raise DataError(
-            f"familiarity compares with at least 2 training rows and 1 calibration row, got {len(states)} and "
-            f"{len(calibration)}"
-        )
-    check_finite(calibration.hidden, "a calibration row's hidden state")
-    check_finite(calibration.contrast_mean, "a calibration row's logits")
-    strangeness = fit_strangeness(states, labels)
-    return Familiarity(strangeness, strangeness.of(calibration).sort().values)
 
 
 def percentile(values: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from laplora.classifier import Classifier
 from laplora.fitting.progress import Progress
@@ -118,11 +116,6 @@ def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:
     states = {} if split.states is None else state_tensors(split.states)
     projected = {name: tensor for name, tensor in vars(split.projected).items() if tensor is not None}
     return plain | projected | states
-
-
-def read_split(path: Path) -> ProjectedSplit:
-    """Return a projected split from its file."""
-    return split_of(load_file(path))
 
 
 def split_of(named: Mapping[str, torch.Tensor]) -> ProjectedSplit:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_runs import (
     FinishedRun,
     adapter,
@@ -28,7 +29,7 @@ from tiny_runs import (
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConfigError
 from laplora.fitting import passes
-from laplora.fitting.projected import ProjectedSplit, read_split
+from laplora.fitting.projected import ProjectedSplit, split_of
 from laplora.fitting.saving import read_fit
 from laplora.models.adapters import attach_adapter
 from laplora.predictive.cross_fitting import fold_rows
@@ -82,7 +83,7 @@ def copied(finished: FinishedRun, tmp_path: Path) -> Path:
 
 
 def held_out(fold: Run) -> ProjectedSplit:
-    return read_split(fold.folder / "laplace" / "held_out.safetensors")
+    return split_of(load_file(fold.folder / "laplace" / "held_out.safetensors"))
 
 
 def test_every_label_trains_what_is_served_and_calibrates_it(finished: FinishedRun) -> None:
@@ -129,14 +130,14 @@ def test_a_fold_is_a_plain_run_on_its_rows(finished: FinishedRun, tmp_path: Path
     assert job("finetune", plain) == job("fit", plain) == 0
     config = load_config(plain)
     assert same(adapter(config.run_dir), adapter(fold.folder))
-    by_itself, of_fold = read_split(config.run_dir / "laplace" / "calibration.safetensors"), held_out(fold)
+    by_itself, of_fold = split_of(load_file(config.run_dir / "laplace" / "calibration.safetensors")), held_out(fold)
     for name in ("contrast_mean", "kept", "rest"):
         assert torch.equal(getattr(by_itself.projected, name), getattr(of_fold.projected, name))
     assert torch.equal(by_itself.labels, of_fold.labels)
 
 
 def test_the_rows_are_calibrated_by_their_folds_adapters(finished: FinishedRun) -> None:
-    together = read_split(finished.config.run_dir / "laplace" / "calibration.safetensors")
+    together = split_of(load_file(finished.config.run_dir / "laplace" / "calibration.safetensors"))
     run = open_run(finished.config)
     assert together.labels.tolist() == [example.label for example in run.splits.train]
     pairs = zip(fold_runs(run), fold_rows(ROWS, FOLDS, finished.config.seed), strict=True)

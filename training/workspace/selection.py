@@ -58,13 +58,6 @@ def write_selected(folder: Path, selected: Selected) -> None:
     write_json(folder / SELECTED, asdict(selected))
 
 
-def adapter_step(run: Run) -> int:
-    """Return the optimizer step of a run's trained adapter: the chosen one, else the last."""
-    if run.config.optimizer.evaluate_every is None:
-        return run.config.optimizer.step_count
-    return int(json.loads((run.folder / SELECTED).read_text(encoding="utf-8"))["step"])
-
-
 def selection_record(run: Run) -> dict[str, Any]:
     """Return what an artifact records under ``data`` of a chosen step; nothing of other runs."""
     if run.config.optimizer.evaluate_every is None:

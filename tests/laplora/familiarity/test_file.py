@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from shown_states import states_of
+from shown_states import familiarity_of, states_of
 
 from laplora.errors import ArtifactCorruptError
 from laplora.familiarity.file import familiarity_tensors, read_familiarity
-from laplora.familiarity.percentile import Familiarity, fit_familiarity
+from laplora.familiarity.percentile import Familiarity
 from laplora.files import write_tensors
 
 HIDDEN, LAYERS = 12, (1, 3)
@@ -25,7 +25,7 @@ def fitted() -> Familiarity:
         states_of(torch.randn(rows, 2, HIDDEN, generator=draw), torch.randn(rows, 2, generator=draw), layers=LAYERS)
         for rows in (40, 30)
     )
-    return fit_familiarity(train, torch.arange(40) % 3, calibration)
+    return familiarity_of(train, torch.arange(40) % 3, calibration)
 
 
 def read(path: Path, layers: tuple[int, ...] = LAYERS, hidden: int = HIDDEN, available: int = 4) -> Familiarity:
@@ -63,7 +63,7 @@ def test_its_size_goes_by_width_directions_and_classes() -> None:
     draw = torch.Generator().manual_seed(0)
     train = torch.randn(80, 1, 4096, generator=draw)
     shown = states_of(train)
-    tensors = familiarity_tensors(fit_familiarity(shown, torch.arange(80) % 2, shown))
+    tensors = familiarity_tensors(familiarity_of(shown, torch.arange(80) % 2, shown))
     assert sum(t.numel() * t.element_size() for t in tensors.values()) < 0.6e6
 
 

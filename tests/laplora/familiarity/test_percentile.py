@@ -6,12 +6,10 @@ import math
 
 import pytest
 import torch
-from shown_states import states_of
+from shown_states import familiarity_of, states_of
 
-from laplora.errors import DataError, NonFiniteError
 from laplora.familiarity.percentile import (
     false_alarms,
-    fit_familiarity,
     is_unfamiliar,
     percentile,
     watched_layers,
@@ -40,7 +38,7 @@ def test_the_flag_is_raised_on_at_most_the_stated_share_of_rows_like_the_calibra
     raised = []
     for seed in range(200):
         drawn = states(119, 100 + seed)
-        found = fit_familiarity(train, labels, drawn.take(torch.arange(99)))
+        found = familiarity_of(train, labels, drawn.take(torch.arange(99)))
         raised.append(
             is_unfamiliar(found.of(drawn.take(torch.arange(99, 119))), false_alarms(rate, 99)).double().mean()
         )
@@ -50,7 +48,7 @@ def test_the_flag_is_raised_on_at_most_the_stated_share_of_rows_like_the_calibra
 
 
 def test_strangers_are_less_familiar_than_every_calibration_row() -> None:
-    found = fit_familiarity(states(60, 0), torch.zeros(60, dtype=torch.int64), states(49, 1))
+    found = familiarity_of(states(60, 0), torch.zeros(60, dtype=torch.int64), states(49, 1))
     assert found.of(states(10, 2, 30.0)).tolist() == [1 / 50] * 10
     assert float(found.of(states(500, 3)).mean()) == pytest.approx(0.5, abs=0.15)
 
@@ -66,16 +64,6 @@ def test_two_of_a_hundred_are_two_percent() -> None:
     shares = torch.arange(1, 100, dtype=torch.float64) / 100
     for wanted in range(1, 99):
         assert int(is_unfamiliar(shares, wanted / 100).sum()) == wanted
-
-
-def test_rows_that_nothing_can_be_compared_with() -> None:
-    labels = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(DataError, match="at least 2 training rows"):
-        fit_familiarity(states(1, 0), labels, states(5, 1))
-    with pytest.raises(DataError, match="1 calibration row, got 2 and 0"):
-        fit_familiarity(states(2, 0), labels, states(0, 1))
-    with pytest.raises(NonFiniteError):
-        fit_familiarity(states(2, 0, torch.inf), labels, states(5, 1))
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from shown_states import states_of
+from shown_states import familiarity_of, states_of
 
 from laplora.errors import NonFiniteError
-from laplora.familiarity.percentile import fit_familiarity
 from laplora.familiarity.strangeness import Strangeness, divergence, fit_strangeness
 from laplora.jacobians.states import States
 from laplora.linearised import contrast_mean
@@ -50,8 +49,8 @@ def test_the_divergence_varies_half_as_much_as_the_distance_over_the_training_ro
 
 def test_layers_count_alike_whatever_the_size_of_their_states() -> None:
     """Scaling one layer's states changes nothing but a constant of all rows, which no comparison sees."""
-    one = fit_familiarity(rows(80, 0), LABELS, rows(40, 1))
-    other = fit_familiarity(rows(80, 0, layer=1000.0), LABELS, rows(40, 1, layer=1000.0))
+    one = familiarity_of(rows(80, 0), LABELS, rows(40, 1))
+    other = familiarity_of(rows(80, 0, layer=1000.0), LABELS, rows(40, 1, layer=1000.0))
     assert torch.equal(one.of(rows(20, 2)), other.of(rows(20, 2, layer=1000.0)))
 
 
