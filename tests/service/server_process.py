@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -83,6 +84,14 @@ class Process:
 
 def predict(client: httpx.Client, text: str = "a") -> httpx.Response:
     return client.post("/predict", json={"inputs": [{"text": text}]})
+
+
+def predicted(client: httpx.Client, *texts: str, **options: Any) -> dict[str, Any]:
+    """Return the answer to texts, whose numbers are all finite."""
+    response = client.post("/predict", json={"inputs": [{"text": text} for text in texts], "options": options})
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = json.loads(response.text, parse_constant=pytest.fail)
+    return body
 
 
 def metric(client: httpx.Client, name: str) -> float:

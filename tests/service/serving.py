@@ -294,6 +294,35 @@ class Served:
                 await asyncio.sleep(0.005)
 
 
+class LeavingClient:
+    """A request of a client that reads no answer to its end, and goes away once ``gone`` is set.
+
+    Attributes:
+        sent: the server's messages.
+    """
+
+    def __init__(self, method: str, path: str, body: bytes = b"") -> None:
+        headers = [(b"host", b"test"), (b"content-type", b"application/json")]
+        self._scope = {"type": "http", "http_version": "1.1", "method": method, "path": path, "query_string": b""}
+        self._scope |= {"headers": headers, "client": ("127.0.0.1", 1)}
+        self._body, self.sent = [body], list[Any]()
+        self.gone = asyncio.Event()
+
+    async def call(self, app: FastAPI) -> None:
+        await app(self._scope, self._receive, self._send)
+
+    async def _receive(self) -> dict[str, Any]:
+        if self._body:
+            return {"type": "http.request", "body": self._body.pop(), "more_body": False}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+        if message.get("body"):
+            await self.gone.wait()
+
+
 #: Each server's jobs in a folder of their own: no test is to find another's, or the user's.
 _STATE = Path(tempfile.mkdtemp(prefix="laplora-tests-"))
 atexit.register(shutil.rmtree, _STATE, ignore_errors=True)

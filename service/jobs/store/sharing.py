@@ -133,7 +133,9 @@ class Sharing:
         await self._disk.forget_copy(job.id)
 
     async def refresh(self) -> list[Job]:
-        """Learn what other servers did; return the jobs that were this one's, and are not any more.
+        """Learn what other servers did; return the jobs that were this one's or anybody's, and are not any more.
+
+        Of these nothing is to run here, and no copy of their uploads to stay.
 
         Raises:
             StorageFullError, JobsUnavailableError: as of ``Database.transaction``.
@@ -148,7 +150,7 @@ class Sharing:
             before = {job.number: job for job in self._memory.by_id.values()}
             versions = await self._disk.in_database(self._disk.tables.reads.versions)
             lost = [job for number, job in before.items() if number not in versions and job.id in self._memory.by_id]
-            gone = [job for job in lost if job.mine]
+            gone = list(lost)
             for job in lost:
                 self._memory.forget(job)
             changed = [
@@ -161,7 +163,7 @@ class Sharing:
                 # What this server wrote meanwhile is newer than what was read.
                 if now is not None and _version(now) >= (read.fence, 0 if now.mine else read.changes):
                     continue
-                if now is not None and now.mine:
+                if now is not None and (now.mine or read.finished or read.server not in (None, self._disk.server)):
                     gone.append(now)
                 self._memory.take_in(read)
             self._refreshed_at = begun_at

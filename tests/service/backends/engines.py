@@ -20,7 +20,7 @@ import httpx
 import pytest
 from free_ports import free_port
 from ray_library import NAMES
-from server_process import GIVE_UP_S, ROOT, fake_artifacts, is_ready
+from server_process import GIVE_UP_S, ROOT, fake_artifacts, is_ready, until
 
 Name = Literal["plain", "ray"]
 #: Room for few rows, so that a test can fill it.
@@ -139,18 +139,8 @@ def replicas(served: Engine) -> dict[str, float]:
 
 def until_all_replicas(served: Engine, *, artifacts: int, without: Collection[str] = ()) -> None:
     """Wait until there are all replicas, each with so many artifacts, and none of these."""
-    give_up = time.monotonic() + GIVE_UP_S
-    while list((now := replicas(served)).values()) != [artifacts] * SCORERS or set(now) & set(without):
-        assert time.monotonic() < give_up, now
-        time.sleep(0.1)
-
-
-def until_room_for(served: Engine, *, scorers: int) -> None:
-    """Wait until the queue has the room of so many scorers."""
-    give_up = time.monotonic() + GIVE_UP_S
-    while (rows := served_rows(served)) != scorers * SETTINGS["max_queue_rows"]:
-        assert time.monotonic() < give_up, rows
-        time.sleep(0.1)
+    every = [artifacts] * SCORERS
+    until(lambda: list((now := replicas(served)).values()) == every and not set(now) & set(without))
 
 
 def cluster_environment(served: Engine) -> dict[str, str]:

@@ -128,3 +128,25 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+class Flow:
+    """Requests that come all the time, and which artifacts answered."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.answers, self._over = list[httpx.Response](), asyncio.Event()
+        self._senders = [asyncio.create_task(self._send(client)) for _ in range(4)]
+
+    async def _send(self, client: httpx.AsyncClient) -> None:
+        while not self._over.is_set():
+            self.answers.append(await predict(client))
+
+    async def end(self) -> list[str]:
+        self._over.set()
+        await asyncio.gather(*self._senders)
+        assert {answer.status_code for answer in self.answers} == {200}
+        return [answer.json()["artifact"]["name"] for answer in self.answers]
+
+    async def goes_on(self) -> None:
+        count = len(self.answers) + 20
+        await until(lambda: len(self.answers) > count)

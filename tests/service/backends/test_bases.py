@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 import httpx
 import pytest
-from scorer_cluster import Cluster, predict, serving, until
+from scorer_cluster import Cluster, Flow, predict, serving, until
 from serving import FakePredictor, artifacts_in, code, settings
 
 from laplora.errors import GoldenMismatchError
@@ -92,28 +92,6 @@ async def server(cluster: Cluster, disks: dict[str, Disk]) -> AsyncIterator[http
         finally:  # a load that waits when a test fails would never end
             for disk in disks.values():
                 disk.gate.set()
-
-
-class Flow:
-    """Requests that come all the time, and which artifacts answered."""
-
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        self.answers, self._over = list[httpx.Response](), asyncio.Event()
-        self._senders = [asyncio.create_task(self._send(client)) for _ in range(4)]
-
-    async def _send(self, client: httpx.AsyncClient) -> None:
-        while not self._over.is_set():
-            self.answers.append(await predict(client))
-
-    async def end(self) -> list[str]:
-        self._over.set()
-        await asyncio.gather(*self._senders)
-        assert {answer.status_code for answer in self.answers} == {200}
-        return [answer.json()["artifact"]["name"] for answer in self.answers]
-
-    async def goes_on(self) -> None:
-        count = len(self.answers) + 20
-        await until(lambda: len(self.answers) > count)
 
 
 async def test_one_scorer_goes_ahead_and_the_others_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from engines import (
-    SCORERS,
     Engine,
     cluster_environment,
     engine,
@@ -21,8 +19,9 @@ from engines import (
     served_rows,
     short_folder,
     until_all_replicas,
-    until_room_for,
 )
+from job_servers import has, job_until, submit_to
+from server_process import until
 from serving import code
 
 from service.exit_status import ExitStatus
@@ -66,12 +65,6 @@ def test_an_artifact_that_is_not_loaded_is_refused_and_one_that_was_unloaded_too
     assert listed == {"fake": True, "second": False}
 
 
-def test_input_is_refused_with_the_field_at_fault(served: Engine) -> None:
-    answer = served.client.post("/predict", json={"inputs": [{"text": "a"}, {"text": "a " * 100}]})
-    assert code(answer) == (422, "too_many_tokens")
-    assert answer.json()["error"]["field"] == "inputs.1"
-
-
 def test_feedback_finds_every_prediction(served: Engine) -> None:
     ids = [served.predict(f"a {token}").json()["predictions"][0]["prediction_id"] for token in range(10)]
     items = [{"prediction_id": one, "label": "positive"} for one in ids]
@@ -82,15 +75,8 @@ def test_feedback_finds_every_prediction(served: Engine) -> None:
 
 def test_a_job_scores_every_row_once(served: Engine) -> None:
     rows = [{"text": f"a {token}", "label": "positive"} for token in range(200)]
-    body = "".join(json.dumps(row) + "\n" for row in rows)
-    sent = served.client.post(
-        "/evaluate/jobs", content=body, headers={"content-type": "application/jsonl"}, params={"resamples": 10}
-    )
-    job = served.client.get(f"/evaluate/jobs/{sent.json()['id']}").json()
-    while job["status"] in ("queued", "running"):
-        time.sleep(0.05)
-        job = served.client.get(f"/evaluate/jobs/{sent.json()['id']}").json()
-    assert (job["status"], job["rows_done"]) == ("done", 200), job
+    job = job_until(served.client, submit_to(served.client, rows), has("done"), pause_s=0.05)
+    assert job["rows_done"] == 200
     results = served.client.get(f"/evaluate/jobs/{job['id']}/results").text.splitlines()
     assert [json.loads(line)["input"]["text"] for line in results] == [row["text"] for row in rows]
 
@@ -100,8 +86,7 @@ def test_what_does_not_fit_is_refused_with_a_time_to_come_back_and_the_rest_is_a
     with ThreadPoolExecutor(requests) as pool:
         with served.held():
             running = [pool.submit(served.predict, f"a {token}") for token in range(requests)]
-            while not any(one.done() for one in running):
-                time.sleep(0.02)
+            until(lambda: any(one.done() for one in running))
             refused = next(one.result() for one in running if one.done())
             assert code(refused) == (429, "queue_full")
             assert int(refused.headers["retry-after"]) >= 1
@@ -115,16 +100,7 @@ def test_what_does_not_fit_is_refused_with_a_time_to_come_back_and_the_rest_is_a
 def test_a_deadline_ends_the_wait_and_frees_the_room(served: Engine) -> None:
     with served.held():
         assert code(served.predict("a", timeout_s=0.5)) == (504, "deadline_exceeded")
-    while served.metrics("laplora_reserved_rows")[""]:
-        time.sleep(0.02)
-
-
-def test_the_metrics_tell_of_requests_and_batches(served: Engine) -> None:
-    before = sum(served.metrics("laplora_batches_total").values())
-    served.predict("a", "b")
-    while sum(served.metrics("laplora_batches_total").values()) == before:
-        time.sleep(0.05)
-    assert served.metrics("laplora_ready") == {"": 1.0}
+    until(lambda: not served.metrics("laplora_reserved_rows")[""])
 
 
 def test_a_lost_device_ends_the_plain_server_with_its_status(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -143,11 +119,6 @@ def test_what_is_loaded_is_loaded_at_every_replica(served: Engine) -> None:
     assert served.client.post("/artifacts/second/load").status_code == 200
     until_all_replicas(served, artifacts=2)
     assert set(served.metrics("laplora_replica_queue_tokens")) == set(replicas(served))
-
-
-@on_ray
-def test_the_room_is_that_of_all_replicas(served: Engine) -> None:
-    until_room_for(served, scorers=SCORERS)
 
 
 @on_ray

@@ -51,8 +51,9 @@ def test_one_is_loaded_once_however_many_ask_at_once() -> None:
     assert (shop.loads, shop.names) == (["a"], {"a"})
 
 
-def test_the_least_recently_used_one_goes() -> None:
-    shop = Shop()
+@pytest.mark.parametrize("most", [{"most": 2}, {"most": 10, "most_bytes": 2 * FakePredictor.own_bytes}])
+def test_the_least_recently_used_one_goes(most: dict[str, int]) -> None:
+    shop = Shop(**most)
     for name in ("a", "b", "a", "c"):
         shop.use(name)
     assert shop.names == {"a", "c"}
@@ -66,13 +67,6 @@ def test_what_is_in_use_is_never_evicted() -> None:
         assert (shop.names, shop.loads) == ({"a", "b"}, ["a", "b"]), "nothing loads in vain"
     shop.use("c")
     assert "c" in shop.names
-
-
-def test_bytes_are_bounded_too() -> None:
-    shop = Shop(most=10, most_bytes=2 * FakePredictor.own_bytes)
-    for name in "abc":
-        shop.use(name)
-    assert shop.names == {"b", "c"}
 
 
 def test_bytes_in_use_are_waited_for_and_nothing_of_a_known_size_loads_in_vain() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from scorer_cluster import Cluster, predict, serving, until
+from scorer_cluster import Cluster, Flow, predict, serving, until
 from serving import FakePredictor
 
 from service.backends.ray.in_line import FIRST_PAUSE_S
@@ -113,21 +113,12 @@ async def test_a_load_makes_place_where_others_have_a_copy_elsewhere(tmp_path: P
     """Both hold the one artifact and answer all the time: one of them gets no more of it, and so has a place."""
     cluster = cluster_of(tmp_path, "ab", most=1, artifacts=("first", "second"))
     async with serving(cluster) as (client, _):
-        over = asyncio.Event()
-
-        async def send() -> list[int]:
-            answers = []
-            while not over.is_set():
-                answers.append((await predict(client, artifact="first")).status_code)
-            return answers
-
-        senders = [asyncio.create_task(send()) for _ in range(8)]
+        flow = Flow(client)
         await until(lambda: len(set(cluster.answered_by())) == 2)
         await load(client, "second")
         assert sorted(map(sorted, map(cluster.holds, "ab"))) == [["first"], ["second"]]
         assert (await predict(client, artifact="second")).status_code == 200
-        over.set()
-        assert {status for sender in senders for status in await sender} == {200}
+        await flow.end()
 
 
 async def test_a_load_waits_for_a_place_while_all_others_are_asked_for(tmp_path: Path) -> None:
@@ -150,5 +141,5 @@ async def test_a_load_waits_for_a_place_while_all_others_are_asked_for(tmp_path:
         for one in used:
             one.released.set()
         await loading
-        assert "third" in cluster.holds("a")
+        assert "third" in cluster.loads["a"]
         assert {(await one).status_code for one in running} == {200}

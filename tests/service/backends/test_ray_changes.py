@@ -22,6 +22,7 @@ import httpx
 import pytest
 from engines import (
     SCORERS,
+    SETTINGS,
     Engine,
     cluster_environment,
     cluster_file,
@@ -31,10 +32,9 @@ from engines import (
     served_rows,
     short_folder,
     until_all_replicas,
-    until_room_for,
 )
 from ray_library import FAULTY, KILLER
-from server_process import GIVE_UP_S
+from server_process import GIVE_UP_S, until
 from serving import code
 
 from service.exit_status import ExitStatus
@@ -94,8 +94,7 @@ def test_a_replica_that_is_killed_under_load_loses_no_request(served: Engine) ->
             (served.folder / "kill").touch()
             texts = [f"a {KILLER}", *(f"a {token}" for token in range(10, 33))]
             running = [pool.submit(served.predict, text) for text in texts]
-            while served.metrics("laplora_reserved_rows")[""] < len(texts):
-                time.sleep(0.02)
+            until(lambda: served.metrics("laplora_reserved_rows")[""] == len(texts))
         answers = [one.result() for one in running]
     assert not (served.folder / "kill").exists()
     assert {answer.status_code for answer in answers} == {200}
@@ -138,9 +137,13 @@ def test_an_update_fails_no_request(served: Engine, changes: dict[str, Any]) -> 
             until_another_ingress(served, former)
         until_all_replicas(served, artifacts=1, without=before)
         count = len(answers)
-        while len(answers) < count + 20:
-            time.sleep(0.05)
+        until(lambda: len(answers) >= count + 20)
     assert {answer.status_code for answer in answers} == {200}
+
+
+def until_room_for(served: Engine, *, scorers: int) -> None:
+    """Wait until the queue has the room of so many scorers."""
+    until(lambda: served_rows(served) == scorers * SETTINGS["max_queue_rows"])
 
 
 def scale(served: Engine, scorers: int) -> None:
@@ -166,8 +169,7 @@ def test_a_full_cluster_that_is_scaled_down_loses_no_request(served: Engine) -> 
     with ThreadPoolExecutor(rows) as pool:
         with served.held():
             running = [pool.submit(served.predict, f"a {token}") for token in range(10, 10 + rows)]
-            while served.metrics("laplora_reserved_rows")[""] < rows:
-                time.sleep(0.02)
+            until(lambda: served.metrics("laplora_reserved_rows")[""] == rows)
             scale(served, 1)
             until_room_for(served, scorers=1)
             assert served.metrics("laplora_reserved_rows")[""] == rows
@@ -175,9 +177,8 @@ def test_a_full_cluster_that_is_scaled_down_loses_no_request(served: Engine) -> 
         answers = [one.result() for one in running]
     assert {answer.status_code for answer in answers} == {200}
     assert [first_prob(answer.json()) for answer in answers] == [*range(10, 10 + rows)]
-    while len(now := set(replicas(served))) != 1:
-        time.sleep(0.1)
-    assert now < both
+    until(lambda: len(replicas(served)) == 1)
+    assert set(replicas(served)) < both
 
 
 def test_sigterm_answers_what_is_under_way_and_ends_clean(served: Engine) -> None:
@@ -185,8 +186,7 @@ def test_sigterm_answers_what_is_under_way_and_ends_clean(served: Engine) -> Non
     with ThreadPoolExecutor(1) as pool:
         with served.held():
             running = pool.submit(served.predict, "a 12")
-            while not served.metrics("laplora_reserved_rows")[""]:
-                time.sleep(0.02)
+            until(lambda: served.metrics("laplora_reserved_rows")[""] == 1)
             served.process.terminate()
         assert running.result().status_code == 200
     assert served.process.wait(GIVE_UP_S) == ExitStatus.CLEAN, served.log.read_text()

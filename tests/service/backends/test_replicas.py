@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import threading
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from job_calls import JSONL, lines
 from scorer_cluster import Cluster, predict, serving, until
 from serving import code
 
@@ -31,10 +31,23 @@ def cluster(tmp_path: Path) -> Cluster:
     return cluster
 
 
+class Silence:
+    """Lets ``replicas`` answer no call, or none of one method, until it is ``over``; notes every call in ``asked``."""
+
+    def __init__(self, cluster: Cluster, *replicas: str, method: str = "") -> None:
+        self.replicas, self.over, self.asked = {*replicas}, asyncio.Event(), list[tuple[str, str]]()
+        self._method = method
+        cluster.before = self
+
+    async def __call__(self, replica: str, method: str, *arguments: Any) -> None:
+        self.asked.append((replica, method))
+        if replica in self.replicas and method.startswith(self._method):
+            await self.over.wait()
+
+
 async def ended(client: httpx.AsyncClient, rows: list[dict[str, str]]) -> dict[str, Any]:
     """Send a job and return it once it has ended."""
-    body, kind = "".join(json.dumps(row) + "\n" for row in rows), {"content-type": "application/jsonl"}
-    sent = await client.post("/evaluate/jobs", content=body, headers=kind, params={"resamples": 10})
+    sent = await client.post("/evaluate/jobs", content=lines(rows), headers=JSONL, params={"resamples": 10})
     async with asyncio.timeout(60):
         while True:
             job: dict[str, Any] = (await client.get(f"/evaluate/jobs/{sent.json()['id']}")).json()
@@ -69,14 +82,6 @@ async def test_a_ticket_goes_to_a_replica_that_has_the_artifact_and_a_new_one_ge
         async with asyncio.timeout(60):
             while "c" not in cluster.answered_by():
                 assert (await predict(client, artifact="second")).status_code == 200
-
-
-async def test_a_replica_that_is_gone_is_replaced_by_another(cluster: Cluster) -> None:
-    async with serving(cluster) as (client, _):
-        cluster.failing = dict.fromkeys("a", ReplicaGoneError())
-        answers = [await predict(client) for _ in range(4)]
-        assert {answer.status_code for answer in answers} == {200}
-        assert cluster.gone == {"a"}
 
 
 async def test_rows_that_end_replicas_are_given_up_after_two(cluster: Cluster) -> None:
@@ -193,13 +198,7 @@ async def test_without_a_replica_the_server_is_not_ready_and_the_metrics_know(
     cluster: Cluster, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 1e6)
-    lost, never = set[str](), asyncio.Event()
-
-    async def lose(replica: str, *call: Any) -> None:
-        if replica in lost:
-            await never.wait()
-
-    cluster.before = lose
+    silence = Silence(cluster)
 
     async def said(*names: str) -> dict[str, float]:
         lines = [line.split() for line in (await client.get("/metrics")).text.splitlines()]
@@ -212,7 +211,7 @@ async def test_without_a_replica_the_server_is_not_ready_and_the_metrics_know(
             assert await said(*names) == dict(zip(names, (1, rows, 1000 * live), strict=True))
             assert (await client.get("/health/ready")).status_code == 200
             if how == "silent":
-                lost |= {"a", "b"}
+                silence.replicas = {"a", "b"}
                 monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 0.2)
                 break
             cluster.gone.add("ab"[live - 1])
@@ -227,13 +226,7 @@ async def test_a_silent_replica_keeps_nobody_from_looking_at_the_others(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 1e6)
-    never = asyncio.Event()
-
-    async def silent(replica: str, method: str, *arguments: Any) -> None:
-        if (replica, method) == ("a", "status"):
-            await never.wait()
-
-    cluster.before = silent
+    Silence(cluster, "a", method="status")
     async with serving(cluster):
         before = cluster.answered_by("status").count("b")
         await until(lambda: cluster.answered_by("status").count("b") > before + 3)
@@ -244,27 +237,20 @@ async def test_what_a_silent_replica_has_goes_to_one_that_answers(
 ) -> None:
     """Its process was stopped, say, or its node cut off: Ray takes minutes to see that."""
     monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 3.0)
-    never, sent, silent = asyncio.Event(), list[tuple[str, str]](), False
-
-    async def hang(replica: str, method: str, *arguments: Any) -> None:
-        sent.append((replica, method))
-        if silent and replica == "a":
-            await never.wait()
-
-    cluster.before = hang
+    silence = Silence(cluster)
     async with serving(cluster) as (client, replicas):
         await until(lambda: len(replicas.statuses) == 2)
-        silent = True
+        silence.replicas = {"a"}
         answers = await asyncio.gather(*(predict(client) for _ in range(6)))
         assert {answer.status_code for answer in answers} == {200}
-        assert ("a", "predict") in sent
-        sent.clear()
+        assert ("a", "predict") in silence.asked
+        silence.asked.clear()
         for _ in range(4):
             assert (await predict(client)).status_code == 200
-        assert ("a", "predict") not in sent
+        assert ("a", "predict") not in silence.asked
         assert (await client.post("/artifacts/second/load")).status_code == 200, "what answers has loaded it"
-        silent = False
-        never.set()
+        silence.replicas = set()
+        silence.over.set()
         await until(lambda: cluster.holds("a") == {"first", "second"})
 
 
@@ -272,13 +258,7 @@ async def test_a_replica_that_has_never_answered_keeps_no_load_waiting(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 3.0)
-    never = asyncio.Event()
-
-    async def hang(replica: str, *call: Any) -> None:
-        if replica == "a":
-            await never.wait()
-
-    cluster.before = hang
+    Silence(cluster, "a")
     async with serving(cluster) as (client, _):
         assert (await client.post("/artifacts/second/load")).status_code == 200
         assert {(await predict(client, artifact="second")).status_code for _ in range(4)} == {200}
@@ -289,19 +269,13 @@ async def test_the_only_replica_is_waited_for_though_it_is_silent(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 1.0)
-    never, silent = asyncio.Event(), False
-
-    async def hang(replica: str, method: str, *arguments: Any) -> None:
-        if silent and method == "status":
-            await never.wait()
-
-    cluster.before = hang
+    silence = Silence(cluster, method="status")
     cluster.gone = {"b"}
     async with serving(cluster) as (client, replicas):
         cluster.predictors["a"].hold()
         answer = asyncio.create_task(predict(client))
         await until(cluster.predictors["a"].entered.is_set)
-        silent = True
+        silence.replicas = {"a"}
         await until(lambda: replicas._replicas["a"].silent)
         await asyncio.sleep(2 * LOOK_S)
         assert not answer.done()

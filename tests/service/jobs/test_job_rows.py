@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from job_calls import answers, delete, ended, held, jobs, lines, refused, rows, submit
 from limits import longer_and_longer
-from serving import FakePredictor, Served, serve
+from serving import LeavingClient, Served, serve
 
-from laplora.prompts.templates import TEMPLATES
 from service.jobs.reading.rows import json_lines
 
 pytestmark = pytest.mark.anyio
@@ -58,20 +57,6 @@ async def test_a_download_is_made_a_page_at_a_time_and_goes_on_behind_any_line(s
     assert [part.count(b"\n") for part in parts] == [256, 256, 188]
 
 
-async def test_no_part_of_a_prompt_is_in_the_database() -> None:
-    predictor = FakePredictor(template=TEMPLATES["multiple_choice"], labels=("A", "B", "C"))
-    items = [{"question": f"{i + 10} ?", "choices": [f"first{i}", f"second{i}"], "label": "A"} for i in range(6)]
-    async with serve(predictor) as served:
-        job_id = await submit(served, items)
-        await ended(served, job_id)
-        job, disk = held(served, job_id), served.state.jobs.ledger.disk
-        kept = [one.answer for one in await disk.in_database(disk.tables.reads.answers, job.number, (0, 6))]
-        assert not any("first" in one or "second" in one or "label_text" in one for one in kept)
-        for item, one in zip(items, await answers(served, job_id), strict=True):
-            place = "AB".index(one["answer"]["label"])
-            assert one["answer"]["label_text"] == item["choices"][place]
-
-
 async def test_one_caller_has_its_share_of_the_downloads_and_of_the_reports(served: Served) -> None:
     job_id = await submit(served, rows(3))
     await ended(served, job_id)
@@ -83,29 +68,6 @@ async def test_one_caller_has_its_share_of_the_downloads_and_of_the_reports(serv
     assert served.state.downloads.total == 0
 
 
-class _Connection:
-    """A GET of a client that reads nothing more, and goes away when it is told to."""
-
-    def __init__(self, path: str, query: bytes) -> None:
-        self.scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": path, "raw_path": path.encode()}
-        self.scope |= {"query_string": query, "scheme": "http", "headers": [(b"host", b"test")]}
-        self.scope |= {"client": ("127.0.0.1", 1), "server": ("test", 80)}
-        self.asked = self.stuck = False
-        self.gone = asyncio.Event()
-
-    async def receive(self) -> dict[str, Any]:
-        if not self.asked:
-            self.asked = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Any) -> None:
-        if message.get("body"):
-            self.stuck = True
-            await self.gone.wait()
-
-
 @pytest.mark.parametrize("gone", [True, False])
 async def test_a_report_ends_when_its_client_goes_away_or_the_time_is_over(gone: bool) -> None:
     async with serve(**({} if gone else {"request_timeout_s": 0.05})) as served:
@@ -114,10 +76,10 @@ async def test_a_report_ends_when_its_client_goes_away_or_the_time_is_over(gone:
         path = f"/evaluate/jobs/{job_id}/report"
         async with served.state.reports.turn("ann"):  # whose takes long
             if gone:
-                connection = _Connection(path, b"")
-                call = asyncio.ensure_future(served.app(connection.scope, connection.receive, connection.send))
+                leaving = LeavingClient("GET", path)
+                call = asyncio.ensure_future(leaving.call(served.app))
                 await served.until(lambda: served.state.job_reports.total == 1)
-                connection.gone.set()
+                leaving.gone.set()
                 await call
             else:
                 refused(await served.client.get(path), 504, "deadline_exceeded")
@@ -129,10 +91,10 @@ async def test_a_download_that_is_not_read_is_cut_off() -> None:
         async with serve(job_download_timeout_s=limit_s) as served:
             job_id = await submit(served, rows(3))
             await ended(served, job_id)
-            connection = _Connection(f"/evaluate/jobs/{job_id}/results", b"")
-            await served.app(connection.scope, connection.receive, connection.send)
+            leaving = LeavingClient("GET", f"/evaluate/jobs/{job_id}/results")
+            await leaving.call(served.app)
             assert served.state.downloads.total == 0
-        if connection.stuck:
+        if any(message.get("body") for message in leaving.sent):
             return
 
 

@@ -48,7 +48,10 @@ async def test_lines_may_end_as_files_do_and_are_one_line_each_in_the_file_that_
 
 
 async def test_lines_are_found_however_the_bytes_come(served: Served) -> None:
-    body = lines([{**row, "note": 1} for row in rows(5)]) + '{"text": "ça 🎬", "label": "positive"}'.encode()
+    # A rendered prompt may stand in place of the fields, beside columns that the template does not know.
+    rendered = {"prompt": "row 9", "label": "positive", "question": "why?"}
+    body = lines([*({**row, "note": 1} for row in rows(4)), rendered])
+    body += '{"text": "ça 🎬", "label": "positive"}'.encode()
 
     async def in_parts(size: int) -> AsyncIterator[bytes]:
         for i in range(0, len(body), size):
@@ -59,7 +62,8 @@ async def test_lines_are_found_however_the_bytes_come(served: Served) -> None:
     assert [job["rows"] for job in sent] == [6, 6, 6]
     assert done[0]["result"] == done[1]["result"] == done[2]["result"]
     # Names of columns can be long: lists are without them.
-    assert {tuple(job["columns"]) for job in (*sent, *done)} == {("text", "label", "note")}
+    columns = {"text", "label", "note", "prompt", "question"}
+    assert all(set(job["columns"]) == columns for job in (*sent, *done))
     assert {job["columns"] for job in (await served.client.get("/evaluate/jobs")).json()["jobs"]} == {None}
 
 
@@ -115,6 +119,8 @@ async def test_what_is_no_json_lines_is_refused_by_name(served: Served) -> None:
         ("3", "invalid_request", "lines.3"),
         ('{"a": 1, "a": 2}', "invalid_json", "lines.3"),
         ("\udcff", "invalid_json", "lines.3"),
+        ('{"question": "why?", "choices": ["a", "b"], "label": "positive"}', "invalid_input", "lines.3"),
+        ('{"text": "a", "prompt": "b", "label": "positive"}', "invalid_input", "lines.3"),
     ],
 )
 async def test_a_bad_line_is_named_and_nothing_is_kept(line: str, code: str, field: str, served: Served) -> None:
@@ -146,18 +152,6 @@ async def test_all_bad_lines_are_told_of_by_their_numbers(served: Served) -> Non
     error = refused(await post(served, repeated(b'{"text": "row 5"}\n' * 100)), 422, "invalid_request")
     assert (error["lines_bad"], len(error["lines"])) == (1000, 100)
     await unmoved(served)
-
-
-async def test_templates_are_not_mixed(served: Served) -> None:
-    other = {"question": "why?", "choices": ["a", "b"], "label": "positive"}
-    both = {"text": "a", "prompt": "b", "label": "positive"}
-    error = refused(await post(served, lines([*rows(2), other, both])), 422, "invalid_input")
-    assert [one["line"] for one in error["lines"]] == [3, 4]
-    assert "missing ['text']" in error["lines"][0]["message"]
-    assert "one or the other" in error["lines"][1]["message"]
-    # A rendered prompt in place of the fields is none of that, nor are columns that the template does not know.
-    mixed = [*rows(2), {"prompt": "row 9", "label": "positive", "question": "why?"}]
-    assert (await ended(served, await submit(served, mixed)))["status"] == "done"
 
 
 async def test_too_many_columns_are_refused(served: Served) -> None:
@@ -209,19 +203,19 @@ async def test_a_line_of_a_gigabyte_is_refused_once_it_is_too_long() -> None:
         await unmoved(served)
 
 
-async def test_an_upload_that_takes_too_long_is_given_up() -> None:
+@pytest.mark.parametrize("limit", ["job_upload_timeout_s", "job_upload_idle_s"])
+async def test_an_upload_that_takes_too_long_is_given_up(limit: str) -> None:
+    """Whatever it announces: nothing more comes of it."""
+
     async def slow() -> AsyncIterator[bytes]:
         yield lines(rows(1))
         await asyncio.Event().wait()
 
-    async with serve(job_upload_timeout_s=0.2) as served:
-        # The client would go on sending for ever: only the server's side is looked at.
-        sent = asyncio.ensure_future(post(served, slow()))
-        await served.until(lambda: bool(served.state.jobs.taking._uploads))
-        await served.until(lambda: not served.state.jobs.taking._uploads)
-        sent.cancel()
-        await asyncio.gather(sent, return_exceptions=True)
-        await unmoved(served)
+    async with serve(**{limit: 0.2}) as served:
+        for announced in ({}, {"content-length": "3500"}):
+            error = refused(await post(served, slow(), **announced), 504, "deadline_exceeded")
+            assert limit in error["message"]
+            await unmoved(served)
 
 
 @pytest.mark.parametrize("how", ["shorter", "other bytes", "gone"])

@@ -60,13 +60,21 @@ async def test_a_job_says_what_evaluate_says(served: Served) -> None:
 async def test_orders_of_the_choices_are_averaged_as_evaluate_does() -> None:
     predictor = FakePredictor(template=TEMPLATES["multiple_choice"], labels=("A", "B", "C"))
     items = [
-        {"question": f"{i + 10} ?", "choices": ["20", str(i + 3000), "7"][: 2 + i % 2], "label": "AB"[i % 2]}
+        {"question": f"{i + 10} ?", "choices": ["20", f"words {i + 3000}", "7"][: 2 + i % 2], "label": "AB"[i % 2]}
         for i in range(30)
     ]
     async with serve(predictor, max_queue_rows=600) as served:
-        done = await ended(served, await submit(served, items, order_average="true"))
+        job_id = await submit(served, items, order_average="true")
+        done = await ended(served, job_id)
         assert done["result"]["methods"] == await methods(served, items, order_average=True)
         assert "laplace_order_average" in done["result"]["methods"]
+        # An answer names the text of a choice, no part of which is in the database.
+        for item, one in zip(items, await answers(served, job_id), strict=True):
+            assert one["answer"]["label_text"] == item["choices"]["ABC".index(one["answer"]["label"])]
+        disk, number = served.state.jobs.ledger.disk, held(served, job_id).number
+        kept = [one.answer for one in await disk.in_database(disk.tables.reads.answers, number, (0, 30))]
+        assert len(kept) == 30
+        assert not any("words" in one or "label_text" in one for one in kept)
 
 
 async def test_progress_rows_and_the_time_left_while_it_runs() -> None:

@@ -20,47 +20,31 @@ from tiny_runs import FinishedRun
 SMALL_BATCHES = ("--batch-tokens", "40")
 
 
-def test_killed_jobs_go_on_without_a_lost_or_doubled_row(servers: Servers) -> None:
+def test_killed_and_stopped_jobs_go_on_without_a_lost_or_doubled_row(servers: Servers) -> None:
     count, bad, before, job_id = 1200, (3, 350, 351, 820, 1199), 0, ""
-    # However late the kill comes, it comes before the row that waits for it.
-    waits = {150: 99_701, 450: 99_702, 900: 99_703}
+    ends = {1: signal.SIGKILL, 200: signal.SIGKILL, 500: signal.SIGKILL, 950: signal.SIGTERM}
+    # However late the end comes, it comes before the row that waits for it.
+    waits = {150: 99_701, 450: 99_702, 900: 99_703, 1100: 99_704}
     items = holding(poisoned(count, *bad), waits)
     poison = ",".join(str(90_500 + number) for number in bad)
-    flags = [*SMALL_BATCHES, "--max-inputs", "2500", "--max-queue-rows", "6000", "--drain-s", "0"]
-    for kill_at, token in zip((1, 200, 500), waits.values(), strict=True):
+    flags = [*SMALL_BATCHES, "--max-inputs", "2500", "--max-queue-rows", "6000", "--drain-s", "0", "--leave-s", "1"]
+    for (least, how), token in zip(ends.items(), waits.values(), strict=True):
         process = servers.start(*flags, poison=poison)
         with process.client() as client:
             job_id = job_id or submit_to(client, items)
-            job_until(client, job_id, lambda job: job["rows_done"] >= kill_at)  # noqa: B023
-            process.popen.send_signal(signal.SIGKILL)
-            process.popen.wait()
+            job_until(client, job_id, lambda job: job["rows_done"] >= least)  # noqa: B023
+            process.popen.send_signal(how)
+            assert process.left() == (0 if how == signal.SIGTERM else -how)
         servers.let_pass(token)
         ((status, done, stored),) = servers.stored().values()
         assert status == "queued"
-        assert before <= kill_at <= done < count
+        assert before <= least <= done < count
         assert stored == [row for row in range(done) if row not in bad]
         before = len(stored)
     process = servers.start(*flags, poison=poison)
     with process.client() as client:
         check_whole(client, job_id, items, bad)
         assert metric(client, "laplora_job_rows_total") == count - len(bad) - before
-
-
-def test_draining_stops_jobs_to_go_on(servers: Servers) -> None:
-    process = servers.start(*SMALL_BATCHES)
-    with process.client() as client:
-        job_id = submit_to(client, holding(rows(500), {300: 99_701}))
-        job_until(client, job_id, lambda job: job["rows_done"] > 0)
-        servers.shut()
-        process.popen.terminate()
-        assert process.left() == 0
-    ((status, done, stored),) = servers.stored().values()
-    assert (status, stored) == ("queued", list(range(done)))
-    assert 0 < done < 500
-    servers.open()
-    servers.let_pass(99_701)
-    with servers.start().client() as client:
-        assert job_until(client, job_id, has("done"))["result"]["rows"] == 500
 
 
 def test_uploads_that_break_off_or_are_refused_leave_nothing(servers: Servers) -> None:
@@ -145,13 +129,8 @@ def test_a_disk_without_room(servers: Servers, kind: Any, tmp_path: Path) -> Non
     disk = tmp_path / "disk"
     disk.mkdir()
     servers.jobs_dir = disk / "jobs"
-    with kind(disk) as (fill, free):
-        check_a_full_disk(servers, fill, free)
-
-
-def check_a_full_disk(servers: Servers, fill: Callable[[Process], None], free: Callable[[Process], None]) -> None:
     process = servers.start(*SMALL_BATCHES)
-    with process.client() as client:
+    with kind(disk) as (fill, free), process.client() as client:
         servers.shut()
         job_id = submit_to(client, rows(3000))
         names = sorted(path.name for path in servers.folder.iterdir())

@@ -13,13 +13,12 @@ import pytest
 from job_calls import rows
 from job_servers import Servers, has, job_until, submit_to
 from remote_servers import object_server
+from server_process import until
 
 from service.errors import JobsUnavailableError, UploadChangedError
-from service.jobs.store.folder import JobsFolder
 from service.jobs.store.remote import RemoteUploads
 
 pytest.importorskip("obstore")
-ID = "7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"
 
 
 @pytest.fixture(scope="module")
@@ -67,25 +66,6 @@ def test_objects_come_and_go_whole(
     assert "unmistakable" not in str(error.value) + caplog.text
 
 
-def test_a_folder_has_copies_of_what_the_store_keeps(store: RemoteUploads, s3: dict[str, str], tmp_path: Path) -> None:
-    first, second = [JobsFolder(tmp_path / name, shared=True, remote=store) for name in "ab"]
-    first.upload(ID).write_bytes(b"one\ntwo\n")
-    first.keep(ID)
-    assert not second.inputs(ID).exists()
-    with second.open(ID, 8) as file:
-        assert file.readlines() == [b"one\n", b"two\n"]
-    second.fetch(ID, 8)
-    assert second.inputs(ID).read_bytes() == b"one\ntwo\n"
-    for folder in (first, second):
-        folder.forget_copy(ID)
-        assert sorted(path.name for path in folder.path.iterdir()) == ["made-by-laplora"]
-    first.discard(ID)
-    assert names(s3) == []
-    for read in (second.open, second.fetch):
-        with pytest.raises(FileNotFoundError):
-            read(ID, 8)
-
-
 def test_servers_with_folders_of_their_own_share_jobs(
     servers: Servers, url: str, s3: dict[str, str], tmp_path: Path
 ) -> None:
@@ -103,6 +83,8 @@ def test_servers_with_folders_of_their_own_share_jobs(
                 got = client.get(f"/evaluate/jobs/{job_id}/results").text.splitlines()
                 assert [json.loads(line)["input"] for line in got] == items
         assert sorted(names(s3)) == sorted(f"shared/{job_id}.jsonl" for job_id in ids)
+        # No copy stays, neither where a job was run nor where its upload came.
+        until(lambda: not list(tmp_path.rglob("*.jsonl")))
         for job_id in ids:
             assert clients[0].delete(f"/evaluate/jobs/{job_id}").json()["outcome"] in ("removed", "kept")
             clients[0].delete(f"/evaluate/jobs/{job_id}")

@@ -105,24 +105,6 @@ def test_a_database_of_another_format_is_refused_by_name_and_left_alone(version:
     assert path.read_bytes() == before
 
 
-def test_what_is_under_way_is_kept_until_it_is_over(tmp_path: Path) -> None:
-    store = opened(tmp_path)
-    number = claimed(store, new_job(rows=9))
-    assert add(store, number, range(2), {1: "device_memory"})
-    store.set_absent(number, 7.5, fence=1)
-    begun = {(2, 3): 1, (2, 5): 0, (5, 9): 0}
-    store.set_begun(number, begun, fence=1)
-    store.close()
-    store = opened(tmp_path)
-    (job,) = store.reads.jobs()
-    assert (job.rows_done, job.bad_counts, job.absent_s, job.begun) == (2, {"device_memory": 1}, 7.5, begun)
-    assert add(store, number, range(2, 3), {2: "device_fault"})
-    assert store.reads.jobs()[0].begun == {(2, 5): 0, (5, 9): 0}
-    end(store, number, "cancelled")
-    assert store.reads.jobs()[0].begun == {}
-    store.close()
-
-
 def test_rows_go_to_disk_once_and_in_order(tmp_path: Path) -> None:
     store = opened(tmp_path)
     number = claimed(store, new_job(rows=10))

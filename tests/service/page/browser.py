@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from programs import needs, program
 from server_process import GIVE_UP_S, Serving
@@ -70,6 +75,28 @@ class Visit:
         """Type an API key into the form that asks for one."""
         self.page.get_by_label("This server asks for an API key").fill(key)
         self.page.get_by_role("button", name="Use it").click()
+
+
+def choose(page: Page, content: bytes, name: str = "r.jsonl", kind: str = "") -> None:
+    """Choose a file of rows for a job."""
+    page.get_by_label("File of rows").set_input_files({"name": name, "mimeType": kind, "buffer": content})
+
+
+def posted(command: str) -> tuple[Any, Any]:
+    """Run what a curl command of the page says; return its JSON body and the answer."""
+    words = shlex.split(command.replace("\\\n", ""))
+    body = words[words.index("-d") + 1]
+    headers = dict(words[i + 1].split(": ", 1) for i, word in enumerate(words) if word == "-H")
+    answer = httpx.post(words[2], content=body, headers=headers, timeout=None)
+    assert answer.status_code == 200, answer.text
+    return json.loads(body), answer.json()
+
+
+def printed(program: str) -> str:
+    """Return what a Python program of the page prints."""
+    with contextlib.redirect_stdout(out := io.StringIO()):
+        exec(program, {})
+    return out.getvalue().strip()
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import DESK, PHONE, SECTIONS, Visit, needs_chromium, visit
+from browser import DESK, PHONE, SECTIONS, Visit, choose, needs_chromium, visit
 from job_calls import lines, rows
+from job_servers import submit_to
 from playwright.sync_api import Browser, expect
 from server_process import fake_artifacts, fake_server
 
@@ -27,8 +28,7 @@ def lively(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ids = [p["prediction_id"] for p in client.post("/predict", json={"inputs": asked}).json()["predictions"]]
         items = [{"prediction_id": name, "label": ("negative", "positive")[i % 2]} for i, name in enumerate(ids)]
         assert client.post("/feedback", json={"items": items}).status_code == 200
-        sent = client.post("/evaluate/jobs", content=lines(rows(5)), headers={"content-type": "application/jsonl"})
-        assert sent.status_code == 202
+        submit_to(client, rows(5))
         yield str(client.base_url)
 
 
@@ -139,9 +139,7 @@ def test_html_in_names_and_labels_stays_text(browser: Browser, tmp_path: Path) -
             expect(page.locator("#artifact-about h2").first).to_have_text(MARKUP)
             visited.show("jobs")
             row = {"question": MARKUP, "choices": ["a", "b"], "label": LABELS[0]}
-            page.get_by_label("File of rows").set_input_files(
-                {"name": "<img src=x>.jsonl", "mimeType": "text/html", "buffer": lines([row])}
-            )
+            choose(page, lines([row]), "<img src=x>.jsonl", "text/html")
             page.get_by_role("button", name="Evaluate", exact=True).click()
             expect(page.locator(".job").first).to_contain_text(MARKUP)
             expect(page.locator(".job").first).to_have_attribute("data-status", "done")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-from browser import Visit, needs_chromium
+from browser import Visit, needs_chromium, posted, printed
 from playwright.sync_api import expect
 from server_process import ROOT
 
@@ -24,26 +20,10 @@ def code(visited: Visit, name: str) -> str:
     return visited.page.locator(f"#connect-{name}").inner_text()
 
 
-def posted(command: str) -> Any:
-    """Return what a curl command of the page is answered."""
-    words = shlex.split(command.replace("\\\n", ""))
-    headers = dict(words[i + 1].split(": ", 1) for i, word in enumerate(words) if word == "-H")
-    answer = httpx.post(words[2], content=words[words.index("-d") + 1], headers=headers, timeout=None)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def printed(program: str) -> str:
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        exec(program, {})
-    return out.getvalue()
-
-
 def test_each_protocols_code_is_answered_by_this_server(visited: Visit) -> None:
     visited.show("connect")
-    [classified] = posted(code(visited, "vllm"))["data"]
-    [first, _] = posted(code(visited, "tei"))
+    [classified] = posted(code(visited, "vllm"))[1]["data"]
+    [first, _] = posted(code(visited, "tei"))[1]
     assert set(first) == {"score", "label"}
     assert classified["num_classes"] == 2
     assert max(classified["probs"]) == first["score"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Visit, needs_chromium, visit
+from browser import Visit, choose, needs_chromium, visit
 from job_calls import lines, rows
 from job_servers import has, job_until, submit_to
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -21,10 +21,6 @@ pytestmark = needs_chromium
 def at_jobs(visited: Visit) -> Page:
     visited.show("jobs")
     return visited.page
-
-
-def choose(page: Page, content: bytes) -> None:
-    page.get_by_label("File of rows").set_input_files({"name": "r.jsonl", "mimeType": "", "buffer": content})
 
 
 def sent(page: Page, send: Callable[[], None]) -> Locator:
@@ -101,25 +97,13 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line(at_jobs: Page) -> None:
         expect(job.get_by_role("link", name=link)).to_be_hidden()
 
 
-def test_older_jobs_are_shown_when_asked_for(browser: Browser, tmp_path: Path) -> None:
-    flags = ["--max-jobs-per-caller", "50"]
-    with fake_server(fake_artifacts(tmp_path), *flags) as process, process.client() as client:
-        for _ in range(23):
-            submit_to(client, rows(1))
-        with visit(browser, str(client.base_url)) as visited:
-            visited.show("jobs")
-            expect(visited.page.locator(".job")).to_have_count(20)
-            visited.page.get_by_role("button", name="Show older ones").click()
-            expect(visited.page.locator(".job")).to_have_count(23)
-            expect(visited.page.get_by_role("button", name="Show older ones")).to_be_hidden()
-            shown = [job.get_attribute("data-job") for job in visited.page.locator(".job").all()]
-        assert shown == [job["id"] for job in client.get("/evaluate/jobs").json()["jobs"]]
-
-
-def test_a_job_is_watched_while_somebody_looks_and_cancelled(browser: Browser, tmp_path: Path) -> None:
+def test_a_job_is_watched_while_somebody_looks_and_cancelled_and_older_ones_are_shown_when_asked_for(
+    browser: Browser, tmp_path: Path
+) -> None:
     gate = tmp_path / "gate"
     gate.touch()
-    with fake_server(fake_artifacts(tmp_path), FAKE_GATE=str(gate)) as process, process.client() as client:
+    server = fake_server(fake_artifacts(tmp_path), "--max-jobs-per-caller", "50", FAKE_GATE=str(gate))
+    with server as process, process.client() as client:
         gate.unlink()
         with visit(browser, str(client.base_url)) as visited:
             visited.show("jobs")
@@ -146,3 +130,12 @@ def test_a_job_is_watched_while_somebody_looks_and_cancelled(browser: Browser, t
             assert not [url for url in asked if "evaluate/jobs" in url]
             visited.show("jobs")
             done(job, 20)
+            for _ in range(22):
+                submit_to(client, rows(1))
+            page.reload()
+            expect(page.locator(".job")).to_have_count(20)
+            page.get_by_role("button", name="Show older ones").click()
+            expect(page.locator(".job")).to_have_count(23)
+            expect(page.get_by_role("button", name="Show older ones")).to_be_hidden()
+            shown = [one.get_attribute("data-job") for one in page.locator(".job").all()]
+        assert shown == [one["id"] for one in client.get("/evaluate/jobs").json()["jobs"]]

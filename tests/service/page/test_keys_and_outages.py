@@ -8,7 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from browser import Visit, needs_chromium, ready, visit
+from browser import Visit, choose, needs_chromium, ready, visit
+from job_calls import lines, rows
 from playwright.sync_api import Browser, expect
 from server_process import fake_artifacts, fake_server
 
@@ -117,10 +118,7 @@ def test_a_report_opens_beside_the_page(browser: Browser, tmp_path: Path, report
         expect(opened.value.locator("h1")).to_have_text("Ship it")
         expect(visited.page.locator("#artifact")).to_be_visible()
         visited.show("jobs")
-        rows = "".join(json.dumps({"text": str(1000 * i), "label": "negative"}) + "\n" for i in range(20, 40))
-        visited.page.get_by_label("File of rows").set_input_files(
-            {"name": "r.jsonl", "mimeType": "", "buffer": rows.encode()}
-        )
+        choose(visited.page, lines(rows(20)))
         visited.page.get_by_role("button", name="Evaluate", exact=True).click()
         with visited.page.expect_popup() as opened:
             visited.page.locator(".job").get_by_role("link", name="Report").click()

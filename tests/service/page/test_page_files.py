@@ -48,13 +48,6 @@ async def test_no_other_file_can_be_read_by_its_path(name: str, served: Served) 
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "route_not_found")
 
 
-async def test_nothing_of_the_page_names_another_host(served: Served) -> None:
-    page = (await served.client.get("/")).text
-    for text in (page, *(asset.content.decode() for asset in read_assets().values())):
-        hosts = set(re.findall(r"(?:https?:)?//([a-z0-9.-]+\.[a-z]{2,})", text))
-        assert hosts <= {"www.w3.org"}, hosts  # the name of SVG's elements, which nobody fetches
-
-
 async def test_every_link_to_an_operation_is_one(served: Served) -> None:
     page = (await served.client.get("/")).text
     document = (await served.client.get("/openapi.json")).json()
@@ -67,11 +60,3 @@ async def test_every_link_to_an_operation_is_one(served: Served) -> None:
     linked = set(re.findall(r'href="docs#/(\w+)/(\w+)"', page))
     assert linked
     assert linked <= known
-
-
-def test_no_text_is_ever_made_into_html() -> None:
-    sinks = (
-        r"(inner|outer)HTML|insertAdjacentHTML|document\.write|\beval\(|new Function|setTimeout\(['\"]|DOMParser|srcdoc"
-    )
-    for script in STATIC.glob("*.js"):
-        assert re.search(sinks, script.read_text(encoding="utf-8")) is None, script.name

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import re
-import shlex
 from pathlib import Path
 
 import httpx
-from browser import Visit, needs_chromium, ready, visit
+from browser import Visit, needs_chromium, posted, printed, ready, visit
 from playwright.sync_api import Browser, expect
 from server_process import ROOT, fake_artifacts, fake_server, server_process
 
@@ -24,8 +20,8 @@ def cells(visited: Visit) -> list[list[str]]:
     return [[cell.inner_text() for cell in row.locator("th, td").all()] for row in rows]
 
 
-def test_both_answers_stand_side_by_side(visited: Visit) -> None:
-    """The fake's probability of negative is the largest token over 100,000."""
+def test_both_answers_stand_side_by_side_and_what_to_do_is_said(visited: Visit) -> None:
+    """The fake's probability of negative is the largest token over 100,000; it accepts what risks half of its score."""
     visited.ask("87000")
     assert cells(visited) == [["negative", "87.0 %", "87.0 % ± 10"], ["positive", "13.0 %", "13.0 % ± 10"]]
     assert (
@@ -40,21 +36,10 @@ def test_both_answers_stand_side_by_side(visited: Visit) -> None:
         assert box["y"] + box["height"] <= 800
     for kind in ("map", "served"):
         assert visited.page.locator(f".comparison rect.{kind}").first.get_attribute("width") == "87.00%"
-
-
-def test_what_to_do_is_said_in_plain_words(visited: Visit) -> None:
-    """The fake accepts what risks less than asked for: half of its score, which is 0.25."""
-    for risk, said in (
-        ("20", "Use it. It is as sure as the calibration rows of which at most 20 % were wrong."),
-        (
-            "1",
-            "A person should look, because if everything as sure as this were accepted, more than 1 % of such "
-            "calibration rows would have been wrong.",
-        ),
-    ):
+    for risk, said in (("20", "Use it."), ("1", "A person should look")):
         visited.page.get_by_label("Of accepted answers, at most").fill(risk)
         visited.ask("87000")
-        assert visited.page.locator(".verdict").inner_text() == said
+        expect(visited.page.locator(".verdict")).to_contain_text(said)
 
 
 def test_what_was_measured_is_said_beside_what_is_promised(visited: Visit) -> None:
@@ -78,11 +63,6 @@ def test_every_way_to_answer_is_said_in_words_and_an_example_fills_the_form(visi
     """Nobody knows on first sight what laplace_conditioned is."""
     for option in visited.page.get_by_label("Answered by").locator("option").all():
         assert re.fullmatch(r"recommended \(\w+\)|\w+: \w.+", option.inner_text())
-    wide = visited.page.get_by_label("Answered by").bounding_box()
-    panel = visited.page.locator("#ask").bounding_box()
-    assert wide is not None
-    assert panel is not None
-    assert wide["x"] + wide["width"] <= panel["x"] + panel["width"]
     visited.page.get_by_role("button", name="Clearly bad").click()
     expect(visited.page.locator(".verdict")).to_be_visible()
     assert visited.page.get_by_label("text", exact=True).input_value() == "dull ."
@@ -91,17 +71,13 @@ def test_every_way_to_answer_is_said_in_words_and_an_example_fills_the_form(visi
 def test_the_call_as_curl_and_as_python_is_the_same_call(visited: Visit, address: str) -> None:
     visited.page.get_by_label("Answered by").select_option("map")
     visited.ask(QUOTES)
-    words = shlex.split(visited.page.locator("#call-curl").inner_text().replace("\\\n", ""))
-    assert words[:3] == ["curl", "-s", f"{address}/predict"]
-    body = json.loads(words[words.index("-d") + 1])
+    command = visited.page.locator("#call-curl").inner_text()
+    assert command.startswith(f"curl -s {address}/predict")
+    body, answer = posted(command)
     assert body == {"inputs": [{"text": QUOTES}], "options": {"target_risk": 0.1, "predictive": "map"}}
-    answer = httpx.post(words[2], json=body, timeout=None).json()["predictions"][0]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(visited.page.locator("#call-python").inner_text(), {})
-    assert printed.getvalue().strip() == " ".join(
-        str(answer[name]) for name in ("label", "map_probs", "probs", "decision")
-    )
+    [first] = answer["predictions"]
+    said = printed(visited.page.locator("#call-python").inner_text())
+    assert said == " ".join(str(first[name]) for name in ("label", "map_probs", "probs", "decision"))
 
 
 def test_a_copy_button_copies_its_code_and_a_refusal_is_said_where_it_was_asked(browser: Browser, address: str) -> None:
@@ -158,8 +134,8 @@ def test_an_artifact_with_choices_has_a_form_of_its_own(browser: Browser, tmp_pa
             visited.page.get_by_role("button", name="Ask", exact=True).click()
             expect(visited.page.locator(".verdict")).to_be_visible()
             assert sorted(row[0] for row in cells(visited)) == ["A. Anna", "B. Beth", "C. Cleo"]
-            sent = shlex.split(visited.page.locator("#call-curl").inner_text().replace("\\\n", ""))
-            assert json.loads(sent[-1]) == {
+            body, _ = posted(visited.page.locator("#call-curl").inner_text())
+            assert body == {
                 "inputs": [{"question": "Who 87000 ?", "choices": ["Anna", "Beth", "Cleo"]}],
                 "artifact": "riddles",
                 "options": {"target_risk": 0.1, "order_average": True},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from free_ports import free_port
-from server_process import server_process
+from server_process import predicted, server_process
 from tiny_runs import FinishedRun
 
 from laplora.predictor import Predictor
@@ -41,13 +41,10 @@ def test_killed_while_it_loads_and_started_again(
         assert process.left() == -signal.SIGKILL
     assert files(*kept) == before
     with server_process(command) as process, process.client() as client:
-        response = client.post(
-            "/predict", json={"inputs": [{"text": text} for text in TEXTS], "options": {"predictive": "laplace"}}
-        )
-    assert response.status_code == 200
-    assert response.json()["artifact"]["digest"] == sentiment_predictor.artifact.digest
+        answer = predicted(client, *TEXTS, predictive="laplace")
+    assert answer["artifact"]["digest"] == sentiment_predictor.artifact.digest
     rows = [sentiment_predictor.encode({"text": text}, truncate=True) for text in TEXTS]
-    for got, want in zip(response.json()["predictions"], sentiment_predictor.predict(rows, "laplace"), strict=True):
+    for got, want in zip(answer["predictions"], sentiment_predictor.predict(rows, "laplace"), strict=True):
         # Float32; the same rows in one batch, on as many threads as the machine has.
         assert list(got["probs"].values()) == pytest.approx(want.probs, abs=2e-4)
     assert files(*kept) == before

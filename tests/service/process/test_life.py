@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from limits import longer_and_longer
-from serving import FakePredictor, artifacts_in, code, serve, settings, started
+from serving import FakePredictor, LeavingClient, artifacts_in, code, serve, settings, started
 
 from laplora.errors import (
     ArtifactCorruptError,
@@ -106,32 +106,13 @@ async def test_deadline_is_504_and_frees_the_queue() -> None:
 
 async def test_disconnect_frees_queued_rows() -> None:
     async with serve() as served, served.occupied():
-        gone, sent = asyncio.Event(), []
-        messages = [{"type": "http.request", "body": b'{"inputs": [{"text": "b 77777"}]}', "more_body": False}]
-
-        async def receive() -> dict[str, Any]:
-            if messages:
-                return messages.pop()
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {
-            "type": "http",
-            "http_version": "1.1",
-            "method": "POST",
-            "path": "/predict",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
-        }
-        request = asyncio.create_task(served.app(scope, receive, send))
+        leaving = LeavingClient("POST", "/predict", b'{"inputs": [{"text": "b 77777"}]}')
+        request = asyncio.create_task(leaving.call(served.app))
         await served.until(lambda: served.state.backend.queue.rows == 1)
-        gone.set()
+        leaving.gone.set()
         await request
         assert served.state.backend.queue.rows == 0
-        assert sent[0]["status"] == 499
+        assert leaving.sent[0]["status"] == 499
     assert all(77777 not in row.token_ids for _, rows in served.predictor.batches for row in rows)
 
 
@@ -181,25 +162,6 @@ async def test_broken_candidate_is_409_and_the_old_one_serves(tmp_path: Path, er
     assert code(refused) == (409, expected)
     assert after.json()["artifact"]["name"] == "first"
     assert code(unknown) == (404, "artifact_not_found")
-
-
-async def test_two_activations_at_once_are_refused(tmp_path: Path) -> None:
-    first, second = artifacts_in(tmp_path, "first", "second")
-    may_replay, replaying = threading.Event(), threading.Event()
-
-    def golden_answer() -> list[Any]:
-        replaying.set()
-        may_replay.wait()
-        return []
-
-    second.golden_answer = golden_answer  # type: ignore[method-assign]
-    async with serve(first, second, artifact="first", artifacts_root=tmp_path) as served:
-        swap = asyncio.create_task(served.client.post("/artifacts/second/activate"))
-        await asyncio.to_thread(replaying.wait)
-        refused = await served.client.post("/artifacts/second/activate")
-        may_replay.set()
-        assert (await swap).status_code == 200
-    assert code(refused) == (409, "activation_running")
 
 
 async def test_changed_content_under_the_same_name_is_loaded_again(tmp_path: Path) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
 import torch
-from server_process import ROOT, server_process
+from server_process import ROOT, predicted, server_process
 
 from laplora.artifact.folder import Artifact, read_artifact
 
@@ -39,16 +38,9 @@ def artifact() -> Artifact:
     return read_artifact(ARTIFACT)
 
 
-def predict(client: httpx.Client, inputs: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
-    response = client.post("/predict", json={"inputs": inputs, "options": options})
-    assert response.status_code == 200, response.text
-    found: list[dict[str, Any]] = json.loads(response.text, parse_constant=pytest.fail)["predictions"]
-    return found
-
-
 def test_golden_answers_come_out_of_the_socket(client: httpx.Client) -> None:
     golden = json.loads((ARTIFACT / "golden.json").read_text(encoding="utf-8"))
-    answers = predict(client, [entry["inputs"] for entry in golden["answers"]])
+    answers = predicted(client, *(entry["inputs"]["text"] for entry in golden["answers"]))["predictions"]
     assert answers
     for answer, entry in zip(answers, golden["answers"], strict=True):
         for field in ("map_probs", "probs"):
@@ -58,7 +50,7 @@ def test_golden_answers_come_out_of_the_socket(client: httpx.Client) -> None:
 def test_answers_are_what_they_say(client: httpx.Client, artifact: Artifact) -> None:
     labels = list(artifact.manifest.labels)
     assert client.get("/health/ready").json()["artifact"]["digest"] == artifact.digest
-    for answer in predict(client, [{"text": text} for text in TEXTS], covariance=True):
+    for answer in predicted(client, *TEXTS, covariance=True)["predictions"]:
         assert list(answer["probs"]) == labels
         for probs in (answer["probs"], answer["map_probs"], *answer["calibrated_probs"].values()):
             assert sum(probs.values()) == pytest.approx(1, abs=1e-6)
@@ -92,12 +84,12 @@ def test_unfamiliar_inputs_go_to_review_with_every_label(
     labels = list(artifact.manifest.labels)
     stated = artifact.manifest.familiarity
     assert stated is not None
-    for answer in predict(client, [{"text": text} for text in STRANGERS], predictive=predictive):
+    for answer in predicted(client, *STRANGERS, predictive=predictive)["predictions"]:
         assert answer["familiarity"] <= stated.false_alarms
         assert "unfamiliar" in answer["flags"]
         assert answer["decision"] == "review"
         assert answer["prediction_set"] == labels
-    familiar = predict(client, [{"text": text} for text in TEXTS[:4]], predictive=predictive)
+    familiar = predicted(client, *TEXTS[:4], predictive=predictive)["predictions"]
     assert not any("unfamiliar" in answer["flags"] for answer in familiar)
 
 

@@ -113,30 +113,27 @@ def test_a_secret_is_not_shown_to_the_cluster() -> None:
         (("--device", "cpu"), 2, 0),
         (("--device", "cuda"), 2, 1),
         (("--scorer-gpus", "0.5"), 1, 0.5),
+        (("--device-map", "auto", "--scorer-gpus", "2"), 4, 2),
     ],
 )
 def test_each_scorer_has_a_gpu_where_there_are_some(flags: tuple[str, ...], gpus: float, each: float) -> None:
     assert cluster("--scorers", "2", *flags, gpus=gpus).scorer_gpus == each
 
 
-def test_a_base_that_is_spread_needs_to_know_how_many_gpus_a_scorer_has() -> None:
-    spread = ("--scorers", "2", "--device-map", "auto")
-    with pytest.raises(ConfigError, match="say how many by --scorer-gpus"):
-        cluster(*spread, gpus=4)
-    assert cluster(*spread, "--scorer-gpus", "2", gpus=4).scorer_gpus == 2
-
-
-@pytest.mark.parametrize(("flags", "gpus"), [((), 1), (("--max-scorers", "4"), 2), (("--device", "cuda"), 0)])
-def test_fewer_gpus_than_scorers_are_refused(flags: tuple[str, ...], gpus: float) -> None:
-    with pytest.raises(ConfigError, match="would need a GPU each"):
+@pytest.mark.parametrize(
+    ("flags", "gpus", "said"),
+    [
+        ((), 1, "would need a GPU each"),
+        (("--max-scorers", "4"), 2, "would need a GPU each"),
+        (("--device", "cuda"), 0, "would need a GPU each"),
+        (("--device-map", "auto"), 4, "say how many by --scorer-gpus"),
+    ],
+)
+def test_fewer_gpus_than_scorers_or_nobody_knows_how_many_are_refused(
+    flags: tuple[str, ...], gpus: float, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
         cluster("--scorers", "2", *flags, gpus=gpus)
-
-
-def test_fewer_at_most_than_at_least_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        parse_settings(Flags, ["--scorers", "3", "--max-scorers", "2"])
-    assert stopped.value.code == 2
-    assert "python -m service.ray_serve: max_scorers (2) is below scorers (3)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -147,32 +144,21 @@ def test_scorers_are_rays(flags: list[str], tmp_path: Path, capsys: pytest.Captu
     assert "ray" in capsys.readouterr().err
 
 
-def test_no_artifact_is_said_before_ray_starts(tmp_path: Path) -> None:
-    with server_process(["-m", "laplora", "serve", str(tmp_path), "--engine", "ray"]) as process:
-        assert process.left() == 2
-        assert "no artifact at" in process.log
-        assert "ray_started" not in process.log
-
-
 @pytest.mark.process
-def test_a_cluster_that_cannot_be_reached_is_said_in_a_sentence(tmp_path: Path) -> None:
-    command = ["-m", "laplora", "serve", str(tmp_path), "--engine", "ray", "--auth", "off"]
-    with server_process(command, {"RAY_ADDRESS": "127.0.0.1:1"}) as process:
-        assert process.left() == 2
-        assert "Ray cannot be reached at 127.0.0.1:1" in process.log
-        assert "Traceback" not in process.log
-
-
-def test_a_port_that_is_taken_is_said_before_ray_starts(tmp_path: Path) -> None:
-    root = fake_artifacts(tmp_path)
+def test_what_keeps_it_from_starting_is_said_in_a_sentence_before_ray_starts(tmp_path: Path) -> None:
+    here = ["-m", "laplora", "serve", str(tmp_path), "--engine", "ray"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        command = ["-m", "service.ray_serve", "--artifact", str(root / "fake"), "--port", port]
-        with server_process(command) as process:
-            assert process.left() == 1
-            assert f"not served: cannot listen on 127.0.0.1 port {port}: Address already in use" in process.log
-            assert "Traceback" not in process.log
-            assert "ray_started" not in process.log
+        at_port = ["-m", "service.ray_serve", "--artifact", str(fake_artifacts(tmp_path) / "fake"), "--port", port]
+        for command, environment, status, said in (
+            (here, {}, 2, "no artifact at"),
+            ([*here, "--auth", "off"], {"RAY_ADDRESS": "127.0.0.1:1"}, 2, "Ray cannot be reached at 127.0.0.1:1"),
+            (at_port, {}, 1, f"not served: cannot listen on 127.0.0.1 port {port}: Address already in use"),
+        ):
+            with server_process(command, environment) as process:
+                assert process.left() == status
+                assert said in process.log
+                assert not any(word in process.log for word in ("Traceback", "ray_started"))
 
 
 @pytest.mark.process

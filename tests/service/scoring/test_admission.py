@@ -30,18 +30,6 @@ def refused(admission: Admission, caller: str, wanted: Amount, error: type[Excep
     return caught.value
 
 
-def test_limits_hold_together_and_for_each_caller() -> None:
-    admission = Admission(LIMITS, client_share=0.5)
-    admission.reserve("a", Amount(3, 20, 10))
-    rows = refused(admission, "a", Amount(2, 1), ClientQueueFullError, "max_queue_rows")
-    tokens = refused(admission, "a", Amount(1, 13), ClientQueueFullError, "max_queue_tokens")
-    refused(admission, "a", Amount(1, 1, 491), ClientQueueFullError, "max_tokenize_bytes")
-    admission.reserve("b", Amount(4, 32))
-    full = refused(admission, "c", Amount(2, 2), QueueFullError, "max_queue_rows")
-    assert [(e.limit, e.got) for e in (rows, tokens, full)] == [(4, 5), (32, 33), (8, 9)]
-    assert (admission.total, admission.held_by("a")) == (Amount(7, 52, 10), Amount(3, 20, 10))
-
-
 @pytest.mark.parametrize("callers", [1, 3, 8])
 def test_callers_who_fill_the_queue_together_hold_equal_parts(callers: int) -> None:
     """With a share of one half each holds as much as is left: one in two, one in four and so on."""

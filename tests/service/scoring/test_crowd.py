@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
-from server_process import Process, metric, starting
+from server_process import metric, starting
 
 pytestmark = pytest.mark.anyio
 
@@ -24,30 +23,13 @@ STEADY = range(2000, 2020)
 GROWTH_BYTES = 2 * 2**10 * CROWD * (WAVES - 1)
 
 
-@dataclass
-class Busy:
-    """A server whose device answers nothing while there is no gate."""
-
-    process: Process
-    client: httpx.Client
-    gate: Path
-
-    def metrics(self, *names: str) -> list[float]:
-        return [metric(self.client, f"laplora_{name}") for name in names]
-
-    def waits(self) -> list[float]:
-        """Return requests in flight, this one among them, and rows and tokens in the queue."""
-        return self.metrics("requests_in_flight", "queue_rows", "queue_tokens")
+def metrics(client: httpx.Client, *names: str) -> list[float]:
+    return [metric(client, f"laplora_{name}") for name in names]
 
 
-@pytest.fixture
-def busy(tmp_path: Path) -> Iterator[Busy]:
-    gate = tmp_path / "gate"
-    gate.touch()
-    with starting(tmp_path) as start:
-        process = start(FAKE_GATE=str(gate))
-        with process.client() as client:
-            yield Busy(process, client, gate)
+def waits(client: httpx.Client) -> list[float]:
+    """Return requests in flight, this one among them, and rows and tokens in the queue."""
+    return metrics(client, "requests_in_flight", "queue_rows", "queue_tokens")
 
 
 async def vanish(port: int, number: int) -> None:
@@ -77,44 +59,49 @@ async def ask(client: httpx.AsyncClient, token: int) -> int:
     return round(response.json()["predictions"][0]["map_probs"]["negative"] * 100_000)
 
 
-async def wave(busy: Busy) -> None:
-    """Send the crowd while others wait, and check that these are answered and nothing was done for the crowd."""
+async def wave(client: httpx.Client, gate: Path) -> None:
+    """Send the crowd while others wait; check that these are answered and nothing was done for the crowd."""
     counts = "batch_rows_sum", 'rejects_total{reason="client_closed_request"}'
-    ran, gone = busy.metrics(*counts)
-    busy.gate.unlink()
-    waiting = busy.gate.with_name("gate.waiting")
+    ran, gone = metrics(client, *counts)
+    gate.unlink()
+    waiting = gate.with_name("gate.waiting")
     waiting.unlink(missing_ok=True)
-    port = urlsplit(str(busy.client.base_url)).port or 0
-    async with httpx.AsyncClient(base_url=busy.client.base_url, timeout=None) as client:
-        first = asyncio.create_task(ask(client, 1999))
+    port = urlsplit(str(client.base_url)).port or 0
+    async with httpx.AsyncClient(base_url=client.base_url, timeout=None) as asking:
+        first = asyncio.create_task(ask(asking, 1999))
         await until(waiting.exists)
-        steady = [asyncio.create_task(ask(client, token)) for token in STEADY]
-        await until(lambda: busy.waits()[:2] == [2 + len(STEADY), len(STEADY)])
-        quiet = busy.waits()
+        steady = [asyncio.create_task(ask(asking, token)) for token in STEADY]
+        await until(lambda: waits(client)[:2] == [2 + len(STEADY), len(STEADY)])
+        quiet = waits(client)
         await asyncio.gather(*(vanish(port, number) for number in range(CROWD)))
-        await until(lambda: busy.waits() == quiet)
-        busy.gate.touch()
+        await until(lambda: waits(client) == quiet)
+        gate.touch()
         assert [await first, *(await asyncio.gather(*steady))] == [1999, *STEADY]
-    await until(lambda: busy.waits() == [1, 0, 0])
+    await until(lambda: waits(client) == [1, 0, 0])
     # The crowd was seen, and not a row of it was run: one row each of those who stayed.
-    ran_now, gone_now = busy.metrics(*counts)
+    ran_now, gone_now = metrics(client, *counts)
     assert ran_now == ran + 1 + len(STEADY)
     assert gone_now > gone
 
 
-async def test_500_clients_that_vanish_leave_nothing_behind(busy: Busy) -> None:
-    process = psutil.Process(busy.process.popen.pid)
-    open_files = process.num_fds()
-    await wave(busy)
-    # Threads and pools are there from the first requests on.
-    threads, resident = process.num_threads(), process.memory_info().rss
-    for _ in range(WAVES - 1):
-        await wave(busy)
-    await until(lambda: process.num_fds() == open_files)
-    assert process.num_threads() == threads
-    assert process.memory_info().rss - resident < GROWTH_BYTES
-    busy.process.popen.send_signal(signal.SIGTERM)
-    # Plans without an answer.
-    assert busy.process.event("draining")["in_flight"] == 0
-    assert busy.process.left() == 0
-    assert "Traceback" not in busy.process.log
+async def test_500_clients_that_vanish_leave_nothing_behind(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    with starting(tmp_path) as start:
+        server = start(FAKE_GATE=str(gate))
+        process = psutil.Process(server.popen.pid)
+        with server.client() as client:
+            open_files = process.num_fds()
+            await wave(client, gate)
+            # Threads and pools are there from the first requests on.
+            threads, resident = process.num_threads(), process.memory_info().rss
+            for _ in range(WAVES - 1):
+                await wave(client, gate)
+            await until(lambda: process.num_fds() == open_files)
+            assert process.num_threads() == threads
+            assert process.memory_info().rss - resident < GROWTH_BYTES
+            server.popen.send_signal(signal.SIGTERM)
+            # Plans without an answer.
+            assert server.event("draining")["in_flight"] == 0
+            assert server.left() == 0
+            assert "Traceback" not in server.log

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx
 import pytest
-from server_process import server_process
+from server_process import predicted, server_process
 from tiny_runs import FinishedRun
 
 from laplora.predictive.kinds import PREDICTIVES
@@ -21,31 +19,24 @@ TEXTS = ["The film was superb.", "dull", "The plot was weak, and I say so after 
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def client(mixture_run: FinishedRun) -> Iterator[httpx.Client]:
     command = ["-m", "service", "--artifact", str(mixture_run.artifact), "--device", "cpu"]
     with server_process(command) as process, process.client() as client:
         yield client
 
 
-def predict(client: httpx.Client, texts: list[str], **options: Any) -> dict[str, Any]:
-    response = client.post("/predict", json={"inputs": [{"text": t} for t in texts], "options": options})
-    assert response.status_code == 200, response.text
-    body: dict[str, Any] = json.loads(response.text, parse_constant=pytest.fail)
-    return body
-
-
-def test_clients_at_once_get_what_the_library_says_of_the_predictive_they_ask_for(
+def test_clients_at_once_get_what_the_library_says_of_the_predictive_they_ask_for_and_evaluate_measures_each(
     client: httpx.Client, mixture_predictor: Predictor
 ) -> None:
     rows = [mixture_predictor.encode({"text": t}, truncate=True) for t in TEXTS]
     expected = {name: mixture_predictor.predict(rows, name) for name in NAMES}
     names = [*NAMES] * 4
     with ThreadPoolExecutor(8) as pool:
-        bodies = list(pool.map(lambda name: predict(client, TEXTS, predictive=name), names))
+        bodies = list(pool.map(lambda name: predicted(client, *TEXTS, predictive=name), names))
     said = mixture_predictor.artifact.manifest.recommended
     recommended = {"recommended": said.predictive, "reason": said.reason}
-    assert predict(client, TEXTS, covariance=True)["predictive"] == {"name": said.predictive, **recommended}
+    assert predicted(client, *TEXTS, covariance=True)["predictive"] == {"name": said.predictive, **recommended}
     for name, body in zip(names, bodies, strict=True):
         assert body["predictive"] == {"name": name, **recommended}
         for got, want in zip(body["predictions"], expected[name], strict=True):
@@ -55,14 +46,11 @@ def test_clients_at_once_get_what_the_library_says_of_the_predictive_they_ask_fo
                 assert got[part] == getattr(want, part)
             assert (got["logit_variance"] is None) == (not PREDICTIVES[name].covariance)
             assert (got["uncertainty"] is None) == (want.epistemic is None)
-
-
-def test_evaluate_measures_every_predictive(client: httpx.Client) -> None:
     labels = ["positive", "negative", "negative", "positive"]
     inputs = [{"text": t, "label": label} for t, label in zip(TEXTS, labels, strict=True)]
     methods = client.post("/evaluate", json={"inputs": inputs, "options": {"resamples": 20}}).json()["methods"]
     assert set(methods) == set(PREDICTIVES)
     for name in NAMES:
-        answers = predict(client, TEXTS, predictive=name)["predictions"]
+        answers = predicted(client, *TEXTS, predictive=name)["predictions"]
         right = [p["label"] == label for p, label in zip(answers, labels, strict=True)]
         assert methods[name]["accuracy"] == pytest.approx(sum(right) / 4)
