@@ -136,11 +136,8 @@ def test_fewer_gpus_than_scorers_or_nobody_knows_how_many_are_refused(
         cluster("--scorers", "2", *flags, gpus=gpus)
 
 
-@pytest.mark.parametrize(
-    "flags", [["--scorers", "2"], ["--engine", "local", "--max-scorers", "2"], ["--engine", "tpu"]]
-)
-def test_scorers_are_rays(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", str(tmp_path), *flags]) == 2
+def test_an_engine_that_there_is_not_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(tmp_path), "--engine", "tpu"]) == 2
     assert "ray" in capsys.readouterr().err
 
 

@@ -64,6 +64,7 @@ def test_help_names_every_flag_default_and_variable(capsys: pytest.CaptureFixtur
     [
         (["--port", "70000"], "--port"),
         (["--prot", "80"], "--prot"),
+        (["--scorers", "2"], "--scorers"),
         (["--device", "tpu"], "--device"),
         (["--dequantize", "yes"], "--dequantize"),
         (["--request-timeout-s", "nan"], "--request-timeout-s"),
