@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import signal
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ from training import evaluate as evaluate_job
 from training.config import RunConfig, load_config
 from training.finetune import LabelTrainer, train_adapter
 from training.workspace.kept import kept_adapter
-from training.workspace.run import Run
 from training.workspace.runtime import open_run
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
@@ -104,16 +102,15 @@ def test_a_checkpoint_cut_off_while_it_was_written_is_passed_over(
     assert same(adapter(config.run_dir), adapter(uninterrupted.run_dir))
 
 
-def kept(run: Run, steps: Collection[int] = (12, 18)) -> list[dict[str, torch.Tensor]]:
-    """Return the weights of the adapters of steps that a caller keeps."""
-    return [load_file(kept_adapter(run, step) / "adapter_model.safetensors") for step in steps]
-
-
 def test_adapters_of_steps_are_kept(uninterrupted: RunConfig, short: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Keeping them changes nothing in the final one, and a training that lacks one comes by its step again."""
     config = load_config(short)
+
+    def kept() -> list[dict[str, torch.Tensor]]:
+        return [load_file(kept_adapter(open_run(config), step) / "adapter_model.safetensors") for step in (12, 18)]
+
     assert train_adapter(open_run(config), (12, 18)) == config.run_dir / "adapter"
-    first = kept(open_run(config))
+    first = kept()
     assert same(adapter(config.run_dir), adapter(uninterrupted.run_dir))
     assert not same(first[0], first[1])
     assert not same(first[1], adapter(config.run_dir))
@@ -122,7 +119,7 @@ def test_adapters_of_steps_are_kept(uninterrupted: RunConfig, short: Path, capsy
     shutil.rmtree(config.run_dir / "kept")
     train_adapter(open_run(config), (12, 18))
     assert "lie before the last checkpoint" in capsys.readouterr().out
-    assert all(same(one, other) for one, other in zip(kept(open_run(config)), first, strict=True))
+    assert all(same(one, other) for one, other in zip(kept(), first, strict=True))
     assert same(adapter(config.run_dir), adapter(uninterrupted.run_dir))
 
 
@@ -191,7 +188,6 @@ def test_training_that_diverges_is_an_error(run_copy: Path, capsys: pytest.Captu
         ("quantization=none", "inf"),
         ("quantization=nf4", "nan"),
         ("quantization=nf4 dequantize=false", "nan"),
-        ("quantization=nf4 dequantize=false", "inf"),
     ],
 )
 def test_a_base_that_is_not_a_number_is_refused_before_training(
@@ -238,24 +234,31 @@ def interrupted_fit(stop_at: int, file: Path, *overrides: str) -> int:
 
 
 def test_an_interrupted_fit_ends_like_an_uninterrupted_one(run_copy: Path, sentiment_run: FinishedRun) -> None:
-    """Two passes of five batches; bit for bit, because sums are kept in the number format that they are made in."""
+    """Two passes of five batches; bit for bit, because sums are kept in the number format that they are made in.
+
+    A finished fit takes no pass, and so another prior costs none either.
+    """
     config, whole = load_config(run_copy), sentiment_run.config
     shutil.rmtree(config.run_dir / "laplace")
     assert interrupted_fit(9, run_copy) == 10 - 8
     assert same_files(config.run_dir / "laplace", whole.run_dir / "laplace", FITTED)
     assert fit_record(config) == fit_record(whole)
+    other = ("laplace.prior=evidence", "laplace.granularity=group")
+    with pytest.MonkeyPatch.context() as patch:
+        seen = count_passes(patch)
+        assert job("fit", run_copy, *other) == 0
+    assert seen == [0]
+    served = fit_record(load_config(run_copy, list(other)))["served"]
+    assert (served["method"], served["prior"]["granularity"]) == ("evidence", "group")
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    ("structure", "subset", "blocks"),
-    [("kfac_reduce", "all", 10), ("kfac_reduce", "values_b", 2)],
-)
+@pytest.mark.parametrize(("subset", "blocks"), [("all", 10), ("values_b", 2)])
 def test_an_interrupted_fit_of_another_structure_goes_on(
-    run_copy: Path, tmp_path: Path, structure: str, subset: str, blocks: int
+    run_copy: Path, tmp_path: Path, subset: str, blocks: int
 ) -> None:
     """And of a subset; all of one pass, whatever was kept for another structure."""
-    overrides = (f"laplace.structure={structure}", f"laplace.subset={subset}")
+    overrides = ("laplace.structure=kfac_reduce", f"laplace.subset={subset}")
     folder = load_config(run_copy, list(overrides)).run_dir / "laplace"
     assert interrupted_fit(4, run_copy, *overrides) == 5 - 3
     shutil.move(folder, tmp_path / "interrupted")
@@ -263,16 +266,19 @@ def test_an_interrupted_fit_of_another_structure_goes_on(
     assert same_files(tmp_path / "interrupted", folder, FITTED)
     with safe_open(folder / "posterior.safetensors", framework="pt") as handle:
         metadata = handle.metadata()
-    assert (metadata["structure"], len(json.loads(metadata["blocks"]))) == (structure, blocks)
+    assert (metadata["structure"], len(json.loads(metadata["blocks"]))) == ("kfac_reduce", blocks)
 
 
 def test_another_posterior_and_prior_are_served(run_copy: Path) -> None:
     """From the fit to the golden answers that the loaded artifact repeats."""
     overrides = ("laplace.structure=ekfac", "laplace.subset=regex:lora_B$", "laplace.granularity=group")
+    golden = "golden_inputs=[{text: first one}, {text: second one}]"
     served = ("validation", "group")
     for name in ("fit", "evaluate", "package"):
-        assert job(name, run_copy, *overrides) == 0
+        assert job(name, run_copy, *overrides, golden) == 0
     config = load_config(run_copy, list(overrides))
+    recorded = json.loads((config.artifact_dir / "golden.json").read_text())
+    assert [a["inputs"] for a in recorded["answers"]] == [{"text": "first one"}, {"text": "second one"}]
     record = fit_record(config)
     assert (record["served"]["method"], record["served"]["prior"]["granularity"]) == served
     predictor = Predictor.load(config.artifact_dir, device="cpu")
@@ -283,25 +289,6 @@ def test_another_posterior_and_prior_are_served(run_copy: Path) -> None:
     with_posterior, without = predictor.predict(rows, "laplace"), predictor.predict(rows, "map")
     assert [a.map_probs for a in with_posterior] == [pytest.approx(a.map_probs, abs=1e-5) for a in without]
     assert all(a.logit_variance is not None and min(a.logit_variance) > 0 for a in with_posterior)
-
-
-def test_a_finished_fit_takes_no_pass(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And so another prior costs none either."""
-    seen = count_passes(monkeypatch)
-    other = ("laplace.prior=evidence", "laplace.granularity=group")
-    assert job("fit", run_copy, *other) == 0
-    assert seen == [0]
-    served = fit_record(load_config(run_copy, list(other)))["served"]
-    assert (served["method"], served["prior"]["granularity"]) == ("evidence", "group")
-
-
-def test_the_log_likelihood_is_the_served_models_on_the_training_rows(
-    sentiment_run: FinishedRun, sentiment_predictor: Predictor
-) -> None:
-    run = open_run(sentiment_run.config)
-    answers = sentiment_predictor.predict(run.encode(run.splits.train), "map")
-    probs = torch.tensor([a.map_probs[e.label] for a, e in zip(answers, run.splits.train, strict=True)])
-    assert fit_record(sentiment_run.config)["log_likelihood"] == pytest.approx(float(probs.log().sum()), rel=1e-4)
 
 
 # Evaluate and package.
@@ -324,26 +311,12 @@ def test_the_report_says_what_is_gained_over_temperature_scaling(sentiment_run: 
     evaluation, served = json.loads((report / "evaluation.json").read_text()), manifest.recommended.predictive
     said = f"NLL of {served} less that of temperature scaling: " in (report / "results.md").read_text(encoding="utf-8")
     gains = {name: values["less_temperature"] for name, values in evaluation.items() if "less_temperature" in values}
-    if served == "temperature":  # then there is nothing to compare
-        assert not said
-        assert gains == {}
-        return
     assert said
-    assert gains.keys() == {served}
+    assert gains.keys() == {served} == {"laplace"}
     difference = evaluation[served]["nll"] - evaluation["temperature"]["nll"]
     assert gains[served]["nll"] == pytest.approx(difference, abs=1e-6)
     low, high = gains[served]["interval"]
     assert low <= difference <= high
-
-
-def test_the_artifact_measures_what_was_evaluated(sentiment_run: FinishedRun, sentiment_predictor: Predictor) -> None:
-    """The served path, row by row, gives the NLL in the report: the model that answers is the one that was measured."""
-    run = open_run(sentiment_run.config)
-    answers = sentiment_predictor.predict(run.encode(run.splits.test))
-    evaluation = json.loads((sentiment_run.artifact / "report" / "evaluation.json").read_text())
-    for method, field in (("map", "map_probs"), ("laplace", "probs")):
-        nll = [-torch.tensor(getattr(a, field)[e.label]).log() for a, e in zip(answers, run.splits.test, strict=True)]
-        assert evaluation[method]["nll"] == pytest.approx(float(torch.stack(nll).mean()), rel=1e-3)
 
 
 def test_a_run_done_again_gives_the_same_artifact(
@@ -363,13 +336,6 @@ def test_a_run_done_again_gives_the_same_artifact(
         manifest["files"] = {k: v for k, v in manifest["files"].items() if k not in plots}
         manifests.append(manifest)
     assert manifests[0] == manifests[1]
-
-
-def test_golden_inputs_of_the_configuration_are_recorded(run_copy: Path) -> None:
-    golden = "golden_inputs=[{text: first one}, {text: second one}]"
-    assert job("package", run_copy, golden) == 0
-    recorded = json.loads((load_config(run_copy).artifact_dir / "golden.json").read_text())
-    assert [a["inputs"] for a in recorded["answers"]] == [{"text": "first one"}, {"text": "second one"}]
 
 
 # What is refused, and how it is said.

@@ -153,13 +153,3 @@ def test_the_longest_text_is_the_context() -> None:
     example = Example("b-1", {"question": "Is it green?", "passage": "Grass is green where it rains enough."}, 0, 2)
     found = corrupt(example, "truncated_context", 0.3, 0)
     assert found.fields == {"question": "Is it green?", "passage": "green where it rains enough."}
-
-
-def test_choices_that_a_mistake_would_make_equal_stay() -> None:
-    example = Example("c-1", {"question": "Which?", "choices": ("ab", "ba", "aab", "abb", "aba")}, 0, 5)
-    seen = set()
-    for seed in range(200):
-        choices = corrupt(example, "choice_noise", 1.0, seed).fields["choices"]
-        assert len(set(choices)) == 5
-        seen.add(choices)
-    assert len(seen) > 50

@@ -9,7 +9,7 @@ import pytest
 from laplora.errors import DataError
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import render
-from training.data.benchmarks import BENCHMARKS, LETTERS, WINOGRANDE_ROWS, convert_rows, pools
+from training.data.benchmarks import BENCHMARKS, LETTERS, convert_rows
 
 
 def one(dataset: str, row: dict[str, Any]) -> Example:
@@ -19,10 +19,6 @@ def one(dataset: str, row: dict[str, Any]) -> Example:
 def prompt(dataset: str, example: Example) -> str:
     task = BENCHMARKS[dataset].task(dataset)
     return render(task.template, example.fields, task.labels)[0]
-
-
-def choices(*texts: str, labels: str) -> dict[str, list[str]]:
-    return {"text": list(texts), "label": list(labels)}
 
 
 def test_winogrande_has_the_paper_s_prompt_to_the_letter() -> None:
@@ -46,11 +42,11 @@ def test_winogrande_has_the_paper_s_prompt_to_the_letter() -> None:
 )
 def test_arc_takes_letters_and_numbers_and_three_to_five_choices(labels: str, key: str, label: int) -> None:
     texts = [f"choice {c}" for c in labels]
-    row = {"id": "X_1", "question": "Which one?", "choices": choices(*texts, labels=labels), "answerKey": key}
-    for name in ("arc_easy", "arc_challenge"):
-        example = one(name, row)
-        assert (example.id, example.label, example.class_count) == ("X_1", label, len(labels))
-        assert example.fields == {"question": "Which one?", "choices": tuple(texts)}
+    choices = {"text": texts, "label": list(labels)}
+    row = {"id": "X_1", "question": "Which one?", "choices": choices, "answerKey": key}
+    example = one("arc_easy", row)
+    assert (example.id, example.label, example.class_count) == ("X_1", label, len(labels))
+    assert example.fields == {"question": "Which one?", "choices": tuple(texts)}
     listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
     assert prompt("arc_easy", example) == (
         f"Select one of the choices that answers the following question: Which one? Choices:\n{listed}\nAnswer:"
@@ -89,14 +85,3 @@ def test_a_row_without_a_usable_label_or_column_is_named(dataset: str, row: dict
     with pytest.raises(DataError, match=r"p, row 0: not a labelled row of ") as caught:
         one(dataset, row)
     assert "hidden" not in str(caught.value)
-
-
-def test_winogrande_sizes_are_prefixes_and_calibration_comes_after() -> None:
-    rows = [{"sentence": f"s {i} _", "option1": "a", "option2": "b", "answer": "1"} for i in range(11000)]
-    for name, size in WINOGRANDE_ROWS.items():
-        train, calibration, test = pools(name, {"train": rows, "validation": rows[:9]}, {"validation": ("test",)})
-        assert [e.fields["question"] for e in train.examples] == [r["sentence"] for r in rows[:size]]
-        assert [e.fields["question"] for e in calibration.examples] == [r["sentence"] for r in rows[size:]]
-        assert calibration.default_rows == min(size, 1000)
-        assert (train.roles, calibration.roles, test.roles) == (("train",), ("calibration",), ("test",))
-        assert len({e.id for p in (train, calibration, test) for e in p.examples}) == 11009

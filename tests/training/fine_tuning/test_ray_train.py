@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from alike_runs import check_alike, check_measured_alike, read
+from alike_runs import check_alike, read
 from ray_processes import finetune_and_die, refuse
-from tiny_runs import FinishedRun, sentiment_config
+from tiny_runs import sentiment_config
 
 from laplora.errors import ConfigError, LaploraError
-from laplora.predictor import Predictor
 from laplora.ray_cluster import cluster
 from training.__main__ import main
 from training.config import load_config
@@ -42,29 +39,6 @@ def ray() -> Iterator[None]:
         patch.setenv("PYTHONPATH", f"{TESTS.parent}{os.pathsep}{TESTS}")
         with cluster(2, show_output=True):
             yield
-
-
-@pytest.mark.exhaustive
-def test_the_command_makes_the_artifact_of_one_process(
-    sentiment_run: FinishedRun, tiny_base_folder: Path, tmp_path: Path
-) -> None:
-    """Fine-tuned, fitted, evaluated and packaged by two processes; the paths in its configuration are relative."""
-    sentiment_config(tmp_path, tiny_base_folder, runs="runs", artifacts="artifacts")
-    done = subprocess.run(
-        [sys.executable, "-m", "laplora", "train", "--config", "sentiment.yaml", "--launcher", "ray", "--workers", "2"],
-        env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("[2/4] fit") == done.stdout.count("serve it:") == 1
-    run_dir = tmp_path / "runs" / "tiny-sentiment"
-    check_alike(sentiment_run.config.run_dir, run_dir)
-    check_measured_alike(sentiment_run.config.run_dir, run_dir)
-    predictor = Predictor.load(tmp_path / "artifacts" / "tiny-sentiment", device="cpu")
-    assert predictor.artifact.manifest.metrics["laplace"]["rows"] == 24
 
 
 @pytest.mark.usefixtures("ray")

@@ -16,7 +16,6 @@ from laplora.errors import ConfigError
 from laplora.predictor import Predictor
 from laplora.workers import Workers
 from training.__main__ import main
-from training.config import load_config
 from training.fine_tuning.label_trainer import LengthGrouped
 from training.fine_tuning.shared_steps import SharedBatches
 from training.workspace import processes
@@ -39,26 +38,27 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Pa
     return folder
 
 
-def run_folder(root: Path, name: str) -> Path:
-    return root / name / "runs" / "tiny-sentiment"
-
-
 def statuses(root: Path, number: int) -> list[int]:
     return [int(status) for status in (root / f"{number}.statuses").read_text().split()]
 
 
-def test_one_that_dies_ends_the_others(root: Path) -> None:
-    dead, alive = reversed(statuses(root, 1))
+def test_a_stopped_run_of_two_goes_on_to_what_one_process_has(root: Path) -> None:
+    """The step that was kept included: every process evaluates all selection rows.
+
+    One that dies ends the others. Only the first speaks and writes: two at once leave half a file to read.
+    """
+    alive, dead = statuses(root, 1)
     assert dead == 9
     assert alive != 0
-
-
-def test_a_stopped_run_of_two_goes_on_to_what_one_process_has(root: Path) -> None:
-    """The step that was kept included: every process evaluates all selection rows."""
     assert statuses(root, 0) + statuses(root, 2) == [0, 0, 0]
-    assert "resuming at" in (root / "two" / "2-0.log").read_text()
-    check_alike(run_folder(root, "one"), run_folder(root, "two"))
-    selected, twin = (read(run_folder(root, name) / "selected.json") for name in ("one", "two"))
+    first, second = ((root / "two" / f"2-{rank}.log").read_text() for rank in (0, 1))
+    assert "resuming at" in first
+    for said in ("fine-tuning on 30 rows", "writes checkpoint-16"):
+        assert said in first
+        assert said not in second
+    one, two = (root / name / "runs" / "tiny-sentiment" for name in ("one", "two"))
+    check_alike(one, two)
+    selected, twin = (read(folder / "selected.json") for folder in (one, two))
     assert selected["step"] == twin["step"]
     assert twin["nll"] == pytest.approx(selected["nll"], abs=NATS)
 
@@ -66,38 +66,35 @@ def test_a_stopped_run_of_two_goes_on_to_what_one_process_has(root: Path) -> Non
 def test_a_process_without_a_row_adds_nothing(root: Path) -> None:
     """With weights of classes, and batches of one row for two processes."""
     assert statuses(root, 3) + statuses(root, 4) == [0, 0, 0]
-    check_alike(run_folder(root, "one-weighed"), run_folder(root, "two-weighed"))
-
-
-def test_only_the_first_process_speaks_and_writes(root: Path) -> None:
-    """Two that write one file at once leave half of it to read."""
-    first, second = ((root / "two" / f"2-{rank}.log").read_text() for rank in (0, 1))
-    for said in ("fine-tuning on 30 rows", "writes checkpoint-16"):
-        assert said in first
-        assert said not in second
+    check_alike(*(root / name / "runs" / "tiny-sentiment" for name in ("one-weighed", "two-weighed")))
 
 
 @pytest.mark.exhaustive
-def test_torchrun_makes_the_artifact_of_one_process(
-    sentiment_run: FinishedRun, tiny_base_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("launcher", ["torchrun", "ray"])
+def test_the_command_makes_the_artifact_of_one_process(
+    sentiment_run: FinishedRun, tiny_base_folder: Path, tmp_path: Path, launcher: str
 ) -> None:
-    """Fine-tuned, fitted, evaluated and packaged by two processes; the figures are one process's to rounding."""
-    file = sentiment_config(tmp_path, tiny_base_folder)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    """Fine-tuned, fitted, evaluated and packaged by two processes; the paths in its configuration are relative."""
+    sentiment_config(tmp_path, tiny_base_folder, runs="runs", artifacts="artifacts")
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training", "run"]
+    options = []
+    if launcher == "ray":
+        pytest.importorskip("ray")
+        command, options = ["laplora", "train"], ["--launcher", "ray", "--workers", "2"]
     done = subprocess.run(
-        [*launch, "-m", "training", "run", "--config", file],
+        [sys.executable, "-m", *command, "--config", "sentiment.yaml", *options],
         env=environment(),
-        cwd=TESTS.parent,
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("[2/4] fit") == done.stdout.count("serve it:") == 1
-    config = load_config(file)
-    check_alike(sentiment_run.config.run_dir, config.run_dir)
-    check_measured_alike(sentiment_run.config.run_dir, config.run_dir)
-    predictor = Predictor.load(config.artifact_dir, device="cpu")
+    run_dir = tmp_path / "runs" / "tiny-sentiment"
+    check_alike(sentiment_run.config.run_dir, run_dir)
+    check_measured_alike(sentiment_run.config.run_dir, run_dir)
+    predictor = Predictor.load(tmp_path / "artifacts" / "tiny-sentiment", device="cpu")
     assert predictor.artifact.manifest.metrics["laplace"]["rows"] == 24
 
 
