@@ -90,15 +90,6 @@ def test_the_centre_can_be_given(sentiment_run: FinishedRun, files: dict[str, Pa
     assert not (out / "report" / "report.html").exists(), "of no test rows"
 
 
-def test_a_base_in_4_bit_is_recorded_as_such(choices_run: FinishedRun, tmp_path: Path) -> None:
-    """On a CPU its weights are expanded at load; the artifact must not be loaded on weights that never were packed."""
-    rows = [{"text": f"{word} film", "label": label} for word in "abcdefgh" for label in ("negative", "positive")]
-    out, data = tmp_path / "packed", write_rows(tmp_path / "rows.jsonl", rows)
-    adapter = ("--adapter", choices_run.config.run_dir / "adapter", "--quantization", "nf4")
-    assert fit(*adapter, "--data", data, "--out", out) == 0
-    assert read_artifact(out).manifest.quantization == "nf4"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

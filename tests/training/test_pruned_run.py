@@ -5,22 +5,23 @@ The base has five layers, of which 2 and 3 change little.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
-import httpx
 import pytest
 import torch
 import transformers as hf
+from alike_runs import read
 from serving import code, settings, started
 from tiny_runs import (
     FinishedRun,
+    adapter,
     interrupted_at,
     job,
-    made_once,
     reseal,
+    same,
     sentiment_config,
     sentiment_rows,
     write_rows,
@@ -28,7 +29,7 @@ from tiny_runs import (
 from tiny_tokenizer import tiny_tokenizer
 
 from laplora.artifact.folder import read_artifact
-from laplora.errors import ArtifactCorruptError, ConfigError, ModelError
+from laplora.errors import ArtifactCorruptError, ConfigError, GoldenMismatchError, ModelError
 from laplora.models.base import BaseSpec
 from laplora.models.decoder_layers import decoder_layers
 from laplora.models.shared_base import SharedBases
@@ -81,8 +82,7 @@ def deep_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "initializer_range": 0.1,
         "tie_word_embeddings": True,
     }
-    save = lambda folder: save_base(folder / "deep", hf.LlamaConfig, **options)  # noqa: E731
-    return made_once(tmp_path_factory, "deep-base", save) / "deep"
+    return save_base(tmp_path_factory.mktemp("deep"), hf.LlamaConfig, **options)
 
 
 @pytest.fixture(scope="module")
@@ -100,25 +100,14 @@ def predictor(pruned: FinishedRun) -> Predictor:
     return Predictor.load(pruned.artifact, device="cpu")
 
 
-def choice(run: FinishedRun) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads((run.config.run_dir / pruning.REMOVED).read_text(encoding="utf-8"))
-    return fields
-
-
-@pytest.mark.exhaustive
-def test_the_artifact_says_which_layers_its_base_is_without(pruned: FinishedRun, predictor: Predictor) -> None:
-    manifest = read_artifact(pruned.artifact).manifest
-    assert manifest.removed_layers == QUIET
-    assert manifest.config["base"]["prune_layers"] == 2
-    assert manifest.base == BaseSpec(str(pruned.base), None, "nf4", "float32", None, QUIET)
-    assert len(decoder_layers(predictor.adapted.model)) == LAYERS - 2
-    kept = choice(pruned)
-    assert (tuple(kept["layers"]), kept["prompts"]) == (QUIET, 40)
-    assert 0 < kept["distance"] < 0.05
-
-
 @pytest.mark.exhaustive
 def test_the_loaded_artifact_answers_as_the_model_that_was_trained(pruned: FinishedRun, predictor: Predictor) -> None:
+    manifest = read_artifact(pruned.artifact).manifest
+    assert manifest.config["base"]["prune_layers"] == 2
+    assert manifest.base == BaseSpec(str(pruned.base), None, "nf4", "float32", None, QUIET)
+    kept = read(pruned.config.run_dir / pruning.REMOVED)
+    assert (tuple(kept["layers"]), kept["prompts"]) == (QUIET, 40)
+    assert 0 < kept["distance"] < 0.05
     run = open_run(pruned.config)
     classifier = run.classifier(load_trained(run))
     rows = [classifier.encode({"text": text}) for text in TEXTS]
@@ -127,8 +116,6 @@ def test_the_loaded_artifact_answers_as_the_model_that_was_trained(pruned: Finis
     answers = predictor.predict([predictor.encode({"text": text}, truncate=False) for text in TEXTS], "map")
     found = torch.tensor([answer.probs for answer in answers])
     torch.testing.assert_close(found, logits.softmax(-1).float(), rtol=1e-4, atol=1e-5)
-    measured = json.loads((pruned.config.run_dir / "report" / "evaluation.json").read_text())
-    assert predictor.artifact.manifest.metrics["laplace"]["nll"] == measured["laplace"]["nll"]
 
 
 @pytest.mark.exhaustive
@@ -138,11 +125,11 @@ async def test_a_server_gives_the_numbers_of_the_library(
     """Beside it an artifact on another base cannot be loaded: the same base with all layers is another one."""
     shutil.copytree(pruned.artifact, tmp_path / "pruned")
     whole = shutil.copytree(pruned.artifact, tmp_path / "whole")
-    fields = json.loads((whole / "manifest.json").read_text(encoding="utf-8"))
-    reseal(whole, name="whole", removed_layers=[], config=fields["config"])
+    reseal(whole, name="whole", removed_layers=[])
     app = create_app(settings(artifact="pruned", artifacts_root=tmp_path, device="cpu"))
     async with started(app) as client:
-        answer = await asked(client)
+        body = {"inputs": [{"text": text} for text in TEXTS], "options": {"predictive": "laplace"}}
+        answer = (await client.post("/predict", json=body)).json()
         response = await client.post("/artifacts/whole/load")
     expected = predictor.predict([predictor.encode({"text": text}, truncate=False) for text in TEXTS], "laplace")
     for one, other in zip(answer["predictions"], expected, strict=True):
@@ -152,14 +139,6 @@ async def test_a_server_gives_the_numbers_of_the_library(
     assert code(response) == (409, "artifact_incompatible")
     assert "(nf4, float32), the loaded ones on" in response.text
     assert "(nf4, float32, without layers [2, 3])" in response.text
-
-
-async def asked(client: httpx.AsyncClient) -> dict[str, Any]:
-    body = {"inputs": [{"text": text} for text in TEXTS], "options": {"predictive": "laplace"}}
-    response = await client.post("/predict", json=body)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
 
 
 @pytest.mark.exhaustive
@@ -176,23 +155,15 @@ def test_artifacts_share_a_base_without_the_same_layers_alone(pruned: FinishedRu
     ("removed", "error", "message"),
     [
         ([], ArtifactCorruptError, "does not hold the LoRA matrices of this base"),
-        ([2], ArtifactCorruptError, "does not hold the LoRA matrices of this base"),
-        ([1, 2], None, ""),  # the adapter fits on these three layers as well: its answers tell
+        ([1, 2], GoldenMismatchError, ""),  # the adapter fits on these three layers as well: its answers tell
         ([2, 9], ModelError, r"the layers to remove are \[2, 9\], expected ascending numbers below 5"),
     ],
 )
 def test_other_layers_are_refused(
-    pruned: FinishedRun, tmp_path: Path, removed: list[int], error: type[Exception] | None, message: str
+    pruned: FinishedRun, tmp_path: Path, removed: list[int], error: type[Exception], message: str
 ) -> None:
     folder = shutil.copytree(pruned.artifact, tmp_path / "pruned")
     reseal(folder, removed_layers=removed)
-    if error is None:
-        other = Predictor.load(folder, device="cpu", verify_golden=False)
-        right = Predictor.load(pruned.artifact, device="cpu")
-        rows = [other.encode({"text": text}, truncate=False) for text in TEXTS]
-        found, expected = (torch.tensor([a.probs for a in p.predict(rows, "map")]) for p in (other, right))
-        assert float((found - expected).abs().max()) > 1e-3
-        return
     with pytest.raises(error, match=message):
         Predictor.load(folder, device="cpu")
 
@@ -202,36 +173,28 @@ def test_a_stopped_run_goes_on_without_these_layers_and_chooses_once(
     deep_base: Path, pruned: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ctrl_c_interrupts: None
 ) -> None:
     """Its adapter is that of the run that was not stopped."""
-    chosen: list[int] = []
-    original = pruning.most_similar_block
-
-    def counted(states: torch.Tensor, length: int) -> Any:
-        chosen.append(length)
-        return original(states, length)
-
-    monkeypatch.setattr(pruning, "most_similar_block", counted)
+    chosen = Mock(wraps=pruning.most_similar_block)
+    monkeypatch.setattr(pruning, "most_similar_block", chosen)
     file = sentiment_config(tmp_path, deep_base, name="pruned", **SMALL)
     options = (PRUNED, "base.quantization=nf4")
     interrupted_at(7, file, *options)
-    assert chosen == [2]
     for name in ("finetune", "fit", "evaluate", "package"):
         assert job(name, file, *options) == 0
-    assert chosen == [2]
+    assert chosen.call_count == 1
     folder = load_config(file, list(options)).run_dir
-    files = [f / "adapter" / "adapter_model.safetensors" for f in (folder, pruned.config.run_dir)]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    assert same(adapter(folder), adapter(pruned.config.run_dir))
 
 
 def test_other_rows_choose_anew(deep_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = sentiment_config(tmp_path, deep_base, name="rows", **SMALL)
     config = load_config(file, [PRUNED])
     open_run(config).base_spec()
-    first = json.loads((config.run_dir / pruning.REMOVED).read_text())
+    first = read(config.run_dir / pruning.REMOVED)
     assert open_run(config).base_spec().removed_layers == QUIET
     assert capsys.readouterr().out.count("removed, counted from 0") == 1
     write_rows(tmp_path / "reviews.jsonl", [row | {"text": row["text"].upper()} for row in sentiment_rows()])
     open_run(config).base_spec()
-    assert json.loads((config.run_dir / pruning.REMOVED).read_text())["made_from"] != first["made_from"]
+    assert read(config.run_dir / pruning.REMOVED)["made_from"] != first["made_from"]
 
 
 def test_folds_have_the_layers_of_their_run(deep_base: Path, tmp_path: Path) -> None:
@@ -241,10 +204,9 @@ def test_folds_have_the_layers_of_their_run(deep_base: Path, tmp_path: Path) -> 
     run = open_run(config)
     folds = fold_runs(run)
     assert folds[0].base_spec().removed_layers == QUIET
-    assert (config.run_dir / pruning.REMOVED).is_file()
-    before = choice(FinishedRun(file, config, deep_base))
+    before = read(config.run_dir / pruning.REMOVED)
     assert folds[1].base_spec() == run.base_spec() == folds[0].base_spec()
-    assert choice(FinishedRun(file, config, deep_base)) == before
+    assert read(config.run_dir / pruning.REMOVED) == before
     assert not [path for path in tmp_path.rglob(pruning.REMOVED) if path.parent != config.run_dir]
     fold = folds[0].adapted(lambda base: add_adapter(base, config))
     assert len(decoder_layers(fold)) == LAYERS - 2
@@ -290,9 +252,8 @@ def test_later_labels_and_a_student_keep_to_the_layers(pruned: FinishedRun, tmp_
     assert Predictor.load(folder, device="cpu").artifact.manifest.removed_layers == QUIET
     inputs = write_rows(tmp_path / "inputs.jsonl", [{"text": f"{text} So it is."} for text in TEXTS])
     overrides = [f"runs={tmp_path / 'runs'}", f"data.path={pruned.config.data.path}", "optimizer.steps=6"]
-    command = ["distil", "--artifact", str(pruned.artifact), "--inputs", str(inputs)]
     shutil.copytree(pruned.artifact, tmp_path / "teacher")
-    command[2] = str(tmp_path / "teacher")
+    command = ["distil", "--artifact", str(tmp_path / "teacher"), "--inputs", str(inputs)]
     assert main([*command, *(f"--set={one}" for one in overrides)]) == 0
     (student,) = tmp_path.glob("teacher-*/manifest.json")
     assert Predictor.load(student.parent, device="cpu").artifact.manifest.removed_layers == QUIET
@@ -304,20 +265,13 @@ def test_an_adapter_of_a_base_without_layers_gets_a_posterior(
 ) -> None:
     """The library saves and loads what the command line names; without it the adapter is refused by name."""
     rows = write_rows(tmp_path / "rows.jsonl", sentiment_rows())
-    command = [
-        "fit",
-        "--adapter",
-        str(pruned.config.run_dir / "adapter"),
-        "--data",
-        str(rows),
-        "--template",
-        "sentiment",
-    ]
+    command = ["fit", "--adapter", str(pruned.config.run_dir / "adapter"), "--data", str(rows)]
+    command += ["--template", "sentiment"]
     command += ["--quantization", "nf4", "--dtype", "float32", "--device", "cpu", "--max-tokens", "64"]
     command += ["--set=laplace.rank=4", "--out", str(tmp_path / "given")]
     assert main([*command, "--removed-layers", "2", "3"]) == 0
     loaded = Predictor.load(tmp_path / "given", device="cpu")
-    assert loaded.artifact.manifest.removed_layers == QUIET
+    assert loaded.artifact.manifest.base == BaseSpec(str(pruned.base), None, "nf4", "float32", None, QUIET)
     for text in TEXTS:
         one, other = (p.predict([p.encode({"text": text}, truncate=False)], "map")[0] for p in (loaded, predictor))
         assert one.probs == pytest.approx(other.probs, abs=1e-5)
