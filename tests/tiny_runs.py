@@ -187,6 +187,11 @@ def job(name: str, config_file: Path, *overrides: str) -> int:
 
 def interrupted_at(step: int, file: Path, *overrides: str) -> None:
     """Fine-tune, and let Ctrl-C arrive in the forward pass of a batch, counted from 1."""
+    interrupt_training(step, lambda: job("finetune", file, *overrides))
+
+
+def interrupt_training(step: int, train: Callable[[], int]) -> None:
+    """Let Ctrl-C arrive in the forward pass of a batch, counted from 1, of a job that trains."""
     seen = 0
     original = LabelTrainer.compute_loss
 
@@ -199,7 +204,7 @@ def interrupted_at(step: int, file: Path, *overrides: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LabelTrainer, "compute_loss", compute_loss)
-        assert job("finetune", file, *overrides) == 130
+        assert train() == 130
 
 
 def copy_run(run: FinishedRun, config_file: Path) -> Path:

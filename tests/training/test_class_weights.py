@@ -88,12 +88,8 @@ def test_what_cannot_be_weighed(settings: dict[str, Any], classes: int, likeliho
 
 def rare_rows() -> list[dict[str, Any]]:
     """Return the reviews with a third of the positive ones."""
-    kept, positive = [], 0
-    for row in sentiment_rows():
-        positive += row["label"] == "positive"
-        if row["label"] == "negative" or positive % 3 == 0:
-            kept.append(row)
-    return kept
+    rows = {label: [row for row in sentiment_rows() if row["label"] == label] for label in ("negative", "positive")}
+    return rows["negative"] + rows["positive"][2::3]
 
 
 def weighed_config(folder: Path, base: Path, weights: Any) -> Path:
@@ -163,7 +159,6 @@ def test_weights_change_the_adapter_and_are_checked(
     assert job("finetune", file) == 1
     assert "optimizer.class_weights names ['neutral'], which are not among" in capsys.readouterr().err
     assert job("finetune", file, "optimizer.class_weights={positive: 3}") == 0
-    weights = open_run(load_config(file, ["optimizer.class_weights={positive: 3}"])).config.optimizer.class_weights
-    assert isinstance(weights, dict)
-    assert list(weights) == ["negative", "positive"]
-    assert weights["positive"] == pytest.approx(3 * weights["negative"], rel=1e-5)
+    weights = open_run(load_config(file, ["optimizer.class_weights={positive: 3}"])).config.fit.class_weights
+    assert weights is not None
+    assert weights[1] == pytest.approx(3 * weights[0], rel=1e-5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from test_entry import rows_of
-from tiny_runs import FinishedRun, made_once, reseal, write_rows
+from tiny_runs import FinishedRun, interrupt_training, made_once, reseal, write_rows
 
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConfigError, DataError
@@ -24,7 +23,6 @@ from training.config.student import DistilRequest
 from training.data.files import SplitPaths
 from training.data.section import load_splits
 from training.distil import student_config
-from training.finetune import LabelTrainer
 from training.workspace.runtime import open_run
 from training.workspace.student import Student, open_student
 from training.workspace.targets import training_targets
@@ -91,10 +89,6 @@ def probs(predictor: Predictor, inputs: list[dict[str, str]], predictive: str) -
     return torch.tensor([answer.probs for answer in predictor.predict(rows, predictive)], dtype=torch.float64)
 
 
-def divergence(target: torch.Tensor, answer: torch.Tensor) -> float:
-    return float((target * (target / answer).log()).sum(1).mean())
-
-
 def test_the_student_answers_by_one_pass_what_its_teacher_averages(
     student: Predictor, sentiment_predictor: Predictor
 ) -> None:
@@ -103,8 +97,10 @@ def test_the_student_answers_by_one_pass_what_its_teacher_averages(
     Words that it did not learn are other rows to a random base of two layers.
     """
     average = probs(sentiment_predictor, unlabelled(), "laplace")
-    learned = divergence(average, probs(student, unlabelled(), "map"))
-    assert learned < divergence(average, probs(sentiment_predictor, unlabelled(), "map"))
+    learned, own = (
+        (average * (average / probs(one, unlabelled(), "map")).log()).sum() for one in (student, sentiment_predictor)
+    )
+    assert learned < own
     assert student.recommended == "temperature"
 
 
@@ -126,7 +122,9 @@ def test_the_artifact_says_whose_student_it_is(finished: Path, student: Predicto
 def test_a_training_row_is_learned_from_label_and_teacher_and_a_stranger_not_at_all(
     finished: Path, student: Predictor, sentiment_run: FinishedRun, sentiment_predictor: Predictor, tmp_path: Path
 ) -> None:
-    run = replace(open_run(config_of(student, finished)), own_folder=tmp_path)
+    places = {"runs": finished / "runs", "artifacts": finished / "artifacts"}
+    config = RunConfig.model_validate(student.artifact.manifest.config | places)
+    run = replace(open_run(config), own_folder=tmp_path)
     assert run.student is not None
     weighed = replace(run, student=replace(run.student, label_weight=0.25))
     targets = torch.stack([target for _, target in training_targets(weighed)]).double()
@@ -136,9 +134,9 @@ def test_a_training_row_is_learned_from_label_and_teacher_and_a_stranger_not_at_
     taught = probs(sentiment_predictor, [dict(e.fields) for e in run.splits.train], "laplace")
     labels = torch.nn.functional.one_hot(torch.tensor([e.label for e in run.splits.train]), 2)
     assert torch.allclose(targets[:labelled], 0.25 * labels + 0.75 * taught, atol=1e-5)
-    other = replace(
-        run.student, teacher=read_artifact(sentiment_run.artifact), inputs=strangers(run.student), label_weight=1.0
-    )
+    texts = ("0x3f 0x77 0x01 ;;", "SELECT id FROM accounts WHERE balance > 100", "zq xv kk jj ww")
+    strangers = tuple(replace(one, fields={"text": text}) for one, text in zip(run.student.inputs, texts, strict=False))
+    other = replace(run.student, teacher=read_artifact(sentiment_run.artifact), inputs=strangers, label_weight=1.0)
     alone = replace(run, student=other)
     targets = torch.stack([target for _, target in training_targets(alone)]).double()
     assert torch.equal(targets[:labelled], labels.double())
@@ -147,33 +145,12 @@ def test_a_training_row_is_learned_from_label_and_teacher_and_a_stranger_not_at_
     assert record["unfamiliar"] == labelled + 3 - len(targets) > 0
 
 
-def strangers(student: Student) -> Any:
-    texts = ("0x3f 0x77 0x01 ;;", "SELECT id FROM accounts WHERE balance > 100", "zq xv kk jj ww")
-    return tuple(replace(student.inputs[i], fields={"text": text}) for i, text in enumerate(texts))
-
-
-def config_of(student: Predictor, folder: Path) -> RunConfig:
-    places = {"runs": folder / "runs", "artifacts": folder / "artifacts"}
-    return RunConfig.model_validate(student.artifact.manifest.config | places)
-
-
 @pytest.mark.exhaustive
 def test_a_stopped_student_continues_and_does_not_ask_its_teacher_again(
     finished: Path, sentiment_run: FinishedRun, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = command(sentiment_run, teacher, tmp_path)
-    original, seen = LabelTrainer.compute_loss, 0
-
-    def compute_loss(self: LabelTrainer, *arguments: Any, **settings: Any) -> torch.Tensor:
-        nonlocal seen
-        seen += 1
-        if seen == 30:
-            signal.raise_signal(signal.SIGINT)
-        return original(self, *arguments, **settings)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LabelTrainer, "compute_loss", compute_loss)
-        assert main(given) == 130
+    interrupt_training(30, lambda: main(given))
     assert "the teacher tiny-sentiment answers by laplace" in capsys.readouterr().out
     assert main(given) == 0
     shown = capsys.readouterr().out
@@ -232,20 +209,6 @@ def test_with_other_calibration_rows_the_teachers_train(
         opened(sentiment_run, inputs=inputs, predictive="conditioned", calibration=known)
 
 
-def test_a_teacher_of_every_label_needs_rows_of_its_own_whatever_answers(
-    sentiment_run: FinishedRun, inputs: Path, tmp_path: Path
-) -> None:
-    config = manifest_fields(sentiment_run)["config"]
-    config["calibration"]["rows"] = "cross_fit"
-    artifact = changed_artifact(sentiment_run, tmp_path, config=config)
-    with pytest.raises(ConfigError, match=r"was trained on every label .* the teacher never saw$"):
-        opened(sentiment_run, artifact=artifact, inputs=inputs, predictive="temperature")
-
-
-def changed_config(run: FinishedRun, **changes: Any) -> dict[str, Any]:
-    return manifest_fields(run)["config"] | changes  # type: ignore[no-any-return]
-
-
 def test_what_is_no_teacher_is_refused(sentiment_run: FinishedRun, inputs: Path, tmp_path: Path) -> None:
     """Also a manifest at odds with itself, by name: nothing but the job reads these parts."""
     fields = manifest_fields(sentiment_run)
@@ -260,16 +223,18 @@ def test_what_is_no_teacher_is_refused(sentiment_run: FinishedRun, inputs: Path,
             ({"config": config | {"optimizer": config["optimizer"] | {"steps": "many"}}}, r"\n  optimizer\.steps: "),
             ({"config": config | {"optimizer": config["optimizer"] | {"steps": None}}}, "was not made by"),
             ({"config": config | {"data": "rows.jsonl"}}, r"\n  data: "),
-            ({"config": config | {"predictives": []}}, r"\n  predictives: "),
             ({"config": config | {"base": config["base"] | {"model": "somebody/else"}}}, "names 'somebody/else'"),
             ({"config": config | {"base": config["base"] | {"revision": "a1"}}}, "one of the two was changed"),
             ({"data": data | {"rows": {"train": 0, "calibration": 32}}}, "does not count the rows"),
-            ({"data": data | {"rows": "72"}}, "does not count the rows"),
         )
     ):
         artifact = changed_artifact(sentiment_run, tmp_path / str(number), **changes)
         with pytest.raises(ConfigError, match=message):
             opened(sentiment_run, artifact=artifact, inputs=inputs, predictive="laplace")
+    labels = config | {"calibration": config["calibration"] | {"rows": "cross_fit"}}
+    artifact = changed_artifact(sentiment_run, tmp_path / "every-label", config=labels)
+    with pytest.raises(ConfigError, match=r"was trained on every label .* the teacher never saw$"):
+        opened(sentiment_run, artifact=artifact, inputs=inputs, predictive="temperature")
     without = {name: record for name, record in fields["predictives"].items() if name != "temperature"}
     artifact = changed_artifact(sentiment_run, tmp_path / "without", predictives=without)
     with pytest.raises(ConfigError, match="has no predictive 'temperature'"):
@@ -290,13 +255,12 @@ def test_an_artifact_does_not_say_where_its_student_is_written(
     elsewhere = str(tmp_path / "elsewhere")
     sets = {"other": {"dataset": "file", "path": elsewhere, "template": "sentiment", "labels": ["a", "b"]}}
     written = {"runs": elsewhere, "artifacts": elsewhere, "shift": {"sets": sets}}
-    artifact = changed_artifact(
-        sentiment_run, tmp_path, name="somebodys", config=changed_config(sentiment_run, **written)
-    )
+    config = manifest_fields(sentiment_run)["config"] | written
+    artifact = changed_artifact(sentiment_run, tmp_path, name="somebodys", config=config)
     request = DistilRequest(artifact, inputs, overrides=(rows_named(sentiment_run),))
-    config = student_config(request, read_artifact(artifact))
-    assert (config.name, config.runs, config.artifacts) == ("tiny-sentiment-student", Path("runs"), tmp_path)
-    assert config.shift is None
+    made = student_config(request, read_artifact(artifact))
+    assert (made.name, made.runs, made.artifacts) == ("tiny-sentiment-student", Path("runs"), tmp_path)
+    assert made.shift is None
 
 
 def test_files_that_an_artifact_names_are_read_where_the_user_names_them_too(

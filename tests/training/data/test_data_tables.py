@@ -44,9 +44,6 @@ def test_parquet_gives_what_json_lines_give(tmp_path: Path) -> None:
     assert [(e.fields, e.label) for e in one.train] == [(e.fields, e.label) for e in other.train]
     assert other.train[0].id.startswith("rows.parquet:")
     assert {e.label for e in other.train} == {0, 1}
-
-
-def test_a_row_of_parquet_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     bad = parquet(tmp_path / "bad.parquet", [*ROWS, {"sentence": None, "mood": 1}])
     with pytest.raises(DataError, match=r"bad.parquet, line 21: field 'text' is missing"):
         splits_of(dataset="file", path=bad, label_map=MAP)
