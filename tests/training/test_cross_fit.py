@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -34,7 +32,6 @@ from laplora.fitting.saving import read_fit
 from laplora.models.adapters import attach_adapter
 from laplora.predictive.cross_fitting import fold_rows
 from laplora.predictor import Predictor
-from laplora.prompts.examples import Example
 from training.calibration import fold_adapters as fold_adapters_module
 from training.config import load_config
 from training.evaluate import plain_probs
@@ -47,27 +44,24 @@ from training.workspace.targets import training_targets
 pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
 
 FOLDS, ROWS, TEST = 2, 32, 16
+DATA = {"dataset": "file", "template": "sentiment", "labels": ["negative", "positive"]}
+DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.1}
 STEPS = {"learning_rate": 1e-2, "steps": 16, "batch_size": 4, "checkpoint_every": 4}
 
 
 def cross_fit_config(folder: Path, base: Path) -> Path:
     """Write the configuration: 20 training and 12 calibration rows, which are one."""
+    file = str(write_rows(folder / "reviews.jsonl", sentiment_rows()))
     return sentiment_config(
         folder,
         base,
         name="tiny-cross-fit",
-        data=data_section(write_rows(folder / "reviews.jsonl", sentiment_rows())),
-        adapter={"rank": 4, "alpha": 8, "dropout": 0.1},
+        data=DATA | {"path": file, "train": 20, "calibration": ROWS - 20, "test": TEST},
+        adapter=DROPOUT,
         optimizer=STEPS,
         calibration={"rows": "cross_fit", "folds": FOLDS},
         predictives={"serve": "laplace"},
     )
-
-
-def data_section(path: Any, **changes: Any) -> dict[str, Any]:
-    section = {"dataset": "file", "path": path if isinstance(path, dict) else str(path), "template": "sentiment"}
-    counts = {"train": 20, "calibration": ROWS - 20, "test": TEST}
-    return section | {"labels": ["negative", "positive"]} | counts | changes
 
 
 @pytest.fixture(scope="module")
@@ -104,27 +98,22 @@ def test_every_label_trains_what_is_served_and_calibrates_it(finished: FinishedR
     assert "rows of 'out_of_fold'" in flag.origin
 
 
-def as_shuffled(examples: Sequence[Example], seed: int) -> list[dict[str, Any]]:
-    """Return rows of a file that a run's shuffle puts into the order of the examples."""
-    order = list(range(len(examples)))
-    random.Random(seed).shuffle(order)
-    rows: list[dict[str, Any]] = [{}] * len(examples)
-    for example, place in zip(examples, order, strict=True):
-        rows[place] = {**example.fields, "label": ["negative", "positive"][example.label]}
-    return rows
-
-
 def test_a_fold_is_a_plain_run_on_its_rows(finished: FinishedRun, tmp_path: Path) -> None:
     """The same adapter, and the same numbers of the rows that it was not trained on, to the last bit."""
     fold = fold_runs(open_run(finished.config))[1]
     splits, seed = fold.splits, finished.config.seed
-    parts = {"train": splits.train, "calibration": splits.calibration, "test": splits.test}
-    files = {name: str(write_rows(tmp_path / f"{name}.jsonl", as_shuffled(rows, seed))) for name, rows in parts.items()}
+    files = {}
+    for name in ("train", "calibration", "test"):
+        examples = getattr(splits, name)
+        random.Random(seed).shuffle(order := list(range(len(examples))))
+        rows = [examples[order.index(i)] for i in range(len(order))]  # which the run's shuffle puts into this order
+        labelled = [{**e.fields, "label": splits.task.labels[e.label]} for e in rows]
+        files[name] = str(write_rows(tmp_path / f"{name}.jsonl", labelled))
     plain = sentiment_config(
         tmp_path,
         finished.base,
-        data=data_section(files, train=None, calibration=None, test=None),
-        adapter={"rank": 4, "alpha": 8, "dropout": 0.1},
+        data=DATA | {"path": files},
+        adapter=DROPOUT,
         optimizer=STEPS | {"steps": fold.config.optimizer.steps},
     )
     assert job("finetune", plain) == job("fit", plain) == 0
@@ -232,12 +221,8 @@ def test_the_passes_of_the_folds_are_kept(finished: FinishedRun, copied: Path, m
     """A fit that was stopped after them runs the model for none of them again."""
     config = load_config(copied)
     (config.run_dir / "laplace" / "fit.json").unlink()
-
-    def never(*_arguments: Any, **_options: Any) -> None:
-        raise AssertionError("computed again")
-
-    monkeypatch.setattr(passes, "contrast_jacobians", never)
-    monkeypatch.setattr(fold_adapters_module, "project_split", never)
+    monkeypatch.setattr(passes, "contrast_jacobians", None)
+    monkeypatch.setattr(fold_adapters_module, "project_split", None)
     assert job("fit", copied) == 0
     records = [read_fit(one.run_dir / "laplace") for one in (config, finished.config)]
     assert records[0] == records[1]

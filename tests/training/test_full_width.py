@@ -100,9 +100,9 @@ def fitted(config: RunConfig, base: Path, target: Path) -> tuple[Path, list[lapl
 def train_a_step(classifier: laplora.Classifier, rows: list[dict[str, Any]]) -> None:
     """Take one step of AdamW on the rows' labels; every B of the adapter moves."""
     model = classifier.model
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0)
     batch = classifier.collate([classifier.encode({"text": row["text"]}) for row in rows])
     labels = torch.tensor([LABELS.index(row["label"]) for row in rows])
     model.train()
@@ -110,7 +110,7 @@ def train_a_step(classifier: laplora.Classifier, rows: list[dict[str, Any]]) -> 
     loss.backward()
     optimizer.step()
     model.eval()
-    moved = {name for name, p in model.named_parameters() if p.requires_grad and not torch.equal(p, before[name])}
+    moved = {name for name, p in trained.items() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if ".lora_B." in name}  # B begins at zero, so A has no gradient yet
 
 

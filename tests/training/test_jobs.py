@@ -139,7 +139,13 @@ def test_stale_results_are_not_taken(
         assert re.search("no trained adapter|no fitted posterior|other rows", capsys.readouterr().err)
     config = load_config(run_copy, overrides)
     assert job("finetune", run_copy, *overrides) == 0
-    assert "fine-tuning on 40 rows" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "fine-tuning on 40 rows" in said
+    if ending:
+        (earlier,) = config.run_dir.glob("earlier-*")
+        assert f"earlier results, which are kept in {earlier}" in said
+        assert same(adapter(earlier), before)
+        assert (earlier / "laplace" / "posterior.safetensors").is_file()
     assert not same(adapter(config.run_dir), before)
     assert not (config.run_dir / "laplace").exists()
 
@@ -345,7 +351,6 @@ def test_a_run_done_again_gives_the_same_artifact(
     ("name", "overrides", "message"),
     [
         ("fit", ["name=fresh"], "no trained adapter in .*: run 'python -m training finetune' first"),
-        ("evaluate", ["name=fresh"], "no trained adapter in .*: run 'python -m training finetune' first"),
         ("package", ["name=fresh"], "no fitted posterior in .*: run 'python -m training fit' first"),
         ("run", ["data.path=nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         ("run", ["data.train=1000"], "ask for fewer"),

@@ -20,21 +20,14 @@ LABELS = {"negative": " rather bad", "positive": " very good indeed"}
 def test_a_run_reads_labels_of_several_tokens_to_its_end(
     tmp_path: Path, tiny_base_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = {
-        "dataset": "file",
-        "path": str(write_rows(tmp_path / "rows.jsonl", sentiment_rows())),
-        "template": "sentiment",
-        "labels": LABELS,
-        "train": 24,
-        "calibration": 20,
-        "test": 16,
-    }
+    rows = str(write_rows(tmp_path / "rows.jsonl", sentiment_rows()))
+    data = {"dataset": "file", "path": rows, "template": "sentiment", "labels": LABELS}
     finished = finish(
         sentiment_config(
             tmp_path,
             tiny_base_folder,
             name="tiny-sequences",
-            data=data,
+            data=data | {"train": 24, "calibration": 20, "test": 16},
             readout="label_sequences",
             adapter={"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "v_proj"]},
             optimizer={"learning_rate": 1e-2, "steps": 16, "batch_size": 6, "checkpoint_every": 16},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_runs import FinishedRun, sentiment_rows, write_rows
@@ -17,6 +18,11 @@ def pool(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "pool.jsonl", [*rows, rows[0] | {"id": "again"}])
 
 
+def suggested(pool: Path) -> list[dict[str, Any]]:
+    lines = pool.with_suffix(".suggested.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def test_the_rows_come_in_the_order_to_label(
     sentiment_run: FinishedRun, pool: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -26,7 +32,7 @@ def test_the_rows_come_in_the_order_to_label(
     assert "5 of 13 rows chosen; 1 repeat an earlier one" in shown.out
     assert "nats of the first row" in shown.out
     given = [json.loads(line) for line in pool.read_text(encoding="utf-8").splitlines()]
-    lines = [json.loads(line) for line in pool.with_suffix(".suggested.jsonl").read_text("utf-8").splitlines()]
+    lines = suggested(pool)
     assert len(lines) == len({line["id"] for line in lines}) == 5
     gains = [line["suggested"]["gain"] for line in lines]
     assert gains == sorted(gains, reverse=True)
@@ -36,6 +42,10 @@ def test_the_rows_come_in_the_order_to_label(
         assert reasons["predicted"] == max(reasons["probs"], key=lambda label: reasons["probs"][label])
         assert 0 <= reasons["entropy"] <= 0.6932
         assert 0 < reasons["familiarity"] <= 1
+    # Labelled in place and suggested again it is a pool.
+    labelled = write_rows(pool.with_name("labelled.jsonl"), [line | {"label": "positive"} for line in lines])
+    assert main(["suggest", "--artifact", str(sentiment_run.artifact), "--pool", str(labelled), "--n", "3"]) == 0
+    assert len(suggested(labelled)) == 3
 
 
 def test_unfamiliar_rows_are_left_out(
@@ -45,22 +55,12 @@ def test_unfamiliar_rows_are_left_out(
     assert main(command) == 0
     out = pool.with_suffix(".suggested.jsonl")
     command += ["--out", str(out)]
-    every = [json.loads(line)["suggested"]["familiarity"] for line in out.read_text("utf-8").splitlines()]
+    every = [line["suggested"]["familiarity"] for line in suggested(pool)]
     least = sorted(every)[6]
     assert main([*command, "--least-familiarity", str(least)]) == 0
-    kept = [json.loads(line)["suggested"]["familiarity"] for line in out.read_text("utf-8").splitlines()]
+    kept = [line["suggested"]["familiarity"] for line in suggested(pool)]
     assert sorted(kept) == [one for one in sorted(every) if one >= least]
     assert ("are too unlike the training rows" in capsys.readouterr().out) == (len(kept) < len(every))
-
-
-def test_labelled_in_place_it_is_a_file_of_rows(sentiment_run: FinishedRun, pool: Path, tmp_path: Path) -> None:
-    """With labels written into it the file is read as labelled rows, and suggested again it is a pool."""
-    out = tmp_path / "next.jsonl"
-    command = ["suggest", "--artifact", str(sentiment_run.artifact), "--n", "3"]
-    assert main([*command, "--pool", str(pool), "--out", str(out)]) == 0
-    lines = [json.loads(line) | {"label": "positive"} for line in out.read_text("utf-8").splitlines()]
-    assert main([*command, "--pool", str(write_rows(tmp_path / "labelled.jsonl", lines)), "--out", str(out)]) == 0
-    assert len(out.read_text("utf-8").splitlines()) == 3
 
 
 def test_rows_that_may_have_labels_by_now_are_not_overwritten_unasked(

@@ -134,7 +134,7 @@ def test_duplicates_stay_in_the_test_split_first() -> None:
     ]
 
 
-def test_too_many_rows_asked_for() -> None:
+def test_rows_that_are_not_there_or_teach_nothing_are_refused() -> None:
     message = r"^toy rows: train 700 \+ calibration 150 \+ test 100 rows asked for, 872 are there: ask for fewer$"
     with pytest.raises(DataError, match=message):
         split(one_pool(872), counts(700, 150, 100), seed=0)
@@ -143,9 +143,6 @@ def test_too_many_rows_asked_for() -> None:
         split(made, counts(train=4), seed=0)
     with pytest.raises(DataError, match=r"train 9 \+ calibration 1 \+ test at least 1 rows"):
         split(one_pool(10), counts(train=9, calibration=1), seed=0)
-
-
-def test_what_cannot_be_learned_is_refused() -> None:
     with pytest.raises(DataError, match="1 training rows are fewer than the 2 classes"):
         split(one_pool(10), counts(train=1), seed=0)
     made = source(Pool("toy rows", rows([f"text {i}" for i in range(30)], label=1), ALL))

@@ -149,20 +149,14 @@ def test_training_stops_where_nothing_gets_better(tiny_base_folder: Path, tmp_pa
 @pytest.mark.exhaustive
 def test_the_artifact_says_which_step_was_kept(tiny_base_folder: Path, tmp_path: Path) -> None:
     """And its posterior is of the rows that were trained on, also where every fold keeps a step of its own."""
-    data = {"dataset": "file", "path": str(tmp_path / "reviews.jsonl"), "template": "sentiment"}
-    file = sentiment_config(
-        tmp_path,
-        tiny_base_folder,
-        data=data | {"labels": ["negative", "positive"], "train": 24, "calibration": 16, "test": 16},
-        optimizer=SELECTING,
-        calibration={"rows": "cross_fit", "folds": 2},
-    )
+    calibration = {"rows": "cross_fit", "folds": 2}
+    file = sentiment_config(tmp_path, tiny_base_folder, optimizer=SELECTING, calibration=calibration)
     assert job("run", file) == 0
     config = load_config(file)
     manifest = read(config.artifact_dir / "manifest.json")
     assert manifest["data"]["selected"] == read(config.run_dir / "selected.json")
-    assert manifest["data"]["rows"] == {"train": 30, "calibration": 0, "test": 16, "selection": 10}
-    assert read(config.run_dir / "laplace/fit.json")["train_rows"] == 30
+    assert manifest["data"]["rows"] == {"train": 54, "calibration": 0, "test": 24, "selection": 18}
+    assert read(config.run_dir / "laplace/fit.json")["train_rows"] == 54
     assert all(read(config.run_dir / f"folds/{number}/selected.json")["step"] > 0 for number in (0, 1))
 
 

@@ -41,10 +41,12 @@ def test_the_size_says_what_is_left_open(parameters: int, capsys: pytest.Capture
 
 
 def test_what_is_given_wins() -> None:
-    rate = filled_in(configuration(learning_rate=0.5), 300, lambda: 10**8).optimizer
-    length = filled_in(configuration(steps=7), 300, lambda: 10**8).optimizer
-    assert (rate.learning_rate, rate.steps) == (0.5, filled_in(configuration(), 300, lambda: 10**8).optimizer.steps)
-    assert (length.learning_rate, length.steps) == (size_defaults(10**8).learning_rate, 7)
+    rate, length, neither = (
+        filled_in(configuration(**given), 300, lambda: 10**8).optimizer
+        for given in ({"learning_rate": 0.5}, {"steps": 7}, {})
+    )
+    assert (rate.learning_rate, rate.steps) == (0.5, neither.steps)
+    assert (length.learning_rate, length.steps) == (neither.learning_rate, 7)
 
 
 def test_parameters_are_those_of_the_loaded_model(tiny_base_folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from alike_runs import read
-from tiny_runs import FinishedRun, copy_run, job, sentiment_config, sentiment_rows, write_rows
+from tiny_runs import FinishedRun, copy_run, job, sentiment_config
 
 from laplora.artifact.folder import read_artifact
 from training.config import load_config
@@ -46,9 +46,8 @@ def test_a_trial_with_fewer_steps_leaves_the_finished_run_alone(
     assert job("finetune", finished, "optimizer.steps=5") == 0
     printed = capsys.readouterr().out
     assert f"{plain} belongs to another configuration; this one's results go to {trial}" in printed
-    for overrides, folder in (((), plain), (("optimizer.steps=5",), trial)):
-        assert job("finetune", finished, *overrides) == 0
-        assert f"adapter already trained: {folder}" in capsys.readouterr().out
+    assert job("finetune", finished, "optimizer.steps=5") == 0
+    assert f"adapter already trained: {trial}" in capsys.readouterr().out
     assert digests(plain) == before
 
 
@@ -65,28 +64,12 @@ def test_another_posterior_starts_from_the_adapter_that_is_there(
     assert job("package", finished) == 0
     assert f"the adapter was trained already, in {plain}: starting from what lies there" in capsys.readouterr().out
     assert job("finetune", finished, "laplace.rank=3") == 0
-    assert "starting from what lies there" in capsys.readouterr().out
     assert job("fit", finished, "laplace.rank=3") == 0
     kept = digests(load_config(finished, ["laplace.rank=3"]).run_dir)
     for name in ("adapter/adapter_model.safetensors", "initial_adapter/adapter_model.safetensors"):
         assert kept[name] == before[name]
     assert kept["laplace/posterior.safetensors"] != before["laplace/posterior.safetensors"]
     assert digests(plain) == before
-
-
-def test_other_rows_in_the_same_file_keep_the_earlier_results(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = load_config(finished)
-    before = digests(config.run_dir)
-    write_rows(finished.parent / "reviews.jsonl", [row | {"text": row["text"] + " Yes."} for row in sentiment_rows()])
-    assert job("finetune", finished) == 0
-    (earlier,) = config.run_dir.glob("earlier-*")
-    assert f"earlier results, which are kept in {earlier}" in capsys.readouterr().out
-    moved = digests(earlier)
-    assert moved == {name: digest for name, digest in before.items() if name in moved}
-    assert {"adapter/adapter_model.safetensors", "laplace/posterior.safetensors"} <= moved.keys()
-    assert not (config.run_dir / "laplace").exists()
 
 
 def test_what_changes_no_result_changes_no_folder(finished: Path) -> None:
@@ -132,14 +115,13 @@ def test_two_containers_have_one_process_number(tmp_path: Path, monkeypatch: pyt
 
     def slow(*arguments: Any, **options: Any) -> Any:
         made = copytree(*arguments, **options)
-        if not nested:
-            nested.append(True)
-            nested.append(start_from(source, tmp_path / "n-1", {"seed": 1}))
+        monkeypatch.setattr(shutil, "copytree", copytree)
+        nested.append(start_from(source, tmp_path / "n-1", {"seed": 1}))
         return made
 
     monkeypatch.setattr(shutil, "copytree", slow)
     assert not start_from(source, tmp_path / "n-1", {"seed": 1})
-    assert nested == [True, True]
+    assert nested == [True]
     assert sorted(digests(tmp_path / "n-1")) == ["config.json"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["n", "n-1"]
 
