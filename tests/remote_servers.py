@@ -22,6 +22,10 @@ import pytest
 from free_ports import free_port
 from programs import program
 
+#: Status, headers and body.
+Answer = tuple[int, dict[str, str], bytes]
+MODIFIED = "Sat, 28 Nov 2026 08:00:00 GMT"
+
 
 @contextmanager
 def object_server(bucket: str) -> Iterator[dict[str, str]]:
@@ -104,39 +108,53 @@ def running(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
         server.server_close()
 
 
-@contextmanager
-def bucket_server(objects: dict[str, bytes]) -> Iterator[str]:
-    """Run a server that gives, takes and removes objects by their path, as Google Cloud Storage's does in XML."""
+def answering(answer: Callable[[str, str, bytes, str | None], Answer]) -> type[BaseHTTPRequestHandler]:
+    """Return what answers requests by a function of method, path, body and the key that the client sent."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            path = unquote(urlsplit(self.path).path)
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, content = 200, b""
-            if self.command == "PUT":
-                objects[path] = body
-            elif path not in objects:
-                status = 404
-            elif self.command == "DELETE":
-                status, _ = 204, objects.pop(path)
-            else:
-                content = objects[path]
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+            path = unquote(urlsplit(self.path).path)
+            status, headers, content = answer(self.command, path, body, self.headers.get("Authorization"))
             self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{hashlib.md5(content or body).hexdigest()}"')
-            self.send_header("Last-Modified", "Sat, 28 Nov 2026 08:00:00 GMT")
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(content)
 
-        do_HEAD = do_PUT = do_DELETE = do_GET
+        do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
         def log_message(self, *_arguments: object) -> None:
             pass
 
-    with running(Handler) as url:
+    return Handler
+
+
+@contextmanager
+def bucket_server(objects: dict[str, bytes]) -> Iterator[str]:
+    """Run a server that gives, takes and removes objects by their path, as Google Cloud Storage's does in XML."""
+
+    def answer(method: str, path: str, body: bytes, _key: str | None) -> Answer:
+        content = b"" if method == "PUT" else objects.get(path, b"")
+        headers = {"ETag": f'"{hashlib.md5(content or body).hexdigest()}"', "Last-Modified": MODIFIED}
+        if method == "PUT":
+            objects[path] = body
+        elif path not in objects:
+            return 404, headers, b""
+        elif method == "DELETE":
+            del objects[path]
+            return 204, headers, b""
+        return 200, headers, content
+
+    with running(answering(answer)) as url:
         yield url
 
 
@@ -162,7 +180,7 @@ class Hub:
         self.commits[name], self.branches[branch] = whole, name
         return name
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+    def answer(self, path: str, body: bytes) -> Answer:
         """Return status, headers and body for a request."""
         if (match := re.fullmatch(rf"/{self.repository}/resolve/([^/]+)/(.+)", path)) is not None:
             commit = self.branches.get(match[1], match[1])
@@ -211,35 +229,13 @@ def hub_server(repository: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub
     """Run a hub, and let this process's huggingface_hub ask it."""
     hub = Hub(repository)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(method: str, path: str, body: bytes, key: str | None) -> Answer:
+        hub.asked.append(f"{method} {path}")
+        if hub.token and key != f"Bearer {hub.token}":
+            return 401, {"X-Error-Message": "Invalid credentials"}, b"{}"
+        return hub.answer(path, body)
 
-        def do_GET(self) -> None:
-            path = unquote(urlsplit(self.path).path)
-            hub.asked.append(f"{self.command} {path}")
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if self.headers.get("Transfer-Encoding") == "chunked":
-                while size := int(self.rfile.readline(), 16):
-                    body += self.rfile.read(size)
-                    self.rfile.readline()
-                self.rfile.readline()
-            if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
-                status, headers, content = 401, {"X-Error-Message": "Invalid credentials"}, b"{}"
-            else:
-                status, headers, content = hub.answer(self.command, path, body)
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(content)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
-
-        do_HEAD = do_POST = do_GET
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
-
-    with running(Handler) as hub.url:
+    with running(answering(answer)) as hub.url:
         # What HF_ENDPOINT sets, which is read once in a process.
         template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)

@@ -12,18 +12,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from remote_servers import Answer, answering, running
 from sqlalchemy import make_url
 
 from laplora.models.offline import OFFLINE_MODELS
@@ -143,28 +141,6 @@ def settings_of(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> S
     return Settings()
 
 
-@contextmanager
-def answering(status: int, paths: list[str]) -> Iterator[int]:
-    """A server on a free loopback port that gives every GET one status and notes its path."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            paths.append(self.path)
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None: ...
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_every_stage_starts_from_the_chosen_base_or_an_earlier_stage(name: str) -> None:
     (base,), stages = parse(name)
@@ -188,15 +164,8 @@ def test_what_is_copied_is_in_git_and_in_the_build_context(name: str) -> None:
 
 
 def test_the_build_context_leaves_out_the_rest() -> None:
-    private = (
-        ".git/config",
-        ".venv/bin/python",
-        "runs/a/b",
-        "tests/conftest.py",
-        ".env",
-        "artifacts/mine/manifest.json",
-    )
-    for path in (*private, "laplora/__pycache__/a.pyc", "service/http/routes/__pycache__/x.pyc"):
+    private = ".git/config .venv/bin/python runs/a/b tests/conftest.py .env artifacts/mine/manifest.json"
+    for path in (*private.split(), "laplora/__pycache__/a.pyc", "service/http/routes/__pycache__/x.pyc"):
         assert not in_context(path), path
 
 
@@ -297,27 +266,24 @@ def test_the_server_listens_where_the_image_says(monkeypatch: pytest.MonkeyPatch
     assert str(settings.artifact_path) in targets, "the default artifact is where the default settings look"
 
 
-def image_check() -> tuple[list[str], str]:
-    _, _, command = parse("service.Dockerfile")[1][-1].one("HEALTHCHECK").partition("CMD ")
-    return json.loads(command), "/health/live"
-
-
-def compose_check() -> tuple[list[str], str]:
-    marker, *command = compose()["services"]["cpu"]["healthcheck"]["test"]
-    assert marker == "CMD"
-    return command, "/health/ready"
-
-
-@pytest.mark.parametrize("check", [image_check, compose_check])
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"], ids=["image", "compose"])
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
-def test_the_health_checks_ask_the_server_itself(check: Any, status: int, healthy: bool) -> None:
-    (python, *arguments), path = check()
-    assert python == "python"
+def test_the_health_checks_ask_the_server_itself(path: str, status: int, healthy: bool) -> None:
+    _, _, command = parse("service.Dockerfile")[1][-1].one("HEALTHCHECK").partition("CMD ")
+    of_compose = compose()["services"]["cpu"]["healthcheck"]["test"]
+    marker, python, *arguments = ["CMD", *json.loads(command)] if path.endswith("live") else of_compose
+    assert (marker, python) == ("CMD", "python")
     paths: list[str] = []
-    with answering(status, paths) as port:
+
+    def answer(_method: str, path: str, _body: bytes, _key: str | None) -> Answer:
+        paths.append(path)
+        return status, {}, b""
+
+    with running(answering(answer)) as url:
+        port = url.rpartition(":")[2]
         arguments = [argument.replace(":8000/", f":{port}/") for argument in arguments]
         # a proxy that is not there: asked, it would fail the check of a healthy server
-        variables = {**os.environ, "LAPLORA_PORT": str(port), "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+        variables = {**os.environ, "LAPLORA_PORT": port, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
         done = subprocess.run([sys.executable, *arguments], env=variables, capture_output=True, check=False)
     assert paths == [path]
     assert (done.returncode == 0) == healthy

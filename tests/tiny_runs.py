@@ -318,6 +318,12 @@ def ctrl_c_interrupts() -> Iterator[None]:
 
 
 @pytest.fixture
+def run_copy(sentiment_run: FinishedRun, tmp_path: Path) -> Path:
+    """The configuration file of a copy of the float32 run, whose folder is ``runs/tiny-sentiment`` beside it."""
+    return copy_run(sentiment_run, sentiment_config(tmp_path, sentiment_run.base))
+
+
+@pytest.fixture
 def artifact_copy(sentiment_run: FinishedRun, tmp_path: Path) -> Path:
     """A copy of the float32 artifact, to be damaged."""
     return Path(shutil.copytree(sentiment_run.artifact, tmp_path / "tiny-sentiment"))

@@ -30,7 +30,6 @@ from laplora.fitting import passes
 from laplora.fitting.projected import ProjectedSplit, split_of
 from laplora.fitting.saving import read_fit
 from laplora.models.adapters import attach_adapter
-from laplora.predictive.cross_fitting import fold_rows
 from laplora.predictor import Predictor
 from training.calibration import fold_adapters as fold_adapters_module
 from training.config import load_config
@@ -85,6 +84,8 @@ def test_every_label_trains_what_is_served_and_calibrates_it(finished: FinishedR
     assert len(run.splits.train) == ROWS
     assert not run.splits.calibration
     assert json.loads((folder / "laplace" / "fit.json").read_text())["train_rows"] == ROWS
+    together = split_of(load_file(folder / "laplace" / "calibration.safetensors"))
+    assert together.labels.tolist() == [example.label for example in run.splits.train]
     manifest = Predictor.load(finished.artifact, device="cpu").artifact.manifest
     assert (manifest.calibration.split, manifest.calibration.rows, manifest.calibration.folds) == (
         "out_of_fold",
@@ -123,19 +124,6 @@ def test_a_fold_is_a_plain_run_on_its_rows(finished: FinishedRun, tmp_path: Path
     for name in ("contrast_mean", "kept", "rest"):
         assert torch.equal(getattr(by_itself.projected, name), getattr(of_fold.projected, name))
     assert torch.equal(by_itself.labels, of_fold.labels)
-
-
-def test_the_rows_are_calibrated_by_their_folds_adapters(finished: FinishedRun) -> None:
-    together = split_of(load_file(finished.config.run_dir / "laplace" / "calibration.safetensors"))
-    run = open_run(finished.config)
-    assert together.labels.tolist() == [example.label for example in run.splits.train]
-    pairs = zip(fold_runs(run), fold_rows(ROWS, FOLDS, finished.config.seed), strict=True)
-    for number, (fold, (_, rows)) in enumerate(pairs):
-        part = held_out(fold)
-        assert torch.equal(together.logits[rows], part.logits)
-        assert torch.equal(together.projected.contrast_mean[rows], part.projected.contrast_mean)
-        assert together.projected.fold is not None
-        assert together.projected.fold[rows].tolist() == [number] * len(rows)
 
 
 @pytest.mark.exhaustive

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import (
     FinishedRun,
     adapter,
-    copy_run,
     interrupted_at,
     job,
     same,
@@ -48,12 +47,6 @@ def same_files(one: Path, other: Path, names: tuple[str, ...]) -> bool:
 
 def fit_record(config: RunConfig) -> dict[str, Any]:
     return json.loads((config.run_dir / "laplace" / "fit.json").read_text())  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def run_copy(sentiment_run: FinishedRun, tmp_path: Path) -> Path:
-    """The configuration file of a copy of the finished run, to be run again with changes."""
-    return copy_run(sentiment_run, sentiment_config(tmp_path, sentiment_run.base))
 
 
 # Fine-tune.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_runs import FinishedRun, copy_run, job, sentiment_config
+from tiny_runs import FinishedRun, job
 
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import POSTERIOR
@@ -17,12 +17,6 @@ from training.workspace.results import load_trained
 from training.workspace.runtime import open_run
 
 
-@pytest.fixture
-def run_copy(sentiment_run: FinishedRun, tmp_path: Path) -> Path:
-    """The configuration file of a copy of the finished run, to be run again with changes."""
-    return copy_run(sentiment_run, sentiment_config(tmp_path, sentiment_run.base))
-
-
 def test_the_page_that_travels_has_no_text_and_the_run_s_own_has(sentiment_run: FinishedRun) -> None:
     run = open_run(sentiment_run.config)
     own = (run.config.run_dir / "report.html").read_text(encoding="utf-8")
@@ -31,7 +25,7 @@ def test_the_page_that_travels_has_no_text_and_the_run_s_own_has(sentiment_run: 
     texts = [example.fields["text"] for example in run.splits.test]
     assert any(text in own for text in texts)
     assert not any(text in page for text in (*texts, *(i["text"] for i in run.config.golden_inputs)))
-    assert str(sentiment_run.config_file.parent) not in page
+    assert str(sentiment_run.config_file.with_name("reviews.jsonl")) not in page
     for said in ("24 test rows", "step size", "length of the prompt", file_sha256(sentiment_run.artifact / POSTERIOR)):
         assert said in page
         assert said in own

@@ -90,7 +90,10 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path, several: boo
     assert found.posterior.rows == found.calibrated.calibration.rows == ROWS
     assert len(found.calibration) == together * ROWS
     whole = found.calibration.projected
-    for fold, (_, places) in zip(apart, fold_rows(together * ROWS, FOLDS, settings.seed, together), strict=True):
+    pairs = zip(apart, fold_rows(together * ROWS, FOLDS, settings.seed, together), strict=True)
+    for number, (fold, (_, places)) in enumerate(pairs):
+        assert whole.fold is not None
+        assert set(whole.fold[places].tolist()) == {number}
         part = fold.calibration.projected
         assert torch.equal(whole.contrast_mean[places], part.contrast_mean)
         assert torch.equal(whole.kept[places][..., : part.kept.shape[-1]], part.kept)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from alike_runs import read
-from tiny_runs import FinishedRun, copy_run, job, sentiment_config
+from tiny_runs import job
 
 from laplora.artifact.folder import read_artifact
 from training.config import load_config
@@ -28,52 +28,46 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-@pytest.fixture
-def finished(sentiment_run: FinishedRun, tmp_path: Path) -> Path:
-    """The configuration file of a finished run, whose folder is ``runs/tiny-sentiment`` beside it."""
-    return copy_run(sentiment_run, sentiment_config(tmp_path, sentiment_run.base))
-
-
 def test_a_trial_with_fewer_steps_leaves_the_finished_run_alone(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = load_config(finished).run_dir
-    assert job("finetune", finished) == 0  # writes which rows there are, by their own path
+    plain = load_config(run_copy).run_dir
+    assert job("finetune", run_copy) == 0  # writes which rows there are, by their own path
     before = digests(plain)
     assert {"adapter/adapter_model.safetensors", "laplace/posterior.safetensors", "laplace/fit.json"} <= before.keys()
-    trial = load_config(finished, ["optimizer.steps=5"]).run_dir
+    trial = load_config(run_copy, ["optimizer.steps=5"]).run_dir
     assert trial.parent == plain.parent
-    assert job("finetune", finished, "optimizer.steps=5") == 0
+    assert job("finetune", run_copy, "optimizer.steps=5") == 0
     printed = capsys.readouterr().out
     assert f"{plain} belongs to another configuration; this one's results go to {trial}" in printed
-    assert job("finetune", finished, "optimizer.steps=5") == 0
+    assert job("finetune", run_copy, "optimizer.steps=5") == 0
     assert f"adapter already trained: {trial}" in capsys.readouterr().out
     assert digests(plain) == before
 
 
 def test_another_posterior_starts_from_the_adapter_that_is_there(
-    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The adapter depends neither on the posterior's settings nor on fields that an older record lacks."""
-    plain = load_config(finished).run_dir
+    plain = load_config(run_copy).run_dir
     record = read(plain / "config.json")
     del record["evaluation"]
     (plain / "config.json").write_text(json.dumps(record))
     before = digests(plain)
     monkeypatch.setattr(LabelTrainer, "train", None)
-    assert job("package", finished) == 0
+    assert job("package", run_copy) == 0
     assert f"the adapter was trained already, in {plain}: starting from what lies there" in capsys.readouterr().out
-    assert job("finetune", finished, "laplace.rank=3") == 0
-    assert job("fit", finished, "laplace.rank=3") == 0
-    kept = digests(load_config(finished, ["laplace.rank=3"]).run_dir)
+    assert job("finetune", run_copy, "laplace.rank=3") == 0
+    assert job("fit", run_copy, "laplace.rank=3") == 0
+    kept = digests(load_config(run_copy, ["laplace.rank=3"]).run_dir)
     for name in ("adapter/adapter_model.safetensors", "initial_adapter/adapter_model.safetensors"):
         assert kept[name] == before[name]
     assert kept["laplace/posterior.safetensors"] != before["laplace/posterior.safetensors"]
     assert digests(plain) == before
 
 
-def test_what_changes_no_result_changes_no_folder(finished: Path) -> None:
-    plain = load_config(finished).run_dir
+def test_what_changes_no_result_changes_no_folder(run_copy: Path) -> None:
+    plain = load_config(run_copy).run_dir
     for override in (
         "golden_inputs=[{text: x}]",
         "base.device=cuda:1",
@@ -81,9 +75,9 @@ def test_what_changes_no_result_changes_no_folder(finished: Path) -> None:
         "artifacts=elsewhere",
         "report_to=[wandb]",
     ):
-        assert load_config(finished, [override]).run_dir == plain
+        assert load_config(run_copy, [override]).run_dir == plain
     for override in ("seed=7", "laplace.rank=3", "calibration.coverage=0.8", "evaluation.order_average=true"):
-        assert load_config(finished, [override]).run_dir != plain
+        assert load_config(run_copy, [override]).run_dir != plain
 
 
 def test_of_jobs_that_start_together_one_has_the_folder(tmp_path: Path) -> None:
@@ -93,17 +87,17 @@ def test_of_jobs_that_start_together_one_has_the_folder(tmp_path: Path) -> None:
     assert owner(tmp_path / "n") == configuration_digest({"seed": won.index(True)})
 
 
-def test_another_process_in_the_same_folder_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = load_config(finished).run_dir
+def test_another_process_in_the_same_folder_is_refused(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = load_config(run_copy).run_dir
     path = str(folder / ".lock")
     code = f"from filelock import FileLock as F; held = F({path!r}); held.acquire(); print('held', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        assert job("package", finished) == 1
+        assert job("package", run_copy) == 1
         assert f"another job works in {folder}" in capsys.readouterr().err
         other.communicate(b"\n")
-    assert job("package", finished) == 0
+    assert job("package", run_copy) == 0
 
 
 def test_two_containers_have_one_process_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,14 +133,14 @@ def test_a_copy_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["n", "n-1"]
 
 
-def test_a_trial_does_not_replace_the_artifact(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert job("package", finished) == 0
-    served = load_config(finished).artifact_dir
+def test_a_trial_does_not_replace_the_artifact(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job("package", run_copy) == 0
+    served = load_config(run_copy).artifact_dir
     before = digests(served)
     trial = "calibration.coverage=0.8"
     for name in ("fit", "evaluate", "package"):
-        assert job(name, finished, trial) == 0
-    other = load_config(finished, [trial]).artifact_dir
-    assert other.name == load_config(finished, [trial]).run_dir.name != served.name
+        assert job(name, run_copy, trial) == 0
+    other = load_config(run_copy, [trial]).artifact_dir
+    assert other.name == load_config(run_copy, [trial]).run_dir.name != served.name
     assert read_artifact(other).manifest.name == other.name
     assert digests(served) == before
