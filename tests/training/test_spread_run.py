@@ -9,7 +9,6 @@ import pytest
 import torch
 from alike_runs import check_alike, check_measured_alike
 from emulated_devices import SECOND, emulated_devices
-from pydantic import ValidationError
 from tiny_runs import FinishedRun, sentiment_config
 
 from laplora.errors import ConfigError
@@ -73,17 +72,3 @@ def test_a_map_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError, match=r"base\.device_map spreads the base over the GPUs of one process, and 4"):
         own_spread(base)
     assert own_spread(BaseConfig()) is None
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"device_map": "auto", "device": "cuda:0"}, "leave it at auto"),
-        ({"max_memory": {0: "1GiB"}}, "give both"),
-        ({"device_map": {"model": "disk"}}, "fetched in every pass"),
-        ({"device_map": "everywhere"}, "device_map"),
-    ],
-)
-def test_maps_that_make_no_sense_are_refused(fields: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        BaseConfig.model_validate(fields)

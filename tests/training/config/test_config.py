@@ -87,6 +87,15 @@ def test_all_bad_fields_are_reported_at_once(tmp_path: Path) -> None:
         ({"calibration": {"folds": 1}}, "calibration.folds: Input should be greater than or equal to 2"),
         ({"calibration": {"rows": "cross_fit", "guarantee": "upper_bound"}}, "the served one on all of them"),
         *(({"name": name}, "name: String should match pattern") for name in ("", ".", "..", "a/b", "-x", "a b", "ü")),
+        ({"base": {"device_map": "auto", "device": "cuda:0"}}, "leave it at auto"),
+        ({"base": {"max_memory": {0: "1GiB"}}}, "give both"),
+        ({"base": {"device_map": {"model": "disk"}}}, "fetched in every pass"),
+        ({"base": {"device_map": "everywhere"}}, "base.device_map"),
+        ({"shift": {}}, "of different names other than test"),
+        ({"shift": {"sets": {"test": {"dataset": "arc_easy"}}}}, "of different names other than test"),
+        ({"shift": {"sets": {"a/b": {"dataset": "arc_easy"}}}}, "should match pattern"),
+        ({"shift": {"corruptions": [{"kind": "typos"}] * 2}}, "of different names"),
+        ({"shift": {"corruptions": [{"kind": "typos", "severity": 0}]}}, "greater than 0"),
         ({"name": "x" * 56}, "name: String should have at most 55 characters"),  # room for the digest of a trial
         ({"golden_inputs": [{"text": "a"}] * 65}, "golden_inputs: .* at most 64"),  # as many as a server replays
     ],
