@@ -238,13 +238,13 @@ def test_no_section_no_artifact_and_one_of_other_rows(
     """Other rows by the configuration, or because the file has fewer now."""
     assert job("shift", copy, f"artifacts={tmp_path / 'none'}") == 1
     assert "no artifact at 'tiny-choices'" in capsys.readouterr().err
-    assert "tiny-choices has no section 'shift': name other" in refusal(shift_config(tmp_path, choices_run))
     assert "was made from other rows than this configuration's" in refusal(copy, "seed=1")
     artifact = Path(shutil.copytree(choices_run.artifact, tmp_path / "artifacts" / choices_run.artifact.name))
     manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
     manifest["data"]["rows"]["test"] += 1
     reseal(artifact, data=manifest["data"])
     assert "was made from other rows" in refusal(copy, f"artifacts={tmp_path / 'artifacts'}")
+    assert "tiny-choices has no section 'shift': name other" in refusal(shift_config(tmp_path, choices_run))
 
 
 def test_sets_that_an_artifact_cannot_answer(

@@ -108,8 +108,8 @@ def test_two_containers_have_one_process_number(tmp_path: Path, monkeypatch: pyt
     copytree, nested = shutil.copytree, []
 
     def slow(*arguments: Any, **options: Any) -> Any:
-        made = copytree(*arguments, **options)
         monkeypatch.setattr(shutil, "copytree", copytree)
+        made = copytree(*arguments, **options)
         nested.append(start_from(source, tmp_path / "n-1", {"seed": 1}))
         return made
 
