@@ -24,7 +24,6 @@ from laplora.predictor import Predictor
 from training.__main__ import main
 
 LABELS = ["down", "up", "flat"]
-SETTINGS = {"laplace": {"joint_rank": 12}}
 NAMED = ["--labels", *LABELS]
 
 
@@ -64,15 +63,6 @@ def fit(adapter: Path, data: Path, out: Path, *more: str) -> int:
     return main(["fit", *options, "--out", str(out), *more])
 
 
-def fit_in_memory(base: Path, adapter: Path, parts: list[list[dict[str, Any]]], **config: Any) -> Any:
-    """Return what ``laplora.fit`` gives for the adapter as PEFT loads it."""
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, dtype=torch.float32, **config)
-    classifier = laplora.Classifier(
-        PeftModel.from_pretrained(model, adapter), AutoTokenizer.from_pretrained(base), LABELS, "{text}", max_tokens=12
-    )
-    return laplora.fit(classifier, *parts, settings=FitSettings.model_validate(SETTINGS), progress=False)
-
-
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
 @pytest.mark.parametrize(
     ("kind", "several", "told"),
@@ -101,7 +91,12 @@ def test_it_answers_as_the_fit_in_memory(tmp_path: Path, kind: str, several: boo
     assert isinstance(record, ClassificationHeadRecord)
     assert manifest.labels == tuple(LABELS)
     assert record.likelihood == ("bernoulli" if several else "categorical")
-    posterior = fit_in_memory(base, adapter, parts, **config)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, dtype=torch.float32, **config)
+    classifier = laplora.Classifier(
+        PeftModel.from_pretrained(model, adapter), AutoTokenizer.from_pretrained(base), LABELS, "{text}", max_tokens=12
+    )
+    settings = FitSettings.model_validate({"laplace": {"joint_rank": 12}})
+    posterior = laplora.fit(classifier, *parts, settings=settings, progress=False)
     predictor = Predictor.load(tmp_path / "artifact", device="cpu")
     inputs = [{"text": row["text"]} for row in rows(6, 3)]
     answers = predictor.predict([predictor.encode(one, truncate=True) for one in inputs], "laplace")

@@ -25,7 +25,6 @@ from tiny_runs import (
 )
 
 from laplora.artifact.folder import read_artifact
-from laplora.files import write_tensors
 from laplora.fitting import passes
 from laplora.predictor import Predictor
 from training import evaluate as evaluate_job
@@ -374,15 +373,3 @@ def test_a_job_that_cannot_run_says_why(
     assert re.search(message, printed.err)
     assert "Traceback" not in printed.err
     assert "Review:" not in printed.err
-
-
-def test_written_tensors_have_the_same_bytes_every_time(tmp_path: Path) -> None:
-    """safetensors itself writes metadata in another order in every process, and an artifact is known by its digest."""
-    tensors = {"b": torch.arange(6.0).reshape(2, 3).T, "a": torch.tensor([1], dtype=torch.bfloat16)}
-    metadata = {f"key{i}": f"ü{i}" for i in range(20)}
-    write_tensors(tmp_path / "0", tensors, metadata)
-    write_tensors(tmp_path / "1", tensors, dict(reversed(metadata.items())))
-    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
-    assert same(load_file(tmp_path / "0"), tensors)
-    with safe_open(tmp_path / "0", framework="pt") as file:
-        assert file.metadata() == metadata

@@ -36,10 +36,6 @@ def test_one_device_of_three(name: str, place: str, current: list[str], tmp_path
     if place != "cpu":
         assert arguments.n_gpu == 1
         assert current[-1] == place[-1]
-
-
-@pytest.mark.usefixtures("current")
-def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(ModelError, match="'cuda:3': the last CUDA device is 'cuda:2'"):
         resolve_device("cuda:3")
 

@@ -29,6 +29,8 @@ pytestmark = [
 ]
 
 TESTS = Path(__file__).parents[2]
+SPREAD = str(TESTS.parent / "training" / "configs" / "sst2-smollm2.yaml")
+NONE, ONE = ("--config", "none.yaml"), ("--launcher", "ray", "--workers", "1")
 PLAIN = {"learning_rate": 1e-2, "steps": 8, "batch_size": 6, "checkpoint_every": 4}
 
 
@@ -85,22 +87,13 @@ def test_gpus_that_ray_does_not_have_are_missed_before_anything_starts() -> None
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["run", "--config", "none.yaml", "--workers", "2"], "go with --launcher ray"),
-        (["run", "--config", "none.yaml", "--launcher", "ray"], "needs --workers"),
-        (["run", "--config", "none.yaml", "--launcher", "ray", "--workers", "0"], "at least 1"),
-        (
-            ["run", "--check", "--config", "none.yaml", "--launcher", "ray", "--workers", "2"],
-            "check runs in one process",
-        ),
+        (["run", *NONE, "--workers", "2"], "go with --launcher ray"),
+        (["run", *NONE, "--launcher", "ray"], "needs --workers"),
+        (["run", *NONE, "--launcher", "ray", "--workers", "0"], "at least 1"),
+        (["run", "--check", *NONE, "--launcher", "ray", "--workers", "2"], "check runs in one process"),
+        (["run", "--config", SPREAD, "--set", "base.device_map=auto", *ONE], "leave out --launcher, or device_map"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(flags) == 1
     assert said in capsys.readouterr().err
-
-
-def test_a_base_that_is_spread_is_refused_before_ray_starts(capsys: pytest.CaptureFixture[str]) -> None:
-    config = Path(__file__).parents[3] / "training/configs/sst2-smollm2.yaml"
-    flags = ["run", "--config", str(config), "--set", "base.device_map=auto", "--launcher", "ray", "--workers", "1"]
-    assert main(flags) == 1
-    assert "leave out --launcher, or device_map" in capsys.readouterr().err
