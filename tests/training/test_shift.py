@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 import yaml
+from alike_runs import read
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import FinishedRun, choice_rows, job, reseal, sentiment_rows, write_rows
@@ -32,6 +33,7 @@ from training.workspace.stores import FolderStore
 pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
 
 ROOT = Path(__file__).resolve().parents[2]
+REPORT = Path("report") / "shift.json"
 TOPICS = ("a lake", "the sun", "steel", "an oak", "a whale", "rust", "bread", "glass", "a fox", "sand")
 
 
@@ -59,11 +61,6 @@ def shift_config(folder: Path, run: FinishedRun, **shift: Any) -> Path:
     path = folder / "shift.yaml"
     path.write_text(yaml.safe_dump(sections), encoding="utf-8")
     return path
-
-
-def report(config: RunConfig) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((config.run_dir / "report" / "shift.json").read_text(encoding="utf-8"))
-    return found
 
 
 def answered(config: RunConfig, name: str) -> Answers:
@@ -94,7 +91,7 @@ def config(config_file: Path) -> RunConfig:
 @pytest.fixture(scope="module")
 def record(config: RunConfig) -> dict[str, Any]:
     """The report as JSON."""
-    return report(config)
+    return read(config.run_dir / REPORT)  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -164,7 +161,7 @@ def test_strange_inputs_are_flagged(sentiment_run: FinishedRun, tmp_path: Path) 
     gibberish = {"kind": "gibberish", "severity": 1.0}
     path = shift_config(tmp_path, sentiment_run, strangers={"questions": stranger}, corruptions=[gibberish])
     assert job("shift", path) == 0
-    record = report(load_config(path))
+    record = read(load_config(path).run_dir / REPORT)
     sets = record["sets"]
     assert sets["questions"]["rows"] == 48
     assert {value for of in sets["questions"]["predictives"].values() for value in of.values()} == {None}
@@ -212,7 +209,7 @@ def test_a_stopped_job_continues_at_the_set_where_it_was(copy: Path, record: dic
     for expected in (["typos-0.3", "choice_noise-0.1"], []):
         assert job("shift", copy) == 0
         assert titles(answering) == expected
-        assert report(load_config(copy)) == record
+        assert read(load_config(copy).run_dir / REPORT) == record
 
 
 def test_other_rows_and_another_artifact_are_answered_again(

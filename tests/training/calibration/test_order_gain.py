@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 import torch
+from alike_runs import read
 from tiny_runs import FinishedRun
 
 from laplora.metrics.scores import evaluate_probs
@@ -18,9 +18,7 @@ from training.workspace.runtime import open_run
 
 @pytest.fixture(scope="module")
 def report(choices_run: FinishedRun) -> dict[str, Any]:
-    path = choices_run.config.run_dir / "report" / "evaluation.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return read(choices_run.config.run_dir / "report" / "evaluation.json")  # type: ignore[no-any-return]
 
 
 def test_the_report_has_cost_and_gain_of_map_and_of_what_is_served(
