@@ -12,17 +12,12 @@ from tiny_runs import job, sentiment_config
 from training.config import load_config
 
 
-@pytest.mark.parametrize("name", ["finetune", "run"])
 def test_a_package_that_is_missing_is_named_first(
-    tiny_base_folder: Path,
-    tmp_path: Path,
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
     file = sentiment_config(tmp_path, tiny_base_folder)
-    assert job(name, file, "report_to=[mlflow]", "data.path=nowhere.jsonl") == 1
+    assert job("run", file, "report_to=[mlflow]", "data.path=nowhere.jsonl") == 1
     assert "report_to: not installed: mlflow: pip install mlflow" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
