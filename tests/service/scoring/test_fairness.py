@@ -155,7 +155,8 @@ def test_a_new_caller_waits_for_a_few_batches_of_each_other_caller(
     for caller, group, pool in backlog:
         queue.add(Request(caller, group), pool * 20)
     for _ in range(min(before, len(queue.waiting) // 8)):
-        queue.run()
+        if queue.waiting:  # one batch may hold all short rows
+            queue.run()
     others = {row.request.caller for row in queue.waiting}
     new = queue.add(Request(name, "other kind"), [5])
     assert queue.batches_until(new) <= 1 + 3 * len(others)
