@@ -135,6 +135,7 @@ class Ledger:
     def lose(self, job: Job, error: Exception) -> None:
         """Let a job fail whose end could not be written down: it runs no more until the next start."""
         log_crash("the end of a job could not be kept", error)
+        job.lost = True
         self._over(job, "failed", time.time(), _detail(error))
 
     def _over(self, job: Job, status: StoredStatus, finished_at: float, error: dict[str, Any] | None) -> None:

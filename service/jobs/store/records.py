@@ -204,6 +204,7 @@ class Job:
         server: which server has claimed it, None where none has; fence: the number of that claim.
         mine: whether this server has; what another one runs is only looked at.
         beyond_share: whether it was claimed because another server could not run it: it is no part of a share.
+        lost: whether its end could not be written down: under that claim it runs no more.
         changes: how often it has changed on disk, when another server's job was last read.
         pace: at the end of each of the last chunks, since the last pause: ``time.monotonic`` seconds and rows done.
         end_seen_by: names of the callers who were told that it has ended.
@@ -230,6 +231,7 @@ class Job:
     fence: int = 0
     mine: bool = False
     beyond_share: bool = False
+    lost: bool = False
     changes: int = 0
     started_at: float | None = None
     finished_at: float | None = None

@@ -70,13 +70,14 @@ class Sharing:
         )
         unfinished = {job.number: job for job in self._memory.by_id.values() if not job.finished}
         held = [number for number, job in unfinished.items() if job.mine]
+        lost = [job.number for job in self._memory.by_id.values() if job.lost]
         avoided = self._back_offs.now(unfinished)
         left = sum(not job.mine and job.left_at is not None for job in unfinished.values())
         claim = partial(
             self._disk.tables.claims.claim,
             self._disk.server,
             max(0, self.share - sum(unfinished[number].shared_out for number in held)),
-            without=[*held, *avoided],
+            without=[*held, *avoided, *lost],
             most_left=math.ceil(left / self._disk.living),
         )
         numbers = await self._disk.in_database(claim)
@@ -156,12 +157,12 @@ class Sharing:
             changed = [
                 number
                 for number, (fence, changes) in versions.items()
-                if (own := before.get(number)) is None or _version(own) < (fence, 0 if own.mine else changes)
+                if (own := before.get(number)) is None or _behind(own, fence, changes)
             ]
             for read in await self._disk.in_database(self._disk.tables.reads.jobs, changed) if changed else ():
                 now = self._memory.by_id.get(read.id)
                 # What this server wrote meanwhile is newer than what was read.
-                if now is not None and _version(now) >= (read.fence, 0 if now.mine else read.changes):
+                if now is not None and not _behind(now, read.fence, read.changes):
                     continue
                 if now is not None and (now.mine or read.finished or read.server not in (None, self._disk.server)):
                     gone.append(now)
@@ -174,6 +175,6 @@ class Sharing:
         self._back_offs.forget(job.number)
 
 
-def _version(job: Job) -> tuple[int, int]:
-    """Return what tells whether the database is ahead: of a job that runs here, only another claim, or its end."""
-    return job.fence, 0 if job.mine else job.changes
+def _behind(job: Job, fence: int, changes: int) -> bool:
+    """Return whether the database is ahead: of a job that runs here, or was lost, only by another claim, or its end."""
+    return job.fence < fence or (job.fence == fence and not (job.mine or job.lost) and job.changes < changes)

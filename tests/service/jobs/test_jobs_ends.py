@@ -206,3 +206,30 @@ async def test_a_job_whose_artifact_never_comes_back_gives_its_place_back(tmp_pa
             assert uploads(served) == []
             assert served.state.jobs.quota.held_bytes == 0
             assert (await post(served, lines(rows(1)))).status_code == 202
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_job_whose_end_cannot_be_written_runs_no_more(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serve() as served:
+        board = served.state.jobs
+        disk = board.ledger.disk
+        disk.shared, end = shared, disk.tables.end
+
+        def refuse(*arguments: Any, **named: Any) -> None:
+            raise RuntimeError("no try carries it out")
+
+        monkeypatch.setattr(disk.tables, "end", refuse)
+        job_id = await submit(served, rows(4))
+        job = held(served, job_id)
+        await served.until(lambda: job.finished)
+        fence = job.fence
+        for _ in range(3):
+            await board.fresh()
+            await board._claim()
+            assert (job.status, job.mine, job.fence) == ("failed", False, fence)
+        (stored,) = await disk.in_database(disk.tables.reads.jobs)
+        assert (stored.status, stored.fence) == ("queued", fence)
+        if shared:
+            # What another server writes of it is true here, too.
+            await disk.in_database(partial(end, job.number, "cancelled", finished_at=1e9))
+            assert (await get(served, job_id))["status"] == "cancelled"
