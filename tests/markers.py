@@ -74,11 +74,12 @@ class Guard:
     """Fails the running test where it does what only tests with a marker do."""
 
     item: pytest.Item | None = None
+    starts = PROCESS_EVENTS  # here too: at the interpreter's end this module has nothing any more
     cache = f"{cache_root()}{os.sep}"
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         """See an event of Python's audit."""
-        if event in PROCESS_EVENTS:
+        if event in self.starts:
             self.refuse(f"starts a process ({event})")
         elif event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(self.cache):
             self.refuse(f"opens {arguments[0]}")
