@@ -233,8 +233,9 @@ class Run:
                 return
         else:
             self.absence.pause()
-        await self.tools.ledger.pause(self.job, error)
+        # First: while the pause is written down the runner looks for what to begin.
         self.not_before = time.monotonic() + self.pauses.next_s()
+        await self.tools.ledger.pause(self.job, error)
         await self.absence.write()
 
     def _leave_out(self, bad: Mapping[int, Exception]) -> None:

@@ -248,6 +248,30 @@ async def test_what_passes_is_waited_out(error: Exception, code: str, monkeypatc
         assert (done["status"], done["paused"], done["result"]["rows"]) == ("done", None, 40)
 
 
+async def test_no_row_is_tried_again_while_the_pause_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serve(job_pause_s=1000) as served:
+        ledger, tries, written = served.state.jobs.ledger, 0, asyncio.Event()
+        pause = ledger.pause
+
+        def refuse(*args: Any, **kw: Any) -> Any:
+            nonlocal tries
+            tries += 1
+            raise QueueFullError("full")
+
+        async def slowly(*args: Any) -> None:
+            # What wakes the runner meanwhile: any job's chunk that ends.
+            served.state.jobs._runner.wake()
+            await asyncio.sleep(0.2)
+            await pause(*args)
+            written.set()
+
+        monkeypatch.setattr(served.state.backend.queue, "put", refuse)
+        monkeypatch.setattr(ledger, "pause", slowly)
+        await submit(served, rows(4))
+        await written.wait()
+        assert tries == 1
+
+
 async def test_chunks_shrink_until_the_queue_takes_them() -> None:
     async with serve(max_queue_rows=8, max_inputs=4) as served:
         assert (await ended(served, await submit(served, rows(30))))["result"]["rows"] == 30
