@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def write_whole(path: Path, content: str | bytes | Iterable[bytes], *, mode: int = 0o666) -> None:
+def write_whole(path: Path, content: str | bytes | Iterable[bytes], *, mode: int = 0o666, new: bool = False) -> None:
     """Write bytes, or text as UTF-8, in one step: a reader, also after a crash, sees the old content or the new.
 
     Args:
         content: bytes can come one after the other, of which one at a time is in memory.
         mode: the file's permissions, less the process's umask.
+        new: whether a file that is there by then stays as it is.
+
+    Raises:
+        FileExistsError: ``new``, and a file is there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -33,10 +37,26 @@ def write_whole(path: Path, content: str | bytes | Iterable[bytes], *, mode: int
             file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        if new:
+            _link(partial, path)
+        else:
+            os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _link(partial: Path, path: Path) -> None:
+    """Give a file its name, unless another has it: FileExistsError, in one step where the file system has links."""
+    try:
+        os.link(partial, path)
+        partial.unlink()
+    except FileExistsError:
+        raise
+    except OSError:
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(partial, path)
 
 
 def file_sha256(path: Path) -> str:

@@ -97,7 +97,7 @@ class Parts:
         found = {}
         for name in filter(_BLOCK.fullmatch, names):
             with (self.folder / name).open("rb") as file:
-                found[int(name[:6])] = Finished(**self._record(name, file.readline()))
+                found[int(name[:6])] = self._finished(name, file.readline())
         return found
 
     def keep(self, block: bytes) -> Finished:
@@ -126,7 +126,19 @@ class Parts:
 
     def _record(self, name: str, text: bytes) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads(text)
+            found = json.loads(text)
         except ValueError:
-            raise DataError(f"{self.folder / name}: is damaged: remove the folder to begin anew") from None
+            found = None
+        if not isinstance(found, dict):
+            raise self._damaged(name)
         return found
+
+    def _finished(self, name: str, text: bytes) -> Finished:
+        found = self._record(name, text)
+        kinds = {field: type(value) for field, value in found.items()}
+        if kinds != {"number": int, "rows": int, "bad": int, "sha256": str} or found["number"] != int(name[:6]):
+            raise self._damaged(name)
+        return Finished(**found)
+
+    def _damaged(self, name: str) -> DataError:
+        return DataError(f"{self.folder / name}: is damaged: remove the folder to begin anew")

@@ -54,7 +54,7 @@ def predict_file(
         artifact: its folder, which every worker must reach, or as text an address (``laplora.remote.address``).
         source: path or URL (``s3://BUCKET/KEY``) of JSON Lines, CSV or Parquet, whose columns are the template's fields
             and ``id``; others are not read.
-        target: path or URL of the answers, which is not there yet.
+        target: path or URL of the answers, which is not there yet, nor when they are written.
         window: rows that are read together, and batched by length; fewer where they have many bytes.
         allowed_bases: as of ``laplora.bulk.answering.read``; progress: called with lines for people.
 
@@ -73,7 +73,13 @@ def predict_file(
             raise ConfigError(f"{target}: is there already: remove it, or write to another place")
         start = partial(answering, found, workers.worker_device, how)
         blocks = finish(start, rows, parts, workers, found, {"command": "predict", **asdict(how)}, progress)
-        place.write(parts.lines(blocks))
+        try:
+            place.write(parts.lines(blocks), new=True)
+        except FileExistsError:
+            raise ConfigError(
+                f"{target}: is there already, since this run began. The finished blocks are kept in {parts.folder}: "
+                "remove the file and run again, or rename the folder to OTHER.parts and give --out OTHER"
+            ) from None
         parts.remove()
     return Predicted(sum(block.rows for block in blocks), sum(block.bad for block in blocks))
 

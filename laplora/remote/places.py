@@ -64,9 +64,9 @@ class LocalFile:
             raise changed(self.path)
         return file
 
-    def write(self, content: Iterable[bytes]) -> None:
-        """Write it whole, or not at all."""
-        write_whole(self.path, content)
+    def write(self, content: Iterable[bytes], *, new: bool = False) -> None:
+        """Write it whole, or not at all; FileExistsError: it is to be ``new``, and is there once it is written."""
+        write_whole(self.path, content, new=new)
 
 
 class StoredObject:
@@ -124,10 +124,20 @@ class StoredObject:
                 raise changed(self.url)
             return part
 
-    def write(self, content: Iterable[bytes]) -> None:
-        """Send it in parts as they come; the object is there once the last one is."""
+    def write(self, content: Iterable[bytes], *, new: bool = False) -> None:
+        """Send it in parts as they come; the object is there once the last one is.
+
+        Raises:
+            FileExistsError: it is to be ``new``, and is there before the last part is sent: obstore sends parts
+                without a condition.
+        """
         with self._answering():
-            self._client.write(self._name, content)
+            self._client.write(self._name, self._unless_there(content) if new else content)
+
+    def _unless_there(self, content: Iterable[bytes]) -> Iterator[bytes]:
+        yield from content
+        if self.exists():
+            raise FileExistsError(17, "is there already", self.url)
 
     def _state(self) -> State:
         with self._answering():

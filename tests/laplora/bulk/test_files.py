@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -88,6 +89,25 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(
     assert not parts.exists()
     predicted(sentiment_run, source, tmp_path / "whole.jsonl")
     assert target.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_target_that_appears_while_rows_are_answered_is_not_overwritten(
+    sentiment_run: FinishedRun, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    target, parts = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts"
+    if not links:  # as of a file system that knows none
+        monkeypatch.setattr("os.link", mock.Mock(side_effect=PermissionError(1, "not permitted")))
+    with pytest.raises(ConfigError, match=r"is there already.*finished blocks are kept"):
+        predicted(sentiment_run, source, target, progress=lambda _line: target.write_text("mine"))
+    assert target.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.parts"]
+    target.unlink()
+    said: list[str] = []
+    assert predicted(sentiment_run, source, target, progress=said.append) == Predicted(98, 2)
+    assert said == ["going on: 13 of 13 blocks are finished"]
+    assert len(target.read_bytes().splitlines()) == 98
+    assert not parts.exists()
 
 
 @pytest.fixture

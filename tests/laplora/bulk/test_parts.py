@@ -68,8 +68,21 @@ def test_a_block_that_was_changed_is_said(parts: Parts) -> None:
     path.write_bytes(path.read_bytes().replace(b"a\n", b"x\n"))
     with pytest.raises(DataError, match="was changed"):
         list(parts.lines([block]))
-    path.write_bytes(b'{"number"')
-    with pytest.raises(DataError, match="is damaged"):
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("000000.jsonl", text) for text in ('{"number"', "[]", "5", '{"number": 0}', "\xff")),
+        ("000000.jsonl", '{"number": 0, "rows": "2", "bad": 0, "sha256": ""}'),
+        ("000000.jsonl", '{"number": 1, "rows": 2, "bad": 0, "sha256": ""}'),
+        ("run.json", "[1]"),
+        ("run.json", ""),
+    ],
+)
+def test_a_record_that_is_damaged_is_said(parts: Parts, name: str, content: str) -> None:
+    (parts.folder / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=rf"{name}: is damaged: remove"):
         parts.begin(RUN)
 
 

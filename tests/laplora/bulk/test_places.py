@@ -94,6 +94,13 @@ def test_a_run_from_a_store_into_it(
     predicted(sentiment_run, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
     with place_of(out).open(place_of(out).version()) as file:
         assert file.read() == (tmp_path / "out.jsonl").read_bytes()
+    late = place_of(f"{url}/late.jsonl")
+    with pytest.raises(ConfigError, match=r"is there already.*finished blocks are kept"):
+        predicted(
+            sentiment_run, f"{url}/rows.jsonl", f"{url}/late.jsonl", progress=lambda _line: late.write([b"theirs"])
+        )
+    assert late.identity()["bytes"] == 6
+    assert (tmp_path / "late.jsonl.parts" / "000000.jsonl").exists()
 
 
 class Untagged(BaseHTTPRequestHandler):
