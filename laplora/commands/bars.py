@@ -70,12 +70,14 @@ class Bar:
             )
         return cls(text, parts[0] if len(parts) == 2 else None, parts[-1], end, form[2], limit)
 
-    def check_predictive(self, predictives: Sequence[str]) -> None:
-        """Raise ConfigError for a predictive that an artifact does not have."""
-        known = {"map", *predictives}
-        if self.predictive is not None and self.predictive.removesuffix("_order_average") not in known:
+    def check_predictive(self, measured: Sequence[str]) -> None:
+        """Raise ConfigError for a predictive that is not among those that will be measured."""
+        if self.predictive is not None and self.predictive not in measured:
+            averaged = self.predictive.removesuffix("_order_average") in measured
+            without = " without --order-average" if averaged else ""
             raise ConfigError(
-                f"--fail-if {self.text!r}: no predictive {self.predictive!r}, but {', '.join(sorted(known))}"
+                f"--fail-if {self.text!r}: no predictive {self.predictive!r} is measured{without}, but "
+                f"{', '.join(measured)}"
             )
 
     def check(self, metrics: Mapping[str, Mapping[str, Any]], answering: str) -> Crossed:

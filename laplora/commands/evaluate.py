@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from laplora.bulk.evaluate import Evaluated, evaluate_file
 from laplora.bulk.workers import Workers
 from laplora.commands import console
 from laplora.commands.bars import Bar, Crossed
+
+if TYPE_CHECKING:
+    from laplora.artifact.manifest import Manifest
 
 _WITH_INTERVAL = ("accuracy", "nll", "brier", "auroc_error")
 #: Shown of each method, in this order.
@@ -76,7 +79,7 @@ def evaluate(
     how, measure = How(predictive, batch_size, truncate, order_average), MeasureHow(resamples)
     manifest = read(artifact, how, console.allowed(allowed_bases), console.say).manifest
     for bar in bars:
-        bar.check_predictive(manifest.servable)
+        bar.check_predictive(_to_measure(manifest, how))
     measured = evaluate_file(
         artifact,
         data,
@@ -97,6 +100,13 @@ def evaluate(
         for line in (*_table(measured.methods, answering), *_verdicts(crossed)):
             console.write(line)
     raise typer.Exit(console.Status.FAILED if any(one.failed for one in crossed) else console.Status.DONE)
+
+
+def _to_measure(manifest: Manifest, how: How) -> list[str]:
+    """Return the methods that will be measured: those that need the posterior where the one that answers does."""
+    spread = manifest.spec(how.predictive or manifest.recommended.predictive).covariance
+    names = ["map", *(n for n in manifest.servable if n != "map" and (spread or not manifest.spec(n).covariance))]
+    return [*names, *(f"{name}_order_average" for name in names if how.order_average)]
 
 
 def _json(measured: Evaluated, answering: str, crossed: Sequence[Crossed]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def test_what_was_not_measured_is_named_with_what_was() -> None:
 
 
 def test_a_predictive_that_there_is_not_is_named_before_anything_runs() -> None:
-    Bar.parse("map.ece>1").check_predictive(("laplace",))
-    Bar.parse("laplace_order_average.ece>1").check_predictive(("laplace",))
-    with pytest.raises(ConfigError, match="laplace, map"):
-        Bar.parse("mapp.ece>1").check_predictive(("laplace",))
+    Bar.parse("map.ece>1").check_predictive(("map", "laplace"))
+    Bar.parse("map_order_average.ece>1").check_predictive(("map", "map_order_average"))
+    with pytest.raises(ConfigError, match=r"map, laplace$"):
+        Bar.parse("mapp.ece>1").check_predictive(("map", "laplace"))

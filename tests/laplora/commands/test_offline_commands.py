@@ -108,6 +108,12 @@ def test_a_bar_fails_a_script(sentiment_run: FinishedRun, tmp_path: Path, capsys
     [
         (ROWS, ("--fail-if", "ece"), "--fail-if 'ece'"),
         (ROWS, ("--fail-if", "none.ece>1"), "no predictive 'none'"),
+        (
+            [],
+            ("--fail-if", "map_order_average.ece>1"),
+            "no predictive 'map_order_average' is measured without --order-",
+        ),
+        ([], ("--fail-if", "laplace.ece>1", "--predictive", "map"), "no predictive 'laplace' is measured, but map"),
         (ROWS, ("--predictive", "nobody"), "no predictive 'nobody'"),
         ([*ROWS, {"text": "x"}, {"text": "y", "label": "maybe"}], (), "rows.jsonl, line 5"),
         ([], (), "rows.jsonl"),
