@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from service.errors import MediaTypeError
 
+_UTF8_MARK = b"\xef\xbb\xbf"
 #: By their first bytes: what people send in place of JSON Lines, and what to do with it.
 _OTHERS = {
     b"PAR1": "a Parquet file: write its rows as JSON Lines; laplora evaluate reads Parquet",
+    b"\xff\xfe": "UTF-16 text: write it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: write it as UTF-8",
     b"[": "a JSON array: send one object a line, as jq -c '.[]' writes them",
     b"\x1f\x8b": "a gzip file: send it uncompressed",
     b"PK\x03\x04": "a zip file: send it uncompressed",
@@ -17,7 +20,7 @@ _OTHERS = {
 
 
 class Lines:
-    """Lines of an upload; the last one may end with it."""
+    """Lines of an upload; the last one may end with it. A mark of UTF-8 before the first is passed over."""
 
     def __init__(self) -> None:
         self._begun = bytearray()
@@ -35,7 +38,9 @@ class Lines:
             MediaTypeError: the upload is something else.
         """
         self._begun += chunk
-        if self._first and (b"\n" in chunk or len(self._begun) >= max(map(len, _OTHERS))):
+        # White space alone tells nothing yet: each byte of it is looked at once.
+        enough = len(self._begun) >= max(map(len, _OTHERS)) and not chunk.isspace()
+        if self._first and (b"\n" in chunk or enough):
             self._check()
         if b"\n" not in chunk:
             return []
@@ -52,6 +57,8 @@ class Lines:
 
     def _check(self) -> None:
         self._first = False
+        self._begun = self._begun.removeprefix(_UTF8_MARK)
+        begin = bytes(self._begun).lstrip()
         for magic, what in _OTHERS.items():
-            if self._begun.startswith(magic):
+            if begin.startswith(magic):
                 raise MediaTypeError(f"the upload is {what}")

@@ -54,8 +54,10 @@ async def test_lines_are_found_however_the_bytes_come(served: Served) -> None:
     body += '{"text": "ça 🎬", "label": "positive"}'.encode()
 
     async def in_parts(size: int) -> AsyncIterator[bytes]:
-        for i in range(0, len(body), size):
-            yield body[i : i + size]
+        # Programs that write UTF-8 with a mark put it before the first line.
+        marked = b"\xef\xbb\xbf" + body if size < 1000 else body
+        for i in range(0, len(marked), size):
+            yield marked[i : i + size]
 
     sent = [(await post(served, in_parts(size))).json() for size in (1, 7, 1000)]
     done = [await ended(served, job["id"]) for job in sent]
@@ -81,10 +83,19 @@ async def test_what_is_no_json_lines_is_refused_by_name(served: Served) -> None:
         ("Parquet file: write its rows as JSON Lines", b"PAR1" + b"\0" * 100),
         ("JSON array: send one object a line", json.dumps(rows(3)).encode()),
         ("JSON array", b"[]"),
+        ("JSON array", b"\xef\xbb\xbf \r\n\t\n  [\n"),
+        ("UTF-16 text", lines(rows(1)).decode().encode("utf-16")),
     ):
         for headers in ({}, OCTETS):
             error = refused(await post(served, body, **headers), 415, "unsupported_media_type")
             assert name in error["message"]
+    split = (bytes([byte]) for byte in b"\xef\xbb\xbf      [")
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for part in split:
+            yield part
+
+    assert "JSON array" in refused(await post(served, slowly()), 415, "unsupported_media_type")["message"]
     await unmoved(served)
     body = lines(rows(1))
     refused(await served.client.post("/evaluate/jobs", content=body), 415, "unsupported_media_type")
@@ -168,7 +179,7 @@ async def test_too_many_columns_are_refused(served: Served) -> None:
 
 
 async def test_an_upload_without_a_row_and_bad_options_are_refused(served: Served) -> None:
-    for body in (b"", b"  "):
+    for body in (b"", b"  ", b"\xef\xbb\xbf"):
         assert refused(await post(served, body), 422, "invalid_request")["field"] == "lines"
     assert refused(await post(served, b"\n"), 422, "invalid_json")["field"] == "lines.1"
     for name, value in (("bins", 0), ("bins", "x"), ("resamples", 5), ("a", "b")):
@@ -192,6 +203,16 @@ async def test_limits_hold_without_a_content_length() -> None:
         assert too_large["limit"] == 2048 < too_large["got"]
         announced = refused(await post(served, b" " * 4096), 413, "body_too_large")
         assert (announced["limit"], announced["got"]) == (2048, 4096)
+        await unmoved(served)
+
+
+@pytest.mark.parametrize("limits", [{"max_job_rows": 10}, {"max_job_bytes": 1039, "max_body_bytes": 1024}])
+async def test_refused_rows_count_as_others_do(limits: dict[str, int]) -> None:
+    bad = lines([{"text": "a" * 70, "label": "good"}])
+    assert len(bad) == 100
+    async with serve(**limits) as served:
+        # What is wrong with those within the limit is told of; nothing behind it is looked at.
+        assert refused(await post(served, repeated(bad)), 422, "invalid_input")["lines_bad"] == 10
         await unmoved(served)
 
 
