@@ -1,7 +1,7 @@
 """How much of what takes minutes and seldom breaks is run: none, a third, or all, by LAPLORA_EXHAUSTIVE.
 
 Tests with the marker ``exhaustive`` are deselected unless the variable is ``1`` (all of them, and all that other tests
-draw) or ``1/3``, ``2/3`` or ``3/3`` (this third's files). An expression for ``-m`` with the marker decides instead.
+draw) or ``1/3``, ``2/3`` or ``3/3`` (of this third). An expression for ``-m`` with the marker decides instead.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import faulthandler
 import os
 import re
 import zlib
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
 ASKED = os.environ.get("LAPLORA_EXHAUSTIVE", "")
 #: After which an exhaustive test fails that does not say so itself.
 LIMIT_S = 600
@@ -25,18 +23,18 @@ def drawn(examples: int) -> int:
     return examples if ASKED == "1" else examples // 4
 
 
-def third_of(path: Path) -> int:
-    """Return which third a file's exhaustive tests are in: 1, 2 or 3. What they share is set up in one run."""
-    return zlib.crc32(os.path.relpath(path, ROOT).encode()) % 3 + 1
+def third_of(test: str) -> int:
+    """Return which third an exhaustive test is in, by its name alone: 1, 2 or 3."""
+    return zlib.crc32(test.encode()) % 3 + 1
 
 
-def runs(path: Path, asked: str) -> bool:
-    """Return whether a file's exhaustive tests run for a value of the variable; UsageError for an unknown value."""
+def runs(test: str, asked: str) -> bool:
+    """Return whether an exhaustive test runs for a value of the variable; UsageError for an unknown value."""
     if asked in ("", "0", "1"):
         return asked == "1"
     if not re.fullmatch("[123]/3", asked):
         raise pytest.UsageError(f"LAPLORA_EXHAUSTIVE is 1, 1/3, 2/3 or 3/3, or is not set, not {asked!r}")
-    return third_of(path) == int(asked[0])
+    return third_of(test) == int(asked[0])
 
 
 def pytest_report_header() -> str:
@@ -53,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(LIMIT_S))
     if "exhaustive" in config.option.markexpr:
         return
-    left = [item for item in items if item.get_closest_marker("exhaustive") and not runs(item.path, ASKED)]
+    left = [item for item in items if item.get_closest_marker("exhaustive") and not runs(item.nodeid, ASKED)]
     if left:
         config.hook.pytest_deselected(items=left)
         gone = set(map(id, left))
