@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Connection, Double, Integer, MetaData, Table, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Double,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    inspect,
+    text,
+)
 
 from service.errors import JobsUnavailableError
 
@@ -99,7 +111,7 @@ def check_format(connection: Connection) -> int:
     """Return a database's format, 0 of one without jobs.
 
     Raises:
-        JobsUnavailableError: it is another than this server's.
+        JobsUnavailableError: it is another than this server's, or there are tables of jobs that do not say it.
     """
     if connection.dialect.name == "sqlite":
         found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
@@ -107,9 +119,10 @@ def check_format(connection: Connection) -> int:
         found = 0
     else:
         found = int(connection.execute(text(f"SELECT format FROM {_FORMAT_TABLE}")).scalar_one())
-    if found not in (0, FORMAT):
+    unmarked = found == 0 and any(inspect(connection).has_table(name) for name in _METADATA.tables)
+    if unmarked or found not in (0, FORMAT):
         raise JobsUnavailableError(
             f"the jobs' database has format {found}, this server reads format {FORMAT}: give it another jobs_dir, or "
-            "another jobs_url"
+            "another jobs_url; the uploads of its jobs, which are prompts, stay until you delete the jobs folder too"
         )
     return found

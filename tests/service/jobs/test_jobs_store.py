@@ -93,15 +93,17 @@ def test_what_a_kill_leaves_of_a_removal_goes_at_the_next_start(tmp_path: Path) 
     assert (count("laplora_rows"), count("laplora_bad_rows")) == (990, 20)
 
 
-@pytest.mark.parametrize("version", [1, FORMAT - 1, 99])
+@pytest.mark.parametrize("version", [0, 1, FORMAT - 1, 99])
 def test_a_database_of_another_format_is_refused_by_name_and_left_alone(version: int, tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite"
     with closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE jobs (anything)")
+        db.execute("CREATE TABLE laplora_jobs (anything)")
         db.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
-    with pytest.raises(JobsUnavailableError, match=f"format {version}, this server reads format {FORMAT}"):
+    with pytest.raises(JobsUnavailableError, match=f"format {version}, this server reads format {FORMAT}") as told:
         opened(tmp_path)
+    # The uploads of its jobs stay: nobody else removes them.
+    assert "delete the jobs folder" in str(told.value)
     assert path.read_bytes() == before
 
 
