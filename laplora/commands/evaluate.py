@@ -104,8 +104,9 @@ def evaluate(
 
 def _to_measure(manifest: Manifest, how: How) -> list[str]:
     """Return the methods that will be measured: those that need the posterior where the one that answers does."""
-    spread = manifest.spec(how.predictive or manifest.recommended.predictive).covariance
-    names = ["map", *(n for n in manifest.servable if n != "map" and (spread or not manifest.spec(n).covariance))]
+    plain = [name for name in manifest.servable if not manifest.spec(name).covariance]
+    spread = (how.predictive or manifest.recommended.predictive) not in plain
+    names = dict.fromkeys(["map", *(manifest.servable if spread else plain)])
     return [*names, *(f"{name}_order_average" for name in names if how.order_average)]
 
 
