@@ -176,7 +176,7 @@ def artifact(picture: Picture) -> None:
         ("familiarity.safetensors", "where the training rows' states are"),
         ("scores.safetensors", "review scores of the calibration rows"),
         ("golden.json", "inputs with their recorded answers"),
-        ("report/, members/", "what was measured; an ensemble"),
+        ("report/", "what was measured"),
     )
     checks = (
         "every file by its digest",

@@ -290,7 +290,8 @@ def parse_manifest(name: str, raw: bytes) -> Manifest:
         ) from None
     if type(version) is not int or version != FORMAT_VERSION:
         raise ArtifactIncompatibleError(
-            f"artifact {name!r} has format {str(version)[:32]}, this version reads {FORMAT_VERSION}: package it again"
+            f"artifact {name!r} has format {str(version)[:32]}, this version reads {FORMAT_VERSION}: "
+            + ("update laplora" if type(version) is int and version > FORMAT_VERSION else "package it again")
         )
     if not is_nested_within(fields, MAX_NESTING):
         raise ArtifactCorruptError(f"{MANIFEST} of {name!r} is nested more than {MAX_NESTING} levels deep")

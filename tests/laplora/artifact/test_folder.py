@@ -113,6 +113,9 @@ def test_a_manifest_of_another_format_or_none(artifact_copy: Path) -> None:
         edit_manifest(artifact_copy, format_version=version)
         with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 7"):
             read_artifact(artifact_copy)
+    edit_manifest(artifact_copy, format_version=8)
+    with pytest.raises(ArtifactIncompatibleError, match="update laplora"):
+        read_artifact(artifact_copy)
     begun = (b"", b"null", b"[]", b"{}", b'{"format_version": 7, "name": "ti')
     for raw in (*begun, b"[" * 100_000, b"\xff\xfe\x00{", b"9" * 5000):
         (artifact_copy / MANIFEST).write_bytes(raw)

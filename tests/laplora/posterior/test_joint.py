@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from joint_problem import dense_curvature, dense_ggn, fit_joint, flat_jacobians,
 from reference_problem import Problem
 from tiny_models import generator
 
-from laplora.errors import PriorError
+from laplora.errors import NonFiniteError, PriorError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.base import Prior, block_precisions
@@ -98,6 +99,13 @@ def test_a_precision_per_block_is_refused(problem: Problem) -> None:
     for figure in (partial(found.covariance_of, jacobians), found.log_determinant_ratio, found.effective_dimension):
         with pytest.raises(PriorError, match="choose a scalar or group prior"):
             figure(precisions)
+
+
+def test_a_curvature_that_drowns_the_prior_is_refused_by_name(problem: Problem) -> None:
+    found = fitted(problem, 7)
+    posterior = replace(found, factor=torch.full_like(found.factor, 1e12))
+    with pytest.raises(NonFiniteError, match="too large for the prior"):
+        posterior.log_determinant_ratio(torch.full((len(posterior.blocks),), 1e-6, dtype=torch.float64))
 
 
 def test_infinite_precision_is_map(problem: Problem) -> None:
