@@ -200,7 +200,9 @@ def _regular_cholesky(matrix: torch.Tensor) -> torch.Tensor:
     """Return the Cholesky factor of ``I + matrix``; NonFiniteError where the matrix drowns the identity in rounding."""
     result, failed = torch.linalg.cholesky_ex(torch.eye(len(matrix)).to(matrix) + matrix)
     if failed:
-        raise NonFiniteError("the posterior's precision has no Cholesky factor: the curvature is too large for the prior")
+        raise NonFiniteError(
+            "the posterior's precision has no Cholesky factor: the curvature is too large for the prior"
+        )
     return result
 
 
