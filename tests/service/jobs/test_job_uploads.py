@@ -207,7 +207,7 @@ async def test_limits_hold_without_a_content_length() -> None:
 
 
 @pytest.mark.parametrize("limits", [{"max_job_rows": 10}, {"max_job_bytes": 1039, "max_body_bytes": 1024}])
-async def test_refused_rows_count_as_others_do(limits: dict[str, int]) -> None:
+async def test_refused_rows_count_as_others_do(limits: dict[str, Any]) -> None:
     bad = lines([{"text": "a" * 70, "label": "good"}])
     assert len(bad) == 100
     async with serve(**limits) as served:
