@@ -92,13 +92,15 @@ def base_bytes(artifact: Path, dequantize: bool) -> int:
     return held_bytes(load_base_model(locate_base(spec), spec, device=device, dequantize=dequantize).model)
 
 
-def answer_times(counts: Sequence[int], out: Path, turns: int = TURNS) -> list[Record]:
+def answer_times(
+    counts: Sequence[int], out: Path, overrides: Sequence[str] = OVERRIDES, turns: int = TURNS
+) -> list[Record]:
     """Return what one MAP answer takes of every artifact, all of them in one process, in turns.
 
     Milliseconds (``median``, ``low`` and ``high`` of the turns) are the processor's time on one thread; ``relative`` is
     a turn's time over that of the artifact with all layers.
     """
-    answers = {str(count): _one_answer(configuration(count, out).artifact_dir) for count in counts}
+    answers = {str(count): _one_answer(configuration(count, out, overrides).artifact_dir) for count in counts}
     with torch.no_grad():
         seconds = in_turns(answers, turns, clock=time.process_time)
     where = {"turns": turns, "hardware": provenance.hardware(), "date": provenance.today()}

@@ -156,6 +156,6 @@ def test_runs_without_layers_are_measured(
     layer = 4 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64)  # float32: attention, MLP, norms
     assert whole["bytes"]["expanded"] - without["bytes"]["expanded"] == layer
     assert 0 < without["bytes"]["packed"] < whole["bytes"]["packed"]
-    times = pruning.answer_times((0, 1), tmp_path, turns=3)
+    times = pruning.answer_times((0, 1), tmp_path, overrides, turns=3)
     assert times[0]["relative"] == {"median": 1, "low": 1, "high": 1}
     assert all(0 < one["ms"]["low"] <= one["ms"]["median"] <= one["ms"]["high"] for one in times)
