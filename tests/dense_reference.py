@@ -283,3 +283,14 @@ def log_determinant(curvature: Mapping[Key, Tensor], prior_precision: Mapping[Ke
         float(torch.logdet(torch.eye(c.shape[0], dtype=c.dtype) + c / prior_precision[key]))
         for key, c in curvature.items()
     )
+
+
+def two_class_probs(logit_mean: Tensor, logit_covariance: Tensor) -> Tensor:
+    """Return mean probabilities (batch, 2) under Gaussian logits, by a fine sum over their difference."""
+    gap = logit_mean[:, 0] - logit_mean[:, 1]
+    spread = logit_covariance[:, 0, 0] + logit_covariance[:, 1, 1] - 2 * logit_covariance[:, 0, 1]
+    grid = torch.linspace(-10, 10, 8_001, dtype=torch.float64)
+    density = torch.exp(-0.5 * grid.square())
+    values = torch.sigmoid(gap[:, None] + spread.clamp_min(0).sqrt()[:, None] * grid) * density
+    first = torch.trapezoid(values, grid) / torch.trapezoid(density, grid)
+    return torch.stack([first, 1 - first], dim=1)
