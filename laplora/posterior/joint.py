@@ -198,6 +198,7 @@ class JointPosterior:
 
 def _regular_cholesky(matrix: torch.Tensor) -> torch.Tensor:
     """Return the Cholesky factor of ``I + matrix``; NonFiniteError where the matrix drowns the identity in rounding."""
+    result: torch.Tensor
     result, failed = torch.linalg.cholesky_ex(torch.eye(len(matrix)).to(matrix) + matrix)
     if failed:
         raise NonFiniteError(
