@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,6 +133,7 @@ def test_a_base_and_an_adapter_of_the_hub_are_those_of_a_commit(
             fetch_checkpoint("hf://owner/name", "base", progress=said.append)
     # The hub is away: a commit does not change, and of a branch there is the last copy.
     close_session()
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))  # between its tries
     said.clear()
     pinned = f"hf://owner/name@{commit}/sub"
     assert (fetch_checkpoint(pinned, "base", progress=said.append) / "config.json").read_text() == "{} config.json"

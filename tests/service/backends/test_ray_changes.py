@@ -126,7 +126,7 @@ def update(served: Engine, **changes: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"artifacts_per_scorer": 7, "max_surge_percent": 100}, {"artifacts_per_scorer": 7, "scorer_cpus": 0.11}],
+    [{"artifacts_per_scorer": 7, "max_surge_percent": 100}, {"scorer_cpus": 0.11}],
     ids=["of all, the new ones first", "of the scorers, each old one first"],
 )
 def test_an_update_fails_no_request(served: Engine, changes: dict[str, Any]) -> None:

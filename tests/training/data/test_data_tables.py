@@ -52,7 +52,7 @@ def test_parquet_gives_what_json_lines_give(tmp_path: Path) -> None:
 def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder ``owner/moods`` in the working directory, which ``datasets`` takes for a data set of that name."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read once in a process
     folder = tmp_path / "owner" / "moods"
     folder.mkdir(parents=True)
     features = Features({"sentence": Value("string"), "mood": ClassLabel(names=list(WORDS))})

@@ -67,6 +67,7 @@ def test_a_run_that_lost_a_process_goes_on_to_what_one_process_has(tiny_base_fol
 
 
 @pytest.mark.usefixtures("ray")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("rank", "said"), [(0, "^the prompt is too long$"), (1, "^in process 1: the prompt")])
 def test_an_error_of_one_process_is_the_commands(rank: int, said: str) -> None:
     """Its class cannot be pickled, and the other process waits for the one that raised it."""
