@@ -27,7 +27,7 @@ from training.fine_tuning.one_device import on_device
 from training.fine_tuning.reporters import check_reporters
 from training.workspace.folders import set_aside
 from training.workspace.folds import fold_runs
-from training.workspace.kept import kept_adapter, missing_adapters
+from training.workspace.kept_adapters import kept_adapter, missing_adapters
 from training.workspace.provenance import adapter_inputs
 from training.workspace.results import trained_as
 from training.workspace.run import Run

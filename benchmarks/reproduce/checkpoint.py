@@ -23,7 +23,7 @@ from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import digest, rows_digest
 from laplora.predictive.lora_weights import in_place, lora_parameters, read_weights
 from training.evaluate import plain_probs
-from training.workspace.kept import kept_adapter
+from training.workspace.kept_adapters import kept_adapter
 from training.workspace.provenance import adapter_inputs, curvature_inputs
 from training.workspace.run import Run
 from training.workspace.stores import FolderStore

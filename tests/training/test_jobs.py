@@ -30,7 +30,7 @@ from laplora.predictor import Predictor
 from training import evaluate as evaluate_job
 from training.config import RunConfig, load_config
 from training.finetune import LabelTrainer, train_adapter
-from training.workspace.kept import kept_adapter
+from training.workspace.kept_adapters import kept_adapter
 from training.workspace.runtime import open_run
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
