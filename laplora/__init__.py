@@ -22,7 +22,8 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``models``: base models and adapters; ``prompts``: templates, label tokens, orders of options.
 - ``metrics``: scores, ranking of mistakes, noise, drift.
 - ``remote``: what lies on the hub, in object stores and on web servers.
-- ``linearised``: the symbols of the method; ``files``: files written whole; ``errors``: every exception.
+- ``linearised``: the symbols of the method; ``files``: files written whole; ``strict_json``: JSON as its
+  standard has it; ``errors``: every exception.
 
 ``client`` speaks to the server over HTTP and stands alone: it imports only ``errors``.
 """

@@ -2,5 +2,5 @@
 
 Read ``manifest`` first (what an artifact records), then ``folder`` (reading, verifying, writing, in the folder of
 ``partial``) and ``fetched`` (what lies elsewhere). ``adapted`` compares an artifact with a base model and puts its
-adapter on it, ``strict_json`` reads JSON as its standard has it.
+adapter on it.
 """

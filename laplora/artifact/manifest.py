@@ -11,7 +11,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from laplora.artifact.readout_records import ClassificationHeadRecord, ReadOutRecord
-from laplora.artifact.strict_json import is_nested_within, strict_json
 from laplora.decisions.conformal import ConformalScore
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ConfigError
@@ -22,6 +21,7 @@ from laplora.posterior.base import Prior
 from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName, PredictiveSpec, predictive_spec
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS
 from laplora.prompts.templates import Cut, PromptTemplate
+from laplora.strict_json import is_nested_within, strict_json
 
 FORMAT_VERSION = 7
 MANIFEST = "manifest.json"

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from laplora.data.parquet import parquet_file, parquet_rows
 from laplora.errors import DataError
+from laplora.strict_json import strict_json
 
 #: File name endings and how such a file is read.
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
@@ -133,24 +134,12 @@ def decoded(numbered: tuple[int, bytes]) -> str:
 def json_record(numbered: tuple[int, str]) -> Record:
     """Return a line of JSON Lines, with its number, as a record; RowError: no JSON object, or a field twice."""
     number, line = numbered
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in values:
-                raise RowError(number, f"field {name[:64]!r} appears twice")
-            values[name] = value
-        return values
-
-    def no_constant(name: str) -> None:
-        raise RowError(number, f"{name} is not JSON")
-
     try:
-        value = json.loads(line, object_pairs_hook=unique, parse_constant=no_constant)
+        value = strict_json(line)
     except json.JSONDecodeError as error:
         raise RowError(number, f"not valid JSON (column {error.colno}: {error.msg})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or very deep nesting
-        raise RowError(number, f"not usable JSON ({type(error).__name__})") from None
+    except (ValueError, RecursionError) as error:
+        raise RowError(number, f"not usable JSON ({error})") from None
     if not isinstance(value, dict):
         raise RowError(number, f"expected a JSON object on one line, got {_json_type(value)}")
     return Record(number, value)
