@@ -207,14 +207,15 @@ def _name(job_id: str) -> str:
 
 def _check_no_strangers(jobs_dir: Path) -> None:
     folders = {name: jobs_dir / name for name in (SUBFOLDER, SHARED_SUBFOLDER)}
+    # Listed before they are looked at: another server may make the shared one, or its marker, meanwhile.
+    shown = _shown(jobs_dir)
     own = {name for name, path in folders.items() if path.is_dir() and not path.is_symlink()}
-    strangers = [name for name in _shown(jobs_dir) if name not in own]
+    strangers = [name for name in shown if name not in own]
     for subfolder in sorted(own):
+        shown = _shown(folders[subfolder])
         marked = (folders[subfolder] / MARKER).is_file()
         strangers += [
-            f"{subfolder}/{name}"
-            for name in _shown(folders[subfolder])
-            if not (marked and (name in _NAMES or _UPLOAD.fullmatch(name)))
+            f"{subfolder}/{name}" for name in shown if not (marked and (name in _NAMES or _UPLOAD.fullmatch(name)))
         ]
     if strangers:
         raise StrangersError(strangers)

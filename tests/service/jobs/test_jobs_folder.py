@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from job_calls import refused
+from job_calls import JSONL, ended, jobs, refused, rows, submit
 from serving import serve
 
 from service.jobs.store.folder import JobsFolder, StrangersError
@@ -22,7 +23,11 @@ async def refused_by(jobs_dir: Path) -> str:
 
     before = contents()
     async with serve(jobs_dir=jobs_dir) as served:
-        error = refused(await served.client.get("/evaluate/jobs"), 503, "jobs_unavailable")
+        for method, path in (("POST", ""), ("GET", "/x"), ("DELETE", "/x"), ("GET", "")):
+            response = await served.client.request(method, f"/evaluate/jobs{path}", content=b"{}", headers=JSONL)
+            error = refused(response, 503, "jobs_unavailable")
+            assert "retry-after" in response.headers
+            assert str(jobs_dir.parent) not in error["message"]
         assert (await served.predict("a")).status_code == 200
     assert contents() == before
     return str(error["message"])
@@ -31,10 +36,8 @@ async def refused_by(jobs_dir: Path) -> str:
 @pytest.mark.parametrize(
     "names",
     [
-        ("train.jsonl",),
         ("upload.part", "notes.txt"),
         (f"{ID}.part", "lock"),
-        ("laplora-jobs/notes.txt",),
         (f"laplora-jobs/{ID}.jsonl",),
         ("laplora-jobs",),
         ("sub/deep/train.jsonl",),
@@ -61,24 +64,47 @@ async def test_a_folder_with_strangers_files_is_refused_and_left_alone(
 
 
 @pytest.mark.anyio
-async def test_a_damaged_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+async def test_a_damaged_database_is_refused_and_left_alone_and_so_is_a_file(tmp_path: Path) -> None:
     JobsFolder(tmp_path).close()
     (tmp_path / "laplora-jobs" / "jobs.sqlite").write_bytes(b"no database" * 1000)
     assert "database is not one" in await refused_by(tmp_path)
+    (tmp_path / "file").write_text("")
+    await refused_by(tmp_path / "file" / "jobs")
+
+
+@pytest.mark.anyio
+async def test_one_server_at_a_time_has_the_folder() -> None:
+    async with serve() as first:
+        job_id = await submit(first, rows(2))
+        await ended(first, job_id)
+        async with serve(jobs_dir=first.state.settings.jobs_dir, job_look_s=0.02) as second:
+            error = refused(await second.client.get("/evaluate/jobs"), 503, "jobs_unavailable")
+            assert "another server process" in error["message"]
+            await first.state.jobs.close()
+            # As the first one leaves, the second takes over.
+            await second.until(lambda: second.state.jobs.ledger.disk.closed is None)
+            assert jobs(second) == [job_id]
 
 
 def test_a_link_in_place_of_the_servers_own_folder_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "made-by-laplora").touch()
-    (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "laplora-jobs").symlink_to(tmp_path / "elsewhere")
+    elsewhere, jobs_dir = tmp_path / "elsewhere", tmp_path / "jobs"
+    for folder in (elsewhere, jobs_dir):
+        folder.mkdir()
+    (elsewhere / "made-by-laplora").touch()
+    (jobs_dir / "laplora-jobs").symlink_to(elsewhere)
     with pytest.raises(StrangersError):
-        JobsFolder(tmp_path / "jobs")
-    assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["made-by-laplora"]
+        JobsFolder(jobs_dir)
+    assert [p.name for p in elsewhere.iterdir()] == ["made-by-laplora"]
 
 
 def test_a_strangers_file_that_comes_later_is_never_touched(tmp_path: Path) -> None:
+    """What a file system puts there is no stranger, nor is a start that was cut off before the marker."""
+    (tmp_path / "laplora-jobs").mkdir()
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / ".nfs0001").write_text("x")
     folder = JobsFolder(tmp_path)
+    (folder.path / ".DS_Store").write_text("x")
+    assert sorted(p.name for p in folder.path.iterdir()) == [".DS_Store", "lock", "made-by-laplora"]
     theirs = [tmp_path / "b.jsonl", *(folder.path / name for name in (f"{ID}.jsonl.bak", "train.jsonl", "x.part"))]
     for path in theirs:
         path.write_text("a user's data")
@@ -86,23 +112,23 @@ def test_a_strangers_file_that_comes_later_is_never_touched(tmp_path: Path) -> N
     for path in left:
         path.write_text("what a crash left")
     folder.discard_others([])
-    assert [path.exists() for path in theirs] == [True] * 4
     assert [path.exists() for path in left] == [False, False]
     folder.close()
     with pytest.raises(StrangersError) as error:
         JobsFolder(tmp_path)
     assert error.value.names == [str(path.relative_to(tmp_path)) for path in theirs]
-    assert [path.exists() for path in theirs] == [True] * 4
+    assert [path.read_text() for path in (tmp_path / ".nfs0001", *theirs)] == ["x", *["a user's data"] * 4]
 
 
-def test_what_a_file_system_puts_there_is_no_stranger(tmp_path: Path) -> None:
-    """Nor is a start that was cut off before the marker."""
-    (tmp_path / "laplora-jobs").mkdir()
-    (tmp_path / "lost+found").mkdir()
-    (tmp_path / ".nfs0001").write_text("x")
-    folder = JobsFolder(tmp_path)
-    (folder.path / ".DS_Store").write_text("x")
-    assert sorted(p.name for p in folder.path.iterdir()) == [".DS_Store", "lock", "made-by-laplora"]
-    folder.close()
-    JobsFolder(tmp_path).close()
-    assert (tmp_path / ".nfs0001").read_text() == "x"
+def test_a_folder_that_another_server_makes_meanwhile_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listdir = os.listdir
+
+    def late(path: Path) -> list[str]:
+        (tmp_path / "laplora-jobs-shared").mkdir(exist_ok=True)
+        (tmp_path / "laplora-jobs-shared" / "made-by-laplora").touch()
+        return listdir(path)
+
+    monkeypatch.setattr("service.jobs.store.folder.os.listdir", late)
+    JobsFolder(tmp_path, shared=True).close()
