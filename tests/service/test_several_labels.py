@@ -54,9 +54,10 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def client(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
-    """A client of a server of the artifact."""
+    """A client of a server of the artifact, each row of which runs alone: its answers are the same to the last bit."""
     monkeypatch.setenv("LAPLORA_CACHE", str(artifact.parent))
-    async with started(create_app(settings(artifact="several", artifacts_root=artifact.parent))) as client:
+    own = settings(artifact="several", artifacts_root=artifact.parent, batch_tokens=1)
+    async with started(create_app(own)) as client:
         yield client
 
 
@@ -131,25 +132,22 @@ async def test_a_job_says_what_evaluate_says(client: Client) -> None:
         assert job["status"] in ("queued", "running"), job
         await asyncio.sleep(0.02)
     direct = await said(client, "/evaluate", {"inputs": rows, "options": OPTIONS})
-    assert job["result"]["rows"] == direct["rows"]
-    for name, metrics in direct["methods"].items():
-        found = job["result"]["methods"][name]
-        assert found["labels"].keys() == metrics["labels"].keys()
-        for metric in ("accuracy", "nll", "ece", "exact_match", "auroc_error"):
-            assert found[metric] == pytest.approx(metrics[metric], rel=1e-4)  # batches differ, so rounding does
-        for metric in ("accuracy", "nll", "ece"):
-            assert job["partial"][name][metric] == pytest.approx(found[metric], rel=1e-6)
+    del direct["timing_ms"]
+    assert job["result"] == direct
+    assert direct["methods"]["laplace"]["labels"].keys() == set(LABELS)
+    for name, found in direct["methods"].items():
+        assert job["partial"][name] == pytest.approx({key: found[key] for key in ("accuracy", "nll", "ece")}, rel=1e-6)
 
 
-@pytest.mark.parametrize(("label", "message"), REFUSED)
-async def test_labels_that_are_no_list_are_refused_by_name(client: Client, label: Any, message: str) -> None:
-    row = {"text": "a b", "label": label}
-    for answer, field in (
-        (await client.post("/evaluate", json={"inputs": [row]}), "inputs.0.label"),
-        (await client.post("/evaluate/jobs", content=json.dumps(row), headers=JSON_LINES), "lines.1.label"),
-    ):
-        assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
-        assert message in answer.json()["error"]["message"]
+async def test_labels_that_are_no_list_are_refused_by_name(client: Client) -> None:
+    for label, message in REFUSED:
+        row = {"text": "a b", "label": label}
+        for answer, field in (
+            (await client.post("/evaluate", json={"inputs": [row]}), "inputs.0.label"),
+            (await client.post("/evaluate/jobs", content=json.dumps(row), headers=JSON_LINES), "lines.1.label"),
+        ):
+            assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+            assert message in answer.json()["error"]["message"]
 
 
 async def test_a_list_is_refused_where_one_label_is_right(served: Served) -> None:

@@ -50,3 +50,14 @@ def stores(url: str) -> Iterator[tuple[JobTables, JobTables]]:
     yield opened
     for store in opened:
         store.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.process)])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[JobTables, JobTables]]:
+    """Yield what two servers write with, on either kind of database: one after the other has the SQLite of a folder."""
+    if request.param == "postgres":
+        yield request.getfixturevalue("stores")
+        return
+    store = JobTables(Database.in_file(tmp_path / "jobs.sqlite"))
+    yield store, store
+    store.close()

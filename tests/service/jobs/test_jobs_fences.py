@@ -6,7 +6,6 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,14 +45,6 @@ SILENT = {"set_absent", "release"}
 Stores = tuple[JobTables, JobTables]
 
 
-@pytest.fixture
-def one(tmp_path: Path) -> Iterator[Stores]:
-    """Yield what two servers write with, as one after the other has the SQLite of a folder."""
-    store = JobTables(Database.in_file(tmp_path / "jobs.sqlite"))
-    yield store, store
-    store.close()
-
-
 def begun(store: JobTables) -> int:
     """Return a job that server ``a`` has claimed, for the first time, and done two rows of."""
     number = claimed(store, new_job())
@@ -88,10 +79,9 @@ def test_every_write_that_names_a_claim_is_tried_here() -> None:
     assert named == set(WRITES)
 
 
-@pytest.mark.parametrize("database", ["one", pytest.param("stores", marks=pytest.mark.process)])
 @pytest.mark.parametrize("how", ["taken over", "taken back", "left", "done", "cancelled", "removed"])
-def test_a_write_under_a_lost_claim_changes_nothing(how: str, database: str, request: pytest.FixtureRequest) -> None:
-    a, b = request.getfixturevalue(database)
+def test_a_write_under_a_lost_claim_changes_nothing(how: str, database: Stores) -> None:
+    a, b = database
     number = begun(a)
     if how == "taken over":
         let_die(b)

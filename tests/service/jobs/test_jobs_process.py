@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from job_calls import JSONL, holding, lines, poisoned, rows
 from job_servers import Servers, check_whole, has, job_until, submit_to
-from server_process import Process, metric, server_process, until
-from tiny_runs import FinishedRun
+from server_process import Process, metric, until
 
 SMALL_BATCHES = ("--batch-tokens", "40")
 
@@ -48,20 +47,17 @@ def test_killed_and_stopped_jobs_go_on_without_a_lost_or_doubled_row(servers: Se
 
 
 def test_uploads_that_break_off_or_are_refused_leave_nothing(servers: Servers) -> None:
-    class GoneAwayError(Exception):
-        pass
-
     def part() -> bool:
         return bool(list(servers.folder.glob("*.part")))
 
     def breaks_off() -> Iterator[bytes]:
         yield lines(rows(10))
         until(part)
-        raise GoneAwayError
+        raise ConnectionAbortedError
 
     keyed = JSONL | {"idempotency-key": "k"}
     with servers.start(*SMALL_BATCHES).client() as client:
-        with pytest.raises(GoneAwayError):
+        with pytest.raises(ConnectionAbortedError):
             client.post("/evaluate/jobs", content=breaks_off(), headers=keyed)
         until(lambda: not part())
         assert client.post("/evaluate/jobs", content=lines(rows(3)), headers=keyed).json()["rows"] == 3
@@ -73,28 +69,14 @@ def test_uploads_that_break_off_or_are_refused_leave_nothing(servers: Servers) -
         assert not part()
 
 
-def test_a_job_of_a_real_model_says_what_evaluate_says(sentiment_run: FinishedRun) -> None:
-    """Every row runs alone, so to the last bit."""
-    items = [
-        {"text": f"a {first} and {second} film .", "label": "positive" if i % 2 == 0 else "negative"}
-        for i, first in enumerate(("warm", "dull", "gripping", "hollow", "funny", "tedious"))
-        for second in ("warm", "dull", "gripping")
-    ]
-    command = ["-m", "service", "--artifact", str(sentiment_run.artifact), "--device", "cpu", "--batch-tokens", "1"]
-    with server_process(command) as process, process.client() as client:
-        job = job_until(client, submit_to(client, items), has("done"), pause_s=0.05)
-        direct = client.post("/evaluate", json={"inputs": items, "options": {"resamples": 10}}).json()
-    del direct["timing_ms"]
-    assert 0 <= direct["unfamiliar"] <= 1
-    assert job["result"] == direct
-    assert {"map", "laplace", "temperature"} <= set(job["partial"])
-
-
 # Disks without room
 
 
+Steps = tuple[Callable[[Process], None], Callable[[Process], None]]
+
+
 @contextmanager
-def mounted(path: Path) -> Iterator[tuple[Callable[[Process], None], Callable[[Process], None]]]:
+def mounted(path: Path) -> Iterator[Steps]:
     """Make a folder a small disk; yield what fills it, and what frees it again."""
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)]).returncode:
         pytest.skip("mounting a small disk needs root")
@@ -111,7 +93,7 @@ def mounted(path: Path) -> Iterator[tuple[Callable[[Process], None], Callable[[P
 
 
 @contextmanager
-def limited(path: Path) -> Iterator[tuple[Callable[[Process], None], Callable[[Process], None]]]:
+def limited(path: Path) -> Iterator[Steps]:
     """The same by a limit of files' sizes in place of a disk's: it needs no root, and is another error."""
 
     def limit(process: Process, size: int) -> None:
