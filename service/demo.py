@@ -26,14 +26,6 @@ TEXTS: dict[str, dict[str, Any]] = {
     "ambiguous": {"text": "handsome , well played and strangely hollow ."},
     "nonsense": {"text": "purple seventeen the of tractor ## qzx lamp lamp 0x3f of ."},
 }
-QUESTIONS: dict[str, dict[str, Any]] = {
-    "clear": {
-        "question": "The trophy did not fit in the suitcase because the _ was too big.",
-        "choices": ["trophy", "suitcase"],
-    },
-    "ambiguous": {"question": "Anna told Beth that _ had won the prize.", "choices": ["Anna", "Beth"]},
-    "nonsense": {"question": "Lamp seventeen of of _ ## qzx 0x3f.", "choices": ["zzk", "lamp"]},
-}
 
 
 def main() -> int:
@@ -90,8 +82,6 @@ def examples(artifact: Path) -> dict[str, dict[str, Any]]:
     template = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["template"]["text"]
     if "{text}" in template and "{question}" not in template:
         return TEXTS
-    if "{question}" in template and ("{choices}" in template or "{option1}" in template):
-        return QUESTIONS
     golden = json.loads((artifact / "golden.json").read_text(encoding="utf-8"))["answers"]
     return {f"recorded {i}": entry["inputs"] for i, entry in enumerate(golden[:3], start=1)}
 

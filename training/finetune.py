@@ -27,7 +27,6 @@ from training.fine_tuning.one_device import on_device
 from training.fine_tuning.reporters import check_reporters
 from training.workspace.folders import set_aside
 from training.workspace.folds import fold_runs
-from training.workspace.kept_adapters import kept_adapter, missing_adapters
 from training.workspace.provenance import adapter_inputs
 from training.workspace.results import trained_as
 from training.workspace.run import Run
@@ -75,11 +74,11 @@ def finetune_run(run: Run) -> Path:
 def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
     """Train a run's adapter in its folder and return the adapter's; as ``finetune``, without the folds.
 
-    ``keep`` are steps whose adapters stay too, in the folders of ``kept_adapter``.
+    ``keep`` are steps whose adapters stay too, in the folders of ``run.kept_adapter``.
     """
     config, workers = run.config, run.workers
     target, checkpoints = run.folder / "adapter", run.folder / "checkpoints"
-    if workers.told(lambda: target.is_dir() and trained_as(run) and not missing_adapters(run, keep)):
+    if workers.told(lambda: target.is_dir() and trained_as(run) and not _missing(run, keep)):
         say(f"adapter already trained: {target}")
         return target
     last = workers.told(lambda: resumable_checkpoint(run, checkpoints, keep))
@@ -103,7 +102,7 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
             eval_dataset=labelled_targets(run, run.splits.selection) or None,
             data_collator=partial(_collated, run),
             callbacks=[
-                _Keep({step: kept_adapter(run, step) for step in keep}, dtype, workers),
+                _Keep({step: run.kept_adapter(step) for step in keep}, dtype, workers),
                 *callbacks_of(config.optimizer),
             ],
         )
@@ -141,11 +140,16 @@ def resumable_checkpoint(run: Run, checkpoints: Path, keep: Collection[int] = ()
         if aside:
             say(f"the rows, the base or its weights are not those of the earlier results, which are kept in {aside}")
     last = last_checkpoint(checkpoints)
-    if last and any(step <= _step(last) for step in missing_adapters(run, keep)):
+    if last and any(step <= _step(last) for step in _missing(run, keep)):
         say("training again from the start: adapters that are to be kept lie before the last checkpoint")
         shutil.rmtree(checkpoints, ignore_errors=True)
         return None
     return last
+
+
+def _missing(run: Run, keep: Collection[int]) -> list[int]:
+    """Return the steps whose adapters are to be kept and not there."""
+    return [step for step in keep if not (run.kept_adapter(step) / "adapter_model.safetensors").is_file()]
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -23,7 +23,6 @@ from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import digest, rows_digest
 from laplora.predictive.lora_weights import in_place, lora_parameters, read_weights
 from training.evaluate import plain_probs
-from training.workspace.kept_adapters import kept_adapter
 from training.workspace.provenance import adapter_inputs, curvature_inputs
 from training.workspace.run import Run
 from training.workspace.stores import FolderStore
@@ -61,7 +60,7 @@ def answers_folder(run_folder: Path, step: int) -> Path:
 @contextmanager
 def checkpoint_of(run: Run, model: Any, step: int) -> Iterator[None]:
     """Give the model the weights of a kept step inside the block."""
-    with in_place(lora_parameters(model), read_weights(model, kept_adapter(run, step))):
+    with in_place(lora_parameters(model), read_weights(model, run.kept_adapter(step))):
         yield
 
 
@@ -104,7 +103,7 @@ def answer_base(run: Run, load: Load) -> Answers:
 
 def _answers(run: Run, model: Any, step: int, passes: Path) -> dict[str, torch.Tensor]:
     say(f"step {step}: fitting on {len(run.splits.train)} rows")
-    store = FolderStore(passes, curvature_inputs(run, kept_adapter(run, step)))
+    store = FolderStore(passes, curvature_inputs(run, run.kept_adapter(step)))
     fit = _fitted(run, model, run.config.fit, store)
     return _of_fit(run, model, fit)
 
@@ -120,7 +119,7 @@ def _of_last(run: Run, model: Any, step: int, passes: Path) -> dict[str, torch.T
         plain = settings.predictives.model_copy(update={"conditioned": False})
         settings = settings.model_copy(update={"laplace": laplace, "predictives": plain})
         say(f"step {step}: fitting the posterior over lm_head alone")
-        mark = digest(curvature_inputs(run, kept_adapter(run, step)), laplace.subset)
+        mark = digest(curvature_inputs(run, run.kept_adapter(step)), laplace.subset)
         head = _fitted(run, model, settings, FolderStore(passes / "lm_head", mark))
         found[LAST_LAYER] = _of_fit(run, model, head)["laplace"]
     return found
@@ -179,7 +178,7 @@ def _dropout_probs(run: Run, model: Any) -> torch.Tensor:
 
 def _mark(run: Run, step: int, others: Sequence[int]) -> str:
     """Return the digest of all that the answers of a step to the test rows were made from."""
-    steps = [curvature_inputs(run, kept_adapter(run, one)) for one in (step, *others)]
+    steps = [curvature_inputs(run, run.kept_adapter(one)) for one in (step, *others)]
     settings = run.config.fit.model_dump(mode="json")
     methods = [EVIDENCE, *([LAST_CHECKPOINTS, DROPOUT_MASKS] if others else [])]
     return digest(steps, settings, methods, *(rows_digest(rows) for rows in (run.splits.calibration, run.splits.test)))

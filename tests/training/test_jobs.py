@@ -30,7 +30,6 @@ from laplora.predictor import Predictor
 from training import evaluate as evaluate_job
 from training.config import RunConfig, load_config
 from training.finetune import LabelTrainer, train_adapter
-from training.workspace.kept_adapters import kept_adapter
 from training.workspace.runtime import open_run
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
@@ -99,7 +98,7 @@ def test_adapters_of_steps_are_kept(uninterrupted: RunConfig, short: Path, capsy
     config = load_config(short)
 
     def kept() -> list[dict[str, torch.Tensor]]:
-        return [load_file(kept_adapter(open_run(config), step) / "adapter_model.safetensors") for step in (12, 18)]
+        return [load_file(open_run(config).kept_adapter(step) / "adapter_model.safetensors") for step in (12, 18)]
 
     assert train_adapter(open_run(config), (12, 18)) == config.run_dir / "adapter"
     first = kept()

@@ -2,7 +2,7 @@
 
 Read ``run`` first (a configuration with its data and tokenizer), then ``runtime`` (how a job opens one). ``folders``
 takes, copies and locks its folder, ``provenance`` says what a result was made from, ``results`` checks what earlier
-jobs left, ``kept_adapters`` names those of steps that a caller keeps and ``folds`` are runs without a fold's rows,
+jobs left, ``folds`` are runs without a fold's rows,
 ``student`` says whose answers a run learns and ``targets`` what it is trained towards, ``same_rows`` compares an
 artifact's rows, ``terminal`` writes. ``selection`` says which rows choose the step that is kept, ``filled_in`` what a
 configuration leaves open of its training, ``pruning`` and ``layer_similarity`` which layers the base is without,
