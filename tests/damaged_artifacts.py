@@ -26,12 +26,7 @@ from laplora.artifact.manifest import FAMILIARITY, GOLDEN, MANIFEST, POSTERIOR, 
 ADAPTER = "adapter/adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter/adapter_config.json"
 #: Every safetensors file of an artifact with every predictive.
-TENSOR_FILES = (
-    ADAPTER,
-    POSTERIOR,
-    FAMILIARITY,
-    SCORES,
-)
+TENSOR_FILES = (ADAPTER, POSTERIOR, FAMILIARITY, SCORES)
 
 
 def split(raw: bytes) -> tuple[dict[str, Any], bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +133,6 @@ def save_base(folder: Path, model: Any, *, head: bool) -> Path:
     (model if head else getattr(model, model.base_model_prefix)).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
-
-
-def copy_of(artifact: Path, target: Path) -> Path:
-    """Return a copy of an artifact under another name, to be damaged."""
-    return Path(shutil.copytree(artifact, target))
 
 
 def logits_of(model: Any, tokenizer: Any, text: str, limit: int) -> torch.Tensor:

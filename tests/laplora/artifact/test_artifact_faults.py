@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -136,14 +137,8 @@ def test_what_cannot_be(copy: Path, bases: SharedBases, kept: Predictor, said: l
 
 def test_a_file_without_permissions(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests may run as root, who may read anything."""
-    opened = Path.open
-
-    def refuse(self: Path, *how: Any, **named: Any) -> Any:
-        if self.name == POSTERIOR:
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return opened(self, *how, **named)
-
-    monkeypatch.setattr(Path, "open", refuse)
+    denied = mock.Mock(side_effect=PermissionError(errno.EACCES, "Permission denied"))
+    monkeypatch.setattr("laplora.artifact.folder.file_sha256", denied)
     with pytest.raises(ArtifactCorruptError, match="cannot be read"):
         read_artifact(copy)
 

@@ -17,7 +17,6 @@ from laplora.artifact.manifest import GOLDEN, MANIFEST, POSTERIOR, SCORES, parse
 from laplora.errors import (
     ArtifactCorruptError,
     ArtifactIncompatibleError,
-    ArtifactNotFoundError,
     ArtifactWriteError,
     ConfigError,
 )
@@ -48,18 +47,6 @@ def test_reads_what_the_job_wrote(sentiment_run: FinishedRun) -> None:
     assert artifact.digest == "sha256:" + hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     for path in [folder, *folder.rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
-
-
-def test_the_committed_artifact_reads_and_is_small() -> None:
-    """A format change that leaves it behind must raise the format version, and package it again."""
-    assert sum(r.size_bytes for r in read_artifact(DEFAULT_ARTIFACT).manifest.files.values()) < 10_000_000
-
-
-def test_no_artifact(tmp_path: Path) -> None:
-    (tmp_path / "a-file").write_text("")
-    for name in ("nothing-here", "a-file"):
-        with pytest.raises(ArtifactNotFoundError, match=f"no artifact at '{name}'.*manifest.json"):
-            read_artifact(tmp_path / name)
 
 
 def test_every_file_is_verified(artifact_copy: Path) -> None:
@@ -116,10 +103,19 @@ def test_a_manifest_of_another_format_or_none(artifact_copy: Path) -> None:
     edit_manifest(artifact_copy, format_version=8)
     with pytest.raises(ArtifactIncompatibleError, match="update laplora"):
         read_artifact(artifact_copy)
+    edit_manifest(artifact_copy, format_version=7, metrics="@")
+    fields = (artifact_copy / MANIFEST).read_text()
     begun = (b"", b"null", b"[]", b"{}", b'{"format_version": 7, "name": "ti')
     for raw in (*begun, b"[" * 100_000, b"\xff\xfe\x00{", b"9" * 5000):
         (artifact_copy / MANIFEST).write_bytes(raw)
         assert_corrupt(artifact_copy, r"not a JSON manifest: expected an object with a format_version")
+    # What could be read and not be written again would break every list.
+    for depth in (40, 100, 600):
+        (artifact_copy / MANIFEST).write_text(fields.replace('"@"', '{"a": ' * depth + "1" + "}" * depth))
+        if depth == 40:
+            read_artifact(artifact_copy).manifest.model_dump_json()
+        else:
+            assert_corrupt(artifact_copy, "nested more than 64 levels")
 
 
 @pytest.mark.parametrize(
@@ -251,15 +247,3 @@ def test_a_reader_sees_the_old_or_the_new_artifact(sentiment_run: FinishedRun, t
         writer.join()
     assert seen <= digests
     assert names(tmp_path) == ["2001", "2002", "it"]
-
-
-def test_a_manifest_can_be_listed_or_is_refused(artifact_copy: Path) -> None:
-    """Its free-form parts may be nested; one that could be read and not be written again would break every list."""
-    fields = json.dumps(json.loads((artifact_copy / MANIFEST).read_text()) | {"metrics": "@"})
-    for depth in (40, 100, 600):
-        nested = '{"a": ' * depth + "1" + "}" * depth
-        (artifact_copy / MANIFEST).write_text(fields.replace('"@"', nested))
-        if depth == 40:
-            read_artifact(artifact_copy).manifest.model_dump_json()
-        else:
-            assert_corrupt(artifact_copy, "nested more than 64 levels")

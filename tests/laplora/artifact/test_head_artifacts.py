@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from head_artifacts import TEXTS, copy_of, load, logits_of, pack, save_base
+from head_artifacts import TEXTS, load, logits_of, pack, save_base
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from tiny_classifiers import adapted_classifier, classifier_base, head_alone
@@ -37,12 +38,8 @@ def made(kind: str, factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return MADE[kind]
 
 
-@pytest.mark.parametrize("kind", ["llama", "roberta", "modernbert alone", "deberta alone", "llama alone"])
+@pytest.mark.parametrize("kind", ["llama", "roberta", "deberta alone", "llama alone"])
 def test_an_artifact_answers_as_the_model_in_memory(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    if kind == "modernbert alone":  # its norm is part of a frozen head, which the base must hold
-        with pytest.raises(ModelError, match=r"head\.norm is a trained LayerNorm"):
-            made(kind, tmp_path_factory)
-        return
     model, artifact = made(kind, tmp_path_factory)
     predictor = load(artifact)  # replays its golden answers
     tokenizer = PreTrainedTokenizerFast.from_pretrained(artifact.parent / "base")
@@ -66,7 +63,7 @@ def test_an_artifact_answers_as_the_model_in_memory(kind: str, tmp_path_factory:
         assert predictor.predict([row], "laplace")[0].probs == pytest.approx(answer.probs, abs=1e-5)
 
 
-def test_two_artifacts_of_one_base_share_it_and_keep_their_heads(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_artifacts_of_one_base_share_it_and_keep_their_heads(tmp_path_factory: pytest.TempPathFactory) -> None:
     model, artifact = made("roberta", tmp_path_factory)
     other = adapted_classifier("roberta", **FLOAT32)
     with torch.no_grad():
@@ -75,15 +72,11 @@ def test_two_artifacts_of_one_base_share_it_and_keep_their_heads(tmp_path_factor
     bases = SharedBases()
     one, two = (load(path, bases=bases) for path in (artifact, second))
     assert one.base is two.base
-    load(artifact, bases=bases)
     head = model.get_base_model().classifier.modules_to_save["default"].out_proj.bias
     assert torch.equal(one._adapted.parameters["classifier.out_proj.bias"], head)
     assert torch.equal(two._adapted.parameters["classifier.out_proj.bias"], head + 1.0)
-
-
-def test_heads_alone_on_one_base_do_not_write_into_it(tmp_path_factory: pytest.TempPathFactory) -> None:
+    # Nor does a head alone write into the base.
     model, artifact = made("llama alone", tmp_path_factory)
-    bases = SharedBases()
     kept = load(artifact, bases=bases)
     before = kept.base.model.score.weight.clone()
     load(artifact, bases=bases)
@@ -95,7 +88,7 @@ def test_heads_alone_on_one_base_do_not_write_into_it(tmp_path_factory: pytest.T
 @pytest.fixture
 def damaged(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Callable[[str], Path]:
     """Return a copy of an artifact to damage."""
-    return lambda kind: copy_of(made(kind, tmp_path_factory)[1], tmp_path / "artifact")
+    return lambda kind: Path(shutil.copytree(made(kind, tmp_path_factory)[1], tmp_path / "artifact"))
 
 
 def refused(folder: Path, message: str, **changes: Any) -> None:
@@ -110,8 +103,15 @@ def readout_of(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def test_each_fault_of_a_heads_file_is_found(damaged: Callable[[str], Path]) -> None:
+def test_a_head_alone_must_be_whole_and_the_manifests(damaged: Callable[[str], Path]) -> None:
     folder = damaged("llama alone")
+    readout = readout_of(folder)
+    # Of rows padded on the other side the head would be read at padding.
+    message = "rows padded on the left; the manifest says 'score' and right"
+    refused(folder, message, readout=readout | {"side": "right"})
+    with pytest.raises(ValidationError, match="a trained linear is named twice"):
+        reseal(folder, readout=readout | {"trained": ["score", "score"]})
+    reseal(folder, readout=readout)
     whole = load_file(folder / HEAD)
     weight = whole["score.weight"]
     for tensors, message in (
@@ -127,16 +127,6 @@ def test_each_fault_of_a_heads_file_is_found(damaged: Callable[[str], Path]) -> 
     refused(folder, "cannot be read")
     (folder / HEAD).unlink()
     refused(folder, r"files missing \['head.safetensors'\]")
-
-
-def test_a_head_alone_must_be_the_manifests(damaged: Callable[[str], Path]) -> None:
-    """Of rows padded on the other side the head would be read at padding."""
-    folder = damaged("llama alone")
-    readout = readout_of(folder)
-    message = "rows padded on the left; the manifest says 'score' and right"
-    refused(folder, message, readout=readout | {"side": "right"})
-    with pytest.raises(ValidationError, match="a trained linear is named twice"):
-        reseal(folder, readout=readout | {"trained": ["score", "score"]})
 
 
 def test_an_adapters_head_must_be_whole_and_the_manifests(damaged: Callable[[str], Path]) -> None:
@@ -167,8 +157,7 @@ def test_a_part_of_the_head_that_nobody_saved_is_refused(tmp_path: Path) -> None
 
 
 def test_bases_load_as_classifiers_and_are_checked(tmp_path: Path) -> None:
-    model = classifier_base("bert", classes=5)
-    folder = save_base(tmp_path / "base", model, head=True)
+    folder = save_base(tmp_path / "base", classifier_base("bert", classes=5), head=True)
 
     def loaded(classes: int) -> Any:
         spec = BaseSpec(str(folder), None, "none", "float32", classes)
@@ -181,8 +170,3 @@ def test_bases_load_as_classifiers_and_are_checked(tmp_path: Path) -> None:
     packed = load_base_model(str(folder), spec, device=torch.device("cpu"), dequantize=False)
     assert packed.weights.held == "packed"
     assert packed.model.classifier.weight.dtype == torch.bfloat16  # in 4 bit nothing of it could be covered
-    with torch.no_grad():
-        model.bert.encoder.layer[0].output.dense.weight[0, 0] = torch.nan
-    folder = save_base(tmp_path / "broken", model, head=True)
-    with pytest.raises(ModelError, match="gives NaN or infinity on ordinary tokens"):
-        loaded(5)
