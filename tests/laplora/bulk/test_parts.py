@@ -45,15 +45,6 @@ def test_blocks_come_back_as_they_were_written(parts: Parts) -> None:
     assert not parts.folder.exists()
 
 
-def test_blocks_of_another_run_are_refused_and_kept(parts: Parts) -> None:
-    before = sorted(path.name for path in parts.folder.iterdir())
-    with pytest.raises(ConfigError, match=r"source was \{'bytes': 3\}, is \{'bytes': 4\}"):
-        parts.begin({**RUN, "source": {"bytes": 4}})
-    with pytest.raises(ConfigError, match=r"threads was 1, is None"):
-        parts.begin({"artifact": "sha256:1", "source": {"bytes": 3}})
-    assert sorted(path.name for path in parts.folder.iterdir()) == before
-
-
 def test_somebody_elses_files_are_not_touched(parts: Parts, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds other files"):

@@ -1,4 +1,4 @@
-"""``laplora jobs`` against a real server process over a fake predictor, with API keys."""
+"""``laplora jobs`` against a real server process over a fake predictor."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 import httpx
 import pytest
+from contract import answer_to
+from remote_servers import Answer, answering, running
 from server_process import fake_artifacts, fake_server, is_ready, until
 
 from laplora.client.retries import Retries
 from laplora.commands.app import main
 from laplora.commands.jobs import KEY_VARIABLE
-from service.security.keys_file import Key, digest, new_token, write_keys
 
 
 @pytest.fixture(scope="module")
@@ -103,20 +104,30 @@ def test_what_the_server_refuses_is_an_error(
     assert "http://127.0.0.1:9" in capsys.readouterr().err
 
 
-def test_the_key_comes_from_a_variable_or_a_file(
+def test_a_job_is_watched_over_a_restart_with_the_key_of_a_variable_or_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    token, keys = new_token(), tmp_path / "keys.json"
-    write_keys(keys, [Key(id="a", sha256=digest(token), scopes=("evaluate",))])
-    (tmp_path / "key").write_text(f"{token}\n")
-    flags = ("--jobs-dir", str(tmp_path / "kept"), "--auth", "keys", "--keys", str(keys))
-    with fake_server(fake_artifacts(tmp_path / "served"), *flags) as process, process.client() as client:
-        url = ("--url", str(client.base_url))
-        monkeypatch.setenv(KEY_VARIABLE, "none")
-        assert main(["jobs", "list", *url]) == 2
+    """The server is away for more tries than the client makes of other requests."""
+    running_job, away = answer_to("GET", "/evaluate/jobs/j") | {"status": "running"}, [503] * Retries().tries
+    statuses = ["running", "running", *away, "done"]
+
+    def answer(_method: str, _path: str, _body: bytes, key: str | None) -> Answer:
+        if key != "Bearer right":
+            return 401, {}, json.dumps(answer_to("GET", "/evaluate/jobs/j", 401)).encode()
+        status = statuses.pop(0)
+        return (503, {}, b"") if status == 503 else (200, {}, json.dumps(running_job | {"status": status}).encode())
+
+    monkeypatch.setattr("random.uniform", lambda *_: 0.0)  # tried again at once
+    (tmp_path / "key").write_text("right\n")
+    with running(answering(answer)) as url:
+        watch = ["jobs", "watch", "j", "--url", url, "--json"]
+        monkeypatch.setenv(KEY_VARIABLE, "wrong")
+        assert main(watch) == 2
         assert "error: " in capsys.readouterr().err
-        assert main(["jobs", "list", *url, "--key-file", str(tmp_path / "key")]) == 0
-        monkeypatch.setenv(KEY_VARIABLE, token)
-        assert main(["jobs", "list", *url]) == 0
-    assert main(["jobs", "list", *url, "--key-file", str(tmp_path / "nowhere")]) == 2
+        assert main([*watch, "--key-file", str(tmp_path / "key")]) == 0
+        assert [json.loads(line)["status"] for line in capsys.readouterr().out.splitlines()] == ["running", "done"]
+        statuses += ["done"]
+        monkeypatch.setenv(KEY_VARIABLE, "right")
+        assert main(["jobs", "show", "j", "--url", url]) == 0
+    assert main([*watch, "--key-file", str(tmp_path / "nowhere")]) == 2
     assert "--key-file" in capsys.readouterr().err

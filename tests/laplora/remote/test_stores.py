@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from remote_servers import Hub, bucket_server, hub_server, object_server, web_server
+from remote_servers import Hub, answering, bucket_server, hub_server, object_server, running, web_server
 
 from laplora.errors import ConfigError, DownloadError
 from laplora.remote.address import parse_address
+from laplora.remote.client import StoreClient, StoreError
 from laplora.remote.objects import ObjectStore
 from laplora.remote.stores import load, open_store, save
 
@@ -121,6 +122,21 @@ def test_a_private_repository_needs_the_token_of_the_environment(hub: Hub, monke
     assert "hidden" not in str(refused.value)
     with pytest.raises(DownloadError, match="no such revision"):
         open_store(parse_address("hf://owner/name@v9"))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, "refused"), (403, "refused"), (451, "refused"), (429, "unreachable"), (503, "unreachable")],
+)
+def test_a_store_that_refuses_is_not_one_that_is_away(status: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(answering(lambda *_request: (status, {"ETag": '"1"'}, b""))) as url:
+        for name, value in (("ENDPOINT_URL", url), ("ALLOW_HTTP", "true"), ("REGION", "us-east-1")):
+            monkeypatch.setenv(f"AWS_{name}", value)
+        for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(f"AWS_{name}", "hidden")
+        with pytest.raises(StoreError) as raised:
+            StoreClient("s3://bucket", tries=0).state("name")
+    assert raised.value.kind == kind
 
 
 def test_a_web_server_is_only_read(files: dict[str, Path], tmp_path: Path) -> None:
