@@ -13,10 +13,16 @@ from laplora.commands.app import main
 COMMANDS = ("serve", "train", "fit", "evaluate", "predict", "report", "pull", "push", "jobs", "keys")
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_command_and_where_configurations_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
     assert all(f"  {name} " in said for name in (*COMMANDS, "--install-completion"))
+    assert main(["train", "--help"]) == 0
+    said = "".join(line.strip() + " " for line in capsys.readouterr().out.splitlines())
+    folder = Path(said.split("Ready configurations to start from are in ")[1].rstrip(". ").replace(" ", ""))
+    assert list(folder.glob("*.yaml"))
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"laplora {laplora.__version__}\n"
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "jobs submit", "keys create"])
@@ -32,18 +38,6 @@ def test_every_command_has_help_by_its_own_name(
     assert not re.search(r"<(str|path|int|float)", said)
     cut_short = [line for line in said.splitlines() if line.endswith("...") and line.startswith("  ")]
     assert cut_short == []
-
-
-def test_the_ready_configurations_are_where_help_says(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--help"]) == 0
-    said = "".join(line.strip() + " " for line in capsys.readouterr().out.splitlines())
-    folder = Path(said.split("Ready configurations to start from are in ")[1].rstrip(". ").replace(" ", ""))
-    assert list(folder.glob("*.yaml"))
-
-
-def test_the_version_is_the_librarys(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"laplora {laplora.__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["serve"], ["nobody", "x"], ["predict"], ["jobs", "show"]])
@@ -62,14 +56,8 @@ def test_what_is_handed_on_has_its_own_status(capsys: pytest.CaptureFixture[str]
     assert "nowhere.json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_is_for_this_command(
-    shell: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("_LAPLORA_COMPLETE", f"complete_{shell}")
-    monkeypatch.setenv("COMP_WORDS", "laplora ev")
-    monkeypatch.setenv("COMP_CWORD", "1")
-    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "laplora ev")
-    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+def test_completion_is_for_this_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_LAPLORA_COMPLETE", "complete_bash"), ("COMP_WORDS", "laplora ev"), ("COMP_CWORD", "1")):
+        monkeypatch.setenv(name, value)
     main([])
     assert "evaluate" in capsys.readouterr().out
