@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from server_process import ROOT, fake_artifacts, server_process
 
 from laplora.client import Client, JobFailedError, RequestRefusedError, ServiceUnavailableError
 
@@ -18,26 +17,10 @@ def rows(count: int) -> list[dict[str, str]]:
     return [{"text": f"row {i + 2}", "label": ("negative", "positive")[i % 3 == 0]} for i in range(count)]
 
 
-@pytest.fixture(scope="module")
-def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("gate") / "gate"
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory, gate: Path) -> Iterator[str]:
-    """A server that takes 60 inputs a request."""
-    gate.touch()
-    root = fake_artifacts(tmp_path_factory.mktemp("served"))
-    command = [str(ROOT / "tests" / "service" / "fake_server.py"), "--artifact", "fake", "--artifacts-root", str(root)]
-    command += ["--max-inputs", "60", "--batch-tokens", "40"]
-    with server_process(command, {"FAKE_GATE": str(gate)}) as process, process.client() as client:
-        yield str(client.base_url)
-
-
 @pytest.fixture
-def client(connect: Callable[..., Client], address: str) -> Iterator[Client]:
+def client(connect: Callable[..., Client], served: str) -> Iterator[Client]:
     """A client whose requests of 100 inputs are refused, and sent again in halves."""
-    with connect(address, batch_size=100) as client:
+    with connect(served, batch_size=100) as client:
         yield client
 
 
