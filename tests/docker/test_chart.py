@@ -81,12 +81,6 @@ def test_the_chart_names_the_oldest_version_it_is_checked_with(helm: Any) -> Non
         assert (done.returncode == 0) == taken, done.stderr
 
 
-def test_without_keys_prometheus_sends_none(render: Callable[..., Any]) -> None:
-    documents = render({"keys": {"secret": ""}, "monitoring": {"enabled": True}})
-    (endpoint,) = documents["ServiceMonitor", "laplora"]["spec"]["endpoints"]
-    assert "authorization" not in endpoint
-
-
 def test_the_rules_and_the_dashboard_are_those_of_the_monitoring_folder(render: Callable[..., Any]) -> None:
     documents = render({"monitoring": {"enabled": True}})
     monitoring = ROOT / "docker" / "monitoring"
@@ -98,6 +92,9 @@ def test_the_rules_and_the_dashboard_are_those_of_the_monitoring_folder(render: 
     # up{job="laplora"}: the operator takes the label job from the Service's label that the monitor names.
     label = documents["ServiceMonitor", "laplora"]["spec"]["jobLabel"]
     assert documents["Service", "laplora"]["metadata"]["labels"][label] == "laplora"
+    without_keys = render({"keys": {"secret": ""}, "monitoring": {"enabled": True}})
+    (endpoint,) = without_keys["ServiceMonitor", "laplora"]["spec"]["endpoints"]
+    assert "authorization" not in endpoint
 
 
 def test_all_select_the_servers_pods(release: Any) -> None:
@@ -130,14 +127,6 @@ def test_two_releases_of_one_namespace_do_not_meet(helm: Any) -> None:
     assert ("Deployment", "laplora-green") in names["laplora-green"]
 
 
-def test_the_autoscaler_has_the_replicas_to_itself(render: Callable[..., Any]) -> None:
-    assert "replicas" in render()["Deployment", "laplora"]["spec"]
-    documents = render(RELEASES["several"])
-    assert "replicas" not in documents["Deployment", "laplora"]["spec"], "an upgrade would set them back"
-    (metric,) = documents["HorizontalPodAutoscaler", "laplora"]["spec"]["metrics"]
-    assert metric["pods"]["metric"]["name"] == "laplora_queue_tokens"
-
-
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -161,7 +150,7 @@ def test_values_that_cannot_work_are_refused_by_name(helm: Any, values: dict[str
     assert said in done.stderr
 
 
-def test_the_schema_knows_every_value_and_no_other() -> None:
+def test_the_schema_knows_every_value_and_no_other_and_every_default_can_be_given_again(helm: Any) -> None:
     Draft7Validator.check_schema(SCHEMA)
     Draft7Validator(SCHEMA).validate(VALUES)
 
@@ -175,7 +164,4 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
                     names(value, known[name])
 
     names(VALUES, SCHEMA)
-
-
-def test_every_default_can_be_given_again(helm: Any) -> None:
     assert helm("template", "laplora", values=VALUES).stdout == helm("template", "laplora").stdout

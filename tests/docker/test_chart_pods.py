@@ -169,10 +169,13 @@ def test_the_network_policy_leaves_open_what_is_used(render: Any) -> None:
     )
 
 
-def test_the_autoscaled_metric_is_the_servers(render: Any, settings: Callable[..., Settings]) -> None:
+def test_the_autoscaler_has_the_replicas_to_itself_and_a_metric_of_the_servers(render: Any, settings: Any) -> None:
+    assert "replicas" in render()["Deployment", "laplora"]["spec"]
     documents = render({"autoscaling": {"enabled": True}})
+    assert "replicas" not in documents["Deployment", "laplora"]["spec"], "an upgrade would set them back"
     (metric,) = documents["HorizontalPodAutoscaler", "laplora"]["spec"]["metrics"]
     name = metric["pods"]["metric"]["name"]
+    assert name == "laplora_queue_tokens"
     assert name in {family.name for family in Metrics().registry.collect()}
     assert int(metric["pods"]["target"]["averageValue"]) < settings().max_queue_tokens / 2, (
         "before requests are refused"

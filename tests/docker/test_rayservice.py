@@ -38,10 +38,10 @@ def container(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", ["1.27", "1.37"], ids=["oldest", "newest"])
-@pytest.mark.parametrize("name", PODS)
-def test_kubernetes_schemas_take_its_pods(name: str, version: str) -> None:
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, **PODS[name]}
-    assert kubernetes_validate.validate(pod, version, strict=True) == version
+def test_kubernetes_schemas_take_its_pods_and_what_stands_beside_them(version: str) -> None:
+    pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, **pod} for name, pod in PODS.items()]
+    for document in (*pods, POLICY, BUDGET):
+        assert kubernetes_validate.validate(document, version, strict=True) == version
 
 
 # Ray's own models use what pydantic is about to leave.
@@ -56,11 +56,8 @@ def test_ray_takes_its_serve_configuration() -> None:
     for name in WORKERS:
         ports = {port["name"]: port["containerPort"] for port in container(name)["ports"]}
         assert ports == {"serve": deployed.http_options.port}, "KubeRay's Service looks for this name"
-
-
-def test_the_cluster_runs_the_ray_that_is_tested() -> None:
     (pinned,) = re.findall(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
-    assert CLUSTER["rayVersion"] == pinned
+    assert CLUSTER["rayVersion"] == pinned, "the cluster runs the Ray that is tested"
 
 
 def test_a_pod_has_the_time_that_its_replica_takes_to_leave() -> None:
@@ -68,6 +65,11 @@ def test_a_pod_has_the_time_that_its_replica_takes_to_leave() -> None:
     for name in WORKERS:
         assert PODS[name]["spec"]["terminationGracePeriodSeconds"] > settings.request_timeout_s + settings.drain_s
     assert SPEC["rayClusterDeletionDelaySeconds"] > settings.request_timeout_s + settings.drain_s
+    # Nor is the ingress evicted in passing.
+    assert BUDGET["spec"]["maxUnavailable"] == 0
+    selector = BUDGET["spec"]["selector"]["matchLabels"]
+    assert selector["ray.io/group"] in WORKERS
+    assert PODS["ingress"]["metadata"]["labels"]["app.kubernetes.io/name"] == selector["app.kubernetes.io/name"]
 
 
 @pytest.mark.parametrize("name", PODS)
@@ -96,12 +98,6 @@ def test_scorers_have_a_gpu_and_the_ingress_has_none() -> None:
     assert CLUSTER["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
 
 
-@pytest.mark.parametrize("version", ["1.27", "1.37"], ids=["oldest", "newest"])
-@pytest.mark.parametrize("document", [POLICY, BUDGET], ids=["network policy", "disruption budget"])
-def test_kubernetes_schemas_take_what_stands_beside_it(document: dict[str, Any], version: str) -> None:
-    assert kubernetes_validate.validate(document, version, strict=True) == version
-
-
 def test_rays_own_ports_are_closed() -> None:
     """Whoever reaches the dashboard or the client's port runs any program."""
     assert CLUSTER["authOptions"] == {"mode": "token"}
@@ -116,13 +112,6 @@ def test_rays_own_ports_are_closed() -> None:
     ]
     assert [port["port"] for port in requests["ports"]] == [8000]
     assert requests["from"] == [{"podSelector": {}}]
-
-
-def test_the_ingress_is_not_evicted_in_passing() -> None:
-    assert BUDGET["spec"]["maxUnavailable"] == 0
-    selector = BUDGET["spec"]["selector"]["matchLabels"]
-    assert selector["ray.io/group"] in WORKERS
-    assert PODS["ingress"]["metadata"]["labels"]["app.kubernetes.io/name"] == selector["app.kubernetes.io/name"]
 
 
 @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
