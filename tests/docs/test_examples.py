@@ -1,4 +1,4 @@
-"""The examples of the pages: data parses, configurations are valid, programs and commands exist with their flags.
+"""The examples of the pages: configurations are valid, programs and commands exist with their flags.
 
 The requests and programs that need a server are run in test_requests.py.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import pkgutil
 import re
 import runpy
@@ -22,6 +21,7 @@ from documents import PAGES, ROOT, Block, blocks, commands, read
 from typer.testing import CliRunner
 
 from laplora.commands.app import app
+from laplora.models.offline import OFFLINE_MODELS
 from training.config import RunConfig
 
 LANGUAGES = {"sh", "json", "yaml", "python", "text"}
@@ -48,11 +48,6 @@ def module_calls() -> dict[str, set[str]]:
 def test_every_block_has_a_language_that_is_checked() -> None:
     assert [str(block) for block in blocks() if block.language not in LANGUAGES] == []
     assert all(blocks(language) for language in LANGUAGES)
-
-
-@pytest.mark.parametrize("block", blocks("json"), ids=str)
-def test_json_parses(block: Block) -> None:
-    json.loads(block.text)
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
@@ -119,6 +114,19 @@ def test_the_training_page_has_every_field_of_a_configuration() -> None:
     page = read("docs/training.md")
     assert page == training_page.with_fields(page), "run python tests/docs/training_page.py"
     assert page.count("| `laplace.") > 5
+
+
+def test_the_table_of_offline_models_is_that_of_the_code() -> None:
+    table = read("docs/training.md").partition("## Base models without a hub")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    expected = []
+    for name, model in OFFLINE_MODELS.items():
+        fetched = sum(wheel.size_mb for wheel in model.wheels)
+        sizes = (fetched, fetched + model.gguf_mb + model.folder_mb, model.folder_mb, model.memory_mb)
+        row = [f"`{name}`", model.licence, str(len(model.wheels)), *(f"{size:,} MB" for size in sizes)]
+        expected.append([*row, f"{model.seconds} s"])
+        assert f"({model.source})" in table
+    assert rows == expected
 
 
 def importable(name: str) -> bool:

@@ -1,9 +1,11 @@
-"""README's figures are the default artifact's and the study's, and its tree exists."""
+"""README.md and docs/evidence.md say what the pages with the measured tables say, and README's tree exists."""
 
 from __future__ import annotations
 
 import re
 
+import evidence_page
+import pytest
 from documents import ROOT, read, words
 from PIL import Image
 
@@ -43,3 +45,17 @@ def test_every_path_in_the_tree_exists() -> None:
         if folder in ("laplora", "service"):
             rooms = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
             assert set(about.partition(": ")[2].split(", ")) == rooms
+
+
+@pytest.mark.parametrize("name", evidence_page.PAGES)
+def test_figures_in_sentences_are_those_of_the_tables(name: str) -> None:
+    page = read(name)
+    assert "<!-- said " in page
+    assert page == evidence_page.with_figures(page), "run python tests/docs/evidence_page.py"
+
+
+def test_the_pages_of_figures_are_linked_and_hold_the_artifacts_table() -> None:
+    table = read("artifacts/sst2-smollm2/report/results.md").partition("\n")[2]
+    assert table.strip() in read("docs/results.md")
+    for page in ("results.md", *(f"../{p.relative_to(ROOT)}" for p in ROOT.glob("benchmarks/**/*.md"))):
+        assert f"({page}" in read("docs/evidence.md"), page
