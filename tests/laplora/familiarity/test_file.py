@@ -58,13 +58,10 @@ def test_of_a_file_without_a_weight_the_logits_have_no_part(tmp_path: Path) -> N
     assert not torch.equal(familiarity.of(decided), familiarity.of(undecided))
 
 
-def test_its_size_goes_by_width_directions_and_classes() -> None:
-    """At most 64 directions of two bytes a number: half a megabyte for each layer of a model of width 4096."""
-    draw = torch.Generator().manual_seed(0)
-    train = torch.randn(80, 1, 4096, generator=draw)
-    shown = states_of(train)
-    tensors = familiarity_tensors(familiarity_of(shown, torch.arange(80) % 2, shown))
-    assert sum(t.numel() * t.element_size() for t in tensors.values()) < 0.6e6
+def wide(count: int) -> dict[str, torch.Tensor]:
+    """Return what one layer has of so many directions."""
+    parts = {"directions": (HIDDEN, count), "class_centers": (1, count), "variances": (count,)}
+    return {f"1.{name}": torch.ones(shape) for name, shape in parts.items()}
 
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
@@ -82,13 +79,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "no reference": (lambda t: t.update(reference=torch.ones(0, dtype=torch.float64)), "one number or more"),
     "floats of 8 bits": (lambda t: t.update({"1.center": t["1.center"].to(torch.float8_e4m3fn)}), "float8_e4m3fn"),
     "more directions than numbers": (
-        lambda t: t.update(
-            {
-                "1.directions": torch.zeros(HIDDEN, 10**5),
-                "1.class_centers": torch.zeros(1, 10**5),
-                "1.variances": torch.ones(10**5),
-            }
-        ),
+        lambda t: t.update(wide(10**5)),
         "layer 1 has 100000 directions, of 12 numbers each",
     ),
     "a negative weight": (lambda t: t["weight"].fill_(-1.0), "weight should be one number, 0 or above"),
@@ -109,16 +100,12 @@ def test_each_damage_is_named(tmp_path: Path, damage: str) -> None:
         read(path)
 
 
-@pytest.mark.parametrize("layers", [(1, 4), (1, 1), (-1, 3)])
-def test_layers_that_the_model_does_not_have(tmp_path: Path, layers: tuple[int, ...]) -> None:
+def test_layers_that_the_model_does_not_have_and_no_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "familiarity.safetensors"
     write_tensors(path, familiarity_tensors(fitted()))
-    with pytest.raises(ArtifactCorruptError, match="not among the model's 4"):
-        read(path, layers)
-
-
-def test_no_safetensors(tmp_path: Path) -> None:
-    path = tmp_path / "familiarity.safetensors"
+    for layers in ((1, 4), (1, 1), (-1, 3)):
+        with pytest.raises(ArtifactCorruptError, match="not among the model's 4"):
+            read(path, layers)
     path.write_bytes(b"{}")
     with pytest.raises(ArtifactCorruptError, match="cannot be read"):
         read(path)
