@@ -41,8 +41,8 @@ def metaspace() -> Any:
     )
 
 
-def test_winogrande_has_the_papers_text() -> None:
-    """Yang et al. (arXiv 2308.13111), the missing dot after B included; byte for byte, artifacts depend on it."""
+def test_prompts_are_their_templates_texts() -> None:
+    """Winogrande's of Yang et al. (arXiv 2308.13111), the missing dot after B included: artifacts depend on it."""
     inputs = {"question": "The trophy did not fit in the bag because the _ was big.", "choices": ["trophy", "bag"]}
     assert render(TEMPLATES["winogrande"], inputs, AB) == (
         "Select one of the choices that answers the following question: The trophy did not fit in the bag because "
@@ -50,16 +50,11 @@ def test_winogrande_has_the_papers_text() -> None:
         2,
     )
     assert render(TEMPLATES["winogrande"], {"prompt": "as is"}, AB) == ("as is", 2)
-
-
-def test_multiple_choice_lists_only_the_rows_choices() -> None:
     inputs = {"question": "Q?", "choices": ["x", "y", "z"]}
     prompt, classes = render(TEMPLATES["multiple_choice"], inputs, tuple("ABCDE"))
     assert prompt.endswith("Q? Choices:\nA. x\nB. y\nC. z\nAnswer:")
-    assert classes == 3
-
-
-def test_text_in_a_field_is_never_a_placeholder() -> None:
+    assert classes == 3, "the row's choices alone"
+    # Text in a field is never a placeholder.
     template, text = PromptTemplate("t", 1, "{{literal}} {text} end:"), "{text} {{x}} {other} %s \\1"
     assert render(template, {"text": text}, AB)[0] == "{literal} " + text + " end:"
 
@@ -148,10 +143,7 @@ def test_truncation_keeps_the_end_and_a_leading_special_token(smollm: Any, metas
     text = "text? text? text? Answer:"
     row = encode(metaspace, text, 2, max_tokens=4, truncate=True)
     assert row.token_ids == (1, *metaspace.encode(text)[-3:])
-
-
-def test_truncation_on_the_right_keeps_the_start_and_a_trailing_special_token(metaspace: Any) -> None:
-    text = "text? text? text? Answer:"
+    # On the right the start is kept, and a trailing special token.
     whole = metaspace.encode(text)
     assert encode(metaspace, text, 2, max_tokens=4, truncate=True, side="right").token_ids == tuple(whole[:4])
     ends = MagicMock(encode=lambda _text: [*whole, 2], all_special_ids=[1, 2])

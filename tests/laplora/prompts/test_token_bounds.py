@@ -91,6 +91,7 @@ SPLIT = pre_tokenizers.Split(Regex(r"(?<=a)b|\s+"), "isolated")
 @pytest.mark.parametrize(
     "change",
     [
+        lambda inner: setattr(inner.model, "unk_token", "<s>"),
         lambda inner: setattr(inner, "pre_tokenizer", WHOLE_TEXT),
         lambda inner: setattr(inner, "pre_tokenizer", pre_tokenizers.Sequence([SPLIT, WHOLE_TEXT])),
         lambda inner: setattr(inner, "normalizer", normalizers.Strip()),
@@ -99,10 +100,6 @@ SPLIT = pre_tokenizers.Split(Regex(r"(?<=a)b|\s+"), "isolated")
     ],
 )
 def test_other_tokenisers_have_no_bound(change: Callable[[Tokenizer], None]) -> None:
-    assert token_bounds(byte_level(change)) == UNBOUNDED
-
-
-def test_without_a_bound_a_text_is_whole() -> None:
-    assert token_bounds(byte_level(unk_token="<s>")) == token_bounds(object()) == UNBOUNDED
+    assert token_bounds(byte_level(change)) == token_bounds(object()) == UNBOUNDED
     assert (UNBOUNDED.fewest(10**9), UNBOUNDED.tail("a long film", 1)) == (1, "a long film")
     assert UNBOUNDED.start("a long film", 1) == "a long film"
