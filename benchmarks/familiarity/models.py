@@ -10,10 +10,18 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 import laplora
-from benchmarks.familiarity.fine_tuning import train
 from benchmarks.familiarity.homes import Home
 from laplora.jacobians.states import StateTape
 from laplora.models.decoder_layers import decoder_layers
@@ -59,11 +67,35 @@ def classifier(home: Home, folder: Path) -> laplora.Classifier:
         model = PeftModel.from_pretrained(model, adapter)
     else:
         model = get_peft_model(model, config)
-        train(model, tokenizer, _encoded(home, tokenizer), folder, epochs=home.epochs, rate=1e-3)
+        _train(model, tokenizer, home, folder / "trainer")
         model.save_pretrained(adapter)
     return laplora.Classifier(
         model.eval(), tokenizer, home.labels, home.template or "{text}", max_tokens=2 * MAX_TOKENS
     )
+
+
+def _train(model: Any, tokenizer: Any, home: Home, folder: Path) -> None:
+    """Train as the owner of a model does it, without laplora."""
+    arguments = TrainingArguments(
+        str(folder),
+        num_train_epochs=home.epochs,
+        per_device_train_batch_size=16,
+        learning_rate=1e-3,
+        warmup_steps=20,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to=[],
+        logging_steps=20,
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=0,
+    )
+    collator = DataCollatorWithPadding if home.template is None else DataCollatorForSeq2Seq
+    set_seed(0)
+    rows: Any = _encoded(home, tokenizer)
+    Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator(tokenizer)).train()
+    model.eval()
 
 
 def _encoded(home: Home, tokenizer: Any) -> list[Mapping[str, Any]]:
