@@ -8,27 +8,34 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 import laplora
+from laplora.answers.labels import LabelNames
+from laplora.answers.reporting import MeasuredRows, measured_report
+from laplora.answers.written import written_answer
 from laplora.artifact.folder import check_name, check_replaceable
 from laplora.artifact.manifest import REPORT_PAGE
 from laplora.classifier import MAX_TOKENS, Classifier
 from laplora.data.labelled import Task
 from laplora.errors import ConfigError
 from laplora.files import file_sha256
+from laplora.fitting.calibrated import CalibratedPosterior
+from laplora.fitting.describing import installed_versions
+from laplora.fitting.rows import read_rows
 from laplora.fitting.settings import FitSettings
 from laplora.models.base import BaseSpec, load_tokenizer, locate_base, resolve_device
 from laplora.models.spread import Spread
 from laplora.report.page import html
+from laplora.report.records import Report
 from laplora.report.verdict import judge
 from training.config.adapter_fit import AdapterFit
 from training.config.run import bad_fields, override
 from training.data.adapter_rows import HeadTask, adapter_rows, labels_of_head, labels_of_rows, template_of
-from training.report.adapter_page import adapter_report
 from training.workspace.given_adapter import GivenAdapter, given_adapter, head_task, load_adapted
 from training.workspace.terminal import Terminal, say
 
@@ -78,18 +85,8 @@ def fit_adapter(request: AdapterFit) -> Path:
     )
     page = None
     if request.test is not None:
-        measured = posterior.evaluate(rows["test"], request.label_field)
-        say(str(measured))
-        report = adapter_report(
-            posterior,
-            measured,
-            rows["test"],
-            request.label_field,
-            title=request.out.name,
-            test=request.test,
-            provenance=_provenance(request, adapter, spec),
-            notes=[shared] if shared else [],
-        )
+        made_from, notes = _provenance(request, adapter, spec), [shared] if shared else []
+        report = _report(posterior, rows["test"], request.test, request, made_from, notes)
         verdict = judge(report)
         say(f"{verdict.title}. {verdict.sentence}")
         page = html(report, verdict)
@@ -100,11 +97,51 @@ def fit_adapter(request: AdapterFit) -> Path:
     return request.out
 
 
+def _report(
+    posterior: CalibratedPosterior,
+    rows: Sequence[dict[str, Any]],
+    test: Path,
+    request: AdapterFit,
+    provenance: dict[str, str],
+    notes: Sequence[str],
+) -> Report:
+    """Return the report of test rows, which the recommended predictive answers as its server would; say its figures."""
+    measured = posterior.evaluate(rows, request.label_field)
+    say(str(measured))
+    manifest, taken = posterior.predictor.artifact.manifest, MeasuredRows()
+    examples = read_rows(rows, posterior.classifier, request.label_field, "test row")
+    for example, answer in zip(examples, posterior.predict(rows), strict=True):
+        truth = example.label if example.present is None else example.present
+        taken.add(example.id, truth, written_answer(answer, example.fields), dict(example.fields))
+    report = measured_report(
+        taken,
+        manifest,
+        measured.to_json(),
+        names=LabelNames.of(manifest),
+        predictive=posterior.recommended,
+        averaged=False,
+        title=request.out.name,
+        measured_on=f"{len(rows)} rows of {test.name}, given as test rows",
+        fields=posterior.classifier.template.fields,
+        unfamiliar=measured.unfamiliar,
+        notes=notes,
+        provenance=provenance,
+        texts=False,
+    )
+    gain = measured.gain
+    return replace(
+        report,
+        gain=(gain.difference, gain.low, gain.high) if gain else None,
+        configuration=json.dumps(posterior.fit.settings.model_dump(mode="json"), indent=2),
+    )
+
+
 def _provenance(request: AdapterFit, adapter: GivenAdapter, spec: BaseSpec) -> dict[str, str]:
     """Return what the figures were made from, by name; of each path the last part."""
     files = {"training": request.data, "calibration": request.calibration, "test": request.test}
     weights = file_sha256(adapter.folder / "adapter_model.safetensors").removeprefix("sha256:")
     return {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "base model": f"{Path(spec.model).name}, {spec.quantization}, {spec.dtype}",
         "adapter": f"trained elsewhere, sha256:{weights}",
         **{
@@ -112,6 +149,7 @@ def _provenance(request: AdapterFit, adapter: GivenAdapter, spec: BaseSpec) -> d
             for name, path in files.items()
             if path
         },
+        "versions": ", ".join(f"{name} {version}" for name, version in installed_versions().items()),
     }
 
 

@@ -23,18 +23,19 @@ class MeasuredRows:
     """Scored rows, column by column.
 
     Attributes:
-        numbers: their lines, from 0; truths: where the right labels are among the artifact's.
+        references: where each is to be found, such as its line.
+        truths: where the right labels are among the artifact's.
         answers: as of POST /predict, with ``epistemic`` (nats or None) and ``unfamiliar``; what is by label is a list,
             in the labels' order.
         values: of each row the template's fields, and others that it may be sliced by.
     """
 
-    numbers: list[int] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
     truths: list[Truth] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
     values: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, number: int, truth: Truth, answer: Mapping[str, Any], values: dict[str, Any]) -> None:
+    def add(self, reference: str, truth: Truth, answer: Mapping[str, Any], values: dict[str, Any]) -> None:
         """Add a row, with an answer as POST /predict writes it; of it is kept what a report needs."""
         kept = {name: answer[name] for name in ("score", "decision", "tokens", "prediction_set")}
         for name in _BY_LABEL:
@@ -42,7 +43,7 @@ class MeasuredRows:
             kept[name] = None if answer[name] is None else list(answer[name].values())
         kept["epistemic"] = (answer["uncertainty"] or {}).get("epistemic")
         kept["unfamiliar"] = "unfamiliar" in answer["flags"]
-        self.numbers.append(number)
+        self.references.append(reference)
         self.truths.append(truth)
         self.answers.append(kept)
         self.values.append(values)
@@ -81,10 +82,10 @@ def measured_report(
     recommended = manifest.recommended
     served = f"{predictive}_order_average" if averaged else predictive
     shown = {name: dict(values) for name, values in methods.items()}
-    if not names.several:
+    if not names.several and "sets" not in shown[served]:
         pairs = zip(taken.truths, taken.answers, strict=True)
         held = sum(names.names[truth] in answer["prediction_set"] for truth, answer in pairs if isinstance(truth, int))
-        shown[served]["sets"] = {"coverage": held / len(taken.numbers)}
+        shown[served]["sets"] = {"coverage": held / len(taken.references)}
     gain = shown[served].get("over_temperature")
     familiarity = manifest.familiarity
     several = (
@@ -153,8 +154,8 @@ def _rows(
         epistemic=column([answer["epistemic"] for answer in answers]) if has_epistemic else None,
         std=column([a["probs_std"][i] for a, i in zip(answers, places, strict=True)]) if has_std else None,
         references=[
-            f"line {number + 1}" + (f", {label}" if label else "")
-            for number in taken.numbers
+            f"{reference}, {label}" if label else reference
+            for reference in taken.references
             for label in (names.names if names.several else ("",))
         ],
         texts=[_text(row, fields) for row in taken.values for _ in range(each)] if texts else None,

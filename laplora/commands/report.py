@@ -77,7 +77,7 @@ def _page(measured: Evaluated, data: Path, how: How, texts: bool) -> bytes:
         raise needs("report", error) from None
     rows, manifest, records = MeasuredRows(), measured.artifact.manifest, measured.records
     for record in records:
-        rows.add(record["number"] - 1, record["truth"], record["answer"], record["fields"])
+        rows.add(f"line {record['number']}", record["truth"], record["answer"], record["fields"])
     made = measured_report(
         rows,
         manifest,

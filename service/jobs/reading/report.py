@@ -57,7 +57,7 @@ def _take(taken: MeasuredRows, page: Sequence[AnsweredRow], about: About) -> Non
         others = [name for name in about.columns if name not in (*fields, "label")][:_MOST_COLUMNS]
         values = {name: _short(one.columns.get(name), _TEXT) for name in fields}
         values |= {name: _short(one.columns.get(name), _CATEGORY) for name in others}
-        taken.add(one.row, one.scored.truth, one.answer, values)
+        taken.add(f"line {one.row + 1}", one.scored.truth, one.answer, values)
 
 
 def _short(value: Any, most: int) -> Any:
@@ -81,7 +81,7 @@ def job_report(job: Job, result: JobResult, taken: MeasuredRows, manifest: Manif
     Raises:
         ReportNotFoundError: no row could be scored.
     """
-    if not taken.numbers:
+    if not taken.references:
         raise ReportNotFoundError("no row of the job could be scored: there is nothing to report")
     about = job.about
     return measured_report(
@@ -102,10 +102,10 @@ def job_report(job: Job, result: JobResult, taken: MeasuredRows, manifest: Manif
 
 
 def _notes(job: Job, result: JobResult, taken: MeasuredRows) -> Iterator[str]:
-    if len(taken.numbers) < result.rows:
+    if len(taken.references) < result.rows:
         yield (
-            f"The verdict, labels, slices and rows below are of {len(taken.numbers)} of the rows, evenly spaced; the "
-            "predictives' figures are of all"
+            f"The verdict, labels, slices and rows below are of {len(taken.references)} of the rows, evenly spaced; "
+            "the predictives' figures are of all"
         )
     if job.rows_bad:
         yield f"{job.rows_bad} further rows could not be scored"

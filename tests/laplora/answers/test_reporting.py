@@ -32,7 +32,7 @@ def measured(count: int, *, averaged: bool = False) -> Report:
             "decision": "review" if i % 4 == 1 else "accept", "prediction_set": ["news"], "uncertainty": None,
             "flags": [],
         }  # fmt: skip
-        taken.add(i, (0, 2) if i % 2 and i % 10 != 1 else (0,), answer, {"text": f"text {i}"})
+        taken.add(f"line {i + 1}", (0, 2) if i % 2 and i % 10 != 1 else (0,), answer, {"text": f"text {i}"})
     pairs = [(answer["probs"], None) for answer in taken.answers]
     how = SimpleNamespace(bins=15, resamples=10, seed=0)
     methods = measure([{"map": pair, "laplace": pair} for pair in pairs], taken.truths, names=NAMES, how=how)

@@ -72,14 +72,14 @@ async def test_a_large_job_is_looked_at_in_evenly_spaced_rows(served: Served, mo
     await ended(served, job_id)
     monkeypatch.setattr(job_reports, "MOST_ROWS", 100)
     taken = await job_reports.take_rows(served.state.jobs.ledger.disk, held(served, job_id), asyncio.to_thread)
-    assert taken.numbers == list(range(0, 600, 6))
+    assert taken.references == [f"line {number + 1}" for number in range(0, 600, 6)]
     page = await report(served, job_id)
     assert "of 100 of the rows, evenly spaced" in page
     assert "600 uploaded rows" in page
     # Of three numbers by label, two labels each.
     monkeypatch.setattr(job_reports, "MOST_NUMBERS", 6 * 20)
     taken = await job_reports.take_rows(served.state.jobs.ledger.disk, held(served, job_id), asyncio.to_thread)
-    assert (len(taken.numbers), len(taken.answers[0]["probs"])) == (20, 2)
+    assert (len(taken.references), len(taken.answers[0]["probs"])) == (20, 2)
 
 
 async def test_what_has_no_report_is_named(served: Served) -> None:
