@@ -76,7 +76,11 @@ def rooms(picture: Picture) -> None:
         [("metrics", "scores, noise, drift"), ("data", "labelled rows")],
         [("prompts", "templates, label tokens")],
         [("remote", "hub, object stores, web servers")],
-        [("linearised", "the symbols"), ("files,\nstrict_json", "whole, strict"), ("workers,\nray_cluster", "share rows")],
+        [
+            ("linearised", "the symbols"),
+            ("files,\nstrict_json", "whole, strict"),
+            ("workers,\nray_cluster", "share rows"),
+        ],
         [("errors", "one tree")],
     )
     column(
