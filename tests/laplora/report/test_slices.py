@@ -15,10 +15,7 @@ def test_a_field_of_few_values_is_a_slicing_and_a_text_is_none() -> None:
     assert found.names_are_texts
     sizes = {name: int((found.index == place).sum()) for place, name in enumerate(found.names)}
     assert sizes == {"chat": 25, "mail": 30, "all others": 3}
-
-
-def test_long_values_and_rare_ones_are_never_names_of_slices() -> None:
-    """A value that few rows have, or that is as long as a sentence, may be about somebody."""
+    # A value that few rows have, or that is as long as a sentence, may be about somebody.
     inputs = [{"name": "a" * 61 if i % 2 else "b", "who": f"person {i // 4}"} for i in range(40)]
     assert slices_of(inputs) == []
 
