@@ -25,14 +25,8 @@ def test_every_public_name_resolves_and_has_one_home() -> None:
         for name in names:
             assert getattr(getattr(laplora, name), "__module__", f"laplora.{module}") == f"laplora.{module}"
     assert all(issubclass(getattr(laplora, name), laplora.LaploraError) for name in defined)
-
-
-def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Predictr'"):
         _ = laplora.Predictr
-
-
-def test_the_version_is_the_package_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert laplora.__version__ == project["version"]
 

@@ -91,14 +91,10 @@ def test_probabilities_are_the_posteriors(fitted: LaploraClassifier, rows: tuple
     right = np.mean(fitted.predict(texts) == np.array(labels))
     assert fitted.score(texts, labels) == pytest.approx(right)
     assert right > 0.8
-
-
-def test_rows_of_every_kind(fitted: LaploraClassifier, rows: tuple[list[str], list[str]]) -> None:
-    texts = rows[0][:5]
-    expected = fitted.predict_proba(texts)
-    frame = pd.DataFrame({"text": texts, "stars": range(5)})
-    for given in ([{"text": text} for text in texts], frame, frame["text"], np.array(texts), np.array(texts, object)):
-        np.testing.assert_array_equal(fitted.predict_proba(given), expected)
+    # Rows may be of every kind.
+    frame, given = pd.DataFrame({"text": texts[:5], "stars": range(5)}), texts[:5]
+    for kind in ([{"text": text} for text in given], frame, frame["text"], np.array(given), np.array(given, object)):
+        np.testing.assert_array_equal(fitted.predict_proba(kind), fitted.predict_proba(given))
 
 
 def test_numbers_are_predicted_where_numbers_were_given(
@@ -177,8 +173,7 @@ def test_several_labels_are_an_indicator_matrix(several: tuple[Any, Any]) -> Non
         [n for n, held in zip(names, row, strict=True) if held] for row in predicted
     ]
     assert fitted.score(texts, y) == pytest.approx((predicted == y).all(1).mean())
-    exact = predicted.copy()
-    assert fitted.score(texts, exact) == 1
+    assert fitted.score(texts, predicted) == 1
     frame = pd.DataFrame(y, columns=names)
     for given in (frame, csr_matrix(y)):
         again = of_several(several, predictive="map").fit(texts, given)
@@ -188,9 +183,6 @@ def test_several_labels_are_an_indicator_matrix(several: tuple[Any, Any]) -> Non
 
 def test_several_labels_cross_validate(several: tuple[Any, Any]) -> None:
     texts, y = indicated()
-    scores = cross_val_score(of_several(several), texts, y, cv=2, error_score="raise")
-    assert scores.shape == (2,)
-    assert bool(((scores >= 0) & (scores <= 1)).all())
     by_loss = cross_val_score(of_several(several), texts, y, cv=2, scoring="average_precision", error_score="raise")
     assert bool((by_loss > 0).all())
     held = of_several(several, calibration=(texts[20:], y[20:])).fit(texts[:20], y[:20])

@@ -83,10 +83,7 @@ def same_jacobians(one: ContrastJacobians, other: ContrastJacobians) -> None:
         same(mine.jacobian, theirs.jacobian)
 
 
-READOUTS = {
-    "tokens": LabelTokens((5, 6, 7)),
-    "sequences": LabelSequences(((5, 6), (7,), (8, 9, 10))),
-}
+TOKENS = LabelTokens((5, 6, 7))
 
 
 @pytest.mark.parametrize("automatic", [False, True])
@@ -98,11 +95,10 @@ def test_jacobians_are_those_of_one_device_and_lie_with_their_modules(
     found = []
     for model in both(architecture):
         batch = rows_of().to(input_device(model.get_base_model()))
-        readout = READOUTS["tokens"]
-        blocks = covered_blocks(model, readout)
+        blocks = covered_blocks(model, TOKENS)
         assert reverse_pass(model).kind == ("automatic" if architecture == "phi" else "written_out")
-        found.append((blocks, contrast_jacobians(model, batch, readout, blocks, automatic=automatic)))
-        mass = readout.label_mass(model, found[-1][1].hidden, batch.class_mask)
+        found.append((blocks, contrast_jacobians(model, batch, TOKENS, blocks, automatic=automatic)))
+        mass = TOKENS.label_mass(model, found[-1][1].hidden, batch.class_mask)
         assert mass.device == found[-1][1].logits.device == batch.input_ids.device
     (blocks, one), (_, other) = found
     same_jacobians(one, other)
@@ -112,14 +108,6 @@ def test_jacobians_are_those_of_one_device_and_lie_with_their_modules(
         same(mine.mean_input, theirs.mean_input)
         first = "layers.0." in block.name
         assert place_of(theirs.jacobian) == (FIRST if first else SECOND), block.name
-
-
-def test_label_sequences_and_their_gradients() -> None:
-    readout, found = READOUTS["sequences"], []
-    for model in both("llama", ["q_proj", "v_proj"]):
-        batch = rows_of().to(input_device(model.get_base_model()))
-        found.append(contrast_jacobians(model, batch, readout, covered_blocks(model, readout)))
-    same_jacobians(*found)
 
 
 def test_a_classifier_with_a_trained_head() -> None:
@@ -139,15 +127,17 @@ def test_a_classifier_with_a_trained_head() -> None:
         same_jacobians(found[0], other)
 
 
-def test_gradients_of_training_are_those_of_one_device() -> None:
-    found = []
-    for model in both("llama"):
+def test_label_sequences_and_gradients_of_training_are_those_of_one_device() -> None:
+    readout, jacobians, found = LabelSequences(((5, 6), (7,), (8, 9, 10))), [], []
+    for model in both("llama", ["q_proj", "v_proj"]):
         batch = rows_of().to(input_device(model.get_base_model()))
-        logits = READOUTS["tokens"].scores(model, batch).logits
+        jacobians.append(contrast_jacobians(model, batch, readout, covered_blocks(model, readout)))
+        logits = TOKENS.scores(model, batch).logits
         torch.nn.functional.cross_entropy(
             logits, torch.zeros(len(batch), dtype=torch.int64, device=logits.device)
         ).backward()
         found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    same_jacobians(*jacobians)
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         assert found[1][name] is not None
@@ -169,8 +159,8 @@ def messages(count: int, kind: str = "message") -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_a_fit_of_every_structure_is_that_of_one_device(tiny_base_folder: Path, structure: str) -> None:
-    """The curvature, and what the posterior says of rows with its bases where the modules are."""
+def test_a_fit_of_every_structure_is_that_of_one_device(tiny_base_folder: Path, tmp_path: Path, structure: str) -> None:
+    """The curvature, and what the posterior says of rows with its bases where the modules are, saved too."""
     laplace = {"structure": structure, "rank": 4, "joint_rank": 12, "oversampling": 4, "batch_size": 2}
     settings = FitSettings.model_validate({"laplace": laplace, "predictives": {"conditioned": False}})
     answers = []
@@ -191,6 +181,10 @@ def test_a_fit_of_every_structure_is_that_of_one_device(tiny_base_folder: Path, 
     assert {on[name] for name in on if "layers.1." in name} == {SECOND}
     assert {on[name] for name in on if "layers.1." not in name} == {FIRST}
     assert one.predictor.device == torch.device("cpu")
+    assert other.classifier.place == Spread.of(TIED)
+    plain = Predictor.load(other.save(tmp_path / "messages"), device="cpu")
+    (answer,) = plain.predict([plain.encode({"text": "a message"}, truncate=True)], "laplace")
+    assert answer.probs == pytest.approx(theirs[0].probs, abs=1e-4)
 
 
 def test_an_artifact_over_two_devices_answers_as_on_one(sentiment_run: FinishedRun) -> None:
@@ -211,15 +205,3 @@ def test_an_artifact_over_two_devices_answers_as_on_one(sentiment_run: FinishedR
     for name, answers in mine.items():
         for a, b in zip(answers, theirs[name], strict=True):
             assert b.probs == pytest.approx(a.probs, abs=1e-4), name
-
-
-def test_a_saved_fit_is_loaded_as_it_was_spread(tiny_base_folder: Path, tmp_path: Path) -> None:
-    posterior = laplora.fit(classifier_of(tiny_base_folder, TIED), messages(18), messages(12, "note"))
-    assert posterior.classifier.place == Spread.of(TIED)
-    folder = posterior.save(tmp_path / "messages")
-    plain = Predictor.load(folder, device="cpu")
-    (answer,), (same_answer,) = (
-        posterior.predict([{"text": "a message"}]),
-        plain.predict([plain.encode({"text": "a message"}, truncate=True)]),
-    )
-    assert same_answer.probs == pytest.approx(answer.probs, abs=1e-4)
