@@ -1,14 +1,18 @@
-"""The documentation site builds without a warning, so every link on it leads somewhere, and it needs no network."""
+"""The documentation site builds without a warning and needs no network; the notebook was run, as its page shows."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from documents import ROOT
 
 
@@ -48,3 +52,52 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
         assert [address for address in loaded.addresses if re.match(r"(https?:)?//", address)] == [], page.name
         for address in filter(None, loaded.addresses):
             assert page.name == "404.html" or (page.parent / address.partition("?")[0]).is_file(), (page.name, address)
+
+
+NOTEBOOK = ROOT / "docs" / "five-lines.ipynb"
+
+
+def code_cells() -> list[dict[str, Any]]:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_every_cell_was_run_in_order_and_none_failed() -> None:
+    cells = code_cells()
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} <= {"stream", "execute_result", "display_data"}
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    texts = json.dumps([output.get("text", "") for output in outputs])
+    assert not re.search(r"/(tmp|root|home|work|Users)/", texts)
+
+
+def test_the_page_is_that_of_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / ".ci")
+    text, pictures = importlib.import_module("notebook").page()
+    page = ROOT / "docs" / "five-lines.md"
+    assert page.read_text(encoding="utf-8") == text, "run python .ci/notebook.py --page-only"
+    for name, content in pictures.items():
+        assert (ROOT / "docs" / "pictures" / name).read_bytes() == content
+        assert f"pictures/{name}" in text
+
+
+@pytest.mark.real
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("default")  # peft and transformers warn whoever loads a model of each other's changes
+def test_the_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a few rows, in this process."""
+    monkeypatch.chdir(ROOT)
+    plots = importlib.import_module("matplotlib")
+    plots.use("agg")
+    source = "\n".join("".join(cell["source"]) for cell in code_cells())
+    fewer = source.replace("TRAIN, CALIBRATION, TEST = 120, 100, 200", "TRAIN, CALIBRATION, TEST = 24, 24, 16")
+    assert fewer != source
+    names: dict[str, Any] = {}
+    threads = torch.get_num_threads()
+    try:
+        exec(compile(fewer.replace("plt.show()", "plt.close('all')"), str(NOTEBOOK), "exec"), names)
+    finally:
+        torch.set_num_threads(threads)
+    assert names["answer"].decision in ("accept", "review")
+    assert names["again"].probs == pytest.approx(names["answer"].probs, abs=1e-4)

@@ -1,18 +1,18 @@
-"""``import laplora``: what it offers, and how little it does."""
+"""``import laplora``: what it offers, how little it does, and what an error says to install."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
+from server_process import ROOT
 
 import laplora
 from laplora import errors
-
-ROOT = Path(__file__).resolve().parents[2]
+from laplora.errors import install
 
 
 def test_every_public_name_resolves_and_has_one_home() -> None:
@@ -38,3 +38,38 @@ def test_importing_loads_nothing_heavy() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+SOURCES = [path for room in ("laplora", "service", "training") for path in (ROOT / room).rglob("*.py")]
+
+
+def test_every_extra_that_is_named_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = set()
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        named |= set(re.findall(r"""(?:install|needs)\(["'](\w+)["'][,)]""", text))
+        # Said in one way alone: a name of its own here could be no extra, or work in a checkout only.
+        if path.name != "errors.py":
+            assert not re.search(r"pip install '(\.|laplora)\[", re.sub(r"(?s)\"\"\".*?\"\"\"", "", text)), path
+    assert {"service", "training", "report", "telemetry", "postgres", "s3"} <= named
+    assert named <= set(project["optional-dependencies"])
+
+
+@pytest.mark.process
+def test_pip_keeps_the_laplora_that_is_installed() -> None:
+    """Without an index: a laplora from elsewhere, or a checkout that has to be the working folder, would fail here."""
+    words = install("telemetry").replace("'", "").split()
+    command = [sys.executable, "-m", *words, "--dry-run", "--no-index", "--no-input", "--disable-pip-version-check"]
+    finished = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "Requirement already satisfied: laplora[telemetry]" in finished.stdout
+    assert "does not provide the extra" not in finished.stderr
+
+
+@pytest.mark.parametrize("package", ["sklearn", "mlflow"])
+def test_a_face_says_what_it_needs(package: str) -> None:
+    program = f"import sys; sys.modules['{package}'] = None; import laplora.{package}"
+    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 1
+    assert f"pip install 'laplora[{package}]'" in finished.stderr

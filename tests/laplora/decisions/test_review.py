@@ -1,4 +1,4 @@
-"""Thresholds from a calibration split: which score, up to where, and what the two guarantees promise."""
+"""Thresholds from a calibration split: which score, up to where, what is promised of them, and what is decided."""
 
 from __future__ import annotations
 
@@ -7,17 +7,47 @@ from typing import Any
 
 import pytest
 import torch
-from calibration_split import F64, fitted, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from laplora.answers.review_scores import review_scores, thresholds_at
-from laplora.decisions.review import accept_threshold, sureness_of
-from laplora.decisions.uncertainty import decide, raise_flags, review_score
+from laplora.decisions.review import accept_threshold, fit_thresholds, sureness_of
+from laplora.decisions.thresholds import PredictiveThresholds
+from laplora.decisions.uncertainty import FLAGS, REVIEW_FLAGS, decide, decompose, raise_flags, review_score
 from laplora.errors import ConfigError, DataError
-from laplora.linearised import PosteriorPredictive, entropy
+from laplora.linearised import PosteriorPredictive, contrasts, entropy
 from laplora.metrics.ranking import error_auroc
+from laplora.predictive.gaussian import posterior_predictive
+
+F64 = torch.float64
+
+
+def split(rows: int = 200, seed: int = 0) -> dict[str, Any]:
+    """Return a calibration split of an overconfident three-class model with a posterior, as ``fitted`` takes it."""
+    g = torch.Generator().manual_seed(seed)
+    mean = torch.randn(rows, 2, generator=g, dtype=F64)
+    labels = torch.multinomial(torch.softmax(2 * mean @ contrasts(3).T, 1), 1, generator=g)[:, 0]
+    variance = 4 * torch.rand(rows, generator=g, dtype=F64)
+    covariance = variance[:, None, None] * torch.eye(2, dtype=F64)
+    predictive = posterior_predictive(3 * mean, covariance, torch.ones(rows, 3, dtype=torch.bool), samples=64)
+    return {
+        "map_probs": torch.softmax(3 * mean @ contrasts(3).T, 1),
+        "probs": predictive.probs,
+        "epistemic": decompose(predictive).epistemic,
+        "labels": labels,
+        "label_mass": 0.5 + 0.5 * torch.rand(rows, generator=g, dtype=F64),
+    }
+
+
+def fitted(data: dict[str, Any], **options: Any) -> dict[str, PredictiveThresholds]:
+    """Return the thresholds of ``map`` and ``laplace``."""
+    map_probs, probs = data["map_probs"], data["probs"]
+    predictives = {
+        "map": PosteriorPredictive(map_probs, torch.zeros_like(map_probs), entropy(map_probs)),
+        "laplace": PosteriorPredictive(probs, torch.ones_like(probs), entropy(probs) - data["epistemic"]),
+    }
+    return fit_thresholds(predictives, data["labels"], data["label_mass"], **options)
 
 
 def test_thresholds_record_value_level_and_origin() -> None:
@@ -200,3 +230,66 @@ def test_an_input_of_several_labels_is_accepted_as_a_whole() -> None:
     predictive = PosteriorPredictive(data["probs"], torch.ones_like(data["probs"]), entropy(data["probs"]))
     scores = review_scores(thresholds, predictive, data["map_probs"], data["labels"], sureness_of(predictive), together)
     assert thresholds_at(thresholds, scores, 0.2).review.threshold == limit
+
+
+@given(scale=st.floats(0, 50), classes=st.integers(2, 5), seed=st.integers(0, 999))
+@settings(max_examples=40)
+def test_decomposition_adds_up_and_is_never_negative(scale: float, classes: int, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    mean = 3 * torch.randn(4, classes - 1, generator=g, dtype=F64)
+    covariance = scale * torch.eye(classes - 1, dtype=F64).expand(4, -1, -1)
+    mask = torch.ones(4, classes, dtype=torch.bool)
+    got = decompose(posterior_predictive(mean, covariance, mask, samples=64))
+    assert min(float(got.aleatoric.min()), float(got.epistemic.min())) >= 0
+    # One subtraction and one addition.
+    torch.testing.assert_close(got.aleatoric + got.epistemic, got.total, atol=1e-15, rtol=0)
+    assert (got.total <= math.log(classes) + 1e-12).all()
+    if scale == 0:
+        # Without variance nothing is epistemic, to rounding of an entropy.
+        torch.testing.assert_close(got.epistemic, torch.zeros(4, dtype=F64), atol=1e-13, rtol=0)
+    halves = PosteriorPredictive(
+        torch.full((1, 2), 0.5, dtype=F64), torch.zeros(1, 2), torch.tensor([math.log(2) + 1e-15])
+    )
+    assert decompose(halves).epistemic.item() == 0.0  # rounding below zero is clamped
+
+
+def test_each_flag_is_raised_by_its_cause_alone() -> None:
+    thresholds = fitted(split(), target_risk=0.1)["laplace"]
+    epistemic, mass, confidence = (
+        thresholds.flags[f].value or 0.0 for f in ("high_epistemic", "low_label_mass", "low_confidence")
+    )
+
+    def column(value: float) -> torch.Tensor:
+        return torch.tensor([value], dtype=F64)
+
+    fine: dict[str, Any] = {
+        "probs": torch.tensor([[1.0, 0.0, 0.0]], dtype=F64),
+        "label_mass": column(1.0),
+        "set_sizes": torch.tensor([1]),
+        "truncated": [False],
+        "epistemic": column(0.0),
+        "unfamiliar": torch.tensor([False]),
+    }
+    low = confidence - 1e-9
+    causes: dict[str, dict[str, Any]] = {
+        "unfamiliar": {"unfamiliar": torch.tensor([True])},
+        "high_epistemic": {"epistemic": column(epistemic + 1e-9)},
+        "low_confidence": {"probs": torch.tensor([[low, 1 - low, 0.0]], dtype=F64)},
+        "low_label_mass": {"label_mass": column(mass - 1e-9)},
+        "ambiguous_set": {"set_sizes": torch.tensor([2])},
+        "truncated": {"truncated": [True]},
+    }
+    assert list(causes) == list(FLAGS)
+    low_score = torch.tensor([-1.0])
+    for flag, cause in causes.items():
+        raised = raise_flags(thresholds, **fine | cause)
+        assert raised == [[flag]]
+        assert decide(thresholds, low_score, raised) == ["review" if flag in REVIEW_FLAGS else "accept"]
+    assert raise_flags(thresholds, **fine | {"set_sizes": torch.tensor([0])}) == [["ambiguous_set"]]
+    # At the threshold itself nothing is raised, and all causes together keep the documented order.
+    assert raise_flags(thresholds, **fine | {"epistemic": column(epistemic), "label_mass": column(mass)}) == [[]]
+    everything = fine | {k: v for cause in causes.values() for k, v in cause.items()}
+    assert raise_flags(thresholds, **everything) == [list(FLAGS)]
+    limit = thresholds.review.threshold or 0.0
+    at_and_above = torch.tensor([limit, limit + 1e-9], dtype=F64)
+    assert decide(thresholds, at_and_above, [[], []]) == ["accept", "review"]

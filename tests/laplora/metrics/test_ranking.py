@@ -1,7 +1,8 @@
-"""Ranking of mistakes against pair-by-pair loops and scipy, at their edges, and under reordering."""
+"""Ranking of mistakes and of shifted rows against pair-by-pair loops and scipy."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from laplora.errors import DataError
+from laplora.metrics.detection import detection
 from laplora.metrics.ranking import compare_auroc, error_auprc, error_auroc, risk_coverage
 
 F64 = torch.float64
@@ -86,3 +88,36 @@ def test_the_lead_is_the_difference_and_its_error_the_loop_over_pairs(seed: int,
 def test_refusals() -> None:
     with pytest.raises(DataError, match="two mistakes"):
         compare_auroc(torch.zeros(3), torch.zeros(3), torch.tensor([True, False, False]))
+
+
+# Few different values, so that most rows are tied with others.
+SCORES = st.lists(st.integers(0, 6), min_size=2, max_size=40).map(lambda v: torch.tensor(v, dtype=torch.float64) / 4)
+
+
+@given(inside=SCORES, outside=SCORES)
+def test_area_and_rate_are_those_of_the_definitions(inside: torch.Tensor, outside: torch.Tensor) -> None:
+    measured = detection(inside, outside)
+    pairs = [(o > i) + (o == i) / 2 for i, o in itertools.product(inside.tolist(), outside.tolist())]
+    assert measured.auroc == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    assert 0 <= measured.low <= measured.auroc + 1e-12
+    assert measured.auroc - 1e-12 <= measured.high <= 1
+    assert (measured.inside, measured.outside) == (len(inside), len(outside))
+    lowest = min(t for t in inside.tolist() if 20 * int((inside <= t).sum()) >= 19 * len(inside))
+    assert measured.fpr_at_95_tpr == float((outside <= lowest).double().mean())
+
+
+def test_the_interval_is_delongs() -> None:
+    """Against the formula on placements, written out."""
+    draw = torch.Generator().manual_seed(0)
+    inside, outside = torch.randn(80, generator=draw).double(), torch.randn(50, generator=draw).double() + 1
+    measured = detection(inside, outside)
+    wins = (outside[:, None] > inside[None, :]).double()
+    error = (wins.mean(1).var() / 50 + wins.mean(0).var() / 80).sqrt()
+    assert measured.high - measured.low == pytest.approx(2 * 1.959964 * float(error), rel=1e-9)
+
+
+def test_perfect_scores_and_too_few() -> None:
+    perfect = detection(torch.arange(20), torch.arange(20) + 100)
+    assert (perfect.auroc, perfect.low, perfect.high, perfect.fpr_at_95_tpr) == (1, 1, 1, 0)
+    with pytest.raises(DataError, match="two or more rows of each kind, got 1 in-distribution"):
+        detection(torch.zeros(1), torch.zeros(5))
