@@ -150,3 +150,29 @@ def test_names_in_sentences_exist(page: Path) -> None:
     paths = {part for part in code if re.fullmatch(rf"({packages}|tests|docker)/[\w./-]*", part)}
     brought = set(read(".gitignore").splitlines())  # by whoever runs it, such as certificates
     assert {path for path in paths - brought if not (ROOT / path).exists()} == set()
+
+
+NAMES = re.findall(r"`([\w/]*test_\w+\.py)?(::test_\w+)?`", read("docs/reliability.md"))
+
+
+def named_tests() -> list[tuple[str, str]]:
+    """Return (file, test) for each one that the page names; a test without a file is of the file before it."""
+    found, file = [], ""
+    for path, test in NAMES:
+        file = path or file
+        if path or test:
+            found.append((file, test.removeprefix("::")))
+    return found
+
+
+def test_the_page_names_tests() -> None:
+    assert len(named_tests()) > 150
+
+
+@pytest.mark.parametrize("file", sorted({file for file, _ in named_tests()}))
+def test_the_named_tests_exist(file: str) -> None:
+    paths = [ROOT / file] if file.startswith("tests/") else list((ROOT / "tests" / "service").rglob(file))
+    assert len(paths) == 1, file
+    text = paths[0].read_text(encoding="utf-8")
+    tests = {test for name, test in named_tests() if name == file and test}
+    assert {test for test in tests if not re.search(rf"def {test}\b", text)} == set()

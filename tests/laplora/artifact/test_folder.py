@@ -19,12 +19,7 @@ from tiny_runs import FinishedRun, reseal
 from laplora.artifact.folder import check_name, new_artifact, read_artifact
 from laplora.artifact.manifest import GOLDEN, MANIFEST, POSTERIOR, SCORES, parse_manifest
 from laplora.artifact.partial import partial_folder
-from laplora.errors import (
-    ArtifactCorruptError,
-    ArtifactIncompatibleError,
-    ArtifactWriteError,
-    ConfigError,
-)
+from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ArtifactWriteError, ConfigError
 
 ADAPTER = "adapter/adapter_model.safetensors"
 REQUIRED = (ADAPTER, "adapter/adapter_config.json", POSTERIOR, GOLDEN, SCORES)

@@ -13,15 +13,7 @@ from hypothesis import strategies as st
 
 from laplora.errors import ConfigError, DataError
 from laplora.metrics.ranking import error_auprc, error_auroc, risk_coverage
-from laplora.metrics.scores import (
-    accuracy,
-    bootstrap_interval,
-    brier,
-    ece,
-    evaluate_probs,
-    nll,
-    reliability_bins,
-)
+from laplora.metrics.scores import accuracy, bootstrap_interval, brier, ece, evaluate_probs, nll, reliability_bins
 
 F64 = torch.float64
 
