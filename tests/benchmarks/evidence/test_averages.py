@@ -65,27 +65,12 @@ def test_the_noise_is_the_largest_that_the_tolerance_bears(scale: float) -> None
     assert ALLOWED_RISE == 1.5
 
 
-def test_answers_that_are_certain_bear_noise_that_leaves_them_so() -> None:
-    """Their NLL is 0 to the last bit: there is no share of it to divide by."""
-    trained, logits = linear(1e5)
-    assert float(logits(trained).double().softmax(1).amax(1).min()) == 1.0
-    sigma, draw = largest_sigma(logits, trained, seed=3), torch.Generator().manual_seed(3)
-    for _ in range(SAMPLES):
-        noisy = logits(isotropic_sample(trained, sigma, draw))
-        assert torch.equal(noisy.argmax(1), logits(trained).argmax(1))
-
-
-def test_members_that_were_drawn_otherwise_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "MEMBER_VERSIONS", {"tfb": 2})
-    for kind, written, there in (("tfb", None, False), ("tfb", "2", True), ("swag", None, True), ("swag", "2", False)):
-        write_tensors(members_path(tmp_path, kind), {"test": torch.zeros(1)}, {"version": written} if written else None)
-        assert has_members(tmp_path, kind) is there
-    assert not has_members(tmp_path, "orders")
-
-
-def test_swag_has_half_its_variance_from_each_part() -> None:
+def test_swag_has_half_its_variance_from_each_part_of_the_last_quarter() -> None:
     draw = generator(1)
     snapshots = torch.randn(30, 5, generator=draw) * torch.tensor([1.0, 2.0, 0.1, 1.0, 0.5])
+    for steps in (104, 1000):
+        assert len(at := snapshot_steps(steps)) == SNAPSHOTS
+        assert steps * 3 // 4 - 1 <= min(at) < max(at) == steps - 1, "the last quarter"
     kept = Moments()
     for one in snapshots:
         kept.add({A: one})
@@ -97,14 +82,6 @@ def test_swag_has_half_its_variance_from_each_part() -> None:
     low_rank = (snapshots - running).square().sum(0) / 29
     # 6000 draws: 2 % of standard error, and bfloat16 keeps three digits
     assert torch.allclose(samples.var(0), (snapshots.var(0, correction=0) + low_rank) / 2, rtol=0.1)
-
-
-@pytest.mark.parametrize("steps", [104, 304, 1000])
-def test_snapshots_are_of_the_last_quarter(steps: int) -> None:
-    found = snapshot_steps(steps)
-    assert len(found) == SNAPSHOTS
-    assert max(found) == steps - 1
-    assert min(found) >= steps * 3 // 4 - 1
 
 
 def unit_with(name: str, arrays: dict[str, torch.Tensor]) -> Outputs:
@@ -120,45 +97,33 @@ def unit_with(name: str, arrays: dict[str, torch.Tensor]) -> Outputs:
     return outputs
 
 
-def test_members_are_averaged_as_probabilities() -> None:
-    logits = 4 * torch.randn(10, 6, 3, generator=generator(3), dtype=torch.float64)
-    outputs = unit_with("members.swag", {"test": logits})
-    found = averages.members("swag")(outputs, 0).probs
-    assert torch.allclose(found, torch.stack([member.softmax(1) for member in logits]).mean(0))
-
-
 @pytest.mark.parametrize("scale", [0.5, 3.0])
-def test_a_mixtures_temperature_is_found(scale: float) -> None:
+def test_members_are_averaged_as_probabilities_at_a_temperature_of_their_mixture(scale: float) -> None:
     """Labels are drawn from the mixture itself; its logits are then stretched."""
     draw = generator(4)
     pool, test = (2 * torch.randn(10, rows, 3, generator=draw, dtype=torch.float64) for rows in (300, 6))
     outputs = unit_with("members.swag", {"pool": scale * pool, "test": scale * test})
     labels = torch.multinomial(pool.softmax(2).mean(0), 1, generator=draw)[:, 0]
     outputs.pool.labels.copy_(labels)
-    found = averages.members_temperature("swag")(outputs, 0).probs
+    plain, found = averages.members("swag")(outputs, 0).probs, averages.members_temperature("swag")(outputs, 0).probs
+    assert torch.allclose(plain, (scale * test).softmax(2).mean(0))
     truth = test.softmax(2).mean(0)
     # 300 labels fix the temperature to about a tenth.
     assert float((found - truth).abs().max()) < 0.1
-    assert float((found - (scale * test).softmax(2).mean(0)).abs().max()) > float((found - truth).abs().max())
+    assert float((found - plain).abs().max()) > float((found - truth).abs().max())
 
 
-def test_folds_share_the_temperature_of_rows_held_out() -> None:
+def test_retrained_ones_have_the_temperature_of_labels_that_they_were_not_trained_on() -> None:
+    """Folds that of all rows held out, one adapter that of the rows of no other method."""
     draw = generator(5)
-    truth = torch.randn(600, 3, generator=draw, dtype=torch.float64)
-    labels = torch.multinomial(truth.softmax(1), 1, generator=draw)[:, 0]
-    members, trained_on_all = (torch.randn(*size, generator=draw, dtype=torch.float64) for size in ((5, 6, 3), (6, 3)))
-    arrays = {"out_of_fold": 4 * truth, "labels": labels, "members": 4 * members}
-    outputs = unit_with("folds", arrays)
-    outputs.memo["retrained"] = averages.Stored({"test": 4 * trained_on_all})
-    found = averages.retrained_folds(outputs, 0).probs, averages.cross_fitted(outputs, 0).probs
-    assert torch.allclose(found[0], trained_on_all.softmax(1), atol=0.05)
-    assert torch.allclose(found[1], members.softmax(2).mean(0), atol=0.05)
-
-
-def test_retraining_takes_its_temperature_from_labels_of_no_other_method() -> None:
-    draw = generator(6)
-    pool, test = (2 * torch.randn(rows, 3, generator=draw, dtype=torch.float64) for rows in (300, 6))
-    places = torch.arange(100, 300)
+    pool, test = (torch.randn(rows, 3, generator=draw, dtype=torch.float64) for rows in (600, 6))
+    labels = torch.multinomial(pool.softmax(1), 1, generator=draw)[:, 0]
+    members = torch.randn(5, 6, 3, generator=draw, dtype=torch.float64)
+    outputs = unit_with("folds", {"out_of_fold": 4 * pool, "labels": labels, "members": 4 * members})
+    outputs.memo["retrained"] = averages.Stored({"test": 4 * test})
+    assert torch.allclose(averages.retrained_folds(outputs, 0).probs, test.softmax(1), atol=0.05)
+    assert torch.allclose(averages.cross_fitted(outputs, 0).probs, members.softmax(2).mean(0), atol=0.05)
+    pool, test, places = 2 * pool[:300], 2 * test, torch.arange(100, 300)
     outputs = unit_with("retrained", {"further": 3 * pool[places], "test": 3 * test, "places": places})
     outputs.pool.labels.copy_(torch.multinomial(pool.softmax(1), 1, generator=draw)[:, 0])
     assert torch.allclose(averages.retrained(outputs, 0).probs, test.softmax(1), atol=0.05)
@@ -184,3 +149,7 @@ def test_answers_of_another_version_are_made_again(monkeypatch: pytest.MonkeyPat
     assert [found.method.version for found in answers.read_answers(unit)] == [2]
     monkeypatch.setattr(answers, "METHODS", {"map": method(3)})
     assert not list(answers.read_answers(unit))
+    monkeypatch.setattr(versions, "MEMBER_VERSIONS", {"tfb": 2})
+    for written in ("1", "2"):
+        write_tensors(members_path(tmp_path, "tfb"), {"test": torch.zeros(1)}, {"version": written})
+        assert has_members(tmp_path, "tfb") is (written == "2"), "members too"

@@ -10,7 +10,7 @@ import torch
 from tiny_models import generator
 
 from benchmarks.evidence.decision import Difference, cells, pooled, reported, tally
-from benchmarks.evidence.page import PAGE, QUOTED_ON, quoted, render
+from benchmarks.evidence.page import render
 from benchmarks.evidence.plan import Training, Unit
 from benchmarks.evidence.recovered import recovered
 from benchmarks.evidence.results import publish, read_results
@@ -36,16 +36,12 @@ def test_the_interval_covers_the_truth_at_about_its_level(
         resampled = of_row[index].mean(1)
         found = pooled(range(seeds), list(values), [resampled] * seeds)
         covered += found.low <= 0 <= found.high
+    nothing = [torch.zeros(RESAMPLES)] * 4
+    styles = pooled([0, 0, 1, 1], [torch.full((DRAWS,), value) for value in (1.0, -1.0, 1.0, -1.0)], nothing)
+    assert (styles.mean, styles.low, styles.high) == (0, 0, 0), "styles of a seed are one seed"
     # Of 300 tries at 95 %, and of five seeds 97.5 %: 4 and 3 points are three standard deviations. It may cover more
     # where both parts count.
     assert low <= covered / tries <= high
-
-
-def test_styles_of_a_seed_are_one_seed() -> None:
-    apart = [torch.full((DRAWS,), value) for value in (1.0, -1.0, 1.0, -1.0)]
-    nothing = [torch.zeros(RESAMPLES)] * 4
-    found = pooled([0, 0, 1, 1], apart, nothing)
-    assert (found.mean, found.low, found.high) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -59,14 +55,10 @@ def test_a_verdict_needs_an_interval_without_0(low: float, high: float, verdict:
 def test_skill_is_more_than_the_most_frequent_label() -> None:
     labels = torch.tensor([0] * 60 + [1] * 40)
     rows = resampled_rows("trec", 100)
+    assert torch.equal(rows, resampled_rows("trec", 100)), "alike everywhere"
     right = torch.nn.functional.one_hot(labels, 2).double()
     assert has_skill(right, labels, rows)
     assert not has_skill(torch.tensor([0.7, 0.3]).double().expand(100, 2), labels, rows)
-
-
-def test_rows_are_resampled_alike_everywhere() -> None:
-    assert torch.equal(resampled_rows("trec", 50), resampled_rows("trec", 50))
-    assert not torch.equal(resampled_rows("trec", 50), resampled_rows("irony", 50))
 
 
 def scored(task: str, seed: int, gains: dict[str, float], *, skill: bool = True, budget: int = 450) -> Scored:
@@ -121,22 +113,7 @@ def test_tallies_are_of_the_reporting_half_with_skill(tmp_path: Path) -> None:
     page = render(results)
     assert "| sst2, 450 |" in page.partition("## The developing half")[2].partition("\n## ")[0]
     assert "| domains, 450 |" in page.partition("## Tasks without skill")[2].partition("\n## ")[0]
-
-
-def test_readers_of_one_table_see_tasks_without_skill_too(tmp_path: Path) -> None:
-    units = [scored("trec", seed, {"conditioned": 0.1}, skill=False) for seed in range(SEEDS)]
-    table = worth(cells(publish(units, tmp_path / "a.json", tmp_path / "b.safetensors")), "conditioned")
-    assert "| trec, 450 (no skill) | 0.500, 80.0 % | 0.400, 80.0 % |" in table
-
-
-def test_the_page_is_that_of_the_committed_figures() -> None:
-    assert PAGE.read_text(encoding="utf-8") == render(read_results())
-
-
-@pytest.mark.parametrize("page", QUOTED_ON, ids=str)
-def test_pages_quote_the_committed_figures(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    assert text == quoted(text, cells(read_results()))
+    assert "| domains, 450 (no skill) | 0.500, 80.0 % | 0.400, 80.0 % |" in worth(every, "laplace")
 
 
 def test_the_share_of_retraining_is_of_the_draw_that_was_trained_on() -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import adapters, folds, passes, plan, splits, student, tasks, tfb
+from benchmarks.evidence import adapters, folds, passes, splits, student, tasks, tfb
 from benchmarks.evidence.answers import read_answers
 from benchmarks.evidence.methods.averages import cross_fitted
 from benchmarks.evidence.outputs import read_outputs
@@ -26,54 +26,26 @@ from laplora.prompts.templates import TEMPLATES, PromptTemplate
 BUDGET, TEST = 15, 8
 
 
-def moods(_: Path) -> list[Row]:
-    words = (("awful", "dull", "bad"), ("great", "good", "warm"))
-    return [({"text": f"a {words[n % 2][n % 3]} film number {n}"}, n % 2) for n in range(60)]
-
-
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Training:
-    """Return a training of a few rows and two epochs, its base fetched."""
+def small(small_task: None, monkeypatch: pytest.MonkeyPatch) -> Training:
+    """Return a training of a few rows, its base fetched, with few folds and members."""
     ensure_model(SMALL)
-    monkeypatch.setattr(plan, "RUNS", tmp_path)
-    monkeypatch.setattr(splits, "TEST_ROWS", TEST)
-    monkeypatch.setattr(adapters, "EPOCHS", 2)
-    monkeypatch.setattr(adapters, "EARLY_EPOCHS", 1)
     monkeypatch.setattr(folds, "FOLDS", 2)
     monkeypatch.setattr(passes, "MEMBERS", 3)
     monkeypatch.setattr(tfb, "_TRIALS", 2)
     return Training("trec", BUDGET, 0)
 
 
-def replace_trec(monkeypatch: pytest.MonkeyPatch, *, head: bool) -> None:
-    template = PromptTemplate("moods", 1, "{text}" if head else "Review: {text}\nSentiment:")
-    task = Task("trec", SMALL, template, ("negative", "positive"), moods, head=head)
-    monkeypatch.setitem(tasks.TASKS, "trec", task)
-
-
 @pytest.mark.exhaustive
-def test_from_training_to_page(small: Training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    replace_trec(monkeypatch, head=False)
+def test_from_training_to_page(small: Training, tmp_path: Path) -> None:
     command.run(small, Path(), ("laplace", "layers", "passes", "student"))
     outputs = read_outputs(Unit(small, "long"))
     assert outputs.kernel("all").gram.shape == (35, 35 + TEST)
     every = publish((score(unit) for unit in units(small)), tmp_path / "a.json", tmp_path / "b.safetensors")
     methods = {record["method"] for record in every.records}
-    assert {
-        "map",
-        "temperature",
-        "laplace",
-        "last_layer",
-        "beta",
-        "conditioned_huq",
-        "conditioned_satrmd",
-        "conditioned_learned",
-        "retrained",
-        "retrained_folds",
-        "student",
-        "dropout",
-        "tfb_temperature",
-    } <= methods
+    assert {"map", "temperature", "laplace", "last_layer", "beta", "dropout", "tfb_temperature"} <= methods
+    assert {"conditioned_huq", "conditioned_satrmd", "conditioned_learned"} <= methods
+    assert {"retrained", "retrained_folds", "student"} <= methods
     assert {r["style"] for r in every.records if r["method"] == "swag"} == {"long"}
     assert "| Laplace |" in render(every)
     # The two styles are two adapters, and neither is the start.
@@ -130,7 +102,8 @@ def test_options_in_reverse_are_answered_in_the_users_order(
 
 
 def test_a_head_is_trained_and_has_no_posterior(small: Training, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_trec(monkeypatch, head=True)
+    headed = replace(tasks.TASKS["trec"], template=PromptTemplate("moods", 1, "{text}"), head=True)
+    monkeypatch.setitem(tasks.TASKS, "trec", headed)
     command.run(small, Path(), ("laplace",))
     weights = [load_file(small.folder / "adapters" / f"{name}.safetensors") for name in ("initial", "long")]
     assert not torch.equal(weights[0]["score.weight"], weights[1]["score.weight"])

@@ -1,4 +1,4 @@
-"""The published page, the sets of strangers, and two tiny cases from their training to their tables."""
+"""The sets of strangers, and two tiny cases from their training to their tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from benchmarks.familiarity import __main__ as benchmark
 from benchmarks.familiarity import homes, models
-from benchmarks.familiarity.page import render
 from benchmarks.familiarity.scores import CALIBRATION
 
 GREETINGS, COLOURS = ("hello", "morning", "evening", "welcome"), ("red", "green", "blue", "yellow")
@@ -51,10 +50,6 @@ def data(tmp_path: Path) -> Path:
     stems = [json.dumps({"question": {"stem": t}}) for t in texts(FAR, 9, 12)]
     write("arc/ARC-Easy/ARC-Easy-Test.jsonl", stems)
     return folder
-
-
-def test_the_page_is_that_of_the_figures() -> None:
-    assert (benchmark.FOLDER / "RESULTS.md").read_text() == render(json.loads(benchmark.RESULTS.read_text()))
 
 
 def test_no_stranger_is_a_row_of_the_home(data: Path) -> None:

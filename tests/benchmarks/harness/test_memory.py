@@ -19,7 +19,6 @@ from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.decoder_forms import decoder_form
 from laplora.models.four_bit import plain_weight
 from laplora.models.lora import lora_layers, lora_of
-from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
 from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.readouts.label_tokens import LabelTokens
@@ -57,12 +56,8 @@ def sizes_of(structure: str, *, rows: int = 24, rank: int = 4, **model: Any) -> 
     blocks, task = find_blocks(lora, 3), tiny_task(examples=rows)
     adapted = AdaptedModel(lora, {}, LabelTokens(tuple(task.label_ids)))
     posterior = fit(adapted, blocks, list(task.batches(8)), structure, rank=rank, joint_rank=10)
-    return tensor_bytes(posterior), posterior_bytes(blocks, structure, rank=rank, joint_rank=10)
-
-
-def tensor_bytes(posterior: Posterior) -> int:
     tensors, _ = posterior_tensors(posterior, "bfloat16")
-    return sum(t.nbytes for t in tensors.values())
+    return sum(t.nbytes for t in tensors.values()), posterior_bytes(blocks, structure, rank=rank, joint_rank=10)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

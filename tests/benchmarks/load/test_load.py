@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_process import server_process
+from server_process import fake_artifacts, fake_server
 
 from benchmarks import soak
 from benchmarks.harness import provenance
@@ -19,8 +19,6 @@ from benchmarks.load.open_arrivals import Outcome
 from benchmarks.load.soak_report import verdict
 from benchmarks.load.trend import Trend, trend
 from benchmarks.load.watch import Sample
-
-FAKE_SERVER = Path(__file__).resolve().parents[3] / "tests" / "service" / "fake_server.py"
 
 
 def series(per_hour: float, *, seed: int = 0, noise: float = 2.0, kept: float = 0.8) -> tuple[list[float], list[float]]:
@@ -58,30 +56,23 @@ def test_flat_is_said_only_where_growth_would_have_been_seen(
     assert said in verdict(lines[:count])
 
 
-def answer(*probs: float) -> dict[str, object]:
-    both = dict(zip("ab", probs, strict=True))
-    return {"map_probs": both, "probs": both}
-
-
 def test_wrong_lost_and_doubled_answers_are_counted() -> None:
     answers = {("x", "laplace"): [0.9, 0.1] * 2, ("y", "laplace"): [0.2, 0.8] * 2}
 
-    def wrong(texts: str, name: str, *predictions: dict[str, object]) -> int:
-        return Known(answers, {}).wrong(list(texts), name, {"predictions": predictions})
+    def wrong(texts: str, *first: float) -> int:
+        both = [dict(zip("ab", (one, 1 - one), strict=True)) for one in first]
+        predictions = {"predictions": [{"map_probs": one, "probs": one} for one in both]}
+        return Known(answers, {}).wrong(list(texts), "laplace", predictions)
 
-    x, y, moved = answer(0.9, 0.1), answer(0.2, 0.8), 0.9 - TOLERANCE - 0.01
-    assert [wrong("xy", "laplace", x, y), wrong("yx", "laplace", x, y)] == [0, 2]
-    assert [wrong("xy", "laplace", x), wrong("x", "laplace", x, y)] == [1, 1]
-    assert wrong("x", "laplace", answer(moved, 1 - moved)) == 1
+    assert [wrong("xy", 0.9, 0.2), wrong("yx", 0.9, 0.2)] == [0, 2]
+    assert [wrong("xy", 0.9), wrong("x", 0.9, 0.2), wrong("x", 0.9 - TOLERANCE - 0.01)] == [1, 1, 1]
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    root = tmp_path_factory.mktemp("artifacts")
-    (root / "fake").mkdir()
-    (root / "fake" / "manifest.json").write_text("{}")
-    flags = ["--artifact", "fake", "--artifacts-root", str(root), "--max-queue-rows", "64", "--max-inputs", "32"]
-    with server_process([str(FAKE_SERVER), *flags]) as process, process.client() as client:
+    root = fake_artifacts(tmp_path_factory.mktemp("served"))
+    flags = ["--max-queue-rows", "64", "--max-inputs", "32"]
+    with fake_server(root, *flags) as process, process.client() as client:
         yield str(client.base_url).rstrip("/")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ from benchmarks.harness.record import FOLDER, Conditions, Record, read
 from benchmarks.harness.subject import random_batch, with_classes
 from benchmarks.harness.timing import Ratio
 from benchmarks.speed import __main__ as job
-from benchmarks.speed import published
 from benchmarks.speed.parts import fit, overload, predict
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Prior, block_precisions
@@ -53,25 +52,6 @@ def contents() -> dict[str, bytes]:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     figures = [p for p in FOLDER.rglob("*") if p.suffix in (".json", ".md", ".png", ".csv")]
     return {str(p): p.read_bytes() for p in [*pages, *figures]}
-
-
-def test_the_sentence_of_the_servers_promises_is_made_of_the_published_figures() -> None:
-    page = published.PAGE.read_text(encoding="utf-8")
-    assert published.with_figures(page) == page, "run python -m benchmarks.speed --pages"
-
-
-@pytest.mark.parametrize(
-    ("late", "verdict"),
-    [
-        (9.0, "met, 8 of 8 by the medians; in every run 8 met and 0 missed, 0 open."),
-        (11.0, "**missed**, 7 of 8 by the medians; in every run 7 met and 1 missed, 0 open."),
-    ],
-)
-def test_the_sentence_on_overload_gives_one_verdict_of_all_settings(late: float, verdict: str) -> None:
-    settings = {"s": [run_of()], "t": [run_of(refusal_ms=late)]}
-    rows = [asdict(record) for name, runs in settings.items() for record in overload.records(HERE, name, runs)]
-    assert published.overload_figures(rows).startswith(verdict)
-    assert "not measured" in published.overload_figures([])
 
 
 def run_of(*, let_in: int = 20, **twice: float) -> overload.Run:

@@ -10,24 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.evidence import adapters, plan, splits, tasks
 from benchmarks.evidence.plan import STYLES, Training
-from benchmarks.evidence.rows import Row
-from benchmarks.evidence.tasks import SMALL, Task
+from benchmarks.evidence.tasks import SMALL
 from benchmarks.sweeps import curves, later, pruning
-from benchmarks.sweeps.__main__ import SWEEPS
 from benchmarks.sweeps.driver import Point, Record, Sweep
 from laplora.errors import DataError
 from laplora.models.offline import ensure_model
-from laplora.prompts.templates import PromptTemplate
-
-
-@pytest.mark.parametrize("sweep", SWEEPS.values(), ids=SWEEPS)
-def test_the_committed_page_is_made_of_the_committed_figures(sweep: Sweep) -> None:
-    records = sweep.committed()
-    assert (sweep.folder / "RESULTS.md").read_text(encoding="utf-8") == sweep.page(records)
-    assert records == sorted(records, key=sweep.key)  # type: ignore[arg-type]
-    assert len({sweep.key(record) for record in records}) == len(records)
 
 
 def test_what_is_measured_stays_and_is_put_among_what_was_published(
@@ -61,31 +49,18 @@ def test_what_is_measured_stays_and_is_put_among_what_was_published(
     sweep.publish()
     assert [record["nll"] for record in sweep.committed()] == [1, 1.25, 7, 3.25]
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
-    assert "|  | labels | 1 | 3 | 2,000 |" in text
     assert "| NLL | MAP | 1.125 ± 0.177 | 5.125 ± 2.652 | - |" in text
     assert "| ECE | Laplace | - | - | 0.250 [0.125, 0.500] |\n\nA note.\n" in text
     assert (tmp_path / "one.png").stat().st_size > 1000
 
 
-def moods(_: Path) -> list[Row]:
-    words = (("awful", "dull", "bad"), ("great", "good", "warm"))
-    return [({"text": f"a {words[n % 2][n % 3]} film number {n}"}, n % 2) for n in range(60)]
-
-
 @pytest.fixture
-def small_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Make the task one of 60 rows, of which 8 test, and trainings short."""
-    template = PromptTemplate("moods", 1, "Review: {text}\nSentiment:")
-    monkeypatch.setitem(tasks.TASKS, "trec", Task("trec", SMALL, template, ("negative", "positive"), moods))
-    monkeypatch.setattr(plan, "RUNS", tmp_path / "evidence")
-    monkeypatch.setattr(splits, "TEST_ROWS", 8)
+def small_curves(small_task: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curves, "TEST_ROWS", 8)
     monkeypatch.setattr(curves, "EPOCHS", 1)
-    monkeypatch.setattr(adapters, "EPOCHS", 2)
-    monkeypatch.setattr(adapters, "EARLY_EPOCHS", 1)
 
 
-@pytest.mark.usefixtures("small_task")
+@pytest.mark.usefixtures("small_curves")
 def test_more_labels_are_the_fewer_ones_and_others(tmp_path: Path) -> None:
     def rows(labels: int, seed: int) -> dict[str, list[str]]:
         files = curves.write_rows(Path(), labels, seed, tmp_path / f"{labels}-{seed}")
@@ -105,7 +80,7 @@ def test_more_labels_are_the_fewer_ones_and_others(tmp_path: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.exhaustive
-@pytest.mark.usefixtures("small_task")
+@pytest.mark.usefixtures("small_curves")
 def test_a_training_on_labels_is_measured(tmp_path: Path) -> None:
     (record,) = curves.measure(Path(), 24, 3, tmp_path)
     assert (record["labels"], record["seed"]) == (24, 3)

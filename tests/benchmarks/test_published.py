@@ -1,0 +1,84 @@
+"""What is published of the benchmarks: pages are made of the committed figures, and benchmarks/README.md names them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks.evidence import page as evidence
+from benchmarks.evidence.decision import cells
+from benchmarks.evidence.results import read_results
+from benchmarks.familiarity import __main__ as familiarity
+from benchmarks.familiarity.page import render as familiarity_page
+from benchmarks.harness import page as speed
+from benchmarks.harness.record import FOLDER, read
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers.tables import page_tables
+from benchmarks.reproduce.page import page_text
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.speed import published as overload
+from benchmarks.speed.__main__ import PARTS
+from benchmarks.structures.publish import COLUMNS, read_records
+from benchmarks.structures.table import approximation_table
+from benchmarks.sweeps.__main__ import SWEEPS
+from training.report.markdown import fill
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "benchmarks" / "README.md"
+
+
+def reproduction(_page: str) -> str:
+    published = json.loads((ROOT / "docs" / "results" / "reproduction.json").read_text(encoding="utf-8"))
+    ensembles = {(model, task): of for pair, of in published["ensembles"].items() for model, task in [pair.split("/")]}
+    return page_text(published["records"], ensembles, "results/reproduction.png", published["again"])
+
+
+def structures(page: str) -> str:
+    table = pd.DataFrame(read_records(ROOT / "docs" / "results"), columns=list(COLUMNS))
+    return fill(page, "structures", {"approximation": approximation_table(table)})
+
+
+#: By page what makes it, or a part of it, of the committed figures.
+MADE: list[tuple[Path, Callable[[str], str]]] = [
+    (FOLDER / "RESULTS.md", lambda _: speed.render(read(FOLDER))),
+    (overload.PAGE, overload.with_figures),
+    (ROOT / "docs" / "reproduction.md", reproduction),
+    (ROOT / "docs" / "results.md", structures),
+    (scaling.PAGE, lambda page: scaling.render(page, json.loads(scaling.RESULTS.read_text(encoding="utf-8")))),
+    (familiarity.FOLDER / "RESULTS.md", lambda _: familiarity_page(json.loads(familiarity.RESULTS.read_bytes()))),
+    (
+        peers.PAGE,
+        lambda page: fill(page, "peers", page_tables(json.loads((peers.FOLDER / "results.json").read_bytes()))),
+    ),
+    (evidence.PAGE, lambda _: evidence.render(read_results())),
+    *((ROOT / page, lambda page: evidence.quoted(page, cells(read_results()))) for page in evidence.QUOTED_ON),
+    *((one.folder / "RESULTS.md", lambda _, one=one: one.page(one.committed())) for one in SWEEPS.values()),
+]
+
+
+@pytest.mark.parametrize(("page", "made"), MADE, ids=[str(page.relative_to(ROOT)) for page, _ in MADE])
+def test_a_published_page_is_made_of_the_committed_figures(page: Path, made: Callable[[str], str]) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert made(text) == text
+
+
+def test_the_readme_lists_every_page_with_a_table_and_commands_that_exist() -> None:
+    text = README.read_text(encoding="utf-8")
+    linked = {(README.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+)", text)}
+    assert all(path.is_file() for path in linked)
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
+    with_tables = {p for p in pages if re.search(r"^\| ---", p.read_text(encoding="utf-8"), re.MULTILINE)}
+    assert len(with_tables) > 10
+    assert {str(p.relative_to(ROOT)) for p in with_tables - linked - {README}} == set()
+    modules = set(re.findall(r"python -m ([\w.]+)", text))
+    assert len(modules) > 5
+    assert [m for m in modules if importlib.util.find_spec(m) is None] == []
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert set(re.findall(r"`make ([\w-]+)", text)) <= set(targets)
+    assert set(re.findall(r"benchmarks.speed --only ([a-z]+)`", text)) == set(PARTS)
