@@ -1,5 +1,6 @@
-"""The images' recipes, without an engine: what each must say, that its paths and settings exist, and that its package
-layers run. ``docker/try_images.sh`` builds the images and starts them.
+"""The images' recipes, without an engine: what each must say, and that its paths and settings exist.
+
+``docker/try_images.sh`` builds the images and starts them.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def settings_of(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> S
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_every_stage_starts_from_the_chosen_base_or_an_earlier_stage(name: str) -> None:
+def test_every_stage_has_a_pinned_base_and_copies_what_git_and_the_build_context_have(name: str) -> None:
     (base,), stages = parse(name)
     assert re.fullmatch(r"BASE_IMAGE=python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base), "pinned by its digest"
     known = {"scratch", "${BASE_IMAGE}"}
@@ -151,11 +152,7 @@ def test_every_stage_starts_from_the_chosen_base_or_an_earlier_stage(name: str) 
         mounts = [m for run in stage.all("RUN") for m in re.findall(r"--mount=type=bind,from=(\w+)", run)]
         assert {source for source, _ in copies(stage) if source} | set(mounts) <= known
         known |= {stage.name} if stage.name else set()
-
-
-@pytest.mark.parametrize("name", DOCKERFILES)
-def test_what_is_copied_is_in_git_and_in_the_build_context(name: str) -> None:
-    sources = [path for stage in parse(name)[1] for source, paths in copies(stage) if source is None for path in paths]
+    sources = [path for stage in stages for source, paths in copies(stage) if source is None for path in paths]
     assert sources
     for source in sources:
         files = in_git(source)
@@ -170,70 +167,52 @@ def test_the_build_context_leaves_out_the_rest() -> None:
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_dependencies_come_from_an_extra_and_the_constraints(name: str) -> None:
+def test_dependencies_come_from_an_extra_and_cuda_chooses_the_build_of_torch(name: str, tmp_path: Path) -> None:
     runs = [run for stage in parse(name)[1] for run in stage.all("RUN")]
     pattern = r"pip install -c constraints\.txt '\.\[([\w,]+)\]'"
     (extras,) = [match.split(",") for run in runs for match in re.findall(pattern, run)]
     # A server that shares its jobs needs the database's driver, which is small.
     assert extras == (["service", "postgres"] if name == "service.Dockerfile" else ["training"])
     assert set(extras) <= set(project()["optional-dependencies"])
-
-
-def in_folder(command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a RUN line's commands with /bin/sh in ``folder``, which takes the place of the image's own folders."""
-    command = re.sub(r"--mount=\S+ ", "", command)
-    for path in ("/opt/venv", "/state", "/out"):
-        command = re.sub(rf"(?<![\w/]){path}\b", str(folder / path.rsplit("/")[-1]), command)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {"PATH": path, "HOME": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1", **variables}
-    source = folder / "src"
-    return subprocess.run(
-        ["sh", "-c", command], cwd=source, env=environment, capture_output=True, text=True, check=False
-    )
-
-
-@pytest.mark.parametrize("name", DOCKERFILES)
-def test_the_version_of_cuda_chooses_the_build_of_torch(name: str, tmp_path: Path) -> None:
     build = next(stage for stage in parse(name)[1] if stage.name == "build")
     (layer,) = [run for run in build.all("RUN") if "torch=" in run]
-    choice, _, _ = layer.partition("&& python3 -m venv")
-    tested = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
-    chosen = {}
-    for cuda in ("12.8", "13.0", "12.6", "cpu"):
-        (tmp_path / "src").mkdir(exist_ok=True)
-        shutil.copy(ROOT / "constraints.txt", tmp_path / "src")
-        assert in_folder(choice, tmp_path, CUDA=cuda).returncode == 0
-        lines = (tmp_path / "src" / "constraints.txt").read_text().splitlines()
-        (chosen[cuda],) = [line for line in lines if line.startswith("torch==")]
-        assert len(lines) == len((ROOT / "constraints.txt").read_text().splitlines())
-    assert chosen == {"12.8": "torch==2.10.0", "13.0": tested, "12.6": f"{tested}+cu126", "cpu": f"{tested}+cpu"}
-    refused = in_folder(choice, tmp_path, CUDA="11.8")
+    choice = re.sub(r"--mount=\S+ ", "", layer.partition("&& python3 -m venv")[0])
+    before = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = next(line for line in before if line.startswith("torch=="))
+
+    def chosen(cuda: str) -> subprocess.CompletedProcess[str]:
+        shutil.copy(ROOT / "constraints.txt", tmp_path)
+        variables = {"PATH": os.environ["PATH"], "CUDA": cuda}
+        command = ["sh", "-c", choice]
+        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+
+    for cuda, torch in {
+        "12.8": "torch==2.10.0",
+        "13.0": tested,
+        "12.6": f"{tested}+cu126",
+        "cpu": f"{tested}+cpu",
+    }.items():
+        assert chosen(cuda).returncode == 0
+        lines = (tmp_path / "constraints.txt").read_text().splitlines()
+        assert lines == [torch if line == tested else line for line in before]
+    refused = chosen("11.8")
     assert (refused.returncode, refused.stderr) == (1, "CUDA is 12.8, 13.0, 12.6 or cpu; not '11.8'\n")
     assert "CUDA=12.8" in build.all("ARG")
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_the_image_says_what_it_is_and_how_a_gpus_memory_is_shared_out(name: str) -> None:
-    final = parse(name)[1][-1]
+def test_the_image_says_what_it_is_and_runs_a_module_by_a_user_without_rights(name: str) -> None:
+    final, module = parse(name)[1][-1], name.removesuffix(".Dockerfile")
     labels = {key.removeprefix("org.opencontainers.image."): text for key, text in environment(final, "LABEL").items()}
-    assert labels["title"] == f"laplora-{name.removesuffix('.Dockerfile')}"
-    assert labels["version"] == project()["version"]
-    assert labels["licenses"] == project()["license"]
-    assert (labels["revision"], labels["base.name"]) == ("${REVISION}", "${BASE_IMAGE}")
-    assert {"REVISION=", "BASE_IMAGE"} <= set(final.all("ARG"))
     assert labels["description"]
+    said = [labels[key] for key in ("title", "version", "licenses", "revision", "base.name")]
+    of_project = [project()["version"], project()["license"]]
+    assert said == [f"laplora-{module}", *of_project, "${REVISION}", "${BASE_IMAGE}"]
+    assert {"REVISION=", "BASE_IMAGE"} <= set(final.all("ARG"))
     assert environment(final)["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
-
-
-@pytest.mark.parametrize("name", DOCKERFILES)
-def test_the_process_is_a_module_run_by_a_user_without_rights(name: str) -> None:
-    final = parse(name)[1][-1]
-    module = name.removesuffix(".Dockerfile")
     assert json.loads(final.one("ENTRYPOINT")) == ["python", "-m", module]
     assert (ROOT / module / "__main__.py").is_file()
-    assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", final.one("USER")), (
-        "a number, so that an orchestrator sees it is not root"
-    )
+    assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", final.one("USER")), "a number: an orchestrator sees it is not root"
     words = [word for word, _ in final.lines]
     assert words.index("USER") > max(i for i, word in enumerate(words) if word in ("RUN", "COPY", "WORKDIR"))
     home = environment(final)["HOME"]
@@ -242,16 +221,11 @@ def test_the_process_is_a_module_run_by_a_user_without_rights(name: str) -> None
     assert environment(final)["LAPLORA_CACHE"].startswith(f"{home}/")
 
 
-def test_the_images_share_their_first_stages() -> None:
+def test_the_images_share_their_first_stages_and_the_job_stops_at_the_signal_it_handles() -> None:
     (base, service), (same, training) = map(parse, DOCKERFILES)
     assert (base, service[:2]) == (same, training[:2])
-
-
-def test_the_job_stops_at_the_signal_it_handles_and_has_no_health() -> None:
-    final = parse("training.Dockerfile")[1][-1]
-    assert final.one("STOPSIGNAL") == "SIGINT"
-    assert final.one("HEALTHCHECK") == "NONE"
-    assert json.loads(final.one("CMD")) == ["--help"]
+    assert (training[-1].one("STOPSIGNAL"), training[-1].one("HEALTHCHECK")) == ("SIGINT", "NONE")
+    assert json.loads(training[-1].one("CMD")) == ["--help"]
 
 
 def test_the_server_listens_where_the_image_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +277,8 @@ def test_the_baked_model_is_fetched_by_a_call_that_exists() -> None:
 def test_compose_offers_a_cpu_and_a_gpu_server(monkeypatch: pytest.MonkeyPatch) -> None:
     services = compose()["services"]
     assert {name: service["profiles"] for name, service in services.items()} == {"cpu": ["cpu"], "gpu": ["gpu"]}
-    _, stages = parse("service.Dockerfile")
+    arguments, stages = parse("service.Dockerfile")
+    declared = {a.partition("=")[0] for a in [*arguments, *(a for stage in stages for a in stage.all("ARG"))]}
     image = environment(stages[-1])
     for name, service in services.items():
         settings = settings_of({**image, **service["environment"]}, monkeypatch)
@@ -320,6 +295,8 @@ def test_compose_offers_a_cpu_and_a_gpu_server(monkeypatch: pytest.MonkeyPatch) 
         assert (ROOT / "docker" / artifacts["source"]).is_dir()
         # A first start that fetches 14 GB over 2 MB/s takes two hours.
         assert seconds(service["healthcheck"]["start_period"]) > 2 * 3600
+        assert (ROOT / "docker" / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+        assert set(service["build"]["args"]) == declared
     (device,) = services["gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
     assert "deploy" not in services["cpu"]
@@ -327,31 +304,22 @@ def test_compose_offers_a_cpu_and_a_gpu_server(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("file", COMPOSE_FILES)
-def test_what_compose_mounts_is_there_or_an_error(file: str) -> None:
+def test_what_compose_mounts_is_there_or_an_error_and_logs_are_rotated(file: str) -> None:
     loaded = compose(file)
     mounts = [mount for service in loaded["services"].values() for mount in service.get("volumes", [])]
+    assert mounts
+    # What a deployer brings is not in git, and must not get there.
+    brought = ("./certificates", "./monitoring/metrics-token")
     for mount in mounts:
         if isinstance(mount, str):
-            assert mount.split(":")[0] in loaded["volumes"], (
-                "a path in the short form becomes a folder if it is missing"
-            )
+            assert mount.split(":")[0] in loaded["volumes"], "in the short form a missing path becomes a folder"
         else:
             assert (mount["type"], mount["bind"], mount["read_only"]) == ("bind", {"create_host_path": False}, True)
             default = re.sub(r"\$\{\w+:-(.+)\}", r"\1", mount["source"])
-            # What a deployer brings is not in git, and must not get there.
-            assert in_git(str(os.path.normpath(f"docker/{default}"))) or default in (
-                "./certificates",
-                "./monitoring/metrics-token",
-            )
-    assert mounts
-
-
-@pytest.mark.parametrize("file", COMPOSE_FILES)
-def test_logs_are_rotated(file: str) -> None:
-    for name, service in compose(file)["services"].items():
-        if file != "compose.yaml" and name in ("cpu", "gpu"):
-            continue  # what is laid over compose.yaml's own
-        assert set(service["logging"]["options"]) >= {"max-size", "max-file"}, name
+            assert in_git(str(os.path.normpath(f"docker/{default}"))) or default in brought
+    for name, service in loaded["services"].items():
+        if file == "compose.yaml" or name not in ("cpu", "gpu"):  # there: what is laid over compose.yaml's own
+            assert set(service["logging"]["options"]) >= {"max-size", "max-file"}, name
 
 
 def test_the_database_of_jobs_is_shut_in_and_its_password_is_in_a_file_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,15 +352,6 @@ def test_the_database_of_jobs_is_shut_in_and_its_password_is_in_a_file_alone(mon
     (source,) = (one["file"] for one in loaded["secrets"].values())
     default = re.sub(r"\$\{\w+:-(.+)\}", r"\1", source)
     assert os.path.normpath(f"docker/{default}") in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
-
-
-def test_compose_builds_with_arguments_that_the_image_takes() -> None:
-    arguments, stages = parse("service.Dockerfile")
-    declared = {a.partition("=")[0] for a in [*arguments, *(a for stage in stages for a in stage.all("ARG"))]}
-    for service in compose()["services"].values():
-        build = service["build"]
-        assert (ROOT / "docker" / build["context"] / build["dockerfile"]).is_file()
-        assert set(build["args"]) == declared
 
 
 def test_no_file_names_a_registry_or_another_host() -> None:

@@ -122,12 +122,14 @@ def test_attention_gradients_of_the_cards_kernels(dtype: torch.dtype, tolerance:
         assert float((one.cpu().double() - other).norm()) < tolerance * float(other.norm())
 
 
-def test_a_row_in_a_padded_batch_is_answered_as_alone(packed: Predictor) -> None:
+def test_a_row_in_a_padded_batch_is_answered_as_alone_and_its_map_is_that_of_map(packed: Predictor) -> None:
     rows = [packed.encode({"text": "dull . " * count}, truncate=False) for count in (1, 12)]
-    for together, row in zip(packed.predict(rows, "laplace"), rows, strict=True):
+    plain = packed.predict(rows, "map")
+    for together, of_map, row in zip(packed.predict(rows, "laplace"), plain, rows, strict=True):
         (alone,) = packed.predict([row], "laplace")
         assert together.probs == pytest.approx(alone.probs, abs=0.1)
         assert together.logit_variance == pytest.approx(alone.logit_variance, rel=0.2)
+        assert together.map_probs == pytest.approx(of_map.map_probs, abs=0.02)
 
 
 def test_a_fit_on_the_card_is_the_one_on_the_cpu() -> None:
@@ -142,12 +144,6 @@ def test_a_fit_on_the_card_is_the_one_on_the_cpu() -> None:
         adapted = with_posterior(bare, [batch])
         found.append(batch_outputs(adapted, batch, covariance=True).covariance)
     torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0)
-
-
-def test_laplace_and_map_agree_on_map(packed: Predictor) -> None:
-    rows = [packed.encode({"text": text}, truncate=False) for text in ("dull .", "a joy from start to end .")]
-    for one, other in zip(packed.predict(rows, "laplace"), packed.predict(rows, "map"), strict=True):
-        assert one.map_probs == pytest.approx(other.map_probs, abs=0.02)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

@@ -38,16 +38,11 @@ def run(program: str, packages: Path, *arguments: str, cwd: Path) -> subprocess.
     # The checkout is installed for editing: its finder must not answer for what the wheel left out.
     hidden = (
         "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in type(f).__module__ + repr(f)]\n"
+        f"sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}]\n"
     )
-    hidden += f"sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}]\n"
-    return subprocess.run(
-        [sys.executable, "-c", hidden + program, *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(packages)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", hidden + program, *arguments]
+    variables = os.environ | {"PYTHONPATH": str(packages)}
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +53,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return installed(checkout(folder / "checkout", *names), folder / "packages")
 
 
-def test_the_wheel_has_all_files_of_its_packages(wheel: Path) -> None:
+def test_the_wheel_has_all_files_of_its_packages_and_its_command_runs(wheel: Path, tmp_path: Path) -> None:
     for package in ("laplora", "service", "training"):
-        tracked = subprocess.run(
-            ["git", "ls-files", package], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.split()
-        left_out = [name for name in tracked if not (wheel / name).is_file() and not name.endswith(".md")]
-        assert left_out == []
-
-
-def test_the_command_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+        command = ["git", "ls-files", package]
+        tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+        assert [name for name in tracked if not (wheel / name).is_file() and not name.endswith(".md")] == []
     program = "import sys; from laplora.commands.app import main; sys.exit(main(sys.argv[1:]))"
-    finished = run(
-        program, wheel, "keys", "create", "--file", "keys.json", "--id", "a", "--scopes", "predict", cwd=tmp_path
-    )
+    create = ("keys", "create", "--file", "keys.json", "--id", "a", "--scopes", "predict")
+    finished = run(program, wheel, *create, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert (tmp_path / "keys.json").is_file()
     finished = run(program, wheel, "serve", str(tmp_path), cwd=tmp_path)  # no artifact: the server itself says so
@@ -104,12 +93,8 @@ with Client(sys.argv[1]) as client:
 
 
 def test_both_distributions_have_one_version() -> None:
-    projects = [
-        tomllib.loads((ROOT / name / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        for name in (".", "client")
-    ]
-    assert projects[0]["version"] == projects[1]["version"]
-    client = set(projects[1]["dependencies"])
-    assert client == set(projects[0]["optional-dependencies"]["client"]) | {
-        one for one in projects[0]["dependencies"] if one.startswith("pydantic")
-    }
+    files = [ROOT / name / "pyproject.toml" for name in (".", "client")]
+    whole, client = (tomllib.loads(file.read_text(encoding="utf-8"))["project"] for file in files)
+    assert whole["version"] == client["version"]
+    pydantic = {one for one in whole["dependencies"] if one.startswith("pydantic")}
+    assert set(client["dependencies"]) == {*whole["optional-dependencies"]["client"]} | pydantic

@@ -138,27 +138,18 @@ def sentiment_config(folder: Path, base: Path, **changes: Any) -> Path:
 
 def choices_config(folder: Path, base: Path) -> Path:
     """Write the 4-bit run's configuration under ``folder``."""
+    rows = {"dataset": "file", "path": str(write_rows(folder / "questions.jsonl", choice_rows()))}
     prior = {"prior": "evidence", "granularity": "group"}
-    return write_config(
-        folder / "choices.yaml",
+    return sentiment_config(
+        folder,
+        base,
         name="tiny-choices",
         base={"model": str(base), "quantization": "nf4", "dtype": "bfloat16", "device": "cpu"},
-        data={
-            "dataset": "file",
-            "path": str(write_rows(folder / "questions.jsonl", choice_rows())),
-            "template": "multiple_choice",
-            "labels": ["A", "B", "C"],
-            "train": 32,
-            "calibration": 24,
-        },
-        max_tokens=64,
+        data={**rows, "template": "multiple_choice", "labels": ["A", "B", "C"], "train": 32, "calibration": 24},
         adapter={"rank": 4, "alpha": 8, "save_dtype": "bfloat16"},
         optimizer={"learning_rate": 5e-3, "steps": 12, "batch_size": 6},
         laplace={"structure": "ekfac", "rank": 6, "oversampling": 4, "factor_dtype": "bfloat16", **prior},
-        predictives={"serve": "laplace"},
         evaluation={"order_average": True},
-        runs=str(folder / "runs"),
-        artifacts=str(folder / "artifacts"),
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from serving import FakePredictor, artifacts_in, code, settings
 from laplora.errors import GoldenMismatchError
 from laplora.models.base import BaseSpec
 from service.artifacts.predictors import Library
+from service.artifacts.token_budget import meter_of
 from service.backends.ray import held, placement
 from service.backends.ray.scorer import Scorer
 from service.scoring.model import TokenBudget
@@ -94,22 +95,29 @@ async def server(cluster: Cluster, disks: dict[str, Disk]) -> AsyncIterator[http
                 disk.gate.set()
 
 
+@asynccontextmanager
+async def activating(client: httpx.AsyncClient, disks: dict[str, Disk]) -> AsyncIterator[str]:
+    """Activate ``second``; yield the scorer that goes ahead, whose load has begun and ends after the block."""
+    for disk in disks.values():
+        disk.gate.clear()
+    changing = asyncio.create_task(client.post("/artifacts/second/activate"))
+    await until(lambda: any(disk.waiting.is_set() for disk in disks.values()))
+    (ahead,) = [name for name, disk in disks.items() if disk.waiting.is_set()]
+    yield ahead
+    disks[ahead].gate.set()
+    assert (await changing).status_code == 200
+
+
 async def test_one_scorer_goes_ahead_and_the_others_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "LEFT_S", 2.0)
     cluster, disks = cluster_of(tmp_path, "abc", circles=True)
     async with server(cluster, disks) as client:
         assert (await client.post("/artifacts/again/load")).status_code == 200
         flow = Flow(client)
-        for disk in disks.values():
-            disk.gate.clear()
-        changing = asyncio.create_task(client.post("/artifacts/second/activate"))
-        await until(lambda: any(disk.waiting.is_set() for disk in disks.values()))
-        (ahead,) = [name for name, disk in disks.items() if disk.waiting.is_set()]
-        await flow.goes_on()
-        assert cluster.holds(ahead) == set(), "it let go of what it had first"
-        assert [cluster.holds(name) for name in "abc" if name != ahead] == [{"first", "again"}] * 2
-        disks[ahead].gate.set()
-        assert (await changing).status_code == 200
+        async with activating(client, disks) as ahead:
+            await flow.goes_on()
+            assert cluster.holds(ahead) == set(), "it let go of what it had first"
+            assert [cluster.holds(name) for name in "abc" if name != ahead] == [{"first", "again"}] * 2
         await flow.goes_on()
         for disk in disks.values():
             disk.gate.set()
@@ -139,20 +147,13 @@ async def test_what_the_one_that_goes_ahead_has_alone_comes_to_another_first(tmp
     async with server(cluster, disks) as client:
         assert (await client.post("/artifacts/again/load")).status_code == 200
         await until(
-            lambda: {*map(frozenset, map(cluster.holds, "abc"))} == {frozenset({"first"}), frozenset({"again"})}
+            lambda: {*map(frozenset, map(cluster.holds, "abc"))} == {frozenset({n}) for n in ("first", "again")}
         )
-        for disk in disks.values():
-            disk.gate.clear()
-        changing = asyncio.create_task(client.post("/artifacts/second/activate"))
-        await until(lambda: any(disk.waiting.is_set() for disk in disks.values()))
-        (ahead,) = [name for name, disk in disks.items() if disk.waiting.is_set()]
-        others = [name for name in "abc" if name != ahead]
-        assert sorted(one for name in others for one in cluster.holds(name)) == ["again", "first"]
-        for artifact in ("first", "again"):
-            assert (await predict(client, artifact=artifact)).status_code == 200
-        for disk in disks.values():
-            disk.gate.set()
-        assert (await changing).status_code == 200
+        async with activating(client, disks) as ahead:
+            others = [name for name in "abc" if name != ahead]
+            assert sorted(one for name in others for one in cluster.holds(name)) == ["again", "first"]
+            for artifact in ("first", "again"):
+                assert (await predict(client, artifact=artifact)).status_code == 200
     assert {disk.most_bases for disk in disks.values()} == {1}
 
 
@@ -160,38 +161,45 @@ async def test_a_single_scorer_answers_while_it_loads_the_other_base_beside(tmp_
     cluster, disks = cluster_of(tmp_path, "a")
     async with server(cluster, disks) as client:
         flow = Flow(client)
-        disks["a"].gate.clear()
-        changing = asyncio.create_task(client.post("/artifacts/second/activate"))
-        await until(disks["a"].waiting.is_set)
-        await flow.goes_on()
-        disks["a"].gate.set()
-        assert (await changing).status_code == 200
+        async with activating(client, disks):
+            await flow.goes_on()
         await flow.goes_on()
         assert {*await flow.end()} == {"first", "second"}
     assert disks["a"].loads == ["first", "second"]
 
 
+@contextmanager
+def scorer_on(
+    disk: Disk, name: str = "a", *, limits: Mapping[str, int] | None = None, meter: Any = meter_of, **values: Any
+) -> Iterator[Scorer]:
+    """Yield a scorer of its own, which has loaded what it loads first."""
+    own = settings(artifact="first", artifacts_root=disk.root, **values)
+    scorer = Scorer(own, replace(disk.library, meter=meter), name, **(limits or {}))
+    try:
+        scorer.load_first()
+        yield scorer
+    finally:
+        scorer.local.stop(join_timeout_s=60)
+
+
 @pytest.mark.usefixtures("whole_heap")
-@pytest.mark.parametrize("how", ["for another", "unwanted"])
+@pytest.mark.parametrize("most", [1, 2], ids=["for another", "unwanted"])
 async def test_what_goes_leaves_the_memory_though_it_was_left_out_of_collections(
-    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = Disk(tmp_path / "a")
     disk.circles = True
-    most = 1 if how == "for another" else 2
-    scorer = Scorer(settings(artifact="first", artifacts_root=disk.root), disk.library, "a", artifacts=most)
-    scorer.load_first()
-    gc.freeze()
-    try:
-        folder = str(disk.root / "again")
-        assert (await scorer.load("sha256:again", folder)).error is None
-        monkeypatch.setattr(held, "UNWANTED_S", 0.0)
-        await until(lambda: scorer.status({"sha256:again": folder}).digests == {"sha256:again"})
-        await until(lambda: {one.artifact.name for one in disk.alive} == {"again"})
-        await until(lambda: gc.get_freeze_count() > 0)
-    finally:
-        gc.unfreeze()
-        scorer.local.stop(join_timeout_s=60)
+    with scorer_on(disk, limits={"artifacts": most}) as scorer:
+        gc.freeze()
+        try:
+            folder = str(disk.root / "again")
+            assert (await scorer.load("sha256:again", folder)).error is None
+            monkeypatch.setattr(held, "UNWANTED_S", 0.0)
+            await until(lambda: scorer.status({"sha256:again": folder}).digests == {"sha256:again"})
+            await until(lambda: {one.artifact.name for one in disk.alive} == {"again"})
+            await until(lambda: gc.get_freeze_count() > 0)
+        finally:
+            gc.unfreeze()
 
 
 async def test_batches_are_measured_again_once_the_former_base_is_gone(
@@ -204,29 +212,22 @@ async def test_batches_are_measured_again_once_the_former_base_is_gone(
         return TokenBudget(1000 // len({one.base for one in disk.alive}), "of a test")
 
     monkeypatch.setattr("service.backends.loading.measure_budget", measured)
-    own = settings(artifact="first", artifacts_root=disk.root, batch_tokens=None)
-    meter: Any = lambda predictor: "of a test"  # noqa: E731
-    scorer = Scorer(own, replace(disk.library, meter=meter), "a")
-    scorer.load_first()
-    folder = str(disk.root / "second")
-    assert (await scorer.load("sha256:second", folder, True)).error is None
-    assert scorer.local.batch_tokens == 500
-    monkeypatch.setattr(held, "UNWANTED_S", 0.0)
-    await until(lambda: scorer.status({"sha256:second": folder}).digests == {"sha256:second"})
-    await until(lambda: scorer.local.batch_tokens == 1000)
-    scorer.local.stop(join_timeout_s=60)
+    with scorer_on(disk, meter=lambda predictor: "of a test", batch_tokens=None) as scorer:
+        folder = str(disk.root / "second")
+        assert (await scorer.load("sha256:second", folder, True)).error is None
+        assert scorer.local.batch_tokens == 500
+        monkeypatch.setattr(held, "UNWANTED_S", 0.0)
+        await until(lambda: scorer.status({"sha256:second": folder}).digests == {"sha256:second"})
+        await until(lambda: scorer.local.batch_tokens == 1000)
 
 
 def test_a_new_scorer_loads_what_is_likeliest_to_have_its_place_there(tmp_path: Path) -> None:
     loaded = set[str]()
     for name in "abcdefgh":
         disk = Disk(tmp_path / name)
-        own = settings(artifact="first", artifacts_root=disk.root, also_load=["again"])
-        scorer = Scorer(own, disk.library, name, artifacts=1)
-        scorer.load_first()
-        loaded.update(disk.loads)
-        assert len(disk.loads) == 1
-        scorer.local.stop(join_timeout_s=60)
+        with scorer_on(disk, name, limits={"artifacts": 1}, also_load=["again"]):
+            loaded.update(disk.loads)
+            assert len(disk.loads) == 1
     assert loaded == {"first", "again"}
 
 
@@ -240,10 +241,7 @@ def test_batches_leave_free_what_one_scorer_may_have_of_artifacts(
         return TokenBudget(1000, "of a test")
 
     monkeypatch.setattr("service.backends.loading.measure_budget", measured)
-    disk = Disk(tmp_path / "a")
-    own = settings(artifact="first", artifacts_root=disk.root, batch_tokens=None, also_load=["again"])
-    scorer = Scorer(own, disk.library, "a", artifact_bytes=FakePredictor.own_bytes + 300)
-    scorer.load_first()
-    assert reserved == [300, 300]
-    assert len(scorer.status({}).digests) == 1, "two are more bytes"
-    scorer.local.stop(join_timeout_s=60)
+    limits = {"artifact_bytes": FakePredictor.own_bytes + 300}
+    with scorer_on(Disk(tmp_path / "a"), limits=limits, batch_tokens=None, also_load=["again"]) as scorer:
+        assert reserved == [300, 300]
+        assert len(scorer.status({}).digests) == 1, "two are more bytes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,16 +23,20 @@ class Shop:
         self.now, self.loads = 0.0, list[str]()
         self.held = Held(most=most, most_bytes=most_bytes, most_load_s=most_load_s, clock=lambda: self.now)
 
-    def lease(self, name: str) -> Any:
-        def load() -> FakePredictor:
+    def lease(self, name: str, load: Callable[[], Any] = lambda: None, **options: bool) -> Any:
+        def loaded() -> FakePredictor:
             self.loads.append(name)
+            load()
             return FakePredictor(name)
 
-        return self.held.lease(f"sha256:{name}", load)
+        return self.held.lease(f"sha256:{name}", loaded, **options)
 
-    def use(self, name: str) -> None:
-        with self.lease(name):
+    def use(self, name: str, load: Callable[[], Any] = lambda: None) -> None:
+        with self.lease(name, load):
             self.now += 1
+
+    def keep(self, names: str) -> None:
+        self.held.keep({f"sha256:{name}" for name in names})
 
     @property
     def names(self) -> set[str]:
@@ -52,64 +57,46 @@ def test_one_is_loaded_once_however_many_ask_at_once() -> None:
 
 
 @pytest.mark.parametrize("most", [{"most": 2}, {"most": 10, "most_bytes": 2 * FakePredictor.own_bytes}])
-def test_the_least_recently_used_one_goes(most: dict[str, int]) -> None:
+def test_the_least_recently_used_one_goes_and_never_what_is_in_use(most: dict[str, int]) -> None:
     shop = Shop(**most)
     for name in ("a", "b", "a", "c"):
         shop.use(name)
     assert shop.names == {"a", "c"}
-
-
-def test_what_is_in_use_is_never_evicted() -> None:
-    shop = Shop()
-    with shop.lease("a"), shop.lease("b"):
-        with pytest.raises(InUseError), shop.lease("c"):
-            pass
-        assert (shop.names, shop.loads) == ({"a", "b"}, ["a", "b"]), "nothing loads in vain"
-    shop.use("c")
-    assert "c" in shop.names
-
-
-def test_bytes_in_use_are_waited_for_and_nothing_of_a_known_size_loads_in_vain() -> None:
-    shop = Shop(most=10, most_bytes=2 * FakePredictor.own_bytes)
-    shop.use("c")
-    with shop.lease("a"), shop.lease("b"):
+    with shop.lease("a"), shop.lease("c"):
         for _ in range(3):
+            with pytest.raises(InUseError), shop.lease("b"):
+                pass
+        assert (shop.names, shop.loads) == ({"a", "c"}, ["a", "b", "c"]), "nothing of a known size loads in vain"
+    shop.use("b")
+    assert "b" in shop.names
+
+
+def test_a_size_that_is_not_known_is_learned_by_one_load() -> None:
+    shop = Shop(most=10, most_bytes=2 * FakePredictor.own_bytes)
+    with shop.lease("a"), shop.lease("b"):
+        for _ in range(2):
             with pytest.raises(InUseError), shop.lease("c"):
                 pass
-        with pytest.raises(InUseError), shop.lease("d"):
-            pass
-        assert (shop.names, shop.loads) == ({"a", "b"}, ["c", "a", "b", "d"]), "its size was not known"
-        with pytest.raises(InUseError), shop.lease("d"):
-            pass
-        assert shop.loads.count("d") == 1
-    shop.use("d")
-    assert "d" in shop.names
-
-
-def test_what_does_not_fit_alone_is_refused_and_loaded_once() -> None:
-    shop = Shop(most_bytes=FakePredictor.own_bytes - 1)
+    shop.use("b")
+    assert (shop.names, shop.loads) == ({"a", "b"}, ["a", "b", "c"])
+    small = Shop(most_bytes=FakePredictor.own_bytes - 1)
     for _ in range(2):
-        with pytest.raises(ShelfFullError, match="does not fit") as refused, shop.lease("a"):
+        with pytest.raises(ShelfFullError, match="does not fit") as refused, small.lease("a"):
             pass
         assert not isinstance(refused.value, InUseError), "no wait would help"
-    assert shop.loads == ["a"]
+    assert small.loads == ["a"]
 
 
 def test_no_load_waits_for_one_that_hangs_and_what_is_there_is_leased() -> None:
     shop, began, gate = Shop(most_load_s=100), threading.Event(), threading.Event()
     shop.use("a")
 
-    def hang() -> FakePredictor:
+    def hang() -> None:
         began.set()
         gate.wait()
-        return FakePredictor("b")
-
-    def load_b() -> None:
-        with shop.held.lease("sha256:b", hang):
-            pass
 
     with ThreadPoolExecutor(2) as pool:
-        hanging = pool.submit(load_b)
+        hanging = pool.submit(shop.use, "b", hang)
         began.wait()
         waiting = pool.submit(shop.use, "c")
         try:
@@ -123,7 +110,7 @@ def test_no_load_waits_for_one_that_hangs_and_what_is_there_is_leased() -> None:
             gate.set()
         hanging.result()
     shop.use("c")
-    assert shop.loads == ["a", "c"]
+    assert shop.loads == ["a", "b", "c"]
 
 
 def test_what_nobody_wants_goes_after_a_while_and_not_while_it_is_used() -> None:
@@ -131,48 +118,32 @@ def test_what_nobody_wants_goes_after_a_while_and_not_while_it_is_used() -> None
     shop.use("a")
     with shop.lease("b"):
         shop.now += UNWANTED_S + 1
-        shop.held.keep({"sha256:a"})
+        shop.keep("a")
         assert shop.names == {"a", "b"}
     shop.now += UNWANTED_S + 1
-    shop.held.keep({"sha256:a"})
+    shop.keep("a")
+    assert shop.names == {"a"}
+    with pytest.raises(ZeroDivisionError):  # a load that fails takes nothing away
+        shop.use("b", lambda: 1 / 0)
     assert shop.names == {"a"}
 
 
-def test_a_load_that_fails_leaves_what_is_there() -> None:
-    shop = Shop()
-    shop.use("a")
-
-    def fail() -> Any:
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError), shop.held.lease("sha256:b", fail):
-        pass
-    assert shop.names == {"a"}
-
-
-def test_what_is_wanted_stays_while_another_can_go_and_then_goes_by_its_use() -> None:
-    shop = Shop(most=2)
-    shop.use("a")
-    shop.use("b")
-    shop.held.keep({"sha256:a"})
-    shop.use("c")
-    assert shop.names == {"a", "c"}
-    shop.use("a")  # the one that answers
-    shop.held.keep({"sha256:a", "sha256:c"})
-    shop.use("d")
-    assert shop.names == {"a", "d"}
-
-
-def test_no_wanted_one_goes_for_another_that_is_loaded_unasked() -> None:
+def test_what_is_wanted_stays_while_another_can_go_and_for_what_is_loaded_unasked() -> None:
     shop = Shop(most=2)
     shop.use("a")
     shop.use("b")
     assert shop.held.has_room
-    shop.held.keep({"sha256:a", "sha256:b", "sha256:c"})
+    shop.keep("a")
+    shop.use("c")
+    assert shop.names == {"a", "c"}
+    shop.use("a")  # the one that answers
+    shop.keep("acd")
     assert not shop.held.has_room
-    with pytest.raises(ShelfFullError), shop.held.lease("sha256:c", lambda: FakePredictor("c"), spare_wanted=True):
+    with pytest.raises(ShelfFullError), shop.lease("d", spare_wanted=True):
         pass
-    assert shop.names == {"a", "b"}
+    assert (shop.names, shop.loads) == ({"a", "c"}, ["a", "b", "c"])
+    shop.use("d")
+    assert shop.names == {"a", "d"}, "wanted ones go by their use"
 
 
 def test_a_lease_of_what_is_there_never_loads() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx
 import pytest
 from scorer_cluster import Cluster, Flow, predict, serving, until
-from serving import FakePredictor
 
 from service.backends.ray.in_line import FIRST_PAUSE_S
 
@@ -31,82 +30,54 @@ async def load(client: httpx.AsyncClient, *artifacts: str) -> None:
         assert answer.status_code == 200, answer.text
 
 
-async def test_each_scorer_has_its_share_and_answers_for_it(tmp_path: Path) -> None:
+async def test_each_scorer_has_its_share_and_others_take_over_that_of_one_that_goes(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path, "ab", most=2)
     async with serving(cluster) as (client, _):
+
+        async def ask(name: str) -> None:
+            answer = await predict(client, artifact=name)
+            assert (answer.status_code, answer.json()["artifact"]["name"]) == (200, name)
+
         await load(client, *NAMES[1:])
         await until(lambda: cluster.holds("a") | cluster.holds("b") == set(NAMES))
         cluster.calls.clear()
         for name in NAMES * 3:
-            answer = await predict(client, artifact=name)
-            assert (answer.status_code, answer.json()["artifact"]["name"]) == (200, name)
+            await ask(name)
             (holder,) = {one for one in "ab" if name in cluster.holds(one)}
             assert cluster.answered_by()[-1] == holder
-        assert {one: len(cluster.holds(one)) for one in "ab"} == {"a": 2, "b": 2}
-
-
-async def test_what_is_gone_with_a_scorer_is_loaded_where_it_is_asked_for(tmp_path: Path) -> None:
-    cluster = cluster_of(tmp_path, "ab", most=2)
-    async with serving(cluster) as (client, _):
-        await load(client, *NAMES[1:])
         cluster.gone = {"a"}
         for name in NAMES * 2:
-            assert (await predict(client, artifact=name)).status_code == 200
-            assert name in cluster.holds("b")
+            await ask(name)
+            assert name in cluster.holds("b"), "loaded where it is asked for"
             assert len(cluster.holds("b")) <= 2
         for name in NAMES[:2] * 10:
-            await predict(client, artifact=name)
+            await ask(name)
         await until(lambda: cluster.holds("b") == set(NAMES[:2]))
-
-
-async def test_a_scorer_that_comes_takes_over_a_share(tmp_path: Path) -> None:
-    cluster = cluster_of(tmp_path, "a", most=2)
-    async with serving(cluster) as (client, _):
-        await load(client, *NAMES[1:])
-        cluster.add("b")
-        await until(lambda: cluster.holds("a") | cluster.holds("b") == set(NAMES))
+        cluster.add("c")
+        await until(lambda: cluster.holds("b") | cluster.holds("c") == set(NAMES))
         for name in NAMES:
-            assert (await predict(client, artifact=name)).status_code == 200
-        assert {one: len(cluster.holds(one)) for one in "ab"} == {"a": 2, "b": 2}
+            await ask(name)
+        assert {one: len(cluster.holds(one)) for one in "bc"} == {"b": 2, "c": 2}
 
 
-async def second_in_use(
-    cluster: Cluster, client: httpx.AsyncClient
-) -> tuple[FakePredictor, asyncio.Task[httpx.Response]]:
-    """Load ``second`` and ask it; return its predictor, which holds the answer back, and the request."""
-    await load(client, "second")
-    used = cluster.by_artifact["a"]["second"]
-    used.hold()
-    running = asyncio.create_task(predict(client, artifact="second"))
-    await until(used.entered.is_set)
-    return used, running
-
-
-async def test_what_is_in_use_stays_and_another_waits_for_its_place(tmp_path: Path) -> None:
+async def test_what_is_in_use_stays_and_of_those_that_wait_for_its_place_one_asks(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path, "a", most=1, artifacts=("first", "second"))
     async with serving(cluster) as (client, _):
-        used, running = await second_in_use(cluster, client)
-        waiting = asyncio.create_task(predict(client, artifact="first"))
+        await load(client, "second")
+        used = cluster.by_artifact["a"]["second"]
+        used.hold()
+        running = asyncio.create_task(predict(client, artifact="second"))
+        await until(used.entered.is_set)
         loads, asked = list(cluster.loads["a"]), len(cluster.answered_by())
-        await until(lambda: len(cluster.answered_by()) > asked + 2)  # it asks again and again
-        assert (cluster.holds("a"), cluster.loads["a"]) == ({"second"}, loads)
-        used.released.set()
-        assert {(await one).status_code for one in (running, waiting)} == {200}
-        assert cluster.holds("a") == {"first"}
-
-
-async def test_of_those_that_wait_for_one_artifact_one_asks(tmp_path: Path) -> None:
-    cluster = cluster_of(tmp_path, "a", most=1, artifacts=("first", "second"))
-    async with serving(cluster) as (client, _):
-        used, running = await second_in_use(cluster, client)
-        asked = len(cluster.answered_by())
         waiting = [asyncio.create_task(predict(client, artifact="first")) for _ in range(20)]
-        await until(lambda: len(cluster.answered_by()) >= asked + 25)
+        await until(lambda: len(cluster.answered_by()) >= asked + 25)  # it asks again and again
         begun, asked = time.monotonic(), len(cluster.answered_by())
         await until(lambda: len(cluster.answered_by()) >= asked + 3)
         assert time.monotonic() - begun > 3 * FIRST_PAUSE_S, "all asking at once would be twenty in each pause"
+        assert (cluster.holds("a"), cluster.loads["a"]) == ({"second"}, loads)
         used.released.set()
         assert {(await one).status_code for one in (running, *waiting)} == {200}
+        assert cluster.holds("a") == {"first"}
 
 
 async def test_a_load_makes_place_where_others_have_a_copy_elsewhere(tmp_path: Path) -> None:
@@ -129,9 +100,7 @@ async def test_a_load_waits_for_a_place_while_all_others_are_asked_for(tmp_path:
         for one in used:
             one.hold()
         running = [asyncio.create_task(predict(client, artifact=name)) for name in NAMES[:2]]
-        await until(
-            lambda: any(one.entered.is_set() for one in used) and len(cluster.answered_by()) == 2
-        )  # both in use
+        await until(lambda: any(one.entered.is_set() for one in used) and len(cluster.answered_by()) == 2)
         loading = asyncio.create_task(load(client, "third"))
         asked = len(cluster.answered_by("load"))
         for tries in range(1, 5):  # more than a load is tried where scorers are lost

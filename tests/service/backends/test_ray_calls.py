@@ -33,21 +33,18 @@ def call(error: Exception) -> Any:
     return asyncio.run(calls.call("a", "predict"))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        exceptions.OutOfMemoryError("full"),
-        exceptions.ObjectLostError("id", None, "stack"),
-        exceptions.OwnerDiedError("id", None, "stack"),
-        exceptions.NodeDiedError("gone"),
-        exceptions.LocalRayletDiedError(),
-        exceptions.ActorDiedError(),
-        exceptions.TaskCancelledError(),
-        ReplicaUnavailableError("a"),
-        DeploymentUnavailableError("scorer"),  # type: ignore[arg-type]
-    ],
-    ids=lambda error: type(error).__name__,
-)
+LOST = [
+    exceptions.OutOfMemoryError("full"),
+    exceptions.ObjectLostError("id", None, "stack"),
+    exceptions.NodeDiedError("gone"),
+    exceptions.ActorDiedError(),
+    exceptions.TaskCancelledError(),
+    ReplicaUnavailableError("a"),
+    DeploymentUnavailableError("scorer"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
 def test_a_replica_that_cannot_be_reached_is_gone(error: Exception) -> None:
     with pytest.raises(ReplicaGoneError, match=type(error).__name__):
         call(error)

@@ -86,7 +86,8 @@ def flowing(served: Engine) -> Iterator[list[httpx.Response]]:
         sender.result()
 
 
-def test_a_replica_that_is_killed_under_load_loses_no_request(served: Engine) -> None:
+def test_replicas_that_are_killed_or_lose_the_device_lose_no_request_of_others_and_come_back(served: Engine) -> None:
+    """And SIGTERM answers what is under way, and ends clean."""
     until_all_replicas(served, artifacts=1)
     before = replicas(served)
     with ThreadPoolExecutor(24) as pool:
@@ -101,14 +102,16 @@ def test_a_replica_that_is_killed_under_load_loses_no_request(served: Engine) ->
     assert [first_prob(answer.json()) for answer in answers] == [KILLER, *range(10, 33)]
     until(lambda: not set(before) <= set(replicas(served)))
     until_all_replicas(served, artifacts=1)
-
-
-def test_rows_that_lose_the_device_are_given_up_and_the_replicas_come_back(served: Engine) -> None:
-    until_all_replicas(served, artifacts=1)
     before = replicas(served)
-    assert code(served.predict(f"a {FAULTY}")) == (503, "device_fault")
+    assert code(served.predict(f"a {FAULTY}")) == (503, "device_fault"), "given up after two"
     until_all_replicas(served, artifacts=1, without=before)
-    assert served.predict("a 12").status_code == 200
+    with ThreadPoolExecutor(1) as pool:
+        with served.held():
+            last = pool.submit(served.predict, "a 12")
+            until(lambda: served.metrics("laplora_reserved_rows")[""] == 1)
+            served.process.terminate()
+        assert last.result().status_code == 200
+    assert served.process.wait(GIVE_UP_S) == ExitStatus.CLEAN, served.log.read_text()
 
 
 @contextmanager
@@ -141,11 +144,6 @@ def test_an_update_fails_no_request(served: Engine, changes: dict[str, Any]) -> 
     assert {answer.status_code for answer in answers} == {200}
 
 
-def until_room_for(served: Engine, *, scorers: int) -> None:
-    """Wait until the queue has the room of so many scorers."""
-    until(lambda: served_rows(served) == scorers * SETTINGS["max_queue_rows"])
-
-
 def scale(served: Engine, scorers: int) -> None:
     """Give an engine so many scorers by Ray Serve's own configuration: whose ``args`` stay, so that all else does."""
     args = json.loads((served.folder / "cluster.json").read_text())
@@ -164,14 +162,14 @@ def test_a_full_cluster_that_is_scaled_down_loses_no_request(served: Engine) -> 
     scale(served, SCORERS)  # all anew: from here on the configuration is Ray Serve's own
     until_another_ingress(served, former)
     until_all_replicas(served, artifacts=1, without=before)
-    until_room_for(served, scorers=SCORERS)
+    until(lambda: served_rows(served) == SCORERS * SETTINGS["max_queue_rows"])
     both, rows = set(replicas(served)), served_rows(served)
     with ThreadPoolExecutor(rows) as pool:
         with served.held():
             running = [pool.submit(served.predict, f"a {token}") for token in range(10, 10 + rows)]
             until(lambda: served.metrics("laplora_reserved_rows")[""] == rows)
             scale(served, 1)
-            until_room_for(served, scorers=1)
+            until(lambda: served_rows(served) == SETTINGS["max_queue_rows"])
             assert served.metrics("laplora_reserved_rows")[""] == rows
             assert code(served.predict("a")) == (429, "queue_full")
         answers = [one.result() for one in running]
@@ -179,14 +177,3 @@ def test_a_full_cluster_that_is_scaled_down_loses_no_request(served: Engine) -> 
     assert [first_prob(answer.json()) for answer in answers] == [*range(10, 10 + rows)]
     until(lambda: len(replicas(served)) == 1)
     assert set(replicas(served)) < both
-
-
-def test_sigterm_answers_what_is_under_way_and_ends_clean(served: Engine) -> None:
-    until_all_replicas(served, artifacts=1)
-    with ThreadPoolExecutor(1) as pool:
-        with served.held():
-            running = pool.submit(served.predict, "a 12")
-            until(lambda: served.metrics("laplora_reserved_rows")[""] == 1)
-            served.process.terminate()
-        assert running.result().status_code == 200
-    assert served.process.wait(GIVE_UP_S) == ExitStatus.CLEAN, served.log.read_text()

@@ -36,12 +36,12 @@ class Silence:
 
     def __init__(self, cluster: Cluster, *replicas: str, method: str = "") -> None:
         self.replicas, self.over, self.asked = {*replicas}, asyncio.Event(), list[tuple[str, str]]()
-        self._method = method
+        self.method = method
         cluster.before = self
 
     async def __call__(self, replica: str, method: str, *arguments: Any) -> None:
         self.asked.append((replica, method))
-        if replica in self.replicas and method.startswith(self._method):
+        if replica in self.replicas and method.startswith(self.method):
             await self.over.wait()
 
 
@@ -84,9 +84,14 @@ async def test_a_ticket_goes_to_a_replica_that_has_the_artifact_and_a_new_one_ge
                 assert (await predict(client, artifact="second")).status_code == 200
 
 
-async def test_rows_that_end_replicas_are_given_up_after_two(cluster: Cluster) -> None:
+async def test_errors_come_whole_and_rows_that_end_replicas_are_given_up_after_two(cluster: Cluster) -> None:
     cluster.add("c")
     async with serving(cluster) as (client, _):
+        for predictor in cluster.predictors.values():
+            predictor.poison[777] = RuntimeError("CUDA out of memory")
+        answer = await client.post("/predict", json={"inputs": [{"text": "a"}, {"text": "a 777"}]})
+        assert code(answer) == (503, "device_memory")
+        assert answer.json()["error"]["field"] == "inputs.1"
         cluster.failing = {name: ReplicaGoneError() for name in "abc"}
         assert code(await predict(client)) == (503, "device_fault")
         assert len(cluster.gone) == TRIES == 2
@@ -162,28 +167,13 @@ async def test_a_load_waits_for_a_scorer_however_long_that_loads(
         assert (await loading).artifact.name == "second"
 
 
-async def test_errors_come_whole_from_a_replica(cluster: Cluster) -> None:
-    async with serving(cluster) as (client, _):
-        for predictor in cluster.predictors.values():
-            predictor.poison[777] = RuntimeError("CUDA out of memory")
-        answer = await client.post("/predict", json={"inputs": [{"text": "a"}, {"text": "a 777"}]})
-        assert code(answer) == (503, "device_memory")
-        assert answer.json()["error"]["field"] == "inputs.1"
-
-
-async def test_a_request_that_is_given_up_leaves_the_replica_and_its_room(cluster: Cluster) -> None:
-    async with serving(cluster) as (client, replicas):
-        cluster.hold()
-        answer = await predict(client, options={"timeout_s": 0.1})
-        assert code(answer) == (504, "deadline_exceeded")
-        await until(lambda: replicas.requests == 0 and replicas.backlog.held.rows == 0)
-        await until(lambda: all(not scorer.local.queue.entries for scorer in cluster.scorers.values()))
-
-
-async def test_the_room_grows_with_the_replicas_and_what_is_beyond_is_refused(cluster: Cluster) -> None:
+async def test_the_room_grows_with_the_replicas_and_what_is_given_up_leaves_it(cluster: Cluster) -> None:
     async with serving(cluster, max_queue_rows=4, max_inputs=4, client_share=1.0) as (client, replicas):
         await until(lambda: replicas.backlog.most.rows == 8)
         cluster.hold()
+        assert code(await predict(client, options={"timeout_s": 0.1})) == (504, "deadline_exceeded")
+        await until(lambda: replicas.requests == 0 and replicas.backlog.held.rows == 0)
+        await until(lambda: all(not scorer.local.queue.entries for scorer in cluster.scorers.values()))
         running = [asyncio.create_task(predict(client)) for _ in range(8)]
         await until(lambda: replicas.backlog.held.rows == 8)
         refused = await predict(client)
@@ -216,20 +206,10 @@ async def test_without_a_replica_the_server_is_not_ready_and_the_metrics_know(
                 break
             cluster.gone.add("ab"[live - 1])
         async with asyncio.timeout(60):
-            while code_of_ready(answer := await client.get("/health/ready")) != (503, "device_stalled"):
-                assert answer.status_code == 200
+            while (answer := await client.get("/health/ready")).status_code == 200:
                 await asyncio.sleep(0.05)
+        assert code(answer) == (503, "device_stalled")
         assert await said("laplora_ready") == {"laplora_ready": 0}
-
-
-async def test_a_silent_replica_keeps_nobody_from_looking_at_the_others(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 1e6)
-    Silence(cluster, "a", method="status")
-    async with serving(cluster):
-        before = cluster.answered_by("status").count("b")
-        await until(lambda: cluster.answered_by("status").count("b") > before + 3)
 
 
 async def test_what_a_silent_replica_has_goes_to_one_that_answers(
@@ -254,12 +234,16 @@ async def test_what_a_silent_replica_has_goes_to_one_that_answers(
         await until(lambda: cluster.holds("a") == {"first", "second"})
 
 
-async def test_a_replica_that_has_never_answered_keeps_no_load_waiting(
+async def test_a_replica_that_never_answers_a_look_keeps_neither_looks_nor_loads_waiting(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 3.0)
-    Silence(cluster, "a")
+    monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 1e6)
+    silence = Silence(cluster, "a", method="status")
     async with serving(cluster) as (client, _):
+        before = cluster.answered_by("status").count("b")
+        await until(lambda: cluster.answered_by("status").count("b") > before + 3)
+        silence.method = ""
+        monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 3.0)
         assert (await client.post("/artifacts/second/load")).status_code == 200
         assert {(await predict(client, artifact="second")).status_code for _ in range(4)} == {200}
         assert cluster.answered_by() == ["b"] * 4
@@ -320,7 +304,7 @@ async def test_a_replica_whose_device_stalls_gets_no_ticket_and_all_such_are_not
             running.append(asyncio.create_task(predict(client, "word " * 40)))
             await until(lambda count=count: sum(one.stalled for one in replicas.statuses) == count)  # type: ignore[misc]
         assert sorted(cluster.answered_by()) == ["a", "b"]
-        assert code_of_ready(await client.get("/health/ready")) == (503, "device_stalled")
+        assert code(await client.get("/health/ready")) == (503, "device_stalled")
         cluster.release()
         assert {(await one).status_code for one in running} == {200}
         await until(lambda: not any(one.stalled for one in replicas.statuses))
@@ -353,10 +337,6 @@ async def test_a_version_that_nobody_waits_for_ends(cluster: Cluster, monkeypatc
     await until(entered.is_set)
     making.cancel()
     await until(over.is_set)
-
-
-def code_of_ready(answer: httpx.Response) -> tuple[int, str] | None:
-    return None if answer.status_code == 200 else code(answer)
 
 
 def test_there_are_as_many_replicas_as_the_tokens_that_wait_need() -> None:

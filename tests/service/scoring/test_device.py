@@ -71,16 +71,27 @@ def test_one_thread_runs_everything_and_passes_errors_on(device: Rig) -> None:
     assert device.predictor.threads == {"laplora-device"}
 
 
-def test_cancelled_rows_leave_the_queue_at_once_and_harm_nobody_where_they_run(held: Rig) -> None:
+def test_rows_that_were_given_up_or_are_too_late_leave_at_once_never_run_and_harm_nobody(held: Rig) -> None:
     (running,) = held.queue.entries
-    doomed, kept = held.submit(50, 51), held.submit(60)
+    doomed, late, kept = held.submit(50, 51), held.submit(52, deadline=time.monotonic()), held.submit(60)
     assert running.future.cancel()
-    assert (held.queue.rows, held.queue.tokens) == (3, 3)
+    assert (held.queue.rows, held.queue.tokens) == (4, 4)
     assert doomed.future.cancel()
-    assert (held.queue.rows, held.queue.tokens) == (1, 1)
+    assert (held.queue.rows, held.queue.tokens) == (2, 2)
+    gone, take = [held.submit(53, predictive="map"), held.submit(54, predictive="map")], held.queue.take
+
+    def take_and_give_up(*arguments: Any) -> Any:
+        batch = take(*arguments)
+        for plan in gone:  # of a batch that was formed: nobody waits for it
+            plan.future.cancel()
+        return batch
+
+    held.queue.take = take_and_give_up  # type: ignore[method-assign]
     held.predictor.released.set()
-    assert named(kept) == [60]
-    assert held.batches == [("laplace", [2]), ("laplace", [60])]
+    with pytest.raises(DeadlineError):
+        late.future.result()
+    assert (named(kept), named(held.submit(7))) == ([60], [7])
+    assert held.batches == [("laplace", [2]), ("laplace", [60]), ("laplace", [7])]
 
 
 def test_nothing_waits_for_the_choice_of_a_batch(held: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,15 +117,6 @@ def test_nothing_waits_for_the_choice_of_a_batch(held: Rig, monkeypatch: pytest.
     assert (named(chosen), named(late)) == ([50], [70])
     assert held.batches == [("laplace", [2]), ("laplace", [50]), ("laplace", [70])]
     held.assert_empty()
-
-
-def test_rows_past_their_deadline_are_never_run(held: Rig) -> None:
-    late = held.submit(50, deadline=time.monotonic())
-    held.predictor.released.set()
-    with pytest.raises(DeadlineError):
-        late.future.result()
-    assert named(held.submit(7)) == [7]
-    assert ("laplace", [50]) not in held.batches
 
 
 @pytest.mark.parametrize(
@@ -150,19 +152,3 @@ def test_retries_in_halves_leave_out_who_gave_up(held: Rig) -> None:
     held.predictor.released.set()
     assert [named(plan) for plan in plans[:3]] == [[10], [11], [12]]
     assert tried == [[10, 11, 12, 13], [10, 11], [10], [11], [12]]
-
-
-def test_a_batch_that_nobody_waits_for_does_not_run(held: Rig) -> None:
-    gone = [held.submit(50 + i) for i in range(2)]
-    take = held.queue.take
-
-    def take_and_give_up(*arguments: Any) -> Any:
-        batch = take(*arguments)
-        for plan in gone:
-            plan.future.cancel()
-        return batch
-
-    held.queue.take = take_and_give_up  # type: ignore[method-assign]
-    held.predictor.released.set()
-    assert named(held.submit(7)) == [7]
-    assert held.batches == [("laplace", [2]), ("laplace", [7])]
