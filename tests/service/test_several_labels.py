@@ -91,6 +91,7 @@ async def test_metrics_are_of_every_label_and_by_label(client: Client) -> None:
     answers = await answers_to(client, rows)
     evaluated = await said(client, "/evaluate", {"inputs": rows, "options": OPTIONS})
     right, probs = told(rows), table(answers)
+    assert [one["labels"] for one in answers] == [[n for n, p in one["probs"].items() if p > 0.5] for one in answers]
     assert 0 < right.mean() < 1
     assert 0 < (probs > 0.5).mean() < 1
     assert evaluated["rows"] == len(rows)

@@ -20,30 +20,19 @@ def losses(name: PredictiveName) -> torch.Tensor:
     return row_nll(predictive_of(outputs(), name, TEMPERATURES[name]).probs, outputs().split.labels)
 
 
+@pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("name", ["map", "laplace"])
-def test_it_is_the_difference_of_the_nlls_within_its_interval(name: PredictiveName) -> None:
-    gain = gain_over_temperature(outputs(), TEMPERATURES, name)
+def test_it_is_the_difference_of_the_nlls_within_its_interval(name: PredictiveName, together: int) -> None:
+    """Where three labels of an input may be right, the interval is that of the ten inputs' means."""
+    found = replace(outputs(), split=replace(outputs().split, together=together))
+    gain = gain_over_temperature(found, TEMPERATURES, name)
     assert gain is not None
-    differences = losses(name) - losses("temperature")
+    differences = (losses(name) - losses("temperature")).view(-1, together).mean(1)
     assert gain.difference == pytest.approx(float(differences.mean()))
     error = float(differences.std()) / len(differences) ** 0.5
     # A bootstrap's percentiles are near the normal ones: within a third on 30 rows.
     assert gain.high - gain.low == pytest.approx(2 * 1.96 * error, rel=1 / 3)
     assert gain.low < gain.difference < gain.high
-
-
-def test_labels_of_one_input_are_drawn_together() -> None:
-    """Where three labels may be right, the interval is that of the ten inputs' means."""
-    found = outputs()
-    thrice = replace(found, split=replace(found.split, together=3))
-    together = gain_over_temperature(thrice, TEMPERATURES, "map")
-    apart = gain_over_temperature(found, TEMPERATURES, "map")
-    assert together is not None
-    assert apart is not None
-    assert together.difference == apart.difference
-    means = (losses("map") - losses("temperature")).view(10, 3).mean(1)
-    error = float(means.std()) / len(means) ** 0.5
-    assert together.high - together.low == pytest.approx(2 * 1.96 * error, rel=1 / 3)
 
 
 @pytest.mark.parametrize(

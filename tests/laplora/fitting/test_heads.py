@@ -1,19 +1,26 @@
-"""``laplora.fit`` on classification heads: the weights that it counts, and what is refused."""
+"""Read-outs that a classifier has: the cheapest that tells its labels apart, and a head, with what is refused of it."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from head_artifacts import save_base
 from tiny_classifiers import TARGETS, adapted_classifier, classifier_base, head_alone
-from transformers import AutoTokenizer
+from tiny_models import add_lora
+from tiny_runs import FinishedRun
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
-from laplora.errors import ConfigError, ModelError
+from laplora.errors import ConfigError, LabelTokenError, ModelError
 from laplora.fitting.priors import block_weights, squared_distances
 from laplora.jacobians.contrasts import covered_blocks
+from laplora.prompts.templates import TEMPLATES
+from laplora.readouts.choice import choose_readout
+from laplora.readouts.label_sequences import LabelSequences
+from laplora.readouts.label_tokens import LabelTokens
 
 LABELS = ["down", "up", "flat"]
 
@@ -54,3 +61,18 @@ def test_a_model_that_does_not_fit_its_labels_is_refused_by_name(tokenizer: Any)
     keys = adapted_classifier("deberta", dtype=torch.float32, lora={"target_modules": ["key_proj"]})
     with pytest.raises(ModelError, match=f"choose adapter.targets among .*{TARGETS['deberta'][0]}"):
         classifier_of(tokenizer, keys)
+
+
+def test_the_cheapest_read_out_that_can_tell_the_labels_apart(sentiment_run: FinishedRun) -> None:
+    base = AutoModelForCausalLM.from_pretrained(sentiment_run.base, dtype=torch.float32)
+    model, tokenizer = (
+        add_lora(base, ["q_proj", "v_proj"], dtype=None),
+        AutoTokenizer.from_pretrained(sentiment_run.base),
+    )
+    one, several = (" bad", " good"), (" rather bad", " very good indeed")  # of two and three tokens
+    choose = partial(choose_readout, model, tokenizer, TEMPLATES["sentiment"])
+    assert isinstance(choose(one), LabelTokens)
+    assert isinstance(choose(one, "label_sequences"), LabelSequences)
+    assert isinstance(choose(several), LabelSequences)
+    with pytest.raises(LabelTokenError, match=r"' rather bad' must be one token .*or read whole texts"):
+        choose(several, "label_tokens")

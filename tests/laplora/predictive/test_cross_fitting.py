@@ -30,6 +30,8 @@ def test_every_row_is_scored_once_without_being_fitted_on() -> None:
     assert [set(score.tolist()) for _, score in fold_rows(23)] == [score for _, score in calls]
     assert [set(score.tolist()) for _, score in fold_rows(23, seed=1)] != [score for _, score in calls]
     assert [len(score) for _, score in fold_rows(3)] == [1, 1, 1]
+    for fit, score in fold_rows(60, together=3):  # three rows of one input
+        assert not set((fit // 3).tolist()) & set((score // 3).tolist())
 
 
 def test_cross_fitting_refuses() -> None:
