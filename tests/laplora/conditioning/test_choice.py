@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -59,19 +58,6 @@ def test_each_row_is_predicted_as_by_conditioning_on_the_other_folds(several: bo
         torch.testing.assert_close(means, expected, rtol=0, atol=5e-3)
 
 
-def test_no_row_is_predicted_by_its_own_label() -> None:
-    """The label of one row is turned: the means of its fold stay, those of other folds change."""
-    states, rows, _ = moved_rows(1.0, count=60, classes=6)
-    labels = rows.labels.clone()
-    labels[7] = (labels[7] + 1) % 6
-    (before,), (after,) = (fold_means(states, one, (1.0,), (0.0,)) for one in (rows, replace(rows, labels=labels)))
-    fold = next(held_out for _, held_out in fold_rows(60) if 7 in held_out)
-    others = torch.ones(60, dtype=torch.bool)
-    others[fold] = False
-    assert torch.equal(before[fold], after[fold])
-    assert bool((before != after).any(1)[others].all())
-
-
 def many(noise: float, seed: int, count: int = 400, classes: int = 40) -> tuple[LastStates, LabelledRows]:
     """Return rows of many classes in clusters; the mean knows the classes but for some that it takes for others.
 
@@ -115,16 +101,6 @@ def test_labels_of_the_means_own_probabilities_move_next_to_nothing() -> None:
         still += choice.place == 0
         assert rows.loss(choice.left_out) == pytest.approx(rows.loss(rows.mean), abs=0.01)
     assert still >= 3
-
-
-def test_a_part_chooses_as_all_rows_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows of many are left out by folds and try the wide kernels, as the many do."""
-    states, rows, _ = moved_rows(2.0, count=60)
-    part = torch.arange(48)
-    monkeypatch.setattr(module, "MOST_LEFT_OUT", rows.mean[part].numel())
-    few, of_many = (choose_kernel(states.take(part), rows.take(part), size=s) for s in (None, rows.mean.numel()))
-    assert len(few.losses) == len(VARIANCES) * len(BIASES)
-    assert len(of_many.losses) == len(WIDE_VARIANCES) * len(BIASES)
 
 
 def test_log_contrasts() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+import laplora
 from laplora.predictive import gaussian, kinds
 from laplora.prior import search
+from laplora.prompts.templates import TEMPLATES
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,3 +27,26 @@ def coarse_searches(request: pytest.FixtureRequest, sentiment_run: object) -> It
         patch.setattr(kinds, "TEMPERATURE_GRID", 15)
         patch.setattr(gaussian, "SOBOL_POINTS", 64)
         yield
+
+
+@pytest.fixture(scope="session")
+def rows(sentiment_run: Any) -> dict[str, Any]:
+    """Rows of the session's run by split, as a user has them."""
+    from test_entry import rows_of  # only once pytest is ready to rewrite its assertions
+
+    return rows_of(sentiment_run)
+
+
+@pytest.fixture(scope="session")
+def classifier(sentiment_run: Any) -> laplora.Classifier:
+    """The run's model, as a user of transformers and peft has it."""
+    from test_entry import load
+
+    labels, template = ["negative", "positive"], TEMPLATES["sentiment"]
+    return laplora.Classifier(*load(sentiment_run), labels=labels, template=template, max_tokens=64)
+
+
+@pytest.fixture(scope="session")
+def conditioned(classifier: laplora.Classifier, rows: dict[str, Any]) -> laplora.CalibratedPosterior:
+    """A fit of it with every default, conditioned on its calibration rows."""
+    return laplora.fit(classifier, rows["train"], rows["calibration"], progress=False)

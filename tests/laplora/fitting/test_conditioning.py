@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from fast_path import Rows
 from joint_problem import fit_joint
 from telling import Noted
-from test_entry import load, rows_of
-from tiny_runs import FinishedRun
 
 import laplora
 from laplora.conditioning import choice
@@ -38,7 +35,6 @@ from laplora.predictive.shift import tempering
 from laplora.predictive.shift_file import read_shifts, shift_tensors
 from laplora.prior.validation import choose_by_validation
 from laplora.prompts.examples import Example
-from laplora.prompts.templates import TEMPLATES
 
 CLASSES, WIDTH = 3, 12
 SETTINGS = laplora.FitSettings()
@@ -117,18 +113,14 @@ def nll_of(conditioning: Conditioning, test: dict[str, torch.Tensor], name: Pred
 
 
 @KINDS
-def test_labels_teach_where_the_weights_are_elsewhere(kind: Corrected, most_left_out: int) -> None:
+def test_labels_teach_where_the_weights_are_elsewhere_and_else_next_to_nothing(
+    kind: Corrected, most_left_out: int
+) -> None:
     """On new rows the corrected predictive is better than what it corrects, by more than a tenth of a nat."""
+    before: PredictiveName = "temperature" if kind == "conditioned" else "laplace"
     conditioning, _, test = problem(0.5, most_left_out)
-    before: PredictiveName = "temperature" if kind == "conditioned" else "laplace"
     assert nll_of(conditioning, test, kind) < nll_of(conditioning, test, before) - 0.1
-
-
-@KINDS
-def test_labels_that_say_nothing_new_move_nothing_much(kind: Corrected) -> None:
-    """Where the weights are right already, the answers stay as they are."""
-    conditioning, _, test = problem(0.0)
-    before: PredictiveName = "temperature" if kind == "conditioned" else "laplace"
+    conditioning, _, test = problem(0.0, most_left_out)
     assert nll_of(conditioning, test, kind) == pytest.approx(nll_of(conditioning, test, before), abs=0.02)
 
 
@@ -150,7 +142,7 @@ def test_no_row_is_answered_by_its_own_label(kind: Corrected, most_left_out: int
 
 
 @KINDS
-def test_a_fold_is_answered_as_new_rows_are(kind: Corrected) -> None:
+def test_a_fold_is_answered_as_new_rows_are(kind: Corrected, monkeypatch: pytest.MonkeyPatch) -> None:
     """As by what is served of the other folds alone: the held-out rows' states are in no moment of the kernel."""
     conditioning = problem(0.5)[0]
     trained, split = conditioning.trained, conditioning.split
@@ -161,19 +153,13 @@ def test_a_fold_is_answered_as_new_rows_are(kind: Corrected) -> None:
     new = SplitOutputs(held_out, replace(trained, projected=held_out.projected))
     new = corrected(new, {kind: served.shift})
     expected = predictive_of(new, kind, served.shift.temperature)
-    found = conditioning.predictive(kind, fit, answered, lambda: trained.prior)
-    torch.testing.assert_close(found.probs, expected.probs, rtol=0, atol=1e-8)
-
-
-@KINDS
-def test_folds_choose_as_all_rows_do(kind: Corrected, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that are many, in folds that alone would be few: what certifies is found as what is served."""
-    conditioning = problem(0.5)[0]
-    fit, answered = fold_rows(len(conditioning.split), FOLDS, SETTINGS.seed)[0]
+    alike = conditioning.predictive(kind, fit, answered, lambda: trained.prior)
+    torch.testing.assert_close(alike.probs, expected.probs, rtol=0, atol=1e-8)
+    # Rows that are many, in folds that alone would be few: what certifies is found as what is served.
     found = []
     for most in (0, len(fit) * (CLASSES - 1)):
         monkeypatch.setattr(choice, "MOST_LEFT_OUT", most)
-        found.append(conditioning.predictive(kind, fit, answered, lambda: conditioning.trained.prior).probs)
+        found.append(conditioning.predictive(kind, fit, answered, lambda: trained.prior).probs)
     assert torch.equal(*found)
 
 
@@ -191,36 +177,25 @@ def test_thresholds_and_recommendation_come_from_the_folds(kind: Corrected) -> N
     assert torch.equal(scores[kind].error, held_out.probs.argmax(1) != outputs.split.labels)
 
 
-@pytest.fixture(scope="module")
-def fitted(sentiment_run: FinishedRun) -> Any:
-    """Return a posterior of a tiny model as a user fits it."""
-    model, tokenizer = load(sentiment_run)
-    classifier = laplora.Classifier(
-        model, tokenizer, labels=["negative", "positive"], template=TEMPLATES["sentiment"], max_tokens=64
-    )
-    rows = rows_of(sentiment_run)
-    return laplora.fit(classifier, rows["train"], rows["calibration"], progress=False)
-
-
-def test_an_answer_adds_what_its_last_state_gives(fitted: Any) -> None:
+def test_an_answer_adds_what_its_last_state_gives(conditioned: laplora.CalibratedPosterior) -> None:
     """Of a real model: the served probabilities are those of the moved mean, with and without the covariance."""
-    classifier, conditioned = fitted.classifier, fitted.fit.conditioned
+    classifier, fit = conditioned.classifier, conditioned.fit
     inputs = [{"text": "a gripping film ."}, {"text": "dull , and far too long for its one idea ."}]
     for given in inputs:
         batch = classifier.collate([classifier.encode(given)])
-        blocks = fitted.fit.posterior.blocks
+        blocks = fit.posterior.blocks
         jacobians = contrast_jacobians(classifier.model, batch, classifier.readout, blocks, sums=False)
         mean = contrast_mean(jacobians.logits.double())
-        for kind, one in conditioned.items():
+        for kind, one in fit.conditioned.items():
             moved = jacobians.hidden.double() @ one.shift.weights + one.shift.constant
             if kind == "conditioned":
                 expected = class_probs(contrast_logits(mean / one.shift.temperature + moved), batch.class_mask)[0]
             else:
-                precisions = block_precisions(fitted.fit.served.prior, blocks)
-                covariance = fitted.fit.posterior.covariance_of(jacobians, precisions)
+                precisions = block_precisions(fit.served.prior, blocks)
+                covariance = fit.posterior.covariance_of(jacobians, precisions)
                 mean = mean + tempering(covariance, batch.class_mask) * moved
                 expected = posterior_predictive(mean, covariance, batch.class_mask).probs[0]
-            (answer,) = fitted.predict([given], kind)
+            (answer,) = conditioned.predict([given], kind)
             torch.testing.assert_close(torch.tensor(answer.probs).double(), expected, rtol=0, atol=1e-4)
             assert (answer.logit_variance is None) == (kind == "conditioned")
             # Labels correct the answer, and not what the trained weights say.
@@ -255,21 +230,23 @@ def examples(count: int) -> list[Example]:
 
 
 @pytest.mark.parametrize(
-    ("rows", "seen", "reason"),
+    ("given", "seen", "reason"),
     [
         (examples(MOST + 1), False, "more than"),
         (examples(20), True, "trained on"),
         (examples(20) + examples(1), False, "2 calibration rows have a prompt that another one has too"),
     ],
 )
-def test_where_it_cannot_be_it_is_off_and_says_why(fitted: Any, rows: list[Example], seen: bool, reason: str) -> None:
+def test_where_it_cannot_be_it_is_off_and_says_why(
+    classifier: laplora.Classifier, given: list[Example], seen: bool, reason: str
+) -> None:
     """A fit goes on without it; asked to serve it, it refuses."""
     noted = Noted()
-    found = possible_conditioning(fitted.classifier, FitSettings(), rows, seen, noted)
+    found = possible_conditioning(classifier, FitSettings(), given, seen, noted)
     assert not set(found.predictives.names) & set(CONDITIONED)
     assert reason in noted.lines[0]
     for kind in CONDITIONED:
         wanted = FitSettings.model_validate({"predictives": {"serve": kind}})
         with pytest.raises(ConfigError, match=reason):
-            possible_conditioning(fitted.classifier, wanted, rows, seen, noted)
-    assert possible_conditioning(fitted.classifier, FitSettings(), examples(20), False, noted) == FitSettings()
+            possible_conditioning(classifier, wanted, given, seen, noted)
+    assert possible_conditioning(classifier, FitSettings(), examples(20), False, noted) == FitSettings()

@@ -133,25 +133,23 @@ def assert_same_states(classifier: laplora.Classifier, examples: list[Example]) 
     torch.testing.assert_close(tape.states(found.logits).hidden, wide.hidden, rtol=1e-4, atol=1e-5)
 
 
-def test_off_there_is_none(tmp_path: Path, sentiment_run: FinishedRun) -> None:
-    classifier, said, kind = classifier_of("words", tmp_path, sentiment_run), Noted(), "words"
-    settings = FitSettings.model_validate(SETTINGS | {"calibration": {"unfamiliar_rate": 0}})
+@pytest.mark.parametrize("off", ["as told", "unwatched"])
+def test_off_there_is_none(off: str, tmp_path: Path, sentiment_run: FinishedRun, monkeypatch: Any) -> None:
+    """As told, or of a model whose layers cannot be watched, which has answers all the same."""
+    kind, said = {"as told": "words", "unwatched": "llama"}[off], Noted()
+    classifier = classifier_of(kind, tmp_path, sentiment_run)
+    settings = FitSettings.model_validate(
+        SETTINGS | {"calibration": {"unfamiliar_rate": 0 if off == "as told" else 0.05}}
+    )
+    if off == "unwatched":
+        monkeypatch.setattr(classifier.model.get_base_model().model.config, "num_hidden_layers", 9)
     posterior = laplora.fit(classifier, rows(20, 1, kind), rows(20, 2, kind), settings=settings, progress=said)
-    (answer,) = posterior.predict({"text": "zyx"})
+    assert any(line.startswith("familiarity is off: ") for line in said.lines) == (off == "unwatched")
+    (answer,) = posterior.predict({"text": "z y x"})
     assert answer.familiarity is None
     assert "unfamiliar" not in answer.flags
     assert posterior.evaluate(rows(10, 3, kind)).unfamiliar is None
-    artifact = posterior.save(tmp_path / "artifact", verify=False)
-    assert not (artifact / FAMILIARITY).exists()
-    assert Predictor.load(artifact, device="cpu").artifact.manifest.familiarity is None
-
-
-def test_layers_that_no_list_holds(tmp_path: Path, sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose layers cannot be watched has answers, without familiarity."""
-    classifier, said, kind = classifier_of("llama", tmp_path, sentiment_run), Noted(), "llama"
-    inner = classifier.model.get_base_model().model
-    monkeypatch.setattr(inner.config, "num_hidden_layers", 9)
-    settings = FitSettings.model_validate(SETTINGS)
-    posterior = laplora.fit(classifier, rows(12, 1, kind), rows(20, 2, kind), settings=settings, progress=said)
-    assert any(line.startswith("familiarity is off: ") for line in said.lines)
-    assert posterior.predict({"text": "a b"})[0].familiarity is None
+    if off == "as told":
+        artifact = posterior.save(tmp_path / "artifact", verify=False)
+        assert not (artifact / FAMILIARITY).exists()
+        assert Predictor.load(artifact, device="cpu").artifact.manifest.familiarity is None

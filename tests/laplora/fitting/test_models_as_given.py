@@ -60,24 +60,31 @@ def fitted(given: Any) -> laplora.CalibratedPosterior:
 
 @pytest.fixture(scope="module")
 def posterior() -> laplora.CalibratedPosterior:
-    return fitted(model())
+    """A fit, which leaves the model and torch as they were."""
+    given = model()
+
+    def state() -> tuple[Any, ...]:
+        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in given.modules()]
+        return hooks, [p.requires_grad for p in given.parameters()], [p._version for p in given.parameters()]
+
+    before, random_state = state(), torch.get_rng_state()
+    found = fitted(given)
+    found.predict(rows(3, 2))
+    assert state() == before
+    assert torch.equal(torch.get_rng_state(), random_state)
+    return found
 
 
-def test_no_answer_with_dropout(posterior: laplora.CalibratedPosterior) -> None:
-    """By predictives without Jacobians too: they were other numbers at every call."""
-    given = posterior.classifier.model.train()
-    try:
-        for predictive in ("map", "temperature", "laplace"):
-            with pytest.raises(ModelError, match="training mode"):
-                posterior.predict(rows(2, 2), predictive)
-    finally:
-        given.eval()
-
-
-def test_no_answer_by_another_adapter() -> None:
+def test_no_answer_with_dropout_nor_by_another_adapter() -> None:
+    """By predictives without Jacobians too: with dropout they were other numbers at every call."""
     posterior = fitted(model())
     given, asked = posterior.classifier.model, rows(2, 2)
     expected = [answer.probs for answer in posterior.predict(asked)]
+    given.train()
+    for predictive in ("map", "temperature", "laplace"):
+        with pytest.raises(ModelError, match="training mode"):
+            posterior.predict(asked, predictive)
+    given.eval()
     given.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     given.set_adapter("other")
     for ask in (lambda: posterior.predict(asked), lambda: posterior.evaluate(asked), lambda: posterior.save("never")):
@@ -108,7 +115,7 @@ def test_what_no_classifier_can_be_made_of() -> None:
         laplora.fit(classifier(model(), "{label} {text} z"), rows(20, 0), rows(12, 1), progress=False)
 
 
-@pytest.mark.parametrize("change", [lambda _weight: None, lambda weight: weight[:1], lambda weight: weight.sum()])
+@pytest.mark.parametrize("change", [lambda _weight: None, lambda weight: weight[:1]])
 def test_an_initial_adapter_of_other_blocks(posterior: laplora.CalibratedPosterior, change: Any) -> None:
     """One of another shape would broadcast, and the evidence be that of another centre."""
     given = posterior.classifier
@@ -118,19 +125,6 @@ def test_an_initial_adapter_of_other_blocks(posterior: laplora.CalibratedPosteri
     weights |= {} if changed is None else {first: changed}
     with pytest.raises(ConfigError, match=rf"initial_adapter .* {first} of shape"):
         laplora.fit(given, rows(20, 0), rows(12, 1), initial_adapter=weights, progress=False)
-
-
-def test_a_fit_leaves_the_model_and_torch_as_they_were() -> None:
-    given = model()
-
-    def state() -> tuple[Any, ...]:
-        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in given.modules()]
-        return hooks, [p.requires_grad for p in given.parameters()], [p._version for p in given.parameters()]
-
-    before, random_state = state(), torch.get_rng_state()
-    fitted(given).predict(rows(3, 2))
-    assert state() == before
-    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_a_base_that_was_changed_in_memory_is_not_the_one_that_is_saved(
@@ -149,23 +143,19 @@ def test_a_base_that_was_changed_in_memory_is_not_the_one_that_is_saved(
     assert not (tmp_path / "artifact").exists()
     with torch.no_grad():
         base.model.layers[0].mlp.down_proj.weight.div_(-3)
-    random_state = torch.get_rng_state()
     assert changed.save(tmp_path / "artifact").is_dir()
-    assert torch.equal(torch.get_rng_state(), random_state)
     with pytest.raises(ConfigError, match="is no name for one"):
         changed.save(tmp_path / "my artifact")
 
 
-@pytest.mark.parametrize(("words", "limit"), [("w1", 65), ("w1 w2 w3", 63)])
-def test_prompts_that_the_model_has_no_positions_for(words: str, limit: int) -> None:
+def test_prompts_that_the_model_has_no_positions_for() -> None:
     """The longest were an IndexError, and on CUDA the process ended."""
-    given, labels = (
-        add_lora(tiny_architecture("gpt2"), ["c_attn"], dtype=None, fan_in_fan_out=True),
-        {"no": f" {words}", "yes": " w4"},
-    )
-    with pytest.raises(ModelError, match=f"GPT2LMHeadModel has positions for 64 tokens, max_tokens is {limit}"):
-        laplora.Classifier(given, letters(), labels, "{text} z", max_tokens=limit)
-    laplora.Classifier(given, letters(), labels, "{text} z", max_tokens=limit - 1)
+    given = add_lora(tiny_architecture("gpt2"), ["c_attn"], dtype=None, fan_in_fan_out=True)
+    for words, limit in (("w1", 65), ("w1 w2 w3", 63)):
+        labels = {"no": f" {words}", "yes": " w4"}
+        with pytest.raises(ModelError, match=f"GPT2LMHeadModel has positions for 64 tokens, max_tokens is {limit}"):
+            laplora.Classifier(given, letters(), labels, "{text} z", max_tokens=limit)
+        laplora.Classifier(given, letters(), labels, "{text} z", max_tokens=limit - 1)
 
 
 def test_threads_that_ask_at_once_have_their_own_answers(posterior: laplora.CalibratedPosterior) -> None:

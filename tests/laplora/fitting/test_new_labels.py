@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_entry import load, rows_of
-from tiny_runs import FinishedRun
 
 import laplora
 from laplora.artifact.folder import read_artifact
@@ -19,30 +17,14 @@ from laplora.fitting import new_labels
 from laplora.fitting.new_labels import Comparison, compare, corrected_from
 from laplora.linearised import PosteriorPredictive
 from laplora.predictive.kinds import CONDITIONED
-from laplora.prompts.templates import TEMPLATES
 
 Rows = list[dict[str, Any]]
 QUIET: Any = {"progress": False, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
-def rows(sentiment_run: FinishedRun) -> dict[str, Rows]:
-    return rows_of(sentiment_run)
-
-
-@pytest.fixture(scope="module")
-def posterior(sentiment_run: FinishedRun, rows: dict[str, Rows]) -> laplora.CalibratedPosterior:
-    """Return a fit of a tiny model as a user has it, conditioned on its calibration rows."""
-    model, tokenizer = load(sentiment_run)
-    classifier = laplora.Classifier(
-        model, tokenizer, labels=["negative", "positive"], template=TEMPLATES["sentiment"], max_tokens=64
-    )
-    return laplora.fit(classifier, rows["train"], rows["calibration"], progress=False)
-
-
-@pytest.fixture(scope="module")
-def saved(posterior: laplora.CalibratedPosterior, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return posterior.save(tmp_path_factory.mktemp("saved") / "tiny")
+def saved(conditioned: laplora.CalibratedPosterior, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return conditioned.save(tmp_path_factory.mktemp("saved") / "tiny")
 
 
 @pytest.fixture
@@ -68,13 +50,13 @@ def flipped(rows: Rows) -> Rows:
 
 
 def test_the_new_version_answers_as_the_posterior_in_memory(
-    posterior: laplora.CalibratedPosterior, artifact: Path, rows: dict[str, Rows]
+    conditioned: laplora.CalibratedPosterior, artifact: Path, rows: dict[str, Rows]
 ) -> None:
     """One way through the artifact, one through memory: the same answers, figures and records."""
     before = probs_of(artifact, rows["calibration"])
     found = laplora.condition(artifact, rows["test"], **QUIET, force=True)
     after = probs_of(artifact, rows["calibration"])
-    in_memory = posterior.condition(rows["test"], force=True)
+    in_memory = conditioned.condition(rows["test"], force=True)
     expected = [answer.probs for answer in in_memory.predict(rows["calibration"], "conditioned")]
     torch.testing.assert_close(after, torch.tensor(expected), rtol=0, atol=2e-3)
     assert not torch.allclose(after, before, atol=1e-3)
@@ -83,7 +65,7 @@ def test_the_new_version_answers_as_the_posterior_in_memory(
     assert set(manifest.conditioned) == set(CONDITIONED)
     assert {one.rows for one in manifest.conditioned.values()} == {len(rows["test"]) + len(rows["calibration"])}
     name = found.after.predictive
-    assert name == corrected_from(posterior.recommended)
+    assert name == corrected_from(conditioned.recommended)
     assert (manifest.recommended.predictive, manifest.recommended.chosen_by) == (name, "labels")
     assert in_memory.recommended == name
     assert manifest.metrics[name]["nll"] == pytest.approx(found.after.nll)
@@ -91,21 +73,13 @@ def test_the_new_version_answers_as_the_posterior_in_memory(
     assert in_memory.fit.calibrated.predictives[name].nll == pytest.approx(found.after.nll, abs=1e-3)
 
 
-def test_it_is_undone_to_the_byte(artifact: Path, rows: dict[str, Rows]) -> None:
-    """Also after a second conditioning; a version as packaged has nothing to undo."""
-    as_packaged, digest = files_of(artifact), read_artifact(artifact).digest
-    laplora.condition(artifact, rows["test"], **QUIET, force=True)
-    laplora.condition(artifact, rows["test"][:20], **QUIET, force=True)
-    assert files_of(artifact) != as_packaged
-    assert laplora.restore_packaged(artifact).digest == digest
-    assert files_of(artifact) == as_packaged
-    with pytest.raises(ConfigError, match="nothing to undo"):
-        laplora.restore_packaged(artifact)
-
-
 def test_conditioning_and_forgetting_is_never_having_had_the_row(artifact: Path, rows: dict[str, Rows]) -> None:
-    """Conditioning anew without some rows leaves no trace of them, in any file but for the time and the origin."""
+    """Conditioning anew without some rows leaves no trace of them, in any file but for the time and the origin.
+
+    And it is undone to the byte; a version as packaged has nothing to undo.
+    """
     other = Path(shutil.copytree(artifact, artifact.parent / "other"))
+    as_packaged, digest = files_of(artifact), read_artifact(artifact).digest
     laplora.condition(artifact, rows["test"], **QUIET, force=True)
     laplora.condition(artifact, rows["test"][:20], **QUIET, force=True)
     laplora.condition(other, rows["test"][:20], **QUIET, force=True)
@@ -113,47 +87,52 @@ def test_conditioning_and_forgetting_is_never_having_had_the_row(artifact: Path,
     assert {n for n in forgot if forgot[n] != never.get(n)} == {"manifest.json"}
     assert set(forgot) == set(never)
     assert torch.equal(probs_of(artifact, rows["calibration"]), probs_of(other, rows["calibration"]))
+    assert forgot != as_packaged
+    assert laplora.restore_packaged(artifact).digest == digest
+    assert files_of(artifact) == as_packaged
+    with pytest.raises(ConfigError, match="nothing to undo"):
+        laplora.restore_packaged(artifact)
 
 
 def test_calibration_rows_given_again_condition_together_with_the_new_ones(
-    posterior: laplora.CalibratedPosterior, rows: dict[str, Rows]
+    conditioned: laplora.CalibratedPosterior, rows: dict[str, Rows]
 ) -> None:
     """Then the answers are those of one conditioning on all rows, as a fit does it, whatever their order."""
-    together = posterior.condition(rows["test"], calibration=rows["calibration"], force=True)
-    swapped = posterior.condition(rows["calibration"], calibration=rows["test"], force=True)
+    together = conditioned.condition(rows["test"], calibration=rows["calibration"], force=True)
+    swapped = conditioned.condition(rows["calibration"], calibration=rows["test"], force=True)
     inputs = rows["train"][:6]
     one = torch.tensor([a.probs for a in together.predict(inputs, "conditioned")])
     other = torch.tensor([a.probs for a in swapped.predict(inputs, "conditioned")])
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     assert together.fit.calibrated.calibration.rows == len(rows["test"])
     alone = torch.tensor(
-        [a.probs for a in posterior.condition(rows["test"], force=True).predict(inputs, "conditioned")]
+        [a.probs for a in conditioned.condition(rows["test"], force=True).predict(inputs, "conditioned")]
     )
     assert not torch.allclose(one, alone, atol=1e-4)
 
 
-def test_no_row_is_measured_by_its_own_label(posterior: laplora.CalibratedPosterior, rows: dict[str, Rows]) -> None:
+def test_no_row_is_measured_by_its_own_label(conditioned: laplora.CalibratedPosterior, rows: dict[str, Rows]) -> None:
     """A label decides about the other rows' answers and never about its own."""
     wrong = [dict(row) for row in rows["test"]]
     wrong[3:4] = flipped(wrong[3:4])
-    right, changed = (posterior.condition(r, force=True) for r in (rows["test"], wrong))
+    right, changed = (conditioned.condition(r, force=True) for r in (rows["test"], wrong))
     # The score of an answer does not hang on its own label, so that of the row with the other label is the same.
     one, other = (p.fit.scores["conditioned"].score for p in (right, changed))
-    folds = posterior.fit.calibrated.calibration.folds
+    folds = conditioned.fit.calibrated.calibration.folds
     assert float(one[3]) == pytest.approx(float(other[3]), abs=1e-9)
     assert int((one != other).sum()) > len(rows["test"]) // folds
 
 
-def test_worse_is_more_than_a_standard_error(posterior: laplora.CalibratedPosterior) -> None:
+def test_worse_is_more_than_a_standard_error(conditioned: laplora.CalibratedPosterior) -> None:
     """The rule, on losses that are known."""
-    split = posterior.fit.calibration
+    split = conditioned.fit.calibration
     rows, right = len(split), torch.nn.functional.one_hot(split.labels, 2).double()
     spread = torch.linspace(-0.1, 0.1, rows, dtype=torch.float64)[:, None]
 
     def compared(level: float) -> Comparison:
         sure = (0.6 + level + spread) * right + (0.4 - level - spread) * (1 - right)
         of = [PosteriorPredictive(p, p, p[:, 0]) for p in (0.2 + 0.6 * right, sure)]
-        return compare(posterior.predictor.artifact.manifest, of[0], "conditioned", of[1], split, 5)
+        return compare(conditioned.predictor.artifact.manifest, of[0], "conditioned", of[1], split, 5)
 
     worse = compared(0.0)
     losses = -(0.6 + spread[:, 0]).log() + math.log(0.8)

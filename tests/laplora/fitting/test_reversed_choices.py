@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def both_orders(predictor: Predictor, example: Example, name: str = "temperature
     return logits, answer
 
 
-def test_the_recorded_temperature_is_the_best_one_of_the_average(
+def test_the_recorded_temperature_is_the_best_one_of_the_average_and_is_served(
     choices_run: FinishedRun, choices_predictor: Predictor
 ) -> None:
     """By a search of our own over the calibration rows' answers, which the server's class gives."""
@@ -43,20 +44,12 @@ def test_the_recorded_temperature_is_the_best_one_of_the_average(
     assert nll(found) < min(nll(found * 2), nll(found / 2)) + 0.02
     single = choices_predictor.artifact.manifest.predictives["temperature"].temperature
     assert found != pytest.approx(single, rel=1e-6)
-
-
-@pytest.mark.parametrize("name", ["temperature", "map"])
-def test_two_orders_are_served_with_their_temperature(
-    choices_run: FinishedRun, choices_predictor: Predictor, name: str
-) -> None:
-    """Whether temperature scaling answers or stands beside; MAP has none."""
-    found = choices_predictor.artifact.manifest.predictives["temperature"].reversed_temperature
-    assert found is not None
-    for example in open_run(choices_run.config).splits.test[:6]:
-        logits, answer = both_orders(choices_predictor, example, name)
+    # It is served, whether temperature scaling answers or stands beside; MAP has none.
+    for name, example in product(("temperature", "map"), open_run(choices_run.config).splits.test[:6]):
+        both, answer = both_orders(choices_predictor, example, name)
         beside = answer.probs if name == "temperature" else answer.calibrated_probs["temperature"]
-        assert beside == pytest.approx(torch.softmax(logits / found, 1).mean(0).tolist(), abs=1e-9)
-        assert answer.map_probs == pytest.approx(torch.softmax(logits, 1).mean(0).tolist(), abs=1e-6)
+        assert beside == pytest.approx(torch.softmax(both / found, 1).mean(0).tolist(), abs=1e-9)
+        assert answer.map_probs == pytest.approx(torch.softmax(both, 1).mean(0).tolist(), abs=1e-6)
         assert answer.orders == 2
 
 

@@ -12,8 +12,6 @@ import pytest
 import shared_fits
 import torch
 
-from laplora.workers import ALONE
-
 #: Sums of float64 in another order, relative to the largest of a tensor. 3e-16 was seen.
 ROUNDING = 1e-13
 #: Of covariances, whose bases follow from the sums: 8e-16 was seen.
@@ -45,7 +43,8 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("plan", shared_fits.PLANS[1:], ids=lambda plan: plan.name)
 def test_the_sums_are_those_of_one_process_to_rounding(found: Any, plan: shared_fits.Plan) -> None:
     """Also where one process has begun and two go on."""
-    (alone,), first = found["one"], found[plan.name][0]
+    (alone,), (first, *others) = found["one"], found[plan.name]
+    assert len(others) == plan.count - 1
     for structure in plan.structures:
         mine, theirs = alone[structure], first[structure]
         assert mine["sums"].keys() == theirs["sums"].keys()
@@ -56,13 +55,7 @@ def test_the_sums_are_those_of_one_process_to_rounding(found: Any, plan: shared_
         assert torch.equal(mine["logits"], theirs["logits"])
         assert difference(mine["covariance"], theirs["covariance"]) < FOLLOWING
 
-
-@pytest.mark.parametrize("plan", shared_fits.PLANS[1:], ids=lambda plan: plan.name)
-def test_every_process_has_the_same_bits_and_the_first_alone_writes(found: Any, plan: shared_fits.Plan) -> None:
-    first, *others = found[plan.name]
-    assert len(others) == plan.count - 1
-    for structure in plan.structures:
-        assert first[structure]["sums"]
+        # Every process has the same bits, and the first alone writes.
         for other in others:
             assert not other[structure]["sums"]
             for name in ("likelihood", "covariance", "logits"):
@@ -72,13 +65,3 @@ def test_every_process_has_the_same_bits_and_the_first_alone_writes(found: Any, 
 def test_an_error_of_the_first_process_ends_all(found: Any) -> None:
     for plan in shared_fits.PLANS:
         assert [one["raised"] for one in found[plan.name]] == ["in the first process"] * plan.count
-
-
-def test_one_process_is_alone() -> None:
-    items = [1, 2, 3]
-    assert ALONE.first
-    assert ALONE.share(items) == items
-    assert ALONE.joined(items, ["a"]) == (items, ["a"])
-    assert ALONE.in_turn(lambda: 5) == ALONE.told(lambda: 5) == 5
-    (same,) = ALONE.summed([torch.ones(2)])
-    assert torch.equal(same, torch.ones(2))
