@@ -71,17 +71,11 @@ def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             module.weight.data = weight.reshape(module.weight.shape)
             count += 1
     assert count == MATRICES[request.param]
-    model = add_lora(plain, targets)
+    model, task = add_lora(plain, targets), tiny_task(examples=4)
     for weight in dense.block_weights(model).values():
         weight.data = weight.data.float().double()
-    task = tiny_task(examples=4)
-    return Quantized(
-        folder,
-        targets,
-        task,
-        dense.map_logits(model, task.batch(), task.label_ids),
-        dense.jacobians(model, task.batch(), task.label_ids),
-    )
+    of = (model, task.batch(), task.label_ids)
+    return Quantized(folder, targets, task, dense.map_logits(*of), dense.jacobians(*of))
 
 
 def assert_jacobians_match(model: Any, expected: Quantized, indices: list[int], tolerance: float) -> None:

@@ -12,6 +12,7 @@ from tiny_models import Architecture, tiny_model, tiny_task
 
 from laplora.jacobians import contrasts as jacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks, reverse_pass
+from laplora.prompts.rows import EncodedRow
 
 FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 #: Two query heads share keys and values, and heads are of another size than hidden / heads where the family allows it.
@@ -64,10 +65,17 @@ def family_model(family: str, **options: Any) -> Any:
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_linear_of_every_family(family: str, classes: int) -> None:
-    """Float64, rows of different lengths; everything that a fit needs."""
-    mine, torchs = both(family_model(family), tiny_task(examples=7, classes=classes), tokens=True)
+    """Float64, rows of different lengths, then of one without padding, within a window of three and not.
+
+    Everything that a fit needs.
+    """
+    model, task = family_model(family), tiny_task(examples=7, classes=classes)
+    mine, torchs = both(model, task, tokens=True)
     assert len(mine.blocks) == 2 * (4 * (4 if family.startswith("phi") else 7) + 1)
     assert_same(mine, torchs, **EXACT)
+    for length in (1, 5):
+        rows = [EncodedRow(tuple(range(start, start + length)), classes) for start in (5, 20)]
+        assert_same(*both(model, replace(task, rows=rows)), **EXACT)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi4 mini", "qwen3", "olmo2", "gemma3"])
@@ -81,16 +89,6 @@ def test_the_lowest_adapted_linear_is_where_it_stops(family: str) -> None:
             chosen = [block for block in blocks if part in block.name]
             assert len(chosen) == (1 if part.endswith("_B") else 2)
             assert_same(*both(model, task, chosen), **EXACT)
-
-
-@pytest.mark.parametrize("length", [1, 5])
-@pytest.mark.parametrize("family", ["llama", "phi3", "olmo3", "gemma3"])
-def test_rows_of_one_length(family: str, length: int) -> None:
-    """Without padding, five tokens and a window of three."""
-    task = tiny_task(examples=40)
-    rows = [row for row in task.rows if len(row.token_ids) == length]
-    assert len(rows) > 1
-    assert_same(*both(family_model(family), type(task)(rows, task.labels[: len(rows)], task.label_ids)), **EXACT)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.bfloat16, 0.3)])

@@ -37,11 +37,8 @@ def test_states_are_those_of_the_model(kind: str) -> None:
     joined = join_states([states, again])
     assert len(joined) == 10
     assert torch.equal(joined.take(torch.tensor([6])).hidden, again.hidden[1:2])
-
-
-def test_layers_that_are_not_there() -> None:
     with pytest.raises(ModelError, match="the model has 2"):
-        StateTape(tiny_model("llama"), (2,), torch.ones(1, 3))
+        StateTape(model, (2,), batch.attention_mask)
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)

@@ -99,10 +99,7 @@ def test_a_precision_per_block_is_refused(problem: Problem) -> None:
     for figure in (partial(found.covariance_of, jacobians), found.log_determinant_ratio, found.effective_dimension):
         with pytest.raises(PriorError, match="choose a scalar or group prior"):
             figure(precisions)
-
-
-def test_a_curvature_that_drowns_the_prior_is_refused_by_name(problem: Problem) -> None:
-    found = fitted(problem, 7)
+    # And a curvature that drowns the prior.
     posterior = replace(found, factor=torch.full_like(found.factor, 1e12))
     with pytest.raises(NonFiniteError, match="too large for the prior"):
         posterior.log_determinant_ratio(torch.full((len(posterior.blocks),), 1e-6, dtype=torch.float64))

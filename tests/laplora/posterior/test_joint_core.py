@@ -61,20 +61,12 @@ def test_the_sketch_finds_the_leading_directions(problem: Problem) -> None:
         assert captured * best < found.trace() <= best * (1 + 1e-9)
 
 
-def sketch_tests(blocks: tuple[Block, ...]) -> list[torch.Tensor]:
-    state = empty_sketch(blocks, columns=6, seed=0, bases=())
-    return [joint_test_matrix(state, i) for i in range(len(blocks))]
-
-
-def test_an_indefinite_sketch_is_refused(tiny: Any) -> None:
-    tests = sketch_tests(tiny[2])
+def test_an_indefinite_sketch_is_refused_and_one_with_rounding_warns_of_its_shift(tiny: Any) -> None:
+    """A negative eigenvalue of 1e-11 of the curvature needs a larger shift than rounding does: said, not hidden."""
+    state = empty_sketch(tiny[2], columns=6, seed=0, bases=())
+    tests = [joint_test_matrix(state, i) for i in range(len(tiny[2]))]
     with pytest.raises(FactorizationError, match=re.escape("not positive semidefinite (last shift")):
         nystrom_factor([-test for test in tests], tests.__getitem__, 3, "all")
-
-
-def test_a_sketch_with_rounding_warns_of_its_shift(tiny: Any) -> None:
-    """A negative eigenvalue of 1e-11 of the curvature needs a larger shift than rounding does: said, not hidden."""
-    tests = sketch_tests(tiny[2])
     direction = torch.cat([t[:, 0] for t in tests])
     parts = (direction / direction.norm()).split([len(t) for t in tests])
     along = sum(d @ t for d, t in zip(parts, tests, strict=True))
@@ -120,24 +112,15 @@ def test_jacobians_of_few_digits(tiny: Any, dtype: torch.dtype, tolerance: float
     assert float((got - expected).abs().max() / expected.abs().max()) < tolerance
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_no_rows(tiny: Any, structure: str) -> None:
-    with pytest.raises(FactorizationError, match="no rows"):
-        fit_posterior(StructureSettings(structure), tiny[2], replay([]))
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_gradients_that_are_not_finite(tiny: Any, value: float) -> None:
-    model, task, blocks = tiny
-    rows = changed(rows_of(model, task, batch_size=24), lambda j: torch.full_like(j, value))
-    with pytest.raises(NonFiniteError, match=r"curvature of .* is not finite"):
-        fit_joint(blocks, rows, 60)
-
-
-def test_gradients_that_vanish_leave_the_prior(tiny: Any) -> None:
+def test_gradients_that_vanish_leave_the_prior_and_others_are_refused(tiny: Any) -> None:
     """An adapter that no row reaches has no curvature; new inputs have the prior's variance."""
     model, task, blocks = tiny
     rows = rows_of(model, task, batch_size=24)
+    for structure in STRUCTURES:
+        with pytest.raises(FactorizationError, match="no rows"):
+            fit_posterior(StructureSettings(structure), blocks, replay([]))
+    with pytest.raises(NonFiniteError, match=r"curvature of .* is not finite"):
+        fit_joint(blocks, changed(rows, lambda j: torch.full_like(j, torch.nan)), 60)
     found = fit_joint(blocks, changed(rows, lambda j: 0 * j), 8, rank=4)
     flat = torch.cat([b.jacobian.flatten(2) for b in rows[0].jacobians.blocks], 2)
     expected = flat @ flat.mT / PRIOR.precision["all"]

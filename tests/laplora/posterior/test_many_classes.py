@@ -28,7 +28,7 @@ from laplora.posterior.many_classes import (
     completed_covariance,
 )
 from laplora.posterior.passes import StructureSettings
-from laplora.posterior.structures import fit_posterior
+from laplora.posterior.structures import STRUCTURES, fit_posterior
 
 CLASSES = 20
 SETTINGS = StructureSettings("joint_core", rank=5, joint_rank=30, basis_dtype=torch.float64)
@@ -55,41 +55,40 @@ def many(exact: tuple[Posterior, list[Rows]], directions: int) -> ManyClassPoste
     return ManyClassPosterior(posterior, posterior.project(rows[0].jacobians), directions)
 
 
-def test_a_file_that_asks_for_more_directions_than_contrasts(
-    tiny: tuple[Any, Any, tuple[Block, ...]], exact: tuple[Posterior, list[Rows]]
-) -> None:
-    """Each costs a backward pass and memory, and those beyond the contrasts are zero."""
-    model, task, blocks = tiny
-    batch = task.batch([0, 1])
-    found = contrast_jacobians(model, batch, task.label_ids, blocks, choose=choose_of(many(exact, 9999)))
-    assert found.directions is not None
-    assert found.directions.shape == (CLASSES - 1, 2, CLASSES)
-
-
 def few_jacobians(tiny: tuple[Any, Any, tuple[Block, ...]], posterior: Posterior, rows: list[int]) -> Any:
     model, task, blocks = tiny
     choose = choose_of(posterior)
     return contrast_jacobians(model, task.batch(rows), task.label_ids, blocks, sums=False, choose=choose)
 
 
-@pytest.mark.parametrize("structure", ["ekfac", "kfac_reduce"])
-def test_the_other_structures_are_fitted_from_chosen_directions(tiny: Any, structure: str) -> None:
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_every_structure_is_fitted_from_chosen_directions_in_batches(tiny: Any, structure: str) -> None:
+    """By a row's own draws, so that batches do not matter; of the joint core through a sketch of few columns too."""
     model, task, blocks = tiny
-    choose = fisher_directions(ManyClasses(leading=2, samples=2), range(16), seed=0)
-    batch = task.batch()
-    rows = Rows(contrast_jacobians(model, batch, task.label_ids, blocks, choose=choose), batch.class_mask)
-    settings = replace(SETTINGS, structure=structure)
-    posterior = fit_posterior(settings, blocks, replay([rows]))
-    precisions = block_precisions(PRIOR, blocks)
-    jacobians = contrast_jacobians(model, batch, task.label_ids, blocks)
-    eigenvalues = torch.linalg.eigvalsh(posterior.covariance_of(jacobians, precisions))
+
+    def covariance(size: int) -> torch.Tensor:
+        rows = []
+        for start in range(0, 16, size):
+            batch, places = task.batch(range(start, min(start + size, 16))), range(start, min(start + size, 16))
+            choose = fisher_directions(ManyClasses(leading=2, samples=2), places, seed=0)
+            rows.append(Rows(contrast_jacobians(model, batch, task.label_ids, blocks, choose=choose), batch.class_mask))
+        posterior = fit_posterior(replace(SETTINGS, structure=structure), blocks, replay(rows))
+        jacobians = contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+        return posterior.covariance_of(jacobians, block_precisions(PRIOR, blocks))
+
+    found = covariance(5)
+    close(found, covariance(16), 1e-6)
+    eigenvalues = torch.linalg.eigvalsh(found)
     assert float(eigenvalues.min()) > -1e-8 * float(eigenvalues.max())
 
 
 def test_all_directions_give_the_exact_covariance(tiny: Any, exact: Any) -> None:
-    posterior = many(exact, CLASSES - 1)
+    """Those beyond the contrasts, which a file may ask for, would be zero and cost a backward pass each."""
+    posterior = many(exact, 9999)
     precisions = block_precisions(PRIOR, posterior.blocks)
-    found = posterior.covariance_of(few_jacobians(tiny, posterior, list(range(16))), precisions)
+    jacobians = few_jacobians(tiny, posterior, list(range(16)))
+    assert jacobians.directions.shape == (CLASSES - 1, 16, CLASSES)
+    found = posterior.covariance_of(jacobians, precisions)
     truth = exact[0].covariance_of(exact[1][0].jacobians, precisions)
     mask = exact[1][0].class_mask
     full = mask.all(1)  # a row with fewer possible classes has no direction at the impossible ones
@@ -99,33 +98,23 @@ def test_all_directions_give_the_exact_covariance(tiny: Any, exact: Any) -> None
     close(found[~full].where(inner, 0), truth[~full].where(inner, 0), 1e-6)
 
 
-@pytest.mark.parametrize("directions", [1, 3, 6])
-def test_the_covariance_is_exact_along_the_directions_and_proper(tiny: Any, exact: Any, directions: int) -> None:
-    posterior = many(exact, directions)
-    precisions = block_precisions(PRIOR, posterior.blocks)
-    projected = posterior.project(few_jacobians(tiny, posterior, list(range(16))))
-    found = posterior.covariance(projected, precisions)
-    truth = exact[0].covariance_of(exact[1][0].jacobians, precisions)
-    chosen = projected.directions
-    close(chosen.mT @ found @ chosen, chosen.mT @ truth @ chosen, 1e-9)
-    eigenvalues = torch.linalg.eigvalsh(found)
-    assert float(eigenvalues.min()) > -1e-9 * float(eigenvalues.max())
-
-
-def test_more_directions_leave_less_to_fill_in(tiny: Any, exact: Any) -> None:
-    mask = exact[1][0].class_mask
-    shares = []
+def test_the_covariance_is_exact_along_the_directions_and_more_leave_less_to_fill_in(tiny: Any, exact: Any) -> None:
+    mask, shares = exact[1][0].class_mask, []
     for directions in (1, 3, 6, CLASSES - 1):
         posterior = many(exact, directions)
         jacobians = few_jacobians(tiny, posterior, list(range(16)))
         precisions = block_precisions(PRIOR, posterior.blocks)
         projected = posterior.project(jacobians)
+        found = posterior.covariance(projected, precisions)
+        truth = exact[0].covariance_of(exact[1][0].jacobians, precisions)
+        chosen = projected.directions
+        close(chosen.mT @ found @ chosen, chosen.mT @ truth @ chosen, 1e-6 if directions > 6 else 1e-9)
+        eigenvalues = torch.linalg.eigvalsh(found)
+        assert float(eigenvalues.min()) > -1e-9 * float(eigenvalues.max())
+        alone = posterior.covariance_of(few_jacobians(tiny, posterior, [5]), precisions)
+        close(alone[0], found[5], 1e-6)
         share = posterior.filled_in_share(projected, jacobians.logits, mask, precisions)
-        whole = torch.einsum(
-            "nij,nji->n", contrast_hessian(jacobians.logits, mask), posterior.covariance(projected, precisions)
-        )
         assert bool(((share >= 0) & (share <= 1)).all())
-        assert bool((whole > 0).all())
         shares.append(float(share.mean()))
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] < 1e-6
@@ -185,7 +174,6 @@ def test_a_file_gives_the_posterior_back(tiny: Any, exact: Any, tmp_path: Path) 
         ("", lambda t: t, "how many directions"),
         ("kept", lambda t: t[:, :, :-1], "not this posterior's"),
         ("rest", lambda t: t[:, :-1], "not those of"),
-        ("contrast_mean", lambda t: t.long(), "not those of"),
         ("rest", lambda t: t * float("nan"), "NaN"),
         ("rest", lambda t: t - 1e6 * torch.eye(t.shape[1])[..., None], "not positive"),
         (".*", lambda t: 0 * t, "are 0"),
