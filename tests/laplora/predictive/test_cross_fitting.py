@@ -66,10 +66,7 @@ def test_a_predictive_is_put_together_from_its_folds_in_row_order() -> None:
 
 
 def test_a_rank_is_that_of_the_fit_without_the_row() -> None:
-    """A fit that puts the rows it saw first gives a held-out row a later rank than a fit on all rows would.
-
-    Where the fits differ by a monotone map, no row changes its rank: the served scores come back, bit for bit.
-    """
+    """Where the fits differ by a monotone map, no row changes its rank: the served scores come back, bit for bit."""
     values = torch.arange(20, dtype=F64)[:, None]
     assert torch.equal(rank_aligned(lambda fit: values * values[fit].mean(), 3 * values), 3 * values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,16 +13,16 @@ from scipy import optimize
 
 from laplora.decisions.temperature import TEMPERATURE_BOUNDS, fit_temperature, temperature_penalty
 from laplora.errors import ConfigError, DataError, FactorizationError, NonFiniteError
-from laplora.linearised import class_probs, contrasts
+from laplora.linearised import PosteriorPredictive, class_probs, contrasts
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.kinds import (
     PREDICTIVES,
-    TEMPERED,
     PredictiveSpec,
     fit_predictive_temperature,
     predictive_probs,
     predictive_spec,
 )
+from laplora.predictive.order_average import average_orders, order_information
 
 F64 = torch.float64
 MOMENTS = ("probs", "std", "expected_entropy")
@@ -37,7 +38,6 @@ def gaussians(members: int, batch: int, classes: int, seed: int) -> tuple[torch.
 
 
 def test_the_names_and_their_temperatures() -> None:
-    assert {"temperature", "conditioned"} == TEMPERED
     assert predictive_spec("temperature", 1.7) == PredictiveSpec("plain", covariance=False, temperature=1.7)
     with pytest.raises(ConfigError, match="has no temperature"):
         predictive_spec("laplace", 1.7)
@@ -112,24 +112,31 @@ def test_the_temperature_stays_in_its_bounds() -> None:
     assert fit_predictive_temperature(many, right.repeat(2000), all_of) == pytest.approx(low, rel=1e-5)
 
 
+def test_orders_that_agree_hold_no_information_and_an_answer_that_only_looks_at_the_place_nothing_else() -> None:
+    probs = torch.tensor([[0.7, 0.2, 0.1, 0.0]], dtype=F64)
+    one = PosteriorPredictive(probs, torch.zeros_like(probs), torch.special.entr(probs).sum(1))
+    got = average_orders(one, one)
+    torch.testing.assert_close(got.probs, probs, atol=1e-15, rtol=0)
+    assert max(got.std.max(), order_information(probs, probs).max()) < 1e-15
+    place = torch.eye(2, dtype=F64)[:1]  # always the first place, never a doubt
+    assert order_information(place, place.flip(1)).item() == pytest.approx(math.log(2), abs=1e-15)
+
+
 def test_refusals() -> None:
     means, covariances, mask = gaussians(2, 3, 3, seed=0)
     (mean, _), (covariance, _), point, laplace = means, covariances, PREDICTIVES["map"], PREDICTIVES["laplace"]
-    with pytest.raises(ConfigError, match="takes no covariance"):
-        predictive_probs(point, mean, covariance, mask)
-    with pytest.raises(ConfigError, match="needs a covariance"):
-        predictive_probs(laplace, mean, None, mask)
-    for wrong in (means, mean[:2]):
-        with pytest.raises(DataError, match=r"means must be \(orders, 3, 2\) with at least one order"):
-            predictive_probs(point, wrong, None, mask)
-    with pytest.raises(DataError, match="must be"):
-        predictive_probs(laplace, mean, covariance[:2], mask)
-    with pytest.raises(DataError, match="bool"):
-        predictive_probs(point, mean, None, mask.long())
-    with pytest.raises(NonFiniteError, match="NaN"):
-        predictive_probs(point, mean * math.nan, None, mask)
-    with pytest.raises(FactorizationError):
-        predictive_probs(laplace, mean, -covariance, mask)
+    refused: list[tuple[Any, type[Exception], str]] = [
+        ((point, mean, covariance, mask), ConfigError, "takes no covariance"),
+        ((laplace, mean, None, mask), ConfigError, "needs a covariance"),
+        ((point, means, None, mask), DataError, r"means must be \(orders, 3, 2\) with at least one order"),
+        ((laplace, mean, covariance[:2], mask), DataError, "must be"),
+        ((point, mean, None, mask.long()), DataError, "bool"),
+        ((point, mean * math.nan, None, mask), NonFiniteError, "NaN"),
+        ((laplace, mean, -covariance, mask), FactorizationError, "positive semi-definite"),
+    ]
+    for given_, error, message in refused:
+        with pytest.raises(error, match=message):
+            predictive_probs(*given_)
     with pytest.raises(DataError, match="possible classes"):
         fit_predictive_temperature(means, torch.tensor([5, 0, 0]), mask)
     with pytest.raises(DataError, match="at least one order"):
