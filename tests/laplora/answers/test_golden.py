@@ -37,24 +37,10 @@ def replay(recorded: list[list[float] | None], got: list[list[float] | None]) ->
 
 
 @pytest.mark.parametrize(
-    ("recorded", "got"),
-    [
-        ([2.0, 2.0], [2.0 * math.exp(0.499), 2.0 * math.exp(-0.499)]),
-        ([0.0, 1e-9], [1e-7, 0.0]),  # too small to change an answer, and their logarithms are far apart
-        (None, [2.0, 2.0]),
-    ],
-)
-def test_variances_that_match(recorded: list[float] | None, got: list[float] | None) -> None:
-    replay([recorded], [got])
-
-
-@pytest.mark.parametrize(
     ("recorded", "got", "shown"),
     [
         ([2.0, 2.0], [2.0, 2.0 * math.exp(0.501)], r"expected \[2, 2\], got \[2, 3.301\]"),
-        ([2.0, 2.0], [2.0 * math.exp(-0.501), 2.0], r"expected \[2, 2\], got \[1.212, 2\]"),
         ([2.0, 2.0], [math.nan, 2.0], r"got \[nan, 2\]"),
-        ([2.0, 2.0], [2.0, math.inf], r"got \[2, inf\]"),
         ([0.0, 0.0], [0.5, 0.5], r"expected \[0, 0\], got \[0.5, 0.5\]"),
         ([2.0, 2.0], [2.0], r"got \[2\]"),
         ([2.0, 2.0], None, r"got \[\]"),
@@ -67,10 +53,14 @@ def test_variances_that_do_not(recorded: list[float], got: list[float] | None, s
 
 
 def test_variances_that_all_move_together_may_move_less() -> None:
-    """Rounding moves one answer's up and another's down; another prior moves all of them one way."""
+    """Rounding moves one answer's up and another's down; another prior moves all of them one way.
+
+    Those that are too small to change an answer may differ by any factor.
+    """
     recorded: list[list[float] | None] = [[2.0, 2.0]] * 4
     replay(recorded, [[2.0 * math.exp(step)] * 2 for step in (0.4, -0.4, 0.3, -0.3)])
     replay(recorded, [[2.0 * math.exp(0.24)] * 2] * 4)
+    replay([[2.0, 2.0], [0.0, 1e-9], None], [[2.0 * math.exp(0.499), 2.0 * math.exp(-0.499)], [1e-7, 0.0], [2.0, 2.0]])
     with pytest.raises(GoldenMismatchError, match=r"variances of all 4 together are 1\.3 times .* a factor of 1\.28"):
         replay(recorded, [[2.0 * math.exp(0.26)] * 2] * 4)
 
@@ -79,7 +69,6 @@ def test_variances_that_all_move_together_may_move_less() -> None:
     ("recorded", "shown"),
     [
         ([0.5, 0.5], r"by 0\.2500, more than 0\.1: expected \[0\.5, 0\.5\], got"),
-        ([0.25], "by"),
         ([], "by nan"),
         ([0.25, math.nan], "by"),
     ],
@@ -92,14 +81,11 @@ def test_probabilities_that_do_not_match_are_shown(recorded: list[float], shown:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda g: g.clear(), "tolerance: Field required"),
         (lambda g: g.update(answers=[]), "answers: .* at least 1 item"),
         # More than a start may replay.
         (lambda g: g.update(answers=65 * g["answers"][:1]), "answers: .* at most 64 items"),
         (lambda g: g.update(tolerance=float("inf")), "tolerance: .* less than 1"),
-        (lambda g: g.update(tolerance=float("nan")), "tolerance: "),
         (lambda g: g.update(variance_tolerance=float("inf")), "variance_tolerance: .* less than or equal to 3"),
-        (lambda g: g.update(variance_tolerance=float("nan")), "variance_tolerance: "),
         (lambda g: g["answers"][0].update(logit_variance=[float("nan"), 1.0]), "answers.0.logit_variance.0: "),
         (lambda g: g["answers"][1].update(logit_variance=[1.0, -1.0]), "answers.1.logit_variance.1: "),
         (lambda g: g["answers"][0].update(probs="x"), "answers.0.probs: "),
@@ -113,12 +99,9 @@ def test_a_file_that_holds_no_recorded_answers(change: Callable[[Any], Any], mes
         read_golden(tmp_path)
 
 
-@pytest.mark.parametrize(("recorded", "got"), [(0.5, 0.69), (0.5, 0.31), (None, 0.1), (None, None)])
-def test_familiarity_that_matches(recorded: float | None, got: float | None) -> None:
-    verify_answers([answer(None, got)], golden(None, familiarity=recorded))
-
-
-@pytest.mark.parametrize(("recorded", "got"), [(0.5, 0.71), (0.5, 0.01), (0.5, None), (0.5, math.nan)])
-def test_familiarity_that_does_not(recorded: float | None, got: float | None) -> None:
+@pytest.mark.parametrize("got", [0.71, 0.01, None, math.nan])
+def test_familiarity_that_does_not_match(got: float | None) -> None:
     with pytest.raises(GoldenMismatchError, match=r"familiarity is .*, expected 0\.5 within 0\.2"):
-        verify_answers([answer(None, got)], golden(None, familiarity=recorded))
+        verify_answers([answer(None, got)], golden(None, familiarity=0.5))
+    for recorded, same in ((0.5, 0.69), (0.5, 0.31), (None, 0.1), (None, None)):
+        verify_answers([answer(None, same)], golden(None, familiarity=recorded))

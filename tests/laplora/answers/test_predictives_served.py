@@ -28,15 +28,6 @@ def test_the_artifact_carries_every_predictive(mixture_run: FinishedRun) -> None
     assert tempered == {"temperature", "conditioned"}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_passes(mixture_predictor: Predictor, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = passes_seen(monkeypatch)
-    answers = mixture_predictor.predict(encode(mixture_predictor, SENTIMENT_INPUTS), name)
-    covariance = PREDICTIVES[name].covariance  # type: ignore[index]
-    assert seen == (["jacobians"] if covariance else ["scores"])
-    assert (answers[0].logit_variance is None) == (not covariance)
-
-
 def test_what_needs_no_further_pass_comes_along(mixture_predictor: Predictor) -> None:
     rows = encode(mixture_predictor, SENTIMENT_INPUTS[:2])
 
@@ -54,22 +45,24 @@ def test_what_needs_no_further_pass_comes_along(mixture_predictor: Predictor) ->
     assert beside("laplace", *NAMES) == {*NAMES} - {"map", "laplace"}
 
 
-def test_what_comes_along_is_what_would_be_answered(mixture_predictor: Predictor) -> None:
-    rows = encode(mixture_predictor, SENTIMENT_INPUTS)
-    together = mixture_predictor.predict(rows, "map", also=NAMES)
-    for name in NAMES[1:]:
-        for answer, one in zip(mixture_predictor.predict(rows, name), together, strict=True):
-            assert distance(answer.probs, one.calibrated_probs[name]) < FLOAT32
-            assert answer.score == pytest.approx(one.calibrated_scores[name], abs=1e-4)
-            assert answer.map_probs == pytest.approx(one.map_probs, abs=FLOAT32)
-
-
-def test_sets_and_uncertainty_are_the_predictives_own(mixture_predictor: Predictor) -> None:
+def test_each_predictive_has_its_own_pass_sets_and_uncertainty_and_comes_along_as_it_would_be_answered(
+    mixture_predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest, rows = mixture_predictor.artifact.manifest, encode(mixture_predictor, SENTIMENT_INPUTS)
+    together, seen = mixture_predictor.predict(rows, "map", also=NAMES), passes_seen(monkeypatch)
     for name in NAMES:
-        spread = PREDICTIVES[name].covariance or PREDICTIVES[name].mean != "plain"
+        covariance = PREDICTIVES[name].covariance
+        spread = covariance or PREDICTIVES[name].mean != "plain"
         threshold = manifest.predictives[name].conformal
-        for answer in mixture_predictor.predict(rows, name):
+        answers = mixture_predictor.predict(rows, name)
+        assert seen == (["jacobians"] if covariance else ["scores"])
+        seen.clear()
+        for answer, one in zip(answers, together, strict=True):
+            if name != "map":
+                assert distance(answer.probs, one.calibrated_probs[name]) < FLOAT32
+                assert answer.score == pytest.approx(one.calibrated_scores[name], abs=1e-4)
+            assert answer.map_probs == pytest.approx(one.map_probs, abs=FLOAT32)
+            assert (answer.logit_variance is None) == (not covariance)
             assert answer.prediction_set == [
                 label
                 for label, p in zip(answer.labels, answer.probs, strict=True)

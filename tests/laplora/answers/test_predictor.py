@@ -22,10 +22,12 @@ from plain_model import (
     encode,
     numbers,
 )
-from tiny_runs import NOUNS, FinishedRun, choice_rows, reseal, sentiment_rows
+from tiny_runs import FinishedRun, choice_rows, reseal, sentiment_rows
 
 from laplora.answers.prediction import Prediction
 from laplora.errors import GoldenMismatchError, NonFiniteError
+from laplora.models import held_weights
+from laplora.models.four_bit import packed_linears
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
 
@@ -37,11 +39,6 @@ CHOICE_INPUTS = [
     {"question": "Is a moving plot good, or is it " + "not " * 20 + "?", "choices": ["good", "bad", "neither of them"]},
     {"question": "?", "choices": ["x", "y", "z"]},
 ]
-
-
-@pytest.fixture(scope="module")
-def real_predictor(base_model_folder: Path) -> Predictor:
-    return Predictor.load(DEFAULT_ARTIFACT, device="cpu")
 
 
 def check_against_plain(predictor: Predictor, inputs: Sequence[dict[str, Any]], tolerance: float) -> None:
@@ -66,20 +63,21 @@ def test_map_and_temperature_are_a_plain_forward_in_float32_and_in_4_bit(
     check_against_plain(choices_predictor, CHOICE_INPUTS, BFLOAT16)
 
 
-def test_map_is_a_plain_forward_for_the_default_artifact(real_predictor: Predictor) -> None:
-    check_against_plain(real_predictor, SENTIMENT_INPUTS[:3], BFLOAT16_REAL)
-
-
-def test_packed_4_bit_weights_give_the_same_answers(choices_run: FinishedRun, choices_predictor: Predictor) -> None:
-    """Unpacked at load or used as they are: the same numbers, in probabilities and in variances.
+def test_packed_4_bit_weights_give_the_same_answers(
+    choices_run: FinishedRun, choices_predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unpacked at load or, where memory does not allow it, used as they are: the same numbers, variances too.
 
     A variance is a sum of squares of thousands of entries with some tens of roundings of 2^-8 each, which mostly
     cancel: 7e-4 of it was seen, one rounding for each of them in a row is allowed.
     """
     stages: list[str] = []
-    packed = Predictor.load(choices_run.artifact, device="cpu", dequantize=False, progress=stages.append)
+    monkeypatch.setattr(held_weights, "available_memory_bytes", lambda: 0)
+    packed = Predictor.load(choices_run.artifact, device="cpu", progress=stages.append)
     assert (stages[0], stages[-1]) == ("verifying artifact", "replaying golden answers")
+    assert packed_linears(packed.base.model)
     assert (packed.weights.held, choices_predictor.weights.held) == ("packed", "expanded")
+    assert "available are 0.00 GiB" in packed.weights.reason
     for one, two in zip(
         packed.predict(encode(packed, CHOICE_INPUTS)),
         choices_predictor.predict(encode(choices_predictor, CHOICE_INPUTS)),
@@ -88,14 +86,6 @@ def test_packed_4_bit_weights_give_the_same_answers(choices_run: FinishedRun, ch
         assert distance(one.map_probs, two.map_probs) < BFLOAT16
         assert distance(one.probs, two.probs) < BFLOAT16
         assert one.logit_variance == pytest.approx(two.logit_variance, rel=VARIANCE_BFLOAT16)
-
-
-def test_one_token(sentiment_predictor: Predictor, choices_predictor: Predictor) -> None:
-    """Batch 1 of one token: the case in which bitsandbytes takes another kernel, and sums are over nothing."""
-    for predictor in (sentiment_predictor, choices_predictor):
-        (answer,) = predictor.predict([EncodedRow((260,), predictor.class_count)])
-        assert min(answer.logit_variance or [0.0]) > 0
-        assert answer.tokens == 1
 
 
 def check_answer(predictor: Predictor, row: EncodedRow, answer: Prediction) -> None:
@@ -140,11 +130,22 @@ def test_answers_hold_together(sentiment_predictor: Predictor, choices_predictor
         (choices_predictor, CHOICE_INPUTS + questions),
     ):
         rows = encode(predictor, inputs)
-        for row, answer in zip(rows, predictor.predict(rows, name), strict=True):
+        answers = predictor.predict(rows, name)
+        for row, answer in zip(rows, answers, strict=True):
             check_answer(predictor, row, answer)
+        probs = [answer.map_probs[1] for answer in answers]
+        assert max(probs) - min(probs) > 0.3, "a model that always says one half would prove little here"
+        # Batch 1 of one token: the case in which bitsandbytes takes another kernel, and sums are over nothing.
+        (answer,) = predictor.predict([row := EncodedRow((260,), predictor.class_count)], name)
+        check_answer(predictor, row, answer)
+        (answer,) = predictor.predict([predictor.encode({"prompt": "word " * 100}, truncate=True)], name)
+        assert answer.truncated
+        assert "truncated" in answer.flags
 
 
-def test_the_default_artifact_answers(real_predictor: Predictor) -> None:
+def test_the_default_artifact_answers_and_map_is_a_plain_forward(base_model_folder: Path) -> None:
+    real_predictor = Predictor.load(DEFAULT_ARTIFACT, device="cpu")
+    check_against_plain(real_predictor, SENTIMENT_INPUTS[:3], BFLOAT16_REAL)
     rows = encode(real_predictor, SENTIMENT_INPUTS)
     answers = real_predictor.predict(rows)
     for row, answer in zip(rows, answers, strict=True):
@@ -192,21 +193,6 @@ def test_a_posterior_with_infinite_variance_is_no_answer(sentiment_run: Finished
     predictor = with_prior(sentiment_run, tmp_path, 1.0)
     precisions = torch.full_like(predictor.precisions, torch.nan)
     predictor._adapted = dataclasses.replace(predictor._adapted, precisions=precisions)
-    with pytest.raises(NonFiniteError):
-        predictor.predict(encode(predictor, SENTIMENT_INPUTS[:1]))
-    with pytest.raises(NonFiniteError):
-        predictor.verify_golden()
-
-
-def test_a_cut_prompt_says_so(sentiment_predictor: Predictor) -> None:
-    row = sentiment_predictor.encode({"text": "word " * 100}, truncate=True)
-    (answer,) = sentiment_predictor.predict([row])
-    assert (answer.tokens, answer.truncated) == (64, True)
-    assert "truncated" in answer.flags
-
-
-def test_the_tiny_model_learned_something(sentiment_predictor: Predictor) -> None:
-    """A guard of the other tests here: on a model that always says one half they would prove little."""
-    rows = [{"text": f"The {noun} was {word}."} for noun in NOUNS[:3] for word in ("superb", "dull")]
-    probs = [a.map_probs[1] for a in sentiment_predictor.predict(encode(sentiment_predictor, rows))]
-    assert max(probs) - min(probs) > 0.3
+    for ask in (lambda: predictor.predict(encode(predictor, SENTIMENT_INPUTS[:1])), predictor.verify_golden):
+        with pytest.raises(NonFiniteError):
+            ask()

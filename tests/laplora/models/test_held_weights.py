@@ -76,17 +76,6 @@ def test_a_cpu_expands_where_memory_allows(available: int | None, held: str, mon
     assert decide(1, torch.device("cuda"), None).held == "packed"
 
 
-def test_the_predictor_says_how(
-    choices_run: FinishedRun, sentiment_predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(held_weights, "available_memory_bytes", lambda: 0)
-    predictor = Predictor.load(choices_run.artifact, device="cpu")  # golden answers are replayed with packed weights
-    assert packed_linears(predictor.base.model)
-    assert predictor.weights.held == "packed"
-    assert "available are 0.00 GiB" in predictor.weights.reason
-    assert sentiment_predictor.weights.held == "plain"
-
-
 def test_codes_in_a_floating_format_are_no_numbers() -> None:
     """Of packed weights the scales are looked at."""
     nn = pytest.importorskip("bitsandbytes").nn
