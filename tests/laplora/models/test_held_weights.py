@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import FinishedRun
 
 from laplora.models import held_weights
-from laplora.models.four_bit import packed_linears
 from laplora.models.held_weights import MARGIN_BYTES, available_memory_bytes, decide
 from laplora.models.in_memory import non_finite
-from laplora.predictor import Predictor
 
 GIB = 2**30
 UNLIMITED_V1 = 9223372036854771712
