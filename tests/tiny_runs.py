@@ -112,7 +112,7 @@ def write_config(path: Path, **sections: Any) -> Path:
     return path
 
 
-def sentiment_config(folder: Path, base: Path, **changes: Any) -> Path:
+def sentiment_config(folder: Path, base: Path, /, **changes: Any) -> Path:
     """Write the float32 run's configuration under ``folder``; ``changes`` replace whole sections."""
     sections: dict[str, Any] = {
         "name": "tiny-sentiment",
