@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from job_calls import ServedJobs, serve
 from job_servers import Servers
 from postgres import postgres
 
 from service.jobs.store.database import Database
 from service.jobs.store.job_tables import JobTables
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[ServedJobs]:
+    """A server in this process, with a fake predictor and every setting as it is by default."""
+    async with serve() as served:
+        yield served
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 import httpx
-from serving import FakePredictor, Served, serve
+import serving
+from serving import FakePredictor, Served
 from starlette.datastructures import Headers
 
 from service.jobs.store.records import Job
@@ -42,106 +43,103 @@ def lines(items: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(item).encode() + b"\n" for item in items)
 
 
-async def post(
-    served: Served, body: Any, query: Mapping[str, Any] = MappingProxyType({}), **headers: str
-) -> httpx.Response:
-    """Return the answer to an upload; with 10 resamples unless the query says otherwise."""
-    query = {"resamples": 10, **query}
-    return await served.client.post("/evaluate/jobs", content=body, headers=JSONL | headers, params=query)
-
-
-async def submit(served: Served, items: list[dict[str, Any]], **query: Any) -> str:
-    """Return the id of a job of these items."""
-    response = await post(served, lines(items), query)
-    assert response.status_code == 202, response.text
-    job_id = str(response.json()["id"])
-    assert response.headers["location"] == f"/evaluate/jobs/{job_id}"
-    return job_id
-
-
-async def _json(served: Served, method: str, path: str) -> dict[str, Any]:
-    response = await served.client.request(method, f"/evaluate/jobs/{path}")
-    assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
-
-
-async def get(served: Served, job_id: str) -> dict[str, Any]:
-    return await _json(served, "GET", job_id)
-
-
-async def cancel(served: Served, job_id: str) -> dict[str, Any]:
-    return await _json(served, "POST", f"{job_id}/cancel")
-
-
-async def delete(served: Served, job_id: str) -> str:
-    return str((await _json(served, "DELETE", job_id))["outcome"])
-
-
-async def ended(served: Served, job_id: str) -> dict[str, Any]:
-    job = held(served, job_id)
-    await served.until(lambda: job.finished)
-    return await get(served, job_id)
-
-
-async def paused(served: Served, job_id: str) -> str:
-    """Return the code of what a job waits for, once it does."""
-    job = held(served, job_id)
-    await served.until(lambda: job.paused is not None)
-    found = await get(served, job_id)
-    assert (found["status"], bool(found["paused"]["message"])) == ("paused", True)
-    return str(found["paused"]["code"])
-
-
-async def answers(served: Served, job_id: str, **query: Any) -> list[dict[str, Any]]:
-    """Return the rows of a job that are over, with their answers."""
-    response = await served.client.get(f"/evaluate/jobs/{job_id}/results", params=query)
-    assert response.status_code == 200, response.text
-    return [json.loads(line) for line in response.text.split("\n")[:-1]]
-
-
-async def methods(served: Served, items: list[dict[str, Any]], **options: Any) -> Any:
-    """Return the metrics that POST /evaluate gives of the items."""
-    options = {"resamples": 10, **options}
-    response = await served.client.post("/evaluate", json={"inputs": items, "options": options})
-    return response.json()["methods"]
-
-
 def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     error: dict[str, Any] = response.json()["error"]
     assert (response.status_code, error["code"]) == (status, code), response.text
     return error
 
 
-def held(served: Served, job_id: str) -> Job:
-    job: Job = served.state.jobs.job(job_id, None)
-    return job
+class ServedJobs(Served):
+    """A running application, and calls of its jobs."""
+
+    async def post(self, body: Any, query: Mapping[str, Any] = MappingProxyType({}), **headers: str) -> httpx.Response:
+        """Return the answer to an upload; with 10 resamples unless the query says otherwise."""
+        query = {"resamples": 10, **query}
+        return await self.client.post("/evaluate/jobs", content=body, headers=JSONL | headers, params=query)
+
+    async def submit(self, items: list[dict[str, Any]], **query: Any) -> str:
+        """Return the id of a job of these items."""
+        response = await self.post(lines(items), query)
+        assert response.status_code == 202, response.text
+        job_id = str(response.json()["id"])
+        assert response.headers["location"] == f"/evaluate/jobs/{job_id}"
+        return job_id
+
+    async def _json(self, method: str, path: str) -> dict[str, Any]:
+        response = await self.client.request(method, f"/evaluate/jobs/{path}")
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
+        return found
+
+    async def get(self, job_id: str) -> dict[str, Any]:
+        return await self._json("GET", job_id)
+
+    async def cancel(self, job_id: str) -> dict[str, Any]:
+        return await self._json("POST", f"{job_id}/cancel")
+
+    async def delete(self, job_id: str) -> str:
+        return str((await self._json("DELETE", job_id))["outcome"])
+
+    async def ended(self, job_id: str) -> dict[str, Any]:
+        job = self.held(job_id)
+        await self.until(lambda: job.finished)
+        return await self.get(job_id)
+
+    async def done(self, items: list[dict[str, Any]], **query: Any) -> str:
+        """Return the id of a job of these items that has ended."""
+        job_id = await self.submit(items, **query)
+        assert (await self.ended(job_id))["status"] == "done"
+        return job_id
+
+    async def paused(self, job_id: str) -> str:
+        """Return the code of what a job waits for, once it does."""
+        job = self.held(job_id)
+        await self.until(lambda: job.paused is not None)
+        found = await self.get(job_id)
+        assert (found["status"], bool(found["paused"]["message"])) == ("paused", True)
+        return str(found["paused"]["code"])
+
+    async def answers(self, job_id: str, **query: Any) -> list[dict[str, Any]]:
+        """Return the rows of a job that are over, with their answers."""
+        response = await self.client.get(f"/evaluate/jobs/{job_id}/results", params=query)
+        assert response.status_code == 200, response.text
+        return [json.loads(line) for line in response.text.split("\n")[:-1]]
+
+    async def methods(self, items: list[dict[str, Any]], **options: Any) -> Any:
+        """Return the metrics that POST /evaluate gives of the items."""
+        body = {"inputs": items, "options": {"resamples": 10, **options}}
+        return (await self.client.post("/evaluate", json=body)).json()["methods"]
+
+    def held(self, job_id: str) -> Job:
+        job: Job = self.state.jobs.job(job_id, None)
+        return job
+
+    def jobs(self) -> list[str]:
+        return [job.id for job in self.state.jobs.jobs_of(None)]
+
+    def folder(self) -> Path:
+        path: Path = self.state.settings.jobs_dir / "laplora-jobs"
+        return path
+
+    def uploads(self) -> list[str]:
+        return sorted(p.name for pattern in ("*.jsonl", "*.part") for p in self.folder().glob(pattern))
 
 
-def jobs(served: Served) -> list[str]:
-    return [job.id for job in served.state.jobs.jobs_of(None)]
+@asynccontextmanager
+async def serve(*predictors: FakePredictor, **values: Any) -> AsyncIterator[ServedJobs]:
+    async with serving.serve(*predictors, **values) as served:
+        yield ServedJobs(served.app, served.client, served.predictor)
 
 
-def folder(served: Served) -> Path:
-    path: Path = served.state.settings.jobs_dir / "laplora-jobs"
-    return path
-
-
-def uploads(served: Served) -> list[str]:
-    return sorted(p.name for pattern in ("*.jsonl", "*.part") for p in folder(served).glob(pattern))
-
-
-async def stopped_job(
-    predictor: FakePredictor, *others: FakePredictor, count: int = 5, **values: Any
-) -> tuple[str, Path]:
+async def stopped_job(*predictors: FakePredictor, count: int = 5, **values: Any) -> tuple[str, Path]:
     """Leave a job, of which nothing has run, on a server that stopped; return its id and the folder of jobs.
 
     None of its rows are kept once it has ended.
     """
-    async with serve(predictor, *others, **values) as served:
-        predictor.hold()
-        job_id = await submit(served, rows(count), keep_rows="false")
-        await served.until(predictor.entered.is_set)
+    async with serve(*predictors, **values) as served:
+        served.predictor.hold()
+        job_id = await served.submit(rows(count), keep_rows="false")
+        await served.until(served.predictor.entered.is_set)
     return job_id, served.state.settings.jobs_dir
 
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from job_calls import ended, held, rows, submit
-from serving import FakePredictor, Served, code, serve
+from job_calls import ServedJobs, rows, serve
+from serving import FakePredictor, code
 
 from laplora.answers.reporting import MeasuredRows
 from service.errors import ReportNotFoundError
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Served]:
+async def served(tmp_path: Path) -> AsyncIterator[ServedJobs]:
     predictor = FakePredictor()
     review = SimpleNamespace(target_risk=0.05, threshold=0.3, guarantee="empirical")
     predictor.artifact.manifest.predictives = {"laplace": SimpleNamespace(thresholds=SimpleNamespace(review=review))}
@@ -29,7 +29,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         yield served
 
 
-async def report(served: Served, job_id: str, **query: Any) -> str:
+async def report(served: ServedJobs, job_id: str, **query: Any) -> str:
     answer = await served.client.get(f"/evaluate/jobs/{job_id}/report", params=query)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
@@ -38,14 +38,14 @@ async def report(served: Served, job_id: str, **query: Any) -> str:
     return answer.text
 
 
-async def test_a_report_has_the_figures_of_the_result_and_the_rows_by_their_lines(served: Served) -> None:
+async def test_a_report_has_the_figures_of_the_result_and_the_rows_by_their_lines(served: ServedJobs) -> None:
     """With markup in a row's text and in a column of two values."""
     items = [
         {**row, "text": f"<script>alert(1)</script> {row['text']}", "source": ("<b>mail</b>", "chat")[i % 2]}
         for i, row in enumerate(rows(120))
     ]
-    job_id = await submit(served, items)
-    result = (await ended(served, job_id))["result"]
+    job_id = await served.submit(items)
+    result = (await served.ended(job_id))["result"]
     page = await report(served, job_id)
     assert "120 uploaded rows" in page
     for method in ("map", "laplace"):
@@ -67,43 +67,42 @@ async def test_a_report_has_the_figures_of_the_result_and_the_rows_by_their_line
     assert [int(number) - 1 for number in listed] == surest
 
 
-async def test_a_large_job_is_looked_at_in_evenly_spaced_rows(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    job_id = await submit(served, rows(600))
-    await ended(served, job_id)
+async def test_a_large_job_is_looked_at_in_evenly_spaced_rows(
+    served: ServedJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = await served.done(rows(600))
     monkeypatch.setattr(job_reports, "MOST_ROWS", 100)
-    taken = await job_reports.take_rows(served.state.jobs.ledger.disk, held(served, job_id), asyncio.to_thread)
+    taken = await job_reports.take_rows(served.state.jobs.ledger.disk, served.held(job_id), asyncio.to_thread)
     assert taken.references == [f"line {number + 1}" for number in range(0, 600, 6)]
     page = await report(served, job_id)
     assert "of 100 of the rows, evenly spaced" in page
     assert "600 uploaded rows" in page
     # Of three numbers by label, two labels each.
     monkeypatch.setattr(job_reports, "MOST_NUMBERS", 6 * 20)
-    taken = await job_reports.take_rows(served.state.jobs.ledger.disk, held(served, job_id), asyncio.to_thread)
+    taken = await job_reports.take_rows(served.state.jobs.ledger.disk, served.held(job_id), asyncio.to_thread)
     assert (len(taken.references), len(taken.answers[0]["probs"])) == (20, 2)
 
 
-async def test_what_has_no_report_is_named(served: Served) -> None:
+async def test_what_has_no_report_is_named(served: ServedJobs) -> None:
     async def refused(job_id: str) -> tuple[int, str]:
         return code(await served.client.get(f"/evaluate/jobs/{job_id}/report"))
 
     assert await refused("0" * 32) == (404, "job_not_found")
     served.predictor.hold()
-    job_id = await submit(served, rows(40))
+    job_id = await served.submit(rows(40))
     assert await refused(job_id) == (404, "report_not_found")
     served.predictor.released.set()
-    await ended(served, job_id)
-    unkept = await submit(served, rows(40), keep_rows=False)
-    await ended(served, unkept)
+    await served.ended(job_id)
+    unkept = await served.done(rows(40), keep_rows=False)
     assert (await refused(unkept))[1] == "rows_not_kept"
     served.predictor.artifact.digest = "sha256:another"  # a new version took its place
     assert await refused(job_id) == (404, "report_not_found")
 
 
-async def test_unfamiliar_rows_are_counted_among_the_rows_that_are_looked_at(served: Served) -> None:
+async def test_unfamiliar_rows_are_counted_among_the_rows_that_are_looked_at(served: ServedJobs) -> None:
     """Its limit is of so many rows: a share of all rows would pass or fail by another noise."""
-    job_id = await submit(served, rows(40))
-    await ended(served, job_id)
-    job = held(served, job_id)
+    job_id = await served.done(rows(40))
+    job = served.held(job_id)
     board, manifest = served.state.jobs, served.predictor.artifact.manifest
     result = await board.ledger.result(job)
     taken = await job_reports.take_rows(board.ledger.disk, job, asyncio.to_thread)

@@ -6,23 +6,23 @@ import asyncio
 from typing import Any
 
 import pytest
-from job_calls import answers, delete, ended, held, jobs, lines, refused, rows, submit
+from job_calls import ServedJobs, lines, refused, rows, serve
 from limits import longer_and_longer
-from serving import LeavingClient, Served, serve
+from serving import LeavingClient
 
 from service.jobs.reading.rows import json_lines
 
 pytestmark = pytest.mark.anyio
 
 
-async def download(served: Served, job_id: str, **query: Any) -> bytes:
+async def download(served: ServedJobs, job_id: str, **query: Any) -> bytes:
     response = await served.client.get(f"/evaluate/jobs/{job_id}/results", params=query)
     assert response.status_code == 200, response.text
     assert response.headers["content-disposition"] == f'attachment; filename="{job_id}.jsonl"'
     return response.content
 
 
-async def test_every_row_comes_back_as_it_was_sent_with_the_answer_of_predict(served: Served) -> None:
+async def test_every_row_comes_back_as_it_was_sent_with_the_answer_of_predict(served: ServedJobs) -> None:
     """With columns of its own, of one kind and of several; and the code of why where there is none."""
     bad = {number: {"text": f"row {90_500 + number}", "label": "positive"} for number in (3, 17)}
     items = [
@@ -31,9 +31,9 @@ async def test_every_row_comes_back_as_it_was_sent_with_the_answer_of_predict(se
     ]
     served.predictor.poison.update({90_500 + number: RuntimeError("CUDA out of memory") for number in bad})
     served.predictor.unfamiliar = {int(items[5]["text"].split()[1])}
-    job_id = await submit(served, items)
-    assert (await ended(served, job_id))["columns"] == list(items[0])
-    got = await answers(served, job_id)
+    job_id = await served.submit(items)
+    assert (await served.ended(job_id))["columns"] == list(items[0])
+    got = await served.answers(job_id)
     assert [one["line"] for one in got] == list(range(1, 601))
     assert [one["input"] for one in got] == items
     assert {one["line"]: one["error"] for one in got if one["answer"] is None} == {
@@ -47,32 +47,29 @@ async def test_every_row_comes_back_as_it_was_sent_with_the_answer_of_predict(se
     assert got[5]["answer"]["flags"] == ["unfamiliar"]
 
 
-async def test_a_download_is_made_a_page_at_a_time_and_goes_on_behind_any_line(served: Served) -> None:
-    job_id = await submit(served, rows(700))
-    await ended(served, job_id)
+async def test_a_download_is_made_a_page_at_a_time_and_goes_on_behind_any_line(served: ServedJobs) -> None:
+    job_id = await served.done(rows(700))
     whole = await download(served, job_id)
     for after in (0, 1, 255, 256, 257, 699, 700, 10**6):
         assert b"".join(whole.splitlines(keepends=True)[after:]) == await download(served, job_id, after=after)
-    parts = [part async for part in json_lines(served.state.jobs.ledger.disk, held(served, job_id))]
+    parts = [part async for part in json_lines(served.state.jobs.ledger.disk, served.held(job_id))]
     assert [part.count(b"\n") for part in parts] == [256, 256, 188]
 
 
-async def test_one_caller_has_its_share_of_the_downloads_and_of_the_reports(served: Served) -> None:
-    job_id = await submit(served, rows(3))
-    await ended(served, job_id)
+async def test_one_caller_has_its_share_of_the_downloads_and_of_the_reports(served: ServedJobs) -> None:
+    job_id = await served.done(rows(3))
     for limit, most, what in ((served.state.downloads, 4, "results"), (served.state.job_reports, 1, "report")):
         limit.add("127.0.0.1", most)
         refused(await served.client.get(f"/evaluate/jobs/{job_id}/{what}"), 429, "client_too_many_requests")
         limit.remove("127.0.0.1", most)
-    assert len(await answers(served, job_id)) == 3
+    assert len(await served.answers(job_id)) == 3
     assert served.state.downloads.total == 0
 
 
 @pytest.mark.parametrize("gone", [True, False])
 async def test_a_report_ends_when_its_client_goes_away_or_the_time_is_over(gone: bool) -> None:
     async with serve(**({} if gone else {"request_timeout_s": 0.05})) as served:
-        job_id = await submit(served, rows(3))
-        await ended(served, job_id)
+        job_id = await served.done(rows(3))
         path = f"/evaluate/jobs/{job_id}/report"
         async with served.state.reports.turn("ann"):  # whose takes long
             if gone:
@@ -89,8 +86,7 @@ async def test_a_report_ends_when_its_client_goes_away_or_the_time_is_over(gone:
 async def test_a_download_that_is_not_read_is_cut_off() -> None:
     for limit_s in longer_and_longer():
         async with serve(job_download_timeout_s=limit_s) as served:
-            job_id = await submit(served, rows(3))
-            await ended(served, job_id)
+            job_id = await served.done(rows(3))
             leaving = LeavingClient("GET", f"/evaluate/jobs/{job_id}/results")
             await leaving.call(served.app)
             assert served.state.downloads.total == 0
@@ -101,8 +97,8 @@ async def test_a_download_that_is_not_read_is_cut_off() -> None:
 async def test_the_uploads_that_are_kept_are_bounded_and_the_oldest_goes() -> None:
     """Their answers with them, which are larger than the rows: room for two."""
     async with serve() as served:
-        job = held(served, await submit(served, rows(50)))
-        await ended(served, job.id)
+        job = served.held(await served.submit(rows(50)))
+        await served.ended(job.id)
         assert job.answer_bytes > 50 * 100
         disk = served.state.jobs.ledger.disk
         (stored,) = await disk.in_database(disk.tables.reads.jobs)
@@ -111,13 +107,13 @@ async def test_the_uploads_that_are_kept_are_bounded_and_the_oldest_goes() -> No
     async with serve(max_kept_job_bytes=2 * size + 500, job_look_s=0.02) as served:
         ids = []
         for _ in range(3):
-            ids.append(await submit(served, rows(50)))
-            await ended(served, ids[-1])
-        await served.until(lambda: jobs(served) == ids[:0:-1])
+            ids.append(await served.submit(rows(50)))
+            await served.ended(ids[-1])
+        await served.until(lambda: served.jobs() == ids[:0:-1])
 
 
-async def test_jobs_are_listed_a_page_at_a_time(served: Served) -> None:
-    ids = [await submit(served, rows(1)) for _ in range(5)]
+async def test_jobs_are_listed_a_page_at_a_time(served: ServedJobs) -> None:
+    ids = [await served.submit(rows(1)) for _ in range(5)]
     seen, before, pages = [], None, 0
     while True:
         query = {"limit": 2, **({} if before is None else {"before": before})}
@@ -129,9 +125,9 @@ async def test_jobs_are_listed_a_page_at_a_time(served: Served) -> None:
             break
         if pages == 1:
             # A job that goes or comes moves none of the others to another page.
-            await ended(served, ids[-1])
-            await delete(served, ids[-1])
-            await submit(served, rows(1))
+            await served.ended(ids[-1])
+            await served.delete(ids[-1])
+            await served.submit(rows(1))
     assert (seen, pages) == (ids[::-1], 3)
     for query in ({"limit": 0}, {"limit": 1001}, {"before": "x"}):
         refused(await served.client.get("/evaluate/jobs", params=query), 422, "invalid_request")

@@ -11,8 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from job_calls import ended, folder, held, jobs, lines, post, refused, rows, submit, uploads
-from serving import Served, serve
+from job_calls import ServedJobs, lines, refused, rows, serve
 
 pytestmark = pytest.mark.anyio
 
@@ -26,9 +25,9 @@ async def repeated(part: bytes, most: int = 2**40) -> AsyncIterator[bytes]:
         yield part
 
 
-async def unmoved(served: Served) -> None:
+async def unmoved(served: ServedJobs) -> None:
     """Check that nothing of an upload was kept and that the server answers."""
-    assert (jobs(served), uploads(served)) == ([], [])
+    assert (served.jobs(), served.uploads()) == ([], [])
     assert served.state.jobs.quota.held_bytes == 0
     assert (await served.predict("row 7")).status_code == 200
 
@@ -36,18 +35,18 @@ async def unmoved(served: Served) -> None:
 # How lines may come
 
 
-async def test_lines_may_end_as_files_do_and_are_one_line_each_in_the_file_that_is_kept(served: Served) -> None:
+async def test_lines_may_end_as_files_do_and_are_one_line_each_in_the_file_that_is_kept(served: ServedJobs) -> None:
     item = b'{"text": "row 5",\r"label": "positive"}'
     for body in (item, item + b"\n", item + b"\r\n", item + b"\n" + item, b" " + item + b"\r\n" + item + b"\r\n"):
-        response = await post(served, body, **OCTETS)
+        response = await served.post(body, **OCTETS)
         assert (response.status_code, response.json()["rows"]) == (202, body.count(b"}"))
     job_id = response.json()["id"]
-    await ended(served, job_id)
+    await served.ended(job_id)
     got = await served.client.get(f"/evaluate/jobs/{job_id}/results")
     assert (b"\r" in got.content, got.content.count(b"\n")) == (False, 2)
 
 
-async def test_lines_are_found_however_the_bytes_come(served: Served) -> None:
+async def test_lines_are_found_however_the_bytes_come(served: ServedJobs) -> None:
     # A rendered prompt may stand in place of the fields, beside columns that the template does not know.
     rendered = {"prompt": "row 9", "label": "positive", "question": "why?"}
     body = lines([*({**row, "note": 1} for row in rows(4)), rendered])
@@ -59,8 +58,8 @@ async def test_lines_are_found_however_the_bytes_come(served: Served) -> None:
         for i in range(0, len(marked), size):
             yield marked[i : i + size]
 
-    sent = [(await post(served, in_parts(size))).json() for size in (1, 7, 1000)]
-    done = [await ended(served, job["id"]) for job in sent]
+    sent = [(await served.post(in_parts(size))).json() for size in (1, 7, 1000)]
+    done = [await served.ended(job["id"]) for job in sent]
     assert [job["rows"] for job in sent] == [6, 6, 6]
     assert done[0]["result"] == done[1]["result"] == done[2]["result"]
     # Names of columns can be long: lists are without them.
@@ -76,7 +75,7 @@ def zipped() -> bytes:
     return buffer.getvalue()
 
 
-async def test_what_is_no_json_lines_is_refused_by_name(served: Served) -> None:
+async def test_what_is_no_json_lines_is_refused_by_name(served: ServedJobs) -> None:
     for name, body in (
         ("gzip file", gzip.compress(b"\n" * 2**26)),
         ("zip file", zipped()),
@@ -87,7 +86,7 @@ async def test_what_is_no_json_lines_is_refused_by_name(served: Served) -> None:
         ("UTF-16 text", lines(rows(1)).decode().encode("utf-16")),
     ):
         for headers in ({}, OCTETS):
-            error = refused(await post(served, body, **headers), 415, "unsupported_media_type")
+            error = refused(await served.post(body, **headers), 415, "unsupported_media_type")
             assert name in error["message"]
     split = (bytes([byte]) for byte in b"\xef\xbb\xbf      [")
 
@@ -95,7 +94,7 @@ async def test_what_is_no_json_lines_is_refused_by_name(served: Served) -> None:
         for part in split:
             yield part
 
-    assert "JSON array" in refused(await post(served, slowly()), 415, "unsupported_media_type")["message"]
+    assert "JSON array" in refused(await served.post(slowly()), 415, "unsupported_media_type")["message"]
     await unmoved(served)
     body = lines(rows(1))
     refused(await served.client.post("/evaluate/jobs", content=body), 415, "unsupported_media_type")
@@ -104,9 +103,9 @@ async def test_what_is_no_json_lines_is_refused_by_name(served: Served) -> None:
         ("content-type", "text/plain"),
         ("content-type", "application/jsonl; charset=latin-1"),
     ):
-        refused(await post(served, body, **{name: value}), 415, "unsupported_media_type")
+        refused(await served.post(body, **{name: value}), 415, "unsupported_media_type")
     for name in ("application/x-ndjson", "application/jsonl; charset=utf-8"):
-        assert (await post(served, body, **{"content-type": name})).status_code == 202
+        assert (await served.post(body, **{"content-type": name})).status_code == 202
 
 
 # Bad lines
@@ -134,10 +133,10 @@ async def test_what_is_no_json_lines_is_refused_by_name(served: Served) -> None:
         ('{"text": "a", "prompt": "b", "label": "positive"}', "invalid_input", "lines.3"),
     ],
 )
-async def test_a_bad_line_is_named_and_nothing_is_kept(line: str, code: str, field: str, served: Served) -> None:
+async def test_a_bad_line_is_named_and_nothing_is_kept(line: str, code: str, field: str, served: ServedJobs) -> None:
     good = lines([{"text": "private words", "label": "positive", "id": "x"}, {"text": "b", "label": "negative"}])
     body = good + line.encode("utf-8", "surrogateescape") + b"\n" + good
-    response = await post(served, body)
+    response = await served.post(body)
     error = refused(response, 422, code)
     assert error["field"].startswith(field)
     assert "line 3" in error["message"]
@@ -145,7 +144,7 @@ async def test_a_bad_line_is_named_and_nothing_is_kept(line: str, code: str, fie
     await unmoved(served)
 
 
-async def test_all_bad_lines_are_told_of_by_their_numbers(served: Served) -> None:
+async def test_all_bad_lines_are_told_of_by_their_numbers(served: ServedJobs) -> None:
     items = rows(1000)
     bad: dict[int, Any] = {}
     for number in range(4, 1000, 5):
@@ -153,39 +152,39 @@ async def test_all_bad_lines_are_told_of_by_their_numbers(served: Served) -> Non
         bad[number + 1] = "invalid_request"
     items[8] = {"text": "private words", "label": "good"}
     bad[9] = "invalid_input"
-    response = await post(served, lines(items))
+    response = await served.post(lines(items))
     error = refused(response, 422, "invalid_request")
     assert (error["field"], error["lines_bad"]) == ("lines.5.label", len(bad))
     assert [(one["line"], one["code"]) for one in error["lines"]] == sorted(bad.items())[:100]
     assert all(one["message"].startswith(f"line {one['line']}: ") for one in error["lines"])
     assert "private" not in response.text
     # One of bad lines alone is looked at no further than the thousandth.
-    error = refused(await post(served, repeated(b'{"text": "row 5"}\n' * 100)), 422, "invalid_request")
+    error = refused(await served.post(repeated(b'{"text": "row 5"}\n' * 100)), 422, "invalid_request")
     assert (error["lines_bad"], len(error["lines"])) == (1000, 100)
     await unmoved(served)
 
 
-async def test_too_many_columns_are_refused(served: Served) -> None:
+async def test_too_many_columns_are_refused(served: ServedJobs) -> None:
     for names, field, limit, got in (
         ([f"c{{}}_{j}" for j in range(40)], "lines.4", 128, 129),
         (["k" * 257], "lines.1", 256, 257),
         ([f"{{}}_{j:0200}" for j in range(15)], "lines.3", 8192, 8291),
     ):
         items = [{**row, **{name.format(i): 1 for name in names}} for i, row in enumerate(rows(5))]
-        error = refused(await post(served, lines(items)), 422, "invalid_request")
+        error = refused(await served.post(lines(items)), 422, "invalid_request")
         assert (error["field"], error["limit"], error["got"]) == (field, limit, got)
         assert "kkk" not in error["message"]
     await unmoved(served)
 
 
-async def test_an_upload_without_a_row_and_bad_options_are_refused(served: Served) -> None:
+async def test_an_upload_without_a_row_and_bad_options_are_refused(served: ServedJobs) -> None:
     for body in (b"", b"  ", b"\xef\xbb\xbf"):
-        assert refused(await post(served, body), 422, "invalid_request")["field"] == "lines"
-    assert refused(await post(served, b"\n"), 422, "invalid_json")["field"] == "lines.1"
+        assert refused(await served.post(body), 422, "invalid_request")["field"] == "lines"
+    assert refused(await served.post(b"\n"), 422, "invalid_json")["field"] == "lines.1"
     for name, value in (("bins", 0), ("bins", "x"), ("resamples", 5), ("a", "b")):
-        response = await post(served, lines(rows(1)), {name: value})
+        response = await served.post(lines(rows(1)), {name: value})
         assert refused(response, 422, "invalid_request")["field"] == f"query.{name}"
-    refused(await post(served, lines(rows(1)), {"artifact": "b"}), 404, "artifact_not_found")
+    refused(await served.post(lines(rows(1)), {"artifact": "b"}), 404, "artifact_not_found")
 
 
 # Limits
@@ -194,14 +193,14 @@ async def test_an_upload_without_a_row_and_bad_options_are_refused(served: Serve
 async def test_limits_hold_without_a_content_length() -> None:
     (item,) = rows(1)
     async with serve(max_job_bytes=2048, max_job_rows=30, max_body_bytes=1024) as served:
-        too_many = refused(await post(served, repeated(lines([item]))), 413, "batch_too_large")
+        too_many = refused(await served.post(repeated(lines([item]))), 413, "batch_too_large")
         assert (too_many["limit"], too_many["got"], too_many["field"]) == (30, 31, "lines")
-        twice = refused(await post(served, repeated(lines([{**item, "id": "x" * 200}]))), 422, "invalid_request")
+        twice = refused(await served.post(repeated(lines([{**item, "id": "x" * 200}]))), 422, "invalid_request")
         assert twice["field"] == "lines.2.id"
         wide = lines([{**item, "text": "1 " * 30}])
-        too_large = refused(await post(served, repeated(wide)), 413, "body_too_large")
+        too_large = refused(await served.post(repeated(wide)), 413, "body_too_large")
         assert too_large["limit"] == 2048 < too_large["got"]
-        announced = refused(await post(served, b" " * 4096), 413, "body_too_large")
+        announced = refused(await served.post(b" " * 4096), 413, "body_too_large")
         assert (announced["limit"], announced["got"]) == (2048, 4096)
         await unmoved(served)
 
@@ -212,13 +211,13 @@ async def test_refused_rows_count_as_others_do(limits: dict[str, Any]) -> None:
     assert len(bad) == 100
     async with serve(**limits) as served:
         # What is wrong with those within the limit is told of; nothing behind it is looked at.
-        assert refused(await post(served, repeated(bad)), 422, "invalid_input")["lines_bad"] == 10
+        assert refused(await served.post(repeated(bad)), 422, "invalid_input")["lines_bad"] == 10
         await unmoved(served)
 
 
 async def test_a_line_of_a_gigabyte_is_refused_once_it_is_too_long() -> None:
     async with serve(max_job_bytes=2**31, max_body_bytes=2**20) as served:
-        error = refused(await post(served, repeated(b"a" * 2**16, 2**30)), 413, "body_too_large")
+        error = refused(await served.post(repeated(b"a" * 2**16, 2**30)), 413, "body_too_large")
         assert (error["field"], error["limit"]) == ("lines.1", 2**20)
         assert error["got"] < 2**20 + 2**17
         await unmoved(served)
@@ -234,7 +233,7 @@ async def test_an_upload_that_takes_too_long_is_given_up(limit: str) -> None:
 
     async with serve(**{limit: 0.2}) as served:
         for announced in ({}, {"content-length": "3500"}):
-            error = refused(await post(served, slow(), **announced), 504, "deadline_exceeded")
+            error = refused(await served.post(slow(), **announced), 504, "deadline_exceeded")
             assert limit in error["message"]
             await unmoved(served)
 
@@ -243,9 +242,9 @@ async def test_an_upload_that_takes_too_long_is_given_up(limit: str) -> None:
 async def test_an_upload_that_changes_while_it_is_read_fails_the_job_by_its_line(how: str) -> None:
     async with serve(batch_tokens=16) as served:
         served.predictor.hold()
-        job_id = await submit(served, rows(200))
-        job = held(served, job_id)
-        path = folder(served) / f"{job_id}.jsonl"
+        job_id = await served.submit(rows(200))
+        job = served.held(job_id)
+        path = served.folder() / f"{job_id}.jsonl"
         await served.until(served.predictor.entered.is_set)
         whole = path.read_bytes()
         if how == "gone":
@@ -253,7 +252,7 @@ async def test_an_upload_that_changes_while_it_is_read_fails_the_job_by_its_line
         else:
             path.write_bytes(whole[:-100] if how == "shorter" else whole[:2000] + b"?" * (len(whole) - 2000))
         served.predictor.released.set()
-        failed = await ended(served, job_id)
+        failed = await served.ended(job_id)
         assert (failed["status"], failed["error"]["code"]) == ("failed", "upload_changed")
         if how != "gone":
             assert failed["error"]["field"] == f"lines.{job.rows_done + 1}"

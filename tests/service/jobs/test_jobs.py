@@ -8,25 +8,8 @@ from functools import partial
 from typing import Any
 
 import pytest
-from job_calls import (
-    answers,
-    callers,
-    ended,
-    folder,
-    get,
-    held,
-    jobs,
-    lines,
-    methods,
-    paused,
-    post,
-    refused,
-    rows,
-    stopped_job,
-    submit,
-    uploads,
-)
-from serving import FakePredictor, Served, serve
+from job_calls import ServedJobs, callers, lines, refused, rows, serve, stopped_job
+from serving import FakePredictor
 
 from laplora.prompts.templates import TEMPLATES
 from service.errors import DeviceMemoryError, QueueFullError, ShelfFullError, StorageFullError
@@ -39,28 +22,28 @@ async def test_a_job_shows_how_far_it_is_and_says_what_evaluate_says() -> None:
     async with serve(batch_tokens=16) as served:
         served.predictor.unfamiliar = {int(items[i]["text"].split()[1]) for i in (3, 77, 149)}
         served.predictor.hold()
-        job_id = await submit(served, items, **options)
+        job_id = await served.submit(items, **options)
         await served.until(served.predictor.entered.is_set)
         assert {plan.caller for plan in served.state.backend.queue.entries} == {f"job:{job_id}"}
-        running, job = await get(served, job_id), held(served, job_id)
+        running, job = await served.get(job_id), served.held(job_id)
         assert (running["status"], running["rows"], running["rows_done"]) == ("running", 150, 0)
         assert (running["partial"], running["result"]) == (None, None)
         assert running["options"] == {"truncate": False, "order_average": False, **options}
         assert 'laplora_jobs{status="running"} 1.0' in (await served.client.get("/metrics")).text
-        assert await answers(served, job_id) == []
+        assert await served.answers(job_id) == []
 
         served.predictor.released.set()
         while job.rows_per_second is None:
             await asyncio.sleep(0)
-        running, some = await get(served, job_id), await answers(served, job_id)
+        running, some = await served.get(job_id), await served.answers(job_id)
         assert 0 < running["rows_done"] < 150
         assert running["rows_per_second"] > 0
         assert [one["line"] for one in some] == list(range(1, len(some) + 1))
 
-        done = await ended(served, job_id)
+        done = await served.ended(job_id)
         assert (done["status"], done["rows_per_second"], done["seconds_left"]) == ("done", None, None)
         assert done["created_at"] <= done["started_at"] <= done["finished_at"]
-        assert (await answers(served, job_id))[: len(some)] == some
+        assert (await served.answers(job_id))[: len(some)] == some
         metrics = (await served.client.get("/metrics")).text
         assert {"laplora_job_rows_total 150.0", 'laplora_jobs{status="done"} 1.0'} <= set(metrics.splitlines())
         direct = (await served.client.post("/evaluate", json={"inputs": items, "options": options})).json()
@@ -82,37 +65,37 @@ async def test_orders_of_the_choices_are_averaged_as_evaluate_does() -> None:
         for i in range(30)
     ]
     async with serve(predictor, max_queue_rows=600) as served:
-        job_id = await submit(served, items, order_average="true")
-        done = await ended(served, job_id)
-        assert done["result"]["methods"] == await methods(served, items, order_average=True)
+        job_id = await served.submit(items, order_average="true")
+        done = await served.ended(job_id)
+        assert done["result"]["methods"] == await served.methods(items, order_average=True)
         assert "laplace_order_average" in done["result"]["methods"]
         # An answer names the text of a choice, no part of which is in the database.
-        for item, one in zip(items, await answers(served, job_id), strict=True):
+        for item, one in zip(items, await served.answers(job_id), strict=True):
             assert one["answer"]["label_text"] == item["choices"]["ABC".index(one["answer"]["label"])]
-        disk, number = served.state.jobs.ledger.disk, held(served, job_id).number
+        disk, number = served.state.jobs.ledger.disk, served.held(job_id).number
         kept = [one.answer for one in await disk.in_database(disk.tables.reads.answers, number, (0, 30))]
         assert len(kept) == 30
         assert not any("words" in one or "label_text" in one for one in kept)
 
 
-async def test_prompts_that_are_not_kept_leave_the_disk_with_the_jobs_end(served: Served) -> None:
+async def test_prompts_that_are_not_kept_leave_the_disk_with_the_jobs_end(served: ServedJobs) -> None:
     def with_prompts() -> list[str]:
-        return [p.name for p in folder(served).iterdir() if b"unmistakable" in p.read_bytes()]
+        return [p.name for p in served.folder().iterdir() if b"unmistakable" in p.read_bytes()]
 
     served.predictor.hold()
     items = [{"text": f"unmistakable {i}", "label": "positive"} for i in range(40)]
-    job_id = await submit(served, items, keep_rows="false")
+    job_id = await served.submit(items, keep_rows="false")
     assert with_prompts() == [f"{job_id}.jsonl"]
-    assert {path.stat().st_mode & 0o777 for path in (folder(served), folder(served).parent)} == {0o700}
-    assert {path.stat().st_mode & 0o777 for path in folder(served).iterdir()} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in (served.folder(), served.folder().parent)} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in served.folder().iterdir()} == {0o600}
     served.predictor.released.set()
-    await ended(served, job_id)
-    await served.until(lambda: not uploads(served))
+    await served.ended(job_id)
+    await served.until(lambda: not served.uploads())
     assert with_prompts() == []
     refused(await served.client.get(f"/evaluate/jobs/{job_id}/results"), 404, "rows_not_kept")
 
 
-async def test_the_same_key_gives_the_same_job(served: Served) -> None:
+async def test_the_same_key_gives_the_same_job(served: ServedJobs) -> None:
     """Also while its first upload still comes."""
     going_on = asyncio.Event()
 
@@ -122,7 +105,7 @@ async def test_the_same_key_gives_the_same_job(served: Served) -> None:
         yield lines(rows(3, first=1))
 
     async def send(key: str, body: Any = lines(rows(4)), **query: int) -> Any:  # noqa: B008
-        return await post(served, body, query, **{"idempotency-key": key})
+        return await served.post(body, query, **{"idempotency-key": key})
 
     refused(await send("k-1", b"{}"), 422, "invalid_request")
     sending = asyncio.ensure_future(send("k-1", held_up()))
@@ -136,7 +119,7 @@ async def test_the_same_key_gives_the_same_job(served: Served) -> None:
     refused(await send("k-1", bins=3), 409, "idempotency_conflict")
     for bad in ("", "a b", "x" * 256):
         refused(await send(bad), 422, "invalid_request")
-    assert len(jobs(served)) == 2
+    assert len(served.jobs()) == 2
 
 
 # Whose they are, and how many
@@ -147,7 +130,7 @@ async def test_jobs_are_their_owners_and_their_rows_leave_with_them() -> None:
         job = await who.json("ann", "POST", content=lines(rows(3)))
         assert job["owner"] == "ann"
         path = f"/{job['id']}"
-        await ended(served, job["id"])
+        await served.ended(job["id"])
         for method, below in (("GET", ""), ("GET", "/results"), ("DELETE", ""), ("POST", "/cancel")):
             refused(await who.call("bob", method, path + below), 404, "job_not_found")
         assert await who.json("bob", "GET") == {"jobs": [], "next": None}
@@ -155,9 +138,9 @@ async def test_jobs_are_their_owners_and_their_rows_leave_with_them() -> None:
             assert [j["id"] for j in (await who.json(caller, "GET"))["jobs"]] == [job["id"]]
             assert (await who.json(caller, "GET", path))["status"] == "done"
             assert len((await who.call(caller, "GET", f"{path}/results")).text.splitlines()) == 3
-        assert uploads(served) == [f"{job['id']}.jsonl"]
+        assert served.uploads() == [f"{job['id']}.jsonl"]
         assert (await who.json("ann", "DELETE", path))["outcome"] == "removed"
-        assert uploads(served) == []
+        assert served.uploads() == []
         for unknown in (path, "/x", "/..%2f..", "/%00", "/" + "a" * 5000, "/ü"):
             for method, below in (("GET", ""), ("GET", "/results"), ("DELETE", "")):
                 assert (await who.call("ann", method, unknown + below)).status_code == 404
@@ -177,18 +160,18 @@ async def test_room_for_jobs_is_bounded() -> None:
         error = refused(response, 429, "too_many_jobs")
         assert (error["limit"], error["got"]) == (2, 3)
         assert "retry-after" in response.headers
-        third = await submit(served, rows(1))
-        assert refused(await post(served, lines(rows(1))), 429, "too_many_jobs")["limit"] == 3
+        third = await served.submit(rows(1))
+        assert refused(await served.post(lines(rows(1))), 429, "too_many_jobs")["limit"] == 3
         served.predictor.released.set()
         for job_id in (first, second, third):
-            await ended(served, job_id)
+            await served.ended(job_id)
         # Who has most loses the oldest.
-        fourth = await submit(served, rows(1))
-        assert jobs(served) == [fourth, third, second]
-        job = held(served, third)
+        fourth = await served.submit(rows(1))
+        assert served.jobs() == [fourth, third, second]
+        job = served.held(third)
         assert job.finished_at is not None
         job.finished_at -= 1001
-        await served.until(lambda: jobs(served) == [fourth, second])
+        await served.until(lambda: served.jobs() == [fourth, second])
 
 
 # Waiting, failing
@@ -212,43 +195,43 @@ async def test_what_passes_is_waited_out(error: Exception, code: str, monkeypatc
             return submit_rows(plan, *args, **kw)
 
         monkeypatch.setattr(served.state.backend.queue, "put", put)
-        job_id = await submit(served, rows(40))
-        assert await paused(served, job_id) == code
+        job_id = await served.submit(rows(40))
+        assert await served.paused(job_id) == code
         assert (await served.predict("row 1")).status_code == 200
         full = False
-        done = await ended(served, job_id)
+        done = await served.ended(job_id)
         assert (done["status"], done["paused"], done["result"]["rows"]) == ("done", None, 40)
 
 
 async def test_chunks_shrink_until_the_queue_takes_them() -> None:
     async with serve(max_queue_rows=8, max_inputs=4) as served:
-        assert (await ended(served, await submit(served, rows(30))))["result"]["rows"] == 30
+        assert (await served.ended(await served.submit(rows(30))))["result"]["rows"] == 30
 
 
 async def test_jobs_wait_for_the_artifact() -> None:
     """A job that another start of the server left is there before the artifact is; a cut upload is not."""
-    job_id, path = await stopped_job(FakePredictor())
+    job_id, path = await stopped_job()
     (path / "laplora-jobs" / f"{'0' * 32}.part").touch()
     loading = FakePredictor()
     loading.hold()
     async with serve(loading, wait=False, jobs_dir=path) as served:
-        assert await paused(served, job_id) == "not_ready"
-        assert uploads(served) == [f"{job_id}.jsonl"]
+        assert await served.paused(job_id) == "not_ready"
+        assert served.uploads() == [f"{job_id}.jsonl"]
         assert served.state.jobs.quota.held_bytes == len(lines(rows(5)))
         loading.released.set()
-        assert (await ended(served, job_id))["status"] == "done"
+        assert (await served.ended(job_id))["status"] == "done"
 
 
 @pytest.mark.parametrize("name", ["fake", "other"])
 async def test_a_job_goes_on_with_its_own_artifact_only(name: str) -> None:
-    job_id, path = await stopped_job(FakePredictor())
+    job_id, path = await stopped_job()
     another = FakePredictor(name)
     another.artifact.digest = "sha256:another"
     async with serve(another, artifact=name, jobs_dir=path) as served:
-        failed = await ended(served, job_id)
+        failed = await served.ended(job_id)
         assert (failed["status"], failed["error"]["code"]) == ("failed", "artifact_changed")
         assert "fake" in failed["error"]["message"]
-        await served.until(lambda: not uploads(served))
+        await served.until(lambda: not served.uploads())
 
 
 async def test_a_full_disk_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,8 +246,8 @@ async def test_a_full_disk_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -
 
         for name in ("add_rows", "end"):
             monkeypatch.setattr(tables, name, partial(refuse, getattr(tables, name)))
-        job_id, other = await submit(served, rows(5)), await submit(served, rows(5))
-        assert await paused(served, job_id) == "storage_full"
+        job_id, other = await served.submit(rows(5)), await served.submit(rows(5))
+        assert await served.paused(job_id) == "storage_full"
         for response in (
             await served.client.delete(f"/evaluate/jobs/{other}"),
             await served.client.post(f"/evaluate/jobs/{other}/cancel"),
@@ -272,6 +255,6 @@ async def test_a_full_disk_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -
             refused(response, 503, "storage_full")
             assert "retry-after" in response.headers
         full = False
-        assert (await ended(served, job_id))["status"] == "done"
+        assert (await served.ended(job_id))["status"] == "done"
         # The server tries by itself what it could not write down.
-        assert (await ended(served, other))["status"] == "cancelled"
+        assert (await served.ended(other))["status"] == "cancelled"

@@ -11,25 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_calls import (
-    callers,
-    cancel,
-    delete,
-    ended,
-    get,
-    held,
-    lines,
-    methods,
-    paused,
-    poisoned,
-    post,
-    refused,
-    rows,
-    stopped_job,
-    submit,
-    uploads,
-)
-from serving import FakePredictor, Served, artifacts_in, serve
+from job_calls import ServedJobs, callers, lines, poisoned, refused, rows, serve, stopped_job
+from serving import FakePredictor, artifacts_in
 
 pytestmark = pytest.mark.anyio
 
@@ -40,31 +23,31 @@ pytestmark = pytest.mark.anyio
 async def test_cancel_frees_the_queue_at_once_and_keeps_the_job_listed(how: str) -> None:
     async with serve(batch_tokens=40) as served:
         served.predictor.hold()
-        job_id = await submit(served, rows(200))
+        job_id = await served.submit(rows(200))
         await served.until(lambda: served.predictor.entered.is_set() and served.state.backend.queue.rows > 0)
         if how == "cancel":
-            await cancel(served, job_id)
+            await served.cancel(job_id)
         else:
-            assert await delete(served, job_id) == "cancelled"
+            assert await served.delete(job_id) == "cancelled"
         assert served.state.backend.queue.rows == 0
-        assert uploads(served) == []
+        assert served.uploads() == []
         assert served.state.jobs.quota.held_bytes == 0
-        found = await get(served, job_id)
+        found = await served.get(job_id)
         assert (found["status"], found["rows_done"], found["result"]) == ("cancelled", 0, None)
         assert found["finished_at"]
         refused(await served.client.get(f"/evaluate/jobs/{job_id}/results"), 404, "rows_not_kept")
         # Again: nothing happens. It is removed by DELETE alone.
-        assert await cancel(served, job_id) == {**found, "bad_rows": None, "columns": None}
+        assert await served.cancel(job_id) == {**found, "bad_rows": None, "columns": None}
         served.predictor.released.set()
         assert (await served.predict("row 9")).status_code == 200
         assert sum(len(batch) for _, batch in served.predictor.batches) < 20
-        assert await delete(served, job_id) == "removed"
+        assert await served.delete(job_id) == "removed"
         refused(await served.client.post(f"/evaluate/jobs/{job_id}/cancel"), 404, "job_not_found")
         refused(await served.client.delete(f"/evaluate/jobs/{job_id}"), 404, "job_not_found")
 
 
 async def test_a_cancel_loses_no_result_while_the_end_is_written_or_later(
-    monkeypatch: pytest.MonkeyPatch, served: Served
+    monkeypatch: pytest.MonkeyPatch, served: ServedJobs
 ) -> None:
     store, begun = served.state.jobs.ledger.disk.tables, asyncio.Event()
     end, loop = store.end, asyncio.get_running_loop()
@@ -75,11 +58,11 @@ async def test_a_cancel_loses_no_result_while_the_end_is_written_or_later(
         return bool(end(*args, **kw))
 
     monkeypatch.setattr(store, "end", slow)
-    job_id = await submit(served, rows(5))
+    job_id = await served.submit(rows(5))
     await begun.wait()
     for _ in ("while it is written", "later"):
-        assert (await cancel(served, job_id))["status"] == "done"
-    assert (await get(served, job_id))["result"]["rows"] == 5
+        assert (await served.cancel(job_id))["status"] == "done"
+    assert (await served.get(job_id))["result"]["rows"] == 5
 
 
 async def test_delete_removes_only_what_the_caller_was_told_has_ended() -> None:
@@ -87,7 +70,7 @@ async def test_delete_removes_only_what_the_caller_was_told_has_ended() -> None:
 
         async def job_of_ann() -> str:
             job = await who.json("ann", "POST", content=lines(rows(3)))
-            await served.until(lambda: held(served, job["id"]).finished)
+            await served.until(lambda: served.held(job["id"]).finished)
             return f"/{job['id']}"
 
         unread = await job_of_ann()
@@ -117,13 +100,13 @@ async def test_a_row_that_cannot_be_scored_is_left_out_and_named(
     items = poisoned(60, *bad)
     async with serve(predictor, batch_tokens=batch_tokens) as served:
         predictor.poison.update({90_500 + number: error for number in bad})
-        job_id = await submit(served, items)
-        done = await ended(served, job_id)
+        job_id = await served.submit(items)
+        done = await served.ended(job_id)
         assert (done["status"], done["rows_done"], done["rows_bad"], done["error"]) == ("done", 60, 3, None)
         assert done["bad_rows"] == [{"line": number + 1, "code": code} for number in bad]
         assert done["result"]["rows"] == 57
         good = [item for i, item in enumerate(items) if i not in bad]
-        assert done["result"]["methods"] == await methods(served, good)
+        assert done["result"]["methods"] == await served.methods(good)
         assert "secret" not in json.dumps(done)
         (listed,) = (await served.client.get("/evaluate/jobs")).json()["jobs"]
         assert (listed["rows_bad"], listed["bad_rows"]) == (3, None)
@@ -136,7 +119,7 @@ async def test_a_row_that_cannot_be_scored_is_left_out_and_named(
 async def test_more_than_may_be_fail_the_job_with_the_counts(limit: int, bad: tuple[int, ...]) -> None:
     async with serve(batch_tokens=64, max_job_bad_rows=limit) as served:
         served.predictor.poison.update({90_500 + number: RuntimeError("CUDA out of memory") for number in bad})
-        failed = await ended(served, await submit(served, poisoned(60, *bad)))
+        failed = await served.ended(await served.submit(poisoned(60, *bad)))
         assert (failed["status"], failed["rows_bad"], failed["result"]) == ("failed", len(bad), None)
         error = failed["error"]
         assert (error["code"], error["limit"], error["got"]) == ("too_many_bad_rows", limit, limit + 1)
@@ -145,17 +128,17 @@ async def test_more_than_may_be_fail_the_job_with_the_counts(limit: int, bad: tu
         assert failed["bad_rows"] == [{"line": n + 1, "code": "device_memory"} for n in bad]
         assert served.state.jobs.quota.held_bytes == 0
         # The next one is not held up by it.
-        assert (await ended(served, await submit(served, rows(3))))["status"] == "done"
+        assert (await served.ended(await served.submit(rows(3))))["status"] == "done"
 
 
-async def test_a_job_without_one_row_that_can_be_scored_fails(served: Served) -> None:
+async def test_a_job_without_one_row_that_can_be_scored_fails(served: ServedJobs) -> None:
     served.predictor.nan = True
-    failed = await ended(served, await submit(served, rows(3)))
+    failed = await served.ended(await served.submit(rows(3)))
     assert (failed["status"], failed["rows_done"], failed["partial"]) == ("failed", 3, None)
     assert (failed["error"]["code"], failed["error"]["field"]) == ("too_many_bad_rows", "lines.1")
     assert "unscorable_input: 3" in failed["error"]["message"]
     assert [row["line"] for row in failed["bad_rows"]] == [1, 2, 3]
-    assert (await cancel(served, failed["id"]))["status"] == "failed"
+    assert (await served.cancel(failed["id"]))["status"] == "failed"
 
 
 # An artifact that is not loaded
@@ -173,13 +156,13 @@ async def without_the_artifact(tmp_path: Path, **values: Any) -> AsyncIterator[t
 
 async def test_a_job_waits_for_its_artifact_to_be_loaded_and_holds_up_no_other(tmp_path: Path) -> None:
     async with without_the_artifact(tmp_path) as (start, job_id), start() as served:
-        assert await paused(served, job_id) == "artifact_not_loaded"
-        other = await submit(served, rows(5), artifact="other")
-        assert (await ended(served, other))["status"] == "done"
-        job = held(served, job_id)
+        assert await served.paused(job_id) == "artifact_not_loaded"
+        other = await served.submit(rows(5), artifact="other")
+        assert (await served.ended(other))["status"] == "done"
+        job = served.held(job_id)
         await served.until(lambda: job.absent_s > 0.05)
         assert (await served.client.post("/artifacts/fake/load")).status_code == 200
-        assert (await ended(served, job_id))["result"]["artifact"]["name"] == "fake"
+        assert (await served.ended(job_id))["result"]["artifact"]["name"] == "fake"
         assert job.absent_s == 0
         disk = served.state.jobs.ledger.disk
         assert [stored.absent_s for stored in await disk.in_database(disk.tables.reads.jobs)] == [0, 0]
@@ -188,17 +171,17 @@ async def test_a_job_waits_for_its_artifact_to_be_loaded_and_holds_up_no_other(t
 async def test_a_job_whose_artifact_never_comes_back_gives_its_place_back(tmp_path: Path) -> None:
     async with without_the_artifact(tmp_path, max_jobs_per_caller=1) as (start, job_id):
         async with start(job_wait_s=1000) as served:
-            waiting = held(served, job_id)
+            waiting = served.held(job_id)
             await served.until(lambda: waiting.paused is not None and waiting.absent_s > 0.1)
-            refused(await post(served, lines(rows(1))), 429, "too_many_jobs")
+            refused(await served.post(lines(rows(1))), 429, "too_many_jobs")
         # A restart does not begin anew: what it waited before counts, and the time between does not.
         async with start(job_wait_s=0.1) as served:
-            failed = await ended(served, job_id)
+            failed = await served.ended(job_id)
             assert (failed["status"], failed["error"]["code"]) == ("failed", "artifact_not_loaded")
             assert "'fake' was not loaded for job_wait_s (0.1 s)" in failed["error"]["message"]
-            assert uploads(served) == []
+            assert served.uploads() == []
             assert served.state.jobs.quota.held_bytes == 0
-            assert (await post(served, lines(rows(1)))).status_code == 202
+            assert (await served.post(lines(rows(1)))).status_code == 202
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -212,8 +195,8 @@ async def test_a_job_whose_end_cannot_be_written_runs_no_more(shared: bool, monk
             raise RuntimeError("no try carries it out")
 
         monkeypatch.setattr(disk.tables, "end", refuse)
-        job_id = await submit(served, rows(4))
-        job = held(served, job_id)
+        job_id = await served.submit(rows(4))
+        job = served.held(job_id)
         await served.until(lambda: job.finished)
         fence = job.fence
         for _ in range(3):
@@ -225,4 +208,4 @@ async def test_a_job_whose_end_cannot_be_written_runs_no_more(shared: bool, monk
         if shared:
             # What another server writes of it is true here, too.
             await disk.in_database(partial(end, job.number, "cancelled", finished_at=1e9))
-            assert (await get(served, job_id))["status"] == "cancelled"
+            assert (await served.get(job_id))["status"] == "cancelled"

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from job_calls import JSONL, ended, jobs, refused, rows, submit
-from serving import serve
+from job_calls import JSONL, refused, rows, serve
 
 from service.jobs.store.folder import JobsFolder, StrangersError
 
@@ -75,15 +74,14 @@ async def test_a_damaged_database_is_refused_and_left_alone_and_so_is_a_file(tmp
 @pytest.mark.anyio
 async def test_one_server_at_a_time_has_the_folder() -> None:
     async with serve() as first:
-        job_id = await submit(first, rows(2))
-        await ended(first, job_id)
+        job_id = await first.done(rows(2))
         async with serve(jobs_dir=first.state.settings.jobs_dir, job_look_s=0.02) as second:
             error = refused(await second.client.get("/evaluate/jobs"), 503, "jobs_unavailable")
             assert "another server process" in error["message"]
             await first.state.jobs.close()
             # As the first one leaves, the second takes over.
             await second.until(lambda: second.state.jobs.ledger.disk.closed is None)
-            assert jobs(second) == [job_id]
+            assert second.jobs() == [job_id]
 
 
 def test_a_link_in_place_of_the_servers_own_folder_is_not_followed(tmp_path: Path) -> None:

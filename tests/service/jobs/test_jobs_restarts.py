@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_calls import ended, methods, rows, stopped_job, submit
-from serving import FakePredictor, Served, serve
+from job_calls import ServedJobs, rows, serve, stopped_job
+from serving import FakePredictor
 
 from laplora.prompts.rows import EncodedRow
 from service.jobs.store.database import Database
@@ -47,7 +47,7 @@ def doomed(how: str) -> FakePredictor:
     return predictor
 
 
-async def unclean_end(served: Served, how: str) -> Path:
+async def unclean_end(served: ServedJobs, how: str) -> Path:
     """Wait for the end that the row at fault brings about, and return the folder that it leaves."""
     device, jobs_dir = served.state.backend.device, Path(served.state.settings.jobs_dir)
     if how == "fault":
@@ -72,14 +72,14 @@ async def test_a_row_that_ends_the_process_is_left_out_after_a_few_starts(
     for _ in range(MOST_ENDS):
         async with serve(doomed(how), **values) as served:
             if not ids:
-                ids = [await submit(served, rows(30, 50)), await submit(served, items)]
+                ids = [await served.submit(rows(30, 50)), await served.submit(items)]
             values["jobs_dir"] = await unclean_end(served, how)
     async with serve(doomed(how), **values) as served:
-        innocent, job = [await ended(served, job_id) for job_id in ids]
+        innocent, job = [await served.ended(job_id) for job_id in ids]
         assert (innocent["rows_done"], innocent["rows_bad"]) == (30, 0)
         assert (job["rows_done"], job["rows_bad"], job["result"]["rows"]) == (40, 1, 39)
         assert job["bad_rows"] == [{"line": 21, "code": "device_fault"}]
-        assert job["result"]["methods"] == await methods(served, [item for item in items if item is not AT_FAULT])
+        assert job["result"]["methods"] == await served.methods([item for item in items if item is not AT_FAULT])
     (told,) = [vars(record) for record in caplog.records if getattr(record, "event", "") == "job_row_given_up"]
     assert (told["job"], told["row"]) == (ids[1], 20)
 
@@ -96,29 +96,29 @@ def begun(jobs_dir: Path, become: dict[RowRange, int] | None = None) -> dict[Row
 
 
 async def test_a_job_that_may_have_no_bad_row_fails_and_the_server_stays() -> None:
-    job_id, jobs_dir = await stopped_job(FakePredictor())
+    job_id, jobs_dir = await stopped_job()
     begun(jobs_dir, become={(0, 1): 2})
     async with serve(jobs_dir=jobs_dir, max_job_bad_rows=0) as served:
-        job = await ended(served, job_id)
+        job = await served.ended(job_id)
         assert (job["error"]["code"], job["bad_rows"]) == ("too_many_bad_rows", [{"line": 1, "code": "device_fault"}])
         assert "device_fault: 1" in job["error"]["message"]
         assert (await served.predict("a")).status_code == 200
 
 
 async def test_suspect_rows_run_one_by_one_and_those_after_them_as_ever() -> None:
-    job_id, jobs_dir = await stopped_job(FakePredictor(), count=40)
+    job_id, jobs_dir = await stopped_job(count=40)
     assert begun(jobs_dir) == {}, "a clean stop suspects nothing"
     begun(jobs_dir, become={(0, 5): 0, (5, 9): 0})
     predictor = FakePredictor()
     async with serve(predictor, jobs_dir=jobs_dir, wait=False) as served:
-        assert (await ended(served, job_id))["rows_bad"] == 0
+        assert (await served.ended(job_id))["rows_bad"] == 0
     # The passes before these are the server's own.
     assert [len(batch) for name, batch in predictor.batches if name == "laplace"][-10:] == [1] * 9 + [31]
     assert begun(jobs_dir) == {}
 
 
 async def test_a_clean_stop_among_suspect_rows_counts_no_try_and_goes_on_with_them() -> None:
-    job_id, jobs_dir = await stopped_job(FakePredictor(), count=40)
+    job_id, jobs_dir = await stopped_job(count=40)
     left = begun(jobs_dir, become={(0, 9): 0, (0, 1): 1})
     for _ in range(2):
         predictor = HoldingPredictor(103)
@@ -126,4 +126,4 @@ async def test_a_clean_stop_among_suspect_rows_counts_no_try_and_goes_on_with_th
             await served.until(lambda: not predictor.released.is_set())  # noqa: B023
         assert begun(jobs_dir) == left
     async with serve(jobs_dir=jobs_dir) as served:
-        assert (await ended(served, job_id))["rows_bad"] == 0
+        assert (await served.ended(job_id))["rows_bad"] == 0

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from job_calls import callers, ended, post, refused, uploads
-from serving import serve, settings
+from job_calls import callers, refused, serve
+from serving import settings
 
 from service.errors import TooManyJobsError
 from service.jobs.store.quota import Quota
@@ -39,27 +39,27 @@ async def test_an_upload_that_does_not_fit_is_refused_before_it_comes_or_as_it_c
 
     async with serve(max_jobs_bytes=8000, max_job_bytes=6000) as served, callers(served) as who:
         served.predictor.hold()
-        error = refused(await post(served, upload(4001)), 413, "body_too_large")
+        error = refused(await served.post(upload(4001)), 413, "body_too_large")
         assert (error["limit"], error["got"]) == (4000, 4001)
-        first = (await post(served, upload(3000))).json()
-        response = await post(served, upload(1500))
+        first = (await served.post(upload(3000))).json()
+        response = await served.post(upload(1500))
         error = refused(response, 429, "too_many_jobs")
         assert (error["limit"], error["got"]) == (4000, 4500)
         assert "max_jobs_bytes" in error["message"]
         assert int(response.headers["retry-after"]) > 0
-        error = refused(await post(served, in_parts(20)), 429, "too_many_jobs")
+        error = refused(await served.post(in_parts(20)), 429, "too_many_jobs")
         assert error["limit"] == 4000 < error["got"] <= 4500
-        assert (served.state.jobs.quota.held_bytes, len(uploads(served))) == (3000, 1)
+        assert (served.state.jobs.quota.held_bytes, len(served.uploads())) == (3000, 1)
         # Another caller has its own share; with 3,000 and 3,900 of 8,000 held a third one meets everybody's limit.
         other = await who.json("ann", "POST", content=upload(3900))
         error = refused(await who.call("bob", "POST", content=upload(2000)), 429, "too_many_jobs")
         assert (error["limit"], error["got"]) == (8000, 8900)
-        assert len(uploads(served)) == 2
+        assert len(served.uploads()) == 2
         served.predictor.released.set()
         for job in (first, other):
-            await ended(served, job["id"])
+            await served.ended(job["id"])
         assert served.state.jobs.quota.held_bytes == 0
-        assert (await post(served, in_parts(8))).status_code == 202
+        assert (await served.post(in_parts(8))).status_code == 202
 
 
 async def test_an_upload_holds_what_has_come_of_it_whatever_it_announces() -> None:
@@ -83,4 +83,4 @@ async def test_an_upload_holds_what_has_come_of_it_whatever_it_announces() -> No
         going_on.set()
         for response in await asyncio.gather(*sent):
             refused(response, 422, "invalid_json")
-        await served.until(lambda: not quota._held and uploads(served) == [f"{third['id']}.jsonl"])
+        await served.until(lambda: not quota._held and served.uploads() == [f"{third['id']}.jsonl"])

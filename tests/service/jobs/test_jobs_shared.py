@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_calls import answers, cancel, delete, ended, get, held, methods, paused, rows, stopped_job, submit
-from serving import FakePredictor, Served, artifacts_in, serve
+from job_calls import ServedJobs, rows, serve, stopped_job
+from serving import FakePredictor, artifacts_in
 from sqlalchemy import update
 from stored_jobs import kept_rows
 
@@ -35,7 +35,7 @@ def start(url: str, tmp_path: Path) -> Start:
 # Taken over while the first is at a write, which comes too late
 
 
-async def seem_dead(served: Served, store: JobTables) -> None:
+async def seem_dead(served: ServedJobs, store: JobTables) -> None:
     """Let a server say no more that it lives, nor learn what others do, while its jobs go on."""
     served.state.jobs._keeper.cancel()
     with store.database.transaction() as db:
@@ -43,7 +43,7 @@ async def seem_dead(served: Served, store: JobTables) -> None:
         db.execute(mine.values(heard_at=SERVERS.c.heard_at - 3600))
 
 
-def gated(monkeypatch: pytest.MonkeyPatch, served: Served, write: str) -> tuple[threading.Event, threading.Event]:
+def gated(monkeypatch: pytest.MonkeyPatch, served: ServedJobs, write: str) -> tuple[threading.Event, threading.Event]:
     """Hold the first such write of a server up, before anything of it is done."""
     tables, reached, go = served.state.jobs.ledger.disk.tables, threading.Event(), threading.Event()
     real = getattr(tables, write)
@@ -62,11 +62,11 @@ async def test_a_write_that_comes_too_late_is_refused_and_every_row_is_answered_
     write: str, start: Start, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, _ = stores
-    async with start(FakePredictor()) as first:
+    async with start() as first:
         first.predictor.hold()
         items = rows(COUNT)
-        job_id = await submit(first, items)
-        job = held(first, job_id)
+        job_id = await first.submit(items)
+        job = first.held(job_id)
         await first.until(first.predictor.entered.is_set)
         if write in ("set_begun", "set_paused"):
             # Both come before a batch: it lets go of the job, and claims it once more.
@@ -77,16 +77,16 @@ async def test_a_write_that_comes_too_late_is_refused_and_every_row_is_answered_
         first.predictor.released.set()
         await first.until(reached.is_set)
         await seem_dead(first, store)
-        async with start(FakePredictor()) as second:
-            done = await ended(second, job_id)
+        async with start() as second:
+            done = await second.ended(job_id)
             go.set()
             await first.until(lambda: not first.state.jobs._runner._runs)
             await first.state.jobs.fresh()
             assert (done["status"], done["rows_done"], done["result"]["rows"]) == ("done", COUNT, COUNT)
-            assert done["result"]["methods"] == await methods(second, items)
+            assert done["result"]["methods"] == await second.methods(items)
             for served in (first, second):
-                assert await get(served, job_id) == done
-                assert [one["input"] for one in await answers(served, job_id)] == items
+                assert await served.get(job_id) == done
+                assert [one["input"] for one in await served.answers(job_id)] == items
     (stored,) = store.reads.jobs()
     assert kept_rows(store, stored.number) == list(range(COUNT))
 
@@ -95,41 +95,41 @@ async def test_a_write_that_comes_too_late_is_refused_and_every_row_is_answered_
 
 
 async def test_any_server_cancels_a_job_and_the_one_that_runs_it_lets_go(start: Start, tmp_path: Path) -> None:
-    async with start(FakePredictor()) as first:
+    async with start() as first:
         first.predictor.hold()
-        job_id = await submit(first, rows(COUNT))
+        job_id = await first.submit(rows(COUNT))
         await first.until(first.predictor.entered.is_set)
-        async with start(FakePredictor()) as second:
-            assert (await cancel(second, job_id))["status"] == "cancelled"
-            job = held(first, job_id)
+        async with start() as second:
+            assert (await second.cancel(job_id))["status"] == "cancelled"
+            job = first.held(job_id)
             await first.until(lambda: job.status == "cancelled" and first.state.backend.queue.rows == 0)
             await first.until(lambda: not list((tmp_path / "common" / "laplora-jobs-shared").glob("*.jsonl")))
             first.predictor.released.set()
             assert (await first.predict("row 7")).status_code == 200
-            assert await delete(second, job_id) == "removed"
+            assert await second.delete(job_id) == "removed"
             assert (await first.client.get(f"/evaluate/jobs/{job_id}")).status_code == 404
 
 
 async def test_a_cancel_that_comes_after_another_servers_end_takes_no_row_away(start: Start) -> None:
-    async with start(FakePredictor()) as first, start(FakePredictor()) as second:
+    async with start() as first, start() as second:
         second.state.jobs._keeper.cancel()  # so that it claims nothing, and learns of nothing
         first.predictor.hold()
-        job_id = await submit(first, rows(COUNT))
+        job_id = await first.submit(rows(COUNT))
         await second.state.jobs.fresh()
-        late = held(second, job_id)
+        late = second.held(job_id)
         first.predictor.released.set()
-        done = await ended(first, job_id)
+        done = await first.ended(job_id)
         assert not late.finished, "the second one does not know of it"
         await second.state.jobs.cancel(late)
         for served in (first, second):
-            assert await get(served, job_id) == done
-            assert len(await answers(served, job_id)) == COUNT
+            assert await served.get(job_id) == done
+            assert len(await served.answers(job_id)) == COUNT
 
 
 async def test_an_end_is_an_end_though_the_upload_cannot_be_removed_yet(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with start(FakePredictor()) as served:
+    async with start() as served:
         folder, down = served.state.jobs.ledger.disk.folder, threading.Event()
         down.set()
         discard = folder.discard
@@ -140,12 +140,12 @@ async def test_an_end_is_an_end_though_the_upload_cannot_be_removed_yet(
             discard(job_id)
 
         monkeypatch.setattr(folder, "discard", refuse)
-        done = await submit(served, rows(4), keep_rows="false")
-        assert (await ended(served, done))["status"] == "done"
+        done = await served.submit(rows(4), keep_rows="false")
+        assert (await served.ended(done))["status"] == "done"
         served.predictor.hold()
-        other = await submit(served, rows(4))
-        assert (await cancel(served, other))["status"] == "cancelled"
-        assert (await get(served, done))["status"] == "done"
+        other = await served.submit(rows(4))
+        assert (await served.cancel(other))["status"] == "cancelled"
+        assert (await served.get(done))["status"] == "done"
         assert folder.inputs(done).exists()
         down.clear()
         await served.until(lambda: not folder.inputs(done).exists() and not folder.inputs(other).exists())
@@ -168,15 +168,15 @@ async def test_a_job_runs_where_it_can_and_is_failed_nowhere(
     store, _ = stores
     async with start(able) as first, start(other, **more) as second:
         able.hold()
-        ids = [await submit(first, rows(40, first=40 * i)) for i in range(6)]
+        ids = [await first.submit(rows(40, first=40 * i)) for i in range(6)]
         # All of them come to the server that can, whatever its share is.
         await second.until(lambda: {job.server for job in store.reads.jobs()} == {first.state.jobs.ledger.disk.server})
         able.released.set()
         for job_id in ids:
-            done = await ended(first, job_id)
+            done = await first.ended(job_id)
             assert (done["status"], done["rows_done"], done["result"]["rows"]) == ("done", 40, 40)
-            assert kept_rows(store, held(first, job_id).number) == list(range(40))
-            shown = await get(second, job_id)
+            assert kept_rows(store, first.held(job_id).number) == list(range(40))
+            shown = await second.get(job_id)
             assert (shown["status"], shown["error"]) == ("done", None)
         # What it ran at its start has no numbers in it, as rows have.
         assert {token for _, batch in other.batches for row in batch for token in row.token_ids} <= {1}
@@ -185,19 +185,19 @@ async def test_a_job_runs_where_it_can_and_is_failed_nowhere(
 async def test_a_job_that_no_server_can_run_says_why_and_goes_on_with_the_first_that_can(
     start: Start, stores: Stores
 ) -> None:
-    job_id, _ = await stopped_job(FakePredictor(), count=40, **start.keywords)  # type: ignore[attr-defined]
+    job_id, _ = await stopped_job(count=40, **start.keywords)  # type: ignore[attr-defined]
     changed, lacking = FakePredictor(), FakePredictor("other")
     changed.artifact.digest = "sha256:another"
     store, _ = stores
     async with start(changed) as one, start(lacking, artifact="other") as other:
         await one.until(lambda: store.reads.jobs()[0].fence > 6)
         for served in (one, other):
-            assert await paused(served, job_id) == "artifact_changed"
-            message = (await get(served, job_id))["paused"]["message"]
+            assert await served.paused(job_id) == "artifact_changed"
+            message = (await served.get(job_id))["paused"]["message"]
             assert message == "waits for a server that has loaded artifact 'fake' of digest sha256:fake"
         assert store.reads.jobs()[0].left_at is not None
-        async with start(FakePredictor()) as third:
-            assert (await ended(third, job_id))["result"]["rows"] == 40
+        async with start() as third:
+            assert (await third.ended(job_id))["result"]["rows"] == 40
         (job,) = store.reads.jobs()
         assert (job.status, job.left_at, job.paused) == ("done", None, None)
 
@@ -227,12 +227,12 @@ async def test_a_job_that_no_server_can_run_for_long_fails_by_the_reason(
             db.execute(update(JOBS).values(left_at=JOBS.c.left_at - seconds))
 
     async with serve(*predictors, job_wait_s=2000, **values) as served:
-        assert await paused(served, job_id) == lacks
+        assert await served.paused(job_id) == lacks
         let_pass(1000)
         await served.until(lambda: store.reads.jobs()[0].fence > 4)
-        assert (await get(served, job_id))["status"] == "paused"
+        assert (await served.get(job_id))["status"] == "paused"
         let_pass(1000)
-        failed = await ended(served, job_id)
+        failed = await served.ended(job_id)
         assert (failed["status"], failed["error"]["code"]) == ("failed", lacks)
         assert failed["error"]["message"].startswith("for job_wait_s (2000 s) there was no server that has ")
         assert served.state.jobs.quota.held_bytes == 0

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from job_calls import callers, ended, get, held, lines, rows, submit
-from serving import FakePredictor, Served, serve
+from job_calls import ServedJobs, callers, lines, rows, serve
+from serving import FakePredictor
 
 from service.jobs.reading import measuring
 from service.jobs.running.waiting import Turns
@@ -31,7 +31,7 @@ async def test_leaving_and_coming_back_earns_no_turn() -> None:
     assert order.count("stays") >= 3
 
 
-def chunks_kept(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def chunks_kept(served: ServedJobs, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that grows by a job's id as each of its chunks comes to disk."""
     order: list[str] = []
     keep = served.state.jobs.ledger.add_rows
@@ -48,17 +48,17 @@ async def test_a_short_job_does_not_wait_for_a_long_one(monkeypatch: pytest.Monk
     async with serve(**SMALL) as served:
         order = chunks_kept(served, monkeypatch)
         served.predictor.hold()
-        long = await submit(served, rows(400))
+        long = await served.submit(rows(400))
         await served.until(served.predictor.entered.is_set)
-        short = [await submit(served, rows(4)) for _ in range(3)]
+        short = [await served.submit(rows(4)) for _ in range(3)]
         served.predictor.released.set()
         for job in short:
-            assert (await ended(served, job))["status"] == "done"
-        assert not held(served, long).finished
+            assert (await served.ended(job))["status"] == "done"
+        assert not served.held(long).finished
         # One turn each: at most the two chunks that were under way, and one turn between two short ones.
         last = max(order.index(job) for job in short)
         assert order[: last + 1].count(long) <= 2 + len(short)
-        assert (await ended(served, long))["result"]["rows"] == 400
+        assert (await served.ended(long))["result"]["rows"] == 400
 
 
 async def test_callers_take_turns_however_many_jobs_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ async def test_callers_take_turns_however_many_jobs_they_have(monkeypatch: pytes
         many = [await submit_as("many")]
         await served.until(served.predictor.entered.is_set)
         many += [await submit_as("many") for _ in range(4)]
-        own = held(served, await submit_as("another"))
+        own = served.held(await submit_as("another"))
         served.predictor.released.set()
         await served.until(lambda: own.finished)
         # Of ten chunks each its caller had every second one; those of the other were spread over the five jobs.
@@ -83,7 +83,7 @@ async def test_callers_take_turns_however_many_jobs_they_have(monkeypatch: pytes
         counts = [between.count(job) for job in many]
         assert max(counts) - min(counts) <= 1
         for job in many:
-            assert (await ended(served, job))["result"]["rows"] == 40
+            assert (await served.ended(job))["result"]["rows"] == 40
 
 
 class SteppingPredictor(FakePredictor):
@@ -103,7 +103,7 @@ async def test_the_next_chunk_waits_behind_the_device_before_it_is_needed() -> N
     """The device is never without rows while a job has some: seen before each of its runs."""
     predictor = SteppingPredictor()
     async with serve(predictor, **SMALL) as served:
-        job = held(served, await submit(served, rows(60)))
+        job = served.held(await served.submit(rows(60)))
         try:
             while job.rows_done < 40:
                 await served.until(lambda: served.queued_plans == 2)
@@ -113,11 +113,11 @@ async def test_the_next_chunk_waits_behind_the_device_before_it_is_needed() -> N
                 await asyncio.sleep(0.001)
         finally:
             predictor.steps.release(100)
-        assert (await ended(served, job.id))["status"] == "done"
+        assert (await served.ended(job.id))["status"] == "done"
 
 
 async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(
-    monkeypatch: pytest.MonkeyPatch, served: Served
+    monkeypatch: pytest.MonkeyPatch, served: ServedJobs
 ) -> None:
     going_on, begun, measure = threading.Event(), threading.Event(), measuring.measure_method
 
@@ -128,10 +128,10 @@ async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(
         return measure(method_rows, *args, **kw)
 
     monkeypatch.setattr(measuring, "measure_method", slow)
-    long = await submit(served, rows(50))
+    long = await served.submit(rows(50))
     await served.until(begun.is_set)
-    short = await submit(served, rows(5))
-    assert (await ended(served, short))["status"] == "done"
-    assert (await get(served, long))["status"] == "running"
+    short = await served.submit(rows(5))
+    assert (await served.ended(short))["status"] == "done"
+    assert (await served.get(long))["status"] == "running"
     going_on.set()
-    assert (await ended(served, long))["result"]["rows"] == 50
+    assert (await served.ended(long))["result"]["rows"] == 50
