@@ -94,32 +94,30 @@ async def test_a_write_that_comes_too_late_is_refused_and_every_row_is_answered_
 # Cancelled, and ended
 
 
-async def test_any_server_cancels_a_job_and_the_one_that_runs_it_lets_go(start: Start, tmp_path: Path) -> None:
-    async with start() as first:
+async def test_any_server_cancels_a_job_and_a_cancel_that_comes_too_late_takes_no_row_away(
+    start: Start, tmp_path: Path
+) -> None:
+    async with start() as first, start() as second:
+        second.state.jobs._keeper.cancel()  # so that it claims nothing, and learns of nothing
         first.predictor.hold()
         job_id = await first.submit(rows(COUNT))
         await first.until(first.predictor.entered.is_set)
-        async with start() as second:
-            assert (await second.cancel(job_id))["status"] == "cancelled"
-            job = first.held(job_id)
-            await first.until(lambda: job.status == "cancelled" and first.state.backend.queue.rows == 0)
-            await first.until(lambda: not list((tmp_path / "common" / "laplora-jobs-shared").glob("*.jsonl")))
-            first.predictor.released.set()
-            assert (await first.predict("row 7")).status_code == 200
-            assert await second.delete(job_id) == "removed"
-            assert (await first.client.get(f"/evaluate/jobs/{job_id}")).status_code == 404
+        await second.state.jobs.fresh()
+        assert (await second.cancel(job_id))["status"] == "cancelled"
+        job = first.held(job_id)
+        await first.until(lambda: job.status == "cancelled" and first.state.backend.queue.rows == 0)
+        await first.until(lambda: not list((tmp_path / "common" / "laplora-jobs-shared").glob("*.jsonl")))
+        first.predictor.released.set()
+        assert await second.delete(job_id) == "removed"
+        assert (await first.client.get(f"/evaluate/jobs/{job_id}")).status_code == 404
 
-
-async def test_a_cancel_that_comes_after_another_servers_end_takes_no_row_away(start: Start) -> None:
-    async with start() as first, start() as second:
-        second.state.jobs._keeper.cancel()  # so that it claims nothing, and learns of nothing
         first.predictor.hold()
         job_id = await first.submit(rows(COUNT))
         await second.state.jobs.fresh()
         late = second.held(job_id)
         first.predictor.released.set()
         done = await first.ended(job_id)
-        assert not late.finished, "the second one does not know of it"
+        assert (done["status"], late.finished) == ("done", False), "the second one does not know of it"
         await second.state.jobs.cancel(late)
         for served in (first, second):
             assert await served.get(job_id) == done
@@ -130,103 +128,92 @@ async def test_an_end_is_an_end_though_the_upload_cannot_be_removed_yet(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with start() as served:
-        folder, down = served.state.jobs.ledger.disk.folder, threading.Event()
-        down.set()
-        discard = folder.discard
+        folder = served.state.jobs.ledger.disk.folder
 
         def refuse(job_id: str) -> None:
-            if down.is_set():
-                raise JobsUnavailableError("the store of uploads does not answer")
-            discard(job_id)
+            raise JobsUnavailableError("the store of uploads does not answer")
 
-        monkeypatch.setattr(folder, "discard", refuse)
-        done = await served.submit(rows(4), keep_rows="false")
-        assert (await served.ended(done))["status"] == "done"
-        served.predictor.hold()
-        other = await served.submit(rows(4))
-        assert (await served.cancel(other))["status"] == "cancelled"
-        assert (await served.get(done))["status"] == "done"
-        assert folder.inputs(done).exists()
-        down.clear()
+        with monkeypatch.context() as down:
+            down.setattr(folder, "discard", refuse)
+            done = await served.done(rows(4), keep_rows="false")
+            served.predictor.hold()
+            other = await served.submit(rows(4))
+            assert (await served.cancel(other))["status"] == "cancelled"
+            assert (await served.get(done))["status"] == "done"
+            assert folder.inputs(done).exists()
         await served.until(lambda: not folder.inputs(done).exists() and not folder.inputs(other).exists())
 
 
 # Left to whoever can run it, and what it waits for
 
-
-@pytest.mark.parametrize("lacks", ["the version", "the artifact", "the upload"])
-async def test_a_job_runs_where_it_can_and_is_failed_nowhere(
-    lacks: str, start: Start, stores: Stores, tmp_path: Path
-) -> None:
-    able, other, more = FakePredictor(), FakePredictor(), dict[str, Any]()
-    if lacks == "the version":
-        other.artifact.digest = "sha256:another"
-    elif lacks == "the artifact":
-        other, more = FakePredictor("other"), {"artifact": "other"}
-    else:
-        more = {"jobs_dir": tmp_path / "own"}
-    store, _ = stores
-    async with start(able) as first, start(other, **more) as second:
-        able.hold()
-        ids = [await first.submit(rows(40, first=40 * i)) for i in range(6)]
-        # All of them come to the server that can, whatever its share is.
-        await second.until(lambda: {job.server for job in store.reads.jobs()} == {first.state.jobs.ledger.disk.server})
-        able.released.set()
-        for job_id in ids:
-            done = await first.ended(job_id)
-            assert (done["status"], done["rows_done"], done["result"]["rows"]) == ("done", 40, 40)
-            assert kept_rows(store, first.held(job_id).number) == list(range(40))
-            shown = await second.get(job_id)
-            assert (shown["status"], shown["error"]) == ("done", None)
-        # What it ran at its start has no numbers in it, as rows have.
-        assert {token for _, batch in other.batches for row in batch for token in row.token_ids} <= {1}
+LACKS = {
+    "artifact_changed": "loaded artifact 'fake' of digest sha256:fake",
+    "artifact_not_loaded": "loaded artifact 'fake' of digest sha256:fake",
+    "upload_changed": "its upload",
+}
+each_lack = pytest.mark.parametrize("lacks", LACKS)
 
 
-async def test_a_job_that_no_server_can_run_says_why_and_goes_on_with_the_first_that_can(
-    start: Start, stores: Stores
-) -> None:
-    job_id, _ = await stopped_job(count=40, **start.keywords)  # type: ignore[attr-defined]
-    changed, lacking = FakePredictor(), FakePredictor("other")
-    changed.artifact.digest = "sha256:another"
-    store, _ = stores
-    async with start(changed) as one, start(lacking, artifact="other") as other:
-        await one.until(lambda: store.reads.jobs()[0].fence > 6)
-        for served in (one, other):
-            assert await served.paused(job_id) == "artifact_changed"
-            message = (await served.get(job_id))["paused"]["message"]
-            assert message == "waits for a server that has loaded artifact 'fake' of digest sha256:fake"
-        assert store.reads.jobs()[0].left_at is not None
-        async with start() as third:
-            assert (await third.ended(job_id))["result"]["rows"] == 40
-        (job,) = store.reads.jobs()
-        assert (job.status, job.left_at, job.paused) == ("done", None, None)
-
-
-@pytest.mark.parametrize("lacks", ["artifact_changed", "upload_changed", "artifact_not_loaded"])
-async def test_a_job_that_no_server_can_run_for_long_fails_by_the_reason(
-    lacks: str, start: Start, stores: Stores, tmp_path: Path
-) -> None:
-    values: dict[str, Any] = dict(start.keywords)  # type: ignore[attr-defined]
-    predictors = [FakePredictor()]
-    if lacks == "artifact_not_loaded":
-        predictors = artifacts_in(tmp_path, "fake", "other")
-        values["artifacts_root"] = tmp_path
-    job_id, _ = await stopped_job(*predictors, **values)
-    predictors[0].released.set()
+def lacking(start: Start, lacks: str, tmp_path: Path) -> tuple[Start, list[FakePredictor]]:
+    """Return what starts a server that cannot run a job of the artifact ``fake``, and the server's predictors."""
+    predictors, values = artifacts_in(tmp_path, "fake", "other"), dict[str, Any](artifacts_root=tmp_path)
     if lacks == "artifact_changed":
         predictors[0].artifact.digest = "sha256:another"
     elif lacks == "artifact_not_loaded":
-        predictors.reverse()
         values["artifact"] = "other"
+        predictors.reverse()
     else:
         values["jobs_dir"] = tmp_path / "own"
+    return partial(start, *predictors, **values), predictors
+
+
+@each_lack
+async def test_a_job_runs_where_it_can_and_is_failed_nowhere(
+    lacks: str, start: Start, stores: Stores, tmp_path: Path
+) -> None:
+    store, _ = stores
+    start_lacking, unable = lacking(start, lacks, tmp_path)
+    left, _ = await stopped_job(count=40, **start.keywords)  # type: ignore[attr-defined]
+    async with start_lacking() as second, start_lacking() as third:
+        await second.until(lambda: store.reads.jobs()[0].fence > 6)
+        for served in (second, third):
+            assert await served.paused(left) == lacks
+            message = (await served.get(left))["paused"]["message"]
+            assert message == f"waits for a server that has {LACKS[lacks]}"
+        assert store.reads.jobs()[0].left_at is not None
+        async with start() as first:
+            assert (await first.ended(left))["result"]["rows"] == 40
+            (job,) = store.reads.jobs()
+            assert (job.status, job.left_at, job.paused) == ("done", None, None)
+            first.predictor.hold()
+            ids = [await first.submit(rows(40, first=40 * i)) for i in range(6)]
+            # All of them come to the server that can, whatever its share is.
+            server = first.state.jobs.ledger.disk.server
+            await first.until(lambda: {job.server for job in store.reads.jobs() if not job.finished} == {server})
+            first.predictor.released.set()
+            for job_id in ids:
+                done = await first.ended(job_id)
+                assert (done["status"], done["rows_done"], done["result"]["rows"]) == ("done", 40, 40)
+                assert kept_rows(store, first.held(job_id).number) == list(range(40))
+                shown = await second.get(job_id)
+                assert (shown["status"], shown["error"]) == ("done", None)
+    # What they ran at their start has no numbers in it, as rows have.
+    ran = [row for predictor in unable for _, batch in predictor.batches for row in batch]
+    assert {token for row in ran for token in row.token_ids} <= {1}
+
+
+@each_lack
+async def test_a_job_that_no_server_can_run_for_long_fails_by_the_reason(
+    lacks: str, start: Start, stores: Stores, tmp_path: Path
+) -> None:
     store, _ = stores
 
     def let_pass(seconds: float) -> None:
         with store.database.transaction() as db:
             db.execute(update(JOBS).values(left_at=JOBS.c.left_at - seconds))
 
-    async with serve(*predictors, job_wait_s=2000, **values) as served:
+    job_id, _ = await stopped_job(**start.keywords)  # type: ignore[attr-defined]
+    async with lacking(start, lacks, tmp_path)[0](job_wait_s=2000) as served:
         assert await served.paused(job_id) == lacks
         let_pass(1000)
         await served.until(lambda: store.reads.jobs()[0].fence > 4)
@@ -244,8 +231,5 @@ def test_a_server_tries_less_and_less_often_what_it_could_not_run() -> None:
     assert back_offs.put(2) == 5
     assert back_offs.now([1, 2, 3]) == [1, 2]
     back_offs.forget(1)
-    assert back_offs.now([1, 2, 3]) == [2]
-    assert back_offs.put(1) == 5
-    # Of one that has ended nothing is kept.
-    assert back_offs.now([2]) == [2]
-    assert back_offs.put(1) == 5
+    assert back_offs.now([3]) == [], "of what has ended nothing is kept"
+    assert (back_offs.put(1), back_offs.put(2)) == (5, 5)
