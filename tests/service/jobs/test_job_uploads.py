@@ -32,21 +32,15 @@ async def unmoved(served: ServedJobs) -> None:
     assert (await served.predict("row 7")).status_code == 200
 
 
-# How lines may come
-
-
-async def test_lines_may_end_as_files_do_and_are_one_line_each_in_the_file_that_is_kept(served: ServedJobs) -> None:
+async def test_lines_are_found_however_they_end_and_however_the_bytes_come(served: ServedJobs) -> None:
     item = b'{"text": "row 5",\r"label": "positive"}'
-    for body in (item, item + b"\n", item + b"\r\n", item + b"\n" + item, b" " + item + b"\r\n" + item + b"\r\n"):
-        response = await served.post(body, **OCTETS)
-        assert (response.status_code, response.json()["rows"]) == (202, body.count(b"}"))
-    job_id = response.json()["id"]
-    await served.ended(job_id)
-    got = await served.client.get(f"/evaluate/jobs/{job_id}/results")
-    assert (b"\r" in got.content, got.content.count(b"\n")) == (False, 2)
+    for ends in (item, item + b"\n", item + b"\r\n", item + b"\n" + item, b" " + item + b"\r\n" + item + b"\r\n"):
+        response = await served.post(ends, **OCTETS)
+        assert (response.status_code, response.json()["rows"]) == (202, ends.count(b"}"))
+    await served.ended(response.json()["id"])
+    got = (await served.client.get(f"{response.headers['location']}/results")).content
+    assert (b"\r" in got, got.count(b"\n")) == (False, 2), "one line each in the file that is kept"
 
-
-async def test_lines_are_found_however_the_bytes_come(served: ServedJobs) -> None:
     # A rendered prompt may stand in place of the fields, beside columns that the template does not know.
     rendered = {"prompt": "row 9", "label": "positive", "question": "why?"}
     body = lines([*({**row, "note": 1} for row in rows(4)), rendered])
@@ -63,59 +57,44 @@ async def test_lines_are_found_however_the_bytes_come(served: ServedJobs) -> Non
     assert [job["rows"] for job in sent] == [6, 6, 6]
     assert done[0]["result"] == done[1]["result"] == done[2]["result"]
     # Names of columns can be long: lists are without them.
-    columns = {"text", "label", "note", "prompt", "question"}
-    assert all(set(job["columns"]) == columns for job in (*sent, *done))
+    assert all(set(job["columns"]) == {"text", "label", "note", "prompt", "question"} for job in (*sent, *done))
     assert {job["columns"] for job in (await served.client.get("/evaluate/jobs")).json()["jobs"]} == {None}
 
 
-def zipped() -> bytes:
-    buffer = io.BytesIO()
+async def test_what_is_no_json_lines_is_refused_by_name(served: ServedJobs) -> None:
+    async def slowly() -> AsyncIterator[bytes]:
+        for byte in b"\xef\xbb\xbf      [":
+            yield bytes([byte])
+
+    buffer, body = io.BytesIO(), lines(rows(1))
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("rows.jsonl", b"\n" * 2**26)
-    return buffer.getvalue()
-
-
-async def test_what_is_no_json_lines_is_refused_by_name(served: ServedJobs) -> None:
-    for name, body in (
+    for name, content in (
         ("gzip file", gzip.compress(b"\n" * 2**26)),
-        ("zip file", zipped()),
+        ("zip file", buffer.getvalue()),
         ("Parquet file: write its rows as JSON Lines", b"PAR1" + b"\0" * 100),
         ("JSON array: send one object a line", json.dumps(rows(3)).encode()),
-        ("JSON array", b"[]"),
         ("JSON array", b"\xef\xbb\xbf \r\n\t\n  [\n"),
-        ("UTF-16 text", lines(rows(1)).decode().encode("utf-16")),
+        ("JSON array", slowly()),
+        ("UTF-16 text", body.decode().encode("utf-16")),
     ):
-        for headers in ({}, OCTETS):
-            error = refused(await served.post(body, **headers), 415, "unsupported_media_type")
-            assert name in error["message"]
-    split = (bytes([byte]) for byte in b"\xef\xbb\xbf      [")
-
-    async def slowly() -> AsyncIterator[bytes]:
-        for part in split:
-            yield part
-
-    assert "JSON array" in refused(await served.post(slowly()), 415, "unsupported_media_type")["message"]
+        error = refused(await served.post(content, **OCTETS), 415, "unsupported_media_type")
+        assert name in error["message"]
     await unmoved(served)
-    body = lines(rows(1))
-    refused(await served.client.post("/evaluate/jobs", content=body), 415, "unsupported_media_type")
-    for name, value in (
-        ("content-encoding", "gzip"),
-        ("content-type", "text/plain"),
-        ("content-type", "application/jsonl; charset=latin-1"),
+    for headers in (
+        {"content-encoding": "gzip"},
+        {"content-type": "text/plain"},
+        {"content-type": "application/jsonl; charset=latin-1"},
     ):
-        refused(await served.post(body, **{name: value}), 415, "unsupported_media_type")
-    for name in ("application/x-ndjson", "application/jsonl; charset=utf-8"):
-        assert (await served.post(body, **{"content-type": name})).status_code == 202
-
-
-# Bad lines
+        refused(await served.post(body, **headers), 415, "unsupported_media_type")
+    for kind in ("application/x-ndjson", "application/jsonl; charset=utf-8"):
+        assert (await served.post(body, **{"content-type": kind})).status_code == 202
 
 
 @pytest.mark.parametrize(
     ("line", "code", "field"),
     [
         ('{"text": 1, "label": "positive"}', "invalid_input", "lines.3.text"),
-        ('{"txet": "a", "label": "positive"}', "invalid_input", "lines.3"),
         ('{"text": "a"}', "invalid_request", "lines.3.label"),
         ('{"text": "a", "label": "good"}', "invalid_input", "lines.3.label"),
         ('{"text": "a", "label": 1}', "invalid_request", "lines.3.label"),
@@ -123,7 +102,6 @@ async def test_what_is_no_json_lines_is_refused_by_name(served: ServedJobs) -> N
         ('{"text": "' + "a " * 65 + '", "label": "positive"}', "too_many_tokens", "lines.3"),
         ('{"text": NaN, "label": "positive"}', "invalid_json", "lines.3"),
         ('{"text": "\\ud800", "label": "positive"}', "invalid_json", "lines.3"),
-        ('{"text": "a", "label": "positive"', "invalid_json", "lines.3"),
         ("[" * 5000, "invalid_json", "lines.3"),
         ("", "invalid_json", "lines.3"),
         ("3", "invalid_request", "lines.3"),
@@ -146,12 +124,10 @@ async def test_a_bad_line_is_named_and_nothing_is_kept(line: str, code: str, fie
 
 async def test_all_bad_lines_are_told_of_by_their_numbers(served: ServedJobs) -> None:
     items = rows(1000)
-    bad: dict[int, Any] = {}
-    for number in range(4, 1000, 5):
-        del items[number]["label"]
-        bad[number + 1] = "invalid_request"
-    items[8] = {"text": "private words", "label": "good"}
-    bad[9] = "invalid_input"
+    bad = dict.fromkeys(range(5, 1001, 5), "invalid_request")
+    for number in bad:
+        del items[number - 1]["label"]
+    items[8], bad[9] = {"text": "private words", "label": "good"}, "invalid_input"
     response = await served.post(lines(items))
     error = refused(response, 422, "invalid_request")
     assert (error["field"], error["lines_bad"]) == ("lines.5.label", len(bad))
@@ -164,7 +140,9 @@ async def test_all_bad_lines_are_told_of_by_their_numbers(served: ServedJobs) ->
     await unmoved(served)
 
 
-async def test_too_many_columns_are_refused(served: ServedJobs) -> None:
+async def test_an_upload_without_a_row_with_too_many_columns_or_bad_options_is_refused(served: ServedJobs) -> None:
+    for body in (b"", b"  ", b"\xef\xbb\xbf"):
+        assert refused(await served.post(body), 422, "invalid_request")["field"] == "lines"
     for names, field, limit, got in (
         ([f"c{{}}_{j}" for j in range(40)], "lines.4", 128, 129),
         (["k" * 257], "lines.1", 256, 257),
@@ -174,17 +152,11 @@ async def test_too_many_columns_are_refused(served: ServedJobs) -> None:
         error = refused(await served.post(lines(items)), 422, "invalid_request")
         assert (error["field"], error["limit"], error["got"]) == (field, limit, got)
         assert "kkk" not in error["message"]
-    await unmoved(served)
-
-
-async def test_an_upload_without_a_row_and_bad_options_are_refused(served: ServedJobs) -> None:
-    for body in (b"", b"  ", b"\xef\xbb\xbf"):
-        assert refused(await served.post(body), 422, "invalid_request")["field"] == "lines"
-    assert refused(await served.post(b"\n"), 422, "invalid_json")["field"] == "lines.1"
     for name, value in (("bins", 0), ("bins", "x"), ("resamples", 5), ("a", "b")):
-        response = await served.post(lines(rows(1)), {name: value})
-        assert refused(response, 422, "invalid_request")["field"] == f"query.{name}"
+        error = refused(await served.post(lines(rows(1)), {name: value}), 422, "invalid_request")
+        assert error["field"] == f"query.{name}"
     refused(await served.post(lines(rows(1)), {"artifact": "b"}), 404, "artifact_not_found")
+    await unmoved(served)
 
 
 # Limits
@@ -195,8 +167,6 @@ async def test_limits_hold_without_a_content_length() -> None:
     async with serve(max_job_bytes=2048, max_job_rows=30, max_body_bytes=1024) as served:
         too_many = refused(await served.post(repeated(lines([item]))), 413, "batch_too_large")
         assert (too_many["limit"], too_many["got"], too_many["field"]) == (30, 31, "lines")
-        twice = refused(await served.post(repeated(lines([{**item, "id": "x" * 200}]))), 422, "invalid_request")
-        assert twice["field"] == "lines.2.id"
         wide = lines([{**item, "text": "1 " * 30}])
         too_large = refused(await served.post(repeated(wide)), 413, "body_too_large")
         assert too_large["limit"] == 2048 < too_large["got"]
@@ -243,8 +213,7 @@ async def test_an_upload_that_changes_while_it_is_read_fails_the_job_by_its_line
     async with serve(batch_tokens=16) as served:
         served.predictor.hold()
         job_id = await served.submit(rows(200))
-        job = served.held(job_id)
-        path = served.folder() / f"{job_id}.jsonl"
+        job, path = served.held(job_id), served.folder() / f"{job_id}.jsonl"
         await served.until(served.predictor.entered.is_set)
         whole = path.read_bytes()
         if how == "gone":
@@ -258,7 +227,6 @@ async def test_an_upload_that_changes_while_it_is_read_fails_the_job_by_its_line
             assert failed["error"]["field"] == f"lines.{job.rows_done + 1}"
         # What was answered before stays, in so far as its rows do.
         if how == "other bytes":
-            got = (await served.client.get(f"/evaluate/jobs/{job_id}/results")).text.splitlines()
-            assert len(got) == job.rows_done > 0
+            assert len(await served.answers(job_id)) == job.rows_done > 0
         assert served.state.jobs.quota.held_bytes == 0
         assert (await served.predict("row 7")).status_code == 200
