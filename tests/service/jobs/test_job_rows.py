@@ -15,32 +15,25 @@ from service.jobs.reading.rows import json_lines
 pytestmark = pytest.mark.anyio
 
 
-async def download(served: ServedJobs, job_id: str, **query: Any) -> bytes:
-    response = await served.client.get(f"/evaluate/jobs/{job_id}/results", params=query)
-    assert response.status_code == 200, response.text
-    assert response.headers["content-disposition"] == f'attachment; filename="{job_id}.jsonl"'
-    return response.content
-
-
 async def test_every_row_comes_back_as_it_was_sent_with_the_answer_of_predict(served: ServedJobs) -> None:
     """With columns of its own, of one kind and of several; and the code of why where there is none."""
     bad = {number: {"text": f"row {90_500 + number}", "label": "positive"} for number in (3, 17)}
     items = [
         {**bad.get(i, row), "id": f"r{i}", "source": ("imdb", None)[i % 2], "line": {"page": i} if i % 7 else "theirs"}
-        for i, row in enumerate(rows(600))
+        for i, row in enumerate(rows(700))
     ]
     served.predictor.poison.update({90_500 + number: RuntimeError("CUDA out of memory") for number in bad})
     served.predictor.unfamiliar = {int(items[5]["text"].split()[1])}
-    job_id = await served.submit(items)
-    assert (await served.ended(job_id))["columns"] == list(items[0])
+    job_id = await served.done(items)
+    assert (await served.get(job_id))["columns"] == list(items[0])
     got = await served.answers(job_id)
-    assert [one["line"] for one in got] == list(range(1, 601))
+    assert [one["line"] for one in got] == list(range(1, 701))
     assert [one["input"] for one in got] == items
     assert {one["line"]: one["error"] for one in got if one["answer"] is None} == {
         4: "device_memory",
         18: "device_memory",
     }
-    for number in (0, 5, 599):
+    for number in (0, 5, 699):
         direct = (await served.predict(items[number]["text"])).json()["predictions"][0]
         left_out = ("calibrated_probs", "logit_mean", "logit_variance", "prediction_id")
         assert got[number]["answer"] == {k: v for k, v in direct.items() if k not in left_out}
@@ -49,9 +42,11 @@ async def test_every_row_comes_back_as_it_was_sent_with_the_answer_of_predict(se
 
 async def test_a_download_is_made_a_page_at_a_time_and_goes_on_behind_any_line(served: ServedJobs) -> None:
     job_id = await served.done(rows(700))
-    whole = await download(served, job_id)
-    for after in (0, 1, 255, 256, 257, 699, 700, 10**6):
-        assert b"".join(whole.splitlines(keepends=True)[after:]) == await download(served, job_id, after=after)
+    response = await served.client.get(f"/evaluate/jobs/{job_id}/results")
+    assert response.headers["content-disposition"] == f'attachment; filename="{job_id}.jsonl"'
+    whole = await served.answers(job_id)
+    for after in (0, 255, 256, 257, 699, 700, 10**6):
+        assert await served.answers(job_id, after=after) == whole[after:]
     parts = [part async for part in json_lines(served.state.jobs.ledger.disk, served.held(job_id))]
     assert [part.count(b"\n") for part in parts] == [256, 256, 188]
 
@@ -97,37 +92,29 @@ async def test_a_download_that_is_not_read_is_cut_off() -> None:
 async def test_the_uploads_that_are_kept_are_bounded_and_the_oldest_goes() -> None:
     """Their answers with them, which are larger than the rows: room for two."""
     async with serve() as served:
-        job = served.held(await served.submit(rows(50)))
-        await served.ended(job.id)
-        assert job.answer_bytes > 50 * 100
+        job = served.held(await served.done(rows(50)))
         disk = served.state.jobs.ledger.disk
         (stored,) = await disk.in_database(disk.tables.reads.jobs)
-        assert (stored.answer_bytes, job.about.upload_bytes) == (job.answer_bytes, len(lines(rows(50))))
-        size = job.disk_bytes
-    async with serve(max_kept_job_bytes=2 * size + 500, job_look_s=0.02) as served:
-        ids = []
-        for _ in range(3):
-            ids.append(await served.submit(rows(50)))
-            await served.ended(ids[-1])
+        assert stored.answer_bytes == job.answer_bytes > 50 * 100
+        assert job.about.upload_bytes == len(lines(rows(50)))
+    async with serve(max_kept_job_bytes=2 * job.disk_bytes + 500, job_look_s=0.02) as served:
+        ids = [await served.done(rows(50)) for _ in range(3)]
         await served.until(lambda: served.jobs() == ids[:0:-1])
 
 
 async def test_jobs_are_listed_a_page_at_a_time(served: ServedJobs) -> None:
-    ids = [await served.submit(rows(1)) for _ in range(5)]
-    seen, before, pages = [], None, 0
-    while True:
-        query = {"limit": 2, **({} if before is None else {"before": before})}
-        page = (await served.client.get("/evaluate/jobs", params=query)).json()
-        seen += [job["id"] for job in page["jobs"]]
-        pages += 1
-        before = page["next"]
-        if before is None:
-            break
-        if pages == 1:
-            # A job that goes or comes moves none of the others to another page.
-            await served.ended(ids[-1])
-            await served.delete(ids[-1])
-            await served.submit(rows(1))
-    assert (seen, pages) == (ids[::-1], 3)
+    ids = [await served.done(rows(1)) for _ in range(5)]
+
+    async def page(**query: Any) -> tuple[list[str], str | None]:
+        found = (await served.client.get("/evaluate/jobs", params={"limit": 2, **query})).json()
+        return [job["id"] for job in found["jobs"]], found["next"]
+
+    first, before = await page()
+    # A job that goes or comes moves none of the others to another page.
+    await served.delete(ids[-1])
+    await served.submit(rows(1))
+    second, after = await page(before=before)
+    last, end = await page(before=after)
+    assert ([*first, *second, *last], end) == (ids[::-1], None)
     for query in ({"limit": 0}, {"limit": 1001}, {"before": "x"}):
         refused(await served.client.get("/evaluate/jobs", params=query), 422, "invalid_request")
