@@ -54,9 +54,9 @@ def test_objects_come_and_go_whole(
     assert names(s3) == ["folder/a.jsonl"]
     with pytest.raises(UploadChangedError):
         store.get("a.jsonl", copy, size_bytes=10)
-    store.remove("a.jsonl")
-    store.remove("a.jsonl")
-    assert names(s3) == []
+    for _ in range(2):
+        store.remove("a.jsonl")
+        assert names(s3) == []
     with pytest.raises(FileNotFoundError):
         store.get("a.jsonl", copy, size_bytes=1)
     assert not copy.exists()
@@ -85,7 +85,6 @@ def test_servers_with_folders_of_their_own_share_jobs(
         assert sorted(names(s3)) == sorted(f"shared/{job_id}.jsonl" for job_id in ids)
         # No copy stays, neither where a job was run nor where its upload came.
         until(lambda: not list(tmp_path.rglob("*.jsonl")))
-        for job_id in ids:
-            assert clients[0].delete(f"/evaluate/jobs/{job_id}").json()["outcome"] in ("removed", "kept")
+        for job_id in ids * 2:  # what was not read there before is kept at first
             clients[0].delete(f"/evaluate/jobs/{job_id}")
         assert names(s3) == []

@@ -71,9 +71,9 @@ async def test_an_upload_holds_what_has_come_of_it_whatever_it_announces() -> No
         yield b"not a line\n"
 
     async with serve(max_jobs_bytes=8000, max_job_bytes=6000) as served, callers(served) as who:
-        quota = served.state.jobs.quota
+        quota, announced = served.state.jobs.quota, {"content-length": "3000"}
         sent = [
-            asyncio.ensure_future(who.call(caller, "POST", content=held_up(first), headers={"content-length": "3000"}))
+            asyncio.ensure_future(who.call(caller, "POST", content=held_up(first), headers=announced))
             for caller, first in (("ann", upload(100)), ("ann", b""), ("bob", b""), ("bob", b""))
         ]
         await served.until(lambda: len(quota._held) == 4 and quota.held_bytes == 100)

@@ -44,7 +44,16 @@ def chunks_kept(served: ServedJobs, monkeypatch: pytest.MonkeyPatch) -> list[str
     return order
 
 
-async def test_a_short_job_does_not_wait_for_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_short_job_waits_neither_for_a_long_one_nor_for_its_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    going_on, begun, measure = threading.Event(), threading.Event(), measuring.measure_method
+
+    def slow(method_rows: Any, *args: Any, **kw: Any) -> Any:
+        if len(method_rows) == 400:
+            begun.set()
+            going_on.wait()
+        return measure(method_rows, *args, **kw)
+
+    monkeypatch.setattr(measuring, "measure_method", slow)
     async with serve(**SMALL) as served:
         order = chunks_kept(served, monkeypatch)
         served.predictor.hold()
@@ -58,6 +67,10 @@ async def test_a_short_job_does_not_wait_for_a_long_one(monkeypatch: pytest.Monk
         # One turn each: at most the two chunks that were under way, and one turn between two short ones.
         last = max(order.index(job) for job in short)
         assert order[: last + 1].count(long) <= 2 + len(short)
+        await served.until(begun.is_set)
+        await served.done(rows(5))
+        assert (await served.get(long))["status"] == "running"
+        going_on.set()
         assert (await served.ended(long))["result"]["rows"] == 400
 
 
@@ -114,24 +127,3 @@ async def test_the_next_chunk_waits_behind_the_device_before_it_is_needed() -> N
         finally:
             predictor.steps.release(100)
         assert (await served.ended(job.id))["status"] == "done"
-
-
-async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(
-    monkeypatch: pytest.MonkeyPatch, served: ServedJobs
-) -> None:
-    going_on, begun, measure = threading.Event(), threading.Event(), measuring.measure_method
-
-    def slow(method_rows: Any, *args: Any, **kw: Any) -> Any:
-        if len(method_rows) == 50:
-            begun.set()
-            going_on.wait()
-        return measure(method_rows, *args, **kw)
-
-    monkeypatch.setattr(measuring, "measure_method", slow)
-    long = await served.submit(rows(50))
-    await served.until(begun.is_set)
-    short = await served.submit(rows(5))
-    assert (await served.ended(short))["status"] == "done"
-    assert (await served.get(long))["status"] == "running"
-    going_on.set()
-    assert (await served.ended(long))["result"]["rows"] == 50
