@@ -183,24 +183,34 @@ async def test_room_for_jobs_is_bounded() -> None:
         (QueueFullError("full"), "queue_full"),
         (DeviceMemoryError("one input does not fit"), "device_memory"),
         (ShelfFullError("all are in use"), "artifacts_full"),  # of a scorer that has no place for the artifact
+        (StorageFullError("no room"), "storage_full"),  # of a real disk: test_jobs_process.py
     ],
 )
 async def test_what_passes_is_waited_out(error: Exception, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serve(job_pause_s=0.5) as served:
-        full, submit_rows = True, served.state.backend.queue.put
+    async with serve(job_pause_s=0.5, job_look_s=0.02) as served:
+        on_disk, full = code == "storage_full", True
+        tables, queue = served.state.jobs.ledger.disk.tables, served.state.backend.queue
 
-        def put(plan: Any, *args: Any, **kw: Any) -> Any:
-            if full and plan.caller.startswith("job:"):
+        def refuse(write: Any, *args: Any, **kw: Any) -> Any:
+            if full and (on_disk or args[0].caller.startswith("job:")):
                 raise error
-            return submit_rows(plan, *args, **kw)
+            return write(*args, **kw)
 
-        monkeypatch.setattr(served.state.backend.queue, "put", put)
-        job_id = await served.submit(rows(40))
+        for place, name in ((tables, "add_rows"), (tables, "end")) if on_disk else ((queue, "put"),):
+            monkeypatch.setattr(place, name, partial(refuse, getattr(place, name)))
+        job_id, other = await served.submit(rows(40)), await served.submit(rows(5))
         assert await served.paused(job_id) == code
         assert (await served.predict("row 1")).status_code == 200
+        if on_disk:
+            for method, below in (("DELETE", ""), ("POST", "/cancel")):
+                response = await served.client.request(method, f"/evaluate/jobs/{other}{below}")
+                refused(response, 503, "storage_full")
+                assert "retry-after" in response.headers
         full = False
         done = await served.ended(job_id)
         assert (done["status"], done["paused"], done["result"]["rows"]) == ("done", None, 40)
+        # The server tries by itself what it could not write down.
+        assert (await served.ended(other))["status"] == ("cancelled" if on_disk else "done")
 
 
 async def test_chunks_shrink_until_the_queue_takes_them() -> None:
@@ -232,29 +242,3 @@ async def test_a_job_goes_on_with_its_own_artifact_only(name: str) -> None:
         assert (failed["status"], failed["error"]["code"]) == ("failed", "artifact_changed")
         assert "fake" in failed["error"]["message"]
         await served.until(lambda: not served.uploads())
-
-
-async def test_a_full_disk_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real disk is in test_jobs_process.py; here, at every step that writes."""
-    async with serve(job_look_s=0.02) as served:
-        tables, full = served.state.jobs.ledger.disk.tables, True
-
-        def refuse(write: Any, *args: Any, **kw: Any) -> Any:
-            if full:
-                raise StorageFullError("no room")
-            return write(*args, **kw)
-
-        for name in ("add_rows", "end"):
-            monkeypatch.setattr(tables, name, partial(refuse, getattr(tables, name)))
-        job_id, other = await served.submit(rows(5)), await served.submit(rows(5))
-        assert await served.paused(job_id) == "storage_full"
-        for response in (
-            await served.client.delete(f"/evaluate/jobs/{other}"),
-            await served.client.post(f"/evaluate/jobs/{other}/cancel"),
-        ):
-            refused(response, 503, "storage_full")
-            assert "retry-after" in response.headers
-        full = False
-        assert (await served.ended(job_id))["status"] == "done"
-        # The server tries by itself what it could not write down.
-        assert (await served.ended(other))["status"] == "cancelled"
