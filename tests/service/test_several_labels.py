@@ -162,7 +162,7 @@ async def test_a_list_is_refused_where_one_label_is_right(served: Served) -> Non
 
 
 async def test_feedback_counts_every_label(client: Client) -> None:
-    rows = labelled(36)  # fewer than 30 have no limit by their spread
+    rows = labelled(60)  # fewer than 30 have no limit by their spread, fewer than 50 no drift
     answers = await answers_to(client, rows, target_risk=0.4)
     ids = [answer["prediction_id"] for answer in answers]
 
@@ -181,7 +181,8 @@ async def test_feedback_counts_every_label(client: Client) -> None:
     gauges = (await client.get("/metrics")).text
     right, probs, at_map = told(rows), table(answers), table(answers, "map_probs")
     figures, hits = series["figures"], (probs > 0.5) == right
-    assert series["labelled"] == len(rows)
+    assert (series["predictions"], series["labelled"]) == (len(rows), len(rows))
+    assert [(drift["signal"], drift["reference"]) for drift in series["drift"]] == [("score", "calibration")]
     assert figures["accuracy"]["value"] == pytest.approx(hits.mean())
     assert figures["nll"]["value"] == pytest.approx(losses(probs, right).mean(), rel=1e-6)
     gain = (losses(at_map, right) - losses(probs, right)).mean(1)
@@ -203,4 +204,5 @@ async def test_feedback_counts_every_label(client: Client) -> None:
         assert flag["rows"] == raised.sum()
         assert flag["error_rate"] == pytest.approx((~hits.all(1))[raised].mean())
     assert series["flags"]
-    assert f'laplora_feedback_rows{{artifact="several",predictive="laplace"}} {len(rows)}.0' in gauges
+    for name, value in (("rows", len(rows)), ("nll", figures["nll"]["value"])):
+        assert f'laplora_feedback_{name}{{artifact="several",predictive="laplace"}} {float(value)}' in gauges
