@@ -82,6 +82,8 @@ async def test_a_large_job_is_looked_at_in_evenly_spaced_rows(
     result = (await ledger.result(job)).model_copy(update={"unfamiliar": 0.01})
     manifest = served.predictor.artifact.manifest
     assert job_reports.job_report(job, result, taken, manifest, texts=False).unfamiliar == 0.25
+    monkeypatch.setattr(job_reports, "MOST_NUMBERS", 6 * 20)  # of three numbers by label, two labels each
+    assert len((await job_reports.take_rows(ledger.disk, job, asyncio.to_thread)).references) == 20
 
 
 async def test_what_has_no_report_is_named(served: ServedJobs) -> None:

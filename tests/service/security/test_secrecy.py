@@ -128,9 +128,8 @@ def test_the_word_stays_between_client_and_server(process: Process, tmp_path: Pa
         refused += [client.post("/evaluate/jobs", content=raw, headers=JSON_LINES) for raw in RAW]
         refused.append(client.post(f"/evaluate/jobs?bins={WORD}&{WORD}={WORD}", content=b"{}", headers=JSON_LINES))
         metrics = client.get("/metrics").text
-    assert [answer.text for answer in refused if answer.status_code < 400] == []
-    assert [answer.status_code for answer in refused if answer.status_code >= 500] == []
     for answer in refused:
+        assert 400 <= answer.status_code < 500, answer.text
         assert WORD.lower() not in (answer.text + str(answer.headers)).lower(), answer.text
     process.popen.terminate()
     assert process.left() == 0
