@@ -133,12 +133,3 @@ def save_base(folder: Path, model: Any, *, head: bool) -> Path:
     (model if head else getattr(model, model.base_model_prefix)).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
-
-
-def logits_of(model: Any, tokenizer: Any, text: str, limit: int) -> torch.Tensor:
-    """Return the logits of the model's own forward on a text."""
-    ids = tokenizer.encode(text)
-    ids = ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
-    with torch.no_grad():
-        logits: torch.Tensor = model(input_ids=torch.tensor([ids])).logits[0]
-    return logits.double()

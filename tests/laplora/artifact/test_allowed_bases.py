@@ -24,7 +24,6 @@ def check(address: str, model: str, *allowed: str, revision: str | None = None) 
     [
         ("https://host/a", "smollm2-135m-instruct"),
         ("s3://models/team/a", "s3://models/base"),
-        ("gs://models/a", "gs://models/base"),
         ("https://host/a?key=1", "https://host/base"),
         ("hf://owner/name/a", "hf://owner/name/base"),
         ("s3://models/a", f"hf://meta/llama@{COMMIT}"),
@@ -49,11 +48,14 @@ def test_what_any_may_have(address: str, model: str) -> None:
         ("hf://owner/name@main", "meta/llama", "at no commit"),
         ("hf://owner/name", "hf://owner/other@main", "at no commit"),
         ("https://host/a", "file:///etc", "no address"),
+        pytest.param("https://host/a?key=hidden", "/" + "x" * 100_000, "a folder of this machine", id="long"),
     ],
 )
 def test_what_none_may_have(address: str, model: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says) as refused:
         check(address, model)
+    assert len(str(refused.value)) < 500
+    assert "hidden" not in str(refused.value)
     if "no address" not in says:
         check(address, model, "*")
 
@@ -72,7 +74,6 @@ def test_a_folder_that_is_named_as_a_repository_is_a_folder(tmp_path: Path, monk
     ("entry", "model", "is_allowed"),
     [
         ("meta/llama", "meta/llama", True),
-        ("meta/llama", "hf://meta/llama@main/sub", True),
         ("hf://meta/llama", "meta/llama", True),
         ("hf://meta/llama@v1", "hf://meta/llama@v2", True),
         ("meta/*", "meta/llama", True),
@@ -84,7 +85,6 @@ def test_a_folder_that_is_named_as_a_repository_is_a_folder(tmp_path: Path, monk
         ("s3://models/*", "s3://models-of-others/llama", False),
         ("meta*", "meta/llama", False),
         ("hf://*", "meta/llama", True),
-        ("hf://*", "hf://meta/llama@main", True),
         ("hf://*", "/etc/keys", False),
         ("/*", "/srv/models/llama", True),
         ("/*", "meta/llama", False),
@@ -97,10 +97,3 @@ def test_what_an_entry_allows(entry: str, model: str, is_allowed: bool) -> None:
     else:
         with pytest.raises(ConfigError, match="--allowed-bases"):
             check("https://host/a", model, *filter(None, [entry]))
-
-
-def test_an_error_repeats_little_of_a_name() -> None:
-    with pytest.raises(ConfigError) as refused:
-        check("https://host/a?key=hidden", "/" + "x" * 100_000)
-    assert len(str(refused.value)) < 500
-    assert "hidden" not in str(refused.value)

@@ -32,7 +32,7 @@ def jsonl(*rows: Any) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def test_json_lines(tmp_path: Path) -> None:
+def test_json_lines_and_csv_with_quotes_line_breaks_and_physical_line_numbers(tmp_path: Path) -> None:
     content = jsonl(
         {"text": "good\u2028really", "label": "positive", "id": "x1", "extra": [1]},
         {"text": "bad", "label": " negative "},
@@ -40,9 +40,6 @@ def test_json_lines(tmp_path: Path) -> None:
     first, second = read(tmp_path / "a.jsonl", content)
     assert first == Example("x1", {"text": "good\u2028really"}, 1, 2)
     assert second == Example("a.jsonl:2", {"text": "bad"}, 0, 2)
-
-
-def test_csv_with_quotes_line_breaks_and_physical_line_numbers(tmp_path: Path) -> None:
     content = 'label,text,note\npositive,"one ""two"",\nthree",x\n\nnegative,plain,\n'
     first, second = read(tmp_path / "a.csv", content)
     assert first == Example("a.csv:2", {"text": 'one "two",\nthree'}, 1, 2)
@@ -199,14 +196,11 @@ def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_parquet_cells_that_json_has_not_come_as_text(tmp_path: Path) -> None:
+def test_parquet_cells_that_json_has_not_come_as_text_and_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     rows = [{"text": "a", "choices": ["x", "y"], "on": datetime.date(2024, 1, 2), "raw": b"z", "none": None}]
     (record,) = read_records(parquet(tmp_path / "a.parquet", rows))
     assert record.line == 1
     assert record.values == {"text": "a", "choices": ["x", "y"], "on": "2024-01-02", "raw": "b'z'", "none": None}
-
-
-def test_parquet_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("sentence,mood\n")
     (tmp_path / "folder.parquet").mkdir()
     parquet(tmp_path / "empty.parquet", [])

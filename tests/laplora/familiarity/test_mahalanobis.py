@@ -90,17 +90,6 @@ def test_the_nearest_class_counts_and_strangers_are_far() -> None:
     assert share[1] < 0.5
 
 
-def test_a_row_is_as_far_in_any_company_and_order() -> None:
-    states, labels = rows_of(100)
-    new, _ = rows_of(30, seed=7)
-    found = fit_layer(states, labels)
-    together = found.squared(new)
-    alone = torch.cat([found.squared(new[i : i + 1]) for i in range(len(new))])
-    torch.testing.assert_close(alone, together, rtol=1e-12, atol=0)
-    order = torch.randperm(len(states), generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(fit_layer(states[order], labels[order]).squared(new), together, rtol=2e-3, atol=0)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_states_may_have_any_number_format(dtype: torch.dtype) -> None:
     states, labels = rows_of(100)

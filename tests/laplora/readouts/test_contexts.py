@@ -70,13 +70,3 @@ def test_jacobians_may_be_the_first_thing_that_a_model_is_asked_for() -> None:
     for mine, theirs in zip(found.blocks, expected.blocks, strict=True):
         assert mine.jacobian.abs().max() > 0
         assert torch.equal(mine.jacobian, theirs.jacobian)
-
-
-def test_one_run_needs_no_mask_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for labels of one token, which cost what label tokens cost."""
-    monkeypatch.setattr("laplora.readouts.contexts.shares_prompt", pytest.fail)
-    batch = tiny_task(examples=3).batch()
-    for tree in (prefix_tree(((10,), (11,))), PrefixTree(((), (5,)), ((5,),), ((5,), (6, 7)))):
-        states, mask = context_states(tiny_base("llama"), tree, batch)
-        assert states.shape[:2] == (3, len(tree.contexts))
-        assert len(mask) == 3
