@@ -121,7 +121,9 @@ def test_what_the_server_writes_is_a_volume(render: Any, settings: Any, values: 
     assert not is_writable(given.keys)
 
 
-def test_the_server_has_no_rights(render: Any) -> None:
+def test_the_server_has_no_rights_and_a_service_called_laplora_sets_nothing(
+    render: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, container = pod(render()), server(render())
     user, group = parse("service.Dockerfile")[1][-1].one("USER").split(":")
     context = spec["securityContext"]
@@ -133,11 +135,8 @@ def test_the_server_has_no_rights(render: Any) -> None:
     assert spec["automountServiceAccountToken"] is False
     (keys,) = [volume["secret"] for volume in spec["volumes"] if volume["name"] == "keys"]
     assert keys["defaultMode"] & 0o007 == 0, "nobody else reads the keys, and the server refuses a file all can write"
-
-
-def test_a_service_called_laplora_sets_nothing(render: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kubernetes would give LAPLORA_PORT=tcp://10.0.0.1:80 to every pod of the namespace, and no server would start."""
-    assert pod(render())["enableServiceLinks"] is False
+    # Kubernetes would give this variable to every pod of the namespace, and no server would start.
+    assert spec["enableServiceLinks"] is False
     monkeypatch.setenv("LAPLORA_PORT", "tcp://10.0.0.1:80")
     with pytest.raises(ValueError, match="port"):
         Settings()

@@ -37,7 +37,9 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def predicted(run: FinishedRun, source: Path, target: Path, batch_size: int = 4, **options: Any) -> Predicted:
+def predicted(
+    run: FinishedRun, source: Path | str, target: Path | str, batch_size: int = 4, **options: Any
+) -> Predicted:
     how = How(batch_size=batch_size)
     return predict_file(run.artifact, source, target, how, Workers(device="cpu"), window=8, **options)
 
@@ -221,12 +223,16 @@ def parts(tmp_path: Path) -> Parts:
     return parts
 
 
-def test_blocks_come_back_as_they_were_written(parts: Parts) -> None:
+def test_blocks_come_back_as_they_were_written_and_a_change_is_said(parts: Parts) -> None:
     (parts.folder / f".000002.jsonl.{'0' * 16}").write_bytes(b"a")  # as a killed process leaves it
     found = Parts(parts.folder).begin(RUN)
     assert found.keys() == {0, 1}
     assert (found[1].rows, found[1].bad) == (2, 1)
     assert b"".join(parts.lines([found[0], found[1]])) == b"a\nb\nc\nd\n"
+    path = parts.folder / "000000.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"a\n", b"x\n"))
+    with pytest.raises(DataError, match="was changed"):
+        list(parts.lines([found[0]]))
     with parts.held():
         parts.remove()
     assert not parts.folder.exists()
@@ -241,27 +247,17 @@ def test_somebody_elses_files_are_not_touched(parts: Parts, tmp_path: Path) -> N
     assert [path.name for path in parts.folder.iterdir()] == ["0.jsonl"]
 
 
-def test_a_block_that_was_changed_is_said(parts: Parts) -> None:
-    block, path = parts.begin(RUN)[0], parts.folder / "000000.jsonl"
-    path.write_bytes(path.read_bytes().replace(b"a\n", b"x\n"))
-    with pytest.raises(DataError, match="was changed"):
-        list(parts.lines([block]))
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        *(("000000.jsonl", text) for text in ('{"number"', "[]", "5", '{"number": 0}', "\xff")),
-        ("000000.jsonl", '{"number": 0, "rows": "2", "bad": 0, "sha256": ""}'),
-        ("000000.jsonl", '{"number": 1, "rows": 2, "bad": 0, "sha256": ""}'),
+def test_a_record_that_is_damaged_is_said(parts: Parts) -> None:
+    record = {"number": 0, "rows": 2, "bad": 0, "sha256": ""}
+    texts = ['{"number"', "[]", '{"number": 0}', json.dumps(record | {"rows": "2"}), json.dumps(record | {"number": 1})]
+    for name, content in (
+        *(("000000.jsonl", text) for text in (*texts, "\xff")),
         ("run.json", "[1]"),
         ("run.json", ""),
-    ],
-)
-def test_a_record_that_is_damaged_is_said(parts: Parts, name: str, content: str) -> None:
-    (parts.folder / name).write_bytes(content.encode("latin-1"))
-    with pytest.raises(DataError, match=rf"{name}: is damaged: remove"):
-        parts.begin(RUN)
+    ):
+        (parts.folder / name).write_bytes(content.encode("latin-1"))
+        with pytest.raises(DataError, match=rf"{name}: is damaged: remove"):
+            parts.begin(RUN)
 
 
 def test_a_second_run_is_refused_and_a_killed_one_holds_nothing(parts: Parts) -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 from remote_servers import object_server, running
+from test_files import predicted
 from test_rows import windows, write_parquet
 from tiny_runs import FinishedRun, sentiment_rows, write_rows
 
-from laplora.bulk.answering import How
-from laplora.bulk.predict import Predicted, predict_file
+from laplora.bulk.predict import Predicted
 from laplora.bulk.rows import Source
-from laplora.bulk.workers import Workers
 from laplora.errors import ConfigError, DataError
 from laplora.remote.places import place_of
 
@@ -40,10 +39,6 @@ def url(server: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest
 
 def interrupt(_line: str) -> None:
     raise KeyboardInterrupt
-
-
-def predicted(run: FinishedRun, source: str | Path, target: str | Path, **options: object) -> Predicted:
-    return predict_file(run.artifact, source, target, How(), Workers(device="cpu"), window=8, **options)  # type: ignore[arg-type]
 
 
 def test_an_object_is_of_one_version_and_written_whole_or_not_at_all(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
