@@ -89,7 +89,6 @@ def test_the_hub_answers_with_the_commit(
     "arguments",
     [
         ["pull", "artifacts/sst2-smollm2"],
-        ["pull", "ftp://host/a"],
         ["pull", "https://me:hidden@host/a"],
         ["push", "nowhere", URL],
         ["push", str(ARTIFACT), "https://127.0.0.1:9/a#sha256=" + "0" * 64],
