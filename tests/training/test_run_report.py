@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from laplora.artifact.manifest import POSTERIOR
 from laplora.files import file_sha256
 from laplora.predictor import Predictor
 from training.config import load_config
+from training.data.files import SplitPaths
 from training.evaluate import measure
+from training.report.page import configuration
 from training.workspace.results import load_trained
 from training.workspace.runtime import open_run
 
@@ -55,3 +58,12 @@ def test_texts_travel_where_the_configuration_says_so(run_copy: Path) -> None:
     assert job("evaluate", run_copy, "evaluation.report_texts=true") == 0
     folder = load_config(run_copy, ["evaluation.report_texts=true"]).run_dir
     assert (folder / "report" / "report.html").read_bytes() == (folder / "report.html").read_bytes()
+
+
+def test_the_page_of_files_by_split_names_no_folder(sentiment_run: FinishedRun) -> None:
+    """A folder's name can tell of the customer whose rows lie in it."""
+    config, folder = sentiment_run.config, Path("/clients/somebody")
+    paths = SplitPaths(train=folder / "a.jsonl", test=folder / "b.jsonl")
+    shown = configuration(config.model_copy(update={"data": config.data.model_copy(update={"path": paths})}))
+    assert "somebody" not in shown
+    assert {"a.jsonl", "b.jsonl"} <= set(json.loads(shown)["data"]["path"].values())
