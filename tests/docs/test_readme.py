@@ -1,8 +1,12 @@
-"""README.md and docs/evidence.md say what the pages with the measured tables say, and README's tree exists."""
+"""README.md, docs/evidence.md and docs/architecture.md say and show what measured tables and the code do."""
 
 from __future__ import annotations
 
+import importlib
 import re
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import evidence_page
 import pytest
@@ -59,3 +63,63 @@ def test_the_pages_of_figures_are_linked_and_hold_the_artifacts_table() -> None:
     assert table.strip() in read("docs/results.md")
     for page in ("results.md", *(f"../{p.relative_to(ROOT)}" for p in ROOT.glob("benchmarks/**/*.md"))):
         assert f"({page}" in read("docs/evidence.md"), page
+
+
+PICTURES = ROOT / "docs" / "pictures"
+#: The class of a package's boxes in the picture.
+PACKAGES = {"laplora": "room", "service": "job", "training": "file"}
+#: Commands, on top of everything and in no room.
+COMMANDS = {"__main__", "demo", "keys"}
+
+
+def floors(package: str) -> list[set[str]]:
+    """Return a package's layers from the top down, by the contract in pyproject.toml."""
+    contracts = tomllib.loads(read("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    (layers,) = (
+        contract["layers"]
+        for contract in contracts
+        if contract.get("containers") == [package] or str(contract.get("layers", [""])[0]).startswith(f"{package}.")
+    )
+    found = [{room(name, package) for name in re.split(r" [|:] ", layer)} - COMMANDS for layer in layers]
+    return [floor for floor in found if floor]
+
+
+def room(name: str, package: str) -> str:
+    """Return how the picture calls a module of a contract: what stands beside the routes is ``http``."""
+    name = name.removeprefix(f"{package}.")
+    return name.replace(".", "/") if name == "http.routes" else name.partition(".")[0]
+
+
+def drawn(package: str) -> list[set[str]]:
+    """Return the names in the picture's boxes of a package, row by row from the top down."""
+    rows: dict[float, set[str]] = {}
+    box: tuple[str, float] = ("", 0.0)
+    for element in ElementTree.parse(PICTURES / "rooms.svg").getroot():
+        kind = element.tag.rpartition("}")[2]
+        if kind == "rect":
+            box = (element.get("class", ""), float(element.get("y", 0)))
+        elif kind == "text" and "title" in element.get("class", "") and box[0] == PACKAGES[package]:
+            rows.setdefault(box[1], set()).update(filter(None, re.split(r",\s*", element.text or "")))
+    return [names for _, names in sorted(rows.items())]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_picture_has_the_floors_of_the_contract(package: str) -> None:
+    assert drawn(package) == floors(package)
+
+
+def test_the_pictures_are_as_the_script_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / ".ci")
+    drawn_now = importlib.import_module("pictures").pictures()
+    assert {path.stem for path in PICTURES.glob("*.svg")} == set(drawn_now)
+    stale = [name for name, text in drawn_now.items() if read(f"docs/pictures/{name}.svg") != text]
+    assert stale == [], "run python .ci/pictures.py"
+
+
+@pytest.mark.parametrize("picture", sorted(PICTURES.glob("*.svg")), ids=lambda picture: picture.name)
+def test_a_picture_says_in_words_what_it_shows(picture: Path) -> None:
+    root = ElementTree.parse(picture).getroot()
+    words = {child.tag.rpartition("}")[2]: (child.text or "").strip() for child in root}
+    assert words["title"]
+    assert len(words["desc"]) > 40
+    assert any(f"pictures/{picture.name})" in page.read_text("utf-8") for page in ROOT.glob("docs/*.md"))

@@ -1,4 +1,4 @@
-"""The server process over a fake predictor that tests of the client and of ``laplora jobs`` share."""
+"""Servers that tests of the library share: one over a fake predictor, and an S3 store."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from remote_servers import object_server
 from server_process import fake_artifacts, fake_server
 
 
@@ -24,3 +25,18 @@ def served(tmp_path_factory: pytest.TempPathFactory, gate: Path) -> Iterator[str
     root = fake_artifacts(tmp_path_factory.mktemp("served"))
     with fake_server(root, *flags, FAKE_GATE=str(gate)) as process, process.client() as client:
         yield str(client.base_url)
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[dict[str, str]]:
+    """The environment of a client of an S3 store with the bucket ``models``."""
+    with object_server("models") as environment:
+        yield environment
+
+
+@pytest.fixture
+def s3(object_store: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A folder of this test's own in that store, which the environment leads to."""
+    for name, value in object_store.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://models/{request.node.name}"

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from remote_servers import object_server, running
+from remote_servers import running
 from test_files import predicted
 from test_rows import windows, write_parquet
 from tiny_runs import FinishedRun, sentiment_rows, write_rows
@@ -22,29 +22,14 @@ pytest.importorskip("obstore")
 ROWS = [{"id": str(number), "text": row["text"]} for number, row in enumerate(sentiment_rows()[:20])]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[dict[str, str]]:
-    """The environment of a client of a store with the bucket ``rows``."""
-    with object_server("rows") as found:
-        yield found
-
-
-@pytest.fixture
-def url(server: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A folder of this test's own in that store."""
-    for name, value in server.items():
-        monkeypatch.setenv(name, value)
-    return f"s3://rows/{request.node.name}"
-
-
 def interrupt(_line: str) -> None:
     raise KeyboardInterrupt
 
 
-def test_an_object_is_of_one_version_and_written_whole_or_not_at_all(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_is_of_one_version_and_written_whole_or_not_at_all(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("laplora.remote.places._RANGE_BYTES", 1000)
     monkeypatch.setattr("laplora.remote.places._PART_BYTES", 5 * 2**20)
-    place, other = place_of(f"{url}/a"), place_of(f"{url}/b")
+    place, other = place_of(f"{s3}/a"), place_of(f"{s3}/b")
     parts = [bytes(range(256)) * 2**12] * 12
     content = b"".join(parts)
     place.write(iter(parts))
@@ -71,29 +56,27 @@ def test_an_object_is_of_one_version_and_written_whole_or_not_at_all(url: str, m
 
 
 def test_a_run_from_a_store_into_it(
-    url: str, sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: str, sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where the finished blocks are
     for name in ("rows.jsonl", "rows.parquet"):
         local = write_rows(tmp_path / name, ROWS) if name.endswith("l") else write_parquet(tmp_path / name, ROWS, 6)
-        place_of(f"{url}/{name}").write([local.read_bytes()])
-        assert windows(Source.at(f"{url}/{name}", 3, ["id", "text"])) == windows(Source.at(local, 3))
-    out = f"{url}/out.jsonl"
+        place_of(f"{s3}/{name}").write([local.read_bytes()])
+        assert windows(Source.at(f"{s3}/{name}", 3, ["id", "text"])) == windows(Source.at(local, 3))
+    out = f"{s3}/out.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        predicted(sentiment_run, f"{url}/rows.jsonl", out, progress=interrupt)
+        predicted(sentiment_run, f"{s3}/rows.jsonl", out, progress=interrupt)
     assert {path.name for path in (tmp_path / "out.jsonl.parts").iterdir()} == {"000000.jsonl", "run.json"}
-    assert predicted(sentiment_run, f"{url}/rows.jsonl", out) == Predicted(20, 0)
+    assert predicted(sentiment_run, f"{s3}/rows.jsonl", out) == Predicted(20, 0)
     assert not (tmp_path / "out.jsonl.parts").exists()
     with pytest.raises(ConfigError, match="is there already"):
-        predicted(sentiment_run, f"{url}/rows.jsonl", out)
+        predicted(sentiment_run, f"{s3}/rows.jsonl", out)
     predicted(sentiment_run, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
     with place_of(out).open(place_of(out).version()) as file:
         assert file.read() == (tmp_path / "out.jsonl").read_bytes()
-    late = place_of(f"{url}/late.jsonl")
+    late = place_of(f"{s3}/late.jsonl")
     with pytest.raises(ConfigError, match=r"is there already.*finished blocks are kept"):
-        predicted(
-            sentiment_run, f"{url}/rows.jsonl", f"{url}/late.jsonl", progress=lambda _line: late.write([b"theirs"])
-        )
+        predicted(sentiment_run, f"{s3}/rows.jsonl", f"{s3}/late.jsonl", progress=lambda _line: late.write([b"theirs"]))
     assert late.identity()["bytes"] == 6
     assert (tmp_path / "late.jsonl.parts" / "000000.jsonl").exists()
 
@@ -150,10 +133,10 @@ def test_without_an_etag_the_time_of_the_change_tells(monkeypatch: pytest.Monkey
             Source.at(f"{url}/rows.jsonl", 4)
 
 
-def test_what_cannot_be_reached_is_said(url: str) -> None:
+def test_what_cannot_be_reached_is_said(s3: str) -> None:
     with pytest.raises(ConfigError, match="expected the URL of an object"):
         place_of("s3://bucket/")
     with pytest.raises(ConfigError, match="no store that can be used"):
         place_of("nowhere://bucket/key")
     with pytest.raises(DataError, match="no such file"):
-        Source.at(f"{url}/none.jsonl", 4)
+        Source.at(f"{s3}/none.jsonl", 4)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from remote_servers import hub_server, object_server
+from remote_servers import hub_server
 
 from laplora.artifact.folder import read_artifact
 from laplora.commands.app import main
@@ -17,22 +16,13 @@ ARTIFACT = Path(__file__).parents[3] / "artifacts" / "sst2-smollm2"
 URL = "s3://models/team/sst2"
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, str]]:
-    with object_server("models") as environment:
-        yield environment
-
-
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
 
 
-def test_what_was_pushed_is_pulled(
-    s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.usefixtures("s3")
+def test_what_was_pushed_is_pulled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digest = read_artifact(ARTIFACT).digest
     assert main(["push", str(ARTIFACT), URL]) == 0
     pinned = capsys.readouterr().out.strip()
