@@ -89,8 +89,8 @@ def probs(predictor: Predictor, inputs: list[dict[str, str]], predictive: str) -
     return torch.tensor([answer.probs for answer in predictor.predict(rows, predictive)], dtype=torch.float64)
 
 
-def test_the_student_answers_by_one_pass_what_its_teacher_averages(
-    student: Predictor, sentiment_predictor: Predictor
+def test_the_student_answers_by_one_pass_what_its_teacher_averages_and_says_so(
+    finished: Path, student: Predictor, teacher: Path, sentiment_predictor: Predictor
 ) -> None:
     """On what it learned it is nearer to the teacher's average than the teacher's own forward pass is.
 
@@ -102,16 +102,9 @@ def test_the_student_answers_by_one_pass_what_its_teacher_averages(
     )
     assert learned < own
     assert student.recommended == "temperature"
-
-
-def test_the_artifact_says_whose_student_it_is(finished: Path, student: Predictor, teacher: Path) -> None:
     manifest, of = student.artifact.manifest, read_artifact(teacher)
-    record = manifest.data["student"]
-    assert record["teacher"] == of.name
-    assert record["teacher_digest"] == of.digest
-    assert record["predictive"] == "laplace"
-    assert record["inputs"] == len(unlabelled())
-    assert record["unfamiliar"] == 0
+    record = {"teacher": of.name, "teacher_digest": of.digest, "predictive": "laplace", "unfamiliar": 0}
+    assert manifest.data["student"].items() >= (record | {"inputs": len(unlabelled())}).items()
     assert manifest.config["student"]["teacher"] == str(teacher)
     assert manifest.data["rows"] == of.manifest.data["rows"]
     trained = json.loads((finished / "runs" / "tiny-sentiment-student" / "training_log.json").read_text())[-1]
@@ -180,15 +173,7 @@ def inputs(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "inputs.jsonl", [dict(one) for one in unlabelled()])
 
 
-@pytest.mark.parametrize("predictive", ["conditioned", "laplace_conditioned"])
-def test_labels_that_a_teacher_learned_do_not_calibrate_its_student(
-    sentiment_run: FinishedRun, inputs: Path, predictive: Any
-) -> None:
-    with pytest.raises(ConfigError, match=r"give --calibration FILE .* or learn from --predictive (temp|lap|map)"):
-        opened(sentiment_run, inputs=inputs, predictive=predictive)
-
-
-def test_with_other_calibration_rows_the_teachers_train(
+def test_labels_that_a_teacher_learned_train_its_student_and_others_calibrate_it(
     sentiment_run: FinishedRun, inputs: Path, tmp_path: Path
 ) -> None:
     rows = rows_of(sentiment_run)
@@ -197,6 +182,8 @@ def test_with_other_calibration_rows_the_teachers_train(
     ]
     repeated = [rows[part][0] for part in ("train", "calibration", "test")] + fresh[:1]
     file = write_rows(tmp_path / "fresh.jsonl", [*fresh, *repeated])
+    with pytest.raises(ConfigError, match=r"give --calibration FILE .* or learn from --predictive (temp|lap|map)"):
+        opened(sentiment_run, inputs=inputs, predictive="conditioned")
     found, splits = opened(sentiment_run, inputs=inputs, predictive="conditioned", calibration=file)
     assert found.predictive == "conditioned"
     assert [e.fields["text"] for e in splits.calibration] == [one["text"] for one in fresh]
@@ -209,41 +196,36 @@ def test_with_other_calibration_rows_the_teachers_train(
         opened(sentiment_run, inputs=inputs, predictive="conditioned", calibration=known)
 
 
-def test_what_is_no_teacher_is_refused(sentiment_run: FinishedRun, inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        (None, {"config": {"laplace": {}}}, "was not made by"),
+        (None, {"labels": ["positive", "negative"]}, "they must be the same, in the same order"),
+        ("data", {"source_detail": "file: others"}, "made from other rows"),
+        ("data", {"rows": {"train": 0, "calibration": 32}}, "does not count the rows"),
+        ("config", {"student": {"teacher": "a", "inputs": "b"}}, "is itself a student"),
+        ("config", {"optimizer": {"steps": "many"}}, r"\n  optimizer\.steps: "),
+        ("config", {"optimizer": {"learning_rate": 1e-2}}, "was not made by"),
+        ("config", {"base": {"model": "somebody/else"}}, "names 'somebody/else'"),
+        ("config", {"calibration": {"rows": "cross_fit"}}, r"was trained on every label .* the teacher never saw$"),
+        ("predictives", {"temperature": None}, "has no predictive 'temperature'"),
+    ],
+)
+def test_what_is_no_teacher_is_refused(
+    section: str | None,
+    changes: dict[str, Any],
+    message: str,
+    sentiment_run: FinishedRun,
+    inputs: Path,
+    tmp_path: Path,
+) -> None:
     """Also a manifest at odds with itself, by name: nothing but the job reads these parts."""
-    fields = manifest_fields(sentiment_run)
-    config, data = fields["config"], fields["data"]
-    student = {"teacher": "a", "inputs": "b"}
-    for number, (changes, message) in enumerate(
-        (
-            ({"config": {"laplace": {}}}, "was not made by"),
-            ({"config": config | {"student": student}}, "is itself a student"),
-            ({"data": data | {"source_detail": "file: others"}}, "made from other rows"),
-            ({"labels": ["positive", "negative"]}, "they must be the same, in the same order"),
-            ({"config": config | {"optimizer": config["optimizer"] | {"steps": "many"}}}, r"\n  optimizer\.steps: "),
-            ({"config": config | {"optimizer": config["optimizer"] | {"steps": None}}}, "was not made by"),
-            ({"config": config | {"data": "rows.jsonl"}}, r"\n  data: "),
-            ({"config": config | {"base": config["base"] | {"model": "somebody/else"}}}, "names 'somebody/else'"),
-            ({"config": config | {"base": config["base"] | {"revision": "a1"}}}, "one of the two was changed"),
-            ({"data": data | {"rows": {"train": 0, "calibration": 32}}}, "does not count the rows"),
-        )
-    ):
-        artifact = changed_artifact(sentiment_run, tmp_path / str(number), **changes)
-        with pytest.raises(ConfigError, match=message):
-            opened(sentiment_run, artifact=artifact, inputs=inputs, predictive="laplace")
-    labels = config | {"calibration": config["calibration"] | {"rows": "cross_fit"}}
-    artifact = changed_artifact(sentiment_run, tmp_path / "every-label", config=labels)
-    with pytest.raises(ConfigError, match=r"was trained on every label .* the teacher never saw$"):
+    if section is not None:
+        whole = {**manifest_fields(sentiment_run)[section], **changes}
+        changes = {section: {name: value for name, value in whole.items() if value is not None}}
+    artifact = changed_artifact(sentiment_run, tmp_path, **changes)
+    with pytest.raises(ConfigError, match=message):
         opened(sentiment_run, artifact=artifact, inputs=inputs, predictive="temperature")
-    without = {name: record for name, record in fields["predictives"].items() if name != "temperature"}
-    artifact = changed_artifact(sentiment_run, tmp_path / "without", predictives=without)
-    with pytest.raises(ConfigError, match="has no predictive 'temperature'"):
-        opened(sentiment_run, artifact=artifact, inputs=inputs, predictive="temperature")
-    overrides = (rows_named(sentiment_run), "calibration.rows=cross_fit")
-    with pytest.raises(ConfigError, match=r"calibration\.rows: held_out"):
-        student_config(
-            DistilRequest(sentiment_run.artifact, inputs, overrides=overrides), read_artifact(sentiment_run.artifact)
-        )
 
 
 # Whose word counts for what is read and written.

@@ -10,14 +10,12 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-import torch
 import yaml
 from alike_runs import read
-from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import FinishedRun, choice_rows, job, reseal, sentiment_rows, write_rows
 
-from laplora.errors import ConfigError, DataError
+from laplora.errors import LaploraError
 from laplora.linearised import entropy
 from laplora.metrics.detection import detection
 from laplora.predictor import Predictor
@@ -26,7 +24,7 @@ from training.__main__ import main
 from training.config import RunConfig, load_config
 from training.data.section import load_splits
 from training.report.markdown import fill
-from training.report.shift import Answers, publish_shift, shift_figure, shift_report
+from training.report.shift import shift_figure, shift_report
 from training.workspace.runtime import batches
 from training.workspace.stores import FolderStore
 
@@ -61,11 +59,6 @@ def shift_config(folder: Path, run: FinishedRun, **shift: Any) -> Path:
     path = folder / "shift.yaml"
     path.write_text(yaml.safe_dump(sections), encoding="utf-8")
     return path
-
-
-def answered(config: RunConfig, name: str) -> Answers:
-    """Return the kept answers to a set."""
-    return load_file(config.run_dir / "shift" / f"{name}.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -118,41 +111,34 @@ def test_rows_that_the_artifact_cannot_take_or_has_seen_are_left_out_and_counted
     assert four and own  # noqa: PT018
     assert record["sets"]["other"]["left_out"] == {"choices": len(four), "repeated": len(own)}
     usable = [e for e in test if e not in four and e not in own][:10]
-    assert answered(config, "other")["labels"].tolist() == [e.label for e in usable]
+    assert load_file(config.run_dir / "shift" / "other.safetensors")["labels"].tolist() == [e.label for e in usable]
 
 
-def test_the_test_rows_figures_are_those_of_evaluate(record: dict[str, Any], choices_run: FinishedRun) -> None:
-    """The same rows in the same batches: what differs is the rounding of sums."""
-    evaluated = json.loads((choices_run.config.run_dir / "report" / "evaluation.json").read_text(encoding="utf-8"))
+def test_figures_are_those_of_evaluate_and_answers_those_of_the_service(
+    record: dict[str, Any], config: RunConfig, choices_run: FinishedRun, choices_predictor: Predictor
+) -> None:
+    """On the test rows, in the same batches, so that rounding is the same; every figure follows from the answers."""
+    evaluated = read(choices_run.config.run_dir / "report" / "evaluation.json")
     for name in ("map", "laplace"):
         for metric, found in record["sets"]["test"]["predictives"][name].items():
             assert found == pytest.approx(evaluated[name][metric], abs=2e-4), (name, metric)
-
-
-def test_every_figure_follows_from_the_kept_answers(record: dict[str, Any], config: RunConfig) -> None:
-    inside = answered(config, "test")
-    for name, found in record["sets"].items():
-        kept = answered(config, name)
-        right = kept[f"probs.{record['recommended']}"].argmax(1) == kept["labels"]
-        assert found["accepted"] == int(kept["accepted"].sum())
-        assert found["accepted_errors"] == int((~right & kept["accepted"]).sum())
-        assert found["unfamiliar"] == pytest.approx(float(kept["unfamiliar"].double().mean()), abs=1e-6)
-        if name != "test":
-            auroc = detection(*(entropy(answers["probs.map"]) for answers in (inside, kept))).auroc
-            assert found["detection"]["map_entropy"]["auroc"] == pytest.approx(auroc, abs=1e-6)
-
-
-def test_answers_flags_and_decisions_are_the_services(config: RunConfig, choices_predictor: Predictor) -> None:
-    """In the same batches, so that rounding is the same."""
+    kept = {name: load_file(config.run_dir / "shift" / f"{name}.safetensors") for name in record["sets"]}
+    inside, served = kept["test"], f"probs.{choices_predictor.recommended}"
+    assert {name for name in inside if "." in name} == {f"probs.{name}" for name in choices_predictor.predictives}
     rows = [choices_predictor.encode(e.fields, truncate=True) for e in load_splits(config.data, seed=config.seed).test]
-    kept = answered(config, "test")
     for index in batches(rows, config.laplace.batch_size):
         for i, answer in zip(index, choices_predictor.predict([rows[i] for i in index]), strict=True):
-            assert bool(kept["unfamiliar"][i]) == ("unfamiliar" in answer.flags)
-            assert bool(kept["accepted"][i]) == (answer.decision != "review")
-            probs = kept[f"probs.{choices_predictor.recommended}"][i, : len(answer.probs)]
-            torch.testing.assert_close(probs, torch.tensor(answer.probs, dtype=torch.float64), atol=1e-6, rtol=0)
-    assert {name.removeprefix("probs.") for name in kept if "." in name} == set(choices_predictor.predictives)
+            assert bool(inside["unfamiliar"][i]) == ("unfamiliar" in answer.flags)
+            assert bool(inside["accepted"][i]) == (answer.decision != "review")
+            assert inside[served][i, : len(answer.probs)].tolist() == pytest.approx(answer.probs, abs=1e-6)
+    for name, found in record["sets"].items():
+        right = kept[name][served].argmax(1) == kept[name]["labels"]
+        assert found["accepted"] == int(kept[name]["accepted"].sum())
+        assert found["accepted_errors"] == int((~right & kept[name]["accepted"]).sum())
+        assert found["unfamiliar"] == pytest.approx(float(kept[name]["unfamiliar"].double().mean()), abs=1e-6)
+        if name != "test":
+            auroc = detection(*(entropy(answers["probs.map"]) for answers in (inside, kept[name]))).auroc
+            assert found["detection"]["map_entropy"]["auroc"] == pytest.approx(auroc, abs=1e-6)
 
 
 def test_strange_inputs_are_flagged(sentiment_run: FinishedRun, tmp_path: Path) -> None:
@@ -170,119 +156,93 @@ def test_strange_inputs_are_flagged(sentiment_run: FinishedRun, tmp_path: Path) 
         assert sets[name]["detection"]["familiarity"]["auroc"] > 0.8
     assert sets["test"]["unfamiliar"] < 0.3
     assert shift_report(record).count("| questions | 48 | - |") == 1
-    assert [label.get_text() for label in shift_figure(record).axes[0].get_yticklabels()] == [
-        "test rows",
-        "gibberish-1",
-    ]
+    shown = [label.get_text() for label in shift_figure(record).axes[0].get_yticklabels()]
+    assert shown == ["test rows", "gibberish-1"]
 
 
-@pytest.fixture
-def answering(monkeypatch: pytest.MonkeyPatch) -> Mock:
-    """What answers a set; its last argument is the set's name."""
-    mock = Mock(wraps=shift_job.answer_set)
-    monkeypatch.setattr(shift_job, "answer_set", mock)
-    return mock
+def test_a_set_is_answered_once_and_again_for_other_rows_and_another_artifact(
+    copy: Path, record: dict[str, Any], choices_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped job continues at the set where it was."""
+    answering, write = Mock(wraps=shift_job.answer_set), FolderStore.write
+    monkeypatch.setattr(shift_job, "answer_set", answering)
 
-
-def titles(answering: Mock) -> list[str]:
-    """Return which sets were answered since the last call."""
-    names = [call.args[3] for call in answering.call_args_list]
-    answering.reset_mock()
-    return names
-
-
-def test_a_stopped_job_continues_at_the_set_where_it_was(copy: Path, record: dict[str, Any], answering: Mock) -> None:
-    folder = load_config(copy).run_dir / "shift"
-    for path in folder.glob("*.safetensors"):
-        path.unlink()
-    original = FolderStore.write
+    def answered(*overrides: str, status: int = 0) -> list[str]:
+        """Run the job and return which sets it answered."""
+        answering.reset_mock()
+        assert job("shift", copy, *overrides) == status
+        return [call.args[3] for call in answering.call_args_list]
 
     def interrupted(self: FolderStore, name: str, *arguments: Any) -> None:
         if name == "typos-0.3":
             signal.raise_signal(signal.SIGINT)
-        original(self, name, *arguments)
+        write(self, name, *arguments)
 
+    shutil.rmtree(load_config(copy).run_dir / "shift")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FolderStore, "write", interrupted)
-        assert job("shift", copy) == 130
-    titles(answering)
+        assert answered(status=130) == ["test", "other", "typos-0.3"]
     for expected in (["typos-0.3", "choice_noise-0.1"], []):
-        assert job("shift", copy) == 0
-        assert titles(answering) == expected
+        assert answered() == expected
         assert read(load_config(copy).run_dir / REPORT) == record
-
-
-def test_other_rows_and_another_artifact_are_answered_again(
-    copy: Path, choices_run: FinishedRun, tmp_path: Path, answering: Mock
-) -> None:
-    assert job("shift", copy, "shift.rows=11") == 0
-    assert titles(answering) == ["other", "typos-0.3", "choice_noise-0.1"]  # the test rows are always all of them
+    # The test rows are always all of them.
+    assert answered("shift.rows=11") == ["other", "typos-0.3", "choice_noise-0.1"]
     artifact = Path(shutil.copytree(choices_run.artifact, tmp_path / "artifacts" / choices_run.artifact.name))
     reseal(artifact, created="2030-01-01T00:00:00+00:00")
-    assert job("shift", copy, f"artifacts={tmp_path / 'artifacts'}") == 0
-    assert titles(answering) == ["test", "other", "typos-0.3", "choice_noise-0.1"]
+    assert answered(f"artifacts={tmp_path / 'artifacts'}") == list(record["sets"])
 
 
-def refusal(path: Path, *overrides: str) -> str:
-    with pytest.raises((ConfigError, DataError)) as caught:
-        shift_job.shift(load_config(path, list(overrides)))
-    return str(caught.value)
-
-
-def test_no_section_no_artifact_and_one_of_other_rows(
-    copy: Path, tmp_path: Path, choices_run: FinishedRun, capsys: pytest.CaptureFixture[str]
+def test_an_artifact_that_is_missing_or_of_other_rows_is_refused(
+    copy: Path, tmp_path: Path, choices_run: FinishedRun
 ) -> None:
     """Other rows by the configuration, or because the file has fewer now."""
-    assert job("shift", copy, f"artifacts={tmp_path / 'none'}") == 1
-    assert "no artifact at 'tiny-choices'" in capsys.readouterr().err
-    assert "was made from other rows than this configuration's" in refusal(copy, "seed=1")
+
+    def refused(path: Path, message: str, *overrides: str) -> None:
+        with pytest.raises(LaploraError, match=message):
+            shift_job.shift(load_config(path, list(overrides)))
+
+    refused(copy, "no artifact at 'tiny-choices'", f"artifacts={tmp_path / 'none'}")
+    refused(copy, "was made from other rows than this configuration's", "seed=1")
     artifact = Path(shutil.copytree(choices_run.artifact, tmp_path / "artifacts" / choices_run.artifact.name))
-    manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
-    manifest["data"]["rows"]["test"] += 1
-    reseal(artifact, data=manifest["data"])
-    assert "was made from other rows" in refusal(copy, f"artifacts={tmp_path / 'artifacts'}")
-    assert "tiny-choices has no section 'shift': name other" in refusal(shift_config(tmp_path, choices_run))
+    data = read(artifact / "manifest.json")["data"]
+    reseal(artifact, data=data | {"rows": data["rows"] | {"test": data["rows"]["test"] + 1}})
+    refused(copy, "was made from other rows", f"artifacts={tmp_path / 'artifacts'}")
+    refused(shift_config(tmp_path, choices_run), "tiny-choices has no section 'shift': name other")
 
 
 def test_sets_that_an_artifact_cannot_answer(
     tmp_path: Path, choices_run: FinishedRun, sentiment_run: FinishedRun
 ) -> None:
-    def refused(run: FinishedRun, **section: Any) -> str:
-        return refusal(shift_config(tmp_path, run, **section))
-
     reviews = file_data(write_rows(tmp_path / "reviews.jsonl", sentiment_rows()), "sentiment", "negative positive")
-    message = refused(choices_run, sets={"reviews": reviews})
-    assert message.startswith("shift: reviews: its rows have the fields ['text']")
     own = file_data(write_rows(tmp_path / "own.jsonl", choice_rows()))
-    assert "two can be used at least, got 0: 0 have" in refused(choices_run, sets={"own": own})
     rows = [{"text": row["text"] + "!", "label": row["label"][:3]} for row in sentiment_rows()]
     turned = file_data(write_rows(tmp_path / "turned.jsonl", rows), "sentiment", "pos neg")
-    assert "['pos', 'neg'], the artifact takes ['text'] and answers ['negative'" in refused(
-        sentiment_run, sets={"turned": turned}
-    )
     questions = file_data(other_questions(tmp_path / "other.jsonl"))
-    for run, field in ((sentiment_run, "text"), (sentiment_run, "choices"), (choices_run, "question")):
-        message = refused(run, strangers={"questions": {"data": questions, "field": field}})
-        assert f"shift: questions: its texts are ['question'], asked for is '{field}'" in message
-    message = refused(sentiment_run, corruptions=[{"kind": "choice_noise"}])
-    assert "choice_noise needs a data set with choices" in message
+    text = {"strangers": {"questions": {"data": questions, "field": "text"}}}
+    of_choices = {"strangers": {"questions": {"data": questions, "field": "question"}}}
+    for run, section, message in (
+        (choices_run, {"sets": {"reviews": reviews}}, r"^shift: reviews: its rows have the fields \['text'\]"),
+        (choices_run, {"sets": {"own": own}}, "two can be used at least, got 0: 0 have"),
+        (sentiment_run, {"sets": {"turned": turned}}, r"\['pos', 'neg'\], the artifact takes \['text'\] and answers"),
+        (sentiment_run, text, r"shift: questions: its texts are \['question'\], asked for is 'text'"),
+        (choices_run, of_choices, r"the only field of the artifact's template, which has \['choices', 'question'\]"),
+        (sentiment_run, {"corruptions": [{"kind": "choice_noise"}]}, "choice_noise needs a data set with choices"),
+    ):
+        with pytest.raises(LaploraError, match=message):
+            shift_job.shift(load_config(shift_config(tmp_path, run, **section)))
 
 
 def test_publish_puts_the_measured_figures_on_the_page(
-    config_file: Path, config: RunConfig, record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config_file: Path, record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     docs = tmp_path / "docs"
     (docs / "results").mkdir(parents=True)
-    (docs / "shift.md").write_text("# Shift\n", encoding="utf-8")
-    with pytest.raises(DataError, match="one pair of markers"):
-        publish_shift(config, docs)
     shutil.copy(ROOT / "docs" / "shift.md", docs)
     monkeypatch.chdir(tmp_path)
     assert main(["shift", "--config", str(config_file), "--publish"]) == 0
-    assert json.loads((docs / "results" / "shift.json").read_text(encoding="utf-8")) == record
+    assert read(docs / "results" / "shift.json") == record
+    assert (docs / "results" / "shift.png").read_bytes().startswith(b"\x89PNG")
     assert shift_report(record) in (docs / "shift.md").read_text(encoding="utf-8")
-    with Image.open(docs / "results" / "shift.png") as picture:
-        assert len(picture.convert("RGB").getcolors(1 << 20) or ()) > 8  # an empty canvas has one
     assert main(["shift", "--config", str(config_file), "--set", f"runs={tmp_path / 'none'}", "--publish"]) == 1
 
 

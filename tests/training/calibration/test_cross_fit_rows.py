@@ -1,4 +1,4 @@
-"""Cross-fitting of classification heads: several right labels, and many classes of which few directions are computed.
+"""Cross-fitting of a classifier with many classes, of which few directions are computed.
 
 Runs of ``python -m training`` are tested in ``tests/training/test_cross_fit.py``.
 """
@@ -6,7 +6,6 @@ Runs of ``python -m training`` are tested in ``tests/training/test_cross_fit.py`
 from __future__ import annotations
 
 import random
-import warnings
 from pathlib import Path
 
 import pytest
@@ -27,78 +26,51 @@ from laplora.prompts.examples import Example
 from training.calibration.cross_fit import cross_fit_rows
 from training.calibration.fold_adapters import FoldAdapter
 
-FOLDS, ROWS, CLASSES = 2, 24, 3
+FOLDS, ROWS, LABELS = 2, 24, ["news", "sport", "weather"]
+SETTINGS = FitSettings.model_validate(
+    {
+        "calibration": {"folds": FOLDS},
+        "predictives": {"conditioned": False},
+        "many_classes": {"limit": 2, "directions": 1, "reference_rows": 4},
+    }
+)
 
 
-def classifier_of(folder: Path, *, several: bool) -> laplora.Classifier:
-    """Return a tiny classifier of three labels, of which one or several are right."""
-    kind = "multi_label_classification" if several else "single_label_classification"
-    model = adapted_classifier("roberta", dtype=torch.float32, problem_type=kind)
-    base = save_base(folder / "base", classifier_base("roberta"), head=False)
-    model.get_base_model().config._name_or_path = str(base)
-    labels = ["news", "sport", "weather"]
-    return laplora.Classifier(model, AutoTokenizer.from_pretrained(base), labels, "{text}", max_tokens=12)
+def noisy_adapter(classifier: laplora.Classifier, number: int) -> FoldAdapter:
+    """Return the adapter of a fold: the classifier's with a little noise."""
+    g = torch.Generator().manual_seed(number)
+    parameters = lora_parameters(classifier.model).items()
+    noisy = {name: weight.detach() + 0.02 * torch.randn(weight.shape, generator=g) for name, weight in parameters}
+    return FoldAdapter(noisy, Forgetful())
 
 
-def examples(*, several: bool) -> list[Example]:
-    draw = random.Random(0)
-    rows = []
-    for i in range(ROWS):
-        fields = {"text": " ".join(draw.choices("abcdefghijklmnop", k=draw.randint(1, 9)))}
-        present = tuple(sorted(draw.sample(range(CLASSES), draw.randint(0, CLASSES)))) if several else None
-        rows.append(Example(str(i), fields, -1 if several else i % CLASSES, CLASSES, present))
-    return rows
-
-
-def adapters(classifier: laplora.Classifier) -> list[FoldAdapter]:
-    """Return each fold's adapter, the classifier's with a little noise."""
-    made = []
-    for number in range(FOLDS):
-        g = torch.Generator().manual_seed(number)
-        weights = {
-            name: weight.detach() + 0.02 * torch.randn(weight.shape, generator=g)
-            for name, weight in lora_parameters(classifier.model).items()
-        }
-        made.append(FoldAdapter(weights, Forgetful()))
-    return made
-
-
-@pytest.mark.parametrize("several", [True, False], ids=["several labels", "few directions"])
-def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path, several: bool) -> None:
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random weights: a prior at the edge of the range is no fault
+def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path) -> None:
     """As a fit of that adapter by itself has it, on the rows that trained it and those of its fold."""
-    classifier, rows = classifier_of(tmp_path, several=several), examples(several=several)
-    settings = FitSettings.model_validate(
-        {
-            "calibration": {"folds": FOLDS},
-            "predictives": {"conditioned": False},
-            "many_classes": {"limit": 2, "directions": 1, "reference_rows": 4},
-        }
-    )
-    folds, together = adapters(classifier), CLASSES if several else 1
+    model, draw = adapted_classifier("roberta", dtype=torch.float32), random.Random(0)
+    base = save_base(tmp_path / "base", classifier_base("roberta"), head=False)
+    model.get_base_model().config._name_or_path = str(base)
+    classifier = laplora.Classifier(model, AutoTokenizer.from_pretrained(base), LABELS, "{text}", max_tokens=12)
+    texts = [" ".join(draw.choices("abcdefghijklmnop", k=draw.randint(1, 9))) for _ in range(ROWS)]
+    rows = [Example(str(i), {"text": text}, i % len(LABELS), len(LABELS)) for i, text in enumerate(texts)]
+    folds, parts = [noisy_adapter(classifier, number) for number in range(FOLDS)], fold_rows(ROWS, FOLDS, SETTINGS.seed)
     with pytest.raises(ConfigError, match="2 folds need an adapter each, 1 were given"):
-        cross_fit_rows(classifier, rows, folds[:1], settings)
+        cross_fit_rows(classifier, rows, folds[:1], SETTINGS)
 
     def alone(adapter: FoldAdapter, fit: torch.Tensor, held: torch.Tensor) -> Fit:
         with in_place(lora_parameters(classifier.model), adapter.weights):
-            parts = ([rows[i] for i in part.tolist()] for part in (fit, held))
-            return fit_rows(classifier, *parts, settings)
+            return fit_rows(classifier, *([rows[i] for i in part.tolist()] for part in (fit, held)), SETTINGS)
 
-    with warnings.catch_warnings():  # random weights: a prior at the edge of the range is no fault
-        warnings.simplefilter("ignore", RuntimeWarning)
-        found = cross_fit_rows(classifier, rows, folds, settings)
-        apart = [alone(a, *parts) for a, parts in zip(folds, fold_rows(ROWS, FOLDS, settings.seed), strict=True)]
-    assert found.posterior.rows == found.calibrated.calibration.rows == ROWS
-    assert len(found.calibration) == together * ROWS
+    found = cross_fit_rows(classifier, rows, folds, SETTINGS)
     whole = found.calibration.projected
-    pairs = zip(apart, fold_rows(together * ROWS, FOLDS, settings.seed, together), strict=True)
-    for number, (fold, (_, places)) in enumerate(pairs):
+    for number, (adapter, (fit, held)) in enumerate(zip(folds, parts, strict=True)):
+        part = alone(adapter, fit, held).calibration
         assert whole.fold is not None
-        assert set(whole.fold[places].tolist()) == {number}
-        part = fold.calibration.projected
-        assert torch.equal(whole.contrast_mean[places], part.contrast_mean)
-        assert torch.equal(whole.kept[places][..., : part.kept.shape[-1]], part.kept)
-        assert torch.equal(found.calibration.labels[places], fold.calibration.labels)
-    assert isinstance(found.posterior, ManyClassPosterior) == (not several)
-    assert (found.many_classes is None) == several
-    if found.many_classes:
-        assert 0 < found.many_classes.filled_in < 1
+        assert set(whole.fold[held].tolist()) == {number}
+        assert torch.equal(whole.contrast_mean[held], part.projected.contrast_mean)
+        assert torch.equal(whole.kept[held][..., : part.projected.kept.shape[-1]], part.projected.kept)
+        assert torch.equal(found.calibration.labels[held], part.labels)
+    assert found.posterior.rows == found.calibrated.calibration.rows == len(found.calibration) == ROWS
+    assert isinstance(found.posterior, ManyClassPosterior)
+    assert found.many_classes is not None
+    assert 0 < found.many_classes.filled_in < 1
