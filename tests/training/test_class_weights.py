@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import FinishedRun, job, sentiment_config, sentiment_rows, write_rows
+from tiny_runs import job, sentiment_config, sentiment_rows, write_rows
 
 from laplora.errors import ConfigError
 from laplora.fitting.fit import check_class_weights
@@ -104,14 +104,6 @@ def weighed_config(folder: Path, base: Path, weights: Any) -> Path:
     )
 
 
-@pytest.fixture(scope="module")
-def weighed_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
-    """A finished run with balanced labels."""
-    file = weighed_config(tmp_path_factory.mktemp("weighed"), tiny_base_folder, "balanced")
-    assert job("run", file) == 0
-    return FinishedRun(file, open_run(load_config(file)).config, tiny_base_folder)
-
-
 def exact_variances(found: ContrastJacobians, hessian: torch.Tensor, precision: float) -> torch.Tensor:
     """Return (rows,) float64 the variance of each row's contrast when these rows have trained, in the dual form.
 
@@ -125,21 +117,22 @@ def exact_variances(found: ContrastJacobians, hessian: torch.Tensor, precision: 
     return (jacobian.square().sum(1) - ((across @ inner) * across).sum(1)) / precision
 
 
-def test_balanced_weights_are_recorded_as_numbers(weighed_run: FinishedRun) -> None:
-    """Every label's rows count the same together, and all rows as often as they are."""
-    recorded = json.loads((weighed_run.artifact / "manifest.json").read_text())
-    weights, rows = recorded["config"]["optimizer"]["class_weights"], recorded["data"]["classes"]["train"]
-    assert {label: weights[label] * rows[label] for label in rows} == {label: pytest.approx(15) for label in rows}
+def test_the_posterior_is_that_of_the_weighted_loss(tmp_path: Path, tiny_base_folder: Path) -> None:
+    """Every label's rows count the same together, and all rows as often as they are.
+
+    Variances of the file's posterior against a dense inverse, to float32; its likelihood is the weighted one.
+    """
+    file = weighed_config(tmp_path, tiny_base_folder, "balanced")
+    assert job("run", file) == 0
+    run = open_run(load_config(file))
+    manifest = json.loads((run.config.artifact_dir / "manifest.json").read_text())
+    given, rows = manifest["config"]["optimizer"]["class_weights"], manifest["data"]["classes"]["train"]
+    assert {label: given[label] * rows[label] for label in rows} == {label: pytest.approx(15) for label in rows}
     assert rows["negative"] > 2 * rows["positive"]
-
-
-def test_the_posterior_is_that_of_the_weighted_loss(weighed_run: FinishedRun) -> None:
-    """Variances of the file's posterior against a dense inverse, to float32; its likelihood is the weighted one."""
-    run = open_run(weighed_run.config)
     model = load_trained(run)
     blocks = covered_blocks(model, run.readout)
     labels = torch.tensor([example.label for example in run.splits.train])
-    weights = torch.tensor(weighed_run.config.fit.class_weights, dtype=torch.float64)
+    weights = torch.tensor(run.config.fit.class_weights, dtype=torch.float64)
     batch = run.collate(run.encode(run.splits.train))
     found = contrast_jacobians(model, batch, run.readout, blocks)
     hessian = class_weighted_hessian(found.logits, labels, batch.class_mask, weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def test_it_makes_a_version_beside_and_in_place_and_undoes_it(
     beside = read_artifact(tmp_path / "beside").manifest
     assert beside.name == "beside"
     assert beside.conditioned["conditioned"].rows == len(rows["test"]) + len(rows["calibration"])
+    of_run = [*command, "--labels", str(labels), "--calibration", str(sentiment_run.config.run_dir), "--force"]
+    assert main([*of_run, "--out", str(tmp_path / "of-run")]) == 0
+    shifts = {(tmp_path / name / "shift.safetensors").read_bytes() for name in ("beside", "of-run")}
+    assert len(shifts) == 1, "the run has the calibration rows"
+    capsys.readouterr()
     assert main(given) == 0
     out = capsys.readouterr().out
     assert f"{len(rows['test'])} new rows" in out
@@ -46,19 +52,6 @@ def test_it_makes_a_version_beside_and_in_place_and_undoes_it(
     assert read_artifact(artifact).digest == before.digest
 
 
-def test_the_run_has_the_calibration_rows(artifact: Path, sentiment_run: FinishedRun, tmp_path: Path) -> None:
-    rows = rows_of(sentiment_run)
-    labels = write_rows(tmp_path / "labels.jsonl", rows["test"])
-    old = write_rows(tmp_path / "calibration.jsonl", rows["calibration"])
-    command = ["condition", "--artifact", str(artifact), "--device", "cpu", "--labels", str(labels), "--force"]
-    for name, given in (("file", old), ("run", sentiment_run.config.run_dir)):
-        assert main([*command, "--calibration", str(given), "--out", str(tmp_path / name / "tiny")]) == 0
-    versions = [tmp_path / name / "tiny" for name in ("file", "run")]
-    assert len({(version / "shift.safetensors").read_bytes() for version in versions}) == 1
-    (_, made) = (read_artifact(version).manifest.conditioned["conditioned"] for version in versions)
-    assert made.rows == len(rows["test"]) + len(rows["calibration"])
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -67,24 +60,19 @@ def test_the_run_has_the_calibration_rows(artifact: Path, sentiment_run: Finishe
         (["--undo", "--force"], "takes no other option"),
         (["--undo"], "nothing to undo"),
         (["--labels", "no-such.jsonl"], "no-such.jsonl"),
+        (["--labels", "odd.jsonl"], r"odd.jsonl, line 2: .*so so"),
     ],
 )
 def test_what_cannot_be_is_refused(
-    artifact: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    artifact: Path,
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(artifact.parent)
+    write_rows(Path("odd.jsonl"), [{"text": "Dull.", "label": "negative"}, {"text": "Dull!", "label": "so so"}])
     before = read_artifact(artifact).digest
     assert main(["condition", "--artifact", str(artifact), *options]) == 1
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
     assert read_artifact(artifact).digest == before
-
-
-def test_a_label_that_the_artifact_does_not_have_is_named_by_its_line(
-    artifact: Path, sentiment_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = rows_of(sentiment_run)["test"]
-    rows[4] = rows[4] | {"label": "so so"}
-    labels = write_rows(tmp_path / "labels.jsonl", rows)
-    assert main(["condition", "--artifact", str(artifact), "--labels", str(labels)]) == 1
-    err = capsys.readouterr().err
-    assert "labels.jsonl, line 5" in err
-    assert "so so" in err

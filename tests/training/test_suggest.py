@@ -48,44 +48,31 @@ def test_the_rows_come_in_the_order_to_label(
     assert len(suggested(labelled)) == 3
 
 
-def test_unfamiliar_rows_are_left_out(
+def test_unfamiliar_rows_are_left_out_and_rows_that_may_have_labels_are_not_overwritten_unasked(
     sentiment_run: FinishedRun, pool: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["suggest", "--artifact", str(sentiment_run.artifact), "--pool", str(pool)]
     assert main(command) == 0
-    out = pool.with_suffix(".suggested.jsonl")
-    command += ["--out", str(out)]
-    every = [line["suggested"]["familiarity"] for line in suggested(pool)]
-    least = sorted(every)[6]
-    assert main([*command, "--least-familiarity", str(least)]) == 0
-    kept = [line["suggested"]["familiarity"] for line in suggested(pool)]
-    assert sorted(kept) == [one for one in sorted(every) if one >= least]
-    assert ("are too unlike the training rows" in capsys.readouterr().out) == (len(kept) < len(every))
-
-
-def test_rows_that_may_have_labels_by_now_are_not_overwritten_unasked(
-    sentiment_run: FinishedRun, pool: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    every = sorted(line["suggested"]["familiarity"] for line in suggested(pool))
     out = write_rows(pool.with_suffix(".suggested.jsonl"), [{"text": "fine", "label": "positive"}])
     before = out.read_bytes()
-    command = ["suggest", "--artifact", str(sentiment_run.artifact), "--pool", str(pool)]
     assert main(command) == 1
     assert "may have labels by now" in capsys.readouterr().err
     assert out.read_bytes() == before
-    assert main([*command, "--out", str(out)]) == 0
-    assert out.read_bytes() != before
+    assert main([*command, "--out", str(out), "--least-familiarity", str(every[6])]) == 0
+    kept = sorted(line["suggested"]["familiarity"] for line in suggested(pool))
+    assert kept == [one for one in every if one >= every[6]]
+    assert ("are too unlike the training rows" in capsys.readouterr().out) == (len(kept) < len(every))
 
 
 def test_what_cannot_be_is_said(
     sentiment_run: FinishedRun, pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["suggest", "--artifact", str(sentiment_run.artifact)]
-    assert main([*command, "--pool", str(pool), "--out", str(pool)]) == 1
-    assert "is the pool itself" in capsys.readouterr().err
-    assert main([*command, "--pool", str(pool), "--n", "0"]) == 1
-    assert "ask for at least 1" in capsys.readouterr().err
     other = write_rows(tmp_path / "other.jsonl", [{"question": "which?"}])
-    assert main([*command, "--pool", str(other)]) == 1
-    assert "'text' is missing" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*command, "--pool", str(pool), "--method", "entropy"])
+    for given, message in (
+        ((pool, "--out", pool), "is the pool itself"),
+        ((pool, "--n", 0), "ask for at least 1"),
+        ((other,), "'text' is missing"),
+    ):
+        assert main(["suggest", "--artifact", str(sentiment_run.artifact), "--pool", *map(str, given)]) == 1
+        assert message in capsys.readouterr().err

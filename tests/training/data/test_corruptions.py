@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import get_args
 
@@ -48,16 +49,6 @@ QUESTION = Example(
 )
 
 
-def distance(one: str, other: str) -> int:
-    """Return Levenshtein's distance."""
-    row = list(range(len(other) + 1))
-    for i, a in enumerate(one, 1):
-        before, row[0] = row[0], i
-        for j, b in enumerate(other, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
-    return row[-1]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @given(example=EXAMPLES, severity=SEVERITIES, seed=SEEDS)
 def test_the_question_stays(kind: CorruptionKind, example: Example, severity: float, seed: int) -> None:
@@ -78,56 +69,31 @@ def test_the_question_stays(kind: CorruptionKind, example: Example, severity: fl
 @given(text=TEXTS, severity=SEVERITIES, seed=SEEDS)
 @example(text="Wßß", severity=0.25, seed=0)
 @example(text="12 + 30 = ?", severity=1.0, seed=0)
-def test_typos_are_as_many_as_wanted(text: str, severity: float, seed: int) -> None:
-    """A mistake is one edit, or two where letters change places."""
+def test_as_much_is_touched_as_is_wanted(text: str, severity: float, seed: int) -> None:
+    """Letters by typos, words by all others, at least one."""
+    words = text.split()
+    count = max(1, round(severity * len(words)))
+
+    def made(corruption: Callable[[str, float, random.Random], str]) -> str:
+        return corruption(text, severity, random.Random(seed))
+
     letters = sum(c.isalpha() for c in text)
-    wanted = min(letters, max(1, round(severity * letters)))
-    found = typos(text, severity, random.Random(seed))
-    assert distance(text, found) <= 2 * wanted
-    if wanted == 1:
-        assert found != text
-    assert Counter(c for c in found if not c.isalpha()) == Counter(c for c in text if not c.isalpha())
-
-
-@given(text=TEXTS, severity=SEVERITIES, seed=SEEDS)
-def test_dropped_words_are_as_many_as_wanted(text: str, severity: float, seed: int) -> None:
-    words = text.split()
-    wanted = min(len(words) - 1, max(1, round(severity * len(words))))
-    found = drop_words(text, severity, random.Random(seed)).split()
-    assert len(found) == len(words) - wanted
+    assert abs(len(made(typos)) - len(text)) <= min(letters, max(1, round(severity * letters)))
+    assert Counter(c for c in made(typos) if not c.isalpha()) == Counter(c for c in text if not c.isalpha())
+    left = made(drop_words).split()
     rest = iter(words)
-    assert all(word in rest for word in found), "what is left keeps its order"
-    if severity <= 0.5:  # what a lower severity drops, a higher one drops too
-        more = drop_words(text, 2 * severity, random.Random(seed)).split()
-        assert Counter(more) <= Counter(found)
-
-
-@given(text=TEXTS, severity=SEVERITIES, seed=SEEDS)
-def test_shuffled_words_are_the_same_words(text: str, severity: float, seed: int) -> None:
-    words = text.split()
-    found = shuffle_words(text, severity, random.Random(seed)).split()
-    assert Counter(found) == Counter(words)
-    wanted = min(len(words), max(2, round(severity * len(words))))
-    moved = sum(a != b for a, b in zip(words, found, strict=True))
-    assert moved == wanted if len(set(words)) == len(words) > 1 else moved <= wanted
-
-
-@given(text=TEXTS, severity=SEVERITIES)
-def test_less_context_is_the_end_of_the_text(text: str, severity: float) -> None:
-    words = text.split()
-    found = cut_start(text, severity, random.Random(0))
-    assert text.endswith(found)
-    assert len(found.split()) == max(1, len(words) - max(1, round(severity * len(words))))
-
-
-@given(text=TEXTS, severity=SEVERITIES, seed=SEEDS)
-def test_gibberish_has_as_many_letters_in_as_many_words(text: str, severity: float, seed: int) -> None:
-    found = random_letters(text, severity, random.Random(seed))
-    before, after = text.split(" "), found.split(" ")
-    assert [len(word) for word in after] == [len(word) for word in before]
-    assert sum(a != b for a, b in zip(before, after, strict=True)) <= max(1, round(severity * len(before)))
-    whole = random_letters(text, 1.0, random.Random(seed))
-    assert all(word.islower() and word.isascii() and word.isalpha() for word in whole.split(" "))
+    assert len(left) == max(1, len(words) - count)
+    assert all(word in rest for word in left), "what is left keeps its order"
+    more = drop_words(text, min(1.0, 2 * severity), random.Random(seed)).split()
+    assert Counter(more) <= Counter(left), "a higher severity drops what a lower one does"
+    shuffled = made(shuffle_words).split()
+    assert Counter(shuffled) == Counter(words)
+    assert sum(a != b for a, b in zip(words, shuffled, strict=True)) <= max(2, count)
+    assert text.endswith(made(cut_start))
+    assert len(made(cut_start).split()) == len(left)
+    lettered = made(random_letters).split(" ")
+    assert [len(word) for word in lettered] == [len(word) for word in text.split(" ")]
+    assert sum(a != b for a, b in zip(text.split(" "), lettered, strict=True)) <= count
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,16 +106,16 @@ def test_seed_and_row_decide(kind: CorruptionKind) -> None:
 
 
 def test_what_was_measured_with_can_be_made_again() -> None:
-    """Golden: another Python, or a change here, must not quietly change the published figures' inputs."""
+    """Golden: another Python, or a change here, must not quietly change the published figures' inputs.
+
+    The longest text is the context that is truncated.
+    """
     assert corrupt(QUESTION, "typos", 0.05, 0).fields["question"] == (
         "A plant in a dark rooom ggrows towards the window because it needs light to maake its own fod"
     )
     assert corrupt(QUESTION, "word_drop", 0.2, 0).fields["question"] == (
         "A plant in dark room grows towards the because it needs light make its own"
     )
-
-
-def test_the_longest_text_is_the_context() -> None:
-    example = Example("b-1", {"question": "Is it green?", "passage": "Grass is green where it rains enough."}, 0, 2)
-    found = corrupt(example, "truncated_context", 0.3, 0)
-    assert found.fields == {"question": "Is it green?", "passage": "green where it rains enough."}
+    passage = replace(QUESTION, fields={"question": "Is it green?", "passage": "Grass is green where it rains enough."})
+    cut = {"question": "Is it green?", "passage": "green where it rains enough."}
+    assert corrupt(passage, "truncated_context", 0.3, 0).fields == cut
