@@ -58,14 +58,14 @@ class FinishedRun:
         return self.config.artifact_dir
 
 
-def save_tiny_base(folder: Path, *, seed: int = 0, tied: bool = True) -> Path:
-    """Write a random two-layer Llama of width 64 with the tiny tokenizer, and return the folder."""
+def save_tiny_base(folder: Path, *, seed: int = 0, tied: bool = True, layers: int = 2) -> Path:
+    """Write a random Llama of width 64 with the tiny tokenizer, and return the folder."""
     tokenizer = tiny_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=256,

@@ -13,7 +13,6 @@ from tiny_runs import job, sentiment_config, sentiment_rows, write_rows
 from laplora.errors import ConfigError
 from laplora.fitting.fit import check_class_weights
 from laplora.fitting.settings import FitSettings
-from laplora.jacobians.blocks import ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
 from laplora.linearised import (
     class_weighted_hessian,
@@ -83,46 +82,27 @@ def test_what_cannot_be_weighed(settings: dict[str, Any], classes: int, likeliho
         check_class_weights(FitSettings(**settings), classes, likelihood)
 
 
-# A run.
-
-
-def rare_rows() -> list[dict[str, Any]]:
-    """Return the reviews with a third of the positive ones."""
-    rows = {label: [row for row in sentiment_rows() if row["label"] == label] for label in ("negative", "positive")}
-    return rows["negative"] + rows["positive"][2::3]
-
-
-def weighed_config(folder: Path, base: Path, weights: Any) -> Path:
-    data = {"dataset": "file", "path": str(write_rows(folder / "rare.jsonl", rare_rows())), "template": "sentiment"}
-    return sentiment_config(
-        folder,
-        base,
-        data=data | {"labels": ["negative", "positive"], "train": 30, "calibration": 20, "stratify": True},
-        optimizer={"learning_rate": 1e-2, "steps": 12, "batch_size": 6, "class_weights": weights},
-        laplace={"rank": 100, "joint_rank": 100, "batch_size": 8},
-        predictives={"serve": "laplace"},
-    )
-
-
-def exact_variances(found: ContrastJacobians, hessian: torch.Tensor, precision: float) -> torch.Tensor:
-    """Return (rows,) float64 the variance of each row's contrast when these rows have trained, in the dual form.
-
-    Args:
-        hessian: (rows,), the loss's second derivative in the contrast; precision: of the prior, one in all.
-    """
-    jacobian = torch.cat([one.jacobian.flatten(2) for one in found.blocks], 2).double()[:, 0]
-    root = hessian.sqrt()[:, None] * jacobian
-    inner = torch.linalg.inv(precision * torch.eye(len(root), dtype=torch.float64) + root @ root.T)
-    across = jacobian @ root.T
-    return (jacobian.square().sum(1) - ((across @ inner) * across).sum(1)) / precision
-
-
-def test_the_posterior_is_that_of_the_weighted_loss(tmp_path: Path, tiny_base_folder: Path) -> None:
+def test_the_posterior_of_a_run_is_that_of_the_weighted_loss(
+    tmp_path: Path, tiny_base_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every label's rows count the same together, and all rows as often as they are.
 
     Variances of the file's posterior against a dense inverse, to float32; its likelihood is the weighted one.
     """
-    file = weighed_config(tmp_path, tiny_base_folder, "balanced")
+    by_label = {name: [row for row in sentiment_rows() if row["label"] == name] for name in ("negative", "positive")}
+    rare = write_rows(tmp_path / "rare.jsonl", by_label["negative"] + by_label["positive"][2::3])
+    data = {"dataset": "file", "path": str(rare), "template": "sentiment", "labels": list(by_label)}
+    file = sentiment_config(
+        tmp_path,
+        tiny_base_folder,
+        data=data | {"train": 30, "calibration": 20, "stratify": True},
+        optimizer={"learning_rate": 1e-2, "steps": 12, "batch_size": 6, "class_weights": "balanced"},
+        laplace={"rank": 100, "joint_rank": 100, "batch_size": 8},
+    )
+    assert job("finetune", file, "optimizer.class_weights={neutral: 2}") == 1
+    assert "optimizer.class_weights names ['neutral'], which are not among" in capsys.readouterr().err
+    heavier = open_run(load_config(file, ["optimizer.class_weights={positive: 3}"])).config.fit.class_weights
+    assert heavier[1] == pytest.approx(3 * heavier[0], rel=1e-5)
     assert job("run", file) == 0
     run = open_run(load_config(file))
     manifest = json.loads((run.config.artifact_dir / "manifest.json").read_text())
@@ -135,23 +115,14 @@ def test_the_posterior_is_that_of_the_weighted_loss(tmp_path: Path, tiny_base_fo
     weights = torch.tensor(run.config.fit.class_weights, dtype=torch.float64)
     batch = run.collate(run.encode(run.splits.train))
     found = contrast_jacobians(model, batch, run.readout, blocks)
-    hessian = class_weighted_hessian(found.logits, labels, batch.class_mask, weights)
-    dense = exact_variances(found, hessian[:, 0, 0], 10.0)
+    jacobian = torch.cat([one.jacobian.flatten(2) for one in found.blocks], 2).double()[:, 0]
+    hessian = class_weighted_hessian(found.logits, labels, batch.class_mask, weights)[:, 0, 0]
+    root = hessian.sqrt()[:, None] * jacobian
+    across, dual = jacobian @ root.T, 10.0 * torch.eye(len(root), dtype=torch.float64) + root @ root.T
+    dense = (jacobian.square().sum(1) - ((across @ torch.linalg.inv(dual)) * across).sum(1)) / 10.0
     posterior = read_posterior(run.folder / "laplace" / "posterior.safetensors", blocks)
     covariance = posterior.covariance_of(found, torch.full((len(blocks),), 10.0, dtype=torch.float64))
     torch.testing.assert_close(covariance[:, 0, 0].double(), dense, rtol=1e-3, atol=1e-8)
     recorded = json.loads((run.folder / "laplace" / "fit.json").read_text())["log_likelihood"]
     likelihood = class_weighted_log_likelihood(found.logits, labels, batch.class_mask, weights)
     assert recorded == pytest.approx(float(likelihood.sum()), rel=1e-4)
-
-
-def test_weights_change_the_adapter_and_are_checked(
-    tiny_base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = weighed_config(tmp_path, tiny_base_folder, {"neutral": 2.0})
-    assert job("finetune", file) == 1
-    assert "optimizer.class_weights names ['neutral'], which are not among" in capsys.readouterr().err
-    assert job("finetune", file, "optimizer.class_weights={positive: 3}") == 0
-    weights = open_run(load_config(file, ["optimizer.class_weights={positive: 3}"])).config.fit.class_weights
-    assert weights is not None
-    assert weights[1] == pytest.approx(3 * weights[0], rel=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from dataclasses import replace
@@ -11,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from alike_runs import read
 from test_entry import rows_of
-from tiny_runs import FinishedRun, interrupt_training, made_once, reseal, write_rows
+from tiny_runs import FinishedRun, interrupt_training, reseal, write_rows
 
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConfigError, DataError
 from laplora.predictor import Predictor
 from training.__main__ import main
-from training.config import RunConfig
 from training.config.student import DistilRequest
 from training.data.files import SplitPaths
 from training.data.section import load_splits
@@ -45,7 +44,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, sentiment_run: FinishedRun
 
 
 def manifest_fields(run: FinishedRun) -> dict[str, Any]:
-    return json.loads((run.artifact / "manifest.json").read_text())  # type: ignore[no-any-return]
+    return read(run.artifact / "manifest.json")  # type: ignore[no-any-return]
 
 
 def changed_artifact(run: FinishedRun, folder: Path, **changes: Any) -> Path:
@@ -54,34 +53,9 @@ def changed_artifact(run: FinishedRun, folder: Path, **changes: Any) -> Path:
     return target
 
 
-def command(run: FinishedRun, teacher: Path, folder: Path) -> list[str]:
-    """The command of a student whose folders are below ``folder``; its inputs repeat rows that they must not."""
-    rows = rows_of(run)
-    known = [{"text": rows[part][0]["text"].upper()} for part in ("train", "calibration", "test")]
-    inputs = write_rows(folder / "inputs.jsonl", [*unlabelled(), *known, unlabelled()[0]])
-    folders = [f"--set={name}={folder / name}" for name in ("runs", "artifacts")]
-    named = [*folders, f"--set={rows_named(run)}"]
-    return ["distil", "--artifact", str(teacher), "--inputs", str(inputs), "--predictive", "laplace", *named]
-
-
 def rows_named(run: FinishedRun) -> str:
     """The override that names the file of rows which the run's configuration does."""
     return f"data.path={run.config.data.path}"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, sentiment_run: FinishedRun, teacher: Path) -> Path:
-    """A folder in which a student was made: of ``laplace``, from scratch."""
-
-    def make(folder: Path) -> None:
-        assert main(command(sentiment_run, teacher, folder)) == 0
-
-    return made_once(tmp_path_factory, "student", make)
-
-
-@pytest.fixture(scope="module")
-def student(finished: Path) -> Predictor:
-    return Predictor.load(finished / "artifacts" / "tiny-sentiment-student", device="cpu")
 
 
 def probs(predictor: Predictor, inputs: list[dict[str, str]], predictive: str) -> torch.Tensor:
@@ -89,13 +63,36 @@ def probs(predictor: Predictor, inputs: list[dict[str, str]], predictive: str) -
     return torch.tensor([answer.probs for answer in predictor.predict(rows, predictive)], dtype=torch.float64)
 
 
-def test_the_student_answers_by_one_pass_what_its_teacher_averages_and_says_so(
-    finished: Path, student: Predictor, teacher: Path, sentiment_predictor: Predictor
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "inputs.jsonl", [dict(one) for one in unlabelled()])
+
+
+def test_a_stopped_student_continues_and_answers_by_one_pass_what_its_teacher_averages(
+    sentiment_run: FinishedRun,
+    teacher: Path,
+    sentiment_predictor: Predictor,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """On what it learned it is nearer to the teacher's average than the teacher's own forward pass is.
 
-    Words that it did not learn are other rows to a random base of two layers.
+    Its inputs repeat rows that they must not. Words that it did not learn are other rows to a random base.
     """
+    rows = rows_of(sentiment_run)
+    known = [{"text": rows[part][0]["text"].upper()} for part in ("train", "calibration", "test")]
+    file = write_rows(tmp_path / "inputs.jsonl", [*unlabelled(), *known, unlabelled()[0]])
+    settings = [rows_named(sentiment_run), *(f"{name}={tmp_path / name}" for name in ("runs", "artifacts"))]
+    given = ["distil", "--artifact", str(teacher), "--inputs", str(file), "--predictive", "laplace"]
+    given += [f"--set={setting}" for setting in settings]
+    interrupt_training(30, lambda: main(given))
+    assert "the teacher tiny-sentiment answers by laplace" in capsys.readouterr().out
+    assert main(given) == 0
+    shown = capsys.readouterr().out
+    assert "the teacher tiny-sentiment answers by laplace" not in shown
+    for said in ("resuming at", "24 test rows: student by temperature NLL", "; teacher by laplace NLL"):
+        assert said in shown
+    student = Predictor.load(tmp_path / "artifacts" / "tiny-sentiment-student", device="cpu")
     average = probs(sentiment_predictor, unlabelled(), "laplace")
     learned, own = (
         (average * (average / probs(one, unlabelled(), "map")).log()).sum() for one in (student, sentiment_predictor)
@@ -107,20 +104,18 @@ def test_the_student_answers_by_one_pass_what_its_teacher_averages_and_says_so(
     assert manifest.data["student"].items() >= (record | {"inputs": len(unlabelled())}).items()
     assert manifest.config["student"]["teacher"] == str(teacher)
     assert manifest.data["rows"] == of.manifest.data["rows"]
-    trained = json.loads((finished / "runs" / "tiny-sentiment-student" / "training_log.json").read_text())[-1]
+    trained = read(tmp_path / "runs" / "tiny-sentiment-student" / "training_log.json")[-1]
     assert trained["step"] == manifest.config["optimizer"]["steps"] == round(60 * (40 + len(unlabelled()) + 4) / 40)
     assert trained["epoch"] == pytest.approx(60 * 6 / 40, rel=0.1)
 
 
 def test_a_training_row_is_learned_from_label_and_teacher_and_a_stranger_not_at_all(
-    finished: Path, student: Predictor, sentiment_run: FinishedRun, sentiment_predictor: Predictor, tmp_path: Path
+    teacher: Path, inputs: Path, sentiment_run: FinishedRun, sentiment_predictor: Predictor, tmp_path: Path
 ) -> None:
-    places = {"runs": finished / "runs", "artifacts": finished / "artifacts"}
-    config = RunConfig.model_validate(student.artifact.manifest.config | places)
-    run = replace(open_run(config), own_folder=tmp_path)
-    assert run.student is not None
-    weighed = replace(run, student=replace(run.student, label_weight=0.25))
-    targets = torch.stack([target for _, target in training_targets(weighed)]).double()
+    overrides = (rows_named(sentiment_run), f"runs={tmp_path / 'runs'}")
+    request = DistilRequest(teacher, inputs, predictive="laplace", label_weight=0.25, overrides=overrides)
+    run = open_run(student_config(request, read_artifact(teacher)))
+    targets = torch.stack([target for _, target in training_targets(run)]).double()
     labelled = len(run.splits.train)
     assert len(targets) == labelled + len(unlabelled())
     assert torch.allclose(targets.sum(1), torch.ones(len(targets), dtype=torch.float64), atol=1e-6)
@@ -128,31 +123,15 @@ def test_a_training_row_is_learned_from_label_and_teacher_and_a_stranger_not_at_
     labels = torch.nn.functional.one_hot(torch.tensor([e.label for e in run.splits.train]), 2)
     assert torch.allclose(targets[:labelled], 0.25 * labels + 0.75 * taught, atol=1e-5)
     texts = ("0x3f 0x77 0x01 ;;", "SELECT id FROM accounts WHERE balance > 100", "zq xv kk jj ww")
+    assert run.student is not None
     strangers = tuple(replace(one, fields={"text": text}) for one, text in zip(run.student.inputs, texts, strict=False))
     other = replace(run.student, teacher=read_artifact(sentiment_run.artifact), inputs=strangers, label_weight=1.0)
-    alone = replace(run, student=other)
+    alone = replace(run, student=other, own_folder=tmp_path)
     targets = torch.stack([target for _, target in training_targets(alone)]).double()
     assert torch.equal(targets[:labelled], labels.double())
-    record = json.loads((run.folder / "student.json").read_text())
+    record = read(tmp_path / "student.json")
     assert record["inputs"] == 3
     assert record["unfamiliar"] == labelled + 3 - len(targets) > 0
-
-
-@pytest.mark.exhaustive
-def test_a_stopped_student_continues_and_does_not_ask_its_teacher_again(
-    finished: Path, sentiment_run: FinishedRun, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = command(sentiment_run, teacher, tmp_path)
-    interrupt_training(30, lambda: main(given))
-    assert "the teacher tiny-sentiment answers by laplace" in capsys.readouterr().out
-    assert main(given) == 0
-    shown = capsys.readouterr().out
-    assert "resuming at" in shown
-    assert "the teacher tiny-sentiment answers by laplace" not in shown
-    assert "24 test rows: student by temperature NLL" in shown
-    assert "; teacher by laplace NLL" in shown
-    place = Path("runs") / "tiny-sentiment-student" / "adapter" / "adapter_model.safetensors"
-    assert (tmp_path / place).read_bytes() == (finished / place).read_bytes()
 
 
 # Which rows may calibrate.
@@ -166,11 +145,6 @@ def opened(run: FinishedRun, **settings: Any) -> tuple[Student, Any]:
     assert config.student is not None
     splits = load_splits(config.data, seed=config.seed, hold_out=config.holds_out)
     return open_student(config, config.student, splits)
-
-
-@pytest.fixture
-def inputs(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "inputs.jsonl", [dict(one) for one in unlabelled()])
 
 
 def test_labels_that_a_teacher_learned_train_its_student_and_others_calibrate_it(
@@ -231,35 +205,23 @@ def test_what_is_no_teacher_is_refused(
 # Whose word counts for what is read and written.
 
 
-def test_an_artifact_does_not_say_where_its_student_is_written(
-    sentiment_run: FinishedRun, inputs: Path, tmp_path: Path
-) -> None:
-    elsewhere = str(tmp_path / "elsewhere")
-    sets = {"other": {"dataset": "file", "path": elsewhere, "template": "sentiment", "labels": ["a", "b"]}}
-    written = {"runs": elsewhere, "artifacts": elsewhere, "shift": {"sets": sets}}
-    config = manifest_fields(sentiment_run)["config"] | written
-    artifact = changed_artifact(sentiment_run, tmp_path, name="somebodys", config=config)
-    request = DistilRequest(artifact, inputs, overrides=(rows_named(sentiment_run),))
-    made = student_config(request, read_artifact(artifact))
-    assert (made.name, made.runs, made.artifacts) == ("tiny-sentiment-student", Path("runs"), tmp_path)
-    assert made.shift is None
-
-
-def test_files_that_an_artifact_names_are_read_where_the_user_names_them_too(
+def test_an_artifact_does_not_say_what_its_student_reads_nor_where_it_is_written(
     sentiment_run: FinishedRun, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    theirs: dict[str, Any] = {"train": str(tmp_path / "it's theirs.jsonl"), "calibration": None, "test": None}
-    recorded = manifest_fields(sentiment_run)["config"]
-    recorded["data"]["path"] = theirs
-    artifact = changed_artifact(sentiment_run, tmp_path, config=recorded)
-    given = ["distil", "--artifact", str(artifact), "--inputs", str(inputs)]
-    assert main(given) == 1
+    """A file that it names is read where the user names it too, as the message says; or another one."""
+    elsewhere = str(tmp_path / "elsewhere")
+    sets = {"other": {"dataset": "file", "path": elsewhere, "template": "sentiment", "labels": ["a", "b"]}}
+    theirs = {"train": str(tmp_path / "it's theirs.jsonl"), "calibration": None, "test": None}
+    config = manifest_fields(sentiment_run)["config"]
+    config |= {"runs": elsewhere, "artifacts": elsewhere, "shift": {"sets": sets}}
+    config["data"]["path"] = theirs
+    artifact = changed_artifact(sentiment_run, tmp_path, name="somebodys", config=config)
+    assert main(["distil", "--artifact", str(artifact), "--inputs", str(inputs)]) == 1
     message = capsys.readouterr().err
     options = shlex.split(message[message.index("--set") :])
     assert len(options) == 2
-    request = DistilRequest(artifact, inputs, overrides=tuple(options[1::2]))
-    named = student_config(request, read_artifact(artifact))
-    assert named.data.path == SplitPaths(train=Path(theirs["train"]))
-    mine = ("data.path.train=mine.jsonl",)
-    config = student_config(replace(request, overrides=mine), read_artifact(artifact))
-    assert config.data.path == SplitPaths(train=Path("mine.jsonl"))
+    for override, train in ((options[1], str(theirs["train"])), ("data.path.train=mine.jsonl", "mine.jsonl")):
+        made = student_config(DistilRequest(artifact, inputs, overrides=(override,)), read_artifact(artifact))
+        assert made.data.path == SplitPaths(train=Path(train))
+        assert (made.name, made.runs, made.artifacts) == ("tiny-sentiment-student", Path("runs"), tmp_path)
+        assert made.shift is None

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from remote_servers import hub_server
+from test_entry import rows_of
 from tiny_runs import FinishedRun, write_rows
 
 from laplora.artifact.folder import read_artifact
+from laplora.errors import ConfigError, ModelError
 from laplora.predictor import Predictor
 from training.__main__ import main
-from training.workspace.runtime import open_run
+from training.workspace.given_adapter import given_adapter
 
 SMALL = ("laplace.rank=6", "laplace.oversampling=4", "laplace.batch_size=8", "predictives.serve=laplace")
 
@@ -23,15 +26,8 @@ SMALL = ("laplace.rank=6", "laplace.oversampling=4", "laplace.batch_size=8", "pr
 @pytest.fixture(scope="module")
 def files(sentiment_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The run's splits as a user's files."""
-    splits, folder = open_run(sentiment_run.config).splits, tmp_path_factory.mktemp("rows")
-    labels = splits.task.labels
-    return {
-        name: write_rows(
-            folder / f"{name}.jsonl",
-            [{"id": e.id, **e.fields, "label": labels[e.label]} for e in getattr(splits, name)],
-        )
-        for name in ("train", "calibration", "test")
-    }
+    folder = tmp_path_factory.mktemp("rows")
+    return {name: write_rows(folder / f"{name}.jsonl", rows) for name, rows in rows_of(sentiment_run).items()}
 
 
 def fit(*arguments: Any) -> int:
@@ -44,12 +40,13 @@ def fit(*arguments: Any) -> int:
 def test_the_posterior_is_that_of_the_run_it_was_taken_from(
     sentiment_run: FinishedRun, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same rows give the same tensors; a prior by validation does not see where it is centred."""
-    out = tmp_path / "tiny-sentiment"
-    status = fit(
-        *("--adapter", sentiment_run.config.run_dir / "adapter", "--data", files["train"], "--out", out),
-        *("--calibration", files["calibration"], "--test", files["test"]),
-    )
+    """The same rows give the same tensors; a prior by validation does not see where it is centred, by evidence it does.
+
+    The artifact brings the report of the test rows along, without their texts.
+    """
+    folder, out, centred = sentiment_run.config.run_dir, tmp_path / "tiny-sentiment", tmp_path / "centred"
+    given = ("--adapter", folder / "adapter", "--data", files["train"], "--calibration", files["calibration"])
+    status = fit(*given, "--test", files["test"], "--out", out)
     shown = capsys.readouterr()
     assert status == 0, shown.err
     assert f"serve it: laplora serve {out}" in shown.out
@@ -64,7 +61,6 @@ def test_the_posterior_is_that_of_the_run_it_was_taken_from(
     served, original = Predictor.load(out, device="cpu"), Predictor.load(sentiment_run.artifact, device="cpu")
     one, other = (p.predict([p.encode({"text": "The plot was dull."}, truncate=False)])[0] for p in (served, original))
     assert one.probs == pytest.approx(other.probs, abs=1e-6)
-    # The artifact brings the report of these rows along, without their texts.
     page = (out / "report" / "report.html").read_text(encoding="utf-8")
     assert re.search(r"Ship|Do not ship|Too few rows to say", shown.out)
     assert f"report: {out / 'report' / 'report.html'}" in shown.out
@@ -74,20 +70,14 @@ def test_the_posterior_is_that_of_the_run_it_was_taken_from(
     assert f"sha256:{hashlib.sha256(files['test'].read_bytes()).hexdigest()}" in page
     assert not any(row["text"] in page for row in rows)
     assert str(files["test"].parent) not in page
-    choices = [json.loads((a / "report" / "fit.json").read_text())["choices"] for a in (out, sentiment_run.artifact)]
-    assert choices[0][0] != choices[1][0]  # by evidence: it does see it
-
-
-def test_the_centre_can_be_given(sentiment_run: FinishedRun, files: dict[str, Path], tmp_path: Path) -> None:
-    folder = sentiment_run.config.run_dir
-    out = tmp_path / "centred"
-    given = ("--initial-adapter", folder / "initial_adapter", "--base", sentiment_run.base)
-    rows = ("--data", files["train"], "--calibration", files["calibration"])
-    assert fit("--adapter", folder / "adapter", *rows, "--out", out, *given) == 0
-    mine, theirs = (json.loads((a / "report" / "fit.json").read_text()) for a in (out, sentiment_run.artifact))
-    assert mine["choices"] == theirs["choices"]
-    assert read_artifact(out).manifest.prior.centre == "initial_adapter"
-    assert not (out / "report" / "report.html").exists(), "of no test rows"
+    start = ("--initial-adapter", folder / "initial_adapter", "--base", sentiment_run.base)
+    assert fit(*given, *start, "--out", centred) == 0
+    assert read_artifact(centred).manifest.prior.centre == "initial_adapter"
+    assert not (centred / "report" / "report.html").exists(), "of no test rows"
+    artifacts = (out, sentiment_run.artifact, centred)
+    at_zero, of_run, given_centre = (json.loads((a / "report" / "fit.json").read_text())["choices"] for a in artifacts)
+    assert at_zero[0] != of_run[0]
+    assert given_centre == of_run
 
 
 @pytest.mark.parametrize(
@@ -110,10 +100,8 @@ def test_a_run_or_an_adapter(arguments: list[str], message: str, capsys: pytest.
         ({"r": 8}, (), "does not load on this base"),
         ({"base_model_name_or_path": None}, (), "does not name its base model: name it by --base"),
         (None, (), "has no adapter_config.json"),
-        ({}, ("--template", "sentimental"), "no template is called 'sentimental'"),
         ({}, ("--labels", "good", "bad"), "field 'label' is 'negative', expected one of"),
         ({}, ("--label-field", "verdict"), "has 0 labels: name it by --label-field"),
-        ({}, ("--set", "laplace.rnak=3"), "laplace.rnak"),
         ({}, ("--out", "given"), "is no artifact"),
         ({}, ("--base", "empty"), "no causal language model|no tokenizer"),
     ],
@@ -138,3 +126,21 @@ def test_what_cannot_be_fitted(
     assert fit("--adapter", adapter, "--data", files["train"], "--out", tmp_path / "out", *more) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.glob("*/manifest.json"))
+
+
+def test_an_adapter_at_an_address_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that would be recorded has no secret."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
+    settings = {"base_model_name_or_path": "s3://models/base", "task_type": "SEQ_CLS"}
+    with hub_server("owner/name", monkeypatch) as hub:
+        hub.commit({"adapter_config.json": json.dumps(settings).encode()})
+        with pytest.raises(ModelError, match="adapter_model"):
+            given_adapter("hf://owner/name", None, None)
+        hub.commit({"adapter_model.safetensors": b"weights"})
+        adapter = given_adapter("hf://owner/name", None, None)
+    assert (adapter.base, adapter.has_head) == ("s3://models/base", True)
+    assert (adapter.folder / "adapter_model.safetensors").read_bytes() == b"weights"
+    with pytest.raises(ConfigError) as refused:
+        given_adapter("https://host/adapter?key=hidden", None, None)
+    assert "hidden" not in str(refused.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from pathlib import Path
@@ -88,13 +87,10 @@ def record(config: RunConfig) -> dict[str, Any]:
 
 
 @pytest.fixture
-def copy(config_file: Path, config: RunConfig, tmp_path: Path) -> Path:
+def copy(config_file: Path, config: RunConfig, choices_run: FinishedRun, tmp_path: Path) -> Path:
     """The same configuration over a copy of what was measured."""
     shutil.copytree(config.runs, tmp_path / "runs")
-    sections = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    path = tmp_path / "shift.yaml"
-    path.write_text(yaml.safe_dump(sections | {"runs": str(tmp_path / "runs")}), encoding="utf-8")
-    return path
+    return shift_config(tmp_path, choices_run, **yaml.safe_load(config_file.read_text(encoding="utf-8"))["shift"])
 
 
 def test_rows_that_the_artifact_cannot_take_or_has_seen_are_left_out_and_counted(
@@ -219,34 +215,27 @@ def test_sets_that_an_artifact_cannot_answer(
     turned = file_data(write_rows(tmp_path / "turned.jsonl", rows), "sentiment", "pos neg")
     questions = file_data(other_questions(tmp_path / "other.jsonl"))
     text = {"strangers": {"questions": {"data": questions, "field": "text"}}}
-    of_choices = {"strangers": {"questions": {"data": questions, "field": "question"}}}
     for run, section, message in (
         (choices_run, {"sets": {"reviews": reviews}}, r"^shift: reviews: its rows have the fields \['text'\]"),
         (choices_run, {"sets": {"own": own}}, "two can be used at least, got 0: 0 have"),
         (sentiment_run, {"sets": {"turned": turned}}, r"\['pos', 'neg'\], the artifact takes \['text'\] and answers"),
         (sentiment_run, text, r"shift: questions: its texts are \['question'\], asked for is 'text'"),
-        (choices_run, of_choices, r"the only field of the artifact's template, which has \['choices', 'question'\]"),
         (sentiment_run, {"corruptions": [{"kind": "choice_noise"}]}, "choice_noise needs a data set with choices"),
     ):
         with pytest.raises(LaploraError, match=message):
             shift_job.shift(load_config(shift_config(tmp_path, run, **section)))
 
 
-def test_publish_puts_the_measured_figures_on_the_page(
+def test_publish_puts_the_measured_figures_on_the_page_which_is_what_its_json_says(
     config_file: Path, record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    docs = tmp_path / "docs"
+    page, docs = (ROOT / "docs" / "shift.md").read_text(encoding="utf-8"), tmp_path / "docs"
+    assert fill(page, "shift", {"report": shift_report(read(ROOT / "docs" / "results" / "shift.json"))}) == page
     (docs / "results").mkdir(parents=True)
-    shutil.copy(ROOT / "docs" / "shift.md", docs)
+    (docs / "shift.md").write_text(page, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert main(["shift", "--config", str(config_file), "--publish"]) == 0
     assert read(docs / "results" / "shift.json") == record
     assert (docs / "results" / "shift.png").read_bytes().startswith(b"\x89PNG")
     assert shift_report(record) in (docs / "shift.md").read_text(encoding="utf-8")
     assert main(["shift", "--config", str(config_file), "--set", f"runs={tmp_path / 'none'}", "--publish"]) == 1
-
-
-def test_the_documentations_page_is_what_its_json_says() -> None:
-    page = (ROOT / "docs" / "shift.md").read_text(encoding="utf-8")
-    record = json.loads((ROOT / "docs" / "results" / "shift.json").read_text(encoding="utf-8"))
-    assert fill(page, "shift", {"report": shift_report(record)}) == page

@@ -9,7 +9,6 @@ import pytest
 import torch
 from test_calibrate import SETTINGS, outputs
 
-from laplora.errors import DataError
 from laplora.fitting.calibrate import OUT_OF_FOLD, calibrate, out_of_fold, prior_without
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.jacobians.blocks import Block
@@ -61,12 +60,6 @@ def test_a_rows_covariance_is_that_of_its_folds_posterior(rows: list[int]) -> No
         expected = posteriors[fold].covariance(parts[fold], precisions)[place]
         torch.testing.assert_close(covariance, expected, rtol=1e-12, atol=0)
         assert torch.equal(together.contrast_mean[row], parts[fold].contrast_mean[place])
-
-
-def test_rows_that_are_not_each_there_once_are_refused() -> None:
-    posteriors, parts, *_ = problem()
-    with pytest.raises(DataError, match="each once"):
-        fold_together(posteriors, parts, (PLACES[0], PLACES[1], torch.tensor([2, 5, 7, 7])))
 
 
 def test_a_fold_of_adapters_is_judged_by_the_others() -> None:

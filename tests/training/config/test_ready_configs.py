@@ -35,10 +35,11 @@ def test_a_large_models_file_is_the_papers_setting(model: str) -> None:
     """Yang et al. (arXiv 2308.13111); every target is a module of the architecture."""
     config = load_config(CONFIGS / f"winogrande-s-{model}.yaml")
     assert config.data.dataset == "winogrande_s"
-    assert (config.base.quantization, config.adapter.rank, config.adapter.alpha) == ("nf4", 8, 16)
-    optimizer = config.optimizer
+    adapter, optimizer = config.adapter, config.optimizer
+    assert (config.max_tokens, config.base.quantization) == (512, "nf4")
+    assert (adapter.rank, adapter.alpha, adapter.dropout) == (8, 16, 0.1)
     assert (optimizer.batch_size, optimizer.steps, optimizer.checkpoint_every) == (6, 2500, 500)
-    assert optimizer.learning_rate == 5e-5
+    assert (optimizer.learning_rate, optimizer.schedule, optimizer.weight_decay) == (5e-5, "linear", 0.0)
     assert config.base.model in ARCHITECTURES
     settings = architecture(config.base.model, num_hidden_layers=1)
     shape = shape_model(settings, quantization="none", dtype=torch.bfloat16, rank=8, targets=config.adapter.targets)

@@ -1,4 +1,4 @@
-"""The user's own files as splits, and configurations that cannot work."""
+"""The user's own files, and data sets of the hub by a folder's name, as splits; configurations that cannot work."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 from pydantic import ValidationError
 
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, DataError, DownloadError
 from training.data.section import DataConfig, load_splits
 
 
@@ -32,16 +35,24 @@ def config(**values: Any) -> DataConfig:
     )
 
 
-def test_one_file_is_split_three_ways(tmp_path: Path) -> None:
+def test_one_file_is_split_three_ways_with_names_of_labels_apart_from_their_text(tmp_path: Path) -> None:
+    """The rows have the names; their order, which is that of the classes, is kept in what is recorded."""
     path = tmp_path / "reviews.jsonl"
     path.write_text(reviews(140))
     lines: list[str] = []
     splits = load_splits(config(path=str(path)), seed=0, progress=lines.append)
-    assert splits.report["rows"] == {"train": 80, "calibration": 20, "test": 40}
-    assert (splits.task.name, splits.task.template.name, splits.task.labels) == ("reviews", "stars", ("No", "Yes"))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert splits.report["source_detail"] == f"reviews.jsonl (sha256 {digest})"
     assert lines == []
+    assert splits.report["rows"] == {"train": 80, "calibration": 20, "test": 40}
+    task, digest = splits.task, hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (task.name, task.template.name, task.labels, task.verbalizers) == ("reviews", "stars", ("No", "Yes"), None)
+    assert splits.report["source_detail"] == f"reviews.jsonl (sha256 {digest})"
+    named = config(path=str(path), labels={"No": " 0", "Yes": " 1"})
+    apart = load_splits(named, seed=0)
+    assert (apart.task.labels, apart.task.verbalizers) == (("No", "Yes"), (" 0", " 1"))
+    assert [e.label for e in apart.test] == [e.label for e in splits.test]
+    recorded = named.model_dump(mode="json")
+    assert recorded["labels"] == [["No", " 0"], ["Yes", " 1"]]
+    assert DataConfig.model_validate(recorded) == named
 
 
 def test_a_file_for_each_split(tmp_path: Path) -> None:
@@ -59,20 +70,6 @@ def test_a_file_for_each_split(tmp_path: Path) -> None:
     assert [line.split(" ")[0] for line in lines] == ["warning:"]
 
 
-def test_names_of_labels_apart_from_their_text(tmp_path: Path) -> None:
-    """The rows have the names; their order, which is that of the classes, is kept in what is recorded."""
-    path = tmp_path / "reviews.jsonl"
-    path.write_text(reviews(40))
-    named = config(path=str(path), labels={"No": " 0", "Yes": " 1"})
-    splits = load_splits(named, seed=0)
-    assert (splits.task.labels, splits.task.verbalizers) == (("No", "Yes"), (" 0", " 1"))
-    assert {e.label for e in splits.test} == {0, 1}
-    recorded = named.model_dump(mode="json")
-    assert recorded["labels"] == [["No", " 0"], ["Yes", " 1"]]
-    assert DataConfig.model_validate(recorded) == named
-    assert load_splits(config(path=str(path)), seed=0).task.verbalizers is None
-
-
 def test_files_that_would_leak_are_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "a.jsonl")
     Path(path).write_text(reviews(30))
@@ -85,27 +82,100 @@ def test_files_that_would_leak_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"path": None}, r"dataset file needs \['path'\]"),
         ({"labels": []}, r"dataset file needs \['labels'\]"),
         ({"labels": ["Yes", "Yes"]}, "at least two different words"),
         ({"labels": ["Yes", " No"]}, "a space around it"),
-        ({"labels": [False, True]}, "put the words in quotes"),
         ({"labels": {False: " A", True: " B"}}, "put the words in quotes"),
         ({"labels": {"No": " A", "Yes": ""}}, "a name without a text"),
-        ({"labels": {"No": " A", "Maybe": " B"}}, r"label_map leads to \['Yes'\]"),
-        ({"label_map": {1: False, 5: True}}, "put the words in quotes"),
         ({"label_map": {1: "No", 5: "Maybe"}}, "label_map leads to"),
         ({"label_map": {1: "No"}}, "no value of label_map leads to"),
-        ({"template": "reviews"}, "no template is called 'reviews'"),
         ({"template": {"name": "x", "text": "no field"}}, "no {field} placeholder"),
-        ({"template": {"name": "x", "text": "{a}", "sep": ""}}, "Extra inputs are not permitted"),
         ({"dataset": "sst2"}, "belong to another dataset, not to sst2"),
         ({"subjects": ["law"]}, "subjects belong to dataset mmlu"),
         ({"dataset": "mmlu"}, "needs subjects"),
-        ({"dataset": "mmlu", "subjects": ["law", "law"]}, "names one twice"),
-        ({"train": 0}, "greater than or equal to 1"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
         config(**{"path": "a.jsonl", **values})
+
+
+# Columns that are called otherwise: Parquet, and the hub.
+
+WORDS = ("negative", "positive")
+ROWS = [{"sentence": f"number {i}", "mood": i % 2} for i in range(20)]
+OWN: dict[str, Any] = {
+    "template": "sentiment",
+    "labels": list(WORDS),
+    "label_field": "mood",
+    "columns": {"text": "sentence"},
+}
+MAP = {0: "negative", 1: "positive"}
+
+
+def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def splits_of(**fields: Any) -> Any:
+    return load_splits(DataConfig.model_validate(OWN | fields), seed=0)
+
+
+def test_parquet_gives_what_json_lines_give(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    parquet(tmp_path / "rows.parquet", ROWS)
+    one, other = (
+        splits_of(dataset="file", path=tmp_path / f"rows.{kind}", label_map=MAP) for kind in ("jsonl", "parquet")
+    )
+    assert [(e.fields, e.label) for e in one.train] == [(e.fields, e.label) for e in other.train]
+    assert other.train[0].id.startswith("rows.parquet:")
+    assert {e.label for e in other.train} == {0, 1}
+    bad = parquet(tmp_path / "bad.parquet", [*ROWS, {"sentence": None, "mood": 1}])
+    with pytest.raises(DataError, match=r"bad.parquet, line 21: field 'text' is missing"):
+        splits_of(dataset="file", path=bad, label_map=MAP)
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder ``owner/moods`` in the working directory, which ``datasets`` takes for a data set of that name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read once in a process
+    folder = tmp_path / "owner" / "moods"
+    folder.mkdir(parents=True)
+    features = Features({"sentence": Value("string"), "mood": ClassLabel(names=list(WORDS))})
+    for name, rows in (("train", ROWS), ("test", [{"sentence": f"test {i}", "mood": 1} for i in range(4)])):
+        Dataset.from_list(rows, features=features).to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def test_a_data_set_of_the_hub_with_splits_and_columns(hub_folder: Path) -> None:
+    """Class numbers become the names that the data set has for them; a map leads from either to labels of your own."""
+    splits = splits_of(dataset="hub:owner/moods", hub={"test": "test"}, calibration=5)
+    assert {e.fields["text"] for e in splits.test} == {f"test {i}" for i in range(4)}
+    assert (len(splits.train), len(splits.calibration)) == (15, 5)
+    assert all(e.label == int(e.fields["text"].split()[1]) % 2 for e in (*splits.train, *splits.calibration))
+    assert splits.task.name == "moods"
+    assert splits.report["source_detail"] == "folder: owner/moods (train, test)"
+    assert len(splits_of(dataset="hub:owner/moods", hub={"train": "train[:10]"}).train) < 10
+    for label_map in ({0: "bad", 1: "good"}, {"negative": "bad", "positive": "good"}):
+        mapped = splits_of(dataset="hub:owner/moods", labels=["bad", "good"], label_map=label_map)
+        assert all(e.label == int(e.fields["text"].split()[1]) % 2 for e in mapped.train)
+
+
+@pytest.mark.usefixtures("hub_folder")
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"hub": {"test": "train"}}, ConfigError, "hub names train for more than one split"),
+        ({"dataset": "hub:csv"}, ConfigError, "'hub:csv' is a reader of files and no data set"),
+        ({"dataset": "hub:owner/other"}, DownloadError, r"owner/other \(train\) could not be loaded"),
+        ({"columns": {"words": "sentence"}}, ConfigError, r"columns names \['words'\]"),
+        ({"columns": {"text": "words"}}, DataError, "owner/moods train, line 1: field 'text' is missing"),
+        ({"dataset": "hub:../owner"}, ValueError, r"no data set is called 'hub:\.\./owner': known are winogrande_xs, "),
+        ({"path": "a.csv"}, ValueError, r"\['path'\] belong to another dataset"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(fields: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        splits_of(**{"dataset": "hub:owner/moods"} | fields)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,12 @@ from alike_runs import read
 from tiny_runs import adapter, interrupted_at, job, same, sentiment_config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from laplora.errors import DataError, NonFiniteError
+from laplora.errors import NonFiniteError
 from laplora.models.adapters import attach_adapter
 from laplora.predictor import Predictor
 from training.config import RunConfig, load_config
-from training.data.splitting import with_selection
-from training.fine_tuning.label_trainer import LabelTrainer, LengthGrouped, training_arguments
-from training.finetune import _collated
+from training.fine_tuning.label_trainer import LabelTrainer, LengthGrouped
+from training.finetune import finetune
 from training.workspace.runtime import open_run
 from training.workspace.targets import labelled_targets, target_loss
 
@@ -28,14 +27,6 @@ pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
 SHORT = {"learning_rate": 1e-2, "steps": 24, "batch_size": 6, "checkpoint_every": 8}
 SELECTING = SHORT | {"evaluate_every": 4, "selection_fraction": 0.25}
 DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.1}
-
-
-def finetuned(folder: Path, base: Path, **optimizer: Any) -> RunConfig:
-    """Fine-tune without dropout in a folder of its own and return the configuration."""
-    folder.mkdir()
-    file = sentiment_config(folder, base, optimizer=SHORT | optimizer)
-    assert job("finetune", file) == 0
-    return load_config(file)
 
 
 # The step that is kept.
@@ -49,53 +40,40 @@ def selecting(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) 
     return load_config(file)
 
 
-def test_the_step_with_the_least_loss_is_kept(selecting: RunConfig) -> None:
+def test_the_adapter_of_the_step_with_the_least_loss_on_rows_of_no_other_split_is_kept(selecting: RunConfig) -> None:
+    """To 1e-4: other batches, and the rounding of float32."""
     losses = {r["step"]: r["eval_loss"] for r in read(selecting.run_dir / "training_log.json") if "eval_loss" in r}
     assert list(losses) == [4, 8, 12, 16, 20, 24]
     selected = read(selecting.run_dir / "selected.json")
     assert (selected["step"], selected["rows"]) == (min(losses, key=losses.__getitem__), 10)
     assert selected["nll"] == pytest.approx(min(losses.values()))
-
-
-def test_its_loss_is_the_saved_adapters_on_rows_that_are_in_no_other_split(selecting: RunConfig) -> None:
-    """To 1e-4: other batches, and the rounding of float32. Rows of fewer labels than classes cannot be left."""
     run = open_run(selecting)
     splits = run.splits
-    with pytest.raises(DataError, match="1 training rows are fewer than the 2 classes"):
-        with_selection(splits, 0.97)
-    assert {n: len(getattr(splits, n)) for n in ("train", "selection", "calibration", "test")} == {
-        "train": 30,
-        "selection": 10,
-        "calibration": 32,
-        "test": 24,
-    }
+    parts = (splits.train, splits.selection, splits.calibration, splits.test)
+    assert [len(part) for part in parts] == [30, 10, 32, 24]
+    assert len({e.id for part in parts for e in part}) == 96
     assert read(selecting.run_dir / "splits.json")["rows"]["selection"] == 10
-    ids = [e.id for part in (splits.train, splits.selection, splits.calibration, splits.test) for e in part]
-    assert len(set(ids)) == len(ids)
     model = attach_adapter(run.load_base(), selecting.run_dir / "adapter")
     rows, labels = zip(*labelled_targets(run, splits.selection), strict=True)
     batch = run.collate(rows)
     with torch.no_grad():
         loss = target_loss(run.readout.scores(model, batch).logits, torch.stack(labels), batch.class_mask)
-    assert float(loss) == pytest.approx(read(selecting.run_dir / "selected.json")["nll"], abs=1e-4)
+    assert float(loss) == pytest.approx(selected["nll"], abs=1e-4)
 
 
-def test_a_loss_that_is_no_number_is_not_left_out(selecting: RunConfig, tmp_path: Path) -> None:
-    """Where some batches have one and others not: the mean of the others says nothing of the step."""
-    run = open_run(selecting)
-    model = attach_adapter(run.load_base(), selecting.run_dir / "adapter")
-    trainer = LabelTrainer(
-        model=model,
-        args=training_arguments(selecting, run.device, tmp_path),
-        eval_dataset=labelled_targets(run, run.splits.selection),
-        data_collator=partial(_collated, run),
-    )
-    trainer.readout, trainer.optimizer_settings = run.readout, selecting.optimizer
-    batches = count()
-    down = next(layer for layer in model.modules() if isinstance(layer, LlamaMLP))
-    down.register_forward_hook(lambda _module, _inputs, states: states * torch.nan if next(batches) else states)
-    with pytest.raises(NonFiniteError, match="a loss on selection rows is NaN or infinite"):
-        trainer.evaluate()
+def test_a_loss_that_is_no_number_is_not_left_out(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """Where one batch of the selection rows has one: the mean of the others says nothing of the step."""
+    file, compute = sentiment_config(tmp_path, tiny_base_folder, optimizer=SELECTING), LabelTrainer.compute_loss
+    evaluated = count()
+
+    def broken(self: LabelTrainer, model: Any, *arguments: Any, **options: Any) -> Any:
+        found = compute(self, model, *arguments, **options)
+        return found if model.training or next(evaluated) else (found[0] * torch.nan, *found[1:])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabelTrainer, "compute_loss", broken)
+        with pytest.raises(NonFiniteError, match="a loss on selection rows is NaN or infinite"):
+            finetune(load_config(file))
 
 
 def test_an_interrupted_one_keeps_the_same_step(selecting: RunConfig, tiny_base_folder: Path, tmp_path: Path) -> None:
@@ -148,49 +126,45 @@ def test_training_stops_where_nothing_gets_better(tiny_base_folder: Path, tmp_pa
     assert selected["trained_steps"] == selected["step"] + 2 * 4 < 200
 
 
-@pytest.mark.exhaustive
-def test_the_artifact_says_which_step_was_kept(tiny_base_folder: Path, tmp_path: Path) -> None:
-    """And its posterior is of the rows that were trained on, also where every fold keeps a step of its own."""
-    calibration = {"rows": "cross_fit", "folds": 2}
-    file = sentiment_config(tmp_path, tiny_base_folder, optimizer=SELECTING, calibration=calibration)
-    assert job("run", file) == 0
-    config = load_config(file)
-    manifest = read(config.artifact_dir / "manifest.json")
-    assert manifest["data"]["selected"] == read(config.run_dir / "selected.json")
-    assert manifest["data"]["rows"] == {"train": 54, "calibration": 0, "test": 24, "selection": 18}
-    assert read(config.run_dir / "laplace/fit.json")["train_rows"] == 54
-    assert all(read(config.run_dir / f"folds/{number}/selected.json")["step"] > 0 for number in (0, 1))
-
-
 # Batches.
 
 
-def test_two_batches_of_three_are_a_step_of_six(tiny_base_folder: Path, tmp_path: Path) -> None:
-    """The last step of an epoch has four rows, three and one. To 1e-3: float32 sums in another order."""
-    whole = finetuned(tmp_path / "whole", tiny_base_folder)
-    halves = finetuned(tmp_path / "halves", tiny_base_folder, batch_size=3, gradient_accumulation=2)
-    for name, tensor in adapter(whole.run_dir).items():
-        torch.testing.assert_close(adapter(halves.run_dir)[name], tensor, rtol=1e-3, atol=1e-4)
-    assert halves.optimizer.steps_an_epoch(40) == whole.optimizer.steps_an_epoch(40) == 7
+def finetuned(folder: Path, base: Path, **optimizer: Any) -> dict[str, torch.Tensor]:
+    """Fine-tune without dropout in a folder of its own and return the adapter."""
+    folder.mkdir()
+    file = sentiment_config(folder, base, optimizer=SHORT | optimizer)
+    assert job("finetune", file) == 0
+    return adapter(load_config(file).run_dir)
 
 
-def test_gradient_checkpointing_computes_each_layer_twice_and_trains_the_same(
+def test_batches_of_a_step_and_activations_that_are_computed_again_train_the_same(
     tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = [0]
-    original = LlamaMLP.forward
+    """The last step of an epoch has four rows, three and one. To 1e-3: float32 sums in another order."""
+    calls, forward = [0], LlamaMLP.forward
 
     def counted(self: LlamaMLP, *arguments: Any) -> Any:
         calls[0] += self.training
-        return original(self, *arguments)
+        return forward(self, *arguments)
 
     monkeypatch.setattr(LlamaMLP, "forward", counted)
     plain = finetuned(tmp_path / "plain", tiny_base_folder)
     once, calls[0] = calls[0], 0
     again = finetuned(tmp_path / "again", tiny_base_folder, gradient_checkpointing=True)
     assert calls[0] == 2 * once > 0
-    for name, tensor in adapter(plain.run_dir).items():
-        torch.testing.assert_close(adapter(again.run_dir)[name], tensor, rtol=1e-5, atol=1e-7)
+    halves = finetuned(tmp_path / "halves", tiny_base_folder, batch_size=3, gradient_accumulation=2)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(again[name], tensor, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(halves[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_loraplus_takes_a_larger_step_in_every_lora_b(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """AdamW's first step is the step size for each number that has a gradient, and B begins at zero."""
+    plain = finetuned(tmp_path / "plain", tiny_base_folder, steps=1)
+    plus = finetuned(tmp_path / "plus", tiny_base_folder, steps=1, loraplus_lr_ratio=4)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(plus[name], (4 if ".lora_B." in name else 1) * tensor, rtol=1e-3, atol=1e-6)
+    assert any(bool(t.any()) for name, t in plain.items() if ".lora_B." in name)
 
 
 def test_rows_of_like_length_come_together_in_another_order_each_epoch() -> None:
@@ -210,31 +184,26 @@ def test_rows_of_like_length_come_together_in_another_order_each_epoch() -> None
     assert all(padding(order) < 0.5 * padding(list(range(601))) for order in orders)
 
 
-# LoRA+.
+def test_the_artifact_says_which_step_was_kept_and_how_prompts_were_cut(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """Its posterior is of the rows that were trained on, and every fold keeps a step of its own.
 
-
-def test_loraplus_takes_a_larger_step_in_every_lora_b(tiny_base_folder: Path, tmp_path: Path) -> None:
-    """AdamW's first step is the step size for each number that has a gradient, and B begins at zero."""
-    plain = finetuned(tmp_path / "plain", tiny_base_folder, steps=1)
-    plus = finetuned(tmp_path / "plus", tiny_base_folder, steps=1, loraplus_lr_ratio=4)
-    one, other = adapter(plain.run_dir), adapter(plus.run_dir)
-    for name, tensor in one.items():
-        factor = 4 if ".lora_B." in name else 1
-        torch.testing.assert_close(other[name], factor * tensor, rtol=1e-3, atol=1e-6)
-    assert any(bool(t.any()) for name, t in one.items() if ".lora_B." in name)
-
-
-def test_the_server_cuts_as_training_did(tiny_base_folder: Path, tmp_path: Path) -> None:
-    """The template of the artifact says which field; the loaded predictor makes the rows that were trained on."""
+    The template says which field is cut; the loaded predictor makes the rows that were trained on.
+    """
     file = sentiment_config(
         tmp_path,
         tiny_base_folder,
         max_tokens=20,
         cut={"field": "text", "side": "right"},
-        optimizer=SHORT | {"steps": 2},
+        optimizer=SELECTING | {"steps": 8},
+        calibration={"rows": "cross_fit", "folds": 2},
     )
     assert job("run", file) == 0
     config = load_config(file)
+    manifest = read(config.artifact_dir / "manifest.json")
+    assert manifest["data"]["selected"] == read(config.run_dir / "selected.json")
+    assert manifest["data"]["rows"] == {"train": 54, "calibration": 0, "test": 24, "selection": 18}
+    assert read(config.run_dir / "laplace/fit.json")["train_rows"] == 54
+    assert all(read(config.run_dir / f"folds/{number}/selected.json")["step"] > 0 for number in (0, 1))
     run, predictor = open_run(config), Predictor.load(config.artifact_dir, device="cpu")
     rows = run.encode(run.splits.test)
     assert sum(row.truncated for row in rows) > 0
@@ -242,3 +211,29 @@ def test_the_server_cuts_as_training_did(tiny_base_folder: Path, tmp_path: Path)
     ends = {run.tokenizer.decode(row.token_ids[-5:]) for row in rows}
     assert ends == {" or negative? Answer:"}
     assert job("finetune", file, "cut.field=title") == 1
+
+
+# Curves.
+
+
+def test_a_package_that_is_missing_is_named_first(
+    tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    file = sentiment_config(tmp_path, tiny_base_folder)
+    assert job("run", file, "report_to=[mlflow]", "data.path=nowhere.jsonl") == 1
+    assert "report_to: not installed: mlflow: pip install mlflow" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_tensorboard_has_the_log(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "curves"))
+    file = sentiment_config(tmp_path, tiny_base_folder, optimizer=SELECTING | {"steps": 8})
+    assert job("finetune", file, "report_to=[tensorboard]") == 0
+    events = accumulator.EventAccumulator(str(tmp_path / "curves"))
+    events.Reload()
+    log = read(load_config(file).run_dir / "training_log.json")
+    losses = {r["step"]: r["eval_loss"] for r in log if "eval_loss" in r}
+    assert {one.step: pytest.approx(one.value) for one in events.Scalars("eval/loss")} == losses
+    assert len(events.Scalars("train/loss")) == 8

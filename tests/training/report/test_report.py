@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from laplora.errors import DataError
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.report.names import display_name
 from training.report.evaluation import (
@@ -13,6 +14,7 @@ from training.report.evaluation import (
     results_table,
     risk_coverage_figure,
 )
+from training.report.markdown import escaped, fill, markdown_table
 
 
 def evaluations(classes: int = 2, rows: int = 120) -> dict[str, Evaluation]:
@@ -65,3 +67,16 @@ def test_pictures_show_each_method_with_its_figures_and_all_rows() -> None:
     curves = risk_coverage_figure(given, title="t").axes[0].lines
     for line, evaluation in zip(curves, given.values(), strict=False):
         assert line.get_ydata()[-1] == pytest.approx(1 - evaluation.accuracy)
+
+
+def test_places_of_a_page_are_filled_and_none_is_left_over() -> None:
+    assert markdown_table(["a"], [[escaped("y | z")]]) == "| a |\n| --- |\n| y \\| z |\n"
+    page = "It costs <!-- x:begin a -->old<!-- x:end a --> now.\n<!-- x:begin b -->\n| old |\n<!-- x:end b -->\n"
+    filled = fill(page, "x", {"a": "new", "b": "| t |\n"})
+    assert filled == (
+        "It costs <!-- x:begin a -->new<!-- x:end a --> now.\n<!-- x:begin b -->\n\n| t |\n\n<!-- x:end b -->\n"
+    )
+    assert fill(filled, "x", {"a": "new", "b": "| t |"}) == filled
+    for texts in ({"a": "new"}, {"a": "new", "b": "", "c": ""}):
+        with pytest.raises(DataError, match="one pair of markers for each"):
+            fill(page, "x", texts)

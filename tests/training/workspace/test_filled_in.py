@@ -33,20 +33,17 @@ def test_epochs_are_so_many_steps(epochs: float, rows: int, batch_size: int, ste
 
 
 @pytest.mark.parametrize("parameters", [134_515_008, 1_500_000_000, 6_738_415_616])
-def test_the_size_says_what_is_left_open(parameters: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_size_says_what_is_left_open_and_what_is_given_wins(
+    parameters: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     size, optimizer = size_defaults(parameters), filled_in(configuration(), 300, lambda: parameters).optimizer
     assert optimizer.learning_rate == size.learning_rate
     assert optimizer.steps == (STEPS if size.epochs is None else 400)  # 8 epochs of 50 steps
     assert f"{parameters / 1e6:,.0f} million parameters: learning rate" in capsys.readouterr().out
-
-
-def test_what_is_given_wins() -> None:
-    rate, length, neither = (
-        filled_in(configuration(**given), 300, lambda: 10**8).optimizer
-        for given in ({"learning_rate": 0.5}, {"steps": 7}, {})
-    )
-    assert (rate.learning_rate, rate.steps) == (0.5, neither.steps)
-    assert (length.learning_rate, length.steps) == (neither.learning_rate, 7)
+    given = {"learning_rate": 0.5}, {"steps": 7}
+    rate, length = (filled_in(configuration(**one), 300, lambda: parameters).optimizer for one in given)
+    assert (rate.learning_rate, rate.steps) == (0.5, optimizer.steps)
+    assert (length.learning_rate, length.steps) == (optimizer.learning_rate, 7)
 
 
 def test_parameters_are_those_of_the_loaded_model(tiny_base_folder: Path) -> None:
@@ -59,10 +56,12 @@ def test_parameters_are_those_of_the_loaded_model(tiny_base_folder: Path) -> Non
 
 def test_a_run_in_epochs_ends_as_the_one_in_steps(tiny_base_folder: Path, tmp_path: Path) -> None:
     """Its record has the steps: it is the same run, in the same folder, and is not trained twice."""
-    common = {"learning_rate": 1e-2, "batch_size": 6, "checkpoint_every": 8}
-    file = sentiment_config(tmp_path, tiny_base_folder, optimizer=common | {"epochs": 2})
+    file = sentiment_config(tmp_path, tiny_base_folder, optimizer={"batch_size": 6, "epochs": 2})
+    with pytest.raises(ConfigError, match=r"known with optimizer\.steps and learning_rate"):
+        _ = load_config(file).run_dir
     assert job("finetune", file) == 0
-    in_steps = load_config(file, ["optimizer.steps=14"])  # 40 rows are 7 steps of 6
+    settings = ["optimizer.steps=14", f"optimizer.learning_rate={SIZES[0].learning_rate}"]
+    in_steps = load_config(file, settings)  # 40 rows are 7 steps of 6
     assert in_steps.run_dir == in_steps.runs / "tiny-sentiment"
     end = read(in_steps.run_dir / "training_log.json")[-1]
     assert (end["step"], end["epoch"]) == (14, 2)
@@ -70,14 +69,5 @@ def test_a_run_in_epochs_ends_as_the_one_in_steps(tiny_base_folder: Path, tmp_pa
     assert (recorded["steps"], recorded["epochs"]) == (14, None)
     adapter = in_steps.run_dir / "adapter" / "adapter_model.safetensors"
     before = adapter.stat().st_mtime_ns
-    assert job("finetune", file, "optimizer.steps=14") == 0
+    assert job("finetune", file, *settings) == 0
     assert adapter.stat().st_mtime_ns == before
-
-
-def test_a_run_that_says_nothing_of_its_training_is_recorded_filled_in(tiny_base_folder: Path, tmp_path: Path) -> None:
-    file = sentiment_config(tmp_path, tiny_base_folder, optimizer={"batch_size": 20})
-    with pytest.raises(ConfigError, match=r"known with optimizer\.steps and learning_rate"):
-        _ = load_config(file).run_dir
-    assert job("finetune", file) == 0
-    recorded = read(load_config(file).runs / "tiny-sentiment" / "config.json")["optimizer"]
-    assert (recorded["learning_rate"], recorded["steps"]) == (SIZES[0].learning_rate, 2 * (SIZES[0].epochs or 0))

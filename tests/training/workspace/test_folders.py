@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alike_runs import read
+from filelock import FileLock
 from tiny_runs import job
 
 from laplora.artifact.folder import read_artifact
@@ -28,21 +27,25 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_a_trial_with_fewer_steps_leaves_the_finished_run_alone(
+def test_a_trial_with_fewer_steps_leaves_the_finished_run_and_its_artifact_alone(
     run_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = load_config(run_copy).run_dir
+    plain = load_config(run_copy)
     assert job("finetune", run_copy) == 0  # writes which rows there are, by their own path
-    before = digests(plain)
-    assert {"adapter/adapter_model.safetensors", "laplace/posterior.safetensors", "laplace/fit.json"} <= before.keys()
-    trial = load_config(run_copy, ["optimizer.steps=5"]).run_dir
-    assert trial.parent == plain.parent
-    assert job("finetune", run_copy, "optimizer.steps=5") == 0
+    assert job("package", run_copy) == 0
+    before = [digests(plain.run_dir), digests(plain.artifact_dir)]
+    assert {"adapter/adapter_model.safetensors", "laplace/posterior.safetensors", "laplace/fit.json"} <= before[
+        0
+    ].keys()
+    trial = load_config(run_copy, ["optimizer.steps=5"])
+    assert trial.run_dir.parent == plain.run_dir.parent
+    assert job("run", run_copy, "optimizer.steps=5") == 0
     printed = capsys.readouterr().out
-    assert f"{plain} belongs to another configuration; this one's results go to {trial}" in printed
+    assert f"{plain.run_dir} belongs to another configuration; this one's results go to {trial.run_dir}" in printed
+    assert read_artifact(trial.artifact_dir).name == trial.run_dir.name != plain.name
     assert job("finetune", run_copy, "optimizer.steps=5") == 0
-    assert f"adapter already trained: {trial}" in capsys.readouterr().out
-    assert digests(plain) == before
+    assert f"adapter already trained: {trial.run_dir}" in capsys.readouterr().out
+    assert [digests(plain.run_dir), digests(plain.artifact_dir)] == before
 
 
 def test_another_posterior_starts_from_the_adapter_that_is_there(
@@ -67,17 +70,17 @@ def test_another_posterior_starts_from_the_adapter_that_is_there(
 
 
 def test_what_changes_no_result_changes_no_folder(run_copy: Path) -> None:
+    """Nor does a default that is named."""
     plain = load_config(run_copy).run_dir
     for override in (
-        "golden_inputs=[{text: x}]",
-        "base.device=cuda:1",
-        "base.dequantize=false",
-        "artifacts=elsewhere",
-        "report_to=[wandb]",
+        *("golden_inputs=[{text: x}]", "base.device=cuda:1", "base.dequantize=false", "artifacts=elsewhere"),
+        *("report_to=[wandb]", "base.prune_layers=0", "calibration.rows=held_out", "laplace.many_classes.limit=16"),
     ):
-        assert load_config(run_copy, [override]).run_dir == plain
-    for override in ("seed=7", "laplace.rank=3", "calibration.coverage=0.8", "evaluation.order_average=true"):
-        assert load_config(run_copy, [override]).run_dir != plain
+        assert load_config(run_copy, [override]).run_dir == plain, override
+    changes = ["seed=7", "max_tokens=12", "adapter.rank=2", "laplace.rank=3", "evaluation.order_average=true"]
+    changes += ["laplace.many_classes.directions=5", "base.prune_layers=2"]
+    changes += ["calibration.rows=cross_fit", "calibration.folds=4", "calibration.coverage=0.8"]
+    assert len({plain, *(load_config(run_copy, [one]).run_dir for one in changes)}) == 1 + len(changes)
 
 
 def test_of_jobs_that_start_together_one_has_the_folder(tmp_path: Path) -> None:
@@ -87,16 +90,11 @@ def test_of_jobs_that_start_together_one_has_the_folder(tmp_path: Path) -> None:
     assert owner(tmp_path / "n") == configuration_digest({"seed": won.index(True)})
 
 
-def test_another_process_in_the_same_folder_is_refused(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_job_in_the_same_folder_is_refused(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = load_config(run_copy).run_dir
-    path = str(folder / ".lock")
-    code = f"from filelock import FileLock as F; held = F({path!r}); held.acquire(); print('held', flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
+    with FileLock(folder / ".lock"):
         assert job("package", run_copy) == 1
-        assert f"another job works in {folder}" in capsys.readouterr().err
-        other.communicate(b"\n")
+    assert f"another job works in {folder}" in capsys.readouterr().err
     assert job("package", run_copy) == 0
 
 
@@ -131,16 +129,3 @@ def test_a_copy_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert owner(tmp_path / "n-1") == configuration_digest({"seed": 1})
     assert not start_from(source, tmp_path / "n-1", {"seed": 2})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["n", "n-1"]
-
-
-def test_a_trial_does_not_replace_the_artifact(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert job("package", run_copy) == 0
-    served = load_config(run_copy).artifact_dir
-    before = digests(served)
-    trial = "calibration.coverage=0.8"
-    for name in ("fit", "evaluate", "package"):
-        assert job(name, run_copy, trial) == 0
-    other = load_config(run_copy, [trial]).artifact_dir
-    assert other.name == load_config(run_copy, [trial]).run_dir.name != served.name
-    assert read_artifact(other).manifest.name == other.name
-    assert digests(served) == before

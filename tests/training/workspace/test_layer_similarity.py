@@ -51,11 +51,10 @@ def test_states_are_those_that_enter_each_layer(kind: str) -> None:
         torch.testing.assert_close(norm(states[:, 2].float()), noted[2][:, -1])
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3"])
 @pytest.mark.parametrize("block", [(0, 1), (2, 3), (4, 5)], ids=["the first", "in the middle", "the last"])
-def test_the_block_that_changes_nothing_is_chosen(kind: str, block: tuple[int, ...]) -> None:
+def test_the_block_that_changes_nothing_is_chosen(block: tuple[int, ...]) -> None:
     """Wherever it is: the one that ends with the last layer is a candidate too."""
-    model = tiny_architecture(kind, num_hidden_layers=LAYERS)
+    model = tiny_architecture("llama", num_hidden_layers=LAYERS)
     for number in block:
         layer: Any = decoder_layers(model)[number]
         layer.self_attn.o_proj.weight.data.zero_()
@@ -66,17 +65,12 @@ def test_the_block_that_changes_nothing_is_chosen(kind: str, block: tuple[int, .
     assert most_similar_block(states, 1).layers == block[:1]  # of two the first
 
 
-def test_states_without_a_direction_are_refused() -> None:
+def test_states_that_say_nothing_of_layers_are_refused() -> None:
     states = torch.randn(4, LAYERS + 1, 12, generator=generator(0), dtype=torch.float64)
-    for value in (float("nan"), float("inf"), 0.0):
-        broken = states.clone()
-        broken[1, 3] = value
+    for value in (float("nan"), 0.0):
+        states[1, 3] = value
         with pytest.raises(NonFiniteError, match="no layers can be chosen"):
-            most_similar_block(broken, 2)
-
-
-def test_layers_that_pass_on_something_else_are_refused() -> None:
-    with pytest.raises(ModelError, match="do not pass on one state a token"):
-        states_between_layers(tiny_architecture("gemma3n_text"), batch())
-    with pytest.raises(ModelError, match="in no list"):
-        states_between_layers(tiny_architecture("bart"), batch())
+            most_similar_block(states, 2)
+    for kind, message in (("gemma3n_text", "do not pass on one state a token"), ("bart", "in no list")):
+        with pytest.raises(ModelError, match=message):
+            states_between_layers(tiny_architecture(kind), batch())
