@@ -55,8 +55,8 @@ def test_an_interrupted_fine_tune_ends_like_an_uninterrupted_one(
     )
     assert job("finetune", whole) == 0
     folder = load_config(short).run_dir
-    for step, resumed in ((3, ""), (13, ""), (20, "checkpoint-8")):
-        interrupted_at(step - 8 if resumed else step, short)
+    for batch, resumed in ((3, ""), (13, ""), (20 - 8, "checkpoint-8")):
+        interrupted_at(batch, short)
         shown = capsys.readouterr()
         assert "interrupted; the same command continues" in shown.err
         assert ("resuming at" in shown.out) == bool(resumed)
