@@ -18,12 +18,6 @@ def predictor(request: pytest.FixtureRequest, sentiment_predictor: Predictor) ->
     return FakePredictor() if request.param == "fake" else sentiment_predictor
 
 
-@pytest.fixture
-def rows(predictor: Any) -> list[Any]:
-    texts = ("a", "a much longer text than the other one")
-    return [predictor.encode({"text": text}, truncate=False) for text in texts]
-
-
 def test_the_fake_leaves_to_the_real_one_only_what_no_server_calls() -> None:
     offered = {name for one in (Encoder, Predictor) for name in vars(one) if not name.startswith("_")}
     assert offered - set(vars(FakePredictor)) == {
@@ -34,28 +28,27 @@ def test_the_fake_leaves_to_the_real_one_only_what_no_server_calls() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["map", "laplace"])
-def test_each_row_has_its_answer(predictor: Any, rows: list[Any], name: str) -> None:
-    for row, answer in zip(rows, predictor.predict(rows, name), strict=True):
-        assert answer.predictive == name
-        assert (answer.tokens, answer.truncated) == (len(row.token_ids), False)
-        assert len(answer.labels) == row.class_count == predictor.class_count
-        assert sum(answer.probs) == pytest.approx(1)
-        assert sum(answer.map_probs) == pytest.approx(1)
-        spread = (answer.probs_std, answer.aleatoric, answer.epistemic)
-        assert [part is None for part in spread] == [name == "map"] * 3
-        assert (answer.logit_variance is None) == (name == "map")
-        assert (answer.orders, answer.order_information) == (1, None)
-
-
-def test_the_recommended_predictive_answers_and_variances_come_along_where_they_are_wanted(
-    predictor: Any, rows: list[Any]
-) -> None:
+def test_each_row_has_its_answer_and_its_decision(predictor: Any) -> None:
+    texts = ("a", "a much longer text than the other one")
+    rows = [predictor.encode({"text": text}, truncate=False) for text in texts]
+    for name in ("map", "laplace"):
+        answers = predictor.predict(rows, name)
+        for row, answer in zip(rows, answers, strict=True):
+            assert answer.predictive == name
+            assert (answer.tokens, answer.truncated) == (len(row.token_ids), False)
+            assert len(answer.labels) == row.class_count == predictor.class_count
+            assert (sum(answer.probs), sum(answer.map_probs)) == (pytest.approx(1), pytest.approx(1))
+            spread = (answer.probs_std, answer.aleatoric, answer.epistemic, answer.logit_variance)
+            assert [part is None for part in spread] == [name == "map"] * 4
+            assert (answer.orders, answer.order_information) == (1, None)
+        for risk in (None, 0.3):
+            decided, used = predictor.decided(answers, risk)
+            assert [answer.probs for answer in decided] == [answer.probs for answer in answers]
+            assert risk is None or used == risk
     assert predictor.recommended in predictor.predictives
     assert predictor.predict(rows)[0].predictive == predictor.recommended
-    answer = predictor.predict(rows, "map", also=("laplace",))[0]
-    assert answer.predictive == "map"
-    assert answer.logit_variance is not None
+    beside = predictor.predict(rows, "map", also=("laplace",))[0]
+    assert (beside.predictive, beside.logit_variance is None) == ("map", False)
 
 
 def test_a_prompt_that_is_too_long(predictor: Any) -> None:
@@ -65,11 +58,3 @@ def test_a_prompt_that_is_too_long(predictor: Any) -> None:
     assert refused.value.limit == predictor.max_tokens < refused.value.got
     row = predictor.encode(inputs, truncate=True)
     assert (len(row.token_ids), row.truncated) == (predictor.max_tokens, True)
-
-
-@pytest.mark.parametrize("risk", [None, 0.3])
-def test_decisions_are_for_the_risk_that_is_wanted(predictor: Any, rows: list[Any], risk: float | None) -> None:
-    answers = predictor.predict(rows, "laplace")
-    decided, used = predictor.decided(answers, risk)
-    assert [answer.probs for answer in decided] == [answer.probs for answer in answers]
-    assert risk is None or used == risk
