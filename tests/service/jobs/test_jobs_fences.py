@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,10 +109,9 @@ def test_a_write_under_a_lost_claim_changes_nothing(how: str, database: Stores) 
 
 
 @contextmanager
-def before_commit(store: JobTables, work: Callable[[], Any]) -> Iterator[list[Any]]:
-    """Run work in a thread up to where its transaction is committed, which it is after the block; yield its result."""
-    reached, go = threading.Event(), threading.Event()
-    transaction, result = store.database.transaction, []
+def before_commit(store: JobTables, work: Callable[[], Any]) -> Iterator[Future[Any]]:
+    """Run work in a thread up to where its transaction is committed, which it is after the block; yield its outcome."""
+    reached, go, transaction = threading.Event(), threading.Event(), store.database.transaction
 
     @contextmanager
     def held() -> Iterator[sa.Connection]:
@@ -120,16 +120,14 @@ def before_commit(store: JobTables, work: Callable[[], Any]) -> Iterator[list[An
             reached.set()
             go.wait()
 
-    store.database.transaction = held  # type: ignore[method-assign]
-    thread = threading.Thread(target=lambda: result.append(outcome(work)))
-    thread.start()
-    try:
-        reached.wait()
-        yield result
-    finally:
-        go.set()
-        thread.join()
-        store.database.transaction = transaction  # type: ignore[method-assign]
+    with ThreadPoolExecutor() as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.database, "transaction", held)
+        told = pool.submit(outcome, work)
+        try:
+            reached.wait()
+            yield told
+        finally:
+            go.set()
 
 
 @pytest.mark.parametrize("name", WRITES)
@@ -137,15 +135,12 @@ def test_a_write_that_waits_for_a_claim_is_refused_once_that_is_made(name: str, 
     a, b = stores
     number = begun(a)
     let_die(b)
-    told: list[Any] = []
     watcher = Database.at_url(url)
-    with before_commit(b, lambda: b.claims.claim("b", 1)) as claims:
-        thread = threading.Thread(target=lambda: told.append(outcome(lambda: WRITES[name](a, number, 1))))
-        thread.start()
+    with ThreadPoolExecutor() as pool, before_commit(b, lambda: b.claims.claim("b", 1)) as claims:
+        told = pool.submit(outcome, lambda: WRITES[name](a, number, 1))
         until(lambda: waits_for_a_lock(watcher))
-    thread.join()
-    assert claims == [[number]]
-    assert told == [None] if name in SILENT else isinstance(told[0], ClaimLostError)
+    assert claims.result() == [number]
+    assert told.result() is None if name in SILENT else isinstance(told.result(), ClaimLostError)
     (job,) = b.reads.jobs()
     assert (job.server, job.fence, job.rows_done, job.changes) == ("b", 2, 2, 1)
     watcher.close()
@@ -176,8 +171,8 @@ def test_no_claim_comes_in_the_middle_of_a_write(name: str, stores: Stores) -> N
 
 
 def test_a_server_that_hangs_in_a_write_keeps_no_job_from_the_others(url: str) -> None:
-    hung, other = JobTables(Database.at_url(url, idle_timeout_ms=200)), JobTables(Database.at_url(url))
-    number = begun(hung)
+    hung, other = JobTables(Database.at_url(url, idle_timeout_ms=1000)), JobTables(Database.at_url(url))
+    number = begun(other)
     let_die(other)
 
     def hang() -> None:
