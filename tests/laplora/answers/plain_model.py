@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -22,11 +21,9 @@ from laplora.answers.prediction import Prediction
 from laplora.artifact.folder import Artifact
 from laplora.models.base import locate_base
 from laplora.models.quiet import quiet_loading
-from laplora.predictive import batch_outputs
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import render
-from laplora.readouts.label_tokens import LabelTokens
 
 FLOAT32, BFLOAT16, BFLOAT16_REAL = 1e-5, 0.02, 0.15
 
@@ -88,28 +85,3 @@ def numbers(answer: Prediction) -> list[float]:
         elif isinstance(item, list | tuple):
             stack.extend(item)
     return flat
-
-
-def passes_seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that gets the kind of each pass through a model, from now on: ``scores`` or ``jacobians``."""
-    seen: list[str] = []
-    scores, jacobians = LabelTokens.scores, batch_outputs.contrast_jacobians
-    inside = False
-
-    def plain(*arguments: Any, **options: Any) -> Any:
-        if not inside:
-            seen.append("scores")
-        return scores(*arguments, **options)
-
-    def with_jacobians(*arguments: Any, **options: Any) -> Any:
-        nonlocal inside
-        seen.append("jacobians")
-        inside = True
-        try:
-            return jacobians(*arguments, **options)
-        finally:
-            inside = False
-
-    monkeypatch.setattr(LabelTokens, "scores", plain)
-    monkeypatch.setattr(batch_outputs, "contrast_jacobians", with_jacobians)
-    return seen

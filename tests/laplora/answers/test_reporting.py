@@ -57,9 +57,7 @@ def test_where_several_labels_may_be_right_each_is_a_question_of_its_own() -> No
     assert report.rows.review.nonzero()[:, 0].tolist() == [3 * i + k for i in range(1, 40, 4) for k in range(3)]
     for said in ("Rows by “label”", "<bdi>weather</bdi>", "question of its own", "text 11"):
         assert said in page
-
-
-def test_an_average_over_orders_is_the_method_that_is_judged() -> None:
-    report = measured(40, averaged=True)
-    assert report.served == "laplace_order_average"
-    assert "order average" in html(report, judge(report))
+    # An average over orders is the method that is judged.
+    averaged = measured(40, averaged=True)
+    assert averaged.served == "laplace_order_average"
+    assert "order average" in html(averaged, judge(averaged))

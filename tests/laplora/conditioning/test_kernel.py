@@ -87,6 +87,8 @@ def test_rows_given_twice_and_states_of_low_rank() -> None:
     once = LastLayer.of(states, hessian, TRAINED)
     assert twice.vectors.shape == once.vectors.shape
     torch.testing.assert_close(Kernel(twice, 2.0).dense()[:ROWS, :, :ROWS], Kernel(once, 2.0).dense())
+    with pytest.raises(NonFiniteError, match="states"):
+        LastLayer.of(states * torch.nan, hessian, TRAINED)
 
 
 def test_states_without_an_extent_leave_the_constant() -> None:
@@ -99,13 +101,6 @@ def test_states_without_an_extent_leave_the_constant() -> None:
     torch.testing.assert_close(kernel.dense()[0, :, 1], constant)
     alpha = drawn(ROWS, CLASSES - 1)
     torch.testing.assert_close(kernel.times(alpha), kernel.bias * alpha.sum(0).expand(ROWS, -1))
-
-
-def test_states_that_are_not_finite_are_refused() -> None:
-    """NaN is named."""
-    states, hessian = rows()
-    with pytest.raises(NonFiniteError, match="states"):
-        LastLayer.of(states * torch.nan, hessian, TRAINED)
 
 
 def test_candidates_have_the_variances_that_they_are_named_by() -> None:

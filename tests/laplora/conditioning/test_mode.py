@@ -54,17 +54,11 @@ def test_covariance_is_the_inverse_of_the_precision() -> None:
     torch.testing.assert_close(mode.covariance(own, cross), others @ covariance @ others.mT, rtol=0, atol=1e-9)
 
 
-def test_start_changes_the_way_and_not_the_result() -> None:
-    """From the solution of a like problem the same mode is found."""
-    p = problem(1.0)
-    far = posterior_mode(p["kernel"], p["mean"], p["labels"], p["mask"])
-    start = posterior_mode(2 * p["kernel"], p["mean"], p["labels"], p["mask"]).alpha
-    near = posterior_mode(p["kernel"], p["mean"], p["labels"], p["mask"], start)
-    torch.testing.assert_close(near.contrasts, far.contrasts, rtol=0, atol=1e-5)
+def test_labels_pull_whatever_the_start_and_no_kernel_leaves_everything() -> None:
+    """Each label becomes more probable on its own row, also from the solution of a like problem.
 
-
-def test_labels_pull_and_no_kernel_leaves_everything() -> None:
-    """Each label becomes more probable on its own row; without a kernel nothing moves."""
+    And by rows on the wrong side whose probabilities are 0 and 1 to rounding.
+    """
     p = problem(1.0)
     mode = posterior_mode(p["kernel"], p["mean"], p["labels"], p["mask"])
     before, after = (
@@ -72,14 +66,12 @@ def test_labels_pull_and_no_kernel_leaves_everything() -> None:
         for z in (p["mean"], mode.contrasts)
     )
     assert float(after.mean()) > float(before.mean())
+    start = posterior_mode(2 * p["kernel"], p["mean"], p["labels"], p["mask"]).alpha
+    near = posterior_mode(p["kernel"], p["mean"], p["labels"], p["mask"], start)
+    torch.testing.assert_close(near.contrasts, mode.contrasts, rtol=0, atol=1e-5)
     still = posterior_mode(0 * p["kernel"], p["mean"], p["labels"], p["mask"])
     assert torch.equal(still.contrasts, p["mean"])
     assert not bool(still.moved(0 * p["cross"]).any())
-
-
-def test_surest_rows_do_not_break_the_factorisation() -> None:
-    """A row whose probabilities are 0 and 1 to rounding, on the wrong side, still finds the mode."""
-    p = problem(1.0)
     p["mean"][0] = 60.0
     mode = posterior_mode(p["kernel"], p["mean"], p["labels"], p["mask"])
     assert bool(mode.contrasts.isfinite().all())

@@ -92,6 +92,13 @@ def test_no_row_has_a_part_in_what_it_is_judged_by() -> None:
         # Every other row was fitted with it.
         moved = (predictive.probs != after[name].probs).any(1)
         assert bool(moved[others].all()) == (name != "map")
+    # Each fold is answered under the prior of the others.
+    split, trained = found.split, found.fitted
+    for fitted, answered in fold_rows(ROWS, FOLDS, SETTINGS.seed):
+        labels, mask = split.labels[fitted], split.class_mask[fitted]
+        prior = choose_by_validation(trained.posterior, split.projected.take(fitted), labels, mask).prior
+        direct = predictive_of(replace(found, fitted=replace(trained, prior=prior)), "laplace", 1.0)
+        torch.testing.assert_close(held_out()["laplace"].probs[answered], direct.probs[answered])
 
 
 def test_served_is_the_fit_on_all_rows_and_thresholds_are_of_the_folds() -> None:
@@ -112,17 +119,10 @@ def test_served_is_the_fit_on_all_rows_and_thresholds_are_of_the_folds() -> None
         assert set(sure.entropy.tolist()) <= set(served.tolist())
         assert torch.equal(scores[name].error, probs.argmax(1) != split.labels)
         assert got.recommended.table[name]["nll"] == pytest.approx(record.nll)
-
-
-def test_each_fold_is_answered_under_the_prior_of_the_others() -> None:
-    found = outputs()
-    split, trained = found.split, found.fitted
-    for fitted, answered in fold_rows(ROWS, FOLDS, SETTINGS.seed):
-        labels, mask = split.labels[fitted], split.class_mask[fitted]
-        prior = choose_by_validation(trained.posterior, split.projected.take(fitted), labels, mask).prior
-        own = replace(found, fitted=replace(trained, prior=prior))
-        direct = predictive_of(own, "laplace", 1.0)
-        torch.testing.assert_close(held_out()["laplace"].probs[answered], direct.probs[answered])
+    # One number changes no order of two classes' entropies: folds of other temperatures must not either.
+    map_rule, rule = (got.predictives[name].thresholds.review for name in ("map", "temperature"))  # type: ignore[union-attr]
+    assert rule.accepted == map_rule.accepted > 0
+    assert torch.equal(scores["map"].score.argsort(stable=True), scores["temperature"].score.argsort(stable=True))
 
 
 def test_the_upper_bound_is_maps_for_every_predictive() -> None:
@@ -134,14 +134,6 @@ def test_the_upper_bound_is_maps_for_every_predictive() -> None:
     for of_name in scores.values():
         assert torch.equal(of_name.score, scores["map"].score)
         assert torch.equal(of_name.error, scores["map"].error)
-
-
-def test_a_temperature_accepts_what_map_accepts_at_two_classes() -> None:
-    """One number changes no order of two classes' entropies: folds of other temperatures must not either."""
-    got, scores = calibrated()
-    map_rule, rule = (got.predictives[name].thresholds.review for name in ("map", "temperature"))  # type: ignore[union-attr]
-    assert rule.accepted == map_rule.accepted > 0
-    assert torch.equal(scores["map"].score.argsort(stable=True), scores["temperature"].score.argsort(stable=True))
 
 
 def test_rows_that_were_trained_on_make_no_answer_surer() -> None:

@@ -8,8 +8,8 @@ from tiny_classifiers import CLASSIFIERS, adapted_classifier, batch_of, random_r
 from tiny_models import tiny_model, tiny_task
 
 from laplora.errors import ModelError
-from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.jacobians.states import StateTape, join_states
+from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks, find_blocks
+from laplora.jacobians.states import Pooling, StateTape, join_states
 from laplora.linearised import contrasts
 from laplora.models.readout import label_logits, last_hidden
 from laplora.readouts.classification_head import classification_head
@@ -41,18 +41,23 @@ def test_states_are_those_of_the_model(kind: str) -> None:
         StateTape(model, (2,), batch.attention_mask)
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_states_of_encoders_are_those_of_the_last_real_token(kind: str) -> None:
-    """Also where rows are padded on the right, and the last place of the batch holds padding."""
+def test_states_of_encoders_are_those_of_the_real_tokens(kind: str, pooling: Pooling) -> None:
+    """Also where rows are padded on the right, and the last place of the batch holds padding. Jacobians or not."""
     model = adapted_classifier(kind, dtype=torch.float32)
     readout = classification_head(model)
     rows = random_rows(5)
     batch = batch_of(rows, readout.side)
-    with torch.no_grad(), StateTape(model, (0, 1), batch.attention_mask) as tape:
+    with torch.no_grad(), StateTape(model, (0, 1), batch.attention_mask, pooling) as tape:
         scores = readout.scores(model, batch)
     states = tape.states(scores.logits)
+    with StateTape(model, (0, 1), batch.attention_mask, pooling) as tape:
+        found = contrast_jacobians(model, batch, readout, covered_blocks(model, readout), sums=False)
+    torch.testing.assert_close(tape.states(found.logits).hidden, states.hidden, atol=1e-5, rtol=1e-4)
     for i, row in enumerate(rows):
         ids = torch.tensor([row.token_ids])
         with torch.no_grad():
             plain = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
-        torch.testing.assert_close(states.hidden[i, 0], plain.hidden_states[1][0, -1], atol=1e-5, rtol=1e-4)
+        expected = plain.hidden_states[1][0, -1] if pooling == "last" else plain.hidden_states[1][0].mean(0)
+        torch.testing.assert_close(states.hidden[i, 0], expected, atol=1e-5, rtol=1e-4)
