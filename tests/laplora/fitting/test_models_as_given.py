@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -161,20 +161,15 @@ def test_prompts_that_the_model_has_no_positions_for() -> None:
 def test_threads_that_ask_at_once_have_their_own_answers(posterior: laplora.CalibratedPosterior) -> None:
     """The hooks of one thread's pass noted those of the others: errors, or the Jacobians of other rows."""
     asked = [rows(4, seed) for seed in range(3)]
-    expected = [[answer.probs for answer in posterior.predict(one, "laplace")] for one in asked]
-    found: dict[int, Any] = {}
 
-    def ask(number: int) -> None:
-        found[number] = [[a.probs for a in posterior.predict(asked[number], "laplace")] for _ in range(8)]
+    def ask(inputs: Rows) -> list[list[float]]:
+        return [answer.probs for answer in posterior.predict(inputs, "laplace")]
 
-    interval = sys.getswitchinterval()
+    expected, interval = [ask(inputs) for inputs in asked], sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(ask, asked * 8))
     finally:
         sys.setswitchinterval(interval)
-    assert found == {number: [expected[number]] * 8 for number in range(3)}
+    assert found == expected * 8

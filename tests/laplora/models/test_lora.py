@@ -120,6 +120,7 @@ def test_adapters_that_do_not_run_alone_are_refused(change: Callable[[Any], Any]
         ({"lora_bias": True}, "trains biases"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens is an embedding with LoRA"),
         ({"trainable_token_indices": {"embed_tokens": [3]}}, "sets trainable_token_indices"),
+        ({"target_parameters": ["q_proj.weight"], "target_modules": []}, "target_parameters"),
     ],
 )
 def test_an_adapter_the_posterior_would_not_cover_is_refused(

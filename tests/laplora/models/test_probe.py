@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from tiny_architectures import tiny_architecture
 from tiny_models import add_lora, generator, tiny_base, tiny_task
 from torch import nn
@@ -17,7 +15,6 @@ from torch import nn
 from laplora.errors import ModelError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks, reverse_pass
 from laplora.linearised import contrasts
-from laplora.models.lora import lora_layers
 from laplora.models.probe import check_adapted, check_readout
 from laplora.models.readout import label_logits, label_mass, last_hidden
 from training.fine_tuning.new_adapter import add_adapter
@@ -196,15 +193,6 @@ def test_targets_that_are_not_linear_are_refused_before_anything_is_adapted(
     adapter = SimpleNamespace(targets=(target,), rank=2, alpha=4, dropout=0.0)
     with pytest.raises(ModelError, match=message):
         add_adapter(base, SimpleNamespace(adapter=adapter, base=SimpleNamespace(model="x")))  # type: ignore[arg-type]
-
-
-def test_an_adapter_of_parameters_is_refused() -> None:
-    config = LoraConfig(r=2, task_type="CAUSAL_LM", target_parameters=["mlp.experts.gate_up_proj"], target_modules=[])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft's own
-        model = get_peft_model(tiny_architecture("mixtral"), config)
-    with pytest.raises(ModelError, match="target_parameters"):
-        lora_layers(model)
 
 
 def test_the_probe_leaves_nothing_behind() -> None:

@@ -16,7 +16,7 @@ from laplora.models.placement import check_spread, first_device, spread_of
 from laplora.models.spread import Spread
 
 
-def test_a_way_to_share_is_passed_on_with_its_limits_and_a_map_in_its_order() -> None:
+def test_a_way_to_share_is_passed_on_with_its_limits_and_a_map_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
     spread = Spread.parsed("balanced", '{"0": "20GiB", "1": 1000}')
     assert spread == Spread.of("balanced", {0: "20GiB", 1: 1000})
     assert spread is not None
@@ -27,6 +27,10 @@ def test_a_way_to_share_is_passed_on_with_its_limits_and_a_map_in_its_order() ->
     assert spread.options == {"device_map": {"model.embed_tokens": 1, "model.layers": "cuda:0"}}
     assert first_device(spread) == torch.device("cuda:1")
     assert hash(spread) == hash(Spread.of({"model.embed_tokens": "1", "model.layers": "cuda:0"}))
+    # The first GPU with room.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert first_device(Spread("auto")) == torch.device("cuda:0")
+    assert first_device(Spread("auto", ((0, "0GiB"), (1, "8GiB")))) == torch.device("cuda:1")
 
 
 @pytest.mark.parametrize(
@@ -46,12 +50,6 @@ def test_what_cannot_be_is_refused(device_map: Any, max_memory: Any, said: str) 
     for text in ("{", '{"a": true}'):
         with pytest.raises(ConfigError, match="no JSON object of devices"):
             Spread.parsed(text, None)
-
-
-def test_first_gpu_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert first_device(Spread("auto")) == torch.device("cuda:0")
-    assert first_device(Spread("auto", ((0, "0GiB"), (1, "8GiB")))) == torch.device("cuda:1")
 
 
 def test_weights_on_the_disk_are_refused_by_the_module(tmp_path: Path) -> None:
