@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -175,11 +174,6 @@ def _huge(path: Path) -> None:
         file.truncate(2**40)
 
 
-def _moved_out(folder: Path) -> None:
-    shutil.move(folder / POSTERIOR, folder.parent / "outside")
-    (folder / POSTERIOR).symlink_to(folder.parent / "outside")
-
-
 def _lfs_pointer(folder: Path) -> None:
     (folder / ADAPTER).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
 
@@ -224,9 +218,7 @@ BY_CODE: dict[str, dict[str, Damage]] = {
         "a device for the posterior": in_place_of(POSTERIOR, lambda path: path.symlink_to("/dev/zero")),
         "a socket for the posterior": in_place_of(POSTERIOR, _socket),
         "a folder for the posterior": in_place_of(POSTERIOR, Path.mkdir),
-        "a link out of the folder": _moved_out,
         "a link to itself": in_place_of(POSTERIOR, lambda path: path.symlink_to(path.name)),
-        "a git-lfs pointer": _lfs_pointer,
         "a git-lfs pointer behind its hash": in_turn(_lfs_pointer, reseal),
         "an adapter of integers": tensor(ADAPTER, torch.Tensor.long),
         "an adapter of another shape": tensor(ADAPTER, lambda t: t[:1]),
@@ -234,11 +226,7 @@ BY_CODE: dict[str, dict[str, Damage]] = {
         "an adapter with infinity": tensor(ADAPTER, first_to(INFINITY)),
         "a posterior with NaN": tensor(POSTERIOR, first_to(NAN), ".directions"),
         "a factor with infinity": tensor(POSTERIOR, first_to(INFINITY), "factor"),
-        "a factor of integers": tensor(POSTERIOR, torch.Tensor.long, "factor"),
-        "a factor of another shape": tensor(POSTERIOR, lambda t: t[:, :-1], "factor"),
         "familiarity with NaN": tensor(FAMILIARITY, first_to(NAN), ".center"),
-        "familiarity of another width": tensor(FAMILIARITY, lambda t: t[:-1], ".directions"),
-        "familiarity without a variance": tensor(FAMILIARITY, torch.zeros_like, ".variances"),
         "scores with NaN": tensor(SCORES, first_to(NAN), ".score"),
         "scores of integers": tensor(SCORES, torch.Tensor.long, ".score"),
         "errors of another shape": tensor(SCORES, lambda t: t[:-1], ".error"),
