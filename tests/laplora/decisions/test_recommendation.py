@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from laplora.decisions.recommendation import recommend
-from laplora.errors import ConfigError, DataError
 
 F64 = torch.float64
 
@@ -87,12 +86,3 @@ def test_the_table_has_every_figure() -> None:
     assert ends == pytest.approx([-0.2 - 0.0588, -0.2 + 0.0588], abs=0.008)
     assert recommend(columns) == got
     assert f"{got.table[got.predictive]['difference_to_map']:+.3f} against map" in got.reason
-
-
-def test_refusals() -> None:
-    with pytest.raises(ConfigError, match="compares with map"):
-        recommend({"laplace": torch.zeros(3)})
-    with pytest.raises(DataError, match="laplace must be"):
-        recommend(losses() | {"laplace": torch.zeros(3)})
-    with pytest.raises(DataError, match="two rows"):
-        recommend({"map": torch.zeros(1)})

@@ -15,7 +15,6 @@ from laplora.answers.review_scores import review_scores, thresholds_at
 from laplora.decisions.review import accept_threshold, fit_thresholds, sureness_of
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.decisions.uncertainty import FLAGS, REVIEW_FLAGS, decide, decompose, raise_flags, review_score
-from laplora.errors import ConfigError, DataError
 from laplora.linearised import PosteriorPredictive, contrasts, entropy
 from laplora.metrics.ranking import error_auroc
 from laplora.predictive.gaussian import posterior_predictive
@@ -198,15 +197,6 @@ def test_the_upper_bound_needs_rows_and_the_rule_records_it() -> None:
     plain = fitted(split(300), target_risk=0.3)["map"].review
     assert (plain.guarantee, plain.confidence) == ("empirical", None)
     assert 0 < rule.accepted < plain.accepted
-
-
-def test_refusals() -> None:
-    data = split(30)
-    with pytest.raises(DataError, match="label_mass"):
-        fitted(data | {"label_mass": torch.ones(3)})
-    for options in ({"target_risk": 0.0}, {"confidence": 1.0}, {"guarantee": "none"}):
-        with pytest.raises(ConfigError, match=next(iter(options))):
-            fitted(data, **options)
 
 
 def test_an_input_of_several_labels_is_accepted_as_a_whole() -> None:

@@ -9,7 +9,6 @@ import torch
 from scipy import optimize, stats
 
 from laplora.decisions.temperature import TEMPERATURE_BOUNDS, fit_temperature, temperature_penalty, temperature_probs
-from laplora.errors import ConfigError, DataError
 from laplora.metrics.scores import nll
 
 F64 = torch.float64
@@ -69,12 +68,3 @@ def test_temperature_meets_its_bounds_only_where_the_rows_outweigh_the_prior() -
     # Ten thousand rows that are all right with hardly any confidence are no accident.
     many = (0.05 * logits.repeat(10_000, 1), right.repeat(10_000), mask.repeat(10_000, 1))
     assert fit_temperature(*many) == TEMPERATURE_BOUNDS[0]
-
-
-def test_refusals() -> None:
-    logits, mask = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
-    with pytest.raises(DataError, match="possible"):
-        fit_temperature(logits, torch.tensor([1]), torch.tensor([[True, False]]))
-    for bad in (0.0, math.nan, math.inf):
-        with pytest.raises(ConfigError, match="positive"):
-            temperature_probs(logits, bad, mask)

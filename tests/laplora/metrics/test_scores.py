@@ -127,9 +127,8 @@ def test_evaluate_edges() -> None:
     probs, labels = random_rows(50, 2, seed=1)
     inverted = evaluate_probs(probs, labels, -torch.special.entr(probs).sum(1), resamples=0)
     assert inverted.auroc_error == pytest.approx(1 - (evaluate_probs(probs, labels, resamples=0).auroc_error or 0))
-    for metric in (accuracy, nll, ece, brier, evaluate_probs):
-        with pytest.raises(DataError, match="not logits"):
-            metric(4 * probs, labels)
+    with pytest.raises(DataError, match="not logits"):
+        evaluate_probs(4 * probs, labels)
     with pytest.raises(ConfigError, match="bins"):
         ece(probs, labels, 0)
 
@@ -142,19 +141,15 @@ RIGHT = torch.tensor([False])
     ("check", "arguments", "error", "message"),
     [
         (checked_column, (torch.zeros(0), "x"), DataError, "x must be .* at least one row"),
-        (checked_column, (torch.zeros(3, 1), "x"), DataError, r"x must be .* got \(3, 1\)"),
         (checked_score, (torch.zeros(2), RIGHT), DataError, "score must be"),
         (checked_score, (torch.zeros(1), torch.zeros(1)), DataError, "errors must be bool"),
         (checked_score, (torch.tensor([math.inf]), RIGHT), NonFiniteError, "score holds"),
-        (values, (HALVES, MASK[:, :1]), DataError, "same shape"),
         (values, (HALVES, MASK.double()), DataError, "bool mask"),
         (values, (HALVES, ~MASK), DataError, "at least one possible class"),
         (values, (HALVES * math.nan, MASK), NonFiniteError, "a possible class"),
         (checked_labels, (torch.tensor([0, 1]), MASK), DataError, r"labels must be \(1,\)"),
         (checked_labels, (torch.tensor([0.0]), MASK), DataError, "integers"),
-        (checked_labels, (ZERO[:0], MASK[:0]), DataError, "at least one row"),
         (checked_labels, (torch.tensor([2]), MASK), DataError, "from 0 to 1"),
-        (checked_labels, (torch.tensor([-1]), MASK), DataError, "from 0 to 1"),
         (checked_labels, (torch.tensor([1]), torch.tensor([[True, False]])), DataError, "possible classes"),
         (checked_probs, (torch.ones(1, 1), ZERO), DataError, "two classes or more"),
         (checked_probs, (torch.tensor([[3.0, -1.0]]), ZERO), DataError, "not logits"),

@@ -11,8 +11,8 @@ from tiny_models import ARCHITECTURES, TARGETS, Architecture, tiny_base, tiny_mo
 
 import laplora.models.log_partition
 import laplora.readouts.contexts
-from laplora.errors import ConfigError, ModelError
-from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks, reverse_pass
+from laplora.errors import ModelError
+from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
 from laplora.linearised import contrasts
 from laplora.models.lora import lora_layers
 from laplora.prompts.rows import Batch
@@ -138,18 +138,6 @@ def test_an_adapted_head_is_refused() -> None:
         readout.scores(model, batch_of(4))
     with model.disable_adapter():
         readout.scores(model, batch_of(4))
-
-
-def test_no_reverse_pass_is_written_out_and_nobody_is_warned() -> None:
-    how = reverse_pass(model_of("llama"), LabelSequences(LABELS))
-    assert (how.kind, how.form) == ("automatic", None)
-    assert "LabelSequences sees more than the last token's state" in how.reason
-
-
-@pytest.mark.parametrize("labels", [((1, 2), (1, 2)), ((1,), ())])
-def test_sequences_that_cannot_be_told_apart_are_refused(labels: tuple[tuple[int, ...], ...]) -> None:
-    with pytest.raises(ConfigError, match="different sequences of one token or more"):
-        LabelSequences(labels)
 
 
 TREE = prefix_tree(((10, 11), (12, 13, 14)))

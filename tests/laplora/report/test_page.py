@@ -7,11 +7,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
-import pytest
 import torch
 from report_records import report, with_rows
 
-from laplora.errors import DataError
 from laplora.report.names import display_name
 from laplora.report.page import html
 from laplora.report.records import Report, Slicing
@@ -158,11 +156,6 @@ def test_many_labels_no_mistake_and_no_accepted_row_are_pages_too() -> None:
     assert len(page.encode()) < 250_000
     assert "No row was answered wrong" in page_of(report(wrong=0))
     assert "Nothing is accepted" in page_of(report(reviewed=120))
-    one = report()
-    with pytest.raises(DataError, match="texts must have one entry"):
-        replace(one.rows, texts=["a"])
-    with pytest.raises(DataError, match="not among the methods"):
-        replace(one, served="ensemble")
 
 
 def test_a_field_of_few_values_is_a_slicing_and_a_text_is_none() -> None:
