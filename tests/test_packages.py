@@ -1,4 +1,4 @@
-"""The two distributions as they are installed: laplora with its server and jobs, and laplora-client without torch."""
+"""The two distributions as they are installed, and what a module imports as it is loaded, also by way of others."""
 
 from __future__ import annotations
 
@@ -98,3 +98,18 @@ def test_both_distributions_have_one_version() -> None:
     assert whole["version"] == client["version"]
     pydantic = {one for one in whole["dependencies"] if one.startswith("pydantic")}
     assert set(client["dependencies"]) == {*whole["optional-dependencies"]["client"]} | pydantic
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("laplora.predictor", ("fastapi", "uvicorn", "datasets", "matplotlib", "rich", "yaml")),
+        ("laplora.commands.app", ("torch", "transformers", "fastapi", "httpx", "datasets")),
+        ("laplora.prior.validation", ("transformers", "peft", "pydantic", "safetensors")),
+        ("training.__main__", ("transformers", "peft", "datasets", "matplotlib")),
+    ],
+)
+def test_a_module_loads_no_more_than_it_needs(module: str, absent: tuple[str, ...]) -> None:
+    """What import-linter sees in the source, seen once more in a running process."""
+    program = f"import sys, {module}; found = set({absent!r}) & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

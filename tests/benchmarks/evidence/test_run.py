@@ -76,6 +76,7 @@ def check_what_the_student_learned(small: Training) -> None:
     assert torch.allclose(at_test.double(), cross_fitted(read_outputs(unit), 0).probs, atol=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_options_in_reverse_are_answered_in_the_users_order(
     small: Training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrasts
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.passes import StructureSettings
-from laplora.prompts.rows import Batch, EncodedRow
+from laplora.prompts.rows import EncodedRow
 
 GROUP = Prior("group", {"lora_A": 3.0, "lora_B": 0.05})
 KINDS = ("expand", "last")
@@ -108,66 +107,21 @@ def test_ellas_kernel_rows_are_a_seeded_random_subset() -> None:
     assert all(torch.equal(g, everything.gradients[i]) for g, i in zip(one.gradients, smallest, strict=True))
 
 
-def kfac_tokens(model: Any, batch: Batch, label_ids: Sequence[int], *, last: bool) -> dict[dense.Key, dense.Factors]:
-    """Return the dense Kronecker factors of every block with tokens as terms: KFAC-expand.
-
-    A = 1/(tokens of all rows) sum_nt x_nt x_nt^T; S = sum_nt sum_cd Lambda_cd g_nct g_ndt^T, g_nct the gradient of
-    logit c at the layer's output at token t, taken as the gradient with respect to a zero bias of every token.
-    lm_head is read at one token, which is then the row's only term. ``last``: each row's last token only, so 1/N.
-    """
-    keys = list(dense.block_weights(model))
-    inputs: dict[dense.Key, torch.Tensor] = {}
-    gradients: dict[dense.Key, torch.Tensor] = {}
-    terms = dict.fromkeys(keys, 0)
-    for row in dense.single_rows(batch):
-        with dense.zero_biases(model, keys, tokens=row.input_ids.shape[1]) as (biases, seen):
-            logits = dense.class_logits(model, row, label_ids)[0]
-            hessian = dense.softmax_hessian(dense.masked_probs(logits.detach(), row.class_mask).double())[0]
-            grads = [torch.autograd.grad(z, list(biases.values()), retain_graph=True) for z in logits]
-        for i, key in enumerate(biases):
-            lm_head = key.module.endswith("lm_head")
-            for t in range(row.input_ids.shape[1]):
-                if (lm_head or last) and t + 1 < row.input_ids.shape[1]:
-                    continue
-                x = seen[key][0, t].double()
-                g = torch.stack([per_class[i][t].double() for per_class in grads])
-                if lm_head and key.side == "B":
-                    g = g[:, list(label_ids)]
-                inputs[key] = inputs.get(key, 0) + torch.outer(x, x)
-                gradients[key] = gradients.get(key, 0) + g.T @ hessian @ g
-                terms[key] += 1
-    return {
-        key: dense.Factors(inputs[key] / terms[key], gradients[key])
-        if key.side == "A"
-        else dense.Factors(gradients[key], inputs[key] / terms[key])
-        for key in keys
-    }
-
-
-def dense_blocks(found: Any) -> dict[dense.Key, torch.Tensor]:
-    """Return each block's curvature as one matrix."""
-    parts = zip(found.wide, found.narrow, found.scale, found.tail, strict=True)
-    return by_key([dense.block_curvature(dense.Basis(u, v), s, t) for u, v, s, t in parts], found.blocks)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_kfac_of_tokens_is_the_product_of_the_dense_factors(problem: Problem, kind: str) -> None:
-    found = fit(problem.model, problem.task, f"kfac_{kind}")
-    factors = kfac_tokens(problem.model, problem.task.batch(), problem.task.label_ids, last=kind == "last")
-    for key, block in dense_blocks(found).items():
-        # Eigenvectors are right to the shift that keeps the sketch's Cholesky factor stable, near 1e-15 of the norm.
-        close(block, dense.kron(factors[key].large, factors[key].small), 1e-10)
-
-
 def test_both_kinds_are_the_exact_ggn_where_it_factorises() -> None:
-    """Equal rows of one token: a factor 1/N too many or too few is off by the number of rows."""
+    """Equal rows of one token: a factor 1/N too many or too few is off by the number of rows.
+
+    Of rows of several tokens both are held against laplace-torch and bayesian-lora: ``tests/benchmarks/peers``.
+    """
     model = tiny_model("llama")
     task = replace(tiny_task(examples=5), rows=[EncodedRow((7,), 3)] * 5)
     ggn = dense.truth(model, task.batch(), task.label_ids).ggn
     # One token has nothing to attend to: the blocks of queries and keys are zero, and rounding in the others' scale.
     rounding = 1e-9 * max(float(block.abs().max()) for block in ggn.values())
     for kind in KINDS:
-        for key, block in dense_blocks(fit(model, task, f"kfac_{kind}", batch_size=2)).items():
+        found = fit(model, task, f"kfac_{kind}", batch_size=2)
+        parts = zip(found.wide, found.narrow, found.scale, found.tail, strict=True)
+        curvatures = [dense.block_curvature(dense.Basis(u, v), s, t) for u, v, s, t in parts]
+        for key, block in by_key(curvatures, found.blocks).items():
             torch.testing.assert_close(block, ggn[key], rtol=1e-9, atol=rounding)
 
 

@@ -126,21 +126,17 @@ async def test_a_row_whose_scorers_are_lost_after_the_queue_was_full_is_tried_ag
     losses: int, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another caller's row may have been why: a pause for the queue is no try of this one."""
-    lost = 0
+    losing, filling = iter(range(losses)), iter(range(2))
 
     async def lose(replica: str, method: str, *arguments: Any) -> None:
-        nonlocal lost
-        if method == "predict" and lost < losses:
-            lost += 1
+        if method == "predict" and next(losing, None) is not None:
             raise ReplicaGoneError
 
     async with serving(cluster) as (client, replicas):
-        enter, full = replicas.enter, 2
+        enter = replicas.enter
 
         def refuse(*arguments: Any, **more: Any) -> None:
-            nonlocal full
-            full -= 1
-            if full >= 0:
+            if next(filling, None) is not None:
                 raise QueueFullError("full")
             enter(*arguments, **more)
 
@@ -148,7 +144,7 @@ async def test_a_row_whose_scorers_are_lost_after_the_queue_was_full_is_tried_ag
         cluster.before = lose
         job = await ended(client, [{"text": "a 12", "label": "positive"}])
     left_out = [{"line": 1, "code": "device_fault"}] if losses == 4 else []
-    assert (full < 0, lost, job["bad_rows"]) == (True, losses, left_out)
+    assert (next(filling, None), next(losing, None), job["bad_rows"]) == (None, None, left_out)
 
 
 async def test_a_load_waits_for_a_scorer_however_long_that_loads(

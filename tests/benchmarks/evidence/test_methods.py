@@ -1,22 +1,31 @@
-"""Members around one adapter: their noise is what their papers say, and averages are of probabilities."""
+"""The methods that are compared: averages of members, maps of logits, and scores that choose what is reviewed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import generator
 
 from benchmarks.evidence import answers, plan, versions
-from benchmarks.evidence.methods import Answer, Method, averages
+from benchmarks.evidence.methods import Answer, Method, averages, recalibration, review
+from benchmarks.evidence.methods.recalibration import Fit
+from benchmarks.evidence.methods.review import Score, Signs
 from benchmarks.evidence.outputs import Outputs, Rows
 from benchmarks.evidence.plan import Training, Unit
+from benchmarks.evidence.results import Results
+from benchmarks.evidence.reviewed import prr, reviewed
+from benchmarks.evidence.scores import METRICS, RESAMPLES
 from benchmarks.evidence.swag import SNAPSHOTS, Moments, snapshot_steps, swag_sample
 from benchmarks.evidence.tfb import ALLOWED_RISE, SAMPLES, isotropic_sample, largest_sigma
 from benchmarks.evidence.versions import has_members, members_path
 from laplora.files import write_tensors
+from laplora.metrics.ranking import error_auroc
+from laplora.metrics.scores import nll
 
 A, B = "layer.q_proj.lora_A", "layer.q_proj.lora_B"
 
@@ -153,3 +162,120 @@ def test_answers_of_another_version_are_made_again(monkeypatch: pytest.MonkeyPat
     for written in ("1", "2"):
         write_tensors(members_path(tmp_path, "tfb"), {"test": torch.zeros(1)}, {"version": written})
         assert has_members(tmp_path, "tfb") is (written == "2"), "members too"
+
+
+OF_MANY: dict[str, Fit] = {
+    "temperature": recalibration.temperature,
+    "ts_mix": recalibration.smoothed_temperature,
+    "ets": recalibration.ensemble_temperature,
+    "vector": recalibration.vector,
+    "svs": recalibration.structured_vector,
+    "sms": recalibration.structured_matrix,
+}
+OF_TWO: dict[str, Fit] = {"platt": recalibration.platt, "beta": recalibration.beta}
+
+Truth = Callable[[torch.Tensor], torch.Tensor]
+
+
+def sample(truth: Truth, classes: int, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = generator(seed)
+    logits = 3 * torch.randn(rows, classes, generator=draw, dtype=torch.float64)
+    return logits, torch.multinomial(truth(logits), 1, generator=draw)[:, 0]
+
+
+def excess(fit: Fit, truth: Truth, classes: int) -> float:
+    """Return the NLL above the truth's, in nats, of a map fitted on many rows."""
+    found = fit(*sample(truth, classes, 6000, 0))
+    logits, labels = sample(truth, classes, 6000, 1)
+    return nll(found(logits), labels) - nll(truth(logits), labels)
+
+
+SHIFT = torch.tensor([1.5, 0.0, -1.0], dtype=torch.float64)
+CONFUSED = torch.tensor([[0.6, 0.5, 0.0], [0.5, 0.6, 0.0], [0.0, 0.0, 0.8]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("truth", "classes", "names", "tolerance", "blind"),
+    [
+        # The maps have up to 20 numbers: 20 / (2 * 6000) nats are expected above the truth.
+        (lambda z: (z / 2.5).softmax(1), 4, [*OF_MANY], 0.006, None),
+        (lambda z: (z / 2 + SHIFT).softmax(1), 3, ["vector", "svs", "sms"], 0.006, "temperature"),
+        (lambda z: (z.log_softmax(1) @ CONFUSED).softmax(1), 3, ["sms"], 0.01, "svs"),
+        # Labels drawn at random. Its temperature is fitted before the weights, so a little is out of reach.
+        (lambda z: 0.8 * z.softmax(1) + 0.2 / 4, 4, ["ets"], 0.02, "temperature"),
+        # Beta calibration sees ln p and ln (1 - p), of which an affine map of their difference is one.
+        (
+            lambda z: torch.stack([0 * z[:, 0], 0.4 * (z[:, 1] - z[:, 0]) - 0.8], 1).softmax(1),
+            2,
+            [*OF_TWO],
+            0.006,
+            None,
+        ),
+    ],
+    ids=["temperature", "intercepts", "two classes confused", "labels at random", "affine"],
+)
+def test_a_map_finds_the_truth_that_it_can_express_and_no_other(
+    truth: Truth, classes: int, names: list[str], tolerance: float, blind: str | None
+) -> None:
+    for name in names:
+        assert abs(excess((OF_MANY | OF_TWO)[name], truth, classes)) < tolerance, name
+    assert blind is None or excess(OF_MANY[blind], truth, classes) > 0.03
+
+
+@pytest.mark.parametrize("name", OF_MANY | OF_TWO)
+def test_rows_without_a_mistake_leave_every_probability_above_zero(name: str) -> None:
+    classes = 2 if name in OF_TWO else 3
+    logits = torch.randn(20, classes, generator=generator(2), dtype=torch.float64)
+    found = (OF_MANY | OF_TWO)[name](logits, logits.argmax(1))(5 * logits)
+    assert torch.allclose(found.sum(1), torch.ones(20, dtype=torch.float64))
+    assert bool((found >= 0).all())
+    if name != "vector":  # Guo et al.'s has no penalty, and goes as far as its steps
+        assert bool((found > 0).all())
+
+
+def signs_of(rows: int, seed: int) -> tuple[Signs, torch.Tensor]:
+    """Return rows whose mistakes lie far from the training rows, whatever their entropy."""
+    draw = generator(seed)
+    probs = torch.randn(rows, 3, generator=draw, dtype=torch.float64).softmax(1)
+    strange = torch.randn(rows, generator=draw, dtype=torch.float64)
+    layers = strange[:, None] + 0.1 * torch.randn(rows, 4, generator=draw, dtype=torch.float64)
+    moved = torch.rand(rows, generator=draw, dtype=torch.float64)
+    return Signs(probs, moved, layers, layers), strange > 0.8
+
+
+@pytest.mark.parametrize("score", [review.huq, review.satrmd, review.learned])
+def test_a_score_finds_mistakes_that_the_entropy_does_not(score: Score) -> None:
+    (rows, wrong), (test, truth) = signs_of(150, 0), signs_of(400, 1)
+    by_entropy, found = (error_auroc(values, truth) for values in (test.entropy, score(rows, wrong, test)))
+    assert by_entropy is not None
+    assert found is not None
+    assert by_entropy < 0.6 < 0.9 < found
+    if score is review.learned:  # without a mistake to learn from
+        assert torch.equal(score(rows, torch.zeros_like(wrong), test), test.entropy)
+
+
+def test_the_rejection_ratio_is_1_for_the_perfect_score_and_0_for_a_random_one() -> None:
+    # The area of the perfect score's curve by sums: nothing is wrong until only mistakes are left out no more.
+    coverages = (torch.arange(100_000).double() + 0.5) / 100_000
+    perfect = float((1 - 0.8 / coverages).clamp_min(0).mean())
+    assert prr([{"accuracy": 0.8, "aurc": perfect}]) == pytest.approx(1, abs=1e-3)
+    assert prr([{"accuracy": 0.8, "aurc": 0.2}]) == pytest.approx(0)
+    assert math.isnan(prr([{"accuracy": 1.0, "aurc": 0.0}]))
+
+
+def test_a_gain_is_over_the_entropy_of_the_same_answers() -> None:
+    place = {"task": "trec", "budget": 450, "style": "long", "accuracy": 0.8}
+    aurc = {"temperature": 0.2, "conditioned": 0.1, "conditioned_huq": 0.08}
+    records: list[dict[str, Any]] = [
+        {**place, "method": name, "seed": seed, "draw": draw, "aurc": value + seed / 1e2 + draw / 1e3}
+        for name, value in aurc.items()
+        for seed in range(3)
+        for draw in range(5)
+    ]
+    same = torch.randn(len(METRICS), RESAMPLES, generator=generator(4))
+    resampled = {"conditioned": same - 0.1, "conditioned_huq": same - 0.12}
+    (found,) = reviewed(Results(records, {("trec", 450, seed, "long"): resampled for seed in range(3)}))
+    assert (found.method, found.seeds) == ("conditioned_huq", 3)
+    assert found.difference.mean == pytest.approx(-0.02)
+    assert found.difference.verdict == "win"  # rows, trainings and draws move both alike
+    assert found.prr > found.entropy

@@ -1,14 +1,63 @@
-"""A run fails for what it left out, where nothing may be; in CI what starts processes is tried once more, and told."""
+"""The tests' own plug-ins: markers by what code reaches, skips that fail a run, one more try, and thirds."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
+import exhaustive
 import pytest
+from markers import markers_of
+
+from laplora.models.offline import ensure_model
 
 pytest_plugins = ["pytester"]
+
+
+def helper() -> None:
+    subprocess.run(["true"], check=True)
+
+
+class Starter:
+    @property
+    def started(self) -> list[None]:
+        return [helper() for _ in range(1)]
+
+
+def test_what_the_code_reaches_marks_a_test() -> None:
+    assert markers_of(lambda: Starter().started, {}) == {"process"}
+    assert markers_of(lambda: ensure_model("a model"), {}) == {"real"}
+    assert markers_of(lambda: Path("a file"), {}) == set()
+
+
+def test_what_is_not_marked_fails(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    pytester.makeini("[pytest]\nmarkers =\n    process: starts a process")
+    pytester.makepyfile(
+        f"""
+        import subprocess
+        import pytest
+
+        def test_a_process_in_secret():
+            with pytest.raises(Exception):  # what the tested code catches does not hide it
+                subprocess.run(["true"])
+
+        @pytest.mark.process
+        def test_a_marked_process():
+            subprocess.run(["true"])
+
+        def test_the_base_model_in_secret():
+            open({str(tmp_path / "model")!r})
+        """
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("markers.Guard.cache", f"{tmp_path}{os.sep}")
+        result = pytester.runpytest_inprocess("-p", "markers")
+    result.assert_outcomes(failed=2, passed=1)
+    result.stdout.fnmatch_lines(["*test_a_process_in_secret starts a process [(]subprocess.Popen)*"])
+
 
 ROOT = Path(__file__).resolve().parents[1]
 INI = "[pytest]\nmarkers =\n    gpu: needs a GPU\n    process: starts a process\nfilterwarnings = error"
@@ -78,3 +127,35 @@ def test_two_processes_that_fail_are_tried_once_more_as_continuous_integration_r
     assert run.parseoutcomes() == {"passed": 3, "failed": 2, "rerun": 2}
     run.stdout.fnmatch_lines(["RERUN *test_of_a_process?1?", "RERUN *test_of_a_process?2?"])
     run.stdout.fnmatch_lines(["FAILED *test_of_a_process?3?*", "FAILED *test_of_none*"])
+
+
+MODULE = """
+import pytest
+
+@pytest.mark.exhaustive
+def test_of_everything():
+    pass
+
+def test_of_something():
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "words", "passed"),
+    [("", (), 6), ("1", (), 12), ("", ("-m", "exhaustive"), 6), ("", ("-m", "not gpu"), 6), ("4/3", (), 0)],
+)
+def test_none_by_default_and_all_where_asked(
+    asked: str, words: tuple[str, ...], passed: int, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six files' tests half are exhaustive."""
+    pytester.makeini("[pytest]\nmarkers =\n    exhaustive\n    gpu")
+    pytester.makepyfile(**{f"test_{name}": MODULE for name in "abcdef"})
+    monkeypatch.setattr(exhaustive, "ASKED", asked)
+    outcomes = pytester.runpytest_inprocess("-p", "exhaustive", *words).parseoutcomes()
+    assert outcomes.get("passed", 0) == passed
+
+
+def test_each_is_in_one_third() -> None:
+    for test in map("tests/test_{}.py::test".format, range(20)):
+        assert sum(exhaustive.runs(test, f"{third}/3") for third in (1, 2, 3)) == 1
