@@ -13,22 +13,8 @@ from serving import FakePredictor, code, serve
 import service.artifacts.host
 from service.artifacts.folders import artifact_folders
 
-NAMES = [
-    "..",
-    "../outside",
-    "fake/../../outside",
-    "..\\outside",
-    "/etc",
-    "fake\0",
-    "./fake",
-    ".hidden",
-    "%2e%2e",
-    "ｆａｋｅ",
-    "x" * 5000,
-    "empty",
-    "file",
-    "linked",
-]
+NAMES = ["..", "../outside", "fake/../../outside", "..\\outside", "/etc", "fake\0", "./fake", ".hidden", "%2e%2e"]
+NAMES += ["ｆａｋｅ", "x" * 5000, "empty", "file", "linked"]
 
 
 def artifact(path: Path) -> None:
@@ -48,7 +34,8 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def test_links_out_of_the_root_are_left_out(root: Path, tmp_path: Path) -> None:
+def test_links_out_of_the_root_are_left_out_and_those_that_stay_inside_are_not(root: Path, tmp_path: Path) -> None:
+    """A name for the current one, and a root that is itself a link, as mounts have them."""
     artifact(tmp_path / "root-more")  # its name begins like the root's
     for link, target in (
         ("relative", "../outside"),
@@ -62,11 +49,6 @@ def test_links_out_of_the_root_are_left_out(root: Path, tmp_path: Path) -> None:
         (root / folder).mkdir()
         (root / folder / "manifest.json").symlink_to(manifest / "manifest.json")
     (root / "manifest-folder" / "manifest.json").mkdir(parents=True)
-    assert set(artifact_folders(root)) == {"fake"}
-
-
-def test_only_folders_with_a_manifest_are_artifacts_and_links_that_stay_inside(root: Path, tmp_path: Path) -> None:
-    """A name for the current one, and a root that is itself a link, as mounts have them."""
     assert artifact_folders(root) == {"fake": root / "fake"}
     assert artifact_folders(root / "nowhere") == artifact_folders(root / "file") == {}
     (root / "current").symlink_to("fake")
@@ -85,12 +67,8 @@ async def test_no_spelling_leaves_the_root(root: Path) -> None:
                 for verb in ("load", "activate", "unload")
             ]
             answers.append(await served.predict("a", artifact=name))
-            for answer in answers:
-                assert code(answer) in (
-                    (404, "artifact_not_found"),
-                    (404, "route_not_found"),
-                    (422, "invalid_request"),
-                ), name
+            refusals = (404, "artifact_not_found"), (404, "route_not_found"), (422, "invalid_request")
+            assert {code(answer) for answer in answers} <= set(refusals), name
     assert [item["name"] for item in listed] == ["fake"]
 
 

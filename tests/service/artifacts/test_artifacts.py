@@ -15,7 +15,7 @@ import httpx
 import pytest
 from serving import FakePredictor, Served, artifacts_in, code, serve, settings, started
 
-from laplora.errors import GoldenMismatchError
+from laplora.errors import ArtifactCorruptError, DownloadError, GoldenMismatchError, ModelError
 from service.app import create_app
 from service.artifacts.predictors import Library
 
@@ -125,10 +125,20 @@ async def test_loading_makes_room_and_says_what_went(tmp_path: Path) -> None:
 
 async def test_broken_candidate_leaves_all_as_it_was(tmp_path: Path) -> None:
     async with three_in(tmp_path, max_artifacts=2) as three:
-        three.third.golden_error = GoldenMismatchError("off")
-        assert code(await three.post("third/load")) == (409, "golden_mismatch")
+        for error, refused in (
+            (ArtifactCorruptError("cut"), "artifact_corrupt"),
+            (GoldenMismatchError("off"), "golden_mismatch"),
+            (ModelError("no lora"), "model_unsupported"),
+            (DownloadError("offline"), "model_unavailable"),
+            (OSError("disk"), "artifact_incompatible"),
+        ):
+            three.third.golden_error = error
+            for change in ("load", "activate"):
+                assert code(await three.post(f"third/{change}")) == (409, refused)
         assert await three.loaded() == {"first", "second"}
+        assert named(await three.served.predict("a")) == "first"
         assert named(await three.served.predict("a", artifact="second")) == "second"
+        assert code(await three.post("nobody/activate")) == (404, "artifact_not_found")
 
 
 async def test_another_base_is_activated_and_not_loaded_beside(three: Three) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from tiny_runs import FinishedRun, reseal
 import laplora
 from laplora.artifact.folder import read_artifact
 from laplora.fitting import new_labels, served_rows, versions
-from laplora.fitting.new_labels import condition_on
 from service.app import create_app
 
 pytestmark = pytest.mark.anyio
@@ -136,12 +135,23 @@ async def test_what_is_refused_changes_nothing(server: Server, monkeypatch: pyte
         response = await server.send(**body)  # type: ignore[arg-type]
         assert code(response) == (status, error), response.text
         assert response.json()["error"].get("field") == field
-    monkeypatch.setattr(new_labels, "WORSE", -1e6)
-    monkeypatch.setattr(new_labels, "COST", -1e6)
-    refused = await server.send(force=False)
-    assert code(refused) == (409, "conditioning_refused")
-    assert "NLL" in refused.json()["error"]["message"]
-    assert await server.digest() == digest
+
+    def full(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("CUDA out of memory")
+
+    for holder, name, value, refused in (
+        (new_labels, "WORSE", -1e6, (409, "conditioning_refused")),
+        (os, "access", lambda *_: False, (409, "artifact_not_writable")),
+        (served_rows, "project_split", full, (503, "device_memory")),
+        (server.state.artifacts.shelf, "_max_bytes", 1, (409, "artifacts_full")),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(new_labels, "COST", -1e6)
+            patched.setattr(holder, name, value)
+            response = await server.send(force=name != "WORSE")
+            assert code(response) == refused
+            assert name != "WORSE" or "NLL" in response.json()["error"]["message"]
+        assert await server.digest() == digest
     assert await server.probs() == before
 
 
@@ -155,86 +165,39 @@ async def test_another_version_on_the_disk_is_not_overwritten(server: Server, mi
     assert read_artifact(server.folder).digest == there
 
 
-async def unloaded_while_it_learns(
-    run: FinishedRun, root: Path, hold: Callable[[Any, Callable[[], None]], None]
-) -> tuple[httpx.Response, str, str]:
-    """Unload an artifact, to stay so, while ``hold`` has put a pause into its learning.
-
-    Returns:
-        What the learning was answered, and the digests of the artifact on the disk before and after it.
-    """
-    folder = Path(shutil.copytree(run.artifact, root / NAME))
-    reseal(Path(shutil.copytree(folder, root / "other")), name="other")
+@pytest.mark.parametrize("learned", [False, True])
+async def test_an_artifact_that_is_unloaded_meanwhile_does_not_come_back(
+    sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: bool
+) -> None:
+    """Unloaded while it learns it stays as it was; in the moment after the last check it has learned, and says so."""
+    folder = Path(shutil.copytree(sentiment_run.artifact, tmp_path / NAME))
+    reseal(Path(shutil.copytree(folder, tmp_path / "other")), name="other")
     before, begun, unloaded = read_artifact(folder).digest, threading.Event(), threading.Event()
+    wanted = settings(artifact="other", also_load=NAME, artifacts_root=tmp_path, device="cpu", conditioning=True)
+    async with started(app := create_app(wanted)) as client:
+        holder, step = (app.state.artifacts.shelf, "check_fits") if learned else (versions, "condition_on")
+        real = getattr(holder, step)
 
-    def pause() -> None:
-        begun.set()
-        unloaded.wait()
+        def paused(*given: Any, **options: Any) -> Any:
+            checked = real(*given, **options) if learned else None
+            begun.set()
+            unloaded.wait()
+            return checked if learned else real(*given, **options)
 
-    app = create_app(settings(artifact="other", also_load=NAME, artifacts_root=root, device="cpu", conditioning=True))
-    async with started(app) as client:
-        hold(app.state.artifacts.shelf, pause)
-        learning = asyncio.create_task(client.post(URL, json={"rows": rows_of(run)["test"], "force": True}))
+        monkeypatch.setattr(holder, step, paused)
+        learning = asyncio.create_task(client.post(URL, json={"rows": rows_of(sentiment_run)["test"], "force": True}))
         await asyncio.to_thread(begun.wait)
         assert (await client.post(f"/artifacts/{NAME}/unload")).status_code == 200
         unloaded.set()
         answer = await learning
         listed = (await client.get("/artifacts")).json()["artifacts"]
     assert {one["name"]: one["loaded"] for one in listed} == {NAME: False, "other": True}
-    return answer, before, read_artifact(folder).digest
-
-
-async def test_an_artifact_that_is_unloaded_meanwhile_does_not_come_back(
-    sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def hold(shelf: Any, pause: Callable[[], None]) -> None:
-        def noted(*given: Any, **options: Any) -> Any:
-            pause()
-            return condition_on(*given, **options)
-
-        monkeypatch.setattr(versions, "condition_on", noted)
-
-    answer, before, after = await unloaded_while_it_learns(sentiment_run, tmp_path, hold)
-    assert code(answer) == (409, "artifact_not_loaded")
-    assert after == before
-
-
-async def test_an_artifact_that_is_unloaded_after_the_last_check_has_learned(
-    sentiment_run: FinishedRun, tmp_path: Path
-) -> None:
-    """The answer is of what lies on the disk."""
-
-    def hold(shelf: Any, pause: Callable[[], None]) -> None:
-        check_fits = shelf.check_fits
-
-        def noted(*given: Any) -> None:
-            check_fits(*given)
-            pause()
-
-        shelf.check_fits = noted
-
-    answer, before, after = await unloaded_while_it_learns(sentiment_run, tmp_path, hold)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["artifact"]["digest"] == after != before
-
-
-async def test_what_the_machine_cannot_take_changes_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not on the disk either."""
-    digest, before = await server.digest(), await server.probs()
-
-    def full(*args: Any, **options: Any) -> Any:
-        raise RuntimeError("CUDA out of memory")
-
-    for holder, name, value, refused in (
-        (os, "access", lambda *_: False, (409, "artifact_not_writable")),
-        (served_rows, "project_split", full, (503, "device_memory")),
-        (server.state.artifacts.shelf, "_max_bytes", 1, (409, "artifacts_full")),
-    ):
-        with monkeypatch.context() as patched:
-            patched.setattr(holder, name, value)
-            assert code(await server.send()) == refused
-        assert await server.digest() == digest
-    assert await server.probs() == before
+    after = read_artifact(folder).digest
+    if learned:
+        assert answer.json()["artifact"]["digest"] == after != before
+    else:
+        assert code(answer) == (409, "artifact_not_loaded")
+        assert after == before
 
 
 async def test_no_pass_is_larger_than_a_batch_of_requests(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

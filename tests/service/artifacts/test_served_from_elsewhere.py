@@ -98,7 +98,7 @@ async def test_an_artifact_that_asks_for_more_than_is_allowed_is_not_served(
     assert says in caplog.text
 
 
-async def test_two_artifacts_of_one_name_are_refused(
+async def test_a_start_without_its_artifact_or_with_two_of_one_name_fails_by_name(
     sentiment_run: FinishedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The second would take the place of the first, and requests choose by the name."""
@@ -113,10 +113,6 @@ async def test_two_artifacts_of_one_name_are_refused(
             places = {"artifacts_root": tmp_path / "root", "cache": tmp_path / "cache", "allowed_bases": "*"}
             await failed_start(artifact=f"{web.url}/one/{name}", also_load=second, **places)
             assert f"two of the artifacts to start with are called {name!r}" in caplog.text
-
-
-async def test_a_start_without_its_artifact_fails_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with web_server(tmp_path) as web:
         await failed_start(artifact=f"{web.url}/nowhere?signature=hidden", cache=tmp_path / "cache")
     assert f"no artifact at {web.url}/nowhere" in caplog.text
     assert "hidden" not in caplog.text

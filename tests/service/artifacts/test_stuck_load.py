@@ -75,9 +75,9 @@ class Result:
     pass
 
 
-def test_the_late_result_is_gone_before_another_load_may_begin() -> None:
+def test_the_late_result_is_gone_before_another_load_may_begin_and_a_load_ends_at_its_next_step() -> None:
     told: list[tuple[bool, bool]] = []
-    ended, let_go, results = threading.Event(), threading.Event(), []
+    ended, let_go, results = threading.Event(), threading.Event(), list[Any]()
 
     def load(go_on: Any) -> Result:
         let_go.wait()
@@ -85,36 +85,29 @@ def test_the_late_result_is_gone_before_another_load_may_begin() -> None:
         results.append(weakref.ref(result))
         return result
 
+    def load_in_steps(go_on: Any) -> None:
+        let_go.wait()
+        go_on()
+        results.append(lambda: "went on")
+
     def on_stuck(stuck: bool) -> None:
         told.append((stuck, any(result() for result in results)))
         if not stuck:
             ended.set()
 
-    loads = BoundedLoads(0.01, on_stuck)
-    with pytest.raises(LoadTimeoutError):
-        loads.run("slow", load)
-    with pytest.raises(LoadStuckError, match="slow"):
-        loads.run("other", load)
-    assert loads.stuck == "slow"
-    loads._limit_s = GIVE_UP_S
-    let_go.set()
-    ended.wait()
-    assert told == [(True, False), (False, False)]
+    for given_up in (load, load_in_steps):
+        loads = BoundedLoads(0.01, on_stuck)
+        let_go.clear()
+        ended.clear()
+        with pytest.raises(LoadTimeoutError):
+            loads.run("slow", given_up)
+        with pytest.raises(LoadStuckError, match="slow"):
+            loads.run("other", load)
+        assert loads.stuck == "slow"
+        loads._limit_s = GIVE_UP_S
+        let_go.set()
+        ended.wait()
+        assert told == [(True, False), (False, False)]
+        told.clear()
+    assert len(results) == 1, "the second never came to its next step"
     assert isinstance(loads.run("slow", load), Result)
-
-
-def test_a_load_ends_at_its_next_step_once_it_is_given_up() -> None:
-    steps: list[str] = []
-    ended, let_go = threading.Event(), threading.Event()
-
-    def load(go_on: Any) -> None:
-        let_go.wait()
-        go_on()
-        steps.append("went on")
-
-    loads = BoundedLoads(0.01, lambda stuck: None if stuck else ended.set())
-    with pytest.raises(LoadTimeoutError):
-        loads.run("slow", load)
-    let_go.set()
-    ended.wait()
-    assert steps == []

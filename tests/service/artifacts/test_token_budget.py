@@ -163,56 +163,39 @@ async def test_a_server_measures_logs_and_lists_it(
 
 
 @pytest.mark.anyio
-async def test_the_least_of_all_loaded_artifacts_counts_while_it_is_loaded(tmp_path: Path) -> None:
-    predictors = artifacts_in(tmp_path, "first", "second")
-    cards = {one: Card(free=free * MIB, predictor=one) for one, free in zip(predictors, (10_000, 5_000), strict=True)}
-    for one in predictors:
-        one.device.type = "cuda"
-    known = library(*predictors)
-    app = create_app(
-        settings(artifact="first", artifacts_root=tmp_path, max_artifact_bytes=2000),
-        library=Library(known.load, known.read, cards.__getitem__),
-    )
-    async with started(app) as client:
-        seen = [app.state.backend.device.token_budget]
-        for change in ("load", "unload"):
-            assert (await client.post(f"/artifacts/second/{change}")).status_code == 200
-            seen.append(app.state.backend.device.token_budget)
-    assert seen == [2048, 1024, 2048]
-
-
-@pytest.mark.anyio
-async def test_an_artifact_on_another_base_is_measured_once_the_former_base_is_gone(tmp_path: Path) -> None:
-    artifacts_in(tmp_path, "first", "second")
-    in_memory: dict[str, weakref.ref[FakePredictor]] = {}
+async def test_the_least_of_all_loaded_counts_and_another_base_is_measured_once_the_former_is_gone(
+    tmp_path: Path,
+) -> None:
+    artifacts_in(tmp_path, "first", "second", "other")
+    in_memory = weakref.WeakValueDictionary[str, FakePredictor]()
 
     @dataclass
     class Shared(Card):
-        """Of which each predictor that is in memory takes a part."""
+        """Of which each base that is in memory takes a part."""
 
         def free_bytes(self) -> int:
-            return self.free - 5_000 * MIB * sum(one() is not None for one in in_memory.values())
+            return self.free - 5_000 * MIB * len({one.base.model for one in in_memory.values()})
 
     def load(path: Path, *_: Any) -> FakePredictor:
         predictor = FakePredictor(path.name, path=path)
         predictor.device.type = "cuda"
-        predictor.base = SimpleNamespace(model=path.name)
-        in_memory[path.name] = weakref.ref(predictor)
+        if path.name == "other":
+            predictor.base = SimpleNamespace(model="other")
+        in_memory[path.name] = predictor
         return predictor
 
-    def read(path: Path) -> Any:
-        return FakePredictor(path.name, path=path).artifact
+    def card(one: Any) -> Card:
+        return Shared(free=(10_000 if one.artifact.name == "second" else 15_000) * MIB, predictor=one)
 
-    app = create_app(
-        settings(artifact="first", artifacts_root=tmp_path, max_artifact_bytes=1000),
-        library=Library(load, read, lambda one: Shared(free=15_000 * MIB, predictor=one)),  # type: ignore[arg-type]
-    )
+    fake = Library(load, lambda path: FakePredictor(path.name, path=path).artifact, card)  # type: ignore[arg-type]
+    app = create_app(settings(artifact="first", artifacts_root=tmp_path, max_artifact_bytes=2000), library=fake)
     async with started(app) as client:
         budgets = [app.state.backend.device.token_budget]
-        assert (await client.post("/artifacts/second/activate")).json()["unloaded"] == ["first"]
-        budgets.append(app.state.backend.device.token_budget)
-    assert in_memory["first"]() is None
-    assert budgets == [2048, 2048]
+        for change in ("second/load", "second/unload", "other/activate"):
+            assert (await client.post(f"/artifacts/{change}")).status_code == 200
+            budgets.append(app.state.backend.device.token_budget)
+    assert set(in_memory) == {"other"}
+    assert budgets == [2048, 1024, 2048, 2048]
 
 
 @pytest.mark.gpu

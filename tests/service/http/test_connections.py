@@ -27,7 +27,7 @@ async def drip(writer: asyncio.StreamWriter, head: bytes) -> None:
         return
 
 
-async def test_slow_heads_are_closed_while_others_are_answered() -> None:
+async def test_slow_heads_are_closed_while_others_are_answered_and_a_slow_body_is_not() -> None:
     async with on_uvicorn(name_the_caller, head_timeout_s=0.3) as (_, port), httpx.AsyncClient(timeout=None) as client:
         slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(200)]
         drips = [asyncio.create_task(drip(writer, ENDLESS_HEAD)) for _, writer in slow]
@@ -35,17 +35,14 @@ async def test_slow_heads_are_closed_while_others_are_answered() -> None:
             assert (await client.get(f"http://127.0.0.1:{port}/")).status_code == 200
         for _, writer in slow:
             writer.close()
-
-
-async def test_slow_head_of_a_later_request_is_closed_and_a_slow_body_is_not() -> None:
-    async with on_uvicorn(name_the_caller, head_timeout_s=0.2) as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 20\r\n\r\n")
         for _ in range(20):
             writer.write(b" ")
             await writer.drain()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.03)
         assert b"200" in await reader.readuntil(b"\r\n\r\n")
+        # The slow head of a later request is closed as well.
         await drip(writer, ENDLESS_HEAD)
         writer.close()
 
@@ -55,7 +52,6 @@ async def test_slow_head_of_a_later_request_is_closed_and_a_slow_body_is_not() -
     [
         ("", "203.0.113.9", "127.0.0.1"),
         ("10.1.2.3", "203.0.113.9", "127.0.0.1"),
-        ("127.0.0.1", "203.0.113.9", "203.0.113.9"),
         ("10.0.0.0/8, 127.0.0.0/8", "203.0.113.9", "203.0.113.9"),
         # What the proxy adds is on the right; left of it is what the client claims.
         ("127.0.0.1", "198.51.100.1, 203.0.113.9", "203.0.113.9"),
@@ -68,6 +64,7 @@ async def test_forwarded_address_counts_from_trusted_proxies_alone(
     # uvicorn's own variable must not open what the setting leaves closed.
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     headers = {"x-forwarded-for": forwarded, "x-forwarded-proto": "https"}
+    headers |= dict.fromkeys(("forwarded", "x-real-ip"), "for=198.51.100.7")  # nobody is named by these
     async with (
         on_uvicorn(name_the_caller, trusted_proxies=proxies) as (_, port),
         httpx.AsyncClient(timeout=None) as client,

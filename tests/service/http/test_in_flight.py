@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from contract import operations
-from serving import Served, serve
+from serving import code, serve
 
 from service.http.calls import PREDICTING
 from service.security.keys_file import Key, digest, write_keys
@@ -104,24 +104,18 @@ async def test_the_document_says_429_of_exactly_those_operations_that_need_a_pla
         assert refused == told == {*scored, "POST /feedback", condition, f"{condition}/undo"}
 
 
-async def test_a_full_queue_refuses_before_the_body_is_read() -> None:
+async def test_a_full_queue_or_one_that_takes_nothing_refuses_before_the_body_is_read() -> None:
     async with serve(max_queue_rows=1, max_inputs=1, client_share=1.0) as served, served.occupied():
         waiting = asyncio.create_task(served.predict("b"))
         await served.until(lambda: served.state.backend.queue.rows == 1)
+        body = Body(b" ")
         for path in ("/predict", "/evaluate"):
-            body = Body(b" ")
-            refused = await served.client.post(path, content=body, headers=JSON)
-            assert refusal(refused) == ("queue_full", 1, 2)
-            assert body.read == 0
+            assert refusal(await served.client.post(path, content=body, headers=JSON)) == ("queue_full", 1, 2)
         served.predictor.released.set()
         assert (await waiting).status_code == 200
-
-
-async def test_a_server_that_takes_nothing_says_so_before_the_body_is_read(served: Served) -> None:
-    served.state.lifecycle.drain()
-    body = Body(b" ")
-    refused = await served.client.post("/predict", content=body, headers=JSON)
-    assert (refused.status_code, refused.json()["error"]["code"], body.read) == (503, "draining", 0)
+        served.state.lifecycle.drain()
+        assert code(await served.client.post("/predict", content=body, headers=JSON)) == (503, "draining")
+        assert body.read == 0
 
 
 async def test_announced_bytes_are_counted_before_they_are_read_and_until_the_answer() -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
-from server_process import server_process
-from serving import FakePredictor, serve
+from serving import FakePredictor, serve, settings, started
 from tiny_runs import FinishedRun
 
 from laplora.prompts.templates import TEMPLATES, render
+from service.app import create_app
 
 pytestmark = pytest.mark.anyio
 
@@ -70,27 +68,8 @@ async def test_evaluate_mixes_kinds_too() -> None:
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "inputs.3.label")
 
 
-@pytest.fixture(scope="module")
-def tiny(choices_run: FinishedRun) -> Iterator[httpx.Client]:
-    """A server of a real tiny artifact with one prompt a batch: the same prompt then has the same numbers."""
-    command = ["-m", "service", "--artifact", str(choices_run.artifact), "--device", "cpu", "--batch-tokens", "1"]
-    with server_process(command) as process, process.client() as client:
-        yield client
-
-
-def predict(client: httpx.Client, inputs: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
-    response = client.post("/predict", json={"inputs": inputs, "options": options})
-    assert response.status_code == 200, response.text
-    answers: list[dict[str, Any]] = response.json()["predictions"]
-    # Each prediction has an id of its own, by which it can be labelled later.
-    assert len({prediction.pop("prediction_id") for prediction in answers}) == len(inputs)
-    return answers
-
-
-@pytest.mark.parametrize("options", [{}, {"predictive": "map"}, {"covariance": True}])
-def test_on_a_real_model_an_input_is_its_prompt_whatever_it_came_with(
-    tiny: httpx.Client, options: dict[str, Any]
-) -> None:
+async def test_on_a_real_model_an_input_is_its_prompt_whatever_it_came_with(choices_run: FinishedRun) -> None:
+    """With one prompt a batch: the same prompt then has the same numbers."""
     inputs = [
         {"question": "Is a dull plot good?", "choices": ["good", "bad"]},
         {"question": "Is a moving plot good 映画 \u202e?", "choices": ["good", "bad", "neither of them"]},
@@ -99,10 +78,23 @@ def test_on_a_real_model_an_input_is_its_prompt_whatever_it_came_with(
     # A prompt stands for every label, as those questions do that have three choices.
     prompts = [render(TEMPLATES["multiple_choice"], item, LETTERS[:3])[0] for item in inputs[1:]]
     mixed = [*inputs, *({"id": str(i), "prompt": prompt} for i, prompt in enumerate(prompts)), inputs[0]]
-    answers = predict(tiny, mixed, **options)
-    assert [predict(tiny, [item], **options)[0] for item in mixed] == answers
-    assert [answer.pop("id", None) for answer in answers] == [None, None, None, "0", "1", None]
-    assert answers[-1] == answers[0]
-    for asked, rendered in zip(answers[1:3], answers[3:5], strict=True):
-        assert {**asked, "label_text": None} == {**rendered, "label_text": None}
-    assert len({answer["probs"]["A"] for answer in answers[:3]}) == 3
+    artifact = choices_run.artifact
+    wanted = settings(artifact=artifact.name, artifacts_root=artifact.parent, device="cpu", batch_tokens=1)
+    async with started(create_app(wanted)) as client:
+        for options in ({}, {"predictive": "map"}, {"covariance": True}):
+
+            async def predict(*items: dict[str, Any], options: Any = options) -> list[dict[str, Any]]:
+                response = await client.post("/predict", json={"inputs": items, "options": options})
+                assert response.status_code == 200, response.text
+                answers: list[dict[str, Any]] = response.json()["predictions"]
+                # Each prediction has an id of its own, by which it can be labelled later.
+                assert len({prediction.pop("prediction_id") for prediction in answers}) == len(items)
+                return answers
+
+            answers = await predict(*mixed)
+            assert [(await predict(item))[0] for item in mixed] == answers
+            assert [answer.pop("id", None) for answer in answers] == [None, None, None, "0", "1", None]
+            assert answers[-1] == answers[0]
+            for asked, rendered in zip(answers[1:3], answers[3:5], strict=True):
+                assert {**asked, "label_text": None} == {**rendered, "label_text": None}
+            assert len({answer["probs"]["A"] for answer in answers[:3]}) == 3

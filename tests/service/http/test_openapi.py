@@ -66,15 +66,13 @@ def test_every_error_has_its_protocols_schema_and_headers_are_documented(documen
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 
-def test_every_code_is_documented_somewhere(document: dict[str, Any]) -> None:
-    documented = set(re.findall(r"`(\w+)`:", json.dumps([op["responses"] for op in operations(document).values()])))
+def test_every_code_and_what_every_operation_does_is_documented(document: dict[str, Any]) -> None:
+    every = operations(document).values()
+    documented = set(re.findall(r"`(\w+)`:", json.dumps([operation["responses"] for operation in every])))
     assert documented == {kind.code for kind in ERROR_KINDS} - UNDOCUMENTED
-
-
-def test_every_operation_says_what_it_does(document: dict[str, Any]) -> None:
     assert {tag["name"]: tag["description"] for tag in document["tags"]} == TAGS
-    assert all(operation.get("description") for operation in operations(document).values())
-    assert {tag for operation in operations(document).values() for tag in operation["tags"]} == set(TAGS)
+    assert all(operation.get("description") for operation in every)
+    assert {tag for operation in every for tag in operation["tags"]} == set(TAGS)
 
 
 def kinds(schema: dict[str, Any]) -> set[str]:
@@ -85,9 +83,7 @@ def kinds(schema: dict[str, Any]) -> set[str]:
     return own.union(*(kinds(part) for part in parts))
 
 
-UNITS = re.compile(
-    r"\bnats\b|\bms\b|milliseconds|seconds|\bbytes\b|[Pp]robabilit|0 to [12]\b|[Nn]umber of|[Tt]okens|no unit|unit\b"
-)
+UNITS = re.compile(r"\bnats\b|\bms\b|seconds|\bbytes\b|[Pp]robabilit|0 to [12]\b|[Nn]umber of|[Tt]okens|unit\b")
 
 
 def test_every_field_says_what_it_is_and_that_of_an_answer_has_an_example_and_a_unit(document: dict[str, Any]) -> None:
@@ -118,11 +114,3 @@ def test_examples_and_answers_composed_of_them_fit_their_schemas(document: dict[
         examples += [(one["schema"], composed(document, one["schema"])) for one in answers if one and one["schema"]]
     for schema, example in examples:
         jsonschema_rs.validate({"components": document["components"], **schema}, example)
-
-
-def test_limits_are_this_servers() -> None:
-    app = create_app(settings(max_inputs=7, request_timeout_s=2.5), library=library())
-    app.state.threads.stop()
-    description = app.openapi()["info"]["description"]
-    assert "| `max_inputs` | 7 | Most inputs of one request; more are refused with 413. |" in description
-    assert "| `request_timeout_s` | 2.5 |" in description

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
-import re
-import subprocess
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from programs import needs, program
 from report_records import report
-from serving import FakePredictor, Served, artifacts_in, code, on_uvicorn, serve
+from serving import FakePredictor, Served, artifacts_in, code, serve
 
 from laplora.artifact.manifest import REPORT_PAGE, FileRecord
 from laplora.artifact.report_page import MOST_BYTES
 from laplora.report.page import html
 from laplora.report.verdict import judge
-from service.artifacts.reports import Reports
 
 pytestmark = pytest.mark.anyio
 
 PAGE = html(report(texts=["a text"] * 120), judge(report()))
-#: What a report would do to the server whose reader sees it, if it could.
-HOSTILE = """<!doctype html><title>hostile</title><body><p id="said">nothing ran</p>
-<script>document.getElementById("said").textContent = "a script ran"</script>
-<img src="/health/live" onerror="document.getElementById('said').textContent = 'a handler ran'">
-<form action="/artifacts/fake/unload" method="post"><input></form><iframe src="/artifacts"></iframe>"""
 
 
 def bring(predictor: FakePredictor, page: str | bytes, name: str = REPORT_PAGE) -> Path:
@@ -108,57 +97,3 @@ async def test_only_the_file_of_the_manifest_is_shown(served: Served, first: Fak
     path.unlink()
     os.mkfifo(path)  # opening it would wait for a writer for ever
     await refused()
-
-
-async def test_answers_share_a_reports_bytes(tmp_path: Path) -> None:
-    (predictor,) = artifacts_in(tmp_path, "first")
-    bring(predictor, "a report " * 1000)
-    reports = Reports()
-    first = reports.read(predictor.artifact)
-    assert reports.read(predictor.artifact) is first
-    for number in range(16):
-        bring(predictor, f"report {number}")
-        reports.read(predictor.artifact)
-    bring(predictor, first)
-    again = reports.read(predictor.artifact)
-    assert again == first
-    assert again is not first  # no more than 16 are held
-
-
-async def test_a_connection_is_given_small_parts_of_a_report(served: Served, first: FakePredictor) -> None:
-    content = os.urandom(MOST_BYTES)
-    bring(first, content)
-    parts: list[bytes] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        parts.append(bytes(message.get("body", b"")))
-
-    scope = {"type": "http", "method": "GET", "path": "/artifacts/first/report", "headers": [], "query_string": b""}
-    await served.app({**scope, "asgi": {"version": "3.0", "spec_version": "2.4"}}, receive, send)
-    assert b"".join(parts) == content
-    assert max(map(len, parts)) <= 16 * 1024
-
-
-@needs("chromium")
-@pytest.mark.parametrize(("page", "shown"), [(PAGE, "reviewed by a person"), (HOSTILE, "nothing ran")])
-async def test_a_browser_shows_a_report_and_runs_nothing_of_it(
-    first: FakePredictor, tmp_path: Path, page: str, shown: str
-) -> None:
-    """In a real one: our own page needs no more than the policy grants, and a hostile one gets no further."""
-    bring(first, page)
-    async with (
-        serve(first, artifact="first", artifacts_root=tmp_path) as served,
-        on_uvicorn(served.app) as (_, port),
-    ):
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
-        flags += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
-        command = [str(program("chromium")), *flags, f"http://127.0.0.1:{port}/artifacts/first/report"]
-        drawn = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
-        still = (await served.client.get("/artifacts")).json()["artifacts"]
-    assert shown in drawn.stdout
-    blocked = re.findall(r"(?:Blocked script|Content Security Policy)[^\n]*", drawn.stderr)
-    assert bool(blocked) == (page == HOSTILE), drawn.stderr
-    assert [one["loaded"] for one in still if one["name"] == "first"] == [True]

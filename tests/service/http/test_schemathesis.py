@@ -23,7 +23,7 @@ from exhaustive import drawn
 from schemathesis import engine
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
-from server_process import ROOT, fake_artifacts, server_process
+from server_process import FAKE_SERVER, fake_artifacts, server_process
 from tiny_runs import FinishedRun
 
 from service.errors import ERROR_KINDS
@@ -160,16 +160,18 @@ def serving(command: list[str], **environment: str) -> Iterator[str]:
         assert client.get("/health/ready").status_code == 200
 
 
-@pytest.fixture
-def fakes(tmp_path: Path) -> list[str]:
-    """The command of a server of a text artifact, beside one with choices and one that is broken."""
-    root = fake_artifacts(tmp_path, "fake", "choices", "broken")
-    return [str(ROOT / "tests" / "service" / "fake_server.py"), "--artifact", "fake", "--artifacts-root", str(root)]
+@contextmanager
+def fakes(folder: Path, *flags: str, auth: str = "off") -> Iterator[str]:
+    """Yield the address of a server of a text artifact, beside one with choices and one that is broken."""
+    root = fake_artifacts(folder, "fake", "choices", "broken")
+    command = [FAKE_SERVER, "--artifact", "fake", "--artifacts-root", str(root), *flags]
+    with serving(command, FAKE_CHOICES="choices", FAKE_RULES="1", LAPLORA_AUTH=auth) as address:
+        yield address
 
 
 @pytest.fixture
-def address(fakes: list[str]) -> Iterator[str]:
-    with serving(fakes, FAKE_CHOICES="choices", FAKE_RULES="1", LAPLORA_AUTH="off") as address:
+def address(tmp_path: Path) -> Iterator[str]:
+    with fakes(tmp_path) as address:
         yield address
 
 
@@ -185,10 +187,10 @@ def test_every_operation_keeps_the_document(address: str) -> None:
     assert outcome.count("POST /predict", phase="coverage", status=405)
 
 
-def test_operations_that_need_a_key_refuse_without_it(fakes: list[str], tmp_path: Path) -> None:
-    keys, token = str(tmp_path / "keys.json"), new_token()
-    write_keys(Path(keys), [Key(id="a", sha256=digest(token), scopes=("predict", "evaluate", "admin"))])
-    with serving([*fakes, "--keys", keys], FAKE_CHOICES="choices", FAKE_RULES="1", LAPLORA_AUTH="keys") as address:
+def test_operations_that_need_a_key_refuse_without_it(tmp_path: Path) -> None:
+    keys, token = tmp_path / "keys.json", new_token()
+    write_keys(keys, [Key(id="a", sha256=digest(token), scopes=("predict", "evaluate", "admin"))])
+    with fakes(tmp_path, "--keys", str(keys), auth="keys") as address:
         document = httpx.get(f"{address}/openapi.json", timeout=None).json()
         outcome = run(document, address, examples=1, token=token, at_random=False)
     protected = {name for name, operation in operations(document).items() if operation.get("security")}

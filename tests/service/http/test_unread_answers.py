@@ -65,15 +65,8 @@ async def refusal(port: int, **options: Any) -> tuple[bytes, str]:
 
 @pytest.mark.parametrize(
     ("pieces", "sent", "half_closed"),
-    [
-        (1, GET, False),
-        (2, GET, False),
-        (1, GET, True),
-        (1, GET * 40, False),
-        (1, GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"), False),
-        (1, b"GET / HTTP/1.0\r\n\r\n", False),
-    ],
-    ids=["whole", "in-pieces", "half-closed", "pipelined", "to-be-closed", "http-1.0"],
+    [(2, GET, False), (1, GET, True), (1, GET * 40, False), (1, b"GET / HTTP/1.0\r\n\r\n", False)],
+    ids=["in-pieces", "half-closed", "pipelined", "http-1.0"],
 )
 async def test_a_client_that_takes_no_answer_is_closed(pieces: int, sent: bytes, half_closed: bool) -> None:
     app = LargeAnswers(pieces)
@@ -146,9 +139,8 @@ async def four_taken(**values: Any) -> AsyncIterator[int]:
 async def test_one_address_has_its_share_of_the_connections_and_another_still_gets_in() -> None:
     async with four_taken(max_connections=8) as port:
         head, code = await refusal(port, local_addr=(OTHER, 0))
-        assert head.startswith(b"HTTP/1.1 429 ")
+        assert (head[:13], code) == (b"HTTP/1.1 429 ", "client_too_many_requests")
         assert b"retry-after: " in head
-        assert code == "client_too_many_requests"
         async with httpx.AsyncClient(timeout=None) as client:
             assert (await client.get(f"http://127.0.0.1:{port}/")).status_code == 200
 

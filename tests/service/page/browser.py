@@ -15,28 +15,15 @@ from urllib.parse import urlsplit
 import httpx
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from programs import needs, program
-from server_process import GIVE_UP_S, Serving
+from server_process import GIVE_UP_S
 
 needs_chromium = needs("chromium")
 SECTIONS = ("playground", "artifact", "jobs", "feedback", "connect", "server")
 DESK = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
-_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+_FLAGS = ["--no-sandbox", "--disable-gpu"]
 # However busy the machine is.
 expect.set_options(timeout=GIVE_UP_S * 1000)
-
-
-@contextmanager
-def ready(server: Serving) -> Iterator[str]:
-    """Yield the address of a server process, once it is ready."""
-    with server as process, process.client() as client:
-        yield str(client.base_url).rstrip("/")
 
 
 @contextmanager

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import DESK, PHONE, SECTIONS, Visit, choose, needs_chromium, visit
-from job_calls import lines, rows
-from job_servers import submit_to
+from job_calls import lines
 from playwright.sync_api import Browser, expect
 from server_process import fake_artifacts, fake_server
 
@@ -18,18 +16,6 @@ pytestmark = needs_chromium
 #: The names of what would show that a text became HTML.
 MARKUP = "<img src=x onerror=window.hacked=1>"
 LABELS = ("<b id=hacked>good<b>", "</td><script>window.hacked=1<script>", "&lt;i&gt;")
-
-
-@pytest.fixture(scope="module")
-def lively(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server with a job that is done, answers, and labels of some."""
-    with fake_server(fake_artifacts(tmp_path_factory.mktemp("root"))) as process, process.client() as client:
-        asked = [{"text": str(1000 * i + 500)} for i in range(60)]
-        ids = [p["prediction_id"] for p in client.post("/predict", json={"inputs": asked}).json()["predictions"]]
-        items = [{"prediction_id": name, "label": ("negative", "positive")[i % 2]} for i, name in enumerate(ids)]
-        assert client.post("/feedback", json={"items": items}).status_code == 200
-        submit_to(client, rows(5))
-        yield str(client.base_url)
 
 
 def open_everything(visited: Visit, section: str) -> None:
@@ -53,10 +39,10 @@ def open_everything(visited: Visit, section: str) -> None:
 
 @pytest.mark.parametrize(("scheme", "viewport"), [("light", PHONE), ("dark", DESK)], ids=["phone", "desk"])
 def test_axe_finds_nothing_wrong_in_any_section_and_none_scrolls_sideways(
-    scheme: str, viewport: dict[str, int], browser: Browser, lively: str
+    scheme: str, viewport: dict[str, int], browser: Browser, address: str
 ) -> None:
     # axe is put into the page from outside, which its policy would not allow.
-    with visit(browser, lively, color_scheme=scheme, viewport=viewport, bypass_csp=True) as visited:
+    with visit(browser, address, color_scheme=scheme, viewport=viewport, bypass_csp=True) as visited:
         for section in SECTIONS:
             open_everything(visited, section)
             found = Axe().run(visited.page)
@@ -64,61 +50,69 @@ def test_axe_finds_nothing_wrong_in_any_section_and_none_scrolls_sideways(
             assert visited.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], section
 
 
-def test_the_keyboard_alone_is_enough(browser: Browser, lively: str) -> None:
-    with visit(browser, lively) as visited:
-        page, keys = visited.page, visited.page.keyboard
+def test_the_keyboard_alone_is_enough(visited: Visit) -> None:
+    page, keys = visited.page, visited.page.keyboard
 
-        def tab_to(name: str) -> None:
-            for _ in range(60):
-                keys.press("Tab")
-                about, outline = page.evaluate("""() => {
-                    const e = document.activeElement;
-                    return [[e.id, e.textContent, e.name].join(' '), getComputedStyle(e).outlineStyle];
-                }""")
-                if page.locator(":focus").count() == 0:
-                    continue  # between the page's end and its start
-                assert outline != "none", f"no outline: {about[:80]}"
-                if name in about:
-                    return
-            pytest.fail(f"{name} is not reached by Tab")
+    def tab_to(name: str) -> None:
+        for _ in range(60):
+            keys.press("Tab")
+            about, outline = page.evaluate("""() => {
+                const e = document.activeElement;
+                return [[e.id, e.textContent, e.name].join(' '), getComputedStyle(e).outlineStyle];
+            }""")
+            if page.locator(":focus").count() == 0:
+                continue  # between the page's end and its start
+            assert outline != "none", f"no outline: {about[:80]}"
+            if name in about:
+                return
+        pytest.fail(f"{name} is not reached by Tab")
 
-        tab_to("Skip to the content")
-        keys.press("Enter")
-        tab_to("Clearly bad")
-        tab_to("text")
-        keys.press("Control+A")
-        keys.type("31000")
-        tab_to("ask-button")
-        keys.press("Enter")
-        expect(page.locator("#answer-said")).to_contain_text("69.0 % served")
-        page.reload()
-        expect(page.locator("#state")).to_have_text("ready")
-        tab_to("Jobs")
-        keys.press("Enter")
-        expect(page.locator("#jobs-title")).to_be_focused()
-        assert page.title() == "Jobs – laplora"
-        tab_to("Show the result")
-        keys.press("Space")
-        expect(page.locator(".job table")).to_be_visible()
-        page.go_back()
-        expect(page.locator("#playground")).to_be_visible()
+    tab_to("Skip to the content")
+    keys.press("Enter")
+    tab_to("Clearly bad")
+    tab_to("text")
+    keys.press("Control+A")
+    keys.type("31000")
+    tab_to("ask-button")
+    keys.press("Enter")
+    expect(page.locator("#answer-said")).to_contain_text("69.0 % served")
+    page.reload()
+    expect(page.locator("#state")).to_have_text("ready")
+    tab_to("Jobs")
+    keys.press("Enter")
+    expect(page.locator("#jobs-title")).to_be_focused()
+    assert page.title() == "Jobs – laplora"
+    tab_to("Show the result")
+    keys.press("Space")
+    expect(page.locator(".job table")).to_be_visible()
+    page.go_back()
+    expect(page.locator("#playground")).to_be_visible()
 
 
-def test_a_section_has_an_address_of_its_own_and_the_server_one_links_to_every_operation(
-    browser: Browser, lively: str
-) -> None:
-    with visit(browser, lively) as visited:
-        visited.page.goto(f"{lively}/#server")
-        visited.page.reload()
-        expect(visited.page.locator("#playground")).to_be_hidden()
-        expect(visited.page.locator("nav [aria-current]")).to_have_text("Server")
-        open_everything(visited, "server")
-        document = visited.page.request.get(f"{lively}/openapi.json").json()
-        known = {f"{m.upper()} {path}" for path, methods in document["paths"].items() for m in methods}
-        assert set(visited.page.locator(".operations a").all_inner_texts()) == known
-        with visited.page.expect_popup() as opened:
-            visited.page.locator(".operations").get_by_text("POST /predict", exact=True).click()
-        expect(opened.value.locator("#operations-scoring-predict")).to_be_visible()
+def test_a_section_has_an_address_of_its_own_and_the_server_one_links_to_every_operation(visited: Visit) -> None:
+    """A link opens the page of the API at that operation, which is drawn under its own policy."""
+    page = visited.page
+    page.context.on("console", lambda message: visited.complaints.append(message.text))
+    page.goto(f"{visited.address}/#server")
+    page.reload()
+    expect(page.locator("#playground")).to_be_hidden()
+    expect(page.locator("nav [aria-current]")).to_have_text("Server")
+    open_everything(visited, "server")
+    document = page.request.get(f"{visited.address}/openapi.json").json()
+    known = {f"{m.upper()} {path}" for path, methods in document["paths"].items() for m in methods}
+    assert set(page.locator(".operations a").all_inner_texts()) == known
+    with page.expect_popup() as opened:
+        page.locator(".operations").get_by_text("POST /predict", exact=True).click()
+    expect(opened.value.locator("#operations-scoring-predict")).to_be_visible()
+
+
+def test_a_report_opens_beside_the_page_and_runs_nothing(visited: Visit) -> None:
+    visited.show("artifact")
+    with visited.page.expect_popup() as opened:
+        visited.page.get_by_role("link", name="Open its report").click()
+    expect(opened.value.locator("h1")).to_have_text("Ship it")
+    expect(opened.value.locator("#said")).to_have_text("nothing ran")
+    expect(visited.page.locator("#artifact")).to_be_visible()
 
 
 def test_html_in_names_and_labels_stays_text(browser: Browser, tmp_path: Path) -> None:
@@ -157,19 +151,18 @@ def test_html_in_names_and_labels_stays_text(browser: Browser, tmp_path: Path) -
             assert page.locator("img, #hacked, section script").count() == 0
 
 
-def test_the_policy_lets_no_text_become_a_script(browser: Browser, address: str) -> None:
+def test_the_policy_lets_no_text_become_a_script(visited: Visit) -> None:
     """What a mistake in the page's own scripts could do, done on purpose."""
-    with visit(browser, address) as visited:
-        tried = visited.page.evaluate("""async () => {
-            const tried = {};
-            try { document.body.innerHTML += '<p>'; tried.html = true; } catch { tried.html = false; }
-            const script = document.createElement('script');
-            try { script.text = 'window.ran = 1'; document.body.append(script); } catch {}
-            tried.inline = window.ran === 1;
-            try { await fetch('http://127.0.0.1:9/'); tried.elsewhere = true; } catch { tried.elsewhere = false; }
-            return tried;
-        }""")
-        assert tried == {"html": False, "inline": False, "elsewhere": False}
-        stopped = [said for said in visited.complaints if "Content Security Policy" in said or "Trusted" in said]
-        assert len(stopped) >= 3
-        visited.complaints.clear()
+    tried = visited.page.evaluate("""async () => {
+        const tried = {};
+        try { document.body.innerHTML += '<p>'; tried.html = true; } catch { tried.html = false; }
+        const script = document.createElement('script');
+        try { script.text = 'window.ran = 1'; document.body.append(script); } catch {}
+        tried.inline = window.ran === 1;
+        try { await fetch('http://127.0.0.1:9/'); tried.elsewhere = true; } catch { tried.elsewhere = false; }
+        return tried;
+    }""")
+    assert tried == {"html": False, "inline": False, "elsewhere": False}
+    stopped = [said for said in visited.complaints if "Content Security Policy" in said or "Trusted" in said]
+    assert len(stopped) >= 3
+    visited.complaints.clear()

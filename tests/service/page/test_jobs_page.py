@@ -43,7 +43,9 @@ def done(job: Locator, rows_done: int) -> None:
     expect(job).to_contain_text(f"{rows_done} of {rows_done} rows")
 
 
-def test_a_file_is_evaluated_and_its_result_and_every_answer_shown_and_saved(at_jobs: Page) -> None:
+def test_a_file_is_evaluated_and_its_result_and_report_are_shown_and_every_answer_saved(
+    at_jobs: Page, visited: Visit
+) -> None:
     job = evaluate(at_jobs, lines([{**row, "source": "imdb"} for row in rows(40)]))
     done(job, 40)
     expect(at_jobs.locator("#job-said")).to_have_text("The job is done.")
@@ -65,6 +67,11 @@ def test_a_file_is_evaluated_and_its_result_and_every_answer_shown_and_saved(at_
     answers = [json.loads(line) for line in Path(download.value.path()).read_bytes().splitlines()]
     assert [row["line"] for row in answers] == list(range(1, 41))
     assert {row["input"]["source"] for row in answers} == {"imdb"}
+    # The report needs no more than its policy grants.
+    at_jobs.context.on("console", lambda message: visited.complaints.append(message.text))
+    with at_jobs.expect_popup() as opened:
+        job.get_by_role("link", name="Report").click()
+    expect(opened.value.locator("body")).to_contain_text("40 uploaded rows")
 
 
 def test_a_dropped_file_and_the_examples_are_evaluated_too(at_jobs: Page) -> None:

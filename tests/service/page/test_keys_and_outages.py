@@ -8,12 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from browser import Visit, choose, needs_chromium, ready, visit
-from job_calls import lines, rows
+from browser import Visit, needs_chromium, visit
 from playwright.sync_api import Browser, expect
 from server_process import fake_artifacts, fake_server
 
-from laplora.artifact.manifest import REPORT_PAGE
 from service.security.keys_file import Key, digest, new_token, write_keys
 
 pytestmark = needs_chromium
@@ -22,13 +20,13 @@ TOKENS = {name: new_token() for name in ("predict", "everything")}
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server that asks for keys."""
+def guarded(tmp_path_factory: pytest.TempPathFactory, reported: str) -> Iterator[str]:
+    """The address of a server that asks for keys; its artifact brings a report."""
     folder = tmp_path_factory.mktemp("guarded")
     scopes = {"predict": ("predict",), "everything": ("predict", "evaluate", "admin")}
     write_keys(folder / "keys.json", [Key(id=n, sha256=digest(TOKENS[n]), scopes=s) for n, s in scopes.items()])  # type: ignore[arg-type]
     flags = ["--auth", "keys", "--keys", str(folder / "keys.json")]
-    with fake_server(fake_artifacts(folder), *flags) as process, process.client() as client:
+    with fake_server(fake_artifacts(folder), *flags, FAKE_REPORT=reported) as process, process.client() as client:
         yield str(client.base_url)
 
 
@@ -60,7 +58,7 @@ def test_a_wrong_key_is_said_to_be_one_and_the_right_one_is_kept_nowhere_but_in_
     expect(page.get_by_label("This server asks for an API key")).to_be_visible()
 
 
-def test_a_key_is_sent_with_links_and_what_it_may_not_do_is_said(shut_out: Visit) -> None:
+def test_a_key_is_sent_with_links_and_what_it_may_not_do_is_said(shut_out: Visit, tmp_path: Path) -> None:
     shut_out.give_key(TOKENS["predict"])
     shut_out.ask("87000")
     shut_out.show("jobs")
@@ -70,6 +68,19 @@ def test_a_key_is_sent_with_links_and_what_it_may_not_do_is_said(shut_out: Visit
     with shut_out.page.expect_download() as download:
         shut_out.page.locator("#metrics-link").click()
     assert "laplora_build_info" in Path(download.value.path()).read_text()
+    shut_out.show("artifact")
+    with shut_out.page.expect_download() as download:
+        shut_out.page.get_by_role("link", name="Open its report").click()
+    assert download.value.suggested_filename == "fake-report.html"
+    saved = tmp_path / "saved.html"
+    download.value.save_as(saved)
+    # Opened from the disk, where no header of the server guards its reader.
+    opened = shut_out.page.context.new_page()
+    opened.goto(saved.as_uri())
+    expect(opened.locator("h1")).to_have_text("Ship it")
+    expect(opened.locator("h1")).to_have_css("color", "rgb(18, 52, 86)")
+    expect(opened.locator("#said")).to_have_text("nothing ran")
+    assert opened.evaluate("document.compatMode") == "CSS1Compat"
 
 
 def test_a_server_that_is_gone_is_said_to_be_and_the_page_goes_on_when_it_is_back(
@@ -94,53 +105,3 @@ def test_a_server_that_is_gone_is_said_to_be_and_the_page_goes_on_when_it_is_bac
                 visited.page.get_by_role("button", name="Ask", exact=True).click()
                 expect(visited.page.locator("#answer-said")).to_contain_text("69.0 % served")
                 assert visited.page.locator("#ask-problem").inner_text() == ""
-
-
-@pytest.fixture
-def reported(tmp_path: Path) -> str:
-    """The folder of an artifact that brings a report."""
-    page = tmp_path / "brought" / REPORT_PAGE
-    page.parent.mkdir(parents=True)
-    page.write_text(
-        "<!doctype html><html lang=en><head><title>r</title><style>h1 { color: #123456 }</style></head><h1>Ship it</h1>"
-        "<p id=said>nothing ran</p><script>said.textContent = 'a script ran'</script>"
-        "<img src=nothing onerror=\"said.textContent = 'a handler ran'\">"
-    )
-    return str(tmp_path / "brought")
-
-
-def test_a_report_opens_beside_the_page(browser: Browser, tmp_path: Path, reported: str) -> None:
-    server = fake_server(fake_artifacts(tmp_path), FAKE_REPORT=reported)
-    with ready(server) as address, visit(browser, address) as visited:
-        visited.show("artifact")
-        with visited.page.expect_popup() as opened:
-            visited.page.get_by_role("link", name="Open its report").click()
-        expect(opened.value.locator("h1")).to_have_text("Ship it")
-        expect(visited.page.locator("#artifact")).to_be_visible()
-        visited.show("jobs")
-        choose(visited.page, lines(rows(20)))
-        visited.page.get_by_role("button", name="Evaluate", exact=True).click()
-        with visited.page.expect_popup() as opened:
-            visited.page.locator(".job").get_by_role("link", name="Report").click()
-        expect(opened.value.locator("body")).to_contain_text("20 uploaded rows")
-
-
-def test_with_a_key_a_report_is_saved(browser: Browser, tmp_path: Path, reported: str) -> None:
-    write_keys(tmp_path / "keys.json", [Key(id="a", sha256=digest(TOKENS["predict"]), scopes=("predict",))])
-    flags = ["--auth", "keys", "--keys", str(tmp_path / "keys.json")]
-    server = fake_server(fake_artifacts(tmp_path), *flags, FAKE_REPORT=reported)
-    with ready(server) as address, visit(browser, address) as visited:
-        visited.give_key(TOKENS["predict"])
-        visited.show("artifact")
-        with visited.page.expect_download() as download:
-            visited.page.get_by_role("link", name="Open its report").click()
-        assert download.value.suggested_filename == "fake-report.html"
-        saved = tmp_path / "saved.html"
-        download.value.save_as(saved)
-        # Opened from the disk, where no header of the server guards its reader.
-        opened = visited.page.context.new_page()
-        opened.goto(saved.as_uri())
-        expect(opened.locator("h1")).to_have_text("Ship it")
-        expect(opened.locator("h1")).to_have_css("color", "rgb(18, 52, 86)")
-        expect(opened.locator("#said")).to_have_text("nothing ran")
-        assert opened.evaluate("document.compatMode") == "CSS1Compat"

@@ -1,15 +1,18 @@
-"""The playground in a real browser: both answers, what to do, the same call as code, and the true label."""
+"""The playground and Connect in a real browser: both answers, what to do, the same call as code, the true label."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
 
-import httpx
-from browser import Visit, needs_chromium, posted, printed, ready, visit
+import pytest
+from browser import Visit, needs_chromium, posted, printed, visit
 from playwright.sync_api import Browser, expect
-from server_process import ROOT, fake_artifacts, fake_server, server_process
+from server_process import fake_artifacts, fake_server
+
+from laplora.commands.app import main
 
 pytestmark = needs_chromium
 
@@ -21,20 +24,17 @@ def cells(visited: Visit) -> list[list[str]]:
     return [[cell.inner_text() for cell in row.locator("th, td").all()] for row in rows]
 
 
+def code(visited: Visit, name: str) -> str:
+    return visited.page.locator(f"#connect-{name}").inner_text()
+
+
 def test_both_answers_stand_side_by_side_and_what_to_do_is_said(visited: Visit) -> None:
     """The fake's probability of negative is the largest token over 100,000; it accepts what risks half of its score."""
     visited.ask("87000")
     assert cells(visited) == [["negative", "87.0 %", "87.0 % ± 10"], ["positive", "13.0 %", "13.0 % ± 10"]]
-    assert (
-        "positive: 13.0 % by the fine-tuned model alone, 13.0 % served"
-        in visited.page.locator("#answer-said").inner_text()
-    )
-    bars = visited.page.locator(".comparison svg").all()
-    assert len(bars) == 4
-    for bar in bars:  # seen without scrolling
-        box = bar.bounding_box()
-        assert box is not None
-        assert box["y"] + box["height"] <= 800
+    said = "positive: 13.0 % by the fine-tuned model alone, 13.0 % served"
+    assert said in visited.page.locator("#answer-said").inner_text()
+    assert visited.page.locator(".comparison svg").count() == 4
     for kind in ("map", "served"):
         assert visited.page.locator(f".comparison rect.{kind}").first.get_attribute("width") == "87.00%"
     for risk, said in (("20", "Use it."), ("1", "A person should look")):
@@ -61,7 +61,6 @@ def test_what_was_measured_is_said_beside_what_is_promised(visited: Visit) -> No
 
 
 def test_every_way_to_answer_is_said_in_words_and_an_example_fills_the_form(visited: Visit) -> None:
-    """Nobody knows on first sight what laplace_conditioned is."""
     for option in visited.page.get_by_label("Answered by").locator("option").all():
         assert re.fullmatch(r"recommended \(\w+\)|\w+: \w.+", option.inner_text())
     visited.page.get_by_role("button", name="Clearly bad").click()
@@ -69,33 +68,35 @@ def test_every_way_to_answer_is_said_in_words_and_an_example_fills_the_form(visi
     assert visited.page.get_by_label("text", exact=True).input_value() == "dull ."
 
 
-def test_the_call_as_curl_and_as_python_is_the_same_call(visited: Visit, address: str) -> None:
-    visited.page.get_by_label("Answered by").select_option("map")
+def test_the_call_as_curl_and_as_python_is_the_same_call_and_can_be_copied(visited: Visit, address: str) -> None:
+    page = visited.page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_label("Answered by").select_option("map")
     visited.ask(QUOTES)
-    command = visited.page.locator("#call-curl").inner_text()
+    command = page.locator("#call-curl").inner_text()
     assert shlex.split(command)[:3] == ["curl", "-s", f"{address}/predict"]
     body, answer = posted(command)
     assert body == {"inputs": [{"text": QUOTES}], "options": {"target_risk": 0.1, "predictive": "map"}}
     [first] = answer["predictions"]
-    said = printed(visited.page.locator("#call-python").inner_text())
+    said = printed(page.locator("#call-python").inner_text())
     assert said == " ".join(str(first[name]) for name in ("label", "map_probs", "probs", "decision"))
-
-
-def test_a_copy_button_copies_its_code_and_a_refusal_is_said_where_it_was_asked(browser: Browser, address: str) -> None:
-    with visit(browser, address, permissions=["clipboard-read", "clipboard-write"]) as visited:
-        visited.page.get_by_label("text", exact=True).fill("1 " * 65)
-        visited.page.get_by_role("button", name="Ask", exact=True).click()
-        expect(visited.page.locator("#ask-problem")).to_contain_text("too long")
-        visited.ask("87000")
-        assert visited.page.locator("#ask-problem").inner_text() == ""
-        visited.page.get_by_role("button", name="Copy curl").click()
-        expect(visited.page.get_by_role("button", name="Copied")).to_be_visible()
-        copied = visited.page.evaluate("navigator.clipboard.readText()")
-        assert copied == visited.page.locator("#call-curl").inner_text()
+    page.get_by_role("button", name="Copy curl").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == command
+    # A refusal is said where it was asked, until the next answer.
+    page.get_by_label("text", exact=True).fill("1 " * 65)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#ask-problem")).to_contain_text("too long")
+    visited.ask("87000")
+    assert page.locator("#ask-problem").inner_text() == ""
 
 
 def test_the_true_label_counts_on_the_page_feedback(browser: Browser, tmp_path: Path) -> None:
-    with ready(fake_server(fake_artifacts(tmp_path))) as address, visit(browser, address) as visited:
+    with (
+        fake_server(fake_artifacts(tmp_path)) as process,
+        process.client() as client,
+        visit(browser, str(client.base_url)) as visited,
+    ):
         visited.show("feedback")
         expect(visited.page.locator("#feedback-said")).to_contain_text("Nothing was asked yet")
         visited.show("playground")
@@ -109,58 +110,60 @@ def test_the_true_label_counts_on_the_page_feedback(browser: Browser, tmp_path: 
         visited.show("feedback")
         row = visited.page.get_by_role("row", name="Accuracy")
         expect(row).to_be_visible()
-        series = httpx.get(f"{address}/feedback", timeout=None).json()["series"][0]
+        series = client.get("/feedback").json()["series"][0]
         assert series["labelled"] == 1
         assert f"{series['figures']['accuracy']['value']:.3f}" in row.inner_text()
         # Each picture says in words what it shows.
-        pictures = visited.page.locator("#feedback svg[role=img]")
-        assert pictures.count() > 0
-        for picture in pictures.all():
-            assert re.search(r"\d", picture.get_attribute("aria-label") or "")
+        pictures = visited.page.locator("#feedback svg[role=img]").all()
+        assert [bool(re.search(r"\d", one.get_attribute("aria-label") or "")) for one in pictures] == [True] * len(
+            pictures
+        )
+        assert pictures
 
 
-def test_an_artifact_with_choices_has_a_form_of_its_own(browser: Browser, tmp_path: Path) -> None:
-    root = fake_artifacts(tmp_path, "fake", "riddles")
-    with fake_server(root, FAKE_CHOICES="riddles") as process, process.client() as client:
-        assert client.post("/artifacts/riddles/load").status_code == 200
-        with visit(browser, str(client.base_url)) as visited:
-            visited.ask("87000")
-            visited.page.get_by_label("Artifact", exact=True).select_option("riddles")
-            # The other artifact's answer is not taken for this one's.
-            expect(visited.page.locator(".verdict")).to_have_count(0)
-            expect(visited.page.locator("#calls")).to_be_hidden()
-            visited.page.get_by_label("question").fill("Who 87000 ?")
-            visited.page.get_by_label("Choices, one a line").fill("Anna\nBeth\n\nCleo")
-            visited.page.get_by_label("Average with the choices in reverse").check()
-            visited.page.get_by_role("button", name="Ask", exact=True).click()
-            expect(visited.page.locator(".verdict")).to_be_visible()
-            assert sorted(row[0] for row in cells(visited)) == ["A. Anna", "B. Beth", "C. Cleo"]
-            body, _ = posted(visited.page.locator("#call-curl").inner_text())
-            assert body == {
-                "inputs": [{"question": "Who 87000 ?", "choices": ["Anna", "Beth", "Cleo"]}],
-                "artifact": "riddles",
-                "options": {"target_risk": 0.1, "order_average": True},
-            }
-            # Of other servers' protocols it has those that can ask it.
-            visited.show("connect")
-            for name, there in (("vllm", False), ("tei", False), ("several", True)):
-                expect(visited.page.locator(f"#connect-{name}")).to_be_visible(visible=there)
+def test_an_artifact_with_choices_has_a_form_of_its_own(visited: Visit) -> None:
+    page = visited.page
+    visited.ask("87000")
+    page.get_by_label("Artifact", exact=True).select_option("riddles")
+    # The other artifact's answer is not taken for this one's.
+    expect(page.locator(".verdict")).to_have_count(0)
+    expect(page.locator("#calls")).to_be_hidden()
+    page.get_by_label("question").fill("Who 87000 ?")
+    page.get_by_label("Choices, one a line").fill("Anna\nBeth\n\nCleo")
+    page.get_by_label("Average with the choices in reverse").check()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator(".verdict")).to_be_visible()
+    assert sorted(row[0] for row in cells(visited)) == ["A. Anna", "B. Beth", "C. Cleo"]
+    body, _ = posted(page.locator("#call-curl").inner_text())
+    assert body["inputs"] == [{"question": "Who 87000 ?", "choices": ["Anna", "Beth", "Cleo"]}]
+    assert (body["artifact"], body["options"]["order_average"]) == ("riddles", True)
+    # Of other servers' protocols it has those that can ask it.
+    visited.show("connect")
+    for name, there in (("vllm", False), ("tei", False), ("several", True)):
+        expect(page.locator(f"#connect-{name}")).to_be_visible(visible=there)
 
 
-def test_the_default_artifact_shows_what_laplora_adds(browser: Browser) -> None:
-    """The real model: the fine-tuned one alone is certain, the served answer is not, and a person should look."""
-    artifact = ROOT / "artifacts" / "sst2-smollm2"
-    with (
-        ready(server_process(["-m", "service", "--artifact", str(artifact)])) as address,
-        visit(browser, address) as visited,
-    ):
-        visited.page.get_by_role("button", name="Sounds certain, is not").click()
-        expect(visited.page.locator(".verdict")).to_contain_text("A person should look")
-        [first, *_] = cells(visited)
-        alone, served = (float(text.split(" %")[0]) for text in first[1:])
-        assert alone > 99
-        assert 50 < served < 80
-        visited.page.get_by_role("button", name="Clearly good").click()
-        expect(visited.page.locator(".verdict")).to_contain_text("Use it.")
-        visited.show("artifact")
-        expect(visited.page.locator("#artifact tr.chosen th")).to_contain_text("laplace averaged over the models")
+def test_each_protocols_code_is_answered_by_this_server(visited: Visit) -> None:
+    visited.show("connect")
+    [classified] = posted(code(visited, "vllm"))[1]["data"]
+    [first, _] = posted(code(visited, "tei"))[1]
+    assert set(first) == {"score", "label"}
+    assert classified["num_classes"] == 2
+    assert max(classified["probs"]) == first["score"]
+    assert printed(code(visited, "client")).startswith(f"{first['label']} ")
+
+
+def test_the_command_line_is_one_that_works(
+    visited: Visit, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What needs the server is run as it stands there."""
+    visited.show("connect")
+    lines = code(visited, "command").splitlines()
+    assert f"export LAPLORA_URL='{address}'" in lines
+    monkeypatch.setenv("LAPLORA_URL", address)
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(next(line for line in lines if line.startswith("echo ")))
+    assert set(json.loads(words[1])) == {"text", "label"}
+    Path(words[3]).write_text(words[1] + "\n")
+    asked = [line for line in lines if line.startswith("laplora jobs")]
+    assert [main(shlex.split(line)[1:]) for line in asked] == [0, 0]

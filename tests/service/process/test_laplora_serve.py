@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 from server_process import ROOT, predict, server_process
@@ -27,20 +26,9 @@ def test_an_artifact_is_served(sentiment_run: FinishedRun) -> None:
         assert process.left() == 0
 
 
-def test_who_may_ask_is_the_callers_where_it_is_said(sentiment_run: FinishedRun, tmp_path: Path) -> None:
-    """The server wants keys then: it reads their file, which is none, and leaves."""
-    keys = tmp_path / "keys.json"
-    keys.write_text("no keys")
-    command = ["-m", "laplora", "serve", str(sentiment_run.artifact), "--keys", str(keys)]
-    with server_process(command, {"LAPLORA_AUTH": "keys"}) as process:
-        assert process.left() == 2
-        assert NOTICE not in process.log
-        assert "keys.json" in process.log
-
-
 @pytest.mark.parametrize(
     ("flags", "variable"),
-    [(["--key", "keys.json"], None), (["--aut=keys"], None), ([], "laplora_keys"), ([], None)],
+    [(["--key", "keys.json"], None), (["--aut=keys"], None), ([], "LAPLORA_AUTH"), ([], "laplora_keys"), ([], None)],
 )
 def test_who_may_ask_is_said_in_every_form_that_the_server_reads(
     flags: list[str], variable: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -59,10 +47,19 @@ def test_who_may_ask_is_said_in_every_form_that_the_server_reads(
     assert (NOTICE in capsys.readouterr().err) == nobody_said
 
 
-def test_a_flag_before_the_folder_would_hide_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """``cpu`` was taken for the folder, and the folder for the device."""
-    assert main(["serve", "--device", "cpu", "folder"]) == 2
-    assert "the folder comes first" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        # ``cpu`` was taken for the folder, and the folder for the device.
+        (["--device", "cpu", "folder"], "the folder comes first"),
+        (["folder", "--engine", "tpu"], "ray"),
+    ],
+)
+def test_a_flag_before_the_folder_would_hide_it_and_an_unknown_engine_is_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *arguments]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_the_script_is_this_command() -> None:

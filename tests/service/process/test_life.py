@@ -12,12 +12,6 @@ import pytest
 from limits import longer_and_longer
 from serving import FakePredictor, LeavingClient, artifacts_in, code, serve, settings, started
 
-from laplora.errors import (
-    ArtifactCorruptError,
-    DownloadError,
-    GoldenMismatchError,
-    ModelError,
-)
 from service.app import create_app
 from service.artifacts.predictors import Library
 
@@ -72,9 +66,9 @@ async def test_live_at_once_and_ready_after_loading_and_golden_replay() -> None:
     assert order == ["loaded", "replayed"]
 
 
-@pytest.mark.parametrize("error", [ArtifactCorruptError("cut"), RuntimeError("anything")])
-async def test_artifact_that_cannot_be_served_is_reported_and_never_ready(error: Exception) -> None:
+async def test_artifact_that_cannot_be_served_is_reported_and_never_ready() -> None:
     failures: list[Exception] = []
+    error = RuntimeError("anything")
 
     def load(path: Path, settings: Any, progress: Any) -> Any:
         raise error
@@ -86,7 +80,7 @@ async def test_artifact_that_cannot_be_served_is_reported_and_never_ready(error:
         response = await client.get("/health/ready")
     assert failures == [error]
     assert code(response) == (503, "not_ready")
-    assert type(error).__name__ in response.json()["error"]["message"]
+    assert "RuntimeError" in response.json()["error"]["message"]
 
 
 async def test_deadline_is_504_and_frees_the_queue() -> None:
@@ -139,29 +133,6 @@ async def test_artifacts_are_listed_with_what_is_wrong(tmp_path: Path, caplog: p
     assert {other[name] for other in others for name in ("weights", "reverse_pass")} == {None}
     assert "the base's weights are plain: nothing is quantized" in caplog.text
     assert "Jacobians are automatic: a fake has none" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (ArtifactCorruptError("cut"), "artifact_corrupt"),
-        (GoldenMismatchError("off"), "golden_mismatch"),
-        (ModelError("no lora"), "model_unsupported"),
-        (DownloadError("offline"), "model_unavailable"),
-        (OSError("disk"), "artifact_incompatible"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
-)
-async def test_broken_candidate_is_409_and_the_old_one_serves(tmp_path: Path, error: Exception, expected: str) -> None:
-    first, second = artifacts_in(tmp_path, "first", "second")
-    second.golden_error = error
-    async with serve(first, second, artifact="first", artifacts_root=tmp_path) as served:
-        refused = await served.client.post("/artifacts/second/activate")
-        after = await served.predict("a")
-        unknown = await served.client.post("/artifacts/third/activate")
-    assert code(refused) == (409, expected)
-    assert after.json()["artifact"]["name"] == "first"
-    assert code(unknown) == (404, "artifact_not_found")
 
 
 async def test_changed_content_under_the_same_name_is_loaded_again(tmp_path: Path) -> None:

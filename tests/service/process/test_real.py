@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import httpx
@@ -98,3 +99,15 @@ def test_odd_text_is_answered_or_refused(client: httpx.Client, text: str) -> Non
     response = client.post("/predict", json={"inputs": [{"text": text}], "options": {"truncate": True}})
     assert response.status_code in (200, 422)
     json.loads(response.text, parse_constant=pytest.fail)
+
+
+def test_the_pages_examples_show_what_laplora_adds(client: httpx.Client) -> None:
+    """The fine-tuned model alone is certain, the served answer is not, and a person should look."""
+    examples = (ROOT / "service" / "page" / "static" / "examples.js").read_text(encoding="utf-8")
+    texts = dict(re.findall(r'title: "(.+?)", text: "(.+?)"', examples))
+    hollow, good = predicted(client, texts["Sounds certain, is not"], texts["Clearly good"], target_risk=0.1)[
+        "predictions"
+    ]
+    assert max(hollow["map_probs"].values()) > 0.99
+    assert 0.5 < max(hollow["probs"].values()) < 0.8
+    assert [hollow["decision"], good["decision"]] == ["review", "accept"]

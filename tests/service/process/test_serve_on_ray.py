@@ -7,19 +7,15 @@ import shutil
 import socket
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from engines import short_folder
-from free_ports import free_port
 from server_process import fake_artifacts, metric, predict, server_process, until
 from tiny_runs import FinishedRun
 
 from laplora.commands.app import main
 from laplora.errors import ConfigError
-from laplora.ray_cluster import cluster as cluster_of_ray
-from laplora.ray_cluster import import_ray
 from service.ray_serve.__main__ import main as serve_on_ray
 from service.ray_serve.cluster import Cluster, Flags
 from service.settings import Settings
@@ -52,13 +48,7 @@ def test_one_command_serves_by_two_scorers_of_this_machine(sentiment_run: Finish
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [
-        ([], False),
-        (["--host", "127.0.0.1"], False),
-        (["--artifacts-root", "somewhere"], False),
-        (["--auth", "off"], True),
-        (["--key=keys.json"], True),
-    ],
+    [([], False), (["--host", "127.0.0.1"], False), (["--auth", "off"], True), (["--key=keys.json"], True)],
 )
 def test_who_may_ask_is_to_be_said_on_a_cluster_that_runs_already(
     flags: list[str],
@@ -84,7 +74,7 @@ def cluster(*arguments: str, gpus: float = 0.0) -> Cluster:
     return parse_settings(Flags, [*arguments]).cluster(Flags.given([*arguments]), gpus)
 
 
-def test_what_the_command_line_says_travels_and_the_environment_does_not(
+def test_what_the_command_line_says_travels_and_the_environment_and_secrets_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -98,47 +88,28 @@ def test_what_the_command_line_says_travels_and_the_environment_does_not(
         "max_inputs": "3",
     }
     assert Settings(**made.settings).max_inputs == 3
-
-
-def test_a_secret_is_not_shown_to_the_cluster() -> None:
     with pytest.raises(ConfigError, match="LAPLORA_JOBS_URL"):
         cluster("--jobs-url", "postgresql://me:secret@host/jobs")
 
 
-@pytest.mark.parametrize(
-    ("flags", "gpus", "each"),
-    [
-        ((), 0, 0),
-        ((), 2, 1),
-        (("--device", "cpu"), 2, 0),
-        (("--device", "cuda"), 2, 1),
-        (("--scorer-gpus", "0.5"), 1, 0.5),
-        (("--device-map", "auto", "--scorer-gpus", "2"), 4, 2),
-    ],
-)
-def test_each_scorer_has_a_gpu_where_there_are_some(flags: tuple[str, ...], gpus: float, each: float) -> None:
-    assert cluster("--scorers", "2", *flags, gpus=gpus).scorer_gpus == each
-
-
-@pytest.mark.parametrize(
-    ("flags", "gpus", "said"),
-    [
-        ((), 1, "would need a GPU each"),
-        (("--max-scorers", "4"), 2, "would need a GPU each"),
-        (("--device", "cuda"), 0, "would need a GPU each"),
-        (("--device-map", "auto"), 4, "say how many by --scorer-gpus"),
-    ],
-)
-def test_fewer_gpus_than_scorers_or_nobody_knows_how_many_are_refused(
-    flags: tuple[str, ...], gpus: float, said: str
-) -> None:
-    with pytest.raises(ConfigError, match=said):
-        cluster("--scorers", "2", *flags, gpus=gpus)
-
-
-def test_an_engine_that_there_is_not_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", str(tmp_path), "--engine", "tpu"]) == 2
-    assert "ray" in capsys.readouterr().err
+def test_each_scorer_has_a_gpu_where_there_are_some_and_fewer_than_scorers_are_refused() -> None:
+    for flags, gpus, each in (
+        ("", 0, 0),
+        ("", 2, 1),
+        ("--device cpu", 2, 0),
+        ("--device cuda", 2, 1),
+        ("--scorer-gpus 0.5", 1, 0.5),
+        ("--device-map auto --scorer-gpus 2", 4, 2),
+    ):
+        assert cluster("--scorers", "2", *flags.split(), gpus=gpus).scorer_gpus == each, flags
+    for flags, gpus, said in (
+        ("", 1, "would need a GPU each"),
+        ("--max-scorers 4", 2, "would need a GPU each"),
+        ("--device cuda", 0, "would need a GPU each"),
+        ("--device-map auto", 4, "say how many by --scorer-gpus"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            cluster("--scorers", "2", *flags.split(), gpus=gpus)
 
 
 @pytest.mark.process
@@ -158,40 +129,10 @@ def test_what_keeps_it_from_starting_is_said_in_a_sentence_before_ray_starts(tmp
                 assert not any(word in process.log for word in ("Traceback", "ray_started"))
 
 
-@pytest.mark.process
-@pytest.mark.exhaustive
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning")
-def test_a_route_that_another_application_has_is_said_in_a_sentence(tmp_path: Path) -> None:
-    ray = import_ray("ray.serve")
-    root = fake_artifacts(tmp_path)
-    with cluster_of_ray(2):
-        try:
-            ray.serve.start(http_options={"host": "127.0.0.1", "port": (port := free_port())})
-            ray.serve.run(other_application(), name="other", route_prefix="/")
-            address = ray.get_runtime_context().gcs_address
-            command = ["-m", "service.ray_serve", "--artifact", str(root / "fake"), "--auth", "off"]
-            with server_process([*command, "--port", str(port)], {"RAY_ADDRESS": address}) as process:
-                assert process.left() == 1
-                assert '"not served: Prefix / is being used by application \\"other\\"' in process.log
-                assert "Traceback" not in process.log
-        finally:
-            ray.serve.shutdown()
-
-
-def other_application() -> Any:
-    from ray import serve
-
-    class Other:  # of this function: the cluster cannot import this file
-        pass
-
-    return serve.deployment(Other, ray_actor_options={"num_cpus": 0.1}).bind()
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ({"settings": {"jobs_url": ["postgresql://me:unmistakable@host"]}}, "settings.jobs_url (LAPLORA_JOBS_URL): "),
-        ({"settings": {"unmistakable": 1}}, "settings.unmistakable (LAPLORA_UNMISTAKABLE): "),
         ({"scorers": "unmistakable"}, "scorers: "),
         ({"scorers": 3, "max_scorers": 2}, "max_scorers (2) is below scorers (3)"),
         ("unmistakable", "Input should be an object"),

@@ -61,10 +61,7 @@ async def test_without_activation_probs_are_logits(name: str, served: Served) ->
     ("body", "param", "said"),
     [
         ({"input": [1, 2, 3]}, "input", "Token ids are not taken"),
-        ({"input": [[1, 2], [3]]}, "input", "Token ids are not taken"),
-        ({"input": []}, "input", "one text or more"),
         ({"input": ["a", 1]}, "input", "one text or more"),
-        ({"input": None}, "input", "one text or more"),
         ({"input": " "}, "input.0.text", "text"),
         ({"messages": [{"role": "user", "content": "SECRET"}]}, "body", "messages is not supported"),
         ({"input": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "less than or equal to -1"),
@@ -87,17 +84,13 @@ async def test_what_cannot_be_done_is_refused_in_vllms_shape(
     assert error["param"] == param
 
 
-@pytest.mark.parametrize(
-    ("input", "code"), [(["a"] * 5, "batch_too_large"), (["a"] * 1_000_000, "batch_too_large"), ([[[["a"]]]], None)]
-)
-async def test_a_million_inputs_are_refused_before_they_are_built(
-    input: Any, code: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_million_inputs_are_refused_before_they_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.http.calls.Input", None)  # making one would fail
     async with serve(max_inputs=4) as served:
-        response = await classify(served, input=input)
-        error = response.json()["error"]
-        assert (response.status_code, error["type"]) == ((413, code) if code else (422, "invalid_request"))
+        for texts in (["a"] * 5, ["a"] * 1_000_000, [[[["a"]]]]):
+            response = await classify(served, input=texts)
+            refused = (413, "batch_too_large") if len(texts) > 4 else (422, "invalid_request")
+            assert (response.status_code, response.json()["error"]["type"]) == refused
         assert served.predictor.batches == []
 
 
