@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -163,10 +162,10 @@ async def test_activating_a_loaded_one_loads_nothing(three: Three) -> None:
     assert named(await three.post("first/unload")) == "first"
 
 
-async def test_two_folders_of_one_name_are_refused(tmp_path: Path) -> None:
+async def test_two_folders_of_one_name_are_refused_and_changed_content_is_loaded_again(tmp_path: Path) -> None:
     by_folder = {p.artifact.name: p for p in artifacts_in(tmp_path, "first", "second", "copy")}
     by_folder["copy"].artifact.name = "second"
-    fake = Library(lambda path, *_: by_folder[path.name], lambda path: by_folder[path.name].artifact)
+    fake = Library(lambda path, *_: by_folder[path.name], lambda path: by_folder[path.name].artifact)  # type: ignore[arg-type,return-value]
     app = create_app(settings(artifact="first", also_load="second", artifacts_root=tmp_path), library=fake)
     async with started(app) as client:
         assert code(await client.post("/artifacts/copy/load")) == (409, "artifact_incompatible")
@@ -175,26 +174,10 @@ async def test_two_folders_of_one_name_are_refused(tmp_path: Path) -> None:
         for name in ("second", "copy"):
             answer = await client.post("/predict", json={"inputs": [{"text": "a"}], "artifact": name})
             assert answer.json()["artifact"]["digest"] == "sha256:copy"
-
-
-async def test_not_ready_until_every_artifact_to_start_with_has_passed(tmp_path: Path) -> None:
-    first, second = artifacts_in(tmp_path, "first", "second")
-    may_replay, replaying = threading.Event(), threading.Event()
-
-    def golden_answer() -> list[Any]:
-        replaying.set()
-        may_replay.wait()
-        return []
-
-    second.golden_answer = golden_answer  # type: ignore[method-assign]
-    values = {"artifact": "first", "also_load": "second", "artifacts_root": tmp_path}
-    async with serve(first, second, wait=False, **values) as served:
-        await asyncio.to_thread(replaying.wait)
-        assert code(await served.client.get("/health/ready")) == (503, "not_ready")
-        assert code(await served.predict("a")) == (503, "not_ready")
-        may_replay.set()
-        await served.until(lambda: served.state.artifacts.active is not None)
-        assert named(await served.predict("a", artifact="second")) == "second"
+        by_folder["first"] = FakePredictor("first", path=tmp_path / "first")
+        by_folder["first"].artifact.digest = "sha256:renewed"
+        answer = await client.post("/artifacts/first/activate")
+        assert answer.json()["artifact"]["digest"] == "sha256:renewed"
 
 
 async def test_what_is_unloaded_while_it_is_activated_is_loaded_again(three: Three) -> None:

@@ -96,27 +96,23 @@ async def test_answers_change_and_change_back(server: Server) -> None:
     assert code(again) == (422, "conditioning_impossible")
 
 
-async def test_sent_twice_it_is_as_sent_once(server: Server, sentiment_run: FinishedRun) -> None:
+async def test_one_change_at_a_time_and_sent_twice_it_is_as_sent_once(
+    server: Server, sentiment_run: FinishedRun
+) -> None:
     """A retry after a lost answer teaches nothing twice; with the digest before it is told so."""
     digest = await server.digest()
     given = {"calibration_rows": rows_of(sentiment_run)["calibration"]}
-    assert (await server.send(**given)).status_code == 200
+    first = asyncio.create_task(server.send(**given))
+    while not server.state.artifacts._changing.locked():
+        await asyncio.sleep(0.01)
+    assert code(await server.send(**given)) == (409, "activation_running")
+    assert code(await server.client.post(f"/artifacts/{NAME}/load")) == (409, "activation_running")
+    assert (await first).status_code == 200
     once = await server.probs("conditioned")
     assert (await server.send(**given)).status_code == 200
     assert await server.probs("conditioned") == once
-    late = await server.send(digest=digest)
-    assert code(late) == (409, "artifact_changed")
+    assert code(await server.send(digest=digest)) == (409, "artifact_changed")
     assert await server.probs("conditioned") == once
-
-
-async def test_one_change_at_a_time(server: Server) -> None:
-    first = asyncio.create_task(server.send())
-    while not server.state.artifacts._changing.locked():
-        await asyncio.sleep(0.01)
-    second, load = await server.send(), await server.client.post(f"/artifacts/{NAME}/load")
-    assert code(second) == (409, "activation_running")
-    assert code(load) == (409, "activation_running")
-    assert (await first).status_code == 200
 
 
 async def test_what_is_refused_changes_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

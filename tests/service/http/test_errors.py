@@ -32,7 +32,7 @@ def test_codes_and_exceptions_come_once_and_subclasses_take_the_nearest_row() ->
     assert kind_of(library.PriorError("x")).code == "internal_error"
 
 
-def test_numbers_and_field_are_sent_where_known_and_an_unexpected_message_is_not() -> None:
+def test_numbers_and_field_are_sent_where_known_and_messages_are_kept_back_cut_or_repaired() -> None:
     error = errors.BatchTooLargeError("too many", field="inputs", limit=5, got=6)
     assert error_content(error, "r1") == {
         "error": {"code": "batch_too_large", "message": "too many", "field": "inputs", "limit": 5, "got": 6},
@@ -40,8 +40,5 @@ def test_numbers_and_field_are_sent_where_known_and_an_unexpected_message_is_not
     }
     assert "secret" not in json.dumps(error_content(KeyError("secret prompt"), "r1"))
     assert [retry_after_s(errors.QueueFullError("full", **given)) for given in ({"retry_after_s": 17}, {})] == [17, 1]
-
-
-def test_long_or_broken_messages_are_cut_and_repaired() -> None:
     content = error_content(library.InvalidInputError("x" * 5000 + "\ud800", field="\udfff" * 5000), "r1")
     assert len(json.dumps(content, ensure_ascii=False).encode()) < 2000

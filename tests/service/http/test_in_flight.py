@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +12,6 @@ from contract import operations
 from serving import code, serve
 
 from service.http.calls import PREDICTING
-from service.security.keys_file import Key, digest, write_keys
 
 pytestmark = pytest.mark.anyio
 
@@ -63,22 +61,13 @@ async def test_one_post_too_many_is_refused_before_its_body_is_read() -> None:
     assert 'laplora_requests_total{method="POST",route="/predict",status="429"} 2.0' in counts
 
 
-async def test_one_caller_has_its_share_of_the_places_and_another_still_gets_in(tmp_path: Path) -> None:
-    keys = tmp_path / "keys.json"
-    write_keys(keys, [Key(id=name, sha256=digest(name), scopes=("predict", "evaluate")) for name in "ab"])
-    async with serve(max_requests=4, auth="keys", keys=keys) as served:
+async def test_one_caller_has_its_share_of_the_places_and_another_still_gets_in() -> None:
+    async with serve(max_requests=4) as served, served.client_at("10.0.0.2") as another:
         served.predictor.hold()
-
-        def ask(token: str) -> asyncio.Task[httpx.Response]:
-            headers = {"authorization": f"Bearer {token}"}
-            return asyncio.create_task(
-                served.client.post("/predict", json={"inputs": [{"text": "a"}]}, headers=headers)
-            )
-
-        greedy = [ask("a"), ask("a")]
+        greedy = [asyncio.create_task(served.predict("a")) for _ in range(2)]
         await served.until(lambda: served.queued_plans == 2)
-        assert refusal(await ask("a")) == ("client_too_many_requests", 2, 3)
-        other = ask("b")
+        assert refusal(await served.predict("a")) == ("client_too_many_requests", 2, 3)
+        other = asyncio.create_task(another.post("/predict", json={"inputs": [{"text": "a"}]}))
         await served.until(lambda: served.queued_plans == 3)
         served.predictor.released.set()
         assert [answer.status_code for answer in await asyncio.gather(*greedy, other)] == [200] * 3

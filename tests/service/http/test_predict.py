@@ -1,14 +1,12 @@
-"""POST /predict and POST /evaluate: what a well-meaning client gets."""
+"""POST /predict: what a well-meaning client gets."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 from serving import FakePredictor, Served, serve
 
-from service.http.schemas.evaluate import EvaluateResponse
 from service.http.schemas.predict import PredictionOut, PredictResponse
 
 pytestmark = pytest.mark.anyio
@@ -74,26 +72,6 @@ async def test_truncation_is_asked_for_and_reported() -> None:
     detail = {"code": "too_many_tokens", "message": "input 0: too long", "field": "inputs.0", "limit": 8, "got": 38}
     assert refused.json()["error"] == detail
     assert taken.json()["predictions"][0]["truncated"] is True
-
-
-def labelled(*pairs: tuple[str, str]) -> dict[str, Any]:
-    return {"inputs": [{"text": text, "label": label} for text, label in pairs], "options": {"resamples": 50}}
-
-
-async def test_evaluate_measures_every_method(served: Served) -> None:
-    pairs = [("fine 7", "positive"), ("bad 8", "negative"), ("so so 9", "positive")]
-    response = await served.client.post("/evaluate", json=labelled(*pairs))
-    body = response.json()
-    EvaluateResponse.model_validate(body)
-    assert body["rows"] == 3
-    assert set(body["methods"]) == {"map", "laplace", "temperature"}
-    for metrics in body["methods"].values():
-        assert metrics["accuracy"] == pytest.approx(2 / 3)
-        assert metrics["nll"] == pytest.approx(-(math.log(1 - 7e-5) + math.log(8e-5) + math.log(1 - 9e-5)) / 3)
-        assert len(metrics["reliability"]) == 15
-        assert metrics["intervals"]["accuracy"][0] <= 2 / 3 <= metrics["intervals"]["accuracy"][1]
-    right = (await served.client.post("/evaluate", json=labelled(("fine 7", "positive")))).json()["methods"]["laplace"]
-    assert (right["accuracy"], right["auroc_error"]) == (1.0, None)
 
 
 async def test_a_request_may_ask_for_less_time_than_the_server_gives() -> None:

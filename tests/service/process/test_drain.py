@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 from server_process import Process, Start, in_flight, metric, predict, until
+from serving import code
 
 QUEUE_ROWS = 6
 BODY = json.dumps({"inputs": [{"text": "a"}]})
@@ -26,6 +27,7 @@ class FullServer:
     """A server with one row on the device, a full queue behind it, and a kept connection that was used once."""
 
     process: Process
+    client: httpx.Client
     accepted: list[Future[httpx.Response]]
     kept: http.client.HTTPConnection
 
@@ -50,7 +52,7 @@ def full_server(start: Start, gate: Path, *flags: str) -> Iterator[FullServer]:
             until(lambda: metric(client, "laplora_queue_rows") == 0)
             accepted += [pool.submit(predict, client) for _ in range(QUEUE_ROWS)]
             until(lambda: metric(client, "laplora_queue_rows") == QUEUE_ROWS)
-            server = FullServer(process, accepted, kept)
+            server = FullServer(process, client, accepted, kept)
             assert server.ask_on_kept() == (429, None, "queue_full")
             yield server
         finally:
@@ -60,9 +62,13 @@ def full_server(start: Start, gate: Path, *flags: str) -> Iterator[FullServer]:
 
 
 def test_what_was_accepted_is_answered_and_the_rest_is_refused(start: Start, gate: Path) -> None:
-    with full_server(start, gate) as server:
+    with full_server(start, gate, "--stall-s", "0.05", "--hang-s", "3600") as server:
+        until(lambda: "device_stalled" in server.client.get("/health/ready").text)
+        assert server.client.get("/health/live").status_code == 200, "its queue is full, and its device stalls"
         server.process.popen.terminate()
         server.process.event("draining")
+        assert code(server.client.get("/health/ready")) == (503, "draining")
+        assert server.client.get("/health/live").status_code == 200
         # The connection that was kept open ends with this answer, so that its client goes elsewhere.
         assert server.ask_on_kept() == (503, "close", "draining")
         assert server.kept.sock is None

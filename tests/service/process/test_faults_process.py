@@ -9,7 +9,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
-from server_process import Start, in_flight, metric, predict, until
+from server_process import Start, in_flight, predict
 from serving import code
 
 from service.exit_status import ExitStatus
@@ -45,7 +45,7 @@ def test_a_lost_device_answers_what_is_open_and_ends_the_process(start: Start) -
             assert int(response.headers["retry-after"]) >= 1
             assert client.get("/tei/health").status_code == 503
             assert code(predict(client)) == (503, "device_fault")
-            assert_live(client)
+            assert client.get("/health/live").status_code == 200
             assert b"device_fault" in rest()
             assert process.left() == ExitStatus.DEVICE_FAULT
     assert process.event("device_fault")["error"] == "RuntimeError"
@@ -82,29 +82,3 @@ def test_exit_statuses_are_what_is_documented() -> None:
         "USAGE": 2,
         "DEVICE_FAULT": 75,
     }
-
-
-def assert_live(client: httpx.Client) -> None:
-    assert client.get("/health/live").status_code == 200
-
-
-def test_live_with_a_full_queue_a_stalled_device_and_while_it_drains(start: Start, gate: Path) -> None:
-    stalls = ("--stall-s", "0.05", "--hang-s", "3600")
-    limits = ("--max-queue-rows", "1", "--max-inputs", "1", "--client-share", "1")
-    process = start(*stalls, *limits, FAKE_GATE=str(gate))
-    with process.client() as client, ThreadPoolExecutor() as pool:
-        gate.unlink()
-        running = pool.submit(predict, client)
-        until(lambda: "device_stalled" in client.get("/health/ready").text)
-        assert_live(client)
-        waiting = pool.submit(predict, client)
-        until(lambda: metric(client, "laplora_queue_rows") == 1)
-        assert code(predict(client)) == (429, "queue_full")
-        assert_live(client)
-        process.popen.terminate()
-        process.event("draining")
-        assert code(client.get("/health/ready")) == (503, "draining")
-        assert_live(client)
-        gate.touch()
-        assert [running.result().status_code, waiting.result().status_code] == [200, 200]
-        assert process.left() == ExitStatus.CLEAN

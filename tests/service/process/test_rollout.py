@@ -127,19 +127,16 @@ def test_what_came_in_the_delay_is_answered_in_the_drain(start: Start, gate: Pat
             return
 
 
-def test_ctrl_c_waits_for_nobody_to_notice(start: Start) -> None:
-    process = start("--drain-delay-s", "3600")
-    with process.client():
-        process.popen.send_signal(signal.SIGINT)
-        assert process.left() == 0
-    assert "leaving" not in process.log
-
-
-def test_a_server_that_was_not_ready_yet_leaves_at_once(start: Start, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    process = start("--drain-delay-s", "3600", FAKE_GATE=str(gate))
-    address = process.event("listening")["address"]
-    with httpx.Client(base_url=str(address), timeout=None) as client:
+def test_ctrl_c_and_a_server_that_was_not_ready_yet_wait_for_nobody_to_notice(start: Start, tmp_path: Path) -> None:
+    ready, waiting = (
+        start("--drain-delay-s", "3600"),
+        start("--drain-delay-s", "3600", FAKE_GATE=str(tmp_path / "gate")),
+    )
+    with ready.client():
+        ready.popen.send_signal(signal.SIGINT)
+        assert ready.left() == 0
+    assert "leaving" not in ready.log
+    with httpx.Client(base_url=str(waiting.event("listening")["address"]), timeout=None) as client:
         assert not is_ready(client)
-    process.popen.terminate()
-    assert process.left() == 0
+    waiting.popen.terminate()
+    assert waiting.left() == 0

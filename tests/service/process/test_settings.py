@@ -94,31 +94,21 @@ def test_artifact_is_a_name_or_a_path(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "root" / "mine").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
-
-    def path(artifact: str) -> Path:
-        return Settings(artifact=artifact, artifacts_root=Path("root")).artifact_path
-
-    assert path("mine") == Path("root/mine")
-    assert path("absent") == Path("root/absent")
-    assert path("elsewhere") == Path("elsewhere")
-    assert path("root/mine") == Path("root/mine")
-    assert path(".") == Path(".")
-    assert path(str(tmp_path / "elsewhere")) == tmp_path / "elsewhere"
+    there = str(tmp_path / "elsewhere")
+    paths = {"mine": "root/mine", "absent": "root/absent", "root/mine": "root/mine", "elsewhere": "elsewhere"}
+    for artifact, path in {**paths, ".": ".", there: there}.items():
+        assert Settings(artifact=artifact, artifacts_root=Path("root")).artifact_path == Path(path)
 
 
-@pytest.mark.parametrize(
-    ("given", "kernels", "spins"),
-    [
-        ({}, "128", "2000"),
-        ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "9", "GOMP_SPINCOUNT": "7"}, "9", "7"),
-        ({"OMP_WAIT_POLICY": "active"}, "128", None),
-    ],
-)
-def test_torchs_native_code_is_bounded_unless_the_environment_says(
-    given: dict[str, str], kernels: str, spins: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "environ", dict(given))
-        prepare_for_torch()
-        assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kernels
-        assert os.environ.get("GOMP_SPINCOUNT") == spins
+def test_torchs_native_code_is_bounded_unless_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "9", "GOMP_SPINCOUNT": "7"}
+    bounds = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "GOMP_SPINCOUNT": "2000"}
+    for given, expected in (
+        ({}, bounds),
+        (own, own),
+        ({"OMP_WAIT_POLICY": "active"}, bounds | {"GOMP_SPINCOUNT": None}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "environ", dict(given))
+            prepare_for_torch()
+            assert {name: os.environ.get(name) for name in bounds} == expected, given

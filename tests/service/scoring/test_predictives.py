@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
@@ -52,6 +53,8 @@ async def test_clients_at_once_get_what_the_library_says_of_the_predictive_they_
             assert (got["uncertainty"] is None) == (want.epistemic is None)
         right = [p["label"] == "positive" for p in body["predictions"]]
         assert methods[name]["accuracy"] == pytest.approx(sum(right) / 4)
+        nll = -sum(math.log(p["probs"]["positive"]) for p in body["predictions"]) / 4
+        assert methods[name]["nll"] == pytest.approx(nll, abs=1e-3)
 
 
 TWO = {"id": "two", "question": "7", "choices": ["x", "y"]}

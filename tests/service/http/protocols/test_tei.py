@@ -91,7 +91,7 @@ async def test_limits_and_overload_hold_and_answers_count_as_recent_ones() -> No
     assert len(served.state.feedback) == 1, "TEI's answers have no ids, the other has one"
 
 
-async def test_info_describes_the_active_artifact(served: Served) -> None:
+async def test_info_describes_the_active_artifact_and_readiness_has_no_body(served: Served) -> None:
     info = (await served.client.get("/tei/info")).json()
     assert info["model_id"] == "fake"
     assert info["model_type"] == {
@@ -99,14 +99,8 @@ async def test_info_describes_the_active_artifact(served: Served) -> None:
     }
     assert (info["max_input_length"], info["max_client_batch_size"]) == (64, 256)
     assert {"model_sha", "model_dtype", "max_concurrent_requests", "max_batch_tokens", "version"} <= set(info)
-
-
-async def test_readiness_has_no_body_and_before_the_artifact_is_loaded_teis_shape(served: Served) -> None:
     ready = await served.client.get("/tei/health")
     assert (ready.status_code, ready.content) == (200, b"")
-    predictor = FakePredictor()
-    predictor.hold()
-    async with serve(predictor, wait=False) as starting:
-        for path in ("/tei/info", "/tei/health"):
-            answer = await starting.client.get(path)
-            assert (answer.status_code, answer.json()["error_type"]) == (503, "Unhealthy")
+    served.state.lifecycle.drain()
+    leaving = await served.client.get("/tei/health")
+    assert (leaving.status_code, leaving.json()["error_type"]) == (503, "Unhealthy")
