@@ -79,21 +79,12 @@ def test_that_runs():
 FLAKY = """
 import pytest
 
-def fails_once(file):
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.process) for name in "abc"), "none"])
+def test_that_fails_once(name, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / name
     tried = file.exists()
     file.touch()
     assert tried
-
-@pytest.mark.process
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_of_a_process(tmp_path_factory, number):
-    fails_once(tmp_path_factory.getbasetemp() / str(number))
-
-def test_of_none(tmp_path_factory):
-    fails_once(tmp_path_factory.getbasetemp() / "none")
-
-def test_last():
-    pass
 """
 
 
@@ -124,9 +115,9 @@ def test_two_processes_that_fail_are_tried_once_more_as_continuous_integration_r
     plugins = [word for name in ("left_out", "markers", "xdist", "pytest_rerunfailures") for word in ("-p", name)]
     run = pytester.runpytest_inprocess(*plugins, "--no-skips-but", "gpu", "-n", "1", *shlex.split(words))
     assert run.ret == pytest.ExitCode.TESTS_FAILED
-    assert run.parseoutcomes() == {"passed": 3, "failed": 2, "rerun": 2}
-    run.stdout.fnmatch_lines(["RERUN *test_of_a_process?1?", "RERUN *test_of_a_process?2?"])
-    run.stdout.fnmatch_lines(["FAILED *test_of_a_process?3?*", "FAILED *test_of_none*"])
+    assert run.parseoutcomes() == {"passed": 2, "failed": 2, "rerun": 2}
+    run.stdout.fnmatch_lines(["RERUN *test_that_fails_once?a?", "RERUN *test_that_fails_once?b?"])
+    run.stdout.fnmatch_lines(["FAILED *test_that_fails_once?c?*", "FAILED *test_that_fails_once?none?*"])
 
 
 MODULE = """

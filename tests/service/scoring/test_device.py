@@ -28,47 +28,42 @@ def held() -> Iterator[Rig]:
         yield held
 
 
-def test_rows_of_several_plans_share_a_batch_where_they_are_asked_alike(held: Rig) -> None:
+def test_rows_of_several_plans_share_a_batch_where_they_are_asked_alike_and_one_thread_runs_all(held: Rig) -> None:
     other = FakePredictor("other")
     plans = [held.submit(10), held.submit(11), held.submit(12, predictive="map"), held.submit(13, predictor=other)]
+    held.predictor.golden_error = ValueError("no")
+    call = held.device.call(held.predictor.verify_golden)
     held.predictor.released.set()
     assert [named(plan) for plan in plans] == [[10], [11], [12], [13]]
     assert sorted(held.batches[1:]) == [("laplace", [10, 11]), ("map", [12])]
     assert len(other.batches) == 1
+    with pytest.raises(ValueError, match="no"):
+        call.result()
+    assert held.predictor.threads | other.threads == {"laplora-device"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "budget", "each", "batches"),
+    [
+        # Of labels that are texts the model runs their tokens too, of many rows far more than the budget of a batch.
+        ("cpu", 16, 8, [[10, 11], [12, 13], [14]]),
+        # On a GPU a row counts as the short rows that the budget was measured with.
+        ("cuda", 2 * SHORT_ROW_TOKENS, 1, [[10, 11], [12, 13], [14]]),
+        ("cpu", 2 * SHORT_ROW_TOKENS, 1, [[10, 11, 12, 13, 14]]),
+    ],
+)
 def test_what_the_device_runs_for_a_row_makes_its_batch_and_its_prompt_fills_the_queue(
-    held: Rig, monkeypatch: pytest.MonkeyPatch
+    held: Rig, monkeypatch: pytest.MonkeyPatch, kind: str, budget: int, each: int, batches: list[list[int]]
 ) -> None:
-    """Of labels that are texts the model runs their tokens too, of many rows far more than the budget of a batch."""
-    monkeypatch.setattr(held.predictor, "device_tokens", lambda row: 7 + len(row.token_ids))
+    held.device.token_budget, held.predictor.device.type = budget, kind
+    monkeypatch.setattr(held.predictor, "device_tokens", lambda row: each)
     plan = held.submit(10, 11, 12, 13, 14)
     assert (held.queue.rows, held.queue.tokens, held.queue.held.tokens) == (5, 5, 5)
     held.predictor.released.set()
     assert named(plan) == [10, 11, 12, 13, 14]
-    assert held.batches[1:] == [("laplace", [10, 11]), ("laplace", [12, 13]), ("laplace", [14])]
-    assert [report.tokens for report in held.reports[1:]] == [2, 2, 1]
-    held.assert_empty()
-
-
-@pytest.mark.parametrize(("kind", "batches"), [("cuda", [[10, 11], [12]]), ("cpu", [[10, 11, 12]])])
-def test_a_row_counts_on_a_gpu_as_the_short_rows_that_its_budget_was_measured_with(
-    held: Rig, kind: str, batches: list[list[int]]
-) -> None:
-    held.device.token_budget, held.predictor.device.type = 2 * SHORT_ROW_TOKENS, kind
-    plan = held.submit(10, 11, 12)
-    held.predictor.released.set()
-    assert named(plan) == [10, 11, 12]
     assert [rows for _, rows in held.batches[1:]] == batches
-
-
-def test_one_thread_runs_everything_and_passes_errors_on(device: Rig) -> None:
-    for i in range(3):
-        named(device.submit(i))
-    device.predictor.golden_error = ValueError("no")
-    with pytest.raises(ValueError, match="no"):
-        device.device.call(device.predictor.verify_golden).result()
-    assert device.predictor.threads == {"laplora-device"}
+    assert [report.tokens for report in held.reports[1:]] == [len(rows) for rows in batches]
+    held.assert_empty()
 
 
 def test_rows_that_were_given_up_or_are_too_late_leave_at_once_never_run_and_harm_nobody(held: Rig) -> None:
