@@ -32,17 +32,21 @@ _KEPT = ("map", "laplace")
 TEXTS = [{"text": "a b c d"}, {"text": "e"}, {"text": "f g h i j k l m n o p q"}]
 
 
-def save_tokenizer(folder: Path) -> Any:
-    """Save a tokenizer of letters that puts [CLS] before a text and [SEP] behind it, 64 tokens in all."""
+def letters(around: str) -> Any:
+    """Return a tokenizer of letters with [CLS] before a text and [SEP] behind it where ``around`` has them."""
     words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz", *(f"w{i}" for i in range(34))]
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    tokenizer = PreTrainedTokenizerFast(
+    special = [("[CLS]", 1), ("[SEP]", 2)]
+    inner.post_processor = processors.TemplateProcessing(single=around, special_tokens=special)
+    return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
     )
+
+
+def save_tokenizer(folder: Path) -> Any:
+    """Save a tokenizer of letters that puts [CLS] before a text and [SEP] behind it, 64 tokens in all."""
+    tokenizer = letters("[CLS] $A [SEP]")
     tokenizer.save_pretrained(folder)
     return tokenizer
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from plain_model import (
     encode,
     numbers,
 )
-from tiny_runs import FinishedRun, choice_rows, reseal, sentiment_rows
+from tiny_runs import FinishedRun, choice_rows, sentiment_rows
 
 from laplora.answers.prediction import Prediction
 from laplora.errors import GoldenMismatchError, NonFiniteError
@@ -154,22 +155,28 @@ def test_the_default_artifact_answers_and_map_is_a_plain_forward(base_model_fold
     assert answers[1].labels[answers[1].label_index] == "positive"
 
 
-def with_prior(run: FinishedRun, folder: Path, precision: float) -> Predictor:
-    path = Path(shutil.copytree(run.artifact, folder / run.artifact.name))
-    reseal(
-        path, prior={"method": "evidence", "granularity": "scalar", "precision": {"all": precision}, "objective": 0.0}
-    )
-    return Predictor.load(path, device="cpu", verify_golden=False)
+def with_precision(predictor: Predictor, precision: float) -> Predictor:
+    """Return the predictor under another prior."""
+    other = copy.copy(predictor)
+    precisions = torch.full_like(predictor.precisions, precision)
+    other._adapted = dataclasses.replace(predictor._adapted, precisions=precisions)
+    return other
 
 
-def test_an_infinitely_sharp_prior_is_map(sentiment_run: FinishedRun, choices_run: FinishedRun, tmp_path: Path) -> None:
+def test_an_infinitely_sharp_prior_is_map_and_an_infinite_variance_no_answer(
+    sentiment_predictor: Predictor, choices_predictor: Predictor
+) -> None:
     """At precision 1e15 what is left of the variance is below float64's rounding of a probability."""
-    for run, inputs in ((sentiment_run, SENTIMENT_INPUTS), (choices_run, CHOICE_INPUTS)):
-        predictor = with_prior(run, tmp_path, 1e15)
-        for answer in predictor.predict(encode(predictor, inputs)):
+    for loaded, inputs in ((sentiment_predictor, SENTIMENT_INPUTS), (choices_predictor, CHOICE_INPUTS)):
+        predictor, rows = with_precision(loaded, 1e15), encode(loaded, inputs)
+        for answer in predictor.predict(rows):
             assert distance(answer.probs, answer.map_probs) < 1e-8
             assert max(answer.logit_variance or [1.0]) < 1e-9
             assert answer.epistemic == pytest.approx(0, abs=1e-8)
+        broken = with_precision(loaded, math.nan)
+        for ask in (partial(broken.predict, rows), broken.verify_golden):
+            with pytest.raises(NonFiniteError):
+                ask()
 
 
 def test_golden_answers_are_replayed_one_in_a_pass_and_compared_all_together(sentiment_predictor: Predictor) -> None:
@@ -187,12 +194,3 @@ def test_golden_answers_are_replayed_one_in_a_pass_and_compared_all_together(sen
         sentiment_predictor.verify_golden(moved)
     assert passes == [1] * len(golden["answers"])
     assert len(passes) > 1
-
-
-def test_a_posterior_with_infinite_variance_is_no_answer(sentiment_run: FinishedRun, tmp_path: Path) -> None:
-    predictor = with_prior(sentiment_run, tmp_path, 1.0)
-    precisions = torch.full_like(predictor.precisions, torch.nan)
-    predictor._adapted = dataclasses.replace(predictor._adapted, precisions=precisions)
-    for ask in (lambda: predictor.predict(encode(predictor, SENTIMENT_INPUTS[:1])), predictor.verify_golden):
-        with pytest.raises(NonFiniteError):
-            ask()

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from head_artifacts import letters
 from peft import LoraConfig
 from tiny_architectures import tiny_architecture
 from tiny_models import add_lora, tiny_base
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 import laplora
 from laplora.errors import ConfigError, GoldenMismatchError, LabelTokenError, ModelError
@@ -25,25 +25,12 @@ LABELS = {"no": " w1", "yes": " w2"}
 Rows = list[dict[str, Any]]
 
 
-def letters(ends: bool = False) -> Any:
-    """Return a tokenizer of letters that puts a token before every text, and if it ``ends`` them one behind it."""
-    words = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz", *(f"w{i}" for i in range(34))]
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.post_processor = processors.TemplateProcessing(
-        single="[BOS] $A [EOS]" if ends else "[BOS] $A", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]"
-    )
-
-
 def model() -> Any:
     return add_lora(tiny_base("llama"), ["q_proj", "v_proj"], dtype=None)
 
 
 def classifier(given: Any, template: str = "{text} z") -> laplora.Classifier:
-    return laplora.Classifier(given, letters(), LABELS, template)
+    return laplora.Classifier(given, letters("[CLS] $A"), LABELS, template)
 
 
 def rows(count: int, seed: int) -> Rows:
@@ -108,9 +95,9 @@ def test_what_no_classifier_can_be_made_of() -> None:
         classifier(doubled)
     assert not any(parameter.requires_grad for parameter in doubled.parameters())
     with pytest.raises(LabelTokenError, match="ends every text with token 2"):
-        laplora.Classifier(model(), letters(ends=True), LABELS, "{text} z")
+        laplora.Classifier(model(), letters("[CLS] $A [SEP]"), LABELS, "{text} z")
     with pytest.raises(ConfigError, match="max_tokens is 7"):
-        laplora.Classifier(model(), letters(), LABELS, "{text} z", max_tokens=7)
+        laplora.Classifier(model(), letters("[CLS] $A"), LABELS, "{text} z", max_tokens=7)
     with pytest.raises(ConfigError, match="the prompt would hold the answer"):
         laplora.fit(classifier(model(), "{label} {text} z"), rows(20, 0), rows(12, 1), progress=False)
 
@@ -133,7 +120,7 @@ def test_a_base_that_was_changed_in_memory_is_not_the_one_that_is_saved(
     """As by an adapter that was merged into it: the artifact was of the base on disk, and recorded its answers."""
     monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
     tiny_base("llama").save_pretrained(tmp_path / "base")
-    letters().save_pretrained(tmp_path / "base")
+    letters("[CLS] $A").save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     with torch.no_grad():
         base.model.layers[0].mlp.down_proj.weight.mul_(-3)
@@ -154,8 +141,8 @@ def test_prompts_that_the_model_has_no_positions_for() -> None:
     for words, limit in (("w1", 65), ("w1 w2 w3", 63)):
         labels = {"no": f" {words}", "yes": " w4"}
         with pytest.raises(ModelError, match=f"GPT2LMHeadModel has positions for 64 tokens, max_tokens is {limit}"):
-            laplora.Classifier(given, letters(), labels, "{text} z", max_tokens=limit)
-        laplora.Classifier(given, letters(), labels, "{text} z", max_tokens=limit - 1)
+            laplora.Classifier(given, letters("[CLS] $A"), labels, "{text} z", max_tokens=limit)
+        laplora.Classifier(given, letters("[CLS] $A"), labels, "{text} z", max_tokens=limit - 1)
 
 
 def test_threads_that_ask_at_once_have_their_own_answers(posterior: laplora.CalibratedPosterior) -> None:

@@ -141,17 +141,14 @@ def test_a_form_that_is_misread_is_not_used(
         assert reverse_pass(model).kind == "automatic"
 
 
-@pytest.mark.parametrize(
-    ("architecture", "options"),
-    [
-        ("gemma3", {"use_bidirectional_attention": True}),
-        ("gemma3", {"hidden_activation": "gelu"}),
-        ("phi3", {"attn_implementation": "eager"}),
-        ("phi", {}),
-        ("llama", {"hidden_act": "gelu"}),
-    ],
-)
-def test_what_is_no_such_form_is_differentiated_automatically(architecture: Architecture, options: Any) -> None:
-    how = reverse_pass(tiny_model(architecture, targets=["v_proj"] if architecture == "phi" else ["o_proj"], **options))
-    assert (how.kind, how.form) == ("automatic", None)
-    assert how.reason.endswith("is not written out")
+def test_what_is_no_such_form_is_differentiated_automatically() -> None:
+    for architecture, target, options in (
+        ("gemma3", "o_proj", {"use_bidirectional_attention": True}),
+        ("gemma3", "o_proj", {"hidden_activation": "gelu"}),
+        ("phi3", "o_proj", {"attn_implementation": "eager"}),
+        ("phi", "v_proj", {}),
+        ("llama", "o_proj", {"hidden_act": "gelu"}),
+    ):
+        how = reverse_pass(tiny_model(architecture, targets=[target], **options))
+        assert (how.kind, how.form) == ("automatic", None), architecture
+        assert how.reason.endswith("is not written out")

@@ -180,12 +180,13 @@ def test_refusals() -> None:
         contrasts(1)
     with pytest.raises(ConfigError, match="power of two"):
         posterior_predictive(mean, covariance, mask, samples=500)
-    with pytest.raises(DataError, match="must be"):
-        posterior_predictive(mean, covariance[:, :1], mask)
-    with pytest.raises(DataError, match="bool"):
-        posterior_predictive(mean, covariance, mask.long())
-    with pytest.raises(DataError, match="first classes"):
-        posterior_predictive(mean, covariance, torch.tensor([[True, False, True]]))
-    for wrong in ((mean * math.nan, covariance), (mean, covariance + math.inf)):
-        with pytest.raises(NonFiniteError, match="NaN"):
-            posterior_predictive(*wrong, mask)
+    refused: list[tuple[tuple[torch.Tensor, ...], type[Exception], str]] = [
+        ((mean, covariance[:, :1], mask), DataError, "must be"),
+        ((mean, covariance, mask.long()), DataError, "bool"),
+        ((mean, covariance, torch.tensor([[True, False, True]])), DataError, "first classes"),
+        ((mean * math.nan, covariance, mask), NonFiniteError, "NaN"),
+        ((mean, covariance + math.inf, mask), NonFiniteError, "NaN"),
+    ]
+    for given_, error, message in refused:
+        with pytest.raises(error, match=message):
+            posterior_predictive(*given_)
