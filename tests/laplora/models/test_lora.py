@@ -69,16 +69,14 @@ def test_an_adapter_of_any_name_among_others(architecture: str, tmp_path: Path) 
         warnings.simplefilter("ignore")  # peft's, of merging adapters of a tied lm_head
         two.add_adapter("another", other)
     two.eval()
-    results = []
-    for number, model in enumerate((one, two)):
-        blocks = find_blocks(model, task.classes)
-        found = contrast_jacobians(model, task.batch(), task.label_ids, blocks)
-        save_adapter(model, tmp_path / str(number))
-        results.append((blocks, found, load_file(tmp_path / str(number) / FILE)))
-    (blocks, expected, file), (again, got, same) = results
-    assert again == blocks
+    blocks = find_blocks(one, task.classes)
+    assert find_blocks(two, task.classes) == blocks
+    expected, got = (contrast_jacobians(model, task.batch(), task.label_ids, blocks) for model in (one, two))
     assert torch.equal(got.logits, expected.logits)
     assert all(torch.equal(a.jacobian, b.jacobian) for a, b in zip(got.blocks, expected.blocks, strict=True))
+    for number, model in enumerate((one, two)):
+        save_adapter(model, tmp_path / str(number))
+    file, same = (load_file(tmp_path / number / FILE) for number in "01")
     assert same.keys() == file.keys()
     assert all("lora_" in name for name in file)  # not the embedding of a tied lm_head, which peft would save
     assert all(torch.equal(same[name], file[name]) for name in file)

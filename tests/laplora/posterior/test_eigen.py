@@ -99,8 +99,8 @@ def test_covariance_is_symmetric_psd_and_right(kept: int, inside: float, dtype: 
     tail = torch.rand(3, generator=draw, dtype=torch.float64) * (kept < 12)
     jacobian = normal(5, 3, 12, 3)
     jacobian = (inside * (u @ (u.T @ jacobian)) + (1 - inside) * jacobian).to(dtype)
-    block, empty = Block("m.lora_B", "lora_B", 12, 3), torch.zeros(0)
-    jacobians = ContrastJacobians(torch.zeros((5, 4), dtype=dtype), empty, (BlockJacobian(jacobian, empty, empty),))
+    block = Block("m.lora_B", "lora_B", 12, 3)
+    jacobians = ContrastJacobians(torch.zeros((5, 4), dtype=dtype), torch.zeros(0), (BlockJacobian(jacobian),))
     state = EigenPosterior((block,), (u,), (v,), (scale,), (tail,), 5, "ekfac").to("cpu", dtype)
     curvature = {key_of(block): dense.block_curvature(dense.Basis(u, v), scale, tail)}
     for precision in (1e-4, 1.0, 1e6):
