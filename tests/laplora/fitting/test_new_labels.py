@@ -146,32 +146,26 @@ def test_worse_is_more_than_a_standard_error(conditioned: laplora.CalibratedPost
     assert close.model_copy(update={"difference": 0.6 / rows}).worse
 
 
-def test_labels_that_make_it_worse_are_refused(
+def test_what_is_refused_leaves_the_artifact_as_it_was(
     artifact: Path, rows: dict[str, Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under a stricter rule, which these labels do not meet: what is there stays, unless it is forced."""
-    before = files_of(artifact)
+    """Rows that cannot be used, and labels that make it worse, under a stricter rule: unless it is forced."""
+    before, place = files_of(artifact), artifact.parent / "forced"
+    with pytest.raises(DataError, match="19 labelled rows are fewer than 20"):  # before anything is loaded
+        laplora.condition(artifact.parent / "no-such-artifact", rows["test"][:19], progress=False)
+    # To the model they are the same: they differ in what is cut off at the limit of 64 tokens.
+    long = [{"text": start + " word" * 100, "label": "positive"} for start in ("good", "bad")]
+    for given, calibration, message in (
+        ([*rows["test"], flipped(rows["test"])[0]], None, "give each input once"),
+        (rows["test"], rows["test"][:1], "give each input once"),
+        ([*rows["test"], *long], None, "2 rows have a prompt that another row has too"),
+    ):
+        with pytest.raises(DataError, match=message):
+            laplora.condition(artifact, given, calibration=calibration, **QUIET)
     monkeypatch.setattr(new_labels, "WORSE", -1e6)
     monkeypatch.setattr(new_labels, "COST", -1e6)
     with pytest.raises(ConditioningError, match="Nothing has changed"):
         laplora.condition(artifact, rows["test"], **QUIET)
-    assert files_of(artifact) == before
-    place = artifact.parent / "forced"
     laplora.condition(artifact, rows["test"], out=place, **QUIET, force=True)
     assert files_of(artifact) == before
     assert read_artifact(place).name == "forced"
-
-
-def test_rows_that_cannot_be_used_are_refused(artifact: Path, rows: dict[str, Rows]) -> None:
-    before = files_of(artifact)
-    with pytest.raises(DataError, match="19 labelled rows are fewer than 20"):  # before anything is loaded
-        laplora.condition(artifact.parent / "no-such-artifact", rows["test"][:19], progress=False)
-    with pytest.raises(DataError, match="give each input once"):
-        laplora.condition(artifact, [*rows["test"], flipped(rows["test"])[0]], **QUIET)
-    with pytest.raises(DataError, match="give each input once"):
-        laplora.condition(artifact, rows["test"], calibration=rows["test"][:1], **QUIET)
-    # To the model they are the same: they differ in what is cut off at the limit of 64 tokens.
-    long = [{"text": start + " word" * 100, "label": "positive"} for start in ("good", "bad")]
-    with pytest.raises(DataError, match="2 rows have a prompt that another row has too"):
-        laplora.condition(artifact, [*rows["test"], *long], **QUIET)
-    assert files_of(artifact) == before

@@ -40,17 +40,14 @@ def test_which_blocks(layers: int, subset: str, count: int, expected: Callable[[
     assert len(found) == count
 
 
-@pytest.mark.parametrize(
-    ("layers", "subset", "message"),
-    [
+def test_subsets_that_are_none() -> None:
+    for layers, subset, message in (
         (2, "values_a", "no subset 'values_a'; there are all, values_b, last_layer, last_4_layers, and regex:"),
         (2, "regex:(", r"subset 'regex:\(': not a regular expression"),
         (0, "last_layer", r"holds none of the adapter's 2 blocks, such as lm_head\.lora_A, lm_head"),
-    ],
-)
-def test_subsets_that_are_none(layers: int, subset: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        select_blocks(adapter(layers), subset)
+    ):
+        with pytest.raises(ConfigError, match=message):
+            select_blocks(adapter(layers), subset)
 
 
 def test_structures_are_those_of_the_configuration() -> None:
