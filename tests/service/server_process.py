@@ -11,8 +11,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FAKE_SERVER = str(Path(__file__).resolve().with_name("fake_server.py"))
 #: No sound server takes this long, however busy the machine is; a test has 120 seconds.
 GIVE_UP_S = 110.0
+
+#: Of the body of a request for an answer.
+HALVES = b'{"inp', b'uts": [{"text": "b"}]}'
 
 Start = Callable[..., "Process"]
 
@@ -103,6 +107,20 @@ def metric(client: httpx.Client, name: str) -> float:
 def in_flight(client: httpx.Client, count: int) -> None:
     """Wait until so many other requests are being answered."""
     until(lambda: metric(client, "laplora_requests_in_flight") == count + 1)
+
+
+@contextmanager
+def half_a_request(
+    client: httpx.Client, path: str = "/predict", media_type: str = "application/json"
+) -> Iterator[HTTPConnection]:
+    """Yield a connection on which the first of ``HALVES`` of a request's body was sent; its id is ``half``."""
+    with closing(HTTPConnection(client.base_url.host, client.base_url.port or 0)) as connection:
+        connection.putrequest("POST", path)
+        length = str(sum(map(len, HALVES)))
+        for name, value in (("content-type", media_type), ("content-length", length), ("x-request-id", "half")):
+            connection.putheader(name, value)
+        connection.endheaders(HALVES[0])
+        yield connection
 
 
 def until(condition: Callable[[], bool]) -> None:

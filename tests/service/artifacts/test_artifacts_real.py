@@ -215,3 +215,5 @@ async def test_weights_that_become_nan_are_no_answer(root: Path) -> None:
         for name in ("laplace", "map"):
             body = {"inputs": [{"text": TEXTS[0]}], "options": {"predictive": name}}
             assert code(await client.post("/predict", json=body)) == (422, "unscorable_input"), name
+        labelled = {"inputs": [{"text": TEXTS[0], "label": "positive"}]}
+        assert code(await client.post("/evaluate", json=labelled)) == (422, "unscorable_input")

@@ -89,6 +89,7 @@ FOREIGN: list[dict[str, str]] = [
     {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "origin": "null"},
     {"origin": "https://evil.example"},
     {"origin": "null"},
+    {"origin": ""},
     {"origin": "http://["},
     {"origin": "http://127.0.0.1:9999"},
     {"origin": f"{ORIGIN}.evil.example"},

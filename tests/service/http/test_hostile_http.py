@@ -93,6 +93,7 @@ FRAMING: dict[str, tuple[bytes, int, str | None]] = {
     "raw bytes in the path": (b"GET /\xff\xfe HTTP/1.1\r\n" + HOST + b"\r\n", 400, "malformed_http"),
     "TLS": (bytes.fromhex("16030100a5010000a10303"), 400, "malformed_http"),
     "raw bytes in a header": (post(b"X: \xff\xfe\x80\r\n"), 200, None),
+    "raw bytes in the request id": (post(b"X-Request-ID: \xff\xfe\r\n"), 200, None),
     "request id too long": (post(b"X-Request-ID: " + SECRET * 20 + b"\r\n"), 200, None),
     "a host to be redirected to": (b"GET / HTTP/1.1\r\nConnection: close\r\nHost: zebra-secret\r\n\r\n", 200, None),
     "websocket": (

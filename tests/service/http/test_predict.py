@@ -64,16 +64,6 @@ async def test_the_posterior_comes_with_whatever_is_recommended_and_decisions_ar
     assert [b["predictions"][0]["decision"] for b in (strict, lenient)] == ["review", "accept"]
 
 
-async def test_truncation_is_asked_for_and_reported() -> None:
-    async with serve(FakePredictor(max_tokens=8)) as served:
-        refused = await served.predict("word " * 30)
-        taken = await served.predict("word " * 30, options={"truncate": True})
-    assert refused.status_code == 422
-    detail = {"code": "too_many_tokens", "message": "input 0: too long", "field": "inputs.0", "limit": 8, "got": 38}
-    assert refused.json()["error"] == detail
-    assert taken.json()["predictions"][0]["truncated"] is True
-
-
 async def test_a_request_may_ask_for_less_time_than_the_server_gives() -> None:
     async with serve(request_timeout_s=3600) as served:
         async with served.occupied():

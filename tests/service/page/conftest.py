@@ -40,8 +40,8 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> str:
 def address(tmp_path_factory: pytest.TempPathFactory, reported: str) -> Iterator[str]:
     """The address of a server without keys: two artifacts, a job that is done, answers, and labels of some."""
     root: Path = fake_artifacts(tmp_path_factory.mktemp("root"), "fake", "riddles")
-    with fake_server(root, FAKE_CHOICES="riddles", FAKE_REPORT=reported) as process, process.client() as client:
-        assert client.post("/artifacts/riddles/load").status_code == 200
+    fakes = {"FAKE_CHOICES": "riddles", "FAKE_REPORT": reported}
+    with fake_server(root, "--also-load", "riddles", **fakes) as process, process.client() as client:
         asked = [{"text": str(1000 * i + 500)} for i in range(60)]
         ids = [p["prediction_id"] for p in client.post("/predict", json={"inputs": asked}).json()["predictions"]]
         items = [{"prediction_id": name, "label": ("negative", "positive")[i % 2]} for i, name in enumerate(ids)]

@@ -116,39 +116,40 @@ def test_a_report_opens_beside_the_page_and_runs_nothing(visited: Visit) -> None
 
 
 def test_html_in_names_and_labels_stays_text(browser: Browser, tmp_path: Path) -> None:
-    root = fake_artifacts(tmp_path, "fake", MARKUP)
-    with fake_server(root, FAKE_CHOICES=MARKUP, FAKE_LABELS="|".join(LABELS)) as process, process.client() as client:
-        loaded = client.post(f"/artifacts/{MARKUP.replace(' ', '%20')}/load")
-        assert loaded.status_code == 200, loaded.text
-        with visit(browser, str(client.base_url)) as visited:
-            page = visited.page
-            page.get_by_label("Artifact", exact=True).select_option(MARKUP)
-            page.get_by_label("question").fill(MARKUP)
-            page.get_by_label("Choices, one a line").fill(f"{MARKUP}\n<i>b</i>")
-            page.get_by_role("button", name="Ask", exact=True).click()
-            expect(page.locator(".verdict")).to_be_visible()
-            assert f"{LABELS[0]}. {MARKUP}" in page.locator(".comparison").inner_text()
-            assert MARKUP in page.locator("#call-curl").inner_text()
-            visited.show("artifact")
-            expect(page.locator("#artifact-about h2").first).to_have_text(MARKUP)
-            visited.show("jobs")
-            row = {"question": MARKUP, "choices": ["a", "b"], "label": LABELS[0]}
-            choose(page, lines([row]), "<img src=x>.jsonl", "text/html")
-            page.get_by_role("button", name="Evaluate", exact=True).click()
-            expect(page.locator(".job").first).to_contain_text(MARKUP)
-            expect(page.locator(".job").first).to_have_attribute("data-status", "done")
-            visited.show("feedback")
-            expect(page.locator(".series h2").first).to_contain_text("answered by")
-            visited.show("server")
-            expect(page.locator("#server-about")).to_contain_text(MARKUP)
-            # And what a proxy, or whoever speaks in the server's place, might answer.
-            error = {"error": {"code": "x", "message": MARKUP, "field": "<b id=hacked>"}, "request_id": "x"}
-            page.route("**/predict", lambda route: route.fulfill(status=422, json=error))
-            visited.show("playground")
-            page.get_by_role("button", name="Ask", exact=True).click()
-            expect(page.locator("#ask-problem")).to_have_text(f"{MARKUP} (<b id=hacked>)")
-            assert page.evaluate("window.hacked") is None
-            assert page.locator("img, #hacked, section script").count() == 0
+    root, fakes = fake_artifacts(tmp_path, "fake", MARKUP), {"FAKE_CHOICES": MARKUP, "FAKE_LABELS": "|".join(LABELS)}
+    with (
+        fake_server(root, "--also-load", MARKUP, **fakes) as process,
+        process.client() as client,
+        visit(browser, str(client.base_url)) as visited,
+    ):
+        page = visited.page
+        page.get_by_label("Artifact", exact=True).select_option(MARKUP)
+        page.get_by_label("question").fill(MARKUP)
+        page.get_by_label("Choices, one a line").fill(f"{MARKUP}\n<i>b</i>")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        expect(page.locator(".verdict")).to_be_visible()
+        assert f"{LABELS[0]}. {MARKUP}" in page.locator(".comparison").inner_text()
+        assert MARKUP in page.locator("#call-curl").inner_text()
+        visited.show("artifact")
+        expect(page.locator("#artifact-about h2").first).to_have_text(MARKUP)
+        visited.show("jobs")
+        row = {"question": MARKUP, "choices": ["a", "b"], "label": LABELS[0]}
+        choose(page, lines([row]), "<img src=x>.jsonl", "text/html")
+        page.get_by_role("button", name="Evaluate", exact=True).click()
+        expect(page.locator(".job").first).to_contain_text(MARKUP)
+        expect(page.locator(".job").first).to_have_attribute("data-status", "done")
+        visited.show("feedback")
+        expect(page.locator(".series h2").first).to_contain_text("answered by")
+        visited.show("server")
+        expect(page.locator("#server-about")).to_contain_text(MARKUP)
+        # And what a proxy, or whoever speaks in the server's place, might answer.
+        error = {"error": {"code": "x", "message": MARKUP, "field": "<b id=hacked>"}, "request_id": "x"}
+        page.route("**/predict", lambda route: route.fulfill(status=422, json=error))
+        visited.show("playground")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        expect(page.locator("#ask-problem")).to_have_text(f"{MARKUP} (<b id=hacked>)")
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("img, #hacked, section script").count() == 0
 
 
 def test_the_policy_lets_no_text_become_a_script(visited: Visit) -> None:

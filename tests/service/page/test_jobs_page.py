@@ -109,40 +109,42 @@ def test_a_job_is_watched_while_somebody_looks_and_cancelled_and_older_ones_are_
 ) -> None:
     gate = tmp_path / "gate"
     gate.touch()
-    server = fake_server(fake_artifacts(tmp_path), "--max-jobs-per-caller", "50", FAKE_GATE=str(gate))
-    with server as process, process.client() as client:
+    with (
+        fake_server(fake_artifacts(tmp_path), "--max-jobs-per-caller", "50", FAKE_GATE=str(gate)) as process,
+        process.client() as client,
+        visit(browser, str(client.base_url)) as visited,
+    ):
         gate.unlink()
-        with visit(browser, str(client.base_url)) as visited:
-            visited.show("jobs")
-            page = visited.page
-            job = evaluate(page, lines(rows(300)))
-            expect(job).to_have_attribute("data-status", "running")
-            progress = job.get_by_role("progressbar", name="Rows done")
-            assert (progress.get_attribute("value"), progress.get_attribute("max")) == ("0", "300")
-            job.get_by_role("button", name="Cancel").click()
-            expect(job).to_have_attribute("data-status", "cancelled")
-            expect(page.locator("#job-said")).to_have_text("The job is cancelled.")
-            expect(progress).to_be_hidden()
-            job.get_by_role("button", name="Remove").click()
-            expect(page.locator("#jobs-empty")).to_be_visible()
-            # Nobody asks for what nobody looks at.
-            job = evaluate(page, lines(rows(20)))
-            expect(job).to_have_attribute("data-status", "running")
-            visited.show("server")
-            asked: list[str] = []
-            page.on("request", lambda request: asked.append(request.url))
-            gate.touch()
-            job_until(client, job.get_attribute("data-job") or "", has("done"))
-            page.wait_for_timeout(1500)
-            assert not [url for url in asked if "evaluate/jobs" in url]
-            visited.show("jobs")
-            done(job, 20)
-            for _ in range(22):
-                submit_to(client, rows(1))
-            page.reload()
-            expect(page.locator(".job")).to_have_count(20)
-            page.get_by_role("button", name="Show older ones").click()
-            expect(page.locator(".job")).to_have_count(23)
-            expect(page.get_by_role("button", name="Show older ones")).to_be_hidden()
-            shown = [one.get_attribute("data-job") for one in page.locator(".job").all()]
+        visited.show("jobs")
+        page = visited.page
+        job = evaluate(page, lines(rows(300)))
+        expect(job).to_have_attribute("data-status", "running")
+        progress = job.get_by_role("progressbar", name="Rows done")
+        assert (progress.get_attribute("value"), progress.get_attribute("max")) == ("0", "300")
+        job.get_by_role("button", name="Cancel").click()
+        expect(job).to_have_attribute("data-status", "cancelled")
+        expect(page.locator("#job-said")).to_have_text("The job is cancelled.")
+        expect(progress).to_be_hidden()
+        job.get_by_role("button", name="Remove").click()
+        expect(page.locator("#jobs-empty")).to_be_visible()
+        # Nobody asks for what nobody looks at.
+        job = evaluate(page, lines(rows(20)))
+        expect(job).to_have_attribute("data-status", "running")
+        visited.show("server")
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        gate.touch()
+        job_until(client, job.get_attribute("data-job") or "", has("done"))
+        page.wait_for_timeout(1500)
+        assert not [url for url in asked if "evaluate/jobs" in url]
+        visited.show("jobs")
+        done(job, 20)
+        for _ in range(22):
+            submit_to(client, rows(1))
+        page.reload()
+        expect(page.locator(".job")).to_have_count(20)
+        page.get_by_role("button", name="Show older ones").click()
+        expect(page.locator(".job")).to_have_count(23)
+        expect(page.get_by_role("button", name="Show older ones")).to_be_hidden()
+        shown = [one.get_attribute("data-job") for one in page.locator(".job").all()]
         assert shown == [one["id"] for one in client.get("/evaluate/jobs").json()["jobs"]]

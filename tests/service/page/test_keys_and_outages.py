@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from browser import Visit, needs_chromium, visit
@@ -87,21 +86,24 @@ def test_a_server_that_is_gone_is_said_to_be_and_the_page_goes_on_when_it_is_bac
     browser: Browser, tmp_path: Path
 ) -> None:
     root = fake_artifacts(tmp_path)
-    with fake_server(root) as process, process.client() as client:
-        address = str(client.base_url)
-        with visit(browser, address) as visited:
-            visited.ask("87000")
-            process.popen.kill()
-            process.popen.wait()
-            visited.page.get_by_label("text", exact=True).fill("my long text 31000")
-            visited.page.get_by_role("button", name="Ask", exact=True).click()
-            expect(visited.page.locator("#gone")).to_contain_text("The server does not answer")
-            expect(visited.page.locator("#state")).to_have_text("not answering")
-            expect(visited.page.locator("#ask-problem")).to_contain_text("did not answer")
-            with fake_server(root, "--port", str(urlsplit(address).port)) as again, again.client():
-                expect(visited.page.locator("#gone")).to_be_hidden()
-                expect(visited.page.locator("#state")).to_have_text("ready")
-                assert visited.page.get_by_label("text", exact=True).input_value() == "my long text 31000"
-                visited.page.get_by_role("button", name="Ask", exact=True).click()
-                expect(visited.page.locator("#answer-said")).to_contain_text("69.0 % served")
-                assert visited.page.locator("#ask-problem").inner_text() == ""
+    with (
+        fake_server(root) as process,
+        process.client() as client,
+        visit(browser, str(client.base_url)) as visited,
+    ):
+        page, text = visited.page, visited.page.get_by_label("text", exact=True)
+        visited.ask("87000")
+        process.popen.kill()
+        process.popen.wait()
+        text.fill("my long text 31000")
+        page.get_by_role("button", name="Ask", exact=True).click()
+        expect(page.locator("#gone")).to_contain_text("The server does not answer")
+        expect(page.locator("#state")).to_have_text("not answering")
+        expect(page.locator("#ask-problem")).to_contain_text("did not answer")
+        with fake_server(root, "--port", str(client.base_url.port)) as again, again.client():
+            expect(page.locator("#gone")).to_be_hidden()
+            expect(page.locator("#state")).to_have_text("ready")
+            assert text.input_value() == "my long text 31000"
+            page.get_by_role("button", name="Ask", exact=True).click()
+            expect(page.locator("#answer-said")).to_contain_text("69.0 % served")
+            assert page.locator("#ask-problem").inner_text() == ""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from server_process import Process, Start, in_flight, metric, predict, until
+from server_process import Process, Start, half_a_request, in_flight, metric, predict, until
 from serving import code
 
 QUEUE_ROWS = 6
@@ -112,25 +112,20 @@ def test_a_disk_that_does_not_answer_holds_up_no_exit(start: Start, tmp_path: Pa
 
 def test_a_body_that_is_not_all_there_at_the_drains_end_is_a_503(start: Start) -> None:
     process = start("--drain-s", "0.1", "--leave-s", "1")
-    with process.client() as client:
-        connections = []
-        for path, media_type in (("/predict", "application/json"), ("/evaluate/jobs", "application/jsonl")):
-            slow = http.client.HTTPConnection("127.0.0.1", client.base_url.port)
-            slow.putrequest("POST", path)
-            for name, value in (("content-type", media_type), ("content-length", "50"), ("x-request-id", "slow")):
-                slow.putheader(name, value)
-            slow.endheaders(b"{")
-            connections.append(slow)
+    with (
+        process.client() as client,
+        half_a_request(client) as request,
+        half_a_request(client, "/evaluate/jobs", "application/jsonl") as upload,
+    ):
         in_flight(client, 2)
         process.popen.terminate()
-        for slow in connections:
+        for slow in (request, upload):
             answer = slow.getresponse()
             body = json.loads(answer.read())
-            slow.close()
-            assert (answer.status, body["error"]["code"], body["request_id"]) == (503, "draining", "slow")
-            assert answer.getheader("x-request-id") == "slow"
+            assert (answer.status, body["error"]["code"], body["request_id"]) == (503, "draining", "half")
+            assert answer.getheader("x-request-id") == "half"
             assert answer.getheader("retry-after")
-        assert process.left() == 0
+    assert process.left() == 0
     assert "Traceback" not in process.log
-    logged = [json.loads(line) for line in process.lines if '"request_id": "slow"' in line]
+    logged = [json.loads(line) for line in process.lines if '"request_id": "half"' in line]
     assert [(line["event"], line["status"], line["code"]) for line in logged] == [("request", 503, "draining")] * 2

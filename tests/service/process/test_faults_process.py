@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from http.client import HTTPConnection
 from pathlib import Path
 
-import httpx
-from server_process import Start, in_flight, predict
+from server_process import HALVES, Start, half_a_request, in_flight, predict
 from serving import code
 
 from service.exit_status import ExitStatus
-
-
-@contextmanager
-def half_a_request(client: httpx.Client, open_requests: int) -> Iterator[Callable[[], bytes]]:
-    """Open a request whose body has not come; yield what sends the rest and returns the answer."""
-    body = b'{"inputs": [{"text": "b"}]}'
-    with closing(HTTPConnection(client.base_url.host, client.base_url.port or 0)) as connection:
-        connection.putrequest("POST", "/predict")
-        connection.putheader("content-type", "application/json")
-        connection.putheader("content-length", str(len(body)))
-        connection.endheaders(body[:5])
-        in_flight(client, open_requests)
-
-        def rest() -> bytes:
-            connection.send(body[5:])
-            return connection.getresponse().read()
-
-        yield rest
 
 
 def test_a_lost_device_answers_what_is_open_and_ends_the_process(start: Start) -> None:
@@ -38,7 +16,8 @@ def test_a_lost_device_answers_what_is_open_and_ends_the_process(start: Start) -
     process = start("--leave-s", "2")
     with process.client() as client:
         assert predict(client).status_code == 200
-        with half_a_request(client, 1) as rest, half_a_request(client, 2):
+        with half_a_request(client) as whole_later, half_a_request(client):
+            in_flight(client, 2)
             assert code(predict(client, "99666")) == (503, "device_fault")
             response = client.get("/health/ready")
             assert code(response) == (503, "device_fault")
@@ -46,7 +25,8 @@ def test_a_lost_device_answers_what_is_open_and_ends_the_process(start: Start) -
             assert client.get("/tei/health").status_code == 503
             assert code(predict(client)) == (503, "device_fault")
             assert client.get("/health/live").status_code == 200
-            assert b"device_fault" in rest()
+            whole_later.send(HALVES[1])
+            assert b"device_fault" in whole_later.getresponse().read()
             assert process.left() == ExitStatus.DEVICE_FAULT
     assert process.event("device_fault")["error"] == "RuntimeError"
     assert "SECRET" not in process.log

@@ -52,6 +52,7 @@ async def test_a_pair_fills_two_fields() -> None:
     ("body", "said"),
     [
         ({"inputs": ["a", "b"]}, "has 2 texts"),
+        ({"inputs": []}, "a pair of texts"),
         ({"inputs": [["a", "b", "c"]]}, "a pair of texts"),
         ({"inputs": [["a"], [["b"]]]}, "a pair of texts"),
         ({"inputs": "a", "raw_scores": 1}, "raw_scores"),

@@ -61,6 +61,7 @@ async def test_without_activation_probs_are_logits(name: str, served: Served) ->
     ("body", "param", "said"),
     [
         ({"input": [1, 2, 3]}, "input", "Token ids are not taken"),
+        ({"input": []}, "input", "one text or more"),
         ({"input": ["a", 1]}, "input", "one text or more"),
         ({"input": " "}, "input.0.text", "text"),
         ({"messages": [{"role": "user", "content": "SECRET"}]}, "body", "messages is not supported"),
