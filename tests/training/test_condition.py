@@ -56,7 +56,6 @@ def test_it_makes_a_version_beside_and_in_place_and_undoes_it(
     ("options", "message"),
     [
         ([], "give --labels FILE"),
-        (["--undo", "--labels", "rows.jsonl"], "give --labels FILE"),
         (["--undo", "--force"], "takes no other option"),
         (["--undo"], "nothing to undo"),
         (["--labels", "no-such.jsonl"], "no-such.jsonl"),

@@ -16,8 +16,6 @@ from training.data.corruptions import CorruptionKind, corrupt
 KINDS: tuple[CorruptionKind, ...] = get_args(CorruptionKind)
 WORDS = st.text("abcdefgWXYZäß'5.", min_size=1, max_size=9)
 TEXTS = st.lists(WORDS, min_size=1, max_size=30).map(" ".join)
-SEVERITIES = st.floats(0.01, 1)
-SEEDS = st.integers(0, 9)
 EXAMPLES = st.builds(
     lambda number, question, choices, label: Example(
         f"row-{number}", {"question": question, "choices": tuple(choices)}, label % len(choices), len(choices)
@@ -32,7 +30,7 @@ QUESTION = Example("q-1", {"question": TEXT, "choices": CHOICES}, 2, 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(example=EXAMPLES, severity=SEVERITIES, seed=SEEDS)
+@given(example=EXAMPLES, severity=st.floats(0.01, 1), seed=st.integers(0, 9))
 def test_the_question_stays(kind: CorruptionKind, example: Example, severity: float, seed: int) -> None:
     """Label, class count, id and fields; the prompt can still be rendered, so nothing is empty."""
     found = corrupt(example, kind, severity, seed)
