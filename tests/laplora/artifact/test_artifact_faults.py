@@ -103,7 +103,6 @@ def reader(kept: Predictor, folder: Path, file: str) -> Callable[[], Any]:
     if file == SCORES:
         return lambda: read_scores(path, manifest.servable, manifest.calibration.rows)
     if file == FAMILIARITY:
-        assert manifest.familiarity is not None
         layers = manifest.familiarity.layers
         return lambda: read_familiarity_for(model, path, layers)
     if path.name == POSTERIOR:

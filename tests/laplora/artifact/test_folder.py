@@ -266,7 +266,6 @@ def writing(target: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """Yield a process that writes an artifact, and its folder."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", _WRITER, str(target)], text=True, **pipes) as process:
-        assert process.stdout is not None
         try:
             yield process, target.parent / process.stdout.readline().strip()
         finally:

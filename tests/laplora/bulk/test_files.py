@@ -263,7 +263,6 @@ def test_a_record_that_is_damaged_is_said(parts: Parts) -> None:
 def test_a_second_run_is_refused_and_a_killed_one_holds_nothing(parts: Parts) -> None:
     command = [sys.executable, "-c", HOLDS, str(parts.folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(ConfigError, match=r"out\.parts: another run works on it now"), parts.held():
             pass

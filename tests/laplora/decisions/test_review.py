@@ -76,7 +76,6 @@ def test_review_threshold_is_the_largest_that_keeps_the_risk(target: float, name
     thresholds = fitted(data, target_risk=target)[name]
     rule = thresholds.review
     assert rule.score == ("total_entropy" if name == "laplace" else "map_entropy")
-    assert rule.threshold is not None
     probs = data["probs"] if name == "laplace" else data["map_probs"]
     score = review_score(thresholds, map_probs=data["map_probs"], probs=data["probs"])
     errors = probs.argmax(1) != data["labels"]
@@ -120,7 +119,6 @@ def test_the_upper_bound_is_maps_and_another_label_is_reviewed() -> None:
     by_name = fitted(data | {"probs": odd}, guarantee="upper_bound", target_risk=0.3)
     map_entropy, map_errors = entropy(data["map_probs"]), data["map_probs"].argmax(1) != data["labels"]
     bound = accept_threshold(map_entropy, map_errors, 0.3, guarantee="upper_bound")
-    assert bound is not None
     for thresholds in by_name.values():
         assert (thresholds.review.score, thresholds.review.threshold) == ("map_entropy", bound)
     score = review_score(by_name["laplace"], map_probs=data["map_probs"], probs=odd)
@@ -137,7 +135,6 @@ def test_scores_for_another_risk_give_the_artifacts_threshold_at_its_own(guarant
     thresholds = fitted(data, guarantee=guarantee, target_risk=0.2)["laplace"]
     predictive = PosteriorPredictive(data["probs"], data["probs"], entropy(data["probs"]) - data["epistemic"])
     scores = review_scores(thresholds, predictive, data["map_probs"], data["labels"], sureness_of(predictive))
-    assert thresholds.review.threshold is not None
     assert thresholds_at(thresholds, scores, 0.2) == thresholds
     assert (thresholds_at(thresholds, scores, 0.25).review.threshold or 0.0) >= thresholds.review.threshold
 

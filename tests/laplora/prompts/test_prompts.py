@@ -231,7 +231,6 @@ def test_contrasts_and_covariance_are_those_of_the_restored_logits(
     a = torch.randn(len(counts), classes - 1, classes - 1, generator=g, dtype=F64)
     mean, covariance = logits @ q, a @ a.mT
     got_mean, got_covariance = restore_contrasts(mean, covariance, counts)
-    assert got_covariance is not None
     # The truth moves the logits and their centred covariance one by one; a few float64 roundings each.
     torch.testing.assert_close(got_mean, restore_logits(logits, counts) @ q, atol=1e-13, rtol=1e-13)
     full = q @ covariance @ q.T
@@ -240,7 +239,6 @@ def test_contrasts_and_covariance_are_those_of_the_restored_logits(
         torch.testing.assert_close(q @ got_covariance[row] @ q.T, full[row][at][:, at], atol=1e-12, rtol=1e-12)
         # The contrasts of the possible classes never mix with those of the impossible ones.
         alone = restore_contrasts(mean[row : row + 1, : c - 1], covariance[row : row + 1, : c - 1, : c - 1], [c])[1]
-        assert alone is not None
         torch.testing.assert_close(got_covariance[row, : c - 1, : c - 1], alone[0], atol=1e-13, rtol=1e-13)
     restored, nothing = restore_contrasts(mean.float(), None, counts)
     assert (nothing, restored.dtype) == (None, F64)

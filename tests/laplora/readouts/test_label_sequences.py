@@ -92,8 +92,6 @@ def test_jacobians_are_those_of_autograd(architecture: Architecture, labels: tup
                 expected = gradient.mT if block.group == "lora_A" else gradient
                 torch.testing.assert_close(part.jacobian[row, direction], expected, **EXACT)
     for block, part in zip(blocks, found.blocks, strict=True):
-        assert part.inputs is not None
-        assert part.gradients is not None
         each = torch.einsum("nti,ncto->ncio", part.inputs, part.gradients)
         torch.testing.assert_close(part.jacobian if block.group == "lora_A" else part.jacobian.mT, each, **EXACT)
 
