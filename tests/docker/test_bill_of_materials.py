@@ -43,8 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bill(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / "bom.cdx.json").read_text(encoding="utf-8"))
-    return loaded
+    return json.loads((folder / "bom.cdx.json").read_text(encoding="utf-8"))
 
 
 def test_it_has_every_package_of_the_environment_and_its_licence(bill: dict[str, Any], folder: Path) -> None:

@@ -20,8 +20,7 @@ IMAGE = environment(parse("service.Dockerfile")[1][-1])
 
 def pod(documents: Any) -> dict[str, Any]:
     """Return the Deployment's pod specification."""
-    spec: dict[str, Any] = documents["Deployment", "laplora"]["spec"]["template"]["spec"]
-    return spec
+    return documents["Deployment", "laplora"]["spec"]["template"]["spec"]
 
 
 def server(documents: Any) -> dict[str, Any]:

@@ -24,8 +24,7 @@ def compose_files() -> set[str]:
 
 
 def loaded(file: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(read(file))
-    return found
+    return yaml.safe_load(read(file))
 
 
 def test_its_compose_files_services_volumes_and_variables_exist() -> None:

@@ -89,8 +89,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def document(client: httpx.Client) -> dict[str, Any]:
-    found: dict[str, Any] = client.get("/openapi.json").json()
-    return found
+    return client.get("/openapi.json").json()
 
 
 def answered(client: httpx.Client, request: httpx.Request) -> httpx.Response:

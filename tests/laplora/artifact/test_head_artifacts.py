@@ -96,8 +96,7 @@ def refused(folder: Path, message: str, **changes: Any) -> None:
 
 
 def readout_of(folder: Path) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["readout"]
-    return fields
+    return json.loads((folder / "manifest.json").read_text())["readout"]
 
 
 def test_a_head_alone_must_be_whole_and_the_manifests(damaged: Callable[[str], Path]) -> None:
