@@ -17,18 +17,13 @@ PAGE = "docs/deploy.md"
 WORDS = [words for block in blocks("sh") if block.page == PAGE for words in commands(block)]
 
 
-def compose_files() -> set[str]:
-    """Return the files that the page's aliases name."""
-    aliases = [word for words in WORDS if words[0] == "alias" for word in words[1:]]
-    return set(re.findall(r"-f (\S+)", " ".join(aliases)))
-
-
 def loaded(file: str) -> dict[str, Any]:
     return yaml.safe_load(read(file))
 
 
 def test_its_compose_files_services_volumes_and_variables_exist() -> None:
-    files = compose_files()
+    aliases = " ".join(word for words in WORDS if words[0] == "alias" for word in words[1:])
+    files = set(re.findall(r"-f (\S+)", aliases))
     assert len(files) == 3
     services = {name for file in files for name in loaded(file)["services"]}
     named = [words for words in WORDS if words[0].removeprefix("TOKEN=$(") == "compose"]

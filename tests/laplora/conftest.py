@@ -1,9 +1,10 @@
-"""Servers that tests of the library share: one over a fake predictor, and an S3 store."""
+"""What tests of the library share: a server over a fake predictor, an S3 store, and the default base's tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from remote_servers import object_server
@@ -40,3 +41,11 @@ def s3(object_store: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: p
     for name, value in object_store.items():
         monkeypatch.setenv(name, value)
     return f"s3://models/{request.node.name}"
+
+
+@pytest.fixture(scope="session")
+def smollm(base_model_folder: Path) -> Any:
+    """SmolLM2's tokenizer: a byte-level BPE."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(base_model_folder))

@@ -145,20 +145,15 @@ def test_a_file_without_permissions(copy: Path, monkeypatch: pytest.MonkeyPatch)
 # No room.
 
 
-def tensors_into(folder: Path) -> None:
-    save_file({"x": torch.zeros(2_000_000)}, folder / "x.safetensors")
-
-
-def bytes_into(folder: Path) -> None:
-    (folder / "first").write_text("fits")
-    (folder / "x").write_bytes(bytes(8_000_000))
-
-
-def disk_is_full(_: Path) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize("write", [tensors_into, bytes_into, disk_is_full])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: save_file({"x": torch.zeros(2_000_000)}, folder / "x.safetensors"),
+        lambda folder: (folder / "x").write_bytes(bytes(8_000_000)),
+        mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")),
+    ],
+    ids=["tensors", "bytes", "disk"],
+)
 def test_a_full_disk_leaves_the_old_artifact_and_nothing_half(
     artifact_copy: Path, write: Callable[[Path], None]
 ) -> None:

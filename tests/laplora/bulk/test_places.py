@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from remote_servers import running
@@ -20,10 +21,6 @@ from laplora.remote.places import place_of
 
 pytest.importorskip("obstore")
 ROWS = [{"id": str(number), "text": row["text"]} for number, row in enumerate(sentiment_rows()[:20])]
-
-
-def interrupt(_line: str) -> None:
-    raise KeyboardInterrupt
 
 
 def test_an_object_is_of_one_version_and_written_whole_or_not_at_all(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +62,7 @@ def test_a_run_from_a_store_into_it(
         assert windows(Source.at(f"{s3}/{name}", 3, ["id", "text"])) == windows(Source.at(local, 3))
     out = f"{s3}/out.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        predicted(sentiment_run, f"{s3}/rows.jsonl", out, progress=interrupt)
+        predicted(sentiment_run, f"{s3}/rows.jsonl", out, progress=mock.Mock(side_effect=KeyboardInterrupt))
     assert {path.name for path in (tmp_path / "out.jsonl.parts").iterdir()} == {"000000.jsonl", "run.json"}
     assert predicted(sentiment_run, f"{s3}/rows.jsonl", out) == Predicted(20, 0)
     assert not (tmp_path / "out.jsonl.parts").exists()
