@@ -34,7 +34,7 @@ def made(kind: str, factory: pytest.TempPathFactory) -> tuple[Any, Path]:
         alone = kind.endswith("alone")
         base = save_base(folder / "base", classifier_base(name, classes=2), head=kind == "deberta alone")
         model = (head_alone if alone else adapted_classifier)(name, **FLOAT32)
-        MADE[kind] = model, pack(folder / "artifact", base, model, classification_head(model))
+        MADE[kind] = model, pack(folder / "artifact", base, model)
     return MADE[kind]
 
 
@@ -65,7 +65,7 @@ def test_artifacts_of_one_base_share_it_and_keep_their_heads(tmp_path_factory: p
     other = adapted_classifier("roberta", **FLOAT32)
     with torch.no_grad():
         other.get_base_model().classifier.modules_to_save["default"].out_proj.bias += 1.0
-    second = pack(artifact.parent / "second", artifact.parent / "base", other, classification_head(other))
+    second = pack(artifact.parent / "second", artifact.parent / "base", other)
     bases = SharedBases()
     one, two = (load(path, bases=bases) for path in (artifact, second))
     assert one.base is two.base
@@ -145,11 +145,11 @@ def test_a_part_of_the_head_that_nobody_saved_is_refused(tmp_path: Path) -> None
     base = save_base(tmp_path / "base", classifier_base("deberta", classes=2), head=False)
     model = adapted_classifier("deberta", **FLOAT32)
     with pytest.raises(ModelError, match=r"pooler\.dense\.bias is not in the base's checkpoint"):
-        pack(tmp_path / "artifact", base, model, classification_head(model))
+        pack(tmp_path / "artifact", base, model)
     whole = adapted_classifier("deberta", lora={"modules_to_save": ["pooler"]}, **FLOAT32)
     readout = classification_head(whole)
     assert readout.trained == ("pooler.dense", "classifier")
-    load(pack(tmp_path / "whole", base, whole, readout))
+    load(pack(tmp_path / "whole", base, whole))
 
 
 def test_bases_load_as_classifiers_and_are_checked(tmp_path: Path) -> None:
