@@ -45,18 +45,7 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return found
 
 
-def test_the_endpoint_answers(examples: dict[str, Any]) -> None:
-    async def ask() -> httpx.Response:
-        async with serve() as served:
-            served.app.include_router(examples["service.http.routes.labels"].router)
-            return await served.client.get("/labels")
-
-    response = asyncio.run(ask())
-    assert response.status_code == 200
-    assert response.json() == {"labels": ["negative", "positive"]}
-
-
-def test_the_protocol_answers_what_post_predict_does(examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_endpoint_and_the_protocol_answer(examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     kserve = examples["service.http.schemas.kserve"]
     shape = error_answers.ErrorShape(lambda content, status: {"error": content["error"]["message"]}, kserve.KserveError)
     line = (re.compile(r"/kserve(/|$)"), shape)
@@ -64,7 +53,10 @@ def test_the_protocol_answers_what_post_predict_does(examples: dict[str, Any], m
 
     async def ask(*bodies: dict[str, Any], name: str = "fake") -> list[httpx.Response]:
         async with serve() as served:
-            served.app.include_router(examples["service.http.routes.kserve"].router)
+            for name_of in ("labels", "kserve"):
+                served.app.include_router(examples[f"service.http.routes.{name_of}"].router)
+            labels = await served.client.get("/labels")
+            assert (labels.status_code, labels.json()) == (200, {"labels": ["negative", "positive"]})
             path = f"/kserve/v1/models/{name}:predict"
             return [await served.client.post(path, json=body) for body in bodies]
 

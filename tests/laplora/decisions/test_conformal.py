@@ -41,13 +41,6 @@ def test_the_threshold_is_the_score_of_its_rank(rows: int, level: float, seed: i
     assert conformal_threshold(probs, labels, level) == (1.0 if rank > rows else scores[rank - 1])
 
 
-def test_conformal_rank_is_not_pushed_up_by_rounding() -> None:
-    """0.55 * (99 + 1) is 55.00000000000001: the 55th score is meant, not the 56th."""
-    p = torch.linspace(0.99, 0.01, 99, dtype=F64)
-    probs = torch.stack([p, 1 - p], 1)
-    assert conformal_threshold(probs, torch.zeros(99, dtype=torch.int64), 0.55) == float(1 - p[54])
-
-
 @pytest.mark.parametrize("score", ["lac", "aps"])
 def test_sets_cover_new_rows_at_the_promised_rate(score: Any) -> None:
     level, rows, trials, fresh = 0.9, 30, 300, 60
@@ -64,7 +57,12 @@ def test_sets_cover_new_rows_at_the_promised_rate(score: Any) -> None:
     assert score == "aps" or mean <= level + 1 / (rows + 1) + spread
 
 
-def test_prediction_sets() -> None:
+def test_prediction_sets_and_their_coverage() -> None:
+    # 0.55 * (99 + 1) is 55.00000000000001: the 55th score is meant, not the 56th.
+    p = torch.linspace(0.99, 0.01, 99, dtype=F64)
+    assert conformal_threshold(torch.stack([p, 1 - p], 1), torch.zeros(99).long(), 0.55) == float(1 - p[54])
+    sets, labels = torch.tensor([[1, 0], [1, 1], [0, 0], [0, 1]]).bool(), torch.tensor([0, 1, 0, 0])
+    assert empirical_coverage(sets, labels) == 0.5
     probs = torch.tensor([[0.95, 0.05, 0.0], [0.5, 0.5, 0.0], [0.4, 0.3, 0.3]], dtype=F64)
     mask = torch.tensor([[True, True, False], [True, True, False], [True, True, True]])
     at_half = [[True, False, False], [True, True, False], [False, False, False]]
@@ -92,8 +90,3 @@ def test_aps_is_the_papers_smallest_set(rows: int, classes: int, level: float, s
                 break
             wanted[k], mass = True, mass + p[k]
         assert got == wanted
-
-
-def test_empirical_coverage_counts_rows() -> None:
-    sets, labels = torch.tensor([[1, 0], [1, 1], [0, 0], [0, 1]]).bool(), torch.tensor([0, 1, 0, 0])
-    assert empirical_coverage(sets, labels) == 0.5

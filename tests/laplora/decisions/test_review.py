@@ -104,13 +104,6 @@ def test_when_no_threshold_keeps_the_risk_everything_is_reviewed() -> None:
     assert decide(thresholds, torch.tensor([-1.0]), flags) == ["review"]
 
 
-def test_a_risk_of_exactly_the_target_is_accepted() -> None:
-    """2 of 40, the new row counting as a mistake, is the target; equal scores are accepted or reviewed together."""
-    row = torch.arange(39)
-    assert accept_threshold(torch.zeros(39), row < 1, 0.05) == 0.0
-    assert accept_threshold(torch.zeros(39), row < 2, 0.05) is None
-
-
 def test_the_upper_bound_is_maps_and_another_label_is_reviewed() -> None:
     """Whatever was fitted, what is accepted and wrong is a mistake of MAP below MAP's bound."""
     data = split(400, seed=5)
@@ -182,7 +175,10 @@ def test_the_upper_bound_is_clopper_pearsons_up_to_the_first_that_fails(rows: in
     assert limit == wanted
 
 
-def test_the_upper_bound_needs_rows_and_the_rule_records_it() -> None:
+def test_a_risk_of_exactly_the_target_is_accepted_and_the_upper_bound_needs_rows() -> None:
+    """2 of 40, the new row counting as a mistake, is the target; equal scores are accepted or reviewed together."""
+    assert accept_threshold(torch.zeros(39), torch.arange(39) < 1, 0.05) == 0.0
+    assert accept_threshold(torch.zeros(39), torch.arange(39) < 2, 0.05) is None
     right = torch.zeros(46, dtype=torch.bool)
     scores = torch.arange(46, dtype=F64)
     assert accept_threshold(scores, right, 0.05, guarantee="upper_bound") == 45.0

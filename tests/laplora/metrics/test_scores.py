@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laplora.errors import ConfigError, DataError, NonFiniteError
-from laplora.metrics.checks import check_columns, checked_column, checked_labels, checked_probs, checked_score
+from laplora.metrics.checks import checked_column, checked_labels, checked_probs, checked_score
 from laplora.metrics.checks import checked_values as values
 from laplora.metrics.ranking import error_auprc, error_auroc, risk_coverage
 from laplora.metrics.scores import accuracy, bootstrap_interval, brier, ece, evaluate_probs, nll, reliability_bins
@@ -159,11 +159,3 @@ RIGHT = torch.tensor([False])
 def test_what_is_refused(check: Any, arguments: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         check(*arguments)
-
-
-def test_what_passes_comes_back_in_float64_and_int64() -> None:
-    probs, labels = checked_probs(HALVES, torch.tensor([1], dtype=torch.int8))
-    assert (probs.dtype, labels.dtype) == (torch.float64, torch.int64)
-    impossible = torch.tensor([[1.0, math.nan]])
-    assert values(impossible, torch.tensor([[True, False]]))[0].dtype == torch.float64
-    check_columns(1, given=ZERO, missing=None)

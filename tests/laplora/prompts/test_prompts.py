@@ -194,12 +194,6 @@ def test_batches_are_padded_on_the_left_and_of_encoders_on_the_right() -> None:
 F64 = torch.float64
 
 
-def test_choices_are_shown_in_reverse_and_nothing_else_changes() -> None:
-    fields = {"question": "Which?", "choices": ["a", "b", "c"]}
-    assert reverse_choices(fields) == {"question": "Which?", "choices": ["c", "b", "a"]}
-    assert fields["choices"] == ["a", "b", "c"]
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -214,7 +208,10 @@ def test_inputs_without_options_to_reorder_are_refused_by_field(fields: dict[str
     assert caught.value.field == "choices"
 
 
-def test_restored_logits_stand_where_the_user_put_their_option() -> None:
+def test_choices_are_shown_in_reverse_and_restored_logits_stand_where_the_user_put_their_option() -> None:
+    fields = {"question": "Which?", "choices": ["a", "b", "c"]}
+    assert reverse_choices(fields) == {"question": "Which?", "choices": ["c", "b", "a"]}
+    assert fields["choices"] == ["a", "b", "c"]
     # The fourth class is one that the row does not have.
     assert restore_logits(torch.tensor([[3.0, 2.0, 1.0, 9.0]]), [3]).tolist() == [[1.0, 2.0, 3.0, 9.0]]
 

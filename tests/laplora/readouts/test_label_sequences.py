@@ -150,10 +150,12 @@ def test_kinds_whose_contexts_share_a_prompt(name: str) -> None:
     assert shares_prompt(model, 12)
 
 
-def test_a_window_that_is_too_short_for_it_is_not_lost() -> None:
+def test_a_short_window_is_not_lost_and_a_model_in_training_is_left_in_it() -> None:
     model = tiny_base("mistral", sliding_window=8)
-    assert shares_prompt(model, 8)
-    assert not shares_prompt(model, 9)
+    assert (shares_prompt(model, 8), shares_prompt(model, 9)) == (True, False)
+    model = tiny_model("llama", dropout=0.5).train()
+    assert shares_prompt(model, 12), "measured without dropout"
+    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("window", [None, 8])
@@ -177,12 +179,6 @@ def test_a_model_that_ignores_the_mask_does_not_share(monkeypatch: pytest.Monkey
     assert not shares_prompt(model, 12)
     batch = tiny_task(examples=3).batch()
     assert len(context_states(model, TREE, batch)[1]) == 3 * len(TREE.runs)
-
-
-def test_a_model_in_training_is_measured_without_dropout_and_left_in_it() -> None:
-    model = tiny_model("llama", dropout=0.5).train()
-    assert shares_prompt(model, 12)
-    assert all(module.training for module in model.modules())
 
 
 def test_jacobians_may_be_the_first_thing_that_a_model_is_asked_for() -> None:
