@@ -1,15 +1,41 @@
-"""The mode of labelled rows against a general optimiser and explicit inverses."""
+"""The mode of labelled rows against a general optimiser and explicit inverses, and leave-one-out against modes anew."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from conditioning_problem import CLASSES, OTHERS, ROWS, WEIGHTS, problem
 from scipy.optimize import minimize
 
+from laplora.conditioning.left_out import left_out_mean
 from laplora.conditioning.mode import posterior_mode
 from laplora.errors import DataError, FactorizationError, NonFiniteError
 from laplora.linearised import class_log_probs, class_probs, contrast_hessian, contrast_logits, contrasts
+
+ROWS, CLASSES, OTHERS, WEIGHTS = 12, 4, 5, 60
+
+
+def problem(scale: float = 1.0) -> dict[str, torch.Tensor]:
+    """Return a linear model's rows, some with fewer possible classes."""
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    jacobians, others = normal(ROWS, CLASSES - 1, WEIGHTS), normal(OTHERS, CLASSES - 1, WEIGHTS)
+    mask = torch.ones(ROWS, CLASSES, dtype=torch.bool)
+    mask[3, 3:] = mask[7, 2:] = False
+    labels = torch.randint(0, 2, (ROWS,), generator=draw)
+    labels[0], labels[1] = 3, 2
+    return {
+        "jacobians": jacobians,
+        "kernel": scale * torch.einsum("ncp,mdp->ncmd", jacobians, jacobians),
+        "cross": scale * torch.einsum("ncp,mdp->ncmd", others, jacobians),
+        "own": scale * torch.einsum("ncp,ndp->ncd", others, others),
+        "mean": normal(ROWS, CLASSES - 1),
+        "other_mean": normal(OTHERS, CLASSES - 1),
+        "labels": labels,
+        "mask": mask,
+    }
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.1, 3.0])
@@ -88,3 +114,34 @@ def test_what_is_refused() -> None:
         posterior_mode(p["kernel"] * torch.nan, p["mean"], p["labels"], p["mask"])
     with pytest.raises(FactorizationError, match="positive"):
         posterior_mode(-100 * p["kernel"], p["mean"], p["labels"], p["mask"])
+
+
+@pytest.mark.parametrize(("scale", "within"), [(0.01, 0.02), (0.1, 0.2)])
+def test_a_row_left_out_is_as_conditioned_anew(scale: float, within: float) -> None:
+    """The mean of a row is that of the other rows' conditioning, far closer than the mode that has seen the row."""
+    p = problem(scale)
+    kernel, mean, labels, mask = p["kernel"], p["mean"], p["labels"], p["mask"]
+    mode = posterior_mode(kernel, mean, labels, mask)
+    found = left_out_mean(mode, kernel)
+    for row in range(len(labels)):
+        others = torch.tensor([i for i in range(len(labels)) if i != row])
+        without = posterior_mode(kernel[others][:, :, others], mean[others], labels[others], mask[others])
+        expected = (mean[[row]] + without.moved(kernel[[row]][:, :, others]))[0]
+        possible = mask[row, 1:]
+        gap = (found[row] - expected)[possible].norm()
+        seen = (mode.contrasts[row] - expected)[possible].norm()
+        assert float(gap) <= within * float(seen)
+
+
+def test_rows_of_one_input_leave_together() -> None:
+    """Labels of one input say nothing of each other where they are left out together."""
+    p = problem(0.02)
+    kernel, mean, labels, mask = p["kernel"], p["mean"], p["labels"], p["mask"]
+    mode = posterior_mode(kernel, mean, labels, mask)
+    found = left_out_mean(mode, kernel, together=3)
+    others = torch.arange(3, len(labels))
+    without = posterior_mode(kernel[others][:, :, others], mean[others], labels[others], mask[others])
+    expected = mean[:3] + without.moved(kernel[:3][:, :, others])
+    gap, seen = (found[:3] - expected).norm(), (mode.contrasts[:3] - expected).norm()
+    assert float(gap) <= 0.05 * float(seen)
+    assert not torch.allclose(found, left_out_mean(mode, kernel))
