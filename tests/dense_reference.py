@@ -72,6 +72,15 @@ class Truth:
     factors: dict[Key, Factors]
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A tiny model, a training set on which its factors have full rank, and the dense truth about both."""
+
+    model: Any
+    task: Any
+    truth: Truth
+
+
 def truth(model: Any, batch: Batch, label_ids: Sequence[int]) -> Truth:
     """Return everything the reference knows of a model on a batch."""
     logits = map_logits(model, batch, label_ids)

@@ -8,8 +8,8 @@ from typing import Any
 
 import dense_reference as dense
 import torch
+from dense_reference import Problem
 from fast_path import Rows, key_of, replay
-from reference_problem import Problem
 from tiny_models import Task, tiny_task
 from torch import Tensor
 

@@ -11,8 +11,8 @@ from functools import cache
 import dense_reference as dense
 import pytest
 import torch
+from dense_reference import Problem
 from hypothesis import HealthCheck, settings
-from reference_problem import Problem
 from tiny_models import ARCHITECTURES, Architecture, tiny_model, tiny_task
 
 pytest_plugins = ["tiny_runs"]

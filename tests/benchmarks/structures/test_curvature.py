@@ -9,9 +9,9 @@ from typing import Any
 import dense_reference as dense
 import pytest
 import torch
+from dense_reference import Problem
 from fast_path import by_key, close, key_of, replay, rows_of
 from joint_problem import dense_curvature, dense_ggn, flat_jacobians, held_out
-from reference_problem import Problem
 from tiny_models import Task, tiny_model, tiny_task
 
 from benchmarks.structures.curvature import fit_posterior, needs_tokens

@@ -33,6 +33,11 @@ def write_shards(folder: Path, shards: dict[str, Tensors]) -> str:
 
 
 @pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def tensors(tiny_base_folder: Path) -> Tensors:
     return load_file(tiny_base_folder / "model.safetensors")
 

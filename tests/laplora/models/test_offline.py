@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_wheels import build_wheel, left_in, offline_model, write_tiny_gguf
 
 from laplora.errors import DownloadError
 from laplora.files import file_sha256
@@ -25,6 +24,59 @@ from laplora.models.wheels import Wheel, cache_root, ensure_wheel
 
 NAME = "tinything-1.0-py3-none-any.whl"
 PARTS = [f"tinypart{number}-1.0-py3-none-any.whl" for number in range(3)]
+
+
+def build_wheel(folder: Path, name: str, content: bytes, *, package: str = "tinything") -> Wheel:
+    """Write a wheel of one file, ``package/name``, that pip accepts and return its pinned description."""
+    filename, info = f"{package}-1.0-py3-none-any.whl", f"{package}-1.0.dist-info"
+    with zipfile.ZipFile(folder / filename, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{package}/{name}", content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return Wheel(package, "1.0", filename, file_sha256(folder / filename), 1)
+
+
+def left_in(cache: Path) -> list[str]:
+    """Names of all files but the empty lock files."""
+    return sorted(p.name for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock")
+
+
+def write_tiny_gguf(path: Path) -> None:
+    """Write a Llama of one layer, 8 wide, in 32-bit floats, with a byte-level tokenizer."""
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    settings = {"name": "A Title That Must Not Be Kept", "context_length": 64, "embedding_length": 8, "block_count": 1}
+    heads = {"head_count": 2, "head_count_kv": 1, "layer_norm_rms_eps": 1e-5, "rope_freq_base": 10000.0}
+    for name, value in (settings | {"feed_forward_length": 16} | heads).items():
+        getattr(writer, f"add_{name}")(value)
+    tokens = ["<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "ab"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] + [1] * (len(tokens) - 1))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.add_vocab_size(len(tokens))
+    attention = {"attn_q": (8, 8), "attn_k": (4, 8), "attn_v": (4, 8), "attn_output": (8, 8)}
+    others = {"attn_norm": (8,), "ffn_norm": (8,), "ffn_gate": (16, 8), "ffn_up": (16, 8), "ffn_down": (8, 16)}
+    shapes = {f"blk.0.{name}": shape for name, shape in (attention | others).items()}
+    random = np.random.default_rng(0)
+    for name, shape in {"token_embd": (len(tokens), 8), "output_norm": (8,), **shapes}.items():
+        writer.add_tensor(f"{name}.weight", random.standard_normal(shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """The path of a cache folder that is not there yet."""
+    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -53,7 +105,17 @@ def model(index: Path, monkeypatch: pytest.MonkeyPatch) -> OfflineModel:
     for number, part in enumerate((content[:1000], content[1000:1001], content[1001:])):
         package = f"tinypart{number}"
         parts.append((build_wheel(index, "part.bin", part, package=package), f"{package}/part.bin"))
-    made = offline_model(parts, content)
+    made = OfflineModel(
+        parts=tuple(parts),
+        gguf="tiny.gguf",
+        gguf_sha256=file_sha256(path),
+        gguf_mb=2,
+        licence="MIT",
+        source="https://example.org/tiny",
+        folder_mb=3,
+        memory_mb=4,
+        seconds=5,
+    )
     monkeypatch.setitem(OFFLINE_MODELS, "tiny", made)
     return made
 

@@ -7,9 +7,9 @@ import math
 import dense_reference as dense
 import pytest
 import torch
+from dense_reference import Problem
 from fast_path import basis_by_key, close, dense_ekfac, fit_blocks, key_of
 from joint_problem import held_out
-from reference_problem import Problem
 from tiny_models import generator
 
 from laplora.jacobians.contrasts import Block, BlockJacobian, ContrastJacobians, contrast_jacobians

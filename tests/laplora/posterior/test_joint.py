@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from dense_reference import Problem
 from fast_path import rows_of
 from joint_problem import dense_curvature, dense_ggn, fit_joint, flat_jacobians, held_out, parameter_precisions
-from reference_problem import Problem
 from tiny_models import generator
 
 from laplora.errors import NonFiniteError, PriorError

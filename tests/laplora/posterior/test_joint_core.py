@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from dense_reference import Problem
 from fast_path import close, replay, rows_of
 from joint_problem import PRIOR, changed, covariance, dense_curvature, dense_ggn, fit_joint
-from reference_problem import Problem
 from tiny_models import generator, tiny_model, tiny_task
 
 from laplora.errors import FactorizationError, NonFiniteError

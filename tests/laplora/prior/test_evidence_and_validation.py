@@ -7,9 +7,9 @@ from dataclasses import replace
 import dense_reference as dense
 import pytest
 import torch
+from dense_reference import Problem
 from fast_path import basis_by_key, dense_ekfac, fit_blocks, rows_of
 from joint_problem import dense_ggn, fit_joint, parameter_precisions
-from reference_problem import Problem
 from tiny_models import generator, tiny_model, tiny_task
 
 from laplora.errors import PriorError
