@@ -68,23 +68,20 @@ async def test_what_is_open_needs_no_key_and_any_key_may_look(guarded: Served) -
             assert (await guarded.client.get(path, headers=bearer(scope))).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("needed", "path", "body"),
-    [
+async def test_a_scope_opens_its_own_endpoints_alone(guarded: Served) -> None:
+    for needed, path, body in (
         ("predict", "/predict", BODY),
         ("evaluate", "/evaluate", {"inputs": [{"text": "a", "label": "positive"}]}),
         ("admin", "/artifacts/fake/activate", None),
-    ],
-)
-async def test_a_scope_opens_its_own_endpoints_alone(needed: str, path: str, body: Any, guarded: Served) -> None:
-    for scope in SCOPES:
-        answer = await guarded.client.post(path, json=body, headers=bearer(scope))
-        if scope == needed:
-            assert answer.status_code == 200
-        else:
-            assert code(answer) == (403, "forbidden")
-            assert repr(needed) in answer.json()["error"]["message"]
-    assert (await guarded.client.post(path, json=body)).status_code == 401
+    ):
+        for scope in SCOPES:
+            answer = await guarded.client.post(path, json=body, headers=bearer(scope))
+            if scope == needed:
+                assert answer.status_code == 200
+            else:
+                assert code(answer) == (403, "forbidden")
+                assert repr(needed) in answer.json()["error"]["message"]
+        assert (await guarded.client.post(path, json=body)).status_code == 401
 
 
 async def test_what_is_not_a_key_is_refused(guarded: Served) -> None:

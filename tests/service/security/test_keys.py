@@ -36,40 +36,36 @@ def made(file: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str
     return capsys.readouterr().out.strip()
 
 
-def test_create_prints_the_token_once_and_keeps_its_digest(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_are_made_listed_and_revoked(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A token is printed once; the file, of its user alone, has its digest."""
     assert re.fullmatch(r"laplora_[A-Za-z0-9_-]{43}", new_token())
-    token = made(file, capsys, "--id", "team-a", "--scopes", "predict,evaluate", "--expires", "2027-01-01")
-    made(file, capsys, "--id", "team-b", "--scopes", "admin", "--comment", "the deploy job")
-    assert token not in file.read_text()
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    first, second = read_keys(file)
-    assert first == key("team-a", token, scopes=("predict", "evaluate"), expires=date(2027, 1, 1))
-    assert (second.id, second.scopes, second.expires, second.comment) == ("team-b", ("admin",), None, "the deploy job")
-    assert {p.name for p in file.parent.iterdir()} == {".keys.json.lock", "keys.json"}
-
-
-def test_list_and_revoke(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tokens = [made(file, capsys, "--id", name, "--scopes", "predict") for name in "aab"]
-    prints = [digest(token)[:12] for token in tokens]
-    assert main(["list", "--file", str(file)]) == 0
-    listed = capsys.readouterr().out
-    assert [tuple(line.split()[:2]) for line in listed.splitlines()] == list(zip("aab", prints, strict=True))
-    assert not any(token in listed for token in tokens)
-
-    revoke = ["revoke", "--file", str(file), "--id", "a"]
-    assert main([*revoke, "--fingerprint", prints[0]]) == 0
-    assert [key.sha256 for key in read_keys(file)] == [digest(token) for token in tokens[1:]]
-    assert main(revoke) == 0
-    assert [key.id for key in read_keys(file)] == ["b"]
-    assert main(revoke) == 2
-    assert "no such key" in capsys.readouterr().err
-
-
-def test_what_is_no_key_is_not_written(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, scopes in (("", "predict"), ("a\n", "predict"), ("a", "predict,everything"), ("a", "")):
         assert main(["create", "--file", str(file), "--id", name, "--scopes", scopes]) == 2
         assert capsys.readouterr().err.startswith("python -m service.keys: --")
         assert not file.exists()
+    tokens = [
+        made(file, capsys, "--id", "a", "--scopes", "predict,evaluate", "--expires", "2027-01-01"),
+        made(file, capsys, "--id", "a", "--scopes", "predict"),
+        made(file, capsys, "--id", "b", "--scopes", "admin", "--comment", "the deploy job"),
+    ]
+    first, second, third = read_keys(file)
+    assert first == key("a", tokens[0], scopes=("predict", "evaluate"), expires=date(2027, 1, 1))
+    assert (third.id, third.scopes, third.expires, third.comment) == ("b", ("admin",), None, "the deploy job")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert {p.name for p in file.parent.iterdir()} == {".keys.json.lock", "keys.json"}
+    assert main(["list", "--file", str(file)]) == 0
+    listed = capsys.readouterr().out
+    prints = [digest(token)[:12] for token in tokens]
+    assert [tuple(line.split()[:2]) for line in listed.splitlines()] == list(zip("aab", prints, strict=True))
+    assert not any(token in listed + file.read_text() for token in tokens)
+
+    revoke = ["revoke", "--file", str(file), "--id", "a"]
+    assert main([*revoke, "--fingerprint", prints[0]]) == 0
+    assert list(read_keys(file)) == [second, third]
+    assert main(revoke) == 0
+    assert list(read_keys(file)) == [third]
+    assert main(revoke) == 2
+    assert "no such key" in capsys.readouterr().err
 
 
 def test_commands_at_the_same_time_lose_no_key(file: Path) -> None:
@@ -146,8 +142,7 @@ def test_a_token_names_its_holder_until_it_expires_and_nothing_else_does(
 def test_every_key_is_compared_in_constant_time(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever of the keys it is, or none: the same comparisons, all by compare_digest."""
     write_keys(file, [key(name, name) for name in "abcd"])
-    keyring = Keyring(file)
-    compared: list[str] = []
+    keyring, compared = Keyring(file), list[str]()
 
     def compare(one: str, other: str) -> bool:
         compared.append(one)

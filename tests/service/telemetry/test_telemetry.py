@@ -74,7 +74,7 @@ async def test_log_lines_are_json_with_id_and_stages_and_no_text(log: Log) -> No
     assert SECRET not in log.getvalue()
     assert [event["phase"] for event in log.events("stage")] == ["loading", "verifying", "warming_up", "ready"]
     first, crashed, *others = log.events("request")
-    assert (first["request_id"], first["route"], first["status"], first["rows"]) == ("good-one", "/predict", 200, 1)
+    assert first.items() >= {"request_id": "good-one", "route": "/predict", "status": 200, "rows": 1}.items()
     assert {"queue_ms", "tokenize_ms", "compute_ms", "total_ms", "duration_ms", "tokens"} <= set(first)
     assert [(event["status"], event["code"]) for event in others] == [(422, "invalid_input"), (404, "route_not_found")]
     crash, unseen = log.events("crash")
