@@ -222,8 +222,3 @@ def test_the_default_artifacts_references() -> None:
     assert reference_of(default, "map").scores_rank == ("score", "confidence")
     average = reference_of(default, "laplace_order_average")
     assert (average.nll, average.scores, average.coverage) == (None, None, 0.9)
-
-
-@pytest.mark.parametrize("value", [float("nan"), "0.3", None, True])
-def test_a_metric_that_is_no_number_is_no_reference(value: object) -> None:
-    assert reference_of(predictor(rows=400, nll=value), "laplace").nll is None

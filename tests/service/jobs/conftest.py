@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from job_calls import ServedJobs, serve
 from job_servers import Servers
 from postgres import postgres
+from stored_jobs import Stores
 
 from service.jobs.store.database import Database
 from service.jobs.store.job_tables import JobTables
@@ -52,7 +53,7 @@ def url(postgres_server: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def stores(url: str) -> Iterator[tuple[JobTables, JobTables]]:
+def stores(url: str) -> Iterator[Stores]:
     """Yield what two servers write with that share a PostgreSQL."""
     opened = JobTables(Database.at_url(url)), JobTables(Database.at_url(url))
     yield opened
@@ -61,7 +62,7 @@ def stores(url: str) -> Iterator[tuple[JobTables, JobTables]]:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.process)])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[JobTables, JobTables]]:
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stores]:
     """Yield what two servers write with, on either kind of database: one after the other has the SQLite of a folder."""
     if request.param == "postgres":
         yield request.getfixturevalue("stores")

@@ -10,6 +10,8 @@ from service.jobs.store.claims import ClaimLostError
 from service.jobs.store.job_tables import JobTables
 from service.jobs.store.records import About, ArtifactVersion, Job, JobOptions, ScoredRow, StoredStatus, Sums
 
+#: What two servers write with.
+Stores = tuple[JobTables, JobTables]
 LINE = {"laplace": ([0.123456789, 0.876543211], 0.25), "map": ([0.123456789, 0.876543211], None)}
 LEASE_S = 60.0
 ARTIFACT = ArtifactVersion(name="fake", digest="sha256:fake", base_model="tiny", quantization="none")

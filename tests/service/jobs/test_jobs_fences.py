@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from server_process import until
-from stored_jobs import LINE, add, claimed, end, let_die, new_job
+from stored_jobs import LINE, Stores, add, claimed, end, let_die, new_job
 
 from service.errors import JobsUnavailableError
 from service.jobs.store.claims import ClaimLostError, Claims
@@ -42,8 +42,6 @@ WRITES: dict[str, Callable[[JobTables, int, int], Any]] = {
 }
 #: Of these a lost claim is no error: what they keep is worth nothing then.
 SILENT = {"set_absent", "release"}
-
-Stores = tuple[JobTables, JobTables]
 
 
 def begun(store: JobTables) -> int:

@@ -15,14 +15,12 @@ from job_calls import holding, poisoned
 from job_servers import Servers, check_whole, job_until, submit_to
 from postgres import GUEST
 from server_process import until
-from stored_jobs import LEASE_S, kept_rows, new_job
+from stored_jobs import LEASE_S, Stores, kept_rows, new_job
 
 from service.errors import IdempotencyConflictError, JobsUnavailableError
 from service.jobs.store.database import Database
 from service.jobs.store.job_tables import JobTables
 from service.jobs.store.schema import FORMAT
-
-Stores = tuple[JobTables, JobTables]
 
 
 def at_once(*calls: Callable[[], Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from job_calls import ServedJobs, rows, serve, stopped_job
 from serving import FakePredictor, artifacts_in
 from sqlalchemy import update
-from stored_jobs import kept_rows
+from stored_jobs import Stores, kept_rows
 
 from service.errors import JobsUnavailableError
 from service.jobs.store.job_tables import JobTables
@@ -22,7 +22,6 @@ from service.jobs.store.sharing import BackOffs
 pytestmark = pytest.mark.anyio
 COUNT = 60
 
-Stores = tuple[JobTables, JobTables]
 Start = Callable[..., Any]
 
 
@@ -43,45 +42,38 @@ async def seem_dead(served: ServedJobs, store: JobTables) -> None:
         db.execute(mine.values(heard_at=SERVERS.c.heard_at - 3600))
 
 
-def gated(monkeypatch: pytest.MonkeyPatch, served: ServedJobs, write: str) -> tuple[threading.Event, threading.Event]:
-    """Hold the first such write of a server up, before anything of it is done."""
-    tables, reached, go = served.state.jobs.ledger.disk.tables, threading.Event(), threading.Event()
-    real = getattr(tables, write)
-
-    def late(*arguments: Any, **named: Any) -> Any:
-        reached.set()
-        go.wait()
-        return real(*arguments, **named)
-
-    monkeypatch.setattr(tables, write, late)
-    return reached, go
-
-
 @pytest.mark.parametrize("write", ["set_begun", "set_paused", "add_rows", "end"])
 async def test_a_write_that_comes_too_late_is_refused_and_every_row_is_answered_once(
     write: str, start: Start, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, _ = stores
+    reached, go, items = threading.Event(), threading.Event(), rows(COUNT)
     async with start() as first:
         first.predictor.hold()
-        items = rows(COUNT)
         job_id = await first.submit(items)
-        job = first.held(job_id)
+        job, board, tables = first.held(job_id), first.state.jobs, first.state.jobs.ledger.disk.tables
         await first.until(first.predictor.entered.is_set)
         if write in ("set_begun", "set_paused"):
             # Both come before a batch: it lets go of the job, and claims it once more.
-            await first.state.jobs._runner.give_up(job)
-        reached, go = gated(monkeypatch, first, write)
+            await board._runner.give_up(job)
+        written = getattr(tables, write)
+
+        def late(*arguments: Any, **named: Any) -> Any:
+            reached.set()
+            go.wait()
+            return written(*arguments, **named)
+
+        monkeypatch.setattr(tables, write, late)
         if not job.mine:
-            await first.state.jobs.ledger.sharing.release(job)
+            await board.ledger.sharing.release(job)
         first.predictor.released.set()
         await first.until(reached.is_set)
         await seem_dead(first, store)
         async with start() as second:
             done = await second.ended(job_id)
             go.set()
-            await first.until(lambda: not first.state.jobs._runner._runs)
-            await first.state.jobs.fresh()
+            await first.until(lambda: not board._runner._runs)
+            await board.fresh()
             assert (done["status"], done["rows_done"], done["result"]["rows"]) == ("done", COUNT, COUNT)
             assert done["result"]["methods"] == await second.methods(items)
             for served in (first, second):

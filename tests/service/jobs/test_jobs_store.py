@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from job_calls import JSONL, refused, rows, serve
-from stored_jobs import add, claimed, end, kept_rows, new_job
+from stored_jobs import Stores, add, claimed, end, kept_rows, new_job
 
 from laplora.answers.labels import LabelNames
 from service.errors import JobsUnavailableError
@@ -20,7 +20,6 @@ from service.jobs.store.job_tables import JobTables
 from service.jobs.store.records import ScoredRow, Sums
 from service.jobs.store.schema import FORMAT
 
-Stores = tuple[JobTables, JobTables]
 ROWS = 20_000
 #: What the log may come to, in bytes: about a megabyte, whatever the job's size.
 MOST_LOG_BYTES = 1_200_000
