@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,6 @@ from pathlib import Path
 import pytest
 from free_ports import free_port
 
-GIVE_UP_S = 120.0
 #: The one role that needs a password.
 GUEST = "guest"
 
@@ -36,34 +33,25 @@ def postgres() -> Iterator[str]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parts[4]))
     if not found:
         pytest.skip("initdb (PostgreSQL) not installed: .ci/install_programs")
-    programs, own = found[-1], _user()
+    own = _user()
     with tempfile.TemporaryDirectory(prefix="laplora-postgres-") as temporary:
-        folder = Path(temporary)
-        data = folder / "data"
+        folder, data = Path(temporary), Path(temporary) / "data"
         if own:
             shutil.chown(folder, own["user"])
 
-        def call(*command: str) -> None:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, **own)  # type: ignore[call-overload]
-            assert done.returncode == 0, done.stderr
+        def call(program: str, *arguments: str) -> None:
+            command = [str(found[-1] / program), "-D", str(data), *arguments]
+            done = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, **own)  # type: ignore[call-overload]
+            assert done.returncode == 0, command
 
-        call(str(programs / "initdb"), "-D", str(data), "-U", "laplora", "--auth=trust", "--no-sync", "-E", "UTF8")
+        call("initdb", "-U", "laplora", "--auth=trust", "--no-sync", "-E", "UTF8")
         rules = data / "pg_hba.conf"
         rules.write_text(f"host all {GUEST} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
         port = free_port()
-        options = ["-h", "127.0.0.1", "-p", str(port), "-k", str(folder), "-c", "fsync=off"]
-        with subprocess.Popen(
-            [str(programs / "postgres"), "-D", str(data), *options], cwd=folder, stderr=subprocess.DEVNULL, **own
-        ) as process:  # type: ignore[call-overload]
-            try:
-                give_up = time.monotonic() + GIVE_UP_S
-                ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-                while subprocess.run(ready).returncode != 0:
-                    assert process.poll() is None
-                    assert time.monotonic() < give_up
-                    time.sleep(0.05)
-                yield f"postgresql://laplora@127.0.0.1:{port}/postgres"
-            finally:
-                # A fast stop: a plain one would wait for every client to leave.
-                process.send_signal(signal.SIGINT)
-                process.wait()
+        options = f"-h 127.0.0.1 -p {port} -k {folder} -c fsync=off"
+        call("pg_ctl", "-w", "-t", "110", "-l", str(folder / "log"), "-o", options, "start")
+        try:
+            yield f"postgresql://laplora@127.0.0.1:{port}/postgres"
+        finally:
+            # A fast stop: a plain one would wait for every client to leave.
+            call("pg_ctl", "-w", "-m", "fast", "stop")

@@ -11,13 +11,11 @@ import pytest
 from job_calls import JSONL, refused, rows, serve
 from stored_jobs import Stores, add, claimed, end, kept_rows, new_job
 
-from laplora.answers.labels import LabelNames
 from service.errors import JobsUnavailableError
 from service.jobs.store.claims import ClaimLostError
 from service.jobs.store.database import Database
 from service.jobs.store.folder import JobsFolder, StrangersError
 from service.jobs.store.job_tables import JobTables
-from service.jobs.store.records import ScoredRow, Sums
 from service.jobs.store.schema import FORMAT
 
 ROWS = 20_000
@@ -130,21 +128,6 @@ def test_rows_go_to_disk_once_and_in_order_and_leave_nothing_when_they_are_remov
     while store.reads.sweep():
         pass
     assert (store.reads.jobs(), kept_rows(store, number), store.reads.bad_rows(number)) == ([], [], [])
-
-
-def test_unfamiliar_rows_are_counted_over_chunks() -> None:
-    chunks: list[list[bool | None]]
-    for chunks, share in (
-        ([[False, False], [True], [False, True]], 2 / 5),
-        ([[True], [True, None]], None),  # not told of every row
-        ([], None),
-    ):
-        sums = Sums()
-        for flags in chunks:
-            scored = [ScoredRow(row, 0, {"map": ([0.6, 0.4], None)}, flag) for row, flag in enumerate(flags)]
-            added = sums.plus(scored, labels=LabelNames(("n", "p"), several=False), bins=5)
-            sums = Sums.model_validate_json(added.model_dump_json())
-        assert (sums.rows, sums.unfamiliar_share) == (sum(map(len, chunks)), share)
 
 
 ID = "7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"
