@@ -79,8 +79,7 @@ def start(tmp_path: Path) -> Callable[..., Any]:
 
 
 def predict(client: httpx.Client, text: str = "a", request_id: str = "", **headers: str) -> httpx.Response:
-    headers = {"x-request-id": request_id, **headers}
-    return client.post("/predict", json={"inputs": [{"text": text}]}, headers=headers)
+    return client.post("/predict", json={"inputs": [{"text": text}]}, headers={"x-request-id": request_id, **headers})
 
 
 def stop(process: Process) -> None:
@@ -140,8 +139,8 @@ def test_a_scored_request_is_a_trace_with_its_stages(start: Callable[..., Any]) 
 
     for name, code in (("bad", "invalid_input"), ("no-json", "invalid_json")):
         refused = collector.of(name)
-        assert attributes(refused)["error.type"] == code
-        assert attributes(refused)["http.response.status_code"] == 422
+        found = attributes(refused)
+        assert (found["error.type"], found["http.response.status_code"]) == (code, 422)
         assert refused.status.code != Status.STATUS_CODE_ERROR, "the client's fault"
     assert collector.of("odd-parent").parent_span_id == b""
     assert SECRET not in "".join(map(str, collector.exports))
