@@ -32,6 +32,7 @@ Handler = Callable[[httpx.Request], httpx.Response]
 
 TEXTS = [{"text": "a"}]
 LABELLED = [{"text": "a", "label": "positive"}] * 2
+JOB = answer_to("GET", "/evaluate/jobs/j")
 
 
 def carried(typed: Any, sent: Any) -> bool:
@@ -131,17 +132,11 @@ def test_waits_grow_with_jitter_and_are_at_least_what_the_service_asks(monkeypat
             Retries(**bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("status", "body"),
-    [
-        (200, "<html>"),
-        (200, json.dumps({"predictions": []})),
-        (200, json.dumps({**answer_to("POST", "/predict"), "predictions": []})),
-        (200, "[1]"),
-        (502, "<html>"),
-        (500, json.dumps({"error": "text"})),
-    ],
-)
+NO_ROWS = json.dumps(answer_to("POST", "/predict") | {"predictions": []})
+OTHERS = [(200, "<html>"), (200, '{"predictions": []}'), (200, NO_ROWS), (200, "[1]"), (502, "<html>"), (500, "{}")]
+
+
+@pytest.mark.parametrize(("status", "body"), OTHERS)
 def test_another_server_at_that_address(connect: Connect, status: int, body: str) -> None:
     with connect(lambda _request: httpx.Response(status, text=body)) as client:
         for call in (lambda: client.predict(TEXTS), client.artifacts):
@@ -154,12 +149,20 @@ def test_another_server_at_that_address(connect: Connect, status: int, body: str
                 client.wait_until_ready(0.01)
 
 
-def test_a_job_is_watched_across_a_proxy_whose_service_starts_anew(connect: Connect) -> None:
-    job = answer_to("GET", "/evaluate/jobs/j") | {"status": "done"}
-    answers = [httpx.Response(502, text="<html>"), httpx.Response(504), httpx.Response(200, json=job)]
+def test_a_job_is_watched_across_a_proxy_and_its_rows_without_an_answer_are_warned_of(connect: Connect) -> None:
+    done = {**JOB, "status": "done", "error": None, "rows": 2, "rows_done": 2, "rows_bad": 1}
+    done["bad_rows"] = [{"line": 2, "code": "unscorable_input"}]
+    answers = [
+        httpx.Response(502, text="<html>"),
+        httpx.Response(504),
+        *(httpx.Response(200, json=done) for _ in range(4)),
+    ]
     patient = Retries(tries=3, first_s=0.01)
     with connect(lambda _request: answers.pop(0)) as client:
         assert [one.status for one in client.watch_job("j", retries=patient)] == ["done"]
+        assert client.job("j").bad_rows == (BadRow(line=2, code="unscorable_input"),)
+        with pytest.warns(UserWarning, match=f"1 of 2 rows of job {JOB['id']} could not be scored"):
+            assert client.wait_for_job("j").rows == JOB["result"]["rows"]
     with connect(lambda _request: httpx.Response(500)) as client, pytest.raises(ServiceFailedError):
         next(iter(client.watch_job("j", retries=patient)))
 
@@ -244,20 +247,6 @@ def test_inputs_that_cannot_be_sent(connect: Connect, tmp_path: Path) -> None:
                 call([{"text": float("nan")}])
         with pytest.raises(FileNotFoundError):
             client.submit_job(tmp_path / "none.jsonl")
-
-
-# Jobs
-
-JOB = answer_to("GET", "/evaluate/jobs/j")
-
-
-def test_rows_without_an_answer_are_warned_of(connect: Connect) -> None:
-    done = {**JOB, "status": "done", "error": None, "rows": 2, "rows_done": 2, "rows_bad": 1}
-    done["bad_rows"] = [{"line": 2, "code": "unscorable_input"}]
-    with connect(lambda _request: httpx.Response(200, json=done)) as client:
-        assert client.job("j").bad_rows == (BadRow(line=2, code="unscorable_input"),)
-        with pytest.warns(UserWarning, match=f"1 of 2 rows of job {JOB['id']} could not be scored"):
-            assert client.wait_for_job("j").rows == JOB["result"]["rows"]
 
 
 def test_another_try_sends_the_same_upload_under_the_same_key(connect: Connect) -> None:
