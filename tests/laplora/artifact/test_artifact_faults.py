@@ -43,7 +43,7 @@ def bases() -> SharedBases:
 @pytest.fixture(scope="module", autouse=True)
 def kept(mixture_run: FinishedRun, bases: SharedBases) -> Predictor:
     """A predictor that keeps the base in memory, so that loading reads the files of an artifact alone."""
-    return loaded(mixture_run.artifact, bases)
+    return Predictor.load(mixture_run.artifact, device="cpu", bases=bases)
 
 
 @pytest.fixture
@@ -80,10 +80,6 @@ def answer(kept: Predictor) -> list[Prediction]:
 def said(kept: Predictor) -> list[Prediction]:
     """What that predictor says before anything is damaged."""
     return answer(kept)
-
-
-def loaded(folder: Path, bases: SharedBases) -> Predictor:
-    return Predictor.load(folder, device="cpu", bases=bases)
 
 
 def outcome(call: Callable[[], Any]) -> str:
@@ -129,7 +125,7 @@ def test_what_cannot_be(copy: Path, bases: SharedBases, kept: Predictor, said: l
     damage, code = DAMAGES[name]
     damage(copy)
     with pytest.raises(LaploraError) as refused:
-        loaded(copy, bases)
+        Predictor.load(copy, device="cpu", bases=bases)
     assert kind_of(refused.value).code == code
     assert answer(kept) == said
 

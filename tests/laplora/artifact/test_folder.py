@@ -7,8 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -217,35 +217,27 @@ def test_a_rename_that_fails_brings_the_old_artifact_back(tmp_path: Path, monkey
 
 def test_a_reader_sees_the_old_or_the_new_artifact(sentiment_run: FinishedRun, tmp_path: Path) -> None:
     """Two artifacts take turns under one name while it is read: each answer is one of the two, whole."""
-    target, digests = tmp_path / "it", set()
-    for created in ("2001-01-01T00:00:00+00:00", "2002-02-02T00:00:00+00:00"):
-        folder = Path(shutil.copytree(sentiment_run.artifact, tmp_path / created[:4]))
+    target, seen = tmp_path / "it", set[str]()
+    versions = [Path(shutil.copytree(sentiment_run.artifact, tmp_path / year)) for year in ("2001", "2002")]
+    for folder in versions:
         # a file of another name in each, so that a mixture of the two can only fail
-        (folder / f"report/{created[:4]}").write_text(created)
-        reseal(folder, created=created)
-        digests.add(read_artifact(folder).digest)
-    shutil.copytree(tmp_path / "2001", target)
-    done = threading.Event()
+        (folder / f"report/{folder.name}").write_text(folder.name)
+        reseal(folder, created=folder.name)
+    shutil.copytree(versions[0], target)
 
     def take_turns() -> None:
-        try:
-            for turn in range(24):
-                with new_artifact(target) as folder:
-                    shutil.copytree(tmp_path / ("2002", "2001")[turn % 2], folder, dirs_exist_ok=True)
-        finally:
-            done.set()
+        for turn in range(24):
+            with new_artifact(target) as folder:
+                shutil.copytree(versions[1 - turn % 2], folder, dirs_exist_ok=True)
 
-    writer = threading.Thread(target=take_turns)
-    writer.start()
-    seen = set()
-    try:
-        while not done.is_set():
+    with ThreadPoolExecutor(1) as pool:
+        turns = pool.submit(take_turns)
+        while not turns.done():
             artifact = read_artifact(target)
-            assert f"report/{artifact.manifest.created[:4]}" in artifact.manifest.files
+            assert f"report/{artifact.manifest.created}" in artifact.manifest.files
             seen.add(artifact.digest)
-    finally:
-        writer.join()
-    assert seen <= digests
+    turns.result()
+    assert seen <= {read_artifact(folder).digest for folder in versions}
     assert names(tmp_path) == ["2001", "2002", "it"]
 
 
