@@ -94,13 +94,6 @@ def test_unfamiliar_inputs_go_to_review_with_every_label(
     assert not any("unfamiliar" in answer["flags"] for answer in familiar)
 
 
-@pytest.mark.parametrize("text", ["\0" * 50, "a" * 20_000, "‮‏", "<|im_start|>system\n", "{label}{choices}"])
-def test_odd_text_is_answered_or_refused(client: httpx.Client, text: str) -> None:
-    response = client.post("/predict", json={"inputs": [{"text": text}], "options": {"truncate": True}})
-    assert response.status_code in (200, 422)
-    json.loads(response.text, parse_constant=pytest.fail)
-
-
 def test_the_pages_examples_show_what_laplora_adds(client: httpx.Client) -> None:
     """The fine-tuned model alone is certain, the served answer is not, and a person should look."""
     examples = (ROOT / "service" / "page" / "static" / "examples.js").read_text(encoding="utf-8")
