@@ -152,14 +152,24 @@ async def test_another_base_is_activated_and_not_loaded_beside(three: Three) -> 
     assert named(await three.served.predict("a")) == "third"
 
 
-async def test_activating_a_loaded_one_loads_nothing(three: Three) -> None:
+async def test_activating_a_loaded_one_loads_nothing_unless_it_is_unloaded_meanwhile(three: Three) -> None:
     activated = (await three.post("second/activate")).json()
     assert (activated["previous"], activated["unloaded"], three.second.batches) == ("first", [], [])
     metrics = (await three.served.client.get("/metrics")).text
     for name, active in (("second", "true"), ("first", "false")):
         assert f'laplora_artifact_info{{active="{active}",digest="sha256:{name}",name="{name}"}} 1.0' in metrics
     assert named(await three.served.predict("a")) == "second"
-    assert named(await three.post("first/unload")) == "first"
+    shelf = three.served.state.artifacts.shelf
+    activate = shelf.activate
+
+    def unload_first(name: str) -> bool:
+        shelf.remove(name)
+        return bool(activate(name))
+
+    shelf.activate = unload_first
+    assert named(await three.post("first/activate")) == "first"
+    assert three.first.batches, "it was loaded and warmed up again"
+    assert named(await three.post("second/unload")) == "second"
 
 
 async def test_two_folders_of_one_name_are_refused_and_changed_content_is_loaded_again(tmp_path: Path) -> None:
@@ -180,25 +190,17 @@ async def test_two_folders_of_one_name_are_refused_and_changed_content_is_loaded
         assert answer.json()["artifact"]["digest"] == "sha256:renewed"
 
 
-async def test_what_is_unloaded_while_it_is_activated_is_loaded_again(three: Three) -> None:
-    shelf = three.served.state.artifacts.shelf
-    activate = shelf.activate
-
-    def unload_first(name: str) -> bool:
-        shelf.remove("second")
-        return bool(activate(name))
-
-    shelf.activate = unload_first
-    assert named(await three.post("second/activate")) == "second"
-    assert named(await three.served.predict("a")) == "second"
-    assert three.second.batches, "it was loaded and warmed up again"
-
-
-@pytest.mark.parametrize("values", [{"also_load": "nobody"}, {"max_artifacts": 1}])
-async def test_artifacts_to_start_with_must_be_there_and_fit(tmp_path: Path, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize("values", [{"also_load": "nobody"}, {"max_artifacts": 1}, {}])
+async def test_artifacts_to_start_with_must_be_there_and_fit_and_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    if not values:
+        monkeypatch.setattr(FakePredictor, "verify_golden", lambda self, run: {}["secret"])
     async with three_in(tmp_path, wait=False, **values) as three:
         await three.served.until(lambda: three.served.state.artifacts.stage.startswith("failed"))
-        assert code(await three.served.predict("a")) == (503, "not_ready")
+        for refused in (await three.served.predict("a"), await three.served.client.get("/health/ready")):
+            assert code(refused) == (503, "not_ready")
+            assert ("KeyError" in refused.text, "secret" in refused.text) == (not values, False)
         assert 'laplora_startup_phase{phase="failed"} 1.0' in (await three.served.client.get("/metrics")).text
 
 

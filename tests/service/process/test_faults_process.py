@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,3 +63,16 @@ def test_exit_statuses_are_what_is_documented() -> None:
         "USAGE": 2,
         "DEVICE_FAULT": 75,
     }
+
+
+def test_a_start_that_fails_ends_the_process_and_says_why(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for flags, environment, status, said in (
+            ([], {"FAKE_BROKEN": "golden"}, ExitStatus.START_FAILED, "recorded 0.5, got 0.7"),
+            (["--artifact", "nobody"], {}, ExitStatus.USAGE, "nobody: give --artifact a folder"),
+            (["--port", str(taken.getsockname()[1])], {}, ExitStatus.START_FAILED, "address already in use"),
+        ):
+            process = start(*flags, **environment)
+            assert process.left() == status
+            assert said in process.log
+    assert "--port takes another one" in process.log

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,23 +62,6 @@ async def test_live_at_once_and_ready_once_every_artifact_has_passed_its_golden_
         assert (await client.get("/health/ready")).json()["artifact"]["name"] == "first"
         answer = await client.post("/predict", json={"inputs": [{"text": "a"}], "artifact": "second"})
         assert answer.json()["artifact"]["name"] == "second"
-
-
-async def test_artifact_that_cannot_be_served_is_reported_and_never_ready() -> None:
-    failures: list[Exception] = []
-    error = RuntimeError("anything")
-
-    def load(path: Path, settings: Any, progress: Any) -> Any:
-        raise error
-
-    app = create_app(settings(), library=Library(load, lambda path: SimpleNamespace()), on_load_failure=failures.append)  # type: ignore[arg-type,return-value]
-    async with started(app, ready=False) as client:
-        while not failures:
-            await asyncio.sleep(0.005)
-        response = await client.get("/health/ready")
-    assert failures == [error]
-    assert code(response) == (503, "not_ready")
-    assert "RuntimeError" in response.json()["error"]["message"]
 
 
 async def test_disconnect_frees_queued_rows() -> None:
