@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_architectures import tiny_architecture
-from tiny_models import add_lora, tiny_base, tiny_task
+from tiny_models import Task, add_lora, tiny_base, tiny_task
 
 from laplora.errors import ArtifactCorruptError, ModelError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
@@ -24,7 +25,7 @@ from laplora.models.lora import lora_layers
 from laplora.models.probe import check_adapted
 from laplora.models.readout import label_logits, last_hidden
 
-FILE = "adapter_model.safetensors"
+FILE, LAYER = "adapter_model.safetensors", "base_model.model.model.layers.1"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,11 @@ def test_jacobians_are_those_of_the_adapter_as_peft_runs_it(
         torch.testing.assert_close(got.jacobian, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
 
 
+def logits_of(model: Any, task: Task) -> torch.Tensor:
+    with torch.no_grad():
+        return label_logits(model, last_hidden(model, task.batch()), task.label_ids)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "phi"])
 def test_an_adapter_of_any_name_among_others(architecture: str, tmp_path: Path) -> None:
     """Its logits, Jacobians and file are those of the same adapter alone under PEFT's usual name."""
@@ -80,20 +86,15 @@ def test_an_adapter_of_any_name_among_others(architecture: str, tmp_path: Path) 
     assert same.keys() == file.keys()
     assert all("lora_" in name for name in file)  # not the embedding of a tied lm_head, which peft would save
     assert all(torch.equal(same[name], file[name]) for name in file)
-    with torch.no_grad():
-        back = attach_adapter(tiny_architecture(architecture), tmp_path / "1")
-        logits = label_logits(back, last_hidden(back, task.batch()), task.label_ids)
-    torch.testing.assert_close(logits, expected.logits, rtol=1e-5, atol=1e-5)
+    back = attach_adapter(tiny_architecture(architecture), tmp_path / "1")
+    torch.testing.assert_close(logits_of(back, task), expected.logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda m: m.base_model.set_adapter(["default", "second"]), r"2 active adapters \['default', 'second'\]"),
-        (
-            lambda m: m.base_model.model.model.layers[1].self_attn.q_proj.set_adapter(["second"]),
-            r"layers.1.*q_proj runs",
-        ),
+        (lambda m: m.get_submodule(f"{LAYER}.self_attn.q_proj").set_adapter(["second"]), r"layers.1.*q_proj runs"),
         (lambda m: m.merge_adapter(), r"adapters \['default'\] are merged .*call model.unmerge_adapter"),
         (lambda m: m.merge_and_unload(), "got a LlamaForCausalLM without one: if its adapter was merged into it"),
     ],
@@ -116,6 +117,7 @@ def test_adapters_that_do_not_run_alone_are_refused(change: Callable[[Any], Any]
         ({"bias": "all"}, "trains biases; set bias='none'"),
         ({"bias": "lora_only"}, "trains biases"),
         ({"lora_bias": True}, "trains biases"),
+        ({"feedforward_modules": []}, "of the kind IA3; only LoRA is covered"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens is an embedding with LoRA"),
         ({"trainable_token_indices": {"embed_tokens": [3]}}, "sets trainable_token_indices"),
         ({"target_parameters": ["q_proj.weight"], "target_modules": []}, "target_parameters"),
@@ -124,10 +126,11 @@ def test_adapters_that_do_not_run_alone_are_refused(change: Callable[[Any], Any]
 def test_an_adapter_the_posterior_would_not_cover_is_refused(
     options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
+    kind = IA3Config if "feedforward_modules" in options else partial(LoraConfig, r=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's own, about what it is asked to do here
-        kind = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | options
-        model = get_peft_model(tiny_base("llama"), LoraConfig(**kind))
+        config = kind(**{"target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | options)
+        model = get_peft_model(tiny_base("llama"), config)
         model.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=message):
         lora_layers(model)
@@ -136,15 +139,6 @@ def test_an_adapter_the_posterior_would_not_cover_is_refused(
     with pytest.raises(ModelError, match=message.replace("embed_tokens is an", "is on an")):
         attach_adapter(base, tmp_path)
     assert all(torch.equal(weight, before[name]) for name, weight in base.named_parameters() if name in before)
-
-
-def test_another_kind_of_adapter_is_refused() -> None:
-    config = IA3Config(target_modules=["v_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of transformers' names that peft reads
-        model = get_peft_model(tiny_base("llama"), config)
-    with pytest.raises(ModelError, match="the adapter is of the kind IA3; only LoRA is covered"):
-        lora_layers(model)
 
 
 def saved(folder: Path, targets: list[str], *, tied: bool, embeddings: bool | str = "auto") -> Any:
@@ -167,9 +161,7 @@ def test_a_file_with_the_bases_embeddings_loads(
     model, task = saved(tmp_path, targets, tied=tied, embeddings=embeddings), tiny_task(examples=4)
     assert sum("lora_" not in name for name in load_file(tmp_path / FILE)) == count
     again = attach_adapter(tiny_base("llama", tied=tied), tmp_path)
-    with torch.no_grad():
-        one, two = (label_logits(m, last_hidden(m, task.batch()), task.label_ids) for m in (model, again))
-    assert torch.equal(one, two)
+    assert torch.equal(logits_of(model, task), logits_of(again, task))
     # In a wider number format, as peft.prepare_model_for_kbit_training leaves them: bfloat16 values in float32.
     base = tiny_base("llama", tied=tied).bfloat16()
     add_lora(base.float(), targets, dtype=None).save_pretrained(tmp_path / "wide", save_embedding_layers=True)
@@ -187,9 +179,7 @@ def test_an_adapter_without_a_task_type_is_of_the_class_that_peft_notes(tmp_path
     save_adapter(again, tmp_path / "two")
     assert json.loads((tmp_path / "two" / "adapter_config.json").read_text())["auto_mapping"] is None
     for loaded in (again, attach_adapter(tiny_base("llama"), tmp_path / "two")):
-        with torch.no_grad():
-            one, two = (label_logits(m, last_hidden(m, task.batch()), task.label_ids) for m in (model, loaded))
-        assert torch.equal(one, two)
+        assert torch.equal(logits_of(model, task), logits_of(loaded, task))
     with pytest.raises(ModelError, match=r"trained on a LlamaForCausalLM \(its auto_mapping\), which the base is not"):
         attach_adapter(tiny_base("phi"), tmp_path / "one")
     settings["auto_mapping"] = {"parent_library": "transformers"}
