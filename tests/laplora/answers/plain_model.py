@@ -9,7 +9,6 @@ and the predictor by up to 0.41, to either side. A probability's slope is at mos
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from laplora.answers.prediction import Prediction
 from laplora.artifact.folder import Artifact
 from laplora.models.base import locate_base
 from laplora.models.quiet import quiet_loading
@@ -70,18 +68,3 @@ def encode(predictor: Predictor, inputs: Sequence[dict[str, Any]]) -> list[Encod
 
 def distance(one: Sequence[float], other: Sequence[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
-
-
-def numbers(answer: Prediction) -> list[float]:
-    """Return every number of an answer, flat."""
-    flat: list[float] = []
-    stack: list[Any] = list(dataclasses.asdict(answer).values())
-    while stack:
-        item = stack.pop()
-        if isinstance(item, float):
-            flat.append(item)
-        elif isinstance(item, dict):
-            stack.extend(item.values())
-        elif isinstance(item, list | tuple):
-            stack.extend(item)
-    return flat

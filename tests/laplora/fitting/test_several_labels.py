@@ -105,9 +105,7 @@ def dense_covariance(posterior: laplora.CalibratedPosterior, inputs: Rows) -> to
     return torch.stack([j @ covariance @ j.T for j in found])
 
 
-def test_the_posterior_is_the_dense_one_of_one_bernoulli_for_each_label(
-    posterior: laplora.CalibratedPosterior,
-) -> None:
+def test_the_posterior_is_the_dense_one_of_one_bernoulli_for_each_label(posterior: laplora.CalibratedPosterior) -> None:
     inputs = rows(5, 3)
     answers = posterior.predict(inputs, "laplace", batch_size=3)
     expected = dense_covariance(posterior, inputs)

@@ -75,10 +75,7 @@ def test_it_is_decided_once_for_each_model(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     ("part", "change"),
-    [
-        ("self_attn", lambda result: (result[0] / 2, *result[1:])),
-        ("mlp.act_fn", lambda result: result.clamp(max=0.1)),
-    ],
+    [("self_attn", lambda result: (result[0] / 2, *result[1:])), ("mlp.act_fn", lambda result: result.clamp(max=0.1))],
 )
 def test_a_pass_that_differs_is_not_used(part: str, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer is Llama's by name, its attention counts half or its gate is bounded: Jacobians are automatic ones."""
@@ -197,10 +194,7 @@ FAMILIES: dict[str, tuple[Architecture, dict[str, Any]]] = {
     "olmo2": ("olmo2", _HEADS),
     "olmo3": ("olmo3", _HEADS | _SLIDING | {"layer_types": ["sliding_attention", "full_attention"] * 2}),
     "phi3": ("phi3", _HEADS | _SLIDING),
-    "phi4 mini": (
-        "phi3",
-        _HEADS | {"rope_parameters": _LONG_ROPE | {"partial_rotary_factor": 0.5}, "tied": True},
-    ),
+    "phi4 mini": ("phi3", _HEADS | {"rope_parameters": _LONG_ROPE | {"partial_rotary_factor": 0.5}, "tied": True}),
     "gemma": ("gemma", _HEADS | {"head_dim": 12, "num_key_value_heads": 1}),
     "gemma3": (
         "gemma3",

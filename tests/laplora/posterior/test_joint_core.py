@@ -16,10 +16,7 @@ from laplora.errors import FactorizationError, NonFiniteError
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import block_precisions
-from laplora.posterior.joint_core import (
-    empty_sketch,
-    joint_test_matrix,
-)
+from laplora.posterior.joint_core import empty_sketch, joint_test_matrix
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.sketch import nystrom_factor
 from laplora.posterior.structures import STRUCTURES, fit_posterior

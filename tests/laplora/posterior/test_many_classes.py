@@ -21,12 +21,7 @@ from laplora.jacobians.many_classes import ManyClasses, fisher_directions
 from laplora.linearised import contrast_hessian
 from laplora.posterior.base import Posterior, block_precisions
 from laplora.posterior.file import posterior_tensors, read_posterior
-from laplora.posterior.many_classes import (
-    ManyClassPosterior,
-    check_class_count,
-    choose_of,
-    completed_covariance,
-)
+from laplora.posterior.many_classes import ManyClassPosterior, check_class_count, choose_of, completed_covariance
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import STRUCTURES, fit_posterior
 
