@@ -7,9 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -253,23 +251,15 @@ with partial_folder(Path(sys.argv[1])) as folder:
 """
 
 
-@contextmanager
-def writing(target: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """Yield a process that writes an artifact, and its folder."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", _WRITER, str(target)], text=True, **pipes) as process:
+def test_what_a_process_writes_stays_and_what_a_killed_one_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    command, pipe = [sys.executable, "-c", _WRITER, str(tmp_path / "it")], subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) as process:
         try:
-            yield process, target.parent / process.stdout.readline().strip()
+            left = tmp_path / process.stdout.readline().strip()
+            with partial_folder(tmp_path / "it") as ours, partial_folder(tmp_path / "it") as too:
+                assert names(tmp_path) == sorted([left.name, ours.name, too.name])
         finally:
             process.kill()
-
-
-def test_what_a_process_writes_stays_and_what_a_killed_one_left_goes_with_the_next_write(tmp_path: Path) -> None:
-    with writing(tmp_path / "it") as (process, left):
-        with partial_folder(tmp_path / "it") as ours, partial_folder(tmp_path / "it") as too:
-            assert names(tmp_path) == sorted([left.name, ours.name, too.name])
-        process.kill()
-        process.wait()
     assert names(left) == ["half"]
     with partial_folder(tmp_path / "other"):
         assert left.exists()  # of another artifact
