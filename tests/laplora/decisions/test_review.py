@@ -15,6 +15,7 @@ from laplora.answers.review_scores import review_scores, thresholds_at
 from laplora.decisions.review import accept_threshold, fit_thresholds, sureness_of
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.decisions.uncertainty import FLAGS, REVIEW_FLAGS, decide, decompose, raise_flags, review_score
+from laplora.errors import ConfigError, DataError
 from laplora.linearised import PosteriorPredictive, contrasts, entropy
 from laplora.metrics.ranking import error_auroc
 from laplora.predictive.gaussian import posterior_predictive
@@ -276,3 +277,11 @@ def test_each_flag_is_raised_by_its_cause_alone() -> None:
     limit = thresholds.review.threshold or 0.0
     at_and_above = torch.tensor([limit, limit + 1e-9], dtype=F64)
     assert decide(thresholds, at_and_above, [[], []]) == ["accept", "review"]
+
+
+def test_what_no_thresholds_can_be_fitted_to() -> None:
+    with pytest.raises(DataError, match="label_mass"):
+        fitted(split(30) | {"label_mass": torch.ones(3)})
+    for options in ({"target_risk": 0.0}, {"confidence": 1.0}, {"guarantee": "none"}):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            fitted(split(30), **options)

@@ -1,4 +1,4 @@
-"""Metrics by hand and against loops, at their edges, and under reordering; what tensors are refused."""
+"""Metrics by hand and against loops, at their edges, and under reordering; what tensors are refused, of decisions too."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laplora.decisions.conformal import conformal_threshold, empirical_coverage
+from laplora.decisions.recommendation import recommend
+from laplora.decisions.temperature import fit_temperature, temperature_probs
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.metrics.checks import checked_column, checked_labels, checked_probs, checked_score
 from laplora.metrics.checks import checked_values as values
-from laplora.metrics.ranking import error_auprc, error_auroc, risk_coverage
+from laplora.metrics.detection import detection
+from laplora.metrics.ranking import compare_auroc, error_auprc, error_auroc, risk_coverage
 from laplora.metrics.scores import accuracy, bootstrap_interval, brier, ece, evaluate_probs, nll, reliability_bins
+from laplora.prompts.option_order import restore_contrasts, restore_logits
+from laplora.readouts.label_sequences import LabelSequences
 
 F64 = torch.float64
 
@@ -154,6 +160,18 @@ RIGHT = torch.tensor([False])
         (checked_probs, (torch.ones(1, 1), ZERO), DataError, "two classes or more"),
         (checked_probs, (torch.tensor([[3.0, -1.0]]), ZERO), DataError, "not logits"),
         (checked_probs, (torch.tensor([[math.nan, 1.0]]), ZERO), NonFiniteError, "probs holds"),
+        (compare_auroc, (torch.zeros(3), torch.zeros(3), torch.arange(3) < 1), DataError, "two mistakes"),
+        (detection, (torch.zeros(1), torch.zeros(5)), DataError, "two or more rows of each kind, got 1 in-dist"),
+        (conformal_threshold, (HALVES, ZERO, 1.0), ConfigError, "level"),
+        (empirical_coverage, (HALVES, ZERO), DataError, "bool"),
+        (fit_temperature, (HALVES, torch.tensor([1]), torch.tensor([[True, False]])), DataError, "possible"),
+        (temperature_probs, (HALVES, 0.0, MASK), ConfigError, "positive"),
+        (recommend, ({"laplace": torch.zeros(3)},), ConfigError, "compares with map"),
+        (recommend, ({"map": torch.zeros(3), "laplace": torch.zeros(2)},), DataError, "laplace must be"),
+        (recommend, ({"map": torch.zeros(1)},), DataError, "two rows"),
+        (restore_logits, (torch.zeros(3, 2), [2, 2]), DataError, "got 2 for 3 rows"),
+        (restore_contrasts, (torch.zeros(1, 1), None, [3]), DataError, "order of 3 options does not fit 2 classes"),
+        (LabelSequences, (((1, 2), (1, 2)),), ConfigError, "different sequences of one token or more"),
     ],
 )
 def test_what_is_refused(check: Any, arguments: Any, error: type[Exception], message: str) -> None:
