@@ -1,4 +1,4 @@
-"""Metrics by hand and against loops, at their edges, and under reordering; what tensors are refused, of decisions too."""
+"""Metrics by hand and against loops, at their edges, and under reordering; what is refused, of decisions too."""
 
 from __future__ import annotations
 
