@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,34 +25,32 @@ from service.jobs.store.job_tables import JobTables
 from service.jobs.store.schema import FORMAT
 
 
-def at_once(*calls: Callable[[], Any]) -> None:
-    """Call all of them in threads that begin at the same time."""
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """Call all of them in threads that begin at the same time; return their results."""
     begin = threading.Barrier(len(calls))
 
-    def run(call: Callable[[], Any]) -> None:
+    def run(call: Callable[[], Any]) -> Any:
         begin.wait()
-        call()
+        return call()
 
-    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(run, calls))
 
 
 def test_servers_that_claim_at_once_share_the_jobs_and_none_is_claimed_or_sent_twice(stores: Stores) -> None:
     numbers = [stores[0].add(new_job(f"{i:032d}", key="k" if i == 7 else None)) for i in range(40)]
     with pytest.raises(IdempotencyConflictError):
         stores[1].add(new_job("a" * 32, key="k"))
-    got: dict[str, list[int]] = {"a": [], "b": []}
 
-    def claim(store: JobTables, name: str) -> None:
+    def claim(store: JobTables, name: str) -> list[int]:
         store.claims.hear(name, alone=False, lease_s=LEASE_S)
-        while taken := store.claims.claim(name, 3, without=got[name]):
-            got[name] += taken
+        got: list[int] = []
+        while taken := store.claims.claim(name, 3, without=got):
+            got += taken
+        return got
 
-    at_once(lambda: claim(stores[0], "a"), lambda: claim(stores[1], "b"))
-    assert sorted(got["a"] + got["b"]) == numbers == [job.number for job in stores[1].reads.jobs()]
+    got = at_once(lambda: claim(stores[0], "a"), lambda: claim(stores[1], "b"))
+    assert sorted([*got[0], *got[1]]) == numbers == [job.number for job in stores[1].reads.jobs()]
 
 
 def test_servers_that_start_at_once_make_the_tables_once_and_those_of_others_are_left_alone(url: str) -> None:
@@ -59,8 +59,7 @@ def test_servers_that_start_at_once_make_the_tables_once_and_those_of_others_are
     with engine.begin() as connection:
         for name in names:
             connection.exec_driver_sql(f"CREATE TABLE {name} (theirs TEXT)")
-    opened: list[Database] = []
-    at_once(*[lambda: opened.append(Database.at_url(url))] * 3)
+    opened = at_once(*[lambda: Database.at_url(url)] * 3)
     store = JobTables(opened[0])
     store.add(new_job())
     with engine.begin() as connection:
@@ -98,7 +97,7 @@ def test_a_killed_servers_jobs_go_on_with_the_other_and_every_row_is_answered_on
         for client in clients:
             assert [job["id"] for job in client.get("/evaluate/jobs").json()["jobs"]] == ids[::-1]
         store = JobTables(Database.at_url(url))
-        until(lambda: sorted(_shares(store)) == [2, 2])
+        until(lambda: list(Counter(job.server for job in store.reads.jobs() if job.server).values()) == [2, 2])
         servers.open()
         for job_id in ids:
             job_until(clients[1], job_id, lambda job: job["rows_done"] > 20, pause_s=0.1)
@@ -112,11 +111,6 @@ def test_a_killed_servers_jobs_go_on_with_the_other_and_every_row_is_answered_on
         for job in store.reads.jobs():
             assert kept_rows(store, job.number) == [row for row in range(count) if row not in bad]
         store.close()
-
-
-def _shares(store: JobTables) -> list[int]:
-    owners = [job.server for job in store.reads.jobs()]
-    return [owners.count(owner) for owner in set(owners) if owner is not None]
 
 
 def test_the_password_can_be_in_a_file_and_is_in_no_message(url: str, tmp_path: Path) -> None:
