@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +42,6 @@ class Servers:
     def let_pass(self, token: int) -> None:
         """Let rows pass that wait for this token's own file, which are those of ``HELD`` (``fake_server``)."""
         self.gate.with_name(f"{self.gate.name}.{token}").touch()
-
-    def stored(self) -> dict[str, tuple[str, int, list[int]]]:
-        """Return, of a folder that no server has, each job's status, rows done, and rows."""
-        with closing(sqlite3.connect(self.folder / "jobs.sqlite")) as db:
-            jobs = db.execute("SELECT number, id, status, rows_done FROM laplora_jobs").fetchall()
-            return {
-                job_id: (
-                    status,
-                    done,
-                    [r for (r,) in db.execute("SELECT row FROM laplora_rows WHERE job = ?", (number,))],
-                )
-                for number, job_id, status, done in jobs
-            }
 
 
 def submit_to(client: httpx.Client, items: list[dict[str, Any]]) -> str:
