@@ -65,9 +65,8 @@ def selectors(expression: str) -> Iterator[tuple[str, dict[str, str]]]:
         yield name, dict(re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"', matchers))
 
 
-@pytest.fixture(scope="module")
 async def exposed() -> dict[str, list[dict[str, str]]]:
-    """Labels of every sample of a real scrape by the sample's name, after answers, refusals and a failed batch."""
+    """Return labels of every sample of a scrape by the sample's name, after answers, refusals and a failed batch."""
     predictor = FakePredictor()
     predictor.poison[666] = RuntimeError("bug")
     async with serve(predictor) as served:
@@ -89,13 +88,8 @@ async def exposed() -> dict[str, list[dict[str, str]]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.mark.anyio
-async def test_every_series_asked_for_is_exposed_with_its_labels(exposed: dict[str, list[dict[str, str]]]) -> None:
+async def test_every_series_asked_for_is_exposed_with_its_labels() -> None:
     closed = {
         "reason": {kind.code for kind in ERROR_KINDS},
         "outcome": set(BatchOutcome.__args__),  # type: ignore[attr-defined]
@@ -103,22 +97,20 @@ async def test_every_series_asked_for_is_exposed_with_its_labels(exposed: dict[s
         "stage": {"total", "queue", "compute", "tokenize"},
         "decision": {"accept", "review"},
     }
-    asked = 0
+    asked, samples = 0, await exposed()
+    labels = {name: {label for one in found for label in one} | TARGET_LABELS for name, found in samples.items()}
     for where, expression in expressions():
-        for name, matchers in selectors(expression):
+        asks = [(name, matchers) for name, matchers in selectors(expression) if name != "up"]
+        for name, matchers in asks:
+            assert name in samples, f"{where} asks for {name}"
+            fits = set(matchers) <= labels[name] or not samples[name]
+            assert fits, f"{where} asks {name} for labels that it does not have"
             for label in closed.keys() & matchers.keys():
                 assert set(matchers[label].split("|")) <= closed[label], f"{where} names a {label} that there is not"
-            if name == "up":
-                continue
-            asked += 1
-            assert name in exposed, f"{where} asks for {name}"
-            labels = {label for sample in exposed[name] for label in sample} | TARGET_LABELS
-            fits = set(matchers) <= labels or not exposed[name]
-            assert fits, f"{where} asks {name} for labels that it does not have"
+        asked += len(asks)
         grouped = {label for by in re.findall(r"by \(([^)]*)\)", expression) for label in by.split(", ")}
-        names = {name for name, _ in selectors(expression)}
-        known = {label for name in names for sample in exposed.get(name, []) for label in sample}
-        assert grouped <= known | TARGET_LABELS, f"{where} groups by a label that nothing has"
+        known = TARGET_LABELS.union(*(labels[name] for name, _ in asks))
+        assert grouped <= known, f"{where} groups by a label that nothing has"
     assert asked > 60
 
 
