@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -50,72 +49,63 @@ async def served(
         yield client, app.state
 
 
-@dataclass
-class Two:
-    """A server of both artifacts, the first of them active."""
-
-    client: httpx.AsyncClient
-    state: Any
-    expected: dict[str, tuple[str, list[list[float]]]]
-
-    async def check(self, i: int, name: str | None = None) -> str:
-        """Ask for a text, of an artifact or of the active one; see that its answer is that of the artifact alone."""
-        options = {"predictive": "laplace", "covariance": True}
-        named = {} if name is None else {"artifact": name}
-        body = {"inputs": [{"text": TEXTS[i]}], "options": options, **named}
-        answer = (await self.client.post("/predict", json=body)).json()
-        answered: str = answer["artifact"]["name"]
-        digest, probs = self.expected[answered]
-        assert answered == (name or answered)
-        assert answer["artifact"]["digest"] == digest
-        assert list(answer["predictions"][0]["probs"].values()) == pytest.approx(probs[i], abs=TOLERANCE)
-        return answered
-
-    async def change(self, *changes: str) -> None:
-        for change in changes:
-            response = await self.client.post(f"/artifacts/tiny-{change}")
-            assert response.status_code == 200, response.text
+async def check(client: httpx.AsyncClient, alone: dict[str, Any], i: int, name: str | None = None) -> str:
+    """Ask for a text, of an artifact or of the active one; see that its answer is that of the artifact alone."""
+    options = {"predictive": "laplace", "covariance": True}
+    named = {} if name is None else {"artifact": name}
+    body = {"inputs": [{"text": TEXTS[i]}], "options": options, **named}
+    answer = (await client.post("/predict", json=body)).json()
+    answered: str = answer["artifact"]["name"]
+    digest, probs = alone[answered]
+    assert answered == (name or answered)
+    assert answer["artifact"]["digest"] == digest
+    assert list(answer["predictions"][0]["probs"].values()) == pytest.approx(probs[i], abs=TOLERANCE)
+    return answered
 
 
-@pytest.fixture
-async def two(root: Path, sentiment_predictor: Predictor, mixture_predictor: Predictor) -> AsyncIterator[Two]:
-    expected = {}
+async def change(client: httpx.AsyncClient, *changes: str) -> None:
+    for one in changes:
+        response = await client.post(f"/artifacts/tiny-{one}")
+        assert response.status_code == 200, response.text
+
+
+async def test_swapping_to_and_fro_under_load_drops_nothing(
+    root: Path, sentiment_predictor: Predictor, mixture_predictor: Predictor
+) -> None:
+    """Each answer has the numbers of the digest that it names, and the two, of one base, are far apart."""
+    alone, seen, done = {}, set(), asyncio.Event()
     for predictor in (sentiment_predictor, mixture_predictor):
         rows = [predictor.encode({"text": text}, truncate=True) for text in TEXTS]
         probs = [p.probs for p in predictor.predict(rows, "laplace")]
-        expected[predictor.artifact.name] = predictor.artifact.digest, probs
-    async with served(root, also_load="tiny-mixture") as (client, state):
-        yield Two(client, state, expected)
-
-
-async def test_swapping_to_and_fro_under_load_drops_nothing(two: Two) -> None:
-    """Each answer has the numbers of the digest that it names, and the two, of one base, are far apart."""
-    (_, first), (_, second) = two.expected.values()
+        alone[predictor.artifact.name] = predictor.artifact.digest, probs
+    (_, first), (_, second) = alone.values()
     assert abs(first[0][0] - second[0][0]) > 10 * TOLERANCE
-    names, seen, done = [*two.expected], set(), asyncio.Event()
-    one, other = (two.state.artifacts.shelf.find(name) for name in names)
-    listing = (await two.client.get("/artifacts")).json()["artifacts"]
-    assert [a["memory_bytes"] for a in listing] == [one.own_bytes, other.own_bytes]
-    assert one.base is other.base
-    del one, other
+    async with served(root, also_load="tiny-mixture") as (client, state):
+        loaded = [state.artifacts.shelf.find(name) for name in alone]
+        listing = (await client.get("/artifacts")).json()["artifacts"]
+        assert [a["memory_bytes"] for a in listing] == [one.own_bytes for one in loaded]
+        assert len({id(one.base) for one in loaded}) == 1
+        loaded.clear()
 
-    async def ask(number: int) -> None:
-        while not done.is_set():
-            # Every other client names the artifact, the rest take what is active.
-            name = names[number // 2 % 2] if number % 2 else None
-            seen.add((await two.check(number % len(TEXTS), name), name is None))
+        async def ask(number: int) -> None:
+            while not done.is_set():
+                # Every other client names the artifact, the rest take what is active.
+                name = [*alone][number // 2 % 2] if number % 2 else None
+                seen.add((await check(client, alone, number % len(TEXTS), name), name is None))
 
-    clients = asyncio.gather(*(ask(number) for number in range(8)))
-    for _ in range(10):
-        for name in ("mixture", "sentiment"):
-            await two.change(f"{name}/activate")
-            await answers(two.client)
-    while len(seen) < 4 and not clients.done():
-        await two.change(f"{('mixture', 'sentiment')[len(seen) % 2]}/activate")
-    done.set()
-    await clients
-    await two.change("sentiment/activate", "mixture/unload", "mixture/load", "mixture/activate", "sentiment/unload")
-    assert [await two.check(i) for i in range(len(TEXTS))] == ["tiny-mixture"] * len(TEXTS)
+        clients = asyncio.gather(*(ask(number) for number in range(8)))
+        for _ in range(10):
+            for name in ("mixture", "sentiment"):
+                await change(client, f"{name}/activate")
+                await answers(client)
+        while len(seen) < 4 and not clients.done():
+            await change(client, f"{('mixture', 'sentiment')[len(seen) % 2]}/activate")
+        done.set()
+        await clients
+        await change(
+            client, "sentiment/activate", "mixture/unload", "mixture/load", "mixture/activate", "sentiment/unload"
+        )
+        assert [await check(client, alone, i) for i in range(len(TEXTS))] == ["tiny-mixture"] * len(TEXTS)
 
 
 async def test_rows_that_run_alone_are_the_same_to_the_last_bit(root: Path) -> None:
