@@ -27,6 +27,7 @@ from training.workspace.runtime import open_run
 #: The jobs' artifact is compared to the bit.
 FINE_SEARCHES = True
 Rows = list[dict[str, Any]]
+REVIEW = {"id": "a", "text": "a", "label": 0}
 
 
 def load(run: FinishedRun) -> tuple[Any, Any]:
@@ -118,9 +119,7 @@ def test_an_evaluation_prints_a_table(posterior: laplora.CalibratedPosterior, ro
 
 
 def test_rows_of_every_kind_are_the_same_rows(classifier: laplora.Classifier, rows: dict[str, Rows]) -> None:
-    numbered = [
-        {"id": row["id"], "text": row["text"], "label": int(row["label"] == "positive")} for row in rows["test"]
-    ]
+    numbered = [row | {"label": int(row["label"] == "positive")} for row in rows["test"]]
     named = Dataset.from_list(numbered, features=named_classes("negative", "positive"))
     other_way = [row | {"label": 1 - row["label"]} for row in numbered]
     turned = Dataset.from_list(other_way, features=named_classes("positive", "negative"))
@@ -152,12 +151,7 @@ def without(row: dict[str, Any], name: str) -> dict[str, Any]:
         (lambda rows: [], "there are no rows"),
         (lambda rows: rows[0], r"must be a list of dicts of the template's fields \['text'\]"),
         (lambda rows: pd.DataFrame(rows).assign(text=float("nan")), "field 'text' is missing"),
-        (
-            lambda rows: Dataset.from_list(
-                [{"id": "a", "text": "a", "label": 0}], features=named_classes("neg", "pos")
-            ),
-            r"calls its classes \['neg', 'pos'\]",
-        ),
+        (lambda _: Dataset.from_list([REVIEW], features=named_classes("neg", "pos")), r"its classes \['neg', 'pos'\]"),
     ],
 )
 def test_rows_that_cannot_be_used(

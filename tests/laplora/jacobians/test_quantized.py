@@ -118,8 +118,7 @@ def test_four_bit_jacobians_match_dequantised(quantized: Quantized, dequantize: 
 @pytest.mark.parametrize("indices", [[0, 1, 2, 3], [2]], ids=["batch", "one token"])
 def test_bfloat16_four_bit_stays_near_bfloat16_dequantised(quantized: Quantized, indices: list[int]) -> None:
     """Not compared with float64: weights rounded to bfloat16 first fall on other 4-bit values."""
-    task = quantized.task
-    found = []
+    task, found = quantized.task, []
     for dequantize in (False, True):
         model = load(quantized.folder, quantized.targets, dtype="bfloat16", dequantize=dequantize)
         with torch.no_grad():

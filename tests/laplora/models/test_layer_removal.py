@@ -31,7 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen2": {
         "use_sliding_window": True,
         "sliding_window": 3,
-        "layer_types": ["full_attention", "full_attention", "full_attention", "sliding_attention", "sliding_attention"],
+        "layer_types": ["full_attention"] * 3 + ["sliding_attention"] * 2,
     },
     "phi3": {},
     "phi": {},

