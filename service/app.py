@@ -118,7 +118,6 @@ class _Parts:
         self.requests = SharedLimit("requests", "max_requests", settings.max_requests, share)
         self.body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", settings.in_flight_bytes, share)
         self.downloads = SharedLimit("downloads", "max_job_downloads", settings.max_job_downloads, share)
-        self.job_reports = SharedLimit("reports of jobs", "max_job_reports", settings.max_job_reports, share)
         self.reports = OneAtATime(self.threads.pool("report", 1))
         self.measure_threads = OneEach(self.threads.pool("measure", 2))
         self.parse_threads = self.threads.pool("parse", 1)

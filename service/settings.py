@@ -124,8 +124,8 @@ class Settings(BaseSettings):
     """
     client_share: float = Field(0.5, gt=0, le=1, allow_inf_nan=False)
     """Most that one caller may hold, as a share of the queue's rows, tokens and bytes (once it holds some, of those
-    that other callers leave), of max_requests, max_in_flight_bytes, max_jobs_bytes, max_job_downloads and
-    max_job_reports, and one address, but for trusted_proxies, of max_connections; more are refused with 429.
+    that other callers leave), of max_requests, max_in_flight_bytes, max_jobs_bytes and max_job_downloads,
+    and one address, but for trusted_proxies, of max_connections; more are refused with 429.
     """
     max_inputs: int = Field(256, ge=1)
     """Most inputs of one request; more are refused with 413."""
@@ -153,11 +153,9 @@ class Settings(BaseSettings):
     with the most goes.
     """
     max_job_downloads: int = Field(8, ge=1)
-    """Most downloads of jobs' rows that are made at once; more are refused with 429."""
+    """Most downloads of jobs' rows, and reports of jobs, that are made at once; more are refused with 429."""
     job_download_timeout_s: Seconds = Field(3600.0, le=86_400)
     """Seconds after which a download of a job's rows is cut off: it goes on with `after`."""
-    max_job_reports: int = Field(2, ge=1)
-    """Most reports of jobs that are made at once; more are refused with 429."""
     max_job_bytes: int = Field(256 * 2**20, ge=1024)
     """Most bytes of one job's upload; more are refused with 413."""
     max_job_rows: int = Field(100_000, ge=1)

@@ -39,10 +39,8 @@ FeedbackDep = Annotated[FeedbackStore, _part("feedback")]
 JobsDep = Annotated[JobBoard, _part("jobs")]
 MetricsDep = Annotated[Metrics, _part("metrics")]
 LifecycleDep = Annotated[Lifecycle, _part("lifecycle")]
-#: Downloads of jobs' rows that are being made, and for whom.
+#: Downloads of jobs' rows, and reports of jobs, that are being made, and for whom.
 DownloadsDep = Annotated[SharedLimit, _part("downloads")]
-#: Reports of jobs that are being made, and for whom.
-JobReportsDep = Annotated[SharedLimit, _part("job_reports")]
 #: Whose turn it is to have a job's rows in memory for its report, one report at a time.
 ReportsDep = Annotated[OneAtATime, _part("reports")]
 #: Where the metrics of POST /evaluate and their bootstrap are computed, one evaluation of each caller at a time.

@@ -12,7 +12,7 @@ from laplora.errors import LaploraError
 from service.errors import ReportNotFoundError
 from service.http.disconnects import while_awaited
 from service.http.openapi import JOB_ERRORS, error_responses
-from service.http.routes.dependencies import ArtifactsDep, CallerDep, JobReportsDep, JobsDep, ReportsDep, SettingsDep
+from service.http.routes.dependencies import ArtifactsDep, CallerDep, DownloadsDep, JobsDep, ReportsDep, SettingsDep
 from service.jobs.reading.report import job_report, take_rows
 from service.jobs.store.records import Job, JobResult
 
@@ -47,7 +47,7 @@ async def get_job_report(
     caller: CallerDep,
     board: JobsDep,
     artifacts: ArtifactsDep,
-    job_reports: JobReportsDep,
+    downloads: DownloadsDep,
     reports: ReportsDep,
     request: Request,
     settings: SettingsDep,
@@ -68,7 +68,7 @@ async def get_job_report(
     artifact = next((item for item in readable if item.digest == digest), None)
     if artifact is None:
         raise ReportNotFoundError("the artifact that answered is not there any more, and with it what it promises")
-    job_reports.add(caller.name, 1)
+    downloads.add(caller.name, 1)
 
     async def page() -> str:
         # The rows of one report at a time are in memory.
@@ -79,7 +79,7 @@ async def get_job_report(
     try:
         return HTMLResponse(await while_awaited(request, page(), timeout_s=settings.request_timeout_s))
     finally:
-        job_reports.remove(caller.name, 1)
+        downloads.remove(caller.name, 1)
 
 
 def _page(job: Job, result: JobResult, taken: MeasuredRows, manifest: Manifest, *, texts: bool) -> str:

@@ -53,12 +53,12 @@ async def test_a_download_is_made_a_page_at_a_time_and_goes_on_behind_any_line(s
     assert [part.count(b"\n") for part in parts] == [256, 256, 188]
 
 
-async def test_one_caller_has_its_share_of_the_downloads_and_of_the_reports(served: ServedJobs) -> None:
+async def test_one_caller_has_its_share_of_the_downloads_reports_among_them(served: ServedJobs) -> None:
     job_id = await served.done(rows(3))
-    for limit, most, what in ((served.state.downloads, 4, "results"), (served.state.job_reports, 1, "report")):
-        limit.add("127.0.0.1", most)
+    served.state.downloads.add("127.0.0.1", 4)
+    for what in ("results", "report"):
         refused(await served.client.get(f"/evaluate/jobs/{job_id}/{what}"), 429, "client_too_many_requests")
-        limit.remove("127.0.0.1", most)
+    served.state.downloads.remove("127.0.0.1", 4)
     assert len(await served.answers(job_id)) == 3
     assert served.state.downloads.total == 0
 
@@ -72,12 +72,12 @@ async def test_a_report_ends_when_its_client_goes_away_or_the_time_is_over(gone:
             if gone:
                 leaving = LeavingClient("GET", path)
                 call = asyncio.ensure_future(leaving.call(served.app))
-                await served.until(lambda: served.state.job_reports.total == 1)
+                await served.until(lambda: served.state.downloads.total == 1)
                 leaving.gone.set()
                 await call
             else:
                 refused(await served.client.get(path), 504, "deadline_exceeded")
-            assert served.state.job_reports.total == 0
+            assert served.state.downloads.total == 0
 
 
 async def test_a_download_that_is_not_read_is_cut_off() -> None:
