@@ -55,17 +55,6 @@ def test_every_batch_keeps_its_promises(waiting: list[Waiting], budget: int, dat
             assert padded_tokens([*lengths, row.tokens]) > budget
 
 
-@given(waiting_rows(), st.integers(1, 200))
-def test_every_row_goes_once(waiting: list[Waiting], budget: int) -> None:
-    left = list(waiting)
-    turns = Turns()
-    while left:
-        batch, turns = next_batch(left, turns, token_budget=budget)
-        assert batch
-        assert len(set(batch)) == len(batch)
-        left = [row for i, row in enumerate(left) if i not in set(batch)]
-
-
 BUDGET = 128
 
 
