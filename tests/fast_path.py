@@ -12,6 +12,7 @@ from tiny_models import Task
 
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrasts
 from laplora.posterior.eigen import EigenPosterior
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import fit_posterior
@@ -90,6 +91,25 @@ def key_of(block: Block) -> dense.Key:
 def by_key(found: Sequence[Any], blocks: Sequence[Block]) -> dict[dense.Key, Any]:
     """Return per-block results under the reference's names."""
     return {key_of(block): item for block, item in zip(blocks, found, strict=True)}
+
+
+def assert_jacobians(model: Any, task: Task, rtol: float, atol: float) -> None:
+    """Assert that a padded batch has the Jacobians of one autograd call per logit and example, alone and unpadded.
+
+    Args:
+        atol: relative to a block's largest entry.
+    """
+    blocks = find_blocks(model, task.classes)
+    found = contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+    logits, scale = dense.map_logits(model, task.batch(), task.label_ids), 1 + float(found.logits.abs().max())
+    torch.testing.assert_close(found.logits.double(), logits, rtol=rtol, atol=atol * scale)
+    mine, reference = by_key(found.blocks, blocks), dense.jacobians(model, task.batch(), task.label_ids)
+    assert mine.keys() == reference.keys()
+    for key, jacobian in reference.items():
+        expected = torch.einsum("ncab,cd->ndab", jacobian, contrasts(task.classes))
+        assert float(expected.norm()) > 1e-4
+        limits = {"rtol": rtol, "atol": atol * float(expected.abs().max())}
+        torch.testing.assert_close(mine[key].jacobian.double(), expected, msg=lambda m, k=key: f"{k}: {m}", **limits)
 
 
 def basis_by_key(found: EigenPosterior) -> dict[dense.Key, dense.Basis]:

@@ -28,9 +28,8 @@ LAPLACE = {"rank": 3, "joint_rank": 10}
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> laplora.Classifier:
     base = save_tiny_base(tmp_path_factory.mktemp("base") / "base", tied=False)
-    model = add_lora(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), ["q_proj", "v_proj", "lm_head"], dtype=None
-    )
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = add_lora(model, ["q_proj", "v_proj", "lm_head"], dtype=None)
     labels = dict(zip(NAMES, (f" {letter}" for letter in string.ascii_uppercase), strict=False))
     tokenizer = AutoTokenizer.from_pretrained(base)
     return laplora.Classifier(model, tokenizer, labels=labels, template="Message: {text}\nTopic:", max_tokens=48)
@@ -51,14 +50,10 @@ def fitted(classifier: laplora.Classifier, **settings: Any) -> laplora.Calibrate
         return laplora.fit(classifier, rows(0, 40), rows(40, 40), settings=chosen, progress=False)
 
 
-@pytest.fixture(scope="module")
-def posterior(classifier: laplora.Classifier) -> laplora.CalibratedPosterior:
-    return fitted(classifier, many_classes=ManyClasses(directions=3, reference_rows=4))
-
-
 def test_what_is_served_is_what_was_fitted_and_the_record_says_how(
-    posterior: laplora.CalibratedPosterior, tmp_path: Path
+    classifier: laplora.Classifier, tmp_path: Path
 ) -> None:
+    posterior = fitted(classifier, many_classes=ManyClasses(directions=3, reference_rows=4))
     artifact, record = posterior.save(tmp_path / "tiny-topics"), posterior.fit.many_classes
     assert_served_as_fitted(posterior, artifact, [{"text": row["text"]} for row in rows(90, 5)])
     assert read_artifact(artifact).manifest.many_classes == record

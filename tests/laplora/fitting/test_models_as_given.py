@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,20 @@ import torch
 from head_artifacts import letters
 from peft import LoraConfig
 from tiny_architectures import tiny_architecture
+from tiny_classifiers import TARGETS, adapted_classifier, head_alone
 from tiny_models import add_lora, tiny_base
-from transformers import AutoModelForCausalLM
+from tiny_runs import FinishedRun
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
 from laplora.errors import ConfigError, GoldenMismatchError, LabelTokenError, ModelError
+from laplora.fitting.priors import block_weights, squared_distances
+from laplora.jacobians.contrasts import covered_blocks
 from laplora.predictive.lora_weights import lora_parameters
+from laplora.prompts.templates import TEMPLATES
+from laplora.readouts.choice import choose_readout
+from laplora.readouts.label_sequences import LabelSequences
+from laplora.readouts.label_tokens import LabelTokens
 
 SETTINGS = laplora.FitSettings.model_validate({"laplace": {"rank": 2, "joint_rank": 6}})
 LABELS = {"no": " w1", "yes": " w2"}
@@ -160,3 +169,46 @@ def test_threads_that_ask_at_once_have_their_own_answers(posterior: laplora.Cali
     finally:
         sys.setswitchinterval(interval)
     assert found == expected * 8
+
+
+def of_head(model: Any, labels: tuple[str, ...] = ("down", "up", "flat"), **options: Any) -> laplora.Classifier:
+    return laplora.Classifier(model, letters("[CLS] $A [SEP]"), labels, "{text}", **{"max_tokens": 12} | options)
+
+
+def test_the_priors_distances_take_the_head_with_its_bias() -> None:
+    alone = head_alone("bert", dtype=torch.float32)
+    getattr(alone, alone.base_model_prefix).requires_grad_(False)
+    given = of_head(alone)
+    blocks, layer = covered_blocks(given.model, given.readout), alone.classifier
+    expected = layer.weight.double().square().sum() + layer.bias.double().square().sum()
+    torch.testing.assert_close(squared_distances(block_weights(given), blocks, None), expected.detach()[None])
+    adapted = of_head(adapted_classifier("roberta", dtype=torch.float32))
+    blocks, weights = covered_blocks(adapted.model, adapted.readout), block_weights(adapted)
+    start = {name: weight - 0.5 for name, weight in weights.items()}
+    moved = squared_distances(weights, blocks, start).tolist()
+    assert moved == pytest.approx([0.25 * block.wide * block.narrow for block in blocks], rel=1e-6)
+
+
+def test_a_model_that_does_not_fit_its_labels_is_refused_by_name() -> None:
+    model = adapted_classifier("bert", dtype=torch.float32)
+    with pytest.raises(ModelError, match="the head has 3 classes, there are 2 labels"):
+        of_head(model, ("down", "up"))
+    with pytest.raises(ModelError, match="has positions for 64 tokens, max_tokens is 512: lower it"):
+        of_head(model, max_tokens=512)
+    with pytest.raises(ConfigError, match="is read at its head, not by label_tokens"):
+        of_head(model, readout="label_tokens")
+    keys = adapted_classifier("deberta", dtype=torch.float32, lora={"target_modules": ["key_proj"]})
+    with pytest.raises(ModelError, match=f"choose adapter.targets among .*{TARGETS['deberta'][0]}"):
+        of_head(keys)
+
+
+def test_the_cheapest_read_out_that_can_tell_the_labels_apart(sentiment_run: FinishedRun) -> None:
+    base = AutoModelForCausalLM.from_pretrained(sentiment_run.base, dtype=torch.float32)
+    adapted = add_lora(base, ["q_proj", "v_proj"], dtype=None)
+    one, several = (" bad", " good"), (" rather bad", " very good indeed")  # of two and three tokens
+    choose = partial(choose_readout, adapted, AutoTokenizer.from_pretrained(sentiment_run.base), TEMPLATES["sentiment"])
+    assert isinstance(choose(one), LabelTokens)
+    assert isinstance(choose(one, "label_sequences"), LabelSequences)
+    assert isinstance(choose(several), LabelSequences)
+    with pytest.raises(LabelTokenError, match=r"' rather bad' must be one token .*or read whole texts"):
+        choose(several, "label_tokens")

@@ -1,4 +1,4 @@
-"""The written-out reverse pass against torch's automatic differentiation of the same model."""
+"""Jacobians, and the written-out reverse pass, against torch's automatic differentiation of the same model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import Architecture, tiny_model, tiny_task
+from fast_path import assert_jacobians
+from tiny_models import ARCHITECTURES, Architecture, tiny_model, tiny_task
 from torch.nn import functional as F
 
 from laplora.errors import ModelError
@@ -71,6 +72,16 @@ def test_it_is_decided_once_for_each_model(monkeypatch: pytest.MonkeyPatch) -> N
     del one, model
     gc.collect()
     assert len(jacobians._DECIDED) < known
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("classes", "tied"), [(2, False), (4, True)])
+def test_jacobians_are_those_of_one_autograd_call_a_number(
+    architecture: Architecture, tied: bool, classes: int
+) -> None:
+    """float64 through two layers and sums over at most 7 tokens, in another order: some hundred roundings of 1e-16."""
+    model, task = tiny_model(architecture, tied=tied), tiny_task(examples=6, classes=classes)
+    assert_jacobians(model, task, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize(

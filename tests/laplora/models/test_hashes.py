@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from head_artifacts import save_tokenizer
+from remote_servers import hub_server
 from safetensors.torch import load_file, save_file
 
 from laplora.errors import ModelError
@@ -78,22 +79,13 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(tiny_base_folder: Path,
 def test_of_a_hub_model_the_named_shards_alone_are_fetched(
     tensors: Tensors, whole: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub, here = tmp_path / "hub", tmp_path / "here"
-    write_shards(hub, {SHARD: tensors})
-    save_file({"x": torch.ones(2)}, hub / "consolidated.safetensors")
-    (hub / "config.json").write_text("{}", encoding="utf-8")
-    here.mkdir()
-
-    def fetch(location: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        assert (location, revision) == ("someone/model", "main")
-        for name in allow_patterns:
-            if (hub / name).is_file():
-                shutil.copy(hub / name, here)
-        return str(here)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    assert weights_hash("someone/model", "main", cache=cache) == whole
-    assert not (here / "consolidated.safetensors").exists()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    write_shards(tmp_path / "there", {SHARD: tensors})
+    save_file({"x": torch.ones(2)}, tmp_path / "there" / "consolidated.safetensors")
+    with hub_server("someone/model", monkeypatch) as hub:
+        commit = hub.commit({path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()})
+        assert weights_hash("someone/model", commit, cache=cache) == whole
+    assert not list((tmp_path / "hub").glob("**/consolidated.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import dense_reference as dense
 import pytest
 import torch
-from fast_path import by_key
+from fast_path import assert_jacobians
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_architectures import tiny_architecture
@@ -20,7 +19,6 @@ from tiny_models import Task, add_lora, tiny_base, tiny_task
 
 from laplora.errors import ArtifactCorruptError, ModelError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.linearised import contrasts
 from laplora.models.adapters import attach_adapter, save_adapter
 from laplora.models.lora import lora_layers
 from laplora.models.probe import check_adapted
@@ -44,17 +42,9 @@ def test_jacobians_are_those_of_the_adapter_as_peft_runs_it(
     architecture: str, targets: list[str] | str, options: dict[str, Any]
 ) -> None:
     """Against one autograd call per logit and example of PEFT's own forward, float64 but for norms."""
-    model, task = add_lora(tiny_architecture(architecture), targets, **options), tiny_task(examples=4)
+    model = add_lora(tiny_architecture(architecture), targets, **options)
     check_adapted(model)
-    blocks = find_blocks(model, task.classes)
-    reference = dense.jacobians(model, task.batch(), task.label_ids)
-    mine = by_key(contrast_jacobians(model, task.batch(), task.label_ids, blocks).blocks, blocks)
-    assert mine.keys() == reference.keys()
-    for key, jacobian in reference.items():
-        expected = torch.einsum("ncdr,ck->nkdr", jacobian, contrasts(task.classes))
-        assert float(expected.norm()) > 1e-4
-        # transformers' norms are float32 in a float64 model
-        torch.testing.assert_close(mine[key].jacobian, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    assert_jacobians(model, tiny_task(examples=4), rtol=1e-3, atol=1e-5)
 
 
 def logits_of(model: Any, task: Task) -> torch.Tensor:
