@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import ROOT, fake_artifacts, fake_server
+from server_process import fake_artifacts, fake_server
 from serving import on_uvicorn
 from starlette.types import Receive, Scope, Send
+
+from service.http.connections import most_connections
 
 pytestmark = pytest.mark.anyio
 
@@ -133,16 +134,12 @@ async def test_a_trusted_proxy_may_have_every_connection_and_no_more() -> None:
         assert (await refusal(port))[1] == "too_many_requests"
 
 
-def test_connections_leave_files_for_the_rest() -> None:
-    script = (
-        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200));"
-        "from service.http.connections import most_connections as most;"
-        "print(most(20), resource.getrlimit(resource.RLIMIT_NOFILE)[0], most(2048),"
-        " resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["20", "100", "136", "200"]
+def test_connections_leave_files_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {resource.RLIMIT_NOFILE: (100, 200)}
+    monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
+    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
+    for wanted, most, soft in ((20, 20, 100), (2048, 136, 200)):
+        assert (most_connections(wanted), limits[resource.RLIMIT_NOFILE]) == (most, (soft, 200))
 
 
 def test_clients_that_take_nothing_keep_nobody_from_the_server(tmp_path: Path) -> None:
