@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 from pathlib import Path
@@ -56,10 +57,12 @@ def test_it_makes_a_version_beside_and_in_place_and_undoes_it(
     ("options", "message"),
     [
         ([], "give --labels FILE"),
+        (["--undo", "--labels", "fine.jsonl"], "give --labels FILE"),
         (["--undo", "--force"], "takes no other option"),
         (["--undo"], "nothing to undo"),
         (["--labels", "no-such.jsonl"], "no-such.jsonl"),
         (["--labels", "odd.jsonl"], r"odd.jsonl, line 2: .*so so"),
+        (["--labels", "fine.jsonl", "--calibration", "crossed"], "all rows of crossed trained its adapter"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -70,8 +73,13 @@ def test_what_cannot_be_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(artifact.parent)
-    write_rows(Path("odd.jsonl"), [{"text": "Dull.", "label": "negative"}, {"text": "Dull!", "label": "so so"}])
-    before = read_artifact(artifact).digest
+    fine = {"text": "Dull.", "label": "negative"}
+    write_rows(Path("fine.jsonl"), [fine])
+    write_rows(Path("odd.jsonl"), [fine, {"text": "Dull!", "label": "so so"}])
+    packaged = read_artifact(artifact)
+    config = packaged.manifest.config | {"calibration": {"rows": "cross_fit"}}
+    Path("crossed").mkdir()
+    Path("crossed", "config.json").write_text(json.dumps(config))
     assert main(["condition", "--artifact", str(artifact), *options]) == 1
     assert re.search(message, capsys.readouterr().err)
-    assert read_artifact(artifact).digest == before
+    assert read_artifact(artifact).digest == packaged.digest

@@ -91,12 +91,16 @@ def test_changed_rows_of_the_same_file_are_trained_on_anew(run_copy: Path, capsy
 
 def test_a_changed_fit_must_be_evaluated_again(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change = "laplace.prior=evidence"
-    for name in ("evaluate", "package"):
-        assert job(name, run_copy, change) == 1
-        assert "run 'python -m training fit' again" in capsys.readouterr().err
+    for name, other in (
+        *(("evaluate", change), ("package", change)),
+        *(("package", "calibration.coverage=0.8"), ("package", "predictives.conditioned=false")),
+    ):
+        assert job(name, run_copy, other) == 1
+        assert "run 'python -m training fit' again" in capsys.readouterr().err, other
     assert job("fit", run_copy, change) == 0
-    assert job("package", run_copy, change) == 1
-    assert "run 'python -m training evaluate' again" in capsys.readouterr().err
+    for other in (change, "evaluation.report_texts=true"):
+        assert job("package", run_copy, other) == 1
+        assert "run 'python -m training evaluate' again" in capsys.readouterr().err, other
 
 
 def test_squared_distances_are_from_where_training_began(sentiment_run: FinishedRun) -> None:
@@ -239,6 +243,7 @@ def test_a_run_done_again_gives_the_same_artifact(
         ("package", ["name=fresh"], "no fitted posterior in .*: run 'python -m training fit' first"),
         ("run", ["data.path=nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         ("run", ["data.calibration=0"], "the calibration split is empty"),
+        ("run", ["data.test=0"], "the test split is empty"),
         (
             "run",
             ["data.labels=[negative, so good]", "data.label_map={negative: negative, positive: so good}"],

@@ -33,6 +33,8 @@ from laplora.predictor import Predictor
 from service.app import create_app
 from training.__main__ import main
 from training.config import load_config
+from training.config.student import DistilRequest
+from training.distil import student_config
 from training.evaluate import plain_probs
 from training.fine_tuning.new_adapter import add_adapter
 from training.workspace import pruning
@@ -160,6 +162,13 @@ def test_a_number_of_layers_that_cannot_be_is_refused_before_anything_is_loaded(
         with pytest.raises(ConfigError, match=message):
             prepared_run(load_config(file, [f"base.prune_layers={count}"]))
     assert prepared_run(load_config(file, [f"base.prune_layers={LAYERS - 1}"])).pruning is not None
+
+
+def test_a_student_keeps_to_the_layers_of_its_teacher(pruned: FinishedRun, tmp_path: Path) -> None:
+    inputs = write_rows(tmp_path / "inputs.jsonl", [{"text": f"{text} So it is."} for text in TEXTS])
+    overrides = (f"data.path={pruned.config.data.path}", f"runs={tmp_path}")
+    made = student_config(DistilRequest(pruned.artifact, inputs, overrides=overrides), read_artifact(pruned.artifact))
+    assert open_run(made).base_spec() == read_artifact(pruned.artifact).manifest.base
 
 
 @pytest.mark.exhaustive

@@ -170,6 +170,7 @@ def test_a_data_set_of_the_hub_with_splits_and_columns(hub_folder: Path) -> None
         ({"hub": {"test": "train"}}, ConfigError, "hub names train for more than one split"),
         ({"dataset": "hub:csv"}, ConfigError, "'hub:csv' is a reader of files and no data set"),
         ({"dataset": "hub:owner/other"}, DownloadError, r"owner/other \(train\) could not be loaded"),
+        ({"label_field": "sentence"}, ConfigError, "the prompt would hold the answer"),
         ({"columns": {"words": "sentence"}}, ConfigError, r"columns names \['words'\]"),
         ({"columns": {"text": "words"}}, DataError, "owner/moods train, line 1: field 'text' is missing"),
         ({"dataset": "hub:../owner"}, ValueError, r"no data set is called 'hub:\.\./owner': known are winogrande_xs, "),

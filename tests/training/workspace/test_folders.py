@@ -69,6 +69,12 @@ def test_another_posterior_starts_from_the_adapter_that_is_there(
     assert digests(plain) == before
 
 
+def test_the_adapter_of_another_training_is_not_taken(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for change in ("adapter.rank=2", "max_tokens=12", "optimizer.steps=5"):
+        assert job("fit", run_copy, change) == 1
+        assert "no trained adapter in" in capsys.readouterr().err, change
+
+
 def test_what_changes_no_result_changes_no_folder(run_copy: Path) -> None:
     """Nor does a default that is named."""
     plain = load_config(run_copy).run_dir
