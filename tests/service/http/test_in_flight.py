@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from contract import operations
 from serving import code, serve
 
 from service.http.calls import PREDICTING
+from service.security.keys_file import Key, digest, write_keys
 
 pytestmark = pytest.mark.anyio
 
@@ -61,14 +63,24 @@ async def test_one_post_too_many_is_refused_before_its_body_is_read() -> None:
     assert 'laplora_requests_total{method="POST",route="/predict",status="429"} 2.0' in counts
 
 
-async def test_one_caller_has_its_share_of_the_places_and_another_still_gets_in() -> None:
-    async with serve(max_requests=4) as served, served.client_at("10.0.0.2") as another:
+async def test_one_caller_has_its_share_of_the_places_and_another_still_gets_in(tmp_path: Path) -> None:
+    """Callers are keys, whatever address they come from."""
+    keys = tmp_path / "keys.json"
+    write_keys(keys, [Key(id=name, sha256=digest(name), scopes=("predict",)) for name in ("greedy", "other")])
+    async with serve(max_requests=4, auth="keys", keys=keys) as served:
         served.predictor.hold()
-        greedy = [asyncio.create_task(served.predict("a")) for _ in range(2)]
+
+        def ask(key: str) -> asyncio.Task[httpx.Response]:
+            headers = {"authorization": f"Bearer {key}"}
+            body = {"inputs": [{"text": "a"}]}
+            return asyncio.create_task(served.client.post("/predict", json=body, headers=headers))
+
+        greedy = [ask("greedy"), ask("greedy")]
         await served.until(lambda: served.queued_plans == 2)
-        assert refusal(await served.predict("a")) == ("client_too_many_requests", 2, 3)
-        other = asyncio.create_task(another.post("/predict", json={"inputs": [{"text": "a"}]}))
+        assert refusal(await ask("greedy")) == ("client_too_many_requests", 2, 3)
+        other = ask("other")
         await served.until(lambda: served.queued_plans == 3)
+        assert {entry.caller for entry in served.state.backend.queue.entries} == {"greedy", "other"}
         served.predictor.released.set()
         assert [answer.status_code for answer in await asyncio.gather(*greedy, other)] == [200] * 3
         assert served.state.requests.total == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from report_records import report
-from serving import FakePredictor, Served, artifacts_in, code, serve
+from serving import FakePredictor, LeavingClient, Served, artifacts_in, code, serve
 
 from laplora.artifact.manifest import REPORT_PAGE, FileRecord
 from laplora.artifact.report_page import MOST_BYTES
 from laplora.report.page import html
 from laplora.report.verdict import judge
+from service.artifacts.reports import Reports
 
 pytestmark = pytest.mark.anyio
 
@@ -97,3 +99,24 @@ async def test_only_the_file_of_the_manifest_is_shown(served: Served, first: Fak
     path.unlink()
     os.mkfifo(path)  # opening it would wait for a writer for ever
     await refused()
+
+
+async def test_answers_share_the_bytes_of_few_reports_and_have_small_parts_of_them(
+    served: Served, first: FakePredictor
+) -> None:
+    """However many clients ask for one, and take it slowly."""
+    content, reports = os.urandom(MOST_BYTES), Reports()
+    bring(first, content)
+    held = reports.read(first.artifact)
+    assert reports.read(first.artifact) is held
+    leaving = LeavingClient("GET", "/artifacts/first/report")
+    call = asyncio.ensure_future(leaving.call(served.app))
+    await served.until(lambda: len(leaving.sent) == 2)
+    assert (len(leaving.sent[1]["body"]), leaving.sent[1]["more_body"]) == (2**14, True)
+    leaving.gone.set()
+    await call
+    for number in range(16):
+        bring(first, f"report {number}")
+        reports.read(first.artifact)
+    bring(first, content)
+    assert reports.read(first.artifact) is not held

@@ -37,6 +37,7 @@ async def test_a_job_shows_how_far_it_is_and_says_what_evaluate_says() -> None:
             await asyncio.sleep(0)
         running, some = await served.get(job_id), await served.answers(job_id)
         assert 0 < running["rows_done"] < 150
+        assert set(running["partial"]) == {"map", "laplace", "temperature"}
         assert running["rows_per_second"] > 0
         assert [one["line"] for one in some] == list(range(1, len(some) + 1))
 
@@ -64,11 +65,12 @@ async def test_orders_of_the_choices_are_averaged_as_evaluate_does() -> None:
         {"question": f"{i + 10} ?", "choices": ["20", f"words {i + 3000}", "7"][: 2 + i % 2], "label": "AB"[i % 2]}
         for i in range(30)
     ]
+    predictor.artifact.manifest.familiarity = None  # it flags no row, which is not that all are familiar
     async with serve(predictor, max_queue_rows=600) as served:
         job_id = await served.submit(items, order_average="true")
         done = await served.ended(job_id)
         assert done["result"]["methods"] == await served.methods(items, order_average=True)
-        assert "laplace_order_average" in done["result"]["methods"]
+        assert ("laplace_order_average" in done["result"]["methods"], done["result"]["unfamiliar"]) == (True, None)
         # An answer names the text of a choice, no part of which is in the database.
         for item, one in zip(items, await served.answers(job_id), strict=True):
             assert one["answer"]["label_text"] == item["choices"]["ABC".index(one["answer"]["label"])]
@@ -131,7 +133,8 @@ async def test_jobs_are_their_owners_and_their_rows_leave_with_them() -> None:
         assert job["owner"] == "ann"
         path = f"/{job['id']}"
         await served.ended(job["id"])
-        for method, below in (("GET", ""), ("GET", "/results"), ("DELETE", ""), ("POST", "/cancel")):
+        reads = [("GET", below) for below in ("", "/results", "/report")]
+        for method, below in (*reads, ("DELETE", ""), ("POST", "/cancel")):
             refused(await who.call("bob", method, path + below), 404, "job_not_found")
         assert await who.json("bob", "GET") == {"jobs": [], "next": None}
         for caller in ("ann", "root"):
@@ -211,6 +214,28 @@ async def test_what_passes_is_waited_out(error: Exception, code: str, monkeypatc
         assert (done["status"], done["paused"], done["result"]["rows"]) == ("done", None, 40)
         # The server tries by itself what it could not write down.
         assert (await served.ended(other))["status"] == ("cancelled" if on_disk else "done")
+
+
+async def test_no_row_is_tried_again_while_the_pause_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serve(job_pause_s=1000) as served:
+        board, tries, written = served.state.jobs, list[Any](), asyncio.Event()
+        pause = board.ledger.pause
+
+        def refuse(*args: Any, **kw: Any) -> Any:
+            tries.append(args)
+            raise QueueFullError("full")
+
+        async def slowly(*args: Any) -> None:
+            board._runner.wake()  # as any job's chunk does that ends meanwhile
+            await asyncio.sleep(0.2)
+            await pause(*args)
+            written.set()
+
+        monkeypatch.setattr(served.state.backend.queue, "put", refuse)
+        monkeypatch.setattr(board.ledger, "pause", slowly)
+        await served.submit(rows(4))
+        await written.wait()
+        assert len(tries) == 1
 
 
 async def test_chunks_shrink_until_the_queue_takes_them() -> None:

@@ -11,6 +11,8 @@ from job_calls import ServedJobs, lines, refused, rows, serve
 from limits import longer_and_longer
 from serving import RULE, LeavingClient, code
 
+from laplora.answers.reporting import MeasuredRows
+from service.errors import ReportNotFoundError
 from service.jobs.reading import report as job_reports
 from service.jobs.reading.rows import json_lines
 
@@ -175,9 +177,12 @@ async def test_a_large_job_is_looked_at_in_evenly_spaced_rows(
     # Unfamiliar rows are counted among these: of all rows the limit would be passed or missed by another noise.
     for answer in taken.answers[:25]:
         answer["unfamiliar"] = True
-    result = (await ledger.result(job)).model_copy(update={"unfamiliar": 0.01})
-    manifest = served.predictor.artifact.manifest
-    assert job_reports.job_report(job, result, taken, manifest, texts=False).unfamiliar == 0.25
+    result, manifest = await ledger.result(job), served.predictor.artifact.manifest
+    for share, shown in ((0.01, 0.25), (None, None)):  # None: nothing flags them
+        result.unfamiliar = share
+        assert job_reports.job_report(job, result, taken, manifest, texts=False).unfamiliar == shown
+    with pytest.raises(ReportNotFoundError, match="no row"):
+        job_reports.job_report(job, result, MeasuredRows(), manifest, texts=False)
     monkeypatch.setattr(job_reports, "MOST_NUMBERS", 6 * 20)  # of three numbers by label, two labels each
     assert len((await job_reports.take_rows(ledger.disk, job, asyncio.to_thread)).references) == 20
 

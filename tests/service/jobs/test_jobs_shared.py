@@ -17,6 +17,7 @@ from stored_jobs import Stores, kept_rows
 from service.errors import JobsUnavailableError
 from service.jobs.store.job_tables import JobTables
 from service.jobs.store.schema import JOBS, SERVERS
+from service.jobs.store.sharing import BackOffs
 
 pytestmark = pytest.mark.anyio
 COUNT = 60
@@ -214,3 +215,14 @@ async def test_a_job_that_no_server_can_run_for_long_fails_by_the_reason(
         assert (failed["status"], failed["error"]["code"]) == ("failed", lacks)
         assert failed["error"]["message"].startswith("for job_wait_s (2000 s) there was no server that has ")
         assert served.state.jobs.quota.held_bytes == 0
+
+
+def test_a_server_tries_less_and_less_often_what_it_could_not_run() -> None:
+    back_offs = BackOffs(5.0)
+    assert [back_offs.put(1) for _ in range(8)] == [5, 10, 20, 40, 80, 160, 300, 300]
+    back_offs.put(2)
+    assert back_offs.now([1, 2, 3]) == [1, 2]
+    back_offs.forget(1)
+    assert back_offs.now([2, 3]) == [2]
+    assert back_offs.now([3]) == [], "of one that has ended nothing is kept"
+    assert [back_offs.put(1), back_offs.put(2)] == [5, 5]

@@ -69,10 +69,11 @@ def test_a_start_that_fails_ends_the_process_and_says_why(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for flags, environment, status, said in (
             ([], {"FAKE_BROKEN": "golden"}, ExitStatus.START_FAILED, "recorded 0.5, got 0.7"),
+            ([], {"FAKE_BROKEN": "bug"}, ExitStatus.START_FAILED, "KeyError"),
             (["--artifact", "nobody"], {}, ExitStatus.USAGE, "nobody: give --artifact a folder"),
             (["--port", str(taken.getsockname()[1])], {}, ExitStatus.START_FAILED, "address already in use"),
         ):
             process = start(*flags, **environment)
             assert process.left() == status
-            assert said in process.log
+            assert (said in process.log, "SECRET" in process.log) == (True, False)
     assert "--port takes another one" in process.log

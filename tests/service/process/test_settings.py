@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from pathlib import Path
 
 import pytest
 
 from laplora.predictor import Predictor
 from service.artifacts.predictors import default_library
-from service.process import prepare_for_torch
+from service.process import exempt_from_collection, prepare_for_torch
 from service.settings import Settings
 from service.starting import parse_settings
 
@@ -57,6 +59,9 @@ def test_help_names_every_flag_default_and_variable(capsys: pytest.CaptureFixtur
         (["--prot", "80"], "--prot"),
         (["--device", "tpu"], "--device"),
         (["--request-timeout-s", "nan"], "--request-timeout-s"),
+        (["--batch-tokens", "0"], "--batch-tokens"),
+        (["--max-connections", "0"], "--max-connections"),
+        (["--client-share", "0"], "--client-share"),
         (["--trusted-proxies", "*"], "--trusted-proxies"),
         (["--cors-origins", "https://a.example,*"], "is no origin"),
         (["--cors-origins", "https://*.example"], "is no origin"),
@@ -115,3 +120,21 @@ def test_torchs_native_code_is_bounded_unless_the_environment_says(monkeypatch: 
             patch.setattr(os, "environ", dict(given))
             prepare_for_torch()
             assert {name: os.environ.get(name) for name in bounds} == expected, given
+
+
+@pytest.mark.usefixtures("whole_heap")
+def test_what_is_in_memory_is_left_out_of_collections_and_garbage_is_not() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+    model, unloaded = Cycle(), Cycle()
+    gone = weakref.ref(unloaded)
+    try:
+        exempt_from_collection()
+        assert not any(one is model for one in gc.get_objects())
+        del unloaded
+        exempt_from_collection()
+        assert gone() is None
+    finally:
+        gc.unfreeze()

@@ -130,6 +130,15 @@ def test_the_thread_that_dies_takes_nobody_with_it(device: Rig, error: BaseExcep
         other.device.call(lambda: sys.exit()).result()
 
 
+def test_one_that_watches_and_fails_keeps_no_other_from_being_told() -> None:
+    """Metrics that fail, and traces after them."""
+    with rig(on_batch=(lambda report: report.nothing,)) as device:
+        for token in (5, 6):
+            assert device.submit(token).future.result()
+        device.device.stop(join_timeout_s=60)
+        assert len(device.reports) == 2
+
+
 @pytest.mark.parametrize("where", ["a prediction", "releasing memory"])
 def test_a_run_that_does_not_end_is_a_fault(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Releasing memory waits for the device: after running out of memory on a sick one, for ever."""
