@@ -22,6 +22,7 @@ from training.config.student import DistilRequest
 from training.data.files import SplitPaths
 from training.data.section import load_splits
 from training.distil import student_config
+from training.workspace.provenance import adapter_inputs
 from training.workspace.runtime import open_run
 from training.workspace.student import Student, open_student
 from training.workspace.targets import training_targets
@@ -127,6 +128,7 @@ def test_a_training_row_is_learned_from_label_and_teacher_and_a_stranger_not_at_
     strangers = tuple(replace(one, fields={"text": text}) for one, text in zip(run.student.inputs, texts, strict=False))
     other = replace(run.student, teacher=read_artifact(sentiment_run.artifact), inputs=strangers, label_weight=1.0)
     alone = replace(run, student=other, own_folder=tmp_path)
+    assert adapter_inputs(alone) != adapter_inputs(run), "what an adapter has learned from is known"
     targets = torch.stack([target for _, target in training_targets(alone)]).double()
     assert torch.equal(targets[:labelled], labels.double())
     record = read(tmp_path / "student.json")

@@ -21,6 +21,7 @@ import pytest
 import torch
 import transformers as hf
 from server_process import server_process
+from tiny_models import generator
 from tiny_runs import sentiment_rows
 from tiny_tokenizer import tiny_tokenizer
 
@@ -127,10 +128,11 @@ def save_base(folder: Path, name: str) -> Path:
         warnings.simplefilter("ignore")  # transformers', about settings of its own
         with torch.device("meta"):
             model = hf.AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
-        for name, parameter in model.to_empty(device="cpu").named_parameters():
+        draw = generator(0)
+        for key, parameter in model.to_empty(device="cpu").named_parameters():
             if parameter.dim() > 1:
-                parameter.data.normal_(0, settings.initializer_range)
+                parameter.data.normal_(0, settings.initializer_range, generator=draw)
             else:
-                parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
+                parameter.data.fill_(0.0 if key.endswith("bias") else 1.0)
         model.save_pretrained(folder)
     return folder

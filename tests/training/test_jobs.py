@@ -121,14 +121,16 @@ def test_training_that_diverges_is_an_error(run_copy: Path, capsys: pytest.Captu
     assert not list(run_copy.parent.glob("runs/diverging*/adapter"))
 
 
-@pytest.mark.parametrize("base", ["quantization=none", "quantization=nf4 base.dequantize=false"])
+@pytest.mark.parametrize(
+    ("base", "number"), [("quantization=none", torch.inf), ("quantization=nf4 base.dequantize=false", torch.nan)]
+)
 def test_a_base_that_is_not_a_number_is_refused_before_training(
-    run_copy: Path, sentiment_run: FinishedRun, base: str, capsys: pytest.CaptureFixture[str]
+    run_copy: Path, sentiment_run: FinishedRun, base: str, number: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Hours of training would end in NaN; in packed 4-bit weights a NaN is in the scale of its block only."""
     broken = Path(shutil.copytree(sentiment_run.base, run_copy.parent / "broken"))
     weights = load_file(broken / "model.safetensors")
-    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = torch.nan
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = number
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LabelTrainer, "train", None)
