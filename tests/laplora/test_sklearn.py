@@ -128,6 +128,7 @@ def test_calibration_rows_are_given_or_a_share(parts: tuple[Any, Any], rows: tup
         ([3, 4], ["negative", "positive"], {}, "row 0 of X must be a text or a dict, got int"),
         (["a"], ["only"], {"labels": ["only"]}, "two different names"),
         (["a", "b"], ["negative", "positive"], {"labels": "{text}:"}, "the template comes before the labels"),
+        (["a", "b"], [0.5, 0.7], {}, "Unknown label type"),
         (["a", "b"], ["negative"], {"labels": ["negative", "positive"]}, "X has 2 rows and y 1"),
         (["a", "b"], ["good", "positive"], {"labels": ["negative", "positive"]}, r"y has \['good'\]"),
         (["a", "b"], [0, 2], {"labels": ["negative", "positive"]}, r"y has the numbers \[2\]"),

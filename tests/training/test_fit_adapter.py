@@ -65,6 +65,9 @@ def test_the_posterior_is_that_of_the_run_it_was_taken_from(
     rows = [json.loads(line) for line in files["test"].read_text().splitlines()]
     assert f"{len(rows)} rows of test.jsonl, given as test rows" in page
     assert f"{mine.metrics['laplace']['nll']:.3f}" in page
+    gain = re.search(r"temperature scaling: (\S+) \(95 % (\S+) to (\S+)\)", shown.out)
+    assert "{} nats ({} to {})".format(*gain.groups()) in page
+    assert re.search(r"; (\S+)% unfamiliar", shown.out)[1] + "\u00a0% unfamiliar" in page
     assert f"sha256:{hashlib.sha256(files['test'].read_bytes()).hexdigest()}" in page
     assert not any(row["text"] in page for row in rows)
     assert str(files["test"].parent) not in page

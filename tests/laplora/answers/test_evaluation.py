@@ -99,6 +99,25 @@ def measured(count: int, *, averaged: bool = False) -> Report:
     )  # fmt: skip
 
 
+def test_where_one_label_is_right_a_row_has_the_figures_of_its_answer() -> None:
+    """Also of fewer choices than there are labels; label sets hold the right label or not."""
+    names, taken = LabelNames(("a", "b", "c")), MeasuredRows()
+    for probs, held in (((0.2, 0.5, 0.3), "b"), ((0.1, 0.9), "a"), ((0.1, 0.2, 0.7), "c")):
+        shown = dict(zip(names.names, probs, strict=False))
+        answer = {"probs": shown, "map_probs": shown, "probs_std": {name: p / 10 for name, p in shown.items()}}
+        answer |= {"score": 0.6, "tokens": 5, "decision": "accept", "prediction_set": [held], "flags": []}
+        taken.add(f"row {held}", 1, answer | {"uncertainty": {"epistemic": probs[0]}}, {"text": held})
+    report = measured_report(
+        taken, MANIFEST, {"laplace": {}}, names=names, predictive="laplace", averaged=False, title="choices",
+        measured_on="rows", fields=("text",), unfamiliar=None, notes=[], provenance={}, texts=False,
+    )  # fmt: skip
+    rows = report.rows
+    assert (rows.std.tolist(), rows.epistemic.tolist()) == (pytest.approx([0.05, 0.09, 0.07]), [0.2, 0.1, 0.1])
+    assert (rows.probs.tolist()[1], rows.wrong.tolist()) == ([0.1, 0.9, 0.0], [False, False, True])
+    assert (rows.references, rows.texts) == (["row b", "row a", "row c"], None)
+    assert report.methods["laplace"]["sets"] == {"coverage": 1 / 3}
+
+
 def test_where_several_labels_may_be_right_each_is_a_question_of_its_own() -> None:
     report = measured(40)
     page = html(report, judge(report))

@@ -153,7 +153,8 @@ def test_a_part_of_the_head_that_nobody_saved_is_refused(tmp_path: Path) -> None
 
 
 def test_bases_load_as_classifiers_and_are_checked(tmp_path: Path) -> None:
-    folder = save_base(tmp_path / "base", classifier_base("bert", classes=5), head=True)
+    model = classifier_base("bert", classes=5)
+    folder = save_base(tmp_path / "base", model, head=True)
 
     def loaded(classes: int) -> Any:
         spec = BaseSpec(str(folder), None, "none", "float32", classes)
@@ -166,3 +167,7 @@ def test_bases_load_as_classifiers_and_are_checked(tmp_path: Path) -> None:
     packed = load_base_model(str(folder), spec, device=torch.device("cpu"), dequantize=False)
     assert packed.weights.held == "packed"
     assert packed.model.classifier.weight.dtype == torch.bfloat16  # in 4 bit nothing of it could be covered
+    model.bert.encoder.layer[0].output.dense.weight.data[0, 0] = torch.nan
+    folder = save_base(tmp_path / "broken", model, head=True)
+    with pytest.raises(ModelError, match="gives NaN or infinity on ordinary tokens"):
+        loaded(5)

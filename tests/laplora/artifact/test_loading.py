@@ -128,9 +128,13 @@ def test_a_record_is_read_by_its_kind() -> None:
     assert sequences.readout() == LabelSequences(((5, 7), (6,)), normalised=False)
     assert sequences.class_count == 2
     assert READER.validate_json(READER.dump_json(sequences)) == sequences
-    for token_ids, message in (([[5], [5]], "two labels have the same tokens"), ([[5], []], "at least 1 item")):
+    for change, message in (
+        ({"token_ids": [[5], [5]]}, "two labels have the same tokens"),
+        ({"token_ids": [[5], []]}, "at least 1 item"),
+        ({"length": 2}, "Extra inputs"),
+    ):
         with pytest.raises(ValidationError, match=message):
-            READER.validate_python({"kind": "label_sequences", **fields, "token_ids": token_ids})
+            READER.validate_python({"kind": "label_sequences", **fields, **change})
 
 
 def test_another_tokenizers_labels_are_refused(base_model_folder: Path) -> None:

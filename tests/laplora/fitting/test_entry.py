@@ -149,6 +149,7 @@ def without(row: dict[str, Any], name: str) -> dict[str, Any]:
         (lambda rows: [row for row in rows if row["label"] == "positive"], r"no row has the labels \['negative'\]"),
         (lambda rows: [rows[0], {"prompt": "Review:", "label": "positive"}], "some rows have a finished 'prompt'"),
         (lambda rows: [], "there are no rows"),
+        (lambda rows: ["a text"], r"row 0 must be a dict of the template's fields \['text'\], got str"),
         (lambda rows: rows[0], r"must be a list of dicts of the template's fields \['text'\]"),
         (lambda rows: pd.DataFrame(rows).assign(text=float("nan")), "field 'text' is missing"),
         (lambda _: Dataset.from_list([REVIEW], features=named_classes("neg", "pos")), r"its classes \['neg', 'pos'\]"),
@@ -211,6 +212,7 @@ def with_nan(model: Any) -> Any:
     ("changes", "error", "message"),
     [
         ({"labels": ["positive", "positive"]}, ConfigError, "two different names"),
+        ({"labels": "positive"}, ConfigError, "a list of names"),
         ({"labels": {0: " a", 1: " b"}}, ConfigError, "labels must be names, as texts, got int"),
         ({"readout": "tokens"}, ConfigError, r"readout must be one of \['label_tokens', 'label_sequences'\]"),
         ({"model": lambda _: "a folder"}, ModelError, "must be one that from_pretrained returned, got str"),

@@ -100,7 +100,11 @@ def test_every_read_out_has_familiarity_and_is_served_as_fitted(
     # These models are random, so their logits tell nothing of strangers; the states' places do.
     places = replace(fitted.familiarity.strangeness, weight=0.0)
     examples = [Example(str(i), one, 0, classifier.class_count) for i, one in enumerate(inputs)]
-    far = places.of(forward_states(classifier, examples, places.layers, 8, Silent()))
+    states = forward_states(classifier, examples, places.layers, 8, Silent())
+    # As of the training rows, by a plain pass: it shows what an answer's does.
+    answered = torch.tensor([answer.familiarity for answer in together], dtype=torch.float64)
+    torch.testing.assert_close(fitted.familiarity.of(states), answered, rtol=0, atol=1 / 30 + 1e-9)
+    far = places.of(states)
     assert float(far[:12].mean()) < float(far[12:].mean())
     assert (fitted.familiarity.strangeness.weight > 0) == (kind != "several")
     measured = posterior.evaluate(rows(20, 4, kind))

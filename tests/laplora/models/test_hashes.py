@@ -94,6 +94,7 @@ def test_of_a_hub_model_the_named_shards_alone_are_fetched(
         ({"weight_map": {"x": "gone.safetensors"}}, "names 'gone.safetensors', which is not there"),
         ({"weight_map": {"x": "../other/model.safetensors"}}, "does not map tensors to safetensors files"),
         ({"weight_map": {"x": "model.bin"}}, "does not map tensors"),
+        ({"weight_map": {"x": 3}}, "does not map tensors"),
         ({"weight_map": {}}, "does not map tensors"),
         (None, "has no safetensors weights"),
     ],

@@ -38,6 +38,7 @@ def group_v1(limit: int, used: int, inactive: int = 0) -> dict[str, str]:
         ("0::/a/b", {"a/b": group_v2("max", GIB), "a": group_v2(5 * GIB, GIB)}, 4 * GIB),
         ("0::/a", {"a": group_v2(3 * GIB, 3 * GIB, active=GIB, inactive=GIB)}, 2 * GIB),
         ("0::/a", {"a": group_v2(GIB, 2 * GIB)}, 0),
+        ("0::/a", {"a": group_v2(20 * GIB, GIB)}, 8 * GIB),
         ("0::/the/hosts/path", {".": group_v2(2 * GIB, GIB)}, GIB),
         ("0::/a", {"unified/a": group_v2(2 * GIB, GIB)}, GIB),
         ("4:memory:/a\n0::/", {"memory/a": group_v1(3 * GIB, 2 * GIB, inactive=GIB)}, 2 * GIB),

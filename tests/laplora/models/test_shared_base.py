@@ -62,7 +62,7 @@ def test_another_base_that_does_not_fit_beside_is_refused_before_it_loads(
     plain = replace(manifest.base, quantization="none", dtype="float32")
     model = load_base_model(location, plain, device=cpu).model
     count = sum({p.data_ptr(): p.numel() for p in model.parameters()}.values())
-    assert least_bytes(location, plain) == 4 * count
+    assert least_bytes(location, plain) == 4 * count == 2 * least_bytes(location, replace(plain, dtype="bfloat16"))
     assert least_bytes(location, replace(plain, quantization="nf4")) == count // 2
     least = least_bytes(location, other)
     monkeypatch.setattr("laplora.models.shared_base.free_bytes", lambda device: least - 1)
