@@ -304,6 +304,16 @@ async def test_a_replica_whose_device_stalls_gets_no_ticket_and_all_such_are_not
         assert (await client.get("/health/ready")).status_code == 200
 
 
+async def test_a_scorer_of_which_more_is_wanted_than_it_has_places_for_loads_nothing_anew(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.add("a", max_artifacts=1)
+    for _ in range(5):
+        wanted = {f"sha256:{name}": str(tmp_path / "a" / name) for name in cluster.artifacts}
+        assert cluster.scorers["a"].status(wanted).digests == {"sha256:first"}
+        await asyncio.sleep(0.02)
+    assert cluster.loads["a"] == ["first"]
+
+
 async def test_a_version_that_nobody_waits_for_ends(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer, entered, over = cluster.scorers["a"], threading.Event(), threading.Event()
 

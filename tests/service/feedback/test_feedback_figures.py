@@ -21,6 +21,7 @@ from laplora.metrics import scores as metrics
 from laplora.metrics.drift import kolmogorov_smirnov
 from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
 from laplora.metrics.ranking import error_auroc
+from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore
 from service.feedback.records import Figures, SeriesReport
 from service.feedback.references import reference_of
@@ -131,7 +132,11 @@ def test_figures_are_those_of_the_metrics() -> None:
 
 def test_limits_are_the_noise_of_these_rows() -> None:
     rows = Rows(600)
-    found = labelled(rows, predictor(rows=400, nll=0.8, ece=0.01)).figures
+    store = labelled(rows, predictor(rows=400, nll=0.8, ece=0.01))
+    found = store.figures
+    assert (found.nll.reference, found.ece.reference, found.coverage.reference) == (0.8, 0.01, 0.9)
+    gauges = {one.name: one.samples for one in CalibrationGauges(lambda: [store.shown], lambda: 0).collect()}
+    assert [one.value for one in gauges["laplora_reference_nll"]] == [0.8]
     losses = metrics.row_nll(rows.probs, rows.labels)
     # Of the difference of two means, the reference's rows taken to spread as these do.
     error = float(losses.std()) * math.sqrt(1 / 600 + 1 / 400)

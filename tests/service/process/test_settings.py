@@ -64,6 +64,7 @@ def test_help_names_every_flag_default_and_variable(capsys: pytest.CaptureFixtur
         (["--client-share", "0"], "--client-share"),
         (["--trusted-proxies", "*"], "--trusted-proxies"),
         (["--cors-origins", "https://a.example,*"], "is no origin"),
+        (["--cors-origins", "https://a.example,null"], "is no origin"),
         (["--cors-origins", "https://*.example"], "is no origin"),
         (["--cors-origins", "https://a.example/"], "is no origin"),
         (["--trusted-proxies", "10.0.0.1/8"], "--trusted-proxies"),
