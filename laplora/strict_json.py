@@ -6,13 +6,18 @@ import json
 import math
 from typing import Any
 
+#: Of a whole number, the sign included. Python refuses more too, and tells of its own setting.
+_MOST_DIGITS = 4300
+
 
 def strict_json(raw: bytes | str) -> Any:
     """Return the value of a JSON text whose numbers are finite and whose names differ; ValueError for another text.
 
     Raises RecursionError where it is nested too deeply.
     """
-    return json.loads(raw, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+    return json.loads(
+        raw, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole, object_pairs_hook=_unique
+    )
 
 
 def is_nested_within(value: Any, most: int) -> bool:
@@ -34,6 +39,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError("a number is beyond what a float holds")
     return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"a number has more than {_MOST_DIGITS} digits")
+    return int(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

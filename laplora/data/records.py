@@ -138,7 +138,9 @@ def json_record(numbered: tuple[int, str]) -> Record:
         value = strict_json(line)
     except json.JSONDecodeError as error:
         raise RowError(number, f"not valid JSON (column {error.colno}: {error.msg})") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise RowError(number, "not usable JSON (nested too deeply)") from None
+    except ValueError as error:
         raise RowError(number, f"not usable JSON ({error})") from None
     if not isinstance(value, dict):
         raise RowError(number, f"expected a JSON object on one line, got {_json_type(value)}")

@@ -70,6 +70,7 @@ def test_the_posterior_is_that_of_the_run_it_was_taken_from(
     assert re.search(r"; (\S+)% unfamiliar", shown.out)[1] + "\u00a0% unfamiliar" in page
     assert f"sha256:{hashlib.sha256(files['test'].read_bytes()).hexdigest()}" in page
     assert not any(row["text"] in page for row in rows)
+    assert any(f"<bdi>{row['id']}</bdi>" in page for row in rows), "the rows to look at, by their ids"
     assert str(files["test"].parent) not in page
     start = ("--initial-adapter", folder / "initial_adapter", "--base", sentiment_run.base)
     assert fit(*given, *start, "--out", centred) == 0

@@ -93,8 +93,9 @@ def test_choices_from_an_array_or_from_columns(tmp_path: Path) -> None:
         ('{"text": "SECRET", "label": " "}', "field 'label' (the label) is empty"),
         ('{"text": "a", "text": "b", "label": "positive"}', "field 'text' appears twice"),
         ('{"text": NaN, "label": "positive"}', "NaN is not JSON"),
-        ('{"text": "a", "label": ' + "1" * 5000 + "}", "not usable JSON"),
-        ("[" * 100_000, "not usable JSON"),
+        ('{"text": "a", "label": ' + "1" * 5000 + "}", "not usable JSON (a number has more than 4300 digits)"),
+        ('{"text": "a", "label": 1e999}', "a number is beyond what a float holds"),
+        ("[" * 100_000, "not usable JSON (nested too deeply)"),
     ],
 )
 def test_a_bad_line_of_json_is_named(tmp_path: Path, line: str, expected: str) -> None:

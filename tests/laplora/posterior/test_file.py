@@ -78,6 +78,7 @@ def test_what_is_read_answers_as_what_was_written(structure: str, subset: str, d
         ("joint_core", {"structure": "ekfac"}, "name different tensors"),
         ("ekfac", {"blocks": ""}, "does not list the blocks"),
         ("ekfac", {"blocks": "3"}, "does not list the blocks"),
+        ("ekfac", {"blocks": "[]"}, "does not list the blocks"),
         ("ekfac", {"blocks": '[["x"]]'}, "does not list the blocks"),
         ("ekfac", {"blocks": f'["{BLOCK}", "{BLOCK}"]'}, "the posterior covers a block twice"),
         ("ekfac", {"blocks": '["mlp.lora_A"]'}, "the posterior covers 'mlp.lora_A', which the adapter has not"),
