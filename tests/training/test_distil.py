@@ -142,7 +142,8 @@ def test_a_training_row_is_learned_from_label_and_teacher_and_a_stranger_not_at_
 def opened(run: FinishedRun, **settings: Any) -> tuple[Student, Any]:
     """Open a student of an artifact that is changed or not, without its run."""
     folder = settings.pop("artifact", run.artifact)
-    request = DistilRequest(folder, settings.pop("inputs"), overrides=(rows_named(run),), **settings)
+    overrides = (rows_named(run), *settings.pop("overrides", ()))
+    request = DistilRequest(folder, settings.pop("inputs"), overrides=overrides, **settings)
     config = student_config(request, read_artifact(folder))
     assert config.student is not None
     splits = load_splits(config.data, seed=config.seed, hold_out=config.holds_out)
@@ -161,6 +162,8 @@ def test_labels_that_a_teacher_learned_train_its_student_and_others_calibrate_it
     for predictive in ("conditioned", "laplace_conditioned"):
         with pytest.raises(ConfigError, match=r"give --calibration FILE .* or learn from --predictive (temp|lap|map)"):
             opened(sentiment_run, inputs=inputs, predictive=predictive)
+    with pytest.raises(ConfigError, match="made from other rows"):  # the test rows of another seed trained it
+        opened(sentiment_run, inputs=inputs, predictive="laplace", overrides=["seed=1"])
     found, splits = opened(sentiment_run, inputs=inputs, predictive="conditioned", calibration=file)
     assert found.predictive == "conditioned"
     assert [e.fields["text"] for e in splits.calibration] == [one["text"] for one in fresh]
@@ -232,3 +235,7 @@ def test_an_artifact_does_not_say_what_its_student_reads_nor_where_it_is_written
         assert made.data.path == SplitPaths(train=Path(train))
         assert (made.name, made.runs, made.artifacts) == ("tiny-sentiment-student", Path("runs"), tmp_path)
         assert made.shift is None
+    config["data"] |= {"dataset": "hub:owner/rows", "path": None}  # may be a folder called so
+    artifact = changed_artifact(sentiment_run, tmp_path / "hub", config=config)
+    with pytest.raises(ConfigError, match=r"--set .data\.dataset="):
+        student_config(DistilRequest(artifact, inputs), read_artifact(artifact))

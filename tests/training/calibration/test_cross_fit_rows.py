@@ -62,14 +62,18 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path) -> None:
             return fit_rows(classifier, *([rows[i] for i in part.tolist()] for part in (fit, held)), SETTINGS)
 
     found = cross_fit_rows(classifier, rows, folds, SETTINGS)
-    whole = found.calibration.projected
+    whole, strange = found.calibration.projected, []
     for number, (adapter, (fit, held)) in enumerate(zip(folds, parts, strict=True)):
-        part = alone(adapter, fit, held).calibration
+        of_fold = alone(adapter, fit, held)
+        part = of_fold.calibration
+        strange.append(of_fold.familiar.familiarity.reference)
         assert whole.fold is not None
         assert set(whole.fold[held].tolist()) == {number}
         assert torch.equal(whole.contrast_mean[held], part.projected.contrast_mean)
         assert torch.equal(whole.kept[held][..., : part.projected.kept.shape[-1]], part.projected.kept)
         assert torch.equal(found.calibration.labels[held], part.labels)
+    assert found.familiar.record.rows == ROWS
+    assert torch.equal(found.familiar.familiarity.reference, torch.cat(strange).sort().values)
     assert found.posterior.rows == found.calibrated.calibration.rows == len(found.calibration) == ROWS
     assert isinstance(found.posterior, ManyClassPosterior)
     assert found.many_classes is not None
