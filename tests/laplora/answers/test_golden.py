@@ -63,6 +63,8 @@ def test_variances_that_all_move_together_may_move_less() -> None:
     replay([[2.0, 2.0], [0.0, 1e-9], None], [[2.0 * math.exp(0.499), 2.0 * math.exp(-0.499)], [1e-7, 0.0], [2.0, 2.0]])
     with pytest.raises(GoldenMismatchError, match=r"variances of all 4 together are 1\.3 times .* a factor of 1\.28"):
         replay(recorded, [[2.0 * math.exp(0.26)] * 2] * 4)
+    with pytest.raises(GoldenMismatchError, match=r"variances of all 4 together are 0\.771 times"):
+        replay(recorded, [[2.0 * math.exp(-0.26)] * 2] * 4)
 
 
 @pytest.mark.parametrize(

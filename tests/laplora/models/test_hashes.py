@@ -84,6 +84,7 @@ def test_of_a_hub_model_the_named_shards_alone_are_fetched(
     save_file({"x": torch.ones(2)}, tmp_path / "there" / "consolidated.safetensors")
     with hub_server("someone/model", monkeypatch) as hub:
         commit = hub.commit({path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()})
+        hub.commit({SHARD: b"of a later commit, for which nobody asks"})
         assert weights_hash("someone/model", commit, cache=cache) == whole
     assert not list((tmp_path / "hub").glob("**/consolidated.safetensors"))
 
