@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from benchmarks.reproduce.tables import (
     by_pair,
     caveats,
     of_methods,
-    under_both_priors,
     what_was_run,
 )
 from laplora.errors import ConfigError
@@ -35,10 +35,6 @@ _REPORT = (
     "constant one of 0.52 at an accuracy of 0.72 has an NLL of 0.68, and one 0.20 above has 0.77. Three means cannot "
     "say whether it is so nearly everywhere."
 )
-_AGAIN = (
-    "One training was made again with today's code, to have both priors. The seed is the same, the adapter is not "
-    "quite: MAP's figures differ from those above."
-)
 _METHODS = (
     "As the original paper compares them after 10,000 steps (Yang et al., arXiv 2308.13111, section 5.1). A checkpoint "
     "ensemble averages the last three checkpoints, or two where there are no more, MC dropout ten masks. The paper has "
@@ -52,16 +48,24 @@ def write_page(out: Path) -> Path:
 
 
 def publish(out: Path) -> Path:
-    """Write the documentation's page from a folder of results, and return it; ConfigError where nothing is there."""
+    """Write the documentation's page from a folder of results, and return it; ConfigError where nothing is there.
+
+    What is published of models and tasks that are not in the folder stays.
+    """
     return _write(out, ROOT / "docs", "results/")
 
 
 def _write(out: Path, folder: Path, place: str) -> Path:
-    """Write the page into a folder, figure and records at a place in it."""
+    """Write the page into a folder, figure and records at a place in it; in another folder other pairs stay."""
     found = collected(out)
     if not found:
         raise ConfigError(f"no results in {out}: 'python -m benchmarks.reproduce --models MODEL' makes them")
     records, ensembles = list(found.values()), ensembles_of_seeds(found)
+    if out != folder and (before := folder / place / "reproduction.json").is_file():
+        kept, made = json.loads(before.read_text(encoding="utf-8")), {(r["model"], r["task"]) for r in records}
+        records += [r for r in kept["records"] if (r["model"], r["task"]) not in made]
+        ensembles |= {pair: of for name, of in kept["ensembles"].items() if (pair := _pair(name)) not in made}
+    records.sort(key=lambda r: (r["model"], r["task"], r["seed"]))
     (folder / place).mkdir(parents=True, exist_ok=True)
     save_picture(steps_figure(records), folder / f"{place}reproduction.png")
     write_json(
@@ -71,6 +75,11 @@ def _write(out: Path, folder: Path, place: str) -> Path:
     page = folder / "reproduction.md"
     page.write_text(page_text(records, ensembles, f"{place}reproduction.png"), encoding="utf-8")
     return page
+
+
+def _pair(name: str) -> Pair:
+    model, task = name.split("/")
+    return model, task
 
 
 def collected(out: Path) -> dict[Path, Record]:
@@ -116,17 +125,8 @@ def ensembles_of_seeds(found: Mapping[Path, Record]) -> dict[Pair, dict[str, Any
     return ensembles
 
 
-def page_text(
-    records: Sequence[Record],
-    ensembles: Mapping[Pair, Mapping[str, Any]],
-    figure: str,
-    again: Sequence[Record] = (),
-) -> str:
-    """Return the page, in Markdown.
-
-    Args:
-        again: later trainings of what is among the records, measured under both priors.
-    """
+def page_text(records: Sequence[Record], ensembles: Mapping[Pair, Mapping[str, Any]], figure: str) -> str:
+    """Return the page, in Markdown."""
     models = {record["model"] for record in records}
     unrun = [f"`{model}`" for model in MODELS if model not in models]
     structure = ", ".join(sorted({f"`{r['structure']}`" for r in records}))
@@ -156,7 +156,6 @@ def page_text(
         "needs no calibration rows. Here the posterior is the same under both. *Not measured* are trainings that ran "
         "before the evidence came with them.",
         beside_the_report(records, {"laplace": "prior by calibration rows", EVIDENCE: "prior by evidence"}, 1),
-        again and f"{_AGAIN}\n\n{under_both_priors(again, ('map', 'laplace', EVIDENCE))}",
         _REPORT,
         "## Figure 1: against steps",
         f"![Accuracy, NLL and ECE against optimizer steps]({figure})",

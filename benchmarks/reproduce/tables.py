@@ -99,17 +99,6 @@ def beside_the_report(records: Sequence[Record], methods: Mapping[str, str], pla
     return markdown_table(heading, lines, left=(0, 1))
 
 
-def under_both_priors(records: Sequence[Record], methods: Sequence[str]) -> str:
-    """Return the figures of some trainings at the last checkpoint, a row a method."""
-    lines = []
-    for record in records:
-        title = f"`{record['model']}`, {TASKS[record['task']]}, seed {record['seed']}"
-        for method in methods:
-            values = [_mean([_last(record, method)], name) for name in (*_METRICS, "gap")]
-            lines.append([title, _NAMES.get(method) or display_name(method), *values])
-    return markdown_table(["training", "", *_METRICS.values(), "confidence − accuracy"], lines, left=(0, 1))
-
-
 def of_methods(records: Sequence[Record], model: str, ensembles: Mapping[Pair, Mapping[str, Any]]) -> str:
     """Return one model's comparison of methods at the last checkpoint: a block of columns for each task."""
     pairs = {task: seeds for (name, task), seeds in by_pair(records).items() if name == model}

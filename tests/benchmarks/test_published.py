@@ -36,7 +36,7 @@ README = ROOT / "benchmarks" / "README.md"
 def reproduction(_page: str) -> str:
     published = json.loads((ROOT / "docs" / "results" / "reproduction.json").read_text(encoding="utf-8"))
     ensembles = {(model, task): of for pair, of in published["ensembles"].items() for model, task in [pair.split("/")]}
-    return page_text(published["records"], ensembles, "results/reproduction.png", published["again"])
+    return page_text(published["records"], ensembles, "results/reproduction.png")
 
 
 def structures(page: str) -> str:

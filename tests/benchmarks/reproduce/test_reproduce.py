@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.reproduce import page as pages
 from benchmarks.reproduce.__main__ import main
 from benchmarks.reproduce.checkpoint import EVIDENCE, LAST_LAYER, answers_folder, read_answers
-from benchmarks.reproduce.page import collected
+from benchmarks.reproduce.page import collected, publish
 from benchmarks.reproduce.record import RECORD
 from benchmarks.reproduce.subjects import MODELS, REPORTED, TASKS, checkpoints, run_config
 from tests.tiny_runs import made_once
@@ -110,6 +111,23 @@ def test_one_page_has_the_tables_the_figure_and_what_was_not_run(finished: Path)
     assert "**Not run: `llama2-7b`" in page
     document = json.loads((finished / "reproduction.json").read_text())
     assert document["ensembles"]["smollm2-135m/arc_easy"]["nll"] > 0
+
+
+def test_what_is_published_of_other_tasks_stays(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = json.loads((finished / "reproduction.json").read_text())
+    records = [record | {"task": "boolq"} for record in document["records"]]
+    ensembles = {"smollm2-135m/boolq": document["ensembles"]["smollm2-135m/arc_easy"]}
+    stale = document["records"][0] | {"learning_rate": 1.0}
+    results = tmp_path / "docs" / "results"
+    results.mkdir(parents=True)
+    (results / "reproduction.json").write_text(json.dumps({"records": [*records, stale], "ensembles": ensembles}))
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    publish(finished)
+    published = json.loads((results / "reproduction.json").read_text())
+    assert published["records"] == [*document["records"], *records]
+    assert published["ensembles"] == document["ensembles"] | ensembles
 
 
 def test_seeds_that_differ_in_more_than_the_seed_are_refused(
