@@ -7,7 +7,8 @@ same order. Sums and results travel between CPUs by torch.distributed's gloo, wh
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -115,3 +116,14 @@ class Workers:
 
 #: One process.
 ALONE = Workers()
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads inside the block: how sums are split over threads decides last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -33,5 +33,4 @@ def moment_bytes(blocks: Sequence[Block], rank: int, oversampling: int) -> int:
 
     They are on the CPU wherever the model is.
     """
-    columns = 4 * rank + oversampling
-    return _DOUBLE * sum(b.wide * min(columns, b.wide) + b.narrow**2 for b in blocks)
+    return _DOUBLE * sum(b.wide * min(4 * rank + oversampling, b.wide) + b.narrow**2 for b in blocks)

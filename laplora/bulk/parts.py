@@ -13,22 +13,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
 
 from laplora.errors import ConfigError, DataError
 from laplora.files import write_whole
 
 #: A row's line with its end, and whether it has no answer.
 Line = tuple[bytes, bool]
+Read = TypeVar("Read")
 _RUN, _LOCK = "run.json", ".lock"
 _BLOCK = re.compile(r"\d{6}\.jsonl")
 #: What a run writes, also what was being written when it was killed.
 _OURS = re.compile(r"\d{6}\.jsonl|run\.json|\.(\d{6}\.jsonl|run\.json)\.[0-9a-f]{16}")
 
 
-@dataclass(frozen=True)
+@validated(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Finished:
     """The record of a finished block: its number, how many rows it has, without an answer, and its lines' SHA-256."""
 
@@ -36,6 +39,10 @@ class Finished:
     rows: int
     bad: int
     sha256: str
+
+
+_RECORD = TypeAdapter(dict[str, Any])
+_FINISHED = TypeAdapter(Finished)
 
 
 def finished(number: int, lines: Iterable[Line]) -> bytes:
@@ -46,11 +53,11 @@ def finished(number: int, lines: Iterable[Line]) -> bytes:
     return json.dumps(asdict(record)).encode() + b"\n" + content
 
 
+@dataclass(frozen=True)
 class Parts:
     """The folder of a run's finished blocks."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -90,19 +97,21 @@ class Parts:
                 raise ConfigError(f"{self.folder}: holds other files than a run's: remove or rename it")
             write_whole(self.folder / _RUN, json.dumps(run, indent=2))
             return {}
-        kept = self._record(_RUN, (self.folder / _RUN).read_bytes())
+        kept = self._read(_RECORD, _RUN, (self.folder / _RUN).read_bytes())
         if differing := [name for name in sorted({*kept, *run}) if kept.get(name) != run.get(name)]:
             told = "; ".join(f"{name} was {kept.get(name)}, is {run.get(name)}" for name in differing)
             raise ConfigError(f"{self.folder}: its blocks are of another run ({told}): remove it to begin anew")
         found = {}
         for name in filter(_BLOCK.fullmatch, names):
             with (self.folder / name).open("rb") as file:
-                found[int(name[:6])] = self._finished(name, file.readline())
+                one = found[int(name[:6])] = self._read(_FINISHED, name, file.readline())
+            if one.number != int(name[:6]):
+                raise self._damaged(name)
         return found
 
     def keep(self, block: bytes) -> Finished:
         """Write a block, of ``finished``, in one step, and return its record."""
-        record = Finished(**json.loads(block[: block.index(b"\n")]))
+        record = _FINISHED.validate_json(block[: block.index(b"\n")])
         write_whole(self.folder / f"{record.number:06d}.jsonl", block)
         return record
 
@@ -124,21 +133,11 @@ class Parts:
             if _OURS.fullmatch(path.name):
                 path.unlink()
 
-    def _record(self, name: str, text: bytes) -> dict[str, Any]:
+    def _read(self, kind: TypeAdapter[Read], name: str, text: bytes) -> Read:
         try:
-            found = json.loads(text)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise self._damaged(name)
-        return found
-
-    def _finished(self, name: str, text: bytes) -> Finished:
-        found = self._record(name, text)
-        kinds = {field: type(value) for field, value in found.items()}
-        if kinds != {"number": int, "rows": int, "bad": int, "sha256": str} or found["number"] != int(name[:6]):
-            raise self._damaged(name)
-        return Finished(**found)
+            return kind.validate_json(text)
+        except ValidationError:
+            raise self._damaged(name) from None
 
     def _damaged(self, name: str) -> DataError:
         return DataError(f"{self.folder / name}: is damaged: remove the folder to begin anew")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from laplora.predictor import Predictor
 
 
-@dataclass(frozen=True)
-class Predicted:
-    """What was written: lines, and how many of them are without an answer."""
-
-    rows: int
-    bad: int
-
-
 def predict_file(
     artifact: str | Path,
     source: str | Path,
@@ -42,8 +34,10 @@ def predict_file(
     window: int = WINDOW,
     allowed_bases: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
-) -> Predicted:
-    """Answer every row of a file, and return what was written; the same bytes however many work.
+) -> tuple[int, int]:
+    """Answer every row of a file, and return how many there are and how many have no answer.
+
+    The bytes that are written are the same however many work.
 
     A row that cannot be answered has the line ``{"line": N, "error": {...}}`` in its place. Finished blocks of rows are
     kept in the folder ``TARGET.parts``, of a target in a store in the working directory; the same call goes on from
@@ -81,7 +75,7 @@ def predict_file(
                 "remove the file and run again, or rename the folder to OTHER.parts and give --out OTHER"
             ) from None
         parts.remove()
-    return Predicted(sum(block.rows for block in blocks), sum(block.bad for block in blocks))
+    return sum(block.rows for block in blocks), sum(block.bad for block in blocks)
 
 
 def answering(artifact: Artifact, device: str, how: How) -> Callable[[Sequence[Row]], Iterator[Line]]:

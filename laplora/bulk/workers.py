@@ -10,7 +10,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +83,8 @@ class Worker:
 
     def work(self, block: Block) -> bytes:
         """Return a block as ``finished`` does; errors are the job's and the source's."""
+        from laplora.workers import torch_threads
+
         with torch_threads(self._threads):
             lines = self._lines = self._lines or self._start()
             windows = self._source.windows(block)
@@ -219,16 +220,3 @@ def finish(
         if done % -(-len(left) // 20) == 0 or done == len(left):
             say(f"{len(found)} of {len(blocks)} blocks, {rows / (time.monotonic() - began):.3g} rows a second")
     return [found[block.number] for block in blocks]
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch compute with so many threads inside the block: how sums are split over threads decides last bits."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -10,7 +10,7 @@ import typer
 from laplora.bulk.answering import WINDOW, How, load, read
 from laplora.bulk.predict import answer_window, predict_file
 from laplora.bulk.rows import windows
-from laplora.bulk.workers import Workers, torch_threads
+from laplora.bulk.workers import Workers
 from laplora.commands import console
 from laplora.data.lines import lines as rows_of
 from laplora.errors import ConfigError
@@ -64,8 +64,8 @@ def predict(
     bases = console.allowed(allowed_bases)
     if data is not None and out is not None:
         who = Workers(workers, device, threads or 1)
-        done = predict_file(artifact, data, out, how, who, window=lines, allowed_bases=bases, progress=console.say)
-        total, bad = done.rows, done.bad
+        say = console.say
+        total, bad = predict_file(artifact, data, out, how, who, window=lines, allowed_bases=bases, progress=say)
     elif workers > 1:
         raise ConfigError("--workers needs --data and --out: standard input is read by one process")
     else:
@@ -78,6 +78,8 @@ def predict(
 
 def _standard_input(predictor: Predictor, how: How, window: int, threads: int | None) -> tuple[int, int]:
     """Answer standard input, a window of lines at a time; return how many there are, and how many have no answer."""
+    from laplora.workers import torch_threads
+
     bad = total = 0
     out = sys.stdout.buffer
     with torch_threads(threads):

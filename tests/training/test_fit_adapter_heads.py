@@ -63,7 +63,6 @@ def fit(adapter: Path, data: Path, out: Path, *more: str) -> int:
     return main(["fit", *options, "--out", str(out), *more])
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
 @pytest.mark.parametrize(
     ("kind", "several", "told"),
     [("llama", False, True), ("roberta", False, False), ("modernbert", True, True), ("roberta", True, False)],

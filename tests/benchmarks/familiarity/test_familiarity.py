@@ -63,7 +63,6 @@ def test_no_stranger_is_a_row_of_the_home(data: Path) -> None:
     assert not any(text in inside for some in sets.values() for text in some)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # Trainer's own
 @pytest.mark.parametrize("name", ["banking77", "sst2"])
 def test_a_case_from_training_to_its_tables(
     name: str, data: Path, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,7 @@ from tiny_runs import FinishedRun, sentiment_rows, write_rows
 from laplora.bulk.answering import How
 from laplora.bulk.evaluate import EvaluateJob, evaluate_file
 from laplora.bulk.parts import Parts, finished
-from laplora.bulk.predict import Predicted, answer_window, predict_file
+from laplora.bulk.predict import answer_window, predict_file
 from laplora.bulk.workers import Workers
 from laplora.commands.app import main
 from laplora.errors import ConfigError, DataError
@@ -39,7 +39,7 @@ def source(tmp_path: Path) -> Path:
 
 def predicted(
     run: FinishedRun, source: Path | str, target: Path | str, batch_size: int = 4, **options: Any
-) -> Predicted:
+) -> tuple[int, int]:
     how = How(batch_size=batch_size)
     return predict_file(run.artifact, source, target, how, Workers(device="cpu"), window=8, **options)
 
@@ -89,7 +89,7 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(
         again.append(line)
         assert {path.name: path.stat().st_mtime_ns for path in parts.iterdir()}.items() >= times.items()
 
-    assert predicted(sentiment_run, source, target, progress=still_the_same) == Predicted(98, 2)
+    assert predicted(sentiment_run, source, target, progress=still_the_same) == (98, 2)
     assert again[0] == "going on: 5 of 13 blocks are finished"
     assert not parts.exists()
     predicted(sentiment_run, source, tmp_path / "whole.jsonl")
@@ -109,7 +109,7 @@ def test_a_target_that_appears_while_rows_are_answered_is_not_overwritten(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.parts"]
     target.unlink()
     said: list[str] = []
-    assert predicted(sentiment_run, source, target, progress=said.append) == Predicted(98, 2)
+    assert predicted(sentiment_run, source, target, progress=said.append) == (98, 2)
     assert said == ["going on: 13 of 13 blocks are finished"]
     assert len(target.read_bytes().splitlines()) == 98
     assert not parts.exists()
@@ -159,7 +159,7 @@ def test_an_id_comes_back_as_it_was_of_every_format(sentiment_run: FinishedRun, 
     table = write_parquet(tmp_path / "in.parquet", rows, 2)
     lines = write_rows(tmp_path / "in.jsonl", [{name: row[name] for name in ("id", "text")} for row in rows])
     for path in (table, lines):
-        assert predicted(sentiment_run, path, tmp_path / f"{path.suffix}.jsonl") == Predicted(3, 0)
+        assert predicted(sentiment_run, path, tmp_path / f"{path.suffix}.jsonl") == (3, 0)
     found = [json.loads(line).get("id") for line in (tmp_path / ".parquet.jsonl").read_text().splitlines()]
     assert found == ids
     assert list(map(type, found)) == list(map(type, ids))

@@ -14,7 +14,6 @@ from test_files import predicted
 from test_rows import windows, write_parquet
 from tiny_runs import FinishedRun, sentiment_rows, write_rows
 
-from laplora.bulk.predict import Predicted
 from laplora.bulk.rows import Source
 from laplora.errors import ConfigError, DataError
 from laplora.remote.places import place_of
@@ -64,7 +63,7 @@ def test_a_run_from_a_store_into_it(
     with pytest.raises(KeyboardInterrupt):
         predicted(sentiment_run, f"{s3}/rows.jsonl", out, progress=mock.Mock(side_effect=KeyboardInterrupt))
     assert {path.name for path in (tmp_path / "out.jsonl.parts").iterdir()} == {"000000.jsonl", "run.json"}
-    assert predicted(sentiment_run, f"{s3}/rows.jsonl", out) == Predicted(20, 0)
+    assert predicted(sentiment_run, f"{s3}/rows.jsonl", out) == (20, 0)
     assert not (tmp_path / "out.jsonl.parts").exists()
     with pytest.raises(ConfigError, match="is there already"):
         predicted(sentiment_run, f"{s3}/rows.jsonl", out)

@@ -16,7 +16,7 @@ from laplora.bulk import predict
 from laplora.bulk.answering import How
 from laplora.bulk.evaluate import evaluate_file
 from laplora.bulk.parts import Line
-from laplora.bulk.predict import Predicted, predict_file
+from laplora.bulk.predict import predict_file
 from laplora.bulk.rows import Source
 from laplora.bulk.workers import Start, Workers, worked
 from laplora.data.lines import Row
@@ -82,12 +82,12 @@ def test_a_killed_worker_changes_no_byte(
     rows = [{"id": str(number), "text": row["text"]} for number, row in enumerate(sentiment_rows())]
     source = write_rows(tmp_path / "in.jsonl", [*rows[:5], {"none": "x"}, *rows[5:]])
     artifact, one, two = sentiment_run.artifact, tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    assert predict_file(artifact, source, one, How(), ONE, window=8) == Predicted(97, 1)
+    assert predict_file(artifact, source, one, How(), ONE, window=8) == (97, 1)
     (tmp_path / "graves").mkdir()
     finish, told = predict.finish, list[str]()
     monkeypatch.setattr(predict, "finish", lambda start, *more: finish(Dies(start, 44, tmp_path / "graves"), *more))
     found = predict_file(artifact, source, two, How(), TWO, window=8, progress=told.append)
-    assert found == Predicted(97, 1)
+    assert found == (97, 1)
     assert len(list((tmp_path / "graves").iterdir())) == 1
     assert two.read_bytes() == one.read_bytes()
     assert told[-1].startswith("13 of 13 blocks")
