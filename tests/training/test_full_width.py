@@ -69,8 +69,9 @@ def test_a_large_model_from_a_step_of_training_to_http(
     answers: list[dict[str, Any]] = json.loads(response.text)["predictions"]
     for answer, prediction in zip(answers, expected, strict=True):
         assert answer["answered_by"] == prediction.predictive == "laplace"
-        assert list(answer["probs"].values()) == pytest.approx(prediction.probs, abs=1e-4)
-        assert list(answer["map_probs"].values()) == pytest.approx(prediction.map_probs, abs=1e-4)
+        # Sums of 4,096 and more products in float32 move a probability by up to 2e-4 where rows are batched otherwise.
+        assert list(answer["probs"].values()) == pytest.approx(prediction.probs, abs=1e-3)
+        assert list(answer["map_probs"].values()) == pytest.approx(prediction.map_probs, abs=1e-3)
         assert answer["logit_variance"] == pytest.approx(prediction.logit_variance, rel=1e-3)
 
 
