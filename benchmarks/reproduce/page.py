@@ -62,9 +62,10 @@ def _write(out: Path, folder: Path, place: str) -> Path:
         raise ConfigError(f"no results in {out}: 'python -m benchmarks.reproduce --models MODEL' makes them")
     records, ensembles = list(found.values()), ensembles_of_seeds(found)
     if out != folder and (before := folder / place / "reproduction.json").is_file():
-        kept, made = json.loads(before.read_text(encoding="utf-8")), {(r["model"], r["task"]) for r in records}
-        records += [r for r in kept["records"] if (r["model"], r["task"]) not in made]
-        ensembles |= {pair: of for name, of in kept["ensembles"].items() if (pair := _pair(name)) not in made}
+        kept, kept_ensembles = read_published(before)
+        made = {(r["model"], r["task"]) for r in records}
+        records += [r for r in kept if (r["model"], r["task"]) not in made]
+        ensembles |= {pair: of for pair, of in kept_ensembles.items() if pair not in made}
     records.sort(key=lambda r: (r["model"], r["task"], r["seed"]))
     (folder / place).mkdir(parents=True, exist_ok=True)
     save_picture(steps_figure(records), folder / f"{place}reproduction.png")
@@ -77,9 +78,11 @@ def _write(out: Path, folder: Path, place: str) -> Path:
     return page
 
 
-def _pair(name: str) -> Pair:
-    model, task = name.split("/")
-    return model, task
+def read_published(path: Path) -> tuple[list[Record], dict[Pair, dict[str, Any]]]:
+    """Return the records of a page's file, and the ensembles of seeds by pair."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    ensembles = {(model, task): of for name, of in content["ensembles"].items() for model, task in [name.split("/")]}
+    return content["records"], ensembles
 
 
 def collected(out: Path) -> dict[Path, Record]:

@@ -20,7 +20,7 @@ from benchmarks.harness import page as speed
 from benchmarks.harness.record import FOLDER, read
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers.tables import page_tables
-from benchmarks.reproduce.page import page_text
+from benchmarks.reproduce.page import page_text, read_published
 from benchmarks.scaling import __main__ as scaling
 from benchmarks.speed import published as overload
 from benchmarks.speed.__main__ import PARTS
@@ -34,9 +34,7 @@ README = ROOT / "benchmarks" / "README.md"
 
 
 def reproduction(_page: str) -> str:
-    published = json.loads((ROOT / "docs" / "results" / "reproduction.json").read_text(encoding="utf-8"))
-    ensembles = {(model, task): of for pair, of in published["ensembles"].items() for model, task in [pair.split("/")]}
-    return page_text(published["records"], ensembles, "results/reproduction.png")
+    return page_text(*read_published(ROOT / "docs" / "results" / "reproduction.json"), "results/reproduction.png")
 
 
 def structures(page: str) -> str:
