@@ -23,9 +23,14 @@ JOB_WEIGHT = 0.25
 MOST_AHEAD = 2
 
 
+def is_job(caller: str) -> bool:
+    """Return whether a caller is an evaluation job."""
+    return caller.startswith(JOB_PREFIX)
+
+
 def weight_of(caller: str) -> float:
     """Return what a caller's share of the device is in proportion to: 1, and less for an evaluation job."""
-    return JOB_WEIGHT if caller.startswith(JOB_PREFIX) else 1.0
+    return JOB_WEIGHT if is_job(caller) else 1.0
 
 
 @dataclass(frozen=True, eq=False)

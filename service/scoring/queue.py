@@ -15,7 +15,7 @@ from service.errors import DeadlineError, DrainingError
 from service.scoring.admission import Admission, Amount
 from service.scoring.batching import Waiting, next_batch
 from service.scoring.entry import Entry
-from service.scoring.fairness import Request, Turns
+from service.scoring.fairness import Request, Turns, is_job
 from service.scoring.model import counted_tokens
 from service.scoring.ticket import Ask, Ticket
 from service.threads import settle
@@ -100,9 +100,13 @@ class Queue:
         return self._admission.total
 
     def oldest_wait_s(self, now: float) -> float:
-        """Return the seconds that the oldest waiting row has waited, 0 where none waits."""
+        """Return the seconds that the oldest waiting row of a request has waited, 0 where none waits.
+
+        Rows of jobs do not count: they wait whenever requests keep the device busy, and that is as it should be.
+        """
         with self.changed:
-            return max((now - (entry.queued_at or now) for entry, _ in self._waiting), default=0.0)
+            waiting = (entry for entry, _ in self._waiting if not is_job(entry.caller))
+            return max((now - (entry.queued_at or now) for entry in waiting), default=0.0)
 
     def require_open(self) -> None:
         """Return if requests may enter.

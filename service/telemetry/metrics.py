@@ -75,7 +75,9 @@ class Metrics:
         self.queue_max_rows = self._gauge("laplora_queue_max_rows", "Most inputs that may wait.")
         self.queue_max_tokens = self._gauge("laplora_queue_max_tokens", "Most tokens that may wait.")
         self.queue_oldest = self._gauge(
-            "laplora_queue_oldest_age_seconds", "Seconds that the oldest waiting input has waited, 0 where none waits."
+            "laplora_queue_oldest_age_seconds",
+            "Seconds that the oldest waiting input of a request has waited, 0 where none waits. "
+            "Rows of jobs have time.",
         )
 
     def _of_the_device(self) -> None:
@@ -96,7 +98,11 @@ class Metrics:
             "laplora_device_busy_seconds",
             "Seconds that batches ran on the device, failed ones too; a batch counts once it is over.",
         )
-        self.jobs = self._gauge("laplora_jobs", "Large evaluations kept, by status.", ["status"])
+        self.jobs = self._gauge(
+            "laplora_jobs",
+            "Large evaluations kept, by status; store is shared where all servers count the same ones.",
+            ["store", "status"],
+        )
         self.job_rows = self._counter("laplora_job_rows", "Inputs of large evaluations answered and on disk.")
         self.job_bad_rows = self._counter(
             "laplora_job_bad_rows", "Inputs of large evaluations that could not be scored, left out and recorded."
@@ -154,9 +160,9 @@ class Metrics:
         self.job_bad_rows.inc(bad)
 
     @unfailing("metrics.set_jobs")
-    def set_jobs(self, status: str, count: int) -> None:
-        """Say how many large evaluations have a status."""
-        self.jobs.labels(status).set(count)
+    def set_jobs(self, status: str, count: int, *, shared: bool) -> None:
+        """Say how many large evaluations have a status, in a database that is shared or in this server's own."""
+        self.jobs.labels("shared" if shared else "own", status).set(count)
 
     @unfailing("metrics.observe_loop_lag")
     def observe_loop_lag(self, seconds: float) -> None:

@@ -27,6 +27,7 @@ from service.errors import (
 from service.jobs.intake.row import read_row
 from service.jobs.running.tools import Tools
 from service.jobs.store.records import About, ArtifactVersion, Job, ReadRow, RowRange, ScoredRow, compact
+from service.scoring.fairness import JOB_PREFIX
 from service.scoring.plan import Plan
 from service.scoring.ticket import Ask
 
@@ -129,7 +130,7 @@ async def score_chunk(
         model,
         [item.fields for item in chunk.items],
         ask=Ask(predictive, also=model.predictives),
-        caller=f"job:{job.id}",
+        caller=f"{JOB_PREFIX}{job.id}",
         truncate=about.options.truncate,
         order_average=about.options.order_average,
     )

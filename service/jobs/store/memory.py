@@ -79,7 +79,7 @@ class JobMemory:
         self.count()
 
     def count(self) -> None:
-        """Tell the metrics how many jobs there are of each status."""
+        """Tell the metrics how many jobs there are of each status, and whether other servers count the same ones."""
         counts = Counter(job.status for job in self.by_id.values())
         for status in STATUSES:
-            self._metrics.set_jobs(status, counts[status])
+            self._metrics.set_jobs(status, counts[status], shared=self._disk.shared)

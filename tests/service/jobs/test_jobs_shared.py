@@ -114,6 +114,8 @@ async def test_any_server_cancels_a_job_and_a_cancel_that_comes_too_late_takes_n
         for served in (first, second):
             assert await served.get(job_id) == done
             assert len(await served.answers(job_id)) == COUNT
+            # Both count it: whoever adds servers up has to know.
+            assert 'laplora_jobs{status="done",store="shared"} 1.0' in (await served.client.get("/metrics")).text
 
 
 async def test_an_end_is_an_end_though_the_upload_cannot_be_removed_yet(
