@@ -71,23 +71,18 @@ def served_outputs(
 
 def concatenated(splits: Sequence[ProjectedSplit]) -> ProjectedSplit:
     """Return splits as one; states after layers are left out."""
-    first = splits[0]
 
     def joined(name: str) -> torch.Tensor:
         return torch.cat([getattr(one, name) for one in splits])
 
-    projected = ProjectedJacobians(
-        *(torch.cat([getattr(one.projected, name) for one in splits]) for name in ("contrast_mean", "kept", "rest"))
-    )
     return ProjectedSplit(
-        projected,
+        ProjectedJacobians.joined([one.projected for one in splits]),
         joined("logits"),
         joined("class_mask"),
         joined("labels"),
         joined("label_mass"),
-        None,
-        first.together,
-        joined("last"),
+        together=splits[0].together,
+        last=joined("last"),
     )
 
 

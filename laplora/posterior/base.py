@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -54,13 +54,15 @@ class ProjectedJacobians:
 
     def take(self, rows: torch.Tensor) -> ProjectedJacobians:
         """Return some rows."""
-        return ProjectedJacobians(
-            self.contrast_mean[rows],
-            self.kept[rows],
-            self.rest[rows],
-            None if self.directions is None else self.directions[rows],
-            None if self.fold is None else self.fold[rows],
-        )
+        some: list[Any] = [None if own is None else own[rows] for own in vars(self).values()]
+        return ProjectedJacobians(*some)
+
+    @classmethod
+    def joined(cls, parts: Sequence[ProjectedJacobians]) -> ProjectedJacobians:
+        """Return the rows of parts that have the same fields, one part after the other."""
+        fields = zip(*(vars(part).values() for part in parts), strict=True)
+        together: list[Any] = [None if of_parts[0] is None else torch.cat(of_parts) for of_parts in fields]
+        return cls(*together)
 
 
 class Covariances(Protocol):

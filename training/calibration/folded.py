@@ -84,9 +84,4 @@ def fold_together(
         replace(part, kept=F.pad(part.kept, (0, max(kept) - size)), fold=torch.full((count,), number))
         for number, (part, size, count) in enumerate(zip(parts, kept, sizes, strict=True))
     ]
-    joined = {
-        name: None if getattr(padded[0], name) is None else torch.cat([getattr(part, name) for part in padded])
-        for name in vars(padded[0])
-    }
-    together = ProjectedJacobians(**joined)  # type: ignore[arg-type]
-    return FoldedPosterior(tuple(posteriors), kept), together.take(order.argsort())
+    return FoldedPosterior(tuple(posteriors), kept), ProjectedJacobians.joined(padded).take(order.argsort())

@@ -1,14 +1,16 @@
-"""A fit of twenty classes: from fewer directions than contrasts, saved, and served with the same numbers."""
+"""Fits of twenty classes and of 150: from fewer directions than contrasts, saved, and served with the same numbers."""
 
 from __future__ import annotations
 
 import string
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from serving import settings, started
 from telling import assert_served_as_fitted
 from tiny_models import add_lora
 from tiny_runs import save_tiny_base
@@ -16,9 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
 from laplora.artifact.folder import read_artifact
+from laplora.conditioning import choice
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.posterior.many_classes import ManyClassPosterior
+from laplora.predictive.kinds import CONDITIONED
+from service.app import create_app
 
 CLASSES = 20
 NAMES = [f"topic {letter}" for letter in string.ascii_uppercase[:CLASSES]]
@@ -26,19 +31,26 @@ LAPLACE = {"rank": 3, "joint_rank": 10}
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> laplora.Classifier:
-    base = save_tiny_base(tmp_path_factory.mktemp("base") / "base", tied=False)
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_base(tmp_path_factory.mktemp("base") / "base", tied=False)
+
+
+def classifier_of(base: Path, labels: dict[str, str]) -> laplora.Classifier:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = add_lora(model, ["q_proj", "v_proj", "lm_head"], dtype=None)
-    labels = dict(zip(NAMES, (f" {letter}" for letter in string.ascii_uppercase), strict=False))
     tokenizer = AutoTokenizer.from_pretrained(base)
     return laplora.Classifier(model, tokenizer, labels=labels, template="Message: {text}\nTopic:", max_tokens=48)
 
 
-def rows(start: int, count: int) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def classifier(base: Path) -> laplora.Classifier:
+    return classifier_of(base, dict(zip(NAMES, (f" {letter}" for letter in string.ascii_uppercase), strict=False)))
+
+
+def rows(start: int, count: int, names: Sequence[str] = NAMES) -> list[dict[str, Any]]:
     """Return rows of every class in turn."""
     return [
-        {"text": f"message number {i} of {i % 7}", "label": NAMES[i % CLASSES]} for i in range(start, start + count)
+        {"text": f"message number {i} of {i % 7}", "label": names[i % len(names)]} for i in range(start, start + count)
     ]
 
 
@@ -77,3 +89,46 @@ def test_all_directions_are_the_exact_fit(classifier: laplora.Classifier) -> Non
         # The float32 Jacobians and the average's condition; the priors differ by a per cent.
         assert mine.logit_variance == pytest.approx(exact.logit_variance, rel=0.05)
         assert mine.probs == pytest.approx(exact.probs, abs=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+@pytest.mark.parametrize("classes", [CLASSES, 150])
+async def test_later_labels_are_learned_in_memory_from_a_folder_and_by_a_server(
+    classes: int, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the three answer alike: of few rows x contrasts, which are left out one by one, and of many, by folds."""
+    for kernels in ("VARIANCES", "WIDE_VARIANCES"):
+        monkeypatch.setattr(choice, kernels, (0.1, 10.0))
+    tokens = [t.replace("\u0120", " ") for t in AutoTokenizer.from_pretrained(base).get_vocab() if t[0] == "\u0120"]
+    labels = {f"topic {text.strip()}": text for text in sorted(tokens) if text[1:].isalpha()}
+    names = list(labels)[:classes]
+    chosen = FitSettings.model_validate({"laplace": LAPLACE, "many_classes": {"directions": 3, "reference_rows": 4}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        fit = laplora.fit(
+            classifier_of(base, {name: labels[name] for name in names}),
+            rows(0, classes, names),
+            rows(classes, 20, names),
+            settings=chosen,
+            progress=False,
+        )
+    folder, later = fit.save(tmp_path / "topics"), rows(2 * classes, 20, names[:3])
+    beside, inputs = tmp_path / "beside", [{"text": row["text"]} for row in rows(900, 3, names)]
+    learned = fit.condition(later, force=True)
+    assert laplora.condition(folder, later, out=beside, device="cpu", progress=False, force=True).rows == len(later)
+    offline = laplora.Predictor.load(beside, device="cpu")
+    app = create_app(settings(artifact="topics", artifacts_root=tmp_path, device="cpu", conditioning=True))
+    async with started(app) as client:
+        answer = await client.post("/artifacts/topics/condition", json={"rows": later, "force": True})
+        assert answer.status_code == 200, answer.text
+        for name in CONDITIONED:
+            body = {"inputs": inputs, "options": {"predictive": name}}
+            served = (await client.post("/predict", json=body)).json()["predictions"]
+            of_folder = offline.predict([offline.encode(one, truncate=True) for one in inputs], name)
+            given = zip(served, of_folder, learned.predict(inputs, name), fit.predict(inputs, name), strict=True)
+            for by_server, by_folder, mine, packaged in given:
+                # Their priors and temperatures are searched on sums that are rounded differently.
+                assert by_folder.probs == pytest.approx(mine.probs, rel=2e-3)
+                assert [by_server["probs"][one] for one in names] == pytest.approx(mine.probs, rel=2e-3)
+                assert mine.probs != pytest.approx(packaged.probs, rel=2e-2)
