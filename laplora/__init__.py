@@ -23,7 +23,7 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``metrics``: scores, ranking of mistakes, noise, drift.
 - ``remote``: what lies on the hub, in object stores and on web servers.
 - ``linearised``: the symbols of the method; ``files``: files written whole; ``strict_json``: JSON as its
-  standard has it; ``errors``: every exception.
+  standard has it; ``errors``: every exception, and the warnings.
 
 ``client`` speaks to the server over HTTP and stands alone: it imports only ``errors``.
 """
@@ -48,6 +48,7 @@ from laplora.errors import (
     InvalidInputError,
     LabelTokenError,
     LaploraError,
+    LaploraWarning,
     ModelError,
     NonFiniteError,
     PriorError,
@@ -127,6 +128,7 @@ __all__ = [
     "InvalidInputError",
     "LabelTokenError",
     "LaploraError",
+    "LaploraWarning",
     "Manifest",
     "Measured",
     "ModelError",

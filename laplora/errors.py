@@ -1,4 +1,4 @@
-"""Every exception laplora raises on purpose.
+"""Every exception laplora raises on purpose, and its warnings.
 
     LaploraError
     ├── ConfigError             a job or service configuration that cannot work
@@ -25,9 +25,44 @@ A message says what was expected, what came instead, and what to do. It never ho
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 
 class LaploraError(Exception):
     """Base of every error laplora raises on purpose."""
+
+
+class LaploraWarning(UserWarning):
+    """What is done otherwise than it was asked for, or is worth less than it looks. The figures are still sound."""
+
+
+def warn(line: str) -> None:
+    """Warn of a line where laplora's user called it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "laplora":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(line, LaploraWarning, stacklevel=level)
+
+
+@contextmanager
+def warnings_said(say: Callable[[str], None]) -> Iterator[None]:
+    """Let a command say laplora's warnings in a line each inside the block, whatever filters its user has set."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", LaploraWarning)
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, LaploraWarning):
+                say(f"warning: {message}")
+            else:
+                shown(message, category, *place)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def first_line(error: Exception) -> str:

@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from laplora.errors import ConfigError, LaploraError
+from laplora.errors import ConfigError, LaploraError, warnings_said
 from training.config import adapter_fit, load_config, student, suggestion
 from training.config.overrides import add_overrides
 from training.workspace.launcher import alone, launched, launched_rank
 from training.workspace.ray_train import RayProcesses, run_by_ray
+from training.workspace.terminal import say
 
 JOBS = {
     "run": "fine-tune, fit, evaluate and package; a stopped run continues where it was",
@@ -109,6 +110,7 @@ def _add_condition_options(job: argparse.ArgumentParser) -> None:
     job.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
+@warnings_said(say)
 def main(arguments: list[str] | None = None, called: str | None = None) -> int:
     """Run one job and return the exit status: 0 done, 1 refused with a reason, 130 interrupted.
 

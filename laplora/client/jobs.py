@@ -6,7 +6,6 @@ import json
 import os
 import tempfile
 import uuid
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from laplora.client.failures import (
     ServiceUnreachableError,
 )
 from laplora.client.requests import checked
+from laplora.errors import warn
 
 Inputs = Iterable[Mapping[str, Any]] | str | os.PathLike[str]
 PATH = "/evaluate/jobs"
@@ -99,10 +99,9 @@ def outcome_of(job: Job) -> Evaluated:
     """Return the metrics of a finished job, with a warning of rows that were not scored, or raise JobFailedError."""
     if job.result is not None:
         if job.rows_bad:
-            warnings.warn(
+            warn(
                 f"{job.rows_bad} of {job.rows} rows of job {job.id} could not be scored and are no part of its "
-                "metrics: its bad_rows name them",
-                stacklevel=3,
+                "metrics: its bad_rows name them"
             )
         return job.result
     error = job.error or {"code": "cancelled", "message": "it was cancelled"}

@@ -12,7 +12,7 @@ import typer
 import laplora
 from laplora.commands import evaluate, handed_on, jobs, predict, report, serve, transfer
 from laplora.commands.console import Status, say, write
-from laplora.errors import LaploraError
+from laplora.errors import LaploraError, warnings_said
 
 app = typer.Typer(
     name="laplora",
@@ -83,6 +83,7 @@ def _top(
     pass
 
 
+@warnings_said(say)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status (``laplora.commands.console.Status``)."""
     try:

@@ -17,9 +17,8 @@ from laplora.conditioning.choice import choose_kernel
 from laplora.conditioning.labelled import LabelledRows, log_contrasts
 from laplora.conditioning.last_layer import LastStates
 from laplora.decisions.temperature import fit_temperature
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, warn
 from laplora.fitting.outputs import Fitted
-from laplora.fitting.progress import Progress
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.rows import given_twice
 from laplora.fitting.settings import FitSettings
@@ -180,9 +179,8 @@ def possible_conditioning(
     settings: FitSettings,
     calibration: Sequence[Example],
     trained_on: bool,
-    progress: Progress,
 ) -> FitSettings:
-    """Return settings in which labels condition only where they can; says why they cannot.
+    """Return settings in which labels condition only where they can; warns of why they cannot.
 
     An input that is given twice lies in two folds: its label would answer its twin, and every threshold and set be
     fitted on that (docs/lab-notes.md).
@@ -205,7 +203,7 @@ def possible_conditioning(
     except ConfigError as error:
         if settings.predictives.serve in CONDITIONED:
             raise ConfigError(f"serve: {settings.predictives.serve} cannot be: {error}") from None
-        progress.say(f"conditioned is off: {error}")
+        warn(f"conditioned is off: {error}")
         off = settings.predictives.model_copy(update={"conditioned": False})
         return settings.model_copy(update={"predictives": off})
     return settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from laplora.classifier import Classifier
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, warn
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.fit import fit_rows
 from laplora.fitting.progress import Bars, Progress, Silent
@@ -52,7 +51,7 @@ def fit(
 
     Raises:
         DataError: rows that cannot be used, a label without a row.
-        UserWarning: more than half of the calibration rows are among ``rows``.
+        LaploraWarning: what is off, or is worth less than it looks; shown whatever ``progress`` is.
         ConfigError, ModelError, PriorError, NonFiniteError, FactorizationError: what cannot be fitted.
     """
     if not isinstance(classifier, Classifier):
@@ -70,15 +69,15 @@ def fit(
     if calibration is None:
         source = "split"
         train, held_out = split_rows(train, settings.seed)
-        shown.say(
+        warn(
             f"no calibration rows are given: {len(held_out)} of {len(train) + len(held_out)} rows calibrate and are "
             "left out of the curvature. Give rows that the model was not fine-tuned on: it is surer of those it was"
         )
     else:
         held_out = read_rows(calibration, classifier, label_field, "calibration row")
-        _tell_of_shared(train, held_out, shown)
+        _warn_of_shared(train, held_out)
     if len(held_out) < FEW_CALIBRATION_ROWS:
-        shown.say(
+        warn(
             f"{len(held_out)} calibration rows are fewer than {FEW_CALIBRATION_ROWS}: the prior precision, the "
             "temperatures and the thresholds chosen on them are mostly noise"
         )
@@ -97,29 +96,26 @@ def fit(
         "calibration": source,
     }
     golden = tuple(dict(example.fields) for example in held_out[:_GOLDEN_ROWS])
-    _tell_of_little_mass(found.calibration.label_mass, shown)
+    _warn_of_little_mass(found.calibration.label_mass)
     shown.say(f"answers by {found.calibrated.recommended.predictive}: {found.calibrated.recommended.reason}")
     return CalibratedPosterior(classifier, found, data, golden, shown)
 
 
-def _tell_of_shared(train: Sequence[Example], held_out: Sequence[Example], progress: Progress) -> None:
-    """Say how many calibration rows are training rows too; warn where it is most of them, which is no accident."""
+def _warn_of_shared(train: Sequence[Example], held_out: Sequence[Example]) -> None:
+    """Warn of calibration rows that are training rows too."""
     seen = {repr(example.fields) for example in train}
     shared = sum(repr(example.fields) in seen for example in held_out)
-    line = (
-        f"{shared} of {len(held_out)} calibration rows are among the training rows: the model is surer of rows that it "
-        "has seen, and so will the answers be. Give rows that it was not fine-tuned on"
-    )
-    if 2 * shared > len(held_out):
-        warnings.warn(line, UserWarning, stacklevel=3)
-    elif shared:
-        progress.say(line)
+    if shared:
+        warn(
+            f"{shared} of {len(held_out)} calibration rows are among the training rows: the model is surer of rows "
+            "that it has seen, and so will the answers be. Give rows that it was not fine-tuned on"
+        )
 
 
-def _tell_of_little_mass(label_mass: torch.Tensor, progress: Progress) -> None:
-    """Say so where the model expects something else than a label after the prompt."""
+def _warn_of_little_mass(label_mass: torch.Tensor) -> None:
+    """Warn where the model expects something else than a label after the prompt."""
     if (median := float(label_mass.median())) < _LITTLE_MASS:
-        progress.say(
+        warn(
             f"the labels have {median:.1g} of the probability after the prompt, in the median: check that template and "
             "labels are those of the fine-tuning, to the last space"
         )

@@ -10,7 +10,7 @@ import torch
 
 from laplora.artifact.manifest import FamiliarityRecord
 from laplora.classifier import Classifier
-from laplora.errors import ModelError
+from laplora.errors import ModelError, warn
 from laplora.familiarity.percentile import Familiarity, false_alarms, watched_layers
 from laplora.familiarity.strangeness import Strangeness, fit_strangeness
 from laplora.fitting.progress import Progress
@@ -44,15 +44,15 @@ def familiar_layers(classifier: Classifier, settings: FitSettings) -> tuple[int,
     return watched_layers(len(decoder_layers(classifier.model)), ends_alike=classifier.template.ends_alike)
 
 
-def without_familiarity(classifier: Classifier, rows: int, settings: FitSettings, progress: Progress) -> FitSettings:
-    """Return settings with familiarity off, and say so, where layers cannot be watched or there is one training row."""
+def without_familiarity(classifier: Classifier, rows: int, settings: FitSettings) -> FitSettings:
+    """Return settings with familiarity off, and warn, where no layer can be watched or there is one training row."""
     why = None if rows > 1 else "it compares with at least 2 training rows"
     try:
         familiar_layers(classifier, settings)
     except ModelError as error:
         why = str(error)
     if why and settings.calibration.unfamiliar_rate:
-        progress.say(f"familiarity is off: {why}")
+        warn(f"familiarity is off: {why}")
         calibration = settings.calibration.model_copy(update={"unfamiliar_rate": 0.0})
         return settings.model_copy(update={"calibration": calibration})
     return settings
@@ -77,11 +77,11 @@ def fit_familiar(
     return familiar_of(strangeness, rows, strangeness.of(calibration.states), settings)
 
 
-def tell_of_few(rows: int, settings: FitSettings, progress: Progress) -> None:
-    """Say so where so few calibration rows cannot tell the share that the flag is to be raised on."""
+def warn_of_few(rows: int, settings: FitSettings) -> None:
+    """Warn where so few calibration rows cannot tell the share that the flag is to be raised on."""
     wanted = settings.calibration.unfamiliar_rate
     if 0 < wanted < (rate := false_alarms(wanted, rows)):
-        progress.say(
+        warn(
             f"unfamiliar: {rows} calibration rows tell no smaller share than {rate:.2%} of rows like them from none, "
             f"so the flag is raised on up to that, in place of {wanted:g}"
         )

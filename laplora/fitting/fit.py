@@ -14,7 +14,7 @@ from laplora.errors import ConfigError, DataError
 from laplora.fitting.calibrate import Calibrated, calibrate
 from laplora.fitting.conditioning import Conditioned, Conditioning, possible_conditioning
 from laplora.fitting.curvature import fit_curvature
-from laplora.fitting.familiarity import Familiar, familiar_layers, fit_familiar, tell_of_few, without_familiarity
+from laplora.fitting.familiarity import Familiar, familiar_layers, fit_familiar, warn_of_few, without_familiarity
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.passes import many_classes
 from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
@@ -97,13 +97,13 @@ def check_class_weights(settings: FitSettings, classes: int, likelihood: Likelih
         )
 
 
-def possible(classifier: Classifier, rows: int, settings: FitSettings, progress: Progress) -> FitSettings:
+def possible(classifier: Classifier, rows: int, settings: FitSettings) -> FitSettings:
     """Return the settings without what a classifier, or so few training rows, cannot have.
 
     Raises ConfigError for weights of classes with many classes.
     """
     check_class_weights(settings, classifier.class_count, classifier.readout.likelihood)
-    return without_familiarity(classifier, rows, settings, progress)
+    return without_familiarity(classifier, rows, settings)
 
 
 def fit_rows(
@@ -130,8 +130,8 @@ def fit_rows(
     """
     progress, store = progress or Silent(), store or Forgetful()
     check_several_labels(classifier, [*train, *calibration], settings)
-    settings = possible(classifier, len(train), settings, progress)
-    settings = possible_conditioning(classifier, settings, calibration, trained_on, progress)
+    settings = possible(classifier, len(train), settings)
+    settings = possible_conditioning(classifier, settings, calibration, trained_on)
     laplace = settings.laplace
     size = laplace.batch_size
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), laplace.subset)
@@ -140,7 +140,7 @@ def fit_rows(
     split = project_split(
         classifier, posterior, calibration, progress, "calibration rows", batch_size=size, layers=layers
     )
-    tell_of_few(len(calibration), settings, progress)
+    warn_of_few(len(calibration), settings)
     familiar = fit_familiar(classifier, train, split, settings, store, progress)
     start = None if initial is None else label_rows(initial, classifier)
     distances = squared_distances(block_weights(classifier), blocks, start)

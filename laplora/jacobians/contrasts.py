@@ -10,7 +10,6 @@ linear head alone the Jacobian is its input: there is no backward pass at all.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from laplora.errors import ModelError
+from laplora.errors import ModelError, warn
 from laplora.jacobians.block_jacobian import block_jacobian, with_bias
 from laplora.jacobians.blocks import Block, BlockJacobian, Choose, ContrastJacobians, Directions
 from laplora.jacobians.decoder_forms import DecoderForm, decoder_form
@@ -121,9 +120,7 @@ def _decide(model: Any, readout: ReadOut | None) -> ReversePass:
     if fault is None:
         return written
     reason = f"the written-out reverse pass of {type(base).__name__} is not used: {fault}"
-    warnings.warn(
-        f"{reason}. Jacobians come from automatic differentiation, which is slower", RuntimeWarning, stacklevel=4
-    )
+    warn(f"{reason}. Jacobians come from automatic differentiation, which is slower")
     return ReversePass("automatic", reason, None)
 
 

@@ -8,7 +8,6 @@ rows. Its eigenvectors follow by the fixed-rank Nystrom approximation with a shi
 from __future__ import annotations
 
 import math
-import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from laplora.errors import FactorizationError
+from laplora.errors import FactorizationError, warn
 from laplora.jacobians.blocks import Block
 
 #: How often the shift is tried, each time 100 times as large.
@@ -153,7 +152,7 @@ def _halves(
         factor, failed = torch.linalg.cholesky_ex((core + core.T) / 2 + shift * gram)
         if not failed:
             if attempt:
-                warnings.warn(f"{name}: sketch factorised with a shift of {shift:.1e}", RuntimeWarning, stacklevel=3)
+                warn(f"{name}: sketch factorised with a shift of {shift:.1e}")
             halves = [
                 torch.linalg.solve_triangular(factor, (part + shift * test(i)).T, upper=False)
                 for i, part in enumerate(sketch)

@@ -24,7 +24,7 @@ def test_every_public_name_resolves_and_has_one_home() -> None:
     for module, names in laplora._HOMES.items():
         for name in names:
             assert getattr(getattr(laplora, name), "__module__", f"laplora.{module}") == f"laplora.{module}"
-    assert all(issubclass(getattr(laplora, name), laplora.LaploraError) for name in defined)
+    assert all(issubclass(getattr(laplora, name), (laplora.LaploraError, laplora.LaploraWarning)) for name in defined)
     with pytest.raises(AttributeError, match="no attribute 'Predictr'"):
         _ = laplora.Predictr
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -50,6 +50,8 @@ def test_the_posterior_is_that_of_the_run_it_was_taken_from(
     shown = capsys.readouterr()
     assert status == 0, shown.err
     assert f"serve it: laplora serve {out}" in shown.out
+    assert "\nwarning: unfamiliar: " in shown.out
+    assert (shown.out + shown.err).count("tell no smaller share") == 1
     mine, theirs = read_artifact(out).manifest, read_artifact(sentiment_run.artifact).manifest
     for name in ("posterior.safetensors", "scores.safetensors", "familiarity.safetensors"):
         assert mine.files[name] == theirs.files[name], name

@@ -45,8 +45,8 @@ def cross_fit_rows(
     """
     progress, store = progress or Silent(), store or Forgetful()
     check_several_labels(classifier, rows, settings)
-    settings = possible(classifier, len(rows), settings, progress)
-    settings = possible_conditioning(classifier, settings, rows, True, progress)
+    settings = possible(classifier, len(rows), settings)
+    settings = possible_conditioning(classifier, settings, rows, True)
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), settings.laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, rows, blocks, settings, store, progress)
     found = folded_rows(classifier, folds, rows, blocks, settings, progress)

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from laplora.errors import ConfigError, LaploraError, first_line
+from laplora.errors import ConfigError, LaploraError, first_line, warnings_said
 from laplora.ray_cluster import cluster, import_ray, machines
 from training.workspace.launcher import launched_rank
+from training.workspace.terminal import say
 
 #: How long gradients wait for a process, as for the first one while it writes a checkpoint.
 TIMEOUT_S = 3600
@@ -104,6 +105,7 @@ def run_by_ray(work: Callable[[], object], device: str, processes: RayProcesses)
                 raise LaploraError(f"Ray gave up, and what is finished is kept: {first_line(error)[:400]}") from error
 
 
+@warnings_said(say)
 def _process(asked: dict[str, Any]) -> None:
     """Do the work in one process of Ray Train."""
     import ray.train.torch

@@ -25,7 +25,7 @@ from laplora.client import (
     ServiceUnavailableError,
     ServiceUnreachableError,
 )
-from laplora.errors import ConfigError, DataError
+from laplora.errors import ConfigError, DataError, LaploraWarning
 
 Connect = Callable[..., Client]
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -161,7 +161,7 @@ def test_a_job_is_watched_across_a_proxy_and_its_rows_without_an_answer_are_warn
     with connect(lambda _request: answers.pop(0)) as client:
         assert [one.status for one in client.watch_job("j", retries=patient)] == ["done"]
         assert client.job("j").bad_rows == (BadRow(line=2, code="unscorable_input"),)
-        with pytest.warns(UserWarning, match=f"1 of 2 rows of job {JOB['id']} could not be scored"):
+        with pytest.warns(LaploraWarning, match=f"1 of 2 rows of job {JOB['id']} could not be scored"):
             assert client.wait_for_job("j").rows == JOB["result"]["rows"]
     with connect(lambda _request: httpx.Response(500)) as client, pytest.raises(ServiceFailedError):
         next(iter(client.watch_job("j", retries=patient)))

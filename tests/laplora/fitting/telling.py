@@ -1,4 +1,4 @@
-"""What tests of fits share: progress that keeps what is said, and served answers beside fitted ones."""
+"""What tests of fits share: served answers beside fitted ones."""
 
 from __future__ import annotations
 
@@ -9,18 +9,7 @@ from typing import Any
 import pytest
 
 import laplora
-from laplora.fitting.progress import Silent
 from laplora.predictor import Predictor
-
-
-class Noted(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def assert_served_as_fitted(

@@ -10,12 +10,11 @@ import pytest
 import torch
 from fast_path import Rows
 from joint_problem import fit_joint
-from telling import Noted
 
 import laplora
 from laplora.conditioning import choice
 from laplora.conditioning.choice import MOST_LEFT_OUT
-from laplora.errors import ArtifactCorruptError, ConfigError
+from laplora.errors import ArtifactCorruptError, ConfigError, LaploraWarning
 from laplora.files import write_tensors
 from laplora.fitting.calibrate import calibrate, out_of_fold, predictive_of, prior_without
 from laplora.fitting.conditioning import MOST, Conditioning, possible_conditioning, shifts_of
@@ -233,12 +232,11 @@ def test_where_it_cannot_be_it_is_off_and_says_why(
     classifier: laplora.Classifier, given: list[Example], seen: bool, reason: str
 ) -> None:
     """A fit goes on without it; asked to serve it, it refuses."""
-    noted = Noted()
-    found = possible_conditioning(classifier, FitSettings(), given, seen, noted)
+    with pytest.warns(LaploraWarning, match=f"conditioned is off: .*{reason}"):
+        found = possible_conditioning(classifier, FitSettings(), given, seen)
     assert not set(found.predictives.names) & set(CONDITIONED)
-    assert reason in noted.lines[0]
     for kind in CONDITIONED:
         wanted = FitSettings.model_validate({"predictives": {"serve": kind}})
         with pytest.raises(ConfigError, match=reason):
-            possible_conditioning(classifier, wanted, given, seen, noted)
-    assert possible_conditioning(classifier, FitSettings(), examples(20), False, noted) == FitSettings()
+            possible_conditioning(classifier, wanted, given, seen)
+    assert possible_conditioning(classifier, FitSettings(), examples(20), False) == FitSettings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from peft import PeftModel
-from telling import Noted, assert_served_as_fitted
+from telling import assert_served_as_fitted
 from tiny_runs import FinishedRun
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
 from laplora.artifact.folder import read_artifact
-from laplora.errors import ConfigError, DataError, LabelTokenError, ModelError, NonFiniteError
-from laplora.fitting.entry import _tell_of_little_mass, _tell_of_shared
+from laplora.errors import ConfigError, DataError, LabelTokenError, LaploraWarning, ModelError, NonFiniteError
+from laplora.fitting.entry import _warn_of_little_mass, _warn_of_shared
 from laplora.fitting.rows import read_rows, split_rows
 from laplora.models.quiet import quiet_loading
 from training.workspace.runtime import open_run
@@ -175,12 +176,13 @@ def test_a_fit_without_calibration_rows_says_where_they_come_from(
     assert split_rows(examples, 1) != (train, calibration)
     with pytest.raises(DataError, match="too few"):
         split_rows(examples[:3], 0)
-    noted = Noted()
-    posterior = laplora.fit(classifier, rows["train"], progress=noted)
-    assert any("8 calibration rows are fewer than 20" in line for line in noted.lines)
+    with pytest.warns(LaploraWarning) as told:
+        posterior = laplora.fit(classifier, rows["train"], progress=False)
+    assert {warning.filename for warning in told} == {__file__}
+    assert any("8 calibration rows are fewer than 20" in str(warning.message) for warning in told)
     assert posterior.fit.calibrated.predictives["temperature"].temperature >= 1  # they were trained on
     assert posterior.data["rows"] == {"train": 32, "calibration": 8}
-    assert any("no calibration rows are given: 8 of 40 rows" in line for line in noted.lines)
+    assert any("no calibration rows are given: 8 of 40 rows" in str(warning.message) for warning in told)
     manifest = read_artifact(posterior.save(tmp_path / "split", verify=False)).manifest
     assert manifest.prior.centre == "zero"
     assert manifest.data["calibration"] == "split"
@@ -190,17 +192,16 @@ def test_calibration_rows_that_were_trained_on_and_a_prompt_that_no_label_follow
     classifier: laplora.Classifier, rows: dict[str, Rows]
 ) -> None:
     train, calibration = (read_rows(rows[name], classifier, "label") for name in ("train", "calibration"))
-    noted = Noted()
-    _tell_of_shared(train, calibration, noted)
-    assert not noted.lines
-    _tell_of_shared(train, [replace(train[0], id="again"), *calibration], noted)
-    assert f"1 of {len(calibration) + 1} calibration rows are among the training rows" in noted.lines[0]
-    with pytest.warns(UserWarning, match="24 of 24 calibration rows are among the training rows"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _warn_of_shared(train, calibration)
+        _warn_of_little_mass(torch.tensor([0.5, 0.02, 0.001]))
+    with pytest.warns(LaploraWarning, match=f"1 of {len(calibration) + 1} calibration rows are among the training"):
+        _warn_of_shared(train, [replace(train[0], id="again"), *calibration])
+    with pytest.warns(LaploraWarning, match="24 of 24 calibration rows are among the training rows"):
         laplora.fit(classifier, rows["train"], rows["train"][:24], progress=False)
-    for median in (0.02, 0.002):
-        _tell_of_little_mass(torch.tensor([0.5, median, 0.001]), noted)
-    (_, line) = noted.lines
-    assert "0.002 of the probability" in line
+    with pytest.warns(LaploraWarning, match=r"0\.002 of the probability"):
+        _warn_of_little_mass(torch.tensor([0.5, 0.002, 0.001]))
 
 
 def with_nan(model: Any) -> Any:

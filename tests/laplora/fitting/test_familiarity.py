@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from head_artifacts import save_base
-from telling import Noted, assert_served_as_fitted
+from telling import assert_served_as_fitted
 from tiny_classifiers import adapted_classifier, classifier_base, head_alone
 from tiny_models import add_lora
 from tiny_runs import FinishedRun
@@ -125,15 +126,17 @@ def test_every_read_out_has_familiarity_and_is_served_as_fitted(
 @pytest.mark.parametrize("off", ["as told", "unwatched"])
 def test_off_there_is_none(off: str, tmp_path: Path, sentiment_run: FinishedRun, monkeypatch: Any) -> None:
     """As told, or of a model whose layers cannot be watched, which has answers all the same."""
-    kind, said = {"as told": "words", "unwatched": "llama"}[off], Noted()
+    kind = {"as told": "words", "unwatched": "llama"}[off]
     classifier = classifier_of(kind, tmp_path, sentiment_run)
     settings = FitSettings.model_validate(
         SETTINGS | {"calibration": {"unfamiliar_rate": 0 if off == "as told" else 0.05}}
     )
     if off == "unwatched":
         monkeypatch.setattr(classifier.model.get_base_model().model.config, "num_hidden_layers", 9)
-    posterior = laplora.fit(classifier, rows(20, 1, kind), rows(20, 2, kind), settings=settings, progress=said)
-    assert any(line.startswith("familiarity is off: ") for line in said.lines) == (off == "unwatched")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        posterior = laplora.fit(classifier, rows(20, 1, kind), rows(20, 2, kind), settings=settings, progress=False)
+    assert any(str(one.message).startswith("familiarity is off: ") for one in told) == (off == "unwatched")
     (answer,) = posterior.predict({"text": "z y x"})
     assert answer.familiarity is None
     assert "unfamiliar" not in answer.flags

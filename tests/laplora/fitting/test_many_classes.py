@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import string
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,9 +56,7 @@ def rows(start: int, count: int, names: Sequence[str] = NAMES) -> list[dict[str,
 def fitted(classifier: laplora.Classifier, **settings: Any) -> laplora.CalibratedPosterior:
     predictives = {"temperature": False, "conditioned": False, "serve": "laplace"}
     chosen = FitSettings.model_validate({"laplace": LAPLACE, "predictives": predictives} | settings)
-    with warnings.catch_warnings():  # random weights: a prior at the edge of the range is no fault
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return laplora.fit(classifier, rows(0, 40), rows(40, 40), settings=chosen, progress=False)
+    return laplora.fit(classifier, rows(0, 40), rows(40, 40), settings=chosen, progress=False)
 
 
 def test_what_is_served_is_what_was_fitted_and_the_record_says_how(
@@ -104,15 +101,13 @@ async def test_later_labels_are_learned_in_memory_from_a_folder_and_by_a_server(
     labels = {f"topic {text.strip()}": text for text in sorted(tokens) if text[1:].isalpha()}
     names = list(labels)[:classes]
     chosen = FitSettings.model_validate({"laplace": LAPLACE, "many_classes": {"directions": 3, "reference_rows": 4}})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        fit = laplora.fit(
-            classifier_of(base, {name: labels[name] for name in names}),
-            rows(0, classes, names),
-            rows(classes, 20, names),
-            settings=chosen,
-            progress=False,
-        )
+    fit = laplora.fit(
+        classifier_of(base, {name: labels[name] for name in names}),
+        rows(0, classes, names),
+        rows(classes, 20, names),
+        settings=chosen,
+        progress=False,
+    )
     folder, later = fit.save(tmp_path / "topics"), rows(2 * classes, 20, names[:3])
     beside, inputs = tmp_path / "beside", [{"text": row["text"]} for row in rows(900, 3, names)]
     learned = fit.condition(later, force=True)

@@ -12,7 +12,7 @@ from fast_path import assert_jacobians
 from tiny_models import ARCHITECTURES, Architecture, tiny_model, tiny_task
 from torch.nn import functional as F
 
-from laplora.errors import ModelError
+from laplora.errors import LaploraWarning, ModelError
 from laplora.jacobians import attention, layer_reverse
 from laplora.jacobians import contrasts as jacobians
 from laplora.jacobians.attention import attention_gradients, by_torch
@@ -95,7 +95,7 @@ def test_a_pass_that_differs_is_not_used(part: str, change: Any, monkeypatch: py
     forward = module.forward
     monkeypatch.setattr(module, "forward", lambda *args, **options: change(forward(*args, **options)))
     blocks = find_blocks(model, task.classes)
-    with pytest.warns(RuntimeWarning, match="LlamaForCausalLM is not used: .*differs from automatic"):
+    with pytest.warns(LaploraWarning, match="LlamaForCausalLM is not used: .*differs from automatic"):
         contrast_jacobians(model, task.batch(), task.label_ids, blocks)
     again = contrast_jacobians(model, task.batch(), task.label_ids, blocks)  # without a warning
     exact = contrast_jacobians(model, task.batch(), task.label_ids, blocks, automatic=True)
@@ -111,7 +111,7 @@ def test_a_pass_that_raises_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None
         raise KeyError("position_embeddings")
 
     monkeypatch.setattr(LabelTokens, "gradient", no_readout)
-    with pytest.warns(RuntimeWarning, match="is not used: it raised KeyError"):
+    with pytest.warns(LaploraWarning, match="is not used: it raised KeyError"):
         assert reverse_pass(tiny_model("llama")).kind == "automatic"
 
 
@@ -123,7 +123,7 @@ def test_a_pass_that_is_right_is_used_in_the_formats_that_serve(
     assert reverse_pass(tiny_model("llama", targets=ALL, layers=4, dtype=dtype)).kind == "written_out"
     rotate = layer_reverse.rotate
     monkeypatch.setattr(layer_reverse, "rotate", lambda x, cos, sin: rotate(x, cos, sin if x.dim() == 4 else -sin))
-    with pytest.warns(RuntimeWarning, match="differs from automatic"):
+    with pytest.warns(LaploraWarning, match="differs from automatic"):
         assert reverse_pass(tiny_model("llama", targets=ALL, layers=4, dtype=dtype)).kind == "automatic"
 
 
@@ -301,7 +301,7 @@ def test_a_form_that_is_misread_is_not_used(
     form = form_of(model)
     misread = replace(form, layers=tuple(replace(layer, **wrong) for layer in form.layers))
     monkeypatch.setattr(jacobians, "decoder_form", lambda base: misread)
-    with pytest.warns(RuntimeWarning, match="differs from automatic"):
+    with pytest.warns(LaploraWarning, match="differs from automatic"):
         assert reverse_pass(model).kind == "automatic"
 
 

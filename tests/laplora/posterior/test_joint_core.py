@@ -12,7 +12,7 @@ from fast_path import close, replay, rows_of
 from joint_problem import PRIOR, changed, covariance, dense_curvature, dense_ggn, fit_joint
 from tiny_models import generator, tiny_model, tiny_task
 
-from laplora.errors import FactorizationError, NonFiniteError
+from laplora.errors import FactorizationError, LaploraWarning, NonFiniteError
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import block_precisions
@@ -68,7 +68,7 @@ def test_an_indefinite_sketch_is_refused_and_one_with_rounding_warns_of_its_shif
     parts = (direction / direction.norm()).split([len(t) for t in tests])
     along = sum(d @ t for d, t in zip(parts, tests, strict=True))
     sketch = [torch.outer(d, along) - 1e-11 * t for d, t in zip(parts, tests, strict=True)]
-    with pytest.warns(RuntimeWarning, match="sketch factorised with a shift"):
+    with pytest.warns(LaploraWarning, match="sketch factorised with a shift"):
         factor = nystrom_factor(sketch, tests.__getitem__, 1, "all")
     # The one direction is found none the less.
     assert sum(float(f[0] @ d) for f, d in zip(factor, parts, strict=True)) ** 2 == pytest.approx(1, abs=1e-6)

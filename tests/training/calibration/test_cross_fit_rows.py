@@ -44,7 +44,6 @@ def noisy_adapter(classifier: laplora.Classifier, number: int) -> FoldAdapter:
     return FoldAdapter(noisy, Forgetful())
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random weights: a prior at the edge of the range is no fault
 def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path) -> None:
     """As a fit of that adapter by itself has it, on the rows that trained it and those of its fold."""
     model, draw = adapted_classifier("roberta", dtype=torch.float32), random.Random(0)
