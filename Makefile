@@ -9,7 +9,7 @@ PORT ?= 8000
 WORKERS ?= 2
 MINUTES ?= 20
 
-.PHONY: help setup serving peers count demo serve train test test-exhaustive test-fast docs notebook bench bench-gpu soak images check format clean
+.PHONY: help setup serving peers count demo serve train test test-exhaustive test-fast docs notebook bench bench-gpu soak images wheel check format clean
 
 help:
 	@echo "make setup                    install everything into .venv; the others install what they need alone"
@@ -26,6 +26,7 @@ help:
 	@echo "                              SET='optimizer.steps=5 name=quick' overrides fields"
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT), to this machine alone and without API keys"
 	@echo "make images [ARGS=...]        build both images with buildah, without a daemon, and try them: docker/README.md"
+	@echo "make wheel                    build the distributions into dist/, as an index would have them"
 	@echo "make check                    format, lint, types, import rules, the generated client, known vulnerabilities"
 	@echo "make count                    lines and words by room, beside the most that there may be"
 	@echo "make format                   format, fix what ruff can fix, write the generated client"
@@ -76,6 +77,12 @@ docs: setup
 
 notebook: setup
 	$(BIN)/python .ci/notebook.py
+
+wheel: setup
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist --quiet .
+	@$(BIN)/python -m build --outdir dist --quiet --wheel client
+	@ls dist
 
 bench: setup peers
 	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)

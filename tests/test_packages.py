@@ -1,4 +1,4 @@
-"""The two distributions as they are installed, and what a module imports as it is loaded, also by way of others."""
+"""The two distributions as an index has them, and what a module imports as it is loaded, also by way of others."""
 
 from __future__ import annotations
 
@@ -6,19 +6,46 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.metadata import Metadata
 from server_process import ROOT, fake_artifacts, fake_server, is_ready, until
 
-BUILD = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+INSTALL = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+BUILD = ["-m", "build", "--quiet", "--no-isolation"]
 
 
-def installed(project: Path, folder: Path) -> Path:
-    """Return the folder that a project's wheel was installed into."""
-    subprocess.run([sys.executable, *BUILD, "--target", str(folder), str(project)], check=True, cwd=folder.parent)
+def installed(project: Path, folder: Path, *kinds: str) -> Path:
+    """Return the folder that a project's wheel was installed into; without kinds it is built from the sdist."""
+    built = folder.parent / "dist"
+    subprocess.run([sys.executable, *BUILD, *kinds, "--outdir", str(built), str(project)], check=True)
+    (wheel,) = built.glob("*.whl")
+    metadata = [email_of(wheel)] + [email_of(sdist) for sdist in built.glob("*.tar.gz")]
+    assert len(metadata) == (1 if kinds else 2)
+    for email in metadata:
+        # What an index refuses, or shows as an empty page.
+        found = Metadata.from_email(email, validate=True)
+        assert found.description
+        assert found.description_content_type == "text/markdown"
+    subprocess.run([sys.executable, *INSTALL, "--target", str(folder), str(wheel)], check=True)
     return folder
+
+
+def email_of(distribution: Path) -> bytes:
+    """Return the metadata of a wheel or an sdist."""
+    if distribution.suffix == ".whl":
+        with zipfile.ZipFile(distribution) as archive:
+            return archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA")))
+    with tarfile.open(distribution) as archive:
+        member = archive.extractfile(
+            next(name for name in archive.getnames() if name.count("/") == 1 and name.endswith("/PKG-INFO"))
+        )
+        assert member is not None
+        return member.read()
 
 
 def checkout(folder: Path, *names: str) -> Path:
@@ -47,7 +74,7 @@ def run(program: str, packages: Path, *arguments: str, cwd: Path) -> subprocess.
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``pip install laplora`` puts into site-packages."""
+    """What ``pip install`` of the distribution puts into site-packages."""
     folder = tmp_path_factory.mktemp("wheel")
     names = ("pyproject.toml", "README.md", "LICENSE", "laplora", "service", "training")
     return installed(checkout(folder / "checkout", *names), folder / "packages")
@@ -69,7 +96,9 @@ def test_the_wheel_has_all_files_of_its_packages_and_its_command_runs(wheel: Pat
 
 
 def test_the_client_alone_asks_a_server_without_torch(tmp_path: Path) -> None:
-    packages = installed(checkout(tmp_path / "checkout", "client", "laplora") / "client", tmp_path / "packages")
+    packages = installed(
+        checkout(tmp_path / "checkout", "client", "laplora") / "client", tmp_path / "packages", "--wheel"
+    )
     assert not (packages / "laplora").exists()
     program = """
 import sys

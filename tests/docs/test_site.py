@@ -54,6 +54,14 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
             assert page.name == "404.html" or (page.parent / address.partition("?")[0]).is_file(), (page.name, address)
 
 
+def test_every_table_is_a_table(site: Path) -> None:
+    pages = {page.name: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
+    assert sum(text.count("<table>") for text in pages.values()) > 100
+    for name, text in pages.items():
+        # A row that no table took in stands in a paragraph, with its bars.
+        assert [found[:80] for found in re.findall(r"<p>[^<]*\|[^|]*\|[^<]*", text)] == [], name
+
+
 NOTEBOOK = ROOT / "docs" / "five-lines.ipynb"
 
 
