@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from laplora.data.records import Record, RowError, each, read_records
 from laplora.errors import DataError
 from laplora.prompts.examples import Example
+from laplora.prompts.groups import question_of
 from laplora.prompts.labelled import example_of, row_id
 from laplora.prompts.templates import Cut, PromptTemplate, render
 
@@ -39,7 +40,7 @@ class Task:
 
     def question(self, example: Example) -> str:
         """Return what two rows share that are the same question: the prompt, up to case and white space."""
-        return " ".join(self.prompt(example).casefold().split())
+        return question_of(self.template, self.labels, example)
 
 
 def read_examples(
@@ -50,9 +51,12 @@ def read_examples(
     *,
     several: bool = False,
     named: Callable[[Any], Any] | None = None,
+    groups: str | None = None,
 ) -> tuple[Example, ...]:
     """Return a file's rows as examples, in order; arguments and errors as of ``examples_of``."""
-    return examples_of(path, read_records(path), task, label_field, label_map, {}, several=several, named=named)
+    return examples_of(
+        path, read_records(path), task, label_field, label_map, {}, several=several, named=named, groups=groups
+    )
 
 
 def examples_of(
@@ -65,6 +69,7 @@ def examples_of(
     *,
     several: bool = False,
     named: Callable[[Any], Any] | None = None,
+    groups: str | None = None,
 ) -> tuple[Example, ...]:
     """Return records as examples, in order.
 
@@ -75,10 +80,13 @@ def examples_of(
         label_map: as of ``example_of``; several: whether the label field holds a list, of any number of labels.
         columns: by field of the template the column that has it, where it is called otherwise.
         named: gives the name of what the label field holds, where that may be a number.
+        groups: field that has a row's group, as of ``example_of``.
 
     Raises:
         DataError: with the file, and line and field of the first problems.
     """
+
+    check_groups(place, groups, (record.values for record in records))
 
     def labelled(record: Record) -> Example:
         values = record.values
@@ -86,9 +94,18 @@ def examples_of(
             values = {**values, **{field: values.get(column) for field, column in columns.items()}}
         if named is not None and label_field in values:
             values = {**values, label_field: named(values[label_field])}
-        return labelled_example(place, Record(record.line, values), task, label_field, label_map, several=several)
+        record = Record(record.line, values)
+        return labelled_example(place, record, task, label_field, label_map, several=several, groups=groups)
 
     return tuple(each(place, records, labelled))
+
+
+def check_groups(place: Path | str, groups: str | None, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Raise DataError where no row has the field of the groups, as by a slip of its name."""
+    if groups is not None and not any(groups in row for row in rows):
+        raise DataError(
+            f"{place}: no row has the field {groups!r}, which groups names: correct the name, or leave it out"
+        )
 
 
 def labelled_example(
@@ -99,12 +116,13 @@ def labelled_example(
     label_map: Mapping[str, str],
     *,
     several: bool = False,
+    groups: str | None = None,
 ) -> Example:
     """Return one record as an example; arguments as of ``examples_of``. RowError: it is none."""
     with _on_line(record):
-        return example_of(
-            record.values, _id(record, place), task.template, task.labels, label_field, label_map, several=several
-        )
+        name = _id(record, place)
+        options: dict[str, Any] = {"several": several, "groups": groups}
+        return example_of(record.values, name, task.template, task.labels, label_field, label_map, **options)
 
 
 def read_inputs(path: Path, task: Task) -> tuple[Example, ...]:

@@ -42,11 +42,15 @@ class Forgetful:
 
 def rows_digest(examples: Sequence[Example]) -> str:
     """Return the digest of examples, in order."""
-    return digest(*([dict(e.fields), e.label, e.class_count, *_present(e)] for e in examples))
+    return digest(*([dict(e.fields), e.label, e.class_count, *_present(e), *_group(e)] for e in examples))
 
 
 def _present(example: Example) -> list[list[int]]:
     return [] if example.present is None else [list(example.present)]
+
+
+def _group(example: Example) -> list[dict[str, str]]:
+    return [] if example.group is None else [{"group": example.group}]
 
 
 def digest(*parts: object) -> str:

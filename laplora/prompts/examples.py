@@ -19,6 +19,7 @@ class Example:
         label: index into the task's labels, below ``class_count``; -1 where there is none, or may be several.
         class_count: how many of the task's labels, from the first, are possible answers.
         present: the indices of all right labels, ascending, where several may be right; None where one is.
+        group: what it shares with the rows that no fold or split may part from it; None: its prompt alone.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Example:
     label: int
     class_count: int
     present: tuple[int, ...] | None = None
+    group: str | None = None
 
 
 def label_tensor(examples: Sequence[Example], classes: int) -> torch.Tensor:

@@ -32,6 +32,7 @@ def example_of(
     label_map: Mapping[str, str] | None = None,
     *,
     several: bool = False,
+    groups: str | None = None,
 ) -> Example:
     """Return a row as an example; fields that the template does not name are ignored.
 
@@ -41,22 +42,30 @@ def example_of(
         label_field: name of the label; None: the row has none, and its label is -1.
         label_map: from the label as the row has it to one of ``labels``; empty: the row has the names themselves.
         several: whether the label field holds a list, of any number of labels.
+        groups: name of the field that has the row's group; None, or an empty one: the row is of none.
 
     Raises:
         DataError: a field or the label missing, or one that cannot be used.
     """
     fields, class_count = _fields(values, template, labels)
+    group = None if groups is None else _group(values.get(groups), groups)
     if label_field is None:
-        return Example(id, fields, -1, class_count)
+        return Example(id, fields, -1, class_count, group=group)
     if several:
-        return Example(id, fields, -1, class_count, _several(values.get(label_field), labels, label_field))
+        return Example(id, fields, -1, class_count, _several(values.get(label_field), labels, label_field), group)
     label = _label(values, labels, label_field, label_map or {})
     if label >= class_count:
         raise DataError(
             f"field {label_field!r} is {labels[label]!r}, but the row has {class_count} choices "
             f"({', '.join(labels[:class_count])})"
         )
-    return Example(id, fields, label, class_count)
+    return Example(id, fields, label, class_count, group=group)
+
+
+def _group(value: Any, groups: str) -> str | None:
+    if not isinstance(value, str | int | float | None):
+        raise DataError(f"field {groups!r} (the group) must be a text or a number, got {type(value).__name__}")
+    return None if value is None else str(value).strip() or None
 
 
 def _fields(values: Mapping[str, Any], template: PromptTemplate, labels: Sequence[str]) -> tuple[dict[str, Any], int]:

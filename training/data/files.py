@@ -69,11 +69,12 @@ def read_files(
     label_field: str,
     label_map: Mapping[str, str],
     columns: Mapping[str, str] | None = None,
+    groups: str | None = None,
 ) -> Source:
     """Return the rows of one file, or of one file per split.
 
     Args:
-        columns: as of ``examples_of``.
+        columns, groups: as of ``examples_of``.
 
     Raises:
         ConfigError: a file given twice, or a label field that the prompt would hold.
@@ -93,7 +94,11 @@ def read_files(
     else:
         files[paths] = ROLES
     pools = tuple(
-        Pool(str(path), examples_of(path, read_records(path), task, label_field, label_map, columns), roles)
+        Pool(
+            str(path),
+            examples_of(path, read_records(path), task, label_field, label_map, columns, groups=groups),
+            roles,
+        )
         for path, roles in files.items()
     )
     detail = ", ".join(f"{path.name} (sha256 {file_sha256(path)})" for path in files)

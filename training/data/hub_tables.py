@@ -38,6 +38,7 @@ def read_hub_splits(
     label_field: str,
     label_map: Mapping[str, str],
     columns: Mapping[str, str],
+    groups: str | None = None,
 ) -> Source:
     """Return the rows of a data set of the hub, or of a folder that is called so, through ``datasets`` and its cache.
 
@@ -67,6 +68,7 @@ def read_hub_splits(
                 label_field,
                 label_map,
                 columns,
+                groups=groups,
             ),
             of,
         )

@@ -25,7 +25,7 @@ from training.data.sources import read_benchmark
 from training.data.splitting import split, without_long_prompts
 
 #: Config fields that only rows of the user's own choice have, of a file or of the hub.
-OWN_FIELDS = frozenset({"name", "template", "labels", "label_field", "label_map", "columns"})
+OWN_FIELDS = frozenset({"name", "template", "labels", "label_field", "label_map", "columns", "groups"})
 
 Dataset = Literal[
     "winogrande_xs",
@@ -120,6 +120,12 @@ class DataConfig(BaseModel):
         description="dataset file or hub: from the answer as the rows have it to a label word, for example "
         "{0: negative, 1: positive} (numbers and true or false as they are written there); empty where the rows have "
         "the words themselves",
+    )
+
+    groups: str | None = Field(
+        default=None,
+        description="dataset file or hub: the field whose value rows share that belong together, such as near-"
+        "duplicates or turns of a conversation: no split and no fold parts them; null: none",
     )
 
     @field_validator("dataset")
@@ -254,7 +260,9 @@ def load_splits(
     """
     if config.dataset == "file":
         assert config.path is not None
-        source = read_files(config.path, config.own_task(), config.label_field, config.label_map, config.columns)
+        source = read_files(
+            config.path, config.own_task(), config.label_field, config.label_map, config.columns, config.groups
+        )
     elif config.hub_id is not None:
         source = read_hub_splits(
             config.hub_id,
@@ -263,6 +271,7 @@ def load_splits(
             config.label_field,
             config.label_map,
             config.columns,
+            config.groups,
         )
     else:
         source = read_benchmark(config.dataset, config.subjects, cache=cache, progress=progress)

@@ -11,6 +11,7 @@ from laplora.data.labelled import Task
 from laplora.errors import DataError
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS
 from laplora.prompts.examples import Example
+from laplora.prompts.groups import row_groups
 from training.data.examples import ROLES, Pool, Role, Source, Splits
 
 #: How splits share the rows of one pool where the config leaves several of their sizes open.
@@ -30,7 +31,7 @@ def split(
 ) -> Splits:
     """Return the splits of a source.
 
-    Duplicates go first, over all pools; then each pool is shuffled and cut, test first. So with the
+    Duplicates go first, over all pools; then each pool is shuffled and cut, test first, between two groups. So with the
     same seed the test rows stay the same when only the number of training rows changes.
 
     Args:
@@ -49,14 +50,15 @@ def split(
         sizes = _sizes(pool, counts, dropped[pool.name])
         shuffled = list(pool.examples)
         random.Random(seed).shuffle(shuffled)
-        shuffled = interleaved(shuffled) if stratify else shuffled
+        shuffled = gathered(interleaved(shuffled) if stratify else shuffled)
         start = 0
         for role in (r for r in ROLES if r in pool.roles):
             if role == "train" and train_seed is not None:
                 rest = random.Random(train_seed).sample(shuffled[start:], len(shuffled) - start)
-                shuffled[start:] = interleaved(rest) if stratify else rest
-            splits[role] = tuple(shuffled[start : start + sizes[role]])
-            start += sizes[role]
+                shuffled[start:] = gathered(interleaved(rest) if stratify else rest)
+            end = _whole(shuffled, start + sizes[role])
+            splits[role] = tuple(shuffled[start:end])
+            start = end
     if not hold_out:
         splits |= {"train": splits["train"] + splits["calibration"], "calibration": ()}
     ordered = {role: splits[role] for role in SHARES}
@@ -88,6 +90,22 @@ def interleaved(examples: Sequence[Example]) -> list[Example]:
     return [example for _, example in sorted(placed, key=lambda one: one[0])]
 
 
+def gathered(examples: Sequence[Example]) -> list[Example]:
+    """Return rows in their order, but those of a group where its first row is."""
+    first: dict[str, int] = {}
+    places = [n if e.group is None else first.setdefault(e.group, n) for n, e in enumerate(examples)]
+    return [examples[n] for n in sorted(range(len(examples)), key=places.__getitem__)]
+
+
+def _whole(examples: Sequence[Example], end: int) -> int:
+    """Return the next place, from ``end`` on, that is between two groups of gathered rows."""
+    while (
+        0 < end < len(examples) and examples[end].group is not None and examples[end].group == examples[end - 1].group
+    ):
+        end += 1
+    return end
+
+
 def with_selection(splits: Splits, fraction: float) -> Splits:
     """Return the splits with a share of the training rows, the last ones, two at least, as the selection rows.
 
@@ -97,7 +115,8 @@ def with_selection(splits: Splits, fraction: float) -> Splits:
         DataError: too few training rows are left.
     """
     count = max(2, round(fraction * len(splits.train)))
-    left, selection = splits.train[: max(0, len(splits.train) - count)], splits.train[-count:]
+    start = _whole(splits.train, max(0, len(splits.train) - count))
+    left, selection = splits.train[:start], splits.train[start:]
     given: dict[Role, tuple[Example, ...]] = {
         "train": left,
         "calibration": splits.calibration,
@@ -127,19 +146,23 @@ def without_long_prompts(source: Source, max_characters: int) -> Source:
 
 
 def drop_duplicates(source: Source) -> tuple[list[Pool], Dropped]:
-    """Return the pools without repeated questions, and what was dropped by pool.
+    """Return the pools without repeated questions, or rows of another pool's group, and what was dropped by pool.
 
     The first one stays, where test comes before calibration and calibration before train.
     """
     owner: dict[str, tuple[str, int]] = {}  # question -> (pool, label) of the one that stays
+    home: dict[str, str] = {}  # group -> pool
     kept: dict[str, Pool] = {}
     dropped: Dropped = {pool.name: {"within": 0, "across": 0, "conflicting_labels": 0} for pool in source.pools}
-    for pool in sorted(source.pools, key=lambda p: min(ROLES.index(r) for r in p.roles)):
+    for pool in sorted(_linked(source), key=lambda p: min(ROLES.index(r) for r in p.roles)):
         count = dropped[pool.name]
         rows = []
         for example in pool.examples:
             question = source.task.question(example)
             if question not in owner:
+                if example.group is not None and home.setdefault(example.group, pool.name) != pool.name:
+                    count["across"] += 1
+                    continue
                 owner[question] = (pool.name, example.label)
                 rows.append(example)
                 continue
@@ -148,6 +171,18 @@ def drop_duplicates(source: Source) -> tuple[list[Pool], Dropped]:
             count["conflicting_labels"] += first_label != example.label
         kept[pool.name] = replace(pool, examples=tuple(rows))
     return [kept[pool.name] for pool in source.pools], dropped
+
+
+def _linked(source: Source) -> list[Pool]:
+    """Return the pools with groups that are linked by equal questions, in any pool, as one."""
+    examples = [example for pool in source.pools for example in pool.examples]
+    if all(example.group is None for example in examples):
+        return list(source.pools)
+    numbers = iter(row_groups(source.task.template, source.task.labels, examples).tolist())
+    return [
+        replace(pool, examples=tuple(replace(example, group=str(next(numbers))) for example in pool.examples))
+        for pool in source.pools
+    ]
 
 
 @dataclass(frozen=True)
@@ -251,8 +286,8 @@ def _sizes(pool: Pool, counts: Mapping[Role, int | None], dropped: Mapping[str, 
 def _repeats(dropped: Dropped) -> list[str]:
     """Return a warning for each pool that repeats rows of another one, or its rows with other labels."""
     across = [
-        f"{name}: {count['across']} rows repeat rows of another split's file and are left out here, so that nothing is "
-        "measured on a row that was trained on; a file with many of them was not split cleanly"
+        f"{name}: {count['across']} rows repeat rows of another split's file, or are of its groups, and are left out "
+        "here, so that nothing is measured on a row that was trained on; a file with many of them was not split cleanly"
         for name, count in dropped.items()
         if count["across"]
     ]

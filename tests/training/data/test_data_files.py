@@ -46,6 +46,17 @@ def test_one_file_is_split_three_ways_with_names_of_labels_apart_from_their_text
     task, digest = splits.task, hashlib.sha256(path.read_bytes()).hexdigest()
     assert (task.name, task.template.name, task.labels, task.verbalizers) == ("reviews", "stars", ("No", "Yes"), None)
     assert splits.report["source_detail"] == f"reviews.jsonl (sha256 {digest})"
+    with pytest.raises(DataError, match=r"reviews\.jsonl: no row has the field 'thread', which groups names"):
+        load_splits(config(path=str(path), groups="thread"), seed=0)
+    threads = tmp_path / "threads.jsonl"
+    threads.write_text(
+        "".join(f'{{"thread": {i // 5}, {row[1:]}\n' for i, row in enumerate(path.read_text().splitlines()))
+    )
+    apart = load_splits(config(path=str(threads), groups="thread"), seed=0)
+    found = [
+        {int(e.fields["review"].split()[1]) // 5 for e in part} for part in (apart.train, apart.calibration, apart.test)
+    ]
+    assert sum(map(len, found)) == len(set().union(*found)) == 28
     named = config(path=str(path), labels={"No": " 0", "Yes": " 1"})
     apart = load_splits(named, seed=0)
     assert (apart.task.labels, apart.task.verbalizers) == (("No", "Yes"), (" 0", " 1"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -46,6 +47,23 @@ def test_splits_are_disjoint_complete_and_repeatable(count: int, seed: int) -> N
     assert all(ids)
     again = split(one_pool(count), counts(), seed=seed)
     assert (again.train, again.calibration, again.test) == (splits.train, splits.calibration, splits.test)
+
+
+@given(st.integers(0, 2**32), st.booleans())
+def test_no_split_parts_a_group(seed: int, stratify: bool) -> None:
+    """Also not where equal prompts link two groups, or files of their own have some of its rows."""
+    given = [replace(e, group=f"thread {i % 9}" if i % 4 else None) for i, e in enumerate(rows([*"abcdefghijklmnop"]))]
+    given.append(replace(given[1], id="twin", group="thread 2"))  # links the threads 1 and 2
+    splits = split(source(Pool("toy", tuple(given), ALL)), counts(), seed=seed, train_seed=seed + 1, stratify=stratify)
+    splits = with_selection(splits, 0.2)
+    parts = [{e.group for e in part} for part in (splits.train, splits.calibration, splits.test, splits.selection)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) < len({e.group for e in given if e.group}) + 4
+    assert sum(len(part) for part in (splits.train, splits.calibration, splits.test, splits.selection)) == 16
+    apart = split(
+        source(Pool("a", tuple(given[:8]), ("train",)), Pool("b", tuple(given[8:]), ALL[1:])), counts(), seed=0
+    )
+    assert apart.report["duplicates_dropped"]["a"]["across"] >= 4
+    assert not {e.group for e in apart.train} & {e.group for e in (*apart.calibration, *apart.test)}
 
 
 def test_the_same_on_every_machine() -> None:

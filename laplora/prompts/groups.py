@@ -1,0 +1,50 @@
+"""Rows that belong together: the same question, or what their user calls a group. Folds and resamples never part them.
+
+A fold's answer to a row whose twin it has learned says nothing about new rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+
+import torch
+
+from laplora.prompts.examples import Example
+from laplora.prompts.templates import PromptTemplate, render
+
+
+def question_of(template: PromptTemplate, labels: Sequence[str], example: Example) -> str:
+    """Return what two rows share that are the same question: the prompt, up to case and white space."""
+    return " ".join(render(template, example.fields, labels)[0].casefold().split())
+
+
+def grouped(keys: Sequence[Iterable[Hashable]]) -> torch.Tensor:
+    """Return (rows,) int64 which group each row is of, from 0 in the order of their first rows.
+
+    Args:
+        keys: of each row. Rows that share one are of a group, and so are those that are linked by others.
+    """
+    parents, first = list(range(len(keys))), dict[Hashable, int]()
+
+    def root(row: int) -> int:
+        while parents[row] != row:
+            parents[row] = parents[parents[row]]
+            row = parents[row]
+        return row
+
+    for row, shared in enumerate(keys):
+        for key in shared:
+            low, high = sorted((root(row), root(first.setdefault(key, row))))
+            parents[high] = low
+    numbers: torch.Tensor = torch.tensor([root(row) for row in range(len(keys))]).unique(return_inverse=True)[1]
+    return numbers
+
+
+def row_groups(template: PromptTemplate, labels: Sequence[str], examples: Sequence[Example]) -> torch.Tensor:
+    """Return (rows,) int64 the group of each row: of equal questions, and of the user's groups."""
+    return grouped([_keys(template, labels, example) for example in examples])
+
+
+def _keys(template: PromptTemplate, labels: Sequence[str], example: Example) -> list[Hashable]:
+    given: list[Hashable] = [] if example.group is None else [("group", example.group)]
+    return [question_of(template, labels, example), *given]
