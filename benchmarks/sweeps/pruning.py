@@ -124,8 +124,8 @@ def _one_answer(artifact: Path) -> Callable[[], object]:
 
 
 def _scores(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    bounds = evaluation["intervals"]
-    return {s: {"value": evaluation[s], "low": bounds[s][0], "high": bounds[s][1]} for s in _SCORES}
+    bounds = {s: evaluation["intervals"].get(s, [evaluation[s]] * 2) for s in _SCORES}  # the ECE has no interval
+    return {s: {"value": evaluation[s], "low": low, "high": high} for s, (low, high) in bounds.items()}
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

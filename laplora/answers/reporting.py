@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from laplora.answers.evaluation import questions
+from laplora.answers.explaining import reason_for
 from laplora.answers.labels import LabelNames, Truth
 
 if TYPE_CHECKING:
@@ -79,7 +80,6 @@ def measured_report(
 
     records = {str(name): record for name, record in manifest.predictives.items()}
     rule = records[predictive].thresholds.review
-    recommended = manifest.recommended
     served = f"{predictive}_order_average" if averaged else predictive
     shown = {name: dict(values) for name, values in methods.items()}
     if not names.several and "sets" not in shown[served]:
@@ -96,7 +96,7 @@ def measured_report(
         title=title,
         measured_on=measured_on,
         served=served,
-        reason=recommended.reason if predictive == recommended.predictive else "it was asked for",
+        reason=reason_for(manifest, predictive),
         labels=("absent", "present") if names.several else names.names,
         promise=Promise(
             target_risk=rule.target_risk,

@@ -156,7 +156,7 @@ class NllDifference(Record):
 
 
 class MethodMetrics(Record):
-    """Metrics of one predictive on labelled inputs, with 95 % ``intervals`` by metric.
+    """Metrics of one predictive on labelled inputs, with 95 % ``intervals`` by metric (the ECE has none).
 
     ``over_temperature`` compares its NLL with temperature scaling's, and is None for that one and without it.
 

@@ -205,6 +205,9 @@ def evaluate_probs(
 ) -> Evaluation:
     """Return every metric of one method, with 95 % bootstrap intervals.
 
+    The ECE has none: drawing rows anew pushes it up, and the interval could leave out the ECE itself.
+    ``laplora.metrics.noise.ece_limit`` says how large chance alone makes it.
+
     Args:
         probs: (rows, classes), each row summing to 1; labels: (rows,) int64.
         score: (rows,) the uncertainty that should rank the mistakes; the entropy of ``probs`` when None.
@@ -213,22 +216,17 @@ def evaluate_probs(
         together: so many consecutive rows are of one input, which the bootstrap draws whole.
     """
     probs, labels = checked_probs(probs, labels)
-    confidence, predicted = probs.max(1)
-    errors = predicted != labels
+    errors = probs.argmax(1) != labels
     score = entropy(probs) if score is None else score
     score, errors = checked_score(score, errors)
 
     losses, row_brier, hits = row_nll(probs, labels), _row_brier(probs, labels), (~errors).double()
-    gap, index = hits - confidence, bin_index(confidence, bins)
     _, group, _ = tie_groups(score)
     auroc, auprc = none_if_nan(float(grouped_auroc(group, errors))), none_if_nan(float(grouped_auprc(group, errors)))
     # The same numbers as the public functions, from per-row parts made once, of many resamples at a time.
     statistics: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "accuracy": lambda i: hits[i].mean(1),
         "nll": lambda i: losses[i].mean(1),
-        "ece": lambda i: (
-            torch.zeros(len(i), bins, dtype=gap.dtype).scatter_add(1, index[i], gap[i]).abs().sum(1) / i.shape[1]
-        ),
         "brier": lambda i: row_brier[i].mean(1),
         "aurc": lambda i: grouped_area(group[i], errors[i]),
     }

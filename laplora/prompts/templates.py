@@ -14,6 +14,8 @@ _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: What a field may begin with: texts that tokenizers join with what stands before them in different ways.
 _FIRST_TEXTS = ("a", "The", "1", "(", '"', " a", "\n", "\u00e9", "\u4e2d")
+#: What an input or a labelled row has beside its template's fields.
+_RESERVED = ("id", "label", "prompt")
 _OPTION = re.compile(r"option([1-9][0-9]*)$")
 
 
@@ -54,6 +56,12 @@ class PromptTemplate:
             raise ConfigError(
                 f"template {self.name!r} has no {{field}} placeholder, and every prompt would be the same: write the "
                 "name of a row's field in braces"
+            )
+        if taken := [name for name in names if name in _RESERVED]:
+            raise ConfigError(
+                f"template {self.name!r} has the field {taken[0]!r}, and no field may be called "
+                f"{', '.join(_RESERVED)}: an input has these beside its fields. Give it another name, in the template "
+                "and in the rows (a configuration's data.columns says which column it is)"
             )
         of_choice = {m.group(1) for m in _PLACEHOLDER.finditer(self.choice) if m.group(1)}
         if odd := sorted(of_choice - {"label", "text"}):

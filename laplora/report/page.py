@@ -93,12 +93,10 @@ def _table(report: Report) -> list[tuple[str, bool, list[tuple[str, str, bool]]]
         texts = {m: "–" if values[key] is None else f"{values[key]:.3f}" for m, values in report.methods.items()}
         printed = [sign * float(text) for text in texts.values() if text != "–"]
         for method, text in texts.items():
-            # Resampling rows pushes an ECE up: its percentile interval can leave out the ECE itself.
-            resampled = key != "ece"
-            best = resampled and text != "–" and len(printed) > 1 and sign * float(text) == max(printed)
-            bounds = report.methods[method]["intervals"].get(key) if resampled else None
+            best = key != "ece" and text != "–" and len(printed) > 1 and sign * float(text) == max(printed)
+            bounds = report.methods[method]["intervals"].get(key)
             beneath = f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else ""
-            if key == "ece":
+            if key == "ece":  # some stored results have an interval of it
                 beneath = f"chance: to {ece_limit(report.methods[method]['reliability']):.3f}"
             cells[method].append((text, beneath, best))
     return [(display_name(method), method == report.served, row) for method, row in cells.items()]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
-
-from pydantic import ValidationError
+from typing import Final
 
 from laplora.errors import InvalidInputError
-from service.errors import InvalidRequestError
 from service.http.schemas.inputs import Input
 from service.http.schemas.predict import PredictOptions
 
@@ -44,8 +41,7 @@ def of_texts(sequences: Sequence[tuple[str, ...]], named: str) -> Inputs:
         sequences: the texts of each input.
         named: what the protocol calls its inputs, for messages.
 
-    The result raises InvalidInputError where a template has another number of fields, or takes choices, and
-    InvalidRequestError as ``input_of``.
+    The result raises InvalidInputError where a template has another number of fields, or takes choices.
     """
 
     def inputs(fields: Sequence[str]) -> list[Input]:
@@ -56,20 +52,6 @@ def of_texts(sequences: Sequence[tuple[str, ...]], named: str) -> Inputs:
                     f"{list(fields)}: name them, in POST /predict",
                     field=named,
                 )
-        return [input_of(dict(zip(fields, texts, strict=True)), i, named) for i, texts in enumerate(sequences)]
+        return [Input.model_validate(dict(zip(fields, texts, strict=True))) for texts in sequences]
 
     return inputs
-
-
-def input_of(values: Mapping[str, Any], number: int, named: str) -> Input:
-    """Return an input of these fields, the one of this number among those that a protocol calls ``named``.
-
-    Raises:
-        InvalidRequestError: a field's value that no input has, such as an id that is too long.
-    """
-    try:
-        return Input.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        field = f"{named}.{number}.{first['loc'][0]}"
-        raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from None

@@ -35,7 +35,8 @@ class InlineTemplate(BaseModel):
     text: str = Field(
         min_length=1,
         description="the prompt, with {field} for each field of a row, or {choices} or {option1}, {option2} and so on "
-        "for a list of choices; {{ and }} are literal braces. End it where the label word follows",
+        "for a list of choices; no field is called id, label or prompt. {{ and }} are literal braces. End it where the "
+        "label word follows",
     )
     choice: str = Field(default="{label}. {text}", description="how one choice is written")
     choice_separator: str = Field(default="\n", description="what stands between two choices")

@@ -118,7 +118,6 @@ def inputs_of(call: Call, artifact: Artifact, max_inputs: int) -> Sequence[Input
     Raises:
         BatchTooLargeError: the call has more inputs than ``max_inputs``; none was made.
         InvalidInputError: the call has no inputs for the fields of its template.
-        InvalidRequestError: a field's value that no input has.
     """
     if call.count > max_inputs:
         raise BatchTooLargeError(

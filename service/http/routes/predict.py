@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends
 
+from laplora.answers.explaining import reason_for
 from service.feedback.labels import FeedbackStore
 from service.http.answers import prediction_out
 from service.http.body import JsonBodyRoute
@@ -61,11 +62,13 @@ class Predicting:
                 for prediction, prediction_id in zip(predictions, ids, strict=with_ids):
                     prediction.prediction_id = prediction_id
             self._metrics.count_answers(artifact.name, predictive, answers)
-            recommended = artifact.manifest.recommended
+            manifest = artifact.manifest
             return PredictResponse(
                 artifact=artifact_ref(artifact),
                 predictive=PredictiveRef(
-                    name=predictive, recommended=recommended.predictive, reason=recommended.reason
+                    name=predictive,
+                    recommended=manifest.recommended.predictive,
+                    reason=reason_for(manifest, predictive),
                 ),
                 target_risk=target_risk,
                 predictions=predictions,

@@ -108,7 +108,7 @@ class MethodMetrics(PartialMetrics):
     intervals: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(
         examples=[{"accuracy": [0.81, 0.87], "nll": [0.33, 0.42]}]
     )
-    """95 % bootstrap interval by metric, in the metric's unit."""
+    """95 % bootstrap interval by metric, in the metric's unit. The ECE has none: drawing rows anew pushes it up."""
     over_temperature: NllDifferenceOut | None = Field(
         None, examples=[{"difference": -0.031, "low": -0.052, "high": -0.011}]
     )

@@ -78,7 +78,7 @@ class PredictiveRef(Answer):
             "(95 % -0.785 to -0.250); the lowest of all"
         ]
     )
-    """Why that one is recommended, from the artifact's calibration split."""
+    """Why the one that answered did, with figures of the artifact's calibration split."""
 
 
 class PredictionOut(Answer):

@@ -35,7 +35,6 @@ function partial(job) {
 }
 
 function resultTable(job) {
-  // Of the NLL alone: drawing rows anew pushes an ECE up, and its interval can leave out the ECE itself.
   const within = ({ intervals: { nll } }) => (nll ? ` (${figure(nll[0])} to ${figure(nll[1])})` : "");
   const rows = Object.entries(job.result.methods).map(([name, metrics]) => [
     name,

@@ -122,6 +122,7 @@ def test_a_manifest_of_another_format_or_none(artifact_copy: Path) -> None:
         ({"labels": ["only one"]}, "labels"),
         ({"name": "../../etc"}, "name"),
         ({"surprise": 1}, "surprise"),
+        ({"template": lambda kept: kept | {"text": "Who is {id}? Answer:"}}, "template: .*has the field 'id'"),
         ({"predictives": {}}, "must have the predictive 'map'"),
         ({"predictives": {"swag": {}}}, "predictives.swag"),
         ({"recommended": {"predictive": "swag"}}, "recommended.predictive"),

@@ -112,9 +112,11 @@ def test_evaluation_and_intervals_are_those_of_the_public_metrics() -> None:
     }
     as_json = json.loads(json.dumps(got.to_json(), allow_nan=False))
     assert as_json["rows"] == 300
-    assert set(as_json["intervals"]) == set(metrics)
+    assert set(as_json["intervals"]) == set(metrics) - {"ece"}
     for name, metric in metrics.items():
         assert as_json[name] == getattr(got, name) == metric(torch.arange(300))
+        if name == "ece":
+            continue
 
         def of_each(drawn: torch.Tensor, metric: Any = metric) -> torch.Tensor:
             return torch.tensor([metric(rows) for rows in drawn], dtype=F64)

@@ -92,6 +92,9 @@ def test_templates_that_cannot_be() -> None:
     for field in ("title", "choices"):
         with pytest.raises(ConfigError, match=f"has no text '{field}' to cut: it has \\['question'\\]"):
             PromptTemplate("t", 1, "{question} {choices}", cut=Cut(field))
+    for field in ("id", "label", "prompt"):
+        with pytest.raises(ConfigError, match=f"has the field '{field}', and no field may be called id, label, prompt"):
+            PromptTemplate("t", 1, f"{{text}} by {{{field}}}")
     with pytest.raises(ConfigError, match=r"no \{field\} placeholder"):
         PromptTemplate("t", 1, "Answer:")
 

@@ -47,6 +47,9 @@ async def test_which_predictive_answers(served: Served) -> None:
         body = (await served.predict("fine 7", options=options)).json()
         assert (served.predictor.batches[-1][0], served.predictor.also[-1]) == (predictive, also), options
         assert body["predictive"]["name"] == body["predictions"][0]["answered_by"] == predictive
+        assert body["predictive"]["reason"] == (
+            "it was better" if predictive == "laplace" else f"{predictive} was asked for"
+        )
         (answer,) = body["predictions"]
         assert (answer["logit_variance"] is not None) == ("laplace" in (predictive, *also))
         assert ("logit_covariance" in answer) == options.get("covariance", False)
