@@ -185,7 +185,10 @@ def create_app(
     if parts.keyring is not None:
         app.add_middleware(Access, keyring=parts.keyring, answer=error_answers.answer)
     origins = settings.cors_origins.split(",") if settings.cors_origins else []
-    app.add_middleware(FirstLook, origins=origins, answer=error_answers.answer)
+    # A page has no key, so that any name will do where keys are asked for.
+    named = settings.auth == "off" and "*" not in settings.allowed_hosts
+    hosts = {settings.host.lower(), *settings.allowed_hosts} if named else None
+    app.add_middleware(FirstLook, origins=origins, hosts=hosts, answer=error_answers.answer)
     app.add_middleware(RequestContext, metrics=parts.metrics, tracing=parts.tracing)
     if origins:
         # No cookies, and the API's own headers alone.

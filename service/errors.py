@@ -178,6 +178,10 @@ class MediaTypeError(ServiceError, code="unsupported_media_type", status=415):
     """The body is not plain UTF-8 application/json."""
 
 
+class UnknownHostError(ServiceError, code="unknown_host", status=421):
+    """The server asks for no API key, and the Host header is a name that it was not told of."""
+
+
 class InvalidJsonError(ServiceError, code="invalid_json", status=422):
     """The body cannot be parsed as JSON."""
 

@@ -18,6 +18,8 @@ from laplora.remote.address import is_address, parse_address
 
 #: As a browser writes it in the Origin header: lower case, no path, the scheme's own port left out.
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
+#: Of a host, in lower case.
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 #: A duration in seconds, above 0; a delay may be none.
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Delay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -100,6 +102,10 @@ class Settings(BaseSettings):
     """Most connections at a time, fewer where the process may open fewer files; more are answered 429 and closed."""
     auth: Literal["keys", "off"] = "keys"
     """Who is answered: holders of an API key, or, off, everyone who can reach the port."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names, with commas between, that the server may be called by where auth is off, beside localhost, any IP address
+    and host; another is answered 421, for a web page can have a name of its own lead here. * is any.
+    """
     keys: Path | None = None
     """JSON file of API keys, made by 'python -m service.keys create'; read again when it changes."""
     cors_origins: str = ""
@@ -261,11 +267,20 @@ class Settings(BaseSettings):
             raise ValueError(f"these are named twice: {', '.join(shown)}")
         return value
 
-    @field_validator("also_load", "allowed_bases", mode="before")
+    @field_validator("also_load", "allowed_bases", "allowed_hosts", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         parts = [value] if isinstance(value, str) else value
         return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(name.lower().removesuffix(".") for name in value)
+        for name in names:
+            if name != "*" and not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no host's name: expected no scheme, no port and no path; or * for any")
+        return names
 
     @field_validator("cors_origins")
     @classmethod

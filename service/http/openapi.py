@@ -59,8 +59,9 @@ Every error has one shape, `{"error": {"code", "message", "field"?, "limit"?, "g
 `X-Request-ID`: yours, if you sent one of up to 128 letters, digits, dots, colons, dashes and underscores. Numbers in
 answers are always finite. Beside what an operation lists, any request may be answered with 400 `malformed_http`, 404
 `route_not_found`, 405 `method_not_allowed`, 429 `too_many_requests` or `client_too_many_requests` where there are too
-many connections, 403 `foreign_origin` where a browser sends it for another site's page and, should the server have a
-fault, 500 `internal_error`.
+many connections, 403 `foreign_origin` where a browser sends it for another site's page, 421 `unknown_host` where no
+API keys are asked for and Host is a name that the server was not told of and, should the server have a fault, 500
+`internal_error`.
 
 A request body is one JSON object in UTF-8, declared as `application/json`, not compressed, no key twice in an object;
 an upload of POST /evaluate/jobs is one such object a line, declared as `application/jsonl` or `application/x-ndjson`.

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import DrainingError, kind_of
 from service.http.calls import PREDICTING
 from service.http.error_answers import error_response
+from service.http.first_look import PROBED
 from service.security.access import line_of
 from service.security.callers import caller_of
 from service.telemetry.logs import log_crash, logger, request_id
@@ -101,7 +102,7 @@ class RequestContext:
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         about: dict[str, Any] = {"method": method, "route": route, "status": status}
         self._metrics.count_request(route, method, status)
-        quiet = route.startswith(("/health", "/tei/health", "/metrics"))
+        quiet = route.startswith(PROBED)
         record: RequestRecord = scope["state"]["record"]
         if self._tracing is not None and record.trace is not None:
             with unfailing("tracing.end"):

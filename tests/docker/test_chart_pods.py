@@ -51,6 +51,10 @@ def test_the_server_obeys_the_values(settings: Callable[..., Settings]) -> None:
         drain={"delaySeconds": 7, "seconds": 60},
         settings={"max_kept_job_bytes": 8589934592, "client_share": 0.25, "conditioning": True, "log_format": "text"},
     )
+    service = ("laplora", "laplora.default", "laplora.default.svc", "laplora.default.svc.cluster.local")
+    assert chosen.allowed_hosts == service
+    outside = {"allowed_hosts": "laplora.example,box"}
+    assert settings(keys={"secret": ""}, settings=outside).allowed_hosts == (*service, "laplora.example", "box")
     assert (chosen.device, chosen.artifact, chosen.auth) == ("cpu", "s3://models/reviews", "off")
     assert (chosen.drain_delay_s, chosen.drain_s) == (7, 60)
     assert (chosen.max_kept_job_bytes, chosen.client_share) == (8589934592, 0.25)

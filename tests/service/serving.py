@@ -286,7 +286,7 @@ class Served:
     def client_at(self, address: str) -> httpx.AsyncClient:
         """Return a client of the same application with an address of its own."""
         transport = httpx.ASGITransport(app=self.app, client=(address, 1))
-        return httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None)
+        return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(GIVE_UP_S):
@@ -302,7 +302,7 @@ class LeavingClient:
     """
 
     def __init__(self, method: str, path: str, body: bytes = b"") -> None:
-        headers = [(b"host", b"test"), (b"content-type", b"application/json")]
+        headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
         self._scope = {"type": "http", "http_version": "1.1", "method": method, "path": path, "query_string": b""}
         self._scope |= {"headers": headers, "client": ("127.0.0.1", 1)}
         self._body, self.sent = [body], list[Any]()
@@ -355,7 +355,7 @@ async def started(app: FastAPI, *, ready: bool = True) -> AsyncIterator[httpx.As
     """Yield a client of an application whose life has begun, by default once its artifacts answer."""
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=None) as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1", timeout=None) as client,
     ):
         host = app.state.artifacts
         async with asyncio.timeout(GIVE_UP_S):

@@ -122,11 +122,47 @@ async def test_programs_and_the_own_page_may_ask(served: Served) -> None:
         {"origin": f"http://{host}"},
         # A proxy that ends TLS, and one that names itself.
         {"sec-fetch-site": "same-origin", "origin": "https://laplora.example"},
-        {"origin": "https://laplora.example", "host": "laplora.example"},
+        {"origin": "https://localhost", "host": "localhost"},
     ):
         assert (await served.client.post("/predict", json=BODY, headers=headers)).status_code == 200, headers
     # What changes nothing may be linked to from anywhere.
     assert (await served.client.get("/health/live", headers=FOREIGN[0])).status_code == 200
+
+
+async def test_without_keys_no_name_that_a_page_chose_leads_here(served: Served) -> None:
+    """A page can have its own name lead to this machine: then it is of the server's origin, and reads the answer."""
+    rebound = ("evil.example", "localhost.evil.example", "evil.example:8000", "127.0.0.1.evil.example", "xlocalhost")
+    odd = ("", ":80", "localhost@evil.example", "evil.example#localhost", "local host", "[::1]x", "[localhost]", "::1")
+    for host in (*rebound, *odd, "test", "2130706433", "[::1", "localhost:http"):
+        headers = {"host": host, "origin": f"http://{host}"}
+        refused = await served.client.post("/predict", json=BODY, headers=headers)
+        assert code(refused) == (421, "unknown_host"), host
+        assert "--allowed-hosts" in refused.json()["error"]["message"]
+        refused = await served.client.post("/tei/predict", json={"inputs": "a"}, headers=headers)
+        assert (refused.status_code, set(refused.json())) == (421, {"error", "error_type"}), host
+        for path in ("/", "/artifacts", "/openapi.json", "/docs/assets/swagger-ui.css", "/evaluate/jobs", "/nowhere"):
+            assert (await served.client.get(path, headers={"host": host})).status_code == 421, (host, path)
+        # A probe sends its pod's address, or any name.
+        for path in ("/health/live", "/health/ready", "/tei/health", "/metrics"):
+            assert (await served.client.get(path, headers={"host": host})).status_code == 200, (host, path)
+            assert (await served.client.post(path, headers={"host": host})).status_code == 421, (host, path)
+    assert served.predictor.batches == []
+    # One that is right beside one that is wrong, as another server than ours may let through.
+    both = [("host", "localhost"), ("host", "evil.example")]
+    assert (await served.client.post("/predict", json=BODY, headers=both)).status_code == 421
+    addresses = ("10.1.2.3", "10.1.2.3:8000", "[::1]", "[FE80::1]:8000", "127.0.0.1:")
+    for host in (*addresses, "localhost", "LocalHost:8000", "localhost.", "demo.localhost"):
+        assert (await served.client.post("/predict", json=BODY, headers={"host": host})).status_code == 200, host
+
+
+async def test_names_that_the_server_was_told_lead_here() -> None:
+    async with serve(host="gpu-box", allowed_hosts="Laplora, laplora.ml.svc") as served:
+        for host in ("gpu-box:8000", "laplora", "laplora:80", "LAPLORA.ml.svc.", "localhost"):
+            assert (await served.client.post("/predict", json=BODY, headers={"host": host})).status_code == 200, host
+        for host in ("laplora.ml", "x.laplora", "evil.example"):
+            assert (await served.client.post("/predict", json=BODY, headers={"host": host})).status_code == 421, host
+    async with serve(allowed_hosts=("*",)) as served:
+        assert (await served.client.post("/predict", json=BODY, headers={"host": "any"})).status_code == 200
 
 
 def preflight(origin: str, method: str = "POST", header: str = "authorization") -> dict[str, str]:

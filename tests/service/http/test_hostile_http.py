@@ -19,7 +19,7 @@ from service.http.schemas.errors import ErrorResponse
 
 SECRET = b"zebra-secret"
 BODY = b'{"inputs": [{"text": "zebra-secret"}]}'
-HOST = b"Host: x\r\nConnection: close\r\n"
+HOST = b"Host: localhost\r\nConnection: close\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +95,9 @@ FRAMING: dict[str, tuple[bytes, int, str | None]] = {
     "raw bytes in a header": (post(b"X: \xff\xfe\x80\r\n"), 200, None),
     "raw bytes in the request id": (post(b"X-Request-ID: \xff\xfe\r\n"), 200, None),
     "request id too long": (post(b"X-Request-ID: " + SECRET * 20 + b"\r\n"), 200, None),
-    "a host to be redirected to": (b"GET / HTTP/1.1\r\nConnection: close\r\nHost: zebra-secret\r\n\r\n", 200, None),
+    "another host": (b"GET / HTTP/1.1\r\nConnection: close\r\nHost: zebra-secret\r\n\r\n", 421, "unknown_host"),
     "websocket": (
-        b"GET /predict HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n"
+        b"GET /predict HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
         405,
         "method_not_allowed",

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 #: More than the kernel keeps of it on both sides.
 LARGE = b"x" * (16 * 2**20)
-GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
 #: Other addresses of this machine.
 OTHER, THIRD = "127.0.0.2", "127.0.0.3"
 
@@ -146,7 +146,8 @@ def test_clients_that_take_nothing_keep_nobody_from_the_server(tmp_path: Path) -
     flags = ["--max-connections", "64", "--max-requests", "8"]
     inputs = {"inputs": [{"text": "7 a"}] * 256, "options": {"covariance": True}}
     body = json.dumps(inputs).encode()
-    head = f"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = "POST /predict HTTP/1.1\r\nhost: localhost\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     request = head.encode() + body
     with fake_server(fake_artifacts(tmp_path), *flags) as process, process.client() as client, ExitStack() as stack:
         port = client.base_url.port

@@ -170,5 +170,5 @@ async def callers(served: Served) -> AsyncIterator[Callers]:
         await served.app(scope, receive, send)
 
     transport = httpx.ASGITransport(app=named)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None) as client:
         yield Callers(client)

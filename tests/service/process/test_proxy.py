@@ -133,7 +133,7 @@ def test_figures_and_activation_are_for_the_inside(proxy: Proxy) -> None:
         ("POST", "/artifacts//fake/activate"),
     ):
         # httpx would normalise the path.
-        refused = answered(proxy, f"{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
+        refused = answered(proxy, f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
         assert_error(refused, 404, "route_not_found")
     with proxy.client(source="127.0.0.9") as inside:
         assert inside.get("/metrics").status_code == 200
@@ -153,9 +153,9 @@ def test_what_is_no_http_is_refused_in_the_one_shape(proxy: Proxy) -> None:
     for sent in (
         b"\x00\xff\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: -5\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
-        b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 40_000 + b"\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: -5\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 40_000 + b"\r\n\r\n",
     ):
         response = answered(proxy, sent)
         assert 400 <= response.status_code < 600
@@ -166,7 +166,8 @@ def test_what_is_no_http_is_refused_in_the_one_shape(proxy: Proxy) -> None:
 
 def test_a_client_that_goes_away_leaves_the_servers_queue(busy: Server, proxy: Proxy) -> None:
     body = json.dumps({"inputs": [{"text": f"row {i}"} for i in range(200)]}).encode()
-    head = f"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = "POST /predict HTTP/1.1\r\nhost: localhost\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     with proxy.connected() as connection:
         connection.sendall(head.encode() + body)
         until(lambda: busy.in_flight == 1 and busy.metric("laplora_queue_rows") > 0)

@@ -64,9 +64,9 @@ def drip(proxy: Proxy, begin: bytes, drop: bytes, drops: int | None) -> bytes:
     return b""
 
 
-ENDLESS_HEAD = (b"POST /predict HTTP/1.1\r\nhost: a\r\nx: ", b"a", None)
+ENDLESS_HEAD = (b"POST /predict HTTP/1.1\r\nhost: localhost\r\nx: ", b"a", None)
 STALLED_BODY = (
-    b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 99999\r\n\r\n{",
+    b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99999\r\n\r\n{",
     b" ",
     20,
 )
@@ -118,7 +118,8 @@ def begun(proxy: Proxy, path: str, source: str) -> Iterator[Callable[[], httpx.R
     """Yield a POST of 400,000 bytes of which half are sent; calling it sends the rest and returns the answer."""
     half = b" " * 200_000
     with proxy.connected(source) as connection:
-        head = f"POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {2 * len(half)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\n"
+        head += f"connection: close\r\ncontent-length: {2 * len(half)}\r\n\r\n"
         connection.sendall(head.encode() + half)
 
         def finish() -> httpx.Response:

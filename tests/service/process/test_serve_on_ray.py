@@ -41,6 +41,8 @@ def test_one_command_serves_by_two_scorers_of_this_machine(sentiment_run: Finish
         assert labels <= {"negative", "positive"}
         too_many = client.post("/predict", json={"inputs": [{"text": "a"}] * 4})
         assert too_many.status_code == 413, "flags of the server reach its ingress"
+        rebound = {"host": "evil.example"}
+        assert [client.get(path, headers=rebound).status_code for path in ("/artifacts", "/metrics")] == [421, 200]
         process.popen.terminate()
         assert process.left() == 0
     shutil.rmtree(folder, ignore_errors=True)

@@ -67,6 +67,8 @@ def test_help_names_every_flag_default_and_variable(capsys: pytest.CaptureFixtur
         (["--cors-origins", "https://a.example,null"], "is no origin"),
         (["--cors-origins", "https://*.example"], "is no origin"),
         (["--cors-origins", "https://a.example/"], "is no origin"),
+        (["--allowed-hosts", "a.example,http://b.example"], "is no host's name"),
+        (["--allowed-hosts", "a.example:80"], "is no host's name"),
         (["--trusted-proxies", "10.0.0.1/8"], "--trusted-proxies"),
         (["--max-inputs", "10", "--max-queue-rows", "5"], "max_queue_rows"),
         (["--max-inputs", "10", "--max-queue-rows", "10"], "client_share"),

@@ -37,7 +37,8 @@ async def vanish(port: int, number: int) -> None:
     body = json.dumps({"inputs": [{"text": f"row {3000 + number}"}, {"text": "and a second row"}]}).encode()
     source = f"127.1.{1 + number // 250}.{1 + number % 250}"
     _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
-    head = f"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = "POST /predict HTTP/1.1\r\nhost: localhost\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     await writer.drain()
     await asyncio.sleep(0.05)
