@@ -148,6 +148,7 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         # Left out, uvicorn would believe whoever connects from 127.0.0.1, or from where FORWARDED_ALLOW_IPS says.
         proxy_headers=bool(proxies),
         forwarded_allow_ips=proxies,
+        timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]
         log_config=None,
         access_log=False,
         server_header=False,

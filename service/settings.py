@@ -96,6 +96,10 @@ class Settings(BaseSettings):
     """
     head_timeout_s: Seconds = Field(10.0, le=3600)
     """Seconds in which a request's line and headers must have come before its connection is closed."""
+    keep_alive_s: Seconds = Field(75.0, le=3600)
+    """Seconds after which a connection that no request comes on is closed: more than a proxy keeps one for its next
+    request (60 in most), or such a request meets the close and the proxy answers it with 502.
+    """
     send_timeout_s: Seconds = Field(30.0, le=3600)
     """Seconds in which a client must take 64 KiB of a waiting answer, or all that is left, before it is closed."""
     max_connections: int = Field(2048, ge=1)

@@ -25,6 +25,7 @@ from laplora.client.failures import (
     RequestRefusedError,
     ServiceFailedError,
     ServiceUnavailableError,
+    ServiceUnreachableError,
 )
 from laplora.client.jobs import Inputs, Job, JobRow
 from laplora.client.progress import Advance, advancing
@@ -271,7 +272,7 @@ class AsyncClient:
                             yield line
                             count, tried = count + 1, 0
                 return
-            except (httpx.TransportError, ServiceUnavailableError) as error:
+            except (httpx.TransportError, ServiceUnavailableError, ServiceUnreachableError) as error:
                 failure = error
             await self._wait(failure, max(1, tried))
 
@@ -414,11 +415,11 @@ class AsyncClient:
         """
         path = requests.artifact_path(name, "condition/undo")
         return responses.parsed(
-            Artifact, await self._send("POST", path, json=requests.stated(digest=digest)), "artifact"
+            Artifact, await self._send("POST", path, once=True, json=requests.stated(digest=digest)), "artifact"
         )
 
     async def _change(self, name: str, change: Literal["load", "activate", "unload"]) -> Artifact:
-        response = await self._send("POST", requests.artifact_path(name, change))
+        response = await self._send("POST", requests.artifact_path(name, change), once=change == "unload")
         return responses.parsed(Artifact, response, "artifact")
 
     async def ready(self) -> bool:
@@ -437,8 +438,14 @@ class AsyncClient:
                 raise ServiceUnavailableError(f"the service was not ready for {timeout_s:g} s", code="not_ready")
             await tasks.sleep(0.2)
 
-    async def _send(self, method: str, path: str, *, upload: Path | None = None, **request: Any) -> httpx.Response:
-        """Return the response to a request that succeeded, at the first try or a later one."""
+    async def _send(
+        self, method: str, path: str, *, upload: Path | None = None, once: bool = False, **request: Any
+    ) -> httpx.Response:
+        """Return the response to a request that succeeded, at the first try or a later one.
+
+        Args:
+            once: whether it is not to be sent again where something may have come of it.
+        """
         tried = 0
         while True:
             tried += 1
@@ -446,7 +453,7 @@ class AsyncClient:
                 return await self._once(method, path, content=None if upload is None else _chunks(upload), **request)
             except (httpx.TransportError, ServiceFailedError) as error:
                 failure = error
-            await self._wait(failure, tried)
+            await self._wait(failure, tried, Retries(tries=1) if once and not responses.did_nothing(failure) else None)
 
     async def _once(self, method: str, path: str, **request: Any) -> httpx.Response:
         """Return the response to a request that succeeded at once."""

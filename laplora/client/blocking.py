@@ -28,6 +28,7 @@ from laplora.client.failures import (
     RequestRefusedError,
     ServiceFailedError,
     ServiceUnavailableError,
+    ServiceUnreachableError,
 )
 from laplora.client.jobs import Inputs, Job, JobRow
 from laplora.client.progress import Advance, advancing
@@ -274,7 +275,7 @@ class Client:
                             yield line
                             count, tried = count + 1, 0
                 return
-            except (httpx.TransportError, ServiceUnavailableError) as error:
+            except (httpx.TransportError, ServiceUnavailableError, ServiceUnreachableError) as error:
                 failure = error
             self._wait(failure, max(1, tried))
 
@@ -416,10 +417,12 @@ class Client:
         Sent again, when it has happened, it is refused.
         """
         path = requests.artifact_path(name, "condition/undo")
-        return responses.parsed(Artifact, self._send("POST", path, json=requests.stated(digest=digest)), "artifact")
+        return responses.parsed(
+            Artifact, self._send("POST", path, once=True, json=requests.stated(digest=digest)), "artifact"
+        )
 
     def _change(self, name: str, change: Literal["load", "activate", "unload"]) -> Artifact:
-        response = self._send("POST", requests.artifact_path(name, change))
+        response = self._send("POST", requests.artifact_path(name, change), once=change == "unload")
         return responses.parsed(Artifact, response, "artifact")
 
     def ready(self) -> bool:
@@ -438,8 +441,14 @@ class Client:
                 raise ServiceUnavailableError(f"the service was not ready for {timeout_s:g} s", code="not_ready")
             threads.sleep(0.2)
 
-    def _send(self, method: str, path: str, *, upload: Path | None = None, **request: Any) -> httpx.Response:
-        """Return the response to a request that succeeded, at the first try or a later one."""
+    def _send(
+        self, method: str, path: str, *, upload: Path | None = None, once: bool = False, **request: Any
+    ) -> httpx.Response:
+        """Return the response to a request that succeeded, at the first try or a later one.
+
+        Args:
+            once: whether it is not to be sent again where something may have come of it.
+        """
         tried = 0
         while True:
             tried += 1
@@ -447,7 +456,7 @@ class Client:
                 return self._once(method, path, content=None if upload is None else _chunks(upload), **request)
             except (httpx.TransportError, ServiceFailedError) as error:
                 failure = error
-            self._wait(failure, tried)
+            self._wait(failure, tried, Retries(tries=1) if once and not responses.did_nothing(failure) else None)
 
     def _once(self, method: str, path: str, **request: Any) -> httpx.Response:
         """Return the response to a request that succeeded at once."""

@@ -55,7 +55,7 @@ class ServiceUnavailableError(ServiceFailedError):
 
 
 class ServiceUnreachableError(ServiceFailedError):
-    """No answer came: no connection, one that broke, or none in time."""
+    """No answer came: no connection, one that broke, also behind a proxy (502), or none in time."""
 
 
 class JobFailedError(ServiceFailedError):

@@ -127,8 +127,8 @@ def read_row(line: bytes) -> JobRow:
 
 
 def restarting(error: ServiceFailedError) -> ServiceFailedError:
-    """Return the error of a service that cannot be reached, where a proxy before it says so (502, 504)."""
-    if error.status in (502, 504):
+    """Return the error of a service that cannot be reached, where a proxy before it had no answer in time (504)."""
+    if error.status == 504:
         return ServiceUnreachableError(error.message, status=error.status, code="unreachable")
     return error
 

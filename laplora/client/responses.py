@@ -73,6 +73,14 @@ def unreachable(error: httpx.TransportError) -> ServiceUnreachableError:
     return ServiceUnreachableError(f"no answer from the service ({type(error).__name__}: {error})", code=code)
 
 
+def did_nothing(error: httpx.TransportError | ServiceFailedError) -> bool:
+    """Return whether a request that failed had no effect: there was no connection, or the service itself refused it."""
+    if isinstance(error, ServiceFailedError):
+        # A proxy has no codes, but for ours, which has this one of a server that it lost.
+        return error.code not in (None, "unreachable", "server_unreachable")
+    return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+
+
 def failure_of(response: httpx.Response) -> ServiceFailedError:
     """Return the error of a response that did not succeed, whether the service or a proxy sent it."""
     try:
@@ -85,6 +93,8 @@ def failure_of(response: httpx.Response) -> ServiceFailedError:
     kind: type[ServiceFailedError] = ServiceFailedError
     if response.status_code in (429, 503):
         kind = ServiceUnavailableError
+    elif response.status_code == 502:
+        kind, detail = ServiceUnreachableError, {"code": "unreachable", **detail}
     elif 400 <= response.status_code < 500:
         kind = RequestRefusedError
     return kind(

@@ -14,7 +14,9 @@ from laplora.errors import ConfigError
 
 @dataclass(frozen=True)
 class Retries:
-    """When to try again: after 429, 503, and connections that were refused or broke. Inputs may be scored twice.
+    """When to try again: after 429, 503, and connections that were refused or broke, also behind a proxy (502).
+
+    Inputs may be scored twice. What is refused the second time (``unload``) is sent again only where it did nothing.
 
     Attributes:
         tries: in all; 1 never tries again.

@@ -57,7 +57,7 @@ def main() -> int:
             logger.info("a Ray cluster of this machine", extra={"event": "ray_started", "address": address})
         cluster = cluster_of(ray.cluster_resources().get("GPU", 0.0))
         with _in_a_sentence():
-            port = _listen(settings.host, settings.port)
+            port = _listen(settings.host, settings.port, math.ceil(settings.keep_alive_s))
             return _serve(cluster, settings, port, here=here)
     except ConfigError as error:
         logger.error("%s", error, extra={"event": "bad_settings"})
@@ -99,7 +99,7 @@ def _in_a_sentence() -> Iterator[None]:
         raise LaploraError(first_line(getattr(error, "cause", None) or error)[:400]) from error
 
 
-def _listen(host: str, port: int) -> int:
+def _listen(host: str, port: int, keep_alive_s: int) -> int:
     """Have Ray Serve listen, and return at which port; of one that runs already 0 is any.
 
     Raises:
@@ -110,12 +110,19 @@ def _listen(host: str, port: int) -> int:
 
     running = _get_global_client(raise_if_no_controller_running=False)
     port = port or (_free_port(host) if running is None else running.http_config.port)
-    serve.start(http_options={"host": host, "port": port})
+    serve.start(http_options={"host": host, "port": port, "keep_alive_timeout_s": keep_alive_s})
     there = _get_global_client().http_config
     if (there.host, there.port) != (host, port):
         raise ConfigError(
             f"Ray Serve runs on this cluster already and listens on {there.host} port {there.port}, not on {host} port "
             f"{port}, which would have no effect: give --host {there.host} --port {there.port} if that may be"
+        )
+    if there.keep_alive_timeout_s < keep_alive_s:
+        logger.warning(
+            "Ray Serve runs on this cluster already and closes idle connections after %d s, not keep_alive_s (%d)",
+            there.keep_alive_timeout_s,
+            keep_alive_s,
+            extra={"event": "keep_alive_ignored"},
         )
     return port
 

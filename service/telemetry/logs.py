@@ -43,6 +43,7 @@ EVENTS = MappingProxyType(
         "load_failed": "the artifact to serve first cannot be served; the process leaves with a status that is not 0",
         "request": "a request was answered: method, route, status, duration_ms, caller; code of a refusal; artifact, "
         "digest, predictive, rows, tokens and the stages' times of a scored one",
+        "keep_alive_ignored": "Ray Serve ran already and closes idle connections before keep_alive_s",
         "head_timeout": "a connection was closed because a request's head did not come in time (at level debug)",
         "send_timeout": "a connection was closed because its client did not take an answer in time (at level debug)",
         "connection_refused": "a connection was one too many, of its address or of all (at level debug)",

@@ -84,6 +84,8 @@ def failing(fault: int | Exception, tried: list[httpx.Request], then_after: int 
             return answered(request)
         if isinstance(fault, Exception):
             raise fault
+        if fault == 502:
+            return httpx.Response(502, text="<html>")
         return refused(request, fault, **{"retry-after": "0.02"})
 
     return handler
@@ -132,8 +134,29 @@ def test_waits_grow_with_jitter_and_are_at_least_what_the_service_asks(monkeypat
             Retries(**bad)  # type: ignore[arg-type]
 
 
+def test_what_is_refused_the_second_time_is_sent_again_only_where_nothing_came_of_it(connect: Connect) -> None:
+    for fault, tries in (
+        (502, 1),  # of a proxy, whose connection broke
+        (httpx.RemoteProtocolError("broke off"), 1),
+        (httpx.ConnectError("refused"), 3),
+        (503, 3),
+    ):
+        for call in (lambda c: c.unload("a"), lambda c: c.undo_condition("a")):
+            tried: list[httpx.Request] = []
+            with connect(failing(fault, tried)) as client, pytest.raises(ServiceFailedError):
+                call(client)
+            assert len(tried) == tries, fault
+        again: list[httpx.Request] = []
+        with (
+            connect(failing(fault, again)) as client,
+            pytest.raises((ServiceUnreachableError, ServiceUnavailableError)),
+        ):
+            client.predict(TEXTS)
+        assert len(again) == 3, fault
+
+
 NO_ROWS = json.dumps(answer_to("POST", "/predict") | {"predictions": []})
-OTHERS = [(200, "<html>"), (200, '{"predictions": []}'), (200, NO_ROWS), (200, "[1]"), (502, "<html>"), (500, "{}")]
+OTHERS = [(200, "<html>"), (200, '{"predictions": []}'), (200, NO_ROWS), (200, "[1]"), (501, "<html>"), (500, "{}")]
 
 
 @pytest.mark.parametrize(("status", "body"), OTHERS)

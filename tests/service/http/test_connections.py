@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 
 import httpx
 import pytest
-from serving import name_the_caller, on_uvicorn
+from serving import Served, name_the_caller, on_uvicorn
+
+from laplora.client import AsyncClient, Retries
+from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -45,6 +50,76 @@ async def test_slow_heads_are_closed_while_others_are_answered_and_a_slow_body_i
         # The slow head of a later request is closed as well.
         await drip(writer, ENDLESS_HEAD)
         writer.close()
+
+
+class ReusingProxy:
+    """A proxy that has one connection to a server and sends on it whatever comes, until it finds that it has ended."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.connections = 0
+
+    async def connect(self) -> None:
+        self.upstream, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self.connections += 1
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while request := await whole(reader):
+            self._writer.write(request)
+            answer = await whole(self.upstream)
+            if not answer:
+                answer = b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n"
+                self.close()
+                await self.connect()
+            writer.write(answer)
+        writer.close()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    async def lost(self) -> None:
+        while not self.upstream.at_eof():
+            await asyncio.sleep(0.005)
+
+
+async def whole(reader: asyncio.StreamReader) -> bytes:
+    """Return a request or an answer, nothing where the connection has ended."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        return head + await reader.readexactly(int(length or 0))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return b""
+
+
+@asynccontextmanager
+async def reusing_proxy(port: int) -> AsyncIterator[tuple[ReusingProxy, str]]:
+    proxy = ReusingProxy(port)
+    await proxy.connect()
+    with closing(proxy):
+        async with await asyncio.start_server(proxy.serve, "127.0.0.1", 0) as server:
+            yield proxy, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_proxy_finds_its_connection_as_long_as_is_set_and_the_client_tries_a_502_again(served: Served) -> None:
+    assert Settings().keep_alive_s == 75
+    async with (
+        on_uvicorn(served.app, keep_alive_s=0.05) as (_, short),
+        on_uvicorn(served.app) as (_, long),
+        reusing_proxy(short) as (losing, loses),
+        reusing_proxy(long) as (keeping, keeps),
+        httpx.AsyncClient(timeout=None) as http,
+        AsyncClient(loses, retries=Retries(tries=2, first_s=0.01)) as client,
+    ):
+        for address in (loses, keeps):
+            assert (await http.get(f"{address}/health/live")).status_code == 200
+        await losing.lost()  # Idle for as long, the other connection is open.
+        assert (await http.get(f"{loses}/health/live")).status_code == 502
+        assert (await http.get(f"{keeps}/health/live")).status_code == 200
+        assert (losing.connections, keeping.connections) == (2, 1)
+        await http.get(f"{loses}/health/live")
+        await losing.lost()
+        assert len(await client.predict([{"text": "a"}])) == 1
 
 
 @pytest.mark.parametrize(
