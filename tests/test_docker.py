@@ -138,7 +138,7 @@ def settings_of(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> S
     assert {name.removeprefix("LAPLORA_").lower() for name in ours} <= set(Settings.model_fields)
     for name, value in ours.items():
         # as compose does: a variable of the person's own, or the default behind the colon
-        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-([\w-]+)\}", r"\1", value))
+        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-([\w-]*)\}", r"\1", value))
     return Settings()
 
 
