@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.promises.models import Fittable, Table
 from laplora.decisions.conformal import fit_label_sets
-from laplora.decisions.review import Sureness, fit_thresholds, sureness_of
+from laplora.decisions.review import fit_thresholds
 from laplora.decisions.thresholds import Guarantee, PredictiveThresholds
-from laplora.linearised import PosteriorPredictive
+from laplora.linearised import PosteriorPredictive, entropy
 from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
 from laplora.predictive.kinds import CONDITIONED
 
@@ -40,20 +40,19 @@ def fit_cross_fitted(table: Table, rows: torch.Tensor, risk: float, level: float
         )
         for name, column in table.columns.items()
     }
-    sureness = {
+    entropies = {
         # As laplora.fitting.calibrate: a row that its own label has moved is no rank to compare with.
-        name: sureness_of(held_out[name]) if name in CONDITIONED else _held_out_sureness(column, rows)
+        name: entropy(held_out[name].probs) if name in CONDITIONED else _held_out_entropy(column, rows)
         for name, column in table.columns.items()
     }
-    return {guarantee: _fitted(table, rows, held_out, risk, guarantee, level, sureness) for guarantee in GUARANTEES}
+    return {guarantee: _fitted(table, rows, held_out, risk, guarantee, level, entropies) for guarantee in GUARANTEES}
 
 
-def _held_out_sureness(column: Fittable, rows: torch.Tensor) -> Sureness:
-    def columns(fitted: torch.Tensor) -> torch.Tensor:
-        sure = sureness_of(column.at(column.fit(fitted), rows))
-        return torch.stack([sure.entropy, sure.confidence], 1)
+def _held_out_entropy(column: Fittable, rows: torch.Tensor) -> torch.Tensor:
+    def of_fit(fitted: torch.Tensor) -> torch.Tensor:
+        return entropy(column.at(column.fit(fitted), rows).probs)[:, None]
 
-    return Sureness(*rank_aligned(lambda fitted: columns(rows[fitted]), columns(rows)).T)
+    return rank_aligned(lambda fitted: of_fit(rows[fitted]), of_fit(rows))[:, 0]
 
 
 def _fitted(
@@ -63,10 +62,10 @@ def _fitted(
     risk: float,
     guarantee: Guarantee,
     level: float,
-    sureness: dict[str, Sureness],
+    entropies: dict[str, torch.Tensor],
 ) -> dict[str, Fitted]:
     labels, mass = table.labels[rows], table.label_mass[rows]
-    thresholds = fit_thresholds(on_rows, labels, mass, target_risk=risk, guarantee=guarantee, sureness=sureness)
+    thresholds = fit_thresholds(on_rows, labels, mass, target_risk=risk, guarantee=guarantee, entropies=entropies)
     return {
         name: Fitted(column.fit(rows), thresholds[name], fit_label_sets("lac", on_rows[name].probs, labels, level))
         for name, column in table.columns.items()

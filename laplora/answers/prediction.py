@@ -119,14 +119,14 @@ def verdicts(
         sets = torch.where(unfamiliar[:, None], class_mask.cpu(), sets)
     flags = raise_flags(
         record.thresholds,
-        probs=probs,
+        score=score,
         label_mass=label_mass,
         set_sizes=sets.sum(1),
         truncated=truncated,
         epistemic=epistemic,
         unfamiliar=unfamiliar,
     )
-    return Verdicts(sets, flags, decide(record.thresholds, score, flags))
+    return Verdicts(sets, flags, decide(flags))
 
 
 def mixtures(manifest: Manifest, outputs: BatchOutputs) -> dict[PredictiveName, PosteriorPredictive]:

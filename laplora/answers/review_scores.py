@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from laplora.answers.prediction import Prediction
-from laplora.decisions.review import Sureness, accept_threshold, of_inputs
-from laplora.decisions.thresholds import PredictiveThresholds
-from laplora.decisions.uncertainty import decide
+from laplora.decisions.review import accept_threshold, of_inputs
+from laplora.decisions.thresholds import Flag, PredictiveThresholds
+from laplora.decisions.uncertainty import FLAGS, decide
 from laplora.errors import ArtifactCorruptError
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.posterior.file import read_tensors
@@ -37,7 +37,7 @@ def review_scores(
     predictive: PosteriorPredictive,
     map_probs: torch.Tensor,
     labels: torch.Tensor,
-    sureness: Sureness,
+    entropies: torch.Tensor,
     together: int = 1,
 ) -> ReviewScores:
     """Return what a predictive's thresholds for another target risk are fitted on.
@@ -46,11 +46,11 @@ def review_scores(
 
     Args:
         predictive: of the calibration rows; map_probs: (rows, classes), theirs; labels: (rows,) int64.
-        sureness, together: what ``fit_thresholds`` had for the predictive.
+        entropies, together: what ``fit_thresholds`` had for the predictive.
     """
     if thresholds.review.guarantee == "upper_bound":
         return ReviewScores(entropy(map_probs), map_probs.argmax(1) != labels)
-    return ReviewScores(*of_inputs(sureness.entropy, predictive.probs.argmax(1) != labels, together))
+    return ReviewScores(*of_inputs(entropies, predictive.probs.argmax(1) != labels, together))
 
 
 def score_tensors(scores: Mapping[PredictiveName, ReviewScores]) -> dict[str, torch.Tensor]:
@@ -84,7 +84,7 @@ def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, Review
 
 
 def thresholds_at(thresholds: PredictiveThresholds, scores: ReviewScores, target_risk: float) -> PredictiveThresholds:
-    """Return the thresholds for another target risk; the score, the guarantee and the flags stay the artifact's.
+    """Return the thresholds for another target risk; the score, the guarantee and the fitted flags stay the artifact's.
 
     Raises:
         ConfigError: a target risk outside (0, 1).
@@ -96,7 +96,17 @@ def thresholds_at(thresholds: PredictiveThresholds, scores: ReviewScores, target
 
 
 def decided_at(predictions: Sequence[Prediction], thresholds: PredictiveThresholds) -> list[Prediction]:
-    """Return predictions of one predictive with the decisions that other thresholds (``thresholds_at``) give."""
-    scores = torch.tensor([p.score for p in predictions], dtype=torch.float64)
-    decisions = decide(thresholds, scores, [p.flags for p in predictions])
-    return [replace(p, decision=decision) for p, decision in zip(predictions, decisions, strict=True)]
+    """Return predictions of one predictive with the decisions that other thresholds (``thresholds_at``) give.
+
+    With them goes the flag ``low_confidence``.
+    """
+    limit = thresholds.review.threshold
+
+    def has(flag: Flag, p: Prediction) -> bool:
+        return limit is None or p.score > limit if flag == "low_confidence" else flag in p.flags
+
+    flags: list[list[Flag]] = [[flag for flag in FLAGS if has(flag, p)] for p in predictions]
+    return [
+        replace(p, flags=mine, decision=decision)
+        for p, mine, decision in zip(predictions, flags, decide(flags), strict=True)
+    ]

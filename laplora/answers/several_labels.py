@@ -57,17 +57,16 @@ def build_several(
     mine = probs[name]
     present = mine > 0.5
     total, aleatoric, epistemic = (part.view(shape).sum(1) for part in (split.total, split.aleatoric, split.epistemic))
-    least_sure = (mine - 0.5).abs().argmin(1)
     flags = raise_flags(
         record.thresholds,
-        probs=served.probs.view(*shape, 2)[torch.arange(len(rows)), least_sure],
+        score=scores[name],
         label_mass=outputs.label_mass,
         set_sizes=1 + (held != present).any(1).long(),  # 1 is a set that is not ambiguous
         truncated=[row.truncated for row in rows],
         epistemic=epistemic if spread else None,
         unfamiliar=unfamiliar,
     )
-    decisions = decide(record.thresholds, scores[name], flags)
+    decisions = decide(flags)
     others = [other for other in computed if other not in ("map", name)]
     covariances = outputs.covariance
     stds, at_map = served.std[:, 1].view(shape), map_probs[:, 1].view(shape)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from scipy import special
@@ -42,19 +41,6 @@ _REASONS: dict[Guarantee, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Sureness:
-    """How sure a predictive is of each row, (rows,) float64: its probabilities' entropy in nats, and the largest."""
-
-    entropy: torch.Tensor
-    confidence: torch.Tensor
-
-
-def sureness_of(predictive: PosteriorPredictive) -> Sureness:
-    """Return how sure a predictive is of its rows."""
-    return Sureness(entropy(predictive.probs), predictive.probs.double().max(1).values)
-
-
 def fit_thresholds(
     predictives: Mapping[str, PosteriorPredictive],
     labels: torch.Tensor,
@@ -63,7 +49,7 @@ def fit_thresholds(
     target_risk: float = 0.05,
     guarantee: Guarantee = "empirical",
     confidence: float = 0.9,
-    sureness: Mapping[str, Sureness] | None = None,
+    entropies: Mapping[str, torch.Tensor] | None = None,
     together: int = 1,
     split: str = "calibration",
 ) -> dict[str, PredictiveThresholds]:
@@ -71,14 +57,14 @@ def fit_thresholds(
 
     The review score is the entropy of the predictive's probabilities. For ``upper_bound`` it is MAP's: the bound is on
     MAP's mistakes, and a row where the predictive has another label is not accepted, so the bound holds whatever was
-    fitted on the same rows. ``low_confidence`` is fitted as ``empirical`` under either guarantee.
+    fitted on the same rows.
 
     Args:
         predictives: by name, ``map`` among them, each row's under what was fitted without it.
         labels: (rows,) int64.
         label_mass: (rows,) probability that the full vocabulary gives the label tokens.
         target_risk, guarantee, confidence: as of ``accept_threshold``.
-        sureness: by name what review and ``low_confidence`` compare in place of the predictive's: out-of-fold scores on
+        entropies: by name (rows,) what review compares in place of the predictive's entropy: out-of-fold entropies on
             the scale of what is served (``laplora.predictive.cross_fitting.rank_aligned``).
         together: so many consecutive rows are the labels of one input, which is accepted or not as a whole: by
             ``of_inputs``, and ``high_epistemic`` compares their sum.
@@ -101,15 +87,14 @@ def fit_thresholds(
     )
     fitted = {}
     for name, predictive in predictives.items():
-        sure = (sureness or {}).get(name) or sureness_of(predictive)
+        total = entropy(predictive.probs) if entropies is None else entropies[name]
         errors = predictive.probs.argmax(1) != labels
         flags: dict[Flag, FlagThreshold] = {
-            "low_confidence": _confidence_flag(*of_inputs(-sure.confidence, errors, together), target_risk, split),
             "low_label_mass": _quantile_flag(label_mass, LABEL_MASS_LEVEL, "label mass", split),
         }
         scores: dict[Score, torch.Tensor] = {"map_entropy": entropy(map_probs)}
         if name != "map":
-            scores["total_entropy"] = sure.entropy
+            scores["total_entropy"] = total
         if (predictive.std > 0).any():  # the epistemic part of a point is only rounding
             scores["epistemic"] = decompose(predictive).epistemic
             summed = scores["epistemic"].view(-1, together).sum(1)
@@ -146,17 +131,6 @@ def of_inputs(scores: torch.Tensor, wrong: torch.Tensor, together: int) -> tuple
     if together == 1:
         return scores, wrong
     return scores.view(-1, together).amax(1), wrong.double().view(-1, together).mean(1)
-
-
-def _confidence_flag(unsureness: torch.Tensor, errors: torch.Tensor, target_risk: float, split: str) -> FlagThreshold:
-    """Return the lowest confidence, the negative of ``unsureness``, that answers may have."""
-    lowest = accept_threshold(unsureness, errors, target_risk)
-    return FlagThreshold(
-        value=None if lowest is None else -lowest,
-        level=target_risk,
-        origin=f"lowest confidence from which {len(errors)} rows of {split!r} and one mistake more err at most "
-        f"{target_risk:g}",
-    )
 
 
 def _quantile_flag(values: torch.Tensor, level: float, what: str, split: str) -> FlagThreshold:

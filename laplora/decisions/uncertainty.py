@@ -23,7 +23,8 @@ FLAGS: Mapping[Flag, str] = MappingProxyType(
         "unfamiliar": "the input is stranger to the training rows than all but a stated share of the calibration rows "
         "(the artifact's familiarity.false_alarms); its prediction set holds every possible label",
         "high_epistemic": "epistemic uncertainty (posterior, members) above the 95 % quantile of the calibration split",
-        "low_confidence": "largest probability below the confidence from which calibration rows met the target risk",
+        "low_confidence": "the review score is above its threshold for the target risk, the request's or else the "
+        "artifact's, or there is none: then every answer has it",
         "low_label_mass": "the full vocabulary gives the label tokens less than the calibration split's 1 % quantile",
         "ambiguous_set": "the conformal prediction set does not hold exactly one label; where several labels may be "
         "right, it is not the set of those that are present",
@@ -31,8 +32,11 @@ FLAGS: Mapping[Flag, str] = MappingProxyType(
     }
 )
 
-#: Flags that send a row to review whatever its score: the model is outside what it was calibrated on.
-REVIEW_FLAGS: frozenset[Flag] = frozenset({"unfamiliar", "high_epistemic", "low_label_mass", "truncated"})
+#: Flags that send a row to review. But for ``low_confidence`` they do so whatever its score: the model is outside what
+#: it was calibrated on.
+REVIEW_FLAGS: frozenset[Flag] = frozenset(
+    {"unfamiliar", "high_epistemic", "low_confidence", "low_label_mass", "truncated"}
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def agreed_entropy(map_probs: torch.Tensor, probs: torch.Tensor) -> torch.Tensor
 def raise_flags(
     thresholds: PredictiveThresholds,
     *,
-    probs: torch.Tensor,
+    score: torch.Tensor,
     label_mass: torch.Tensor,
     set_sizes: torch.Tensor,
     truncated: Sequence[bool],
@@ -89,7 +93,7 @@ def raise_flags(
     """Return each row's flags, in the order of ``FLAGS``.
 
     Args:
-        thresholds: of the predictive that made ``probs`` (batch, classes).
+        thresholds: of the predictive that answers; score: (batch,) its ``review_score``.
         label_mass: (batch,).
         set_sizes: (batch,) labels in the conformal prediction set.
         truncated: per row, whether its prompt was cut.
@@ -100,44 +104,23 @@ def raise_flags(
         DataError: shapes that do not fit.
         NonFiniteError: NaN or infinity.
     """
-    batch = len(probs)
-    check_columns(batch, label_mass=label_mass, set_sizes=set_sizes, epistemic=epistemic, unfamiliar=unfamiliar)
-
-    def below(flag: Flag, values: torch.Tensor) -> torch.Tensor:
-        limit = thresholds.flags[flag].value
-        return torch.ones(batch, dtype=torch.bool) if limit is None else values.double().cpu() < limit
-
+    columns = {"score": score, "label_mass": label_mass, "set_sizes": set_sizes}
+    check_columns(len(score), **columns, epistemic=epistemic, unfamiliar=unfamiliar)
+    limit, least_mass = thresholds.review.threshold, thresholds.flags["low_label_mass"].value
     raised: dict[Flag, torch.Tensor] = {
-        "low_confidence": below("low_confidence", probs.amax(1)),
-        "low_label_mass": below("low_label_mass", label_mass),
+        "low_confidence": score.double().cpu() > (-math.inf if limit is None else limit),
+        "low_label_mass": label_mass.double().cpu() < (math.inf if least_mass is None else least_mass),
         "ambiguous_set": set_sizes.cpu() != 1,
         "truncated": torch.tensor(list(truncated), dtype=torch.bool),
     }
-    if epistemic is not None and (limit := thresholds.flags.get("high_epistemic")) and limit.value is not None:
-        raised["high_epistemic"] = epistemic.double().cpu() > limit.value
+    if epistemic is not None and (most := thresholds.flags.get("high_epistemic")) and most.value is not None:
+        raised["high_epistemic"] = epistemic.double().cpu() > most.value
     if unfamiliar is not None:
         raised["unfamiliar"] = unfamiliar.cpu()
     rows = {flag: raised[flag].tolist() for flag in FLAGS if flag in raised}
-    return [[flag for flag, of_rows in rows.items() if of_rows[i]] for i in range(batch)]
+    return [[flag for flag, of_rows in rows.items() if of_rows[i]] for i in range(len(score))]
 
 
-def decide(
-    thresholds: PredictiveThresholds,
-    score: torch.Tensor,
-    flags: Sequence[Sequence[Flag]],
-    limits: Sequence[float | None] | None = None,
-) -> list[Decision]:
-    """Return "review" or "accept" for each row.
-
-    Args:
-        score: (batch,) from ``review_score``.
-        flags: from ``raise_flags``; those in ``REVIEW_FLAGS`` send a row to review.
-        limits: per row, what its score is compared with in place of the thresholds' own; None of a row: review.
-    """
-    check_columns(len(flags), score=score)
-    if limits is None:
-        limits = [thresholds.review.threshold] * len(flags)
-    return [
-        "review" if limit is None or value > limit or REVIEW_FLAGS.intersection(row) else "accept"
-        for value, row, limit in zip(score.double().tolist(), flags, limits, strict=True)
-    ]
+def decide(flags: Sequence[Sequence[Flag]]) -> list[Decision]:
+    """Return "review" for each row with a flag of ``REVIEW_FLAGS``, "accept" for the others."""
+    return ["review" if REVIEW_FLAGS.intersection(row) else "accept" for row in flags]

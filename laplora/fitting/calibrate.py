@@ -12,11 +12,11 @@ from laplora.answers.review_scores import ReviewScores, review_scores
 from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
 from laplora.decisions.conformal import fit_label_sets, fit_present_sets
 from laplora.decisions.recommendation import answer_alike, recommend
-from laplora.decisions.review import Sureness, fit_thresholds, sureness_of
+from laplora.decisions.review import fit_thresholds
 from laplora.fitting.conditioning import Conditioning
 from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.settings import FitSettings
-from laplora.linearised import PosteriorPredictive
+from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import Prior
 from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
@@ -78,11 +78,11 @@ def calibrate(
     names, labels = settings.predictives.names, split.labels
     prior_of = prior_without(settings, outputs)
     held_out = held_out or out_of_fold(settings, outputs, prior_of, conditioning)
-    sureness = {
+    entropies = {
         # A row that its own label has moved is no rank to compare with; folds of one kernel compare as they are.
-        name: sureness_of(held_out[name])
+        name: entropy(held_out[name].probs)
         if name in CONDITIONED
-        else held_out_sureness(settings, outputs, name, prior_of)
+        else held_out_entropy(settings, outputs, name, prior_of)
         for name in names
     }
     thresholds = fit_thresholds(
@@ -92,7 +92,7 @@ def calibrate(
         target_risk=wanted.target_risk,
         guarantee=wanted.guarantee,
         confidence=wanted.confidence,
-        sureness={str(name): sure for name, sure in sureness.items()},
+        entropies={str(name): column for name, column in entropies.items()},
         together=split.together,
         split=split_name,
     )
@@ -108,7 +108,7 @@ def calibrate(
             thresholds=rule,
             conformal=fit_sets(wanted.conformal, predictive.probs, labels, wanted.coverage),
         )
-        scores[name] = review_scores(rule, predictive, map_probs, labels, sureness[name], split.together)
+        scores[name] = review_scores(rule, predictive, map_probs, labels, entropies[name], split.together)
     record = CalibrationRecord(
         split=split_name,
         rows=len(labels) // split.together,
@@ -142,20 +142,18 @@ def out_of_fold(
     }
 
 
-def held_out_sureness(
+def held_out_entropy(
     settings: FitSettings, outputs: SplitOutputs, name: PredictiveName, prior_of: PriorOf
-) -> Sureness:
-    """Return how sure a predictive is of each calibration row by the folds without it, on the served fit's scale."""
+) -> torch.Tensor:
+    """Return (rows,) entropies of a predictive by the folds without the row, on the served fit's scale, nats."""
     predict, everything = _fold_predictive(outputs, name, prior_of), torch.arange(len(outputs.split.labels))
 
-    def columns(predictive: PosteriorPredictive) -> torch.Tensor:
-        sure = sureness_of(predictive)
-        return torch.stack([sure.entropy, sure.confidence], 1)
+    def of_fold(fitted: torch.Tensor) -> torch.Tensor:
+        return entropy(predict(fitted, everything).probs)[:, None]
 
-    served = columns(predictive_of(outputs, name, fit_temperature_of(outputs, name)))
+    served = entropy(predictive_of(outputs, name, fit_temperature_of(outputs, name)).probs)[:, None]
     folds, together = settings.calibration.folds, outputs.split.together
-    aligned = rank_aligned(lambda fitted: columns(predict(fitted, everything)), served, folds, settings.seed, together)
-    return Sureness(aligned[:, 0], aligned[:, 1])
+    return rank_aligned(of_fold, served, folds, settings.seed, together)[:, 0]
 
 
 def predictive_of(outputs: SplitOutputs, name: PredictiveName, temperature: float) -> PosteriorPredictive:

@@ -90,7 +90,7 @@ def test_every_label_trains_what_is_served_and_calibrates_it(finished: FinishedR
     assert manifest.data["rows"] == {"train": ROWS, "calibration": 0, "test": TEST}
     assert "conditioned" not in manifest.predictives
     assert {"map", "temperature", "laplace"} <= manifest.predictives.keys()
-    flag = manifest.predictives["laplace"].thresholds.flags["low_confidence"]
+    flag = manifest.predictives["laplace"].thresholds.flags["high_epistemic"]
     assert "rows of 'out_of_fold'" in flag.origin
 
 

@@ -53,7 +53,7 @@ def answered_rows(
     score = review_score(thresholds, probs=predictive.probs, map_probs=map_probs)
     flags = raise_flags(
         thresholds,
-        probs=predictive.probs,
+        score=score,
         label_mass=split.label_mass,
         set_sizes=torch.ones(len(split)),  # decides nothing
         truncated=[row.truncated for row in encoded],
@@ -67,7 +67,7 @@ def answered_rows(
         probs=predictive.probs,
         score=score,
         threshold=thresholds.review.threshold,
-        review=torch.tensor([decision == "review" for decision in decide(thresholds, score, flags)]),
+        review=torch.tensor([decision == "review" for decision in decide(flags)]),
         epistemic=epistemic,
         std=predictive.std.gather(1, answers)[:, 0] if spread else None,
         references=[example.id for example in examples],

@@ -19,7 +19,7 @@ const REASONS = {
 const NOTES = {
   unfamiliar: "Unlike the training rows; its set holds every label.",
   high_epistemic: "These models disagree more than on 95 % of calibration rows.",
-  low_confidence: "Not as sure as the artifact's own limit for mistakes asks for.",
+  low_confidence: "Not as sure as this share of mistakes asks for.",
   low_label_mass: "Words that are no labels were likelier than for 99 % of calibration rows.",
   ambiguous_set: "More than one label is still possible, or none.",
   truncated: "Longer than the limit, and cut.",

@@ -11,6 +11,7 @@ from plain_model import FLOAT32, SENTIMENT_INPUTS, distance, encode
 from tiny_runs import FinishedRun
 
 from laplora.artifact.folder import read_artifact
+from laplora.decisions.uncertainty import REVIEW_FLAGS
 from laplora.errors import ConfigError
 from laplora.metrics.scores import row_nll
 from laplora.predictive import batch_outputs
@@ -92,8 +93,13 @@ def test_the_recorded_scores_give_the_artifacts_decisions_at_its_risk(mixture_pr
     answers = mixture_predictor.predict(encode(mixture_predictor, texts), name)
     own = mixture_predictor.artifact.manifest.predictives[name].thresholds.review.target_risk  # type: ignore[index]
     assert mixture_predictor.decided(answers, own) == mixture_predictor.decided(answers, None) == (answers, own)
-    sure, _ = mixture_predictor.decided(answers, 0.0001)
-    assert {answer.decision for answer in sure} == {"review"}
+    # One threshold, the stated risk's: what is accepted is not called unsure, and what is called so is reviewed.
+    at = {risk: mixture_predictor.decided(answers, risk)[0] for risk in (0.0001, own, 0.6)}
+    unsure = {risk: {"low_confidence" in answer.flags for answer in some} for risk, some in at.items()}
+    assert unsure[0.0001] == {True}
+    assert unsure[0.6] == {False}
+    for answer in (answer for some in at.values() for answer in some):
+        assert (answer.decision == "review") == bool(REVIEW_FLAGS.intersection(answer.flags))
     with pytest.raises(ConfigError):
         mixture_predictor.decided(answers, 1.5)
     assert mixture_predictor.decided(mixture_predictor.predict([], name), 0.2) == ([], 0.2)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from laplora.answers.review_scores import review_scores, thresholds_at
-from laplora.decisions.review import accept_threshold, fit_thresholds, sureness_of
+from laplora.decisions.review import accept_threshold, fit_thresholds
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.decisions.uncertainty import FLAGS, REVIEW_FLAGS, decide, decompose, raise_flags, review_score
 from laplora.errors import ConfigError, DataError
@@ -62,8 +62,8 @@ def test_thresholds_record_value_level_and_origin() -> None:
     errors = data["probs"].argmax(1) != data["labels"]
     assert laplace.errors == int(errors.sum())
     # Only flags with a fitted value; MAP has no epistemic one.
-    assert set(laplace.flags) == {"high_epistemic", "low_confidence", "low_label_mass"}
-    assert set(got["map"].flags) == {"low_confidence", "low_label_mass"}
+    assert set(laplace.flags) == {"high_epistemic", "low_label_mass"}
+    assert set(got["map"].flags) == {"low_label_mass"}
     scores = {"map_entropy": entropy(data["map_probs"]), "total_entropy": entropy(data["probs"])}
     scores["epistemic"] = data["epistemic"]
     assert laplace.review.auroc == pytest.approx({name: error_auroc(one, errors) for name, one in scores.items()})
@@ -89,9 +89,6 @@ def test_review_threshold_is_the_largest_that_keeps_the_risk(target: float, name
     assert all(risk(float(t)) > target for t in score if t > rule.threshold)
     assert rule.accepted == int((score <= rule.threshold).sum())
     assert rule.accepted_risk == float(errors[score <= rule.threshold].double().mean())
-    # The confidence flag is the same search over the confidence.
-    lowest = accept_threshold(-probs.amax(1), errors, target)
-    assert thresholds.flags["low_confidence"].value == -(lowest or 0.0)
 
 
 def test_when_no_threshold_keeps_the_risk_everything_is_reviewed() -> None:
@@ -99,10 +96,10 @@ def test_when_no_threshold_keeps_the_risk_everything_is_reviewed() -> None:
     thresholds = fitted(data | {"labels": (data["probs"].argmax(1) + 1) % 3})["laplace"]
     rule = thresholds.review
     assert (rule.threshold, rule.accepted, rule.accepted_risk) == (None, 0, None)
-    sure = {"probs": torch.tensor([[1.0, 0.0, 0.0]]), "label_mass": torch.ones(1), "epistemic": torch.zeros(1)}
+    sure = {"score": torch.tensor([-1.0]), "label_mass": torch.ones(1), "epistemic": torch.zeros(1)}
     flags = raise_flags(thresholds, **sure, set_sizes=torch.ones(1), truncated=[False], unfamiliar=None)
     assert flags == [["low_confidence"]]
-    assert decide(thresholds, torch.tensor([-1.0]), flags) == ["review"]
+    assert decide(flags) == ["review"]
 
 
 def test_the_upper_bound_is_maps_and_another_label_is_reviewed() -> None:
@@ -128,7 +125,7 @@ def test_scores_for_another_risk_give_the_artifacts_threshold_at_its_own(guarant
     data = split(400, seed=5)
     thresholds = fitted(data, guarantee=guarantee, target_risk=0.2)["laplace"]
     predictive = PosteriorPredictive(data["probs"], data["probs"], entropy(data["probs"]) - data["epistemic"])
-    scores = review_scores(thresholds, predictive, data["map_probs"], data["labels"], sureness_of(predictive))
+    scores = review_scores(thresholds, predictive, data["map_probs"], data["labels"], entropy(data["probs"]))
     assert thresholds_at(thresholds, scores, 0.2) == thresholds
     assert (thresholds_at(thresholds, scores, 0.25).review.threshold or 0.0) >= thresholds.review.threshold
 
@@ -208,11 +205,9 @@ def test_an_input_of_several_labels_is_accepted_as_a_whole() -> None:
     accepted = worst <= limit
     assert 0 < thresholds.review.accepted == int(accepted.sum()) < 200
     assert thresholds.review.accepted_risk == pytest.approx(float(wrong[accepted].mean()))
-    sure, flag = data["probs"].amax(1).view(-1, together).amin(1), thresholds.flags["low_confidence"]
-    assert flag.value == -(accept_threshold(-sure, wrong, 0.2) or 0.0)
-    assert "200 rows" in flag.origin
+    assert "200 rows" in thresholds.flags["high_epistemic"].origin
     predictive = PosteriorPredictive(data["probs"], torch.ones_like(data["probs"]), entropy(data["probs"]))
-    scores = review_scores(thresholds, predictive, data["map_probs"], data["labels"], sureness_of(predictive), together)
+    scores = review_scores(thresholds, predictive, data["map_probs"], data["labels"], entropy(data["probs"]), together)
     assert thresholds_at(thresholds, scores, 0.2).review.threshold == limit
 
 
@@ -239,44 +234,38 @@ def test_decomposition_adds_up_and_is_never_negative(scale: float, classes: int,
 
 def test_each_flag_is_raised_by_its_cause_alone() -> None:
     thresholds = fitted(split(), target_risk=0.1)["laplace"]
-    epistemic, mass, confidence = (
-        thresholds.flags[f].value or 0.0 for f in ("high_epistemic", "low_label_mass", "low_confidence")
-    )
+    epistemic, mass = (thresholds.flags[f].value or 0.0 for f in ("high_epistemic", "low_label_mass"))
+    limit = thresholds.review.threshold or 0.0
 
     def column(value: float) -> torch.Tensor:
         return torch.tensor([value], dtype=F64)
 
     fine: dict[str, Any] = {
-        "probs": torch.tensor([[1.0, 0.0, 0.0]], dtype=F64),
+        "score": column(limit),
         "label_mass": column(1.0),
         "set_sizes": torch.tensor([1]),
         "truncated": [False],
         "epistemic": column(0.0),
         "unfamiliar": torch.tensor([False]),
     }
-    low = confidence - 1e-9
     causes: dict[str, dict[str, Any]] = {
         "unfamiliar": {"unfamiliar": torch.tensor([True])},
         "high_epistemic": {"epistemic": column(epistemic + 1e-9)},
-        "low_confidence": {"probs": torch.tensor([[low, 1 - low, 0.0]], dtype=F64)},
+        "low_confidence": {"score": column(limit + 1e-9)},
         "low_label_mass": {"label_mass": column(mass - 1e-9)},
         "ambiguous_set": {"set_sizes": torch.tensor([2])},
         "truncated": {"truncated": [True]},
     }
     assert list(causes) == list(FLAGS)
-    low_score = torch.tensor([-1.0])
     for flag, cause in causes.items():
         raised = raise_flags(thresholds, **fine | cause)
         assert raised == [[flag]]
-        assert decide(thresholds, low_score, raised) == ["review" if flag in REVIEW_FLAGS else "accept"]
+        assert decide(raised) == ["review" if flag in REVIEW_FLAGS else "accept"]
     assert raise_flags(thresholds, **fine | {"set_sizes": torch.tensor([0])}) == [["ambiguous_set"]]
     # At the threshold itself nothing is raised, and all causes together keep the documented order.
     assert raise_flags(thresholds, **fine | {"epistemic": column(epistemic), "label_mass": column(mass)}) == [[]]
     everything = fine | {k: v for cause in causes.values() for k, v in cause.items()}
     assert raise_flags(thresholds, **everything) == [list(FLAGS)]
-    limit = thresholds.review.threshold or 0.0
-    at_and_above = torch.tensor([limit, limit + 1e-9], dtype=F64)
-    assert decide(thresholds, at_and_above, [[], []]) == ["accept", "review"]
 
 
 def test_what_no_thresholds_can_be_fitted_to() -> None:

@@ -18,7 +18,7 @@ from laplora.fitting.calibrate import (
     Calibrated,
     calibrate,
     has_variance,
-    held_out_sureness,
+    held_out_entropy,
     out_of_fold,
     predictive_of,
     prior_without,
@@ -117,10 +117,10 @@ def test_served_is_the_fit_on_all_rows_and_thresholds_are_of_the_folds() -> None
         probs = held_out()[name].probs
         assert record.nll == pytest.approx(float(row_nll(probs, split.labels).mean()))
         assert record.conformal == fit_label_sets("lac", probs, split.labels, 0.9)
-        sure = held_out_sureness(SETTINGS, found, name, priors)
-        assert torch.equal(scores[name].score, sure.entropy)
+        total = held_out_entropy(SETTINGS, found, name, priors)
+        assert torch.equal(scores[name].score, total)
         served = entropy(predictive_of(found, name, record.temperature).probs)
-        assert set(sure.entropy.tolist()) <= set(served.tolist())
+        assert set(total.tolist()) <= set(served.tolist())
         assert torch.equal(scores[name].error, probs.argmax(1) != split.labels)
         assert got.recommended.table[name]["nll"] == pytest.approx(record.nll)
     # One number changes no order of two classes' entropies: folds of other temperatures must not either.
