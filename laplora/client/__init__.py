@@ -41,7 +41,7 @@ from laplora.client.failures import (
     ServiceUnavailableError,
     ServiceUnreachableError,
 )
-from laplora.client.jobs import BadRow, Job, JobRow
+from laplora.client.jobs import BadRow, Job, JobAnswers, JobRow
 from laplora.client.retries import Retries
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "Evaluated",
     "FeedbackResult",
     "Job",
+    "JobAnswers",
     "JobFailedError",
     "JobRow",
     "MeasuredSets",

@@ -207,8 +207,9 @@ class AsyncClient:
         """Upload inputs; return the job that the service makes of them, and continues across its restarts.
 
         Args:
-            inputs: as of ``evaluate``, however many, or the path of a JSON Lines file of them. What an input has
-                beside the template's fields is kept beside its answer.
+            inputs: as of ``evaluate``, however many, or the path of a JSON Lines file of them. An input without
+                ``label`` is answered, and not measured. What it has beside the template's fields is kept beside its
+                answer.
             bins, resamples, seed: of the metrics; None: the service's.
             keep_rows: whether the service keeps every row and its answer with the job; None: it does.
             idempotency_key: the same key again gives the same job. None: one new job, however often it is sent.
@@ -318,7 +319,9 @@ class AsyncClient:
     async def wait_for_job(
         self, job: Job | str, *, timeout_s: float | None = None, progress: bool | Advance = False
     ) -> Evaluated:
-        """Wait for a job to end; return its metrics. However the wait ends, only ``cancel_job`` cancels the job.
+        """Wait for a job to end; return the metrics of its rows with a label, no ``methods`` where none has one.
+
+        However the wait ends, only ``cancel_job`` cancels the job.
 
         Rows that could not be scored are not part of the metrics: a ``UserWarning`` gives their number.
 

@@ -1,4 +1,4 @@
-"""Large evaluations: their uploads, from an iterable or a file, and their states."""
+"""Large files of inputs: their uploads, from an iterable or a file, and their states."""
 
 from __future__ import annotations
 
@@ -36,8 +36,24 @@ class BadRow(Record):
     code: str
 
 
+class JobAnswers(Record):
+    """What the answers of a job say, with labels or without.
+
+    Attributes:
+        rows: that have an answer; decisions, set_sizes: of these, by decision and by labels in the prediction set.
+        unfamiliar: share that is flagged so; None where the artifact does not tell.
+        uncertainty: means of its parts, nats; None where there is none.
+    """
+
+    rows: int
+    decisions: dict[str, int]
+    set_sizes: dict[int, int]
+    unfamiliar: float | None
+    uncertainty: dict[str, float] | None
+
+
 class Job(Record):
-    """A large evaluation.
+    """A large file of inputs that is answered, and measured where they have labels.
 
     Attributes:
         columns: of the upload, None in lists; keep_rows: whether ``job_results`` and ``job_report`` can be had of it.
@@ -45,7 +61,9 @@ class Job(Record):
         rows_done: finished rows; rows_bad: those of them that could not be scored.
         bad_rows: the latter, each with its error; None in lists, and in answers to an upload or a cancel.
         rows_per_second: over the last seconds; None while the job does not run.
-        partial: accuracy, NLL (nats) and ECE of the finished rows, by predictive.
+        rows_labelled: how many rows have a label; None of servers that answer no others.
+        partial: accuracy, NLL (nats) and ECE of the finished rows with a label, by predictive.
+        answered: what the answers say so far; None before the first.
         paused, error: code and message of what it waits for, or failed with.
         result: None until it is done, and in lists.
     """
@@ -54,6 +72,7 @@ class Job(Record):
     status: Literal["queued", "running", "paused", "done", "failed", "cancelled"]
     artifact: Artifact
     rows: int
+    rows_labelled: int | None = None
     rows_done: int
     rows_bad: int = 0
     bad_rows: tuple[BadRow, ...] | None = None
@@ -62,6 +81,7 @@ class Job(Record):
     rows_per_second: float | None = None
     seconds_left: float | None = None
     partial: dict[str, dict[str, float]] | None = None
+    answered: JobAnswers | None = None
     paused: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     result: Evaluated | None = None

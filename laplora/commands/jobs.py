@@ -1,4 +1,4 @@
-"""``laplora jobs``: large evaluations on a server, over HTTP."""
+"""``laplora jobs``: large files of inputs on a server, over HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: The variable that has the API key: a flag would be seen in the list of processes.
 KEY_VARIABLE = "LAPLORA_API_KEY"
 
-app = typer.Typer(help="Large evaluations on a server: submit, watch, fetch.", rich_markup_mode=None)
+app = typer.Typer(help="Large files on a server, with labels or without: submit, watch, fetch.", rich_markup_mode=None)
 UrlOption = Annotated[str, typer.Option("--url", metavar="URL", envvar="LAPLORA_URL", help="Address of the server.")]
 KeyFileOption = Annotated[
     Path | None,
@@ -33,12 +33,12 @@ _URL = "http://localhost:8000"
 
 @app.command("submit")
 def submit(
-    data: Annotated[Path, typer.Argument(metavar="FILE", help="Labelled rows: a JSON Lines file.")],
+    data: Annotated[Path, typer.Argument(metavar="FILE", help="Rows, with label or without: a JSON Lines file.")],
     artifact: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the artifact (default: the active one).")
     ] = None,
     truncate: TruncateOption = False,
-    wait: Annotated[bool, typer.Option(help="Wait for it to end, and show its metrics.")] = False,
+    wait: Annotated[bool, typer.Option(help="Wait for it to end, and show what came of it.")] = False,
     url: UrlOption = _URL,
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,
@@ -46,7 +46,7 @@ def submit(
     """Upload a file and make a job of it."""
     with _client(url, key_file) as client:
         job = client.submit_job(data, artifact=artifact, truncate=truncate)
-        say(f"job {job.id}: {job.rows} rows")
+        say(f"job {job.id}: {job.rows} rows, {_labelled(job)} with a label")
         if wait:
             client.wait_for_job(job, progress=sys.stderr.isatty())
             job = client.job(job)
@@ -163,6 +163,10 @@ def _client(url: str, key_file: Path | None) -> Iterator[Client]:
         raise ConfigError(f"{url}: {error}; --url or LAPLORA_URL says where the server is") from None
 
 
+def _labelled(job: Job) -> int:
+    return job.rows if job.rows_labelled is None else job.rows_labelled
+
+
 def _progress(job: Job) -> str:
     parts = [f"{job.status:<9}", f"{job.rows_done}/{job.rows} rows"]
     if job.rows_bad:
@@ -184,6 +188,14 @@ def _show(job: Job, as_json: bool) -> None:
         write(f"job {job.id}: {job.status}, {job.rows_done} of {job.rows} rows, {job.rows_bad} without an answer")
         if job.error:
             write(f"error: {job.error.get('message')}")
+        if (so_far := job.answered) is not None:
+            size = sum(size * rows for size, rows in so_far.set_sizes.items()) / so_far.rows
+            parts = [f"accept {so_far.decisions.get('accept', 0)}", f"review {so_far.decisions.get('review', 0)}"]
+            parts += [f"labels in a set {size:.2f}", *(f"{k} {v:.3f}" for k, v in (so_far.uncertainty or {}).items())]
+            parts += [] if so_far.unfamiliar is None else [f"unfamiliar {so_far.unfamiliar:.1%}"]
+            write("  ".join([f"  {'answers':<24}", *parts]))
+        if job.partial:
+            write(f"metrics of rows with a label, of which there are {_labelled(job)}:")
         for name, of in (job.partial or {}).items():
             write("  ".join([f"  {name:<24}", *(f"{metric} {value:.3f}" for metric, value in of.items())]))
     if job.status == "failed":

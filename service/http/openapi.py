@@ -71,7 +71,7 @@ an upload of POST /evaluate/jobs is one such object a line, declared as `applica
 TAGS = {
     "scoring": "Answers about inputs: predictions, and metrics where the labels are known.",
     "protocols": "vLLM's and text-embeddings-inference's, for clients that speak these.",
-    "jobs": "Large evaluations: uploaded as a file of rows, scored in the background, kept across restarts.",
+    "jobs": "Large files of inputs, with labels or without: uploaded, answered in the background, across restarts.",
     "feedback": "True labels of earlier predictions, and how calibrated they turned out to be.",
     "artifacts": "Which artifacts there are, and which answers.",
     "health": "For orchestrators and monitoring.",

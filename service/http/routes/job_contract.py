@@ -8,20 +8,20 @@ from pydantic import ValidationError
 
 from service.errors import InvalidJsonError, InvalidRequestError
 from service.http.json_parsing import parse_json
-from service.http.schemas.inputs import LabelledInput
+from service.http.schemas.inputs import JobInput
 from service.http.schemas.jobs import JobOut
 from service.jobs.store.records import Job, JobResult, UploadedRow
 
 
 def read_uploaded(line: bytes) -> UploadedRow:
-    """Return a row of an upload, as POST /evaluate reads an input, but that it may have columns of its own.
+    """Return a row of an upload, as POST /evaluate reads an input, but that it may have no label, and further columns.
 
     Raises:
         InvalidJsonError, InvalidRequestError: as of a body; fields and messages are of the row.
     """
     try:
         columns = parse_json(line)
-        item = LabelledInput.model_validate(columns)
+        item = JobInput.model_validate(columns)
     except InvalidJsonError as error:
         raise InvalidJsonError(str(error).replace("the body", "it", 1)) from None
     except ValidationError as error:
@@ -45,7 +45,7 @@ def job_out(
         columns: whether with their names, which may be long.
         bad_rows: numbers, from 0, of the rows that could not be scored, and the codes of why.
     """
-    about = job.about
+    about, answered = job.about, job.sums.answered
     return JobOut.model_validate(
         {
             "id": job.id,
@@ -54,6 +54,7 @@ def job_out(
             "artifact": about.artifact.model_dump(),
             "options": about.options.model_dump(),
             "rows": about.rows,
+            "rows_labelled": about.rows if about.labelled is None else about.labelled,
             "columns": list(about.columns) if columns else None,
             "keep_rows": about.keep_rows,
             "rows_done": job.rows_done,
@@ -61,6 +62,7 @@ def job_out(
             "rows_per_second": job.rows_per_second,
             "seconds_left": job.seconds_left,
             "partial": job.sums.metrics(),
+            "answered": answered and answered.means() | {"unfamiliar": job.sums.unfamiliar_share},
             "bad_rows": None if bad_rows is None else [{"line": row + 1, "code": code} for row, code in bad_rows],
             "paused": job.paused,
             "error": job.error,

@@ -24,7 +24,7 @@ _ROW = {
     "type": "object",
     "description": "One line of the answer: one row of the upload.",
     "properties": {
-        "line": {"type": "integer", "description": "Number of the line, from 1."},
+        "line": {"type": "integer", "description": "Number of the line, from 1; blank ones are not counted."},
         "input": {"type": "object", "description": "The row as it was uploaded, with every column."},
         "answer": {
             "type": ["object", "null"],

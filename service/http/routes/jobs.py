@@ -1,4 +1,4 @@
-"""Large evaluations: POST and GET /evaluate/jobs, and GET, DELETE and cancel of one. What is read of one: job_rows."""
+"""Large files: POST and GET /evaluate/jobs, and GET, DELETE and cancel of one. What is read of one: job_rows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ MEDIA_TYPES = (*LINES_TYPES, "application/octet-stream")
 #: What is still sent of a refused upload is read for so long, so that the client reads why instead of a reset.
 _DISCARD_S = 20.0
 _EXAMPLE = '{"text": "a gripping film .", "label": "positive"}\n{"text": "dull .", "label": "negative"}\n'
-_LINE = "One labelled input of POST /evaluate a line, as a JSON object."
+_LINE = "One input of POST /evaluate a line, as a JSON object; its label may be left out."
 _LINES: dict[str, Any] = {
     "schema": {"type": "string", "format": "binary", "description": _LINE},
     "examples": {"two lines": {"value": _EXAMPLE}},
@@ -85,9 +85,9 @@ async def submit_job(
         ),
     ] = None,
 ) -> JobOut:
-    """Evaluate more inputs than one request may bring, in the background: JSON Lines.
+    """Answer more inputs than one request may bring, in the background, and measure those with a label: JSON Lines.
 
-    One labelled input a line; further columns are kept beside its answer. Every line is checked before this answers:
+    One input a line, with or without `label`; further columns are kept beside its answer. Every line is checked first:
     what is wrong with one is refused with `field` `lines.N...`, N from 1, with the first 100 such lines in `lines` and
     their number in `lines_bad`, and nothing is kept. The rows, their answers and the result are on the server's disk
     until `job_keep_s` after the job's end, or DELETE; the rows only until its end with `keep_rows=false`.

@@ -101,3 +101,9 @@ class LabelledInput(Input):
         description="True label: one of the artifact's label words. Where several may be right: the list of those that "
         "are, which may be empty."
     )
+
+
+class JobInput(LabelledInput):
+    """One input of a job: its true label, or labels, may be left out, or null."""
+
+    label: Label | None = None

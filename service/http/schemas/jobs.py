@@ -13,7 +13,7 @@ from service.http.schemas.evaluate import MeasureOptions, MethodMetrics, Partial
 
 
 class JobQuery(MeasureOptions):
-    """How to evaluate an upload."""
+    """How to answer and measure an upload."""
 
     model_config = ConfigDict(strict=False)
 
@@ -31,13 +31,27 @@ class JobQuery(MeasureOptions):
 
 
 class JobResult(Answer):
-    """What POST /evaluate would say of the rows that could be scored: metrics by predictive."""
+    """What POST /evaluate would say of the rows that have a label and could be scored: metrics by predictive."""
 
     artifact: ArtifactRef = Field(description="Which artifact answered.")
-    rows: int = Field(description="Number of inputs measured.", examples=[20000])
+    rows: int = Field(description="Number of inputs measured: those with a label and an answer.", examples=[20000])
     unfamiliar: FiniteFloat | None = Field(examples=[0.016])
-    """Share of the inputs that are flagged as unfamiliar, 0 to 1; null where the artifact does not tell."""
-    methods: dict[str, MethodMetrics] = Field(description="Metrics by predictive.")
+    """Share of all answered inputs that are flagged as unfamiliar, 0 to 1; null where the artifact does not tell."""
+    methods: dict[str, MethodMetrics] = Field(description="Metrics by predictive; none without a label.")
+
+
+class AnsweredOut(Answer):
+    """What the answers say so far, with labels or without."""
+
+    rows: int = Field(description="Number of inputs that have an answer.", examples=[5119])
+    decisions: dict[Literal["accept", "review"], int] = Field(examples=[{"accept": 4120, "review": 999}])
+    """Number of inputs by decision."""
+    set_sizes: dict[int, int] = Field(examples=[{1: 4400, 2: 719}])
+    """Number of inputs by the number of labels in their prediction set."""
+    unfamiliar: FiniteFloat | None = Field(examples=[0.016])
+    """Share that is flagged as unfamiliar, 0 to 1; null where the artifact does not tell."""
+    uncertainty: dict[str, FiniteFloat] | None = Field(examples=[{"total": 0.47, "aleatoric": 0.41, "epistemic": 0.06}])
+    """Means of the parts of the uncertainty that every answer has, nats; null where there is none."""
 
 
 class JobPause(Answer):
@@ -55,7 +69,7 @@ class JobPause(Answer):
 class BadRow(Answer):
     """One line of an upload that could not be scored."""
 
-    line: int = Field(description="Number of the line, from 1.", examples=[17])
+    line: int = Field(description="Number of the line, from 1; blank lines are not counted.", examples=[17])
     code: str = Field(examples=["unscorable_input"])
     """The error of POST /evaluate for it: unscorable_input, device_memory or another; device_fault: the server, or
     on a Ray cluster the scorers, ended uncleanly, several times, while this row ran.
@@ -73,7 +87,8 @@ class JobOut(Answer):
     owner: str = Field(description="The caller that uploaded it.", examples=["127.0.0.1"])
     artifact: ArtifactRef = Field(description="The artifact that it measures; no other content of it will do.")
     options: MeasureOptions = Field(description="How it evaluates.")
-    rows: int = Field(description="Number of inputs in all.", examples=[20000])
+    rows: int = Field(description="Number of inputs in all; blank lines are none.", examples=[20000])
+    rows_labelled: int = Field(description="Number of inputs that have a label.", examples=[20000])
     columns: list[str] | None = Field(examples=[["text", "label", "source"]])
     """The columns of the upload, in the order in which they came; null in lists, and in answers to a cancel."""
     keep_rows: bool = Field(description="Whether its rows and their answers are kept with it.", examples=[True])
@@ -90,7 +105,9 @@ class JobOut(Answer):
     counted. null while there is no speed.
     """
     partial: dict[str, PartialMetrics] | None
-    """Metrics by predictive of the rows done and scored; null before the first."""
+    """Metrics by predictive of the rows done that have a label and an answer; null before the first."""
+    answered: AnsweredOut | None
+    """What the answers say so far; null before the first."""
     bad_rows: list[BadRow] | None
     """The lines that could not be scored; null in lists, and in answers to an upload or a cancel."""
     paused: JobPause | None = Field(description="What it waits for; null unless it is paused.")
@@ -102,7 +119,7 @@ class JobOut(Answer):
     finished_at: AwareDatetime | None = Field(examples=["2026-01-31T12:30:00Z"])
     """When it ended; null before. job_keep_s later it is removed."""
     result: JobResult | None
-    """The metrics; null unless it is done, and in lists, and in answers to an upload or a cancel."""
+    """Metrics of the inputs with a label; null unless it is done, in lists, and in answers to an upload or a cancel."""
 
 
 class JobsResponse(Answer):

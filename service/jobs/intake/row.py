@@ -1,4 +1,4 @@
-"""One row of an upload: what of it the prompt is made of, and where its true labels are."""
+"""One row of an upload: what of it the prompt is made of, and where its true labels are, if it has any."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from typing import Any, NamedTuple
 
 from laplora.answers.labels import LabelNames, Truth
 from laplora.errors import InvalidInputError
-from service.errors import InvalidJsonError
 from service.jobs.store.records import ReadRow
 
 
-class LabelledRow(NamedTuple):
+class Row(NamedTuple):
     """A row of an upload.
 
     Attributes:
         fields: what the prompt is made of; columns: everything that was sent.
-        truth: where its true labels are.
+        truth: where its true labels are; None of a row without one.
     """
 
     id: str | None
     fields: Mapping[str, Any]
     columns: Mapping[str, Any]
-    truth: Truth
+    truth: Truth | None
 
 
-def read_row(read_uploaded: ReadRow, line: bytes, labels: LabelNames, template_fields: Sequence[str]) -> LabelledRow:
+def read_row(read_uploaded: ReadRow, line: bytes, labels: LabelNames, template_fields: Sequence[str]) -> Row:
     """Return a row from its JSON object.
 
     Args:
@@ -34,11 +33,10 @@ def read_row(read_uploaded: ReadRow, line: bytes, labels: LabelNames, template_f
     Raises:
         InvalidJsonError, InvalidRequestError, InvalidInputError: as of a body; fields and messages are of the row.
     """
-    if not line.strip():
-        raise InvalidJsonError("it is empty: each line is one JSON object")
     row = read_uploaded(line)
     fields = _prompt_fields(row.inputs, template_fields)
-    return LabelledRow(row.id, fields, row.columns, labels.truth(row.label, fields))
+    truth = None if row.label is None else labels.truth(row.label, fields)
+    return Row(row.id, fields, row.columns, truth)
 
 
 def _prompt_fields(sent: Mapping[str, Any], template_fields: Sequence[str]) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class Taking:
                 several=labels.several,
                 options=options,
                 rows=upload.rows,
+                labelled=upload.labelled,
                 tokens=upload.tokens,
                 created_at=time.time(),
                 keep_rows=keep_rows,

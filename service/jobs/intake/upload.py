@@ -74,7 +74,7 @@ class Upload:
         labels, template_fields: the artifact's.
 
     Attributes:
-        rows, tokens, size_bytes: of the rows so far, refused ones with them; bytes as they are written.
+        rows, labelled, tokens, size_bytes: of the rows so far, refused ones with them; bytes as they are written.
         columns: their names, in the order in which they came.
     """
 
@@ -97,7 +97,7 @@ class Upload:
         self._refused_count = 0
         self._first_error: LaploraError | None = None
         self._stopped = False
-        self.rows = self.tokens = self.size_bytes = 0
+        self.rows = self.labelled = self.tokens = self.size_bytes = self._line = 0
         self.columns: dict[str, None] = {}
         with storage_errors():
             self._descriptor = private_file(path)
@@ -112,9 +112,8 @@ class Upload:
             ClientGoneError: it was stopped.
         """
         for line in self._lines.feed(chunk):
-            self._check_size(len(line), self.rows + 1)
             self._take(line)
-        self._check_size(self._lines.pending, self.rows + 1)
+        self._check_size(self._lines.pending, self._line + 1)
 
     def finish(self) -> None:
         """Write what is left and bring the file to disk.
@@ -128,7 +127,7 @@ class Upload:
             self._take(line)
         self.raise_refused()
         if self.rows == 0:
-            raise InvalidRequestError("the upload is empty: send one labelled input a line", field="lines")
+            raise InvalidRequestError("the upload is empty: send one input a line", field="lines")
         with storage_errors():
             os.fsync(self._descriptor)
 
@@ -150,7 +149,11 @@ class Upload:
         self._descriptor = -1
 
     def _take(self, line: bytes) -> None:
-        """Check a row, and write it if no row was refused yet."""
+        """Check a row, and write it if no row was refused yet; a blank line is none."""
+        self._line += 1
+        self._check_size(len(line), self._line)
+        if not line.strip():
+            return
         if self.rows == self._settings.max_job_rows:
             self.raise_refused()
             limit = self._settings.max_job_rows
@@ -195,6 +198,7 @@ class Upload:
             if name not in self.columns:
                 self._check_column(name)
                 self.columns[name] = None
+        self.labelled += row.truth is not None
         self.tokens += self._tokens_of(dict(row.fields))
 
     def _check_column(self, name: str) -> None:
@@ -209,15 +213,15 @@ class Upload:
                 raise InvalidRequestError(message, limit=limit, got=got)
 
     def _refuse(self, error: LaploraError) -> None:
-        located = _located(error, self.rows)
+        located = _located(error, self._line)
         self._first_error = self._first_error or located
         self._refused_count += 1
         if len(self._refused) < TOLD_LINES:
-            self._refused.append(told_of(located, self.rows))
+            self._refused.append(told_of(located, self._line))
         if self._refused_count >= MOST_REFUSED:
             self.raise_refused()
 
-    def _check_size(self, size: int, number: int = 1) -> None:
+    def _check_size(self, size: int, number: int) -> None:
         limit = self._settings.max_body_bytes
         if size > limit:
             raise BodyTooLargeError(

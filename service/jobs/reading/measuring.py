@@ -1,4 +1,4 @@
-"""The result of a job whose rows are all over: the metrics of each method, as POST /evaluate measures them."""
+"""The result of a job whose rows are all over: what POST /evaluate says of those that have a label."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Measuring:
         Raises:
             TooManyBadRowsError: no row could be scored.
         """
-        if job.sums.rows == 0:
+        if job.sums.scored == 0:
             (first, _), *_ = await self._ledger.bad_rows(job)
             raise TooManyBadRowsError(
                 f"no row could be scored ({in_words(job.bad_counts)})", field=f"lines.{first + 1}"
@@ -59,7 +59,7 @@ class Measuring:
         last = -1
         disk = self._ledger.disk
         while page := await disk.in_database(disk.tables.reads.rows, job.number, last, _PAGE_ROWS):
-            truths += [row.truth for row in page]
+            truths += [row.truth for row in page if row.truth is not None]
             answers += [row.methods[method] for row in page]
             if scaled is not None:
                 scaled += [row.methods[REFERENCE] for row in page]

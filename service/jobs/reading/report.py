@@ -32,7 +32,7 @@ _TEXT, _CATEGORY = 300, 64
 
 
 async def take_rows(disk: Disk, job: Job, run: Callable[[Callable[[], None]], Awaitable[None]]) -> MeasuredRows:
-    """Return the scored rows of a job, evenly spaced ones where it has more than a report looks at.
+    """Return the scored rows of a job that have a label, evenly spaced ones where it has more than a report looks at.
 
     Args:
         run: runs work on a thread, a page of rows at a time.
@@ -42,16 +42,18 @@ async def take_rows(disk: Disk, job: Job, run: Callable[[Callable[[], None]], Aw
     """
     about, taken = job.about, MeasuredRows()
     most = max(1, min(MOST_ROWS, MOST_NUMBERS // (BY_LABEL * len(about.labels))))
-    step = -(-job.rows_done // most)
+    step, first = max(1, -(-job.sums.rows // most)), 0
     async with aclosing(answered_pages(disk, job)) as pages:
         async for page in pages:
-            await run(partial(_take, taken, [one for one in page if one.row % step == 0], about))
+            labelled = [one for one in page if one.scored is not None and one.scored.truth is not None]
+            await run(partial(_take, taken, labelled[-first % step :: step], about))
+            first += len(labelled)
     return taken
 
 
 def _take(taken: MeasuredRows, page: Sequence[AnsweredRow], about: About) -> None:
     for one in page:
-        if one.scored is None or one.answer is None:
+        if one.scored is None or one.scored.truth is None or one.answer is None:
             continue
         fields = about.fields
         others = [name for name in about.columns if name not in (*fields, "label")][:_MOST_COLUMNS]
@@ -79,10 +81,10 @@ def job_report(job: Job, result: JobResult, taken: MeasuredRows, manifest: Manif
         manifest: of the artifact that answered, which has what it promises; texts: whether the rows' texts are shown.
 
     Raises:
-        ReportNotFoundError: no row could be scored.
+        ReportNotFoundError: no row that has a label could be scored.
     """
     if not taken.references:
-        raise ReportNotFoundError("no row of the job could be scored: there is nothing to report")
+        raise ReportNotFoundError("no row of the job has a label and an answer: there is nothing to measure")
     about = job.about
     return measured_report(
         taken,
@@ -109,6 +111,8 @@ def _notes(job: Job, result: JobResult, taken: MeasuredRows) -> Iterator[str]:
         )
     if job.rows_bad:
         yield f"{job.rows_bad} further rows could not be scored"
+    if job.sums.scored > result.rows:
+        yield f"{job.sums.scored - result.rows} further rows have no label, and are part of no figure"
 
 
 def _provenance(job: Job) -> dict[str, str]:

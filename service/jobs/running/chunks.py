@@ -32,7 +32,6 @@ from service.scoring.plan import Plan
 from service.scoring.ticket import Ask
 
 if TYPE_CHECKING:
-    from laplora.answers.prediction import Prediction
     from service.scoring.model import Model
 
 
@@ -41,11 +40,11 @@ _NOT_KEPT = {"label_text", "calibrated_probs", "logit_mean", "logit_variance"}
 
 
 class Item(NamedTuple):
-    """A row that is to be scored: its number, from 0, its fields, and where its true labels are."""
+    """A row that is to be scored: its number, from 0, its fields, and where its true labels are, if it has any."""
 
     row: int
     fields: Mapping[str, Any]
-    truth: Truth
+    truth: Truth | None
 
 
 class Chunk(NamedTuple):
@@ -129,7 +128,8 @@ async def score_chunk(
     plan = Plan(
         model,
         [item.fields for item in chunk.items],
-        ask=Ask(predictive, also=model.predictives),
+        # Without a label nothing is measured, and one predictive is enough.
+        ask=Ask(predictive, also=model.predictives if any(item.truth is not None for item in chunk.items) else ()),
         caller=f"{JOB_PREFIX}{job.id}",
         truncate=about.options.truncate,
         order_average=about.options.order_average,
@@ -150,9 +150,10 @@ async def score_chunk(
     bad: dict[int, Exception] = {}
     own_order: Sequence[Any] = scored.own_order or [None] * len(scored.predictions)
     for item, prediction, in_own_order in zip(chunk.items, scored.predictions, own_order, strict=True):
-        methods = method_rows(manifest, predictive, prediction, in_own_order)
+        labelled = item.truth is not None
+        methods = method_rows(manifest, predictive, prediction, in_own_order) if labelled else {}
         try:
-            answer = _answer(item, prediction) if about.keep_rows else None
+            written = written_answer(prediction, item.fields)
             finite = all_finite(methods)
         except NonFiniteError:
             finite = False
@@ -160,14 +161,10 @@ async def score_chunk(
             bad[item.row] = UnscorableInputError(f"the model has no finite answer for line {item.row + 1}")
             continue
         unfamiliar = None if manifest.familiarity is None else "unfamiliar" in prediction.flags
-        rows.append(ScoredRow(item.row, item.truth, methods, unfamiliar, answer))
+        kept = {name: value for name, value in written.items() if name not in _NOT_KEPT}
+        answer = compact(kept) if about.keep_rows else None
+        rows.append(ScoredRow(item.row, item.truth, methods, unfamiliar, answer, written))
     return rows, bad
-
-
-def _answer(item: Item, prediction: Prediction) -> str:
-    """Return what is kept of a row's answer, JSON; NonFiniteError as of ``written_answer``."""
-    written = written_answer(prediction, item.fields)
-    return compact({name: value for name, value in written.items() if name not in _NOT_KEPT})
 
 
 @asynccontextmanager

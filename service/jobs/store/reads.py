@@ -49,8 +49,9 @@ class Reads:
             return {number: (fence, changes) for number, fence, changes in rows}
 
     def rows(self, job: int, after: int, count: int) -> list[ScoredRow]:
-        """Return at most ``count`` scored rows of numbers above ``after``, in order, without their answers."""
+        """Return at most ``count`` labelled rows of numbers above ``after``, in order, without their answers."""
         asked = select(ROWS.c.row, ROWS.c.truth, ROWS.c.methods).where(ROWS.c.job == job, ROWS.c.row > after)
+        asked = asked.where(ROWS.c.truth != "null")
         with self.database.transaction() as db:
             rows = db.execute(asked.order_by(ROWS.c.row).limit(count))
             return [ScoredRow(row, _truth(json.loads(truth)), json.loads(methods)) for row, truth, methods in rows]
@@ -122,5 +123,5 @@ def _job(row: Mapping[Any, Any], bad_counts: Counter[str], begun: dict[RowRange,
     return Job(**read, bad_counts=bad_counts, begun=begun)
 
 
-def _truth(value: int | list[int]) -> Truth:
+def _truth(value: int | list[int] | None) -> Truth | None:
     return tuple(value) if isinstance(value, list) else value

@@ -33,7 +33,7 @@ class UploadedRow(NamedTuple):
 
     id: str | None
     inputs: Mapping[str, Any]
-    label: str | list[str]
+    label: str | list[str] | None
     columns: Mapping[str, Any]
 
 
@@ -44,15 +44,18 @@ ReadRow = Callable[[bytes], UploadedRow]
 class ScoredRow(NamedTuple):
     """One row's answer: its number, from 0, where its true labels are, and its numbers by method.
 
+    Of a row without a label ``truth`` is None, and no method is measured.
     ``unfamiliar``, whether it is flagged so, is None where the artifact does not tell, and of a row read from disk.
-    ``answer`` is what is kept of its answer (``laplora.answers.written``), JSON; None of a job that keeps none.
+    ``answer`` is what is kept of its answer, JSON; None of a job that keeps none. ``written`` is the answer
+    (``laplora.answers.written``); None of a row read from disk.
     """
 
     row: int
-    truth: Truth
+    truth: Truth | None
     methods: Mapping[str, MethodRow]
     unfamiliar: bool | None = None
     answer: str | None = None
+    written: Mapping[str, Any] | None = None
 
 
 class MethodSums(BaseModel):
@@ -63,16 +66,49 @@ class MethodSums(BaseModel):
     gaps: list[float]
 
 
-class Sums(BaseModel):
-    """Sums over the first rows of a job, by method; of each row so many questions (``LabelNames.questions``).
+class Answered(BaseModel):
+    """What answers say, labels or none: counts over rows.
 
-    ``unfamiliar`` is how many rows are flagged so; None where the artifact does not tell of every row.
+    ``uncertainty`` has sums (nats) of the parts that every row has.
+    """
+
+    rows: int = 0
+    decisions: Counter[str] = Counter(accept=0, review=0)
+    set_sizes: Counter[int] = Counter()
+    uncertainty: dict[str, float] | None = None
+
+    def plus(self, answers: Sequence[Mapping[str, Any]]) -> Answered:
+        """Return the counts with more answers in them, as of ``laplora.answers.written``."""
+        parts = [{k: v for k, v in (answer["uncertainty"] or {}).items() if v is not None} for answer in answers]
+        if self.uncertainty is not None:
+            parts.append(self.uncertainty)
+        everywhere = set.intersection(*map(set, parts))
+        more = self.model_copy(deep=True)
+        more.rows += len(answers)
+        more.decisions.update(answer["decision"] for answer in answers)
+        more.set_sizes.update(len(answer["prediction_set"]) for answer in answers)
+        more.uncertainty = {name: sum(part[name] for part in parts) for name in sorted(everywhere)}
+        return more
+
+    def means(self) -> dict[str, Any]:
+        """Return the counts, and the mean of each part of the uncertainty, nats; None without any."""
+        parts = {name: total / self.rows for name, total in (self.uncertainty or {}).items()}
+        return self.model_dump() | {"uncertainty": parts or None}
+
+
+class Sums(BaseModel):
+    """Sums over the first rows of a job that have a label, by method; of each so many ``LabelNames.questions``.
+
+    ``answered`` is of rows without a label too; None before the first row, and of a job that began on a server which
+    counted nothing of them. ``unfamiliar`` is how many of them are flagged so; None where the artifact does not tell of
+    every row.
     """
 
     rows: int = 0
     questions: int = 1
     methods: dict[str, MethodSums] = {}
     unfamiliar: int | None = None
+    answered: Answered | None = None
 
     def plus(self, rows: Sequence[ScoredRow], *, labels: LabelNames, bins: int) -> Sums:
         """Return the sums with more rows in them, at least one.
@@ -82,10 +118,11 @@ class Sums(BaseModel):
         """
         from laplora.metrics.scores import reliability_bins, row_nll
 
-        truths = [row.truth for row in rows]
-        methods = {}
-        for name in rows[0].methods:
-            probs, truth = questions([row.methods[name][0] for row in rows], truths, labels)
+        labelled = [row for row in rows if row.truth is not None]
+        truths = [row.truth for row in labelled if row.truth is not None]
+        methods = dict(self.methods)
+        for name in labelled[0].methods if labelled else ():
+            probs, truth = questions([row.methods[name][0] for row in labelled], truths, labels)
             before = self.methods.get(name) or MethodSums(gaps=[0.0] * bins)
             new = reliability_bins(probs, truth, bins)
             gaps = [b.count * ((b.accuracy or 0.0) - (b.confidence or 0.0)) for b in new]
@@ -94,20 +131,30 @@ class Sums(BaseModel):
                 nll=before.nll + float(row_nll(probs, truth).sum()),
                 gaps=[a + b for a, b in zip(before.gaps, gaps, strict=True)],
             )
+        answered = self.answered if self.rows else self.answered or Answered()
         return Sums(
-            rows=self.rows + len(rows), questions=labels.questions, methods=methods, unfamiliar=self._flagged(rows)
+            rows=self.rows + len(labelled),
+            questions=labels.questions,
+            methods=methods,
+            unfamiliar=self._flagged(rows),
+            answered=answered and answered.plus([row.written for row in rows if row.written is not None]),
         )
 
     def _flagged(self, rows: Sequence[ScoredRow]) -> int | None:
         """Return how many rows are flagged as unfamiliar, with more rows in them."""
-        before = self.unfamiliar if self.rows else 0
+        before = self.unfamiliar if self.scored else 0
         flags = [row.unfamiliar for row in rows if row.unfamiliar is not None]
         return None if before is None or len(flags) < len(rows) else before + sum(flags)
 
     @property
     def unfamiliar_share(self) -> float | None:
         """Share of the rows that are flagged as unfamiliar, 0 to 1; None where ``unfamiliar`` is, or without a row."""
-        return None if self.unfamiliar is None or not self.rows else self.unfamiliar / self.rows
+        return None if self.unfamiliar is None or not self.scored else self.unfamiliar / self.scored
+
+    @property
+    def scored(self) -> int:
+        """Rows that have an answer."""
+        return self.rows if self.answered is None else self.answered.rows
 
     def metrics(self) -> dict[str, dict[str, float]] | None:
         """Return accuracy, NLL (nats) and ECE by method, as of ``laplora.metrics.scores``; None without a row."""
@@ -144,7 +191,7 @@ class JobOptions(BaseModel):
 
 
 class JobResult(BaseModel):
-    """The metrics of a job that is done: rows that were scored, the share of unfamiliar ones, metrics by method."""
+    """The metrics of a job that is done: scored rows with a label, metrics by method; of all the unfamiliar share."""
 
     artifact: ArtifactVersion
     rows: int
@@ -157,7 +204,7 @@ class About(BaseModel):
 
     Attributes:
         labels: the artifact's, in order; several: whether several of an input's may be right.
-        rows: lines of the upload; tokens: of all its prompts.
+        rows: of the upload; labelled: those that have a label, None: all; tokens: of all its prompts.
         created_at: seconds since the epoch.
         keep_rows: whether rows and their answers are kept with the result.
         upload_bytes: size of the upload as it is kept.
@@ -170,6 +217,7 @@ class About(BaseModel):
     several: bool = False
     options: JobOptions
     rows: int
+    labelled: int | None = None
     tokens: int
     created_at: float
     keep_rows: bool

@@ -69,7 +69,7 @@ JOBS: Final = Table(
     # A number is never given twice: rows of a removed job may still be there.
     sqlite_autoincrement=True,
 )
-#: One scored row each: where its true labels are, its numbers by method, and its answer; all JSON.
+#: One scored row each: where its true labels are (null: it has none), its numbers by method, its answer; all JSON.
 ROWS: Final = _table(
     "laplora_rows",
     _key("job"),

@@ -1,7 +1,7 @@
 // One job of the list: how far it is, what became of it, and what can be done with it.
 
 import { getJson, inWords, postJson, send } from "./api.js";
-import { byId, elsewhere, figure, make, percent, save, table } from "./dom.js";
+import { byId, counted, elsewhere, figure, make, percent, save, table } from "./dom.js";
 
 export const ended = (job) => ["done", "failed", "cancelled"].includes(job.status);
 
@@ -26,6 +26,9 @@ function detail(job) {
   if (job.seconds_left !== null) parts.push(`about ${duration(job.seconds_left)} left`);
   if (job.rows_per_second !== null) parts.push(`${figure(job.rows_per_second, 1)} rows a second`);
   if (job.rows_bad > 0) parts.push(`${job.rows_bad} rows had no answer`);
+  const { rows, decisions, unfamiliar } = job.answered ?? { rows: 0 };
+  if (rows > 0) parts.push(`${percent(decisions.accept / rows)} accepted`);
+  if (rows > 0 && unfamiliar !== null) parts.push(`${percent(unfamiliar)} unfamiliar`);
   return parts.join(", ");
 }
 
@@ -43,7 +46,7 @@ function resultTable(job) {
     figure(metrics.ece),
     figure(metrics.auroc_error),
   ]);
-  return table("Metrics by way to answer, the NLL with its 95 % interval", ["Way to answer", "Accuracy", "NLL, nats", "ECE", "AUROC of errors"], rows);
+  return table(`Metrics of ${counted(job.result.rows, "row")} with a label, the NLL with its 95 % interval`, ["Way to answer", "Accuracy", "NLL, nats", "ECE", "AUROC of errors"], rows);
 }
 
 export class JobCard {
@@ -98,10 +101,12 @@ export class JobCard {
     this.note.textContent = [detail(job), ended(job) ? "" : partial(job)].filter(Boolean).join(". ");
     this.cancel.hidden = ended(job);
     this.remove.hidden = !ended(job);
-    this.open.hidden = this.download.hidden = job.status !== "done";
+    const measured = job.status === "done" && job.rows_labelled > 0;
+    this.open.hidden = !measured;
+    this.download.hidden = job.status !== "done";
     const kept = job.keep_rows && job.rows_done > 0 && job.status !== "cancelled";
     this.rows.hidden = !kept;
-    this.report.hidden = !kept || job.status !== "done";
+    this.report.hidden = !kept || !measured;
   }
 
   async change(call) {

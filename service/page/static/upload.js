@@ -1,4 +1,4 @@
-// A file of labelled rows, chosen, dropped or made of the playground's examples, becomes a job.
+// A file of rows, chosen, dropped or made of the playground's examples, becomes a job.
 
 import { inWords, send } from "./api.js";
 import { chosen, named } from "./artifacts.js";
@@ -30,7 +30,7 @@ function newKey() {
 // Says what is wrong with a file: of the first line, or of as many as the server names.
 function refuse(error) {
   byId("job-said").textContent = "";
-  byId("job-problem").textContent = error.lines?.length > 0 ? `${counted(error.linesBad, "line")} cannot be evaluated:` : inWords(error);
+  byId("job-problem").textContent = error.lines?.length > 0 ? `${counted(error.linesBad, "line")} cannot be used:` : inWords(error);
   byId("job-lines").replaceChildren(...(error.lines ?? []).map(({ line, message }) => make("li", {}, `Line ${line}: ${message}`)));
 }
 
@@ -49,7 +49,7 @@ async function upload(file, onJob) {
       headers: { "content-type": "application/jsonl", "idempotency-key": newKey() },
     });
     const job = await response.json();
-    byId("job-said").textContent = `Every line was checked; ${job.rows} rows are in the queue.`;
+    byId("job-said").textContent = `Every line was checked; ${counted(job.rows, "row")} (${job.rows_labelled} with a label) are in the queue.`;
     picker.value = "";
     onJob(job);
   } catch (error) {

@@ -100,6 +100,11 @@ def test_jobs_of_an_iterable_and_a_file(client: Client, gate: Path, tmp_path: Pa
     assert len(found.methods["map"].reliability) == 3
     assert (state.result, client.cancel_job(second).status) == (found, "done")  # it has ended, and stays as it is
     assert (state.partial or {})["map"]["accuracy"] == pytest.approx(direct.methods["map"].accuracy)
+    bare = client.submit_job([{"text": "row 5"}, {"text": "row 6", "label": "positive"}], resamples=10)
+    assert (client.wait_for_job(bare).rows, bare.rows, bare.rows_labelled) == (1, 2, 1)
+    counts = client.job(bare).answered
+    assert counts is not None
+    assert (counts.rows, sum(counts.decisions.values()), sum(counts.set_sizes.values())) == (2, 2, 2)
     client.remove_job(second)
     assert second.id not in {job.id for job in client.jobs()} >= {first.id}
     for lost in (client.job, client.remove_job, client.cancel_job):

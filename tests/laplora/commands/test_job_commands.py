@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ def test_a_file_goes_through(served: str, upload: str, tmp_path: Path, capsys: p
     assert [row["line"] for row in rows] == list(range(1, 31))
     assert main(["jobs", "list", "--url", served]) == 0
     assert f"{job['id']}  done" in capsys.readouterr().out
+    bare = write_rows(tmp_path / "bare.jsonl", [{"text": f"row {i + 2}"} for i in range(7)])
+    assert main(["jobs", "submit", str(bare), "--wait", "--url", served]) == 0
+    told = capsys.readouterr()
+    assert "7 rows, 0 with a label" in told.err
+    counted = re.search(
+        r"answers +accept (\d+)  review (\d+)  labels in a set [12]\.\d\d  .*unfamiliar 0\.0%", told.out
+    )
+    assert counted is not None
+    assert int(counted[1]) + int(counted[2]) == 7
+    assert "metrics" not in told.out
     assert main(["jobs", "remove", job["id"], "--url", served]) == 0
     assert job["id"] not in [one["id"] for one in ran(capsys, served, "list")]
 
@@ -70,7 +81,7 @@ def test_a_job_is_followed_to_its_end(served: str, gate: Path, upload: str, caps
 def test_what_the_server_refuses_is_an_error(
     served: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad, nowhere = write_rows(tmp_path / "bad.jsonl", [{"text": "a"}]), tmp_path / "nowhere.jsonl"
+    bad, nowhere = write_rows(tmp_path / "bad.jsonl", [{"text": 1}]), tmp_path / "nowhere.jsonl"
     # When it is tried again is tests/laplora/client's to say: here, once and soon.
     monkeypatch.setattr(Retries, "wait_s", lambda rule, failure, tried: None if tried > 1 else 0.01)
     for arguments, url, said in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -66,6 +67,42 @@ async def test_a_job_shows_how_far_it_is_and_says_what_evaluate_says() -> None:
     assert (job.rows_per_second, job.seconds_left) == (2.0, 50.0)
 
 
+async def test_rows_without_a_label_are_answered_and_those_with_one_measured(served: ServedJobs) -> None:
+    """All of a file, and some: null is none. Of no label nothing is measured, so one predictive is asked for."""
+    items, predict = rows(40), served.predictor.predict
+    asked: list[Any] = []
+    served.predictor.unfamiliar = {int(items[3]["text"].split()[1])}
+    served.predictor.predict = lambda *args, **kw: asked.append(kw["also"]) or predict(*args, **kw)  # type: ignore[func-returns-value]
+    bare = [{"text": item["text"], **({"label": None} if i % 2 else {})} for i, item in enumerate(items)]
+    job_id = await served.submit(bare)
+    done, answers = await served.ended(job_id), await served.answers(job_id)
+    assert (done["status"], done["rows"], done["rows_labelled"], done["partial"]) == ("done", 40, 0, None)
+    assert (done["result"]["rows"], done["result"]["methods"], done["result"]["unfamiliar"]) == (0, {}, 1 / 40)
+    assert set(asked) == {()}
+    assert [one["input"] for one in answers] == bare
+    for number in (0, 3):
+        direct = (await served.predict(items[number]["text"])).json()["predictions"][0]
+        assert answers[number]["answer"].items() <= direct.items()
+    found = [one["answer"] for one in answers]
+    assert done["answered"] == {
+        "rows": 40,
+        "decisions": {name: sum(one["decision"] == name for one in found) for name in ("accept", "review")},
+        "set_sizes": {str(n): count for n, count in Counter(len(one["prediction_set"]) for one in found).items()},
+        "unfamiliar": 1 / 40,
+        "uncertainty": {
+            name: pytest.approx(sum(one["uncertainty"][name] for one in found) / 40)
+            for name in ("total", "aleatoric", "epistemic")
+        },
+    }
+    refused(await served.client.get(f"/evaluate/jobs/{job_id}/report"), 404, "report_not_found")
+
+    mixed = [item if i % 4 == 0 else bare[i] for i, item in enumerate(items)]
+    some = await served.ended(await served.submit(mixed))
+    assert (some["rows"], some["rows_labelled"], some["answered"]) == (40, 10, done["answered"])
+    assert (some["result"]["rows"], some["result"]["unfamiliar"]) == (10, 1 / 40)
+    assert some["result"]["methods"] == await served.methods(mixed[::4])
+
+
 async def test_orders_of_the_choices_are_averaged_as_evaluate_does() -> None:
     predictor = FakePredictor(template=TEMPLATES["multiple_choice"], labels=("A", "B", "C"))
     items = [
@@ -116,7 +153,7 @@ async def test_the_same_key_gives_the_same_job(served: ServedJobs) -> None:
     async def send(key: str, body: Any = lines(rows(4)), **query: int) -> Any:  # noqa: B008
         return await served.post(body, query, **{"idempotency-key": key})
 
-    refused(await send("k-1", b"{}"), 422, "invalid_request")
+    refused(await send("k-1", b"{}"), 422, "invalid_input")
     sending = asyncio.ensure_future(send("k-1", held_up()))
     await served.until(lambda: bool(served.state.jobs.taking._uploads))
     refused(await send("k-1"), 409, "idempotency_conflict")

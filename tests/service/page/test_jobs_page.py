@@ -34,7 +34,7 @@ def sent(page: Page, send: Callable[[], None]) -> Locator:
 def evaluate(page: Page, content: bytes) -> Locator:
     """Send a file; return its job on the page."""
     choose(page, content)
-    return sent(page, page.get_by_role("button", name="Evaluate", exact=True).click)
+    return sent(page, page.get_by_role("button", name="Send", exact=True).click)
 
 
 def done(job: Locator, rows_done: int) -> None:
@@ -88,15 +88,21 @@ def test_a_dropped_file_and_the_examples_are_evaluated_too(at_jobs: Page) -> Non
 
 
 def test_what_is_wrong_with_a_file_is_said_with_its_line(at_jobs: Page) -> None:
-    send = at_jobs.get_by_role("button", name="Evaluate", exact=True)
+    send = at_jobs.get_by_role("button", name="Send", exact=True)
     choose(at_jobs, b"{}\n" + lines(rows(2)) + b"what\n")
     send.click()
-    expect(at_jobs.locator("#job-problem")).to_have_text("2 lines cannot be evaluated:")
+    expect(at_jobs.locator("#job-problem")).to_have_text("2 lines cannot be used:")
     assert [item.split(":")[0] for item in at_jobs.locator("#job-lines li").all_inner_texts()] == ["Line 1", "Line 4"]
     # Rows that are not kept are not offered.
     at_jobs.get_by_label("Keep the rows and their answers").uncheck()
     job = evaluate(at_jobs, lines(rows(3)))
     done(job, 3)
+    # Nor is what comes of labels alone, where there are none.
+    bare = evaluate(at_jobs, lines([{"text": row["text"]} for row in rows(2)]))
+    done(bare, 2)
+    expect(at_jobs.locator("#job-said")).to_have_text("The job is done.")
+    expect(bare).to_contain_text("% accepted")
+    expect(bare.get_by_role("button", name="Show the result")).to_be_hidden()
     assert at_jobs.locator("#job-problem").inner_text() == ""
     assert at_jobs.locator("#job-lines li").count() == 0
     expect(job.get_by_role("button", name="Show the result")).to_be_visible()
