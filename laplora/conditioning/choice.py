@@ -45,7 +45,7 @@ class Choice:
         kernel: of that place.
         weights: what all labels make of its weights, (kept + 1, directions) float64.
         left_out: (rows, classes - 1) float64, each row's mean under the labels of other inputs, nats.
-        losses: by kernel, mean NLL of the rows so, nats; infinite where a row could not be left out.
+        losses: by kernel, mean NLL of the rows so, nats; infinite where there is no mode, or one without a row.
     """
 
     place: int
@@ -86,8 +86,10 @@ def choose_kernel(
     if few:
         return _by_leave_one_out(tried, rows)
     means = fold_means(states, rows, variances, biases)
-    losses = tuple(rows.loss(mean) for mean in means)
-    place = losses.index(min(losses))
+    losses = tuple(rows.loss(mean) if bool(mean.isfinite().all()) else float("inf") for mean in means)
+    if (least := min(losses)) == float("inf"):
+        raise FactorizationError("the labels have no mode under any kernel")
+    place = losses.index(least)
     weights, _ = mode_weights(tried[place], rows.mean, rows.labels, rows.class_mask)
     return Choice(place, tried[place], weights, means[place], losses)
 
@@ -98,9 +100,9 @@ def _by_leave_one_out(tried: Sequence[Kernel], rows: LabelledRows) -> Choice:
     start = None
     for place, kernel in enumerate(tried):
         dense = kernel.dense()
-        mode = posterior_mode(dense, rows.mean, rows.labels, rows.class_mask, start)
-        start = mode.alpha
         try:
+            mode = posterior_mode(dense, rows.mean, rows.labels, rows.class_mask, start)
+            start = mode.alpha
             left_out = left_out_mean(mode, dense, rows.together)
         except FactorizationError:
             losses.append(float("inf"))
@@ -118,7 +120,7 @@ def fold_means(
 ) -> list[torch.Tensor]:
     """Return by kernel each row's mean under the labels of the folds without it, (rows, classes - 1) float64, nats.
 
-    A fold is predicted as new rows are: its states are in no moment of the kernel.
+    A fold is predicted as new rows are: its states are in no moment of the kernel. NaN where a kernel has no mode.
     """
     means = [rows.mean.clone() for _ in biases for _ in variances]
     for fitted, held_out in fold_rows(len(rows.labels), FOLDS, together=rows.together):
@@ -127,6 +129,10 @@ def fold_means(
         tried = candidates(states.take(rows.inputs(fitted)).layer(), variances, biases, rows.together)
         for kernel, mean in zip(tried, means, strict=True):
             # The mode under one kernel is where the next one's is looked for.
-            weights, start = mode_weights(kernel, some.mean, some.labels, some.class_mask, start, _FOLD_CONVERGED)
+            try:
+                weights, start = mode_weights(kernel, some.mean, some.labels, some.class_mask, start, _FOLD_CONVERGED)
+            except FactorizationError:
+                mean[held_out] = torch.nan
+                continue
             mean[held_out] += kernel.contrasts(weights, others)
     return means

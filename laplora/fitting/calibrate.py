@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -13,7 +14,8 @@ from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecor
 from laplora.decisions.conformal import fit_label_sets, fit_present_sets
 from laplora.decisions.recommendation import answer_alike, recommend
 from laplora.decisions.review import fit_thresholds
-from laplora.fitting.conditioning import Conditioning
+from laplora.errors import LaploraError
+from laplora.fitting.conditioning import Conditioned, Conditioning, without_conditioning
 from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive, entropy
@@ -24,6 +26,7 @@ from laplora.predictive.kinds import (
     CONDITIONED,
     PREDICTIVES,
     TEMPERED,
+    Corrected,
     PredictiveName,
     fit_predictive_temperature,
     predictive_probs,
@@ -61,12 +64,14 @@ def calibrate(
     conditioning: Conditioning | None = None,
     held_out: Mapping[PredictiveName, PosteriorPredictive] | None = None,
     split_name: str = HELD_OUT,
+    prior_of: PriorOf | None = None,
 ) -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
     """Return what is recorded of the calibration split, and the review scores of its rows by predictive.
 
     Args:
         outputs: of the calibration rows; conditioning: by their labels, where some predictive is corrected by them.
-        held_out: what ``out_of_fold`` returns of the same, where it is there already.
+        held_out: what ``out_of_fold`` returns of some of the predictives, where it is there already; prior_of: likewise
+            what ``prior_without`` returns.
         split_name: what these rows are called: ``HELD_OUT``, or ``OUT_OF_FOLD`` where they are all labelled rows and
             each is seen by the adapter of its fold.
 
@@ -76,8 +81,9 @@ def calibrate(
     wanted, split = settings.calibration, outputs.split
     fit_sets = fit_label_sets if split.together == 1 else fit_present_sets
     names, labels = settings.predictives.names, split.labels
-    prior_of = prior_without(settings, outputs)
-    held_out = held_out or out_of_fold(settings, outputs, prior_of, conditioning)
+    prior_of, given = prior_of or prior_without(settings, outputs), held_out or {}
+    missing = [name for name in names if name not in given]
+    held_out = {**out_of_fold(settings, outputs, prior_of, conditioning, missing), **given}
     entropies = {
         # A row that its own label has moved is no rank to compare with; folds of one kernel compare as they are.
         name: entropy(held_out[name].probs)
@@ -120,12 +126,50 @@ def calibrate(
     return Calibrated(calibration=record, predictives=records, recommended=recommended), scores
 
 
+def condition_and_calibrate(
+    settings: FitSettings, outputs: SplitOutputs, split_name: str = HELD_OUT
+) -> tuple[FitSettings, dict[Corrected, Conditioned], Calibrated, dict[PredictiveName, ReviewScores]]:
+    """Return how the calibration rows' labels correct predictives, and what ``calibrate`` returns with those.
+
+    Labels whose corrections cannot be computed are no reason to lose a fit: they are off in the settings that are
+    returned, and that is said.
+
+    Args:
+        outputs: with the states that the logits are read from, where labels condition; split_name: as of ``calibrate``.
+
+    Raises:
+        ConfigError: as ``without_conditioning``.
+    """
+    prior_of, conditioning = prior_without(settings, outputs), None
+    conditioned, held_out = dict[Corrected, Conditioned](), dict[PredictiveName, PosteriorPredictive]()
+    if settings.predictives.conditioned:
+        try:
+            conditioning = Conditioning.of(outputs.fitted, outputs.split)
+            conditioned = {kind: conditioning.served(kind) for kind in CONDITIONED}
+            held_out = out_of_fold(settings, outputs, prior_of, conditioning, CONDITIONED)
+        except (LaploraError, RuntimeError) as error:  # RuntimeError: of LAPACK, or no memory for a kernel's matrix
+            settings = without_conditioning(settings, error)
+            conditioning, conditioned = None, {}
+        else:
+            moved = {kind: one.left_out for kind, one in conditioned.items()}
+            temperature = conditioned["conditioned"].shift.temperature
+            outputs = replace(outputs, moved=moved, temperature=temperature)
+    return settings, conditioned, *calibrate(settings, outputs, conditioning, held_out, split_name, prior_of)
+
+
 def out_of_fold(
-    settings: FitSettings, outputs: SplitOutputs, prior_of: PriorOf, conditioning: Conditioning | None = None
+    settings: FitSettings,
+    outputs: SplitOutputs,
+    prior_of: PriorOf,
+    conditioning: Conditioning | None = None,
+    names: Sequence[PredictiveName] | None = None,
 ) -> dict[PredictiveName, PosteriorPredictive]:
-    """Return every predictive of each calibration row, with prior and temperature fitted on the folds without it.
+    """Return predictives of each calibration row, with prior and temperature fitted on the folds without it.
 
     Likewise the labels that correct one.
+
+    Args:
+        names: of the predictives; None: every one that is on.
     """
     rows, together, folds = len(outputs.split.labels), outputs.split.together, settings.calibration.folds
 
@@ -138,7 +182,7 @@ def out_of_fold(
 
     return {
         name: cross_fitted_predictive(fold_predictive(name), rows, folds, settings.seed, together)
-        for name in settings.predictives.names
+        for name in (settings.predictives.names if names is None else names)
     }
 
 

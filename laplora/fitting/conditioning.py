@@ -201,12 +201,17 @@ def possible_conditioning(
                 f"{[row.id for row in twice[:4]]}, and would vouch for each other: give each input once"
             )
     except ConfigError as error:
-        if settings.predictives.serve in CONDITIONED:
-            raise ConfigError(f"serve: {settings.predictives.serve} cannot be: {error}") from None
-        warn(f"conditioned is off: {error}")
-        off = settings.predictives.model_copy(update={"conditioned": False})
-        return settings.model_copy(update={"predictives": off})
+        return without_conditioning(settings, error)
     return settings
+
+
+def without_conditioning(settings: FitSettings, error: Exception) -> FitSettings:
+    """Return settings in which no labels condition, and say why; ConfigError where these are to be served."""
+    if settings.predictives.serve in CONDITIONED:
+        raise ConfigError(f"serve: {settings.predictives.serve} cannot be: {error}") from error
+    warn(f"conditioned is off: {error}")
+    off = settings.predictives.model_copy(update={"conditioned": False})
+    return settings.model_copy(update={"predictives": off})
 
 
 def check_conditioning(classifier: Classifier, rows: int, *, trained_on: bool) -> None:

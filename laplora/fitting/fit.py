@@ -11,8 +11,8 @@ from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.manifest import ManyClassesRecord
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
-from laplora.fitting.calibrate import Calibrated, calibrate
-from laplora.fitting.conditioning import Conditioned, Conditioning, possible_conditioning
+from laplora.fitting.calibrate import Calibrated, condition_and_calibrate
+from laplora.fitting.conditioning import Conditioned, possible_conditioning
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.familiarity import Familiar, familiar_layers, fit_familiar, warn_of_few, without_familiarity
 from laplora.fitting.outputs import Fitted, SplitOutputs
@@ -28,7 +28,7 @@ from laplora.linearised import Likelihood
 from laplora.posterior.base import Posterior, Prior, block_precisions
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.posterior.subset import select_blocks
-from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName
+from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.prior.search import PriorChoice
 from laplora.prompts.examples import Example
 
@@ -146,19 +146,8 @@ def fit_rows(
     distances = squared_distances(block_weights(classifier), blocks, start)
     choices = choose_priors(settings, posterior, split, distances, log_likelihood)
     served = served_choice(settings, choices)
-    trained = Fitted(posterior, served.prior, split.projected)
-    conditioning = None
-    if settings.predictives.conditioned:
-        conditioning = Conditioning.of(trained, split)
-    conditioned = {kind: conditioning.served(kind) for kind in CONDITIONED} if conditioning else {}
-    outputs = SplitOutputs(
-        split,
-        trained,
-        seen=trained_on,
-        moved={kind: one.left_out for kind, one in conditioned.items()},
-        temperature=conditioned["conditioned"].shift.temperature if conditioned else 1.0,
-    )
-    calibrated, scores = calibrate(settings, outputs, conditioning)
+    outputs = SplitOutputs(split, Fitted(posterior, served.prior, split.projected), seen=trained_on)
+    settings, conditioned, calibrated, scores = condition_and_calibrate(settings, outputs)
     calibrated = with_reversed(calibrated, reversed_temperature(classifier, settings, outputs, calibration, progress))
     many = many_classes_record(settings, classifier, posterior, served.prior, [(posterior, split)])
     return Fit(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import get_args
 
 import torch
 
 from laplora.classifier import Classifier
+from laplora.errors import LaploraError, warn
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.blocks import Block
@@ -31,14 +33,25 @@ def choose_priors(
 ) -> list[PriorChoice]:
     """Return every prior choice that is reported: by validation and by evidence, scalar and per group.
 
+    One that cannot be made is left out, which is said, unless the settings ask to serve it: its error is raised then.
+
     Args:
         judge: of the calibration rows, where that is not ``posterior``.
     """
+    held_out = (calibration.projected, calibration.labels, calibration.class_mask)
     choices = []
     for granularity in get_args(Granularity):
-        choices.append(choose_by_evidence(posterior, distances, log_likelihood, granularity))
-        held_out = (calibration.projected, calibration.labels, calibration.class_mask)
-        choices.append(choose_by_validation(judge or posterior, *held_out, granularity))
+        ways: dict[str, Callable[[], PriorChoice]] = {
+            "evidence": partial(choose_by_evidence, posterior, distances, log_likelihood, granularity),
+            "validation": partial(choose_by_validation, judge or posterior, *held_out, granularity),
+        }
+        for method, choose in ways.items():
+            try:
+                choices.append(choose())
+            except LaploraError as error:
+                if (method, granularity) == (settings.laplace.prior, settings.laplace.granularity):
+                    raise
+                warn(f"no prior by {method} ({granularity}) is reported: {error}")
     return choices
 
 

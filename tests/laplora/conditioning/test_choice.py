@@ -9,11 +9,13 @@ import torch
 from conditioning_rows import moved_rows, several_rows
 
 from laplora.conditioning import choice as module
+from laplora.conditioning import weights_mode
 from laplora.conditioning.choice import BIASES, VARIANCES, WIDE_VARIANCES, choose_kernel, fold_means
 from laplora.conditioning.kernel import Kernel
 from laplora.conditioning.labelled import LabelledRows, log_contrasts
 from laplora.conditioning.last_layer import LastStates
 from laplora.conditioning.mode import posterior_mode
+from laplora.errors import FactorizationError
 from laplora.linearised import class_probs, contrast_logits, contrasts
 from laplora.predictive.cross_fitting import fold_rows
 
@@ -90,6 +92,18 @@ def test_many_classes_some_of_them_absent() -> None:
     before = contrast_logits(rows.mean).masked_fill(~rows.class_mask, -torch.inf).argmax(1) == rows.labels
     assert float(right.double().mean()) > float(before.double().mean()) + 0.3
     assert choice.losses[choice.place] < rows.loss(rows.mean) - 0.5
+
+
+def test_a_kernel_without_a_mode_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So wide that rounding makes its matrix indefinite, or not found in time; without any other it is an error."""
+    states, rows, _ = moved_rows(1.0, trained=0)
+    for wide, message in ((1e20, "no kernel leaves a row out"), (300.0, "under any kernel")):
+        choice = choose_kernel(states, rows, (wide, 0.1), (0.0,))
+        assert [loss == float("inf") for loss in choice.losses] == [True, False]
+        with pytest.raises(FactorizationError, match=message):
+            choose_kernel(states, rows, (wide,), (0.0,))
+        monkeypatch.setattr(module, "MOST_LEFT_OUT", 0)  # now by folds
+        monkeypatch.setattr(weights_mode, "_STEPS", 5)
 
 
 def test_labels_of_the_means_own_probabilities_move_next_to_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from fast_path import Rows
 from joint_problem import fit_joint
 
 import laplora
-from laplora.conditioning import choice
+from laplora.conditioning import choice, mode
 from laplora.conditioning.choice import MOST_LEFT_OUT
-from laplora.errors import ArtifactCorruptError, ConfigError, LaploraWarning
+from laplora.errors import ArtifactCorruptError, ConfigError, LaploraWarning, NonFiniteError
 from laplora.files import write_tensors
+from laplora.fitting import priors
 from laplora.fitting.calibrate import calibrate, out_of_fold, predictive_of, prior_without
 from laplora.fitting.conditioning import MOST, Conditioning, possible_conditioning, shifts_of
 from laplora.fitting.outputs import Fitted, SplitOutputs, corrected
@@ -240,3 +242,32 @@ def test_where_it_cannot_be_it_is_off_and_says_why(
         with pytest.raises(ConfigError, match=reason):
             possible_conditioning(classifier, wanted, given, seen)
     assert possible_conditioning(classifier, FitSettings(), examples(20), False) == FitSettings()
+
+
+def test_what_cannot_be_computed_is_off_and_the_fit_goes_on(
+    classifier: laplora.Classifier, rows: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels that no kernel fits, and a prior that is only reported; where they are to be served it is an error."""
+    monkeypatch.setattr(mode, "_HALVINGS", 0)
+    off = {"conditioned": False}
+
+    def of_settings(**settings: Any) -> laplora.CalibratedPosterior:
+        chosen = FitSettings.model_validate(settings)
+        return laplora.fit(classifier, rows["train"], rows["calibration"], settings=chosen, progress=False)
+
+    with pytest.warns(LaploraWarning, match="conditioned is off: no kernel leaves a row out"):
+        found = of_settings()
+    assert set(found.predictives) == {"map", "temperature", "laplace"}
+    assert not found.fit.conditioned
+    assert not found.fit.settings.predictives.conditioned
+    with pytest.raises(ConfigError, match="serve: conditioned cannot be: no kernel leaves a row out"):
+        of_settings(predictives={"serve": "conditioned"})
+
+    def no_evidence(*_: Any) -> Any:
+        raise NonFiniteError("too large")
+
+    monkeypatch.setattr(priors, "choose_by_evidence", no_evidence)
+    with pytest.warns(LaploraWarning, match=r"no prior by evidence \(group\) is reported: too large"):
+        assert {one.method for one in of_settings(predictives=off).fit.choices} == {"validation"}
+    with pytest.raises(NonFiniteError, match="too large"):
+        of_settings(laplace={"prior": "evidence"}, predictives=off)
