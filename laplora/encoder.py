@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from laplora.answers.explaining import NothingAccepted, nothing_accepted
 from laplora.answers.order_answers import average_answer, encode_orders
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
@@ -159,6 +160,11 @@ class Encoder:
             for i, answer in zip(places, answers, strict=True):
                 decided[i] = answer
         return decided, target_risk
+
+    def nothing_accepted(self, predictive: str, target_risk: float | None) -> NothingAccepted | None:
+        """Return that a predictive accepts nothing at a target risk, None being the artifact's; None where it does."""
+        name = self.named(predictive)
+        return nothing_accepted(name, self.thresholds(name, target_risk), self.review_scores[name])
 
     def thresholds(self, name: PredictiveName, target_risk: float | None) -> PredictiveThresholds:
         """Return a predictive's thresholds for a target risk; None: the artifact's."""

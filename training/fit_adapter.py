@@ -124,6 +124,7 @@ def _report(
         measured_on=f"{len(rows)} rows of {test.name}, given as test rows",
         fields=posterior.classifier.template.fields,
         unfamiliar=measured.unfamiliar,
+        nothing=posterior.predictor.nothing_accepted(posterior.recommended, None),
         notes=notes,
         provenance=provenance,
         texts=False,

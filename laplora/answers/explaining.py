@@ -1,8 +1,28 @@
-"""Why a predictive answers, in words."""
+"""Why a predictive answers, and why it accepts nothing, in words."""
 
 from __future__ import annotations
 
-from laplora.artifact.manifest import Manifest
+from dataclasses import dataclass
+
+from laplora.answers.review_scores import ReviewScores, read_scores, thresholds_at
+from laplora.artifact.folder import Artifact
+from laplora.artifact.manifest import SCORES, Manifest
+from laplora.decisions.review import least_risk
+from laplora.decisions.thresholds import PredictiveThresholds
+from laplora.predictive.kinds import PredictiveName
+
+
+@dataclass(frozen=True)
+class NothingAccepted:
+    """That a predictive accepts nothing at a target risk, and so every answer goes to review.
+
+    Attributes:
+        message: says so.
+        accepts_from: the next target risk at which it would accept something, 0 to 1; None where there is none.
+    """
+
+    message: str
+    accepts_from: float | None
 
 
 def reason_for(manifest: Manifest, predictive: str) -> str:
@@ -18,3 +38,43 @@ def reason_for(manifest: Manifest, predictive: str) -> str:
             f"{best.predictive}, which is recommended, {losses[1]:.3f}"
         )
     return reason
+
+
+def nothing_accepted(name: str, thresholds: PredictiveThresholds, scores: ReviewScores) -> NothingAccepted | None:
+    """Return what is to be said of a predictive without a review threshold; None where it has one.
+
+    Args:
+        thresholds: for the target risk that counts; scores: of the calibration rows, by the predictive.
+    """
+    rule = thresholds.review
+    if rule.threshold is not None:
+        return None
+    options = {} if rule.confidence is None else {"confidence": rule.confidence}
+    least = least_risk(scores.score, scores.error, above=rule.target_risk, guarantee=rule.guarantee, **options)
+    rest = "Nor would it at a higher one" if least is None else f"At {_percent(least)} it would accept some"
+    risk = _percent(rule.target_risk)
+    return NothingAccepted(
+        f"{name} accepts nothing at an error rate of {risk}: every answer goes to review. {rest}", least
+    )
+
+
+def nothing_accepted_of(
+    artifact: Artifact, name: PredictiveName, target_risk: float | None = None
+) -> NothingAccepted | None:
+    """Return the same of an artifact's predictive, its scores read from its folder; a risk of None is its own.
+
+    Raises:
+        ArtifactCorruptError: as ``read_scores``.
+    """
+    manifest = artifact.manifest
+    thresholds = manifest.predictives[name].thresholds
+    if target_risk is None and thresholds.review.threshold is not None:
+        return None
+    scores = read_scores(artifact.path / SCORES, manifest.servable, manifest.calibration.rows)[name]
+    return nothing_accepted(
+        name, thresholds if target_risk is None else thresholds_at(thresholds, scores, target_risk), scores
+    )
+
+
+def _percent(risk: float) -> str:
+    return f"{100 * risk:.4g} %"

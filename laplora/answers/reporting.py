@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from laplora.answers.evaluation import questions
-from laplora.answers.explaining import reason_for
+from laplora.answers.explaining import NothingAccepted, reason_for
 from laplora.answers.labels import LabelNames, Truth
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def measured_report(
     measured_on: str,
     fields: Sequence[str],
     unfamiliar: float | None,
+    nothing: NothingAccepted | None,
     notes: Sequence[str],
     provenance: Mapping[str, str],
     texts: bool,
@@ -75,6 +76,7 @@ def measured_report(
         predictive: the one that answered; averaged: whether over two orders of the choices.
         fields: of the rows' values those that the prompt has; texts: whether they are shown.
         unfamiliar: share of ``taken`` that is flagged so; None where nothing flags them.
+        nothing: where the predictive accepts nothing at the artifact's target risk.
     """
     from laplora.report.records import Promise, Report
 
@@ -104,6 +106,7 @@ def measured_report(
             calibration_rows=manifest.calibration.rows,
             false_alarms=None if familiarity is None else familiarity.false_alarms,
             bounded=rule.guarantee == "upper_bound",
+            nothing_accepted=nothing.message if nothing else None,
         ),
         methods=shown,
         rows=_rows(taken, names, fields, rule.threshold, texts=texts),

@@ -92,7 +92,8 @@ def thresholds_at(thresholds: PredictiveThresholds, scores: ReviewScores, target
     rule = thresholds.review
     options = {} if rule.confidence is None else {"confidence": rule.confidence}
     limit = accept_threshold(scores.score, scores.error, target_risk, guarantee=rule.guarantee, **options)
-    return thresholds.model_copy(update={"review": rule.model_copy(update={"threshold": limit})})
+    review = rule.model_copy(update={"threshold": limit, "target_risk": target_risk})
+    return thresholds.model_copy(update={"review": review})
 
 
 def decided_at(predictions: Sequence[Prediction], thresholds: PredictiveThresholds) -> list[Prediction]:

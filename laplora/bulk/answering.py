@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laplora.errors import ConfigError, LaploraError, NonFiniteError
+from laplora.errors import ConfigError, LaploraError, NonFiniteError, warn
 
 if TYPE_CHECKING:  # torch takes seconds to load, which help and completion need not wait for
     from laplora.answers.prediction import Prediction
@@ -55,6 +55,7 @@ def read(artifact: str | Path, how: How, bases: Sequence[str], progress: Callabl
     Raises:
         ArtifactError: none that can be used; ConfigError: a base model that nobody allowed, or no such predictive.
     """
+    from laplora.answers.explaining import nothing_accepted_of
     from laplora.artifact.fetched import FetchRules, local_artifact
     from laplora.artifact.folder import read_artifact
 
@@ -62,6 +63,9 @@ def read(artifact: str | Path, how: How, bases: Sequence[str], progress: Callabl
     known = found.manifest.servable
     if how.predictive is not None and how.predictive not in known:
         raise ConfigError(f"artifact {found.name!r} has no predictive {how.predictive!r}: it has {', '.join(known)}")
+    name = next((name for name in known if name == how.predictive), found.manifest.recommended.predictive)
+    if nothing := nothing_accepted_of(found, name, how.target_risk):
+        warn(nothing.message)
     return found
 
 

@@ -76,6 +76,13 @@ class Prediction(Record):
     prediction_id: str | None = None
 
 
+class NothingAccepted(Record):
+    """That the predictive accepts nothing at the target risk, in words, and the next risk at which it would."""
+
+    message: str
+    accepts_from: float | None = None
+
+
 @dataclass(frozen=True)
 class Answers(Sequence[Prediction]):
     """Predictions in the order of the inputs.
@@ -84,12 +91,14 @@ class Answers(Sequence[Prediction]):
         artifacts: those that answered; several where one replaced another between batches.
         predictive: name of the requested one.
         target_risk: error rate among accepted answers that the decisions aim for.
+        nothing_accepted: set where that rate lets nothing be accepted: why everything goes to review.
     """
 
     predictions: tuple[Prediction, ...]
     artifacts: tuple[Artifact, ...]
     predictive: str | None
     target_risk: float | None
+    nothing_accepted: NothingAccepted | None = None
 
     def __len__(self) -> int:
         return len(self.predictions)

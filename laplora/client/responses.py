@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import Field, TypeAdapter, ValidationError
 
-from laplora.client.answers import Answers, Artifact, FeedbackResult, Prediction, Record
+from laplora.client.answers import Answers, Artifact, FeedbackResult, NothingAccepted, Prediction, Record
 from laplora.client.failures import (
     DETAILS,
     RequestRefusedError,
@@ -26,6 +26,7 @@ class Predicted(Record):
     artifact: Artifact
     predictive: dict[str, Any] = Field(default_factory=dict)
     target_risk: float | None = None
+    nothing_accepted: NothingAccepted | None = None
     predictions: tuple[Prediction, ...]
 
 
@@ -64,6 +65,7 @@ def joined(parts: Sequence[Predicted]) -> Answers:
         artifacts=tuple({part.artifact.digest: part.artifact for part in parts}.values()),
         predictive=parts[0].predictive.get("name"),
         target_risk=parts[0].target_risk,
+        nothing_accepted=next((part.nothing_accepted for part in parts if part.nothing_accepted), None),
     )
 
 

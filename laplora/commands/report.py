@@ -67,6 +67,7 @@ def _brought(artifact: Artifact) -> bytes:
 
 def _page(measured: Evaluated, data: Path, how: How, texts: bool) -> bytes:
     from laplora.answers.evaluation import unfamiliar_share
+    from laplora.answers.explaining import nothing_accepted_of
     from laplora.answers.labels import LabelNames
     from laplora.answers.reporting import MeasuredRows, measured_report
 
@@ -78,17 +79,19 @@ def _page(measured: Evaluated, data: Path, how: How, texts: bool) -> bytes:
     rows, manifest, records = MeasuredRows(), measured.artifact.manifest, measured.records
     for record in records:
         rows.add(f"line {record['number']}", record["truth"], record["answer"], record["fields"])
+    name = next((one for one in manifest.servable if one == how.predictive), manifest.recommended.predictive)
     made = measured_report(
         rows,
         manifest,
         measured.methods,
         names=LabelNames.of(manifest),
-        predictive=how.predictive or manifest.recommended.predictive,
+        predictive=name,
         averaged=how.order_average,
         title=measured.artifact.name,
         measured_on=f"{len(records)} rows of {data.name}",
         fields=manifest.template.template().fields,
         unfamiliar=unfamiliar_share(manifest, [record["answer"]["flags"] for record in records]),
+        nothing=nothing_accepted_of(measured.artifact, name),
         notes=[],
         provenance=_provenance(measured.artifact, data, how),
         texts=texts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,13 @@ class Recommendation:
     table: dict[str, dict[str, float]]
 
 
-def recommend(losses: Mapping[str, torch.Tensor], seed: int = 0, *, has_variance: bool = True) -> Recommendation:
+def recommend(
+    losses: Mapping[str, torch.Tensor],
+    seed: int = 0,
+    *,
+    has_variance: bool = True,
+    accepting: Collection[str] | None = None,
+) -> Recommendation:
     """Return the predictive to serve by default.
 
     Differences are paired, row by row, and measured in their standard errors. In this order:
@@ -55,6 +61,8 @@ def recommend(losses: Mapping[str, torch.Tensor], seed: int = 0, *, has_variance
     2. The best candidate has the lowest NLL.
     3. But one of the posterior, if it is a candidate within 0.25 standard errors of the best one, is preferred to one
        without: it has a variance and an epistemic part. Of two it is the one of lower NLL.
+    4. One that accepts nothing at the target risk gives way to one that does: to the choice among these by the same
+       rule, MAP if that alone does. So it is only where one does.
 
     Why these numbers: docs/lab-notes.md. Calibration rows speak for rows like them: of shifted rows no rule promises
     anything.
@@ -63,6 +71,7 @@ def recommend(losses: Mapping[str, torch.Tensor], seed: int = 0, *, has_variance
         losses: by predictive (rows,) the NLL of the same calibration rows, cross-fitted; ``map`` among them.
         seed: of the bootstrap behind the reported intervals; the choice does not depend on it.
         has_variance: False where what is served is without one by the same measure, whatever the folds had.
+        accepting: those that accept something at the target risk; None: not known.
 
     Raises:
         ConfigError: no ``map``.
@@ -80,6 +89,10 @@ def recommend(losses: Mapping[str, torch.Tensor], seed: int = 0, *, has_variance
     if "laplace" in columns and answer_alike(columns["laplace"], columns["map"]):
         has_variance = False
     chosen, why = _choose(columns, has_variance=has_variance)
+    if accepting is not None and chosen not in accepting:
+        able, _ = _choose({n: c for n, c in columns.items() if n in {"map", *accepting}}, has_variance=has_variance)
+        if able in accepting:
+            chosen, why = able, f"preferred to {chosen}, which accepts nothing at the target risk"
     entry = table[chosen]
     figures = f"an NLL of {entry['nll']:.3f} nats on {rows} calibration rows"
     if chosen != "map":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from scipy import special
@@ -178,20 +179,69 @@ def accept_threshold(
     if guarantee not in ("empirical", "upper_bound"):
         raise ConfigError(f"guarantee must be empirical or upper_bound, got {guarantee!r}")
     check_columns(len(errors), scores=scores)
-    values, group, counts = tie_groups(scores.detach().double().cpu())
-    wrong = torch.bincount(group, weights=errors.detach().cpu().double(), minlength=len(values))
-    within, answered = wrong.cumsum(0), counts.cumsum(0)
+    ranked = _Ranked.of(scores, errors)
     if guarantee == "empirical":
         # 1 of 20 is not above 0.05 only because of rounding.
-        fits = (within + 1 <= target_risk * (answered + 1) + 1e-9).nonzero()[:, 0]
-        return float(values[fits[-1]]) if len(fits) else None
-    # Given the score at the edge, only the rows strictly below it are a sample of what is accepted. Rows at the edge
-    # count if they are mistakes, never as right answers.
-    sample = answered - (counts - wrong).long()
-    # The first to try must not depend on the mistakes: the fewest rows that could pass, with none among them.
-    fewest = math.log(1 - confidence) / math.log1p(-target_risk)  # infinite for the smallest risks
-    start = int(torch.searchsorted(answered, math.ceil(fewest) + 1)) if fewest < len(errors) else len(values)
-    passes = special.bdtr(within.numpy(), sample.numpy(), target_risk) <= 1 - confidence
+        fits = (ranked.within + 1 <= target_risk * (ranked.answered + 1) + 1e-9).nonzero()[:, 0]
+        return float(ranked.values[fits[-1]]) if len(fits) else None
+    start = int(ranked.first_tried(torch.tensor([target_risk], dtype=torch.float64), confidence))
+    passes = special.bdtr(ranked.within.numpy(), ranked.sample.numpy(), target_risk) <= 1 - confidence
     failing = (~torch.from_numpy(passes)[start:]).nonzero()[:, 0]
-    end = start + int(failing[0]) if len(failing) else len(values)
-    return float(values[end - 1]) if end > start else None
+    end = start + int(failing[0]) if len(failing) else len(passes)
+    return float(ranked.values[end - 1]) if end > start else None
+
+
+def least_risk(
+    scores: torch.Tensor,
+    errors: torch.Tensor,
+    *,
+    above: float,
+    guarantee: Guarantee = "empirical",
+    confidence: float = 0.9,
+) -> float | None:
+    """Return the least target risk above another one, in tenths of a percent, with an ``accept_threshold``.
+
+    None where there is none. Arguments as of ``accept_threshold``.
+    """
+    ranked, risks = _Ranked.of(scores, errors), torch.arange(1, 1000, dtype=torch.float64) / 1000
+    if guarantee == "empirical":
+        best = int(((ranked.within + 1) / (ranked.answered + 1)).argmin())
+        fits = ranked.within[best] + 1 <= risks * (ranked.answered[best] + 1) + 1e-9
+    else:
+        start = ranked.first_tried(risks, confidence)
+        risks, start = risks[start < len(ranked.values)], start[start < len(ranked.values)]
+        passes = special.bdtr(ranked.within[start].numpy(), ranked.sample[start].numpy(), risks.numpy())
+        fits = torch.from_numpy(passes <= 1 - confidence)
+    found = risks[fits & (risks > above)]
+    return float(found[0]) if len(found) else None
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The calibration rows by score, equal ones together, each (groups,).
+
+    Attributes:
+        values: their scores, ascending; answered: rows up to each; within: mistakes among them.
+        sample: rows that a bound on each is of. Given the score at the edge, only the rows strictly below it are a
+            sample of what is accepted. Rows at the edge count if they are mistakes, never as right answers.
+    """
+
+    values: torch.Tensor
+    answered: torch.Tensor
+    within: torch.Tensor
+    sample: torch.Tensor
+
+    @classmethod
+    def of(cls, scores: torch.Tensor, errors: torch.Tensor) -> _Ranked:
+        values, group, counts = tie_groups(scores.detach().double().cpu())
+        wrong = torch.bincount(group, weights=errors.detach().cpu().double(), minlength=len(values))
+        answered = counts.cumsum(0)
+        return cls(values, answered, wrong.cumsum(0), answered - (counts - wrong).long())
+
+    def first_tried(self, risks: torch.Tensor, confidence: float) -> torch.Tensor:
+        """Return the group that is tried first for each risk (risks,) float64, which must not depend on the mistakes.
+
+        It has the fewest rows that could pass, with none among them; where there are too few, it is one past the last.
+        """
+        fewest = math.log(1 - confidence) / torch.log1p(-risks)  # infinite for the smallest
+        return torch.searchsorted(self.answered.double(), fewest.ceil() + 1)

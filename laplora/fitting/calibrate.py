@@ -9,12 +9,13 @@ from functools import cache
 import torch
 from pydantic import BaseModel
 
+from laplora.answers.explaining import nothing_accepted
 from laplora.answers.review_scores import ReviewScores, review_scores
 from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
 from laplora.decisions.conformal import fit_label_sets, fit_present_sets
 from laplora.decisions.recommendation import answer_alike, recommend
 from laplora.decisions.review import fit_thresholds
-from laplora.errors import LaploraError
+from laplora.errors import LaploraError, warn
 from laplora.fitting.conditioning import Conditioned, Conditioning, without_conditioning
 from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.settings import FitSettings
@@ -102,7 +103,8 @@ def calibrate(
         together=split.together,
         split=split_name,
     )
-    recommended = recommendation(settings, outputs, held_out)
+    accepting = [name for name in names if thresholds[name].review.threshold is not None]
+    recommended = recommendation(settings, outputs, held_out, accepting)
     map_probs = held_out["map"].probs
     records: dict[PredictiveName, PredictiveRecord] = {}
     scores: dict[PredictiveName, ReviewScores] = {}
@@ -154,7 +156,16 @@ def condition_and_calibrate(
             moved = {kind: one.left_out for kind, one in conditioned.items()}
             temperature = conditioned["conditioned"].shift.temperature
             outputs = replace(outputs, moved=moved, temperature=temperature)
-    return settings, conditioned, *calibrate(settings, outputs, conditioning, held_out, split_name, prior_of)
+    calibrated, scores = calibrate(settings, outputs, conditioning, held_out, split_name, prior_of)
+    warn_of_nothing_accepted(calibrated, scores)
+    return settings, conditioned, calibrated, scores
+
+
+def warn_of_nothing_accepted(calibrated: Calibrated, scores: Mapping[PredictiveName, ReviewScores]) -> None:
+    """Warn where the predictive that answers by default accepts nothing at the target risk."""
+    name = calibrated.recommended.predictive
+    if nothing := nothing_accepted(name, calibrated.predictives[name].thresholds, scores[name]):
+        warn(nothing.message)
 
 
 def out_of_fold(
@@ -223,15 +234,21 @@ def _temperature(outputs: SplitOutputs, name: PredictiveName, rows: torch.Tensor
 
 
 def recommendation(
-    settings: FitSettings, outputs: SplitOutputs, held_out: Mapping[PredictiveName, PosteriorPredictive]
+    settings: FitSettings,
+    outputs: SplitOutputs,
+    held_out: Mapping[PredictiveName, PosteriorPredictive],
+    accepting: Sequence[PredictiveName],
 ) -> RecommendedRecord:
     """Return which predictive answers by default, compared on losses that were fitted without their row.
 
     The loss of an input with several labels is the sum of its rows'.
+
+    Args:
+        accepting: the predictives that accept something at the target risk.
     """
     names = settings.predictives.names
     losses = {str(name): _losses(outputs, held_out[name]) for name in names}
-    by_data = recommend(losses, settings.seed, has_variance=has_variance(outputs))
+    by_data = recommend(losses, settings.seed, has_variance=has_variance(outputs), accepting=accepting)
     wanted, reason = settings.predictives.serve, by_data.reason
     if wanted == "auto":
         return RecommendedRecord(

@@ -24,7 +24,14 @@ from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.manifest import Manifest
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
-from laplora.fitting.calibrate import Calibrated, calibrate, out_of_fold, predictive_of, prior_without
+from laplora.fitting.calibrate import (
+    Calibrated,
+    calibrate,
+    out_of_fold,
+    predictive_of,
+    prior_without,
+    warn_of_nothing_accepted,
+)
 from laplora.fitting.conditioning import Conditioned, Conditioning, check_conditioning
 from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.progress import Progress, Silent
@@ -168,12 +175,14 @@ def condition_on(
         calibrated = with_reversed(calibrated, before_reversed.reversed_temperature)
     name = corrected_from(manifest.recommended.predictive)
     comparison = compare(manifest, before, name, held_out[name], split, record.folds)
-    if manifest.recommended.chosen_by != "configuration":
-        # Who gives labels wants answers that know them: the choice was made by packaging, its correction answers.
-        answers = calibrated.recommended.model_copy(
-            update={"predictive": name, "reason": f"{name}: {comparison}", "chosen_by": "labels"}
-        )
-        calibrated = calibrated.model_copy(update={"recommended": answers})
+    by_data, predictives = calibrated.recommended, calibrated.predictives
+    limit, of_data = (predictives[one].thresholds.review.threshold for one in (name, by_data.predictive))
+    if manifest.recommended.chosen_by != "configuration" and (limit is not None or of_data is None):
+        # Who gives labels wants answers that know them: the choice was made by packaging, its correction answers. But
+        # one that accepts nothing gives way to one that does.
+        update = {"predictive": name, "reason": f"{name}: {comparison}", "chosen_by": "labels"}
+        calibrated = calibrated.model_copy(update={"recommended": by_data.model_copy(update=update)})
+    warn_of_nothing_accepted(calibrated, scores)
     metrics = {
         str(name): evaluate_probs(one.probs, split.labels, together=split.together).to_json()
         for name, one in held_out.items()

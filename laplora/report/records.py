@@ -21,6 +21,7 @@ class Promise:
             it, where the default only aims at it.
         coverage: of the label sets; calibration_rows: that they were calibrated on.
         false_alarms: share of rows that are flagged as unfamiliar, at most; None where nothing flags them.
+        nothing_accepted: that the review rule accepts nothing at this risk, in words; None where it does.
     """
 
     target_risk: float
@@ -28,6 +29,7 @@ class Promise:
     calibration_rows: int
     false_alarms: float | None = None
     bounded: bool = False
+    nothing_accepted: str | None = None
 
     @property
     def verb(self) -> str:

@@ -111,6 +111,8 @@ def judge(report: Report) -> Verdict:
         if check.outcome == "no" and caveat:
             caveats.append(caveat)
     kind, sentence = _decision(report)
+    if (nothing := report.promise.nothing_accepted) and nothing not in sentence:
+        caveats.append(f"{nothing}.")
     if (skill := _skill(report)).shown and not skill.by_accuracy:
         caveats.append(
             f"Its accuracy is not clearly above that of always answering “{skill.label}”, which is a hard test where "
@@ -180,10 +182,8 @@ def _decision(report: Report) -> tuple[Kind, str]:
             "learnt the task."
         )
     if accepted is None:
-        return "stop", (
-            "A person would have to look at every answer: the review rule finds none sure enough for an error rate of "
-            f"{percent(target)}."
-        )
+        none = f"the review rule finds none sure enough for an error rate of {percent(target)}"
+        return "stop", f"A person would have to look at every answer: {report.promise.nothing_accepted or none}."
     if accepted.interval[0] > target:
         return "stop", (
             f"Of the answers that nobody would look at {accepted} are wrong, more than the {percent(target)} "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from laplora.answers.explaining import NothingAccepted
     from laplora.answers.prediction import Prediction
     from laplora.answers.review_scores import ReviewScores
     from laplora.artifact.folder import Artifact
@@ -108,4 +109,8 @@ class Model(Protocol):
 
     def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
         """Return predictions with the decisions for a target risk, and that risk."""
+        ...
+
+    def nothing_accepted(self, predictive: str, target_risk: float | None) -> NothingAccepted | None:
+        """Return that a predictive accepts nothing at a target risk; None where it does."""
         ...

@@ -22,6 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from laplora.answers.explaining import NothingAccepted
 from laplora.answers.order_answers import encode_orders
 from laplora.answers.prediction import Prediction
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
@@ -175,6 +176,10 @@ class FakePredictor(Predictor):
             return list(predictions), 0.05
         decided = [replace(p, decision="accept" if p.score / 2 <= target_risk else "review") for p in predictions]
         return decided, target_risk
+
+    def nothing_accepted(self, predictive: str, target_risk: float | None) -> NothingAccepted | None:
+        """Every score is 0.25."""
+        return NothingAccepted(f"{predictive} accepts nothing", 0.125) if (target_risk or 1) < 0.125 else None
 
     def _one(self, row: EncodedRow, predictive: str, posterior: bool) -> Prediction:
         classes = row.class_count

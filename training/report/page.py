@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from laplora.artifact.manifest import POSTERIOR, REPORT_PAGE
+from laplora.answers.explaining import nothing_accepted
+from laplora.answers.review_scores import read_scores
+from laplora.artifact.manifest import POSTERIOR, REPORT_PAGE, SCORES
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
 from laplora.files import file_sha256, write_whole
 from laplora.fitting.calibrate import Calibrated, predictive_of
@@ -92,12 +94,15 @@ def run_report(
 ) -> Report:
     """Return the report of a run's evaluation; ``methods`` and ``notes`` as of ``Report``."""
     config, calibrated = run.config, record.calibrated
-    rule = calibrated.predictives[calibrated.recommended.predictive].thresholds.review
+    name = calibrated.recommended.predictive
+    thresholds = calibrated.predictives[name].thresholds
+    rule, scores = thresholds.review, config.run_dir / "laplace" / SCORES
+    nothing = nothing_accepted(name, thresholds, read_scores(scores, [name], calibrated.calibration.rows)[name])
     source = run.splits.report
     return Report(
         title=config.name,
         measured_on=f"{len(rows)} test rows of {source['dataset']}, which neither training nor calibration has seen",
-        served=calibrated.recommended.predictive,
+        served=name,
         reason=calibrated.recommended.reason,
         labels=run.splits.task.labels,
         promise=Promise(
@@ -106,6 +111,7 @@ def run_report(
             calibration_rows=calibrated.calibration.rows,
             false_alarms=record.familiarity.false_alarms if record.familiarity else None,
             bounded=rule.guarantee == "upper_bound",
+            nothing_accepted=nothing.message if nothing else None,
         ),
         methods=methods,
         rows=rows,

@@ -31,3 +31,4 @@ class RemoteModel:
         self.base_name = repr(self.artifact.manifest.base)
         self.encode, self.encode_orders = encoder.encode, encoder.encode_orders
         self.average_orders, self.decided = encoder.average_orders, encoder.decided
+        self.nothing_accepted = encoder.nothing_accepted

@@ -17,7 +17,7 @@ from service.jobs.reading.report import job_report, take_rows
 from service.jobs.store.records import Job, JobResult
 
 if TYPE_CHECKING:
-    from laplora.artifact.manifest import Manifest
+    from laplora.artifact.folder import Artifact
 
 router = APIRouter(tags=["jobs"])
 
@@ -74,7 +74,7 @@ async def get_job_report(
         # The rows of one report at a time are in memory.
         async with reports.turn(caller.name) as run:
             taken = await take_rows(board.ledger.disk, job, run)
-            return await run(lambda: _page(job, result, taken, artifact.manifest, texts=texts))
+            return await run(lambda: _page(job, result, taken, artifact, texts=texts))
 
     try:
         return HTMLResponse(await while_awaited(request, page(), timeout_s=settings.request_timeout_s))
@@ -82,9 +82,9 @@ async def get_job_report(
         downloads.remove(caller.name, 1)
 
 
-def _page(job: Job, result: JobResult, taken: MeasuredRows, manifest: Manifest, *, texts: bool) -> str:
+def _page(job: Job, result: JobResult, taken: MeasuredRows, artifact: Artifact, *, texts: bool) -> str:
     from laplora.report.page import html
     from laplora.report.verdict import judge
 
-    report = job_report(job, result, taken, manifest, texts=texts)
+    report = job_report(job, result, taken, artifact, texts=texts)
     return html(report, judge(report))

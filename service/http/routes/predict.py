@@ -15,7 +15,7 @@ from service.http.openapi import SCORING_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import FeedbackDep, MetricsDep, ScorerDep
 from service.http.routes.planning import Planning, PlanningDep
-from service.http.schemas.predict import PredictiveRef, PredictRequest, PredictResponse
+from service.http.schemas.predict import NothingAcceptedOut, PredictiveRef, PredictRequest, PredictResponse
 from service.scoring.plan import choose_ask
 from service.scoring.scorer import Scorer
 from service.scoring.ticket import Ask
@@ -62,7 +62,9 @@ class Predicting:
                 for prediction, prediction_id in zip(predictions, ids, strict=with_ids):
                     prediction.prediction_id = prediction_id
             self._metrics.count_answers(artifact.name, predictive, answers)
-            manifest = artifact.manifest
+            manifest, nothing = artifact.manifest, None
+            if all(answer.decision == "review" for answer in answers):
+                nothing = plan.model.nothing_accepted(predictive, options.target_risk)
             return PredictResponse(
                 artifact=artifact_ref(artifact),
                 predictive=PredictiveRef(
@@ -71,6 +73,7 @@ class Predicting:
                     reason=reason_for(manifest, predictive),
                 ),
                 target_risk=target_risk,
+                **({} if nothing is None else {"nothing_accepted": NothingAcceptedOut(**vars(nothing))}),
                 predictions=predictions,
                 timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions)),
             )

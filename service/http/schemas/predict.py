@@ -81,6 +81,20 @@ class PredictiveRef(Answer):
     """Why the one that answered did, with figures of the artifact's calibration split."""
 
 
+class NothingAcceptedOut(Answer):
+    """That the predictive accepts nothing at the target risk, whatever the input: every answer goes to review."""
+
+    message: str = Field(
+        examples=[
+            "conditioned accepts nothing at an error rate of 5 %: every answer goes to review. At 9.1 % it would "
+            "accept some"
+        ]
+    )
+    """Says so."""
+    accepts_from: FiniteFloat | None = Field(examples=[0.091])
+    """The next higher target_risk at which it would accept something, 0 to 1; null where there is none."""
+
+
 class PredictionOut(Answer):
     """One input's answer. From map, what needs the posterior is null and probs equals map_probs."""
 
@@ -156,5 +170,7 @@ class PredictResponse(Answer):
     predictive: PredictiveRef = Field(description="Which predictive was asked for.")
     target_risk: FiniteFloat = Field(examples=[0.05])
     """The error rate, 0 to 1, that the decisions were made for."""
+    nothing_accepted: NothingAcceptedOut | None = None
+    """Set where nothing can be accepted at that rate: why everything goes to review."""
     predictions: list[PredictionOut] = Field(description="One answer per input, in the inputs' order.")
     timing_ms: Timing = Field(description="Where the time went, milliseconds.")

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from laplora.answers.explaining import nothing_accepted_of
 from laplora.answers.reporting import BY_LABEL, MeasuredRows, measured_report
 from service.errors import ReportNotFoundError
 from service.jobs.reading.rows import AnsweredRow, answered_pages
@@ -19,7 +20,7 @@ from service.jobs.store.disk import Disk
 from service.jobs.store.records import About, Job, JobResult
 
 if TYPE_CHECKING:
-    from laplora.artifact.manifest import Manifest
+    from laplora.artifact.folder import Artifact
     from laplora.report.records import Report
 
 #: Rows that are looked at one by one, and numbers by label of theirs, at most: of a larger job evenly spaced ones are.
@@ -74,18 +75,18 @@ def _unfamiliar(taken: MeasuredRows) -> float:
     return sum(flags) / len(flags)
 
 
-def job_report(job: Job, result: JobResult, taken: MeasuredRows, manifest: Manifest, *, texts: bool) -> Report:
+def job_report(job: Job, result: JobResult, taken: MeasuredRows, artifact: Artifact, *, texts: bool) -> Report:
     """Return the report of a job that is done, from its result and its rows.
 
     Args:
-        manifest: of the artifact that answered, which has what it promises; texts: whether the rows' texts are shown.
+        artifact: that answered, which has what it promises; texts: whether the rows' texts are shown.
 
     Raises:
         ReportNotFoundError: no row that has a label could be scored.
     """
     if not taken.references:
         raise ReportNotFoundError("no row of the job has a label and an answer: there is nothing to measure")
-    about = job.about
+    about, manifest = job.about, artifact.manifest
     return measured_report(
         taken,
         manifest,
@@ -97,6 +98,7 @@ def job_report(job: Job, result: JobResult, taken: MeasuredRows, manifest: Manif
         measured_on=f"{result.rows} uploaded rows, job {job.id}",
         fields=about.fields,
         unfamiliar=None if result.unfamiliar is None else _unfamiliar(taken),
+        nothing=nothing_accepted_of(artifact, manifest.recommended.predictive),
         notes=list(_notes(job, result, taken)),
         provenance=_provenance(job),
         texts=texts,

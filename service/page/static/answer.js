@@ -89,7 +89,7 @@ function side(answer, artifact) {
 // Returns the nodes of an artifact's answer. `choices` are the texts that were sent with a question, if it was one.
 export function drawn(response, choices, artifact) {
   const [answer] = response.predictions;
-  const { do: action, why } = verdict(answer, response.target_risk);
+  const { do: action, why } = verdict(response);
   const parts = [
     make("p", { class: `verdict ${answer.decision}` }, make("strong", {}, action), ` ${why}`),
     ...comparison(answer, answer.answered_by, choices),
@@ -109,7 +109,7 @@ export function drawn(response, choices, artifact) {
 // Returns the answer as a screen reader says it.
 export function said(response) {
   const [answer] = response.predictions;
-  const { do: action, why } = verdict(answer, response.target_risk);
+  const { do: action, why } = verdict(response);
   const alone = probability(answer.map_probs[answer.label]);
   return `${answer.label_text}: ${alone} by the fine-tuned model alone, ${probability(answer.probs[answer.label])} served. ${action} ${why}`;
 }

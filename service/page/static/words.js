@@ -30,8 +30,8 @@ export const noteOf = (flag) => NOTES[flag] ?? "";
 const listed = (parts) =>
   parts.length < 2 ? parts.join("") : `${parts.slice(0, -1).join(", ")}, and ${parts.at(-1)}`;
 
-// Returns what to do with an answer, and why.
-export function verdict(answer, targetRisk) {
+// Returns what to do with the answer in a response, and why.
+export function verdict({ predictions: [answer], target_risk: targetRisk, nothing_accepted: nothing }) {
   const risk = percent(targetRisk, targetRisk < 0.01 ? 1 : 0);
   if (answer.decision === "accept") {
     return {
@@ -40,7 +40,9 @@ export function verdict(answer, targetRisk) {
     };
   }
   const reasons = answer.flags.filter((flag) => flag in REASONS).map((flag) => REASONS[flag](answer));
-  if (reasons.length > 0) return { do: "A person should look,", why: `because ${listed(reasons)}.` };
+  const always = nothing === undefined ? "" : `${nothing.message}.`;
+  if (reasons.length > 0) return { do: "A person should look,", why: `because ${listed(reasons)}. ${always}` };
+  if (always) return { do: "A person should look:", why: always };
   return {
     do: "A person should look,",
     why: `because if everything as sure as this were accepted, more than ${risk} of such calibration rows would have been wrong.`,

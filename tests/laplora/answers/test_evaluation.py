@@ -95,7 +95,7 @@ def measured(count: int, *, averaged: bool = False) -> Report:
         methods |= {f"{name}_order_average": values for name, values in methods.items()}
     return measured_report(
         taken, MANIFEST, methods, names=THREE, predictive="laplace", averaged=averaged, title="tags",
-        measured_on="rows", fields=("text",), unfamiliar=None, notes=[], provenance={}, texts=True,
+        measured_on="rows", fields=("text",), unfamiliar=None, nothing=None, notes=[], provenance={}, texts=True,
     )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def test_where_one_label_is_right_a_row_has_the_figures_of_its_answer() -> None:
         taken.add(f"row {held}", 1, answer | {"uncertainty": {"epistemic": probs[0]}}, {"text": held})
     report = measured_report(
         taken, MANIFEST, {"laplace": {}}, names=names, predictive="laplace", averaged=False, title="choices",
-        measured_on="rows", fields=("text",), unfamiliar=None, notes=[], provenance={}, texts=False,
+        measured_on="rows", fields=("text",), unfamiliar=None, nothing=None, notes=[], provenance={}, texts=False,
     )  # fmt: skip
     rows = report.rows
     assert (rows.std.tolist(), rows.epistemic.tolist()) == (pytest.approx([0.05, 0.09, 0.07]), [0.2, 0.1, 0.1])

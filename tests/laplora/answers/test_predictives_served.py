@@ -98,6 +98,10 @@ def test_the_recorded_scores_give_the_artifacts_decisions_at_its_risk(mixture_pr
     unsure = {risk: {"low_confidence" in answer.flags for answer in some} for risk, some in at.items()}
     assert unsure[0.0001] == {True}
     assert unsure[0.6] == {False}
+    nothing = mixture_predictor.nothing_accepted(name, 0.0001)
+    assert nothing is not None
+    assert nothing.message.startswith(f"{name} accepts nothing at an error rate of 0.01 %: every answer goes to review")
+    assert mixture_predictor.nothing_accepted(name, nothing.accepts_from) is None
     for answer in (answer for some in at.values() for answer in some):
         assert (answer.decision == "review") == bool(REVIEW_FLAGS.intersection(answer.flags))
     with pytest.raises(ConfigError):

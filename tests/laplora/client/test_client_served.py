@@ -35,6 +35,9 @@ def test_a_long_list_is_answered_in_order(client: Client) -> None:
     assert [artifact.name for artifact in answers.artifacts] == ["fake"]
     assert (answers.predictive, answers.target_risk) == ("laplace", 0.2)
     assert {len(a.logit_covariance or ()) for a in answers} == {2}
+    assert answers.nothing_accepted is None
+    strict = client.predict(INPUTS[:1], predictive="map", target_risk=0.1).nothing_accepted
+    assert (strict and (strict.message, strict.accepts_from)) == ("map accepts nothing", 0.125)
 
 
 def test_labels_of_earlier_predictions(client: Client) -> None:

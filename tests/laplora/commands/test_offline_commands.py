@@ -40,6 +40,9 @@ def test_every_line_is_answered_in_order(
     rows = [{"id": str(i), "text": text} for i, text in enumerate(texts)]
     status, found = predict(sentiment_run, jsonl(rows), monkeypatch, capfdbinary, "--lines", str(window))
     assert status == 0
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    assert main(["predict", "-a", str(sentiment_run.artifact), "--device", "cpu", "--target-risk", "0.0001"]) == 0
+    assert b"accepts nothing at an error rate of 0.01 %: every answer goes to review" in capfdbinary.readouterr().err
     assert [one["id"] for one in found] == ["0", "1", "2", "3", "4"]
     predictor = Predictor.load(sentiment_run.artifact, device="cpu")
     expected = predictor.predict([predictor.encode({"text": text}, truncate=False) for text in texts])

@@ -74,6 +74,25 @@ def test_a_served_posterior_without_variance_is_not_preferred_whatever_the_folds
     assert got.reason.endswith("; laplace answers as map does, so nothing of the posterior is a candidate")
 
 
+@pytest.mark.parametrize(
+    ("accepting", "chosen"),
+    [
+        (("map", "laplace", "temperature", "conditioned"), "conditioned"),
+        (("map", "laplace", "temperature"), "temperature"),
+        (("map", "laplace"), "laplace"),
+        # MAP is worse and no candidate: it answers where it alone can be accepted. Where none can, the rule stands.
+        (("map",), "map"),
+        (("worse",), "conditioned"),
+        ((), "conditioned"),
+    ],
+)
+def test_what_accepts_something_is_preferred(accepting: tuple[str, ...], chosen: str) -> None:
+    columns = losses(conditioned=(-0.3, 0.1), temperature=(-0.2, 0.1), laplace=(-0.1, 0.1), worse=(0.1, 0.1))
+    got = recommend(columns, accepting=accepting)
+    assert got.predictive == chosen
+    assert ("preferred to conditioned, which accepts nothing" in got.reason) == (chosen != "conditioned")
+
+
 def test_the_table_has_every_figure() -> None:
     columns = losses(temperature=(-0.2, 0.3), laplace=(-0.1, 1.0))
     got = recommend(columns)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from laplora.answers.review_scores import review_scores, thresholds_at
-from laplora.decisions.review import accept_threshold, fit_thresholds
+from laplora.decisions.review import accept_threshold, fit_thresholds, least_risk
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.decisions.uncertainty import FLAGS, REVIEW_FLAGS, decide, decompose, raise_flags, review_score
 from laplora.errors import ConfigError, DataError
@@ -128,6 +128,20 @@ def test_scores_for_another_risk_give_the_artifacts_threshold_at_its_own(guarant
     scores = review_scores(thresholds, predictive, data["map_probs"], data["labels"], entropy(data["probs"]))
     assert thresholds_at(thresholds, scores, 0.2) == thresholds
     assert (thresholds_at(thresholds, scores, 0.25).review.threshold or 0.0) >= thresholds.review.threshold
+
+
+@given(rows=st.integers(1, 80), rate=st.floats(0, 0.7), seed=st.integers(0, 999), above=st.floats(0.001, 0.3))
+@settings(max_examples=40)
+@pytest.mark.parametrize("guarantee", ["empirical", "upper_bound"])
+def test_the_least_risk_is_the_next_at_which_something_is_accepted(
+    guarantee: Any, rows: int, rate: float, seed: int, above: float
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 30, (rows,), generator=g).double()
+    errors = torch.rand(rows, generator=g, dtype=F64) < rate
+    tenths = [k / 1000 for k in range(1, 1000) if k / 1000 > above]
+    first = next((r for r in tenths if accept_threshold(scores, errors, r, guarantee=guarantee) is not None), None)
+    assert least_risk(scores, errors, above=above, guarantee=guarantee) == first
 
 
 def risky(g: torch.Generator, rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -183,6 +183,8 @@ def test_a_fit_without_calibration_rows_says_where_they_come_from(
     assert posterior.fit.calibrated.predictives["temperature"].temperature >= 1  # they were trained on
     assert posterior.data["rows"] == {"train": 32, "calibration": 8}
     assert any("no calibration rows are given: 8 of 40 rows" in str(warning.message) for warning in told)
+    nothing = f"{posterior.recommended} accepts nothing at an error rate of 5 %: every answer goes to review"
+    assert any(nothing in str(warning.message) for warning in told)
     manifest = read_artifact(posterior.save(tmp_path / "split", verify=False)).manifest
     assert manifest.prior.centre == "zero"
     assert manifest.data["calibration"] == "split"

@@ -19,6 +19,9 @@ def outcomes(one: Report) -> dict[str, str]:
     return {check.title: check.outcome for check in judge(one).checks}
 
 
+NOTHING = replace(PROMISE, nothing_accepted="map accepts nothing")
+
+
 @pytest.mark.parametrize(
     ("one", "kind", "said"),
     [
@@ -30,7 +33,8 @@ def outcomes(one: Report) -> dict[str, str]:
         (report(rows=120, wrong=30, reviewed=60, accepted_wrong=5), "open", "here 5 of 60 are wrong"),
         (report(rows=1000, wrong=2, reviewed=999), "open", "here 0 of 1 are wrong"),
         (report(rows=1000, wrong=200, reviewed=300, accepted_wrong=80), "stop", "than noise explains"),
-        (report(rows=120, wrong=12, reviewed=120), "stop", "look at every answer"),
+        (report(rows=120, wrong=12, reviewed=120), "stop", "look at every answer: the review rule finds none sure"),
+        (replace(report(reviewed=120), promise=NOTHING), "stop", "look at every answer: map accepts nothing."),
         (report(rows=120, wrong=58, reviewed=60, accepted_wrong=29), "stop", "that the model has learnt the task"),
     ],
 )

@@ -69,6 +69,8 @@ async def test_the_posterior_comes_with_whatever_is_recommended_and_decisions_ar
     assert plain["predictions"][0]["logit_covariance"] == [[0.1, 0.1], [0.1, 0.1]]
     assert [b["target_risk"] for b in (plain, strict, lenient)] == [0.05, 0.1, 0.2]
     assert [b["predictions"][0]["decision"] for b in (strict, lenient)] == ["review", "accept"]
+    said = {"message": "temperature accepts nothing", "accepts_from": 0.125}
+    assert [b.get("nothing_accepted") for b in (plain, strict, lenient)] == [None, said, None]
 
 
 async def test_a_request_may_ask_for_less_time_than_the_server_gives() -> None:
@@ -106,6 +108,11 @@ async def test_what_is_suggested_is_the_librarys_choice_and_unfamiliar_inputs_ar
             assert (body["rows"], body["repeated"]) == (13, 1)
             return body
 
+        options = {"predictive": "conditioned", "target_risk": 1e-4}
+        strict = (await client.post("/predict", json={"inputs": INPUTS, "options": options})).json()
+        assert strict["nothing_accepted"]["message"].startswith(
+            "conditioned accepts nothing at an error rate of 0.01 %"
+        )
         body, every = await suggested(count=5), await suggested(least_familiarity=0.0)
         middle = sorted(one["familiarity"] for one in every["suggested"])[6]
         some = await suggested(least_familiarity=middle)

@@ -177,12 +177,12 @@ async def test_a_large_job_is_looked_at_in_evenly_spaced_rows(
     # Unfamiliar rows are counted among these: of all rows the limit would be passed or missed by another noise.
     for answer in taken.answers[:25]:
         answer["unfamiliar"] = True
-    result, manifest = await ledger.result(job), served.predictor.artifact.manifest
+    result, artifact = await ledger.result(job), served.predictor.artifact
     for share, shown in ((0.01, 0.25), (None, None)):  # None: nothing flags them
         result.unfamiliar = share
-        assert job_reports.job_report(job, result, taken, manifest, texts=False).unfamiliar == shown
+        assert job_reports.job_report(job, result, taken, artifact, texts=False).unfamiliar == shown
     with pytest.raises(ReportNotFoundError, match="no row"):
-        job_reports.job_report(job, result, MeasuredRows(), manifest, texts=False)
+        job_reports.job_report(job, result, MeasuredRows(), artifact, texts=False)
     monkeypatch.setattr(job_reports, "MOST_NUMBERS", 6 * 20)  # of three numbers by label, two labels each
     assert len((await job_reports.take_rows(ledger.disk, job, asyncio.to_thread)).references) == 20
 

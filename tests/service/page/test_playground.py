@@ -37,7 +37,7 @@ def test_both_answers_stand_side_by_side_and_what_to_do_is_said(visited: Visit) 
     assert visited.page.locator(".comparison svg").count() == 4
     for kind in ("map", "served"):
         assert visited.page.locator(f".comparison rect.{kind}").first.get_attribute("width") == "87.00%"
-    for risk, said in (("20", "Use it."), ("1", "A person should look")):
+    for risk, said in (("20", "Use it."), ("1", "A person should look: laplace accepts nothing.")):
         visited.page.get_by_label("Of accepted answers, at most").fill(risk)
         visited.ask("87000")
         expect(visited.page.locator(".verdict")).to_contain_text(said)
