@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,15 @@ def write_whole(path: Path, content: str | bytes | Iterable[bytes], *, mode: int
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def folder_mode(folder: Path) -> int:
+    """Return the permissions that a new folder inside this one gets: what the process's umask leaves."""
+    probe = folder / f".{secrets.token_hex(8)}"
+    probe.mkdir()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.rmdir()
+    return mode
 
 
 def _link(partial: Path, path: Path) -> None:

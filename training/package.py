@@ -9,6 +9,7 @@ from pathlib import Path
 from laplora.artifact.manifest import MANIFEST
 from laplora.artifact.readout_records import readout_record
 from laplora.fitting.describing import describe, summary
+from laplora.fitting.golden_inputs import golden_inputs
 from laplora.fitting.saving import Parts, read_fit, write_artifact
 from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.workers import ALONE
@@ -59,11 +60,9 @@ def _packaged(run: Run) -> Path:
         data=run.splits.report | student_record(run) | selection_record(run),
     )
     parts = Parts(fitted, config.run_dir / "adapter", report)
-    inputs = [dict(i) for i in config.golden_inputs] or [
-        dict(e.fields) for e in (run.splits.calibration or run.splits.train)[:4]
-    ]
+    rows = [example.fields for example in run.splits.calibration or run.splits.train]
+    inputs = golden_inputs(config.golden_inputs, task.template, task.labels, rows)
     write_artifact(config.artifact_dir, parts, manifest, inputs, device=run.place, say=say)
-    say(f"artifact: {config.artifact_dir}")
     return config.artifact_dir
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from laplora.answers.prediction import Prediction
-from laplora.artifact.manifest import GOLDEN
+from laplora.artifact.manifest import GOLDEN, REPORT_PAGE
 from laplora.errors import ArtifactCorruptError, GoldenMismatchError
 
 #: Variances below this, nats squared, count as this: they change no answer, and 0 has no logarithm.
 LEAST_VARIANCE = 1e-6
 #: Most answers of a file. Each is a pass of every predictive before the artifact serves.
 MAX_ANSWERS = 64
+
+
+#: Where golden inputs are from: made of template and labels, the user's, or calibration rows that the user released.
+GoldenSource = Literal["synthetic", "given", "calibration"]
 
 
 class GoldenAnswer(BaseModel):
@@ -48,6 +52,7 @@ class Golden(BaseModel):
         "square root of n, since rounding moves each answer another way. In bfloat16 0.57 was seen between kernels",
     )
     familiarity_tolerance: float = Field(0.5, ge=0, lt=1, description="absolute, on every familiarity")
+    source: GoldenSource | None = Field(None, description="where the inputs are from; null: not recorded")
     answers: list[GoldenAnswer] = Field(min_length=1, max_length=MAX_ANSWERS)
 
 
@@ -64,6 +69,26 @@ def read_golden(folder: Path) -> Golden:
         raise not_recorded(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except OSError as error:
         raise not_recorded(type(error).__name__) from None
+
+
+def what_leaves(folder: Path) -> str:
+    """Return in words what of the data an artifact holds, for whoever saves or pushes it.
+
+    Raises:
+        ArtifactCorruptError: as ``read_golden``.
+    """
+    golden = read_golden(folder)
+    texts = {
+        "synthetic": "no text of a row",
+        "given": f"the texts of the {len(golden.answers)} golden inputs that were given",
+        "calibration": f"THE TEXTS OF {len(golden.answers)} CALIBRATION ROWS (its golden inputs)",
+        None: f"the texts of {len(golden.answers)} golden inputs, which may be rows",
+    }[golden.source]
+    page = "; and a report page as it was made" if (folder / REPORT_PAGE).is_file() else ""
+    return (
+        "it holds the adapter, the posterior, the prompt template, the labels, scores and hidden states of training "
+        f"and calibration rows, and {texts}{page}"
+    )
 
 
 def not_recorded(reason: str) -> ArtifactCorruptError:

@@ -33,7 +33,7 @@ from laplora.errors import (
     ArtifactWriteError,
     ConfigError,
 )
-from laplora.files import FULL_DISK, file_sha256
+from laplora.files import FULL_DISK, file_sha256, folder_mode
 
 #: Most bytes of a manifest. It is read whole; every other file by the size that the manifest states.
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -176,8 +176,10 @@ def new_artifact(target: Path) -> Iterator[Path]:
     try:
         with partial_folder(target) as partial:
             yield partial
+            # What was copied, or written by safetensors, has other permissions than the process gives.
+            mode = folder_mode(partial)
             for item in [partial, *partial.rglob("*")]:
-                item.chmod(0o755 if item.is_dir() else 0o644)
+                item.chmod(mode if item.is_dir() else mode & 0o666)
             check_replaceable(target)  # again: somebody may have put a file of their own there meanwhile
             _replace_folder(partial, target)
     except (OSError, SafetensorError) as error:

@@ -63,16 +63,17 @@ def push(
 ) -> None:
     """Write an artifact to the hub or an object store, and write the address that it has there, pinned to its digest.
 
-    Every file is checked first. A repository or bucket must be there already. Nothing is written where this artifact is
-    there already.
+    Every file is checked first, and standard error says whose texts leave with it. A repository or bucket must be
+    there already. Nothing is written where this artifact is there already.
     """
+    from laplora.answers.golden import what_leaves
     from laplora.artifact.fetched import push_artifact
     from laplora.artifact.folder import read_artifact
     from laplora.remote.address import parse_address
 
     address = parse_address(url)
     read = read_artifact(artifact)
-    console.say(f"pushing {read.name!r} to {address}")
+    console.say(f"pushing {read.name!r} to {address}: {what_leaves(read.path)}")
     _tell(as_json, url=push_artifact(read, address, replace=replace), name=read.name, digest=read.digest)
 
 

@@ -22,6 +22,8 @@ from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.describing import describe, summary
 from laplora.fitting.evaluation import Measured, evaluate_predictives, gain_over_temperature, outputs_of
 from laplora.fitting.fit import Fit
+from laplora.fitting.golden_inputs import GoldenInputs
+from laplora.fitting.golden_inputs import golden_inputs as inputs_and_source
 from laplora.fitting.new_labels import condition_on
 from laplora.fitting.progress import Progress
 from laplora.fitting.rows import read_rows
@@ -71,11 +73,11 @@ class CalibratedPosterior:
         classifier: Classifier,
         fit: Fit,
         data: Mapping[str, Any],
-        golden: tuple[Mapping[str, Any], ...],
+        first_rows: tuple[Mapping[str, Any], ...],
         progress: Progress,
     ) -> None:
         self.classifier, self.fit, self.data = classifier, fit, dict(data)
-        self._golden, self._progress = golden, progress
+        self._first_rows, self._progress = first_rows, progress
         self._measured: Measured | None = None
         self._fitted: CalibratedPosterior | None = None  # the fit, where later labels have moved this one
         self._record: FitRecord = record_of(fit)
@@ -207,7 +209,7 @@ class CalibratedPosterior:
             calibration=found.split,
         )
         data = first.data | {"labels": found.comparison.model_dump(mode="json")}
-        posterior = CalibratedPosterior(self.classifier, fit, data, self._golden, self._progress)
+        posterior = CalibratedPosterior(self.classifier, fit, data, self._first_rows, self._progress)
         posterior._fitted = first
         return posterior
 
@@ -251,8 +253,12 @@ class CalibratedPosterior:
         revision: str | None = None,
         verify: bool = True,
         report: str | None = None,
+        golden_inputs: GoldenInputs = None,
     ) -> Path:
         """Write the artifact, which ``laplora serve`` serves, and return its folder; what was there is replaced.
+
+        It holds no text of a row, unless ``golden_inputs`` or ``report`` have one, and the process's umask says who may
+        read it. The last line of the progress says what it holds.
 
         Args:
             path: the folder; its last part is the artifact's name.
@@ -262,9 +268,11 @@ class CalibratedPosterior:
                 the memory of a second base model. Without it the answers of the model in memory are recorded, which
                 whoever serves it replays.
             report: an HTML page that the artifact brings along, such as of ``laplora.report``.
+            golden_inputs: up to 64 inputs whose answers the artifact records and whoever loads it replays; their texts
+                are in it. ``"calibration"``: four calibration rows. None: made of the template and the labels.
 
         Raises:
-            ConfigError: a name that no artifact can have.
+            ConfigError: a name that no artifact can have; golden inputs that the template does not take.
             ModelError: a model that is not as it was fitted; a base that cannot be loaded again, or is in a number
                 format that no artifact has.
             ArtifactWriteError: no room, or something that is no artifact in its place.
@@ -274,6 +282,7 @@ class CalibratedPosterior:
         target, say = Path(path), self._progress.say
         check_name(target)
         check_replaceable(target)
+        golden = inputs_and_source(golden_inputs, self.classifier.template, self.classifier.labels, self._first_rows)
         spec = self._base_spec(base, revision)
         location = locate_base(spec, progress=say)
         manifest = self._describe(
@@ -288,8 +297,7 @@ class CalibratedPosterior:
             mine, device = loaded_answers(self.predictor), self.classifier.place
             given = {"compare": mine} if verify else {"answers": mine}
             with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # transformers and PEFT draw as they load
-                write_artifact(target, parts, manifest, self._golden, device=device, say=say, **given)
-        say(f"artifact: {target}")
+                write_artifact(target, parts, manifest, golden, device=device, say=say, **given)
         return target
 
     def _check_model(self) -> None:

@@ -12,6 +12,7 @@ from laplora.classifier import Classifier
 from laplora.errors import ConfigError, warn
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.fit import fit_rows
+from laplora.fitting.golden_inputs import COUNT
 from laplora.fitting.progress import Bars, Progress, Silent
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS, check_labels, read_rows, split_rows
 from laplora.fitting.settings import FitSettings
@@ -20,8 +21,6 @@ from laplora.prompts.examples import Example
 
 #: Median probability of all labels after the prompt, below which prompt or labels are hardly those of the training.
 _LITTLE_MASS = 0.01
-#: Rows whose answers an artifact records and its server replays.
-_GOLDEN_ROWS = 4
 
 
 def fit(
@@ -95,7 +94,7 @@ def fit(
         "rows": {"train": len(train), "calibration": len(held_out)},
         "calibration": source,
     }
-    golden = tuple(dict(example.fields) for example in held_out[:_GOLDEN_ROWS])
+    golden = tuple(dict(example.fields) for example in held_out[:COUNT])
     _warn_of_little_mass(found.calibration.label_mass)
     shown.say(f"answers by {found.calibrated.recommended.predictive}: {found.calibrated.recommended.reason}")
     return CalibratedPosterior(classifier, found, data, golden, shown)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from laplora.answers.golden import Golden, golden_entry, verify_answers
+from laplora.answers.golden import Golden, GoldenSource, golden_entry, verify_answers, what_leaves
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import score_tensors
 from laplora.artifact.folder import file_records, new_artifact, write_manifest
@@ -176,7 +176,7 @@ def write_artifact(
     target: Path,
     parts: Parts,
     manifest: Manifest,
-    golden_inputs: Sequence[Mapping[str, Any]],
+    golden_inputs: tuple[Sequence[Mapping[str, Any]], GoldenSource],
     *,
     device: str | Spread,
     say: Callable[[str], None],
@@ -186,7 +186,7 @@ def write_artifact(
     """Write an artifact and prove that it answers; what is there stays if it does not.
 
     Args:
-        manifest: its files not yet listed; golden_inputs: whose answers are recorded.
+        manifest: its files not yet listed; golden_inputs: whose answers are recorded, and where they are from.
         device: that it is loaded on, as of ``Predictor.load``.
         answers: gives them; None: the artifact, loaded for it. compare: gives what they must be, but for rounding.
 
@@ -194,7 +194,7 @@ def write_artifact(
         ArtifactWriteError: no room, or something that is no artifact in its place.
         ArtifactError, ModelError: an artifact that does not load, or answers otherwise.
     """
-    dtype = manifest.dtype
+    dtype, (inputs, source) = manifest.dtype, golden_inputs
     with artifact_parts(target, parts) as folder:
         write_json(folder / GOLDEN, {"tolerance": TOLERANCE[dtype], "answers": []})
         write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
@@ -204,12 +204,14 @@ def write_artifact(
             "tolerance": TOLERANCE[dtype],
             "variance_tolerance": VARIANCE_TOLERANCE[dtype],
             "familiarity_tolerance": min(0.9, FAMILIARITY_TOLERANCE[dtype] + 2 / (manifest.calibration.rows + 1)),
-            "answers": [golden_entry(i, a) for i, a in zip(golden_inputs, answers(golden_inputs), strict=True)],
+            "source": source,
+            "answers": [golden_entry(i, a) for i, a in zip(inputs, answers(inputs), strict=True)],
         }
         if compare is not None:
-            verify_answers(compare(golden_inputs), Golden.model_validate(golden))
+            verify_answers(compare(inputs), Golden.model_validate(golden))
         write_json(folder / GOLDEN, golden)
         write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
+    say(f"artifact: {target}: {what_leaves(target)}")
 
 
 def loaded_answers(predictor: Predictor) -> Answers:

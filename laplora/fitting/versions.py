@@ -136,6 +136,7 @@ def make_version(
     golden = {
         "tolerance": TOLERANCE[manifest.dtype],
         "variance_tolerance": VARIANCE_TOLERANCE[manifest.dtype],
+        "source": read_golden(packaged.artifact.path).source,
         "answers": answers_of(packaged, found, manifest, run),
     }
     return Version(loaded.artifact, manifest, found, golden)

@@ -83,6 +83,11 @@ class PromptTemplate:
         return tuple(dict.fromkeys(names))
 
     @property
+    def option_count(self) -> int | None:
+        """How many choices the template takes, where it names them one by one."""
+        return max((int(m.group(1)) for n in self.placeholders if (m := _OPTION.match(n))), default=None)
+
+    @property
     def ends_alike(self) -> bool:
         """Whether every prompt ends in the same words, which the template has behind its last field."""
         return any(map(str.isalpha, _PLACEHOLDER.split(self.text)[-1]))
@@ -178,8 +183,8 @@ def _text(value: Any, name: str) -> str:
 def _choices(value: Any, template: PromptTemplate, class_count: int) -> list[str]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise InvalidInputError("field 'choices' must be a list of strings", field="choices")
-    options = [int(m.group(1)) for n in template.placeholders if (m := _OPTION.match(n))]
-    low, high = (max(options), max(options)) if options else (2, class_count)
+    count = template.option_count
+    low, high = (count, count) if count else (2, class_count)
     if not low <= len(value) <= high:
         wanted = str(low) if low == high else f"{low} to {high}"
         raise InvalidInputError(f"template {template.name!r} takes {wanted} choices, got {len(value)}", field="choices")

@@ -252,6 +252,7 @@ def test_a_run_done_again_gives_the_same_artifact(
             "label ' so good' must be one token after the prompt",
         ),
         ("run", ["golden_inputs=[{txet: x}]"], "golden_inputs.0: template 'sentiment' takes the fields"),
+        ("run", ["golden_inputs=[" + "{text: x}, " * 65 + "]"], "golden_inputs: expected at most 64, got 65"),
         ("run", ["evaluation.order_average=true"], "the template 'sentiment' takes none: turn it off"),
         ("run", ["base.model=/nowhere"], "base model '/nowhere': no tokenizer can be loaded"),
         ("run", ["base.device=gpu"], "no device is called 'gpu'"),

@@ -32,7 +32,11 @@ def test_the_page_that_travels_has_no_text_and_the_run_s_own_has(sentiment_run: 
     assert "report/report.html" in read_artifact(sentiment_run.artifact).manifest.files
     texts = [example.fields["text"] for example in run.splits.test]
     assert any(text in own for text in texts)
-    assert not any(text in page for text in (*texts, *(i["text"] for i in run.config.golden_inputs)))
+    assert not any(text in page for text in texts)
+    # Nor has any other file of the artifact: its golden inputs are made of the template and the labels.
+    every = [example.fields["text"] for rows in (run.splits.train, run.splits.calibration) for example in rows]
+    held = b"".join(file.read_bytes() for file in sentiment_run.artifact.rglob("*") if file.is_file())
+    assert [text for text in (*every, *texts) if text.encode() in held] == []
     assert str(sentiment_run.config_file.with_name("reviews.jsonl")) not in page
     for said in ("24 test rows", "length of the prompt", file_sha256(sentiment_run.artifact / POSTERIOR)):
         assert said in page

@@ -64,10 +64,10 @@ class RunConfig(Section):
     student: StudentConfig | None = Field(
         None, description="whose answers the adapter learns beside its labels, as the job distil fills it in"
     )
-    golden_inputs: tuple[dict[str, Any], ...] = Field(
-        (),
-        max_length=MAX_ANSWERS,
-        description="inputs whose answers the artifact records and the server replays; empty: four of calibration",
+    golden_inputs: tuple[dict[str, Any], ...] | Literal["calibration"] | None = Field(
+        None,
+        description="inputs whose answers the artifact records and the server replays: their texts leave with it; "
+        f"at most {MAX_ANSWERS}; null: made of the template and the labels; calibration: four calibration rows",
     )
     shift: ShiftConfig | None = Field(None, description="what the job shift measures the artifact on; null: nothing")
     report_to: tuple[Reporter, ...] = Field(

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from laplora.errors import ConfigError
-from laplora.files import write_json
+from laplora.files import folder_mode, write_json
 from training.config.folders import CONFIG, configuration_digest, owner
 
 
@@ -27,17 +27,28 @@ def claim(folder: Path, fields: Mapping[str, Any]) -> bool:
     return owner(folder) == configuration_digest(fields)
 
 
-def trained_from(runs: Path, name: str, inputs: str) -> list[Path]:
-    """Return the folders of a name's configurations that hold an adapter trained from the same inputs."""
-    folders = []
+def trained_from(runs: Path, name: str, inputs: str, fields: Mapping[str, Any]) -> list[Path]:
+    """Return the folders of a name's configurations that hold an adapter trained from the same inputs.
+
+    The one whose configuration differs in the fewest fields comes first: more of its results are of use.
+    """
+    folders: list[tuple[int, Path]] = []
     for path in sorted(runs.glob(f"{name}/{CONFIG}")) + sorted(runs.glob(f"{name}-{'[0-9a-f]' * 8}/{CONFIG}")):
         try:
-            made_from = json.loads(path.read_text(encoding="utf-8")).get("made_from")
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+            made_from = theirs.get("made_from")
         except (OSError, ValueError, AttributeError):
             continue
         if made_from == inputs and (path.parent / "adapter" / "adapter_model.safetensors").is_file():
-            folders.append(path.parent)
-    return folders
+            folders.append((_differences(theirs, json.loads(json.dumps(fields))), path.parent))
+    return [folder for _, folder in sorted(folders, key=lambda found: found[0])]
+
+
+def _differences(one: Any, other: Any) -> int:
+    """Return in how many fields two configurations differ."""
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return int(one != other)
+    return sum(_differences(one.get(name), other.get(name)) for name in one.keys() | other.keys())
 
 
 def start_from(sibling: Path, folder: Path, fields: Mapping[str, Any]) -> bool:
@@ -50,7 +61,7 @@ def start_from(sibling: Path, folder: Path, fields: Mapping[str, Any]) -> bool:
     left_out = shutil.ignore_patterns(".*", "checkpoints", "earlier-*")
     try:
         shutil.copytree(sibling, partial, ignore=left_out, dirs_exist_ok=True)
-        partial.chmod(0o755)
+        partial.chmod(folder_mode(partial))
         write_json(partial / CONFIG, fields)
         partial.rename(folder)
     except OSError as error:

@@ -7,14 +7,15 @@ from dataclasses import replace
 from functools import partial
 
 from laplora.artifact.folder import check_replaceable
-from laplora.errors import ConfigError, InvalidInputError
+from laplora.errors import ConfigError
 from laplora.files import write_json
 from laplora.fitting.fit import check_class_weights
+from laplora.fitting.golden_inputs import golden_inputs
 from laplora.models.base import load_tokenizer, locate_base
 from laplora.models.placement import first_device
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow
-from laplora.prompts.templates import default_verbalizers, render
+from laplora.prompts.templates import default_verbalizers
 from laplora.readouts.choice import named_readout
 from laplora.workers import ALONE, Workers
 from training.config import RunConfig, config_hash_fields
@@ -110,10 +111,10 @@ def _begin_folder(run: Run) -> None:
         if folder.name != config.name:
             say(f"{config.runs / config.name} belongs to another configuration; this one's results go to {folder}")
         fields, inputs = config_hash_fields(config), adapter_inputs(run)
-        shared = trained_from(config.runs, config.name, inputs)
+        shared = trained_from(config.runs, config.name, inputs, fields)
         if shared and not folder.exists():
-            say(f"the adapter was trained already, in {shared[-1]}: starting from what lies there")
-            begun = start_from(shared[-1], folder, fields | {"made_from": inputs})
+            say(f"the adapter was trained already, in {shared[0]}: starting from what lies there")
+            begun = start_from(shared[0], folder, fields | {"made_from": inputs})
         else:
             begun = claim(folder, fields)
 
@@ -134,11 +135,7 @@ def _check_splits(config: RunConfig, splits: Splits) -> None:
         raise ConfigError(
             f"evaluation.order_average reorders choices, and the template {template.name!r} takes none: turn it off"
         )
-    for number, inputs in enumerate(config.golden_inputs):
-        try:
-            render(template, inputs, splits.task.labels)
-        except InvalidInputError as error:
-            raise ConfigError(f"golden_inputs.{number}: {error}") from None
+    golden_inputs(config.golden_inputs, template, splits.task.labels, [])
 
 
 def batched(run: Run, examples: Sequence[Example], title: str) -> Iterator[tuple[list[int], Batch]]:

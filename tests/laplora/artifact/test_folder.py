@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,19 @@ def test_reads_what_the_job_wrote(sentiment_run: FinishedRun) -> None:
     assert artifact.digest == "sha256:" + hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     for path in [folder, *folder.rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
+
+
+@pytest.mark.parametrize("umask", [0o027, 0o077])
+def test_the_umask_says_who_may_read_an_artifact(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with new_artifact(tmp_path / "private") as folder:
+            (folder / "report").mkdir(mode=0o700)
+            (folder / "report" / "fit.json").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    found = [path.stat().st_mode & 0o777 for path in (tmp_path / "private", *(tmp_path / "private").rglob("*"))]
+    assert found == [0o777 & ~umask, 0o777 & ~umask, 0o666 & ~umask]
 
 
 def test_every_file_is_verified(artifact_copy: Path) -> None:

@@ -62,7 +62,8 @@ def test_the_hub_answers_with_the_commit(
     with hub_server("owner/name", monkeypatch) as hub:
         hub.commit({"README.md": b"a card"})
         assert main(["push", str(ARTIFACT), "hf://owner/name/v1"]) == 0
-        pinned = capsys.readouterr().out.strip()
+        pinned, said = map(str.strip, capsys.readouterr())
+        assert "and the texts of 4 golden inputs, which may be rows; and a report page as it was made" in said
         assert pinned.startswith(f"hf://owner/name@{hub.branches['main']}/v1#sha256=")
         hub.commit({"v1/golden.json": b"{}"})
         assert main(["pull", pinned]) == 0
@@ -79,7 +80,7 @@ def test_the_hub_answers_with_the_commit(
     "arguments",
     [
         ["pull", "artifacts/sst2-smollm2"],
-        ["pull", "https://me:hidden@host/a"],
+        ["pull", "https://me:pa55word@host/a"],
         ["push", "nowhere", URL],
         ["push", str(ARTIFACT), "https://127.0.0.1:9/a#sha256=" + "0" * 64],
         ["pull", URL, "--to", str(ARTIFACT / "report")],
@@ -91,4 +92,4 @@ def test_what_cannot_be_is_refused(arguments: list[str], capsys: pytest.CaptureF
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert "error: " in said
-    assert "hidden" not in said
+    assert "pa55word" not in said

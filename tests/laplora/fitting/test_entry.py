@@ -93,6 +93,29 @@ def test_the_artifact_is_that_of_the_jobs(saved: Path, sentiment_run: FinishedRu
     assert recorded == again
 
 
+def test_no_text_of_a_row_is_saved_that_the_user_does_not_give(
+    posterior: laplora.CalibratedPosterior, rows: dict[str, Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(posterior._progress, "say", lines.append)
+    given = {"text": "Mine."}
+    recorded = {}
+    for name, asked in (("none", None), ("mine", [given]), ("rows", "calibration")):
+        folder = posterior.save(tmp_path / name, verify=False, golden_inputs=asked)
+        golden = json.loads((folder / "golden.json").read_text())
+        recorded[name] = golden["source"], [answer["inputs"]["text"] for answer in golden["answers"]]
+    assert recorded == {
+        "none": ("synthetic", ["A text about negative.", "A text about positive."]),
+        "mine": ("given", ["Mine."]),
+        "rows": ("calibration", [row["text"] for row in rows["calibration"][:4]]),
+    }
+    said = [line for line in lines if line.startswith("artifact: ")]
+    texts = ("no text of a row", "the texts of the 1 golden inputs that were given", "THE TEXTS OF 4 CALIBRATION ROWS")
+    assert [text in line for text, line in zip(texts, said, strict=True)] == [True] * 3
+    with pytest.raises(ConfigError, match=r"golden_inputs\.0: template 'sentiment' takes the fields \['text'\]"):
+        posterior.save(tmp_path / "other", golden_inputs=[{"txet": "x"}])
+
+
 def test_what_is_served_is_what_the_posterior_answers(
     saved: Path, posterior: laplora.CalibratedPosterior, rows: dict[str, Rows], tmp_path: Path
 ) -> None:
