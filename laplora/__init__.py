@@ -6,7 +6,7 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``bulk``: files of any size, by one process or many workers of Ray; it needs the extra ``service``.
 - ``sklearn``: the same as a scikit-learn classifier; ``mlflow``: an artifact as a model of MLflow. They are imported by
   their names alone, for they need scikit-learn and MLflow.
-- ``fitting``: ``fit``, from a classifier and rows to calibrated answers, and the artifact of them.
+- ``fitting``: ``fit``, from a classifier and rows to calibrated answers, and the artifact of them; ``load``.
 - ``selection``: which rows to label next.
 - ``predictor``: an artifact in, answers out; ``encoder``: the part of it that needs no weights.
 - ``answers``: from what the model says of a batch to probabilities, flags and decisions; golden answers.
@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from laplora.fitting.calibrated import CalibratedPosterior
     from laplora.fitting.entry import fit
     from laplora.fitting.evaluation import Measured
+    from laplora.fitting.loaded import load
     from laplora.fitting.new_labels import Comparison
     from laplora.fitting.settings import FitSettings
     from laplora.fitting.versions import condition
@@ -171,6 +172,7 @@ __all__ = [
     "fit_posterior",
     "fit_predictive_temperature",
     "fit_temperature",
+    "load",
     "posterior_predictive",
     "prediction_sets",
     "predictive_probs",
@@ -191,6 +193,7 @@ _HOMES = {
     "fitting.calibrated": ("CalibratedPosterior",),
     "fitting.entry": ("fit",),
     "fitting.evaluation": ("Measured",),
+    "fitting.loaded": ("load",),
     "fitting.new_labels": ("Comparison",),
     "fitting.settings": ("FitSettings",),
     "fitting.versions": ("condition",),

@@ -56,8 +56,8 @@ class Classifier:
         self,
         model: Any,
         tokenizer: Any,
-        labels: Sequence[str] | Mapping[str, str],
         template: str | PromptTemplate,
+        labels: Sequence[str] | Mapping[str, str],
         *,
         max_tokens: int = MAX_TOKENS,
         readout: ReadOut | ReadOutName | None = None,
@@ -69,10 +69,10 @@ class Classifier:
                 with LoRA and a trained head, or a trained head alone. Nothing of it is changed but its mode, which
                 becomes evaluation.
             tokenizer: the model's.
+            template: the prompt with ``{field}`` placeholders; ``{choices}`` takes a list of options.
             labels: their names, in class order; or by name the text after the prompt that stands for the label, its
                 leading space included (``{"refund request": " A"}``). A name stands for itself, after a space where the
                 template does not end in one.
-            template: the prompt with ``{field}`` placeholders; ``{choices}`` takes a list of options.
             max_tokens: longest prompt, in tokens.
             readout: how logits are read; None: a classifier's head; else label tokens where each label is one token,
                 else label sequences.
@@ -220,6 +220,11 @@ def _described(
     if isinstance(template, str):
         spaced = template[-1:].isspace()
         template = PromptTemplate("custom", 1, template, label_prefix="" if spaced else " ")
+    if not isinstance(template, PromptTemplate):
+        raise ConfigError(
+            f"the template must be one text with {{field}} placeholders, got {type(template).__name__}: the order is "
+            "model, tokenizer, template, labels"
+        )
     if isinstance(labels, str):
         raise ConfigError("labels must be a list of names, or a mapping from names to texts, got one text")
     names = tuple(labels)

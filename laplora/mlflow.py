@@ -186,7 +186,7 @@ def _record(answer: Prediction, labels: Sequence[str]) -> dict[str, Any]:
     if answer.labels_present is not None:
         record["labels"] = list(answer.labels_present)
     for kind in ("map_probs", "probs", "probs_std"):
-        values = dict(zip(answer.labels, getattr(answer, kind) or (), strict=False))
+        values = getattr(answer, kind) or {}
         record |= {f"{kind}.{label}": values.get(label, np.nan) for label in labels}
     return record
 

@@ -179,6 +179,7 @@ class Predictor(Encoder):
         predictive: str | None = None,
         *,
         also: Sequence[str] = (),
+        covariance: bool = False,
     ) -> list[Prediction]:
         """Return an answer per row, in order; the rows run as one padded batch.
 
@@ -186,6 +187,8 @@ class Predictor(Encoder):
             predictive: one of ``predictives``; None is the recommended one.
             also: further ones, whose probabilities come in ``calibrated_probs``; with ``laplace`` the answer has logit
                 variances. Those that need no further pass through the model come in any case.
+            covariance: whether answers that have variances have ``logit_covariance`` too: classes x classes numbers a
+                row.
 
         Raises:
             ConfigError: a predictive that the artifact does not have.
@@ -195,7 +198,7 @@ class Predictor(Encoder):
         if not rows:
             return []
         outputs = self._outputs(rows, [name, *map(self.named, also)])
-        return self._answers(rows, outputs, name)
+        return self._answers(rows, outputs, name, covariance=covariance)
 
     def predict_all(
         self,
@@ -225,10 +228,12 @@ class Predictor(Encoder):
         outputs = self._outputs(rows, self.predictives)
         return {name: self._answers(rows, outputs, name) for name in self.predictives}
 
-    def _answers(self, rows: Sequence[EncodedRow], outputs: BatchOutputs, name: PredictiveName) -> list[Prediction]:
+    def _answers(
+        self, rows: Sequence[EncodedRow], outputs: BatchOutputs, name: PredictiveName, *, covariance: bool = False
+    ) -> list[Prediction]:
         manifest = self.artifact.manifest
         build = build_several if manifest.likelihood == "bernoulli" else build_predictions
-        return build(manifest, rows, outputs, name)
+        return build(manifest, rows, outputs, name, covariance=covariance)
 
     @property
     def posterior(self) -> Posterior:

@@ -114,8 +114,8 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         classifier = Classifier(
             self.model,
             self.tokenizer,
-            self.labels if self.labels is not None else list(names.values()),
             self.template,
+            self.labels if self.labels is not None else list(names.values()),
             max_tokens=self.max_tokens,
         )
         self._column = {name: column for column, name in enumerate(names.values())}
@@ -143,11 +143,9 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """
         check_is_fitted(self, "posterior_")
         rows = _fields(X, self.posterior_.classifier)
-        answers = self.posterior_.predict(rows, self.predictive, batch_size=self.batch_size)
-        probs = np.zeros((len(rows), len(self.classes_)))
-        for row, answer in zip(probs, answers, strict=True):
-            row[[self._column[label] for label in answer.labels]] = answer.probs
-        return probs
+        columns = np.argsort([self._column[label] for label in self.posterior_.classifier.labels])
+        probs = self.posterior_.predict_proba(rows, self.predictive, batch_size=self.batch_size)
+        return probs[:, columns]
 
     def predict(self, X: Any) -> np.ndarray[Any, Any]:
         """Return (rows,) the most probable class of each row, as ``y`` had it.

@@ -53,7 +53,7 @@ def pack(target: Path, base: Path, model: Any) -> Path:
     ]
     for row in rows if several else []:
         row["label"] = draw.sample(LABELS, draw.randint(0, 2))
-    classifier = laplora.Classifier(model, AutoTokenizer.from_pretrained(base), LABELS, "{text}", max_tokens=12)
+    classifier = laplora.Classifier(model, AutoTokenizer.from_pretrained(base), "{text}", LABELS, max_tokens=12)
     settings = laplora.FitSettings.model_validate({"laplace": {"joint_rank": 8, "prior": "evidence"}})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAPLORA_CACHE", str(base.parent))

@@ -74,7 +74,7 @@ def classifier_of(base: Path, workers: Workers) -> laplora.Classifier:
     model = add_lora(model, ["q_proj", "v_proj", "lm_head"], dtype=None)
     labels = {name: f" {letter}" for name, letter in zip(LABELS, "ABCDE", strict=True)}
     template = "Message: {text}\nTopic:"
-    classifier = laplora.Classifier(model, AutoTokenizer.from_pretrained(base), labels, template, max_tokens=48)
+    classifier = laplora.Classifier(model, AutoTokenizer.from_pretrained(base), template, labels, max_tokens=48)
     classifier.workers = workers
     return classifier
 

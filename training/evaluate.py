@@ -16,7 +16,7 @@ from laplora.familiarity.file import read_familiarity_for
 from laplora.familiarity.percentile import is_unfamiliar
 from laplora.files import write_json, write_tensors
 from laplora.fitting.calibrate import predictive_of
-from laplora.fitting.evaluation import Gain, evaluate_predictives, gain_over_temperature, outputs_of
+from laplora.fitting.evaluation import Gain, RowProbs, evaluate_predictives, gain_over_temperature, outputs_of
 from laplora.fitting.projected import split_tensors
 from laplora.fitting.saving import read_fit
 from laplora.jacobians.contrasts import covered_blocks
@@ -138,7 +138,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     posterior = read_posterior(fitted / POSTERIOR, blocks)
     found = outputs_of(
         classifier,
-        config.fit,
+        config.fit.laplace.batch_size,
         posterior,
         record.served.prior,
         shifts,
@@ -156,7 +156,8 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     if record.familiarity and found.familiarity is not None:
         unfamiliar = is_unfamiliar(found.familiarity, record.familiarity.false_alarms)
     conformal = calibrated.calibration.conformal
-    evaluations, sets, _ = evaluate_predictives(outputs, calibrated.predictives, conformal, unfamiliar)
+    by_predictive = RowProbs.of(outputs, calibrated.temperatures)
+    evaluations, sets, _ = evaluate_predictives(by_predictive, calibrated.predictives, conformal, unfamiliar)
     results |= evaluations
     gains: dict[str, OrderGain] = {}
     if config.evaluation.order_average:
@@ -179,7 +180,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
             results[f"laplace_{choice.method}_{choice.prior.granularity}"] = evaluate_probs(probs, split.labels)
     encoded = classifier.encode_examples(test)
     share = None if unfamiliar is None else float(unfamiliar.double().mean())
-    over_temperature = gain_over_temperature(outputs, calibrated.temperatures, calibrated.recommended.predictive)
+    over_temperature = gain_over_temperature(by_predictive, calibrated.recommended.predictive)
     rows = answered_rows(outputs, calibrated, unfamiliar, test, encoded)
     return Measured(results, sets, gains, over_temperature, share, rows)
 

@@ -73,7 +73,7 @@ def fit_adapter(request: AdapterFit) -> Path:
     location = location or locate_base(spec, progress=say)
     model = load_adapted(adapter, location, spec, device, several=several)
     limit = request.max_tokens or MAX_TOKENS
-    classifier = Classifier(model, load_tokenizer(location), task.labels, task.template, max_tokens=limit)
+    classifier = Classifier(model, load_tokenizer(location), task.template, task.labels, max_tokens=limit)
     posterior = laplora.fit(
         classifier,
         rows["data"],

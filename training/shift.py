@@ -171,7 +171,7 @@ def answer_set(
         predictions = predictor.predict_each([rows[i] for i in index])
         for predictive, answers in predictions.items():
             for i, answer in zip(index, answers, strict=True):
-                found[f"probs.{predictive}"][i, : len(answer.probs)] = torch.tensor(answer.probs, dtype=torch.float64)
+                found[f"probs.{predictive}"][i, : len(answer.labels)] = torch.tensor(answer.arrays.probs)
         for i, answer in zip(index, predictions[predictor.recommended], strict=True):
             found["accepted"][i], found["unfamiliar"][i] = answer.decision != "review", "unfamiliar" in answer.flags
             if answer.familiarity is not None:

@@ -53,7 +53,7 @@ def load_classifier(task: Task) -> Classifier:
             r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=list(TARGETS), task_type=kind
         )
         model = get_peft_model(base, settings)
-    classifier = Classifier(model, tokenizer, task.labels, task.template, max_tokens=task.max_tokens)
+    classifier = Classifier(model, tokenizer, task.template, task.labels, max_tokens=task.max_tokens)
     for parameter in lora_parameters(model).values():  # PEFT leaves a head in the base's format
         parameter.data = parameter.data.float()
     return classifier

@@ -70,7 +70,7 @@ def classifier(home: Home, folder: Path) -> laplora.Classifier:
         _train(model, tokenizer, home, folder / "trainer")
         model.save_pretrained(adapter)
     return laplora.Classifier(
-        model.eval(), tokenizer, home.labels, home.template or "{text}", max_tokens=2 * MAX_TOKENS
+        model.eval(), tokenizer, home.template or "{text}", home.labels, max_tokens=2 * MAX_TOKENS
     )
 
 

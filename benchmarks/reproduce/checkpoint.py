@@ -144,7 +144,7 @@ def _of_fit(run: Run, model: Any, fit: Fit) -> dict[str, torch.Tensor]:
     """
     outputs = outputs_of(
         run.classifier(model),
-        fit.settings,
+        fit.settings.laplace.batch_size,
         fit.posterior,
         fit.served.prior,
         shifts_of(fit.conditioned),

@@ -72,11 +72,13 @@ def method_rows(
         averaged = method_rows(manifest, answering, prediction)
         in_order = method_rows(manifest, answering, own_order)
         return in_order | {f"{name}_order_average": row for name, row in averaged.items()}
-    p = prediction
+    p, arrays = prediction, prediction.arrays
+    map_probs, probs = arrays.map_probs.tolist(), arrays.probs.tolist()
+    calibrated = {name: of.tolist() for name, of in arrays.calibrated_probs.items()}
     if p.labels_present is not None:
-        return _by_label(manifest, {"map": p.map_probs, answering: p.probs, **p.calibrated_probs})
-    others = {name: (probs, p.calibrated_scores[name]) for name, probs in p.calibrated_probs.items()}
-    return {"map": (p.map_probs, None), answering: (p.probs, p.score), **others}
+        return _by_label(manifest, {"map": map_probs, answering: probs, **calibrated})
+    others: dict[str, MethodRow] = {name: (of, p.calibrated_scores[name]) for name, of in calibrated.items()}
+    return {"map": (map_probs, None), answering: (probs, p.score), **others}
 
 
 def _by_label(manifest: Manifest, methods: Mapping[str, Sequence[float]]) -> dict[str, MethodRow]:

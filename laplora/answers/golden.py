@@ -100,13 +100,14 @@ def not_recorded(reason: str) -> ArtifactCorruptError:
 
 def golden_entry(inputs: Mapping[str, Any], answer: Prediction) -> dict[str, Any]:
     """Return one answer as a golden file records it."""
+    arrays = answer.arrays
     return GoldenAnswer(
         inputs=dict(inputs),
-        map_probs=answer.map_probs,
-        probs=answer.probs,
-        predictives=answer.calibrated_probs,
-        logit_mean=answer.logit_mean,
-        logit_variance=answer.logit_variance,
+        map_probs=arrays.map_probs.tolist(),
+        probs=arrays.probs.tolist(),
+        predictives={name: probs.tolist() for name, probs in arrays.calibrated_probs.items()},
+        logit_mean=answer.logit_mean.tolist(),
+        logit_variance=None if answer.logit_variance is None else answer.logit_variance.tolist(),
         familiarity=answer.familiarity,
     ).model_dump()
 
@@ -120,9 +121,10 @@ def verify_answers(answers: Sequence[Prediction], golden: Golden) -> None:
     """
     moved = []
     for number, (answer, recorded) in enumerate(zip(answers, golden.answers, strict=True)):
-        given = {"map_probs": answer.map_probs, "probs": answer.probs, **answer.calibrated_probs}
+        arrays = answer.arrays
+        given = {"map_probs": arrays.map_probs, "probs": arrays.probs, **arrays.calibrated_probs}
         for name, want in {"map_probs": recorded.map_probs, "probs": recorded.probs, **recorded.predictives}.items():
-            got = given.get(name, [])
+            got = given[name].tolist() if name in given else []
             gaps = [abs(g - w) for g, w in zip(got, want, strict=False)]
             # NaN is no match either
             if len(got) != len(want) or not all(gap <= golden.tolerance for gap in gaps):
@@ -139,7 +141,8 @@ def verify_answers(answers: Sequence[Prediction], golden: Golden) -> None:
                     f"{golden.familiarity_tolerance:.2g}"
                 )
         if recorded.logit_variance is not None:
-            moved.append(_moved(number, recorded.logit_variance, answer.logit_variance, golden.variance_tolerance))
+            variance = [] if answer.logit_variance is None else answer.logit_variance.tolist()
+            moved.append(_moved(number, recorded.logit_variance, variance, golden.variance_tolerance))
     limit = golden.variance_tolerance / math.sqrt(max(1, len(moved)))
     mean = sum(moved) / max(1, len(moved))
     if not abs(mean) <= limit:
@@ -149,9 +152,8 @@ def verify_answers(answers: Sequence[Prediction], golden: Golden) -> None:
         )
 
 
-def _moved(number: int, want: Sequence[float], got: Sequence[float] | None, tolerance: float) -> float:
+def _moved(number: int, want: Sequence[float], got: Sequence[float], tolerance: float) -> float:
     """Return the mean change of the logarithm of an answer's variances, where each is within the tolerance."""
-    got = got or []
     changes = [
         math.log(max(g, LEAST_VARIANCE) / max(w, LEAST_VARIANCE)) if math.isfinite(g) else math.nan
         for g, w in zip(got, want, strict=False)

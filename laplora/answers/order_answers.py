@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
-from laplora.answers.prediction import Prediction, verdicts
+from laplora.answers.prediction import Array, LabelArrays, Prediction, verdicts
 from laplora.artifact.manifest import Manifest
 from laplora.decisions.uncertainty import decompose, review_score
 from laplora.errors import InvalidInputError
@@ -57,15 +58,15 @@ def average_answer(manifest: Manifest, sent: Prediction, shown: Prediction) -> P
     if record and record.reversed_temperature:
         both = _tempered(both[0], record.reversed_temperature), _tempered(both[1], record.reversed_temperature)
     name = sent.predictive
-    map_probs = _table([p.map_probs for p in both]).mean(0, keepdim=True)
+    map_probs = _table([p.arrays.map_probs for p in both]).mean(0, keepdim=True)
     one, other = (_predictive(p) for p in both)
     served = average_orders(one, other)
     probs = map_probs if name == "map" else served.probs
     split = decompose(served)
     others = {
-        place: _table([p.calibrated_probs[place] for p in both]).mean(0, keepdim=True)
+        place: _table([p.arrays.calibrated_probs[place] for p in both]).mean(0, keepdim=True)
         for place in manifest.predictives
-        if place in sent.calibrated_probs
+        if place in sent.arrays.calibrated_probs
     }
 
     def score_of(place: PredictiveName, of: torch.Tensor) -> torch.Tensor:
@@ -85,16 +86,19 @@ def average_answer(manifest: Manifest, sent: Prediction, shown: Prediction) -> P
         score=score,
         unfamiliar=manifest.unfamiliar(_table([max(shares)]) if shares else None),
     )
-    logit_mean, covariance = _logit_moments(both)
+    logit_mean, variance, covariance = _logit_moments(both)
     return replace(
         sent,
         label_index=int(probs[0].argmax()),
-        map_probs=map_probs[0].tolist(),
-        probs=probs[0].tolist(),
-        probs_std=served.std[0].tolist(),
-        logit_mean=logit_mean.tolist(),
-        logit_variance=None if covariance is None else covariance.diagonal().clamp_min(0).tolist(),
-        logit_covariance=None if covariance is None else covariance.tolist(),
+        arrays=LabelArrays(
+            map_probs=map_probs[0].numpy(),
+            probs=probs[0].numpy(),
+            probs_std=served.std[0].numpy(),
+            calibrated_probs={place: averaged[0].numpy() for place, averaged in others.items()},
+        ),
+        logit_mean=logit_mean,
+        logit_variance=variance,
+        logit_covariance=covariance,
         total=float(split.total),
         aleatoric=float(split.aleatoric),
         epistemic=float(split.epistemic),
@@ -104,7 +108,6 @@ def average_answer(manifest: Manifest, sent: Prediction, shown: Prediction) -> P
         flags=list(verdict.flags[0]),
         decision=verdict.decisions[0],
         familiarity=max(shares) if shares else None,
-        calibrated_probs={place: averaged[0].tolist() for place, averaged in others.items()},
         calibrated_scores={place: float(score_of(place, averaged)) for place, averaged in others.items()},
         tokens=sum(p.tokens for p in both),
         truncated=any(p.truncated for p in both),
@@ -114,22 +117,26 @@ def average_answer(manifest: Manifest, sent: Prediction, shown: Prediction) -> P
 
 
 def _in_users_order(p: Prediction) -> Prediction:
-    """Return the answer to a prompt with its choices in reverse, every list of labels in the user's order."""
-    covariance = p.logit_covariance
+    """Return the answer to a prompt with its choices in reverse, every array by label in the user's order."""
+    old, variance, covariance = p.arrays, p.logit_variance, p.logit_covariance
+    arrays = LabelArrays(
+        map_probs=old.map_probs[::-1],
+        probs=old.probs[::-1],
+        probs_std=None if old.probs_std is None else old.probs_std[::-1],
+        calibrated_probs={name: probs[::-1] for name, probs in old.calibrated_probs.items()},
+    )
     return replace(
         p,
-        map_probs=p.map_probs[::-1],
-        probs=p.probs[::-1],
-        probs_std=None if p.probs_std is None else p.probs_std[::-1],
+        arrays=arrays,
         logit_mean=p.logit_mean[::-1],
-        logit_covariance=None if covariance is None else [row[::-1] for row in covariance[::-1]],
-        calibrated_probs={name: probs[::-1] for name, probs in p.calibrated_probs.items()},
+        logit_variance=None if variance is None else variance[::-1],
+        logit_covariance=None if covariance is None else covariance[::-1, ::-1],
     )
 
 
 def _predictive(p: Prediction) -> PosteriorPredictive:
-    probs = _table([p.probs])
-    std = torch.zeros_like(probs) if p.probs_std is None else _table([p.probs_std])
+    probs = _table([p.arrays.probs])
+    std = torch.zeros_like(probs) if p.arrays.probs_std is None else _table([p.arrays.probs_std])
     # All of the entropy is aleatoric where there is one set of weights.
     return PosteriorPredictive(probs, std, _table([p.total if p.aleatoric is None else p.aleatoric]))
 
@@ -137,26 +144,31 @@ def _predictive(p: Prediction) -> PosteriorPredictive:
 def _tempered(prediction: Prediction, temperature: float) -> Prediction:
     """Return a prompt's answer with another temperature of temperature scaling, whether it answers or stands beside."""
     probs = torch.softmax(_table([prediction.logit_mean]) / temperature, 1)
+    arrays = prediction.arrays
     if prediction.predictive == "temperature":
-        return replace(prediction, probs=probs[0].tolist(), total=float(entropy(probs)))
-    if "temperature" not in prediction.calibrated_probs:
+        return replace(prediction, arrays=replace(arrays, probs=probs[0].numpy()), total=float(entropy(probs)))
+    if "temperature" not in arrays.calibrated_probs:
         return prediction
-    return replace(prediction, calibrated_probs={**prediction.calibrated_probs, "temperature": probs[0].tolist()})
+    calibrated = {**arrays.calibrated_probs, "temperature": probs[0].numpy()}
+    return replace(prediction, arrays=replace(arrays, calibrated_probs=calibrated))
 
 
-def _table(rows: Sequence[float] | Sequence[Sequence[float]]) -> torch.Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
+def _table(rows: Sequence[float] | Sequence[Array]) -> torch.Tensor:
+    return torch.from_numpy(np.array(rows, dtype=np.float64))
 
 
-def _logit_moments(both: Sequence[Prediction]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return mean (classes,) of the centred logits over the orders, and covariance (classes, classes), nats squared.
+def _logit_moments(both: Sequence[Prediction]) -> tuple[Array, Array | None, Array | None]:
+    """Return mean and variance (classes,) of the centred logits over the orders, and their covariance.
 
-    The covariance is the mean of the orders' plus the covariance of their means; None where no posterior was run.
+    The covariance (classes, classes), nats squared, is the mean of the orders' plus the covariance of their means, and
+    so is its diagonal; None where the orders have none.
     """
-    means = _table([p.logit_mean for p in both])
-    mean = means.mean(0)
-    within = [_table(p.logit_covariance) for p in both if p.logit_covariance is not None]
-    if len(within) < len(both):
-        return mean, None
-    centred = means - mean
-    return mean, torch.stack(within).mean(0) + centred.T @ centred / len(both)
+    means = np.stack([p.logit_mean for p in both])
+    centred = means - means.mean(0)
+    variances = [p.logit_variance for p in both if p.logit_variance is not None]
+    covariances = [p.logit_covariance for p in both if p.logit_covariance is not None]
+    return (
+        means.mean(0),
+        np.mean(variances, 0) + (centred**2).mean(0) if variances else None,
+        np.mean(covariances, 0) + centred.T @ centred / len(both) if covariances else None,
+    )

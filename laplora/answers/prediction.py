@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from laplora.artifact.manifest import Manifest
@@ -16,28 +19,60 @@ from laplora.predictive.batch_outputs import BatchOutputs
 from laplora.predictive.kinds import PredictiveName, predictive_probs
 from laplora.prompts.rows import EncodedRow
 
+#: float64; with thousands of labels lists of Python's numbers would be four times as large.
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
-@dataclass(frozen=True)
-class Prediction:
-    """The answer to one row; every list has one entry per possible label of the row, in label order.
+
+class _Compared:
+    """Is equal to one of equal fields, arrays among them."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and _same(vars(self), vars(other))
+
+    __hash__ = None  # type: ignore[assignment]  # arrays have none
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, np.ndarray):
+        return isinstance(other, np.ndarray) and np.array_equal(one, other)
+    return bool(one == other)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelArrays(_Compared):
+    """What an answer has by label, each (classes,) float64 in label order; ``Prediction`` says what they are."""
+
+    map_probs: Array
+    probs: Array
+    probs_std: Array | None
+    calibrated_probs: dict[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction(_Compared):
+    """The answer to one row, over its possible labels. As over HTTP, ``probs``, ``map_probs``, ``probs_std`` and
+    ``calibrated_probs`` are by label; ``arrays`` has the same in label order.
 
     Attributes:
         predictive: name of the predictive that made ``probs`` and all that follows from them.
-        label_index: of the most probable label under ``probs``.
-        map_probs: softmax of the logits at the trained weights.
-        probs: the predictive's mean.
-        probs_std: standard deviation of each probability over the weights. Like ``aleatoric`` and ``epistemic`` it is
-            None where the predictive has one set of weights only (``map``, ``temperature``).
-        logit_mean: centred logits at the trained weights, nats.
-        logit_variance: of the centred logits under the trained adapter's posterior, nats squared; None without one.
+        labels: the row's, in order; label_index: of the most probable one under ``probs``.
+        arrays: ``map_probs``, the softmax of the logits at the trained weights; ``probs``, the predictive's mean;
+            ``probs_std``, the standard deviation of each probability over the weights, which like ``aleatoric`` and
+            ``epistemic`` is None where the predictive has no covariance; and by name ``calibrated_probs``, of the
+            other predictives that need no further pass, except ``map``.
+        logit_mean: (classes,) centred logits at the trained weights, nats.
+        logit_variance: (classes,), of the centred logits under the trained adapter's posterior, nats squared; None
+            without one.
+        logit_covariance: (classes, classes), likewise; None unless it was asked for.
         total, aleatoric, epistemic: nats; total is the entropy of ``probs``.
         label_mass: probability of the possible labels under the full-vocabulary softmax.
         score: what the predictive's review rule compares, nats.
         familiarity: how like the training rows it is: the share of the calibration rows that are at least as strange,
             the row itself counted in, so from 1 / (rows + 1) to 1; None where the artifact has no familiarity.
         flags: see ``laplora.decisions.uncertainty.FLAGS``.
-        calibrated_probs: by name, of the other predictives that need no further pass, except ``map``.
-        calibrated_scores: by the same names, their review scores, nats.
+        calibrated_scores: by the names of ``calibrated_probs``, their review scores, nats.
         tokens: of the prompt, or of the prompts of both orders; truncated: whether one was cut.
         orders: 2 where the answer is averaged over two orders of the options (``laplora.answers.order_answers``).
         order_information: nats, mutual information of label and order: the part of ``epistemic`` that is disagreement
@@ -49,12 +84,10 @@ class Prediction:
     predictive: PredictiveName
     labels: tuple[str, ...]
     label_index: int
-    map_probs: list[float]
-    probs: list[float]
-    probs_std: list[float] | None
-    logit_mean: list[float]
-    logit_variance: list[float] | None
-    logit_covariance: list[list[float]] | None
+    arrays: LabelArrays
+    logit_mean: Array
+    logit_variance: Array | None
+    logit_covariance: Array | None
     total: float
     aleatoric: float | None
     epistemic: float | None
@@ -64,7 +97,6 @@ class Prediction:
     prediction_set: list[str]
     flags: list[Flag]
     decision: Decision
-    calibrated_probs: dict[str, list[float]]
     calibrated_scores: dict[str, float]
     tokens: int
     truncated: bool
@@ -80,7 +112,42 @@ class Prediction:
     @property
     def confidence(self) -> float:
         """The largest probability; where several labels may be right, the least sure one's, of present or absent."""
-        return max(self.probs) if self.labels_present is None else min(max(p, 1 - p) for p in self.probs)
+        probs = self.arrays.probs
+        return float(probs.max() if self.labels_present is None else np.maximum(probs, 1 - probs).min())
+
+    @property
+    def map_probs(self) -> dict[str, float]:
+        """By label, the softmax of the logits at the trained weights."""
+        return self._by_label(self.arrays.map_probs)
+
+    @property
+    def probs(self) -> dict[str, float]:
+        """By label, the predictive's mean."""
+        return self._by_label(self.arrays.probs)
+
+    @property
+    def probs_std(self) -> dict[str, float] | None:
+        """By label, the standard deviation over the weights; None where the predictive has no covariance."""
+        return None if self.arrays.probs_std is None else self._by_label(self.arrays.probs_std)
+
+    @property
+    def calibrated_probs(self) -> dict[str, dict[str, float]]:
+        """By predictive and label, of the other predictives that needed no further pass."""
+        return {name: self._by_label(probs) for name, probs in self.arrays.calibrated_probs.items()}
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number in it is."""
+        arrays = self.arrays
+        within = (arrays.map_probs, arrays.probs, arrays.probs_std, *arrays.calibrated_probs.values())
+        logits = (self.logit_mean, self.logit_variance, self.logit_covariance)
+        single = (self.total, self.aleatoric, self.epistemic, self.label_mass, self.familiarity, self.score)
+        # One that is not makes the sum so.
+        of_arrays = sum(float(one.sum()) for one in (*within, *logits) if one is not None)
+        return math.isfinite(of_arrays + sum(one for one in (*single, self.order_information) if one is not None))
+
+    def _by_label(self, values: Array) -> dict[str, float]:
+        return dict(zip(self.labels, values.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -141,17 +208,25 @@ def mixtures(manifest: Manifest, outputs: BatchOutputs) -> dict[PredictiveName, 
 
 
 def build_predictions(
-    manifest: Manifest, rows: Sequence[EncodedRow], outputs: BatchOutputs, name: PredictiveName
+    manifest: Manifest,
+    rows: Sequence[EncodedRow],
+    outputs: BatchOutputs,
+    name: PredictiveName,
+    *,
+    covariance: bool = False,
 ) -> list[Prediction]:
-    """Return the answers of one predictive that the outputs are enough for, in row order."""
+    """Return the answers of one predictive that the outputs are enough for, in row order.
+
+    Args:
+        covariance: whether they have ``logit_covariance``, where the outputs do.
+    """
     spec = manifest.spec(name)
     computed = mixtures(manifest, outputs)
     map_probs = class_probs(outputs.logits, outputs.class_mask)
     served = computed[name]
     probs = map_probs if name == "map" else served.probs
     split = decompose(served)
-    # Whether it averages over several weights, so that there is something epistemic to it.
-    spread = spec.covariance or spec.mean != "plain"
+    spread = spec.covariance  # a predictive without is one set of weights: nothing of it is epistemic
     scores = {
         other: review_score(manifest.predictives[other].thresholds, probs=predictive.probs, map_probs=map_probs)
         for other, predictive in computed.items()
@@ -169,30 +244,33 @@ def build_predictions(
     )
     others = [other for other in computed if other not in ("map", name)]
     counts = [row.class_count for row in rows]
-    centred = None if outputs.covariance is None else _centred(outputs.covariance, counts)
+    variances, covariances = _centred(outputs.covariance, counts, whole=covariance)
     familiar = outputs.familiarity
     # As lists before the loop: a tensor's single elements cost microseconds each, for every row of every batch.
-    best, at_map, mine, stds = (t.tolist() for t in (probs.argmax(1), map_probs, probs, served.std))
+    best, mass, sets = (t.tolist() for t in (probs.argmax(1), outputs.label_mass, verdict.sets))
     total, aleatoric, epistemic = (t.tolist() for t in (split.total, split.aleatoric, split.epistemic))
-    logit_mean, mass = _centred_logits(outputs.logits, counts).tolist(), outputs.label_mass.tolist()
-    sets = verdict.sets.tolist()
-    calibrated = {other: computed[other].probs.tolist() for other in others}
+    at_map, mine, stds = (t.numpy() for t in (map_probs, probs, served.std))
+    logit_mean = _centred_logits(outputs.logits, counts).numpy()
+    calibrated = {other: computed[other].probs.numpy() for other in others}
     rankings = {other: score.tolist() for other, score in scores.items()}
     answers = []
     for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
         labels = manifest.labels[:count]
-        covariance = None if centred is None else centred[i]
+        arrays = LabelArrays(
+            map_probs=at_map[i, :count],
+            probs=mine[i, :count],
+            probs_std=stds[i, :count] if spread else None,
+            calibrated_probs={other: calibrated[other][i, :count] for other in others},
+        )
         answers.append(
             Prediction(
                 predictive=name,
                 labels=labels,
                 label_index=best[i],
-                map_probs=at_map[i][:count],
-                probs=mine[i][:count],
-                probs_std=stds[i][:count] if spread else None,
-                logit_mean=logit_mean[i][:count],
-                logit_variance=None if covariance is None else [max(0.0, covariance[k][k]) for k in range(count)],
-                logit_covariance=covariance,
+                arrays=arrays,
+                logit_mean=logit_mean[i, :count],
+                logit_variance=variances[i],
+                logit_covariance=covariances[i],
                 total=total[i],
                 aleatoric=aleatoric[i] if spread else None,
                 epistemic=epistemic[i] if spread else None,
@@ -202,7 +280,6 @@ def build_predictions(
                 prediction_set=[label for label, held in zip(labels, sets[i][:count], strict=True) if held],
                 flags=list(verdict.flags[i]),
                 decision=verdict.decisions[i],
-                calibrated_probs={other: calibrated[other][i][:count] for other in others},
                 calibrated_scores={other: rankings[other][i] for other in others},
                 tokens=len(row.token_ids),
                 truncated=row.truncated,
@@ -217,16 +294,27 @@ def _centred_logits(logits: torch.Tensor, counts: Sequence[int]) -> torch.Tensor
     return logits - logits.masked_fill(~possible, 0).sum(1, keepdim=True) / possible.sum(1, keepdim=True)
 
 
-def _centred(contrast_covariances: torch.Tensor, counts: Sequence[int]) -> list[list[list[float]]]:
-    """Return the covariances of each row's first ``counts`` logits less their mean, (count, count) each.
+def _centred(
+    contrast_covariances: torch.Tensor | None, counts: Sequence[int], *, whole: bool
+) -> tuple[list[Array | None], list[Array | None]]:
+    """Return each row's variances (count,) and, where ``whole``, covariances (count, count) of its logits less their
+    mean, over its first ``counts`` labels; None where there are none.
 
     Args:
         contrast_covariances: (batch, classes - 1, classes - 1).
     """
+    variances: list[Array | None] = [None] * len(counts)
+    covariances = list(variances)
+    if contrast_covariances is None:
+        return variances, covariances
     full = contrasts(contrast_covariances.shape[-1] + 1, torch.float64)
-    found: dict[int, list[list[float]]] = {}
     for count in set(counts):
         places = [i for i, other in enumerate(counts) if other == count]
         transform = full[:count] - full[:count].mean(0)
-        found.update(zip(places, (transform @ contrast_covariances[places] @ transform.T).tolist(), strict=True))
-    return [found[i] for i in range(len(counts))]
+        half = transform @ contrast_covariances[places]
+        for i, variance in zip(places, (half * transform).sum(-1).clamp_min(0).numpy(), strict=True):
+            variances[i] = variance
+        if whole:
+            for i, covariance in zip(places, (half @ transform.T).numpy(), strict=True):
+                covariances[i] = covariance
+    return variances, covariances

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import torch
 
-from laplora.answers.prediction import Prediction, mixtures
+from laplora.answers.prediction import LabelArrays, Prediction, mixtures
 from laplora.artifact.manifest import Manifest
 from laplora.decisions.conformal import present_sets
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
@@ -29,19 +29,24 @@ from laplora.prompts.rows import EncodedRow
 
 
 def build_several(
-    manifest: Manifest, rows: Sequence[EncodedRow], outputs: BatchOutputs, name: PredictiveName
+    manifest: Manifest,
+    rows: Sequence[EncodedRow],
+    outputs: BatchOutputs,
+    name: PredictiveName,
+    *,
+    covariance: bool = False,
 ) -> list[Prediction]:
     """Return the answers of one predictive that the outputs are enough for, in row order.
 
     Args:
-        outputs: of the labels' logits, as the model gives them.
+        outputs: of the labels' logits, as the model gives them; covariance: as of ``build_predictions``.
     """
     spec, labels, record = manifest.spec(name), manifest.labels, manifest.predictives[name]
     binary = binary_outputs(outputs)
     computed = mixtures(manifest, binary)
     served, shape = computed[name], (len(rows), len(labels))
     split = decompose(served)
-    spread = spec.covariance or spec.mean != "plain"
+    spread = spec.covariance
     map_probs = class_probs(binary.logits, binary.class_mask)
     scores = {
         other: review_score(manifest.predictives[other].thresholds, probs=predictive.probs, map_probs=map_probs)
@@ -53,7 +58,7 @@ def build_several(
     unfamiliar = manifest.unfamiliar(outputs.familiarity)
     if unfamiliar is not None:
         held = held | unfamiliar[:, None]
-    probs = {other: predictive.probs[:, 1].view(shape) for other, predictive in computed.items()}
+    probs = {other: predictive.probs[:, 1].reshape(shape) for other, predictive in computed.items()}
     mine = probs[name]
     present = mine > 0.5
     total, aleatoric, epistemic = (part.view(shape).sum(1) for part in (split.total, split.aleatoric, split.epistemic))
@@ -68,19 +73,23 @@ def build_several(
     )
     decisions = decide(flags)
     others = [other for other in computed if other not in ("map", name)]
-    covariances = outputs.covariance
-    stds, at_map = served.std[:, 1].view(shape), map_probs[:, 1].view(shape)
+    covariances = None if outputs.covariance is None else outputs.covariance.numpy()
+    stds, at_map = (values[:, 1].reshape(shape).numpy() for values in (served.std, map_probs))
+    by_name = {other: values.numpy() for other, values in probs.items()}
     return [
         Prediction(
             predictive=name,
             labels=labels,
             label_index=int(mine[i].argmax()),
-            map_probs=at_map[i].tolist(),
-            probs=mine[i].tolist(),
-            probs_std=stds[i].tolist() if spread else None,
-            logit_mean=outputs.logits[i].tolist(),
-            logit_variance=None if covariances is None else covariances[i].diagonal().clamp_min(0).tolist(),
-            logit_covariance=None if covariances is None else covariances[i].tolist(),
+            arrays=LabelArrays(
+                map_probs=at_map[i],
+                probs=by_name[name][i],
+                probs_std=stds[i] if spread else None,
+                calibrated_probs={other: by_name[other][i] for other in others},
+            ),
+            logit_mean=outputs.logits[i].numpy(),
+            logit_variance=None if covariances is None else covariances[i].diagonal().clip(0),
+            logit_covariance=covariances[i] if covariance and covariances is not None else None,
             total=float(total[i]),
             aleatoric=float(aleatoric[i]) if spread else None,
             epistemic=float(epistemic[i]) if spread else None,
@@ -90,7 +99,6 @@ def build_several(
             prediction_set=_named(labels, held[i]),
             flags=list(flags[i]),
             decision=decisions[i],
-            calibrated_probs={other: probs[other][i].tolist() for other in others},
             calibrated_scores={other: float(scores[other][i]) for other in others},
             tokens=len(row.token_ids),
             truncated=row.truncated,

@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from laplora.artifact.folder import Artifact, file_records, new_artifact, read_artifact, write_manifest
-from laplora.artifact.manifest import GOLDEN, MANIFEST, SCORES, SHIFT, Manifest, parse_manifest
+from laplora.artifact.manifest import GOLDEN, MANIFEST, REPORT_PAGE, SCORES, SHIFT, Manifest, parse_manifest
 from laplora.errors import ArtifactCorruptError, ArtifactWriteError, ConfigError
-from laplora.files import file_sha256
+from laplora.files import file_sha256, write_whole
 
 #: Folder of what the packaged version had in place of the conditioned one's files.
 PACKAGED = "packaged"
@@ -97,6 +97,25 @@ def new_version(artifact: Artifact, target: Path) -> Iterator[Path]:
 def finish_version(folder: Path, manifest: Manifest) -> None:
     """Write the manifest with every file of the folder in it."""
     write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
+
+
+def copy_artifact(artifact: Artifact, target: Path, manifest: Manifest, report: str | None) -> None:
+    """Write an artifact's files into the place of ``target``, under a manifest of their own.
+
+    Args:
+        report: an HTML page in the place of the artifact's; None: that one, where there is one.
+
+    Raises:
+        ArtifactWriteError: no room, or something that is no artifact in its place.
+        ArtifactCorruptError: a file of the artifact is another one than when it was read.
+    """
+    with new_artifact(target) as folder:
+        for name, record in artifact.manifest.files.items():
+            _copy(artifact.path / name, folder / name, record.sha256)
+        if report is not None:
+            (folder / REPORT_PAGE).parent.mkdir(exist_ok=True)
+            write_whole(folder / REPORT_PAGE, report)
+        finish_version(folder, manifest)
 
 
 def restore_packaged(path: str | Path, check: Callable[[Path], object] = read_artifact) -> Artifact:

@@ -42,7 +42,7 @@ class Prediction(Record):
             label's own and do not sum to 1, and logits are not centred.
         answered_by: name of the predictive that computed it; None from an older service.
         probs: by label, of the predictive; map_probs: of the fine-tuned model alone.
-        probs_std: by label; None for a predictive with one set of weights.
+        probs_std: by label; None for a predictive without a covariance, such as ``conditioned``.
         logit_variance: (classes,), logit_covariance: (classes, classes), of the centred logits in the labels' order,
             in nats squared.
         familiarity: how like the training rows the input is, 0 to 1; None where the artifact does not tell, and from an

@@ -1,7 +1,7 @@
 """Uncertainty of a prediction, the flags raised from it, and the decision to accept or review.
 
 The entropy of the predictive mean splits into the expected entropy (aleatoric) and the mutual information between label
-and parameters (epistemic; Houlsby et al., arXiv 1112.5745). ``map`` and ``temperature`` have no epistemic part.
+and parameters (epistemic; Houlsby et al., arXiv 1112.5745). A predictive without a covariance has no epistemic part.
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from laplora.answers.prediction import Prediction
+from laplora.answers.prediction import Array, Prediction
 from laplora.artifact.folder import Artifact, check_name, check_replaceable
 from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, REPORT_PAGE, Manifest
 from laplora.artifact.readout_records import readout_record
@@ -20,7 +21,7 @@ from laplora.errors import ConditioningError, ModelError
 from laplora.files import write_whole
 from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.describing import describe, summary
-from laplora.fitting.evaluation import Measured, evaluate_predictives, gain_over_temperature, outputs_of
+from laplora.fitting.evaluation import Measured, evaluated
 from laplora.fitting.fit import Fit
 from laplora.fitting.golden_inputs import GoldenInputs
 from laplora.fitting.golden_inputs import golden_inputs as inputs_and_source
@@ -51,11 +52,13 @@ from laplora.predictive.lora_weights import lora_parameters
 from laplora.predictor import Predictor
 from laplora.selection.suggest import Suggestion, suggest
 
+#: Fields, or a text where the template has one field; one of them, or many.
+Inputs = Mapping[str, Any] | str | Iterable[Mapping[str, Any] | str]
 #: Rows whose answers an artifact records and its server replays.
 _GOLDEN_ROWS = 4
 _UNSAVED = "in-memory"
 #: Held while a model runs: the hooks that note its activations are on its modules, and see the passes of every thread.
-_ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()
 
 
 class CalibratedPosterior:
@@ -85,10 +88,11 @@ class CalibratedPosterior:
         base = LoadedBase(base_of(classifier.model), HeldWeights("plain", "as the model was given"))
         artifact = Artifact(Path(_UNSAVED), manifest, _UNSAVED)
         adapted = _adapted(classifier, fit)
-        self._parameters = adapted.parameters
-        self.predictor = Predictor(
-            artifact, adapted, classifier.tokenizer, classifier.device, base, {str(k): v for k, v in fit.scores.items()}
-        )
+        scores = {str(name): one for name, one in fit.scores.items()}
+        self._serve(Predictor(artifact, adapted, classifier.tokenizer, classifier.device, base, scores))
+
+    def _serve(self, predictor: Predictor) -> None:
+        self.predictor, self._parameters = predictor, predictor.adapted.parameters
 
     def __repr__(self) -> str:
         """Return what was fitted, in a line."""
@@ -110,20 +114,22 @@ class CalibratedPosterior:
 
     def predict(
         self,
-        inputs: Mapping[str, Any] | Iterable[Mapping[str, Any]],
+        inputs: Inputs,
         predictive: str | None = None,
         *,
         truncate: bool = True,
         batch_size: int = 8,
+        covariance: bool = False,
     ) -> list[Prediction]:
         """Return an answer per input, in order.
 
         Args:
-            inputs: the template's fields; other fields, a label among them, are ignored. A data frame and a
-                ``datasets.Dataset`` do as well.
+            inputs: the template's fields, or texts where it has one field; other fields, a label among them, are
+                ignored. A data frame and a ``datasets.Dataset`` do as well.
             predictive: one of ``predictives``; None is the recommended one.
             truncate: whether a prompt beyond the limit is cut, which the answer says.
             batch_size: rows that run together; does not change the answers but for rounding.
+            covariance: as of ``Predictor.predict``.
 
         Raises:
             DataError: an input without one of the fields, or with one that cannot be used.
@@ -133,17 +139,30 @@ class CalibratedPosterior:
             NonFiniteError: NaN or infinity in a logit or variance.
         """
         self._check_model()
-        given = [inputs] if isinstance(inputs, Mapping) else inputs
-        if isinstance(given, Sized) and not isinstance(given, str) and not len(given):
+        given = [inputs] if isinstance(inputs, Mapping | str) else inputs
+        if isinstance(given, Sized) and not len(given):
             return []
         examples = read_rows(given, self.classifier, None, "input")
         rows = [self.predictor.encode(example.fields, truncate=truncate) for example in examples]
         answers: dict[int, Prediction] = {}
         for index in batches(rows, batch_size):
-            with _ONE_AT_A_TIME:
-                found = self.predictor.predict([rows[i] for i in index], predictive)
+            with ONE_AT_A_TIME:
+                found = self.predictor.predict([rows[i] for i in index], predictive, covariance=covariance)
             answers.update(zip(index, found, strict=True))
         return [answers[i] for i in range(len(rows))]
+
+    def predict_proba(
+        self, inputs: Inputs, predictive: str | None = None, *, truncate: bool = True, batch_size: int = 8
+    ) -> Array:
+        """Return (inputs, labels) float64 the probabilities, 0 at labels that an input cannot have, as of ``predict``.
+
+        Columns are in the order of ``classifier.labels``. Where several labels may be right, each is of its presence.
+        """
+        answers = self.predict(inputs, predictive, truncate=truncate, batch_size=batch_size)
+        probs = np.zeros((len(answers), self.classifier.class_count))
+        for row, answer in zip(probs, answers, strict=True):
+            row[: len(answer.labels)] = answer.arrays.probs
+        return probs
 
     def evaluate(self, rows: Any, label_field: str = "label") -> Measured:
         """Return every predictive's metrics on labelled rows that nothing was fitted on; ``save`` records the last.
@@ -152,27 +171,8 @@ class CalibratedPosterior:
         """
         self._check_model()
         examples = read_rows(rows, self.classifier, label_field, "test row")
-        fit = self.fit
-        with _ONE_AT_A_TIME:
-            found = outputs_of(
-                self.classifier,
-                fit.settings,
-                fit.posterior,
-                fit.served.prior,
-                shifts_of(fit.conditioned),
-                fit.familiar.familiarity if fit.familiar else None,
-                examples,
-                self._progress,
-            )
-        calibrated, unfamiliar = fit.calibrated, self.predictor.artifact.manifest.unfamiliar(found.familiarity)
-        evaluations, sets, by_label = evaluate_predictives(
-            found.outputs, calibrated.predictives, calibrated.calibration.conformal, unfamiliar
-        )
-        labels = tuple(self.classifier.labels) if by_label else ()
-        share = None if unfamiliar is None else float(unfamiliar.double().mean())
-        recommended = calibrated.recommended.predictive
-        gain = gain_over_temperature(found.outputs, calibrated.temperatures, recommended)
-        self._measured = Measured(evaluations, sets, recommended, labels, by_label, share, gain)
+        with ONE_AT_A_TIME:
+            self._measured = evaluated(self.predictor, self.classifier, examples, self._progress)
         return self._measured
 
     def condition(
@@ -196,7 +196,7 @@ class CalibratedPosterior:
         first = self._fitted or self
         examples = read_rows(rows, self.classifier, label_field)
         earlier = () if calibration is None else read_rows(calibration, self.classifier, label_field, "calibration row")
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             found = condition_on(first.predictor, self.classifier, examples, earlier, progress=self._progress)
         if found.comparison.worse and not force:
             raise ConditioningError(f"the labels make the answers worse: {found.comparison}")
@@ -235,7 +235,7 @@ class CalibratedPosterior:
         self._check_model()
         examples = read_rows(rows, self.classifier, None)
         encoded = [self.predictor.encode(example.fields, truncate=True) for example in examples]
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             return suggest(
                 self.predictor,
                 encoded,
@@ -296,7 +296,7 @@ class CalibratedPosterior:
                 parts = replace(parts, report=page.parent)
             mine, device = loaded_answers(self.predictor), self.classifier.place
             given = {"compare": mine} if verify else {"answers": mine}
-            with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # transformers and PEFT draw as they load
+            with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # transformers and PEFT draw as they load
                 write_artifact(target, parts, manifest, golden, device=device, say=say, **given)
         return target
 

@@ -13,7 +13,7 @@ from laplora.errors import ConfigError, warn
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.fit import fit_rows
 from laplora.fitting.golden_inputs import COUNT
-from laplora.fitting.progress import Bars, Progress, Silent
+from laplora.fitting.progress import Progress, shown_by
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS, check_labels, read_rows, split_rows
 from laplora.fitting.settings import FitSettings
 from laplora.predictive.lora_weights import lora_parameters, read_weights
@@ -61,7 +61,7 @@ def fit(
             "one of a dict"
         )
     settings = settings or FitSettings()
-    shown: Progress = (Bars() if progress else Silent()) if isinstance(progress, bool) else progress
+    shown = shown_by(progress)
     train = read_rows(rows, classifier, label_field)
     check_labels(train, classifier.labels)
     source = "given"

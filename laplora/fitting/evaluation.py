@@ -15,9 +15,8 @@ from laplora.decisions.uncertainty import review_score
 from laplora.familiarity.percentile import Familiarity
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.outputs import Fitted, SplitOutputs, corrected
-from laplora.fitting.progress import Progress
+from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import project_split
-from laplora.fitting.settings import FitSettings
 from laplora.linearised import class_probs
 from laplora.metrics.label_sets import SetQuality, present_set_quality, set_quality
 from laplora.metrics.paired import nll_difference
@@ -26,8 +25,13 @@ from laplora.metrics.several_labels import LabelsQuality, evaluate_labels
 from laplora.posterior.base import Posterior, Prior
 from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.predictive.shift import Shift
+from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 
+#: Inputs whose covariances are in memory together: 0.2 MB each with 150 classes.
+_BLOCK = 64
+#: Rows of a pass.
+_BATCH = 8
 _COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
 
 
@@ -45,7 +49,7 @@ class RowOutputs:
 
 def outputs_of(
     classifier: Classifier,
-    settings: FitSettings,
+    batch_size: int,
     posterior: Posterior,
     prior: Prior,
     shifts: Mapping[Corrected, Shift],
@@ -55,16 +59,82 @@ def outputs_of(
     title: str = "test rows",
 ) -> RowOutputs:
     """Return what a fit gives on rows; ``shifts`` are of the predictives that labels correct."""
-    size = settings.laplace.batch_size
     layers = familiarity.layers if familiarity else ()
-    split = project_split(classifier, posterior, examples, progress, title, batch_size=size, layers=layers)
+    split = project_split(classifier, posterior, examples, progress, title, batch_size=batch_size, layers=layers)
     outputs = corrected(SplitOutputs(split, Fitted(posterior, prior, split.projected)), shifts)
     familiar = None if familiarity is None or split.states is None else familiarity.of(split.states)
     return RowOutputs(outputs, familiar)
 
 
+@dataclass(frozen=True)
+class RowProbs:
+    """What every predictive gives on labelled rows, without the covariances that it was made of.
+
+    Attributes:
+        probs: by predictive (rows, classes); map_probs: (rows, classes), MAP's.
+        labels, class_mask, together: as of ``ProjectedSplit``.
+    """
+
+    probs: Mapping[PredictiveName, torch.Tensor]
+    map_probs: torch.Tensor
+    labels: torch.Tensor
+    class_mask: torch.Tensor
+    together: int
+
+    @classmethod
+    def of(cls, outputs: SplitOutputs, temperatures: Mapping[PredictiveName, float]) -> RowProbs:
+        """Return those of a fit's predictives, each with its temperature."""
+        split = outputs.split
+        probs = {name: predictive_of(outputs, name, temperature).probs for name, temperature in temperatures.items()}
+        map_probs = class_probs(split.logits, split.class_mask)
+        return cls(probs, map_probs, split.labels, split.class_mask, split.together)
+
+    @classmethod
+    def joined(cls, parts: Sequence[RowProbs]) -> RowProbs:
+        """Return the rows of all parts, in order."""
+        probs = {name: torch.cat([one.probs[name] for one in parts]) for name in parts[0].probs}
+        map_probs, labels, mask = (
+            torch.cat([getattr(one, name) for one in parts]) for name in ("map_probs", "labels", "class_mask")
+        )
+        return cls(probs, map_probs, labels, mask, parts[0].together)
+
+
+def evaluated(
+    predictor: Predictor, classifier: Classifier, examples: Sequence[Example], progress: Progress
+) -> Measured:
+    """Return every predictive's metrics on labelled rows, a block of them at a time in memory.
+
+    Args:
+        classifier: of the predictor's model.
+    """
+    manifest, adapted = predictor.artifact.manifest, predictor.adapted
+    assert adapted.posterior is not None
+    posterior, prior = adapted.posterior.to("cpu", torch.float32), manifest.prior.prior()
+    temperatures = {name: record.temperature for name, record in manifest.predictives.items()}
+    parts, familiarity = list[RowProbs](), list[torch.Tensor]()
+    blocks = [examples[i : i + _BLOCK] for i in range(0, len(examples), _BLOCK)]
+    for block in progress.track(blocks, "test rows"):
+        found = outputs_of(classifier, _BATCH, posterior, prior, adapted.shifts, adapted.familiarity, block, Silent())
+        parts.append(RowProbs.of(found.outputs, temperatures))
+        familiarity += [] if found.familiarity is None else [found.familiarity]
+    rows = RowProbs.joined(parts)
+    unfamiliar = manifest.unfamiliar(torch.cat(familiarity) if familiarity else None)
+    evaluations, sets, by_label = evaluate_predictives(
+        rows, manifest.predictives, manifest.calibration.conformal, unfamiliar
+    )
+    return Measured(
+        evaluations,
+        sets,
+        predictor.recommended,
+        tuple(manifest.labels) if by_label else (),
+        by_label,
+        None if unfamiliar is None else float(unfamiliar.double().mean()),
+        gain_over_temperature(rows, predictor.recommended),
+    )
+
+
 def evaluate_predictives(
-    outputs: SplitOutputs,
+    rows: RowProbs,
     predictives: Mapping[PredictiveName, PredictiveRecord],
     conformal: ConformalScore,
     unfamiliar: torch.Tensor | None = None,
@@ -75,25 +145,23 @@ def evaluate_predictives(
     several labels may be right, the rows of the metrics are one for each input and label, and those of each label come
     beside them; else the last is empty.
     """
-    split = outputs.split
     evaluations: dict[str, Evaluation] = {}
     sets: dict[str, SetQuality] = {}
     by_label: dict[str, LabelsQuality] = {}
-    map_probs = class_probs(split.logits, split.class_mask)
-    widened = torch.zeros(len(split.labels) // split.together, 1, dtype=torch.bool)
+    widened = torch.zeros(len(rows.labels) // rows.together, 1, dtype=torch.bool)
     if unfamiliar is not None:
         widened = unfamiliar[:, None]
     for name, record in predictives.items():
-        probs = predictive_of(outputs, name, record.temperature).probs
-        scores = review_score(record.thresholds, probs=probs, map_probs=map_probs)
-        if split.together > 1:
-            evaluations[name], by_label[name] = evaluate_labels(probs, split.labels, scores, together=split.together)
-            held = present_sets(conformal, probs, record.conformal).view(-1, split.together) | widened
-            sets[name] = present_set_quality(held, split.labels.view(-1, split.together) == 1)
+        probs = rows.probs[name]
+        scores = review_score(record.thresholds, probs=probs, map_probs=rows.map_probs)
+        if rows.together > 1:
+            evaluations[name], by_label[name] = evaluate_labels(probs, rows.labels, scores, together=rows.together)
+            held = present_sets(conformal, probs, record.conformal).view(-1, rows.together) | widened
+            sets[name] = present_set_quality(held, rows.labels.view(-1, rows.together) == 1)
         else:
-            evaluations[name] = evaluate_probs(probs, split.labels, scores)
-            held = label_sets(conformal, probs, record.conformal, split.class_mask) | (widened & split.class_mask)
-            sets[name] = set_quality(held, split.labels)
+            evaluations[name] = evaluate_probs(probs, rows.labels, scores)
+            held = label_sets(conformal, probs, record.conformal, rows.class_mask) | (widened & rows.class_mask)
+            sets[name] = set_quality(held, rows.labels)
     return evaluations, sets, by_label
 
 
@@ -121,20 +189,15 @@ class Gain:
         )
 
 
-def gain_over_temperature(
-    outputs: SplitOutputs, temperatures: Mapping[PredictiveName, float], name: PredictiveName
-) -> Gain | None:
+def gain_over_temperature(rows: RowProbs, name: PredictiveName) -> Gain | None:
     """Return what one predictive gains; None for temperature scaling itself, and where there is none to compare with.
 
     Args:
-        outputs: of rows that neither training nor calibration has seen.
-        temperatures: of the fit's predictives, by name.
+        rows: that neither training nor calibration has seen.
     """
-    if name == "temperature" or "temperature" not in temperatures:
+    if name == "temperature" or "temperature" not in rows.probs:
         return None
-    split = outputs.split
-    own, scaled = (predictive_of(outputs, one, temperatures[one]).probs for one in (name, "temperature"))
-    found = nll_difference(own, scaled, split.labels, together=split.together)
+    found = nll_difference(rows.probs[name], rows.probs["temperature"], rows.labels, together=rows.together)
     return Gain(name, found.difference, found.low, found.high)
 
 

@@ -44,3 +44,8 @@ class Bars:
         from tqdm.auto import tqdm
 
         yield from tqdm(items, desc=title, leave=False)
+
+
+def shown_by(progress: bool | Progress) -> Progress:
+    """Return what shows progress: bars, or nothing, or what is given."""
+    return (Bars() if progress else Silent()) if isinstance(progress, bool) else progress

@@ -27,7 +27,8 @@ def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: 
     Args:
         rows: an iterable of mappings, a pandas data frame, or a ``datasets.Dataset``, whose class numbers are read by
             its own names of them.
-        label_field: name of the label, whose value is a label's name or its number from 0; None: rows without labels.
+        label_field: name of the label, whose value is a label's name or its number from 0; None: rows without labels,
+            which may be texts where the template has one field.
             Where several labels may be right: a list of them, which may be empty, or a vector of 0 and 1 by label. A
             list of as many 0 and 1 as there are labels is the vector.
         what: what messages call a row.
@@ -46,7 +47,7 @@ def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: 
     examples: list[Example] = []
     problems: list[str] = []
     rendered: set[bool] = set()
-    for number, row in enumerate(_mappings(rows, what, classifier.template.fields)):
+    for number, row in enumerate(_mappings(rows, what, classifier.template.fields, texts=label_field is None)):
         values = {str(name): _plain(value) for name, value in row.items()}
         rendered.add("prompt" in values and not set(classifier.template.fields) & set(values))
         try:
@@ -121,7 +122,7 @@ def _labels_of(example: Example) -> tuple[int, ...]:
     return (example.label,) if example.present is None else example.present
 
 
-def _mappings(rows: Any, what: str, fields: Sequence[str]) -> Iterator[Mapping[Any, Any]]:
+def _mappings(rows: Any, what: str, fields: Sequence[str], *, texts: bool) -> Iterator[Mapping[Any, Any]]:
     expected = f"of the template's fields {list(fields)}"
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         splits = ": choose one of its splits" if type(rows).__name__ == "DatasetDict" else ""
@@ -131,6 +132,8 @@ def _mappings(rows: Any, what: str, fields: Sequence[str]) -> Iterator[Mapping[A
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a data frame
         rows = rows.to_dict("records")
     for number, row in enumerate(rows):
+        if texts and len(fields) == 1 and isinstance(row, str):
+            row = {fields[0]: str(row)}
         if not isinstance(row, Mapping):
             raise DataError(f"{what} {number} must be a dict {expected}, got {type(row).__name__}")
         yield row

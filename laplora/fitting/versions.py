@@ -29,7 +29,7 @@ from laplora.files import write_json, write_tensors
 from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.describing import installed_versions, summary
 from laplora.fitting.new_labels import Comparison, NewLabels, check_count, condition_on
-from laplora.fitting.progress import Bars, Progress, Silent
+from laplora.fitting.progress import Progress, shown_by
 from laplora.fitting.rows import read_rows
 from laplora.fitting.saving import TOLERANCE, VARIANCE_TOLERANCE, conditioned_record
 from laplora.fitting.served_rows import LoadedClassifier, Run
@@ -72,7 +72,7 @@ def condition(
         DataError: rows that cannot be used; ConfigError: an artifact, or more rows, than conditioning covers.
         ArtifactError, ModelError: an artifact that cannot be loaded or written. What is there stays.
     """
-    shown: Progress = (Bars() if progress else Silent()) if isinstance(progress, bool) else progress
+    shown = shown_by(progress)
     target = Path(artifact if out is None else out)
     check_name(target)
     check_replaceable(target)
@@ -203,12 +203,17 @@ def describe_version(
     )
 
 
-def answers_of(packaged: Predictor, found: NewLabels, manifest: Manifest, run: Run) -> list[dict[str, Any]]:
-    """Return what the new version answers to the artifact's golden inputs, as a golden file records it."""
+def predictor_of(packaged: Predictor, found: NewLabels, manifest: Manifest) -> Predictor:
+    """Return what answers as the new version does; it shares the model."""
     adapted = replace(packaged.adapted, shifts=shifts_of(found.conditioned))
     scores = {str(name): one for name, one in found.scores.items()}
     artifact = replace(packaged.artifact, manifest=manifest)
-    predictor = Predictor(artifact, adapted, packaged.tokenizer, packaged.device, packaged.base, scores)
+    return Predictor(artifact, adapted, packaged.tokenizer, packaged.device, packaged.base, scores)
+
+
+def answers_of(packaged: Predictor, found: NewLabels, manifest: Manifest, run: Run) -> list[dict[str, Any]]:
+    """Return what the new version answers to the artifact's golden inputs, as a golden file records it."""
+    predictor = predictor_of(packaged, found, manifest)
 
     def answer(row: Any) -> Prediction:
         return predictor.predict([row], also=predictor.predictives)[0]

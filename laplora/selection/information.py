@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from laplora.answers.prediction import Prediction
+from laplora.errors import DataError
 
 
 def information(predictions: Sequence[Prediction]) -> torch.Tensor:
@@ -23,16 +25,21 @@ def information(predictions: Sequence[Prediction]) -> torch.Tensor:
 
     Args:
         predictions: with their ``logit_covariance``: by ``laplace``, or with it beside another predictive.
+
+    Raises:
+        DataError: one without.
     """
+    if any(one.logit_covariance is None for one in predictions):
+        raise DataError("a prediction has no logit_covariance: ask for it, with the posterior's laplace")
     found = torch.zeros(len(predictions), dtype=torch.float64)
     by_classes: dict[int, list[int]] = {}
     for place, one in enumerate(predictions):
-        by_classes.setdefault(len(one.probs), []).append(place)
+        by_classes.setdefault(len(one.labels), []).append(place)
     for places in by_classes.values():
         rows = [predictions[i] for i in places]
         probs, covariance = (
-            torch.tensor(values, dtype=torch.float64)
-            for values in ([one.probs for one in rows], [one.logit_covariance for one in rows])
+            torch.from_numpy(np.array(values, dtype=np.float64))
+            for values in ([one.arrays.probs for one in rows], [one.logit_covariance for one in rows])
         )
         if rows[0].labels_present is not None:
             half = torch.diag_embed((probs * (1 - probs)).clamp_min(0).sqrt())

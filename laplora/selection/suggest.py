@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from laplora.answers.prediction import Prediction
@@ -71,7 +71,7 @@ class Suggestion:
                 "row": one.row,
                 "gain": one.gain,
                 "predicted": now.label if now.labels_present is None else now.labels_present,
-                "probs": dict(zip(now.labels, now.probs, strict=True)),
+                "probs": now.probs,
                 "entropy": now.total,
                 "familiarity": now.familiarity,
             }
@@ -105,26 +105,33 @@ def suggest(
         raise ConfigError(f"{count} rows are to be chosen: ask for at least 1")
     if not rows:
         raise DataError("there are no rows to choose from")
-    answers: dict[int, Prediction] = {}
+    answers, gains = dict[int, Prediction](), dict[int, float]()
     for index in track(batches(rows, batch_size), "answering"):
-        answers.update(zip(index, predictor.predict([rows[i] for i in index], also=("laplace",)), strict=True))
-    found = most_telling(rows, [answers[i] for i in range(len(rows))], count, least_familiarity)
+        some = predictor.predict([rows[i] for i in index], also=("laplace",), covariance=True)
+        gains.update(zip(index, information(some).tolist(), strict=True))
+        # A pool of covariances would be more than the memory of most machines.
+        answers.update((i, replace(one, logit_covariance=None)) for i, one in zip(index, some, strict=True))
+    everyone = range(len(rows))
+    found = most_telling(rows, [answers[i] for i in everyone], [gains[i] for i in everyone], count, least_familiarity)
     if not found.rows:
         raise DataError(f"none of {len(rows)} rows is like enough to the training rows: lower the least familiarity")
     return found
 
 
 def most_telling(
-    rows: Sequence[EncodedRow], predictions: Sequence[Prediction], count: int, least_familiarity: float
+    rows: Sequence[EncodedRow],
+    predictions: Sequence[Prediction],
+    gains: Sequence[float],
+    count: int,
+    least_familiarity: float,
 ) -> Suggestion:
     """Return at most ``count`` rows whose label tells most; one whose prompt comes twice counts once.
 
     Args:
-        predictions: the rows' answers, as ``information`` takes them.
+        predictions: the rows' answers; gains: of ``information``.
     """
     first = _first_of_each(rows)
     familiar = [one.familiarity is None or one.familiarity >= least_familiarity for one in predictions]
-    gains = information(predictions).tolist()
     free = [i for i in range(len(rows)) if first[i] and familiar[i]]
     order = sorted(free, key=lambda i: -gains[i])[:count]
     chosen = tuple(SuggestedRow(i, gains[i], predictions[i]) for i in order)

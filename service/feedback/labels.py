@@ -7,7 +7,6 @@ clock, are bounded.
 from __future__ import annotations
 
 import secrets
-import struct
 import sys
 import threading
 import time
@@ -86,13 +85,14 @@ class FeedbackStore:
             key = model.artifact.digest, predictive
             series = self._series_of(key, model)
             for prediction_id, p in zip(ids, predictions, strict=with_ids):
+                held = set(p.prediction_set)
                 self._predictions[prediction_id] = StoredPrediction(
                     series=key,
                     caller=caller,
                     answered=now,
                     labels=series.shared(p.labels),
-                    numbers=struct.pack(f"{2 * len(p.labels)}d", *p.map_probs, *p.probs),
-                    prediction_set=sum(1 << k for k, label in enumerate(p.labels) if label in p.prediction_set),
+                    numbers=p.arrays.map_probs.tobytes() + p.arrays.probs.tobytes(),
+                    prediction_set=sum(1 << k for k, label in enumerate(p.labels) if label in held),
                     score=p.score,
                     target_risk=target_risk,
                     accepted=p.decision == "accept",

@@ -1,29 +1,126 @@
-"""A prediction as the contract has it."""
+"""A call's answer on its way out: each prediction as the contract has it, and a body that is written in pieces.
+
+An answer can have millions of numbers. They are arrays until a thread writes them, some kilobytes at a time, so that
+neither the event loop nor memory ever holds them as Python's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fastapi import Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from pydantic_core import to_json
+
 from laplora.answers.written import written_answer
-from laplora.errors import NonFiniteError
 from service.errors import UnscorableInputError
 from service.http.schemas.inputs import Input
-from service.http.schemas.predict import PredictionOut, PredictOptions
+from service.http.schemas.predict import PredictionOut, PredictResponse
 
 if TYPE_CHECKING:
-    from laplora.answers.prediction import Prediction
+    from laplora.answers.prediction import Array, Prediction
+
+#: Numbers of an answer that is written at once, on the event loop: fractions of a millisecond.
+_FEW = 1000
+#: Numbers that a row counts as beside those by label.
+_OF_A_ROW = 30
+#: Bytes of a piece of a body, and numbers of a covariance that are written at once.
+_PIECE_BYTES, _PIECE_NUMBERS = 1 << 16, 1 << 12
 
 
-def prediction_out(index: int, item: Input, prediction: Prediction, options: PredictOptions) -> PredictionOut:
-    """Return one prediction as the contract writes it.
+@dataclass(frozen=True)
+class Answered:
+    """A call's answer.
 
-    Raises:
-        UnscorableInputError: a number in it is not finite.
+    Attributes:
+        head: all of it but the predictions; inputs, predictions, ids: of each input, no ids where none are kept.
+        covariance: whether it was asked for.
     """
-    try:
-        answer = written_answer(prediction, item.template_fields, id=item.id, covariance=options.covariance)
-    except NonFiniteError:
-        raise UnscorableInputError(
-            f"the model has no finite answer for input {index}: change or leave out that input", field=f"inputs.{index}"
-        ) from None
-    return PredictionOut.model_validate(answer)
+
+    head: PredictResponse
+    inputs: Sequence[Input]
+    predictions: Sequence[Prediction]
+    ids: Sequence[str]
+    covariance: bool
+
+    @property
+    def numbers(self) -> int:
+        """How many it has, about."""
+        return sum(_OF_A_ROW + 6 * len(p.labels) + _size(p.logit_covariance) for p in self.predictions)
+
+    def rows(self) -> Iterator[PredictionOut]:
+        """Yield each prediction as the contract has it, but for its covariance."""
+        for i, (item, prediction) in enumerate(zip(self.inputs, self.predictions, strict=True)):
+            out = PredictionOut.model_validate(written_answer(prediction, item.template_fields, id=item.id))
+            if self.ids:
+                out.prediction_id = self.ids[i]
+            yield out
+
+    def body(self) -> Iterator[bytes]:
+        """Yield what POST /predict answers, each prediction's covariance last in it."""
+        for i, (out, prediction) in enumerate(zip(self.rows(), self.predictions, strict=True)):
+            yield b"," if i else opened(self.head, "predictions", exclude_unset=True) + b"["
+            row = out.model_dump_json(exclude_unset=True).encode()
+            if self.covariance:
+                yield row[:-1] + b',"logit_covariance":'
+                yield from _matrix(prediction.logit_covariance)
+                yield b"}"
+            else:
+                yield row
+        yield b"]}"
+
+    def response(self, body: Iterable[bytes]) -> Response:
+        """Return the response with a body, which is sent as it is written where the answer is large."""
+        if self.numbers <= _FEW:
+            return Response(b"".join(body), media_type="application/json")
+        return StreamingResponse(_pieces(body), media_type="application/json")
+
+
+def opened(head: BaseModel, last: str, *, exclude_unset: bool = False) -> bytes:
+    """Return a JSON object up to the value of its field ``last``, which comes last."""
+    return head.model_dump_json(exclude={last}, exclude_unset=exclude_unset).encode()[:-1] + f',"{last}":'.encode()
+
+
+def listed(rows: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the JSON list of JSON values."""
+    for i, row in enumerate(rows):
+        yield (b"," if i else b"[") + row
+    yield b"]"
+
+
+def check_finite(predictions: Sequence[Prediction]) -> None:
+    """Raise UnscorableInputError for the first prediction with a number that is not finite: JSON has none."""
+    for index, prediction in enumerate(predictions):
+        if not prediction.finite:
+            raise UnscorableInputError(
+                f"the model has no finite answer for input {index}: change or leave out that input",
+                field=f"inputs.{index}",
+            )
+
+
+def _size(values: Array | None) -> int:
+    return 0 if values is None else values.size
+
+
+def _matrix(values: Array | None) -> Iterator[bytes]:
+    if values is None:
+        yield b"null"
+        return
+    rows = max(1, _PIECE_NUMBERS // len(values))
+    for i in range(0, len(values), rows):
+        yield (b"," if i else b"[") + to_json(values[i : i + rows].tolist())[1:-1]
+    yield b"]"
+
+
+def _pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes in pieces of about one size; Starlette makes each on a thread."""
+    piece = bytearray()
+    for part in parts:
+        piece += part
+        if len(piece) >= _PIECE_BYTES:
+            yield bytes(piece)
+            piece.clear()
+    yield bytes(piece)

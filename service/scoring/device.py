@@ -230,7 +230,8 @@ def _predict(batch: Sequence[QueuedRow]) -> list[Prediction]:
     """Return a prediction per row."""
     predictor, ask = batch[0].entry.predictor, batch[0].ticket.ask
     assert predictor is not None
-    return predictor.predict([queued.row for queued in batch], ask.predictive, also=ask.also)
+    rows = [queued.row for queued in batch]
+    return predictor.predict(rows, ask.predictive, also=ask.also, covariance=ask.covariance)
 
 
 def _release_device_memory() -> None:

@@ -78,4 +78,4 @@ def choose_ask(model: Model, *, predictive: str | None, covariance: bool) -> Ask
         message = f"the artifact has no predictive of that name: it has {list(model.predictives)}"
         raise InvalidRequestError(message, field="options.predictive")
     posterior = predictive is None or covariance
-    return Ask(name, ("laplace",) if posterior and name != "laplace" else ())
+    return Ask(name, ("laplace",) if posterior and name != "laplace" else (), covariance)

@@ -20,10 +20,12 @@ class Ask:
 
     Attributes:
         predictive: the one that answers; ``also``: those whose probabilities are wanted beside the answer.
+        covariance: whether the logits' covariance is wanted, classes x classes numbers a row.
     """
 
     predictive: str
     also: tuple[str, ...] = ()
+    covariance: bool = False
 
 
 @dataclass(frozen=True)

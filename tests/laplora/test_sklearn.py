@@ -85,9 +85,7 @@ def test_probabilities_are_the_posteriors(fitted: LaploraClassifier, rows: tuple
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-12)
     answers = fitted.posterior_.predict([{"text": text} for text in texts[:7]])
     for row, answer in zip(probs, answers, strict=True):
-        assert dict(zip(fitted.classes_, row, strict=True)) == pytest.approx(
-            dict(zip(answer.labels, answer.probs, strict=True))
-        )
+        assert dict(zip(fitted.classes_.tolist(), row, strict=True)) == pytest.approx(answer.probs)
     assert fitted.predict(texts[:7]).tolist() == [answer.labels[answer.label_index] for answer in answers]
     right = np.mean(fitted.predict(texts) == np.array(labels))
     assert fitted.score(texts, labels) == pytest.approx(right)
@@ -111,7 +109,7 @@ def test_numbers_are_predicted_where_numbers_were_given(
     named = make(parts, labels=["positive", "negative"], predictive="map").fit(*rows)
     assert named.classes_.tolist() == ["negative", "positive"]
     plain = fitted.posterior_.predict([{"text": texts[0]}], "map")[0]
-    assert named.predict_proba(texts[:1])[0] == pytest.approx(plain.probs, abs=1e-6)
+    assert named.predict_proba(texts[:1])[0] == pytest.approx(plain.arrays.probs, abs=1e-6)
 
 
 def test_calibration_rows_are_given_or_a_share(parts: tuple[Any, Any], rows: tuple[list[str], list[str]]) -> None:
@@ -167,7 +165,7 @@ def test_several_labels_are_an_indicator_matrix(several: tuple[Any, Any]) -> Non
     assert fitted.classes_.tolist() == [0, 1, 2]
     probs = fitted.predict_proba(texts)
     answers = fitted.posterior_.predict([{"text": text} for text in texts], "map")
-    np.testing.assert_allclose(probs, [answer.probs for answer in answers], atol=1e-6)
+    np.testing.assert_allclose(probs, [answer.arrays.probs for answer in answers], atol=1e-6)
     predicted = fitted.predict(texts)
     np.testing.assert_array_equal(predicted, probs > 0.5)
     assert [answer.labels_present for answer in answers] == [

@@ -148,7 +148,7 @@ def classifier_of(base: Path, places: dict[str, str] | None) -> laplora.Classifi
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = add_lora(model if places is None else spread(model, places), ["q_proj", "v_proj", "lm_head"], dtype=None)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    return laplora.Classifier(model, tokenizer, LABELS, "Message: {text}\nTopic:", max_tokens=48)
+    return laplora.Classifier(model, tokenizer, "Message: {text}\nTopic:", LABELS, max_tokens=48)
 
 
 def messages(count: int, kind: str = "message") -> list[dict[str, str]]:

@@ -85,4 +85,4 @@ def rig(
 
 def named(entry: Entry) -> list[int]:
     """Return the largest token of each row of a request, which its answer names."""
-    return [round(p.map_probs[0] * 100_000) for p in entry.future.result()]
+    return [round(p.arrays.map_probs[0] * 100_000) for p in entry.future.result()]

@@ -38,13 +38,13 @@ BROKEN = {"golden": GoldenMismatchError("recorded 0.5, got 0.7"), "fault": FAULT
 
 
 class GatedPredictor(FakePredictor):
-    def predict(self, rows: Any, predictive: str | None = None, *, also: Any = ()) -> Any:
+    def predict(self, rows: Any, predictive: str | None = None, *, also: Any = (), covariance: bool = False) -> Any:
         if gate := os.environ.get("FAKE_GATE"):
             held = {token for row in rows for token in row.token_ids if token in HELD}
             while not all(Path(file).exists() for file in (gate, *(f"{gate}.{token}" for token in held))):
                 Path(f"{gate}.waiting").touch()
                 time.sleep(0.005)
-        return super().predict(rows, predictive, also=also)
+        return super().predict(rows, predictive, also=also, covariance=covariance)
 
 
 def jumping_clock() -> Callable[[], float]:

@@ -17,6 +17,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any, cast
 
 import httpx
+import numpy as np
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -24,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from laplora.answers.explaining import NothingAccepted
 from laplora.answers.order_answers import encode_orders
-from laplora.answers.prediction import Prediction
+from laplora.answers.prediction import LabelArrays, Prediction
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
 from laplora.jacobians.contrasts import ReversePass
 from laplora.models.held_weights import HeldWeights
@@ -142,9 +143,10 @@ class FakePredictor(Predictor):
         """Average the probabilities; the rest is the first prompt's."""
         answers = []
         for one, other in zip(predictions[::2], predictions[1::2], strict=True):
-            probs = [(p + q) / 2 for p, q in zip(one.probs, other.probs[::-1], strict=True)]
+            probs = (one.arrays.probs + other.arrays.probs[::-1]) / 2
+            arrays = replace(one.arrays, probs=probs, map_probs=probs)
             more = {"orders": 2, "order_information": 0.02, "tokens": one.tokens + other.tokens}
-            answers.append(replace(one, probs=probs, map_probs=probs, **more))
+            answers.append(replace(one, arrays=arrays, **more))
         return answers
 
     def predict(
@@ -153,6 +155,7 @@ class FakePredictor(Predictor):
         predictive: str | None = None,
         *,
         also: Sequence[str] = (),
+        covariance: bool = False,
     ) -> list[Any]:
         predictive = predictive or self.recommended
         self.threads.add(threading.current_thread().name)
@@ -165,7 +168,7 @@ class FakePredictor(Predictor):
         if len(rows) > self.most_rows:
             raise RuntimeError("CUDA out of memory")
         with_variance = "laplace" in (predictive, *also)
-        return [self._one(row, predictive, with_variance) for row in rows]
+        return [self._one(row, predictive, with_variance, covariance) for row in rows]
 
     def row(self, *tokens: int) -> EncodedRow:
         return EncodedRow(tokens, self.class_count)
@@ -181,22 +184,19 @@ class FakePredictor(Predictor):
         """Every score is 0.25."""
         return NothingAccepted(f"{predictive} accepts nothing", 0.125) if (target_risk or 1) < 0.125 else None
 
-    def _one(self, row: EncodedRow, predictive: str, posterior: bool) -> Prediction:
+    def _one(self, row: EncodedRow, predictive: str, posterior: bool, covariance: bool) -> Prediction:
         classes = row.class_count
         first = float("nan") if self.nan else max((t for t in row.token_ids if t > 1), default=0) / 100_000
-        probs = [first] + [(1 - first) / (classes - 1)] * (classes - 1)
+        probs = np.array([first] + [(1 - first) / (classes - 1)] * (classes - 1))
         spread = predictive != "map"
-        square = [[0.1] * classes for _ in range(classes)]
         return Prediction(
             predictive=cast(PredictiveName, predictive),
             labels=self.labels[:classes],
             label_index=classes - 1,
-            map_probs=probs,
-            probs=list(probs),
-            probs_std=[0.1] * classes if spread else None,
-            logit_mean=[0.0] * classes,
-            logit_variance=[0.1] * classes if posterior else None,
-            logit_covariance=square if posterior else None,
+            arrays=LabelArrays(probs, probs, np.full(classes, 0.1) if spread else None, {"temperature": probs}),
+            logit_mean=np.zeros(classes),
+            logit_variance=np.full(classes, 0.1) if posterior else None,
+            logit_covariance=np.full((classes, classes), 0.1) if posterior and covariance else None,
             total=0.5,
             aleatoric=0.4 if spread else None,
             epistemic=0.1 if spread else None,
@@ -206,7 +206,6 @@ class FakePredictor(Predictor):
             prediction_set=["negative"],
             flags=["unfamiliar"] if self.unfamiliar & set(row.token_ids) else [],
             decision="accept",
-            calibrated_probs={"temperature": list(probs)},
             calibrated_scores={"temperature": 0.3},
             tokens=len(row.token_ids),
             truncated=row.truncated,

@@ -37,7 +37,7 @@ def test_each_row_has_its_answer_and_its_decision(predictor: Any) -> None:
             assert answer.predictive == name
             assert (answer.tokens, answer.truncated) == (len(row.token_ids), False)
             assert len(answer.labels) == row.class_count == predictor.class_count
-            assert (sum(answer.probs), sum(answer.map_probs)) == (pytest.approx(1), pytest.approx(1))
+            assert (answer.arrays.probs.sum(), answer.arrays.map_probs.sum()) == (pytest.approx(1), pytest.approx(1))
             spread = (answer.probs_std, answer.aleatoric, answer.epistemic, answer.logit_variance)
             assert [part is None for part in spread] == [name == "map"] * 4
             assert (answer.orders, answer.order_information) == (1, None)

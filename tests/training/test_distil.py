@@ -61,7 +61,8 @@ def rows_named(run: FinishedRun) -> str:
 
 def probs(predictor: Predictor, inputs: list[dict[str, str]], predictive: str) -> torch.Tensor:
     rows = [predictor.encode(one, truncate=False) for one in inputs]
-    return torch.tensor([answer.probs for answer in predictor.predict(rows, predictive)], dtype=torch.float64)
+    answers = predictor.predict(rows, predictive)
+    return torch.tensor([answer.arrays.probs.tolist() for answer in answers], dtype=torch.float64)
 
 
 @pytest.fixture

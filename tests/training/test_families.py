@@ -138,5 +138,5 @@ def test_a_family_from_training_to_served_answers(name: str, tmp_path: Path) -> 
     assert len(packed_linears(predictor.base.model)) == family.packed
     for one, two in zip(*answers, strict=True):
         assert one.predictive == "laplace"
-        assert sum(one.probs) == pytest.approx(1)
+        assert sum(one.probs.values()) == pytest.approx(1)
         assert two.probs == pytest.approx(one.probs, abs=1e-3)

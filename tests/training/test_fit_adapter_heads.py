@@ -90,7 +90,7 @@ def test_it_answers_as_the_fit_in_memory(tmp_path: Path, kind: str, several: boo
     assert record.likelihood == ("bernoulli" if several else "categorical")
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, dtype=torch.float32, **config)
     classifier = laplora.Classifier(
-        PeftModel.from_pretrained(model, adapter), AutoTokenizer.from_pretrained(base), LABELS, "{text}", max_tokens=12
+        PeftModel.from_pretrained(model, adapter), AutoTokenizer.from_pretrained(base), "{text}", LABELS, max_tokens=12
     )
     settings = FitSettings.model_validate({"laplace": {"joint_rank": 12}})
     posterior = laplora.fit(classifier, *parts, settings=settings, progress=False)

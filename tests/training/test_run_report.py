@@ -52,15 +52,15 @@ def test_the_page_judges_the_rows_as_the_artifact_answers_them(
     answers = sentiment_predictor.predict(run.encode(run.splits.test))
     for i, (answer, example) in enumerate(zip(answers, run.splits.test, strict=True)):
         assert rows.references[i] == example.id
-        assert rows.probs[i].tolist() == pytest.approx(answer.probs, abs=2e-3)
-        assert rows.map_probs[i].tolist() == pytest.approx(answer.map_probs, abs=2e-3)
+        assert rows.probs[i].tolist() == pytest.approx(answer.arrays.probs, abs=2e-3)
+        assert rows.map_probs[i].tolist() == pytest.approx(answer.arrays.map_probs, abs=2e-3)
         assert float(rows.score[i]) == pytest.approx(answer.score, abs=1e-2)
         assert bool(rows.review[i]) == (answer.decision == "review")
         assert (rows.epistemic is None) == (answer.epistemic is None)
         if rows.epistemic is not None and rows.std is not None and answer.probs_std is not None:
             assert answer.epistemic is not None
             assert float(rows.epistemic[i]) == pytest.approx(answer.epistemic, abs=1e-2)
-            assert float(rows.std[i]) == pytest.approx(answer.probs_std[answer.label_index], abs=1e-2)
+            assert float(rows.std[i]) == pytest.approx(answer.probs_std[answer.label], abs=1e-2)
 
 
 def test_texts_travel_where_the_configuration_says_so(run_copy: Path) -> None:
@@ -99,7 +99,7 @@ def test_order_averages_are_those_of_the_predictor_with_their_gain_beside_them(
         probs = torch.zeros(len(test), 3, dtype=torch.float64)
         each = choices_predictor.predict([row for question in asked for row in question], name)
         for i, answer in enumerate(choices_predictor.average_orders(each)):
-            probs[i, : len(answer.probs)] = torch.tensor(answer.probs)
+            probs[i, : len(answer.labels)] = torch.tensor(answer.arrays.probs)
         # bfloat16: a probability moves by up to 0.02 with the padding, and these are not small.
         found = evaluate_probs(probs, torch.tensor([e.label for e in test]))
         assert found.nll == pytest.approx(averaged["nll"], abs=0.05)

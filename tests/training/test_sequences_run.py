@@ -54,4 +54,4 @@ def test_a_run_reads_labels_of_several_tokens_to_its_end(
     trained = plain_probs(run.classifier(load_trained(run)), run.splits.test, 8)
     answers = predictor.predict(run.encode(run.splits.test), "map")
     for answer, probs in zip(answers, trained.tolist(), strict=True):
-        assert answer.probs == pytest.approx(probs, abs=1e-5)
+        assert answer.arrays.probs == pytest.approx(probs, abs=1e-5)

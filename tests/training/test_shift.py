@@ -126,7 +126,7 @@ def test_figures_are_those_of_evaluate_and_answers_those_of_the_service(
         for i, answer in zip(index, choices_predictor.predict([rows[i] for i in index]), strict=True):
             assert bool(inside["unfamiliar"][i]) == ("unfamiliar" in answer.flags)
             assert bool(inside["accepted"][i]) == (answer.decision != "review")
-            assert inside[served][i, : len(answer.probs)].tolist() == pytest.approx(answer.probs, abs=1e-6)
+            assert inside[served][i, : len(answer.labels)].tolist() == pytest.approx(answer.arrays.probs, abs=1e-6)
     for name, found in record["sets"].items():
         right = kept[name][served].argmax(1) == kept[name]["labels"]
         assert found["accepted"] == int(kept[name]["accepted"].sum())

@@ -87,7 +87,7 @@ class Run:
         task = self.splits.task
         labels = dict(zip(task.labels, self.verbalizers, strict=True))
         classifier = Classifier(
-            model, self.tokenizer, labels, task.template, max_tokens=self.config.max_tokens, readout=self.readout
+            model, self.tokenizer, task.template, labels, max_tokens=self.config.max_tokens, readout=self.readout
         )
         classifier.workers = self.workers
         return classifier

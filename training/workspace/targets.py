@@ -135,7 +135,7 @@ def _answers(
         some = [rows[i] for i in index]
         answers: list[Prediction] = teacher.predict(some, student.predictive)
         for i, answer in zip(index, answers, strict=True):
-            probs[i, : len(answer.probs)] = torch.tensor(answer.probs)
+            probs[i, : len(answer.labels)] = torch.tensor(answer.arrays.probs)
             unfamiliar[i] = "unfamiliar" in answer.flags
         if folds:
             batch = classifier.collate(some)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from service.scoring.model import Model
 
 T = TypeVar("T")
+
+#: Numbers of an answer, at most: eight bytes each while it is made.
+MOST_NUMBERS = 10_000_000
 
 
 class Planning:
@@ -71,10 +74,12 @@ class Planning:
             inputs = inputs_of(body, model.artifact, max_inputs) if isinstance(body, Call) else body.inputs
             self.inputs = inputs
             check_inputs(inputs, max_inputs, order_average=options.order_average)
+            fields, ask = [item.template_fields for item in inputs], ask_of(model)
+            check_answer(fields, model, ask, order_average=options.order_average)
             plan = Plan(
                 model,
-                [item.template_fields for item in inputs],
-                ask=ask_of(model),
+                fields,
+                ask=ask,
                 caller=caller_of(self._request).name,
                 truncate=options.truncate,
                 order_average=options.order_average,
@@ -103,6 +108,24 @@ class Planning:
         self._metrics.count_stages(self._request.scope["route"].path, stages)
         note(self._request, rows=len(plan.inputs), tokens=tokens, total_ms=round(stages["total"], 3))
         return Timing(**stages)
+
+
+def check_answer(inputs: Sequence[Mapping[str, Any]], model: Model, ask: Ask, *, order_average: bool) -> None:
+    """Raise BatchTooLargeError for an answer of more than ``MOST_NUMBERS``, which are in memory until it is sent."""
+    numbers = 0
+    for fields, orders in zip(inputs, order_counts(inputs, order_average=order_average), strict=True):
+        choices = fields.get("choices")
+        labels = len(choices) if isinstance(choices, list) else model.class_count
+        numbers += orders * labels * (5 + len(model.predictives) + (labels if ask.covariance else 0))
+    if numbers > MOST_NUMBERS:
+        why = "classes x classes of each input are its covariance" if ask.covariance else "some for each label"
+        raise BatchTooLargeError(
+            f"the answer to {len(inputs)} inputs would have {numbers} numbers, {why}, and has at most {MOST_NUMBERS}: "
+            "send the inputs in parts",
+            field="inputs",
+            limit=MOST_NUMBERS,
+            got=numbers,
+        )
 
 
 async def _planning(request: Request) -> Planning:

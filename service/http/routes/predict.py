@@ -1,14 +1,14 @@
-"""POST /predict, and how every protocol's request for predictions is answered: from a call to a ``PredictResponse``."""
+"""POST /predict, and how every protocol's request for predictions is answered: from a call to ``Answered``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 
 from laplora.answers.explaining import reason_for
 from service.feedback.labels import FeedbackStore
-from service.http.answers import prediction_out
+from service.http.answers import Answered, check_finite
 from service.http.body import JsonBodyRoute
 from service.http.calls import Call
 from service.http.openapi import SCORING_ERRORS, error_responses
@@ -33,7 +33,7 @@ class Predicting:
     def __init__(self, planning: Planning, scorer: Scorer, feedback: FeedbackStore, metrics: Metrics) -> None:
         self._planning, self._scorer, self._feedback, self._metrics = planning, scorer, feedback, metrics
 
-    async def answer(self, call: Call) -> PredictResponse:
+    async def answer(self, call: Call) -> Answered:
         """Return the answer to a call: it becomes a plan, the plan is scored, its predictions are counted and kept.
 
         Raises:
@@ -49,23 +49,23 @@ class Predicting:
             scored = await planning.awaited(plan, self._scorer.score(plan))
             artifact, predictive = plan.model.artifact, plan.ask.predictive
             answers, target_risk = plan.model.decided(scored.predictions, options.target_risk)
-            predictions = [
-                prediction_out(i, item, prediction, options)
-                for i, (item, prediction) in enumerate(zip(planning.inputs, answers, strict=True))
-            ]
+            check_finite(answers)
+            ids: list[str] = []
             if self._feedback.on:
                 orders = "_order_average" if options.order_average else ""
-                with_ids = call.has_prediction_ids
                 ids = self._feedback.remember(
-                    plan.model, f"{predictive}{orders}", plan.caller, answers, target_risk, with_ids=with_ids
+                    plan.model,
+                    f"{predictive}{orders}",
+                    plan.caller,
+                    answers,
+                    target_risk,
+                    with_ids=call.has_prediction_ids,
                 )
-                for prediction, prediction_id in zip(predictions, ids, strict=with_ids):
-                    prediction.prediction_id = prediction_id
             self._metrics.count_answers(artifact.name, predictive, answers)
             manifest, nothing = artifact.manifest, None
             if all(answer.decision == "review" for answer in answers):
                 nothing = plan.model.nothing_accepted(predictive, options.target_risk)
-            return PredictResponse(
+            head = PredictResponse(
                 artifact=artifact_ref(artifact),
                 predictive=PredictiveRef(
                     name=predictive,
@@ -74,9 +74,10 @@ class Predicting:
                 ),
                 target_risk=target_risk,
                 **({} if nothing is None else {"nothing_accepted": NothingAcceptedOut(**vars(nothing))}),
-                predictions=predictions,
+                predictions=[],
                 timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions)),
             )
+            return Answered(head, planning.inputs, answers, ids, options.covariance)
 
 
 async def _predicting(
@@ -88,7 +89,9 @@ async def _predicting(
 PredictingDep = Annotated[Predicting, Depends(_predicting)]
 
 
-@router.post("/predict", responses=error_responses(*SCORING_ERRORS), response_model_exclude_unset=True)
-async def predict(body: PredictRequest, predicting: PredictingDep) -> PredictResponse:
+@router.post("/predict", responses=error_responses(*SCORING_ERRORS), response_model=PredictResponse)
+async def predict(body: PredictRequest, predicting: PredictingDep) -> Response:
     """Classify inputs: probabilities of MAP and of the predictive asked for, uncertainty, flags and a decision."""
-    return await predicting.answer(Call(lambda fields: body.inputs, len(body.inputs), body.artifact, body.options))
+    call = Call(lambda fields: body.inputs, len(body.inputs), body.artifact, body.options)
+    answered = await predicting.answer(call)
+    return answered.response(answered.body())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
@@ -29,16 +28,21 @@ async def suggest(
     """Choose which inputs to label next: those whose labels are expected to teach the model most."""
 
     def ask_of(model: Model) -> Ask:
-        return Ask(model.recommended, also=("laplace",))
+        return Ask(model.recommended, also=("laplace",), covariance=True)
 
     options = body.options
     async with planning.plan(body, ask_of) as plan:
 
         async def work() -> Suggestion:
             predictions = (await scorer.score(plan)).predictions
-            from laplora.selection.suggest import most_telling
 
-            telling = partial(most_telling, plan.rows, predictions, options.count, options.least_familiarity)
+            def telling() -> Suggestion:
+                from laplora.selection.information import information
+                from laplora.selection.suggest import most_telling
+
+                gains = information(predictions).tolist()
+                return most_telling(plan.rows, predictions, gains, options.count, options.least_familiarity)
+
             return await threads.run(plan.caller, telling)
 
         suggestion = await planning.awaited(plan, work())

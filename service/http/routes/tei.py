@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
+from pydantic import TypeAdapter
 
+from service.http.answers import listed
 from service.http.body import JsonBodyRoute
 from service.http.calls import Call, of_texts
 from service.http.openapi import API_VERSION, SCORING_ERRORS, STATE_ERRORS, error_responses
@@ -21,20 +23,23 @@ from service.http.schemas.tei import (
 )
 from service.scoring.tokenizing import TOKENIZE_THREADS
 
+_LABELS = TypeAdapter(list[TeiPrediction])
 router = APIRouter(tags=["protocols"], route_class=JsonBodyRoute)
 
 
-@router.post("/tei/predict", responses=error_responses(*SCORING_ERRORS, model=TeiErrorResponse))
-async def tei_predict(
-    body: TeiPredictRequest, predicting: PredictingDep
-) -> list[TeiPrediction] | list[list[TeiPrediction]]:
+@router.post(
+    "/tei/predict",
+    responses=error_responses(*SCORING_ERRORS, model=TeiErrorResponse),
+    response_model=list[TeiPrediction] | list[list[TeiPrediction]],
+)
+async def tei_predict(body: TeiPredictRequest, predicting: PredictingDep) -> Response:
     """Classify texts, as text-embeddings-inference does: of a batch a list for each input, else one list."""
     sequences = body.inputs.sequences
     options = PredictOptions(truncate=bool(body.truncate))
     call = Call(of_texts(sequences, "inputs"), len(sequences), None, options, has_prediction_ids=False)
-    response = await predicting.answer(call)
-    answers = [_labels(prediction, raw_scores=body.raw_scores) for prediction in response.predictions]
-    return answers if body.inputs.batch else answers[0]
+    answered = await predicting.answer(call)
+    rows = (_LABELS.dump_json(_labels(one, raw_scores=body.raw_scores)) for one in answered.rows())
+    return answered.response(listed(rows) if body.inputs.batch else rows)
 
 
 @router.get(

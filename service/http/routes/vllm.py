@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import ClassVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
+from service.http.answers import Answered, listed, opened
 from service.http.body import JsonBodyRoute
 from service.http.calls import Call, of_texts
 from service.http.openapi import SCORING_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.dependencies import ArtifactsDep
 from service.http.routes.predict import PredictingDep
-from service.http.schemas.predict import PredictionOut, PredictOptions, PredictResponse
+from service.http.schemas.predict import PredictionOut, PredictOptions
 from service.http.schemas.vllm import (
     ClassifyData,
     ClassifyRequest,
@@ -34,11 +36,12 @@ router = APIRouter(tags=["protocols"], route_class=_ClassifyRoute)
 _SCORING_RESPONSES = error_responses(*SCORING_ERRORS, model=VllmErrorResponse)
 
 
-@router.post("/classify", responses=_SCORING_RESPONSES)
-@router.post("/v1/classify", responses=_SCORING_RESPONSES, name="v1_classify")
-async def classify(body: ClassifyRequest, predicting: PredictingDep) -> ClassifyResponse:
+@router.post("/classify", responses=_SCORING_RESPONSES, response_model=ClassifyResponse)
+@router.post("/v1/classify", responses=_SCORING_RESPONSES, response_model=ClassifyResponse, name="v1_classify")
+async def classify(body: ClassifyRequest, predicting: PredictingDep) -> Response:
     """Classify texts, as vLLM does."""
-    return _answer_of(body, await predicting.answer(_call_of(body)), request_id.get())
+    answered = await predicting.answer(_call_of(body))
+    return answered.response(_body(body, answered, request_id.get()))
 
 
 @router.get("/v1/models", responses=error_responses(*STATE_ERRORS, model=VllmErrorResponse))
@@ -66,17 +69,21 @@ def _call_of(body: ClassifyRequest) -> Call:
     return Call(of_texts([(text,) for text in body.input], "input"), len(body.input), body.model, options)
 
 
-def _answer_of(body: ClassifyRequest, response: PredictResponse, request_id: str) -> ClassifyResponse:
-    """Return the answer to a request."""
-    tokens = sum(prediction.tokens for prediction in response.predictions)
-    logits = body.use_activation is False
-    return ClassifyResponse(
+def _body(body: ClassifyRequest, answered: Answered, request_id: str) -> Iterator[bytes]:
+    """Yield the answer to a request."""
+    tokens = sum(prediction.tokens for prediction in answered.predictions)
+    head = ClassifyResponse(
         id=f"classify-{body.request_id or request_id}",
         created=int(time.time()),
-        model=response.artifact.name,
-        data=[_data(i, prediction, logits=logits) for i, prediction in enumerate(response.predictions)],
+        model=answered.head.artifact.name,
+        data=[],
         usage=UsageInfo(prompt_tokens=tokens, total_tokens=tokens),
     )
+    yield opened(head, "data")
+    logits = body.use_activation is False
+    rows = (_data(i, prediction, logits=logits) for i, prediction in enumerate(answered.rows()))
+    yield from listed(row.model_dump_json().encode() for row in rows)
+    yield b"}"
 
 
 def _data(index: int, prediction: PredictionOut, *, logits: bool) -> ClassifyData:

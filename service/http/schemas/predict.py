@@ -112,8 +112,8 @@ class PredictionOut(Answer):
     probability of being present, and likewise map_probs and calibrated_probs: they do not sum to 1.
     """
     probs_std: Probabilities | None = Field(examples=[{"negative": 0.11, "positive": 0.11}])
-    """Standard deviation of each probability over the weights, by label; null for map and temperature, unless
-    order_average gives them a spread.
+    """Standard deviation of each probability over the weights, by label; null for a predictive without
+    a covariance (map, temperature, conditioned), unless order_average gives it a spread.
     """
     calibrated_probs: dict[str, Probabilities] = Field(examples=[{"temperature": {"negative": 0.21, "positive": 0.79}}])
     """Probabilities of each other predictive of the artifact that needed no further pass, by predictive and label."""
@@ -126,8 +126,8 @@ class PredictionOut(Answer):
     logit_covariance: list[list[FiniteFloat]] | None = Field(None, examples=[[[2.3, -2.3], [-2.3, 2.3]]])
     """Covariance of the centred logits, squared nats; only with options.covariance."""
     uncertainty: UncertaintyParts | None
-    """Decomposed uncertainty of the answering predictive, nats; null for map and temperature, unless order_average is
-    on. Where several labels may be right, the sum over them.
+    """Decomposed uncertainty of the answering predictive, nats; null where probs_std is. Where several labels may be
+    right, the sum over them.
     """
     label_mass: Probability = Field(examples=[0.93])
     """Probability that the whole vocabulary's softmax puts on the labels."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from laplora.answers.golden import Golden, GoldenAnswer, read_golden, verify_answers
@@ -19,9 +20,9 @@ PROBS = [0.25, 0.75]
 
 
 def answer(variance: list[float] | None, familiarity: float | None = None) -> Any:
-    return SimpleNamespace(
-        map_probs=PROBS, probs=PROBS, calibrated_probs={}, logit_variance=variance, familiarity=familiarity
-    )
+    arrays = SimpleNamespace(map_probs=np.array(PROBS), probs=np.array(PROBS), calibrated_probs={})
+    variances = None if variance is None else np.array(variance)
+    return SimpleNamespace(arrays=arrays, logit_variance=variances, familiarity=familiarity)
 
 
 def golden(*variances: list[float] | None, probs: list[float] = PROBS, familiarity: float | None = None) -> Golden:

@@ -37,7 +37,7 @@ def test_what_needs_no_further_pass_comes_along(mixture_predictor: Predictor) ->
     def beside(name: str, *also: str) -> set[str]:
         (first, _) = mixture_predictor.predict(rows, name, also=also)
         assert first.calibrated_probs.keys() == first.calibrated_scores.keys()
-        assert (first.logit_covariance is not None) == (PREDICTIVES[name].covariance or "laplace" in also)  # type: ignore[index]
+        assert (first.logit_variance is not None) == (PREDICTIVES[name].covariance or "laplace" in also)  # type: ignore[index]
         return set(first.calibrated_probs)
 
     forward, laplace = {"temperature", "conditioned"}, {"laplace_conditioned"}
@@ -57,24 +57,23 @@ def test_each_predictive_has_its_own_pass_sets_and_uncertainty_and_comes_along_a
     monkeypatch.setattr(batch_outputs, "contrast_jacobians", lambda *a, **o: seen.append(a) or original(*a, **o))
     for name in NAMES:
         covariance = PREDICTIVES[name].covariance
-        spread = covariance or PREDICTIVES[name].mean != "plain"
         threshold = manifest.predictives[name].conformal
         answers = mixture_predictor.predict(rows, name)
         assert len(seen) == covariance  # one pass with Jacobians, or none
         seen.clear()
         for answer, one in zip(answers, together, strict=True):
             if name != "map":
-                assert distance(answer.probs, one.calibrated_probs[name]) < FLOAT32
+                assert distance(answer.arrays.probs, one.arrays.calibrated_probs[name]) < FLOAT32
                 assert answer.score == pytest.approx(one.calibrated_scores[name], abs=1e-4)
             assert answer.map_probs == pytest.approx(one.map_probs, abs=FLOAT32)
             assert (answer.logit_variance is None) == (not covariance)
             assert answer.prediction_set == [
-                label
-                for label, p in zip(answer.labels, answer.probs, strict=True)
-                if 1 - p <= threshold or "unfamiliar" in answer.flags
+                label for label, p in answer.probs.items() if 1 - p <= threshold or "unfamiliar" in answer.flags
             ]
-            assert answer.total == pytest.approx(float(torch.special.entr(torch.tensor(answer.probs)).sum()), abs=1e-6)
-            assert (answer.epistemic is not None) == (answer.probs_std is not None) == spread
+            assert answer.total == pytest.approx(
+                float(torch.special.entr(torch.tensor(answer.arrays.probs)).sum()), abs=1e-6
+            )
+            assert (answer.epistemic is not None) == (answer.probs_std is not None) == covariance
 
 
 def test_a_predictive_that_is_not_there(mixture_predictor: Predictor, sentiment_predictor: Predictor) -> None:
@@ -116,7 +115,7 @@ def test_the_report_measures_what_answers(mixture_run: FinishedRun, mixture_pred
     rows, labels = run.encode(run.splits.test), torch.tensor([e.label for e in run.splits.test])
     for name in NAMES:
         answers = mixture_predictor.predict(rows, name)
-        nll = row_nll(torch.tensor([a.probs for a in answers], dtype=torch.float64), labels).mean()
+        nll = row_nll(torch.tensor([a.arrays.probs.tolist() for a in answers], dtype=torch.float64), labels).mean()
         assert evaluation[name]["nll"] == pytest.approx(float(nll), rel=1e-3)
         held = [a.labels[i] in a.prediction_set for a, i in zip(answers, labels.tolist(), strict=True)]
         sets = evaluation[name]["sets"]

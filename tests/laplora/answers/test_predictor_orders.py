@@ -30,7 +30,11 @@ def averaged(predictor: Predictor, inputs: dict[str, Any], predictive: str) -> P
     return predictor.average_orders(answers(predictor, question, predictive))[0]
 
 
-def by_text(inputs: dict[str, Any], values: list[float]) -> dict[str, float]:
+def values_of(answer: Prediction, name: str) -> Any:
+    return getattr(answer if name.startswith("logit") else answer.arrays, name)
+
+
+def by_text(inputs: dict[str, Any], values: Any) -> dict[str, float]:
     return dict(zip(inputs["choices"], values, strict=True))
 
 
@@ -43,35 +47,37 @@ def test_the_answer_is_that_of_the_question_in_reverse(
     for question in (inputs, reverse_choices(inputs)):
         got = averaged(choices_predictor, question, predictive)
         for name in ("probs", "map_probs", "probs_std", "logit_mean", "logit_variance"):
-            wanted = by_text(inputs, getattr(truth, name))
-            assert by_text(question, getattr(got, name)) == pytest.approx(wanted, abs=ROUNDING), name
+            wanted = by_text(inputs, values_of(truth, name))
+            assert by_text(question, values_of(got, name)) == pytest.approx(wanted, abs=ROUNDING), name
         for name in ("total", "aleatoric", "epistemic", "label_mass", "score", "familiarity", "order_information"):
             assert getattr(got, name) == pytest.approx(getattr(truth, name), abs=ROUNDING), name
         assert (got.flags, got.decision) == (truth.flags, truth.decision)
         chosen = [question["choices"][got.labels.index(label)] for label in got.prediction_set]
         assert set(chosen) == {inputs["choices"][truth.labels.index(label)] for label in truth.prediction_set}
         alone = choices_predictor.predict([choices_predictor.encode(question, truncate=False)], predictive)[0]
-        single.append(alone.probs[question["choices"].index("good")])
+        single.append(alone.arrays.probs[question["choices"].index("good")])
     assert max(single) - min(single) > 1e-3  # a single order does
 
 
 def test_every_field_is_the_mixtures(choices_predictor: Predictor) -> None:
     question = choices_predictor.encode_orders(THREE, truncate=False)
-    each = answers(choices_predictor, question, "laplace")
+    each = choices_predictor.predict(question, "laplace", covariance=True)
     got = choices_predictor.average_orders(each)[0]
     assert got.orders == len(question) == 2
     assert question[0] == choices_predictor.encode(THREE, truncate=False)
     inverse = [[0, 1, 2], [2, 1, 0]]
 
     def restored(name: str) -> torch.Tensor:
-        rows = [[getattr(p, name)[i] for i in at] for p, at in zip(each, inverse, strict=True)]
+        rows = [[values_of(p, name)[i] for i in at] for p, at in zip(each, inverse, strict=True)]
         return torch.tensor(rows, dtype=torch.float64)
 
     probs, std, mean = restored("probs"), restored("probs_std"), restored("logit_mean")
-    assert got.probs == pytest.approx(probs.mean(0).tolist(), abs=ROUNDING)
-    assert got.map_probs == pytest.approx(restored("map_probs").mean(0).tolist(), abs=ROUNDING)
+    assert got.arrays.probs == pytest.approx(probs.mean(0).tolist(), abs=ROUNDING)
+    assert got.arrays.map_probs == pytest.approx(restored("map_probs").mean(0).tolist(), abs=ROUNDING)
     variance = (std**2 + probs**2).mean(0) - probs.mean(0) ** 2
-    assert got.probs_std == pytest.approx(variance.sqrt().tolist(), abs=1e-9)  # the difference of squares cancels
+    assert got.arrays.probs_std == pytest.approx(
+        variance.sqrt().tolist(), abs=1e-9
+    )  # the difference of squares cancels
     assert got.logit_mean == pytest.approx(mean.mean(0).tolist(), abs=ROUNDING)
     assert got.logit_covariance is not None
     within = torch.stack(
@@ -84,10 +90,10 @@ def test_every_field_is_the_mixtures(choices_predictor: Predictor) -> None:
     within_orders = sum(p.epistemic or 0 for p in each) / 2
     assert got.epistemic == pytest.approx(within_orders + (got.order_information or 0), abs=ROUNDING)
     assert got.tokens == sum(p.tokens for p in each)
-    for name, values in got.calibrated_probs.items():
+    for name, values in got.arrays.calibrated_probs.items():
         if name == "temperature":  # has another one for two orders (``fitting.reversed_choices``)
             continue
-        rows = [[p.calibrated_probs[name][i] for i in at] for p, at in zip(each, inverse, strict=True)]
+        rows = [[p.arrays.calibrated_probs[name][i] for i in at] for p, at in zip(each, inverse, strict=True)]
         assert values == pytest.approx(torch.tensor(rows, dtype=torch.float64).mean(0).tolist(), abs=ROUNDING)
     assert got.calibrated_scores.keys() == got.calibrated_probs.keys()
     # A batch of questions is each alone.

@@ -54,7 +54,7 @@ def test_an_artifact_answers_as_the_model_in_memory(kind: str, tmp_path_factory:
         ids = torch.tensor([row.token_ids])
         with torch.no_grad():
             expected = model(input_ids=ids).logits[0].double().softmax(-1)
-        torch.testing.assert_close(torch.tensor(answer.map_probs, dtype=torch.float64), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(answer.arrays.map_probs), expected, rtol=1e-4, atol=1e-5)
         assert answer.label_mass == 1
         assert min(answer.logit_variance) > 0
         assert predictor.predict([row], "laplace")[0].probs == pytest.approx(answer.probs, abs=1e-5)

@@ -23,7 +23,7 @@ from laplora.fitting.calibrate import (
     predictive_of,
     prior_without,
 )
-from laplora.fitting.evaluation import Gain, gain_over_temperature
+from laplora.fitting.evaluation import Gain, RowProbs, gain_over_temperature
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.settings import FitSettings
@@ -188,7 +188,7 @@ def losses(name: PredictiveName) -> torch.Tensor:
 def test_the_gain_is_the_difference_of_the_nlls_within_its_interval(name: PredictiveName, together: int) -> None:
     """Where three labels of an input may be right, the interval is that of the ten inputs' means."""
     found = replace(outputs(), split=replace(outputs().split, together=together))
-    gain = gain_over_temperature(found, TEMPERATURES, name)
+    gain = gain_over_temperature(RowProbs.of(found, TEMPERATURES), name)
     assert gain is not None
     differences = (losses(name) - losses("temperature")).view(-1, together).mean(1)
     assert gain.difference == pytest.approx(float(differences.mean()))
@@ -204,4 +204,4 @@ def test_the_gain_is_the_difference_of_the_nlls_within_its_interval(name: Predic
 def test_an_interval_that_excludes_0_decides(low: float, high: float, verdict: str) -> None:
     assert str(Gain("laplace", (low + high) / 2, low, high)).endswith(verdict)
     for name, temperatures in (("temperature", TEMPERATURES), ("map", {"map": 1.0})):
-        assert gain_over_temperature(outputs(), temperatures, name) is None  # type: ignore[arg-type]
+        assert gain_over_temperature(RowProbs.of(outputs(), temperatures), name) is None  # type: ignore[arg-type]

@@ -189,11 +189,11 @@ def test_an_answer_adds_what_its_last_state_gives(conditioned: laplora.Calibrate
                 mean = mean + tempering(covariance, batch.class_mask) * moved
                 expected = posterior_predictive(mean, covariance, batch.class_mask).probs[0]
             (answer,) = conditioned.predict([given], kind)
-            torch.testing.assert_close(torch.tensor(answer.probs).double(), expected, rtol=0, atol=1e-4)
+            torch.testing.assert_close(torch.tensor(answer.arrays.probs).double(), expected, rtol=0, atol=1e-4)
             assert (answer.logit_variance is None) == (kind == "conditioned")
             # Labels correct the answer, and not what the trained weights say.
             at_map = class_probs(jacobians.logits, batch.class_mask)[0]
-            torch.testing.assert_close(torch.tensor(answer.map_probs).double(), at_map, rtol=0, atol=1e-4)
+            torch.testing.assert_close(torch.tensor(answer.arrays.map_probs).double(), at_map, rtol=0, atol=1e-4)
 
 
 def test_a_damaged_shift_is_refused(tmp_path: Path) -> None:

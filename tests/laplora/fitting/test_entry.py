@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import laplora
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConfigError, DataError, LabelTokenError, LaploraWarning, ModelError, NonFiniteError
+from laplora.fitting import evaluation
 from laplora.fitting.entry import _warn_of_little_mass, _warn_of_shared
 from laplora.fitting.rows import read_rows, split_rows
 from laplora.models.quiet import quiet_loading
@@ -124,11 +125,37 @@ def test_what_is_served_is_what_the_posterior_answers(
     for folder in (saved, posterior.save(tmp_path / "tiny-sentiment", verify=False)):
         assert_served_as_fitted(posterior, folder, inputs, posterior.predictives)
     (answer,) = posterior.predict(inputs[0])
-    assert [answer] == posterior.predict(inputs[:1])
+    assert [answer] == posterior.predict(inputs[:1]) == posterior.predict(inputs[0]["text"])
     assert answer.label == answer.labels[answer.label_index]
     assert posterior.predict([]) == posterior.predict(pd.DataFrame(inputs[:0])) == []
     with pytest.raises(DataError, match="an iterator can be used once only"):
         posterior.predict(iter([]))
+
+
+def test_what_is_loaded_has_the_calls_of_what_was_fitted(
+    saved: Path, posterior: laplora.CalibratedPosterior, rows: dict[str, Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, texts = laplora.load(saved, device="cpu", progress=False), [row["text"] for row in rows["test"]]
+    assert isinstance(loaded, laplora.CalibratedPosterior)
+    assert (loaded.predictives, loaded.recommended) == (posterior.predictives, posterior.recommended)
+    probs = loaded.predict_proba(texts)
+    assert probs == pytest.approx(posterior.predict_proba(rows["test"]), abs=1e-5)
+    assert [list(answer.probs.values()) for answer in loaded.predict(texts)] == probs.tolist()
+    assert loaded.predict(texts[0], covariance=True, predictive="laplace")[0].logit_covariance.shape == (2, 2)
+    one, other = (found.suggest(texts, 3).reasons() for found in (loaded, posterior))
+    assert [row["row"] for row in one] == [row["row"] for row in other]
+    expected = posterior.evaluate(rows["test"]).to_json()
+    monkeypatch.setattr(evaluation, "_BLOCK", 5)
+    for name, metrics in loaded.evaluate(rows["test"]).to_json().items():
+        assert metrics["nll"] == pytest.approx(expected[name]["nll"], abs=1e-5)
+        assert metrics["sets"]["coverage"] == expected[name]["sets"]["coverage"]
+    again = loaded.save(saved.parent / "again", report="<html>")
+    assert laplora.load(again, device="cpu", progress=False).predict_proba(texts).tolist() == probs.tolist()
+    assert (again / "report/report.html").read_text() == "<html>"
+    with pytest.raises(AttributeError, match="a loaded posterior has no fit"):
+        _ = loaded.fit
+    with pytest.raises(ConfigError, match="keeps base model and golden inputs of its artifact"):
+        loaded.save(saved, base="elsewhere")
 
 
 def test_an_evaluation_prints_a_table(posterior: laplora.CalibratedPosterior, rows: dict[str, Rows]) -> None:
@@ -244,6 +271,7 @@ def with_nan(model: Any) -> Any:
         ({"model": lambda _: "a folder"}, ModelError, "must be one that from_pretrained returned, got str"),
         ({"labels": {"good": " positive", "bad": " positive"}}, LabelTokenError, "collide"),
         ({"template": "no placeholder"}, ConfigError, "no {field} placeholder"),
+        ({"template": ["a", "b"]}, ConfigError, "got list: the order is model, tokenizer, template, labels"),
         ({"model": lambda model: model.unload()}, ModelError, "expected a PEFT model"),
         ({"model": lambda model: torch.compile(model, backend="eager")}, ModelError, "before torch.compile"),
         ({"model": torch.nn.DataParallel}, ModelError, "wrapped in DataParallel"),

@@ -53,7 +53,7 @@ def classifier_of(kind: str, folder: Path, run: FinishedRun) -> laplora.Classifi
         model, tokenizer = add_lora(base, ["q_proj", "v_proj"], dtype=None), AutoTokenizer.from_pretrained(run.base)
         labels = {"negative": " rather bad", "positive": " very good indeed"}
         names: Any = labels if kind == "sequences" else list(labels)
-        return laplora.Classifier(model, tokenizer, names, TEMPLATES["sentiment"], max_tokens=64)
+        return laplora.Classifier(model, tokenizer, TEMPLATES["sentiment"], names, max_tokens=64)
     family = {"alone": "llama", "several": "llama"}.get(kind, kind)
     base_folder = save_base(folder / "base", classifier_base(family), head=family in ("deberta", "modernbert_mean"))
     problem = {"problem_type": "multi_label_classification"} if kind == "several" else {}
@@ -64,7 +64,7 @@ def classifier_of(kind: str, folder: Path, run: FinishedRun) -> laplora.Classifi
     else:
         model = adapted_classifier(family, dtype=torch.float32, **problem)
         model.get_base_model().config._name_or_path = str(base_folder)
-    return laplora.Classifier(model, AutoTokenizer.from_pretrained(base_folder), LABELS, "{text}", max_tokens=12)
+    return laplora.Classifier(model, AutoTokenizer.from_pretrained(base_folder), "{text}", LABELS, max_tokens=12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -39,7 +39,7 @@ def model() -> Any:
 
 
 def classifier(given: Any, template: str = "{text} z") -> laplora.Classifier:
-    return laplora.Classifier(given, letters("[CLS] $A"), LABELS, template)
+    return laplora.Classifier(given, letters("[CLS] $A"), template, LABELS)
 
 
 def rows(count: int, seed: int) -> Rows:
@@ -104,9 +104,9 @@ def test_what_no_classifier_can_be_made_of() -> None:
         classifier(doubled)
     assert not any(parameter.requires_grad for parameter in doubled.parameters())
     with pytest.raises(LabelTokenError, match="ends every text with token 2"):
-        laplora.Classifier(model(), letters("[CLS] $A [SEP]"), LABELS, "{text} z")
+        laplora.Classifier(model(), letters("[CLS] $A [SEP]"), "{text} z", LABELS)
     with pytest.raises(ConfigError, match="max_tokens is 7"):
-        laplora.Classifier(model(), letters("[CLS] $A"), LABELS, "{text} z", max_tokens=7)
+        laplora.Classifier(model(), letters("[CLS] $A"), "{text} z", LABELS, max_tokens=7)
     with pytest.raises(ConfigError, match="the prompt would hold the answer"):
         laplora.fit(classifier(model(), "{tone} {text} z"), rows(20, 0), label_field="tone", progress=False)
 
@@ -150,15 +150,15 @@ def test_prompts_that_the_model_has_no_positions_for() -> None:
     for words, limit in (("w1", 65), ("w1 w2 w3", 63)):
         labels = {"no": f" {words}", "yes": " w4"}
         with pytest.raises(ModelError, match=f"GPT2LMHeadModel has positions for 64 tokens, max_tokens is {limit}"):
-            laplora.Classifier(given, letters("[CLS] $A"), labels, "{text} z", max_tokens=limit)
-        laplora.Classifier(given, letters("[CLS] $A"), labels, "{text} z", max_tokens=limit - 1)
+            laplora.Classifier(given, letters("[CLS] $A"), "{text} z", labels, max_tokens=limit)
+        laplora.Classifier(given, letters("[CLS] $A"), "{text} z", labels, max_tokens=limit - 1)
 
 
 def test_threads_that_ask_at_once_have_their_own_answers(posterior: laplora.CalibratedPosterior) -> None:
     """The hooks of one thread's pass noted those of the others: errors, or the Jacobians of other rows."""
     asked = [rows(4, seed) for seed in range(3)]
 
-    def ask(inputs: Rows) -> list[list[float]]:
+    def ask(inputs: Rows) -> list[dict[str, float]]:
         return [answer.probs for answer in posterior.predict(inputs, "laplace")]
 
     expected, interval = [ask(inputs) for inputs in asked], sys.getswitchinterval()
@@ -172,7 +172,7 @@ def test_threads_that_ask_at_once_have_their_own_answers(posterior: laplora.Cali
 
 
 def of_head(model: Any, labels: tuple[str, ...] = ("down", "up", "flat"), **options: Any) -> laplora.Classifier:
-    return laplora.Classifier(model, letters("[CLS] $A [SEP]"), labels, "{text}", **{"max_tokens": 12} | options)
+    return laplora.Classifier(model, letters("[CLS] $A [SEP]"), "{text}", labels, **{"max_tokens": 12} | options)
 
 
 def test_the_priors_distances_take_the_head_with_its_bias() -> None:

@@ -41,7 +41,7 @@ def probs_of(folder: Path, rows: Rows) -> torch.Tensor:
     """Return what an artifact answers by ``conditioned``, after its golden answers were replayed."""
     served = laplora.Predictor.load(folder, device="cpu")
     encoded = [served.encode({"text": row["text"]}, truncate=True) for row in rows]
-    return torch.tensor([answer.probs for answer in served.predict(encoded, "conditioned")])
+    return torch.tensor([answer.arrays.probs.tolist() for answer in served.predict(encoded, "conditioned")])
 
 
 def flipped(rows: Rows) -> Rows:
@@ -57,7 +57,7 @@ def test_the_new_version_answers_as_the_posterior_in_memory(
     found = laplora.condition(artifact, rows["test"], **QUIET, force=True)
     after = probs_of(artifact, rows["calibration"])
     in_memory = conditioned.condition(rows["test"], force=True)
-    expected = [answer.probs for answer in in_memory.predict(rows["calibration"], "conditioned")]
+    expected = [answer.arrays.probs.tolist() for answer in in_memory.predict(rows["calibration"], "conditioned")]
     torch.testing.assert_close(after, torch.tensor(expected), rtol=0, atol=2e-3)
     assert not torch.allclose(after, before, atol=1e-3)
     manifest = read_artifact(artifact).manifest
@@ -71,6 +71,15 @@ def test_the_new_version_answers_as_the_posterior_in_memory(
     assert manifest.metrics[name]["nll"] == pytest.approx(found.after.nll)
     assert manifest.predictives[name].nll == pytest.approx(found.after.nll)
     assert in_memory.fit.calibrated.predictives[name].nll == pytest.approx(found.after.nll, abs=1e-3)
+    # Whoever loaded the packaged version makes the same one, and one more of it.
+    restored = laplora.restore_packaged(artifact).path
+    learned = laplora.load(restored, **QUIET).condition(rows["test"], force=True)
+    folder = learned.save(artifact.parent / "learned")
+    torch.testing.assert_close(probs_of(folder, rows["calibration"]), after, rtol=0, atol=1e-5)
+    assert learned.predict_proba(rows["calibration"], "conditioned") == pytest.approx(after.numpy(), abs=1e-5)
+    assert read_artifact(folder).manifest.recommended == manifest.recommended
+    with pytest.raises(ConfigError, match="keeps the report"):
+        learned.save(folder, report="<html>")
 
 
 def test_conditioning_and_forgetting_is_never_having_had_the_row(artifact: Path, rows: dict[str, Rows]) -> None:
@@ -101,12 +110,15 @@ def test_calibration_rows_given_again_condition_together_with_the_new_ones(
     together = conditioned.condition(rows["test"], calibration=rows["calibration"], force=True)
     swapped = conditioned.condition(rows["calibration"], calibration=rows["test"], force=True)
     inputs = rows["train"][:6]
-    one = torch.tensor([a.probs for a in together.predict(inputs, "conditioned")])
-    other = torch.tensor([a.probs for a in swapped.predict(inputs, "conditioned")])
+    one = torch.tensor([a.arrays.probs.tolist() for a in together.predict(inputs, "conditioned")])
+    other = torch.tensor([a.arrays.probs.tolist() for a in swapped.predict(inputs, "conditioned")])
     torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     assert together.fit.calibrated.calibration.rows == len(rows["test"])
     alone = torch.tensor(
-        [a.probs for a in conditioned.condition(rows["test"], force=True).predict(inputs, "conditioned")]
+        [
+            a.arrays.probs.tolist()
+            for a in conditioned.condition(rows["test"], force=True).predict(inputs, "conditioned")
+        ]
     )
     assert not torch.allclose(one, alone, atol=1e-4)
 

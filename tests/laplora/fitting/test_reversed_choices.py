@@ -20,7 +20,7 @@ def both_orders(predictor: Predictor, example: Example, name: str = "temperature
     """Return the centred logits of both prompts in the row's own order, (2, choices), and their averaged answer."""
     question = predictor.encode_orders(example.fields, truncate=True)
     each = predictor.predict(question, name)
-    logits = torch.tensor([each[0].logit_mean, each[1].logit_mean[::-1]], dtype=torch.float64)
+    logits = torch.tensor([each[0].logit_mean.tolist(), each[1].logit_mean[::-1].tolist()], dtype=torch.float64)
     (answer,) = predictor.average_orders(each)
     return logits, answer
 
@@ -47,9 +47,10 @@ def test_the_recorded_temperature_is_the_best_one_of_the_average_and_is_served(
     # It is served, whether temperature scaling answers or stands beside; MAP has none.
     for name, example in product(("temperature", "map"), open_run(choices_run.config).splits.test[:6]):
         both, answer = both_orders(choices_predictor, example, name)
-        beside = answer.probs if name == "temperature" else answer.calibrated_probs["temperature"]
+        arrays = answer.arrays
+        beside = arrays.probs if name == "temperature" else arrays.calibrated_probs["temperature"]
         assert beside == pytest.approx(torch.softmax(both / found, 1).mean(0).tolist(), abs=1e-9)
-        assert answer.map_probs == pytest.approx(torch.softmax(both, 1).mean(0).tolist(), abs=1e-6)
+        assert arrays.map_probs == pytest.approx(torch.softmax(both, 1).mean(0).tolist(), abs=1e-6)
         assert answer.orders == 2
 
 

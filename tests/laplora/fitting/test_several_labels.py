@@ -50,7 +50,7 @@ def classifier_of(folder: Path, kind: str) -> laplora.Classifier:
     model = adapted_classifier(kind, dtype=torch.float32, problem_type="multi_label_classification")
     model.get_base_model().config._name_or_path = str(base)
     output_layer(model)[1].weight.data *= 8  # so that calibration rows want a variance
-    return laplora.Classifier(model, AutoTokenizer.from_pretrained(base), LABELS, "{text}", max_tokens=12)
+    return laplora.Classifier(model, AutoTokenizer.from_pretrained(base), "{text}", LABELS, max_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +107,12 @@ def dense_covariance(posterior: laplora.CalibratedPosterior, inputs: Rows) -> to
 
 def test_the_posterior_is_the_dense_one_of_one_bernoulli_for_each_label(posterior: laplora.CalibratedPosterior) -> None:
     inputs = rows(5, 3)
-    answers = posterior.predict(inputs, "laplace", batch_size=3)
+    answers = posterior.predict(inputs, "laplace", batch_size=3, covariance=True)
     expected = dense_covariance(posterior, inputs)
-    found = torch.tensor([answer.logit_covariance for answer in answers])
+    found = torch.tensor(np.array([answer.logit_covariance for answer in answers]))
     assert float(found.diagonal(dim1=1, dim2=2).mean()) > 0.1
     torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=1e-5)  # the fit is in float32
-    variances = torch.tensor([answer.logit_variance for answer in answers])
+    variances = torch.tensor(np.array([answer.logit_variance for answer in answers]))
     torch.testing.assert_close(variances, found.diagonal(dim1=1, dim2=2))
 
 
@@ -127,13 +127,13 @@ def average(of: Any, mean: float, variance: float) -> float:
 def test_probabilities_are_one_dimensional_integrals(posterior: laplora.CalibratedPosterior) -> None:
     for answer in posterior.predict(rows(5, 3), "laplace"):
         assert answer.logit_variance is not None
-        assert answer.probs_std is not None
+        assert answer.arrays.probs_std is not None
         total = expected = 0.0
         for k, gaussian in enumerate(zip(answer.logit_mean, answer.logit_variance, strict=True)):
             p = average(lambda p: p, *gaussian)
-            assert answer.probs[k] == pytest.approx(p, abs=1e-6)
-            assert answer.map_probs[k] == pytest.approx(special.expit(gaussian[0]), abs=1e-6)
-            assert answer.probs_std[k] == pytest.approx(
+            assert answer.arrays.probs[k] == pytest.approx(p, abs=1e-6)
+            assert answer.arrays.map_probs[k] == pytest.approx(special.expit(gaussian[0]), abs=1e-6)
+            assert answer.arrays.probs_std[k] == pytest.approx(
                 average(lambda q, p=p: (q - p) ** 2, *gaussian) ** 0.5, abs=1e-6
             )
             total += special.entr(p) + special.entr(1 - p)
@@ -144,7 +144,7 @@ def test_probabilities_are_one_dimensional_integrals(posterior: laplora.Calibrat
 
 
 def test_training_rows_have_the_likelihood_of_every_label(posterior: laplora.CalibratedPosterior) -> None:
-    probs = np.array([answer.map_probs for answer in posterior.predict(rows(30, 1), "map")])
+    probs = np.array([answer.arrays.map_probs for answer in posterior.predict(rows(30, 1), "map")])
     right = np.array([[label in row["label"] for label in LABELS] for row in rows(30, 1)])
     expected = np.log(np.where(right, probs, 1 - probs)).sum()
     assert posterior.fit.log_likelihood == pytest.approx(expected, rel=1e-5)
@@ -176,7 +176,7 @@ def test_the_calibration_is_that_of_binary_rows_made_by_hand(posterior: laplora.
     assert split.together == 3
     precisions = block_precisions(fit.served.prior, fit.posterior.blocks)
     variances = fit.posterior.covariance(split.projected, precisions).flatten()
-    expected = [v / 2 for answer in posterior.predict(calibration, "laplace") for v in answer.logit_variance or []]
+    expected = [v / 2 for answer in posterior.predict(calibration, "laplace") for v in answer.logit_variance]
     assert variances.tolist() == pytest.approx(expected, rel=1e-3)
 
 
@@ -184,13 +184,11 @@ def test_sets_labels_and_decisions_of_a_row_are_those_of_its_labels(posterior: l
     record = posterior.fit.calibrated.predictives["laplace"]
     limit = record.thresholds.review.threshold
     for answer in posterior.predict(rows(40, 5), "laplace"):
-        assert answer.labels_present == [n for n, p in zip(LABELS, answer.probs, strict=True) if p > 0.5]
-        assert answer.prediction_set == [
-            n for n, p in zip(LABELS, answer.probs, strict=True) if 1 - p <= record.conformal
-        ]
-        assert answer.label_index == int(np.argmax(answer.probs))
-        assert answer.confidence == min(max(p, 1 - p) for p in answer.probs)
-        worst = max(special.entr(p) + special.entr(1 - p) for p in answer.probs)
+        assert answer.labels_present == [n for n, p in answer.probs.items() if p > 0.5]
+        assert answer.prediction_set == [n for n, p in answer.probs.items() if 1 - p <= record.conformal]
+        assert answer.label_index == int(answer.arrays.probs.argmax())
+        assert answer.confidence == min(max(p, 1 - p) for p in answer.probs.values())
+        worst = max(special.entr(p) + special.entr(1 - p) for p in answer.probs.values())
         assert answer.score == pytest.approx(worst, abs=1e-9)
         assert ("ambiguous_set" in answer.flags) == (answer.labels_present != answer.prediction_set)
         high = record.thresholds.flags["high_epistemic"].value
@@ -207,7 +205,7 @@ def test_metrics_are_by_label_with_intervals_by_row(posterior: laplora.Calibrate
     measured = posterior.evaluate(test)
     answers = posterior.predict(test, "laplace")
     right = np.array([[label in row["label"] for label in LABELS] for row in test])
-    probs = np.array([answer.probs for answer in answers])
+    probs = np.array([answer.arrays.probs for answer in answers])
     hits = (probs > 0.5) == right
     assert measured["laplace"].rows == 48
     assert measured["laplace"].accuracy == pytest.approx(hits.mean())
@@ -275,9 +273,9 @@ def test_what_takes_one_label_a_row_is_refused_by_name(classifier: laplora.Class
     with pytest.raises(ConfigError, match="labels of a row err together: use empirical"):
         laplora.fit(classifier, rows(8, 1), rows(8, 2), settings=bound, progress=False)
     with pytest.raises(ConfigError, match="several of a question's"):
-        laplora.Classifier(classifier.model, classifier.tokenizer, LABELS, "{question} {choices}", max_tokens=12)
+        laplora.Classifier(classifier.model, classifier.tokenizer, "{question} {choices}", LABELS, max_tokens=12)
     one_label = adapted_classifier("roberta", dtype=torch.float32)
-    single = laplora.Classifier(one_label, classifier.tokenizer, LABELS, "{text}", max_tokens=12)
+    single = laplora.Classifier(one_label, classifier.tokenizer, "{text}", LABELS, max_tokens=12)
     with pytest.raises(DataError, match="got a list: several labels need a model with a classification head"):
         laplora.fit(single, rows(8, 1), progress=False)
 
@@ -289,14 +287,14 @@ def test_labels_that_come_later_condition_every_label(
     place, inputs = Path(shutil.copytree(artifact, home / "later")), rows(5, 4)
     texts = list({row["text"] for row in rows(60, 3)})
     given = [{"text": text, "label": ["news"]} for text in sorted(texts)[:30]]  # which the first rows do not teach
-    before = [answer.probs for answer in posterior.predict(inputs, "conditioned")]
+    before = [answer.arrays.probs for answer in posterior.predict(inputs, "conditioned")]
     found = laplora.condition(place, given, progress=False, device="cpu", force=True)
     served = laplora.Predictor.load(place, device="cpu")
     encoded = [served.encode({"text": row["text"]}, truncate=True) for row in inputs]
-    after = [answer.probs for answer in served.predict(encoded, "conditioned")]
-    expected = [a.probs for a in posterior.condition(given, force=True).predict(inputs, "conditioned")]
-    torch.testing.assert_close(torch.tensor(after), torch.tensor(expected), rtol=0, atol=2e-3)
-    moved = torch.tensor(after) - torch.tensor(before)
+    after = [answer.arrays.probs for answer in served.predict(encoded, "conditioned")]
+    expected = [a.arrays.probs for a in posterior.condition(given, force=True).predict(inputs, "conditioned")]
+    np.testing.assert_allclose(after, expected, rtol=0, atol=2e-3)
+    moved = np.array(after) - before
     assert bool((moved[:, 0] > 0.05).all())
     assert bool((moved[:, 1:] < -0.05).all())
     assert found.rows == 30

@@ -159,14 +159,14 @@ def test_an_artifact_and_its_base_from_a_store_answer_as_from_folders(store: Non
     def probabilities(where: str | Path, **options: Any) -> list[torch.Tensor]:
         predictor = Predictor.load(where, device="cpu", cache_dir=tmp_path / "cache", **options)
         row = predictor.encode({"text": "a b c d"}, truncate=True)
-        return [prediction.probs for prediction in predictor.predict([row])]
+        return [torch.tensor(prediction.arrays.probs) for prediction in predictor.predict([row])]
 
     # Who only encodes needs no weights.
     encoder = Encoder.of_folder(there, cache_dir=tmp_path / "cache")
     assert not list(tmp_path.glob("cache/checkpoints/*/*.safetensors"))
     assert encoder.encode({"text": "a b"}, truncate=True).token_ids
     for one, other in zip(probabilities(pinned), probabilities(artifact), strict=True):
-        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+        assert torch.equal(one, other)
     assert list(tmp_path.glob("cache/checkpoints/*/*.safetensors"))
     # What it is pinned by is known of the copy: the store is not asked, for the tokenizer neither.
     with pytest.MonkeyPatch.context() as away:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from head_artifacts import load, pack_several
@@ -29,12 +30,12 @@ def rows(sentiment_predictor: Predictor) -> list[EncodedRow]:
 
 
 def answers(predictor: Predictor, rows: list[EncodedRow]) -> list[Prediction]:
-    return [predictor.predict([row], also=("laplace",))[0] for row in rows]
+    return [predictor.predict([row], also=("laplace",), covariance=True)[0] for row in rows]
 
 
 def by_definition(one: Prediction) -> float:
     """Return ``1/2 log det (I + R V R)`` in the contrasts, ``R R = Lambda``."""
-    probs, covariance = (torch.tensor(v, dtype=torch.float64) for v in (one.probs, one.logit_covariance))
+    probs, covariance = (torch.tensor(v) for v in (one.arrays.probs, one.logit_covariance))
     if one.labels_present is not None:
         root = torch.diag((probs * (1 - probs)).sqrt())
     else:
@@ -74,16 +75,17 @@ def test_rows_of_several_classes(choices_run: FinishedRun, tmp_path: Path, sever
 
 def test_a_certain_row_tells_nothing(sentiment_predictor: Predictor, rows: list[EncodedRow]) -> None:
     (one,) = answers(sentiment_predictor, rows[:1])
-    assert float(information([replace(one, probs=[1.0, 0.0])])) == 0
+    assert float(information([replace(one, arrays=replace(one.arrays, probs=np.array([1.0, 0.0])))])) == 0
 
 
 def test_rows_unlike_the_training_rows_are_left_out(sentiment_predictor: Predictor, rows: list[EncodedRow]) -> None:
     found = [replace(one, familiarity=i / 22) for i, one in enumerate(answers(sentiment_predictor, rows))]
-    chosen = most_telling(rows, found, 50, 10 / 22)
+    gains = information(found).tolist()
+    chosen = most_telling(rows, found, gains, 50, 10 / 22)
     assert sorted(one.row for one in chosen.rows) == list(range(10, 20))
     assert (chosen.repeated, chosen.unfamiliar) == (2, 10)
     without = [replace(one, familiarity=None) for one in found]
-    assert most_telling(rows, without, 50, 0.5).unfamiliar == 0
+    assert most_telling(rows, without, gains, 50, 0.5).unfamiliar == 0
     with pytest.raises(DataError, match="like enough"):
         suggest(sentiment_predictor, rows, 5, least_familiarity=2.0)
 

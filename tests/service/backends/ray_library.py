@@ -23,7 +23,7 @@ NAMES = ("fake", "second")
 
 
 class FilePredictor(FakePredictor):
-    def predict(self, rows: Any, predictive: str | None = None, *, also: Any = ()) -> Any:
+    def predict(self, rows: Any, predictive: str | None = None, *, also: Any = (), covariance: bool = False) -> Any:
         folder = Path(os.environ["FAKE_RAY"])
         if any(KILLER in row.token_ids for row in rows):
             try:
@@ -34,7 +34,7 @@ class FilePredictor(FakePredictor):
                 os.kill(os.getpid(), signal.SIGKILL)
         while (folder / "hold").exists():
             time.sleep(0.005)
-        return super().predict(rows, predictive, also=also)
+        return super().predict(rows, predictive, also=also, covariance=covariance)
 
 
 def fakes() -> Library:

@@ -50,8 +50,7 @@ class Rows:
         return [
             replace(
                 one,
-                probs=self.probs[i].tolist(),
-                map_probs=self.map_probs[i].tolist(),
+                arrays=replace(one.arrays, probs=self.probs[i].numpy(), map_probs=self.map_probs[i].numpy()),
                 prediction_set=[label for k, label in enumerate(LABELS) if self.sets[i, k]],
                 score=float(self.entropy[i]),
                 epistemic=float(self.entropy[i]) / 2,

@@ -48,7 +48,7 @@ async def test_every_answer_is_for_one_reader(monkeypatch: pytest.MonkeyPatch, s
         assert not any(part.startswith(("script-src", "style-src", "connect-src")) for part in policy)
         assert answer.headers["cache-control"] == "no-store"
         assert not any(name.startswith("access-control") for name in answer.headers)
-    monkeypatch.setattr("service.http.routes.predict.prediction_out", None)
+    monkeypatch.setattr("service.http.routes.predict.check_finite", None)
     crashed = await served.client.post("/predict", json=BODY)
     assert crashed.status_code == 500
     assert_always(crashed.headers)
@@ -195,7 +195,7 @@ async def test_named_origins_may_call_and_no_other(monkeypatch: pytest.MonkeyPat
         for method, header in (("PUT", "authorization"), ("POST", "x-other")):
             asked = await served.client.options("/predict", headers=preflight(ORIGIN, method, header))
             assert asked.status_code == 400
-        monkeypatch.setattr("service.http.routes.predict.prediction_out", None)
+        monkeypatch.setattr("service.http.routes.predict.check_finite", None)
         crashed = await served.client.post("/predict", json=BODY, headers={"origin": ORIGIN})
         assert (crashed.status_code, crashed.headers["access-control-allow-origin"]) == (500, ORIGIN)
 

@@ -11,6 +11,7 @@ from tiny_runs import FinishedRun, sentiment_rows
 from laplora.predictor import Predictor
 from laplora.selection.suggest import suggest
 from service.app import create_app
+from service.http.routes import planning
 from service.http.schemas.predict import PredictionOut, PredictResponse
 
 pytestmark = pytest.mark.anyio
@@ -73,6 +74,32 @@ async def test_the_posterior_comes_with_whatever_is_recommended_and_decisions_ar
     assert [b.get("nothing_accepted") for b in (plain, strict, lenient)] == [None, said, None]
 
 
+async def test_a_large_answer_is_the_small_ones_written_in_pieces_and_has_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing of it is left out or doubled, its covariances above all, whoever asks: also of few labels."""
+    monkeypatch.setattr(planning, "MOST_NUMBERS", 40 * 150 * 158)
+    async with serve(FakePredictor(labels=[f"label {i}" for i in range(150)])) as served:
+        options, texts = {"covariance": True}, [f"fine {i}" for i in range(2, 42)]
+        answer = await served.predict(*texts, options=options)
+        each = [
+            (await served.predict(text, options=options)).json()["predictions"][0] for text in (texts[0], texts[-1])
+        ]
+        refused = await served.predict(*texts, "fine 43", options=options)
+        lists = await served.client.post("/tei/predict", json={"inputs": [[text] for text in texts]})
+        classified = await served.client.post("/classify", json={"input": texts, "model": "fake"})
+    assert "content-length" not in answer.headers
+    body = PredictResponse.model_validate_json(answer.content)
+    assert len(body.predictions) == len(lists.json()) == len(classified.json()["data"]) == 40
+    for one, alone in zip((body.predictions[0], body.predictions[-1]), each, strict=True):
+        assert {**one.model_dump(exclude_unset=True), "prediction_id": ""} == {**alone, "prediction_id": ""}
+    assert body.predictions[0].logit_covariance == [[0.1] * 150] * 150
+    assert refused.status_code == 413
+    error = refused.json()["error"]
+    assert (error["field"], error["limit"], error["got"]) == ("inputs", 40 * 150 * 158, 41 * 150 * 158)
+    assert "covariance" in error["message"]
+
+
 async def test_a_request_may_ask_for_less_time_than_the_server_gives() -> None:
     async with serve(request_timeout_s=3600) as served:
         async with served.occupied():
@@ -125,7 +152,7 @@ async def test_what_is_suggested_is_the_librarys_choice_and_unfamiliar_inputs_ar
         assert sent["predicted"] == one.prediction.label
         # A rank among 32 calibration rows: in another batch a tie may fall to the other side.
         assert sent["familiarity"] == pytest.approx(one.prediction.familiarity, abs=2 / 32)
-        assert list(sent["probs"].values()) == pytest.approx(one.prediction.probs, abs=1e-5)
+        assert sent["probs"] == pytest.approx(one.prediction.probs, abs=1e-5)
     assert some["suggested"]
     assert all(one["familiarity"] >= middle for one in some["suggested"])
     assert some["unfamiliar"] == 12 - len(some["suggested"]) > 0

@@ -10,6 +10,7 @@ import pytest
 from serving import FakePredictor, serve, settings, started
 from tiny_runs import FinishedRun
 
+from laplora.answers.explaining import reason_for
 from laplora.errors import NonFiniteError
 from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictor import Predictor
@@ -27,7 +28,8 @@ async def test_clients_at_once_get_what_the_library_says_of_the_predictive_they_
     mixture_run: FinishedRun, mixture_predictor: Predictor
 ) -> None:
     rows = [mixture_predictor.encode({"text": t}, truncate=True) for t in TEXTS]
-    said = mixture_predictor.artifact.manifest.recommended
+    manifest = mixture_predictor.artifact.manifest
+    said = manifest.recommended
     names = [*PREDICTIVES] * 4
     labelled = [{"text": t, "label": "positive"} for t in TEXTS]
     own = settings(artifact=mixture_run.artifact.name, artifacts_root=mixture_run.artifact.parent, device="cpu")
@@ -37,16 +39,16 @@ async def test_clients_at_once_get_what_the_library_says_of_the_predictive_they_
         answers = await asyncio.gather(*(client.post("/predict", json=body) for body in bodies))
         default = (await client.post("/predict", json={"inputs": inputs})).json()
         evaluated = await client.post("/evaluate", json={"inputs": labelled, "options": {"resamples": 20}})
-    recommended = {"recommended": said.predictive, "reason": said.reason}
-    assert default["predictive"] == {"name": said.predictive, **recommended}
+    recommended = {"recommended": said.predictive}
+    assert default["predictive"] == {"name": said.predictive, **recommended, "reason": said.reason}
     methods = evaluated.json()["methods"]
     assert set(methods) == set(PREDICTIVES)
     for name, answer in zip(names, answers, strict=True):
         body, expected = answer.json(), mixture_predictor.predict(rows, name)
-        assert body["predictive"] == {"name": name, **recommended}
+        assert body["predictive"] == {"name": name, **recommended, "reason": reason_for(manifest, name)}
         for got, want in zip(body["predictions"], expected, strict=True):
             for probs in ("probs", "map_probs"):
-                assert list(got[probs].values()) == pytest.approx(getattr(want, probs), abs=TOLERANCE)
+                assert got[probs] == pytest.approx(getattr(want, probs), abs=TOLERANCE)
             for part in ("prediction_set", "flags", "decision"):
                 assert got[part] == getattr(want, part)
             assert (got["logit_variance"] is None) == (not PREDICTIVES[name].covariance)

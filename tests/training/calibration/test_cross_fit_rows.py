@@ -49,7 +49,7 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path) -> None:
     model, draw = adapted_classifier("roberta", dtype=torch.float32), random.Random(0)
     base = save_base(tmp_path / "base", classifier_base("roberta"), head=False)
     model.get_base_model().config._name_or_path = str(base)
-    classifier = laplora.Classifier(model, AutoTokenizer.from_pretrained(base), LABELS, "{text}", max_tokens=12)
+    classifier = laplora.Classifier(model, AutoTokenizer.from_pretrained(base), "{text}", LABELS, max_tokens=12)
     texts = [" ".join(draw.choices("abcdefghijklmnop", k=draw.randint(1, 9))) for _ in range(ROWS)]
     rows = [Example(str(i), {"text": text}, i % len(LABELS), len(LABELS)) for i, text in enumerate(texts)]
     folds, parts = [noisy_adapter(classifier, number) for number in range(FOLDS)], fold_rows(ROWS, FOLDS, SETTINGS.seed)
