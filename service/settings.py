@@ -171,9 +171,9 @@ class Settings(BaseSettings):
     max_job_rows: int = Field(100_000, ge=1)
     """Most inputs of one job's upload, one a line; more are refused with 413."""
     max_jobs_bytes: int | None = Field(None, ge=1024)
-    """Most bytes of all uploads under way and of unfinished jobs, of which one caller may hold client_share; an upload
-    that does not fit now is refused with 429, one that never would with 413; unset: four uploads of max_job_bytes for
-    each caller's share.
+    """Most bytes of all uploads under way and of unfinished jobs, with what their answers take at most, of which one
+    caller may hold client_share; an upload that does not fit now is refused with 429, one that never would with 413;
+    unset: four uploads of max_job_bytes for each caller's share.
     """
     max_job_bad_rows: int = Field(100, ge=0, le=10_000)
     """Most rows of one job that may have no answer: they are left out and reported; with more the job fails."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from laplora.answers.prediction import Prediction
     from laplora.artifact.manifest import Manifest
+    from laplora.metrics.scores import RowScores
 
 #: An input's probabilities under one method, and the score that ranks its mistakes; None: their entropy. Where several
 #: labels may be right, the scores of the labels.
@@ -177,27 +178,45 @@ def measure_method(
     Raises:
         NonFiniteError: a number that is not finite.
     """
+    other = None if scaled is None else method_scores(scaled, truths, names).nll
+    return measure_scores(method_scores(rows, truths, names), truths, names=names, how=how, scaled=other)
+
+
+def method_scores(rows: Sequence[MethodRow], truths: Sequence[Truth], names: LabelNames) -> RowScores:
+    """Return what one method's metrics are made of, of rows or, where several labels may be right, of questions."""
     import torch
 
-    from laplora.metrics.paired import nll_difference
-    from laplora.metrics.scores import evaluate_probs
-    from laplora.metrics.several_labels import evaluate_labels
+    from laplora.metrics.scores import row_scores
 
     probs, right = questions([probs for probs, _ in rows], truths, names)
     scores = [score for _, score in rows if score is not None]
-    score = torch.tensor(scores, dtype=torch.float64).flatten() if scores else None
+    return row_scores(probs, right, torch.tensor(scores, dtype=torch.float64).flatten() if scores else None)
+
+
+def measure_scores(
+    scores: RowScores,
+    truths: Sequence[Truth],
+    *,
+    names: LabelNames,
+    how: HowMeasured,
+    scaled: torch.Tensor | None = None,
+) -> dict[str, Any]:
+    """Return what ``measure_method`` does, of ``method_scores``; ``scaled`` is the NLL by ``REFERENCE``, nats."""
+    from laplora.metrics.paired import mean_difference
+    from laplora.metrics.scores import evaluate_rows
+    from laplora.metrics.several_labels import evaluate_label_rows
+
     options: dict[str, Any] = {"bins": how.bins, "resamples": how.resamples, "seed": how.seed}
     if names.several:
-        whole, each = evaluate_labels(probs, right, score, together=names.questions, **options)
+        whole, each = evaluate_label_rows(scores, right_answers(truths, names), together=names.questions, **options)
         metrics = whole.to_json() | each.to_json(names.names)
     else:
-        metrics = evaluate_probs(probs, right, score, **options).to_json()
+        metrics = evaluate_rows(scores, **options).to_json()
     del metrics["rows"]
     metrics["over_temperature"] = None
     if scaled is not None and how.resamples:
-        other, _ = questions([probs for probs, _ in scaled], truths, names)
         drawn = {"resamples": how.resamples, "seed": how.seed, "together": names.questions}
-        metrics["over_temperature"] = asdict(nll_difference(probs, other, right, **drawn))
+        metrics["over_temperature"] = asdict(mean_difference(scores.nll - scaled, **drawn))
     return metrics
 
 
@@ -215,12 +234,22 @@ def questions(
 
     from laplora.metrics.several_labels import binary_probs
 
+    right = right_answers(truths, labels)
     if not labels.several:
-        return padded_probs(rows, len(labels.names)), torch.tensor(truths)
-    right = torch.zeros(len(rows), len(labels.names), dtype=torch.int64)
+        return padded_probs(rows, len(labels.names)), right
+    return binary_probs(torch.tensor(rows, dtype=torch.float64)), right
+
+
+def right_answers(truths: Sequence[Truth], labels: LabelNames) -> torch.Tensor:
+    """Return the right classes of ``questions``."""
+    import torch
+
+    if not labels.several:
+        return torch.tensor(truths)
+    right = torch.zeros(len(truths), len(labels.names), dtype=torch.int64)
     for row, places in zip(right, truths, strict=True):
         row[[places] if isinstance(places, int) else list(places)] = 1
-    return binary_probs(torch.tensor(rows, dtype=torch.float64)), right.flatten()
+    return right.flatten()
 
 
 def padded_probs(rows: Sequence[Sequence[float]], class_count: int) -> torch.Tensor:

@@ -43,7 +43,14 @@ def nll_difference(
         DataError, NonFiniteError: as of ``laplora.metrics.scores``.
     """
     (probs, labels), (other, _) = checked_probs(probs, labels), checked_probs(other, labels)
-    differences = row_nll(probs, labels) - row_nll(other, labels)
+    drawn = {"resamples": resamples, "seed": seed, "together": together}
+    return mean_difference(row_nll(probs, labels) - row_nll(other, labels), **drawn)
+
+
+def mean_difference(
+    differences: torch.Tensor, *, resamples: int = 1000, seed: int = 0, together: int = 1
+) -> NllDifference:
+    """Return what ``nll_difference`` does, of the (rows,) differences."""
     low, high = bootstrap_interval(
         lambda rows: differences[rows].mean(1),
         len(differences),

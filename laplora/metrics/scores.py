@@ -9,9 +9,9 @@ probabilities, and NonFiniteError for NaN or infinity.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -57,6 +57,22 @@ class ReliabilityBin:
     count: int
     confidence: float | None
     accuracy: float | None
+
+
+class RowScores(NamedTuple):
+    """What every metric is made of, (rows,) float64 each.
+
+    Attributes:
+        nll: nats; brier: squared error summed over classes.
+        confidence: the largest probability; hits: 1 where its class is right, else 0.
+        score: the uncertainty that ranks the mistakes.
+    """
+
+    nll: torch.Tensor
+    brier: torch.Tensor
+    confidence: torch.Tensor
+    hits: torch.Tensor
+    score: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -137,22 +153,28 @@ def ece(probs: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
     The mean over rows of |accuracy - confidence| of their bin. Bins are (lower, upper], so a confidence of
     exactly 1 is in the last bin; one of 0 is in the first.
     """
+    return ece_of(reliability_bins(probs, labels, bins))
+
+
+def ece_of(bins: Sequence[ReliabilityBin]) -> float:
+    """Return ``ece``, of ``reliability_bins``."""
     gaps = [
-        b.count * abs(b.accuracy - b.confidence)
-        for b in reliability_bins(probs, labels, bins)
-        if b.accuracy is not None and b.confidence is not None
+        b.count * abs(b.accuracy - b.confidence) for b in bins if b.accuracy is not None and b.confidence is not None
     ]
-    return sum(gaps) / len(labels)
+    return sum(gaps) / sum(b.count for b in bins)
 
 
 def reliability_bins(probs: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> list[ReliabilityBin]:
     """Return one entry for each of ``bins`` equal-width confidence bins, empty ones included."""
-    probs, labels = checked_probs(probs, labels)
-    confidence, predicted = probs.max(1)
-    index = bin_index(confidence, bins)
+    return bins_of(row_scores(probs, labels), bins)
+
+
+def bins_of(rows: RowScores, bins: int) -> list[ReliabilityBin]:
+    """Return ``reliability_bins`` of rows whose scores are there already."""
+    index = bin_index(rows.confidence, bins)
     counts = torch.bincount(index, minlength=bins).tolist()
-    confidences = torch.bincount(index, weights=confidence, minlength=bins).tolist()
-    hits = torch.bincount(index, weights=(predicted == labels).double(), minlength=bins).tolist()
+    confidences = torch.bincount(index, weights=rows.confidence, minlength=bins).tolist()
+    hits = torch.bincount(index, weights=rows.hits, minlength=bins).tolist()
     return [
         ReliabilityBin(i / bins, (i + 1) / bins, int(n), c / n if n else None, h / n if n else None)
         for i, (n, c, h) in enumerate(zip(counts, confidences, hits, strict=True))
@@ -215,12 +237,25 @@ def evaluate_probs(
         seed: of the bootstrap. The same seed and rows give paired resamples for two methods.
         together: so many consecutive rows are of one input, which the bootstrap draws whole.
     """
-    probs, labels = checked_probs(probs, labels)
-    errors = probs.argmax(1) != labels
-    score = entropy(probs) if score is None else score
-    score, errors = checked_score(score, errors)
+    rows = row_scores(probs, labels, score)
+    return evaluate_rows(rows, bins=bins, resamples=resamples, seed=seed, together=together)
 
-    losses, row_brier, hits = row_nll(probs, labels), _row_brier(probs, labels), (~errors).double()
+
+def row_scores(probs: torch.Tensor, labels: torch.Tensor, score: torch.Tensor | None = None) -> RowScores:
+    """Return what ``evaluate_rows`` makes metrics of, so that many rows can come a page at a time; as there."""
+    probs, labels = checked_probs(probs, labels)
+    confidence, predicted = probs.max(1)
+    hits = predicted == labels
+    score, _ = checked_score(entropy(probs) if score is None else score, ~hits)
+    return RowScores(row_nll(probs, labels), _row_brier(probs, labels), confidence, hits.double(), score)
+
+
+def evaluate_rows(
+    rows: RowScores, *, bins: int = 15, resamples: int = 1000, seed: int = 0, together: int = 1
+) -> Evaluation:
+    """Return what ``evaluate_probs`` does, of rows whose scores are there already."""
+    losses, row_brier, _, hits, score = rows
+    errors = hits == 0
     _, group, _ = tie_groups(score)
     auroc, auprc = none_if_nan(float(grouped_auroc(group, errors))), none_if_nan(float(grouped_auprc(group, errors)))
     # The same numbers as the public functions, from per-row parts made once, of many resamples at a time.
@@ -236,23 +271,24 @@ def evaluate_probs(
     intervals = {
         name: bootstrap_interval(
             statistic,
-            len(labels),
+            len(hits),
             resamples=resamples,
             generator=torch.Generator().manual_seed(seed),
             together=together,
         )
         for name, statistic in (statistics.items() if resamples else ())
     }
+    reliability = tuple(bins_of(rows, bins))
     return Evaluation(
-        rows=len(labels),
+        rows=len(hits),
         accuracy=_mean(hits),
         nll=_mean(losses),
-        ece=ece(probs, labels, bins),
+        ece=ece_of(reliability),
         brier=_mean(row_brier),
         auroc_error=auroc,
         auprc_error=auprc,
         intervals=intervals,
-        reliability=tuple(reliability_bins(probs, labels, bins)),
+        reliability=reliability,
         risk_coverage=risk_coverage(score, errors),
     )
 

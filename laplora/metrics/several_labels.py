@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from laplora.errors import DataError
-from laplora.metrics.scores import Evaluation, brier, ece, evaluate_probs, nll
+from laplora.metrics.scores import Evaluation, RowScores, bins_of, ece_of, evaluate_rows, row_scores
 
 
 @dataclass(frozen=True)
@@ -76,24 +76,32 @@ def evaluate_labels(
         DataError: rows that are not whole inputs, or as of ``evaluate_probs``.
         NonFiniteError: as of ``evaluate_probs``.
     """
-    if together < 1 or len(probs) % together:
-        raise DataError(f"{len(probs)} rows are not inputs of {together} labels each")
-    whole = evaluate_probs(probs, labels, scores, bins=bins, resamples=resamples, seed=seed, together=together)
-    by_input, right = probs.view(-1, together, 2), labels.view(-1, together)
-    hits = (by_input[:, :, 1] > 0.5) == (right == 1)
-    each = tuple(_quality(by_input[:, k], right[:, k], bins) for k in range(together))
-    return whole, LabelsQuality(float(hits.all(1).double().mean()), each)
+    rows = row_scores(probs, labels, scores)
+    return evaluate_label_rows(rows, labels, together=together, bins=bins, resamples=resamples, seed=seed)
 
 
-def _quality(probs: torch.Tensor, labels: torch.Tensor, bins: int) -> LabelQuality:
-    said, right = probs[:, 1] > 0.5, labels == 1
+def evaluate_label_rows(
+    rows: RowScores, labels: torch.Tensor, *, together: int, bins: int = 15, resamples: int = 1000, seed: int = 0
+) -> tuple[Evaluation, LabelsQuality]:
+    """Return what ``evaluate_labels`` does, of questions whose scores are there already."""
+    if together < 1 or len(labels) % together:
+        raise DataError(f"{len(labels)} rows are not inputs of {together} labels each")
+    whole = evaluate_rows(rows, bins=bins, resamples=resamples, seed=seed, together=together)
+    by_label = RowScores(*(part.view(-1, together).T.contiguous() for part in rows))
+    right = labels.view(-1, together).T == 1
+    each = tuple(_quality(RowScores(*(part[k] for part in by_label)), right[k], bins) for k in range(together))
+    return whole, LabelsQuality(float(by_label.hits.all(0).double().mean()), each)
+
+
+def _quality(rows: RowScores, right: torch.Tensor, bins: int) -> LabelQuality:
+    said = (rows.hits == 1) == right
     found = int((said & right).sum())
     return LabelQuality(
         present=int(right.sum()),
         accuracy=float((said == right).double().mean()),
         precision=found / int(said.sum()) if bool(said.any()) else None,
         recall=found / int(right.sum()) if bool(right.any()) else None,
-        nll=nll(probs, labels),
-        ece=ece(probs, labels, bins),
-        brier=brier(probs, labels),
+        nll=float(rows.nll.mean()),
+        ece=ece_of(bins_of(rows, bins)),
+        brier=float(rows.brier.mean()),
     )

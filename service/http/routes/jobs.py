@@ -141,6 +141,7 @@ async def _submitted(
                 artifact=ArtifactVersion(**artifact_ref(model.artifact).model_dump()),
                 labels=LabelNames.of(model.artifact.manifest),
                 options=options,
+                methods=_methods(model, query),
                 keep_rows=query.keep_rows,
                 template_fields=tuple(model.artifact.manifest.template.template().fields),
                 tokens_of=lambda fields: _tokens_of(model, fields, query),
@@ -150,6 +151,11 @@ async def _submitted(
         raise DeadlineError("the upload took longer than job_upload_timeout_s: send it in parts") from None
     except ClientDisconnect:
         raise ClientGoneError("the client closed its connection while sending the upload") from None
+
+
+def _methods(model: Model, query: JobQuery) -> set[str]:
+    names = {"map", *model.predictives}
+    return names | {f"{name}_order_average" for name in names if query.order_average}
 
 
 def _tokens_of(model: Model, fields: dict[str, Any], query: JobQuery) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from laplora.answers.labels import LabelNames
 from service.errors import BodyTooLargeError, IdempotencyConflictError
 from service.jobs.intake.upload import Upload
 from service.jobs.store.ledger import Ledger
+from service.jobs.store.numbers import row_bytes
 from service.jobs.store.records import About, ArtifactVersion, Job, JobOptions, ReadRow
 from service.jobs.store.tasks import whole
 from service.settings import Settings
@@ -73,6 +74,7 @@ class Taking:
         artifact: ArtifactVersion,
         labels: LabelNames,
         options: JobOptions,
+        methods: Collection[str],
         keep_rows: bool,
         template_fields: tuple[str, ...],
         tokens_of: Callable[[dict[str, Any]], int],
@@ -83,6 +85,7 @@ class Taking:
         Call ``repeated`` before, without awaiting anything in between.
 
         Args:
+            methods: that a row with a label is measured by.
             awaited: runs what is left to do once the body has come, and cancels it when the client goes away.
 
         Raises:
@@ -98,18 +101,19 @@ class Taking:
         try:
             folder = ledger.disk.folder
             begin = partial(Upload, folder.upload(job_id), self._settings, self._read_uploaded)
-            make = partial(begin, tokens_of=tokens_of, labels=labels, template_fields=template_fields)
+            room = row_bytes(labels, methods, keep_rows=keep_rows)
+            make = partial(begin, tokens_of=tokens_of, labels=labels, template_fields=template_fields, row_bytes=room)
             upload = await whole(in_checker(make))
             async for chunk in body:
                 received += len(chunk)
                 try:
-                    self._quota.grow(job_id, received)
+                    self._quota.grow(job_id, received, upload.answer_bytes)
                 except BodyTooLargeError:
                     upload.raise_refused()
                     raise
                 await whole(in_checker(partial(upload.feed, chunk)), hurry=upload.stop)
             await awaited(whole(in_checker(upload.finish), hurry=upload.stop))
-            self._quota.grow(job_id, max(received, upload.size_bytes))
+            self._quota.grow(job_id, max(received, upload.size_bytes), upload.answer_bytes)
             about = About(
                 artifact=artifact,
                 labels=labels.names,
@@ -117,6 +121,7 @@ class Taking:
                 options=options,
                 rows=upload.rows,
                 labelled=upload.labelled,
+                answer_bytes=upload.answer_bytes,
                 tokens=upload.tokens,
                 created_at=time.time(),
                 keep_rows=keep_rows,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,11 @@ class Upload:
         path: of the file; read_uploaded: how a row is read.
         tokens_of: returns an input's tokens, of all the prompts that are made of it, or raises what is wrong with it.
         labels, template_fields: the artifact's.
+        row_bytes: of a row's answer at most, of one with a label (True) and of one without.
 
     Attributes:
         rows, labelled, tokens, size_bytes: of the rows so far, refused ones with them; bytes as they are written.
+        answer_bytes: that the answers to them take at most.
         columns: their names, in the order in which they came.
     """
 
@@ -87,9 +89,10 @@ class Upload:
         tokens_of: Callable[[dict[str, Any]], int],
         labels: LabelNames,
         template_fields: Sequence[str],
+        row_bytes: Mapping[bool, int],
     ) -> None:
         self._settings, self._read_uploaded, self._tokens_of = settings, read_uploaded, tokens_of
-        self._labels, self._template_fields = labels, template_fields
+        self._labels, self._template_fields, self._row_bytes = labels, template_fields, row_bytes
         self._lines = Lines()
         self._ids: set[bytes] = set()
         #: What is wrong with lines, the first of them and how many; from the first on nothing is written.
@@ -97,7 +100,7 @@ class Upload:
         self._refused_count = 0
         self._first_error: LaploraError | None = None
         self._stopped = False
-        self.rows = self.labelled = self.tokens = self.size_bytes = self._line = 0
+        self.rows = self.labelled = self.tokens = self.size_bytes = self.answer_bytes = self._line = 0
         self.columns: dict[str, None] = {}
         with storage_errors():
             self._descriptor = private_file(path)
@@ -199,6 +202,7 @@ class Upload:
                 self._check_column(name)
                 self.columns[name] = None
         self.labelled += row.truth is not None
+        self.answer_bytes += self._row_bytes[row.truth is not None]
         self.tokens += self._tokens_of(dict(row.fields))
 
     def _check_column(self, name: str) -> None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from laplora.answers.evaluation import REFERENCE, MethodRow, measure_method
+from laplora.answers.evaluation import REFERENCE, measure_scores
 from laplora.answers.labels import Truth
 from service.errors import TooManyBadRowsError
 from service.jobs.store.ledger import Ledger
+from service.jobs.store.numbers import scores_of
 from service.jobs.store.records import Job, JobResult, compact
 from service.threads import in_daemon_thread
+
+if TYPE_CHECKING:
+    import torch
+
+    from laplora.metrics.scores import RowScores
 
 _MEASURED_AT_A_TIME = 2
 _PAGE_ROWS = 2000
@@ -21,8 +27,8 @@ _PAGE_ROWS = 2000
 class Measuring:
     """Measures jobs, two methods at a time, whichever jobs' they are, in the order of the calls.
 
-    One method of 100,000 rows takes half a minute, in a thread. No more rows than those of two methods are in memory,
-    and beside each of them temperature scaling's, which it is compared with.
+    One method of 100,000 rows takes half a minute, in a thread. In memory are five numbers of a row, or where several
+    labels may be right of each label of a row, and its NLL by temperature scaling, which it is compared with.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -51,23 +57,25 @@ class Measuring:
         return compact(result.model_dump(mode="json"))
 
     async def _measured(self, job: Job, method: str) -> dict[str, Any]:
+        import torch
+
         truths: list[Truth] = []
-        answers: list[MethodRow] = []
-        scaled: list[MethodRow] | None = None
-        if method != REFERENCE and REFERENCE in job.sums.methods:
-            scaled = []
-        last = -1
-        disk = self._ledger.disk
+        own: list[RowScores] = []
+        scaled: list[torch.Tensor] = []
+        compared = method != REFERENCE and REFERENCE in job.sums.methods
+        last, disk, about = -1, self._ledger.disk, job.about
+        read = partial(scores_of, methods=job.sums.methods, labels=about.label_names)
         while page := await disk.in_database(disk.tables.reads.rows, job.number, last, _PAGE_ROWS):
             truths += [row.truth for row in page if row.truth is not None]
-            answers += [row.methods[method] for row in page]
-            if scaled is not None:
-                scaled += [row.methods[REFERENCE] for row in page]
+            own.append(await disk.in_database(read, page, method))
+            if compared:
+                scaled.append((await disk.in_database(read, page, REFERENCE)).nll)
             last = page[-1].row
-        if len(answers) != job.sums.rows:
-            raise RuntimeError(f"{len(answers)} of {job.sums.rows} scored rows are on disk")
-        about = job.about
-        work = partial(measure_method, answers, truths, names=about.label_names, how=about.options, scaled=scaled)
+        if len(truths) != job.sums.rows:
+            raise RuntimeError(f"{len(truths)} of {job.sums.rows} scored rows are on disk")
+        scores = type(own[0])(*map(torch.cat, zip(*own, strict=True)))
+        other = torch.cat(scaled) if compared else None
+        work = partial(measure_scores, scores, truths, names=about.label_names, how=about.options, scaled=other)
         # In a thread that can hold up neither the event loop nor the process's exit.
         return await asyncio.wrap_future(in_daemon_thread("laplora-measure", work))
 

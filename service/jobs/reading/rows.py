@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from service.errors import RowsNotKeptError, UploadChangedError
 from service.jobs.store.disk import Disk
+from service.jobs.store.numbers import read_answer
 from service.jobs.store.records import About, Job, ScoredRow
 
 #: Of one page: rows, and bytes of the upload but for one row's.
@@ -49,7 +50,7 @@ class AnsweredRow:
         """The answer, as of POST /predict without logits; None where the row could not be scored."""
         if self.scored is None or self.scored.answer is None:
             return None
-        answer: dict[str, Any] = json.loads(self.scored.answer)
+        answer = read_answer(self.scored.answer, self.about.labels)
         # It may be a part of the prompt, which the database has nothing of.
         choices = self.columns.get("choices") if "choices" in self.about.fields else None
         label = answer["label"]

@@ -26,17 +26,14 @@ from service.errors import (
 )
 from service.jobs.intake.row import read_row
 from service.jobs.running.tools import Tools
-from service.jobs.store.records import About, ArtifactVersion, Job, ReadRow, RowRange, ScoredRow, compact
+from service.jobs.store.numbers import kept_answer
+from service.jobs.store.records import About, ArtifactVersion, Job, ReadRow, RowRange, ScoredRow
 from service.scoring.fairness import JOB_PREFIX
 from service.scoring.plan import Plan
 from service.scoring.ticket import Ask
 
 if TYPE_CHECKING:
     from service.scoring.model import Model
-
-
-#: What is not kept of an answer: the label's text may be a part of the prompt, and the rest can be large.
-_NOT_KEPT = {"label_text", "calibrated_probs", "logit_mean", "logit_variance"}
 
 
 class Item(NamedTuple):
@@ -161,8 +158,7 @@ async def score_chunk(
             bad[item.row] = UnscorableInputError(f"the model has no finite answer for line {item.row + 1}")
             continue
         unfamiliar = None if manifest.familiarity is None else "unfamiliar" in prediction.flags
-        kept = {name: value for name, value in written.items() if name not in _NOT_KEPT}
-        answer = compact(kept) if about.keep_rows else None
+        answer = kept_answer(written) if about.keep_rows else None
         rows.append(ScoredRow(item.row, item.truth, methods, unfamiliar, answer, written))
     return rows, bad
 

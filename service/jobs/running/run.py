@@ -21,6 +21,7 @@ from service.jobs.running.tools import Tools
 from service.jobs.running.under_way import UnderWay
 from service.jobs.running.waiting import Pauses
 from service.jobs.store.claims import ClaimLostError
+from service.jobs.store.numbers import kept_rows
 from service.jobs.store.records import Job, ScoredRow
 from service.jobs.store.tasks import cancelled, whole
 from service.telemetry.logs import logger
@@ -167,6 +168,7 @@ class Run:
         if scored:
             plus = partial(sums.plus, scored, labels=about.label_names, bins=about.options.bins)
             sums = await ledger.disk.in_database(plus)
+            scored = await ledger.disk.in_database(kept_rows, scored, about.label_names)
         codes = {**chunk.bad, **{row: kind_of(error).code for row, error in bad.items()}}
         await whole(ledger.add_rows(job, chunk.rows, scored, codes, sums=sums, end=chunk.end))
         self.under_way.over(chunk.rows)

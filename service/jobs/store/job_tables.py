@@ -20,6 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from service.errors import IdempotencyConflictError
 from service.jobs.store.claims import ClaimLostError, Claims, claimed
 from service.jobs.store.database import Database
+from service.jobs.store.numbers import taken_bytes
 from service.jobs.store.reads import Reads
 from service.jobs.store.records import Job, RowRange, ScoredRow, StoredStatus, Sums, compact
 from service.jobs.store.schema import BAD_ROWS, BEGUN, JOBS, ROWS
@@ -208,5 +209,5 @@ def _add_bad(db: Connection, job: int, bad: Mapping[int, str]) -> None:
 
 
 def answer_bytes(rows: Sequence[ScoredRow]) -> int:
-    """Return how many bytes the database has of rows, their keys not counted."""
-    return sum(len(compact(one.truth)) + len(compact(one.methods)) + len((one.answer or "").encode()) for one in rows)
+    """Return how many bytes of the database rows take."""
+    return sum(taken_bytes(len(compact(one.truth)) + len(compact(one.methods)) + len(one.answer or "")) for one in rows)

@@ -1,7 +1,7 @@
-"""How many unfinished jobs, and how many bytes of their uploads, there may be: in all, and of one caller.
+"""How many unfinished jobs, and how many bytes of their uploads and answers, there may be: in all, and of one caller.
 
-What an upload announces has to fit when it begins. It holds what has come of it, so that announcing alone takes no room
-from others. Its job holds the place until it has ended, when its upload leaves the disk.
+What an upload announces has to fit when it begins. It holds what has come of it, and what the answers to that take at
+most, so that announcing alone takes no room from others. Its job holds the place until it has ended.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ class Quota:
         """Bytes that everybody together holds."""
         return sum(size for _, size in self._held.values())
 
-    def check_size(self, size_bytes: int) -> None:
-        """Raise BodyTooLargeError for more bytes than one upload may ever have."""
-        limit, name = self._settings.max_job_bytes, "max_job_bytes"
-        if self._share_bytes < limit:
-            limit, name = self._share_bytes, "one caller's share of max_jobs_bytes"
-        if size_bytes > limit:
-            raise BodyTooLargeError(
-                f"the upload has at least {size_bytes} bytes, {name} is {limit}: send it in parts",
-                limit=limit,
-                got=size_bytes,
-            )
+    def check_size(self, size_bytes: int, answer_bytes: int = 0) -> None:
+        """Raise BodyTooLargeError for more bytes than one upload, and with its answers one job, may ever have."""
+        share, answers = "one caller's share of max_jobs_bytes", f", and its answers would take {answer_bytes}"
+        for got, limit, what in (
+            (size_bytes, self._settings.max_job_bytes, ", max_job_bytes"),
+            (size_bytes + answer_bytes, self._share_bytes, f"{answers if answer_bytes else ''}, {share}"),
+        ):
+            if got > limit:
+                raise BodyTooLargeError(
+                    f"the upload has at least {size_bytes} bytes{what} is {limit}: send it in parts",
+                    limit=limit,
+                    got=got,
+                )
 
     def check_room(self, owner: str, announced_bytes: int) -> None:
         """Raise TooManyJobsError where there is no room for another upload now."""
@@ -58,12 +60,12 @@ class Quota:
         """Take a place, unchecked: of an upload that begins, or of a job that the disk had."""
         self._held[job_id] = (owner, size_bytes)
 
-    def grow(self, job_id: str, size_bytes: int) -> None:
-        """Let an upload hold this many bytes, no fewer than it holds; errors as of the checks."""
-        self.check_size(size_bytes)
+    def grow(self, job_id: str, size_bytes: int, answer_bytes: int) -> None:
+        """Let an upload and its answers hold this many bytes, no fewer than it holds; errors as of the checks."""
+        self.check_size(size_bytes, answer_bytes)
         owner, held_bytes = self._held[job_id]
-        self._check_bytes(owner, size_bytes - held_bytes)
-        self.hold(job_id, owner, size_bytes)
+        self._check_bytes(owner, size_bytes + answer_bytes - held_bytes)
+        self.hold(job_id, owner, size_bytes + answer_bytes)
 
     def release(self, job_id: str) -> None:
         """Give a place back; a second call does nothing."""
@@ -73,9 +75,9 @@ class Quota:
         owners_bytes = sum(size for holder, size in self._held.values() if holder == owner)
         share = "one caller may hold {limit} (max_jobs_bytes times client_share)"
         for whose, held, limit, name in (
-            ("your uploads hold", owners_bytes, self._share_bytes, share),
+            ("your unfinished jobs hold", owners_bytes, self._share_bytes, share),
             (
-                "the uploads of unfinished jobs hold",
+                "all unfinished jobs hold",
                 self.held_bytes,
                 self._settings.jobs_bytes,
                 "max_jobs_bytes is {limit}",

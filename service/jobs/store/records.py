@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel
 
-from laplora.answers.evaluation import MethodRow, questions
+from laplora.answers.evaluation import questions
 from laplora.answers.labels import LabelNames, Truth
 
 Status = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
@@ -44,7 +44,8 @@ ReadRow = Callable[[bytes], UploadedRow]
 class ScoredRow(NamedTuple):
     """One row's answer: its number, from 0, where its true labels are, and its numbers by method.
 
-    Of a row without a label ``truth`` is None, and no method is measured.
+    Of a row without a label ``truth`` is None, and no method is measured. ``methods`` is by name; of a row from disk or
+    on its way, it is what is kept of the numbers (``numbers``).
     ``unfamiliar``, whether it is flagged so, is None where the artifact does not tell, and of a row read from disk.
     ``answer`` is what is kept of its answer, JSON; None of a job that keeps none. ``written`` is the answer
     (``laplora.answers.written``); None of a row read from disk.
@@ -52,7 +53,7 @@ class ScoredRow(NamedTuple):
 
     row: int
     truth: Truth | None
-    methods: Mapping[str, MethodRow]
+    methods: Any
     unfamiliar: bool | None = None
     answer: str | None = None
     written: Mapping[str, Any] | None = None
@@ -204,6 +205,7 @@ class About(BaseModel):
 
     Attributes:
         labels: the artifact's, in order; several: whether several of an input's may be right.
+        answer_bytes: that their answers take in the database at most, as the upload was told.
         rows: of the upload; labelled: those that have a label, None: all; tokens: of all its prompts.
         created_at: seconds since the epoch.
         keep_rows: whether rows and their answers are kept with the result.
@@ -218,6 +220,7 @@ class About(BaseModel):
     options: JobOptions
     rows: int
     labelled: int | None = None
+    answer_bytes: int = 0
     tokens: int
     created_at: float
     keep_rows: bool
@@ -299,8 +302,9 @@ class Job:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of its upload and its answers, as long as they are kept."""
-        return self.about.upload_bytes + self.answer_bytes
+        """Bytes of its upload and its answers, as long as they are kept; of an unfinished job those it will have."""
+        answers = self.answer_bytes if self.finished else max(self.answer_bytes, self.about.answer_bytes)
+        return self.about.upload_bytes + answers
 
     @property
     def rows_bad(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from job_calls import ServedJobs, callers, lines, refused, rows, serve
-from serving import settings
+from serving import FakePredictor, settings
 
 from service.errors import TooManyJobsError
 from service.jobs.store.quota import Quota
@@ -168,7 +168,7 @@ async def test_an_upload_without_a_row_with_too_many_columns_or_bad_options_is_r
 
 async def test_limits_hold_without_a_content_length() -> None:
     (item,) = rows(1)
-    async with serve(max_job_bytes=2048, max_job_rows=30, max_body_bytes=1024) as served:
+    async with serve(max_job_bytes=2048, max_job_rows=30, max_body_bytes=1024, max_jobs_bytes=10**6) as served:
         too_many = refused(await served.post(repeated(lines([item]))), 413, "batch_too_large")
         assert (too_many["limit"], too_many["got"], too_many["field"]) == (30, 31, "lines")
         wide = lines([{**item, "text": "1 " * 30}])
@@ -253,31 +253,55 @@ async def test_an_upload_that_does_not_fit_is_refused_before_it_comes_or_as_it_c
     async def in_parts(count: int) -> AsyncIterator[bytes]:
         """Without a Content-Length."""
         for _ in range(count):
-            yield upload(500)
+            yield upload(5000)
 
-    async with serve(max_jobs_bytes=8000, max_job_bytes=6000) as served, callers(served) as who:
+    async with serve(max_jobs_bytes=80_000, max_job_bytes=60_000) as served, callers(served) as who:
         served.predictor.hold()
-        error = refused(await served.post(upload(4001)), 413, "body_too_large")
-        assert (error["limit"], error["got"]) == (4000, 4001)
-        first = (await served.post(upload(3000))).json()
-        response = await served.post(upload(1500))
+        error = refused(await served.post(upload(40_001)), 413, "body_too_large")
+        assert (error["limit"], error["got"]) == (40_000, 40_001)
+        first = (await served.post(upload(30_000))).json()
+        answer = served.held(first["id"]).about.answer_bytes
+        assert 500 < answer < 1500
+        response = await served.post(upload(15_000))
         error = refused(response, 429, "too_many_jobs")
-        assert (error["limit"], error["got"]) == (4000, 4500)
+        assert (error["limit"], error["got"]) == (40_000, 45_000 + answer)
         assert "max_jobs_bytes" in error["message"]
         assert int(response.headers["retry-after"]) > 0
         error = refused(await served.post(in_parts(20)), 429, "too_many_jobs")
-        assert error["limit"] == 4000 < error["got"] <= 4500
-        assert (served.state.jobs.quota.held_bytes, len(served.uploads())) == (3000, 1)
-        # Another caller has its own share; with 3,000 and 3,900 of 8,000 held a third one meets everybody's limit.
-        other = await who.json("ann", "POST", content=upload(3900))
-        error = refused(await who.call("bob", "POST", content=upload(2000)), 429, "too_many_jobs")
-        assert (error["limit"], error["got"]) == (8000, 8900)
+        assert error["limit"] == 40_000 < error["got"] <= 45_000
+        assert (served.state.jobs.quota.held_bytes, len(served.uploads())) == (30_000 + answer, 1)
+        # Another caller has its own share; with 30,000 and 37,000 of 80,000 held a third one meets everybody's limit.
+        other = await who.json("ann", "POST", content=upload(37_000))
+        error = refused(await who.call("bob", "POST", content=upload(20_000)), 429, "too_many_jobs")
+        assert (error["limit"], error["got"]) == (80_000, 87_000 + 2 * answer)
         assert len(served.uploads()) == 2
         served.predictor.released.set()
         for job in (first, other):
             await served.ended(job["id"])
         assert served.state.jobs.quota.held_bytes == 0
-        assert (await served.post(in_parts(8))).status_code == 202
+        assert (await served.post(in_parts(6))).status_code == 202
+
+
+async def test_an_upload_is_refused_by_what_its_answers_would_take() -> None:
+    """Of many labels that is a hundred times the upload."""
+    predictor = FakePredictor(labels=[f"label {i:03}" for i in range(150)])
+    items = [{**row, "label": "label 007"} for row in rows(40)]
+    async with serve(predictor, max_jobs_bytes=600_000) as served:
+        error = refused(await served.post(lines(items)), 413, "body_too_large")
+        assert error["limit"] == 300_000 < error["got"]
+        assert "its answers would take" in error["message"]
+        await unmoved(served)
+        served.predictor.hold()
+        some = served.held(await served.submit(items[:20]))
+        assert served.state.jobs.quota.held_bytes == len(lines(items[:20])) + some.about.answer_bytes
+        refused(await served.post(lines(items[:20])), 429, "too_many_jobs")
+        served.predictor.released.set()
+        await served.ended(some.id)
+        assert some.about.answer_bytes / 2 < some.answer_bytes <= some.about.answer_bytes
+        # What is not kept, or not measured, takes no room.
+        bare = [{"text": item["text"]} for item in items[:30]]
+        assert served.held(await served.done(bare)).about.answer_bytes < 300_000
+        assert served.held(await served.done(items, keep_rows="false")).about.answer_bytes < 30_000
 
 
 async def test_an_upload_holds_what_has_come_of_it_whatever_it_announces() -> None:
@@ -288,7 +312,7 @@ async def test_an_upload_holds_what_has_come_of_it_whatever_it_announces() -> No
         await going_on.wait()
         yield b"not a line\n"
 
-    async with serve(max_jobs_bytes=8000, max_job_bytes=6000) as served, callers(served) as who:
+    async with serve(max_jobs_bytes=80_000, max_job_bytes=60_000) as served, callers(served) as who:
         quota, announced = served.state.jobs.quota, {"content-length": "3000"}
         sent = [
             asyncio.ensure_future(who.call(caller, "POST", content=held_up(first), headers=announced))

@@ -51,15 +51,15 @@ def chunks_kept(served: ServedJobs, monkeypatch: pytest.MonkeyPatch) -> list[str
 
 
 async def test_a_short_job_waits_neither_for_a_long_one_nor_for_its_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    going_on, begun, measure = threading.Event(), threading.Event(), measuring.measure_method
+    going_on, begun, measure = threading.Event(), threading.Event(), measuring.measure_scores
 
-    def slow(method_rows: Any, *args: Any, **kw: Any) -> Any:
-        if len(method_rows) == 400:
+    def slow(scores: Any, *args: Any, **kw: Any) -> Any:
+        if len(scores.nll) == 400:
             begun.set()
             going_on.wait()
-        return measure(method_rows, *args, **kw)
+        return measure(scores, *args, **kw)
 
-    monkeypatch.setattr(measuring, "measure_method", slow)
+    monkeypatch.setattr(measuring, "measure_scores", slow)
     async with serve(**SMALL) as served:
         order = chunks_kept(served, monkeypatch)
         served.predictor.hold()
