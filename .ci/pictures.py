@@ -43,6 +43,7 @@ def rooms(picture: Picture) -> None:
         [("starting", "flags, and what is looked at first")],
         [("app", "wires the rooms together")],
         [("http/routes", "a function per endpoint")],
+        [("changes", "of what is loaded, and how they are")],
         [("jobs", "large files"), ("page", "at /")],
         [("http", "bodies, headers, schemas")],
         [("backends", "who has the weights")],

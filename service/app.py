@@ -17,6 +17,7 @@ from service.artifacts.predictors import Library, default_library
 from service.backends.local import Local
 from service.backends.readiness import is_ready
 from service.backends.watching import watch
+from service.changes.board import Changes
 from service.errors import TracingUnavailableError
 from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore
@@ -27,6 +28,7 @@ from service.http.in_flight import InFlight, SharedLimit
 from service.http.request_context import RequestContext
 from service.http.routes import (
     artifacts,
+    changes,
     condition,
     evaluate,
     feedback,
@@ -68,6 +70,7 @@ _ROUTERS = (
     job_report.router,
     artifacts.router,
     condition.router,
+    changes.router,
     vllm.router,
     tei.router,
     health.router,
@@ -112,6 +115,7 @@ class _Parts:
         )
         self.conditioner = Conditioner(self.artifacts, self.backend)
         self.jobs = JobBoard(settings, self.scorer, self.artifacts, self.metrics, read_uploaded)
+        self.changes = Changes(settings, self.jobs.ledger.disk)
         self.feedback = FeedbackStore(
             keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window
         )
@@ -197,7 +201,7 @@ def create_app(
             allow_origins=origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
-            expose_headers=["Retry-After", "X-Request-ID"],
+            expose_headers=["Location", "Retry-After", "X-Request-ID"],
         )
     app.add_middleware(SafeHeaders, docs_script=openapi.docs_script(app))
     routers = (*_ROUTERS, page.page_router())
@@ -244,6 +248,7 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
         lifecycle = parts.lifecycle
         lifecycle.stop()
         watching.cancel()
+        await parts.changes.close()
         closing_jobs = asyncio.create_task(parts.jobs.close())
         await asyncio.wait({closing_jobs}, timeout=lifecycle.left_s)
         closing = None if parts.tracing is None else parts.tracing.close()

@@ -116,6 +116,10 @@ class JobNotFoundError(ServiceError, code="job_not_found", status=404):
     """No job of this id, or another caller's."""
 
 
+class ChangeNotFoundError(ServiceError, code="change_not_found", status=404):
+    """No change of this id: it is forgotten, or of a server that shares no jobs with this one."""
+
+
 class MethodNotAllowedError(ServiceError, code="method_not_allowed", status=405):
     """The endpoint takes another method."""
 
@@ -129,7 +133,7 @@ class ArtifactActiveError(ServiceError, code="artifact_active", status=409):
 
 
 class ActivationRunningError(ServiceError, code="activation_running", status=409):
-    """Another artifact is being loaded."""
+    """Another artifact is being loaded or conditioned."""
 
 
 class ArtifactNotWritableError(ServiceError, code="artifact_not_writable", status=409):
@@ -145,7 +149,7 @@ class ShelfFullError(ServiceError, code="artifacts_full", status=409):
 
 
 class IdempotencyConflictError(ServiceError, code="idempotency_conflict", status=409):
-    """The Idempotency-Key is another job's, or of an upload that has not ended."""
+    """The Idempotency-Key is another job's or change's, or of an upload that has not ended."""
 
 
 class ArtifactChangedError(ServiceError, code="artifact_changed", status=409):
@@ -238,6 +242,10 @@ class DrainingError(ServiceError, code="draining", status=503, retry_after_s=5):
     """The server is stopping."""
 
 
+class ServerGoneError(ServiceError, code="server_gone", status=503):
+    """The server that made a change ended in the middle of it."""
+
+
 class JobsUnavailableError(ServiceError, code="jobs_unavailable", status=503, retry_after_s=30):
     """The server cannot keep jobs."""
 
@@ -328,6 +336,11 @@ def error_content(error: BaseException, request_id: str) -> dict[str, object]:
     if lines:
         detail["lines"], detail["lines_bad"] = lines, getattr(error, "lines_bad", len(lines))
     return {"error": detail, "request_id": request_id}
+
+
+def error_detail(error: BaseException) -> Any:
+    """Return code and message of an exception, and what else is told of it."""
+    return error_content(error, "")["error"]
 
 
 def shown_field(path: str) -> str:

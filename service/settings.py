@@ -206,7 +206,7 @@ class Settings(BaseSettings):
     started again; unset: five times stall_s.
     """
     load_timeout_s: Seconds = Field(1800.0, le=604_800)
-    """Seconds that loading another artifact may take, a base model's download included, before it is given up: 504."""
+    """Seconds that loading another artifact may take, a base model's download included, before it is given up."""
     drain_delay_s: Delay = Field(5.0, le=3600)
     """Seconds after SIGTERM in which readiness already fails while requests are still answered, so that load balancers
     notice. Ctrl-C waits for none.

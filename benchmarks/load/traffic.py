@@ -163,8 +163,16 @@ async def evaluate(session: Session, client: httpx.AsyncClient, rng: random.Rand
 async def activate(session: Session, client: httpx.AsyncClient, rng: random.Random) -> float:
     """Activate an artifact; they are copies of one, so no answer may change."""
     response = await client.post(f"/artifacts/{rng.choice(session.names)}/activate")
-    if not refused(session, response, "activate", (*BUSY, 409)):
+    while not refused(session, response, "activate", (*BUSY, 409)):
+        change = response.json()
+        if change["status"] in ("queued", "running"):
+            await session.pause(0.1)
+            response = await client.get(f"/changes/{change['id']}")
+            continue
         session.tally.done["activate"] += 1
+        if change["error"] is not None:
+            session.tally.fault(f"activate: {change['error']['code']}")
+        break
     return rng.uniform(15, 45)
 
 

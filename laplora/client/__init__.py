@@ -36,6 +36,7 @@ from laplora.client.answers import (
 from laplora.client.asynchronous import AsyncClient
 from laplora.client.blocking import Client
 from laplora.client.failures import (
+    ChangeFailedError,
     JobFailedError,
     RequestRefusedError,
     ServiceFailedError,
@@ -50,6 +51,7 @@ __all__ = [
     "Artifact",
     "AsyncClient",
     "BadRow",
+    "ChangeFailedError",
     "Client",
     "ConditionFigures",
     "Conditioned",

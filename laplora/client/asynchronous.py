@@ -7,11 +7,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
-from laplora.client import jobs, requests, responses, tasks
+from laplora.client import changes, jobs, requests, responses, tasks
 from laplora.client.answers import (
     Answers,
     Artifact,
@@ -33,6 +33,8 @@ from laplora.client.retries import Retries
 
 Row = TypeVar("Row")
 Part = TypeVar("Part")
+Answer = TypeVar("Answer")
+State = TypeVar("State", Job, changes.Change)
 _CHUNK_BYTES = 1 << 18
 
 
@@ -344,8 +346,8 @@ class AsyncClient:
                     raise ServiceUnavailableError(f"job {state.id} had not ended after {timeout_s:g} s", code="timeout")
         return jobs.outcome_of(seen)
 
-    async def watch_job(self, job: Job | str, *, retries: Retries | None = None) -> AsyncIterator[Job]:
-        """Yield a job's state now, and at each look after it, up to 2 s apart, until it has ended.
+    def watch_job(self, job: Job | str, *, retries: Retries | None = None) -> AsyncIterator[Job]:
+        """Return an iterator of a job's state now, and at each look after it, up to 2 s apart, until it has ended.
 
         However that ends, only ``cancel_job`` cancels the job.
 
@@ -354,11 +356,15 @@ class AsyncClient:
 
         Raises as ``predict``.
         """
+        return self._states(Job, jobs.path_of(job), retries)
+
+    async def _states(self, kind: type[State], path: str, retries: Retries | None = None) -> AsyncIterator[State]:
+        """Yield the states of a job or a change until it has ended; as ``watch_job``."""
         wait_s, tried = jobs.FIRST_POLL_S, 0
         while True:
             tried += 1
             try:
-                state = responses.parsed(Job, await self._once("GET", jobs.path_of(job)))
+                state = responses.parsed(kind, await self._once("GET", path))
             except (httpx.TransportError, ServiceFailedError) as error:
                 failure = jobs.restarting(error) if isinstance(error, ServiceFailedError) else error
                 await self._wait(failure, tried, retries)
@@ -373,17 +379,28 @@ class AsyncClient:
         """Return the artifacts that the service knows."""
         return responses.parsed(tuple[ServedArtifact, ...], await self._send("GET", "/artifacts"), "artifacts")
 
-    async def load(self, name: str) -> Artifact:
-        """Load an artifact beside the others, for requests that name it; return it once it serves."""
-        return await self._change(name, "load")
+    async def load(self, name: str, *, timeout_s: float = 1800.0) -> Artifact:
+        """Load an artifact beside the others, for requests that name it; return it once it serves.
 
-    async def activate(self, name: str) -> Artifact:
-        """Let an artifact answer the requests that name none; return it once it serves."""
-        return await self._change(name, "activate")
+        Args:
+            timeout_s: how long to wait for that. The change goes on after it.
+
+        Raises:
+            RequestRefusedError: the service refused it at once.
+            ChangeFailedError: it failed later. ``code`` of both is the service's name of the error.
+            ServiceUnavailableError: it had not ended after ``timeout_s`` (code ``timeout``).
+        """
+        return await self._changed(Artifact, name, "load", timeout_s, part="artifact")
+
+    async def activate(self, name: str, *, timeout_s: float = 1800.0) -> Artifact:
+        """Let an artifact answer the requests that name none; return it once it serves. Arguments as of ``load``."""
+        return await self._changed(Artifact, name, "activate", timeout_s, part="artifact")
 
     async def unload(self, name: str) -> Artifact:
         """Remove an artifact from the service's memory, and return it. Requests under way are still answered."""
-        return await self._change(name, "unload")
+        return responses.parsed(
+            Artifact, await self._send("POST", changes.artifact_path(name, "unload"), once=True), "artifact"
+        )
 
     async def condition(
         self,
@@ -404,26 +421,35 @@ class AsyncClient:
             calibration_rows: the rows that calibrated it, which then condition together with the new ones.
             digest: that the artifact must have, or the request is refused; None: any.
             force: whether to take a version that answers worse.
-            timeout_s: for one try; it takes longer than an answer.
+            timeout_s: as of ``load``; so is what this raises.
         """
         new, old = [dict(row) for row in rows], [dict(row) for row in calibration_rows]
         body = {"rows": new, **requests.stated(calibration_rows=old or None, digest=digest, force=force)}
-        path = requests.artifact_path(name, "condition")
-        return responses.parsed(Conditioned, await self._send("POST", path, json=body, timeout=timeout_s))
+        return await self._changed(Conditioned, name, "condition", timeout_s, json=body)
 
-    async def undo_condition(self, name: str, *, digest: str | None = None) -> Artifact:
-        """Put a conditioned artifact back as it was packaged, and return that version; ``digest`` as of ``condition``.
+    async def undo_condition(self, name: str, *, digest: str | None = None, timeout_s: float = 1800.0) -> Artifact:
+        """Put a conditioned artifact back as it was packaged, and return that version; arguments as of ``condition``.
 
-        Sent again, when it has happened, it is refused.
+        Called again, when it has happened, it is refused.
         """
-        path = requests.artifact_path(name, "condition/undo")
-        return responses.parsed(
-            Artifact, await self._send("POST", path, once=True, json=requests.stated(digest=digest)), "artifact"
-        )
+        body = requests.stated(digest=digest)
+        return await self._changed(Artifact, name, "condition/undo", timeout_s, part="artifact", json=body)
 
-    async def _change(self, name: str, change: Literal["load", "activate", "unload"]) -> Artifact:
-        response = await self._send("POST", requests.artifact_path(name, change), once=change == "unload")
-        return responses.parsed(Artifact, response, "artifact")
+    async def _changed(
+        self, kind: type[Answer], name: str, change: str, timeout_s: float, *, part: str | None = None, **request: Any
+    ) -> Answer:
+        """Ask for a change once, however often it is sent; return what it came to, or one part of that."""
+        end, path = time.monotonic() + timeout_s, changes.artifact_path(name, change)
+        response = await self._send("POST", path, headers=changes.new_key(), **request)
+        if response.status_code == 200:  # an older service answers when it is done
+            return responses.parsed(kind, response, part)
+        begun = responses.parsed(changes.Change, response)
+        async for state in self._states(changes.Change, changes.path_of(begun.id)):
+            if not state.finished and time.monotonic() >= end:
+                what = f"{state.kind} of {state.artifact} (change {state.id}) goes on: it had not ended"
+                raise ServiceUnavailableError(f"{what} after {timeout_s:g} s", code="timeout")
+            begun = state
+        return responses.typed(kind, changes.outcome_of(begun), response, part)
 
     async def ready(self) -> bool:
         """Return whether the service answers and is ready; one try."""

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
-from laplora.client import jobs, requests, responses, threads
+from laplora.client import changes, jobs, requests, responses, threads
 from laplora.client.answers import (
     Answers,
     Artifact,
@@ -36,6 +36,8 @@ from laplora.client.retries import Retries
 
 Row = TypeVar("Row")
 Part = TypeVar("Part")
+Answer = TypeVar("Answer")
+State = TypeVar("State", Job, changes.Change)
 _CHUNK_BYTES = 1 << 18
 
 
@@ -348,7 +350,7 @@ class Client:
         return jobs.outcome_of(seen)
 
     def watch_job(self, job: Job | str, *, retries: Retries | None = None) -> Iterator[Job]:
-        """Yield a job's state now, and at each look after it, up to 2 s apart, until it has ended.
+        """Return an iterator of a job's state now, and at each look after it, up to 2 s apart, until it has ended.
 
         However that ends, only ``cancel_job`` cancels the job.
 
@@ -357,11 +359,15 @@ class Client:
 
         Raises as ``predict``.
         """
+        return self._states(Job, jobs.path_of(job), retries)
+
+    def _states(self, kind: type[State], path: str, retries: Retries | None = None) -> Iterator[State]:
+        """Yield the states of a job or a change until it has ended; as ``watch_job``."""
         wait_s, tried = jobs.FIRST_POLL_S, 0
         while True:
             tried += 1
             try:
-                state = responses.parsed(Job, self._once("GET", jobs.path_of(job)))
+                state = responses.parsed(kind, self._once("GET", path))
             except (httpx.TransportError, ServiceFailedError) as error:
                 failure = jobs.restarting(error) if isinstance(error, ServiceFailedError) else error
                 self._wait(failure, tried, retries)
@@ -376,17 +382,28 @@ class Client:
         """Return the artifacts that the service knows."""
         return responses.parsed(tuple[ServedArtifact, ...], self._send("GET", "/artifacts"), "artifacts")
 
-    def load(self, name: str) -> Artifact:
-        """Load an artifact beside the others, for requests that name it; return it once it serves."""
-        return self._change(name, "load")
+    def load(self, name: str, *, timeout_s: float = 1800.0) -> Artifact:
+        """Load an artifact beside the others, for requests that name it; return it once it serves.
 
-    def activate(self, name: str) -> Artifact:
-        """Let an artifact answer the requests that name none; return it once it serves."""
-        return self._change(name, "activate")
+        Args:
+            timeout_s: how long to wait for that. The change goes on after it.
+
+        Raises:
+            RequestRefusedError: the service refused it at once.
+            ChangeFailedError: it failed later. ``code`` of both is the service's name of the error.
+            ServiceUnavailableError: it had not ended after ``timeout_s`` (code ``timeout``).
+        """
+        return self._changed(Artifact, name, "load", timeout_s, part="artifact")
+
+    def activate(self, name: str, *, timeout_s: float = 1800.0) -> Artifact:
+        """Let an artifact answer the requests that name none; return it once it serves. Arguments as of ``load``."""
+        return self._changed(Artifact, name, "activate", timeout_s, part="artifact")
 
     def unload(self, name: str) -> Artifact:
         """Remove an artifact from the service's memory, and return it. Requests under way are still answered."""
-        return self._change(name, "unload")
+        return responses.parsed(
+            Artifact, self._send("POST", changes.artifact_path(name, "unload"), once=True), "artifact"
+        )
 
     def condition(
         self,
@@ -407,26 +424,35 @@ class Client:
             calibration_rows: the rows that calibrated it, which then condition together with the new ones.
             digest: that the artifact must have, or the request is refused; None: any.
             force: whether to take a version that answers worse.
-            timeout_s: for one try; it takes longer than an answer.
+            timeout_s: as of ``load``; so is what this raises.
         """
         new, old = [dict(row) for row in rows], [dict(row) for row in calibration_rows]
         body = {"rows": new, **requests.stated(calibration_rows=old or None, digest=digest, force=force)}
-        path = requests.artifact_path(name, "condition")
-        return responses.parsed(Conditioned, self._send("POST", path, json=body, timeout=timeout_s))
+        return self._changed(Conditioned, name, "condition", timeout_s, json=body)
 
-    def undo_condition(self, name: str, *, digest: str | None = None) -> Artifact:
-        """Put a conditioned artifact back as it was packaged, and return that version; ``digest`` as of ``condition``.
+    def undo_condition(self, name: str, *, digest: str | None = None, timeout_s: float = 1800.0) -> Artifact:
+        """Put a conditioned artifact back as it was packaged, and return that version; arguments as of ``condition``.
 
-        Sent again, when it has happened, it is refused.
+        Called again, when it has happened, it is refused.
         """
-        path = requests.artifact_path(name, "condition/undo")
-        return responses.parsed(
-            Artifact, self._send("POST", path, once=True, json=requests.stated(digest=digest)), "artifact"
-        )
+        body = requests.stated(digest=digest)
+        return self._changed(Artifact, name, "condition/undo", timeout_s, part="artifact", json=body)
 
-    def _change(self, name: str, change: Literal["load", "activate", "unload"]) -> Artifact:
-        response = self._send("POST", requests.artifact_path(name, change), once=change == "unload")
-        return responses.parsed(Artifact, response, "artifact")
+    def _changed(
+        self, kind: type[Answer], name: str, change: str, timeout_s: float, *, part: str | None = None, **request: Any
+    ) -> Answer:
+        """Ask for a change once, however often it is sent; return what it came to, or one part of that."""
+        end, path = time.monotonic() + timeout_s, changes.artifact_path(name, change)
+        response = self._send("POST", path, headers=changes.new_key(), **request)
+        if response.status_code == 200:  # an older service answers when it is done
+            return responses.parsed(kind, response, part)
+        begun = responses.parsed(changes.Change, response)
+        for state in self._states(changes.Change, changes.path_of(begun.id)):
+            if not state.finished and time.monotonic() >= end:
+                what = f"{state.kind} of {state.artifact} (change {state.id}) goes on: it had not ended"
+                raise ServiceUnavailableError(f"{what} after {timeout_s:g} s", code="timeout")
+            begun = state
+        return responses.typed(kind, changes.outcome_of(begun), response, part)
 
     def ready(self) -> bool:
         """Return whether the service answers and is ready; one try."""

@@ -5,7 +5,8 @@ LaploraError
     ├── RequestRefusedError        the request cannot be answered as it is
     ├── ServiceUnavailableError    no room, or not ready, at every try
     ├── ServiceUnreachableError    no answer came
-    └── JobFailedError             a job failed, or was cancelled
+    ├── JobFailedError             a job failed, or was cancelled
+    └── ChangeFailedError          an artifact could not be loaded, activated or conditioned
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class ServiceUnavailableError(ServiceFailedError):
 
 class ServiceUnreachableError(ServiceFailedError):
     """No answer came: no connection, one that broke, also behind a proxy (502), or none in time."""
+
+
+class ChangeFailedError(ServiceFailedError):
+    """An artifact could not be loaded, activated or conditioned; ``code`` says why."""
 
 
 class JobFailedError(ServiceFailedError):

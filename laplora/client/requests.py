@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 from laplora.errors import DataError
 
@@ -46,8 +45,3 @@ def feedback_items(labels: Labels) -> list[dict[str, Any]]:
         {"prediction_id": prediction_id, "label": label if isinstance(label, str) else list(label)}
         for prediction_id, label in pairs
     ]
-
-
-def artifact_path(name: str, change: str) -> str:
-    """Return where an artifact is loaded, activated or unloaded."""
-    return f"/artifacts/{quote(name, safe='')}/{change}"

@@ -33,15 +33,20 @@ class Predicted(Record):
 def parsed(kind: type[Answer], response: httpx.Response, part: str | None = None) -> Answer:
     """Return the answer in a response or in one part of it; ServiceFailedError where it is not the contract's."""
     try:
-        body = response.json()
+        return typed(kind, response.json(), response, part)
+    except ValueError:
+        raise _not_understood(response, "no JSON") from None
+
+
+def typed(kind: type[Answer], body: Any, response: httpx.Response, part: str | None = None) -> Answer:
+    """Return the answer in a body, or in one part of it, that a response led to; raises as ``parsed``."""
+    try:
         return TypeAdapter(kind).validate_python(body if part is None else body[part])
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors()[:4])
         raise _not_understood(response, f"unexpected {fields}") from None
     except (KeyError, TypeError):
         raise _not_understood(response, f"no {part}") from None
-    except ValueError:
-        raise _not_understood(response, "no JSON") from None
 
 
 def predicted(response: httpx.Response, count: int) -> Predicted:

@@ -88,8 +88,11 @@ class Conditioner:
     def __init__(self, host: ArtifactHost, backend: Backend) -> None:
         self._host, self._backend = host, backend
 
-    def condition(self, name: str, wanted: Wanted) -> Future[Conditioned]:
+    def condition(self, name: str, wanted: Wanted, begun: Callable[[], object]) -> Future[Conditioned]:
         """Return a future of a loaded artifact having learned from labels.
+
+        Args:
+            begun: called once artifact and rows have been looked at, before the first pass over the rows.
 
         The future raises:
             NotReadyError, ActivationRunningError, LoadTimeoutError, LoadStuckError: as ``ArtifactHost.change``.
@@ -104,19 +107,20 @@ class Conditioner:
             ShelfFullError: the new version, which is a little larger, does not fit beside those in use. Where they came
                 into use after the last check, it is on the disk and the former one in memory.
         """
-        return in_daemon_thread("laplora-condition", lambda: self._condition(name, wanted))
+        return in_daemon_thread("laplora-condition", lambda: self._condition(name, wanted, begun))
 
-    def undo(self, name: str, digest: str | None) -> Future[Conditioned]:
-        """Return a future of a loaded artifact being as it was packaged; errors as ``condition``."""
-        return in_daemon_thread("laplora-condition", lambda: self._undo(name, digest))
+    def undo(self, name: str, digest: str | None, begun: Callable[[], object]) -> Future[Conditioned]:
+        """Return a future of a loaded artifact being as it was packaged; ``begun`` and errors as of ``condition``."""
+        return in_daemon_thread("laplora-condition", lambda: self._undo(name, digest, begun))
 
-    def _condition(self, name: str, wanted: Wanted) -> Conditioned:
+    def _condition(self, name: str, wanted: Wanted, begun: Callable[[], object]) -> Conditioned:
         from laplora.fitting.versions import write_version
 
         with self._host.changing():
             loaded = self._loaded(name, wanted.digest)
             rows = examples_of(loaded, wanted.rows, "rows")
             calibration = examples_of(loaded, wanted.calibration, "calibration_rows")
+            begun()
 
             def work(go_on: Callable[[], None]) -> Version:
                 return self._backend.make_version(loaded, rows, calibration, force=wanted.force, go_on=go_on)
@@ -134,7 +138,7 @@ class Conditioner:
             self._say({"event": "conditioned"}, loaded, new, rows=len(rows), difference=round(found.difference, 4))
             return Conditioned(new, loaded.artifact.digest, found)
 
-    def _undo(self, name: str, digest: str | None) -> Conditioned:
+    def _undo(self, name: str, digest: str | None, begun: Callable[[], object]) -> Conditioned:
         from laplora.artifact.packaged import packaged_manifest, restore_packaged
 
         with self._host.changing():
@@ -145,6 +149,7 @@ class Conditioner:
                     f"the packaged version is called {packaged!r}: put it back offline, by 'python -m training "
                     "condition --undo', and load that folder"
                 )
+            begun()
             try:
                 new = self._swap(loaded, partial(restore_packaged, loaded.artifact.path))
             except ConfigError as error:

@@ -200,11 +200,12 @@ class ArtifactHost:
 
     # Changes
 
-    def change(self, name: str, *, activate: bool) -> Future[Change]:
+    def change(self, name: str, activate: bool, begun: Callable[[], object]) -> Future[Change]:
         """Return a future of an artifact of the root being loaded and verified, unless it is loaded with this content.
 
         Args:
             activate: it then answers where a request names none; on another base model it sends away those on the old.
+            begun: called once nothing refuses it any more, before it is loaded.
 
         The future raises:
             NotReadyError: the first artifact still loads.
@@ -213,7 +214,7 @@ class ArtifactHost:
             LoadTimeoutError, LoadStuckError: as ``BoundedLoads.run``; ShelfFullError: as ``Shelf.put``.
             ArtifactError, ModelError, DownloadError: it cannot be served, or cannot be beside the active one.
         """
-        return in_daemon_thread("laplora-change", lambda: self._change(name, activate=activate))
+        return in_daemon_thread("laplora-change", lambda: self._change(name, activate, begun))
 
     def budget_of(self, model: Model) -> TokenBudget:
         """Return the token budget of a loaded model."""
@@ -265,7 +266,7 @@ class ArtifactHost:
         self._put(model, activate=False, former=former)
         self._on_change()
 
-    def _change(self, name: str, *, activate: bool) -> Change:
+    def _change(self, name: str, activate: bool, begun: Callable[[], object]) -> Change:
         with self.changing() as active:
             loaded = self.shelf.find(name)
             # Where a load is stuck, as it is in memory: looking at its files might hang as well.
@@ -282,6 +283,7 @@ class ArtifactHost:
             if not activate:
                 check_base(artifact, active)
                 self.shelf.check_room()
+            begun()
             candidate = self.loads.run(name, partial(load_candidate, self._backend, path))
             if not activate and candidate.base is not active.base:
                 raise ArtifactIncompatibleError("the base model on disk is not that in memory: activate the artifact")

@@ -26,13 +26,6 @@ API_VERSION = "1.0"
 
 BODY_ERRORS = ("body_too_large", "unsupported_media_type", "invalid_json", "invalid_request", "deadline_exceeded")
 STATE_ERRORS = ("not_ready", "draining", "device_fault")
-CANDIDATE_ERRORS = (
-    "artifact_corrupt",
-    "artifact_incompatible",
-    "golden_mismatch",
-    "model_unavailable",
-    "model_unsupported",
-)
 #: What /predict and /evaluate can answer instead of 200.
 SCORING_ERRORS = (
     *BODY_ERRORS,

@@ -44,6 +44,8 @@ ACCESS: Final[dict[str, Need]] = {
     "POST /v1/classify": "predict",
     "GET /artifacts": "key",
     "GET /artifacts/{rest:path}": "key",
+    "GET /changes": "key",
+    "GET /changes/{change_id}": "key",
     "GET /metrics": "key",
     "POST /predict": "predict",
     "POST /feedback": "predict",

@@ -36,6 +36,7 @@ EVENTS = MappingProxyType(
         "conditioned": "an artifact learned from labels and its new version serves; artifact, digest, previous, rows, "
         "difference (NLL after less before, nats)",
         "conditioning_undone": "an artifact serves as it was packaged; artifact, digest, previous",
+        "change_failed": "an artifact could not be loaded, activated or conditioned; change, artifact, code",
         "unloaded": "an artifact takes no new requests; artifact, digest",
         "keys_read": "the file of API keys changed and was read again; keys (how many)",
         "keys_refused": "the file of API keys cannot be used: the server does not start, or the last good keys stay",

@@ -2,11 +2,11 @@
 
 With FAKE_GATE=FILE every prediction waits until that file exists, and makes FILE.waiting meanwhile; one of a row with a
 token N from 99,700 to 99,799 waits for FILE.N as well. At load recorded answers are others with FAKE_BROKEN=golden, and
-the device is lost with FAKE_BROKEN=fault. FAKE_CHOICES=NAME adds an
-artifact of that name that answers questions with choices, by the labels FAKE_LABELS=A|B|... A folder named "stuck" in
-the root is never read to its end. The folder FAKE_REPORT has the first artifact's report, and its jobs have theirs.
-With FAKE_POISON=N,... rows with these tokens have no answer; one with the token 99666 meets a CUDA fault. With
-FAKE_CLOCK=1 the wall clock jumps a year to and fro at each look.
+the device is lost with FAKE_BROKEN=fault. FAKE_CHOICES=NAME adds an artifact of that name that answers questions with
+choices, by the labels FAKE_LABELS=A|B|... A folder named "stuck" in the root is never read to its end, and one named
+"held" is not loaded before it has a file "go". The folder FAKE_REPORT has the first artifact's report, and its jobs
+have theirs. With FAKE_POISON=N,... rows with these tokens have no answer; one with the token 99666 meets a CUDA fault.
+With FAKE_CLOCK=1 the wall clock jumps a year to and fro at each look.
 """
 
 from __future__ import annotations
@@ -70,12 +70,17 @@ if __name__ == "__main__":
     choices = os.environ.get("FAKE_CHOICES")
     labels = os.environ.get("FAKE_LABELS", "A|B|C|D").split("|")
     others = [FakePredictor(choices, template=TEMPLATES["multiple_choice"], labels=labels)] if choices else []
-    known = library(predictor, *others)
+    known = library(predictor, FakePredictor("held"), *others)
 
     def read(path: Path) -> Any:
         while path.name == "stuck":
             time.sleep(0.01)
         return known.read(path)
 
-    service.app.create_app = functools.partial(service.app.create_app, library=replace(known, read=read))  # type: ignore[assignment]
+    def load(path: Path, *more: Any) -> Any:
+        while path.name == "held" and not (path / "go").exists():
+            time.sleep(0.01)
+        return known.load(path, *more)
+
+    service.app.create_app = functools.partial(service.app.create_app, library=replace(known, read=read, load=load))  # type: ignore[assignment]
     leave(main())

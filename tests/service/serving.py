@@ -37,6 +37,7 @@ from laplora.prompts.token_bounds import TokenBounds
 from service.__main__ import server_config
 from service.app import create_app
 from service.artifacts.predictors import Library
+from service.errors import kinds_by_code
 from service.security.callers import caller_of
 from service.settings import Settings
 
@@ -241,6 +242,20 @@ def code(response: httpx.Response) -> tuple[int, str]:
     """Return an error's status and code; in text-embeddings-inference's shape, which has no codes, the text."""
     error = response.json()["error"]
     return response.status_code, error if isinstance(error, str) else error["code"]
+
+
+async def changed(client: httpx.AsyncClient, change: str, **request: Any) -> httpx.Response:
+    """Ask for a change, such as ``fake/load``, wait for its end, and return what it came to as one answer."""
+    response = await client.post(f"/artifacts/{change}", **request)
+    while response.status_code == 202:
+        status = (await client.get(response.headers["location"])).json()
+        if status["error"] is not None:
+            (kind,) = kinds_by_code(status["error"]["code"])
+            return httpx.Response(kind.status, json={"error": status["error"]})
+        if status["result"] is not None:
+            return httpx.Response(200, json=status["result"])
+        await asyncio.sleep(0.005)
+    return response
 
 
 async def name_the_caller(scope: Scope, receive: Receive, send: Send) -> None:

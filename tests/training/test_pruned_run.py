@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from alike_runs import read
 from safetensors.torch import load_file, save_file
-from serving import code, settings, started
+from serving import changed, code, settings, started
 from tiny_runs import (
     FinishedRun,
     job,
@@ -95,7 +95,7 @@ async def test_a_server_gives_the_numbers_of_the_library_and_of_the_model_that_w
     async with started(create_app(settings(artifact="pruned", artifacts_root=tmp_path, device="cpu"))) as client:
         inputs = [dict(example.fields) for example in run.splits.test]
         answer = (await client.post("/predict", json={"inputs": inputs, "options": {"predictive": "laplace"}})).json()
-        response = await client.post("/artifacts/whole/load")
+        response = await changed(client, "whole/load")
     for one, other, of_model in zip(answer["predictions"], expected, trained.tolist(), strict=True):
         assert list(one["probs"].values()) == pytest.approx(other.probs, abs=1e-4)
         assert list(one["map_probs"].values()) == pytest.approx(of_model, abs=1e-4)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -15,8 +15,10 @@ from pydantic import ValidationError
 
 from laplora.artifact.report_page import has_report
 from laplora.errors import LaploraError
+from service.artifacts.host import Change
 from service.artifacts.shelf import Place
-from service.http.openapi import CANDIDATE_ERRORS, STATE_ERRORS, error_responses
+from service.http.openapi import STATE_ERRORS, error_responses
+from service.http.routes.changes import BeginDep, begins
 from service.http.routes.dependencies import ArtifactsDep
 from service.http.schemas.artifacts import (
     ActivateResponse,
@@ -32,6 +34,7 @@ from service.http.schemas.artifacts import (
     UnloadResponse,
     WeightsOut,
 )
+from service.http.schemas.changes import ChangeOut
 from service.scoring.model import TokenBudget
 
 if TYPE_CHECKING:
@@ -43,13 +46,15 @@ router = APIRouter(tags=["artifacts"])
 _PART_BYTES = 2**14
 
 
+#: What refuses a change at once. What comes of it later is told by its status.
 _CHANGE_ERRORS = (
-    "artifact_not_found",
     "activation_running",
+    "artifact_corrupt",
+    "artifact_incompatible",
+    "artifact_not_found",
+    "artifacts_full",
     "load_stuck",
     "load_timeout",
-    "artifacts_full",
-    *CANDIDATE_ERRORS,
     *STATE_ERRORS,
 )
 
@@ -83,22 +88,18 @@ async def artifact_report(name: str, artifacts: ArtifactsDep) -> StreamingRespon
     return StreamingResponse(_in_parts(content), media_type="text/html; charset=utf-8", headers=headers)
 
 
-@router.post("/artifacts/{name}/load", responses=error_responses(*_CHANGE_ERRORS))
-async def load_artifact(name: str, artifacts: ArtifactsDep) -> LoadResponse:
-    """Load and verify an artifact beside the others, for requests that name it; answers when it serves."""
+@router.post("/artifacts/{name}/load", **begins(*_CHANGE_ERRORS))
+async def load_artifact(name: str, artifacts: ArtifactsDep, begin: BeginDep) -> ChangeOut:
+    """Load and verify an artifact beside the others, for requests that name it: once the change has succeeded."""
     artifacts.require_taking()
-    change = await asyncio.wrap_future(artifacts.change(name, activate=False))
-    return LoadResponse(artifact=artifact_ref(change.model.artifact), unloaded=list(change.unloaded))
+    return await begin("load", name, "", partial(artifacts.change, name, False), _loaded)
 
 
-@router.post("/artifacts/{name}/activate", responses=error_responses(*_CHANGE_ERRORS))
-async def activate_artifact(name: str, artifacts: ArtifactsDep) -> ActivateResponse:
+@router.post("/artifacts/{name}/activate", **begins(*_CHANGE_ERRORS))
+async def activate_artifact(name: str, artifacts: ArtifactsDep, begin: BeginDep) -> ChangeOut:
     """Make an artifact the default one, which answers requests that name none; a broken one changes nothing."""
     artifacts.require_taking()
-    change = await asyncio.wrap_future(artifacts.change(name, activate=True))
-    return ActivateResponse(
-        artifact=artifact_ref(change.model.artifact), previous=change.previous, unloaded=list(change.unloaded)
-    )
+    return await begin("activate", name, "", partial(artifacts.change, name, True), _activated)
 
 
 @router.post(
@@ -110,6 +111,16 @@ async def unload_artifact(name: str, artifacts: ArtifactsDep) -> UnloadResponse:
     artifacts.require_taking()
     await artifacts.require_loaded(name)
     return UnloadResponse(artifact=artifact_ref((await run_in_threadpool(artifacts.unload, name)).artifact))
+
+
+def _loaded(change: Change) -> LoadResponse:
+    return LoadResponse(artifact=artifact_ref(change.model.artifact), unloaded=list(change.unloaded))
+
+
+def _activated(change: Change) -> ActivateResponse:
+    return ActivateResponse(
+        artifact=artifact_ref(change.model.artifact), previous=change.previous, unloaded=list(change.unloaded)
+    )
 
 
 async def _in_parts(content: bytes) -> AsyncIterator[memoryview]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from fastapi import APIRouter
 
-from service.artifacts.conditioning import LabelledRow, Wanted
+from service.artifacts.conditioning import Conditioned, LabelledRow, Wanted
 from service.errors import ConditioningOffError
 from service.http.body import JsonBodyRoute
-from service.http.openapi import BODY_ERRORS, CANDIDATE_ERRORS, STATE_ERRORS, error_responses
+from service.http.openapi import BODY_ERRORS, STATE_ERRORS
 from service.http.routes.artifacts import artifact_ref
+from service.http.routes.changes import BeginDep, begins
 from service.http.routes.dependencies import ArtifactsDep, ConditionerDep, SettingsDep
+from service.http.schemas.changes import ChangeOut
 from service.http.schemas.condition import (
     ConditionFigures,
     ConditionRequest,
@@ -32,29 +34,50 @@ _ERRORS = (
     "artifact_not_found",
     "artifact_not_loaded",
     "artifact_not_writable",
-    "artifacts_full",
     "conditioning_impossible",
     "conditioning_off",
     "load_stuck",
     "load_timeout",
-    *CANDIDATE_ERRORS,
     *STATE_ERRORS,
 )
 
 
-@router.post(
-    "/artifacts/{name}/condition",
-    responses=error_responses(*_ERRORS, "batch_too_large", "conditioning_refused", "device_memory", "invalid_input"),
-)
+@router.post("/artifacts/{name}/condition", **begins(*_ERRORS, "batch_too_large", "invalid_input"))
 async def condition_artifact(
-    name: str, body: ConditionRequest, artifacts: ArtifactsDep, conditioner: ConditionerDep, settings: SettingsDep
-) -> ConditionResponse:
-    """Let a loaded artifact learn from labelled rows, without training; answers when the new version serves."""
+    name: str,
+    body: ConditionRequest,
+    artifacts: ArtifactsDep,
+    conditioner: ConditionerDep,
+    settings: SettingsDep,
+    begin: BeginDep,
+) -> ChangeOut:
+    """Let a loaded artifact learn from labelled rows, without training; it succeeds as the new version serves."""
     _require_on(settings)
     artifacts.require_taking()
     await artifacts.require_loaded(name)
     wanted = Wanted(_rows(body.rows), _rows(body.calibration_rows), body.digest, body.force)
-    done = await asyncio.wrap_future(conditioner.condition(name, wanted))
+    work = partial(conditioner.condition, name, wanted)
+    return await begin("condition", name, body.model_dump_json(), work, _conditioned)
+
+
+@router.post("/artifacts/{name}/condition/undo", **begins(*_ERRORS))
+async def undo_condition(
+    name: str,
+    body: UndoRequest,
+    artifacts: ArtifactsDep,
+    conditioner: ConditionerDep,
+    settings: SettingsDep,
+    begin: BeginDep,
+) -> ChangeOut:
+    """Put a conditioned artifact back as it was packaged; it succeeds as that version serves."""
+    _require_on(settings)
+    artifacts.require_taking()
+    await artifacts.require_loaded(name)
+    work = partial(conditioner.undo, name, body.digest)
+    return await begin("undo_condition", name, body.model_dump_json(), work, _undone)
+
+
+def _conditioned(done: Conditioned) -> ConditionResponse:
     comparison = done.comparison
     assert comparison is not None
     return ConditionResponse(
@@ -70,15 +93,7 @@ async def condition_artifact(
     )
 
 
-@router.post("/artifacts/{name}/condition/undo", responses=error_responses(*_ERRORS))
-async def undo_condition(
-    name: str, body: UndoRequest, artifacts: ArtifactsDep, conditioner: ConditionerDep, settings: SettingsDep
-) -> UndoResponse:
-    """Put a conditioned artifact back as it was packaged; answers when that version serves."""
-    _require_on(settings)
-    artifacts.require_taking()
-    await artifacts.require_loaded(name)
-    done = await asyncio.wrap_future(conditioner.undo(name, body.digest))
+def _undone(done: Conditioned) -> UndoResponse:
     return UndoResponse(artifact=artifact_ref(done.model.artifact), previous=done.previous)
 
 

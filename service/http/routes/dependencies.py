@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from service.artifacts.conditioning import Conditioner
 from service.artifacts.host import ArtifactHost
+from service.changes.board import Changes
 from service.feedback.labels import FeedbackStore
 from service.http.in_flight import SharedLimit
 from service.jobs.board import JobBoard
@@ -35,6 +36,7 @@ SettingsDep = Annotated[Settings, _part("settings")]
 ScorerDep = Annotated[Scorer, _part("scorer")]
 ArtifactsDep = Annotated[ArtifactHost, _part("artifacts")]
 ConditionerDep = Annotated[Conditioner, _part("conditioner")]
+ChangesDep = Annotated[Changes, _part("changes")]
 FeedbackDep = Annotated[FeedbackStore, _part("feedback")]
 JobsDep = Annotated[JobBoard, _part("jobs")]
 MetricsDep = Annotated[Metrics, _part("metrics")]

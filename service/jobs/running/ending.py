@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from service.errors import ArtifactChangedError, ArtifactNotLoadedError, UploadChangedError, error_content, kind_of
+from service.errors import ArtifactChangedError, ArtifactNotLoadedError, UploadChangedError, error_detail, kind_of
 from service.jobs.running.tools import Tools
 from service.jobs.running.waiting import Pauses
 from service.jobs.store.claims import ClaimLostError
@@ -50,7 +50,7 @@ class Ending:
         """Let the job fail."""
         if kind_of(error).status == 500:
             log_crash("a job failed", error)
-        self.outcome = "failed", {"error": error_content(error, "")["error"]}
+        self.outcome = "failed", {"error": error_detail(error)}
 
     async def carry_out(self, bad: Callable[[], Mapping[int, str]]) -> bool:
         """Bring the end to disk, for as long as that takes; return false where it is another server's job by now.

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from service.errors import error_content
+from service.errors import error_detail
 from service.jobs.store.claims import ClaimLostError
 from service.jobs.store.disk import STORAGE_ERRORS, Disk
 from service.jobs.store.job_tables import answer_bytes
@@ -136,7 +136,7 @@ class Ledger:
         """Let a job fail whose end could not be written down: it runs no more until the next start."""
         log_crash("the end of a job could not be kept", error)
         job.lost = True
-        self._over(job, "failed", time.time(), _detail(error))
+        self._over(job, "failed", time.time(), error_detail(error))
 
     def _over(self, job: Job, status: StoredStatus, finished_at: float, error: dict[str, Any] | None) -> None:
         job.status, job.finished_at, job.error, job.paused = status, finished_at, error, None
@@ -161,7 +161,7 @@ class Ledger:
 
     async def pause(self, job: Job, error: Exception) -> None:
         """Note that a job waits for what it was refused for."""
-        detail = _detail(error)
+        detail = error_detail(error)
         job.pace.clear()
         new = job.paused is None or job.paused["code"] != detail["code"]
         job.status, job.paused = "paused", {"code": detail["code"], "message": detail["message"]}
@@ -229,7 +229,3 @@ class Ledger:
         """Keep for how long a job's artifact has not been loaded; a disk without room forgets it."""
         with suppress(*STORAGE_ERRORS):
             await self.disk.in_database(partial(self.disk.tables.set_absent, job.number, job.absent_s, fence=job.fence))
-
-
-def _detail(error: Exception) -> Any:
-    return error_content(error, "")["error"]

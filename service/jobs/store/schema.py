@@ -34,7 +34,7 @@ def _key(name: str) -> Column[int]:
     return Column(name, Integer, primary_key=True, autoincrement=False)
 
 
-def _table(name: str, *columns: Column[int] | Column[str] | Column[float]) -> Table:
+def _table(name: str, *columns: Column[int] | Column[str] | Column[float] | UniqueConstraint) -> Table:
     """Return a table whose rows are found by their key alone."""
     return Table(name, _METADATA, *columns, sqlite_with_rowid=False)
 
@@ -87,6 +87,19 @@ SERVERS: Final = _table(
     "laplora_servers", Column("id", Text, primary_key=True), Column("heard_at", Double, nullable=False)
 )
 
+#: Changes of artifacts, one each (``service.changes``), as JSON in ``record``.
+CHANGES: Final = _table(
+    "laplora_changes",
+    Column("id", Text, primary_key=True),
+    Column("server", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("key", Text),
+    Column("created_at", Double, nullable=False),
+    Column("finished_at", Double),
+    Column("record", Text, nullable=False),
+    UniqueConstraint("owner", "key"),
+)
+
 
 def make_tables(connection: Connection) -> None:
     """Make the tables of a database that has none, in the transaction that the connection is in.
@@ -98,6 +111,8 @@ def make_tables(connection: Connection) -> None:
     if postgresql:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
     if check_format(connection) == FORMAT:
+        # A database of before there were changes: servers that know none read it as ever.
+        CHANGES.create(connection, checkfirst=True)
         return
     _METADATA.create_all(connection, checkfirst=False)
     if postgresql:

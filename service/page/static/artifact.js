@@ -2,6 +2,7 @@
 
 import { address } from "./api.js";
 import { chosen, known } from "./artifacts.js";
+import { showChanges } from "./changes.js";
 import { bar } from "./charts.js";
 import { byId, bytes, elsewhere, facts, figure, make, percent, table } from "./dom.js";
 import { predictiveInWords, setsInWords } from "./words.js";
@@ -89,6 +90,7 @@ function others() {
 
 export function showArtifact() {
   byId("artifact-problem").textContent = "";
+  showChanges(showArtifact);
   const artifact = chosen();
   if (artifact === null) {
     byId("artifact-about").replaceChildren(make("p", { class: "empty" }, "No artifact is loaded yet."));

@@ -12,11 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
-from contract import answer_to, answered, refused
+from contract import answer_to, answered, example, refused
 from pydantic import BaseModel
 
 from laplora.client import (
     BadRow,
+    ChangeFailedError,
     Client,
     JobFailedError,
     RequestRefusedError,
@@ -59,11 +60,7 @@ def carried(typed: Any, sent: Any) -> bool:
         (lambda c: c.jobs(), ("GET", "/evaluate/jobs"), "jobs"),
         (lambda c: c.cancel_job("j"), ("POST", "/evaluate/jobs/j/cancel"), None),
         (lambda c: c.artifacts(), ("GET", "/artifacts"), "artifacts"),
-        (lambda c: c.load("a"), ("POST", "/artifacts/a/load"), "artifact"),
-        (lambda c: c.activate("a"), ("POST", "/artifacts/a/activate"), "artifact"),
         (lambda c: c.unload("a"), ("POST", "/artifacts/a/unload"), "artifact"),
-        (lambda c: c.condition("a", LABELLED), ("POST", "/artifacts/a/condition"), None),
-        (lambda c: c.undo_condition("a"), ("POST", "/artifacts/a/condition/undo"), "artifact"),
     ],
 )
 def test_typed_answers_are_the_contract_s(
@@ -73,6 +70,54 @@ def test_typed_answers_are_the_contract_s(
     body = answer_to(*operation)
     with connect(lambda request: httpx.Response(200, json=answer_to(*operation) | {"newer": 1})) as client:
         assert carried(call(client), body if part is None else body[part])
+
+
+@pytest.mark.parametrize(
+    ("call", "path", "result", "part"),
+    [
+        (lambda c, **more: c.load("a", **more), "load", "LoadResponse", "artifact"),
+        (lambda c, **more: c.activate("a", **more), "activate", "ActivateResponse", "artifact"),
+        (lambda c, **more: c.condition("a", LABELLED, **more), "condition", "ConditionResponse", None),
+        (lambda c, **more: c.undo_condition("a", **more), "condition/undo", "UndoResponse", "artifact"),
+    ],
+)
+def test_a_change_is_begun_once_and_polled_to_its_end(
+    connect: Connect, call: Callable[..., Any], path: str, result: str, part: str | None
+) -> None:
+    came_to, error = example(result), {"code": "golden_mismatch", "message": "off"}
+    running = answer_to("GET", "/changes/c") | {"status": "running", "result": None}
+    ends = {"succeeded": {"result": came_to}, "failed": {"error": error}}
+    answers: list[int | dict[str, Any]] = []
+    seen: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        answer = answers.pop(0)
+        if isinstance(answer, int):
+            return refused(request, answer) if answer == 503 else httpx.Response(answer, text="<html>")
+        return httpx.Response(202 if request.method == "POST" else 200, json=answer)
+
+    with connect(handler) as client:
+        for status, end in ends.items():
+            # Neither a refusal nor a proxy's page in the middle begins it again.
+            answers += [503, running, running, 503, 502, running | {"status": status} | end]
+            if status == "failed":
+                with pytest.raises(ChangeFailedError, match="off") as failed:
+                    call(client)
+                assert failed.value.code == "golden_mismatch"
+            else:
+                assert carried(call(client), came_to if part is None else came_to[part])
+            assert [one.method for one in seen] == ["POST", "POST", "GET", "GET", "GET", "GET"]
+            assert {one.url.path for one in seen} == {f"/artifacts/a/{path}", f"/changes/{running['id']}"}
+            assert len({one.headers["idempotency-key"] for one in seen[:2]}) == 1
+            seen.clear()
+        answers += [running, running]
+        with pytest.raises(ServiceUnavailableError, match=running["id"]) as late:
+            call(client, timeout_s=0)
+        assert (late.value.code, seen[0].headers["idempotency-key"] == "") == ("timeout", False)
+        # An older service answers when it is done.
+        with connect(lambda request: httpx.Response(200, json=came_to)) as older:
+            assert carried(call(older), came_to if part is None else came_to[part])
 
 
 def failing(fault: int | Exception, tried: list[httpx.Request], then_after: int = 99) -> Handler:
@@ -141,18 +186,16 @@ def test_what_is_refused_the_second_time_is_sent_again_only_where_nothing_came_o
         (httpx.ConnectError("refused"), 3),
         (503, 3),
     ):
-        for call in (lambda c: c.unload("a"), lambda c: c.undo_condition("a")):
+        # A change has a key: it is begun once, however often it is sent.
+        for call, most in (
+            (lambda c: c.unload("a"), tries),
+            (lambda c: c.undo_condition("a"), 3),
+            (lambda c: c.predict(TEXTS), 3),
+        ):
             tried: list[httpx.Request] = []
             with connect(failing(fault, tried)) as client, pytest.raises(ServiceFailedError):
                 call(client)
-            assert len(tried) == tries, fault
-        again: list[httpx.Request] = []
-        with (
-            connect(failing(fault, again)) as client,
-            pytest.raises((ServiceUnreachableError, ServiceUnavailableError)),
-        ):
-            client.predict(TEXTS)
-        assert len(again) == 3, fault
+            assert len(tried) == most, fault
 
 
 NO_ROWS = json.dumps(answer_to("POST", "/predict") | {"predictions": []})

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import FakePredictor, Served, artifacts_in, code, serve, settings, started
+from serving import FakePredictor, Served, artifacts_in, changed, code, serve, settings, started
 
 from laplora.errors import ArtifactCorruptError, DownloadError, GoldenMismatchError, ModelError
 from service.app import create_app
@@ -31,7 +31,7 @@ class Three:
     third: FakePredictor
 
     async def post(self, change: str) -> httpx.Response:
-        return await self.served.client.post(f"/artifacts/{change}")
+        return await changed(self.served.client, change)
 
     async def loaded(self) -> set[str]:
         listed = (await self.served.client.get("/artifacts")).json()["artifacts"]
@@ -178,15 +178,15 @@ async def test_two_folders_of_one_name_are_refused_and_changed_content_is_loaded
     fake = Library(lambda path, *_: by_folder[path.name], lambda path: by_folder[path.name].artifact)  # type: ignore[arg-type,return-value]
     app = create_app(settings(artifact="first", also_load="second", artifacts_root=tmp_path), library=fake)
     async with started(app) as client:
-        assert code(await client.post("/artifacts/copy/load")) == (409, "artifact_incompatible")
+        assert code(await changed(client, "copy/load")) == (409, "artifact_incompatible")
         assert (await client.post("/artifacts/second/unload")).status_code == 200
-        assert (await client.post("/artifacts/copy/load")).json()["artifact"]["digest"] == "sha256:copy"
+        assert (await changed(client, "copy/load")).json()["artifact"]["digest"] == "sha256:copy"
         for name in ("second", "copy"):
             answer = await client.post("/predict", json={"inputs": [{"text": "a"}], "artifact": name})
             assert answer.json()["artifact"]["digest"] == "sha256:copy"
         by_folder["first"] = FakePredictor("first", path=tmp_path / "first")
         by_folder["first"].artifact.digest = "sha256:renewed"
-        answer = await client.post("/artifacts/first/activate")
+        answer = await changed(client, "first/activate")
         assert answer.json()["artifact"]["digest"] == "sha256:renewed"
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from damaged_artifacts import DAMAGES, TENSOR_FILES, claims, cuts
 from safetensors.torch import load_file, save_file
-from serving import code, settings, started
+from serving import changed, code, settings, started
 from tiny_runs import FinishedRun, reseal
 
 from laplora.models.hashes import weights_hash
@@ -65,7 +65,7 @@ async def check(client: httpx.AsyncClient, alone: dict[str, Any], i: int, name: 
 
 async def change(client: httpx.AsyncClient, *changes: str) -> None:
     for one in changes:
-        response = await client.post(f"/artifacts/tiny-{one}")
+        response = await changed(client, f"tiny-{one}")
         assert response.status_code == 200, response.text
 
 
@@ -163,11 +163,11 @@ async def test_every_broken_artifact_is_refused_and_the_old_one_answers_the_same
         for expected, damage in damages:
             restore(candidate, mixture_run)
             damage(candidate)
-            assert code(await client.post("/artifacts/candidate/activate")) == (409, expected)
+            assert code(await changed(client, "candidate/activate")) == (409, expected)
             assert await answers(client) == before
             assert (await client.get("/artifacts")).status_code == 200
         restore(candidate, mixture_run)
-        assert (await client.post("/artifacts/candidate/activate")).status_code == 200
+        assert (await changed(client, "candidate/activate")).status_code == 200
 
 
 async def test_a_base_with_nan_is_refused_by_name(
@@ -185,7 +185,7 @@ async def test_a_base_with_nan_is_refused_by_name(
     reseal(root / "candidate", name="candidate", base_model=str(base), base_weights_hash=weights_hash(str(base)))
     async with served(root) as (client, _):
         before = await answers(client)
-        refused = await client.post("/artifacts/candidate/activate")
+        refused = await changed(client, "candidate/activate")
         assert await answers(client) == before
     assert code(refused) == (409, "artifact_incompatible")
     assert "NaN" in refused.json()["error"]["message"]

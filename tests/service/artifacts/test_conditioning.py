@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import Served, code, settings, started
+from serving import Served, changed, code, settings, started
 from test_entry import rows_of
 from tiny_runs import FinishedRun, reseal
 
@@ -25,7 +25,7 @@ from service.app import create_app
 pytestmark = pytest.mark.anyio
 
 NAME = "tiny-sentiment"
-URL = f"/artifacts/{NAME}/condition"
+CONDITION = f"{NAME}/condition"
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Server:
         return digest
 
     async def send(self, **fields: Any) -> httpx.Response:
-        return await self.client.post(URL, json={"rows": self.rows, "force": True} | fields)
+        return await changed(self.client, CONDITION, json={"rows": self.rows, "force": True} | fields)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ async def test_answers_change_and_change_back(server: Server) -> None:
     assert answer["rows"] == len(server.rows)
     assert answer["difference"] == pytest.approx(answer["after"]["nll"] - answer["before"]["nll"])
     assert after != pytest.approx(before, abs=1e-3)
-    undone = await server.client.post(f"{URL}/undo", json={"digest": answer["artifact"]["digest"]})
+    undone = await changed(server.client, f"{CONDITION}/undo", json={"digest": answer["artifact"]["digest"]})
     assert undone.status_code == 200, undone.text
     assert undone.json()["artifact"]["digest"] == await server.digest() == digest
     assert await server.probs("conditioned") == pytest.approx(before, abs=1e-4)
@@ -92,7 +92,7 @@ async def test_answers_change_and_change_back(server: Server) -> None:
     await asking
     assert {one for one, _ in seen} <= {digest, answer["artifact"]["digest"]}
     assert len(seen) == len({one for one, _ in seen})  # one number of each version
-    again = await server.client.post(f"{URL}/undo", json={})
+    again = await changed(server.client, f"{CONDITION}/undo", json={})
     assert code(again) == (422, "conditioning_impossible")
 
 
@@ -106,7 +106,7 @@ async def test_one_change_at_a_time_and_sent_twice_it_is_as_sent_once(
     while not server.state.artifacts._changing.locked():
         await asyncio.sleep(0.01)
     assert code(await server.send(**given)) == (409, "activation_running")
-    assert code(await server.client.post(f"/artifacts/{NAME}/load")) == (409, "activation_running")
+    assert code(await changed(server.client, f"{NAME}/load")) == (409, "activation_running")
     assert (await first).status_code == 200
     once = await server.probs("conditioned")
     assert (await server.send(**given)).status_code == 200
@@ -181,7 +181,9 @@ async def test_an_artifact_that_is_unloaded_meanwhile_does_not_come_back(
             return checked if learned else real(*given, **options)
 
         monkeypatch.setattr(holder, step, paused)
-        learning = asyncio.create_task(client.post(URL, json={"rows": rows_of(sentiment_run)["test"], "force": True}))
+        learning = asyncio.create_task(
+            changed(client, CONDITION, json={"rows": rows_of(sentiment_run)["test"], "force": True})
+        )
         await asyncio.to_thread(begun.wait)
         assert (await client.post(f"/artifacts/{NAME}/unload")).status_code == 200
         unloaded.set()
@@ -218,12 +220,12 @@ async def test_a_version_made_beside_its_artifact_never_takes_its_place(server: 
     """Its packaged version has the other artifact's name."""
     beside, digest = tmp_path / "beside", await server.digest()
     laplora.condition(server.folder, server.rows, out=beside, device="cpu", progress=False, force=True)
-    assert (await server.client.post("/artifacts/beside/load")).status_code == 200
-    undone = await server.client.post("/artifacts/beside/condition/undo", json={})
+    assert (await changed(server.client, "beside/load")).status_code == 200
+    undone = await changed(server.client, "beside/condition/undo", json={})
     assert code(undone) == (422, "conditioning_impossible")
     assert NAME in undone.json()["error"]["message"]
     body = {"rows": server.rows[:24], "force": True}
-    again = await server.client.post("/artifacts/beside/condition", json=body)
+    again = await changed(server.client, "beside/condition", json=body)
     assert again.status_code == 200, again.text
     assert again.json()["artifact"]["name"] == read_artifact(beside).name == "beside"
     listed = (await server.client.get("/artifacts")).json()["artifacts"]
@@ -237,11 +239,11 @@ async def test_an_artifact_behind_a_link_is_refused_before_anything_is_computed(
     (tmp_path / "link").symlink_to(sentiment_run.artifact)
     app = create_app(settings(artifact=str(tmp_path / "link"), device="cpu", conditioning=True))
     async with started(app) as client:
-        response = await client.post(URL, json={"rows": rows_of(sentiment_run)["test"], "force": True})
+        response = await changed(client, CONDITION, json={"rows": rows_of(sentiment_run)["test"], "force": True})
     assert code(response) == (409, "artifact_not_writable")
     assert str(tmp_path) not in response.text
 
 
 async def test_it_is_off_unless_it_is_asked_for(served: Served) -> None:
     for path, body in (("condition", {"rows": [{"text": "a", "label": "positive"}]}), ("condition/undo", {})):
-        assert code(await served.client.post(f"/artifacts/fake/{path}", json=body)) == (404, "conditioning_off")
+        assert code(await changed(served.client, f"fake/{path}", json=body)) == (404, "conditioning_off")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from remote_servers import web_server
-from serving import code, settings, started
+from serving import changed, code, settings, started
 from tiny_runs import FinishedRun
 
 from laplora.artifact.folder import read_artifact
@@ -49,17 +49,17 @@ async def test_artifacts_from_elsewhere_answer_and_stay_as_they_are(
 
             # What was fetched at the start is known by its name, also after it was unloaded.
             assert (await client.post(f"/artifacts/{second.name}/unload")).status_code == 200
-            assert (await client.post(f"/artifacts/{second.name}/load")).status_code == 200
+            assert (await changed(client, f"{second.name}/load")).status_code == 200
 
             rows = [{"text": "a film", "label": "positive"}] * 20
-            refused = await client.post(f"/artifacts/{first.name}/condition", json={"rows": rows, "force": True})
+            refused = await changed(client, f"{first.name}/condition", json={"rows": rows, "force": True})
             assert code(refused) == (409, "artifact_not_writable")
             assert "laplora pull" in refused.json()["error"]["message"]
 
             # No client names an address.
             for name in (addresses[0], addresses[0].replace("/", "%2F"), f"{web.url}/{first.name}"):
                 for change in ("load", "activate"):
-                    answer = await client.post(f"/artifacts/{name}/{change}")
+                    answer = await changed(client, f"{name}/{change}")
                     assert answer.status_code == 404, answer.text
             body = {"inputs": [{"text": "a"}], "artifact": addresses[0]}
             assert (await client.post("/predict", json=body)).status_code in (404, 422)

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from serving import GIVE_UP_S, artifacts_in, code, library, settings, started
+from serving import GIVE_UP_S, artifacts_in, changed, code, library, settings, started
 
 from service.app import create_app
 from service.artifacts.bounded_load import BoundedLoads
@@ -48,9 +48,9 @@ async def hanging(
 async def test_a_load_that_hangs_is_given_up_and_told(tmp_path: Path, hangs_in: str, change: str) -> None:
     let_go = threading.Event()
     async with hanging(tmp_path, hangs_in, let_go) as (client, app):
-        assert code(await client.post(f"/artifacts/second/{change}")) == (504, "load_timeout")
+        assert code(await changed(client, f"second/{change}")) == (504, "load_timeout")
         # Others cannot be loaded beside memory that nobody can count; whoever is asked says so.
-        refused = await client.post(f"/artifacts/second/{change}")
+        refused = await changed(client, f"second/{change}")
         assert code(refused) == (409, "load_stuck")
         assert "restart" in refused.json()["error"]["message"]
         ready = await client.get("/health/ready")
@@ -58,7 +58,7 @@ async def test_a_load_that_hangs_is_given_up_and_told(tmp_path: Path, hangs_in: 
         assert "laplora_abandoned_load 1.0" in (await client.get("/metrics")).text.splitlines()
         # What is loaded answers, and can take the active one's place.
         assert (await client.post("/predict", json={"inputs": [{"text": "a"}]})).status_code == 200
-        assert (await client.post("/artifacts/third/activate")).json()["previous"] == "first"
+        assert (await changed(client, "third/activate")).json()["previous"] == "first"
         assert (await client.get("/health/ready")).json()["artifact"]["name"] == "third"
         app.state.artifacts.loads._limit_s = GIVE_UP_S  # for a load that does not hang
         let_go.set()
@@ -68,7 +68,7 @@ async def test_a_load_that_hangs_is_given_up_and_told(tmp_path: Path, hangs_in: 
         # What came of it was dropped, and the next one is as if it had never been.
         loaded = [a["name"] for a in (await client.get("/artifacts")).json()["artifacts"] if a["loaded"]]
         assert sorted(loaded) == ["first", "third"]
-        assert (await client.post(f"/artifacts/second/{change}")).status_code == 200
+        assert (await changed(client, f"second/{change}")).status_code == 200
 
 
 class Result:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from serving import FakePredictor, artifacts_in, library, settings, started
+from serving import FakePredictor, artifacts_in, changed, library, settings, started
 
 from laplora.errors import NonFiniteError
 from laplora.predictor import Predictor
@@ -176,7 +176,7 @@ async def test_the_least_of_all_loaded_counts_and_another_base_is_measured_once_
     async with started(app) as client:
         budgets = [app.state.backend.device.token_budget]
         for change in ("second/load", "second/unload", "other/activate"):
-            assert (await client.post(f"/artifacts/{change}")).status_code == 200
+            assert (await changed(client, f"{change}")).status_code == 200
             budgets.append(app.state.backend.device.token_budget)
     assert set(in_memory) == {"other"}
     assert budgets == [2048, 1024, 2048, 2048]

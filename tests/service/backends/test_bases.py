@@ -15,7 +15,7 @@ from weakref import WeakSet
 import httpx
 import pytest
 from scorer_cluster import Cluster, Flow, predict, serving, until
-from serving import FakePredictor, artifacts_in, code, settings
+from serving import FakePredictor, artifacts_in, changed, code, settings
 
 from laplora.errors import GoldenMismatchError
 from laplora.models.base import BaseSpec
@@ -100,7 +100,7 @@ async def activating(client: httpx.AsyncClient, disks: dict[str, Disk]) -> Async
     """Activate ``second``; yield the scorer that goes ahead, whose load has begun and ends after the block."""
     for disk in disks.values():
         disk.gate.clear()
-    changing = asyncio.create_task(client.post("/artifacts/second/activate"))
+    changing = asyncio.create_task(changed(client, "second/activate"))
     await until(lambda: any(disk.waiting.is_set() for disk in disks.values()))
     (ahead,) = [name for name, disk in disks.items() if disk.waiting.is_set()]
     yield ahead
@@ -112,7 +112,7 @@ async def test_one_scorer_goes_ahead_and_the_others_follow(tmp_path: Path, monke
     monkeypatch.setattr(placement, "LEFT_S", 2.0)
     cluster, disks = cluster_of(tmp_path, "abc", circles=True)
     async with server(cluster, disks) as client:
-        assert (await client.post("/artifacts/again/load")).status_code == 200
+        assert (await changed(client, "again/load")).status_code == 200
         flow = Flow(client)
         async with activating(client, disks) as ahead:
             await flow.goes_on()
@@ -133,7 +133,7 @@ async def test_one_that_cannot_be_served_leaves_the_cluster_as_it_was(tmp_path: 
         disk.error = GoldenMismatchError("recorded 0.5, got 0.7")
     async with server(cluster, disks) as client:
         flow = Flow(client)
-        refused = await client.post("/artifacts/second/activate")
+        refused = await changed(client, "second/activate")
         assert code(refused) == (409, "golden_mismatch")
         await until(lambda: all(cluster.holds(name) == {"first"} for name in "ab"))
         assert {*await flow.end()} == {"first"}
@@ -145,7 +145,7 @@ async def test_what_the_one_that_goes_ahead_has_alone_comes_to_another_first(tmp
     """Three scorers with a place each, and two artifacts: those that stay have both before one leaves its own."""
     cluster, disks = cluster_of(tmp_path, "abc", most=1)
     async with server(cluster, disks) as client:
-        assert (await client.post("/artifacts/again/load")).status_code == 200
+        assert (await changed(client, "again/load")).status_code == 200
         await until(
             lambda: {*map(frozenset, map(cluster.holds, "abc"))} == {frozenset({n}) for n in ("first", "again")}
         )

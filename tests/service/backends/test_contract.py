@@ -20,6 +20,7 @@ from engines import (
     until_all_replicas,
 )
 from job_servers import has, job_until, submit_to
+from server_process import until
 from serving import code
 
 from service.exit_status import ExitStatus
@@ -38,7 +39,8 @@ def served(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 def test_each_request_has_its_own_answer_of_its_own_artifact_and_feedback_finds_it(served: Engine) -> None:
-    assert served.client.post("/artifacts/second/load").status_code == 200
+    where = served.client.post("/artifacts/second/load").headers["location"]
+    until(lambda: served.client.get(where).json()["status"] == "succeeded")
     if served.name == "ray":
         until_all_replicas(served, artifacts=2)
         assert set(served.metrics("laplora_replica_queue_tokens")) == set(replicas(served))

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from scorer_cluster import Cluster, Flow, predict, serving, until
+from serving import changed
 
 from service.backends.ray.in_line import FIRST_PAUSE_S
 
@@ -26,7 +27,7 @@ def cluster_of(folder: Path, scorers: str, *, most: int, artifacts: tuple[str, .
 
 async def load(client: httpx.AsyncClient, *artifacts: str) -> None:
     for artifact in artifacts:
-        answer = await client.post(f"/artifacts/{artifact}/load")
+        answer = await changed(client, f"{artifact}/load")
         assert answer.status_code == 200, answer.text
 
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from job_calls import JSONL, lines
 from scorer_cluster import Cluster, predict, serving, until
-from serving import code
+from serving import changed, code
 
 from service.backends.ray.autoscaling import TokensPolicy
 from service.backends.ray.replicas import LOOK_S, TRIES, ReplicaGoneError
@@ -71,7 +71,7 @@ async def test_tickets_go_to_the_replica_with_the_fewest_tokens(cluster: Cluster
 
 async def test_a_ticket_goes_to_a_replica_that_has_the_artifact_and_a_new_one_gets_it(cluster: Cluster) -> None:
     async with serving(cluster) as (client, _):
-        assert (await client.post("/artifacts/second/load")).status_code == 200
+        assert (await changed(client, "second/load")).status_code == 200
         loading = cluster.add("c")
         loading.hold()
         await until(loading.entered.is_set)
@@ -224,7 +224,7 @@ async def test_what_a_silent_replica_has_goes_to_one_that_answers(
         for _ in range(4):
             assert (await predict(client)).status_code == 200
         assert ("a", "predict") not in silence.asked
-        assert (await client.post("/artifacts/second/load")).status_code == 200, "what answers has loaded it"
+        assert (await changed(client, "second/load")).status_code == 200, "what answers has loaded it"
         silence.replicas = set()
         silence.over.set()
         await until(lambda: cluster.holds("a") == {"first", "second"})
@@ -240,7 +240,7 @@ async def test_a_replica_that_never_answers_a_look_keeps_neither_looks_nor_loads
         await until(lambda: cluster.answered_by("status").count("b") > before + 3)
         silence.method = ""
         monkeypatch.setattr("service.backends.ray.replicas.SILENT_S", 3.0)
-        assert (await client.post("/artifacts/second/load")).status_code == 200
+        assert (await changed(client, "second/load")).status_code == 200
         assert {(await predict(client, artifact="second")).status_code for _ in range(4)} == {200}
         assert cluster.answered_by() == ["b"] * 4
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from scorer_cluster import Cluster, serving
-from serving import settings, started
+from serving import changed, settings, started
 from test_entry import rows_of
 from tiny_runs import FinishedRun, sentiment_rows
 
@@ -37,7 +37,8 @@ async def everything(client: httpx.AsyncClient, run: FinishedRun) -> list[Any]:
     """Return what a server answers: predictions, suggestions, and what labels change and an undo takes back."""
 
     async def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
-        response = await client.post(path, json=body)
+        answered = changed(client, path, json=body) if path.startswith(NAME) else client.post(path, json=body)
+        response = await answered
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
@@ -53,12 +54,12 @@ async def everything(client: httpx.AsyncClient, run: FinishedRun) -> list[Any]:
     suggested = await post("/suggest", {"inputs": INPUTS, "options": {"count": 3}})
     found.append([one["row"] for one in suggested["suggested"]])
     found.append(probs(await post("/predict", {"inputs": INPUTS, **options})))
-    changed = await post(f"/artifacts/{NAME}/condition", {"rows": rows_of(run)["test"], "force": True})
-    found.append(changed["difference"])
+    learned = await post(f"{NAME}/condition", {"rows": rows_of(run)["test"], "force": True})
+    found.append(learned["difference"])
     found.append(probs(await post("/predict", {"inputs": INPUTS, **options})))
     assert found[-1] != found[-3]
-    undone = await post(f"/artifacts/{NAME}/condition/undo", {})
-    assert undone["previous"] == changed["artifact"]["digest"]
+    undone = await post(f"{NAME}/condition/undo", {})
+    assert undone["previous"] == learned["artifact"]["digest"]
     found.append(probs(await post("/predict", {"inputs": INPUTS, **options})))
     listed = (await client.get("/artifacts")).json()["artifacts"][0]
     found.append((listed["weights"], listed["reverse_pass"], listed["memory_bytes"]))

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from serving import FakePredictor, Served, serve
+from serving import FakePredictor, Served, changed, serve
 
 from laplora.prompts.templates import TEMPLATES
 from service.feedback.labels import FeedbackStore
@@ -231,7 +231,7 @@ async def test_figures_are_of_loaded_artifacts_only() -> None:
     async with serve(predictor, other) as served:
         served.state.artifacts.path_of = lambda name: predictor.artifact.path.with_name(name)
         (old,) = await ids(served, "a 7")
-        assert (await served.client.post("/artifacts/other/activate")).status_code == 200
+        assert (await changed(served.client, "other/activate")).status_code == 200
         await ids(served, "a 7")
         assert [one["artifact"] for one in await series(served)] == ["fake", "other"]
         assert 'artifact="fake"' in (await served.client.get("/metrics")).text
@@ -241,7 +241,7 @@ async def test_figures_are_of_loaded_artifacts_only() -> None:
         text = (await served.client.get("/metrics")).text
         assert 'laplora_feedback_rows{artifact="other",predictive="laplace"} 0.0' in text
         assert 'artifact="fake"' not in text
-        assert (await served.client.post("/artifacts/fake/load")).status_code == 200
+        assert (await changed(served.client, "fake/load")).status_code == 200
         back, _ = await series(served)
         assert (back["artifact"], back["labelled"]) == ("fake", 1)
         await ids(served, "a 7", artifact="fake")

@@ -47,6 +47,11 @@ def answer_to(method: str, path: str, status: int | None = None) -> Any:
     raise AssertionError(f"the contract has no {method} {path}")
 
 
+def example(schema: str) -> Any:
+    """Return an example of the schema of this name."""
+    return composed(json.loads(SNAPSHOT.read_text(encoding="utf-8")), {"$ref": f"#/components/schemas/{schema}"})
+
+
 def answered(request: httpx.Request) -> httpx.Response:
     """Answer a request of any operation with success, and one of several rows with as many."""
     body = answer_to(request.method, request.url.path)

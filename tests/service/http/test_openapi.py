@@ -22,8 +22,9 @@ from service.security.keys_file import Key, digest, write_keys
 API_PAGE = Path(__file__).resolve().parents[3] / "docs" / "api.md"
 #: Asked for by no single operation: no HTTP, unknown paths and methods, faults, answers that nobody reads.
 UNDOCUMENTED = {"malformed_http", "route_not_found", "method_not_allowed", "internal_error", "client_closed_request"}
-#: Why a job failed, in its own answer; and what a browser is told, whatever it asks for.
-UNDOCUMENTED |= {"too_many_bad_rows", "foreign_origin", "unknown_host"}
+#: Why a job or a change failed, in its own answer; and what a browser is told, whatever it asks for.
+UNDOCUMENTED |= {"too_many_bad_rows", "foreign_origin", "conditioning_refused", "golden_mismatch", "server_gone"}
+UNDOCUMENTED |= {"model_unavailable", "model_unsupported", "unknown_host"}
 #: The schemas of errors, by the first part of a path.
 ERROR_MODELS = {"classify": ["VllmErrorResponse"], "v1": ["VllmErrorResponse"], "tei": ["TeiErrorResponse"]}
 

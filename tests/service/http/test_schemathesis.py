@@ -182,7 +182,7 @@ def test_every_operation_keeps_the_document(address: str) -> None:
         assert outcome.count(label, phase="coverage"), label
         assert outcome.count(label, phase="fuzzing"), label
     # The chains went on with names that the server gave, not with random ones alone.
-    assert outcome.count("POST /artifacts/{name}/activate", phase="stateful", status=200)
+    assert outcome.count("POST /artifacts/{name}/activate", phase="stateful", status=202)
     assert outcome.count("POST /predict", status=422)
     assert outcome.count("POST /predict", phase="coverage", status=405)
 

@@ -115,6 +115,21 @@ def test_a_report_opens_beside_the_page_and_runs_nothing(visited: Visit) -> None
     expect(visited.page.locator("#artifact")).to_be_visible()
 
 
+def test_a_change_is_shown_until_it_has_ended(browser: Browser, tmp_path: Path) -> None:
+    root = fake_artifacts(tmp_path, "fake", "held")
+    with fake_server(root) as process, process.client() as client, visit(browser, str(client.base_url)) as visited:
+        visited.show("artifact")
+        expect(visited.page.locator("#artifact-about table").first).to_be_visible()
+        assert client.post("/artifacts/held/load").status_code == 202
+        visited.show("server")
+        visited.show("artifact")
+        row = visited.page.locator("#artifact-changes tbody tr")
+        expect(row).to_contain_text("load: heldrunning")
+        (root / "held" / "go").touch()
+        expect(row).to_contain_text("load: heldsucceeded")
+        expect(visited.page.get_by_label("Artifact", exact=True)).to_contain_text("held")
+
+
 def test_html_in_names_and_labels_stays_text(browser: Browser, tmp_path: Path) -> None:
     root, fakes = fake_artifacts(tmp_path, "fake", MARKUP), {"FAKE_CHOICES": MARKUP, "FAKE_LABELS": "|".join(LABELS)}
     with (

@@ -137,7 +137,7 @@ def test_figures_and_activation_are_for_the_inside(proxy: Proxy) -> None:
         assert_error(refused, 404, "route_not_found")
     with proxy.client(source="127.0.0.9") as inside:
         assert inside.get("/metrics").status_code == 200
-        assert inside.post("/artifacts/fake/activate").status_code == 200
+        assert inside.post("/artifacts/fake/activate").status_code == 202
     with proxy.client() as outside:
         # To look is the server's to allow.
         assert outside.get("/artifacts/fake").headers["x-frame-options"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import FakePredictor, Served, artifacts_in, code, library, serve, settings, started
+from serving import FakePredictor, Served, artifacts_in, changed, code, library, serve, settings, started
 
 from laplora.errors import ArtifactCorruptError
 from service.app import create_app
@@ -38,7 +38,7 @@ async def test_a_slow_replay_of_many_answers_is_no_hung_device(tmp_path: Path) -
 
     second.golden_answer = golden_answer  # type: ignore[method-assign]
     async with serve(first, second, artifact="first", artifacts_root=tmp_path) as served:
-        assert (await served.client.post("/artifacts/second/load")).status_code == 200
+        assert (await changed(served.client, "second/load")).status_code == 200
         responses = [await asyncio.wrap_future(request) for request in requests]
     assert len({*begun, None}) == 5, "the time of a run begins anew with each answer"
     assert answered == [0, 1, 2, 3]
@@ -103,7 +103,7 @@ async def test_a_fault_while_another_artifact_loads(tmp_path: Path, where: str) 
         second.poison[1] = RuntimeError(FAULT)
     app = create_app(settings(artifact="first", artifacts_root=tmp_path), library=Library(load, known.read))
     async with started(app) as client:
-        refused = await client.post("/artifacts/second/activate")
+        refused = await changed(client, "second/activate")
         ready = await client.get("/health/ready")
     assert code(refused) == code(ready) == (503, "device_fault")
 

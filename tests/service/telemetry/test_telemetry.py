@@ -21,7 +21,7 @@ import torch
 from limits import longer_and_longer
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
-from serving import FakePredictor, Served, artifacts_in, serve
+from serving import FakePredictor, Served, artifacts_in, changed, serve
 
 import service
 from laplora.decisions.uncertainty import FLAGS
@@ -252,7 +252,7 @@ async def test_requests_and_loads_go_on_with_every_metric_broken(
         kept = (await served.predict("a")).json()["predictions"][0]["prediction_id"]
         label = {"prediction_id": kept, "label": "positive"}
         assert (await served.client.post("/feedback", json={"items": [label]})).status_code == 200
-        assert (await served.client.post("/artifacts/second/activate")).status_code == 200
+        assert (await changed(served.client, "second/activate")).status_code == 200
         assert served.state.backend.device.health.fault is None
         served.state.lifecycle.drain()
         assert served.state.lifecycle.draining

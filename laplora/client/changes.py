@@ -1,0 +1,50 @@
+"""Changes of artifacts: the path and key of a request for one, its status, and what it came to."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Literal
+from urllib.parse import quote
+
+from laplora.client.answers import Record
+from laplora.client.failures import DETAILS, ChangeFailedError
+
+
+class Change(Record):
+    """Of POST /artifacts/NAME/load and its like, and of GET /changes/ID."""
+
+    id: str
+    kind: str
+    artifact: str
+    status: Literal["queued", "running", "succeeded", "failed"]
+    error: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has succeeded or failed."""
+        return self.status in ("succeeded", "failed")
+
+
+def path_of(change_id: str) -> str:
+    """Return where a change's status is."""
+    return f"/changes/{quote(change_id, safe='')}"
+
+
+def artifact_path(name: str, change: str) -> str:
+    """Return where an artifact is loaded, activated, unloaded or conditioned."""
+    return f"/artifacts/{quote(name, safe='')}/{change}"
+
+
+def new_key() -> dict[str, str]:
+    """Return headers with a new key: a request that is sent again begins no second change."""
+    return {"idempotency-key": uuid.uuid4().hex}
+
+
+def outcome_of(change: Change) -> dict[str, Any]:
+    """Return what a finished change came to, or raise ChangeFailedError."""
+    if change.result is not None:
+        return change.result
+    error = change.error or {"code": None, "message": change.status}
+    message = f"{change.kind} of {change.artifact}: {error['message']}"
+    raise ChangeFailedError(message, **{name: error.get(name) for name in DETAILS})
