@@ -312,10 +312,7 @@ class AsyncClient:
         return responses.parsed(Job, await self._send("POST", f"{jobs.path_of(job)}/cancel"))
 
     async def remove_job(self, job: Job | str) -> None:
-        """Remove a job that has ended, with its result. One that has not (code ``job_not_ended``) is refused."""
-        state = await self.job(job)
-        if not state.finished:
-            raise RequestRefusedError(f"job {state.id} is {state.status}: cancel it first", code="job_not_ended")
+        """Remove a job with its upload, its rows and its result. One that has not ended is cancelled first."""
         await self._send("DELETE", jobs.path_of(job))
 
     async def wait_for_job(

@@ -106,7 +106,7 @@ def cancel(
 
 @app.command("remove")
 def remove(job: JobArgument, url: UrlOption = _URL, key_file: KeyFileOption = None) -> None:
-    """Remove a job that has ended, with its results."""
+    """Remove a job with its rows and results. One that has not ended is cancelled first."""
     with _client(url, key_file) as client:
         client.remove_job(job)
     say(f"removed {job}")

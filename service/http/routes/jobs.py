@@ -24,7 +24,6 @@ from service.http.schemas.jobs import JobDeleted, JobOut, JobQuery, JobsResponse
 from service.jobs.board import JobBoard
 from service.jobs.intake.upload import IdleUploadError, steadily
 from service.jobs.store.records import ArtifactVersion, Job, JobOptions
-from service.security.callers import Caller
 from service.settings import Settings
 from service.telemetry.request_record import note
 
@@ -101,7 +100,6 @@ async def submit_job(
         raise
     response.headers["Location"] = f"/evaluate/jobs/{job.id}"
     note(request, job=job.id, rows=job.about.rows, tokens=job.about.tokens)
-    note_end_seen(caller, job)
     return job_out(job, columns=True)
 
 
@@ -184,7 +182,6 @@ async def list_jobs(
     await board.fresh()
     jobs = [job for job in board.jobs_of(caller.sees) if before is None or job.number < int(before)]
     page = jobs[:limit]
-    note_end_seen(caller, *page)
     following = str(page[-1].number) if len(jobs) > limit else None
     return JobsResponse(jobs=[job_out(job) for job in page], next=following)
 
@@ -196,7 +193,6 @@ async def get_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobOut:
     job = board.job(job_id, caller.sees)
     bad_rows = await board.ledger.bad_rows(job)
     result = await board.ledger.result(job)
-    note_end_seen(caller, job)
     return job_out(job, columns=True, result=result, bad_rows=bad_rows)
 
 
@@ -209,28 +205,17 @@ async def cancel_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobOut:
     await board.fresh()
     job = board.job(job_id, caller.sees)
     await board.cancel(job)
-    note_end_seen(caller, job)
     return job_out(job)
 
 
 @router.delete("/evaluate/jobs/{job_id}", responses=error_responses(*JOB_ERRORS, "storage_full"))
 async def delete_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobDeleted:
-    """Remove a job that has ended, with its result. One that has not is cancelled, and stays listed.
+    """Remove a job with its upload, its rows and its result. One that has not ended is cancelled first.
 
-    A job that ended before you were told so is kept, once: a DELETE that was meant to cancel it takes no result away.
+    POST .../cancel is for a job whose result, should it be done by now, is to stay.
     """
     await board.fresh()
     job = board.job(job_id, caller.sees)
-    if job.finished and caller.name in job.end_seen_by:
-        await board.ledger.remove([job])
-        return JobDeleted(id=job.id, outcome="removed")
     await board.cancel(job)
-    note_end_seen(caller, job)
-    return JobDeleted(id=job.id, outcome="cancelled" if job.status == "cancelled" else "kept")
-
-
-def note_end_seen(caller: Caller, *jobs: Job) -> None:
-    """Note that the caller is told how these jobs are: of one that has ended, that a DELETE means to remove it."""
-    for job in jobs:
-        if job.finished:
-            job.end_seen_by.add(caller.name)
+    await board.ledger.remove([job])
+    return JobDeleted(id=job.id)

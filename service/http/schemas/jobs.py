@@ -131,10 +131,7 @@ class JobsResponse(Answer):
 
 
 class JobDeleted(Answer):
-    """What became of a job."""
+    """A job that is gone."""
 
     id: str = Field(description="Its id.", examples=["7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"])
-    outcome: Literal["cancelled", "kept", "removed"] = Field(examples=["cancelled"])
-    """cancelled: it had not ended, runs no more and is still listed; kept: it ended before you were told so, and
-    nothing was removed: the next DELETE removes it; removed: it is gone.
-    """
+    outcome: Literal["removed"] = Field("removed", description="Always removed.", examples=["removed"])

@@ -13,7 +13,7 @@ from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
 #: What only the server that has a job in memory knows of it.
-_OF_MEMORY = frozenset({"mine", "beyond_share", "lost", "pace", "cancelling", "end_seen_by"})
+_OF_MEMORY = frozenset({"mine", "beyond_share", "lost", "pace", "cancelling"})
 #: What the database says of a job, and may say otherwise the next time.
 _STORED = [field.name for field in fields(Job) if field.name not in _OF_MEMORY]
 

@@ -128,8 +128,7 @@ export class JobCard {
   }
 
   async removeJob() {
-    const { outcome } = await (await send("DELETE", this.path)).json();
-    if (outcome === "removed") this.onGone(this.job.id);
-    else this.problem.textContent = "It ended only now, and is kept. Remove it once more if you do not want it.";
+    await send("DELETE", this.path);
+    this.onGone(this.job.id);
   }
 }
