@@ -152,6 +152,10 @@ class Settings(BaseSettings):
     """
     jobs_password_file: Path | None = None
     """File that has the password of jobs_url, in place of one in the URL; it is read when the database is opened."""
+    jobs_timeout_s: Seconds = Field(10.0, le=60)
+    """Seconds that the database of jobs_url may take to connect, for one statement, and between two of a transaction;
+    jobs that wait twice as long for it are 503.
+    """
     jobs_files_url: str | None = Field(None, pattern=r"^s3://[^\s/]+(/\S*)?$")
     """S3 store that the uploads of large evaluations are kept in, as s3://BUCKET/FOLDER; needs the extra s3, and reads
     the variables AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and the like. Unset: in jobs_dir.

@@ -70,5 +70,7 @@ def job_out(
             "started_at": job.started_at,
             "finished_at": job.finished_at,
             "result": None if result is None else result.model_dump(),
-        }
+        },
+        # What a newer server kept of a result or an error is no part of this one's contract.
+        extra="ignore",
     )

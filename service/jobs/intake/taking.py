@@ -137,7 +137,7 @@ class Taking:
                 upload.close()
             if job_id not in ledger.jobs:
                 self._quota.release(job_id)
-                await whole(ledger.disk.in_files(ledger.disk.folder.discard, job_id))
+                await whole(ledger.disk.in_files(ledger.disk.folder.give_up, job_id))
             else:
                 await whole(self._taken())
         return job

@@ -167,6 +167,8 @@ class Runner:
             read = partial(read_chunk, ledger.disk.folder.inputs(job.id), job.about, self._tools.read_uploaded)
             which = {"first": first, "offset": offset, "rows": rows, "most_bytes": self._settings.max_body_bytes}
             chunk = await ledger.disk.in_files(partial(read, **which, bad=run.left_out.codes))
+            if job.id not in self._runs:
+                await ledger.disk.forget_copy(job.id)  # it was taken away while its upload came
         except FileNotFoundError:
             await run.unreadable(
                 UploadGoneError("the job's upload is gone from where the server keeps it: upload it again")

@@ -13,13 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, func, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, func
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.pool import StaticPool
 
-from laplora.errors import install
 from service.errors import JobsUnavailableError, StorageFullError
 from service.jobs.store.folder import private_file, storage_errors
+from service.jobs.store.postgres import open_engine
 from service.jobs.store.schema import check_format, make_tables
 
 _PRAGMAS = (
@@ -35,11 +35,11 @@ _SLICE_PAGES = 64
 _DISK_FULL = frozenset({"53100", "53200"})
 #: Of a server that another one takes the place of, and of a transaction that hung and was ended.
 _PASSING = frozenset({"25006", "25P03"})
-_CONNECT_TIMEOUT_S, _STATEMENT_TIMEOUT_MS = 10, 60_000
-#: A server that hangs in the middle of a transaction would keep its locks, and so its jobs from the others.
-IDLE_TIMEOUT_MS = 60_000
-#: A database whose machine is gone answers nothing, not even that: without these a thread would wait for hours.
-_KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+UNANSWERED = "the jobs' database does not answer: try again later"
+
+
+class ConnectionLostError(JobsUnavailableError):
+    """The connection was lost, perhaps with the answer to a commit: what was to be done is done as a whole, or not."""
 
 
 class Database:
@@ -90,43 +90,15 @@ class Database:
             raise
 
     @classmethod
-    def at_url(cls, url: str, password_file: Path | None = None, *, idle_timeout_ms: int = IDLE_TIMEOUT_MS) -> Database:
+    def at_url(cls, url: str, password_file: Path | None = None, *, timeout_s: float = 10.0) -> Database:
         """Open a PostgreSQL by its URL, which no message has: there may be a password in it.
 
         Args:
             password_file: has the password, in place of the URL.
-            idle_timeout_ms: after which a transaction that hangs is ended.
+            timeout_s: that it may take to connect, for one statement, and between two of a transaction: a server that
+                hangs in the middle of one would keep its locks, and so its jobs from the others.
         """
-        if url.startswith(("postgres://", "postgresql://")):
-            url = "postgresql+psycopg://" + url.partition("://")[2]
-        if not url.startswith("postgresql+psycopg://"):
-            raise JobsUnavailableError("expected a jobs_url that begins with postgresql://: SQLite needs none")
-        arguments: dict[str, Any] = {
-            "connect_timeout": _CONNECT_TIMEOUT_S,
-            "options": (
-                f"-c statement_timeout={_STATEMENT_TIMEOUT_MS} -c idle_in_transaction_session_timeout={idle_timeout_ms}"
-            ),
-            **_KEEPALIVES,
-            "application_name": "laplora",
-        }
-        try:
-            address = make_url(url)
-            if password_file is not None:
-                address = address.set(password=_password(password_file))
-            engine = create_engine(
-                address,
-                pool_size=1,
-                max_overflow=0,
-                pool_pre_ping=True,
-                connect_args=arguments,
-                # What a statement was given is in no message, and so in no log.
-                hide_parameters=True,
-            )
-        except ModuleNotFoundError:
-            raise JobsUnavailableError(f"jobs_url needs psycopg: {install('postgres')}") from None
-        except ArgumentError:
-            raise JobsUnavailableError("jobs_url is no URL of a database: postgresql://USER@HOST/DATABASE") from None
-        return cls(engine)
+        return cls(open_engine(url, password_file, timeout_s=timeout_s))
 
     def close(self) -> None:
         """Close the connection; of SQLite, the log goes into the database."""
@@ -204,11 +176,5 @@ class Database:
                 raise StorageFullError("the jobs' database has no room: try again later, or remove jobs") from error
             if not (code in _PASSING or isinstance(error, OperationalError | InterfaceError)):
                 raise  # no other try carries it out
-            raise JobsUnavailableError("the jobs' database does not answer: try again later") from error
-
-
-def _password(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise JobsUnavailableError(f"jobs_password_file cannot be read ({type(error).__name__})") from None
+            kind = ConnectionLostError if error.connection_invalidated else JobsUnavailableError
+            raise kind(UNANSWERED) from error

@@ -10,9 +10,9 @@ import asyncio
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from laplora.errors import LaploraError
 from service.errors import JobsUnavailableError, StorageFullError
-from service.jobs.store.database import Database
+from service.jobs.store.database import UNANSWERED, ConnectionLostError, Database
 from service.jobs.store.folder import JobsFolder, StrangersError, default_jobs_dir
 from service.jobs.store.job_tables import JobTables
 from service.jobs.store.records import Job
@@ -57,11 +57,28 @@ class Disk:
         self._database_thread = ThreadPoolExecutor(1, thread_name_prefix="laplora-jobs-disk")
         self._files_threads = ThreadPoolExecutor(2, thread_name_prefix="laplora-jobs-files")
         self._sweeper: asyncio.Task[None] | None = None
-        #: Ids of ended jobs whose upload is still to be removed.
-        self._undiscarded: set[str] = set()
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Raise JobsUnavailableError where a database that servers share lets what is in the block wait for too long.
+
+        What was begun may be carried out all the same.
+        """
+        try:
+            async with asyncio.timeout(2 * self._settings.jobs_timeout_s if self.shared else None):
+                yield
+        except TimeoutError:
+            raise JobsUnavailableError(UNANSWERED) from None
 
     async def in_database(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Return what the function returns, called in the one thread that reads and writes the database."""
+        """Return what the function returns, called in the one thread that reads and writes the database.
+
+        Called once more where the connection was lost meanwhile. Raises as ``in_time``.
+        """
+        async with self.in_time():
+            return await self._in_database_thread(_once_more, function, *arguments)
+
+    async def _in_database_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._database_thread, function, *arguments)
 
     async def in_files(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -72,7 +89,7 @@ class Disk:
         """Open folder and database and return the jobs; where that fails None, ``closed`` and the log say why."""
         path = self._settings.jobs_dir or default_jobs_dir()
         try:
-            jobs = await self.in_database(self._open, path)
+            jobs = await self._in_database_thread(self._open, path)
         except (LaploraError, SQLAlchemyError, sqlite3.Error, OSError, ValueError) as error:
             if not isinstance(error, LaploraError):
                 log_crash("the jobs folder could not be opened", error)
@@ -99,7 +116,7 @@ class Disk:
                 tables = JobTables(Database.in_file(folder.database))
             else:
                 url = settings.jobs_url.get_secret_value()
-                tables = JobTables(Database.at_url(url, settings.jobs_password_file))
+                tables = JobTables(Database.at_url(url, settings.jobs_password_file, timeout_s=settings.jobs_timeout_s))
             undone.callback(tables.close)
             self.living = tables.claims.hear(self.server, alone=not self.shared, lease_s=settings.job_lease_s)
             jobs = tables.reads.jobs()
@@ -122,8 +139,9 @@ class Disk:
             self.closed = JobsUnavailableError("the jobs folder is closed")
             with suppress(*STORAGE_ERRORS):
                 await self.in_database(self.tables.claims.leave, self.server)
-            await self.in_database(self.tables.close)
-            await self.in_database(self.folder.close)
+            with suppress(*STORAGE_ERRORS):
+                await self.in_database(self.tables.close)
+            await self.in_files(self.folder.close)
         self._database_thread.shutdown(wait=False)
         self._files_threads.shutdown(wait=False)
 
@@ -137,20 +155,40 @@ class Disk:
         if self.closed is None:
             await self.in_files(self.folder.forget_copy, job_id)
 
-    async def discard(self, job_id: str) -> None:
-        """Remove the upload of a job that has ended; where the store of uploads does not answer, by and by."""
-        self._undiscarded.add(job_id)
-        with suppress(*STORAGE_ERRORS):
-            await self.in_files(self.folder.discard, job_id)
-            self._undiscarded.discard(job_id)
+    async def discard(self, job_ids: Sequence[str]) -> None:
+        """Remove uploads that the database lists for it: files now, objects of a store by and by, which may be away."""
+        if self.folder.remote is None:
+            with suppress(*STORAGE_ERRORS, OSError):
+                await self._discard(job_ids)
+        for job_id in job_ids:
+            await self.forget_copy(job_id)
+        self.sweep_soon()
+
+    async def _discard(self, job_ids: Sequence[str]) -> None:
+        gone: list[str] = []
+        try:
+            for job_id in job_ids:
+                await self.in_files(self.folder.discard, job_id)
+                gone.append(job_id)
+        finally:
+            if gone:
+                await self.in_database(self.tables.discards.done, gone)
 
     async def _sweep(self) -> None:
         try:
-            for job_id in list(self._undiscarded):
-                await self.discard(job_id)
             while self.closed is None and await self.in_database(self.tables.reads.sweep):
                 pass
+            if self.closed is None:
+                await self._discard(await self.in_database(self.tables.discards.due))
         except STORAGE_ERRORS:
             return  # tried again by and by
         except Exception as error:
             log_crash("what is left of jobs could not be removed", error)
+
+
+def _once_more(function: Callable[..., T], *arguments: Any) -> T:
+    """Return what the function returns; where the connection was lost, what it returns the second time."""
+    try:
+        return function(*arguments)
+    except ConnectionLostError:
+        return function(*arguments)

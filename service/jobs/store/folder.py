@@ -170,9 +170,13 @@ class JobsFolder:
         finally:
             os.close(descriptor)
 
+    def give_up(self, job_id: str) -> None:
+        """Remove what has come of an upload that is not kept."""
+        self.upload(job_id).unlink(missing_ok=True)
+
     def discard(self, job_id: str) -> None:
         """Remove a job's inputs, whole or not, if they are there."""
-        self.upload(job_id).unlink(missing_ok=True)
+        self.give_up(job_id)
         self.inputs(job_id).unlink(missing_ok=True)
         if self.remote is not None:
             self.remote.remove(_name(job_id))
@@ -180,17 +184,19 @@ class JobsFolder:
     def discard_others(self, job_ids: Collection[str]) -> None:
         """Remove what a crash left: every upload but these jobs'.
 
-        Of a shared folder these are only parts of uploads that have been there for longer than any upload may take:
-        the rest may be another server's.
+        Of a shared folder these are copies, and parts of uploads that have been there for longer than any upload may
+        take: the rest may be another server's.
         """
         needed = {self.inputs(job_id) for job_id in job_ids}
         for path in list(self.path.iterdir()):
             fetched = path.name.startswith(_FETCHED)
             if not (fetched or (_UPLOAD.fullmatch(path.name) and path not in needed)):
                 continue
-            if self._shared:
-                if path.suffix == ".jsonl" and self.remote is None:
-                    continue
+            whole = path.suffix == ".jsonl" and not fetched
+            if self._shared and whole and self.remote is None:
+                continue
+            # A whole one is a copy here, which its server can fetch again.
+            if self._shared and not whole:
                 with suppress(FileNotFoundError):
                     if path.stat().st_mtime > time.time() - _ABANDONED_S:
                         continue

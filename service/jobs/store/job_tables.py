@@ -20,22 +20,25 @@ from sqlalchemy.exc import IntegrityError
 from service.errors import IdempotencyConflictError
 from service.jobs.store.claims import ClaimLostError, Claims, claimed
 from service.jobs.store.database import Database
+from service.jobs.store.discards import Discards, list_due
 from service.jobs.store.numbers import taken_bytes
 from service.jobs.store.reads import Reads
 from service.jobs.store.records import Job, RowRange, ScoredRow, StoredStatus, Sums, compact
-from service.jobs.store.schema import BAD_ROWS, BEGUN, JOBS, ROWS
+from service.jobs.store.schema import BAD_ROWS, BEGUN, DISCARDS, JOBS, ROWS
 
 
 class JobTables:
     """What is done to jobs, in a database. A method raises as ``Database.transaction``, and then changes nothing.
 
+    After JobsUnavailableError it may have, where the answer to its commit was lost: called again it changes no more.
+
     Attributes:
-        reads: what is read of jobs; claims: which server has which.
+        reads: what is read of jobs; claims: which server has which; discards: the uploads to remove.
     """
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.reads, self.claims = Reads(database), Claims(database)
+        self.reads, self.claims, self.discards = Reads(database), Claims(database), Discards(database)
 
     def close(self) -> None:
         """Close the database."""
@@ -57,16 +60,23 @@ class JobTables:
         }
         try:
             with self.database.transaction() as db:
+                db.execute(delete(DISCARDS).where(DISCARDS.c.id == job.id))
                 return int(db.execute(insert(JOBS).values(values).returning(JOBS.c.number)).scalar_one())
         except IntegrityError:
+            number = self.reads.number(job.id)
+            if number is not None:
+                return number  # by a call whose answer was lost
+            self.discards.hurry(job.id)
             raise IdempotencyConflictError(
                 "another server has just taken in a job with this Idempotency-Key: send it once more"
             ) from None
 
     def remove(self, jobs: Sequence[int]) -> None:
-        """Remove jobs, a few at once; what of their rows is left is for ``sweep``."""
+        """Remove jobs; their rows are for ``sweep``, their uploads for whoever reads ``discards``."""
         with self.database.transaction() as db:
-            db.execute(delete(JOBS).where(JOBS.c.number.in_(jobs)))
+            ids = db.execute(delete(JOBS).where(JOBS.c.number.in_(jobs)).returning(JOBS.c.id)).scalars().all()
+            db.execute(delete(BEGUN).where(BEGUN.c.job.in_(jobs)))
+            list_due(db, ids)
 
     def add_rows(
         self,
@@ -167,7 +177,8 @@ class JobTables:
     ) -> None:
         """Let a job end that has not.
 
-        Of a cancelled job no rows are kept; of another, those that its upload asked to keep. The rest is for ``sweep``.
+        Of a cancelled job no rows are kept; of another, those that its upload asked to keep. The rest is for ``sweep``,
+        and an upload that is not kept for whoever reads ``discards``.
 
         Args:
             fence: None: whoever has claimed it; nobody has afterwards.
@@ -192,8 +203,12 @@ class JobTables:
             mine = [JOBS.c.number == job, JOBS.c.status == "queued"]
             if fence is not None:
                 mine.append(JOBS.c.fence == fence)
-            if db.execute(update(JOBS).where(*mine).values(values)).rowcount != 1:
+            ended = update(JOBS).where(*mine).values(values).returning(JOBS.c.id, JOBS.c.keeps_rows)
+            row = db.execute(ended).one_or_none()
+            if row is None:
                 raise ClaimLostError
+            if not row.keeps_rows:
+                list_due(db, [row.id])
             _add_bad(db, job, bad or {})
             db.execute(delete(BEGUN).where(BEGUN.c.job == job))
 

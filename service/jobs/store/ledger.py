@@ -24,9 +24,6 @@ from service.settings import Settings
 from service.telemetry.logs import log_crash, logger
 from service.telemetry.metrics import Metrics
 
-#: Most jobs that one transaction removes.
-_REMOVED_AT_ONCE = 16
-
 
 class Ledger:
     """Every job that the server knows of.
@@ -63,27 +60,46 @@ class Ledger:
     # Jobs come and go
 
     async def add(self, job: Job) -> None:
-        """Keep a new job, whose whole upload is on disk."""
-        await self.disk.in_files(self.disk.folder.keep, job.id)
-        job.keeps_rows = job.about.keep_rows
-        job.number = await self.disk.in_database(self.disk.tables.add, job)
+        """Keep a new job, whose whole upload is on disk.
+
+        Where this fails, the database may have the job all the same, or not: the sweep removes the upload of none.
+        """
+        await self.disk.in_database(self.disk.tables.discards.announce, job.id)
+        try:
+            await self.disk.in_files(self.disk.folder.keep, job.id)
+            job.keeps_rows = job.about.keep_rows
+            job.number = await self.disk.in_database(self.disk.tables.add, job)
+        except BaseException:
+            if self.disk.shared:
+                await self.disk.forget_copy(job.id)
+                self.disk.sweep_soon()
+            else:
+                await self.disk.discard([job.id])
+            raise
         self.memory.by_id[job.id] = job
         logger.info("job queued", extra={"event": "job_queued", "job": job.id, "rows": job.about.rows})
         self.memory.count()
 
     async def remove(self, jobs: Sequence[Job]) -> None:
-        """Forget finished jobs; StorageFullError as of ``end``."""
-        async with self._changing:
+        """Forget finished jobs, with their rows and uploads; errors as of ``end``."""
+        async with self.disk.in_time(), self._changing:
             jobs = [job for job in jobs if job.id in self.memory.by_id]
-            for first in range(0, len(jobs), _REMOVED_AT_ONCE):
-                some = jobs[first : first + _REMOVED_AT_ONCE]
-                for job in some:
-                    # First, so that no prompt is left of which nobody knows.
-                    await self.disk.in_files(self.disk.folder.discard, job.id)
-                await self.disk.in_database(self.disk.tables.remove, [job.number for job in some])
-                for job in some:
-                    self.memory.forget(job)
-        self.disk.sweep_soon()
+            if not jobs:
+                return
+            await self._make_room(jobs)
+            await self.disk.in_database(self.disk.tables.remove, [job.number for job in jobs])
+            for job in jobs:
+                self.memory.forget(job)
+        await self.disk.discard([job.id for job in jobs])
+
+    async def _make_room(self, jobs: Sequence[Job]) -> None:
+        """Remove uploads before it is written down that nobody needs them: a disk without room could not take that.
+
+        Where others have the jobs too, one may be done by now, and then its rows stay.
+        """
+        if not self.disk.shared and self.disk.folder.remote is None:
+            for job in jobs:
+                await self.disk.in_files(self.disk.folder.discard, job.id)
 
     async def end(
         self,
@@ -105,14 +121,12 @@ class Ledger:
             StorageFullError, JobsUnavailableError: that cannot be written down yet.
             ClaimLostError: it is another server's by now; any server may cancel it.
         """
-        async with self._changing:
+        async with self.disk.in_time(), self._changing:
             if job.finished:
                 return
             cancelled = status == "cancelled"
-            if cancelled and not self.disk.shared:
-                # First the upload, which makes room on a disk that has none. Where others have the job too, it may be
-                # done by now, and then its rows stay.
-                await self.disk.in_files(self.disk.folder.discard, job.id)
+            if cancelled:
+                await self._make_room([job])
             finished_at, bad = time.time(), bad or {}
             fence = None if cancelled else job.fence
             more: dict[str, Any] = {"error": error, "result": result, "bad": bad}
@@ -126,11 +140,11 @@ class Ledger:
             fields = {"job": job.id, "status": status, "rows_done": job.rows_done, "rows_bad": job.rows_bad, **code}
             logger.info("job ended", extra={"event": "job_ended", **fields})
             self._over(job, status, finished_at, error)
-            if job.keeps_rows:
-                await self.disk.forget_copy(job.id)
-            else:
-                await self.disk.discard(job.id)
-        self.disk.sweep_soon()
+        if job.keeps_rows:
+            await self.disk.forget_copy(job.id)
+            self.disk.sweep_soon()
+        else:
+            await self.disk.discard([job.id])
 
     def lose(self, job: Job, error: Exception) -> None:
         """Let a job fail whose end could not be written down: it runs no more until the next start."""

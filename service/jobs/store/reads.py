@@ -48,6 +48,11 @@ class Reads:
             rows = db.execute(select(JOBS.c.number, JOBS.c.fence, JOBS.c.changes))
             return {number: (fence, changes) for number, fence, changes in rows}
 
+    def number(self, job_id: str) -> int | None:
+        """Return the number of the job of this id; None where there is none."""
+        with self.database.transaction() as db:
+            return db.execute(select(JOBS.c.number).where(JOBS.c.id == job_id)).scalar()
+
     def rows(self, job: int, after: int, count: int) -> list[ScoredRow]:
         """Return at most ``count`` labelled rows of numbers above ``after``, in order, without their answers."""
         asked = select(ROWS.c.row, ROWS.c.truth, ROWS.c.methods).where(ROWS.c.job == job, ROWS.c.row > after)
@@ -100,15 +105,15 @@ class Reads:
 
 
 def _leftover(db: Connection, table: Table, needed: Any) -> int | None:
-    """Return a job that has rows in a table and does not need them, by a look at each job that has some."""
-    job = -1
-    while True:
-        found = db.execute(select(func.min(table.c.job)).where(table.c.job > job)).scalar()
-        if found is None:
-            return None
-        job = int(found)
-        if db.execute(select(JOBS.c.number).where(JOBS.c.number == job, needed)).scalar() is None:
-            return job
+    """Return a job that has rows in a table and does not need them, by a look at each job that has some, not each row.
+
+    One statement, however many jobs have rows: each may be a round trip.
+    """
+    having = select(func.min(table.c.job).label("job")).cte("having", recursive=True)
+    later = select(func.min(table.c.job)).where(table.c.job > having.c.job).scalar_subquery()
+    having = having.union_all(select(later).where(having.c.job.is_not(None)))
+    needs = select(JOBS.c.number).where(JOBS.c.number == having.c.job, needed).exists()
+    return db.execute(select(having.c.job).where(having.c.job.is_not(None), ~needs).limit(1)).scalar()
 
 
 def _job(row: Mapping[Any, Any], bad_counts: Counter[str], begun: dict[RowRange, int]) -> Job:

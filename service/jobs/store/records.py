@@ -1,6 +1,7 @@
 """What is kept of a job: its description, its sums, its rows' answers; and the job as the server holds it in memory.
 
-``About``, ``Sums`` and ``JobResult`` are on disk, as JSON. They are no part of the API's contract.
+``About``, ``Sums`` and ``JobResult`` are on disk, as JSON. They are no part of the API's contract. A newer server may
+have given them fields that this one does not know: it reads the rest, and keeps them where it writes a record anew.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class ScoredRow(NamedTuple):
     written: Mapping[str, Any] | None = None
 
 
-class MethodSums(BaseModel):
+class MethodSums(BaseModel, extra="allow"):
     """One method's sums over rows: right answers, NLL (nats), and by confidence bin right answers less confidences."""
 
     hits: float = 0.0
@@ -67,7 +68,7 @@ class MethodSums(BaseModel):
     gaps: list[float]
 
 
-class Answered(BaseModel):
+class Answered(BaseModel, extra="allow"):
     """What answers say, labels or none: counts over rows.
 
     ``uncertainty`` has sums (nats) of the parts that every row has.
@@ -97,7 +98,7 @@ class Answered(BaseModel):
         return self.model_dump() | {"uncertainty": parts or None}
 
 
-class Sums(BaseModel):
+class Sums(BaseModel, extra="allow"):
     """Sums over the first rows of a job that have a label, by method; of each so many ``LabelNames.questions``.
 
     ``answered`` is of rows without a label too; None before the first row, and of a job that began on a server which
@@ -127,19 +128,21 @@ class Sums(BaseModel):
             before = self.methods.get(name) or MethodSums(gaps=[0.0] * bins)
             new = reliability_bins(probs, truth, bins)
             gaps = [b.count * ((b.accuracy or 0.0) - (b.confidence or 0.0)) for b in new]
-            methods[name] = MethodSums(
-                hits=before.hits + sum(b.count * (b.accuracy or 0.0) for b in new),
-                nll=before.nll + float(row_nll(probs, truth).sum()),
-                gaps=[a + b for a, b in zip(before.gaps, gaps, strict=True)],
-            )
+            sums = {
+                "hits": before.hits + sum(b.count * (b.accuracy or 0.0) for b in new),
+                "nll": before.nll + float(row_nll(probs, truth).sum()),
+                "gaps": [a + b for a, b in zip(before.gaps, gaps, strict=True)],
+            }
+            methods[name] = before.model_copy(update=sums)
         answered = self.answered if self.rows else self.answered or Answered()
-        return Sums(
-            rows=self.rows + len(labelled),
-            questions=labels.questions,
-            methods=methods,
-            unfamiliar=self._flagged(rows),
-            answered=answered and answered.plus([row.written for row in rows if row.written is not None]),
-        )
+        new_sums = {
+            "rows": self.rows + len(labelled),
+            "questions": labels.questions,
+            "methods": methods,
+            "unfamiliar": self._flagged(rows),
+            "answered": answered and answered.plus([row.written for row in rows if row.written is not None]),
+        }
+        return self.model_copy(update=new_sums)
 
     def _flagged(self, rows: Sequence[ScoredRow]) -> int | None:
         """Return how many rows are flagged as unfamiliar, with more rows in them."""
@@ -258,7 +261,6 @@ class Job:
         lost: whether its end could not be written down: under that claim it runs no more.
         changes: how often it has changed on disk, when another server's job was last read.
         pace: at the end of each of the last chunks, since the last pause: ``time.monotonic`` seconds and rows done.
-        end_seen_by: names of the callers who were told that it has ended.
     """
 
     id: str
@@ -288,7 +290,6 @@ class Job:
     finished_at: float | None = None
     pace: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=9))
     cancelling: bool = False
-    end_seen_by: set[str] = field(default_factory=set)
 
     @property
     def finished(self) -> bool:

@@ -1,6 +1,7 @@
 """The tables of jobs, and the format that a database has them in: made whole, and of another format refused by name.
 
-No release has had another format: there is nothing to bring up to date.
+What is added, a table here or a field of a record, keeps the format: a newer server adds what is missing, and an older
+one goes on with what it knows, so that a rollback works.
 """
 
 from __future__ import annotations
@@ -86,6 +87,10 @@ BEGUN: Final = _table(
 SERVERS: Final = _table(
     "laplora_servers", Column("id", Text, primary_key=True), Column("heard_at", Double, nullable=False)
 )
+#: Uploads that are to be removed, each from a time on: seconds since the epoch, the database's clock.
+DISCARDS: Final = _table(
+    "laplora_discards", Column("id", Text, primary_key=True), Column("due_at", Double, nullable=False)
+)
 
 #: Changes of artifacts, one each (``service.changes``), as JSON in ``record``.
 CHANGES: Final = _table(
@@ -102,7 +107,7 @@ CHANGES: Final = _table(
 
 
 def make_tables(connection: Connection) -> None:
-    """Make the tables of a database that has none, in the transaction that the connection is in.
+    """Make the tables that a database has not, in the transaction that the connection is in.
 
     Raises:
         JobsUnavailableError: as of ``check_format``.
@@ -110,11 +115,10 @@ def make_tables(connection: Connection) -> None:
     postgresql = connection.dialect.name == "postgresql"
     if postgresql:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-    if check_format(connection) == FORMAT:
-        # A database of before there were changes: servers that know none read it as ever.
-        CHANGES.create(connection, checkfirst=True)
+    has_some = check_format(connection) == FORMAT
+    _METADATA.create_all(connection, checkfirst=has_some)
+    if has_some:
         return
-    _METADATA.create_all(connection, checkfirst=False)
     if postgresql:
         connection.execute(text(f"CREATE TABLE {_FORMAT_TABLE} AS SELECT {FORMAT} AS format"))
     else:

@@ -144,22 +144,24 @@ class Sharing:
         if not self._disk.shared or self._disk.closed is not None:
             return []
         called_at = time.monotonic()
-        async with self._refreshing:
+        async with self._disk.in_time(), self._refreshing:
             if self._refreshed_at >= called_at:
                 return []  # one that began after this call was made has it all
             begun_at = time.monotonic()
             before = {job.number: job for job in self._memory.by_id.values()}
             versions = await self._disk.in_database(self._disk.tables.reads.versions)
-            lost = [job for number, job in before.items() if number not in versions and job.id in self._memory.by_id]
-            gone = list(lost)
-            for job in lost:
-                self._memory.forget(job)
             changed = [
                 number
                 for number, (fence, changes) in versions.items()
                 if (own := before.get(number)) is None or _behind(own, fence, changes)
             ]
-            for read in await self._disk.in_database(self._disk.tables.reads.jobs, changed) if changed else ():
+            reads = await self._disk.in_database(self._disk.tables.reads.jobs, changed) if changed else []
+            # From here on nothing fails: what is noted as gone is returned.
+            lost = [job for number, job in before.items() if number not in versions and job.id in self._memory.by_id]
+            gone = list(lost)
+            for job in lost:
+                self._memory.forget(job)
+            for read in reads:
                 now = self._memory.by_id.get(read.id)
                 # What this server wrote meanwhile is newer than what was read.
                 if now is not None and not _behind(now, read.fence, read.changes):

@@ -20,7 +20,7 @@ from server_process import until
 GUEST = "guest"
 
 
-def _user() -> dict[str, str]:
+def own_user() -> dict[str, str]:
     """Return whom to run as, where that is root: PostgreSQL refuses to."""
     names = {user.pw_name for user in pwd.getpwall()}
     found = next((name for name in ("postgres", "nobody") if name in names), None)
@@ -35,7 +35,7 @@ def postgres() -> Iterator[str]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parts[4]))
     if not found:
         pytest.skip("initdb (PostgreSQL) not installed: .ci/install_programs")
-    own = _user()
+    own = own_user()
     with tempfile.TemporaryDirectory(prefix="laplora-postgres-") as temporary:
         folder, data = Path(temporary), Path(temporary) / "data"
         if own:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_calls import ServedJobs, callers, lines, poisoned, refused, rows, serve, stopped_job
+from job_calls import ServedJobs, lines, poisoned, refused, rows, serve, stopped_job
 from serving import artifacts_in, changed
 
 pytestmark = pytest.mark.anyio
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("how", ["cancel", "delete"])
-async def test_cancel_frees_the_queue_at_once_and_keeps_the_job_listed(how: str) -> None:
+async def test_cancel_frees_the_queue_at_once_and_keeps_the_job_listed_and_delete_deletes_it(how: str) -> None:
     async with serve(batch_tokens=40) as served:
         served.predictor.hold()
         job_id = await served.submit(rows(200))
@@ -27,8 +27,14 @@ async def test_cancel_frees_the_queue_at_once_and_keeps_the_job_listed(how: str)
         if how == "cancel":
             await served.cancel(job_id)
         else:
-            assert await served.delete(job_id) == "cancelled"
+            assert await served.delete(job_id) == "removed"
         assert (served.state.backend.queue.rows, served.uploads(), served.state.jobs.quota.held_bytes) == (0, [], 0)
+        if how == "delete":
+            refused(await served.client.get(f"/evaluate/jobs/{job_id}"), 404, "job_not_found")
+            assert (
+                await served.state.jobs.ledger.disk.in_database(served.state.jobs.ledger.disk.tables.reads.jobs) == []
+            )
+            return
         found = await served.get(job_id)
         assert (found["status"], found["rows_done"], found["result"]) == ("cancelled", 0, None)
         assert found["finished_at"]
@@ -60,26 +66,6 @@ async def test_a_cancel_loses_no_result_while_the_end_is_written_or_later(
     for _ in ("while it is written", "later"):
         assert (await served.cancel(job_id))["status"] == "done"
     assert (await served.get(job_id))["result"]["rows"] == 5
-
-
-async def test_delete_removes_only_what_the_caller_was_told_has_ended() -> None:
-    async with serve() as served, callers(served) as who:
-
-        async def job_of_ann() -> str:
-            job = await who.json("ann", "POST", content=lines(rows(3)))
-            await served.until(lambda: served.held(job["id"]).finished)
-            return f"/{job['id']}"
-
-        unread = await job_of_ann()
-        # What another caller reads tells ann nothing.
-        assert (await who.json("root", "GET", unread))["status"] == "done"
-        assert (await who.json("ann", "DELETE", unread))["outcome"] == "kept"
-        assert (await who.json("ann", "GET", unread))["result"]["rows"] == 3
-        assert (await who.json("ann", "DELETE", unread))["outcome"] == "removed"
-        for method, path in (("GET", ""), ("POST", "{}/cancel"), ("DELETE", "{}")):
-            job = await job_of_ann()
-            await who.call("ann", method, path.format(job))
-            assert (await who.json("ann", "DELETE", job))["outcome"] == "removed", (method, path)
 
 
 # Rows without an answer

@@ -167,7 +167,7 @@ def test_no_claim_comes_in_the_middle_of_a_write(name: str, stores: Stores) -> N
 
 
 def test_a_server_that_hangs_in_a_write_keeps_no_job_from_the_others(url: str) -> None:
-    hung, other = JobTables(Database.at_url(url, idle_timeout_ms=1000)), JobTables(Database.at_url(url))
+    hung, other = JobTables(Database.at_url(url, timeout_s=1)), JobTables(Database.at_url(url))
     number = begun(other)
     let_die(other)
 

@@ -20,6 +20,7 @@ from job_servers import Servers, check_whole, has, job_until, submit_to
 from remote_servers import object_server
 from server_process import Process, metric, until
 from stored_jobs import kept_rows
+from tcp_proxy import tcp_proxy
 
 from service.errors import JobsUnavailableError, UploadChangedError
 from service.jobs.store.database import Database
@@ -211,6 +212,47 @@ def test_servers_with_folders_of_their_own_share_jobs(
         assert sorted(names(s3)) == sorted(f"shared/{job_id}.jsonl" for job_id in ids)
         # No copy stays, neither where a job was run nor where its upload came.
         until(lambda: not list(tmp_path.rglob("*.jsonl")))
-        for job_id in ids * 2:  # what was not read there before is kept at first
-            clients[0].delete(f"/evaluate/jobs/{job_id}")
-        assert names(s3) == []
+        for job_id in ids:  # told of at the other one, at most
+            assert clients[0].delete(f"/evaluate/jobs/{job_id}").json()["outcome"] == "removed"
+        until(lambda: names(s3) == [])
+
+
+def test_what_a_store_that_is_away_still_has_goes_once_it_is_back(
+    servers: Servers, url: str, s3: dict[str, str], tmp_path: Path
+) -> None:
+    """Jobs that ended, and that were deleted, done or running, while it was away, and servers that were killed then."""
+    store, processes = JobTables(Database.at_url(url)), list[Process]()
+    with tcp_proxy(httpx.URL(s3["AWS_ENDPOINT_URL"]).port or 0) as proxy, ExitStack() as stack:
+        servers.environment |= {"LAPLORA_JOBS_URL": url, "LAPLORA_JOBS_FILES_URL": "s3://jobs/away", **s3}
+        servers.environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{proxy.port}"
+
+        def another(folder: str) -> httpx.Client:
+            servers.jobs_dir = tmp_path / folder
+            processes.append(servers.start("--batch-tokens", "40", "--job-look-s", "0.1"))
+            return stack.enter_context(processes[-1].client())
+
+        one, two = another("one"), another("two")
+        ended = submit_to(one, rows(8))
+        job_until(one, ended, has("done"))
+        servers.shut()
+        running = [submit_to(one, rows(8)) for _ in range(2)]
+        params: dict[str, Any] = {"resamples": 10, "keep_rows": False}
+        unkept = one.post("/evaluate/jobs", content=lines(rows(8)), headers=JSONL, params=params).json()["id"]
+        until(lambda: sum(bool(job.begun) for job in store.reads.jobs()) == 3)
+        proxy.go_away()
+        for client, job_id in zip((two, one, two), (ended, *running), strict=True):
+            assert client.delete(f"/evaluate/jobs/{job_id}").json()["outcome"] == "removed"
+        servers.open()
+        job_until(two, unkept, has("done"))
+        until(lambda: not list(tmp_path.rglob("*.jsonl")))
+        assert len(names(s3)) == 4
+        for process in processes:
+            process.popen.send_signal(signal.SIGKILL)
+            process.popen.wait()
+        proxy.come_back()
+        another("three")
+        until(lambda: names(s3) == [])
+        assert [job.id for job in store.reads.jobs()] == [unkept]
+        for number in range(1, 5):
+            until(lambda: kept_rows(store, number) == [])  # noqa: B023
+    store.close()

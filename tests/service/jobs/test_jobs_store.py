@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import uuid
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from job_calls import JSONL, refused, rows, serve
+from serving import RULE
+from sqlalchemy import Engine, event, insert
 from stored_jobs import Stores, add, claimed, end, kept_rows, new_job
 
 from service.errors import JobsUnavailableError
+from service.jobs.store import schema
 from service.jobs.store.claims import ClaimLostError
 from service.jobs.store.database import Database
 from service.jobs.store.folder import JobsFolder, StrangersError
@@ -128,6 +133,70 @@ def test_rows_go_to_disk_once_and_in_order_and_leave_nothing_when_they_are_remov
     while store.reads.sweep():
         pass
     assert (store.reads.jobs(), kept_rows(store, number), store.reads.bad_rows(number)) == ([], [], [])
+
+
+def test_a_sweep_and_a_removal_ask_as_much_of_four_hundred_jobs_as_of_two(database: Stores) -> None:
+    store, _ = database
+    statements, counts = list[str](), list[int]()
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_more: Any) -> None:
+        statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    for count in (2, 400):
+        numbers = [store.add(new_job(uuid.uuid4().hex, keep_rows=True)) for _ in range(count)]
+        with store.database.transaction() as db:
+            for table, more in ((schema.ROWS, {"truth": "0", "methods": "{}"}), (schema.BAD_ROWS, {"code": "x"})):
+                db.execute(insert(table), [{"job": number, "row": 0, **more} for number in numbers])
+        statements.clear()
+        assert not store.reads.sweep()
+        store.remove(numbers[1:])
+        counts.append(len(statements))
+        # What is removed is found between jobs that need theirs.
+        assert store.reads.sweep()
+        assert kept_rows(store, numbers[1]) == []
+        while store.reads.sweep():
+            pass
+        assert kept_rows(store, numbers[0]) == [0]
+    event.remove(Engine, "before_cursor_execute", note)
+    assert counts[0] == counts[1] < 20, "each statement may be a round trip"
+
+
+@pytest.mark.anyio
+async def test_what_a_newer_server_wrote_is_read_and_kept_and_what_an_older_one_has_not_is_made() -> None:
+    async with serve(batch_tokens=40) as served:
+        served.predictor.hold()
+        job_id, file = await served.submit(rows(60)), served.folder() / "jobs.sqlite"
+        await served.until(served.predictor.entered.is_set)
+
+    def edit(column: str, *places: str) -> None:
+        changes = ", ".join(f"'$.{place}newer', 7" for place in places)
+        with closing(sqlite3.connect(file)) as db, db:
+            db.execute(f"UPDATE laplora_jobs SET {column} = json_set(coalesce({column}, '{{}}'), {changes})")
+
+    def kept(column: str, place: str) -> Any:
+        with closing(sqlite3.connect(file)) as db:
+            return db.execute(f"SELECT {column} ->> '$.{place}newer' FROM laplora_jobs").fetchone()[0]
+
+    edit("about", "", "options.", "artifact.")
+    edit("sums", "")
+    with closing(sqlite3.connect(file)) as db, db:
+        db.execute("ALTER TABLE laplora_jobs ADD COLUMN newer TEXT")
+        db.execute("DROP TABLE laplora_discards")
+    again = {"jobs_dir": served.state.settings.jobs_dir, "batch_tokens": 40}
+    async with serve(**again) as served:
+        assert (await served.ended(job_id))["result"]["rows"] == 60
+    assert (kept("about", ""), kept("sums", "")) == (7, 7)
+    edit("result", "", "artifact.", "methods.laplace.", "methods.laplace.reliability[0].")
+    with closing(sqlite3.connect(file)) as db, db:
+        db.execute("""UPDATE laplora_jobs SET error = '{"code": "x", "message": "y", "newer": 7}'""")
+    async with serve(**again) as served:
+        assert (await served.get(job_id))["result"]["rows"] == 60
+        assert len(await served.answers(job_id)) == 60
+        served.predictor.artifact.manifest.predictives = {"laplace": RULE}
+        for path in ("", f"/{job_id}/report"):
+            assert (await served.client.get(f"/evaluate/jobs{path}")).status_code == 200
+        assert await served.delete(job_id) == "removed"
 
 
 ID = "7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"
