@@ -111,8 +111,8 @@ def judge(report: Report) -> Verdict:
         if check.outcome == "no" and caveat:
             caveats.append(caveat)
     kind, sentence = _decision(report)
-    if (nothing := report.promise.nothing_accepted) and nothing not in sentence:
-        caveats.append(f"{nothing}.")
+    if (nothing := _nothing_accepted(report)) and nothing != sentence:
+        caveats.append(nothing)
     if (skill := _skill(report)).shown and not skill.by_accuracy:
         caveats.append(
             f"Its accuracy is not clearly above that of always answering “{skill.label}”, which is a hard test where "
@@ -182,8 +182,10 @@ def _decision(report: Report) -> tuple[Kind, str]:
             "learnt the task."
         )
     if accepted is None:
-        none = f"the review rule finds none sure enough for an error rate of {percent(target)}"
-        return "stop", f"A person would have to look at every answer: {report.promise.nothing_accepted or none}."
+        return "stop", _nothing_accepted(report) or (
+            "A person would have to look at every answer: the review rule finds none sure enough for an error rate of "
+            f"{percent(target)}."
+        )
     if accepted.interval[0] > target:
         return "stop", (
             f"Of the answers that nobody would look at {accepted} are wrong, more than the {percent(target)} "
@@ -206,6 +208,11 @@ def _decision(report: Report) -> tuple[Kind, str]:
         rest = f", and the review rule still sends {percent(review.value)} of them to a person" if review.count else ""
         return "ship", f"{wrong} of all {len(rows)} answers are wrong, {kept}{rest}."
     return "review", f"{looks}: {kept}."
+
+
+def _nothing_accepted(report: Report) -> str:
+    said = report.promise.nothing_accepted
+    return f"{said[:1].upper()}{said[1:]}.".replace(" %", "\u00a0%") if said else ""
 
 
 def _checks(report: Report) -> Iterator[tuple[Check, str]]:

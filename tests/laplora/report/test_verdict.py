@@ -19,7 +19,7 @@ def outcomes(one: Report) -> dict[str, str]:
     return {check.title: check.outcome for check in judge(one).checks}
 
 
-NOTHING = replace(PROMISE, nothing_accepted="map accepts nothing")
+NOTHING = replace(PROMISE, nothing_accepted="map accepts nothing at 5 %")
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ NOTHING = replace(PROMISE, nothing_accepted="map accepts nothing")
         (report(rows=1000, wrong=2, reviewed=999), "open", "here 0 of 1 are wrong"),
         (report(rows=1000, wrong=200, reviewed=300, accepted_wrong=80), "stop", "than noise explains"),
         (report(rows=120, wrong=12, reviewed=120), "stop", "look at every answer: the review rule finds none sure"),
-        (replace(report(reviewed=120), promise=NOTHING), "stop", "look at every answer: map accepts nothing."),
+        (replace(report(reviewed=120), promise=NOTHING), "stop", "Map accepts nothing at 5\xa0%."),
         (report(rows=120, wrong=58, reviewed=60, accepted_wrong=29), "stop", "that the model has learnt the task"),
     ],
 )
@@ -47,6 +47,11 @@ def test_the_verdict_goes_by_what_is_accepted(one: Report, kind: str, said: str)
     if kind == "review":
         assert f"{100 * review.value:.1f}" in found.title
         assert str(accepted) in found.sentence
+
+
+def test_that_nothing_is_accepted_is_said_beside_another_verdict() -> None:
+    unskilled = replace(report(rows=120, wrong=58, reviewed=120), promise=NOTHING)
+    assert "Map accepts nothing at 5\xa0%." in judge(unskilled).caveats
 
 
 @pytest.mark.parametrize(("target", "rows"), [(0.05, 72), (0.1, 36), (0.5, 6), (0.001, 3688)])
