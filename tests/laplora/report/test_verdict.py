@@ -50,7 +50,7 @@ def test_the_verdict_goes_by_what_is_accepted(one: Report, kind: str, said: str)
 
 
 def test_that_nothing_is_accepted_is_said_beside_another_verdict() -> None:
-    unskilled = replace(report(rows=120, wrong=58, reviewed=120), promise=NOTHING)
+    unskilled = replace(report(rows=120, wrong=58, reviewed=60, accepted_wrong=29), promise=NOTHING)
     assert "Map accepts nothing at 5\xa0%." in judge(unskilled).caveats
 
 
