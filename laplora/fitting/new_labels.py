@@ -25,6 +25,7 @@ from laplora.artifact.manifest import Manifest
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
 from laplora.fitting.calibrate import (
+    OUT_OF_FOLD,
     Calibrated,
     calibrate,
     out_of_fold,
@@ -139,8 +140,10 @@ def condition_on(
         ConfigError: a posterior, or more rows, than conditioning covers.
         FactorizationError, NonFiniteError: rows that no kernel fits, an answer that is not finite.
     """
-    check_rows(classifier, examples, calibration)
     manifest, adapted = packaged.artifact.manifest, packaged.adapted
+    if calibration and manifest.calibration.split == OUT_OF_FOLD:
+        raise ConfigError("the calibration rows trained the adapter, which knows their labels: give the new rows alone")
+    check_rows(classifier, examples, calibration)
     assert adapted.posterior is not None
     posterior = adapted.posterior.to("cpu", torch.float32)
     settings = settings_of(manifest, posterior.structure)

@@ -25,12 +25,14 @@ from tiny_runs import (
     write_rows,
 )
 
+import laplora
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConfigError
 from laplora.fitting import passes
 from laplora.fitting.projected import split_of
 from laplora.fitting.saving import read_fit
 from laplora.models.adapters import attach_adapter
+from laplora.predictive.kinds import CONDITIONED
 from laplora.predictor import Predictor
 from training.calibration import fold_adapters as fold_adapters_module
 from training.config import load_config
@@ -88,8 +90,11 @@ def test_every_label_trains_what_is_served_and_calibrates_it(finished: FinishedR
         FOLDS,
     )
     assert manifest.data["rows"] == {"train": ROWS, "calibration": 0, "test": TEST}
-    assert "conditioned" not in manifest.predictives
-    assert {"map", "temperature", "laplace"} <= manifest.predictives.keys()
+    assert manifest.predictives.keys() == {"map", "temperature", "laplace", *CONDITIONED}
+    assert {one.rows for one in manifest.conditioned.values()} == {ROWS}
+    rows = [{"text": f"row {i}", "label": "positive"} for i in range(20)]
+    with pytest.raises(ConfigError, match="the calibration rows trained the adapter"):
+        laplora.condition(finished.artifact, rows, calibration=rows[:2], device="cpu", progress=False)
     flag = manifest.predictives["laplace"].thresholds.flags["high_epistemic"]
     assert "rows of 'out_of_fold'" in flag.origin
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from laplora.classifier import Classifier
-from laplora.fitting.calibrate import OUT_OF_FOLD, calibrate, warn_of_nothing_accepted
+from laplora.fitting.calibrate import OUT_OF_FOLD, condition_and_calibrate, warn_of_nothing_accepted
 from laplora.fitting.conditioning import possible_conditioning
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.familiarity import familiar_of, strangeness_to
@@ -35,7 +35,9 @@ def cross_fit_rows(
 ) -> Fit:
     """Return the posterior of a classifier that was trained on all rows, calibrated by adapters that were not.
 
-    No predictive is ``conditioned``: the labels that it would learn from have trained the adapter.
+    Labels condition out of fold: a row's state and answer that its label corrects are those of its fold's adapter. So
+    the correction is learned from several adapters' states and serves that of all rows, as the temperature does. The
+    folds that judge it are the adapters' own, each corrected by what the others' states taught.
 
     Args:
         folds: of ``folded_rows``; initial, store, progress: as of ``laplora.fitting.fit.fit_rows``.
@@ -46,7 +48,7 @@ def cross_fit_rows(
     progress, store = progress or Silent(), store or Forgetful()
     check_several_labels(classifier, rows, settings)
     settings = possible(classifier, len(rows), settings)
-    settings = possible_conditioning(classifier, settings, rows, True)
+    settings = possible_conditioning(classifier, settings, rows, trained_on=False)
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), settings.laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, rows, blocks, settings, store, progress)
     found = folded_rows(classifier, folds, rows, blocks, settings, progress)
@@ -60,7 +62,7 @@ def cross_fit_rows(
         strangeness, count = strangeness_to(classifier, rows, settings, store, progress)
         familiar = familiar_of(strangeness, count, found.strangeness, settings)
     outputs = SplitOutputs(found.split, judged)
-    calibrated, scores = calibrate(settings, outputs, split_name=OUT_OF_FOLD)
+    settings, conditioned, calibrated, scores = condition_and_calibrate(settings, outputs, OUT_OF_FOLD)
     warn_of_nothing_accepted(calibrated, scores)
     return Fit(
         settings,
@@ -70,7 +72,7 @@ def cross_fit_rows(
         log_likelihood,
         distances,
         start is not None,
-        {},
+        conditioned,
         familiar,
         found.split,
         calibrated,

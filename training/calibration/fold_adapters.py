@@ -101,8 +101,9 @@ def folded_rows(
         torch.cat([getattr(part, name) for part in parts])[order]
         for name in ("logits", "class_mask", "labels", "label_mass")
     )
-    split = ProjectedSplit(projected, logits, mask, labels, mass, together=together)
     in_order = torch.cat([held for _, held in folds]).argsort()
+    last = torch.cat([part.last for part in parts if part.last is not None])[in_order]
+    split = ProjectedSplit(projected, logits, mask, labels, mass, together=together, last=last)
     strangeness_of_rows = torch.cat(strange)[in_order] if strange else None
     return FoldedRows(posteriors_together, split, list(zip(posteriors, parts, strict=True)), strangeness_of_rows)
 
@@ -119,7 +120,7 @@ def _held_out(
     """Return a fold's rows as its adapter's posterior sees them; what is kept is read."""
     made_from = rows_digest(rows)
     kept = store.read("held_out", made_from)
-    if kept is not None:
+    if kept is not None and "last" in kept[0]:  # an earlier version kept none
         return split_of(kept[0])
     split = project_split(classifier, posterior, rows, progress, title, batch_size=settings.laplace.batch_size)
     store.write("held_out", split_tensors(split), {}, made_from)

@@ -137,8 +137,9 @@ class CalibrationConfig(CalibrationSettings):
     def _promised(self) -> CalibrationConfig:
         if self.rows == "cross_fit" and self.guarantee == "upper_bound":
             raise ValueError(
-                "guarantee: upper_bound is on an adapter that saw none of the rows, and rows: cross_fit trains the "
-                "served one on all of them; use rows: held_out"
+                "guarantee: upper_bound counts mistakes of the served adapter on rows that it has not seen. With rows: "
+                "cross_fit there are none: it was trained on all of them, and the folds' adapters made the mistakes. "
+                "Use rows: held_out, or guarantee: empirical"
             )
         return self
 

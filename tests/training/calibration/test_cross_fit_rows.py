@@ -19,6 +19,8 @@ from laplora.errors import ConfigError
 from laplora.fitting.fit import Fit, fit_rows
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Forgetful
+from laplora.linearised import class_probs, contrast_logits
+from laplora.metrics.scores import row_nll
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.predictive.cross_fitting import fold_rows
 from laplora.predictive.lora_weights import in_place, lora_parameters
@@ -30,7 +32,6 @@ FOLDS, ROWS, LABELS = 2, 24, ["news", "sport", "weather"]
 SETTINGS = FitSettings.model_validate(
     {
         "calibration": {"folds": FOLDS},
-        "predictives": {"conditioned": False},
         "many_classes": {"limit": 2, "directions": 1, "reference_rows": 4},
     }
 )
@@ -61,7 +62,7 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path) -> None:
             return fit_rows(classifier, *([rows[i] for i in part.tolist()] for part in (fit, held)), SETTINGS)
 
     found = cross_fit_rows(classifier, rows, folds, SETTINGS)
-    whole, strange = found.calibration.projected, []
+    whole, strange, fits = found.calibration.projected, [], list[Fit]()
     for number, (adapter, (fit, held)) in enumerate(zip(folds, parts, strict=True)):
         of_fold = alone(adapter, fit, held)
         part = of_fold.calibration
@@ -71,9 +72,19 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path) -> None:
         assert torch.equal(whole.contrast_mean[held], part.projected.contrast_mean)
         assert torch.equal(whole.kept[held][..., : part.projected.kept.shape[-1]], part.projected.kept)
         assert torch.equal(found.calibration.labels[held], part.labels)
+        assert torch.equal(found.calibration.last[held], part.last)
+        fits.append(of_fold)
     assert found.familiar.record.rows == ROWS
     assert torch.equal(found.familiar.familiarity.reference, torch.cat(strange).sort().values)
     assert found.posterior.rows == found.calibrated.calibration.rows == len(found.calibration) == ROWS
     assert isinstance(found.posterior, ManyClassPosterior)
     assert found.many_classes is not None
     assert 0 < found.many_classes.filled_in < 1
+    # A fold is corrected by what the labels of the other one teach through the states of its adapter.
+    losses = []
+    for other, one in (fits, reversed(fits)):
+        shift, split = other.conditioned["conditioned"].shift, one.calibration
+        logits = contrast_logits(split.projected.contrast_mean / shift.temperature + shift.of(split.last))
+        losses.append(row_nll(class_probs(logits, split.class_mask), split.labels))
+    assert found.calibrated.predictives["conditioned"].nll == pytest.approx(float(torch.cat(losses).mean()))
+    assert {len(one.left_out) for one in found.conditioned.values()} == {ROWS}

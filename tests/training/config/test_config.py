@@ -68,7 +68,7 @@ def test_all_bad_fields_are_reported_at_once(tmp_path: Path) -> None:
         ({"data": {"dataset": "sst2", "source": "hub"}}, "data.source: .* 'wheel'.*dataset: hub:nyu-mll/glue with"),
         ({"laplace": {"many_classes": {"leading": 0, "samples": 0}}}, "leading and samples are both 0"),
         ({"predictives": {"serve": "conditioned", "conditioned": False}}, "serve: conditioned is off; on are"),
-        ({"calibration": {"rows": "cross_fit", "guarantee": "upper_bound"}}, "the served one on all of them"),
+        ({"calibration": {"rows": "cross_fit", "guarantee": "upper_bound"}}, "it was trained on all of them"),
         ({"student": STUDENT, "calibration": {"rows": "cross_fit"}}, r"student takes calibration\.rows: held_out"),
         ({"student": STUDENT, "optimizer": {"class_weights": "balanced"}}, "class_weights does not weigh"),
         *(({"name": name}, "name: String should match pattern") for name in ("", ".", "..", "a/b", "-x", "a b", "ü")),
