@@ -48,7 +48,7 @@ from laplora.models.readout import base_of
 from laplora.posterior.base import block_precisions
 from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.predictive.kinds import PredictiveName
-from laplora.predictive.lora_weights import lora_parameters
+from laplora.predictive.lora_weights import lora_parameters, weight_checksums
 from laplora.predictor import Predictor
 from laplora.selection.suggest import Suggestion, suggest
 
@@ -93,6 +93,7 @@ class CalibratedPosterior:
 
     def _serve(self, predictor: Predictor) -> None:
         self.predictor, self._parameters = predictor, predictor.adapted.parameters
+        self._checksums = weight_checksums(self._parameters)
 
     def __repr__(self) -> str:
         """Return what was fitted, in a line."""
@@ -135,7 +136,7 @@ class CalibratedPosterior:
             DataError: an input without one of the fields, or with one that cannot be used.
             TooManyTokensError: too long, with ``truncate`` off.
             ConfigError: no such predictive.
-            ModelError: a model in training mode, or that runs another adapter than was fitted.
+            ModelError: a model in training mode, or that runs another adapter, or other weights of it, than was fitted.
             NonFiniteError: NaN or infinity in a logit or variance.
         """
         self._check_model()
@@ -310,6 +311,12 @@ class CalibratedPosterior:
             raise ModelError(
                 "the model runs another adapter or head than this posterior was fitted on: make that one active again, "
                 "by model.set_adapter(NAME), or fit anew"
+            )
+        now = weight_checksums(self._parameters)
+        if changed := [name for name, number in self._checksums.items() if now[name] != number]:
+            raise ModelError(
+                f"the weights of {changed[0]} and of {len(changed) - 1} more blocks are not those that this posterior "
+                "was fitted on: they were changed in place, as by more training. Load those weights again, or fit anew"
             )
 
     def _base_spec(self, base: str | None, revision: str | None) -> BaseSpec:

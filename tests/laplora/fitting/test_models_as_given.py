@@ -88,6 +88,19 @@ def test_no_answer_with_dropout_nor_by_another_adapter() -> None:
             ask()
     given.set_adapter("default")
     assert [answer.probs for answer in posterior.predict(asked)] == expected
+    weight = next(iter(lora_parameters(given).values())).data  # torch counts no change by this
+    for change in (lambda: weight[0, 0].add_(1e-3), lambda: weight.copy_(weight.flip(0))):
+        before = weight.clone()
+        change()
+        for ask in (
+            lambda: posterior.predict(asked),
+            lambda: posterior.evaluate(asked),
+            lambda: posterior.save("never"),
+        ):
+            with pytest.raises(ModelError, match=r"the weights of .* were changed in place"):
+                ask()
+        weight.copy_(before)
+    assert [answer.probs for answer in posterior.predict(asked)] == expected
     given.base_model.disable_adapter_layers()
     with pytest.raises(ModelError, match=r"the adapter is disabled, at .*q_proj"):
         posterior.predict(asked)
