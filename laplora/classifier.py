@@ -80,7 +80,7 @@ class Classifier:
         Raises:
             ModelError: a model that the method does not cover, a head of another number of classes or another order, a
                 model on several devices without a device map or in part on the disk, compiled or wrapped for parallel
-                work; the message says what to do.
+                work, a slow tokenizer; the message says what to do.
             NonFiniteError: a weight that is NaN or infinite.
             LabelTokenError: labels that cannot be told apart after the prompt.
             ConfigError: fewer than two labels, a name twice, a template without a placeholder, or fewer than
@@ -88,6 +88,11 @@ class Classifier:
         """
         if max_tokens < FEWEST_TOKENS:
             raise ConfigError(f"max_tokens is {max_tokens}, and a prompt needs {FEWEST_TOKENS} or more: raise it")
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise ModelError(
+                "the tokenizer must be a fast one, whose processing an artifact can record, got "
+                f"{type(tokenizer).__name__}: load it by transformers.AutoTokenizer, which makes a fast one if it can"
+            )
         self.labels, self.verbalizers, self.template = _described(labels, template)
         self.model = _checked(model)
         self.tokenizer = tokenizer

@@ -19,8 +19,8 @@ logits have no common shift then, and all of the above holds with ``Q`` the iden
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -49,20 +49,22 @@ class PosteriorPredictive:
         return self.probs.shape[0]
 
 
+@lru_cache(maxsize=4)
 def contrasts(classes: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Return Q (classes, classes - 1): Helmert contrasts, orthonormal columns orthogonal to the ones vector.
 
     Column k compares class k + 1 with the mean of the classes before it. So the contrasts of a row with fewer possible
-    classes are a prefix of the contrasts of all of them. Raises ConfigError for fewer than two classes.
+    classes are a prefix of the contrasts of all of them. It is kept for the next call: do not write into it. Raises
+    ConfigError for fewer than two classes.
     """
     if classes < 2:
         raise ConfigError(f"contrasts need at least two classes, got {classes}")
-    q = torch.zeros(classes, classes - 1, dtype=torch.float64)
-    for k in range(classes - 1):
-        scale = math.sqrt((k + 1) * (k + 2))
-        q[: k + 1, k] = 1 / scale
-        q[k + 1, k] = -(k + 1) / scale
-    return q.to(dtype)
+    with torch.inference_mode(False):
+        k = torch.arange(1, classes, dtype=torch.float64, device="cpu")
+        scale = (k * (k + 1)).sqrt()
+        q = (1 / scale).repeat(classes, 1).triu_()
+        q.diagonal(-1).copy_(-k / scale)
+        return q.to(dtype)
 
 
 def directions_of(likelihood: Likelihood, classes: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -149,11 +151,17 @@ def class_weighted_hessian(
     return weights[labels, None, None] * contrast_hessian(logits.double() + weights.log(), class_mask)
 
 
-def mean_contrast_hessian(probs: torch.Tensor) -> torch.Tensor:
-    """Return the mean ``Lambda`` of probabilities (batch, classes), (classes - 1, classes - 1) float64."""
-    probs = probs.double()
+def mean_contrast_hessian(probs: torch.Tensor, class_weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the mean ``Lambda`` of probabilities (batch, classes), (classes - 1, classes - 1) float64.
+
+    With class weights it is that of ``class_weighted_hessian``, expected over labels of these probabilities.
+    """
+    tilted = counted = probs.double()
+    if class_weights is not None:
+        counted = tilted * class_weights.to(tilted)  # p_c w_c: the expected weight times softmax(f + log w)
+        tilted = counted / counted.sum(1, keepdim=True)
     transform = contrasts(probs.shape[-1], torch.float64).to(probs.device)
-    return transform.T @ (torch.diag(probs.mean(0)) - probs.T @ probs / len(probs)) @ transform
+    return transform.T @ (torch.diag(counted.mean(0)) - counted.T @ tilted / len(probs)) @ transform
 
 
 def hessian_root(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:

@@ -79,13 +79,14 @@ class LastStates:
         states: (inputs, width), what their logits are read from.
         probs: (inputs, classes), what the trained weights say of them.
         trained: rows that trained the weights, as of ``LastLayer.of``.
-        likelihood: of the labels.
+        likelihood: of the labels; class_weights: (classes,), of the loss that trained the weights; None: none.
     """
 
     states: torch.Tensor
     probs: torch.Tensor
     trained: float
     likelihood: Likelihood = "categorical"
+    class_weights: torch.Tensor | None = None
 
     def take(self, inputs: torch.Tensor) -> LastStates:
         """Return some of the inputs."""
@@ -94,5 +95,5 @@ class LastStates:
     def layer(self) -> LastLayer:
         """Return the last layer with the moments of these inputs; raises NonFiniteError as ``LastLayer.of``."""
         if self.likelihood == "categorical":
-            return LastLayer.of(self.states, mean_contrast_hessian(self.probs), self.trained)
+            return LastLayer.of(self.states, mean_contrast_hessian(self.probs, self.class_weights), self.trained)
         return LastLayer.of(self.states, torch.diag((self.probs * (1 - self.probs)).mean(0)), self.trained)

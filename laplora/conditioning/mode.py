@@ -1,8 +1,9 @@
 """Conditioning a Gaussian process over the contrasts on labelled rows: its mode, and what follows for other rows.
 
-Under a posterior the contrasts are a Gaussian process with a mean ``m(x)`` and a kernel ``k(x, x')`` (which, says
-``laplora.conditioning.last_layer``). Labels ``y`` of rows X that training did not see condition it. With
-``K = k(X, X)`` and the cross-entropy as likelihood the mode is
+The process is a prior of its own for what a predictive's log probabilities lack: its mean ``m(x)`` is their contrasts,
+its kernel ``k(x, x')`` that of ``laplora.conditioning.last_layer``. It is not the Laplace posterior over the adapter,
+which no label conditions. Labels ``y`` of rows X that training did not see condition it. With ``K = k(X, X)`` and the
+cross-entropy as likelihood the mode is
 
     ``g = m(X) + K alpha``,   ``alpha_n = Q^T (onehot(y_n) - softmax(g_n))``,
 

@@ -32,7 +32,7 @@ class Recommendation:
 
     Attributes:
         predictive: its name.
-        reason: one sentence with figures.
+        reason: one sentence with figures. They are of the rows that chose, so of several that are level the luckiest.
         table: by name ``nll`` (cross-fitted calibration NLL, mean over rows, nats), ``difference_to_map``, and
             ``low`` and ``high``, the difference's paired-bootstrap interval at 95 %.
     """
@@ -94,7 +94,7 @@ def recommend(
         if able in accepting:
             chosen, why = able, f"preferred to {chosen}, which accepts nothing at the target risk"
     entry = table[chosen]
-    figures = f"an NLL of {entry['nll']:.3f} nats on {rows} calibration rows"
+    figures = f"an NLL of {entry['nll']:.3f} nats on the {rows} calibration rows that chose it"
     if chosen != "map":
         interval = f"95 % {entry['low']:+.3f} to {entry['high']:+.3f}"
         figures += f", {entry['difference_to_map']:+.3f} against map, the fine-tuned model alone ({interval})"

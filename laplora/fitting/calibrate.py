@@ -146,7 +146,7 @@ def condition_and_calibrate(
     conditioned, held_out = dict[Corrected, Conditioned](), dict[PredictiveName, PosteriorPredictive]()
     if settings.predictives.conditioned:
         try:
-            conditioning = Conditioning.of(outputs.fitted, outputs.split)
+            conditioning = Conditioning.of(outputs.fitted, outputs.split, class_weights=settings.class_weights)
             conditioned = {kind: conditioning.served(kind) for kind in CONDITIONED}
             held_out = out_of_fold(settings, outputs, prior_of, conditioning, CONDITIONED)
         except (LaploraError, RuntimeError) as error:  # RuntimeError: of LAPACK, or no memory for a kernel's matrix

@@ -312,8 +312,8 @@ class CalibratedPosterior:
                 "the model runs another adapter or head than this posterior was fitted on: make that one active again, "
                 "by model.set_adapter(NAME), or fit anew"
             )
-        now = weight_checksums(self._parameters)
-        if changed := [name for name, number in self._checksums.items() if now[name] != number]:
+        checksums = weight_checksums(self._parameters)
+        if changed := [name for name, number in self._checksums.items() if checksums[name] != number]:
             raise ModelError(
                 f"the weights of {changed[0]} and of {len(changed) - 1} more blocks are not those that this posterior "
                 "was fitted on: they were changed in place, as by more training. Load those weights again, or fit anew"

@@ -79,13 +79,19 @@ class Conditioning:
         split: ProjectedSplit,
         before: Mapping[Corrected, tuple[torch.Tensor, float]] | None = None,
         always: int = 0,
+        class_weights: Sequence[float] = (),
     ) -> Conditioning:
-        """Return the conditioning of a split whose last states were kept; labels move it on from ``before``."""
+        """Return the conditioning of a split whose last states were kept; labels move it on from ``before``.
+
+        Args:
+            class_weights: of the loss that trained the adapter, as of ``FitSettings``.
+        """
         assert split.last is not None
         probs = class_probs(split.logits, split.class_mask)
         rows = trained.posterior.rows
         if split.together == 1:
-            states = LastStates(split.last, probs, rows)
+            weights = torch.tensor(class_weights, dtype=torch.float64) if class_weights else None
+            states = LastStates(split.last, probs, rows, class_weights=weights)
         else:
             states = LastStates(split.last, probs[:, 1].view(-1, split.together), rows, "bernoulli")
         return cls(trained, split, states, before or {}, always)

@@ -158,7 +158,7 @@ def condition_on(
         rows, always = concatenated([earlier, rows]), len(earlier)
         fitted = replace(fitted, projected=rows.projected)
     on_top = {} if calibration else {kind: (outputs.moved[kind], s.temperature) for kind, s in adapted.shifts.items()}
-    conditioning = Conditioning.of(fitted, rows, on_top, always)
+    conditioning = Conditioning.of(fitted, rows, on_top, always, settings.class_weights)
     found: dict[Corrected, Conditioned] = {}
     for kind in CONDITIONED:
         one = conditioning.served(kind)
@@ -236,11 +236,18 @@ def settings_of(manifest: Manifest, structure: str) -> FitSettings:
                 "serve": recommended.predictive if recommended.chosen_by == "configuration" else "auto",
             },
             "many_classes": {"limit": many.limit if many else max(16, len(manifest.labels))},
+            "class_weights": _class_weights(manifest),
         }
     )
     if set(settings.predictives.names) != {*names, *CONDITIONED}:
         raise ConfigError(f"the artifact has the predictives {list(names)}, which cannot be calibrated together anew")
     return settings
+
+
+def _class_weights(manifest: Manifest) -> list[float]:
+    """Return the class weights of the training, in class order, as a fit or a run's configuration records them."""
+    of_run = (manifest.config.get("optimizer") or {}).get("class_weights") or {}
+    return manifest.config.get("class_weights") or [of_run[label] for label in manifest.labels if of_run]
 
 
 def predictive_before(outputs: SplitOutputs, manifest: Manifest) -> PosteriorPredictive:

@@ -24,8 +24,8 @@ class RecommendedOut(Answer):
     predictive: str = Field(description="Its name.", examples=["laplace"])
     reason: str = Field(
         examples=[
-            "laplace has an NLL of 0.369 nats on 150 calibration rows, -0.506 against map, the fine-tuned model alone "
-            "(95 % -0.785 to -0.250); the lowest of all"
+            "laplace has an NLL of 0.369 nats on the 150 calibration rows that chose it, -0.506 against map, the "
+            "fine-tuned model alone (95 % -0.785 to -0.250); the lowest of all"
         ]
     )
     """Why, in one sentence with figures."""

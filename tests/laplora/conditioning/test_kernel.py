@@ -10,7 +10,7 @@ from laplora.conditioning.choice import BIASES, VARIANCES, candidates
 from laplora.conditioning.kernel import Kernel
 from laplora.conditioning.last_layer import LastLayer
 from laplora.errors import NonFiniteError
-from laplora.linearised import class_probs, contrast_hessian, mean_contrast_hessian
+from laplora.linearised import class_probs, class_weighted_hessian, contrast_hessian, mean_contrast_hessian
 
 ROWS, WIDTH, CLASSES, TRAINED = 9, 14, 4, 50
 
@@ -110,3 +110,10 @@ def test_mean_hessian_is_the_mean_of_the_rows() -> None:
     mask[2, 2:] = False
     found = mean_contrast_hessian(class_probs(logits, mask))
     torch.testing.assert_close(found, contrast_hessian(logits, mask).mean(0))
+    # With class weights that of their loss: of each label that a row may have, by its probability.
+    weights, probs = torch.arange(1, CLASSES + 1) / 2, class_probs(logits, mask)
+    expected = torch.zeros_like(found)
+    for label in range(CLASSES):
+        own = class_weighted_hessian(logits, torch.full((7,), label), mask, weights)
+        expected += (probs[:, label, None, None] * own).mean(0)
+    torch.testing.assert_close(mean_contrast_hessian(probs, weights), expected)

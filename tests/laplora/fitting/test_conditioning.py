@@ -89,6 +89,8 @@ def problem(moved_by: float, _most_left_out: int = MOST_LEFT_OUT) -> tuple[Condi
     prior = choose_by_validation(posterior, split.projected, split.labels, split.class_mask).prior
     fitted = Fitted(posterior, prior, split.projected)
     conditioning = Conditioning.of(fitted, split)
+    plain, weighted = (Conditioning.of(fitted, split, class_weights=w).states.layer() for w in ((), (3.0, 1.0, 0.5)))
+    assert not torch.allclose(plain.curvature, weighted.curvature, rtol=0.1)  # right by tests/laplora/conditioning
     served = {kind: conditioning.served(kind) for kind in CONDITIONED}
     left_out = {kind: one.left_out for kind, one in served.items()}
     outputs = SplitOutputs(split, fitted, moved=left_out, temperature=served["conditioned"].shift.temperature)

@@ -17,7 +17,7 @@ from tiny_architectures import tiny_architecture
 from tiny_classifiers import TARGETS, adapted_classifier, head_alone
 from tiny_models import add_lora, tiny_base
 from tiny_runs import FinishedRun
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, CanineTokenizer
 
 import laplora
 from laplora.errors import ConfigError, GoldenMismatchError, LabelTokenError, ModelError
@@ -116,6 +116,8 @@ def test_what_no_classifier_can_be_made_of() -> None:
     with pytest.raises(ModelError):
         classifier(doubled)
     assert not any(parameter.requires_grad for parameter in doubled.parameters())
+    with pytest.raises(ModelError, match=r"must be a fast one, .* got CanineTokenizer"):
+        laplora.Classifier(model(), CanineTokenizer(), LABELS, "{text} z")
     with pytest.raises(LabelTokenError, match="ends every text with token 2"):
         laplora.Classifier(model(), letters("[CLS] $A [SEP]"), "{text} z", LABELS)
     with pytest.raises(ConfigError, match="max_tokens is 7"):
