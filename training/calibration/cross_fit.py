@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from laplora.classifier import Classifier
-from laplora.fitting.calibrate import OUT_OF_FOLD, condition_and_calibrate, warn_of_nothing_accepted
+from laplora.fitting.calibrate import OUT_OF_FOLD, condition_and_calibrate
 from laplora.fitting.conditioning import possible_conditioning
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.familiarity import familiar_of, strangeness_to
@@ -63,7 +63,6 @@ def cross_fit_rows(
         familiar = familiar_of(strangeness, count, found.strangeness, settings)
     outputs = SplitOutputs(found.split, judged)
     settings, conditioned, calibrated, scores = condition_and_calibrate(settings, outputs, OUT_OF_FOLD)
-    warn_of_nothing_accepted(calibrated, scores)
     return Fit(
         settings,
         posterior,
