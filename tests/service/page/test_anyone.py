@@ -150,7 +150,7 @@ def test_html_in_names_and_labels_stays_text(browser: Browser, tmp_path: Path) -
         visited.show("jobs")
         row = {"question": MARKUP, "choices": ["a", "b"], "label": LABELS[0]}
         choose(page, lines([row]), "<img src=x>.jsonl", "text/html")
-        page.get_by_role("button", name="Evaluate", exact=True).click()
+        page.get_by_role("button", name="Send", exact=True).click()
         expect(page.locator(".job").first).to_contain_text(MARKUP)
         expect(page.locator(".job").first).to_have_attribute("data-status", "done")
         visited.show("feedback")
