@@ -24,7 +24,6 @@ from service.errors import (
     ChangeNotFoundError,
     DrainingError,
     IdempotencyConflictError,
-    JobsUnavailableError,
     error_detail,
     kind_of,
 )
@@ -36,8 +35,6 @@ from service.telemetry.logs import log_crash, logger
 T = TypeVar("T")
 #: Makes a change: given what is called once nothing refuses it any more, it returns the future of what it comes to.
 Work = Callable[[Callable[[], object]], Future[T]]
-#: Seconds in which the database is to answer, before the change begins without it.
-_DATABASE_S = 5.0
 
 
 class Changes:
@@ -179,11 +176,7 @@ class Changes:
     async def _in_database(self, function: Callable[..., T], *arguments: Any) -> T:
         if self._disk.closed is not None:
             raise self._disk.closed
-        try:
-            async with asyncio.timeout(_DATABASE_S):
-                return await self._disk.in_database(function, self._disk.tables.database, *arguments)
-        except TimeoutError:
-            raise JobsUnavailableError("the jobs' database does not answer: try again later") from None
+        return await self._disk.in_database(function, self._disk.tables.database, *arguments)
 
     def _forget_old(self) -> None:
         """Make room for one more."""
