@@ -22,6 +22,7 @@ from service.errors import TracingUnavailableError
 from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore
 from service.http import error_answers, openapi
+from service.http.compression import PackedAnswers
 from service.http.first_look import FirstLook
 from service.http.headers import SafeHeaders
 from service.http.in_flight import InFlight, SharedLimit
@@ -203,6 +204,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
             expose_headers=["Location", "Retry-After", "X-Request-ID"],
         )
+    app.add_middleware(PackedAnswers, threads=parts.threads.pool("pack", 1))
     app.add_middleware(SafeHeaders, docs_script=openapi.docs_script(app))
     routers = (*_ROUTERS, page.page_router())
     for router in routers:

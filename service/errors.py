@@ -96,6 +96,10 @@ class RouteNotFoundError(ServiceError, code="route_not_found", status=404):
 _answered(library.ArtifactNotFoundError, "artifact_not_found", 404, "No artifact of this name.")
 
 
+class ArtifactNotLoadedError(ServiceError, code="artifact_not_loaded", status=404):
+    """The artifact exists but is not loaded."""
+
+
 class ReportNotFoundError(ServiceError, code="report_not_found", status=404):
     """There is no report of it that can be shown."""
 
@@ -124,10 +128,6 @@ class MethodNotAllowedError(ServiceError, code="method_not_allowed", status=405)
     """The endpoint takes another method."""
 
 
-class ArtifactNotLoadedError(ServiceError, code="artifact_not_loaded", status=409):
-    """The artifact exists but is not loaded."""
-
-
 class ArtifactActiveError(ServiceError, code="artifact_active", status=409):
     """The active artifact cannot be unloaded."""
 
@@ -149,7 +149,7 @@ class ShelfFullError(ServiceError, code="artifacts_full", status=409):
 
 
 class IdempotencyConflictError(ServiceError, code="idempotency_conflict", status=409):
-    """The Idempotency-Key is another job's or change's, or of an upload that has not ended."""
+    """The Idempotency-Key is of a job with other rows or options, another change, or an upload that has not ended."""
 
 
 class ArtifactChangedError(ServiceError, code="artifact_changed", status=409):
@@ -179,7 +179,7 @@ class BatchTooLargeError(ServiceError, code="batch_too_large", status=413):
 
 
 class MediaTypeError(ServiceError, code="unsupported_media_type", status=415):
-    """The body is not plain UTF-8 application/json."""
+    """The body is not UTF-8 application/json, plain or packed with gzip."""
 
 
 class UnknownHostError(ServiceError, code="unknown_host", status=421):
@@ -191,7 +191,14 @@ class InvalidJsonError(ServiceError, code="invalid_json", status=422):
 
 
 class InvalidRequestError(ServiceError, code="invalid_request", status=422):
-    """The JSON does not fit the schema."""
+    """The JSON does not fit the schema.
+
+    Attributes:
+        problems: the first of several things that are wrong, with ``field`` and ``message``; problems_count: of all.
+    """
+
+    problems: list[dict[str, str]] | None = None
+    problems_count = 0
 
 
 _answered(library.TooManyTokensError, "too_many_tokens", 422, "An input is too long and truncate is false.")
@@ -335,6 +342,8 @@ def error_content(error: BaseException, request_id: str) -> dict[str, object]:
     lines: Any = getattr(error, "lines", None)
     if lines:
         detail["lines"], detail["lines_bad"] = lines, getattr(error, "lines_bad", len(lines))
+    if isinstance(error, InvalidRequestError) and error.problems:
+        detail["problems"], detail["problems_count"] = error.problems, error.problems_count
     return {"error": detail, "request_id": request_id}
 
 

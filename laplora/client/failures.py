@@ -17,7 +17,7 @@ from typing import Any
 from laplora.errors import LaploraError
 
 #: What the service says of an error beside its message.
-DETAILS = ("code", "field", "limit", "got", "lines", "lines_bad")
+DETAILS = ("code", "field", "limit", "got", "problems", "problems_count", "lines", "lines_bad")
 
 
 @dataclass(eq=False, repr=False)
@@ -29,6 +29,8 @@ class ServiceFailedError(LaploraError):
         code: the service's name of the error.
         request_id: identifies the request in the service's log.
         field: of the request, at fault; limit, got: where a limit was passed.
+        problems: where several things are wrong with a body, ``field`` and ``message`` of the first 16;
+            problems_count: how many there are.
         lines: of a refused upload, ``line``, ``code`` and ``message`` of the first 100 bad lines; lines_bad: how many
             there are.
         retry_after_s: seconds that the service wants the client to wait.
@@ -42,6 +44,8 @@ class ServiceFailedError(LaploraError):
     field: str | None = None
     limit: int | None = None
     got: int | None = None
+    problems: list[dict[str, Any]] | None = None
+    problems_count: int | None = None
     lines: list[dict[str, Any]] | None = None
     lines_bad: int | None = None
     retry_after_s: float | None = None

@@ -26,6 +26,7 @@ from service.errors import (
     MediaTypeError,
     ServiceError,
 )
+from service.http.compression import TAKEN_ENCODINGS, unpacked
 from service.http.json_parsing import most_members, parse_json
 from service.settings import Settings
 
@@ -119,7 +120,7 @@ def check_media_type(headers: Headers, others: Sequence[str] = ()) -> None:
     """Check that the body is declared as plain UTF-8 JSON, or as one of the other media types in its place.
 
     Raises:
-        MediaTypeError: another type, charset or encoding.
+        MediaTypeError: another type, charset or encoding (gzip may be).
     """
     message = Message()
     message["content-type"] = declared = headers.get("content-type", "")
@@ -131,25 +132,27 @@ def check_media_type(headers: Headers, others: Sequence[str] = ()) -> None:
     charset = message.get_param("charset", "utf-8")
     if not isinstance(charset, str) or charset.lower().replace("_", "-") not in ("utf-8", "utf8", "us-ascii"):
         raise MediaTypeError("the body must be UTF-8", field="content-type")
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise MediaTypeError("the body must not be compressed", field="content-encoding")
+    if headers.get("content-encoding", "").lower() not in TAKEN_ENCODINGS:
+        raise MediaTypeError("the body must be plain or packed with gzip", field="content-encoding")
 
 
 async def _read_bounded(request: Request, limit: int, hold: Callable[[int], None]) -> bytes:
-    """Return the request's body.
+    """Return the request's body, unpacked.
 
     Args:
-        limit: most bytes.
+        limit: most bytes, packed and unpacked.
         hold: finds room for so many bytes more, or raises: called with the announced length before anything is
             read, and with what comes beyond it as it comes.
 
     Raises:
         BodyTooLargeError: more bytes announced, or come, than ``limit``; ``got`` is what is known by then.
         ClientGoneError: the client went away while sending.
+        InvalidRequestError: as ``unpacked``.
         ServiceError: what ``hold`` raises.
     """
     announced = announced_bytes(request.headers)
     stream = request.stream()
+    content = unpacked(stream, request.headers, limit)
     chunks: list[bytes] = []
     size = held = 0
     try:
@@ -159,7 +162,7 @@ async def _read_bounded(request: Request, limit: int, hold: Callable[[int], None
             if announced:
                 hold(announced)
                 held = announced
-            async for chunk in stream:
+            async for chunk in content:
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(limit, size)
@@ -173,24 +176,27 @@ async def _read_bounded(request: Request, limit: int, hold: Callable[[int], None
                 await discard(stream, _DISCARD_FACTOR * limit)
             raise
         except ServiceError:
-            await hear_out(request)
+            await hear_out(request, stream)
             raise
     except ClientDisconnect:
         raise ClientGoneError("the client closed its connection while sending the body") from None
     return b"".join(chunks)
 
 
-async def hear_out(request: Request) -> None:
+async def hear_out(request: Request, stream: AsyncIterator[bytes] | None = None) -> None:
     """Read what is still sent on a connection that ends with the answer, and throw it away, as ``discard`` does.
 
     Of a connection that stays, the server reads on by itself.
+
+    Args:
+        stream: of its body, where some of it was read.
 
     Raises:
         ClientDisconnect: the client went away.
     """
     closes = request.scope.get("http_version") == "1.0" or "close" in request.headers.get("connection", "").lower()
     if closes and "expect" not in request.headers:
-        await discard(request.stream(), _DISCARD_BYTES)
+        await discard(stream or request.stream(), _DISCARD_BYTES)
 
 
 def announced_bytes(headers: Headers) -> int:

@@ -34,6 +34,8 @@ from service.http.schemas.vllm import VllmErrorResponse
 from service.telemetry.logs import log_crash, request_id
 from service.telemetry.request_record import note
 
+#: How many problems of an invalid body are told of one by one; the others are counted.
+_TOLD_PROBLEMS = 16
 #: What pydantic says of a value that is no JSON object, in words about its own classes.
 _NO_OBJECT = frozenset({"dict_type", "model_type", "model_attributes_type"})
 
@@ -125,16 +127,24 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
 
 async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    # The first problem only, by place and kind: the input that pydantic keeps beside it is never sent.
-    first = error.errors()[0]
-    path = shown_field(".".join(str(part) for part in first["loc"] if part != "body") or "body")
-    context = first.get("ctx", {})
+    found = error.errors()
+    first, context = found[0], found[0].get("ctx", {})
+    problems = [_problem(one) for one in found[:_TOLD_PROBLEMS]]
     bounds = (value for name, value in context.items() if name.startswith(("max_", "min_")))
     limit = next((value for value in bounds if isinstance(value, int)), None)
-    problem = "Input should be an object of named fields" if first["type"] in _NO_OBJECT else first["msg"]
     is_inputs = first["loc"][1:2] == ("inputs",) and len(first["loc"]) <= 3
     if is_inputs and request.scope["path"] == "/predict" and isinstance(first["input"], str | list):
-        problem += "; texts without names are POST /tei/predict's and /classify's"
-    message = f"{path[:200]}: {problem}"
-    invalid = InvalidRequestError(message, field=path, limit=limit, got=context.get("actual_length"))
+        problems[0]["message"] += "; texts without names are POST /tei/predict's and /classify's"
+    message = "; ".join(f"{problem['field']}: {problem['message']}" for problem in problems)
+    field, got = problems[0]["field"], context.get("actual_length")
+    invalid = InvalidRequestError(message, field=field, limit=limit, got=got)
+    if len(found) > 1:
+        invalid.problems, invalid.problems_count = problems, len(found)
     return await answer(request, invalid)
+
+
+def _problem(error: Any) -> dict[str, str]:
+    """Return what is wrong, by place and kind: the input that pydantic keeps beside it is never sent."""
+    path = shown_field(".".join(str(part) for part in error["loc"] if part != "body") or "body")
+    message = "Input should be an object of named fields" if error["type"] in _NO_OBJECT else error["msg"]
+    return {"field": path[:200], "message": message[:300]}

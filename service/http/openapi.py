@@ -56,8 +56,9 @@ many connections, 403 `foreign_origin` where a browser sends it for another site
 API keys are asked for and Host is a name that the server was not told of and, should the server have a fault, 500
 `internal_error`.
 
-A request body is one JSON object in UTF-8, declared as `application/json`, not compressed, no key twice in an object;
-an upload of POST /evaluate/jobs is one such object a line, declared as `application/jsonl` or `application/x-ndjson`.
+A request body is one JSON object in UTF-8, declared as `application/json`, no key twice in an object; an upload of POST
+/evaluate/jobs is one such object a line, declared as `application/jsonl` or `application/x-ndjson`. Both may be packed
+with gzip (`Content-Encoding: gzip`): limits are of what they hold. Answers are packed where `Accept-Encoding` has it.
 """
 
 #: What the tags of operations mean, in the order of the docs page.

@@ -34,6 +34,7 @@ ACCESS: Final[dict[str, Need]] = {
     "GET /docs": "open",
     "GET /docs/assets/{rest:path}": "open",
     "GET /openapi.json": "open",
+    "GET /health": "open",
     "GET /health/live": "open",
     "GET /health/ready": "open",
     "GET /tei/health": "open",

@@ -1,4 +1,4 @@
-"""GET /health/live, /health/ready and /metrics."""
+"""GET /health, /health/live, /health/ready and /metrics; probes may ask by HEAD."""
 
 from __future__ import annotations
 
@@ -24,15 +24,20 @@ async def _ready(artifacts: ArtifactsDep, lifecycle: LifecycleDep, scorer: Score
 
 
 ReadyDep = Annotated[Any, Depends(_ready)]
+_READY_RESPONSES = error_responses("device_stalled", *STATE_ERRORS)
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live")
 async def health_live() -> LiveResponse:
     """Whether the process answers; true from the start until it leaves, whatever the artifact and the device do."""
     return LiveResponse(status="live")
 
 
-@router.get("/health/ready", responses=error_responses("device_stalled", *STATE_ERRORS))
+@router.head("/health", include_in_schema=False)
+@router.head("/health/ready", include_in_schema=False)
+@router.get("/health", responses=_READY_RESPONSES, name="health")
+@router.get("/health/ready", responses=_READY_RESPONSES)
 async def health_ready(active: ReadyDep, artifacts: ArtifactsDep) -> ReadyResponse:
     """Whether new requests are to be sent here: an artifact's real pass and golden replay succeeded, the server is not
     about to stop, the device has not failed, and no run of it is overdue.

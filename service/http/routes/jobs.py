@@ -15,6 +15,7 @@ from laplora.errors import LaploraError
 from service.artifacts.host import ArtifactHost
 from service.errors import ClientGoneError, DeadlineError
 from service.http.body import announced_bytes, check_media_type, discard
+from service.http.compression import unpacked
 from service.http.disconnects import while_awaited
 from service.http.openapi import BODY_ERRORS, JOB_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
@@ -117,34 +118,34 @@ async def _submitted(
     jobs.quota.check_size(announced)
     await jobs.fresh()
     options = JobOptions(**query.options.model_dump())
-    repeated = partial(jobs.taking.repeated, owner, key, query.artifact, options, announced_bytes=announced)
-    earlier = repeated()
-    if earlier is not None:
-        await _discard_rest(request, settings.max_job_bytes)
-        return earlier
+    repeated = partial(jobs.taking.repeated, owner, key, query.artifact, options)
+    same = partial(repeated, keep_rows=query.keep_rows, announced_bytes=announced)
     try:
         async with (
-            artifacts.lease(query.artifact) as model,
             asyncio.timeout(settings.job_upload_timeout_s),
-            aclosing(request.stream()) as body,
+            aclosing(request.stream()) as packed,
+            aclosing(unpacked(packed, request.headers, settings.max_job_bytes)) as content,
         ):
-            # Once more: while the artifact was looked up, others may have come.
-            earlier = repeated()
-            if earlier is not None:
-                return earlier
-            return await jobs.taking.take(
-                steadily(body, settings.job_upload_idle_s),
-                owner=owner,
-                key=key,
-                artifact=ArtifactVersion(**artifact_ref(model.artifact).model_dump()),
-                labels=LabelNames.of(model.artifact.manifest),
-                options=options,
-                methods=_methods(model, query),
-                keep_rows=query.keep_rows,
-                template_fields=tuple(model.artifact.manifest.template.template().fields),
-                tokens_of=lambda fields: _tokens_of(model, fields, query),
-                awaited=partial(while_awaited, request),
-            )
+            body = steadily(content, settings.job_upload_idle_s)
+            if (earlier := same()) is None:
+                async with artifacts.lease(query.artifact) as model:
+                    # Once more: while the artifact was looked up, others may have come.
+                    if (earlier := same()) is None:
+                        return await jobs.taking.take(
+                            body,
+                            owner=owner,
+                            key=key,
+                            artifact=ArtifactVersion(**artifact_ref(model.artifact).model_dump()),
+                            labels=LabelNames.of(model.artifact.manifest),
+                            options=options,
+                            methods=_methods(model, query),
+                            keep_rows=query.keep_rows,
+                            template_fields=tuple(model.artifact.manifest.template.template().fields),
+                            tokens_of=lambda fields: _tokens_of(model, fields, query),
+                            awaited=partial(while_awaited, request),
+                        )
+            await jobs.taking.check_same(earlier, body)
+            return earlier
     except TimeoutError:
         raise DeadlineError("the upload took longer than job_upload_timeout_s: send it in parts") from None
     except ClientDisconnect:

@@ -42,6 +42,7 @@ async def tei_predict(body: TeiPredictRequest, predicting: PredictingDep) -> Res
     return answered.response(listed(rows) if body.inputs.batch else rows)
 
 
+@router.head("/tei/health", include_in_schema=False)
 @router.get(
     "/tei/health",
     response_class=Response,

@@ -16,6 +16,13 @@ class RefusedLineOut(Answer):
     """What was expected, what came, what to do."""
 
 
+class ProblemOut(Answer):
+    """One thing that is wrong with a body."""
+
+    field: str = Field(description="Dotted path of the field at fault.", examples=["inputs.3.label"])
+    message: str = Field(description="What was expected.", examples=["Field required"])
+
+
 class ErrorDetail(Answer):
     """What went wrong."""
 
@@ -26,6 +33,9 @@ class ErrorDetail(Answer):
     """Dotted path of the field at fault."""
     limit: int | None = Field(default=None, description="The limit that was passed, in its own unit.", examples=[512])
     got: int | None = Field(default=None, description="What came instead, in the limit's unit.", examples=[900])
+    problems: list[ProblemOut] | None = Field(None, examples=[None])
+    """The first 16 of several things that are wrong with a body; the other fields are of the first one."""
+    problems_count: int | None = Field(None, description="Number of things that are wrong with it.", examples=[None])
     lines: list[RefusedLineOut] | None = Field(None, examples=[None])
     """What is wrong with each line of a refused upload, of the first 100; the other fields are of the first one."""
     lines_bad: int | None = Field(None, description="Number of lines of the upload that are refused.", examples=[None])

@@ -35,7 +35,7 @@ class EvaluateOptions(MeasureOptions):
 class EvaluateRequest(Strict):
     """Labelled inputs to measure the artifact on."""
 
-    inputs: list[LabelledInput] = Field(min_length=1, fail_fast=True)
+    inputs: list[LabelledInput] = Field(min_length=1)
     """Labelled inputs, at most max_inputs (413 above), with different ids."""
     artifact: ArtifactName = None
     options: EvaluateOptions = Field(default_factory=lambda: EvaluateOptions(), description="How to evaluate.")

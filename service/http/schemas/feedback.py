@@ -25,7 +25,7 @@ class FeedbackItem(Strict):
 class FeedbackRequest(Strict):
     """True labels of earlier predictions."""
 
-    items: list[FeedbackItem] = Field(min_length=1, fail_fast=True, description="At most max_inputs (413 above).")
+    items: list[FeedbackItem] = Field(min_length=1, description="At most max_inputs (413 above).")
 
 
 class FeedbackResult(Answer):

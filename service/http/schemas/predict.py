@@ -48,7 +48,7 @@ class PredictOptions(Strict):
 class PredictRequest(Strict):
     """Inputs to classify."""
 
-    inputs: list[Input] = Field(min_length=1, fail_fast=True)
+    inputs: list[Input] = Field(min_length=1)
     """Inputs, at most max_inputs (413 above), with different ids; answers keep their order."""
     artifact: ArtifactName = None
     options: PredictOptions = Field(default_factory=lambda: PredictOptions(), description="How to predict.")

@@ -37,7 +37,7 @@ class SuggestOptions(Strict):
 class SuggestRequest(Strict):
     """Inputs without labels, of which some are to be labelled."""
 
-    inputs: list[Input] = Field(min_length=1, fail_fast=True)
+    inputs: list[Input] = Field(min_length=1)
     """Inputs, at most max_inputs (413 above), with different ids."""
     artifact: ArtifactName = None
     options: SuggestOptions = Field(default_factory=lambda: SuggestOptions(), description="How to choose.")

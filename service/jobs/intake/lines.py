@@ -11,7 +11,7 @@ _OTHERS = {
     b"\xff\xfe": "UTF-16 text: write it as UTF-8",
     b"\xfe\xff": "UTF-16 text: write it as UTF-8",
     b"[": "a JSON array: send one object a line, as jq -c '.[]' writes them",
-    b"\x1f\x8b": "a gzip file: send it uncompressed",
+    b"\x1f\x8b": "a gzip file: send it uncompressed, or with Content-Encoding: gzip",
     b"PK\x03\x04": "a zip file: send it uncompressed",
     b"\x28\xb5\x2f\xfd": "a zstd file: send it uncompressed",
     b"BZh": "a bzip2 file: send it uncompressed",

@@ -11,7 +11,7 @@ from typing import Any
 
 from laplora.answers.labels import LabelNames
 from service.errors import BodyTooLargeError, IdempotencyConflictError
-from service.jobs.intake.upload import Upload
+from service.jobs.intake.upload import Upload, new_content
 from service.jobs.store.ledger import Ledger
 from service.jobs.store.numbers import row_bytes
 from service.jobs.store.records import About, ArtifactVersion, Job, JobOptions, ReadRow
@@ -43,9 +43,18 @@ class Taking:
         self._checker_threads.shutdown(wait=False, cancel_futures=True)
 
     def repeated(
-        self, owner: str, key: str | None, artifact: str | None, options: JobOptions, *, announced_bytes: int
+        self,
+        owner: str,
+        key: str | None,
+        artifact: str | None,
+        options: JobOptions,
+        *,
+        keep_rows: bool,
+        announced_bytes: int,
     ) -> Job | None:
         """Return the job that this caller uploaded under this key, if there is one. ``JobBoard.fresh`` comes before.
+
+        Whether it is of the same rows ``check_same`` says.
 
         Raises:
             JobsUnavailableError: the folder is not open.
@@ -56,7 +65,8 @@ class Taking:
             raise IdempotencyConflictError("an upload with this Idempotency-Key has not ended: try again after it")
         for job in self._ledger.open_jobs().values():
             if key is not None and (job.owner, job.idempotency_key) == (owner, key):
-                if job.about.options != options or artifact not in (None, job.about.artifact.name):
+                same = (job.about.options, job.about.keep_rows) == (options, keep_rows)
+                if not same or artifact not in (None, job.about.artifact.name):
                     raise IdempotencyConflictError(
                         "a job with this Idempotency-Key has other options: send another key for another job",
                         field="idempotency-key",
@@ -64,6 +74,24 @@ class Taking:
                 return job
         self._quota.check_room(owner, announced_bytes)
         return None
+
+    async def check_same(self, job: Job, body: AsyncIterator[bytes]) -> None:
+        """Check that an upload is that of a job, sent once more.
+
+        Raises:
+            BodyTooLargeError: it is larger than any job's.
+            IdempotencyConflictError: it has other rows.
+        """
+        content, received = new_content(), 0
+        async for chunk in body:
+            received += len(chunk)
+            self._quota.check_size(received)
+            content.update(chunk)
+        if job.about.content not in (None, content.hexdigest()):
+            raise IdempotencyConflictError(
+                "a job with this Idempotency-Key has other rows: send another key for another job",
+                field="idempotency-key",
+            )
 
     async def take(
         self,
@@ -128,6 +156,7 @@ class Taking:
                 upload_bytes=upload.size_bytes,
                 fields=template_fields,
                 columns=tuple(upload.columns),
+                content=upload.content.hexdigest(),
             )
             job = Job(job_id, owner, key, about)
             await whole(ledger.add(job))

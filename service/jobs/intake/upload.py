@@ -44,6 +44,11 @@ class IdleUploadError(DeadlineError):
     """An upload brought nothing for too long."""
 
 
+def new_content() -> blake2b:
+    """Return what takes the bytes of an upload: its ``hexdigest`` is the ``content`` of ``About``."""
+    return blake2b(digest_size=16)
+
+
 async def steadily(body: AsyncIterator[bytes], idle_s: float) -> AsyncIterator[bytes]:
     """Yield what comes of an upload.
 
@@ -78,6 +83,7 @@ class Upload:
         rows, labelled, tokens, size_bytes: of the rows so far, refused ones with them; bytes as they are written.
         answer_bytes: that the answers to them take at most.
         columns: their names, in the order in which they came.
+        content: takes the bytes that came, for their digest.
     """
 
     def __init__(
@@ -94,6 +100,7 @@ class Upload:
         self._settings, self._read_uploaded, self._tokens_of = settings, read_uploaded, tokens_of
         self._labels, self._template_fields, self._row_bytes = labels, template_fields, row_bytes
         self._lines = Lines()
+        self.content = new_content()
         self._ids: set[bytes] = set()
         #: What is wrong with lines, the first of them and how many; from the first on nothing is written.
         self._refused: list[RefusedLine] = []
@@ -114,6 +121,7 @@ class Upload:
             LaploraError: as ``finish``, of 1,000 rows that would be refused.
             ClientGoneError: it was stopped.
         """
+        self.content.update(chunk)
         for line in self._lines.feed(chunk):
             self._take(line)
         self._check_size(self._lines.pending, self._line + 1)

@@ -215,6 +215,7 @@ class About(BaseModel):
         upload_bytes: size of the upload as it is kept.
         fields: of the artifact's template: what of a row its prompt is made of.
         columns: names of the upload's columns, in the order in which they came.
+        content: digest of the upload as it came, unpacked; None of a job from before there was one.
     """
 
     artifact: ArtifactVersion
@@ -230,6 +231,7 @@ class About(BaseModel):
     upload_bytes: int
     fields: tuple[str, ...]
     columns: tuple[str, ...]
+    content: str | None = None
 
     @property
     def label_names(self) -> LabelNames:

@@ -99,8 +99,8 @@ async def test_a_root_that_does_not_answer_keeps_nobody_else_waiting(
     finally:
         let_go.set()
     assert [code(answer) for answer in refused] == [
-        (409, "artifact_not_loaded"),
-        (409, "artifact_not_loaded"),
+        (404, "artifact_not_loaded"),
+        (404, "artifact_not_loaded"),
         (504, "load_timeout"),
         (409, "load_stuck"),
     ]

@@ -67,7 +67,7 @@ async def test_request_chooses_among_the_loaded(three: Three) -> None:
     assert named(await predict("a", artifact="second")) == "second"
     assert [len(p.batches) for p in (three.first, three.second)] == [2, 1]
     refused = await predict("a", artifact="third")
-    assert code(refused) == (409, "artifact_not_loaded")
+    assert code(refused) == (404, "artifact_not_loaded")
     assert refused.json()["error"]["field"] == "artifact"
     assert code(await predict("a", artifact="nobody")) == (404, "artifact_not_found")
     loaded = await three.post("third/load")
@@ -83,6 +83,32 @@ async def test_request_chooses_among_the_loaded(three: Three) -> None:
         ("second", False, 1000, 0),
         ("third", False, 1000, 0),
     ]
+
+
+async def test_every_route_says_which_artifact_is_not_there_and_which_is_not_loaded(tmp_path: Path) -> None:
+    inputs = {"inputs": [{"text": "a"}]}
+    labelled = {"inputs": [{"text": "a", "label": "positive"}]}
+    async with three_in(tmp_path, conditioning=True) as three:
+        client = three.served.client
+        for name, refused in (("nobody", "artifact_not_found"), ("third", "artifact_not_loaded")):
+            scoring = [("/predict", inputs), ("/evaluate", labelled), ("/suggest", inputs)]
+            answers = [await client.post(path, json={**body, "artifact": name}) for path, body in scoring]
+            upload = {
+                "content": b'{"text": "a", "label": "positive"}',
+                "headers": {"content-type": "application/jsonl"},
+            }
+            answers.append(await client.post(f"/evaluate/jobs?artifact={name}", **upload))
+            answers.append(await three.post(f"{name}/unload"))
+            rows = {"rows": labelled["inputs"] * 20}
+            for change, changed in (("condition", rows), ("condition/undo", {})):
+                answers.append(await client.post(f"/artifacts/{name}/{change}", json=changed))
+            for answer in answers:
+                assert code(answer) == (404, refused), answer.url
+            for path in ("/classify", "/v1/classify"):
+                error = (await client.post(path, json={"input": "a", "model": name})).json()["error"]
+                assert (error["code"], error["type"]) == (404, refused)
+        for answer in (await three.post("nobody/load"), await client.get("/artifacts/nobody/report")):
+            assert code(answer) == (404, "artifact_not_found")
 
 
 async def test_rows_of_two_artifacts_never_share_a_batch(three: Three) -> None:
@@ -103,8 +129,8 @@ async def test_unloading_drops_nothing_under_way(three: Three) -> None:
     await asyncio.to_thread(second.entered.wait)
     await served.until(lambda: served.state.artifacts.shelf.places[1].leases == 2)
     assert named(await three.post("second/unload")) == "second"
-    assert code(await served.predict("c", artifact="second")) == (409, "artifact_not_loaded")
-    assert code(await three.post("second/unload")) == (409, "artifact_not_loaded")
+    assert code(await served.predict("c", artifact="second")) == (404, "artifact_not_loaded")
+    assert code(await three.post("second/unload")) == (404, "artifact_not_loaded")
     second.released.set()
     assert [named(await task) for task in (running, waiting)] == ["second", "second"]
     assert code(await three.post("first/unload")) == (409, "artifact_active")

@@ -194,7 +194,7 @@ async def test_an_artifact_that_is_unloaded_meanwhile_does_not_come_back(
     if learned:
         assert answer.json()["artifact"]["digest"] == after != before
     else:
-        assert code(answer) == (409, "artifact_not_loaded")
+        assert code(answer) == (404, "artifact_not_loaded")
         assert after == before
 
 

@@ -55,7 +55,7 @@ def test_each_request_has_its_own_answer_of_its_own_artifact_and_feedback_finds_
     recorded = served.client.post("/feedback", json={"items": items}).json()["results"]
     assert [one["status"] for one in recorded] == ["recorded"] * 10
     assert served.client.post("/artifacts/second/unload").status_code == 200
-    assert code(served.predict("a", artifact="second")) == (409, "artifact_not_loaded")
+    assert code(served.predict("a", artifact="second")) == (404, "artifact_not_loaded")
     assert code(served.predict("a", artifact="third")) == (404, "artifact_not_found")
     listed = {one["name"]: one["loaded"] for one in served.client.get("/artifacts").json()["artifacts"]}
     assert listed == {"fake": True, "second": False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from serving import Served
 
 from laplora import errors as library
 from service import errors
@@ -42,3 +43,32 @@ def test_numbers_and_field_are_sent_where_known_and_messages_are_kept_back_cut_o
     assert [retry_after_s(errors.QueueFullError("full", **given)) for given in ({"retry_after_s": 17}, {})] == [17, 1]
     content = error_content(library.InvalidInputError("x" * 5000 + "\ud800", field="\udfff" * 5000), "r1")
     assert len(json.dumps(content, ensure_ascii=False).encode()) < 2000
+
+
+@pytest.mark.anyio
+async def test_the_first_16_problems_are_told_at_once_and_no_text_of_the_users(served: Served) -> None:
+    secret = "zebra secret " * 30
+    wrong = {"id": secret, "text": secret, "label": [secret, 7]}
+    body = {"inputs": [wrong] * 200, "options": {secret: 1, "bins": secret}, "artifact": [secret]}
+    response = await served.client.post("/evaluate", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["problems_count"]) == (422, "invalid_request", 403)
+    assert [problem["field"] for problem in error["problems"][:3]] == ["inputs.0.id", "inputs.0.label", "inputs.1.id"]
+    assert len(error["problems"]) == 16
+    assert (error["field"], error["limit"]) == ("inputs.0.id", 256)
+    assert error["message"].startswith("inputs.0.id: String should have at most 256 characters; inputs.0.label: ")
+    del body["inputs"]
+    other = (await served.client.post("/evaluate", json=body)).json()["error"]
+    fields = {problem["field"] for problem in other["problems"]}
+    assert fields == {"inputs", "options.bins", "options.?", "artifact"}
+    foreign = [
+        await served.client.post("/classify", json={"input": [secret, 7], "model": [secret], "priority": 3}),
+        await served.client.post("/tei/predict", json={"inputs": 7, "raw_scores": secret, "truncate": secret}),
+    ]
+    assert "model" in foreign[0].json()["error"]["message"]
+    assert "raw_scores" in foreign[1].json()["error"]
+    for text in (response.text, json.dumps(other), *(answer.text for answer in foreign)):
+        assert "zebra" not in text
+        assert len(text) < 4000
+    one = (await served.client.post("/predict", json={"inputs": []})).json()["error"]
+    assert set(one) == {"code", "message", "field", "limit", "got"}

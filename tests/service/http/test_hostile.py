@@ -156,7 +156,7 @@ async def test_other_media_types_are_415(served: Served) -> None:
         {"content-type": "text/plain"},
         {"content-type": "multipart/form-data; boundary=x"},
         {"content-type": "application/json; charset=utf-16"},
-        {"content-type": "application/json", "content-encoding": "gzip"},
+        {"content-type": "application/json", "content-encoding": "br"},
         {"content-type": ';;;==""\''},
     ):
         response = await served.client.post("/predict", content=BODY, headers=headers)

@@ -86,7 +86,7 @@ FRAMING: dict[str, tuple[bytes, int, str | None]] = {
     "chunks": (post(b"Transfer-Encoding: chunked\r\n", length=False, body=chunked(BODY[:7], BODY[7:])), 200, None),
     "broken chunks": (post(b"Transfer-Encoding: chunked\r\n", length=False, body=b"zebra\r\n"), 400, "malformed_http"),
     "unknown transfer encoding": (post(b"Transfer-Encoding: gzip\r\n", length=False), 400, "malformed_http"),
-    "gzip": (post(b"Content-Encoding: gzip\r\n"), 415, "unsupported_media_type"),
+    "gzip that is none": (post(b"Content-Encoding: gzip\r\n"), 422, "invalid_request"),
     "no host": (b"GET /health/live HTTP/1.1\r\nConnection: close\r\n\r\n", 400, "malformed_http"),
     "two hosts": (b"GET /health/live HTTP/1.1\r\nHost: zebra-secret\r\n" + HOST + b"\r\n", 400, "malformed_http"),
     "space in the path": (b"GET /zebra-secret x HTTP/1.1\r\n" + HOST + b"\r\n", 400, "malformed_http"),

@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from serving import Served, serve
 from test_hostile_process import SIZE, filled
 
 from service.errors import BatchTooLargeError, InvalidJsonError, InvalidRequestError
 from service.http import body, json_parsing
 from service.http.json_parsing import FEWEST_MEMBERS, MAX_DIGITS, MAX_KEYS, count_members, most_members, parse_json
-from service.http.schemas.predict import PredictRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -100,7 +98,7 @@ def test_many_long_numbers_are_refused_unread(number: bytes, monkeypatch: pytest
         parse_json(filled(b"[", number + b",", number + b"]"), max_members=100_000)
 
 
-async def test_no_item_of_too_many_is_validated_and_validation_stops_at_the_first_wrong_one() -> None:
+async def test_no_item_of_too_many_is_validated() -> None:
     """The count is refused before pydantic sees an item: a list of wrong ones says how many came, not what is wrong."""
     asked: list[tuple[str, str, Any]] = [("/predict", "inputs", {"text": "a"}), ("/evaluate", "inputs", {})]
     asked += [("/suggest", "inputs", {}), ("/feedback", "items", 0)]
@@ -111,9 +109,6 @@ async def test_no_item_of_too_many_is_validated_and_validation_stops_at_the_firs
             detail = response.json()["error"]
             assert (response.status_code, detail["code"]) == (413, "batch_too_large")
             assert (detail["field"], detail["limit"], detail["got"]) == (name, 2, 3)
-    with pytest.raises(ValidationError) as refused:
-        PredictRequest.model_validate({"inputs": [0] * 256})
-    assert refused.value.error_count() == 1
 
 
 async def test_a_large_body_is_parsed_by_threads_of_its_own(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections import Counter
 from collections.abc import AsyncIterator
 from functools import partial
@@ -150,7 +151,7 @@ async def test_the_same_key_gives_the_same_job(served: ServedJobs) -> None:
         await going_on.wait()
         yield lines(rows(3, first=1))
 
-    async def send(key: str, body: Any = lines(rows(4)), **query: int) -> Any:  # noqa: B008
+    async def send(key: str, body: Any = lines(rows(4)), **query: Any) -> Any:  # noqa: B008
         return await served.post(body, query, **{"idempotency-key": key})
 
     refused(await send("k-1", b"{}"), 422, "invalid_input")
@@ -162,7 +163,14 @@ async def test_the_same_key_gives_the_same_job(served: ServedJobs) -> None:
     assert first.json()["id"] == again.json()["id"] != other.json()["id"]
     assert (again.status_code, again.json()["rows"]) == (202, 4)
     assert again.headers["location"] == first.headers["location"]
-    refused(await send("k-1", bins=3), 409, "idempotency_conflict")
+    for options in ({"bins": 3}, {"keep_rows": "false"}):
+        refused(await send("k-1", **options), 409, "idempotency_conflict")
+    # As many bytes, and other rows.
+    other_rows = lines(rows(4)).replace(b"positive", b"negative", 1)
+    refused(await send("k-1", other_rows), 409, "idempotency_conflict")
+    refused(await send("k-1", b""), 409, "idempotency_conflict")
+    packed = await served.post(gzip.compress(lines(rows(4))), **{"idempotency-key": "k-1", "content-encoding": "gzip"})
+    assert packed.json()["id"] == first.json()["id"]
     for bad in ("", "a b", "x" * 256):
         refused(await send(bad), 422, "invalid_request")
     assert len(served.jobs()) == 2

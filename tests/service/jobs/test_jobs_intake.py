@@ -87,7 +87,7 @@ async def test_what_is_no_json_lines_is_refused_by_name(served: ServedJobs) -> N
         assert name in error["message"]
     await unmoved(served)
     for headers in (
-        {"content-encoding": "gzip"},
+        {"content-encoding": "br"},
         {"content-type": "text/plain"},
         {"content-type": "application/jsonl; charset=latin-1"},
     ):

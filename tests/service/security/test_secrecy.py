@@ -126,7 +126,7 @@ def test_the_word_stays_between_client_and_server(process: Process, tmp_path: Pa
             lines = "\n".join(map(json.dumps, body["inputs"]))
             refused.append(client.post("/evaluate/jobs", content=lines, headers=JSON_LINES))
         refused += [client.post("/evaluate/jobs", content=raw, headers=JSON_LINES) for raw in RAW]
-        refused.append(client.post(f"/evaluate/jobs?bins={WORD}&{WORD}={WORD}", content=b"{}", headers=JSON_LINES))
+        refused.append(client.post(f"/evaluate/jobs?bins={WORD}&{NAME}={WORD}", content=b"{}", headers=JSON_LINES))
         metrics = client.get("/metrics").text
     for answer in refused:
         assert 400 <= answer.status_code < 500, answer.text
