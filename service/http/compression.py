@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import Executor
 from typing import Protocol
 
@@ -33,7 +33,7 @@ class Packer(Protocol):
     def flush(self) -> bytes: ...
 
 
-async def unpacked(body: AsyncIterator[bytes], headers: Headers, limit: int) -> AsyncIterator[bytes]:
+async def unpacked(body: AsyncIterator[bytes], headers: Headers, limit: int) -> AsyncGenerator[bytes]:
     """Yield what a body holds, in pieces of at most 64 KiB where it is packed.
 
     Whoever reads it counts the bytes, and stops: no more than a piece is unpacked beyond.
@@ -92,7 +92,7 @@ class PackedAnswers:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        accepted = takes_gzip(Headers(scope=scope).get("accept-encoding", ""))
+        accepted = scope["method"] != "HEAD" and takes_gzip(Headers(scope=scope).get("accept-encoding", ""))
         begin: Message | None = None
         packer: Packer | None = None
 
@@ -143,8 +143,8 @@ def takes_gzip(accepted: str) -> bool:
     for part in accepted.lower().split(","):
         name, _, weight = part.partition(";")
         weights[name.strip()] = weight.replace(" ", "")
-    weight = weights.get("gzip", weights.get("*"))
-    return weight is not None and not (weight.startswith("q=0") and not weight.strip("q=0."))
+    found = weights.get("gzip", weights.get("*"))
+    return found is not None and not (found.startswith("q=0") and not found.strip("q=0."))
 
 
 def _gets_smaller(begin: Message) -> bool:
