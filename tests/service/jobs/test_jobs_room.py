@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from serving import FakePredictor
 from stored_jobs import claimed, new_job
 
 from laplora.answers.evaluation import method_scores
 from laplora.answers.labels import LabelNames
+from laplora.answers.written import written_answer
 from laplora.decisions.uncertainty import FLAGS
 from service.jobs.reading.measuring import Measuring
 from service.jobs.store.database import Database
@@ -66,6 +68,9 @@ def test_numbers_are_kept_to_the_last_bit_in_the_room_that_was_told(several: boo
             for got, number in zip(scores_of(rows, name, ("map", "laplace"), labels), direct, strict=True):
                 torch.testing.assert_close(got, number, rtol=0 if exact else 1e-14, atol=0)
     left_out = {"label_text", "calibrated_probs", "logit_mean", "logit_variance"}
+    fake = FakePredictor()
+    (answer,) = fake.predict([fake.row(5)])
+    assert set(written_answer(answer, {})) <= set(fresh[0].written or {}), "what this knows no longest value of"
     for row in fresh:
         written = {name: value for name, value in (row.written or {}).items() if name not in left_out}
         assert read_answer(row.answer or "", labels.names) == written
