@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from serving import settings, started
+from serving import changed, settings, started
 from telling import assert_served_as_fitted
 from tiny_models import add_lora
 from tiny_runs import save_tiny_base
@@ -115,7 +115,7 @@ async def test_later_labels_are_learned_in_memory_from_a_folder_and_by_a_server(
     offline = laplora.Predictor.load(beside, device="cpu")
     app = create_app(settings(artifact="topics", artifacts_root=tmp_path, device="cpu", conditioning=True))
     async with started(app) as client:
-        answer = await client.post("/artifacts/topics/condition", json={"rows": later, "force": True})
+        answer = await changed(client, "topics/condition", json={"rows": later, "force": True})
         assert answer.status_code == 200, answer.text
         for name in CONDITIONED:
             body = {"inputs": inputs, "options": {"predictive": name}}
