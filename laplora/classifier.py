@@ -46,7 +46,7 @@ class Classifier:
         verbalizers: the text after the prompt that stands for each label.
         template: the prompt.
         readout: how the labels' logits are read.
-        max_tokens: longest prompt, in tokens; a longer one is cut, on the side that the read-out states.
+        max_tokens: longest prompt, in tokens; a longer one is cut as the template says.
         workers: processes that share the rows of a fit. Each has the same model, and makes the same calls.
     """
 
@@ -69,7 +69,9 @@ class Classifier:
                 with LoRA and a trained head, or a trained head alone. Nothing of it is changed but its mode, which
                 becomes evaluation.
             tokenizer: the model's.
-            template: the prompt with ``{field}`` placeholders; ``{choices}`` takes a list of options.
+            template: the prompt with ``{field}`` placeholders; ``{choices}`` takes a list of options. Of a prompt that
+                is too long the longest text is cut, at its right, and not the words between; a ``PromptTemplate`` says
+                otherwise by ``cut``.
             labels: their names, in class order; or by name the text after the prompt that stands for the label, its
                 leading space included (``{"refund request": " A"}``). A name stands for itself, after a space where the
                 template does not end in one.
@@ -224,7 +226,7 @@ def _described(
     """Return the labels' names, their verbalizers and the template."""
     if isinstance(template, str):
         spaced = template[-1:].isspace()
-        template = PromptTemplate("custom", 1, template, label_prefix="" if spaced else " ")
+        template = PromptTemplate("custom", 1, template, label_prefix="" if spaced else " ").cutting_texts()
     if not isinstance(template, PromptTemplate):
         raise ConfigError(
             f"the template must be one text with {{field}} placeholders, got {type(template).__name__}: the order is "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import mean
 
 from laplora.readouts.label_tokens import LabelTokens
+from laplora.report.verdict import rows_to_show
 from training.config import RunConfig
 from training.fine_tuning.new_adapter import add_adapter
 from training.fine_tuning.reporters import check_reporters
@@ -25,7 +26,7 @@ def check(config: RunConfig) -> None:
     """
     check_reporters(config.report_to)
     run = prepared_run(config)
-    for line in (*rows_lines(run), *prompt_lines(run)):
+    for line in (*rows_lines(run), verdict_line(run), *prompt_lines(run)):
         say(line)
     model = run.adapted(lambda base: add_adapter(base, run.config))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -45,6 +46,16 @@ def rows_lines(run: Run) -> list[str]:
         labels = ", ".join(f"{label} {rows}" for label, rows in report["classes"][split].items())
         lines.append(f"  {split}: {count}" + (f" ({labels})" if count else ""))
     return lines
+
+
+def verdict_line(run: Run) -> str:
+    """Return how many test rows a verdict on the target risk needs."""
+    target = run.config.calibration.target_risk
+    none, half = rows_to_show(target), rows_to_show(target, target / 2)
+    return (
+        f"a verdict on a target risk of {100 * target:g} % needs {none} accepted test rows if none of them is wrong, "
+        f"and {half} if {50 * target:g} % are; there are {len(run.splits.test)} test rows, accepted or not"
+    )
 
 
 def prompt_lines(run: Run) -> list[str]:

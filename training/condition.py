@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,9 @@ def _rows_of_run(folder: Path, artifact: Artifact, label_field: str) -> list[dic
     if config.calibration.cross_fits:
         raise ConfigError(f"all rows of {folder} trained its adapter (calibration.rows: cross_fit)")
     splits = as_cut(config, load_splits(config.data, seed=config.seed, progress=say))
-    manifest = artifact.manifest
-    if (splits.task.template, splits.task.labels) != (manifest.template.template(), manifest.labels):
+    manifest, template = artifact.manifest, artifact.manifest.template.template()
+    # How an artifact cuts prompts is its own: a run from before texts were cut by default has the same rows.
+    if (replace(splits.task.template, cut=template.cut), splits.task.labels) != (template, manifest.labels):
         raise ConfigError(f"the run in {folder} has another prompt or other labels than the artifact")
     rows = labelled_rows(splits.calibration, splits.task, label_field)
     say(f"{len(rows)} calibration rows of {folder}")

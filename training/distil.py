@@ -89,7 +89,7 @@ def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
     try:
         return RunConfig.model_validate(fields)
     except ValidationError as error:
-        raise bad_fields(request.artifact / "manifest.json", error) from None
+        raise bad_fields(request.artifact / "manifest.json", error, RunConfig) from None
 
 
 def _recorded(request: DistilRequest, teacher: Artifact) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _recorded(request: DistilRequest, teacher: Artifact) -> dict[str, Any]:
     try:
         config = RunConfig.model_validate(fields)
     except ValidationError as error:
-        raise bad_fields(request.artifact / "manifest.json", error) from None
+        raise bad_fields(request.artifact / "manifest.json", error, RunConfig) from None
     if config.optimizer.steps is None:  # a run records how many they were
         raise no_run
     manifest, base = teacher.manifest, config.base

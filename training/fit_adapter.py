@@ -161,7 +161,7 @@ def _settings(overrides: Sequence[str]) -> FitSettings:
     try:
         return FitSettings.model_validate(fields)
     except ValidationError as error:
-        raise bad_fields(Path("--set"), error) from None
+        raise bad_fields(Path("--set"), error, FitSettings) from None
 
 
 def _task(request: AdapterFit, head: HeadTask | None) -> tuple[Task, bool]:

@@ -57,7 +57,7 @@ class FileRecord(_Record):
 class CutRecord(_Record):
     """Which field of a prompt that is too long is cut, and on which side."""
 
-    field: str
+    field: str | None = Field(description="null: the longest text of each input")
     side: Literal["left", "right"]
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laplora.answers.evaluation import MeasureHow
-from laplora.bulk.answering import How, read
+from laplora.bulk.answering import WINDOW, How, read
 from laplora.bulk.evaluate import Evaluated, evaluate_file
+from laplora.bulk.rows import Source
 from laplora.bulk.workers import Workers
 from laplora.commands import console
 from laplora.commands.bars import Bar, Crossed
@@ -77,6 +78,7 @@ def evaluate(
     """
     bars = [Bar.parse(text) for text in fail_if or ()]
     how, measure = How(predictive, batch_size, truncate, order_average), MeasureHow(resamples)
+    Source.at(data, WINDOW)  # is there, before an artifact is fetched
     manifest = read(artifact, how, console.allowed(allowed_bases), console.say).manifest
     for bar in bars:
         bar.check_predictive(_to_measure(manifest, how))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from laplora.data.records import Record, RowError, each, read_records
+from laplora.data.records import Record, RowError, each, empty, read_records
 from laplora.errors import DataError
 from laplora.prompts.examples import Example
 from laplora.prompts.groups import question_of
@@ -41,6 +41,41 @@ class Task:
     def question(self, example: Example) -> str:
         """Return what two rows share that are the same question: the prompt, up to case and white space."""
         return question_of(self.template, self.labels, example)
+
+
+def without_gaps(
+    place: Path | str,
+    records: Sequence[Record],
+    task: Task,
+    label_field: str | None,
+    label_map: Mapping[str, str],
+    columns: Mapping[str, str],
+) -> tuple[list[Record], list[str]]:
+    """Return the records that have all their texts and their label, and a line about the others where there are any.
+
+    A field has a gap where it is there and empty: null, blank, or ``nan``. One that is not there at all is no gap.
+
+    Raises:
+        DataError: every record has a gap.
+    """
+    names = [columns.get(field, field) for field in task.template.fields if field != "choices"]
+    known = {*task.labels, *label_map}
+
+    def gap(record: Record) -> str | None:
+        values = record.values
+        if label_field in values and empty(values[label_field]) and str(values[label_field]) not in known:
+            return label_field
+        return next((name for name in names if name in values and empty(values[name])), None)
+
+    gaps = {record.line: name for record in records if (name := gap(record)) is not None}
+    if not gaps:
+        return list(records), []
+    kept = [record for record in records if record.line not in gaps]
+    fields = sorted(set(gaps.values()))
+    if not kept:
+        raise DataError(f"{place}: every row has an empty field ({fields}): name others by columns or label_field")
+    shown = ", ".join(map(str, list(gaps)[:5])) + (", ..." if len(gaps) > 5 else "")
+    return kept, [f"{place}: {len(gaps)} rows are left out, as {fields} are empty there or nan (line {shown})"]
 
 
 def read_examples(

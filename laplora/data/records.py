@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,13 +148,23 @@ def json_record(numbered: tuple[int, str]) -> Record:
     return Record(number, value)
 
 
+def empty(value: Any) -> bool:
+    """Return whether a value says nothing: null, blank, or a number that is none, which tables write as ``nan``."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("", "nan")
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def csv_records(path: Path | str, file: BinaryIO, kind: str) -> list[Record]:
     """Return the records of a CSV file, or a ``tsv``, that has a header; it is in memory as a whole.
+
+    The header says what parts the fields of a CSV file: a comma, or a semicolon or tab where it has no comma.
 
     Raises:
         DataError: no header, or rows that cannot be read; with the line numbers.
     """
-    rows = _csv_rows(_lines(path, file), kind)
+    lines = _lines(path, file)
+    rows = _csv_rows(lines, kind, "\t" if kind == "tsv" else _delimiter(lines))
     try:
         start, cells = next(rows)
     except RowError as error:
@@ -176,12 +187,18 @@ def csv_records(path: Path | str, file: BinaryIO, kind: str) -> list[Record]:
     return each(path, rows, record)
 
 
-def _csv_rows(lines: list[str], kind: str) -> Iterator[tuple[int, list[str]]]:
+def _delimiter(lines: Iterable[str]) -> str:
+    """Return what parts the fields of a CSV file, by its header."""
+    header = next((line for line in lines if line.strip()), "")
+    return next((one for one in (",", ";", "\t") if one in header), ",")
+
+
+def _csv_rows(lines: list[str], kind: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield each row that is not blank, with the line it starts on."""
     if lines and not lines[-1]:
         lines = lines[:-1]
     # csv wants line ends back, for quoted fields that hold them
-    reader = csv.reader((line + "\n" for line in lines), delimiter="\t" if kind == "tsv" else ",", strict=True)
+    reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, strict=True)
     while True:
         start = reader.line_num + 1
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from laplora.errors import TooManyTokensError
 from laplora.prompts.rows import EncodedRow, Side, encode
-from laplora.prompts.templates import Cut, PromptTemplate, render
+from laplora.prompts.templates import PromptTemplate, render
 from laplora.prompts.token_bounds import UNBOUNDED, TokenBounds
 
 
@@ -24,7 +24,7 @@ def encode_inputs(
 ) -> EncodedRow:
     """Return one input as a row; of one that is too long as much as fits.
 
-    With ``template.cut`` the text of that field is cut at its side until the prompt fits. Without it, for an input that
+    With ``template.cut`` the text of its field is cut at its side until the prompt fits. Without it, for an input that
     is a whole prompt, and where the other fields alone are too long, the prompt is cut as by ``encode``.
 
     Args:
@@ -36,13 +36,14 @@ def encode_inputs(
     """
     prompt, classes = render(template, inputs, labels)
     cut = template.cut
-    if truncate and cut is not None and cut.field in inputs:
+    field = cut.of(inputs) if cut else None
+    if truncate and cut is not None and field is not None:
         try:
             return encode(tokenizer, prompt, classes, max_tokens=max_tokens, truncate=False, bounds=bounds, side=side)
         except TooManyTokensError:
-            kept = fitting_text(tokenizer, template, cut, inputs, labels, max_tokens, bounds)
+            kept = fitting_text(tokenizer, template, field, cut.side, inputs, labels, max_tokens, bounds)
         if kept:
-            prompt, _ = render(template, {**inputs, cut.field: kept}, labels)
+            prompt, _ = render(template, {**inputs, field: kept}, labels)
             return EncodedRow(tuple(tokenizer.encode(prompt)), classes, truncated=True)
     return encode(tokenizer, prompt, classes, max_tokens=max_tokens, truncate=truncate, bounds=bounds, side=side)
 
@@ -50,22 +51,23 @@ def encode_inputs(
 def fitting_text(
     tokenizer: Any,
     template: PromptTemplate,
-    cut: Cut,
+    field: str,
+    cut_side: Side,
     inputs: Mapping[str, Any],
     labels: Sequence[str],
     max_tokens: int,
     bounds: TokenBounds = UNBOUNDED,
 ) -> str:
     """Return as much of a field's text as a prompt of ``max_tokens`` has room for; empty where it has none."""
-    text = str(inputs[cut.field])
+    text = str(inputs[field])
     # No more of it than could fit is tokenised, however long it is.
-    kept = bounds.start(text, max_tokens) if cut.side == "right" else bounds.tail(text, max_tokens)
+    kept = bounds.start(text, max_tokens) if cut_side == "right" else bounds.tail(text, max_tokens)
     while kept.strip():
-        prompt, _ = render(template, {**inputs, cut.field: kept}, labels)
+        prompt, _ = render(template, {**inputs, field: kept}, labels)
         excess = len(tokenizer.encode(prompt)) - max_tokens
         if excess <= 0:
             return kept
-        kept = _shortened(tokenizer, kept, excess, cut.side)
+        kept = _shortened(tokenizer, kept, excess, cut_side)
     return ""
 
 

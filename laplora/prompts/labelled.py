@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from laplora.errors import DataError, InvalidInputError
@@ -12,6 +12,7 @@ from laplora.prompts.examples import Example
 from laplora.prompts.templates import PromptTemplate, render
 
 _OPTION_COLUMN = re.compile(r"option([1-9][0-9]?)$")
+_WHOLE = re.compile(r"[+-]?[0-9]+\.0+")
 #: Longer values of a label field are more likely text in the wrong field, which must not reach a log.
 _SHOWN_LABEL_CHARS = 32
 
@@ -107,12 +108,23 @@ def _choices(values: Mapping[str, Any]) -> tuple[Any, ...] | None:
     return tuple(options) or None
 
 
-def _label(values: Mapping[str, Any], labels: Sequence[str], label_field: str, label_map: Mapping[str, str]) -> int:
-    value = values.get(label_field)
+def label_text(value: Any, known: Collection[str] = ()) -> Any:
+    """Return a label as its text: a whole number has no ``.0``, unless that is how it is known; others as they are.
+
+    Tables write the numbers of a column with a gap as 0.0 and 1.0.
+    """
     if isinstance(value, bool):
-        value = "true" if value else "false"
-    elif isinstance(value, int | float):
-        value = str(value)
+        return "true" if value else "false"
+    text = str(value) if isinstance(value, int | float) else value
+    if not isinstance(text, str):
+        return value
+    text = text.strip()
+    return text if text in known or not _WHOLE.fullmatch(text) else text.partition(".")[0]
+
+
+def _label(values: Mapping[str, Any], labels: Sequence[str], label_field: str, label_map: Mapping[str, str]) -> int:
+    known = sorted(label_map) if label_map else list(labels)
+    value = label_text(values.get(label_field), known)
     if value is None:
         raise DataError(
             f"field {label_field!r} (the label) is missing; the row has {_shown_names(values)}: if the label has "
@@ -125,13 +137,13 @@ def _label(values: Mapping[str, Any], labels: Sequence[str], label_field: str, l
                 "classification head whose configuration has problem_type multi_label_classification"
             )
         raise DataError(f"field {label_field!r} must be a string, a number, true or false, got an object")
-    value = value.strip()
     if not value:
         raise DataError(f"field {label_field!r} (the label) is empty")
     word = label_map.get(value) if label_map else value
     if word is None or word not in labels:
-        known = sorted(label_map) if label_map else list(labels)
-        raise DataError(f"field {label_field!r} is {_shown(value)}, expected one of {known}")
+        meant = next((one for one in known if one.casefold() == value.casefold()), None)
+        hint = "" if meant is None else f": did you mean {meant!r}? Write it alike, or give a label_map"
+        raise DataError(f"field {label_field!r} is {_shown(value)}, expected one of {known}{hint}")
     return labels.index(word)
 
 

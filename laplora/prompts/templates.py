@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -21,10 +21,21 @@ _OPTION = re.compile(r"option([1-9][0-9]*)$")
 
 @dataclass(frozen=True)
 class Cut:
-    """Which field of a prompt that is too long is cut, and on which side."""
+    """Which field of a prompt that is too long is cut, and on which side.
 
-    field: str
+    Attributes:
+        field: its name; None: the longest text of each input.
+    """
+
+    field: str | None = None
     side: Literal["left", "right"] = "right"
+
+    def of(self, inputs: Mapping[str, Any]) -> str | None:
+        """Return the field of an input that is cut; None: it has no such text."""
+        if self.field is not None:
+            return self.field if self.field in inputs else None
+        texts = [name for name, value in inputs.items() if isinstance(value, str) and name != "prompt"]
+        return max(texts, key=lambda name: len(inputs[name]), default=None)
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,8 @@ class PromptTemplate:
         choice: how one choice is written, from ``{label}`` and ``{text}``.
         choice_separator: what stands between two choices.
         label_prefix: what stands between the prompt and the label token.
-        cut: what is cut of a prompt that is too long; None: the prompt, wherever its read-out cuts it.
+        cut: what is cut of a prompt that is too long; None: the prompt, wherever its read-out cuts it, be it of the
+            instruction.
     """
 
     name: str
@@ -67,7 +79,8 @@ class PromptTemplate:
         if odd := sorted(of_choice - {"label", "text"}):
             raise ConfigError(f"template {self.name!r} writes a choice with {odd}: it has {{label}} and {{text}} alone")
         object.__setattr__(self, "placeholders", names)
-        if self.cut is not None and (self.cut.field == "choices" or self.cut.field not in self.fields):
+        named = None if self.cut is None else self.cut.field
+        if self.cut is not None and named is not None and (named == "choices" or named not in self.fields):
             texts = sorted(set(self.fields) - {"choices"})
             raise ConfigError(f"template {self.name!r} has no text {self.cut.field!r} to cut: it has {texts}")
 
@@ -81,6 +94,11 @@ class PromptTemplate:
         """Names of the input fields this template needs, in order of appearance."""
         names = ["choices" if _OPTION.match(n) else n for n in self.placeholders]
         return tuple(dict.fromkeys(names))
+
+    def cutting_texts(self) -> PromptTemplate:
+        """Return the template that cuts the longest text of an input, where it has words of its own to keep."""
+        own_words = any(map(str.isalpha, _PLACEHOLDER.sub("", self.text)))
+        return replace(self, cut=Cut()) if own_words and self.cut is None else self
 
     @property
     def option_count(self) -> int | None:

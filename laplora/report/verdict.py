@@ -121,10 +121,10 @@ def judge(report: Report) -> Verdict:
     return Verdict(kind, _title(kind, report), sentence, tuple(checks), tuple(caveats))
 
 
-def rows_to_show(target: float) -> int:
-    """Return how many rows without a mistake show, at 95 %, an error rate of at most ``target``, in (0, 1)."""
+def rows_to_show(target: float, error_rate: float = 0.0) -> int:
+    """Return how many rows show, at 95 %, an error rate of at most ``target``, in (0, 1), where this share is wrong."""
     rows = max(1, math.floor(math.log(_CHANCE) / math.log1p(-target)))
-    while share_interval(0, rows)[1] > target:
+    while share_interval(math.ceil(error_rate * rows), rows)[1] > target:
         rows += 1
     return rows
 

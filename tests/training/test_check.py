@@ -18,7 +18,7 @@ def checked(file: Path, *overrides: str) -> int:
 @pytest.mark.parametrize(
     ("overrides", "trained"),
     [
-        (("optimizer.gradient_accumulation=2", "optimizer.evaluate_every=10", "base.quantization=nf4"), 36),
+        (("optimizer.gradient_accumulation=3", "optimizer.evaluate_every=10", "base.quantization=nf4"), 36),
         (("calibration.rows=cross_fit", "calibration.folds=2", "laplace.structure=ekfac"), 72),
     ],
 )
@@ -35,6 +35,13 @@ def test_it_says_what_a_run_would_do_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
     said = capsys.readouterr().out
     assert f"  train: {trained} (negative " in said
+    assert re.search(r"warning: \d+ calibration rows are fewer than 100", said)
+    warned = re.search(r"warning: 60 steps of \d+ rows go over \d+ training rows (\d+) times", said)
+    assert bool(warned) == (trained == 36)
+    assert (
+        "a verdict on a target risk of 5 % needs 72 accepted test rows if none of them is wrong, and 312 if 2.5 % are"
+        in said
+    )
     assert re.search(r"  negative: ' negative', token \d+\n  positive: ' positive', token \d+\n", said)
     assert re.search(r"  \| Review: The .*", said)
     assert re.search(r"prompts: \d+ tokens in the mean, at most \d+; 0 of 96 are cut at 64", said)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from laplora.answers.golden import MAX_ANSWERS
 from laplora.errors import ConfigError
@@ -47,7 +48,7 @@ class RunConfig(Section):
     cut: CutConfig | None = Field(
         None,
         description="{field, side}: which field of a prompt that is too long is cut, and whether at its right or left; "
-        "null: the prompt, on the left",
+        "{field: prompt}: the prompt, on the left, instruction and all; null: the longest text of a row, at its right",
     )
     readout: ReadOutName = Field(
         "label_tokens",
@@ -148,23 +149,36 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise bad_fields(path, error) from None
+        raise bad_fields(path, error, RunConfig) from None
 
 
-def bad_fields(path: Path, error: ValidationError) -> ConfigError:
-    """Return the error that names every bad field of a configuration, one a line."""
-    lines = problems_of(error)
+def bad_fields(path: Path, error: ValidationError, model: type[BaseModel]) -> ConfigError:
+    """Return the error that names every bad field of a configuration of this model, one a line."""
+    lines = problems_of(error, model)
     return ConfigError(f"{path}: {len(lines)} bad field(s)\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def problems_of(error: ValidationError) -> list[str]:
-    """Return a line for each bad field of a configuration."""
+def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Return a line for each bad field of a configuration of this model."""
     lines = []
     for problem in error.errors():
         # A problem of several sections together has no place, and its message names them.
         where = f"{'.'.join(str(part) for part in problem['loc'])}: " if problem["loc"] else ""
-        lines.append(f"{where}{problem['msg'].removeprefix('Value error, ')}")
+        meant = _meant(model, problem["loc"]) if problem["type"] == "extra_forbidden" else None
+        hint = f": did you mean {meant!r}?" if meant else ""
+        lines.append(f"{where}{problem['msg'].removeprefix('Value error, ')}{hint}")
     return lines
+
+
+def _meant(model: type[BaseModel], place: tuple[int | str, ...]) -> str | None:
+    """Return the field that an unknown one of a section is most like; None: it is like none."""
+    section: type[BaseModel] | None = model
+    for part in place[:-1]:
+        field = section.model_fields.get(str(part)) if section else None
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    near = difflib.get_close_matches(str(place[-1]), section.model_fields if section else (), n=1)
+    return near[0] if near else None
 
 
 def override_all(raw: dict[str, Any], items: Sequence[str]) -> None:

@@ -79,7 +79,7 @@ class AdapterConfig(Section):
 class CutConfig(Section):
     """What is cut of a prompt that is too long."""
 
-    field: str = Field(description="of the template, a text")
+    field: str = Field(description="of the template, a text; or prompt")
     side: Literal["left", "right"] = Field("right", description="at which its text is cut")
 
 

@@ -3,17 +3,19 @@ them."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from laplora.data.labelled import Task, read_examples
-from laplora.data.records import read_records
-from laplora.errors import ConfigError, first_line
+from laplora.data.labelled import Task, examples_of, without_gaps
+from laplora.data.records import empty, read_records
+from laplora.errors import ConfigError, LaploraWarning, first_line
 from laplora.fitting.rows import named_label, named_labels
 from laplora.prompts.examples import Example
+from laplora.prompts.labelled import label_text
 from laplora.prompts.templates import PromptTemplate
 from training.data.files import file_template
 
@@ -41,7 +43,7 @@ def template_of(text: str) -> PromptTemplate:
             raise ConfigError(f"--template {text}: cannot be read as UTF-8 text ({first_line(error)})") from None
     if "{" in text:
         spaced = text[-1:].isspace()
-        return PromptTemplate("custom", 1, text, label_prefix="" if spaced else " ")
+        return PromptTemplate("custom", 1, text, label_prefix="" if spaced else " ").cutting_texts()
     return file_template(text)
 
 
@@ -53,8 +55,16 @@ def label_values(path: Path, label_field: str) -> tuple[tuple[str, ...], bool]:
     values = [record.values.get(label_field) for record in read_records(path)]
     several = any(isinstance(value, list) for value in values)
     flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
-    found = {str(one).strip() for one in flat if isinstance(one, (str, int)) and str(one).strip()}
-    return tuple(sorted(found)), several
+    texts = (label_text(one) for one in flat if not empty(one))
+    found = tuple(sorted({text for text in texts if isinstance(text, str)}))
+    alike: dict[str, str] = {}
+    for text in found:
+        if (other := alike.setdefault(text.casefold(), text)) != text:
+            raise ConfigError(
+                f"{path}: field {label_field!r} has the labels {other!r} and {text!r}, which differ in case alone: "
+                "write them alike, or name both by --labels"
+            )
+    return found, several
 
 
 def labels_of_rows(path: Path, label_field: str) -> tuple[str, ...]:
@@ -110,7 +120,11 @@ def adapter_rows(
     if label_field in task.template.fields:
         raise ConfigError(f"the label field {label_field!r} is also a field of --template, which would hold the answer")
     named = partial(_named, task.labels) if of_head else None
-    return labelled_rows(read_examples(path, task, label_field, {}, several=several, named=named), task, label_field)
+    records, lines = without_gaps(path, read_records(path), task, None if several else label_field, {}, {})
+    for line in lines:
+        warnings.warn(line, LaploraWarning, stacklevel=2)
+    examples = examples_of(path, records, task, label_field, {}, {}, several=several, named=named)
+    return labelled_rows(examples, task, label_field)
 
 
 def labelled_rows(examples: Iterable[Example], task: Task, label_field: str) -> list[dict[str, Any]]:

@@ -36,12 +36,14 @@ class Source:
         pools: each role appears in exactly one of them.
         kind: ``hub``, ``wheel`` or ``file``.
         detail: which hub id, wheel or file, in words.
+        warnings: lines about rows that were left out.
     """
 
     task: Task
     pools: tuple[Pool, ...]
     kind: str
     detail: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from laplora.data.labelled import Task, examples_of
+from laplora.data.labelled import Task, examples_of, without_gaps
 from laplora.data.records import read_records
 from laplora.errors import ConfigError
 from laplora.files import file_sha256
@@ -94,13 +94,12 @@ def read_files(
                 files[path] = (role,)
     else:
         files[paths] = ROLES
-    pools = tuple(
-        Pool(
-            str(path),
-            examples_of(path, read_records(path), task, label_field, label_map, columns, groups=groups),
-            roles,
+    pools, warnings = [], []
+    for path, roles in files.items():
+        records, lines = without_gaps(path, read_records(path), task, label_field, label_map, columns)
+        pools.append(
+            Pool(str(path), examples_of(path, records, task, label_field, label_map, columns, groups=groups), roles)
         )
-        for path, roles in files.items()
-    )
+        warnings += lines
     detail = ", ".join(f"{path.name} (sha256 {file_sha256(path)})" for path in files)
-    return Source(task, pools, "file", detail)
+    return Source(task, tuple(pools), "file", detail, tuple(warnings))

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from laplora.data.labelled import Task, examples_of
+from laplora.data.labelled import Task, examples_of, without_gaps
 from laplora.data.parquet import plain
 from laplora.data.records import Record
 from laplora.errors import ConfigError, DownloadError, first_line, install
@@ -58,25 +58,15 @@ def read_hub_splits(
             raise ConfigError(f"hub names {name} for more than one split: give it as train alone to have it split")
         if name is not None:
             roles[name] = (role,)
-    pools = tuple(
-        Pool(
-            f"{hub_id} {name}",
-            examples_of(
-                f"{hub_id} {name}",
-                _rows(hub_id, splits, name, label_field, label_map),
-                task,
-                label_field,
-                label_map,
-                columns,
-                groups=groups,
-            ),
-            of,
-        )
-        for name, of in roles.items()
-    )
+    pools, warnings = [], []
+    for name, of in roles.items():
+        place, records = f"{hub_id} {name}", _rows(hub_id, splits, name, label_field, label_map)
+        records, lines = without_gaps(place, records, task, label_field, label_map, columns)
+        pools.append(Pool(place, examples_of(place, records, task, label_field, label_map, columns, groups=groups), of))
+        warnings += lines
     words = [hub_id, *([splits.config] if splits.config else []), *([splits.revision] if splits.revision else [])]
-    place = "folder" if Path(hub_id).is_dir() else "hub"
-    return Source(task, pools, "hub", f"{place}: {' '.join(words)} ({', '.join(roles)})")
+    kind = "folder" if Path(hub_id).is_dir() else "hub"
+    return Source(task, tuple(pools), "hub", f"{kind}: {' '.join(words)} ({', '.join(roles)})", tuple(warnings))
 
 
 def _rows(hub_id: str, splits: HubSplits, name: str, label_field: str, label_map: Mapping[str, str]) -> list[Record]:

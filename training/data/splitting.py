@@ -14,6 +14,8 @@ from laplora.prompts.examples import Example
 from laplora.prompts.groups import row_groups
 from training.data.examples import ROLES, Pool, Role, Source, Splits
 
+#: Fewer calibration rows are said before training: a threshold for a few percent of errors rests on a handful of them.
+ENOUGH_CALIBRATION_ROWS = 100
 #: How splits share the rows of one pool where the config leaves several of their sizes open.
 SHARES: dict[Role, int] = {"train": 4, "calibration": 1, "test": 2}
 
@@ -72,7 +74,7 @@ def split(
         "duplicates_dropped": dropped,
         "rows": {role: len(rows) for role, rows in ordered.items()},
         "classes": {role: class_counts(task, rows) for role, rows in ordered.items()},
-        "warnings": [*check(task, splits, hold_out=hold_out), *_repeats(dropped)],
+        "warnings": [*source.warnings, *check(task, splits, hold_out=hold_out), *_repeats(dropped)],
     }
     return Splits(task, splits["train"], splits["calibration"], splits["test"], report)
 
@@ -244,6 +246,16 @@ def check(task: Task, splits: Mapping[Role, tuple[Example, ...]], *, hold_out: b
         warnings.append(
             f"{len(calibration)} calibration rows are fewer than {FEW_CALIBRATION_ROWS}: the prior precision, the "
             "temperature and the thresholds chosen on them are mostly noise"
+        )
+    elif len(calibration) < ENOUGH_CALIBRATION_ROWS:
+        warnings.append(
+            f"{len(calibration)} calibration rows are fewer than {ENOUGH_CALIBRATION_ROWS}: thresholds for a stated "
+            "error rate rest on a handful of mistakes"
+        )
+    if hold_out and len(train) < len(calibration):
+        warnings.append(
+            f"{len(train)} training rows are fewer than the {len(calibration)} calibration rows: leave "
+            "data.calibration and data.test out, and the rows are shared 4:1:2"
         )
     seen = {e.label for e in calibration}
     if len(seen) == 1:

@@ -12,6 +12,9 @@ from training.config.run import problems_of
 from training.config.size_defaults import STEPS, size_defaults
 from training.workspace.terminal import say
 
+#: More passes over the training rows than this are told of: the ready configurations have 8.
+MANY_EPOCHS = 20
+
 
 def filled_in(config: RunConfig, rows: int, parameters: Callable[[], int]) -> RunConfig:
     """Return the configuration with a learning rate and a number of steps; one that has both, as it is.
@@ -39,10 +42,15 @@ def filled_in(config: RunConfig, rows: int, parameters: Callable[[], int]) -> Ru
         assert epochs is not None
         steps = optimizer.steps_of(epochs, rows)
         say(f"{epochs:g} epochs of {rows} rows, {optimizer.step_rows} a step: {steps} steps")
+    if (passes := steps * optimizer.step_rows / max(1, rows)) > MANY_EPOCHS:
+        say(
+            f"warning: {steps} steps of {optimizer.step_rows} rows go over {rows} training rows {passes:.0f} times, "
+            "which memorises them: give optimizer.epochs, or leave both out"
+        )
     fields = dict(optimizer) | {"learning_rate": rate, "epochs": None, "steps": steps}
     if fields == dict(optimizer):
         return config
     try:
         return RunConfig.model_validate(dict(config) | {"optimizer": OptimizerConfig.model_validate(fields)})
     except ValidationError as error:
-        raise ConfigError("\n".join(problems_of(error))) from None
+        raise ConfigError("\n".join(problems_of(error, RunConfig))) from None

@@ -121,9 +121,10 @@ def _begin_folder(run: Run) -> None:
 
 def as_cut(config: RunConfig, splits: Splits) -> Splits:
     """Return the splits with a task that cuts prompts as the configuration says; ConfigError where it cannot."""
+    task = splits.task
     if config.cut is None:
-        return splits
-    return replace(splits, task=splits.task.cutting(config.cut.field, config.cut.side))
+        return replace(splits, task=replace(task, template=task.template.cutting_texts()))
+    return splits if config.cut.field == "prompt" else replace(splits, task=task.cutting(**dict(config.cut)))
 
 
 def _check_splits(config: RunConfig, splits: Splits) -> None:

@@ -42,7 +42,7 @@ def classifier(sentiment_run: Any) -> laplora.Classifier:
     """The run's model, as a user of transformers and peft has it."""
     from test_entry import load
 
-    labels, template = ["negative", "positive"], TEMPLATES["sentiment"]
+    labels, template = ["negative", "positive"], TEMPLATES["sentiment"].cutting_texts()
     return laplora.Classifier(*load(sentiment_run), labels=labels, template=template, max_tokens=64)
 
 

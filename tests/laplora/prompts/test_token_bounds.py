@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -137,6 +139,17 @@ def test_the_field_is_cut_and_the_rest_is_whole(smollm: Any, side: str) -> None:
     assert text.endswith(" By Ann. Is it good? Answer:")
     body = text.removeprefix("Read this: ").removesuffix(" By Ann. Is it good? Answer:")
     assert LONG.startswith(body) if side == "right" else LONG.endswith(body)
+    # Nobody says which: the longest text, at its right, so that no instruction is lost.
+    plain = template(None)
+    for longest, other in (("body", "author"), ("author", "body")):
+        inputs = {longest: LONG, other: "Ann"}
+        row_of = encode_inputs(smollm, plain.cutting_texts(), inputs, LABELS, max_tokens=32, truncate=True)
+        cut = smollm.decode(row_of.token_ids)
+        assert re.fullmatch(r"Read this: .* By .*\. Is it good\? Answer:", cut)
+        assert "Ann" in cut
+        assert row_of.truncated
+    words = replace(plain, text="{body}")
+    assert (words.cutting_texts(), template("left").cutting_texts()) == (words, template("left"))
 
 
 def test_what_fits_or_may_not_be_cut_is_as_without(smollm: Any) -> None:

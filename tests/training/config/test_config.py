@@ -126,7 +126,7 @@ def test_overrides(file: Path) -> None:
         ("optimizer.steps", "takes section.key=value, got 'optimizer.steps'"),
         ("name.first=x", "name is a single value"),
         ("optimizer.steps=[", "the value is not valid YAML"),
-        ("optimizer.stesp=3", "optimizer.stesp: Extra inputs"),
+        ("optimizer.stesp=3", "optimizer.stesp: Extra inputs are not permitted: did you mean 'steps'"),
         ("optimizer.epochs=2 optimizer.steps=3", "optimizer: steps and epochs are both given: give one of them"),
     ],
 )

@@ -91,7 +91,8 @@ def test_test_rows_depend_on_the_seed_alone() -> None:
     assert (together.train, together.calibration) == (first.train + first.calibration, ())
     assert together.test == first.test
     assert together.report["rows"] == {"train": 30, "calibration": 0, "test": 30}
-    assert not together.report["warnings"]
+    (few,) = together.report["warnings"]
+    assert few.startswith("30 calibration rows are fewer than 100")
 
 
 @given(st.lists(st.integers(0, 3), min_size=20, max_size=80), st.integers(0, 2**32))
@@ -176,10 +177,17 @@ def test_rows_that_are_not_there_or_teach_nothing_are_refused() -> None:
                 "the calibration split holds labels that no training row has: ['C']",
                 "the test split holds labels that no training row has: ['C']",
                 "9 calibration rows are fewer than 20",
+                "3 training rows are fewer than the 9 calibration rows: leave data.calibration and data.test out",
             ],
         ),
-        ("ABC", "B" * 25, "A", ["every calibration row has the label 'B': temperatures, thresholds"]),
-        ("ABC", "AB" * 15, "A", ["no calibration row has the labels ['C']: coverage and risk as promised do not hold"]),
+        ("ABC" * 40, "B" * 100, "A", ["every calibration row has the label 'B': temperatures, thresholds"]),
+        (
+            "ABC" * 40,
+            "AB" * 50,
+            "A",
+            ["no calibration row has the labels ['C']: coverage and risk as promised do not hold"],
+        ),
+        ("ABC" * 40, "ABC" * 33, "A", ["99 calibration rows are fewer than 100: thresholds for a stated error rate"]),
         ("ABC", "", "", ["no calibration rows", "no test rows"]),
     ],
 )
