@@ -117,7 +117,7 @@ def test_what_no_classifier_can_be_made_of() -> None:
         classifier(doubled)
     assert not any(parameter.requires_grad for parameter in doubled.parameters())
     with pytest.raises(ModelError, match=r"must be a fast one, .* got CanineTokenizer"):
-        laplora.Classifier(model(), CanineTokenizer(), LABELS, "{text} z")
+        laplora.Classifier(model(), CanineTokenizer(), "{text} z", LABELS)
     with pytest.raises(LabelTokenError, match="ends every text with token 2"):
         laplora.Classifier(model(), letters("[CLS] $A [SEP]"), "{text} z", LABELS)
     with pytest.raises(ConfigError, match="max_tokens is 7"):
