@@ -23,7 +23,6 @@ from laplora.errors import ConfigError, DataError, install
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
-    from sklearn.model_selection import train_test_split
     from sklearn.utils.multiclass import check_classification_targets, type_of_target
     from sklearn.utils.validation import check_is_fitted
 except ModuleNotFoundError as error:
@@ -37,7 +36,7 @@ from laplora.fitting.entry import fit
 from laplora.fitting.settings import FitSettings
 from laplora.prompts.templates import PromptTemplate
 
-_LABEL = "label"
+_LABEL, _GROUP = "label", "__group__"
 
 
 class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn states no types
@@ -74,8 +73,9 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 indicator matrix the names of a data frame's columns, or their numbers. With ``labels`` its columns are
                 in their order.
             settings: as of ``laplora.fit``.
-            calibration: rows that the model was not fine-tuned on, as a pair ``(X, y)``; or a share of the rows that
-                ``fit`` gets, between 0 and 1, which is kept out of the curvature. None: a fifth.
+            calibration: rows that the model was not fine-tuned on, as ``(X, y)`` or ``(X, y, groups)``. A share between
+                0 and 1, or ``"split"``, a fifth, says that it was fine-tuned on none of the rows that ``fit`` gets, and
+                keeps that many of them out of the curvature. None is refused.
             predictive: which one gives the probabilities; None: the recommended one.
             batch_size: rows of a prediction that run together.
         """
@@ -94,13 +94,14 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """Return an unfitted classifier with the same parameters; model and tokenizer are shared, not copied."""
         return type(self)(**self.get_params(deep=False))
 
-    def fit(self, X: Any, y: Any) -> LaploraClassifier:
+    def fit(self, X: Any, y: Any, groups: Any = None) -> LaploraClassifier:
         """Fit the posterior of the model's adapter and calibrate it; the model is not trained.
 
         Args:
             X: texts, for a template with one field; or dicts of the template's fields, or a data frame with them.
             y: (rows,) labels: names, or numbers. Numbers count ``labels``, where those are given. Where several may be
                 right, (rows, labels) of 0 and 1: an array, a data frame or a sparse matrix.
+            groups: (rows,) what rows share that belong together, as of ``laplora.fit``; None: equal prompts alone.
 
         Raises:
             DataError: ``X`` or ``y`` that cannot be used, a label without a row.
@@ -119,16 +120,19 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             max_tokens=self.max_tokens,
         )
         self._column = {name: column for column, name in enumerate(names.values())}
-        rows = _labelled(X, targets, names, classifier)
+        rows = _labelled(X, targets, names, classifier, groups)
         calibration = self.calibration
-        if isinstance(calibration, float):
-            seed = (self.settings or FitSettings()).seed
-            stratify = None if self._several else [row[_LABEL] for row in rows]
-            rows, calibration = train_test_split(rows, test_size=calibration, random_state=seed, stratify=stratify)
-        elif calibration is not None:
-            calibration = _labelled(calibration[0], _targets(calibration[1]), names, classifier)
+        if isinstance(calibration, tuple | list):
+            others, theirs, *of = calibration
+            calibration = _labelled(others, _targets(theirs), names, classifier, *of)
         self.posterior_ = fit(
-            classifier, rows, calibration, settings=self.settings, label_field=_LABEL, progress=self.progress
+            classifier,
+            rows,
+            calibration,
+            settings=self.settings,
+            label_field=_LABEL,
+            groups=_GROUP,
+            progress=self.progress,
         )
         return self
 
@@ -216,10 +220,17 @@ def _fields(X: Any, classifier: Classifier) -> list[Mapping[str, Any]]:
 
 
 def _labelled(
-    X: Any, targets: np.ndarray[Any, Any], names: Mapping[Any, str], classifier: Classifier
+    X: Any, targets: np.ndarray[Any, Any], names: Mapping[Any, str], classifier: Classifier, groups: Any = None
 ) -> list[dict[str, Any]]:
-    """Return rows with their labels' names, as ``laplora.fit`` takes them."""
-    rows, values = _fields(X, classifier), targets.tolist()
+    """Return rows with their labels' names and their groups, as ``laplora.fit`` takes them."""
+    values = targets.tolist()
+    rows: list[Mapping[str, Any]] = _fields(X, classifier)
+    of_rows = [None] * len(rows) if groups is None else list(groups)
+    if len(of_rows) != len(rows):
+        raise DataError(
+            f"X has {len(rows)} rows and groups {len(of_rows)}: give a group for each row, which may be None"
+        )
+    rows = [{**row, _GROUP: group} for row, group in zip(rows, of_rows, strict=True)]
     if len(rows) != len(values):
         raise DataError(f"X has {len(rows)} rows and y {len(values)}: give a label for each row")
     if targets.ndim == 2:

@@ -206,7 +206,7 @@ _answered(library.InvalidInputError, "invalid_input", 422, "An input does not fi
 
 
 class ConditioningImpossibleError(ServiceError, code="conditioning_impossible", status=422):
-    """Too few or too many labelled rows, an input given twice, or an artifact that cannot learn from them."""
+    """Too few or too many labelled rows, or an artifact that cannot learn from them."""
 
 
 class UnscorableInputError(ServiceError, code="unscorable_input", status=422):

@@ -6,6 +6,7 @@ import torch
 
 from laplora.conditioning.labelled import LabelledRows
 from laplora.conditioning.last_layer import LastStates
+from laplora.conditioning.mode import Mode
 from laplora.linearised import class_probs, contrast_logits
 
 WIDTH = 14
@@ -31,6 +32,24 @@ def moved_rows(
     mean = (states @ here).masked_fill(~mask[:, 1:], 0)
     inputs = LastStates(states, class_probs(contrast_logits(mean), mask), trained)
     return inputs, LabelledRows(mean, labels, mask), states @ moved
+
+
+def dense_left_out(kernel: torch.Tensor, mode: Mode, mean: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Return each row's mean without its group's factors, (rows, classes - 1), by matrices of all rows.
+
+    A factor is the Gaussian that the mode has for its row: of precision ``Lambda``, and of ``alpha`` more than that
+    times the contrasts. ``(K^-1 + Lambda)^-1 = K - K Lambda (I + K Lambda)^-1 K`` takes no inverse of K.
+    """
+    rows, width = mode.alpha.shape
+    matrix, result = kernel.reshape(rows * width, -1), torch.empty_like(mean)
+    for group in groups.unique().tolist():
+        others = (groups != group)[:, None, None]
+        precision = torch.block_diag(*(others * mode.root @ mode.root))
+        both = torch.eye(len(matrix), dtype=torch.float64) + matrix @ precision
+        covariance = matrix - matrix @ precision @ torch.linalg.solve(both, matrix)
+        pull = precision @ (mode.contrasts - mean).flatten() + (others[:, 0] * mode.alpha).flatten()
+        result[groups == group] = (mean + (covariance @ pull).view(rows, width))[groups == group]
+    return result
 
 
 def several_rows(shift: float, inputs: int = 40, labels: int = 5) -> tuple[LastStates, LabelledRows]:

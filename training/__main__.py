@@ -102,6 +102,7 @@ def _add_condition_options(job: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--label-field", metavar="NAME", default="label", help="field of a row that has its label (default: label)"
     )
+    job.add_argument("--groups", metavar="NAME", help="field whose value rows share that belong together")
     job.add_argument(
         "--out", metavar="FOLDER", type=Path, help="folder of the new version (default: in the artifact's place)"
     )

@@ -35,6 +35,7 @@ class ConditionRequest:
     calibration: Path | None = None
     out: Path | None = None
     label_field: str = "label"
+    groups: str | None = None
     force: bool = False
     undo: bool = False
     device: str = "auto"
@@ -60,19 +61,17 @@ def condition(request: ConditionRequest) -> Path:
         say(f"as packaged: {request.artifact}")
         return request.artifact
     artifact = read_artifact(request.artifact)
-    rows = _rows(request.labels, artifact, request.label_field)
-    given = request.calibration
-    calibration = (
-        _rows_of_run(given, artifact, request.label_field)
-        if given is not None and given.is_dir()
-        else _rows(given, artifact, request.label_field)
-    )
+    fields, given = (request.label_field, request.groups), request.calibration
+    rows = _rows(request.labels, artifact, *fields)
+    read = _rows_of_run if given is not None and given.is_dir() else _rows
+    calibration = None if given is None else read(given, artifact, *fields)
     laplora.condition(
         request.artifact,
         rows,
         calibration=calibration,
         out=request.out,
         label_field=request.label_field,
+        groups=request.groups,
         force=request.force,
         device=request.device,
         progress=Terminal(),
@@ -85,17 +84,18 @@ def condition(request: ConditionRequest) -> Path:
     return target
 
 
-def _rows(path: Path | None, artifact: Artifact, label_field: str) -> list[dict[str, Any]] | None:
+def _rows(path: Path | None, artifact: Artifact, label_field: str, groups: str | None) -> list[dict[str, Any]] | None:
     """Return a file's rows; None without a file."""
     if path is None:
         return None
     manifest = artifact.manifest
     task = Task(manifest.name, manifest.template.template(), manifest.labels)
     head = manifest.readout.kind == "classification_head"
-    return adapter_rows(path, task, label_field, of_head=head, several=manifest.likelihood == "bernoulli")
+    several = manifest.likelihood == "bernoulli"
+    return adapter_rows(path, task, label_field, of_head=head, several=several, groups=groups)
 
 
-def _rows_of_run(folder: Path, artifact: Artifact, label_field: str) -> list[dict[str, Any]]:
+def _rows_of_run(folder: Path, artifact: Artifact, label_field: str, groups: str | None) -> list[dict[str, Any]]:
     """Return the calibration rows of a run, dealt again from its data as its configuration says."""
     record = folder / CONFIG
     try:
@@ -111,6 +111,6 @@ def _rows_of_run(folder: Path, artifact: Artifact, label_field: str) -> list[dic
     # How an artifact cuts prompts is its own: a run from before texts were cut by default has the same rows.
     if (replace(splits.task.template, cut=template.cut), splits.task.labels) != (template, manifest.labels):
         raise ConfigError(f"the run in {folder} has another prompt or other labels than the artifact")
-    rows = labelled_rows(splits.calibration, splits.task, label_field)
+    rows = labelled_rows(splits.calibration, splits.task, label_field, groups)
     say(f"{len(rows)} calibration rows of {folder}")
     return rows

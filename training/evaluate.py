@@ -151,7 +151,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         write_tensors(
             config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
         )
-    results = {"zero_shot": evaluate_probs(zero_shot, split.labels)}
+    results = {"zero_shot": evaluate_probs(zero_shot, split.labels, groups=split.groups)}
     unfamiliar = None
     if record.familiarity and found.familiarity is not None:
         unfamiliar = is_unfamiliar(found.familiarity, record.familiarity.false_alarms)
@@ -177,7 +177,8 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         if choice != record.served:
             of_choice = replace(outputs, fitted=replace(outputs.fitted, prior=choice.prior))
             probs = predictive_of(of_choice, "laplace", 1.0).probs
-            results[f"laplace_{choice.method}_{choice.prior.granularity}"] = evaluate_probs(probs, split.labels)
+            name = f"laplace_{choice.method}_{choice.prior.granularity}"
+            results[name] = evaluate_probs(probs, split.labels, groups=split.groups)
     encoded = classifier.encode_examples(test)
     share = None if unfamiliar is None else float(unfamiliar.double().mean())
     over_temperature = gain_over_temperature(by_predictive, calibrated.recommended.predictive)

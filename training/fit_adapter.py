@@ -63,11 +63,13 @@ def fit_adapter(request: AdapterFit) -> Path:
         spec = replace(spec, classes=head.classes)
     task, several = _task(request, head)
     rows = {
-        name: adapter_rows(path, task, request.label_field, of_head=adapter.has_head, several=several)
+        name: adapter_rows(
+            path, task, request.label_field, of_head=adapter.has_head, several=several, groups=request.groups
+        )
         for name in ("data", "calibration", "test")
-        if (path := getattr(request, name)) is not None
+        if isinstance(path := getattr(request, name), Path)
     }
-    shared = _shared_rows(rows, request.label_field)
+    shared = _shared_rows(rows, task)
     if shared:
         say(f"--test: {shared}")
     location = location or locate_base(spec, progress=say)
@@ -77,10 +79,11 @@ def fit_adapter(request: AdapterFit) -> Path:
     posterior = laplora.fit(
         classifier,
         rows["data"],
-        rows.get("calibration"),
+        rows.get("calibration", request.calibration),
         settings=settings,
         initial_adapter=request.initial_adapter,
         label_field=request.label_field,
+        groups=request.groups,
         progress=Terminal(),
     )
     page = None
@@ -106,7 +109,7 @@ def _report(
     notes: Sequence[str],
 ) -> Report:
     """Return the report of test rows, which the recommended predictive answers as its server would; say its figures."""
-    measured = posterior.evaluate(rows, request.label_field)
+    measured = posterior.evaluate(rows, request.label_field, request.groups)
     say(str(measured))
     manifest, taken = posterior.predictor.artifact.manifest, MeasuredRows()
     examples = read_rows(rows, posterior.classifier, request.label_field, "test row")
@@ -148,7 +151,7 @@ def _provenance(request: AdapterFit, adapter: GivenAdapter, spec: BaseSpec) -> d
         **{
             f"{name} rows": f"{path.name}, sha256:{file_sha256(path).removeprefix('sha256:')}"
             for name, path in files.items()
-            if path
+            if isinstance(path, Path)
         },
         "versions": ", ".join(f"{name} {version}" for name, version in installed_versions().items()),
     }
@@ -174,14 +177,14 @@ def _task(request: AdapterFit, head: HeadTask | None) -> tuple[Task, bool]:
     return Task(template.name, template, labels), several
 
 
-def _shared_rows(rows: dict[str, list[dict[str, Any]]], label_field: str) -> str:
+def _shared_rows(rows: dict[str, list[dict[str, Any]]], task: Task) -> str:
     """Return a sentence of how many test rows are in another file, "" where none is.
 
     ``laplora.fit`` warns of calibration rows that are training rows.
     """
 
     def fields(row: dict[str, Any]) -> str:
-        return json.dumps({k: v for k, v in row.items() if k not in ("id", label_field)}, sort_keys=True)
+        return json.dumps({name: row[name] for name in task.template.fields}, sort_keys=True)
 
     seen = set[str]()
     for name, part in rows.items():

@@ -202,6 +202,8 @@ def measure_scores(
     scaled: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Return what ``measure_method`` does, of ``method_scores``; ``scaled`` is the NLL by ``REFERENCE``, nats."""
+    import torch
+
     from laplora.metrics.paired import mean_difference
     from laplora.metrics.scores import evaluate_rows
     from laplora.metrics.several_labels import evaluate_label_rows
@@ -215,7 +217,8 @@ def measure_scores(
     del metrics["rows"]
     metrics["over_temperature"] = None
     if scaled is not None and how.resamples:
-        drawn = {"resamples": how.resamples, "seed": how.seed, "together": names.questions}
+        inputs = torch.arange(len(scaled)) // names.questions
+        drawn: dict[str, Any] = {"resamples": how.resamples, "seed": how.seed, "groups": inputs}
         metrics["over_temperature"] = asdict(mean_difference(scores.nll - scaled, **drawn))
     return metrics
 

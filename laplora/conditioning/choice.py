@@ -103,7 +103,7 @@ def _by_leave_one_out(tried: Sequence[Kernel], rows: LabelledRows) -> Choice:
         try:
             mode = posterior_mode(dense, rows.mean, rows.labels, rows.class_mask, start)
             start = mode.alpha
-            left_out = left_out_mean(mode, dense, rows.together)
+            left_out = left_out_mean(mode, dense, rows.parted)
         except FactorizationError:
             losses.append(float("inf"))
             continue
@@ -111,7 +111,7 @@ def _by_leave_one_out(tried: Sequence[Kernel], rows: LabelledRows) -> Choice:
         if best is None or losses[-1] < min(losses[:-1], default=float("inf")):
             best = Choice(place, kernel, kernel.weights(mode.alpha), left_out, ())
     if best is None:
-        raise FactorizationError("no kernel leaves a row out: are rows given twice?")
+        raise FactorizationError("no kernel leaves a row out")
     return replace(best, losses=tuple(losses))
 
 
@@ -123,7 +123,7 @@ def fold_means(
     A fold is predicted as new rows are: its states are in no moment of the kernel. NaN where a kernel has no mode.
     """
     means = [rows.mean.clone() for _ in biases for _ in variances]
-    for fitted, held_out in fold_rows(len(rows.labels), FOLDS, together=rows.together):
+    for fitted, held_out in fold_rows(len(rows.labels), FOLDS, groups=rows.parted):
         some, start = rows.take(fitted), None
         others = states.states[rows.inputs(held_out)]
         tried = candidates(states.take(rows.inputs(fitted)).layer(), variances, biases, rows.together)

@@ -21,12 +21,19 @@ class LabelledRows:
         mean: (rows, classes - 1) float64, what the labels correct (``log_contrasts``), nats.
         labels: (rows,) int64; class_mask: (rows, classes) bool.
         together: so many consecutive rows are of one input.
+        groups: (rows,) int64, rows of one number are left out together; all rows of an input are of one.
     """
 
     mean: torch.Tensor
     labels: torch.Tensor
     class_mask: torch.Tensor
     together: int = 1
+    groups: torch.Tensor | None = None
+
+    @property
+    def parted(self) -> torch.Tensor:
+        """Number of what each row is left out with, (rows,) int64: its group, or its input."""
+        return torch.arange(len(self.labels)) // self.together if self.groups is None else self.groups
 
     def inputs(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the numbers of the inputs that rows, all of an input's or none, are of."""
@@ -34,7 +41,8 @@ class LabelledRows:
 
     def take(self, rows: torch.Tensor) -> LabelledRows:
         """Return some rows, all those of an input together."""
-        return LabelledRows(self.mean[rows], self.labels[rows], self.class_mask[rows], self.together)
+        groups = None if self.groups is None else self.groups[rows]
+        return LabelledRows(self.mean[rows], self.labels[rows], self.class_mask[rows], self.together, groups)
 
     def loss(self, contrasts: torch.Tensor) -> float:
         """Return the mean NLL of the labels under contrasts (rows, classes - 1), nats."""

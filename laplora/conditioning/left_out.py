@@ -1,6 +1,6 @@
-"""Each input as the labels of the other inputs condition it: analytic leave-one-out, none by itself.
+"""Each row as the labels of other groups condition it: analytic leave-one-out, none by itself or its twin.
 
-An input is one factor of the conditioned process. Dividing its Gaussian approximation out takes no further mode
+A group is one factor of the conditioned process. Dividing its Gaussian approximation out takes no further mode
 (Vehtari et al., arXiv 1412.7461).
 """
 
@@ -10,34 +10,37 @@ import torch
 
 from laplora.conditioning.mode import Mode
 from laplora.errors import FactorizationError
+from laplora.metrics.groups import members
 
 #: Where a row's share of its precision comes this close to 1, what is left is rounding of float32 Jacobians.
 _ROUNDING = 1e-7
 
 
-def left_out_mean(mode: Mode, kernel: torch.Tensor, together: int = 1) -> torch.Tensor:
-    """Return (rows, classes - 1) float64 the mean of each row under the labels of the other inputs, nats.
+def left_out_mean(mode: Mode, kernel: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
+    """Return (rows, classes - 1) float64 the mean of each row under the labels of the other groups, nats.
 
     Args:
         kernel: (rows, classes - 1, rows, classes - 1), that the mode was found under.
-        together: so many consecutive rows are of one input and are left out together.
+        groups: (rows,) int64, rows of one number are left out together; None: each row alone.
 
     Raises:
-        FactorizationError: an input that cannot be divided out beyond rounding.
+        FactorizationError: a group that cannot be divided out beyond rounding.
     """
     rows, width = mode.alpha.shape
-    inputs, size = rows // together, together * width
-    grouped = kernel.view(inputs, size, inputs, size)
-    places = torch.arange(inputs)
-    covariance = mode.covariance(grouped[places, :, places], kernel.view(inputs, size, rows, width))
-    root = torch.zeros(inputs, together, width, together, width, dtype=torch.float64)
-    each = torch.arange(together)
-    root[:, each, :, each, :] = mode.root.view(inputs, together, width, width).transpose(0, 1)
-    without, proper = divided_out(covariance, root.view(inputs, size, size))
-    if not bool(proper.all()):
-        raise FactorizationError("a row's label holds all that is known of it: the kernel is too wide")
-    moved = (without @ mode.alpha.view(inputs, size, 1))[:, :, 0]
-    return mode.contrasts - moved.view(rows, width)
+    found = torch.empty_like(mode.contrasts)
+    for places in members(torch.arange(rows) if groups is None else groups):
+        count, together = places.shape
+        size, every, each = together * width, torch.arange(count), torch.arange(together)
+        cross = kernel[places].view(count, size, rows, width)
+        own = cross[every[:, None], :, places].transpose(1, 2).reshape(count, size, size)
+        root = torch.zeros(count, together, width, together, width, dtype=torch.float64)
+        root[:, each, :, each, :] = mode.root[places].transpose(0, 1)
+        without, proper = divided_out(mode.covariance(own, cross), root.view(count, size, size))
+        if not bool(proper.all()):
+            raise FactorizationError("a row's label holds all that is known of it: the kernel is too wide")
+        moved = (without @ mode.alpha[places].view(count, size, 1))[:, :, 0]
+        found[places] = mode.contrasts[places] - moved.view(count, together, width)
+    return found
 
 
 def divided_out(covariance: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ import torch
 
 from laplora.errors import ConfigError, DataError
 from laplora.metrics.checks import check_columns
+from laplora.metrics.groups import mean_and_error
 from laplora.metrics.scores import bootstrap_interval
 
 #: Resamples of the paired bootstrap.
@@ -48,10 +49,11 @@ def recommend(
     *,
     has_variance: bool = True,
     accepting: Collection[str] | None = None,
+    groups: torch.Tensor | None = None,
 ) -> Recommendation:
     """Return the predictive to serve by default.
 
-    Differences are paired, row by row, and measured in their standard errors. In this order:
+    Differences are paired, row by row, and measured in their standard errors, of groups. In this order:
 
     0. Where ``laplace`` answers as MAP does, its losses no further from MAP's than 1 / 2 nat summed over the rows, the
        posterior has no variance to speak of. Its prior's precision is then large, often at the end of its search. No
@@ -72,6 +74,7 @@ def recommend(
         seed: of the bootstrap behind the reported intervals; the choice does not depend on it.
         has_variance: False where what is served is without one by the same measure, whatever the folds had.
         accepting: those that accept something at the target risk; None: not known.
+        groups: (rows,) int64, rows of one number are one unit of errors and intervals; None: each row is.
 
     Raises:
         ConfigError: no ``map``.
@@ -85,12 +88,13 @@ def recommend(
     check_columns(rows, **columns)
     if rows < 2:
         raise DataError("a recommendation needs at least two rows, got 1")
-    table = _table(columns, seed)
+    table = _table(columns, seed, groups)
     if "laplace" in columns and answer_alike(columns["laplace"], columns["map"]):
         has_variance = False
-    chosen, why = _choose(columns, has_variance=has_variance)
+    chosen, why = _choose(columns, groups, has_variance=has_variance)
     if accepting is not None and chosen not in accepting:
-        able, _ = _choose({n: c for n, c in columns.items() if n in {"map", *accepting}}, has_variance=has_variance)
+        some = {name: column for name, column in columns.items() if name in {"map", *accepting}}
+        able, _ = _choose(some, groups, has_variance=has_variance)
         if able in accepting:
             chosen, why = able, f"preferred to {chosen}, which accepts nothing at the target risk"
     entry = table[chosen]
@@ -107,15 +111,14 @@ def answer_alike(losses: torch.Tensor, of_map: torch.Tensor) -> bool:
     return float((losses - of_map).abs().sum()) < _ALIKE
 
 
-def _choose(columns: Mapping[str, torch.Tensor], *, has_variance: bool) -> tuple[str, str]:
+def _choose(columns: Mapping[str, torch.Tensor], groups: torch.Tensor | None, *, has_variance: bool) -> tuple[str, str]:
     """Return the predictive and why."""
     means = {name: float(column.mean()) for name, column in columns.items()}
     rows = len(columns["map"])
 
     def clear_of(name: str, other: str) -> float:
         """Return the NLL above another's, in standard errors of the paired difference; 0 for equal losses."""
-        difference = columns[name] - columns[other]
-        mean, error = float(difference.mean()), float(difference.std()) / math.sqrt(rows)
+        mean, error = mean_and_error(columns[name] - columns[other], groups)
         return mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
     def is_candidate(name: str) -> bool:
@@ -137,7 +140,7 @@ def _choose(columns: Mapping[str, torch.Tensor], *, has_variance: bool) -> tuple
     return best, "none that is lower leads beyond noise"
 
 
-def _table(columns: Mapping[str, torch.Tensor], seed: int) -> dict[str, dict[str, float]]:
+def _table(columns: Mapping[str, torch.Tensor], seed: int, groups: torch.Tensor | None) -> dict[str, dict[str, float]]:
     """Return the NLLs and their differences to MAP; the bootstrap intervals are paired, from the same resamples."""
     table = {}
     for name, column in columns.items():
@@ -147,7 +150,7 @@ def _table(columns: Mapping[str, torch.Tensor], seed: int) -> dict[str, dict[str
             return difference[rows].mean(1)
 
         generator = torch.Generator().manual_seed(seed)
-        low, high = bootstrap_interval(mean, len(column), resamples=_RESAMPLES, generator=generator)
+        low, high = bootstrap_interval(mean, len(column), resamples=_RESAMPLES, generator=generator, groups=groups)
         means = {"nll": float(column.mean()), "difference_to_map": float(difference.mean())}
         table[name] = means | {"low": low, "high": high}
     return table

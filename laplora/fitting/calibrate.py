@@ -120,7 +120,7 @@ def calibrate(
     record = CalibrationRecord(
         split=split_name,
         rows=len(labels) // split.together,
-        folds=min(wanted.folds, len(labels) // split.together),
+        folds=min(wanted.folds, len(set(split.input_groups.tolist()))),
         coverage=wanted.coverage,
         conformal=wanted.conformal,
         scores=SCORES,
@@ -182,7 +182,7 @@ def out_of_fold(
     Args:
         names: of the predictives; None: every one that is on.
     """
-    rows, together, folds = len(outputs.split.labels), outputs.split.together, settings.calibration.folds
+    rows, groups, folds = len(outputs.split.labels), outputs.split.row_groups, settings.calibration.folds
 
     def fold_predictive(name: PredictiveName) -> FoldPredictive:
         kind = next((one for one in CONDITIONED if one == name), None)
@@ -192,7 +192,7 @@ def out_of_fold(
         return lambda fit, answered: conditioning.predictive(kind, fit, answered, lambda: prior_of(fit))
 
     return {
-        name: cross_fitted_predictive(fold_predictive(name), rows, folds, settings.seed, together)
+        name: cross_fitted_predictive(fold_predictive(name), rows, folds, settings.seed, groups)
         for name in (settings.predictives.names if names is None else names)
     }
 
@@ -207,8 +207,8 @@ def held_out_entropy(
         return entropy(predict(fitted, everything).probs)[:, None]
 
     served = entropy(predictive_of(outputs, name, fit_temperature_of(outputs, name)).probs)[:, None]
-    folds, together = settings.calibration.folds, outputs.split.together
-    return rank_aligned(of_fold, served, folds, settings.seed, together)[:, 0]
+    folds, groups = settings.calibration.folds, outputs.split.row_groups
+    return rank_aligned(of_fold, served, folds, settings.seed, groups)[:, 0]
 
 
 def predictive_of(outputs: SplitOutputs, name: PredictiveName, temperature: float) -> PosteriorPredictive:
@@ -222,15 +222,14 @@ def fit_temperature_of(outputs: SplitOutputs, name: PredictiveName) -> float:
 
 
 def _temperature(outputs: SplitOutputs, name: PredictiveName, rows: torch.Tensor) -> float:
-    """Return the temperature of some rows; at least 1 where the adapter was trained on them."""
+    """Return the temperature of some rows."""
     if name not in TEMPERED:
         return 1.0
     if name == "conditioned":
         return outputs.temperature
     split = outputs.split
     means = split.projected.contrast_mean[rows][None]
-    found = fit_predictive_temperature(means, split.labels[rows], split.class_mask[rows])
-    return max(found, 1.0) if outputs.seen else found
+    return fit_predictive_temperature(means, split.labels[rows], split.class_mask[rows])
 
 
 def recommendation(
@@ -248,7 +247,8 @@ def recommendation(
     """
     names = settings.predictives.names
     losses = {str(name): _losses(outputs, held_out[name]) for name in names}
-    by_data = recommend(losses, settings.seed, has_variance=has_variance(outputs), accepting=accepting)
+    variance, groups = has_variance(outputs), outputs.split.input_groups
+    by_data = recommend(losses, settings.seed, has_variance=variance, accepting=accepting, groups=groups)
     wanted, reason = settings.predictives.serve, by_data.reason
     if wanted == "auto":
         return RecommendedRecord(

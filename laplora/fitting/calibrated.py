@@ -165,19 +165,25 @@ class CalibratedPosterior:
             row[: len(answer.labels)] = answer.arrays.probs
         return probs
 
-    def evaluate(self, rows: Any, label_field: str = "label") -> Measured:
+    def evaluate(self, rows: Any, label_field: str = "label", groups: str | None = None) -> Measured:
         """Return every predictive's metrics on labelled rows that nothing was fitted on; ``save`` records the last.
 
-        Arguments and errors are those of ``laplora.fit``.
+        Arguments and errors are those of ``laplora.fit``; intervals are over groups.
         """
         self._check_model()
-        examples = read_rows(rows, self.classifier, label_field, "test row")
+        examples = read_rows(rows, self.classifier, label_field, "test row", groups)
         with ONE_AT_A_TIME:
             self._measured = evaluated(self.predictor, self.classifier, examples, self._progress)
         return self._measured
 
     def condition(
-        self, rows: Any, label_field: str = "label", *, calibration: Any = None, force: bool = False
+        self,
+        rows: Any,
+        label_field: str = "label",
+        *,
+        groups: str | None = None,
+        calibration: Any = None,
+        force: bool = False,
     ) -> CalibratedPosterior:
         """Return the posterior that learned from further labels, without training; this one stays as it is.
 
@@ -185,7 +191,8 @@ class CalibratedPosterior:
         is forgotten.
 
         Args:
-            rows: labelled rows, 20 or more, each input once, of which none trained or calibrated the model.
+            rows: labelled rows, 20 or more, of which none trained or calibrated the model.
+            groups: as of ``laplora.fit``.
             calibration: the rows that calibrated it, which then condition together with the new ones.
             force: whether to return one that answers worse.
 
@@ -195,8 +202,9 @@ class CalibratedPosterior:
         """
         self._check_model()
         first = self._fitted or self
-        examples = read_rows(rows, self.classifier, label_field)
-        earlier = () if calibration is None else read_rows(calibration, self.classifier, label_field, "calibration row")
+        of = (self.classifier, label_field)
+        examples = read_rows(rows, *of, groups=groups)
+        earlier = () if calibration is None else read_rows(calibration, *of, "calibration row", groups)
         with ONE_AT_A_TIME:
             found = condition_on(first.predictor, self.classifier, examples, earlier, progress=self._progress)
         if found.comparison.worse and not force:

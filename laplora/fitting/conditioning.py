@@ -20,7 +20,6 @@ from laplora.decisions.temperature import fit_temperature
 from laplora.errors import ConfigError, warn
 from laplora.fitting.outputs import Fitted
 from laplora.fitting.projected import ProjectedSplit
-from laplora.fitting.rows import given_twice
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive, class_probs, contrast_logits, entropy
 from laplora.posterior.base import Prior
@@ -63,7 +62,7 @@ class Conditioning:
         states: of the rows' inputs, that the kernels are made of.
         before: by predictive (rows, classes - 1) float64, what earlier labels add to the log probabilities, nats, and
             the predictive's temperature; empty where there were none.
-        always: so many rows, the first ones, condition every fold and are in none.
+        always: so many rows, the first ones, are in no fold and condition each, but for those of a group in it.
     """
 
     trained: Fitted
@@ -112,7 +111,10 @@ class Conditioning:
             fit: row numbers, counted after those of ``always``, whose labels condition; answered: the rows to answer.
             prior: of the covariance, chosen on the rows of ``fit``; asked for where there is one.
         """
-        fit, answered = torch.cat([torch.arange(self.always), fit + self.always]), answered + self.always
+        answered = answered + self.always
+        groups, always = self.split.row_groups, torch.arange(self.always)
+        always = always[~torch.isin(groups[always], groups[answered])]
+        fit = torch.cat([always, fit + self.always])
         base = self._base(kind, fit, prior() if kind == "laplace_conditioned" else None)
         shift = self._conditioned(base, fit)[0].shift
         moved = shift.of(self.states.states[self._inputs(answered)])
@@ -152,7 +154,8 @@ class Conditioning:
         nothing = torch.zeros((), dtype=torch.float64)
         before = base.answer(self.trained.projected.contrast_mean[rows], nothing, rows, split.class_mask)
         mask = split.class_mask[rows]
-        return LabelledRows(log_contrasts(before.probs, mask), split.labels[rows], mask, split.together)
+        log_probs, groups = log_contrasts(before.probs, mask), split.row_groups[rows]
+        return LabelledRows(log_probs, split.labels[rows], mask, split.together, groups)
 
 
 @dataclass(frozen=True)
@@ -188,9 +191,6 @@ def possible_conditioning(
 ) -> FitSettings:
     """Return settings in which labels condition only where they can; warns of why they cannot.
 
-    An input that is given twice lies in two folds: its label would answer its twin, and every threshold and set be
-    fitted on that (docs/lab-notes.md).
-
     Args:
         trained_on: whether the adapter was trained on the calibration rows, and so on their labels.
 
@@ -201,11 +201,6 @@ def possible_conditioning(
         return settings
     try:
         check_conditioning(classifier, len(calibration), trained_on=trained_on)
-        if twice := given_twice(classifier, calibration):
-            raise ConfigError(
-                f"{len(twice)} calibration rows have a prompt that another one has too, such as "
-                f"{[row.id for row in twice[:4]]}, and would vouch for each other: give each input once"
-            )
     except ConfigError as error:
         return without_conditioning(settings, error)
     return settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,18 @@ from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.fit import fit_rows
 from laplora.fitting.golden_inputs import COUNT
 from laplora.fitting.progress import Progress, shown_by
-from laplora.fitting.rows import FEW_CALIBRATION_ROWS, check_labels, read_rows, split_rows
+from laplora.fitting.rows import (
+    CALIBRATION_SHARE,
+    FEW_CALIBRATION_ROWS,
+    check_labels,
+    groups_of,
+    read_rows,
+    split_rows,
+    warn_of_conflicts,
+    without_twins,
+)
 from laplora.fitting.settings import FitSettings
 from laplora.predictive.lora_weights import lora_parameters, read_weights
-from laplora.prompts.examples import Example
 
 #: Median probability of all labels after the prompt, below which prompt or labels are hardly those of the training.
 _LITTLE_MASS = 0.01
@@ -31,6 +39,7 @@ def fit(
     settings: FitSettings | None = None,
     initial_adapter: str | Path | Mapping[str, torch.Tensor] | None = None,
     label_field: str = "label",
+    groups: str | None = None,
     progress: bool | Progress = True,
 ) -> CalibratedPosterior:
     """Return a classifier's posterior over its weights, calibrated: probabilities, sets and decisions to act on.
@@ -39,19 +48,24 @@ def fit(
         rows: the labelled rows that the model was fine-tuned on: dicts with the template's fields and a label, in a
             list or an iterator; a pandas data frame; a ``datasets.Dataset``.
         calibration: labelled rows that it was **not** fine-tuned on. They choose the prior precision, the
-            temperatures, the thresholds and the label sets, each cross-fitted. None: a share of ``rows`` is kept out of
-            the curvature for it. If the model was fine-tuned on those too, it is surer of them than of new rows, and
-            so are the answers; no temperature below 1 makes them surer still.
+            temperatures, the thresholds and the label sets, each cross-fitted, and would promise too much of rows that
+            it knows. ``"split"`` says that it was fine-tuned on none of ``rows``: a fifth, or a share between 0 and 1,
+            is kept out of the curvature and calibrates.
         settings: of the posterior, the calibration and the predictives.
         initial_adapter: folder, or weights by block name, of the LoRA adapter before fine-tuning, the centre of the
             prior. None: zero; it matters for a prior chosen by evidence alone.
         label_field: name of the label in a row: a label's name, or its number from 0.
+        groups: name of the field whose value rows share that belong together, such as near-duplicates or turns of a
+            conversation; a row without a value is of no group. Equal prompts are a group without being told, up to
+            case and white space. No fold parts a group, intervals are over groups, and training rows of a calibration
+            row's group are left out.
         progress: whether to show it; or what shows it.
 
     Raises:
         DataError: rows that cannot be used, a label without a row.
         LaploraWarning: what is off, or is worth less than it looks; shown whatever ``progress`` is.
-        ConfigError, ModelError, PriorError, NonFiniteError, FactorizationError: what cannot be fitted.
+        ConfigError: no calibration rows, or a setting that cannot work.
+        ModelError, PriorError, NonFiniteError, FactorizationError: what cannot be fitted.
     """
     if not isinstance(classifier, Classifier):
         raise ConfigError(f"the first argument must be a laplora.Classifier, got {type(classifier).__name__}")
@@ -62,19 +76,26 @@ def fit(
         )
     settings = settings or FitSettings()
     shown = shown_by(progress)
-    train = read_rows(rows, classifier, label_field)
-    check_labels(train, classifier.labels)
-    source = "given"
     if calibration is None:
-        source = "split"
-        train, held_out = split_rows(train, settings.seed)
+        raise ConfigError(
+            "there are no calibration rows: give rows that the model was not fine-tuned on; or calibration='split', "
+            "which takes a fifth of the rows, if it was fine-tuned on none of them. Of rows that it knows, thresholds, "
+            "label sets and familiarity promise more than they hold"
+        )
+    share = _share(calibration)
+    train = read_rows(rows, classifier, label_field, groups=groups)
+    check_labels(train, classifier.labels)
+    if share:
+        warn_of_conflicts(classifier, train)
+        train, held_out = split_rows(train, settings.seed, groups_of(classifier, train), share)
+        dropped = 0
         warn(
-            f"no calibration rows are given: {len(held_out)} of {len(train) + len(held_out)} rows calibrate and are "
-            "left out of the curvature. Give rows that the model was not fine-tuned on: it is surer of those it was"
+            f"{len(held_out)} of {len(train) + len(held_out)} rows calibrate. That the model was fine-tuned on none of "
+            "them is taken on trust: nothing here can know"
         )
     else:
-        held_out = read_rows(calibration, classifier, label_field, "calibration row")
-        _warn_of_shared(train, held_out)
+        held_out = read_rows(calibration, classifier, label_field, "calibration row", groups)
+        train, dropped = without_twins(classifier, train, held_out)
     if len(held_out) < FEW_CALIBRATION_ROWS:
         warn(
             f"{len(held_out)} calibration rows are fewer than {FEW_CALIBRATION_ROWS}: the prior precision, the "
@@ -87,12 +108,12 @@ def fit(
         settings,
         initial=_initial(classifier, initial_adapter),
         progress=shown,
-        trained_on=source == "split",
     )
     data = {
         "source": "rows",
         "rows": {"train": len(train), "calibration": len(held_out)},
-        "calibration": source,
+        "calibration": "split" if share else "given",
+        **({"twins_dropped": dropped} if dropped else {}),
     }
     golden = tuple(dict(example.fields) for example in held_out[:COUNT])
     _warn_of_little_mass(found.calibration.label_mass)
@@ -100,15 +121,12 @@ def fit(
     return CalibratedPosterior(classifier, found, data, golden, shown)
 
 
-def _warn_of_shared(train: Sequence[Example], held_out: Sequence[Example]) -> None:
-    """Warn of calibration rows that are training rows too."""
-    seen = {repr(example.fields) for example in train}
-    shared = sum(repr(example.fields) in seen for example in held_out)
-    if shared:
-        warn(
-            f"{shared} of {len(held_out)} calibration rows are among the training rows: the model is surer of rows "
-            "that it has seen, and so will the answers be. Give rows that it was not fine-tuned on"
-        )
+def _share(calibration: Any) -> float:
+    """Return the share of the rows that is to calibrate; 0 where calibration rows are given."""
+    share = CALIBRATION_SHARE if isinstance(calibration, str) and calibration == "split" else calibration
+    if isinstance(share, str) or (isinstance(share, int | float) and not 0 < share < 1):
+        raise ConfigError(f"calibration must be rows, 'split' or a share between 0 and 1, got {str(share)[:32]!r}")
+    return share if isinstance(share, float) else 0.0
 
 
 def _warn_of_little_mass(label_mass: torch.Tensor) -> None:

@@ -17,6 +17,7 @@ from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.outputs import Fitted, SplitOutputs, corrected
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import project_split
+from laplora.fitting.rows import groups_of
 from laplora.linearised import class_probs
 from laplora.metrics.label_sets import SetQuality, present_set_quality, set_quality
 from laplora.metrics.paired import nll_difference
@@ -72,7 +73,7 @@ class RowProbs:
 
     Attributes:
         probs: by predictive (rows, classes); map_probs: (rows, classes), MAP's.
-        labels, class_mask, together: as of ``ProjectedSplit``.
+        labels, class_mask, together: as of ``ProjectedSplit``; groups: (inputs,) int64, its ``input_groups``.
     """
 
     probs: Mapping[PredictiveName, torch.Tensor]
@@ -80,6 +81,7 @@ class RowProbs:
     labels: torch.Tensor
     class_mask: torch.Tensor
     together: int
+    groups: torch.Tensor
 
     @classmethod
     def of(cls, outputs: SplitOutputs, temperatures: Mapping[PredictiveName, float]) -> RowProbs:
@@ -87,16 +89,16 @@ class RowProbs:
         split = outputs.split
         probs = {name: predictive_of(outputs, name, temperature).probs for name, temperature in temperatures.items()}
         map_probs = class_probs(split.logits, split.class_mask)
-        return cls(probs, map_probs, split.labels, split.class_mask, split.together)
+        return cls(probs, map_probs, split.labels, split.class_mask, split.together, split.input_groups)
 
     @classmethod
-    def joined(cls, parts: Sequence[RowProbs]) -> RowProbs:
-        """Return the rows of all parts, in order."""
+    def joined(cls, parts: Sequence[RowProbs], groups: torch.Tensor) -> RowProbs:
+        """Return the rows of all parts, in order, with the groups of their inputs."""
         probs = {name: torch.cat([one.probs[name] for one in parts]) for name in parts[0].probs}
         map_probs, labels, mask = (
             torch.cat([getattr(one, name) for one in parts]) for name in ("map_probs", "labels", "class_mask")
         )
-        return cls(probs, map_probs, labels, mask, parts[0].together)
+        return cls(probs, map_probs, labels, mask, parts[0].together, groups)
 
 
 def evaluated(
@@ -117,7 +119,7 @@ def evaluated(
         found = outputs_of(classifier, _BATCH, posterior, prior, adapted.shifts, adapted.familiarity, block, Silent())
         parts.append(RowProbs.of(found.outputs, temperatures))
         familiarity += [] if found.familiarity is None else [found.familiarity]
-    rows = RowProbs.joined(parts)
+    rows = RowProbs.joined(parts, groups_of(classifier, examples))
     unfamiliar = manifest.unfamiliar(torch.cat(familiarity) if familiarity else None)
     evaluations, sets, by_label = evaluate_predictives(
         rows, manifest.predictives, manifest.calibration.conformal, unfamiliar
@@ -155,13 +157,15 @@ def evaluate_predictives(
         probs = rows.probs[name]
         scores = review_score(record.thresholds, probs=probs, map_probs=rows.map_probs)
         if rows.together > 1:
-            evaluations[name], by_label[name] = evaluate_labels(probs, rows.labels, scores, together=rows.together)
+            evaluations[name], by_label[name] = evaluate_labels(
+                probs, rows.labels, scores, together=rows.together, groups=rows.groups
+            )
             held = present_sets(conformal, probs, record.conformal).view(-1, rows.together) | widened
-            sets[name] = present_set_quality(held, rows.labels.view(-1, rows.together) == 1)
+            sets[name] = present_set_quality(held, rows.labels.view(-1, rows.together) == 1, rows.groups)
         else:
-            evaluations[name] = evaluate_probs(probs, rows.labels, scores)
+            evaluations[name] = evaluate_probs(probs, rows.labels, scores, groups=rows.groups)
             held = label_sets(conformal, probs, record.conformal, rows.class_mask) | (widened & rows.class_mask)
-            sets[name] = set_quality(held, rows.labels)
+            sets[name] = set_quality(held, rows.labels, rows.groups)
     return evaluations, sets, by_label
 
 
@@ -172,7 +176,7 @@ class Gain:
     Attributes:
         predictive: its name.
         difference: nats, mean over rows.
-        low, high: of its 95 % interval, by a bootstrap that draws whole inputs for both.
+        low, high: of its 95 % interval, by a bootstrap that draws the same whole groups for both.
     """
 
     predictive: PredictiveName
@@ -197,7 +201,8 @@ def gain_over_temperature(rows: RowProbs, name: PredictiveName) -> Gain | None:
     """
     if name == "temperature" or "temperature" not in rows.probs:
         return None
-    found = nll_difference(rows.probs[name], rows.probs["temperature"], rows.labels, together=rows.together)
+    groups = rows.groups.repeat_interleave(rows.together)
+    found = nll_difference(rows.probs[name], rows.probs["temperature"], rows.labels, groups=groups)
     return Gain(name, found.difference, found.low, found.high)
 
 

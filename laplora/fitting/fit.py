@@ -21,6 +21,7 @@ from laplora.fitting.priors import block_weights, choose_priors, label_rows, ser
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit, project_split
 from laplora.fitting.reversed_choices import reversed_temperature, with_reversed
+from laplora.fitting.rows import check_independent
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Forgetful, Store
 from laplora.jacobians.contrasts import covered_blocks
@@ -115,7 +116,6 @@ def fit_rows(
     initial: Mapping[str, torch.Tensor] | None = None,
     store: Store | None = None,
     progress: Progress | None = None,
-    trained_on: bool = False,
 ) -> Fit:
     """Return the posterior of a classifier over its training rows, calibrated on others.
 
@@ -123,15 +123,15 @@ def fit_rows(
         train: rows that the adapter was trained on; calibration: rows that it was not trained on.
         initial: the LoRA weights by block name before training, the prior's centre; None: zero.
         store: keeps the passes over the rows, so that a fit that was stopped continues.
-        trained_on: whether the adapter was trained on the calibration rows too. No temperature then makes it surer.
 
     Raises:
         ConfigError, FactorizationError, NonFiniteError, PriorError: as of the steps.
     """
     progress, store = progress or Silent(), store or Forgetful()
     check_several_labels(classifier, [*train, *calibration], settings)
+    check_independent(calibration, settings.calibration.guarantee)
     settings = possible(classifier, len(train), settings)
-    settings = possible_conditioning(classifier, settings, calibration, trained_on)
+    settings = possible_conditioning(classifier, settings, calibration, False)
     laplace = settings.laplace
     size = laplace.batch_size
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), laplace.subset)
@@ -146,7 +146,7 @@ def fit_rows(
     distances = squared_distances(block_weights(classifier), blocks, start)
     choices = choose_priors(settings, posterior, split, distances, log_likelihood)
     served = served_choice(settings, choices)
-    outputs = SplitOutputs(split, Fitted(posterior, served.prior, split.projected), seen=trained_on)
+    outputs = SplitOutputs(split, Fitted(posterior, served.prior, split.projected))
     settings, conditioned, calibrated, scores = condition_and_calibrate(settings, outputs)
     calibrated = with_reversed(calibrated, reversed_temperature(classifier, settings, outputs, calibration, progress))
     many = many_classes_record(settings, classifier, posterior, served.prior, [(posterior, split)])

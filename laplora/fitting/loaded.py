@@ -54,15 +54,22 @@ class LoadedPosterior(CalibratedPosterior):
         raise AttributeError("a loaded posterior has no fit: an artifact holds what was fitted, and not its rows")
 
     def condition(
-        self, rows: Any, label_field: str = "label", *, calibration: Any = None, force: bool = False
+        self,
+        rows: Any,
+        label_field: str = "label",
+        *,
+        groups: str | None = None,
+        calibration: Any = None,
+        force: bool = False,
     ) -> CalibratedPosterior:
         """Return the posterior that learned from further labels, as of ``CalibratedPosterior.condition``.
 
         It begins at the artifact as it was packaged; ``save`` writes the version that ``laplora.condition`` does.
         """
         self._check_model()
-        examples = read_rows(rows, self.classifier, label_field)
-        earlier = () if calibration is None else read_rows(calibration, self.classifier, label_field, "calibration row")
+        of = (self.classifier, label_field)
+        examples = read_rows(rows, *of, groups=groups)
+        earlier = () if calibration is None else read_rows(calibration, *of, "calibration row", groups)
         with ONE_AT_A_TIME:
             version = make_version(self._loaded, examples, earlier, force=force, progress=self._progress)
         self._progress.say(str(version.found.comparison))

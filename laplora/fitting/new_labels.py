@@ -11,7 +11,6 @@ them. The calibration rows condition every fold and calibrate nothing: they chos
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import call
@@ -38,10 +37,11 @@ from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.reversed_choices import with_reversed
-from laplora.fitting.rows import FEW_CALIBRATION_ROWS, given_twice
+from laplora.fitting.rows import FEW_CALIBRATION_ROWS, check_independent, groups_of, warn_of_conflicts
 from laplora.fitting.served_rows import Run, concatenated, served_outputs
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
+from laplora.metrics.groups import mean_and_error
 from laplora.metrics.scores import evaluate_probs, row_nll
 from laplora.predictive.kinds import CONDITIONED, PREDICTIVES, Corrected, PredictiveName
 from laplora.predictive.shift import Shift
@@ -130,23 +130,25 @@ def condition_on(
 
     Args:
         packaged: the artifact as it was packaged; classifier: its model.
-        examples: with labels, each input once. Neither training rows nor calibration rows may be among them: the
+        examples: with labels. Neither training rows nor calibration rows may be among them: the
             artifact has learned from their labels already.
         calibration: the rows that calibrated it, which then condition together with the new ones.
         run: runs each pass through the model, one batch of rows in it; most_tokens: as of ``served_outputs``.
 
     Raises:
-        DataError: too few rows, a prompt given twice.
+        DataError: too few rows, or all of one group.
         ConfigError: a posterior, or more rows, than conditioning covers.
         FactorizationError, NonFiniteError: rows that no kernel fits, an answer that is not finite.
     """
     manifest, adapted = packaged.artifact.manifest, packaged.adapted
     if calibration and manifest.calibration.split == OUT_OF_FOLD:
         raise ConfigError("the calibration rows trained the adapter, which knows their labels: give the new rows alone")
-    check_rows(classifier, examples, calibration)
+    check_count(len(examples))
+    warn_of_conflicts(classifier, [*calibration, *examples])
     assert adapted.posterior is not None
     posterior = adapted.posterior.to("cpu", torch.float32)
     settings = settings_of(manifest, posterior.structure)
+    check_independent(examples, settings.calibration.guarantee)
     count = len(examples) + len(calibration)
     check_conditioning(classifier, count, trained_on=False)
     say = progress or Silent()
@@ -155,7 +157,8 @@ def condition_on(
     fitted, rows, always = outputs.fitted, outputs.split, 0
     if calibration:
         earlier = served_outputs(packaged, classifier, calibration, run, say, most_tokens).split
-        rows, always = concatenated([earlier, rows]), len(earlier)
+        groups = groups_of(classifier, [*calibration, *examples])
+        rows, always = replace(concatenated([earlier, rows]), groups=groups), len(earlier)
         fitted = replace(fitted, projected=rows.projected)
     on_top = {} if calibration else {kind: (outputs.moved[kind], s.temperature) for kind, s in adapted.shifts.items()}
     conditioning = Conditioning.of(fitted, rows, on_top, always, settings.class_weights)
@@ -187,20 +190,10 @@ def condition_on(
         calibrated = calibrated.model_copy(update={"recommended": by_data.model_copy(update=update)})
     warn_of_nothing_accepted(calibrated, scores)
     metrics = {
-        str(name): evaluate_probs(one.probs, split.labels, together=split.together).to_json()
+        str(name): evaluate_probs(one.probs, split.labels, groups=split.row_groups).to_json()
         for name, one in held_out.items()
     }
     return NewLabels(found, calibrated, scores, split, comparison, metrics)
-
-
-def check_rows(classifier: Classifier, examples: Sequence[Example], calibration: Sequence[Example] = ()) -> None:
-    """Raise DataError for too few rows, or for two whose prompts, cut at the limit, are the same."""
-    check_count(len(examples))
-    if twice := given_twice(classifier, (*examples, *calibration)):
-        raise DataError(
-            f"{len(twice)} rows have a prompt that another row has too, such as {[row.id for row in twice[:4]]}: give "
-            "each input once, with the label that counts; a row would vouch for its twin in another fold"
-        )
 
 
 def check_count(rows: int) -> None:
@@ -273,16 +266,17 @@ def compare(
     each = (row_nll(after.probs, split.labels) - row_nll(before.probs, split.labels)).view(-1, split.together).sum(1)
 
     def figures(name: PredictiveName, predictive: PosteriorPredictive) -> Figures:
-        found = evaluate_probs(predictive.probs, split.labels, resamples=0, together=split.together)
+        found = evaluate_probs(predictive.probs, split.labels, resamples=0)
         return Figures(predictive=name, accuracy=found.accuracy, nll=found.nll, ece=found.ece, brier=found.brier)
 
+    difference, error = mean_and_error(each / split.together, split.groups)
     return Comparison(
         rows=len(each),
         folds=folds,
         before=figures(manifest.recommended.predictive, before),
         after=figures(name, after),
-        difference=float(each.mean()) / split.together,
-        standard_error=float(each.std()) / math.sqrt(len(each)) / split.together,
+        difference=difference,
+        standard_error=error,
     )
 
 

@@ -37,14 +37,12 @@ class SplitOutputs:
     Attributes:
         moved: by predictive (rows, classes - 1), what the calibration rows' labels add to the log probabilities.
         temperature: of the predictive ``conditioned``.
-        seen: whether the adapter was trained on these rows, which then cannot say that it could be surer.
     """
 
     split: ProjectedSplit
     fitted: Fitted
     moved: Mapping[Corrected, torch.Tensor] = field(default_factory=dict)
     temperature: float = 1.0
-    seen: bool = False
 
     def moments(self, name: PredictiveName, prior: Prior | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return a predictive's mean (rows, classes - 1) and covariance, under its prior by default."""

@@ -11,6 +11,7 @@ import torch
 
 from laplora.classifier import Classifier
 from laplora.fitting.progress import Progress
+from laplora.fitting.rows import groups_of
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import States, StateTape, join_states, pooling_of
 from laplora.posterior.base import Posterior, ProjectedJacobians
@@ -33,6 +34,8 @@ class ProjectedSplit:
             row is then the question of one label of the input, with the classes absent and present
             (``laplora.predictive.binary_rows``).
         last: (inputs, width) float32, the states that the logits are read from; None of split files without them.
+        groups: (inputs,) int64, inputs of one number are the same question, or of one group of their user's; None: each
+            is its own.
     """
 
     projected: ProjectedJacobians
@@ -43,6 +46,17 @@ class ProjectedSplit:
     states: States | None = None
     together: int = 1
     last: torch.Tensor | None = None
+    groups: torch.Tensor | None = None
+
+    @property
+    def input_groups(self) -> torch.Tensor:
+        """Which group each input is of, (inputs,) int64."""
+        return torch.arange(len(self) // self.together) if self.groups is None else self.groups
+
+    @property
+    def row_groups(self) -> torch.Tensor:
+        """Which group each row is of, (rows,) int64; the rows of an input are of one."""
+        return self.input_groups.repeat_interleave(self.together)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -94,9 +108,9 @@ def project_split(
     labels = label_tensor(examples, classifier.class_count)
     read_from, noted = found["last"], join_states(states).take(order) if states else None
     rows = ProjectedJacobians(found["contrast_mean"], found["kept"], found["rest"], found.get("directions"))
-    if readout.likelihood == "bernoulli":
-        return binary_split(ProjectedSplit(rows, logits, mask, labels, mass, noted, last=read_from))
-    return ProjectedSplit(rows, logits, mask, labels, mass, noted, last=read_from)
+    groups = groups_of(classifier, examples)
+    split = ProjectedSplit(rows, logits, mask, labels, mass, noted, last=read_from, groups=groups)
+    return binary_split(split) if readout.likelihood == "bernoulli" else split
 
 
 def binary_split(split: ProjectedSplit) -> ProjectedSplit:
@@ -105,7 +119,7 @@ def binary_split(split: ProjectedSplit) -> ProjectedSplit:
     mask, mass = torch.ones_like(logits, dtype=torch.bool), split.label_mass.repeat_interleave(split.logits.shape[1])
     projected = binary_projected(split.projected)
     together = split.logits.shape[1]
-    return ProjectedSplit(projected, logits, mask, labels, mass, split.states, together, split.last)
+    return ProjectedSplit(projected, logits, mask, labels, mass, split.states, together, split.last, split.groups)
 
 
 def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:

@@ -33,15 +33,14 @@ def reversed_temperature(
 ) -> float | None:
     """Return the temperature of the average over two orders, fitted on the calibration rows by one more pass over them.
 
-    None where rows have no choices, or without temperature scaling; at least 1 where the adapter was trained on them.
+    None where rows have no choices, or without temperature scaling.
     """
     if not settings.predictives.temperature or not classifier.template.takes_choices:
         return None
     split = outputs.split
     other = reversed_means(classifier, calibration, settings.laplace.batch_size, progress)
     means = torch.stack([split.projected.contrast_mean.double(), other])
-    found = fit_predictive_temperature(means, split.labels, split.class_mask)
-    return max(found, 1.0) if outputs.seen else found
+    return fit_predictive_temperature(means, split.labels, split.class_mask)
 
 
 @torch.no_grad()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from laplora.classifier import Classifier
-from laplora.errors import ConfigError, DataError
+from laplora.decisions.thresholds import Guarantee
+from laplora.errors import ConfigError, DataError, warn
 from laplora.prompts.examples import Example
+from laplora.prompts.groups import question_of, row_groups
 from laplora.prompts.labelled import example_of, row_id
 
 #: Share of the rows that calibrate where no calibration rows are given.
@@ -21,7 +25,9 @@ FEW_CALIBRATION_ROWS = 20
 _SHOWN_PROBLEMS = 5
 
 
-def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: str = "row") -> tuple[Example, ...]:
+def read_rows(
+    rows: Any, classifier: Classifier, label_field: str | None, what: str = "row", groups: str | None = None
+) -> tuple[Example, ...]:
     """Return rows as examples, in order.
 
     Args:
@@ -32,9 +38,10 @@ def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: 
             Where several labels may be right: a list of them, which may be empty, or a vector of 0 and 1 by label. A
             list of as many 0 and 1 as there are labels is the vector.
         what: what messages call a row.
+        groups: name of the field that has a row's group; None: rows of no group.
 
     Raises:
-        ConfigError: a label field that the prompt would hold.
+        ConfigError: a label field that the prompt would hold, or groups that are no name.
         DataError: the first rows that cannot be used, by number from 0; no rows; or what is no rows at all.
     """
     if label_field in classifier.template.fields:
@@ -42,6 +49,9 @@ def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: 
             f"label_field {label_field!r} is also a field of template {classifier.template.name!r}: the prompt would "
             "hold the answer"
         )
+    if not isinstance(groups, str | None):
+        raise ConfigError(f"groups must be the name of a field of the rows, got {type(groups).__name__}")
+    has_groups = False
     names, of_data_set = _class_names(rows, classifier.labels, label_field)
     several = classifier.readout.likelihood == "bernoulli"
     examples: list[Example] = []
@@ -49,6 +59,7 @@ def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: 
     rendered: set[bool] = set()
     for number, row in enumerate(_mappings(rows, what, classifier.template.fields, texts=label_field is None)):
         values = {str(name): _plain(value) for name, value in row.items()}
+        has_groups |= groups in values
         rendered.add("prompt" in values and not set(classifier.template.fields) & set(values))
         try:
             if label_field in values:
@@ -58,9 +69,8 @@ def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: 
                 else:
                     values[label_field] = named_label(given, names)
             name = row_id(values, str(number))
-            examples.append(
-                example_of(values, name, classifier.template, classifier.labels, label_field, several=several)
-            )
+            of_row = (values, name, classifier.template, classifier.labels, label_field)
+            examples.append(example_of(*of_row, several=several, groups=groups))
         except DataError as error:
             problems.append(f"{what} {number}: {error}")
     if len(rendered) > 1:
@@ -74,6 +84,8 @@ def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: 
         raise DataError("\n".join(problems[:_SHOWN_PROBLEMS] + rest))
     if not examples:
         raise DataError(f"there are no {what}s: an iterator can be used once only")
+    if groups is not None and not has_groups:
+        raise DataError(f"no {what} has the field {groups!r}, which groups names: correct the name, or leave it out")
     return tuple(examples)
 
 
@@ -88,31 +100,85 @@ def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
         )
 
 
-def given_twice(classifier: Classifier, examples: Sequence[Example]) -> list[Example]:
-    """Return the rows that are the same to the model as another one, in order: by the prompt's tokens, as it is cut."""
-    inputs = [(row.token_ids, row.class_count) for row in classifier.encode_examples(examples)]
-    counts = Counter(inputs)
-    return [example for example, given in zip(examples, inputs, strict=True) if counts[given] > 1]
+def groups_of(classifier: Classifier, examples: Sequence[Example]) -> torch.Tensor:
+    """Return (rows,) int64 the group of each row (``row_groups``); prompts that are cut to the same are equal too."""
+    tokens = [(row.token_ids, row.class_count) for row in classifier.encode_examples(examples)]
+    return row_groups(classifier.template, classifier.labels, examples, tokens)
 
 
-def split_rows(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Return rows for the curvature and rows for calibration, ``CALIBRATION_SHARE`` of each label, in their order.
+def without_twins(
+    classifier: Classifier, train: Sequence[Example], held_out: Sequence[Example]
+) -> tuple[tuple[Example, ...], int]:
+    """Return the training rows that share a group with no calibration row, and how many others there are.
 
-    Where several labels may be right it is that share of all rows.
+    Warns of those, and of equal prompts with different labels.
+
+    Raises:
+        DataError: no other training row.
+    """
+    groups = groups_of(classifier, [*held_out, *train]).tolist()
+    calibrating, training = groups[: len(held_out)], groups[len(held_out) :]
+    seen, known = set(calibrating), set(training)
+    kept = tuple(example for example, group in zip(train, training, strict=True) if group not in seen)
+    dropped = len(train) - len(kept)
+    if not kept:
+        raise DataError(
+            "every training row has the prompt, or is of the group, of a calibration row: give calibration rows that "
+            "the model was not fine-tuned on"
+        )
+    if dropped:
+        warn(
+            f"{dropped} training rows have the prompt, or are of the group, of a calibration row and are left out of "
+            f"the curvature. If the model was fine-tuned on them, it is surer of "
+            f"{sum(g in known for g in calibrating)} of {len(held_out)} calibration rows than of new ones, and so will "
+            "the answers be: give others"
+        )
+    warn_of_conflicts(classifier, [*train, *held_out])
+    return kept, dropped
+
+
+def check_independent(examples: Sequence[Example], guarantee: Guarantee) -> None:
+    """Raise ConfigError where rows of a user's group would count as independent ones for a bound."""
+    given = [example.group for example in examples if example.group is not None]
+    if guarantee == "upper_bound" and len(set(given)) < len(given):
+        raise ConfigError(
+            "guarantee upper_bound counts independent rows, and calibration rows of a group err together: use "
+            "empirical, or give one row of each group"
+        )
+
+
+def warn_of_conflicts(classifier: Classifier, examples: Sequence[Example]) -> None:
+    """Warn of rows that repeat another row's prompt with another label."""
+    first: dict[str, tuple[int, ...]] = {}
+    asked = [(question_of(classifier.template, classifier.labels, e), _labels_of(e)) for e in examples]
+    if differ := sum(first.setdefault(question, labels) != labels for question, labels in asked):
+        warn(f"{differ} rows repeat another row's prompt with another label: each counts, check which is right")
+
+
+def split_rows(
+    examples: Sequence[Example], seed: int, groups: torch.Tensor | None = None, share: float = CALIBRATION_SHARE
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Return rows for the curvature and rows for calibration, a share of each label, in their order.
+
+    Where several labels may be right it is that share of all rows. Groups, (rows,) int64, are of their first row's
+    label and are not parted.
 
     Raises:
         DataError: too few rows for both.
     """
-    by_label: defaultdict[int, list[int]] = defaultdict(list)
-    for number, example in enumerate(examples):
-        by_label[example.label].append(number)  # -1 where there may be several
-    draw, chosen = random.Random(f"{seed}/calibration"), set[int]()
-    for label in sorted(by_label):
-        numbers = by_label[label]
-        chosen.update(draw.sample(numbers, round(CALIBRATION_SHARE * len(numbers))))
-    if len(chosen) < 2:
+    numbers = list(range(len(examples))) if groups is None else groups.tolist()
+    label_of: dict[int, int] = {}
+    for group, example in zip(numbers, examples, strict=True):
+        label_of.setdefault(group, example.label)  # -1 where there may be several
+    draw, drawn = random.Random(f"{seed}/calibration"), set[int]()
+    for label in sorted(set(label_of.values())):
+        of_label = [group for group, its in label_of.items() if its == label]
+        drawn.update(draw.sample(of_label, round(share * len(of_label))))
+    chosen = {number for number, group in enumerate(numbers) if group in drawn}
+    if len(drawn) < 2 or len(chosen) == len(examples):
         raise DataError(
-            f"{len(examples)} rows are too few to take calibration rows from them: give more, or calibration rows"
+            f"{len(examples)} rows of {len(label_of)} groups are too few to take calibration rows from them: give "
+            "more, or calibration rows"
         )
     rest = tuple(example for number, example in enumerate(examples) if number not in chosen)
     return rest, tuple(examples[number] for number in sorted(chosen))

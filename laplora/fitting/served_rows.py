@@ -13,6 +13,7 @@ from laplora.classifier import Classifier, batches
 from laplora.fitting.outputs import Fitted, SplitOutputs, corrected
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit, project_split
+from laplora.fitting.rows import groups_of
 from laplora.posterior.base import ProjectedJacobians
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
@@ -64,13 +65,13 @@ def served_outputs(
         splits.append(run(partial(one_pass, index)))
         places += index
     order = torch.tensor(places).argsort()
-    joined = taken(concatenated(splits), order)
+    joined = replace(taken(concatenated(splits), order), groups=groups_of(classifier, examples))
     fitted = Fitted(posterior.to("cpu", torch.float32), manifest.prior.prior(), joined.projected)
     return corrected(SplitOutputs(joined, fitted), adapted.shifts)
 
 
 def concatenated(splits: Sequence[ProjectedSplit]) -> ProjectedSplit:
-    """Return splits as one; states after layers are left out."""
+    """Return splits as one; states after layers and groups are left out."""
 
     def joined(name: str) -> torch.Tensor:
         return torch.cat([getattr(one, name) for one in splits])
@@ -97,4 +98,5 @@ def taken(split: ProjectedSplit, inputs: torch.Tensor) -> ProjectedSplit:
         labels=split.labels[rows],
         label_mass=split.label_mass[rows],
         last=None if split.last is None else split.last[inputs],
+        groups=None if split.groups is None else split.groups[inputs],
     )

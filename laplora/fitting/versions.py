@@ -47,6 +47,7 @@ def condition(
     calibration: Any = None,
     out: str | Path | None = None,
     label_field: str = "label",
+    groups: str | None = None,
     force: bool = False,
     device: str = "auto",
     progress: bool | Progress = True,
@@ -58,12 +59,12 @@ def condition(
 
     Args:
         artifact: its folder.
-        rows: labelled rows, 20 or more, each input once: dicts with the template's fields and a label, in a list or an
+        rows: labelled rows, 20 or more: dicts with the template's fields and a label, in a list or an
             iterator; a data frame; a ``datasets.Dataset``. None of them may have trained or calibrated the artifact.
         calibration: the rows that calibrated it, if they are at hand: they then condition together with the new ones,
             which learns more from both, most where the new ones are few.
         out: folder of the new version; None: in the place of the artifact, which ``restore_packaged`` undoes.
-        label_field: as of ``laplora.fit``.
+        label_field, groups: as of ``laplora.fit``.
         force: whether to write a version that answers worse.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; progress: whether to show it, or what shows it.
 
@@ -80,8 +81,8 @@ def condition(
         check_count(len(rows))  # before the model is loaded
     predictor = Predictor.load(Path(artifact), device=device, progress=shown.say)
     classifier = LoadedClassifier(predictor)
-    examples = read_rows(rows, classifier, label_field)
-    earlier = () if calibration is None else read_rows(calibration, classifier, label_field, "calibration row")
+    examples = read_rows(rows, classifier, label_field, groups=groups)
+    earlier = () if calibration is None else read_rows(calibration, classifier, label_field, "calibration row", groups)
     name = None if out is None else target.name
     version = make_version(predictor, examples, earlier, name=name, force=force, progress=shown)
     write_version(version, target)

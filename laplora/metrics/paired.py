@@ -31,24 +31,24 @@ def nll_difference(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    together: int = 1,
+    groups: torch.Tensor | None = None,
 ) -> NllDifference:
     """Return how far one predictive's NLL is above another's, by a bootstrap that draws the same rows for both.
 
     Args:
         probs, other: (rows, classes), each row summing to 1; labels: (rows,) int64.
-        together: so many consecutive rows are of one input, which the bootstrap draws whole.
+        groups: as of ``bootstrap_interval``.
 
     Raises:
         DataError, NonFiniteError: as of ``laplora.metrics.scores``.
     """
     (probs, labels), (other, _) = checked_probs(probs, labels), checked_probs(other, labels)
-    drawn = {"resamples": resamples, "seed": seed, "together": together}
-    return mean_difference(row_nll(probs, labels) - row_nll(other, labels), **drawn)
+    differences = row_nll(probs, labels) - row_nll(other, labels)
+    return mean_difference(differences, resamples=resamples, seed=seed, groups=groups)
 
 
 def mean_difference(
-    differences: torch.Tensor, *, resamples: int = 1000, seed: int = 0, together: int = 1
+    differences: torch.Tensor, *, resamples: int = 1000, seed: int = 0, groups: torch.Tensor | None = None
 ) -> NllDifference:
     """Return what ``nll_difference`` does, of the (rows,) differences."""
     low, high = bootstrap_interval(
@@ -56,6 +56,6 @@ def mean_difference(
         len(differences),
         resamples=resamples,
         generator=torch.Generator().manual_seed(seed),
-        together=together,
+        groups=groups,
     )
     return NllDifference(float(differences.mean()), low, high)

@@ -18,6 +18,7 @@ import torch
 from laplora.errors import ConfigError, DataError
 from laplora.linearised import entropy
 from laplora.metrics.checks import checked_probs, checked_score
+from laplora.metrics.groups import resampled
 from laplora.metrics.ranking import (
     RiskCoverage,
     grouped_area,
@@ -187,25 +188,29 @@ def bootstrap_interval(
     *,
     resamples: int = 1000,
     generator: torch.Generator,
-    together: int = 1,
+    groups: torch.Tensor | None = None,
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval at 95 % of a statistic over ``n`` rows (Efron 1979).
 
     Args:
-        statistic: takes (draws, n) int64 row numbers, drawn with replacement, and returns (draws,) its values; a NaN
-            leaves that resample out.
+        statistic: takes (draws, rows) int64 row numbers, drawn with replacement, and returns (draws,) its values; a
+            NaN leaves that resample out.
         generator: of the row numbers; the same seed gives two methods the same resamples.
-        together: so many consecutive rows are of one input and are drawn together; divides ``n``.
+        groups: (n,) int64, rows of one number are drawn together; None: each row is drawn by itself.
 
     Raises:
         DataError: NaN on every resample.
     """
-    inputs, within = n // together, torch.arange(together)
     at_once = max(1, _DRAWN_AT_ONCE // n)
     values = []
     for done in range(0, resamples, at_once):
-        index = torch.randint(inputs, (min(at_once, resamples - done), inputs), generator=generator)
-        values.append(statistic((together * index[..., None] + within).flatten(1)).double())
+        draws = min(at_once, resamples - done)
+        drawn = (
+            [torch.randint(n, (draws, n), generator=generator)]
+            if groups is None
+            else resampled(groups, draws, generator)
+        )
+        values += [statistic(rows).double() for rows in drawn]
     kept = torch.cat(values)
     kept = kept[~kept.isnan()]
     if not len(kept):
@@ -223,7 +228,7 @@ def evaluate_probs(
     bins: int = 15,
     resamples: int = 1000,
     seed: int = 0,
-    together: int = 1,
+    groups: torch.Tensor | None = None,
 ) -> Evaluation:
     """Return every metric of one method, with 95 % bootstrap intervals.
 
@@ -235,10 +240,10 @@ def evaluate_probs(
         score: (rows,) the uncertainty that should rank the mistakes; the entropy of ``probs`` when None.
         resamples: of the bootstrap; 0 leaves the intervals out.
         seed: of the bootstrap. The same seed and rows give paired resamples for two methods.
-        together: so many consecutive rows are of one input, which the bootstrap draws whole.
+        groups: as of ``bootstrap_interval``.
     """
     rows = row_scores(probs, labels, score)
-    return evaluate_rows(rows, bins=bins, resamples=resamples, seed=seed, together=together)
+    return evaluate_rows(rows, bins=bins, resamples=resamples, seed=seed, groups=groups)
 
 
 def row_scores(probs: torch.Tensor, labels: torch.Tensor, score: torch.Tensor | None = None) -> RowScores:
@@ -251,7 +256,7 @@ def row_scores(probs: torch.Tensor, labels: torch.Tensor, score: torch.Tensor | 
 
 
 def evaluate_rows(
-    rows: RowScores, *, bins: int = 15, resamples: int = 1000, seed: int = 0, together: int = 1
+    rows: RowScores, *, bins: int = 15, resamples: int = 1000, seed: int = 0, groups: torch.Tensor | None = None
 ) -> Evaluation:
     """Return what ``evaluate_probs`` does, of rows whose scores are there already."""
     losses, row_brier, _, hits, score = rows
@@ -274,7 +279,7 @@ def evaluate_rows(
             len(hits),
             resamples=resamples,
             generator=torch.Generator().manual_seed(seed),
-            together=together,
+            groups=groups,
         )
         for name, statistic in (statistics.items() if resamples else ())
     }

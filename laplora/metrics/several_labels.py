@@ -64,6 +64,7 @@ def evaluate_labels(
     bins: int = 15,
     resamples: int = 1000,
     seed: int = 0,
+    groups: torch.Tensor | None = None,
 ) -> tuple[Evaluation, LabelsQuality]:
     """Return the metrics over all questions, with intervals by input, and those of each label.
 
@@ -71,22 +72,33 @@ def evaluate_labels(
         probs: (inputs * labels, 2); labels: (inputs * labels,) int64, 1 where the label is right.
         scores: of the questions, higher is less sure; None: their entropy.
         together: labels of an input; bins, resamples, seed: as of ``evaluate_probs``.
+        groups: (inputs,) int64, inputs of one number are drawn together; None: each input by itself.
 
     Raises:
         DataError: rows that are not whole inputs, or as of ``evaluate_probs``.
         NonFiniteError: as of ``evaluate_probs``.
     """
     rows = row_scores(probs, labels, scores)
-    return evaluate_label_rows(rows, labels, together=together, bins=bins, resamples=resamples, seed=seed)
+    options: dict[str, Any] = {"bins": bins, "resamples": resamples, "seed": seed, "groups": groups}
+    return evaluate_label_rows(rows, labels, together=together, **options)
 
 
 def evaluate_label_rows(
-    rows: RowScores, labels: torch.Tensor, *, together: int, bins: int = 15, resamples: int = 1000, seed: int = 0
+    rows: RowScores,
+    labels: torch.Tensor,
+    *,
+    together: int,
+    bins: int = 15,
+    resamples: int = 1000,
+    seed: int = 0,
+    groups: torch.Tensor | None = None,
 ) -> tuple[Evaluation, LabelsQuality]:
     """Return what ``evaluate_labels`` does, of questions whose scores are there already."""
     if together < 1 or len(labels) % together:
         raise DataError(f"{len(labels)} rows are not inputs of {together} labels each")
-    whole = evaluate_rows(rows, bins=bins, resamples=resamples, seed=seed, together=together)
+    groups = torch.arange(len(labels) // together) if groups is None else groups
+    drawn = groups.repeat_interleave(together)
+    whole = evaluate_rows(rows, bins=bins, resamples=resamples, seed=seed, groups=drawn)
     by_label = RowScores(*(part.view(-1, together).T.contiguous() for part in rows))
     right = labels.view(-1, together).T == 1
     each = tuple(_quality(RowScores(*(part[k] for part in by_label)), right[k], bins) for k in range(together))

@@ -21,24 +21,24 @@ FOLDS = 5
 
 
 def cross_fitted(
-    fit_predict: FitPredict, rows: int, folds: int = FOLDS, seed: int = 0, together: int = 1
+    fit_predict: FitPredict, rows: int, folds: int = FOLDS, seed: int = 0, groups: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return (rows, ...) the outputs of every row under parameters fitted without it, float64 on the CPU.
 
-    Fold membership depends on the seed and the number of rows alone.
+    Fold membership depends on the seed, the number of rows and their groups alone.
 
     Args:
         fit_predict: returns (answered, ...) of the same trailing shape for every fold.
         rows: of the calibration split; with fewer than ``folds``, each row is a fold.
-        together: so many consecutive rows are of one input and stay in one fold; divides ``rows``.
+        groups: (rows,) int64, rows of one number stay in one fold; None: each row is a group.
 
     Raises:
         ConfigError: fewer than two folds.
-        DataError: fewer than two rows, or outputs of another number of rows.
+        DataError: fewer than two groups, or outputs of another number of rows.
         NonFiniteError: NaN or infinity in an output.
     """
     order, parts = [], []
-    for fitted, held_out in fold_rows(rows, folds, seed, together):
+    for fitted, held_out in fold_rows(rows, folds, seed, groups):
         outputs = fit_predict(fitted, held_out).detach().to("cpu", torch.float64)
         if outputs.ndim < 1 or len(outputs) != len(held_out):
             raise DataError(f"fit_predict must return {len(held_out)} rows, got {tuple(outputs.shape)}")
@@ -53,7 +53,7 @@ def cross_fitted_predictive(
     rows: int,
     folds: int = FOLDS,
     seed: int = 0,
-    together: int = 1,
+    groups: torch.Tensor | None = None,
 ) -> PosteriorPredictive:
     """Return the predictive of every row under parameters fitted without it; arguments and errors as ``cross_fitted``.
 
@@ -65,7 +65,7 @@ def cross_fitted_predictive(
         predictive = fit_predict(fitted, held_out)
         return torch.cat([predictive.probs, predictive.std, predictive.expected_entropy[:, None]], 1)
 
-    joined = cross_fitted(outputs, rows, folds, seed, together)
+    joined = cross_fitted(outputs, rows, folds, seed, groups)
     classes = joined.shape[1] // 2
     return PosteriorPredictive(joined[:, :classes], joined[:, classes:-1], joined[:, -1])
 
@@ -75,7 +75,7 @@ def rank_aligned(
     served: torch.Tensor,
     folds: int = FOLDS,
     seed: int = 0,
-    together: int = 1,
+    groups: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return (rows, kinds) scores of each row under parameters fitted without it, on the served fit's scale, float64.
 
@@ -85,7 +85,7 @@ def rank_aligned(
     Args:
         scores: takes the rows to fit on, int64 and ascending, and returns (rows, kinds) all rows' scores of that fit.
         served: (rows, kinds) their scores under the fit on all rows.
-        together: as of ``cross_fitted``.
+        groups: as of ``cross_fitted``.
 
     Raises:
         ConfigError, DataError, NonFiniteError: as ``cross_fitted``.
@@ -101,25 +101,36 @@ def rank_aligned(
         ranks = of_fold.argsort(dim=0, stable=True).argsort(dim=0)
         return ordered.gather(0, ranks[held_out])
 
-    return cross_fitted(outputs, len(ordered), folds, seed, together)
+    return cross_fitted(outputs, len(ordered), folds, seed, groups)
 
 
 def fold_rows(
-    rows: int, folds: int = FOLDS, seed: int = 0, together: int = 1
+    rows: int, folds: int = FOLDS, seed: int = 0, groups: torch.Tensor | None = None
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return for each fold the rows to fit on and those held out, int64 and ascending; errors as ``cross_fitted``."""
+    """Return for each fold the rows to fit on and those held out, int64 and ascending; arguments as ``cross_fitted``.
+
+    Folds of groups of one size have as many, to one. Else the largest groups are dealt first, each to the fold that
+    has the fewest rows.
+    """
     if folds < 2:
         raise ConfigError(f"cross-fitting needs at least two folds, got {folds}")
-    if rows % together:
-        raise DataError(f"{rows} rows are not inputs of {together} rows each")
-    inputs = rows // together
-    if inputs < 2:
-        raise DataError(f"cross-fitting needs at least two rows, got {inputs}")
-    order = torch.randperm(inputs, generator=torch.Generator().manual_seed(seed))
-    splits = []
-    for fold in order.tensor_split(min(folds, inputs)):
-        held_out = torch.zeros(inputs, dtype=torch.bool)
-        held_out[fold] = True
-        held_out = held_out.repeat_interleave(together)
-        splits.append(((~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]))
-    return splits
+    if groups is not None and len(groups) != rows:
+        raise DataError(f"each of {rows} rows needs a group, got {len(groups)}")
+    _, group, sizes = torch.unique(
+        torch.arange(rows) if groups is None else groups, return_inverse=True, return_counts=True
+    )
+    if len(sizes) < 2:
+        what = "rows" if rows < 2 else "groups of rows"
+        raise DataError(f"cross-fitting needs at least two {what}, got {len(sizes)}")
+    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed))
+    count = min(folds, len(sizes))
+    fold_of, loads = torch.zeros(len(sizes), dtype=torch.int64), [0] * count
+    if bool((sizes == sizes[0]).all()):
+        for number, part in enumerate(order.tensor_split(count)):
+            fold_of[part] = number
+    else:
+        for one in order[sizes[order].argsort(descending=True, stable=True)].tolist():
+            fold_of[one] = loads.index(min(loads))
+            loads[int(fold_of[one])] += int(sizes[one])
+    of_row = fold_of[group]
+    return [((of_row != number).nonzero()[:, 0], (of_row == number).nonzero()[:, 0]) for number in range(count)]

@@ -36,15 +36,20 @@ def grouped(keys: Sequence[Iterable[Hashable]]) -> torch.Tensor:
         for key in shared:
             low, high = sorted((root(row), root(first.setdefault(key, row))))
             parents[high] = low
-    numbers: torch.Tensor = torch.tensor([root(row) for row in range(len(keys))]).unique(return_inverse=True)[1]
-    return numbers
+    numbers: dict[int, int] = {}
+    return torch.tensor([numbers.setdefault(root(row), len(numbers)) for row in range(len(keys))])
 
 
-def row_groups(template: PromptTemplate, labels: Sequence[str], examples: Sequence[Example]) -> torch.Tensor:
-    """Return (rows,) int64 the group of each row: of equal questions, and of the user's groups."""
-    return grouped([_keys(template, labels, example) for example in examples])
+def row_groups(
+    template: PromptTemplate, labels: Sequence[str], examples: Sequence[Example], tokens: Sequence[Hashable] = ()
+) -> torch.Tensor:
+    """Return (rows,) int64 the group of each row: of equal questions, and of the user's groups.
 
-
-def _keys(template: PromptTemplate, labels: Sequence[str], example: Example) -> list[Hashable]:
-    given: list[Hashable] = [] if example.group is None else [("group", example.group)]
-    return [question_of(template, labels, example), *given]
+    Args:
+        tokens: of each prompt as it is cut, by which prompts are equal too; empty: not.
+    """
+    keys: list[list[Hashable]] = [[question_of(template, labels, example)] for example in examples]
+    for row, example in enumerate(examples):
+        keys[row] += [("group", example.group)] if example.group is not None else []
+        keys[row] += [("tokens", tokens[row])] if tokens else []
+    return grouped(keys)

@@ -13,7 +13,7 @@ from peft import PeftModel
 from scipy.sparse import csr_matrix
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import GroupKFold, cross_val_score
 from tiny_classifiers import adapted_classifier, classifier_base
 from tiny_runs import FinishedRun
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,7 +44,7 @@ def parts(sentiment_run: FinishedRun) -> tuple[Any, Any]:
 
 
 def make(parts: tuple[Any, Any], **options: Any) -> LaploraClassifier:
-    given = {"template": TEMPLATES["sentiment"], "settings": SETTINGS, "max_tokens": 64}
+    given = {"template": TEMPLATES["sentiment"], "settings": SETTINGS, "max_tokens": 64, "calibration": "split"}
     return LaploraClassifier(*parts, **(given | options))
 
 
@@ -128,6 +128,7 @@ def test_calibration_rows_are_given_or_a_share(parts: tuple[Any, Any], rows: tup
         (["a"], ["only"], {"labels": ["only"]}, "two different names"),
         (["a", "b"], ["negative", "positive"], {"labels": "{text}:"}, "the template comes before the labels"),
         (["a", "b"], [0.5, 0.7], {}, "Unknown label type"),
+        (["a", "b"], ["negative", "positive"], {"calibration": None}, "there are no calibration rows"),
         (["a", "b"], ["negative"], {"labels": ["negative", "positive"]}, "X has 2 rows and y 1"),
         (["a", "b"], ["good", "positive"], {"labels": ["negative", "positive"]}, r"y has \['good'\]"),
         (["a", "b"], [0, 2], {"labels": ["negative", "positive"]}, r"y has the numbers \[2\]"),
@@ -155,7 +156,9 @@ def indicated(count: int = 30) -> tuple[list[str], np.ndarray[Any, Any]]:
 
 def of_several(parts: tuple[Any, Any], **options: Any) -> LaploraClassifier:
     settings = laplora.FitSettings.model_validate({})
-    return LaploraClassifier(*parts, **({"template": "{text}", "settings": settings, "max_tokens": 12} | options))
+    return LaploraClassifier(
+        *parts, **({"template": "{text}", "settings": settings, "max_tokens": 12, "calibration": 0.2} | options)
+    )
 
 
 def test_several_labels_are_an_indicator_matrix(several: tuple[Any, Any]) -> None:
@@ -188,6 +191,14 @@ def test_several_labels_cross_validate(several: tuple[Any, Any]) -> None:
     assert held.posterior_.fit.calibrated.calibration.rows == 10
     shared = of_several(several, calibration=0.5).fit(texts, y)
     assert shared.posterior_.fit.calibrated.calibration.rows == 15
+    groups = np.arange(30) // 3
+    options = {"cv": GroupKFold(2), "scoring": "average_precision", "error_score": "raise"}
+    by_group = cross_val_score(
+        of_several(several, calibration=0.5), texts, y, groups=groups, params={"groups": groups}, **options
+    )
+    assert bool((by_group > 0).all())
+    held = of_several(several, calibration=(texts[20:], y[20:], groups[20:])).fit(texts[:20], y[:20], groups[:20])
+    assert held.posterior_.fit.calibration.input_groups.tolist() == (groups[20:] - 6).tolist()
 
 
 def test_what_is_no_indicator_matrix_for_the_model(several: tuple[Any, Any], parts: tuple[Any, Any]) -> None:

@@ -88,7 +88,7 @@ def test_the_posterior_is_that_of_the_run_it_was_taken_from(
     ("arguments", "message"),
     [
         ([], "give --config FILE for a run of training, or --adapter FOLDER"),
-        (["--adapter", "a"], "--adapter needs --data, --out, --template too"),
+        (["--adapter", "a"], "--adapter needs --data, --out, --template, --calibration too"),
         (["--config", "c.yaml", "--adapter", "a", "--max-tokens", "9"], "--adapter, --max-tokens of an adapter"),
         (["--data", "d.csv"], "give --config FILE"),
     ],
@@ -130,7 +130,10 @@ def test_what_cannot_be_fitted(
         settings.write_text(json.dumps(json.loads(settings.read_text()) | changes))
     (tmp_path / "empty").mkdir()
     more = [str(tmp_path / one) if one in ("empty", "given") else one for one in options]
-    assert fit("--adapter", adapter, "--data", files["train"], "--out", tmp_path / "out", *more) == 1
+    assert (
+        fit("--adapter", adapter, "--data", files["train"], "--calibration", "split", "--out", tmp_path / "out", *more)
+        == 1
+    )
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.glob("*/manifest.json"))
 

@@ -123,6 +123,6 @@ def test_what_cannot_be_fitted(
         wide = save_base(tmp_path / "wide", classifier_base("llama", hidden_size=32), head=False)
         more = [*more[:-1], str(wide)]
     data = write_rows(tmp_path / "rows.jsonl", rows(30, 1))
-    assert fit(adapter, data, tmp_path / "artifact", *more) == 1
+    assert fit(adapter, data, tmp_path / "artifact", "--calibration", "split", *more) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "artifact").exists()

@@ -177,7 +177,17 @@ def test_an_adapter_of_a_base_without_layers_gets_a_posterior(
 ) -> None:
     """The library saves and loads what the command line names; without it the adapter is refused by name."""
     rows, out = write_rows(tmp_path / "rows.jsonl", sentiment_rows()), tmp_path / "given"
-    command = ["fit", "--adapter", str(pruned.config.run_dir / "adapter"), "--data", str(rows), "--out", str(out)]
+    command = [
+        "fit",
+        "--adapter",
+        str(pruned.config.run_dir / "adapter"),
+        "--data",
+        str(rows),
+        "--calibration",
+        "split",
+        "--out",
+        str(out),
+    ]
     command += ["--template", "sentiment", "--quantization", "nf4", "--dtype", "float32", "--device", "cpu"]
     command += ["--max-tokens", "64", "--set=laplace.rank=4"]
     assert main(command) == 1

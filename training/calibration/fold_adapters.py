@@ -24,6 +24,7 @@ from laplora.posterior.base import Posterior
 from laplora.predictive.cross_fitting import fold_rows
 from laplora.predictive.lora_weights import Weights, in_place, lora_parameters
 from laplora.prompts.examples import Example
+from laplora.prompts.groups import row_groups
 from training.calibration.folded import FoldedPosterior, fold_together
 
 
@@ -69,13 +70,14 @@ def folded_rows(
     The curvature of a fold's adapter is over the rows that trained it.
 
     Args:
-        adapters: in the order of ``cross_fitting.fold_rows`` by the settings' folds and seed.
+        adapters: in the order of ``cross_fitting.fold_rows`` by the settings' folds and seed and the rows' groups.
         blocks: that the posteriors cover.
 
     Raises:
         ConfigError: another number of adapters than of folds.
     """
-    folds = fold_rows(len(rows), settings.calibration.folds, settings.seed)
+    groups = row_groups(classifier.template, classifier.labels, rows)
+    folds = fold_rows(len(rows), settings.calibration.folds, settings.seed, groups)
     if len(adapters) != len(folds):
         raise ConfigError(f"{len(folds)} folds need an adapter each, {len(adapters)} were given")
     posteriors: list[Posterior] = []
@@ -94,7 +96,8 @@ def folded_rows(
                 strange.append(strangeness.of(forward_states(classifier, held_out, layers, size, progress)))
         posteriors.append(posterior)
     together = parts[0].together
-    places = [held for _, held in fold_rows(len(rows) * together, len(folds), settings.seed, together)]
+    of_rows = groups.repeat_interleave(together)
+    places = [held for _, held in fold_rows(len(of_rows), len(folds), settings.seed, of_rows)]
     order = torch.cat(places).argsort()
     posteriors_together, projected = fold_together(posteriors, [part.projected for part in parts], places)
     logits, mask, labels, mass = (
@@ -103,7 +106,7 @@ def folded_rows(
     )
     in_order = torch.cat([held for _, held in folds]).argsort()
     last = torch.cat([part.last for part in parts if part.last is not None])[in_order]
-    split = ProjectedSplit(projected, logits, mask, labels, mass, together=together, last=last)
+    split = ProjectedSplit(projected, logits, mask, labels, mass, together=together, last=last, groups=groups)
     strangeness_of_rows = torch.cat(strange)[in_order] if strange else None
     return FoldedRows(posteriors_together, split, list(zip(posteriors, parts, strict=True)), strangeness_of_rows)
 

@@ -12,10 +12,11 @@ from laplora.classifier import Classifier
 from laplora.decisions.uncertainty import review_score
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.outputs import SplitOutputs, corrected
-from laplora.fitting.projected import project_split
+from laplora.fitting.projected import ProjectedSplit, project_split
 from laplora.fitting.reversed_choices import in_reverse
 from laplora.fitting.settings import FitSettings
-from laplora.metrics.scores import Evaluation, bootstrap_interval, evaluate_probs, row_nll
+from laplora.metrics.paired import nll_difference
+from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.posterior.base import Posterior
 from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.predictive.order_average import order_information
@@ -89,24 +90,21 @@ def order_averages(
         probs = (one + other) / 2
         map_probs = probs if map_probs is None else map_probs
         scores = review_score(record.thresholds, probs=probs, map_probs=map_probs)
-        evaluations[name + SUFFIX] = evaluate_probs(probs, labels, scores)
+        evaluations[name + SUFFIX] = evaluate_probs(probs, labels, scores, groups=outputs.split.groups)
         single = predictive_of(outputs, name, record.temperature).probs
-        gains[name + SUFFIX] = _gain(single, (one, other), labels, settings.seed)
+        gains[name + SUFFIX] = _gain(single, (one, other), outputs.split, settings.seed)
     return evaluations, gains
 
 
-def _gain(single: torch.Tensor, both: tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor, seed: int) -> OrderGain:
+def _gain(single: torch.Tensor, both: tuple[torch.Tensor, torch.Tensor], split: ProjectedSplit, seed: int) -> OrderGain:
     one, other = both
-    averaged = (one + other) / 2
-    difference = row_nll(averaged, labels) - row_nll(single, labels)
-    low, high = bootstrap_interval(
-        lambda index: difference[index].mean(1), len(labels), generator=torch.Generator().manual_seed(seed)
-    )
+    averaged, labels = (one + other) / 2, split.labels
+    found = nll_difference(averaged, single, labels, seed=seed, groups=split.groups)
     right = (averaged.argmax(1) == labels).double() - (single.argmax(1) == labels).double()
     return OrderGain(
-        nll_difference=float(difference.mean()),
-        low=low,
-        high=high,
+        nll_difference=found.difference,
+        low=found.low,
+        high=found.high,
         accuracy_difference=float(right.mean()),
         changed=float((one.argmax(1) != other.argmax(1)).double().mean()),
         information=float(order_information(one, other).mean()),

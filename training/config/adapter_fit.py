@@ -18,7 +18,8 @@ class AdapterFit:
     Attributes:
         adapter: PEFT folder, hub id of one, or an address where one lies.
         initial_adapter: folder of it before training, None where nobody kept it.
-        data: file of the rows that it was trained on; calibration, test: of others, None without.
+        data: file of the rows that it was trained on; calibration, test: of others, None without. ``split``: a fifth of
+            ``data`` calibrates, and it was trained on none of its rows.
         template: a name, ``@FILE`` with its text, or the text.
         labels: in class order. None: those that the model names for a classification head, else those of the rows,
             sorted.
@@ -35,7 +36,8 @@ class AdapterFit:
     template: str
     labels: tuple[str, ...] | None = None
     label_field: str = "label"
-    calibration: Path | None = None
+    groups: str | None = None
+    calibration: Path | Literal["split"] | None = None
     test: Path | None = None
     initial_adapter: Path | None = None
     base: str | None = None
@@ -65,8 +67,10 @@ def add_options(job: argparse.ArgumentParser) -> None:
     labels = "in class order (default: those of the rows, sorted; of a classification head, the model's id2label)"
     group.add_argument("--labels", metavar="LABEL", nargs="+", help=labels)
     group.add_argument("--label-field", metavar="NAME", help="field of a row that has its label (default: label)")
-    calibration = "file of rows that it was not trained on (default: a fifth of --data, which is second best)"
-    group.add_argument("--calibration", metavar="FILE", type=Path, help=calibration)
+    groups = "field whose value rows share that belong together, near-duplicates or turns of a conversation"
+    group.add_argument("--groups", metavar="NAME", help=groups)
+    calibration = "file of rows that it was not trained on; split: a fifth of --data, of which it was trained on none"
+    group.add_argument("--calibration", metavar="FILE", type=_calibration, help=calibration)
     test = "file of rows to measure on; the artifact records the figures, and brings a report of them"
     group.add_argument("--test", metavar="FILE", type=Path, help=test)
     before = "folder of the adapter before training: the prior's centre"
@@ -87,9 +91,13 @@ def add_options(job: argparse.ArgumentParser) -> None:
     group.add_argument("--max-tokens", metavar="COUNT", type=int, help="longest prompt (default: 512)")
 
 
+def _calibration(value: str) -> Path | str:
+    return value if value == "split" else Path(value)
+
+
 #: The options that add_options adds, by their names in the parsed values.
 OPTIONS = tuple(name for name in AdapterFit.__dataclass_fields__ if name != "overrides")
-_NEEDED = ("data", "out", "template")
+_NEEDED = ("data", "out", "template", "calibration")
 
 
 def request_of(options: argparse.Namespace) -> AdapterFit | None:
@@ -108,6 +116,7 @@ def request_of(options: argparse.Namespace) -> AdapterFit | None:
     if "adapter" not in given:
         raise ConfigError("give --config FILE for a run of training, or --adapter FOLDER for one trained elsewhere")
     if missing:
-        raise ConfigError(f"--adapter needs {', '.join(missing)} too")
+        rows = ". Calibration rows are such that it was not trained on" if "--calibration" in missing else ""
+        raise ConfigError(f"--adapter needs {', '.join(missing)} too{rows}")
     given |= {name: tuple(given[name]) for name in ("labels", "removed_layers") if name in given}
     return AdapterFit(**given, overrides=tuple(options.overrides))

@@ -107,12 +107,19 @@ def labels_of_head(
 
 
 def adapter_rows(
-    path: Path, task: Task, label_field: str, *, of_head: bool = False, several: bool = False
+    path: Path,
+    task: Task,
+    label_field: str,
+    *,
+    of_head: bool = False,
+    several: bool = False,
+    groups: str | None = None,
 ) -> list[dict[str, Any]]:
     """Return a file's rows as ``laplora.fit`` takes them.
 
     Args:
         of_head: whether a label may be the number of an output; several: whether a row has a list of labels.
+        groups: field that has a row's group, as of ``laplora.fit``.
 
     Raises:
         DataError: rows that cannot be used, by file and line.
@@ -123,16 +130,19 @@ def adapter_rows(
     records, lines = without_gaps(path, read_records(path), task, None if several else label_field, {}, {})
     for line in lines:
         warnings.warn(line, LaploraWarning, stacklevel=2)
-    examples = examples_of(path, records, task, label_field, {}, {}, several=several, named=named)
-    return labelled_rows(examples, task, label_field)
+    examples = examples_of(path, records, task, label_field, {}, {}, several=several, named=named, groups=groups)
+    return labelled_rows(examples, task, label_field, groups)
 
 
-def labelled_rows(examples: Iterable[Example], task: Task, label_field: str) -> list[dict[str, Any]]:
-    """Return examples as rows that ``laplora.fit`` takes, their labels in the field."""
+def labelled_rows(
+    examples: Iterable[Example], task: Task, label_field: str, groups: str | None = None
+) -> list[dict[str, Any]]:
+    """Return examples as rows that ``laplora.fit`` takes, their labels and groups in the fields."""
     return [
         {
             "id": e.id,
             **e.fields,
+            **({} if groups is None else {groups: e.group}),
             label_field: task.labels[e.label] if e.present is None else [task.labels[number] for number in e.present],
         }
         for e in examples

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from laplora.predictive.cross_fitting import fold_rows
+from laplora.prompts.groups import row_groups
 from training.config import RunConfig
 from training.workspace.run import Run
 
@@ -22,7 +23,8 @@ def fold_runs(run: Run) -> list[Run]:
     if not config.calibration.cross_fits:
         return []
     runs = []
-    for number, (fit, held_out) in enumerate(fold_rows(len(rows), config.calibration.folds, config.seed)):
+    groups = row_groups(run.splits.task.template, run.splits.task.labels, rows)
+    for number, (fit, held_out) in enumerate(fold_rows(len(rows), config.calibration.folds, config.seed, groups)):
         splits = replace(
             run.splits,
             train=tuple(rows[i] for i in fit.tolist()),

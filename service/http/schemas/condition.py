@@ -26,8 +26,8 @@ class ConditionRequest(Strict):
     """Labelled rows that an artifact is to learn from."""
 
     rows: list[LabelledInput] = Field(min_length=1)
-    """Every row that the new version is to know, 20 or more and at most max_condition_rows (413 above), each input
-    once. None of them trained or calibrated the artifact. Rows of an earlier call that are left out are forgotten.
+    """Every row that the new version is to know, 20 or more and at most max_condition_rows (413 above). None of
+    them trained or calibrated the artifact. Rows of an earlier call that are left out are forgotten.
     """
     calibration_rows: list[LabelledInput] = Field(default=[])
     """The rows that calibrated the artifact, where they are at hand: they then condition together with the new ones,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -41,17 +42,21 @@ def test_what_is_chosen_follows_what_there_is_to_learn(folds: bool, monkeypatch:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_each_row_is_predicted_as_by_conditioning_on_the_other_folds(several: bool) -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_each_row_is_predicted_as_by_conditioning_on_the_other_folds(several: bool, grouped: bool) -> None:
     """Against modes by the matrix of the other folds' rows, found from nothing."""
     if several:
         states, rows = several_rows(1.0)
     else:
         states, rows, _ = moved_rows(1.0, count=60, classes=6, masked=True)
+    if grouped:  # of 1 to 5 inputs
+        inputs = torch.arange(len(rows.labels)) // rows.together
+        rows = replace(rows, groups=(inputs.double() ** 0.5).long())
     variances, biases = (0.03, 1.0, 10.0), (0.0, 0.5)
     found = fold_means(states, rows, variances, biases)
     for (bias, variance), means in zip(product(biases, variances), found, strict=True):
         expected = rows.mean.clone()
-        for fitted, held_out in fold_rows(len(rows.labels), together=rows.together):
+        for fitted, held_out in fold_rows(len(rows.labels), groups=rows.parted):
             layer, some = states.take(rows.inputs(fitted)).layer(), rows.take(fitted)
             kernel = Kernel(layer, layer.variance / variance, bias, rows.together)
             mode = posterior_mode(kernel.dense(), some.mean, some.labels, some.class_mask)

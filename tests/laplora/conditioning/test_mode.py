@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conditioning_rows import dense_left_out
 from scipy.optimize import minimize
 
 from laplora.conditioning.left_out import left_out_mean
@@ -138,10 +139,23 @@ def test_rows_of_one_input_leave_together() -> None:
     p = problem(0.02)
     kernel, mean, labels, mask = p["kernel"], p["mean"], p["labels"], p["mask"]
     mode = posterior_mode(kernel, mean, labels, mask)
-    found = left_out_mean(mode, kernel, together=3)
+    found = left_out_mean(mode, kernel, torch.arange(len(labels)) // 3)
     others = torch.arange(3, len(labels))
     without = posterior_mode(kernel[others][:, :, others], mean[others], labels[others], mask[others])
     expected = mean[:3] + without.moved(kernel[:3][:, :, others])
     gap, seen = (found[:3] - expected).norm(), (mode.contrasts[:3] - expected).norm()
     assert float(gap) <= 0.05 * float(seen)
     assert not torch.allclose(found, left_out_mean(mode, kernel))
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.3])
+def test_groups_of_any_size_leave_as_by_matrices_of_all_rows(scale: float) -> None:
+    """Also where two rows of a group are the same, and the kernel is singular."""
+    p = problem(scale)
+    p["jacobians"][5], p["mean"][5] = p["jacobians"][2], p["mean"][2]
+    kernel = scale * torch.einsum("ncp,mdp->ncmd", p["jacobians"], p["jacobians"])
+    mode = posterior_mode(kernel, p["mean"], p["labels"], p["mask"])
+    groups = torch.tensor([7, 7, 4, 0, 1, 4, 4, 0, 2, 3, 9, 8])
+    found, expected = left_out_mean(mode, kernel, groups), dense_left_out(kernel, mode, p["mean"], groups)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+    assert not torch.allclose(found, left_out_mean(mode, kernel), atol=1e-3)

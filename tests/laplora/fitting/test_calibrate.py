@@ -140,22 +140,6 @@ def test_the_upper_bound_is_maps_for_every_predictive() -> None:
         assert torch.equal(of_name.error, scores["map"].error)
 
 
-def test_rows_that_were_trained_on_make_no_answer_surer() -> None:
-    """Right on every row, as a model is that knows them by heart: a temperature would fall to its lowest."""
-    found = outputs()
-    known = replace(found, split=replace(found.split, labels=found.split.logits.argmax(1)))
-    unseen, _ = calibrate(SETTINGS, known)
-    seen, _ = calibrate(SETTINGS, replace(known, seen=True))
-    assert unseen.predictives["temperature"].temperature < 0.9
-    assert seen.predictives["temperature"].temperature == 1
-    assert seen.predictives["temperature"].nll == pytest.approx(seen.predictives["map"].nll)
-    assert seen.predictives["laplace"] == unseen.predictives["laplace"]
-    overconfident, _ = calibrate(SETTINGS, replace(found, seen=True))
-    stays = overconfident.predictives["temperature"].temperature
-    assert stays == calibrated()[0].predictives["temperature"].temperature
-    assert stays > 1
-
-
 @pytest.mark.parametrize("seed", [19, 26, 32])
 def test_a_prior_at_the_end_of_its_search_recommends_nothing_of_the_posterior(seed: int) -> None:
     """Labels of a calibrated model, drawn so that any variance hurts: ``laplace`` is MAP to rounding, and dearer."""
@@ -186,11 +170,12 @@ def losses(name: PredictiveName) -> torch.Tensor:
 @pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("name", ["map", "laplace"])
 def test_the_gain_is_the_difference_of_the_nlls_within_its_interval(name: PredictiveName, together: int) -> None:
-    """Where three labels of an input may be right, the interval is that of the ten inputs' means."""
-    found = replace(outputs(), split=replace(outputs().split, together=together))
+    """Of three labels of an input, and of three rows of a group, the interval is that of the ten units' means."""
+    groups = torch.arange(30) // 3 if together == 1 else None
+    found = replace(outputs(), split=replace(outputs().split, together=together, groups=groups))
     gain = gain_over_temperature(RowProbs.of(found, TEMPERATURES), name)
     assert gain is not None
-    differences = (losses(name) - losses("temperature")).view(-1, together).mean(1)
+    differences = (losses(name) - losses("temperature")).view(-1, 3).mean(1)
     assert gain.difference == pytest.approx(float(differences.mean()))
     error = float(differences.std()) / len(differences) ** 0.5
     # A bootstrap's percentiles are near the normal ones: within a third on 30 rows.

@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from conditioning_rows import dense_left_out
 from fast_path import Rows
 from joint_problem import fit_joint
 
 import laplora
 from laplora.conditioning import choice, mode
 from laplora.conditioning.choice import MOST_LEFT_OUT
+from laplora.conditioning.kernel import Kernel
+from laplora.conditioning.labelled import log_contrasts
+from laplora.conditioning.last_layer import LastStates
+from laplora.conditioning.mode import posterior_mode
 from laplora.errors import ArtifactCorruptError, ConfigError, LaploraWarning, NonFiniteError
 from laplora.files import write_tensors
 from laplora.fitting import priors
@@ -198,6 +203,56 @@ def test_an_answer_adds_what_its_last_state_gives(conditioned: laplora.Calibrate
             torch.testing.assert_close(torch.tensor(answer.arrays.map_probs).double(), at_map, rtol=0, atol=1e-4)
 
 
+def test_equal_prompts_condition_as_by_a_dense_reference(
+    classifier: laplora.Classifier, rows: dict[str, list[dict[str, Any]]]
+) -> None:
+    """A question that comes again, in another case or with another label, is left out with its twin."""
+    given = rows["calibration"]
+    again = [{**given[0], "id": "case", "text": f" {given[0]['text'].upper()}"}, {**given[1], "id": "label"}]
+    again[1]["label"] = next(label for label in classifier.labels if label != given[1]["label"])
+    with pytest.warns(LaploraWarning, match="1 rows repeat another row's prompt with another label"):
+        fit = laplora.fit(classifier, rows["train"], given + again, progress=False).fit
+    split, one = fit.calibration, fit.conditioned["conditioned"]
+    assert split.groups is not None
+    assert split.groups.tolist() == [*range(len(given)), 0, 1]
+    assert split.last is not None
+    contrasts = split.projected.contrast_mean.double() / one.shift.temperature
+    mean = log_contrasts(class_probs(contrast_logits(contrasts), split.class_mask), split.class_mask)
+    states = LastStates(split.last, class_probs(split.logits, split.class_mask), fit.posterior.rows)
+    kernel = Kernel(states.layer(), one.precision, one.bias).dense()
+    mode = posterior_mode(kernel, mean, split.labels, split.class_mask)
+    left_out = dense_left_out(kernel, mode, mean, split.groups)
+    torch.testing.assert_close(one.left_out, left_out - mean, rtol=0, atol=1e-6)
+    served = one.shift.of(split.last.double())
+    torch.testing.assert_close(served, torch.einsum("mcnd,nd->mc", kernel, mode.alpha), rtol=0, atol=1e-6)
+    assert fit.calibrated.calibration.rows == len(given) + 2
+
+
+@KINDS
+@pytest.mark.parametrize("always", [0, 30])
+def test_a_twins_label_answers_nobody(kind: Corrected, always: int, most_left_out: int) -> None:
+    """The label of a row is turned: its group's answers stay, also where the row conditions every fold."""
+    conditioning = problem(0.5, most_left_out)[0]
+    groups = torch.arange(len(conditioning.split))
+    groups[[40, 61]] = 3
+    labels = conditioning.split.labels.clone()
+    labels[3] = (labels[3] + 1) % CLASSES
+    first = replace(conditioning.split, groups=groups)
+    fit, answered = next(
+        (fit, answered)
+        for fit, answered in fold_rows(len(groups) - always, groups=groups[always:])
+        if 40 - always in answered
+    )
+    assert 61 - always in answered
+    before, after = (
+        replace(conditioning, split=split, always=always).predictive(
+            kind, fit, answered, lambda: conditioning.trained.prior
+        )
+        for split in (first, replace(first, labels=labels))
+    )
+    assert torch.equal(before.probs, after.probs)
+
+
 def test_a_damaged_shift_is_refused(tmp_path: Path) -> None:
     """Another shape, NaN, or other predictives than the manifest has."""
     conditioning, _, _ = problem(0.5)
@@ -229,7 +284,6 @@ def examples(count: int) -> list[Example]:
     [
         (examples(MOST + 1), False, "more than"),
         (examples(20), True, "trained on"),
-        (examples(20) + examples(1), False, "2 calibration rows have a prompt that another one has too"),
     ],
 )
 def test_where_it_cannot_be_it_is_off_and_says_why(

@@ -21,8 +21,8 @@ import laplora
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConfigError, DataError, LabelTokenError, LaploraWarning, ModelError, NonFiniteError
 from laplora.fitting import evaluation
-from laplora.fitting.entry import _warn_of_little_mass, _warn_of_shared
-from laplora.fitting.rows import read_rows, split_rows
+from laplora.fitting.entry import _warn_of_little_mass
+from laplora.fitting.rows import read_rows, split_rows, without_twins
 from laplora.models.quiet import quiet_loading
 from training.workspace.runtime import open_run
 
@@ -215,43 +215,61 @@ def test_rows_that_cannot_be_used(
         laplora.fit(classifier.model, rows["train"])
 
 
-def test_a_fit_without_calibration_rows_says_where_they_come_from(
+def test_calibration_rows_are_given_or_said_to_be_unseen(
     classifier: laplora.Classifier, rows: dict[str, Rows], tmp_path: Path
 ) -> None:
-    """From the training rows, by label and seed."""
+    """A share of the training rows, by label and seed and in whole groups, where they are said to be unseen."""
+    with pytest.raises(ConfigError, match=r"there are no calibration rows: .* calibration='split'"):
+        laplora.fit(classifier, rows["train"], progress=False)
+    for wrong in ("spilt", 1.5, 0):
+        with pytest.raises(ConfigError, match="calibration must be rows, 'split' or a share between 0 and 1"):
+            laplora.fit(classifier, rows["train"], wrong, progress=False)
     examples = read_rows(rows["train"], classifier, "label")
     train, calibration = split_rows(examples, 0)
     assert {e.id for e in (*train, *calibration)} == {e.id for e in examples}
     assert abs(sum(e.label for e in calibration) / 8 - sum(e.label for e in examples) / 40) < 0.1
     assert split_rows(examples, 1) != (train, calibration)
-    with pytest.raises(DataError, match="too few"):
-        split_rows(examples[:3], 0)
+    for few, share in ((examples[:3], 0.2), (examples, 0.999)):
+        with pytest.raises(DataError, match="too few"):
+            split_rows(few, 0, share=share)
+    threads = [{**row, "thread": number // 4} for number, row in enumerate(rows["train"])]
     with pytest.warns(LaploraWarning) as told:
-        posterior = laplora.fit(classifier, rows["train"], progress=False)
+        posterior = laplora.fit(classifier, threads, "split", groups="thread", progress=False)
     assert {warning.filename for warning in told} == {__file__}
     assert any("8 calibration rows are fewer than 20" in str(warning.message) for warning in told)
-    assert posterior.fit.calibrated.predictives["temperature"].temperature >= 1  # they were trained on
+    assert any("8 of 40 rows calibrate. That the model" in str(warning.message) for warning in told)
     assert posterior.data["rows"] == {"train": 32, "calibration": 8}
-    assert any("no calibration rows are given: 8 of 40 rows" in str(warning.message) for warning in told)
     nothing = f"{posterior.recommended} accepts nothing at an error rate of 5 %: every answer goes to review"
     assert any(nothing in str(warning.message) for warning in told)
+    assert posterior.fit.calibration.input_groups.tolist() == [0] * 4 + [1] * 4
+    assert posterior.fit.calibrated.calibration.folds == 2
     manifest = read_artifact(posterior.save(tmp_path / "split", verify=False)).manifest
     assert manifest.prior.centre == "zero"
     assert manifest.data["calibration"] == "split"
+    bound = laplora.FitSettings.model_validate({"calibration": {"guarantee": "upper_bound"}})
+    with pytest.raises(ConfigError, match="calibration rows of a group err together"):
+        laplora.fit(classifier, threads, "split", groups="thread", settings=bound, progress=False)
 
 
-def test_calibration_rows_that_were_trained_on_and_a_prompt_that_no_label_follows_are_told_of(
+def test_training_rows_that_calibrate_too_and_a_prompt_that_no_label_follows_are_told_of(
     classifier: laplora.Classifier, rows: dict[str, Rows]
 ) -> None:
     train, calibration = (read_rows(rows[name], classifier, "label") for name in ("train", "calibration"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _warn_of_shared(train, calibration)
+        assert without_twins(classifier, train, calibration) == (train, 0)
         _warn_of_little_mass(torch.tensor([0.5, 0.02, 0.001]))
-    with pytest.warns(LaploraWarning, match=f"1 of {len(calibration) + 1} calibration rows are among the training"):
-        _warn_of_shared(train, [replace(train[0], id="again"), *calibration])
-    with pytest.warns(LaploraWarning, match="24 of 24 calibration rows are among the training rows"):
-        laplora.fit(classifier, rows["train"], rows["train"][:24], progress=False)
+    again = [replace(train[0], id="again", label=1 - train[0].label), replace(calibration[0], group="thread")]
+    with pytest.warns(LaploraWarning) as told:
+        kept, dropped = without_twins(classifier, [*train[:-1], replace(train[-1], group="thread")], again)
+    assert (kept, dropped) == (train[1:-1], 2)
+    assert ["2 training rows have" in str(told[0].message), "1 rows repeat" in str(told[1].message)] == [True, True]
+    with pytest.warns(LaploraWarning, match="24 training rows .* surer of 24 of 24 calibration rows"):
+        posterior = laplora.fit(classifier, rows["train"], rows["train"][:24], progress=False)
+    assert posterior.data["rows"] == {"train": 16, "calibration": 24}
+    assert posterior.data["twins_dropped"] == 24
+    with pytest.raises(DataError, match="every training row has the prompt"):
+        laplora.fit(classifier, rows["train"][:20], rows["train"][:24], progress=False)
     with pytest.warns(LaploraWarning, match=r"0\.002 of the probability"):
         _warn_of_little_mass(torch.tensor([0.5, 0.002, 0.001]))
 

@@ -12,7 +12,7 @@ import torch
 
 import laplora
 from laplora.artifact.folder import read_artifact
-from laplora.errors import ConditioningError, ConfigError, DataError
+from laplora.errors import ConditioningError, ConfigError, DataError, LaploraWarning
 from laplora.fitting import new_labels
 from laplora.fitting.new_labels import Comparison, compare, corrected_from
 from laplora.linearised import PosteriorPredictive
@@ -135,6 +135,25 @@ def test_no_row_is_measured_by_its_own_label(conditioned: laplora.CalibratedPost
     assert int((one != other).sum()) > len(rows["test"]) // folds
 
 
+def test_an_input_may_come_again(conditioned: laplora.CalibratedPosterior, rows: dict[str, Rows]) -> None:
+    """Equal prompts are one group, with calibration rows too, and so are prompts that are cut to the same 64 tokens."""
+    long = [{"text": start + " word" * 100, "label": "positive"} for start in ("good", "bad")]
+    given = [*rows["test"], flipped(rows["test"])[0], *long]
+    with pytest.warns(LaploraWarning, match="1 rows repeat another row's prompt with another label"):
+        alone = conditioned.condition(given, force=True)
+    count = len(rows["test"])
+    assert alone.fit.calibration.groups is not None
+    assert alone.fit.calibration.groups.tolist() == [*range(count), 0, count, count]
+    together = conditioned.condition(given[:count], calibration=[given[0], *rows["calibration"]], force=True)
+    assert together.fit.calibrated.calibration.rows == count
+    grouped = [{**row, "thread": number // 2} for number, row in enumerate(rows["test"])]
+    pairs = conditioned.condition(grouped, groups="thread", force=True).fit.calibration.groups
+    assert pairs is not None
+    assert pairs.tolist() == [number // 2 for number in range(count)]
+    with pytest.raises(DataError, match="no row has the field 'tread', which groups names"):
+        conditioned.condition(grouped, groups="tread")
+
+
 def test_worse_is_more_than_a_standard_error(conditioned: laplora.CalibratedPosterior) -> None:
     """The rule, on losses that are known."""
     split = conditioned.fit.calibration
@@ -165,15 +184,6 @@ def test_what_is_refused_leaves_the_artifact_as_it_was(
     before, place = files_of(artifact), artifact.parent / "forced"
     with pytest.raises(DataError, match="19 labelled rows are fewer than 20"):  # before anything is loaded
         laplora.condition(artifact.parent / "no-such-artifact", rows["test"][:19], progress=False)
-    # To the model they are the same: they differ in what is cut off at the limit of 64 tokens.
-    long = [{"text": start + " word" * 100, "label": "positive"} for start in ("good", "bad")]
-    for given, calibration, message in (
-        ([*rows["test"], flipped(rows["test"])[0]], None, "give each input once"),
-        (rows["test"], rows["test"][:1], "give each input once"),
-        ([*rows["test"], *long], None, "2 rows have a prompt that another row has too"),
-    ):
-        with pytest.raises(DataError, match=message):
-            laplora.condition(artifact, given, calibration=calibration, **QUIET)
     monkeypatch.setattr(new_labels, "WORSE", -1e6)
     monkeypatch.setattr(new_labels, "COST", -1e6)
     with pytest.raises(ConditioningError, match="Nothing has changed"):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.linearised import PosteriorPredictive
@@ -30,8 +33,24 @@ def test_every_row_is_scored_once_without_being_fitted_on() -> None:
     assert [set(score.tolist()) for _, score in fold_rows(23)] == [score for _, score in calls]
     assert [set(score.tolist()) for _, score in fold_rows(23, seed=1)] != [score for _, score in calls]
     assert [len(score) for _, score in fold_rows(3)] == [1, 1, 1]
-    for fit, score in fold_rows(60, together=3):  # three rows of one input
-        assert not set((fit // 3).tolist()) & set((score // 3).tolist())
+    assert [len(score) for _, score in fold_rows(60, groups=torch.arange(60) // 3)] == [12] * 5
+
+
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=60), st.integers(2, 7), st.integers(0, 99))
+def test_no_fold_parts_a_group_and_none_is_empty(numbers: list[int], folds: int, seed: int) -> None:
+    groups, sizes = torch.tensor(numbers), Counter(numbers)
+    if len(sizes) < 2:
+        with pytest.raises(DataError, match="two groups of rows, got 1"):
+            fold_rows(len(numbers), folds, seed, groups)
+        return
+    parts = fold_rows(len(numbers), folds, seed, groups)
+    assert len(parts) == min(folds, len(sizes))
+    for fit, score in parts:
+        assert not set(groups[fit].tolist()) & set(groups[score].tolist())
+        assert sorted([*fit.tolist(), *score.tolist()]) == list(range(len(numbers)))
+        assert len(score)
+    most = max(len(score) for _, score in parts)
+    assert most <= len(numbers) / len(parts) + max(sizes.values())
 
 
 def test_cross_fitting_refuses() -> None:
