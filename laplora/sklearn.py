@@ -1,6 +1,6 @@
 """A scikit-learn face: ``LaploraClassifier`` with ``fit``, ``predict``, ``predict_proba`` and ``score``.
 
-    classifier = LaploraClassifier(peft_model, tokenizer, "Review: {text}\nSentiment:", ["negative", "positive"])
+    classifier = LaploraClassifier(peft_model, tokenizer, "Review: {text}\nSentiment:", calibration="split")
     classifier.fit(texts, labels).predict_proba(new_texts)
     cross_val_score(classifier, texts, labels, scoring="neg_log_loss")
 
