@@ -44,6 +44,12 @@ def rows(count: int, seed: int) -> Rows:
     return [{"text": text, "label": labels} for text, labels in made.items()]
 
 
+def fitted_rows() -> Rows:
+    """Return the training rows of ``posterior``: no twins of its calibration rows."""
+    calibrating = {row["text"] for row in rows(20, 2)}
+    return [row for row in rows(30, 1) if row["text"] not in calibrating]
+
+
 def classifier_of(folder: Path, kind: str) -> laplora.Classifier:
     """Return a classifier with a probability for each label, its base in a folder; it is sure of what it guesses."""
     base = save_base(folder / "base", classifier_base(kind), head=kind == "modernbert")
@@ -94,8 +100,7 @@ def dense_covariance(posterior: laplora.CalibratedPosterior, inputs: Rows) -> to
 
     size = sum(w.numel() for w in weights)
     precision_matrix = precision * torch.eye(size, dtype=torch.float64)
-    calibrating = {row["text"] for row in rows(20, 2)}  # their training twins are left out
-    for row in (row for row in rows(30, 1) if row["text"] not in calibrating):
+    for row in fitted_rows():
         j, logits = jacobian(row["text"])
         p = special.expit(logits.numpy())
         precision_matrix += j.T @ torch.diag(torch.tensor(p * (1 - p))) @ j
@@ -145,8 +150,8 @@ def test_probabilities_are_one_dimensional_integrals(posterior: laplora.Calibrat
 
 
 def test_training_rows_have_the_likelihood_of_every_label(posterior: laplora.CalibratedPosterior) -> None:
-    probs = np.array([answer.arrays.map_probs for answer in posterior.predict(rows(30, 1), "map")])
-    right = np.array([[label in row["label"] for label in LABELS] for row in rows(30, 1)])
+    probs = np.array([answer.arrays.map_probs for answer in posterior.predict(fitted_rows(), "map")])
+    right = np.array([[label in row["label"] for label in LABELS] for row in fitted_rows()])
     expected = np.log(np.where(right, probs, 1 - probs)).sum()
     assert posterior.fit.log_likelihood == pytest.approx(expected, rel=1e-5)
     mask = torch.tensor([[True, True, False]])
