@@ -6,8 +6,9 @@ A command line over ``laplora.Classifier`` and ``laplora.fit``.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.describing import installed_versions
 from laplora.fitting.rows import read_rows
 from laplora.fitting.settings import FitSettings
+from laplora.fitting.store import digest
 from laplora.models.base import BaseSpec, load_tokenizer, locate_base, resolve_device
+from laplora.models.hashes import weights_hash
+from laplora.models.readout import base_of
 from laplora.models.spread import Spread
 from laplora.report.page import html
 from laplora.report.records import Report
@@ -37,6 +41,7 @@ from training.config.adapter_fit import AdapterFit
 from training.config.run import bad_fields, override
 from training.data.adapter_rows import HeadTask, adapter_rows, labels_of_head, labels_of_rows, template_of
 from training.workspace.given_adapter import GivenAdapter, given_adapter, head_task, load_adapted
+from training.workspace.stores import FolderStore
 from training.workspace.terminal import Terminal, say
 
 
@@ -76,10 +81,15 @@ def fit_adapter(request: AdapterFit) -> Path:
     model = load_adapted(adapter, location, spec, device, several=several)
     limit = request.max_tokens or MAX_TOKENS
     classifier = Classifier(model, load_tokenizer(location), task.template, task.labels, max_tokens=limit)
+    # Beside the artifact, until that is there.
+    passes = request.out.parent / f".{request.out.name}.fit"
+    if passes.is_dir():
+        say(f"an earlier fit was stopped: its passes over the same rows, in {passes}, are not made again")
     posterior = laplora.fit(
         classifier,
         rows["data"],
         rows.get("calibration", request.calibration),
+        store=FolderStore(passes, _made_from(classifier, adapter, location, settings, rows)),
         settings=settings,
         initial_adapter=request.initial_adapter,
         label_field=request.label_field,
@@ -94,6 +104,7 @@ def fit_adapter(request: AdapterFit) -> Path:
         say(f"{verdict.title}. {verdict.sentence}")
         page = html(report, verdict)
     posterior.save(request.out, report=page)
+    shutil.rmtree(passes, ignore_errors=True)
     if page is not None:
         say(f"report: {request.out / REPORT_PAGE}")
     say(f"serve it: laplora serve {request.out}")
@@ -137,6 +148,25 @@ def _report(
         report,
         gain=(gain.difference, gain.low, gain.high) if gain else None,
         configuration=json.dumps(posterior.fit.settings.model_dump(mode="json"), indent=2),
+    )
+
+
+def _made_from(
+    classifier: Classifier,
+    adapter: GivenAdapter,
+    location: str,
+    settings: FitSettings,
+    rows: dict[str, list[dict[str, Any]]],
+) -> str:
+    """Return the digest of all that a pass over the rows depends on."""
+    model, template = base_of(classifier.model), classifier.template
+    return digest(
+        weights_hash(location, None),
+        file_sha256(adapter.folder / "adapter_model.safetensors"),
+        [str(model.dtype), str(getattr(model.config, "quantization_config", None)), classifier.max_tokens],
+        [asdict(template), classifier.labels, classifier.verbalizers],
+        settings.model_dump(mode="json"),
+        [rows["data"], rows.get("calibration")],  # a twin of a calibration row is left out
     )
 
 

@@ -25,6 +25,7 @@ from laplora.fitting.rows import (
     without_twins,
 )
 from laplora.fitting.settings import FitSettings
+from laplora.fitting.store import Store
 from laplora.predictive.lora_weights import lora_parameters, read_weights
 
 #: Median probability of all labels after the prompt, below which prompt or labels are hardly those of the training.
@@ -41,6 +42,7 @@ def fit(
     label_field: str = "label",
     groups: str | None = None,
     progress: bool | Progress = True,
+    store: Store | None = None,
 ) -> CalibratedPosterior:
     """Return a classifier's posterior over its weights, calibrated: probabilities, sets and decisions to act on.
 
@@ -60,6 +62,7 @@ def fit(
             case and white space. No fold parts a group, intervals are over groups, and training rows of a calibration
             row's group are left out.
         progress: whether to show it; or what shows it.
+        store: keeps the passes over the rows, so that a fit of the same model, rows and settings goes on from them.
 
     Raises:
         DataError: rows that cannot be used, a label without a row.
@@ -107,6 +110,7 @@ def fit(
         held_out,
         settings,
         initial=_initial(classifier, initial_adapter),
+        store=store,
         progress=shown,
     )
     data = {
