@@ -30,7 +30,7 @@ def test_ordinary_requests_pass_with_their_id_over_tls(proxy: Proxy) -> None:
         refused = client.post("/predict", json={"inputs": []})
         assert (refused.status_code, refused.json()["error"]["field"]) == (422, "inputs")
         assert client.get("/nope").json()["error"]["code"] == "route_not_found"
-        assert client.get("/health/ready").status_code == 200
+        assert [client.get(path).status_code for path in ("/health/ready", "/artifacts", "/changes")] == [200] * 3
 
 
 def test_prompts_are_neither_logged_nor_left_behind(proxy: Proxy) -> None:
