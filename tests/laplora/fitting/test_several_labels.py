@@ -176,7 +176,7 @@ def test_the_calibration_is_that_of_binary_rows_made_by_hand(posterior: laplora.
     high = record["laplace"].thresholds.flags["high_epistemic"]
     assert high.origin == "0.95 quantile of the epistemic uncertainty of 20 rows of 'calibration'"
     assert posterior.fit.calibrated.calibration.rows == 20
-    assert "on 20 calibration rows" in posterior.fit.calibrated.recommended.reason
+    assert "on the 20 calibration rows" in posterior.fit.calibrated.recommended.reason
     # A contrast of (absent, present) has half the variance of the label's logit.
     split, fit = posterior.fit.calibration, posterior.fit
     assert split.together == 3
@@ -271,10 +271,10 @@ def test_what_takes_one_label_a_row_is_refused_by_name(classifier: laplora.Class
         (["n" * 40], "label a text of 40 characters is not among"),
     ):
         with pytest.raises(DataError, match=message):
-            laplora.fit(classifier, [{"text": "a b", "label": label}], progress=False)
+            laplora.fit(classifier, [{"text": "a b", "label": label}], "split", progress=False)
     never = [row | {"label": [n for n in row["label"] if n != "sport"]} for row in rows(8, 1)]
     with pytest.raises(DataError, match=r"no row has the labels \['sport'\]"):
-        laplora.fit(classifier, never, progress=False)
+        laplora.fit(classifier, never, "split", progress=False)
     bound = FitSettings.model_validate({"calibration": {"guarantee": "upper_bound"}})
     with pytest.raises(ConfigError, match="labels of a row err together: use empirical"):
         laplora.fit(classifier, rows(8, 1), rows(8, 2), settings=bound, progress=False)
@@ -283,7 +283,7 @@ def test_what_takes_one_label_a_row_is_refused_by_name(classifier: laplora.Class
     one_label = adapted_classifier("roberta", dtype=torch.float32)
     single = laplora.Classifier(one_label, classifier.tokenizer, "{text}", LABELS, max_tokens=12)
     with pytest.raises(DataError, match="got a list: several labels need a model with a classification head"):
-        laplora.fit(single, rows(8, 1), progress=False)
+        laplora.fit(single, rows(8, 1), "split", progress=False)
 
 
 def test_labels_that_come_later_condition_every_label(
