@@ -1,7 +1,7 @@
 """The tables of jobs, and the format that a database has them in: made whole, and of another format refused by name.
 
 What is added, a table here or a field of a record, keeps the format: a newer server adds what is missing, and an older
-one goes on with what it knows, so that a rollback works.
+one goes on with what it knows, so that a rollback works. What an older server would misread raises it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from sqlalchemy import (
 
 from service.errors import JobsUnavailableError
 
-FORMAT: Final = 8
+FORMAT: Final = 9
+#: This server reads it too, and marks it as its own: rows have their numbers as lists there, not packed (``numbers``).
+_BEFORE: Final = 8
 _FORMAT_TABLE: Final = "laplora_jobs_format"
 #: Any number that is ours: of servers that start at once one makes the tables.
 _LOCK: Final = 7_251_901
@@ -115,11 +117,13 @@ def make_tables(connection: Connection) -> None:
     postgresql = connection.dialect.name == "postgresql"
     if postgresql:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-    has_some = check_format(connection) == FORMAT
-    _METADATA.create_all(connection, checkfirst=has_some)
-    if has_some:
+    found = check_format(connection)
+    _METADATA.create_all(connection, checkfirst=found != 0)
+    if found == FORMAT:
         return
-    if postgresql:
+    if postgresql and found:
+        connection.execute(text(f"UPDATE {_FORMAT_TABLE} SET format = {FORMAT}"))
+    elif postgresql:
         connection.execute(text(f"CREATE TABLE {_FORMAT_TABLE} AS SELECT {FORMAT} AS format"))
     else:
         # So that servers before the first release refuse it by name too.
@@ -130,7 +134,7 @@ def check_format(connection: Connection) -> int:
     """Return a database's format, 0 of one without jobs.
 
     Raises:
-        JobsUnavailableError: it is another than this server's, or there are tables of jobs that do not say it.
+        JobsUnavailableError: this server does not read it, or there are tables of jobs that do not say it.
     """
     if connection.dialect.name == "sqlite":
         found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
@@ -139,7 +143,7 @@ def check_format(connection: Connection) -> int:
     else:
         found = int(connection.execute(text(f"SELECT format FROM {_FORMAT_TABLE}")).scalar_one())
     unmarked = found == 0 and any(inspect(connection).has_table(name) for name in _METADATA.tables)
-    if unmarked or found not in (0, FORMAT):
+    if unmarked or found not in (0, _BEFORE, FORMAT):
         raise JobsUnavailableError(
             f"the jobs' database has format {found}, this server reads format {FORMAT}: give it another jobs_dir, or "
             "another jobs_url; the uploads of its jobs, which are prompts, stay until you delete the jobs folder too"
