@@ -119,13 +119,16 @@ def all_finite(methods: Mapping[str, MethodRow]) -> bool:
 def measure(
     rows: Sequence[Mapping[str, MethodRow]], truths: Sequence[Truth], *, names: LabelNames, how: HowMeasured
 ) -> dict[str, dict[str, Any]]:
-    """Return the metrics of every method, by name, as ``measure_method`` does; all rows have the same methods."""
-    scaled = [row[REFERENCE] for row in rows] if REFERENCE in rows[0] else None
+    """Return the metrics of every method, by name, as ``measure_scores`` does; all rows have the same methods.
+
+    Raises:
+        NonFiniteError: a number that is not finite.
+    """
+    scores = {name: method_scores([row[name] for row in rows], truths, names) for name in rows[0]}
+    scaled = scores[REFERENCE].nll if REFERENCE in scores else None
     return {
-        name: measure_method(
-            [row[name] for row in rows], truths, names=names, how=how, scaled=None if name == REFERENCE else scaled
-        )
-        for name in rows[0]
+        name: measure_scores(one, truths, names=names, how=how, scaled=None if name == REFERENCE else scaled)
+        for name, one in scores.items()
     }
 
 
@@ -146,40 +149,15 @@ def measure_file(
     names = LabelNames.of(manifest)
     methods = measure(rows, truths, names=names, how=how)
     for method, metrics in methods.items():
-        probs, right = questions([row[method][0] for row in rows], truths, names)
-        correct = int((probs.argmax(1) == right).sum())
-        metrics["intervals"]["accuracy"] = list(share_interval(correct, len(right)))
-        if len(right) - correct < _FEWEST_MISTAKES:
+        scores = method_scores([row[method] for row in rows], truths, names)
+        correct, count = int(scores.hits.sum()), len(scores.hits)
+        metrics["intervals"]["accuracy"] = list(share_interval(correct, count))
+        if count - correct < _FEWEST_MISTAKES:
             for name in ("auroc_error", "auprc_error", "aurc", "excess_aurc"):
                 metrics["intervals"].pop(name, None)
-        metrics["ece_limit"] = calibrated_ece(probs.amax(1), chance=0.025).limit
+        metrics["ece_limit"] = calibrated_ece(scores.confidence, chance=0.025).limit
         metrics["ece_excess"] = metrics["ece"] - metrics["ece_limit"]
     return methods
-
-
-def measure_method(
-    rows: Sequence[MethodRow],
-    truths: Sequence[Truth],
-    *,
-    names: LabelNames,
-    how: HowMeasured,
-    scaled: Sequence[MethodRow] | None = None,
-) -> dict[str, Any]:
-    """Return one method's metrics as JSON values; it ranks its mistakes by its score.
-
-    Where several labels may be right, the metrics are over all labels of all inputs, and those of each label are beside
-    them.
-
-    Args:
-        rows: at least one; truths: of each row.
-        scaled: the same inputs' rows by ``REFERENCE``, which the NLL is compared with; None, or without resamples:
-            nothing is.
-
-    Raises:
-        NonFiniteError: a number that is not finite.
-    """
-    other = None if scaled is None else method_scores(scaled, truths, names).nll
-    return measure_scores(method_scores(rows, truths, names), truths, names=names, how=how, scaled=other)
 
 
 def method_scores(rows: Sequence[MethodRow], truths: Sequence[Truth], names: LabelNames) -> RowScores:
@@ -201,16 +179,24 @@ def measure_scores(
     how: HowMeasured,
     scaled: torch.Tensor | None = None,
 ) -> dict[str, Any]:
-    """Return what ``measure_method`` does, of ``method_scores``; ``scaled`` is the NLL by ``REFERENCE``, nats."""
+    """Return one method's metrics as JSON values, of ``method_scores``; it ranks its mistakes by its score.
+
+    Where several labels may be right, the metrics are over all labels of all inputs, and those of each label are beside
+    them.
+
+    Args:
+        scaled: the same questions' NLL by ``REFERENCE``, nats, which this one's is compared with; None, or without
+            resamples: nothing is.
+    """
     import torch
 
     from laplora.metrics.paired import mean_difference
     from laplora.metrics.scores import evaluate_rows
-    from laplora.metrics.several_labels import evaluate_label_rows
+    from laplora.metrics.several_labels import evaluate_labels
 
     options: dict[str, Any] = {"bins": how.bins, "resamples": how.resamples, "seed": how.seed}
     if names.several:
-        whole, each = evaluate_label_rows(scores, right_answers(truths, names), together=names.questions, **options)
+        whole, each = evaluate_labels(scores, right_answers(truths, names), together=names.questions, **options)
         metrics = whole.to_json() | each.to_json(names.names)
     else:
         metrics = evaluate_rows(scores, **options).to_json()
@@ -239,7 +225,8 @@ def questions(
 
     right = right_answers(truths, labels)
     if not labels.several:
-        return padded_probs(rows, len(labels.names)), right
+        count = len(labels.names)
+        return torch.tensor([[*row, *[0.0] * (count - len(row))] for row in rows], dtype=torch.float64), right
     return binary_probs(torch.tensor(rows, dtype=torch.float64)), right
 
 
@@ -253,10 +240,3 @@ def right_answers(truths: Sequence[Truth], labels: LabelNames) -> torch.Tensor:
     for row, places in zip(right, truths, strict=True):
         row[[places] if isinstance(places, int) else list(places)] = 1
     return right.flatten()
-
-
-def padded_probs(rows: Sequence[Sequence[float]], class_count: int) -> torch.Tensor:
-    """Return (rows, class_count) float64; a row with fewer choices has probability 0 at the classes it cannot take."""
-    import torch
-
-    return torch.tensor([[*row, *[0.0] * (class_count - len(row))] for row in rows], dtype=torch.float64)

@@ -21,7 +21,7 @@ from laplora.fitting.rows import groups_of
 from laplora.linearised import class_probs
 from laplora.metrics.label_sets import SetQuality, present_set_quality, set_quality
 from laplora.metrics.paired import nll_difference
-from laplora.metrics.scores import Evaluation, evaluate_probs
+from laplora.metrics.scores import Evaluation, evaluate_probs, row_scores
 from laplora.metrics.several_labels import LabelsQuality, evaluate_labels
 from laplora.posterior.base import Posterior, Prior
 from laplora.predictive.kinds import Corrected, PredictiveName
@@ -157,8 +157,9 @@ def evaluate_predictives(
         probs = rows.probs[name]
         scores = review_score(record.thresholds, probs=probs, map_probs=rows.map_probs)
         if rows.together > 1:
+            questions = row_scores(probs, rows.labels, scores)
             evaluations[name], by_label[name] = evaluate_labels(
-                probs, rows.labels, scores, together=rows.together, groups=rows.groups
+                questions, rows.labels, together=rows.together, groups=rows.groups
             )
             held = present_sets(conformal, probs, record.conformal).view(-1, rows.together) | widened
             sets[name] = present_set_quality(held, rows.labels.view(-1, rows.together) == 1, rows.groups)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from laplora.errors import DataError
-from laplora.metrics.scores import Evaluation, RowScores, bins_of, ece_of, evaluate_rows, row_scores
+from laplora.metrics.scores import Evaluation, RowScores, bins_of, ece_of, evaluate_rows
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,8 @@ def binary_probs(present: torch.Tensor) -> torch.Tensor:
 
 
 def evaluate_labels(
-    probs: torch.Tensor,
+    rows: RowScores,
     labels: torch.Tensor,
-    scores: torch.Tensor | None = None,
     *,
     together: int,
     bins: int = 15,
@@ -69,31 +68,13 @@ def evaluate_labels(
     """Return the metrics over all questions, with intervals by input, and those of each label.
 
     Args:
-        probs: (inputs * labels, 2); labels: (inputs * labels,) int64, 1 where the label is right.
-        scores: of the questions, higher is less sure; None: their entropy.
+        rows: of ``row_scores``, (inputs * labels,); labels: (inputs * labels,) int64, 1 where the label is right.
         together: labels of an input; bins, resamples, seed: as of ``evaluate_probs``.
         groups: (inputs,) int64, inputs of one number are drawn together; None: each input by itself.
 
     Raises:
-        DataError: rows that are not whole inputs, or as of ``evaluate_probs``.
-        NonFiniteError: as of ``evaluate_probs``.
+        DataError: rows that are not whole inputs.
     """
-    rows = row_scores(probs, labels, scores)
-    options: dict[str, Any] = {"bins": bins, "resamples": resamples, "seed": seed, "groups": groups}
-    return evaluate_label_rows(rows, labels, together=together, **options)
-
-
-def evaluate_label_rows(
-    rows: RowScores,
-    labels: torch.Tensor,
-    *,
-    together: int,
-    bins: int = 15,
-    resamples: int = 1000,
-    seed: int = 0,
-    groups: torch.Tensor | None = None,
-) -> tuple[Evaluation, LabelsQuality]:
-    """Return what ``evaluate_labels`` does, of questions whose scores are there already."""
     if together < 1 or len(labels) % together:
         raise DataError(f"{len(labels)} rows are not inputs of {together} labels each")
     groups = torch.arange(len(labels) // together) if groups is None else groups

@@ -18,7 +18,7 @@ from laplora.linearised import entropy
 from laplora.metrics.drift import Drift, kolmogorov_smirnov
 from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
 from laplora.metrics.ranking import error_auroc
-from laplora.metrics.scores import accuracy, brier, ece, nll, row_nll
+from laplora.metrics.scores import accuracy, brier, ece, nll, row_nll, row_scores
 from laplora.metrics.several_labels import binary_probs, evaluate_labels
 from service.feedback.records import (
     AnswerSignals,
@@ -103,7 +103,8 @@ def measure(labelled: Sequence[tuple[StoredPrediction, int]], reference: Referen
     )
     labels = None
     if first.several:
-        _, quality = evaluate_labels(probs, truth, scores, together=len(first.labels), resamples=0)
+        questions = row_scores(probs, truth, scores)
+        _, quality = evaluate_labels(questions, truth, together=len(first.labels), resamples=0)
         labels = quality.to_json(first.labels)["labels"]
     return Measured(figures, labels, _by_flag(predictions, wrong.any(1).tolist()))
 

@@ -178,14 +178,6 @@ class Upload:
             raise ClientGoneError("the upload was given up while its rows were checked")
         self.rows += 1
         self.size_bytes += len(line) + 1
-        limit = self._settings.max_job_bytes
-        if self.size_bytes > limit:
-            self.raise_refused()
-            raise BodyTooLargeError(
-                f"the upload has at least {self.size_bytes} bytes, max_job_bytes is {limit}: send it in parts",
-                limit=limit,
-                got=self.size_bytes,
-            )
         try:
             self._check(line)
         except LaploraError as error:

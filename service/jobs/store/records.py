@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel
 
-from laplora.answers.evaluation import questions
+from laplora.answers.evaluation import method_scores
 from laplora.answers.labels import LabelNames, Truth
 
 Status = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
@@ -118,19 +118,19 @@ class Sums(BaseModel, extra="allow"):
         Raises:
             NonFiniteError: a probability that is not finite.
         """
-        from laplora.metrics.scores import reliability_bins, row_nll
+        from laplora.metrics.scores import bins_of
 
         labelled = [row for row in rows if row.truth is not None]
         truths = [row.truth for row in labelled if row.truth is not None]
         methods = dict(self.methods)
         for name in labelled[0].methods if labelled else ():
-            probs, truth = questions([row.methods[name][0] for row in labelled], truths, labels)
+            scores = method_scores([row.methods[name] for row in labelled], truths, labels)
             before = self.methods.get(name) or MethodSums(gaps=[0.0] * bins)
-            new = reliability_bins(probs, truth, bins)
+            new = bins_of(scores, bins)
             gaps = [b.count * ((b.accuracy or 0.0) - (b.confidence or 0.0)) for b in new]
             sums = {
-                "hits": before.hits + sum(b.count * (b.accuracy or 0.0) for b in new),
-                "nll": before.nll + float(row_nll(probs, truth).sum()),
+                "hits": before.hits + float(scores.hits.sum()),
+                "nll": before.nll + float(scores.nll.sum()),
                 "gaps": [a + b for a, b in zip(before.gaps, gaps, strict=True)],
             }
             methods[name] = before.model_copy(update=sums)
