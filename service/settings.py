@@ -103,7 +103,9 @@ class Settings(BaseSettings):
     send_timeout_s: Seconds = Field(30.0, le=3600)
     """Seconds in which a client must take 64 KiB of a waiting answer, or all that is left, before it is closed."""
     max_connections: int = Field(2048, ge=1)
-    """Most connections at a time, fewer where the process may open fewer files; more are answered 429 and closed."""
+    """Most connections at a time, fewer where the process may open fewer files; one more ends the one that is idle for
+    longest, or gets 429.
+    """
     auth: Literal["keys", "off"] = "keys"
     """Who is answered: holders of an API key, or, off, everyone who can reach the port."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()

@@ -1,6 +1,7 @@
 """What a connection may do: how many there are, and a time limit for request heads and for answers that nobody takes.
 
-uvicorn waits for both as long as the client likes, and meanwhile a file descriptor of the process is taken.
+uvicorn waits for both as long as the client likes, and meanwhile a file descriptor of the process is taken. A
+connection that no request comes on keeps its place until another one needs it.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import logging
 import resource
 import uuid
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from service.errors import MalformedHttpError, ServiceError
+from service.errors import ClientTooManyRequestsError, MalformedHttpError, ServiceError, TooManyRequestsError
 from service.http.error_answers import error_response
 from service.http.headers import EVERY_ANSWER
 from service.http.in_flight import SharedLimit
@@ -61,7 +63,8 @@ def protocol(limit: SharedLimit, *, proxies: str, head_timeout_s: float, send_ti
     """Return the protocol that uvicorn runs for each connection; what does not keep to its limits is closed.
 
     Args:
-        limit: how many connections there are, and of which addresses; those beyond are answered 429.
+        limit: how many connections there are, and of which addresses; those beyond are answered 429, once no other one
+            of the address, or of all, is idle: who was so for longest is closed.
         proxies: addresses and networks, with commas between them, that may have all of them.
         head_timeout_s: seconds from a connection's start, or the first byte of a later request on it, in which a
             request's line and headers must have come.
@@ -84,13 +87,39 @@ def protocol(limit: SharedLimit, *, proxies: str, head_timeout_s: float, send_ti
             super().connection_made(cast(asyncio.Transport, watched))
             address = self.client[0] if self.client else ""
             try:
-                limit.add(address, 1, whole=any(ip_address(address) in network for network in networks))
+                self._take_place(address)
             except ServiceError as error:
                 _log.debug("a connection was refused", extra={"event": "connection_refused"})
                 self._answer_and_close(error)
                 return
             self._address = address
             self._await_head()
+
+        def _take_place(self, address: str) -> None:
+            add = partial(limit.add, address, 1, whole=any(ip_address(address) in network for network in networks))
+            try:
+                add()
+            except TooManyRequestsError as error:
+                idle = [one for one in self.connections if isinstance(one, BoundedConnection) and one._is_idle]
+                if isinstance(error, ClientTooManyRequestsError):
+                    idle = [one for one in idle if one._address == address]
+                if not idle:
+                    raise
+                longest = min(idle, key=lambda one: cast(asyncio.TimerHandle, one.timeout_keep_alive_task).when())
+                longest.timeout_keep_alive_handler()
+                longest._leave_place()
+                add()
+
+        def _leave_place(self) -> None:
+            if self._address is not None:
+                limit.remove(self._address, 1)
+                self._address = None
+
+        @property
+        def _is_idle(self) -> bool:
+            """Whether its last answer was taken, and no further request has begun."""
+            waits = self.timeout_keep_alive_task is not None and self._address is not None
+            return waits and not self.transport.get_write_buffer_size()
 
         def data_received(self, data: bytes) -> None:
             if not self._in_request:
@@ -132,9 +161,7 @@ def protocol(limit: SharedLimit, *, proxies: str, head_timeout_s: float, send_ti
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget_head()
             self._forget_taking()
-            if self._address is not None:
-                limit.remove(self._address, 1)
-                self._address = None
+            self._leave_place()
             super().connection_lost(exc)
 
         def send_400_response(self, msg: str) -> None:

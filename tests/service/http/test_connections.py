@@ -122,6 +122,30 @@ async def test_a_proxy_finds_its_connection_as_long_as_is_set_and_the_client_tri
         assert len(await client.predict([{"text": "a"}])) == 1
 
 
+@pytest.mark.parametrize(("most", "share"), [(2, 1.0), (4, 0.5)])
+async def test_an_idle_connection_makes_way_for_a_new_one_and_a_busy_one_does_not(most: int, share: float) -> None:
+    async def ask(path: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(path or b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        return reader, writer
+
+    async with on_uvicorn(name_the_caller, max_connections=most, client_share=share) as (_, port):
+        opened = [await ask(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n")]
+        for _ in range(3):
+            opened.append(await ask())
+            assert (await whole(opened[-1][0])).startswith(b"HTTP/1.1 200")
+        # The newest idle one is still open, and makes way for another that keeps its place.
+        assert [reader.at_eof() for reader, _ in opened[1:3]] == [True, True]
+        opened.append(await ask(b"GET"))
+        assert await opened[3][0].read() == b""
+        opened.append(await ask())
+        assert (await whole(opened[-1][0])).startswith(b"HTTP/1.1 429")
+        opened[0][1].write(b"123456789")
+        assert (await whole(opened[0][0])).startswith(b"HTTP/1.1 200")
+        for _, writer in opened:
+            writer.close()
+
+
 @pytest.mark.parametrize(
     ("proxies", "forwarded", "caller"),
     [
