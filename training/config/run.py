@@ -162,23 +162,33 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Return a line for each bad field of a configuration of this model."""
     lines = []
     for problem in error.errors():
-        # A problem of several sections together has no place, and its message names them.
-        where = f"{'.'.join(str(part) for part in problem['loc'])}: " if problem["loc"] else ""
-        meant = _meant(model, problem["loc"]) if problem["type"] == "extra_forbidden" else None
-        hint = f": did you mean {meant!r}?" if meant else ""
-        lines.append(f"{where}{problem['msg'].removeprefix('Value error, ')}{hint}")
+        place, hint = list[str](), ""
+        section: type[BaseModel] | None = model
+        for part in map(str, problem["loc"]):
+            # No field: the name of a kind that a field may have, which pydantic puts into the place, or a typo.
+            if section and part not in section.model_fields:
+                if part == section.__name__:
+                    continue
+                if problem["type"] != "extra_forbidden":
+                    if isinstance(problem["input"], dict):
+                        break  # what is wrong in the section is said of its fields
+                    continue
+                near = difflib.get_close_matches(part, section.model_fields, n=1)
+                hint = f": did you mean {near[0]!r}?" if near else ""
+            place.append(part)
+            section = _section_of(section, part)
+        else:
+            # A problem of several sections together has no place, and its message names them.
+            where = f"{'.'.join(place)}: " if place else ""
+            lines.append(f"{where}{problem['msg'].removeprefix('Value error, ')}{hint}")
     return lines
 
 
-def _meant(model: type[BaseModel], place: tuple[int | str, ...]) -> str | None:
-    """Return the field that an unknown one of a section is most like; None: it is like none."""
-    section: type[BaseModel] | None = model
-    for part in place[:-1]:
-        field = section.model_fields.get(str(part)) if section else None
-        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-    near = difflib.get_close_matches(str(place[-1]), section.model_fields if section else (), n=1)
-    return near[0] if near else None
+def _section_of(model: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
+    """Return the section that a field may be; None: it is a value."""
+    field = model.model_fields.get(name) if model else None
+    kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def override_all(raw: dict[str, Any], items: Sequence[str]) -> None:

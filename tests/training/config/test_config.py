@@ -127,6 +127,10 @@ def test_overrides(file: Path) -> None:
         ("name.first=x", "name is a single value"),
         ("optimizer.steps=[", "the value is not valid YAML"),
         ("optimizer.stesp=3", "optimizer.stesp: Extra inputs are not permitted: did you mean 'steps'"),
+        (
+            'data.template={"name":"a","text":"b","txt":"x"}',
+            "1 bad field(s)\n  data.template.txt: Extra inputs are not permitted: did you mean 'text'?",
+        ),
         ("optimizer.epochs=2 optimizer.steps=3", "optimizer: steps and epochs are both given: give one of them"),
     ],
 )
