@@ -6,6 +6,7 @@ import signal
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from job_servers import Servers
 from server_process import Process, fake_artifacts, until
 from serving import code
@@ -60,6 +61,13 @@ def test_a_change_is_told_by_every_server_that_shares_the_database(servers: Serv
         # What is loaded is each server's own: the other one can change meanwhile.
         loaded = other.post("/artifacts/fake/load").headers["location"]
         until(lambda: one.get(loaded).json()["status"] == "succeeded")
+        # What a newer server keeps beside what is known here is left out.
+        engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.begin() as connection:
+            newer = """UPDATE laplora_changes SET record = replace(record, '"unloaded":', '"newer":1,"unloaded":')"""
+            assert connection.exec_driver_sql(newer).rowcount == 2
+        engine.dispose()
+        assert one.get(loaded).json() == other.get(loaded).json()
         assert [change["id"] for change in one.get("/changes").json()["changes"]] == [
             change["id"] for change in other.get("/changes").json()["changes"]
         ]
