@@ -23,7 +23,6 @@ OUTSIDE = (
     "CHANGELOG.md",
     "docker/README.md",
     "artifacts/FORMAT.md",
-    "artifacts/sst2-smollm2/report/*.png",
     "benchmarks/**/*.md",
     "benchmarks/**/*.png",
     "benchmarks/peers/results.json",

@@ -21,7 +21,6 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -166,14 +165,8 @@ def mixture_config(folder: Path, base: Path) -> Path:
 
 
 def job(name: str, config_file: Path, *overrides: str) -> int:
-    """Run a job in this process and return its exit status.
-
-    Its two plots are empty: they would take most of an evaluation's time. Those of ``finish`` are whole.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        for plot in ("reliability_figure", "risk_coverage_figure") if name in ("run", "evaluate") else ():
-            patch.setattr(f"training.report.evaluation.{plot}", lambda *_, **__: Figure())
-        return main([name, "--config", str(config_file), *(f"--set={override}" for override in overrides)])
+    """Run a job in this process and return its exit status."""
+    return main([name, "--config", str(config_file), *(f"--set={override}" for override in overrides)])
 
 
 def interrupted_at(step: int, file: Path, *overrides: str) -> None:

@@ -11,31 +11,28 @@ from pathlib import Path
 import evidence_page
 import pytest
 from documents import ROOT, read, words
-from PIL import Image
 
 from benchmarks import before_after
-from laplora.artifact.folder import read_artifact
 
 README = read("README.md")
 
 
 def test_the_picture_is_of_the_artifact_as_it_is() -> None:
-    with Image.open(before_after.PICTURE) as picture:
-        digest = read_artifact(before_after.ARTIFACT).digest
-        assert picture.info["Source"] == digest, "run python -m benchmarks.before_after"
+    drawn = before_after.picture(before_after.recorded())
+    assert before_after.PICTURE.read_text(encoding="utf-8") == drawn, "run python -m benchmarks.before_after"
 
 
 def test_the_caption_has_the_artifacts_figures() -> None:
-    methods = before_after.read_evaluations(before_after.ARTIFACT)
+    methods = before_after.recorded()
     before, after = methods["map"], methods["laplace"]
-    confidence = sum(b.count * (b.confidence or 0) for b in before.reliability) / before.rows
+    confidence = sum(b["count"] * (b["confidence"] or 0) for b in before["reliability"]) / before["rows"]
     caption = words("README.md")
-    assert before.accuracy == after.accuracy
-    assert f"It is right on {before.accuracy:.0%} of the test rows.".replace("%", " %") in caption
+    assert before["accuracy"] == after["accuracy"]
+    assert f"It is right on {before['accuracy']:.0%} of the test rows.".replace("%", " %") in caption
     assert f"it is {confidence:.0%} sure on average".replace("%", " %") in caption
-    assert f"(ECE) is {before.ece:.3f}." in caption
-    assert f"the error is {after.ece:.3f} at the same accuracy" in caption
-    assert f"Temperature scaling has {methods['temperature'].ece:.3f} here" in caption
+    assert f"(ECE) is {before['ece']:.3f}." in caption
+    assert f"the error is {after['ece']:.3f} at the same accuracy" in caption
+    assert f"Temperature scaling has {methods['temperature']['ece']:.3f} here" in caption
 
 
 def test_every_path_in_the_tree_exists() -> None:

@@ -22,7 +22,7 @@ from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, Arti
 
 ADAPTER = "adapter/adapter_model.safetensors"
 REQUIRED = (ADAPTER, "adapter/adapter_config.json", POSTERIOR, GOLDEN, SCORES)
-FILES = (*REQUIRED, "report/evaluation.json", "report/reliability.png")
+FILES = (*REQUIRED, "report/evaluation.json", "report/results.md")
 DEFAULT_ARTIFACT = Path(__file__).resolve().parents[3] / "artifacts" / "sst2-smollm2"
 
 

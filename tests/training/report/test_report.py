@@ -1,4 +1,4 @@
-"""The report's table and plots: right numbers, right highlights, nothing cut."""
+"""The report's table: right numbers, right highlights, nothing cut."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ import torch
 
 from laplora.errors import DataError
 from laplora.metrics.scores import Evaluation, evaluate_probs
-from laplora.report.names import display_name
-from training.report.evaluation import (
-    print_table,
-    reliability_figure,
-    results_table,
-    risk_coverage_figure,
-)
+from training.report.evaluation import print_table, results_table
 from training.report.markdown import escaped, fill, markdown_table
 
 
@@ -53,20 +47,6 @@ def test_a_terminal_shows_every_digit(capsys: pytest.CaptureFixture[str], monkey
     assert "…" not in text
     assert max(len(line) for line in text.splitlines()) <= 60
     assert all(f"{evaluation.nll:.3f}" in text for evaluation in evaluations(4).values())
-
-
-def test_pictures_show_each_method_with_its_figures_and_all_rows() -> None:
-    given = evaluations(4)
-    figure = reliability_figure(given, title="t")
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    for title, (method, evaluation) in zip(titles, given.items(), strict=True):
-        assert title.splitlines()[0] == display_name(method)
-        assert f"ECE {evaluation.ece:.3f}" in title
-    counts = [sum(int(t.get_text()) for t in axes.texts) for axes in figure.axes if axes.texts]
-    assert counts == [120] * 4
-    curves = risk_coverage_figure(given, title="t").axes[0].lines
-    for line, evaluation in zip(curves, given.values(), strict=False):
-        assert line.get_ydata()[-1] == pytest.approx(1 - evaluation.accuracy)
 
 
 def test_places_of_a_page_are_filled_and_none_is_left_over() -> None:
