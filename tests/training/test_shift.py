@@ -23,7 +23,7 @@ from training.__main__ import main
 from training.config import RunConfig, load_config
 from training.data.section import load_splits
 from training.report.markdown import fill
-from training.report.shift import shift_figure, shift_report
+from training.report.shift import shift_report
 from training.workspace.runtime import batches
 from training.workspace.stores import FolderStore
 
@@ -152,8 +152,6 @@ def test_strange_inputs_are_flagged(sentiment_run: FinishedRun, tmp_path: Path) 
         assert sets[name]["detection"]["familiarity"]["auroc"] > 0.8
     assert sets["test"]["unfamiliar"] < 0.3
     assert shift_report(record).count("| questions | 48 | - |") == 1
-    shown = [label.get_text() for label in shift_figure(record).axes[0].get_yticklabels()]
-    assert shown == ["test rows", "gibberish-1"]
 
 
 def test_a_set_is_answered_once_and_again_for_other_rows_and_another_artifact(
@@ -236,6 +234,5 @@ def test_publish_puts_the_measured_figures_on_the_page_which_is_what_its_json_sa
     monkeypatch.chdir(tmp_path)
     assert main(["shift", "--config", str(config_file), "--publish"]) == 0
     assert read(docs / "results" / "shift.json") == record
-    assert (docs / "results" / "shift.png").read_bytes().startswith(b"\x89PNG")
     assert shift_report(record) in (docs / "shift.md").read_text(encoding="utf-8")
     assert main(["shift", "--config", str(config_file), "--set", f"runs={tmp_path / 'none'}", "--publish"]) == 1

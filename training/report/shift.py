@@ -1,4 +1,4 @@
-"""What a shift evaluation reports: one table and one picture, in the run's report and, published, on the page."""
+"""What a shift evaluation reports: one table, in the run's report and, published, on the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from laplora.errors import ConfigError
 from laplora.files import write_json
@@ -55,10 +54,9 @@ def set_record(answers: Answers, inside: Answers | None, recommended: str) -> di
 
 
 def write_shift_report(record: Mapping[str, Any], folder: Path) -> None:
-    """Write shift.json, shift.md and shift.png into a folder."""
+    """Write shift.json and shift.md into a folder."""
     write_json(folder / "shift.json", record)
     (folder / "shift.md").write_text(f"# Distribution shift\n\n{shift_report(record)}", encoding="utf-8")
-    shift_figure(record).savefig(folder / "shift.png", dpi=100)
 
 
 def publish_shift(config: RunConfig, docs: Path = Path("docs")) -> None:
@@ -68,8 +66,7 @@ def publish_shift(config: RunConfig, docs: Path = Path("docs")) -> None:
         raise ConfigError(f"no shift.json in {report}: run 'python -m training shift' without --publish first")
     record = json.loads((report / "shift.json").read_text(encoding="utf-8"))
     text = fill(page.read_text(encoding="utf-8"), "shift", {"report": shift_report(record)})
-    for name in ("shift.json", "shift.png"):
-        shutil.copyfile(report / name, docs / "results" / name)
+    shutil.copyfile(report / "shift.json", docs / "results" / "shift.json")
     page.write_text(text, encoding="utf-8")
 
 
@@ -100,20 +97,3 @@ def shift_report(record: Mapping[str, Any]) -> str:
         + "\n".join([markdown_table(heading, rows), *sources])
         + f"\n\nVersions: {', '.join(f'{k} {v}' for k, v in record['versions'].items())}.\n"
     )
-
-
-def shift_figure(record: Mapping[str, Any]) -> Figure:
-    """Return the NLL of every set with labels by predictive, the first set on top."""
-    sets = {name: one["predictives"] for name, one in record["sets"].items() if one["accepted_errors"] is not None}
-    names = list(sets["test"])
-    figure = Figure(figsize=(7, 1.6 + 0.7 * len(sets)), layout="constrained")
-    axes = figure.subplots()
-    height = 0.8 / len(names)
-    for i, name in enumerate(names):
-        places = [group - 0.4 + height * (i + 0.5) for group in range(len(sets))]
-        axes.barh(places, [found[name]["nll"] for found in sets.values()], height=height, label=display_name(name))
-    axes.set_yticks(range(len(sets)), ["test rows", *list(sets)[1:]])
-    axes.invert_yaxis()
-    axes.set_xlabel(f"NLL of {record['name']}, nats: shorter is better")
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    return figure
