@@ -18,6 +18,9 @@ from laplora.report.drawing import svg
 
 PICTURE = ROOT / "docs" / "pictures" / "before_after.svg"
 _WIDTH, _HEADING = 460, 46
+_SAYS = """<title>Reliability before and after</title>
+<desc>The accuracy in each bin of confidence: before (MAP) and after (Laplace).</desc>
+"""
 #: On white, whatever page it is on.
 _STYLE = """
 text { font: 13px sans-serif; fill: #52606d } .name { fill: #1b2733 } .title { font-size: 15px; font-weight: bold }
@@ -33,9 +36,9 @@ def picture(methods: dict[str, Any]) -> str:
     report: Any = SimpleNamespace(methods=methods)
     served: list[tuple[str, Style]] = [("map", "map"), ("laplace", "served")]
     parts, bottom = [], 0
-    for column, (method, style) in enumerate(served):
+    for column, (method, colour) in enumerate(served):
         left, bottom = column * _WIDTH, _HEADING
-        charts = reliability_charts(report, method, style)
+        charts = reliability_charts(report, method, colour)
         title = f'<text class="name title middle" x="{left + _WIDTH / 2:g}" y="28">{escape(charts[0].title)}</text>'
         parts.append(title)
         for chart in charts:
@@ -45,8 +48,9 @@ def picture(methods: dict[str, Any]) -> str:
     width = _WIDTH * len(served)
     key = "violet: overconfident · green: underconfident · whiskers: 95 % interval · dashes: perfect"
     parts.append(f'<text class="middle" x="{width / 2:g}" y="{bottom + 16}">{key}</text>')
-    begin = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 30}"><style>{_STYLE}</style>'
-    return "\n".join([begin, '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>", ""])
+    begin = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 30}" role="img">'
+    style = f'{_SAYS}<style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>'
+    return "\n".join([begin, style, *parts, "</svg>", ""])
 
 
 def recorded() -> dict[str, Any]:

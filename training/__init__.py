@@ -5,7 +5,7 @@ One job a file: ``run`` calls ``finetune``, ``fit_laplace`` (JOB ``fit``), ``eva
 trained elsewhere; ``condition`` teaches a finished artifact from further labels, ``suggest`` says which rows to label
 next. No job but ``run`` knows another one. Below them, each importing only what stands further down:
 
-- ``report``: tables, plots and pages.
+- ``report``: tables and pages.
 - ``calibration``: posteriors, predictives and thresholds.
 - ``workspace``: the run's folder (``runs/NAME``), its files, provenance and terminal.
 - ``config``: the YAML file as checked values.

@@ -36,25 +36,19 @@ print(size)
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the figures and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.load.largest_answer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load.largest_answer")
     parser.add_argument("artifact", type=Path, help="folder of an artifact")
     parser.add_argument("--rows", type=int, default=256, help="inputs of a request (default: 256)")
-    parser.add_argument("--kept", type=int, default=2000, help="predictions that are kept (default: 2000)")
-    parser.add_argument("--times", type=int, default=3, help="requests with the covariance, and without (default: 3)")
     options = parser.parse_args(arguments)
-    print(f"a prediction holds {held_bytes(options.artifact, options.kept):,.0f} bytes")
-    asyncio.run(blocks(options.artifact, options.rows, options.times))
+    print(f"a prediction holds {held_bytes(options.artifact):,.0f} bytes")
+    asyncio.run(blocks(options.artifact, options.rows))
     return 0
 
 
-def held_bytes(artifact: Path, rows: int) -> float:
-    """Return by how much this process grows for each prediction that is kept."""
+def held_bytes(artifact: Path) -> float:
+    """Return by how much this process grows for each of 2,000 predictions that are kept."""
     predictor, process = Predictor.load(artifact, device="cpu"), psutil.Process()
-    encoded = [predictor.encode(fields, truncate=True) for fields in inputs_of(predictor, rows)]
+    encoded = [predictor.encode(fields, truncate=True) for fields in inputs_of(predictor, 2000)]
     predictor.predict_all(encoded[:64], batch_size=16)
     gc.collect()
     before = process.memory_info().rss
@@ -69,7 +63,7 @@ def inputs_of(predictor: Predictor, rows: int) -> list[dict[str, str]]:
     return [{field: f"message number {i}"} for i in range(rows)]
 
 
-async def blocks(artifact: Path, rows: int, times: int) -> None:
+async def blocks(artifact: Path, rows: int) -> None:
     """Print for answers with and without covariance how long they took, their bytes, and the longest block."""
     settings = Settings(
         artifact=artifact.name, artifacts_root=artifact.resolve().parent, device="cpu", port=0, auth="off"
@@ -85,7 +79,7 @@ async def blocks(artifact: Path, rows: int, times: int) -> None:
     await asyncio.sleep(3)
     late.cancel()
     print(f"idle, for 3 s: longest block {1000 * await late:.1f} ms")
-    for covariance in [False, True] * times:
+    for covariance in [False, True] * 3:
         body = json.dumps({"inputs": inputs, "options": {"covariance": covariance}}).encode()
         client = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", _CLIENT, f"http://127.0.0.1:{port}/predict"),
