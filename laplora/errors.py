@@ -71,11 +71,7 @@ def first_line(error: Exception) -> str:
 
 
 def install(extra: str) -> str:
-    """Return the command that adds an extra to the environment that laplora is in.
-
-    It is the same whether laplora came as a wheel or from a checkout: pip keeps the laplora that is there, and adds the
-    packages that this one names for the extra.
-    """
+    """Return the command that adds an extra to the environment that laplora is in."""
     return f"pip install 'laplora[{extra}]'"
 
 

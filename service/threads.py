@@ -16,11 +16,7 @@ T = TypeVar("T")
 
 
 def forget_frames(error: BaseException) -> None:
-    """Let go of the frames of an exception, and of those that it was raised from; ``frames_of`` still has their lines.
-
-    Frames hold what failed, a run's tensors and a model among it. They would live as long as the exception, and where
-    one of them has the exception, or the future that it is put into, until the next collection of garbage.
-    """
+    """Let go of the frames of an exception, and of those it was raised from; ``frames_of`` still has their lines."""
     seen: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and not any(cause is one for one in seen):
@@ -82,8 +78,6 @@ class Threads:
 
 class OneAtATime:
     """Lets one piece of work in at a time, and of each caller one wait for that. For one event loop.
-
-    Whoever comes waits for one piece of each other caller at most, however many those have waiting.
 
     Args:
         threads: for no other kind of work: who has its turn waits for nobody there.

@@ -96,10 +96,7 @@ def jacobian_store(folder: Path, blocks: Sequence[Block], rows: int, contrasts: 
 
 @contextmanager
 def products_of_bfloat16() -> Iterator[None]:
-    """Let matrix products of float32 take their factors as bfloat16, which is exact for factors that are.
-
-    Sums stay in float32. It is twice as fast on processors that multiply bfloat16.
-    """
+    """Let matrix products of float32 take their factors as bfloat16, which is exact for factors that are."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:

@@ -1,7 +1,4 @@
-"""The Jacobians of every row, which posteriors over the LoRA weights answer from; kept as Gram matrices.
-
-They cost a backward pass for each contrast of every row, and more than everything else of a trained model.
-"""
+"""The Jacobians of every row, which posteriors over the LoRA weights answer from; kept as Gram matrices."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""From answers to the small figures that are committed: one record a draw, and the bootstrap over rows of a unit.
-
-The bootstrap draws the same rows for every unit of a task on every machine, so figures of several machines can be put
-together without the rows themselves.
-"""
+"""From answers to the small figures that are committed: one record a draw, and the bootstrap over rows of a unit."""
 
 from __future__ import annotations
 

@@ -49,10 +49,7 @@ def in_words(every: Sequence[Cell], budgets: Sequence[int], names: Sequence[str]
 
 
 def worth(every: Sequence[Cell], method: str) -> str:
-    """Return by task what temperature scaling and a method have, for readers who meet none of the others.
-
-    Tasks without skill are among them, and said to be: what is left out says too much for what is there.
-    """
+    """Return by task what temperature scaling and a method have, for readers who meet none of the others."""
     by = {(c.budget, c.task, c.method): c for c in every if not c.developing}
     lines = []
     for budget, task in sorted(
@@ -196,10 +193,7 @@ def finished(every: Sequence[Cell]) -> str:
 
 
 def methods_of(of: Sequence[Cell]) -> list[str]:
-    """Return the methods of some cells that have the reference's labels, but the reference, in their order.
-
-    Review scores are none: their answers are another method's.
-    """
+    """Return the methods of some cells that have the reference's labels, but the reference, in their order."""
     have = {cell.method for cell in of if METHODS[cell.method].reviews is None}
     return [name for name in METHODS if name in have and name not in (REFERENCE, RETRAINED)]
 

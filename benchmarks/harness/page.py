@@ -27,10 +27,7 @@ measured are met. What was merely measured is counted apart.
 
 
 def verdict(record: Mapping[str, Any]) -> Verdict | None:
-    """Return what a record's range says of its limit: open where the limit lies in it, None where there is none.
-
-    A figure without a range has no noise, and is never open.
-    """
+    """Return what a record's range says of its limit: open where the limit lies in it, None where there is none."""
     if record["met"] is None:
         return None
     limit = float(record["target"].rpartition(" ")[2])

@@ -1,7 +1,4 @@
-"""Models of any architecture with random weights: what memory and time depend on, without a licence or a download.
-
-4-bit weights are drawn as codes: uniform ones are roughly normal weights, and no wider copy of them ever exists.
-"""
+"""Models of any architecture with random weights: what memory and time depend on, without a licence or a download."""
 
 from __future__ import annotations
 

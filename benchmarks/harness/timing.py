@@ -25,8 +25,6 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Return each function's seconds, called one after the other, turn by turn, after one turn that is not counted.
 
-    What slows a machine down for a while slows all of them, so ratios are taken within a turn.
-
     Args:
         clock: other seconds than those that pass, such as ``time.process_time`` on a busy machine.
     """

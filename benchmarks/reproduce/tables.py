@@ -116,10 +116,7 @@ def of_methods(records: Sequence[Record], model: str, ensembles: Mapping[Pair, M
 
 
 def _mean(scores: Sequence[Mapping[str, Any] | None], metric: str, *, interval: bool = True) -> str:
-    """Return a metric's mean over trainings; "" where one lacks it.
-
-    Of one training its interval comes with it, of several ± the standard deviation between them.
-    """
+    """Return a metric's mean over trainings; "" where one lacks it."""
     found = [one for one in scores if one]
     if len(found) < len(scores):
         return ""

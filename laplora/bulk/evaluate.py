@@ -1,7 +1,4 @@
-"""Figures of a file of labelled rows, whoever answers them: workers give each row's numbers, and one process measures.
-
-A row's numbers are written as JSON, which keeps a float64 to its last bit. So the figures are those of one process.
-"""
+"""Figures of a file of labelled rows, whoever answers: workers give each row's numbers, and one process measures."""
 
 from __future__ import annotations
 

@@ -214,8 +214,6 @@ def average_covariance(
 def shapes(posterior: Posterior, projected: ProjectedJacobians, precisions: torch.Tensor | None) -> torch.Tensor:
     """Return rows' covariances divided by their traces, (rows, classes - 1, classes - 1) float64.
 
-    Rows differ in size by far more than in shape.
-
     Args:
         projected: as ``posterior.project`` gives them, of Jacobians of all contrasts.
         precisions: (blocks,) float64; None: so high that the prior alone counts.

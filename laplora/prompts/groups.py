@@ -1,7 +1,4 @@
-"""Rows that belong together: the same question, or what their user calls a group. Folds and resamples never part them.
-
-A fold's answer to a row whose twin it has learned says nothing about new rows.
-"""
+"""Rows that belong together: equal questions, or what their user calls a group. Folds and resamples never part them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Reading a JSON body from someone who may be hostile: bounded, strict, and never a 500.
-
-FastAPI's own reader takes bodies of any size and Python's JSON dialect (NaN, lone surrogates, nesting
-until RecursionError).
-"""
+"""Reading a JSON body from someone who may be hostile: bounded, strict, and never a 500."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""From a JSON text to its value: strict, and counted before anything of it is built.
-
-A text of 4 MiB can hold two million values. They would take seconds and a gigabyte to build, while nobody else is
-answered, only to be refused. What a text holds is therefore counted in its bytes, which takes some milliseconds.
-"""
+"""From a JSON text to its value: strict, and counted before anything of it is built."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What the answers look like, for Prometheus: uncertainty, confidence, flags and decisions by artifact and predictive.
-
-Only POST /predict is counted, in any protocol: labelled rows that an artifact is measured on would blur what production
-sends.
-"""
+"""How answers look, for Prometheus: uncertainty, confidence, flags and decisions by artifact and predictive."""
 
 from __future__ import annotations
 

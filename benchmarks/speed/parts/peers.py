@@ -87,10 +87,7 @@ def methods(absent: Sequence[str]) -> dict[str, Callable[[], Any]]:
 
 
 def fastest(subject: Subject, answer: Answer) -> tuple[str, Callable[[], torch.Tensor]]:
-    """Return the attention with which a package answers fastest, and that answer.
-
-    One that raises an error, or that changes the answer by more than rounding, is left out.
-    """
+    """Return the attention with which a package answers fastest, and that answer."""
     seconds: dict[str, float] = {}
     ways = attentions(subject.model)
     known: torch.Tensor | None = None

@@ -101,11 +101,7 @@ def fit_ella(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: P
 def add_kernel_batch(
     state: KernelRows, jacobians: ContrastJacobians, class_mask: torch.Tensor, features: int
 ) -> KernelRows:
-    """Return the subset with one batch seen: at most ``4 * features`` gradients are held.
-
-    A row's random key depends on the seed and the row's position in the pass, so the subset does not depend on
-    the batch size. Impossible classes have no gradient that matters and none is held.
-    """
+    """Return the subset with one batch seen: at most ``4 * features`` gradients are held."""
     batch, classes = class_mask.shape
     capacity = max(1, 4 * features // (classes - 1))
     keys = torch.cat([state.keys, torch.tensor([_key(state.seed, state.rows + i) for i in range(batch)]).double()])

@@ -22,10 +22,7 @@ class AnyRouter(RequestRouter):  # type: ignore[misc]
 
     @property
     def max_num_routing_tasks(self) -> int:
-        """Most calls that are routed at once: all.
-
-        Ray's own is a few, and those whose replica cannot be reached are routed again and again: so nobody got through.
-        """
+        """Most calls that are routed at once: all."""
         return 2**31
 
     async def choose_replicas(

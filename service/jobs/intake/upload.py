@@ -1,8 +1,4 @@
-"""One upload on its way to disk: each row checked as POST /evaluate would check it, written as a line, and forgotten.
-
-A row that is refused ends nothing: the rest is
-checked too, so that whoever made the file learns of all that is wrong with it at once.
-"""
+"""One upload on its way to disk: each row checked as POST /evaluate would check it, written as a line, forgotten."""
 
 from __future__ import annotations
 

@@ -105,10 +105,7 @@ class Reads:
 
 
 def _leftover(db: Connection, table: Table, needed: Any) -> int | None:
-    """Return a job that has rows in a table and does not need them, by a look at each job that has some, not each row.
-
-    One statement, however many jobs have rows: each may be a round trip.
-    """
+    """Return a job that has rows in a table and does not need them, by a look at each job with some, not each row."""
     having = select(func.min(table.c.job).label("job")).cte("having", recursive=True)
     later = select(func.min(table.c.job)).where(table.c.job > having.c.job).scalar_subquery()
     having = having.union_all(select(later).where(having.c.job.is_not(None)))
