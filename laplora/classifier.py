@@ -167,15 +167,10 @@ class Classifier:
         batch = collate(rows, class_count=self.class_count, pad_token_id=self._pad_token_id, side=self.readout.side)
         return batch.to(self.device)
 
-    def batched(
-        self,
-        examples: Sequence[Example],
-        size: int,
-        track: Callable[[Sequence[list[int]]], Iterator[list[int]]] = iter,
-    ) -> Iterator[tuple[list[int], Batch]]:
-        """Yield examples in batches of like length, each with its rows' numbers; ``track`` watches the batches."""
+    def batched(self, examples: Sequence[Example], size: int) -> Iterator[tuple[list[int], Batch]]:
+        """Yield examples in batches of like length, each with its rows' numbers."""
         rows = self.encode_examples(examples)
-        for index in track(batches(rows, size)):
+        for index in batches(rows, size):
             yield index, self.collate([rows[i] for i in index])
 
     def over_batches(

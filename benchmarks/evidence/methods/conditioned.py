@@ -47,13 +47,13 @@ def conditioned(variances: Sequence[float] | None = None, biases: Sequence[float
     return answer
 
 
-def laplace_conditioned(variances: Sequence[float] | None = None, biases: Sequence[float] = BIASES) -> Answers:
+def laplace_conditioned() -> Answers:
     """Return the method on top of Laplace."""
 
     def answer(outputs: Outputs, draw: int) -> Answer:
         rows, test, laplace = outputs.calibration(draw), outputs.test, fitted(outputs, draw, "all")
         before = posterior_predictive(rows.mean, laplace.calibration, rows.class_mask).probs
-        moved = _shift(rows, len(outputs.train), before, variances, biases)
+        moved = _shift(rows, len(outputs.train), before, None, BIASES)
         mean = test.mean + tempering(laplace.test, test.class_mask) * moved.of(test.states)
         return Answer(posterior_predictive(mean, laplace.test, test.class_mask).probs)
 
