@@ -13,7 +13,7 @@ from benchmarks.evidence.decision import Cell, reported
 from benchmarks.evidence.methods import METHODS
 from benchmarks.evidence.plan import BUDGETS, REPORTED
 from benchmarks.evidence.tables import methods_of
-from training.report.pictures import save_picture
+from benchmarks.harness.pictures import save_picture
 
 _COLOURS = {"win": "#2a6fb0", "tie": "#8c8c8c", "open": "#c9b458", "loss": "#c44e52"}
 _CAPTION = (

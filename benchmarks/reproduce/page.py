@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness.pictures import save_picture
 from benchmarks.harness.provenance import ROOT
 from benchmarks.reproduce.checkpoint import EVIDENCE, Answers, answers_folder, read_answers
 from benchmarks.reproduce.figure import steps_figure
@@ -25,7 +26,6 @@ from benchmarks.reproduce.tables import (
 )
 from laplora.errors import ConfigError
 from laplora.files import write_json
-from training.report.pictures import save_picture
 
 #: What the seeds of one model and task have in common.
 _SHARED = ("base", "quantization", "steps", "batch_size", "learning_rate", "targets", "structure", "rows", "settings")

@@ -13,9 +13,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks.harness.pictures import save_picture
 from laplora.files import write_json, write_whole
 from training.report.markdown import markdown_table
-from training.report.pictures import save_picture
 
 #: JSON values of one measurement; a list of them is a sweep's results.json.
 Record = dict[str, Any]

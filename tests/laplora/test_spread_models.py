@@ -13,7 +13,7 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from emulated_devices import FIRST, SECOND, emulated_devices, place_of
+from emulated_devices import FIRST, PLACES, SECOND, TIED, emulated_devices, place_of
 from shared_fits import STRUCTURES
 from tiny_classifiers import adapted_classifier, batch_of, random_rows
 from tiny_models import TARGETS, Architecture, add_lora, tiny_base
@@ -32,18 +32,6 @@ from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.label_tokens import LabelTokens
 
 pytestmark = pytest.mark.process  # accelerate asks nvidia-smi for the kind of GPU
-
-#: The second layer, the last norm and the head are on another device than what comes before them.
-PLACES = {
-    "model.embed_tokens": "cpu:0",
-    "model.rotary_emb": "cpu:0",
-    "model.layers.0": "cpu:0",
-    "model.layers.1": "cpu:1",
-    "model.norm": "cpu:1",
-    "lm_head": "cpu:1",
-}
-#: Of a base with tied embeddings, whose head is where they are.
-TIED = PLACES | {"lm_head": "cpu:0"}
 
 
 @pytest.fixture(autouse=True)

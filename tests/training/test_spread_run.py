@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from alike_runs import check_alike, check_measured_alike
-from emulated_devices import SECOND, emulated_devices
+from emulated_devices import SECOND, TIED, emulated_devices
 from tiny_runs import FinishedRun, sentiment_config
 
 from laplora.errors import ConfigError
@@ -19,15 +19,6 @@ from training.finetune import LabelTrainer
 from training.workspace.processes import own_spread
 
 pytestmark = pytest.mark.process  # accelerate asks nvidia-smi for the kind of GPU
-
-PLACES = {
-    "model.embed_tokens": "cpu:0",
-    "lm_head": "cpu:0",
-    "model.rotary_emb": "cpu:0",
-    "model.layers.0": "cpu:0",
-    "model.layers.1": "cpu:1",
-    "model.norm": "cpu:1",
-}
 
 
 def spread(places: dict[str, str]) -> list[str]:
@@ -49,7 +40,7 @@ def test_a_run_over_two_devices_has_the_results_of_one(
 
     monkeypatch.setattr(LabelTrainer, "compute_loss", watched)
     with emulated_devices():
-        assert main(["run", "--config", str(file), *spread(PLACES)]) == 0
+        assert main(["run", "--config", str(file), *spread(TIED)]) == 0
     assert SECOND in seen
     config = load_config(file)
     check_alike(sentiment_run.config.run_dir, config.run_dir)
@@ -61,7 +52,7 @@ def test_the_input_embedding_is_named_first(
 ) -> None:
     file = sentiment_config(tmp_path, tiny_base_folder)
     with emulated_devices():
-        assert main(["finetune", "--config", str(file), *spread({"model.norm": "cpu:1"} | PLACES)]) == 1
+        assert main(["finetune", "--config", str(file), *spread({"model.norm": "cpu:1"} | TIED)]) == 1
     assert "name the module of the input embedding first" in capsys.readouterr().err
 
 
