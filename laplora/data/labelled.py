@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from laplora.data.records import Record, RowError, each, empty, read_records
+from laplora.data.records import Record, RowError, each, read_records
 from laplora.errors import DataError
 from laplora.prompts.examples import Example
 from laplora.prompts.groups import question_of
-from laplora.prompts.labelled import example_of, row_id
+from laplora.prompts.labelled import empty, example_of, row_id
 from laplora.prompts.templates import Cut, PromptTemplate, render
 
 

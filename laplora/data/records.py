@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,13 +145,6 @@ def json_record(numbered: tuple[int, str]) -> Record:
     if not isinstance(value, dict):
         raise RowError(number, f"expected a JSON object on one line, got {_json_type(value)}")
     return Record(number, value)
-
-
-def empty(value: Any) -> bool:
-    """Return whether a value says nothing: null, blank, or a number that is none, which tables write as ``nan``."""
-    if isinstance(value, str):
-        return value.strip().lower() in ("", "nan")
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def csv_records(path: Path | str, file: BinaryIO, kind: str) -> list[Record]:

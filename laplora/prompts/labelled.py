@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -66,7 +67,7 @@ def example_of(
 def _group(value: Any, groups: str) -> str | None:
     if not isinstance(value, str | int | float | None):
         raise DataError(f"field {groups!r} (the group) must be a text or a number, got {type(value).__name__}")
-    return None if value is None else str(value).strip() or None
+    return None if empty(value) else str(label_text(value))
 
 
 def _fields(values: Mapping[str, Any], template: PromptTemplate, labels: Sequence[str]) -> tuple[dict[str, Any], int]:
@@ -75,7 +76,8 @@ def _fields(values: Mapping[str, Any], template: PromptTemplate, labels: Sequenc
     for name in template.fields:
         fields[name] = _choices(values) if name == "choices" else values.get(name)
         if fields[name] is None:
-            raise DataError(f"field {name!r} is missing; the row has {_shown_names(values)}")
+            gone = "null" if name in values else f"missing; the row has {_shown_names(values)}"
+            raise DataError(f"field {name!r} is {gone}")
     try:
         _, class_count = render(template, fields, labels)
     except InvalidInputError as error:
@@ -108,6 +110,13 @@ def _choices(values: Mapping[str, Any]) -> tuple[Any, ...] | None:
     return tuple(options) or None
 
 
+def empty(value: Any) -> bool:
+    """Return whether a value says nothing: null, blank, or a number that is none, which tables write as ``nan``."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("", "nan")
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def label_text(value: Any, known: Collection[str] = ()) -> Any:
     """Return a label as its text: a whole number has no ``.0``, unless that is how it is known; others as they are.
 
@@ -126,6 +135,8 @@ def _label(values: Mapping[str, Any], labels: Sequence[str], label_field: str, l
     known = sorted(label_map) if label_map else list(labels)
     value = label_text(values.get(label_field), known)
     if value is None:
+        if label_field in values:
+            raise DataError(f"field {label_field!r} (the label) is null: leave the row out")
         raise DataError(
             f"field {label_field!r} (the label) is missing; the row has {_shown_names(values)}: if the label has "
             "another name, give it as label_field"

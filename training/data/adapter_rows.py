@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from laplora.data.labelled import Task, examples_of, without_gaps
-from laplora.data.records import empty, read_records
+from laplora.data.records import read_records
 from laplora.errors import ConfigError, LaploraWarning, first_line
 from laplora.fitting.rows import named_label, named_labels
 from laplora.prompts.examples import Example
-from laplora.prompts.labelled import label_text
+from laplora.prompts.labelled import empty, label_text
 from laplora.prompts.templates import PromptTemplate
 from training.data.files import file_template
 

@@ -51,14 +51,12 @@ def test_one_file_is_split_three_ways_with_names_of_labels_apart_from_their_text
     with pytest.raises(DataError, match=r"reviews\.jsonl: no row has the field 'thread', which groups names"):
         load_splits(config(path=str(path), groups="thread"), seed=0)
     threads = tmp_path / "threads.jsonl"
-    threads.write_text(
-        "".join(f'{{"thread": {i // 5}, {row[1:]}\n' for i, row in enumerate(path.read_text().splitlines()))
-    )
+    named_threads = [str((i // 5, i / 5 // 1)[i % 2]) if i < 135 else '"nan"' for i in range(140)]  # 0, 0.0, 0, ...
+    rows = path.read_text().splitlines()
+    threads.write_text("".join(f'{{"thread": {t}, {row[1:]}\n' for t, row in zip(named_threads, rows, strict=True)))
     apart = load_splits(config(path=str(threads), groups="thread"), seed=0)
-    found = [
-        {int(e.fields["review"].split()[1]) // 5 for e in part} for part in (apart.train, apart.calibration, apart.test)
-    ]
-    assert sum(map(len, found)) == len(set().union(*found)) == 28
+    found = [{e.group for e in part if e.group} for part in (apart.train, apart.calibration, apart.test)]
+    assert sum(map(len, found)) == len(set().union(*found)) == 27 + 5  # five rows have none
     named = config(path=str(path), labels={"No": " 0", "Yes": " 1"})
     apart = load_splits(named, seed=0)
     assert (apart.task.labels, apart.task.verbalizers) == (("No", "Yes"), (" 0", " 1"))
