@@ -78,22 +78,6 @@ def without_gaps(
     return kept, [f"{place}: {len(gaps)} rows are left out, as {fields} are empty there or nan (line {shown})"]
 
 
-def read_examples(
-    path: Path,
-    task: Task,
-    label_field: str,
-    label_map: Mapping[str, str],
-    *,
-    several: bool = False,
-    named: Callable[[Any], Any] | None = None,
-    groups: str | None = None,
-) -> tuple[Example, ...]:
-    """Return a file's rows as examples, in order; arguments and errors as of ``examples_of``."""
-    return examples_of(
-        path, read_records(path), task, label_field, label_map, {}, several=several, named=named, groups=groups
-    )
-
-
 def examples_of(
     place: Path | str,
     records: Sequence[Record],
@@ -161,7 +145,7 @@ def labelled_example(
 
 
 def read_inputs(path: Path, task: Task) -> tuple[Example, ...]:
-    """Return a file's rows as examples without a label (-1), otherwise as ``read_examples`` does."""
+    """Return a file's rows as examples without a label (-1), otherwise as ``examples_of`` does."""
 
     def unlabelled(record: Record) -> Example:
         with _on_line(record):

@@ -12,7 +12,8 @@ from typing import Any
 
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import ADAPTER_FOLDER, Manifest
-from laplora.data.labelled import read_examples, read_inputs
+from laplora.data.labelled import examples_of, read_inputs
+from laplora.data.records import read_records
 from laplora.errors import ConfigError, DataError
 from laplora.files import file_sha256
 from laplora.fitting.store import digest, rows_digest
@@ -118,7 +119,8 @@ def fold_adapters(run_folder: Path, manifest: Manifest, predictive: PredictiveNa
 def calibrated_on(config: RunConfig, path: Path, splits: Splits) -> Splits:
     """Return splits whose calibration rows are a file's; DataError where all of them are rows of the splits."""
     data, task = config.data, splits.task
-    rows = further_rows(read_examples(path, task, data.label_field, data.label_map), task, splits)
+    examples = examples_of(path, read_records(path), task, data.label_field, data.label_map, {})
+    rows = further_rows(examples, task, splits)
     _tell(path, rows)
     found = replace(splits, calibration=rows.examples)
     parts: dict[Role, tuple[Example, ...]] = {

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laplora.data.labelled import Task, read_examples
+from laplora.data.labelled import Task, examples_of
 from laplora.data.records import read_records
 from laplora.errors import DataError
 from laplora.prompts.examples import Example
@@ -25,7 +25,8 @@ CHOICE = Task("toy", TEMPLATES["multiple_choice"], ("A", "B", "C", "D"))
 
 def read(path: Path, content: str | bytes, task: Task = SENTIMENT, **options: Any) -> tuple[Example, ...]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_examples(path, task, **{"label_field": "label", "label_map": {}, **options})
+    given = {"label_field": "label", "label_map": {}, "columns": {}, **options}
+    return examples_of(path, read_records(path), task, **given)
 
 
 def jsonl(*rows: Any) -> str:
