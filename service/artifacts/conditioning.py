@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,7 +36,6 @@ from service.scoring.backend import Backend
 from service.scoring.device_faults import is_out_of_memory
 from service.scoring.model import Model
 from service.telemetry.logs import logger
-from service.threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from laplora.fitting.new_labels import Comparison
@@ -88,13 +86,13 @@ class Conditioner:
     def __init__(self, host: ArtifactHost, backend: Backend) -> None:
         self._host, self._backend = host, backend
 
-    def condition(self, name: str, wanted: Wanted, begun: Callable[[], object]) -> Future[Conditioned]:
-        """Return a future of a loaded artifact having learned from labels.
+    def condition(self, name: str, wanted: Wanted, begun: Callable[[], object]) -> Conditioned:
+        """Let a loaded artifact learn from labels. Not for the event loop.
 
         Args:
             begun: called once artifact and rows have been looked at, before the first pass over the rows.
 
-        The future raises:
+        Raises:
             NotReadyError, ActivationRunningError, LoadTimeoutError, LoadStuckError: as ``ArtifactHost.change``.
             ArtifactNotLoadedError: it is not loaded, or was unloaded before its new version was whole; nothing changed.
             ArtifactChangedError: it is not the one asked for, or on the disk there is another one by now.
@@ -107,13 +105,6 @@ class Conditioner:
             ShelfFullError: the new version, which is a little larger, does not fit beside those in use. Where they came
                 into use after the last check, it is on the disk and the former one in memory.
         """
-        return in_daemon_thread("laplora-condition", lambda: self._condition(name, wanted, begun))
-
-    def undo(self, name: str, digest: str | None, begun: Callable[[], object]) -> Future[Conditioned]:
-        """Return a future of a loaded artifact being as it was packaged; ``begun`` and errors as of ``condition``."""
-        return in_daemon_thread("laplora-condition", lambda: self._undo(name, digest, begun))
-
-    def _condition(self, name: str, wanted: Wanted, begun: Callable[[], object]) -> Conditioned:
         from laplora.fitting.versions import write_version
 
         with self._host.changing():
@@ -138,7 +129,8 @@ class Conditioner:
             self._say({"event": "conditioned"}, loaded, new, rows=len(rows), difference=round(found.difference, 4))
             return Conditioned(new, loaded.artifact.digest, found)
 
-    def _undo(self, name: str, digest: str | None, begun: Callable[[], object]) -> Conditioned:
+    def undo(self, name: str, digest: str | None, begun: Callable[[], object]) -> Conditioned:
+        """Put a loaded artifact back as it was packaged; ``begun`` and errors as of ``condition``."""
         from laplora.artifact.packaged import packaged_manifest, restore_packaged
 
         with self._host.changing():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +29,7 @@ from service.scoring.model import Model, TokenBudget
 from service.settings import Settings
 from service.telemetry.logs import log_crash, logger
 from service.telemetry.metrics import Metrics, Phase
-from service.threads import Threads, in_daemon_thread
+from service.threads import Threads
 
 if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
@@ -200,21 +199,45 @@ class ArtifactHost:
 
     # Changes
 
-    def change(self, name: str, activate: bool, begun: Callable[[], object]) -> Future[Change]:
-        """Return a future of an artifact of the root being loaded and verified, unless it is loaded with this content.
+    def change(self, name: str, activate: bool, begun: Callable[[], object]) -> Change:
+        """Load and verify an artifact of the root, unless it is loaded with this content. Not for the event loop.
 
         Args:
             activate: it then answers where a request names none; on another base model it sends away those on the old.
             begun: called once nothing refuses it any more, before it is loaded.
 
-        The future raises:
+        Raises:
             NotReadyError: the first artifact still loads.
             ArtifactNotFoundError: no such folder in the root.
             ActivationRunningError: another change runs.
             LoadTimeoutError, LoadStuckError: as ``BoundedLoads.run``; ShelfFullError: as ``Shelf.put``.
             ArtifactError, ModelError, DownloadError: it cannot be served, or cannot be beside the active one.
         """
-        return in_daemon_thread("laplora-change", lambda: self._change(name, activate, begun))
+        with self.changing() as active:
+            loaded = self.shelf.find(name)
+            # Where a load is stuck, as it is in memory: looking at its files might hang as well.
+            if self.loads.stuck and activate and loaded is not None and self._activate(loaded):
+                return Change(loaded, active.artifact.name)
+            path, artifact = self.loads.run(name, lambda go_on: self._read(name))
+            loaded = self.shelf.find(artifact.name)
+            if loaded is not None and loaded.artifact.digest == artifact.digest:
+                if not activate or loaded is active or self._activate(loaded):
+                    return Change(loaded, active.artifact.name)
+                # Somebody unloaded it since it was found: it is loaded again.
+            elif loaded is not None and loaded.artifact.path.resolve() != path.resolve():
+                raise ArtifactIncompatibleError(f"another loaded artifact is called {artifact.name!r}: unload it first")
+            if not activate:
+                check_base(artifact, active)
+                self.shelf.check_room()
+            begun()
+            candidate = self.loads.run(name, partial(load_candidate, self._backend, path))
+            if not activate and candidate.base is not active.base:
+                raise ArtifactIncompatibleError("the base model on disk is not that in memory: activate the artifact")
+            previous = active.artifact.name
+            del active, loaded  # so that nothing here keeps another base in memory
+            unloaded = self._put(candidate, activate=activate)
+            self._on_change()
+            return Change(candidate, previous, tuple(unloaded))
 
     def budget_of(self, model: Model) -> TokenBudget:
         """Return the token budget of a loaded model."""
@@ -265,33 +288,6 @@ class ArtifactHost:
         """
         self._put(model, activate=False, former=former)
         self._on_change()
-
-    def _change(self, name: str, activate: bool, begun: Callable[[], object]) -> Change:
-        with self.changing() as active:
-            loaded = self.shelf.find(name)
-            # Where a load is stuck, as it is in memory: looking at its files might hang as well.
-            if self.loads.stuck and activate and loaded is not None and self._activate(loaded):
-                return Change(loaded, active.artifact.name)
-            path, artifact = self.loads.run(name, lambda go_on: self._read(name))
-            loaded = self.shelf.find(artifact.name)
-            if loaded is not None and loaded.artifact.digest == artifact.digest:
-                if not activate or loaded is active or self._activate(loaded):
-                    return Change(loaded, active.artifact.name)
-                # Somebody unloaded it since it was found: it is loaded again.
-            elif loaded is not None and loaded.artifact.path.resolve() != path.resolve():
-                raise ArtifactIncompatibleError(f"another loaded artifact is called {artifact.name!r}: unload it first")
-            if not activate:
-                check_base(artifact, active)
-                self.shelf.check_room()
-            begun()
-            candidate = self.loads.run(name, partial(load_candidate, self._backend, path))
-            if not activate and candidate.base is not active.base:
-                raise ArtifactIncompatibleError("the base model on disk is not that in memory: activate the artifact")
-            previous = active.artifact.name
-            del active, loaded  # so that nothing here keeps another base in memory
-            unloaded = self._put(candidate, activate=activate)
-            self._on_change()
-            return Change(candidate, previous, tuple(unloaded))
 
     def read(self, path: Path) -> Artifact:
         """Return the artifact in a folder, every file verified. Looks at the disk: not for the event loop."""

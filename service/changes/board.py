@@ -11,7 +11,6 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -31,10 +30,11 @@ from service.jobs.store.disk import STORAGE_ERRORS, Disk
 from service.jobs.store.tasks import cancelled
 from service.settings import Settings
 from service.telemetry.logs import log_crash, logger
+from service.threads import in_daemon_thread
 
 T = TypeVar("T")
-#: Makes a change: given what is called once nothing refuses it any more, it returns the future of what it comes to.
-Work = Callable[[Callable[[], object]], Future[T]]
+#: Makes a change, on a thread of its own, and returns what it comes to; given what to call once nothing refuses it.
+Work = Callable[[Callable[[], object]], T]
 
 
 class Changes:
@@ -141,8 +141,8 @@ class Changes:
                         settle(first)
                         return
                 loop.call_later(LOOK_UP_S, settle, change)
-                made = told(await asyncio.wrap_future(work(lambda: loop.call_soon_threadsafe(begun))))
-                change.result = made.model_dump(mode="json")
+                making = in_daemon_thread("laplora-change", lambda: work(lambda: loop.call_soon_threadsafe(begun)))
+                change.result = told(await asyncio.wrap_future(making)).model_dump(mode="json")
             except Exception as error:
                 if not answer.done():
                     del self._own[change.id]
