@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ from service.http.routes import (
     job_rows,
     jobs,
     page,
+    planning,
     predict,
     suggest,
     tei,
@@ -122,6 +124,8 @@ class _Parts:
         )
         self.requests = SharedLimit("requests", "max_requests", settings.max_requests, share)
         self.body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", settings.in_flight_bytes, share)
+        most_numbers = math.ceil(planning.MOST_ANSWERS * planning.MOST_NUMBERS / share)
+        self.answer_numbers = SharedLimit("numbers of answers", "the most of all together", most_numbers, share)
         self.downloads = SharedLimit("downloads", "max_job_downloads", settings.max_job_downloads, share)
         self.reports = OneAtATime(self.threads.pool("report", 1))
         self.measure_threads = OneEach(self.threads.pool("measure", 2))
@@ -184,6 +188,7 @@ def create_app(
         InFlight,
         requests=parts.requests,
         body_bytes=parts.body_bytes,
+        answer_numbers=parts.answer_numbers,
         check_queue=check_queue,
         answer=error_answers.answer,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -82,11 +83,13 @@ class SharedLimit:
 class InFlight:
     """ASGI middleware: gives each POST its place, and refuses those that there is none for.
 
-    ``request.state.hold`` counts bytes of its body before they are read, and raises as ``SharedLimit.add``. A request
-    that the queue has no room for, however small, is refused here too, before any of its body is read.
+    ``request.state.hold`` counts bytes of its body before they are read, ``hold_answer`` numbers of its answer before
+    they are computed, both until it is answered, and both raise as ``SharedLimit.add``. A request that the queue has no
+    room for, however small, is refused here too, before any of its body is read.
 
     Args:
-        requests: how many are answered at once, and of whom; ``body_bytes`` the same of their bodies' bytes.
+        requests: how many are answered at once, and of whom; ``body_bytes``, ``answer_numbers`` the same of what they
+            bring and of what their answers have.
         check_queue: raises where the queue takes nothing of a caller, by its name.
         answer: makes the response for an error.
     """
@@ -96,11 +99,13 @@ class InFlight:
         app: ASGIApp,
         requests: SharedLimit,
         body_bytes: SharedLimit,
+        answer_numbers: SharedLimit,
         check_queue: Callable[[str], None],
         answer: Answer,
     ) -> None:
         self._app, self._answer = app, answer
-        self._requests, self._body_bytes, self._check_queue = requests, body_bytes, check_queue
+        self._requests, self._check_queue = requests, check_queue
+        self._body_bytes, self._answer_numbers = body_bytes, answer_numbers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -109,19 +114,19 @@ class InFlight:
             return
         request = Request(scope, receive)
         caller = caller_of(request).name
-        held = 0
+        held: Counter[SharedLimit] = Counter()
 
-        def hold(more_bytes: int) -> None:
-            nonlocal held
-            self._body_bytes.add(caller, more_bytes)
-            held += more_bytes
+        def hold(limit: SharedLimit, more: int) -> None:
+            limit.add(caller, more)
+            held[limit] += more
 
         try:
             self._requests.add(caller, 1)
         except ServiceError as error:
             await self._refuse(request, error, send)
             return
-        request.state.hold = hold
+        request.state.hold = partial(hold, self._body_bytes)
+        request.state.hold_answer = partial(hold, self._answer_numbers)
         try:
             line = line_of(scope["method"], scope["path"])
             if line is not None and line.path in _SCORED:
@@ -132,7 +137,8 @@ class InFlight:
             await self._app(scope, receive, send)
         finally:
             self._requests.remove(caller, 1)
-            self._body_bytes.remove(caller, held)
+            for limit, amount in held.items():
+                limit.remove(caller, amount)
 
     async def _refuse(self, request: Request, error: Exception, send: Send) -> None:
         scope = request.scope

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Numbers of an answer, at most: eight bytes each while it is made.
-MOST_NUMBERS = 10_000_000
+#: Numbers of an answer, at most: eight bytes each until it is sent. And one caller's of so many such answers at once.
+MOST_NUMBERS, MOST_ANSWERS = 10_000_000, 2
 
 
 class Planning:
@@ -63,6 +63,7 @@ class Planning:
         Raises:
             DeviceFaultError, DrainingError, NotReadyError, ArtifactNotFoundError, ArtifactNotLoadedError: as
                 ``ArtifactHost.lease``.
+            TooManyRequestsError: other answers have too many numbers, which nobody has taken yet.
             BatchTooLargeError, InvalidRequestError: as ``inputs_of`` and ``check_inputs``, or what ``ask_of`` raises.
             InvalidInputError: a call has no inputs for the fields of the artifact's template.
         """
@@ -75,7 +76,8 @@ class Planning:
             self.inputs = inputs
             check_inputs(inputs, max_inputs, order_average=options.order_average)
             fields, ask = [item.template_fields for item in inputs], ask_of(model)
-            check_answer(fields, model, ask, order_average=options.order_average)
+            numbers = check_answer(fields, model, ask, order_average=options.order_average)
+            self._request.state.hold_answer(numbers)
             plan = Plan(
                 model,
                 fields,
@@ -110,8 +112,12 @@ class Planning:
         return Timing(**stages)
 
 
-def check_answer(inputs: Sequence[Mapping[str, Any]], model: Model, ask: Ask, *, order_average: bool) -> None:
-    """Raise BatchTooLargeError for an answer of more than ``MOST_NUMBERS``, which are in memory until it is sent."""
+def check_answer(inputs: Sequence[Mapping[str, Any]], model: Model, ask: Ask, *, order_average: bool) -> int:
+    """Return how many numbers an answer has, which are in memory until it is sent.
+
+    Raises:
+        BatchTooLargeError: more than ``MOST_NUMBERS``.
+    """
     numbers = 0
     for fields, orders in zip(inputs, order_counts(inputs, order_average=order_average), strict=True):
         choices = fields.get("choices")
@@ -126,6 +132,7 @@ def check_answer(inputs: Sequence[Mapping[str, Any]], model: Model, ask: Ask, *,
             limit=MOST_NUMBERS,
             got=numbers,
         )
+    return numbers
 
 
 async def _planning(request: Request) -> Planning:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -98,6 +100,19 @@ async def test_a_large_answer_is_the_small_ones_written_in_pieces_and_has_a_limi
     error = refused.json()["error"]
     assert (error["field"], error["limit"], error["got"]) == ("inputs", 40 * 150 * 158, 41 * 150 * 158)
     assert "covariance" in error["message"]
+
+
+async def test_answers_that_nobody_takes_have_a_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "MOST_NUMBERS", 10 * 2 * 10)
+    async with serve() as served:
+        ask = partial(served.predict, *[f"fine {i}" for i in range(10)], options={"covariance": True})
+        served.predictor.hold()
+        first = [asyncio.create_task(ask()) for _ in range(2)]
+        await served.until(lambda: served.queued_plans == 2)
+        refused = (await ask()).json()["error"]
+        assert (refused["code"], refused["limit"], refused["got"]) == ("client_too_many_requests", 400, 600)
+        served.predictor.released.set()
+        assert [answer.status_code for answer in [*await asyncio.gather(*first), await ask()]] == [200] * 3
 
 
 async def test_a_request_may_ask_for_less_time_than_the_server_gives() -> None:
