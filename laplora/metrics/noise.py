@@ -14,6 +14,7 @@ import torch
 from scipy import stats
 
 from laplora.metrics.checks import checked_column
+from laplora.metrics.groups import mean_and_error
 from laplora.metrics.scores import bin_index
 
 #: Of the ECE, as ``laplora.metrics.scores.ece`` has them by default.
@@ -123,11 +124,26 @@ def highest_risk(target_risk: float, rows: int, *, chance: float = 0.001) -> flo
     return float(stats.binom(rows, target_risk).isf(chance)) / rows
 
 
-def share_interval(count: int, rows: int, *, level: float = 0.95) -> tuple[float, float]:
+def effective_rows(hits: torch.Tensor, groups: torch.Tensor | None) -> float:
+    """Return how many independent rows tell as much of the share of hits as rows in groups (Korn and Graubard 1998).
+
+    As many as there are groups where nothing differs, and never more than there are rows.
+
+    Args:
+        hits: (rows,) bool; groups: (rows,) int64, which group each row is of; None: each row is one.
+    """
+    count = len(hits) if groups is None else len(torch.unique(groups))
+    if groups is None or count in (1, len(hits)):
+        return count
+    share, error = mean_and_error(hits.double(), groups)
+    return min(len(hits), share * (1 - share) / error**2) if error > 0 and 0 < share < 1 else count
+
+
+def share_interval(count: float, rows: float, *, level: float = 0.95) -> tuple[float, float]:
     """Return the exact interval of a share that was counted ``count`` of ``rows`` times (Clopper and Pearson 1934).
 
     Args:
-        count: 0 to rows; rows: at least 1.
+        count: 0 to rows; rows: at least 1. Of ``effective_rows`` neither need be whole, and the interval is near exact.
         level: in (0, 1); the true share is outside, on either side, with a probability of at most half the rest.
     """
     tail = (1 - level) / 2

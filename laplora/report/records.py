@@ -63,6 +63,7 @@ class Rows:
         references: where each row is to be found, such as its id or line.
         texts: each row's text; None leaves texts out of the report.
         slices: the rows in parts, one way each.
+        groups: (rows,) int64, rows of one number err together; None: every row is independent.
 
     Raises:
         DataError, NonFiniteError: no rows, columns that do not fit, or what are no probabilities.
@@ -79,12 +80,14 @@ class Rows:
     std: torch.Tensor | None = None
     texts: Sequence[str] | None = None
     slices: Sequence[Slicing] = ()
+    groups: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for probs in (self.map_probs, self.probs):
             checked_probs(probs, self.labels)
         rows = len(self.labels)
-        check_columns(rows, score=self.score, review=self.review, epistemic=self.epistemic, std=self.std)
+        columns = {"score": self.score, "review": self.review, "groups": self.groups}
+        check_columns(rows, **columns, epistemic=self.epistemic, std=self.std)
         lists = {"references": self.references, "texts": self.texts, **{one.title: one.index for one in self.slices}}
         for name, values in lists.items():
             if values is not None and len(values) != rows:

@@ -129,15 +129,18 @@ def _most_mistaken(groups: Sequence[Group]) -> list[int]:
 
 
 def _group(rows: Rows, name: str, mask: torch.Tensor) -> Group:
-    size, accepted = int(mask.sum()), mask & ~rows.review
-    count = int(accepted.sum())
+    accepted = mask & ~rows.review
+
+    def share(hits: torch.Tensor, among: torch.Tensor) -> Share:
+        return Share.of(hits[among], None if rows.groups is None else rows.groups[among])
+
     return Group(
         name=name,
-        size=size,
-        right=Share(int((mask & ~rows.wrong).sum()), size),
+        size=int(mask.sum()),
+        right=share(~rows.wrong, mask),
         confidence=float(rows.confidence[mask].mean()),
         review=float(rows.review[mask].double().mean()),
-        accepted_wrong=Share(int((accepted & rows.wrong).sum()), count) if count else None,
+        accepted_wrong=share(rows.wrong, accepted) if bool(accepted.any()) else None,
     )
 
 

@@ -1,6 +1,7 @@
 """Ship, ship with review, too few rows to say, or do not ship: a rule over the rows, with their noise.
 
-All intervals are at 95 %, and hold the noise of these rows alone. The first that applies is the verdict:
+All intervals are at 95 %, and hold the noise of these rows alone, or of their groups. The first that applies is the
+verdict:
 
 1. Do not ship: the rows do not show skill. They show it where the accuracy is above that of always answering the most
    frequent label, or where the NLL is below that of the labels' shares. Accuracy alone is a hard test where labels are
@@ -20,7 +21,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from laplora.metrics.noise import calibrated_ece, lowest_coverage, share_interval
+import torch
+
+from laplora.metrics.groups import mean_and_error
+from laplora.metrics.noise import calibrated_ece, effective_rows, lowest_coverage, share_interval
 from laplora.metrics.scores import ece, row_nll
 from laplora.report.records import Report
 
@@ -69,10 +73,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Share:
-    """``count`` of ``rows``, at least one, with its exact 95 % interval."""
+    """``count`` of ``rows``, at least one, with its exact 95 % interval.
+
+    ``independent``: rows that tell as much, where rows are of groups (``effective_rows``); None: all of them.
+    """
 
     count: int
     rows: int
+    independent: float | None = None
+
+    @classmethod
+    def of(cls, hits: torch.Tensor, groups: torch.Tensor | None) -> Share:
+        """Return the share of (rows,) bool ``hits``; groups as of ``Rows``."""
+        return cls(int(hits.sum()), len(hits), effective_rows(hits, groups))
 
     @property
     def value(self) -> float:
@@ -82,7 +95,9 @@ class Share:
     @property
     def interval(self) -> tuple[float, float]:
         """Low and high, 0 to 1."""
-        return share_interval(self.count, self.rows)
+        if self.independent is None or self.independent == self.rows:
+            return share_interval(self.count, self.rows)
+        return share_interval(self.value * self.independent, self.independent)
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -97,10 +112,9 @@ def percent(share: float) -> str:
 def operating_point(report: Report) -> tuple[Share, Share | None]:
     """Return the share of rows that go to a person, and of the others those that are wrong; None without others."""
     rows = report.rows
-    accepted = ~rows.review
-    count = int(accepted.sum())
-    wrong = int((rows.wrong & accepted).sum())
-    return Share(len(rows) - count, len(rows)), Share(wrong, count) if count else None
+    accepted, groups = ~rows.review, rows.groups
+    left = None if groups is None else groups[accepted]
+    return Share.of(rows.review, groups), Share.of(rows.wrong[accepted], left) if bool(accepted.any()) else None
 
 
 def judge(report: Report) -> Verdict:
@@ -164,17 +178,16 @@ def _skill(report: Report) -> _Skill:
     rows = report.rows
     shares = rows.labels.bincount(minlength=len(report.labels)).double() / len(rows)
     differences = row_nll(rows.probs, rows.labels).double() + shares[rows.labels].log()
-    mean = float(differences.mean())
-    noise = _NORMAL * float(differences.std()) / math.sqrt(len(rows)) if len(rows) > 1 else math.nan
-    label = int(shares.argmax())
-    accuracy = Share(int((~rows.wrong).sum()), len(rows))
+    mean, error = mean_and_error(differences, rows.groups)
+    noise, label = _NORMAL * error if len(rows) > 1 else math.nan, int(shares.argmax())
+    accuracy = Share.of(~rows.wrong, rows.groups)
     return _Skill(accuracy, report.labels[label], float(shares[label]), mean, mean - noise, mean + noise)
 
 
 def _decision(report: Report) -> tuple[Kind, str]:
     rows, target = report.rows, report.promise.target_risk
     review, accepted = operating_point(report)
-    wrong, skill = Share(int(rows.wrong.sum()), len(rows)), _skill(report)
+    wrong, skill = Share.of(rows.wrong, rows.groups), _skill(report)
     if not skill.shown:
         return "stop", (
             f"Its accuracy is {skill.accuracy}, always answering “{skill.label}” has {percent(skill.share)}, and its "

@@ -75,6 +75,7 @@ def answered_rows(
         references=[example.id for example in examples],
         texts=[_text_of(example) for example in examples],
         slices=slices_of([example.fields for example in examples], [len(row.token_ids) for row in encoded], unfamiliar),
+        groups=split.groups,
     )
 
 

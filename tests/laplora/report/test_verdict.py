@@ -19,6 +19,11 @@ def outcomes(one: Report) -> dict[str, str]:
     return {check.title: check.outcome for check in judge(one).checks}
 
 
+def in_groups(one: Report, size: int) -> Report:
+    """Return a report whose rows belong together, so many in a row."""
+    return replace(one, rows=replace(one.rows, groups=torch.arange(len(one.rows)) // size))
+
+
 NOTHING = replace(PROMISE, nothing_accepted="map accepts nothing at 5 %")
 
 
@@ -26,6 +31,9 @@ NOTHING = replace(PROMISE, nothing_accepted="map accepts nothing at 5 %")
     ("one", "kind", "said"),
     [
         (report(rows=1000, wrong=20, reviewed=0), "ship", "2.0\xa0% (1.2 to 3.1\xa0%) of all 1000 answers are wrong"),
+        (in_groups(report(rows=1000, wrong=20, reviewed=0), 1), "ship", "2.0\xa0% (1.2 to 3.1\xa0%)"),
+        (in_groups(report(rows=1000, wrong=20, reviewed=0), 20), "open", "2.0\xa0% (0.0 to 10.8\xa0%) are wrong"),
+        (in_groups(report(rows=1000, wrong=0, reviewed=0), 20), "open", "0.0\xa0% (0.0 to 7.1\xa0%) are wrong"),
         (report(rows=1000, wrong=20, reviewed=15), "ship", "still sends 1.5\xa0% of them to a person"),
         (REVIEWED, "review", "aimed at"),
         (replace(REVIEWED, promise=replace(PROMISE, bounded=True)), "review", "promised even with noise"),
