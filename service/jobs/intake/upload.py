@@ -159,17 +159,18 @@ class Upload:
         """Check a row, and write it if no row was refused yet; a blank line is none."""
         self._line += 1
         self._check_size(len(line), self._line)
-        if not line.strip():
-            return
-        if self.rows == self._settings.max_job_rows:
+        blank, limit = not line.strip(), self._settings.max_job_rows
+        # Packed, millions of blank lines are a few bytes.
+        if (self._line - self.rows if blank else self.rows + 1) > limit:
             self.raise_refused()
-            limit = self._settings.max_job_rows
             raise BatchTooLargeError(
-                f"the upload has more than {limit} lines, max_job_rows: send it in parts",
+                f"the upload has more than {limit} {'blank ' * blank}lines, max_job_rows: send it in parts",
                 field="lines",
                 limit=limit,
                 got=limit + 1,
             )
+        if blank:
+            return
         if self._stopped:
             raise ClientGoneError("the upload was given up while its rows were checked")
         self.rows += 1

@@ -171,6 +171,8 @@ async def test_limits_hold_without_a_content_length() -> None:
     async with serve(max_job_bytes=2048, max_job_rows=30, max_body_bytes=1024, max_jobs_bytes=10**6) as served:
         too_many = refused(await served.post(repeated(lines([item]))), 413, "batch_too_large")
         assert (too_many["limit"], too_many["got"], too_many["field"]) == (30, 31, "lines")
+        blank = refused(await served.post(b"\n" * 30 + lines([item]) + b" \r\n"), 413, "batch_too_large")
+        assert "more than 30 blank lines" in blank["message"]
         wide = lines([{**item, "text": "1 " * 30}])
         too_large = refused(await served.post(repeated(wide)), 413, "body_too_large")
         assert too_large["limit"] == 2048 < too_large["got"]
