@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from laplora.remote.address import is_address
+from laplora.remote.address import is_address, is_this_machine
 from service.exit_status import ExitStatus
 from service.security.keyring import open_keyring
 from service.security.keys_file import KeysFileError
@@ -64,17 +63,9 @@ def can_start(settings: Settings) -> bool:
 
 def say_who_may_ask(settings: Settings) -> None:
     """Warn of a server that asks nobody for a key and that other machines can reach."""
-    if settings.auth == "off" and not is_loopback(settings.host):
+    if settings.auth == "off" and not is_this_machine(settings.host):
         logger.warning(
             "no API key is asked for, and other machines can reach %s: --auth keys --keys FILE asks for one",
             settings.host,
             extra={"event": "auth_off"},
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address to listen on can be reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -161,11 +161,12 @@ def _rows(
             for reference in taken.references
             for label in (names.names if names.several else ("",))
         ],
-        texts=[_text(row, fields) for row in taken.values for _ in range(each)] if texts else None,
+        texts=[row_text(row, fields) for row in taken.values for _ in range(each)] if texts else None,
         slices=slicings,
     )
 
 
-def _text(values: Mapping[str, Any], fields: Sequence[str]) -> str:
+def row_text(values: Mapping[str, Any], fields: Iterable[str]) -> str:
+    """Return a row's fields as one text."""
     parts = (values[name] for name in fields if name in values)
     return " · ".join(part if isinstance(part, str) else " / ".join(part) for part in parts)

@@ -126,11 +126,12 @@ def _check_host(scheme: str, parts: SplitResult) -> None:
         raise ConfigError(f"the {scheme}:// address has a name or password in it: leave it out")
     if scheme in ("s3", "gs") and ":" in parts.netloc:
         raise ConfigError(f"after {scheme}:// comes a bucket; its endpoint comes from the environment")
-    if scheme == "http" and not _is_this_machine(parts.hostname):
+    if scheme == "http" and not is_this_machine(parts.hostname):
         raise ConfigError("http:// is for 127.0.0.1 alone, as nobody can trust what comes over it: use https://")
 
 
-def _is_this_machine(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
+    """Return whether a host can be reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from laplora.answers.explaining import nothing_accepted
+from laplora.answers.reporting import row_text
 from laplora.answers.review_scores import read_scores
 from laplora.artifact.manifest import POSTERIOR, REPORT_PAGE, SCORES
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
@@ -73,16 +74,10 @@ def answered_rows(
         epistemic=epistemic,
         std=predictive.std.gather(1, answers)[:, 0] if spread else None,
         references=[example.id for example in examples],
-        texts=[_text_of(example) for example in examples],
+        texts=[row_text(example.fields, example.fields) for example in examples],
         slices=slices_of([example.fields for example in examples], [len(row.token_ids) for row in encoded], unfamiliar),
         groups=split.groups,
     )
-
-
-def _text_of(example: Example) -> str:
-    """Return a row's fields as one text."""
-    parts = [value if isinstance(value, str) else " / ".join(value) for value in example.fields.values()]
-    return " · ".join(parts)
 
 
 def run_report(
