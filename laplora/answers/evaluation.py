@@ -108,14 +108,6 @@ def unfamiliar_share(manifest: Manifest, flags: Sequence[Sequence[str]]) -> floa
     return sum("unfamiliar" in raised for raised in flags) / len(flags)
 
 
-def all_finite(methods: Mapping[str, MethodRow]) -> bool:
-    """Return whether every number of an input is finite."""
-    numbers = [
-        [*probs, *(score if isinstance(score, Sequence) else [score or 0.0])] for probs, score in methods.values()
-    ]
-    return all(math.isfinite(number) for some in numbers for number in some)
-
-
 def measure(
     rows: Sequence[Mapping[str, MethodRow]], truths: Sequence[Truth], *, names: LabelNames, how: HowMeasured
 ) -> dict[str, dict[str, Any]]:

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from laplora.answers.evaluation import all_finite, method_rows
+from laplora.answers.evaluation import method_rows
 from laplora.answers.labels import Truth
 from laplora.answers.written import written_answer
-from laplora.errors import ArtifactNotFoundError, LaploraError, NonFiniteError
+from laplora.errors import ArtifactNotFoundError, LaploraError
 from service.artifacts.host import ArtifactHost
 from service.errors import (
     ArtifactChangedError,
@@ -147,16 +147,12 @@ async def score_chunk(
     bad: dict[int, Exception] = {}
     own_order: Sequence[Any] = scored.own_order or [None] * len(scored.predictions)
     for item, prediction, in_own_order in zip(chunk.items, scored.predictions, own_order, strict=True):
-        labelled = item.truth is not None
-        methods = method_rows(manifest, predictive, prediction, in_own_order) if labelled else {}
-        try:
-            written = written_answer(prediction, item.fields)
-            finite = all_finite(methods)
-        except NonFiniteError:
-            finite = False
-        if not finite:
+        if not all(one.finite for one in (prediction, in_own_order) if one is not None):
             bad[item.row] = UnscorableInputError(f"the model has no finite answer for line {item.row + 1}")
             continue
+        labelled = item.truth is not None
+        methods = method_rows(manifest, predictive, prediction, in_own_order) if labelled else {}
+        written = written_answer(prediction, item.fields)
         unfamiliar = None if manifest.familiarity is None else "unfamiliar" in prediction.flags
         answer = kept_answer(written) if about.keep_rows else None
         rows.append(ScoredRow(item.row, item.truth, methods, unfamiliar, answer, written))
