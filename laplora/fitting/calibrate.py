@@ -104,7 +104,9 @@ def calibrate(
         split=split_name,
     )
     accepting = [name for name in names if thresholds[name].review.threshold is not None]
-    recommended = recommendation(settings, outputs, held_out, accepting)
+    # Under adapters of folds their loss is no honest one: each adapter knows the labels of the fold that judges it.
+    candidates = [name for name in names if split_name == HELD_OUT or name not in CONDITIONED]
+    recommended = recommendation(settings, outputs, {name: held_out[name] for name in candidates}, accepting)
     map_probs = held_out["map"].probs
     records: dict[PredictiveName, PredictiveRecord] = {}
     scores: dict[PredictiveName, ReviewScores] = {}
@@ -243,10 +245,10 @@ def recommendation(
     The loss of an input with several labels is the sum of its rows'.
 
     Args:
+        held_out: by predictive that is to be chosen from, on rows that it was not fitted on.
         accepting: the predictives that accept something at the target risk.
     """
-    names = settings.predictives.names
-    losses = {str(name): _losses(outputs, held_out[name]) for name in names}
+    losses = {str(name): _losses(outputs, predictive) for name, predictive in held_out.items()}
     variance, groups = has_variance(outputs), outputs.split.input_groups
     by_data = recommend(losses, settings.seed, has_variance=variance, accepting=accepting, groups=groups)
     wanted, reason = settings.predictives.serve, by_data.reason

@@ -37,7 +37,9 @@ def cross_fit_rows(
 
     Labels condition out of fold: a row's state and answer that its label corrects are those of its fold's adapter. So
     the correction is learned from several adapters' states and serves that of all rows, as the temperature does. The
-    folds that judge it are the adapters' own, each corrected by what the others' states taught.
+    folds that judge it are the adapters' own, each corrected by what the others' states taught. These adapters have
+    learned the judged fold's labels, and states tell of it: the loss is a little too low (docs/lab-notes.md). So a
+    corrected predictive is there for who asks for it, and is not recommended.
 
     Args:
         folds: of ``folded_rows``; initial, store, progress: as of ``laplora.fitting.fit.fit_rows``.

@@ -88,3 +88,5 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path) -> None:
         losses.append(row_nll(class_probs(logits, split.class_mask), split.labels))
     assert found.calibrated.predictives["conditioned"].nll == pytest.approx(float(torch.cat(losses).mean()))
     assert {len(one.left_out) for one in found.conditioned.values()} == {ROWS}
+    # The other fold's adapter knows the labels that judge it: it is there, and no candidate.
+    assert found.calibrated.recommended.table.keys() == {"map", "temperature", "laplace"}
