@@ -36,6 +36,12 @@ def is_conditioned(manifest: Manifest) -> bool:
     return PACKAGED_MANIFEST in manifest.files
 
 
+def check_conditioned(artifact: Artifact) -> None:
+    """Raise ConfigError where no labels came after the artifact was packaged."""
+    if not is_conditioned(artifact.manifest):
+        raise ConfigError(f"artifact {artifact.name!r} is as it was packaged: there is nothing to undo")
+
+
 def packaged_manifest(artifact: Artifact) -> Manifest:
     """Return the manifest of the packaged version; the artifact's own where no labels came after.
 
@@ -131,8 +137,7 @@ def restore_packaged(path: str | Path, check: Callable[[Path], object] = read_ar
     """
     path = Path(path)
     artifact = read_artifact(path)
-    if not is_conditioned(artifact.manifest):
-        raise ConfigError(f"artifact {artifact.name!r} is as it was packaged: there is nothing to undo")
+    check_conditioned(artifact)
     with new_artifact(path) as folder:
         for name, record in packaged_manifest(artifact).files.items():
             _copy(packaged_file(path, name), folder / name, record.sha256)

@@ -105,18 +105,20 @@ class Conditioner:
             ShelfFullError: the new version, which is a little larger, does not fit beside those in use. Where they came
                 into use after the last check, it is on the disk and the former one in memory.
         """
+        from laplora.fitting.new_labels import check_count
         from laplora.fitting.versions import write_version
 
         with self._host.changing():
             loaded = self._loaded(name, wanted.digest)
             rows = examples_of(loaded, wanted.rows, "rows")
             calibration = examples_of(loaded, wanted.calibration, "calibration_rows")
-            begun()
 
             def work(go_on: Callable[[], None]) -> Version:
                 return self._backend.make_version(loaded, rows, calibration, force=wanted.force, go_on=go_on)
 
             try:
+                check_count(len(rows))
+                begun()
                 version = self._host.loads.run(name, work)
             except (ConfigError, DataError, FactorizationError, NonFiniteError) as error:
                 raise ConditioningImpossibleError(str(error)) from None
@@ -131,7 +133,7 @@ class Conditioner:
 
     def undo(self, name: str, digest: str | None, begun: Callable[[], object]) -> Conditioned:
         """Put a loaded artifact back as it was packaged; ``begun`` and errors as of ``condition``."""
-        from laplora.artifact.packaged import packaged_manifest, restore_packaged
+        from laplora.artifact.packaged import check_conditioned, packaged_manifest, restore_packaged
 
         with self._host.changing():
             loaded = self._loaded(name, digest)
@@ -141,8 +143,9 @@ class Conditioner:
                     f"the packaged version is called {packaged!r}: put it back offline, by 'python -m training "
                     "condition --undo', and load that folder"
                 )
-            begun()
             try:
+                check_conditioned(loaded.artifact)
+                begun()
                 new = self._swap(loaded, partial(restore_packaged, loaded.artifact.path))
             except ConfigError as error:
                 raise ConditioningImpossibleError(str(error)) from None

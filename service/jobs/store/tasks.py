@@ -6,6 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
+from service.jobs.store.claims import ClaimLostError
+from service.jobs.store.disk import STORAGE_ERRORS
+from service.telemetry.logs import log_crash
+
 T = TypeVar("T")
 
 
@@ -21,6 +25,10 @@ async def whole(work: Awaitable[T], *, hurry: Callable[[], None] = lambda: None)
     except asyncio.CancelledError:
         hurry()
         await asyncio.wait({task})
+        # Read, or the event loop takes what a silent database raises for a fault of the server.
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, (*STORAGE_ERRORS, ClaimLostError)):
+            log_crash("work that was cancelled failed", error)
         raise
 
 

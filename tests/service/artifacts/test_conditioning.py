@@ -92,7 +92,7 @@ async def test_answers_change_and_change_back(server: Server) -> None:
     await asking
     assert {one for one, _ in seen} <= {digest, answer["artifact"]["digest"]}
     assert len(seen) == len({one for one, _ in seen})  # one number of each version
-    again = await changed(server.client, f"{CONDITION}/undo", json={})
+    again = await server.client.post(f"/artifacts/{CONDITION}/undo", json={})
     assert code(again) == (422, "conditioning_impossible")
 
 
@@ -130,6 +130,8 @@ async def test_what_is_refused_changes_nothing(server: Server, monkeypatch: pyte
         response = await server.send(**body)  # type: ignore[arg-type]
         assert code(response) == (status, error), response.text
         assert response.json()["error"].get("field") == field
+    # Each at once: nothing is kept of it.
+    assert (await server.client.get("/changes")).json()["changes"] == []
 
     def full(*args: Any, **options: Any) -> Any:
         raise RuntimeError("CUDA out of memory")

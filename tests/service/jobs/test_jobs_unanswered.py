@@ -100,7 +100,7 @@ async def test_an_upload_whose_job_the_database_has_stays_though_nobody_was_told
 
 
 async def test_a_database_that_swallows_everything_is_503_at_every_route_and_jobs_go_on_after_it(
-    url: str, proxy: TcpProxy, start: Any
+    url: str, proxy: TcpProxy, start: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with start(jobs_timeout_s=0.2) as served:
         done = await served.done(rows(4))
@@ -125,6 +125,7 @@ async def test_a_database_that_swallows_everything_is_503_at_every_route_and_job
         await served.until(lambda: job.finished)
         assert (await served.get(job_id))["result"]["rows"] == COUNT
         assert len(await served.answers(job_id)) == COUNT
+    assert not [record for record in caplog.records if getattr(record, "event", "") == "crash"]
 
 
 async def test_servers_share_jobs_through_a_pgbouncer_that_keeps_no_session(url: str, tmp_path: Path) -> None:
