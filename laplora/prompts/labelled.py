@@ -76,7 +76,9 @@ def _fields(values: Mapping[str, Any], template: PromptTemplate, labels: Sequenc
     for name in template.fields:
         fields[name] = _choices(values) if name == "choices" else values.get(name)
         if fields[name] is None:
-            gone = "null" if name in values else f"missing; the row has {_shown_names(values)}"
+            gone = (
+                "null or nan: leave the row out" if name in values else f"missing; the row has {_shown_names(values)}"
+            )
             raise DataError(f"field {name!r} is {gone}")
     try:
         _, class_count = render(template, fields, labels)
@@ -136,7 +138,7 @@ def _label(values: Mapping[str, Any], labels: Sequence[str], label_field: str, l
     value = label_text(values.get(label_field), known)
     if value is None:
         if label_field in values:
-            raise DataError(f"field {label_field!r} (the label) is null: leave the row out")
+            raise DataError(f"field {label_field!r} (the label) is null or nan: leave the row out")
         raise DataError(
             f"field {label_field!r} (the label) is missing; the row has {_shown_names(values)}: if the label has "
             "another name, give it as label_field"

@@ -88,7 +88,7 @@ def test_choices_from_an_array_or_from_columns(tmp_path: Path) -> None:
         ('{"text": "SECRET"}', "field 'label' (the label) is missing"),
         ('{"label": "positive", "txet": "SECRET"}', "field 'text' is missing; the row has ['label', 'txet']"),
         ('{"text": null, "label": "positive"}', "field 'text' is null"),
-        ('{"text": "SECRET", "label": null}', "field 'label' (the label) is null: leave the row out"),
+        ('{"text": "SECRET", "label": null}', "field 'label' (the label) is null or nan: leave the row out"),
         ('{"text": "\\ud800", "label": "positive"}', "field 'text' holds an unpaired surrogate"),
         ('{"text": "SECRET", "label": "good"}', "field 'label' is 'good', expected one of ['negative', 'positive']"),
         ('{"text": "SECRET", "label": "' + "SECRET" * 20 + '"}', "field 'label' is a text of 120 characters"),

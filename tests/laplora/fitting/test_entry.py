@@ -202,7 +202,7 @@ def without(row: dict[str, Any], name: str) -> dict[str, Any]:
         (lambda rows: [], "there are no rows"),
         (lambda rows: ["a text"], r"row 0 must be a dict of the template's fields \['text'\], got str"),
         (lambda rows: rows[0], r"must be a list of dicts of the template's fields \['text'\]"),
-        (lambda rows: pd.DataFrame(rows).assign(text=float("nan")), "field 'text' is missing"),
+        (lambda rows: pd.DataFrame(rows).assign(text=float("nan")), "field 'text' is null or nan: leave the row out"),
         (lambda _: Dataset.from_list([REVIEW], features=named_classes("neg", "pos")), r"its classes \['neg', 'pos'\]"),
     ],
 )
