@@ -263,3 +263,12 @@ def test_a_job_that_cannot_run_says_why(
     assert re.search(message, printed.err)
     assert "Traceback" not in printed.err
     assert "Review:" not in printed.err
+
+
+def test_a_bound_on_rows_of_groups_is_refused_before_training(
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LabelTrainer, "train", None)
+    threads = write_rows(tmp_path / "threads.jsonl", [row | {"of": i // 2} for i, row in enumerate(sentiment_rows())])
+    assert job("run", run_copy, f"data.path={threads}", "data.groups=of", "calibration.guarantee=upper_bound") == 1
+    assert "error: guarantee upper_bound counts independent rows" in capfd.readouterr().err

@@ -11,6 +11,7 @@ from laplora.errors import ConfigError
 from laplora.files import write_json
 from laplora.fitting.fit import check_class_weights
 from laplora.fitting.golden_inputs import golden_inputs
+from laplora.fitting.rows import check_independent
 from laplora.models.base import load_tokenizer, locate_base
 from laplora.models.placement import first_device
 from laplora.prompts.examples import Example
@@ -136,6 +137,7 @@ def _check_splits(config: RunConfig, splits: Splits) -> None:
         raise ConfigError(
             f"evaluation.order_average reorders choices, and the template {template.name!r} takes none: turn it off"
         )
+    check_independent(splits.calibration, config.calibration.guarantee)
     golden_inputs(config.golden_inputs, template, splits.task.labels, [])
 
 
