@@ -249,7 +249,7 @@ class DrainingError(ServiceError, code="draining", status=503, retry_after_s=5):
     """The server is stopping."""
 
 
-class ServerGoneError(ServiceError, code="server_gone", status=503):
+class ServerGoneError(ServiceError, code="server_gone", status=503, retry_after_s=5):
     """The server that made a change ended in the middle of it."""
 
 
