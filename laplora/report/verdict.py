@@ -293,7 +293,9 @@ def _deciding(report: Report) -> Iterator[tuple[Check, str]]:
         ),
         "",
     )
-    if accepted is not None:
+    if accepted is None:
+        yield Check("Answers that nobody has to look at", "none", "some", "no", decides=True), ""
+    else:
         low, high = accepted.interval
         outcome: Outcome = "yes" if high <= target else "no" if low > target else "open"
         measured = f"{accepted}, {accepted.count} of {accepted.rows}"

@@ -50,6 +50,7 @@ def test_the_verdict_goes_by_what_is_accepted(one: Report, kind: str, said: str)
     found = judge(one)
     assert found.kind == kind
     assert said in found.sentence
+    assert (kind == "stop") == any(check.decides and check.outcome == "no" for check in found.checks)
     review, accepted = operating_point(one)
     assert (found.title == "Too few rows to say") == (kind == "open")
     if kind == "review":
