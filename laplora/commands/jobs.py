@@ -29,6 +29,7 @@ KeyFileOption = Annotated[
 ]
 JobArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as submit and list show it.")]
 _URL = "http://localhost:8000"
+_LINES_SHOWN = 5
 
 
 @app.command("submit")
@@ -149,7 +150,7 @@ def job_report(
 @contextmanager
 def _client(url: str, key_file: Path | None) -> Iterator[Client]:
     try:
-        from laplora.client import Client, ServiceUnreachableError
+        from laplora.client import Client, RequestRefusedError, ServiceUnreachableError
     except ImportError as error:
         raise needs("client", error) from None
     try:
@@ -161,6 +162,12 @@ def _client(url: str, key_file: Path | None) -> Iterator[Client]:
             yield client
     except ServiceUnreachableError as error:
         raise ConfigError(f"{url}: {error}; --url or LAPLORA_URL says where the server is") from None
+    except RequestRefusedError as error:
+        if not error.lines or not error.lines_bad:
+            raise
+        shown = [line["message"] for line in error.lines[:_LINES_SHOWN]]
+        rest = [f"... {error.lines_bad} lines have a problem"] if error.lines_bad > len(shown) else []
+        raise ConfigError("\n".join([*shown, *rest])) from None
 
 
 def _labelled(job: Job) -> int:

@@ -81,11 +81,12 @@ def test_a_job_is_followed_to_its_end(served: str, gate: Path, upload: str, caps
 def test_what_the_server_refuses_is_an_error(
     served: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad, nowhere = write_rows(tmp_path / "bad.jsonl", [{"text": 1}]), tmp_path / "nowhere.jsonl"
+    bad, nowhere = write_rows(tmp_path / "bad.jsonl", [{"text": 1}] * 7), tmp_path / "nowhere.jsonl"
     # When it is tried again is tests/laplora/client's to say: here, once and soon.
     monkeypatch.setattr(Retries, "wait_s", lambda rule, failure, tried: None if tried > 1 else 0.01)
     for arguments, url, said in (
-        (["submit", str(bad)], served, "error: "),
+        (["submit", str(bad)], served, "error: line 1"),
+        (["submit", str(bad)], served, "\n... 7 lines have a problem"),
         (["show", "nobody"], served, "error: "),
         (["watch", "nobody"], served, "error: "),
         (["submit", str(nowhere)], served, "nowhere.jsonl"),
