@@ -21,3 +21,10 @@ def display_name(method: str) -> str:
     head, *rest = method.split("_")
     name = _NAMES.get(head, head)
     return f"{name} ({', '.join(rest)})" if rest else name
+
+
+def as_sentence(text: str) -> str:
+    """Return what is said of a method, which it may begin with, as a sentence: "MAP accepts nothing." """
+    first, space, rest = text.partition(" ")
+    name = _NAMES.get(first, first)
+    return f"{name[:1].upper()}{name[1:]}{space}{rest}."

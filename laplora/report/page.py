@@ -13,7 +13,7 @@ from laplora.errors import ConfigError, install
 from laplora.metrics.noise import ece_limit
 from laplora.report.charts import reliability_charts, risk_coverage_chart, uncertainty_charts
 from laplora.report.drawing import svg
-from laplora.report.names import display_name
+from laplora.report.names import as_sentence, display_name
 from laplora.report.records import Report
 from laplora.report.rows import (
     commonest_confusions,
@@ -102,10 +102,6 @@ def _table(report: Report) -> list[tuple[str, bool, list[tuple[str, str, bool]]]
     return [(display_name(method), method == report.served, row) for method, row in cells.items()]
 
 
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
-
-
 @cache
 def _environment() -> Environment:
     try:
@@ -119,5 +115,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "name": display_name, "sentence": _sentence}
+    environment.filters |= {"percent": percent, "name": display_name, "sentence": as_sentence}
     return environment

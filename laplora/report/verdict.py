@@ -26,6 +26,7 @@ import torch
 from laplora.metrics.groups import mean_and_error
 from laplora.metrics.noise import calibrated_ece, effective_rows, lowest_coverage, share_interval
 from laplora.metrics.scores import ece, row_nll
+from laplora.report.names import as_sentence
 from laplora.report.records import Report
 
 Kind = Literal["ship", "review", "open", "stop"]
@@ -225,7 +226,7 @@ def _decision(report: Report) -> tuple[Kind, str]:
 
 def _nothing_accepted(report: Report) -> str:
     said = report.promise.nothing_accepted
-    return f"{said[:1].upper()}{said[1:]}.".replace(" %", "\u00a0%") if said else ""
+    return as_sentence(said).replace(" %", "\u00a0%") if said else ""
 
 
 def _checks(report: Report) -> Iterator[tuple[Check, str]]:

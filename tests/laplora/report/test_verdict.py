@@ -42,7 +42,7 @@ NOTHING = replace(PROMISE, nothing_accepted="map accepts nothing at 5 %")
         (report(rows=1000, wrong=2, reviewed=999), "open", "here 0 of 1 are wrong"),
         (report(rows=1000, wrong=200, reviewed=300, accepted_wrong=80), "stop", "than noise explains"),
         (report(rows=120, wrong=12, reviewed=120), "stop", "look at every answer: the review rule finds none sure"),
-        (replace(report(reviewed=120), promise=NOTHING), "stop", "Map accepts nothing at 5\xa0%."),
+        (replace(report(reviewed=120), promise=NOTHING), "stop", "MAP accepts nothing at 5\xa0%."),
         (report(rows=120, wrong=58, reviewed=60, accepted_wrong=29), "stop", "that the model has learnt the task"),
     ],
 )
@@ -60,7 +60,7 @@ def test_the_verdict_goes_by_what_is_accepted(one: Report, kind: str, said: str)
 
 def test_that_nothing_is_accepted_is_said_beside_another_verdict() -> None:
     unskilled = replace(report(rows=120, wrong=58, reviewed=60, accepted_wrong=29), promise=NOTHING)
-    assert "Map accepts nothing at 5\xa0%." in judge(unskilled).caveats
+    assert "MAP accepts nothing at 5\xa0%." in judge(unskilled).caveats
 
 
 @pytest.mark.parametrize(("target", "rows"), [(0.05, 72), (0.1, 36), (0.5, 6), (0.001, 3688)])
