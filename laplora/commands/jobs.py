@@ -45,6 +45,8 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Upload a file and make a job of it."""
+    if data.suffix.lower() in (".csv", ".tsv", ".parquet"):
+        raise ConfigError(f"{data.name}: a job takes JSON Lines; laplora predict and evaluate read {data.suffix} files")
     with _client(url, key_file) as client:
         job = client.submit_job(data, artifact=artifact, truncate=truncate)
         say(f"job {job.id}: {job.rows} rows, {_labelled(job)} with a label")

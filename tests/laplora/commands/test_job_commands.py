@@ -47,6 +47,8 @@ def test_a_file_goes_through(served: str, upload: str, tmp_path: Path, capsys: p
     assert main(["jobs", "submit", str(bare), "--wait", "--url", served]) == 0
     told = capsys.readouterr()
     assert "7 rows, 0 with a label" in told.err
+    assert main(["jobs", "submit", "rows.csv", "--url", served]) == 2
+    assert "rows.csv: a job takes JSON Lines; laplora predict" in capsys.readouterr().err
     counted = re.search(
         r"answers +accept (\d+)  review (\d+)  labels in a set [12]\.\d\d  .*unfamiliar 0\.0%", told.out
     )
