@@ -16,6 +16,8 @@ import pytest
 from documents import ROOT, Block, blocks, commands
 from server_process import server_process
 
+from laplora.files import file_sha256
+
 PAGES = ("README.md", "docs/api.md", "docs/protocols.md", "docs/quick-start.md", "docs/serving.md")
 FAKE_SERVER = ROOT / "tests" / "service" / "fake_server.py"
 
@@ -188,3 +190,10 @@ def test_the_librarys_program_gives_the_readmes_answer(monkeypatch: pytest.Monke
     assert prediction.probs == pytest.approx(shown["probs"], abs=0.1)
     assert prediction.probs_std == pytest.approx(shown["probs_std"], abs=0.1)
     assert prediction.map_probs == pytest.approx(shown["map_probs"], abs=0.01)
+
+
+def test_digests_that_pages_show_are_of_the_default_artifact() -> None:
+    digest = file_sha256(ROOT / "artifacts" / "sst2-smollm2" / "manifest.json")
+    shown = [found for page in PAGES for found in re.findall("sha256[:=]([0-9a-f]{8,})", (ROOT / page).read_text())]
+    assert len(shown) > 3
+    assert all(digest.startswith(found) for found in shown), shown
