@@ -187,12 +187,8 @@ def possible_conditioning(
     classifier: Classifier,
     settings: FitSettings,
     calibration: Sequence[Example],
-    trained_on: bool,
 ) -> FitSettings:
     """Return settings in which labels condition only where they can; warns of why they cannot.
-
-    Args:
-        trained_on: whether the adapter was trained on the calibration rows, and so on their labels.
 
     Raises:
         ConfigError: settings that ask to serve what cannot be.
@@ -200,7 +196,7 @@ def possible_conditioning(
     if not settings.predictives.conditioned:
         return settings
     try:
-        check_conditioning(classifier, len(calibration), trained_on=trained_on)
+        check_conditioning(classifier, len(calibration))
     except ConfigError as error:
         return without_conditioning(settings, error)
     return settings
@@ -215,12 +211,10 @@ def without_conditioning(settings: FitSettings, error: Exception) -> FitSettings
     return settings.model_copy(update={"predictives": off})
 
 
-def check_conditioning(classifier: Classifier, rows: int, *, trained_on: bool) -> None:
-    """Raise ConfigError where labels of so many rows cannot condition, or the adapter was trained on them."""
+def check_conditioning(classifier: Classifier, rows: int) -> None:
+    """Raise ConfigError where labels of so many rows cannot condition."""
     readout = classifier.readout
     directions = readout.class_count - (readout.likelihood == "categorical")
-    if trained_on:
-        raise ConfigError("the adapter was trained on the calibration rows, whose labels it knows")
     if isinstance(readout, LabelSequences):
         raise ConfigError("the logits of label sequences are read from several states")
     if rows * directions > MOST:

@@ -131,7 +131,7 @@ def fit_rows(
     check_several_labels(classifier, [*train, *calibration], settings)
     check_independent(calibration, settings.calibration.guarantee)
     settings = possible(classifier, len(train), settings)
-    settings = possible_conditioning(classifier, settings, calibration, False)
+    settings = possible_conditioning(classifier, settings, calibration)
     laplace = settings.laplace
     size = laplace.batch_size
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), laplace.subset)

@@ -150,7 +150,7 @@ def condition_on(
     settings = settings_of(manifest, posterior.structure)
     check_independent(examples, settings.calibration.guarantee)
     count = len(examples) + len(calibration)
-    check_conditioning(classifier, count, trained_on=False)
+    check_conditioning(classifier, count)
     say = progress or Silent()
     outputs = served_outputs(packaged, classifier, examples, run, say, most_tokens)
     before = predictive_before(outputs, manifest)

@@ -50,7 +50,7 @@ def cross_fit_rows(
     progress, store = progress or Silent(), store or Forgetful()
     check_several_labels(classifier, rows, settings)
     settings = possible(classifier, len(rows), settings)
-    settings = possible_conditioning(classifier, settings, rows, trained_on=False)
+    settings = possible_conditioning(classifier, settings, rows)
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), settings.laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, rows, blocks, settings, store, progress)
     found = folded_rows(classifier, folds, rows, blocks, settings, progress)
