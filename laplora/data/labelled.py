@@ -73,9 +73,12 @@ def without_gaps(
     kept = [record for record in records if record.line not in gaps]
     fields = sorted(set(gaps.values()))
     if not kept:
-        raise DataError(f"{place}: every row has an empty field ({fields}): name others by columns or label_field")
+        raise DataError(
+            f"{place}: every row has an empty field ({' or '.join(fields)}): name others by columns or label_field"
+        )
     shown = ", ".join(map(str, list(gaps)[:5])) + (", ..." if len(gaps) > 5 else "")
-    return kept, [f"{place}: {len(gaps)} rows are left out, as {fields} are empty there or nan (line {shown})"]
+    what = f"{' or '.join(fields)} is empty or nan: {len(gaps)} of {len(records)} rows (line {shown})"
+    return kept, [f"{place}: left out, as {what}"]
 
 
 def examples_of(

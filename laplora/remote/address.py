@@ -70,7 +70,8 @@ def parse_address(text: str) -> Address:
     if not text.isprintable() or " " in text or "\\" in text:
         raise ConfigError(f"an address has no spaces, backslashes or control characters: expected {_FORMS}")
     if scheme not in ("hf", "s3", "gs", "https", "http"):
-        raise ConfigError(f"{scheme or 'this'}:// is no address that can be read: expected {_FORMS}")
+        what = f"{scheme}:// is no address that can be read" if scheme else "this is a path and no address"
+        raise ConfigError(f"{what}: expected {_FORMS}")
     try:
         parts = urlsplit(text)
         _ = parts.port  # raises where it is no number

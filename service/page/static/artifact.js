@@ -63,7 +63,7 @@ function evaluation(metrics, best) {
   const count = metrics[names[0]].rows;
   return make("div", {},
     make("h2", {}, "How it did on its test rows"),
-    make("p", { class: "note" }, `${count === undefined ? "" : `${count} rows that nothing was fitted on. `}NLL, ECE (how far confidence is from accuracy) and Brier: lower is better. AUROC: how well its doubt finds its mistakes, 0.5 is chance. The row in bold answers.`),
+    make("p", { class: "note" }, `${count === undefined ? "" : `${count} rows, each answered without its own label. `}NLL, ECE (how far confidence is from accuracy) and Brier: lower is better. AUROC: how well its doubt finds its mistakes, 0.5 is chance. The row in bold answers.`),
     limited ? make("p", { class: "legend" }, make("span", { class: "key line limit" }), "ECE that chance alone makes of a calibrated model, in all but one of 40 cases") : null,
     table("Metrics by way to answer", ["Way to answer", ...METRICS.map(([, head]) => head)], rows, {
       highlighted: (i) => names[i] === best,
