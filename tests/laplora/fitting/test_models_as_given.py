@@ -123,7 +123,7 @@ def test_what_no_classifier_can_be_made_of() -> None:
     with pytest.raises(ConfigError, match="max_tokens is 7"):
         laplora.Classifier(model(), letters("[CLS] $A"), "{text} z", LABELS, max_tokens=7)
     with pytest.raises(ConfigError, match="the prompt would hold the answer"):
-        laplora.fit(classifier(model(), "{tone} {text} z"), rows(20, 0), label_field="tone", progress=False)
+        laplora.fit(classifier(model(), "{tone} {text} z"), rows(20, 0), "split", label_field="tone", progress=False)
 
 
 @pytest.mark.parametrize("change", [lambda _weight: None, lambda weight: weight[:1]])

@@ -137,7 +137,7 @@ def test_no_row_is_measured_by_its_own_label(conditioned: laplora.CalibratedPost
 
 def test_an_input_may_come_again(conditioned: laplora.CalibratedPosterior, rows: dict[str, Rows]) -> None:
     """Equal prompts are one group, with calibration rows too, and so are prompts that are cut to the same 64 tokens."""
-    long = [{"text": start + " word" * 100, "label": "positive"} for start in ("good", "bad")]
+    long = [{"text": "word " * 100 + end, "label": "positive"} for end in ("good", "bad")]
     given = [*rows["test"], flipped(rows["test"])[0], *long]
     with pytest.warns(LaploraWarning, match="1 rows repeat another row's prompt with another label"):
         alone = conditioned.condition(given, force=True)

@@ -46,7 +46,7 @@ def test_killed_while_it_loads_and_started_again(
     rows = [sentiment_predictor.encode({"text": text}, truncate=True) for text in TEXTS]
     for got, want in zip(answer["predictions"], sentiment_predictor.predict(rows, "laplace"), strict=True):
         # Float32; the same rows in one batch, on as many threads as the machine has.
-        assert list(got["probs"].values()) == pytest.approx(want.probs, abs=2e-4)
+        assert got["probs"] == pytest.approx(want.probs, abs=2e-4)
     assert files(*kept) == before
     # What hashing the weights noted, whole; a process killed in between may leave a note under a name of its own.
     notes = [path.read_text() for path in (cache / "weight-hashes").iterdir() if not path.suffix]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import uvicorn
 import yaml
 from proxy_process import COMPOSE, TEMPLATE, defaults
 
@@ -28,7 +27,7 @@ def test_the_values_fit_the_servers_own() -> None:
     assert int(values["PROXY_MAX_JOB_BYTES"]) == getattr(own, "max_job_bytes", 256 * 2**20)
     assert float(values["PROXY_ANSWER_TIMEOUT_S"]) > own.request_timeout_s
     (keep,) = re.findall(r"^\s+keepalive_timeout (\d+)s;\n    \}", TEMPLATE.read_text(encoding="utf-8"), re.M)
-    assert float(keep) < uvicorn.Config(lambda: None).timeout_keep_alive
+    assert float(keep) < own.keep_alive_s
 
 
 def test_compose_puts_the_proxy_where_the_server_believes_it() -> None:

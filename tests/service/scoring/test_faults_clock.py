@@ -14,6 +14,8 @@ from service.exit_status import ExitStatus
 #: Where the wall clock is read, and why: what people or other systems compare with their own clock.
 WALL_CLOCK = {
     "http/routes/vllm.py": {"time.time"},  # "created" of an answer and of a model, as vLLM has it
+    "changes/board.py": {"time.time"},  # as jobs/board.py
+    "changes/table.py": {"time.time"},
     "jobs/store/folder.py": {"time.time"},  # beside the times that the file system gives files
     "jobs/board.py": {"time.time"},  # times that are shown, and how long ended jobs are kept
     "jobs/store/ledger.py": {"time.time"},
