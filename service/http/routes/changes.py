@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel
 
 from service.changes.board import Work
 from service.changes.table import Change, Kind
+from service.http.idempotency import idempotency_header
 from service.http.openapi import error_responses
 from service.http.routes.dependencies import CallerDep, ChangesDep
 from service.http.schemas.changes import ChangeOut, ChangesResponse
@@ -32,11 +33,8 @@ async def _begin(
     changes: ChangesDep,
     idempotency_key: Annotated[
         str | None,
-        Header(
-            min_length=1,
-            max_length=255,
-            pattern=r"^[!-~]+$",
-            description="Of your choice: the same key again begins nothing, and gives the change, while it is kept.",
+        idempotency_header(
+            "Of your choice: the same key again begins nothing, and gives the change, while it is kept."
         ),
     ] = None,
 ) -> Begin:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from laplora.answers.labels import LabelNames
@@ -17,6 +17,7 @@ from service.errors import ClientGoneError, DeadlineError
 from service.http.body import announced_bytes, check_media_type, discard
 from service.http.compression import unpacked
 from service.http.disconnects import while_awaited
+from service.http.idempotency import idempotency_header
 from service.http.openapi import BODY_ERRORS, JOB_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import ArtifactsDep, CallerDep, JobsDep, SettingsDep
@@ -77,12 +78,7 @@ async def submit_job(
     jobs: JobsDep,
     idempotency_key: Annotated[
         str | None,
-        Header(
-            min_length=1,
-            max_length=255,
-            pattern=r"^[!-~]+$",
-            description="Of your choice: the same key again gives the same job, for as long as it is kept.",
-        ),
+        idempotency_header("Of your choice: the same key again gives the same job, for as long as it is kept."),
     ] = None,
 ) -> JobOut:
     """Answer more inputs than one request may bring, in the background, and measure those with a label: JSON Lines.
