@@ -80,11 +80,15 @@ _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | 
 def log_crash(what: str, error: BaseException, instead: Mapping[str, str] = MappingProxyType({})) -> None:
     """Log an unexpected exception by its type and frames: its message may hold a client's text.
 
+    The line itself names type and last frame, for whoever reads it without the fields.
+
     Args:
         instead: another event, with its own fields.
     """
-    extra = {"event": "crash", "error": type(error).__name__, "frames": frames_of(error), **instead}
-    logger.error(what, extra=extra)
+    kind, frames = type(error).__name__, frames_of(error)
+    logger.error(
+        "%s: %s at %s", what, kind, frames[-1:], extra={"event": "crash", "error": kind, "frames": frames, **instead}
+    )
 
 
 class JsonFormatter(logging.Formatter):
