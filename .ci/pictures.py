@@ -68,6 +68,7 @@ def rooms(picture: Picture) -> None:
         [("answers", "from the outputs of a batch to its answers")],
         [("artifact", "what is served"), ("conditioning", "labels correct it")],
         [("prior", "prior precision")],
+        [("experts", "learn from labels")],
         [("predictive", "from a Gaussian to probabilities")],
         [("familiarity", "how like the training rows")],
         [("posterior", "curvature and its structures")],
@@ -278,7 +279,7 @@ def pictures() -> dict[str, str]:
     """Return the SVG of each picture, by its name."""
     made = {}
     for draw, width, height in (
-        (rooms, 972, 1066),
+        (rooms, 972, 1114),
         (request, 900, 300),
         (training_run, 900, 300),
         (artifact, 900, 330),

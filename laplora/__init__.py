@@ -12,6 +12,7 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``answers``: from what the model says of a batch to probabilities, flags and decisions; golden answers.
 - ``artifact``: the folder that is served; ``conditioning``: how labels correct answers.
 - ``prior``: how the prior precision is chosen.
+- ``experts``: ways to answer that learn from labels, with one protocol.
 - ``predictive``: from a Gaussian over the class contrasts to probabilities; mixtures.
 - ``familiarity``: how like the training rows an input is.
 - ``posterior``: curvature, structures, and the predictive covariance J Sigma J^T.

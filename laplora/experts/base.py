@@ -1,0 +1,143 @@
+"""What an expert reads, and what it gives.
+
+An expert answers inputs from the outputs of a pass. Of the labelled rows it keeps *honest* log probabilities: those of
+a row are made without its label, or that of any other row of its group. Thresholds, label sets and the choice among
+experts rest on these alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import torch
+
+from laplora.errors import DataError
+from laplora.linearised import Likelihood, PosteriorPredictive
+
+#: Whose log probabilities a pass gives: the trained adapter's or head's, the base's by label tokens, Laplace's average.
+LogProbSource = Literal["adapter", "zero_shot", "laplace"]
+#: Which features a pass gives.
+FeatureSource = Literal["last_state", "frozen", "encoder", "options"]
+#: Features by block, each (rows, width) float32, or of a question's options (rows, options, width).
+Blocks = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What passes over rows gave, on the CPU.
+
+    Attributes:
+        class_mask: (rows, classes) bool, true at a row's possible classes.
+        log_probs: by source (rows, classes) float64, nats, -inf at impossible classes; where several labels may be
+            right (``bernoulli``) each label's logit.
+        features: by source.
+        covariance: (rows, classes - 1, classes - 1) float64, of the adapter's contrasts, nats squared; None without.
+    """
+
+    class_mask: torch.Tensor
+    log_probs: Mapping[LogProbSource, torch.Tensor] = field(default_factory=dict)
+    features: Mapping[FeatureSource, Blocks] = field(default_factory=dict)
+    covariance: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.class_mask)
+
+    def take(self, rows: torch.Tensor) -> Outputs:
+        """Return some rows, by numbers (some,) int64 or by a mask (rows,) bool."""
+        return Outputs(
+            self.class_mask[rows],
+            {source: values[rows] for source, values in self.log_probs.items()},
+            {source: {name: block[rows] for name, block in blocks.items()} for source, blocks in self.features.items()},
+            None if self.covariance is None else self.covariance[rows],
+        )
+
+    @classmethod
+    def joined(cls, one: Outputs, other: Outputs) -> Outputs:
+        """Return the rows of two, which have the same sources and blocks."""
+        return cls(
+            torch.cat([one.class_mask, other.class_mask]),
+            {source: torch.cat([values, other.log_probs[source]]) for source, values in one.log_probs.items()},
+            {
+                source: {name: torch.cat([block, other.features[source][name]]) for name, block in blocks.items()}
+                for source, blocks in one.features.items()
+            },
+            None
+            if one.covariance is None or other.covariance is None
+            else torch.cat([one.covariance, other.covariance]),
+        )
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labels of rows, and what every expert shares about them.
+
+    Attributes:
+        labels: (rows,) int64; under ``bernoulli`` (rows, labels) int64, 1 at those that are right.
+        class_mask: (rows, classes) bool.
+        groups: (rows,) int64, rows of one number belong together and no fold parts them.
+        folds: (rows,) int64, in which fold a row is left out: the same of every expert.
+        honest: (rows,) bool, rows that no adapter was trained on. What stands on an adapter is honest there alone.
+
+    Raises:
+        DataError: columns of different length, or a group that folds part.
+    """
+
+    labels: torch.Tensor
+    class_mask: torch.Tensor
+    groups: torch.Tensor
+    folds: torch.Tensor
+    honest: torch.Tensor
+    likelihood: Likelihood = "categorical"
+
+    def __post_init__(self) -> None:
+        for name in ("class_mask", "groups", "folds", "honest"):
+            if len(getattr(self, name)) != len(self):
+                raise DataError(f"{name} has {len(getattr(self, name))} rows, expected the {len(self)} of the labels")
+        groups = self.groups.tolist()
+        if len({*zip(groups, self.folds.tolist(), strict=True)}) != len({*groups}):
+            raise DataError("rows of one group are in different folds: take folds from fold_numbers with these groups")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: torch.Tensor) -> Labelled:
+        """Return some rows, by numbers (some,) int64 or by a mask (rows,) bool."""
+        columns = ("labels", "class_mask", "groups", "folds", "honest")
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
+
+
+class Expert(Protocol):
+    """One way to answer, fitted.
+
+    Attributes:
+        name: what a call asks for it by, and answers name as their predictive.
+        held_out: (labelled rows, classes) float64, honest log probabilities, nats; NaN in rows where it has none. Under
+            ``bernoulli`` each label's logit.
+    """
+
+    @property
+    def name(self) -> str:
+        """What answers name as their predictive."""
+
+    @property
+    def held_out(self) -> torch.Tensor:
+        """Honest log probabilities of the labelled rows."""
+
+    def log_probs(self, outputs: Outputs) -> torch.Tensor:
+        """Return (rows, classes) float64 the log probabilities of inputs, nats; under ``bernoulli`` the logits."""
+
+    def predictive(self, outputs: Outputs) -> PosteriorPredictive:
+        """Return the probabilities of inputs, those of ``log_probs``, with their spread over the expert's weights.
+
+        Without a posterior over weights the spread is 0, and nothing is epistemic.
+        """
+
+
+def losses_of(held_out: torch.Tensor, labelled: Labelled) -> torch.Tensor:
+    """Return (rows,) float64 each labelled row's loss by honest log probabilities, nats; NaN where there are none."""
+    if labelled.likelihood == "categorical":
+        return -held_out.gather(1, labelled.labels[:, None])[:, 0]
+    signed = torch.where(labelled.labels == 1, held_out, -held_out)
+    return -torch.nn.functional.logsigmoid(signed).sum(1)
