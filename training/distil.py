@@ -99,6 +99,8 @@ def _recorded(request: DistilRequest, teacher: Artifact) -> dict[str, Any]:
         ConfigError: none, one that cannot be, or one of another base model than the manifest's.
     """
     fields = {k: v for k, v in teacher.manifest.config.items() if k not in UNRECORDED}
+    if isinstance(base := fields.get("base"), dict):  # which said so of every base once
+        fields["base"] = {k: v for k, v in base.items() if (k, v) != ("prune_layers", 0)}
     no_run = ConfigError(
         f"the teacher {teacher.name!r} was not made by 'python -m training run': it does not say which rows and "
         "which training to learn from"
@@ -112,12 +114,11 @@ def _recorded(request: DistilRequest, teacher: Artifact) -> dict[str, Any]:
     if config.optimizer.steps is None:  # a run records how many they were
         raise no_run
     manifest, base = teacher.manifest, config.base
-    removed = len(manifest.removed_layers)
-    of_manifest = (manifest.base_model, manifest.revision, manifest.quantization, manifest.dtype, removed)
-    if (base.model, base.revision, base.quantization, base.dtype, base.prune_layers) != of_manifest:
+    of_manifest = (manifest.base_model, manifest.revision, manifest.quantization, manifest.dtype)
+    if (base.model, base.revision, base.quantization, base.dtype) != of_manifest:
         raise ConfigError(
             f"the teacher {teacher.name!r} answers by the base model {manifest.base_model!r}, and its configuration "
-            f"names {base.model!r}, or another format of it, or removes other layers: one of the two was changed"
+            f"names {base.model!r}, or another format of it: one of the two was changed"
         )
     return config_hash_fields(config)
 

@@ -61,7 +61,6 @@ def fit_adapter(request: AdapterFit) -> Path:
     device = spread or resolve_device(request.device)
     adapter = given_adapter(request.adapter, request.base, request.task_type)
     spec, location, head = BaseSpec(adapter.base, None, request.quantization, request.dtype), None, None
-    spec = replace(spec, removed_layers=request.removed_layers)
     if adapter.has_head:
         location = locate_base(spec, progress=say)
         head = head_task(adapter, location)

@@ -16,7 +16,7 @@ from laplora.workers import ALONE
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import configuration_digest
 from training.workspace.results import verify_evaluated, verify_fitted
-from training.workspace.run import Run
+from training.workspace.run import Run, base_spec
 from training.workspace.runtime import open_run
 from training.workspace.selection import selection_record
 from training.workspace.targets import student_record
@@ -48,7 +48,7 @@ def _packaged(run: Run) -> Path:
     manifest = describe(
         record,
         name=config.artifact_dir.name,
-        base=run.base_spec(),
+        base=base_spec(run.config),
         base_weights_hash=weights_hash(run.location, config.base.revision),
         tokenizer_hash=tokenizer_hash(run.tokenizer),
         template=task.template,

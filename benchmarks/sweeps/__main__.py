@@ -3,7 +3,7 @@
     python -m benchmarks.sweeps curves --data FOLDER --at 50 150 --seeds 0
     python -m benchmarks.sweeps curves --publish
 
-FOLDER is that of ``python -m benchmarks.evidence``; ``pruning`` needs none. What is measured is kept in runs/NAME.
+FOLDER is that of ``python -m benchmarks.evidence``. What is measured is kept in runs/NAME.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import torch
 from benchmarks.sweeps.curves import CURVES
 from benchmarks.sweeps.driver import Sweep
 from benchmarks.sweeps.later import LATER
-from benchmarks.sweeps.pruning import PRUNING
 
-SWEEPS: dict[str, Sweep] = {sweep.name: sweep for sweep in (CURVES, LATER, PRUNING)}
+SWEEPS: dict[str, Sweep] = {sweep.name: sweep for sweep in (CURVES, LATER)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("name", choices=SWEEPS)
     parser.add_argument("--data", type=Path, help="folder with the data sets")
-    parser.add_argument("--at", type=int, nargs="+", help="numbers of labels, or of layers (default: the page's)")
+    parser.add_argument("--at", type=int, nargs="+", help="numbers of labels (default: the page's)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training each")
     parser.add_argument("--publish", action="store_true", help="run nothing: write the figures, the page and the plot")
     options = parser.parse_args(arguments)

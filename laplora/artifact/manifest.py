@@ -35,8 +35,6 @@ ADAPTER_FOLDER = "adapter"
 HEAD = "head.safetensors"
 #: Most levels of a manifest: deeper ones can be read, and not be written or listed again.
 MAX_NESTING = 64
-#: More decoder layers than any base has. Errors name those that a manifest removes, and are sent to clients.
-MOST_LAYERS = 1024
 #: What an artifact may be called.
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 #: An adapter's files; never the pickled one that PEFT would fall back to.
@@ -187,12 +185,6 @@ class Manifest(_Record):
     base_weights_hash: str
     quantization: Literal["nf4", "none"]
     dtype: Literal["bfloat16", "float32"]
-    removed_layers: tuple[Annotated[int, Field(ge=0, lt=MOST_LAYERS)], ...] = Field(
-        (),
-        max_length=MOST_LAYERS,
-        exclude_if=lambda removed: not removed,
-        description="decoder layers of the base that the model is without, by number from 0, ascending; left out: none",
-    )
     tokenizer_hash: str
     template: TemplateRecord
     labels: tuple[str, ...] = Field(min_length=2, max_length=MAX_LABELS)
@@ -215,8 +207,6 @@ class Manifest(_Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        if list(self.removed_layers) != sorted(set(self.removed_layers)):
-            raise ValueError(f"removed_layers must be ascending, not {list(self.removed_layers)}")
         if self.readout.class_count != len(self.labels):
             raise ValueError(
                 f"the read-out has {self.readout.class_count} classes, there are {len(self.labels)} labels"
@@ -273,7 +263,7 @@ class Manifest(_Record):
         """The base model this artifact belongs to."""
         record = self.readout
         classes = record.class_count if isinstance(record, ClassificationHeadRecord) else None
-        return BaseSpec(self.base_model, self.revision, self.quantization, self.dtype, classes, self.removed_layers)
+        return BaseSpec(self.base_model, self.revision, self.quantization, self.dtype, classes)
 
 
 def parse_manifest(name: str, raw: bytes) -> Manifest:

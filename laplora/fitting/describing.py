@@ -49,7 +49,6 @@ def describe(
         base_weights_hash=base_weights_hash,
         quantization=base.quantization,
         dtype=base.dtype,
-        removed_layers=base.removed_layers,
         tokenizer_hash=tokenizer_hash,
         template=TemplateRecord(**fields),
         labels=tuple(labels),

@@ -15,7 +15,6 @@ from laplora.models.checkpoints import MOST_BYTES, fetch_checkpoint
 from laplora.models.four_bit import dequantize_linears, expanded_bytes, keep_4bit_differentiable
 from laplora.models.head_probe import check_head
 from laplora.models.held_weights import HeldWeights, decide
-from laplora.models.layer_removal import remove_layers
 from laplora.models.offline import OFFLINE_MODELS, ensure_model
 from laplora.models.placement import check_spread, first_device
 from laplora.models.probe import check_readout
@@ -37,7 +36,6 @@ class BaseSpec:
         quantization: ``nf4`` (NormalFloat-4 with double quantization, QLoRA, arXiv 2305.14314) or ``none``.
         dtype: format of the unquantized weights and of the activations.
         classes: of the head of a sequence classification model; None: a causal language model.
-        removed_layers: decoder layers of a causal language model that it is without, by number from 0, ascending.
     """
 
     model: str
@@ -45,11 +43,9 @@ class BaseSpec:
     quantization: Literal["nf4", "none"] = "nf4"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     classes: int | None = None
-    removed_layers: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        without = f", without layers {list(self.removed_layers)}" if self.removed_layers else ""
-        return f"{self.model!r} ({self.quantization}, {self.dtype}{without})"
+        return f"{self.model!r} ({self.quantization}, {self.dtype})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +140,7 @@ def load_base_model(
     Raises:
         ModelError: nothing to load there, weights that are pickled or an architecture that is Python code of the
             model, one whose logits are not a plain linear read-out (of a classifier: its head's), or no bitsandbytes;
-            layers that cannot be removed (``laplora.models.layer_removal``); a device map that does not fit the model
-            or the devices' memory.
+            a device map that does not fit the model or the devices' memory.
     """
     from transformers import BitsAndBytesConfig
 
@@ -185,8 +180,6 @@ def load_base_model(
         raise _unreachable(location, what, error) from None
     if spec.quantization == "nf4":
         keep_4bit_differentiable(model)
-    if spec.removed_layers:
-        remove_layers(model, spec.removed_layers)  # before 4-bit weights are expanded and anything goes to the device
     if isinstance(device, Spread):
         check_spread(model)
     if spec.quantization == "nf4":

@@ -45,8 +45,7 @@ def base_spec_of(model: Any, name: str | None = None) -> BaseSpec:
     dtype: Literal["bfloat16", "float32"] = "float32" if number_format == "float32" else "bfloat16"
     known = None if name else offline_name(Path(location))
     revision = None if name or Path(location).is_dir() else getattr(model.config, "_commit_hash", None)
-    removed = getattr(model, "removed_layers", ())
-    return BaseSpec(known or location, revision, quantization, dtype, removed_layers=removed)
+    return BaseSpec(known or location, revision, quantization, dtype)
 
 
 def non_finite(model: torch.nn.Module) -> str | None:

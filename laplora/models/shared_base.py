@@ -74,12 +74,10 @@ def check_room(location: str, spec: BaseSpec, device: torch.device) -> None:
 
 
 def least_bytes(location: str, spec: BaseSpec) -> int:
-    """Return the bytes that a base's weights take at least; 0 where that depends on what is removed of it.
+    """Return the bytes that a base's weights take at least.
 
     In NF4 every weight has 4 bits at least; those that stay in ``dtype`` are not told apart.
     """
-    if spec.removed_layers:
-        return 0
     count = 0
     for file in weight_files(location, spec.revision):
         with safe_open(file, framework="pt") as handle:

@@ -92,7 +92,6 @@ class FakePredictor(Predictor):
             base=BASE,
             base_model="tiny",
             quantization="none",
-            removed_layers=(),
             labels=tuple(labels),
             likelihood="categorical",
             template=SimpleNamespace(template=lambda: template),

@@ -24,7 +24,6 @@ class AdapterFit:
         labels: in class order. None: those that the model names for a classification head, else those of the rows,
             sorted.
         base: None: the one that the adapter names.
-        removed_layers: numbers, from 0, of the base's decoder layers that it was trained without.
         task_type: PEFT's, of a causal language model or a classification head; None: what the adapter says.
         out: folder of the artifact.
         device_map, max_memory: how the base is spread over several devices (``laplora.models.spread``).
@@ -41,7 +40,6 @@ class AdapterFit:
     test: Path | None = None
     initial_adapter: Path | None = None
     base: str | None = None
-    removed_layers: tuple[int, ...] = ()
     task_type: Literal["CAUSAL_LM", "SEQ_CLS"] | None = None
     quantization: Literal["nf4", "none"] = "none"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -77,8 +75,6 @@ def add_options(job: argparse.ArgumentParser) -> None:
     group.add_argument("--initial-adapter", metavar="FOLDER", type=Path, help=before)
     base = "folder, hub id, offline name or address (default: what the adapter says)"
     group.add_argument("--base", metavar="MODEL", help=base)
-    without = "numbers, from 0 and ascending, of the base's decoder layers that it was trained without (default: none)"
-    group.add_argument("--removed-layers", metavar="NUMBER", nargs="+", type=int, help=without)
     kinds = "CAUSAL_LM, or SEQ_CLS for a classification head (default: what the adapter says)"
     group.add_argument("--task-type", choices=("CAUSAL_LM", "SEQ_CLS"), help=kinds)
     group.add_argument("--quantization", choices=("nf4", "none"), help="of the base (default: none)")
@@ -118,5 +114,5 @@ def request_of(options: argparse.Namespace) -> AdapterFit | None:
     if missing:
         rows = ". Calibration rows are such that it was not trained on" if "--calibration" in missing else ""
         raise ConfigError(f"--adapter needs {', '.join(missing)} too{rows}")
-    given |= {name: tuple(given[name]) for name in ("labels", "removed_layers") if name in given}
+    given |= {"labels": tuple(given["labels"])} if "labels" in given else {}
     return AdapterFit(**given, overrides=tuple(options.overrides))

@@ -36,12 +36,6 @@ class BaseConfig(Section):
         description="turn 4-bit weights into plain ones of the same values at load; null: on a CPU with the memory "
         "for it",
     )
-    prune_layers: int = Field(
-        0,
-        ge=0,
-        description="consecutive decoder layers to remove before training: those over which the states of training "
-        "prompts change least (Gromov et al., arXiv 2403.17887); 0: none",
-    )
 
     @property
     def spread(self) -> Spread | None:

@@ -1,4 +1,4 @@
-"""How many parameters and layers a base has, without its weights."""
+"""How many parameters a base has, without its weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 
 from laplora.errors import ModelError, first_line
 from laplora.models.base import locate_base
-from laplora.models.decoder_layers import decoder_layers
 from laplora.models.quiet import quiet_loading
 from training.config import RunConfig
 from training.workspace.run import base_spec
@@ -28,15 +27,6 @@ def parameter_count(location: str, revision: str | None) -> int:
             f"{error}; name optimizer.learning_rate and optimizer.steps, which its size would choose"
         ) from None
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def layer_count(location: str, revision: str | None) -> int:
-    """Return the number of decoder layers of the base at a location; no weight is read.
-
-    Raises:
-        ModelError: no configuration of a causal language model is there, or its layers are not found.
-    """
-    return len(decoder_layers(_without_weights(location, revision)))
 
 
 def _without_weights(location: str, revision: str | None) -> Any:

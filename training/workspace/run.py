@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ from filelock import FileLock
 
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, NonFiniteError
-from laplora.fitting.store import digest
 from laplora.models.base import BaseSpec, load_base_model
-from laplora.models.hashes import weights_hash
 from laplora.models.in_memory import non_finite
 from laplora.models.placement import input_device
 from laplora.models.spread import Spread
@@ -27,7 +25,6 @@ from laplora.workers import ALONE, Workers
 from training.config import RunConfig
 from training.data.examples import Splits
 from training.workspace.held_base import HeldBase
-from training.workspace.pruning import Pruning
 from training.workspace.student import Student
 
 
@@ -43,7 +40,6 @@ class Run:
         own_folder: where its results lie, if not in the configuration's ``run_dir``: a fold's
             (``training.workspace.folds``).
         base: the base model, which the run's steps and folds have one after another.
-        pruning: how its layers to remove are chosen; None: it has all.
         workers: the processes that share its rows; the first of them writes.
         spread: how the base is spread over several devices; ``device`` is then that of its inputs. None: it is there.
     """
@@ -59,7 +55,6 @@ class Run:
     own_folder: Path | None = None
     student: Student | None = None
     base: HeldBase = field(default_factory=HeldBase)
-    pruning: Pruning | None = None
     workers: Workers = ALONE
     spread: Spread | None = None
 
@@ -113,35 +108,14 @@ class Run:
         return self.base.adapted(self.load_base, put)
 
     def load_base(self) -> Any:
-        """Return the base model as this run uses it, without the layers that it removes.
+        """Return the base model as this run uses it.
 
         Raises:
             ConfigError: a device map whose first module is not where the inputs are.
-            ModelError: a base that cannot be loaded or is not covered, or without these layers.
+            ModelError: a base that cannot be loaded or is not covered.
             NonFiniteError: a base whose weights hold NaN or infinity, the scales of packed 4-bit ones included.
         """
-        return self._loaded(self.base_spec())
-
-    def base_spec(self) -> BaseSpec:
-        """Return which base model it is. The layers that it is without are chosen where they were not yet."""
-        whole = base_spec(self.config)
-        if self.pruning is None:
-            return whole
-        rows, base = self.encode(self.pruning.prompts), self.config.base
-        weights = weights_hash(self.location, base.revision)
-        made_from = digest(weights, base.quantization, base.dtype, [row.token_ids for row in rows])
-        size = self.config.laplace.batch_size
-        pruning = self.pruning
-        block = self.workers.told(
-            lambda: pruning.layers(
-                made_from,
-                load=lambda: self._loaded(whole),
-                batches=lambda: [self.collate(rows[i : i + size]) for i in range(0, len(rows), size)],
-            )
-        )
-        return replace(whole, removed_layers=block.layers)
-
-    def _loaded(self, spec: BaseSpec) -> Any:
+        spec = base_spec(self.config)
         model = load_base_model(
             self.location,
             spec,
@@ -162,6 +136,6 @@ class Run:
 
 
 def base_spec(config: RunConfig) -> BaseSpec:
-    """Return the configured base model, with all of its layers."""
+    """Return the configured base model."""
     base = config.base
     return BaseSpec(base.model, base.revision, base.quantization, base.dtype)

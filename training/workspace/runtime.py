@@ -23,13 +23,12 @@ from training.config import RunConfig, config_hash_fields
 from training.config.folders import owner
 from training.data.examples import Splits
 from training.data.section import load_splits
-from training.workspace.base_size import layer_count, parameter_count
+from training.workspace.base_size import parameter_count
 from training.workspace.class_weights import weighed
 from training.workspace.filled_in import filled_in
 from training.workspace.folders import claim, in_use, start_from, trained_from
 from training.workspace.processes import joined, own_device, own_spread
 from training.workspace.provenance import adapter_inputs
-from training.workspace.pruning import pruning_of
 from training.workspace.run import Run, base_spec
 from training.workspace.selection import split_off
 from training.workspace.student import open_student
@@ -54,7 +53,7 @@ def _opened(config: RunConfig, workers: Workers) -> Run:
         _begin_folder(run)
         run = replace(run, lock=in_use(run.config.run_dir))
         write_json(run.config.run_dir / "splits.json", run.splits.report)
-    return replace(run, pruning=run.pruning and replace(run.pruning, folder=run.config.run_dir))
+    return run
 
 
 def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
@@ -64,8 +63,7 @@ def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
 
     Raises:
         ConfigError: no calibration or test rows, a device map for several processes, golden inputs that the template
-            does not take, an average over the orders of choices that it has none of, or as of ``open_student`` and
-            ``pruning_of``.
+            does not take, an average over the orders of choices that it has none of, or as of ``open_student``.
         DataError, ModelError, LabelTokenError, DownloadError: data, base or labels that cannot be used.
         ArtifactError: a teacher that cannot be read.
         ArtifactWriteError: something that is no artifact has the finished one's place.
@@ -86,7 +84,6 @@ def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
     verbalizers = task.verbalizers or default_verbalizers(task.template, task.labels)
     readout = named_readout(tokenizer, task.template, verbalizers, config.readout)
     check_class_weights(config.fit, readout.class_count, readout.likelihood)
-    pruning = pruning_of(config, splits, partial(layer_count, location, config.base.revision))
     return Run(
         config,
         splits,
@@ -96,7 +93,6 @@ def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
         readout,
         device,
         student=student,
-        pruning=pruning,
         workers=workers,
         spread=spread,
     )

@@ -156,7 +156,6 @@ def _summary(
         loaded=place is not None,
         requests=None if place is None else place.leases,
         memory_bytes=None if place is None else place.size_bytes,
-        removed_layers=list(item.manifest.removed_layers),
         labels=list(item.manifest.labels),
         fields=template_fields(item),
         predictives=list(item.manifest.servable),

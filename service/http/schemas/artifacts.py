@@ -107,8 +107,6 @@ class ArtifactSummary(Answer):
     """The base model it was fine-tuned from; null when it cannot be read."""
     quantization: str | None = Field(examples=["nf4"])
     """How the base model's weights are stored: nf4, or none; null when it cannot be read."""
-    removed_layers: list[int] | None = Field(examples=[[]])
-    """Number of each decoder layer of the base model that it is without, from 0; null when it cannot be read."""
     labels: list[str] | None = Field(description="Its label words, in order.", examples=[["negative", "positive"]])
     fields: list[str] | None = Field(description="Names of its template's fields.", examples=[["text"]])
     predictives: list[str] | None = Field(examples=[["map", "laplace"]])

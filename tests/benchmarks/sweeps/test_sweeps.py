@@ -1,9 +1,8 @@
-"""The driver of sweeps, and each of the three on a few rows."""
+"""The driver of sweeps, and each of the two on a few rows."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from benchmarks.evidence.plan import STYLES, Training
 from benchmarks.evidence.tasks import SMALL
-from benchmarks.sweeps import curves, later, pruning
+from benchmarks.sweeps import curves, later
 from benchmarks.sweeps.driver import Point, Record, Sweep
 from laplora.errors import DataError
 from laplora.models.offline import ensure_model
@@ -112,25 +111,3 @@ def test_labels_come_later(tmp_path: Path) -> None:
     assert all(one["nll"] != other["nll"] for one, other in zip(of_two, of_five, strict=True))
     with pytest.raises(DataError, match="trec has 17 rows that could come later, asked for 40"):
         later.measure(training, Path(), 40, tmp_path / "40")
-
-
-@pytest.mark.exhaustive
-def test_runs_without_layers_are_measured(
-    tiny_base_folder: Path, data_wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = ["data.train=20", "data.calibration=20", "data.test=12", "optimizer.steps=2", "adapter.rank=2"]
-    base = [f"base.model={tiny_base_folder}", "base.dtype=float32", "laplace.structure=ekfac"]
-    overrides = [*pruning.OVERRIDES, *small, *base]
-    whole, without = (pruning.measure(count, tmp_path, overrides)[0] for count in (0, 1))
-    assert (whole["removed"], without["removed"]) in (([], [0]), ([], [1]))
-    evaluation = json.loads((tmp_path / "runs" / "pruned-1" / "report" / "evaluation.json").read_text())
-    for method in pruning.METHODS:
-        for score, found in without["methods"][method].items():
-            assert found["value"] == evaluation[method][score]
-            assert [found["low"], found["high"]] == evaluation[method]["intervals"].get(score, [found["value"]] * 2)
-    layer = 4 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64)  # float32: attention, MLP, norms
-    assert whole["bytes"]["expanded"] - without["bytes"]["expanded"] == layer
-    assert 0 < without["bytes"]["packed"] < whole["bytes"]["packed"]
-    times = pruning.answer_times((0, 1), tmp_path, overrides, turns=3)
-    assert times[0]["relative"] == {"median": 1, "low": 1, "high": 1}
-    assert all(0 < one["ms"]["low"] <= one["ms"]["median"] <= one["ms"]["high"] for one in times)

@@ -75,7 +75,6 @@ def test_the_adapter_of_another_training_is_not_taken(run_copy: Path, capsys: py
         "max_tokens=12",
         "optimizer.steps=5",
         "base.dtype=bfloat16",
-        "base.prune_layers=1",
     ):
         assert job("fit", run_copy, change) == 1
         assert "no trained adapter in" in capsys.readouterr().err, change
@@ -86,11 +85,11 @@ def test_what_changes_no_result_changes_no_folder(run_copy: Path) -> None:
     plain = load_config(run_copy).run_dir
     for override in (
         *("golden_inputs=[{text: x}]", "base.device=cuda:1", "base.dequantize=false", "artifacts=elsewhere"),
-        *("report_to=[wandb]", "base.prune_layers=0", "calibration.rows=held_out", "laplace.many_classes.limit=16"),
+        *("report_to=[wandb]", "calibration.rows=held_out", "laplace.many_classes.limit=16"),
     ):
         assert load_config(run_copy, [override]).run_dir == plain, override
     changes = ["seed=7", "max_tokens=12", "adapter.rank=2", "laplace.rank=3", "evaluation.order_average=true"]
-    changes += ["laplace.many_classes.directions=5", "base.prune_layers=2"]
+    changes += ["laplace.many_classes.directions=5"]
     changes += ["calibration.rows=cross_fit", "calibration.folds=4", "calibration.coverage=0.8"]
     assert len({plain, *(load_config(run_copy, [one]).run_dir for one in changes)}) == 1 + len(changes)
 
