@@ -1,4 +1,4 @@
-"""A fine-tuned model as a classifier: its prompt, its labels, and how their logits are read."""
+"""A model as a classifier, fine-tuned or as it is: its prompt, its labels, and how their logits are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from laplora.models.head_probe import check_head
 from laplora.models.in_memory import non_finite
 from laplora.models.lora import check_enabled, is_classifier
 from laplora.models.placement import block_devices, check_spread, input_device, spread_of
-from laplora.models.probe import check_adapted, check_readout
+from laplora.models.probe import check_adapted, check_readout, check_states
 from laplora.models.readout import base_of
 from laplora.models.spread import Spread
 from laplora.prompts.cutting import encode_inputs
@@ -40,7 +40,7 @@ class Classifier:
     """A model with its tokenizer, labels and prompt.
 
     Attributes:
-        model: the model as given, in evaluation mode; its adapter is the trained one.
+        model: the model as given, in evaluation mode; its adapter, if it has one, is the trained one.
         tokenizer: as given.
         labels: names of the labels, in class order.
         verbalizers: the text after the prompt that stands for each label.
@@ -66,8 +66,9 @@ class Classifier:
 
         Args:
             model: a causal language model with a LoRA adapter (``peft.PeftModel``); or a sequence classification model
-                with LoRA and a trained head, or a trained head alone. Nothing of it is changed but its mode, which
-                becomes evaluation.
+                with LoRA and a trained head, or a trained head alone; or a causal language model or an encoder as it
+                is (``AutoModel``), for heads on its states. Nothing of it is changed but its mode, which becomes
+                evaluation.
             tokenizer: the model's.
             template: the prompt with ``{field}`` placeholders; ``{choices}`` takes a list of options. Of a prompt that
                 is too long the longest text is cut, at its right, and not the words between; a ``PromptTemplate`` says
@@ -77,7 +78,7 @@ class Classifier:
                 template does not end in one.
             max_tokens: longest prompt, in tokens.
             readout: how logits are read; None: a classifier's head; else label tokens where each label is one token,
-                else label sequences.
+                else label sequences, and of a model as it is nothing.
 
         Raises:
             ModelError: a model that the method does not cover, a head of another number of classes or another order, a
@@ -120,6 +121,11 @@ class Classifier:
     def class_count(self) -> int:
         """Number of labels."""
         return len(self.labels)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model has a LoRA adapter or a trained head, over whose weights there is a posterior."""
+        return is_adapted(self.model) or is_classifier(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -261,6 +267,12 @@ def _checked(model: Any) -> Any:
         if is_adapted(model):
             check_enabled(model)
             check_adapted(model)
+        return model
+    if not is_adapted(model):
+        output: Any = getattr(model, "get_output_embeddings", None)
+        if output is None:
+            raise ModelError(f"the model must be one that from_pretrained returned, got {kind}")
+        (check_states if output() is None else check_readout)(model)
         return model
     check_enabled(model)
     with without_adapter(model):

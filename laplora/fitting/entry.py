@@ -26,6 +26,7 @@ from laplora.fitting.rows import (
 )
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Store
+from laplora.models.lora import adapter_name
 from laplora.predictive.lora_weights import lora_parameters, read_weights
 
 #: Median probability of all labels after the prompt, below which prompt or labels are hardly those of the training.
@@ -78,6 +79,8 @@ def fit(
             "one of a dict"
         )
     settings = settings or FitSettings()
+    if not classifier.is_trained:
+        adapter_name(classifier.model)
     shown = shown_by(progress)
     if calibration is None:
         raise ConfigError(

@@ -148,6 +148,28 @@ def _logit_settings(config: Any) -> dict[str, float]:
     }
 
 
+def check_states(model: Any) -> None:
+    """Compare a padded row's states with those of the row alone, of a model without an output embedding.
+
+    Raises:
+        ModelError: a model that does not run on tokens alone, gives no state for each token, NaN or infinity, or other
+            states where a row is padded.
+    """
+    kind, batch = type(model).__name__, probe_batch(model, side="right")
+    length = _LENGTHS[1]
+    alone = Batch(batch.input_ids[1:, :length], batch.attention_mask[1:, :length], None, batch.class_mask[1:])
+    with torch.no_grad(), runs_on_tokens(model):
+        padded, state = (model(**given.inputs).last_hidden_state.double() for given in (batch, alone))
+    if padded.dim() != 3 or padded.shape[:2] != batch.input_ids.shape or not bool(state.isfinite().all()):
+        raise ModelError(f"{kind} gives no finite state for each token: use another base model")
+    moved = float((padded[1:, :length] - state).norm() / state.norm().clamp_min(1e-30))
+    if moved > PADDING_TOLERANCE.get(model.dtype, 1e-2):
+        raise ModelError(
+            f"{kind} gives other states where a row is padded on the right, by {moved:.2g} of their norm: it ignores "
+            "attention_mask; use another base model"
+        )
+
+
 def check_targets(base: nn.Module, targets: Collection[str]) -> None:
     """Raise ModelError unless every target names linear modules; the message says what the others are."""
     linear = {name.rpartition(".")[2] for name, m in base.named_modules() if is_linear(m)}

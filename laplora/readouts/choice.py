@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from laplora.errors import ConfigError, LabelTokenError
+from laplora.models.classifier_head import is_adapted
 from laplora.models.lora import is_classifier
 from laplora.models.readout import base_of
 from laplora.prompts.templates import PromptTemplate, resolve_label_sequences, resolve_label_tokens
 from laplora.readouts.classification_head import ClassificationHead, check_labels, classification_head
 from laplora.readouts.label_sequences import LabelSequences, check_head
 from laplora.readouts.label_tokens import LabelTokens
+from laplora.readouts.no_answer import NoAnswer
 
 #: The read-outs of a causal language model by name.
 ReadOutName = Literal["label_tokens", "label_sequences"]
@@ -23,8 +25,11 @@ def choose_readout(
     template: PromptTemplate,
     verbalizers: Sequence[str],
     wanted: ReadOutName | None = None,
-) -> LabelTokens | LabelSequences | ClassificationHead:
+) -> LabelTokens | LabelSequences | ClassificationHead | NoAnswer:
     """Return the read-out of a model's labels: of a sequence classification model its head.
+
+    A model with neither adapter nor head has ``NoAnswer`` where it is no causal language model, and unless sequences
+    are wanted where some label is more than one token: an answer that nothing was trained for is not worth their cost.
 
     Args:
         verbalizers: the text after the prompt that stands for each label.
@@ -35,7 +40,7 @@ def choose_readout(
             text with a token of its own, after which they would be read.
         ModelError: label sequences with an adapted output embedding; a head with another number of classes, or as of
             ``classification_head``.
-        ConfigError: label tokens or sequences of a model that has a head.
+        ConfigError: label tokens or sequences of a model that has a head, or no output embedding.
     """
     if is_classifier(base_of(model)):
         if wanted is not None:
@@ -43,10 +48,29 @@ def choose_readout(
         head = classification_head(model)
         check_labels(head, len(verbalizers))
         return head
+    if not is_adapted(model) and (plain := _of_plain(model, tokenizer, template, verbalizers, wanted)) is not None:
+        return plain
     readout = named_readout(tokenizer, template, verbalizers, wanted)
     if isinstance(readout, LabelSequences):
         check_head(model)
     return readout
+
+
+def _of_plain(
+    model: Any, tokenizer: Any, template: PromptTemplate, verbalizers: Sequence[str], wanted: ReadOutName | None
+) -> NoAnswer | None:
+    """Return the read-out of a model with neither adapter nor head that is not asked for its labels; else None."""
+    if model.get_output_embeddings() is None:
+        if wanted is not None:
+            raise ConfigError(f"a {type(model).__name__} has no output embedding for {wanted}: leave readout out")
+        return NoAnswer(len(verbalizers), "right")
+    if wanted is not None:
+        return None
+    try:
+        found = named_readout(tokenizer, template, verbalizers, None)
+    except LabelTokenError:
+        return NoAnswer(len(verbalizers), "left")
+    return None if isinstance(found, LabelTokens) else NoAnswer(len(verbalizers), "left")
 
 
 def named_readout(

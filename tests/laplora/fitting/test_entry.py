@@ -290,7 +290,6 @@ def with_nan(model: Any) -> Any:
         ({"labels": {"good": " positive", "bad": " positive"}}, LabelTokenError, "collide"),
         ({"template": "no placeholder"}, ConfigError, "no {field} placeholder"),
         ({"template": ["a", "b"]}, ConfigError, "got list: the order is model, tokenizer, template, labels"),
-        ({"model": lambda model: model.unload()}, ModelError, "expected a PEFT model"),
         ({"model": lambda model: torch.compile(model, backend="eager")}, ModelError, "before torch.compile"),
         ({"model": torch.nn.DataParallel}, ModelError, "wrapped in DataParallel"),
         ({"model": with_nan}, NonFiniteError, "NaN or infinity in .*q_proj"),
