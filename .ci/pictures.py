@@ -72,6 +72,7 @@ def rooms(picture: Picture) -> None:
         [("predictive", "from a Gaussian to probabilities")],
         [("familiarity", "how like the training rows")],
         [("posterior", "curvature and its structures")],
+        [("features", "what heads read")],
         [("classifier", "with prompt"), ("jacobians", "derivatives"), ("report", "one page")],
         [("readouts", "class logits"), ("decisions", "sets, flags, review")],
         [("models", "base models and adapters")],
@@ -279,7 +280,7 @@ def pictures() -> dict[str, str]:
     """Return the SVG of each picture, by its name."""
     made = {}
     for draw, width, height in (
-        (rooms, 972, 1114),
+        (rooms, 972, 1162),
         (request, 900, 300),
         (training_run, 900, 300),
         (artifact, 900, 330),

@@ -16,6 +16,7 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``predictive``: from a Gaussian over the class contrasts to probabilities; mixtures.
 - ``familiarity``: how like the training rows an input is.
 - ``posterior``: curvature, structures, and the predictive covariance J Sigma J^T.
+- ``features``: states of the frozen base, which heads read.
 - ``classifier``: a fine-tuned model with its prompt and labels.
 - ``jacobians``: the derivative of the contrasts with respect to LoRA weights.
 - ``decisions``: temperature, label sets, review thresholds, flags, the recommendation.

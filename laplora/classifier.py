@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -193,9 +193,19 @@ class Classifier:
         Args:
             size, track: as of ``batched``; work: of a batch what is to be kept of it, on the CPU.
         """
-        rows, places, results = self.encode_examples(examples), list[int](), list[Result]()
+        return self.over_rows(self.encode_examples(examples), size, lambda batch, _: work(batch), track)
+
+    def over_rows(
+        self,
+        rows: Sequence[EncodedRow],
+        size: int,
+        work: Callable[[Batch, list[int]], Result],
+        track: Callable[[Sequence[list[int]]], Iterator[list[int]]] = iter,
+    ) -> tuple[list[Result], torch.Tensor]:
+        """Return what ``over_batches`` does, of encoded rows; work also takes the numbers of the batch's rows."""
+        places, results = list[int](), list[Result]()
         for index in track(self.workers.share(batches(rows, size))):
-            results.append(work(self.collate([rows[i] for i in index])))
+            results.append(work(self.collate([rows[i] for i in index]), index))
             places += index
         places, results = self.workers.joined(places, results)
         return results, torch.tensor(places).argsort()
@@ -291,6 +301,13 @@ def without_adapter(model: Any) -> Iterator[None]:
     finally:
         for parameter, needed in trainable:
             parameter.requires_grad_(needed)
+
+
+@contextmanager
+def frozen(model: Any) -> Iterator[None]:
+    """Let a model answer as its base inside the block, without its adapter if it has one, and without gradients."""
+    with torch.no_grad(), without_adapter(model) if is_adapted(model) else nullcontext():
+        yield
 
 
 def _pad_token(tokenizer: Any) -> int:

@@ -11,8 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from laplora.models.offline import ensure_model
 from laplora.prompts.templates import TEMPLATES
@@ -56,3 +60,15 @@ def formed(word: str, ranks: Mapping[tuple[str, ...], int]) -> set[str]:
         parts[at : at + 2] = ["".join(parts[at : at + 2])]
         tokens.add(parts[at])
     return tokens
+
+
+@cache
+def encoder_tokenizer() -> Any:
+    """Return a tokenizer of the encoders' kind: whole words in lower case, a special token at both ends."""
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "great", "film", ":", "topic", "of", "?", "the", "was", "dull", "plot"]
+    inner = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    inner.normalizer, inner.pre_tokenizer = BertNormalizer(), BertPreTokenizer()
+    inner.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
+    )

@@ -12,7 +12,7 @@ from laplora.errors import ModelError
 def decoder_layers(model: Any) -> nn.ModuleList:
     """Return a decoder's or encoder's layers, PEFT's wrapping or not; ModelError where no list holds them."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder = getattr(base, base.base_model_prefix, None)
+    decoder = getattr(base, base.base_model_prefix, base)  # a plain encoder is that itself
     count = getattr(base.config.get_text_config(), "num_hidden_layers", None)
     # The second where it also sees or hears, the last ones of encoders.
     inner = (getattr(decoder, name, None) for name in ("language_model", "encoder", "transformer"))

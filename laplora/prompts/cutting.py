@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from laplora.errors import TooManyTokensError
@@ -34,18 +35,37 @@ def encode_inputs(
         InvalidInputError: fields that the template does not take, or text that cannot be used.
         TooManyTokensError: too long, with ``truncate`` off.
     """
+    return encode_fitting(
+        tokenizer, template, inputs, labels, max_tokens=max_tokens, truncate=truncate, bounds=bounds, side=side
+    )[0]
+
+
+def encode_fitting(
+    tokenizer: Any,
+    template: PromptTemplate,
+    inputs: Mapping[str, Any],
+    labels: Sequence[str],
+    *,
+    max_tokens: int,
+    truncate: bool,
+    bounds: TokenBounds,
+    side: Side,
+) -> tuple[EncodedRow, Mapping[str, Any]]:
+    """Return the row of ``encode_inputs``, and the inputs with their one text as it was cut."""
     prompt, classes = render(template, inputs, labels)
     cut = template.cut
     field = cut.of(inputs) if cut else None
+    encoded = partial(encode, max_tokens=max_tokens, bounds=bounds, side=side)
     if truncate and cut is not None and field is not None:
         try:
-            return encode(tokenizer, prompt, classes, max_tokens=max_tokens, truncate=False, bounds=bounds, side=side)
+            return encoded(tokenizer, prompt, classes, truncate=False), inputs
         except TooManyTokensError:
             kept = fitting_text(tokenizer, template, field, cut.side, inputs, labels, max_tokens, bounds)
         if kept:
-            prompt, _ = render(template, {**inputs, field: kept}, labels)
-            return EncodedRow(tuple(tokenizer.encode(prompt)), classes, truncated=True)
-    return encode(tokenizer, prompt, classes, max_tokens=max_tokens, truncate=truncate, bounds=bounds, side=side)
+            inputs = {**inputs, field: kept}
+            prompt, _ = render(template, inputs, labels)
+            return EncodedRow(tuple(tokenizer.encode(prompt)), classes, truncated=True), inputs
+    return encoded(tokenizer, prompt, classes, truncate=truncate), inputs
 
 
 def fitting_text(

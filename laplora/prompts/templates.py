@@ -17,6 +17,8 @@ _FIRST_TEXTS = ("a", "The", "1", "(", '"', " a", "\n", "\u00e9", "\u4e2d")
 #: What an input or a labelled row has beside its template's fields.
 _RESERVED = ("id", "label", "prompt")
 _OPTION = re.compile(r"option([1-9][0-9]*)$")
+#: A part of a prompt, and whether it is the text of a field.
+Piece = tuple[str, bool]
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,19 @@ def render(template: PromptTemplate, inputs: Mapping[str, Any], labels: Sequence
     Raises:
         InvalidInputError: a field missing, unknown, empty or not text; too few or too many choices.
     """
+    pieces, classes = render_pieces(template, inputs, labels)
+    return "".join(text for text, _ in pieces), classes
+
+
+def render_pieces(
+    template: PromptTemplate, inputs: Mapping[str, Any], labels: Sequence[str]
+) -> tuple[list[Piece], int]:
+    """Return the prompt of ``render`` in pieces that tell the fields' own texts from the template's words.
+
+    Of ``{choices}`` each choice's text is a field's; all of an input that is already rendered is.
+    """
     if set(inputs) == {"prompt"}:
-        return _text(inputs["prompt"], "prompt"), len(labels)
+        return [(_text(inputs["prompt"], "prompt"), True)], len(labels)
     expected = template.fields
     missing = [n for n in expected if n not in inputs]
     unknown = [n for n in inputs if n not in expected]
@@ -165,23 +178,30 @@ def render(template: PromptTemplate, inputs: Mapping[str, Any], labels: Sequence
         problem = f"missing {missing}" if missing else f"unknown {shown}"
         first = missing[0] if missing else str(unknown[0])[:64]
         raise InvalidInputError(f"template {template.name!r} takes the fields {list(expected)}; {problem}", field=first)
-    values = {name: _text(inputs[name], name) for name in expected if name != "choices"}
+    values = {name: [(_text(inputs[name], name), True)] for name in expected if name != "choices"}
     if not template.takes_choices:
-        return _fill(template.text, values), len(labels)
+        return _fill_pieces(template.text, values), len(labels)
     choices = _choices(inputs["choices"], template, len(labels))
-    values |= {f"option{i}": choice for i, choice in enumerate(choices, start=1)}
-    values["choices"] = template.choice_separator.join(
-        _fill(template.choice, {"label": label, "text": choice}) for label, choice in zip(labels, choices, strict=False)
-    )
-    return _fill(template.text, values), len(choices)
+    values |= {f"option{i}": [(choice, True)] for i, choice in enumerate(choices, start=1)}
+    values["choices"] = []
+    for label, choice in zip(labels, choices, strict=False):
+        separator = [(template.choice_separator, False)] if values["choices"] else []
+        option = _fill_pieces(template.choice, {"label": [(label, False)], "text": [(choice, True)]})
+        values["choices"] += separator + option
+    return _fill_pieces(template.text, values), len(choices)
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:
-    def one(match: re.Match[str]) -> str:
-        name = match.group(1)
-        return values[name] if name else match.group(0)[0]
+    return "".join(piece for piece, _ in _fill_pieces(text, {name: [(one, True)] for name, one in values.items()}))
 
-    return _PLACEHOLDER.sub(one, text)
+
+def _fill_pieces(text: str, values: Mapping[str, list[Piece]]) -> list[Piece]:
+    pieces, end = list[Piece](), 0
+    for match in _PLACEHOLDER.finditer(text):
+        name = match.group(1)
+        pieces += [(text[end : match.start()], False), *(values[name] if name else [(match.group(0)[0], False)])]
+        end = match.end()
+    return [*pieces, (text[end:], False)]
 
 
 def _text(value: Any, name: str) -> str:

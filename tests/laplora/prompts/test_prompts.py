@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_tokenizer import encoder_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -25,6 +27,8 @@ from laplora.prompts.templates import (
     resolve_label_sequences,
     resolve_label_tokens,
 )
+from laplora.prompts.token_bounds import token_bounds
+from laplora.prompts.token_roles import AFTER, FIELD, OTHER, encode_with_roles
 
 AB = ("A", "B")
 ANSWER = PromptTemplate("t", 1, "{text} Answer:")
@@ -156,6 +160,40 @@ def test_truncation_keeps_the_end_and_a_leading_special_token(smollm: Any, metas
     assert encode(metaspace, text, 2, max_tokens=4, truncate=True, side="right").token_ids == tuple(whole[:4])
     ends = MagicMock(encode=lambda _text: [*whole, 2], all_special_ids=[1, 2])
     assert encode(ends, text, 2, max_tokens=4, truncate=True, side="right").token_ids == (*whole[:3], 2)
+
+
+def test_each_token_is_of_a_field_or_of_the_templates_words(smollm: Any, metaspace: Any) -> None:
+    """By the characters that it stands for, whatever a tokenizer normalises and whatever was cut on either side."""
+
+    def shown(tokenizer: Any, template: PromptTemplate, inputs: Any, limit: int, side: Any = "left") -> list[str]:
+        bounds = token_bounds(tokenizer)
+        row, roles = encode_with_roles(tokenizer, template, inputs, AB, max_tokens=limit, bounds=bounds, side=side)
+        of_role = [
+            [t for t, r in zip(row.token_ids, roles, strict=True) if r == role] for role in (OTHER, FIELD, AFTER)
+        ]
+        return [tokenizer.decode(ids) for ids in of_role]
+
+    film = PromptTemplate("t", 1, "The film: {text}\nTopic of {noun}? Answer:")
+    inputs = {"text": "so dull. So weak.", "noun": "plots"}
+    assert shown(smollm, film, inputs, 99) == ["The film:\nTopic of", " so dull. So weak. plots", "? Answer:"]
+    long = {"text": "great " * 5000 + "end", "noun": "plots"}
+    right, left = (replace(film, cut=Cut("text", side)) for side in ("right", "left"))
+    assert shown(smollm, right, long, 13) == ["The film:\nTopic of", " great great great plots", "? Answer:"]
+    assert shown(smollm, left, long, 14) == ["The film: \nTopic of", " great great end plots", "? Answer:"]
+    # Without a field to cut, the prompt loses its start, or its end where it is an encoder's.
+    assert shown(smollm, film, long, 9) == ["\nTopic of", " great end plots", "? Answer:"]
+    assert shown(smollm, film, long, 5, "right") == ["The film:", " great great", ""]
+    assert shown(smollm, film, {"prompt": "as it is"}, 9) == ["", "as it is", ""]
+    question = {"question": "Is a film?", "choices": ["dull plot", "A"]}
+    texts = [" Choices:\nA.\nB.", "Is a film? dull plot A", "\nAnswer:"]
+    assert shown(smollm, PromptTemplate("c", 1, "{question} Choices:\n{choices}\nAnswer:"), question, 99) == texts
+    # Special tokens belong to nobody. A token with a character of a field belongs to it.
+    maybe = PromptTemplate("t", 1, "Answer{sign} {text} Answer:")
+    assert shown(metaspace, maybe, {"sign": ":", "text": "Maybe"}, 9) == ["<s>", "Answer: Maybe", "Answer:"]
+    assert shown(metaspace, maybe, {"sign": "x", "text": "Maybe Yes"}, 4) == ["<s>", "be Yes", "Answer:"]
+    topic, great = PromptTemplate("t", 1, "Film: {text}? Topic"), {"text": "GREAT f\u00eflm"}
+    assert shown(encoder_tokenizer(), topic, great, 9, "right") == ["[CLS] film : [SEP]", "great film", "? topic"]
+    assert shown(encoder_tokenizer(), topic, great, 5, "right") == ["[CLS] film : [SEP]", "great", ""]
 
 
 def test_a_prompt_at_the_limit_is_whole_and_one_over_is_refused(smollm: Any) -> None:

@@ -1,0 +1,155 @@
+"""States of the base without adapter, against transformers' own record of rows that run alone and unpadded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_classifiers import adapted_classifier, head_alone
+from tiny_models import add_lora, tiny_base
+from tiny_tokenizer import encoder_tokenizer, tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import laplora
+from laplora.errors import NonFiniteError
+from laplora.features.frozen import frozen_states
+from laplora.features.layers import feature_layers
+from laplora.models.classifier_head import is_adapted
+from laplora.prompts.examples import Example
+from laplora.prompts.templates import PromptTemplate
+from laplora.prompts.token_roles import AFTER, FIELD, encode_with_roles
+
+TEMPLATE = "The film: {text}\nTopic of {noun}? Answer:"
+TEXTS = ("great", "The plot was dull and I say so after seeing it twice", "superb, and\n not   weak", "x" * 200)
+EXAMPLES = [Example(str(i), {"text": text, "noun": "the film"}, 0, 2) for i, text in enumerate(TEXTS)]
+MAX_TOKENS = 30
+
+
+def classifier_of(kind: str, labels: list[str], template: str = TEMPLATE) -> laplora.Classifier:
+    """Return a classifier of a random model of four layers: causal with LoRA, or with a head and LoRA or not."""
+    how, _, name = kind.rpartition(" ")
+    tokenizer = encoder_tokenizer() if name in ("bert", "modernbert") else tiny_tokenizer()
+    sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 4, "max_position_embeddings": 128}
+    if how == "lora":
+        lora = {"modules_to_save": ["classifier"]} if name == "bert" else None
+        model = adapted_classifier(name, dtype=torch.float32, classes=2, lora=lora, **sizes)
+    elif how == "head":  # of which the last linear was trained
+        model = head_alone(name, dtype=torch.float32, classes=2, **sizes)
+        model.head.requires_grad_(False)
+    else:
+        sizes["layers"] = sizes.pop("num_hidden_layers")
+        model = add_lora(tiny_base(name, **sizes), ["up_proj" if "sees" in name else "q_proj"], dtype=None)
+    return laplora.Classifier(model, tokenizer, template, labels, max_tokens=MAX_TOKENS)
+
+
+def naive(classifier: laplora.Classifier, example: Example) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Return a row's blocks by transformers' own hidden states, and its logits, of the whole vocabulary if causal."""
+    side: Any = classifier.readout.side
+    bounds, limit = classifier.token_bounds, classifier.max_tokens
+    row, roles = encode_with_roles(
+        classifier.tokenizer,
+        classifier.template,
+        example.fields,
+        classifier.labels,
+        max_tokens=limit,
+        bounds=bounds,
+        side=side,
+    )
+    assert row == classifier.encode(example.fields)
+    base = classifier.model.get_base_model() if is_adapted(classifier.model) else classifier.model
+    out = base(input_ids=torch.tensor([row.token_ids]), output_hidden_states=True)
+    blocks = {}
+    for number in feature_layers(base):
+        hidden = out.hidden_states[number][0]
+        for name, role in (("fields", FIELD), ("after", AFTER)):
+            places = [place for place, one in enumerate(roles) if one == role]
+            if name == "fields" or side == "left":
+                blocks[f"{name}.{number}"] = hidden[places].mean(0)
+        blocks[f"last.{number}"] = hidden[-1]
+    return blocks, out.logits[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("llama", ["good", "bad"]),
+        ("gemma3_sees", ["good", "bad"]),
+        ("phi", ["rather good", "very bad", "very dull"]),
+        ("lora qwen2", ["good", "bad"]),
+        ("lora bert", ["good", "bad"]),
+        ("head modernbert", ["good", "bad"]),
+    ],
+)
+@torch.no_grad()
+def test_states_are_those_of_each_row_alone_without_the_adapter(kind: str, labels: list[str]) -> None:
+    """Whatever is beside it in a batch, on whichever side it is padded, and where its prompt was cut."""
+    classifier = classifier_of(kind, labels)
+    found = frozen_states(classifier, EXAMPLES, batch_size=3)
+    model = classifier.model
+    assert not any(module._forward_hooks for module in model.modules())
+    again = frozen_states(classifier, EXAMPLES[::-1], batch_size=2, answer=False)
+    assert again.logits is None
+    adapted = classifier.readout.scores(model, classifier.collate(classifier.encode_examples(EXAMPLES))).logits
+    if is_adapted(model):
+        assert any(weight.requires_grad for name, weight in model.named_parameters() if "lora" in name)
+        with model.disable_adapter():
+            expected = [naive(classifier, example) for example in EXAMPLES]
+    else:
+        expected = [naive(classifier, example) for example in EXAMPLES]
+    layers = (1, 2, 3, 4)
+    assert {int(name.partition(".")[2]) for name in found.blocks} == set(layers)
+    assert list(found.blocks) == list(again.blocks) == sorted(expected[0][0], key=list(found.blocks).index)
+    for name, block in found.blocks.items():
+        assert block.dtype == torch.float32
+        torch.testing.assert_close(block, torch.stack([blocks[name] for blocks, _ in expected]), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(block, again.blocks[name].flip(0), atol=2e-5, rtol=1e-4)
+    if kind.startswith("lora"):
+        assert found.zero_shot is None
+    elif kind.startswith("head"):
+        torch.testing.assert_close(found.logits, adapted, atol=1e-5, rtol=1e-4)
+    elif len(labels) == 2:
+        logits = torch.stack([logits[-1] for _, logits in expected])[:, list(classifier.readout.token_ids)]  # type: ignore[attr-defined]
+        torch.testing.assert_close(found.zero_shot, logits.double().log_softmax(1), atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(adapted, logits, atol=0.01)
+    else:
+        with model.disable_adapter():
+            logits = classifier.readout.scores(model, classifier.collate(classifier.encode_examples(EXAMPLES))).logits
+        torch.testing.assert_close(found.logits, logits, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_states_of_the_real_base_are_those_of_each_row_alone(base_model_folder: Path) -> None:
+    """To float32's rounding, as a share of each state's norm: a few of its dimensions are far above the rest."""
+    base = AutoModelForCausalLM.from_pretrained(base_model_folder, dtype=torch.float32)
+    model, tokenizer = add_lora(base, ["q_proj"], dtype=None), AutoTokenizer.from_pretrained(base_model_folder)
+    classifier = laplora.Classifier(model, tokenizer, TEMPLATE, ["good", "bad"], max_tokens=MAX_TOKENS)
+    found = frozen_states(classifier, EXAMPLES, batch_size=3)
+    with model.disable_adapter():
+        expected = [naive(classifier, example)[0] for example in EXAMPLES]
+    assert {name.partition(".")[2] for name in found.blocks} == {"10", "15", "21", "30"}
+    for name, block in found.blocks.items():
+        alone = torch.stack([blocks[name] for blocks in expected])
+        assert ((block - alone).norm(dim=1) < 1e-4 * alone.norm(dim=1)).all()
+
+
+def test_a_template_that_ends_in_its_field_has_nothing_after_it_and_odd_rows_have_all_they_can() -> None:
+    classifier = classifier_of("llama", ["good", "bad"], "The film: {text}")
+    blocks = frozen_states(classifier, [Example("", {"text": "great"}, 0, 2)], 4).blocks
+    assert {name.partition(".")[0] for name in blocks} == {"fields", "last"}
+    classifier = classifier_of("llama", ["good", "bad"])
+    blocks = frozen_states(classifier, [Example("", {"prompt": "great film"}, 0, 2)], 4).blocks
+    assert torch.equal(blocks["after.4"], blocks["last.4"])
+    long = PromptTemplate("t", 1, "{text}" + " The film was great." * 20)
+    classifier = laplora.Classifier(classifier.model, classifier.tokenizer, long, ["good", "bad"], max_tokens=9)
+    blocks = frozen_states(classifier, [Example("", {"text": "dull"}, 0, 2)], 4).blocks
+    torch.testing.assert_close(blocks["fields.4"], blocks["after.4"])
+
+
+def test_states_that_are_not_finite_are_refused_by_their_name() -> None:
+    classifier = classifier_of("llama", ["good", "bad"])
+    with torch.no_grad():
+        classifier.model.get_base_model().model.layers[2].input_layernorm.weight[0] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"states (fields|after|last)\.3 hold NaN"):
+        frozen_states(classifier, EXAMPLES, 2)
