@@ -1,8 +1,6 @@
-"""The evidence study: on which tasks, and with how many labels, a posterior is worth its price.
+"""Data, training and decision of studies at equal labels; what the first one measured is in RESULTS.md, as a record.
 
-In the order of a run (``python -m benchmarks.evidence``): ``plan`` (what is compared, fixed before any result),
-``rows``, ``tasks`` and ``splits`` (the data), ``adapters`` (training), ``gather`` (one forward pass over the rows),
-the passes that are left out unless asked for (``jacobians`` with ``grams``, ``layers``, ``passes``, ``retrained``,
-``folds``, ``student``), ``outputs`` (what they gave), ``methods`` (every alternative, on those arrays alone) with
-``answers``, ``scores`` and ``results`` (the committed figures), ``decision``, and ``page`` with ``plots``.
+``plan`` (what was compared, fixed before any result), ``rows``, ``tasks`` and ``splits`` (the data), ``adapters``
+(training), ``gather`` (one forward pass over rows), ``results`` (the committed figures), ``decision`` (better, level
+or worse). PLAN.md is the plan of the next study.
 """

@@ -1,4 +1,4 @@
-"""Training as people do it, and the weights that the study keeps of one: the start, both styles, and SWAG's moments."""
+"""Training as people do it, and the weights that are kept of one: the start and both styles."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import set_seed
 
-from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS, Style, Unit
-from benchmarks.evidence.swag import Moments, snapshot_steps
+from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS, Style
 from benchmarks.evidence.tasks import Task
 from laplora.classifier import Classifier
 from laplora.errors import NonFiniteError
@@ -71,11 +69,6 @@ def take(classifier: Classifier) -> Weights:
     return {name: p.detach().float().clone() for name, p in lora_parameters(classifier.model).items()}
 
 
-def trained_weights(unit: Unit) -> Weights:
-    """Return the LoRA weights of a trained unit by block name."""
-    return load_file(unit.training.folder / "adapters" / f"{unit.style}.safetensors")
-
-
 def train(
     task: Task,
     examples: Sequence[Example],
@@ -83,18 +76,15 @@ def train(
     folder: Path,
     say: Callable[[str], None],
     *,
-    swag: bool = True,
-    targets: torch.Tensor | None = None,
     until: Style = "long",
 ) -> Classifier:
     """Train one adapter; return its classifier in evaluation mode, and write its weights to the folder.
 
     AdamW with a linearly falling rate, dropout, no weight decay, as ``training/configs/sst2-smollm2.yaml``. Written are
-    ``initial``, ``early``, ``long``, ``swag`` where it is wanted, and last ``training.json``. Of a finished training
+    ``initial``, ``early``, ``long``, and last ``training.json``. Of a finished training
     the classifier has its start: ``put`` gives it what was written.
 
     Args:
-        targets: (rows, classes) probabilities to train towards; None: the labels.
         until: the style to stop at; at ``early`` there is no ``long``.
 
     Raises:
@@ -105,35 +95,29 @@ def train(
     if (folder / "training.json").is_file():
         return classifier
     write_tensors(folder / "initial.safetensors", take(classifier))
-    moments, started = Moments(), time.monotonic()
+    started = time.monotonic()
     rows = classifier.encode_examples(examples)
-    wanted = torch.tensor([e.label for e in examples]) if targets is None else targets
+    labels = torch.tensor([e.label for e in examples])
     parameters = list(lora_parameters(classifier.model).values())
     steps = EPOCHS * -(-len(rows) // BATCH)
-    snapshots = snapshot_steps(steps) if swag else frozenset()
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    order, losses, step = random.Random(f"{task.name} order {seed}"), [], 0
+    order, losses = random.Random(f"{task.name} order {seed}"), []
     with _training(classifier, parameters):
         for epoch in range(EPOCHS if until == "long" else EARLY_EPOCHS):
             losses.append(0.0)
             for index in shuffled([len(r.token_ids) for r in rows], order):
-                loss = _loss(classifier, [rows[i] for i in index], wanted[index])
+                loss = _loss(classifier, [rows[i] for i in index], labels[index])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
                 losses[epoch] += float(loss.detach()) * len(index) / len(rows)
-                if step in snapshots:
-                    moments.add(take(classifier))
-                step += 1
             say(f"epoch {epoch + 1} of {EPOCHS}: training loss {losses[epoch]:.4f}, {time.monotonic() - started:.0f} s")
             if epoch + 1 == EARLY_EPOCHS:
                 write_tensors(folder / "early.safetensors", take(classifier))
     if not all(bool(p.isfinite().all()) for p in parameters):
         raise NonFiniteError("training ended with NaN or infinite weights")
-    if swag:
-        write_tensors(folder / "swag.safetensors", moments.tensors())
     if until == "long":
         write_tensors(folder / "long.safetensors", take(classifier))
     seconds = round(time.monotonic() - started, 1)
@@ -156,10 +140,10 @@ def _training(classifier: Classifier, parameters: Sequence[torch.nn.Parameter]) 
         base.set_attn_implementation("sdpa")
 
 
-def _loss(classifier: Classifier, rows: Sequence[EncodedRow], targets: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy of a batch, nats, with labels (rows,) or probabilities (rows, classes)."""
+def _loss(classifier: Classifier, rows: Sequence[EncodedRow], labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of a batch with labels (rows,), nats."""
     logits = classifier.readout.scores(classifier.model, classifier.collate(rows)).logits
-    return F.cross_entropy(logits.float(), targets)
+    return F.cross_entropy(logits.float(), labels)
 
 
 def shuffled(lengths: Sequence[int], order: random.Random) -> Iterator[list[int]]:

@@ -14,17 +14,15 @@ a win or a loss in up to 7.5 % of cases (6.5 % where trainings alone vary).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from scipy import stats
 
-from benchmarks.evidence.methods import REFERENCE
 from benchmarks.evidence.plan import DEVELOPING, SEEDS
-from benchmarks.evidence.results import Results, key
-from benchmarks.evidence.scores import METRICS, RESAMPLES, Record
+from benchmarks.evidence.results import METRICS, REFERENCE, RESAMPLES, Record, Results, key
 
 Verdict = Literal["win", "tie", "loss", "open"]
 
@@ -151,32 +149,6 @@ def pooled(seeds: Sequence[int], draws: Sequence[torch.Tensor], rows: Sequence[t
 def _factor(count: int, level: float) -> float:
     """Return Student's factor of an interval whose variance is from so many values."""
     return float(stats.t.ppf((1 + level) / 2, count - 1)) if count > 1 else 0.0
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Wins, ties and losses of one method over tasks with skill, and the targets that were set for it."""
-
-    method: str
-    metric: str
-    wins: tuple[str, ...]
-    ties: tuple[str, ...]
-    losses: tuple[str, ...]
-    open: tuple[str, ...]
-
-
-def tally(of: Iterable[Cell], method: str, metric: str) -> Tally:
-    """Return the verdicts of a method over some cells."""
-    by: dict[str, list[str]] = {"win": [], "tie": [], "loss": [], "open": []}
-    for cell in of:
-        if cell.method == method:
-            by[cell.differences[metric].verdict].append(cell.task)
-    return Tally(method, metric, tuple(by["win"]), tuple(by["tie"]), tuple(by["loss"]), tuple(by["open"]))
-
-
-def reported(every: Iterable[Cell], budget: int) -> Iterator[Cell]:
-    """Yield the cells that conclusions are drawn from: the reporting half, tasks with skill, one budget."""
-    return (cell for cell in every if cell.budget == budget and cell.skill and not cell.developing)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -1,53 +1,15 @@
-"""Gather: train, and one forward pass over the rows. It gives the arrays that most methods answer from."""
+"""One forward pass over rows: what methods answer from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 
-from benchmarks.evidence.adapters import put, train, trained_weights
-from benchmarks.evidence.plan import Training, Unit, units
-from benchmarks.evidence.splits import Dealt, deal
-from benchmarks.evidence.tasks import TASKS
 from laplora.classifier import Classifier
-from laplora.files import write_tensors
 from laplora.prompts.examples import Example
 
 _BATCH = 16
-
-Say = Callable[[str], None]
-
-
-def gather(training: Training, data: Path, say: Say) -> None:
-    """Train, and write the arrays of both of its units; what is there already is not done again."""
-    wanted = [unit for unit in units(training) if not gathered(unit)]
-    if not wanted:
-        return
-    dealt = deal(training, data)
-    adapters = training.folder / "adapters"
-    task = TASKS[training.task]
-    say(f"training on {len(dealt.train)} rows")
-    classifier = train(task, dealt.train, training.seed, adapters, say)
-    for unit in wanted:
-        put(classifier, trained_weights(unit))
-        say(f"{unit.style}: {len(dealt.train) + len(dealt.pool) + len(dealt.test)} rows")
-        write_outputs(classifier, dealt, unit.folder)
-
-
-def gathered(unit: Unit) -> bool:
-    """Return whether a unit's arrays are whole: ``outputs`` is written last."""
-    return (unit.folder / "outputs.safetensors").is_file()
-
-
-def write_outputs(classifier: Classifier, dealt: Dealt, folder: Path) -> None:
-    """Write what one adapter gives for the training, pool and test rows: logits and last states."""
-    found = forward_outputs(classifier, [*dealt.train, *dealt.pool, *dealt.test])
-    left = len(dealt.train) + len(dealt.pool)
-    places = {"train": slice(len(dealt.train)), "pool": slice(len(dealt.train), left), "test": slice(left, None)}
-    outputs = {f"{split}.{name}": values[place] for split, place in places.items() for name, values in found.items()}
-    write_tensors(folder / "outputs.safetensors", outputs | {"draws": torch.tensor(dealt.draws)})
 
 
 @torch.no_grad()

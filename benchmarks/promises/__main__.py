@@ -3,7 +3,6 @@
     python -m benchmarks.promises simulate
     python -m benchmarks.promises project --config FILE [--artifact FOLDER] [--rows N] --out TABLE
     python -m benchmarks.promises deal TABLE... [--risks 0.05 0.1]
-    python -m benchmarks.promises study --task sst2 [--style early] [--risks 0.05 0.1]
 
 As ``laplora.fitting.calibrate`` does, thresholds and sets are fitted on what each row gets from a fit without it, and
 what is served is fitted on all calibration rows. Rules are chosen on synthetic models alone.
@@ -18,16 +17,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.evidence.outputs import read_outputs
-from benchmarks.evidence.plan import STYLES, Training, Unit
-from benchmarks.promises.conditioned import study_table
 from benchmarks.promises.deals import Kept, deal
 from benchmarks.promises.models import MODELS, Table, held_out_table, read_table, synthetic_table, write_table
 from training.report.markdown import markdown_table
 
 LEVEL, SYNTHETIC_ROWS = 0.9, 2000
-#: Labels of the study's models that are dealt: 300 rows trained them.
-STUDY_LABELS = 450
 
 RISKS = ["predictive", "risk: mean ± its error (5 %, 95 %)", "wrong / accepted", "kept", "accepted"]
 SETS = ["predictive", "coverage: mean ± its error (5 %, 95 %)", "at least nominal", "size"]
@@ -94,17 +88,9 @@ def main() -> None:
     real = jobs.add_parser("deal", help="deal tables that project wrote", parents=[dealing])
     real.add_argument("tables", type=Path, nargs="+")
     real.add_argument("--risks", type=float, nargs="+", default=[0.05])
-    study = jobs.add_parser("study", help="deal the rows of a model that the evidence study trained", parents=[dealing])
-    study.add_argument("--task", required=True)
-    study.add_argument("--seed", type=int, default=0)
-    study.add_argument("--style", choices=STYLES, default="long")
-    study.add_argument("--risks", type=float, nargs="+", default=[0.05])
     args = parser.parse_args()
     if args.job == "project":
         write_table(args.out, held_out_table(args.config, args.artifact, args.rows))
-    elif args.job == "study":
-        unit = Unit(Training(args.task, STUDY_LABELS, args.seed), args.style)
-        report(str(unit), study_table(read_outputs(unit)), args.calibration_rows, args.risks, args.draws)
     elif args.job == "deal":
         for path in args.tables:
             report(path.stem, read_table(path), args.calibration_rows, args.risks, args.draws)

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -62,16 +61,6 @@ class Column:
         )
 
 
-class Fittable(Protocol):
-    """One predictive of all rows: fitted on some, it answers any."""
-
-    def fit(self, rows: torch.Tensor) -> int:
-        """Return the setting that some rows choose."""
-
-    def at(self, setting: int, rows: torch.Tensor) -> PosteriorPredictive:
-        """Return the predictive of some rows at a setting."""
-
-
 @dataclass(frozen=True)
 class Table:
     """Rows of one model.
@@ -81,7 +70,7 @@ class Table:
         labels: (rows,) int64; class_mask: (rows, classes) bool; label_mass: (rows,).
     """
 
-    columns: Mapping[str, Fittable]
+    columns: Mapping[str, Column]
     labels: torch.Tensor
     class_mask: torch.Tensor
     label_mass: torch.Tensor
@@ -180,7 +169,6 @@ def write_table(path: Path, table: Table) -> None:
     """Write a table as safetensors."""
     tensors = {"labels": table.labels, "class_mask": table.class_mask, "label_mass": table.label_mass}
     for name, column in table.columns.items():
-        assert isinstance(column, Column)
         tensors |= {f"{name}.{field}": value for field, value in vars(column).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.promises.models import Fittable, Table
+from benchmarks.promises.models import Column, Table
 from laplora.decisions.conformal import fit_label_sets
 from laplora.decisions.review import fit_thresholds
 from laplora.decisions.thresholds import Guarantee, PredictiveThresholds
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
-from laplora.predictive.kinds import CONDITIONED
 
 GUARANTEES: tuple[Guarantee, ...] = ("empirical", "upper_bound")
 
@@ -40,15 +39,11 @@ def fit_cross_fitted(table: Table, rows: torch.Tensor, risk: float, level: float
         )
         for name, column in table.columns.items()
     }
-    entropies = {
-        # As laplora.fitting.calibrate: a row that its own label has moved is no rank to compare with.
-        name: entropy(held_out[name].probs) if name in CONDITIONED else _held_out_entropy(column, rows)
-        for name, column in table.columns.items()
-    }
+    entropies = {name: _held_out_entropy(column, rows) for name, column in table.columns.items()}
     return {guarantee: _fitted(table, rows, held_out, risk, guarantee, level, entropies) for guarantee in GUARANTEES}
 
 
-def _held_out_entropy(column: Fittable, rows: torch.Tensor) -> torch.Tensor:
+def _held_out_entropy(column: Column, rows: torch.Tensor) -> torch.Tensor:
     def of_fit(fitted: torch.Tensor) -> torch.Tensor:
         return entropy(column.at(column.fit(fitted), rows).probs)[:, None]
 

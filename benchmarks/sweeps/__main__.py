@@ -3,7 +3,8 @@
     python -m benchmarks.sweeps curves --data FOLDER --at 50 150 --seeds 0
     python -m benchmarks.sweeps curves --publish
 
-FOLDER is that of ``python -m benchmarks.evidence``. What is measured is kept in runs/NAME.
+FOLDER holds the data sets as their authors publish them (``benchmarks.evidence.rows``). What is measured is kept in
+runs/NAME.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import torch
 
 from benchmarks.sweeps.curves import CURVES
 from benchmarks.sweeps.driver import Sweep
-from benchmarks.sweeps.later import LATER
 
-SWEEPS: dict[str, Sweep] = {sweep.name: sweep for sweep in (CURVES, LATER)}
+SWEEPS: dict[str, Sweep] = {sweep.name: sweep for sweep in (CURVES,)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

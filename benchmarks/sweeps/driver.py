@@ -7,7 +7,7 @@ import json
 import statistics
 import textwrap
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Sweep:
         name: of its folder, in ``runs`` and here; text: the page's title and paragraphs.
         metrics: by the name in a point's scores as the table has them; the first one is drawn.
         jobs: what the command's options ask for; key: what two records of one measurement share, in the page's order.
-        points: of all records; notes: a paragraph or table below a panel, by its heading.
+        points: of all records.
     """
 
     name: str
@@ -57,7 +57,6 @@ class Sweep:
     jobs: Callable[[argparse.Namespace], Jobs]
     key: Callable[[Record], Hashable]
     points: Callable[[Sequence[Record]], Iterable[Point]]
-    notes: Callable[[Sequence[Record]], Mapping[str, str]] = field(default=lambda _records: {})
 
     @property
     def folder(self) -> Path:
@@ -96,7 +95,6 @@ class Sweep:
         title, *text = self.text
         how = f"Written by `python -m benchmarks.sweeps {self.name} --publish` from results.json."
         parts = [f"# {title}", how, *text, f"![{self.axis}]({self.name}.png)"]
-        notes = self.notes(records)
         for panel, points in _by_panel(self.points(records)).items():
             places = sorted({point.place for point in points})
             rows = [
@@ -118,8 +116,7 @@ class Sweep:
                 for method in dict.fromkeys(p.method for p in points if metric in p.scores)
             ]
             heading = ["", self.axis, *(f"{place:,g}" for place in places)]
-            parts += [f"## {panel}", markdown_table(heading, rows, left=(0, 1)), notes.get(panel, "")]
-        parts.append(notes.get("", ""))
+            parts += [f"## {panel}", markdown_table(heading, rows, left=(0, 1))]
         filled = (p if p.startswith(("|", "#", "!", "-")) else textwrap.fill(p, 118) for p in parts if p)
         return "\n\n".join(part.strip("\n") for part in filled) + "\n"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.evidence import adapters, plan, splits, tasks
+from benchmarks.evidence import adapters, splits, tasks
 from benchmarks.evidence.rows import Row
 from benchmarks.evidence.tasks import SMALL, Task
 from benchmarks.harness import provenance
@@ -20,11 +20,10 @@ def moods(_: Path) -> list[Row]:
 
 
 @pytest.fixture
-def small_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def small_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make ``trec`` a task of 60 rows, of which 8 test, and its trainings two epochs long."""
     template = PromptTemplate("moods", 1, "Review: {text}\nSentiment:")
     monkeypatch.setitem(tasks.TASKS, "trec", Task("trec", SMALL, template, ("negative", "positive"), moods))
-    monkeypatch.setattr(plan, "RUNS", tmp_path / "evidence")
     monkeypatch.setattr(splits, "TEST_ROWS", 8)
     monkeypatch.setattr(adapters, "EPOCHS", 2)
     monkeypatch.setattr(adapters, "EARLY_EPOCHS", 1)

@@ -11,9 +11,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks.evidence import page as evidence
-from benchmarks.evidence.decision import cells
-from benchmarks.evidence.results import read_results
 from benchmarks.familiarity import __main__ as familiarity
 from benchmarks.familiarity.page import render as familiarity_page
 from benchmarks.harness import page as speed
@@ -54,8 +51,6 @@ MADE: list[tuple[Path, Callable[[str], str]]] = [
         peers.PAGE,
         lambda page: fill(page, "peers", page_tables(json.loads((peers.FOLDER / "results.json").read_bytes()))),
     ),
-    (evidence.PAGE, lambda _: evidence.render(read_results())),
-    *((ROOT / page, lambda page: evidence.quoted(page, cells(read_results()))) for page in evidence.QUOTED_ON),
     *((one.folder / "RESULTS.md", lambda _, one=one: one.page(one.committed())) for one in SWEEPS.values()),
 ]
 

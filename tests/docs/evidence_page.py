@@ -12,6 +12,10 @@ from typing import Any
 
 from documents import ROOT, read, row
 
+from benchmarks.evidence.decision import Cell, cells
+from benchmarks.evidence.plan import REPORTED, SEEDS
+from benchmarks.evidence.results import REFERENCE, read_results
+
 PAGES = ("docs/evidence.md", "README.md")
 STUDY = "benchmarks/evidence/RESULTS.md"
 CURVES = "benchmarks/curves/RESULTS.md"
@@ -41,6 +45,26 @@ def artifact() -> str:
     ]
     head = ["| | accuracy | NLL | ECE |", "| --- | ---: | ---: | ---: |"]
     return "\n".join(["\n", *head, *(f"| {one} |" for one in rows), "\n"])
+
+
+def worth() -> str:
+    """Return by task what temperature scaling and conditioned have, for readers who meet none of the others."""
+    by = {(c.budget, REPORTED.index(c.task), c.method): c for c in cells(read_results()) if not c.developing}
+    lines = ["| task, labels | temperature: NLL, accuracy | conditioned | difference in NLL | verdict |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    for budget, place, _ in sorted(found for found in by if found[2] == "conditioned"):
+        both = [by[budget, place, name] for name in (REFERENCE, "conditioned")]
+        figures = " | ".join(f"{c.values['nll']:.3f}, {100 * c.values['accuracy']:.1f} %" for c in both)
+        gain = both[1].differences["nll"]
+        verdict = {"win": "better", "tie": "level", "loss": "worse", "open": "open"}[gain.verdict]
+        difference = f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
+        lines.append(f"| {_described(both[1])} | {figures} | {difference} | {verdict} |")
+    return "\n\n" + "\n".join(lines) + "\n\n"
+
+
+def _described(cell: Cell) -> str:
+    seeds = "" if cell.seeds >= len(SEEDS) else f", {cell.seeds} of {len(SEEDS)} trainings"
+    return f"{cell.task}, {cell.budget}{seeds}" + ("" if cell.skill else " (no skill)")
 
 
 def shift() -> str:

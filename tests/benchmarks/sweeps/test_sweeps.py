@@ -1,4 +1,4 @@
-"""The driver of sweeps, and each of the two on a few rows."""
+"""The driver of sweeps, and its sweep on a few rows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from benchmarks.evidence.plan import STYLES, Training
-from benchmarks.evidence.tasks import SMALL
-from benchmarks.sweeps import curves, later
+from benchmarks.sweeps import curves
 from benchmarks.sweeps.driver import Point, Record, Sweep
 from laplora.errors import DataError
-from laplora.models.offline import ensure_model
 
 
 def test_what_is_measured_stays_and_is_put_among_what_was_published(
@@ -36,7 +32,6 @@ def test_what_is_measured_stays_and_is_put_among_what_was_published(
             *(Point("a task", r["n"], "MAP", {"nll": r["nll"]}) for r in records),
             Point("a task", 2000, "Laplace", {"nll": 0.5, "ece": (0.25, 0.125, 0.5)}),
         ],
-        notes=lambda _records: {"a task": "A note."},
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Sweep, "folder", tmp_path)
@@ -49,7 +44,7 @@ def test_what_is_measured_stays_and_is_put_among_what_was_published(
     assert [record["nll"] for record in sweep.committed()] == [1, 1.25, 7, 3.25]
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "| NLL | MAP | 1.125 ± 0.177 | 5.125 ± 2.652 | - |" in text
-    assert "| ECE | Laplace | - | - | 0.250 [0.125, 0.500] |\n\nA note.\n" in text
+    assert "| ECE | Laplace | - | - | 0.250 [0.125, 0.500] |\n" in text
     assert (tmp_path / "one.png").stat().st_size > 1000
 
 
@@ -86,28 +81,3 @@ def test_a_training_on_labels_is_measured(tmp_path: Path) -> None:
     assert set(curves.METHODS) <= set(record["methods"])
     assert all(0 < of["nll"] < 5 and 0 <= of["ece"] <= 1 for of in record["methods"].values())
     assert record["methods"]["map"]["nll"] != record["methods"]["conditioned"]["nll"]
-
-
-def test_a_difference_is_that_of_the_same_rows() -> None:
-    labels = torch.tensor([0, 1] * 20)
-    sure = torch.tensor([[0.9, 0.1], [0.1, 0.9]] * 20, dtype=torch.float64)
-    other = torch.tensor([[0.6, 0.4], [0.3, 0.7]] * 20, dtype=torch.float64)
-    found, same = (later.figures("conditioned", sure, reference, labels) for reference in (other, sure))
-    assert found["nll"] - later.figures("retrained", other, other, labels)["nll"] == pytest.approx(found["difference"])
-    assert found["low"] <= found["difference"] <= found["high"] < 0
-    assert (same["low"], same["high"]) == (0, 0)
-
-
-@pytest.mark.real
-@pytest.mark.exhaustive
-@pytest.mark.usefixtures("small_task")
-def test_labels_come_later(tmp_path: Path) -> None:
-    ensure_model(SMALL)
-    training = Training("trec", 15, 0)
-    of_two, of_five = (later.measure(training, Path(), count, tmp_path / str(count)) for count in (2, 5))
-    assert [(r["style"], r["method"]) for r in of_two] == [(style, name) for style in STYLES for name in later.METHODS]
-    assert {r["labels"] for r in of_five} == {5}
-    # What learns the labels answers differently with more of them, whether they train or condition.
-    assert all(one["nll"] != other["nll"] for one, other in zip(of_two, of_five, strict=True))
-    with pytest.raises(DataError, match="trec has 17 rows that could come later, asked for 40"):
-        later.measure(training, Path(), 40, tmp_path / "40")
