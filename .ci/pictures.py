@@ -84,7 +84,7 @@ def rooms(picture: Picture) -> None:
             ("files,\nstrict_json", "whole, strict"),
             ("workers,\nray_cluster", "share rows"),
         ],
-        [("errors", "one tree")],
+        [("errors", "one tree"), ("head", "arrays alone")],
     )
     column(
         718,

@@ -10,14 +10,13 @@ from collections.abc import Callable
 import torch
 
 from laplora.errors import ConfigError, DataError
+from laplora.head import FOLDS, HeadError, fold_numbers
+from laplora.head.folds import parted
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.checks import check_finite
 
 #: Takes the row numbers to fit on and those to answer, both int64 and ascending, and returns the latter's outputs.
 FitPredict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-#: Folds by default.
-FOLDS = 5
 
 
 def cross_fitted(
@@ -109,28 +108,11 @@ def fold_rows(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return for each fold the rows to fit on and those held out, int64 and ascending; arguments as ``cross_fitted``.
 
-    Folds of groups of one size have as many, to one. Else the largest groups are dealt first, each to the fold that
-    has the fewest rows.
+    Folds are those of ``laplora.head.folds.fold_numbers``.
     """
     if folds < 2:
         raise ConfigError(f"cross-fitting needs at least two folds, got {folds}")
-    if groups is not None and len(groups) != rows:
-        raise DataError(f"each of {rows} rows needs a group, got {len(groups)}")
-    _, group, sizes = torch.unique(
-        torch.arange(rows) if groups is None else groups, return_inverse=True, return_counts=True
-    )
-    if len(sizes) < 2:
-        what = "rows" if rows < 2 else "groups of rows"
-        raise DataError(f"cross-fitting needs at least two {what}, got {len(sizes)}")
-    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed))
-    count = min(folds, len(sizes))
-    fold_of, loads = torch.zeros(len(sizes), dtype=torch.int64), [0] * count
-    if bool((sizes == sizes[0]).all()):
-        for number, part in enumerate(order.tensor_split(count)):
-            fold_of[part] = number
-    else:
-        for one in order[sizes[order].argsort(descending=True, stable=True)].tolist():
-            fold_of[one] = loads.index(min(loads))
-            loads[int(fold_of[one])] += int(sizes[one])
-    of_row = fold_of[group]
-    return [((of_row != number).nonzero()[:, 0], (of_row == number).nonzero()[:, 0]) for number in range(count)]
+    try:
+        return list(parted(fold_numbers(rows, folds, seed, groups)))
+    except HeadError as error:
+        raise DataError(str(error)) from None

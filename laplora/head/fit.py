@@ -1,0 +1,232 @@
+"""Fitting a head: precisions by folds, one refit on all rows, and an honest answer for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from laplora.head.choice import CONSTANT, Choice, base_of, chosen
+from laplora.head.errors import HeadError
+from laplora.head.folds import FOLDS, checked_folds, folds_of_new, parted
+from laplora.head.head import Head
+from laplora.head.likelihood import Likelihood
+from laplora.head.newton import Labels, mode_of
+from laplora.head.rows import Features, Rows, checked_rows
+from laplora.head.scaling import Scaling
+from laplora.head.spaces import Designs, space_of
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A head with its rows, which it can learn more of and forget.
+
+    Attributes:
+        head: fitted on all rows.
+        held_out: (rows, classes) float64 log probabilities of each row by a fit that knows nothing of its fold, nats;
+            NaN where ``honest`` was off.
+        losses: precisions that were tried for ``head``, in order, each with its mean NLL by folds, nats.
+        folds: (rows,) int64.
+        rows: the labelled rows.
+        outer: by fold number, the head of the rows outside it.
+    """
+
+    head: Head
+    held_out: torch.Tensor
+    losses: tuple[tuple[dict[str, float], float], ...]
+    folds: torch.Tensor
+    rows: Rows
+    outer: Mapping[int, Head]
+
+    @property
+    def precisions(self) -> Mapping[str, float]:
+        """Prior precisions of ``head`` by block, and ``constant``."""
+        return self.head.precisions
+
+    def learn(
+        self,
+        features: Features,
+        labels: torch.Tensor,
+        *,
+        offset: torch.Tensor | None = None,
+        class_mask: torch.Tensor | None = None,
+        groups: torch.Tensor | None = None,
+    ) -> FittedHead:
+        """Return the head of these rows too: the mode of all under the precisions, scaling and temperature as fitted.
+
+        Args:
+            groups: (rows,) int64; a known group's rows join its fold. None: each row is a new group.
+
+        Raises:
+            HeadError: rows that do not fit those of the head.
+        """
+        old = self.rows
+        if groups is None:
+            count = len(next(iter(features.values())) if isinstance(features, Mapping) else features)
+            groups = torch.arange(count) + 1 + int(old.groups.max())
+        new = checked_rows(
+            features,
+            labels,
+            offset=offset,
+            class_mask=class_mask,
+            groups=groups,
+            likelihood=old.likelihood,
+            classes=old.targets.shape[1],
+        )
+        if {name: block.shape[1:] for name, block in new.blocks.items()} != {
+            name: block.shape[1:] for name, block in old.blocks.items()
+        } or (new.offset is None) != (old.offset is None):
+            raise HeadError(f"new rows need the blocks {sorted(old.blocks)} of the same width, and an offset as before")
+        folds = folds_of_new(self.folds, len(new), old.groups, new.groups)
+        return self._refitted(old.joined(new), torch.cat([self.folds, folds]))
+
+    def forget(self, places: torch.Tensor) -> FittedHead:
+        """Return the head without some rows: the mode of the others, precisions, scaling and temperature as fitted.
+
+        Args:
+            places: int64 row numbers, in the order in which rows were fitted and learned.
+
+        Raises:
+            HeadError: a place that is none, or fewer than two folds left.
+        """
+        kept = torch.ones(len(self.rows), dtype=torch.bool)
+        if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < len(kept):
+            raise HeadError(f"places must be from 0 to {len(kept) - 1}, got {places.min()} to {places.max()}")
+        kept[places] = False
+        left = kept.nonzero()[:, 0]
+        if len(torch.unique(self.folds[left])) < 2:
+            raise HeadError("forgetting leaves fewer than two folds of rows: keep more, or fit anew")
+        return self._refitted(self.rows.at(left), self.folds[left])
+
+    def _refitted(self, rows: Rows, folds: torch.Tensor) -> FittedHead:
+        outer = {
+            number: mode_under(rows.at((folds != number).nonzero()[:, 0]), head)
+            for number, head in self.outer.items()
+            if bool((folds == number).any())
+        }
+        return replace(
+            self,
+            head=mode_under(rows, self.head),
+            held_out=_held_out(rows, folds, outer),
+            rows=rows,
+            folds=folds,
+            outer=outer,
+        )
+
+
+def fit(
+    features: Features,
+    labels: torch.Tensor,
+    *,
+    offset: torch.Tensor | None = None,
+    temper: bool = False,
+    class_mask: torch.Tensor | None = None,
+    groups: torch.Tensor | None = None,
+    folds: int | torch.Tensor = FOLDS,
+    seed: int = 0,
+    likelihood: Likelihood = "categorical",
+    honest: bool = True,
+    precisions: Mapping[str, float] | None = None,
+    classes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> FittedHead:
+    """Return a logistic regression with a Gaussian prior on standardised features, fitted to labelled rows.
+
+    It is scikit-learn's ``LogisticRegression(C=1 / precision)`` on the same standardised features, but that the
+    constant has a prior too (standard deviation 10 nats; with an offset it is chosen as a block is).
+
+    Args:
+        features: (rows, width) of any float type, or blocks of them by name, each with a precision of its own. For a
+            conditional logit (rows, options, width): one weight vector for all options, which are the classes.
+        labels: (rows,) int64; or (rows, classes) probabilities; under ``bernoulli`` (rows, labels) of 0 to 1.
+        offset: (rows, classes) log probabilities that the head corrects; under ``bernoulli`` logits.
+        temper: whether the offset is divided by a temperature, which is fitted first, on the same rows.
+        class_mask: (rows, classes) bool, the possible classes; None: all.
+        groups: (rows,) int64, rows of one number are never parted by a fold.
+        folds: how many, or (rows,) int64 the number of each row's fold.
+        honest: whether each row also gets an answer of a fit without its fold (``held_out``): scaling, temperature and
+            precisions are chosen again on the rest alone. It costs as much again as the number of folds.
+        precisions: by block, and ``constant`` if wanted; None: chosen by folds.
+        classes: how many there are, where int64 labels may not show the last one.
+        progress: called with the fits that are done and how many there are.
+
+    Raises:
+        HeadError: shapes that do not fit, NaN, impossible labels, too few groups.
+    """
+    rows = checked_rows(
+        features,
+        labels,
+        offset=offset,
+        class_mask=class_mask,
+        groups=groups,
+        likelihood=likelihood,
+        classes=classes,
+    )
+    numbers = checked_folds(folds, len(rows), seed, rows.groups)
+    given = None if precisions is None else _checked_precisions(precisions, rows)
+    parts = list(parted(numbers)) if honest else []
+    done = 0
+
+    def fitted(some: Rows, of: torch.Tensor) -> tuple[Head, Choice]:
+        nonlocal done
+        choice = Choice(given, ()) if given is not None else chosen(some, of, temper, seed)
+        scaling = Scaling.of(some)
+        _, factor = base_of(some, temper)
+        head = _mode(some, scaling, None if some.offset is None else factor, choice.precisions, None)
+        done += 1
+        if progress is not None:
+            progress(done, len(parts) + 1)
+        return head, choice
+
+    head, choice = fitted(rows, numbers)
+    outer = {int(numbers[fold[0]]): fitted(rows.at(rest), numbers[rest])[0] for rest, fold in parts}
+    return FittedHead(head, _held_out(rows, numbers, outer), choice.tried, numbers, rows, outer)
+
+
+def mode_under(rows: Rows, head: Head) -> Head:
+    """Return the head that these rows make under the scaling, temperature and precisions of another one."""
+    start = head.residual(rows)
+    return _mode(rows, head.scaling, head.inverse_temperature, head.precisions, start)
+
+
+def _mode(
+    rows: Rows,
+    scaling: Scaling,
+    factor: float | None,
+    precisions: Mapping[str, float],
+    start: torch.Tensor | None,
+) -> Head:
+    base = torch.zeros_like(rows.targets) if rows.offset is None else (factor or 0.0) * rows.offset
+    labels = Labels(base, rows.targets, rows.class_mask, rows.likelihood)
+    names = [*rows.blocks] + ([] if rows.conditional else ["constant"])
+    variances = torch.tensor([1 / precisions[name] for name in names], dtype=torch.float64)
+    space = space_of(Designs.of(rows, None, scaling, exact=True), exact=True).at(variances)
+    weights = space.weights(mode_of(space, labels, start).vector)
+    constant = torch.zeros(1).double() if rows.conditional else weights.pop()[0]
+    return Head(
+        rows.likelihood,
+        scaling,
+        dict(zip(rows.blocks, weights, strict=True)),
+        constant,
+        rows.targets.shape[1],
+        dict(precisions),
+        factor,
+    )
+
+
+def _held_out(rows: Rows, folds: torch.Tensor, outer: Mapping[int, Head]) -> torch.Tensor:
+    answers = torch.full_like(rows.targets, torch.nan)
+    for number, head in outer.items():
+        places = (folds == number).nonzero()[:, 0]
+        some = rows.at(places)
+        answers[places] = head.log_probs(some.blocks, some.offset, some.class_mask)
+    return answers
+
+
+def _checked_precisions(precisions: Mapping[str, float], rows: Rows) -> dict[str, float]:
+    if set(precisions) - {"constant"} != set(rows.blocks):
+        raise HeadError(f"precisions need the blocks {sorted(rows.blocks)}, got {sorted(precisions)}")
+    if not all(value > 0 for value in precisions.values()):
+        raise HeadError(f"precisions must be positive (infinity leaves a block out), got {dict(precisions)}")
+    return {"constant": CONSTANT, **precisions}
