@@ -54,8 +54,6 @@ from laplora.selection.suggest import Suggestion, suggest
 
 #: Fields, or a text where the template has one field; one of them, or many.
 Inputs = Mapping[str, Any] | str | Iterable[Mapping[str, Any] | str]
-#: Rows whose answers an artifact records and its server replays.
-_GOLDEN_ROWS = 4
 _UNSAVED = "in-memory"
 #: Held while a model runs: the hooks that note its activations are on its modules, and see the passes of every thread.
 ONE_AT_A_TIME = threading.RLock()

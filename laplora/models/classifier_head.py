@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from laplora.errors import ModelError
-from laplora.models.grouped import grouped_linear
 from laplora.models.lora import adapter_name, lora_layers
 from laplora.models.readout import base_of, last_hidden
 from laplora.prompts.rows import Batch, Side
@@ -180,7 +180,7 @@ def head_logits(layer: nn.Linear, state: torch.Tensor) -> torch.Tensor:
     """Return the logits (batch, classes) of ``head_state`` on its device, float32 (float64 for a float64 model)."""
     wide = torch.promote_types(torch.float32, state.dtype)
     bias = None if layer.bias is None else layer.bias.to(wide)
-    return grouped_linear(state.to(layer.weight.device, wide), layer.weight.to(wide), bias).to(state.device)
+    return F.linear(state.to(layer.weight.device, wide), layer.weight.to(wide), bias).to(state.device)
 
 
 def longest_input(model: Any) -> int | None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from laplora.models.grouped import grouped_linear
 from laplora.models.logit_transform import logit_transform
 from laplora.models.lora import lora_of, runs_lora
 from laplora.prompts.rows import Batch
@@ -50,7 +49,7 @@ def label_logits(
         return transform.apply(logits).to(home)
     lora = lora_of(head)
     low = lora.down(lora.dropout(hidden.to(lora.down.weight.dtype)))
-    up = grouped_linear(low, lora.up.weight[..., rows, :])
+    up = F.linear(low, lora.up.weight[rows])
     if record is not None:
         up = record(head_name(model) + ".lora_B", low, up)
     return transform.apply(logits + lora.scaling * up.to(wide)).to(home)

@@ -65,12 +65,6 @@ class Batch:
         positions = None if self.position_ids is None else self.position_ids.to(device)
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), positions, self.class_mask.to(device))
 
-    def repeated(self, times: int) -> Batch:
-        """Return all rows so many times, one copy of the batch after another."""
-        if times == 1:
-            return self
-        return Batch(*(None if one is None else one.repeat(times, 1) for one in vars(self).values()))  # type: ignore[arg-type]
-
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 

@@ -17,8 +17,7 @@ from laplora.files import write_json
 from laplora.fitting.served_rows import LoadedClassifier
 from laplora.fitting.store import rows_digest
 from laplora.linearised import class_probs, class_weighted_log_likelihood
-from laplora.predictive.lora_weights import read_weights
-from laplora.predictive.several_adapters import adapters_logits
+from laplora.predictive.lora_weights import in_place, lora_parameters, read_weights
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import EncodedRow
@@ -139,9 +138,12 @@ def _answers(
             unfamiliar[i] = "unfamiliar" in answer.flags
         if folds:
             batch = classifier.collate(some)
-            logits = adapters_logits(classifier.model, classifier.readout, folds, batch) / temperature
-            others = torch.stack([class_probs(one, batch.class_mask.cpu()) for one in logits])
-            probs[index] = ((probs[index] + others.sum(0)) / (1 + len(folds))).float()
+            total = probs[index].double()
+            for weights in folds:
+                with torch.no_grad(), in_place(lora_parameters(classifier.model), weights):
+                    logits = classifier.readout.scores(classifier.model, batch).logits.double().cpu()
+                total += class_probs(logits / temperature, batch.class_mask.cpu())
+            probs[index] = (total / (1 + len(folds))).float()
     return {"probs": probs, "unfamiliar": unfamiliar}
 
 
