@@ -1,0 +1,42 @@
+"""The answer of a model as it is: of the trained adapter or head, or of the base by label tokens. No label moves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from laplora.experts.base import Labelled, LogProbSource, Outputs
+from laplora.linearised import PosteriorPredictive, entropy
+
+
+@dataclass(frozen=True)
+class AsGiven:
+    """Log probabilities of a pass as they are; an ``Expert``.
+
+    Attributes:
+        name: of the expert, and of its log probabilities.
+        held_out: as of ``Expert``: NaN in rows that the model was trained on.
+    """
+
+    name: LogProbSource
+    held_out: torch.Tensor
+
+    def log_probs(self, outputs: Outputs) -> torch.Tensor:
+        """Return what the pass gave, (rows, classes) float64."""
+        return outputs.log_probs[self.name]
+
+    def predictive(self, outputs: Outputs) -> PosteriorPredictive:
+        """Return its probabilities, without spread."""
+        return point(self.log_probs(outputs).exp())
+
+
+def as_given(name: LogProbSource, outputs: Outputs, labelled: Labelled) -> AsGiven:
+    """Return the expert of a source: honest in rows that no adapter was trained on; in all where there is none."""
+    honest = labelled.honest[:, None] if name != "zero_shot" else torch.ones_like(labelled.honest)[:, None]
+    return AsGiven(name, outputs.log_probs[name].masked_fill(~honest, torch.nan))
+
+
+def point(probs: torch.Tensor) -> PosteriorPredictive:
+    """Return probabilities (rows, classes) without spread."""
+    return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))

@@ -1,0 +1,124 @@
+"""What every expert with a head shares: its fit on labelled rows, its answers, and labels that come or go later.
+
+A head without an offset does not look at an adapter: all labelled rows train it, and its answers are honest in all of
+them. One with an offset corrects log probabilities of an adapter, which are honest on some rows alone: these train it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from laplora.experts.base import FeatureSource, Labelled, LogProbSource, Outputs, absence
+from laplora.head import FittedHead, fit
+from laplora.linearised import Likelihood
+
+
+@dataclass(frozen=True)
+class HeadExpert:
+    """A head on features of a pass, alone or as a correction of other log probabilities; an ``Expert``.
+
+    Attributes:
+        name: of the expert; source: of its features; offset: of the log probabilities that it corrects.
+        fitted: the head with its rows.
+        places: (head's rows,) int64, which labelled rows those are.
+        rows: labelled rows in all.
+        seconds: of the head's fit, without the passes.
+    """
+
+    name: str
+    source: FeatureSource
+    fitted: FittedHead
+    places: torch.Tensor
+    rows: int
+    offset: LogProbSource | None = None
+    seconds: float = 0.0
+
+    @property
+    def held_out(self) -> torch.Tensor:
+        """Honest log probabilities of the labelled rows, (rows, classes) float64; NaN where it has none."""
+        return self.spread_out(self.fitted.held_out)
+
+    def spread_out(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values of the head's rows at their places among the labelled rows, (rows, ...); NaN elsewhere."""
+        spread = values.new_full((self.rows, *values.shape[1:]), torch.nan)
+        spread[self.places] = values
+        return spread
+
+    def log_probs(self, outputs: Outputs) -> torch.Tensor:
+        """Return (rows, classes) float64 log probabilities at the head's mode."""
+        return self.fitted.head.log_probs(*self._inputs(outputs))
+
+    def learn(self, outputs: Outputs, labelled: Labelled) -> HeadExpert:
+        """Return the expert that learned further rows, behind those that it has; their folds are the head's.
+
+        Args:
+            labelled: its groups are numbered on from those of the rows before.
+        """
+        train = torch.ones_like(labelled.honest) if self.offset is None else labelled.honest
+        features, offset, mask = self._inputs(outputs.take(train))
+        new = labelled.take(train)
+        fitted = self.fitted.learn(features, new.labels, offset=offset, class_mask=mask, groups=new.groups)
+        places = torch.cat([self.places, self.rows + train.nonzero()[:, 0]])
+        return replace(self, fitted=fitted, places=places, rows=self.rows + len(labelled))
+
+    def forget(self, rows: torch.Tensor) -> HeadExpert:
+        """Return the expert that never had some labelled rows, (some,) int64."""
+        gone = torch.zeros(self.rows, dtype=torch.bool)
+        gone[rows] = True
+        kept = (~gone).cumsum(0) - 1
+        of_head = gone[self.places]
+        fitted = self.fitted.forget(of_head.nonzero()[:, 0]) if bool(of_head.any()) else self.fitted
+        return replace(self, fitted=fitted, places=kept[self.places[~of_head]], rows=int((~gone).sum()))
+
+    def _inputs(self, outputs: Outputs) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, torch.Tensor]:
+        """Return blocks, offset and mask, as a head takes them."""
+        offset = None if self.offset is None else offset_of(outputs.log_probs[self.offset], self.fitted.rows.likelihood)
+        return dict(outputs.features[self.source]), offset, outputs.class_mask
+
+
+def fit_head(
+    name: str,
+    outputs: Outputs,
+    labelled: Labelled,
+    source: FeatureSource,
+    *,
+    offset: LogProbSource | None = None,
+    temper: bool = False,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> HeadExpert:
+    """Return an expert whose head is fitted on labelled rows: all, or with an offset the honest ones.
+
+    Args:
+        outputs: of the labelled rows; offset: of which of its log probabilities the head corrects; temper, seed,
+            progress: as of ``laplora.head.fit``.
+
+    Raises:
+        HeadError: as of ``laplora.head.fit``.
+    """
+    train = torch.ones_like(labelled.honest) if offset is None else labelled.honest
+    some, of = outputs.take(train), labelled.take(train)
+    start = time.monotonic()
+    fitted = fit(
+        some.features[source],
+        of.labels if of.likelihood == "categorical" else of.labels.double(),
+        offset=None if offset is None else offset_of(some.log_probs[offset], of.likelihood),
+        temper=temper,
+        class_mask=of.class_mask,
+        groups=of.groups,
+        folds=of.folds,
+        seed=seed,
+        likelihood=of.likelihood,
+        progress=progress,
+    )
+    places, seconds = train.nonzero()[:, 0], time.monotonic() - start
+    return HeadExpert(name, source, fitted, places, len(labelled), offset, seconds)
+
+
+def offset_of(log_probs: torch.Tensor, likelihood: Likelihood) -> torch.Tensor:
+    """Return log probabilities (rows, classes) as a head takes them for an offset: under ``bernoulli`` the logits."""
+    return log_probs if likelihood == "categorical" else log_probs - absence(log_probs)

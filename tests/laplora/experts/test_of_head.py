@@ -1,0 +1,95 @@
+"""Heads as experts: which rows train them, that no label moves its own answer, and labels that come and go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from laplora.experts.adapter import as_given
+from laplora.experts.base import Labelled, Outputs, absence
+from laplora.experts.of_head import HeadExpert, fit_head
+from laplora.head import fold_numbers
+from laplora.linearised import Likelihood
+
+ROWS, CLASSES = 40, 3
+
+
+def problem(likelihood: Likelihood = "categorical") -> tuple[Outputs, Labelled]:
+    """Return rows of two each to a group, the first ten of which an adapter was trained on."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, CLASSES, (ROWS,), generator=draw)
+    states = torch.randn(ROWS, 4, generator=draw) + torch.nn.functional.one_hot(labels, 4)
+    logits = torch.randn(ROWS, CLASSES, generator=draw, dtype=torch.float64)
+    groups = torch.arange(ROWS) // 2
+    mask, honest = torch.ones(ROWS, CLASSES, dtype=torch.bool), torch.arange(ROWS) >= 10
+    logs = logits.log_softmax(1)
+    if likelihood == "bernoulli":
+        labels, logs = torch.nn.functional.one_hot(labels, CLASSES), torch.nn.functional.logsigmoid(logits)
+    blocks = {"a": states, "b": torch.randn(ROWS, 3, generator=draw)}
+    outputs = Outputs(mask, {"adapter": logs, "zero_shot": logs}, {"frozen": blocks, "last_state": blocks})
+    folds = fold_numbers(ROWS, groups=groups)
+    return outputs, Labelled(labels, mask, groups, folds, honest, likelihood)
+
+
+def fitted(outputs: Outputs, labelled: Labelled, *, offset: bool) -> HeadExpert:
+    if offset:
+        return fit_head("conditioned", outputs, labelled, "last_state", offset="adapter", temper=True)
+    return fit_head("frozen", outputs, labelled, "frozen")
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
+@pytest.mark.parametrize("offset", [False, True])
+def test_no_label_moves_the_answers_of_its_group(offset: bool, likelihood: Likelihood) -> None:
+    """What corrects an adapter is honest where that is, and no label of another row moves it."""
+    outputs, labelled = problem(likelihood)
+    expert = fitted(outputs, labelled, offset=offset)
+    silent = ~labelled.honest if offset else torch.zeros_like(labelled.honest)
+    assert torch.equal(expert.held_out.isnan().all(1), silent)
+    assert torch.equal(expert.held_out.isnan().any(1), silent)
+    group = labelled.groups == 10
+    changed = labelled.labels.clone()
+    changed[group] = (changed[group] + 1) % CLASSES if likelihood == "categorical" else 1 - changed[group]
+    other = fitted(outputs, replace(labelled, labels=changed), offset=offset)
+    torch.testing.assert_close(other.held_out[group], expert.held_out[group], rtol=0, atol=0)
+    assert not torch.equal(other.held_out[~group], expert.held_out[~group])
+    assert not torch.equal(other.log_probs(outputs), expert.log_probs(outputs))
+    if offset:
+        changed = torch.where(labelled.honest.view(-1, *[1] * (labelled.labels.ndim - 1)), labelled.labels, 0)
+        other = fitted(outputs, replace(labelled, labels=changed), offset=offset)
+        torch.testing.assert_close(other.log_probs(outputs), expert.log_probs(outputs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("offset", [False, True])
+def test_a_label_that_is_learned_and_forgotten_was_never_there(offset: bool) -> None:
+    outputs, labelled = problem()
+    first = torch.arange(ROWS) < 30
+    expert = fitted(outputs.take(first), labelled.take(first), offset=offset)
+    learned = expert.learn(outputs.take(~first), labelled.take(~first))
+    assert len(learned.held_out) == ROWS
+    assert torch.equal(learned.held_out.isnan().any(1), ~labelled.honest if offset else torch.zeros(ROWS).bool())
+    assert not torch.allclose(learned.log_probs(outputs), expert.log_probs(outputs), atol=1e-3)
+    places = torch.arange(30, ROWS)
+    for one, other in ((learned.forget(places), expert), (expert.forget(places[:0]), expert)):
+        torch.testing.assert_close(one.log_probs(outputs), other.log_probs(outputs), rtol=0, atol=1e-6)
+        torch.testing.assert_close(one.held_out, other.held_out, rtol=0, atol=1e-6, equal_nan=True)
+    some = torch.tensor([2, 17, 33])
+    kept = torch.ones(ROWS, dtype=torch.bool).index_fill(0, some, False)
+    forgotten = learned.forget(some)
+    assert len(forgotten.held_out) == ROWS - 3
+    assert torch.equal(forgotten.held_out.isnan().any(1), learned.held_out.isnan().any(1)[kept])
+
+
+def test_a_model_as_given_is_honest_where_nothing_trained_it() -> None:
+    outputs, labelled = problem("bernoulli")
+    adapter, base = (as_given(name, outputs, labelled) for name in ("adapter", "zero_shot"))
+    assert torch.equal(adapter.held_out.isnan().any(1), ~labelled.honest)
+    assert torch.equal(base.held_out, outputs.log_probs["zero_shot"])
+    assert torch.equal(adapter.log_probs(outputs), outputs.log_probs["adapter"])
+    logs = outputs.log_probs["adapter"]
+    torch.testing.assert_close(logs.exp() + absence(logs).exp(), torch.ones_like(logs))
+    outputs, labelled = problem()
+    predictive = as_given("adapter", outputs, labelled).predictive(outputs)
+    torch.testing.assert_close(predictive.probs, outputs.log_probs["adapter"].exp())
+    assert not predictive.std.any()
