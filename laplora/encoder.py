@@ -156,7 +156,7 @@ class Encoder:
             return decided, self.thresholds(self.recommended, None).review.target_risk
         for name in {p.predictive for p in predictions}:
             places = [i for i, p in enumerate(predictions) if p.predictive == name]
-            answers = decided_at([predictions[i] for i in places], self.thresholds(name, target_risk))
+            answers = decided_at([predictions[i] for i in places], self.thresholds(self.named(name), target_risk))
             for i, answer in zip(places, answers, strict=True):
                 decided[i] = answer
         return decided, target_risk

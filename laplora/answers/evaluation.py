@@ -74,7 +74,7 @@ def method_rows(
         in_order = method_rows(manifest, answering, own_order)
         return in_order | {f"{name}_order_average": row for name, row in averaged.items()}
     p, arrays = prediction, prediction.arrays
-    map_probs, probs = arrays.map_probs.tolist(), arrays.probs.tolist()
+    map_probs, probs = arrays.trained_probs.tolist(), arrays.probs.tolist()
     calibrated = {name: of.tolist() for name, of in arrays.calibrated_probs.items()}
     if p.labels_present is not None:
         return _by_label(manifest, {"map": map_probs, answering: probs, **calibrated})

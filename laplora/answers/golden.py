@@ -103,7 +103,7 @@ def golden_entry(inputs: Mapping[str, Any], answer: Prediction) -> dict[str, Any
     arrays = answer.arrays
     return GoldenAnswer(
         inputs=dict(inputs),
-        map_probs=arrays.map_probs.tolist(),
+        map_probs=arrays.trained_probs.tolist(),
         probs=arrays.probs.tolist(),
         predictives={name: probs.tolist() for name, probs in arrays.calibrated_probs.items()},
         logit_mean=answer.logit_mean.tolist(),
@@ -122,7 +122,7 @@ def verify_answers(answers: Sequence[Prediction], golden: Golden) -> None:
     moved = []
     for number, (answer, recorded) in enumerate(zip(answers, golden.answers, strict=True)):
         arrays = answer.arrays
-        given = {"map_probs": arrays.map_probs, "probs": arrays.probs, **arrays.calibrated_probs}
+        given = {"map_probs": arrays.trained_probs, "probs": arrays.probs, **arrays.calibrated_probs}
         for name, want in {"map_probs": recorded.map_probs, "probs": recorded.probs, **recorded.predictives}.items():
             got = given[name].tolist() if name in given else []
             gaps = [abs(g - w) for g, w in zip(got, want, strict=False)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from laplora.artifact.manifest import Manifest
 from laplora.decisions.uncertainty import decompose, review_score
 from laplora.errors import InvalidInputError
 from laplora.linearised import PosteriorPredictive, entropy
-from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.order_average import average_orders, order_information
 from laplora.prompts.option_order import reverse_choices
 from laplora.prompts.rows import EncodedRow
@@ -58,7 +58,7 @@ def average_answer(manifest: Manifest, sent: Prediction, shown: Prediction) -> P
     if record and record.reversed_temperature:
         both = _tempered(both[0], record.reversed_temperature), _tempered(both[1], record.reversed_temperature)
     name = sent.predictive
-    map_probs = _table([p.arrays.map_probs for p in both]).mean(0, keepdim=True)
+    map_probs = _table([p.arrays.trained_probs for p in both]).mean(0, keepdim=True)
     one, other = (_predictive(p) for p in both)
     served = average_orders(one, other)
     probs = map_probs if name == "map" else served.probs
@@ -69,7 +69,7 @@ def average_answer(manifest: Manifest, sent: Prediction, shown: Prediction) -> P
         if place in sent.arrays.calibrated_probs
     }
 
-    def score_of(place: PredictiveName, of: torch.Tensor) -> torch.Tensor:
+    def score_of(place: Any, of: torch.Tensor) -> torch.Tensor:
         return review_score(manifest.predictives[place].thresholds, probs=of, map_probs=map_probs)
 
     score = score_of(name, served.probs)
@@ -120,7 +120,7 @@ def _in_users_order(p: Prediction) -> Prediction:
     """Return the answer to a prompt with its choices in reverse, every array by label in the user's order."""
     old, variance, covariance = p.arrays, p.logit_variance, p.logit_covariance
     arrays = LabelArrays(
-        map_probs=old.map_probs[::-1],
+        map_probs=old.trained_probs[::-1],
         probs=old.probs[::-1],
         probs_std=None if old.probs_std is None else old.probs_std[::-1],
         calibrated_probs={name: probs[::-1] for name, probs in old.calibrated_probs.items()},

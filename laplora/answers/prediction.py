@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from laplora.artifact.manifest import Manifest
+from laplora.artifact.manifest import CalibrationRecord, Manifest, PredictiveRecord
 from laplora.decisions.conformal import label_sets
 from laplora.decisions.thresholds import Decision, Flag
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
@@ -44,10 +44,16 @@ def _same(one: Any, other: Any) -> bool:
 class LabelArrays(_Compared):
     """What an answer has by label, each (classes,) float64 in label order; ``Prediction`` says what they are."""
 
-    map_probs: Array
+    map_probs: Array | None
     probs: Array
     probs_std: Array | None
     calibrated_probs: dict[str, Array]
+
+    @property
+    def trained_probs(self) -> Array:
+        """``map_probs`` of a model that was trained, which always has them."""
+        assert self.map_probs is not None
+        return self.map_probs
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +64,12 @@ class Prediction(_Compared):
     Attributes:
         predictive: name of the predictive that made ``probs`` and all that follows from them.
         labels: the row's, in order; label_index: of the most probable one under ``probs``.
-        arrays: ``map_probs``, the softmax of the logits at the trained weights; ``probs``, the predictive's mean;
-            ``probs_std``, the standard deviation of each probability over the weights, which like ``aleatoric`` and
-            ``epistemic`` is None where the predictive has no covariance; and by name ``calibrated_probs``, of the
-            other predictives that need no further pass, except ``map``.
-        logit_mean: (classes,) centred logits at the trained weights, nats.
+        arrays: ``map_probs``, the softmax of the logits at the trained weights, of a model as it is that of the labels'
+            tokens, or None where it has no answer; ``probs``, the predictive's mean; ``probs_std``, the standard
+            deviation of each probability over the weights, which like ``aleatoric`` and ``epistemic`` is None where the
+            predictive has no covariance; and by name ``calibrated_probs``, of the other predictives that need no
+            further pass, except ``map``.
+        logit_mean: (classes,) centred logits at the trained weights, or of the head that answers, nats.
         logit_variance: (classes,), of the centred logits under the trained adapter's posterior, nats squared; None
             without one.
         logit_covariance: (classes, classes), likewise; None unless it was asked for.
@@ -81,7 +88,7 @@ class Prediction(_Compared):
             (``laplora.answers.several_labels`` says what the other attributes are then).
     """
 
-    predictive: PredictiveName
+    predictive: str
     labels: tuple[str, ...]
     label_index: int
     arrays: LabelArrays
@@ -116,9 +123,9 @@ class Prediction(_Compared):
         return float(probs.max() if self.labels_present is None else np.maximum(probs, 1 - probs).min())
 
     @property
-    def map_probs(self) -> dict[str, float]:
-        """By label, the softmax of the logits at the trained weights."""
-        return self._by_label(self.arrays.map_probs)
+    def map_probs(self) -> dict[str, float] | None:
+        """By label, the softmax of the logits at the trained weights; None where the model has no answer."""
+        return None if self.arrays.map_probs is None else self._by_label(self.arrays.map_probs)
 
     @property
     def probs(self) -> dict[str, float]:
@@ -150,6 +157,25 @@ class Prediction(_Compared):
         return dict(zip(self.labels, values.tolist(), strict=True))
 
 
+class Rules(Protocol):
+    """What answers follow from beside probabilities; a manifest is one."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels, in order."""
+
+    @property
+    def predictives(self) -> Mapping[Any, PredictiveRecord]:
+        """Thresholds by the name of what answers."""
+
+    @property
+    def calibration(self) -> CalibrationRecord:
+        """What the thresholds are for."""
+
+    def unfamiliar(self, familiarity: torch.Tensor | None) -> torch.Tensor | None:
+        """Return (batch,) bool which rows get the flag; None where nobody measured it."""
+
+
 @dataclass(frozen=True)
 class Verdicts:
     """What a predictive's thresholds give for a batch: ``sets`` is (batch, classes) bool, the conformal sets."""
@@ -160,8 +186,8 @@ class Verdicts:
 
 
 def verdicts(
-    manifest: Manifest,
-    name: PredictiveName,
+    rules: Rules,
+    name: str,
     *,
     probs: torch.Tensor,
     class_mask: torch.Tensor,
@@ -180,8 +206,8 @@ def verdicts(
         label_mass: (batch,); truncated: per row.
         epistemic: (batch,) nats, or None; score: (batch,) of ``review_score``; unfamiliar: (batch,) bool, or None.
     """
-    record = manifest.predictives[name]
-    sets = label_sets(manifest.calibration.conformal, probs, record.conformal, class_mask)
+    record = rules.predictives[name]
+    sets = label_sets(rules.calibration.conformal, probs, record.conformal, class_mask)
     if unfamiliar is not None:
         sets = torch.where(unfamiliar[:, None], class_mask.cpu(), sets)
     flags = raise_flags(
@@ -220,19 +246,46 @@ def build_predictions(
     Args:
         covariance: whether they have ``logit_covariance``, where the outputs do.
     """
-    spec = manifest.spec(name)
-    computed = mixtures(manifest, outputs)
-    map_probs = class_probs(outputs.logits, outputs.class_mask)
+    return answers_of(
+        manifest,
+        rows,
+        outputs,
+        mixtures(manifest, outputs),
+        name,
+        class_probs(outputs.logits, outputs.class_mask),
+        spread=manifest.spec(name).covariance,
+        covariance=covariance,
+    )
+
+
+def answers_of(
+    rules: Rules,
+    rows: Sequence[EncodedRow],
+    outputs: BatchOutputs,
+    computed: Mapping[Any, PosteriorPredictive],
+    name: str,
+    map_probs: torch.Tensor | None,
+    *,
+    spread: bool,
+    covariance: bool = False,
+) -> list[Prediction]:
+    """Return the answers by one of some predictives, in row order.
+
+    Args:
+        computed: by name the moments of the rows' probabilities.
+        map_probs: (batch, classes), the model's own; None where it has no answer.
+        spread: whether the answering one has a spread. One without is one set of weights: nothing of it is epistemic.
+        covariance: as of ``build_predictions``.
+    """
     served = computed[name]
-    probs = map_probs if name == "map" else served.probs
+    probs = map_probs if name == "map" and map_probs is not None else served.probs
     split = decompose(served)
-    spread = spec.covariance  # a predictive without is one set of weights: nothing of it is epistemic
     scores = {
-        other: review_score(manifest.predictives[other].thresholds, probs=predictive.probs, map_probs=map_probs)
+        other: review_score(rules.predictives[other].thresholds, probs=predictive.probs, map_probs=map_probs)
         for other, predictive in computed.items()
     }
     verdict = verdicts(
-        manifest,
+        rules,
         name,
         probs=probs,
         class_mask=outputs.class_mask,
@@ -240,7 +293,7 @@ def build_predictions(
         truncated=[r.truncated for r in rows],
         epistemic=split.epistemic if spread else None,
         score=scores[name],
-        unfamiliar=manifest.unfamiliar(outputs.familiarity),
+        unfamiliar=rules.unfamiliar(outputs.familiarity),
     )
     others = [other for other in computed if other not in ("map", name)]
     counts = [row.class_count for row in rows]
@@ -249,15 +302,16 @@ def build_predictions(
     # As lists before the loop: a tensor's single elements cost microseconds each, for every row of every batch.
     best, mass, sets = (t.tolist() for t in (probs.argmax(1), outputs.label_mass, verdict.sets))
     total, aleatoric, epistemic = (t.tolist() for t in (split.total, split.aleatoric, split.epistemic))
-    at_map, mine, stds = (t.numpy() for t in (map_probs, probs, served.std))
+    mine, stds = probs.numpy(), served.std.numpy()
+    at_map = None if map_probs is None else map_probs.numpy()
     logit_mean = _centred_logits(outputs.logits, counts).numpy()
     calibrated = {other: computed[other].probs.numpy() for other in others}
     rankings = {other: score.tolist() for other, score in scores.items()}
     answers = []
     for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
-        labels = manifest.labels[:count]
+        labels = rules.labels[:count]
         arrays = LabelArrays(
-            map_probs=at_map[i, :count],
+            map_probs=None if at_map is None else at_map[i, :count],
             probs=mine[i, :count],
             probs_std=stds[i, :count] if spread else None,
             calibrated_probs={other: calibrated[other][i, :count] for other in others},

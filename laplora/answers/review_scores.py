@@ -35,7 +35,7 @@ class ReviewScores:
 def review_scores(
     thresholds: PredictiveThresholds,
     predictive: PosteriorPredictive,
-    map_probs: torch.Tensor,
+    map_probs: torch.Tensor | None,
     labels: torch.Tensor,
     entropies: torch.Tensor,
     together: int = 1,
@@ -45,10 +45,11 @@ def review_scores(
     Under ``upper_bound`` that is MAP: its entropy and its mistakes (``laplora.decisions.uncertainty.agreed_entropy``).
 
     Args:
-        predictive: of the calibration rows; map_probs: (rows, classes), theirs; labels: (rows,) int64.
+        predictive: of the calibration rows; map_probs: (rows, classes), theirs; None where there are none, and no
+            upper bound; labels: (rows,) int64.
         entropies, together: what ``fit_thresholds`` had for the predictive.
     """
-    if thresholds.review.guarantee == "upper_bound":
+    if thresholds.review.guarantee == "upper_bound" and map_probs is not None:
         return ReviewScores(entropy(map_probs), map_probs.argmax(1) != labels)
     return ReviewScores(*of_inputs(entropies, predictive.probs.argmax(1) != labels, together))
 

@@ -61,7 +61,8 @@ def fit_thresholds(
     fitted on the same rows.
 
     Args:
-        predictives: by name, ``map`` among them, each row's under what was fitted without it.
+        predictives: by name, each row's under what was fitted without it. Where ``map`` is not among them, there is no
+            upper bound.
         labels: (rows,) int64.
         label_mass: (rows,) probability that the full vocabulary gives the label tokens.
         target_risk, guarantee, confidence: as of ``accept_threshold``.
@@ -78,7 +79,10 @@ def fit_thresholds(
     """
     labels = labels.detach().cpu()
     check_columns(len(labels), labels=labels, label_mass=label_mass)
-    map_probs, bound = predictives["map"].probs, guarantee == "upper_bound"
+    bound, has_map = guarantee == "upper_bound", "map" in predictives
+    if bound and not has_map:
+        raise ConfigError("guarantee upper_bound is on MAP's mistakes, and there is no MAP here: use empirical")
+    map_probs = predictives["map" if has_map else next(iter(predictives))].probs
     # Checks the options under either guarantee.
     map_threshold = accept_threshold(
         *of_inputs(entropy(map_probs), map_probs.argmax(1) != labels, together),
@@ -93,7 +97,7 @@ def fit_thresholds(
         flags: dict[Flag, FlagThreshold] = {
             "low_label_mass": _quantile_flag(label_mass, LABEL_MASS_LEVEL, "label mass", split),
         }
-        scores: dict[Score, torch.Tensor] = {"map_entropy": entropy(map_probs)}
+        scores: dict[Score, torch.Tensor] = {"map_entropy": entropy(map_probs)} if has_map else {}
         if name != "map":
             scores["total_entropy"] = total
         if (predictive.std > 0).any():  # the epistemic part of a point is only rounding

@@ -56,15 +56,18 @@ def decompose(predictive: PosteriorPredictive) -> Uncertainty:
     return Uncertainty(total, aleatoric, total - aleatoric)
 
 
-def review_score(thresholds: PredictiveThresholds, *, probs: torch.Tensor, map_probs: torch.Tensor) -> torch.Tensor:
+def review_score(
+    thresholds: PredictiveThresholds, *, probs: torch.Tensor, map_probs: torch.Tensor | None
+) -> torch.Tensor:
     """Return (batch,) what a predictive's review rule compares, and what ranks its mistakes, nats.
 
     Under the guarantee ``upper_bound`` that is ``agreed_entropy``.
 
     Args:
-        thresholds: of the predictive that made ``probs`` (batch, classes); map_probs: (batch, classes), MAP's.
+        thresholds: of the predictive that made ``probs`` (batch, classes); map_probs: (batch, classes), MAP's; None
+            where there is none, and entropy of ``probs`` is compared.
     """
-    if thresholds.review.score == "total_entropy":
+    if thresholds.review.score == "total_entropy" or map_probs is None:
         return entropy(probs)
     if thresholds.review.guarantee == "upper_bound":
         return agreed_entropy(map_probs, probs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -18,7 +19,7 @@ from laplora.decisions.review import fit_thresholds
 from laplora.errors import LaploraError, warn
 from laplora.fitting.conditioning import Conditioned, Conditioning, without_conditioning
 from laplora.fitting.outputs import SplitOutputs
-from laplora.fitting.settings import FitSettings
+from laplora.fitting.settings import CalibrationSettings, FitSettings
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import Prior
@@ -40,6 +41,8 @@ HELD_OUT, OUT_OF_FOLD = "calibration", "out_of_fold"
 
 _WITH_AND_WITHOUT: tuple[PredictiveName, PredictiveName] = ("laplace", "map")
 
+#: Of what answers.
+Name = TypeVar("Name", bound=str)
 #: Gives the prior, chosen on some calibration rows only.
 PriorOf = Callable[[torch.Tensor], Prior]
 #: Fits a predictive on some calibration rows and answers others.
@@ -80,8 +83,7 @@ def calibrate(
     each row gets from a fit without it.
     """
     wanted, split = settings.calibration, outputs.split
-    fit_sets = fit_label_sets if split.together == 1 else fit_present_sets
-    names, labels = settings.predictives.names, split.labels
+    names = settings.predictives.names
     prior_of, given = prior_of or prior_without(settings, outputs), held_out or {}
     missing = [name for name in names if name not in given]
     held_out = {**out_of_fold(settings, outputs, prior_of, conditioning, missing), **given}
@@ -92,42 +94,72 @@ def calibrate(
         else held_out_entropy(settings, outputs, name, prior_of)
         for name in names
     }
+    temperatures = {name: fit_temperature_of(outputs, name) for name in names}
+    records, scores = recorded(
+        wanted, held_out, entropies, temperatures, split.labels, split.label_mass, split.together, split_name
+    )
+    accepting = [name for name in names if records[name].thresholds.review.threshold is not None]
+    # Under adapters of folds their loss is no honest one: each adapter knows the labels of the fold that judges it.
+    candidates = [name for name in names if split_name == HELD_OUT or name not in CONDITIONED]
+    recommended = recommendation(settings, outputs, {name: held_out[name] for name in candidates}, accepting)
+    record = calibration_record(wanted, split.input_groups, split_name)
+    return Calibrated(calibration=record, predictives=records, recommended=recommended), scores
+
+
+def recorded(
+    wanted: CalibrationSettings,
+    held_out: Mapping[Name, PosteriorPredictive],
+    entropies: Mapping[Name, torch.Tensor],
+    temperatures: Mapping[Name, float],
+    labels: torch.Tensor,
+    label_mass: torch.Tensor,
+    together: int,
+    split_name: str,
+) -> tuple[dict[Name, PredictiveRecord], dict[Name, ReviewScores]]:
+    """Return thresholds and label sets by what answers, and the rows' review scores.
+
+    Args:
+        held_out: by name, each row's under what was fitted without it; entropies, label_mass, together: as of
+            ``fit_thresholds``.
+        temperatures: by name of the predictives to record, in order.
+        labels: (rows,) int64.
+    """
+    fit_sets = fit_label_sets if together == 1 else fit_present_sets
     thresholds = fit_thresholds(
         {str(name): predictive for name, predictive in held_out.items()},
         labels,
-        split.label_mass,
+        label_mass,
         target_risk=wanted.target_risk,
         guarantee=wanted.guarantee,
         confidence=wanted.confidence,
         entropies={str(name): column for name, column in entropies.items()},
-        together=split.together,
+        together=together,
         split=split_name,
     )
-    accepting = [name for name in names if thresholds[name].review.threshold is not None]
-    # Under adapters of folds their loss is no honest one: each adapter knows the labels of the fold that judges it.
-    candidates = [name for name in names if split_name == HELD_OUT or name not in CONDITIONED]
-    recommended = recommendation(settings, outputs, {name: held_out[name] for name in candidates}, accepting)
-    map_probs = held_out["map"].probs
-    records: dict[PredictiveName, PredictiveRecord] = {}
-    scores: dict[PredictiveName, ReviewScores] = {}
-    for name in names:
+    at_map = next((predictive.probs for name, predictive in held_out.items() if name == "map"), None)
+    records, scores = dict[Name, PredictiveRecord](), dict[Name, ReviewScores]()
+    for name, temperature in temperatures.items():
         rule, predictive = thresholds[name], held_out[name]
         records[name] = PredictiveRecord(
-            temperature=fit_temperature_of(outputs, name),
+            temperature=temperature,
             nll=float(row_nll(predictive.probs, labels).mean()),
             thresholds=rule,
             conformal=fit_sets(wanted.conformal, predictive.probs, labels, wanted.coverage),
         )
-        scores[name] = review_scores(rule, predictive, map_probs, labels, entropies[name], split.together)
-    record = CalibrationRecord(
+        scores[name] = review_scores(rule, predictive, at_map, labels, entropies[name], together)
+    return records, scores
+
+
+def calibration_record(wanted: CalibrationSettings, groups: torch.Tensor, split_name: str) -> CalibrationRecord:
+    """Return what is recorded of calibration rows of these groups, (rows,) int64."""
+    return CalibrationRecord(
         split=split_name,
-        rows=len(labels) // split.together,
-        folds=min(wanted.folds, len(set(split.input_groups.tolist()))),
+        rows=len(groups),
+        folds=min(wanted.folds, len(set(groups.tolist()))),
         coverage=wanted.coverage,
         conformal=wanted.conformal,
         scores=SCORES,
     )
-    return Calibrated(calibration=record, predictives=records, recommended=recommended), scores
 
 
 def condition_and_calibrate(

@@ -72,12 +72,12 @@ class RowProbs:
     """What every predictive gives on labelled rows, without the covariances that it was made of.
 
     Attributes:
-        probs: by predictive (rows, classes); map_probs: (rows, classes), MAP's.
+        probs: by predictive (rows, classes); map_probs: (rows, classes), MAP's; None where a model has no answer.
         labels, class_mask, together: as of ``ProjectedSplit``; groups: (inputs,) int64, its ``input_groups``.
     """
 
-    probs: Mapping[PredictiveName, torch.Tensor]
-    map_probs: torch.Tensor
+    probs: Mapping[Any, torch.Tensor]
+    map_probs: torch.Tensor | None
     labels: torch.Tensor
     class_mask: torch.Tensor
     together: int
@@ -137,7 +137,7 @@ def evaluated(
 
 def evaluate_predictives(
     rows: RowProbs,
-    predictives: Mapping[PredictiveName, PredictiveRecord],
+    predictives: Mapping[Any, PredictiveRecord],
     conformal: ConformalScore,
     unfamiliar: torch.Tensor | None = None,
 ) -> tuple[dict[str, Evaluation], dict[str, SetQuality], dict[str, LabelsQuality]]:
@@ -219,7 +219,7 @@ class Measured:
 
     evaluations: Mapping[str, Evaluation]
     sets: Mapping[str, SetQuality]
-    recommended: PredictiveName
+    recommended: str
     labels: tuple[str, ...] = ()
     by_label: Mapping[str, LabelsQuality] = field(default_factory=dict)
     unfamiliar: float | None = None

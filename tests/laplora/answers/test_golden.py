@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from laplora.answers.golden import Golden, GoldenAnswer, read_golden, verify_answers
+from laplora.answers.prediction import LabelArrays
 from laplora.errors import ArtifactCorruptError, GoldenMismatchError
 
 ARTIFACT = Path(__file__).resolve().parents[3] / "artifacts" / "sst2-smollm2"
@@ -20,7 +21,7 @@ PROBS = [0.25, 0.75]
 
 
 def answer(variance: list[float] | None, familiarity: float | None = None) -> Any:
-    arrays = SimpleNamespace(map_probs=np.array(PROBS), probs=np.array(PROBS), calibrated_probs={})
+    arrays = LabelArrays(np.array(PROBS), np.array(PROBS), None, {})
     variances = None if variance is None else np.array(variance)
     return SimpleNamespace(arrays=arrays, logit_variance=variances, familiarity=familiarity)
 
