@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from laplora.experts.base import Labelled, LogProbSource, Outputs
-from laplora.linearised import PosteriorPredictive, entropy
+from laplora.linearised import Likelihood, PosteriorPredictive, entropy
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class AsGiven:
 
     name: LogProbSource
     held_out: torch.Tensor
+    likelihood: Likelihood = "categorical"
 
     def log_probs(self, outputs: Outputs) -> torch.Tensor:
         """Return what the pass gave, (rows, classes) float64."""
@@ -28,15 +29,22 @@ class AsGiven:
 
     def predictive(self, outputs: Outputs) -> PosteriorPredictive:
         """Return its probabilities, without spread."""
-        return point(self.log_probs(outputs).exp())
+        return point(self.log_probs(outputs), self.likelihood)
 
 
 def as_given(name: LogProbSource, outputs: Outputs, labelled: Labelled) -> AsGiven:
     """Return the expert of a source: honest in rows that no adapter was trained on; in all where there is none."""
     honest = labelled.honest[:, None] if name != "zero_shot" else torch.ones_like(labelled.honest)[:, None]
-    return AsGiven(name, outputs.log_probs[name].masked_fill(~honest, torch.nan))
+    return AsGiven(name, outputs.log_probs[name].masked_fill(~honest, torch.nan), labelled.likelihood)
 
 
-def point(probs: torch.Tensor) -> PosteriorPredictive:
-    """Return probabilities (rows, classes) without spread."""
-    return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))
+def point(log_probs: torch.Tensor, likelihood: Likelihood = "categorical") -> PosteriorPredictive:
+    """Return probabilities (rows, classes) without spread, of an expert's log probabilities.
+
+    Under ``bernoulli`` the entropy is the sum of the labels'.
+    """
+    if likelihood == "categorical":
+        probs = log_probs.exp()
+        return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))
+    probs = log_probs.sigmoid()
+    return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs) + entropy(1 - probs))

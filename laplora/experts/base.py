@@ -31,7 +31,7 @@ class Outputs:
     Attributes:
         class_mask: (rows, classes) bool, true at a row's possible classes.
         log_probs: by source (rows, classes) float64, nats, -inf at impossible classes; where several labels may be
-            right (``bernoulli``) of each label's presence.
+            right (``bernoulli``) each label's logit.
         features: by source.
         covariance: (rows, classes - 1, classes - 1) float64, of the adapter's contrasts, nats squared; None without.
     """
@@ -113,8 +113,8 @@ class Expert(Protocol):
 
     Attributes:
         name: what a call asks for it by, and answers name as their predictive.
-        held_out: (labelled rows, classes) float64, honest log probabilities, nats, of each label's presence under
-            ``bernoulli``; NaN in rows where it has none.
+        held_out: (labelled rows, classes) float64, honest log probabilities, nats; NaN in rows where it has none. Under
+            ``bernoulli`` each label's logit.
     """
 
     @property
@@ -126,7 +126,7 @@ class Expert(Protocol):
         """Honest log probabilities of the labelled rows."""
 
     def log_probs(self, outputs: Outputs) -> torch.Tensor:
-        """Return (rows, classes) float64 the log probabilities of inputs, nats; under ``bernoulli`` of presence."""
+        """Return (rows, classes) float64 the log probabilities of inputs, nats; under ``bernoulli`` the logits."""
 
     def predictive(self, outputs: Outputs) -> PosteriorPredictive:
         """Return the probabilities of inputs, those of ``log_probs``, with their spread over the expert's weights.
@@ -139,10 +139,5 @@ def losses_of(held_out: torch.Tensor, labelled: Labelled) -> torch.Tensor:
     """Return (rows,) float64 each labelled row's loss by honest log probabilities, nats; NaN where there are none."""
     if labelled.likelihood == "categorical":
         return -held_out.gather(1, labelled.labels[:, None])[:, 0]
-    chosen = torch.where(labelled.labels == 1, held_out, absence(held_out))
-    return -chosen.sum(1)
-
-
-def absence(presence: torch.Tensor) -> torch.Tensor:
-    """Return log probabilities that labels are absent by those of their presence; their difference is the logit."""
-    return (-presence.expm1()).log()
+    signed = torch.where(labelled.labels == 1, held_out, -held_out)
+    return -torch.nn.functional.logsigmoid(signed).sum(1)

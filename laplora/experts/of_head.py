@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from laplora.experts.base import FeatureSource, Labelled, LogProbSource, Outputs, absence
+from laplora.experts.base import FeatureSource, Labelled, LogProbSource, Outputs
 from laplora.head import FittedHead, fit
-from laplora.linearised import Likelihood
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,10 @@ class HeadExpert:
     @property
     def held_out(self) -> torch.Tensor:
         """Honest log probabilities of the labelled rows, (rows, classes) float64; NaN where it has none."""
-        return self.spread_out(self.fitted.held_out)
+        held_out = self.fitted.held_out
+        if self.fitted.rows.likelihood == "bernoulli":  # a head says the log probability of presence
+            held_out = held_out - (-held_out.expm1()).log()
+        return self.spread_out(held_out)
 
     def spread_out(self, values: torch.Tensor) -> torch.Tensor:
         """Return values of the head's rows at their places among the labelled rows, (rows, ...); NaN elsewhere."""
@@ -49,8 +51,10 @@ class HeadExpert:
         return spread
 
     def log_probs(self, outputs: Outputs) -> torch.Tensor:
-        """Return (rows, classes) float64 log probabilities at the head's mode."""
-        return self.fitted.head.log_probs(*self._inputs(outputs))
+        """Return (rows, classes) float64 log probabilities at the head's mode; under ``bernoulli`` logits."""
+        head = self.fitted.head
+        answer = head.logits if head.likelihood == "bernoulli" else head.log_probs
+        return answer(*self._inputs(outputs))
 
     def learn(self, outputs: Outputs, labelled: Labelled) -> HeadExpert:
         """Return the expert that learned further rows, behind those that it has; their folds are the head's.
@@ -76,7 +80,7 @@ class HeadExpert:
 
     def _inputs(self, outputs: Outputs) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, torch.Tensor]:
         """Return blocks, offset and mask, as a head takes them."""
-        offset = None if self.offset is None else offset_of(outputs.log_probs[self.offset], self.fitted.rows.likelihood)
+        offset = None if self.offset is None else outputs.log_probs[self.offset]
         return dict(outputs.features[self.source]), offset, outputs.class_mask
 
 
@@ -106,7 +110,7 @@ def fit_head(
     fitted = fit(
         some.features[source],
         of.labels if of.likelihood == "categorical" else of.labels.double(),
-        offset=None if offset is None else offset_of(some.log_probs[offset], of.likelihood),
+        offset=None if offset is None else some.log_probs[offset],
         temper=temper,
         class_mask=of.class_mask,
         groups=of.groups,
@@ -117,8 +121,3 @@ def fit_head(
     )
     places, seconds = train.nonzero()[:, 0], time.monotonic() - start
     return HeadExpert(name, source, fitted, places, len(labelled), offset, seconds)
-
-
-def offset_of(log_probs: torch.Tensor, likelihood: Likelihood) -> torch.Tensor:
-    """Return log probabilities (rows, classes) as a head takes them for an offset: under ``bernoulli`` the logits."""
-    return log_probs if likelihood == "categorical" else log_probs - absence(log_probs)
