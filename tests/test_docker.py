@@ -221,13 +221,6 @@ def test_the_image_says_what_it_is_and_runs_a_module_by_a_user_without_rights(na
     assert environment(final)["LAPLORA_CACHE"].startswith(f"{home}/")
 
 
-def test_the_images_share_their_first_stages_and_the_job_stops_at_the_signal_it_handles() -> None:
-    (base, service), (same, training) = map(parse, DOCKERFILES)
-    assert (base, service[:2]) == (same, training[:2])
-    assert (training[-1].one("STOPSIGNAL"), training[-1].one("HEALTHCHECK")) == ("SIGINT", "NONE")
-    assert json.loads(training[-1].one("CMD")) == ["--help"]
-
-
 def test_the_server_listens_where_the_image_says(monkeypatch: pytest.MonkeyPatch) -> None:
     final = parse("service.Dockerfile")[1][-1]
     settings = settings_of(environment(final), monkeypatch)

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from laplora.decisions.conformal import ConformalScore
+from laplora.head import FOLDS
 from laplora.jacobians.many_classes import ManyClasses
-from laplora.predictive.cross_fitting import FOLDS
 from laplora.predictive.kinds import PredictiveName
 
 

@@ -15,7 +15,7 @@ from benchmarks.reproduce.__main__ import main
 from benchmarks.reproduce.checkpoint import EVIDENCE, LAST_LAYER, answers_folder, read_answers
 from benchmarks.reproduce.page import collected, publish
 from benchmarks.reproduce.record import RECORD
-from benchmarks.reproduce.subjects import MODELS, REPORTED, TASKS, checkpoints, run_config
+from benchmarks.reproduce.subjects import REPORTED, run_config
 from tests.tiny_runs import made_once
 from training.evaluate import plain_probs
 from training.workspace.results import load_trained
@@ -140,28 +140,3 @@ def test_seeds_that_differ_in_more_than_the_seed_are_refused(
     (copied / "again" / RECORD).write_text(json.dumps(record | {"seed": 7, "learning_rate": 1.0}))
     assert reproduced(copied, tiny_base_folder, "--publish") == 1
     assert "differ in learning_rate" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("optimizer.evaluate_every=2", "leave out optimizer.evaluate_every"),
-        ("data.split_seed=null", "give data.split_seed a number"),
-    ],
-)
-def test_what_could_not_be_compared_is_refused(
-    override: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert reproduced(tmp_path, Path("none"), f"--set={override}") == 1
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_every_model_has_a_configuration_for_every_task(model: str, tmp_path: Path) -> None:
-    for task in TASKS:
-        config = run_config(model, task, 3, tmp_path, None, None, [])
-        assert (config.data.dataset, config.seed, config.data.split_seed) == (task, 3, 0)
-        assert "lm_head" in config.adapter.targets
-        if model in REPORTED:
-            assert checkpoints(config) == (500, 1000, 1500, 2000, 2500)
-            assert config.optimizer.batch_size == 6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import dense_reference as dense
@@ -15,8 +14,6 @@ from joint_problem import dense_curvature, dense_ggn, flat_jacobians, held_out
 from tiny_models import Task, tiny_model, tiny_task
 
 from benchmarks.structures.curvature import fit_posterior, needs_tokens
-from benchmarks.structures.curvature.ella import KernelRows, add_kernel_batch
-from laplora.errors import FactorizationError, NonFiniteError, PriorError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrasts
 from laplora.posterior.base import Prior, block_precisions
@@ -91,22 +88,6 @@ def test_ella_is_the_ggn_in_the_span_of_its_features(problem: Problem, features:
     close(found.covariance_of(jacobians_of(problem, task, found), scalar(found, 0.5)), expected, 1e-9)
 
 
-def test_ellas_kernel_rows_are_a_seeded_random_subset() -> None:
-    model, task = tiny_model("llama"), tiny_task()
-    blocks, none = find_blocks(model, 3), torch.zeros(0, dtype=torch.float64)
-
-    def held(seed: int, features: int, batch_size: int = 7) -> KernelRows:
-        run_pass = replay(rows_of(model, task, batch_size=batch_size))
-        return run_pass("", KernelRows(blocks, 0, none, (), seed), partial(add_kernel_batch, features=features))
-
-    one, everything = held(0, 5), held(0, 100)
-    assert (len(one.gradients), len(everything.gradients)) == (10, 24)  # 4 x 5 contrasts: 10 rows
-    assert torch.equal(one.keys, held(0, 5, batch_size=24).keys)
-    assert not torch.equal(one.keys, held(1, 5).keys)
-    smallest = everything.keys.argsort()[:10].sort().values.tolist()
-    assert all(torch.equal(g, everything.gradients[i]) for g, i in zip(one.gradients, smallest, strict=True))
-
-
 def test_both_kinds_are_the_exact_ggn_where_it_factorises() -> None:
     """Equal rows of one token: a factor 1/N too many or too few is off by the number of rows.
 
@@ -123,18 +104,3 @@ def test_both_kinds_are_the_exact_ggn_where_it_factorises() -> None:
         curvatures = [dense.block_curvature(dense.Basis(u, v), s, t) for u, v, s, t in parts]
         for key, block in by_key(curvatures, found.blocks).items():
             torch.testing.assert_close(block, ggn[key], rtol=1e-9, atol=rounding)
-
-
-def test_what_is_refused(problem: Problem) -> None:
-    blocks = find_blocks(problem.model, problem.task.classes)
-    rows = rows_of(problem.model, problem.task, batch_size=60)
-    parts = tuple(replace(part, jacobian=part.jacobian * torch.nan) for part in rows[0].jacobians.blocks)
-    broken = [replace(rows[0], jacobians=replace(rows[0].jacobians, blocks=parts))]
-    for structure in ("exact", "diagonal", "ella"):
-        with pytest.raises(FactorizationError, match="no rows"):
-            fit_posterior(StructureSettings(structure), blocks, replay([]))
-        with pytest.raises(NonFiniteError, match="is not finite"):
-            fit_posterior(StructureSettings(structure), blocks, replay(broken))
-    found = fit(problem.model, problem.task, "ella", joint_rank=6)
-    with pytest.raises(PriorError, match="takes a prior of granularity scalar"):
-        found.covariance_of(rows[0].jacobians, block_precisions(GROUP, blocks))
