@@ -20,10 +20,14 @@ from typing import Any
 import pytest
 
 from laplora.models.offline import ensure_data_wheel, ensure_model
+from laplora.models.sentence_encoder import ensure_encoder
 from laplora.models.wheels import cache_root, ensure_wheel
 
 #: What the code of a test with a marker reaches.
-REACHED = {"real": (ensure_model, ensure_data_wheel), "process": (subprocess, multiprocessing, ensure_wheel)}
+REACHED = {
+    "real": (ensure_model, ensure_data_wheel, ensure_encoder),
+    "process": (subprocess, multiprocessing, ensure_wheel),
+}
 PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
 TESTS = str(Path(__file__).parent)
 

@@ -1,4 +1,4 @@
-"""What a head reads of an input: states of the frozen base (``frozen``), at layers that ``layers`` names.
+"""What a head reads of an input: states of the frozen base (``frozen``), a sentence encoder's embedding (``encoder``).
 
-Start at ``frozen``. No head is in here: ``laplora.experts`` has them.
+Start at ``frozen``; ``layers`` names the layers that are read. No head is in here: ``laplora.experts`` has them.
 """

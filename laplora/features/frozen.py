@@ -22,6 +22,7 @@ from laplora.models.readout import base_of
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch
 from laplora.prompts.token_roles import AFTER, FIELD, encode_with_roles
+from laplora.readouts.no_answer import NoAnswer
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def frozen_states(
     with_after = classifier.readout.side == "left" and classifier.template.ends_alike
     model, readout = classifier.model, classifier.readout
     # Without its adapter a classifier's head is the one that it started from.
-    answers = answer and not (is_adapted(model) and is_classifier(base_of(model)))
+    untrained = is_adapted(model) and is_classifier(base_of(model))
+    answers = answer and not untrained and not isinstance(readout, NoAnswer)
     options = {"use_cache": False} if readout.side == "left" else {}
 
     def passed(batch: Batch, index: list[int]) -> FrozenStates:

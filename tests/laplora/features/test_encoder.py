@@ -1,0 +1,134 @@
+"""Embeddings of a sentence encoder: the real one's, and which folders of sentence-transformers are read, and how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_classifiers import head_alone
+from tiny_tokenizer import encoder_tokenizer
+from transformers import AutoModel, AutoTokenizer
+
+from laplora.errors import ModelError, NonFiniteError
+from laplora.features.encoder import embeddings
+from laplora.models.sentence_encoder import SentenceEncoder, ensure_encoder, load_sentence_encoder
+from laplora.prompts.examples import Example
+from laplora.prompts.templates import PromptTemplate
+
+SAY = PromptTemplate("t", 1, "Say what this is about: {text} Answer:")
+MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": True}
+
+
+def embedded(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int = 3) -> torch.Tensor:
+    """Return the embeddings of texts, each the field of a prompt."""
+    examples = [Example(str(i), {"text": text}, 0, 2) for i, text in enumerate(texts)]
+    return embeddings(encoder, SAY, "ab", examples, batch_size)["embedding"]
+
+
+def naive(folder: Path, text: str, tokens: int, pooling: str) -> torch.Tensor:
+    """Return a text's embedding by transformers alone, not normalised."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        given = tokenizer(text, return_tensors="pt", truncation=True, max_length=tokens)
+        states = model(**given).last_hidden_state[0]
+    return states[0] if pooling == "cls" else states.mean(0)
+
+
+def test_the_encoder_of_the_package_index_places_like_texts_together() -> None:
+    """Its own settings say 256 tokens, a mean and unit length; a batch, and padding in it, change no embedding."""
+    folder = ensure_encoder("all-minilm-l6-v2")
+    encoder = load_sentence_encoder("all-minilm-l6-v2")
+    assert (encoder.max_tokens, encoder.pooling, encoder.normalised, encoder.width) == (256, "mean", True, 384)
+    texts = ["My card was stolen yesterday.", "Somebody took my bank card.", "The film was dull.", "card lost " * 400]
+    found = embedded(encoder, texts)
+    assert found.dtype == torch.float32
+    expected = torch.stack([naive(folder, text, 256, "mean") for text in texts])
+    torch.testing.assert_close(found, torch.nn.functional.normalize(expected), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, embedded(encoder, texts, batch_size=1), atol=1e-6, rtol=1e-5)
+    alike, unlike, _ = (found[0] @ found[1:].T).tolist()
+    assert alike > 0.6
+    assert unlike < 0.2
+    # A question's options, and each field, are a line each; the template's words are none of it.
+    asked = PromptTemplate("t", 1, "Question: {question} Choices: {choices} Hint: {hint} Answer:")
+    fields = {"question": "Who?", "choices": ["a man", "a dog"], "hint": "barks"}
+    block = embeddings(encoder, asked, "AB", [Example("", fields, 0, 2)], 1)["embedding"]
+    torch.testing.assert_close(block, embedded(encoder, ["Who?\na man\na dog\nbarks"]), atol=1e-6, rtol=1e-5)
+
+
+def save(folder: Path, modules: list[tuple[str, str]], pooling: dict[str, Any], **settings: Any) -> Path:
+    """Write a random encoder as sentence-transformers would, of at most 6 tokens, and return the folder."""
+    tokenizer = encoder_tokenizer()
+    model = head_alone("bert", dtype=torch.float32, vocab_size=len(tokenizer)).bert
+    model.save_pretrained(folder / modules[0][0])
+    tokenizer.save_pretrained(folder / modules[0][0])
+    (folder / "1_Pooling").mkdir()
+    listed = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in modules]
+    for path, content in (
+        ("modules.json", listed),
+        ("1_Pooling/config.json", pooling),
+        (Path(modules[0][0]) / "sentence_bert_config.json", {"max_seq_length": 6, **settings}),
+    ):
+        (folder / path).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("place", "normalised", "settings", "pooling"),
+    [
+        ("", False, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ("0_Transformer", True, MEAN, "mean"),
+        ("", True, {"pooling_mode": "cls"}, "cls"),
+    ],
+)
+def test_folders_of_sentence_transformers_are_read_as_they_say(
+    tmp_path: Path, place: str, normalised: bool, settings: dict[str, Any], pooling: str
+) -> None:
+    modules = [(place, "Transformer"), ("1_Pooling", "Pooling"), *[("2_Normalize", "Normalize")] * normalised]
+    encoder = load_sentence_encoder(str(save(tmp_path, modules, settings)))
+    texts = ["great", "The film was dull", "the plot was great great great great great"]
+    expected = torch.stack([naive(tmp_path / place, text, 6, pooling) for text in texts])
+    expected = torch.nn.functional.normalize(expected) if normalised else expected
+    torch.testing.assert_close(embedded(encoder, texts), expected, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        encoder.model.embeddings.word_embeddings.weight[:] = torch.nan
+    with pytest.raises(NonFiniteError, match="embeddings of"):
+        embedded(encoder, texts)
+
+
+def test_what_is_no_plain_sentence_encoder_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    plain = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    for number, (modules, pooling, message) in enumerate(
+        [
+            ([*plain, ("2_Dense", "Dense")], MEAN, "modules are .*'Dense'"),
+            ([("", "Transformer"), ("../1_Pooling", "Pooling")], MEAN, r"a module lies in '\.\./1_Pooling'"),
+            (plain, {"pooling_mode_max_tokens": True}, "pooling is .*max_tokens"),
+            (plain, MEAN | {"pooling_mode_cls_token": True}, "pooling is .*cls_token', 'mean_tokens"),
+            (plain, {"pooling_mode": "lasttoken"}, "pooling is .*lasttoken"),
+        ]
+    ):
+        folder = save(tmp_path / str(number), modules, pooling)
+        with pytest.raises(ModelError, match=message):
+            load_sentence_encoder(str(folder))
+    folder = save(tmp_path / "cased", plain, MEAN, do_lower_case=True)
+    load_sentence_encoder(str(folder))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": None}))
+    with pytest.raises(ModelError, match="texts are lowered"):
+        load_sentence_encoder(str(folder))
+    folder = save(tmp_path / "pickled", plain, MEAN)
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="no model or tokenizer can be loaded"):
+        load_sentence_encoder(str(folder))
+    (folder / "modules.json").write_text('{"type": 1}')
+    with pytest.raises(ModelError, match="no list of modules"):
+        load_sentence_encoder(str(folder))
+    (folder / "modules.json").unlink()
+    for where in (str(folder), "nobody/nothing"):
+        with pytest.raises(ModelError, match=f"'{where}' cannot be used, there is no modules.json"):
+            load_sentence_encoder(where)
