@@ -53,6 +53,7 @@ class PromptTemplate:
         label_prefix: what stands between the prompt and the label token.
         cut: what is cut of a prompt that is too long; None: the prompt, wherever its read-out cuts it, be it of the
             instruction.
+        option_text: the prompt of one option alone, with ``{option}`` (``laplora.prompts.options``); None: of ``text``.
     """
 
     name: str
@@ -62,6 +63,7 @@ class PromptTemplate:
     choice_separator: str = "\n"
     label_prefix: str = " "
     cut: Cut | None = None
+    option_text: str | None = None
     placeholders: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -133,6 +135,7 @@ TEMPLATES: dict[str, PromptTemplate] = {
             1,
             "Select one of the choices that answers the following question: {question} "
             "Choices: A. {option1}. B {option2}. Answer:",
+            option_text="{question}",
         ),
         PromptTemplate(
             "multiple_choice",
