@@ -14,13 +14,11 @@ from typing import Any
 
 import torch
 
-from laplora.classifier import Classifier, without_adapter
+from laplora.classifier import Classifier, frozen
 from laplora.errors import ConfigError, NonFiniteError
 from laplora.features.layers import body_of, noted_layers
-from laplora.models.classifier_head import is_adapted
 from laplora.models.log_partition import log_partition
 from laplora.models.logit_transform import logit_transform
-from laplora.models.lora import is_classifier
 from laplora.models.readout import base_of, output_head
 from laplora.prompts.examples import Example
 from laplora.prompts.options import OptionText, option_texts
@@ -62,13 +60,15 @@ def option_features(
         track: of ``Classifier.over_batches``, as a bar of progress; of the first of two passes.
 
     Raises:
-        ConfigError: a template whose options cannot be told apart (``laplora.prompts.options``), or a classifier's
-            head: options need a causal language model.
+        ConfigError: a template whose options cannot be told apart (``laplora.prompts.options``), or a model that
+            is no causal language model.
         InvalidInputError: an input that the template does not take.
         NonFiniteError: features with NaN or infinity.
     """
-    if is_classifier(base_of(classifier.model)):
-        raise ConfigError("features of options are a language model's, got one with a classification head")
+    if output_head(classifier.model) is None:
+        raise ConfigError(
+            f"features of options need a causal language model, got {type(base_of(classifier.model)).__name__}"
+        )
     texts, places = list[list[OptionText]](), list[tuple[int, int]]()
     for row, example in enumerate(examples):
         given = option_texts(classifier.template, example.fields, classifier.labels)
@@ -80,7 +80,7 @@ def option_features(
         [encode_question(classifier.tokenizer, t, classifier.max_tokens, with_question=w) for t in texts]
         for w in (True, False)
     ]
-    with torch.no_grad(), without_adapter(classifier.model) if is_adapted(classifier.model) else nullcontext():
+    with frozen(classifier.model):
         asked = _passes(classifier, encoded[0], batch_size, True, track)
         alone = _passes(classifier, encoded[1], batch_size, False, iter)["sum"]
     tokens = torch.tensor([count for q in encoded[0] for count in q.scored])
@@ -136,7 +136,9 @@ def encode_question(
     """
     before = [(one.question if with_question else one.alone) for one in texts]
     given = [start + one.filled for start, one in zip(before, texts, strict=True)]
-    encoded = tokenizer([text + one.scored for text, one in zip(given, texts, strict=True)], return_offsets_mapping=True)
+    encoded = tokenizer(
+        [text + one.scored for text, one in zip(given, texts, strict=True)], return_offsets_mapping=True
+    )
     rows, first = list[list[int]](), list[int]()
     for text, tokens, offsets in zip(given, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         # A special token behind the text ends at no character, as one before it does.
@@ -190,9 +192,14 @@ def _passed(
 ) -> dict[str, torch.Tensor]:
     """Return what one pass says of a batch's options, on the CPU."""
     base, device, total = base_of(model), batch.input_ids.device, batch.input_ids.shape[1]
-    option_of = torch.full(batch.input_ids.shape, -1)  # of each token: 0 of the beginning, then 1, 2, ...; -1 of padding
+    option_of = torch.full(
+        batch.input_ids.shape, -1
+    )  # of each token: 0 of the beginning, then 1, 2, ...; -1 of padding
     positions = torch.zeros_like(option_of)
-    before, at = list[list[int]](), list[list[int]]()  # by option its scored tokens, and those before each, in the batch
+    before, at = (
+        list[list[int]](),
+        list[list[int]](),
+    )  # by option its scored tokens, and those before each, in the batch
     for row, question in enumerate(questions):
         start, count = (row + 1) * total - len(question.row.token_ids), len(question.begins)
         option_of.view(-1)[start : start + count] = 0
@@ -208,7 +215,8 @@ def _passed(
     widest = max(map(len, at))
     real = torch.tensor([[1] * len(one) + [0] * (widest - len(one)) for one in at], device=device).bool()
     of_token, of_previous = (
-        torch.tensor([one + [one[-1]] * (widest - len(one)) for one in places], device=device) for places in (at, before)
+        torch.tensor([one + [one[-1]] * (widest - len(one)) for one in places], device=device)
+        for places in (at, before)
     )
     blocks: dict[str, torch.Tensor] = {}
 

@@ -61,7 +61,7 @@ def option_prompt(template: PromptTemplate) -> str:
     lists = [m for m in _PLACEHOLDER.finditer(template.text) if m.group(1) == "choices"]
     if template.option_count or len(lists) != 1 or "option" in fields:
         raise ConfigError(
-            f"template {template.name!r} has no one list {{choices}} that could be left out: say by option_text how one "
+            f"template {template.name!r} has no one list {{choices}} to leave out: say by option_text how one "
             'option is asked, as in "{question}\\nAnswer: {option}"'
         )
     before = _LEAD.sub("", template.text[: lists[0].start()]).rstrip()

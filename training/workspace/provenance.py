@@ -37,8 +37,9 @@ def adapter_inputs(run: Run) -> str:
 
 
 def _fields_of(template: PromptTemplate) -> dict[str, Any]:
-    """Return a template's fields; without ``cut`` where it has none, as before there was such a field."""
-    return {name: value for name, value in asdict(template).items() if name != "cut" or value is not None}
+    """Return a template's fields that training reads; without ``cut`` where it has none, as before there was one."""
+    read = {name: value for name, value in asdict(template).items() if name != "option_text"}
+    return {name: value for name, value in read.items() if name != "cut" or value is not None}
 
 
 def curvature_inputs(run: Run, folder: Path | None = None) -> str:

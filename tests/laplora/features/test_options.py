@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +11,13 @@ import torch
 from tiny_classifiers import head_alone
 from tiny_models import add_lora, tiny_base
 from tiny_tokenizer import tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 import laplora
+from laplora.classifier import frozen
 from laplora.errors import ConfigError, InvalidInputError, NonFiniteError
 from laplora.features.layers import feature_layers
 from laplora.features.options import SCORES, encode_question, option_features
-from laplora.models.offline import ensure_model
 from laplora.prompts.examples import Example
 from laplora.prompts.options import OptionText, option_prompt, option_texts
 from laplora.prompts.templates import TEMPLATES, PromptTemplate
@@ -49,7 +50,7 @@ def naive(classifier: laplora.Classifier, before: str, text: OptionText) -> dict
     found = tokenizer(given + text.scored, return_offsets_mapping=True)
     ids = found["input_ids"] if before else [tokenizer.bos_token_id, *found["input_ids"]]
     count = sum(end > len(given) for _, end in found["offset_mapping"])
-    with torch.no_grad(), classifier.model.disable_adapter():
+    with frozen(classifier.model):
         out = classifier.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
     steps = out.logits[0, -count - 1 : -1].log_softmax(-1).gather(1, torch.tensor(ids[-count:])[:, None])
     blocks = {"sum": steps.sum(), "tokens": torch.tensor(count)}
@@ -98,14 +99,11 @@ def test_options_are_as_if_each_were_alone_behind_its_question(kind: str) -> Non
         check(classifier_of(kind, BARE), QUESTIONS)
 
 
-def test_options_of_the_real_base() -> None:
-    """Tokens in common at an option's start belong to the shared beginning, and still count as the option's."""
-    folder = ensure_model("smollm2-135m-instruct")
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = add_lora(base, ["q_proj"], dtype=None)
-    classifier = laplora.Classifier(model, tokenizer, TEMPLATES["multiple_choice"], LETTERS)
-    check(classifier, (("What do plants need?", ("the light", "the night", "the")), ("2 + 2 =", ("4", "5", "22", "-4"))))
+def test_options_of_the_real_base(smollm: Any, base_model_folder: Path) -> None:
+    """The first tokens of all options are in the shared beginning, and are still the options'."""
+    base = AutoModelForCausalLM.from_pretrained(base_model_folder, dtype=torch.float32)
+    classifier = laplora.Classifier(base, smollm, TEMPLATES["multiple_choice"], LETTERS)
+    check(classifier, (("What do plants need?", ("the light", "the night", "the")),))
 
 
 def test_the_prompt_of_an_option() -> None:
@@ -128,7 +126,9 @@ def test_the_prompt_of_an_option() -> None:
 def test_a_text_that_is_too_long_loses_its_beginning() -> None:
     """And then the end of the option; its first token stays, which may be a special one."""
     tokenizer = tiny_tokenizer()
-    short, long = (OptionText("I say so after seeing it twice", "", "", f" {text}") for text in ("no", "the film was dull"))
+    short, long = (
+        OptionText("I say so after seeing it twice", "", "", f" {text}") for text in ("no", "the film was dull")
+    )
     whole = tokenizer.encode(long.question + long.scored)
     found = encode_question(tokenizer, [short, long], 8)
     assert found.begins == (whole[0], *whole[len(whole) - 7 : -4])
@@ -153,7 +153,7 @@ def test_what_has_no_options_is_refused_by_name() -> None:
     with pytest.raises(InvalidInputError, match="whole prompt"):
         option_texts(BARE, {"prompt": "A"}, LETTERS)
     headed = laplora.Classifier(head_alone("llama", classes=4), tiny_tokenizer(), BARE, LETTERS)
-    with pytest.raises(ConfigError, match="classification head"):
+    with pytest.raises(ConfigError, match="got LlamaForSequenceClassification"):
         option_features(headed, [example(*QUESTIONS[0])], 1)
     classifier = classifier_of("llama", BARE)
     with torch.no_grad():
