@@ -66,7 +66,7 @@ def rooms(picture: Picture) -> None:
         [("predictor", "an artifact in, answers out")],
         [("encoder", "what needs no weights")],
         [("answers", "from the outputs of a batch to its answers")],
-        [("artifact", "what is served"), ("conditioning", "labels correct it")],
+        [("artifact", "what is served")],
         [("prior", "prior precision")],
         [("experts", "learn from labels")],
         [("predictive", "from a Gaussian to probabilities")],

@@ -10,7 +10,7 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``selection``: which rows to label next.
 - ``predictor``: an artifact in, answers out; ``encoder``: the part of it that needs no weights.
 - ``answers``: from what the model says of a batch to probabilities, flags and decisions; golden answers.
-- ``artifact``: the folder that is served; ``conditioning``: how labels correct answers.
+- ``artifact``: the folder that is served.
 - ``prior``: how the prior precision is chosen.
 - ``experts``: ways to answer that learn from labels, with one protocol.
 - ``predictive``: from a Gaussian over the class contrasts to probabilities; mixtures.

@@ -151,34 +151,6 @@ def class_weighted_hessian(
     return weights[labels, None, None] * contrast_hessian(logits.double() + weights.log(), class_mask)
 
 
-def mean_contrast_hessian(probs: torch.Tensor, class_weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the mean ``Lambda`` of probabilities (batch, classes), (classes - 1, classes - 1) float64.
-
-    With class weights it is that of ``class_weighted_hessian``, expected over labels of these probabilities.
-    """
-    tilted = counted = probs.double()
-    if class_weights is not None:
-        counted = tilted * class_weights.to(tilted)  # p_c w_c: the expected weight times softmax(f + log w)
-        tilted = counted / counted.sum(1, keepdim=True)
-    transform = contrasts(probs.shape[-1], torch.float64).to(probs.device)
-    return transform.T @ (torch.diag(counted.mean(0)) - counted.T @ tilted / len(probs)) @ transform
-
-
-def hessian_root(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return the symmetric square root of ``Lambda``, (batch, classes - 1, classes - 1) float64.
-
-    ``B = diag(sqrt p) - p sqrt(p)^T`` has ``B B^T = diag p - p p^T`` exactly. The symmetric root follows from the
-    singular value decomposition of ``Q^T B``, also where a Cholesky factor fails as a probability nears 0.
-    """
-    probs = class_probs(logits, class_mask)
-    root = probs.sqrt()
-    half = torch.diag_embed(root) - probs[:, :, None] * root[:, None, :]
-    transform = contrasts(logits.shape[-1], torch.float64).to(logits.device)
-    vectors, values, _ = torch.linalg.svd(transform.T @ half, full_matrices=False)
-    result: torch.Tensor = (vectors * values[:, None, :]) @ vectors.mT
-    return result
-
-
 def class_counts(class_mask: torch.Tensor) -> torch.Tensor:
     """Return (batch,) int64 how many classes are possible in each row; DataError for what is no ``class_mask``."""
     if class_mask.ndim != 2 or class_mask.dtype != torch.bool:

@@ -126,9 +126,9 @@ class ConditionedRecord(_Record):
     """How labels correct the log probabilities of a predictive, in ``shift.safetensors``."""
 
     rows: int = Field(ge=1, description="labelled inputs that correct, those of the calibration split")
-    precision: float = Field(gt=0, description="of the last layer's prior")
-    bias: float = Field(ge=0, description="prior variance of a constant that is added to every row, nats squared")
-    size: float = Field(ge=0, description="root mean square of what it adds to a contrast of the rows, left out, nats")
+    precision: float = Field(gt=0, description="of the prior of the head's weights on standardised states")
+    bias: float = Field(ge=0, description="prior variance of the constant, nats squared")
+    size: float = Field(ge=0, description="root mean square of what it adds to a contrast of the rows, nats")
 
 
 class ManyClassesRecord(_Record):

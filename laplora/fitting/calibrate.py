@@ -17,7 +17,8 @@ from laplora.decisions.conformal import fit_label_sets, fit_present_sets
 from laplora.decisions.recommendation import answer_alike, recommend
 from laplora.decisions.review import fit_thresholds
 from laplora.errors import LaploraError, warn
-from laplora.fitting.conditioning import Conditioned, Conditioning, without_conditioning
+from laplora.experts.last_state import LastState
+from laplora.fitting.conditioning import Conditioning, with_held_out, without_conditioning
 from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.settings import CalibrationSettings, FitSettings
 from laplora.linearised import PosteriorPredictive, entropy
@@ -88,7 +89,7 @@ def calibrate(
     missing = [name for name in names if name not in given]
     held_out = {**out_of_fold(settings, outputs, prior_of, conditioning, missing), **given}
     entropies = {
-        # A row that its own label has moved is no rank to compare with; folds of one kernel compare as they are.
+        # A row that its own label has moved is no rank to compare with; folds of one head compare as they are.
         name: entropy(held_out[name].probs)
         if name in CONDITIONED
         else held_out_entropy(settings, outputs, name, prior_of)
@@ -164,7 +165,7 @@ def calibration_record(wanted: CalibrationSettings, groups: torch.Tensor, split_
 
 def condition_and_calibrate(
     settings: FitSettings, outputs: SplitOutputs, split_name: str = HELD_OUT
-) -> tuple[FitSettings, dict[Corrected, Conditioned], Calibrated, dict[PredictiveName, ReviewScores]]:
+) -> tuple[FitSettings, dict[Corrected, LastState], Calibrated, dict[PredictiveName, ReviewScores]]:
     """Return how the calibration rows' labels correct predictives, and what ``calibrate`` returns with those.
 
     Labels whose corrections cannot be computed are no reason to lose a fit: they are off in the settings that are
@@ -177,19 +178,19 @@ def condition_and_calibrate(
         ConfigError: as ``without_conditioning``.
     """
     prior_of, conditioning = prior_without(settings, outputs), None
-    conditioned, held_out = dict[Corrected, Conditioned](), dict[PredictiveName, PosteriorPredictive]()
+    conditioned, held_out = dict[Corrected, LastState](), dict[PredictiveName, PosteriorPredictive]()
     if settings.predictives.conditioned:
         try:
-            conditioning = Conditioning.of(outputs.fitted, outputs.split, class_weights=settings.class_weights)
+            conditioning = Conditioning(outputs.fitted, outputs.split)
             conditioned = {kind: conditioning.served(kind) for kind in CONDITIONED}
             held_out = out_of_fold(settings, outputs, prior_of, conditioning, CONDITIONED)
-        except (LaploraError, RuntimeError) as error:  # RuntimeError: of LAPACK, or no memory for a kernel's matrix
+        except (LaploraError, RuntimeError) as error:  # RuntimeError: of LAPACK, or no memory
             settings = without_conditioning(settings, error)
             conditioning, conditioned = None, {}
         else:
-            moved = {kind: one.left_out for kind, one in conditioned.items()}
-            temperature = conditioned["conditioned"].shift.temperature
-            outputs = replace(outputs, moved=moved, temperature=temperature)
+            outputs = replace(outputs, temperature=conditioned["conditioned"].shift.temperature)
+            if split_name == HELD_OUT:
+                conditioned = with_held_out(conditioned, held_out, outputs.split)
     calibrated, scores = calibrate(settings, outputs, conditioning, held_out, split_name, prior_of)
     warn_of_nothing_accepted(calibrated, scores)
     return settings, conditioned, calibrated, scores

@@ -1,32 +1,26 @@
 """The predictives of a fit that learn from the calibration rows' labels: ``conditioned``, ``laplace_conditioned``.
 
-The labels of the calibration rows are data of their own. They correct a predictive's log probabilities through the
-state that the logits are read from (``laplora.conditioning``). No row is answered by its own label: what thresholds,
-sets and the recommendation are set on comes from folds, and so do temperatures and priors in it.
+No row is answered by its own label: what thresholds, sets and the recommendation are set on comes from folds. What a
+fold's answers are corrected by, temperature, prior and head, is chosen on the other folds' rows alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from laplora.classifier import Classifier
-from laplora.conditioning.choice import choose_kernel
-from laplora.conditioning.labelled import LabelledRows, log_contrasts
-from laplora.conditioning.last_layer import LastStates
-from laplora.decisions.temperature import fit_temperature
 from laplora.errors import ConfigError, warn
+from laplora.experts.last_state import LastState, corrected_answers, fit_last_state, logged
 from laplora.fitting.outputs import Fitted
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.settings import FitSettings
-from laplora.linearised import PosteriorPredictive, class_probs, contrast_logits, entropy
+from laplora.linearised import PosteriorPredictive
 from laplora.posterior.base import Prior
-from laplora.posterior.binary import binary_means
-from laplora.predictive.gaussian import posterior_predictive
-from laplora.predictive.kinds import CONDITIONED, Corrected
-from laplora.predictive.shift import Shift, tempering
+from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName
+from laplora.predictive.shift import Shift
 from laplora.prompts.examples import Example
 from laplora.readouts.label_sequences import LabelSequences
 
@@ -35,72 +29,23 @@ MOST = 150_000
 
 
 @dataclass(frozen=True)
-class Conditioned:
-    """How the calibration rows' labels correct one predictive.
-
-    Attributes:
-        shift: of its log probabilities.
-        precision: of the last layer's prior; bias: prior variance of a constant, nats squared.
-        left_out: (rows, classes - 1) float64, what the labels of the other inputs add to each calibration row's log
-            probabilities, nats.
-        loss: mean NLL of the calibration rows so, nats.
-    """
-
-    shift: Shift
-    precision: float
-    bias: float
-    left_out: torch.Tensor
-    loss: float
-
-
-@dataclass(frozen=True)
 class Conditioning:
     """The calibration rows, ready to condition and to be conditioned.
 
     Attributes:
         trained: the adapter's posterior, its prior and the rows; split: the same rows' states and labels.
-        states: of the rows' inputs, that the kernels are made of.
-        before: by predictive (rows, classes - 1) float64, what earlier labels add to the log probabilities, nats, and
-            the predictive's temperature; empty where there were none.
+        before: by predictive, what earlier labels add; empty where there were none.
         always: so many rows, the first ones, are in no fold and condition each, but for those of a group in it.
     """
 
     trained: Fitted
     split: ProjectedSplit
-    states: LastStates
-    before: Mapping[Corrected, tuple[torch.Tensor, float]]
-    always: int
+    before: Mapping[Corrected, Shift] = field(default_factory=dict)
+    always: int = 0
 
-    @classmethod
-    def of(
-        cls,
-        trained: Fitted,
-        split: ProjectedSplit,
-        before: Mapping[Corrected, tuple[torch.Tensor, float]] | None = None,
-        always: int = 0,
-        class_weights: Sequence[float] = (),
-    ) -> Conditioning:
-        """Return the conditioning of a split whose last states were kept; labels move it on from ``before``.
-
-        Args:
-            class_weights: of the loss that trained the adapter, as of ``FitSettings``.
-        """
-        assert split.last is not None
-        probs = class_probs(split.logits, split.class_mask)
-        rows = trained.posterior.rows
-        if split.together == 1:
-            weights = torch.tensor(class_weights, dtype=torch.float64) if class_weights else None
-            states = LastStates(split.last, probs, rows, class_weights=weights)
-        else:
-            states = LastStates(split.last, probs[:, 1].view(-1, split.together), rows, "bernoulli")
-        return cls(trained, split, states, before or {}, always)
-
-    def served(self, kind: Corrected) -> Conditioned:
+    def served(self, kind: Corrected) -> LastState:
         """Return the correction of a predictive that all rows' labels ask for, on top of that of earlier ones."""
-        everything = torch.arange(len(self.split))
-        base = self._base(kind, everything, self.trained.prior)
-        found, rows = self._conditioned(base, everything)
-        return replace(found, left_out=found.left_out - rows.mean + base.before)
+        return self._learned(kind, torch.arange(len(self.split)), self.trained.prior)
 
     def predictive(
         self, kind: Corrected, fit: torch.Tensor, answered: torch.Tensor, prior: Callable[[], Prior]
@@ -115,70 +60,39 @@ class Conditioning:
         groups, always = self.split.row_groups, torch.arange(self.always)
         always = always[~torch.isin(groups[always], groups[answered])]
         fit = torch.cat([always, fit + self.always])
-        base = self._base(kind, fit, prior() if kind == "laplace_conditioned" else None)
-        shift = self._conditioned(base, fit)[0].shift
-        moved = shift.of(self.states.states[self._inputs(answered)])
-        if self.split.together > 1:
-            moved = binary_means(moved)
-        return base.answer(self.trained.projected.contrast_mean[answered], moved, answered, self.split.class_mask)
+        chosen = prior() if kind == "laplace_conditioned" else self.trained.prior
+        shift = self._learned(kind, fit, chosen).shift
+        return corrected_answers(kind, shift, *self._rows(kind, answered, chosen))
 
-    def _conditioned(self, base: _Base, rows: torch.Tensor) -> tuple[Conditioned, LabelledRows]:
-        """Return the correction that some rows' labels ask for, and the rows; ``left_out`` holds their means.
+    def _learned(self, kind: Corrected, rows: torch.Tensor, prior: Prior) -> LastState:
+        split, before = self.split, self.before.get(kind)
+        given = self._rows(kind, rows, prior)
+        return fit_last_state(kind, *given, split.labels[rows], split.row_groups[rows], before)
 
-        The last layer is that of these rows alone: a row's own state in its moments would make the kernel between it
-        and the others smaller than that of a new row. A fold chooses among the kernels that all rows choose among.
-        """
-        labelled, size = self._labelled(base, rows), self.trained.projected.contrast_mean.numel()
-        choice = choose_kernel(self.states.take(self._inputs(rows)), labelled, size=size)
-        chosen, loss = choice.kernel, choice.losses[choice.place]
-        shift = Shift(*chosen.layer_weights(choice.weights), base.temperature)
-        return Conditioned(shift, chosen.precision, chosen.bias, choice.left_out, loss), labelled
-
-    def _inputs(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the numbers of the inputs that rows, all of an input's or none, are of."""
-        return rows[:: self.split.together] // self.split.together
-
-    def _base(self, kind: Corrected, fit: torch.Tensor, prior: Prior | None) -> _Base:
-        """Return the predictive that labels correct: as earlier labels have, or fitted on some rows."""
+    def _rows(
+        self, kind: Corrected, rows: torch.Tensor, prior: Prior
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """Return mean, covariance, class mask and states of some rows, all of an input's or none."""
         split = self.split
-        before, temperature = self.before.get(kind, (torch.zeros_like(self.trained.projected.contrast_mean), None))
-        if kind == "laplace_conditioned":
-            return _Base(1.0, self.trained.covariance(prior), before.double())
-        if temperature is not None:
-            return _Base(temperature, None, before.double())
-        logits = contrast_logits(self.trained.projected.contrast_mean[fit].double())
-        return _Base(fit_temperature(logits, split.labels[fit], split.class_mask[fit]), None, before.double())
-
-    def _labelled(self, base: _Base, rows: torch.Tensor) -> LabelledRows:
-        split = self.split
-        nothing = torch.zeros((), dtype=torch.float64)
-        before = base.answer(self.trained.projected.contrast_mean[rows], nothing, rows, split.class_mask)
-        mask = split.class_mask[rows]
-        log_probs, groups = log_contrasts(before.probs, mask), split.row_groups[rows]
-        return LabelledRows(log_probs, split.labels[rows], mask, split.together, groups)
+        assert split.last is not None
+        covariance = self.trained.covariance(prior)[rows] if kind == "laplace_conditioned" else None
+        states = split.last[rows[:: split.together] // split.together]
+        return split.projected.contrast_mean[rows], covariance, split.class_mask[rows], states
 
 
-@dataclass(frozen=True)
-class _Base:
-    """A predictive that labels correct: MAP with a temperature, or every row's Gaussian; and earlier corrections."""
-
-    temperature: float
-    covariance: torch.Tensor | None
-    before: torch.Tensor
-
-    def answer(
-        self, mean: torch.Tensor, moved: torch.Tensor, rows: torch.Tensor, class_mask: torch.Tensor
-    ) -> PosteriorPredictive:
-        """Return the predictive of some rows, their log probabilities moved."""
-        mask, moved = class_mask[rows], self.before[rows] + moved
-        if self.covariance is not None:
-            covariance = self.covariance[rows]
-            return posterior_predictive(mean + tempering(covariance, mask) * moved, covariance, mask)
-        probs = class_probs(contrast_logits(mean.double() / self.temperature + moved), mask)
-        return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))
+def with_held_out(
+    conditioned: Mapping[Corrected, LastState],
+    held_out: Mapping[PredictiveName, PosteriorPredictive],
+    split: ProjectedSplit,
+) -> dict[Corrected, LastState]:
+    """Return the corrections with the log probabilities that each row has by the folds without it."""
+    return {
+        kind: replace(one, held_out=logged(held_out[kind].probs, split.class_mask, split.together))
+        for kind, one in conditioned.items()
+    }
 
 
-def shifts_of(conditioned: Mapping[Corrected, Conditioned]) -> dict[Corrected, Shift]:
+def shifts_of(conditioned: Mapping[Corrected, LastState]) -> dict[Corrected, Shift]:
     """Return the shifts, as ``AdaptedModel`` has them."""
     return {kind: one.shift for kind, one in conditioned.items()}
 

@@ -11,8 +11,9 @@ from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.manifest import ManyClassesRecord
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
+from laplora.experts.last_state import LastState
 from laplora.fitting.calibrate import Calibrated, condition_and_calibrate
-from laplora.fitting.conditioning import Conditioned, possible_conditioning
+from laplora.fitting.conditioning import possible_conditioning
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.familiarity import Familiar, familiar_layers, fit_familiar, warn_of_few, without_familiarity
 from laplora.fitting.outputs import Fitted, SplitOutputs
@@ -55,7 +56,7 @@ class Fit:
     log_likelihood: float
     squared_distances: torch.Tensor
     centred: bool
-    conditioned: Mapping[Corrected, Conditioned]
+    conditioned: Mapping[Corrected, LastState]
     familiar: Familiar | None
     calibration: ProjectedSplit
     calibrated: Calibrated

@@ -23,6 +23,7 @@ from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.manifest import Manifest
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
+from laplora.experts.last_state import LastState
 from laplora.fitting.calibrate import (
     OUT_OF_FOLD,
     Calibrated,
@@ -32,7 +33,7 @@ from laplora.fitting.calibrate import (
     prior_without,
     warn_of_nothing_accepted,
 )
-from laplora.fitting.conditioning import Conditioned, Conditioning, check_conditioning
+from laplora.fitting.conditioning import Conditioning, check_conditioning, with_held_out
 from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit
@@ -44,7 +45,6 @@ from laplora.linearised import PosteriorPredictive
 from laplora.metrics.groups import mean_and_error
 from laplora.metrics.scores import evaluate_probs, row_nll
 from laplora.predictive.kinds import CONDITIONED, PREDICTIVES, Corrected, PredictiveName
-from laplora.predictive.shift import Shift
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 
@@ -108,7 +108,7 @@ class NewLabels:
         metrics: by predictive, of the new rows, each answered by what was fitted without it.
     """
 
-    conditioned: Mapping[Corrected, Conditioned]
+    conditioned: Mapping[Corrected, LastState]
     calibrated: Calibrated
     scores: dict[PredictiveName, ReviewScores]
     split: ProjectedSplit
@@ -138,7 +138,7 @@ def condition_on(
     Raises:
         DataError: too few rows, or all of one group.
         ConfigError: a posterior, or more rows, than conditioning covers.
-        FactorizationError, NonFiniteError: rows that no kernel fits, an answer that is not finite.
+        FactorizationError, NonFiniteError: rows that no head fits, an answer that is not finite.
     """
     manifest, adapted = packaged.artifact.manifest, packaged.adapted
     if calibration and manifest.calibration.split == OUT_OF_FOLD:
@@ -160,19 +160,9 @@ def condition_on(
         groups = groups_of(classifier, [*calibration, *examples])
         rows, always = replace(concatenated([earlier, rows]), groups=groups), len(earlier)
         fitted = replace(fitted, projected=rows.projected)
-    on_top = {} if calibration else {kind: (outputs.moved[kind], s.temperature) for kind, s in adapted.shifts.items()}
-    conditioning = Conditioning.of(fitted, rows, on_top, always, settings.class_weights)
-    found: dict[Corrected, Conditioned] = {}
-    for kind in CONDITIONED:
-        one = conditioning.served(kind)
-        shift = added(adapted.shifts[kind], one.shift) if kind in on_top else one.shift
-        found[kind] = replace(one, left_out=one.left_out[always:], shift=shift)
-    split = outputs.split
-    outputs = replace(
-        outputs,
-        moved={kind: one.left_out for kind, one in found.items()},
-        temperature=found["conditioned"].shift.temperature,
-    )
+    conditioning = Conditioning(fitted, rows, {} if calibration else adapted.shifts, always)
+    found = {kind: conditioning.served(kind) for kind in CONDITIONED}
+    split, outputs = outputs.split, replace(outputs, temperature=found["conditioned"].shift.temperature)
     held_out = out_of_fold(settings, outputs, prior_without(settings, outputs), conditioning)
     calibrated, scores = calibrate(settings, outputs, conditioning, held_out)
     record = calibrated.calibration.model_copy(update={"split": "labels"})
@@ -193,6 +183,7 @@ def condition_on(
         str(name): evaluate_probs(one.probs, split.labels, groups=split.row_groups).to_json()
         for name, one in held_out.items()
     }
+    found = with_held_out(found, held_out, split)
     return NewLabels(found, calibrated, scores, split, comparison, metrics)
 
 
@@ -229,18 +220,11 @@ def settings_of(manifest: Manifest, structure: str) -> FitSettings:
                 "serve": recommended.predictive if recommended.chosen_by == "configuration" else "auto",
             },
             "many_classes": {"limit": many.limit if many else max(16, len(manifest.labels))},
-            "class_weights": _class_weights(manifest),
         }
     )
     if set(settings.predictives.names) != {*names, *CONDITIONED}:
         raise ConfigError(f"the artifact has the predictives {list(names)}, which cannot be calibrated together anew")
     return settings
-
-
-def _class_weights(manifest: Manifest) -> list[float]:
-    """Return the class weights of the training, in class order, as a fit or a run's configuration records them."""
-    of_run = (manifest.config.get("optimizer") or {}).get("class_weights") or {}
-    return manifest.config.get("class_weights") or [of_run[label] for label in manifest.labels if of_run]
 
 
 def predictive_before(outputs: SplitOutputs, manifest: Manifest) -> PosteriorPredictive:
@@ -278,8 +262,3 @@ def compare(
         difference=difference,
         standard_error=error,
     )
-
-
-def added(first: Shift, second: Shift) -> Shift:
-    """Return both shifts of one predictive."""
-    return Shift(first.weights + second.weights, first.constant + second.constant, second.temperature)

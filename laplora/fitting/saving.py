@@ -29,10 +29,11 @@ from laplora.artifact.manifest import (
     ManyClassesRecord,
     PriorRecord,
 )
+from laplora.experts.last_state import BLOCK, LastState
 from laplora.familiarity.file import familiarity_tensors
 from laplora.files import write_json, write_tensors
 from laplora.fitting.calibrate import Calibrated
-from laplora.fitting.conditioning import Conditioned, shifts_of
+from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.fit import Fit
 from laplora.fitting.projected import split_tensors
 from laplora.models.spread import Spread
@@ -91,13 +92,13 @@ def record_of(fit: Fit) -> FitRecord:
     )
 
 
-def conditioned_record(conditioned: Conditioned, rows: int) -> ConditionedRecord:
+def conditioned_record(conditioned: LastState, rows: int) -> ConditionedRecord:
     """Return how labels of so many inputs correct a predictive, as an artifact records it."""
     return ConditionedRecord(
         rows=rows,
-        precision=conditioned.precision,
-        bias=conditioned.bias,
-        size=float(conditioned.left_out.square().mean().sqrt()),
+        precision=conditioned.precisions[BLOCK],
+        bias=1 / conditioned.precisions["constant"],
+        size=conditioned.size,
     )
 
 

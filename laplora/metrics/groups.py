@@ -1,29 +1,17 @@
-"""Rows in groups: drawn, left out and counted whole, since rows of one group err together."""
+"""Rows in groups: drawn and counted whole, since rows of one group err together."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
-
-
-def members(groups: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield for each size of group (groups, size) int64 the rows of the groups of that size, in order.
-
-    Args:
-        groups: (rows,) int64, which group each row is of; any numbers.
-    """
-    order, starts, counts = _sorted(groups)
-    for size in sorted(set(counts.tolist())):
-        yield order[starts[counts == size][:, None] + torch.arange(size)]
 
 
 def resampled(groups: torch.Tensor, draws: int, generator: torch.Generator) -> list[torch.Tensor]:
     """Return row numbers of draws of as many groups, with replacement: (draws, rows), or where sizes differ one each.
 
     Args:
-        groups: as of ``members``.
+        groups: (rows,) int64, which group each row is of; any numbers.
     """
     order, starts, counts = _sorted(groups)
     drawn = torch.randint(len(counts), (draws, len(counts)), generator=generator)

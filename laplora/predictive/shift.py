@@ -1,7 +1,7 @@
 """What conditioning adds to an input's log probabilities: a linear map of the state that its logits are read from.
 
-Labels correct a predictive. Its ``Q^T log p(x)`` moves by ``k(x, X) alpha = x^T W + c`` (``laplora.conditioning``). So
-an answer needs W and c, and nothing of the labelled rows.
+Labels correct a predictive. Its ``Q^T log p(x)`` moves by ``x^T W + c``, which a head on the state learned of them
+(``laplora.experts.last_state``).
 
 Dividing the contrasts by a temperature T makes the mean move by T times as much as the log probabilities do. Averaging
 over a posterior divides them by about ``kappa = sqrt(1 + pi/4 v)``, with v their variance (MacKay 1992, *The evidence
@@ -29,6 +29,10 @@ class Shift:
     weights: torch.Tensor
     constant: torch.Tensor
     temperature: float = 1.0
+
+    def __add__(self, other: Shift) -> Shift:
+        """Return both shifts of one predictive, at this one's temperature."""
+        return Shift(self.weights + other.weights, self.constant + other.constant, self.temperature)
 
     def of(self, states: torch.Tensor) -> torch.Tensor:
         """Return what it adds, (batch, directions) float64 on the CPU, nats.

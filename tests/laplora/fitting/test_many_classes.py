@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
 from laplora.artifact.folder import read_artifact
-from laplora.conditioning import choice
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.posterior.many_classes import ManyClassPosterior
@@ -92,11 +91,9 @@ def test_all_directions_are_the_exact_fit(classifier: laplora.Classifier) -> Non
 @pytest.mark.anyio
 @pytest.mark.parametrize("classes", [CLASSES, 150])
 async def test_later_labels_are_learned_in_memory_from_a_folder_and_by_a_server(
-    classes: int, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classes: int, base: Path, tmp_path: Path
 ) -> None:
-    """And the three answer alike: of few rows x contrasts, which are left out one by one, and of many, by folds."""
-    for kernels in ("VARIANCES", "WIDE_VARIANCES"):
-        monkeypatch.setattr(choice, kernels, (0.1, 10.0))
+    """And the three answer alike."""
     tokens = [t.replace("\u0120", " ") for t in AutoTokenizer.from_pretrained(base).get_vocab() if t[0] == "\u0120"]
     labels = {f"topic {text.strip()}": text for text in sorted(tokens) if text[1:].isalpha()}
     names = list(labels)[:classes]
@@ -124,6 +121,6 @@ async def test_later_labels_are_learned_in_memory_from_a_folder_and_by_a_server(
             given = zip(served, of_folder, learned.predict(inputs, name), fit.predict(inputs, name), strict=True)
             for by_server, by_folder, mine, packaged in given:
                 # Their priors and temperatures are searched on sums that are rounded differently.
-                assert by_folder.probs == pytest.approx(mine.probs, rel=2e-3)
-                assert by_server["probs"] == pytest.approx(mine.probs, rel=2e-3)
+                assert by_folder.probs == pytest.approx(mine.probs, rel=2e-3, abs=1e-4)
+                assert by_server["probs"] == pytest.approx(mine.probs, rel=2e-3, abs=1e-4)
                 assert mine.probs != pytest.approx(packaged.probs, rel=2e-2)

@@ -15,7 +15,7 @@ from tiny_runs import FinishedRun, choice_rows, sentiment_rows
 
 from laplora.answers.prediction import Prediction
 from laplora.errors import ConfigError, DataError
-from laplora.linearised import contrasts, hessian_root
+from laplora.linearised import contrast_hessian, contrasts
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
 from laplora.selection.information import information
@@ -34,15 +34,15 @@ def answers(predictor: Predictor, rows: list[EncodedRow]) -> list[Prediction]:
 
 
 def by_definition(one: Prediction) -> float:
-    """Return ``1/2 log det (I + R V R)`` in the contrasts, ``R R = Lambda``."""
+    """Return ``1/2 log det (I + Lambda V)`` in the contrasts."""
     probs, covariance = (torch.tensor(v) for v in (one.arrays.probs, one.logit_covariance))
     if one.labels_present is not None:
-        root = torch.diag((probs * (1 - probs)).sqrt())
+        hessian = torch.diag(probs * (1 - probs))
     else:
         transform = contrasts(len(probs))
         covariance = transform.T @ covariance @ transform
-        root = hessian_root(probs.log()[None], torch.ones(1, len(probs), dtype=torch.bool))[0]
-    return float(torch.logdet(torch.eye(len(root), dtype=torch.float64) + root @ covariance @ root)) / 2
+        hessian = contrast_hessian(probs.log()[None], torch.ones(1, len(probs), dtype=torch.bool))[0]
+    return float(torch.logdet(torch.eye(len(hessian), dtype=torch.float64) + hessian @ covariance)) / 2
 
 
 def test_rows_come_by_what_their_label_tells(sentiment_predictor: Predictor, rows: list[EncodedRow]) -> None:
