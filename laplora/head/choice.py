@@ -24,11 +24,13 @@ from laplora.head.spaces import Designs, Space, space_of
 #: Prior precision of the constant where nothing chooses it: a standard deviation of 10 nats.
 CONSTANT = 0.01
 #: Variance of the blocks that is tried first, without an offset and with one, and the range that is searched.
-_FIRST, _FIRST_WITH_OFFSET, _LEAST, _MOST = 10.0, 1.0, 1e-8, 1e8
+_FIRST, _FIRST_WITH_OFFSET, _LEAST, _MOST = 10.0, 1.0, 1e-6, 1e6
 #: Gradient steps at most, and the least gain of a step, nats a row.
 _STEPS, _GAIN = 10, 2e-4
 #: Decrease of the objective that a fold's mode may be short of, nats a row.
 _CONVERGED = 1e-5
+#: Bytes of all folds' features as float64 up to which what variances do not change is kept, not made again.
+_KEPT_BYTES = 1 << 30
 #: Residual of the linear system behind a gradient, as a share.
 _ADJOINT = 0.002
 
@@ -52,83 +54,98 @@ def chosen(rows: Rows, folds: torch.Tensor, temper: bool, seed: int) -> Choice:
     """
     if len(torch.unique(folds)) < 2:
         folds = fold_numbers(len(rows), seed=seed, groups=rows.groups)
-    judged = [_Fold(rows.at(rest), rows.at(fold), temper) for rest, fold in parted(folds)]
+    size = 8 * sum(block.numel() for block in rows.blocks.values()) * len(torch.unique(folds))
+    judged = [_Fold(rows, rest, fold, temper, size <= _KEPT_BYTES) for rest, fold in parted(folds)]
     names = [*rows.blocks] + ([] if rows.conditional else ["constant"])
     free = len(names) if rows.offset is not None else len(rows.blocks)
     tried: list[tuple[dict[str, float], float]] = []
 
-    def loss(log_variances: torch.Tensor, slope: bool) -> tuple[float, torch.Tensor]:
+    def loss(log_variances: torch.Tensor) -> _Point:
         whole = torch.cat([log_variances, log_variances.new_full((len(names) - free,), -math.log(CONSTANT))]).exp()
-        parts = [fold.loss(whole, slope) for fold in judged]
+        parts = [fold.loss(whole) for fold in judged]
         mean = sum(part[0] for part in parts) / len(rows)
         tried.append((dict(zip(names, (1 / whole).tolist(), strict=True)), mean))
-        return mean, torch.stack([part[1] for part in parts]).sum(0)[:free] / len(rows)
+        return _Point(log_variances, mean, torch.stack([part[1] for part in parts]).sum(0)[:free] / len(rows))
 
     first = _FIRST if rows.offset is None else _FIRST_WITH_OFFSET
-    start = _common(lambda value: loss(torch.full((free,), value, dtype=torch.float64), False)[0], first)
-    _own(loss, torch.full((free,), start, dtype=torch.float64))
+    _own(loss, _common(loss, torch.full((free,), math.log(first), dtype=torch.float64)))
     return Choice(min(tried, key=lambda pair: pair[1])[0], tuple(tried))
 
 
-def _common(loss: Callable[[float], float], first: float) -> float:
-    """Return the log variance of least loss on the grid that moves on while its edge is best."""
-    step, best = math.log(10), math.log(first)
-    least = loss(best)
-    for direction in (step, -step):
-        moved = False
-        while math.log(_LEAST) <= best + direction <= math.log(_MOST):
-            found = loss(best + direction)
-            if found > least - _GAIN:
+@dataclass(frozen=True)
+class _Point:
+    """Log variances that were tried, (blocks,), the folds' mean loss, nats a row, and its slope, (blocks,)."""
+
+    place: torch.Tensor
+    value: float
+    slope: torch.Tensor
+
+
+def _common(loss: Callable[[torch.Tensor], _Point], first: torch.Tensor) -> _Point:
+    """Return the point of least loss on the grid of one variance for all, which moves on while its edge is best."""
+    best = loss(first)
+    for step in (math.log(10), -math.log(10)):
+        start = best
+        while math.log(_LEAST) <= float(best.place[0]) + step <= math.log(_MOST):
+            found = loss(best.place + step)
+            if found.value > best.value - _GAIN:
                 break
-            best, least, moved = best + direction, found, True
-        if moved:
+            best = found
+        if best is not start:
             break
     return best
 
 
-def _own(loss: Callable[[torch.Tensor, bool], tuple[float, torch.Tensor]], place: torch.Tensor) -> None:
-    """Walk down the loss by BFGS steps of at most a factor of ten a block; the loss keeps what was tried."""
-    value, slope = loss(place, True)
-    inverse = torch.eye(len(place)).double() / slope.abs().max().clamp_min(1e-12)
+def _own(loss: Callable[[torch.Tensor], _Point], best: _Point) -> None:
+    """Walk down the loss by BFGS steps of at most a factor of ten a block; ``loss`` keeps what was tried."""
+    unit = torch.eye(len(best.place), dtype=torch.float64)
+    inverse = unit / best.slope.abs().max().clamp_min(1e-12)
     for _ in range(_STEPS):
-        step = -(inverse @ slope)
+        step = -(inverse @ best.slope)
         step = step * min(1.0, math.log(10) / max(float(step.abs().max()), 1e-12))
-        moved = (place + step).clamp(math.log(_LEAST), math.log(_MOST))
-        found, new = loss(moved, True)
-        gained = value - found
-        step, bend = moved - place, new - slope
+        moved = (best.place + step).clamp(math.log(_LEAST), math.log(_MOST))
+        step = moved - best.place
+        if -float(best.slope @ step) < _GAIN:
+            return
+        found = loss(moved)
+        bend = found.slope - best.slope
         if (curved := float(step @ bend)) > 1e-12:
-            left = torch.eye(len(place)).double() - torch.outer(step, bend) / curved
+            left = unit - torch.outer(step, bend) / curved
             inverse = left @ inverse @ left.T + torch.outer(step, step) / curved
-        elif gained < 0:
+        elif found.value > best.value:
             inverse = inverse / 4
+        gained = best.value - found.value
         if gained > 0:
-            place, value, slope = moved, found, new
-        if -_GAIN < gained < _GAIN:
+            best = found
+        if abs(gained) < _GAIN:
             return
 
 
 class _Fold:
     """Rows that are fitted and rows that are judged by them, with all that variances do not change."""
 
-    def __init__(self, fitted: Rows, judged: Rows, temper: bool) -> None:
-        base, factor = base_of(fitted, temper)
-        self._labels = Labels(base, fitted.targets, fitted.class_mask, fitted.likelihood)
-        answered = torch.zeros_like(judged.targets) if judged.offset is None else factor * judged.offset
-        self._judged = Labels(answered, judged.targets, judged.class_mask, judged.likelihood)
-        designs = Designs.of(fitted, judged, Scaling.of(fitted), exact=False)
-        self._space: Space = space_of(designs, exact=False, keep=True)
+    def __init__(self, rows: Rows, fitted: torch.Tensor, judged: torch.Tensor, temper: bool, keep: bool) -> None:
+        self._rows, self._fitted, self._judged = rows, fitted, judged
+        known, left = rows.at(fitted, features=False), rows.at(judged, features=False)
+        base, factor = base_of(known, temper)
+        self._labels = Labels(base, known.targets, known.class_mask, rows.likelihood)
+        answered = torch.zeros_like(left.targets) if left.offset is None else factor * left.offset
+        self._left = Labels(answered, left.targets, left.class_mask, rows.likelihood)
+        self._scaling = Scaling.of(rows.at(fitted))
+        self._space = self._made() if keep else None
         self._start: torch.Tensor | None = None
 
-    def loss(self, variances: torch.Tensor, slope: bool) -> tuple[float, torch.Tensor]:
-        """Return the judged rows' loss, nats in all, and if asked its derivatives in log variances, (blocks,)."""
-        space, labels, judged = self._space.at(variances), self._labels, self._judged
+    def _made(self) -> Space:
+        fitted, judged = self._rows.at(self._fitted), self._rows.at(self._judged)
+        return space_of(Designs.of(fitted, judged, self._scaling, exact=False), exact=False, keep=True)
+
+    def loss(self, variances: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Return the judged rows' loss, nats in all, and its derivatives in log variances, (blocks,)."""
+        space, labels, judged = (self._space or self._made()).at(variances), self._labels, self._left
         mode = mode_of(space, labels, self._start, left=_CONVERGED * len(labels.base))
         self._start = mode.residual
         moved = space.answers(mode.vector)
         value = float(loss_of(judged.likelihood, judged.base + moved, judged.targets, judged.class_mask).sum())
-        if not slope:
-            return value, torch.zeros_like(variances)
         missed = -judged.residual(judged.probs(moved))
         right = space.adjoint_right(missed, lambda change: hessian_times(labels.likelihood, mode.probs, change))
         adjoint, _ = solved(space, labels.likelihood, mode.probs, right, _ADJOINT)

@@ -13,6 +13,7 @@ from laplora.head.folds import FOLDS, checked_folds, folds_of_new, parted
 from laplora.head.head import Head
 from laplora.head.likelihood import Likelihood
 from laplora.head.newton import Labels, mode_of
+from laplora.head.posterior import spread_of
 from laplora.head.rows import Features, Rows, checked_rows
 from laplora.head.scaling import Scaling
 from laplora.head.spaces import Designs, space_of
@@ -129,6 +130,7 @@ def fit(
     honest: bool = True,
     precisions: Mapping[str, float] | None = None,
     classes: int | None = None,
+    posterior: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> FittedHead:
     """Return a logistic regression with a Gaussian prior on standardised features, fitted to labelled rows.
@@ -149,6 +151,7 @@ def fit(
             precisions are chosen again on the rest alone. It costs as much again as the number of folds.
         precisions: by block, and ``constant`` if wanted; None: chosen by folds.
         classes: how many there are, where int64 labels may not show the last one.
+        posterior: whether ``head.predictive`` is wanted (``posterior`` says what it costs).
         progress: called with the fits that are done and how many there are.
 
     Raises:
@@ -168,18 +171,18 @@ def fit(
     parts = list(parted(numbers)) if honest else []
     done = 0
 
-    def fitted(some: Rows, of: torch.Tensor) -> tuple[Head, Choice]:
+    def fitted(some: Rows, of: torch.Tensor, posterior: bool = False) -> tuple[Head, Choice]:
         nonlocal done
         choice = Choice(given, ()) if given is not None else chosen(some, of, temper, seed)
         scaling = Scaling.of(some)
         _, factor = base_of(some, temper)
-        head = _mode(some, scaling, None if some.offset is None else factor, choice.precisions, None)
+        head = _mode(some, scaling, None if some.offset is None else factor, choice.precisions, None, posterior)
         done += 1
         if progress is not None:
             progress(done, len(parts) + 1)
         return head, choice
 
-    head, choice = fitted(rows, numbers)
+    head, choice = fitted(rows, numbers, posterior)
     outer = {int(numbers[fold[0]]): fitted(rows.at(rest), numbers[rest])[0] for rest, fold in parts}
     return FittedHead(head, _held_out(rows, numbers, outer), choice.tried, numbers, rows, outer)
 
@@ -187,7 +190,7 @@ def fit(
 def mode_under(rows: Rows, head: Head) -> Head:
     """Return the head that these rows make under the scaling, temperature and precisions of another one."""
     start = head.residual(rows)
-    return _mode(rows, head.scaling, head.inverse_temperature, head.precisions, start)
+    return _mode(rows, head.scaling, head.inverse_temperature, head.precisions, start, head.spread is not None)
 
 
 def _mode(
@@ -196,14 +199,18 @@ def _mode(
     factor: float | None,
     precisions: Mapping[str, float],
     start: torch.Tensor | None,
+    posterior: bool,
 ) -> Head:
     base = torch.zeros_like(rows.targets) if rows.offset is None else (factor or 0.0) * rows.offset
     labels = Labels(base, rows.targets, rows.class_mask, rows.likelihood)
     names = [*rows.blocks] + ([] if rows.conditional else ["constant"])
     variances = torch.tensor([1 / precisions[name] for name in names], dtype=torch.float64)
-    space = space_of(Designs.of(rows, None, scaling, exact=True), exact=True).at(variances)
-    weights = space.weights(mode_of(space, labels, start).vector)
-    constant = torch.zeros(1).double() if rows.conditional else weights.pop()[0]
+    designs = Designs.of(rows, None, scaling, exact=True)
+    space = space_of(designs, exact=True).at(variances)
+    mode = mode_of(space, labels, start)
+    weights = space.weights(mode.vector)
+    spread = spread_of(designs, names, variances, mode.probs, rows.likelihood) if posterior else None
+    constant = torch.zeros(0).double() if rows.conditional else weights.pop()[0]
     return Head(
         rows.likelihood,
         scaling,
@@ -212,6 +219,7 @@ def _mode(
         rows.targets.shape[1],
         dict(precisions),
         factor,
+        spread,
     )
 
 
@@ -225,8 +233,8 @@ def _held_out(rows: Rows, folds: torch.Tensor, outer: Mapping[int, Head]) -> tor
 
 
 def _checked_precisions(precisions: Mapping[str, float], rows: Rows) -> dict[str, float]:
-    if set(precisions) - {"constant"} != set(rows.blocks):
+    if set(precisions) - (set() if rows.conditional else {"constant"}) != set(rows.blocks):
         raise HeadError(f"precisions need the blocks {sorted(rows.blocks)}, got {sorted(precisions)}")
     if not all(value > 0 for value in precisions.values()):
         raise HeadError(f"precisions must be positive (infinity leaves a block out), got {dict(precisions)}")
-    return {"constant": CONSTANT, **precisions}
+    return {**precisions} if rows.conditional else {"constant": CONSTANT, **precisions}

@@ -21,6 +21,8 @@ EXACT = 1e-12
 _LOOSEST = 0.1
 #: Share of the decrease that the slope promises which a step must have (Armijo), and halvings before it gives up.
 _ENOUGH, _HALVINGS = 1e-4, 40
+#: Rounding of the objective as a share of it, of float32 products and of float64 ones.
+_ROUNDING = (1e-5, 1e-11)
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,18 @@ def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, lef
         step, image = solved(space, labels.likelihood, probs, -gradient)
         promised = -space.dot(gradient, step, image)
         across, along = space.dot(vector, step, image), space.dot(step, step, image)
-        share = _share(labels, moved, image, value, (square, across, along), promised, space.rounding)
+        rounding = _ROUNDING[space.exact] * max(abs(value), 1.0)
+        share = _share(labels, moved, image, value, (square, across, along), promised, rounding)
+        if not share and space.exact:
+            raise HeadError("no step improves the head's objective: check the features for extreme values")
         vector = vector + share * step
         moved = space.image(vector)
         square = space.dot(vector, vector, moved)
         value = square / 2 + labels.loss(moved)
-        if promised <= 2 * left:
+        if promised <= 2 * left or not share:
             probs = labels.probs(moved)
             return Mode(vector, probs, labels.residual(probs))
-    raise HeadError(f"the head's mode was not found in {_STEPS} steps: are the features far from finite spread?")
+    raise HeadError(f"the head's mode was not found in {_STEPS} steps: check the features for extreme values")
 
 
 def solved(
@@ -97,10 +102,11 @@ def solved(
         loosest: largest residual, as a share of ``right``.
     """
     result, image = torch.zeros_like(right), torch.zeros_like(probs)
-    residual, image_of_residual = right, space.image(right)
-    size = space.dot(residual, residual, image_of_residual)
+    solve = space.preconditioner(float((probs * (1 - probs)).mean()))
+    residual, direction = right, solve(right)
+    image_of_direction = space.image(direction)
+    size = space.dot(residual, direction, image_of_direction)
     enough = size * min(loosest**2, size / len(probs))
-    direction, image_of_direction = residual, image_of_residual
     for _ in range(_PRODUCTS):
         if size <= enough or size <= 0:
             break
@@ -109,10 +115,11 @@ def solved(
         length = size / bent
         result, image = result + length * direction, image + length * image_of_direction
         residual = residual - length * (direction + space.pull(weighted))
-        image_of_residual = space.image(residual)
-        left = space.dot(residual, residual, image_of_residual)
-        direction = residual + left / size * direction
-        image_of_direction = image_of_residual + left / size * image_of_direction
+        nearly = solve(residual)
+        image_of_nearly = space.image(nearly)
+        left = space.dot(residual, nearly, image_of_nearly)
+        direction = nearly + left / size * direction
+        image_of_direction = image_of_nearly + left / size * image_of_direction
         size = left
     return result, image
 
@@ -141,12 +148,11 @@ def _share(
     promised: float,
     rounding: float,
 ) -> float:
-    """Return the first of halved shares of a step that decreases the objective enough; no products are taken."""
+    """Return the first of halved shares of a step that decreases the objective enough, or 0; no products are taken."""
     square, across, along = squares
-    rounding *= max(abs(value), 1.0)
     for halving in range(_HALVINGS):
         share = 0.5**halving
         tried = (square + 2 * share * across + share**2 * along) / 2 + labels.loss(moved + share * image)
         if tried <= value - _ENOUGH * share * promised + rounding:
             return share
-    raise HeadError("no step improves the head's objective: check the features for extreme values")
+    return 0.0

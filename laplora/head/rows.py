@@ -44,10 +44,10 @@ class Rows:
         """Whether features are of options: (rows, options, width)."""
         return next(iter(self.blocks.values())).ndim == 3
 
-    def at(self, places: torch.Tensor) -> Rows:
-        """Return these rows alone, copied."""
+    def at(self, places: torch.Tensor, features: bool = True) -> Rows:
+        """Return these rows alone, copied; without ``features`` they have no block."""
         return Rows(
-            {name: block[places] for name, block in self.blocks.items()},
+            {name: block[places] for name, block in self.blocks.items()} if features else {},
             self.targets[places],
             None if self.offset is None else self.offset[places],
             self.class_mask[places],
@@ -71,7 +71,7 @@ class Rows:
 
 
 def named_blocks(features: Features) -> dict[str, torch.Tensor]:
-    """Return blocks by name on the CPU, float32 or float64.
+    """Return blocks sorted by name on the CPU, float32 or float64.
 
     Raises:
         HeadError: no block, blocks of different rows or kinds, an empty width, NaN or infinity.
@@ -80,7 +80,7 @@ def named_blocks(features: Features) -> dict[str, torch.Tensor]:
     if not given:
         raise HeadError("features have no block: give at least one tensor")
     blocks = {}
-    for name, block in given.items():
+    for name, block in sorted(given.items()):
         kept = block.detach().to("cpu", torch.float64 if block.dtype == torch.float64 else torch.float32)
         if kept.ndim not in (2, 3) or not kept.shape[-1]:
             raise HeadError(f"block {name!r} must be (rows, width) or (rows, options, width), got {tuple(kept.shape)}")

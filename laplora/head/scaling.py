@@ -34,9 +34,9 @@ class Scaling:
         return Scaling(means, factors)
 
     def apply(
-        self, name: str, block: torch.Tensor, class_mask: torch.Tensor, dtype: torch.dtype = torch.float64
+        self, name: str, block: torch.Tensor, class_mask: torch.Tensor, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the block standardised, (rows, width); of options (rows * options, width).
+        """Return the block standardised, (rows, width); of options (rows * options, width); float64, or in ``out``.
 
         Raises:
             HeadError: another width than the scaling's.
@@ -44,11 +44,13 @@ class Scaling:
         mean, factor = self.means[name], self.factors[name]
         if block.shape[-1] != len(mean):
             raise HeadError(f"block {name!r} must have width {len(mean)}, got {tuple(block.shape)}")
-        whole = torch.empty(block.shape, dtype=dtype)
+        each = block.shape[1] if block.ndim == 3 else 1
+        whole = torch.empty(len(block) * each, len(mean), dtype=torch.float64) if out is None else out
         for start in range(0, len(block), CHUNK):
             part = slice(start, start + CHUNK)
-            whole[part] = (_centred(block[part], class_mask[part]) - mean) * factor
-        return whole.reshape(-1, len(mean))
+            scaled = (_centred(block[part], class_mask[part]) - mean) * factor
+            whole[start * each : (start + CHUNK) * each] = scaled.reshape(-1, len(mean))
+        return whole
 
 
 def _centred(block: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ Vectors are (rows or features, classes) float64; of options (rows * options or f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,46 +19,58 @@ import torch
 from laplora.head.rows import Rows
 from laplora.head.scaling import CHUNK, Scaling
 
-#: Bytes of the Gram matrices of all blocks beyond which a problem is solved by features though it has fewer rows.
-MOST_GRAM_BYTES = 1 << 30
+#: Bytes of a fold's Gram matrices of all blocks beyond which it is solved by features though it has fewer rows.
+MOST_GRAM_BYTES = 1 << 28
 #: Bytes of standardised features up to which they are kept as float64.
 _DOUBLE_BYTES = 1 << 26
+#: Features up to which a preconditioner is made of their second moments, at a cost of the cube.
+_MOST_MOMENTS = 3000
 
 
 @dataclass(frozen=True)
 class Designs:
-    """Standardised blocks, with the constant last, of the rows that are fitted and of those that are answered.
+    """Standardised blocks side by side, the constant last, of the rows that are fitted and of those that are answered.
 
     Attributes:
-        fitted: (fitted, width) each; answered: (answered, width) each. Fitted rows of options count each option.
-        classes: of a row.
+        fitted, answered: (rows, width), float64 where they are small and exact, else float32. Rows of options count
+            each option.
+        widths: of the blocks; classes: of a row.
     """
 
-    fitted: Sequence[torch.Tensor]
-    answered: Sequence[torch.Tensor]
+    fitted: torch.Tensor
+    answered: torch.Tensor
+    widths: list[int]
     classes: int
     conditional: bool
 
     @staticmethod
     def of(rows: Rows, others: Rows | None, scaling: Scaling, exact: bool) -> Designs:
-        """Return the designs, float64 where they are small and ``exact``, else float32."""
-        size = sum(block.numel() for block in rows.blocks.values()) * 8
+        """Return the designs of fitted and of other rows; those in the smaller type unless ``exact``."""
+        widths = [len(mean) for mean in scaling.means.values()] + ([] if rows.conditional else [1])
+        size = 8 * sum(widths) * len(rows)
         dtype = torch.float64 if exact and size <= _DOUBLE_BYTES else torch.float32
 
-        def design(of: Rows | None) -> list[torch.Tensor]:
-            if of is None:
-                return []
-            parts = [scaling.apply(name, of.blocks[name], of.class_mask, dtype) for name in scaling.means]
-            return parts if of.conditional else [*parts, torch.ones(len(of), 1, dtype=dtype)]
+        def design(of: Rows) -> torch.Tensor:
+            each = of.class_mask.shape[1] if of.conditional else 1
+            whole = torch.ones(len(of) * each, sum(widths), dtype=dtype)
+            for name, part in zip(scaling.means, torch.split(whole, widths, 1), strict=False):
+                scaling.apply(name, of.blocks[name], of.class_mask, part)
+            return whole
 
-        return Designs(design(rows), design(others), rows.class_mask.shape[1], rows.conditional)
+        fitted = design(rows)
+        answered = fitted[:0] if others is None else design(others)
+        return Designs(fitted, answered, widths, rows.class_mask.shape[1], rows.conditional)
 
     @property
     def by_rows(self) -> bool:
         """Whether rows are the smaller space, and their Gram matrices fit."""
-        rows = len(self.fitted[0])
-        memory = 8 * rows * (rows + (len(self.answered[0]) if self.answered else 0)) * len(self.fitted)
-        return rows < sum(block.shape[1] for block in self.fitted) and memory <= MOST_GRAM_BYTES
+        rows = len(self.fitted)
+        memory = 8 * rows * (rows + len(self.answered)) * len(self.widths)
+        return rows < self.fitted.shape[1] and memory <= MOST_GRAM_BYTES
+
+    def blocks(self, design: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return (rows, width) of each block."""
+        return torch.split(design, self.widths, 1)
 
     def shaped(self, logits: torch.Tensor) -> torch.Tensor:
         """Return (rows, classes) of (rows * options, 1), or as it is."""
@@ -72,30 +84,30 @@ class Designs:
 class RowSpace:
     """Vectors are alpha, (rows, classes)."""
 
-    #: What a product loses to rounding, as a share.
-    rounding = 1e-11
+    exact = True
     variances: torch.Tensor
     gram: torch.Tensor
     cross: torch.Tensor
 
     def __init__(self, designs: Designs, keep: bool) -> None:
         self.designs = designs
-        self._parts = [self._part(place) for place in range(len(designs.fitted))] if keep else None
+        self._parts = list(self._made()) if keep else None
 
-    def _part(self, place: int) -> torch.Tensor:
-        fitted = self.designs.fitted[place]
-        whole = torch.cat([fitted, self.designs.answered[place]]) if self.designs.answered else fitted
-        return whole @ fitted.T
+    def _made(self) -> Iterator[torch.Tensor]:
+        """Yield the Gram matrix of each block, (fitted + answered, fitted)."""
+        for fitted, answered in zip(
+            *map(self.designs.blocks, (self.designs.fitted, self.designs.answered)), strict=True
+        ):
+            yield torch.cat([fitted, answered]).double() @ fitted.double().T
 
     def at(self, variances: torch.Tensor) -> RowSpace:
         """Return the space under these block variances, (blocks,)."""
         space = object.__new__(RowSpace)
         space.designs, space._parts, space.variances = self.designs, self._parts, variances
-        parts = self._parts or (self._part(place) for place in range(len(variances)))
         whole = torch.zeros(())
-        for variance, part in zip(variances.tolist(), parts, strict=True):
-            whole = whole + variance * part.double()
-        rows = len(self.designs.fitted[0])
+        for variance, part in zip(variances.tolist(), self._parts or self._made(), strict=True):
+            whole = whole + variance * part
+        rows = len(self.designs.fitted)
         space.gram, space.cross = whole[:rows], whole[rows:]
         return space
 
@@ -107,6 +119,10 @@ class RowSpace:
 
     def dot(self, first: torch.Tensor, second: torch.Tensor, image_of_second: torch.Tensor) -> float:
         return float((first * self.designs.flat(image_of_second)).sum())
+
+    def preconditioner(self, curvature: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the identity: a factor of ``I + curvature K`` costs more than it spares."""
+        return lambda vector: vector
 
     def answers(self, vector: torch.Tensor) -> torch.Tensor:
         """Return the answered rows' logits without their base."""
@@ -120,74 +136,86 @@ class RowSpace:
         """Return (blocks,) derivatives of the answered rows' loss in log variances (``choice``)."""
         assert self._parts is not None
         pulled = torch.cat([-adjoint, self.designs.flat(slope)])
-        terms = [((part @ vector.to(part.dtype)).double() * pulled).sum() for part in self._parts]
+        terms = [((part @ vector) * pulled).sum() for part in self._parts]
         return self.variances * torch.stack(terms)
 
     def weights(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """Return each block's weights of standardised features, (width, classes or 1) float64."""
         return [
             variance * _chunked_transposed(block, vector)
-            for variance, block in zip(self.variances.tolist(), self.designs.fitted, strict=True)
+            for variance, block in zip(self.variances.tolist(), self.designs.blocks(self.designs.fitted), strict=True)
         ]
 
 
 class FeatureSpace:
-    """Vectors are u, (features, classes)."""
+    """Vectors are u, (features, classes). Unless ``exact``, products are of float32."""
 
     variances: torch.Tensor
     root: torch.Tensor
 
     def __init__(self, designs: Designs, exact: bool) -> None:
-        self._fitted = torch.cat(list(designs.fitted), 1)
-        self._answered = torch.cat(list(designs.answered), 1) if designs.answered else self._fitted[:0]
-        self._widths = [block.shape[1] for block in designs.fitted]
-        self.designs = Designs((), (), designs.classes, designs.conditional)
-        self._exact = exact
-        self.rounding = RowSpace.rounding if exact else 1e-5
+        self.designs = designs
+        self.exact = exact
+        self._moments = None
+        if (width := designs.fitted.shape[1]) <= _MOST_MOMENTS:
+            self._moments = torch.zeros(width, width, dtype=torch.float64)
+            for part in torch.split(self.designs.fitted, CHUNK):
+                self._moments += part.T @ part
 
     def at(self, variances: torch.Tensor) -> FeatureSpace:
         """Return the space under these block variances, (blocks,)."""
         space = object.__new__(FeatureSpace)
         space.__dict__.update(self.__dict__)
         space.variances = variances
-        space.root = variances.sqrt().repeat_interleave(torch.tensor(self._widths))[:, None]
+        space.root = variances.sqrt().repeat_interleave(torch.tensor(self.designs.widths))[:, None]
         return space
 
     def _times(self, design: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        if not self._exact or design.dtype == torch.float64:
+        if not self.exact or design.dtype == torch.float64:
             return (design @ weights.to(design.dtype)).double()
         return torch.cat([part.double() @ weights for part in torch.split(design, CHUNK)])
 
     def _transposed(self, design: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        if not self._exact:
+        if not self.exact:
             return (design.T @ rows.to(design.dtype)).double()
         return _chunked_transposed(design, rows)
 
     def image(self, vector: torch.Tensor) -> torch.Tensor:
-        return self.designs.shaped(self._times(self._fitted, self.root * vector))
+        return self.designs.shaped(self._times(self.designs.fitted, self.root * vector))
 
     def pull(self, residual: torch.Tensor) -> torch.Tensor:
-        return self.root * self._transposed(self._fitted, self.designs.flat(residual))
+        return self.root * self._transposed(self.designs.fitted, self.designs.flat(residual))
 
     def dot(self, first: torch.Tensor, second: torch.Tensor, image_of_second: torch.Tensor) -> float:
         return float((first * second).sum())
 
+    def preconditioner(self, curvature: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return a solver with ``I + curvature A^T A``, near the Hessian where rows are alike."""
+        if self._moments is None:
+            return lambda vector: vector
+        matrix = curvature * self.root * self._moments * self.root.T
+        matrix.diagonal().add_(1)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if failed:  # rounding of float32 products under a wide prior
+            return lambda vector: vector
+        return lambda vector: torch.cholesky_solve(vector, factor)
+
     def answers(self, vector: torch.Tensor) -> torch.Tensor:
         """Return the answered rows' logits without their base."""
-        return self.designs.shaped(self._times(self._answered, self.root * vector))
+        return self.designs.shaped(self._times(self.designs.answered, self.root * vector))
 
     def adjoint_right(self, slope: torch.Tensor, weigh: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Return the right-hand side whose solution ``slopes`` takes, of the answered loss's slope in its logits."""
-        return self.root * self._transposed(self._answered, self.designs.flat(slope))
+        return self.root * self._transposed(self.designs.answered, self.designs.flat(slope))
 
     def slopes(self, vector: torch.Tensor, slope: torch.Tensor, adjoint: torch.Tensor) -> torch.Tensor:
         """Return (blocks,) derivatives of the answered rows' loss in log variances (``choice``)."""
-        parts = torch.split((vector * adjoint).sum(1), self._widths)
+        parts = torch.split((vector * adjoint).sum(1), self.designs.widths)
         return torch.stack([part.sum() for part in parts])
 
     def weights(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """Return each block's weights of standardised features, (width, classes or 1) float64."""
-        return list(torch.split(self.root * vector, self._widths))
+        return list(torch.split(self.root * vector, self.designs.widths))
 
 
 Space = RowSpace | FeatureSpace

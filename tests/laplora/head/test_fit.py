@@ -67,7 +67,7 @@ def test_it_is_the_dense_mode(kind: str, count: int, width: int) -> None:
     if kind == "soft":
         targets = given = targets / targets.sum(1, keepdim=True)
     one: Any = "bernoulli" if kind == "bernoulli" else "categorical"
-    precisions = {"a": 0.3, "b": 2.0, "constant": 0.7}
+    precisions = {"a": 0.3, "b": 2.0} | ({} if kind == "options" else {"constant": 0.7})
     fitted = fit(blocks, given, offset=offset, class_mask=mask, likelihood=one, precisions=precisions, honest=False)
 
     parts, precision = [], []

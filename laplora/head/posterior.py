@@ -1,0 +1,293 @@
+"""The Laplace posterior over a head's weights: how far logits may still move, and probabilities averaged over it.
+
+With weights of unit prior variance and ``a`` the scaled features of an input (``spaces``), the posterior precision is
+``H = I + sum_n a_n a_n^T (x) Lambda_n``. An orthonormal ``kept`` basis of what the rows span makes ``r = U^T a``;
+outside it the posterior is the prior. So the covariance of an input's logit contrasts is
+
+    ``V = (r (x) I)^T H_kept^-1 (r (x) I) + (|a|^2 - |r|^2) I``.
+
+``H_kept`` is exact where its side, kept x directions, is at most ``MOST_EXACT``. Beyond, the mean of ``Lambda_n``
+stands for each of them (KFAC, Martens and Grosse, arXiv 1503.05671), and ``U`` diagonalises it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+import torch
+
+from laplora.head.likelihood import Likelihood, log_probs_of
+from laplora.head.scaling import CHUNK
+from laplora.head.spaces import Designs
+
+#: Side of a Hessian up to which it is exact: its inverse is kept, 17 MB as float32 at this, made in 2 s.
+MOST_EXACT = 2048
+#: Directions of the rows with less than this share of the largest eigenvalue are rounding.
+_NULL = 1e-10
+#: Quasi-random points of an average, antithetic partners included, and bytes of a temporary.
+POINTS, _BYTES = 256, 1 << 26
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The posterior covariance, without rows.
+
+    Attributes:
+        basis: by block, (width, kept) float32, what makes ``r`` of standardised features; ``constant``'s is (1, kept).
+        directions: (classes, directions) float64 of the logits; empty of options.
+        inverse: (kept, directions, kept, directions) float32 ``H^-1``; None beyond ``MOST_EXACT``.
+        moments: (kept,) float64 eigenvalues of ``sum_n a_n a_n^T``; curvatures: (directions,) float64 of the mean
+            ``Lambda``; with them ``H`` is ``1 + moments x curvatures`` where ``inverse`` is None.
+    """
+
+    basis: Mapping[str, torch.Tensor]
+    directions: torch.Tensor
+    inverse: torch.Tensor | None
+    moments: torch.Tensor
+    curvatures: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """Answers of a head with their spread, float64.
+
+    Attributes:
+        log_probs: (rows, classes) at the mode, nats.
+        probs: (rows, classes) averaged over the posterior.
+        std: (rows, classes) standard deviation of a probability.
+        expected_entropy: (rows,) mean entropy, nats; under ``bernoulli`` summed over the labels.
+        variance: (rows, classes) of the logits, of one softmax less their mean over the possible classes, nats^2.
+        leverage: (rows,) trace of the posterior covariance over that of the prior, in (0, 1]: near 1, no row is alike.
+    """
+
+    likelihood: Likelihood
+    log_probs: torch.Tensor
+    probs: torch.Tensor
+    std: torch.Tensor
+    expected_entropy: torch.Tensor
+    variance: torch.Tensor
+    leverage: torch.Tensor
+
+    @property
+    def epistemic(self) -> torch.Tensor:
+        """Return (rows,) the entropy of ``probs`` less ``expected_entropy``: mutual information with weights, nats."""
+        return (_entropy(self.likelihood, self.probs) - self.expected_entropy).clamp_min(0)
+
+
+def contrasts(classes: int) -> torch.Tensor:
+    """Return (classes, classes - 1) float64 Helmert contrasts: orthonormal columns orthogonal to the ones vector."""
+    k = torch.arange(1, classes, dtype=torch.float64)
+    scale = (k * (k + 1)).sqrt()
+    q = (1 / scale).repeat(classes, 1).triu_()
+    q.diagonal(-1).copy_(-k / scale)
+    return q
+
+
+def spread_of(
+    designs: Designs, names: list[str], variances: torch.Tensor, probs: torch.Tensor, likelihood: Likelihood
+) -> Spread:
+    """Return the posterior's spread at a mode.
+
+    Args:
+        designs: of the fitted rows; names: of its blocks.
+        variances: (blocks,) of the prior; probs: (rows, classes) at the mode, 0 at impossible classes.
+    """
+    roots = variances.sqrt().tolist()
+    stretched = variances.sqrt().repeat_interleave(torch.tensor(designs.widths))
+
+    def scaled(some: slice) -> torch.Tensor:
+        return designs.fitted[some] * stretched  # float64
+
+    rows = len(designs.fitted)
+    parts = [slice(start, start + CHUNK) for start in range(0, rows, CHUNK)]
+    by_rows = rows < len(stretched)
+    if by_rows:
+        gram = scaled(slice(None)) @ scaled(slice(None)).T
+    else:
+        gram = torch.zeros(len(stretched), len(stretched), dtype=torch.float64)
+        for part in parts:
+            gram += scaled(part).T @ scaled(part)
+    moments, vectors = torch.linalg.eigh(gram)
+    kept = moments > _NULL * moments[-1]
+    moments, vectors = moments[kept], vectors[:, kept]
+    whole = scaled(slice(None)).T @ (vectors / moments.sqrt()) if by_rows else vectors
+    basis = [root * part for root, part in zip(roots, torch.split(whole, designs.widths), strict=True)]
+    by_name = {name: part.float().contiguous() for name, part in zip(names, basis, strict=True)}
+
+    def reduced() -> Iterator[tuple[slice, torch.Tensor]]:
+        for part in parts:
+            yield part, vectors[part] * moments.sqrt() if by_rows else scaled(part) @ vectors
+
+    if designs.conditional:
+        return _of_options(by_name, moments, torch.cat([part for _, part in reduced()]), probs)
+    classes = probs.shape[1]
+    directions = torch.eye(classes).double() if likelihood == "bernoulli" else contrasts(classes)
+    if len(moments) * (count := directions.shape[1]) <= MOST_EXACT:
+        shape = (len(moments), count) * 2
+        summed = torch.zeros(shape, dtype=torch.float64)
+        for part, inputs in reduced():
+            hessians = _hessians(likelihood, probs[part], directions)
+            for one, other in product(range(count), repeat=2):
+                summed[:, one, :, other] += inputs.T @ (inputs * hessians[:, one, other, None])
+        inverse = _inverse(summed.flatten(2).flatten(0, 1)).reshape(shape)
+        return Spread(by_name, directions, inverse, moments, torch.zeros(count).double())
+    mean = torch.diag((probs * (1 - probs)).mean(0))
+    if likelihood == "categorical":
+        mean = torch.diag(probs.mean(0)) - probs.T @ probs / len(probs)
+    curvatures, turned = torch.linalg.eigh(directions.T @ mean @ directions)
+    return Spread(by_name, (directions @ turned).contiguous(), None, moments, curvatures.clamp_min(0))
+
+
+def averaged(
+    spread: Spread,
+    scaled: Mapping[str, torch.Tensor],
+    variances: Mapping[str, float],
+    logits: torch.Tensor,
+    class_mask: torch.Tensor,
+    likelihood: Likelihood,
+    points: int = POINTS,
+) -> Predictive:
+    """Return the answers of inputs whose logits at the mode are ``logits``, (rows, classes) nats.
+
+    Args:
+        scaled: standardised features by block, (rows, width), or (rows * options, width); the constant's too.
+        variances: of the prior by block.
+        points: quasi-random, an even number.
+    """
+    options = logits.shape[1] if not len(spread.directions) else 1
+    side = max(points, logits.shape[1], spread.directions.shape[1])
+    rows = max(1, _BYTES // (8 * logits.shape[1] * side))
+    found = []
+    for start in range(0, len(logits), rows):
+        some, wide = slice(start, start + rows), slice(start * options, (start + rows) * options)
+        parts = {name: block[wide].double() for name, block in scaled.items()}
+        kept = torch.stack([parts[name] @ spread.basis[name].double() for name in parts]).sum(0)
+        if not len(spread.directions):
+            root, prior = _option_roots(spread, parts, variances, kept, options)
+        else:
+            root, prior = _roots(spread, parts, variances, kept)
+        found.append(_answers(root, prior, logits[some], class_mask[some], likelihood, points))
+    return Predictive(likelihood, *(torch.cat(columns) for columns in zip(*found, strict=True)))
+
+
+def _roots(
+    spread: Spread, parts: Mapping[str, torch.Tensor], variances: Mapping[str, float], kept: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return roots of the logits' covariance, (rows, classes, directions), and prior variances, (rows, 1, 1)."""
+    prior = torch.stack([variances[name] * block.square().sum(1) for name, block in parts.items()]).sum(0)
+    rest = (prior - kept.square().sum(1)).clamp_min(0)
+    if spread.inverse is None:
+        moved = kept.square() @ (1 / (1 + spread.moments[:, None] * spread.curvatures)) + rest[:, None]
+        return spread.directions * moved.sqrt()[:, None, :], prior[:, None, None]
+    side, directions = len(spread.moments), spread.directions.shape[1]
+    half = kept.float() @ spread.inverse.reshape(side, -1)
+    covariance = torch.einsum("nakb,nk->nab", half.view(-1, directions, side, directions), kept.float()).double()
+    covariance = covariance + rest[:, None, None] * torch.eye(directions)
+    return spread.directions @ _root(covariance), prior[:, None, None]
+
+
+def _option_roots(
+    spread: Spread,
+    parts: Mapping[str, torch.Tensor],
+    variances: Mapping[str, float],
+    kept: torch.Tensor,
+    options: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return roots of the options' covariance and their prior covariance, (questions, options, options)."""
+    each = [variances[name] * _grams(block, options) for name, block in parts.items()]
+    prior = torch.stack(each).sum(0)
+    if spread.inverse is None:
+        learned = _grams(kept / (1 + spread.moments * spread.curvatures).sqrt(), options)
+    else:
+        flat = spread.inverse.flatten(2).flatten(0, 1).double()
+        by_question = kept.reshape(-1, options, kept.shape[1])
+        learned = (kept @ flat).reshape(by_question.shape) @ by_question.mT
+    return _root(prior - _grams(kept, options) + learned), prior
+
+
+def _grams(features: torch.Tensor, options: int) -> torch.Tensor:
+    by_question = features.reshape(-1, options, features.shape[1])
+    return by_question @ by_question.mT
+
+
+def _root(covariance: torch.Tensor) -> torch.Tensor:
+    """Return the symmetric root of (rows, side, side), rounding below 0 taken as 0."""
+    values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
+    root: torch.Tensor = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.mT
+    return root
+
+
+def _answers(
+    root: torch.Tensor,
+    prior: torch.Tensor,
+    logits: torch.Tensor,
+    class_mask: torch.Tensor,
+    likelihood: Likelihood,
+    points: int,
+) -> tuple[torch.Tensor, ...]:
+    """Return the fields of ``Predictive`` in order, of a few rows."""
+    possible = class_mask[:, :, None].double()
+    count = possible.sum(1, keepdim=True)
+    free = count if likelihood == "bernoulli" else count - 1
+    trace = prior.diagonal(dim1=1, dim2=2).sum(1) if prior.shape[1] > 1 else (prior * free)[:, 0, 0]
+    centred = root * possible
+    if likelihood == "categorical":
+        centred = (centred - centred.sum(1, keepdim=True) / count) * possible
+    variance = centred.square().sum(2)
+    tiny = torch.finfo(torch.float64).tiny
+    leverage = torch.where(trace > 0, variance.sum(1) / trace.clamp_min(tiny), 1.0).clamp(tiny, 1.0)
+    half = _points(root.shape[2], points) @ centred.mT
+    draws = torch.cat([logits[:, None] + half, logits[:, None] - half], 1)
+    log_probs = log_probs_of(likelihood, draws, class_mask[:, None].expand(draws.shape))
+    probs = log_probs.exp()
+    mean = probs.mean(1)
+    # About the mean, not E[p^2] - E[p]^2: that difference loses every digit at small variances.
+    std = (probs - mean[:, None]).square().mean(1).sqrt()
+    expected = _entropy(likelihood, probs).mean(1)
+    return log_probs_of(likelihood, logits, class_mask), mean, std, expected, variance, leverage
+
+
+def _entropy(likelihood: Likelihood, probs: torch.Tensor) -> torch.Tensor:
+    """Return (...,) the entropy of (..., classes), nats; of labels on their own the sum over them."""
+    terms: torch.Tensor = torch.special.entr(probs)
+    if likelihood == "bernoulli":
+        terms = terms + torch.special.entr(1 - probs)
+    return terms.sum(-1)
+
+
+@lru_cache(maxsize=16)
+def _points(dimension: int, points: int) -> torch.Tensor:
+    """Return (points / 2, dimension) standard normal quasi-random points, the first of each antithetic pair."""
+    engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=0)  # type: ignore[no-untyped-call]
+    normal: torch.Tensor = torch.special.ndtri(engine.draw(points // 2, dtype=torch.float64) + 2.0**-31)
+    return normal
+
+
+def _hessians(likelihood: Likelihood, probs: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Return (rows, directions, directions) ``Lambda`` of each row."""
+    if likelihood == "bernoulli":
+        return torch.diag_embed(probs * (1 - probs))
+    return directions.T @ (torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]) @ directions
+
+
+def _inverse(summed: torch.Tensor) -> torch.Tensor:
+    """Return ``(I + summed)^-1`` as float32."""
+    summed.diagonal().add_(1)
+    return torch.cholesky_inverse(torch.linalg.cholesky(summed)).float().contiguous()
+
+
+def _of_options(
+    basis: Mapping[str, torch.Tensor], moments: torch.Tensor, reduced: torch.Tensor, probs: torch.Tensor
+) -> Spread:
+    """Return the spread of one weight vector for all options; rows of ``reduced`` are options of questions."""
+    none = torch.zeros(0, 0, dtype=torch.float64)
+    if len(moments) > MOST_EXACT:
+        return Spread(basis, none, None, moments, (probs * (1 - probs)).mean()[None])
+    by_question = reduced.reshape(*probs.shape, -1)
+    expected = torch.einsum("nk,nki->ni", probs, by_question)
+    summed = (reduced * probs.reshape(-1, 1)).T @ reduced - expected.T @ expected
+    inverse = _inverse(summed)
+    return Spread(basis, none, inverse[:, None, :, None], moments, torch.zeros(1).double())
