@@ -1,4 +1,8 @@
-"""Embeddings of inputs by a sentence encoder: the texts of their fields, a line each, without the template's words."""
+"""What a sentence encoder makes of inputs: the texts of their fields, a line each, without the template's words.
+
+Its embedding was trained to tell topics apart. Means over tokens at layers below say more of the words, and together
+they are better than it alone (domains, 450 labels: NLL .28 and .37; TREC: .70 and .82).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,11 @@ import torch
 
 from laplora.classifier import batches
 from laplora.errors import NonFiniteError
-from laplora.models.sentence_encoder import SentenceEncoder
+from laplora.features.layers import feature_layers, noted_layers
+from laplora.models.sentence_encoder import SentenceEncoder, mean_over_tokens
 from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.examples import Example
+from laplora.prompts.rows import Batch
 from laplora.prompts.templates import Cut, PromptTemplate
 from laplora.prompts.token_bounds import token_bounds
 from laplora.workers import ALONE, Workers
@@ -32,7 +38,9 @@ def embeddings(
     track: Callable[[Sequence[list[int]]], Iterator[list[int]]] = iter,
     workers: Workers = ALONE,
 ) -> dict[str, torch.Tensor]:
-    """Return the block ``embedding`` of examples, in order, (rows, width) float32 on the CPU.
+    """Return blocks of examples, in order, (rows, width) float32 on the CPU.
+
+    They are ``embedding``, and at each layer L of ``feature_layers`` but the last ``mean.L``, over all tokens.
 
     Args:
         template, labels: the task's.
@@ -40,7 +48,8 @@ def embeddings(
 
     Raises:
         InvalidInputError: an input that the template does not take.
-        NonFiniteError: embeddings with NaN or infinity.
+        ModelError: an encoder whose layers are in no list.
+        NonFiniteError: NaN or infinity.
     """
     shown, bounds = encoder_template(template), token_bounds(encoder.tokenizer)
     rows = [
@@ -56,12 +65,25 @@ def embeddings(
         )
         for example in examples
     ]
-    places, parts = list[int](), list[torch.Tensor]()
+    places, parts = list[int](), list[dict[str, torch.Tensor]]()
     for index in track(workers.share(batches(rows, batch_size))):
-        parts.append(encoder.embed([rows[i] for i in index]))
+        parts.append(_of_batch(encoder, encoder.collate([rows[i] for i in index])))
         places += index
     places, parts = workers.joined(places, parts)
-    found = torch.cat(parts)[torch.tensor(places).argsort()]
-    if not found.isfinite().all():
-        raise NonFiniteError(f"the embeddings of {encoder.name!r} hold NaN or infinity: use another sentence encoder")
-    return {"embedding": found}
+    order = torch.tensor(places).argsort()
+    blocks = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
+    if odd := [name for name, block in blocks.items() if not block.isfinite().all()]:
+        raise NonFiniteError(f"{odd[0]} of {encoder.name!r} holds NaN or infinity: use another sentence encoder")
+    return blocks
+
+
+def _of_batch(encoder: SentenceEncoder, batch: Batch) -> dict[str, torch.Tensor]:
+    blocks, last = dict[str, torch.Tensor](), feature_layers(encoder.model)[-1]
+
+    def note(number: int, hidden: torch.Tensor) -> None:
+        if number < last:
+            blocks[f"mean.{number}"] = mean_over_tokens(hidden, batch.attention_mask).cpu()
+
+    with noted_layers(encoder.model, note):
+        blocks["embedding"] = encoder.embed(batch).cpu()
+    return blocks

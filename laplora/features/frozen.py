@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from laplora.classifier import Classifier, frozen
 from laplora.errors import NonFiniteError
@@ -31,8 +30,9 @@ class FrozenStates:
 
     Attributes:
         blocks: by name (rows, hidden) float32, at each layer L, counted from 1: ``fields.L``, the mean over the tokens
-            of the fields' own texts; ``after.L``, that over the template's words after the last field; ``last.L``, at
-            the last token. The last layer's states are after the final norm.
+            of the fields' own texts; of decoders ``after.L``, that over the template's words after the last field, and
+            ``last.L``, at the last token; of encoders ``first.L``, at the first token. The last layer's states are
+            after the final norm.
         logits: (rows, classes), of the same passes; None where they were not wanted or the base has no answer.
         class_mask: (rows, classes) bool.
     """
@@ -82,15 +82,17 @@ def frozen_states(
         for example in examples
     ]
     roles = [of_row for _, of_row in encoded]
-    with_after = classifier.readout.side == "left" and classifier.template.ends_alike
     model, readout = classifier.model, classifier.readout
+    poolings = ("fields", "first") if readout.side == "right" else ("fields", "after", "last")
+    if not classifier.template.ends_alike:
+        poolings = tuple(name for name in poolings if name != "after")
     # Without its adapter a classifier's head is the one that it started from.
     untrained = is_adapted(model) and is_classifier(base_of(model))
     answers = answer and not untrained and not isinstance(readout, NoAnswer)
     options = {"use_cache": False} if readout.side == "left" else {}
 
     def passed(batch: Batch, index: list[int]) -> FrozenStates:
-        weights = _pooling_weights([roles[i] for i in index], batch.attention_mask, with_after=with_after)
+        weights = _pooling_weights([roles[i] for i in index], batch.attention_mask, poolings)
         pooled = {name: dict[int, torch.Tensor]() for name in weights}
 
         def note(number: int, hidden: torch.Tensor) -> None:
@@ -118,7 +120,7 @@ def frozen_states(
 
 
 def _pooling_weights(
-    roles: Sequence[Sequence[int]], attention_mask: torch.Tensor, *, with_after: bool
+    roles: Sequence[Sequence[int]], attention_mask: torch.Tensor, poolings: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """Return by pooling (batch, tokens) float32 weights, which sum to 1 over each row's real tokens.
 
@@ -129,11 +131,12 @@ def _pooling_weights(
     real = attention_mask.bool().cpu()
     of_token = torch.full(real.shape, -1)
     of_token[real] = torch.tensor([role for of_row in roles for role in of_row])  # both go row by row
-    last = nn.functional.one_hot(last_real(attention_mask.cpu()), real.shape[1]).bool()
-    shown = {"fields": (of_token == FIELD, real), "after": (of_token == AFTER, last), "last": (last, last)}
+    places = torch.arange(real.shape[1])
+    last = last_real(attention_mask.cpu())[:, None] == places
+    shown = {"fields": of_token == FIELD, "after": of_token == AFTER, "last": last, "first": real & (places == 0)}
     weights = {}
-    for name, (tokens, otherwise) in shown.items():
-        if name != "after" or with_after:
-            tokens = torch.where(tokens.any(1, keepdim=True), tokens, otherwise)
-            weights[name] = tokens.float() / tokens.sum(1, keepdim=True)
+    for name in poolings:
+        tokens = shown[name]
+        tokens = torch.where(tokens.any(1, keepdim=True), tokens, real if name == "fields" else last)
+        weights[name] = tokens.float() / tokens.sum(1, keepdim=True)
     return weights

@@ -20,7 +20,7 @@ from laplora.errors import DownloadError, ModelError, first_line
 from laplora.models.classifier_head import longest_input
 from laplora.models.quiet import only_errors_logged, quiet_loading
 from laplora.models.wheels import Progress, Wheel, cache_root, ensure_wheel, file_lock, partial_folder
-from laplora.prompts.rows import EncodedRow, collate
+from laplora.prompts.rows import Batch, EncodedRow, collate
 
 #: By an ending of their names in a pooling's settings, those that are covered.
 _POOLINGS: dict[str, Literal["cls", "mean"]] = {"cls_token": "cls", "mean_tokens": "mean"}
@@ -78,23 +78,23 @@ class SentenceEncoder:
     normalised: bool
     max_tokens: int
 
-    @property
-    def width(self) -> int:
-        """Features of an embedding."""
-        return int(self.model.config.hidden_size)
+    def collate(self, rows: Sequence[EncodedRow]) -> Batch:
+        """Return tokenised texts as one batch on the model's device."""
+        batch = collate(rows, class_count=1, pad_token_id=self.tokenizer.pad_token_id, side="right")
+        return batch.to(self.model.device)
 
     @torch.no_grad()
-    def embed(self, rows: Sequence[EncodedRow]) -> torch.Tensor:
-        """Return the embeddings of one batch of tokenised texts, (rows, width) float32, on the CPU."""
-        batch = collate(rows, class_count=1, pad_token_id=self.tokenizer.pad_token_id, side="right")
-        batch = batch.to(self.model.device)
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """Return the embeddings of a batch, (rows, width) float32, on the model's device."""
         states = self.model(**batch.inputs).last_hidden_state.float()
-        if self.pooling == "cls":
-            pooled = states[:, 0]
-        else:
-            weights = batch.attention_mask[:, :, None].to(states.dtype)
-            pooled = (states * weights).sum(1) / weights.sum(1)
-        return (torch.nn.functional.normalize(pooled) if self.normalised else pooled).cpu()
+        pooled = states[:, 0] if self.pooling == "cls" else mean_over_tokens(states, batch.attention_mask)
+        return torch.nn.functional.normalize(pooled) if self.normalised else pooled
+
+
+def mean_over_tokens(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return the mean over each row's real tokens, (rows, width), of states (rows, tokens, width)."""
+    weights = attention_mask[:, :, None].to(states)
+    return (states * weights).sum(1) / weights.sum(1)
 
 
 def ensure_encoder(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> Path:

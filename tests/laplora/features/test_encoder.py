@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from laplora.errors import ModelError, NonFiniteError
 from laplora.features.encoder import embeddings
+from laplora.features.layers import feature_layers
 from laplora.models.sentence_encoder import SentenceEncoder, ensure_encoder, load_sentence_encoder
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import PromptTemplate
@@ -23,40 +24,50 @@ SAY = PromptTemplate("t", 1, "Say what this is about: {text} Answer:")
 MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": True}
 
 
-def embedded(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int = 3) -> torch.Tensor:
-    """Return the embeddings of texts, each the field of a prompt."""
+def embedded(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int = 3) -> dict[str, torch.Tensor]:
+    """Return the blocks of texts, each the field of a prompt."""
     examples = [Example(str(i), {"text": text}, 0, 2) for i, text in enumerate(texts)]
-    return embeddings(encoder, SAY, "ab", examples, batch_size)["embedding"]
+    return embeddings(encoder, SAY, "ab", examples, batch_size)
 
 
-def naive(folder: Path, text: str, tokens: int, pooling: str) -> torch.Tensor:
-    """Return a text's embedding by transformers alone, not normalised."""
+def check(
+    found: dict[str, torch.Tensor], folder: Path, texts: Sequence[str], tokens: int, pooling: str, normalised: bool
+) -> None:
+    """Compare blocks with those of transformers alone."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
-    with torch.no_grad():
-        given = tokenizer(text, return_tensors="pt", truncation=True, max_length=tokens)
-        states = model(**given).last_hidden_state[0]
-    return states[0] if pooling == "cls" else states.mean(0)
+    for row, text in enumerate(texts):
+        with torch.no_grad():
+            given = tokenizer(text, return_tensors="pt", truncation=True, max_length=tokens)
+            states = [one[0] for one in model(**given, output_hidden_states=True).hidden_states]
+        embedding = states[-1][0] if pooling == "cls" else states[-1].mean(0)
+        expected = {f"mean.{layer}": states[layer].mean(0) for layer in feature_layers(model)[:-1]}
+        expected["embedding"] = embedding / embedding.norm() if normalised else embedding
+        assert list(found) == list(expected)
+        for name, block in found.items():
+            assert block.dtype == torch.float32
+            torch.testing.assert_close(block[row], expected[name], atol=1e-5, rtol=1e-4)
 
 
 def test_the_encoder_of_the_package_index_places_like_texts_together() -> None:
     """Its own settings say 256 tokens, a mean and unit length; a batch, and padding in it, change no embedding."""
     folder = ensure_encoder("all-minilm-l6-v2")
     encoder = load_sentence_encoder("all-minilm-l6-v2")
-    assert (encoder.max_tokens, encoder.pooling, encoder.normalised, encoder.width) == (256, "mean", True, 384)
+    assert (encoder.max_tokens, encoder.pooling, encoder.normalised) == (256, "mean", True)
     texts = ["My card was stolen yesterday.", "Somebody took my bank card.", "The film was dull.", "card lost " * 400]
     found = embedded(encoder, texts)
-    assert found.dtype == torch.float32
-    expected = torch.stack([naive(folder, text, 256, "mean") for text in texts])
-    torch.testing.assert_close(found, torch.nn.functional.normalize(expected), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found, embedded(encoder, texts, batch_size=1), atol=1e-6, rtol=1e-5)
-    alike, unlike, _ = (found[0] @ found[1:].T).tolist()
+    check(found, folder, texts, 256, "mean", normalised=True)
+    alone = embedded(encoder, texts, batch_size=1)
+    assert all(torch.allclose(block, alone[name], atol=1e-5) for name, block in found.items())
+    alike, unlike, _ = (found["embedding"][0] @ found["embedding"][1:].T).tolist()
     assert alike > 0.6
     assert unlike < 0.2
     # A question's options, and each field, are a line each; the template's words are none of it.
     asked = PromptTemplate("t", 1, "Question: {question} Choices: {choices} Hint: {hint} Answer:")
     fields = {"question": "Who?", "choices": ["a man", "a dog"], "hint": "barks"}
     block = embeddings(encoder, asked, "AB", [Example("", fields, 0, 2)], 1)["embedding"]
-    torch.testing.assert_close(block, embedded(encoder, ["Who?\na man\na dog\nbarks"]), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        block, embedded(encoder, ["Who?\na man\na dog\nbarks"])["embedding"], atol=1e-6, rtol=1e-5
+    )
 
 
 def save(folder: Path, modules: list[tuple[str, str]], pooling: dict[str, Any], **settings: Any) -> Path:
@@ -90,12 +101,10 @@ def test_folders_of_sentence_transformers_are_read_as_they_say(
     modules = [(place, "Transformer"), ("1_Pooling", "Pooling"), *[("2_Normalize", "Normalize")] * normalised]
     encoder = load_sentence_encoder(str(save(tmp_path, modules, settings)))
     texts = ["great", "The film was dull", "the plot was great great great great great"]
-    expected = torch.stack([naive(tmp_path / place, text, 6, pooling) for text in texts])
-    expected = torch.nn.functional.normalize(expected) if normalised else expected
-    torch.testing.assert_close(embedded(encoder, texts), expected, atol=1e-5, rtol=1e-4)
+    check(embedded(encoder, texts), tmp_path / place, texts, 6, pooling, normalised)
     with torch.no_grad():
         encoder.model.embeddings.word_embeddings.weight[:] = torch.nan
-    with pytest.raises(NonFiniteError, match="embeddings of"):
+    with pytest.raises(NonFiniteError, match="holds NaN or infinity"):
         embedded(encoder, texts)
 
 

@@ -72,7 +72,8 @@ def naive(classifier: laplora.Classifier, example: Example) -> tuple[dict[str, t
             places = [place for place, one in enumerate(roles) if one == role]
             if name == "fields" or side == "left":
                 blocks[f"{name}.{number}"] = hidden[places].mean(0)
-        blocks[f"last.{number}"] = hidden[-1]
+        name, place = ("last", -1) if side == "left" else ("first", 0)
+        blocks[f"{name}.{number}"] = hidden[place]
     return blocks, out.logits[0] if "logits" in out else hidden
 
 
