@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from laplora.fitting.calibrated import CalibratedPosterior
     from laplora.fitting.entry import fit
     from laplora.fitting.evaluation import Measured
+    from laplora.fitting.heads import HeadsPosterior
     from laplora.fitting.loaded import load
     from laplora.fitting.new_labels import Comparison
     from laplora.fitting.settings import FitSettings
@@ -128,6 +129,7 @@ __all__ = [
     "FactorizationError",
     "FitSettings",
     "GoldenMismatchError",
+    "HeadsPosterior",
     "InvalidInputError",
     "LabelTokenError",
     "LaploraError",
@@ -195,6 +197,7 @@ _HOMES = {
     "fitting.calibrated": ("CalibratedPosterior",),
     "fitting.entry": ("fit",),
     "fitting.evaluation": ("Measured",),
+    "fitting.heads": ("HeadsPosterior",),
     "fitting.loaded": ("load",),
     "fitting.new_labels": ("Comparison",),
     "fitting.settings": ("FitSettings",),

@@ -33,6 +33,7 @@ except ModuleNotFoundError as error:
 from laplora.classifier import MAX_TOKENS, Classifier
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.entry import fit
+from laplora.fitting.heads import HeadsPosterior
 from laplora.fitting.settings import FitSettings
 from laplora.prompts.templates import PromptTemplate
 
@@ -49,7 +50,7 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     """
 
     classes_: np.ndarray[Any, Any]
-    posterior_: CalibratedPosterior
+    posterior_: CalibratedPosterior | HeadsPosterior
 
     def __init__(
         self,

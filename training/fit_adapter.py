@@ -95,6 +95,7 @@ def fit_adapter(request: AdapterFit) -> Path:
         groups=request.groups,
         progress=Terminal(),
     )
+    assert isinstance(posterior, laplora.CalibratedPosterior)  # the model has an adapter
     page = None
     if request.test is not None:
         made_from, notes = _provenance(request, adapter, spec), [shared] if shared else []
@@ -191,9 +192,12 @@ def _settings(overrides: Sequence[str]) -> FitSettings:
     for item in overrides:
         override(fields, item)
     try:
-        return FitSettings.model_validate(fields)
+        settings = FitSettings.model_validate(fields)
     except ValidationError as error:
         raise bad_fields(Path("--set"), error, FitSettings) from None
+    if settings.experts.names:
+        raise ConfigError("experts.names: an artifact has none of them yet, laplora.fit alone does: leave it out")
+    return settings
 
 
 def _task(request: AdapterFit, head: HeadTask | None) -> tuple[Task, bool]:

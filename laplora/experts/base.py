@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -22,6 +22,8 @@ LogProbSource = Literal["adapter", "zero_shot", "laplace"]
 FeatureSource = Literal["last_state", "frozen", "encoder", "options"]
 #: Features by block, each (rows, width) float32, or of a question's options (rows, options, width).
 Blocks = Mapping[str, torch.Tensor]
+#: Of ``Labelled``.
+_COLUMNS = ("labels", "class_mask", "groups", "folds", "honest")
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Labelled:
     likelihood: Likelihood = "categorical"
 
     def __post_init__(self) -> None:
-        for name in ("class_mask", "groups", "folds", "honest"):
+        for name in _COLUMNS[1:]:
             if len(getattr(self, name)) != len(self):
                 raise DataError(f"{name} has {len(getattr(self, name))} rows, expected the {len(self)} of the labels")
         groups = self.groups.tolist()
@@ -104,8 +106,13 @@ class Labelled:
 
     def take(self, rows: torch.Tensor) -> Labelled:
         """Return some rows, by numbers (some,) int64 or by a mask (rows,) bool."""
-        columns = ("labels", "class_mask", "groups", "folds", "honest")
-        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
+        columns: Any = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        return replace(self, **columns)
+
+    def joined(self, other: Labelled) -> Labelled:
+        """Return these rows and then the others."""
+        columns: Any = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in _COLUMNS}
+        return replace(self, **columns)
 
 
 class Expert(Protocol):

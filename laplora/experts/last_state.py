@@ -20,17 +20,15 @@ from laplora import head
 from laplora.decisions.temperature import fit_temperature
 from laplora.errors import DataError, FactorizationError
 from laplora.experts.base import Outputs
-from laplora.linearised import Likelihood, PosteriorPredictive, contrast_logits, directions_of, mean_of
+from laplora.experts.laplace import by_input, logged, moments_of
+from laplora.linearised import Likelihood, PosteriorPredictive, contrast_logits, directions_of
 from laplora.metrics.checks import check_finite
 from laplora.posterior.binary import binary_means
-from laplora.predictive.binary_rows import binary_covariances
 from laplora.predictive.kinds import Corrected, predictive_probs, predictive_spec
 from laplora.predictive.shift import Shift, tempering
 
 #: The head's only block.
 BLOCK = "last"
-#: Least probability that labels correct: an average over few draws can be 0, and no label could pull it back.
-LEAST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -62,32 +60,13 @@ class LastState:
     def predictive(self, outputs: Outputs) -> PosteriorPredictive:
         """Return the corrected probabilities, with Laplace's spread where it is Laplace's that are corrected."""
         found, _ = self._answers(outputs)
-        if self.likelihood == "categorical":
-            return found
-        present, spread = (moment[:, 1].view(len(outputs), -1) for moment in (found.probs, found.std))
-        return PosteriorPredictive(present, spread, found.expected_entropy.view(len(outputs), -1).sum(1))
+        return found if self.likelihood == "categorical" else by_input(found, len(outputs))
 
     def _answers(self, outputs: Outputs) -> tuple[PosteriorPredictive, torch.Tensor]:
         """Return the answers and their class mask; under ``bernoulli`` those of a binary row for each label."""
-        (states,), mask = outputs.features["last_state"].values(), outputs.class_mask
-        logits, covariance = outputs.log_probs["adapter"].masked_fill(~mask, 0), outputs.covariance
-        if self.likelihood == "categorical":
-            mean = mean_of("categorical", logits)
-        else:
-            mean, mask = binary_means(logits), torch.ones(logits.numel(), 2, dtype=torch.bool)
-            covariance = None if covariance is None else binary_covariances(covariance)
+        (states,) = outputs.features["last_state"].values()
+        mean, covariance, mask = moments_of(outputs, self.likelihood)
         return corrected_answers(self.name, self.shift, mean, covariance, mask, states), mask
-
-
-def logged(probs: torch.Tensor, class_mask: torch.Tensor, several: int = 1) -> torch.Tensor:
-    """Return probabilities as an ``Expert`` gives them: logarithms, -inf at impossible classes; or labels' logits.
-
-    Args:
-        several: 1, or so many consecutive rows are an input's labels, absent and present.
-    """
-    if several > 1:
-        return probs[:, 1].clamp(LEAST, 1 - LEAST).logit().view(-1, several)
-    return probs.clamp_min(LEAST).log().masked_fill(~class_mask, -torch.inf)
 
 
 def corrected_answers(

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
 from laplora.experts.base import FeatureSource, Labelled, LogProbSource, Outputs
-from laplora.head import FittedHead, fit
+from laplora.head.fit import FittedHead, fit, mode_under
+from laplora.head.folds import parted
+from laplora.head.posterior import Predictive
+from laplora.linearised import PosteriorPredictive, entropy
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,36 @@ class HeadExpert:
         answer = head.logits if head.likelihood == "bernoulli" else head.log_probs
         return answer(*self._inputs(outputs))
 
+    def answers(self, outputs: Outputs) -> Predictive:
+        """Return the answers with everything that a head says of their spread."""
+        return self.fitted.head.predictive(*self._inputs(outputs))
+
+    def predictive(self, outputs: Outputs) -> PosteriorPredictive:
+        """Return the probabilities at the mode, with their spread over the head's posterior."""
+        return at_mode(self.answers(outputs))
+
+    def held_out_answers(self) -> Predictive:
+        """Return the answers to the head's rows, each by a head without its fold, in their order.
+
+        Their log probabilities are those of ``held_out``. Their spread is that under the precisions of the head that
+        answers, since leverages under others do not compare.
+        """
+        rows, folds = self.fitted.rows, self.fitted.folds
+        order, found = list[torch.Tensor](), list[Predictive]()
+        for rest, held_out in parted(folds):
+            some = rows.at(held_out)
+            found.append(
+                mode_under(rows.at(rest), self.fitted.head).predictive(some.blocks, some.offset, some.class_mask)
+            )
+            order.append(held_out)
+        back = torch.cat(order).argsort()
+        columns = {
+            field.name: torch.cat([getattr(one, field.name) for one in found])[back]
+            for field in fields(Predictive)
+            if field.name not in ("likelihood", "log_probs")
+        }
+        return Predictive(rows.likelihood, self.fitted.held_out, **columns)
+
     def learn(self, outputs: Outputs, labelled: Labelled) -> HeadExpert:
         """Return the expert that learned further rows, behind those that it has; their folds are the head's.
 
@@ -82,6 +115,13 @@ class HeadExpert:
         """Return blocks, offset and mask, as a head takes them."""
         offset = None if self.offset is None else outputs.log_probs[self.offset]
         return dict(outputs.features[self.source]), offset, outputs.class_mask
+
+
+def at_mode(answers: Predictive) -> PosteriorPredictive:
+    """Return a head's probabilities at its mode, which ``held_out`` is of, with the spread of their average."""
+    probs = answers.log_probs.exp()
+    total = entropy(probs) + (entropy(1 - probs) if answers.likelihood == "bernoulli" else 0)
+    return PosteriorPredictive(probs, answers.std, (total - answers.epistemic).clamp_min(0))
 
 
 def fit_head(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from laplora.artifact.folder import Artifact, check_name, check_replaceable
 from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, REPORT_PAGE, Manifest
 from laplora.artifact.readout_records import readout_record
 from laplora.classifier import Classifier, batches
-from laplora.errors import ConditioningError, ModelError
+from laplora.errors import ConditioningError, ConfigError, ModelError
+from laplora.experts.base import Expert, Outputs
 from laplora.files import write_whole
+from laplora.fitting.adapted_experts import Heads, adapter_experts, outputs_of_rows
 from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.describing import describe, summary
 from laplora.fitting.evaluation import Measured, evaluated
@@ -59,6 +61,14 @@ _UNSAVED = "in-memory"
 ONE_AT_A_TIME = threading.RLock()
 
 
+def probabilities(answers: Sequence[Prediction], classes: int) -> Array:
+    """Return (answers, classes) float64 their probabilities, 0 at labels that an input cannot have."""
+    probs = np.zeros((len(answers), classes))
+    for row, answer in zip(probs, answers, strict=True):
+        row[: len(answer.labels)] = answer.arrays.probs
+    return probs
+
+
 class CalibratedPosterior:
     """A fitted posterior with its classifier: answers, metrics, and the artifact that serves the same.
 
@@ -69,6 +79,8 @@ class CalibratedPosterior:
         predictor: what answers; the same class serves.
     """
 
+    _fitted: CalibratedPosterior | None = None  # the fit, where later labels have moved this one
+
     def __init__(
         self,
         classifier: Classifier,
@@ -76,11 +88,11 @@ class CalibratedPosterior:
         data: Mapping[str, Any],
         first_rows: tuple[Mapping[str, Any], ...],
         progress: Progress,
+        heads: Heads | None = None,
     ) -> None:
         self.classifier, self.fit, self.data = classifier, fit, dict(data)
-        self._first_rows, self._progress = first_rows, progress
+        self._first_rows, self._progress, self._heads = first_rows, progress, heads
         self._measured: Measured | None = None
-        self._fitted: CalibratedPosterior | None = None  # the fit, where later labels have moved this one
         self._record: FitRecord = record_of(fit)
         manifest = self._describe(_UNSAVED, BaseSpec(_UNSAVED, None, "none", "float32"), _UNSAVED, _UNSAVED)
         base = LoadedBase(base_of(classifier.model), HeldWeights("plain", "as the model was given"))
@@ -110,6 +122,28 @@ class CalibratedPosterior:
     def predictives(self) -> tuple[PredictiveName, ...]:
         """The predictives that a call can name."""
         return self.predictor.predictives
+
+    @property
+    def experts(self) -> dict[str, Expert]:
+        """By name the ways to answer, with their honest log probabilities of the training and then calibration rows.
+
+        ``adapter``, ``laplace`` and what labels correct are NaN in training rows; the heads that ``settings.experts``
+        named are trained on all labelled rows, and honest in all. ConfigError for one that learned later labels.
+        """
+        if self._fitted is not None:
+            raise ConfigError(
+                "this posterior learned later labels, and experts are those of the fit: ask the fitted one"
+            )
+        return adapter_experts(self.fit, self.data["rows"]["train"]) | (
+            dict(self._heads.experts) if self._heads else {}
+        )
+
+    def outputs(self, inputs: Inputs) -> Outputs:
+        """Return what ``experts`` read of inputs; arguments and errors as of ``predict``."""
+        self._check_model()
+        examples = read_rows([inputs] if isinstance(inputs, Mapping | str) else inputs, self.classifier, None, "input")
+        with ONE_AT_A_TIME:
+            return outputs_of_rows(self.classifier, self.fit, self._heads, examples, self._progress)
 
     def predict(
         self,
@@ -158,10 +192,7 @@ class CalibratedPosterior:
         Columns are in the order of ``classifier.labels``. Where several labels may be right, each is of its presence.
         """
         answers = self.predict(inputs, predictive, truncate=truncate, batch_size=batch_size)
-        probs = np.zeros((len(answers), self.classifier.class_count))
-        for row, answer in zip(probs, answers, strict=True):
-            row[: len(answer.labels)] = answer.arrays.probs
-        return probs
+        return probabilities(answers, self.classifier.class_count)
 
     def evaluate(self, rows: Any, label_field: str = "label", groups: str | None = None) -> Measured:
         """Return every predictive's metrics on labelled rows that nothing was fitted on; ``save`` records the last.
@@ -305,6 +336,8 @@ class CalibratedPosterior:
             given = {"compare": mine} if verify else {"answers": mine}
             with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # transformers and PEFT draw as they load
                 write_artifact(target, parts, manifest, golden, device=device, say=say, **given)
+        if self._heads:
+            say(f"the experts {', '.join(self._heads.experts)} stay in memory: an artifact has none of them yet")
         return target
 
     def _check_model(self) -> None:

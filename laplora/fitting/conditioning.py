@@ -13,7 +13,8 @@ import torch
 
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, warn
-from laplora.experts.last_state import LastState, corrected_answers, fit_last_state, logged
+from laplora.experts.laplace import logged
+from laplora.experts.last_state import LastState, corrected_answers, fit_last_state
 from laplora.fitting.outputs import Fitted
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.settings import FitSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ import torch
 
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, warn
+from laplora.fitting.adapted_experts import fit_beside
 from laplora.fitting.calibrated import CalibratedPosterior
+from laplora.fitting.expert_passes import expert_passes
 from laplora.fitting.fit import fit_rows
+from laplora.fitting.fitted_heads import fit_heads
 from laplora.fitting.golden_inputs import COUNT
+from laplora.fitting.heads import HeadsPosterior
 from laplora.fitting.progress import Progress, shown_by
 from laplora.fitting.rows import (
     CALIBRATION_SHARE,
@@ -20,14 +25,15 @@ from laplora.fitting.rows import (
     check_labels,
     groups_of,
     read_rows,
+    shared_folds,
     split_rows,
     warn_of_conflicts,
     without_twins,
 )
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Store
-from laplora.models.lora import adapter_name
 from laplora.predictive.lora_weights import lora_parameters, read_weights
+from laplora.prompts.examples import Example
 
 #: Median probability of all labels after the prompt, below which prompt or labels are hardly those of the training.
 _LITTLE_MASS = 0.01
@@ -44,16 +50,19 @@ def fit(
     groups: str | None = None,
     progress: bool | Progress = True,
     store: Store | None = None,
-) -> CalibratedPosterior:
+) -> CalibratedPosterior | HeadsPosterior:
     """Return a classifier's posterior over its weights, calibrated: probabilities, sets and decisions to act on.
+
+    Of a model as it is, without adapter or trained head, the weights are those of heads on its states. Nothing is
+    calibrated on rows kept apart then: every row trains, and is judged by heads without its fold.
 
     Args:
         rows: the labelled rows that the model was fine-tuned on: dicts with the template's fields and a label, in a
-            list or an iterator; a pandas data frame; a ``datasets.Dataset``.
+            list or an iterator; a pandas data frame; a ``datasets.Dataset``. Of a model as it is all labelled rows.
         calibration: labelled rows that it was **not** fine-tuned on. They choose the prior precision, the
             temperatures, the thresholds and the label sets, each cross-fitted, and would promise too much of rows that
             it knows. ``"split"`` says that it was fine-tuned on none of ``rows``: a fifth, or a share between 0 and 1,
-            is kept out of the curvature and calibrates.
+            is kept out of the curvature and calibrates. Of a model as it is: None.
         settings: of the posterior, the calibration and the predictives.
         initial_adapter: folder, or weights by block name, of the LoRA adapter before fine-tuning, the centre of the
             prior. None: zero; it matters for a prior chosen by evidence alone.
@@ -79,9 +88,15 @@ def fit(
             "one of a dict"
         )
     settings = settings or FitSettings()
-    if not classifier.is_trained:
-        adapter_name(classifier.model)
     shown = shown_by(progress)
+    if not classifier.is_trained:
+        if calibration is not None or initial_adapter is not None or store is not None:
+            raise ConfigError(
+                f"calibration, initial_adapter and store are for a LoRA adapter or a trained head, and the "
+                f"{type(classifier.model).__name__} has none: give all labelled rows as rows. If an adapter was merged "
+                "into it, load the base and the adapter again, for its states know the labels that it was trained on"
+            )
+        return _of_heads(classifier, read_rows(rows, classifier, label_field, groups=groups), settings, shown)
     if calibration is None:
         raise ConfigError(
             "there are no calibration rows: give rows that the model was not fine-tuned on; or calibration='split', "
@@ -107,6 +122,7 @@ def fit(
             f"{len(held_out)} calibration rows are fewer than {FEW_CALIBRATION_ROWS}: the prior precision, the "
             "temperatures and the thresholds chosen on them are mostly noise"
         )
+    beside = expert_passes(classifier, settings.experts, shown.say) if settings.experts.names else None
     found = fit_rows(
         classifier,
         train,
@@ -125,7 +141,32 @@ def fit(
     golden = tuple(dict(example.fields) for example in held_out[:COUNT])
     _warn_of_little_mass(found.calibration.label_mass)
     shown.say(f"answers by {found.calibrated.recommended.predictive}: {found.calibrated.recommended.reason}")
-    return CalibratedPosterior(classifier, found, data, golden, shown)
+    heads = None if beside is None else fit_beside(beside, train, held_out, settings, shown)
+    return CalibratedPosterior(classifier, found, data, golden, shown, heads)
+
+
+def _of_heads(
+    classifier: Classifier, rows: tuple[Example, ...], settings: FitSettings, shown: Progress
+) -> HeadsPosterior:
+    """Return heads on a model as it is, fitted on all labelled rows."""
+    if settings.predictives.serve != "auto" or settings.class_weights or settings.calibration.guarantee != "empirical":
+        raise ConfigError(
+            "predictives.serve, class_weights and guarantee upper_bound are for a LoRA adapter or a trained head, and "
+            f"the {type(classifier.model).__name__} has none: leave them out"
+        )
+    check_labels(rows, classifier.labels)
+    warn_of_conflicts(classifier, rows)
+    if len(rows) < FEW_CALIBRATION_ROWS:
+        warn(
+            f"{len(rows)} labelled rows are fewer than {FEW_CALIBRATION_ROWS}: thresholds set on them are mostly noise"
+        )
+    passes, start = expert_passes(classifier, settings.experts, shown.say), time.monotonic()
+    outputs = passes.outputs(rows, shown, "labelled rows")
+    seconds = time.monotonic() - start
+    labelled = shared_folds(classifier, (), rows, settings.calibration.folds, settings.seed)
+    heads = fit_heads(classifier.labels, passes.names, outputs, labelled, settings, shown)
+    data = {"source": "rows", "rows": {"labelled": len(rows)}, "pass_seconds": seconds}
+    return HeadsPosterior(passes, heads, rows, settings, data, shown)
 
 
 def _share(calibration: Any) -> float:

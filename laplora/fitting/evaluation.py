@@ -95,9 +95,9 @@ class RowProbs:
     def joined(cls, parts: Sequence[RowProbs], groups: torch.Tensor) -> RowProbs:
         """Return the rows of all parts, in order, with the groups of their inputs."""
         probs = {name: torch.cat([one.probs[name] for one in parts]) for name in parts[0].probs}
-        map_probs, labels, mask = (
-            torch.cat([getattr(one, name) for one in parts]) for name in ("map_probs", "labels", "class_mask")
-        )
+        labels, mask = (torch.cat([getattr(one, name) for one in parts]) for name in ("labels", "class_mask"))
+        own = [one.map_probs for one in parts if one.map_probs is not None]
+        map_probs = torch.cat(own) if own else None
         return cls(probs, map_probs, labels, mask, parts[0].together, groups)
 
 

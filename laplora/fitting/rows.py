@@ -13,7 +13,9 @@ import torch
 from laplora.classifier import Classifier
 from laplora.decisions.thresholds import Guarantee
 from laplora.errors import ConfigError, DataError, warn
-from laplora.prompts.examples import Example
+from laplora.experts.base import Labelled
+from laplora.head import HeadError, fold_numbers
+from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.groups import question_of, row_groups
 from laplora.prompts.labelled import example_of, row_id
 
@@ -135,6 +137,35 @@ def without_twins(
         )
     warn_of_conflicts(classifier, [*train, *held_out])
     return kept, dropped
+
+
+def shared_folds(
+    classifier: Classifier, train: Sequence[Example], held_out: Sequence[Example], folds: int, seed: int
+) -> Labelled:
+    """Return the labels of rows, with the folds that every expert shares; no fold parts a group.
+
+    Args:
+        train: rows that trained an adapter, none of a group of ``held_out`` (``without_twins``); empty without one.
+        held_out: rows that trained none. Their folds are those that calibrate alone, whatever ``train`` is.
+
+    Raises:
+        DataError: rows of fewer than two groups.
+    """
+    everyone = (*train, *held_out)
+    groups, rows = groups_of(classifier, everyone), len(train)
+    try:
+        parts = [fold_numbers(len(part), folds, seed, part) for part in (groups[:rows], groups[rows:]) if len(part)]
+    except HeadError as error:
+        raise DataError(str(error)) from error
+    counts = torch.tensor([example.class_count for example in everyone])
+    return Labelled(
+        label_tensor(everyone, classifier.class_count),
+        torch.arange(classifier.class_count) < counts[:, None],
+        groups,
+        torch.cat(parts),
+        torch.arange(len(everyone)) >= rows,
+        classifier.readout.likelihood,
+    )
 
 
 def check_independent(examples: Sequence[Example], guarantee: Guarantee) -> None:

@@ -11,6 +11,9 @@ from laplora.head import FOLDS
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.predictive.kinds import PredictiveName
 
+#: The experts that do not look at an adapter.
+ExpertName = Literal["frozen", "encoder", "options"]
+
 
 class Section(BaseModel):
     """A frozen part of a configuration that refuses unknown keys."""
@@ -114,12 +117,27 @@ class PredictiveSettings(Section):
         return self
 
 
+class ExpertSettings(Section):
+    """Heads on what a model says without its adapter, and on a sentence encoder; every labelled row trains them."""
+
+    names: tuple[ExpertName, ...] = Field(
+        (),
+        description="heads to fit: frozen (states of the base without adapter), encoder (embeddings), options (each "
+        "option's own states). Empty: of a model as it is those that suit its template, of a trained one none",
+    )
+    encoder: str | None = Field(
+        "all-minilm-l6-v2",
+        description="sentence encoder: an offline name, a folder of sentence-transformers, or a hub id; null: off",
+    )
+
+
 class FitSettings(Section):
     """Everything that a fit is told beside the model and the rows."""
 
     laplace: LaplaceSettings = LaplaceSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     predictives: PredictiveSettings = PredictiveSettings()
+    experts: ExpertSettings = ExpertSettings()
     many_classes: ManyClasses = Field(
         ManyClasses(), description="from how many classes on fewer directions than contrasts are computed"
     )

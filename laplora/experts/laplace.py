@@ -1,0 +1,79 @@
+"""Laplace's average: the adapter's answer under the posterior over its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from laplora.experts.base import Outputs
+from laplora.linearised import Likelihood, PosteriorPredictive, mean_of
+from laplora.posterior.binary import binary_means
+from laplora.predictive.binary_rows import binary_covariances
+from laplora.predictive.gaussian import posterior_predictive
+
+#: Least probability whose logarithm an expert gives: an average over few draws can be 0, and no label could pull it
+#: back.
+LEAST = 1e-12
+
+
+@dataclass(frozen=True)
+class Laplace:
+    """Laplace's average; an ``Expert``.
+
+    Attributes:
+        held_out: as of ``Expert``: each calibration row's under a prior that was chosen without it.
+    """
+
+    held_out: torch.Tensor
+    likelihood: Likelihood = "categorical"
+
+    @property
+    def name(self) -> str:
+        """What answers name as their predictive."""
+        return "laplace"
+
+    def log_probs(self, outputs: Outputs) -> torch.Tensor:
+        """Return (rows, classes) float64 the log probabilities, nats; under ``bernoulli`` each label's logit."""
+        found, mask = self._answers(outputs)
+        return logged(found.probs, mask, len(found) // len(outputs))
+
+    def predictive(self, outputs: Outputs) -> PosteriorPredictive:
+        """Return the averages, with their spread over the adapter's weights."""
+        found, _ = self._answers(outputs)
+        return found if self.likelihood == "categorical" else by_input(found, len(outputs))
+
+    def _answers(self, outputs: Outputs) -> tuple[PosteriorPredictive, torch.Tensor]:
+        mean, covariance, mask = moments_of(outputs, self.likelihood)
+        assert covariance is not None
+        return posterior_predictive(mean, covariance, mask), mask
+
+
+def moments_of(outputs: Outputs, likelihood: Likelihood) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Return mean and covariance of the adapter's contrasts, and the class mask.
+
+    Under ``bernoulli`` they are of a binary row for each label (``laplora.predictive.binary_rows``).
+    """
+    mask, covariance = outputs.class_mask, outputs.covariance
+    logits = outputs.log_probs["adapter"].masked_fill(~mask, 0)
+    if likelihood == "categorical":
+        return mean_of("categorical", logits), covariance, mask
+    binary = torch.ones(logits.numel(), 2, dtype=torch.bool)
+    return binary_means(logits), None if covariance is None else binary_covariances(covariance), binary
+
+
+def by_input(found: PosteriorPredictive, inputs: int) -> PosteriorPredictive:
+    """Return the moments of binary rows as those of inputs, (inputs, labels) of each label's presence."""
+    present, spread = (moment[:, 1].view(inputs, -1) for moment in (found.probs, found.std))
+    return PosteriorPredictive(present, spread, found.expected_entropy.view(inputs, -1).sum(1))
+
+
+def logged(probs: torch.Tensor, class_mask: torch.Tensor, several: int = 1) -> torch.Tensor:
+    """Return probabilities as an ``Expert`` gives them: logarithms, -inf at impossible classes; or labels' logits.
+
+    Args:
+        several: 1, or so many consecutive rows are an input's labels, absent and present.
+    """
+    if several > 1:
+        return probs[:, 1].clamp(LEAST, 1 - LEAST).logit().view(-1, several)
+    return probs.clamp_min(LEAST).log().masked_fill(~class_mask, -torch.inf)

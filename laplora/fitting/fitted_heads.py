@@ -1,0 +1,163 @@
+"""Heads of labelled rows, and what their held-out answers decide: thresholds, label sets, which head answers.
+
+Every labelled row trains the heads. Each is also answered by heads that know neither its label nor its group's. These
+answers alone set thresholds, sets and flags, and choose the head that answers: that of the smallest NLL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from laplora.answers.explaining import nothing_accepted
+from laplora.answers.review_scores import ReviewScores
+from laplora.artifact.manifest import CalibrationRecord, PredictiveRecord
+from laplora.errors import DataError, warn
+from laplora.experts.adapter import AsGiven, as_given, point
+from laplora.experts.base import Labelled, Outputs, losses_of
+from laplora.experts.of_head import HeadExpert, at_mode, fit_head
+from laplora.familiarity.percentile import false_alarms, is_unfamiliar
+from laplora.fitting.calibrate import OUT_OF_FOLD, calibration_record, recorded
+from laplora.fitting.progress import Progress
+from laplora.fitting.settings import ExpertName, FitSettings
+from laplora.head import HeadError
+from laplora.linearised import PosteriorPredictive, entropy
+
+#: Of an expert.
+Named = TypeVar("Named", bound=str)
+
+
+@dataclass(frozen=True)
+class FittedHeads:
+    """Heads, and the rules of their answers (``laplora.answers.prediction.Rules``).
+
+    Attributes:
+        labels: their names, in order; labelled: the rows' labels and folds.
+        experts: by name; zero_shot: the model's own answer, ``map``; None where it has none.
+        recommended: name of the head that answers; reason: why.
+        predictives, calibration, scores: thresholds and sets by name, as an artifact records them.
+        leverages: by expert (rows,) float64, ascending, of each labelled row under heads without its fold.
+        false_alarms: share of rows like the labelled ones that are flagged as unfamiliar, at most; 0: none is.
+    """
+
+    labels: tuple[str, ...]
+    labelled: Labelled
+    experts: Mapping[str, HeadExpert]
+    zero_shot: AsGiven | None
+    recommended: str
+    reason: str
+    predictives: Mapping[str, PredictiveRecord]
+    calibration: CalibrationRecord
+    scores: Mapping[str, ReviewScores]
+    leverages: Mapping[str, torch.Tensor]
+    false_alarms: float
+
+    def unfamiliar(self, familiarity: torch.Tensor | None) -> torch.Tensor | None:
+        """Return (batch,) bool which rows get the flag, by how familiar they are; None where it is off."""
+        return None if familiarity is None else is_unfamiliar(familiarity, self.false_alarms)
+
+
+def fit_experts(
+    names: Sequence[ExpertName], outputs: Outputs, labelled: Labelled, seed: int, progress: Progress
+) -> dict[str, HeadExpert]:
+    """Return the named experts, fitted on labelled rows.
+
+    Raises:
+        DataError: rows that no head can be fitted on.
+    """
+    return _each(names, lambda name: fit_head(name, outputs, labelled, name, seed=seed), progress)
+
+
+def judged(
+    labels: tuple[str, ...],
+    labelled: Labelled,
+    experts: Mapping[str, HeadExpert],
+    zero_shot: AsGiven | None,
+    settings: FitSettings,
+) -> FittedHeads:
+    """Return what the experts' held-out answers decide; warns where the one that answers accepts nothing."""
+    wanted = settings.calibration
+    held_out, leverages = dict[str, PosteriorPredictive](), dict[str, torch.Tensor]()
+    if zero_shot is not None:
+        held_out["map"] = point(zero_shot.held_out)
+    for name, expert in experts.items():
+        answers = expert.held_out_answers()
+        held_out[name], leverages[name] = at_mode(answers), answers.leverage.sort().values
+    # Fits of folds compare as they are: a row that trained the served head is no rank to compare with.
+    entropies = {name: entropy(predictive.probs) for name, predictive in held_out.items()}
+    mass = torch.ones(len(labelled), dtype=torch.float64)
+    records, scores = recorded(
+        wanted, held_out, entropies, dict.fromkeys(held_out, 1.0), labelled.labels, mass, 1, OUT_OF_FOLD
+    )
+    losses = {name: float(losses_of(expert.held_out, labelled).mean()) for name, expert in experts.items()}
+    best = min(losses, key=lambda name: losses[name])
+    shown = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+    rate = wanted.unfamiliar_rate
+    if nothing := nothing_accepted(best, records[best].thresholds, scores[best]):
+        warn(nothing.message)
+    return FittedHeads(
+        labels,
+        labelled,
+        experts,
+        zero_shot,
+        best,
+        f"NLL of {len(labelled)} rows, each by heads without its fold: {shown}",
+        records,
+        calibration_record(wanted, labelled.groups, OUT_OF_FOLD),
+        scores,
+        leverages,
+        false_alarms(rate, len(labelled)) if rate else 0.0,
+    )
+
+
+def fit_heads(
+    labels: tuple[str, ...],
+    names: Sequence[ExpertName],
+    outputs: Outputs,
+    labelled: Labelled,
+    settings: FitSettings,
+    progress: Progress,
+) -> FittedHeads:
+    """Return heads of labelled rows with everything that their held-out answers decide; errors as ``fit_experts``."""
+    zero_shot = as_given("zero_shot", outputs, labelled) if "zero_shot" in outputs.log_probs else None
+    experts = fit_experts(names, outputs, labelled, settings.seed, progress)
+    return judged(labels, labelled, experts, zero_shot, settings)
+
+
+def learned(
+    heads: FittedHeads, outputs: Outputs, labelled: Labelled, settings: FitSettings, progress: Progress
+) -> FittedHeads:
+    """Return heads that also know further rows, under the precisions as fitted.
+
+    Args:
+        labelled: its groups number on from those of the rows before, and its folds are those that these are dealt to.
+    """
+    experts = _each(tuple(heads.experts), lambda name: heads.experts[name].learn(outputs, labelled), progress)
+    zero_shot = heads.zero_shot
+    if zero_shot is not None:
+        zero_shot = replace(zero_shot, held_out=torch.cat([zero_shot.held_out, outputs.log_probs["zero_shot"]]))
+    return judged(heads.labels, heads.labelled.joined(labelled), experts, zero_shot, settings)
+
+
+def forgotten(heads: FittedHeads, rows: torch.Tensor, settings: FitSettings, progress: Progress) -> FittedHeads:
+    """Return heads that never had some rows, (some,) int64, under the precisions as fitted."""
+    kept = torch.ones(len(heads.labelled), dtype=torch.bool).index_fill(0, rows, False)
+    experts = _each(tuple(heads.experts), lambda name: heads.experts[name].forget(rows), progress)
+    zero_shot = heads.zero_shot
+    if zero_shot is not None:
+        zero_shot = replace(zero_shot, held_out=zero_shot.held_out[kept])
+    return judged(heads.labels, heads.labelled.take(kept), experts, zero_shot, settings)
+
+
+def _each(names: Sequence[Named], work: Callable[[Named], HeadExpert], progress: Progress) -> dict[str, HeadExpert]:
+    """Return what work gives of each expert by its name, under a bar."""
+    found = dict[str, HeadExpert]()
+    try:
+        for name in progress.track(names, "heads"):
+            found[name] = work(name)
+    except HeadError as error:
+        raise DataError(f"no head can be fitted on these rows: {error}") from error
+    return found

@@ -1,0 +1,297 @@
+"""``laplora.fit`` of a model as it is: answers by heads, honest ones of every row, labels that come and go."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from head_artifacts import letters
+from tiny_classifiers import _BERT
+from tiny_models import add_lora, tiny_base
+from tiny_tokenizer import tiny_tokenizer
+from transformers import BertConfig, BertModel
+
+import laplora
+from laplora.errors import ArtifactWriteError, ConfigError, DataError, DownloadError, LaploraWarning, ModelError
+from laplora.features.frozen import frozen_states
+from laplora.fitting import expert_passes
+from laplora.fitting.progress import Silent
+from laplora.fitting.rows import read_rows
+
+LABELS = {"no": " w1", "yes": " w2"}
+FROZEN = laplora.FitSettings.model_validate({"experts": {"names": ["frozen"]}})
+Rows = list[dict[str, Any]]
+
+
+class Said(Silent):
+    """Progress that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def labelled(count: int, seed: int = 0, first: int = 0) -> Rows:
+    """Return rows whose label their letters tell, but for one in eight."""
+    draw, rows = random.Random(seed), Rows()
+    for i in range(count):
+        yes = i % 2 == 0
+        text = " ".join(draw.choices("abcdef" if yes else "efghij", k=draw.randint(2, 7)))
+        rows.append({"id": f"row-{first + i}", "text": text, "label": "yes" if yes == (i % 8 < 6) else "no"})
+    return rows
+
+
+def classifier(model: Any = None, around: str = "[CLS] $A", **options: Any) -> laplora.Classifier:
+    given = tiny_base("llama") if model is None else model
+    return laplora.Classifier(given, letters(around), "{text} z", LABELS, max_tokens=16, **options)
+
+
+@pytest.fixture(scope="module")
+def posterior() -> laplora.HeadsPosterior:
+    found = laplora.fit(classifier(), labelled(60), settings=FROZEN, progress=False)
+    assert isinstance(found, laplora.HeadsPosterior)
+    return found
+
+
+def largest_change(one: laplora.HeadsPosterior, other: laplora.HeadsPosterior, rows: Rows) -> float:
+    """Return the largest change of a log probability of rows."""
+    logs = [np.log(each.predict_proba(rows)) for each in (one, other)]
+    return float(np.abs(logs[0] - logs[1]).max())
+
+
+def test_answers_are_those_of_the_head_with_its_spread_beside_the_bases_own(posterior: laplora.HeadsPosterior) -> None:
+    rows = labelled(12, seed=5)
+    answers = posterior.predict(rows)
+    assert posterior.predictives == ("map", "frozen")
+    assert repr(posterior) == "HeadsPosterior(frozen on a LlamaForCausalLM, 60 labelled rows, answers by frozen)"
+    given = posterior.classifier
+    states = frozen_states(given, read_rows(rows, given, None), 4)
+    head = posterior.heads.experts["frozen"].fitted.head
+    expected = head.predictive(states.blocks)
+    for i, answer in enumerate(answers):
+        assert answer.predictive == "frozen"
+        np.testing.assert_allclose(answer.arrays.probs, expected.log_probs[i].exp(), atol=1e-5)
+        np.testing.assert_allclose(answer.arrays.map_probs, states.zero_shot[i].exp(), atol=1e-5)
+        np.testing.assert_allclose(answer.arrays.probs_std, expected.std[i], atol=1e-4)
+        np.testing.assert_allclose(answer.logit_variance, expected.variance[i], rtol=1e-3)
+        np.testing.assert_allclose(np.diff(answer.logit_mean), np.diff(np.log(answer.arrays.probs)), atol=1e-9)
+        assert answer.total == pytest.approx(answer.aleatoric + answer.epistemic)
+        assert answer.finite
+        assert set(answer.prediction_set) <= set(LABELS)
+        assert (answer.decision == "review") == bool(
+            {"unfamiliar", "high_epistemic", "low_confidence"} & {*answer.flags}
+        )
+        assert 1 / 61 <= answer.familiarity <= 1
+    plain = posterior.predict(rows, "map")
+    assert [one.map_probs for one in plain] == [one.probs for one in plain] == [one.map_probs for one in answers]
+    assert plain[0].probs_std is plain[0].epistemic is None
+    assert plain[0].calibrated_probs["frozen"] == pytest.approx(answers[0].probs)
+    assert posterior.predict(rows[0]) == posterior.predict(rows[0]["text"]) == posterior.predict(rows[:1])
+    assert posterior.predict([]) == []
+
+
+def test_what_decides_are_the_answers_of_heads_without_the_row(posterior: laplora.HeadsPosterior) -> None:
+    record, scores = posterior.heads.predictives["frozen"], posterior.heads.scores["frozen"]
+    frozen, own = posterior.experts["frozen"], posterior.experts["zero_shot"]
+    assert record.nll == pytest.approx(float(posterior.losses["frozen"].mean()))
+    assert posterior.heads.calibration.split == "out_of_fold"
+    assert (posterior.heads.calibration.rows, posterior.heads.calibration.folds) == (60, 5)
+    wrong = frozen.held_out.argmax(1) != posterior.heads.labelled.labels
+    assert record.thresholds.errors == int(wrong.sum()) == int(scores.error.sum())
+    probs = frozen.held_out.exp()
+    torch.testing.assert_close(scores.score, -(probs * frozen.held_out).sum(1))
+    assert not frozen.held_out.isnan().any()
+    assert not own.held_out.isnan().any()
+    measured = posterior.evaluate(labelled(40, seed=9))
+    assert list(measured.evaluations) == ["map", "frozen"]
+    assert measured.recommended == "frozen"
+    assert measured["frozen"].nll < measured["map"].nll
+    assert "frozen *" in str(measured)
+    assert 0.5 < measured.sets["frozen"].coverage <= 1
+
+
+def test_no_label_moves_the_answer_to_its_own_row_or_its_twin(posterior: laplora.HeadsPosterior) -> None:
+    """Equal prompts, up to case and white space, and rows of a user's group are of one fold."""
+    rows = labelled(60)
+    rows += [{**rows[3], "text": f" {rows[3]['text']} "}, {**rows[10], "case": "one"}, {**rows[20], "case": "one"}]
+    rows[7]["case"] = "one"
+
+    def fit(given: Rows) -> laplora.HeadsPosterior:
+        return laplora.fit(classifier(), given, settings=FROZEN, groups="case", progress=False)
+
+    before = fit(rows)
+    folds = before.heads.labelled.folds.tolist()
+    assert folds[3] == folds[60]
+    assert len({folds[place] for place in (7, 10, 20, 61, 62)}) == 1
+    for together in ([3, 60], [7, 10, 20, 61, 62]):
+        changed = [{**row, "label": "no" if row["label"] == "yes" else "yes"} for row in rows]
+        other = fit([changed[i] if i in together else row for i, row in enumerate(rows)])
+        gap = (other.experts["frozen"].held_out - before.experts["frozen"].held_out).abs().amax(1)
+        assert float(gap[together].max()) == 0
+        assert float(gap.max()) > 1e-3
+
+
+def test_labels_that_are_learned_and_forgotten_were_never_there(posterior: laplora.HeadsPosterior) -> None:
+    rows, more = labelled(20, seed=7), [{**row, "text": f"k {row['text']}"} for row in labelled(15, seed=3, first=60)]
+    more.append({**labelled(60)[3], "id": "twin"})
+    said = Said()
+    posterior._progress, quiet = said, posterior._progress
+    learned = posterior.condition(more)
+    posterior._progress = quiet
+    assert said.lines[0].startswith("before they were learned, 16 rows had NLL 0.")
+    assert said.lines[1].startswith("answers by frozen: NLL of 76 rows, each by heads without its fold: frozen 0.")
+    assert largest_change(learned, posterior, rows) > 1e-3
+    assert learned.heads.labelled.folds[-1] == posterior.heads.labelled.folds[3]
+    assert learned.heads.predictives["frozen"].nll != posterior.heads.predictives["frozen"].nll
+    assert learned.data["rows"] == {"labelled": 76}
+    for rest in (
+        learned.forget([row["id"] for row in more]),
+        learned.forget(more[:-1]).forget("twin"),
+    ):
+        assert largest_change(rest, posterior, rows) < 1e-6
+        for name, record in posterior.heads.predictives.items():
+            assert rest.heads.predictives[name].conformal == pytest.approx(record.conformal, abs=1e-6)
+            assert rest.heads.predictives[name].nll == pytest.approx(record.nll, abs=1e-6)
+        assert [row.id for row in rest.rows] == [row.id for row in posterior.rows]
+    without = learned.forget(labelled(60)[3])  # both copies
+    assert len(without.rows) == 74
+    for unknown, message in (
+        ("nobody", "1 of 1 ids are of none of the 76 labelled rows"),
+        ({**more[0], "text": "z z"}, "1 of 1 rows are of none"),
+        ({**more[0], "label": "no" if more[0]["label"] == "yes" else "yes"}, "1 of 1 rows are of none"),
+        ([row["id"] for row in labelled(60)[:59]] + [row["id"] for row in more], "fewer than two folds"),
+    ):
+        with pytest.raises(DataError, match=message):
+            learned.forget(unknown)
+    again = learned.condition([{**more[1], "id": "twin"}])
+    with pytest.raises(DataError, match="1 ids are of several rows each"):
+        again.forget(["twin"])
+
+
+def test_questions_are_answered_by_their_options_in_any_order() -> None:
+    tokenizer, draw = tiny_tokenizer(), random.Random(0)
+    base = tiny_base("llama", vocab_size=len(tokenizer), max_position_embeddings=128)
+    template = "{question} Choices:\n{choices}\nAnswer:"
+    given = laplora.Classifier(base, tokenizer, template, ["A", "B", "C"], max_tokens=64)
+    good, bad = ["great", "lovely", "funny", "superb"], ["dull", "weak", "awful", "boring"]
+    rows = Rows()
+    for i in range(40):
+        options = [draw.choice(good), *draw.sample(bad, 1 + i % 2)]
+        right = options[0]
+        draw.shuffle(options)
+        rows.append({"question": f"Is the {draw.choice(['film', 'plot', 'cast'])} good?", "choices": options})
+        rows[-1]["label"] = "ABC"[options.index(right)]
+    said = Said()
+    posterior = laplora.fit(given, rows, progress=said)
+    assert posterior.predictives == ("map", "options")
+    assert posterior.evaluate(rows[:20])["options"].accuracy > 0.9
+    assert said.lines[-1].startswith("answers by options: NLL of 40 rows")
+    two = next(row for row in rows if len(row["choices"]) == 2)
+    turned = posterior.predict({**two, "choices": two["choices"][::-1]})[0]
+    answer = posterior.predict(two)[0]
+    assert answer.labels == ("A", "B")
+    np.testing.assert_allclose(turned.arrays.probs[::-1], answer.arrays.probs, atol=1e-6)
+    assert set(answer.probs_std or ()) == {"A", "B"}
+    assert posterior.predict_proba([two]).shape == (1, 3)
+
+
+def test_an_encoder_has_heads_and_no_answer_of_its_own(tmp_path: Any) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertModel(BertConfig(initializer_range=0.3, **_BERT)).eval()
+    posterior = laplora.fit(classifier(model, "[CLS] $A [SEP]"), labelled(40), settings=FROZEN, progress=False)
+    assert posterior.predictives == ("frozen",)
+    assert list(posterior.experts) == ["frozen"]
+    (answer,) = posterior.predict(labelled(1, seed=4))
+    assert answer.map_probs is None
+    assert answer.finite
+    assert list(posterior.evaluate(labelled(20, seed=4)).evaluations) == ["frozen"]
+    with pytest.raises(ConfigError, match=r"no predictive 'map': there are \['frozen'\]"):
+        posterior.predict("a b", "map")
+    found = posterior.suggest(labelled(9, seed=8), 3)
+    assert [row.gain for row in found.rows] == sorted((row.gain for row in found.rows), reverse=True)
+    assert found.rows[0].gain == max(one.epistemic for one in posterior.predict(labelled(9, seed=8)))
+
+
+@pytest.mark.parametrize(
+    ("ask", "error", "message"),
+    [
+        (lambda p: p.predict("a b", "laplace"), ConfigError, r"'laplace' is of a model with a LoRA adapter"),
+        (lambda p: p.predict("a b", "other"), ConfigError, r"no predictive 'other': there are \['map', 'frozen'\]"),
+        (lambda p: p.save("never"), ArtifactWriteError, "Heads on a LlamaForCausalLM as it is live in memory alone"),
+        (lambda p: p.suggest(["a b"], 0), ConfigError, "0 rows are to be chosen"),
+        (lambda p: p.suggest(["a b"], 1, least_familiarity=2.0), DataError, "lower the least familiarity"),
+    ],
+)
+def test_what_a_posterior_of_heads_refuses(
+    ask: Callable[[Any], Any], error: type[Exception], message: str, posterior: laplora.HeadsPosterior
+) -> None:
+    with pytest.raises(error, match=message):
+        ask(posterior)
+
+
+def settings(**sections: Any) -> laplora.FitSettings:
+    return laplora.FitSettings.model_validate({"experts": {"names": ["frozen"]}} | sections)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"calibration": "split"}, ConfigError, "calibration, initial_adapter and store are for a LoRA adapter"),
+        ({"initial_adapter": {}}, ConfigError, "the LlamaForCausalLM has none: give all labelled rows as rows"),
+        ({"settings": settings(predictives={"serve": "laplace"})}, ConfigError, "predictives.serve, class_weights"),
+        ({"settings": settings(calibration={"guarantee": "upper_bound"})}, ConfigError, "guarantee upper_bound"),
+        ({"settings": settings(experts={"names": ["options"]})}, ConfigError, "need a template with {choices}"),
+        ({"settings": settings(experts={"names": ["encoder"], "encoder": None})}, ConfigError, "encoder is off"),
+        ({"rows": labelled(2)[:1] * 30}, DataError, "no row has the labels"),
+        ({"rows": [{"text": "a", "label": label} for label in LABELS]}, DataError, "at least two groups"),
+    ],
+)
+def test_what_no_heads_are_fitted_on(given: dict[str, Any], error: type[Exception], message: str) -> None:
+    given = {"rows": labelled(24), "settings": FROZEN} | given
+    with pytest.raises(error, match=message):
+        laplora.fit(classifier(), given.pop("rows"), progress=False, **given)
+
+
+def test_a_model_that_changed_answers_no_more() -> None:
+    posterior = laplora.fit(classifier(), labelled(24), settings=FROZEN, progress=False)
+    model = posterior.classifier.model
+    model.train()
+    with pytest.raises(ModelError, match="training mode"):
+        posterior.predict("a b")
+    model.eval()
+    posterior.predict("a b")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(1)
+    with pytest.raises(ModelError, match="not as it was fitted"):
+        posterior.predict("a b")
+    posterior = laplora.fit(classifier(model), labelled(24), settings=FROZEN, progress=False)
+    add_lora(model, ["q_proj"], dtype=None)
+    with pytest.raises(ModelError, match="an adapter was put into it"):
+        posterior.evaluate(labelled(8))
+
+
+def test_an_encoder_that_cannot_be_fetched_is_left_out_unless_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise DownloadError("the index does not answer")
+
+    monkeypatch.setattr(expert_passes, "load_sentence_encoder", refuse)
+    with pytest.warns(LaploraWarning, match="the expert encoder is off: the index does not answer"):
+        assert laplora.fit(classifier(), labelled(24), progress=False).predictives == ("map", "frozen")
+    with pytest.raises(DownloadError):
+        laplora.fit(classifier(), labelled(24), settings=settings(experts={"names": ["encoder"]}), progress=False)
+
+
+def test_few_rows_and_repeated_prompts_are_told_of() -> None:
+    rows = [*labelled(16), {"text": labelled(1)[0]["text"].upper(), "label": "no"}]
+    with pytest.warns(LaploraWarning) as told:
+        laplora.fit(classifier(), rows, settings=FROZEN, progress=False)
+    lines = [str(one.message) for one in told]
+    assert any("17 labelled rows are fewer than 20" in line for line in lines)
+    assert any("1 rows repeat another row's prompt with another label" in line for line in lines)
