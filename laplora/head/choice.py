@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from laplora.head.folds import fold_numbers, parted
-from laplora.head.likelihood import hessian_times, inverse_temperature, loss_of
+from laplora.head.likelihood import hessian_times, inverse_temperature
 from laplora.head.newton import Labels, mode_of, solved
 from laplora.head.rows import Rows
 from laplora.head.scaling import Scaling
@@ -128,9 +128,8 @@ class _Fold:
         self._rows, self._fitted, self._judged = rows, fitted, judged
         known, left = rows.at(fitted, features=False), rows.at(judged, features=False)
         base, factor = base_of(known, temper)
-        self._labels = Labels(base, known.targets, known.class_mask, rows.likelihood)
         answered = torch.zeros_like(left.targets) if left.offset is None else factor * left.offset
-        self._left = Labels(answered, left.targets, left.class_mask, rows.likelihood)
+        self._labels, self._left = Labels(base, known), Labels(answered, left)
         self._scaling = Scaling.of(rows.at(fitted))
         self._space = self._made() if keep else None
         self._start: torch.Tensor | None = None
@@ -141,15 +140,14 @@ class _Fold:
 
     def loss(self, variances: torch.Tensor) -> tuple[float, torch.Tensor]:
         """Return the judged rows' loss, nats in all, and its derivatives in log variances, (blocks,)."""
-        space, labels, judged = (self._space or self._made()).at(variances), self._labels, self._left
-        mode = mode_of(space, labels, self._start, left=_CONVERGED * len(labels.base))
+        space, likelihood = (self._space or self._made()).at(variances), self._rows.likelihood
+        mode = mode_of(space, self._labels, self._start, left=_CONVERGED * len(self._fitted))
         self._start = mode.residual
         moved = space.answers(mode.vector)
-        value = float(loss_of(judged.likelihood, judged.base + moved, judged.targets, judged.class_mask).sum())
-        missed = -judged.residual(judged.probs(moved))
-        right = space.adjoint_right(missed, lambda change: hessian_times(labels.likelihood, mode.probs, change))
-        adjoint, _ = solved(space, labels.likelihood, mode.probs, right, _ADJOINT)
-        return value, space.slopes(mode.vector, missed, adjoint)
+        missed = -self._left.residual(moved)[1]
+        right = space.adjoint_right(missed, lambda change: hessian_times(likelihood, mode.probs, change))
+        adjoint, _ = solved(space, likelihood, mode.probs, right, _ADJOINT)
+        return self._left.losses(moved), space.slopes(mode.vector, missed, adjoint)
 
 
 def base_of(rows: Rows, temper: bool) -> tuple[torch.Tensor, float]:

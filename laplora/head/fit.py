@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -14,7 +14,7 @@ from laplora.head.head import Head
 from laplora.head.likelihood import Likelihood
 from laplora.head.newton import Labels, mode_of
 from laplora.head.posterior import spread_of
-from laplora.head.rows import Features, Rows, checked_rows
+from laplora.head.rows import Features, Given, Rows, checked_rows
 from laplora.head.scaling import Scaling
 from laplora.head.spaces import Designs, space_of
 
@@ -50,9 +50,9 @@ class FittedHead:
         features: Features,
         labels: torch.Tensor,
         *,
-        offset: torch.Tensor | None = None,
-        class_mask: torch.Tensor | None = None,
-        groups: torch.Tensor | None = None,
+        offset: Given = None,
+        class_mask: Given = None,
+        groups: Given = None,
     ) -> FittedHead:
         """Return the head of these rows too: the mode of all under the precisions, scaling and temperature as fitted.
 
@@ -66,18 +66,10 @@ class FittedHead:
         if groups is None:
             count = len(next(iter(features.values())) if isinstance(features, Mapping) else features)
             groups = torch.arange(count) + 1 + int(old.groups.max())
-        new = checked_rows(
-            features,
-            labels,
-            offset=offset,
-            class_mask=class_mask,
-            groups=groups,
-            likelihood=old.likelihood,
-            classes=old.targets.shape[1],
-        )
-        if {name: block.shape[1:] for name, block in new.blocks.items()} != {
-            name: block.shape[1:] for name, block in old.blocks.items()
-        } or (new.offset is None) != (old.offset is None):
+        kind = (offset, class_mask, groups, old.likelihood, old.targets.shape[1])
+        new = checked_rows(features, labels, *kind)
+        widths = [{name: block.shape[1:] for name, block in each.blocks.items()} for each in (old, new)]
+        if widths[0] != widths[1] or (new.offset is None) != (old.offset is None):
             raise HeadError(f"new rows need the blocks {sorted(old.blocks)} of the same width, and an offset as before")
         folds = folds_of_new(self.folds, len(new), old.groups, new.groups)
         return self._refitted(old.joined(new), torch.cat([self.folds, folds]))
@@ -106,24 +98,17 @@ class FittedHead:
             for number, head in self.outer.items()
             if bool((folds == number).any())
         }
-        return replace(
-            self,
-            head=mode_under(rows, self.head),
-            held_out=_held_out(rows, folds, outer),
-            rows=rows,
-            folds=folds,
-            outer=outer,
-        )
+        return FittedHead(mode_under(rows, self.head), _held_out(rows, folds, outer), self.losses, folds, rows, outer)
 
 
 def fit(
     features: Features,
     labels: torch.Tensor,
     *,
-    offset: torch.Tensor | None = None,
+    offset: Given = None,
     temper: bool = False,
-    class_mask: torch.Tensor | None = None,
-    groups: torch.Tensor | None = None,
+    class_mask: Given = None,
+    groups: Given = None,
     folds: int | torch.Tensor = FOLDS,
     seed: int = 0,
     likelihood: Likelihood = "categorical",
@@ -157,15 +142,7 @@ def fit(
     Raises:
         HeadError: shapes that do not fit, NaN, impossible labels, too few groups.
     """
-    rows = checked_rows(
-        features,
-        labels,
-        offset=offset,
-        class_mask=class_mask,
-        groups=groups,
-        likelihood=likelihood,
-        classes=classes,
-    )
+    rows = checked_rows(features, labels, offset, class_mask, groups, likelihood, classes)
     numbers = checked_folds(folds, len(rows), seed, rows.groups)
     given = None if precisions is None else _checked_precisions(precisions, rows)
     parts = list(parted(numbers)) if honest else []
@@ -174,9 +151,8 @@ def fit(
     def fitted(some: Rows, of: torch.Tensor, posterior: bool = False) -> tuple[Head, Choice]:
         nonlocal done
         choice = Choice(given, ()) if given is not None else chosen(some, of, temper, seed)
-        scaling = Scaling.of(some)
-        _, factor = base_of(some, temper)
-        head = _mode(some, scaling, None if some.offset is None else factor, choice.precisions, None, posterior)
+        factor = None if some.offset is None else base_of(some, temper)[1]
+        head = _mode(some, Scaling.of(some), factor, choice.precisions, None, posterior)
         done += 1
         if progress is not None:
             progress(done, len(parts) + 1)
@@ -189,38 +165,24 @@ def fit(
 
 def mode_under(rows: Rows, head: Head) -> Head:
     """Return the head that these rows make under the scaling, temperature and precisions of another one."""
-    start = head.residual(rows)
-    return _mode(rows, head.scaling, head.inverse_temperature, head.precisions, start, head.spread is not None)
+    factor, posterior = head.inverse_temperature, head.spread is not None
+    return _mode(rows, head.scaling, factor, head.precisions, head.residual(rows), posterior)
 
 
 def _mode(
-    rows: Rows,
-    scaling: Scaling,
-    factor: float | None,
-    precisions: Mapping[str, float],
-    start: torch.Tensor | None,
-    posterior: bool,
+    rows: Rows, scaling: Scaling, factor: float | None, precisions: Mapping[str, float], start: Given, posterior: bool
 ) -> Head:
     base = torch.zeros_like(rows.targets) if rows.offset is None else (factor or 0.0) * rows.offset
-    labels = Labels(base, rows.targets, rows.class_mask, rows.likelihood)
     names = [*rows.blocks] + ([] if rows.conditional else ["constant"])
     variances = torch.tensor([1 / precisions[name] for name in names], dtype=torch.float64)
     designs = Designs.of(rows, None, scaling, exact=True)
     space = space_of(designs, exact=True).at(variances)
-    mode = mode_of(space, labels, start)
-    weights = space.weights(mode.vector)
+    mode = mode_of(space, Labels(base, rows), start)
     spread = spread_of(designs, names, variances, mode.probs, rows.likelihood) if posterior else None
-    constant = torch.zeros(0).double() if rows.conditional else weights.pop()[0]
-    return Head(
-        rows.likelihood,
-        scaling,
-        dict(zip(rows.blocks, weights, strict=True)),
-        constant,
-        rows.targets.shape[1],
-        dict(precisions),
-        factor,
-        spread,
-    )
+    weights = dict(zip(names, space.weights(mode.vector), strict=True))
+    constant = torch.zeros(0).double() if rows.conditional else weights.pop("constant")[0]
+    classes = rows.targets.shape[1]
+    return Head(rows.likelihood, scaling, weights, constant, classes, dict(precisions), factor, spread)
 
 
 def _held_out(rows: Rows, folds: torch.Tensor, outer: Mapping[int, Head]) -> torch.Tensor:

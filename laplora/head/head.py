@@ -10,9 +10,11 @@ import torch
 from laplora.head.errors import HeadError
 from laplora.head.likelihood import Likelihood, log_probs_of, probs_of
 from laplora.head.posterior import POINTS, Predictive, Spread, averaged
-from laplora.head.rows import Features, Rows, checked_offset, named_blocks
+from laplora.head.rows import Features, Given, Rows, checked_rows, named_blocks
 from laplora.head.scaling import Scaling
 
+#: The tensors of a spread, but its basis; ``inverse`` may be missing.
+_SPREAD = ("directions", "inverse", "moments", "curvatures")
 _LIKELIHOODS: tuple[Likelihood, ...] = ("categorical", "bernoulli")
 
 
@@ -45,21 +47,11 @@ class Head:
         """Whether features are of options, (rows, options, width)."""
         return not len(self.constant)
 
-    def logits(
-        self,
-        features: Features,
-        offset: torch.Tensor | None = None,
-        class_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def logits(self, features: Features, offset: Given = None, class_mask: Given = None) -> torch.Tensor:
         """Return (rows, classes) float64 logits, nats; arguments and errors as ``log_probs``."""
-        return self._logits(*self._checked(features, offset, class_mask))
+        return self._logits(self._checked(features, offset, class_mask))
 
-    def log_probs(
-        self,
-        features: Features,
-        offset: torch.Tensor | None = None,
-        class_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def log_probs(self, features: Features, offset: Given = None, class_mask: Given = None) -> torch.Tensor:
         """Return (rows, classes) float64 log probabilities at the mode, nats; -inf at impossible classes.
 
         Args:
@@ -70,16 +62,11 @@ class Head:
         Raises:
             HeadError: other blocks or shapes than fitted, or an offset where none was, or none where one was.
         """
-        blocks, kept, mask = self._checked(features, offset, class_mask)
-        return log_probs_of(self.likelihood, self._logits(blocks, kept, mask), mask)
+        rows = self._checked(features, offset, class_mask)
+        return log_probs_of(self.likelihood, self._logits(rows), rows.class_mask)
 
     def predictive(
-        self,
-        features: Features,
-        offset: torch.Tensor | None = None,
-        class_mask: torch.Tensor | None = None,
-        *,
-        points: int = POINTS,
+        self, features: Features, offset: Given = None, class_mask: Given = None, *, points: int = POINTS
     ) -> Predictive:
         """Return answers at the mode and averaged over the posterior, with their spread; arguments as ``log_probs``.
 
@@ -91,36 +78,28 @@ class Head:
         """
         if self.spread is None:
             raise HeadError("the head has no posterior: fit it with posterior=True")
-        blocks, kept, mask = self._checked(features, offset, class_mask)
-        scaled = {name: self.scaling.apply(name, blocks[name], mask) for name in self.weights}
+        rows = self._checked(features, offset, class_mask)
+        scaled = {name: self.scaling.apply(name, rows.blocks[name], rows.class_mask) for name in self.weights}
         if not self.conditional:
-            scaled["constant"] = torch.ones(len(mask), 1, dtype=torch.float64)
+            scaled["constant"] = torch.ones(len(rows), 1, dtype=torch.float64)
         variances = {name: 1 / precision for name, precision in self.precisions.items()}
-        logits = self._logits(blocks, kept, mask)
-        return averaged(self.spread, scaled, variances, logits, mask, self.likelihood, points)
+        return averaged(self.spread, scaled, variances, self._logits(rows), rows.class_mask, self.likelihood, points)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all that the head is, for a file without pickles; ``of`` reads it back bit for bit."""
-        kind = [_LIKELIHOODS.index(self.likelihood), self.classes]
-        tensors = {
-            "kind": torch.tensor(kind),
-            "constant": self.constant,
-            "inverse_temperature": torch.tensor(
-                [] if self.inverse_temperature is None else [self.inverse_temperature], dtype=torch.float64
-            ),
+        factor = [] if self.inverse_temperature is None else [self.inverse_temperature]
+        named = {
+            "mean": self.scaling.means,
+            "factor": self.scaling.factors,
+            "weights": self.weights,
+            "precision": {name: torch.tensor(each, dtype=torch.float64) for name, each in self.precisions.items()},
+            "basis": self.spread.basis if self.spread else {},
         }
-        for name, weights in self.weights.items():
-            tensors[f"mean/{name}"] = self.scaling.means[name]
-            tensors[f"factor/{name}"] = self.scaling.factors[name]
-            tensors[f"weights/{name}"] = weights
-        for name, precision in self.precisions.items():
-            tensors[f"precision/{name}"] = torch.tensor([precision], dtype=torch.float64)
-        if (spread := self.spread) is not None:
-            tensors |= {f"basis/{name}": basis for name, basis in spread.basis.items()}
-            tensors |= {"directions": spread.directions, "moments": spread.moments, "curvatures": spread.curvatures}
-            if spread.inverse is not None:
-                tensors["inverse"] = spread.inverse
-        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+        tensors = {f"{kind}/{name}": each for kind, group in named.items() for name, each in group.items()}
+        tensors["kind"] = torch.tensor([_LIKELIHOODS.index(self.likelihood), self.classes])
+        tensors["constant"], tensors["inverse_temperature"] = self.constant, torch.tensor(factor, dtype=torch.float64)
+        parts = {name: getattr(self.spread, name) for name in _SPREAD if self.spread}
+        return tensors | {name: each for name, each in parts.items() if each is not None}
 
     @staticmethod
     def of(tensors: Mapping[str, torch.Tensor]) -> Head:
@@ -136,17 +115,8 @@ class Head:
 
         try:
             likelihood, classes = tensors["kind"].tolist()
-            factor = tensors["inverse_temperature"].tolist()
-            weights, means, factors = under("weights"), under("mean"), under("factor")
-            spread = None
-            if "moments" in tensors:
-                spread = Spread(
-                    under("basis"),
-                    tensors["directions"],
-                    tensors.get("inverse"),
-                    tensors["moments"],
-                    tensors["curvatures"],
-                )
+            factor, weights, means, factors = tensors["inverse_temperature"], *map(under, ("weights", "mean", "factor"))
+            parts = {name: tensors[name] for name in _SPREAD if name != "inverse"} if "moments" in tensors else {}
             head = Head(
                 _LIKELIHOODS[likelihood],
                 Scaling(means, factors),
@@ -154,50 +124,47 @@ class Head:
                 tensors["constant"],
                 classes,
                 {name: float(each) for name, each in under("precision").items()},
-                factor[0] if factor else None,
-                spread,
+                float(factor) if len(factor) else None,
+                Spread(basis=under("basis"), inverse=tensors.get("inverse"), **parts) if parts else None,
             )
-        except (KeyError, ValueError, IndexError, TypeError) as error:
+        except (KeyError, ValueError, IndexError, TypeError, RuntimeError) as error:
             raise HeadError(f"these tensors are no head: {type(error).__name__} at {error}") from None
         shapes = {name: (len(each), 1 if head.conditional else classes) for name, each in means.items()}
-        fits = {name: tuple(each.shape) for name, each in weights.items()} == shapes
-        fits &= {name: (len(each),) for name, each in factors.items()} == {
-            name: wide[:1] for name, wide in shapes.items()
-        }
-        if not fits or set(head.precisions) != {*shapes, *([] if head.conditional else ["constant"])}:
+        lengths = {name: shape[:1] for name, shape in shapes.items()}
+        blocks = {*shapes, *([] if head.conditional else ["constant"])}
+        if (
+            {name: tuple(each.shape) for name, each in weights.items()} != shapes
+            or {name: tuple(each.shape) for name, each in factors.items()} != lengths
+            or set(head.precisions) != blocks
+            or (head.spread and set(head.spread.basis) != blocks)
+        ):
             raise HeadError(f"these tensors are no head: those of the blocks {sorted(shapes)} do not fit each other")
         return head
 
     def residual(self, rows: Rows) -> torch.Tensor:
         """Return (rows, classes) the targets less the head's probabilities, 0 at impossible classes."""
-        probs = probs_of(self.likelihood, self._logits(rows.blocks, rows.offset, rows.class_mask), rows.class_mask)
+        probs = probs_of(self.likelihood, self._logits(rows), rows.class_mask)
         return (rows.targets - probs) * rows.class_mask
 
-    def _logits(
-        self, blocks: Mapping[str, torch.Tensor], offset: torch.Tensor | None, mask: torch.Tensor
-    ) -> torch.Tensor:
-        total = torch.zeros(mask.shape, dtype=torch.float64)
+    def _logits(self, rows: Rows) -> torch.Tensor:
+        total = torch.zeros(rows.class_mask.shape, dtype=torch.float64)
         if not self.conditional:
             total = total + self.constant
         for name, weights in self.weights.items():
-            total = total + (self.scaling.apply(name, blocks[name], mask) @ weights).reshape(mask.shape)
-        return total if offset is None else total + (self.inverse_temperature or 0.0) * offset
+            part = self.scaling.apply(name, rows.blocks[name], rows.class_mask) @ weights
+            total = total + part.reshape(total.shape)
+        return total if rows.offset is None else total + (self.inverse_temperature or 0.0) * rows.offset
 
-    def _checked(
-        self, features: Features, offset: torch.Tensor | None, class_mask: torch.Tensor | None
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, torch.Tensor]:
+    def _checked(self, features: Features, offset: Given, class_mask: Given) -> Rows:
+        """Return the inputs as rows of no label."""
         blocks = named_blocks(features)
         if set(blocks) != set(self.weights):
             raise HeadError(f"the head needs the blocks {sorted(self.weights)}, got {sorted(blocks)}")
         first = next(iter(blocks.values()))
         if (first.ndim == 3) != self.conditional:
-            raise HeadError(
-                f"the head was fitted on {'options' if self.conditional else 'rows'}, got {tuple(first.shape)}"
-            )
-        classes = first.shape[1] if self.conditional else self.classes
-        mask = torch.ones(len(first), classes, dtype=torch.bool) if class_mask is None else class_mask.detach().cpu()
-        if mask.shape != (len(first), classes) or mask.dtype != torch.bool:
-            raise HeadError(f"class_mask must be {(len(first), classes)} bool, got {tuple(mask.shape)} {mask.dtype}")
+            expected = "(rows, options, width)" if self.conditional else "(rows, width)"
+            raise HeadError(f"the head was fitted on {expected}, got {tuple(first.shape)}")
         if (offset is None) != (self.inverse_temperature is None):
             raise HeadError("give an offset to a head that was fitted with one, and to no other")
-        return blocks, checked_offset(offset, mask), mask
+        shape = (len(first), first.shape[1] if self.conditional else self.classes)
+        return checked_rows(blocks, torch.zeros(shape), offset, class_mask, None, self.likelihood, labelled=False)

@@ -11,6 +11,7 @@ import torch
 
 from laplora.head.errors import HeadError
 from laplora.head.likelihood import Likelihood, hessian_times, loss_of, probs_of
+from laplora.head.rows import Rows
 from laplora.head.spaces import Space
 
 #: Newton steps at most, and products with the Hessian in each.
@@ -19,30 +20,30 @@ _STEPS, _PRODUCTS = 100, 2000
 EXACT = 1e-12
 #: Largest residual of a step, as a share of the gradient.
 _LOOSEST = 0.1
-#: Share of the decrease that the slope promises which a step must have (Armijo), and halvings before it gives up.
-_ENOUGH, _HALVINGS = 1e-4, 40
+#: Share of the decrease that the slope promises which a step must have (Armijo), and of a step that is still tried.
+_ENOUGH, _SHORTEST = 1e-4, 1e-12
+#: Shares of a start that are tried.
+_STARTS = (1.0, 0.5, 0.25, 0.1, 0.0)
 #: Rounding of the objective as a share of it, of float32 products and of float64 ones.
 _ROUNDING = (1e-5, 1e-11)
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of the fitted rows: base logits and targets (rows, classes) float64, and the class mask."""
+    """Rows of which logits are asked, and their base logits, (rows, classes) float64."""
 
     base: torch.Tensor
-    targets: torch.Tensor
-    class_mask: torch.Tensor
-    likelihood: Likelihood
+    rows: Rows
 
-    def loss(self, moved: torch.Tensor) -> float:
-        return float(loss_of(self.likelihood, self.base + moved, self.targets, self.class_mask).sum())
+    def losses(self, moved: torch.Tensor) -> float:
+        """Return the loss of all rows at ``base + moved``, nats."""
+        rows = self.rows
+        return float(loss_of(rows.likelihood, self.base + moved, rows.targets, rows.class_mask).sum())
 
-    def probs(self, moved: torch.Tensor) -> torch.Tensor:
-        return probs_of(self.likelihood, self.base + moved, self.class_mask)
-
-    def residual(self, probs: torch.Tensor) -> torch.Tensor:
-        """Return ``t - p``, 0 at impossible classes."""
-        return (self.targets - probs) * self.class_mask
+    def residual(self, moved: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return probabilities p, and ``t - p``, 0 at impossible classes; (rows, classes) each."""
+        probs = probs_of(self.rows.likelihood, self.base + moved, self.rows.class_mask)
+        return probs, (self.rows.targets - probs) * self.rows.class_mask
 
 
 @dataclass(frozen=True)
@@ -64,37 +65,39 @@ def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, lef
     Raises:
         HeadError: no step that improves the objective, or too many steps.
     """
-    vector = space.pull(torch.zeros_like(labels.base))
-    moved = space.image(vector)
-    value, square = labels.loss(moved), 0.0
-    if start is not None:
-        vector, moved, value, square = _best_start(space, labels, start, value)
+    whole = space.pull(torch.zeros_like(labels.base) if start is None else start)
+    image = space.image(whole)
+    size = space.dot(whole, whole, image)
+    # A wider prior takes a start too far: some shares of it cost no product.
+    tried = ((share**2 * size / 2 + labels.losses(share * image), share) for share in _STARTS)
+    value, share = min(tried) if start is not None else (labels.losses(image), 0.0)
+    vector, moved, square = share * whole, share * image, share**2 * size
     for _ in range(_STEPS):
-        probs = labels.probs(moved)
-        gradient = vector - space.pull(labels.residual(probs))
-        step, image = solved(space, labels.likelihood, probs, -gradient)
-        promised = -space.dot(gradient, step, image)
-        across, along = space.dot(vector, step, image), space.dot(step, step, image)
-        rounding = _ROUNDING[space.exact] * max(abs(value), 1.0)
-        share = _share(labels, moved, image, value, (square, across, along), promised, rounding)
-        if not share and space.exact:
-            raise HeadError("no step improves the head's objective: check the features for extreme values")
+        probs, residual = labels.residual(moved)
+        gradient = vector - space.pull(residual)
+        step, image = solved(space, labels.rows.likelihood, probs, -gradient)
+        promised, across = -space.dot(gradient, step, image), space.dot(vector, step, image)
+        along, most = space.dot(step, step, image), value + _ROUNDING[space.exact] * max(abs(value), 1.0)
+        share = 1.0
+        while (square + 2 * share * across + share**2 * along) / 2 + labels.losses(
+            moved + share * image
+        ) > most - _ENOUGH * share * promised:
+            share /= 2
+            if share < _SHORTEST:
+                if space.exact:
+                    raise HeadError("no step improves the head's objective: check the features for extreme values")
+                share, promised = 0.0, 0.0
         vector = vector + share * step
         moved = space.image(vector)
         square = space.dot(vector, vector, moved)
-        value = square / 2 + labels.loss(moved)
-        if promised <= 2 * left or not share:
-            probs = labels.probs(moved)
-            return Mode(vector, probs, labels.residual(probs))
+        value = square / 2 + labels.losses(moved)
+        if promised <= 2 * left:
+            return Mode(vector, *labels.residual(moved))
     raise HeadError(f"the head's mode was not found in {_STEPS} steps: check the features for extreme values")
 
 
 def solved(
-    space: Space,
-    likelihood: Likelihood,
-    probs: torch.Tensor,
-    right: torch.Tensor,
-    loosest: float = _LOOSEST,
+    space: Space, likelihood: Likelihood, probs: torch.Tensor, right: torch.Tensor, loosest: float = _LOOSEST
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what the Hessian makes ``right`` of, and its image, to a residual that shrinks as ``right`` does.
 
@@ -122,37 +125,3 @@ def solved(
         image_of_direction = image_of_nearly + left / size * image_of_direction
         size = left
     return result, image
-
-
-def _best_start(
-    space: Space, labels: Labels, start: torch.Tensor, value: float
-) -> tuple[torch.Tensor, torch.Tensor, float, float]:
-    """Return the best of some shares of a start: its vector, image, objective and square."""
-    whole = space.pull(start)
-    image = space.image(whole)
-    square = space.dot(whole, whole, image)
-    best, share = value, 0.0
-    for tried in (1.0, 0.5, 0.25, 0.1):
-        found = tried**2 * square / 2 + labels.loss(tried * image)
-        if found < best:
-            best, share = found, tried
-    return share * whole, share * image, best, share**2 * square
-
-
-def _share(
-    labels: Labels,
-    moved: torch.Tensor,
-    image: torch.Tensor,
-    value: float,
-    squares: tuple[float, float, float],
-    promised: float,
-    rounding: float,
-) -> float:
-    """Return the first of halved shares of a step that decreases the objective enough, or 0; no products are taken."""
-    square, across, along = squares
-    for halving in range(_HALVINGS):
-        share = 0.5**halving
-        tried = (square + 2 * share * across + share**2 * along) / 2 + labels.loss(moved + share * image)
-        if tried <= value - _ENOUGH * share * promised + rounding:
-            return share
-    return 0.0

@@ -60,7 +60,8 @@ class Predictive:
         std: (rows, classes) standard deviation of a probability.
         expected_entropy: (rows,) mean entropy, nats; under ``bernoulli`` summed over the labels.
         variance: (rows, classes) of the logits, of one softmax less their mean over the possible classes, nats^2.
-        leverage: (rows,) trace of the posterior covariance over that of the prior, in (0, 1]: near 1, no row is alike.
+        leverage: (rows,) trace of the posterior covariance over that of the prior without its constant, in (0, 1]:
+            near 1, no fitted row is alike.
     """
 
     likelihood: Likelihood
@@ -113,6 +114,8 @@ def spread_of(
     moments, vectors = torch.linalg.eigh(gram)
     kept = moments > _NULL * moments[-1]
     moments, vectors = moments[kept], vectors[:, kept]
+    if designs.conditional:  # beyond, the posterior is taken as wide as the prior
+        moments, vectors = moments[-MOST_EXACT:], vectors[:, -MOST_EXACT:]
     whole = scaled(slice(None)).T @ (vectors / moments.sqrt()) if by_rows else vectors
     basis = [root * part for root, part in zip(roots, torch.split(whole, designs.widths), strict=True)]
     by_name = {name: part.float().contiguous() for name, part in zip(names, basis, strict=True)}
@@ -121,9 +124,12 @@ def spread_of(
         for part in parts:
             yield part, vectors[part] * moments.sqrt() if by_rows else scaled(part) @ vectors
 
-    if designs.conditional:
-        return _of_options(by_name, moments, torch.cat([part for _, part in reduced()]), probs)
     classes = probs.shape[1]
+    if designs.conditional:
+        inputs = torch.cat([part for _, part in reduced()])
+        weighted = _hessians("categorical", probs, torch.eye(classes).double()) @ inputs.view(*probs.shape, -1)
+        inverse = _inverse(inputs.T @ weighted.flatten(0, 1))[:, None, :, None]
+        return Spread(by_name, torch.zeros(0, 0), inverse, moments, torch.zeros(1).double())
     directions = torch.eye(classes).double() if likelihood == "bernoulli" else contrasts(classes)
     if len(moments) * (count := directions.shape[1]) <= MOST_EXACT:
         shape = (len(moments), count) * 2
@@ -157,60 +163,44 @@ def averaged(
         variances: of the prior by block.
         points: quasi-random, an even number.
     """
-    options = logits.shape[1] if not len(spread.directions) else 1
-    side = max(points, logits.shape[1], spread.directions.shape[1])
+    options, directions = (1, spread.directions.shape[1]) if len(spread.directions) else (logits.shape[1], 1)
+    side = max(points, logits.shape[1], 0 if spread.inverse is None else directions * len(spread.moments))
     rows = max(1, _BYTES // (8 * logits.shape[1] * side))
     found = []
     for start in range(0, len(logits), rows):
         some, wide = slice(start, start + rows), slice(start * options, (start + rows) * options)
         parts = {name: block[wide].double() for name, block in scaled.items()}
-        kept = torch.stack([parts[name] @ spread.basis[name].double() for name in parts]).sum(0)
-        if not len(spread.directions):
-            root, prior = _option_roots(spread, parts, variances, kept, options)
-        else:
-            root, prior = _roots(spread, parts, variances, kept)
+        root, prior = _roots(spread, parts, variances, options, directions)
         found.append(_answers(root, prior, logits[some], class_mask[some], likelihood, points))
     return Predictive(likelihood, *(torch.cat(columns) for columns in zip(*found, strict=True)))
 
 
 def _roots(
-    spread: Spread, parts: Mapping[str, torch.Tensor], variances: Mapping[str, float], kept: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return roots of the logits' covariance, (rows, classes, directions), and prior variances, (rows, 1, 1)."""
-    prior = torch.stack([variances[name] * block.square().sum(1) for name, block in parts.items()]).sum(0)
-    rest = (prior - kept.square().sum(1)).clamp_min(0)
-    if spread.inverse is None:
-        moved = kept.square() @ (1 / (1 + spread.moments[:, None] * spread.curvatures)) + rest[:, None]
-        return spread.directions * moved.sqrt()[:, None, :], prior[:, None, None]
-    side, directions = len(spread.moments), spread.directions.shape[1]
-    half = kept.float() @ spread.inverse.reshape(side, -1)
-    covariance = torch.einsum("nakb,nk->nab", half.view(-1, directions, side, directions), kept.float()).double()
-    covariance = covariance + rest[:, None, None] * torch.eye(directions)
-    return spread.directions @ _root(covariance), prior[:, None, None]
-
-
-def _option_roots(
     spread: Spread,
     parts: Mapping[str, torch.Tensor],
     variances: Mapping[str, float],
-    kept: torch.Tensor,
     options: int,
+    directions: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return roots of the options' covariance and their prior covariance, (questions, options, options)."""
-    each = [variances[name] * _grams(block, options) for name, block in parts.items()]
-    prior = torch.stack(each).sum(0)
+    """Return roots of the logits' covariance, (rows, classes, directions), and priors, (rows, options, options)."""
+
+    def gram(features: torch.Tensor) -> torch.Tensor:
+        by_row = features.reshape(-1, options, features.shape[1])
+        return by_row @ by_row.mT
+
+    kept = torch.stack([block @ spread.basis[name].double() for name, block in parts.items()]).sum(0)
+    priors = {name: variances[name] * gram(block) for name, block in parts.items()}
+    rest = torch.stack([*priors.values(), -gram(kept)]).sum(0)
+    prior = torch.stack([each for name, each in priors.items() if name != "constant"]).sum(0)
     if spread.inverse is None:
-        learned = _grams(kept / (1 + spread.moments * spread.curvatures).sqrt(), options)
-    else:
-        flat = spread.inverse.flatten(2).flatten(0, 1).double()
-        by_question = kept.reshape(-1, options, kept.shape[1])
-        learned = (kept @ flat).reshape(by_question.shape) @ by_question.mT
-    return _root(prior - _grams(kept, options) + learned), prior
-
-
-def _grams(features: torch.Tensor, options: int) -> torch.Tensor:
-    by_question = features.reshape(-1, options, features.shape[1])
-    return by_question @ by_question.mT
+        moved = kept.square() @ (1 / (1 + spread.moments[:, None] * spread.curvatures)) + rest[:, 0].clamp_min(0)
+        return spread.directions * moved.sqrt()[:, None, :], prior
+    width, size = kept.shape[1], options * directions
+    half = (kept.float() @ spread.inverse.reshape(width, -1)).view(-1, size, width, directions)
+    learned = torch.einsum("qakb,qok->qaob", half, kept.float().view(-1, options, width))
+    covariance = learned.reshape(-1, size, size).double()
+    root = _root(covariance + (rest if options > 1 else rest.clamp_min(0) * torch.eye(directions).double()))
+    return (spread.directions @ root if len(spread.directions) else root), prior
 
 
 def _root(covariance: torch.Tensor) -> torch.Tensor:
@@ -232,7 +222,8 @@ def _answers(
     possible = class_mask[:, :, None].double()
     count = possible.sum(1, keepdim=True)
     free = count if likelihood == "bernoulli" else count - 1
-    trace = prior.diagonal(dim1=1, dim2=2).sum(1) if prior.shape[1] > 1 else (prior * free)[:, 0, 0]
+    # A prior of options is centred already; else each free direction has it.
+    trace = prior.diagonal(dim1=1, dim2=2).sum(1) * (free[:, 0, 0] if prior.shape[1] == 1 else 1)
     centred = root * possible
     if likelihood == "categorical":
         centred = (centred - centred.sum(1, keepdim=True) / count) * possible
@@ -277,17 +268,3 @@ def _inverse(summed: torch.Tensor) -> torch.Tensor:
     """Return ``(I + summed)^-1`` as float32."""
     summed.diagonal().add_(1)
     return torch.cholesky_inverse(torch.linalg.cholesky(summed)).float().contiguous()
-
-
-def _of_options(
-    basis: Mapping[str, torch.Tensor], moments: torch.Tensor, reduced: torch.Tensor, probs: torch.Tensor
-) -> Spread:
-    """Return the spread of one weight vector for all options; rows of ``reduced`` are options of questions."""
-    none = torch.zeros(0, 0, dtype=torch.float64)
-    if len(moments) > MOST_EXACT:
-        return Spread(basis, none, None, moments, (probs * (1 - probs)).mean()[None])
-    by_question = reduced.reshape(*probs.shape, -1)
-    expected = torch.einsum("nk,nki->ni", probs, by_question)
-    summed = (reduced * probs.reshape(-1, 1)).T @ reduced - expected.T @ expected
-    inverse = _inverse(summed)
-    return Spread(basis, none, inverse[:, None, :, None], moments, torch.zeros(1).double())

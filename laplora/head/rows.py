@@ -11,6 +11,7 @@ from laplora.head.errors import HeadError
 from laplora.head.likelihood import Likelihood
 
 Features = torch.Tensor | Mapping[str, torch.Tensor]
+Given = torch.Tensor | None
 #: Name of a block that was given without one.
 BLOCK = "features"
 #: How far the targets of a row may be from a sum of 1.
@@ -57,15 +58,13 @@ class Rows:
 
     def joined(self, other: Rows) -> Rows:
         """Return these rows and then the others, of the same blocks, classes and likelihood."""
-        offset = None
-        if self.offset is not None and other.offset is not None:
-            offset = torch.cat([self.offset, other.offset])
+        ends = (self, other)
         return Rows(
             {name: torch.cat([block, other.blocks[name].to(block.dtype)]) for name, block in self.blocks.items()},
-            torch.cat([self.targets, other.targets]),
-            offset,
-            torch.cat([self.class_mask, other.class_mask]),
-            torch.cat([self.groups, other.groups]),
+            torch.cat([each.targets for each in ends]),
+            None if self.offset is None else torch.cat([each.offset for each in ends if each.offset is not None]),
+            torch.cat([each.class_mask for each in ends]),
+            torch.cat([each.groups for each in ends]),
             self.likelihood,
         )
 
@@ -77,8 +76,8 @@ def named_blocks(features: Features) -> dict[str, torch.Tensor]:
         HeadError: no block, blocks of different rows or kinds, an empty width, NaN or infinity.
     """
     given = {BLOCK: features} if isinstance(features, torch.Tensor) else dict(features)
-    if not given:
-        raise HeadError("features have no block: give at least one tensor")
+    if not given or "constant" in given:
+        raise HeadError(f"features must be at least one block, none called 'constant', got {sorted(given)}")
     blocks = {}
     for name, block in sorted(given.items()):
         kept = block.detach().to("cpu", torch.float64 if block.dtype == torch.float64 else torch.float32)
@@ -96,14 +95,18 @@ def named_blocks(features: Features) -> dict[str, torch.Tensor]:
 def checked_rows(
     features: Features,
     labels: torch.Tensor,
-    *,
-    offset: torch.Tensor | None = None,
-    class_mask: torch.Tensor | None = None,
-    groups: torch.Tensor | None = None,
+    offset: Given = None,
+    class_mask: Given = None,
+    groups: Given = None,
     likelihood: Likelihood = "categorical",
     classes: int | None = None,
+    labelled: bool = True,
 ) -> Rows:
-    """Return labelled rows after every check; ``classes`` where labels alone do not say how many.
+    """Return rows after every check.
+
+    Args:
+        classes: where labels alone do not say how many.
+        labelled: false: labels are of the right shape and say nothing.
 
     Raises:
         HeadError: shapes that do not fit, labels that are no possible class, NaN or infinity.
@@ -111,14 +114,18 @@ def checked_rows(
     if likelihood not in ("categorical", "bernoulli"):
         raise HeadError(f"likelihood must be 'categorical' or 'bernoulli', got {likelihood!r}")
     blocks = named_blocks(features)
-    first = next(iter(blocks.values()))
+    first, labels = next(iter(blocks.values())), labels.detach().cpu()
     rows = len(first)
-    labels = labels.detach().cpu()
     if labels.ndim not in (1, 2) or len(labels) != rows:
         raise HeadError(f"{rows} rows of features need as many labels, got {tuple(labels.shape)}")
     if labels.ndim == 1 and (labels.is_floating_point() or likelihood == "bernoulli"):
         raise HeadError("labels of one number a row must be int64 and categorical; else give (rows, classes)")
-    width = _classes(first, labels, offset, class_mask, classes)
+    known = [first.shape[1]] if first.ndim == 3 else []
+    known += [each.shape[1] for each in (labels, offset, class_mask) if each is not None and each.ndim == 2]
+    known += [classes] if classes is not None else []
+    if len(set(known)) > 1:
+        raise HeadError(f"features, labels, offset and class_mask have different numbers of classes: {known}")
+    width = known[0] if known else max(2, int(labels.max()) + 1 if rows else 0)
     mask = torch.ones(rows, width, dtype=torch.bool) if class_mask is None else class_mask.detach().cpu()
     if mask.shape != (rows, width) or mask.dtype != torch.bool:
         raise HeadError(f"class_mask must be ({rows}, {width}) bool, got {tuple(mask.shape)} {mask.dtype}")
@@ -127,47 +134,20 @@ def checked_rows(
     number = torch.arange(rows) if groups is None else groups.detach().cpu()
     if number.shape != (rows,) or number.dtype != torch.int64:
         raise HeadError(f"groups must be ({rows},) int64, got {tuple(number.shape)} {number.dtype}")
-    targets = _targets(labels, mask, likelihood)
-    return Rows(blocks, targets, checked_offset(offset, mask), mask, number, likelihood)
-
-
-def checked_offset(offset: torch.Tensor | None, class_mask: torch.Tensor) -> torch.Tensor | None:
-    """Return the offset as (rows, classes) float64, 0 at impossible classes.
-
-    Raises:
-        HeadError: another shape, NaN or infinity at a possible class.
-    """
-    if offset is None:
-        return None
-    kept = offset.detach().to("cpu", torch.float64)
-    if kept.shape != class_mask.shape:
-        raise HeadError(f"offset must be {tuple(class_mask.shape)}, got {tuple(kept.shape)}")
-    kept = kept.masked_fill(~class_mask, 0)
-    if not bool(kept.isfinite().all()):
-        raise HeadError("offset has NaN or infinity at a possible class: log probabilities must be finite")
-    return kept
-
-
-def _classes(
-    first: torch.Tensor,
-    labels: torch.Tensor,
-    offset: torch.Tensor | None,
-    class_mask: torch.Tensor | None,
-    classes: int | None,
-) -> int:
-    known = [first.shape[1]] if first.ndim == 3 else []
-    known += [each.shape[1] for each in (labels, offset, class_mask) if each is not None and each.ndim == 2]
-    known += [classes] if classes is not None else []
-    if len(set(known)) > 1:
-        raise HeadError(f"features, labels, offset and class_mask have different numbers of classes: {known}")
-    width = known[0] if known else max(2, int(labels.max()) + 1 if labels.numel() else 0)
-    if labels.ndim == 1 and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < width:
-        raise HeadError(f"labels must be from 0 to {width - 1}, got {int(labels.min())} to {int(labels.max())}")
-    return width
+    targets = _targets(labels, mask, likelihood) if labelled else labels
+    if offset is not None:
+        if offset.shape != mask.shape:
+            raise HeadError(f"offset must be {tuple(mask.shape)}, got {tuple(offset.shape)}")
+        offset = offset.detach().to("cpu", torch.float64).masked_fill(~mask, 0)
+        if not bool(offset.isfinite().all()):
+            raise HeadError("offset has NaN or infinity at a possible class: log probabilities must be finite")
+    return Rows(blocks, targets, offset, mask, number, likelihood)
 
 
 def _targets(labels: torch.Tensor, mask: torch.Tensor, likelihood: Likelihood) -> torch.Tensor:
     if labels.ndim == 1:
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < mask.shape[1]:
+            raise HeadError(f"labels must be from 0 to {mask.shape[1] - 1}, got {labels.min()} to {labels.max()}")
         targets = torch.zeros(mask.shape, dtype=torch.float64).scatter_(1, labels.long()[:, None], 1)
     else:
         targets = labels.double()

@@ -5,13 +5,17 @@ prior variance. What is minimised is ``|u|^2 / 2 - sum_n log p(y_n | F_n)``. By 
 rows it is ``alpha`` with ``u = A^T alpha``, all products go through ``K = A A^T = sum_b v_b Z_b Z_b^T``, and the inner
 product of two vectors is ``a^T K b``: conjugate gradients then take one product with K a step.
 
-Vectors are (rows or features, classes) float64; of options (rows * options or features, 1). ``image`` is ``A u`` as
-(rows, classes). A constant feature of its own variance is the last block, except of options, where it has no effect.
+Vectors are (rows or features, classes) float64; of options (rows * options or features, 1). A constant feature of its
+own variance is the last block, except of options, where it has no effect. Both spaces have, ``at`` some variances of
+the blocks: ``image``, ``A u`` as (rows, classes), and ``pull``, its transpose; ``answers``, the same of the rows that
+are answered; ``weights`` of standardised features by block. ``adjoint_right`` takes the slope of the answered rows'
+loss in their logits, and ``slopes`` what the Hessian makes of that: derivatives in log variances (``choice``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -95,20 +99,17 @@ class RowSpace:
 
     def _made(self) -> Iterator[torch.Tensor]:
         """Yield the Gram matrix of each block, (fitted + answered, fitted)."""
-        for fitted, answered in zip(
-            *map(self.designs.blocks, (self.designs.fitted, self.designs.answered)), strict=True
-        ):
+        of = self.designs
+        for fitted, answered in zip(of.blocks(of.fitted), of.blocks(of.answered), strict=True):
             yield torch.cat([fitted, answered]).double() @ fitted.double().T
 
     def at(self, variances: torch.Tensor) -> RowSpace:
-        """Return the space under these block variances, (blocks,)."""
-        space = object.__new__(RowSpace)
-        space.designs, space._parts, space.variances = self.designs, self._parts, variances
+        space = copy(self)
         whole = torch.zeros(())
         for variance, part in zip(variances.tolist(), self._parts or self._made(), strict=True):
             whole = whole + variance * part
         rows = len(self.designs.fitted)
-        space.gram, space.cross = whole[:rows], whole[rows:]
+        space.variances, space.gram, space.cross = variances, whole[:rows], whole[rows:]
         return space
 
     def image(self, vector: torch.Tensor) -> torch.Tensor:
@@ -125,24 +126,20 @@ class RowSpace:
         return lambda vector: vector
 
     def answers(self, vector: torch.Tensor) -> torch.Tensor:
-        """Return the answered rows' logits without their base."""
         return self.designs.shaped(self.cross @ vector)
 
     def adjoint_right(self, slope: torch.Tensor, weigh: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Return the right-hand side whose solution ``slopes`` takes, of the answered loss's slope in its logits."""
         return self.designs.flat(weigh(self.designs.shaped(self.cross.T @ self.designs.flat(slope))))
 
     def slopes(self, vector: torch.Tensor, slope: torch.Tensor, adjoint: torch.Tensor) -> torch.Tensor:
-        """Return (blocks,) derivatives of the answered rows' loss in log variances (``choice``)."""
         assert self._parts is not None
         pulled = torch.cat([-adjoint, self.designs.flat(slope)])
         terms = [((part @ vector) * pulled).sum() for part in self._parts]
         return self.variances * torch.stack(terms)
 
     def weights(self, vector: torch.Tensor) -> list[torch.Tensor]:
-        """Return each block's weights of standardised features, (width, classes or 1) float64."""
         return [
-            variance * _chunked_transposed(block, vector)
+            variance * _transposed(block, vector)
             for variance, block in zip(self.variances.tolist(), self.designs.blocks(self.designs.fitted), strict=True)
         ]
 
@@ -150,7 +147,6 @@ class RowSpace:
 class FeatureSpace:
     """Vectors are u, (features, classes). Unless ``exact``, products are of float32."""
 
-    variances: torch.Tensor
     root: torch.Tensor
 
     def __init__(self, designs: Designs, exact: bool) -> None:
@@ -163,22 +159,17 @@ class FeatureSpace:
                 self._moments += part.T @ part
 
     def at(self, variances: torch.Tensor) -> FeatureSpace:
-        """Return the space under these block variances, (blocks,)."""
-        space = object.__new__(FeatureSpace)
-        space.__dict__.update(self.__dict__)
-        space.variances = variances
+        space = copy(self)
         space.root = variances.sqrt().repeat_interleave(torch.tensor(self.designs.widths))[:, None]
         return space
 
     def _times(self, design: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        if not self.exact or design.dtype == torch.float64:
-            return (design @ weights.to(design.dtype)).double()
-        return torch.cat([part.double() @ weights for part in torch.split(design, CHUNK)])
+        if self.exact:
+            return torch.cat([part.double() @ weights for part in torch.split(design, CHUNK)])
+        return (design @ weights.to(design.dtype)).double()
 
     def _transposed(self, design: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        if not self.exact:
-            return (design.T @ rows.to(design.dtype)).double()
-        return _chunked_transposed(design, rows)
+        return _transposed(design, rows) if self.exact else (design.T @ rows.to(design.dtype)).double()
 
     def image(self, vector: torch.Tensor) -> torch.Tensor:
         return self.designs.shaped(self._times(self.designs.fitted, self.root * vector))
@@ -201,20 +192,15 @@ class FeatureSpace:
         return lambda vector: torch.cholesky_solve(vector, factor)
 
     def answers(self, vector: torch.Tensor) -> torch.Tensor:
-        """Return the answered rows' logits without their base."""
         return self.designs.shaped(self._times(self.designs.answered, self.root * vector))
 
     def adjoint_right(self, slope: torch.Tensor, weigh: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Return the right-hand side whose solution ``slopes`` takes, of the answered loss's slope in its logits."""
         return self.root * self._transposed(self.designs.answered, self.designs.flat(slope))
 
     def slopes(self, vector: torch.Tensor, slope: torch.Tensor, adjoint: torch.Tensor) -> torch.Tensor:
-        """Return (blocks,) derivatives of the answered rows' loss in log variances (``choice``)."""
-        parts = torch.split((vector * adjoint).sum(1), self.designs.widths)
-        return torch.stack([part.sum() for part in parts])
+        return torch.stack([part.sum() for part in torch.split(vector * adjoint, self.designs.widths)])
 
     def weights(self, vector: torch.Tensor) -> list[torch.Tensor]:
-        """Return each block's weights of standardised features, (width, classes or 1) float64."""
         return list(torch.split(self.root * vector, self.designs.widths))
 
 
@@ -226,10 +212,8 @@ def space_of(designs: Designs, *, exact: bool, keep: bool = False) -> Space:
     return RowSpace(designs, keep) if designs.by_rows else FeatureSpace(designs, exact)
 
 
-def _chunked_transposed(design: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def _transposed(design: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return ``design^T rows`` float64, a few rows at a time."""
-    if design.dtype == torch.float64:
-        return design.T @ rows
     total = torch.zeros(design.shape[1], rows.shape[1], dtype=torch.float64)
     for part, some in zip(torch.split(design, CHUNK), torch.split(rows, CHUNK), strict=True):
         total += part.double().T @ some
