@@ -83,7 +83,7 @@ def frozen_states(
     ]
     roles = [of_row for _, of_row in encoded]
     model, readout = classifier.model, classifier.readout
-    poolings = ("fields", "first") if readout.side == "right" else ("fields", "after", "last")
+    poolings: tuple[str, ...] = ("fields", "first") if readout.side == "right" else ("fields", "after", "last")
     if not classifier.template.ends_alike:
         poolings = tuple(name for name in poolings if name != "after")
     # Without its adapter a classifier's head is the one that it started from.
