@@ -21,6 +21,8 @@ from tiny_runs import FinishedRun, sentiment_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
+from laplora.features.frozen import frozen_states
+from laplora.fitting.rows import read_rows
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import ContrastJacobians, contrast_jacobians, covered_blocks, reverse_pass
 from laplora.models.placement import input_device, spread_of
@@ -141,6 +143,20 @@ def classifier_of(base: Path, places: dict[str, str] | None) -> laplora.Classifi
 
 def messages(count: int, kind: str = "message") -> list[dict[str, str]]:
     return [{"text": f"{kind} {i} of {'so ' * (i % 4)}many", "label": list(LABELS)[i % 3]} for i in range(count)]
+
+
+def test_frozen_states_are_those_of_one_device(tiny_base_folder: Path) -> None:
+    found = []
+    for places in (None, TIED):
+        classifier = classifier_of(tiny_base_folder, places)
+        found.append(frozen_states(classifier, read_rows(messages(5), classifier, "label", "row"), batch_size=3))
+    one, other = found
+    for name, block in one.blocks.items():
+        same(block, other.blocks[name])
+        assert place_of(other.blocks[name]) == torch.device("cpu")
+    assert one.zero_shot is not None
+    assert other.zero_shot is not None
+    same(one.zero_shot, other.zero_shot)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
