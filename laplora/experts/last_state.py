@@ -77,21 +77,25 @@ def corrected_answers(
     class_mask: torch.Tensor,
     states: torch.Tensor,
 ) -> PosteriorPredictive:
-    """Return the answers of a predictive that a shift corrects.
+    """Return the answers of a predictive that a shift corrects; arguments as of ``corrected_mean``."""
+    covariance = covariance if name == "laplace_conditioned" else None
+    mean = corrected_mean(shift, mean, covariance, class_mask, states)
+    return predictive_probs(predictive_spec(name, shift.temperature), mean, covariance, class_mask)
+
+
+def corrected_mean(
+    shift: Shift, mean: torch.Tensor, covariance: torch.Tensor | None, class_mask: torch.Tensor, states: torch.Tensor
+) -> torch.Tensor:
+    """Return contrasts that a shift has moved, (rows, classes - 1) float64: of Laplace's where there is a covariance.
 
     Args:
-        mean: (rows, classes - 1) contrasts of the adapter; covariance: of them, which ``laplace_conditioned`` needs.
+        mean: (rows, classes - 1) contrasts of the adapter; covariance: of them.
         states: (rows, width); or of inputs with several labels each, a row for each label.
     """
     moved = shift.of(states)
     if len(moved) < len(mean):
         moved = binary_means(moved)
-    if name == "conditioned":
-        spec = predictive_spec(name, shift.temperature)
-        return predictive_probs(spec, mean.double() + shift.temperature * moved, None, class_mask)
-    assert covariance is not None
-    mean = mean + tempering(covariance, class_mask) * moved
-    return predictive_probs(predictive_spec(name, 1.0), mean, covariance, class_mask)
+    return mean + (shift.temperature if covariance is None else tempering(covariance, class_mask)) * moved
 
 
 def fit_last_state(

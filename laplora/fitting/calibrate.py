@@ -18,7 +18,7 @@ from laplora.decisions.recommendation import answer_alike, recommend
 from laplora.decisions.review import fit_thresholds
 from laplora.errors import LaploraError, warn
 from laplora.experts.last_state import LastState
-from laplora.fitting.conditioning import Conditioning, with_held_out, without_conditioning
+from laplora.fitting.conditioning import Conditioning, shifts_of, with_held_out, without_conditioning
 from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.settings import CalibrationSettings, FitSettings
 from laplora.linearised import PosteriorPredictive, entropy
@@ -188,7 +188,7 @@ def condition_and_calibrate(
             settings = without_conditioning(settings, error)
             conditioning, conditioned = None, {}
         else:
-            outputs = replace(outputs, temperature=conditioned["conditioned"].shift.temperature)
+            outputs = replace(outputs, shifts=shifts_of(conditioned))
             if split_name == HELD_OUT:
                 conditioned = with_held_out(conditioned, held_out, outputs.split)
     calibrated, scores = calibrate(settings, outputs, conditioning, held_out, split_name, prior_of)
@@ -261,7 +261,7 @@ def _temperature(outputs: SplitOutputs, name: PredictiveName, rows: torch.Tensor
     if name not in TEMPERED:
         return 1.0
     if name == "conditioned":
-        return outputs.temperature
+        return outputs.shifts[name].temperature
     split = outputs.split
     means = split.projected.contrast_mean[rows][None]
     return fit_predictive_temperature(means, split.labels[rows], split.class_mask[rows])

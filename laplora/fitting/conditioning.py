@@ -26,7 +26,7 @@ from laplora.prompts.examples import Example
 from laplora.readouts.label_sequences import LabelSequences
 
 #: Rows times contrasts up to which a fit conditions: minutes of a processor at this, by the width of the states.
-MOST = 150_000
+MOST = 300_000
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from laplora.decisions.conformal import ConformalScore, label_sets, present_sets
 from laplora.decisions.uncertainty import review_score
 from laplora.familiarity.percentile import Familiarity
 from laplora.fitting.calibrate import predictive_of
-from laplora.fitting.outputs import Fitted, SplitOutputs, corrected
+from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import project_split
 from laplora.fitting.rows import groups_of
@@ -62,7 +62,7 @@ def outputs_of(
     """Return what a fit gives on rows; ``shifts`` are of the predictives that labels correct."""
     layers = familiarity.layers if familiarity else ()
     split = project_split(classifier, posterior, examples, progress, title, batch_size=batch_size, layers=layers)
-    outputs = corrected(SplitOutputs(split, Fitted(posterior, prior, split.projected)), shifts)
+    outputs = SplitOutputs(split, Fitted(posterior, prior, split.projected), shifts)
     familiar = None if familiarity is None or split.states is None else familiarity.of(split.states)
     return RowOutputs(outputs, familiar)
 

@@ -33,7 +33,7 @@ from laplora.fitting.calibrate import (
     prior_without,
     warn_of_nothing_accepted,
 )
-from laplora.fitting.conditioning import Conditioning, check_conditioning, with_held_out
+from laplora.fitting.conditioning import Conditioning, check_conditioning, shifts_of, with_held_out
 from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit
@@ -162,7 +162,7 @@ def condition_on(
         fitted = replace(fitted, projected=rows.projected)
     conditioning = Conditioning(fitted, rows, {} if calibration else adapted.shifts, always)
     found = {kind: conditioning.served(kind) for kind in CONDITIONED}
-    split, outputs = outputs.split, replace(outputs, temperature=found["conditioned"].shift.temperature)
+    split, outputs = outputs.split, replace(outputs, shifts=shifts_of(found))
     held_out = out_of_fold(settings, outputs, prior_without(settings, outputs), conditioning)
     calibrated, scores = calibrate(settings, outputs, conditioning, held_out)
     record = calibrated.calibration.model_copy(update={"split": "labels"})

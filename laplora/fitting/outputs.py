@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
+from laplora.experts.last_state import corrected_mean
 from laplora.fitting.projected import ProjectedSplit
 from laplora.posterior.base import Covariances, Prior, ProjectedJacobians, block_precisions
-from laplora.posterior.binary import binary_means
 from laplora.predictive.kinds import PREDICTIVES, Corrected, PredictiveName
-from laplora.predictive.shift import Shift, tempering
+from laplora.predictive.shift import Shift
 
 
 @dataclass(frozen=True)
@@ -35,36 +35,19 @@ class SplitOutputs:
     """Everything that a fit's predictives need of one split.
 
     Attributes:
-        moved: by predictive (rows, classes - 1), what the calibration rows' labels add to the log probabilities.
-        temperature: of the predictive ``conditioned``.
+        shifts: by predictive, what labels of other rows, or of these, add to its log probabilities.
     """
 
     split: ProjectedSplit
     fitted: Fitted
-    moved: Mapping[Corrected, torch.Tensor] = field(default_factory=dict)
-    temperature: float = 1.0
+    shifts: Mapping[Corrected, Shift] = field(default_factory=dict)
 
     def moments(self, name: PredictiveName, prior: Prior | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return a predictive's mean (rows, classes - 1) and covariance, under its prior by default."""
-        spec = PREDICTIVES[name]
-        single = self.split.projected.contrast_mean
-        if spec.mean == "conditioned":
-            return single + self.temperature * self.moved[spec.mean], None
-        if not spec.covariance:
-            return single, None
-        covariance = self.fitted.covariance(prior)
-        if spec.mean == "laplace_conditioned":
-            single = single + tempering(covariance, self.split.class_mask) * self.moved[spec.mean]
-        return single, covariance
-
-
-def corrected(outputs: SplitOutputs, shifts: Mapping[Corrected, Shift]) -> SplitOutputs:
-    """Return outputs with what labels of other rows add to the log probabilities, by predictive."""
-    split = outputs.split
-    moved: dict[Corrected, torch.Tensor] = {}
-    for kind, shift in shifts.items():
-        assert split.last is not None
-        added = shift.of(split.last)
-        moved[kind] = binary_means(added) if split.together > 1 else added
-    temperature = shifts["conditioned"].temperature if "conditioned" in shifts else 1.0
-    return replace(outputs, moved=moved, temperature=temperature)
+        spec, split = PREDICTIVES[name], self.split
+        mean = split.projected.contrast_mean
+        covariance = self.fitted.covariance(prior) if spec.covariance else None
+        if spec.mean != "plain":
+            assert split.last is not None
+            mean = corrected_mean(self.shifts[spec.mean], mean, covariance, split.class_mask, split.last)
+        return mean, covariance

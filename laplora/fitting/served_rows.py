@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from laplora.classifier import Classifier, batches
-from laplora.fitting.outputs import Fitted, SplitOutputs, corrected
+from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit, project_split
 from laplora.fitting.rows import groups_of
@@ -67,7 +67,7 @@ def served_outputs(
     order = torch.tensor(places).argsort()
     joined = replace(taken(concatenated(splits), order), groups=groups_of(classifier, examples))
     fitted = Fitted(posterior.to("cpu", torch.float32), manifest.prior.prior(), joined.projected)
-    return corrected(SplitOutputs(joined, fitted), adapted.shifts)
+    return SplitOutputs(joined, fitted, adapted.shifts)
 
 
 def concatenated(splits: Sequence[ProjectedSplit]) -> ProjectedSplit:

@@ -11,7 +11,7 @@ from laplora.artifact.manifest import PredictiveRecord
 from laplora.classifier import Classifier
 from laplora.decisions.uncertainty import review_score
 from laplora.fitting.calibrate import predictive_of
-from laplora.fitting.outputs import SplitOutputs, corrected
+from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.projected import ProjectedSplit, project_split
 from laplora.fitting.reversed_choices import in_reverse
 from laplora.fitting.settings import FitSettings
@@ -79,7 +79,7 @@ def order_averages(
         "test rows, choices in reverse",
         batch_size=settings.laplace.batch_size,
     )
-    reverse = corrected(SplitOutputs(split, replace(outputs.fitted, projected=split.projected)), shifts)
+    reverse = SplitOutputs(split, replace(outputs.fitted, projected=split.projected), shifts)
     evaluations: dict[str, Evaluation] = {}
     gains: dict[str, OrderGain] = {}
     map_probs = None

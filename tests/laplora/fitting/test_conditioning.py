@@ -19,7 +19,7 @@ from laplora.files import write_tensors
 from laplora.fitting import priors
 from laplora.fitting.calibrate import calibrate, out_of_fold, predictive_of, prior_without
 from laplora.fitting.conditioning import MOST, Conditioning, possible_conditioning, shifts_of, with_held_out
-from laplora.fitting.outputs import Fitted, SplitOutputs, corrected
+from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.served_rows import taken
 from laplora.fitting.settings import FitSettings
@@ -77,7 +77,7 @@ def problem(moved_by: float) -> tuple[Conditioning, SplitOutputs, ProjectedSplit
     prior = choose_by_validation(posterior, split.projected, split.labels, split.class_mask).prior
     fitted = Fitted(posterior, prior, split.projected)
     conditioning = Conditioning(fitted, split)
-    outputs = SplitOutputs(split, fitted, temperature=conditioning.served("conditioned").shift.temperature)
+    outputs = SplitOutputs(split, fitted, {kind: conditioning.served(kind).shift for kind in CONDITIONED})
     return conditioning, outputs, split_of(posterior, *linear_rows(2000, 3, moved))
 
 
@@ -85,7 +85,7 @@ def nll_of(conditioning: Conditioning, test: ProjectedSplit, name: PredictiveNam
     """Return the mean NLL of test rows, nats, as a run measures it."""
     served = {kind: conditioning.served(kind) for kind in CONDITIONED}
     fitted = replace(conditioning.trained, projected=test.projected)
-    outputs = corrected(SplitOutputs(test, fitted), shifts_of(served))
+    outputs = SplitOutputs(test, fitted, shifts_of(served))
     temperature = served["conditioned"].shift.temperature if name in ("conditioned", "temperature") else 1.0
     return float(row_nll(predictive_of(outputs, name, temperature).probs, test.labels).mean())
 
@@ -129,8 +129,7 @@ def test_a_fold_is_answered_as_new_rows_are(kind: Corrected) -> None:
     alone = replace(trained, projected=trained.projected.take(fit))
     served = Conditioning(alone, taken(split, fit)).served(kind)
     held_out = taken(split, answered)
-    new = SplitOutputs(held_out, replace(trained, projected=held_out.projected))
-    new = corrected(new, {kind: served.shift})
+    new = SplitOutputs(held_out, replace(trained, projected=held_out.projected), {kind: served.shift})
     expected = predictive_of(new, kind, served.shift.temperature)
     alike = conditioning.predictive(kind, fit, answered, lambda: trained.prior)
     torch.testing.assert_close(alike.probs, expected.probs, rtol=0, atol=1e-8)
@@ -145,7 +144,7 @@ def test_thresholds_and_recommendation_come_from_the_folds() -> None:
         record, probs = found.predictives[kind], held_out[kind].probs
         assert record.nll == pytest.approx(float(row_nll(probs, outputs.split.labels).mean()))
         assert record.nll < found.predictives["laplace"].nll
-        assert record.temperature == (outputs.temperature if kind == "conditioned" else 1.0)
+        assert record.temperature == (outputs.shifts[kind].temperature if kind == "conditioned" else 1.0)
         assert torch.equal(scores[kind].error, probs.argmax(1) != outputs.split.labels)
     assert found.recommended.predictive in CONDITIONED
 
