@@ -95,7 +95,7 @@ def train(
     if (folder / "training.json").is_file():
         return classifier
     write_tensors(folder / "initial.safetensors", take(classifier))
-    started = time.monotonic()
+    started, processor = time.monotonic(), time.process_time()
     rows = classifier.encode_examples(examples)
     labels = torch.tensor([e.label for e in examples])
     parameters = list(lora_parameters(classifier.model).values())
@@ -120,8 +120,9 @@ def train(
         raise NonFiniteError("training ended with NaN or infinite weights")
     if until == "long":
         write_tensors(folder / "long.safetensors", take(classifier))
-    seconds = round(time.monotonic() - started, 1)
-    write_json(folder / "training.json", {"rows": len(rows), "steps": steps, "losses": losses, "seconds": seconds})
+    seconds, processor = round(time.monotonic() - started, 1), round(time.process_time() - processor, 1)
+    record = {"rows": len(rows), "steps": steps, "losses": losses, "seconds": seconds, "processor_seconds": processor}
+    write_json(folder / "training.json", record)
     return classifier
 
 

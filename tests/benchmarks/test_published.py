@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks.experts import page as experts
+from benchmarks.experts import scores
 from benchmarks.familiarity import __main__ as familiarity
 from benchmarks.familiarity.page import render as familiarity_page
 from benchmarks.harness import page as speed
@@ -47,6 +49,7 @@ MADE: list[tuple[Path, Callable[[str], str]]] = [
     (ROOT / "docs" / "results.md", structures),
     (scaling.PAGE, lambda page: scaling.render(page, json.loads(scaling.RESULTS.read_text(encoding="utf-8")))),
     (familiarity.FOLDER / "RESULTS.md", lambda _: familiarity_page(json.loads(familiarity.RESULTS.read_bytes()))),
+    (experts.PAGE, lambda _: experts.render(scores.read(scores.RESULTS))),
     (
         peers.PAGE,
         lambda page: fill(page, "peers", page_tables(json.loads((peers.FOLDER / "results.json").read_bytes()))),
