@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_classifiers import head_alone
-from tiny_tokenizer import encoder_tokenizer
+from tiny_models import tiny_base
+from tiny_tokenizer import encoder_tokenizer, tiny_tokenizer
 from transformers import AutoModel, AutoTokenizer
 
+import laplora
 from laplora.errors import ModelError, NonFiniteError
 from laplora.features.encoder import embeddings
 from laplora.features.layers import feature_layers
@@ -68,6 +70,47 @@ def test_the_encoder_of_the_package_index_places_like_texts_together() -> None:
     torch.testing.assert_close(
         block, embedded(encoder, ["Who?\na man\na dog\nbarks"])["embedding"], atol=1e-6, rtol=1e-5
     )
+
+
+BANK = (
+    "My card was stolen yesterday",
+    "I want to open an account",
+    "How do I transfer money abroad",
+    "The loan was refused",
+    "My balance is wrong",
+    "Somebody knows my PIN",
+    "What is the interest on savings",
+    "The cash machine is broken",
+)
+FILM = (
+    "The plot makes no sense",
+    "A great performance by the cast",
+    "I fell asleep at the cinema",
+    "The director tells it well",
+    "Her best role so far",
+    "The sequel is dull",
+    "A thriller with a good ending",
+    "The dialogue is clumsy",
+)
+
+
+def test_a_head_on_embeddings_answers_words_that_no_label_had() -> None:
+    """Beside a base that knows nothing: its weights are random."""
+    tokenizer = tiny_tokenizer()
+    classifier = laplora.Classifier(
+        tiny_base("llama", vocab_size=len(tokenizer)), tokenizer, "{text}\nTopic:", {"bank": " A", "film": " B"}
+    )
+    rows = [{"text": text, "label": label} for label, texts in (("bank", BANK), ("film", FILM)) for text in texts]
+    settings = laplora.FitSettings.model_validate({"experts": {"names": ["encoder"]}})
+    posterior = laplora.fit(classifier, rows, settings=settings, progress=False)
+    assert float(posterior.losses["encoder"].mean()) < 0.4  # by chance .69
+    asked = [
+        "My payment to the landlord failed",
+        "The actors could not act",
+        "Why was I charged a fee",
+        "A boring movie",
+    ]
+    assert [answer.label for answer in posterior.predict(asked)] == ["bank", "film", "bank", "film"]
 
 
 def save(folder: Path, modules: list[tuple[str, str]], pooling: dict[str, Any], **settings: Any) -> Path:
