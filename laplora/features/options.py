@@ -36,8 +36,8 @@ class OptionFeatures:
 
     Attributes:
         blocks: by name (rows, options, width) float32, zero where a question has no such option: ``scores``, of width
-            ``len(SCORES)``; at each layer L of ``feature_layers`` ``mean.L`` and ``last.L``, the mean over the scored
-            tokens' states and the last one's, of width hidden.
+            ``len(SCORES)``; ``mean`` and ``last``, the mean over the scored tokens' states and the last one's, of each
+            of ``feature_layers`` side by side. A block a layer predicted no better (docs/lab-notes.md).
         class_mask: (rows, options) bool.
     """
 
@@ -187,55 +187,71 @@ def _passes(
     return {name: values[flat] for name, values in by_batch.items()}
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where a batch's tokens are: of its options, one after another, and of the batch as one row of tokens.
+
+    Attributes:
+        option_of, positions: (batch, tokens) int64, -1 at padding, 0 in the beginning, then 1 for the first option and
+            so on; and as if each option were alone.
+        scored, before: (options, most scored) int64, places of the scored tokens and of those before each. Fewer tokens
+            repeat the last one.
+        real: (options, most scored) bool, false where it repeats.
+    """
+
+    option_of: torch.Tensor
+    positions: torch.Tensor
+    scored: torch.Tensor
+    before: torch.Tensor
+    real: torch.Tensor
+
+    @classmethod
+    def of(cls, questions: Sequence[Question], batch: Batch) -> _Places:
+        total, option_of = batch.input_ids.shape[1], torch.full(batch.input_ids.shape, -1)
+        positions = torch.zeros_like(option_of)
+        flat, at, runs = option_of.view(-1), positions.view(-1), list[list[int]]()
+        for row, question in enumerate(questions):
+            count = len(question.begins)
+            start = (row + 1) * total - len(question.row.token_ids) + count
+            flat[start - count : start], at[start - count : start] = 0, torch.arange(count)
+            last = start - 1
+            for number, (end, scored) in enumerate(zip(question.ends, question.scored, strict=True), start=1):
+                stop = start + len(end)
+                flat[start:stop], at[start:stop] = number, torch.arange(count, count + len(end))
+                runs.append([last, *range(start, stop)][-scored - 1 :])
+                start = stop
+        most = max(map(len, runs)) - 1
+        places = torch.tensor([run + run[-1:] * (most + 1 - len(run)) for run in runs])
+        real = torch.arange(most) < torch.tensor([len(run) - 1 for run in runs])[:, None]
+        return cls(option_of, positions, places[:, 1:], places[:, :-1], real)
+
+
 def _passed(
     model: Any, questions: Sequence[Question], batch: Batch, sharing: bool, with_states: bool
 ) -> dict[str, torch.Tensor]:
     """Return what one pass says of a batch's options, on the CPU."""
-    base, device, total = base_of(model), batch.input_ids.device, batch.input_ids.shape[1]
-    option_of = torch.full(
-        batch.input_ids.shape, -1
-    )  # of each token: 0 of the beginning, then 1, 2, ...; -1 of padding
-    positions = torch.zeros_like(option_of)
-    before, at = (
-        list[list[int]](),
-        list[list[int]](),
-    )  # by option its scored tokens, and those before each, in the batch
-    for row, question in enumerate(questions):
-        start, count = (row + 1) * total - len(question.row.token_ids), len(question.begins)
-        option_of.view(-1)[start : start + count] = 0
-        positions.view(-1)[start : start + count] = torch.arange(count)
-        last, start = start + count - 1, start + count
-        for number, (end, scored) in enumerate(zip(question.ends, question.scored, strict=True), start=1):
-            option_of.view(-1)[start : start + len(end)] = number
-            positions.view(-1)[start : start + len(end)] = torch.arange(count, count + len(end))
-            run = [last, *range(start, start + len(end))]
-            before.append(run[-scored - 1 : -1])
-            at.append(run[-scored:])
-            start += len(end)
-    widest = max(map(len, at))
-    real = torch.tensor([[1] * len(one) + [0] * (widest - len(one)) for one in at], device=device).bool()
-    of_token, of_previous = (
-        torch.tensor([one + [one[-1]] * (widest - len(one)) for one in places], device=device)
-        for places in (at, before)
-    )
-    blocks: dict[str, torch.Tensor] = {}
+    places, device, body = _Places.of(questions, batch), batch.input_ids.device, body_of(model)
+    means, lasts = list[torch.Tensor](), list[torch.Tensor]()
 
-    def note(number: int, states: torch.Tensor) -> None:
-        shown = real.to(states.device)[:, :, None]
-        states = states.flatten(0, 1)[of_token.to(states.device)]
-        mean = (states * shown).sum(1) / shown.sum(1)
-        blocks[f"mean.{number}"], blocks[f"last.{number}"] = mean.cpu(), states[:, -1].cpu()
+    def note(_number: int, states: torch.Tensor) -> None:
+        real = places.real.to(states.device)[:, :, None]
+        states = states.flatten(0, 1)[places.scored.to(states.device)]
+        means.append(((states * real).sum(1) / real.sum(1)).cpu())
+        lasts.append(states[:, -1].cpu())
 
     mask = batch.attention_mask
     if sharing:
-        mask = _sees(option_of.to(device), base.get_input_embeddings().weight.dtype)
+        mask = _sees(places.option_of.to(device), body.get_input_embeddings().weight.dtype)
     with noted_layers(model, note) if with_states else nullcontext():
-        given = {"input_ids": batch.input_ids, "attention_mask": mask, "position_ids": positions.to(device)}
-        hidden = body_of(model)(**given, use_cache=False).last_hidden_state.to(device)
-    targets = batch.input_ids.flatten()[of_token][real]
+        hidden = body(
+            input_ids=batch.input_ids, attention_mask=mask, position_ids=places.positions.to(device), use_cache=False
+        ).last_hidden_state.to(device)
+    real = places.real.to(device)
+    tokens, before = (where.to(device)[real] for where in (places.scored, places.before))
     steps = torch.zeros(real.shape, dtype=torch.promote_types(hidden.dtype, torch.float32), device=device)
-    steps[real] = _log_probs(model, hidden.flatten(0, 1)[of_previous][real], targets)
-    return blocks | {"sum": steps.sum(1).cpu()}
+    steps[real] = _log_probs(model, hidden.flatten(0, 1)[before], batch.input_ids.flatten()[tokens])
+    states = {"mean": torch.cat(means, 1), "last": torch.cat(lasts, 1)} if with_states else {}
+    return states | {"sum": steps.sum(1).cpu()}
 
 
 def _sees(option_of: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -141,6 +141,7 @@ TEMPLATES: dict[str, PromptTemplate] = {
             "multiple_choice",
             1,
             "Select one of the choices that answers the following question: {question} Choices:\n{choices}\nAnswer:",
+            option_text="Question: {question}\nAnswer: {option}",
         ),
         PromptTemplate("boolq", 1, "Answer the question with only Yes or No: {question} Context: {passage}. Answer:"),
         PromptTemplate("sentiment", 1, "Review: {text}\nIs this review positive or negative? Answer:"),
