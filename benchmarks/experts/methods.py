@@ -17,6 +17,8 @@ from benchmarks.experts.rivals import NEAREST, ON_EMBEDDINGS, ON_STATES, ON_WORD
 from laplora.decisions.temperature import fit_temperature, temperature_probs
 from laplora.experts.adapter import as_given
 from laplora.experts.base import Expert, FeatureSource, Labelled, LogProbSource, Outputs
+from laplora.experts.laplace import moments_of
+from laplora.experts.last_state import LastState, fit_last_state
 from laplora.experts.of_head import fit_head
 from laplora.head import fold_numbers
 from laplora.linearised import entropy
@@ -96,29 +98,51 @@ def _as_given(name: LogProbSource) -> Callable[[Given], Answers]:
     return lambda given: _of(as_given(name, given.outputs, given.labelled), given)
 
 
-def _head(source: FeatureSource, **options: Any) -> Callable[[Given], Answers]:
-    return lambda given: _of(fit_head(source, given.outputs, given.labelled, source, **options), given)
+def _head(source: FeatureSource) -> Callable[[Given], Answers]:
+    return lambda given: _of(fit_head(source, given.outputs, given.labelled, source, seed=given.seed), given)
 
 
 def _temperature(given: Given) -> Answers:
     """Temperature scaling on the rows that did not train the adapter: out of fold, then aligned as the product does."""
-    honest, every = given.labelled.honest, given.outputs.log_probs["adapter"]
-    kept, mask, labels = every[honest], given.outputs.class_mask[honest], given.labelled.labels[honest]
-    whole = torch.arange(len(kept))
+    honest = given.labelled.honest
+    kept, labels = given.outputs.take(honest), given.labelled.labels[honest]
+    logits, mask, whole = kept.log_probs["adapter"], kept.class_mask, torch.arange(len(labels))
 
     def tempered(fitted: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return temperature_probs(kept[rows], fit_temperature(kept[fitted], labels[fitted], mask[fitted]), mask[rows])
+        temperature = fit_temperature(logits[fitted], labels[fitted], mask[fitted])
+        return temperature_probs(logits[rows], temperature, mask[rows])
 
     def entropies_of(fitted: torch.Tensor) -> torch.Tensor:
         return entropy(tempered(fitted, whole))[:, None]
 
-    held_out, entropies = torch.full_like(every, torch.nan), torch.zeros(len(every)).double()
-    held_out[honest] = cross_fitted(tempered, len(kept), seed=given.seed).log()
-    entropies[honest] = rank_aligned(entropies_of, entropies_of(whole), seed=given.seed)[:, 0]
-    test = temperature_probs(
-        given.test.log_probs["adapter"], fit_temperature(kept, labels, mask), given.test.class_mask
+    temperature = fit_temperature(logits, labels, mask)
+    test = temperature_probs(given.test.log_probs["adapter"], temperature, given.test.class_mask)
+    aligned = rank_aligned(entropies_of, entropies_of(whole), seed=given.seed)
+    held_out = _spread(given, cross_fitted(tempered, len(labels), seed=given.seed).log())
+    return Answers(held_out, test.log(), _spread(given, aligned)[:, 0])
+
+
+def _conditioned(given: Given) -> Answers:
+    """The adapter's answer as the rows correct it that did not train it, and each of these as the other folds do."""
+    honest = given.labelled.honest
+    kept, labels = given.outputs.take(honest), given.labelled.labels[honest]
+
+    def fitted(rows: torch.Tensor) -> LastState:
+        some = kept.take(rows)
+        (states,) = some.features["last_state"].values()
+        return fit_last_state("conditioned", *moments_of(some, "categorical"), states, labels[rows])
+
+    held_out = cross_fitted(
+        lambda fit, answered: fitted(fit).log_probs(kept.take(answered)), len(labels), seed=given.seed
     )
-    return Answers(held_out, test.log(), entropies)
+    return Answers(_spread(given, held_out), fitted(torch.arange(len(labels))).log_probs(given.test))
+
+
+def _spread(given: Given, values: torch.Tensor) -> torch.Tensor:
+    """Return values of the honest rows at their places among the labelled rows, (labelled, ...); NaN elsewhere."""
+    every = values.new_full((len(given.labelled), *values.shape[1:]), torch.nan)
+    every[given.labelled.honest] = values
+    return every
 
 
 def _rival(of: Rival, source: FeatureSource, kind: str) -> Callable[[Given], Answers]:
@@ -160,7 +184,7 @@ def _same_labels(task: Task) -> bool:
 METHODS: dict[str, Method] = {
     "temperature": Method("adapter, temperature (reference)", "adapter", _temperature),
     "map": Method("adapter as it is", "adapter", _as_given("adapter")),
-    "conditioned": Method("**conditioned**", "adapter", _head("last_state", offset="adapter", temper=True)),
+    "conditioned": Method("**conditioned**", "adapter", _conditioned),
     "frozen": Method("**frozen**", "frozen", _head("frozen"), _same_labels),
     "encoder": Method("**encoder**", "encoder", _head("encoder"), _same_labels),
     "options": Method("**options**", "options", _head("options")),
