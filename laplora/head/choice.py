@@ -35,16 +35,12 @@ _KEPT_BYTES = 1 << 30
 _ADJOINT = 0.002
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The precisions by block, the constant's as ``constant``, and the mean NLL (nats) of all that were tried."""
-
-    precisions: dict[str, float]
-    tried: tuple[tuple[dict[str, float], float], ...]
+#: Precisions by block, the constant's as ``constant``, that were tried in order, each with its mean NLL by folds, nats.
+Tried = tuple[tuple[dict[str, float], float], ...]
 
 
-def chosen(rows: Rows, folds: torch.Tensor, temper: bool, seed: int) -> Choice:
-    """Return the precisions under which the rows of each fold are predicted best by the others.
+def chosen(rows: Rows, folds: torch.Tensor, temper: bool, seed: int) -> Tried:
+    """Return what was tried; best are the precisions under which rows of each fold are predicted best by the others.
 
     Args:
         folds: (rows,) int64; if all are of one fold, folds are dealt anew.
@@ -54,22 +50,22 @@ def chosen(rows: Rows, folds: torch.Tensor, temper: bool, seed: int) -> Choice:
     """
     if len(torch.unique(folds)) < 2:
         folds = fold_numbers(len(rows), seed=seed, groups=rows.groups)
-    size = 8 * sum(block.numel() for block in rows.blocks.values()) * len(torch.unique(folds))
-    judged = [_Fold(rows, rest, fold, temper, size <= _KEPT_BYTES) for rest, fold in parted(folds)]
+    parts = list(parted(folds))
+    keep = 8 * sum(block.numel() for block in rows.blocks.values()) * len(parts) <= _KEPT_BYTES
+    judged = [_Fold(rows, rest, fold, temper, keep) for rest, fold in parts]
     names = [*rows.blocks] + ([] if rows.conditional else ["constant"])
     free = len(names) if rows.offset is not None else len(rows.blocks)
     tried: list[tuple[dict[str, float], float]] = []
 
     def loss(log_variances: torch.Tensor) -> _Point:
         whole = torch.cat([log_variances, log_variances.new_full((len(names) - free,), -math.log(CONSTANT))]).exp()
-        parts = [fold.loss(whole) for fold in judged]
-        mean = sum(part[0] for part in parts) / len(rows)
-        tried.append((dict(zip(names, (1 / whole).tolist(), strict=True)), mean))
-        return _Point(log_variances, mean, torch.stack([part[1] for part in parts]).sum(0)[:free] / len(rows))
+        losses, slopes = zip(*(fold.loss(whole) for fold in judged), strict=True)
+        tried.append((dict(zip(names, (1 / whole).tolist(), strict=True)), sum(losses) / len(rows)))
+        return _Point(log_variances, sum(losses) / len(rows), torch.stack(slopes).sum(0)[:free] / len(rows))
 
     first = _FIRST if rows.offset is None else _FIRST_WITH_OFFSET
     _own(loss, _common(loss, torch.full((free,), math.log(first), dtype=torch.float64)))
-    return Choice(min(tried, key=lambda pair: pair[1])[0], tuple(tried))
+    return tuple(tried)
 
 
 @dataclass(frozen=True)
@@ -127,9 +123,8 @@ class _Fold:
     def __init__(self, rows: Rows, fitted: torch.Tensor, judged: torch.Tensor, temper: bool, keep: bool) -> None:
         self._rows, self._fitted, self._judged = rows, fitted, judged
         known, left = rows.at(fitted, features=False), rows.at(judged, features=False)
-        base, factor = base_of(known, temper)
-        answered = torch.zeros_like(left.targets) if left.offset is None else factor * left.offset
-        self._labels, self._left = Labels(base, known), Labels(answered, left)
+        factor = factor_of(known, temper)
+        self._labels, self._left = Labels.of(known, factor), Labels.of(left, factor)
         self._scaling = Scaling.of(rows.at(fitted))
         self._space = self._made() if keep else None
         self._start: torch.Tensor | None = None
@@ -150,9 +145,8 @@ class _Fold:
         return self._left.losses(moved), space.slopes(mode.vector, missed, adjoint)
 
 
-def base_of(rows: Rows, temper: bool) -> tuple[torch.Tensor, float]:
-    """Return the rows' base logits (rows, classes), and the factor of their offset."""
+def factor_of(rows: Rows, temper: bool) -> float | None:
+    """Return the factor of the rows' offset: its inverse temperature, or 1 without one; None: no offset."""
     if rows.offset is None:
-        return torch.zeros_like(rows.targets), 1.0
-    factor = inverse_temperature(rows.likelihood, rows.offset, rows.targets, rows.class_mask) if temper else 1.0
-    return factor * rows.offset, factor
+        return None
+    return inverse_temperature(rows.likelihood, rows.offset, rows.targets, rows.class_mask) if temper else 1.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from laplora.head.choice import CONSTANT, Choice, base_of, chosen
+from laplora.head.choice import CONSTANT, Tried, chosen, factor_of
 from laplora.head.errors import HeadError
 from laplora.head.folds import FOLDS, checked_folds, folds_of_new, parted
 from laplora.head.head import Head
@@ -35,7 +35,7 @@ class FittedHead:
 
     head: Head
     held_out: torch.Tensor
-    losses: tuple[tuple[dict[str, float], float], ...]
+    losses: Tried
     folds: torch.Tensor
     rows: Rows
     outer: Mapping[int, Head]
@@ -148,36 +148,35 @@ def fit(
     parts = list(parted(numbers)) if honest else []
     done = 0
 
-    def fitted(some: Rows, of: torch.Tensor, posterior: bool = False) -> tuple[Head, Choice]:
+    def fitted(some: Rows, of: torch.Tensor, posterior: bool = False) -> tuple[Head, Tried]:
         nonlocal done
-        choice = Choice(given, ()) if given is not None else chosen(some, of, temper, seed)
-        factor = None if some.offset is None else base_of(some, temper)[1]
-        head = _mode(some, Scaling.of(some), factor, choice.precisions, None, posterior)
+        tried = () if given is not None else chosen(some, of, temper, seed)
+        best = given or min(tried, key=lambda pair: pair[1])[0]
+        head = _mode(some, Scaling.of(some), factor_of(some, temper), best, None, posterior)
         done += 1
         if progress is not None:
             progress(done, len(parts) + 1)
-        return head, choice
+        return head, tried
 
-    head, choice = fitted(rows, numbers, posterior)
+    head, tried = fitted(rows, numbers, posterior)
     outer = {int(numbers[fold[0]]): fitted(rows.at(rest), numbers[rest])[0] for rest, fold in parts}
-    return FittedHead(head, _held_out(rows, numbers, outer), choice.tried, numbers, rows, outer)
+    return FittedHead(head, _held_out(rows, numbers, outer), tried, numbers, rows, outer)
 
 
 def mode_under(rows: Rows, head: Head) -> Head:
     """Return the head that these rows make under the scaling, temperature and precisions of another one."""
-    factor, posterior = head.inverse_temperature, head.spread is not None
-    return _mode(rows, head.scaling, factor, head.precisions, head.residual(rows), posterior)
+    _, start = Labels(head.logits_of(rows), rows).residual(torch.zeros_like(rows.targets))
+    return _mode(rows, head.scaling, head.inverse_temperature, head.precisions, start, head.spread is not None)
 
 
 def _mode(
     rows: Rows, scaling: Scaling, factor: float | None, precisions: Mapping[str, float], start: Given, posterior: bool
 ) -> Head:
-    base = torch.zeros_like(rows.targets) if rows.offset is None else (factor or 0.0) * rows.offset
     names = [*rows.blocks] + ([] if rows.conditional else ["constant"])
     variances = torch.tensor([1 / precisions[name] for name in names], dtype=torch.float64)
     designs = Designs.of(rows, None, scaling, exact=True)
     space = space_of(designs, exact=True).at(variances)
-    mode = mode_of(space, Labels(base, rows), start)
+    mode = mode_of(space, Labels.of(rows, factor), start)
     spread = spread_of(designs, names, variances, mode.probs, rows.likelihood) if posterior else None
     weights = dict(zip(names, space.weights(mode.vector), strict=True))
     constant = torch.zeros(0).double() if rows.conditional else weights.pop("constant")[0]

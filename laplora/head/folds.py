@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from laplora.head.errors import HeadError
+from laplora.head.errors import HeadError, check
 
 #: Folds by default.
 FOLDS = 5
@@ -63,14 +63,12 @@ def checked_folds(folds: int | torch.Tensor, rows: int, seed: int, groups: torch
     if isinstance(folds, int):
         return fold_numbers(rows, folds, seed, groups)
     numbers = folds.cpu()
-    if numbers.shape != (rows,) or numbers.dtype != torch.int64:
-        raise HeadError(f"fold numbers must be ({rows},) int64, got {tuple(numbers.shape)} {numbers.dtype}")
+    check("fold numbers", numbers, (rows,), torch.int64)
     if len(torch.unique(numbers)) < 2:
         raise HeadError("cross-fitting needs at least two folds, got the same number for all rows")
-    if groups is not None:
-        pairs = torch.unique(torch.stack([groups.cpu(), numbers], 1), dim=0)
-        if len(pairs) != len(torch.unique(groups)):
-            raise HeadError("rows of one group lie in several folds: give each group one fold number")
+    pairs = numbers[:0] if groups is None else torch.unique(torch.stack([groups.cpu(), numbers], 1), dim=0)[:, 0]
+    if len(pairs) != len(torch.unique(pairs)):
+        raise HeadError("rows of one group lie in several folds: give each group one fold number")
     return numbers
 
 
@@ -79,9 +77,9 @@ def folds_of_new(folds: torch.Tensor, new: int, old_groups: torch.Tensor, new_gr
     known = dict(zip(old_groups.tolist(), folds.tolist(), strict=True))
     numbers, counts = torch.unique(folds, return_counts=True)
     loads = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-    dealt = []
-    for group in new_groups.tolist():
+    dealt = torch.zeros(new, dtype=torch.int64)
+    for place, group in enumerate(new_groups.tolist()):
         fold = known.setdefault(group, min(loads, key=lambda number: loads[number]))
         loads[fold] += 1
-        dealt.append(fold)
-    return torch.tensor(dealt, dtype=torch.int64).reshape(new)
+        dealt[place] = fold
+    return dealt

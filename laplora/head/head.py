@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from laplora.head.errors import HeadError
-from laplora.head.likelihood import Likelihood, log_probs_of, probs_of
+from laplora.head.likelihood import Likelihood, log_probs_of
 from laplora.head.posterior import POINTS, Predictive, Spread, averaged
 from laplora.head.rows import Features, Given, Rows, checked_rows, named_blocks
 from laplora.head.scaling import Scaling
@@ -49,7 +49,7 @@ class Head:
 
     def logits(self, features: Features, offset: Given = None, class_mask: Given = None) -> torch.Tensor:
         """Return (rows, classes) float64 logits, nats; arguments and errors as ``log_probs``."""
-        return self._logits(self._checked(features, offset, class_mask))
+        return self.logits_of(self._checked(features, offset, class_mask))
 
     def log_probs(self, features: Features, offset: Given = None, class_mask: Given = None) -> torch.Tensor:
         """Return (rows, classes) float64 log probabilities at the mode, nats; -inf at impossible classes.
@@ -63,7 +63,7 @@ class Head:
             HeadError: other blocks or shapes than fitted, or an offset where none was, or none where one was.
         """
         rows = self._checked(features, offset, class_mask)
-        return log_probs_of(self.likelihood, self._logits(rows), rows.class_mask)
+        return log_probs_of(self.likelihood, self.logits_of(rows), rows.class_mask)
 
     def predictive(
         self, features: Features, offset: Given = None, class_mask: Given = None, *, points: int = POINTS
@@ -83,7 +83,7 @@ class Head:
         if not self.conditional:
             scaled["constant"] = torch.ones(len(rows), 1, dtype=torch.float64)
         variances = {name: 1 / precision for name, precision in self.precisions.items()}
-        return averaged(self.spread, scaled, variances, self._logits(rows), rows.class_mask, self.likelihood, points)
+        return averaged(self.spread, scaled, variances, self.logits_of(rows), rows.class_mask, self.likelihood, points)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all that the head is, for a file without pickles; ``of`` reads it back bit for bit."""
@@ -127,26 +127,18 @@ class Head:
                 float(factor) if len(factor) else None,
                 Spread(basis=under("basis"), inverse=tensors.get("inverse"), **parts) if parts else None,
             )
+            wide, blocks = 1 if head.conditional else classes, {*means, *([] if head.conditional else ["constant"])}
+            fits = all(weights[name].shape == (len(mean), wide) for name, mean in means.items())
+            fits &= all(factors[name].shape == mean.shape for name, mean in means.items())
+            fits &= set(head.precisions) == blocks and (head.spread is None or set(head.spread.basis) == blocks)
         except (KeyError, ValueError, IndexError, TypeError, RuntimeError) as error:
             raise HeadError(f"these tensors are no head: {type(error).__name__} at {error}") from None
-        shapes = {name: (len(each), 1 if head.conditional else classes) for name, each in means.items()}
-        lengths = {name: shape[:1] for name, shape in shapes.items()}
-        blocks = {*shapes, *([] if head.conditional else ["constant"])}
-        if (
-            {name: tuple(each.shape) for name, each in weights.items()} != shapes
-            or {name: tuple(each.shape) for name, each in factors.items()} != lengths
-            or set(head.precisions) != blocks
-            or (head.spread and set(head.spread.basis) != blocks)
-        ):
-            raise HeadError(f"these tensors are no head: those of the blocks {sorted(shapes)} do not fit each other")
+        if not fits:
+            raise HeadError(f"these tensors are no head: those of the blocks {sorted(blocks)} do not fit each other")
         return head
 
-    def residual(self, rows: Rows) -> torch.Tensor:
-        """Return (rows, classes) the targets less the head's probabilities, 0 at impossible classes."""
-        probs = probs_of(self.likelihood, self._logits(rows), rows.class_mask)
-        return (rows.targets - probs) * rows.class_mask
-
-    def _logits(self, rows: Rows) -> torch.Tensor:
+    def logits_of(self, rows: Rows) -> torch.Tensor:
+        """Return (rows, classes) float64 logits of checked rows, nats."""
         total = torch.zeros(rows.class_mask.shape, dtype=torch.float64)
         if not self.conditional:
             total = total + self.constant

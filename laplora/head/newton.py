@@ -35,6 +35,11 @@ class Labels:
     base: torch.Tensor
     rows: Rows
 
+    @staticmethod
+    def of(rows: Rows, factor: float | None) -> Labels:
+        """Return the rows with their offset times a factor, or 0, as their base."""
+        return Labels(torch.zeros_like(rows.targets) if rows.offset is None else (factor or 0.0) * rows.offset, rows)
+
     def losses(self, moved: torch.Tensor) -> float:
         """Return the loss of all rows at ``base + moved``, nats."""
         rows = self.rows

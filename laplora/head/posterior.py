@@ -96,7 +96,6 @@ def spread_of(
         designs: of the fitted rows; names: of its blocks.
         variances: (blocks,) of the prior; probs: (rows, classes) at the mode, 0 at impossible classes.
     """
-    roots = variances.sqrt().tolist()
     stretched = variances.sqrt().repeat_interleave(torch.tensor(designs.widths))
 
     def scaled(some: slice) -> torch.Tensor:
@@ -117,7 +116,7 @@ def spread_of(
     if designs.conditional:  # beyond, the posterior is taken as wide as the prior
         moments, vectors = moments[-MOST_EXACT:], vectors[:, -MOST_EXACT:]
     whole = scaled(slice(None)).T @ (vectors / moments.sqrt()) if by_rows else vectors
-    basis = [root * part for root, part in zip(roots, torch.split(whole, designs.widths), strict=True)]
+    basis = torch.split(whole * stretched[:, None], designs.widths)
     by_name = {name: part.float().contiguous() for name, part in zip(names, basis, strict=True)}
 
     def reduced() -> Iterator[tuple[slice, torch.Tensor]]:
@@ -176,11 +175,7 @@ def averaged(
 
 
 def _roots(
-    spread: Spread,
-    parts: Mapping[str, torch.Tensor],
-    variances: Mapping[str, float],
-    options: int,
-    directions: int,
+    spread: Spread, parts: Mapping[str, torch.Tensor], variances: Mapping[str, float], options: int, directions: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return roots of the logits' covariance, (rows, classes, directions), and priors, (rows, options, options)."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from laplora.head.errors import HeadError
+from laplora.head.errors import HeadError, check
 from laplora.head.likelihood import Likelihood
 
 Features = torch.Tensor | Mapping[str, torch.Tensor]
@@ -127,18 +127,16 @@ def checked_rows(
         raise HeadError(f"features, labels, offset and class_mask have different numbers of classes: {known}")
     width = known[0] if known else max(2, int(labels.max()) + 1 if rows else 0)
     mask = torch.ones(rows, width, dtype=torch.bool) if class_mask is None else class_mask.detach().cpu()
-    if mask.shape != (rows, width) or mask.dtype != torch.bool:
-        raise HeadError(f"class_mask must be ({rows}, {width}) bool, got {tuple(mask.shape)} {mask.dtype}")
+    check("class_mask", mask, (rows, width), torch.bool)
     if not bool(mask.any(1).all()):
         raise HeadError("class_mask leaves a row without a possible class")
     number = torch.arange(rows) if groups is None else groups.detach().cpu()
-    if number.shape != (rows,) or number.dtype != torch.int64:
-        raise HeadError(f"groups must be ({rows},) int64, got {tuple(number.shape)} {number.dtype}")
+    check("groups", number, (rows,), torch.int64)
     targets = _targets(labels, mask, likelihood) if labelled else labels
     if offset is not None:
-        if offset.shape != mask.shape:
-            raise HeadError(f"offset must be {tuple(mask.shape)}, got {tuple(offset.shape)}")
-        offset = offset.detach().to("cpu", torch.float64).masked_fill(~mask, 0)
+        offset = offset.detach().to("cpu", torch.float64)
+        check("offset", offset, tuple(mask.shape), torch.float64)
+        offset = offset.masked_fill(~mask, 0)
         if not bool(offset.isfinite().all()):
             raise HeadError("offset has NaN or infinity at a possible class: log probabilities must be finite")
     return Rows(blocks, targets, offset, mask, number, likelihood)

@@ -35,10 +35,7 @@ _MOST_MOMENTS = 3000
 class Designs:
     """Standardised blocks side by side, the constant last, of the rows that are fitted and of those that are answered.
 
-    Attributes:
-        fitted, answered: (rows, width), float64 where they are small and exact, else float32. Rows of options count
-            each option.
-        widths: of the blocks; classes: of a row.
+    Both are (rows, width), or (rows * options, width); ``widths`` are the blocks', ``classes`` a row's.
     """
 
     fitted: torch.Tensor
@@ -49,7 +46,7 @@ class Designs:
 
     @staticmethod
     def of(rows: Rows, others: Rows | None, scaling: Scaling, exact: bool) -> Designs:
-        """Return the designs of fitted and of other rows; those in the smaller type unless ``exact``."""
+        """Return the designs of fitted and of other rows: float64 where they are small and ``exact``, else float32."""
         widths = [len(mean) for mean in scaling.means.values()] + ([] if rows.conditional else [1])
         size = 8 * sum(widths) * len(rows)
         dtype = torch.float64 if exact and size <= _DOUBLE_BYTES else torch.float32
@@ -163,19 +160,22 @@ class FeatureSpace:
         space.root = variances.sqrt().repeat_interleave(torch.tensor(self.designs.widths))[:, None]
         return space
 
-    def _times(self, design: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _times(self, design: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+        weights = self.root * vector
         if self.exact:
-            return torch.cat([part.double() @ weights for part in torch.split(design, CHUNK)])
-        return (design @ weights.to(design.dtype)).double()
+            return self.designs.shaped(torch.cat([part.double() @ weights for part in torch.split(design, CHUNK)]))
+        return self.designs.shaped((design @ weights.to(design.dtype)).double())
 
-    def _transposed(self, design: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return _transposed(design, rows) if self.exact else (design.T @ rows.to(design.dtype)).double()
+    def _transposed(self, design: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        rows = self.designs.flat(logits)
+        total = _transposed(design, rows) if self.exact else (design.T @ rows.to(design.dtype)).double()
+        return self.root * total
 
     def image(self, vector: torch.Tensor) -> torch.Tensor:
-        return self.designs.shaped(self._times(self.designs.fitted, self.root * vector))
+        return self._times(self.designs.fitted, vector)
 
     def pull(self, residual: torch.Tensor) -> torch.Tensor:
-        return self.root * self._transposed(self.designs.fitted, self.designs.flat(residual))
+        return self._transposed(self.designs.fitted, residual)
 
     def dot(self, first: torch.Tensor, second: torch.Tensor, image_of_second: torch.Tensor) -> float:
         return float((first * second).sum())
@@ -192,10 +192,10 @@ class FeatureSpace:
         return lambda vector: torch.cholesky_solve(vector, factor)
 
     def answers(self, vector: torch.Tensor) -> torch.Tensor:
-        return self.designs.shaped(self._times(self.designs.answered, self.root * vector))
+        return self._times(self.designs.answered, vector)
 
     def adjoint_right(self, slope: torch.Tensor, weigh: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        return self.root * self._transposed(self.designs.answered, self.designs.flat(slope))
+        return self._transposed(self.designs.answered, slope)
 
     def slopes(self, vector: torch.Tensor, slope: torch.Tensor, adjoint: torch.Tensor) -> torch.Tensor:
         return torch.stack([part.sum() for part in torch.split(vector * adjoint, self.designs.widths)])
