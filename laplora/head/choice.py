@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -28,11 +28,11 @@ _FIRST, _FIRST_WITH_OFFSET, _LEAST, _MOST = 10.0, 1.0, 1e-6, 1e6
 #: Gradient steps at most, and the least gain of a step, nats a row.
 _STEPS, _GAIN = 10, 2e-4
 #: Decrease of the objective that a fold's mode may be short of, nats a row.
-_CONVERGED = 1e-5
+_CONVERGED = 3e-5
 #: Bytes of all folds' features as float64 up to which what variances do not change is kept, not made again.
 _KEPT_BYTES = 1 << 30
 #: Residual of the linear system behind a gradient, as a share.
-_ADJOINT = 0.002
+_ADJOINT = 0.01
 
 
 #: Precisions by block, the constant's as ``constant``, that were tried in order, each with its mean NLL by folds, nats.
@@ -42,11 +42,7 @@ Tried = tuple[tuple[dict[str, float], float], ...]
 def chosen(rows: Rows, folds: torch.Tensor, temper: bool, seed: int) -> Tried:
     """Return what was tried; best are the precisions under which rows of each fold are predicted best by the others.
 
-    Args:
-        folds: (rows,) int64; if all are of one fold, folds are dealt anew.
-
-    Raises:
-        HeadError: fewer than two groups.
+    ``folds`` are (rows,) int64; if all are of one fold, folds are dealt anew. HeadError: fewer than two groups.
     """
     if len(torch.unique(folds)) < 2:
         folds = fold_numbers(len(rows), seed=seed, groups=rows.groups)
@@ -68,8 +64,7 @@ def chosen(rows: Rows, folds: torch.Tensor, temper: bool, seed: int) -> Tried:
     return tuple(tried)
 
 
-@dataclass(frozen=True)
-class _Point:
+class _Point(NamedTuple):
     """Log variances that were tried, (blocks,), the folds' mean loss, nats a row, and its slope, (blocks,)."""
 
     place: torch.Tensor
@@ -80,15 +75,12 @@ class _Point:
 def _common(loss: Callable[[torch.Tensor], _Point], first: torch.Tensor) -> _Point:
     """Return the point of least loss on the grid of one variance for all, which moves on while its edge is best."""
     best = loss(first)
-    for step in (math.log(10), -math.log(10)):
-        start = best
-        while math.log(_LEAST) <= float(best.place[0]) + step <= math.log(_MOST):
-            found = loss(best.place + step)
-            if found.value > best.value - _GAIN:
-                break
-            best = found
-        if best is not start:
+    step = math.copysign(math.log(10), -float(best.slope.sum()))
+    while math.log(_LEAST) <= float(best.place[0]) + step <= math.log(_MOST):
+        found = loss(best.place + step)
+        if found.value > best.value - _GAIN:
             break
+        best = found
     return best
 
 

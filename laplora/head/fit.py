@@ -24,13 +24,10 @@ class FittedHead:
     """A head with its rows, which it can learn more of and forget.
 
     Attributes:
-        head: fitted on all rows.
+        head: fitted on all rows; losses: the precisions that were tried for it, in order, each with its mean NLL.
         held_out: (rows, classes) float64 log probabilities of each row by a fit that knows nothing of its fold, nats;
             NaN where ``honest`` was off.
-        losses: precisions that were tried for ``head``, in order, each with its mean NLL by folds, nats.
-        folds: (rows,) int64.
-        rows: the labelled rows.
-        outer: by fold number, the head of the rows outside it.
+        rows: labelled; folds: (rows,) int64; outer: by fold number, the head of the rows outside it.
     """
 
     head: Head
@@ -83,11 +80,10 @@ class FittedHead:
         Raises:
             HeadError: a place that is none, or fewer than two folds left.
         """
-        kept = torch.ones(len(self.rows), dtype=torch.bool)
-        if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < len(kept):
-            raise HeadError(f"places must be from 0 to {len(kept) - 1}, got {places.min()} to {places.max()}")
-        kept[places] = False
-        left = kept.nonzero()[:, 0]
+        every = torch.arange(len(self.rows))
+        if not bool(torch.isin(places, every).all()):
+            raise HeadError(f"places must be from 0 to {len(every) - 1}, got {places.min()} to {places.max()}")
+        left = every[~torch.isin(every, places)]
         if len(torch.unique(self.folds[left])) < 2:
             raise HeadError("forgetting leaves fewer than two folds of rows: keep more, or fit anew")
         return self._refitted(self.rows.at(left), self.folds[left])
@@ -120,8 +116,9 @@ def fit(
 ) -> FittedHead:
     """Return a logistic regression with a Gaussian prior on standardised features, fitted to labelled rows.
 
-    It is scikit-learn's ``LogisticRegression(C=1 / precision)`` on the same standardised features, but that the
-    constant has a prior too (standard deviation 10 nats; with an offset it is chosen as a block is).
+    It is scikit-learn's ``LogisticRegression(C=1 / precision)`` (of two classes ``2 / precision``) on the same
+    standardised features, but that the constant has a prior too (10 nats wide; with an offset chosen as a block's is).
+    Beside the features it takes about three times their memory as float32.
 
     Args:
         features: (rows, width) of any float type, or blocks of them by name, each with a precision of its own. For a
@@ -130,14 +127,12 @@ def fit(
         offset: (rows, classes) log probabilities that the head corrects; under ``bernoulli`` logits.
         temper: whether the offset is divided by a temperature, which is fitted first, on the same rows.
         class_mask: (rows, classes) bool, the possible classes; None: all.
-        groups: (rows,) int64, rows of one number are never parted by a fold.
-        folds: how many, or (rows,) int64 the number of each row's fold.
+        groups: (rows,) int64, rows of one number are in one fold; folds: how many, or (rows,) int64 each row's.
         honest: whether each row also gets an answer of a fit without its fold (``held_out``): scaling, temperature and
             precisions are chosen again on the rest alone. It costs as much again as the number of folds.
         precisions: by block, and ``constant`` if wanted; None: chosen by folds.
         classes: how many there are, where int64 labels may not show the last one.
-        posterior: whether ``head.predictive`` is wanted (``posterior`` says what it costs).
-        progress: called with the fits that are done and how many there are.
+        posterior: whether ``head.predictive`` is wanted; progress: called with the fits done and how many there are.
 
     Raises:
         HeadError: shapes that do not fit, NaN, impossible labels, too few groups.

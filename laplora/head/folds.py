@@ -55,11 +55,7 @@ def parted(folds: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def checked_folds(folds: int | torch.Tensor, rows: int, seed: int, groups: torch.Tensor | None) -> torch.Tensor:
-    """Return (rows,) int64 fold numbers, made or as given.
-
-    Raises:
-        HeadError: as ``fold_numbers``; given numbers of another shape or that part a group.
-    """
+    """Return (rows,) int64 fold numbers, made or as given; HeadError as ``fold_numbers``, or for a parted group."""
     if isinstance(folds, int):
         return fold_numbers(rows, folds, seed, groups)
     numbers = folds.cpu()

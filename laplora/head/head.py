@@ -11,7 +11,7 @@ from laplora.head.errors import HeadError
 from laplora.head.likelihood import Likelihood, log_probs_of
 from laplora.head.posterior import POINTS, Predictive, Spread, averaged
 from laplora.head.rows import Features, Given, Rows, checked_rows, named_blocks
-from laplora.head.scaling import Scaling
+from laplora.head.scaling import CHUNK, Scaling
 
 #: The tensors of a spread, but its basis; ``inverse`` may be missing.
 _SPREAD = ("directions", "inverse", "moments", "curvatures")
@@ -27,8 +27,7 @@ class Head:
         scaling: that makes ``Z_b`` of a block of features.
         weights: (width, classes) float64 by block; of options (width, 1), one vector for all of them.
         constant: (classes,) float64, nats; of options it is empty.
-        classes: of a row; options at most.
-        precisions: prior precision of the weights by block, and of the constant as ``constant``.
+        classes: of a row; precisions: of the prior by block, and of the constant as ``constant``.
         inverse_temperature: factor of the offset; None: the head takes no offset.
         spread: the posterior's, where it was fitted.
     """
@@ -140,11 +139,12 @@ class Head:
     def logits_of(self, rows: Rows) -> torch.Tensor:
         """Return (rows, classes) float64 logits of checked rows, nats."""
         total = torch.zeros(rows.class_mask.shape, dtype=torch.float64)
-        if not self.conditional:
-            total = total + self.constant
-        for name, weights in self.weights.items():
-            part = self.scaling.apply(name, rows.blocks[name], rows.class_mask) @ weights
-            total = total + part.reshape(total.shape)
+        for start in range(0, len(rows), CHUNK):
+            some = slice(start, start + CHUNK)
+            for name, weights in self.weights.items():
+                scaled = self.scaling.apply(name, rows.blocks[name][some], rows.class_mask[some])
+                total[some] += (scaled @ weights).view(total[some].shape)
+        total = total if self.conditional else total + self.constant
         return total if rows.offset is None else total + (self.inverse_temperature or 0.0) * rows.offset
 
     def _checked(self, features: Features, offset: Given, class_mask: Given) -> Rows:

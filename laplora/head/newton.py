@@ -6,6 +6,7 @@ The Hessian ``I + A^T Lambda A`` is never made. A step is as exact as the gradie
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -51,8 +52,7 @@ class Labels:
         return probs, (self.rows.targets - probs) * self.rows.class_mask
 
 
-@dataclass(frozen=True)
-class Mode:
+class Mode(NamedTuple):
     """A minimum: its vector, and the fitted rows' probabilities and residual ``t - p`` there, (rows, classes)."""
 
     vector: torch.Tensor
@@ -104,10 +104,9 @@ def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, lef
 def solved(
     space: Space, likelihood: Likelihood, probs: torch.Tensor, right: torch.Tensor, loosest: float = _LOOSEST
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the Hessian makes ``right`` of, and its image, to a residual that shrinks as ``right`` does.
+    """Return what the Hessian makes ``right`` of, and its image.
 
-    Args:
-        loosest: largest residual, as a share of ``right``.
+    The residual shrinks as ``right`` does, and is at most the share ``loosest`` of it.
     """
     result, image = torch.zeros_like(right), torch.zeros_like(probs)
     solve = space.preconditioner(float((probs * (1 - probs)).mean()))

@@ -56,8 +56,7 @@ class Predictive:
 
     Attributes:
         log_probs: (rows, classes) at the mode, nats.
-        probs: (rows, classes) averaged over the posterior.
-        std: (rows, classes) standard deviation of a probability.
+        probs: (rows, classes) averaged over the posterior; std: (rows, classes) their standard deviation.
         expected_entropy: (rows,) mean entropy, nats; under ``bernoulli`` summed over the labels.
         variance: (rows, classes) of the logits, of one softmax less their mean over the possible classes, nats^2.
         leverage: (rows,) trace of the posterior covariance over that of the prior without its constant, in (0, 1]:
@@ -90,11 +89,9 @@ def contrasts(classes: int) -> torch.Tensor:
 def spread_of(
     designs: Designs, names: list[str], variances: torch.Tensor, probs: torch.Tensor, likelihood: Likelihood
 ) -> Spread:
-    """Return the posterior's spread at a mode.
+    """Return the posterior's spread, of fitted designs whose blocks have these names and prior variances.
 
-    Args:
-        designs: of the fitted rows; names: of its blocks.
-        variances: (blocks,) of the prior; probs: (rows, classes) at the mode, 0 at impossible classes.
+    ``probs`` are (rows, classes) at the mode, 0 at impossible classes.
     """
     stretched = variances.sqrt().repeat_interleave(torch.tensor(designs.widths))
 
@@ -158,8 +155,7 @@ def averaged(
     """Return the answers of inputs whose logits at the mode are ``logits``, (rows, classes) nats.
 
     Args:
-        scaled: standardised features by block, (rows, width), or (rows * options, width); the constant's too.
-        variances: of the prior by block.
+        scaled: standardised features by block, with the constant's; variances: of the prior by block.
         points: quasi-random, an even number.
     """
     options, directions = (1, spread.directions.shape[1]) if len(spread.directions) else (logits.shape[1], 1)

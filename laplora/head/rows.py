@@ -12,22 +12,14 @@ from laplora.head.likelihood import Likelihood
 
 Features = torch.Tensor | Mapping[str, torch.Tensor]
 Given = torch.Tensor | None
-#: Name of a block that was given without one.
-BLOCK = "features"
-#: How far the targets of a row may be from a sum of 1.
-_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
 class Rows:
     """Labelled rows on the CPU.
 
-    Attributes:
-        blocks: (rows, width) each, or (rows, options, width) for a conditional logit; float32 or float64.
-        targets: (rows, classes) float64, 0 at impossible classes.
-        offset: (rows, classes) float64, 0 at impossible classes; None: no offset.
-        class_mask: (rows, classes) bool.
-        groups: (rows,) int64.
+    Blocks are (rows, width), or (rows, options, width) for a conditional logit, float32 or float64; targets and offset
+    (rows, classes) float64, 0 at impossible classes; class_mask (rows, classes) bool; groups (rows,) int64.
     """
 
     blocks: Mapping[str, torch.Tensor]
@@ -70,12 +62,8 @@ class Rows:
 
 
 def named_blocks(features: Features) -> dict[str, torch.Tensor]:
-    """Return blocks sorted by name on the CPU, float32 or float64.
-
-    Raises:
-        HeadError: no block, blocks of different rows or kinds, an empty width, NaN or infinity.
-    """
-    given = {BLOCK: features} if isinstance(features, torch.Tensor) else dict(features)
+    """Return blocks sorted by name on the CPU, float32 or float64; HeadError for none, NaN, or other rows or kinds."""
+    given = {"features": features} if isinstance(features, torch.Tensor) else dict(features)
     if not given or "constant" in given:
         raise HeadError(f"features must be at least one block, none called 'constant', got {sorted(given)}")
     blocks = {}
@@ -102,11 +90,7 @@ def checked_rows(
     classes: int | None = None,
     labelled: bool = True,
 ) -> Rows:
-    """Return rows after every check.
-
-    Args:
-        classes: where labels alone do not say how many.
-        labelled: false: labels are of the right shape and say nothing.
+    """Return rows after every check; without ``labelled`` the labels say nothing but how many classes there are.
 
     Raises:
         HeadError: shapes that do not fit, labels that are no possible class, NaN or infinity.
@@ -156,6 +140,6 @@ def _targets(labels: torch.Tensor, mask: torch.Tensor, likelihood: Likelihood) -
     if bool((targets.masked_fill(mask, 0) > 0).any()):
         raise HeadError("a label is a class that class_mask makes impossible in its row")
     sums = targets.sum(1, keepdim=True)
-    if bool(((sums - 1).abs() > _ROUNDING).any()):
+    if bool(((sums - 1).abs() > 1e-4).any()):
         raise HeadError("probabilities of a row's classes must sum to 1")
     return targets / sums

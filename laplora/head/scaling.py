@@ -28,10 +28,8 @@ class Scaling:
     @staticmethod
     def of(rows: Rows) -> Scaling:
         """Return the scaling of these rows."""
-        means, factors = {}, {}
-        for name, block in rows.blocks.items():
-            means[name], factors[name] = _moments(block, rows.class_mask)
-        return Scaling(means, factors)
+        moments = {name: _moments(block, rows.class_mask) for name, block in rows.blocks.items()}
+        return Scaling(*({name: each[place] for name, each in moments.items()} for place in (0, 1)))
 
     def apply(
         self, name: str, block: torch.Tensor, class_mask: torch.Tensor, out: torch.Tensor | None = None
@@ -68,9 +66,8 @@ def _moments(block: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tenso
     mean, square, largest = (torch.zeros(width, dtype=torch.float64) for _ in range(3))
     count = int(class_mask.sum()) if options else len(block)
     parts = [slice(start, start + CHUNK) for start in range(0, len(block), CHUNK)]
-    if not options:
-        for part in parts:
-            mean += block[part].double().sum(0) / count
+    for part in parts if not options else ():  # options are centred by question
+        mean += block[part].double().sum(0) / count
     for part in parts:
         square += (_centred(block[part], class_mask[part]) - mean).square().reshape(-1, width).sum(0) / count
         largest = torch.maximum(largest, block[part].double().abs().reshape(-1, width).amax(0))

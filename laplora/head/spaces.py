@@ -25,6 +25,8 @@ from laplora.head.scaling import CHUNK, Scaling
 
 #: Bytes of a fold's Gram matrices of all blocks beyond which it is solved by features though it has fewer rows.
 MOST_GRAM_BYTES = 1 << 28
+#: Block variance up to which a choice takes products with float32 Gram matrices.
+WIDEST_SINGLE = 1e3
 #: Bytes of standardised features up to which they are kept as float64.
 _DOUBLE_BYTES = 1 << 26
 #: Features up to which a preconditioner is made of their second moments, at a cost of the cube.
@@ -35,7 +37,8 @@ _MOST_MOMENTS = 3000
 class Designs:
     """Standardised blocks side by side, the constant last, of the rows that are fitted and of those that are answered.
 
-    Both are (rows, width), or (rows * options, width); ``widths`` are the blocks', ``classes`` a row's.
+    Both are (rows, width), or (rows * options, width); ``widths`` are the blocks', ``classes`` a row's. ``flat`` makes
+    (rows * options, 1) of (rows, classes), or leaves it as it is, and ``shaped`` undoes it.
     """
 
     fitted: torch.Tensor
@@ -62,30 +65,20 @@ class Designs:
         answered = fitted[:0] if others is None else design(others)
         return Designs(fitted, answered, widths, rows.class_mask.shape[1], rows.conditional)
 
-    @property
-    def by_rows(self) -> bool:
-        """Whether rows are the smaller space, and their Gram matrices fit."""
-        rows = len(self.fitted)
-        memory = 8 * rows * (rows + len(self.answered)) * len(self.widths)
-        return rows < self.fitted.shape[1] and memory <= MOST_GRAM_BYTES
-
     def blocks(self, design: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Return (rows, width) of each block."""
         return torch.split(design, self.widths, 1)
 
     def shaped(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return (rows, classes) of (rows * options, 1), or as it is."""
         return logits.reshape(-1, self.classes)
 
     def flat(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return (rows * options, 1) of (rows, classes), or as it is."""
         return logits.reshape(-1, 1) if self.conditional else logits
 
 
 class RowSpace:
-    """Vectors are alpha, (rows, classes)."""
+    """Vectors are alpha, (rows, classes). Where ``keep`` is on and priors are narrow, products are of float32."""
 
-    exact = True
+    exact: bool
     variances: torch.Tensor
     gram: torch.Tensor
     cross: torch.Tensor
@@ -106,11 +99,13 @@ class RowSpace:
         for variance, part in zip(variances.tolist(), self._parts or self._made(), strict=True):
             whole = whole + variance * part
         rows = len(self.designs.fitted)
-        space.variances, space.gram, space.cross = variances, whole[:rows], whole[rows:]
+        space.exact = self._parts is None or float(variances.max()) > WIDEST_SINGLE
+        space.variances, space.cross = variances, whole[rows:]
+        space.gram = whole[:rows] if space.exact else whole[:rows].float()
         return space
 
     def image(self, vector: torch.Tensor) -> torch.Tensor:
-        return self.designs.shaped(self.gram @ vector)
+        return self.designs.shaped((self.gram @ vector.to(self.gram.dtype)).double())
 
     def pull(self, residual: torch.Tensor) -> torch.Tensor:
         return self.designs.flat(residual)
@@ -182,14 +177,13 @@ class FeatureSpace:
 
     def preconditioner(self, curvature: float) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return a solver with ``I + curvature A^T A``, near the Hessian where rows are alike."""
-        if self._moments is None:
-            return lambda vector: vector
-        matrix = curvature * self.root * self._moments * self.root.T
-        matrix.diagonal().add_(1)
-        factor, failed = torch.linalg.cholesky_ex(matrix)
-        if failed:  # rounding of float32 products under a wide prior
-            return lambda vector: vector
-        return lambda vector: torch.cholesky_solve(vector, factor)
+        if self._moments is not None:
+            matrix = curvature * self.root * self._moments * self.root.T
+            matrix.diagonal().add_(1)
+            factor, failed = torch.linalg.cholesky_ex(matrix)
+            if not failed:  # by rounding of float32 products under a wide prior
+                return lambda vector: torch.cholesky_solve(vector, factor)
+        return lambda vector: vector
 
     def answers(self, vector: torch.Tensor) -> torch.Tensor:
         return self._times(self.designs.answered, vector)
@@ -208,8 +202,10 @@ Space = RowSpace | FeatureSpace
 
 
 def space_of(designs: Designs, *, exact: bool, keep: bool = False) -> Space:
-    """Return the smaller space; ``keep`` holds what many variances share."""
-    return RowSpace(designs, keep) if designs.by_rows else FeatureSpace(designs, exact)
+    """Return the smaller space, where Gram matrices fit; ``keep`` holds what many variances share."""
+    rows, width = designs.fitted.shape
+    small = 8 * rows * (rows + len(designs.answered)) * len(designs.widths) <= MOST_GRAM_BYTES
+    return RowSpace(designs, keep) if rows < width and small else FeatureSpace(designs, exact)
 
 
 def _transposed(design: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
