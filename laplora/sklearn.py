@@ -76,7 +76,7 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             settings: as of ``laplora.fit``.
             calibration: rows that the model was not fine-tuned on, as ``(X, y)`` or ``(X, y, groups)``. A share between
                 0 and 1, or ``"split"``, a fifth, says that it was fine-tuned on none of the rows that ``fit`` gets, and
-                keeps that many of them out of the curvature. None is refused.
+                keeps that many of them out of the curvature. None is refused but for a model as it is.
             predictive: which one gives the probabilities; None: the recommended one.
             batch_size: rows of a prediction that run together.
         """
