@@ -143,6 +143,7 @@ def fit_last_state(
             groups=inputs,
             likelihood=likelihood,
             honest=False,
+            posterior=False,
         )
     except head.HeadError as error:
         raise FactorizationError(f"no head fits the labels: {error}") from error
