@@ -105,7 +105,7 @@ class Head:
         """Return the head that ``tensors`` wrote.
 
         Raises:
-            HeadError: a tensor is missing or does not fit the others.
+            HeadError: a tensor is missing, does not fit the others or is not finite.
         """
         tensors = {name: each.clone() for name, each in tensors.items()}  # as aligned as when they were made
 
@@ -126,14 +126,15 @@ class Head:
                 float(factor) if len(factor) else None,
                 Spread(basis=under("basis"), inverse=tensors.get("inverse"), **parts) if parts else None,
             )
-            wide, blocks = 1 if head.conditional else classes, {*means, *([] if head.conditional else ["constant"])}
-            fits = all(weights[name].shape == (len(mean), wide) for name, mean in means.items())
-            fits &= all(factors[name].shape == mean.shape for name, mean in means.items())
-            fits &= set(head.precisions) == blocks and (head.spread is None or set(head.spread.basis) == blocks)
-        except (KeyError, ValueError, IndexError, TypeError, RuntimeError) as error:
+            fits = set(head.precisions) == {*means, *["constant"][head.conditional :]}  # infinite of a block left out
+            good = [each > 0 if name[:9] == "precision" else each.isfinite() for name, each in tensors.items()]
+            zeros = {name: torch.zeros(2, *[1] * head.conditional, len(mean)) for name, mean in means.items()}
+            offset = torch.zeros(2, 1 if head.conditional else classes) if len(factor) else None
+            (head.predictive if head.spread else head.log_probs)(zeros, offset)
+        except (ArithmeticError, KeyError, ValueError, IndexError, TypeError, RuntimeError) as error:
             raise HeadError(f"these tensors are no head: {type(error).__name__} at {error}") from None
-        if not fits:
-            raise HeadError(f"these tensors are no head: those of the blocks {sorted(blocks)} do not fit each other")
+        if not fits or not all(bool(each.all()) for each in good):
+            raise HeadError(f"these tensors are no head of the blocks {sorted(means)}: one is missing or not finite")
         return head
 
     def logits_of(self, rows: Rows) -> torch.Tensor:

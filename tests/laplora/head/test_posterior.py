@@ -122,10 +122,16 @@ def test_a_head_is_its_tensors() -> None:
         else:
             with pytest.raises(HeadError, match="posterior=True"):
                 again.predictive(known)
-        for name in head.tensors():
-            if name.split("/")[0] in ("kind", "mean", "factor", "precision", "constant", "directions"):
-                with pytest.raises(HeadError):
-                    Head.of({other: each for other, each in head.tensors().items() if other != name})
+        for name, each in (whole := head.tensors()).items():
+            damaged = (
+                [torch.full_like(each, torch.nan), each.half()] if each.is_floating_point() and each.numel() else []
+            )
+            for odd in [None, *damaged[: 2 if name.startswith("weights") else 1]]:
+                if name not in ("moments", "inverse", "inverse_temperature") or odd is not None:
+                    with pytest.raises(HeadError, match="these tensors are no head"):
+                        Head.of(
+                            {**whole, name: odd} if odd is not None else {k: v for k, v in whole.items() if k != name}
+                        )
 
 
 @pytest.mark.parametrize("width", [5, 60])
