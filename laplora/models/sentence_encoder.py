@@ -141,6 +141,8 @@ def load_sentence_encoder(
         ModelError: nothing to load there, pickled weights, an architecture that is Python code of the model, or modules
             that are not a plain encoder with a mean or first-token pooling.
     """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
     location = str(ensure_encoder(name, cache=cache, progress=progress)) if name in OFFLINE_ENCODERS else name
@@ -150,16 +152,22 @@ def load_sentence_encoder(
     try:
         with quiet_loading(), only_errors_logged():
             tokenizer = AutoTokenizer.from_pretrained(location, **options)
-            model = AutoModel.from_pretrained(location, use_safetensors=True, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
+            options |= {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+            model, loaded = AutoModel.from_pretrained(location, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise _unusable(name, f"no model or tokenizer can be loaded ({first_line(error)})") from None
+    if absent := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
+        raise _unusable(name, f"its weights are without {absent[0]!r}, which would be random")
     if model.config.is_encoder_decoder or not hasattr(tokenizer, "backend_tokenizer") or tokenizer.pad_token_id is None:
         raise _unusable(name, f"it is a {type(model).__name__} with a {type(tokenizer).__name__}")
     of_transformer = f"{places[0]}/sentence_bert_config.json".lstrip("/")
     settings = _settings(name, location, of_transformer, required=False)
     if settings.get("do_lower_case") and tokenizer.tokenize("A") != tokenizer.tokenize("a"):
         raise _unusable(name, "its texts are lowered before its tokenizer sees them")
-    limits = (settings.get("max_seq_length"), longest_input(model), tokenizer.model_max_length)
+    longest = settings.get("max_seq_length")
+    if longest is not None and (type(longest) is not int or longest < 3):  # a token between special ones
+        raise _unusable(name, f"its max_seq_length is {str(longest)[:32]}")
+    limits = (longest, longest_input(model), tokenizer.model_max_length)
     return SentenceEncoder(
         name,
         model.requires_grad_(False).eval().to(device),
@@ -200,8 +208,11 @@ def _settings(name: str, location: str, path: str, *, required: bool = True) -> 
 
     try:
         found = cached_file(location, path, _raise_exceptions_for_missing_entries=required)
-        return json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
-    except (OSError, ValueError) as error:
+        read = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+        if not isinstance(read, dict) and path != "modules.json":
+            raise ValueError("it is no JSON object")
+        return read
+    except (OSError, ValueError, RecursionError) as error:
         raise _unusable(name, f"there is no {path} of sentence-transformers ({first_line(error)})") from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_classifiers import head_alone
 from tiny_models import tiny_base
 from tiny_tokenizer import encoder_tokenizer, tiny_tokenizer
@@ -171,6 +172,22 @@ def test_what_is_no_plain_sentence_encoder_is_refused_by_name(tmp_path: Path, mo
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": None}))
     with pytest.raises(ModelError, match="texts are lowered"):
+        load_sentence_encoder(str(folder))
+    for name, settings, message in (
+        ("negative", {"max_seq_length": -5}, "max_seq_length is -5"),
+        ("half", {}, "without 'e"),
+    ):
+        folder = save(tmp_path / name, plain, MEAN, **settings)
+        weights = load_file(folder / "model.safetensors")
+        left = {key: each for key, each in weights.items() if name != "half" or "attention" in key}
+        save_file(left, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ModelError, match=message):
+            load_sentence_encoder(str(folder))
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9])
+    with pytest.raises(ModelError, match="no model or tokenizer can be loaded"):
+        load_sentence_encoder(str(folder))
+    (folder / "1_Pooling/config.json").write_text("[1]")
+    with pytest.raises(ModelError, match="no JSON object"):
         load_sentence_encoder(str(folder))
     folder = save(tmp_path / "pickled", plain, MEAN)
     (folder / "model.safetensors").unlink()
