@@ -17,12 +17,13 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``familiarity``: how like the training rows an input is.
 - ``posterior``: curvature, structures, and the predictive covariance J Sigma J^T.
 - ``features``: states of the frozen base, which heads read.
-- ``classifier``: a fine-tuned model with its prompt and labels.
+- ``classifier``: a model, fine-tuned or as it is, with its prompt and labels.
 - ``jacobians``: the derivative of the contrasts with respect to LoRA weights.
 - ``decisions``: temperature, label sets, review thresholds, flags, the recommendation.
 - ``readouts``: how class logits are read from a model.
 - ``models``: base models and adapters; ``prompts``: templates, label tokens, orders of options.
 - ``metrics``: scores, ranking of mistakes, noise, drift.
+- ``head``: logistic regressions with a posterior, of features from anywhere; it needs torch alone.
 - ``remote``: what lies on the hub, in object stores and on web servers.
 - ``linearised``: the symbols of the method; ``files``: files written whole; ``strict_json``: JSON as its
   standard has it; ``errors``: every exception, and the warnings.

@@ -70,8 +70,8 @@ class Prediction(_Compared):
             predictive has no covariance; and by name ``calibrated_probs``, of the other predictives that need no
             further pass, except ``map``.
         logit_mean: (classes,) centred logits at the trained weights, or of the head that answers, nats.
-        logit_variance: (classes,), of the centred logits under the trained adapter's posterior, nats squared; None
-            without one.
+        logit_variance: (classes,), of the centred logits under the posterior of the trained adapter, or of the head
+            that answers, nats squared; None without one.
         logit_covariance: (classes, classes), likewise; None unless it was asked for.
         total, aleatoric, epistemic: nats; total is the entropy of ``probs``.
         label_mass: probability of the possible labels under the full-vocabulary softmax.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -20,7 +20,7 @@ class AsGiven:
     """
 
     name: LogProbSource
-    held_out: torch.Tensor
+    held_out: torch.Tensor = field(repr=False)
     likelihood: Likelihood = "categorical"
 
     def log_probs(self, outputs: Outputs) -> torch.Tensor:

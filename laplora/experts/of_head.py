@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
@@ -34,7 +34,7 @@ class HeadExpert:
     name: str
     source: FeatureSource
     fitted: FittedHead
-    places: torch.Tensor
+    places: torch.Tensor = field(repr=False)
     rows: int
     offset: LogProbSource | None = None
     seconds: float = 0.0
@@ -83,9 +83,9 @@ class HeadExpert:
             order.append(held_out)
         back = torch.cat(order).argsort()
         columns = {
-            field.name: torch.cat([getattr(one, field.name) for one in found])[back]
-            for field in fields(Predictive)
-            if field.name not in ("likelihood", "log_probs")
+            column.name: torch.cat([getattr(one, column.name) for one in found])[back]
+            for column in fields(Predictive)
+            if column.name not in ("likelihood", "log_probs")
         }
         return Predictive(rows.likelihood, self.fitted.held_out, **columns)
 

@@ -154,7 +154,8 @@ def _of_heads(
             "predictives.serve, class_weights and guarantee upper_bound are for a LoRA adapter or a trained head, and "
             f"the {type(classifier.model).__name__} has none: leave them out"
         )
-    check_labels(rows, classifier.labels)
+    if not classifier.template.takes_choices:  # a letter is no class, and the right ones need not have stood at each
+        check_labels(rows, classifier.labels)
     warn_of_conflicts(classifier, rows)
     if len(rows) < FEW_CALIBRATION_ROWS:
         warn(

@@ -17,7 +17,7 @@ from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.manifest import CalibrationRecord, PredictiveRecord
 from laplora.errors import DataError, warn
 from laplora.experts.adapter import AsGiven, as_given, point
-from laplora.experts.base import Labelled, Outputs, losses_of
+from laplora.experts.base import Labelled, Outputs
 from laplora.experts.of_head import HeadExpert, at_mode, fit_head
 from laplora.familiarity.percentile import false_alarms, is_unfamiliar
 from laplora.fitting.calibrate import OUT_OF_FOLD, calibration_record, recorded
@@ -92,9 +92,8 @@ def judged(
     records, scores = recorded(
         wanted, held_out, entropies, dict.fromkeys(held_out, 1.0), labelled.labels, mass, 1, OUT_OF_FOLD
     )
-    losses = {name: float(losses_of(expert.held_out, labelled).mean()) for name, expert in experts.items()}
-    best = min(losses, key=lambda name: losses[name])
-    shown = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+    best = min(experts, key=lambda name: records[name].nll)
+    shown = ", ".join(f"{name} {record.nll:.3f}" for name, record in records.items())
     rate = wanted.unfamiliar_rate
     if nothing := nothing_accepted(best, records[best].thresholds, scores[best]):
         warn(nothing.message)

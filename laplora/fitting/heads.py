@@ -194,8 +194,8 @@ class HeadsPosterior:
     ) -> Suggestion:
         """Return which of some unlabelled rows to label next, as ``CalibratedPosterior.suggest`` does.
 
-        A row's gain is the mutual information of its label and the weights of the head that answers (BALD, Houlsby et
-        al., arXiv 1112.5745).
+        A row's gain is its ``epistemic``: the mutual information of its label and the weights of the head that answers
+        (BALD, Houlsby et al., arXiv 1112.5745), but at most the entropy of the answer.
         """
         if count < 1:
             raise ConfigError(f"{count} rows are to be chosen: ask for at least 1")

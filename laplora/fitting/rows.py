@@ -97,8 +97,7 @@ def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
     most = max(example.class_count for example in examples)
     if absent := [label for number, label in enumerate(labels[:most]) if not present[number]]:
         raise DataError(
-            f"no row has the labels {absent[:8]}: the model was never taught them on these rows; leave them out of "
-            "labels, or give rows of each"
+            f"no row has the labels {absent[:8]}: give rows of each, or leave them out of the classifier's labels"
         )
 
 

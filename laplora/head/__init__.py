@@ -1,7 +1,7 @@
 """Heads: features and labels in, calibrated probabilities out, without a model. It imports torch alone.
 
-Start at ``fit``, which returns a ``FittedHead`` with its rows; its ``Head`` is what is kept and answers. ``choice``
-finds the precisions by ``folds``, ``newton`` the mode in one of two ``spaces``.
+Start at ``fit``, of tensors or numpy arrays. It returns a ``FittedHead`` with its rows, whose ``Head`` is what is kept
+and answers. ``choice`` finds the precisions by ``folds``, ``newton`` the mode in one of two ``spaces``.
 """
 
 from laplora.head.errors import HeadError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -31,11 +31,11 @@ class FittedHead:
     """
 
     head: Head
-    held_out: torch.Tensor
-    losses: Tried
-    folds: torch.Tensor
-    rows: Rows
-    outer: Mapping[int, Head]
+    held_out: torch.Tensor = field(repr=False)
+    losses: Tried = field(repr=False)
+    folds: torch.Tensor = field(repr=False)
+    rows: Rows = field(repr=False)
+    outer: Mapping[int, Head] = field(repr=False)
 
     @property
     def precisions(self) -> Mapping[str, float]:
@@ -80,7 +80,7 @@ class FittedHead:
         Raises:
             HeadError: a place that is none, or fewer than two folds left.
         """
-        every = torch.arange(len(self.rows))
+        every, places = torch.arange(len(self.rows)), torch.as_tensor(places)
         if not bool(torch.isin(places, every).all()):
             raise HeadError(f"places must be from 0 to {len(every) - 1}, got {places.min()} to {places.max()}")
         left = every[~torch.isin(every, places)]

@@ -34,7 +34,7 @@ def fold_numbers(rows: int, folds: int = FOLDS, seed: int = 0, groups: torch.Ten
     )
     if len(sizes) < 2:
         what = "rows" if rows < 2 else "groups of rows"
-        raise HeadError(f"cross-fitting needs at least two {what}, got {len(sizes)}")
+        raise HeadError(f"cross-fitting needs at least two {what}, and three where each fold chooses precisions too")
     order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed))
     count = min(folds, len(sizes))
     fold_of, loads = torch.zeros(len(sizes), dtype=torch.int64), [0] * count
@@ -58,7 +58,7 @@ def checked_folds(folds: int | torch.Tensor, rows: int, seed: int, groups: torch
     """Return (rows,) int64 fold numbers, made or as given; HeadError as ``fold_numbers``, or for a parted group."""
     if isinstance(folds, int):
         return fold_numbers(rows, folds, seed, groups)
-    numbers = folds.cpu()
+    numbers = torch.as_tensor(folds).cpu()
     check("fold numbers", numbers, (rows,), torch.int64)
     if len(torch.unique(numbers)) < 2:
         raise HeadError("cross-fitting needs at least two folds, got the same number for all rows")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -33,13 +33,13 @@ class Head:
     """
 
     likelihood: Likelihood
-    scaling: Scaling
-    weights: Mapping[str, torch.Tensor]
-    constant: torch.Tensor
+    scaling: Scaling = field(repr=False)
+    weights: Mapping[str, torch.Tensor] = field(repr=False)
+    constant: torch.Tensor = field(repr=False)
     classes: int
     precisions: Mapping[str, float]
     inverse_temperature: float | None
-    spread: Spread | None = None
+    spread: Spread | None = field(default=None, repr=False)
 
     @property
     def conditional(self) -> bool:

@@ -63,11 +63,11 @@ class Rows:
 
 def named_blocks(features: Features) -> dict[str, torch.Tensor]:
     """Return blocks sorted by name on the CPU, float32 or float64; HeadError for none, NaN, or other rows or kinds."""
-    given = {"features": features} if isinstance(features, torch.Tensor) else dict(features)
+    given = dict(features) if isinstance(features, Mapping) else {"features": features}
     if not given or "constant" in given:
         raise HeadError(f"features must be at least one block, none called 'constant', got {sorted(given)}")
     blocks = {}
-    for name, block in sorted(given.items()):
+    for name, block in ((name, torch.as_tensor(given[name])) for name in sorted(given)):
         kept = block.detach().to("cpu", torch.float64 if block.dtype == torch.float64 else torch.float32)
         if kept.ndim not in (2, 3) or not kept.shape[-1]:
             raise HeadError(f"block {name!r} must be (rows, width) or (rows, options, width), got {tuple(kept.shape)}")
@@ -98,7 +98,7 @@ def checked_rows(
     if likelihood not in ("categorical", "bernoulli"):
         raise HeadError(f"likelihood must be 'categorical' or 'bernoulli', got {likelihood!r}")
     blocks = named_blocks(features)
-    first, labels = next(iter(blocks.values())), labels.detach().cpu()
+    first, labels = next(iter(blocks.values())), torch.as_tensor(labels).detach().cpu()
     rows = len(first)
     if labels.ndim not in (1, 2) or len(labels) != rows:
         raise HeadError(f"{rows} rows of features need as many labels, got {tuple(labels.shape)}")
@@ -110,15 +110,15 @@ def checked_rows(
     if len(set(known)) > 1:
         raise HeadError(f"features, labels, offset and class_mask have different numbers of classes: {known}")
     width = known[0] if known else max(2, int(labels.max()) + 1 if rows else 0)
-    mask = torch.ones(rows, width, dtype=torch.bool) if class_mask is None else class_mask.detach().cpu()
+    mask = torch.ones(rows, width, dtype=torch.bool) if class_mask is None else torch.as_tensor(class_mask).cpu()
     check("class_mask", mask, (rows, width), torch.bool)
     if not bool(mask.any(1).all()):
         raise HeadError("class_mask leaves a row without a possible class")
-    number = torch.arange(rows) if groups is None else groups.detach().cpu()
+    number = torch.arange(rows) if groups is None else torch.as_tensor(groups).cpu()
     check("groups", number, (rows,), torch.int64)
     targets = _targets(labels, mask, likelihood) if labelled else labels
     if offset is not None:
-        offset = offset.detach().to("cpu", torch.float64)
+        offset = torch.as_tensor(offset).detach().to("cpu", torch.float64)
         check("offset", offset, tuple(mask.shape), torch.float64)
         offset = offset.masked_fill(~mask, 0)
         if not bool(offset.isfinite().all()):

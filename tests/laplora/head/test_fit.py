@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -94,13 +95,18 @@ def test_it_is_the_dense_mode(kind: str, count: int, width: int) -> None:
 
 @pytest.mark.parametrize("width", [5, 80])
 def test_it_is_scikit_learns(width: int) -> None:
-    """Its C is 1 / precision; its constant is free, ours all but free."""
+    """Its C is 1 / precision; its constant is free, ours all but free. Arrays are numpy's."""
     states, labels = rows(60, width)
-    head = fit(states, labels, precisions={"features": 0.05, "constant": 1e-8}, honest=False).head
+    precisions, folds = {"features": 0.05, "constant": 1e-8}, fold_numbers(60).numpy()
+    arrays = {"groups": np.arange(60), "folds": folds, "class_mask": np.ones((60, CLASSES), dtype=bool)}
+    fitted = fit(states.numpy(), labels.numpy(), precisions=precisions, honest=False, **arrays)
+    assert len(fitted.forget([7]).rows) == 59
+    assert "tensor" not in repr(fitted)
+    head = fitted.head
     scaled = head.scaling.apply("features", states, torch.ones(60, CLASSES, dtype=torch.bool))
     oracle = LogisticRegression(C=1 / 0.05, tol=1e-9, max_iter=5000).fit(scaled.numpy(), labels.numpy())
     expected = torch.from_numpy(oracle.predict_log_proba(scaled.numpy()))
-    torch.testing.assert_close(head.log_probs(states), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(head.log_probs(states.numpy()), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("width", [6, 60])

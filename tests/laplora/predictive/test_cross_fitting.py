@@ -40,7 +40,7 @@ def test_every_row_is_scored_once_without_being_fitted_on() -> None:
 def test_no_fold_parts_a_group_and_none_is_empty(numbers: list[int], folds: int, seed: int) -> None:
     groups, sizes = torch.tensor(numbers), Counter(numbers)
     if len(sizes) < 2:
-        with pytest.raises(DataError, match="two groups of rows, got 1"):
+        with pytest.raises(DataError, match="two groups of rows, and three"):
             fold_rows(len(numbers), folds, seed, groups)
         return
     parts = fold_rows(len(numbers), folds, seed, groups)
