@@ -77,7 +77,7 @@ def expert_passes(classifier: Classifier, settings: ExpertSettings, say: Callabl
     names = settings.names or default_experts(classifier, settings)
     if "options" in names and not classifier.template.takes_choices:
         raise ConfigError(
-            f"experts: options need a template with {{choices}}, and {classifier.template.name!r} has none"
+            f"experts: options need a template with {{choices}}, got the fields {list(classifier.template.fields)}"
         )
     if "options" in names and base_of(classifier.model).get_output_embeddings() is None:
         kind = type(base_of(classifier.model)).__name__
