@@ -6,8 +6,8 @@ outside it the posterior is the prior. So the covariance of an input's logit con
 
     ``V = (r (x) I)^T H_kept^-1 (r (x) I) + (|a|^2 - |r|^2) I``.
 
-``H_kept`` is exact where its side, kept x directions, is at most ``MOST_EXACT``. Beyond, the mean of ``Lambda_n``
-stands for each of them (KFAC, Martens and Grosse, arXiv 1503.05671), and ``U`` diagonalises it.
+``H_kept`` is exact where its side, kept x directions, and their square are at most ``MOST_EXACT``. Beyond, the mean of
+``Lambda_n`` stands for each of them (KFAC, Martens and Grosse, arXiv 1503.05671), and ``U`` diagonalises it.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def spread_of(
         inverse = _inverse(inputs.T @ weighted.flatten(0, 1))[:, None, :, None]
         return Spread(by_name, torch.zeros(0, 0), inverse, moments, torch.zeros(1).double())
     directions = torch.eye(classes).double() if likelihood == "bernoulli" else contrasts(classes)
-    if len(moments) * (count := directions.shape[1]) <= MOST_EXACT:
+    if max(count := directions.shape[1], len(moments)) * count <= MOST_EXACT:
         shape = (len(moments), count) * 2
         summed = torch.zeros(shape, dtype=torch.float64)
         for part, inputs in reduced():

@@ -165,6 +165,7 @@ labels = (states[:, :3] + torch.randn(8000, 3, generator=draw)).argmax(1)
 fit(states[:300], labels[:300], honest=False, folds=2)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 fit(states, labels, honest=False, folds=2)
+fit(states[:1000, :4], torch.arange(1000) % 400, honest=False, precisions={"features": 1.0})
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
