@@ -59,8 +59,8 @@ class Predictive:
         probs: (rows, classes) averaged over the posterior; std: (rows, classes) their standard deviation.
         expected_entropy: (rows,) mean entropy, nats; under ``bernoulli`` summed over the labels.
         variance: (rows, classes) of the logits, of one softmax less their mean over the possible classes, nats^2.
-        leverage: (rows,) trace of the posterior covariance over that of the prior without its constant, in (0, 1]:
-            near 1, no fitted row is alike.
+        leverage: (rows,) trace of the covariance that the blocks give the logits, without the constant, over that
+            before any row, in (0, 1]: near 1, no fitted row is alike. Of one direction's inputs it is the same.
     """
 
     likelihood: Likelihood
@@ -165,33 +165,47 @@ def averaged(
     for start in range(0, len(logits), rows):
         some, wide = slice(start, start + rows), slice(start * options, (start + rows) * options)
         parts = {name: block[wide].double() for name, block in scaled.items()}
-        root, prior = _roots(spread, parts, variances, options, directions)
-        found.append(_answers(root, prior, logits[some], class_mask[some], likelihood, points))
+        turned = _turned(spread.directions, class_mask[some], likelihood)
+        covariance, prior = _covariance(spread, parts, variances, options, directions)
+        of_blocks = covariance
+        if parts.pop("constant", None) is not None:
+            of_blocks, prior = _covariance(spread, parts, variances, options, directions)
+        if covariance.ndim == 3:
+            root, moved = turned @ _root(covariance), (turned @ of_blocks * turned).sum((1, 2))
+        else:
+            root, moved = turned * covariance.sqrt()[:, None], (turned.square() * of_blocks[:, None]).sum((1, 2))
+        # A prior of options is centred already; else each free direction has it.
+        free = turned.square().sum((1, 2)) if options == 1 else 1
+        before = prior.diagonal(dim1=1, dim2=2).sum(1) * free
+        tiny = torch.finfo(torch.float64).tiny
+        leverage = (moved / before.clamp_min(tiny)).clamp(tiny, 1.0)
+        found.append(_answers(root, leverage, logits[some], class_mask[some], likelihood, points))
     return Predictive(likelihood, *(torch.cat(columns) for columns in zip(*found, strict=True)))
 
 
-def _roots(
+def _covariance(
     spread: Spread, parts: Mapping[str, torch.Tensor], variances: Mapping[str, float], options: int, directions: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return roots of the logits' covariance, (rows, classes, directions), and priors, (rows, options, options)."""
+    """Return what some blocks give the logits' covariance, and that of the prior, (rows, options, options).
+
+    The covariance is (rows, side, side), of options or else of directions; or its diagonal, (rows, directions).
+    """
 
     def gram(features: torch.Tensor) -> torch.Tensor:
         by_row = features.reshape(-1, options, features.shape[1])
         return by_row @ by_row.mT
 
     kept = torch.stack([block @ spread.basis[name].double() for name, block in parts.items()]).sum(0)
-    priors = {name: variances[name] * gram(block) for name, block in parts.items()}
-    rest = torch.stack([*priors.values(), -gram(kept)]).sum(0)
-    prior = torch.stack([each for name, each in priors.items() if name != "constant"]).sum(0)
+    prior = torch.stack([variances[name] * gram(block) for name, block in parts.items()]).sum(0)
+    rest = prior - gram(kept)
     if spread.inverse is None:
-        moved = kept.square() @ (1 / (1 + spread.moments[:, None] * spread.curvatures)) + rest[:, 0].clamp_min(0)
-        return spread.directions * moved.sqrt()[:, None, :], prior
+        moved = kept.square() @ (1 / (1 + spread.moments[:, None] * spread.curvatures))
+        return moved + rest[:, 0].clamp_min(0), prior
     width, size = kept.shape[1], options * directions
     half = (kept.float() @ spread.inverse.reshape(width, -1)).view(-1, size, width, directions)
     learned = torch.einsum("qakb,qok->qaob", half, kept.float().view(-1, options, width))
-    covariance = learned.reshape(-1, size, size).double()
-    root = _root(covariance + (rest if options > 1 else rest.clamp_min(0) * torch.eye(directions).double()))
-    return (spread.directions @ root if len(spread.directions) else root), prior
+    rest = rest if options > 1 else rest.clamp_min(0) * torch.eye(directions).double()
+    return learned.reshape(-1, size, size).double() + rest, prior
 
 
 def _root(covariance: torch.Tensor) -> torch.Tensor:
@@ -201,27 +215,25 @@ def _root(covariance: torch.Tensor) -> torch.Tensor:
     return root
 
 
+def _turned(directions: torch.Tensor, class_mask: torch.Tensor, likelihood: Likelihood) -> torch.Tensor:
+    """Return (rows, classes, side) directions at the possible classes, less their mean over these of one softmax."""
+    possible = class_mask[:, :, None].double()
+    turned = possible * (directions if len(directions) else torch.eye(class_mask.shape[1]).double())
+    if likelihood == "categorical":
+        turned = (turned - turned.sum(1, keepdim=True) / possible.sum(1, keepdim=True)) * possible
+    return turned
+
+
 def _answers(
     root: torch.Tensor,
-    prior: torch.Tensor,
+    leverage: torch.Tensor,
     logits: torch.Tensor,
     class_mask: torch.Tensor,
     likelihood: Likelihood,
     points: int,
 ) -> tuple[torch.Tensor, ...]:
-    """Return the fields of ``Predictive`` in order, of a few rows."""
-    possible = class_mask[:, :, None].double()
-    count = possible.sum(1, keepdim=True)
-    free = count if likelihood == "bernoulli" else count - 1
-    # A prior of options is centred already; else each free direction has it.
-    trace = prior.diagonal(dim1=1, dim2=2).sum(1) * (free[:, 0, 0] if prior.shape[1] == 1 else 1)
-    centred = root * possible
-    if likelihood == "categorical":
-        centred = (centred - centred.sum(1, keepdim=True) / count) * possible
-    variance = centred.square().sum(2)
-    tiny = torch.finfo(torch.float64).tiny
-    leverage = torch.where(trace > 0, variance.sum(1) / trace.clamp_min(tiny), 1.0).clamp(tiny, 1.0)
-    half = _points(root.shape[2], points) @ centred.mT
+    """Return the fields of ``Predictive`` in order, of a few rows; ``root`` is (rows, classes, side) of the logits."""
+    half = _points(root.shape[2], points) @ root.mT
     draws = torch.cat([logits[:, None] + half, logits[:, None] - half], 1)
     log_probs = log_probs_of(likelihood, draws, class_mask[:, None].expand(draws.shape))
     probs = log_probs.exp()
@@ -229,7 +241,7 @@ def _answers(
     # About the mean, not E[p^2] - E[p]^2: that difference loses every digit at small variances.
     std = (probs - mean[:, None]).square().mean(1).sqrt()
     expected = _entropy(likelihood, probs).mean(1)
-    return log_probs_of(likelihood, logits, class_mask), mean, std, expected, variance, leverage
+    return log_probs_of(likelihood, logits, class_mask), mean, std, expected, root.square().sum(2), leverage
 
 
 def _entropy(likelihood: Likelihood, probs: torch.Tensor) -> torch.Tensor:
