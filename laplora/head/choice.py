@@ -24,7 +24,7 @@ from laplora.head.spaces import Designs, Space, space_of
 #: Prior precision of the constant where nothing chooses it: a standard deviation of 10 nats.
 CONSTANT = 0.01
 #: Variance of the blocks that is tried first, without an offset and with one, and the range that is searched.
-_FIRST, _FIRST_WITH_OFFSET, _LEAST, _MOST = 10.0, 1.0, 1e-6, 1e6
+_FIRST, _FIRST_WITH_OFFSET, _LEAST, _MOST = 10.0, 1.0, 1e-6, 1e8
 #: Gradient steps at most, and the least gain of a step, nats a row.
 _STEPS, _GAIN = 10, 2e-4
 #: Decrease of the objective that a fold's mode may be short of, nats a row.

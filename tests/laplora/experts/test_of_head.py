@@ -9,7 +9,7 @@ import torch
 
 from laplora.experts.adapter import as_given
 from laplora.experts.base import Labelled, Outputs
-from laplora.experts.of_head import HeadExpert, fit_head
+from laplora.experts.of_head import HeadExpert, at_mode, fit_head
 from laplora.head import fold_numbers
 from laplora.linearised import Likelihood
 
@@ -61,6 +61,18 @@ def test_no_label_moves_the_answers_of_its_group(offset: bool, likelihood: Likel
         changed = torch.where(labelled.honest.view(-1, *[1] * (labelled.labels.ndim - 1)), labelled.labels, 0)
         other = fitted(outputs, replace(labelled, labels=changed), offset=offset)
         torch.testing.assert_close(other.log_probs(outputs), expert.log_probs(outputs), rtol=0, atol=0)
+
+
+def test_no_spread_is_wider_than_its_answer_allows() -> None:
+    """Labels that features part leave a posterior as wide as its prior: about sure answers it could say 0.5."""
+    outputs, labelled = problem()
+    labels = torch.nn.functional.one_hot(labelled.labels, CLASSES).float()
+    parted = Outputs(outputs.class_mask, features={"frozen": {"a": labels}})
+    expert = fit_head("frozen", parted, labelled, "frozen")
+    assert expert.answers(parted).std.max() > 0.2
+    for answers in (expert.predictive(parted), at_mode(expert.held_out_answers())):
+        assert bool((answers.probs.amax(1) > 0.99).all())
+        assert answers.std.max() < 0.1
 
 
 @pytest.mark.parametrize("offset", [False, True])

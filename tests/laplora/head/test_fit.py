@@ -169,6 +169,9 @@ def test_precisions_move_on_past_the_edge_and_useless_blocks_go_out() -> None:
     noise = torch.randn(400, 30, generator=draw)
     wide, narrow = fit(clear, labels, honest=False), fit(noise, labels, honest=False)
     assert wide.precisions["features"] < 1e-3
+    centres, one_of = 20 * torch.randn(5, 2000, generator=draw), torch.arange(100) % 5
+    apart = fit(centres[one_of] + 60 * torch.randn(100, 2000, generator=draw), one_of, honest=False)
+    assert apart.precisions["features"] < 5e-7
     assert narrow.precisions["features"] > 10
     both = fit({"clear": clear + 0.5 * torch.randn(400, 1, generator=draw), "noise": noise}, labels, honest=False)
     assert both.precisions["noise"] > 5 * both.precisions["clear"]
