@@ -27,8 +27,8 @@ from laplora.head.spaces import Designs
 MOST_EXACT = 2048
 #: Directions of the rows with less than this share of the largest eigenvalue are rounding.
 _NULL = 1e-10
-#: Quasi-random points of an average, antithetic partners included, and bytes of a temporary.
-POINTS, _BYTES = 256, 1 << 26
+#: Quasi-random points of an average, antithetic partners included, and bytes of a temporary; the least leverage.
+POINTS, _BYTES, _TINY = 256, 1 << 26, torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -166,19 +166,16 @@ def averaged(
         some, wide = slice(start, start + rows), slice(start * options, (start + rows) * options)
         parts = {name: block[wide].double() for name, block in scaled.items()}
         turned = _turned(spread.directions, class_mask[some], likelihood)
-        covariance, prior = _covariance(spread, parts, variances, options, directions)
-        of_blocks = covariance
-        if parts.pop("constant", None) is not None:
-            of_blocks, prior = _covariance(spread, parts, variances, options, directions)
+        covariance, _ = _covariance(spread, parts, variances, options, directions)
+        parts.pop("constant", None)
+        of_blocks, prior = _covariance(spread, parts, variances, options, directions)
         if covariance.ndim == 3:
             root, moved = turned @ _root(covariance), (turned @ of_blocks * turned).sum((1, 2))
         else:
             root, moved = turned * covariance.sqrt()[:, None], (turned.square() * of_blocks[:, None]).sum((1, 2))
         # A prior of options is centred already; else each free direction has it.
-        free = turned.square().sum((1, 2)) if options == 1 else 1
-        before = prior.diagonal(dim1=1, dim2=2).sum(1) * free
-        tiny = torch.finfo(torch.float64).tiny
-        leverage = (moved / before.clamp_min(tiny)).clamp(tiny, 1.0)
+        before = prior.diagonal(dim1=1, dim2=2).sum(1) * (turned.square().sum((1, 2)) if options == 1 else 1)
+        leverage = (moved / before.clamp_min(_TINY)).clamp(_TINY, 1.0)
         found.append(_answers(root, leverage, logits[some], class_mask[some], likelihood, points))
     return Predictive(likelihood, *(torch.cat(columns) for columns in zip(*found, strict=True)))
 
@@ -186,10 +183,7 @@ def averaged(
 def _covariance(
     spread: Spread, parts: Mapping[str, torch.Tensor], variances: Mapping[str, float], options: int, directions: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what some blocks give the logits' covariance, and that of the prior, (rows, options, options).
-
-    The covariance is (rows, side, side), of options or else of directions; or its diagonal, (rows, directions).
-    """
+    """Return a covariance (rows, side, side), or its diagonal (rows, side), and a prior (rows, options, options)."""
 
     def gram(features: torch.Tensor) -> torch.Tensor:
         by_row = features.reshape(-1, options, features.shape[1])
@@ -225,23 +219,18 @@ def _turned(directions: torch.Tensor, class_mask: torch.Tensor, likelihood: Like
 
 
 def _answers(
-    root: torch.Tensor,
-    leverage: torch.Tensor,
-    logits: torch.Tensor,
-    class_mask: torch.Tensor,
-    likelihood: Likelihood,
-    points: int,
+    root: torch.Tensor, leverage: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor, kind: Likelihood, points: int
 ) -> tuple[torch.Tensor, ...]:
     """Return the fields of ``Predictive`` in order, of a few rows; ``root`` is (rows, classes, side) of the logits."""
     half = _points(root.shape[2], points) @ root.mT
     draws = torch.cat([logits[:, None] + half, logits[:, None] - half], 1)
-    log_probs = log_probs_of(likelihood, draws, class_mask[:, None].expand(draws.shape))
+    log_probs = log_probs_of(kind, draws, mask[:, None].expand(draws.shape))
     probs = log_probs.exp()
     mean = probs.mean(1)
     # About the mean, not E[p^2] - E[p]^2: that difference loses every digit at small variances.
     std = (probs - mean[:, None]).square().mean(1).sqrt()
-    expected = _entropy(likelihood, probs).mean(1)
-    return log_probs_of(likelihood, logits, class_mask), mean, std, expected, root.square().sum(2), leverage
+    expected = _entropy(kind, probs).mean(1)
+    return log_probs_of(kind, logits, mask), mean, std, expected, root.square().sum(2), leverage
 
 
 def _entropy(likelihood: Likelihood, probs: torch.Tensor) -> torch.Tensor:
