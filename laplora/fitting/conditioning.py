@@ -58,9 +58,8 @@ class Conditioning:
             prior: of the covariance, chosen on the rows of ``fit``; asked for where there is one.
         """
         answered = answered + self.always
-        groups, always = self.split.row_groups, torch.arange(self.always)
-        always = always[~torch.isin(groups[always], groups[answered])]
-        fit = torch.cat([always, fit + self.always])
+        groups, fit = self.split.row_groups, torch.cat([torch.arange(self.always), fit + self.always])
+        fit = fit[~torch.isin(groups[fit], groups[answered])]  # rows of ``always`` may join groups of other folds
         chosen = prior() if kind == "laplace_conditioned" else self.trained.prior
         shift = self._learned(kind, fit, chosen).shift
         return corrected_answers(kind, shift, *self._rows(kind, answered, chosen))

@@ -100,7 +100,9 @@ class HeadsPosterior:
         """Return an answer per input, in order, as ``CalibratedPosterior.predict`` does.
 
         ``map_probs`` are the model's own answer by label tokens, None where it has none; ``label_mass`` is 1. The
-        spread is that of the head's weights. ``familiarity`` compares leverages (``laplora.head``).
+        spread is that of the head's weights under precisions that suit the mode: with more features than rows it is
+        mostly the prior's, as wide as the answer allows, and nearly all of ``total`` is ``epistemic``. By ``total``
+        doubts rank at least as well. ``familiarity`` compares leverages (``laplora.head``).
 
         Raises:
             DataError: an input without one of the fields, or with one that cannot be used.

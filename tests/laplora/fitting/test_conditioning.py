@@ -203,13 +203,16 @@ def test_a_twins_label_answers_nobody(kind: Corrected, always: int) -> None:
     groups[[40, 61]] = 3
     labels = conditioning.split.labels.clone()
     labels[3] = (labels[3] + 1) % CLASSES
-    first = replace(conditioning.split, groups=groups)
     fit, answered = next(
         (fit, answered)
         for fit, answered in fold_rows(len(groups) - always, groups=groups[always:])
         if 40 - always in answered
     )
     assert 61 - always in answered
+    if always:  # row 3 joins rows that the folds of the new ones part
+        joined = int(fit[0]) + always
+        groups[joined], labels[joined] = 3, (labels[joined] + 1) % CLASSES
+    first = replace(conditioning.split, groups=groups)
     before, after = (
         replace(conditioning, split=split, always=always).predictive(
             kind, fit, answered, lambda: conditioning.trained.prior
@@ -262,7 +265,7 @@ def test_what_cannot_be_computed_is_off_and_the_fit_goes_on(
     classifier: laplora.Classifier, rows: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Labels that no head fits, and a prior that is only reported; where they are to be served it is an error."""
-    monkeypatch.setattr(newton, "_HALVINGS", 0)
+    monkeypatch.setattr(newton, "_STEPS", 0)
     off = {"conditioned": False}
 
     def of_settings(**settings: Any) -> laplora.CalibratedPosterior:
