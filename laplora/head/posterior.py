@@ -155,8 +155,7 @@ def averaged(
     """Return the answers of inputs whose logits at the mode are ``logits``, (rows, classes) nats.
 
     Args:
-        scaled: standardised features by block, with the constant's; variances: of the prior by block.
-        points: quasi-random, an even number.
+        scaled: standardised features by block, with the constant's; variances: of the prior; points: an even number.
     """
     options, directions = (1, spread.directions.shape[1]) if len(spread.directions) else (logits.shape[1], 1)
     side = max(points, logits.shape[1], 0 if spread.inverse is None else directions * len(spread.moments))
@@ -213,9 +212,8 @@ def _turned(directions: torch.Tensor, class_mask: torch.Tensor, likelihood: Like
     """Return (rows, classes, side) directions at the possible classes, less their mean over these of one softmax."""
     possible = class_mask[:, :, None].double()
     turned = possible * (directions if len(directions) else torch.eye(class_mask.shape[1]).double())
-    if likelihood == "categorical":
-        turned = (turned - turned.sum(1, keepdim=True) / possible.sum(1, keepdim=True)) * possible
-    return turned
+    mean = turned.sum(1, keepdim=True) / possible.sum(1, keepdim=True)
+    return turned - possible * mean if likelihood == "categorical" else turned
 
 
 def _answers(
