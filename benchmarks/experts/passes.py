@@ -70,7 +70,7 @@ class Passes:
         outputs, seconds = self._kept(self.cell.folder / f"{source}.safetensors", source, self.rows.labelled)
         if source == "adapter":
             training = json.loads((self.adapters / "training.json").read_text(encoding="utf-8"))
-            seconds += training.get("processor_seconds", training["seconds"])
+            seconds += training["processor_seconds"]
         return outputs, seconds
 
     def test(self, source: Source) -> Outputs:
@@ -110,7 +110,7 @@ class Passes:
             found = embeddings(encoder, template, labels, rows, _BATCH)
             return {**found, "class_mask": torch.ones(len(rows), len(labels)).bool()}
         if source == "options":
-            options = option_features(self.classifier, [row.fields for row in rows], _BATCH)
+            options = option_features(self.classifier, rows, _BATCH)
             return {**options.blocks, "class_mask": options.class_mask}
         states = frozen_states(self.classifier, rows, _BATCH)
         answer = {} if states.logits is None else {"logits": states.logits.float()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,16 @@ import torch
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks.evidence import tasks
+from benchmarks.evidence.rows import Row
+from benchmarks.evidence.tasks import SMALL, Task
 from benchmarks.experts import __main__ as command
 from benchmarks.experts import cells, scores
 from benchmarks.experts.cells import Cell
 from benchmarks.experts.methods import Answers
 from benchmarks.experts.rivals import ON_EMBEDDINGS
 from laplora.prompts.examples import label_tensor
+from laplora.prompts.templates import TEMPLATES
 
 LABELS, CALIBRATION = 21, 7
 #: What needs no sentence encoder, which is 84 MB.
@@ -58,6 +63,25 @@ def test_from_training_to_the_page_and_nothing_again(
     again = {record["method"]: record for record in scores.read(results)}
     assert again["frozen"] | {"seconds": 0} == records["frozen"] | {"seconds": 0}
     assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+
+
+@pytest.mark.real
+def test_options_are_read_from_questions_alone(
+    small_task: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def questions(_: Path) -> list[Row]:
+        choices = ("four", "a cat", "red", "Paris")
+        return [({"question": f"What is number {n}?", "choices": choices}, n % 4) for n in range(60)]
+
+    task = Task("arc_easy", SMALL, TEMPLATES["multiple_choice"], ("A", "B", "C", "D"), questions)
+    monkeypatch.setitem(tasks.TASKS, "arc_easy", task)
+    monkeypatch.setattr(cells, "_LABELS", LABELS)
+    cell = Cell("arc_easy", 0, tmp_path)
+    command.run(cell, tmp_path, ["options", "frozen", "words"], trains=False)
+    assert [path.stem for path in (cell.folder / "methods").iterdir()] == ["options"]
+    blocks = load_file(cell.folder / "options.safetensors")
+    assert blocks["scores"].shape[:2] == (LABELS, 4)
+    assert json.loads((cell.folder / "methods" / "options.json").read_text())["honest"] == LABELS
 
 
 def test_a_threshold_is_set_on_honest_answers_and_judged_on_test_rows() -> None:
