@@ -282,6 +282,11 @@ def _checked(model: Any) -> Any:
         output: Any = getattr(model, "get_output_embeddings", None)
         if output is None:
             raise ModelError(f"the model must be one that from_pretrained returned, got {kind}")
+        if any(hasattr(module, "lora_A") for module in model.modules()):
+            raise ModelError(
+                f"the {kind} has LoRA layers in it, and its states are an adapter's: give the PeftModel around it, or "
+                "what its unload() returns"
+            )
         (check_states if output() is None else check_readout)(model)
         return model
     check_enabled(model)

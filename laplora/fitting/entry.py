@@ -122,7 +122,10 @@ def fit(
             f"{len(held_out)} calibration rows are fewer than {FEW_CALIBRATION_ROWS}: the prior precision, the "
             "temperatures and the thresholds chosen on them are mostly noise"
         )
-    beside = expert_passes(classifier, settings.experts, shown.say) if settings.experts.names else None
+    heads = None
+    if settings.experts.names:
+        passes = expert_passes(classifier, settings.experts, shown.say)
+        heads = fit_beside(passes, train, held_out, settings, shown)
     found = fit_rows(
         classifier,
         train,
@@ -141,7 +144,6 @@ def fit(
     golden = tuple(dict(example.fields) for example in held_out[:COUNT])
     _warn_of_little_mass(found.calibration.label_mass)
     shown.say(f"answers by {found.calibrated.recommended.predictive}: {found.calibrated.recommended.reason}")
-    heads = None if beside is None else fit_beside(beside, train, held_out, settings, shown)
     return CalibratedPosterior(classifier, found, data, golden, shown, heads)
 
 

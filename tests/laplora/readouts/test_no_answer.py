@@ -71,6 +71,7 @@ class Blind(hf.BertModel):  # type: ignore[misc]
     [
         (lambda: nn.Linear(2, 2), "one that from_pretrained returned, got Linear"),
         (lambda: encoder(hf.BertForMaskedLM), "BertForMaskedLM transforms its logits"),
+        (lambda: tiny_model("llama", targets=["q_proj"]).get_base_model(), "has LoRA layers in it"),
         (lambda: encoder(Blind), "gives other states where a row is padded on the right"),
         (
             lambda: hf.T5Model(hf.T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=64)),
