@@ -181,14 +181,14 @@ class HeadsPosterior:
         """Return the posterior that never had some of its labelled rows; this one stays as it is.
 
         Args:
-            rows: ids, as the rows had them; or the rows themselves, of which every copy goes.
+            rows: ids, a row's number where it had none; or the rows themselves, of which every copy goes.
 
         Raises:
             DataError: rows that it does not know, or an id that several have; too few rows left.
         """
         places = self._places(rows, label_field)
         left = tuple(example for place, example in enumerate(self.rows) if place not in places)
-        index = torch.tensor(sorted(places))
+        index = torch.tensor(sorted(places), dtype=torch.int64)
         return self._with(forgotten(self.heads, index, self.settings, self._progress), left)
 
     def suggest(

@@ -156,6 +156,7 @@ def test_labels_that_are_learned_and_forgotten_were_never_there(posterior: laplo
     for rest in (
         learned.forget([row["id"] for row in more]),
         learned.forget(more[:-1]).forget("twin"),
+        posterior.forget([]),
     ):
         assert largest_change(rest, posterior, rows) < 1e-6
         for name, record in posterior.heads.predictives.items():
