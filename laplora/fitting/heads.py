@@ -221,7 +221,9 @@ class HeadsPosterior:
 
     def _with(self, heads: FittedHeads, rows: tuple[Example, ...]) -> HeadsPosterior:
         data = self.data | {"rows": {"labelled": len(rows)}}
-        return HeadsPosterior(self.passes, heads, rows, self.settings, data, self._progress)
+        found = HeadsPosterior(self.passes, heads, rows, self.settings, data, self._progress)
+        found._weights = self._weights  # those that the features are of
+        return found
 
     def _named(self, predictive: str | None) -> str:
         name = predictive or self.recommended
