@@ -28,6 +28,8 @@ from laplora.readouts.contexts import shares_prompt
 #: Columns of the block ``scores``, nats: the log likelihood of the scored text given the question, and how much the
 #: question adds to it (pointwise mutual information; Holtzman et al., arXiv 2104.08315); each also by its length.
 SCORES = ("sum", "per_token", "per_character", "added", "added_per_token", "added_per_character")
+#: Tokens of a question with all its options that one pass runs: what each sees of the others is a square of these.
+_MOST_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _passes(
     """Return by name (all options, width), and ``sum`` (all options,), one question's options after another's."""
     model = classifier.model
     longest = max(len(q.begins) + max(map(len, q.ends)) for q in questions)
-    sharing = shares_prompt(model, longest)
+    sharing = max(len(q.row.token_ids) for q in questions) <= _MOST_TOKENS and shares_prompt(model, longest)
     units = list(questions) if sharing else [one for q in questions for one in q.parted()]
     counts = [len(unit.ends) for unit in units]
 

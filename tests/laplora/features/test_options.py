@@ -85,13 +85,15 @@ def check(classifier: laplora.Classifier, questions: tuple[tuple[str, tuple[str,
 
 
 @pytest.mark.parametrize("kind", ["llama", "phi3", "gemma3", "mistral"])
-def test_options_are_as_if_each_were_alone_behind_its_question(kind: str) -> None:
-    """In one pass, and one by one where a window of attention is shorter than a row (mistral, gemma3)."""
+def test_options_are_as_if_each_were_alone_behind_its_question(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one pass; one by one where rows are long, or a window of attention is shorter (mistral, gemma3)."""
     options = {"sliding_window": 6} if kind in ("gemma3", "mistral") else {}
     check(classifier_of(kind, TEMPLATES["multiple_choice"], **options), QUESTIONS)
     if kind == "llama":
         check(classifier_of(kind, FILLED), QUESTIONS[1:])
         check(classifier_of(kind, BARE), QUESTIONS)
+        monkeypatch.setattr("laplora.features.options._MOST_TOKENS", 1)
+        check(classifier_of(kind, BARE), QUESTIONS[:1])
 
 
 def test_options_of_the_real_base(smollm: Any, base_model_folder: Path) -> None:
