@@ -13,9 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ("laplora", "service", "training", "benchmarks")
-#: The most lines of source, lines of tests, and words of pages. Source was 65,000 and tests 43,000 until groups of
-#: rows, jobs without labels, the status of changes, room that is told at the upload, and the host allow-list came.
-LIMITS = {"source": 68_000, "tests": 43_500, "pages": 105_000}
+#: The most lines of source, lines of tests, and words of pages. Source was 68,000 and tests 43,500 until heads and
+#: experts came, which 4,800 lines went for. What a pool of experts replaces is to lower them again.
+LIMITS = {"source": 68_500, "tests": 43_800, "pages": 105_000}
 
 
 def tracked(suffix: str) -> list[Path]:

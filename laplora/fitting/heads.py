@@ -158,7 +158,7 @@ class HeadsPosterior:
         Precisions stay as they were fitted: with many more rows than before, fit anew.
 
         Raises:
-            DataError: rows that cannot be used.
+            DataError: rows that cannot be used, or one that joins two groups of the rows before.
         """
         examples = read_rows(rows, self.classifier, label_field, groups=groups)
         everything = (*self.rows, *examples)
@@ -309,9 +309,15 @@ def _continued(old: torch.Tensor, everyone: torch.Tensor) -> torch.Tensor:
 
     Args:
         everyone: (old + new,) the groups of all rows, in numbers of their own.
+
+    Raises:
+        DataError: a new row joins groups that were apart, so that folds may part them.
     """
     numbers = dict[int, int]()
     for of_all, before in zip(everyone.tolist(), old.tolist(), strict=False):
-        numbers.setdefault(of_all, before)
+        if numbers.setdefault(of_all, before) != before:
+            raise DataError(
+                "a new row is of two groups of the labelled rows, which folds may have parted: fit all rows anew"
+            )
     fresh = int(old.max()) + 1
     return torch.tensor([numbers.get(group, fresh + group) for group in everyone[len(old) :].tolist()])

@@ -176,6 +176,9 @@ def test_labels_that_are_learned_and_forgotten_were_never_there(posterior: laplo
     again = learned.condition([{**more[1], "id": "twin"}])
     with pytest.raises(DataError, match="1 ids are of several rows each"):
         again.forget(["twin"])
+    joining = [{**labelled(60)[place], "team": "one"} for place in (3, 4)]
+    with pytest.raises(DataError, match="of two groups of the labelled rows"):
+        posterior.condition(joining, groups="team")
 
 
 def test_questions_are_answered_by_their_options_in_any_order() -> None:
