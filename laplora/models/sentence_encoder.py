@@ -148,12 +148,12 @@ def load_sentence_encoder(
     location = str(ensure_encoder(name, cache=cache, progress=progress)) if name in OFFLINE_ENCODERS else name
     places, normalised = _modules(name, location)
     pooling = _pooling(name, _settings(name, location, f"{places[1]}/config.json"))
-    options: dict[str, Any] = {"trust_remote_code": False, "subfolder": places[0]}
+    options: dict[str, Any] = {"subfolder": places[0]}
     try:
         with quiet_loading(), only_errors_logged():
-            tokenizer = AutoTokenizer.from_pretrained(location, **options)
+            tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **options)
             options |= {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-            model, loaded = AutoModel.from_pretrained(location, **options)
+            model, loaded = AutoModel.from_pretrained(location, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise _unusable(name, f"no model or tokenizer can be loaded ({first_line(error)})") from None
     if absent := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):

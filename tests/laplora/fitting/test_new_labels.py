@@ -106,13 +106,13 @@ def test_conditioning_and_forgetting_is_never_having_had_the_row(artifact: Path,
 def test_calibration_rows_given_again_condition_together_with_the_new_ones(
     conditioned: laplora.CalibratedPosterior, rows: dict[str, Rows]
 ) -> None:
-    """Then the answers are those of one conditioning on all rows, as a fit does it, whatever their order."""
+    """Then the answers are those of one conditioning on all rows, as a fit does it; order deals the folds alone."""
     together = conditioned.condition(rows["test"], calibration=rows["calibration"], force=True)
     swapped = conditioned.condition(rows["calibration"], calibration=rows["test"], force=True)
     inputs = rows["train"][:6]
     one = torch.tensor([a.arrays.probs.tolist() for a in together.predict(inputs, "conditioned")])
     other = torch.tensor([a.arrays.probs.tolist() for a in swapped.predict(inputs, "conditioned")])
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
     assert together.fit.calibrated.calibration.rows == len(rows["test"])
     alone = torch.tensor(
         [

@@ -83,11 +83,11 @@ async def test_answers_change_and_change_back(server: Server) -> None:
     assert answer["previous"] == digest
     assert answer["rows"] == len(server.rows)
     assert answer["difference"] == pytest.approx(answer["after"]["nll"] - answer["before"]["nll"])
-    assert after != pytest.approx(before, abs=1e-3)
+    assert after != pytest.approx(before, abs=1e-5)
     undone = await changed(server.client, f"{CONDITION}/undo", json={"digest": answer["artifact"]["digest"]})
     assert undone.status_code == 200, undone.text
     assert undone.json()["artifact"]["digest"] == await server.digest() == digest
-    assert await server.probs("conditioned") == pytest.approx(before, abs=1e-4)
+    assert await server.probs("conditioned") == pytest.approx(before, abs=1e-6)
     done.set()
     await asking
     assert {one for one, _ in seen} <= {digest, answer["artifact"]["digest"]}
