@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,28 @@ from laplora.predictive.gaussian import posterior_predictive
 LEAST = 1e-12
 
 
+class OfContrasts(ABC):
+    """Answers that are made of the adapter's contrasts: what such experts share."""
+
+    likelihood: Likelihood
+
+    def log_probs(self, outputs: Outputs) -> torch.Tensor:
+        """Return (rows, classes) float64 the log probabilities, nats; under ``bernoulli`` each label's logit."""
+        found, mask = self._answers(outputs)
+        return logged(found.probs, mask, len(found) // len(outputs))
+
+    def predictive(self, outputs: Outputs) -> PosteriorPredictive:
+        """Return the probabilities, with their spread over the adapter's weights where there is one."""
+        found, _ = self._answers(outputs)
+        return found if self.likelihood == "categorical" else by_input(found, len(outputs))
+
+    @abstractmethod
+    def _answers(self, outputs: Outputs) -> tuple[PosteriorPredictive, torch.Tensor]:
+        """Return the answers and their class mask; under ``bernoulli`` those of a binary row for each label."""
+
+
 @dataclass(frozen=True)
-class Laplace:
+class Laplace(OfContrasts):
     """Laplace's average; an ``Expert``.
 
     Attributes:
@@ -32,16 +53,6 @@ class Laplace:
     def name(self) -> str:
         """What answers name as their predictive."""
         return "laplace"
-
-    def log_probs(self, outputs: Outputs) -> torch.Tensor:
-        """Return (rows, classes) float64 the log probabilities, nats; under ``bernoulli`` each label's logit."""
-        found, mask = self._answers(outputs)
-        return logged(found.probs, mask, len(found) // len(outputs))
-
-    def predictive(self, outputs: Outputs) -> PosteriorPredictive:
-        """Return the averages, with their spread over the adapter's weights."""
-        found, _ = self._answers(outputs)
-        return found if self.likelihood == "categorical" else by_input(found, len(outputs))
 
     def _answers(self, outputs: Outputs) -> tuple[PosteriorPredictive, torch.Tensor]:
         mean, covariance, mask = moments_of(outputs, self.likelihood)

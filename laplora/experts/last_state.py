@@ -20,7 +20,7 @@ from laplora import head
 from laplora.decisions.temperature import fit_temperature
 from laplora.errors import DataError, FactorizationError
 from laplora.experts.base import Outputs
-from laplora.experts.laplace import by_input, logged, moments_of
+from laplora.experts.laplace import OfContrasts, logged, moments_of
 from laplora.linearised import Likelihood, PosteriorPredictive, contrast_logits, directions_of
 from laplora.metrics.checks import check_finite
 from laplora.posterior.binary import binary_means
@@ -32,7 +32,7 @@ BLOCK = "last"
 
 
 @dataclass(frozen=True)
-class LastState:
+class LastState(OfContrasts):
     """A predictive that labels correct; an ``Expert``.
 
     Attributes:
@@ -52,18 +52,7 @@ class LastState:
     loss: float
     held_out: torch.Tensor
 
-    def log_probs(self, outputs: Outputs) -> torch.Tensor:
-        """Return (rows, classes) float64 the log probabilities, nats; under ``bernoulli`` each label's logit."""
-        found, mask = self._answers(outputs)
-        return logged(found.probs, mask, len(found) // len(outputs))
-
-    def predictive(self, outputs: Outputs) -> PosteriorPredictive:
-        """Return the corrected probabilities, with Laplace's spread where it is Laplace's that are corrected."""
-        found, _ = self._answers(outputs)
-        return found if self.likelihood == "categorical" else by_input(found, len(outputs))
-
     def _answers(self, outputs: Outputs) -> tuple[PosteriorPredictive, torch.Tensor]:
-        """Return the answers and their class mask; under ``bernoulli`` those of a binary row for each label."""
         (states,) = outputs.features["last_state"].values()
         mean, covariance, mask = moments_of(outputs, self.likelihood)
         return corrected_answers(self.name, self.shift, mean, covariance, mask, states), mask
