@@ -27,8 +27,8 @@ CONSTANT = 0.01
 _FIRST, _FIRST_WITH_OFFSET, _LEAST, _MOST = 10.0, 1.0, 1e-6, 1e8
 #: Gradient steps at most, and the least gain of a step, nats a row.
 _STEPS, _GAIN = 10, 2e-4
-#: Decrease of the objective that a fold's mode may be short of, nats a row.
-_CONVERGED = 3e-5
+#: Share of its objective that a fold's mode may be short of: where classes part, the whole objective is near 0.
+_CONVERGED = 3e-4
 #: Bytes of all folds' features as float64 up to which what variances do not change is kept, not made again.
 _KEPT_BYTES = 1 << 30
 #: Residual of the linear system behind a gradient, as a share.
@@ -128,8 +128,8 @@ class _Fold:
     def loss(self, variances: torch.Tensor) -> tuple[float, torch.Tensor]:
         """Return the judged rows' loss, nats in all, and its derivatives in log variances, (blocks,)."""
         space, likelihood = (self._space or self._made()).at(variances), self._rows.likelihood
-        mode = mode_of(space, self._labels, self._start, left=_CONVERGED * len(self._fitted))
-        self._start = mode.residual
+        mode = mode_of(space, self._labels, self._start, _CONVERGED)
+        self._start = mode.moved
         moved = space.answers(mode.vector)
         missed = -self._left.residual(moved)[1]
         right = space.adjoint_right(missed, lambda change: hessian_times(likelihood, mode.probs, change))

@@ -160,7 +160,7 @@ def fit(
 
 def mode_under(rows: Rows, head: Head) -> Head:
     """Return the head that these rows make under the scaling, temperature and precisions of another one."""
-    _, start = Labels(head.logits_of(rows), rows).residual(torch.zeros_like(rows.targets))
+    start = head.logits_of(rows) - Labels.of(rows, head.inverse_temperature).base
     return _mode(rows, head.scaling, head.inverse_temperature, head.precisions, start, head.spread is not None)
 
 

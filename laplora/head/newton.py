@@ -23,8 +23,6 @@ EXACT = 1e-12
 _LOOSEST = 0.1
 #: Share of the decrease that the slope promises which a step must have (Armijo), and of a step that is still tried.
 _ENOUGH, _SHORTEST = 1e-4, 1e-12
-#: Shares of a start that are tried.
-_STARTS = (1.0, 0.5, 0.25, 0.1, 0.0)
 #: Rounding of the objective as a share of it, of float32 products and of float64 ones.
 _ROUNDING = (1e-5, 1e-11)
 
@@ -53,34 +51,37 @@ class Labels:
 
 
 class Mode(NamedTuple):
-    """A minimum: its vector, and the fitted rows' probabilities and residual ``t - p`` there, (rows, classes)."""
+    """A minimum: its vector, and of the fitted rows what it moves logits by, and probabilities, (rows, classes)."""
 
     vector: torch.Tensor
+    moved: torch.Tensor
     probs: torch.Tensor
-    residual: torch.Tensor
 
 
-def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, left: float = EXACT) -> Mode:
+def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, left: float = 0.0) -> Mode:
     """Return the mode.
 
     Args:
-        start: (rows, classes) residual at a like problem's mode; the result does not depend on it.
-        left: decrease that the last step may still have promised, nats in all.
+        start: (rows, classes) ``moved`` at a like problem's mode, about which the loss is taken as quadratic first;
+            the result does not depend on it.
+        left: decrease that the last step may still have promised, as a share of the objective.
 
     Raises:
         HeadError: no step that improves the objective, or too many steps.
     """
-    whole = space.pull(torch.zeros_like(labels.base) if start is None else start)
-    image = space.image(whole)
-    size = space.dot(whole, whole, image)
-    # A wider prior takes a start too far: some shares of it cost no product.
-    tried = ((share**2 * size / 2 + labels.losses(share * image), share) for share in _STARTS)
-    value, share = min(tried) if start is not None else (labels.losses(image), 0.0)
-    vector, moved, square = share * whole, share * image, share**2 * size
+    likelihood, moved = labels.rows.likelihood, torch.zeros_like(labels.base)
+    vector, square, value = space.pull(moved), 0.0, labels.losses(moved)
+    if start is not None:
+        probs, residual = labels.residual(start)
+        right = space.pull(residual + hessian_times(likelihood, probs, start))
+        found, image = solved(space, likelihood, probs, right)
+        size = space.dot(found, found, image)
+        if (reached := size / 2 + labels.losses(image)) < value:
+            vector, moved, square, value = found, image, size, reached
     for _ in range(_STEPS):
         probs, residual = labels.residual(moved)
         gradient = vector - space.pull(residual)
-        step, image = solved(space, labels.rows.likelihood, probs, -gradient)
+        step, image = solved(space, likelihood, probs, -gradient)
         promised, across = -space.dot(gradient, step, image), space.dot(vector, step, image)
         along, most = space.dot(step, step, image), value + _ROUNDING[space.exact] * max(abs(value), 1.0)
         share = 1.0
@@ -96,8 +97,8 @@ def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, lef
         moved = space.image(vector)
         square = space.dot(vector, vector, moved)
         value = square / 2 + labels.losses(moved)
-        if promised <= 2 * left:
-            return Mode(vector, *labels.residual(moved))
+        if promised <= 2 * (EXACT + left * value):
+            return Mode(vector, moved, labels.residual(moved)[0])
     raise HeadError(f"the head's mode was not found in {_STEPS} steps: check the features for extreme values")
 
 

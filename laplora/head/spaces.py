@@ -25,8 +25,6 @@ from laplora.head.scaling import CHUNK, Scaling
 
 #: Bytes of a fold's Gram matrices of all blocks beyond which it is solved by features though it has fewer rows.
 MOST_GRAM_BYTES = 1 << 28
-#: Block variance up to which a choice takes products with float32 Gram matrices.
-WIDEST_SINGLE = 1e3
 #: Bytes of standardised features up to which they are kept as float64.
 _DOUBLE_BYTES = 1 << 26
 #: Features up to which a preconditioner is made of their second moments, at a cost of the cube.
@@ -76,7 +74,7 @@ class Designs:
 
 
 class RowSpace:
-    """Vectors are alpha, (rows, classes). Where ``keep`` is on and priors are narrow, products are of float32."""
+    """Vectors are alpha, (rows, classes). Where ``keep`` is on, products are of float32."""
 
     exact: bool
     variances: torch.Tensor
@@ -99,7 +97,7 @@ class RowSpace:
         for variance, part in zip(variances.tolist(), self._parts or self._made(), strict=True):
             whole = whole + variance * part
         rows = len(self.designs.fitted)
-        space.exact = self._parts is None or float(variances.max()) > WIDEST_SINGLE
+        space.exact = self._parts is None
         space.variances, space.cross = variances, whole[rows:]
         space.gram = whole[:rows] if space.exact else whole[:rows].float()
         return space

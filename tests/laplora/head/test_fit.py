@@ -178,6 +178,18 @@ def test_precisions_move_on_past_the_edge_and_useless_blocks_go_out() -> None:
     assert min(loss for _, loss in both.losses) == next(loss for tried, loss in both.losses if tried == both.precisions)
 
 
+@pytest.mark.parametrize("width", [20, 80])
+def test_the_losses_of_a_choice_are_those_of_modes(width: int) -> None:
+    """Where features part the classes the whole objective is near 0: a mode can be far though little of it is left."""
+    draw = torch.Generator().manual_seed(3)
+    labels = torch.arange(100) % 20
+    blocks = {name: torch.randn(20, width, generator=draw)[labels] * size for name, size in (("a", 0.7), ("b", 0.2))}
+    blocks = {name: block + torch.randn(100, width, generator=draw) for name, block in blocks.items()}
+    for precisions, loss in fit(blocks, labels, honest=False, posterior=False).losses:
+        modes = fit(blocks, labels, precisions=precisions, posterior=False)
+        assert loss == pytest.approx(-float(modes.held_out.gather(1, labels[:, None]).mean()), rel=2e-3)
+
+
 @pytest.mark.parametrize(("count", "classes"), [(20, 2), (500, 1000)])
 def test_few_rows_and_many_classes(count: int, classes: int) -> None:
     """A class of one row is never seen by its own fold's fit, and has an answer nevertheless."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from laplora.head import Head, HeadError, choice, fit, posterior, spaces
+from laplora.head import Head, HeadError, choice, fit, posterior
 from laplora.head.folds import fold_numbers, parted
 from laplora.head.rows import checked_rows
 
@@ -139,7 +139,6 @@ def test_a_head_is_its_tensors() -> None:
 def test_the_choice_walks_along_the_losses_gradient(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setattr(choice, "_CONVERGED", 1e-10)
     monkeypatch.setattr(choice, "_ADJOINT", 1e-6)
-    monkeypatch.setattr(spaces, "WIDEST_SINGLE", 0.0)
     blocks, labels, _ = problem("categorical", 60, width)
     rows = checked_rows({name: block[:60] for name, block in blocks.items()}, labels, offset=torch.randn(60, CLASSES))
     folds = [choice._Fold(rows, rest, fold, True, True) for rest, fold in parted(fold_numbers(60))]
