@@ -23,8 +23,7 @@ from transformers import (
 
 import laplora
 from benchmarks.familiarity.homes import Home
-from laplora.jacobians.states import StateTape
-from laplora.models.decoder_layers import decoder_layers
+from laplora.jacobians.states import StateTape, decoder_layers
 from laplora.models.offline import ensure_model
 from laplora.prompts.examples import Example
 

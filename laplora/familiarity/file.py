@@ -12,7 +12,7 @@ from laplora.errors import ArtifactCorruptError
 from laplora.familiarity.mahalanobis import LayerDistance
 from laplora.familiarity.percentile import Familiarity
 from laplora.familiarity.strangeness import Strangeness
-from laplora.models.decoder_layers import decoder_layers
+from laplora.jacobians.states import decoder_layers
 from laplora.models.readout import base_of
 from laplora.posterior.file import read_tensors
 

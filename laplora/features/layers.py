@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from laplora.errors import ModelError
-from laplora.models.decoder_layers import decoder_layers
+from laplora.jacobians.states import decoder_layers
 from laplora.models.readout import base_of
 
 #: How deep the layers are, as shares of the depth.

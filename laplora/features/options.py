@@ -17,9 +17,7 @@ import torch
 from laplora.classifier import Classifier, frozen
 from laplora.errors import ConfigError, NonFiniteError
 from laplora.features.layers import body_of, noted_layers
-from laplora.models.log_partition import log_partition
-from laplora.models.logit_transform import logit_transform
-from laplora.models.readout import base_of, output_head
+from laplora.models.readout import base_of, log_partition, logit_transform, output_head
 from laplora.prompts.examples import Example
 from laplora.prompts.options import OptionText, option_texts
 from laplora.prompts.rows import Batch, EncodedRow

@@ -17,8 +17,7 @@ from laplora.fitting.progress import Progress
 from laplora.fitting.projected import ProjectedSplit, state_tensors, states_of
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Store, rows_digest
-from laplora.jacobians.states import States, StateTape, join_states, pooling_of
-from laplora.models.decoder_layers import decoder_layers
+from laplora.jacobians.states import States, StateTape, decoder_layers, join_states, pooling_of
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.rows import Batch
 

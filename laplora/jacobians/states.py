@@ -16,7 +16,6 @@ from torch import nn
 
 from laplora.errors import ModelError
 from laplora.linearised import contrast_mean
-from laplora.models.decoder_layers import decoder_layers
 from laplora.prompts.rows import Side
 
 #: What stands for a text: its state at the last real token, or the mean over its real tokens.
@@ -127,3 +126,18 @@ def last_real(attention_mask: torch.Tensor) -> torch.Tensor:
     """Return the place of each row's last real token, (batch,), of a mask (batch, tokens) padded on either side."""
     places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     return (attention_mask * places).argmax(1)
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """Return a decoder's or encoder's layers, PEFT's wrapping or not; ModelError where no list holds them."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder = getattr(base, base.base_model_prefix, base)  # a plain encoder is that itself
+    count = getattr(base.config.get_text_config(), "num_hidden_layers", None)
+    # The second where it also sees or hears, the last ones of encoders.
+    inner = (getattr(decoder, name, None) for name in ("language_model", "encoder", "transformer"))
+    for part in (decoder, *inner):
+        for module in () if part is None else part.children():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                return module
+    counted = "layers" if count is None else f"{count} layers"
+    raise ModelError(f"{type(base).__name__} keeps its {counted} in no list that could be watched")

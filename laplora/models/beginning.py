@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -88,10 +88,10 @@ def read_beginning(model: Any, tokens: Sequence[int], *, max_tokens: int) -> Beg
 
 
 def _read(base: nn.Module, tokens: Sequence[int]) -> Beginning:
-    from laplora.models.shared_keys import empty_cache
+    from transformers.cache_utils import DynamicCache
 
-    decoder = _decoder(base)
-    cache, ids = empty_cache(), torch.tensor([list(tokens)], device=base.get_input_embeddings().weight.device)  # type: ignore[operator]
+    decoder, cache = _decoder(base), cast(Any, DynamicCache())
+    ids = torch.tensor([list(tokens)], device=base.get_input_embeddings().weight.device)  # type: ignore[operator]
     options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": True, _cache_name(decoder): cache}
     decoder(position_ids=torch.arange(len(tokens), device=ids.device)[None], **options)
     keys, values = zip(*((layer.keys, layer.values) for layer in cache.layers), strict=True)
@@ -106,7 +106,7 @@ def continued(model: Any, beginning: Beginning) -> Iterator[None]:
 
     Not for two threads at once.
     """
-    from laplora.models.shared_keys import shared_cache
+    from transformers.cache_utils import Cache
 
     decoder, count = _decoder(base_of(model)), len(beginning)
     name = _cache_name(decoder)
@@ -120,7 +120,7 @@ def continued(model: Any, beginning: Beginning) -> Iterator[None]:
             "input_ids": ids,
             "position_ids": positions,
             "attention_mask": torch.cat([own.new_ones(len(ids), count), own], 1),
-            name: shared_cache(beginning.keys, beginning.values),
+            name: Cache(layers=[_shared(*of_layer) for of_layer in zip(beginning.keys, beginning.values, strict=True)]),
         }
 
     handle = decoder.register_forward_pre_hook(go_on, with_kwargs=True)
@@ -128,6 +128,20 @@ def continued(model: Any, beginning: Beginning) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _shared(keys: torch.Tensor, values: torch.Tensor) -> Any:
+    """Return one layer of a cache: every row's begins with (1, heads, tokens, size), and what follows is not kept."""
+    from transformers.cache_utils import DynamicLayer
+
+    def update(own_keys: torch.Tensor, own_values: torch.Tensor, *_args: Any, **_options: Any) -> Any:
+        every = len(own_keys), -1, -1, -1
+        return torch.cat([keys.expand(every), own_keys], -2), torch.cat([values.expand(every), own_values], -2)
+
+    layer: Any = DynamicLayer()  # type: ignore[no-untyped-call]
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values, layer.update = keys, values, update
+    return layer
 
 
 def narrow_window(settings: Any, tokens: int) -> bool:

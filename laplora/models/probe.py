@@ -1,7 +1,7 @@
 """Refusing models that the method does not cover, by how they run on one short batch.
 
 Their logits must be ``lm_head`` applied to the last hidden state, and then what the configuration says of them
-(``laplora.models.logit_transform``). Each adapted module must run once on every token.
+(``laplora.models.readout``). Each adapted module must run once on every token.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from torch import nn
 
 from laplora.errors import ModelError, first_line
 from laplora.models.classifier_head import head_side, head_state
-from laplora.models.logit_transform import logit_transform
 from laplora.models.lora import is_classifier, is_linear, lora_layers
-from laplora.models.readout import base_of, head_name, label_logits, last_hidden
+from laplora.models.readout import base_of, head_name, label_logits, last_hidden, logit_transform
 from laplora.prompts.rows import Batch, EncodedRow, Side, collate
 
 #: Tokens of the two rows.

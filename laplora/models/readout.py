@@ -1,19 +1,30 @@
-"""The class logits: the rows of the output embedding for the label tokens, at the last real token."""
+"""The class logits: the rows of the output embedding for the label tokens, at the last real token.
+
+What a model does to ``lm_head``'s output before it calls it logits is read from its configuration: a factor
+``f = scale * z`` of Granite and Cohere, and a soft cap ``f = cap * tanh(scale * z / cap)`` of Gemma 2 (arXiv
+2408.00118, section 2). That it does just that is measured at load (``laplora.models.probe``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from laplora.models.logit_transform import logit_transform
 from laplora.models.lora import lora_of, runs_lora
 from laplora.prompts.rows import Batch
 
 #: Notes the input and output of a linear map that is not called as a module, under its name; returns the output.
 _Record = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
+#: Settings that multiply the logits, that divide them, and that cap them.
+_FACTORS = ("logit_scale", "lm_head_multiplier")
+_DIVISORS = ("logits_scaling",)
+_CAPS = ("final_logit_softcapping",)
+#: Rows of the output embedding whose logits are in memory at once.
+_VOCABULARY_CHUNK = 8192
 
 
 def base_of(model: Any) -> Any:
@@ -77,3 +88,67 @@ def head_name(model: Any) -> str:
     head = output_head(model)
     name: str = next(name for name, module in base_of(model).named_modules() if module is head)
     return name
+
+
+def log_partition(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Return ``log sum_v exp f_v`` over the vocabulary, nats, (...) for final hidden states (..., hidden).
+
+    It is float32, or float64 for a float64 model. Its gradient with respect to ``hidden`` is exact and is computed
+    here, once for any number of backward passes. There is none with respect to the output embedding, which is frozen.
+    """
+    weight = output_head(model).weight
+    wide, size = hidden.to(weight.device, torch.promote_types(torch.float32, hidden.dtype)), weight.shape[0]
+    wanted = torch.is_grad_enabled() and wide.requires_grad
+    total = torch.full(wide.shape[:-1], -torch.inf, dtype=wide.dtype, device=wide.device)
+    slope = torch.zeros_like(wide)
+    for start in range(0, size, _VOCABULARY_CHUNK):
+        with torch.set_grad_enabled(wanted):
+            states = wide.detach().requires_grad_(wanted)
+            part = label_logits(model, states, range(start, min(start + _VOCABULARY_CHUNK, size))).logsumexp(-1)
+        joined = torch.logaddexp(total, part.detach())
+        if wanted:  # d/dh log(Z1 + Z2) is the mean of the two gradients, weighted by Z1 and Z2
+            (gradient,) = torch.autograd.grad(part.sum(), states)
+            slope = slope * (total - joined).exp()[..., None] + gradient * (part.detach() - joined).exp()[..., None]
+        total = joined
+    if wanted:
+        total = total + (slope * (wide - wide.detach())).sum(-1)
+    return total.to(hidden.device)
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """``f = cap * tanh(scale * z / cap)`` of ``lm_head``'s output z; without a cap ``f = scale * z``."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def apply(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return the logits of ``lm_head``'s output, of any shape, nats; the tensor itself where nothing is done."""
+        if self.scale != 1.0:
+            raw = raw * self.scale
+        return raw if self.cap is None else self.cap * torch.tanh(raw / self.cap)
+
+    def slope(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return ``df/dz`` at the logits f, of their shape: ``scale * (1 - (f / cap)^2)``."""
+        flat = torch.full_like(logits, self.scale)
+        return flat if self.cap is None else flat * (1 - (logits / self.cap).square())
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the logits are ``lm_head``'s output."""
+        return self == LogitTransform()
+
+
+def logit_transform(model: Any) -> LogitTransform:
+    """Return what the configuration of a causal language model, or of one with PEFT's wrapping, says of its logits."""
+    settings: Mapping[str, Any] = vars(model.config.get_text_config())
+
+    def numbers(names: tuple[str, ...]) -> list[float]:
+        return [float(settings[name]) for name in names if type(settings.get(name)) in (int, float)]
+
+    scale = 1.0
+    for factor in numbers(_FACTORS):
+        scale *= factor
+    for divisor in numbers(_DIVISORS):
+        scale /= divisor or 1.0
+    return LogitTransform(scale, next((cap for cap in numbers(_CAPS) if cap > 0), None))

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from laplora.errors import ConfigError, ModelError
-from laplora.models.log_partition import log_partition
 from laplora.models.lora import runs_lora
-from laplora.models.readout import head_name, label_logits, output_head
+from laplora.models.readout import head_name, label_logits, log_partition, output_head
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ClassScores, ReadOut, Record
 from laplora.readouts.contexts import context_states, context_tokens

@@ -8,9 +8,16 @@ from typing import Any
 
 import torch
 
-from laplora.models.logit_transform import logit_transform
 from laplora.models.lora import lora_of, runs_lora
-from laplora.models.readout import base_of, head_name, label_logits, label_mass, last_hidden, output_head
+from laplora.models.readout import (
+    base_of,
+    head_name,
+    label_logits,
+    label_mass,
+    last_hidden,
+    logit_transform,
+    output_head,
+)
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ClassScores, HeadGradient, LinearGradient, ReadOut, Record
 from laplora.readouts.label_text import LabelText

@@ -9,7 +9,7 @@ import torch
 from tiny_architectures import tiny_architecture
 from tiny_models import ARCHITECTURES, TARGETS, Architecture, tiny_base, tiny_model, tiny_task
 
-import laplora.models.log_partition
+import laplora.models.readout
 import laplora.readouts.contexts
 from laplora.errors import ModelError
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
@@ -51,7 +51,7 @@ def log_probability(model: Any, prompt: torch.Tensor, label: tuple[int, ...]) ->
 @pytest.fixture(params=[True, False], ids=["one prompt", "runs"])
 def sharing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the contexts share a prompt. The vocabulary of 64 comes in four parts, the last one short."""
-    monkeypatch.setattr(laplora.models.log_partition, "_CHUNK", 20)
+    monkeypatch.setattr(laplora.models.readout, "_VOCABULARY_CHUNK", 20)
     monkeypatch.setattr(laplora.readouts.contexts, "shares_prompt", lambda _model, _tokens: request.param)
     return bool(request.param)
 
