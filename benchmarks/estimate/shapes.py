@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from laplora.errors import ModelError, install
-from laplora.models.four_bit import keep_4bit_differentiable
+from laplora.models.held_weights import keep_4bit_differentiable
 from laplora.models.probe import check_targets
 from laplora.models.quiet import quiet_loading
 

@@ -13,7 +13,7 @@ import torch
 
 from laplora.jacobians.attention import attention_gradients, heads, rotate
 from laplora.jacobians.decoder_forms import LayerForm, Norm
-from laplora.models.four_bit import plain_weight
+from laplora.models.held_weights import plain_weight
 from laplora.models.lora import lora_of, runs_lora
 
 

@@ -1,4 +1,4 @@
-"""Base models and their tokenizers: located, loaded, frozen."""
+"""Base models and their tokenizers: located, loaded, frozen; and which base a model in memory is."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ import torch
 
 from laplora.errors import ModelError, first_line, install
 from laplora.models.checkpoints import MOST_BYTES, fetch_checkpoint
-from laplora.models.four_bit import dequantize_linears, expanded_bytes, keep_4bit_differentiable
 from laplora.models.head_probe import check_head
-from laplora.models.held_weights import HeldWeights, decide
-from laplora.models.offline import OFFLINE_MODELS, ensure_model
+from laplora.models.held_weights import (
+    HeldWeights,
+    decide,
+    dequantize_linears,
+    expanded_bytes,
+    keep_4bit_differentiable,
+)
+from laplora.models.offline import OFFLINE_MODELS, ensure_model, offline_name
 from laplora.models.placement import check_spread, first_device
 from laplora.models.probe import check_readout
 from laplora.models.quiet import only_errors_logged, quiet_loading
@@ -235,3 +240,39 @@ def _unreachable(location: str, what: str, error: Exception) -> ModelError:
         f"base model {location!r}: no {what} can be loaded from it; give an offline model's name, a folder, or a hub "
         f"id that this machine can reach ({first_line(error)})"
     )
+
+
+def base_spec_of(model: Any, name: str | None = None) -> BaseSpec:
+    """Return which base model one in memory is, so that it can be loaded again.
+
+    Args:
+        model: a causal language model or a classifier, without PEFT's wrapping.
+        name: of the base; None: what the model says of itself.
+
+    Raises:
+        ModelError: one that was not loaded from a folder or the hub, or in a number format that no artifact has.
+    """
+    location = name or str(getattr(model.config, "_name_or_path", "") or "")
+    if not location:
+        raise ModelError(
+            "the base model was not loaded from a folder or the hub, and an artifact could not load it again: save it "
+            "with save_pretrained and load it from there, or name it with base="
+        )
+    given = getattr(model.config, "quantization_config", None)
+    settings = given if isinstance(given, dict) or given is None else given.to_dict()
+    quantization: Literal["nf4", "none"] = getattr(model, "expanded_from", "none")
+    if settings is not None:
+        is_nf4 = settings.get("load_in_4bit") and settings.get("bnb_4bit_quant_type") == "nf4"
+        if not (is_nf4 and settings.get("bnb_4bit_use_double_quant")):
+            raise ModelError(
+                "an artifact's base is unquantized or in nf4 with double quantization; this model's quantization is "
+                "another one: load it with bnb_4bit_quant_type='nf4' and bnb_4bit_use_double_quant=True"
+            )
+        quantization = "nf4"
+    number_format = str(model.dtype).removeprefix("torch.")
+    if number_format not in ("bfloat16", "float32"):
+        raise ModelError(f"an artifact's base is in bfloat16 or float32, this model is in {number_format}: convert it")
+    dtype: Literal["bfloat16", "float32"] = "float32" if number_format == "float32" else "bfloat16"
+    known = None if name else offline_name(Path(location))
+    revision = None if name or Path(location).is_dir() else getattr(model.config, "_commit_hash", None)
+    return BaseSpec(known or location, revision, quantization, dtype)

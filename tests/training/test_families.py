@@ -17,7 +17,7 @@ import transformers as hf
 from tiny_runs import job, sentiment_config, sentiment_rows
 from tiny_tokenizer import tiny_tokenizer
 
-from laplora.models.four_bit import packed_linears
+from laplora.models.held_weights import packed_linears
 from laplora.predictor import Predictor
 from training.config import load_config
 

@@ -29,7 +29,7 @@ import laplora
 from benchmarks.estimate.architectures import architecture
 from laplora.jacobians.contrasts import reverse_pass
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer
-from laplora.models.four_bit import packed_linears
+from laplora.models.held_weights import packed_linears
 from training.config import RunConfig, load_config
 from training.fine_tuning.new_adapter import add_adapter
 from training.workspace.targets import target_loss

@@ -13,7 +13,7 @@ from laplora.models.base import BaseSpec, load_base_model
 from laplora.models.checkpoints import ADAPTER_FILES, fetch_checkpoint
 from laplora.models.classifier_head import trained_linears
 from laplora.models.head_file import check_supplied, saved_classes
-from laplora.models.in_memory import non_finite
+from laplora.models.held_weights import non_finite
 from laplora.models.lora import trained_class
 from laplora.models.quiet import quiet_loading
 from laplora.readouts.classification_head import output_names

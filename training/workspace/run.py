@@ -13,7 +13,7 @@ from filelock import FileLock
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, NonFiniteError
 from laplora.models.base import BaseSpec, load_base_model
-from laplora.models.in_memory import non_finite
+from laplora.models.held_weights import non_finite
 from laplora.models.placement import input_device
 from laplora.models.spread import Spread
 from laplora.prompts.cutting import encode_inputs

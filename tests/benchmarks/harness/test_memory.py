@@ -17,7 +17,7 @@ from benchmarks.speed.parts import large
 from benchmarks.speed.parts.fit import STRUCTURES, fit
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.decoder_forms import decoder_form
-from laplora.models.four_bit import plain_weight
+from laplora.models.held_weights import plain_weight
 from laplora.models.lora import lora_layers, lora_of
 from laplora.posterior.file import posterior_tensors
 from laplora.predictive.batch_outputs import AdaptedModel

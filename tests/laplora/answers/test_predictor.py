@@ -19,7 +19,7 @@ from tiny_runs import FinishedRun, choice_rows, sentiment_rows
 from laplora.answers.prediction import Prediction
 from laplora.errors import GoldenMismatchError, NonFiniteError
 from laplora.models import held_weights
-from laplora.models.four_bit import packed_linears
+from laplora.models.held_weights import packed_linears
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from laplora.models import held_weights
-from laplora.models.held_weights import MARGIN_BYTES, available_memory_bytes, decide
-from laplora.models.in_memory import non_finite
+from laplora.models.held_weights import MARGIN_BYTES, available_memory_bytes, decide, non_finite
 
 GIB = 2**30
 UNLIMITED_V1 = 9223372036854771712

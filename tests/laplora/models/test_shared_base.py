@@ -15,10 +15,9 @@ from tiny_runs import FinishedRun
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ModelError
 from laplora.models.base import load_base_model, locate_base
-from laplora.models.four_bit import packed_linears
+from laplora.models.held_weights import packed_linears, tensor_bytes
 from laplora.models.lora import lora_layers
 from laplora.models.shared_base import SharedBases, least_bytes
-from laplora.models.tensor_sizes import tensor_bytes
 from laplora.predictor import Predictor
 
 TEXTS = ("The film was superb.", "The plot was dull, and I say so after seeing it twice.", "Nothing.")
