@@ -22,15 +22,16 @@ from laplora.jacobians.contrasts import covered_blocks
 from laplora.models.adapters import attach_adapter
 from laplora.models.base import LoadedBase
 from laplora.models.classifier_head import (
+    attach_head,
     check_ending,
     check_length,
+    check_supplied,
     head_linear,
     head_side,
     output_layer,
     trained_linears,
 )
 from laplora.models.hashes import tokenizer_hash, weights_hash
-from laplora.models.head_file import attach_head, check_supplied
 from laplora.models.placement import block_devices
 from laplora.models.readout import base_of
 from laplora.models.shared_base import share

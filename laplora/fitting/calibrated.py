@@ -40,9 +40,8 @@ from laplora.fitting.saving import (
 )
 from laplora.models.adapters import save_adapter
 from laplora.models.base import BaseSpec, LoadedBase, base_spec_of, locate_base
-from laplora.models.classifier_head import is_adapted
+from laplora.models.classifier_head import is_adapted, save_head
 from laplora.models.hashes import tokenizer_hash, weights_hash
-from laplora.models.head_file import save_head
 from laplora.models.held_weights import HeldWeights
 from laplora.models.lora import check_enabled
 from laplora.models.readout import base_of

@@ -12,7 +12,6 @@ import torch
 
 from laplora.errors import ModelError, first_line, install
 from laplora.models.checkpoints import MOST_BYTES, fetch_checkpoint
-from laplora.models.head_probe import check_head
 from laplora.models.held_weights import (
     HeldWeights,
     decide,
@@ -22,7 +21,7 @@ from laplora.models.held_weights import (
 )
 from laplora.models.offline import OFFLINE_MODELS, ensure_model, offline_name
 from laplora.models.placement import check_spread, first_device
-from laplora.models.probe import check_readout
+from laplora.models.probe import check_head, check_readout
 from laplora.models.quiet import only_errors_logged, quiet_loading
 from laplora.models.spread import Spread
 from laplora.remote.address import is_address

@@ -1,4 +1,5 @@
-"""Sequence classification models: which linears are their head, what of it was trained, and the state that it reads.
+"""Sequence classification models: which linears are their head, what of it was trained, the state that it reads, and
+the head alone on disk: weights and biases of its trained linears by their names in the base, as safetensors.
 
 The head is everything outside the base model proper (``score`` of decoders; ``classifier``, and with some a pooler, of
 encoders). Its last linear gives the logits. That of a decoder is read at the last token by place. transformers finds
@@ -7,15 +8,16 @@ the place by value, the last token that is not ``pad_token_id``; the two agree u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from laplora.errors import ModelError
+from laplora.errors import ArtifactCorruptError, ModelError
 from laplora.models.lora import adapter_name, lora_layers
 from laplora.models.readout import base_of, last_hidden
 from laplora.prompts.rows import Batch, Side
@@ -217,4 +219,63 @@ def check_ending(model: Any, tokenizer: Any) -> None:
         raise ModelError(
             f"the tokenizer ends every text with token {padding}, which the model's configuration names for padding: "
             "transformers trained the head at the token before it. Train it with another pad_token_id"
+        )
+
+
+def save_head(model: Any, trained: tuple[str, ...], file: Path) -> None:
+    """Write the trained linears of a head; ``trained`` are their paths in the base."""
+    from safetensors.torch import save_file
+
+    weights = head_weights(model, trained)
+    save_file({name: weight.detach().cpu().clone().contiguous() for name, weight in weights.items()}, file)
+
+
+def attach_head(model: Any, file: Path, trained: tuple[str, ...]) -> Any:
+    """Return a base model with a file's weights in the place of its head's, in its number format; itself, frozen.
+
+    Its modules get new parameters: the tensors of the old ones may be other models' too.
+
+    Raises:
+        ArtifactCorruptError: a file that cannot be read, or does not hold exactly these linears, each finite; paths
+            that are no linears of this model's head.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    parts = head_parts(model)
+    wrong = [path for path in trained if path not in parts or not isinstance(parts[path].module, nn.Linear)]
+    if wrong or not trained:
+        raise ArtifactCorruptError(f"{file.name} is of {wrong[:2]}, which are no linears of this base's head")
+    try:
+        tensors = load_file(file)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ArtifactCorruptError(f"{file.name} cannot be read: {type(error).__name__}") from None
+    weights = head_weights(model, trained)
+    if tensors.keys() != weights.keys():
+        odd = sorted(tensors.keys() ^ weights.keys())
+        raise ArtifactCorruptError(f"{file.name} and the head of this base name different tensors, such as {odd[:2]}")
+    for name, parameter in weights.items():
+        tensor = tensors[name]
+        if tensor.shape != parameter.shape or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise ArtifactCorruptError(
+                f"{file.name}: {name} should be finite floats of shape {tuple(parameter.shape)}, it is {tensor.dtype} "
+                f"{tuple(tensor.shape)}"
+            )
+        path, _, kind = name.rpartition(".")
+        replaced = nn.Parameter(tensor.to(parameter.device, parameter.dtype), requires_grad=False)
+        setattr(head_linear(model, path), kind, replaced)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def check_supplied(model: Any, missing: Collection[str], trained: tuple[str, ...]) -> None:
+    """Raise ModelError where a parameter is neither in the base's checkpoint (``missing``) nor in the trained head.
+
+    transformers starts it at random, so that answers would be others after every load.
+    """
+    absent = sorted(set(missing) - head_weights(model, trained).keys())
+    if absent:
+        raise ModelError(
+            f"{absent[0]} is not in the base's checkpoint and was not saved with the head, so it is random at every "
+            "load: name its module in modules_to_save where it is a linear of the head, or save a base that has it"
         )

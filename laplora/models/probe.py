@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from laplora.errors import ModelError, first_line
-from laplora.models.classifier_head import head_side, head_state
+from laplora.models.classifier_head import head_logits, head_side, head_state, output_layer
 from laplora.models.lora import is_classifier, is_linear, lora_layers
 from laplora.models.readout import base_of, head_name, label_logits, last_hidden, logit_transform
 from laplora.prompts.rows import Batch, EncodedRow, Side, collate
@@ -25,7 +25,7 @@ from laplora.prompts.rows import Batch, EncodedRow, Side, collate
 _LENGTHS = (6, 3)
 #: How far padding may move a row's last hidden state, as a share of its norm: by rounding, which can tip routers of
 #: experts. Wrong positions move it by most of its norm. In float32 1 %.
-PADDING_TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.25}
+_PADDING_TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.25}
 #: What a forward pass raises that was given other inputs than it takes.
 REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
 #: What a device raises that failed or has no memory left. Libraries of it raise a plain RuntimeError of such a text.
@@ -85,14 +85,13 @@ def check_readout(model: Any) -> None:
         seen.append(inputs[0].reshape(-1, inputs[0].shape[-1]))
         return given.expand_as(output)
 
-    with torch.no_grad(), runs_on_tokens(model):
+    with torch.no_grad(), _runs_on_tokens(model):
         hidden, alone = last_hidden(model, batch), last_hidden(model, _second_row(batch))
         labels = batch.input_ids[0].tolist()
         ours, heads = label_logits(model, hidden, labels), transform.apply(head(hidden)[:, labels].double())
         with head.register_forward_hook(replace):
             logits = model(**batch.inputs, use_cache=False).logits[:, -1]
-    moved = float((hidden[1:] - alone).double().norm() / hidden[1:].double().norm())
-    if moved > PADDING_TOLERANCE.get(hidden.dtype, 1e-2):
+    if moved := _moved(alone, hidden[1:], hidden.dtype):
         raise ModelError(
             f"{kind} answers otherwise where a row is padded on the left: its last hidden state moves by {moved:.2g} "
             "of its norm. It ignores position_ids or attention_mask: use another base model"
@@ -103,15 +102,15 @@ def check_readout(model: Any) -> None:
         raise ModelError(f"{kind} gives {logits.shape[-1]} logits of the {len(given)} of {head_name(model)}")
     last = seen[0].view(len(hidden), -1, hidden.shape[-1])[:, -1]
     expected = transform.apply(given.double()).to(logits.device)
-    if not is_close(logits, expected.expand_as(logits).to(logits.dtype)):
+    if not _is_close(logits, expected.expand_as(logits).to(logits.dtype)):
         worst = int((logits.double() - expected).abs().max(0).values.argmax())
         what = (
             f"{head_name(model)} gave {float(given[worst]):.4g}, its logit is {float(logits[0, worst]):.4g}, expected "
             f"{float(expected[worst]):.4g}"
         )
-    elif not is_close(last, hidden):
+    elif not _is_close(last, hidden):
         what = f"{head_name(model)} sees another state than the decoder's last one"
-    elif not is_close(ours, heads.to(hidden.dtype)):
+    elif not _is_close(ours, heads.to(hidden.dtype)):
         what = f"{head_name(model)} is more than its weight and bias"
     else:
         return
@@ -125,10 +124,18 @@ def check_readout(model: Any) -> None:
 
 def _second_row(batch: Batch) -> Batch:
     """Return the probe's padded row without its padding."""
-    return Batch(**{name: value[1:, -_LENGTHS[1] :] for name, value in vars(batch).items()})
+    real = batch.attention_mask[1].bool()
+    positions = None if batch.position_ids is None else batch.position_ids[1:, real]
+    return Batch(batch.input_ids[1:, real], batch.attention_mask[1:, real], positions, batch.class_mask[1:])
 
 
-def is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _moved(one: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> float:
+    """Return how far one tensor is from another, as a share of its norm; 0 where rounding in a format may do it."""
+    moved = float((one.double() - other.double()).norm() / other.double().norm().clamp_min(1e-30))
+    return moved if moved > _PADDING_TOLERANCE.get(dtype, 1e-2) else 0.0
+
+
+def _is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Return whether two tensors are the same but for rounding in their number format; NaN is NaN."""
     gap = torch.finfo(other.dtype).eps ** 0.5 * float(other.double().nan_to_num().abs().max())
     return torch.allclose(one.double().cpu(), other.double().cpu(), rtol=0, atol=gap, equal_nan=True)
@@ -147,6 +154,45 @@ def _logit_settings(config: Any) -> dict[str, float]:
     }
 
 
+def check_head(model: Any) -> None:
+    """Compare the head's last linear with the model's own logits, and a padded row with itself alone.
+
+    On the way the linear's output is replaced by numbers from -100 to 100, so that a cap or a factor above it shows.
+
+    Raises:
+        ModelError: no plain linear head; a model that does not run on tokens alone, answers a padded row otherwise,
+            gives NaN or infinity, or does more to its logits than the linear.
+    """
+    kind, (path, layer) = type(base_of(model)).__name__, output_layer(model)
+    side = head_side(model)
+    batch = probe_batch(model, side=side)
+    alone = _second_row(batch)
+    given = torch.linspace(-100, 100, layer.out_features, device=layer.weight.device).to(layer.weight.dtype)
+
+    def replace(_module: nn.Module, _inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return given.expand_as(output)
+
+    with torch.no_grad(), _runs_on_tokens(model):
+        padded, state = head_state(model, batch)[1:], head_state(model, alone)
+        ours, theirs = head_logits(layer, head_state(model, alone)), model(**alone.inputs).logits
+        with layer.register_forward_hook(replace):
+            logits = model(**alone.inputs).logits
+    if not bool(padded.isfinite().all() and state.isfinite().all()):
+        raise ModelError(
+            f"{kind} gives NaN or infinity on ordinary tokens: its weights hold such, or overflow in their format"
+        )
+    if moved := _moved(padded, state, layer.weight.dtype):
+        raise ModelError(
+            f"{kind} answers otherwise where a row is padded on the {side}: what {path} sees moves by {moved:.2g} of "
+            "its norm. It ignores attention_mask, or reads its head elsewhere: use another base model"
+        )
+    if _moved(ours, theirs, layer.weight.dtype) or not torch.equal(logits[0].to(given), given):
+        raise ModelError(
+            f"{kind} does more to its logits than {path}, or gives it another state than the one at the last token: "
+            "use another base model"
+        )
+
+
 def check_states(model: Any) -> None:
     """Compare a padded row's states with those of the row alone, of a model without an output embedding.
 
@@ -155,14 +201,11 @@ def check_states(model: Any) -> None:
             states where a row is padded.
     """
     kind, batch = type(model).__name__, probe_batch(model, side="right")
-    length = _LENGTHS[1]
-    alone = Batch(batch.input_ids[1:, :length], batch.attention_mask[1:, :length], None, batch.class_mask[1:])
-    with torch.no_grad(), runs_on_tokens(model):
-        padded, state = (model(**given.inputs).last_hidden_state.double() for given in (batch, alone))
+    with torch.no_grad(), _runs_on_tokens(model):
+        padded, state = (model(**given.inputs).last_hidden_state for given in (batch, _second_row(batch)))
     if padded.dim() != 3 or padded.shape[:2] != batch.input_ids.shape or not bool(state.isfinite().all()):
         raise ModelError(f"{kind} gives no finite state for each token: use another base model")
-    moved = float((padded[1:, :length] - state).norm() / state.norm().clamp_min(1e-30))
-    if moved > PADDING_TOLERANCE.get(model.dtype, 1e-2):
+    if moved := _moved(padded[1:, : state.shape[1]], state, model.dtype):
         raise ModelError(
             f"{kind} gives other states where a row is padded on the right, by {moved:.2g} of their norm: it ignores "
             "attention_mask; use another base model"
@@ -221,7 +264,7 @@ def _calls(model: Any) -> _Calls:
     def note(name: str, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         calls[name].append(tuple(inputs[0].shape) if inputs else ())
 
-    with ExitStack() as hooks, torch.no_grad(), runs_on_tokens(base):
+    with ExitStack() as hooks, torch.no_grad(), _runs_on_tokens(base):
         for name, module in watched.items():
             hooks.enter_context(module.register_forward_pre_hook(partial(note, name)))
         (head_state if classifies else last_hidden)(model, batch)
@@ -255,7 +298,7 @@ def _good_targets(calls: _Calls) -> set[str]:
 
 
 @contextmanager
-def runs_on_tokens(model: Any) -> Iterator[None]:
+def _runs_on_tokens(model: Any) -> Iterator[None]:
     """Raise ModelError where the block shows that a model does not take what a decoder or encoder of text takes."""
     try:
         yield

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laplora.errors import ModelError, NonFiniteError, first_line
+import torch
+
+from laplora.errors import ArtifactCorruptError, ModelError, NonFiniteError, first_line
 from laplora.models.adapters import attach_adapter
 from laplora.models.base import BaseSpec, load_base_model
 from laplora.models.checkpoints import ADAPTER_FILES, fetch_checkpoint
-from laplora.models.classifier_head import trained_linears
-from laplora.models.head_file import check_supplied, saved_classes
+from laplora.models.classifier_head import check_supplied, output_layer, trained_linears
 from laplora.models.held_weights import non_finite
 from laplora.models.lora import trained_class
-from laplora.models.quiet import quiet_loading
+from laplora.models.quiet import quiet_loading, silent_transformers
 from laplora.readouts.classification_head import output_names
 from laplora.remote.address import is_address
 from training.data.adapter_rows import HeadTask
@@ -62,7 +63,8 @@ def head_task(adapter: GivenAdapter, location: str) -> HeadTask:
     """Return what the base at a location and an adapter's file say of the task of its head.
 
     Raises:
-        ModelError, ArtifactCorruptError: no configuration there, or as of ``saved_classes``.
+        ModelError, ArtifactCorruptError: no configuration there, a base that has no sequence classification
+            model or none with a plain linear head, or an adapter's file that cannot be read.
     """
     from transformers import AutoConfig
 
@@ -72,10 +74,32 @@ def head_task(adapter: GivenAdapter, location: str) -> HeadTask:
         raise ModelError(f"base model {location!r}: no configuration can be loaded ({first_line(error)})") from None
     problem = config.problem_type
     return HeadTask(
-        classes=saved_classes(adapter.folder, location, config),
+        classes=_saved_classes(adapter.folder, location, config),
         names=output_names(config),
         several=None if problem is None else problem == "multi_label_classification",
     )
+
+
+def _saved_classes(adapter: Path, location: str, config: Any) -> int:
+    """Return how many classes the head has that an adapter's folder holds; without one, that in the base's."""
+    from safetensors import SafetensorError, safe_open
+    from transformers import AutoModelForSequenceClassification
+
+    build: Any = AutoModelForSequenceClassification.from_config
+    try:
+        with torch.device("meta"), silent_transformers():
+            model = build(config, trust_remote_code=False)
+    except ValueError as error:
+        raise ModelError(
+            f"base model {location!r} has no sequence classification model in transformers ({first_line(error)})"
+        ) from None
+    name = f"base_model.model.{output_layer(model)[0]}.weight"
+    try:
+        with safe_open(adapter / "adapter_model.safetensors", framework="pt") as handle:
+            names: Any = handle.keys()
+            return int(handle.get_slice(name).get_shape()[0]) if name in names else int(config.num_labels)
+    except (OSError, ValueError, IndexError, SafetensorError) as error:
+        raise ArtifactCorruptError(f"the adapter's file cannot be read ({type(error).__name__})") from None
 
 
 def load_adapted(adapter: GivenAdapter, location: str, spec: BaseSpec, device: Any, *, several: bool) -> Any:
