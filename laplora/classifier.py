@@ -14,10 +14,9 @@ from laplora.errors import ConfigError, ModelError, NonFiniteError
 from laplora.models.classifier_head import check_ending, check_length, is_adapted
 from laplora.models.held_weights import non_finite
 from laplora.models.lora import check_enabled, is_classifier
-from laplora.models.placement import block_devices, check_spread, input_device, spread_of
 from laplora.models.probe import check_adapted, check_head, check_readout, check_states
 from laplora.models.readout import base_of
-from laplora.models.spread import Spread
+from laplora.models.spread import Spread, block_devices, check_spread, input_device, spread_of
 from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS, Batch, EncodedRow, collate

@@ -21,8 +21,7 @@ from laplora.artifact.manifest import SCORES
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError
 from laplora.models.base import load_tokenizer, locate_tokenizer
-from laplora.models.checkpoints import MOST_BYTES, check_hub_size
-from laplora.models.kept_copies import keep_copy
+from laplora.models.checkpoints import MOST_BYTES, check_hub_size, keep_copy
 from laplora.predictive.kinds import PredictiveName
 from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.rows import EncodedRow, Side

@@ -26,12 +26,10 @@ from laplora.errors import ArtifactCorruptError, InvalidInputError
 from laplora.jacobians.contrasts import ReversePass, reverse_pass
 from laplora.models.base import LoadedBase, load_tokenizer, locate_base, resolve_device
 from laplora.models.beginning import read_beginning
-from laplora.models.checkpoints import check_hub_size
+from laplora.models.checkpoints import check_hub_size, keep_copy
 from laplora.models.held_weights import HeldWeights, tensor_bytes
-from laplora.models.kept_copies import keep_copy
-from laplora.models.placement import input_device
 from laplora.models.shared_base import SharedBases
-from laplora.models.spread import Spread
+from laplora.models.spread import Spread, input_device
 from laplora.posterior.base import Posterior
 from laplora.predictive.batch_outputs import AdaptedModel, BatchOutputs, batch_outputs
 from laplora.predictive.kinds import PREDICTIVES, PredictiveName

@@ -32,9 +32,9 @@ from laplora.models.classifier_head import (
     trained_linears,
 )
 from laplora.models.hashes import tokenizer_hash, weights_hash
-from laplora.models.placement import block_devices
 from laplora.models.readout import base_of
 from laplora.models.shared_base import share
+from laplora.models.spread import block_devices
 from laplora.posterior.base import block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.posterior.many_classes import check_class_count

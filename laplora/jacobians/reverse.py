@@ -19,7 +19,7 @@ from laplora.errors import ModelError
 from laplora.jacobians.decoder_forms import DecoderForm, LayerForm
 from laplora.jacobians.layer_reverse import Adapted, Kept, LayerReverse, norm_gradient
 from laplora.models.lora import lora_of
-from laplora.models.placement import device_of
+from laplora.models.spread import device_of
 
 
 class DecoderTape(ExitStack[None]):

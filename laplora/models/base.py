@@ -20,10 +20,9 @@ from laplora.models.held_weights import (
     keep_4bit_differentiable,
 )
 from laplora.models.offline import OFFLINE_MODELS, ensure_model, offline_name
-from laplora.models.placement import check_spread, first_device
 from laplora.models.probe import check_head, check_readout
 from laplora.models.quiet import only_errors_logged, quiet_loading
-from laplora.models.spread import Spread
+from laplora.models.spread import Spread, check_spread, first_device
 from laplora.remote.address import is_address
 
 #: Modules of classifiers' heads, which are not quantized: they are trained, or small.

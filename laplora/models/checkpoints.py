@@ -3,6 +3,10 @@
 A checkpoint has no manifest. What is asked for are names that transformers and PEFT give: JSON, a tokenizer's files and
 safetensors, never a pickled file or code. Which one it is, its hash says: an artifact records that of its base, and is
 not loaded on another one.
+
+A copy in the cache has a note of its address, the hub's commit, and its files with their sizes, so that one that is
+there is loaded while its store is away. The note is of the last state that was fetched from an address, or of one that
+is pinned: what whoever loads it must find in it, such as the weights' hash.
 """
 
 from __future__ import annotations
@@ -12,13 +16,15 @@ import json
 import shutil
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
 from laplora.errors import ConfigError, DownloadError, ModelError, StoreUnreachableError
+from laplora.files import write_json
 from laplora.models.hashes import INDEX, WHOLE, indexed_shards
-from laplora.models.kept_copies import keep_copy, kept_copy
 from laplora.models.wheels import Progress, cache_root, file_lock, report
 from laplora.remote.address import Address, parse_address
 from laplora.remote.hub import HubStore, is_commit, is_repository
@@ -89,21 +95,77 @@ def fetch_checkpoint(
         raise ConfigError(f"#sha256= pins an artifact; {_called(kind)} on the hub is pinned by its commit, @REVISION")
     pins = [pin] if pin is not None else []
     for one in [*pins, *([None] if is_commit(address.revision) else [])]:
-        if (kept := kept_copy(where, kind, cache=cache, pin=one)) is not None:
+        if (kept := _kept_copy(where, kind, cache=cache, pin=one)) is not None:
             return kept.folder
     try:
         if address.scheme == "hf":
             folder, commit = _from_hub(address, kind, progress, most_bytes)
         else:
-            folder, commit = _from_store(address, kind, cache_root(cache) / "checkpoints", progress, most_bytes), None
+            folder, commit = _from_store(address, kind, _root(cache), progress, most_bytes), None
     except StoreUnreachableError as error:
-        if (kept := kept_copy(where, kind, cache=cache)) is None:
+        if (kept := _kept_copy(where, kind, cache=cache)) is None:
             raise
         at = f" at commit {kept.commit}" if kept.commit else ""
         report(f"warning: {error}: the copy in the cache of {kept.noted}{at} is used, which may be older", progress)
         return kept.folder
     keep_copy(where, kind, folder, cache=cache, commit=commit)
     return folder
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A whole copy in the cache: its folder, when it was noted, UTC, and the hub's commit, None of another store."""
+
+    folder: Path
+    noted: str
+    commit: str | None
+
+
+def keep_copy(
+    address: str,
+    kind: Kind,
+    folder: Path,
+    *,
+    cache: Path | None = None,
+    pin: str | None = None,
+    commit: str | None = None,
+) -> None:
+    """Note what was fetched from an address; a cache that cannot be written keeps no note.
+
+    Args:
+        pin: what is known to be in it; None: it is the last state of the address.
+    """
+    root = _root(cache)
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    where = folder.relative_to(root) if folder.is_relative_to(root) else folder.absolute()
+    with suppress(OSError):
+        write_json(
+            _note(root, address, kind, pin),
+            {"from": address, "kind": kind, "pin": pin, "commit": commit, "folder": str(where), "files": files},
+        )
+
+
+def _kept_copy(address: str, kind: Kind, *, cache: Path | None = None, pin: str | None = None) -> _Copy | None:
+    """Return the copy of an address with this pin; None where there is none, or it is not whole any more."""
+    root = _root(cache)
+    note = _note(root, address, kind, pin)
+    try:
+        fields = json.loads(note.read_bytes())
+        folder = root / fields["folder"]
+        whole = all((folder / name).stat().st_size == size for name, size in fields["files"].items())
+        noted = datetime.fromtimestamp(note.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        return _Copy(folder, noted, fields["commit"]) if whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _root(cache: Path | None) -> Path:
+    return cache_root(cache) / "checkpoints"
+
+
+def _note(root: Path, address: str, kind: Kind, pin: str | None) -> Path:
+    key = _digest(json.dumps([address, kind, pin]))
+    return root / "copies" / f"{key}.json"
 
 
 def _from_store(address: Address, kind: Kind, root: Path, progress: Progress | None, most_bytes: int) -> Path:

@@ -25,8 +25,7 @@ from laplora.features.frozen import frozen_states
 from laplora.fitting.rows import read_rows
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import ContrastJacobians, contrast_jacobians, covered_blocks, reverse_pass
-from laplora.models.placement import input_device, spread_of
-from laplora.models.spread import Spread
+from laplora.models.spread import Spread, input_device, spread_of
 from laplora.predictor import Predictor
 from laplora.prompts.rows import Batch
 from laplora.readouts.classification_head import classification_head

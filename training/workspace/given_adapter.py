@@ -81,7 +81,7 @@ def head_task(adapter: GivenAdapter, location: str) -> HeadTask:
 
 
 def _saved_classes(adapter: Path, location: str, config: Any) -> int:
-    """Return how many classes the head has that an adapter's folder holds; without one, that in the base's."""
+    """Return the number of classes of the head that an adapter's folder holds, or else the base's configuration."""
     from safetensors import SafetensorError, safe_open
     from transformers import AutoModelForSequenceClassification
 

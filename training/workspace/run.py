@@ -14,8 +14,7 @@ from laplora.classifier import Classifier
 from laplora.errors import ConfigError, NonFiniteError
 from laplora.models.base import BaseSpec, load_base_model
 from laplora.models.held_weights import non_finite
-from laplora.models.placement import input_device
-from laplora.models.spread import Spread
+from laplora.models.spread import Spread, input_device
 from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow, collate

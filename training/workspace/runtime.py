@@ -13,7 +13,7 @@ from laplora.fitting.fit import check_class_weights
 from laplora.fitting.golden_inputs import golden_inputs
 from laplora.fitting.rows import check_independent
 from laplora.models.base import load_tokenizer, locate_base
-from laplora.models.placement import first_device
+from laplora.models.spread import first_device
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow
 from laplora.prompts.templates import default_verbalizers

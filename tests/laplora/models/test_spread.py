@@ -12,8 +12,7 @@ from emulated_devices import SECOND, emulated_devices
 from tiny_models import add_lora, tiny_base
 
 from laplora.errors import ConfigError, ModelError
-from laplora.models.placement import check_spread, first_device, spread_of
-from laplora.models.spread import Spread
+from laplora.models.spread import Spread, check_spread, first_device, spread_of
 
 
 def test_a_way_to_share_is_passed_on_with_its_limits_and_a_map_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
