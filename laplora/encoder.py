@@ -20,7 +20,7 @@ from laplora.artifact.folder import Artifact, is_fetched, read_artifact
 from laplora.artifact.manifest import SCORES
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError
-from laplora.models.base import load_tokenizer, locate_tokenizer
+from laplora.models.base import load_tokenizer, locate_base
 from laplora.models.checkpoints import MOST_BYTES, check_hub_size, keep_copy
 from laplora.predictive.kinds import PredictiveName
 from laplora.prompts.cutting import encode_inputs
@@ -66,7 +66,7 @@ class Encoder:
         model, pin = manifest.base_model, manifest.tokenizer_hash
         if is_fetched(path):
             check_hub_size(model, manifest.revision, most_bytes=most_base_bytes)
-        location = locate_tokenizer(manifest.base, cache_dir, progress, pin=pin)
+        location = locate_base(manifest.base, cache_dir, progress, kind="tokenizer", pin=pin)
         tokenizer = load_tokenizer(location, manifest.revision)
         check_tokenizer(manifest, tokenizer)
         if is_address(model):

@@ -19,8 +19,7 @@ from typing import Any
 
 import pytest
 
-from laplora.models.offline import ensure_data_wheel, ensure_model
-from laplora.models.sentence_encoder import ensure_encoder
+from laplora.models.offline import ensure_data_wheel, ensure_encoder, ensure_model
 from laplora.models.wheels import cache_root, ensure_wheel
 
 #: What the code of a test with a marker reaches.

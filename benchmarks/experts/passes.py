@@ -23,9 +23,9 @@ from laplora.experts.base import Outputs
 from laplora.features.encoder import embeddings
 from laplora.features.frozen import frozen_states
 from laplora.features.options import option_features
+from laplora.features.sentence_encoder import load_sentence_encoder
 from laplora.files import write_tensors
 from laplora.linearised import class_log_probs
-from laplora.models.sentence_encoder import load_sentence_encoder
 from laplora.prompts.examples import Example
 
 #: The adapter's logits and last states; the base's states, and its answer by label tokens; a sentence encoder's

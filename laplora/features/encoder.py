@@ -13,7 +13,7 @@ import torch
 from laplora.classifier import batches
 from laplora.errors import NonFiniteError
 from laplora.features.layers import feature_layers, noted_layers
-from laplora.models.sentence_encoder import SentenceEncoder, mean_over_tokens
+from laplora.features.sentence_encoder import SentenceEncoder, mean_over_tokens
 from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch

@@ -13,11 +13,11 @@ from laplora.experts.base import Blocks, FeatureSource, LogProbSource, Outputs
 from laplora.features.encoder import embeddings
 from laplora.features.frozen import frozen_states
 from laplora.features.options import option_features
+from laplora.features.sentence_encoder import SentenceEncoder, load_sentence_encoder
 from laplora.fitting.progress import Progress
 from laplora.fitting.settings import ExpertName, ExpertSettings
 from laplora.models.classifier_head import is_adapted
 from laplora.models.readout import base_of
-from laplora.models.sentence_encoder import SentenceEncoder, load_sentence_encoder
 from laplora.prompts.examples import Example
 from laplora.readouts.no_answer import NoAnswer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from laplora.models.offline import OFFLINE_MODELS, ensure_model, offline_name
 from laplora.models.probe import check_head, check_readout
 from laplora.models.quiet import only_errors_logged, quiet_loading
 from laplora.models.spread import Spread, check_spread, first_device
+from laplora.models.wheels import Progress
 from laplora.remote.address import is_address
 
 #: Modules of classifiers' heads, which are not quantized: they are trained, or small.
@@ -83,34 +83,24 @@ def resolve_device(device: str) -> torch.device:
 def locate_base(
     spec: BaseSpec,
     cache: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
     *,
+    kind: Literal["base", "tokenizer"] = "base",
     most_bytes: int = MOST_BYTES,
     pin: str | None = None,
 ) -> str:
     """Return what transformers can load: a folder, fetched if it is an offline model or an address; or a hub id.
 
-    ``most_bytes`` and ``pin`` are those of ``fetch_checkpoint``, and so are errors, beside those of ``ensure_model``.
+    Args:
+        kind: for ``tokenizer`` no weights are fetched from an address. The others, and errors, are those of
+            ``fetch_checkpoint``; of an offline model those of ``ensure_model``.
     """
     if spec.model in OFFLINE_MODELS:
         return str(ensure_model(spec.model, cache=cache, progress=progress))
     if is_address(spec.model):
-        fetched = fetch_checkpoint(spec.model, "base", cache=cache, progress=progress, most_bytes=most_bytes, pin=pin)
+        fetched = fetch_checkpoint(spec.model, kind, cache=cache, progress=progress, most_bytes=most_bytes, pin=pin)
         return str(fetched)
     return spec.model
-
-
-def locate_tokenizer(
-    spec: BaseSpec,
-    cache: Path | None = None,
-    progress: Callable[[str], None] | None = None,
-    *,
-    pin: str | None = None,
-) -> str:
-    """Return what ``load_tokenizer`` can load, without fetching weights from an address; errors as ``locate_base``."""
-    if is_address(spec.model):
-        return str(fetch_checkpoint(spec.model, "tokenizer", cache=cache, progress=progress, pin=pin))
-    return locate_base(spec, cache, progress)
 
 
 def load_tokenizer(location: str, revision: str | None = None) -> Any:

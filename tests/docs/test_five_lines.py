@@ -13,8 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
-from laplora.models.offline import ensure_model
-from laplora.models.sentence_encoder import ensure_encoder
+from laplora.models.offline import ensure_encoder, ensure_model
 
 GOOD = ("a gripping film .", "lovely and warm .", "superb .", "a brilliant , moving plot .", "very funny .")
 BAD = ("a dull film .", "clumsy and cold .", "terrible .", "a boring , weak plot .", "not funny at all .")

@@ -19,7 +19,8 @@ import laplora
 from laplora.errors import ModelError, NonFiniteError
 from laplora.features.encoder import embeddings
 from laplora.features.layers import feature_layers
-from laplora.models.sentence_encoder import SentenceEncoder, ensure_encoder, load_sentence_encoder
+from laplora.features.sentence_encoder import SentenceEncoder, load_sentence_encoder
+from laplora.models.offline import ensure_encoder
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import PromptTemplate
 

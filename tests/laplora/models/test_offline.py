@@ -17,10 +17,17 @@ import pytest
 import torch
 
 from laplora.errors import DownloadError
+from laplora.features.sentence_encoder import load_sentence_encoder
 from laplora.files import file_sha256
-from laplora.models import gguf_files, offline
-from laplora.models.offline import OFFLINE_MODELS, OfflineModel, ensure_model
-from laplora.models.sentence_encoder import OFFLINE_ENCODERS, OfflineEncoder, ensure_encoder, load_sentence_encoder
+from laplora.models import offline
+from laplora.models.offline import (
+    OFFLINE_ENCODERS,
+    OFFLINE_MODELS,
+    OfflineEncoder,
+    OfflineModel,
+    ensure_encoder,
+    ensure_model,
+)
 from laplora.models.wheels import Wheel, cache_root, ensure_wheel
 
 NAME = "tinything-1.0-py3-none-any.whl"
@@ -251,7 +258,7 @@ def test_what_cannot_be_made_is_named(
     """A broken file, an unknown model, and a missing package, which is found before the download."""
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(DownloadError, match=r"cannot convert broken\.gguf"):
-        gguf_files.convert_gguf(tmp_path / "broken.gguf", tmp_path / "out")
+        offline.convert_gguf(tmp_path / "broken.gguf", tmp_path / "out")
     with pytest.raises(DownloadError, match="smollm2-135m-instruct"):
         ensure_model("gpt-17", cache=cache)
     monkeypatch.setattr("laplora.models.offline.importlib.util.find_spec", lambda _: None)

