@@ -171,7 +171,7 @@ def _note(root: Path, address: str, kind: Kind, pin: str | None) -> Path:
 def _from_store(address: Address, kind: Kind, root: Path, progress: Progress | None, most_bytes: int) -> Path:
     store = open_store(address)
     with file_lock(root / f"{_digest(str(address))}.lock", progress=progress):
-        files = _adapter_files(store, address) if kind == "adapter" else _base_files(store, address)
+        files = _known_files(store, address, kind)
         if kind == "base":
             files |= _weights(store, address, root)
         _check_size(str(address), [size for size, _ in files.values()], most_bytes)
@@ -231,17 +231,12 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _adapter_files(store: Store, address: Address) -> States:
-    found = {name: state for name in ADAPTER_FILES if (state := store.state(name)) is not None}
-    if missing := [name for name in ADAPTER_FILES if name not in found]:
-        raise ModelError(f"no adapter at {address}: there is no {missing[0]}, as PEFT's save_pretrained writes it")
-    return found
-
-
-def _base_files(store: Store, address: Address) -> States:
-    found = {name: state for name in _BASE_FILES if (state := store.state(name)) is not None}
-    if "config.json" not in found:
-        raise ModelError(f"no base model at {address}: there is no config.json, as save_pretrained writes it")
+def _known_files(store: Store, address: Address, kind: Kind) -> States:
+    names, what, by = (ADAPTER_FILES, "adapter", "PEFT's ") if kind == "adapter" else (_BASE_FILES, "base model", "")
+    found = {name: state for name in names if (state := store.state(name)) is not None}
+    for name in names if kind == "adapter" else names[:1]:
+        if name not in found:
+            raise ModelError(f"no {what} at {address}: there is no {name}, as {by}save_pretrained writes it")
     return found
 
 

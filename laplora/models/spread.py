@@ -136,11 +136,9 @@ def check_spread(model: Any) -> None:
     Weights that are fetched from the CPU or the disk in every pass are refused: the written-out reverse pass and the
     posterior's bases need them where they are used.
     """
-    import torch
-
     devices = {parameter.device for parameter in model.parameters()}
     places = getattr(model, "hf_device_map", None) or {}
-    if (torch.device("meta") in devices or len(devices) > 1) and (fault := _fetched(places)) is not None:
+    if (len(devices) > 1 or any(one.type == "meta" for one in devices)) and (fault := _fetched(places)) is not None:
         raise ModelError(fault)
     if len(devices) > 1 and not places:
         shown = sorted(map(str, devices))
