@@ -28,8 +28,7 @@ that `frozen` reads, side by side. MiniLM is all-MiniLM-L6-v2, which the library
 something else in every question: ARC-Easy and OpenBookQA have no head on frozen states, embeddings or words. A trained
 classification head reads CLINC150 and Banking77, and label tokens say nothing there. Laplace over the LoRA weights is
 left out: its Jacobians cost more than everything else together ([the evidence study](../evidence/RESULTS.md) has it).
-An empty cell was not measured, or cannot be. CLINC150's heads were not: a fit of 1,500 rows and 150 classes, every row
-answered from folds, takes more than five processor minutes.
+An empty cell was not measured, or cannot be.
 """
 _ACCEPTED = f"""## Accepted at {TARGET:.0%}: share, and error among the accepted, per cent
 
