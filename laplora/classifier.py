@@ -22,6 +22,7 @@ from laplora.prompts.examples import Example
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS, Batch, EncodedRow, collate
 from laplora.prompts.templates import PromptTemplate, default_verbalizers
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
+from laplora.prompts.token_roles import ending_tokens
 from laplora.readouts.base import ReadOut
 from laplora.readouts.choice import ReadOutName, choose_readout
 from laplora.readouts.classification_head import ClassificationHead, check_order
@@ -143,6 +144,11 @@ class Classifier:
     def token_bounds(self) -> TokenBounds:
         """What is certain about a prompt's tokens before it is tokenised."""
         return token_bounds(self.tokenizer)
+
+    @cached_property
+    def ending_tokens(self) -> int:
+        """How many last tokens of every prompt are the template's own words, at least 1."""
+        return ending_tokens(self.tokenizer, self.template)
 
     def encode(self, inputs: Mapping[str, object], *, truncate: bool = True) -> EncodedRow:
         """Return one input, the template's fields, as a row.

@@ -127,7 +127,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     """
     config, test, classifier = run.config, run.splits.test, run.classifier(model)
     record, blocks = read_fit(fitted), covered_blocks(model, run.readout)
-    calibrated = record.calibrated
+    calibrated, familiar = record.calibrated, record.familiarity
     with without_adapter(model):
         zero_shot = plain_probs(classifier, test, config.laplace.batch_size)
     shifts: dict[Corrected, Shift] = {}
@@ -142,7 +142,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         posterior,
         record.served.prior,
         shifts,
-        read_familiarity_for(model, fitted / FAMILIARITY, record.familiarity.layers) if record.familiarity else None,
+        read_familiarity_for(model, fitted / FAMILIARITY, familiar.layers, familiar.tokens) if familiar else None,
         test,
         Terminal(),
     )

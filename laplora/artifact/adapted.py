@@ -135,7 +135,9 @@ def load_adapted(path: Path, manifest: Manifest, model: Any, device: torch.devic
         posterior=posterior.to(device, dtype, by_block),
         precisions=precisions,
         shifts=shifts,
-        familiarity=read_familiarity_for(model, path / FAMILIARITY, familiar.layers) if familiar else None,
+        familiarity=read_familiarity_for(model, path / FAMILIARITY, familiar.layers, familiar.tokens)
+        if familiar
+        else None,
     )
 
 

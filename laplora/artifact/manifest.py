@@ -116,6 +116,7 @@ class FamiliarityRecord(_Record):
     """What says how like the training rows an input is, in ``familiarity.safetensors``."""
 
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="whose states are compared")
+    tokens: int = Field(1, ge=1, description="last tokens that a decoder's states are averaged over")
     rows: int = Field(ge=2, description="training rows that they are compared with")
     false_alarms: float = Field(
         gt=0, lt=1, description="share of rows like the calibration rows that the flag unfamiliar is raised on, at most"

@@ -31,19 +31,20 @@ def familiarity_tensors(familiarity: Familiarity) -> dict[str, torch.Tensor]:
     return tensors | {REFERENCE: familiarity.reference, WEIGHT: torch.tensor(strangeness.weight, dtype=torch.float64)}
 
 
-def read_familiarity_for(model: Any, path: Path, layers: Sequence[int]) -> Familiarity:
-    """Return what a file holds, checked against a loaded model; ``layers`` and errors as ``read_familiarity``."""
+def read_familiarity_for(model: Any, path: Path, layers: Sequence[int], tokens: int = 1) -> Familiarity:
+    """Return what a file holds, checked against a loaded model; the rest as ``read_familiarity``."""
     hidden: int = base_of(model).config.get_text_config().hidden_size
-    return read_familiarity(path, layers=layers, hidden=hidden, available=len(decoder_layers(model)))
+    return read_familiarity(path, layers=layers, hidden=hidden, available=len(decoder_layers(model)), tokens=tokens)
 
 
-def read_familiarity(path: Path, *, layers: Sequence[int], hidden: int, available: int) -> Familiarity:
+def read_familiarity(path: Path, *, layers: Sequence[int], hidden: int, available: int, tokens: int = 1) -> Familiarity:
     """Return what a file holds, as it is multiplied: in float64.
 
     A file without a weight is of an earlier fit, in which the logits had no part.
 
     Args:
-        layers: that it should have; hidden: size of the model's states; available: how many layers the model has.
+        layers: that it should have; hidden: size of the model's states; available: how many layers the model has;
+            tokens: as of ``Familiarity``.
 
     Raises:
         ArtifactCorruptError: an unreadable file, a layer that the model does not have, a tensor missing or left over,
@@ -69,7 +70,7 @@ def read_familiarity(path: Path, *, layers: Sequence[int], hidden: int, availabl
         _distance(path, number, {part: tensors[f"{number}.{part}"].double() for part in PARTS}, hidden)
         for number in layers
     )
-    return Familiarity(Strangeness(tuple(layers), distances, float(weight)), reference)
+    return Familiarity(Strangeness(tuple(layers), distances, float(weight)), reference, tokens)
 
 
 def _distance(path: Path, number: int, parts: dict[str, torch.Tensor], hidden: int) -> LayerDistance:

@@ -26,10 +26,12 @@ class Familiarity:
     Attributes:
         strangeness: of an input.
         reference: (calibration rows,) float64, theirs, ascending.
+        tokens: how many last tokens of a prompt its states are the mean of; an encoder's are that of all.
     """
 
     strangeness: Strangeness
     reference: torch.Tensor
+    tokens: int = 1
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -58,13 +60,11 @@ def is_unfamiliar(familiarity: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def watched_layers(count: int, *, ends_alike: bool) -> tuple[int, ...]:
-    """Return the layers whose states are compared, of ``count``: at most six at even steps in the middle half, or one.
+    """Return the layers whose states are compared, of ``count``: six at even steps to three quarters of them, or one.
 
     Args:
-        ends_alike: whether every prompt ends in the same words. Then the last token's state sums up the text from the
-            middle layers on. Else it is for long that of the text's last word, and the last layer alone is compared.
+        ends_alike: whether every prompt ends in the same words. Then their states sum up the text from the first layer
+            on. Else the last token's is for long that of the text's last word, and the last layer alone is compared.
     """
-    if not ends_alike:
-        return (count - 1,)
-    first, last = count // 4, min(3 * count // 4, count - 1)
-    return tuple(dict.fromkeys(round(first + step * (last - first) / 5) for step in range(6)))
+    last = min(3 * count // 4, count - 1)
+    return tuple(dict.fromkeys(round(step * last / 5) for step in range(6))) if ends_alike else (count - 1,)

@@ -1,8 +1,8 @@
 """How strange an input is: how far from the training rows its states are, less how decided its labels' logits.
 
-Distances notice inputs of another kind. An input of the same kind with none of the labels ends nearer to the training
-rows, and there the logits tell more: they are spread less. So with ``d`` the distance after a layer, ``p`` the labels'
-probabilities and ``u`` uniform ones, the strangeness is
+Distances notice inputs of another kind. Where a head reads the text alone, an input of the same kind with none of the
+labels ends nearer to the training rows, and there the logits tell more: they are spread less. So with ``d`` the
+distance after a layer, ``p`` the labels' probabilities and ``u`` uniform ones, the strangeness is
 
     ``mean over layers of log d^2(x)  -  w KL(u || p)``,    ``KL(u || p) = log sum_c exp f_c - log C``
 
@@ -50,10 +50,11 @@ class Strangeness:
         return far - self.weight * divergence(states) if self.weight else far
 
 
-def fit_strangeness(states: States, labels: torch.Tensor) -> Strangeness:
+def fit_strangeness(states: States, labels: torch.Tensor, *, by_logits: bool = True) -> Strangeness:
     """Return the strangeness to training rows after the layers of their states.
 
     Args:
+        by_logits: whether the logits have a part.
         labels: (rows,) int64; or (rows, classes) where a row may have several. Then there is one centre for all rows,
             and the logits have no part.
 
@@ -65,7 +66,7 @@ def fit_strangeness(states: States, labels: torch.Tensor) -> Strangeness:
     classes = labels if labels.dim() == 1 else torch.zeros(len(labels), dtype=torch.int64)
     distances = tuple(fit_layer(states.hidden[:, place], classes) for place in range(len(states.layers)))
     weight = 0.0
-    if labels.dim() == 1:
+    if labels.dim() == 1 and by_logits:
         spread = float(divergence(states).std())
         far = float(mean_log_distance(distances, states.hidden).std())
         weight = _SHARE * far / spread if spread > _CONSTANT and math.isfinite(far) else 0.0

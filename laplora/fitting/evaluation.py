@@ -60,8 +60,10 @@ def outputs_of(
     title: str = "test rows",
 ) -> RowOutputs:
     """Return what a fit gives on rows; ``shifts`` are of the predictives that labels correct."""
-    layers = familiarity.layers if familiarity else ()
-    split = project_split(classifier, posterior, examples, progress, title, batch_size=batch_size, layers=layers)
+    layers, tokens = (familiarity.layers, familiarity.tokens) if familiarity else ((), 1)
+    split = project_split(
+        classifier, posterior, examples, progress, title, batch_size=batch_size, layers=layers, tokens=tokens
+    )
     outputs = SplitOutputs(split, Fitted(posterior, prior, split.projected), shifts)
     familiar = None if familiarity is None or split.states is None else familiarity.of(split.states)
     return RowOutputs(outputs, familiar)

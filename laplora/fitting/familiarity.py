@@ -73,7 +73,7 @@ def fit_familiar(
     if calibration.states is None or not familiar_layers(classifier, settings):
         return None
     strangeness, rows = strangeness_to(classifier, train, settings, store, progress)
-    return familiar_of(strangeness, rows, strangeness.of(calibration.states), settings)
+    return familiar_of(classifier, strangeness, rows, strangeness.of(calibration.states), settings)
 
 
 def warn_of_few(rows: int, settings: FitSettings) -> None:
@@ -93,16 +93,19 @@ def strangeness_to(
     layers = familiar_layers(classifier, settings)
     draw = random.Random(f"{settings.seed}/familiarity")
     rows = [train[i] for i in sorted(draw.sample(range(len(train)), min(_MOST, len(train))))]
-    made_from = f"{rows_digest(rows)}/{layers!r}"
+    made_from = f"{rows_digest(rows)}/{layers!r}/{classifier.ending_tokens}"
     if kept := store.read("familiarity", made_from):
         states = states_of(kept[0])
     else:
         states = forward_states(classifier, rows, layers, settings.laplace.batch_size, progress)
         store.write("familiarity", state_tensors(states), {}, made_from)
-    return fit_strangeness(states, label_tensor(rows, classifier.class_count)), len(rows)
+    labels, by_logits = label_tensor(rows, classifier.class_count), not classifier.template.ends_alike
+    return fit_strangeness(states, labels, by_logits=by_logits), len(rows)
 
 
-def familiar_of(strangeness: Strangeness, rows: int, reference: torch.Tensor, settings: FitSettings) -> Familiar:
+def familiar_of(
+    classifier: Classifier, strangeness: Strangeness, rows: int, reference: torch.Tensor, settings: FitSettings
+) -> Familiar:
     """Return how familiar inputs are.
 
     Args:
@@ -110,8 +113,9 @@ def familiar_of(strangeness: Strangeness, rows: int, reference: torch.Tensor, se
         reference: (calibration rows,), how strange rows are that the adapter was not trained on.
     """
     rate = false_alarms(settings.calibration.unfamiliar_rate, len(reference))
-    familiarity = Familiarity(strangeness, reference.sort().values)
-    return Familiar(familiarity, FamiliarityRecord(layers=strangeness.layers, rows=rows, false_alarms=rate))
+    tokens = classifier.ending_tokens
+    record = FamiliarityRecord(layers=strangeness.layers, tokens=tokens, rows=rows, false_alarms=rate)
+    return Familiar(Familiarity(strangeness, reference.sort().values, tokens), record)
 
 
 @torch.no_grad()
@@ -120,10 +124,11 @@ def forward_states(
 ) -> States:
     """Return what forward passes show of examples, in order."""
     model, readout = classifier.model, classifier.readout
+    pooling = pooling_of(readout.side, classifier.ending_tokens)
     title = "training rows, for familiarity"
 
     def noted(batch: Batch) -> States:
-        with StateTape(model, layers, batch.attention_mask, pooling_of(readout.side)) as tape:
+        with StateTape(model, layers, batch.attention_mask, pooling) as tape:
             logits = readout.scores(model, batch).logits
         return tape.states(logits)
 

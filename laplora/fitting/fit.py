@@ -138,8 +138,9 @@ def fit_rows(
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, train, blocks, settings, store, progress)
     layers = familiar_layers(classifier, settings)
+    title, tokens = "calibration rows", classifier.ending_tokens
     split = project_split(
-        classifier, posterior, calibration, progress, "calibration rows", batch_size=size, layers=layers
+        classifier, posterior, calibration, progress, title, batch_size=size, layers=layers, tokens=tokens
     )
     warn_of_few(len(calibration), settings)
     familiar = fit_familiar(classifier, train, split, settings, store, progress)

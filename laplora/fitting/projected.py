@@ -71,13 +71,14 @@ def project_split(
     *,
     batch_size: int = 8,
     layers: tuple[int, ...] = (),
+    tokens: int = 1,
 ) -> ProjectedSplit:
     """Return a split's projected Jacobians, logits, label mass and states after some layers, on the CPU.
 
     Where several labels may be right, an input is as many binary rows as there are labels, with one row of states.
     """
     model, readout = classifier.model, classifier.readout
-    pooling = pooling_of(readout.side)
+    pooling = pooling_of(readout.side, tokens)
     by_block = classifier.block_devices(block.name for block in posterior.blocks)
     placed = posterior.to(classifier.device, torch.float32, by_block)
 

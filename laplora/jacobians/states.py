@@ -18,8 +18,8 @@ from laplora.errors import ModelError
 from laplora.linearised import contrast_mean
 from laplora.prompts.rows import Side
 
-#: What stands for a text: its state at the last real token, or the mean over its real tokens.
-Pooling = Literal["last", "mean"]
+#: What stands for a text: the mean of its states at so many last real tokens, or at all of them.
+Pooling = int | Literal["mean"]
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class StateTape(ExitStack[None]):
 
     Args:
         attention_mask: (batch, tokens), of the batch that will run, on the model's device.
-        pooling: over the tokens. Where a read-out runs a prompt with several texts behind it, the last token is that of
-            the prompt.
+        pooling: over the tokens. Where a read-out runs a prompt with several texts behind it, the last tokens are
+            those of the prompt.
         skipped: tokens at each row's start that the pass does not run (``laplora.models.beginning``); of rows that are
-            padded on the left and pooled by their last token.
+            padded on the left and pooled by their last tokens.
 
     Raises ModelError for a model without layers of these numbers, from 0.
     """
@@ -76,7 +76,7 @@ class StateTape(ExitStack[None]):
         model: Any,
         layers: Sequence[int],
         attention_mask: torch.Tensor,
-        pooling: Pooling = "last",
+        pooling: Pooling = 1,
         skipped: int = 0,
     ) -> None:
         super().__init__()
@@ -101,11 +101,12 @@ class StateTape(ExitStack[None]):
         # Of a prompt with several texts behind it, in as many copies: its first copy, without the texts.
         hidden = hidden[:: len(hidden) // rows, :tokens].detach()
         mask = self._mask.to(hidden.device)
-        if self._pooling == "last":
-            self._noted[place] = hidden[torch.arange(rows), last_real(mask) - self._skipped].clone()
-        else:
-            weights = mask / mask.sum(1, keepdim=True)
-            self._noted[place] = (weights[:, :, None] * hidden.float()).sum(1)
+        if self._pooling != "mean":
+            places = last_real(mask)[:, None] - torch.arange(self._pooling, device=mask.device)
+            mask = mask.gather(1, places.clamp_min(0)) * (places >= self._skipped)
+            hidden = hidden[torch.arange(rows)[:, None], (places - self._skipped).clamp_min(0)]
+        # What is at padding may be anything, NaN too.
+        self._noted[place] = hidden.float().masked_fill(mask[:, :, None] == 0, 0).sum(1) / mask.sum(1, keepdim=True)
 
     def states(self, logits: torch.Tensor) -> States:
         """Return the pass's states, with its logits (batch, classes)."""
@@ -117,9 +118,9 @@ class StateTape(ExitStack[None]):
         return States(self._layers, hidden, mean.float())
 
 
-def pooling_of(side: Side) -> Pooling:
-    """Return how the states of a model are pooled by the side on which its rows are padded: an encoder's, averaged."""
-    return "last" if side == "left" else "mean"
+def pooling_of(side: Side, tokens: int) -> Pooling:
+    """Return how states are pooled by the side on which rows are padded: an encoder's over all, else so many last."""
+    return tokens if side == "left" else "mean"
 
 
 def last_real(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -85,8 +85,7 @@ def batch_outputs(adapted: AdaptedModel, batch: Batch, *, covariance: bool) -> B
             "the model is in training mode, in which its dropout would change every answer: call model.eval()"
         )
     familiarity = adapted.familiarity
-    layers = familiarity.layers if familiarity else ()
-    logits, hidden, spread, states = _pass(adapted, batch, layers, covariance=covariance)
+    logits, hidden, spread, states = _pass(adapted, batch, covariance=covariance)
     likelihood = adapted.readout.likelihood
     mass = adapted.readout.label_mass(adapted.model, hidden, batch.class_mask).double().cpu()
     means: dict[Means, torch.Tensor] = {"plain": mean_of(likelihood, logits)}
@@ -105,9 +104,9 @@ def batch_outputs(adapted: AdaptedModel, batch: Batch, *, covariance: bool) -> B
 
 
 def _pass(
-    adapted: AdaptedModel, batch: Batch, layers: Sequence[int], *, covariance: bool
+    adapted: AdaptedModel, batch: Batch, *, covariance: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, States | None]:
-    """Return logits (batch, classes), last hidden states, covariance of the contrasts and the states after layers.
+    """Return logits (batch, classes), last hidden states, covariance of the contrasts and the states.
 
     All but the hidden states are on the CPU; logits and covariance are float64. With a covariance the gradients go
     through every token, so that no beginning is shared.
@@ -115,10 +114,10 @@ def _pass(
     shared = None if covariance else adapted.beginning
     if shared is not None and not shared.begins(batch):
         shared = None
-    skipped = 0 if shared is None else len(shared)
-    pooling = pooling_of(adapted.readout.side)
-    taped = StateTape(adapted.model, layers, batch.attention_mask, pooling, skipped) if layers else nullcontext()
-    with taped as tape:
+    skipped, familiar = 0 if shared is None else len(shared), adapted.familiarity
+    pooling = pooling_of(adapted.readout.side, familiar.tokens if familiar else 1)
+    seen = (adapted.model, familiar.layers, batch.attention_mask, pooling, skipped) if familiar else None
+    with StateTape(*seen) if seen else nullcontext() as tape:
         if covariance:
             logits, hidden, spread = _with_covariance(adapted, batch)
         else:

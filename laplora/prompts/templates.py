@@ -112,7 +112,13 @@ class PromptTemplate:
     @property
     def ends_alike(self) -> bool:
         """Whether every prompt ends in the same words, which the template has behind its last field."""
-        return any(map(str.isalpha, _PLACEHOLDER.split(self.text)[-1]))
+        return any(map(str.isalpha, self.ending))
+
+    @property
+    def ending(self) -> str:
+        """The text that every prompt ends in, after the last field."""
+        start = max(m.end() for m in _PLACEHOLDER.finditer(self.text) if m.group(1))
+        return _fill(self.text[start:], {})
 
     @property
     def beginning(self) -> str:

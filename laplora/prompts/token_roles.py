@@ -40,6 +40,19 @@ def encode_with_roles(
     return row, _roles(tokenizer, pieces, row, bounds, side)
 
 
+def ending_tokens(tokenizer: Any, template: PromptTemplate) -> int:
+    """Return how many last tokens of a prompt are of the template's words after its last field alone, at least 1.
+
+    A token that may hold a text's end too is not counted.
+    """
+    ending = template.ending if template.ends_alike else ""
+    counts: list[int] = []
+    for text in ("a", "1", ".", "\n"):
+        found = tokenizer(text + ending, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+        counts.append(sum(start >= len(text) for start, _ in found))
+    return max(1, min(counts))
+
+
 def _roles(
     tokenizer: Any, pieces: Sequence[Piece], row: EncodedRow, bounds: TokenBounds, side: Side
 ) -> tuple[int, ...]:

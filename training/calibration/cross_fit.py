@@ -62,7 +62,7 @@ def cross_fit_rows(
     familiar = None
     if found.strangeness is not None:
         strangeness, count = strangeness_to(classifier, rows, settings, store, progress)
-        familiar = familiar_of(strangeness, count, found.strangeness, settings)
+        familiar = familiar_of(classifier, strangeness, count, found.strangeness, settings)
     outputs = SplitOutputs(found.split, judged)
     settings, conditioned, calibrated, scores = condition_and_calibrate(settings, outputs, OUT_OF_FOLD)
     return Fit(

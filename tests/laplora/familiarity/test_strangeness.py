@@ -53,6 +53,7 @@ def test_where_several_labels_may_be_right_or_logits_are_all_the_same_there_is_n
     assert found.weight == 0
     assert all(len(distance.class_centers) == 1 for distance in found.distances)
     assert fit_strangeness(states_of(rows(80, 0).hidden, torch.ones(80, 2)), LABELS).weight == 0
+    assert fit_strangeness(rows(80, 0), LABELS, by_logits=False).weight == 0
 
 
 def test_layers_are_found_among_those_that_were_watched() -> None:
@@ -116,8 +117,8 @@ def test_few_rows_tell_no_small_share(wanted: float, rows: int, share: float) ->
 
 
 def test_which_layers_are_watched() -> None:
-    middles = {1: (0,), 2: (0, 1), 3: (0, 1, 2), 12: (3, 4, 5, 7, 8, 9), 30: (7, 10, 13, 16, 19, 22)}
-    assert {count: watched_layers(count, ends_alike=True) for count in middles} == middles
+    depths = {1: (0,), 2: (0, 1), 3: (0, 1, 2), 12: (0, 2, 4, 5, 7, 9), 30: (0, 4, 9, 13, 18, 22)}
+    assert {count: watched_layers(count, ends_alike=True) for count in depths} == depths
     assert watched_layers(30, ends_alike=False) == (29,)
 
 

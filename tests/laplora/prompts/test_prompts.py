@@ -28,7 +28,7 @@ from laplora.prompts.templates import (
     resolve_label_tokens,
 )
 from laplora.prompts.token_bounds import token_bounds
-from laplora.prompts.token_roles import AFTER, FIELD, OTHER, encode_with_roles
+from laplora.prompts.token_roles import AFTER, FIELD, OTHER, encode_with_roles, ending_tokens
 
 AB = ("A", "B")
 ANSWER = PromptTemplate("t", 1, "{text} Answer:")
@@ -194,6 +194,10 @@ def test_each_token_is_of_a_field_or_of_the_templates_words(smollm: Any, metaspa
     topic, great = PromptTemplate("t", 1, "Film: {text}? Topic"), {"text": "GREAT f\u00eflm"}
     assert shown(encoder_tokenizer(), topic, great, 9, "right") == ["[CLS] film : [SEP]", "great film", "? topic"]
     assert shown(encoder_tokenizer(), topic, great, 5, "right") == ["[CLS] film : [SEP]", "great", ""]
+    # What every prompt ends in: "?" may be one token with a text's last dot, and words that are a field's are not in.
+    ends = [smollm.encode(f"The film: so\nTopic of {noun}? Answer:") for noun in ("plots", "it.")]
+    assert [smollm.decode(ids[-ending_tokens(smollm, film) :]) for ids in ends] == [" Answer:"] * 2
+    assert ending_tokens(smollm, PromptTemplate("t", 1, "Film: {text}")) == 1
 
 
 def test_a_prompt_at_the_limit_is_whole_and_one_over_is_refused(smollm: Any) -> None:
