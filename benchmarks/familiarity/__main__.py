@@ -1,12 +1,12 @@
 """Whether inputs of another kind are noticed.
 
-    python -m benchmarks.familiarity --data FOLDER                  # all; an hour or more
-    python -m benchmarks.familiarity --data FOLDER --only clinc150  # the others keep their results
-    python -m benchmarks.familiarity --tables                       # measures nothing: RESULTS.md again
+    python -m benchmarks.familiarity --data FOLDER --runs RUNS              # all; twenty minutes of one core
+    python -m benchmarks.familiarity --data FOLDER --runs RUNS --only sst2  # the others keep their results
+    python -m benchmarks.familiarity --tables                               # measures nothing: RESULTS.md again
 
-FOLDER holds sst2, tweet_eval, banking77, trec, clinc150, boolq and arc, each with the files
-that its authors publish (homes.py names them). Models and what they show of texts are kept in runs/familiarity: a
-second call trains and runs nothing. Nothing here is a time, so a busy machine gives the same figures.
+FOLDER holds the data sets of homes.py, each with the files that its authors publish. RUNS is where
+``benchmarks.experts`` keeps its adapters; the default artifact, sst2, needs none. What models show of texts is kept in
+runs/familiarity: a second call runs nothing. Nothing here is a time, so a busy machine gives the same figures.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.familiarity import models
-from benchmarks.familiarity.homes import HOMES, strangers
+from benchmarks.familiarity.homes import HOMES, home_of, strangers
+from benchmarks.familiarity.models import Shown, shown
 from benchmarks.familiarity.page import render
 from benchmarks.familiarity.scores import detections, flags, scores
 from benchmarks.harness import provenance
 from laplora.familiarity.percentile import watched_layers
+from laplora.prompts.examples import label_tensor
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results.json"
 SCRATCH = provenance.ROOT / "runs" / "familiarity"
-#: Homes by which layers, directions, their combination and the logits' part were chosen.
-CHOSEN_ON = ("sst2", "emotion", "banking77")
 #: The flag's rate, the default of the settings.
 RATE = 0.02
 
@@ -44,44 +43,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, help="folder with the data sets")
+    parser.add_argument("--runs", type=Path, help="folder with the adapters")
     parser.add_argument("--only", choices=list(HOMES), nargs="+", help="these homes alone")
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the page again")
     options = parser.parse_args(arguments)
-    if options.data is None and not options.tables:
-        parser.error("--data FOLDER is needed")
+    if None in (options.data, options.runs) and not options.tables:
+        parser.error("--data FOLDER and --runs RUNS are needed")
     torch.set_num_threads(1)
     for name in () if options.tables else options.only or HOMES:
         print(f"{name} ...", flush=True)
         begun = {"date": provenance.today(), "commit": provenance.commit()}
-        result = measure(name, options.data, SCRATCH / name)
+        result = measure(name, options.data, options.runs, SCRATCH / name)
         found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-        found[name] = {"measured": begun, "chosen_on": name in CHOSEN_ON, **result}
+        found[name] = {"measured": begun, **result}
         RESULTS.write_text(json.dumps({key: found[key] for key in HOMES if key in found}, indent=1) + "\n")
     (FOLDER / "RESULTS.md").write_text(render(json.loads(RESULTS.read_text())))
 
 
-def measure(name: str, data: Path, folder: Path) -> Mapping[str, Any]:
+def measure(name: str, data: Path, runs: Path, folder: Path) -> Mapping[str, Any]:
     """Return what every score tells of a home's strangers, and how often familiar rows are flagged."""
-    home, sets = HOMES[name](data), strangers(name, data)
-    classifier = models.classifier(home, folder)
-    states = folder / "states"
-    train, pool = (
-        models.shown(classifier, [text for text, _ in rows], states / f"{part}.safetensors")
-        for part, rows in (("train", home.train), ("pool", home.pool))
-    )
-    strange = {title: models.shown(classifier, texts, states / f"{title}.safetensors") for title, texts in sets.items()}
-    labels = torch.tensor([label for _, label in home.train])
-    truths = torch.tensor([label for _, label in home.pool])
-    alike = classifier.template.ends_alike
-    table = detections(scores(train, labels, ends_alike=alike), pool, strange)
+    home = home_of(name, data, runs)
+    like = [*home.calibration, *home.new]
+    sets = {"train": home.train, "like": like}
+    texts = {part: [str(row.fields["text"]) for row in rows] for part, rows in sets.items()}
+    seen = {
+        title: shown(home.classifier, some, folder / f"{title}.safetensors")
+        for title, some in (texts | strangers(name, home, data)).items()
+    }
+    train, pool = seen.pop("train"), seen.pop("like")
+    labels, truths = (label_tensor(rows, home.classifier.class_count) for rows in sets.values())
+    alike, count = home.classifier.template.ends_alike, train.hidden.shape[1]
+    every = scores(train, labels, ends_alike=alike)
+    score: Callable[[Shown], torch.Tensor] = every["familiarity"]
+    strange = {title: score(shown) for title, shown in seen.items()}
     return {
-        "labels": len(home.labels),
-        "rows": {"train": len(home.train), "pool": len(home.pool)},
-        "near": list(home.near),
-        "layers": list(watched_layers(train.hidden.shape[1], ends_alike=alike)),
+        "labels": home.classifier.class_count,
+        "rows": {"train": len(home.train), "calibration": len(home.calibration), "new": len(home.new)},
+        "layers": list(watched_layers(count, ends_alike=alike)),
+        "tokens": home.classifier.ending_tokens,
         "accuracy": round(float((pool.logits.argmax(1) == truths).double().mean()), 4),
-        "detection": table,
-        "flags": flags(train, labels, pool, strange, ends_alike=alike, rate=RATE),
+        "detection": detections(every, pool, seen),
+        "flags": flags(score(pool), len(home.calibration), strange, RATE),
     }
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from benchmarks.familiarity.models import Shown
-from laplora.familiarity.mahalanobis import fit_layer
 from laplora.familiarity.percentile import false_alarms, is_unfamiliar, watched_layers
 from laplora.familiarity.strangeness import divergence, fit_strangeness
 from laplora.jacobians.states import States
@@ -18,6 +17,8 @@ from laplora.metrics.detection import detection
 
 Score = Callable[[Shown], torch.Tensor]
 _NEIGHBOURS = 10
+#: The layers whose last token's states were compared before.
+MIDDLE = (7, 10, 13, 16, 19, 22)
 #: Draws of calibration rows from a home's pool, and their numbers.
 _DRAWS = 200
 CALIBRATION = (20, 50, 100, 150, 300)
@@ -26,28 +27,25 @@ CALIBRATION = (20, 50, 100, 150, 300)
 def scores(train: Shown, labels: torch.Tensor, *, ends_alike: bool) -> dict[str, Score]:
     """Return every score by name, fitted to training rows."""
     layers = train.hidden.shape[1]
-    watched, last = watched_layers(layers, ends_alike=ends_alike), layers - 1
-    fitted = fit_strangeness(seen(train, watched), labels)
-    distances = replace(fitted, weight=0.0)
-    by_class, together = (fit_layer(train.hidden[:, last], of) for of in (labels, torch.zeros_like(labels)))
-    known = torch.nn.functional.normalize(train.hidden[:, last].double(), dim=1)
+    watched = watched_layers(layers, ends_alike=ends_alike)
+    middle = tuple(number for number in MIDDLE if ends_alike and number < layers) or (layers - 1,)
+    fitted = fit_strangeness(seen(train, watched), labels, by_logits=not ends_alike)
+    logits = fit_strangeness(seen(train, watched), labels)
+    before = fit_strangeness(seen(train, middle, last=True), labels)
+    known = torch.nn.functional.normalize(train.hidden[:, watched[-1]].double(), dim=1)
 
     def neighbour(shown: Shown) -> torch.Tensor:
-        new = torch.nn.functional.normalize(shown.hidden[:, last].double(), dim=1)
+        new = torch.nn.functional.normalize(shown.hidden[:, watched[-1]].double(), dim=1)
         return -(new @ known.T).topk(_NEIGHBOURS, 1).values[:, -1]
 
     return {
         "familiarity": lambda shown: fitted.of(seen(shown, watched)),
-        "familiarity, distances alone": lambda shown: distances.of(seen(shown, watched)),
-        "Mahalanobis, last layer": lambda shown: by_class.squared(shown.hidden[:, last]),
-        "relative Mahalanobis, last layer": lambda shown: (
-            by_class.squared(shown.hidden[:, last]) - together.squared(shown.hidden[:, last])
-        ),
-        f"{_NEIGHBOURS} nearest neighbours, last layer": neighbour,
-        "energy": lambda shown: -shown.logits.double().logsumexp(1),
+        "distances alone": lambda shown: replace(logits, weight=0.0).of(seen(shown, watched)),
+        "distances and logits": lambda shown: logits.of(seen(shown, watched)),
+        "the last token's distances and logits": lambda shown: before.of(seen(shown, middle, last=True)),
+        f"{_NEIGHBOURS} nearest neighbours": neighbour,
         "energy, of logits less their mean": lambda shown: -divergence(seen(shown, ())),
         "entropy": lambda shown: entropy(shown.logits.double().softmax(1)),
-        "1 - max softmax": lambda shown: 1 - shown.logits.double().softmax(1).amax(1),
     }
 
 
@@ -70,45 +68,47 @@ def told(inside: torch.Tensor, outside: torch.Tensor) -> dict[str, float]:
 
 
 def flags(
-    train: Shown, labels: torch.Tensor, pool: Shown, strangers: Mapping[str, Shown], *, ends_alike: bool, rate: float
+    inside: torch.Tensor, calibration: int, outside: Mapping[str, torch.Tensor], rate: float
 ) -> list[dict[str, Any]]:
-    """Return for each number of calibration rows which share the flag is raised on, over draws of them from the pool.
+    """Return for each number of calibration rows which share the flag is raised on, over draws of them.
 
-    The rest of the pool are new rows. ``familiar`` is their share, ``low`` and ``high`` its 5 % and 95 % quantile over
-    the draws, ``strangers`` by set the mean share.
+    The other rows are new ones. ``familiar`` is their share, ``low`` and ``high`` its 5 % and 95 % quantile over the
+    draws, ``strangers`` by set the mean share. The first has the home's own calibration rows, in one draw.
+
+    Args:
+        inside: (rows,) strangeness of rows like the training rows, of which the first ``calibration`` calibrate.
+        outside: by set.
     """
-    watched = watched_layers(train.hidden.shape[1], ends_alike=ends_alike)
-    fitted = fit_strangeness(seen(train, watched), labels)
-    inside = fitted.of(seen(pool, watched))
-    outside = {title: fitted.of(seen(shown, watched)) for title, shown in strangers.items()}
-    rows = []
+    rows = [("own", calibration, [torch.arange(len(inside))])]
     for count in CALIBRATION:
-        if count > len(inside) - 100:
-            continue
-        shares, found = [], {title: 0.0 for title in outside}
-        for draw in range(_DRAWS):
-            order = torch.randperm(len(inside), generator=torch.Generator().manual_seed(draw))
-            reference, new = inside[order[:count]], inside[order[count:]]
-            shares.append(_share(new, reference, rate))
-            for title, values in outside.items():
-                found[title] += _share(values, reference, rate) / _DRAWS
-        drawn = torch.tensor(shares)
-        rows.append(
+        if count <= len(inside) - 100:
+            draws = (torch.Generator().manual_seed(draw) for draw in range(_DRAWS))
+            rows.append(("drawn", count, [torch.randperm(len(inside), generator=draw) for draw in draws]))
+    found = []
+    for kind, count, every in rows:
+        shares = torch.tensor([_share(inside[order[count:]], inside[order[:count]], rate) for order in every])
+        strange = {
+            title: sum(_share(values, inside[order[:count]], rate) for order in every) / len(every)
+            for title, values in outside.items()
+        }
+        found.append(
             {
+                "kind": kind,
                 "calibration": count,
                 "stated": round(false_alarms(rate, count), 4),
-                "familiar": round(float(drawn.mean()), 4),
-                "low": round(float(drawn.quantile(0.05)), 4),
-                "high": round(float(drawn.quantile(0.95)), 4),
-                "strangers": {title: round(share, 4) for title, share in found.items()},
+                "familiar": round(float(shares.mean()), 4),
+                "low": round(float(shares.quantile(0.05)), 4),
+                "high": round(float(shares.quantile(0.95)), 4),
+                "strangers": {title: round(share, 4) for title, share in strange.items()},
             }
         )
-    return rows
+    return found
 
 
-def seen(shown: Shown, watched: tuple[int, ...]) -> States:
-    """Return the states that familiarity sees, after some layers."""
-    return States(watched, shown.hidden[:, watched], contrast_mean(shown.logits.double()))
+def seen(shown: Shown, watched: tuple[int, ...], *, last: bool = False) -> States:
+    """Return the states after some layers as familiarity sees them, or those of the last token."""
+    hidden = shown.last if last else shown.hidden
+    return States(watched, hidden[:, watched], contrast_mean(shown.logits.double()))
 
 
 def _share(values: torch.Tensor, reference: torch.Tensor, rate: float) -> float:

@@ -1,4 +1,4 @@
-"""The sets of strangers, and two tiny cases from their training to their tables."""
+"""The sets of strangers, and a tiny home from its states to its tables."""
 
 from __future__ import annotations
 
@@ -7,89 +7,76 @@ import random
 from pathlib import Path
 
 import pytest
+from tiny_models import add_lora
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import laplora
 from benchmarks.familiarity import __main__ as benchmark
-from benchmarks.familiarity import homes, models
-from benchmarks.familiarity.scores import CALIBRATION
+from benchmarks.familiarity import homes
+from laplora.prompts.examples import Example
 
-GREETINGS, COLOURS = ("hello", "morning", "evening", "welcome"), ("red", "green", "blue", "yellow")
-NEAR, FAR = ("seven", "eight", "nine", "ten"), ("treaty", "river", "senate", "engine")
+NEAR, FAR = ("hello", "morning", "evening", "welcome"), ("treaty", "river", "senate", "engine")
 
 
-def texts(words: tuple[str, ...], count: int, seed: int) -> list[str]:
+def rows(words: tuple[str, ...], count: int, seed: int) -> list[Example]:
     """Return different texts of some words."""
     draw = random.Random(seed)
-    return [f"{draw.choice(words)} {draw.choice(words)} {draw.choice(words)} {number}" for number in range(count)]
+    texts = [" ".join([*draw.choices(words, k=draw.randint(3, 6)), str(number)]) for number in range(count)]
+    return [Example(str(number), {"text": text}, number % 2, 2) for number, text in enumerate(texts)]
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Return a folder with a few rows of every data set, in its authors' files."""
-    folder = tmp_path / "data"
-
-    def write(name: str, lines: list[str]) -> None:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("\n".join(lines) + "\n")
-
-    kept, others = texts(GREETINGS, 80, 1), texts(NEAR, 30, 2)
-    intents = [("a greeting", kept), ("b other", others[:15]), ("c colour", texts(COLOURS, 80, 3))]
-    intents.append(("d other", others[15:]))
-    rows = [f"{text},{intent}" for intent, some in intents for text in some]
-    write("banking77/train.csv", ["text,category", *rows])
-    write("banking77/test.csv", ["text,category"])
-    words = [(GREETINGS, 0), (COLOURS, 1)]
-    write("sst2/dev.tsv", ["sentence\tlabel", *(f"{t}\t{n}" for w, n in words for t in texts(w, 230, 4 + n))])
-    for split, seed in (("train", 6), ("test", 7)):
-        write(f"tweet_eval/emotion/{split}_text.txt", [f"tweet {split} {t}" for t in texts(FAR, 160, seed)])
-        write(f"tweet_eval/emotion/{split}_labels.txt", [str(number % 4) for number in range(160)])
-        write(f"trec/{split}.txt", [f"LOC:city Which {split} {t} ?" for t in texts(FAR, 160, seed)])
-    write("tweet_eval/irony/test_text.txt", texts(FAR, 5, 8))
-    scope = {name: [[f"{name} {t}", "an intent"] for t in texts(FAR, 30, 9)] for name in ("train", "val", "test")}
-    write("clinc150/data_full.json", [json.dumps(scope | {"oos_test": [[t, "oos"] for t in texts(FAR, 5, 10)]})])
-    write("boolq/dev.jsonl", [json.dumps({"passage": t}) for t in texts(FAR, 9, 11)])
-    stems = [json.dumps({"question": {"stem": t}}) for t in texts(FAR, 9, 12)]
-    write("arc/ARC-Easy/ARC-Easy-Test.jsonl", stems)
-    return folder
-
-
-def test_no_stranger_is_a_row_of_the_home(data: Path) -> None:
-    home = homes.HOMES["banking77"](data)
-    assert home.labels == ("a greeting", "c colour")
-    assert len(home.train) == 24
-    inside = {text for text, _ in [*home.train, *home.pool]}
-    assert len(inside) == 160
-    sets = homes.strangers("banking77", data)
-    assert len(sets["the other intents"]) == 30
-    assert not any(text in inside for some in sets.values() for text in some)
-
-
-@pytest.mark.parametrize("name", ["banking77", "sst2"])
-def test_a_case_from_training_to_its_tables(
-    name: str, data: Path, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("template", ["Review: {text}\nIs this good? Answer:", "{text}"])
+def test_a_home_from_its_states_to_its_tables(
+    template: str, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A head and label words. What is measured again is the same, and nothing is trained or run for it."""
-    monkeypatch.setattr(models, "ensure_model", lambda _: tiny_base_folder)
-    monkeypatch.setattr(models, "TOP", [1])
+    """Whatever prompts end in. What is measured again is the same, and nothing is run for it."""
+    model = add_lora(AutoModelForCausalLM.from_pretrained(tiny_base_folder), ["q_proj"], dtype=None)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base_folder)
+    classifier = laplora.Classifier(model, tokenizer, template, ["negative", "positive"])
+    home = homes.Home(classifier, rows(NEAR, 60, 1), rows(NEAR, 60, 2), rows(NEAR, 110, 3))
+    far = [str(row.fields["text"]) for row in rows(FAR, 40, 4)]
+    monkeypatch.setattr(benchmark, "home_of", lambda *_: home)
+    monkeypatch.setattr(benchmark, "strangers", lambda *_: {"treaties": far, "out of scope": far[:9]})
     for place, value in (("FOLDER", tmp_path), ("RESULTS", tmp_path / "results.json"), ("SCRATCH", tmp_path / "runs")):
         monkeypatch.setattr(benchmark, place, value)
-    given = ["--data", str(data), "--only", name]
+    given = ["--data", str(tmp_path), "--runs", str(tmp_path), "--only", "sst2"]
     benchmark.main(given)
-    result = json.loads((tmp_path / "results.json").read_text())[name]
+    result = json.loads((tmp_path / "results.json").read_text())["sst2"]
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
-    assert result["chosen_on"]
-    sets = result["detection"]["familiarity"]
-    assert {*result["near"], "trec", "passages", "random letters"} <= set(sets)
+    assert len(kept) == 4
+    same = "distances alone" if template.endswith(":") else "distances and logits"
+    assert result["detection"]["familiarity"] == result["detection"][same]
+    assert (result["tokens"] > 1) == template.endswith(":")
     for score, found in result["detection"].items():
-        assert set(found) == set(sets), score
+        assert set(found) == {"treaties", "out of scope"}, score
         assert all(0 <= one["low"] <= one["auroc"] <= one["high"] <= 1 for one in found.values()), score
-    assert [row["calibration"] for row in result["flags"]] == [
-        n for n in CALIBRATION if n <= result["rows"]["pool"] - 100
-    ]
-    for row in result["flags"]:
+    assert [(row["kind"], row["calibration"]) for row in result["flags"]] == [("own", 60), ("drawn", 20), ("drawn", 50)]
+    for row in result["flags"][1:]:
         # In the mean over draws: the share of a home's rows is at most what is stated, up to the draws' noise.
         assert row["familiar"] <= row["stated"] + 0.02
-    assert f"| strangers | texts | {name} |" in (tmp_path / "RESULTS.md").read_text()
+    assert "| treaties | 40 | " in (tmp_path / "RESULTS.md").read_text()
     benchmark.main(given)
-    again = json.loads((tmp_path / "results.json").read_text())[name]
+    again = json.loads((tmp_path / "results.json").read_text())["sst2"]
     assert again == result | {"measured": again["measured"]}
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
+
+
+def test_no_stranger_is_a_row_of_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(homes, "_OTHERS", ("emotion",))
+    home = homes.Home(None, rows(NEAR, 9, 1), rows(NEAR, 9, 2), rows(NEAR, 9, 3))  # type: ignore[arg-type]
+    own = [str(row.fields["text"]) for row in home.new]
+    scope = {"test": [[text, "an intent"] for text in [*own, "a query"]], "oos_test": [["another", "oos"]]}
+    emotion, news = tmp_path / "tweet_eval" / "emotion", tmp_path / "ag_news"
+    for folder in (tmp_path / "clinc150", news, emotion):
+        folder.mkdir(parents=True)
+    (tmp_path / "clinc150" / "data_full.json").write_text(json.dumps(scope))
+    (news / "test.csv").write_text('"1","A title","and its text"\n')
+    for split in ("train", "test", "val"):
+        (emotion / f"{split}_text.txt").write_text(f"{own[0]}\ntweet {split}\n")
+        (emotion / f"{split}_labels.txt").write_text("0\n1\n")
+    sets = homes.strangers("sst2", home, tmp_path)
+    assert sets["CLINC150"] == ["a query"]
+    assert sets["AG News"] == ["A title and its text"]
+    assert sets["emotion"]
+    assert not set(own) & {text for name, some in sets.items() if name != "typing mistakes" for text in some}
+    assert homes.strangers("clinc150", home, tmp_path)["out of scope"] == ["another"]
