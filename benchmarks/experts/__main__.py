@@ -65,7 +65,7 @@ def run(cell: Cell, data: Path, methods: Sequence[str], *, trains: bool) -> None
     passes = Passes(cell, rows, lambda line: _say(f"{cell.name} {cell.seed} {line}"), trains)
     for name in missing:
         method = METHODS[name]
-        if method.applies(cell.task) and (method.source is None or passes.has(method.source)):
+        if method.applies(cell.task) and all(map(passes.has, method.sources(cell.task))):
             record = score(cell, name, *method.run(passes), labels, test)
             write_whole(_path(cell, name), json.dumps(record) + "\n")
             _say(f"{cell.name} {cell.seed} {name}: NLL {record['nll']}, {record['seconds']} s")

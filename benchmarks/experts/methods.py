@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from laplora.experts.last_state import LastState, fit_last_state
 from laplora.experts.of_head import fit_head
 from laplora.head import fold_numbers
 from laplora.linearised import entropy
+from laplora.pool.pool import fit_pool
 from laplora.predictive.cross_fitting import cross_fitted, rank_aligned
 from laplora.prompts.examples import Example, label_tensor
 
@@ -35,6 +36,16 @@ class Given:
     labelled: Labelled
     test: Outputs
     seed: int
+    kept: dict[str, tuple[Expert, float]] = field(default_factory=dict)
+
+    def once(self, name: str, fit: Callable[[], Expert]) -> tuple[Expert, float]:
+        """Return an expert, and the processor seconds of its fit where a method before fitted it, else 0."""
+        if name in self.kept:
+            return self.kept[name]
+        started = time.process_time()
+        fitted = fit()
+        self.kept[name] = fitted, time.process_time() - started
+        return fitted, 0.0
 
 
 @dataclass(frozen=True)
@@ -46,11 +57,13 @@ class Answers:
             the method has none.
         test: (test, classes) float64 log probabilities under the fit on all labels.
         entropies: (labelled,) nats, what the threshold is set on; None: the entropies of ``held_out``.
+        seconds: processor seconds of fits that a method before made already.
     """
 
     held_out: torch.Tensor
     test: torch.Tensor
     entropies: torch.Tensor | None = None
+    seconds: float = 0.0
 
 
 def _always(_: Task) -> bool:
@@ -62,44 +75,83 @@ class Method:
     """A row of the table.
 
     Attributes:
-        source: that it answers from; None: the texts alone.
+        reads: the sources that it answers from, or what they are by task; none: the texts alone.
         applies: whether it makes sense for a task.
     """
 
     title: str
-    source: Source | None
+    reads: tuple[Source, ...] | Callable[[Task], tuple[Source, ...]]
     answers: Callable[[Given], Answers]
     applies: Callable[[Task], bool] = _always
+
+    def sources(self, task: Task) -> tuple[Source, ...]:
+        """Return the sources that it answers a task from."""
+        return self.reads if isinstance(self.reads, tuple) else self.reads(task)
 
     def run(self, passes: Passes) -> tuple[Answers, float]:
         """Return the answers, and the seconds of the fit: training, the labelled rows' passes, and the fit itself."""
         rows, cell = passes.rows, passes.cell
-        if self.source is None:
-            outputs, test = (
-                Outputs(torch.ones(len(n), len(cell.task.labels)).bool()) for n in (rows.labelled, rows.test)
-            )
-            seconds = 0.0
-        else:
-            (outputs, seconds), test = passes.labelled(self.source), passes.test(self.source)
+        found = [Outputs(torch.ones(len(some), len(cell.task.labels)).bool()) for some in (rows.labelled, rows.test)]
+        seconds = 0.0
+        for source in self.sources(cell.task):
+            outputs, of_pass = passes.labelled(source)
+            seconds += of_pass
+            found = [_beside(*pair) for pair in zip(found, (outputs, passes.test(source)), strict=True)]
         folds = fold_numbers(len(rows.labelled), seed=cell.seed)
         groups = torch.arange(len(folds))  # prompts are different, and nothing else groups them
         labels = label_tensor(rows.labelled, len(cell.task.labels))
-        labelled = Labelled(labels, outputs.class_mask, groups, folds, rows.honest)
+        labelled = Labelled(labels, found[0].class_mask, groups, folds, rows.honest)
         started = time.process_time()
-        answers = self.answers(Given(rows, outputs, labelled, test, cell.seed))
-        return answers, seconds + time.process_time() - started
+        answers = self.answers(Given(rows, found[0], labelled, found[1], cell.seed, passes.kept))
+        return answers, seconds + time.process_time() - started + answers.seconds
 
 
-def _of(fitted: Expert, given: Given) -> Answers:
-    return Answers(fitted.held_out, fitted.log_probs(given.test))
+def _beside(one: Outputs, other: Outputs) -> Outputs:
+    """Return what two sources gave of the same rows."""
+    return Outputs(
+        other.class_mask, {**one.log_probs, **other.log_probs}, {**one.features, **other.features}, other.covariance
+    )
+
+
+def _of(fitted: Expert, given: Given, seconds: float = 0.0) -> Answers:
+    return Answers(fitted.held_out, fitted.log_probs(given.test), seconds=seconds)
 
 
 def _as_given(name: LogProbSource) -> Callable[[Given], Answers]:
     return lambda given: _of(as_given(name, given.outputs, given.labelled), given)
 
 
+def _fit_head(given: Given, source: FeatureSource) -> Callable[[], Expert]:
+    return lambda: fit_head(source, given.outputs, given.labelled, source, seed=given.seed)
+
+
 def _head(source: FeatureSource) -> Callable[[Given], Answers]:
-    return lambda given: _of(fit_head(source, given.outputs, given.labelled, source, seed=given.seed), given)
+    def answers(given: Given) -> Answers:
+        fitted, seconds = given.once(source, _fit_head(given, source))
+        return _of(fitted, given, seconds)
+
+    return answers
+
+
+def _pool(with_adapter: bool) -> Callable[[Given], Answers]:
+    """Return the pool of the heads that the sources make, and of what stands on the adapter."""
+
+    def answers(given: Given) -> Answers:
+        experts, spent = dict[str, Expert](), [0.0]
+
+        def add(name: str, fit: Callable[[], Expert]) -> None:
+            experts[name], seconds = given.once(name, fit)
+            spent.append(seconds)
+
+        if with_adapter:
+            experts["adapter"] = as_given("adapter", given.outputs, given.labelled)
+            add("conditioned", lambda: _conditioned_expert(given))
+        for source in given.outputs.features:
+            if source != "last_state":
+                add(source, _fit_head(given, source))
+        return _of(fit_pool(experts, given.labelled), given, sum(spent))
+
+    return answers
 
 
 def _temperature(given: Given) -> Answers:
@@ -123,19 +175,31 @@ def _temperature(given: Given) -> Answers:
 
 
 def _conditioned(given: Given) -> Answers:
-    """The adapter's answer as the rows correct it that did not train it, and each of these as the other folds do."""
+    fitted, seconds = given.once("conditioned", lambda: _conditioned_expert(given))
+    return _of(fitted, given, seconds)
+
+
+def _conditioned_expert(given: Given) -> LastState:
+    """Return the adapter's answer as the rows correct it that did not train it; folds of folds answer for its pool."""
     honest = given.labelled.honest
-    kept, labels = given.outputs.take(honest), given.labelled.labels[honest]
+    kept, known = given.outputs.take(honest), given.labelled.take(honest)
 
     def fitted(rows: torch.Tensor) -> LastState:
         some = kept.take(rows)
         (states,) = some.features["last_state"].values()
-        return fit_last_state("conditioned", *moments_of(some, "categorical"), states, labels[rows])
+        return fit_last_state("conditioned", *moments_of(some, "categorical"), states, known.labels[rows])
 
-    held_out = cross_fitted(
-        lambda fit, answered: fitted(fit).log_probs(kept.take(answered)), len(labels), seed=given.seed
-    )
-    return Answers(_spread(given, held_out), fitted(torch.arange(len(labels))).log_probs(given.test))
+    def held_out(rows: torch.Tensor) -> torch.Tensor:
+        """Return (labelled, classes) the answers to some honest rows, each by those of other folds."""
+        found = torch.full((len(kept), known.class_mask.shape[1]), torch.nan, dtype=torch.float64)
+        for number in torch.unique(known.folds[rows]):
+            fold = known.folds == number
+            found[rows & fold] = fitted(rows & ~fold).log_probs(kept.take(rows & fold))
+        return _spread(given, found)
+
+    every = torch.ones(len(known), dtype=torch.bool)
+    inner = {number: held_out(known.folds != number) for number in torch.unique(known.folds).tolist()}
+    return replace(fitted(every), held_out=held_out(every), inner=inner)
 
 
 def _spread(given: Given, values: torch.Tensor) -> torch.Tensor:
@@ -180,20 +244,30 @@ def _same_labels(task: Task) -> bool:
     return not task.template.takes_choices
 
 
+def _with_adapter(task: Task) -> tuple[Source, ...]:
+    return ("adapter", "frozen", "encoder") if _same_labels(task) else ("adapter", "options")
+
+
 #: By name, in the order of the table.
 METHODS: dict[str, Method] = {
-    "temperature": Method("adapter, temperature (reference)", "adapter", _temperature),
-    "map": Method("adapter as it is", "adapter", _as_given("adapter")),
-    "conditioned": Method("**conditioned**", "adapter", _conditioned),
-    "frozen": Method("**frozen**", "frozen", _head("frozen"), _same_labels),
-    "encoder": Method("**encoder**", "encoder", _head("encoder"), _same_labels),
-    "options": Method("**options**", "options", _head("options")),
-    "zero_shot": Method("label tokens, zero-shot", "frozen", _as_given("zero_shot"), _has_words),
-    "logistic_last": Method("logistic, last states", "frozen", _rival(ON_STATES, "frozen", "last"), _same_labels),
-    "logistic_mean": Method("logistic, mean states", "frozen", _rival(ON_STATES, "frozen", "fields"), _same_labels),
-    "logistic_encoder": Method(
-        "logistic, MiniLM", "encoder", _rival(ON_EMBEDDINGS, "encoder", "embedding"), _same_labels
+    "temperature": Method("adapter, temperature (reference)", ("adapter",), _temperature),
+    "map": Method("adapter as it is", ("adapter",), _as_given("adapter")),
+    "conditioned": Method("**conditioned**", ("adapter",), _conditioned),
+    "frozen": Method("**frozen**", ("frozen",), _head("frozen"), _same_labels),
+    "encoder": Method("**encoder**", ("encoder",), _head("encoder"), _same_labels),
+    "options": Method("**options**", ("options",), _head("options")),
+    "pool_unadapted": Method(
+        "**pooled**, nothing trained", ("frozen", "encoder"), _pool(with_adapter=False), _same_labels
     ),
-    "nearest": Method("nearest neighbours, MiniLM", "encoder", _rival(NEAREST, "encoder", "embedding"), _same_labels),
-    "words": Method("logistic, TF-IDF", None, _words, _same_labels),
+    "pool": Method("**pooled**, with the adapter", _with_adapter, _pool(with_adapter=True)),
+    "zero_shot": Method("label tokens, zero-shot", ("frozen",), _as_given("zero_shot"), _has_words),
+    "logistic_last": Method("logistic, last states", ("frozen",), _rival(ON_STATES, "frozen", "last"), _same_labels),
+    "logistic_mean": Method("logistic, mean states", ("frozen",), _rival(ON_STATES, "frozen", "fields"), _same_labels),
+    "logistic_encoder": Method(
+        "logistic, MiniLM", ("encoder",), _rival(ON_EMBEDDINGS, "encoder", "embedding"), _same_labels
+    ),
+    "nearest": Method(
+        "nearest neighbours, MiniLM", ("encoder",), _rival(NEAREST, "encoder", "embedding"), _same_labels
+    ),
+    "words": Method("logistic, TF-IDF", (), _words, _same_labels),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from benchmarks.evidence.adapters import load_classifier, put, train
 from benchmarks.evidence.gather import forward_outputs
 from benchmarks.experts.cells import Cell, Rows
 from laplora.classifier import Classifier
-from laplora.experts.base import Outputs
+from laplora.experts.base import Expert, Outputs
 from laplora.features.encoder import embeddings
 from laplora.features.frozen import frozen_states
 from laplora.features.options import option_features
@@ -41,13 +41,14 @@ class Passes:
     """The passes of a cell; each is made when it is first asked for.
 
     Attributes:
-        trains: whether a missing adapter is trained.
+        trains: whether a missing adapter is trained; kept: experts that a method has fitted, with their seconds.
     """
 
     cell: Cell
     rows: Rows
     say: Callable[[str], None]
     trains: bool = True
+    kept: dict[str, tuple[Expert, float]] = field(default_factory=dict)
 
     @cached_property
     def classifier(self) -> Classifier:

@@ -23,6 +23,10 @@ class AsGiven:
     held_out: torch.Tensor = field(repr=False)
     likelihood: Likelihood = "categorical"
 
+    def without(self, fold: int) -> torch.Tensor:
+        """Return ``held_out``: no label moves it."""
+        return self.held_out
+
     def log_probs(self, outputs: Outputs) -> torch.Tensor:
         """Return what the pass gave, (rows, classes) float64."""
         return outputs.log_probs[self.name]

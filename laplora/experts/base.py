@@ -132,6 +132,9 @@ class Expert(Protocol):
     def held_out(self) -> torch.Tensor:
         """Honest log probabilities of the labelled rows."""
 
+    def without(self, fold: int) -> torch.Tensor:
+        """Return ``held_out`` of the expert as it would be without a fold's rows, which are of no use here."""
+
     def log_probs(self, outputs: Outputs) -> torch.Tensor:
         """Return (rows, classes) float64 the log probabilities of inputs, nats; under ``bernoulli`` the logits."""
 

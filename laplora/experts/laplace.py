@@ -54,6 +54,10 @@ class Laplace(OfContrasts):
         """What answers name as their predictive."""
         return "laplace"
 
+    def without(self, fold: int) -> torch.Tensor:
+        """Return ``held_out``: of a row's label, that of another fold knows no more than the prior's one number."""
+        return self.held_out
+
     def _answers(self, outputs: Outputs) -> tuple[PosteriorPredictive, torch.Tensor]:
         mean, covariance, mask = moments_of(outputs, self.likelihood)
         assert covariance is not None

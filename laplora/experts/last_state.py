@@ -12,7 +12,7 @@ overconfident answer would leave labels of mistakes a long way to go, and those 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -42,6 +42,7 @@ class LastState(OfContrasts):
         size: root mean square of what the shift adds to a contrast of the labelled rows, nats.
         loss: mean NLL of the labelled rows under these precisions, each by the folds without it, nats.
         held_out: as of ``Expert``: NaN unless outer folds have answered the labelled rows.
+        inner: by fold number what ``without`` returns.
     """
 
     name: Corrected
@@ -51,6 +52,11 @@ class LastState(OfContrasts):
     size: float
     loss: float
     held_out: torch.Tensor
+    inner: Mapping[int, torch.Tensor] = field(default_factory=dict)
+
+    def without(self, fold: int) -> torch.Tensor:
+        """Return ``held_out`` as folds within the others answer it."""
+        return self.inner[fold]
 
     def _answers(self, outputs: Outputs) -> tuple[PosteriorPredictive, torch.Tensor]:
         (states,) = outputs.features["last_state"].values()

@@ -7,11 +7,11 @@ them. One with an offset corrects log probabilities of an adapter, which are hon
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
 import torch
 
+from laplora.errors import DataError
 from laplora.experts.base import FeatureSource, Labelled, LogProbSource, Outputs
 from laplora.head.fit import FittedHead, fit, mode_under
 from laplora.head.folds import parted
@@ -42,15 +42,24 @@ class HeadExpert:
     @property
     def held_out(self) -> torch.Tensor:
         """Honest log probabilities of the labelled rows, (rows, classes) float64; NaN where it has none."""
-        held_out = self.fitted.held_out
-        if self.fitted.rows.likelihood == "bernoulli":  # a head says the log probability of presence
-            held_out = held_out - (-held_out.expm1()).log()
-        return self.spread_out(held_out)
+        return self._spread_out(self.fitted.held_out)
 
-    def spread_out(self, values: torch.Tensor) -> torch.Tensor:
-        """Return values of the head's rows at their places among the labelled rows, (rows, ...); NaN elsewhere."""
-        spread = values.new_full((self.rows, *values.shape[1:]), torch.nan)
-        spread[self.places] = values
+    def without(self, fold: int) -> torch.Tensor:
+        """Return ``held_out`` as folds within the others answer it, NaN in the fold's rows.
+
+        Raises:
+            DataError: it learned or forgot labels since: what was weighed by the fit stays.
+        """
+        if fold not in self.fitted.inner:
+            raise DataError(f"{self.name} has no answers without fold {fold}: fit it anew, without given precisions")
+        return self._spread_out(self.fitted.inner[fold])
+
+    def _spread_out(self, answers: torch.Tensor) -> torch.Tensor:
+        """Return answers of the head's rows at their places among the labelled rows, (rows, classes); NaN elsewhere."""
+        if self.fitted.rows.likelihood == "bernoulli":  # a head says the log probability of presence
+            answers = answers - (-answers.expm1()).log()
+        spread = answers.new_full((self.rows, answers.shape[1]), torch.nan)
+        spread[self.places] = answers
         return spread
 
     def log_probs(self, outputs: Outputs) -> torch.Tensor:
@@ -138,13 +147,12 @@ def fit_head(
     offset: LogProbSource | None = None,
     temper: bool = False,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
 ) -> HeadExpert:
     """Return an expert whose head is fitted on labelled rows: all, or with an offset the honest ones.
 
     Args:
-        outputs: of the labelled rows; offset: of which of its log probabilities the head corrects; temper, seed,
-            progress: as of ``laplora.head.fit``.
+        outputs: of the labelled rows; offset: of which of its log probabilities the head corrects; temper, seed: as of
+            ``laplora.head.fit``.
 
     Raises:
         HeadError: as of ``laplora.head.fit``.
@@ -162,7 +170,6 @@ def fit_head(
         folds=of.folds,
         seed=seed,
         likelihood=of.likelihood,
-        progress=progress,
     )
     places, seconds = train.nonzero()[:, 0], time.monotonic() - start
     return HeadExpert(name, source, fitted, places, len(labelled), offset, seconds)

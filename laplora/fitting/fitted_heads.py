@@ -1,7 +1,7 @@
 """Heads of labelled rows, and what their held-out answers decide: thresholds, label sets, which head answers.
 
 Every labelled row trains the heads. Each is also answered by heads that know neither its label nor its group's. These
-answers alone set thresholds, sets and flags, and choose the head that answers: that of the smallest NLL.
+answers alone set thresholds, sets and flags, weigh the heads in their pool, and choose what answers (``laplora.pool``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.manifest import CalibrationRecord, PredictiveRecord
 from laplora.errors import DataError, warn
 from laplora.experts.adapter import AsGiven, as_given, point
-from laplora.experts.base import Labelled, Outputs
+from laplora.experts.base import Labelled, Outputs, losses_of
 from laplora.experts.of_head import HeadExpert, at_mode, fit_head
 from laplora.familiarity.percentile import false_alarms, is_unfamiliar
 from laplora.fitting.calibrate import OUT_OF_FOLD, calibration_record, recorded
@@ -25,9 +25,13 @@ from laplora.fitting.progress import Progress
 from laplora.fitting.settings import ExpertName, FitSettings
 from laplora.head import HeadError
 from laplora.linearised import PosteriorPredictive, entropy
+from laplora.pool.choice import choose
+from laplora.pool.pool import Pool, fit_pool
 
 #: Of an expert.
 Named = TypeVar("Named", bound=str)
+#: Passes of the base that a head's features take; a sentence encoder is small, and options are run one by one.
+_PASSES = {"frozen": 1.0, "options": 2.0, "encoder": 0.05}
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class FittedHeads:
     Attributes:
         labels: their names, in order; labelled: the rows' labels and folds.
         experts: by name; zero_shot: the model's own answer, ``map``; None where it has none.
-        recommended: name of the head that answers; reason: why.
+        pool: of all experts, ``pooled``; None of a single one.
+        recommended: name of what answers; reason: why.
         predictives, calibration, scores: thresholds and sets by name, as an artifact records them.
         leverages: by expert (rows,) float64, ascending, of each labelled row under heads without its fold.
         false_alarms: share of rows like the labelled ones that are flagged as unfamiliar, at most; 0: none is.
@@ -47,6 +52,7 @@ class FittedHeads:
     labelled: Labelled
     experts: Mapping[str, HeadExpert]
     zero_shot: AsGiven | None
+    pool: Pool | None
     recommended: str
     reason: str
     predictives: Mapping[str, PredictiveRecord]
@@ -54,6 +60,11 @@ class FittedHeads:
     scores: Mapping[str, ReviewScores]
     leverages: Mapping[str, torch.Tensor]
     false_alarms: float
+
+    @property
+    def answering(self) -> dict[str, HeadExpert | Pool]:
+        """By name what answers: each expert, and their pool."""
+        return {**self.experts, **({} if self.pool is None else {"pooled": self.pool})}
 
     def unfamiliar(self, familiarity: torch.Tensor | None) -> torch.Tensor | None:
         """Return (batch,) bool which rows get the flag, by how familiar they are; None where it is off."""
@@ -76,6 +87,7 @@ def judged(
     labelled: Labelled,
     experts: Mapping[str, HeadExpert],
     zero_shot: AsGiven | None,
+    pool: Pool | None,
     settings: FitSettings,
 ) -> FittedHeads:
     """Return what the experts' held-out answers decide; warns where the one that answers accepts nothing."""
@@ -83,7 +95,10 @@ def judged(
     held_out, leverages = dict[str, PosteriorPredictive](), dict[str, torch.Tensor]()
     if zero_shot is not None:
         held_out["map"] = point(zero_shot.held_out)
-    for name, expert in experts.items():
+    answering: dict[str, HeadExpert | Pool] = {**experts}
+    if pool is not None:
+        answering["pooled"] = pool
+    for name, expert in answering.items():
         answers = expert.held_out_answers()
         held_out[name], leverages[name] = at_mode(answers), answers.leverage.sort().values
     # Fits of folds compare as they are: a row that trained the served head is no rank to compare with.
@@ -92,8 +107,12 @@ def judged(
     records, scores = recorded(
         wanted, held_out, entropies, dict.fromkeys(held_out, 1.0), labelled.labels, mass, 1, OUT_OF_FOLD
     )
-    best = min(experts, key=lambda name: records[name].nll)
-    shown = ", ".join(f"{name} {record.nll:.3f}" for name, record in records.items())
+    costs = {name: _PASSES[name] for name in experts}
+    if pool is not None:
+        costs["pooled"] = sum(costs[name] for name in pool.weights)
+    losses = {name: losses_of(expert.held_out, labelled) for name, expert in answering.items()}
+    choice = choose(losses, costs, labelled.folds, labelled.groups)
+    best = choice.name
     rate = wanted.unfamiliar_rate
     if nothing := nothing_accepted(best, records[best].thresholds, scores[best]):
         warn(nothing.message)
@@ -102,8 +121,9 @@ def judged(
         labelled,
         experts,
         zero_shot,
+        pool,
         best,
-        f"NLL of {len(labelled)} rows, each by heads without its fold: {shown}",
+        choice.reason,
         records,
         calibration_record(wanted, labelled.groups, OUT_OF_FOLD),
         scores,
@@ -123,7 +143,8 @@ def fit_heads(
     """Return heads of labelled rows with everything that their held-out answers decide; errors as ``fit_experts``."""
     zero_shot = as_given("zero_shot", outputs, labelled) if "zero_shot" in outputs.log_probs else None
     experts = fit_experts(names, outputs, labelled, settings.seed, progress)
-    return judged(labels, labelled, experts, zero_shot, settings)
+    pool = fit_pool(experts, labelled) if len(experts) > 1 else None
+    return judged(labels, labelled, experts, zero_shot, pool, settings)
 
 
 def learned(
@@ -138,7 +159,8 @@ def learned(
     zero_shot = heads.zero_shot
     if zero_shot is not None:
         zero_shot = replace(zero_shot, held_out=torch.cat([zero_shot.held_out, outputs.log_probs["zero_shot"]]))
-    return judged(heads.labels, heads.labelled.joined(labelled), experts, zero_shot, settings)
+    together = heads.labelled.joined(labelled)
+    return judged(heads.labels, together, experts, zero_shot, _moved(heads.pool, experts, together), settings)
 
 
 def forgotten(heads: FittedHeads, rows: torch.Tensor, settings: FitSettings, progress: Progress) -> FittedHeads:
@@ -148,7 +170,12 @@ def forgotten(heads: FittedHeads, rows: torch.Tensor, settings: FitSettings, pro
     zero_shot = heads.zero_shot
     if zero_shot is not None:
         zero_shot = replace(zero_shot, held_out=zero_shot.held_out[kept])
-    return judged(heads.labels, heads.labelled.take(kept), experts, zero_shot, settings)
+    left = heads.labelled.take(kept)
+    return judged(heads.labels, left, experts, zero_shot, _moved(heads.pool, experts, left), settings)
+
+
+def _moved(pool: Pool | None, experts: Mapping[str, HeadExpert], labelled: Labelled) -> Pool | None:
+    return None if pool is None else pool.with_experts(experts, labelled)
 
 
 def _each(names: Sequence[Named], work: Callable[[Named], HeadExpert], progress: Progress) -> dict[str, HeadExpert]:

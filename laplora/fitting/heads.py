@@ -24,6 +24,7 @@ from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.rows import groups_of, read_rows, warn_of_conflicts
 from laplora.fitting.settings import FitSettings
 from laplora.head.folds import folds_of_new
+from laplora.pool.pool import Pool
 from laplora.predictive.batch_outputs import BatchOutputs
 from laplora.predictive.kinds import PREDICTIVES
 from laplora.prompts.examples import Example, label_tensor
@@ -70,19 +71,19 @@ class HeadsPosterior:
 
     @property
     def recommended(self) -> str:
-        """The head that answers unless a call names another."""
+        """What answers unless a call names another: a head, or their pool."""
         return self.heads.recommended
 
     @property
     def predictives(self) -> tuple[str, ...]:
-        """What a call can name: ``map``, the model's own answer where it has one, and the heads."""
+        """What a call can name: ``map``, the model's own answer where it has one, the heads and their ``pooled``."""
         return tuple(self.heads.predictives)
 
     @property
-    def experts(self) -> dict[str, AsGiven | HeadExpert]:
+    def experts(self) -> dict[str, AsGiven | HeadExpert | Pool]:
         """By name, each with its honest log probabilities of ``rows``; ``zero_shot`` is the model's own answer."""
         own = {} if self.heads.zero_shot is None else {"zero_shot": self.heads.zero_shot}
-        return {**own, **self.heads.experts}
+        return {**own, **self.heads.answering}
 
     @property
     def losses(self) -> dict[str, torch.Tensor]:
@@ -138,10 +139,10 @@ class HeadsPosterior:
         parts, familiarity = list[RowProbs](), list[torch.Tensor]()
         for some in _parts(len(examples)):
             outputs = self._outputs(examples[some], self._progress, "test rows")
-            probs = {name: expert.log_probs(outputs).exp() for name, expert in self.heads.experts.items()}
+            probs = {name: expert.log_probs(outputs).exp() for name, expert in self.heads.answering.items()}
             own = outputs.log_probs["zero_shot"].exp() if self.heads.zero_shot else None
             probs = ({} if own is None else {"map": own}) | probs
-            answers = self.heads.experts[self.recommended].answers(outputs)
+            answers = self.heads.answering[self.recommended].answers(outputs)
             familiarity.append(percentile(answers.leverage, self.heads.leverages[self.recommended]))
             labels = label_tensor(examples[some], self.classifier.class_count)
             parts.append(RowProbs(probs, own, labels, outputs.class_mask, 1, labels))
@@ -173,7 +174,7 @@ class HeadsPosterior:
             folds_of_new(old.folds, len(examples), old.groups, numbers),
             torch.ones(len(examples), dtype=torch.bool),
         )
-        before = self.heads.experts[self.recommended].log_probs(outputs)
+        before = self.heads.answering[self.recommended].log_probs(outputs)
         self._progress.say(f"before they were learned, {len(new)} rows had NLL {losses_of(before, new).mean():.3f}")
         return self._with(learned(self.heads, outputs, new, self.settings, self._progress), everything)
 
@@ -254,9 +255,9 @@ class HeadsPosterior:
     ) -> list[Prediction]:
         outputs, heads = self._outputs(examples, Silent(), "", batch_size), self.heads
         own = outputs.log_probs["zero_shot"] if heads.zero_shot else None
-        by_name = {expert: of.log_probs(outputs) for expert, of in heads.experts.items()}
+        by_name = {expert: of.log_probs(outputs) for expert, of in heads.answering.items()}
         answering = self.recommended if name == "map" else name
-        answers = heads.experts[answering].answers(outputs)
+        answers = heads.answering[answering].answers(outputs)
         computed = {expert: point(log_probs) for expert, log_probs in by_name.items()} | {answering: at_mode(answers)}
         if own is not None:
             computed["map"], by_name["map"] = point(own), own

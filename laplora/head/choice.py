@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from laplora.head.folds import fold_numbers, parted
-from laplora.head.likelihood import hessian_times, inverse_temperature
+from laplora.head.likelihood import hessian_times, inverse_temperature, log_probs_of
 from laplora.head.newton import Labels, mode_of, solved
 from laplora.head.rows import Rows
 from laplora.head.scaling import Scaling
@@ -34,15 +34,15 @@ _KEPT_BYTES = 1 << 30
 #: Residual of the linear system behind a gradient, as a share.
 _ADJOINT = 0.01
 
-
 #: Precisions by block, the constant's as ``constant``, that were tried in order, each with its mean NLL by folds, nats.
 Tried = tuple[tuple[dict[str, float], float], ...]
 
 
-def chosen(rows: Rows, folds: torch.Tensor, temper: bool, seed: int) -> Tried:
-    """Return what was tried; best are the precisions under which rows of each fold are predicted best by the others.
+def chosen(rows: Rows, folds: torch.Tensor, temper: bool, seed: int) -> tuple[Tried, torch.Tensor]:
+    """Return what was tried, and each row's log probabilities, (rows, classes) float64, by the best without its fold.
 
-    ``folds`` are (rows,) int64; if all are of one fold, folds are dealt anew. HeadError: fewer than two groups.
+    Best are the precisions under which rows of each fold are predicted best by the others. ``folds`` are (rows,) int64;
+    if all are of one fold, folds are dealt anew. HeadError: fewer than two groups.
     """
     if len(torch.unique(folds)) < 2:
         folds = fold_numbers(len(rows), seed=seed, groups=rows.groups)
@@ -52,21 +52,23 @@ def chosen(rows: Rows, folds: torch.Tensor, temper: bool, seed: int) -> Tried:
     names = [*rows.blocks] + ([] if rows.conditional else ["constant"])
     free = len(names) if rows.offset is not None else len(rows.blocks)
     tried: list[tuple[dict[str, float], float]] = []
+    answers = torch.empty_like(rows.targets)
 
     def loss(log_variances: torch.Tensor) -> _Point:
         whole = torch.cat([log_variances, log_variances.new_full((len(names) - free,), -math.log(CONSTANT))]).exp()
-        losses, slopes = zip(*(fold.loss(whole) for fold in judged), strict=True)
+        losses, slopes, answered = zip(*(fold.loss(whole) for fold in judged), strict=True)
+        if sum(losses) / len(rows) < min((value for _, value in tried), default=math.inf):
+            answers[torch.cat([fold for _, fold in parts])] = torch.cat(answered)
         tried.append((dict(zip(names, (1 / whole).tolist(), strict=True)), sum(losses) / len(rows)))
         return _Point(log_variances, sum(losses) / len(rows), torch.stack(slopes).sum(0)[:free] / len(rows))
 
-    first = _FIRST if rows.offset is None else _FIRST_WITH_OFFSET
-    _own(loss, _common(loss, torch.full((free,), math.log(first), dtype=torch.float64)))
-    return tuple(tried)
+    first = math.log(_FIRST if rows.offset is None else _FIRST_WITH_OFFSET)
+    _own(loss, _common(loss, torch.full((free,), first, dtype=torch.float64)))
+    return tuple(tried), answers
 
 
+#: Log variances that were tried, (blocks,), the folds' mean loss, nats a row, and its slope, (blocks,).
 class _Point(NamedTuple):
-    """Log variances that were tried, (blocks,), the folds' mean loss, nats a row, and its slope, (blocks,)."""
-
     place: torch.Tensor
     value: float
     slope: torch.Tensor
@@ -103,8 +105,7 @@ def _own(loss: Callable[[torch.Tensor], _Point], best: _Point) -> None:
         elif found.value > best.value:
             inverse = inverse / 4
         gained = best.value - found.value
-        if gained > 0:
-            best = found
+        best = found if gained > 0 else best
         if abs(gained) < _GAIN:
             return
 
@@ -125,16 +126,17 @@ class _Fold:
         fitted, judged = self._rows.at(self._fitted), self._rows.at(self._judged)
         return space_of(Designs.of(fitted, judged, self._scaling, exact=False), exact=False, keep=True)
 
-    def loss(self, variances: torch.Tensor) -> tuple[float, torch.Tensor]:
-        """Return the judged rows' loss, nats in all, and its derivatives in log variances, (blocks,)."""
+    def loss(self, variances: torch.Tensor) -> tuple[float, torch.Tensor, torch.Tensor]:
+        """Return the judged rows' loss, nats in all, its slopes in log variances, (blocks,), and log probabilities."""
         space, likelihood = (self._space or self._made()).at(variances), self._rows.likelihood
         mode = mode_of(space, self._labels, self._start, _CONVERGED)
         self._start = mode.moved
-        moved = space.answers(mode.vector)
-        missed = -self._left.residual(moved)[1]
+        moved, left = space.answers(mode.vector), self._left
+        missed = -left.residual(moved)[1]
         right = space.adjoint_right(missed, lambda change: hessian_times(likelihood, mode.probs, change))
         adjoint, _ = solved(space, likelihood, mode.probs, right, _ADJOINT)
-        return self._left.losses(moved), space.slopes(mode.vector, missed, adjoint)
+        log_probs = log_probs_of(likelihood, left.base + moved, left.rows.class_mask)
+        return left.losses(moved), space.slopes(mode.vector, missed, adjoint), log_probs
 
 
 def factor_of(rows: Rows, temper: bool) -> float | None:

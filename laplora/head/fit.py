@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -28,6 +28,8 @@ class FittedHead:
         held_out: (rows, classes) float64 log probabilities of each row by a fit that knows nothing of its fold, nats;
             NaN where ``honest`` was off.
         rows: labelled; folds: (rows,) int64; outer: by fold number, the head of the rows outside it.
+        inner: by fold number ``held_out`` of a fit that has never seen this fold, NaN in it, and wherever precisions
+            were given; empty of a head that learned or forgot.
     """
 
     head: Head
@@ -36,6 +38,7 @@ class FittedHead:
     folds: torch.Tensor = field(repr=False)
     rows: Rows = field(repr=False)
     outer: Mapping[int, Head] = field(repr=False)
+    inner: Mapping[int, torch.Tensor] = field(repr=False, default_factory=dict)
 
     @property
     def precisions(self) -> Mapping[str, float]:
@@ -112,7 +115,6 @@ def fit(
     precisions: Mapping[str, float] | None = None,
     classes: int | None = None,
     posterior: bool = True,
-    progress: Callable[[int, int], None] | None = None,
 ) -> FittedHead:
     """Return a logistic regression with a Gaussian prior on standardised features, fitted to labelled rows.
 
@@ -132,7 +134,7 @@ def fit(
             precisions are chosen again on the rest alone. It costs as much again as the number of folds.
         precisions: by block, and ``constant`` if wanted; None: chosen by folds.
         classes: how many there are, where int64 labels may not show the last one.
-        posterior: whether ``head.predictive`` is wanted; progress: called with the fits done and how many there are.
+        posterior: whether ``head.predictive`` is wanted.
 
     Raises:
         HeadError: shapes that do not fit, NaN, impossible labels, too few groups.
@@ -141,21 +143,21 @@ def fit(
     numbers = checked_folds(folds, len(rows), seed, rows.groups)
     given = None if precisions is None else _checked_precisions(precisions, rows)
     parts = list(parted(numbers)) if honest else []
-    done = 0
 
-    def fitted(some: Rows, of: torch.Tensor, posterior: bool = False) -> tuple[Head, Tried]:
-        nonlocal done
-        tried = () if given is not None else chosen(some, of, temper, seed)
+    def fitted(some: Rows, of: torch.Tensor, posterior: bool = False) -> tuple[Head, Tried, torch.Tensor]:
+        unknown = torch.full_like(some.targets, torch.nan)
+        tried, answers = ((), unknown) if given is not None else chosen(some, of, temper, seed)
         best = given or min(tried, key=lambda pair: pair[1])[0]
         head = _mode(some, Scaling.of(some), factor_of(some, temper), best, None, posterior)
-        done += 1
-        if progress is not None:
-            progress(done, len(parts) + 1)
-        return head, tried
+        return head, tried, answers
 
-    head, tried = fitted(rows, numbers, posterior)
-    outer = {int(numbers[fold[0]]): fitted(rows.at(rest), numbers[rest])[0] for rest, fold in parts}
-    return FittedHead(head, _held_out(rows, numbers, outer), tried, numbers, rows, outer)
+    head, tried, _ = fitted(rows, numbers, posterior)
+    outer, inner = dict[int, Head](), dict[int, torch.Tensor]()
+    for rest, fold in parts:
+        number = int(numbers[fold[0]])
+        outer[number], _, answers = fitted(rows.at(rest), numbers[rest])
+        inner[number] = torch.full_like(rows.targets, torch.nan).index_copy(0, rest, answers)
+    return FittedHead(head, _held_out(rows, numbers, outer), tried, numbers, rows, outer, inner)
 
 
 def mode_under(rows: Rows, head: Head) -> Head:

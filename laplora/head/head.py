@@ -23,8 +23,7 @@ class Head:
     """A generalised linear model of class logits, ``offset / temperature + sum_b Z_b W_b + constant``.
 
     Attributes:
-        likelihood: ``categorical`` or ``bernoulli``.
-        scaling: that makes ``Z_b`` of a block of features.
+        likelihood: ``categorical`` or ``bernoulli``; scaling: that makes ``Z_b`` of a block of features.
         weights: (width, classes) float64 by block; of options (width, 1), one vector for all of them.
         constant: (classes,) float64, nats; of options it is empty.
         classes: of a row; precisions: of the prior by block, and of the constant as ``constant``.

@@ -62,8 +62,7 @@ def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, lef
     """Return the mode.
 
     Args:
-        start: (rows, classes) ``moved`` at a like problem's mode, about which the loss is taken as quadratic first;
-            the result does not depend on it.
+        start: (rows, classes) ``moved`` at the mode of a like problem; the result does not depend on it.
         left: decrease that the last step may still have promised, as a share of the objective.
 
     Raises:
@@ -71,7 +70,7 @@ def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, lef
     """
     likelihood, moved = labels.rows.likelihood, torch.zeros_like(labels.base)
     vector, square, value = space.pull(moved), 0.0, labels.losses(moved)
-    if start is not None:
+    if start is not None:  # the loss as it is to second order there
         probs, residual = labels.residual(start)
         right = space.pull(residual + hessian_times(likelihood, probs, start))
         found, image = solved(space, likelihood, probs, right)

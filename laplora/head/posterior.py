@@ -56,8 +56,8 @@ class Predictive:
 
     Attributes:
         log_probs: (rows, classes) at the mode, nats.
-        probs: (rows, classes) averaged over the posterior; std: (rows, classes) their standard deviation.
-        expected_entropy: (rows,) mean entropy, nats; under ``bernoulli`` summed over the labels.
+        probs: (rows, classes) averaged over the posterior; std: (rows, classes) their standard deviation;
+            expected_entropy: (rows,) mean entropy, nats; under ``bernoulli`` summed over the labels.
         variance: (rows, classes) of the logits, of one softmax less their mean over the possible classes, nats^2.
         leverage: (rows,) trace of the covariance that the blocks give the logits, without the constant, over that
             before any row, in (0, 1]: near 1, no fitted row is alike. Of one direction's inputs it is the same.

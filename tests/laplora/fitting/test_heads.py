@@ -148,7 +148,7 @@ def test_labels_that_are_learned_and_forgotten_were_never_there(posterior: laplo
     learned = posterior.condition(more)
     posterior._progress = quiet
     assert said.lines[0].startswith("before they were learned, 16 rows had NLL 0.")
-    assert said.lines[1].startswith("answers by frozen: NLL of 76 rows, each by heads without its fold: map ")
+    assert said.lines[1].startswith("answers by frozen: NLL of 76 rows, each by fits without its fold: frozen 0.")
     assert largest_change(learned, posterior, rows) > 1e-3
     assert learned.heads.labelled.folds[-1] == posterior.heads.labelled.folds[3]
     assert learned.heads.predictives["frozen"].nll != posterior.heads.predictives["frozen"].nll
@@ -207,6 +207,20 @@ def test_questions_are_answered_by_their_options_in_any_order() -> None:
     np.testing.assert_allclose(turned.arrays.probs[::-1], answer.arrays.probs, atol=1e-6)
     assert set(answer.probs_std or ()) == {"A", "B"}
     assert posterior.predict_proba([two]).shape == (1, 3)
+
+    both = laplora.fit(given, rows, settings=settings(experts={"names": ["options", "frozen"]}), progress=False)
+    assert both.predictives == ("map", "options", "frozen", "pooled")
+    (answer,) = both.predict([two], "pooled")
+    outputs, pool = both.outputs([two]), both.heads.pool
+    assert pool is not None
+    logs = sum(weight * both.experts[name].log_probs(outputs) for name, weight in pool.weights.items())
+    np.testing.assert_allclose(answer.arrays.probs, logs.softmax(1)[0, :2], atol=1e-6)
+    assert both.heads.predictives["pooled"].nll == pytest.approx(float(both.losses["pooled"].mean()))
+    assert "pooled" in both.evaluate(rows[:20]).evaluations
+    more = [{**row, "id": f"more-{i}", "question": f"{row['question']} Or not?"} for i, row in enumerate(rows[:9])]
+    again = both.condition(more).forget([row["id"] for row in more])
+    logs = [np.log(one.predict_proba(rows[:3], "pooled").clip(1e-300)) for one in (both, again)]
+    np.testing.assert_allclose(*logs, atol=1e-6)
 
 
 def test_an_encoder_has_heads_and_no_answer_of_its_own(tmp_path: Any) -> None:

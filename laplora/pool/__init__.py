@@ -1,0 +1,1 @@
+"""Experts together: a logarithmic opinion pool, its weights, and which answer is worth its passes."""

@@ -1,0 +1,85 @@
+"""Which answer is served: the least loss out of fold, and of those within its noise the cheapest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from laplora.errors import DataError
+from laplora.metrics.checks import check_columns
+from laplora.metrics.groups import mean_and_error
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is served.
+
+    Attributes:
+        name: of the answer.
+        reason: a sentence with figures.
+        nll: by name, mean over rows, nats.
+        cross_fitted: NLL of the choice itself: each fold's rows by the answer that the other folds' rows choose. The
+            chosen one's own is the best of several, so it flatters.
+    """
+
+    name: str
+    reason: str
+    nll: Mapping[str, float]
+    cross_fitted: float
+
+
+def choose(
+    losses: Mapping[str, torch.Tensor],
+    costs: Mapping[str, float],
+    folds: torch.Tensor,
+    groups: torch.Tensor | None = None,
+) -> Choice:
+    """Return the answer to serve.
+
+    Candidates are those whose mean loss is within one standard error, paired and over groups, of the least one. The
+    cheapest of them is served, of equally cheap ones the one of least loss.
+
+    Args:
+        losses: by name (rows,) NLL of the same rows, each by answers that know nothing of it, nats.
+        costs: by name, in passes of the base.
+        folds: (rows,) int64; groups: (rows,) int64, rows of one number are one unit; None: each row is.
+
+    Raises:
+        DataError: no answers, fewer than two rows, or columns of different length.
+        NonFiniteError: NaN or infinity in a loss.
+    """
+    if not losses or len(folds) < 2:
+        raise DataError(f"a choice needs answers and at least two rows, got {len(losses)} and {len(folds)}")
+    check_columns(len(folds), **losses)
+    name, within = _chosen(losses, costs, groups)
+    others = torch.full((len(folds),), torch.nan, dtype=torch.float64)
+    for number in torch.unique(folds):
+        rest = folds != number
+        some = {each: column[rest] for each, column in losses.items()}
+        best, _ = _chosen(some, costs, None if groups is None else groups[rest])
+        others[~rest] = losses[best][~rest].double()
+    nll = {each: float(column.double().mean()) for each, column in losses.items()}
+    shown = ", ".join(f"{each} {value:.3f}" for each, value in sorted(nll.items(), key=lambda pair: pair[1]))
+    cheaper = f"{name} is the cheapest within a standard error of {within}" if within != name else f"{name} is best"
+    cross_fitted = float(others.mean())
+    reason = f"NLL of {len(folds)} rows, each by fits without its fold: {shown}; {cheaper}"
+    if len(losses) > 1:
+        reason += f", and the choice made without each fold has {cross_fitted:.3f}"
+    return Choice(name, reason, nll, cross_fitted)
+
+
+def _chosen(
+    losses: Mapping[str, torch.Tensor], costs: Mapping[str, float], groups: torch.Tensor | None
+) -> tuple[str, str]:
+    """Return the answer to serve, and the one of least loss."""
+    means = {name: float(column.double().mean()) for name, column in losses.items()}
+    best = min(means, key=means.__getitem__)
+
+    def is_near(name: str) -> bool:
+        mean, error = mean_and_error(losses[name].double() - losses[best].double(), groups)
+        return name == best or not mean > error
+
+    near = [name for name in losses if is_near(name)]
+    return min(near, key=lambda name: (costs[name], means[name])), best

@@ -1,0 +1,83 @@
+"""Weights of a logarithmic opinion pool, ``p(y | x) ~ prod_e p_e(y | x)^w_e`` (Genest and Zidek 1986).
+
+They are at least 0 and need not sum to 1: with one expert, the pool is temperature scaling. They make labels likeliest
+that no expert knew (stacking, Wolpert 1992), with a ridge towards equal ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from scipy.optimize import minimize
+
+from laplora.errors import DataError
+from laplora.linearised import Likelihood
+
+#: Precision of the Gaussian prior of each weight, about one share of the experts.
+RIDGE = 2.0
+#: An expert of less weight is left out: its pass costs more than its say.
+LEAST = 0.02
+
+
+def fit_weights(
+    log_probs: Mapping[str, torch.Tensor], labels: torch.Tensor, likelihood: Likelihood = "categorical"
+) -> dict[str, float]:
+    """Return the weight of each expert, above 0; one of next to none is left out, and the others are fitted anew.
+
+    Args:
+        log_probs: by expert (rows, classes) honest log probabilities, nats, -inf at impossible classes; under
+            ``bernoulli`` logits.
+        labels: (rows,) int64; under ``bernoulli`` (rows, labels) of 0 or 1.
+
+    Raises:
+        DataError: no rows, or NaN: a row in which an expert is not honest.
+    """
+    names = list(log_probs)
+    stacked = torch.stack([log_probs[name] for name in names]).double()
+    if not stacked.shape[1] or bool(stacked.isnan().any()):
+        raise DataError("weights of a pool need rows in which every expert is honest, at least one, and no others")
+    found = _fitted(stacked, labels, likelihood)
+    kept = [place for place, weight in enumerate(found) if weight >= LEAST]
+    if kept and len(kept) < len(names):
+        found, names = _fitted(stacked[kept], labels, likelihood), [names[place] for place in kept]
+    return {name: float(weight) for name, weight in zip(names, found, strict=True) if weight > 0}
+
+
+def pooled(
+    log_probs: Mapping[str, torch.Tensor], weights: Mapping[str, float], likelihood: Likelihood = "categorical"
+) -> torch.Tensor:
+    """Return (rows, classes) float64 the pool's log probabilities, -inf at impossible classes; or labels' logits.
+
+    Args:
+        log_probs: as of ``fit_weights``, at least the experts that have a weight.
+    """
+    total = sum(weight * log_probs[name].double() for name, weight in weights.items())
+    assert isinstance(total, torch.Tensor)
+    return total.log_softmax(-1) if likelihood == "categorical" else total
+
+
+def _fitted(stacked: torch.Tensor, labels: torch.Tensor, likelihood: Likelihood) -> list[float]:
+    """Return the weights of (experts, rows, classes), by L-BFGS within bounds: the problem is convex."""
+    experts = len(stacked)
+    share, values = 1 / experts, stacked.masked_fill(stacked == -torch.inf, 0)
+    one = likelihood == "categorical"
+    impossible = (stacked == -torch.inf).any(0)
+    targets = torch.nn.functional.one_hot(labels, stacked.shape[2]).double() if one else labels.double()
+
+    def objective(weights: Any) -> tuple[float, Any]:
+        w = torch.as_tensor(weights)
+        logits = torch.einsum("e,erc->rc", w, values).masked_fill(impossible, -torch.inf)
+        if one:
+            losses = -(targets * logits.log_softmax(-1).masked_fill(impossible, 0)).sum()
+            missed = logits.softmax(-1) - targets
+        else:
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+            missed = logits.sigmoid() - targets
+        slope = torch.einsum("erc,rc->e", values, missed) + RIDGE * (w - share)
+        return float(losses + RIDGE / 2 * (w - share).square().sum()), slope.numpy()
+
+    found = minimize(objective, [share] * experts, jac=True, method="L-BFGS-B", bounds=[(0, None)] * experts, tol=1e-12)
+    weights: list[float] = found.x.tolist()
+    return weights
