@@ -5,14 +5,13 @@
     python -m benchmarks.experts --publish                        # runs nothing: figures and page of what there is
 
 FOLDER holds the data sets as their authors publish them (``benchmarks.evidence.rows``). Adapters, the arrays of every
-pass and each method's figures are kept in --runs, so a stopped call continues. Two calls can run side by side on other
-tasks or seeds.
+pass and each method's answers are kept in --runs, so a stopped call continues. Two calls can run side by side on other
+tasks or seeds. Figures are made of answers whenever they are published, by the rules of the day.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from benchmarks.experts.cells import DEVELOPING, SEEDS, Cell
 from benchmarks.experts.methods import METHODS
 from benchmarks.experts.page import PAGE, render
 from benchmarks.experts.passes import Passes
-from benchmarks.experts.scores import RESULTS, read, score, write
+from benchmarks.experts.scores import RESULTS, keep, read, scored, write
 from laplora.files import write_whole
 from laplora.prompts.examples import label_tensor
 
@@ -66,15 +65,14 @@ def run(cell: Cell, data: Path, methods: Sequence[str], *, trains: bool) -> None
     for name in missing:
         method = METHODS[name]
         if method.applies(cell.task) and all(map(passes.has, method.sources(cell.task))):
-            record = score(cell, name, *method.run(passes), labels, test)
-            write_whole(_path(cell, name), json.dumps(record) + "\n")
-            _say(f"{cell.name} {cell.seed} {name}: NLL {record['nll']}, {record['seconds']} s")
+            answers, seconds = method.run(passes)
+            keep(_path(cell, name), answers, labels, test, seconds)
+            _say(f"{cell.name} {cell.seed} {name}: {seconds:.1f} s")
 
 
 def publish(chosen: Sequence[Cell]) -> None:
     """Put the cells' figures in their place among the committed ones, and write the page of all."""
-    paths = [_path(cell, name) for cell in chosen for name in METHODS]
-    made = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    made = [record for cell in chosen for record in scored(cell, {name: _path(cell, name) for name in METHODS})]
     kept = {(r["task"], r["seed"], r["method"]): r for r in (*read(RESULTS), *made) if r["method"] in METHODS}
     order = {name: place for place, name in enumerate((*DEVELOPING, *METHODS))}
     records = sorted(kept.values(), key=lambda r: (order[r["task"]], r["seed"], order[r["method"]]))
@@ -83,7 +81,7 @@ def publish(chosen: Sequence[Cell]) -> None:
 
 
 def _path(cell: Cell, method: str) -> Path:
-    return cell.folder / "methods" / f"{method}.json"
+    return cell.folder / "methods" / f"{method}.safetensors"
 
 
 def _say(line: str) -> None:

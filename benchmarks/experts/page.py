@@ -7,21 +7,20 @@ from pathlib import Path
 
 from benchmarks.experts.cells import DEVELOPING, SEEDS
 from benchmarks.experts.methods import METHODS
-from benchmarks.experts.scores import TARGET, Record
+from benchmarks.experts.scores import REFERENCE, TARGET, Record
 from training.report.markdown import markdown_table
 
 PAGE = Path(__file__).parent / "RESULTS.md"
-_REFERENCE = "temperature"
 #: Records of each seed by method and task.
 ByCell = Mapping[tuple[str, str], Sequence[Record]]
-_HEAD = """# Every expert alone
+_HEAD = """# Experts alone and together
 
 Written by `python -m benchmarks.experts` from results.json. SmolLM2-135M-Instruct on every task; 450 labels, of
 CLINC150 1,500; 500 test rows; seeds {seeds} deal the labelled rows. These are the developing tasks: defaults were
-chosen on them, so no figure here is a claim about a new task. Experts of the library are in bold. Two thirds of the
-labels train the adapter (LoRA of rank 8, 3 epochs), and the last third calibrates and conditions it. All labels fit
-what stands on no adapter, and each of their rows is answered from folds without it. Figures are means over seeds; the
-best of a task is in bold.
+chosen on them, so no figure here is a claim about a new task. Experts of the library, and their pools
+(`laplora.pool`), are in bold. Two thirds of the labels train the adapter (LoRA of rank 8, 3 epochs), and the last third
+calibrates and conditions it. All labels fit what stands on no adapter, and each of their rows is answered from folds
+without it. Figures are means over seeds; the best of a task is in bold.
 
 `logistic` is scikit-learn's `LogisticRegression`, whose strength five folds choose; states are those of the four layers
 that `frozen` reads, side by side. MiniLM is all-MiniLM-L6-v2, which the library's `encoder` reads too. A letter means
@@ -29,6 +28,11 @@ something else in every question: ARC-Easy and OpenBookQA have no head on frozen
 classification head reads CLINC150 and Banking77, and label tokens say nothing there. Laplace over the LoRA weights is
 left out: its Jacobians cost more than everything else together ([the evidence study](../evidence/RESULTS.md) has it).
 An empty cell was not measured, or cannot be.
+"""
+_AGAINST = """## NLL less the reference's, nats
+
+Paired by test row. Twice the standard error of a difference, of its rows and of its seeds, is noise: what is beyond it
+is in bold, and counted as better or worse.
 """
 _ACCEPTED = f"""## Accepted at {TARGET:.0%}: share, and error among the accepted, per cent
 
@@ -51,6 +55,8 @@ def render(records: Sequence[Record]) -> str:
         _HEAD.format(seeds=", ".join(map(str, SEEDS))),
         "## NLL, nats\n",
         _table(by_cell, "nll", "{:.3f}".format, min),
+        _AGAINST,
+        _against(by_cell),
         "## Accuracy\n",
         _table(by_cell, "accuracy", "{:.3f}".format, max),
         _ACCEPTED,
@@ -82,12 +88,34 @@ def _table(by_cell: ByCell, figure: str, shown: Callable[[float], str], best: Ca
             if text and figure == "accepted":
                 text += _error(by_cell[name, task])
             cells.append(f"**{text}**" if text and best and means[name, task] == bests[task] else text)
-        shared = [task for task in have if (_REFERENCE, task) in means]
+        shared = [task for task in have if (REFERENCE, task) in means]
         overall = (
-            [shown(_mean([means[of, task] for task in shared])) for of in (name, _REFERENCE)] if shared else [""] * 2
+            [shown(_mean([means[of, task] for task in shared])) for of in (name, REFERENCE)] if shared else [""] * 2
         )
         rows.append([method.title, *cells, *overall])
     return markdown_table(["", *tasks, "mean", "reference's"], rows)
+
+
+def _against(by_cell: ByCell) -> str:
+    """Return a table of methods by tasks: differences to the reference, and how many are better, tied and worse."""
+    tasks = [task for task in DEVELOPING if (REFERENCE, task) in by_cell]
+    rows = []
+    for name, method in METHODS.items():
+        cells, counts = [], {"better": 0, "tied": 0, "worse": 0}
+        for task in tasks:
+            some = [record for record in by_cell.get((name, task), ()) if "difference" in record]
+            if not some or name == REFERENCE:
+                cells.append("")
+                continue
+            each = [record["difference"] for record in some]
+            mean, rows_error = _mean(each), _mean([record["difference_error"] for record in some])
+            of_seeds = _mean([(one - mean) ** 2 for one in each]) / max(len(each) - 1, 1)
+            beyond = abs(mean) > 2 * (rows_error**2 + of_seeds) ** 0.5
+            counts["tied" if not beyond else "better" if mean < 0 else "worse"] += 1
+            cells.append(f"**{mean:+.3f}**" if beyond else f"{mean:+.3f}")
+        if any(cells):
+            rows.append([method.title, *cells, *map(str, counts.values())])
+    return markdown_table(["", *tasks, "better", "tied", "worse"], rows)
 
 
 def _error(records: Sequence[Record]) -> str:

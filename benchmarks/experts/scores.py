@@ -8,18 +8,51 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from benchmarks.experts.cells import Cell
 from benchmarks.experts.methods import Answers
 from laplora.decisions.review import fit_thresholds
-from laplora.files import write_whole
+from laplora.files import write_tensors, write_whole
 from laplora.linearised import PosteriorPredictive, entropy
+from laplora.metrics.groups import mean_and_error
 from laplora.metrics.scores import row_nll
 
 #: The error rate that a user states.
 TARGET = 0.05
+#: The method that others are compared with, row by row.
+REFERENCE = "temperature"
 RESULTS = Path(__file__).parent / "results.json"
 Record = Mapping[str, Any]
+
+
+def keep(path: Path, answers: Answers, labels: torch.Tensor, test: torch.Tensor, seconds: float) -> None:
+    """Write a method's answers beside the labels of their rows, and the seconds of its fit."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"held_out": answers.held_out, "test": answers.test, "labels": labels, "test_labels": test}
+    if answers.entropies is not None:
+        tensors["entropies"] = answers.entropies
+    write_tensors(path, tensors, {"seconds": f"{seconds:.2f}"})
+
+
+def scored(cell: Cell, paths: Mapping[str, Path]) -> list[Record]:
+    """Return the figures of a cell's methods, of those whose answers are kept, each beside the reference's."""
+    kept = {}
+    for name, path in paths.items():
+        if path.is_file():
+            with safe_open(path, framework="pt") as handle:
+                kept[name] = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+                kept[name]["seconds"] = float((handle.metadata() or {})["seconds"])
+    found = []
+    for name, of in kept.items():
+        answers = Answers(of["held_out"], of["test"], of.get("entropies"))
+        record = score(cell, name, answers, of["seconds"], of["labels"], of["test_labels"])
+        if REFERENCE in kept:
+            losses = [row_nll(one["test"].exp(), one["test_labels"]) for one in (of, kept[REFERENCE])]
+            mean, error = mean_and_error(losses[0] - losses[1])
+            record = {**record, "difference": float(f"{mean:.4g}"), "difference_error": float(f"{error:.4g}")}
+        found.append(record)
+    return found
 
 
 def score(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -57,12 +56,12 @@ def test_from_training_to_the_page_and_nothing_again(
     assert f"| **frozen** | {records['frozen']['nll']:.3f}" in text.replace("**0", "0").replace("**1", "1")
     assert f"- trec, 1 of 3: {', '.join(HERE)}." in text
 
-    (cell.folder / "methods" / "frozen.json").unlink()
+    (cell.folder / "methods" / "frozen.safetensors").unlink()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     command.main(given)
     again = {record["method"]: record for record in scores.read(results)}
     assert again["frozen"] | {"seconds": 0} == records["frozen"] | {"seconds": 0}
-    assert kept == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
 @pytest.mark.real
@@ -81,7 +80,8 @@ def test_options_are_read_from_questions_alone(
     assert [path.stem for path in (cell.folder / "methods").iterdir()] == ["options"]
     blocks = load_file(cell.folder / "options.safetensors")
     assert blocks["scores"].shape[:2] == (LABELS, 4)
-    assert json.loads((cell.folder / "methods" / "options.json").read_text())["honest"] == LABELS
+    (record,) = scores.scored(cell, {"options": cell.folder / "methods" / "options.safetensors"})
+    assert record["honest"] == LABELS
 
 
 def test_a_threshold_is_set_on_honest_answers_and_judged_on_test_rows() -> None:
