@@ -68,6 +68,7 @@ def rooms(picture: Picture) -> None:
         [("answers", "from the outputs of a batch to its answers")],
         [("artifact", "what is served")],
         [("prior", "prior precision")],
+        [("pool", "weighs experts")],
         [("experts", "learn from labels")],
         [("predictive", "from a Gaussian to probabilities")],
         [("familiarity", "how like the training rows")],
