@@ -7,14 +7,13 @@ them. One with an offset corrects log probabilities of an adapter, which are hon
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from laplora.errors import DataError
 from laplora.experts.base import FeatureSource, Labelled, LogProbSource, Outputs
-from laplora.head.fit import FittedHead, fit, mode_under
-from laplora.head.folds import parted
+from laplora.head.fit import FittedHead, fit
 from laplora.head.posterior import Predictive
 from laplora.linearised import PosteriorPredictive, entropy
 
@@ -75,28 +74,6 @@ class HeadExpert:
     def predictive(self, outputs: Outputs) -> PosteriorPredictive:
         """Return the probabilities at the mode, with their spread over the head's posterior."""
         return at_mode(self.answers(outputs))
-
-    def held_out_answers(self) -> Predictive:
-        """Return the answers to the head's rows, each by a head without its fold, in their order.
-
-        Their log probabilities are those of ``held_out``. Their spread is that under the precisions of the head that
-        answers, since leverages under others do not compare.
-        """
-        rows, folds = self.fitted.rows, self.fitted.folds
-        order, found = list[torch.Tensor](), list[Predictive]()
-        for rest, held_out in parted(folds):
-            some = rows.at(held_out)
-            found.append(
-                mode_under(rows.at(rest), self.fitted.head).predictive(some.blocks, some.offset, some.class_mask)
-            )
-            order.append(held_out)
-        back = torch.cat(order).argsort()
-        columns = {
-            column.name: torch.cat([getattr(one, column.name) for one in found])[back]
-            for column in fields(Predictive)
-            if column.name not in ("likelihood", "log_probs")
-        }
-        return Predictive(rows.likelihood, self.fitted.held_out, **columns)
 
     def learn(self, outputs: Outputs, labelled: Labelled) -> HeadExpert:
         """Return the expert that learned further rows, behind those that it has; their folds are the head's.

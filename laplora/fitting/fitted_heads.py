@@ -18,8 +18,9 @@ from laplora.artifact.manifest import CalibrationRecord, PredictiveRecord
 from laplora.errors import DataError, warn
 from laplora.experts.adapter import AsGiven, as_given, point
 from laplora.experts.base import Labelled, Outputs, losses_of
-from laplora.experts.of_head import HeadExpert, at_mode, fit_head
-from laplora.familiarity.percentile import false_alarms, is_unfamiliar
+from laplora.experts.familiar import compared, familiarity_of
+from laplora.experts.of_head import HeadExpert, fit_head
+from laplora.familiarity.percentile import Familiarity, false_alarms, is_unfamiliar
 from laplora.fitting.calibrate import OUT_OF_FOLD, calibration_record, recorded
 from laplora.fitting.progress import Progress
 from laplora.fitting.settings import ExpertName, FitSettings
@@ -44,7 +45,7 @@ class FittedHeads:
         pool: of all experts, ``pooled``; None of a single one.
         recommended: name of what answers; reason: why.
         predictives, calibration, scores: thresholds and sets by name, as an artifact records them.
-        leverages: by expert (rows,) float64, ascending, of each labelled row under heads without its fold.
+        familiar: by expert, how familiar an input is.
         false_alarms: share of rows like the labelled ones that are flagged as unfamiliar, at most; 0: none is.
     """
 
@@ -58,13 +59,20 @@ class FittedHeads:
     predictives: Mapping[str, PredictiveRecord]
     calibration: CalibrationRecord
     scores: Mapping[str, ReviewScores]
-    leverages: Mapping[str, torch.Tensor]
+    familiar: Mapping[str, Familiarity]
     false_alarms: float
 
     @property
     def answering(self) -> dict[str, HeadExpert | Pool]:
         """By name what answers: each expert, and their pool."""
         return {**self.experts, **({} if self.pool is None else {"pooled": self.pool})}
+
+    def familiarity(self, name: str, outputs: Outputs) -> torch.Tensor | None:
+        """Return (batch,) float64 how familiar inputs are, to the pool's heaviest head; None where it is off."""
+        if not self.false_alarms:
+            return None
+        name = next(iter(self.pool.heads)) if self.pool is not None and name == self.pool.name else name
+        return self.familiar[name].of(compared(outputs.features[self.experts[name].source], outputs.class_mask))
 
     def unfamiliar(self, familiarity: torch.Tensor | None) -> torch.Tensor | None:
         """Return (batch,) bool which rows get the flag, by how familiar they are; None where it is off."""
@@ -92,15 +100,14 @@ def judged(
 ) -> FittedHeads:
     """Return what the experts' held-out answers decide; warns where the one that answers accepts nothing."""
     wanted = settings.calibration
-    held_out, leverages = dict[str, PosteriorPredictive](), dict[str, torch.Tensor]()
+    held_out = dict[str, PosteriorPredictive]()
     if zero_shot is not None:
         held_out["map"] = point(zero_shot.held_out)
     answering: dict[str, HeadExpert | Pool] = {**experts}
     if pool is not None:
         answering["pooled"] = pool
     for name, expert in answering.items():
-        answers = expert.held_out_answers()
-        held_out[name], leverages[name] = at_mode(answers), answers.leverage.sort().values
+        held_out[name] = point(expert.held_out, labelled.likelihood)
     # Fits of folds compare as they are: a row that trained the served head is no rank to compare with.
     entropies = {name: entropy(predictive.probs) for name, predictive in held_out.items()}
     mass = torch.ones(len(labelled), dtype=torch.float64)
@@ -127,7 +134,7 @@ def judged(
         records,
         calibration_record(wanted, labelled.groups, OUT_OF_FOLD),
         scores,
-        leverages,
+        {name: familiarity_of(expert) for name, expert in experts.items()} if rate else {},
         false_alarms(rate, len(labelled)) if rate else 0.0,
     )
 

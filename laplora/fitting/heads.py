@@ -15,7 +15,6 @@ from laplora.errors import ArtifactWriteError, ConfigError, DataError, ModelErro
 from laplora.experts.adapter import AsGiven, point
 from laplora.experts.base import Labelled, Outputs, losses_of
 from laplora.experts.of_head import HeadExpert, at_mode
-from laplora.familiarity.percentile import percentile
 from laplora.fitting.calibrated import ONE_AT_A_TIME, Inputs, probabilities
 from laplora.fitting.evaluation import Measured, RowProbs, evaluate_predictives
 from laplora.fitting.expert_passes import ExpertPasses
@@ -103,7 +102,7 @@ class HeadsPosterior:
         ``map_probs`` are the model's own answer by label tokens, None where it has none; ``label_mass`` is 1. The
         spread is that of the head's weights under precisions that suit the mode: with more features than rows it is
         mostly the prior's, as wide as the answer allows, and nearly all of ``total`` is ``epistemic``. By ``total``
-        doubts rank at least as well. ``familiarity`` compares leverages (``laplora.head``).
+        doubts rank at least as well. ``familiarity`` is by distances to the labelled rows.
 
         Raises:
             DataError: an input without one of the fields, or with one that cannot be used.
@@ -136,18 +135,18 @@ class HeadsPosterior:
         Arguments and errors are those of ``laplora.fit``; intervals are over groups.
         """
         examples = read_rows(rows, self.classifier, label_field, "test row", groups)
-        parts, familiarity = list[RowProbs](), list[torch.Tensor]()
+        parts, familiarity = list[RowProbs](), list[torch.Tensor | None]()
         for some in _parts(len(examples)):
             outputs = self._outputs(examples[some], self._progress, "test rows")
             probs = {name: expert.log_probs(outputs).exp() for name, expert in self.heads.answering.items()}
             own = outputs.log_probs["zero_shot"].exp() if self.heads.zero_shot else None
             probs = ({} if own is None else {"map": own}) | probs
-            answers = self.heads.answering[self.recommended].answers(outputs)
-            familiarity.append(percentile(answers.leverage, self.heads.leverages[self.recommended]))
+            familiarity.append(self.heads.familiarity(self.recommended, outputs))
             labels = label_tensor(examples[some], self.classifier.class_count)
             parts.append(RowProbs(probs, own, labels, outputs.class_mask, 1, labels))
         together = RowProbs.joined(parts, groups_of(self.classifier, examples))
-        unfamiliar = self.heads.unfamiliar(torch.cat(familiarity) if self.heads.false_alarms else None)
+        known = [one for one in familiarity if one is not None]
+        unfamiliar = self.heads.unfamiliar(torch.cat(known) if known else None)
         rules = self.heads.calibration.conformal
         evaluations, sets, by_label = evaluate_predictives(together, self.heads.predictives, rules, unfamiliar)
         share = None if unfamiliar is None else float(unfamiliar.double().mean())
@@ -262,7 +261,7 @@ class HeadsPosterior:
         if own is not None:
             computed["map"], by_name["map"] = point(own), own
         logits = by_name[name]
-        familiarity = percentile(answers.leverage, heads.leverages[answering]) if heads.false_alarms else None
+        familiarity = heads.familiarity(answering, outputs)
         mass = torch.ones(len(rows), dtype=torch.float64)
         given = BatchOutputs(logits, mass, outputs.class_mask, {}, None, familiarity)
         at_map = None if own is None else own.exp()

@@ -62,10 +62,6 @@ class Pool:
         """Return the answers with everything that the heads say of their spread; it has at least one head."""
         return self._spread(self.log_probs(outputs), {name: of.answers(outputs) for name, of in self.heads.items()})
 
-    def held_out_answers(self) -> Predictive:
-        """Return the answers of ``held_out``, with their spread."""
-        return self._spread(self.held_out, {name: of.held_out_answers() for name, of in self.heads.items()})
-
     def with_experts(self, experts: Mapping[str, Expert], labelled: Labelled) -> Pool:
         """Return the pool of experts that learned or forgot labels since, under the weights as fitted."""
         held_out = _by_fold(experts, self.by_fold, labelled)

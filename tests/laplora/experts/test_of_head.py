@@ -9,7 +9,9 @@ import torch
 
 from laplora.experts.adapter import as_given
 from laplora.experts.base import Labelled, Outputs
-from laplora.experts.of_head import HeadExpert, at_mode, fit_head
+from laplora.experts.familiar import compared, familiarity_of
+from laplora.experts.of_head import HeadExpert, fit_head
+from laplora.familiarity.mahalanobis import fit_layer
 from laplora.head import fold_numbers
 from laplora.linearised import Likelihood
 
@@ -70,9 +72,26 @@ def test_no_spread_is_wider_than_its_answer_allows() -> None:
     parted = Outputs(outputs.class_mask, features={"frozen": {"a": labels}})
     expert = fit_head("frozen", parted, labelled, "frozen")
     assert expert.answers(parted).std.max() > 0.2
-    for answers in (expert.predictive(parted), at_mode(expert.held_out_answers())):
-        assert bool((answers.probs.amax(1) > 0.99).all())
-        assert answers.std.max() < 0.1
+    answers = expert.predictive(parted)
+    assert bool((answers.probs.amax(1) > 0.99).all())
+    assert answers.std.max() < 0.1
+
+
+def test_familiarity_compares_each_row_with_those_outside_its_fold() -> None:
+    """Behind the text but for the last layer; and of options their mean."""
+    outputs, labelled = problem()
+    blocks = {f"{name}.{layer}": torch.randn(ROWS, 4) for name in ("fields", "after") for layer in (1, 2)}
+    given = Outputs(outputs.class_mask, features={"frozen": blocks})
+    found = familiarity_of(fit_head("frozen", given, labelled, "frozen"))
+    held_out, none = labelled.folds == 0, torch.zeros(ROWS, dtype=torch.int64)
+    others = fit_layer(blocks["after.1"][~held_out], none[~held_out])
+    expected = others.squared(blocks["after.1"][held_out]).log()
+    assert bool(torch.isclose(found.reference, expected[:, None]).any(1).all())
+    far = {name: block + 50 for name, block in blocks.items()}
+    assert found.of(compared(far, outputs.class_mask)).tolist() == [1 / (ROWS + 1)] * ROWS
+    mask = torch.tensor([[True, True, False]] * ROWS)
+    options = {"scores": torch.zeros(ROWS, 3, 2), "last.1": torch.randn(ROWS, 3, 4) * mask[:, :, None]}
+    torch.testing.assert_close(compared(options, mask).hidden[:, 0], options["last.1"][:, :2].mean(1))
 
 
 @pytest.mark.parametrize("offset", [False, True])

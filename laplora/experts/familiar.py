@@ -1,0 +1,41 @@
+"""How familiar an input is by the states that a head reads: how far it is from the labelled rows.
+
+Distances tell unlike inputs better than a head's leverage or epistemic part, which rank no mistakes either
+(docs/lab-notes.md).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from laplora.experts.base import Blocks
+from laplora.experts.of_head import HeadExpert
+from laplora.familiarity.percentile import Familiarity
+from laplora.familiarity.strangeness import fit_strangeness
+from laplora.head.folds import parted
+from laplora.jacobians.states import States
+
+
+def compared(blocks: Blocks, class_mask: torch.Tensor) -> States:
+    """Return which states of a head's features are compared, of options their means.
+
+    Of a base they are those behind the text but for the last layer's, or the last layer's last token; else all.
+    """
+    names = [name for name in blocks if name != "scores"]
+    after = [name for name in names if name.startswith("after.")]
+    if any(name.startswith("fields.") for name in names):
+        names = after[:-1] or names[-1:]
+    states = torch.stack([blocks[name] for name in names], -2)
+    if states.ndim == 4:
+        states = states.sum(1) / class_mask.sum(1)[:, None, None]
+    return States(tuple(range(len(names))), states, torch.zeros(len(states), 1))
+
+
+def familiarity_of(expert: HeadExpert) -> Familiarity:
+    """Return how familiar inputs are to an expert's rows, each of which is compared with those outside its fold."""
+    rows, folds = expert.fitted.rows, expert.fitted.folds
+    states, alike = compared(rows.blocks, rows.class_mask), torch.zeros(len(rows), dtype=torch.int64)
+    reference = torch.zeros(len(rows), dtype=torch.float64)
+    for rest, held_out in parted(folds):
+        reference[held_out] = fit_strangeness(states.take(rest), alike[rest]).of(states.take(held_out))
+    return Familiarity(fit_strangeness(states, alike), reference.sort().values)
