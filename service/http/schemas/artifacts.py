@@ -42,7 +42,7 @@ class RecommendedOut(Answer):
 class MeasuredSetsOut(Answer):
     """The prediction sets of one predictive on the artifact's own test rows."""
 
-    empirical_coverage: float = Field(ge=0, le=1, examples=[0.908])
+    empirical_coverage: float = Field(ge=0, le=1, examples=[0.915])
     """Share of the inputs whose set holds the true label, 0 to 1; of the right labels, where several may be right."""
     mean_size: float = Field(description="Number of labels in a set, on average.", ge=0, examples=[1.18])
     rows: int = Field(description="Number of test inputs.", ge=1, examples=[422])
@@ -55,7 +55,7 @@ class PredictionSetsOut(Answer):
     """Share of inputs like the calibration rows whose set is to hold the true label, 0 to 1."""
     calibration_rows: int = Field(description="Number of rows it was calibrated on.", ge=0, examples=[150])
     measured: dict[str, MeasuredSetsOut] = Field(
-        examples=[{"laplace": {"empirical_coverage": 0.908, "mean_size": 1.18, "rows": 422}}]
+        examples=[{"laplace": {"empirical_coverage": 0.915, "mean_size": 1.199, "rows": 422}}]
     )
     """By predictive, what its manifest records from its own evaluation; empty where it records none."""
 
