@@ -63,7 +63,7 @@ def test_the_hub_answers_with_the_commit(
         hub.commit({"README.md": b"a card"})
         assert main(["push", str(ARTIFACT), "hf://owner/name/v1"]) == 0
         pinned, said = map(str.strip, capsys.readouterr())
-        assert "and the texts of 4 golden inputs, which may be rows; and a report page as it was made" in said
+        assert "and the texts of the 4 golden inputs that were given; and a report page as it was made" in said
         assert pinned.startswith(f"hf://owner/name@{hub.branches['main']}/v1#sha256=")
         hub.commit({"v1/golden.json": b"{}"})
         assert main(["pull", pinned]) == 0
