@@ -56,7 +56,7 @@ class HeadExpert:
     def _spread_out(self, answers: torch.Tensor) -> torch.Tensor:
         """Return answers of the head's rows at their places among the labelled rows, (rows, classes); NaN elsewhere."""
         if self.fitted.rows.likelihood == "bernoulli":  # a head says the log probability of presence
-            answers = answers - (-answers.expm1()).log()
+            answers = answers - (-answers.expm1()).clamp_min(torch.finfo(answers.dtype).tiny).log()
         spread = answers.new_full((self.rows, answers.shape[1]), torch.nan)
         spread[self.places] = answers
         return spread

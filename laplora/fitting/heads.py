@@ -155,7 +155,7 @@ class HeadsPosterior:
     def condition(self, rows: Any, label_field: str = "label", *, groups: str | None = None) -> HeadsPosterior:
         """Return the posterior that learned further labels, whose rows its thresholds rest on too; this one stays.
 
-        Precisions stay as they were fitted: with many more rows than before, fit anew.
+        Precisions and a pool's weights stay as they were fitted: with many more rows than before, fit anew.
 
         Raises:
             DataError: rows that cannot be used, or one that joins two groups of the rows before.
@@ -178,7 +178,7 @@ class HeadsPosterior:
         return self._with(learned(self.heads, outputs, new, self.settings, self._progress), everything)
 
     def forget(self, rows: Any, label_field: str = "label") -> HeadsPosterior:
-        """Return the posterior that never had some of its labelled rows; this one stays as it is.
+        """Return the posterior without some of its labelled rows, precisions and weights as fitted; this one stays.
 
         Args:
             rows: ids, a row's number where it had none; or the rows themselves, of which every copy goes.

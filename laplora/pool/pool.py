@@ -70,7 +70,7 @@ class Pool:
     def _spread(self, log_probs: torch.Tensor, of_heads: Mapping[str, Predictive]) -> Predictive:
         """Return answers whose logits vary by those of the heads, independent of each other, to first order.
 
-        The leverage is that of the heaviest head.
+        So are classes, which is exact of two of them. The leverage is that of the heaviest head.
         """
         variance = torch.stack([self.weights[name] ** 2 * of.variance for name, of in of_heads.items()]).sum(0)
         one = self.likelihood == "categorical"
@@ -78,13 +78,21 @@ class Pool:
         probs = log_probs.exp()
         slopes = probs * (1 - probs)
         if one:
-            shared = (probs.square() * variance).sum(1, keepdim=True)
-            std, total = probs * ((1 - 2 * probs) * variance + shared).clamp_min(0).sqrt(), entropy(probs)
+            free = uncentred(variance, log_probs > -torch.inf)
+            shared = (probs.square() * free).sum(1, keepdim=True)
+            std, total = probs * ((1 - 2 * probs) * free + shared).clamp_min(0).sqrt(), entropy(probs)
         else:
-            std, total = slopes * variance.sqrt(), entropy(probs) + entropy(1 - probs)
-        expected = (total - (slopes * variance).sum(1) / 2).clamp_min(0)
+            free, std, total = variance, slopes * variance.sqrt(), entropy(probs) + entropy(1 - probs)
+        expected = (total - (slopes * free).sum(1) / 2).clamp_min(0)
         leverage = next(iter(of_heads.values())).leverage
         return Predictive(self.likelihood, log_probs, probs, std, expected, variance, leverage)
+
+
+def uncentred(variance: torch.Tensor, possible: torch.Tensor) -> torch.Tensor:
+    """Return (rows, classes) variances of independent logits that have these less their mean over the possible ones."""
+    total, count = variance.sum(1, keepdim=True), possible.sum(1, keepdim=True)
+    free = (variance - total / (count * (count - 1))) * count / (count - 2)
+    return torch.where(count > 2, free.clamp_min(0), total) * possible
 
 
 def fit_pool(experts: Mapping[str, Expert], labelled: Labelled) -> Pool:

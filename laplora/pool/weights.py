@@ -18,8 +18,10 @@ from laplora.linearised import Likelihood
 #: Precision of the Gaussian prior of each weight, about one share of the experts. With 150 rows and less of it, an
 #: adapter is weighed by luck; with more, one that knows nothing keeps a say.
 RIDGE = 20.0
-#: An expert of less weight is left out: its pass costs more than its say.
+#: An expert of less weight is left out, unless all are: its pass costs more than its say.
 LEAST = 0.02
+#: Least weight of one that stays: where every expert misleads, the heaviest is left, and answers are nearly uniform.
+_FAINT = 1e-3
 
 
 def fit_weights(
@@ -33,17 +35,21 @@ def fit_weights(
         labels: (rows,) int64; under ``bernoulli`` (rows, labels) of 0 or 1.
 
     Raises:
-        DataError: no rows, or NaN: a row in which an expert is not honest.
+        DataError: no rows, or NaN: a row in which an expert is not honest; a label that an expert calls impossible.
     """
     names = list(log_probs)
     stacked = torch.stack([log_probs[name] for name in names]).double()
     if not stacked.shape[1] or bool(stacked.isnan().any()):
         raise DataError("weights of a pool need rows in which every expert is honest, at least one, and no others")
+    if likelihood == "categorical" and bool(stacked[:, torch.arange(len(labels)), labels].isinf().any()):
+        raise DataError(
+            "an expert gives a row's label no chance at all, which no weight mends: check its probabilities"
+        )
     found = _fitted(stacked, labels, likelihood)
-    kept = [place for place, weight in enumerate(found) if weight >= LEAST]
-    if kept and len(kept) < len(names):
+    kept = [place for place, weight in enumerate(found) if weight >= LEAST] or [found.index(max(found))]
+    if len(kept) < len(names):
         found, names = _fitted(stacked[kept], labels, likelihood), [names[place] for place in kept]
-    return {name: float(weight) for name, weight in zip(names, found, strict=True) if weight > 0}
+    return dict(zip(names, found, strict=True))
 
 
 def pooled(
@@ -79,6 +85,7 @@ def _fitted(stacked: torch.Tensor, labels: torch.Tensor, likelihood: Likelihood)
         slope = torch.einsum("erc,rc->e", values, missed) + RIDGE * (w - share)
         return float(losses + RIDGE / 2 * (w - share).square().sum()), slope.numpy()
 
-    found = minimize(objective, [share] * experts, jac=True, method="L-BFGS-B", bounds=[(0, None)] * experts, tol=1e-12)
+    bounds = [(_FAINT, None)] * experts
+    found = minimize(objective, [share] * experts, jac=True, method="L-BFGS-B", bounds=bounds, tol=1e-12)
     weights: list[float] = found.x.tolist()
     return weights

@@ -14,7 +14,7 @@ from laplora.experts.of_head import fit_head
 from laplora.head import fit, fold_numbers
 from laplora.linearised import Likelihood
 from laplora.pool.choice import choose
-from laplora.pool.pool import fit_pool
+from laplora.pool.pool import Pool, fit_pool, uncentred
 from laplora.pool.weights import RIDGE, fit_weights
 
 ROWS, CLASSES = 90, 3
@@ -112,7 +112,11 @@ def test_it_answers_better_than_its_experts_and_by_their_logs() -> None:
     slopes = torch.stack(
         [((logits + moved * step).softmax(0) - (logits - moved * step).softmax(0)) / 2 / moved for step in torch.eye(3)]
     )
-    torch.testing.assert_close(spread.std[1], (slopes.square() * spread.variance[1][:, None]).sum(0).sqrt())
+    free = uncentred(spread.variance, labelled.class_mask)
+    torch.testing.assert_close(spread.std[1], (slopes.square() * free[1][:, None]).sum(0).sqrt())
+    centred = free[1] * (1 - 2 / CLASSES) + free[1].sum() / CLASSES**2
+    torch.testing.assert_close(centred, spread.variance[1])
+    assert free[0].tolist() == pytest.approx([2 * float(spread.variance[0, 0])] * 2 + [0])  # of two classes
     more = replace(labelled, groups=labelled.groups + 1000)
     learned, together = {name: of.learn(outputs, more) for name, of in pool.experts.items()}, labelled.joined(more)
     later = pool.with_experts(learned, together)
@@ -120,6 +124,31 @@ def test_it_answers_better_than_its_experts_and_by_their_logs() -> None:
     assert later.weights == pool.weights
     with pytest.raises(DataError, match="fit it anew"):
         fit_pool(learned, together)
+
+
+def test_of_two_classes_a_pool_of_one_head_spreads_as_the_head_does() -> None:
+    draw = torch.Generator().manual_seed(0)
+    states, mask = torch.randn(600, 3, generator=draw), torch.ones(600, 2, dtype=torch.bool)
+    labels = (states[:, 0] + torch.randn(600, generator=draw) > 0).long()
+    labelled = Labelled(labels, mask, torch.arange(600), fold_numbers(600), mask[:, 0])
+    outputs = Outputs(mask, {}, {"frozen": {"all": states}})
+    head = fit_head("frozen", outputs, labelled, "frozen")
+    alone, together = head.answers(outputs), Pool({"frozen": head}, {"frozen": 1.0}, {}, head.held_out).answers(outputs)
+    torch.testing.assert_close(together.std, alone.std, rtol=0.1, atol=2e-3)  # the head's is an average of draws
+    assert float(together.epistemic.sum()) == pytest.approx(float(alone.epistemic.sum()), rel=0.05)
+
+
+def test_experts_that_all_mislead_leave_one_that_hardly_speaks() -> None:
+    """As of heads on noise, which say the opposite of balanced labels out of fold: no weight is the best one."""
+    labels, mask = torch.arange(60) % 3, torch.ones(60, 3, dtype=torch.bool)
+    wrong = (20.0 * torch.nn.functional.one_hot((labels + 1) % 3)).double().log_softmax(1)
+    labelled = Labelled(labels, mask, torch.arange(60), fold_numbers(60), mask[:, 0])
+    pool = fit_pool({"adapter": AsGiven("adapter", wrong), "zero_shot": AsGiven("zero_shot", 2 * wrong)}, labelled)
+    assert list(pool.weights.values()) == pytest.approx([0.001])
+    assert float((pool.held_out.exp() - 1 / 3).abs().max()) < 0.02
+    impossible = {"frozen": torch.tensor([[-torch.inf, 0.0]] * 3)}
+    with pytest.raises(DataError, match="no chance at all"):
+        fit_weights(impossible, torch.zeros(3, dtype=torch.int64))
 
 
 def test_what_a_head_says_without_a_fold_is_that_of_its_other_rows() -> None:
