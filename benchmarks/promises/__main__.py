@@ -1,24 +1,32 @@
 """How often an artifact's promises are kept: accepted risk and coverage of label sets, over draws of calibration rows.
 
     python -m benchmarks.promises simulate
-    python -m benchmarks.promises project --config FILE [--artifact FOLDER] [--rows N] --out TABLE
-    python -m benchmarks.promises deal TABLE... [--risks 0.05 0.1]
+    python -m benchmarks.promises experts --data FOLDER
 
 As ``laplora.fitting.calibrate`` does, thresholds and sets are fitted on what each row gets from a fit without it, and
-what is served is fitted on all calibration rows. Rules are chosen on synthetic models alone.
+what is served is fitted on all calibration rows. ``experts`` reads what ``benchmarks.experts`` keeps in --runs, keeps
+each method's answers in --answers, and writes results.json and the page.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.experts.__main__ import RUNS
+from benchmarks.experts.cells import DEVELOPING, SEEDS, Cell
 from benchmarks.promises.deals import Kept, deal
-from benchmarks.promises.models import MODELS, Table, held_out_table, read_table, synthetic_table, write_table
+from benchmarks.promises.models import MODELS, Table, synthetic_table
+from benchmarks.promises.page import PAGE, RESULTS, render
+from benchmarks.promises.populations import EXPERTS, ROWS, TARGETS, figures, population
+from laplora.files import write_whole
 from training.report.markdown import markdown_table
 
 LEVEL, SYNTHETIC_ROWS = 0.9, 2000
@@ -71,8 +79,27 @@ def report(title: str, table: Table, calibration_rows: int, risks: Sequence[floa
             print(f"Label sets, nominal {LEVEL}:\n\n{markdown_table(SETS, rows)}", flush=True)
 
 
+def of_experts(tasks: Sequence[str], data: Path, runs: Path, answers: Path, draws: int) -> dict[str, Any]:
+    """Return what results.json holds, of every method that the tasks have answers of."""
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {"draws": draws, "seeds": len(SEEDS), "figures": [], "transfer": []}
+    populations = {}
+    for cell in ({"task": task, "method": method} for task in tasks for method in EXPERTS):
+        made = [population(Cell(cell["task"], seed, runs), cell["method"], data, answers) for seed in SEEDS]
+        if some := [one for one in made if one is not None]:
+            means = torch.tensor([one.transfer for one in some]).mean(0).tolist()
+            shares = zip(("labelled", "test", "coverage"), means, strict=True)
+            found["transfer"].append(cell | {name: round(share, 4) for name, share in shares})
+            populations[tuple(cell.items())] = some
+    for target, rows in product(TARGETS, ROWS):
+        for key, some in populations.items():
+            place = dict(key) | {"rows": rows, "target": target}
+            found["figures"] += [place | {"rule": rule} | of for rule, of in figures(some, rows, target, draws).items()]
+    return found
+
+
 def main() -> None:
-    """Simulate, project a run's held-out rows, or deal them."""
+    """Simulate on synthetic models, or on the experts' answers."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.promises", description=__doc__)
     jobs = parser.add_subparsers(dest="job", required=True)
     dealing = argparse.ArgumentParser(add_help=False)
@@ -80,20 +107,18 @@ def main() -> None:
     dealing.add_argument("--draws", type=int, default=1000)
     simulate = jobs.add_parser("simulate", help="synthetic models", parents=[dealing])
     simulate.add_argument("--models", type=int, nargs="+", default=list(range(len(MODELS))), help="by number, from 0")
-    project = jobs.add_parser("project", help="write the table of a run's held-out rows")
-    project.add_argument("--config", type=Path, required=True)
-    project.add_argument("--artifact", type=Path, help="folder with adapter and posterior; by default the run's")
-    project.add_argument("--rows", type=int, help="so many of them; all by default")
-    project.add_argument("--out", type=Path, required=True)
-    real = jobs.add_parser("deal", help="deal tables that project wrote", parents=[dealing])
-    real.add_argument("tables", type=Path, nargs="+")
-    real.add_argument("--risks", type=float, nargs="+", default=[0.05])
+    real = jobs.add_parser("experts", help="answers of the developing tasks' experts")
+    real.add_argument("--draws", type=int, default=1000)
+    real.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    real.add_argument("--runs", type=Path, default=RUNS, help="what benchmarks.experts keeps")
+    real.add_argument("--answers", type=Path, default=RUNS / "answers", help="folder of what is kept here")
+    real.add_argument("--task", choices=DEVELOPING, nargs="+", default=DEVELOPING, help="these tasks alone")
     args = parser.parse_args()
-    if args.job == "project":
-        write_table(args.out, held_out_table(args.config, args.artifact, args.rows))
-    elif args.job == "deal":
-        for path in args.tables:
-            report(path.stem, read_table(path), args.calibration_rows, args.risks, args.draws)
+    if args.job == "experts":
+        results = of_experts(args.task, args.data, args.runs, args.answers, args.draws)
+        lines = [f"{json.dumps(k)}:{json.dumps(v)}".replace("}, {", "},\n{") for k, v in results.items()]
+        write_whole(RESULTS, "{" + ",\n".join(lines) + "}\n")
+        write_whole(PAGE, render(results))
     else:
         for number in args.models:
             table = synthetic_table(MODELS[number], SYNTHETIC_ROWS, number)

@@ -1,7 +1,7 @@
 """What draws of calibration rows are dealt from: rows under every setting that a calibration can choose.
 
 Fitting a temperature or a prior precision is then a choice among columns, so a thousand draws cost what a few would.
-The rows are those of synthetic models of known behaviour, or a real model's held-out ones.
+The rows are those of synthetic models of known behaviour.
 """
 
 from __future__ import annotations
@@ -9,31 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from laplora.fitting.projected import project_split
-from laplora.jacobians.contrasts import find_blocks
 from laplora.linearised import PosteriorPredictive, contrasts
 from laplora.metrics.scores import row_nll
-from laplora.models.adapters import attach_adapter
-from laplora.posterior.base import Prior, block_precisions
-from laplora.posterior.file import read_posterior
-from laplora.posterior.subset import select_blocks
 from laplora.predictive.kinds import PREDICTIVES, predictive_probs, predictive_spec
-from training.config import load_config
-from training.workspace.runtime import open_run
-from training.workspace.terminal import Terminal
 
 #: Even in the logarithm, as fine as what is fitted is known from some hundred rows.
 TEMPERATURES = torch.logspace(math.log10(0.2), math.log10(20), 41, dtype=torch.float64)
 #: Covariances in units of a synthetic model's, none among them.
 SCALES = torch.cat([torch.zeros(1), torch.logspace(-2, 2, 33)]).double()
-#: Prior precisions of a real posterior.
-PRECISIONS = torch.logspace(-2, 8, 61, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -117,28 +103,6 @@ def synthetic_table(model: Synthetic, rows: int, seed: int) -> Table:
     return _table(mean, [scale * covariance for scale in SCALES], labels, mask, mass)
 
 
-def held_out_table(config_file: Path, artifact: Path | None, rows: int | None) -> Table:
-    """Return the first rows (None: all) of a run's calibration and test splits, at every scalar prior precision.
-
-    ``artifact``: folder with ``adapter/`` and ``posterior.safetensors``; None: where the run puts its artifact.
-    """
-    config = load_config(config_file)
-    with TemporaryDirectory() as folder:
-        run = open_run(config.model_copy(update={"runs": Path(folder)}))
-    artifact = artifact or config.artifact_dir
-    model = attach_adapter(run.load_base(), artifact / "adapter")
-    blocks = select_blocks(find_blocks(model, run.class_count), config.laplace.subset)
-    posterior = read_posterior(artifact / "posterior.safetensors", blocks)
-    examples = (*run.splits.calibration, *run.splits.test)[:rows]
-    split = project_split(run.classifier(model), posterior, examples, Terminal(), "held-out rows")
-    covariances = [
-        posterior.covariance(split.projected, block_precisions(Prior("scalar", {"all": float(precision)}), blocks))
-        for precision in PRECISIONS
-    ]
-    mean = split.projected.contrast_mean.double()
-    return _table(mean, covariances, split.labels, split.class_mask, split.label_mass.double())
-
-
 def _table(
     mean: torch.Tensor,
     covariances: list[torch.Tensor],
@@ -163,22 +127,3 @@ def _table(
         for name, predictives in settings.items()
     }
     return Table(columns, labels, mask, label_mass)
-
-
-def write_table(path: Path, table: Table) -> None:
-    """Write a table as safetensors."""
-    tensors = {"labels": table.labels, "class_mask": table.class_mask, "label_mass": table.label_mass}
-    for name, column in table.columns.items():
-        tensors |= {f"{name}.{field}": value for field, value in vars(column).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-
-def read_table(path: Path) -> Table:
-    """Return the table in a file."""
-    tensors = load_file(path)
-    columns: dict[str, dict[str, torch.Tensor]] = {}
-    for name in [name for name in tensors if "." in name]:
-        predictive, field = name.split(".")
-        columns.setdefault(predictive, {})[field] = tensors.pop(name)
-    return Table({name: Column(**fields) for name, fields in columns.items()}, **tensors)

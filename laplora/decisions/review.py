@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from scipy import special
 
+from laplora.decisions.error_curve import error_curve
 from laplora.decisions.thresholds import (
     Flag,
     FlagThreshold,
@@ -33,6 +34,9 @@ from laplora.metrics.ranking import error_auroc, tie_groups
 EPISTEMIC_LEVEL = 0.95
 #: Quantile below which ``low_label_mass`` is raised.
 LABEL_MASS_LEVEL = 0.01
+
+#: Calibration rows that the curve of errors counts for, at most; chosen with its prior.
+_CURVE_ROWS = 100
 
 #: Why each guarantee reviews by the score that it does.
 _REASONS: dict[Guarantee, str] = {
@@ -156,9 +160,11 @@ def accept_threshold(
 ) -> float | None:
     """Return the largest score up to which answers may be accepted at a target risk; None accepts nothing.
 
-    ``empirical``: the largest calibration score t with (errors + 1) / (accepted + 1) at most ``target_risk`` among the
-    rows with score <= t. The new row counts as a mistake in advance, as in conformal risk control (Angelopoulos et al.,
-    arXiv 2208.02814). That is no bound on the error rate among the accepted.
+    ``empirical``: the largest calibration score t with ``(errors + 1 + k q) / (accepted + 1 + k)`` at most
+    ``target_risk`` among the rows with score <= t. The new row counts as a mistake in advance, as in conformal risk
+    control (Angelopoulos et al., arXiv 2208.02814), and k further rows, as many as there are and at most 100, err as
+    often as a smooth curve says that the accepted ones do, q (``laplora.decisions.error_curve``). That is no bound on
+    the error rate among the accepted: docs/promises.md has how near the target it was.
 
     ``upper_bound``: with probability at least ``confidence`` over the draw of the calibration rows, the error
     rate among new exchangeable rows with score <= t is at most ``target_risk``. A score passes when its
@@ -167,7 +173,7 @@ def accept_threshold(
     scores that were not chosen or fitted on the same rows.
 
     Args:
-        scores: (rows,) uncertainty, higher meaning less trusted.
+        scores: (rows,) uncertainty, higher meaning less trusted; of ``empirical`` entropies, nats.
         errors: (rows,) bool, true at mistakes; of ``empirical`` also the share of a row that is wrong, in [0, 1].
         target_risk: in (0, 1).
         confidence: in (0, 1); of ``upper_bound`` only.
@@ -186,7 +192,7 @@ def accept_threshold(
     ranked = _Ranked.of(scores, errors)
     if guarantee == "empirical":
         # 1 of 20 is not above 0.05 only because of rounding.
-        fits = (ranked.within + 1 <= target_risk * (ranked.answered + 1) + 1e-9).nonzero()[:, 0]
+        fits = (ranked.expected() <= target_risk + 1e-12).nonzero()[:, 0]
         return float(ranked.values[fits[-1]]) if len(fits) else None
     start = int(ranked.first_tried(torch.tensor([target_risk], dtype=torch.float64), confidence))
     passes = special.bdtr(ranked.within.numpy(), ranked.sample.numpy(), target_risk) <= 1 - confidence
@@ -209,8 +215,7 @@ def least_risk(
     """
     ranked, risks = _Ranked.of(scores, errors), torch.arange(1, 1000, dtype=torch.float64) / 1000
     if guarantee == "empirical":
-        best = int(((ranked.within + 1) / (ranked.answered + 1)).argmin())
-        fits = ranked.within[best] + 1 <= risks * (ranked.answered[best] + 1) + 1e-9
+        fits = ranked.expected().min() <= risks + 1e-12
     else:
         start = ranked.first_tried(risks, confidence)
         risks, start = risks[start < len(ranked.values)], start[start < len(ranked.values)]
@@ -241,6 +246,13 @@ class _Ranked:
         wrong = torch.bincount(group, weights=errors.detach().cpu().double(), minlength=len(values))
         answered = counts.cumsum(0)
         return cls(values, answered, wrong.cumsum(0), answered - (counts - wrong).long())
+
+    def expected(self) -> torch.Tensor:
+        """Return (groups,) the error rate to expect of new rows up to each value, as ``empirical`` has it."""
+        counts = self.answered.diff(prepend=self.answered.new_zeros(1))
+        curve = error_curve(self.values, self.within.diff(prepend=self.within.new_zeros(1)), counts)
+        further = self.answered[-1].clamp_max(_CURVE_ROWS)
+        return (self.within + 1 + further * (curve * counts).cumsum(0) / self.answered) / (self.answered + 1 + further)
 
     def first_tried(self, risks: torch.Tensor, confidence: float) -> torch.Tensor:
         """Return the group that is tried first for each risk (risks,) float64, which must not depend on the mistakes.

@@ -36,7 +36,8 @@ class ReviewRule(_Frozen):
     target_risk: float = Field(description="Error rate that accepted answers were to stay within.")
     guarantee: Guarantee = Field(
         "empirical",
-        description="empirical: the accepted calibration rows and one mistake more stay within the target risk. "
+        description="empirical: what the accepted calibration rows, one mistake more and a smooth curve of errors say "
+        "stays within the target risk. "
         "upper_bound: with the given confidence, of new rows with MAP entropy up to the threshold at most target_risk "
         "are accepted and wrong; among the accepted alone the rate may be higher by what flags and disagreement with "
         "MAP's label take out.",

@@ -65,10 +65,10 @@ class CalibrationSettings(Section):
     target_risk: float = Field(0.05, gt=0, lt=1, description="error rate allowed among accepted answers")
     guarantee: Literal["empirical", "upper_bound"] = Field(
         "empirical",
-        description="of the target risk: empirical, the calibration rows and one mistake more stay within it; "
-        "upper_bound, with the given confidence, of new rows with MAP entropy up to the threshold at most target_risk "
-        "are accepted and wrong; among the accepted alone the rate may be higher by what flags and disagreement take "
-        "out (takes many calibration rows)",
+        description="of the target risk: empirical, what the calibration rows, one mistake more and a smooth curve of "
+        "errors say stays within it; upper_bound, with the given confidence, of new rows with MAP entropy up to the "
+        "threshold at most target_risk are accepted and wrong; among the accepted alone the rate may be higher by what "
+        "flags and disagreement take out (takes many calibration rows)",
     )
     confidence: float = Field(0.9, gt=0, lt=1, description="of the guarantee upper_bound")
     coverage: float = Field(0.9, gt=0, lt=1, description="of the split-conformal prediction sets")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from laplora.answers.review_scores import review_scores, thresholds_at
+from laplora.decisions.error_curve import error_curve
 from laplora.decisions.review import accept_threshold, fit_thresholds, least_risk
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.decisions.uncertainty import FLAGS, REVIEW_FLAGS, decide, decompose, raise_flags, review_score
@@ -70,6 +71,13 @@ def test_thresholds_record_value_level_and_origin() -> None:
     assert set(got["map"].review.auroc) == {"map_entropy"}
 
 
+def expected_rate(scores: torch.Tensor, wrong: torch.Tensor, limit: float) -> float:
+    """Return the error rate to expect up to a score: the rows, one mistake more, and what the curve says of others."""
+    inside, further = scores <= limit, min(100, len(scores))
+    curve = error_curve(scores, wrong.double(), torch.ones(len(scores)))[inside].mean()
+    return float((wrong[inside].sum() + 1 + further * curve) / (inside.sum() + 1 + further))
+
+
 @pytest.mark.parametrize("target", [0.05, 0.2])
 @pytest.mark.parametrize("name", ["laplace", "map"])
 def test_review_threshold_is_the_largest_that_keeps_the_risk(target: float, name: Any) -> None:
@@ -81,12 +89,8 @@ def test_review_threshold_is_the_largest_that_keeps_the_risk(target: float, name
     score = review_score(thresholds, map_probs=data["map_probs"], probs=data["probs"])
     errors = probs.argmax(1) != data["labels"]
 
-    def risk(limit: float) -> float:
-        """Return the error rate up to a score with one mistake more."""
-        return (int(errors[score <= limit].sum()) + 1) / (int((score <= limit).sum()) + 1)
-
-    assert risk(rule.threshold) <= target
-    assert all(risk(float(t)) > target for t in score if t > rule.threshold)
+    assert expected_rate(score, errors, rule.threshold) <= target
+    assert all(expected_rate(score, errors, float(t)) > target for t in score if t > rule.threshold)
     assert rule.accepted == int((score <= rule.threshold).sum())
     assert rule.accepted_risk == float(errors[score <= rule.threshold].double().mean())
 
@@ -144,6 +148,64 @@ def test_the_least_risk_is_the_next_at_which_something_is_accepted(
     assert least_risk(scores, errors, above=above, guarantee=guarantee) == first
 
 
+def test_the_curve_of_errors_is_the_posterior_mean_of_a_shift_and_a_slope() -> None:
+    """The dense twin: the log-odds that made each entropy, the posterior over a finer grid, rows one by one."""
+    g = torch.Generator().manual_seed(1)
+    odds = 2 * torch.randn(60, generator=g, dtype=F64) - 2
+    wrong = torch.rand(60, generator=g, dtype=F64) < (0.5 * odds).sigmoid()
+    entropies = entropy(torch.stack([odds.sigmoid(), (-odds).sigmoid()], 1))
+    shift, slope = torch.cartesian_prod(torch.linspace(-2, 2, 161).double(), torch.linspace(0, 2, 161).double()).T
+    logits = shift[:, None] + slope[:, None] * -odds.abs()
+    right = torch.where(wrong, logits, -logits)
+    log_posterior = torch.nn.functional.logsigmoid(right).sum(1) - 2 * shift**2 - ((slope - 1) / 0.35) ** 2 / 2
+    wanted = torch.softmax(log_posterior, 0) @ logits.sigmoid()
+    got = error_curve(entropies, wrong.double(), torch.ones(60))
+    torch.testing.assert_close(got, wanted, atol=0.015, rtol=0)  # half a step of a tenth in the log-odds
+    sure = error_curve(torch.tensor([0.0, 0.3, 2.0, 50.0]), torch.zeros(4), torch.zeros(4))
+    assert bool((sure.diff() > 0).all())
+    assert sure[0] < 5e-3
+    assert 0.088 < sure[1] < 0.13  # two labels of this entropy: 0.088, and the prior's mean is above its mode
+    assert sure[3] > 0.9
+
+
+def test_edges_of_the_empirical_rule() -> None:
+    """A mistake more is counted; equal scores are accepted or reviewed together; a row or few are not enough."""
+    sure = torch.zeros(39, dtype=F64)
+    assert accept_threshold(sure, torch.arange(39) < 1, 0.05) == 0.0
+    assert accept_threshold(sure, torch.arange(39) < 3, 0.05) is None
+    assert accept_threshold(sure, torch.ones(39).bool(), 0.9) is None
+    assert accept_threshold(sure[:1], torch.zeros(1), 0.05) is None
+    assert accept_threshold(sure[:1], torch.zeros(1), 0.4) == 0.0
+    assert accept_threshold(sure[:8], torch.zeros(8), 0.05) is None
+    # The surest of 150 is wrong, and no other of the 30 surest: the rows and one mistake more never stay within 5 %.
+    scores, wrong = torch.linspace(0.01, 0.69, 150, dtype=F64), torch.zeros(150, dtype=F64)
+    wrong[[0, 31, 45, 59, 70, 80, 90, 99, 107, 115, 122, 128, 134, 140, 146]] = 1
+    counted = (wrong.cumsum(0) + 1) / torch.arange(2, 152)
+    assert float(counted.min()) > 0.05
+    limit = accept_threshold(scores, wrong, 0.05)
+    assert limit is not None
+    assert limit > scores[20]
+
+
+@pytest.mark.parametrize(("sharpness", "most"), [(1.0, 0.055), (2.0, 0.055)])
+def test_the_empirical_rules_mean_error_is_near_its_target(sharpness: float, most: float) -> None:
+    """Of a calibrated model, and of one whose log-odds are twice what they should be; judged on many new rows."""
+    g = torch.Generator().manual_seed(0)
+
+    def rows(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sure = (4 * torch.randn(count, generator=g, dtype=F64)).abs()
+        probs = (sharpness * sure).sigmoid()
+        return entropy(torch.stack([probs, 1 - probs], 1)), torch.rand(count, generator=g, dtype=F64) > sure.sigmoid()
+
+    new, wrong = rows(50_000)
+    accepted = mistakes = 0
+    for _ in range(100):
+        inside = new <= (accept_threshold(*rows(150), 0.05) or 0.0)
+        accepted, mistakes = accepted + int(inside.sum()), mistakes + int((inside & wrong).sum())
+    assert 0.035 < mistakes / accepted < most
+    assert accepted > 0.6 * 100 * len(new)
+
+
 def risky(g: torch.Generator, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return uniform scores u and mistakes of probability u^2 / 2: accepting up to t has the risk t^2 / 6."""
     scores = torch.rand(rows, generator=g, dtype=F64)
@@ -187,10 +249,7 @@ def test_the_upper_bound_is_clopper_pearsons_up_to_the_first_that_fails(rows: in
     assert limit == wanted
 
 
-def test_a_risk_of_exactly_the_target_is_accepted_and_the_upper_bound_needs_rows() -> None:
-    """2 of 40, the new row counting as a mistake, is the target; equal scores are accepted or reviewed together."""
-    assert accept_threshold(torch.zeros(39), torch.arange(39) < 1, 0.05) == 0.0
-    assert accept_threshold(torch.zeros(39), torch.arange(39) < 2, 0.05) is None
+def test_the_upper_bound_needs_rows() -> None:
     right = torch.zeros(46, dtype=torch.bool)
     scores = torch.arange(46, dtype=F64)
     assert accept_threshold(scores, right, 0.05, guarantee="upper_bound") == 45.0
@@ -211,11 +270,8 @@ def test_an_input_of_several_labels_is_accepted_as_a_whole() -> None:
     worst = entropy(data["probs"]).view(-1, together).amax(1)
     wrong = (data["probs"].argmax(1) != data["labels"]).double().view(-1, together).mean(1)
 
-    def risk(limit: float) -> float:
-        return (float(wrong[worst <= limit].sum()) + 1) / (int((worst <= limit).sum()) + 1)
-
     limit = thresholds.review.threshold
-    assert limit == max(float(score) for score in worst if risk(float(score)) <= 0.2)
+    assert limit == max(float(score) for score in worst if expected_rate(worst, wrong, float(score)) <= 0.2)
     accepted = worst <= limit
     assert 0 < thresholds.review.accepted == int(accepted.sum()) < 200
     assert thresholds.review.accepted_risk == pytest.approx(float(wrong[accepted].mean()))
