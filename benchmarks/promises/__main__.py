@@ -1,11 +1,11 @@
 """How often an artifact's promises are kept: accepted risk and coverage of label sets, over draws of calibration rows.
 
     python -m benchmarks.promises simulate
-    python -m benchmarks.promises experts --data FOLDER
+    python -m benchmarks.promises experts --runs FOLDER
 
 As ``laplora.fitting.calibrate`` does, thresholds and sets are fitted on what each row gets from a fit without it, and
-what is served is fitted on all calibration rows. ``experts`` reads what ``benchmarks.experts`` keeps in --runs, keeps
-each method's answers in --answers, and writes results.json and the page.
+what is served is fitted on all calibration rows. ``experts`` reads the answers that ``benchmarks.experts`` keeps in
+--runs, and writes results.json and the page.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def report(title: str, table: Table, calibration_rows: int, risks: Sequence[floa
             print(f"Label sets, nominal {LEVEL}:\n\n{markdown_table(SETS, rows)}", flush=True)
 
 
-def of_experts(tasks: Sequence[str], data: Path, runs: Path, answers: Path, draws: int) -> dict[str, Any]:
+def of_experts(tasks: Sequence[str], runs: Path, draws: int) -> dict[str, Any]:
     """Return what results.json holds, of every method that the tasks have answers of."""
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"draws": draws, "seeds": len(SEEDS), "figures": [], "transfer": []}
+    found: dict[str, Any] = {"draws": draws, "figures": [], "transfer": []}
     populations = {}
     for cell in ({"task": task, "method": method} for task in tasks for method in EXPERTS):
-        made = [population(Cell(cell["task"], seed, runs), cell["method"], data, answers) for seed in SEEDS]
+        made = [population(Cell(cell["task"], seed, runs), cell["method"]) for seed in SEEDS]
         if some := [one for one in made if one is not None]:
             means = torch.tensor([one.transfer for one in some]).mean(0).tolist()
             shares = zip(("labelled", "test", "coverage"), means, strict=True)
@@ -109,14 +109,15 @@ def main() -> None:
     simulate.add_argument("--models", type=int, nargs="+", default=list(range(len(MODELS))), help="by number, from 0")
     real = jobs.add_parser("experts", help="answers of the developing tasks' experts")
     real.add_argument("--draws", type=int, default=1000)
-    real.add_argument("--data", type=Path, required=True, help="folder with the data sets")
     real.add_argument("--runs", type=Path, default=RUNS, help="what benchmarks.experts keeps")
-    real.add_argument("--answers", type=Path, default=RUNS / "answers", help="folder of what is kept here")
     real.add_argument("--task", choices=DEVELOPING, nargs="+", default=DEVELOPING, help="these tasks alone")
     args = parser.parse_args()
     if args.job == "experts":
-        results = of_experts(args.task, args.data, args.runs, args.answers, args.draws)
-        lines = [f"{json.dumps(k)}:{json.dumps(v)}".replace("}, {", "},\n{") for k, v in results.items()]
+        results = of_experts(args.task, args.runs, args.draws)
+        lines = [
+            f"{json.dumps(k)}:{json.dumps(v, separators=(',', ':'))}".replace("},{", "},\n{")
+            for k, v in results.items()
+        ]
         write_whole(RESULTS, "{" + ",\n".join(lines) + "}\n")
         write_whole(PAGE, render(results))
     else:

@@ -16,25 +16,20 @@ PAGE, RESULTS = (Path(__file__).parent / name for name in ("RESULTS.md", "result
 CHOSE = ("emotion", "irony", "sst2", "banking77")
 _HEAD = """# How near its target `empirical` comes
 
-Written by `python -m benchmarks.promises experts` from results.json: {draws:,} draws a line, shared by {seeds} seeds. A
-population is a method's answers of 450 labelled rows, each made without its label (`temperature`: of the 150 that did
-not train the adapter; CLINC150: 500), and of 500 test rows. A draw takes calibration rows from it, sets the threshold,
-and judges all other rows. That makes rows exchangeable; the last table shows how far they were before. The rule's
-constants were chosen on synthetic models and on {chose}. The other tasks chose nothing. In brackets: the rule before,
-by which the accepted rows and one mistake more stay within the target.
+Written by `python -m benchmarks.promises experts` from results.json, which has every method; {draws:,} draws a line. A
+population is a method's answers of labelled rows, each made without its label, and of 500 test rows. A draw takes
+calibration rows from it, sets the threshold, and judges all other rows. The rule's constants were chosen on synthetic
+models and {chose}. In brackets: the rule before, by which the accepted rows and one mistake more
+stay within the target.
 
-*Error*: wrong / accepted over all draws. *By draw*: mean error rate of the draws that accept something. *Above*: share
-of draws with an error rate above the target, with the noise of the rows that judge in it. *Accepted*: mean share, ± its
-standard deviation over draws. *Empty*: share of draws that accept nothing. All in per cent.
-
-## Means over tasks
-
-Each task has the mean of its methods. *Error* and *within* (how many tasks have an error of at most the target and half
-a point) are of all methods' accepted rows together. *Difference*: of the accepted share, ± its standard error over
-tasks.
+*Error*: wrong / accepted, of all draws and methods of a task. *Within*: tasks with an error of at most the target and
+half a point. *Difference*: of the accepted share, ± its standard error over tasks. *Empty*: share of draws that accept
+nothing. Per cent; means over a task's methods, and over tasks.
 """
-_TRANSFER = """Rows as they came: share of wrong answers of labelled and of test rows, and share of test rows whose
-label set of 90 % (`lac`), its threshold from the labelled rows, holds the label. Means over seeds, per cent.
+_BY_TASK = """Errors by task, target / rows; then accepted and empty at {target:.0%} of {rows} rows. *Worst*: error of
+the method that errs most there, of those that accept 5 % and more. *Labelled*, *test*: wrong answers before any draw,
+which is how exchangeable the rows were. *Sets*: test rows whose label set of 90 %, its threshold from the labelled
+rows, holds the label.
 """
 #: A rule's records by their names.
 Rules = Mapping[str, Record]
@@ -42,71 +37,57 @@ Rules = Mapping[str, Record]
 
 def render(results: Mapping[str, Any]) -> str:
     """Return the page."""
-    settings: dict[tuple[float, int], dict[tuple[str, str], dict[str, Record]]] = {}
+    settings: dict[tuple[float, int], dict[str, dict[str, dict[str, Record]]]] = {}
     for r in results["figures"]:
-        cell = settings.setdefault((r["target"], r["rows"]), {}).setdefault((r["task"], r["method"]), {})
-        cell[r["rule"]] = r
-    parts = [_HEAD.format(draws=results["draws"], seeds=results["seeds"], chose=", ".join(CHOSE))]
-    means = []
-    for (target, rows), cells in settings.items():
-        for chose in (False, True):
-            groups: dict[str, list[Rules]] = {}
-            for (task, _), rules in cells.items():
-                if (task in CHOSE) == chose:
-                    groups.setdefault(task, []).append(rules)
-            which = "chose" if chose else "reported"
-            means.append([f"{target:.0%}", rows, which, len(groups), *_means(list(groups.values()), target)])
-    columns = ["target", "rows", "tasks", "number", "error", "within", "accepted", "difference", "sd", "empty"]
-    parts.append(markdown_table(columns, means, left=(0, 2)))
-    for (target, rows), cells in settings.items():
-        parts.append(f"## Target {target:.0%}, {rows} calibration rows\n")
-        columns = ["task", "method", "error", "by draw", "above", "accepted", "empty"]
-        parts.append(markdown_table(columns, [[*cell, *_line(rules)] for cell, rules in cells.items()], left=(0, 1)))
-    parts.append(f"## From labelled rows to test rows\n\n{_TRANSFER}")
-    shares = ("labelled", "test", "coverage")
-    lines = [[r["task"], r["method"], *(f"{100 * r[name]:.1f}" for name in shares)] for r in results["transfer"]]
-    parts.append(markdown_table(["task", "method", *shares], lines, left=(0, 1)))
-    return "\n".join(parts)
-
-
-def _line(rules: Rules) -> list[str]:
-    """Return the cells of a method."""
-
-    def both(shown: Callable[[Record], str]) -> str:
-        return f"{shown(rules['empirical'])} ({shown(rules['before'])})"
-
-    return [
-        both(lambda r: _percent(_rate([r]))),
-        both(lambda r: _percent(r["error"])),
-        both(lambda r: f"{100 * r['above']:.0f}"),
-        both(lambda r: f"{_percent(r['accepted'])} ± {_percent(r['sd'])}"),
-        both(lambda r: _percent(r["empty"])),
-    ]
+        tasks = settings.setdefault((r["target"], r["rows"]), {})
+        tasks.setdefault(r["task"], {}).setdefault(r["method"], {})[r["rule"]] = r
+    means, first = [], next(iter(settings))
+    for (target, rows), tasks in settings.items():
+        for which, some in (("reported", set(tasks) - set(CHOSE)), ("chose", set(tasks) & set(CHOSE))):
+            groups = [list(methods.values()) for task, methods in tasks.items() if task in some]
+            means.append([f"{target:.0%}", rows, f"{which}: {len(groups)}", *_means(groups, target)])
+    columns = ["target", "rows", "tasks", "error", "within", "accepted", "difference", "sd", "empty"]
+    parts = [_HEAD.format(draws=results["draws"], chose=", ".join(CHOSE)), markdown_table(columns, means, left=(0, 2))]
+    lines = []
+    for task, methods in settings[first].items():
+        some = list(methods.values())
+        errors = [_both(list(of[task].values()), _rate) for of in settings.values()]
+        seen = [r for r in results["transfer"] if r["task"] == task]
+        shares = [f"{100 * _mean(seen, name):.1f}" for name in ("labelled", "test", "coverage")]
+        figures = [_both(some, lambda records, n=name: _mean(records, n)) for name in ("accepted", "empty")]
+        lines.append([task, *errors, _both(some, _worst), *figures, *shares])
+    columns = ["task", *(f"{target:.0%} / {rows}" for target, rows in settings), "worst", "accepted", "empty"]
+    table = markdown_table([*columns, "labelled", "test", "sets"], lines)
+    return "\n".join([*parts, _BY_TASK.format(target=first[0], rows=first[1]), table])
 
 
 def _means(tasks: Sequence[Sequence[Rules]], target: float) -> list[str]:
     """Return the cells of tasks, each a mean of its methods."""
-    cells = []
-    for name in ("rate", "within", "accepted", "difference", "sd", "empty"):
-        of: dict[str, torch.Tensor] = {}
-        for rule in ("empirical", "before"):
-            records = [[rules[rule] for rules in methods] for methods in tasks]
-            rates = torch.tensor([_rate(some) or 0.0 for some in records])
-            if name == "rate":
-                of[rule] = rates
-            elif name == "within":
-                of[rule] = (rates <= target + 0.005).double()
-            else:
-                figure = "accepted" if name == "difference" else name
-                of[rule] = torch.tensor([sum(r[figure] for r in some) / len(some) for some in records])
-        if name == "difference":
-            gain = of["empirical"] - of["before"]
-            cells.append(f"{100 * gain.mean():+.1f} ± {100 * gain.std() / len(gain) ** 0.5:.1f}")
-        elif name == "within":
-            cells.append(f"{int(of['empirical'].sum())} ({int(of['before'].sum())})")
-        else:
-            cells.append(f"{_percent(float(of['empirical'].mean()))} ({_percent(float(of['before'].mean()))})")
-    return cells
+
+    def over(one: Callable[[Sequence[Record]], float | None]) -> dict[str, torch.Tensor]:
+        return {
+            rule: torch.tensor([one([rules[rule] for rules in methods]) or 0.0 for methods in tasks])
+            for rule in ("empirical", "before")
+        }
+
+    def shown(of: Mapping[str, torch.Tensor], name: str = "{:.1f}", scale: float = 100) -> str:
+        after, before = (name.format(scale * float(of[rule].mean())) for rule in ("empirical", "before"))
+        return f"{after} ({before})"
+
+    rates = over(_rate)
+    within = {rule: (rate <= target + 0.005).double() for rule, rate in rates.items()}
+    accepted, sd, empty = (over(lambda records, n=name: _mean(records, n)) for name in ("accepted", "sd", "empty"))
+    gain = accepted["empirical"] - accepted["before"]
+    error = gain.std() / len(gain) ** 0.5
+    difference = f"{100 * float(gain.mean()):+.1f} ± {100 * float(error):.1f}"
+    return [shown(rates), shown(within, "{:.0f}", len(tasks)), shown(accepted), difference, shown(sd), shown(empty)]
+
+
+def _both(methods: Sequence[Rules], figure: Callable[[Sequence[Record]], float | None]) -> str:
+    """Return a figure of some methods by the rule, and in brackets by the one before."""
+    values = (figure([rules[rule] for rules in methods]) for rule in ("empirical", "before"))
+    after, before = ("-" if value is None else f"{100 * value:.1f}" for value in values)
+    return f"{after} ({before})"
 
 
 def _rate(records: Sequence[Record]) -> float | None:
@@ -115,5 +96,9 @@ def _rate(records: Sequence[Record]) -> float | None:
     return sum(r["wrong"] for r in records) / accepted if accepted else None
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+def _worst(records: Sequence[Record]) -> float | None:
+    return max((r["wrong"] / r["accepted"] for r in records if r["accepted"] >= 0.05), default=None)
+
+
+def _mean(records: Sequence[Record], name: str) -> float:
+    return float(sum(r[name] for r in records) / len(records))

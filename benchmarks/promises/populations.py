@@ -8,24 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from benchmarks.experts.cells import Cell
-from benchmarks.experts.methods import METHODS
-from benchmarks.experts.passes import Passes
 from benchmarks.experts.scores import Record
 from laplora.decisions.conformal import conformal_threshold, empirical_coverage, prediction_sets
 from laplora.decisions.review import accept_threshold
-from laplora.files import write_tensors
 from laplora.linearised import entropy
-from laplora.prompts.examples import label_tensor
 
 ROWS, TARGETS, COVERAGE = (150, 450), (0.05, 0.1), 0.9
-#: Experts of which thresholds are set on honest answers.
-EXPERTS = ("temperature", "frozen", "encoder", "options")
+#: Methods of ``benchmarks.experts`` that the product can serve.
+EXPERTS = ("temperature", "frozen", "encoder", "options", "pool_unadapted", "pool")
 
 
 def counted(scores: torch.Tensor, wrong: torch.Tensor, target: float) -> float | None:
@@ -57,28 +52,22 @@ class Population:
     transfer: tuple[float, float, float]
 
 
-def population(cell: Cell, method: str, data: Path, kept: Path) -> Population | None:
-    """Return a method's population, its answers kept in a folder; None where it does not apply or was never trained."""
-    path = kept / f"{cell.name}.{cell.seed}.{method}.safetensors"
+def population(cell: Cell, method: str) -> Population | None:
+    """Return the population of a method's answers that ``benchmarks.experts`` keeps; None where it has none."""
+    path = cell.folder / "methods" / f"{method}.safetensors"
     if not path.is_file():
-        rows, source = cell.rows(data), METHODS[method].source
-        passes = Passes(cell, rows, print, trains=False)
-        if not METHODS[method].applies(cell.task) or (source is not None and not passes.has(source)):
-            return None
-        answers, _ = METHODS[method].run(passes)
-        honest = ~answers.held_out.isnan().any(1)
-        probs, of_test = answers.held_out[honest].exp().double(), answers.test.exp().double()
-        compared = entropy(probs) if answers.entropies is None else answers.entropies[honest].double()
-        known, asked = (label_tensor(some, len(cell.task.labels)) for some in (rows.labelled, rows.test))
-        tensors = {"held_probs": probs, "held_labels": known[honest], "held_entropy": compared}
-        tensors |= {"test_probs": of_test, "test_labels": asked, "test_entropy": entropy(of_test)}
-        write_tensors(path, tensors)
+        return None
     t = load_file(path)
-    sets_from = conformal_threshold(t["held_probs"], t["held_labels"], COVERAGE)
-    sets = prediction_sets(t["test_probs"], sets_from, torch.ones_like(t["test_probs"]).bool())
-    wrong = [t[f"{part}_probs"].argmax(1) != t[f"{part}_labels"] for part in ("held", "test")]
+    honest = ~t["held_out"].isnan().any(1)
+    held_out, of_test = t["held_out"][honest].exp().double(), t["test"].exp().double()
+    compared = t["entropies"][honest].double() if "entropies" in t else entropy(held_out)
+    known = t["labels"][honest]
+    sets = prediction_sets(
+        of_test, conformal_threshold(held_out, known, COVERAGE), torch.ones(of_test.shape, dtype=torch.bool)
+    )
+    wrong = [held_out.argmax(1) != known, of_test.argmax(1) != t["test_labels"]]
     rates = [float(one.double().mean()) for one in wrong]
-    scores = torch.cat([t["held_entropy"], t["test_entropy"]])
+    scores = torch.cat([compared, entropy(of_test)])
     return Population(scores, torch.cat(wrong), (rates[0], rates[1], empirical_coverage(sets, t["test_labels"])))
 
 

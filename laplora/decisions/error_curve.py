@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import logsigmoid, softplus
 
 _SHIFT_SD, _SLOPE_SD = 0.5, 0.35
-#: Log-odds of an error, and between two values of it; shifts and slopes that are tried are as far apart.
+#: Log-odds of an error that entropies stand for, and how far apart two of them are.
 _LOWEST, _HIGHEST, _APART = -14.0, 7.0, 0.1
 
 
@@ -27,10 +27,12 @@ def error_curve(entropies: torch.Tensor, wrong: torch.Tensor, counts: torch.Tens
     Args:
         entropies: (groups,) float64, nats; wrong: (groups,) mistakes among the rows of each; counts: (groups,) rows.
     """
-    log_odds, at, log_prior, log_right, probs = _grid()
+    value, at, shift, slope, log_prior, log_right, probs = _grid()
     place = torch.searchsorted(at, entropies).clamp_max(len(at) - 1)
     rows, mistakes = (torch.zeros_like(at).index_add(0, place, column.double()) for column in (counts, wrong))
-    posterior = torch.softmax(log_prior + log_right @ rows + log_odds @ mistakes, 0)
+    # A mistake's log probability is that of a right answer and its log-odds more.
+    of_mistakes = shift * mistakes.sum() + slope * (value @ mistakes)
+    posterior = torch.softmax(log_prior + log_right @ rows + of_mistakes, 0)
     return (posterior @ probs)[place]
 
 
@@ -38,17 +40,16 @@ def error_curve(entropies: torch.Tensor, wrong: torch.Tensor, counts: torch.Tens
 def _grid() -> tuple[torch.Tensor, ...]:
     """Return what rows do not change, over pairs of shift and slope and over log-odds that an entropy stands for.
 
-    That is: (pairs, values) corrected log-odds; (values,) the largest entropy of each; (pairs,) log prior; (pairs,
-    values) log probability of a right answer, and probability of a wrong one.
+    That is: (values,) log-odds, and the largest entropy of each; (pairs,) shift, slope and log prior; (pairs, values)
+    log probability of a right answer, and probability of a wrong one.
     """
     value = torch.arange(_LOWEST, _HIGHEST, _APART, dtype=torch.float64)
     upper = value + _APART / 2
     error = upper.sigmoid()
     two_labels = -(error * logsigmoid(upper) + (1 - error) * logsigmoid(-upper))
-    shift, slope = torch.cartesian_prod(
-        torch.arange(-2, 2.01, _APART, dtype=torch.float64), torch.arange(0, 2.01, _APART, dtype=torch.float64)
-    ).T
+    shifts, slopes = (torch.arange(low, 2.01, step, dtype=torch.float64) for low, step in ((-2, 0.2), (0, 0.1)))
+    shift, slope = torch.cartesian_prod(shifts, slopes).T
     log_odds = shift[:, None] + slope[:, None] * value
     log_prior = -((shift / _SHIFT_SD).square() + ((slope - 1) / _SLOPE_SD).square()) / 2
     at = torch.where(upper < 0, two_labels, softplus(upper))
-    return log_odds, at, log_prior, logsigmoid(-log_odds), log_odds.sigmoid()
+    return value, at, shift, slope, log_prior, logsigmoid(-log_odds), log_odds.sigmoid()

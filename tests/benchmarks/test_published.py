@@ -19,6 +19,7 @@ from benchmarks.harness import page as speed
 from benchmarks.harness.record import FOLDER, read
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers.tables import page_tables
+from benchmarks.promises import page as promises
 from benchmarks.reproduce.page import page_text, read_published
 from benchmarks.scaling import __main__ as scaling
 from benchmarks.speed import published as overload
@@ -49,6 +50,7 @@ MADE: list[tuple[Path, Callable[[str], str]]] = [
     (ROOT / "docs" / "results.md", structures),
     (scaling.PAGE, lambda page: scaling.render(page, json.loads(scaling.RESULTS.read_text(encoding="utf-8")))),
     (familiarity.FOLDER / "RESULTS.md", lambda _: familiarity_page(json.loads(familiarity.RESULTS.read_bytes()))),
+    (promises.PAGE, lambda _: promises.render(json.loads(promises.RESULTS.read_bytes()))),
     (experts.PAGE, lambda _: experts.render(scores.read(scores.RESULTS))),
     (
         peers.PAGE,
