@@ -93,7 +93,7 @@ def of_experts(tasks: Sequence[str], runs: Path, draws: int) -> dict[str, Any]:
             populations[tuple(cell.items())] = some
     for target, rows in product(TARGETS, ROWS):
         for key, some in populations.items():
-            place = dict(key) | {"rows": rows, "target": target}
+            place: dict[str, Any] = dict(key) | {"rows": rows, "target": target}
             found["figures"] += [place | {"rule": rule} | of for rule, of in figures(some, rows, target, draws).items()]
     return found
 

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.experts.cells import Cell
-from benchmarks.experts.scores import Record
 from laplora.decisions.conformal import conformal_threshold, empirical_coverage, prediction_sets
 from laplora.decisions.review import accept_threshold
 from laplora.linearised import entropy
@@ -26,8 +25,7 @@ EXPERTS = ("temperature", "frozen", "encoder", "options", "pool_unadapted", "poo
 def counted(scores: torch.Tensor, wrong: torch.Tensor, target: float) -> float | None:
     """Return the threshold of the rule before: the accepted rows and one mistake more stay within the target."""
     values, order = scores.sort()
-    accepted = torch.arange(1, len(values) + 1)
-    fits = (wrong[order].cumsum(0) + 1 <= target * (accepted + 1) + 1e-9).nonzero()
+    fits = (wrong[order].cumsum(0) + 1 <= target * torch.arange(2, len(values) + 2) + 1e-9).nonzero()
     return float(values[fits[-1]]) if len(fits) else None
 
 
@@ -71,7 +69,9 @@ def population(cell: Cell, method: str) -> Population | None:
     return Population(scores, torch.cat(wrong), (rates[0], rates[1], empirical_coverage(sets, t["test_labels"])))
 
 
-def figures(populations: Sequence[Population], rows: int, target: float, draws: int) -> dict[str, Record]:
+def figures(
+    populations: Sequence[Population], rows: int, target: float, draws: int
+) -> dict[str, dict[str, float | None]]:
     """Return by rule the figures of so many draws, dealt to the populations in turn; shares of rows, and of draws.
 
     ``error`` is the mean error rate of draws that accept something, None where none does.
