@@ -21,7 +21,7 @@ def compared(blocks: Blocks, class_mask: torch.Tensor) -> States:
 
     Of a base they are those behind the text but for the last layer's, or the last layer's last token; else all.
     """
-    names = [name for name in blocks if name != "scores"]
+    names = sorted(blocks.keys() - {"scores"}, key=lambda name: (name.partition(".")[0], len(name), name))
     after = [name for name in names if name.startswith("after.")]
     if any(name.startswith("fields.") for name in names):
         names = after[:-1] or names[-1:]

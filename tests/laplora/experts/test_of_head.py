@@ -80,13 +80,18 @@ def test_no_spread_is_wider_than_its_answer_allows() -> None:
 def test_familiarity_compares_each_row_with_those_outside_its_fold() -> None:
     """Behind the text but for the last layer; and of options their mean."""
     outputs, labelled = problem()
-    blocks = {f"{name}.{layer}": torch.randn(ROWS, 4) for name in ("fields", "after") for layer in (1, 2)}
+    blocks = {f"{name}.{layer}": torch.randn(ROWS, 4) for name in ("fields", "after") for layer in (8, 15)}
     given = Outputs(outputs.class_mask, features={"frozen": blocks})
     found = familiarity_of(fit_head("frozen", given, labelled, "frozen"))
     held_out, none = labelled.folds == 0, torch.zeros(ROWS, dtype=torch.int64)
-    others = fit_layer(blocks["after.1"][~held_out], none[~held_out])
-    expected = others.squared(blocks["after.1"][held_out]).log()
+    others = fit_layer(blocks["after.8"][~held_out], none[~held_out])
+    expected = others.squared(blocks["after.8"][held_out]).log()
     assert bool(torch.isclose(found.reference, expected[:, None]).any(1).all())
+    back = {name: blocks[name] for name in reversed(blocks)}  # a pass has another order than a head's rows
+    torch.testing.assert_close(compared(back, outputs.class_mask).hidden[:, 0], blocks["after.8"])
+    states = {"mean.2": torch.randn(ROWS, 4), "embedding": torch.randn(ROWS, 4)}
+    of_encoder = compared(states, outputs.class_mask).hidden
+    assert torch.equal(of_encoder, compared(dict(sorted(states.items())), outputs.class_mask).hidden)
     far = {name: block + 50 for name, block in blocks.items()}
     assert found.of(compared(far, outputs.class_mask)).tolist() == [1 / (ROWS + 1)] * ROWS
     mask = torch.tensor([[True, True, False]] * ROWS)
