@@ -57,7 +57,7 @@ def test_a_model_as_it_is(names: dict[str, Any]) -> None:
     assert isinstance(found["posterior"], laplora.HeadsPosterior)
     assert len(found["posterior"].rows) == 40
     assert [one.label for one in found["answers"]] == [row["label"] for row in REVIEWS[40:]]
-    assert found["posterior"].predictives == ("map", "frozen", "encoder")
+    assert found["posterior"].predictives == ("map", "frozen", "encoder", "pooled")
 
 
 def test_multiple_choice(names: dict[str, Any]) -> None:
