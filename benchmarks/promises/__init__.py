@@ -1,6 +1,4 @@
 """How often an artifact's promises (accepted risk, coverage of label sets) are kept, over draws of calibration rows.
 
-``__main__`` has the commands. On synthetic models: ``models`` the tables that rows are dealt from, ``rules`` what would
-be served, cross-fitted, ``deals`` judges it; its tables are typed into docs/promises.md. On answers of the developing
-tasks' experts: ``populations``, and ``page`` writes RESULTS.md.
+``__main__`` has the command; ``populations`` what rows are drawn from, and what a draw comes to; ``page`` RESULTS.md.
 """

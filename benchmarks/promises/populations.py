@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from safetensors.torch import load_file
@@ -18,8 +19,6 @@ from laplora.decisions.review import accept_threshold
 from laplora.linearised import entropy
 
 ROWS, TARGETS, COVERAGE = (150, 450), (0.05, 0.1), 0.9
-#: Methods of ``benchmarks.experts`` that the product can serve.
-EXPERTS = ("temperature", "frozen", "encoder", "options", "pool_unadapted", "pool")
 
 
 def counted(scores: torch.Tensor, wrong: torch.Tensor, target: float) -> float | None:
@@ -29,9 +28,12 @@ def counted(scores: torch.Tensor, wrong: torch.Tensor, target: float) -> float |
     return float(values[fits[-1]]) if len(fits) else None
 
 
-RULES: Mapping[str, Callable[[torch.Tensor, torch.Tensor, float], float | None]] = {
-    "empirical": accept_threshold,
-    "before": counted,
+Rule = Callable[[torch.Tensor, torch.Tensor, float], float | None]
+_EMPIRICAL: Mapping[str, Rule] = {"empirical": accept_threshold, "before": counted}
+#: By method of ``benchmarks.experts`` that the product can serve, the rules that it may have.
+METHODS: Mapping[str, Mapping[str, Rule]] = {
+    **dict.fromkeys(("temperature", "frozen", "encoder", "options", "pool_unadapted", "pool"), _EMPIRICAL),
+    "map": {"upper_bound": partial(accept_threshold, guarantee="upper_bound")},
 }
 
 
@@ -70,7 +72,7 @@ def population(cell: Cell, method: str) -> Population | None:
 
 
 def figures(
-    populations: Sequence[Population], rows: int, target: float, draws: int
+    populations: Sequence[Population], rules: Mapping[str, Rule], rows: int, target: float, draws: int
 ) -> dict[str, dict[str, float | None]]:
     """Return by rule the figures of so many draws, dealt to the populations in turn; shares of rows, and of draws.
 
@@ -79,11 +81,11 @@ def figures(
     judged: dict[str, list[torch.Tensor]] = {}
     for place, one in enumerate(populations):
         g = torch.Generator().manual_seed(place)
-        shares: dict[str, list[list[float]]] = {rule: [] for rule in RULES}
+        shares: dict[str, list[list[float]]] = {rule: [] for rule in rules}
         for _ in range(place, draws, len(populations)):
             order = torch.randperm(len(one.score), generator=g)
             fitted, new = order[:rows], order[rows:]
-            for rule, threshold in RULES.items():
+            for rule, threshold in rules.items():
                 limit = threshold(one.score[fitted], one.wrong[fitted], target)
                 accepted = one.score[new] <= (-1 if limit is None else limit)
                 some = [float(which.double().mean()) for which in (accepted, accepted & one.wrong[new])]
