@@ -6,6 +6,8 @@ Distances tell unlike inputs better than a head's leverage or epistemic part, wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from laplora.experts.base import Blocks
@@ -31,11 +33,21 @@ def compared(blocks: Blocks, class_mask: torch.Tensor) -> States:
     return States(tuple(range(len(names))), states, torch.zeros(len(states), 1))
 
 
-def familiarity_of(expert: HeadExpert) -> Familiarity:
-    """Return how familiar inputs are to an expert's rows, each of which is compared with those outside its fold."""
-    rows, folds = expert.fitted.rows, expert.fitted.folds
-    states, alike = compared(rows.blocks, rows.class_mask), torch.zeros(len(rows), dtype=torch.int64)
-    reference = torch.zeros(len(rows), dtype=torch.float64)
-    for rest, held_out in parted(folds):
-        reference[held_out] = fit_strangeness(states.take(rest), alike[rest]).of(states.take(held_out))
-    return Familiarity(fit_strangeness(states, alike), reference.sort().values)
+def familiarity_of(expert: HeadExpert) -> tuple[Familiarity, ...]:
+    """Return how familiar inputs are to an expert's rows, by fold: its rows are compared with those outside it."""
+    rows, found = expert.fitted.rows, list[Familiarity]()
+    states = compared(rows.blocks, rows.class_mask)
+    for rest, held_out in parted(expert.fitted.folds):
+        strangeness = fit_strangeness(states.take(rest), torch.zeros_like(rest))
+        found.append(Familiarity(strangeness, strangeness.of(states.take(held_out)).sort().values))
+    return tuple(found)
+
+
+def across(folds: Sequence[Familiarity], states: States) -> torch.Tensor:
+    """Return (batch,) float64 the familiarity by the rows of all folds, each under the distances that it was ranked by.
+
+    Distances to more rows would be no rank among them: in many directions they depend on the number of rows.
+    """
+    sizes = [len(fold.reference) for fold in folds]
+    counts = [(size + 1) * fold.of(states) - 1 for size, fold in zip(sizes, folds, strict=True)]
+    return (1 + torch.stack(counts).sum(0)) / (1 + sum(sizes))

@@ -18,7 +18,7 @@ from laplora.artifact.manifest import CalibrationRecord, PredictiveRecord
 from laplora.errors import DataError, warn
 from laplora.experts.adapter import AsGiven, as_given, point
 from laplora.experts.base import Labelled, Outputs, losses_of
-from laplora.experts.familiar import compared, familiarity_of
+from laplora.experts.familiar import across, compared, familiarity_of
 from laplora.experts.of_head import HeadExpert, fit_head
 from laplora.familiarity.percentile import Familiarity, false_alarms, is_unfamiliar
 from laplora.fitting.calibrate import OUT_OF_FOLD, calibration_record, recorded
@@ -45,7 +45,7 @@ class FittedHeads:
         pool: of all experts, ``pooled``; None of a single one.
         recommended: name of what answers; reason: why.
         predictives, calibration, scores: thresholds and sets by name, as an artifact records them.
-        familiar: by expert, how familiar an input is.
+        familiar: by expert and fold, how familiar an input is.
         false_alarms: share of rows like the labelled ones that are flagged as unfamiliar, at most; 0: none is.
     """
 
@@ -59,7 +59,7 @@ class FittedHeads:
     predictives: Mapping[str, PredictiveRecord]
     calibration: CalibrationRecord
     scores: Mapping[str, ReviewScores]
-    familiar: Mapping[str, Familiarity]
+    familiar: Mapping[str, tuple[Familiarity, ...]]
     false_alarms: float
 
     @property
@@ -72,7 +72,7 @@ class FittedHeads:
         if not self.false_alarms:
             return None
         name = next(iter(self.pool.heads)) if self.pool is not None and name == self.pool.name else name
-        return self.familiar[name].of(compared(outputs.features[self.experts[name].source], outputs.class_mask))
+        return across(self.familiar[name], compared(outputs.features[self.experts[name].source], outputs.class_mask))
 
     def unfamiliar(self, familiarity: torch.Tensor | None) -> torch.Tensor | None:
         """Return (batch,) bool which rows get the flag, by how familiar they are; None where it is off."""

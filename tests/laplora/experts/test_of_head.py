@@ -9,7 +9,7 @@ import torch
 
 from laplora.experts.adapter import as_given
 from laplora.experts.base import Labelled, Outputs
-from laplora.experts.familiar import compared, familiarity_of
+from laplora.experts.familiar import across, compared, familiarity_of
 from laplora.experts.of_head import HeadExpert, fit_head
 from laplora.familiarity.mahalanobis import fit_layer
 from laplora.head import fold_numbers
@@ -86,17 +86,32 @@ def test_familiarity_compares_each_row_with_those_outside_its_fold() -> None:
     held_out, none = labelled.folds == 0, torch.zeros(ROWS, dtype=torch.int64)
     others = fit_layer(blocks["after.8"][~held_out], none[~held_out])
     expected = others.squared(blocks["after.8"][held_out]).log()
-    assert bool(torch.isclose(found.reference, expected[:, None]).any(1).all())
+    assert torch.allclose(found[0].reference, expected.sort().values)
     back = {name: blocks[name] for name in reversed(blocks)}  # a pass has another order than a head's rows
     torch.testing.assert_close(compared(back, outputs.class_mask).hidden[:, 0], blocks["after.8"])
     states = {"mean.2": torch.randn(ROWS, 4), "embedding": torch.randn(ROWS, 4)}
     of_encoder = compared(states, outputs.class_mask).hidden
     assert torch.equal(of_encoder, compared(dict(sorted(states.items())), outputs.class_mask).hidden)
     far = {name: block + 50 for name, block in blocks.items()}
-    assert found.of(compared(far, outputs.class_mask)).tolist() == [1 / (ROWS + 1)] * ROWS
+    assert across(found, compared(far, outputs.class_mask)).tolist() == pytest.approx([1 / (ROWS + 1)] * ROWS)
     mask = torch.tensor([[True, True, False]] * ROWS)
     options = {"scores": torch.zeros(ROWS, 3, 2), "last.1": torch.randn(ROWS, 3, 4) * mask[:, :, None]}
     torch.testing.assert_close(compared(options, mask).hidden[:, 0], options["last.1"][:, :2].mean(1))
+
+
+@pytest.mark.parametrize("names", [("mean.2", "mean.4", "embedding"), ("after.8", "after.15", "fields.8", "fields.15")])
+def test_rows_like_the_labelled_ones_are_as_familiar(names: tuple[str, ...]) -> None:
+    """In many directions a distance depends on how many rows it is to; and a head orders its blocks by name."""
+    draw = torch.Generator().manual_seed(0)
+    mask = torch.ones(300, 2, dtype=torch.bool)
+    states = {name: torch.randn(300, 200, generator=draw) * (place + 1) for place, name in enumerate(names)}
+    outputs, known = Outputs(mask, {}, {"frozen": states}), torch.arange(300) < 100
+    labels, folds = torch.arange(100) % 2, fold_numbers(100)
+    labelled = Labelled(labels, mask[:100], torch.arange(100), folds, mask[:100, 0])
+    found = familiarity_of(fit_head("frozen", outputs.take(known), labelled, "frozen"))
+    familiar = across(found, compared(outputs.take(~known).features["frozen"], mask[100:]))
+    assert 0.4 < float(familiar.mean()) < 0.6
+    assert float((familiar <= 0.1).double().mean()) < 0.2
 
 
 @pytest.mark.parametrize("offset", [False, True])
