@@ -11,6 +11,9 @@ from laplora.errors import DataError
 from laplora.metrics.checks import check_columns
 from laplora.metrics.groups import mean_and_error
 
+#: Times the least cost, up to which a cost is no reason to answer worse.
+_AS_CHEAP = 1.1
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -38,8 +41,8 @@ def choose(
 ) -> Choice:
     """Return the answer to serve.
 
-    Candidates are those whose mean loss is within one standard error, paired and over groups, of the least one. The
-    cheapest of them is served, of equally cheap ones the one of least loss.
+    Candidates are those whose mean loss is within one standard error, paired and over groups, of the least one. Of the
+    cheapest of them, and those that cost at most a tenth more, the one of least loss is served.
 
     Args:
         losses: by name (rows,) NLL of the same rows, each by answers that know nothing of it, nats.
@@ -82,4 +85,5 @@ def _chosen(
         return name == best or not mean > error
 
     near = [name for name in losses if is_near(name)]
-    return min(near, key=lambda name: (costs[name], means[name])), best
+    most = _AS_CHEAP * min(costs[name] for name in near)
+    return min((name for name in near if costs[name] <= most), key=means.__getitem__), best

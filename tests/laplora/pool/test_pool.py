@@ -178,6 +178,9 @@ def test_the_cheapest_within_noise_is_served() -> None:
     assert found.name == "encoder"
     assert "encoder is the cheapest within a standard error of" in found.reason
     assert found.nll["frozen"] == pytest.approx(float(losses["frozen"].mean()))
+    near = {"pooled": base, "frozen": base + 0.01 + 0.3 * (noise - noise.mean())}
+    assert choose(near, costs, folds).name == "pooled"  # a twentieth more is no reason to answer worse
+    assert choose(near, {"pooled": 2.0, "frozen": 1.0}, folds).name == "frozen"
     clear = choose({name: column + (name != "pooled") for name, column in losses.items()}, costs, folds)
     assert (clear.name, clear.cross_fitted) == ("pooled", pytest.approx(float(base.mean())))
     # In groups of 50 that err together, a difference of one group is noise.
