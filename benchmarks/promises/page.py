@@ -18,8 +18,8 @@ _HEAD = """# How near its target `empirical` comes
 Written by `python -m benchmarks.promises` from results.json, which has every method; {draws:,} draws a line. A
 population is a method's answers of labelled rows, each made without its label, and of 500 test rows. A draw takes
 calibration rows from it, sets the threshold, and judges all other rows. The rule's constants were chosen on synthetic
-models and {chose}; these are the second mean. In brackets: the rule before, by which the accepted rows and one mistake
-more stay within the target.
+models and {chose}: their mean is a row of its own. In brackets: the rule before, by which the accepted rows
+and one mistake more stay within the target.
 
 *Error*: wrong / accepted, of all draws and methods of a task. *Accepted*: mean share; of means over tasks with what the
 rule gained, ± its standard error. *Sd*: over draws. *Empty*: share of draws that accept nothing. *Labelled*, *test*:
@@ -44,7 +44,10 @@ def render(results: Mapping[str, Any]) -> str:
     parts = [_HEAD.format(draws=results["draws"], chose=", ".join(CHOSE))]
     for (target, rows), of in by_task.groupby(level=["target", "rows"], sort=False):
         after, before = (of.xs(rule, level="rule").droplevel(["target", "rows"]) for rule in ("empirical", "before"))
-        lines = [_line(name, after, before, tasks) for name, tasks in zip(("mean", "mean"), groups, strict=True)]
+        lines = [
+            _line(name, after, before, tasks)
+            for name, tasks in zip(("mean of the others", "mean of those that chose"), groups, strict=True)
+        ]
         if rows == records["rows"].min():
             lines += [_line(task, after, before, [task]) for task in order]
         parts.append(f"## Target {target:.0%}, {rows} calibration rows\n")
