@@ -28,6 +28,7 @@ from laplora.head import HeadError
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.pool.choice import choose
 from laplora.pool.pool import Pool, fit_pool
+from laplora.pool.weights import pooled
 
 #: Of an expert.
 Named = TypeVar("Named", bound=str)
@@ -66,6 +67,11 @@ class FittedHeads:
     def answering(self) -> dict[str, HeadExpert | Pool]:
         """By name what answers: each expert, and their pool."""
         return {**self.experts, **({} if self.pool is None else {"pooled": self.pool})}
+
+    def log_probs(self, outputs: Outputs) -> dict[str, torch.Tensor]:
+        """Return by name (batch, classes) float64 log probabilities of what answers, nats; each head is asked once."""
+        found = {name: expert.log_probs(outputs) for name, expert in self.experts.items()}
+        return found if self.pool is None else {**found, self.pool.name: pooled(found, self.pool.weights)}
 
     def familiarity(self, name: str, outputs: Outputs) -> torch.Tensor | None:
         """Return (batch,) float64 how familiar inputs are, to the pool's heaviest head; None where it is off."""

@@ -138,7 +138,7 @@ class HeadsPosterior:
         parts, familiarity = list[RowProbs](), list[torch.Tensor | None]()
         for some in _parts(len(examples)):
             outputs = self._outputs(examples[some], self._progress, "test rows")
-            probs = {name: expert.log_probs(outputs).exp() for name, expert in self.heads.answering.items()}
+            probs = {name: logs.exp() for name, logs in self.heads.log_probs(outputs).items()}
             own = outputs.log_probs["zero_shot"].exp() if self.heads.zero_shot else None
             probs = ({} if own is None else {"map": own}) | probs
             familiarity.append(self.heads.familiarity(self.recommended, outputs))
@@ -254,7 +254,7 @@ class HeadsPosterior:
     ) -> list[Prediction]:
         outputs, heads = self._outputs(examples, Silent(), "", batch_size), self.heads
         own = outputs.log_probs["zero_shot"] if heads.zero_shot else None
-        by_name = {expert: of.log_probs(outputs) for expert, of in heads.answering.items()}
+        by_name = heads.log_probs(outputs)
         answering = self.recommended if name == "map" else name
         answers = heads.answering[answering].answers(outputs)
         computed = {expert: point(log_probs) for expert, log_probs in by_name.items()} | {answering: at_mode(answers)}
