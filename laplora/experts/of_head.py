@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from laplora.errors import DataError
+from laplora.experts.answering import AnswersByHead
 from laplora.experts.base import FeatureSource, Labelled, LogProbSource, Outputs
 from laplora.head.fit import FittedHead, fit
-from laplora.head.posterior import Predictive
-from laplora.linearised import PosteriorPredictive, entropy
+from laplora.head.head import Head
 
 
 @dataclass(frozen=True)
-class HeadExpert:
+class HeadExpert(AnswersByHead):
     """A head on features of a pass, alone or as a correction of other log probabilities; an ``Expert``.
 
     Attributes:
@@ -61,19 +61,10 @@ class HeadExpert:
         spread[self.places] = answers
         return spread
 
-    def log_probs(self, outputs: Outputs) -> torch.Tensor:
-        """Return (rows, classes) float64 log probabilities at the head's mode; under ``bernoulli`` logits."""
-        head = self.fitted.head
-        answer = head.logits if head.likelihood == "bernoulli" else head.log_probs
-        return answer(*self._inputs(outputs))
-
-    def answers(self, outputs: Outputs) -> Predictive:
-        """Return the answers with everything that a head says of their spread."""
-        return self.fitted.head.predictive(*self._inputs(outputs))
-
-    def predictive(self, outputs: Outputs) -> PosteriorPredictive:
-        """Return the probabilities at the mode, with their spread over the head's posterior."""
-        return at_mode(self.answers(outputs))
+    @property
+    def head(self) -> Head:
+        """The head of all rows."""
+        return self.fitted.head
 
     def learn(self, outputs: Outputs, labelled: Labelled) -> HeadExpert:
         """Return the expert that learned further rows, behind those that it has; their folds are the head's.
@@ -96,23 +87,6 @@ class HeadExpert:
         of_head = gone[self.places]
         fitted = self.fitted.forget(of_head.nonzero()[:, 0]) if bool(of_head.any()) else self.fitted
         return replace(self, fitted=fitted, places=kept[self.places[~of_head]], rows=int((~gone).sum()))
-
-    def _inputs(self, outputs: Outputs) -> tuple[dict[str, torch.Tensor], torch.Tensor | None, torch.Tensor]:
-        """Return blocks, offset and mask, as a head takes them."""
-        offset = None if self.offset is None else outputs.log_probs[self.offset]
-        return dict(outputs.features[self.source]), offset, outputs.class_mask
-
-
-def at_mode(answers: Predictive) -> PosteriorPredictive:
-    """Return a head's probabilities at its mode, which ``held_out`` is of, with the spread of their average.
-
-    Precisions are chosen for answers at the mode. Where features part the labels, the spread is nearly that of a wide
-    prior, far more than such answers allow: no more is told of it than a mean of these probabilities could have.
-    """
-    probs = answers.log_probs.exp()
-    total = entropy(probs) + (entropy(1 - probs) if answers.likelihood == "bernoulli" else 0)
-    std = answers.std.minimum((probs * (1 - probs)).sqrt())
-    return PosteriorPredictive(probs, std, (total - answers.epistemic).clamp_min(0))
 
 
 def fit_head(

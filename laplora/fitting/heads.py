@@ -13,8 +13,9 @@ from laplora.answers.prediction import Array, Prediction, answers_of
 from laplora.classifier import Classifier
 from laplora.errors import ArtifactWriteError, ConfigError, DataError, ModelError
 from laplora.experts.adapter import AsGiven, point
+from laplora.experts.answering import at_mode
 from laplora.experts.base import Labelled, Outputs, losses_of
-from laplora.experts.of_head import HeadExpert, at_mode
+from laplora.experts.of_head import HeadExpert
 from laplora.fitting.calibrated import ONE_AT_A_TIME, Inputs, probabilities
 from laplora.fitting.evaluation import Measured, RowProbs, evaluate_predictives
 from laplora.fitting.expert_passes import ExpertPasses

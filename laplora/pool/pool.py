@@ -9,8 +9,8 @@ import torch
 
 from laplora.errors import DataError
 from laplora.experts.adapter import point
+from laplora.experts.answering import AnswersByHead, at_mode
 from laplora.experts.base import Expert, Labelled, Outputs
-from laplora.experts.of_head import HeadExpert, at_mode
 from laplora.head.posterior import Predictive
 from laplora.linearised import Likelihood, PosteriorPredictive, entropy
 from laplora.pool.weights import fit_weights, pooled
@@ -39,10 +39,10 @@ class Pool:
         return "pooled"
 
     @property
-    def heads(self) -> dict[str, HeadExpert]:
+    def heads(self) -> dict[str, AnswersByHead]:
         """The heads that have a weight, the heaviest first."""
         order = sorted(self.weights, key=lambda name: -self.weights[name])
-        return {name: of for name in order if isinstance(of := self.experts[name], HeadExpert)}
+        return {name: of for name in order if isinstance(of := self.experts[name], AnswersByHead)}
 
     def without(self, fold: int) -> torch.Tensor:
         """Return ``held_out`` of a pool that has never seen a fold; NaN in its rows."""
