@@ -46,6 +46,7 @@ class Classifier:
         template: the prompt.
         readout: how the labels' logits are read.
         max_tokens: longest prompt, in tokens; a longer one is cut as the template says.
+        pad_token_id: what fills shorter rows.
         workers: processes that share the rows of a fit. Each has the same model, and makes the same calls.
     """
 
@@ -102,7 +103,7 @@ class Classifier:
         if isinstance(readout, str) or readout is None:
             readout = choose_readout(self.model, tokenizer, self.template, self.verbalizers, readout)
         self.readout: ReadOut = readout
-        self._pad_token_id = _pad_token(tokenizer)
+        self.pad_token_id = _pad_token(tokenizer)
         if readout.likelihood == "bernoulli" and "choices" in self.template.fields:
             raise ConfigError("several of a question's {choices} cannot be right: its model takes one label a row")
         if isinstance(readout, ClassificationHead):
@@ -174,7 +175,7 @@ class Classifier:
 
     def collate(self, rows: Sequence[EncodedRow]) -> Batch:
         """Return rows as one batch on the model's device."""
-        batch = collate(rows, class_count=self.class_count, pad_token_id=self._pad_token_id, side=self.readout.side)
+        batch = collate(rows, class_count=self.class_count, pad_token_id=self.pad_token_id, side=self.readout.side)
         return batch.to(self.device)
 
     def batched(self, examples: Sequence[Example], size: int) -> Iterator[tuple[list[int], Batch]]:
@@ -197,19 +198,20 @@ class Classifier:
         Args:
             size, track: as of ``batched``; work: of a batch what is to be kept of it, on the CPU.
         """
-        return self.over_rows(self.encode_examples(examples), size, lambda batch, _: work(batch), track)
+        rows = self.encode_examples(examples)
+        return self.over_rows(rows, size, lambda index: work(self.collate([rows[i] for i in index])), track)
 
     def over_rows(
         self,
         rows: Sequence[EncodedRow],
         size: int,
-        work: Callable[[Batch, list[int]], Result],
+        work: Callable[[list[int]], Result],
         track: Callable[[Sequence[list[int]]], Iterator[list[int]]] = iter,
     ) -> tuple[list[Result], torch.Tensor]:
-        """Return what ``over_batches`` does, of encoded rows; work also takes the numbers of the batch's rows."""
+        """Return what ``over_batches`` does, of encoded rows; work takes the numbers of a batch's rows."""
         places, results = list[int](), list[Result]()
         for index in track(self.workers.share(batches(rows, size))):
-            results.append(work(self.collate([rows[i] for i in index]), index))
+            results.append(work(index))
             places += index
         places, results = self.workers.joined(places, results)
         return results, torch.tensor(places).argsort()

@@ -11,6 +11,12 @@ import transformers as hf
 from peft import LoraConfig, get_peft_model
 from tiny_models import PAD, SETTINGS, VOCABULARY, _exact_norms, _randomise, generator
 
+import laplora
+from laplora.features.expert_passes import ExpertPasses
+from laplora.features.outputs import HeadSource, Outputs
+from laplora.features.sentence_encoder import SentenceEncoder
+from laplora.fitting.progress import Silent
+from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow, Side, collate
 
 _BERT: dict[str, Any] = {name: SETTINGS[name] for name in SETTINGS if name != "num_key_value_heads"}
@@ -109,3 +115,17 @@ def plain_logits(model: Any, row: EncodedRow) -> torch.Tensor:
     ids = torch.tensor([row.token_ids])
     logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
     return logits
+
+
+def features_of(
+    classifier: laplora.Classifier,
+    source: HeadSource,
+    examples: Sequence[Example],
+    batch_size: int,
+    *,
+    encoder: SentenceEncoder | None = None,
+    answers: bool = False,
+) -> Outputs:
+    """Return what a fit's heads read of examples."""
+    passes = ExpertPasses.of(classifier, (source,), encoder, answers=answers)
+    return passes.outputs(examples, Silent(), "", batch_size)

@@ -20,11 +20,10 @@ from benchmarks.evidence.gather import forward_outputs
 from benchmarks.experts.cells import Cell, Rows
 from laplora.classifier import Classifier
 from laplora.experts.base import Expert, Outputs
-from laplora.features.encoder import embeddings
-from laplora.features.frozen import frozen_states
-from laplora.features.options import option_features
+from laplora.features.expert_passes import ExpertPasses
 from laplora.features.sentence_encoder import load_sentence_encoder
 from laplora.files import write_tensors
+from laplora.fitting.progress import Silent
 from laplora.linearised import class_log_probs
 from laplora.prompts.examples import Example
 
@@ -105,17 +104,11 @@ class Passes:
             put(self.classifier, load_file(self.adapters / "early.safetensors"))
             found = forward_outputs(self.classifier, rows)
             return {name: found[name] for name in ("logits", "class_mask", "states")}
-        if source == "encoder":
-            encoder = load_sentence_encoder(ENCODER, progress=self.say)
-            template, labels = self.cell.task.template, self.cell.task.labels
-            found = embeddings(encoder, template, labels, rows, _BATCH)
-            return {**found, "class_mask": torch.ones(len(rows), len(labels)).bool()}
-        if source == "options":
-            options = option_features(self.classifier, rows, _BATCH)
-            return {**options.blocks, "class_mask": options.class_mask}
-        states = frozen_states(self.classifier, rows, _BATCH)
-        answer = {} if states.logits is None else {"logits": states.logits.float()}
-        return {**states.blocks, **answer, "class_mask": states.class_mask}
+        encoder = load_sentence_encoder(ENCODER, progress=self.say) if source == "encoder" else None
+        passes = ExpertPasses.of(self.classifier, (source,), encoder, answers=source == "frozen")
+        outputs = passes.outputs(rows, Silent(), "", _BATCH)
+        answer = {"logits": outputs.log_probs["zero_shot"]} if source == "frozen" else {}
+        return {**outputs.features[source], **answer, "class_mask": outputs.class_mask}
 
 
 def _outputs(source: Source, tensors: dict[str, torch.Tensor]) -> Outputs:

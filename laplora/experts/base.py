@@ -7,68 +7,20 @@ experts rest on these alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 
 from laplora.errors import DataError
+from laplora.features.outputs import Blocks as Blocks
+from laplora.features.outputs import FeatureSource as FeatureSource
+from laplora.features.outputs import LogProbSource as LogProbSource
+from laplora.features.outputs import Outputs as Outputs
 from laplora.linearised import Likelihood, PosteriorPredictive
 
-#: Whose log probabilities a pass gives: the trained adapter's or head's, the base's by label tokens, Laplace's average.
-LogProbSource = Literal["adapter", "zero_shot", "laplace"]
-#: Which features a pass gives.
-FeatureSource = Literal["last_state", "frozen", "encoder", "options"]
-#: Features by block, each (rows, width) float32, or of a question's options (rows, options, width).
-Blocks = Mapping[str, torch.Tensor]
 #: Of ``Labelled``.
 _COLUMNS = ("labels", "class_mask", "groups", "folds", "honest")
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What passes over rows gave, on the CPU.
-
-    Attributes:
-        class_mask: (rows, classes) bool, true at a row's possible classes.
-        log_probs: by source (rows, classes) float64, nats, -inf at impossible classes; where several labels may be
-            right (``bernoulli``) each label's logit.
-        features: by source.
-        covariance: (rows, classes - 1, classes - 1) float64, of the adapter's contrasts, nats squared; None without.
-    """
-
-    class_mask: torch.Tensor
-    log_probs: Mapping[LogProbSource, torch.Tensor] = field(default_factory=dict)
-    features: Mapping[FeatureSource, Blocks] = field(default_factory=dict)
-    covariance: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.class_mask)
-
-    def take(self, rows: torch.Tensor) -> Outputs:
-        """Return some rows, by numbers (some,) int64 or by a mask (rows,) bool."""
-        return Outputs(
-            self.class_mask[rows],
-            {source: values[rows] for source, values in self.log_probs.items()},
-            {source: {name: block[rows] for name, block in blocks.items()} for source, blocks in self.features.items()},
-            None if self.covariance is None else self.covariance[rows],
-        )
-
-    @classmethod
-    def joined(cls, one: Outputs, other: Outputs) -> Outputs:
-        """Return the rows of two, which have the same sources and blocks."""
-        return cls(
-            torch.cat([one.class_mask, other.class_mask]),
-            {source: torch.cat([values, other.log_probs[source]]) for source, values in one.log_probs.items()},
-            {
-                source: {name: torch.cat([block, other.features[source][name]]) for name, block in blocks.items()}
-                for source, blocks in one.features.items()
-            },
-            None
-            if one.covariance is None or other.covariance is None
-            else torch.cat([one.covariance, other.covariance]),
-        )
 
 
 @dataclass(frozen=True)

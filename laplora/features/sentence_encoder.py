@@ -8,47 +8,104 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from laplora.errors import ModelError, first_line
+from laplora.features.layers import feature_layers, noted_layers
 from laplora.models.classifier_head import longest_input
 from laplora.models.offline import OFFLINE_ENCODERS, ensure_encoder
 from laplora.models.quiet import only_errors_logged, quiet_loading
 from laplora.models.wheels import Progress
+from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.rows import Batch, EncodedRow, collate
+from laplora.prompts.templates import Cut, PromptTemplate
+from laplora.prompts.token_bounds import TokenBounds, token_bounds
 
 #: By an ending of their names in a pooling's settings, those that are covered.
 _POOLINGS: dict[str, Literal["cls", "mean"]] = {"cls_token": "cls", "mean_tokens": "mean"}
 
 
 @dataclass(frozen=True, eq=False)
-class SentenceEncoder:
-    """A sentence encoder as loaded: frozen, in float32, in evaluation mode.
+class TextEncoding:
+    """What a sentence encoder's texts are tokenised by: it needs no weights.
 
     Attributes:
         name: as it was asked for.
-        model: of ``transformers.AutoModel``; tokenizer: a fast one.
-        pooling: the first token's state, or the mean over all tokens, special ones too.
-        normalised: whether an embedding is divided by its length.
+        location: folder of the encoder's model and tokenizer, whose hashes an artifact records.
+        tokenizer: a fast one; bounds: what is certain of its tokens.
         max_tokens: longest text, in tokens, special ones included.
     """
 
     name: str
-    model: Any
+    location: str
     tokenizer: Any
-    pooling: Literal["cls", "mean"]
-    normalised: bool
+    bounds: TokenBounds
     max_tokens: int
 
-    def collate(self, rows: Sequence[EncodedRow]) -> Batch:
-        """Return tokenised texts as one batch on the model's device."""
+    def encode(self, template: PromptTemplate, labels: Sequence[str], inputs: Mapping[str, Any]) -> tuple[int, ...]:
+        """Return the tokens of an input's text: its fields, a line each, without the template's words.
+
+        An input that is a whole prompt is its own text. One that is too long is cut as in a prompt, at the right.
+
+        Raises:
+            InvalidInputError: fields that the template does not take, or text that cannot be used.
+        """
+        shown, most = _fields_alone(template), self.max_tokens
+        row = encode_inputs(
+            self.tokenizer, shown, inputs, labels, max_tokens=most, truncate=True, bounds=self.bounds, side="right"
+        )
+        return row.token_ids
+
+
+@lru_cache
+def _fields_alone(template: PromptTemplate) -> PromptTemplate:
+    text = "\n".join(f"{{{name}}}" for name in template.fields)
+    return PromptTemplate(template.name, template.version, text, choice="{text}", cut=template.cut or Cut())
+
+
+@dataclass(frozen=True, eq=False)
+class SentenceEncoder(TextEncoding):
+    """A sentence encoder as loaded: frozen, in float32, in evaluation mode.
+
+    Attributes:
+        model: of ``transformers.AutoModel``.
+        pooling: the first token's state, or the mean over all tokens, special ones too.
+        normalised: whether an embedding is divided by its length.
+    """
+
+    model: Any
+    pooling: Literal["cls", "mean"]
+    normalised: bool
+
+    @torch.no_grad()
+    def blocks(self, texts: Sequence[tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        """Return the blocks of one batch of tokenised texts, by name (texts, width) float32 on the CPU.
+
+        They are ``embedding``, and at each layer L of ``feature_layers`` but the last ``mean.L``, over all tokens. The
+        embedding was trained to tell topics apart. Means at layers below say more of the words, and together they are
+        better than it alone (domains, 450 labels: NLL .28 and .37; TREC: .70 and .82).
+
+        Raises:
+            ModelError: an encoder whose layers are in no list.
+        """
+        rows = [EncodedRow(ids, 1) for ids in texts]
         batch = collate(rows, class_count=1, pad_token_id=self.tokenizer.pad_token_id, side="right")
-        return batch.to(self.model.device)
+        batch, last, blocks = batch.to(self.model.device), feature_layers(self.model)[-1], dict[str, torch.Tensor]()
+
+        def note(number: int, hidden: torch.Tensor) -> None:
+            if number < last:
+                blocks[f"mean.{number}"] = mean_over_tokens(hidden, batch.attention_mask).cpu()
+
+        with noted_layers(self.model, note):
+            blocks["embedding"] = self.embed(batch).cpu()
+        return blocks
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> torch.Tensor:
@@ -82,45 +139,62 @@ def load_sentence_encoder(
         ModelError: nothing to load there, pickled weights, an architecture that is Python code of the model, or modules
             that are not a plain encoder with a mean or first-token pooling.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    location = str(ensure_encoder(name, cache=cache, progress=progress)) if name in OFFLINE_ENCODERS else name
-    places, normalised = _modules(name, location)
-    pooling = _pooling(name, _settings(name, location, f"{places[1]}/config.json"))
-    options: dict[str, Any] = {"subfolder": places[0]}
-    try:
-        with quiet_loading(), only_errors_logged():
-            tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **options)
-            options |= {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-            model, loaded = AutoModel.from_pretrained(location, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise _unusable(name, f"no model or tokenizer can be loaded ({first_line(error)})") from None
+    text = load_text_encoding(name, cache=cache, progress=progress)
+    top, folder, pooled_in, normalised = _modules(name, cache, progress)
+    pooling = _pooling(name, _settings(name, top, f"{pooled_in}/config.json"))
+    options: dict[str, Any] = {"subfolder": folder, "trust_remote_code": False, "use_safetensors": True}
+    with _loading(name):
+        model, loaded = AutoModel.from_pretrained(top, dtype=torch.float32, output_loading_info=True, **options)
     if absent := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
         raise _unusable(name, f"its weights are without {absent[0]!r}, which would be random")
-    if model.config.is_encoder_decoder or not hasattr(tokenizer, "backend_tokenizer") or tokenizer.pad_token_id is None:
+    model = model.requires_grad_(False).eval().to(device)
+    return SentenceEncoder(**vars(text), model=model, pooling=pooling, normalised=normalised)
+
+
+def load_text_encoding(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> TextEncoding:
+    """Return what a sentence encoder's texts are tokenised by; arguments and errors of ``load_sentence_encoder``."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers.utils.hub import cached_file
+
+    auto_model: Any = AutoModel  # typed in part only
+    top, folder, _, _ = _modules(name, cache, progress)
+    options: dict[str, Any] = {"subfolder": folder, "trust_remote_code": False}
+    with _loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(top, **options)
+        config = AutoConfig.from_pretrained(top, **options)
+        with torch.device("meta"):  # to see how many positions it has
+            model = auto_model.from_config(config, trust_remote_code=False)
+        location = str(Path(str(cached_file(top, f"{folder}/config.json".lstrip("/")))).parent)
+    if config.is_encoder_decoder or not hasattr(tokenizer, "backend_tokenizer") or tokenizer.pad_token_id is None:
         raise _unusable(name, f"it is a {type(model).__name__} with a {type(tokenizer).__name__}")
-    of_transformer = f"{places[0]}/sentence_bert_config.json".lstrip("/")
-    settings = _settings(name, location, of_transformer, required=False)
+    settings = _settings(name, top, f"{folder}/sentence_bert_config.json".lstrip("/"), required=False)
     if settings.get("do_lower_case") and tokenizer.tokenize("A") != tokenizer.tokenize("a"):
         raise _unusable(name, "its texts are lowered before its tokenizer sees them")
     longest = settings.get("max_seq_length")
     if longest is not None and (type(longest) is not int or longest < 3):  # a token between special ones
         raise _unusable(name, f"its max_seq_length is {str(longest)[:32]}")
-    limits = (longest, longest_input(model), tokenizer.model_max_length)
-    return SentenceEncoder(
-        name,
-        model.requires_grad_(False).eval().to(device),
-        tokenizer,
-        pooling,
-        normalised,
-        min(int(limit) for limit in limits if limit),
-    )
+    most = min(int(limit) for limit in (longest, longest_input(model), tokenizer.model_max_length) if limit)
+    return TextEncoding(name, location, tokenizer, token_bounds(tokenizer), most)
 
 
-def _modules(name: str, location: str) -> tuple[tuple[str, str], bool]:
-    """Return the folders of the model and of its pooling, and whether embeddings are normalised."""
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Refuse by the encoder's name what cannot be loaded inside the block."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        with quiet_loading(), only_errors_logged():
+            yield
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise _unusable(name, f"no model or tokenizer can be loaded ({first_line(error)})") from None
+
+
+def _modules(name: str, cache: Path | None, progress: Progress | None) -> tuple[str, str, str, bool]:
+    """Return an encoder's folder or hub id, its folders of model and pooling, and whether embeddings are normalised."""
+    location = str(ensure_encoder(name, cache=cache, progress=progress)) if name in OFFLINE_ENCODERS else name
     listed = _settings(name, location, "modules.json")
     try:
         kinds = [str(one["type"]).rpartition(".")[2] for one in listed]
@@ -131,7 +205,7 @@ def _modules(name: str, location: str) -> tuple[tuple[str, str], bool]:
         raise _unusable(name, f"its modules are {kinds[:8]}")
     if odd := [folder for folder in folders if not re.fullmatch(r"[\w-]*", folder)]:
         raise _unusable(name, f"a module lies in {odd[0][:64]!r}")
-    return (folders[0], folders[1]), len(kinds) == 3
+    return location, folders[0], folders[1], len(kinds) == 3
 
 
 def _pooling(name: str, settings: dict[str, Any]) -> Literal["cls", "mean"]:

@@ -16,9 +16,9 @@ from laplora.experts.adapter import AsGiven
 from laplora.experts.base import Blocks, Expert, FeatureSource, Outputs
 from laplora.experts.laplace import Laplace, logged
 from laplora.experts.of_head import HeadExpert
+from laplora.features.expert_passes import ExpertPasses
 from laplora.fitting.calibrate import out_of_fold, prior_without
 from laplora.fitting.evaluation import outputs_of
-from laplora.fitting.expert_passes import ExpertPasses
 from laplora.fitting.fit import Fit
 from laplora.fitting.fitted_heads import fit_experts
 from laplora.fitting.outputs import Fitted, SplitOutputs

@@ -11,9 +11,9 @@ import torch
 
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, warn
+from laplora.features.expert_passes import expert_passes
 from laplora.fitting.adapted_experts import fit_beside
 from laplora.fitting.calibrated import CalibratedPosterior
-from laplora.fitting.expert_passes import expert_passes
 from laplora.fitting.fit import fit_rows
 from laplora.fitting.fitted_heads import fit_heads
 from laplora.fitting.golden_inputs import COUNT
@@ -124,7 +124,7 @@ def fit(
         )
     heads = None
     if settings.experts.names:
-        passes = expert_passes(classifier, settings.experts, shown.say)
+        passes = expert_passes(classifier, settings.experts.names, settings.experts.encoder, shown.say)
         heads = fit_beside(passes, train, held_out, settings, shown)
     found = fit_rows(
         classifier,
@@ -163,7 +163,10 @@ def _of_heads(
         warn(
             f"{len(rows)} labelled rows are fewer than {FEW_CALIBRATION_ROWS}: thresholds set on them are mostly noise"
         )
-    passes, start = expert_passes(classifier, settings.experts, shown.say), time.monotonic()
+    passes, start = (
+        expert_passes(classifier, settings.experts.names, settings.experts.encoder, shown.say),
+        time.monotonic(),
+    )
     outputs = passes.outputs(rows, shown, "labelled rows")
     seconds = time.monotonic() - start
     labelled = shared_folds(classifier, (), rows, settings.calibration.folds, settings.seed)

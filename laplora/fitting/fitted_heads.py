@@ -21,9 +21,10 @@ from laplora.experts.base import Labelled, Outputs, losses_of
 from laplora.experts.familiar import across, compared, familiarity_of
 from laplora.experts.of_head import HeadExpert, fit_head
 from laplora.familiarity.percentile import Familiarity, false_alarms, is_unfamiliar
+from laplora.features.outputs import HeadSource
 from laplora.fitting.calibrate import OUT_OF_FOLD, calibration_record, recorded
 from laplora.fitting.progress import Progress
-from laplora.fitting.settings import ExpertName, FitSettings
+from laplora.fitting.settings import FitSettings
 from laplora.head import HeadError
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.pool.choice import choose
@@ -86,7 +87,7 @@ class FittedHeads:
 
 
 def fit_experts(
-    names: Sequence[ExpertName], outputs: Outputs, labelled: Labelled, seed: int, progress: Progress
+    names: Sequence[HeadSource], outputs: Outputs, labelled: Labelled, seed: int, progress: Progress
 ) -> dict[str, HeadExpert]:
     """Return the named experts, fitted on labelled rows.
 
@@ -147,7 +148,7 @@ def judged(
 
 def fit_heads(
     labels: tuple[str, ...],
-    names: Sequence[ExpertName],
+    names: Sequence[HeadSource],
     outputs: Outputs,
     labelled: Labelled,
     settings: FitSettings,

@@ -16,9 +16,9 @@ from laplora.experts.adapter import AsGiven, point
 from laplora.experts.answering import at_mode
 from laplora.experts.base import Labelled, Outputs, losses_of
 from laplora.experts.of_head import HeadExpert
+from laplora.features.expert_passes import ExpertPasses
 from laplora.fitting.calibrated import ONE_AT_A_TIME, Inputs, probabilities
 from laplora.fitting.evaluation import Measured, RowProbs, evaluate_predictives
-from laplora.fitting.expert_passes import ExpertPasses
 from laplora.fitting.fitted_heads import FittedHeads, forgotten, learned
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.rows import groups_of, read_rows, warn_of_conflicts

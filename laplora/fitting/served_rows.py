@@ -34,7 +34,7 @@ class LoadedClassifier(Classifier):
         self.labels = self.verbalizers = manifest.labels
         self.template, self.max_tokens = manifest.template.template(), manifest.max_tokens
         self.readout = predictor.adapted.readout
-        self._pad_token_id = predictor.tokenizer.pad_token_id
+        self.pad_token_id = predictor.tokenizer.pad_token_id
 
 
 def served_outputs(

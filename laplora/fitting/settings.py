@@ -7,12 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from laplora.decisions.conformal import ConformalScore
+from laplora.features.outputs import HeadSource
 from laplora.head import FOLDS
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.predictive.kinds import PredictiveName
-
-#: The experts that do not look at an adapter.
-ExpertName = Literal["frozen", "encoder", "options"]
 
 
 class Section(BaseModel):
@@ -120,7 +118,7 @@ class PredictiveSettings(Section):
 class ExpertSettings(Section):
     """Heads on what a model says without its adapter, and on a sentence encoder; every labelled row trains them."""
 
-    names: tuple[ExpertName, ...] = Field(
+    names: tuple[HeadSource, ...] = Field(
         (),
         description="heads to fit: frozen (states of the base without adapter), encoder (embeddings), options (each "
         "option's own states). Empty: of a model as it is those that suit its template, of a trained one none",

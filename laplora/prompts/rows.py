@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from laplora.errors import InvalidInputError, TooManyTokensError
+from laplora.prompts.option_tokens import OptionTokens
 from laplora.prompts.token_bounds import UNBOUNDED, TokenBounds
 
 #: Least that a row may be limited to, in tokens.
@@ -31,11 +32,17 @@ class EncodedRow:
         token_ids: without padding.
         class_count: how many of the artifact's labels, from the first, are possible answers.
         truncated: whether tokens were cut.
+        roles: of each token (``laplora.prompts.token_roles``); as what follows empty where no features need them.
+        encoder_ids: tokens of its text for the sentence encoder, special ones included.
+        options: tokens of the question's options.
     """
 
     token_ids: tuple[int, ...]
     class_count: int
     truncated: bool = False
+    roles: tuple[int, ...] = ()
+    encoder_ids: tuple[int, ...] = ()
+    options: OptionTokens | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -22,10 +23,11 @@ def encode_with_roles(
     labels: Sequence[str],
     *,
     max_tokens: int,
+    truncate: bool,
     bounds: TokenBounds,
     side: Side,
-) -> tuple[EncodedRow, tuple[int, ...]]:
-    """Return the row of ``encode_inputs``, cut at the limit, and for each of its tokens what it is.
+) -> EncodedRow:
+    """Return the row of ``encode_inputs``, with the role of each of its tokens.
 
     A token with a character of a field's text is of that text.
 
@@ -34,10 +36,10 @@ def encode_with_roles(
             ``encode_inputs``, and so are the errors.
     """
     row, kept = encode_fitting(
-        tokenizer, template, inputs, labels, max_tokens=max_tokens, truncate=True, bounds=bounds, side=side
+        tokenizer, template, inputs, labels, max_tokens=max_tokens, truncate=truncate, bounds=bounds, side=side
     )
     pieces, _ = render_pieces(template, kept, labels)
-    return row, _roles(tokenizer, pieces, row, bounds, side)
+    return replace(row, roles=_roles(tokenizer, pieces, row, bounds, side))
 
 
 def ending_tokens(tokenizer: Any, template: PromptTemplate) -> int:

@@ -15,13 +15,12 @@ import pytest
 import torch
 from emulated_devices import FIRST, PLACES, SECOND, TIED, emulated_devices, place_of
 from shared_fits import STRUCTURES
-from tiny_classifiers import adapted_classifier, batch_of, random_rows
+from tiny_classifiers import adapted_classifier, batch_of, features_of, random_rows
 from tiny_models import TARGETS, Architecture, add_lora, tiny_base
 from tiny_runs import FinishedRun, sentiment_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
-from laplora.features.frozen import frozen_states
 from laplora.fitting.rows import read_rows
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import ContrastJacobians, contrast_jacobians, covered_blocks, reverse_pass
@@ -148,14 +147,12 @@ def test_frozen_states_are_those_of_one_device(tiny_base_folder: Path) -> None:
     found = []
     for places in (None, TIED):
         classifier = classifier_of(tiny_base_folder, places)
-        found.append(frozen_states(classifier, read_rows(messages(5), classifier, "label", "row"), batch_size=3))
+        found.append(features_of(classifier, "frozen", read_rows(messages(5), classifier, "label"), 3, answers=True))
     one, other = found
-    for name, block in one.blocks.items():
-        same(block, other.blocks[name])
-        assert place_of(other.blocks[name]) == torch.device("cpu")
-    assert one.zero_shot is not None
-    assert other.zero_shot is not None
-    same(one.zero_shot, other.zero_shot)
+    for name, block in one.features["frozen"].items():
+        same(block, other.features["frozen"][name])
+        assert place_of(other.features["frozen"][name]) == torch.device("cpu")
+    same(one.log_probs["zero_shot"], other.log_probs["zero_shot"])
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 
 import torch
+from tiny_classifiers import features_of
 from tiny_models import tiny_base
 from tiny_tokenizer import tiny_tokenizer
 
 import laplora
 from laplora.experts.base import Labelled, Outputs
 from laplora.experts.of_head import fit_head
-from laplora.features.options import option_features
 from laplora.head import fold_numbers
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import TEMPLATES
@@ -40,8 +40,7 @@ def test_answers_follow_the_options_wherever_they_stand() -> None:
     classifier = laplora.Classifier(base, tokenizer, TEMPLATES["multiple_choice"], LETTERS)
 
     def outputs_of(examples: list[Example]) -> Outputs:
-        found = option_features(classifier, examples, 8)
-        return Outputs(found.class_mask, features={"options": found.blocks})
+        return features_of(classifier, "options", examples, 8)
 
     examples = questions(48)
     outputs, labels = outputs_of(examples), torch.tensor([example.label for example in examples])

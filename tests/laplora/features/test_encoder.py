@@ -16,12 +16,16 @@ from tiny_tokenizer import encoder_tokenizer, tiny_tokenizer
 from transformers import AutoModel, AutoTokenizer
 
 import laplora
-from laplora.errors import ModelError, NonFiniteError
-from laplora.features.encoder import embeddings
+from laplora.errors import ModelError
 from laplora.features.layers import feature_layers
-from laplora.features.sentence_encoder import SentenceEncoder, load_sentence_encoder
+from laplora.features.sentence_encoder import (
+    SentenceEncoder,
+    TextEncoding,
+    load_sentence_encoder,
+    load_text_encoding,
+)
+from laplora.models.hashes import weights_hash
 from laplora.models.offline import ensure_encoder
-from laplora.prompts.examples import Example
 from laplora.prompts.templates import PromptTemplate
 
 SAY = PromptTemplate("t", 1, "Say what this is about: {text} Answer:")
@@ -30,8 +34,9 @@ MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "incl
 
 def embedded(encoder: SentenceEncoder, texts: Sequence[str], batch_size: int = 3) -> dict[str, torch.Tensor]:
     """Return the blocks of texts, each the field of a prompt."""
-    examples = [Example(str(i), {"text": text}, 0, 2) for i, text in enumerate(texts)]
-    return embeddings(encoder, SAY, "ab", examples, batch_size)
+    rows = [encoder.encode(SAY, "ab", {"text": text}) for text in texts]
+    parts = [encoder.blocks(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def check(
@@ -60,18 +65,23 @@ def test_the_encoder_of_the_package_index_places_like_texts_together() -> None:
     texts = ["My card was stolen yesterday.", "Somebody took my bank card.", "The film was dull.", "card lost " * 400]
     found = embedded(encoder, texts)
     check(found, folder, texts, 256, "mean", normalised=True)
-    alone = embedded(encoder, texts, batch_size=1)
-    assert all(torch.allclose(block, alone[name], atol=1e-5) for name, block in found.items())
+    single = embedded(encoder, texts, batch_size=1)
+    assert all(torch.allclose(block, single[name], atol=1e-5) for name, block in found.items())
     alike, unlike, _ = (found["embedding"][0] @ found["embedding"][1:].T).tolist()
     assert alike > 0.6
     assert unlike < 0.2
     # A question's options, and each field, are a line each; the template's words are none of it.
     asked = PromptTemplate("t", 1, "Question: {question} Choices: {choices} Hint: {hint} Answer:")
     fields = {"question": "Who?", "choices": ["a man", "a dog"], "hint": "barks"}
-    block = embeddings(encoder, asked, "AB", [Example("", fields, 0, 2)], 1)["embedding"]
-    torch.testing.assert_close(
-        block, embedded(encoder, ["Who?\na man\na dog\nbarks"])["embedding"], atol=1e-6, rtol=1e-5
-    )
+    text = "Who?\na man\na dog\nbarks"
+    assert encoder.encode(asked, "AB", fields) == tuple(encoder.tokenizer.encode(text))
+    assert encoder.encode(asked, "AB", {"prompt": text}) == tuple(encoder.tokenizer.encode(text))
+    # Without weights the texts are the same.
+    alone = load_text_encoding("all-minilm-l6-v2")
+    assert type(alone) is TextEncoding
+    assert (alone.location, alone.max_tokens, alone.bounds) == (str(folder), 256, encoder.bounds)
+    assert alone.encode(SAY, "ab", {"text": texts[3]}) == encoder.encode(SAY, "ab", {"text": texts[3]})
+    assert weights_hash(encoder.location) == weights_hash(str(folder))
 
 
 BANK = (
@@ -146,11 +156,8 @@ def test_folders_of_sentence_transformers_are_read_as_they_say(
     modules = [(place, "Transformer"), ("1_Pooling", "Pooling"), *[("2_Normalize", "Normalize")] * normalised]
     encoder = load_sentence_encoder(str(save(tmp_path, modules, settings)))
     texts = ["great", "The film was dull", "the plot was great great great great great"]
+    assert Path(encoder.location) == tmp_path / place
     check(embedded(encoder, texts), tmp_path / place, texts, 6, pooling, normalised)
-    with torch.no_grad():
-        encoder.model.embeddings.word_embeddings.weight[:] = torch.nan
-    with pytest.raises(NonFiniteError, match="holds NaN or infinity"):
-        embedded(encoder, texts)
 
 
 def test_what_is_no_plain_sentence_encoder_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

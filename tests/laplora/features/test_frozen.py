@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_classifiers import adapted_classifier, head_alone
+from tiny_classifiers import adapted_classifier, features_of, head_alone
 from tiny_models import add_lora, tiny_base
 from tiny_tokenizer import encoder_tokenizer, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
+from laplora.classifier import frozen
 from laplora.errors import NonFiniteError
-from laplora.features.frozen import frozen_states
 from laplora.features.layers import feature_layers
 from laplora.models.classifier_head import is_adapted
 from laplora.prompts.examples import Example
@@ -53,23 +54,24 @@ def naive(classifier: laplora.Classifier, example: Example) -> tuple[dict[str, t
     """Return a row's blocks by transformers' own hidden states, and its logits, of the whole vocabulary if causal."""
     side: Any = classifier.readout.side
     bounds, limit = classifier.token_bounds, classifier.max_tokens
-    row, roles = encode_with_roles(
+    row = encode_with_roles(
         classifier.tokenizer,
         classifier.template,
         example.fields,
         classifier.labels,
         max_tokens=limit,
+        truncate=True,
         bounds=bounds,
         side=side,
     )
-    assert row == classifier.encode(example.fields)
+    assert replace(row, roles=()) == classifier.encode(example.fields)
     base = classifier.model.get_base_model() if is_adapted(classifier.model) else classifier.model
     out = base(input_ids=torch.tensor([row.token_ids]), output_hidden_states=True)
     blocks = {}
     for number in feature_layers(base):
         hidden = out.hidden_states[number][0]
         for name, role in (("fields", FIELD), ("after", AFTER)):
-            places = [place for place, one in enumerate(roles) if one == role]
+            places = [place for place, one in enumerate(row.roles) if one == role]
             if name == "fields" or side == "left":
                 blocks[f"{name}.{number}"] = hidden[places].mean(0)
         name, place = ("last", -1) if side == "left" else ("first", 0)
@@ -95,14 +97,15 @@ def naive(classifier: laplora.Classifier, example: Example) -> tuple[dict[str, t
 def test_states_are_those_of_each_row_alone_without_the_adapter(kind: str, labels: list[str]) -> None:
     """Whatever is beside it in a batch, on whichever side it is padded, and where its prompt was cut."""
     classifier = classifier_of(kind, labels)
-    found = frozen_states(classifier, EXAMPLES, batch_size=3)
     model = classifier.model
+    silent = isinstance(classifier.readout, NoAnswer) or kind.startswith("lora")
+    found = features_of(classifier, "frozen", EXAMPLES, 3, answers=not silent)
     assert not any(module._forward_hooks for module in model.modules())
-    again = frozen_states(classifier, EXAMPLES[::-1], batch_size=2, answer=False)
-    assert again.logits is None
-    silent = isinstance(classifier.readout, NoAnswer)
+    again = features_of(classifier, "frozen", EXAMPLES[::-1], 2)
+    assert not again.log_probs
+    own = found.log_probs.get("zero_shot")
     batch = classifier.collate(classifier.encode_examples(EXAMPLES))
-    adapted = None if silent else classifier.readout.scores(model, batch).logits
+    adapted = None if isinstance(classifier.readout, NoAnswer) else classifier.readout.scores(model, batch).logits
     if is_adapted(model):
         assert any(weight.requires_grad for name, weight in model.named_parameters() if "lora" in name)
         with model.disable_adapter():
@@ -110,24 +113,26 @@ def test_states_are_those_of_each_row_alone_without_the_adapter(kind: str, label
     else:
         expected = [naive(classifier, example) for example in EXAMPLES]
     layers = (1, 2, 3, 4)
-    assert {int(name.partition(".")[2]) for name in found.blocks} == set(layers)
-    assert list(found.blocks) == list(again.blocks) == sorted(expected[0][0], key=list(found.blocks).index)
-    for name, block in found.blocks.items():
+    blocks, others = found.features["frozen"], again.features["frozen"]
+    assert {int(name.partition(".")[2]) for name in blocks} == set(layers)
+    assert list(blocks) == list(others) == sorted(expected[0][0], key=list(blocks).index)
+    for name, block in blocks.items():
         assert block.dtype == torch.float32
-        torch.testing.assert_close(block, torch.stack([blocks[name] for blocks, _ in expected]), atol=2e-5, rtol=1e-4)
-        torch.testing.assert_close(block, again.blocks[name].flip(0), atol=2e-5, rtol=1e-4)
-    if silent or kind.startswith("lora"):
-        assert found.zero_shot is None
-    elif kind.startswith("head"):
-        torch.testing.assert_close(found.logits, adapted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(block, torch.stack([each[name] for each, _ in expected]), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(block, others[name].flip(0), atol=2e-5, rtol=1e-4)
+    if silent:
+        assert own is None
+        return
+    if kind.startswith("head"):
+        logits = adapted
     elif len(labels) == 2:
         logits = torch.stack([logits[-1] for _, logits in expected])[:, list(classifier.readout.token_ids)]  # type: ignore[attr-defined]
-        torch.testing.assert_close(found.zero_shot, logits.double().log_softmax(1), atol=1e-5, rtol=1e-4)
-        assert torch.allclose(adapted, found.logits) == kind.startswith("plain")
     else:
-        with model.disable_adapter():
+        with frozen(model):
             logits = classifier.readout.scores(model, batch).logits
-        torch.testing.assert_close(found.logits, logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(own, logits.double().log_softmax(1), atol=1e-5, rtol=1e-4)
+    same = torch.allclose(adapted.double().log_softmax(1), own, atol=1e-5)
+    assert same == kind.startswith(("plain", "head"))
 
 
 @torch.no_grad()
@@ -136,25 +141,25 @@ def test_states_of_the_real_base_are_those_of_each_row_alone(base_model_folder: 
     base = AutoModelForCausalLM.from_pretrained(base_model_folder, dtype=torch.float32)
     model, tokenizer = add_lora(base, ["q_proj"], dtype=None), AutoTokenizer.from_pretrained(base_model_folder)
     classifier = laplora.Classifier(model, tokenizer, TEMPLATE, ["good", "bad"], max_tokens=MAX_TOKENS)
-    found = frozen_states(classifier, EXAMPLES, batch_size=3)
+    found = features_of(classifier, "frozen", EXAMPLES, 3).features["frozen"]
     with model.disable_adapter():
         expected = [naive(classifier, example)[0] for example in EXAMPLES]
-    assert {name.partition(".")[2] for name in found.blocks} == {"10", "15", "21", "30"}
-    for name, block in found.blocks.items():
+    assert {name.partition(".")[2] for name in found} == {"10", "15", "21", "30"}
+    for name, block in found.items():
         alone = torch.stack([blocks[name] for blocks in expected])
         assert ((block - alone).norm(dim=1) < 1e-4 * alone.norm(dim=1)).all()
 
 
 def test_a_template_that_ends_in_its_field_has_nothing_after_it_and_odd_rows_have_all_they_can() -> None:
     classifier = classifier_of("llama", ["good", "bad"], "The film: {text}")
-    blocks = frozen_states(classifier, [Example("", {"text": "great"}, 0, 2)], 4).blocks
+    blocks = features_of(classifier, "frozen", [Example("", {"text": "great"}, 0, 2)], 4).features["frozen"]
     assert {name.partition(".")[0] for name in blocks} == {"fields", "last"}
     classifier = classifier_of("llama", ["good", "bad"])
-    blocks = frozen_states(classifier, [Example("", {"prompt": "great film"}, 0, 2)], 4).blocks
+    blocks = features_of(classifier, "frozen", [Example("", {"prompt": "great film"}, 0, 2)], 4).features["frozen"]
     assert torch.equal(blocks["after.4"], blocks["last.4"])
     long = PromptTemplate("t", 1, "{text}" + " The film was great." * 20)
     classifier = laplora.Classifier(classifier.model, classifier.tokenizer, long, ["good", "bad"], max_tokens=9)
-    blocks = frozen_states(classifier, [Example("", {"text": "dull"}, 0, 2)], 4).blocks
+    blocks = features_of(classifier, "frozen", [Example("", {"text": "dull"}, 0, 2)], 4).features["frozen"]
     torch.testing.assert_close(blocks["fields.4"], blocks["after.4"])
 
 
@@ -163,4 +168,4 @@ def test_states_that_are_not_finite_are_refused_by_their_name() -> None:
     with torch.no_grad():
         classifier.model.get_base_model().model.layers[2].input_layernorm.weight[0] = torch.inf
     with pytest.raises(NonFiniteError, match=r"states (fields|after|last)\.3 hold NaN"):
-        frozen_states(classifier, EXAMPLES, 2)
+        features_of(classifier, "frozen", EXAMPLES, 2)

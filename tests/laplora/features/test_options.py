@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_classifiers import head_alone
+from tiny_classifiers import features_of, head_alone
 from tiny_models import add_lora, tiny_base
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM
@@ -17,8 +17,9 @@ import laplora
 from laplora.classifier import frozen
 from laplora.errors import ConfigError, InvalidInputError, NonFiniteError
 from laplora.features.layers import feature_layers
-from laplora.features.options import SCORES, encode_question, option_features
+from laplora.features.options import SCORES
 from laplora.prompts.examples import Example
+from laplora.prompts.option_tokens import encode_question
 from laplora.prompts.options import OptionText, option_prompt, option_texts
 from laplora.prompts.templates import TEMPLATES, PromptTemplate
 
@@ -61,8 +62,9 @@ def naive(classifier: laplora.Classifier, before: str, text: OptionText) -> dict
 def check(classifier: laplora.Classifier, questions: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
     """Compare with the naive passes; 1e-4 of a block's largest value is float32's rounding over the layers."""
     examples = [example(*one) for one in questions]
-    found = option_features(classifier, examples, 2)
-    assert list(found.blocks) == ["mean", "last", "scores"]
+    found = features_of(classifier, "options", examples, 2)
+    blocks = found.features["options"]
+    assert list(blocks) == ["mean", "last", "scores"]
     for row, one in enumerate(examples):
         texts = option_texts(classifier.template, one.fields, LETTERS)
         assert found.class_mask[row].tolist() == [k < len(texts) for k in range(len(LETTERS))]
@@ -73,15 +75,15 @@ def check(classifier: laplora.Classifier, questions: tuple[tuple[str, tuple[str,
             asked["scores"] = torch.stack([s / by for s in (asked.pop("sum"), gained) for by in lengths])
             assert len(SCORES) == len(asked["scores"])
             for name, expected in asked.items():
-                block = found.blocks[name]
+                block = blocks[name]
                 assert torch.allclose(block[row, k], expected, rtol=0, atol=1e-4 * float(block.abs().max())), name
-        assert all(not block[row, len(texts) :].any() for block in found.blocks.values())
+        assert all(not block[row, len(texts) :].any() for block in blocks.values())
     turned = [example(question, choices[::-1]) for question, choices in questions]
-    of_turned = option_features(classifier, turned, 2)
+    of_turned = features_of(classifier, "options", turned, 2).features["options"]
     for row, (_, choices) in enumerate(questions):
-        for name, block in found.blocks.items():
+        for name, block in blocks.items():
             # Bit for bit: the options run in the order of their texts.
-            assert torch.equal(of_turned.blocks[name][row, : len(choices)].flip(0), block[row, : len(choices)])
+            assert torch.equal(of_turned[name][row, : len(choices)].flip(0), block[row, : len(choices)])
 
 
 @pytest.mark.parametrize("kind", ["llama", "phi3", "gemma3", "mistral"])
@@ -150,10 +152,10 @@ def test_what_has_no_options_is_refused_by_name() -> None:
     with pytest.raises(InvalidInputError, match="whole prompt"):
         option_texts(BARE, {"prompt": "A"}, LETTERS)
     headed = laplora.Classifier(head_alone("llama", classes=4), tiny_tokenizer(), BARE, LETTERS)
-    with pytest.raises(ConfigError, match="got LlamaForSequenceClassification"):
-        option_features(headed, [example(*QUESTIONS[0])], 1)
+    with pytest.raises(ConfigError, match="got a LlamaForSequenceClassification"):
+        features_of(headed, "options", [example(*QUESTIONS[0])], 1)
     classifier = classifier_of("llama", BARE)
     with torch.no_grad():
         classifier.model.get_base_model().model.layers[2].mlp.up_proj.weight.fill_(torch.inf)
     with pytest.raises(NonFiniteError, match="mean of options"):
-        option_features(classifier, [example(*QUESTIONS[0])], 1)
+        features_of(classifier, "options", [example(*QUESTIONS[0])], 1)

@@ -11,15 +11,14 @@ import pytest
 import torch
 from head_artifacts import letters
 from sklearn.model_selection import cross_val_score
-from tiny_classifiers import _BERT
+from tiny_classifiers import _BERT, features_of
 from tiny_models import add_lora, tiny_base
 from tiny_tokenizer import tiny_tokenizer
 from transformers import BertConfig, BertModel
 
 import laplora
 from laplora.errors import ArtifactWriteError, ConfigError, DataError, DownloadError, LaploraWarning, ModelError
-from laplora.features.frozen import frozen_states
-from laplora.fitting import expert_passes
+from laplora.features import expert_passes
 from laplora.fitting.progress import Silent
 from laplora.fitting.rows import read_rows
 from laplora.sklearn import LaploraClassifier
@@ -73,13 +72,13 @@ def test_answers_are_those_of_the_head_with_its_spread_beside_the_bases_own(post
     assert posterior.predictives == ("map", "frozen")
     assert repr(posterior) == "HeadsPosterior(frozen on a LlamaForCausalLM, 60 labelled rows, answers by frozen)"
     given = posterior.classifier
-    states = frozen_states(given, read_rows(rows, given, None), 4)
+    states = features_of(given, "frozen", read_rows(rows, given, None), 4, answers=True)
     head = posterior.heads.experts["frozen"].fitted.head
-    expected = head.predictive(states.blocks)
+    expected = head.predictive(states.features["frozen"])
     for i, answer in enumerate(answers):
         assert answer.predictive == "frozen"
         np.testing.assert_allclose(answer.arrays.probs, expected.log_probs[i].exp(), atol=1e-5)
-        np.testing.assert_allclose(answer.arrays.map_probs, states.zero_shot[i].exp(), atol=1e-5)
+        np.testing.assert_allclose(answer.arrays.map_probs, states.log_probs["zero_shot"][i].exp(), atol=1e-5)
         np.testing.assert_allclose(answer.arrays.probs_std, expected.std[i], atol=1e-4)
         np.testing.assert_allclose(answer.logit_variance, expected.variance[i], rtol=1e-3)
         np.testing.assert_allclose(np.diff(answer.logit_mean), np.diff(np.log(answer.arrays.probs)), atol=1e-9)

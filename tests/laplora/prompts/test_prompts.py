@@ -167,9 +167,11 @@ def test_each_token_is_of_a_field_or_of_the_templates_words(smollm: Any, metaspa
 
     def shown(tokenizer: Any, template: PromptTemplate, inputs: Any, limit: int, side: Any = "left") -> list[str]:
         bounds = token_bounds(tokenizer)
-        row, roles = encode_with_roles(tokenizer, template, inputs, AB, max_tokens=limit, bounds=bounds, side=side)
+        row = encode_with_roles(
+            tokenizer, template, inputs, AB, max_tokens=limit, truncate=True, bounds=bounds, side=side
+        )
         of_role = [
-            [t for t, r in zip(row.token_ids, roles, strict=True) if r == role] for role in (OTHER, FIELD, AFTER)
+            [t for t, r in zip(row.token_ids, row.roles, strict=True) if r == role] for role in (OTHER, FIELD, AFTER)
         ]
         return [tokenizer.decode(ids) for ids in of_role]
 
