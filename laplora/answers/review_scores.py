@@ -85,7 +85,7 @@ def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, Review
 
 
 def thresholds_at(thresholds: PredictiveThresholds, scores: ReviewScores, target_risk: float) -> PredictiveThresholds:
-    """Return the thresholds for another target risk; the score, the guarantee and the fitted flags stay the artifact's.
+    """Return the thresholds for another target risk; all but the limit stays the artifact's, its counts of rows too.
 
     Raises:
         ConfigError: a target risk outside (0, 1).

@@ -257,7 +257,9 @@ class _Ranked:
     def first_tried(self, risks: torch.Tensor, confidence: float) -> torch.Tensor:
         """Return the group that is tried first for each risk (risks,) float64, which must not depend on the mistakes.
 
-        It has the fewest rows that could pass, with none among them; where there are too few, it is one past the last.
+        It has the fewest rows below it that could pass, with no mistake; where there are too few, it is one past the
+        last.
         """
         fewest = math.log(1 - confidence) / torch.log1p(-risks)  # infinite for the smallest
-        return torch.searchsorted(self.answered.double(), fewest.ceil() + 1)
+        below = torch.cat([self.answered.new_zeros(1), self.answered[:-1]])
+        return torch.searchsorted(below.double(), fewest.ceil())

@@ -236,9 +236,9 @@ def test_the_upper_bound_is_clopper_pearsons_up_to_the_first_that_fails(rows: in
     scores, errors = risky(g, rows)
     scores = (scores * 50).round() / 50  # ties
     limit = accept_threshold(scores, errors, target, guarantee="upper_bound", confidence=0.9)
-    fewest, wanted = math.log(0.1) / math.log(1 - target) + 1, None
+    fewest, wanted = math.log(0.1) / math.log(1 - target), None
     for value in scores.unique().tolist():
-        if int((scores <= value).sum()) < fewest:
+        if int((scores < value).sum()) < fewest:
             continue
         wrong = int((errors & (scores <= value)).sum())
         right = int((~errors & (scores < value)).sum())  # at the edge, mistakes alone count
@@ -254,6 +254,8 @@ def test_the_upper_bound_needs_rows() -> None:
     scores = torch.arange(46, dtype=F64)
     assert accept_threshold(scores, right, 0.05, guarantee="upper_bound") == 45.0
     assert accept_threshold(scores[:45], right[:45], 0.05, guarantee="upper_bound") is None
+    fours = torch.arange(60, dtype=F64) // 4  # the first that could pass has 45 below it, whatever ties are at it
+    assert accept_threshold(fours, torch.zeros(60).bool(), 0.05, guarantee="upper_bound") == 14.0
     for impossible in (1e-9, 1e-20, 5e-324):  # the schema of a request takes them
         assert accept_threshold(scores, right, impossible, guarantee="upper_bound") is None
     rule = fitted(split(300), guarantee="upper_bound", target_risk=0.3, confidence=0.8)["map"].review
