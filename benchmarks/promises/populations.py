@@ -1,7 +1,8 @@
 """``empirical`` on answers of the developing tasks' experts, over draws of calibration rows, beside the rule before.
 
 A population is a method's answers of the labelled rows, each made without its label, and those of the test rows. A draw
-takes calibration rows from it without replacement, and the threshold that they set judges all other rows.
+takes calibration rows from it with replacement: the error rate up to the threshold that they set is then that of all of
+it, without the noise of rows that judge.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _EMPIRICAL: Mapping[str, Rule] = {"empirical": accept_threshold, "before": count
 #: By method of ``benchmarks.experts`` that the product can serve, the rules that it may have.
 METHODS: Mapping[str, Mapping[str, Rule]] = {
     **dict.fromkeys(("temperature", "frozen", "encoder", "options", "pool_unadapted", "pool"), _EMPIRICAL),
-    "map": {"upper_bound": partial(accept_threshold, guarantee="upper_bound")},
+    "map": {**_EMPIRICAL, "upper_bound": partial(accept_threshold, guarantee="upper_bound")},
 }
 
 
@@ -83,12 +84,11 @@ def figures(
         g = torch.Generator().manual_seed(place)
         shares: dict[str, list[list[float]]] = {rule: [] for rule in rules}
         for _ in range(place, draws, len(populations)):
-            order = torch.randperm(len(one.score), generator=g)
-            fitted, new = order[:rows], order[rows:]
+            drawn = torch.randint(len(one.score), (rows,), generator=g)
             for rule, threshold in rules.items():
-                limit = threshold(one.score[fitted], one.wrong[fitted], target)
-                accepted = one.score[new] <= (-1 if limit is None else limit)
-                some = [float(which.double().mean()) for which in (accepted, accepted & one.wrong[new])]
+                limit = threshold(one.score[drawn], one.wrong[drawn], target)
+                accepted = one.score <= (-1 if limit is None else limit)
+                some = [float(which.double().mean()) for which in (accepted, accepted & one.wrong)]
                 shares[rule].append([*some, float(limit is None)])
         for rule, lines in shares.items():
             judged.setdefault(rule, []).append(torch.tensor(lines, dtype=torch.float64))

@@ -14,19 +14,24 @@ from laplora.files import write_tensors
 
 
 def test_draws_of_sure_rows_all_right_but_the_unsure(tmp_path: Path) -> None:
-    """Half of the rows are sure and right, half are a toss-up and wrong: every rule accepts the sure ones."""
-    sure = torch.arange(600) % 2 == 0
-    spread = torch.rand(600, generator=torch.Generator().manual_seed(0)).double()
+    """Half of the rows are sure and right, half are a toss-up and wrong: every rule accepts the sure ones.
+
+    Draws are with replacement, so 450 rows are drawn of 400 too.
+    """
+    sure = torch.arange(400) % 2 == 0
+    spread = torch.rand(400, generator=torch.Generator().manual_seed(0)).double()
     right = torch.where(sure, 0.999 + 0.0009 * spread, 0.45 + 0.04 * spread)
     probs = torch.stack([right, 1 - right], 1)
-    tensors = {"held_out": probs.log(), "test": probs.log(), "labels": torch.zeros(600).long()}
+    tensors = {"held_out": probs.log(), "test": probs.log(), "labels": torch.zeros(400).long()}
     for method in ("temperature", "map"):
         path = Cell("sst2", 0, tmp_path).folder / "methods" / f"{method}.safetensors"
-        write_tensors(path, tensors | {"test_labels": torch.zeros(600).long()}, {"seconds": "1"})
+        write_tensors(path, tensors | {"test_labels": torch.zeros(400).long()}, {"seconds": "1"})
     results = results_of(("sst2",), tmp_path, 4)
     assert {(r["method"], r["rule"]) for r in results["figures"]} == {
         ("temperature", "empirical"),
         ("temperature", "before"),
+        ("map", "empirical"),
+        ("map", "before"),
         ("map", "upper_bound"),
     }
     for record in results["figures"]:
