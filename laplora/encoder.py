@@ -7,23 +7,27 @@ without a device, and predicted on another one that has the weights (``laplora.p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from laplora.answers.explaining import NothingAccepted, nothing_accepted
+from laplora.answers.golden_inputs import synthetic_inputs
 from laplora.answers.order_answers import average_answer, encode_orders
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
 from laplora.artifact.adapted import check_tokenizer
+from laplora.artifact.encoders import text_encoding
 from laplora.artifact.folder import Artifact, is_fetched, read_artifact
 from laplora.artifact.manifest import SCORES
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError
+from laplora.features.encoding import FeatureEncoding
+from laplora.features.sentence_encoder import TextEncoding
 from laplora.models.base import load_tokenizer, locate_base
 from laplora.models.checkpoints import MOST_BYTES, check_hub_size, keep_copy
 from laplora.predictive.kinds import PredictiveName
-from laplora.prompts.cutting import encode_inputs
 from laplora.prompts.rows import EncodedRow, Side
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
 from laplora.remote.address import is_address
@@ -36,8 +40,16 @@ class Encoder:
         review_scores: by predictive, its review scores on the calibration rows.
     """
 
-    def __init__(self, artifact: Artifact, tokenizer: Any, review_scores: Mapping[str, ReviewScores]) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        tokenizer: Any,
+        review_scores: Mapping[str, ReviewScores],
+        text: TextEncoding | None = None,
+    ) -> None:
+        """Take what was read; ``text``: the sentence encoder's tokenizer, where a head reads one."""
         self.artifact = artifact
+        self._encoding = FeatureEncoding(artifact.manifest.sources, text)
         self.review_scores = review_scores
         self._tokenizer = tokenizer
         self._template = artifact.manifest.template.template()
@@ -71,10 +83,11 @@ class Encoder:
         check_tokenizer(manifest, tokenizer)
         if is_address(model):
             keep_copy(model, "tokenizer", Path(location), cache=cache_dir, pin=pin)
+        text = text_encoding(manifest, cache_dir, progress)
         scores = read_scores(path / SCORES, manifest.servable, manifest.calibration.rows)
         if read_artifact(path).digest != artifact.digest:  # replaced meanwhile: the scores may be of either
             raise ArtifactCorruptError(f"artifact {artifact.name!r} was replaced while it was read: load it again")
-        return cls(artifact, tokenizer, scores)
+        return cls(artifact, tokenizer, scores, text)
 
     @property
     def tokenizer(self) -> Any:
@@ -108,16 +121,28 @@ class Encoder:
             InvalidInputError: fields that the template does not take, or text that cannot be used.
             TooManyTokensError: too long, with ``truncate`` off.
         """
-        return encode_inputs(
+        return self._encoding.row(
             self._tokenizer,
             self._template,
-            inputs,
             self.artifact.manifest.labels,
+            inputs,
             max_tokens=self.max_tokens,
             truncate=truncate,
             bounds=self.token_bounds,
             side=self.side,
         )
+
+    def sample_row(self, tokens: int | None = None) -> EncodedRow:
+        """Return a row of made-up text, such as a first one that everything is tried with; of so many tokens if given.
+
+        What a sentence encoder reads of it stays as short as it is.
+        """
+        (first, *_) = synthetic_inputs(self._template, self.artifact.manifest.labels)
+        row = self.encode(first, truncate=True)
+        if tokens is None:
+            return row
+        ids, roles = ((of_token * tokens)[:tokens] for of_token in (row.token_ids, row.roles))
+        return replace(row, token_ids=ids, roles=roles, class_count=self.class_count)
 
     def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> tuple[EncodedRow, EncodedRow]:
         """Return one question's rows, as sent and with its options in reverse; errors as ``encode``, also without."""

@@ -16,23 +16,31 @@ from laplora.answers.prediction import Prediction, build_predictions
 from laplora.answers.review_scores import ReviewScores, read_scores
 from laplora.answers.several_labels import build_several
 from laplora.artifact.adapted import attach, base_pin, check_base, load_adapted
+from laplora.artifact.encoders import sentence_encoder
 from laplora.artifact.fetched import DEFAULT_RULES, FetchRules, local_artifact
 from laplora.artifact.folder import Artifact, is_fetched, read_artifact
-from laplora.artifact.manifest import SCORES
+from laplora.artifact.head_files import read_experts
+from laplora.artifact.manifest import EXPERTS, SCORES
 from laplora.artifact.readout_records import LabelSequencesRecord
 from laplora.classifier import batches
 from laplora.encoder import Encoder
 from laplora.errors import ArtifactCorruptError, InvalidInputError
+from laplora.experts.of_head import LAST
+from laplora.features.outputs import Outputs
+from laplora.features.passes import FeaturePasses
+from laplora.features.sentence_encoder import SentenceEncoder
 from laplora.jacobians.contrasts import ReversePass, reverse_pass
+from laplora.linearised import class_log_probs
 from laplora.models.base import LoadedBase, load_tokenizer, locate_base, resolve_device
 from laplora.models.beginning import read_beginning
 from laplora.models.checkpoints import check_hub_size, keep_copy
 from laplora.models.held_weights import HeldWeights, tensor_bytes
 from laplora.models.shared_base import SharedBases
 from laplora.models.spread import Spread, input_device
+from laplora.pool.served import NO_EXPERTS, ServedExperts
 from laplora.posterior.base import Posterior
-from laplora.predictive.batch_outputs import AdaptedModel, BatchOutputs, batch_outputs
-from laplora.predictive.kinds import PREDICTIVES, PredictiveName
+from laplora.predictive.batch_outputs import AdaptedModel, BatchOutputs, batch_outputs, check_evaluating
+from laplora.predictive.kinds import PredictiveName, has_jacobians
 from laplora.prompts.rows import Batch, EncodedRow, collate
 from laplora.prompts.templates import beginning_tokens
 from laplora.readouts.contexts import shares_prompt
@@ -51,6 +59,7 @@ class Predictor(Encoder):
 
     Attributes:
         base: its base model, which other predictors may share.
+        experts: its heads, and the weights of their pool.
         device: where inputs and logits are.
     """
 
@@ -62,11 +71,24 @@ class Predictor(Encoder):
         device: torch.device,
         base: LoadedBase,
         review_scores: Mapping[str, ReviewScores],
+        experts: ServedExperts = NO_EXPERTS,
+        encoder: SentenceEncoder | None = None,
     ) -> None:
-        super().__init__(artifact, tokenizer, review_scores)
-        self.device = device
-        self.base = base
+        """Take what was loaded; ``experts``: its heads; ``encoder``: that they read."""
+        super().__init__(artifact, tokenizer, review_scores, encoder)
+        self.device, self.base, self.experts = device, base, experts
         self._adapted = adapted
+        manifest = artifact.manifest
+        self._passes = FeaturePasses(
+            adapted.model,
+            adapted.readout,
+            tokenizer.pad_token_id,
+            len(manifest.labels),
+            manifest.template.template().ends_alike,
+            manifest.sources,
+            encoder,
+            answers=not manifest.has_adapter and "map" in manifest.predictives,
+        )
 
     @classmethod
     def load(
@@ -121,9 +143,10 @@ class Predictor(Encoder):
             dequantize=dequantize,
             on_load=lambda: say("loading base model"),
         )
-        say("attaching adapter and posterior")
+        say("attaching adapter and posterior" if manifest.has_adapter else "attaching heads")
         model, where = attach(path, manifest, base, tokenizer), input_device(base.model)
-        reverse_pass(model, manifest.readout.readout())  # decided now, so that no request waits for it
+        if manifest.has_adapter:
+            reverse_pass(model, manifest.readout.readout())  # decided now, so that no request waits for it
         if isinstance(manifest.readout, LabelSequencesRecord):
             shares_prompt(model, 1)  # likewise
         adapted = load_adapted(path, manifest, model, where)
@@ -131,7 +154,9 @@ class Predictor(Encoder):
             begins = beginning_tokens(tokenizer, manifest.template.template())
             adapted = replace(adapted, beginning=read_beginning(model, begins, max_tokens=manifest.max_tokens))
         scores = read_scores(path / SCORES, manifest.servable, manifest.calibration.rows)
-        predictor = cls(artifact, adapted, tokenizer, where, base, scores)
+        experts = read_experts(path / EXPERTS, manifest) if manifest.experts else NO_EXPERTS
+        encoder = sentence_encoder(manifest, where, cache_dir, progress)
+        predictor = cls(artifact, adapted, tokenizer, where, base, scores, experts, encoder)
         if read_artifact(path).digest != artifact.digest:  # replaced meanwhile: tensors may be of either
             raise ArtifactCorruptError(f"artifact {artifact.name!r} was replaced while it was loaded: load it again")
         if verify_golden:
@@ -156,14 +181,14 @@ class Predictor(Encoder):
         return self.base.weights
 
     @property
-    def reverse_pass(self) -> ReversePass:
-        """How its Jacobians are computed, and why."""
-        return reverse_pass(self._adapted.model, self._adapted.readout)
+    def reverse_pass(self) -> ReversePass | None:
+        """How its Jacobians are computed, and why; None without an adapter, whose heads need none."""
+        return reverse_pass(self._adapted.model, self._adapted.readout) if self.artifact.manifest.has_adapter else None
 
     @property
     def own_bytes(self) -> int:
-        """Bytes of the tensors of adapters and posteriors; not those of the base."""
-        return tensor_bytes(self._adapted)
+        """Bytes of the tensors of adapters, posteriors and heads; not those of the base."""
+        return tensor_bytes(self._adapted, self.experts)
 
     @property
     def batch_tokens(self) -> int | None:
@@ -194,8 +219,8 @@ class Predictor(Encoder):
         name = self.named(predictive or self.recommended)
         if not rows:
             return []
-        outputs = self._outputs(rows, [name, *map(self.named, also)])
-        return self._answers(rows, outputs, name, covariance=covariance)
+        outputs, read = self._outputs(rows, [name, *map(self.named, also)])
+        return self._answers(rows, outputs, read, name, covariance=covariance)
 
     def predict_all(
         self,
@@ -222,15 +247,25 @@ class Predictor(Encoder):
 
     def predict_each(self, rows: Sequence[EncodedRow]) -> dict[PredictiveName, list[Prediction]]:
         """Return every predictive's answers to at least one row."""
-        outputs = self._outputs(rows, self.predictives)
-        return {name: self._answers(rows, outputs, name) for name in self.predictives}
+        outputs, read = self._outputs(rows, self.predictives)
+        return {name: self._answers(rows, outputs, read, name) for name in self.predictives}
 
     def _answers(
-        self, rows: Sequence[EncodedRow], outputs: BatchOutputs, name: PredictiveName, *, covariance: bool = False
+        self,
+        rows: Sequence[EncodedRow],
+        outputs: BatchOutputs,
+        read: Outputs,
+        name: PredictiveName,
+        *,
+        covariance: bool = False,
     ) -> list[Prediction]:
-        manifest = self.artifact.manifest
+        manifest, heads = self.artifact.manifest, None
+        if self.experts.heads:
+            heads = self.experts.answered(name, read)
+        if not manifest.has_adapter:
+            outputs = replace(outputs, familiarity=self.experts.familiarity(self._comparing(name), read))
         build = build_several if manifest.likelihood == "bernoulli" else build_predictions
-        return build(manifest, rows, outputs, name, covariance=covariance)
+        return build(manifest, rows, outputs, name, heads, covariance=covariance)
 
     @property
     def posterior(self) -> Posterior:
@@ -252,10 +287,42 @@ class Predictor(Encoder):
             side=self._adapted.readout.side,
         ).to(self.device)
 
-    def _outputs(self, rows: Sequence[EncodedRow], names: Sequence[PredictiveName]) -> BatchOutputs:
-        return batch_outputs(
-            self._adapted, self._batch(rows), covariance=any(PREDICTIVES[name].covariance for name in names)
+    def _comparing(self, name: PredictiveName) -> PredictiveName:
+        """Return the predictive whose heads say how familiar inputs are, where one of heads alone answers."""
+        return name if self.experts.members(name) else self.recommended
+
+    def outputs(self, rows: Sequence[EncodedRow], names: Sequence[PredictiveName] | None = None) -> Outputs:
+        """Return what experts read of rows, which run as one padded batch.
+
+        Args:
+            names: of predictives whose passes are wanted; None: all.
+        """
+        return self._outputs(rows, self.predictives if names is None else names)[1]
+
+    def _outputs(self, rows: Sequence[EncodedRow], names: Sequence[PredictiveName]) -> tuple[BatchOutputs, Outputs]:
+        """Return the outputs for a batch, and what heads read of it."""
+        if not self.artifact.manifest.has_adapter:
+            check_evaluating(self._adapted.model)
+            read = self._passes_for([*names, *map(self._comparing, names)]).of_batch(rows)
+            nothing = torch.zeros(read.class_mask.shape, dtype=torch.float64)
+            return BatchOutputs(read.log_probs.get("zero_shot", nothing), None, read.class_mask, {}), read
+        found = batch_outputs(self._adapted, self._batch(rows), covariance=any(map(has_jacobians, names)))
+        assert found.hidden is not None
+        one = self._adapted.readout.likelihood == "categorical"
+        logits = class_log_probs(found.logits, found.class_mask) if one else found.logits
+        mine = Outputs(
+            found.class_mask, {"adapter": logits}, {"last_state": {LAST: found.hidden}}, covariance=found.covariance
         )
+        passes = self._passes_for(names)
+        if not passes.sources:
+            return found, mine
+        beside = passes.of_batch(rows)
+        return found, replace(mine, features={**mine.features, **beside.features})
+
+    def _passes_for(self, names: Sequence[PredictiveName]) -> FeaturePasses:
+        """Return the passes that the heads of predictives read."""
+        wanted = self.experts.sources(names)
+        return replace(self._passes, sources=tuple(one for one in self._passes.sources if one in wanted))
 
     def device_tokens(self, row: EncodedRow) -> int:
         """Return the tokens that a row counts as where batches are kept small: those that the model runs on for it.

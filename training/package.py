@@ -6,10 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from laplora.answers.golden_inputs import golden_inputs
 from laplora.artifact.manifest import MANIFEST
 from laplora.artifact.readout_records import readout_record
-from laplora.fitting.describing import describe, summary
-from laplora.fitting.golden_inputs import golden_inputs
+from laplora.fitting.describing import describe, fitted_fields, summary
 from laplora.fitting.saving import Parts, read_fit, write_artifact
 from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.workers import ALONE
@@ -46,7 +46,7 @@ def _packaged(run: Run) -> Path:
         )
     record, task = read_fit(fitted), run.splits.task
     manifest = describe(
-        record,
+        fitted_fields(record),
         name=config.artifact_dir.name,
         base=base_spec(run.config),
         base_weights_hash=weights_hash(run.location, config.base.revision),

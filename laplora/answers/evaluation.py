@@ -74,12 +74,13 @@ def method_rows(
         in_order = method_rows(manifest, answering, own_order)
         return in_order | {f"{name}_order_average": row for name, row in averaged.items()}
     p, arrays = prediction, prediction.arrays
-    map_probs, probs = arrays.trained_probs.tolist(), arrays.probs.tolist()
+    at_map = {} if arrays.map_probs is None else {"map": arrays.map_probs.tolist()}
+    probs = arrays.probs.tolist()
     calibrated = {name: of.tolist() for name, of in arrays.calibrated_probs.items()}
     if p.labels_present is not None:
-        return _by_label(manifest, {"map": map_probs, answering: probs, **calibrated})
+        return _by_label(manifest, {**at_map, answering: probs, **calibrated})
     others: dict[str, MethodRow] = {name: (of, p.calibrated_scores[name]) for name, of in calibrated.items()}
-    return {"map": (map_probs, None), answering: (probs, p.score), **others}
+    return {**{name: (of, None) for name, of in at_map.items()}, answering: (probs, p.score), **others}
 
 
 def _by_label(manifest: Manifest, methods: Mapping[str, Sequence[float]]) -> dict[str, MethodRow]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from laplora.answers.prediction import Prediction
-from laplora.artifact.manifest import GOLDEN, REPORT_PAGE
+from laplora.artifact.manifest import GOLDEN, POSTERIOR, REPORT_PAGE
 from laplora.errors import ArtifactCorruptError, GoldenMismatchError
 
 #: Variances below this, nats squared, count as this: they change no answer, and 0 has no logarithm.
@@ -29,7 +29,7 @@ class GoldenAnswer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     inputs: dict[str, Any] = Field(description="the template's fields")
-    map_probs: list[float]
+    map_probs: list[float] | None = Field(description="null: the model has no answer of its own")
     probs: list[float] = Field(description="the recommended predictive's")
     predictives: dict[str, list[float]] = Field(description="probabilities of the other predictives")
     logit_mean: list[float] = Field(description="of the centred logits, nats; not compared")
@@ -84,10 +84,11 @@ def what_leaves(folder: Path) -> str:
         "calibration": f"THE TEXTS OF {len(golden.answers)} CALIBRATION ROWS (its golden inputs)",
         None: f"the texts of {len(golden.answers)} golden inputs, which may be rows",
     }[golden.source]
+    what = "the adapter, the posterior" if (folder / POSTERIOR).is_file() else "heads on the base as it is"
     page = "; and a report page as it was made" if (folder / REPORT_PAGE).is_file() else ""
     return (
-        "it holds the adapter, the posterior, the prompt template, the labels, scores and hidden states of training "
-        f"and calibration rows, and {texts}{page}"
+        f"it holds {what}, the prompt template, the labels, scores and hidden states of labelled rows, and "
+        f"{texts}{page}"
     )
 
 
@@ -103,7 +104,7 @@ def golden_entry(inputs: Mapping[str, Any], answer: Prediction) -> dict[str, Any
     arrays = answer.arrays
     return GoldenAnswer(
         inputs=dict(inputs),
-        map_probs=arrays.trained_probs.tolist(),
+        map_probs=None if arrays.map_probs is None else arrays.map_probs.tolist(),
         probs=arrays.probs.tolist(),
         predictives={name: probs.tolist() for name, probs in arrays.calibrated_probs.items()},
         logit_mean=answer.logit_mean.tolist(),
@@ -122,9 +123,10 @@ def verify_answers(answers: Sequence[Prediction], golden: Golden) -> None:
     moved = []
     for number, (answer, recorded) in enumerate(zip(answers, golden.answers, strict=True)):
         arrays = answer.arrays
-        given = {"map_probs": arrays.trained_probs, "probs": arrays.probs, **arrays.calibrated_probs}
+        given = {"map_probs": arrays.map_probs, "probs": arrays.probs, **arrays.calibrated_probs}
         for name, want in {"map_probs": recorded.map_probs, "probs": recorded.probs, **recorded.predictives}.items():
-            got = given[name].tolist() if name in given else []
+            of_answer = given.get(name)
+            got, want = [] if of_answer is None else of_answer.tolist(), want or []
             gaps = [abs(g - w) for g, w in zip(got, want, strict=False)]
             # NaN is no match either
             if len(got) != len(want) or not all(gap <= golden.tolerance for gap in gaps):

@@ -58,10 +58,11 @@ def average_answer(manifest: Manifest, sent: Prediction, shown: Prediction) -> P
     if record and record.reversed_temperature:
         both = _tempered(both[0], record.reversed_temperature), _tempered(both[1], record.reversed_temperature)
     name = sent.predictive
-    map_probs = _table([p.arrays.trained_probs for p in both]).mean(0, keepdim=True)
+    at_map = [p.arrays.map_probs for p in both if p.arrays.map_probs is not None]
+    map_probs = _table(at_map).mean(0, keepdim=True) if at_map else None
     one, other = (_predictive(p) for p in both)
     served = average_orders(one, other)
-    probs = map_probs if name == "map" else served.probs
+    probs = map_probs if name == "map" and map_probs is not None else served.probs
     split = decompose(served)
     others = {
         place: _table([p.arrays.calibrated_probs[place] for p in both]).mean(0, keepdim=True)
@@ -75,12 +76,13 @@ def average_answer(manifest: Manifest, sent: Prediction, shown: Prediction) -> P
     score = score_of(name, served.probs)
     # The largest does not depend on the order that was sent, and raises no flag that the one sent would not have.
     shares = [p.familiarity for p in both if p.familiarity is not None]
+    masses = [p.label_mass for p in both if p.label_mass is not None]
     verdict = verdicts(
         manifest,
         name,
         probs=probs,
         class_mask=torch.ones_like(probs, dtype=torch.bool),
-        label_mass=_table([p.label_mass for p in both]).mean(0, keepdim=True),
+        label_mass=_table(masses).mean(0, keepdim=True) if masses else None,
         truncated=[any(p.truncated for p in both)],
         epistemic=split.epistemic,
         score=score,
@@ -91,7 +93,7 @@ def average_answer(manifest: Manifest, sent: Prediction, shown: Prediction) -> P
         sent,
         label_index=int(probs[0].argmax()),
         arrays=LabelArrays(
-            map_probs=map_probs[0].numpy(),
+            map_probs=None if map_probs is None else map_probs[0].numpy(),
             probs=probs[0].numpy(),
             probs_std=served.std[0].numpy(),
             calibrated_probs={place: averaged[0].numpy() for place, averaged in others.items()},
@@ -102,7 +104,7 @@ def average_answer(manifest: Manifest, sent: Prediction, shown: Prediction) -> P
         total=float(split.total),
         aleatoric=float(split.aleatoric),
         epistemic=float(split.epistemic),
-        label_mass=sum(p.label_mass for p in both) / 2,
+        label_mass=sum(masses) / 2 if masses else None,
         score=float(score),
         prediction_set=[label for k, label in enumerate(sent.labels) if verdict.sets[0, k]],
         flags=list(verdict.flags[0]),
@@ -120,7 +122,7 @@ def _in_users_order(p: Prediction) -> Prediction:
     """Return the answer to a prompt with its choices in reverse, every array by label in the user's order."""
     old, variance, covariance = p.arrays, p.logit_variance, p.logit_covariance
     arrays = LabelArrays(
-        map_probs=old.trained_probs[::-1],
+        map_probs=None if old.map_probs is None else old.map_probs[::-1],
         probs=old.probs[::-1],
         probs_std=None if old.probs_std is None else old.probs_std[::-1],
         calibrated_probs={name: probs[::-1] for name, probs in old.calibrated_probs.items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,9 +14,12 @@ from laplora.artifact.manifest import CalibrationRecord, Manifest, PredictiveRec
 from laplora.decisions.conformal import label_sets
 from laplora.decisions.thresholds import Decision, Flag
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
+from laplora.experts.adapter import point
+from laplora.experts.answering import at_mode
 from laplora.linearised import PosteriorPredictive, class_probs, contrasts
+from laplora.pool.served import HeadAnswers
 from laplora.predictive.batch_outputs import BatchOutputs
-from laplora.predictive.kinds import PredictiveName, predictive_probs
+from laplora.predictive.kinds import PREDICTIVES, PredictiveName, has_jacobians, predictive_probs
 from laplora.prompts.rows import EncodedRow
 
 #: float64; with thousands of labels lists of Python's numbers would be four times as large.
@@ -49,12 +52,6 @@ class LabelArrays(_Compared):
     probs_std: Array | None
     calibrated_probs: dict[str, Array]
 
-    @property
-    def trained_probs(self) -> Array:
-        """``map_probs`` of a model that was trained, which always has them."""
-        assert self.map_probs is not None
-        return self.map_probs
-
 
 @dataclass(frozen=True, eq=False)
 class Prediction(_Compared):
@@ -74,7 +71,8 @@ class Prediction(_Compared):
             that answers, nats squared; None without one.
         logit_covariance: (classes, classes), likewise; None unless it was asked for.
         total, aleatoric, epistemic: nats; total is the entropy of ``probs``.
-        label_mass: probability of the possible labels under the full-vocabulary softmax.
+        label_mass: probability of the possible labels under the full-vocabulary softmax; None of heads on a model as it
+            is, which answer nothing but labels.
         score: what the predictive's review rule compares, nats.
         familiarity: how like the training rows it is: the share of the calibration rows that are at least as strange,
             the row itself counted in, so from 1 / (rows + 1) to 1; None where the artifact has no familiarity.
@@ -98,7 +96,7 @@ class Prediction(_Compared):
     total: float
     aleatoric: float | None
     epistemic: float | None
-    label_mass: float
+    label_mass: float | None
     familiarity: float | None
     score: float
     prediction_set: list[str]
@@ -191,7 +189,7 @@ def verdicts(
     *,
     probs: torch.Tensor,
     class_mask: torch.Tensor,
-    label_mass: torch.Tensor,
+    label_mass: torch.Tensor | None,
     truncated: Sequence[bool],
     epistemic: torch.Tensor | None,
     score: torch.Tensor,
@@ -203,7 +201,7 @@ def verdicts(
 
     Args:
         probs: (batch, classes); class_mask: (batch, classes) bool.
-        label_mass: (batch,); truncated: per row.
+        label_mass: (batch,), or None; truncated: per row.
         epistemic: (batch,) nats, or None; score: (batch,) of ``review_score``; unfamiliar: (batch,) bool, or None.
     """
     record = rules.predictives[name]
@@ -226,6 +224,8 @@ def mixtures(manifest: Manifest, outputs: BatchOutputs) -> dict[PredictiveName, 
     """Return the moments of every predictive of the artifact that the outputs are enough for."""
     moments = {}
     for name in manifest.predictives:
+        if name not in PREDICTIVES:
+            continue
         spec = manifest.spec(name)
         covariance = outputs.covariance if spec.covariance else None
         if spec.mean in outputs.means and spec.covariance == (covariance is not None):
@@ -238,24 +238,31 @@ def build_predictions(
     rows: Sequence[EncodedRow],
     outputs: BatchOutputs,
     name: PredictiveName,
+    heads: HeadAnswers | None = None,
     *,
     covariance: bool = False,
 ) -> list[Prediction]:
     """Return the answers of one predictive that the outputs are enough for, in row order.
 
     Args:
+        heads: what heads say of the batch; None without any.
         covariance: whether they have ``logit_covariance``, where the outputs do.
     """
-    return answers_of(
-        manifest,
-        rows,
-        outputs,
-        mixtures(manifest, outputs),
-        name,
-        class_probs(outputs.logits, outputs.class_mask),
-        spread=manifest.spec(name).covariance,
-        covariance=covariance,
-    )
+    computed: dict[Any, PosteriorPredictive] = {**mixtures(manifest, outputs)}
+    map_probs = class_probs(outputs.logits, outputs.class_mask) if "map" in manifest.predictives else None
+    spread, variance = has_jacobians(name), None
+    if heads is not None:
+        computed |= {one: point(log_probs) for one, log_probs in heads.log_probs.items()}
+        if name in heads.log_probs:
+            outputs = replace(outputs, logits=heads.log_probs[name])
+        if heads.served is not None:
+            computed[name], spread, variance = at_mode(heads.served), True, heads.served.variance
+        if not manifest.has_adapter and map_probs is not None:
+            computed["map"] = point(map_probs.log())
+    found = answers_of(manifest, rows, outputs, computed, name, map_probs, spread=spread, covariance=covariance)
+    if variance is None:
+        return found
+    return [replace(one, logit_variance=variance[i, : len(one.labels)].numpy()) for i, one in enumerate(found)]
 
 
 def answers_of(
@@ -300,7 +307,8 @@ def answers_of(
     variances, covariances = _centred(outputs.covariance, counts, whole=covariance)
     familiar = outputs.familiarity
     # As lists before the loop: a tensor's single elements cost microseconds each, for every row of every batch.
-    best, mass, sets = (t.tolist() for t in (probs.argmax(1), outputs.label_mass, verdict.sets))
+    best, sets = probs.argmax(1).tolist(), verdict.sets.tolist()
+    mass = [None] * len(rows) if outputs.label_mass is None else outputs.label_mass.tolist()
     total, aleatoric, epistemic = (t.tolist() for t in (split.total, split.aleatoric, split.epistemic))
     mine, stds = probs.numpy(), served.std.numpy()
     at_map = None if map_probs is None else map_probs.numpy()

@@ -132,7 +132,8 @@ def _rows(
         return torch.tensor(values, dtype=torch.float64).repeat_interleave(each)
 
     probs, labels = questions([answer["probs"] for answer in answers], taken.truths, names)
-    map_probs, _ = questions([answer["map_probs"] for answer in answers], taken.truths, names)
+    has_map = all(answer["map_probs"] is not None for answer in answers)
+    at_map = questions([answer["map_probs"] for answer in answers], taken.truths, names)[0] if has_map else None
     has_epistemic = not names.several and all(answer["epistemic"] is not None for answer in answers)
     has_std = not names.several and all(answer["probs_std"] is not None for answer in answers)
     slicings = slices_of(
@@ -149,7 +150,7 @@ def _rows(
     places = probs.argmax(1).tolist()
     return Rows(
         labels=labels,
-        map_probs=map_probs,
+        map_probs=at_map,
         probs=probs,
         score=column([answer["score"] for answer in answers]),
         threshold=threshold,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,6 @@ from laplora.decisions.uncertainty import FLAGS, decide
 from laplora.errors import ArtifactCorruptError
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.posterior.file import read_tensors
-from laplora.predictive.kinds import PredictiveName
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def review_scores(
     return ReviewScores(*of_inputs(entropies, predictive.probs.argmax(1) != labels, together))
 
 
-def score_tensors(scores: Mapping[PredictiveName, ReviewScores]) -> dict[str, torch.Tensor]:
+def score_tensors(scores: Mapping[Any, ReviewScores]) -> dict[str, torch.Tensor]:
     """Return the scores as named tensors, for safetensors."""
     tensors = {f"{name}.score": s.score.double().cpu() for name, s in scores.items()}
     errors = {name: s.error.to(torch.uint8) if s.error.dtype == torch.bool else s.error for name, s in scores.items()}

@@ -14,6 +14,7 @@ A label's probability, its conformal threshold and its review score are those of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -21,10 +22,13 @@ from laplora.answers.prediction import LabelArrays, Prediction, mixtures
 from laplora.artifact.manifest import Manifest
 from laplora.decisions.conformal import present_sets
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
-from laplora.linearised import class_probs
+from laplora.experts.adapter import point
+from laplora.experts.answering import at_mode
+from laplora.linearised import PosteriorPredictive, class_probs
+from laplora.pool.served import HeadAnswers
 from laplora.predictive.batch_outputs import BatchOutputs
 from laplora.predictive.binary_rows import binary_outputs
-from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.kinds import PredictiveName, has_jacobians
 from laplora.prompts.rows import EncodedRow
 
 
@@ -33,20 +37,26 @@ def build_several(
     rows: Sequence[EncodedRow],
     outputs: BatchOutputs,
     name: PredictiveName,
+    heads: HeadAnswers | None = None,
     *,
     covariance: bool = False,
 ) -> list[Prediction]:
     """Return the answers of one predictive that the outputs are enough for, in row order.
 
     Args:
-        outputs: of the labels' logits, as the model gives them; covariance: as of ``build_predictions``.
+        outputs: of the labels' logits, as the model gives them; heads, covariance: as of ``build_predictions``.
     """
-    spec, labels, record = manifest.spec(name), manifest.labels, manifest.predictives[name]
-    binary = binary_outputs(outputs)
-    computed = mixtures(manifest, binary)
+    labels, record = manifest.labels, manifest.predictives[name]
+    binary, spread = binary_outputs(outputs), has_jacobians(name)
+    computed: dict[Any, PosteriorPredictive] = {**mixtures(manifest, binary)}
+    logits, variances = outputs.logits, None
+    if heads is not None:
+        computed |= {one: by_label(point(logs, "bernoulli")) for one, logs in heads.log_probs.items()}
+        logits = heads.log_probs.get(name, logits)
+        if heads.served is not None:
+            computed[name], spread, variances = by_label(at_mode(heads.served)), True, heads.served.variance.numpy()
     served, shape = computed[name], (len(rows), len(labels))
     split = decompose(served)
-    spread = spec.covariance
     map_probs = class_probs(binary.logits, binary.class_mask)
     scores = {
         other: review_score(manifest.predictives[other].thresholds, probs=predictive.probs, map_probs=map_probs)
@@ -74,6 +84,8 @@ def build_several(
     decisions = decide(flags)
     others = [other for other in computed if other not in ("map", name)]
     covariances = None if outputs.covariance is None else outputs.covariance.numpy()
+    if variances is None and covariances is not None:
+        variances = covariances.diagonal(axis1=1, axis2=2).clip(0)
     stds, at_map = (values[:, 1].reshape(shape).numpy() for values in (served.std, map_probs))
     by_name = {other: values.numpy() for other, values in probs.items()}
     return [
@@ -87,13 +99,13 @@ def build_several(
                 probs_std=stds[i] if spread else None,
                 calibrated_probs={other: by_name[other][i] for other in others},
             ),
-            logit_mean=outputs.logits[i].numpy(),
-            logit_variance=None if covariances is None else covariances[i].diagonal().clip(0),
+            logit_mean=logits[i].numpy(),
+            logit_variance=None if variances is None else variances[i],
             logit_covariance=covariances[i] if covariance and covariances is not None else None,
             total=float(total[i]),
             aleatoric=float(aleatoric[i]) if spread else None,
             epistemic=float(epistemic[i]) if spread else None,
-            label_mass=float(outputs.label_mass[i]),
+            label_mass=None if outputs.label_mass is None else float(outputs.label_mass[i]),
             familiarity=None if outputs.familiarity is None else float(outputs.familiarity[i]),
             score=float(scores[name][i]),
             prediction_set=_named(labels, held[i]),
@@ -106,6 +118,16 @@ def build_several(
         )
         for i, row in enumerate(rows)
     ]
+
+
+def by_label(found: PosteriorPredictive) -> PosteriorPredictive:
+    """Return the moments of labels' presence, (inputs, labels), as those of a binary row for each label.
+
+    An input's expected entropy is shared out evenly: what is said of it is the sum.
+    """
+    probs, labels = found.probs.flatten(), found.probs.shape[1]
+    expected = (found.expected_entropy / labels).repeat_interleave(labels)
+    return PosteriorPredictive(torch.stack([1 - probs, probs], 1), found.std.flatten()[:, None].expand(-1, 2), expected)
 
 
 def _named(labels: Sequence[str], chosen: torch.Tensor) -> list[str]:

@@ -82,6 +82,11 @@ def attach(path: Path, manifest: Manifest, base: LoadedBase, tokenizer: Any) -> 
     """
     model, record = share(base.model), manifest.readout
     readout = record.readout()
+    if not manifest.has_adapter:
+        check_length(
+            model, manifest.max_tokens, readout.tree.extra_tokens if isinstance(readout, LabelSequences) else 0
+        )
+        return model
     check_length(model, manifest.max_tokens, readout.tree.extra_tokens if isinstance(readout, LabelSequences) else 0)
     if not isinstance(record, ClassificationHeadRecord):
         return attach_adapter(model, path / ADAPTER_FOLDER)
@@ -114,6 +119,8 @@ def load_adapted(path: Path, manifest: Manifest, model: Any, device: torch.devic
     Raises ArtifactCorruptError where a file does not hold what the manifest says.
     """
     readout = manifest.readout.readout()
+    if manifest.prior is None:
+        return AdaptedModel(model, {}, readout)
     blocks = covered_blocks(model, readout)
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
     by_block = block_devices(base_of(model), (block.name for block in blocks))

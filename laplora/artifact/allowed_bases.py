@@ -12,8 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from laplora.errors import ConfigError
-from laplora.models.base import BaseSpec
-from laplora.models.offline import OFFLINE_MODELS
+from laplora.models.offline import OFFLINE_ENCODERS, OFFLINE_MODELS
 from laplora.remote.address import Address, is_address, parse_address
 from laplora.remote.hub import is_commit, is_repository
 
@@ -21,23 +20,25 @@ from laplora.remote.hub import is_commit, is_repository
 _SHOWN = 120
 
 
-def check_base_allowed(address: Address, base: BaseSpec, allowed: Sequence[str] = ()) -> None:
-    """Raise ConfigError where the artifact at an address may not have this base.
+def check_model_allowed(
+    address: Address, model: str, revision: str | None, allowed: Sequence[str] = (), what: str = "base model"
+) -> None:
+    """Raise ConfigError where the artifact at an address may not have this base, or this sentence encoder.
 
     Without being allowed it may have an offline model; a base in the same bucket, on the same web server, which may
     redirect to another one, or in the same repository as itself; and any of the hub at a commit's whole hash, or where
     the artifact's own address is pinned: by its digest, or on the hub by a commit.
 
     Args:
+        what: is meant, for messages.
         allowed: further bases: names, folders or addresses; ``NAME/*`` is all below one, ``*`` is any, ``hf://*`` any
             of the hub. A repository of the hub is ``OWNER/NAME``, at any revision.
     """
-    model = base.model
-    if model in OFFLINE_MODELS or any(_matches(entry, model) for entry in allowed):
+    if model in {*OFFLINE_MODELS, *OFFLINE_ENCODERS} or any(_matches(entry, model) for entry in allowed):
         return
-    if (reason := _refusal(address, model, base.revision)) is not None:
+    if (reason := _refusal(address, model, revision)) is not None:
         raise ConfigError(
-            f"{address} names the base model {model[:_SHOWN]!r}, {reason}: where you trust it, allow it by "
+            f"{address} names the {what} {model[:_SHOWN]!r}, {reason}: where you trust it, allow it by "
             "--allowed-bases (LAPLORA_ALLOWED_BASES, in Python FetchRules(allowed_bases=...))"
         )
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from laplora.artifact.allowed_bases import check_base_allowed
+from laplora.artifact.allowed_bases import check_model_allowed
 from laplora.artifact.folder import FETCHED, MAX_MANIFEST_BYTES, Artifact, new_artifact, read_artifact
 from laplora.artifact.manifest import MANIFEST, Manifest, parse_manifest
 from laplora.errors import (
@@ -71,6 +71,13 @@ def local_artifact(
     return fetch_artifact(parse_address(str(where)), cache=cache, progress=progress, rules=rules)
 
 
+def _check_allowed(address: Address, manifest: Manifest, rules: FetchRules) -> None:
+    """Raise ConfigError for a base model or a sentence encoder that nobody allowed."""
+    check_model_allowed(address, manifest.base_model, manifest.revision, rules.allowed_bases)
+    if manifest.encoder is not None:
+        check_model_allowed(address, manifest.encoder.name, None, rules.allowed_bases, "sentence encoder")
+
+
 def fetch_artifact(
     address: Address, *, cache: Path | None = None, progress: Progress | None = None, rules: FetchRules = DEFAULT_RULES
 ) -> Path:
@@ -95,7 +102,7 @@ def fetch_artifact(
     say = progress or (lambda _line: None)
     root = cache_root(cache) / "artifacts"
     if address.sha256 is not None and (kept := _kept(root, address.sha256)) is not None:
-        check_base_allowed(address, kept.manifest.base, rules.allowed_bases)
+        _check_allowed(address, kept.manifest, rules)
         return kept.path
     store = open_store(address)
     at = f" at commit {store.version}" if store.version else ""
@@ -106,7 +113,7 @@ def fetch_artifact(
         raise ArtifactCorruptError(f"{address} has the digest sha256:{sha256}, it is pinned to {address.sha256}")
     manifest = parse_manifest(str(address), raw)
     _check_names(address, manifest)
-    check_base_allowed(address, manifest.base, rules.allowed_bases)
+    _check_allowed(address, manifest, rules)
     if address.sha256 is None:
         say(f"the artifact is sha256:{sha256}: #sha256={sha256} after its address pins it")
     with file_lock(root / f"{sha256}.lock", progress=progress):

@@ -17,7 +17,6 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from laplora.artifact.manifest import (
-    FAMILIARITY,
     MANIFEST,
     NAME,
     SHIFT,
@@ -116,7 +115,6 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
     root = path.resolve()
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()} - {MANIFEST}
     wanted = {*manifest.files, *manifest.required}
-    wanted |= {FAMILIARITY} if manifest.familiarity else set()
     wanted |= {SHIFT} if manifest.conditioned else set()
     missing, extra = sorted(wanted - present), sorted(present - set(manifest.files))
     if missing or extra:

@@ -5,25 +5,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from laplora.artifact.readout_records import ClassificationHeadRecord, ReadOutRecord
+from laplora.artifact.readout_records import ClassificationHeadRecord, NoAnswerRecord, ReadOutRecord
 from laplora.decisions.conformal import ConformalScore
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ConfigError
 from laplora.familiarity.percentile import is_unfamiliar
+from laplora.features.outputs import FeatureSource, HeadSource
 from laplora.linearised import Likelihood
 from laplora.models.base import BaseSpec
 from laplora.posterior.base import Prior
-from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName, PredictiveSpec, predictive_spec
+from laplora.predictive.kinds import (
+    CONDITIONED,
+    PREDICTIVES,
+    Corrected,
+    PredictiveName,
+    PredictiveSpec,
+    predictive_spec,
+)
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS
 from laplora.prompts.templates import Cut, PromptTemplate
 from laplora.strict_json import is_nested_within, strict_json
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 MANIFEST = "manifest.json"
 POSTERIOR = "posterior.safetensors"
 REPORT_PAGE = "report/report.html"
@@ -31,8 +39,14 @@ GOLDEN = "golden.json"
 SCORES = "scores.safetensors"
 SHIFT = "shift.safetensors"
 FAMILIARITY = "familiarity.safetensors"
+EXPERTS = "experts.safetensors"
+ROWS = "rows.safetensors"
 ADAPTER_FOLDER = "adapter"
 HEAD = "head.safetensors"
+#: Heads that answer, by name.
+ExpertName = Literal["conditioned", "frozen", "encoder", "options"]
+#: What a pool can have.
+MemberName = Literal["adapter", "conditioned", "frozen", "encoder", "options"]
 #: Most levels of a manifest: deeper ones can be read, and not be written or listed again.
 MAX_NESTING = 64
 #: What an artifact may be called.
@@ -115,7 +129,10 @@ class CalibrationRecord(_Record):
 class FamiliarityRecord(_Record):
     """What says how like the training rows an input is, in ``familiarity.safetensors``."""
 
-    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="whose states are compared")
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        description="whose states under the adapter are compared; none where each head compares its own features, in "
+        "``experts.safetensors``"
+    )
     tokens: int = Field(1, ge=1, description="last tokens that a decoder's states are averaged over")
     rows: int = Field(ge=2, description="training rows that they are compared with")
     false_alarms: float = Field(
@@ -130,6 +147,22 @@ class ConditionedRecord(_Record):
     precision: float = Field(gt=0, description="of the prior of the head's weights on standardised states")
     bias: float = Field(ge=0, description="prior variance of the constant, nats squared")
     size: float = Field(ge=0, description="root mean square of what it adds to a contrast of the rows, nats")
+
+
+class ExpertRecord(_Record):
+    """A head that answers, in ``experts.safetensors``."""
+
+    source: FeatureSource = Field(description="of its features: which pass")
+    offset: Literal["adapter"] | None = Field(description="whose log probabilities it corrects; null: it stands alone")
+    rows: int = Field(ge=1, description="labelled rows that it was fitted on")
+
+
+class EncoderRecord(_Record):
+    """The sentence encoder that heads read."""
+
+    name: str = Field(description="an offline name, a folder, or a hub id")
+    weights_hash: str
+    tokenizer_hash: str
 
 
 class ManyClassesRecord(_Record):
@@ -191,7 +224,12 @@ class Manifest(_Record):
     labels: tuple[str, ...] = Field(min_length=2, max_length=MAX_LABELS)
     readout: ReadOutRecord = Field(description="how the labels' logits are read from the model")
     max_tokens: int = Field(ge=FEWEST_TOKENS)
-    prior: PriorRecord
+    prior: PriorRecord | None = Field(description="of the adapter's weights; null: there is no adapter")
+    experts: dict[ExpertName, ExpertRecord] = Field(default_factory=dict, description="heads that answer, by name")
+    pool: dict[MemberName, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="weights of the experts that answer together as pooled, by name"
+    )
+    encoder: EncoderRecord | None = Field(None, description="null where no head reads one")
     conditioned: dict[Corrected, ConditionedRecord] = Field(
         default_factory=dict, description="by predictive that the calibration rows' labels correct"
     )
@@ -208,20 +246,55 @@ class Manifest(_Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
+        if not self.has_adapter and isinstance(self.readout, ClassificationHeadRecord):
+            raise ValueError("a classification head is trained, and has a posterior")
         if self.readout.class_count != len(self.labels):
             raise ValueError(
                 f"the read-out has {self.readout.class_count} classes, there are {len(self.labels)} labels"
             )
         if self.many_classes and len(self.labels) <= self.many_classes.limit:
             raise ValueError(f"many_classes is for more than {self.many_classes.limit} labels, not {len(self.labels)}")
-        for name in ("map", self.recommended.predictive):
+        for name in (*(["map"] if self.has_adapter else []), self.recommended.predictive):
             if name not in self.servable:
                 raise ValueError(f"the artifact must have the predictive {name!r}")
+        self._check_experts()
         if missing := sorted(self.conditioned.keys() - self.predictives.keys()):
             raise ValueError(f"labels correct {missing[0]!r}, which is no predictive of the artifact")
         if missing := sorted((set(CONDITIONED) & self.predictives.keys()) - self.conditioned.keys()):
             raise ValueError(f"predictives.{missing[0]} is corrected by labels, and the artifact has none of it")
         return self
+
+    def _check_experts(self) -> None:
+        """Raise ValueError where experts, pool and predictives do not fit each other."""
+        names: set[str] = set(self.servable)
+        if odd := set[str](self.experts) - names:
+            raise ValueError(f"the expert {sorted(odd)[0]!r} is no predictive of the artifact")
+        alone = {"map"} if not self.has_adapter else set(PREDICTIVES)
+        if odd := names - {*self.experts, *alone, *(["pooled"] if self.pool else [])}:
+            raise ValueError(
+                f"the predictive {sorted(odd)[0]!r} is of an adapter, or of a head or pool that is not there"
+            )
+        members = {*self.experts, *(["adapter"] if self.has_adapter else [])}
+        if odd := set[str](self.pool) - members:
+            raise ValueError(f"the pool weighs {sorted(odd)[0]!r}, which the artifact does not have")
+        if bool(self.pool) != ("pooled" in self.servable):
+            raise ValueError("pooled is a predictive where there is a pool, and nowhere else")
+        if not self.has_adapter and (not self.experts or any(one.offset for one in self.experts.values())):
+            raise ValueError("without an adapter there must be heads, and none that corrects it")
+        sources = {one.source for one in self.experts.values()}
+        if ("encoder" in sources) != (self.encoder is not None):
+            raise ValueError("a sentence encoder is named where a head reads one, and nowhere else")
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether it has trained weights with a posterior: an adapter's, or a head's alone."""
+        return self.prior is not None
+
+    @property
+    def sources(self) -> tuple[HeadSource, ...]:
+        """What passes give for its heads, beside the adapter's."""
+        found = {one.source for one in self.experts.values()}
+        return tuple(source for source in get_args(HeadSource) if source in found)
 
     @property
     def head_alone(self) -> ClassificationHeadRecord | None:
@@ -242,7 +315,10 @@ class Manifest(_Record):
     @property
     def required(self) -> tuple[str, ...]:
         """The files that it must have, next to its manifest."""
-        return (*((HEAD,) if self.head_alone else ADAPTER_FILES), POSTERIOR, GOLDEN, SCORES)
+        trained = (HEAD,) if self.head_alone else ADAPTER_FILES
+        of_adapter = (*trained, POSTERIOR) if self.has_adapter else ()
+        compared = (FAMILIARITY,) if self.familiarity and self.familiarity.layers else ()
+        return (*of_adapter, *((EXPERTS,) if self.experts else ()), *compared, GOLDEN, SCORES)
 
     @property
     def servable(self) -> tuple[PredictiveName, ...]:
@@ -264,6 +340,8 @@ class Manifest(_Record):
         """The base model this artifact belongs to."""
         record = self.readout
         classes = record.class_count if isinstance(record, ClassificationHeadRecord) else None
+        if isinstance(record, NoAnswerRecord) and record.side == "right":
+            classes = 0
         return BaseSpec(self.base_model, self.revision, self.quantization, self.dtype, classes)
 
 

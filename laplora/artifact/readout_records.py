@@ -15,6 +15,7 @@ from laplora.readouts.base import ReadOut
 from laplora.readouts.classification_head import ClassificationHead
 from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.label_tokens import LabelTokens
+from laplora.readouts.no_answer import NoAnswer
 
 
 class LabelTokensRecord(BaseModel):
@@ -108,9 +109,26 @@ class ClassificationHeadRecord(BaseModel):
         return self
 
 
+class NoAnswerRecord(BaseModel):
+    """A model as it is that has no answer of its own for the labels: heads alone answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["none"]
+    class_count: int = Field(ge=2)
+    side: Side = Field(description="side of a row that is padded, and of a long text that is cut")
+
+    def readout(self) -> NoAnswer:
+        """Return the read-out."""
+        return NoAnswer(self.class_count, self.side)
+
+    def verify(self, name: str, tokenizer: Any, template: PromptTemplate) -> None:
+        """Do nothing: no token stands for a label."""
+
+
 #: Every kind of record.
 ReadOutRecord = Annotated[
-    LabelTokensRecord | LabelSequencesRecord | ClassificationHeadRecord, Field(discriminator="kind")
+    LabelTokensRecord | LabelSequencesRecord | ClassificationHeadRecord | NoAnswerRecord, Field(discriminator="kind")
 ]
 
 
@@ -128,4 +146,6 @@ def readout_record(readout: ReadOut, verbalizers: Sequence[str], *, alone: bool 
         )
     if isinstance(readout, ClassificationHead):
         return ClassificationHeadRecord(kind="classification_head", alone=alone, **vars(readout))
+    if isinstance(readout, NoAnswer):
+        return NoAnswerRecord(kind="none", class_count=readout.class_count, side=readout.side)
     raise ConfigError(f"an artifact cannot hold the read-out {type(readout).__name__}: use one of laplora.readouts")

@@ -41,8 +41,9 @@ class Prediction(Record):
         labels: those of probability above 0.5, where several may be right; None where one is. ``probs`` are then each
             label's own and do not sum to 1, and logits are not centred.
         answered_by: name of the predictive that computed it; None from an older service.
-        probs: by label, of the predictive; map_probs: of the fine-tuned model alone.
-        probs_std: by label; None for a predictive without a covariance, such as ``conditioned``.
+        probs: by label, of the predictive; map_probs: of the fine-tuned model alone; without one
+            of the base by label tokens, None where it has no answer.
+        probs_std: by label; None for a predictive without a spread, such as ``temperature``.
         logit_variance: (classes,), logit_covariance: (classes, classes), of the centred logits in the labels' order,
             in nats squared.
         familiarity: how like the training rows the input is, 0 to 1; None where the artifact does not tell, and from an
@@ -56,7 +57,7 @@ class Prediction(Record):
     labels: tuple[str, ...] | None = None
     label_text: str
     answered_by: str | None = None
-    map_probs: dict[str, float]
+    map_probs: dict[str, float] | None
     probs: dict[str, float]
     probs_std: dict[str, float] | None
     calibrated_probs: dict[str, dict[str, float]] = {}
@@ -64,7 +65,7 @@ class Prediction(Record):
     logit_variance: tuple[float, ...] | None
     logit_covariance: tuple[tuple[float, ...], ...] | None = None
     uncertainty: Uncertainty | None
-    label_mass: float
+    label_mass: float | None
     familiarity: float | None = None
     score: float
     prediction_set: tuple[str, ...]

@@ -87,7 +87,7 @@ def raise_flags(
     thresholds: PredictiveThresholds,
     *,
     score: torch.Tensor,
-    label_mass: torch.Tensor,
+    label_mass: torch.Tensor | None,
     set_sizes: torch.Tensor,
     truncated: Sequence[bool],
     epistemic: torch.Tensor | None,
@@ -97,7 +97,7 @@ def raise_flags(
 
     Args:
         thresholds: of the predictive that answers; score: (batch,) its ``review_score``.
-        label_mass: (batch,).
+        label_mass: (batch,); None where nothing but labels can be answered.
         set_sizes: (batch,) labels in the conformal prediction set.
         truncated: per row, whether its prompt was cut.
         epistemic: (batch,) nats; None where there is none.
@@ -107,15 +107,16 @@ def raise_flags(
         DataError: shapes that do not fit.
         NonFiniteError: NaN or infinity.
     """
-    columns = {"score": score, "label_mass": label_mass, "set_sizes": set_sizes}
-    check_columns(len(score), **columns, epistemic=epistemic, unfamiliar=unfamiliar)
+    columns = {"score": score, "set_sizes": set_sizes}
+    check_columns(len(score), **columns, label_mass=label_mass, epistemic=epistemic, unfamiliar=unfamiliar)
     limit, least_mass = thresholds.review.threshold, thresholds.flags["low_label_mass"].value
     raised: dict[Flag, torch.Tensor] = {
         "low_confidence": score.double().cpu() > (-math.inf if limit is None else limit),
-        "low_label_mass": label_mass.double().cpu() < (math.inf if least_mass is None else least_mass),
         "ambiguous_set": set_sizes.cpu() != 1,
         "truncated": torch.tensor(list(truncated), dtype=torch.bool),
     }
+    if label_mass is not None:
+        raised["low_label_mass"] = label_mass.double().cpu() < (math.inf if least_mass is None else least_mass)
     if epistemic is not None and (most := thresholds.flags.get("high_epistemic")) and most.value is not None:
         raised["high_epistemic"] = epistemic.double().cpu() > most.value
     if unfamiliar is not None:

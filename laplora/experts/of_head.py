@@ -17,6 +17,9 @@ from laplora.experts.base import FeatureSource, Labelled, LogProbSource, Outputs
 from laplora.head.fit import FittedHead, fit
 from laplora.head.head import Head
 
+#: The only block of the source ``last_state``.
+LAST = "last"
+
 
 @dataclass(frozen=True)
 class HeadExpert(AnswersByHead):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,26 @@ def read_familiarity_for(model: Any, path: Path, layers: Sequence[int], tokens: 
 
 
 def read_familiarity(path: Path, *, layers: Sequence[int], hidden: int, available: int, tokens: int = 1) -> Familiarity:
-    """Return what a file holds, as it is multiplied: in float64.
+    """Return what a file holds; the rest as ``checked_familiarity``."""
+    tensors, _ = read_tensors(path)
+    return checked_familiarity(path.name, tensors, layers=layers, hidden=hidden, available=available, tokens=tokens)
+
+
+def checked_familiarity(
+    file: str,
+    kept: Mapping[str, torch.Tensor],
+    *,
+    layers: Sequence[int],
+    hidden: int,
+    available: int,
+    tokens: int = 1,
+) -> Familiarity:
+    """Return what named tensors hold, as it is multiplied: in float64.
 
     A file without a weight is of an earlier fit, in which the logits had no part.
 
     Args:
+        file: what messages call it.
         layers: that it should have; hidden: size of the model's states; available: how many layers the model has;
             tokens: as of ``Familiarity``.
 
@@ -50,30 +65,29 @@ def read_familiarity(path: Path, *, layers: Sequence[int], hidden: int, availabl
         ArtifactCorruptError: an unreadable file, a layer that the model does not have, a tensor missing or left over,
             of another shape or with a value that it cannot have.
     """
-    kept, _ = read_tensors(path)
     tensors = {WEIGHT: torch.zeros((), dtype=torch.float64), **kept}
     if len(set(layers)) != len(layers) or not all(0 <= number < available for number in layers):
-        raise ArtifactCorruptError(f"{path.name}: its layers {list(layers)} are not among the model's {available}")
+        raise ArtifactCorruptError(f"{file}: its layers {list(layers)} are not among the model's {available}")
     wanted = {f"{number}.{part}" for number in layers for part in PARTS} | {REFERENCE, WEIGHT}
     if odd := sorted(set(tensors) ^ wanted):
-        raise ArtifactCorruptError(f"{path.name}: {len(odd)} tensors are missing or left over, such as {odd[0]!r}")
+        raise ArtifactCorruptError(f"{file}: {len(odd)} tensors are missing or left over, such as {odd[0]!r}")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            raise ArtifactCorruptError(f"{path.name}: {name} should be finite numbers")
+            raise ArtifactCorruptError(f"{file}: {name} should be finite numbers")
     reference = tensors[REFERENCE].double()
     if reference.dim() != 1 or not len(reference) or bool((reference.diff() < 0).any()):
-        raise ArtifactCorruptError(f"{path.name}: {REFERENCE} should be one number or more, ascending")
+        raise ArtifactCorruptError(f"{file}: {REFERENCE} should be one number or more, ascending")
     weight = tensors[WEIGHT]
     if weight.dim() or weight < 0:
-        raise ArtifactCorruptError(f"{path.name}: {WEIGHT} should be one number, 0 or above")
+        raise ArtifactCorruptError(f"{file}: {WEIGHT} should be one number, 0 or above")
     distances = tuple(
-        _distance(path, number, {part: tensors[f"{number}.{part}"].double() for part in PARTS}, hidden)
+        _distance(file, number, {part: tensors[f"{number}.{part}"].double() for part in PARTS}, hidden)
         for number in layers
     )
     return Familiarity(Strangeness(tuple(layers), distances, float(weight)), reference, tokens)
 
 
-def _distance(path: Path, number: int, parts: dict[str, torch.Tensor], hidden: int) -> LayerDistance:
+def _distance(file: str, number: int, parts: dict[str, torch.Tensor], hidden: int) -> LayerDistance:
     directions, centers = parts["directions"], parts["class_centers"]
     kept = directions.shape[1] if directions.dim() == 2 else 0
     shapes = {
@@ -85,12 +99,12 @@ def _distance(path: Path, number: int, parts: dict[str, torch.Tensor], hidden: i
     }
     for part, shape in shapes.items():
         if tuple(parts[part].shape) != shape:
-            raise ArtifactCorruptError(f"{path.name}: {number}.{part} should be of shape {shape}")
+            raise ArtifactCorruptError(f"{file}: {number}.{part} should be of shape {shape}")
     if kept > hidden:  # before their inner products are taken, which would fill the memory
-        raise ArtifactCorruptError(f"{path.name}: layer {number} has {kept} directions, of {hidden} numbers each")
+        raise ArtifactCorruptError(f"{file}: layer {number} has {kept} directions, of {hidden} numbers each")
     if not len(centers) or not bool((parts["variances"] > 0).all() and parts["rest"] > 0):
-        raise ArtifactCorruptError(f"{path.name}: layer {number} needs a class centre, and variances above 0")
+        raise ArtifactCorruptError(f"{file}: layer {number} needs a class centre, and variances above 0")
     skewed = directions.T @ directions - torch.eye(kept, dtype=directions.dtype)
     if kept and float(skewed.abs().max()) > _SKEWED:
-        raise ArtifactCorruptError(f"{path.name}: the directions of layer {number} are not orthonormal")
+        raise ArtifactCorruptError(f"{file}: the directions of layer {number} are not orthonormal")
     return LayerDistance(**parts)

@@ -12,21 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from laplora.answers.golden_inputs import GoldenInputs
+from laplora.answers.golden_inputs import golden_inputs as inputs_and_source
 from laplora.answers.prediction import Array, Prediction
+from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.folder import Artifact, check_name, check_replaceable
 from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, REPORT_PAGE, Manifest
 from laplora.artifact.readout_records import readout_record
 from laplora.classifier import Classifier, batches
 from laplora.errors import ConditioningError, ConfigError, ModelError
 from laplora.experts.base import Expert, Outputs
+from laplora.features.sentence_encoder import SentenceEncoder
 from laplora.files import write_whole
 from laplora.fitting.adapted_experts import Heads, adapter_experts, outputs_of_rows
 from laplora.fitting.conditioning import shifts_of
-from laplora.fitting.describing import describe, summary
+from laplora.fitting.describing import describe, fitted_fields, summary
 from laplora.fitting.evaluation import Measured, evaluated
 from laplora.fitting.fit import Fit
-from laplora.fitting.golden_inputs import GoldenInputs
-from laplora.fitting.golden_inputs import golden_inputs as inputs_and_source
 from laplora.fitting.new_labels import condition_on
 from laplora.fitting.progress import Progress
 from laplora.fitting.rows import read_rows
@@ -38,6 +40,7 @@ from laplora.fitting.saving import (
     write_artifact,
     write_fit,
 )
+from laplora.fitting.settings import FitSettings
 from laplora.models.adapters import save_adapter
 from laplora.models.base import BaseSpec, LoadedBase, base_spec_of, locate_base
 from laplora.models.classifier_head import is_adapted, save_head
@@ -45,8 +48,9 @@ from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.models.held_weights import HeldWeights
 from laplora.models.lora import check_enabled
 from laplora.models.readout import base_of
+from laplora.pool.served import NO_EXPERTS, ServedExperts
 from laplora.posterior.base import block_precisions
-from laplora.predictive.batch_outputs import AdaptedModel
+from laplora.predictive.batch_outputs import AdaptedModel, check_evaluating
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.lora_weights import lora_parameters, weight_checksums
 from laplora.predictor import Predictor
@@ -78,6 +82,7 @@ class CalibratedPosterior:
     """
 
     _fitted: CalibratedPosterior | None = None  # the fit, where later labels have moved this one
+    _heads: Heads | None = None
 
     def __init__(
         self,
@@ -92,16 +97,27 @@ class CalibratedPosterior:
         self._first_rows, self._progress, self._heads = first_rows, progress, heads
         self._measured: Measured | None = None
         self._record: FitRecord = record_of(fit)
+        scores = {str(name): one for name, one in fit.scores.items()}
+        self._serve(self._predictor(_adapted(classifier, fit), scores))
+
+    def _predictor(
+        self,
+        adapted: AdaptedModel,
+        scores: Mapping[str, ReviewScores],
+        experts: ServedExperts = NO_EXPERTS,
+        encoder: SentenceEncoder | None = None,
+    ) -> Predictor:
+        """Return what answers in memory as a server would."""
+        classifier = self.classifier
         manifest = self._describe(_UNSAVED, BaseSpec(_UNSAVED, None, "none", "float32"), _UNSAVED, _UNSAVED)
         base = LoadedBase(base_of(classifier.model), HeldWeights("plain", "as the model was given"))
-        artifact = Artifact(Path(_UNSAVED), manifest, _UNSAVED)
-        adapted = _adapted(classifier, fit)
-        scores = {str(name): one for name, one in fit.scores.items()}
-        self._serve(Predictor(artifact, adapted, classifier.tokenizer, classifier.device, base, scores))
+        artifact, tokenizer = Artifact(Path(_UNSAVED), manifest, _UNSAVED), classifier.tokenizer
+        return Predictor(artifact, adapted, tokenizer, classifier.device, base, scores, experts, encoder)
 
     def _serve(self, predictor: Predictor) -> None:
         self.predictor, self._parameters = predictor, predictor.adapted.parameters
         self._checksums = weight_checksums(self._parameters)
+        self._weights = _weights_of(self.classifier.model)
 
     def __repr__(self) -> str:
         """Return what was fitted, in a line."""
@@ -178,7 +194,7 @@ class CalibratedPosterior:
         answers: dict[int, Prediction] = {}
         for index in batches(rows, batch_size):
             with ONE_AT_A_TIME:
-                found = self.predictor.predict([rows[i] for i in index], predictive, covariance=covariance)
+                found = self.predictor.predict([rows[i] for i in index], self._named(predictive), covariance=covariance)
             answers.update(zip(index, found, strict=True))
         return [answers[i] for i in range(len(rows))]
 
@@ -338,9 +354,21 @@ class CalibratedPosterior:
             say(f"the experts {', '.join(self._heads.experts)} stay in memory: an artifact has none of them yet")
         return target
 
+    def _named(self, predictive: str | None) -> str | None:
+        """Return a predictive as a call named it; ConfigError where a message of its own says why there is none."""
+        return predictive
+
     def _check_model(self) -> None:
         """Raise ModelError where the model is not as it was fitted: the caller has it in their hands."""
         model = self.classifier.model
+        if not self.predictor.artifact.manifest.has_adapter:
+            check_evaluating(model)
+            if _weights_of(model) != self._weights:
+                raise ModelError(
+                    "the model is not as it was fitted: it was trained, or an adapter was put into it. Load it again, "
+                    "or fit anew"
+                )
+            return
         if is_adapted(model):
             check_enabled(model)
         now = lora_parameters(model)
@@ -372,23 +400,39 @@ class CalibratedPosterior:
             save_head(model, self.classifier.readout.trained, adapter / HEAD)
         return Parts(fitted, adapter)
 
+    @property
+    def _settings(self) -> FitSettings:
+        return self.fit.settings
+
+    @property
+    def _head_alone(self) -> bool:
+        return not is_adapted(self.classifier.model)
+
+    def _fitted_fields(self, saved: bool) -> dict[str, Any]:
+        """Return what the manifest says of the fit; ``saved``: on disk."""
+        return fitted_fields(self._record)
+
     def _describe(self, name: str, base: BaseSpec, base_hash: str, tokenizer: str) -> Manifest:
-        classifier, fit = self.classifier, self.fit
-        measured = self._measured
+        classifier, measured = self.classifier, self._measured
         return describe(
-            self._record,
+            self._fitted_fields(name != _UNSAVED),
             name=name,
             base=base,
             base_weights_hash=base_hash,
             tokenizer_hash=tokenizer,
             template=classifier.template,
             labels=classifier.labels,
-            readout=readout_record(classifier.readout, classifier.verbalizers, alone=not is_adapted(classifier.model)),
+            readout=readout_record(classifier.readout, classifier.verbalizers, alone=self._head_alone),
             max_tokens=classifier.max_tokens,
             metrics=summary(measured.to_json()) if measured else {},
-            config=fit.settings.model_dump(mode="json"),
+            config=self._settings.model_dump(mode="json"),
             data=self.data,
         )
+
+
+def _weights_of(model: Any) -> tuple[tuple[int, int], ...]:
+    """Return what changes when weights are changed in place, or others are put into a model."""
+    return tuple((id(parameter), parameter._version) for parameter in model.parameters())
 
 
 def _adapted(classifier: Classifier, fit: Fit) -> AdaptedModel:

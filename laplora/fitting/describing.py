@@ -24,7 +24,7 @@ _METRICS = ("rows", "accuracy", "nll", "ece", "brier", "auroc_error", "auprc_err
 
 
 def describe(
-    record: FitRecord,
+    fitted: Mapping[str, Any],
     *,
     name: str,
     base: BaseSpec,
@@ -38,7 +38,7 @@ def describe(
     config: Mapping[str, Any],
     data: Mapping[str, Any],
 ) -> Manifest:
-    """Return the manifest of a fit, its files not yet listed."""
+    """Return the manifest of a fit, its files not yet listed; ``fitted``: the fields that the fit gives."""
     fields = {k: v for k, v in asdict(template).items() if k in TemplateRecord.model_fields}
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -54,17 +54,24 @@ def describe(
         labels=tuple(labels),
         readout=readout,
         max_tokens=max_tokens,
-        prior=prior_record(record.served, record.centred),
-        conditioned=record.conditioned,
-        familiarity=record.familiarity,
-        many_classes=record.many_classes,
-        **dict(record.calibrated),
+        **fitted,
         metrics=dict(metrics),
         config=dict(config),
         data=dict(data),
         versions=installed_versions(),
         files={},
     )
+
+
+def fitted_fields(record: FitRecord) -> dict[str, Any]:
+    """Return what a manifest says of a fitted adapter."""
+    return {
+        "prior": prior_record(record.served, record.centred),
+        "conditioned": record.conditioned,
+        "familiarity": record.familiarity,
+        "many_classes": record.many_classes,
+        **dict(record.calibrated),
+    }
 
 
 def summary(evaluation: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from laplora.answers.golden_inputs import COUNT
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, warn
 from laplora.features.expert_passes import expert_passes
@@ -16,7 +17,6 @@ from laplora.fitting.adapted_experts import fit_beside
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.fit import fit_rows
 from laplora.fitting.fitted_heads import fit_heads
-from laplora.fitting.golden_inputs import COUNT
 from laplora.fitting.heads import HeadsPosterior
 from laplora.fitting.progress import Progress, shown_by
 from laplora.fitting.rows import (
@@ -170,7 +170,7 @@ def _of_heads(
     outputs = passes.outputs(rows, shown, "labelled rows")
     seconds = time.monotonic() - start
     labelled = shared_folds(classifier, (), rows, settings.calibration.folds, settings.seed)
-    heads = fit_heads(classifier.labels, passes.names, outputs, labelled, settings, shown)
+    heads = fit_heads(passes.names, outputs, labelled, settings, shown)
     data = {"source": "rows", "rows": {"labelled": len(rows)}, "pass_seconds": seconds}
     return HeadsPosterior(passes, heads, rows, settings, data, shown)
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from laplora.artifact.manifest import PredictiveRecord
-from laplora.classifier import Classifier
+from laplora.classifier import Classifier, batches
 from laplora.decisions.conformal import ConformalScore, label_sets, present_sets
 from laplora.decisions.uncertainty import review_score
 from laplora.familiarity.percentile import Familiarity
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.outputs import Fitted, SplitOutputs
-from laplora.fitting.progress import Progress, Silent
+from laplora.fitting.progress import Progress
 from laplora.fitting.projected import project_split
 from laplora.fitting.rows import groups_of
 from laplora.linearised import class_probs
@@ -27,10 +29,10 @@ from laplora.posterior.base import Posterior, Prior
 from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.predictive.shift import Shift
 from laplora.predictor import Predictor
-from laplora.prompts.examples import Example
+from laplora.prompts.examples import Example, label_tensor
 
-#: Inputs whose covariances are in memory together: 0.2 MB each with 150 classes.
-_BLOCK = 64
+#: Of the column of the model's own answers.
+_AT_MAP = "at_map"
 #: Rows of a pass.
 _BATCH = 8
 _COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
@@ -93,36 +95,37 @@ class RowProbs:
         map_probs = class_probs(split.logits, split.class_mask)
         return cls(probs, map_probs, split.labels, split.class_mask, split.together, split.input_groups)
 
-    @classmethod
-    def joined(cls, parts: Sequence[RowProbs], groups: torch.Tensor) -> RowProbs:
-        """Return the rows of all parts, in order, with the groups of their inputs."""
-        probs = {name: torch.cat([one.probs[name] for one in parts]) for name in parts[0].probs}
-        labels, mask = (torch.cat([getattr(one, name) for one in parts]) for name in ("labels", "class_mask"))
-        own = [one.map_probs for one in parts if one.map_probs is not None]
-        map_probs = torch.cat(own) if own else None
-        return cls(probs, map_probs, labels, mask, parts[0].together, groups)
-
 
 def evaluated(
     predictor: Predictor, classifier: Classifier, examples: Sequence[Example], progress: Progress
 ) -> Measured:
-    """Return every predictive's metrics on labelled rows, a block of them at a time in memory.
+    """Return every predictive's metrics on labelled rows, which are answered as a server answers them.
 
     Args:
         classifier: of the predictor's model.
     """
-    manifest, adapted = predictor.artifact.manifest, predictor.adapted
-    assert adapted.posterior is not None
-    posterior, prior = adapted.posterior.to("cpu", torch.float32), manifest.prior.prior()
-    temperatures = {name: record.temperature for name, record in manifest.predictives.items()}
-    parts, familiarity = list[RowProbs](), list[torch.Tensor]()
-    blocks = [examples[i : i + _BLOCK] for i in range(0, len(examples), _BLOCK)]
-    for block in progress.track(blocks, "test rows"):
-        found = outputs_of(classifier, _BATCH, posterior, prior, adapted.shifts, adapted.familiarity, block, Silent())
-        parts.append(RowProbs.of(found.outputs, temperatures))
-        familiarity += [] if found.familiarity is None else [found.familiarity]
-    rows = RowProbs.joined(parts, groups_of(classifier, examples))
-    unfamiliar = manifest.unfamiliar(torch.cat(familiarity) if familiarity else None)
+    manifest, classes = predictor.artifact.manifest, predictor.class_count
+    encoded = [predictor.encode(example.fields, truncate=True) for example in examples]
+    shape, names = (len(examples), classes), predictor.predictives
+    columns = {name: np.zeros(shape) for name in (*names, _AT_MAP)}
+    familiarity = np.zeros(len(examples))
+    for index in progress.track(batches(encoded, _BATCH), "test rows"):
+        for name, answers in predictor.predict_each([encoded[i] for i in index]).items():
+            for i, answer in zip(index, answers, strict=True):
+                columns[name][i, : len(answer.labels)] = answer.arrays.probs
+                if answer.arrays.map_probs is not None:
+                    columns[_AT_MAP][i, : len(answer.labels)] = answer.arrays.map_probs
+                familiarity[i] = math.nan if answer.familiarity is None else answer.familiarity
+    several = manifest.likelihood == "bernoulli"
+    probs = {name: torch.from_numpy(values) for name, values in columns.items()}
+    mask = torch.arange(classes) < torch.tensor([row.class_count for row in encoded])[:, None]
+    labels, together = label_tensor(examples, classes), 1
+    if several:  # a row for each label, absent and present
+        probs = {name: torch.stack([1 - values.flatten(), values.flatten()], 1) for name, values in probs.items()}
+        labels, together, mask = labels.flatten(), classes, torch.ones(mask.numel(), 2, dtype=torch.bool)
+    at_map = probs.pop(_AT_MAP)
+    rows = RowProbs(probs, at_map if "map" in names else None, labels, mask, together, groups_of(classifier, examples))
+    unfamiliar = manifest.unfamiliar(None if np.isnan(familiarity).any() else torch.from_numpy(familiarity))
     evaluations, sets, by_label = evaluate_predictives(
         rows, manifest.predictives, manifest.calibration.conformal, unfamiliar
     )

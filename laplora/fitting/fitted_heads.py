@@ -8,28 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from laplora.answers.explaining import nothing_accepted
 from laplora.answers.review_scores import ReviewScores
-from laplora.artifact.manifest import CalibrationRecord, PredictiveRecord
+from laplora.artifact.head_files import KeptRows
+from laplora.artifact.manifest import (
+    CalibrationRecord,
+    EncoderRecord,
+    ExpertRecord,
+    FamiliarityRecord,
+    PredictiveRecord,
+    RecommendedRecord,
+)
 from laplora.errors import DataError, warn
 from laplora.experts.adapter import AsGiven, as_given, point
 from laplora.experts.base import Labelled, Outputs, losses_of
-from laplora.experts.familiar import across, compared, familiarity_of
+from laplora.experts.familiar import familiarity_of
 from laplora.experts.of_head import HeadExpert, fit_head
-from laplora.familiarity.percentile import Familiarity, false_alarms, is_unfamiliar
-from laplora.features.outputs import HeadSource
+from laplora.familiarity.percentile import Familiarity, false_alarms
+from laplora.features.outputs import HeadSource, LogProbSource
 from laplora.fitting.calibrate import OUT_OF_FOLD, calibration_record, recorded
 from laplora.fitting.progress import Progress
 from laplora.fitting.settings import FitSettings
 from laplora.head import HeadError
 from laplora.linearised import PosteriorPredictive, entropy
-from laplora.pool.choice import choose
+from laplora.pool.choice import Choice, choose
 from laplora.pool.pool import Pool, fit_pool
-from laplora.pool.weights import pooled
+from laplora.pool.served import ServedExperts
 
 #: Of an expert.
 Named = TypeVar("Named", bound=str)
@@ -39,25 +47,23 @@ _PASSES = {"frozen": 1.0, "options": 2.0, "encoder": 0.05}
 
 @dataclass(frozen=True)
 class FittedHeads:
-    """Heads, and the rules of their answers (``laplora.answers.prediction.Rules``).
+    """Heads, and what their held-out answers decide.
 
     Attributes:
-        labels: their names, in order; labelled: the rows' labels and folds.
+        labelled: the rows' labels and folds.
         experts: by name; zero_shot: the model's own answer, ``map``; None where it has none.
         pool: of all experts, ``pooled``; None of a single one.
-        recommended: name of what answers; reason: why.
+        choice: of what answers.
         predictives, calibration, scores: thresholds and sets by name, as an artifact records them.
         familiar: by expert and fold, how familiar an input is.
         false_alarms: share of rows like the labelled ones that are flagged as unfamiliar, at most; 0: none is.
     """
 
-    labels: tuple[str, ...]
     labelled: Labelled
     experts: Mapping[str, HeadExpert]
     zero_shot: AsGiven | None
     pool: Pool | None
-    recommended: str
-    reason: str
+    choice: Choice
     predictives: Mapping[str, PredictiveRecord]
     calibration: CalibrationRecord
     scores: Mapping[str, ReviewScores]
@@ -69,21 +75,43 @@ class FittedHeads:
         """By name what answers: each expert, and their pool."""
         return {**self.experts, **({} if self.pool is None else {"pooled": self.pool})}
 
-    def log_probs(self, outputs: Outputs) -> dict[str, torch.Tensor]:
-        """Return by name (batch, classes) float64 log probabilities of what answers, nats; each head is asked once."""
-        found = {name: expert.log_probs(outputs) for name, expert in self.experts.items()}
-        return found if self.pool is None else {**found, self.pool.name: pooled(found, self.pool.weights)}
+    @property
+    def served(self) -> ServedExperts:
+        """What an artifact has of them: an expert that the pool left out goes, unless it is what answers."""
+        weights = {} if self.pool is None else self.pool.weights
+        kept = {name: of for name, of in self.experts.items() if not weights or name in {*weights, self.choice.name}}
+        return ServedExperts(kept, weights, {name: self.familiar[name] for name in kept if name in self.familiar})
 
-    def familiarity(self, name: str, outputs: Outputs) -> torch.Tensor | None:
-        """Return (batch,) float64 how familiar inputs are, to the pool's heaviest head; None where it is off."""
-        if not self.false_alarms:
-            return None
-        name = next(iter(self.pool.heads)) if self.pool is not None and name == self.pool.name else name
-        return across(self.familiar[name], compared(outputs.features[self.experts[name].source], outputs.class_mask))
+    def manifest_fields(self, encoder: EncoderRecord | None) -> dict[str, Any]:
+        """Return what the manifest says of them; ``encoder``: that one of them reads."""
+        served, choice = self.served, self.choice
+        names = {"map", "pooled", *served.heads}
+        compares = FamiliarityRecord(layers=(), rows=len(self.labelled), false_alarms=self.false_alarms or 0.5)
+        return {
+            "prior": None,
+            "experts": {
+                name: ExpertRecord(source=of.source, offset=None, rows=len(self.experts[name].places))
+                for name, of in served.heads.items()
+            },
+            "pool": served.weights,
+            "encoder": encoder if "encoder" in served.heads else None,
+            "familiarity": compares if self.false_alarms else None,
+            "calibration": self.calibration,
+            "predictives": {name: record for name, record in self.predictives.items() if name in names},
+            "recommended": RecommendedRecord(
+                predictive=choice.name,  # type: ignore[arg-type]
+                reason=choice.reason,
+                chosen_by="calibration",
+                table={name: {"nll": nll} for name, nll in choice.nll.items()},
+            ),
+        }
 
-    def unfamiliar(self, familiarity: torch.Tensor | None) -> torch.Tensor | None:
-        """Return (batch,) bool which rows get the flag, by how familiar they are; None where it is off."""
-        return None if familiarity is None else is_unfamiliar(familiarity, self.false_alarms)
+    def kept_rows(self) -> KeptRows:
+        """Return the labelled rows as an artifact keeps them."""
+        own: dict[LogProbSource, torch.Tensor] = {}
+        if self.zero_shot is not None:
+            own["zero_shot"] = self.zero_shot.held_out
+        return KeptRows({name: self.experts[name] for name in self.served.heads}, self.labelled, own)
 
 
 def fit_experts(
@@ -98,7 +126,6 @@ def fit_experts(
 
 
 def judged(
-    labels: tuple[str, ...],
     labelled: Labelled,
     experts: Mapping[str, HeadExpert],
     zero_shot: AsGiven | None,
@@ -126,18 +153,15 @@ def judged(
         costs["pooled"] = sum(costs[name] for name in pool.weights)
     losses = {name: losses_of(expert.held_out, labelled) for name, expert in answering.items()}
     choice = choose(losses, costs, labelled.folds, labelled.groups)
-    best = choice.name
-    rate = wanted.unfamiliar_rate
+    best, rate = choice.name, wanted.unfamiliar_rate
     if nothing := nothing_accepted(best, records[best].thresholds, scores[best]):
         warn(nothing.message)
     return FittedHeads(
-        labels,
         labelled,
         experts,
         zero_shot,
         pool,
-        best,
-        choice.reason,
+        choice,
         records,
         calibration_record(wanted, labelled.groups, OUT_OF_FOLD),
         scores,
@@ -147,7 +171,6 @@ def judged(
 
 
 def fit_heads(
-    labels: tuple[str, ...],
     names: Sequence[HeadSource],
     outputs: Outputs,
     labelled: Labelled,
@@ -158,7 +181,7 @@ def fit_heads(
     zero_shot = as_given("zero_shot", outputs, labelled) if "zero_shot" in outputs.log_probs else None
     experts = fit_experts(names, outputs, labelled, settings.seed, progress)
     pool = fit_pool(experts, labelled) if len(experts) > 1 else None
-    return judged(labels, labelled, experts, zero_shot, pool, settings)
+    return judged(labelled, experts, zero_shot, pool, settings)
 
 
 def learned(
@@ -174,7 +197,7 @@ def learned(
     if zero_shot is not None:
         zero_shot = replace(zero_shot, held_out=torch.cat([zero_shot.held_out, outputs.log_probs["zero_shot"]]))
     together = heads.labelled.joined(labelled)
-    return judged(heads.labels, together, experts, zero_shot, _moved(heads.pool, experts, together), settings)
+    return judged(together, experts, zero_shot, _moved(heads.pool, experts, together), settings)
 
 
 def forgotten(heads: FittedHeads, rows: torch.Tensor, settings: FitSettings, progress: Progress) -> FittedHeads:
@@ -185,7 +208,7 @@ def forgotten(heads: FittedHeads, rows: torch.Tensor, settings: FitSettings, pro
     if zero_shot is not None:
         zero_shot = replace(zero_shot, held_out=zero_shot.held_out[kept])
     left = heads.labelled.take(kept)
-    return judged(heads.labels, left, experts, zero_shot, _moved(heads.pool, experts, left), settings)
+    return judged(left, experts, zero_shot, _moved(heads.pool, experts, left), settings)
 
 
 def _moved(pool: Pool | None, experts: Mapping[str, HeadExpert], labelled: Labelled) -> Pool | None:

@@ -1,43 +1,49 @@
-"""What ``laplora.fit`` returns for a model as it is: heads on its states, in memory."""
+"""What ``laplora.fit`` returns for a model as it is: heads on its states, calibrated."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from laplora.answers.prediction import Array, Prediction, answers_of
-from laplora.classifier import Classifier
-from laplora.errors import ArtifactWriteError, ConfigError, DataError, ModelError
-from laplora.experts.adapter import AsGiven, point
-from laplora.experts.answering import at_mode
+from laplora.answers.golden_inputs import COUNT
+from laplora.answers.review_scores import score_tensors
+from laplora.artifact.encoders import encoder_record
+from laplora.artifact.head_files import MOST_ROW_BYTES
+from laplora.artifact.manifest import SCORES, EncoderRecord
+from laplora.errors import ConfigError, DataError, warn
+from laplora.experts.adapter import AsGiven
 from laplora.experts.base import Labelled, Outputs, losses_of
 from laplora.experts.of_head import HeadExpert
 from laplora.features.expert_passes import ExpertPasses
-from laplora.fitting.calibrated import ONE_AT_A_TIME, Inputs, probabilities
-from laplora.fitting.evaluation import Measured, RowProbs, evaluate_predictives
+from laplora.files import write_json, write_tensors
+from laplora.fitting.calibrated import ONE_AT_A_TIME, CalibratedPosterior, Inputs
 from laplora.fitting.fitted_heads import FittedHeads, forgotten, learned
-from laplora.fitting.progress import Progress, Silent
+from laplora.fitting.progress import Progress
 from laplora.fitting.rows import groups_of, read_rows, warn_of_conflicts
+from laplora.fitting.saving import FIT, Parts, write_heads
 from laplora.fitting.settings import FitSettings
 from laplora.head.folds import folds_of_new
+from laplora.models.held_weights import tensor_bytes
 from laplora.pool.pool import Pool
-from laplora.predictive.batch_outputs import BatchOutputs
+from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.predictive.kinds import PREDICTIVES
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.groups import question_of
-from laplora.prompts.rows import EncodedRow
-from laplora.selection.suggest import Suggestion, most_telling
 
-#: Inputs whose features are in memory together: 30 kB each with a base of 135 million weights.
-_TOGETHER = 1024
+#: Of a sentence encoder whose hashes only a saved artifact needs.
+_UNSAVED = "in-memory"
 
 
-class HeadsPosterior:
-    """Heads on a model as it is: answers, metrics, and labels that come or go. It is never written to a file.
+class HeadsPosterior(CalibratedPosterior):
+    """Heads on a model as it is: answers, metrics, labels that come or go, and the artifact that serves the same.
+
+    ``map_probs`` of an answer are the model's own by label tokens, None where it has none; ``label_mass`` is None. The
+    spread is that of the head's weights under precisions that suit the mode: with more features than rows it is mostly
+    the prior's, as wide as the answer allows, and nearly all of ``total`` is ``epistemic``. By ``total`` doubts rank at
+    least as well. ``familiarity`` is by distances to the labelled rows.
 
     Attributes:
         passes: what runs inputs for the heads; its ``classifier`` keeps the model in use.
@@ -55,9 +61,14 @@ class HeadsPosterior:
         data: Mapping[str, Any],
         progress: Progress,
     ) -> None:
-        self.passes, self.heads, self.rows, self.settings, self.data = passes, heads, rows, settings, dict(data)
-        self._progress, self._weights = progress, _weights_of(passes.classifier.model)
-        progress.say(f"answers by {heads.recommended}: {heads.reason}")
+        self.passes, self.heads, self.rows, self.settings = passes, heads, rows, settings
+        self.classifier, self.data, self._progress = passes.classifier, dict(data), progress
+        self._first_rows = tuple(dict(example.fields) for example in rows[:COUNT])
+        self._measured = None
+        adapted = AdaptedModel(self.classifier.model, {}, self.classifier.readout)
+        scores = {str(name): one for name, one in heads.scores.items()}
+        self._serve(self._predictor(adapted, scores, heads.served, passes.encoder))
+        progress.say(f"answers by {self.recommended}: {heads.choice.reason}")
 
     def __repr__(self) -> str:
         """Return what was fitted, in a line."""
@@ -65,22 +76,7 @@ class HeadsPosterior:
         return f"HeadsPosterior({names} on a {model}, {len(self.rows)} labelled rows, answers by {self.recommended})"
 
     @property
-    def classifier(self) -> Classifier:
-        """The classifier, whose model answers nothing but as it is."""
-        return self.passes.classifier
-
-    @property
-    def recommended(self) -> str:
-        """What answers unless a call names another: a head, or their pool."""
-        return self.heads.recommended
-
-    @property
-    def predictives(self) -> tuple[str, ...]:
-        """What a call can name: ``map``, the model's own answer where it has one, the heads and their ``pooled``."""
-        return tuple(self.heads.predictives)
-
-    @property
-    def experts(self) -> dict[str, AsGiven | HeadExpert | Pool]:
+    def experts(self) -> dict[str, AsGiven | HeadExpert | Pool]:  # type: ignore[override]
         """By name, each with its honest log probabilities of ``rows``; ``zero_shot`` is the model's own answer."""
         own = {} if self.heads.zero_shot is None else {"zero_shot": self.heads.zero_shot}
         return {**own, **self.heads.answering}
@@ -93,67 +89,11 @@ class HeadsPosterior:
     def outputs(self, inputs: Inputs) -> Outputs:
         """Return what ``experts`` read of inputs; arguments and errors as of ``predict``."""
         given = [inputs] if isinstance(inputs, Mapping | str) else inputs
-        return self._outputs(read_rows(given, self.classifier, None, "input"), self._progress, "inputs")
+        return self._outputs(read_rows(given, self.classifier, None, "input"), "inputs")
 
-    def predict(
-        self, inputs: Inputs, predictive: str | None = None, *, truncate: bool = True, batch_size: int = 8
-    ) -> list[Prediction]:
-        """Return an answer per input, in order, as ``CalibratedPosterior.predict`` does.
-
-        ``map_probs`` are the model's own answer by label tokens, None where it has none; ``label_mass`` is 1. The
-        spread is that of the head's weights under precisions that suit the mode: with more features than rows it is
-        mostly the prior's, as wide as the answer allows, and nearly all of ``total`` is ``epistemic``. By ``total``
-        doubts rank at least as well. ``familiarity`` is by distances to the labelled rows.
-
-        Raises:
-            DataError: an input without one of the fields, or with one that cannot be used.
-            TooManyTokensError: too long, with ``truncate`` off.
-            ConfigError: no such predictive; ``laplace`` and others of an adapter are none.
-            ModelError: a model in training mode, or with other weights than were fitted.
-            NonFiniteError: NaN or infinity in its states.
-        """
-        name = self._named(predictive)
-        given = [inputs] if isinstance(inputs, Mapping | str) else inputs
-        if isinstance(given, Sized) and not len(given):
-            return []
-        examples = read_rows(given, self.classifier, None, "input")
-        rows = [self.classifier.encode(example.fields, truncate=truncate) for example in examples]
-        answers = list[Prediction]()
-        for some in _parts(len(rows)):
-            answers += self._answers(examples[some], rows[some], name, batch_size)
-        return answers
-
-    def predict_proba(
-        self, inputs: Inputs, predictive: str | None = None, *, truncate: bool = True, batch_size: int = 8
-    ) -> Array:
-        """Return (inputs, labels) float64 the probabilities, as ``CalibratedPosterior.predict_proba`` does."""
-        answers = self.predict(inputs, predictive, truncate=truncate, batch_size=batch_size)
-        return probabilities(answers, self.classifier.class_count)
-
-    def evaluate(self, rows: Any, label_field: str = "label", groups: str | None = None) -> Measured:
-        """Return the metrics of every head, and of the model's own answer, on labelled rows that none of them knows.
-
-        Arguments and errors are those of ``laplora.fit``; intervals are over groups.
-        """
-        examples = read_rows(rows, self.classifier, label_field, "test row", groups)
-        parts, familiarity = list[RowProbs](), list[torch.Tensor | None]()
-        for some in _parts(len(examples)):
-            outputs = self._outputs(examples[some], self._progress, "test rows")
-            probs = {name: logs.exp() for name, logs in self.heads.log_probs(outputs).items()}
-            own = outputs.log_probs["zero_shot"].exp() if self.heads.zero_shot else None
-            probs = ({} if own is None else {"map": own}) | probs
-            familiarity.append(self.heads.familiarity(self.recommended, outputs))
-            labels = label_tensor(examples[some], self.classifier.class_count)
-            parts.append(RowProbs(probs, own, labels, outputs.class_mask, 1, labels))
-        together = RowProbs.joined(parts, groups_of(self.classifier, examples))
-        known = [one for one in familiarity if one is not None]
-        unfamiliar = self.heads.unfamiliar(torch.cat(known) if known else None)
-        rules = self.heads.calibration.conformal
-        evaluations, sets, by_label = evaluate_predictives(together, self.heads.predictives, rules, unfamiliar)
-        share = None if unfamiliar is None else float(unfamiliar.double().mean())
-        return Measured(evaluations, sets, self.recommended, (), by_label, share)
-
-    def condition(self, rows: Any, label_field: str = "label", *, groups: str | None = None) -> HeadsPosterior:
+    def condition(  # type: ignore[override]
+        self, rows: Any, label_field: str = "label", *, groups: str | None = None
+    ) -> HeadsPosterior:
         """Return the posterior that learned further labels, whose rows its thresholds rest on too; this one stays.
 
         Precisions and a pool's weights stay as they were fitted: with many more rows than before, fit anew.
@@ -164,7 +104,7 @@ class HeadsPosterior:
         examples = read_rows(rows, self.classifier, label_field, groups=groups)
         everything = (*self.rows, *examples)
         warn_of_conflicts(self.classifier, everything)
-        outputs = self._outputs(examples, self._progress, "labelled rows")
+        outputs = self._outputs(examples, "labelled rows")
         old = self.heads.labelled
         numbers = _continued(old.groups, groups_of(self.classifier, everything))
         new = Labelled(
@@ -174,7 +114,7 @@ class HeadsPosterior:
             folds_of_new(old.folds, len(examples), old.groups, numbers),
             torch.ones(len(examples), dtype=torch.bool),
         )
-        before = self.heads.answering[self.recommended].log_probs(outputs)
+        before = self.heads.answering[self.heads.choice.name].log_probs(outputs)
         self._progress.say(f"before they were learned, {len(new)} rows had NLL {losses_of(before, new).mean():.3f}")
         return self._with(learned(self.heads, outputs, new, self.settings, self._progress), everything)
 
@@ -192,85 +132,65 @@ class HeadsPosterior:
         index = torch.tensor(sorted(places), dtype=torch.int64)
         return self._with(forgotten(self.heads, index, self.settings, self._progress), left)
 
-    def suggest(
-        self, rows: Any, count: int = 100, *, least_familiarity: float = 0.0, batch_size: int = 8
-    ) -> Suggestion:
-        """Return which of some unlabelled rows to label next, as ``CalibratedPosterior.suggest`` does.
-
-        A row's gain is its ``epistemic``: the mutual information of its label and the weights of the head that answers
-        (BALD, Houlsby et al., arXiv 1112.5745), but at most the entropy of the answer.
-        """
-        if count < 1:
-            raise ConfigError(f"{count} rows are to be chosen: ask for at least 1")
-        answers = self.predict(rows, batch_size=batch_size)
-        examples = read_rows(rows, self.classifier, None)
-        gains = [answer.epistemic or 0.0 for answer in answers]
-        encoded = self.classifier.encode_examples(examples)
-        found = most_telling(encoded, answers, gains, count, least_familiarity)
-        if not found.rows:
-            raise DataError(
-                f"none of {len(examples)} rows is like enough to the labelled ones: lower the least familiarity"
-            )
-        return found
-
-    def save(self, path: str | Path, **_: Any) -> NoReturn:
-        """Raise ArtifactWriteError: an artifact has an adapter, or a trained head."""
-        raise ArtifactWriteError(
-            f"an artifact holds a LoRA adapter or a trained head. Heads on a {type(self.classifier.model).__name__} as "
-            "it is live in memory alone: keep the labelled rows and fit again, which takes forward passes"
-        )
-
     def _with(self, heads: FittedHeads, rows: tuple[Example, ...]) -> HeadsPosterior:
         data = self.data | {"rows": {"labelled": len(rows)}}
         found = HeadsPosterior(self.passes, heads, rows, self.settings, data, self._progress)
         found._weights = self._weights  # those that the features are of
         return found
 
-    def _named(self, predictive: str | None) -> str:
-        name = predictive or self.recommended
-        if name in self.predictives:
-            return name
-        if name in PREDICTIVES and name != "map":
+    def _named(self, predictive: str | None) -> str | None:
+        if predictive in PREDICTIVES and predictive not in (*self.predictives, "map"):
             raise ConfigError(
-                f"{name!r} is of a model with a LoRA adapter or a trained head, over whose weights there is a "
+                f"{predictive!r} is of a model with a LoRA adapter or a trained head, over whose weights there is a "
                 f"posterior: this model, as it is, has {list(self.predictives)}"
             )
-        raise ConfigError(f"there is no predictive {name[:64]!r}: there are {list(self.predictives)}")
+        return predictive
 
-    def _outputs(self, examples: Sequence[Example], progress: Progress, title: str, batch_size: int = 8) -> Outputs:
+    def _outputs(self, examples: Sequence[Example], title: str) -> Outputs:
         """Return what the heads read of examples, after a check that the model is as it was fitted."""
-        model = self.classifier.model
-        if model.training:
-            raise ModelError("the model is in training mode, in which dropout would change answers: call model.eval()")
-        if _weights_of(model) != self._weights:
-            raise ModelError(
-                "the model is not as it was fitted: it was trained, or an adapter was put into it. Load it again, or "
-                "fit anew"
-            )
+        self._check_model()
         with ONE_AT_A_TIME:
-            return self.passes.outputs(examples, progress, title, batch_size)
+            return self.passes.outputs(examples, self._progress, title)
 
-    def _answers(
-        self, examples: Sequence[Example], rows: Sequence[EncodedRow], name: str, batch_size: int
-    ) -> list[Prediction]:
-        outputs, heads = self._outputs(examples, Silent(), "", batch_size), self.heads
-        own = outputs.log_probs["zero_shot"] if heads.zero_shot else None
-        by_name = heads.log_probs(outputs)
-        answering = self.recommended if name == "map" else name
-        answers = heads.answering[answering].answers(outputs)
-        computed = {expert: point(log_probs) for expert, log_probs in by_name.items()} | {answering: at_mode(answers)}
-        if own is not None:
-            computed["map"], by_name["map"] = point(own), own
-        logits = by_name[name]
-        familiarity = heads.familiarity(answering, outputs)
-        mass = torch.ones(len(rows), dtype=torch.float64)
-        given = BatchOutputs(logits, mass, outputs.class_mask, {}, None, familiarity)
-        at_map = None if own is None else own.exp()
-        found = answers_of(heads, rows, given, computed, name, at_map, spread=name != "map")
-        if name == "map":
-            return found
-        variances = answers.variance.numpy()
-        return [replace(one, logit_variance=variances[i, : len(one.labels)]) for i, one in enumerate(found)]
+    @property
+    def _settings(self) -> FitSettings:
+        return self.settings
+
+    @property
+    def _head_alone(self) -> bool:
+        return False
+
+    def _fitted_fields(self, saved: bool) -> dict[str, Any]:
+        encoder = self.passes.encoder
+        if encoder is None:
+            return self.heads.manifest_fields(None)
+        unsaved = EncoderRecord(name=encoder.name, weights_hash=_UNSAVED, tokenizer_hash=_UNSAVED)
+        return self.heads.manifest_fields(encoder_record(encoder) if saved else unsaved)
+
+    def _write_parts(self, folder: Path, base_model: str) -> Parts:
+        """Write the heads into a folder of their own."""
+        fitted, heads, kept = folder / "fitted", self.heads, None
+        if self.settings.experts.keep_rows:
+            kept = heads.kept_rows()
+            if (size := tensor_bytes(kept)) > MOST_ROW_BYTES:
+                warn(
+                    f"the labelled rows' features are {size / 2**30:.1f} GiB, more than an artifact keeps: whoever has "
+                    "further labels fits all of them anew"
+                )
+                kept = None
+        write_heads(fitted, heads.served, kept)
+        write_tensors(fitted / SCORES, score_tensors(heads.scores))
+        pool = heads.pool
+        write_json(
+            fitted / FIT,
+            {
+                "nll": dict(heads.choice.nll),
+                "nll_of_the_choice": heads.choice.cross_fitted,
+                "precisions": {name: dict(one.fitted.precisions) for name, one in heads.experts.items()},
+                "weights_by_fold": {} if pool is None else {fold: dict(each) for fold, each in pool.by_fold.items()},
+            },
+        )
+        return Parts(fitted)
 
     def _places(self, rows: Any, label_field: str) -> set[int]:
         """Return which labelled rows are meant, by ids or by the rows themselves."""
@@ -294,15 +214,6 @@ class HeadsPosterior:
         if unknown := sum(one not in found for one in wanted):
             raise DataError(f"{unknown} of {len(wanted)} {what} are of none of the {len(self.rows)} labelled rows")
         return {place for one in wanted for place in found[one]}
-
-
-def _parts(rows: int) -> Iterator[slice]:
-    return (slice(start, start + _TOGETHER) for start in range(0, rows, _TOGETHER))
-
-
-def _weights_of(model: Any) -> tuple[tuple[int, int], ...]:
-    """Return what changes when weights are changed in place, or others are put into a model."""
-    return tuple((id(parameter), parameter._version) for parameter in model.parameters())
 
 
 def _continued(old: torch.Tensor, everyone: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from laplora.answers.golden import what_leaves
+from laplora.answers.golden_inputs import GoldenInputs
 from laplora.artifact.folder import check_name, check_replaceable
 from laplora.artifact.packaged import copy_artifact, is_conditioned
 from laplora.errors import ConfigError
 from laplora.fitting.calibrated import ONE_AT_A_TIME, CalibratedPosterior
 from laplora.fitting.describing import summary
 from laplora.fitting.fit import Fit
-from laplora.fitting.golden_inputs import GoldenInputs
 from laplora.fitting.progress import Progress, shown_by
 from laplora.fitting.rows import read_rows
 from laplora.fitting.served_rows import LoadedClassifier

@@ -15,12 +15,15 @@ from laplora.answers.golden import Golden, GoldenSource, golden_entry, verify_an
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import score_tensors
 from laplora.artifact.folder import file_records, new_artifact, write_manifest
+from laplora.artifact.head_files import KeptRows, expert_tensors, row_tensors
 from laplora.artifact.manifest import (
     ADAPTER_FOLDER,
+    EXPERTS,
     FAMILIARITY,
     GOLDEN,
     HEAD,
     POSTERIOR,
+    ROWS,
     SCORES,
     SHIFT,
     ConditionedRecord,
@@ -37,6 +40,7 @@ from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.fit import Fit
 from laplora.fitting.projected import split_tensors
 from laplora.models.spread import Spread
+from laplora.pool.served import ServedExperts
 from laplora.posterior.base import block_precisions
 from laplora.posterior.file import posterior_tensors
 from laplora.predictive.kinds import Corrected
@@ -124,6 +128,13 @@ def write_fit(folder: Path, record: FitRecord, fit: Fit, notes: Mapping[str, Any
     write_json(folder / FIT, summary)
 
 
+def write_heads(folder: Path, served: ServedExperts, kept: KeptRows | None) -> None:
+    """Write heads into a folder, and the labelled rows that they learn on from; None: they learn no more."""
+    write_tensors(folder / EXPERTS, expert_tensors(served.heads, served.familiar))
+    if kept is not None:
+        write_tensors(folder / ROWS, row_tensors(kept))
+
+
 def read_fit(folder: Path) -> FitRecord:
     """Return what ``write_fit`` wrote beside the tensors."""
     return FitRecord.model_validate_json((folder / FIT).read_bytes())
@@ -134,12 +145,13 @@ class Parts:
     """The folders that an artifact is made of.
 
     Attributes:
-        fitted: where ``write_fit`` wrote; adapter: the trained one, in PEFT's layout, or a head alone.
+        fitted: where ``write_fit`` wrote; adapter: the trained one, in PEFT's layout, or a head alone; None of heads on
+            a model as it is.
         report: tables and plots of an evaluation; None without.
     """
 
     fitted: Path
-    adapter: Path
+    adapter: Path | None = None
     report: Path | None = None
 
 
@@ -158,11 +170,11 @@ def prior_record(choice: PriorChoice, centred: bool) -> PriorRecord:
 def artifact_parts(target: Path, parts: Parts) -> Iterator[Path]:
     """Yield a temporary folder with an artifact's tensors, which takes the place of ``target`` when the block ends."""
     with new_artifact(target) as folder:
-        if (parts.adapter / HEAD).is_file():
+        if parts.adapter is not None and (parts.adapter / HEAD).is_file():
             shutil.copy(parts.adapter / HEAD, folder / HEAD)
-        else:
+        elif parts.adapter is not None:
             shutil.copytree(parts.adapter, folder / ADAPTER_FOLDER)
-        for name in (POSTERIOR, SCORES, SHIFT, FAMILIARITY):
+        for name in (POSTERIOR, SCORES, SHIFT, FAMILIARITY, EXPERTS, ROWS):
             if (parts.fitted / name).is_file():
                 shutil.copy(parts.fitted / name, folder / name)
         if parts.report:

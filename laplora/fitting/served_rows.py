@@ -52,6 +52,7 @@ def served_outputs(
     """
     manifest, adapted = packaged.artifact.manifest, packaged.adapted
     assert adapted.posterior is not None
+    assert manifest.prior is not None
     posterior = adapted.posterior
     rows = classifier.encode_examples(examples)
 

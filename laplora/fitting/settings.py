@@ -127,6 +127,11 @@ class ExpertSettings(Section):
         "all-minilm-l6-v2",
         description="sentence encoder: an offline name, a folder of sentence-transformers, or a hub id; null: off",
     )
+    keep_rows: bool = Field(
+        True,
+        description="whether an artifact keeps the labelled rows' features, from which heads learn further labels; "
+        "they tell nearly as much of the rows as their texts",
+    )
 
 
 class FitSettings(Section):

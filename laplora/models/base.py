@@ -19,12 +19,13 @@ from laplora.models.held_weights import (
     keep_4bit_differentiable,
 )
 from laplora.models.offline import OFFLINE_MODELS, ensure_model, offline_name
-from laplora.models.probe import check_head, check_readout
+from laplora.models.probe import check_head, check_readout, check_states
 from laplora.models.quiet import only_errors_logged, quiet_loading
 from laplora.models.spread import Spread, check_spread, first_device
 from laplora.models.wheels import Progress
 from laplora.remote.address import is_address
 
+_CAUSAL = "causal language model"
 #: Modules of classifiers' heads, which are not quantized: they are trained, or small.
 _HEADS = ("score", "classifier", "pre_classifier", "pooler", "head")
 
@@ -38,7 +39,8 @@ class BaseSpec:
         revision: of a hub id; None: the default branch.
         quantization: ``nf4`` (NormalFloat-4 with double quantization, QLoRA, arXiv 2305.14314) or ``none``.
         dtype: format of the unquantized weights and of the activations.
-        classes: of the head of a sequence classification model; None: a causal language model.
+        classes: of the head of a sequence classification model; 0: a model without a head, such as an encoder; None: a
+            causal language model.
     """
 
     model: str
@@ -169,7 +171,7 @@ def load_base_model(
                 **options,
             )
     except (OSError, ValueError) as error:
-        what = "sequence classification model" if spec.classes else "causal language model"
+        what = "sequence classification model" if spec.classes else "model" if spec.classes == 0 else _CAUSAL
         raise _unreachable(location, what, error) from None
     if spec.quantization == "nf4":
         keep_4bit_differentiable(model)
@@ -186,7 +188,8 @@ def load_base_model(
             model.to(device)
     model.requires_grad_(False)
     model.eval()
-    (check_head if spec.classes else check_readout)(model)
+    check = check_readout if spec.classes is None else check_head if spec.classes else check_states
+    check(model)
     return LoadedBase(model, held, missing)
 
 
@@ -206,10 +209,12 @@ def _from_pretrained(location: str, classes: int | None, **options: Any) -> tupl
 
     It has torch's fused attention where its class has that (Gemma 2 caps the attention's scores).
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     load: Any = AutoModelForCausalLM.from_pretrained
-    if classes is not None:
+    if classes == 0:
+        load = AutoModel.from_pretrained
+    elif classes is not None:
         load = AutoModelForSequenceClassification.from_pretrained
         options |= {"num_labels": classes, "ignore_mismatched_sizes": True}
     options["output_loading_info"] = True
@@ -220,7 +225,7 @@ def _from_pretrained(location: str, classes: int | None, **options: Any) -> tupl
             raise
         model, info = load(location, attn_implementation="eager", **options)
     missing = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
-    return model, frozenset(missing) if classes is not None else frozenset()
+    return model, frozenset(missing) if classes else frozenset()
 
 
 def _unreachable(location: str, what: str, error: Exception) -> ModelError:

@@ -55,19 +55,21 @@ class BatchOutputs:
 
     Attributes:
         logits: (batch, classes), nats.
-        label_mass: (batch,).
+        label_mass: (batch,); None of heads alone, whose answers are labels.
         class_mask: (batch, classes) bool.
         means: (batch, classes - 1) ``Q^T f``, nats: as the model says, and by predictive as labels correct it.
         covariance: (batch, classes - 1, classes - 1), nats squared, of every mean; None without the posterior.
         familiarity: (batch,), None where nothing says it.
+        hidden: (batch, width), the state that the logits were read from; None of heads alone.
     """
 
     logits: torch.Tensor
-    label_mass: torch.Tensor
+    label_mass: torch.Tensor | None
     class_mask: torch.Tensor
     means: dict[Means, torch.Tensor]
     covariance: torch.Tensor | None = None
     familiarity: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
 
 
 def batch_outputs(adapted: AdaptedModel, batch: Batch, *, covariance: bool) -> BatchOutputs:
@@ -80,10 +82,7 @@ def batch_outputs(adapted: AdaptedModel, batch: Batch, *, covariance: bool) -> B
         ModelError: a model in training mode.
         NonFiniteError: NaN or infinity in a logit, a variance or the label mass.
     """
-    if adapted.model.training or base_of(adapted.model).training:
-        raise ModelError(
-            "the model is in training mode, in which its dropout would change every answer: call model.eval()"
-        )
+    check_evaluating(adapted.model)
     familiarity = adapted.familiarity
     logits, hidden, spread, states = _pass(adapted, batch, covariance=covariance)
     likelihood = adapted.readout.likelihood
@@ -97,10 +96,18 @@ def batch_outputs(adapted: AdaptedModel, batch: Batch, *, covariance: bool) -> B
         elif moved == "conditioned":
             means[moved] = means["plain"] + shift.temperature * shift.of(hidden)
     familiar = None if familiarity is None or states is None else familiarity.of(states)
-    outputs = BatchOutputs(logits, mass, batch.class_mask.cpu(), means, spread, familiar)
+    outputs = BatchOutputs(logits, mass, batch.class_mask.cpu(), means, spread, familiar, hidden.float().cpu())
     for value in (mass, *means.values(), *([] if spread is None else [spread])):
         check_finite(value, "the model's output for this input")
     return outputs
+
+
+def check_evaluating(model: nn.Module) -> None:
+    """Raise ModelError for a model in training mode."""
+    if model.training or base_of(model).training:
+        raise ModelError(
+            "the model is in training mode, in which its dropout would change every answer: call model.eval()"
+        )
 
 
 def _pass(

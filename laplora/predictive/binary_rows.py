@@ -35,7 +35,9 @@ def binary_outputs(outputs: BatchOutputs) -> BatchOutputs:
     return replace(
         outputs,
         logits=logits,
-        label_mass=outputs.label_mass.repeat_interleave(outputs.logits.shape[1]),
+        label_mass=None
+        if outputs.label_mass is None
+        else outputs.label_mass.repeat_interleave(outputs.logits.shape[1]),
         class_mask=torch.ones_like(logits, dtype=torch.bool),
         means={kind: binary_means(means) for kind, means in outputs.means.items()},
         covariance=None if outputs.covariance is None else binary_covariances(outputs.covariance),

@@ -33,6 +33,10 @@ PredictiveName = Literal[
     "conditioned",
     "laplace",
     "laplace_conditioned",
+    "frozen",
+    "encoder",
+    "options",
+    "pooled",
 ]
 
 #: Points of the search for a temperature, over ``TEMPERATURE_BOUNDS``, before it is refined.
@@ -61,7 +65,8 @@ class PredictiveSpec:
             raise ConfigError(f"a temperature is a positive number, got {self.temperature}")
 
 
-#: Every predictive by name, from the cheapest to serve to the dearest; those in ``TEMPERED`` with T to be fitted.
+#: Predictives of an adapter by name, from the cheapest to serve to the dearest; those in ``TEMPERED`` with T to be
+#: fitted.
 PREDICTIVES: Mapping[PredictiveName, PredictiveSpec] = MappingProxyType(
     {
         "map": PredictiveSpec("plain", covariance=False),
@@ -77,6 +82,11 @@ TEMPERED: frozenset[PredictiveName] = frozenset({"temperature", "conditioned"})
 
 #: The predictives that the labels of the calibration rows correct (``laplora.predictive.shift``).
 CONDITIONED: tuple[Corrected, ...] = ("conditioned", "laplace_conditioned")
+
+
+def has_jacobians(name: PredictiveName) -> bool:
+    """Return whether a predictive needs the Jacobians of the adapter's logits."""
+    return name in PREDICTIVES and PREDICTIVES[name].covariance
 
 
 def predictive_spec(name: PredictiveName, temperature: float) -> PredictiveSpec:

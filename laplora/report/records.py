@@ -56,7 +56,8 @@ class Rows:
 
     Attributes:
         labels: (rows,) int64.
-        map_probs, probs: (rows, classes), MAP's and the served predictive's; 0 at classes that a row cannot have.
+        map_probs, probs: (rows, classes), MAP's, None without one, and the served predictive's; 0 at classes that a
+            row cannot have.
         score: (rows,) what the review rule compares, nats; threshold: that it is reviewed above, None without one.
         review: (rows,) bool, whether a person is to look at it.
         epistemic: (rows,) nats; std: (rows,) of the answer's probability. None where the predictive has none.
@@ -70,7 +71,7 @@ class Rows:
     """
 
     labels: torch.Tensor
-    map_probs: torch.Tensor
+    map_probs: torch.Tensor | None
     probs: torch.Tensor
     score: torch.Tensor
     review: torch.Tensor
@@ -84,7 +85,8 @@ class Rows:
 
     def __post_init__(self) -> None:
         for probs in (self.map_probs, self.probs):
-            checked_probs(probs, self.labels)
+            if probs is not None:
+                checked_probs(probs, self.labels)
         rows = len(self.labels)
         columns = {"score": self.score, "review": self.review, "groups": self.groups}
         check_columns(rows, **columns, epistemic=self.epistemic, std=self.std)

@@ -56,7 +56,7 @@ class ListedRow:
     answer: str
     confidence: float
     std: float | None
-    map_confidence: float
+    map_confidence: float | None
     score: float
     review: bool
     text: str | None
@@ -164,7 +164,7 @@ def _listed(report: Report, order: torch.Tensor, most: int) -> list[ListedRow]:
             answer=report.labels[int(rows.predicted[i])],
             confidence=float(rows.confidence[i]),
             std=None if rows.std is None else float(rows.std[i]),
-            map_confidence=float(rows.map_probs[i].max()),
+            map_confidence=None if rows.map_probs is None else float(rows.map_probs[i].max()),
             score=float(rows.score[i]),
             review=bool(rows.review[i]),
             text=None if rows.texts is None else shortened(rows.texts[i]),

@@ -91,6 +91,9 @@ def suggest(
 ) -> Suggestion:
     """Return at most ``count`` rows of a pool in the order to label them: one answer by ``laplace`` a row.
 
+    Without an adapter a row's gain is its ``epistemic``: the mutual information of its label and the weights of the
+    heads that answer (BALD, Houlsby et al., arXiv 1112.5745), but at most the entropy of the answer.
+
     Args:
         rows: of the predictor's ``encode``.
         least_familiarity: rows of less (``Prediction.familiarity``) are not chosen, where the artifact has one.
@@ -106,16 +109,19 @@ def suggest(
     if not rows:
         raise DataError("there are no rows to choose from")
     answers, gains = dict[int, Prediction](), dict[int, float]()
+    has_adapter = predictor.artifact.manifest.has_adapter
     for index in track(batches(rows, batch_size), "answering"):
-        some = predictor.predict([rows[i] for i in index], also=("laplace",), covariance=True)
-        gains.update(zip(index, information(some).tolist(), strict=True))
+        also = ("laplace",) if has_adapter else ()
+        some = predictor.predict([rows[i] for i in index], also=also, covariance=has_adapter)
+        found = information(some).tolist() if has_adapter else [one.epistemic or 0.0 for one in some]
+        gains.update(zip(index, found, strict=True))
         # A pool of covariances would be more than the memory of most machines.
         answers.update((i, replace(one, logit_covariance=None)) for i, one in zip(index, some, strict=True))
     everyone = range(len(rows))
-    found = most_telling(rows, [answers[i] for i in everyone], [gains[i] for i in everyone], count, least_familiarity)
-    if not found.rows:
+    chosen = most_telling(rows, [answers[i] for i in everyone], [gains[i] for i in everyone], count, least_familiarity)
+    if not chosen.rows:
         raise DataError(f"none of {len(rows)} rows is like enough to the training rows: lower the least familiarity")
-    return found
+    return chosen
 
 
 def most_telling(

@@ -220,21 +220,17 @@ def _trial(predictor: Predictor, measured: Callable[[Callable[[], object]], Usag
 
 
 def _different(predictor: Predictor) -> list[str]:
-    """Return a predictive of each pass: forward alone, and with gradients."""
-    from laplora.predictive.kinds import PREDICTIVES
+    """Return a predictive of each set of passes: forward alone, with gradients, and those that heads read."""
+    from laplora.predictive.kinds import has_jacobians
 
-    passes = {PREDICTIVES[name].covariance: name for name in predictor.predictives}
+    passes = {(has_jacobians(n), frozenset(predictor.experts.sources([n]))): n for n in predictor.predictives}
     return list(passes.values())
 
 
 def _batches(predictor: Predictor, tokens: int) -> Iterator[list[EncodedRow]]:
     """Yield a batch of short and one of long rows of a plain prompt, each of about so many padded tokens."""
-    from laplora.prompts.rows import EncodedRow
-
-    prompt = predictor.encode({"prompt": "Answer:"}, truncate=True)
     for length in dict.fromkeys(min(length, predictor.max_tokens, tokens) for length in (SHORT_ROW_TOKENS, tokens)):
-        ids = (prompt.token_ids * length)[:length]
-        row = EncodedRow(ids, predictor.class_count)
+        row = predictor.sample_row(length)
         yield [row] * max(1, tokens // counted_tokens(predictor, row))
 
 

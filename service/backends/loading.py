@@ -49,8 +49,9 @@ class Loader:
         with self._device.latching_faults():
             predictor = self._library.load(path, self._settings, lambda stage: enter("loading", stage))
         how = predictor.reverse_pass
-        fields = {"artifact": predictor.artifact.name, "kind": how.kind, "reason": how.reason}
-        logger.info("Jacobians are %s: %s", how.kind, how.reason, extra={"event": "reverse_pass", **fields})
+        if how is not None:
+            fields = {"artifact": predictor.artifact.name, "kind": how.kind, "reason": how.reason}
+            logger.info("Jacobians are %s: %s", how.kind, how.reason, extra={"event": "reverse_pass", **fields})
         verifying = partial(enter, "verifying", "replaying the golden answers")
         verifying()
 
@@ -62,7 +63,7 @@ class Loader:
         # Each answer is a run of its own: requests go between them, and the device is not taken for one that hangs.
         predictor.verify_golden(replay)
         enter("warming_up", "answering a first prompt")
-        warm_up = [predictor.encode({"prompt": "Answer:"}, truncate=True)]
+        warm_up = [predictor.sample_row()]
         for predictive in predictor.predictives:
             self._device.call(partial(predictor.predict, warm_up, predictive)).result()
         self._budgets[predictor] = self._measured(predictor, partial(enter, "warming_up", "measuring batches"))

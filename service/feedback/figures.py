@@ -59,7 +59,8 @@ def measure(labelled: Sequence[tuple[StoredPrediction, int]], reference: Referen
         return Measured()
     predictions, right = zip(*labelled, strict=True)
     inputs, first = len(predictions), predictions[0]
-    tables = zip(*(one.probabilities() for one in predictions), strict=True)
+    at_map, served = zip(*(one.probabilities() for one in predictions), strict=True)
+    tables, has_map = (at_map if at_map[0] else served, served), bool(at_map[0])
     if first.several:
         map_probs, probs = (binary_probs(torch.tensor(table, dtype=torch.float64)) for table in tables)
         truth = torch.tensor([bits >> k & 1 for bits in right for k in range(len(first.labels))])
@@ -98,8 +99,8 @@ def measure(labelled: Sequence[tuple[StoredPrediction, int]], reference: Referen
             None if risk is None else highest_risk(risk, len(risks), chance=CHANCE),
             risk,
         ),
-        map_nll=nll(map_probs, truth),
-        map_gain=_gain(map_losses - losses, map_mistakes),
+        map_nll=nll(map_probs, truth) if has_map else None,
+        map_gain=_gain(map_losses - losses, map_mistakes) if has_map else Figure(None, None, 0.0),
     )
     labels = None
     if first.several:

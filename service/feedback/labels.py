@@ -91,7 +91,7 @@ class FeedbackStore:
                     caller=caller,
                     answered=now,
                     labels=series.shared(p.labels),
-                    numbers=p.arrays.trained_probs.tobytes() + p.arrays.probs.tobytes(),
+                    numbers=b"".join(one.tobytes() for one in (p.arrays.map_probs, p.arrays.probs) if one is not None),
                     prediction_set=sum(1 << k for k, label in enumerate(p.labels) if label in held),
                     score=p.score,
                     target_risk=target_risk,

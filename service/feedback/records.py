@@ -26,7 +26,7 @@ class StoredPrediction:
     Attributes:
         answered: ``clock`` seconds.
         labels: the possible labels.
-        numbers: float64, ``map_probs`` and then ``probs``, in the labels' order; see ``probabilities``.
+        numbers: float64, ``map_probs`` where there are some, then ``probs``, in the labels' order.
         prediction_set: bit k is set where label k is in it.
         score: the predictive's review score, nats.
         several: whether several labels may be right.
@@ -47,9 +47,9 @@ class StoredPrediction:
     right: int | None = None
 
     def probabilities(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return ``map_probs`` and ``probs``."""
-        numbers = struct.unpack(f"{2 * len(self.labels)}d", self.numbers)
-        return numbers[: len(self.labels)], numbers[len(self.labels) :]
+        """Return ``map_probs``, empty where the model has no answer of its own, and ``probs``."""
+        numbers = struct.unpack(f"{len(self.numbers) // 8}d", self.numbers)
+        return numbers[: -len(self.labels)], numbers[-len(self.labels) :]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Figures:
     coverage: Figure
     accepted: int
     accepted_risk: Figure
-    map_nll: float
+    map_nll: float | None
     map_gain: Figure
 
 

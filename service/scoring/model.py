@@ -91,8 +91,8 @@ class Model(Protocol):
         ...
 
     @property
-    def reverse_pass(self) -> ReversePass:
-        """How Jacobians are computed, and why."""
+    def reverse_pass(self) -> ReversePass | None:
+        """How Jacobians are computed, and why; None without an adapter."""
         ...
 
     def encode(self, inputs: Mapping[str, object], *, truncate: bool) -> EncodedRow:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from service.scoring.model import Model
 
 
+#: Predictives without a spread of their own.
+PLAIN = frozenset({"map", "temperature", "conditioned"})
+
+
 @dataclass(eq=False)
 class Plan:
     """One request for predictions, of an endpoint or of a job. Times are ``time.monotonic`` seconds.
@@ -67,15 +71,22 @@ def order_counts(inputs: Sequence[Mapping[str, Any]], *, order_average: bool) ->
 def choose_ask(model: Model, *, predictive: str | None, covariance: bool) -> Ask:
     """Return which predictive answers a request, and whether the posterior is looked at beside it.
 
-    Without a name the recommended one answers, with the posterior's variances. A named one runs just what it needs, and
-    the posterior on top if the request asks for the covariance.
+    Without a name the recommended one answers, with the posterior's variances where it has none of its own. A named one
+    runs just what it needs, and the posterior on top if the request asks for the covariance.
 
     Raises:
-        InvalidRequestError: a name that the artifact does not have.
+        InvalidRequestError: a name that the artifact does not have; a covariance without an adapter.
     """
     name: str = model.recommended if predictive is None else predictive
     if name not in model.predictives:
         message = f"the artifact has no predictive of that name: it has {list(model.predictives)}"
+        if name == "laplace":
+            message += ". laplace is the posterior over an adapter's weights, and it has no adapter"
         raise InvalidRequestError(message, field="options.predictive")
-    posterior = predictive is None or covariance
-    return Ask(name, ("laplace",) if posterior and name != "laplace" else (), covariance)
+    has_posterior = "laplace" in model.predictives
+    if covariance and not has_posterior:
+        message = "the covariance is of an adapter's logits, and the artifact has no adapter: leave it out"
+        raise InvalidRequestError(message, field="options.covariance")
+    # Heads bring a spread of their own.
+    posterior = covariance or (predictive is None and name in PLAIN)
+    return Ask(name, ("laplace",) if has_posterior and posterior and name != "laplace" else (), covariance)

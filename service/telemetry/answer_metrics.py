@@ -78,7 +78,8 @@ class AnswerMetrics:
             if answer.epistemic is not None:
                 series.epistemic.observe(answer.epistemic)
             series.confidence.observe(answer.confidence)
-            series.label_mass.observe(answer.label_mass)
+            if answer.label_mass is not None:
+                series.label_mass.observe(answer.label_mass)
             series.set_labels.observe(len(answer.prediction_set))
             series.tokens.inc(answer.tokens)
             if answer.truncated:

@@ -29,6 +29,7 @@ from laplora.answers.prediction import LabelArrays, Prediction
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
 from laplora.jacobians.contrasts import ReversePass
 from laplora.models.held_weights import HeldWeights
+from laplora.pool.served import NO_EXPERTS
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
@@ -75,6 +76,7 @@ class FakePredictor(Predictor):
     weights = HeldWeights("plain", "nothing is quantized")
     reverse_pass = ReversePass("automatic", "a fake has none", None)
     token_bounds = TokenBounds(None)
+    experts = NO_EXPERTS
     posterior: Any = SimpleNamespace(structure="none of a fake")
 
     def __init__(
@@ -132,6 +134,10 @@ class FakePredictor(Predictor):
                 raise TooManyTokensError("too long", limit=self.max_tokens, got=len(ids))
             ids = ids[-self.max_tokens :]
         return EncodedRow(tuple(ids), classes, truncated=len(words) > len(ids))
+
+    def sample_row(self, tokens: int | None = None) -> EncodedRow:
+        row = self.encode({"prompt": "Answer:"}, truncate=True)
+        return row if tokens is None else replace(row, token_ids=(row.token_ids * tokens)[:tokens])
 
     def device_tokens(self, row: EncodedRow) -> int:
         return len(row.token_ids)

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from laplora.answers.golden_inputs import golden_inputs
 from laplora.artifact.folder import check_replaceable
 from laplora.errors import ConfigError
 from laplora.files import write_json
 from laplora.fitting.fit import check_class_weights
-from laplora.fitting.golden_inputs import golden_inputs
 from laplora.fitting.rows import check_independent
 from laplora.models.base import load_tokenizer, locate_base
 from laplora.models.spread import first_device

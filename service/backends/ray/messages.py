@@ -21,7 +21,7 @@ class Facts:
     digest: str
     own_bytes: int
     weights: HeldWeights
-    reverse_pass: ReversePass
+    reverse_pass: ReversePass | None
     budget: TokenBudget
 
 

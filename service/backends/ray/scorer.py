@@ -150,7 +150,8 @@ class Scorer:
 
         def facts() -> Facts:
             with self._held.lease(digest, lambda: self._checked(digest, Path(folder), together)) as predictor:
-                how = replace(predictor.reverse_pass, form=None)  # of modules, which do not travel
+                how = predictor.reverse_pass
+                how = how and replace(how, form=None)  # of modules, which do not travel
                 return Facts(digest, predictor.own_bytes, predictor.weights, how, self.local.budget_of(predictor))
 
         return await self._replied(lambda: asyncio.to_thread(facts))

@@ -78,7 +78,8 @@ class FiguresOut(Answer):
     )
     accepted: int = Field(description="Number of predictions whose decision was accept.", examples=[640])
     accepted_risk: WatchedFigure = Field(description="Error rate of accepted predictions, 0 to 1.")
-    map_nll: FiniteFloat = Field(description="NLL of MAP on the same rows, nats.", examples=[0.85])
+    map_nll: FiniteFloat | None = Field(examples=[0.85])
+    """NLL of MAP on the same rows, nats; null where the model has no answer of its own."""
     map_gain: WatchedFigure
     """NLL of MAP less that of the served predictive, nats; below its limit, MAP is better."""
 

@@ -105,15 +105,17 @@ class PredictionOut(Answer):
     label_text: str = Field(description="The chosen choice's text, or the label itself.", examples=["positive"])
     answered_by: str = Field(examples=["laplace"])
     """The predictive that made this answer."""
-    map_probs: Probabilities = Field(examples=[{"negative": 0.03, "positive": 0.97}])
-    """Softmax of the fine-tuned model's logits, by label: probabilities."""
+    map_probs: Probabilities | None = Field(examples=[{"negative": 0.03, "positive": 0.97}])
+    """Softmax of the fine-tuned model's logits, by label: probabilities. Without an adapter that of the base's label
+    tokens, null where it has none.
+    """
     probs: Probabilities = Field(examples=[_EXAMPLE_PROBS])
     """The answering predictive's mean, by label: probabilities. Where several labels may be right, each label's own
     probability of being present, and likewise map_probs and calibrated_probs: they do not sum to 1.
     """
     probs_std: Probabilities | None = Field(examples=[{"negative": 0.11, "positive": 0.11}])
     """Standard deviation of each probability over the weights, by label; null for a predictive without
-    a covariance (map, temperature, conditioned), unless order_average gives it a spread.
+    a spread (map, temperature), unless order_average gives it one.
     """
     calibrated_probs: dict[str, Probabilities] = Field(examples=[{"temperature": {"negative": 0.21, "positive": 0.79}}])
     """Probabilities of each other predictive of the artifact that needed no further pass, by predictive and label."""
@@ -129,8 +131,8 @@ class PredictionOut(Answer):
     """Decomposed uncertainty of the answering predictive, nats; null where probs_std is. Where several labels may be
     right, the sum over them.
     """
-    label_mass: Probability = Field(examples=[0.93])
-    """Probability that the whole vocabulary's softmax puts on the labels."""
+    label_mass: Probability | None = Field(examples=[0.93])
+    """Probability that the whole vocabulary's softmax puts on the labels; null without an adapter."""
     familiarity: Probability | None = Field(examples=[0.63])
     """How like the training rows the input is, 0 to 1: the share of the calibration rows that are at least as strange,
     the input counted in. Of rows like the calibration rows, one in fifty has at most 0.02; null where the artifact does

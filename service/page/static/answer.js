@@ -16,15 +16,15 @@ function probability(value) {
 }
 
 function comparison(answer, served, choices) {
-  const labels = Object.keys(answer.probs);
+  const labels = Object.keys(answer.probs), alone = answer.map_probs;
   const order = labels.map((_, i) => i).sort((a, b) => answer.probs[labels[b]] - answer.probs[labels[a]]);
   const rows = order.slice(0, MOST_LABELS).map((i) => {
     const label = labels[i];
     const deviation = answer.probs_std === null ? null : answer.probs_std[label];
     return make("tr", { role: "row" },
       make("th", { role: "rowheader", scope: "row" }, shown(label, i, choices)),
-      make("td", { role: "cell", "data-head": "Fine-tuned model alone" },
-        bar("map", answer.map_probs[label]), make("span", { class: "number" }, probability(answer.map_probs[label]))),
+      alone === null ? null : make("td", { role: "cell", "data-head": "Model alone" },
+        bar("map", alone[label]), make("span", { class: "number" }, probability(alone[label]))),
       make("td", { role: "cell", "data-head": `Served: ${served}` },
         bar("served", answer.probs[label], deviation),
         make("span", { class: "number" }, probability(answer.probs[label]),
@@ -36,7 +36,7 @@ function comparison(answer, served, choices) {
       make("caption", { class: "unseen" }, "Probability of each label"),
       make("thead", { role: "rowgroup" }, make("tr", { role: "row" },
         make("th", { role: "columnheader", scope: "col" }, "Label"),
-        make("th", { role: "columnheader", scope: "col" }, "Fine-tuned model alone ", make("small", {}, "MAP")),
+        alone === null ? null : make("th", { role: "columnheader", scope: "col" }, "Model alone ", make("small", {}, "MAP")),
         make("th", { role: "columnheader", scope: "col" }, "Served ", make("small", {}, served)))),
       make("tbody", { role: "rowgroup" }, rows)),
     rest > 0 ? make("p", { class: "note" }, `and ${rest} less probable labels`) : null,
@@ -63,7 +63,7 @@ function details(answer, response) {
     facts([
       ["Answered by", `${answer.answered_by}: ${predictiveInWords(answer.answered_by)}`],
       ["Review score, which the decision goes by", figure(answer.score)],
-      ["Probability of the labels among all words", percent(answer.label_mass)],
+      ...(answer.label_mass === null ? [] : [["Probability of the labels among all words", percent(answer.label_mass)]]),
       ["Tokens", `${answer.tokens}${answer.truncated ? ", cut" : ""}`],
       ["Time", `${response.timing_ms.total.toFixed(0)} ms, ${response.timing_ms.compute.toFixed(0)} of them computing`],
     ]),
@@ -110,6 +110,6 @@ export function drawn(response, choices, artifact) {
 export function said(response) {
   const [answer] = response.predictions;
   const { do: action, why } = verdict(response);
-  const alone = probability(answer.map_probs[answer.label]);
-  return `${answer.label_text}: ${alone} by the fine-tuned model alone, ${probability(answer.probs[answer.label])} served. ${action} ${why}`;
+  const alone = answer.map_probs === null ? "" : `${probability(answer.map_probs[answer.label])} by the model alone, `;
+  return `${answer.label_text}: ${alone}${probability(answer.probs[answer.label])} served. ${action} ${why}`;
 }

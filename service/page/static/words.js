@@ -60,11 +60,15 @@ export function uncertaintyInWords({ total, aleatoric, epistemic }) {
 // The ways to turn a model into probabilities, which the API calls predictives.
 const PREDICTIVES = {
   zero_shot: "the base model, before any training",
-  map: "the fine-tuned model alone",
+  map: "the model alone",
   temperature: "the same, softened by one number (temperature scaling)",
   conditioned: "temperature scaling, corrected by the calibration rows' labels",
   laplace: "averaged over the models that fit the training rows",
   laplace_conditioned: "laplace, corrected by the calibration rows' labels",
+  frozen: "a head on the states of the base model, without fine-tuning",
+  encoder: "a head on the embeddings of a sentence encoder",
+  options: "a head on what the base model says of each option",
+  pooled: "several answers together, each with a weight",
 };
 
 // Returns what a way to answer is.

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from laplora.artifact.allowed_bases import check_base_allowed
+from laplora.artifact.allowed_bases import check_model_allowed
 from laplora.errors import ConfigError
-from laplora.models.base import BaseSpec
 from laplora.remote.address import parse_address
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -16,7 +15,7 @@ DIGEST = "#sha256=" + "0" * 64
 
 
 def check(address: str, model: str, *allowed: str, revision: str | None = None) -> None:
-    check_base_allowed(parse_address(address), BaseSpec(model, revision), allowed)
+    check_model_allowed(parse_address(address), model, revision, allowed)
 
 
 @pytest.mark.parametrize(

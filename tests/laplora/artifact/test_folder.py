@@ -98,14 +98,14 @@ def test_a_link_out_of_the_folder(artifact_copy: Path, tmp_path: Path, name: str
 def test_a_manifest_of_another_format_or_none(artifact_copy: Path) -> None:
     for version in (4, 6, "7", True, 7.0, None):
         edit_manifest(artifact_copy, format_version=version)
-        with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 7"):
+        with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 8"):
             read_artifact(artifact_copy)
-    edit_manifest(artifact_copy, format_version=8)
+    edit_manifest(artifact_copy, format_version=9)
     with pytest.raises(ArtifactIncompatibleError, match="update laplora"):
         read_artifact(artifact_copy)
-    edit_manifest(artifact_copy, format_version=7, metrics="@")
+    edit_manifest(artifact_copy, format_version=8, metrics="@")
     fields = (artifact_copy / MANIFEST).read_text()
-    begun = (b"", b"null", b"[]", b"{}", b'{"format_version": 7, "name": "ti')
+    begun = (b"", b"null", b"[]", b"{}", b'{"format_version": 8, "name": "ti')
     for raw in (*begun, b"[" * 100_000, b"\xff\xfe\x00{", b"9" * 5000):
         (artifact_copy / MANIFEST).write_bytes(raw)
         assert_corrupt(artifact_copy, r"not a JSON manifest: expected an object with a format_version")
@@ -149,7 +149,7 @@ def write(target: Path, name: str) -> None:
     """Write an artifact with a file of that name."""
     with new_artifact(target) as folder:
         (folder / name).write_text("x")
-        (folder / MANIFEST).write_text('{"format_version": 7}')
+        (folder / MANIFEST).write_text('{"format_version": 8}')
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])

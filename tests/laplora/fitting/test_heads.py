@@ -17,7 +17,7 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import BertConfig, BertModel
 
 import laplora
-from laplora.errors import ArtifactWriteError, ConfigError, DataError, DownloadError, LaploraWarning, ModelError
+from laplora.errors import ConfigError, DataError, DownloadError, LaploraWarning, ModelError
 from laplora.features import expert_passes
 from laplora.fitting.progress import Silent
 from laplora.fitting.rows import read_rows
@@ -231,7 +231,7 @@ def test_an_encoder_has_heads_and_no_answer_of_its_own(tmp_path: Any) -> None:
     assert answer.map_probs is None
     assert answer.finite
     assert list(posterior.evaluate(labelled(20, seed=4)).evaluations) == ["frozen"]
-    with pytest.raises(ConfigError, match=r"no predictive 'map': there are \['frozen'\]"):
+    with pytest.raises(ConfigError, match=r"no predictive 'map': it has \['frozen'\]"):
         posterior.predict("a b", "map")
     found = posterior.suggest(labelled(9, seed=8), 3)
     assert [row.gain for row in found.rows] == sorted((row.gain for row in found.rows), reverse=True)
@@ -242,8 +242,8 @@ def test_an_encoder_has_heads_and_no_answer_of_its_own(tmp_path: Any) -> None:
     ("ask", "error", "message"),
     [
         (lambda p: p.predict("a b", "laplace"), ConfigError, r"'laplace' is of a model with a LoRA adapter"),
-        (lambda p: p.predict("a b", "other"), ConfigError, r"no predictive 'other': there are \['map', 'frozen'\]"),
-        (lambda p: p.save("never"), ArtifactWriteError, "Heads on a LlamaForCausalLM as it is live in memory alone"),
+        (lambda p: p.predict("a b", "other"), ConfigError, r"no predictive 'other': it has \['map', 'frozen'\]"),
+        (lambda p: p.save("never"), ModelError, "not loaded from a folder or the hub"),
         (lambda p: p.suggest(["a b"], 0), ConfigError, "0 rows are to be chosen"),
         (lambda p: p.suggest(["a b"], 1, least_familiarity=2.0), DataError, "lower the least familiarity"),
     ],

@@ -32,7 +32,7 @@ def test_both_answers_stand_side_by_side_and_what_to_do_is_said(visited: Visit) 
     """The fake's probability of negative is the largest token over 100,000; it accepts what risks half of its score."""
     visited.ask("87000")
     assert cells(visited) == [["negative", "87.0 %", "87.0 % ± 10"], ["positive", "13.0 %", "13.0 % ± 10"]]
-    said = "positive: 13.0 % by the fine-tuned model alone, 13.0 % served"
+    said = "positive: 13.0 % by the model alone, 13.0 % served"
     assert said in visited.page.locator("#answer-said").inner_text()
     assert visited.page.locator(".comparison svg").count() == 4
     for kind in ("map", "served"):

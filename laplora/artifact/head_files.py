@@ -1,0 +1,200 @@
+"""Heads on disk, every shape and value checked: what answers, and the labelled rows that they learn on from.
+
+``experts.safetensors`` has each head's tensors as ``NAME/head/...``, and by fold how familiar inputs are to its rows as
+``NAME/familiar/FOLD/...``. ``rows.safetensors`` has the labelled rows' columns, the log probabilities of passes over
+them, and by head the rows' features and the heads of its folds. It holds no text of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from laplora.artifact.manifest import Manifest
+from laplora.errors import ArtifactCorruptError, DataError
+from laplora.experts.answering import AnswersByHead, ServedHead
+from laplora.experts.base import Labelled, LogProbSource
+from laplora.experts.of_head import HeadExpert
+from laplora.familiarity.file import checked_familiarity, familiarity_tensors
+from laplora.familiarity.percentile import Familiarity
+from laplora.head import HeadError
+from laplora.head.fit import FittedHead
+from laplora.head.head import Head
+from laplora.head.rows import Rows
+from laplora.pool.served import ServedExperts
+from laplora.posterior.file import read_tensors
+
+#: Most bytes of the labelled rows that an artifact keeps unless it is told to: beyond, fitting anew is what one does.
+MOST_ROW_BYTES = 1 << 29
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """The labelled rows of an artifact.
+
+    Attributes:
+        experts: its heads, with the rows that each was fitted on.
+        labelled: the rows' labels and folds.
+        log_probs: by source (rows, classes) float64 of the passes over them; NaN in rows that it was trained on.
+    """
+
+    experts: Mapping[str, HeadExpert]
+    labelled: Labelled
+    log_probs: Mapping[LogProbSource, torch.Tensor]
+
+
+def expert_tensors(
+    heads: Mapping[str, AnswersByHead], familiar: Mapping[str, tuple[Familiarity, ...]]
+) -> dict[str, torch.Tensor]:
+    """Return heads, and how familiar inputs are to their rows, as named tensors, for safetensors."""
+    tensors = {f"{name}/head/{part}": each for name, one in heads.items() for part, each in one.head.tensors().items()}
+    for name, folds in familiar.items():
+        for number, fold in enumerate(folds):
+            tensors |= {f"{name}/familiar/{number}/{part}": each for part, each in familiarity_tensors(fold).items()}
+    return {name: each.contiguous().cpu() for name, each in tensors.items()}
+
+
+def read_experts(path: Path, manifest: Manifest) -> ServedExperts:
+    """Return the heads of an artifact with their pool.
+
+    Raises:
+        ArtifactCorruptError: an unreadable file, a head that is missing or left over, or one that is not what the
+            manifest says; a familiarity that is none.
+    """
+    tensors, _ = read_tensors(path)
+    by_head = _parted(tensors)
+    if odd := sorted(set(by_head) ^ set(manifest.experts)):
+        raise ArtifactCorruptError(f"{path.name} and the manifest name different heads, such as {odd[0]!r}")
+    heads, familiar = dict[str, ServedHead](), dict[str, tuple[Familiarity, ...]]()
+    for name, record in manifest.experts.items():
+        parts = _parted(by_head[name])
+        if unknown := sorted(set(parts) - {"head", "familiar"}):
+            raise ArtifactCorruptError(f"{path.name}: {name} has {unknown[0]!r}, which no head has")
+        with _as_corrupt(path, name):
+            head = Head.of(parts.get("head", {}))
+        if (head.likelihood, head.classes) != (manifest.likelihood, len(manifest.labels)):
+            raise ArtifactCorruptError(
+                f"{path.name}: {name} answers {head.classes} classes ({head.likelihood}), the manifest says "
+                f"{len(manifest.labels)} ({manifest.likelihood})"
+            )
+        if (head.inverse_temperature is None) != (record.offset is None) or head.spread is None:
+            raise ArtifactCorruptError(f"{path.name}: {name} corrects something else than the manifest says")
+        heads[name] = ServedHead(name, record.source, record.offset, head)
+        if "familiar" in parts:
+            folds = sorted(
+                _parted(parts["familiar"]).items(), key=lambda pair: int(pair[0]) if pair[0].isdecimal() else -1
+            )
+            familiar[name] = tuple(_familiarity(f"{path.name}: {name}", fold) for _, fold in folds)
+    compares = manifest.familiarity is not None and not manifest.familiarity.layers
+    if compares != bool(familiar) or (familiar and set(familiar) != set(heads)):
+        raise ArtifactCorruptError(
+            f"{path.name} and the manifest do not agree whether heads say how familiar inputs are"
+        )
+    weights = {str(name): weight for name, weight in manifest.pool.items()}
+    return ServedExperts(heads, weights, familiar, manifest.likelihood)
+
+
+def row_tensors(kept: KeptRows) -> dict[str, torch.Tensor]:
+    """Return the labelled rows as named tensors, for safetensors."""
+    tensors = {f"labelled/{name}": getattr(kept.labelled, name) for name in _COLUMNS}
+    tensors |= {f"log_probs/{source}": values for source, values in kept.log_probs.items()}
+    for name, expert in kept.experts.items():
+        fitted, mine = expert.fitted, f"expert/{name}"
+        tensors |= {f"{mine}/block/{part}": block for part, block in fitted.rows.blocks.items()}
+        tensors |= {f"{mine}/places": expert.places, f"{mine}/held_out": fitted.held_out}
+        if fitted.rows.offset is not None:
+            tensors[f"{mine}/offset"] = fitted.rows.offset
+        for fold, head in fitted.outer.items():
+            tensors |= {f"{mine}/outer/{fold}/{part}": each for part, each in head.tensors().items()}
+    return {name: each.contiguous().cpu() for name, each in tensors.items()}
+
+
+def read_kept_rows(path: Path, manifest: Manifest, served: ServedExperts) -> KeptRows:
+    """Return the labelled rows of an artifact.
+
+    Args:
+        served: what ``read_experts`` returned.
+
+    Raises:
+        ArtifactCorruptError: an unreadable file, or columns and heads that do not fit each other.
+    """
+    tensors, _ = read_tensors(path)
+    parts = _parted(tensors)
+    with _as_corrupt(path, "the labelled rows"):
+        labelled = Labelled(**parts["labelled"], likelihood=manifest.likelihood)  # type: ignore[arg-type]
+        one = manifest.likelihood == "categorical"
+        classes = len(manifest.labels)
+        if labelled.class_mask.shape != (len(labelled), classes) or labelled.class_mask.dtype != torch.bool:
+            raise ValueError("class_mask")
+        if labelled.labels.shape != ((len(labelled),) if one else (len(labelled), classes)):
+            raise ValueError("labels")
+        log_probs = parts.get("log_probs", {})
+        if any(values.shape != labelled.class_mask.shape for values in log_probs.values()):
+            raise ValueError("log_probs")
+        by_name = _parted(parts["expert"])
+        if set(by_name) != set(manifest.experts):
+            raise ValueError("other heads than the manifest's")
+        experts = {name: _expert(name, _parted(by_name[name]), manifest, served, labelled) for name in manifest.experts}
+    return KeptRows(experts, labelled, log_probs)  # type: ignore[arg-type]
+
+
+#: Of ``Labelled``.
+_COLUMNS = ("labels", "class_mask", "groups", "folds", "honest")
+
+
+def _expert(
+    name: str, parts: Mapping[str, Tensors], manifest: Manifest, served: ServedExperts, labelled: Labelled
+) -> HeadExpert:
+    """Return a head with its rows; errors are those that ``_as_corrupt`` takes."""
+    record, own = manifest.experts[name], served.heads[name]  # type: ignore[index]
+    places, held_out = parts["places"][""], parts["held_out"][""]
+    offset = parts["offset"][""] if "offset" in parts else None
+    some = labelled.take(places)
+    if (offset is None) != (record.offset is None) or held_out.shape != some.class_mask.shape:
+        raise ValueError(f"{name}: offset or held_out")
+    if set(parts["block"]) != set(own.head.scaling.means) or any(
+        len(each) != len(some) for each in parts["block"].values()
+    ):
+        raise ValueError(f"{name}: blocks")
+    if not all(bool(each.isfinite().all()) for each in parts["block"].values()):
+        raise ValueError(f"{name}: blocks that are not finite")
+    outer = {int(fold): Head.of(each) for fold, each in _parted(parts["outer"]).items()}
+    if set(outer) != set(some.folds.tolist()):
+        raise ValueError(f"{name}: folds")
+    one = labelled.likelihood == "categorical"
+    targets = torch.nn.functional.one_hot(some.labels, some.class_mask.shape[1]) if one else some.labels
+    rows = Rows(parts["block"], targets.double(), offset, some.class_mask, some.groups, labelled.likelihood)
+    fitted = FittedHead(own.head, held_out, (), some.folds, rows, outer)
+    return HeadExpert(name, record.source, fitted, places, len(labelled), record.offset)
+
+
+def _familiarity(name: str, tensors: Tensors) -> Familiarity:
+    layers = sorted({int(part.partition(".")[0]) for part in tensors if part.partition(".")[0].isdecimal()})
+    centre = tensors.get(f"{layers[0]}.center") if layers else None
+    if centre is None or centre.dim() != 1:
+        raise ArtifactCorruptError(f"{name} has no states to compare")
+    return checked_familiarity(name, tensors, layers=layers, hidden=len(centre), available=len(layers))
+
+
+def _parted(tensors: Mapping[str, torch.Tensor]) -> dict[str, Tensors]:
+    """Return tensors by the first part of their names; one that is a whole name is its part ''."""
+    found: dict[str, Tensors] = {}
+    for name, tensor in tensors.items():
+        first, _, rest = name.partition("/")
+        found.setdefault(first, {})[rest] = tensor
+    return found
+
+
+@contextmanager
+def _as_corrupt(path: Path, what: str) -> Iterator[None]:
+    """Raise ArtifactCorruptError for what tensors that do not fit each other raise."""
+    try:
+        yield
+    except (HeadError, DataError, ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise ArtifactCorruptError(f"{path.name} does not hold {what}: {type(error).__name__} ({error})") from None

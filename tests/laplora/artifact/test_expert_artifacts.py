@@ -1,0 +1,210 @@
+"""Artifacts of heads on a model as it is: what is served is what memory answers, and what a damaged one says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from head_artifacts import letters
+from safetensors.torch import load_file, save_file
+from tiny_classifiers import _BERT
+from tiny_models import tiny_base
+from tiny_runs import reseal
+from tiny_sentence_encoder import sentence_encoder_folder
+from tiny_tokenizer import tiny_tokenizer
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertModel
+
+import laplora
+from laplora.artifact.folder import read_artifact
+from laplora.artifact.manifest import EXPERTS, POSTERIOR, ROWS
+from laplora.encoder import Encoder
+from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ConfigError
+from laplora.predictor import Predictor
+
+LABELS = {"no": " w1", "yes": " w2"}
+Rows = list[dict[str, Any]]
+
+
+def labelled(count: int, seed: int = 0) -> Rows:
+    """Return rows whose label their letters tell, but for one in eight."""
+    draw, rows = random.Random(seed), Rows()
+    for i in range(count):
+        yes = i % 2 == 0
+        text = " ".join(draw.choices("abcdef" if yes else "efghij", k=draw.randint(2, 7)))
+        rows.append({"text": text, "label": "yes" if yes == (i % 8 < 7) else "no"})
+    return rows
+
+
+def of_words(folder: Path, **experts: Any) -> laplora.HeadsPosterior:
+    """Return heads on a tiny decoder that lies in a folder."""
+    tokenizer = letters("[CLS] $A")
+    tiny_base("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    given = laplora.Classifier(model, tokenizer, "{text} z", LABELS, max_tokens=16)
+    settings = laplora.FitSettings.model_validate({"experts": {"names": ["frozen"]} | experts})
+    found = laplora.fit(given, labelled(60), settings=settings, progress=False)
+    assert isinstance(found, laplora.HeadsPosterior)
+    return found
+
+
+def with_encoder(folder: Path) -> laplora.HeadsPosterior:
+    encoder = sentence_encoder_folder(folder.parent / "encoder", letters("[CLS] $A [SEP]"))
+    return of_words(folder, names=["frozen", "encoder"], encoder=str(encoder))
+
+
+def of_options(folder: Path) -> laplora.HeadsPosterior:
+    tokenizer, draw = tiny_tokenizer(), random.Random(0)
+    base = tiny_base("llama", vocab_size=len(tokenizer), max_position_embeddings=128)
+    base.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    template = "{question} Choices:\n{choices}\nAnswer:"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    given = laplora.Classifier(model, tokenizer, template, ["A", "B", "C"], max_tokens=64)
+    rows = Rows()
+    for i in range(40):
+        options = ["great", *draw.sample(["dull", "weak", "awful"], 1 + i % 2)]
+        draw.shuffle(options)
+        rows.append({"question": f"Is the {draw.choice(['film', 'plot'])} good?", "choices": options})
+        rows[-1]["label"] = "ABC"[options.index("great")]
+    found = laplora.fit(given, rows, progress=False)
+    assert isinstance(found, laplora.HeadsPosterior)
+    return found
+
+
+def of_no_answer(folder: Path) -> laplora.HeadsPosterior:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(BertConfig(initializer_range=0.3, **_BERT)).save_pretrained(folder)
+    tokenizer = letters("[CLS] $A [SEP]")
+    tokenizer.save_pretrained(folder)
+    given = laplora.Classifier(AutoModel.from_pretrained(folder), tokenizer, "{text} z", LABELS, max_tokens=16)
+    settings = laplora.FitSettings.model_validate({"experts": {"names": ["frozen"]}})
+    found = laplora.fit(given, labelled(40), settings=settings, progress=False)
+    assert isinstance(found, laplora.HeadsPosterior)
+    return found
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what moves the cache of the hashes of base models to a folder of the test."""
+    return lambda: monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("make", "served"),
+    [
+        (of_words, ("map", "frozen")),
+        (with_encoder, ("map", "frozen", "encoder", "pooled")),
+        pytest.param(of_options, ("map", "options"), marks=pytest.mark.real),
+        (of_no_answer, ("frozen",)),
+    ],
+)
+def test_what_is_loaded_answers_as_memory_does(
+    make: Callable[[Path], laplora.HeadsPosterior],
+    served: tuple[str, ...],
+    tmp_path: Path,
+    cache: Callable[[], None],
+) -> None:
+    posterior = make(tmp_path / "base")
+    cache()
+    assert posterior.predictives == served
+    folder = posterior.save(tmp_path / "heads")
+    manifest = read_artifact(folder).manifest
+    assert manifest.prior is None
+    assert not (folder / POSTERIOR).exists()
+    assert not (folder / "adapter").exists()
+    assert {EXPERTS, ROWS} <= set(manifest.files)
+    loaded = laplora.load(folder, progress=False)
+    assert loaded.predictives == served
+    assert loaded.recommended == posterior.recommended
+    rows = [{name: row[name] for name in row if name != "label"} for row in list(map(_fields, posterior.rows))[:9]]
+    for name in served:
+        for mine, theirs in zip(posterior.predict(rows, name), loaded.predict(rows, name), strict=True):
+            assert mine.predictive == theirs.predictive == name
+            assert mine.label_mass is theirs.label_mass is None
+            assert mine.familiarity == pytest.approx(theirs.familiarity, abs=0.06)
+            assert mine.flags == theirs.flags
+            for part in ("probs", "map_probs", "probs_std"):
+                one, other = getattr(mine.arrays, part), getattr(theirs.arrays, part)
+                assert (one is None) == (other is None)
+                if one is not None:
+                    np.testing.assert_allclose(one, other, atol=2e-5)
+            assert (mine.arrays.map_probs is None) == ("map" not in served)
+            assert (mine.arrays.probs_std is None) == (name == "map")
+    with pytest.raises(ConfigError, match="no predictive 'laplace'"):
+        loaded.predict(rows, "laplace")
+    encoder = Encoder.of_folder(folder)  # needs no weights of either model
+    assert encoder.encode(rows[0], truncate=True) == loaded.predictor.encode(rows[0], truncate=True)
+    again = loaded.save(tmp_path / "copy")
+    assert read_artifact(again).manifest.experts == manifest.experts
+    found = loaded.suggest(rows, 3)
+    assert [one.gain for one in found.rows] == sorted((one.gain for one in found.rows), reverse=True)
+
+
+def _fields(example: Any) -> dict[str, Any]:
+    return dict(example.fields)
+
+
+def test_rows_can_stay_out_of_an_artifact(tmp_path: Path, cache: Callable[[], None]) -> None:
+    cache()
+    folder = of_words(tmp_path / "base", keep_rows=False).save(tmp_path / "heads")
+    assert ROWS not in read_artifact(folder).manifest.files
+    assert laplora.load(folder, progress=False).predict("a b")[0].predictive == "frozen"
+
+
+def test_another_sentence_encoder_is_refused(tmp_path: Path, cache: Callable[[], None]) -> None:
+    cache()
+    folder = with_encoder(tmp_path / "base").save(tmp_path / "heads")
+    weights = tmp_path / "encoder" / "model.safetensors"
+    changed = load_file(weights)
+    name = next(iter(changed))
+    save_file({**changed, name: changed[name] + 1}, weights, {"format": "pt"})
+    with pytest.raises(ArtifactIncompatibleError, match="other weights of the sentence encoder"):
+        Predictor.load(folder)
+
+
+def _dropped(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    return lambda tensors: tensors.__delitem__(name)
+
+
+def _changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, torch.Tensor]], None]:
+    return lambda tensors: tensors.__setitem__(name, change(tensors[name]).contiguous())
+
+
+def _renamed(tensors: dict[str, torch.Tensor]) -> None:
+    for name in list(tensors):
+        tensors[name.replace("frozen/", "encoder/", 1)] = tensors.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_renamed, "name different heads, such as 'encoder'"),
+        (_dropped("frozen/head/constant"), "does not hold frozen: HeadError"),
+        (_dropped("frozen/head/moments"), "corrects something else than the manifest says"),
+        (_changed("frozen/head/kind", lambda t: t + torch.tensor([0, 1])), "does not hold frozen: HeadError"),
+        (_changed("frozen/head/inverse_temperature", lambda t: torch.ones(1).double()), "corrects something else"),
+        (_changed("frozen/head/constant", lambda t: t * torch.nan), "does not hold frozen: HeadError"),
+        (_dropped("frozen/familiar/0/reference"), "missing or left over, such as 'reference'"),
+        (_changed("frozen/familiar/0/0.variances", lambda t: -t), "variances above 0"),
+        (lambda t: t.update({"frozen/other/x": torch.zeros(1)}), "has 'other', which no head has"),
+        (lambda t: [t.pop(n) for n in list(t) if "/familiar/" in n], "do not agree whether heads say how familiar"),
+    ],
+)
+def test_heads_that_are_damaged_are_refused(
+    damage: Callable[[dict[str, torch.Tensor]], None], says: str, tmp_path: Path, cache: Callable[[], None]
+) -> None:
+    cache()
+    folder = of_words(tmp_path / "base").save(tmp_path / "heads", verify=False)
+    tensors = load_file(folder / EXPERTS)
+    damage(tensors)
+    save_file(tensors, folder / EXPERTS)
+    reseal(folder)
+    with pytest.raises(ArtifactCorruptError, match=says):
+        Predictor.load(folder)
