@@ -19,7 +19,7 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``features``: states of the frozen base, which heads read.
 - ``classifier``: a model, fine-tuned or as it is, with its prompt and labels.
 - ``jacobians``: the derivative of the contrasts with respect to LoRA weights.
-- ``decisions``: temperature, label sets, review thresholds, flags, the recommendation.
+- ``decisions``: temperature, label sets, review thresholds, flags.
 - ``readouts``: how class logits are read from a model.
 - ``models``: base models and adapters; ``prompts``: templates, label tokens, orders of options.
 - ``metrics``: scores, ranking of mistakes, noise, drift.
@@ -72,7 +72,6 @@ if TYPE_CHECKING:
         empirical_coverage,
         prediction_sets,
     )
-    from laplora.decisions.recommendation import Recommendation, recommend
     from laplora.decisions.review import accept_threshold
     from laplora.decisions.temperature import fit_temperature, temperature_probs
     from laplora.decisions.uncertainty import FLAGS, Uncertainty, decompose
@@ -148,7 +147,6 @@ __all__ = [
     "PriorChoice",
     "PriorError",
     "PromptTemplate",
-    "Recommendation",
     "StateTape",
     "States",
     "StoreUnreachableError",
@@ -182,7 +180,6 @@ __all__ = [
     "prediction_sets",
     "predictive_probs",
     "read_artifact",
-    "recommend",
     "restore_contrasts",
     "restore_logits",
     "restore_packaged",
@@ -230,7 +227,6 @@ _HOMES = {
     "prompts.rows": ("EncodedRow",),
     "prompts.templates": ("TEMPLATES", "PromptTemplate"),
     "metrics.ranking": ("error_auprc", "error_auroc", "risk_coverage"),
-    "decisions.recommendation": ("Recommendation", "recommend"),
     "decisions.review": ("accept_threshold",),
     "jacobians.states": ("StateTape", "States"),
     "posterior.passes": ("StructureSettings",),

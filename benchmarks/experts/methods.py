@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,6 @@ from benchmarks.experts.rivals import NEAREST, ON_EMBEDDINGS, ON_STATES, ON_WORD
 from laplora.decisions.temperature import fit_temperature, temperature_probs
 from laplora.experts.adapter import as_given
 from laplora.experts.base import Expert, FeatureSource, Labelled, LogProbSource, Outputs
-from laplora.experts.laplace import moments_of
-from laplora.experts.last_state import LastState, fit_last_state
 from laplora.experts.of_head import fit_head
 from laplora.head import fold_numbers
 from laplora.linearised import entropy
@@ -145,7 +143,7 @@ def _pool(with_adapter: bool) -> Callable[[Given], Answers]:
 
         if with_adapter:
             experts["adapter"] = as_given("adapter", given.outputs, given.labelled)
-            add("conditioned", lambda: _conditioned_expert(given))
+            add("conditioned", _fit_conditioned(given))
         for source in given.outputs.features:
             if source != "last_state":
                 add(source, _fit_head(given, source))
@@ -175,31 +173,14 @@ def _temperature(given: Given) -> Answers:
 
 
 def _conditioned(given: Given) -> Answers:
-    fitted, seconds = given.once("conditioned", lambda: _conditioned_expert(given))
+    fitted, seconds = given.once("conditioned", _fit_conditioned(given))
     return _of(fitted, given, seconds)
 
 
-def _conditioned_expert(given: Given) -> LastState:
-    """Return the adapter's answer as the rows correct it that did not train it; folds of folds answer for its pool."""
-    honest = given.labelled.honest
-    kept, known = given.outputs.take(honest), given.labelled.take(honest)
-
-    def fitted(rows: torch.Tensor) -> LastState:
-        some = kept.take(rows)
-        (states,) = some.features["last_state"].values()
-        return fit_last_state("conditioned", *moments_of(some, "categorical"), states, known.labels[rows])
-
-    def held_out(rows: torch.Tensor) -> torch.Tensor:
-        """Return (labelled, classes) the answers to some honest rows, each by those of other folds."""
-        found = torch.full((len(kept), known.class_mask.shape[1]), torch.nan, dtype=torch.float64)
-        for number in torch.unique(known.folds[rows]):
-            fold = known.folds == number
-            found[rows & fold] = fitted(rows & ~fold).log_probs(kept.take(rows & fold))
-        return _spread(given, found)
-
-    every = torch.ones(len(known), dtype=torch.bool)
-    inner = {number: held_out(known.folds != number) for number in torch.unique(known.folds).tolist()}
-    return replace(fitted(every), held_out=held_out(every), inner=inner)
+def _fit_conditioned(given: Given) -> Callable[[], Expert]:
+    """Return the fit of the adapter's answer as the rows correct it that did not train it."""
+    name, outputs, labelled = "conditioned", given.outputs, given.labelled
+    return lambda: fit_head(name, outputs, labelled, "last_state", offset="adapter", temper=True, seed=given.seed)
 
 
 def _spread(given: Given, values: torch.Tensor) -> torch.Tensor:

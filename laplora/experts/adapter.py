@@ -36,6 +36,38 @@ class AsGiven:
         return point(self.log_probs(outputs), self.likelihood)
 
 
+@dataclass(frozen=True)
+class Tempered:
+    """The adapter's answer at a temperature (Guo et al., arXiv 1706.04599); an ``Expert``.
+
+    Attributes:
+        temperature: divides its log probabilities.
+        held_out: as of ``Expert``: each row's at the temperature of the folds without it.
+    """
+
+    temperature: float
+    held_out: torch.Tensor = field(repr=False)
+    likelihood: Likelihood = "categorical"
+
+    @property
+    def name(self) -> str:
+        """What answers name as their predictive."""
+        return "temperature"
+
+    def without(self, fold: int) -> torch.Tensor:
+        """Return ``held_out``: of a row's label, that of another fold knows no more than one number."""
+        return self.held_out
+
+    def log_probs(self, outputs: Outputs) -> torch.Tensor:
+        """Return (rows, classes) float64 log probabilities, nats; under ``bernoulli`` the logits."""
+        divided = outputs.log_probs["adapter"] / self.temperature
+        return divided.log_softmax(-1) if self.likelihood == "categorical" else divided
+
+    def predictive(self, outputs: Outputs) -> PosteriorPredictive:
+        """Return its probabilities, without spread."""
+        return point(self.log_probs(outputs), self.likelihood)
+
+
 def as_given(name: LogProbSource, outputs: Outputs, labelled: Labelled) -> AsGiven:
     """Return the expert of a source: honest in rows that no adapter was trained on; in all where there is none."""
     honest = labelled.honest[:, None] if name != "zero_shot" else torch.ones_like(labelled.honest)[:, None]

@@ -21,6 +21,7 @@ from laplora.decisions.temperature import fit_temperature
 from laplora.errors import DataError, FactorizationError
 from laplora.experts.base import Outputs
 from laplora.experts.laplace import OfContrasts, logged, moments_of
+from laplora.experts.of_head import HeadExpert
 from laplora.linearised import Likelihood, PosteriorPredictive, contrast_logits, directions_of
 from laplora.metrics.checks import check_finite
 from laplora.posterior.binary import binary_means
@@ -147,6 +148,17 @@ def fit_last_state(
     loss = min(loss for _, loss in fitted.losses)
     size, unanswered = float(added.square().mean().sqrt()), torch.full_like(fitted.held_out, torch.nan)
     return LastState(name, shift, likelihood, fitted.precisions, size, loss, unanswered)
+
+
+def last_state_of(expert: HeadExpert, states: torch.Tensor) -> LastState:
+    """Return ``conditioned`` as a shift of the adapter's answer; ``states`` are (rows, width) those of its rows."""
+    fitted = expert.fitted
+    shift = shift_of(fitted.head, 1 / (fitted.head.inverse_temperature or 1.0))
+    added = shift.of(states) if fitted.head.likelihood == "categorical" else binary_means(shift.of(states))
+    loss, size = min(loss for _, loss in fitted.losses), float(added.square().mean().sqrt())
+    return LastState(
+        "conditioned", shift, fitted.head.likelihood, fitted.precisions, size, loss, expert.held_out, fitted.inner
+    )
 
 
 def shift_of(fitted: head.Head, temperature: float) -> Shift:

@@ -1,55 +1,76 @@
-"""The experts of a model with an adapter: what stands on the adapter, and the heads that do not look at it.
+"""The experts of a model with an adapter, and what their honest answers decide.
 
-Their labelled rows are the training rows and then the calibration rows. What stands on the adapter is honest on the
-latter alone. No group is in both (``without_twins``), and the calibration rows' folds are those that calibrated.
+``adapter``, ``temperature``, ``laplace`` and ``conditioned`` stand on the adapter, and are honest in the rows that
+trained none. The heads that do not look at it are trained by all labelled rows, and honest in all. ``pooled`` is
+their pool. Thresholds, label sets, scores and the choice of what is served rest on rows where every expert is honest.
+
+Where adapters of folds answer every row (``OUT_OF_FOLD``), each of them has learned the labels of the other folds.
+Numbers that are fitted across folds, a temperature or the weights of a pool, tell next to nothing of a label. A head on
+the adapters' states does: ``conditioned`` is then there for who asks for it, in no pool, and never chosen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
+from laplora.answers.review_scores import ReviewScores
 from laplora.classifier import Classifier
-from laplora.experts.adapter import AsGiven
-from laplora.experts.base import Blocks, Expert, FeatureSource, Outputs
+from laplora.errors import ConfigError, DataError, LaploraError, warn
+from laplora.experts.adapter import AsGiven, Tempered, point
+from laplora.experts.base import Blocks, Expert, FeatureSource, Labelled, Outputs, losses_of
 from laplora.experts.laplace import Laplace, logged
-from laplora.experts.of_head import HeadExpert
-from laplora.features.expert_passes import ExpertPasses
-from laplora.fitting.calibrate import out_of_fold, prior_without
-from laplora.fitting.evaluation import outputs_of
-from laplora.fitting.fit import Fit
+from laplora.experts.of_head import HeadExpert, fit_head
+from laplora.features.expert_passes import ExpertPasses, expert_passes
+from laplora.fitting.calibrate import (
+    HELD_OUT,
+    Calibrated,
+    calibration_record,
+    fit_temperature_of,
+    held_out_entropy,
+    out_of_fold,
+    prior_without,
+    recommended_by,
+    recorded,
+    warn_of_nothing_accepted,
+)
 from laplora.fitting.fitted_heads import fit_experts
-from laplora.fitting.outputs import Fitted, SplitOutputs
+from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.progress import Progress
 from laplora.fitting.rows import shared_folds
 from laplora.fitting.settings import FitSettings
-from laplora.linearised import Likelihood, class_log_probs
+from laplora.head import HeadError
+from laplora.linearised import Likelihood, PosteriorPredictive, class_log_probs, entropy
+from laplora.pool.fine_tuning import FineTuning, fine_tuning
+from laplora.pool.pool import Pool, fit_pool
+from laplora.predictive.kinds import PredictiveName
 from laplora.prompts.examples import Example
+from laplora.readouts.label_sequences import LabelSequences
+
+#: Rows times contrasts up to which a fit conditions: minutes of a processor at this, by the width of the states.
+MOST = 300_000
+#: What a predictor answers by.
+SERVED: frozenset[PredictiveName] = frozenset({"map", "temperature", "conditioned", "laplace"})
 
 
-def adapter_experts(fit: Fit, trained: int) -> dict[str, Expert]:
-    """Return ``adapter``, ``laplace`` and what labels correct, by name.
+class Answering(NamedTuple):
+    """What answers for a model with an adapter.
 
-    Args:
-        trained: training rows, in which each ``held_out`` is NaN.
+    Attributes:
+        settings: without what could not be fitted.
+        experts: by name, ``pooled`` last.
+        calibrated, scores: thresholds, sets, what is served, and the review scores of the honest rows.
+        fine_tuning: what it gained; None without a head that does not look at the adapter.
     """
-    split, settings = fit.calibration, fit.settings
-    outputs = SplitOutputs(split, Fitted(fit.posterior, fit.served.prior, split.projected))
-    read = outputs_of_split(outputs)
-    likelihood: Likelihood = "categorical" if split.together == 1 else "bernoulli"
-    laplace = out_of_fold(settings, outputs, prior_without(settings, outputs), names=("laplace",))["laplace"]
 
-    def among_all(values: torch.Tensor) -> torch.Tensor:
-        return torch.cat([values.new_full((trained, values.shape[1]), torch.nan), values])
-
-    logs = logged(laplace.probs, split.class_mask, split.together)
-    return {
-        "adapter": AsGiven("adapter", among_all(read.log_probs["adapter"]), likelihood),
-        "laplace": Laplace(among_all(logs), likelihood),
-        **{kind: replace(one, held_out=among_all(one.held_out)) for kind, one in fit.conditioned.items()},
-    }
+    settings: FitSettings
+    experts: Mapping[str, Expert]
+    calibrated: Calibrated
+    scores: dict[PredictiveName, ReviewScores]
+    fine_tuning: FineTuning | None
 
 
 @dataclass(frozen=True)
@@ -61,33 +82,147 @@ class Heads:
 
 
 def fit_beside(
-    passes: ExpertPasses,
-    train: Sequence[Example],
-    calibration: Sequence[Example],
+    classifier: Classifier, rows: Sequence[Example], labelled: Labelled, settings: FitSettings, progress: Progress
+) -> Heads | None:
+    """Return the heads that settings name beside an adapter, which all labelled rows train; None where they name none.
+
+    Raises:
+        ConfigError, ModelError, DownloadError: as of ``expert_passes``.
+        DataError: rows that no head can be fitted on.
+    """
+    if not settings.experts.names:
+        return None
+    passes = expert_passes(classifier, settings.experts.names, settings.experts.encoder, progress.say)
+    outputs = passes.outputs(rows, progress, "labelled rows")
+    return Heads(passes, fit_experts(passes.names, outputs, labelled, settings.seed, progress))
+
+
+def labelled_rows(
+    classifier: Classifier, train: Sequence[Example], honest: Sequence[Example], settings: FitSettings
+) -> tuple[Sequence[Example], Labelled]:
+    """Return the rows that the experts know: of the training rows those in no group of the honest ones, and the honest.
+
+    Training rows are left out where no head is fitted beside the adapter, for they teach no other.
+    """
+    rows = train if settings.experts.names else ()
+    folds = settings.calibration.folds
+    return (*rows, *honest), shared_folds(classifier, rows, honest, folds, settings.seed)
+
+
+def fit_answering(
     settings: FitSettings,
-    progress: Progress,
-) -> Heads:
-    """Return the heads that settings name beside an adapter, which all labelled rows train.
+    outputs: SplitOutputs,
+    labelled: Labelled,
+    beside: Heads | None,
+    split_name: str = HELD_OUT,
+) -> Answering:
+    """Return the experts of a fit and what their honest answers decide; warns where what is served accepts nothing.
+
+    Args:
+        outputs: of the honest rows; labelled: all rows that some expert knows.
+        split_name: ``HELD_OUT``, or ``OUT_OF_FOLD`` where each row is seen by the adapter of its fold.
+
+    Raises:
+        ConfigError: as ``without_conditioning``.
+        DataError: rows of fewer than two folds.
+    """
+    split, wanted = outputs.split, settings.calibration
+    prior_of = prior_without(settings, outputs)
+    read, honest, heads = outputs_of_split(outputs), labelled.take(labelled.honest), beside.experts if beside else {}
+    conditioned = None
+    if settings.predictives.conditioned:
+        try:
+            conditioned = fit_conditioned(read, labelled, settings.seed)
+        except (LaploraError, RuntimeError) as error:  # RuntimeError: of LAPACK, or no memory
+            settings = without_conditioning(settings, error)
+    of_split: list[PredictiveName] = [name for name in settings.predictives.names if name != "conditioned"]
+    held_out = out_of_fold(settings, outputs, prior_of, names=of_split)
+    temperatures: dict[PredictiveName, float] = {name: fit_temperature_of(outputs, name) for name in of_split}
+
+    def among_all(values: torch.Tensor) -> torch.Tensor:
+        spread = values.new_full((len(labelled), values.shape[1]), torch.nan)
+        spread[labelled.honest] = values
+        return spread
+
+    def logs(name: PredictiveName) -> torch.Tensor:
+        return among_all(logged(held_out[name].probs, split.class_mask, split.together))
+
+    kind = labelled.likelihood
+    experts: dict[str, Expert] = {"adapter": AsGiven("adapter", among_all(read.log_probs["adapter"]), kind)}
+    if "temperature" in held_out:
+        experts["temperature"] = Tempered(temperatures["temperature"], logs("temperature"), kind)
+    if conditioned is not None:
+        experts["conditioned"] = conditioned
+    experts |= {"laplace": Laplace(logs("laplace"), kind), **heads}
+    # States of the adapters that judge a fold know its labels.
+    in_pool = ["adapter", *(["conditioned"] if conditioned and split_name == HELD_OUT else []), *heads]
+    if len(in_pool) > 1:
+        experts["pooled"] = fit_pool({name: experts[name] for name in in_pool}, labelled)
+    names: list[PredictiveName] = ["map", *(name for name in experts if name != "adapter")]  # type: ignore[list-item]
+    for name in names:
+        if name not in held_out:
+            held_out[name] = of_rows(experts[name].held_out[labelled.honest], kind)
+    entropies = {
+        # Fits of folds compare as they are: a row that trained the served head is no rank to compare with.
+        name: held_out_entropy(settings, outputs, name, prior_of) if name in of_split else entropy(held_out[name].probs)
+        for name in names
+    }
+    factors = {name: temperatures.get(name, 1.0) for name in names}
+    if conditioned is not None and (factor := conditioned.fitted.head.inverse_temperature):
+        factors["conditioned"] = 1 / factor
+    records, scores = recorded(
+        wanted, held_out, entropies, factors, split.labels, split.label_mass, split.together, split_name
+    )
+    losses = {str(name): losses_of(experts[_expert(name)].held_out, labelled)[labelled.honest] for name in names}
+    possible = [str(name) for name in names if name in SERVED and (split_name == HELD_OUT or name != "conditioned")]
+    candidates = {name: losses[name] for name in possible}
+    recommended = recommended_by(settings.predictives.serve, candidates, costs_of(experts), honest)
+    gained = None
+    if heads:
+        without: dict[str, Expert] = {**heads}
+        if len(heads) > 1:
+            without["the pool of the heads without it"] = fit_pool(heads, labelled)
+        alone = {name: losses_of(of.held_out, labelled)[labelled.honest] for name, of in without.items()}
+        served = recommended.predictive
+        gained = fine_tuning(served, losses[served], alone, honest.groups)
+    record = calibration_record(wanted, split.input_groups, split_name)
+    calibrated = Calibrated(calibration=record, predictives=records, recommended=recommended)
+    warn_of_nothing_accepted(calibrated, scores)
+    return Answering(settings, experts, calibrated, scores, gained)
+
+
+def fit_conditioned(honest: Outputs, labelled: Labelled, seed: int) -> HeadExpert:
+    """Return ``conditioned``: the adapter's answer at a temperature, corrected by a head on the state it is read from.
+
+    Args:
+        honest: outputs of the honest ones of the labelled rows.
 
     Raises:
         DataError: rows that no head can be fitted on.
     """
-    outputs = passes.outputs((*train, *calibration), progress, "labelled rows")
-    folds = settings.calibration.folds
-    labelled = shared_folds(passes.classifier, train, calibration, folds, settings.seed)
-    return Heads(passes, fit_experts(passes.names, outputs, labelled, settings.seed, progress))
+    rows = labelled.take(labelled.honest)
+    try:
+        found = fit_head("conditioned", honest, rows, "last_state", offset="adapter", temper=True, seed=seed)
+    except HeadError as error:
+        raise DataError(f"no head fits the labels: {error}") from error
+    return replace(found, places=labelled.honest.nonzero()[found.places, 0], rows=len(labelled))
 
 
-def outputs_of_rows(
-    classifier: Classifier, fit: Fit, heads: Heads | None, examples: Sequence[Example], progress: Progress
-) -> Outputs:
-    """Return what all experts of a fit read of inputs."""
-    size, posterior, prior = fit.settings.laplace.batch_size, fit.posterior, fit.served.prior
-    found = outputs_of(classifier, size, posterior, prior, {}, None, examples, progress, "inputs")
-    read = outputs_of_split(found.outputs)
-    if heads is None:
-        return read
-    return replace(read, features={**read.features, **heads.passes.outputs(examples, progress, "inputs").features})
+def costs_of(experts: Mapping[str, Expert]) -> dict[str, float]:
+    """Return by predictive what it costs, in passes of the base; the adapter's pass is part of every answer."""
+    beside = {"frozen": 1.0, "encoder": 0.05, "options": 2.0}
+    costs = {"map": 1.0, **{name: 1 + beside.get(name, 0.0) for name in experts}, "laplace": 3.0}
+    if isinstance(pool := experts.get("pooled"), Pool):
+        costs["pooled"] = 1 + sum(beside.get(name, 0.0) for name in pool.weights)
+    return costs
+
+
+def of_rows(held_out: torch.Tensor, likelihood: Likelihood) -> PosteriorPredictive:
+    """Return honest answers as those of a split's rows: under ``bernoulli`` two classes of each input and label."""
+    if likelihood == "categorical":
+        return point(held_out)
+    present = held_out.flatten()
+    return point(torch.nn.functional.logsigmoid(torch.stack([-present, present], 1)))
 
 
 def outputs_of_split(outputs: SplitOutputs) -> Outputs:
@@ -104,3 +239,41 @@ def outputs_of_split(outputs: SplitOutputs) -> Outputs:
     variances = 2 * covariance.view(-1, several)
     mask = torch.ones(logits.shape, dtype=torch.bool)
     return Outputs(mask, {"adapter": logits}, states, torch.diag_embed(variances))
+
+
+def possible_conditioning(classifier: Classifier, settings: FitSettings, rows: int) -> FitSettings:
+    """Return settings in which labels of so many rows condition only where they can; warns of why they cannot.
+
+    Raises:
+        ConfigError: settings that ask to serve what cannot be.
+    """
+    if not settings.predictives.conditioned:
+        return settings
+    try:
+        check_conditioning(classifier, rows)
+    except ConfigError as error:
+        return without_conditioning(settings, error)
+    return settings
+
+
+def without_conditioning(settings: FitSettings, error: Exception) -> FitSettings:
+    """Return settings in which no labels condition, and say why; ConfigError where these are to be served."""
+    if settings.predictives.serve == "conditioned":
+        raise ConfigError(f"serve: conditioned cannot be: {error}") from error
+    warn(f"conditioned is off: {error}")
+    off = settings.predictives.model_copy(update={"conditioned": False})
+    return settings.model_copy(update={"predictives": off})
+
+
+def check_conditioning(classifier: Classifier, rows: int) -> None:
+    """Raise ConfigError where labels of so many rows cannot condition."""
+    readout = classifier.readout
+    directions = readout.class_count - (readout.likelihood == "categorical")
+    if isinstance(readout, LabelSequences):
+        raise ConfigError("the logits of label sequences are read from several states")
+    if rows * directions > MOST:
+        raise ConfigError(f"{rows} labelled rows of {directions} contrasts are more than {MOST:,} in all")
+
+
+def _expert(name: str) -> str:
+    return "adapter" if name == "map" else name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import TypeVar
 
@@ -14,22 +13,22 @@ from laplora.answers.explaining import nothing_accepted
 from laplora.answers.review_scores import ReviewScores, review_scores
 from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
 from laplora.decisions.conformal import fit_label_sets, fit_present_sets
-from laplora.decisions.recommendation import answer_alike, recommend
 from laplora.decisions.review import fit_thresholds
-from laplora.errors import LaploraError, warn
-from laplora.experts.last_state import LastState
-from laplora.fitting.conditioning import Conditioning, shifts_of, with_held_out, without_conditioning
+from laplora.errors import warn
+from laplora.experts.base import Labelled
+from laplora.fitting.conditioning import Conditioning
 from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.settings import CalibrationSettings, FitSettings
+from laplora.head import fold_numbers
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.scores import row_nll
+from laplora.pool.choice import choose
 from laplora.posterior.base import Prior
 from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
 from laplora.predictive.kinds import (
     CONDITIONED,
     PREDICTIVES,
     TEMPERED,
-    Corrected,
     PredictiveName,
     fit_predictive_temperature,
     predictive_probs,
@@ -40,7 +39,13 @@ from laplora.prior.validation import choose_by_validation
 #: What calibration rows are called in an artifact.
 HELD_OUT, OUT_OF_FOLD = "calibration", "out_of_fold"
 
-_WITH_AND_WITHOUT: tuple[PredictiveName, PredictiveName] = ("laplace", "map")
+#: What is said of an answer's spread, where it is not that of the posterior over LoRA weights.
+_SPREAD = {
+    "laplace": "",
+    "map": "No LoRA posterior is in this answer: it has no spread",
+    "temperature": "No LoRA posterior is in this answer: it has no spread",
+}
+_OF_HEADS = "No LoRA posterior is in this answer: its spread is that of the heads"
 
 #: Of what answers.
 Name = TypeVar("Name", bound=str)
@@ -99,10 +104,13 @@ def calibrate(
     records, scores = recorded(
         wanted, held_out, entropies, temperatures, split.labels, split.label_mass, split.together, split_name
     )
-    accepting = [name for name in names if records[name].thresholds.review.threshold is not None]
-    # Under adapters of folds their loss is no honest one: each adapter knows the labels of the fold that judges it.
-    candidates = [name for name in names if split_name == HELD_OUT or name not in CONDITIONED]
-    recommended = recommendation(settings, outputs, {name: held_out[name] for name in candidates}, accepting)
+    groups = split.input_groups
+    folds = fold_numbers(len(groups), wanted.folds, settings.seed, groups)
+    every = torch.ones_like(folds).bool()
+    labelled = Labelled(split.labels[:: split.together], every[:, None], groups, folds, every)
+    losses = {str(name): _losses(outputs, held_out[name]) for name in names}
+    costs = {str(name): 3.0 if PREDICTIVES[name].covariance else 1.0 for name in names}
+    recommended = recommended_by(settings.predictives.serve, losses, costs, labelled)
     record = calibration_record(wanted, split.input_groups, split_name)
     return Calibrated(calibration=record, predictives=records, recommended=recommended), scores
 
@@ -161,39 +169,6 @@ def calibration_record(wanted: CalibrationSettings, groups: torch.Tensor, split_
         conformal=wanted.conformal,
         scores=SCORES,
     )
-
-
-def condition_and_calibrate(
-    settings: FitSettings, outputs: SplitOutputs, split_name: str = HELD_OUT
-) -> tuple[FitSettings, dict[Corrected, LastState], Calibrated, dict[PredictiveName, ReviewScores]]:
-    """Return how the calibration rows' labels correct predictives, and what ``calibrate`` returns with those.
-
-    Labels whose corrections cannot be computed are no reason to lose a fit: they are off in the settings that are
-    returned, and that is said.
-
-    Args:
-        outputs: with the states that the logits are read from, where labels condition; split_name: as of ``calibrate``.
-
-    Raises:
-        ConfigError: as ``without_conditioning``.
-    """
-    prior_of, conditioning = prior_without(settings, outputs), None
-    conditioned, held_out = dict[Corrected, LastState](), dict[PredictiveName, PosteriorPredictive]()
-    if settings.predictives.conditioned:
-        try:
-            conditioning = Conditioning(outputs.fitted, outputs.split)
-            conditioned = {kind: conditioning.served(kind) for kind in CONDITIONED}
-            held_out = out_of_fold(settings, outputs, prior_of, conditioning, CONDITIONED)
-        except (LaploraError, RuntimeError) as error:  # RuntimeError: of LAPACK, or no memory
-            settings = without_conditioning(settings, error)
-            conditioning, conditioned = None, {}
-        else:
-            outputs = replace(outputs, shifts=shifts_of(conditioned))
-            if split_name == HELD_OUT:
-                conditioned = with_held_out(conditioned, held_out, outputs.split)
-    calibrated, scores = calibrate(settings, outputs, conditioning, held_out, split_name, prior_of)
-    warn_of_nothing_accepted(calibrated, scores)
-    return settings, conditioned, calibrated, scores
 
 
 def warn_of_nothing_accepted(calibrated: Calibrated, scores: Mapping[PredictiveName, ReviewScores]) -> None:
@@ -267,39 +242,24 @@ def _temperature(outputs: SplitOutputs, name: PredictiveName, rows: torch.Tensor
     return fit_predictive_temperature(means, split.labels[rows], split.class_mask[rows])
 
 
-def recommendation(
-    settings: FitSettings,
-    outputs: SplitOutputs,
-    held_out: Mapping[PredictiveName, PosteriorPredictive],
-    accepting: Sequence[PredictiveName],
+def recommended_by(
+    wanted: str, losses: Mapping[str, torch.Tensor], costs: Mapping[str, float], labelled: Labelled
 ) -> RecommendedRecord:
-    """Return which predictive answers by default, compared on losses that were fitted without their row.
-
-    The loss of an input with several labels is the sum of its rows'.
+    """Return which predictive answers by default: by ``laplora.pool.choice``, unless the configuration names one.
 
     Args:
-        held_out: by predictive that is to be chosen from, on rows that it was not fitted on.
-        accepting: the predictives that accept something at the target risk.
+        wanted: ``auto``, or the predictive's name.
+        losses: by predictive that is to be chosen from (rows,) NLL of honest answers, nats; costs: in passes of the
+            base; labelled: the rows.
     """
-    losses = {str(name): _losses(outputs, predictive) for name, predictive in held_out.items()}
-    variance, groups = has_variance(outputs), outputs.split.input_groups
-    by_data = recommend(losses, settings.seed, has_variance=variance, accepting=accepting, groups=groups)
-    wanted, reason = settings.predictives.serve, by_data.reason
+    by_data = choose(losses, costs, labelled.folds, labelled.groups)
+    name = by_data.name if wanted == "auto" else wanted
+    reason = f"{by_data.reason}. {_SPREAD.get(name, _OF_HEADS)}".removesuffix(". ")
+    table = {str(one): {"nll": nll} for one, nll in by_data.nll.items()}
     if wanted == "auto":
-        return RecommendedRecord(
-            predictive=by_data.predictive, reason=reason, chosen_by="calibration", table=by_data.table
-        )
-    reason = f"{wanted}: set by the configuration; by the calibration split it would be {reason}"
-    return RecommendedRecord(predictive=wanted, reason=reason, chosen_by="configuration", table=by_data.table)
-
-
-def has_variance(outputs: SplitOutputs) -> bool:
-    """Return whether the calibration rows can tell ``laplace``, under the prior that is served, from MAP.
-
-    They cannot where the prior's precision is at the upper end of its search, or near it.
-    """
-    of_laplace, of_map = (_losses(outputs, predictive_of(outputs, name, 1.0)) for name in _WITH_AND_WITHOUT)
-    return not answer_alike(of_laplace, of_map)
+        return RecommendedRecord(predictive=name, reason=reason, chosen_by="calibration", table=table)
+    reason = f"{wanted}: set by the configuration; by the labelled rows it would be {by_data.name}. {reason}"
+    return RecommendedRecord(predictive=name, reason=reason, chosen_by="configuration", table=table)
 
 
 def _losses(outputs: SplitOutputs, predictive: PosteriorPredictive) -> torch.Tensor:

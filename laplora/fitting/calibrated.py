@@ -24,10 +24,9 @@ from laplora.errors import ConditioningError, ConfigError, ModelError
 from laplora.experts.base import Expert, Outputs
 from laplora.features.sentence_encoder import SentenceEncoder
 from laplora.files import write_whole
-from laplora.fitting.adapted_experts import Heads, adapter_experts, outputs_of_rows
 from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.describing import describe, fitted_fields, summary
-from laplora.fitting.evaluation import Measured, evaluated
+from laplora.fitting.evaluation import Measured, evaluated, outputs_of_rows
 from laplora.fitting.fit import Fit
 from laplora.fitting.new_labels import condition_on
 from laplora.fitting.progress import Progress
@@ -91,10 +90,9 @@ class CalibratedPosterior:
         data: Mapping[str, Any],
         first_rows: tuple[Mapping[str, Any], ...],
         progress: Progress,
-        heads: Heads | None = None,
     ) -> None:
         self.classifier, self.fit, self.data = classifier, fit, dict(data)
-        self._first_rows, self._progress, self._heads = first_rows, progress, heads
+        self._first_rows, self._progress = first_rows, progress
         self._measured: Measured | None = None
         self._record: FitRecord = record_of(fit)
         scores = {str(name): one for name, one in fit.scores.items()}
@@ -139,25 +137,23 @@ class CalibratedPosterior:
 
     @property
     def experts(self) -> dict[str, Expert]:
-        """By name the ways to answer, with their honest log probabilities of the training and then calibration rows.
+        """By name the ways to answer, with their honest log probabilities of ``fit.labelled``.
 
-        ``adapter``, ``laplace`` and what labels correct are NaN in training rows; the heads that ``settings.experts``
-        named are trained on all labelled rows, and honest in all. ConfigError for one that learned later labels.
+        The heads that ``settings.experts`` named are trained on training and calibration rows, and honest in all. What
+        stands on the adapter is NaN in training rows. ConfigError for one that learned later labels.
         """
         if self._fitted is not None:
             raise ConfigError(
                 "this posterior learned later labels, and experts are those of the fit: ask the fitted one"
             )
-        return adapter_experts(self.fit, self.data["rows"]["train"]) | (
-            dict(self._heads.experts) if self._heads else {}
-        )
+        return dict(self.fit.experts)
 
     def outputs(self, inputs: Inputs) -> Outputs:
         """Return what ``experts`` read of inputs; arguments and errors as of ``predict``."""
         self._check_model()
         examples = read_rows([inputs] if isinstance(inputs, Mapping | str) else inputs, self.classifier, None, "input")
         with ONE_AT_A_TIME:
-            return outputs_of_rows(self.classifier, self.fit, self._heads, examples, self._progress)
+            return outputs_of_rows(self.classifier, self.fit, examples, self._progress)
 
     def predict(
         self,
@@ -350,8 +346,8 @@ class CalibratedPosterior:
             given = {"compare": mine} if verify else {"answers": mine}
             with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # transformers and PEFT draw as they load
                 write_artifact(target, parts, manifest, golden, device=device, say=say, **given)
-        if self._heads:
-            say(f"the experts {', '.join(self._heads.experts)} stay in memory: an artifact has none of them yet")
+        if self.fit.heads:
+            say(f"the experts {', '.join(self.fit.heads.experts)} stay in memory: an artifact has none of them yet")
         return target
 
     def _named(self, predictive: str | None) -> str | None:

@@ -6,27 +6,19 @@ fold's answers are corrected by, temperature, prior and head, is chosen on the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from laplora.classifier import Classifier
-from laplora.errors import ConfigError, warn
 from laplora.experts.laplace import logged
 from laplora.experts.last_state import LastState, corrected_answers, fit_last_state
 from laplora.fitting.outputs import Fitted
 from laplora.fitting.projected import ProjectedSplit
-from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
 from laplora.posterior.base import Prior
-from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName
+from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.predictive.shift import Shift
-from laplora.prompts.examples import Example
-from laplora.readouts.label_sequences import LabelSequences
-
-#: Rows times contrasts up to which a fit conditions: minutes of a processor at this, by the width of the states.
-MOST = 300_000
 
 
 @dataclass(frozen=True)
@@ -95,41 +87,3 @@ def with_held_out(
 def shifts_of(conditioned: Mapping[Corrected, LastState]) -> dict[Corrected, Shift]:
     """Return the shifts, as ``AdaptedModel`` has them."""
     return {kind: one.shift for kind, one in conditioned.items()}
-
-
-def possible_conditioning(
-    classifier: Classifier,
-    settings: FitSettings,
-    calibration: Sequence[Example],
-) -> FitSettings:
-    """Return settings in which labels condition only where they can; warns of why they cannot.
-
-    Raises:
-        ConfigError: settings that ask to serve what cannot be.
-    """
-    if not settings.predictives.conditioned:
-        return settings
-    try:
-        check_conditioning(classifier, len(calibration))
-    except ConfigError as error:
-        return without_conditioning(settings, error)
-    return settings
-
-
-def without_conditioning(settings: FitSettings, error: Exception) -> FitSettings:
-    """Return settings in which no labels condition, and say why; ConfigError where these are to be served."""
-    if settings.predictives.serve in CONDITIONED:
-        raise ConfigError(f"serve: {settings.predictives.serve} cannot be: {error}") from error
-    warn(f"conditioned is off: {error}")
-    off = settings.predictives.model_copy(update={"conditioned": False})
-    return settings.model_copy(update={"predictives": off})
-
-
-def check_conditioning(classifier: Classifier, rows: int) -> None:
-    """Raise ConfigError where labels of so many rows cannot condition."""
-    readout = classifier.readout
-    directions = readout.class_count - (readout.likelihood == "categorical")
-    if isinstance(readout, LabelSequences):
-        raise ConfigError("the logits of label sequences are read from several states")
-    if rows * directions > MOST:
-        raise ConfigError(f"{rows} labelled rows of {directions} contrasts are more than {MOST:,} in all")

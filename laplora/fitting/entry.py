@@ -13,7 +13,6 @@ from laplora.answers.golden_inputs import COUNT
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, warn
 from laplora.features.expert_passes import expert_passes
-from laplora.fitting.adapted_experts import fit_beside
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.fit import fit_rows
 from laplora.fitting.fitted_heads import fit_heads
@@ -122,10 +121,6 @@ def fit(
             f"{len(held_out)} calibration rows are fewer than {FEW_CALIBRATION_ROWS}: the prior precision, the "
             "temperatures and the thresholds chosen on them are mostly noise"
         )
-    heads = None
-    if settings.experts.names:
-        passes = expert_passes(classifier, settings.experts.names, settings.experts.encoder, shown.say)
-        heads = fit_beside(passes, train, held_out, settings, shown)
     found = fit_rows(
         classifier,
         train,
@@ -144,7 +139,9 @@ def fit(
     golden = tuple(dict(example.fields) for example in held_out[:COUNT])
     _warn_of_little_mass(found.calibration.label_mass)
     shown.say(f"answers by {found.calibrated.recommended.predictive}: {found.calibrated.recommended.reason}")
-    return CalibratedPosterior(classifier, found, data, golden, shown, heads)
+    if found.fine_tuning:
+        shown.say(str(found.fine_tuning))
+    return CalibratedPosterior(classifier, found, data, golden, shown)
 
 
 def _of_heads(

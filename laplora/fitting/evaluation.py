@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,11 @@ from laplora.artifact.manifest import PredictiveRecord
 from laplora.classifier import Classifier, batches
 from laplora.decisions.conformal import ConformalScore, label_sets, present_sets
 from laplora.decisions.uncertainty import review_score
+from laplora.experts.base import Outputs
 from laplora.familiarity.percentile import Familiarity
+from laplora.fitting.adapted_experts import outputs_of_split
 from laplora.fitting.calibrate import predictive_of
+from laplora.fitting.fit import Fit
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.progress import Progress
 from laplora.fitting.projected import project_split
@@ -69,6 +72,18 @@ def outputs_of(
     outputs = SplitOutputs(split, Fitted(posterior, prior, split.projected), shifts)
     familiar = None if familiarity is None or split.states is None else familiarity.of(split.states)
     return RowOutputs(outputs, familiar)
+
+
+def outputs_of_rows(classifier: Classifier, fit: Fit, examples: Sequence[Example], progress: Progress) -> Outputs:
+    """Return what all experts of a fit read of inputs."""
+    size, posterior, prior = fit.settings.laplace.batch_size, fit.posterior, fit.served.prior
+    read = outputs_of_split(
+        outputs_of(classifier, size, posterior, prior, {}, None, examples, progress, "inputs").outputs
+    )
+    if fit.heads is None:
+        return read
+    beside = fit.heads.passes.outputs(examples, progress, "inputs")
+    return replace(read, features={**read.features, **beside.features})
 
 
 @dataclass(frozen=True)

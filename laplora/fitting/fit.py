@@ -11,9 +11,18 @@ from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.manifest import ManyClassesRecord
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
-from laplora.experts.last_state import LastState
-from laplora.fitting.calibrate import Calibrated, condition_and_calibrate
-from laplora.fitting.conditioning import possible_conditioning
+from laplora.experts.base import Expert, Labelled
+from laplora.experts.last_state import LastState, last_state_of
+from laplora.experts.of_head import HeadExpert
+from laplora.fitting.adapted_experts import (
+    Answering,
+    Heads,
+    fit_answering,
+    fit_beside,
+    labelled_rows,
+    possible_conditioning,
+)
+from laplora.fitting.calibrate import Calibrated
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.familiarity import Familiar, familiar_layers, fit_familiar, warn_of_few, without_familiarity
 from laplora.fitting.outputs import Fitted, SplitOutputs
@@ -27,6 +36,7 @@ from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Forgetful, Store
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.linearised import Likelihood
+from laplora.pool.fine_tuning import FineTuning
 from laplora.posterior.base import Posterior, Prior, block_precisions
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.posterior.subset import select_blocks
@@ -43,9 +53,15 @@ class Fit:
         choices: every prior choice that is reported; served: the one of them that answers.
         log_likelihood: of the training rows, summed, nats.
         squared_distances: (blocks,) float64, of the trained weights from the prior's centre.
+        labelled: the rows that some expert knows: the training rows, where heads are fitted beside the adapter, and
+            then the calibration rows.
+        experts: by name the ways to answer, with their honest log probabilities of these rows: ``adapter``,
+            ``temperature``, ``conditioned``, ``laplace``, the heads beside, and ``pooled`` of more than one.
+        heads: those beside with their passes; None without them.
         conditioned: by predictive, how the calibration rows' labels correct its predictive; empty without them.
         centred: whether that centre is the initial adapter; else it is zero.
         calibration: the calibration rows as the posterior sees them.
+        fine_tuning: what it gained; None without a head beside.
         many_classes: how it was fitted from fewer directions than contrasts; None where every one was computed.
     """
 
@@ -56,11 +72,15 @@ class Fit:
     log_likelihood: float
     squared_distances: torch.Tensor
     centred: bool
+    labelled: Labelled
+    experts: Mapping[str, Expert]
+    heads: Heads | None
     conditioned: Mapping[Corrected, LastState]
     familiar: Familiar | None
     calibration: ProjectedSplit
     calibrated: Calibrated
     scores: Mapping[PredictiveName, ReviewScores]
+    fine_tuning: FineTuning | None
     many_classes: ManyClassesRecord | None = None
 
 
@@ -132,11 +152,13 @@ def fit_rows(
     check_several_labels(classifier, [*train, *calibration], settings)
     check_independent(calibration, settings.calibration.guarantee)
     settings = possible(classifier, len(train), settings)
-    settings = possible_conditioning(classifier, settings, calibration)
+    settings = possible_conditioning(classifier, settings, len(calibration))
     laplace = settings.laplace
     size = laplace.batch_size
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, train, blocks, settings, store, progress)
+    everyone, labelled = labelled_rows(classifier, train, calibration, settings)
+    beside = fit_beside(classifier, everyone, labelled, settings, progress)
     layers = familiar_layers(classifier, settings)
     title, tokens = "calibration rows", classifier.ending_tokens
     split = project_split(
@@ -149,24 +171,35 @@ def fit_rows(
     choices = choose_priors(settings, posterior, split, distances, log_likelihood)
     served = served_choice(settings, choices)
     outputs = SplitOutputs(split, Fitted(posterior, served.prior, split.projected))
-    settings, conditioned, calibrated, scores = condition_and_calibrate(settings, outputs)
-    calibrated = with_reversed(calibrated, reversed_temperature(classifier, settings, outputs, calibration, progress))
+    found = fit_answering(settings, outputs, labelled, beside)
+    reverse = reversed_temperature(classifier, found.settings, outputs, calibration, progress)
     many = many_classes_record(settings, classifier, posterior, served.prior, [(posterior, split)])
     return Fit(
-        settings,
+        found.settings,
         posterior,
         tuple(choices),
         served,
         log_likelihood,
         distances,
         start is not None,
-        conditioned,
+        labelled,
+        found.experts,
+        beside,
+        corrections(found, split),
         familiar,
         split,
-        calibrated,
-        scores,
+        with_reversed(found.calibrated, reverse),
+        found.scores,
+        found.fine_tuning,
         many,
     )
+
+
+def corrections(found: Answering, split: ProjectedSplit) -> dict[Corrected, LastState]:
+    """Return ``conditioned`` as a predictor adds it to the adapter's answer."""
+    conditioned = found.experts.get("conditioned")
+    assert split.last is not None
+    return {"conditioned": last_state_of(conditioned, split.last)} if isinstance(conditioned, HeadExpert) else {}
 
 
 def many_classes_record(

@@ -24,6 +24,7 @@ from laplora.artifact.manifest import Manifest
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
 from laplora.experts.last_state import LastState
+from laplora.fitting.adapted_experts import check_conditioning
 from laplora.fitting.calibrate import (
     OUT_OF_FOLD,
     Calibrated,
@@ -33,7 +34,7 @@ from laplora.fitting.calibrate import (
     prior_without,
     warn_of_nothing_accepted,
 )
-from laplora.fitting.conditioning import Conditioning, check_conditioning, shifts_of, with_held_out
+from laplora.fitting.conditioning import Conditioning, shifts_of, with_held_out
 from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit
@@ -44,7 +45,7 @@ from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.groups import mean_and_error
 from laplora.metrics.scores import evaluate_probs, row_nll
-from laplora.predictive.kinds import CONDITIONED, PREDICTIVES, Corrected, PredictiveName
+from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 
@@ -77,8 +78,7 @@ class Comparison(BaseModel):
     folds: int = Field(ge=2)
     before: Figures = Field(description="of the predictive that the packaged artifact recommends")
     after: Figures = Field(
-        description="of conditioned, or of laplace_conditioned where before has a covariance: none is chosen by these "
-        "rows; each row by the labels of the other folds"
+        description="of conditioned: none is chosen by these rows; each row by the labels of the other folds"
     )
     difference: float = Field(description="of the NLL, after less before, nats, mean over rows")
     standard_error: float = Field(ge=0, description="of the difference, nats")
@@ -169,7 +169,7 @@ def condition_on(
     calibrated = calibrated.model_copy(update={"calibration": record})
     if before_reversed := manifest.predictives.get("temperature"):  # nobody asked the new rows in reverse
         calibrated = with_reversed(calibrated, before_reversed.reversed_temperature)
-    name = corrected_from(manifest.recommended.predictive)
+    name: Corrected = "conditioned"
     comparison = compare(manifest, before, name, held_out[name], split, record.folds)
     by_data, predictives = calibrated.recommended, calibrated.predictives
     limit, of_data = (predictives[one].thresholds.review.threshold for one in (name, by_data.predictive))
@@ -222,7 +222,7 @@ def settings_of(manifest: Manifest, structure: str) -> FitSettings:
             "many_classes": {"limit": many.limit if many else max(16, len(manifest.labels))},
         }
     )
-    if set(settings.predictives.names) != {*names, *CONDITIONED}:
+    if set(settings.predictives.names) != {*names, *CONDITIONED} - {"laplace_conditioned"}:
         raise ConfigError(f"the artifact has the predictives {list(names)}, which cannot be calibrated together anew")
     return settings
 
@@ -231,11 +231,6 @@ def predictive_before(outputs: SplitOutputs, manifest: Manifest) -> PosteriorPre
     """Return the rows' answers by the packaged artifact, which has seen none of their labels."""
     name = manifest.recommended.predictive
     return predictive_of(outputs, name, manifest.predictives[name].temperature)
-
-
-def corrected_from(name: PredictiveName) -> Corrected:
-    """Return the predictive that shows what labels do to another one: that with a covariance too, or without."""
-    return "laplace_conditioned" if PREDICTIVES[name].covariance else "conditioned"
 
 
 def compare(

@@ -35,6 +35,7 @@ from laplora.artifact.manifest import (
 from laplora.experts.last_state import BLOCK, LastState
 from laplora.familiarity.file import familiarity_tensors
 from laplora.files import write_json, write_tensors
+from laplora.fitting.adapted_experts import SERVED
 from laplora.fitting.calibrate import Calibrated
 from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.fit import Fit
@@ -86,7 +87,9 @@ def record_of(fit: Fit) -> FitRecord:
         choices=list(fit.choices),
         served=fit.served,
         centred=fit.centred,
-        calibrated=fit.calibrated,
+        calibrated=fit.calibrated.model_copy(
+            update={"predictives": {name: one for name, one in fit.calibrated.predictives.items() if name in SERVED}}
+        ),
         familiarity=fit.familiar.record if fit.familiar else None,
         conditioned={
             kind: conditioned_record(one, len(fit.calibration) // fit.calibration.together)

@@ -90,7 +90,8 @@ class PredictiveSettings(Section):
     temperature: bool = Field(True, description="temperature scaling of MAP")
     conditioned: bool = Field(
         True,
-        description="MAP with a temperature, and the Laplace predictive, corrected by the calibration rows' labels",
+        description="MAP with a temperature, corrected by a head on its last states that the calibration rows' labels "
+        "train",
     )
     serve: Literal["auto", PredictiveName] = Field(
         "auto", description="which one answers by default; auto: what the calibration split recommends"
@@ -104,7 +105,6 @@ class PredictiveSettings(Section):
             "temperature": self.temperature,
             "conditioned": self.conditioned,
             "laplace": True,
-            "laplace_conditioned": self.conditioned,
         }
         return tuple(name for name, on in switches.items() if on)
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -50,11 +51,15 @@ def hessian_times(likelihood: Likelihood, probs: torch.Tensor, moved: torch.Tens
 def inverse_temperature(
     likelihood: Likelihood, offset: torch.Tensor, targets: torch.Tensor, class_mask: torch.Tensor
 ) -> float:
-    """Return the factor in [e^-5, e^5] of the offset that makes the targets likeliest; a convex problem, bisected."""
+    """Return the factor b in [e^-5, e^5] of the offset that makes the targets likeliest; a convex problem, bisected.
+
+    A Gamma(2, 1) density of b keeps it near 1 where few rows say little, as where no row is mistaken.
+    """
     low, high = -5.0, 5.0
     for _ in range(48):
         middle = (low + high) / 2
-        probs = probs_of(likelihood, offset * torch.tensor(middle).double().exp(), class_mask)
-        slope = ((probs - targets * class_mask) * offset).sum()
+        factor = math.exp(middle)
+        probs = probs_of(likelihood, offset * factor, class_mask)
+        slope = ((probs - targets * class_mask) * offset).sum() + 1 - 1 / factor
         low, high = (low, middle) if slope > 0 else (middle, high)
     return float(torch.tensor((low + high) / 2, dtype=torch.float64).exp())

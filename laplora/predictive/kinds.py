@@ -81,7 +81,7 @@ PREDICTIVES: Mapping[PredictiveName, PredictiveSpec] = MappingProxyType(
 TEMPERED: frozenset[PredictiveName] = frozenset({"temperature", "conditioned"})
 
 #: The predictives that the labels of the calibration rows correct (``laplora.predictive.shift``).
-CONDITIONED: tuple[Corrected, ...] = ("conditioned", "laplace_conditioned")
+CONDITIONED: tuple[Corrected, ...] = ("conditioned",)
 
 
 def has_jacobians(name: PredictiveName) -> bool:

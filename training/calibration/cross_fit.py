@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from laplora.classifier import Classifier
-from laplora.fitting.calibrate import OUT_OF_FOLD, condition_and_calibrate
-from laplora.fitting.conditioning import possible_conditioning
+from laplora.fitting.adapted_experts import fit_answering, fit_beside, labelled_rows, possible_conditioning
+from laplora.fitting.calibrate import OUT_OF_FOLD
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.familiarity import familiar_of, strangeness_to
-from laplora.fitting.fit import Fit, check_several_labels, many_classes_record, possible
+from laplora.fitting.fit import Fit, check_several_labels, corrections, many_classes_record, possible
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
 from laplora.fitting.progress import Progress, Silent
@@ -38,8 +38,9 @@ def cross_fit_rows(
     Labels condition out of fold: a row's state and answer that its label corrects are those of its fold's adapter. So
     the correction is learned from several adapters' states and serves that of all rows, as the temperature does. The
     folds that judge it are the adapters' own, each corrected by what the others' states taught. These adapters have
-    learned the judged fold's labels, and states tell of it: the loss is a little too low (docs/lab-notes.md). So a
-    corrected predictive is there for who asks for it, and is not recommended.
+    learned the judged fold's labels, and states tell of it: the loss is a little too low (docs/lab-notes.md). So
+    ``conditioned`` is there for who asks for it, in no pool, and never recommended. The adapter's own answers are
+    honest in every row, as those of the heads beside it are, and their pool is weighed on all.
 
     Args:
         folds: of ``folded_rows``; initial, store, progress: as of ``laplora.fitting.fit.fit_rows``.
@@ -50,9 +51,11 @@ def cross_fit_rows(
     progress, store = progress or Silent(), store or Forgetful()
     check_several_labels(classifier, rows, settings)
     settings = possible(classifier, len(rows), settings)
-    settings = possible_conditioning(classifier, settings, rows)
+    settings = possible_conditioning(classifier, settings, len(rows))
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), settings.laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, rows, blocks, settings, store, progress)
+    everyone, labelled = labelled_rows(classifier, (), rows, settings)
+    beside = fit_beside(classifier, everyone, labelled, settings, progress)
     found = folded_rows(classifier, folds, rows, blocks, settings, progress)
     start = None if initial is None else label_rows(initial, classifier)
     distances = squared_distances(block_weights(classifier), blocks, start)
@@ -64,19 +67,23 @@ def cross_fit_rows(
         strangeness, count = strangeness_to(classifier, rows, settings, store, progress)
         familiar = familiar_of(classifier, strangeness, count, found.strangeness, settings)
     outputs = SplitOutputs(found.split, judged)
-    settings, conditioned, calibrated, scores = condition_and_calibrate(settings, outputs, OUT_OF_FOLD)
+    answering = fit_answering(settings, outputs, labelled, beside, OUT_OF_FOLD)
     return Fit(
-        settings,
+        answering.settings,
         posterior,
         tuple(choices),
         served,
         log_likelihood,
         distances,
         start is not None,
-        conditioned,
+        labelled,
+        answering.experts,
+        beside,
+        corrections(answering, found.split),
         familiar,
         found.split,
-        calibrated,
-        scores,
+        answering.calibrated,
+        answering.scores,
+        answering.fine_tuning,
         many_classes_record(settings, classifier, posterior, served.prior, found.parts),
     )

@@ -19,12 +19,12 @@ from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictor import Predictor
 from training.workspace.runtime import open_run
 
-NAMES = tuple(PREDICTIVES)
+NAMES = ("map", "temperature", "conditioned", "laplace")
 
 
 def test_the_artifact_carries_every_predictive(mixture_run: FinishedRun) -> None:
     manifest = read_artifact(mixture_run.artifact).manifest
-    assert manifest.servable == tuple(PREDICTIVES)
+    assert manifest.servable == NAMES
     assert manifest.recommended.chosen_by == "calibration"
     assert set(manifest.recommended.table) == set(NAMES)
     tempered = {n for n, record in manifest.predictives.items() if record.temperature != 1}
@@ -40,11 +40,11 @@ def test_what_needs_no_further_pass_comes_along(mixture_predictor: Predictor) ->
         assert (first.logit_variance is not None) == (PREDICTIVES[name].covariance or "laplace" in also)  # type: ignore[index]
         return set(first.calibrated_probs)
 
-    forward, laplace = {"temperature", "conditioned"}, {"laplace_conditioned"}
+    forward = {"temperature", "conditioned"}
     assert beside("map") == forward
     assert beside("temperature") == {"conditioned"}
-    assert beside("laplace") == forward | laplace
-    assert beside("map", "laplace") == {*forward, "laplace", *laplace}
+    assert beside("laplace") == forward
+    assert beside("map", "laplace") == {*forward, "laplace"}
     assert beside("laplace", *NAMES) == {*NAMES} - {"map", "laplace"}
 
 
@@ -56,7 +56,7 @@ def test_each_predictive_has_its_own_pass_sets_and_uncertainty_and_comes_along_a
     original = batch_outputs.contrast_jacobians
     monkeypatch.setattr(batch_outputs, "contrast_jacobians", lambda *a, **o: seen.append(a) or original(*a, **o))
     for name in NAMES:
-        covariance = PREDICTIVES[name].covariance
+        covariance = name == "laplace"
         threshold = manifest.predictives[name].conformal
         answers = mixture_predictor.predict(rows, name)
         assert len(seen) == covariance  # one pass with Jacobians, or none

@@ -17,7 +17,6 @@ from laplora.decisions.conformal import fit_label_sets
 from laplora.fitting.calibrate import (
     Calibrated,
     calibrate,
-    has_variance,
     held_out_entropy,
     out_of_fold,
     predictive_of,
@@ -152,12 +151,7 @@ def test_a_prior_at_the_end_of_its_search_recommends_nothing_of_the_posterior(se
     choice = choose_by_validation(trained.posterior, projected, labels, split.class_mask)
     assert choice.at_bound
     at_bound = replace(found, split=split, fitted=replace(trained, prior=choice.prior, projected=projected))
-    assert not has_variance(at_bound)
-    recommended = calibrate(SETTINGS, at_bound)[0].recommended
-    assert recommended.predictive in ("map", "temperature")
-    assert "laplace answers as map does" in recommended.reason
-    assert has_variance(found)
-    assert "laplace answers as map does" not in calibrated()[0].recommended.reason
+    assert calibrate(SETTINGS, at_bound)[0].recommended.predictive in ("map", "temperature")
 
 
 TEMPERATURES: dict[PredictiveName, float] = {"map": 1.0, "temperature": 2.5, "laplace": 1.0}

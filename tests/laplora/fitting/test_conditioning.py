@@ -17,8 +17,9 @@ from laplora.errors import ArtifactCorruptError, ConfigError, LaploraWarning, No
 from laplora.experts.base import Outputs
 from laplora.files import write_tensors
 from laplora.fitting import priors
+from laplora.fitting.adapted_experts import MOST, possible_conditioning
 from laplora.fitting.calibrate import calibrate, out_of_fold, predictive_of, prior_without
-from laplora.fitting.conditioning import MOST, Conditioning, possible_conditioning, shifts_of, with_held_out
+from laplora.fitting.conditioning import Conditioning, shifts_of, with_held_out
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.served_rows import taken
@@ -35,7 +36,6 @@ from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName
 from laplora.predictive.shift import tempering
 from laplora.predictive.shift_file import read_shifts, shift_tensors
 from laplora.prior.validation import choose_by_validation
-from laplora.prompts.examples import Example
 
 CLASSES, WIDTH = 3, 12
 SETTINGS = laplora.FitSettings()
@@ -241,24 +241,19 @@ def test_a_damaged_shift_is_refused(tmp_path: Path) -> None:
             read_shifts(path, {"conditioned": 1.5}, WIDTH, CLASSES - 1)
     write_tensors(path, tensors)
     with pytest.raises(ArtifactCorruptError, match="laplace_conditioned"):
-        read_shifts(path, dict.fromkeys(CONDITIONED, 1.5), WIDTH, CLASSES - 1)
-
-
-def examples(count: int) -> list[Example]:
-    return [Example(str(number), {"text": f"text {number}"}, 0, 2) for number in range(count)]
+        read_shifts(path, dict.fromkeys((*CONDITIONED, "laplace_conditioned"), 1.5), WIDTH, CLASSES - 1)
 
 
 def test_where_it_cannot_be_it_is_off_and_says_why(classifier: laplora.Classifier) -> None:
     """A fit goes on without it; asked to serve it, it refuses."""
-    given = examples(MOST + 1)
     with pytest.warns(LaploraWarning, match="conditioned is off: .*more than"):
-        found = possible_conditioning(classifier, FitSettings(), given)
+        found = possible_conditioning(classifier, FitSettings(), MOST + 1)
     assert not set(found.predictives.names) & set(CONDITIONED)
     for kind in CONDITIONED:
         wanted = FitSettings.model_validate({"predictives": {"serve": kind}})
         with pytest.raises(ConfigError, match="more than"):
-            possible_conditioning(classifier, wanted, given)
-    assert possible_conditioning(classifier, FitSettings(), examples(20)) == FitSettings()
+            possible_conditioning(classifier, wanted, MOST + 1)
+    assert possible_conditioning(classifier, FitSettings(), 20) == FitSettings()
 
 
 def test_what_cannot_be_computed_is_off_and_the_fit_goes_on(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from laplora.decisions.temperature import fit_temperature
 from laplora.head import HeadError, fit, fold_numbers
 from laplora.head.fit import mode_under
 
@@ -107,6 +108,17 @@ def test_it_is_scikit_learns(width: int) -> None:
     oracle = LogisticRegression(C=1 / 0.05, tol=1e-9, max_iter=5000).fit(scaled.numpy(), labels.numpy())
     expected = torch.from_numpy(oracle.predict_log_proba(scaled.numpy()))
     torch.testing.assert_close(head.log_probs(states.numpy()), expected, rtol=0, atol=1e-4)
+
+
+def test_the_offsets_temperature_is_that_of_temperature_scaling() -> None:
+    """Also of rows without a mistake, which alone would have none."""
+    states, labels = rows(40)
+    draw = torch.Generator().manual_seed(2)
+    right = torch.nn.functional.one_hot(labels, CLASSES).double()
+    for offset in (2 * torch.randn(40, CLASSES, generator=draw).double() + right, 3 * right):
+        fitted = fit(states, labels, offset=offset.log_softmax(1), temper=True, precisions={"features": 1.0})
+        expected = 1 / fit_temperature(offset, labels, torch.ones_like(right).bool())
+        assert fitted.head.inverse_temperature == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("width", [6, 60])

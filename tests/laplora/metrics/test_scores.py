@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laplora.decisions.conformal import conformal_threshold, empirical_coverage
-from laplora.decisions.recommendation import recommend
 from laplora.decisions.temperature import fit_temperature, temperature_probs
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.metrics.checks import checked_column, checked_labels, checked_probs, checked_score
@@ -168,9 +167,6 @@ RIGHT = torch.tensor([False])
         (empirical_coverage, (HALVES, ZERO), DataError, "bool"),
         (fit_temperature, (HALVES, torch.tensor([1]), torch.tensor([[True, False]])), DataError, "possible"),
         (temperature_probs, (HALVES, 0.0, MASK), ConfigError, "positive"),
-        (recommend, ({"laplace": torch.zeros(3)},), ConfigError, "compares with map"),
-        (recommend, ({"map": torch.zeros(3), "laplace": torch.zeros(2)},), DataError, "laplace must be"),
-        (recommend, ({"map": torch.zeros(1)},), DataError, "two rows"),
         (restore_logits, (torch.zeros(3, 2), [2, 2]), DataError, "got 2 for 3 rows"),
         (restore_contrasts, (torch.zeros(1, 1), None, [3]), DataError, "order of 3 options does not fit 2 classes"),
         (LabelSequences, (((1, 2), (1, 2)),), ConfigError, "different sequences of one token or more"),

@@ -50,7 +50,7 @@ ARTIFACTS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     "tiny-sentiment": (text_inputs, [{}, {"predictive": "map"}, {"covariance": True}]),
     "tiny-mixture": (
         text_inputs,
-        [{}, *({"predictive": name} for name in ("temperature", "conditioned", "laplace_conditioned"))],
+        [{}, *({"predictive": name} for name in ("temperature", "conditioned"))],
     ),
     "tiny-choices-float32": (
         choice_inputs,

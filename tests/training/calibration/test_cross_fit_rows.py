@@ -19,7 +19,8 @@ from laplora.errors import ConfigError
 from laplora.fitting.fit import Fit, fit_rows
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Forgetful
-from laplora.linearised import class_probs, contrast_logits
+from laplora.head import fit as fit_head
+from laplora.linearised import class_log_probs
 from laplora.metrics.scores import row_nll
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.predictive.cross_fitting import fold_rows
@@ -83,10 +84,14 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path) -> None:
     # A fold is corrected by what the labels of the other one teach through the states of its adapter.
     losses = []
     for other, one in (fits, reversed(fits)):
-        shift, split = other.conditioned["conditioned"].shift, one.calibration
-        logits = contrast_logits(split.projected.contrast_mean / shift.temperature + shift.of(split.last))
-        losses.append(row_nll(class_probs(logits, split.class_mask), split.labels))
-    assert found.calibrated.predictives["conditioned"].nll == pytest.approx(float(torch.cat(losses).mean()))
-    assert all(one.size > 0 and one.held_out.isnan().all() for one in found.conditioned.values())
-    # The other fold's adapter knows the labels that judge it: it is there, and no candidate.
+        taught, split = other.calibration, one.calibration
+        assert taught.last is not None
+        offset = class_log_probs(taught.logits, taught.class_mask)
+        head = fit_head(taught.last, taught.labels, offset=offset, temper=True, class_mask=taught.class_mask).head
+        logs = head.log_probs(split.last, class_log_probs(split.logits, split.class_mask), split.class_mask)
+        losses.append(row_nll(logs.exp(), split.labels))
+    assert found.calibrated.predictives["conditioned"].nll == pytest.approx(float(torch.cat(losses).mean()), rel=1e-4)
+    # The other fold's adapter knows the labels that judge it: it is there, in no pool, and no candidate.
+    assert list(found.experts) == ["adapter", "temperature", "conditioned", "laplace"]
+    assert not any(one.held_out.isnan().any() for one in found.experts.values())
     assert found.calibrated.recommended.table.keys() == {"map", "temperature", "laplace"}
