@@ -34,7 +34,8 @@ def mean_and_error(values: torch.Tensor, groups: torch.Tensor | None = None) -> 
     if groups is not None:
         _, inverse = torch.unique(groups, return_inverse=True)
         left = torch.zeros(int(inverse.max()) + 1, dtype=torch.float64).index_add(0, inverse, left)
-    return float(values.double().mean()), float(left.std()) * math.sqrt(len(left)) / len(values)
+    spread = float(left.std()) if len(left) > 1 else math.nan
+    return float(values.double().mean()), spread * math.sqrt(len(left)) / len(values)
 
 
 def _sorted(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -104,7 +104,7 @@ def test_fine_tuning_pays_by_more_than_a_standard_error() -> None:
     assert str(found) == (
         "Fine-tuning gained 0.200 nats (standard error 0.016) over not fine-tuning: NLL of pooled against frozen"
     )
-    found = fine_tuning("pooled", losses, {"frozen": losses + 0.2 - (rows < 20)}, torch.arange(40) // 20)
+    found = fine_tuning("pooled", losses, {"frozen": losses + 0.2 - (rows < 20).double()}, torch.arange(40) // 20)
     assert (found.gained, found.error) == (pytest.approx(-0.3), pytest.approx(0.5))
     assert str(found).startswith("Do not fine-tune: pooled gains -0.300 nats (standard error 0.500) over frozen")
 
