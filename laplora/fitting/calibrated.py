@@ -81,7 +81,6 @@ class CalibratedPosterior:
     """
 
     _fitted: CalibratedPosterior | None = None  # the fit, where later labels have moved this one
-    _heads: Heads | None = None
 
     def __init__(
         self,
