@@ -24,6 +24,7 @@ from laplora.errors import ConditioningError, ConfigError, ModelError
 from laplora.experts.base import Expert, Outputs
 from laplora.features.sentence_encoder import SentenceEncoder
 from laplora.files import write_whole
+from laplora.fitting.adapted_experts import Heads
 from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.describing import describe, fitted_fields, summary
 from laplora.fitting.evaluation import Measured, evaluated, outputs_of_rows
@@ -81,6 +82,7 @@ class CalibratedPosterior:
     """
 
     _fitted: CalibratedPosterior | None = None  # the fit, where later labels have moved this one
+    _heads: Heads | None = None
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class CalibratedPosterior:
         progress: Progress,
     ) -> None:
         self.classifier, self.fit, self.data = classifier, fit, dict(data)
-        self._first_rows, self._progress = first_rows, progress
+        self._first_rows, self._progress, self._heads = first_rows, progress, fit.heads
         self._measured: Measured | None = None
         self._record: FitRecord = record_of(fit)
         scores = {str(name): one for name, one in fit.scores.items()}
@@ -345,8 +347,8 @@ class CalibratedPosterior:
             given = {"compare": mine} if verify else {"answers": mine}
             with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # transformers and PEFT draw as they load
                 write_artifact(target, parts, manifest, golden, device=device, say=say, **given)
-        if self.fit.heads:
-            say(f"the experts {', '.join(self.fit.heads.experts)} stay in memory: an artifact has none of them yet")
+        if self._heads:
+            say(f"the experts {', '.join(self._heads.experts)} stay in memory: an artifact has none of them yet")
         return target
 
     def _named(self, predictive: str | None) -> str | None:
