@@ -145,7 +145,7 @@ def test_what_is_loaded_has_the_calls_of_what_was_fitted(
     one, other = (found.suggest(texts, 3).reasons() for found in (loaded, posterior))
     assert [row["row"] for row in one] == [row["row"] for row in other]
     expected = posterior.evaluate(rows["test"]).to_json()
-    monkeypatch.setattr(evaluation, "_BLOCK", 5)
+    monkeypatch.setattr(evaluation, "_BATCH", 5)
     for name, metrics in loaded.evaluate(rows["test"]).to_json().items():
         assert metrics["nll"] == pytest.approx(expected[name]["nll"], abs=1e-5)
         assert metrics["sets"]["coverage"] == expected[name]["sets"]["coverage"]
