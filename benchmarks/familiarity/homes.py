@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,8 @@ def strangers(name: str, home: Home, data: Path) -> dict[str, list[str]]:
     }
     for title, (kind, severity) in kinds.items():
         sets[title] = [str(corrupt(row, kind, severity, 0).fields["text"]) for row in home.new[-_SHOWN:]]
+    if name == "sst2":
+        sets["as people write"] = [as_written(str(row.fields["text"])) for row in home.new[-_SHOWN:]]
     clinc150 = json.loads((data / "clinc150" / "data_full.json").read_text(encoding="utf-8"))
     if name == "clinc150":
         sets["out of scope"] = drawn([text for text, _ in clinc150["oos_test"]], _HELD_OUT)
@@ -96,3 +99,9 @@ def strangers(name: str, home: Home, data: Path) -> dict[str, list[str]]:
             sets["AG News"] = drawn([f"{title} {text}" for _, title, text in csv.reader(file)], _HELD_OUT)
         sets["CLINC150"] = drawn([text for text, _ in clinc150["test"]], _HELD_OUT)
     return sets
+
+
+def as_written(text: str) -> str:
+    """Return a tokenised text without the spaces before its marks, with a capital first, and a full stop."""
+    plain = re.sub(r" (n't|[,;:.!?'])", r"\1", text.strip(" .!?"))
+    return f"{plain[:1].upper()}{plain[1:]}."

@@ -60,11 +60,13 @@ def is_unfamiliar(familiarity: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def watched_layers(count: int, *, ends_alike: bool) -> tuple[int, ...]:
-    """Return the layers whose states are compared, of ``count``: six at even steps to three quarters of them, or one.
+    """Return the layers whose states are compared, of ``count``: six at even steps from 1/4 to 3/4 of them, or one.
 
     Args:
-        ends_alike: whether every prompt ends in the same words. Then their states sum up the text from the first layer
-            on. Else the last token's is for long that of the text's last word, and the last layer alone is compared.
+        ends_alike: whether every prompt ends in the same words. Then their states sum up the text: the first layers'
+            how it is spelled at its end, middle ones' what it says. Else the last token's is for long that of the
+            text's last word, and the last layer alone is compared.
     """
-    last = min(3 * count // 4, count - 1)
-    return tuple(dict.fromkeys(round(step * last / 5) for step in range(6))) if ends_alike else (count - 1,)
+    first, last = count // 4, min(3 * count // 4, count - 1)
+    steps = (round(first + step * (last - first) / 5) for step in range(6))
+    return tuple(dict.fromkeys(steps)) if ends_alike else (count - 1,)

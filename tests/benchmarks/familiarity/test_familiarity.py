@@ -78,5 +78,6 @@ def test_no_stranger_is_a_row_of_the_home(tmp_path: Path, monkeypatch: pytest.Mo
     assert sets["CLINC150"] == ["a query"]
     assert sets["AG News"] == ["A title and its text"]
     assert sets["emotion"]
+    assert homes.as_written("it 's good , is n't it .") == "It's good, isn't it."
     assert not set(own) & {text for name, some in sets.items() if name != "typing mistakes" for text in some}
     assert homes.strangers("clinc150", home, tmp_path)["out of scope"] == ["another"]

@@ -117,7 +117,7 @@ def test_few_rows_tell_no_small_share(wanted: float, rows: int, share: float) ->
 
 
 def test_which_layers_are_watched() -> None:
-    depths = {1: (0,), 2: (0, 1), 3: (0, 1, 2), 12: (0, 2, 4, 5, 7, 9), 30: (0, 4, 9, 13, 18, 22)}
+    depths = {1: (0,), 2: (0, 1), 3: (0, 1, 2), 12: (3, 4, 5, 7, 8, 9), 30: (7, 10, 13, 16, 19, 22)}
     assert {count: watched_layers(count, ends_alike=True) for count in depths} == depths
     assert watched_layers(30, ends_alike=False) == (29,)
 
