@@ -24,7 +24,7 @@ from laplora.models.offline import OFFLINE_ENCODERS, ensure_encoder
 from laplora.models.quiet import only_errors_logged, quiet_loading
 from laplora.models.wheels import Progress
 from laplora.prompts.cutting import encode_inputs
-from laplora.prompts.rows import Batch, EncodedRow, collate
+from laplora.prompts.rows import EncodedRow, collate
 from laplora.prompts.templates import Cut, PromptTemplate
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
 
@@ -95,30 +95,23 @@ class SentenceEncoder(TextEncoding):
         Raises:
             ModelError: an encoder whose layers are in no list.
         """
-        rows = [EncodedRow(ids, 1) for ids in texts]
-        batch = collate(rows, class_count=1, pad_token_id=self.tokenizer.pad_token_id, side="right")
-        batch, last, blocks = batch.to(self.model.device), feature_layers(self.model)[-1], dict[str, torch.Tensor]()
+        rows, pad = [EncodedRow(ids, 1) for ids in texts], self.tokenizer.pad_token_id
+        batch = collate(rows, class_count=1, pad_token_id=pad, side="right").to(self.model.device)
+        last, blocks = feature_layers(self.model)[-1], dict[str, torch.Tensor]()
+
+        def mean_over_tokens(states: torch.Tensor) -> torch.Tensor:
+            weights = batch.attention_mask[:, :, None].to(states)
+            return (states * weights).sum(1) / weights.sum(1)
 
         def note(number: int, hidden: torch.Tensor) -> None:
             if number < last:
-                blocks[f"mean.{number}"] = mean_over_tokens(hidden, batch.attention_mask).cpu()
+                blocks[f"mean.{number}"] = mean_over_tokens(hidden).cpu()
 
         with noted_layers(self.model, note):
-            blocks["embedding"] = self.embed(batch).cpu()
+            states = self.model(**batch.inputs).last_hidden_state.float()
+        pooled = states[:, 0] if self.pooling == "cls" else mean_over_tokens(states)
+        blocks["embedding"] = (torch.nn.functional.normalize(pooled) if self.normalised else pooled).cpu()
         return blocks
-
-    @torch.no_grad()
-    def embed(self, batch: Batch) -> torch.Tensor:
-        """Return the embeddings of a batch, (rows, width) float32, on the model's device."""
-        states = self.model(**batch.inputs).last_hidden_state.float()
-        pooled = states[:, 0] if self.pooling == "cls" else mean_over_tokens(states, batch.attention_mask)
-        return torch.nn.functional.normalize(pooled) if self.normalised else pooled
-
-
-def mean_over_tokens(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return the mean over each row's real tokens, (rows, width), of states (rows, tokens, width)."""
-    weights = attention_mask[:, :, None].to(states)
-    return (states * weights).sum(1) / weights.sum(1)
 
 
 def load_sentence_encoder(

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
 from laplora.classifier import frozen
-from laplora.errors import NonFiniteError
 from laplora.features.layers import feature_layers
 from laplora.models.classifier_head import is_adapted
 from laplora.prompts.examples import Example
@@ -155,17 +154,7 @@ def test_a_template_that_ends_in_its_field_has_nothing_after_it_and_odd_rows_hav
     blocks = features_of(classifier, "frozen", [Example("", {"text": "great"}, 0, 2)], 4).features["frozen"]
     assert {name.partition(".")[0] for name in blocks} == {"fields", "last"}
     classifier = classifier_of("llama", ["good", "bad"])
-    blocks = features_of(classifier, "frozen", [Example("", {"prompt": "great film"}, 0, 2)], 4).features["frozen"]
-    assert torch.equal(blocks["after.4"], blocks["last.4"])
     long = PromptTemplate("t", 1, "{text}" + " The film was great." * 20)
     classifier = laplora.Classifier(classifier.model, classifier.tokenizer, long, ["good", "bad"], max_tokens=9)
     blocks = features_of(classifier, "frozen", [Example("", {"text": "dull"}, 0, 2)], 4).features["frozen"]
     torch.testing.assert_close(blocks["fields.4"], blocks["after.4"])
-
-
-def test_states_that_are_not_finite_are_refused_by_their_name() -> None:
-    classifier = classifier_of("llama", ["good", "bad"])
-    with torch.no_grad():
-        classifier.model.get_base_model().model.layers[2].input_layernorm.weight[0] = torch.inf
-    with pytest.raises(NonFiniteError, match=r"states (fields|after|last)\.3 hold NaN"):
-        features_of(classifier, "frozen", EXAMPLES, 2)

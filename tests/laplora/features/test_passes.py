@@ -124,7 +124,8 @@ def test_what_is_not_finite_is_refused_by_its_name() -> None:
         layer.mlp.up_proj.weight.fill_(torch.inf)
         for sources, message in (
             ((), "the base's logits hold NaN"),
+            (("options",), "the base's mean of options hold NaN"),
             (("frozen",), r"the base's states fields\.3 hold NaN or infinity: load the base in bfloat16"),
         ):
             with pytest.raises(NonFiniteError, match=message):
-                replace(passes.of_rows, sources=sources).of_batch([row])
+                replace(passes.of_rows, sources=sources, answers=not sources).of_batch([row])
