@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
 from laplora.classifier import frozen
+from laplora.features.expert_passes import ExpertPasses
 from laplora.features.layers import feature_layers
 from laplora.models.classifier_head import is_adapted
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import PromptTemplate
-from laplora.prompts.token_roles import AFTER, FIELD, encode_with_roles
+from laplora.prompts.token_roles import AFTER, FIELD
 from laplora.readouts.no_answer import NoAnswer
 
 TEMPLATE = "The film: {text}\nTopic of {noun}? Answer:"
@@ -52,17 +53,7 @@ def classifier_of(kind: str, labels: list[str], template: str = TEMPLATE) -> lap
 def naive(classifier: laplora.Classifier, example: Example) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Return a row's blocks by transformers' own hidden states, and its logits, of the whole vocabulary if causal."""
     side: Any = classifier.readout.side
-    bounds, limit = classifier.token_bounds, classifier.max_tokens
-    row = encode_with_roles(
-        classifier.tokenizer,
-        classifier.template,
-        example.fields,
-        classifier.labels,
-        max_tokens=limit,
-        truncate=True,
-        bounds=bounds,
-        side=side,
-    )
+    row = ExpertPasses.of(classifier, ("frozen",)).encode(example.fields)
     assert replace(row, roles=()) == classifier.encode(example.fields)
     base = classifier.model.get_base_model() if is_adapted(classifier.model) else classifier.model
     out = base(input_ids=torch.tensor([row.token_ids]), output_hidden_states=True)
