@@ -44,6 +44,7 @@ from laplora.fitting.rows import shared_folds
 from laplora.fitting.settings import FitSettings
 from laplora.head import HeadError
 from laplora.linearised import Likelihood, PosteriorPredictive, class_log_probs, entropy
+from laplora.pool.choice import costs_of
 from laplora.pool.fine_tuning import FineTuning, fine_tuning
 from laplora.pool.pool import Pool, fit_pool
 from laplora.predictive.kinds import PredictiveName
@@ -176,7 +177,9 @@ def fit_answering(
     losses = {str(name): losses_of(experts[_expert(name)].held_out, labelled)[labelled.honest] for name in names}
     possible = [str(name) for name in names if name in SERVED and (split_name == HELD_OUT or name != "conditioned")]
     candidates = {name: losses[name] for name in possible}
-    recommended = recommended_by(settings.predictives.serve, candidates, costs_of(experts), honest)
+    weights = pool.weights if isinstance(pool := experts.get("pooled"), Pool) else {}
+    costs = costs_of(candidates, weights, adapter=True)
+    recommended = recommended_by(settings.predictives.serve, candidates, costs, honest)
     gained = None
     if heads:
         without: dict[str, Expert] = {**heads}
@@ -206,15 +209,6 @@ def fit_conditioned(honest: Outputs, labelled: Labelled, seed: int) -> HeadExper
     except HeadError as error:
         raise DataError(f"no head fits the labels: {error}") from error
     return replace(found, places=labelled.honest.nonzero()[found.places, 0], rows=len(labelled))
-
-
-def costs_of(experts: Mapping[str, Expert]) -> dict[str, float]:
-    """Return by predictive what it costs, in passes of the base; the adapter's pass is part of every answer."""
-    beside = {"frozen": 1.0, "encoder": 0.05, "options": 2.0}
-    costs = {"map": 1.0, **{name: 1 + beside.get(name, 0.0) for name in experts}, "laplace": 3.0}
-    if isinstance(pool := experts.get("pooled"), Pool):
-        costs["pooled"] = 1 + sum(beside.get(name, 0.0) for name in pool.weights)
-    return costs
 
 
 def of_rows(held_out: torch.Tensor, likelihood: Likelihood) -> PosteriorPredictive:

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 import torch
 
 from laplora.answers.review_scores import ReviewScores
-from laplora.artifact.manifest import ManyClassesRecord
+from laplora.artifact.head_files import KeptRows
+from laplora.artifact.manifest import ManyClassesRecord, PredictiveRecord
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
-from laplora.experts.base import Expert, Labelled
+from laplora.experts.base import Expert, Labelled, LogProbSource
 from laplora.experts.last_state import LastState, last_state_of
 from laplora.experts.of_head import HeadExpert
 from laplora.fitting.adapted_experts import (
@@ -37,6 +38,8 @@ from laplora.fitting.store import Forgetful, Store
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.linearised import Likelihood
 from laplora.pool.fine_tuning import FineTuning
+from laplora.pool.pool import Pool
+from laplora.pool.served import ServedExperts
 from laplora.posterior.base import Posterior, Prior, block_precisions
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.posterior.subset import select_blocks
@@ -82,6 +85,27 @@ class Fit:
     scores: Mapping[PredictiveName, ReviewScores]
     fine_tuning: FineTuning | None
     many_classes: ManyClassesRecord | None = None
+
+    @property
+    def served_experts(self) -> ServedExperts:
+        """What an artifact has of the heads: ``conditioned``, those that the pool weighs, and one that answers."""
+        weights = pool.weights if isinstance(pool := self.experts.get("pooled"), Pool) else {}
+        wanted = {"conditioned", *weights, self.calibrated.recommended.predictive}
+        heads = {name: of for name, of in self.experts.items() if isinstance(of, HeadExpert) and name in wanted}
+        return ServedExperts(heads, weights, likelihood=self.labelled.likelihood)
+
+    @property
+    def served_predictives(self) -> dict[PredictiveName, PredictiveRecord]:
+        """What an artifact records of the predictives that it has."""
+        heads = {name for name, of in self.experts.items() if isinstance(of, HeadExpert)}
+        gone = heads - self.served_experts.heads.keys()
+        return {name: record for name, record in self.calibrated.predictives.items() if name not in gone}
+
+    def kept_rows(self) -> KeptRows:
+        """Return the labelled rows as an artifact keeps them, for its heads to learn on from."""
+        own: dict[LogProbSource, torch.Tensor] = {"adapter": self.experts["adapter"].held_out}
+        kept = {name: of for name, of in self.served_experts.heads.items() if isinstance(of, HeadExpert)}
+        return KeptRows(kept, self.labelled, own)
 
 
 def check_several_labels(classifier: Classifier, rows: Sequence[Example], settings: FitSettings) -> None:

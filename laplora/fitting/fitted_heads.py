@@ -35,14 +35,12 @@ from laplora.fitting.progress import Progress
 from laplora.fitting.settings import FitSettings
 from laplora.head import HeadError
 from laplora.linearised import PosteriorPredictive, entropy
-from laplora.pool.choice import Choice, choose
+from laplora.pool.choice import Choice, choose, costs_of
 from laplora.pool.pool import Pool, fit_pool
 from laplora.pool.served import ServedExperts
 
 #: Of an expert.
 Named = TypeVar("Named", bound=str)
-#: Passes of the base that a head's features take; a sentence encoder is small, and options are run one by one.
-_PASSES = {"frozen": 1.0, "options": 2.0, "encoder": 0.05}
 
 
 @dataclass(frozen=True)
@@ -148,9 +146,7 @@ def judged(
     records, scores = recorded(
         wanted, held_out, entropies, dict.fromkeys(held_out, 1.0), labelled.labels, mass, 1, OUT_OF_FOLD
     )
-    costs = {name: _PASSES[name] for name in experts}
-    if pool is not None:
-        costs["pooled"] = sum(costs[name] for name in pool.weights)
+    costs = costs_of(answering, {} if pool is None else pool.weights, adapter=False)
     losses = {name: losses_of(expert.held_out, labelled) for name, expert in answering.items()}
     choice = choose(losses, costs, labelled.folds, labelled.groups)
     best, rate = choice.name, wanted.unfamiliar_rate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,10 @@ from laplora.metrics.groups import mean_and_error
 
 #: Times the least cost, up to which a cost is no reason to answer worse.
 _AS_CHEAP = 1.1
+#: Passes of the base that a head's features take; a sentence encoder is small, and options are run one by one.
+_PASSES = {"frozen": 1.0, "options": 2.0, "encoder": 0.05}
+#: Passes of the base that an answer by Laplace takes, Jacobians and all.
+_LAPLACE = 3.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,22 @@ class Choice:
     reason: str
     nll: Mapping[str, float]
     cross_fitted: float
+
+
+def costs_of(names: Iterable[str], weights: Mapping[str, float], *, adapter: bool) -> dict[str, float]:
+    """Return what answers cost, in passes of the base.
+
+    Args:
+        names: of the answers; weights: of the pool's experts, by name.
+        adapter: whether there is one: its pass is then part of every answer.
+    """
+
+    def cost(name: str) -> float:
+        if name == "pooled":
+            return sum(_PASSES.get(one, 0.0) for one in weights)
+        return _LAPLACE - 1 if name == "laplace" else _PASSES.get(name, 0.0)
+
+    return {name: adapter + cost(name) for name in names}
 
 
 def choose(

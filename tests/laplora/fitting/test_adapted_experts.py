@@ -15,10 +15,10 @@ from tiny_models import add_lora, tiny_base
 import laplora
 from laplora.errors import ConfigError
 from laplora.experts.base import losses_of
-from laplora.fitting.adapted_experts import costs_of
 from laplora.head import fold_numbers
 from laplora.linearised import entropy
 from laplora.metrics.scores import row_nll
+from laplora.pool.choice import costs_of
 from laplora.pool.fine_tuning import fine_tuning
 from laplora.pool.pool import Pool
 
@@ -86,7 +86,13 @@ def test_honest_answers_decide_what_is_served_and_what_fine_tuning_gained(
     assert found is not None
     assert (found.served, found.without, found.rows) == (chosen.predictive, "frozen", 30)
     assert found.gained == pytest.approx(float((losses["frozen"] - served).mean()))
-    assert costs_of(experts)["pooled"] == 1 + ("frozen" in pool.weights)
+    assert list(fit.served_experts.heads) == ["conditioned", *(["frozen"] if "frozen" in pool.weights else [])]
+    assert set(fit.served_predictives) == {*list(records)[:4], *fit.served_experts.heads, "pooled"}
+    kept = fit.kept_rows()
+    assert kept.experts.keys() == fit.served_experts.heads.keys()
+    assert torch.equal(kept.log_probs["adapter"].isnan().any(1), ~honest)
+    costs = costs_of(records, {"adapter": 0.5, "options": 0.5}, adapter=True)
+    assert costs == {"map": 1, "temperature": 1, "conditioned": 1, "laplace": 3, "frozen": 2, "pooled": 3}
     model = posterior.classifier.model
     alone = fitted(model, TRAIN, CALIBRATION, predictives={"conditioned": False, "serve": "temperature"}).fit
     assert list(alone.experts) == ["adapter", "temperature", "laplace"]  # a pool of one is temperature scaling
