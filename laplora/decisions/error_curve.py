@@ -21,8 +21,8 @@ _LOWEST, _HIGHEST, _APART = -14.0, 7.0, 0.1
 def error_curve(entropies: torch.Tensor, wrong: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Return (groups,) float64 the probability of a mistake at each entropy, its mean over the posterior.
 
-    With more than two labels the entropy's own word is at least the probability that the other labels have together,
-    up to log 2 nats, and at most that above: a label of p has an entropy of at least -log p.
+    With more than two labels the entropy's own word is at least the probability that the other labels have together: up
+    to log 2 nats as their parts add to the entropy, and above as an answer of p has an entropy of at least -log p.
 
     Args:
         entropies: (groups,) float64, nats; wrong: (groups,) mistakes among the rows of each; counts: (groups,) rows.
