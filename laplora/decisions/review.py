@@ -25,7 +25,7 @@ from laplora.decisions.thresholds import (
     Score,
 )
 from laplora.decisions.uncertainty import agreed_entropy, decompose
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, DataError
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.checks import check_columns
 from laplora.metrics.ranking import error_auroc, tie_groups
@@ -35,6 +35,8 @@ EPISTEMIC_LEVEL = 0.95
 #: Quantile below which ``low_label_mass`` is raised.
 LABEL_MASS_LEVEL = 0.01
 
+#: By how much an entropy may be below 0.
+_ROUNDING = 1e-6
 #: Calibration rows that the curve of errors counts for, at most; chosen with its prior.
 _CURVE_ROWS = 100
 
@@ -180,7 +182,7 @@ def accept_threshold(
 
     Raises:
         ConfigError: a target risk or confidence outside (0, 1), or an unknown guarantee.
-        DataError: no rows, or shapes that do not fit.
+        DataError: no rows, shapes that do not fit, or of ``empirical`` a score below 0.
         NonFiniteError: NaN or infinity in a score.
     """
     for name, level in (("target_risk", target_risk), ("confidence", confidence)):
@@ -191,6 +193,11 @@ def accept_threshold(
     check_columns(len(errors), scores=scores)
     ranked = _Ranked.of(scores, errors)
     if guarantee == "empirical":
+        if float(ranked.values[0]) < -_ROUNDING:
+            raise DataError(
+                f"empirical reads scores as entropies, in nats, at least 0, got {float(ranked.values[0]):.4g}: give "
+                "entropies, or take guarantee upper_bound"
+            )
         # 1 of 20 is not above 0.05 only because of rounding.
         fits = (ranked.expected() <= target_risk + 1e-12).nonzero()[:, 0]
         return float(ranked.values[fits[-1]]) if len(fits) else None

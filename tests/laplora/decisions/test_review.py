@@ -343,6 +343,8 @@ def test_each_flag_is_raised_by_its_cause_alone() -> None:
 def test_what_no_thresholds_can_be_fitted_to() -> None:
     with pytest.raises(DataError, match="label_mass"):
         fitted(split(30) | {"label_mass": torch.ones(3)})
+    with pytest.raises(DataError, match="entropies"):  # no curve stands behind another score
+        accept_threshold(-torch.ones(9), torch.zeros(9).bool(), 0.05)
     for options in ({"target_risk": 0.0}, {"confidence": 1.0}, {"guarantee": "none"}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             fitted(split(30), **options)
