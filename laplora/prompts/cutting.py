@@ -79,7 +79,7 @@ def fitting_text(
     bounds: TokenBounds = UNBOUNDED,
 ) -> str:
     """Return as much of a field's text as a prompt of ``max_tokens`` has room for; empty where it has none."""
-    text = str(inputs[field])
+    text = str(inputs[field]).strip()
     # No more of it than could fit is tokenised, however long it is.
     kept = bounds.start(text, max_tokens) if cut_side == "right" else bounds.tail(text, max_tokens)
     while kept.strip():

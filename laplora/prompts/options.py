@@ -80,17 +80,18 @@ def option_texts(template: PromptTemplate, inputs: Mapping[str, Any], labels: Se
     render(template, inputs, labels)  # checks the fields
     if "choices" not in inputs:
         raise InvalidInputError("a whole prompt has no options to tell apart: send a question with its choices")
-    fields = {name: str(value) for name, value in inputs.items() if name != "choices"}
+    fields = {name: str(value).strip() for name, value in inputs.items() if name != "choices"}
+    choices = [str(choice).strip() for choice in inputs["choices"]]
     places = [m for m in _PLACEHOLDER.finditer(prompt) if m.group(1)]
     place = next((m for m in places if m.group(1) == "option"), None)
     if place is None:
-        return _filled(_fill(prompt, fields), inputs["choices"])
+        return _filled(_fill(prompt, fields), choices)
     before, after = prompt[: place.start()], _fill(prompt[place.end() :], fields)
     space = before[len(before.rstrip()) :]
     before = before[: len(before) - len(space)]
     last = max((m.end() for m in places if m.end() <= len(before)), default=0)
     question, alone = _fill(before, fields), _fill(before[last:], {}).lstrip()
-    return [OptionText(question, alone, "", space + choice + after) for choice in inputs["choices"]]
+    return [OptionText(question, alone, "", space + choice + after) for choice in choices]
 
 
 def _filled(text: str, choices: Sequence[str]) -> list[OptionText]:

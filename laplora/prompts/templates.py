@@ -159,6 +159,8 @@ TEMPLATES: dict[str, PromptTemplate] = {
 def render(template: PromptTemplate, inputs: Mapping[str, Any], labels: Sequence[str]) -> tuple[str, int]:
     """Return the prompt of one input and the number of classes it can take: as many as choices, or all labels.
 
+    Fields and choices lose the white space at their ends: how a text ends says nothing, and a model reads it.
+
     Args:
         inputs: the template's named fields, each a string; ``choices`` is a sequence of strings.
             ``{"prompt": text}`` alone is taken as already rendered.
@@ -188,7 +190,7 @@ def render_pieces(
         problem = f"missing {missing}" if missing else f"unknown {shown}"
         first = missing[0] if missing else str(unknown[0])[:64]
         raise InvalidInputError(f"template {template.name!r} takes the fields {list(expected)}; {problem}", field=first)
-    values = {name: [(_text(inputs[name], name), True)] for name in expected if name != "choices"}
+    values = {name: [(_text(inputs[name], name).strip(), True)] for name in expected if name != "choices"}
     if not template.takes_choices:
         return _fill_pieces(template.text, values), len(labels)
     choices = _choices(inputs["choices"], template, len(labels))
@@ -236,7 +238,7 @@ def _choices(value: Any, template: PromptTemplate, class_count: int) -> list[str
     if not low <= len(value) <= high:
         wanted = str(low) if low == high else f"{low} to {high}"
         raise InvalidInputError(f"template {template.name!r} takes {wanted} choices, got {len(value)}", field="choices")
-    return [_text(c, f"choices[{i}]") for i, c in enumerate(value)]
+    return [_text(c, f"choices[{i}]").strip() for i, c in enumerate(value)]
 
 
 def beginning_tokens(tokenizer: Any, template: PromptTemplate) -> tuple[int, ...]:

@@ -114,7 +114,7 @@ def test_the_prompt_of_an_option() -> None:
         "{question} Is it one of these? {choices}": "{question} Is it one of these? {option}",
     }
     assert {text: option_prompt(PromptTemplate("t", 1, text)) for text in texts} == texts
-    inputs = {"question": "A _ {x}?", "choices": ("b", "c")}
+    inputs = {"question": " A _ {x}?\n", "choices": ("b", "\tc ")}
     said = replace(BARE, option_text="{{so}} {question} A: {option}!")
     assert option_texts(said, inputs, LETTERS)[1] == OptionText("{so} A _ {x}? A:", "A:", "", " c!")
     assert option_texts(FILLED, inputs, LETTERS)[1] == OptionText("A ", "", "c", " {x}?")

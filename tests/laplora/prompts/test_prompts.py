@@ -58,8 +58,8 @@ def test_prompts_are_their_templates_texts() -> None:
         "the _ was big. Choices: A. trophy. B bag. Answer:",
         2,
     )
-    assert render(TEMPLATES["winogrande"], {"prompt": "as is"}, AB) == ("as is", 2)
-    inputs = {"question": "Q?", "choices": ["x", "y", "z"]}
+    assert render(TEMPLATES["winogrande"], {"prompt": " as is\n"}, AB) == (" as is\n", 2)
+    inputs = {"question": "\tQ? ", "choices": ["x", " y\n", "z"]}  # what stands around a text is none of it
     prompt, classes = render(TEMPLATES["multiple_choice"], inputs, tuple("ABCDE"))
     assert prompt.endswith("Q? Choices:\nA. x\nB. y\nC. z\nAnswer:")
     assert classes == 3, "the row's choices alone"
@@ -181,7 +181,7 @@ def test_each_token_is_of_a_field_or_of_the_templates_words(smollm: Any, metaspa
     long = {"text": "great " * 5000 + "end", "noun": "plots"}
     right, left = (replace(film, cut=Cut("text", side)) for side in ("right", "left"))
     assert shown(smollm, right, long, 13) == ["The film:\nTopic of", " great great great plots", "? Answer:"]
-    assert shown(smollm, left, long, 14) == ["The film: \nTopic of", " great great end plots", "? Answer:"]
+    assert shown(smollm, left, long, 13) == ["The film:\nTopic of", " great great end plots", "? Answer:"]
     # Without a field to cut, the prompt loses its start, or its end where it is an encoder's.
     assert shown(smollm, film, long, 9) == ["\nTopic of", " great end plots", "? Answer:"]
     assert shown(smollm, film, long, 5, "right") == ["The film:", " great great", ""]
