@@ -92,12 +92,13 @@ class FittedHead:
         return self._refitted(self.rows.at(left), self.folds[left])
 
     def _refitted(self, rows: Rows, folds: torch.Tensor) -> FittedHead:
+        head, moved = mode_under(rows, self.head)
         outer = {
-            number: mode_under(rows.at((folds != number).nonzero()[:, 0]), head)
-            for number, head in self.outer.items()
-            if bool((folds == number).any())
+            number: mode_under(rows.at(rest), self.outer[number], moved[rest])[0]
+            for rest, fold in parted(folds)
+            if (number := int(folds[fold[0]])) in self.outer
         }
-        return FittedHead(mode_under(rows, self.head), _held_out(rows, folds, outer), self.losses, folds, rows, outer)
+        return FittedHead(head, _held_out(rows, folds, outer), self.losses, folds, rows, outer)
 
 
 def fit(
@@ -148,7 +149,7 @@ def fit(
         unknown = torch.full_like(some.targets, torch.nan)
         tried, answers = ((), unknown) if given is not None else chosen(some, of, temper, seed)
         best = given or min(tried, key=lambda pair: pair[1])[0]
-        head = _mode(some, Scaling.of(some), factor_of(some, temper), best, None, posterior)
+        head, _ = _mode(some, Scaling.of(some), factor_of(some, temper), best, None, posterior)
         return head, tried, answers
 
     head, tried, _ = fitted(rows, numbers, posterior)
@@ -160,25 +161,28 @@ def fit(
     return FittedHead(head, _held_out(rows, numbers, outer), tried, numbers, rows, outer, inner)
 
 
-def mode_under(rows: Rows, head: Head) -> Head:
-    """Return the head that these rows make under the scaling, temperature and precisions of another one."""
-    start = head.logits_of(rows) - Labels.of(rows, head.inverse_temperature).base
+def mode_under(rows: Rows, head: Head, start: Given = None) -> tuple[Head, torch.Tensor]:
+    """Return the head that these rows make under the scaling, temperature and precisions of another one.
+
+    Beside it what it moves their logits by, (rows, classes) nats; ``start``: that of a like head, to be there sooner.
+    """
+    if start is None:
+        start = head.logits_of(rows) - Labels.of(rows, head.inverse_temperature).base
     return _mode(rows, head.scaling, head.inverse_temperature, head.precisions, start, head.spread is not None)
 
 
 def _mode(
     rows: Rows, scaling: Scaling, factor: float | None, precisions: Mapping[str, float], start: Given, posterior: bool
-) -> Head:
+) -> tuple[Head, torch.Tensor]:
     names = [*rows.blocks] + ([] if rows.conditional else ["constant"])
     variances = torch.tensor([1 / precisions[name] for name in names], dtype=torch.float64)
-    designs = Designs.of(rows, None, scaling, exact=True)
-    space = space_of(designs, exact=True).at(variances)
+    space = space_of(Designs.of(rows, None, scaling, exact=True), exact=True).at(variances)
     mode = mode_of(space, Labels.of(rows, factor), start)
-    spread = spread_of(designs, names, variances, mode.probs, rows.likelihood) if posterior else None
+    spread = spread_of(space, names, mode.probs, rows.likelihood) if posterior else None
     weights = dict(zip(names, space.weights(mode.vector), strict=True))
     constant = torch.zeros(0).double() if rows.conditional else weights.pop("constant")[0]
     classes = rows.targets.shape[1]
-    return Head(rows.likelihood, scaling, weights, constant, classes, dict(precisions), factor, spread)
+    return Head(rows.likelihood, scaling, weights, constant, classes, dict(precisions), factor, spread), mode.moved
 
 
 def _held_out(rows: Rows, folds: torch.Tensor, outer: Mapping[int, Head]) -> torch.Tensor:

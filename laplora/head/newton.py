@@ -73,14 +73,14 @@ def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, lef
     if start is not None:  # the loss as it is to second order there
         probs, residual = labels.residual(start)
         right = space.pull(residual + hessian_times(likelihood, probs, start))
-        found, image = solved(space, likelihood, probs, right)
+        found, image = solved(space.rough, likelihood, probs, right)
         size = space.dot(found, found, image)
         if (reached := size / 2 + labels.losses(image)) < value:
             vector, moved, square, value = found, image, size, reached
     for _ in range(_STEPS):
         probs, residual = labels.residual(moved)
         gradient = vector - space.pull(residual)
-        step, image = solved(space, likelihood, probs, -gradient)
+        step, image = solved(space.rough, likelihood, probs, -gradient)
         promised, across = -space.dot(gradient, step, image), space.dot(vector, step, image)
         along, most = space.dot(step, step, image), value + _ROUNDING[space.exact] * max(abs(value), 1.0)
         share = 1.0
@@ -106,14 +106,14 @@ def solved(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what the Hessian makes ``right`` of, and its image.
 
-    The residual shrinks as ``right`` does, and is at most the share ``loosest`` of it.
+    The residual shrinks as ``right`` does, and is at most the share ``loosest`` of it, or no longer matters.
     """
     result, image = torch.zeros_like(right), torch.zeros_like(probs)
     solve = space.preconditioner(float((probs * (1 - probs)).mean()))
     residual, direction = right, solve(right)
     image_of_direction = space.image(direction)
     size = space.dot(residual, direction, image_of_direction)
-    enough = size * min(loosest**2, size / len(probs))
+    enough = max(size * min(loosest**2, size / len(probs)), EXACT * 1e-6)
     for _ in range(_PRODUCTS):
         if size <= enough or size <= 0:
             break

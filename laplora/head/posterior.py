@@ -21,7 +21,7 @@ import torch
 
 from laplora.head.likelihood import Likelihood, log_probs_of
 from laplora.head.scaling import CHUNK
-from laplora.head.spaces import Designs
+from laplora.head.spaces import RowSpace, Space
 
 #: Side of a Hessian up to which it is exact: its inverse is kept, 17 MB as float32 at this, made in 2 s.
 MOST_EXACT = 2048
@@ -86,14 +86,12 @@ def contrasts(classes: int) -> torch.Tensor:
     return q
 
 
-def spread_of(
-    designs: Designs, names: list[str], variances: torch.Tensor, probs: torch.Tensor, likelihood: Likelihood
-) -> Spread:
-    """Return the posterior's spread, of fitted designs whose blocks have these names and prior variances.
+def spread_of(space: Space, names: list[str], probs: torch.Tensor, likelihood: Likelihood) -> Spread:
+    """Return the posterior's spread, of a space at prior variances of blocks that have these names.
 
     ``probs`` are (rows, classes) at the mode, 0 at impossible classes.
     """
-    stretched = variances.sqrt().repeat_interleave(torch.tensor(designs.widths))
+    designs, stretched = space.designs, space.variances.sqrt().repeat_interleave(torch.tensor(space.designs.widths))
 
     def scaled(some: slice) -> torch.Tensor:
         return designs.fitted[some] * stretched  # float64
@@ -102,7 +100,7 @@ def spread_of(
     parts = [slice(start, start + CHUNK) for start in range(0, rows, CHUNK)]
     by_rows = rows < len(stretched)
     if by_rows:
-        gram = scaled(slice(None)) @ scaled(slice(None)).T
+        gram = space.gram if isinstance(space, RowSpace) else scaled(slice(None)) @ scaled(slice(None)).T
     else:
         gram = torch.zeros(len(stretched), len(stretched), dtype=torch.float64)
         for part in parts:
@@ -112,7 +110,11 @@ def spread_of(
     moments, vectors = moments[kept], vectors[:, kept]
     if designs.conditional:  # beyond, the posterior is taken as wide as the prior
         moments, vectors = moments[-MOST_EXACT:], vectors[:, -MOST_EXACT:]
-    whole = scaled(slice(None)).T @ (vectors / moments.sqrt()) if by_rows else vectors
+    whole = vectors
+    if by_rows:  # however near 0 the moments are, the basis is of unit length
+        whole = (designs.fitted.T @ vectors.to(designs.fitted.dtype)).double() * stretched[:, None]
+        moments = whole.square().sum(0)
+        whole = whole / moments.sqrt()
     basis = torch.split(whole * stretched[:, None], designs.widths)
     by_name = {name: part.float().contiguous() for name, part in zip(names, basis, strict=True)}
 
@@ -165,9 +167,12 @@ def averaged(
         some, wide = slice(start, start + rows), slice(start * options, (start + rows) * options)
         parts = {name: block[wide].double() for name, block in scaled.items()}
         turned = _turned(spread.directions, class_mask[some], likelihood)
-        covariance, _ = _covariance(spread, parts, variances, options, directions)
-        parts.pop("constant", None)
-        of_blocks, prior = _covariance(spread, parts, variances, options, directions)
+        kept = {name: block @ spread.basis[name].double() for name, block in parts.items()}
+        priors = {name: variances[name] * _gram(block, options) for name, block in parts.items()}
+        covariance = _covariance(spread, kept, priors, directions)
+        for of in (kept, priors):
+            of.pop("constant", None)
+        of_blocks, prior = _covariance(spread, kept, priors, directions), torch.stack([*priors.values()]).sum(0)
         if covariance.ndim == 3:
             root, moved = turned @ _root(covariance), (turned @ of_blocks * turned).sum((1, 2))
         else:
@@ -179,26 +184,30 @@ def averaged(
     return Predictive(likelihood, *(torch.cat(columns) for columns in zip(*found, strict=True)))
 
 
+def _gram(features: torch.Tensor, options: int) -> torch.Tensor:
+    by_row = features.reshape(-1, options, features.shape[1])
+    return by_row @ by_row.mT
+
+
 def _covariance(
-    spread: Spread, parts: Mapping[str, torch.Tensor], variances: Mapping[str, float], options: int, directions: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a covariance (rows, side, side), or its diagonal (rows, side), and a prior (rows, options, options)."""
+    spread: Spread, parts: Mapping[str, torch.Tensor], priors: Mapping[str, torch.Tensor], directions: int
+) -> torch.Tensor:
+    """Return a covariance (rows, side, side), or its diagonal (rows, side), of what blocks make.
 
-    def gram(features: torch.Tensor) -> torch.Tensor:
-        by_row = features.reshape(-1, options, features.shape[1])
-        return by_row @ by_row.mT
-
-    kept = torch.stack([block @ spread.basis[name].double() for name, block in parts.items()]).sum(0)
-    prior = torch.stack([variances[name] * gram(block) for name, block in parts.items()]).sum(0)
-    rest = prior - gram(kept)
+    Args:
+        parts: by block ``r``; priors: by block (rows, options, options).
+    """
+    kept, prior = torch.stack([*parts.values()]).sum(0), torch.stack([*priors.values()]).sum(0)
+    options = prior.shape[1]
+    rest = prior - _gram(kept, options)
     if spread.inverse is None:
         moved = kept.square() @ (1 / (1 + spread.moments[:, None] * spread.curvatures))
-        return moved + rest[:, 0].clamp_min(0), prior
+        return moved + rest[:, 0].clamp_min(0)
     width, size = kept.shape[1], options * directions
     half = (kept.float() @ spread.inverse.reshape(width, -1)).view(-1, size, width, directions)
     learned = torch.einsum("qakb,qok->qaob", half, kept.float().view(-1, options, width))
     rest = rest if options > 1 else rest.clamp_min(0) * torch.eye(directions).double()
-    return learned.reshape(-1, size, size).double() + rest, prior
+    return learned.reshape(-1, size, size).double() + rest
 
 
 def _root(covariance: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ own variance is the last block, except of options, where it has no effect. Both 
 the blocks: ``image``, ``A u`` as (rows, classes), and ``pull``, its transpose; ``answers``, the same of the rows that
 are answered; ``weights`` of standardised features by block. ``adjoint_right`` takes the slope of the answered rows'
 loss in their logits, and ``slopes`` what the Hessian makes of that: derivatives in log variances (``choice``).
+``rough`` is the space with products of float32, by which steps are solved; what is left of them is exact.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from laplora.head.scaling import CHUNK, Scaling
 #: Bytes of a fold's Gram matrices of all blocks beyond which it is solved by features though it has fewer rows.
 MOST_GRAM_BYTES = 1 << 28
 #: Bytes of standardised features up to which they are kept as float64.
-_DOUBLE_BYTES = 1 << 26
+_DOUBLE_BYTES = 1 << 25
+#: Variance in all up to which float32 rounds Gram matrices by far less than the prior's 1 on their diagonal.
+_NARROW = 1e4
 #: Features up to which a preconditioner is made of their second moments, at a cost of the cube.
 _MOST_MOMENTS = 3000
 
@@ -80,6 +83,7 @@ class RowSpace:
     variances: torch.Tensor
     gram: torch.Tensor
     cross: torch.Tensor
+    rough: RowSpace
 
     def __init__(self, designs: Designs, keep: bool) -> None:
         self.designs = designs
@@ -92,14 +96,19 @@ class RowSpace:
             yield torch.cat([fitted, answered]).double() @ fitted.double().T
 
     def at(self, variances: torch.Tensor) -> RowSpace:
-        space = copy(self)
-        whole = torch.zeros(())
-        for variance, part in zip(variances.tolist(), self._parts or self._made(), strict=True):
-            whole = whole + variance * part
-        rows = len(self.designs.fitted)
-        space.exact = self._parts is None
-        space.variances, space.cross = variances, whole[rows:]
-        space.gram = whole[:rows] if space.exact else whole[:rows].float()
+        space, of = copy(self), self.designs
+        space.exact, space.variances = self._parts is None, variances
+        narrow, rows = space.exact and float(variances.sum()) < _NARROW, len(of.fitted)
+        if narrow and of.fitted.dtype == torch.float32:
+            stretched = of.fitted * variances.sqrt().float().repeat_interleave(torch.tensor(of.widths))
+            whole = (stretched @ stretched.T).double()
+        else:
+            whole = torch.zeros(())
+            for variance, part in zip(variances.tolist(), self._parts or self._made(), strict=True):
+                whole = whole + variance * part
+        space.cross, space.gram = whole[rows:], whole[:rows] if space.exact else whole[:rows].float()
+        space.rough = copy(space) if narrow else space
+        space.rough.gram = space.gram.float() if narrow else space.gram
         return space
 
     def image(self, vector: torch.Tensor) -> torch.Tensor:
@@ -137,7 +146,9 @@ class RowSpace:
 class FeatureSpace:
     """Vectors are u, (features, classes). Unless ``exact``, products are of float32."""
 
+    variances: torch.Tensor
     root: torch.Tensor
+    rough: FeatureSpace
 
     def __init__(self, designs: Designs, exact: bool) -> None:
         self.designs = designs
@@ -150,6 +161,7 @@ class FeatureSpace:
 
     def at(self, variances: torch.Tensor) -> FeatureSpace:
         space = copy(self)
+        space.rough, space.variances = space, variances
         space.root = variances.sqrt().repeat_interleave(torch.tensor(self.designs.widths))[:, None]
         return space
 

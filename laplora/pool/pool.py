@@ -60,17 +60,18 @@ class Pool:
 
     def answers(self, outputs: Outputs) -> Predictive:
         """Return the answers with everything that the heads say of their spread; it has at least one head."""
-        return self._spread(self.log_probs(outputs), {name: of.answers(outputs) for name, of in self.heads.items()})
+        return self.spread(self.log_probs(outputs), {name: of.answers(outputs) for name, of in self.heads.items()})
 
     def with_experts(self, experts: Mapping[str, Expert], labelled: Labelled) -> Pool:
         """Return the pool of experts that learned or forgot labels since, under the weights as fitted."""
         held_out = _by_fold(experts, self.by_fold, labelled)
         return replace(self, experts=dict(experts), held_out=held_out)
 
-    def _spread(self, log_probs: torch.Tensor, of_heads: Mapping[str, Predictive]) -> Predictive:
-        """Return answers whose logits vary by those of the heads, independent of each other, to first order.
+    def spread(self, log_probs: torch.Tensor, of_heads: Mapping[str, Predictive]) -> Predictive:
+        """Return the answers of these log probabilities, by what each of ``heads`` says of its spread, in that order.
 
-        So are classes, which is exact of two of them. The leverage is that of the heaviest head.
+        Their logits vary by those of the heads, independent of each other, to first order. So are classes, which is
+        exact of two of them. The leverage is that of the heaviest head.
         """
         variance = torch.stack([self.weights[name] ** 2 * of.variance for name, of in of_heads.items()]).sum(0)
         one = self.likelihood == "categorical"

@@ -72,15 +72,17 @@ class ServedExperts:
     def answered(self, name: str, outputs: Outputs) -> HeadAnswers:
         """Return what a batch's outputs are enough for, with the spread of one predictive."""
         heads = {one: head for one, head in self.heads.items() if head.source in outputs.features}
-        found = {one: head.log_probs(outputs) for one, head in heads.items()}
+        asked = (self.pool.heads if self.pool else ()) if name == POOLED else (name,)
+        spreads = {one: heads[one].answers(outputs) for one in asked if one in heads}
+        # Of labels on their own a head's answers have log probabilities, and a pool takes logits.
+        known = spreads if self.likelihood == "categorical" else {}
+        found = {one: known[one].log_probs if one in known else of.log_probs(outputs) for one, of in heads.items()}
         together = {**found, **{one: outputs.log_probs[one] for one in ("adapter",) if one in outputs.log_probs}}
         if self.weights and self.weights.keys() <= together.keys():
             found[POOLED] = pooled(together, self.weights, self.likelihood)
-        served = None
-        if name == POOLED and self.pool is not None and self.pool.heads:
-            served = self.pool.answers(outputs)
-        elif name in heads:
-            served = heads[name].answers(outputs)
+        served = spreads.get(name)
+        if name == POOLED and self.pool is not None and spreads:
+            served = self.pool.spread(found[POOLED], spreads)
         return HeadAnswers(found, served)
 
     def familiarity(self, name: str, outputs: Outputs) -> torch.Tensor | None:
