@@ -89,6 +89,11 @@ def test_a_served_batch_gives_the_features_of_a_fit_and_a_row_alone_does_too() -
     assert len(cut.roles) == len(cut.token_ids) == limit - 1
     assert cut.encoder_ids == rows[2].encoder_ids
 
+    given.model.to(torch.bfloat16)  # and the encoder's products with it
+    alone = replace(passes.of_rows, sources=("encoder",), answers=False)
+    halved, exact = (of["embedding"] for of in (alone.of_batch(rows).features["encoder"], fitted.features["encoder"]))
+    assert 1e-6 < float((halved - exact).abs().max()) < 0.02
+
 
 def test_a_whole_prompt_is_one_field_and_has_no_options() -> None:
     passes = passes_of()
