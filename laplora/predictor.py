@@ -305,7 +305,7 @@ class Predictor(Encoder):
             check_evaluating(self._adapted.model)
             read = self._passes_for([*names, *map(self._comparing, names)]).of_batch(rows)
             nothing = torch.zeros(read.class_mask.shape, dtype=torch.float64)
-            return BatchOutputs(read.log_probs.get("zero_shot", nothing), None, read.class_mask, {}), read
+            return BatchOutputs(read.log_probs.get("zero_shot", nothing), None, read.class_mask, None), read
         found = batch_outputs(self._adapted, self._batch(rows), covariance=any(map(has_jacobians, names)))
         assert found.hidden is not None
         one = self._adapted.readout.likelihood == "categorical"

@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from laplora.artifact.adapted import state_width
-from laplora.artifact.manifest import FAMILIARITY, POSTERIOR, REPORT_PAGE, SHIFT
+from laplora.artifact.head_files import read_heads
+from laplora.artifact.manifest import EXPERTS, FAMILIARITY, POSTERIOR, REPORT_PAGE
 from laplora.classifier import Classifier, without_adapter
 from laplora.familiarity.file import read_familiarity_for
 from laplora.familiarity.percentile import is_unfamiliar
+from laplora.features.expert_passes import ExpertPasses, expert_passes
+from laplora.features.outputs import HeadSource
 from laplora.files import write_json, write_tensors
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.evaluation import Gain, RowProbs, evaluate_predictives, gain_over_temperature, outputs_of
 from laplora.fitting.projected import split_tensors
-from laplora.fitting.saving import read_fit
+from laplora.fitting.saving import FitRecord, read_fit
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.linearised import class_probs
 from laplora.metrics.label_sets import SetQuality
 from laplora.metrics.scores import Evaluation, evaluate_probs
+from laplora.pool.served import NO_EXPERTS, ServedExperts
 from laplora.posterior.file import read_posterior
-from laplora.predictive.kinds import Corrected, PredictiveName
-from laplora.predictive.shift import Shift
-from laplora.predictive.shift_file import read_shifts
+from laplora.predictive.kinds import PredictiveName
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch
 from laplora.report.names import display_name
@@ -130,21 +131,18 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     calibrated, familiar = record.calibrated, record.familiarity
     with without_adapter(model):
         zero_shot = plain_probs(classifier, test, config.laplace.batch_size)
-    shifts: dict[Corrected, Shift] = {}
-    if record.conditioned:
-        temperatures = {kind: calibrated.predictives[kind].temperature for kind in record.conditioned}
-        width = state_width(model, run.readout)
-        shifts = read_shifts(fitted / SHIFT, temperatures, width, run.class_count - 1)
+    heads, passes = heads_of(classifier, record, fitted)
     posterior = read_posterior(fitted / POSTERIOR, blocks)
     found = outputs_of(
         classifier,
         config.fit.laplace.batch_size,
         posterior,
         record.served.prior,
-        shifts,
         read_familiarity_for(model, fitted / FAMILIARITY, familiar.layers, familiar.tokens) if familiar else None,
         test,
         Terminal(),
+        heads=heads,
+        passes=passes,
     )
     outputs, split = found.outputs, found.outputs.split
     if run.workers.first:
@@ -156,7 +154,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     if record.familiarity and found.familiarity is not None:
         unfamiliar = is_unfamiliar(found.familiarity, record.familiarity.false_alarms)
     conformal = calibrated.calibration.conformal
-    by_predictive = RowProbs.of(outputs, calibrated.temperatures)
+    by_predictive = RowProbs.of(found, calibrated.temperatures)
     evaluations, sets, _ = evaluate_predictives(by_predictive, calibrated.predictives, conformal, unfamiliar)
     results |= evaluations
     gains: dict[str, OrderGain] = {}
@@ -167,8 +165,8 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
             classifier,
             config.fit,
             posterior,
-            outputs,
-            shifts,
+            found,
+            passes,
             test,
             records,
         )
@@ -182,8 +180,20 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     encoded = classifier.encode_examples(test)
     share = None if unfamiliar is None else float(unfamiliar.double().mean())
     over_temperature = gain_over_temperature(by_predictive, calibrated.recommended.predictive)
-    rows = answered_rows(outputs, calibrated, unfamiliar, test, encoded)
+    rows = answered_rows(found, calibrated, unfamiliar, test, encoded)
     return Measured(results, sets, gains, over_temperature, share, rows)
+
+
+def heads_of(classifier: Classifier, record: FitRecord, fitted: Path) -> tuple[ServedExperts, ExpertPasses | None]:
+    """Return the heads of a fit, and the passes of those that do not look at the adapter; None without such."""
+    if not record.experts:
+        return NO_EXPERTS, None
+    weights = {str(name): weight for name, weight in record.pool.items()}
+    heads = read_heads(fitted / EXPERTS, record.experts, weights, classifier.readout.likelihood, classifier.class_count)
+    names = tuple(source for source in get_args(HeadSource) if source in heads.sources(heads.heads))
+    if not names:
+        return heads, None
+    return heads, expert_passes(classifier, names, record.encoder.name if record.encoder else None, say)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from laplora.fitting.fit import fit_rows
-from laplora.fitting.saving import record_of, write_fit
+from laplora.fitting.saving import encoder_of, record_of, write_fit
 from laplora.predictive.lora_weights import read_weights
 from training.calibration.cross_fit import cross_fit_rows
 from training.calibration.fold_adapters import FoldAdapter
@@ -53,7 +53,7 @@ def fit_run(run: Run) -> Path:
             store=store,
             progress=Terminal(),
         )
-    record = record_of(fit)
+    record = record_of(fit, encoder_of(fit))
     run.workers.told(lambda: write_fit(folder, record, fit, {"made_from": fit_inputs(run)}))
     for choice in record.choices:
         say(

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from laplora.classifier import without_adapter
 from laplora.files import write_tensors
 from laplora.fitting.calibrate import predictive_of
-from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.evaluation import outputs_of
 from laplora.fitting.fit import Fit, fit_rows
 from laplora.fitting.settings import FitSettings
@@ -142,18 +141,19 @@ def _of_fit(run: Run, model: Any, fit: Fit) -> dict[str, torch.Tensor]:
 
     ``EVIDENCE`` comes with them: the same posterior and passes, under the other prior precision.
     """
-    outputs = outputs_of(
+    found = outputs_of(
         run.classifier(model),
         fit.settings.laplace.batch_size,
         fit.posterior,
         fit.served.prior,
-        shifts_of(fit.conditioned),
         None,
         run.splits.test,
         Terminal(),
-    ).outputs
+        heads=fit.answering,
+    )
+    outputs = found.outputs
     probs = {
-        str(method): predictive_of(outputs, method, record.temperature).probs
+        str(method): found.predictive(method, record.temperature).probs
         for method, record in fit.calibrated.predictives.items()
     }
     granularity = fit.served.prior.granularity

@@ -228,8 +228,8 @@ def mixtures(manifest: Manifest, outputs: BatchOutputs) -> dict[PredictiveName, 
             continue
         spec = manifest.spec(name)
         covariance = outputs.covariance if spec.covariance else None
-        if spec.mean in outputs.means and spec.covariance == (covariance is not None):
-            moments[name] = predictive_probs(spec, outputs.means[spec.mean], covariance, outputs.class_mask)
+        if outputs.mean is not None and spec.covariance == (covariance is not None):
+            moments[name] = predictive_probs(spec, outputs.mean, covariance, outputs.class_mask)
     return moments
 
 

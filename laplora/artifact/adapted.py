@@ -12,7 +12,6 @@ from laplora.artifact.manifest import (
     FAMILIARITY,
     HEAD,
     POSTERIOR,
-    SHIFT,
     Manifest,
 )
 from laplora.artifact.readout_records import ClassificationHeadRecord
@@ -26,7 +25,6 @@ from laplora.models.classifier_head import (
     check_ending,
     check_length,
     check_supplied,
-    head_linear,
     head_side,
     output_layer,
     trained_linears,
@@ -39,11 +37,7 @@ from laplora.posterior.base import block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.posterior.many_classes import check_class_count
 from laplora.predictive.batch_outputs import AdaptedModel
-from laplora.predictive.kinds import Corrected
 from laplora.predictive.lora_weights import lora_parameters
-from laplora.predictive.shift import Shift
-from laplora.predictive.shift_file import read_shifts
-from laplora.readouts.base import ReadOut
 from laplora.readouts.label_sequences import LabelSequences
 
 
@@ -131,25 +125,13 @@ def load_adapted(path: Path, manifest: Manifest, model: Any, device: torch.devic
         precisions = block_precisions(manifest.prior.prior(), posterior.blocks).to(device)
     except PriorError as error:
         raise ArtifactCorruptError(f"the prior is not this posterior's: {error}") from None
-    shifts: dict[Corrected, Shift] = {}
-    if manifest.conditioned:
-        directions = len(manifest.labels) - (readout.likelihood == "categorical")
-        shifts = read_shifts(path / SHIFT, manifest.corrected, state_width(model, readout), directions)
     return AdaptedModel(
         model=model,
         parameters=lora_parameters(model),
         readout=readout,
         posterior=posterior.to(device, dtype, by_block),
         precisions=precisions,
-        shifts=shifts,
         familiarity=read_familiarity_for(model, path / FAMILIARITY, familiar.layers, familiar.tokens)
         if familiar
         else None,
     )
-
-
-def state_width(model: Any, readout: ReadOut) -> int:
-    """Return the size of the state that the logits are read from."""
-    if readout.trained:
-        return int(head_linear(model, readout.trained[-1]).in_features)
-    return int(base_of(model).config.get_text_config().hidden_size)

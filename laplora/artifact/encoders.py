@@ -35,6 +35,11 @@ def encoder_record(encoder: SentenceEncoder) -> EncoderRecord:
     )
 
 
+def unsaved_encoder(encoder: SentenceEncoder) -> EncoderRecord:
+    """Return the record of an encoder in memory alone, whose hashes nobody compares."""
+    return EncoderRecord(name=encoder.name, weights_hash="in-memory", tokenizer_hash="in-memory")
+
+
 def text_encoding(manifest: Manifest, cache: Path | None, progress: Progress | None) -> TextEncoding | None:
     """Return what the texts of an artifact's sentence encoder are tokenised by; None where no head reads one.
 

@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from laplora.artifact.manifest import (
     MANIFEST,
     NAME,
-    SHIFT,
     FileRecord,
     Manifest,
     parse_manifest,
@@ -115,7 +114,6 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
     root = path.resolve()
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()} - {MANIFEST}
     wanted = {*manifest.files, *manifest.required}
-    wanted |= {SHIFT} if manifest.conditioned else set()
     missing, extra = sorted(wanted - present), sorted(present - set(manifest.files))
     if missing or extra:
         raise ArtifactCorruptError(

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from laplora.artifact.manifest import Manifest
+from laplora.artifact.manifest import EncoderRecord, ExpertName, ExpertRecord, Manifest
 from laplora.errors import ArtifactCorruptError, DataError
 from laplora.experts.answering import AnswersByHead, ServedHead
 from laplora.experts.base import Labelled, LogProbSource
@@ -25,6 +26,7 @@ from laplora.head import HeadError
 from laplora.head.fit import FittedHead
 from laplora.head.head import Head
 from laplora.head.rows import Rows
+from laplora.linearised import Likelihood
 from laplora.pool.served import ServedExperts
 from laplora.posterior.file import read_tensors
 
@@ -49,6 +51,18 @@ class KeptRows:
     log_probs: Mapping[LogProbSource, torch.Tensor]
 
 
+def expert_fields(served: ServedExperts, rows: Mapping[str, int], encoder: EncoderRecord | None) -> dict[str, Any]:
+    """Return what a manifest says of heads; ``rows``: labelled ones by head; ``encoder``: that one of them may read."""
+    return {
+        "experts": {
+            name: ExpertRecord(source=of.source, offset=of.offset, rows=rows[name])  # type: ignore[arg-type]
+            for name, of in served.heads.items()
+        },
+        "pool": dict(served.weights),
+        "encoder": encoder if any(of.source == "encoder" for of in served.heads.values()) else None,
+    }
+
+
 def expert_tensors(
     heads: Mapping[str, AnswersByHead], familiar: Mapping[str, tuple[Familiarity, ...]]
 ) -> dict[str, torch.Tensor]:
@@ -61,43 +75,60 @@ def expert_tensors(
 
 
 def read_experts(path: Path, manifest: Manifest) -> ServedExperts:
-    """Return the heads of an artifact with their pool.
+    """Return the heads of an artifact with their pool; errors of ``read_heads``.
 
     Raises:
-        ArtifactCorruptError: an unreadable file, a head that is missing or left over, or one that is not what the
-            manifest says; a familiarity that is none.
+        ArtifactCorruptError: heads say how familiar inputs are, and the manifest does not, or the other way round.
+    """
+    weights = {str(name): weight for name, weight in manifest.pool.items()}
+    found = read_heads(path, manifest.experts, weights, manifest.likelihood, len(manifest.labels))
+    compares = manifest.familiarity is not None and not manifest.familiarity.layers
+    if compares != bool(found.familiar) or (found.familiar and set(found.familiar) != set(found.heads)):
+        raise ArtifactCorruptError(
+            f"{path.name} and the manifest do not agree whether heads say how familiar inputs are"
+        )
+    return found
+
+
+def read_heads(
+    path: Path,
+    records: Mapping[ExpertName, ExpertRecord],
+    weights: Mapping[str, float],
+    likelihood: Likelihood,
+    classes: int,
+) -> ServedExperts:
+    """Return the heads in a file with their pool.
+
+    Args:
+        records: of the heads that it should have; weights: of the pool.
+
+    Raises:
+        ArtifactCorruptError: an unreadable file, a head that is missing or left over, or one that is not what its
+            record says; a familiarity that is none.
     """
     tensors, _ = read_tensors(path)
     by_head = _parted(tensors)
-    if odd := sorted(set(by_head) ^ set(manifest.experts)):
+    if odd := sorted(set[str](by_head) ^ set[str](records)):
         raise ArtifactCorruptError(f"{path.name} and the manifest name different heads, such as {odd[0]!r}")
     heads, familiar = dict[str, ServedHead](), dict[str, tuple[Familiarity, ...]]()
-    for name, record in manifest.experts.items():
+    for name, record in records.items():
         parts = _parted(by_head[name])
         if unknown := sorted(set(parts) - {"head", "familiar"}):
             raise ArtifactCorruptError(f"{path.name}: {name} has {unknown[0]!r}, which no head has")
         with _as_corrupt(path, name):
             head = Head.of(parts.get("head", {}))
-        if (head.likelihood, head.classes) != (manifest.likelihood, len(manifest.labels)):
+        if head.likelihood != likelihood or (head.classes != classes and not head.conditional):
             raise ArtifactCorruptError(
-                f"{path.name}: {name} answers {head.classes} classes ({head.likelihood}), the manifest says "
-                f"{len(manifest.labels)} ({manifest.likelihood})"
+                f"{path.name}: {name} answers {head.classes} classes ({head.likelihood}), the manifest says {classes} "
+                f"({likelihood})"
             )
         if (head.inverse_temperature is None) != (record.offset is None) or head.spread is None:
             raise ArtifactCorruptError(f"{path.name}: {name} corrects something else than the manifest says")
         heads[name] = ServedHead(name, record.source, record.offset, head)
         if "familiar" in parts:
-            folds = sorted(
-                _parted(parts["familiar"]).items(), key=lambda pair: int(pair[0]) if pair[0].isdecimal() else -1
-            )
+            folds = sorted(_parted(parts["familiar"]).items())
             familiar[name] = tuple(_familiarity(f"{path.name}: {name}", fold) for _, fold in folds)
-    compares = manifest.familiarity is not None and not manifest.familiarity.layers
-    if compares != bool(familiar) or (familiar and set(familiar) != set(heads)):
-        raise ArtifactCorruptError(
-            f"{path.name} and the manifest do not agree whether heads say how familiar inputs are"
-        )
-    weights = {str(name): weight for name, weight in manifest.pool.items()}
-    return ServedExperts(heads, weights, familiar, manifest.likelihood)
+    return ServedExperts(heads, weights, familiar, likelihood)
 
 
 def row_tensors(kept: KeptRows) -> dict[str, torch.Tensor]:

@@ -20,9 +20,7 @@ from laplora.linearised import Likelihood
 from laplora.models.base import BaseSpec
 from laplora.posterior.base import Prior
 from laplora.predictive.kinds import (
-    CONDITIONED,
     PREDICTIVES,
-    Corrected,
     PredictiveName,
     PredictiveSpec,
     predictive_spec,
@@ -37,7 +35,6 @@ POSTERIOR = "posterior.safetensors"
 REPORT_PAGE = "report/report.html"
 GOLDEN = "golden.json"
 SCORES = "scores.safetensors"
-SHIFT = "shift.safetensors"
 FAMILIARITY = "familiarity.safetensors"
 EXPERTS = "experts.safetensors"
 ROWS = "rows.safetensors"
@@ -140,15 +137,6 @@ class FamiliarityRecord(_Record):
     )
 
 
-class ConditionedRecord(_Record):
-    """How labels correct the log probabilities of a predictive, in ``shift.safetensors``."""
-
-    rows: int = Field(ge=1, description="labelled inputs that correct, those of the calibration split")
-    precision: float = Field(gt=0, description="of the prior of the head's weights on standardised states")
-    bias: float = Field(ge=0, description="prior variance of the constant, nats squared")
-    size: float = Field(ge=0, description="root mean square of what it adds to a contrast of the rows, nats")
-
-
 class ExpertRecord(_Record):
     """A head that answers, in ``experts.safetensors``."""
 
@@ -230,9 +218,6 @@ class Manifest(_Record):
         default_factory=dict, description="weights of the experts that answer together as pooled, by name"
     )
     encoder: EncoderRecord | None = Field(None, description="null where no head reads one")
-    conditioned: dict[Corrected, ConditionedRecord] = Field(
-        default_factory=dict, description="by predictive that the calibration rows' labels correct"
-    )
     familiarity: FamiliarityRecord | None = Field(None, description="null where none was fitted")
     many_classes: ManyClassesRecord | None = Field(None, description="null where every contrast is computed")
     calibration: CalibrationRecord
@@ -258,10 +243,6 @@ class Manifest(_Record):
             if name not in self.servable:
                 raise ValueError(f"the artifact must have the predictive {name!r}")
         self._check_experts()
-        if missing := sorted(self.conditioned.keys() - self.predictives.keys()):
-            raise ValueError(f"labels correct {missing[0]!r}, which is no predictive of the artifact")
-        if missing := sorted((set(CONDITIONED) & self.predictives.keys()) - self.conditioned.keys()):
-            raise ValueError(f"predictives.{missing[0]} is corrected by labels, and the artifact has none of it")
         return self
 
     def _check_experts(self) -> None:
@@ -279,8 +260,10 @@ class Manifest(_Record):
             raise ValueError(f"the pool weighs {sorted(odd)[0]!r}, which the artifact does not have")
         if bool(self.pool) != ("pooled" in self.servable):
             raise ValueError("pooled is a predictive where there is a pool, and nowhere else")
-        if not self.has_adapter and (not self.experts or any(one.offset for one in self.experts.values())):
-            raise ValueError("without an adapter there must be heads, and none that corrects it")
+        if not self.has_adapter and (
+            not self.experts or any(one.offset or one.source == "last_state" for one in self.experts.values())
+        ):
+            raise ValueError("without an adapter there must be heads, and none that reads it")
         sources = {one.source for one in self.experts.values()}
         if ("encoder" in sources) != (self.encoder is not None):
             raise ValueError("a sentence encoder is named where a head reads one, and nowhere else")
@@ -301,11 +284,6 @@ class Manifest(_Record):
         """The head that was trained without an adapter; None where there is an adapter."""
         record = self.readout
         return record if isinstance(record, ClassificationHeadRecord) and record.alone else None
-
-    @property
-    def corrected(self) -> dict[Corrected, float]:
-        """The predictives that the calibration rows' labels correct, with their temperatures."""
-        return {kind: self.predictives[kind].temperature for kind in self.conditioned}
 
     @property
     def likelihood(self) -> Likelihood:

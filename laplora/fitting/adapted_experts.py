@@ -53,8 +53,6 @@ from laplora.readouts.label_sequences import LabelSequences
 
 #: Rows times contrasts up to which a fit conditions: minutes of a processor at this, by the width of the states.
 MOST = 300_000
-#: What a predictor answers by.
-SERVED: frozenset[PredictiveName] = frozenset({"map", "temperature", "conditioned", "laplace"})
 
 
 class Answering(NamedTuple):
@@ -137,7 +135,7 @@ def fit_answering(
         except (LaploraError, RuntimeError) as error:  # RuntimeError: of LAPACK, or no memory
             settings = without_conditioning(settings, error)
     of_split: list[PredictiveName] = [name for name in settings.predictives.names if name != "conditioned"]
-    held_out = out_of_fold(settings, outputs, prior_of, names=of_split)
+    held_out = out_of_fold(settings, outputs, prior_of, of_split)
     temperatures: dict[PredictiveName, float] = {name: fit_temperature_of(outputs, name) for name in of_split}
 
     def among_all(values: torch.Tensor) -> torch.Tensor:
@@ -175,7 +173,7 @@ def fit_answering(
         wanted, held_out, entropies, factors, split.labels, split.label_mass, split.together, split_name
     )
     losses = {str(name): losses_of(experts[_expert(name)].held_out, labelled)[labelled.honest] for name in names}
-    possible = [str(name) for name in names if name in SERVED and (split_name == HELD_OUT or name != "conditioned")]
+    possible = [str(name) for name in names if split_name == HELD_OUT or name != "conditioned"]
     candidates = {name: losses[name] for name in possible}
     weights = pool.weights if isinstance(pool := experts.get("pooled"), Pool) else {}
     costs = costs_of(candidates, weights, adapter=True)

@@ -16,17 +16,14 @@ from laplora.decisions.conformal import fit_label_sets, fit_present_sets
 from laplora.decisions.review import fit_thresholds
 from laplora.errors import warn
 from laplora.experts.base import Labelled
-from laplora.fitting.conditioning import Conditioning
 from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.settings import CalibrationSettings, FitSettings
-from laplora.head import fold_numbers
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.scores import row_nll
 from laplora.pool.choice import choose
 from laplora.posterior.base import Prior
 from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
 from laplora.predictive.kinds import (
-    CONDITIONED,
     PREDICTIVES,
     TEMPERED,
     PredictiveName,
@@ -66,53 +63,6 @@ class Calibrated(BaseModel):
     def temperatures(self) -> dict[PredictiveName, float]:
         """By predictive what divides its logits, 1 where nothing was fitted."""
         return {name: record.temperature for name, record in self.predictives.items()}
-
-
-def calibrate(
-    settings: FitSettings,
-    outputs: SplitOutputs,
-    conditioning: Conditioning | None = None,
-    held_out: Mapping[PredictiveName, PosteriorPredictive] | None = None,
-    split_name: str = HELD_OUT,
-    prior_of: PriorOf | None = None,
-) -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
-    """Return what is recorded of the calibration split, and the review scores of its rows by predictive.
-
-    Args:
-        outputs: of the calibration rows; conditioning: by their labels, where some predictive is corrected by them.
-        held_out: what ``out_of_fold`` returns of some of the predictives, where it is there already; prior_of: likewise
-            what ``prior_without`` returns.
-        split_name: what these rows are called: ``HELD_OUT``, or ``OUT_OF_FOLD`` where they are all labelled rows and
-            each is seen by the adapter of its fold.
-
-    Served are parameters fitted on all calibration rows. Thresholds, label sets and the recommendation are set on what
-    each row gets from a fit without it.
-    """
-    wanted, split = settings.calibration, outputs.split
-    names = settings.predictives.names
-    prior_of, given = prior_of or prior_without(settings, outputs), held_out or {}
-    missing = [name for name in names if name not in given]
-    held_out = {**out_of_fold(settings, outputs, prior_of, conditioning, missing), **given}
-    entropies = {
-        # A row that its own label has moved is no rank to compare with; folds of one head compare as they are.
-        name: entropy(held_out[name].probs)
-        if name in CONDITIONED
-        else held_out_entropy(settings, outputs, name, prior_of)
-        for name in names
-    }
-    temperatures = {name: fit_temperature_of(outputs, name) for name in names}
-    records, scores = recorded(
-        wanted, held_out, entropies, temperatures, split.labels, split.label_mass, split.together, split_name
-    )
-    groups = split.input_groups
-    folds = fold_numbers(len(groups), wanted.folds, settings.seed, groups)
-    every = torch.ones_like(folds).bool()
-    labelled = Labelled(split.labels[:: split.together], every[:, None], groups, folds, every)
-    losses = {str(name): _losses(outputs, held_out[name]) for name in names}
-    costs = {str(name): 3.0 if PREDICTIVES[name].covariance else 1.0 for name in names}
-    recommended = recommended_by(settings.predictives.serve, losses, costs, labelled)
-    record = calibration_record(wanted, split.input_groups, split_name)
-    return Calibrated(calibration=record, predictives=records, recommended=recommended), scores
 
 
 def recorded(
@@ -179,31 +129,13 @@ def warn_of_nothing_accepted(calibrated: Calibrated, scores: Mapping[PredictiveN
 
 
 def out_of_fold(
-    settings: FitSettings,
-    outputs: SplitOutputs,
-    prior_of: PriorOf,
-    conditioning: Conditioning | None = None,
-    names: Sequence[PredictiveName] | None = None,
+    settings: FitSettings, outputs: SplitOutputs, prior_of: PriorOf, names: Sequence[PredictiveName]
 ) -> dict[PredictiveName, PosteriorPredictive]:
-    """Return predictives of each calibration row, with prior and temperature fitted on the folds without it.
-
-    Likewise the labels that correct one.
-
-    Args:
-        names: of the predictives; None: every one that is on.
-    """
+    """Return predictives of each calibration row, with prior and temperature fitted on the folds without it."""
     rows, groups, folds = len(outputs.split.labels), outputs.split.row_groups, settings.calibration.folds
-
-    def fold_predictive(name: PredictiveName) -> FoldPredictive:
-        kind = next((one for one in CONDITIONED if one == name), None)
-        if kind is None:
-            return _fold_predictive(outputs, name, prior_of)
-        assert conditioning is not None
-        return lambda fit, answered: conditioning.predictive(kind, fit, answered, lambda: prior_of(fit))
-
     return {
-        name: cross_fitted_predictive(fold_predictive(name), rows, folds, settings.seed, groups)
-        for name in (settings.predictives.names if names is None else names)
+        name: cross_fitted_predictive(_fold_predictive(outputs, name, prior_of), rows, folds, settings.seed, groups)
+        for name in names
     }
 
 
@@ -235,8 +167,6 @@ def _temperature(outputs: SplitOutputs, name: PredictiveName, rows: torch.Tensor
     """Return the temperature of some rows."""
     if name not in TEMPERED:
         return 1.0
-    if name == "conditioned":
-        return outputs.shifts[name].temperature
     split = outputs.split
     means = split.projected.contrast_mean[rows][None]
     return fit_predictive_temperature(means, split.labels[rows], split.class_mask[rows])

@@ -16,6 +16,7 @@ from laplora.answers.golden_inputs import GoldenInputs
 from laplora.answers.golden_inputs import golden_inputs as inputs_and_source
 from laplora.answers.prediction import Array, Prediction
 from laplora.answers.review_scores import ReviewScores
+from laplora.artifact.encoders import unsaved_encoder
 from laplora.artifact.folder import Artifact, check_name, check_replaceable
 from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, REPORT_PAGE, Manifest
 from laplora.artifact.readout_records import readout_record
@@ -24,17 +25,14 @@ from laplora.errors import ConditioningError, ConfigError, ModelError
 from laplora.experts.base import Expert, Outputs
 from laplora.features.sentence_encoder import SentenceEncoder
 from laplora.files import write_whole
-from laplora.fitting.adapted_experts import Heads
-from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.describing import describe, fitted_fields, summary
 from laplora.fitting.evaluation import Measured, evaluated, outputs_of_rows
 from laplora.fitting.fit import Fit
-from laplora.fitting.new_labels import condition_on
 from laplora.fitting.progress import Progress
 from laplora.fitting.rows import read_rows
 from laplora.fitting.saving import (
-    FitRecord,
     Parts,
+    encoder_of,
     loaded_answers,
     record_of,
     write_artifact,
@@ -82,7 +80,6 @@ class CalibratedPosterior:
     """
 
     _fitted: CalibratedPosterior | None = None  # the fit, where later labels have moved this one
-    _heads: Heads | None = None
 
     def __init__(
         self,
@@ -93,11 +90,11 @@ class CalibratedPosterior:
         progress: Progress,
     ) -> None:
         self.classifier, self.fit, self.data = classifier, fit, dict(data)
-        self._first_rows, self._progress, self._heads = first_rows, progress, fit.heads
+        self._first_rows, self._progress = first_rows, progress
         self._measured: Measured | None = None
-        self._record: FitRecord = record_of(fit)
         scores = {str(name): one for name, one in fit.scores.items()}
-        self._serve(self._predictor(_adapted(classifier, fit), scores))
+        encoder = fit.heads.passes.encoder if fit.heads else None
+        self._serve(self._predictor(_adapted(classifier, fit), scores, fit.answering, encoder))
 
     def _predictor(
         self,
@@ -240,6 +237,8 @@ class CalibratedPosterior:
             ConditioningError: the labels make the answers worse, without ``force``.
             DataError: rows that cannot be used; ConfigError: a posterior, or more rows, than conditioning covers.
         """
+        from laplora.fitting.new_labels import condition_on
+
         self._check_model()
         first = self._fitted or self
         of = (self.classifier, label_field)
@@ -347,8 +346,6 @@ class CalibratedPosterior:
             given = {"compare": mine} if verify else {"answers": mine}
             with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # transformers and PEFT draw as they load
                 write_artifact(target, parts, manifest, golden, device=device, say=say, **given)
-        if self._heads:
-            say(f"the experts {', '.join(self._heads.experts)} stay in memory: an artifact has none of them yet")
         return target
 
     def _named(self, predictive: str | None) -> str | None:
@@ -389,7 +386,7 @@ class CalibratedPosterior:
         """Write adapter and fit into a folder of their own."""
         model = self.classifier.model
         fitted, adapter = folder / "fitted", folder / ADAPTER_FOLDER
-        write_fit(fitted, self._record, self.fit, {})
+        write_fit(fitted, record_of(self.fit, encoder_of(self.fit)), self.fit, {})
         if is_adapted(model):
             save_adapter(model, adapter, base_model=base_model)
         else:
@@ -407,7 +404,10 @@ class CalibratedPosterior:
 
     def _fitted_fields(self, saved: bool) -> dict[str, Any]:
         """Return what the manifest says of the fit; ``saved``: on disk."""
-        return fitted_fields(self._record)
+        encoder = self.fit.heads.passes.encoder if self.fit.heads else None
+        if encoder is None or saved:
+            return fitted_fields(record_of(self.fit, encoder_of(self.fit)))
+        return fitted_fields(record_of(self.fit, unsaved_encoder(encoder)))
 
     def _describe(self, name: str, base: BaseSpec, base_hash: str, tokenizer: str) -> Manifest:
         classifier, measured = self.classifier, self._measured
@@ -444,6 +444,5 @@ def _adapted(classifier: Classifier, fit: Fit) -> AdaptedModel:
         readout=classifier.readout,
         posterior=fit.posterior.to(device, dtype, by_block),
         precisions=precisions,
-        shifts=shifts_of(fit.conditioned),
         familiarity=fit.familiar.familiarity if fit.familiar else None,
     )

@@ -67,7 +67,9 @@ def fitted_fields(record: FitRecord) -> dict[str, Any]:
     """Return what a manifest says of a fitted adapter."""
     return {
         "prior": prior_record(record.served, record.centred),
-        "conditioned": record.conditioned,
+        "experts": record.experts,
+        "pool": record.pool,
+        "encoder": record.encoder,
         "familiarity": record.familiarity,
         "many_classes": record.many_classes,
         **dict(record.calibrated),

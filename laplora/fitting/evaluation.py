@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from laplora.answers.several_labels import by_label
 from laplora.artifact.manifest import PredictiveRecord
 from laplora.classifier import Classifier, batches
 from laplora.decisions.conformal import ConformalScore, label_sets, present_sets
 from laplora.decisions.uncertainty import review_score
+from laplora.experts.adapter import point
+from laplora.experts.answering import at_mode
 from laplora.experts.base import Outputs
 from laplora.familiarity.percentile import Familiarity
+from laplora.features.expert_passes import ExpertPasses
 from laplora.fitting.adapted_experts import outputs_of_split
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.fit import Fit
@@ -23,14 +27,14 @@ from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.progress import Progress
 from laplora.fitting.projected import project_split
 from laplora.fitting.rows import groups_of
-from laplora.linearised import class_probs
+from laplora.linearised import Likelihood, PosteriorPredictive, class_probs
 from laplora.metrics.label_sets import SetQuality, present_set_quality, set_quality
 from laplora.metrics.paired import nll_difference
 from laplora.metrics.scores import Evaluation, evaluate_probs, row_scores
 from laplora.metrics.several_labels import LabelsQuality, evaluate_labels
+from laplora.pool.served import NO_EXPERTS, ServedExperts
 from laplora.posterior.base import Posterior, Prior
-from laplora.predictive.kinds import Corrected, PredictiveName
-from laplora.predictive.shift import Shift
+from laplora.predictive.kinds import PREDICTIVES, PredictiveName
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example, label_tensor
 
@@ -46,11 +50,23 @@ class RowOutputs:
     """What a fit gives on rows.
 
     Attributes:
+        outputs: of the adapter; read: what the fit's heads read; heads: those.
         familiarity: (inputs,), 0 to 1; None without it.
     """
 
     outputs: SplitOutputs
-    familiarity: torch.Tensor | None
+    read: Outputs
+    heads: ServedExperts = NO_EXPERTS
+    familiarity: torch.Tensor | None = None
+
+    def predictive(self, name: PredictiveName, temperature: float) -> PosteriorPredictive:
+        """Return the moments of a predictive, of rows as those of the split."""
+        if name in PREDICTIVES:
+            return predictive_of(self.outputs, name, temperature)
+        found, several = self.heads.answered(name, self.read), self.outputs.split.together > 1
+        kind: Likelihood = "bernoulli" if several else "categorical"
+        given = point(found.log_probs[name], kind) if found.served is None else at_mode(found.served)
+        return by_label(given) if several else given
 
 
 def outputs_of(
@@ -58,32 +74,32 @@ def outputs_of(
     batch_size: int,
     posterior: Posterior,
     prior: Prior,
-    shifts: Mapping[Corrected, Shift],
     familiarity: Familiarity | None,
     examples: Sequence[Example],
     progress: Progress,
     title: str = "test rows",
+    heads: ServedExperts = NO_EXPERTS,
+    passes: ExpertPasses | None = None,
 ) -> RowOutputs:
-    """Return what a fit gives on rows; ``shifts`` are of the predictives that labels correct."""
+    """Return what a fit gives on rows; ``passes``: of the heads that do not look at the adapter."""
     layers, tokens = (familiarity.layers, familiarity.tokens) if familiarity else ((), 1)
     split = project_split(
         classifier, posterior, examples, progress, title, batch_size=batch_size, layers=layers, tokens=tokens
     )
-    outputs = SplitOutputs(split, Fitted(posterior, prior, split.projected), shifts)
+    outputs = SplitOutputs(split, Fitted(posterior, prior, split.projected))
     familiar = None if familiarity is None or split.states is None else familiarity.of(split.states)
-    return RowOutputs(outputs, familiar)
+    read = outputs_of_split(outputs)
+    if passes is not None:
+        beside = passes.outputs(examples, progress, title)
+        read = replace(read, features={**read.features, **beside.features})
+    return RowOutputs(outputs, read, heads, familiar)
 
 
 def outputs_of_rows(classifier: Classifier, fit: Fit, examples: Sequence[Example], progress: Progress) -> Outputs:
     """Return what all experts of a fit read of inputs."""
     size, posterior, prior = fit.settings.laplace.batch_size, fit.posterior, fit.served.prior
-    read = outputs_of_split(
-        outputs_of(classifier, size, posterior, prior, {}, None, examples, progress, "inputs").outputs
-    )
-    if fit.heads is None:
-        return read
-    beside = fit.heads.passes.outputs(examples, progress, "inputs")
-    return replace(read, features={**read.features, **beside.features})
+    passes = fit.heads.passes if fit.heads else None
+    return outputs_of(classifier, size, posterior, prior, None, examples, progress, "inputs", passes=passes).read
 
 
 @dataclass(frozen=True)
@@ -103,10 +119,10 @@ class RowProbs:
     groups: torch.Tensor
 
     @classmethod
-    def of(cls, outputs: SplitOutputs, temperatures: Mapping[PredictiveName, float]) -> RowProbs:
+    def of(cls, found: RowOutputs, temperatures: Mapping[PredictiveName, float]) -> RowProbs:
         """Return those of a fit's predictives, each with its temperature."""
-        split = outputs.split
-        probs = {name: predictive_of(outputs, name, temperature).probs for name, temperature in temperatures.items()}
+        split = found.outputs.split
+        probs = {name: found.predictive(name, temperature).probs for name, temperature in temperatures.items()}
         map_probs = class_probs(split.logits, split.class_mask)
         return cls(probs, map_probs, split.labels, split.class_mask, split.together, split.input_groups)
 

@@ -9,14 +9,13 @@ import torch
 
 from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.head_files import KeptRows
-from laplora.artifact.manifest import ManyClassesRecord, PredictiveRecord
+from laplora.artifact.manifest import ManyClassesRecord
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
-from laplora.experts.base import Expert, Labelled, LogProbSource
-from laplora.experts.last_state import LastState, last_state_of
+from laplora.experts.base import Expert, Labelled
 from laplora.experts.of_head import HeadExpert
+from laplora.features.outputs import LogProbSource
 from laplora.fitting.adapted_experts import (
-    Answering,
     Heads,
     fit_answering,
     fit_beside,
@@ -39,11 +38,11 @@ from laplora.jacobians.contrasts import covered_blocks
 from laplora.linearised import Likelihood
 from laplora.pool.fine_tuning import FineTuning
 from laplora.pool.pool import Pool
-from laplora.pool.served import ServedExperts
+from laplora.pool.served import POOLED, ServedExperts
 from laplora.posterior.base import Posterior, Prior, block_precisions
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.posterior.subset import select_blocks
-from laplora.predictive.kinds import Corrected, PredictiveName
+from laplora.predictive.kinds import PredictiveName
 from laplora.prior.search import PriorChoice
 from laplora.prompts.examples import Example
 
@@ -61,7 +60,6 @@ class Fit:
         experts: by name the ways to answer, with their honest log probabilities of these rows: ``adapter``,
             ``temperature``, ``conditioned``, ``laplace``, the heads beside, and ``pooled`` of more than one.
         heads: those beside with their passes; None without them.
-        conditioned: by predictive, how the calibration rows' labels correct its predictive; empty without them.
         centred: whether that centre is the initial adapter; else it is zero.
         calibration: the calibration rows as the posterior sees them.
         fine_tuning: what it gained; None without a head beside.
@@ -78,7 +76,6 @@ class Fit:
     labelled: Labelled
     experts: Mapping[str, Expert]
     heads: Heads | None
-    conditioned: Mapping[Corrected, LastState]
     familiar: Familiar | None
     calibration: ProjectedSplit
     calibrated: Calibrated
@@ -87,25 +84,25 @@ class Fit:
     many_classes: ManyClassesRecord | None = None
 
     @property
-    def served_experts(self) -> ServedExperts:
-        """What an artifact has of the heads: ``conditioned``, those that the pool weighs, and one that answers."""
-        weights = pool.weights if isinstance(pool := self.experts.get("pooled"), Pool) else {}
-        wanted = {"conditioned", *weights, self.calibrated.recommended.predictive}
-        heads = {name: of for name, of in self.experts.items() if isinstance(of, HeadExpert) and name in wanted}
-        return ServedExperts(heads, weights, likelihood=self.labelled.likelihood)
+    def answering(self) -> ServedExperts:
+        """The heads that an artifact has with their pool: one that the pool left out goes, unless it is what answers.
 
-    @property
-    def served_predictives(self) -> dict[PredictiveName, PredictiveRecord]:
-        """What an artifact records of the predictives that it has."""
-        heads = {name for name, of in self.experts.items() if isinstance(of, HeadExpert)}
-        gone = heads - self.served_experts.heads.keys()
-        return {name: record for name, record in self.calibrated.predictives.items() if name not in gone}
+        ``conditioned`` stays: it takes no pass of its own.
+        """
+        heads = {name: of for name, of in self.experts.items() if isinstance(of, HeadExpert)}
+        pool = self.experts.get(POOLED)
+        weights = pool.weights if isinstance(pool, Pool) else {}
+        kept = {"conditioned", self.calibrated.recommended.predictive, *(weights or heads)}
+        return ServedExperts(
+            {name: of for name, of in heads.items() if name in kept}, weights, likelihood=self.labelled.likelihood
+        )
 
     def kept_rows(self) -> KeptRows:
-        """Return the labelled rows as an artifact keeps them, for its heads to learn on from."""
-        own: dict[LogProbSource, torch.Tensor] = {"adapter": self.experts["adapter"].held_out}
-        kept = {name: of for name, of in self.served_experts.heads.items() if isinstance(of, HeadExpert)}
-        return KeptRows(kept, self.labelled, own)
+        """Return the labelled rows as an artifact keeps them."""
+        names: tuple[LogProbSource, ...] = ("adapter", "laplace")
+        heads = {name: of for name, of in self.experts.items() if isinstance(of, HeadExpert)}
+        log_probs = {name: self.experts[name].held_out for name in names}
+        return KeptRows({name: heads[name] for name in self.answering.heads}, self.labelled, log_probs)
 
 
 def check_several_labels(classifier: Classifier, rows: Sequence[Example], settings: FitSettings) -> None:
@@ -209,7 +206,6 @@ def fit_rows(
         labelled,
         found.experts,
         beside,
-        corrections(found, split),
         familiar,
         split,
         with_reversed(found.calibrated, reverse),
@@ -217,13 +213,6 @@ def fit_rows(
         found.fine_tuning,
         many,
     )
-
-
-def corrections(found: Answering, split: ProjectedSplit) -> dict[Corrected, LastState]:
-    """Return ``conditioned`` as a predictor adds it to the adapter's answer."""
-    conditioned = found.experts.get("conditioned")
-    assert split.last is not None
-    return {"conditioned": last_state_of(conditioned, split.last)} if isinstance(conditioned, HeadExpert) else {}
 
 
 def many_classes_record(

@@ -14,11 +14,10 @@ import torch
 
 from laplora.answers.explaining import nothing_accepted
 from laplora.answers.review_scores import ReviewScores
-from laplora.artifact.head_files import KeptRows
+from laplora.artifact.head_files import KeptRows, expert_fields
 from laplora.artifact.manifest import (
     CalibrationRecord,
     EncoderRecord,
-    ExpertRecord,
     FamiliarityRecord,
     PredictiveRecord,
     RecommendedRecord,
@@ -87,12 +86,7 @@ class FittedHeads:
         compares = FamiliarityRecord(layers=(), rows=len(self.labelled), false_alarms=self.false_alarms or 0.5)
         return {
             "prior": None,
-            "experts": {
-                name: ExpertRecord(source=of.source, offset=None, rows=len(self.experts[name].places))
-                for name, of in served.heads.items()
-            },
-            "pool": served.weights,
-            "encoder": encoder if "encoder" in served.heads else None,
+            **expert_fields(served, {name: len(of.places) for name, of in self.experts.items()}, encoder),
             "familiarity": compares if self.false_alarms else None,
             "calibration": self.calibration,
             "predictives": {name: record for name, record in self.predictives.items() if name in names},

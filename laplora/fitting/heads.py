@@ -10,10 +10,9 @@ import torch
 
 from laplora.answers.golden_inputs import COUNT
 from laplora.answers.review_scores import score_tensors
-from laplora.artifact.encoders import encoder_record
-from laplora.artifact.head_files import MOST_ROW_BYTES
-from laplora.artifact.manifest import SCORES, EncoderRecord
-from laplora.errors import ConfigError, DataError, warn
+from laplora.artifact.encoders import encoder_record, unsaved_encoder
+from laplora.artifact.manifest import SCORES
+from laplora.errors import ConfigError, DataError
 from laplora.experts.adapter import AsGiven
 from laplora.experts.base import Labelled, Outputs, losses_of
 from laplora.experts.of_head import HeadExpert
@@ -26,15 +25,11 @@ from laplora.fitting.rows import groups_of, read_rows, warn_of_conflicts
 from laplora.fitting.saving import FIT, Parts, write_heads
 from laplora.fitting.settings import FitSettings
 from laplora.head.folds import folds_of_new
-from laplora.models.held_weights import tensor_bytes
 from laplora.pool.pool import Pool
 from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.predictive.kinds import PREDICTIVES
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.groups import question_of
-
-#: Of a sentence encoder whose hashes only a saved artifact needs.
-_UNSAVED = "in-memory"
 
 
 class HeadsPosterior(CalibratedPosterior):
@@ -162,23 +157,13 @@ class HeadsPosterior(CalibratedPosterior):
 
     def _fitted_fields(self, saved: bool) -> dict[str, Any]:
         encoder = self.passes.encoder
-        if encoder is None:
-            return self.heads.manifest_fields(None)
-        unsaved = EncoderRecord(name=encoder.name, weights_hash=_UNSAVED, tokenizer_hash=_UNSAVED)
-        return self.heads.manifest_fields(encoder_record(encoder) if saved else unsaved)
+        record = None if encoder is None else encoder_record(encoder) if saved else unsaved_encoder(encoder)
+        return self.heads.manifest_fields(record)
 
     def _write_parts(self, folder: Path, base_model: str) -> Parts:
         """Write the heads into a folder of their own."""
-        fitted, heads, kept = folder / "fitted", self.heads, None
-        if self.settings.experts.keep_rows:
-            kept = heads.kept_rows()
-            if (size := tensor_bytes(kept)) > MOST_ROW_BYTES:
-                warn(
-                    f"the labelled rows' features are {size / 2**30:.1f} GiB, more than an artifact keeps: whoever has "
-                    "further labels fits all of them anew"
-                )
-                kept = None
-        write_heads(fitted, heads.served, kept)
+        fitted, heads = folder / "fitted", self.heads
+        write_heads(fitted, heads.served, heads.kept_rows(), keep=self.settings.experts.keep_rows)
         write_tensors(fitted / SCORES, score_tensors(heads.scores))
         pool = heads.pool
         write_json(

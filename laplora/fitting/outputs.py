@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from laplora.experts.last_state import corrected_mean
 from laplora.fitting.projected import ProjectedSplit
 from laplora.posterior.base import Covariances, Prior, ProjectedJacobians, block_precisions
-from laplora.predictive.kinds import PREDICTIVES, Corrected, PredictiveName
-from laplora.predictive.shift import Shift
+from laplora.predictive.kinds import PREDICTIVES, PredictiveName
 
 
 @dataclass(frozen=True)
@@ -32,22 +29,12 @@ class Fitted:
 
 @dataclass(frozen=True)
 class SplitOutputs:
-    """Everything that a fit's predictives need of one split.
-
-    Attributes:
-        shifts: by predictive, what labels of other rows, or of these, add to its log probabilities.
-    """
+    """Everything that an adapter's predictives need of one split."""
 
     split: ProjectedSplit
     fitted: Fitted
-    shifts: Mapping[Corrected, Shift] = field(default_factory=dict)
 
     def moments(self, name: PredictiveName, prior: Prior | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return a predictive's mean (rows, classes - 1) and covariance, under its prior by default."""
-        spec, split = PREDICTIVES[name], self.split
-        mean = split.projected.contrast_mean
-        covariance = self.fitted.covariance(prior) if spec.covariance else None
-        if spec.mean != "plain":
-            assert split.last is not None
-            mean = corrected_mean(self.shifts[spec.mean], mean, covariance, split.class_mask, split.last)
-        return mean, covariance
+        covariance = self.fitted.covariance(prior) if PREDICTIVES[name].covariance else None
+        return self.split.projected.contrast_mean, covariance

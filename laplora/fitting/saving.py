@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from laplora.answers.golden import Golden, GoldenSource, golden_entry, verify_answers, what_leaves
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import score_tensors
+from laplora.artifact.encoders import encoder_record
 from laplora.artifact.folder import file_records, new_artifact, write_manifest
-from laplora.artifact.head_files import KeptRows, expert_tensors, row_tensors
+from laplora.artifact.head_files import MOST_ROW_BYTES, KeptRows, expert_fields, expert_tensors, row_tensors
 from laplora.artifact.manifest import (
     ADAPTER_FOLDER,
     EXPERTS,
@@ -25,27 +26,27 @@ from laplora.artifact.manifest import (
     POSTERIOR,
     ROWS,
     SCORES,
-    SHIFT,
-    ConditionedRecord,
+    EncoderRecord,
+    ExpertName,
+    ExpertRecord,
     FamiliarityRecord,
     Manifest,
     ManyClassesRecord,
+    MemberName,
     PriorRecord,
 )
-from laplora.experts.last_state import BLOCK, LastState
+from laplora.errors import warn
 from laplora.familiarity.file import familiarity_tensors
 from laplora.files import write_json, write_tensors
-from laplora.fitting.adapted_experts import SERVED
 from laplora.fitting.calibrate import Calibrated
-from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.fit import Fit
 from laplora.fitting.projected import split_tensors
+from laplora.models.held_weights import tensor_bytes
 from laplora.models.spread import Spread
-from laplora.pool.served import ServedExperts
+from laplora.pool.served import POOLED, ServedExperts
 from laplora.posterior.base import block_precisions
 from laplora.posterior.file import posterior_tensors
-from laplora.predictive.kinds import Corrected
-from laplora.predictive.shift_file import shift_tensors
+from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictor import Predictor
 from laplora.prior.search import PriorChoice
 
@@ -77,36 +78,32 @@ class FitRecord(BaseModel):
     centred: bool
     calibrated: Calibrated
     familiarity: FamiliarityRecord | None = None
-    conditioned: dict[Corrected, ConditionedRecord]
+    experts: dict[ExpertName, ExpertRecord]
+    pool: dict[MemberName, float]
+    encoder: EncoderRecord | None = None
     many_classes: ManyClassesRecord | None = None
 
 
-def record_of(fit: Fit) -> FitRecord:
-    """Return what is written of a fit beside its tensors."""
+def record_of(fit: Fit, encoder: EncoderRecord | None) -> FitRecord:
+    """Return what is written of a fit beside its tensors; ``encoder``: that its heads read."""
+    served, predictives = fit.answering, fit.calibrated.predictives
+    kept = {*PREDICTIVES, *served.heads, *([POOLED] if served.weights else [])}
+    update = {"predictives": {name: one for name, one in predictives.items() if name in kept}}
     return FitRecord(
         choices=list(fit.choices),
         served=fit.served,
         centred=fit.centred,
-        calibrated=fit.calibrated.model_copy(
-            update={"predictives": {name: one for name, one in fit.calibrated.predictives.items() if name in SERVED}}
-        ),
+        calibrated=fit.calibrated.model_copy(update=update),
         familiarity=fit.familiar.record if fit.familiar else None,
-        conditioned={
-            kind: conditioned_record(one, len(fit.calibration) // fit.calibration.together)
-            for kind, one in fit.conditioned.items()
-        },
+        **expert_fields(served, {name: len(of.places) for name, of in fit.kept_rows().experts.items()}, encoder),
         many_classes=fit.many_classes,
     )
 
 
-def conditioned_record(conditioned: LastState, rows: int) -> ConditionedRecord:
-    """Return how labels of so many inputs correct a predictive, as an artifact records it."""
-    return ConditionedRecord(
-        rows=rows,
-        precision=conditioned.precisions[BLOCK],
-        bias=1 / conditioned.precisions["constant"],
-        size=conditioned.size,
-    )
+def encoder_of(fit: Fit) -> EncoderRecord | None:
+    """Return the sentence encoder of a fit's heads as an artifact records it; None where none reads one."""
+    encoder = fit.heads.passes.encoder if fit.heads else None
+    return None if encoder is None else encoder_record(encoder)
 
 
 def write_fit(folder: Path, record: FitRecord, fit: Fit, notes: Mapping[str, Any]) -> None:
@@ -114,9 +111,10 @@ def write_fit(folder: Path, record: FitRecord, fit: Fit, notes: Mapping[str, Any
     dtype, blocks = fit.settings.laplace.factor_dtype, fit.posterior.blocks
     write_tensors(folder / POSTERIOR, *posterior_tensors(fit.posterior, dtype))
     write_tensors(folder / "calibration.safetensors", split_tensors(fit.calibration))
-    write_tensors(folder / SCORES, score_tensors(fit.scores))
-    if fit.conditioned:
-        write_tensors(folder / SHIFT, *shift_tensors(shifts_of(fit.conditioned)))
+    scores = {name: fit.scores[name] for name in record.calibrated.predictives}
+    write_tensors(folder / SCORES, score_tensors(scores))
+    if fit.answering.heads:
+        write_heads(folder, fit.answering, fit.kept_rows(), keep=fit.settings.experts.keep_rows)
     if fit.familiar:
         write_tensors(folder / FAMILIARITY, familiarity_tensors(fit.familiar.familiarity))
     precisions = block_precisions(fit.served.prior, blocks)
@@ -131,11 +129,19 @@ def write_fit(folder: Path, record: FitRecord, fit: Fit, notes: Mapping[str, Any
     write_json(folder / FIT, summary)
 
 
-def write_heads(folder: Path, served: ServedExperts, kept: KeptRows | None) -> None:
-    """Write heads into a folder, and the labelled rows that they learn on from; None: they learn no more."""
+def write_heads(folder: Path, served: ServedExperts, rows: KeptRows, *, keep: bool) -> None:
+    """Write heads into a folder, and the labelled rows that they learn on from where those are to be kept.
+
+    Warns of rows that are too large: the heads learn no more then.
+    """
     write_tensors(folder / EXPERTS, expert_tensors(served.heads, served.familiar))
-    if kept is not None:
-        write_tensors(folder / ROWS, row_tensors(kept))
+    if keep and (size := tensor_bytes(rows)) > MOST_ROW_BYTES:
+        warn(
+            f"the labelled rows' features are {size / 2**30:.1f} GiB, more than an artifact keeps: whoever has further "
+            "labels fits all of them anew"
+        )
+    elif keep:
+        write_tensors(folder / ROWS, row_tensors(rows))
 
 
 def read_fit(folder: Path) -> FitRecord:
@@ -177,7 +183,7 @@ def artifact_parts(target: Path, parts: Parts) -> Iterator[Path]:
             shutil.copy(parts.adapter / HEAD, folder / HEAD)
         elif parts.adapter is not None:
             shutil.copytree(parts.adapter, folder / ADAPTER_FOLDER)
-        for name in (POSTERIOR, SCORES, SHIFT, FAMILIARITY, EXPERTS, ROWS):
+        for name in (POSTERIOR, SCORES, FAMILIARITY, EXPERTS, ROWS):
             if (parts.fitted / name).is_file():
                 shutil.copy(parts.fitted / name, folder / name)
         if parts.report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -19,8 +19,6 @@ from laplora.models.beginning import Beginning, continued
 from laplora.models.readout import base_of
 from laplora.posterior.base import Posterior
 from laplora.posterior.many_classes import choose_of
-from laplora.predictive.kinds import Corrected, Means
-from laplora.predictive.shift import Shift, label_tempering, tempering
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
 
@@ -34,7 +32,6 @@ class AdaptedModel:
         readout: how class logits are read from the model.
         posterior: the adapter's; None where there is none.
         precisions: (blocks,) float64, the prior's for the posterior's blocks; with a posterior.
-        shifts: by predictive, how far the calibration rows' labels move its log probabilities.
         familiarity: what says from its forward pass how familiar an input is; None where nothing does.
         beginning: what prompts begin with, as the trained adapter reads it; None where nothing is shared.
     """
@@ -44,7 +41,6 @@ class AdaptedModel:
     readout: ReadOut
     posterior: Posterior | None = None
     precisions: torch.Tensor | None = None
-    shifts: Mapping[Corrected, Shift] = field(default_factory=dict)
     familiarity: Familiarity | None = None
     beginning: Beginning | None = None
 
@@ -57,8 +53,8 @@ class BatchOutputs:
         logits: (batch, classes), nats.
         label_mass: (batch,); None of heads alone, whose answers are labels.
         class_mask: (batch, classes) bool.
-        means: (batch, classes - 1) ``Q^T f``, nats: as the model says, and by predictive as labels correct it.
-        covariance: (batch, classes - 1, classes - 1), nats squared, of every mean; None without the posterior.
+        mean: (batch, classes - 1) ``Q^T f``, nats; None of heads alone.
+        covariance: (batch, classes - 1, classes - 1), nats squared, of the mean; None without the posterior.
         familiarity: (batch,), None where nothing says it.
         hidden: (batch, width), the state that the logits were read from; None of heads alone.
     """
@@ -66,7 +62,7 @@ class BatchOutputs:
     logits: torch.Tensor
     label_mass: torch.Tensor | None
     class_mask: torch.Tensor
-    means: dict[Means, torch.Tensor]
+    mean: torch.Tensor | None
     covariance: torch.Tensor | None = None
     familiarity: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
@@ -87,17 +83,10 @@ def batch_outputs(adapted: AdaptedModel, batch: Batch, *, covariance: bool) -> B
     logits, hidden, spread, states = _pass(adapted, batch, covariance=covariance)
     likelihood = adapted.readout.likelihood
     mass = adapted.readout.label_mass(adapted.model, hidden, batch.class_mask).double().cpu()
-    means: dict[Means, torch.Tensor] = {"plain": mean_of(likelihood, logits)}
-    for moved, shift in adapted.shifts.items():
-        if moved == "laplace_conditioned" and spread is not None:
-            several = likelihood == "bernoulli"
-            kappa = label_tempering(spread) if several else tempering(spread, batch.class_mask.cpu())
-            means[moved] = means["plain"] + kappa * shift.of(hidden)
-        elif moved == "conditioned":
-            means[moved] = means["plain"] + shift.temperature * shift.of(hidden)
+    mean = mean_of(likelihood, logits)
     familiar = None if familiarity is None or states is None else familiarity.of(states)
-    outputs = BatchOutputs(logits, mass, batch.class_mask.cpu(), means, spread, familiar, hidden.float().cpu())
-    for value in (mass, *means.values(), *([] if spread is None else [spread])):
+    outputs = BatchOutputs(logits, mass, batch.class_mask.cpu(), mean, spread, familiar, hidden.float().cpu())
+    for value in (mass, mean, *([] if spread is None else [spread])):
         check_finite(value, "the model's output for this input")
     return outputs
 

@@ -39,6 +39,6 @@ def binary_outputs(outputs: BatchOutputs) -> BatchOutputs:
         if outputs.label_mass is None
         else outputs.label_mass.repeat_interleave(outputs.logits.shape[1]),
         class_mask=torch.ones_like(logits, dtype=torch.bool),
-        means={kind: binary_means(means) for kind, means in outputs.means.items()},
+        mean=None if outputs.mean is None else binary_means(outputs.logits),
         covariance=None if outputs.covariance is None else binary_covariances(outputs.covariance),
     )

@@ -24,15 +24,12 @@ from laplora.metrics.checks import check_finite, checked_labels
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.minimum import grid_minimum
 
-Means = Literal["plain", "conditioned", "laplace_conditioned"]
-#: Predictives whose log probabilities labels correct, and the means of the same names.
-Corrected = Literal["conditioned", "laplace_conditioned"]
+#: What answers: the model alone, at a temperature, averaged over the posterior; heads; and several together.
 PredictiveName = Literal[
     "map",
     "temperature",
-    "conditioned",
     "laplace",
-    "laplace_conditioned",
+    "conditioned",
     "frozen",
     "encoder",
     "options",
@@ -48,7 +45,6 @@ class PredictiveSpec:
     """What a predictive is made of.
 
     Attributes:
-        mean: the model's logits (``plain``), or corrected by labels (``conditioned``, ``laplace_conditioned``).
         covariance: whether it carries the posterior over the contrasts.
         temperature: divides every logit; 1 where none is fitted.
 
@@ -56,7 +52,6 @@ class PredictiveSpec:
         ConfigError: a temperature that is not a positive number.
     """
 
-    mean: Means
     covariance: bool
     temperature: float = 1.0
 
@@ -69,19 +64,14 @@ class PredictiveSpec:
 #: fitted.
 PREDICTIVES: Mapping[PredictiveName, PredictiveSpec] = MappingProxyType(
     {
-        "map": PredictiveSpec("plain", covariance=False),
-        "temperature": PredictiveSpec("plain", covariance=False),
-        "conditioned": PredictiveSpec("conditioned", covariance=False),
-        "laplace": PredictiveSpec("plain", covariance=True),
-        "laplace_conditioned": PredictiveSpec("laplace_conditioned", covariance=True),
+        "map": PredictiveSpec(covariance=False),
+        "temperature": PredictiveSpec(covariance=False),
+        "laplace": PredictiveSpec(covariance=True),
     }
 )
 
 #: The predictives whose temperature is fitted on the calibration split; the others' is 1.
-TEMPERED: frozenset[PredictiveName] = frozenset({"temperature", "conditioned"})
-
-#: The predictives that the labels of the calibration rows correct (``laplora.predictive.shift``).
-CONDITIONED: tuple[Corrected, ...] = ("conditioned",)
+TEMPERED: frozenset[PredictiveName] = frozenset({"temperature"})
 
 
 def has_jacobians(name: PredictiveName) -> bool:

@@ -11,7 +11,7 @@ from laplora.fitting.adapted_experts import fit_answering, fit_beside, labelled_
 from laplora.fitting.calibrate import OUT_OF_FOLD
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.familiarity import familiar_of, strangeness_to
-from laplora.fitting.fit import Fit, check_several_labels, corrections, many_classes_record, possible
+from laplora.fitting.fit import Fit, check_several_labels, many_classes_record, possible
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
 from laplora.fitting.progress import Progress, Silent
@@ -79,7 +79,6 @@ def cross_fit_rows(
         labelled,
         answering.experts,
         beside,
-        corrections(answering, found.split),
         familiar,
         found.split,
         answering.calibrated,

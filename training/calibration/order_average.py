@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from laplora.artifact.manifest import PredictiveRecord
 from laplora.classifier import Classifier
 from laplora.decisions.uncertainty import review_score
-from laplora.fitting.calibrate import predictive_of
-from laplora.fitting.outputs import SplitOutputs
-from laplora.fitting.projected import ProjectedSplit, project_split
+from laplora.features.expert_passes import ExpertPasses
+from laplora.fitting.evaluation import RowOutputs, outputs_of
+from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.reversed_choices import in_reverse
 from laplora.fitting.settings import FitSettings
 from laplora.metrics.paired import nll_difference
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.posterior.base import Posterior
-from laplora.predictive.kinds import Corrected, PredictiveName
+from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.order_average import order_information
-from laplora.predictive.shift import Shift
 from laplora.prompts.examples import Example
 from laplora.prompts.option_order import restore_logits
 from training.workspace.terminal import Terminal
@@ -60,38 +59,43 @@ def order_averages(
     classifier: Classifier,
     settings: FitSettings,
     posterior: Posterior,
-    outputs: SplitOutputs,
-    shifts: Mapping[Corrected, Shift],
+    found: RowOutputs,
+    passes: ExpertPasses | None,
     examples: Sequence[Example],
     records: Mapping[PredictiveName, PredictiveRecord],
 ) -> tuple[dict[str, Evaluation], dict[str, OrderGain]]:
     """Return evaluation and gain of each predictive averaged over two orders, both by the averaged method's name.
 
     Args:
-        posterior: of the trained adapter; records: of the predictives to average, ``map`` first.
+        posterior: of the trained adapter; found, passes: what ``outputs_of`` returned of the examples, and took.
+        records: of the predictives to average, ``map`` first.
     """
+    outputs = found.outputs
     labels, counts = outputs.split.labels, [example.class_count for example in examples]
-    split = project_split(
+    reverse = outputs_of(
         classifier,
+        settings.laplace.batch_size,
         posterior,
+        outputs.fitted.prior,
+        None,
         in_reverse(examples),
         Terminal(),
         "test rows, choices in reverse",
-        batch_size=settings.laplace.batch_size,
+        found.heads,
+        passes,
     )
-    reverse = SplitOutputs(split, replace(outputs.fitted, projected=split.projected), shifts)
     evaluations: dict[str, Evaluation] = {}
     gains: dict[str, OrderGain] = {}
     map_probs = None
     for name, record in records.items():
         temperature = record.reversed_temperature or record.temperature
-        one = predictive_of(outputs, name, temperature).probs
-        other = restore_logits(predictive_of(reverse, name, temperature).probs, counts)
+        one = found.predictive(name, temperature).probs
+        other = restore_logits(reverse.predictive(name, temperature).probs, counts)
         probs = (one + other) / 2
         map_probs = probs if map_probs is None else map_probs
         scores = review_score(record.thresholds, probs=probs, map_probs=map_probs)
         evaluations[name + SUFFIX] = evaluate_probs(probs, labels, scores, groups=outputs.split.groups)
-        single = predictive_of(outputs, name, record.temperature).probs
+        single = found.predictive(name, record.temperature).probs
         gains[name + SUFFIX] = _gain(single, (one, other), outputs.split, settings.seed)
     return evaluations, gains
 

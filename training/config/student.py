@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from pydantic import Field
 
 from laplora.fitting.settings import Section
-from laplora.predictive.kinds import PREDICTIVES, PredictiveName
+from laplora.predictive.kinds import PredictiveName
 from training.config.overrides import add_overrides
 
 #: Share of a training row's target that is its label.
@@ -68,7 +69,7 @@ def add_options(job: argparse.ArgumentParser) -> None:
         "--inputs", type=Path, required=True, help="JSON Lines, CSV or Parquet file of inputs; labels are ignored"
     )
     predictive = "of the teacher, whose probabilities are learned (default: the one that it recommends)"
-    job.add_argument("--predictive", choices=list(PREDICTIVES), help=predictive)
+    job.add_argument("--predictive", choices=get_args(PredictiveName), help=predictive)
     folds = "folder of the teacher's run, whose folds' adapters answer beside the artifact's (default: that one alone)"
     job.add_argument("--folds", type=Path, help=folds)
     weight = f"share of a training row's target that is its label (default: {LABEL_WEIGHT})"

@@ -16,14 +16,13 @@ from laplora.answers.review_scores import read_scores
 from laplora.artifact.manifest import POSTERIOR, REPORT_PAGE, SCORES
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
 from laplora.files import file_sha256, write_whole
-from laplora.fitting.calibrate import Calibrated, predictive_of
+from laplora.fitting.calibrate import Calibrated
 from laplora.fitting.describing import installed_versions
-from laplora.fitting.outputs import SplitOutputs
+from laplora.fitting.evaluation import RowOutputs
 from laplora.fitting.saving import FitRecord
 from laplora.fitting.store import rows_digest
 from laplora.linearised import class_probs
 from laplora.models.hashes import weights_hash
-from laplora.predictive.kinds import PREDICTIVES
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import EncodedRow
 from laplora.report.page import html
@@ -36,7 +35,7 @@ from training.workspace.run import Run
 
 
 def answered_rows(
-    outputs: SplitOutputs,
+    found: RowOutputs,
     calibrated: Calibrated,
     unfamiliar: torch.Tensor | None,
     examples: Sequence[Example],
@@ -47,10 +46,10 @@ def answered_rows(
     Args:
         unfamiliar: (rows,) bool; None where nothing says which.
     """
-    name, split = calibrated.recommended.predictive, outputs.split
+    name, split = calibrated.recommended.predictive, found.outputs.split
     thresholds = calibrated.predictives[name].thresholds
-    predictive = predictive_of(outputs, name, calibrated.temperatures[name])
-    spread = PREDICTIVES[name].covariance
+    predictive = found.predictive(name, calibrated.temperatures[name])
+    spread = bool(predictive.std.any())
     epistemic = decompose(predictive).epistemic if spread else None
     map_probs = class_probs(split.logits, split.class_mask)
     score = review_score(thresholds, probs=predictive.probs, map_probs=map_probs)

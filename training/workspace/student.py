@@ -17,7 +17,7 @@ from laplora.data.records import read_records
 from laplora.errors import ConfigError, DataError
 from laplora.files import file_sha256
 from laplora.fitting.store import digest, rows_digest
-from laplora.predictive.kinds import CONDITIONED, PredictiveName
+from laplora.predictive.kinds import PREDICTIVES, PredictiveName
 from laplora.prompts.examples import Example
 from training.config import RunConfig
 from training.config.student import StudentConfig
@@ -142,7 +142,7 @@ def learned_labels(manifest: Manifest, predictive: PredictiveName) -> str | None
     """Return how a teacher's answers hold the labels of its calibration rows, in words; None where they do not."""
     if manifest.config["calibration"].get("rows") == "cross_fit":
         return "was trained on every label (calibration.rows: cross_fit)"
-    if predictive in CONDITIONED:
+    if predictive not in PREDICTIVES:
         return f"answers by {predictive}, which learned the labels of its calibration rows"
     return None
 
