@@ -76,11 +76,11 @@ if TYPE_CHECKING:
     from laplora.decisions.temperature import fit_temperature, temperature_probs
     from laplora.decisions.uncertainty import FLAGS, Uncertainty, decompose
     from laplora.fitting.calibrated import CalibratedPosterior
+    from laplora.fitting.comparison import Comparison
     from laplora.fitting.entry import fit
     from laplora.fitting.evaluation import Measured
     from laplora.fitting.heads import HeadsPosterior
     from laplora.fitting.loaded import load
-    from laplora.fitting.new_labels import Comparison
     from laplora.fitting.settings import FitSettings
     from laplora.fitting.versions import condition
     from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
@@ -197,7 +197,7 @@ _HOMES = {
     "fitting.evaluation": ("Measured",),
     "fitting.heads": ("HeadsPosterior",),
     "fitting.loaded": ("load",),
-    "fitting.new_labels": ("Comparison",),
+    "fitting.comparison": ("Comparison",),
     "fitting.settings": ("FitSettings",),
     "fitting.versions": ("condition",),
     "artifact.folder": ("Artifact", "read_artifact"),

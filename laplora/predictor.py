@@ -164,6 +164,13 @@ class Predictor(Encoder):
             predictor.verify_golden()
         return predictor
 
+    def as_version(
+        self, artifact: Artifact, experts: ServedExperts, review_scores: Mapping[str, ReviewScores]
+    ) -> Predictor:
+        """Return the predictor of another version of the artifact, whose heads alone differ; it shares the model."""
+        given = (self._tokenizer, self.device, self.base, review_scores, experts, self._passes.encoder)
+        return Predictor(artifact, self._adapted, *given)
+
     @property
     def adapted(self) -> AdaptedModel:
         """Its model with everything that the predictives average over."""

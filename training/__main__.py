@@ -94,11 +94,6 @@ def _add_condition_options(job: argparse.ArgumentParser) -> None:
         type=Path,
         help="JSON Lines, CSV or Parquet file of rows with labels, all it is to learn from",
     )
-    calibration = (
-        "file of the rows that calibrated the artifact, or folder of the run that made it: they then condition "
-        "together with the new ones"
-    )
-    job.add_argument("--calibration", metavar="PATH", type=Path, help=calibration)
     job.add_argument(
         "--label-field", metavar="NAME", default="label", help="field of a row that has its label (default: label)"
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,7 @@ import laplora
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.data.labelled import Task
 from laplora.errors import ConfigError
-from training.config import RunConfig
-from training.config.folders import CONFIG
-from training.data.adapter_rows import adapter_rows, labelled_rows
-from training.data.section import load_splits
-from training.workspace.runtime import as_cut
+from training.data.adapter_rows import adapter_rows
 from training.workspace.terminal import Terminal, say
 
 
@@ -25,14 +20,12 @@ class ConditionRequest:
 
     Attributes:
         artifact: its folder; out: of the new version, None for the artifact's place.
-        labels: file of the new rows; calibration: file of those that calibrated it, or the folder of the run that made
-            it; None without.
+        labels: file of the new rows.
         undo: whether to put the artifact back as it was packaged, in place of all that.
     """
 
     artifact: Path
     labels: Path | None = None
-    calibration: Path | None = None
     out: Path | None = None
     label_field: str = "label"
     groups: str | None = None
@@ -44,7 +37,7 @@ class ConditionRequest:
         """Raise ConfigError for options that do not go together."""
         if self.undo == (self.labels is not None):
             raise ConfigError("give --labels FILE to condition the artifact, or --undo to put it back as packaged")
-        if self.undo and (self.out or self.calibration or self.force):
+        if self.undo and (self.out or self.force):
             raise ConfigError("--undo puts the artifact back in its place: it takes no other option")
 
 
@@ -61,14 +54,9 @@ def condition(request: ConditionRequest) -> Path:
         say(f"as packaged: {request.artifact}")
         return request.artifact
     artifact = read_artifact(request.artifact)
-    fields, given = (request.label_field, request.groups), request.calibration
-    rows = _rows(request.labels, artifact, *fields)
-    read = _rows_of_run if given is not None and given.is_dir() else _rows
-    calibration = None if given is None else read(given, artifact, *fields)
     laplora.condition(
         request.artifact,
-        rows,
-        calibration=calibration,
+        _rows(request.labels, artifact, request.label_field, request.groups),
         out=request.out,
         label_field=request.label_field,
         groups=request.groups,
@@ -93,24 +81,3 @@ def _rows(path: Path | None, artifact: Artifact, label_field: str, groups: str |
     head = manifest.readout.kind == "classification_head"
     several = manifest.likelihood == "bernoulli"
     return adapter_rows(path, task, label_field, of_head=head, several=several, groups=groups)
-
-
-def _rows_of_run(folder: Path, artifact: Artifact, label_field: str, groups: str | None) -> list[dict[str, Any]]:
-    """Return the calibration rows of a run, dealt again from its data as its configuration says."""
-    record = folder / CONFIG
-    try:
-        fields = json.loads(record.read_text(encoding="utf-8"))
-        fields.pop("made_from", None)
-        config = RunConfig.model_validate(fields)
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"--calibration {folder} is no run's folder: {CONFIG}: {type(error).__name__}") from None
-    if config.calibration.cross_fits:
-        raise ConfigError(f"all rows of {folder} trained its adapter (calibration.rows: cross_fit)")
-    splits = as_cut(config, load_splits(config.data, seed=config.seed, progress=say))
-    manifest, template = artifact.manifest, artifact.manifest.template.template()
-    # How an artifact cuts prompts is its own: a run from before texts were cut by default has the same rows.
-    if (replace(splits.task.template, cut=template.cut), splits.task.labels) != (template, manifest.labels):
-        raise ConfigError(f"the run in {folder} has another prompt or other labels than the artifact")
-    rows = labelled_rows(splits.calibration, splits.task, label_field, groups)
-    say(f"{len(rows)} calibration rows of {folder}")
-    return rows

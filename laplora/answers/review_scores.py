@@ -65,7 +65,8 @@ def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, Review
     """Return the scores in a file, by predictive.
 
     Args:
-        names: the predictives that must be there; rows: of the calibration split.
+        names: the predictives that must be there; rows: of the calibration split; a predictive that no label moved has
+            fewer where further ones were learned.
 
     Raises:
         ArtifactCorruptError: an unreadable file, a tensor missing, or one of another shape or with NaN.
@@ -74,8 +75,14 @@ def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, Review
     scores: dict[str, ReviewScores] = {}
     for name in names:
         score, wrong = tensors.get(f"{name}.score"), tensors.get(f"{name}.error")
-        if score is None or wrong is None or score.shape != (rows,) or wrong.shape != (rows,):
-            raise ArtifactCorruptError(f"{path.name} does not hold the {rows} scores and errors of {name!r}")
+        if (
+            score is None
+            or wrong is None
+            or score.shape != wrong.shape
+            or score.dim() != 1
+            or not 0 < len(score) <= rows
+        ):
+            raise ArtifactCorruptError(f"{path.name} does not hold the scores and errors of {name!r} on {rows} rows")
         if not score.is_floating_point() or not bool(score.isfinite().all()):
             raise ArtifactCorruptError(f"{path.name}: a score of {name!r} is not a number")
         if wrong.is_floating_point() and not bool(((wrong >= 0) & (wrong <= 1)).all()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from laplora.head.fit import FittedHead
 from laplora.head.head import Head
 from laplora.head.rows import Rows
 from laplora.linearised import Likelihood
+from laplora.pool.pool import Pool
 from laplora.pool.served import ServedExperts
 from laplora.posterior.file import read_tensors
 
@@ -44,11 +45,26 @@ class KeptRows:
         experts: its heads, with the rows that each was fitted on.
         labelled: the rows' labels and folds.
         log_probs: by source (rows, classes) float64 of the passes over them; NaN in rows that it was trained on.
+        by_fold: by fold number, weights of the pool that know nothing of its rows.
     """
 
     experts: Mapping[str, HeadExpert]
     labelled: Labelled
     log_probs: Mapping[LogProbSource, torch.Tensor]
+    by_fold: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        experts: Mapping[str, HeadExpert],
+        labelled: Labelled,
+        log_probs: Mapping[LogProbSource, torch.Tensor],
+        pool: Pool | None,
+    ) -> KeptRows:
+        """Return the rows of a fit; a fold whose weights name an expert that the pool left out gets those of all."""
+        by_fold = {} if pool is None else pool.by_fold
+        weights = {} if pool is None else pool.weights
+        known = {fold: each if each.keys() <= weights.keys() else weights for fold, each in by_fold.items()}
+        return KeptRows(experts, labelled, log_probs, known)
 
 
 def expert_fields(served: ServedExperts, rows: Mapping[str, int], encoder: EncoderRecord | None) -> dict[str, Any]:
@@ -135,6 +151,8 @@ def row_tensors(kept: KeptRows) -> dict[str, torch.Tensor]:
     """Return the labelled rows as named tensors, for safetensors."""
     tensors = {f"labelled/{name}": getattr(kept.labelled, name) for name in _COLUMNS}
     tensors |= {f"log_probs/{source}": values for source, values in kept.log_probs.items()}
+    for fold, weights in kept.by_fold.items():
+        tensors |= {f"pool/{fold}/{name}": torch.tensor(each, dtype=torch.float64) for name, each in weights.items()}
     for name, expert in kept.experts.items():
         fitted, mine = expert.fitted, f"expert/{name}"
         tensors |= {f"{mine}/block/{part}": block for part, block in fitted.rows.blocks.items()}
@@ -168,11 +186,19 @@ def read_kept_rows(path: Path, manifest: Manifest, served: ServedExperts) -> Kep
         log_probs = parts.get("log_probs", {})
         if any(values.shape != labelled.class_mask.shape for values in log_probs.values()):
             raise ValueError("log_probs")
+        by_fold = {
+            int(fold): {name: float(each[""]) for name, each in _parted(weights).items()}
+            for fold, weights in _parted(parts.get("pool", {})).items()
+        }
+        if any(not (each.keys() <= set(manifest.pool) and min(each.values()) > 0) for each in by_fold.values()):
+            raise ValueError("weights of another pool than the manifest's")
+        if bool(manifest.pool) != (set(by_fold) == set(labelled.folds[labelled.honest].tolist())):
+            raise ValueError("weights of other folds than the rows'")
         by_name = _parted(parts["expert"])
         if set(by_name) != set(manifest.experts):
             raise ValueError("other heads than the manifest's")
         experts = {name: _expert(name, _parted(by_name[name]), manifest, served, labelled) for name in manifest.experts}
-    return KeptRows(experts, labelled, log_probs)  # type: ignore[arg-type]
+    return KeptRows(experts, labelled, log_probs, by_fold)  # type: ignore[arg-type]
 
 
 #: Of ``Labelled``.

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from laplora.artifact.folder import Artifact, file_records, new_artifact, read_artifact, write_manifest
-from laplora.artifact.manifest import EXPERTS, GOLDEN, MANIFEST, REPORT_PAGE, ROWS, SCORES, Manifest, parse_manifest
+from laplora.artifact.manifest import EXPERTS, GOLDEN, MANIFEST, REPORT_PAGE, SCORES, Manifest, parse_manifest
 from laplora.errors import ArtifactCorruptError, ArtifactWriteError, ConfigError
 from laplora.files import file_sha256, write_whole
 
@@ -21,13 +21,13 @@ PACKAGED = "packaged"
 #: Its manifest: another name than the artifact's own, which alone is in no manifest.
 PACKAGED_MANIFEST = f"{PACKAGED}/artifact.json"
 #: What conditioning replaces.
-CHANGED = (GOLDEN, SCORES, EXPERTS, ROWS)
+CHANGED = (GOLDEN, SCORES, EXPERTS)
 #: What conditioning adds: its figures.
 REPORT = "report/condition.json"
 #: What conditioning changes of a manifest.
 _CHANGED_FIELDS = {
-    *("name", "created", "conditioned", "calibration", "predictives", "recommended", "metrics", "data", "versions"),
-    "files",
+    *("name", "created", "experts", "familiarity", "calibration", "predictives", "recommended", "metrics", "data"),
+    *("versions", "files"),
 }
 
 

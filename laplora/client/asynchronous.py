@@ -404,7 +404,6 @@ class AsyncClient:
         name: str,
         rows: Iterable[Mapping[str, Any]],
         *,
-        calibration_rows: Iterable[Mapping[str, Any]] = (),
         digest: str | None = None,
         force: bool = False,
         timeout_s: float = 1800.0,
@@ -415,13 +414,11 @@ class AsyncClient:
 
         Args:
             rows: every row that it is to know: the template's fields, and ``label``.
-            calibration_rows: the rows that calibrated it, which then condition together with the new ones.
             digest: that the artifact must have, or the request is refused; None: any.
             force: whether to take a version that answers worse.
             timeout_s: as of ``load``; so is what this raises.
         """
-        new, old = [dict(row) for row in rows], [dict(row) for row in calibration_rows]
-        body = {"rows": new, **requests.stated(calibration_rows=old or None, digest=digest, force=force)}
+        body = {"rows": [dict(row) for row in rows], **requests.stated(digest=digest, force=force)}
         return await self._changed(Conditioned, name, "condition", timeout_s, json=body)
 
     async def undo_condition(self, name: str, *, digest: str | None = None, timeout_s: float = 1800.0) -> Artifact:

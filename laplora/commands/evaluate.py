@@ -106,7 +106,9 @@ def evaluate(
 
 def _to_measure(manifest: Manifest, how: How) -> list[str]:
     """Return the methods that will be measured: those that need the posterior where the one that answers does."""
-    plain = [name for name in manifest.servable if not manifest.spec(name).covariance]
+    from laplora.predictive.kinds import has_jacobians
+
+    plain = [name for name in manifest.servable if not has_jacobians(name)]
     spread = (how.predictive or manifest.recommended.predictive) not in plain
     names = dict.fromkeys(["map", *(manifest.servable if spread else plain)])
     return [*names, *(f"{name}_order_average" for name in names if how.order_average)]

@@ -158,6 +158,9 @@ def fit_answering(
     if len(in_pool) > 1:
         experts["pooled"] = fit_pool({name: experts[name] for name in in_pool}, labelled)
     names: list[PredictiveName] = ["map", *(name for name in experts if name != "adapter")]  # type: ignore[list-item]
+    serve = settings.predictives.serve
+    if serve != "auto" and serve not in names:
+        raise ConfigError(f"serve: {serve} is not there: this fit has {names}, and heads beside only by experts.names")
     for name in names:
         if name not in held_out:
             held_out[name] = of_rows(experts[name].held_out[labelled.honest], kind)
@@ -167,8 +170,6 @@ def fit_answering(
         for name in names
     }
     factors = {name: temperatures.get(name, 1.0) for name in names}
-    if conditioned is not None and (factor := conditioned.fitted.head.inverse_temperature):
-        factors["conditioned"] = 1 / factor
     records, scores = recorded(
         wanted, held_out, entropies, factors, split.labels, split.label_mass, split.together, split_name
     )
@@ -177,7 +178,7 @@ def fit_answering(
     candidates = {name: losses[name] for name in possible}
     weights = pool.weights if isinstance(pool := experts.get("pooled"), Pool) else {}
     costs = costs_of(candidates, weights, adapter=True)
-    recommended = recommended_by(settings.predictives.serve, candidates, costs, honest)
+    recommended = recommended_by(serve, candidates, costs, honest)
     gained = None
     if heads:
         without: dict[str, Expert] = {**heads}
@@ -217,20 +218,19 @@ def of_rows(held_out: torch.Tensor, likelihood: Likelihood) -> PosteriorPredicti
     return point(torch.nn.functional.logsigmoid(torch.stack([-present, present], 1)))
 
 
-def outputs_of_split(outputs: SplitOutputs) -> Outputs:
-    """Return what the experts of an adapter read of rows."""
+def outputs_of_split(outputs: SplitOutputs, *, covariance: bool = False) -> Outputs:
+    """Return what the experts of an adapter read of rows; with the covariance also what Laplace's average does."""
     split, several = outputs.split, outputs.split.together
-    assert split.last is not None
-    states: dict[FeatureSource, Blocks] = {"last_state": {"last": split.last}}
-    covariance = outputs.fitted.covariance()
+    states: dict[FeatureSource, Blocks] = {} if split.last is None else {"last_state": {"last": split.last}}
+    spread = outputs.fitted.covariance() if covariance else None
     if several == 1:
         logs = class_log_probs(split.logits, split.class_mask)
-        return Outputs(split.class_mask, {"adapter": logs}, states, covariance)
+        return Outputs(split.class_mask, {"adapter": logs}, states, spread)
     logits = (split.logits[:, 1] - split.logits[:, 0]).double().view(-1, several)
-    # The contrast of a binary row has half the variance of its label's logit.
-    variances = 2 * covariance.view(-1, several)
     mask = torch.ones(logits.shape, dtype=torch.bool)
-    return Outputs(mask, {"adapter": logits}, states, torch.diag_embed(variances))
+    if spread is not None:  # the contrast of a binary row has half the variance of its label's logit
+        spread = torch.diag_embed(2 * spread.view(-1, several))
+    return Outputs(mask, {"adapter": logits}, states, spread)
 
 
 def possible_conditioning(classifier: Classifier, settings: FitSettings, rows: int) -> FitSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -121,7 +121,7 @@ def calibration_record(wanted: CalibrationSettings, groups: torch.Tensor, split_
     )
 
 
-def warn_of_nothing_accepted(calibrated: Calibrated, scores: Mapping[PredictiveName, ReviewScores]) -> None:
+def warn_of_nothing_accepted(calibrated: Calibrated, scores: Mapping[Any, ReviewScores]) -> None:
     """Warn where the predictive that answers by default accepts nothing at the target risk."""
     name = calibrated.recommended.predictive
     if nothing := nothing_accepted(name, calibrated.predictives[name].thresholds, scores[name]):

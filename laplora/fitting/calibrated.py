@@ -21,13 +21,15 @@ from laplora.artifact.folder import Artifact, check_name, check_replaceable
 from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, REPORT_PAGE, Manifest
 from laplora.artifact.readout_records import readout_record
 from laplora.classifier import Classifier, batches
-from laplora.errors import ConditioningError, ConfigError, ModelError
+from laplora.errors import ConfigError, ModelError
 from laplora.experts.base import Expert, Outputs
 from laplora.features.sentence_encoder import SentenceEncoder
 from laplora.files import write_whole
+from laplora.fitting.comparison import check_better
 from laplora.fitting.describing import describe, fitted_fields, summary
 from laplora.fitting.evaluation import Measured, evaluated, outputs_of_rows
 from laplora.fitting.fit import Fit
+from laplora.fitting.learning import learn, learned_fit
 from laplora.fitting.progress import Progress
 from laplora.fitting.rows import read_rows
 from laplora.fitting.saving import (
@@ -219,7 +221,6 @@ class CalibratedPosterior:
         label_field: str = "label",
         *,
         groups: str | None = None,
-        calibration: Any = None,
         force: bool = False,
     ) -> CalibratedPosterior:
         """Return the posterior that learned from further labels, without training; this one stays as it is.
@@ -230,33 +231,21 @@ class CalibratedPosterior:
         Args:
             rows: labelled rows, 20 or more, of which none trained or calibrated the model.
             groups: as of ``laplora.fit``.
-            calibration: the rows that calibrated it, which then condition together with the new ones.
             force: whether to return one that answers worse.
 
         Raises:
             ConditioningError: the labels make the answers worse, without ``force``.
-            DataError: rows that cannot be used; ConfigError: a posterior, or more rows, than conditioning covers.
+            DataError: rows that cannot be used; ConfigError: a posterior without a head, or more rows than heads learn.
         """
-        from laplora.fitting.new_labels import condition_on
-
         self._check_model()
         first = self._fitted or self
-        of = (self.classifier, label_field)
-        examples = read_rows(rows, *of, groups=groups)
-        earlier = () if calibration is None else read_rows(calibration, *of, "calibration row", groups)
+        examples = read_rows(rows, self.classifier, label_field, groups=groups)
         with ONE_AT_A_TIME:
-            found = condition_on(first.predictor, self.classifier, examples, earlier, progress=self._progress)
-        if found.comparison.worse and not force:
-            raise ConditioningError(f"the labels make the answers worse: {found.comparison}")
+            found = learn(first.predictor, first.fit.kept_rows(), examples, progress=self._progress)
+        check_better(found.comparison, force=force)
         self._progress.say(str(found.comparison))
-        fit = replace(
-            first.fit,
-            conditioned=found.conditioned,
-            calibrated=found.calibrated,
-            scores=found.scores,
-            calibration=found.split,
-        )
         data = first.data | {"labels": found.comparison.model_dump(mode="json")}
+        fit = learned_fit(first.fit, found)
         posterior = CalibratedPosterior(self.classifier, fit, data, self._first_rows, self._progress)
         posterior._fitted = first
         return posterior

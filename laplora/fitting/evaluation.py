@@ -99,7 +99,8 @@ def outputs_of_rows(classifier: Classifier, fit: Fit, examples: Sequence[Example
     """Return what all experts of a fit read of inputs."""
     size, posterior, prior = fit.settings.laplace.batch_size, fit.posterior, fit.served.prior
     passes = fit.heads.passes if fit.heads else None
-    return outputs_of(classifier, size, posterior, prior, None, examples, progress, "inputs", passes=passes).read
+    found = outputs_of(classifier, size, posterior, prior, None, examples, progress, "inputs", passes=passes)
+    return replace(found.read, covariance=outputs_of_split(found.outputs, covariance=True).covariance)
 
 
 @dataclass(frozen=True)

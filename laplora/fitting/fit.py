@@ -14,7 +14,6 @@ from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
 from laplora.experts.base import Expert, Labelled
 from laplora.experts.of_head import HeadExpert
-from laplora.features.outputs import LogProbSource
 from laplora.fitting.adapted_experts import (
     Heads,
     fit_answering,
@@ -99,10 +98,9 @@ class Fit:
 
     def kept_rows(self) -> KeptRows:
         """Return the labelled rows as an artifact keeps them."""
-        names: tuple[LogProbSource, ...] = ("adapter", "laplace")
-        heads = {name: of for name, of in self.experts.items() if isinstance(of, HeadExpert)}
-        log_probs = {name: self.experts[name].held_out for name in names}
-        return KeptRows({name: heads[name] for name in self.answering.heads}, self.labelled, log_probs)
+        heads = {name: of for name in self.answering.heads if isinstance(of := self.experts[name], HeadExpert)}
+        pool = pool if isinstance(pool := self.experts.get(POOLED), Pool) else None
+        return KeptRows.of(heads, self.labelled, {"adapter": self.experts["adapter"].held_out}, pool)
 
 
 def check_several_labels(classifier: Classifier, rows: Sequence[Example], settings: FitSettings) -> None:

@@ -103,7 +103,7 @@ class FittedHeads:
         own: dict[LogProbSource, torch.Tensor] = {}
         if self.zero_shot is not None:
             own["zero_shot"] = self.zero_shot.held_out
-        return KeptRows({name: self.experts[name] for name in self.served.heads}, self.labelled, own)
+        return KeptRows.of({name: self.experts[name] for name in self.served.heads}, self.labelled, own, self.pool)
 
 
 def fit_experts(

@@ -14,9 +14,9 @@ from laplora.errors import ConfigError
 from laplora.fitting.calibrated import ONE_AT_A_TIME, CalibratedPosterior
 from laplora.fitting.describing import summary
 from laplora.fitting.fit import Fit
+from laplora.fitting.learning import LoadedClassifier
 from laplora.fitting.progress import Progress, shown_by
 from laplora.fitting.rows import read_rows
-from laplora.fitting.served_rows import LoadedClassifier
 from laplora.fitting.versions import Version, as_packaged, make_version, predictor_of, write_version
 from laplora.predictor import Predictor
 
@@ -59,7 +59,6 @@ class LoadedPosterior(CalibratedPosterior):
         label_field: str = "label",
         *,
         groups: str | None = None,
-        calibration: Any = None,
         force: bool = False,
     ) -> CalibratedPosterior:
         """Return the posterior that learned from further labels, as of ``CalibratedPosterior.condition``.
@@ -67,11 +66,9 @@ class LoadedPosterior(CalibratedPosterior):
         It begins at the artifact as it was packaged; ``save`` writes the version that ``laplora.condition`` does.
         """
         self._check_model()
-        of = (self.classifier, label_field)
-        examples = read_rows(rows, *of, groups=groups)
-        earlier = () if calibration is None else read_rows(calibration, *of, "calibration row", groups)
+        examples = read_rows(rows, self.classifier, label_field, groups=groups)
         with ONE_AT_A_TIME:
-            version = make_version(self._loaded, examples, earlier, force=force, progress=self._progress)
+            version = make_version(self._loaded, examples, force=force, progress=self._progress)
         self._progress.say(str(version.found.comparison))
         return LoadedPosterior(self._loaded, self._progress, version)
 

@@ -110,7 +110,7 @@ class PredictiveSettings(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> PredictiveSettings:
-        if self.serve != "auto" and self.serve not in self.names:
+        if self.serve in ("temperature", "conditioned") and self.serve not in self.names:
             raise ValueError(f"serve: {self.serve} is off; on are {list(self.names)}")
         return self
 

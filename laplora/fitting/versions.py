@@ -1,4 +1,4 @@
-"""Versions of an artifact: conditioned on labels that came later, and put back as it was packaged."""
+"""Versions of an artifact that learned labels which came after it was packaged."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 from laplora.answers.golden import golden_entry, read_golden
 from laplora.answers.prediction import Prediction
-from laplora.answers.review_scores import score_tensors
-from laplora.artifact.adapted import state_width
+from laplora.answers.review_scores import read_scores, score_tensors
 from laplora.artifact.folder import Artifact, check_name, check_replaceable, read_artifact
-from laplora.artifact.manifest import GOLDEN, SCORES, SHIFT, Manifest
+from laplora.artifact.head_files import expert_tensors, read_experts, read_kept_rows
+from laplora.artifact.manifest import EXPERTS, GOLDEN, ROWS, SCORES, Manifest
 from laplora.artifact.packaged import (
     REPORT,
     finish_version,
@@ -24,18 +24,14 @@ from laplora.artifact.packaged import (
     packaged_file,
     packaged_manifest,
 )
-from laplora.errors import ConditioningError
+from laplora.errors import ConfigError
 from laplora.files import write_json, write_tensors
-from laplora.fitting.conditioning import shifts_of
+from laplora.fitting.comparison import Comparison, check_better
 from laplora.fitting.describing import installed_versions, summary
-from laplora.fitting.new_labels import Comparison, NewLabels, check_count, condition_on
+from laplora.fitting.learning import Learned, LoadedClassifier, Run, check_count, learn
 from laplora.fitting.progress import Progress, shown_by
 from laplora.fitting.rows import read_rows
-from laplora.fitting.saving import TOLERANCE, VARIANCE_TOLERANCE, conditioned_record
-from laplora.fitting.served_rows import LoadedClassifier, Run
-from laplora.predictive.kinds import Corrected
-from laplora.predictive.shift import Shift
-from laplora.predictive.shift_file import read_shifts, shift_tensors
+from laplora.fitting.saving import TOLERANCE, VARIANCE_TOLERANCE
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 
@@ -44,7 +40,6 @@ def condition(
     artifact: str | Path,
     rows: Any,
     *,
-    calibration: Any = None,
     out: str | Path | None = None,
     label_field: str = "label",
     groups: str | None = None,
@@ -52,17 +47,15 @@ def condition(
     device: str = "auto",
     progress: bool | Progress = True,
 ) -> Comparison:
-    """Write the version of an artifact that learned from further labels, without training, and return what they change.
+    """Write the version of an artifact that learned further labels, without training, and return what they change.
 
-    The new version is the artifact as it was packaged, conditioned on all rows that are given: not on top of an earlier
-    call's. So rows that came before are given again, and one that is left out is forgotten.
+    The new version is the artifact as it was packaged with all rows that are given: not on top of an earlier call's.
+    So rows that came before are given again, and one that is left out is forgotten.
 
     Args:
         artifact: its folder.
         rows: labelled rows, 20 or more: dicts with the template's fields and a label, in a list or an
             iterator; a data frame; a ``datasets.Dataset``. None of them may have trained or calibrated the artifact.
-        calibration: the rows that calibrated it, if they are at hand: they then condition together with the new ones,
-            which learns more from both, most where the new ones are few.
         out: folder of the new version; None: in the place of the artifact, which ``restore_packaged`` undoes.
         label_field, groups: as of ``laplora.fit``.
         force: whether to write a version that answers worse.
@@ -70,7 +63,8 @@ def condition(
 
     Raises:
         ConditioningError: the labels make the answers worse (``Comparison.worse``), without ``force``.
-        DataError: rows that cannot be used; ConfigError: an artifact, or more rows, than conditioning covers.
+        DataError: rows that cannot be used; ConfigError: an artifact that keeps no rows or has no head, or too many
+            rows.
         ArtifactError, ModelError: an artifact that cannot be loaded or written. What is there stays.
     """
     shown = shown_by(progress)
@@ -80,11 +74,9 @@ def condition(
     if isinstance(rows, Sized):
         check_count(len(rows))  # before the model is loaded
     predictor = Predictor.load(Path(artifact), device=device, progress=shown.say)
-    classifier = LoadedClassifier(predictor)
-    examples = read_rows(rows, classifier, label_field, groups=groups)
-    earlier = () if calibration is None else read_rows(calibration, classifier, label_field, "calibration row", groups)
+    examples = read_rows(rows, LoadedClassifier(predictor), label_field, groups=groups)
     name = None if out is None else target.name
-    version = make_version(predictor, examples, earlier, name=name, force=force, progress=shown)
+    version = make_version(predictor, examples, name=name, force=force, progress=shown)
     write_version(version, target)
     shown.say(str(version.found.comparison))
     return version.found.comparison
@@ -101,14 +93,13 @@ class Version:
 
     of: Artifact
     manifest: Manifest
-    found: NewLabels
+    found: Learned
     golden: dict[str, Any]
 
 
 def make_version(
     loaded: Predictor,
     examples: Sequence[Example],
-    calibration: Sequence[Example] = (),
     *,
     name: str | None = None,
     force: bool = False,
@@ -116,28 +107,28 @@ def make_version(
     most_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Version:
-    """Return the version of a loaded artifact that learned from labelled rows; arguments and errors as ``condition``.
+    """Return the version of a loaded artifact that learned labelled rows; arguments and errors as ``condition``.
 
     Args:
         name: of the new version; None: the artifact's.
         run: runs each pass through the model, a batch of rows or one golden answer in it.
-        most_tokens: of such a batch, as of ``served_outputs``.
+        most_tokens: of such a batch, as of ``laplora.fitting.learning.learn``.
     """
     packaged = as_packaged(loaded)
-    classifier = LoadedClassifier(packaged)
-    found = condition_on(
-        packaged, classifier, examples, calibration, run=run, most_tokens=most_tokens, progress=progress
-    )
-    if found.comparison.worse and not force:
-        raise ConditioningError(
-            f"the labels make the answers worse, by more than one standard error: {found.comparison}. Nothing has "
-            "changed; check the labels, collect more, or force it"
+    manifest, folder = packaged.artifact.manifest, packaged.artifact.path
+    if ROWS not in manifest.files:
+        raise ConfigError(
+            f"artifact {loaded.artifact.name!r} keeps no labelled rows ({ROWS}), without which its heads learn no "
+            "more: fit all labels anew, with experts.keep_rows on"
         )
-    manifest = describe_version(packaged.artifact.manifest, loaded.artifact, found, len(calibration), name)
+    kept = read_kept_rows(folder / ROWS, manifest, packaged.experts)
+    found = learn(packaged, kept, examples, run=run, most_tokens=most_tokens, progress=progress)
+    check_better(found.comparison, force=force)
+    manifest = describe_version(manifest, loaded.artifact, found, name)
     golden = {
         "tolerance": TOLERANCE[manifest.dtype],
         "variance_tolerance": VARIANCE_TOLERANCE[manifest.dtype],
-        "source": read_golden(packaged.artifact.path).source,
+        "source": read_golden(folder).source,
         "answers": answers_of(packaged, found, manifest, run),
     }
     return Version(loaded.artifact, manifest, found, golden)
@@ -154,7 +145,7 @@ def write_version(version: Version, target: Path, check: Callable[[Path], object
     """
     found = version.found
     with new_version(version.of, target) as folder:
-        write_tensors(folder / SHIFT, *shift_tensors(shifts_of(found.conditioned)))
+        write_tensors(folder / EXPERTS, expert_tensors(found.experts.heads, found.experts.familiar))
         write_tensors(folder / SCORES, score_tensors(found.scores))
         write_json(folder / REPORT, found.comparison.model_dump(mode="json"))
         write_json(folder / GOLDEN, version.golden)
@@ -171,48 +162,33 @@ def as_packaged(loaded: Predictor) -> Predictor:
     artifact = loaded.artifact
     if not is_conditioned(artifact.manifest):
         return loaded
-    manifest, shifts = packaged_manifest(artifact), dict[Corrected, Shift]()
-    if manifest.conditioned:
-        directions = len(manifest.labels) - (manifest.likelihood == "categorical")
-        width = state_width(loaded.adapted.model, loaded.adapted.readout)
-        shifts = read_shifts(packaged_file(artifact.path, SHIFT), manifest.corrected, width, directions)
-    before = Artifact(artifact.path, manifest, artifact.digest)
-    adapted = replace(loaded.adapted, shifts=shifts)
-    return Predictor(before, adapted, loaded.tokenizer, loaded.device, loaded.base, loaded.review_scores)
+    manifest = packaged_manifest(artifact)
+    experts = read_experts(packaged_file(artifact.path, EXPERTS), manifest)
+    scores = read_scores(packaged_file(artifact.path, SCORES), manifest.servable, manifest.calibration.rows)
+    return loaded.as_version(replace(artifact, manifest=manifest), experts, scores)
 
 
-def describe_version(
-    packaged: Manifest, artifact: Artifact, found: NewLabels, calibration: int, name: str | None
-) -> Manifest:
-    """Return the manifest of a new version, its files not yet listed; ``calibration``: such rows given with the new."""
-    comparison, conditioned = found.comparison, found.conditioned
-    earlier = calibration or max((one.rows for one in packaged.conditioned.values()), default=0)
-    losses = {kind: one.loss for kind, one in conditioned.items()}
+def describe_version(packaged: Manifest, artifact: Artifact, found: Learned, name: str | None) -> Manifest:
+    """Return the manifest of a new version, its files not yet listed."""
+    figures = found.comparison.model_dump(mode="json")
     return packaged.model_copy(
         update={
             "name": name or artifact.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "conditioned": {
-                kind: conditioned_record(one, earlier + comparison.rows) for kind, one in conditioned.items()
-            },
-            **dict(found.calibrated),
+            **found.fields(packaged),
             "metrics": summary(found.metrics),
-            "data": packaged.data
-            | {"labels": comparison.model_dump(mode="json") | {"loss": losses, "of": artifact.digest}},
+            "data": packaged.data | {"labels": figures | {"of": artifact.digest}},
             "versions": installed_versions(),
         }
     )
 
 
-def predictor_of(packaged: Predictor, found: NewLabels, manifest: Manifest) -> Predictor:
+def predictor_of(packaged: Predictor, found: Learned, manifest: Manifest) -> Predictor:
     """Return what answers as the new version does; it shares the model."""
-    adapted = replace(packaged.adapted, shifts=shifts_of(found.conditioned))
-    scores = {str(name): one for name, one in found.scores.items()}
-    artifact = replace(packaged.artifact, manifest=manifest)
-    return Predictor(artifact, adapted, packaged.tokenizer, packaged.device, packaged.base, scores)
+    return packaged.as_version(replace(packaged.artifact, manifest=manifest), found.experts, found.scores)
 
 
-def answers_of(packaged: Predictor, found: NewLabels, manifest: Manifest, run: Run) -> list[dict[str, Any]]:
+def answers_of(packaged: Predictor, found: Learned, manifest: Manifest, run: Run) -> list[dict[str, Any]]:
     """Return what the new version answers to the artifact's golden inputs, as a golden file records it."""
     predictor = predictor_of(packaged, found, manifest)
 

@@ -24,10 +24,10 @@ from laplora.head.spaces import Designs, Space, space_of
 #: Prior precision of the constant where nothing chooses it: a standard deviation of 10 nats.
 CONSTANT = 0.01
 #: Variance of the blocks that is tried first, without an offset and with one, and the range that is searched.
-_FIRST, _FIRST_WITH_OFFSET, _LEAST, _MOST = 10.0, 3.0, 1e-6, 1e8
-#: Standard deviation of a log variance around that of the first, with an offset: few rows correct an answer that is
-#: right nearly always, and their folds alone may ask for any variance.
-_LOG_SD = 1.0
+_FIRST, _FIRST_WITH_OFFSET, _LEAST, _MOST = 10.0, 1.0, 1e-6, 1e8
+#: With an offset, variance above which its logarithm has a normal prior of standard deviation 1: folds of few rows
+#: whose answers are nearly all right may ask for any variance.
+_WIDE = 10.0
 #: Gradient steps at most, and the least gain of a step, nats a row.
 _STEPS, _GAIN = 10, 2e-4
 #: Share of its objective that a fold's mode may be short of: where classes part, the whole objective is near 0.
@@ -61,14 +61,14 @@ def chosen(rows: Rows, folds: torch.Tensor, temper: bool, seed: int) -> tuple[Tr
     def loss(log_variances: torch.Tensor) -> _Point:
         whole = torch.cat([log_variances, log_variances.new_full((len(names) - free,), -math.log(CONSTANT))]).exp()
         losses, slopes, answered = zip(*(fold.loss(whole) for fold in judged), strict=True)
-        away = torch.zeros_like(log_variances)
+        beyond = torch.zeros_like(log_variances)
         if rows.offset is not None:
-            away[: len(rows.blocks)] = (log_variances[: len(rows.blocks)] - first) / _LOG_SD
-        value = (sum(losses) + float(away.square().sum()) / 2) / len(rows)
+            beyond[: len(rows.blocks)] = (log_variances[: len(rows.blocks)] - math.log(_WIDE)).clamp_min(0)
+        value = (sum(losses) + float(beyond.square().sum()) / 2) / len(rows)
         if value < min((each for _, each in tried), default=math.inf):
             answers[torch.cat([fold for _, fold in parts])] = torch.cat(answered)
         tried.append((dict(zip(names, (1 / whole).tolist(), strict=True)), value))
-        return _Point(log_variances, value, (torch.stack(slopes).sum(0)[:free] + away / _LOG_SD) / len(rows))
+        return _Point(log_variances, value, (torch.stack(slopes).sum(0)[:free] + beyond) / len(rows))
 
     first = math.log(_FIRST if rows.offset is None else _FIRST_WITH_OFFSET)
     _own(loss, _common(loss, torch.full((free,), first, dtype=torch.float64)))

@@ -38,7 +38,7 @@ from service.scoring.model import Model
 from service.telemetry.logs import logger
 
 if TYPE_CHECKING:
-    from laplora.fitting.new_labels import Comparison
+    from laplora.fitting.comparison import Comparison
     from laplora.fitting.versions import Version
     from laplora.prompts.examples import Example
 
@@ -60,13 +60,12 @@ class Wanted:
     """What a request asks for.
 
     Attributes:
-        rows: that the new version is to know; calibration: of those that calibrated the artifact.
+        rows: that the new version is to know.
         digest: that the artifact must have; None: any.
         force: whether to take a version that answers worse.
     """
 
     rows: Sequence[LabelledRow]
-    calibration: Sequence[LabelledRow] = ()
     digest: str | None = None
     force: bool = False
 
@@ -99,22 +98,21 @@ class Conditioner:
             ArtifactNotWritableError: the folder that it lies in cannot be written to.
             InvalidInputError: a row that does not fit the template or the labels.
             ConditioningError: the labels make the answers worse.
-            ConditioningImpossibleError: too few or too many rows, or an artifact that conditioning does not cover.
+            ConditioningImpossibleError: too few or too many rows, or an artifact that keeps no rows or has no head.
             DeviceMemoryError: a row that is too long for the device's memory.
             ArtifactError, ModelError: the new version does not load.
             ShelfFullError: the new version, which is a little larger, does not fit beside those in use. Where they came
                 into use after the last check, it is on the disk and the former one in memory.
         """
-        from laplora.fitting.new_labels import check_count
+        from laplora.fitting.learning import check_count
         from laplora.fitting.versions import write_version
 
         with self._host.changing():
             loaded = self._loaded(name, wanted.digest)
             rows = examples_of(loaded, wanted.rows, "rows")
-            calibration = examples_of(loaded, wanted.calibration, "calibration_rows")
 
             def work(go_on: Callable[[], None]) -> Version:
-                return self._backend.make_version(loaded, rows, calibration, force=wanted.force, go_on=go_on)
+                return self._backend.make_version(loaded, rows, force=wanted.force, go_on=go_on)
 
             try:
                 check_count(len(rows))

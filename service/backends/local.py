@@ -151,7 +151,6 @@ class Local:
         self,
         model: Model,
         rows: Sequence[Example],
-        calibration: Sequence[Example],
         *,
         force: bool,
         go_on: Callable[[], None],
@@ -164,4 +163,4 @@ class Local:
             return self.device.call(one_pass).result()
 
         most_tokens = self.device.token_budget
-        return make_version(cast("Predictor", model), rows, calibration, force=force, run=run, most_tokens=most_tokens)
+        return make_version(cast("Predictor", model), rows, force=force, run=run, most_tokens=most_tokens)

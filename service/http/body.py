@@ -45,7 +45,6 @@ class JsonBodyRoute(APIRoute):
         "inputs": "max_inputs",
         "items": "max_inputs",
         "rows": "max_condition_rows",
-        "calibration_rows": "max_condition_rows",
     }
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -73,7 +72,7 @@ async def _read_value(request: Request) -> Any:
     state = request.app.state
     raw = await _read_bounded(request, state.settings.max_body_bytes, request.state.hold)
     settings = state.settings
-    most = max(settings.max_inputs, 2 * settings.max_condition_rows if settings.conditioning else 0)
+    most = max(settings.max_inputs, settings.max_condition_rows if settings.conditioning else 0)
     work = partial(parse_json, raw, max_members=most_members(most))
     if len(raw) <= _PARSED_INLINE_BYTES:
         return work()

@@ -112,9 +112,9 @@ class _ScorerReplica:
         """As ``Scorer.predict``."""
         return await self._scorer.predict(ticket, folder)
 
-    async def make_version(self, digest: str, folder: str, rows: Any, calibration: Any, force: bool) -> Reply:
+    async def make_version(self, digest: str, folder: str, rows: Any, force: bool) -> Reply:
         """As ``Scorer.make_version``."""
-        return await self._scorer.make_version(digest, folder, rows, calibration, force)
+        return await self._scorer.make_version(digest, folder, rows, force)
 
     async def status(self, wanted: dict[str, str], by: str, batches_to: int) -> Status:
         """As ``Scorer.status``."""

@@ -135,7 +135,6 @@ class Backend(Protocol):
         self,
         model: Model,
         rows: Sequence[Example],
-        calibration: Sequence[Example],
         *,
         force: bool,
         go_on: Callable[[], None],

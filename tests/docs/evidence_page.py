@@ -25,9 +25,7 @@ METHODS = {
     "zero-shot": "zero_shot",
     "fine-tuned (MAP)": "map",
     "temperature scaling": "temperature",
-    "temperature, conditioned": "conditioned",
     "**Laplace (served)**": "laplace",
-    "Laplace, conditioned": "laplace_conditioned",
 }
 
 

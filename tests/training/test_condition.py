@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 import shutil
 from pathlib import Path
@@ -26,22 +24,13 @@ def test_it_makes_a_version_beside_and_in_place_and_undoes_it(
 ) -> None:
     rows, before = rows_of(sentiment_run), read_artifact(artifact)
     labels = write_rows(tmp_path / "labels.jsonl", rows["test"])
-    old = tmp_path / "calibration.csv"
-    with old.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["id", "text", "label"])
-        writer.writeheader()
-        writer.writerows(rows["calibration"])
     command = ["condition", "--artifact", str(artifact), "--device", "cpu"]
-    given = [*command, "--labels", str(labels), "--calibration", str(old), "--force"]
+    given = [*command, "--labels", str(labels), "--force"]
     assert main([*given, "--out", str(tmp_path / "beside")]) == 0
     assert read_artifact(artifact).digest == before.digest
     beside = read_artifact(tmp_path / "beside").manifest
     assert beside.name == "beside"
-    assert beside.conditioned["conditioned"].rows == len(rows["test"]) + len(rows["calibration"])
-    of_run = [*command, "--labels", str(labels), "--calibration", str(sentiment_run.config.run_dir), "--force"]
-    assert main([*of_run, "--out", str(tmp_path / "of-run")]) == 0
-    shifts = {(tmp_path / name / "shift.safetensors").read_bytes() for name in ("beside", "of-run")}
-    assert len(shifts) == 1, "the run has the calibration rows"
+    assert beside.experts["conditioned"].rows == len(rows["test"]) + len(rows["calibration"])
     capsys.readouterr()
     assert main(given) == 0
     out = capsys.readouterr().out
@@ -62,7 +51,6 @@ def test_it_makes_a_version_beside_and_in_place_and_undoes_it(
         (["--undo"], "nothing to undo"),
         (["--labels", "no-such.jsonl"], "no-such.jsonl"),
         (["--labels", "odd.jsonl"], r"odd.jsonl, line 2: .*so so"),
-        (["--labels", "fine.jsonl", "--calibration", "crossed"], "all rows of crossed trained its adapter"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -77,9 +65,6 @@ def test_what_cannot_be_is_refused(
     write_rows(Path("fine.jsonl"), [fine])
     write_rows(Path("odd.jsonl"), [fine, {"text": "Dull!", "label": "so so"}])
     packaged = read_artifact(artifact)
-    config = packaged.manifest.config | {"calibration": {"rows": "cross_fit"}}
-    Path("crossed").mkdir()
-    Path("crossed", "config.json").write_text(json.dumps(config))
     assert main(["condition", "--artifact", str(artifact), *options]) == 1
     assert re.search(message, capsys.readouterr().err)
     assert read_artifact(artifact).digest == packaged.digest

@@ -32,7 +32,6 @@ from laplora.fitting import passes
 from laplora.fitting.projected import split_of
 from laplora.fitting.saving import read_fit
 from laplora.models.adapters import attach_adapter
-from laplora.predictive.kinds import CONDITIONED
 from laplora.predictor import Predictor
 from training.calibration import fold_adapters as fold_adapters_module
 from training.config import load_config
@@ -90,11 +89,11 @@ def test_every_label_trains_what_is_served_and_calibrates_it(finished: FinishedR
         FOLDS,
     )
     assert manifest.data["rows"] == {"train": ROWS, "calibration": 0, "test": TEST}
-    assert manifest.predictives.keys() == {"map", "temperature", "laplace", *CONDITIONED}
-    assert {one.rows for one in manifest.conditioned.values()} == {ROWS}
+    assert manifest.predictives.keys() == {"map", "temperature", "laplace", "conditioned"}
+    assert {name: one.rows for name, one in manifest.experts.items()} == {"conditioned": ROWS}
     rows = [{"text": f"row {i}", "label": "positive"} for i in range(20)]
-    with pytest.raises(ConfigError, match="the calibration rows trained the adapter"):
-        laplora.condition(finished.artifact, rows, calibration=rows[:2], device="cpu", progress=False)
+    learned = laplora.load(finished.artifact, device="cpu", progress=False).condition(rows, force=True)
+    assert learned.predictor.artifact.manifest.experts["conditioned"].rows == ROWS + len(rows)
     flag = manifest.predictives["laplace"].thresholds.flags["high_epistemic"]
     assert "rows of 'out_of_fold'" in flag.origin
 

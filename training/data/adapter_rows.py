@@ -4,7 +4,7 @@ them."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from laplora.data.labelled import Task, examples_of, without_gaps
 from laplora.data.records import read_records
 from laplora.errors import ConfigError, LaploraWarning, first_line
 from laplora.fitting.rows import named_label, named_labels
-from laplora.prompts.examples import Example
 from laplora.prompts.labelled import empty, label_text
 from laplora.prompts.templates import PromptTemplate
 from training.data.files import file_template
@@ -131,13 +130,6 @@ def adapter_rows(
     for line in lines:
         warnings.warn(line, LaploraWarning, stacklevel=2)
     examples = examples_of(path, records, task, label_field, {}, {}, several=several, named=named, groups=groups)
-    return labelled_rows(examples, task, label_field, groups)
-
-
-def labelled_rows(
-    examples: Iterable[Example], task: Task, label_field: str, groups: str | None = None
-) -> list[dict[str, Any]]:
-    """Return examples as rows that ``laplora.fit`` takes, their labels and groups in the fields."""
     return [
         {
             "id": e.id,

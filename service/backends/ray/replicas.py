@@ -300,7 +300,6 @@ class Replicas:
         self,
         model: Model,
         rows: Sequence[Example],
-        calibration: Sequence[Example],
         *,
         force: bool,
         go_on: Callable[[], None],
@@ -310,7 +309,7 @@ class Replicas:
 
         async def made() -> Version:
             replica = await self._choose(artifact.digest, set())
-            arguments = (artifact.digest, str(artifact.path), rows, calibration, force)
+            arguments = (artifact.digest, str(artifact.path), rows, force)
             reply: Reply = await self._calls.call(replica, "make_version", *arguments)
             if reply.error is not None:
                 raise reply.error

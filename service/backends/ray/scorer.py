@@ -170,9 +170,7 @@ class Scorer:
 
         return await self._replied(answer, entry)
 
-    async def make_version(
-        self, digest: str, folder: str, rows: Sequence[Example], calibration: Sequence[Example], force: bool
-    ) -> Reply:
+    async def make_version(self, digest: str, folder: str, rows: Sequence[Example], force: bool) -> Reply:
         """Return the version that learned from labelled rows: see ``Backend.make_version``; cancelling this ends it."""
         given_up = threading.Event()
 
@@ -182,7 +180,7 @@ class Scorer:
 
         def version() -> Any:
             with self._held.lease(digest, lambda: self._checked(digest, Path(folder))) as predictor:
-                return self.local.make_version(predictor, rows, calibration, force=force, go_on=go_on)
+                return self.local.make_version(predictor, rows, force=force, go_on=go_on)
 
         try:
             return await self._replied(lambda: asyncio.to_thread(version))

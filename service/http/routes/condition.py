@@ -55,7 +55,7 @@ async def condition_artifact(
     _require_on(settings)
     artifacts.require_taking()
     await artifacts.require_loaded(name)
-    wanted = Wanted(_rows(body.rows), _rows(body.calibration_rows), body.digest, body.force)
+    wanted = Wanted(_rows(body.rows), body.digest, body.force)
     work = partial(conditioner.condition, name, wanted)
     return await begin("condition", name, body.model_dump_json(), work, _conditioned)
 

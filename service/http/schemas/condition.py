@@ -29,10 +29,6 @@ class ConditionRequest(Strict):
     """Every row that the new version is to know, 20 or more and at most max_condition_rows (413 above). None of
     them trained or calibrated the artifact. Rows of an earlier call that are left out are forgotten.
     """
-    calibration_rows: list[LabelledInput] = Field(default=[])
-    """The rows that calibrated the artifact, where they are at hand: they then condition together with the new ones,
-    which learns more from both. At most max_condition_rows.
-    """
     digest: ExpectedDigest = None
     force: bool = Field(False, examples=[False])
     """Whether to take the new version although it answers worse, instead of 409."""
@@ -56,21 +52,23 @@ class ConditionFigures(Answer):
 
 class ConditionResponse(Answer):
     """The version that answers from now on, and what the labels change, measured on the new rows. Each was answered by
-    the artifact as packaged, and by it conditioned on the labels of the other folds: never by its own label.
+    the artifact as packaged, and by it with the labels of the other folds learned: never by its own label.
     """
 
     artifact: ArtifactRef = Field(description="The new version.")
     previous: str = Field(description="Digest of the version before.", examples=[_DIGEST])
     recommended: str = Field(examples=["conditioned"])
-    """The predictive that answers unless a request names another: the corrected form of what the packaged artifact
-    recommends, unless the configuration named one."""
+    """The predictive that answers unless a request names another: chosen anew among those that labels move and
+    temperature scaling, unless the configuration named one."""
     rows: int = Field(description="Number of new rows.", examples=[300])
     folds: int = Field(description="Number of folds.", examples=[5])
     before: ConditionFigures = Field(description="The predictive that the packaged artifact recommends.")
     after: ConditionFigures = Field(
         examples=[{"predictive": "conditioned", "accuracy": 0.89, "nll": 0.29, "ece": 0.04, "brier": 0.18}]
     )
-    """conditioned, or laplace_conditioned where before has a variance; each row by the labels of the other folds."""
+    """The same predictive, or where no label moves it the pool, or conditioned; each row by the labels of the other
+    folds.
+    """
     difference: FiniteFloat = Field(description="NLL after less before, nats.", examples=[-0.05])
     standard_error: FiniteFloat = Field(examples=[0.02])
     """Of the difference, nats. A difference above one of it, and above 1/2 nat over all rows together, is refused,

@@ -15,11 +15,12 @@ from laplora.decisions.uncertainty import REVIEW_FLAGS
 from laplora.errors import ConfigError
 from laplora.metrics.scores import row_nll
 from laplora.predictive import batch_outputs
-from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictor import Predictor
 from training.workspace.runtime import open_run
 
-NAMES = ("map", "temperature", "conditioned", "laplace")
+NAMES = ("map", "temperature", "conditioned", "laplace", "pooled")
+#: Those with a spread.
+SPREAD = {"conditioned", "laplace", "pooled"}
 
 
 def test_the_artifact_carries_every_predictive(mixture_run: FinishedRun) -> None:
@@ -28,7 +29,7 @@ def test_the_artifact_carries_every_predictive(mixture_run: FinishedRun) -> None
     assert manifest.recommended.chosen_by == "calibration"
     assert set(manifest.recommended.table) == set(NAMES)
     tempered = {n for n, record in manifest.predictives.items() if record.temperature != 1}
-    assert tempered == {"temperature", "conditioned"}
+    assert tempered == {"temperature"}
 
 
 def test_what_needs_no_further_pass_comes_along(mixture_predictor: Predictor) -> None:
@@ -37,12 +38,12 @@ def test_what_needs_no_further_pass_comes_along(mixture_predictor: Predictor) ->
     def beside(name: str, *also: str) -> set[str]:
         (first, _) = mixture_predictor.predict(rows, name, also=also)
         assert first.calibrated_probs.keys() == first.calibrated_scores.keys()
-        assert (first.logit_variance is not None) == (PREDICTIVES[name].covariance or "laplace" in also)  # type: ignore[index]
+        assert (first.logit_variance is not None) == (name in SPREAD or "laplace" in also)
         return set(first.calibrated_probs)
 
-    forward = {"temperature", "conditioned"}
+    forward = {"temperature", "conditioned", "pooled"}
     assert beside("map") == forward
-    assert beside("temperature") == {"conditioned"}
+    assert beside("temperature") == {"conditioned", "pooled"}
     assert beside("laplace") == forward
     assert beside("map", "laplace") == {*forward, "laplace"}
     assert beside("laplace", *NAMES) == {*NAMES} - {"map", "laplace"}
@@ -56,24 +57,24 @@ def test_each_predictive_has_its_own_pass_sets_and_uncertainty_and_comes_along_a
     original = batch_outputs.contrast_jacobians
     monkeypatch.setattr(batch_outputs, "contrast_jacobians", lambda *a, **o: seen.append(a) or original(*a, **o))
     for name in NAMES:
-        covariance = name == "laplace"
+        spread = name in SPREAD
         threshold = manifest.predictives[name].conformal
         answers = mixture_predictor.predict(rows, name)
-        assert len(seen) == covariance  # one pass with Jacobians, or none
+        assert len(seen) == (name == "laplace")  # one pass with Jacobians, or none
         seen.clear()
         for answer, one in zip(answers, together, strict=True):
             if name != "map":
                 assert distance(answer.arrays.probs, one.arrays.calibrated_probs[name]) < FLOAT32
                 assert answer.score == pytest.approx(one.calibrated_scores[name], abs=1e-4)
             assert answer.map_probs == pytest.approx(one.map_probs, abs=FLOAT32)
-            assert (answer.logit_variance is None) == (not covariance)
+            assert (answer.logit_variance is None) == (not spread)
             assert answer.prediction_set == [
                 label for label, p in answer.probs.items() if 1 - p <= threshold or "unfamiliar" in answer.flags
             ]
             assert answer.total == pytest.approx(
                 float(torch.special.entr(torch.tensor(answer.arrays.probs)).sum()), abs=1e-6
             )
-            assert (answer.epistemic is not None) == (answer.probs_std is not None) == covariance
+            assert (answer.epistemic is not None) == (answer.probs_std is not None) == spread
 
 
 def test_a_predictive_that_is_not_there(mixture_predictor: Predictor, sentiment_predictor: Predictor) -> None:

@@ -208,3 +208,24 @@ def test_heads_that_are_damaged_are_refused(
     reseal(folder)
     with pytest.raises(ArtifactCorruptError, match=says):
         Predictor.load(folder)
+
+
+def test_labels_that_come_later_move_the_heads_on_disk_as_in_memory(tmp_path: Path, cache: Callable[[], None]) -> None:
+    """Of a pool, whose weights stay; and they are forgotten byte for byte."""
+    cache()
+    posterior, inputs, known = with_encoder(tmp_path / "base"), labelled(8, seed=4), {r["text"] for r in labelled(60)}
+    later = list({row["text"]: row for row in labelled(60, seed=3) if row["text"] not in known}.values())
+    folder = posterior.save(tmp_path / "heads")
+    digest, learned = read_artifact(folder).digest, posterior.condition(later)
+    laplora.condition(folder, later, device="cpu", progress=False, force=True)
+    loaded = laplora.load(folder, device="cpu", progress=False)
+    for name in ("frozen", "encoder", "pooled"):
+        expected = learned.predict_proba(inputs, name)
+        np.testing.assert_allclose(loaded.predict_proba(inputs, name), expected, atol=1e-4)
+        assert not np.allclose(expected, posterior.predict_proba(inputs, name), atol=1e-3)
+        records = (of.predictor.artifact.manifest.predictives[name] for of in (loaded, learned))
+        one, other = ((record.nll, record.conformal, record.thresholds.review.threshold) for record in records)
+        assert one == pytest.approx(other, abs=1e-4)
+    familiar = [[answer.familiarity for answer in of.predict(inputs)] for of in (loaded, learned)]
+    assert familiar[0] == pytest.approx(familiar[1], abs=0.02)
+    assert laplora.restore_packaged(folder).digest == digest

@@ -128,8 +128,9 @@ def test_a_manifest_of_another_format_or_none(artifact_copy: Path) -> None:
         ({"predictives": {}}, "must have the predictive 'map'"),
         ({"predictives": {"swag": {}}}, "predictives.swag"),
         ({"recommended": {"predictive": "swag"}}, "recommended.predictive"),
-        ({"conditioned": {}}, "predictives.conditioned is corrected by labels, and the artifact has none of it"),
-        ({"predictives": lambda kept: {n: r for n, r in kept.items() if n != "conditioned"}}, "which is no predictive"),
+        ({"experts": {}}, "predictive 'conditioned' is of an adapter, or of a head or pool that is not there"),
+        ({"predictives": lambda kept: {n: r for n, r in kept.items() if n != "conditioned"}}, "is no predictive"),
+        ({"pool": {"adapter": 0.5, "frozen": 0.5}}, "the pool weighs 'frozen', which the artifact does not have"),
     ],
 )
 def test_bad_fields_are_named(artifact_copy: Path, changes: dict[str, Any], field: str) -> None:

@@ -78,7 +78,7 @@ def test_honest_answers_decide_what_is_served_and_what_fine_tuning_gained(
     chosen = fit.calibrated.recommended
     losses = {name: losses_of(of.held_out, fit.labelled)[honest] for name, of in experts.items()}
     assert {name: one["nll"] for name, one in chosen.table.items()} == pytest.approx(
-        {name: records[name].nll for name in ("map", "temperature", "conditioned", "laplace")}
+        {name: record.nll for name, record in records.items()}
     )
     assert ("No LoRA posterior is in this answer" in chosen.reason) == (chosen.predictive != "laplace")
     served = losses["adapter" if chosen.predictive == "map" else chosen.predictive]
@@ -86,10 +86,12 @@ def test_honest_answers_decide_what_is_served_and_what_fine_tuning_gained(
     assert found is not None
     assert (found.served, found.without, found.rows) == (chosen.predictive, "frozen", 30)
     assert found.gained == pytest.approx(float((losses["frozen"] - served).mean()))
-    assert list(fit.served_experts.heads) == ["conditioned", *(["frozen"] if "frozen" in pool.weights else [])]
-    assert set(fit.served_predictives) == {*list(records)[:4], *fit.served_experts.heads, "pooled"}
+    heads = [name for name in ("conditioned", "frozen") if name in {"conditioned", *pool.weights, chosen.predictive}]
+    assert list(fit.answering.heads) == heads
+    assert set(posterior.predictives) == {*list(records)[:4], *heads, "pooled"}
     kept = fit.kept_rows()
-    assert kept.experts.keys() == fit.served_experts.heads.keys()
+    assert list(kept.experts) == heads
+    assert kept.by_fold.keys() == pool.by_fold.keys()
     assert torch.equal(kept.log_probs["adapter"].isnan().any(1), ~honest)
     costs = costs_of(records, {"adapter": 0.5, "options": 0.5}, adapter=True)
     assert costs == {"map": 1, "temperature": 1, "conditioned": 1, "laplace": 3, "frozen": 2, "pooled": 3}

@@ -5,6 +5,7 @@ And the gain over temperature scaling: the difference of two mean NLLs, with an 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -14,18 +15,21 @@ import torch
 
 from laplora.answers.review_scores import ReviewScores
 from laplora.decisions.conformal import fit_label_sets
+from laplora.experts.base import Labelled, Outputs
+from laplora.fitting.adapted_experts import fit_answering
 from laplora.fitting.calibrate import (
+    HELD_OUT,
     Calibrated,
-    calibrate,
     held_out_entropy,
     out_of_fold,
     predictive_of,
     prior_without,
 )
-from laplora.fitting.evaluation import Gain, RowProbs, gain_over_temperature
+from laplora.fitting.evaluation import Gain, RowOutputs, RowProbs, gain_over_temperature
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.settings import FitSettings
+from laplora.head import fold_numbers
 from laplora.jacobians.blocks import Block
 from laplora.linearised import PosteriorPredictive, contrasts, entropy
 from laplora.metrics.scores import row_nll
@@ -69,6 +73,18 @@ def outputs() -> SplitOutputs:
 SETTINGS = FitSettings.model_validate({"calibration": {"target_risk": 0.1}, "predictives": {"conditioned": False}})
 
 
+def calibrate(
+    settings: FitSettings, found: SplitOutputs, split_name: str = HELD_OUT
+) -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
+    """Return what is recorded of the rows, and their scores, without labels that correct."""
+    split, every = found.split, torch.ones(len(found.split), dtype=torch.bool)
+    folds = fold_numbers(len(split), settings.calibration.folds, settings.seed, split.input_groups)
+    labelled = Labelled(split.labels, split.class_mask, split.input_groups, folds, every)
+    answering = fit_answering(settings, found, labelled, None, split_name)
+    assert list(answering.experts) == ["adapter", "temperature", "laplace"]
+    return answering.calibrated, answering.scores
+
+
 @cache
 def calibrated() -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
     return calibrate(SETTINGS, outputs())
@@ -76,7 +92,7 @@ def calibrated() -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
 
 @cache
 def held_out() -> dict[PredictiveName, PosteriorPredictive]:
-    return out_of_fold(SETTINGS, outputs(), prior_without(SETTINGS, outputs()))
+    return out_of_fold(SETTINGS, outputs(), prior_without(SETTINGS, outputs()), SETTINGS.predictives.names)
 
 
 def test_no_row_has_a_part_in_what_it_is_judged_by() -> None:
@@ -86,7 +102,7 @@ def test_no_row_has_a_part_in_what_it_is_judged_by() -> None:
     labels = found.split.labels.clone()
     labels[7] = 1 - labels[7]
     turned = replace(found, split=replace(found.split, labels=labels))
-    after = out_of_fold(SETTINGS, turned, prior_without(SETTINGS, turned))
+    after = out_of_fold(SETTINGS, turned, prior_without(SETTINGS, turned), SETTINGS.predictives.names)
     others = torch.ones(ROWS, dtype=torch.bool)
     others[fold] = False
     assert set(after) == {"map", "temperature", "laplace"}
@@ -157,6 +173,10 @@ def test_a_prior_at_the_end_of_its_search_recommends_nothing_of_the_posterior(se
 TEMPERATURES: dict[PredictiveName, float] = {"map": 1.0, "temperature": 2.5, "laplace": 1.0}
 
 
+def probs_of(found: SplitOutputs, temperatures: Mapping[PredictiveName, float]) -> RowProbs:
+    return RowProbs.of(RowOutputs(found, Outputs(found.split.class_mask)), temperatures)
+
+
 def losses(name: PredictiveName) -> torch.Tensor:
     return row_nll(predictive_of(outputs(), name, TEMPERATURES[name]).probs, outputs().split.labels)
 
@@ -167,7 +187,7 @@ def test_the_gain_is_the_difference_of_the_nlls_within_its_interval(name: Predic
     """Of three labels of an input, and of three rows of a group, the interval is that of the ten units' means."""
     groups = torch.arange(30) // 3 if together == 1 else None
     found = replace(outputs(), split=replace(outputs().split, together=together, groups=groups))
-    gain = gain_over_temperature(RowProbs.of(found, TEMPERATURES), name)
+    gain = gain_over_temperature(probs_of(found, TEMPERATURES), name)
     assert gain is not None
     differences = (losses(name) - losses("temperature")).view(-1, 3).mean(1)
     assert gain.difference == pytest.approx(float(differences.mean()))
@@ -183,4 +203,4 @@ def test_the_gain_is_the_difference_of_the_nlls_within_its_interval(name: Predic
 def test_an_interval_that_excludes_0_decides(low: float, high: float, verdict: str) -> None:
     assert str(Gain("laplace", (low + high) / 2, low, high)).endswith(verdict)
     for name, temperatures in (("temperature", TEMPERATURES), ("map", {"map": 1.0})):
-        assert gain_over_temperature(RowProbs.of(outputs(), temperatures), name) is None  # type: ignore[arg-type]
+        assert gain_over_temperature(probs_of(outputs(), temperatures), name) is None  # type: ignore[arg-type]

@@ -20,7 +20,6 @@ from laplora.artifact.folder import read_artifact
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.posterior.many_classes import ManyClassPosterior
-from laplora.predictive.kinds import CONDITIONED
 from service.app import create_app
 
 CLASSES = 20
@@ -114,7 +113,7 @@ async def test_later_labels_are_learned_in_memory_from_a_folder_and_by_a_server(
     async with started(app) as client:
         answer = await changed(client, "topics/condition", json={"rows": later, "force": True})
         assert answer.status_code == 200, answer.text
-        for name in CONDITIONED:
+        for name in ("conditioned", "pooled"):
             body = {"inputs": inputs, "options": {"predictive": name}}
             served = (await client.post("/predict", json=body)).json()["predictions"]
             of_folder = offline.predict([offline.encode(one, truncate=True) for one in inputs], name)
@@ -123,4 +122,4 @@ async def test_later_labels_are_learned_in_memory_from_a_folder_and_by_a_server(
                 # Their priors and temperatures are searched on sums that are rounded differently.
                 assert by_folder.probs == pytest.approx(mine.probs, rel=2e-3, abs=1e-4)
                 assert by_server["probs"] == pytest.approx(mine.probs, rel=2e-3, abs=1e-4)
-                assert mine.probs != pytest.approx(packaged.probs, rel=2e-2)
+                assert mine.probs != pytest.approx(packaged.probs, rel=1e-6)

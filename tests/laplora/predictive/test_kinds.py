@@ -49,7 +49,7 @@ def test_it_is_class_probs_or_the_posterior_predictive_to_the_last_bit(
 ) -> None:
     """Whatever impossible classes hold, and whichever other rows there are."""
     means, covariances, mask = gaussians(1, 5, classes, seed)
-    spec, given_ = PredictiveSpec("plain", covariance, temperature), covariances[0] if covariance else None
+    spec, given_ = PredictiveSpec(covariance, temperature), covariances[0] if covariance else None
     got = predictive_probs(spec, means[0].masked_fill(~mask[:, 1:], math.nan), given_, mask)
     prefix = means[0].masked_fill(~mask[:, 1:], 0)
     if covariance:
@@ -116,12 +116,12 @@ def test_refusals() -> None:
     for given_, error, message in refused:
         with pytest.raises(error, match=message):
             predictive_probs(*given_)
-    assert predictive_spec("temperature", 1.7) == PredictiveSpec("plain", covariance=False, temperature=1.7)
+    assert predictive_spec("temperature", 1.7) == PredictiveSpec(covariance=False, temperature=1.7)
     with pytest.raises(ConfigError, match="has no temperature"):
         predictive_spec("laplace", 1.7)
     for bad in (0.0, math.inf, math.nan):
         with pytest.raises(ConfigError, match="positive"):
-            PredictiveSpec("plain", covariance=False, temperature=bad)
+            PredictiveSpec(covariance=False, temperature=bad)
     with pytest.raises(DataError, match="possible classes"):
         fit_predictive_temperature(means, torch.tensor([5, 0, 0]), mask)
     with pytest.raises(DataError, match="at least one order"):

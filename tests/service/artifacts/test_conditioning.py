@@ -19,7 +19,8 @@ from tiny_runs import FinishedRun, reseal
 
 import laplora
 from laplora.artifact.folder import read_artifact
-from laplora.fitting import new_labels, served_rows, versions
+from laplora.fitting import comparison, versions
+from laplora.predictor import Predictor
 from service.app import create_app
 
 pytestmark = pytest.mark.anyio
@@ -96,20 +97,17 @@ async def test_answers_change_and_change_back(server: Server) -> None:
     assert code(again) == (422, "conditioning_impossible")
 
 
-async def test_one_change_at_a_time_and_sent_twice_it_is_as_sent_once(
-    server: Server, sentiment_run: FinishedRun
-) -> None:
+async def test_one_change_at_a_time_and_sent_twice_it_is_as_sent_once(server: Server) -> None:
     """A retry after a lost answer teaches nothing twice; with the digest before it is told so."""
     digest = await server.digest()
-    given = {"calibration_rows": rows_of(sentiment_run)["calibration"]}
-    first = asyncio.create_task(server.send(**given))
+    first = asyncio.create_task(server.send())
     while not server.state.artifacts._changing.locked():
         await asyncio.sleep(0.01)
-    assert code(await server.send(**given)) == (409, "activation_running")
+    assert code(await server.send()) == (409, "activation_running")
     assert code(await changed(server.client, f"{NAME}/load")) == (409, "activation_running")
     assert (await first).status_code == 200
     once = await server.probs("conditioned")
-    assert (await server.send(**given)).status_code == 200
+    assert (await server.send()).status_code == 200
     assert await server.probs("conditioned") == once
     assert code(await server.send(digest=digest)) == (409, "artifact_changed")
     assert await server.probs("conditioned") == once
@@ -137,13 +135,13 @@ async def test_what_is_refused_changes_nothing(server: Server, monkeypatch: pyte
         raise RuntimeError("CUDA out of memory")
 
     for holder, name, value, refused in (
-        (new_labels, "WORSE", -1e6, (409, "conditioning_refused")),
+        (comparison, "WORSE", -1e6, (409, "conditioning_refused")),
         (os, "access", lambda *_: False, (409, "artifact_not_writable")),
-        (served_rows, "project_split", full, (503, "device_memory")),
+        (Predictor, "outputs", full, (503, "device_memory")),
         (server.state.artifacts.shelf, "_max_bytes", 1, (409, "artifacts_full")),
     ):
         with monkeypatch.context() as patched:
-            patched.setattr(new_labels, "COST", -1e6)
+            patched.setattr(comparison, "COST", -1e6)
             patched.setattr(holder, name, value)
             response = await server.send(force=name != "WORSE")
             assert code(response) == refused
@@ -172,7 +170,7 @@ async def test_an_artifact_that_is_unloaded_meanwhile_does_not_come_back(
     before, begun, unloaded = read_artifact(folder).digest, threading.Event(), threading.Event()
     wanted = settings(artifact="other", also_load=NAME, artifacts_root=tmp_path, device="cpu", conditioning=True)
     async with started(app := create_app(wanted)) as client:
-        holder, step = (app.state.artifacts.shelf, "check_fits") if learned else (versions, "condition_on")
+        holder, step = (app.state.artifacts.shelf, "check_fits") if learned else (versions, "learn")
         real = getattr(holder, step)
 
         def paused(*given: Any, **options: Any) -> Any:
@@ -202,14 +200,13 @@ async def test_an_artifact_that_is_unloaded_meanwhile_does_not_come_back(
 async def test_no_pass_is_larger_than_a_batch_of_requests(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long rows keep requests waiting no longer than requests keep each other."""
     passes: list[tuple[int, int]] = []
-    real = served_rows.project_split
+    real = Predictor.outputs
 
-    def noted(classifier: Any, posterior: Any, examples: Any, *args: Any, **options: Any) -> Any:
-        longest = max(len(row.token_ids) for row in classifier.encode_examples(examples))
-        passes.append((len(examples), longest))
-        return real(classifier, posterior, examples, *args, **options)
+    def noted(predictor: Predictor, rows: Any, *names: Any) -> Any:
+        passes.append((len(rows), max(len(row.token_ids) for row in rows)))
+        return real(predictor, rows, *names)
 
-    monkeypatch.setattr(served_rows, "project_split", noted)
+    monkeypatch.setattr(Predictor, "outputs", noted)
     server.state.backend.device.token_budget = budget = 64
     rows = [row | {"text": row["text"] * (1 + i % 2)} for i, row in enumerate(server.rows)]
     assert (await server.send(rows=rows)).status_code == 200

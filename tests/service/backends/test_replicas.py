@@ -327,7 +327,7 @@ async def test_a_version_that_nobody_waits_for_ends(cluster: Cluster, monkeypatc
             over.set()
 
     monkeypatch.setattr(scorer.local, "make_version", learn)
-    making = asyncio.create_task(scorer.make_version("sha256:first", str(cluster.folder / "a/first"), [], [], False))
+    making = asyncio.create_task(scorer.make_version("sha256:first", str(cluster.folder / "a/first"), [], False))
     await until(entered.is_set)
     making.cancel()
     await until(over.is_set)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_calibrate import SETTINGS, outputs
+from test_calibrate import SETTINGS, calibrate, outputs
 
-from laplora.fitting.calibrate import OUT_OF_FOLD, calibrate, out_of_fold, prior_without
+from laplora.fitting.calibrate import OUT_OF_FOLD, out_of_fold, prior_without
 from laplora.fitting.outputs import Fitted, SplitOutputs
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import ProjectedJacobians
@@ -75,7 +75,7 @@ def test_a_fold_of_adapters_is_judged_by_the_others() -> None:
     assert torch.equal(folded.fitted.covariance(), trained.covariance())
 
     def probs(of: SplitOutputs) -> dict[PredictiveName, torch.Tensor]:
-        answers = out_of_fold(settings, of, prior_without(settings, of))
+        answers = out_of_fold(settings, of, prior_without(settings, of), settings.predictives.names)
         return {name: predictive.probs for name, predictive in answers.items()}
 
     before = probs(folded)

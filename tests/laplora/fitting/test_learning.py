@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import reseal
 
 import laplora
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConditioningError, ConfigError, DataError, LaploraWarning
-from laplora.fitting import new_labels
-from laplora.fitting.new_labels import Comparison, compare
-from laplora.linearised import PosteriorPredictive
-from laplora.predictive.kinds import CONDITIONED
+from laplora.experts.base import Labelled
+from laplora.fitting import comparison
+from laplora.fitting.comparison import Comparison, compare
 
 Rows = list[dict[str, Any]]
 QUIET: Any = {"progress": False, "device": "cpu"}
@@ -50,7 +50,7 @@ def flipped(rows: Rows) -> Rows:
 
 
 def test_the_new_version_answers_as_the_posterior_in_memory(
-    conditioned: laplora.CalibratedPosterior, artifact: Path, rows: dict[str, Rows]
+    conditioned: laplora.CalibratedPosterior, saved: Path, artifact: Path, rows: dict[str, Rows]
 ) -> None:
     """One way through the artifact, one through memory: the same answers, figures and records."""
     before = probs_of(artifact, rows["calibration"])
@@ -60,17 +60,23 @@ def test_the_new_version_answers_as_the_posterior_in_memory(
     expected = [answer.arrays.probs.tolist() for answer in in_memory.predict(rows["calibration"], "conditioned")]
     torch.testing.assert_close(after, torch.tensor(expected), rtol=0, atol=2e-3)
     assert not torch.allclose(after, before, atol=1e-3)
-    manifest = read_artifact(artifact).manifest
-    assert manifest.calibration.rows == found.rows == len(rows["test"])
-    assert set(manifest.conditioned) == set(CONDITIONED)
-    assert {one.rows for one in manifest.conditioned.values()} == {len(rows["test"]) + len(rows["calibration"])}
-    name = found.after.predictive
-    assert name == "conditioned"
-    assert (manifest.recommended.predictive, manifest.recommended.chosen_by) == (name, "labels")
-    assert in_memory.recommended == name
-    assert manifest.metrics[name]["nll"] == pytest.approx(found.after.nll)
-    assert manifest.predictives[name].nll == pytest.approx(found.after.nll)
-    assert in_memory.fit.calibrated.predictives[name].nll == pytest.approx(found.after.nll, abs=1e-3)
+    manifest, packaged = read_artifact(artifact).manifest, read_artifact(saved).manifest
+    everyone = len(rows["test"]) + len(rows["calibration"])
+    assert found.rows == len(rows["test"])
+    assert (manifest.calibration.split, manifest.calibration.rows) == ("labels", everyone)
+    assert manifest.experts["conditioned"].rows == everyone
+    assert (manifest.pool, manifest.prior) == (packaged.pool, packaged.prior)
+    for name, record in manifest.predictives.items():
+        moved = name in ("conditioned", "pooled")
+        assert (record == packaged.predictives[name]) == (not moved)
+        scores = laplora.Predictor.load(artifact, device="cpu").review_scores[name]
+        assert len(scores.score) == (everyone if moved else len(rows["calibration"]))
+        assert record.nll == pytest.approx(in_memory.fit.calibrated.predictives[name].nll, abs=1e-3)
+    assert found.after.predictive == "pooled"
+    assert manifest.recommended.chosen_by == "labels"
+    assert set(manifest.recommended.table) == {"conditioned", "pooled", "temperature"}
+    assert in_memory.recommended == manifest.recommended.predictive
+    assert manifest.metrics["pooled"]["nll"] == pytest.approx(found.after.nll)
     # Whoever loaded the packaged version makes the same one, and one more of it.
     restored = laplora.restore_packaged(artifact).path
     learned = laplora.load(restored, **QUIET).condition(rows["test"], force=True)
@@ -103,78 +109,67 @@ def test_conditioning_and_forgetting_is_never_having_had_the_row(artifact: Path,
         laplora.restore_packaged(artifact)
 
 
-def test_calibration_rows_given_again_condition_together_with_the_new_ones(
-    conditioned: laplora.CalibratedPosterior, rows: dict[str, Rows]
-) -> None:
-    """Then the answers are those of one conditioning on all rows, as a fit does it; order deals the folds alone."""
-    together = conditioned.condition(rows["test"], calibration=rows["calibration"], force=True)
-    swapped = conditioned.condition(rows["calibration"], calibration=rows["test"], force=True)
-    inputs = rows["train"][:6]
-    one = torch.tensor([a.arrays.probs.tolist() for a in together.predict(inputs, "conditioned")])
-    other = torch.tensor([a.arrays.probs.tolist() for a in swapped.predict(inputs, "conditioned")])
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
-    assert together.fit.calibrated.calibration.rows == len(rows["test"])
-    alone = torch.tensor(
-        [
-            a.arrays.probs.tolist()
-            for a in conditioned.condition(rows["test"], force=True).predict(inputs, "conditioned")
-        ]
-    )
-    assert not torch.allclose(one, alone, atol=1e-4)
-
-
 def test_no_row_is_measured_by_its_own_label(conditioned: laplora.CalibratedPosterior, rows: dict[str, Rows]) -> None:
-    """A label decides about the other rows' answers and never about its own."""
-    wrong = [dict(row) for row in rows["test"]]
+    """A label decides about the other rows' answers and never about its own, or its twins'."""
+    given = [*rows["test"], rows["test"][3] | {"text": rows["test"][3]["text"].upper()}]
+    wrong = [dict(row) for row in given]
     wrong[3:4] = flipped(wrong[3:4])
-    right, changed = (conditioned.condition(r, force=True) for r in (rows["test"], wrong))
-    # The score of an answer does not hang on its own label, so that of the row with the other label is the same.
-    one, other = (p.fit.scores["conditioned"].score for p in (right, changed))
-    folds = conditioned.fit.calibrated.calibration.folds
-    assert float(one[3]) == pytest.approx(float(other[3]), abs=1e-9)
-    assert int((one != other).sum()) > len(rows["test"]) // folds
-
-
-def test_an_input_may_come_again(conditioned: laplora.CalibratedPosterior, rows: dict[str, Rows]) -> None:
-    """Equal prompts are one group, with calibration rows too, and so are prompts that are cut to the same 64 tokens."""
-    long = [{"text": "word " * 100 + end, "label": "positive"} for end in ("good", "bad")]
-    given = [*rows["test"], flipped(rows["test"])[0], *long]
     with pytest.warns(LaploraWarning, match="1 rows repeat another row's prompt with another label"):
-        alone = conditioned.condition(given, force=True)
-    count = len(rows["test"])
-    assert alone.fit.calibration.groups is not None
-    assert alone.fit.calibration.groups.tolist() == [*range(count), 0, count, count]
-    together = conditioned.condition(given[:count], calibration=[given[0], *rows["calibration"]], force=True)
-    assert together.fit.calibrated.calibration.rows == count
+        changed = conditioned.condition(wrong, force=True)
+    right, first, new = conditioned.condition(given, force=True), len(rows["calibration"]), len(given)
+    for name in ("conditioned", "pooled"):
+        one, other = (p.fit.experts[name].held_out for p in (right, changed))
+        for twin in (3, new - 1):
+            assert torch.equal(one[first + twin], other[first + twin])
+        assert int((one != other).any(1).sum()) > new // conditioned.fit.calibrated.calibration.folds
+        assert int((one != other).any(1)[:first].sum()) > 0  # rows of before are answered by what the others know now
+    groups = right.fit.labelled.groups
+    assert groups[first + 3] == groups[-1] > groups[:first].max()
     grouped = [{**row, "thread": number // 2} for number, row in enumerate(rows["test"])]
-    pairs = conditioned.condition(grouped, groups="thread", force=True).fit.calibration.groups
-    assert pairs is not None
-    assert pairs.tolist() == [number // 2 for number in range(count)]
+    pairs = conditioned.condition(grouped, groups="thread", force=True).fit.labelled
+    assert pairs.groups[first:].unique_consecutive().tolist() == pairs.groups[first::2].tolist()
+    assert pairs.folds[first::2].tolist() == pairs.folds[first + 1 :: 2].tolist()
     with pytest.raises(DataError, match="no row has the field 'tread', which groups names"):
         conditioned.condition(grouped, groups="tread")
 
 
-def test_worse_is_more_than_a_standard_error(conditioned: laplora.CalibratedPosterior) -> None:
+def test_what_a_configuration_named_stays(classifier: laplora.Classifier, rows: dict[str, Rows]) -> None:
+    wanted = laplora.FitSettings.model_validate({"predictives": {"serve": "laplace"}})
+    fitted = laplora.fit(classifier, rows["train"], rows["calibration"], settings=wanted, progress=False)
+    learned = fitted.condition(rows["test"], force=True)
+    assert learned.recommended == "laplace"
+    assert learned.predict_proba(rows["train"]) == pytest.approx(fitted.predict_proba(rows["train"]))
+    off = laplora.FitSettings.model_validate({"predictives": {"conditioned": False}})
+    fitted = laplora.fit(classifier, rows["train"], rows["calibration"], settings=off, progress=False)
+    with pytest.raises(ConfigError, match="no head that labels could move"):
+        fitted.condition(rows["test"], force=True)
+    wanted = laplora.FitSettings.model_validate({"predictives": {"serve": "frozen"}})
+    with pytest.raises(ConfigError, match=r"serve: frozen is not there: this fit has .*'pooled'"):
+        laplora.fit(classifier, rows["train"], rows["calibration"], settings=wanted, progress=False)
+
+
+def test_worse_is_more_than_a_standard_error() -> None:
     """The rule, on losses that are known."""
-    split = conditioned.fit.calibration
-    rows, right = len(split), torch.nn.functional.one_hot(split.labels, 2).double()
-    spread = torch.linspace(-0.1, 0.1, rows, dtype=torch.float64)[:, None]
+    count, every = 32, torch.ones(32, dtype=torch.bool)
+    labels, groups = torch.arange(count) % 2, torch.arange(count)
+    new = Labelled(labels, every[:, None].expand(-1, 2), groups, groups % 5, every)
+    right = torch.nn.functional.one_hot(labels, 2).double()
+    spread = torch.linspace(-0.1, 0.1, count, dtype=torch.float64)[:, None]
 
     def compared(level: float) -> Comparison:
         sure = (0.6 + level + spread) * right + (0.4 - level - spread) * (1 - right)
-        of = [PosteriorPredictive(p, p, p[:, 0]) for p in (0.2 + 0.6 * right, sure)]
-        return compare(conditioned.predictor.artifact.manifest, of[0], "conditioned", of[1], split, 5)
+        return compare(("map", (0.2 + 0.6 * right).log()), ("conditioned", sure.log()), new, 5)
 
     worse = compared(0.0)
     losses = -(0.6 + spread[:, 0]).log() + math.log(0.8)
     assert worse.difference == pytest.approx(float(losses.mean()))
-    assert worse.standard_error == pytest.approx(float(losses.std()) / math.sqrt(rows))
+    assert worse.standard_error == pytest.approx(float(losses.std()) / math.sqrt(count))
     assert worse.difference > worse.standard_error
     assert worse.worse
     assert not compared(0.2).worse  # within a standard error
-    close = worse.model_copy(update={"difference": 0.4 / rows, "standard_error": 0.1 / rows})
+    close = worse.model_copy(update={"difference": 0.4 / count, "standard_error": 0.1 / count})
     assert not close.worse  # less than a needless fit of one number costs
-    assert close.model_copy(update={"difference": 0.6 / rows}).worse
+    assert close.model_copy(update={"difference": 0.6 / count}).worse
 
 
 def test_what_is_refused_leaves_the_artifact_as_it_was(
@@ -184,10 +179,14 @@ def test_what_is_refused_leaves_the_artifact_as_it_was(
     before, place = files_of(artifact), artifact.parent / "forced"
     with pytest.raises(DataError, match="19 labelled rows are fewer than 20"):  # before anything is loaded
         laplora.condition(artifact.parent / "no-such-artifact", rows["test"][:19], progress=False)
-    monkeypatch.setattr(new_labels, "WORSE", -1e6)
-    monkeypatch.setattr(new_labels, "COST", -1e6)
+    monkeypatch.setattr(comparison, "WORSE", -1e6)
+    monkeypatch.setattr(comparison, "COST", -1e6)
     with pytest.raises(ConditioningError, match="Nothing has changed"):
         laplora.condition(artifact, rows["test"], **QUIET)
     laplora.condition(artifact, rows["test"], out=place, **QUIET, force=True)
     assert files_of(artifact) == before
     assert read_artifact(place).name == "forced"
+    (artifact / "rows.safetensors").unlink()
+    reseal(artifact)
+    with pytest.raises(ConfigError, match="keeps no labelled rows"):
+        laplora.condition(artifact, rows["test"], **QUIET, force=True)

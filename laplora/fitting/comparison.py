@@ -1,0 +1,98 @@
+"""Whether labels that came later help: the artifact on their rows, before and after."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from laplora.errors import ConditioningError
+from laplora.experts.base import Labelled, losses_of
+from laplora.fitting.adapted_experts import of_rows
+from laplora.metrics.groups import mean_and_error
+from laplora.metrics.scores import evaluate_probs
+from laplora.predictive.kinds import PredictiveName
+
+#: Standard errors by which answers that learned may be worse than those of the artifact as packaged,
+WORSE = 1.0
+#: and nats over all rows, what a needless fit of one number costs: where labels move next to nothing, so does chance.
+COST = 0.5
+
+
+class Figures(BaseModel):
+    """One predictive on the new rows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    predictive: PredictiveName
+    accuracy: float = Field(ge=0, le=1)
+    nll: float = Field(description="nats, mean over rows")
+    ece: float = Field(ge=0, le=1)
+    brier: float = Field(ge=0, le=2)
+
+
+class Comparison(BaseModel):
+    """The artifact on the new rows, before and after: each row answered by the artifact as packaged, and by it with the
+    labels of the other folds learned.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int = Field(ge=1, description="new labelled rows")
+    folds: int = Field(ge=2)
+    before: Figures = Field(description="of the predictive that the packaged artifact recommends")
+    after: Figures = Field(
+        description="of the same, or where no label moves it of the pool, or of conditioned: none is chosen by these "
+        "rows; each row by the labels of the other folds"
+    )
+    difference: float = Field(description="of the NLL, after less before, nats, mean over rows")
+    standard_error: float = Field(ge=0, description="of the difference, nats")
+
+    @property
+    def worse(self) -> bool:
+        """Whether the labels make the answers worse beyond what chance does."""
+        return self.difference > max(WORSE * self.standard_error, COST / self.rows)
+
+    def __str__(self) -> str:
+        """Return the figures in a line."""
+        after, before = self.after, self.before
+        return (
+            f"NLL {after.nll:.3f} by {after.predictive}, {before.nll:.3f} by {before.predictive} before: "
+            f"{self.difference:+.3f} (standard error {self.standard_error:.3f}); accuracy {after.accuracy:.3f}, "
+            f"{before.accuracy:.3f} before; {self.rows} new rows, each by the labels of the other folds"
+        )
+
+
+def compare(
+    before: tuple[PredictiveName, torch.Tensor], after: tuple[PredictiveName, torch.Tensor], new: Labelled, folds: int
+) -> Comparison:
+    """Return the new rows before and after.
+
+    Args:
+        before, after: name and (rows, classes) log probabilities of the rows, under ``bernoulli`` logits.
+    """
+    several = new.labels[0].numel()
+
+    def figures(name: PredictiveName, log_probs: torch.Tensor) -> Figures:
+        probs = of_rows(log_probs, new.likelihood).probs
+        found = evaluate_probs(probs, new.labels.flatten(), resamples=0)
+        return Figures(predictive=name, accuracy=found.accuracy, nll=found.nll, ece=found.ece, brier=found.brier)
+
+    each = (losses_of(after[1], new) - losses_of(before[1], new)) / several
+    difference, error = mean_and_error(each, new.groups)
+    return Comparison(
+        rows=len(new),
+        folds=folds,
+        before=figures(*before),
+        after=figures(*after),
+        difference=difference,
+        standard_error=error,
+    )
+
+
+def check_better(comparison: Comparison, *, force: bool) -> None:
+    """Raise ConditioningError where labels make the answers worse, unless they are forced."""
+    if comparison.worse and not force:
+        raise ConditioningError(
+            f"the labels make the answers worse, by more than one standard error: {comparison}. Nothing has changed; "
+            "check the labels, collect more, or force it"
+        )
