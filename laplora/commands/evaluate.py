@@ -110,7 +110,7 @@ def _to_measure(manifest: Manifest, how: How) -> list[str]:
 
     plain = [name for name in manifest.servable if not has_jacobians(name)]
     spread = (how.predictive or manifest.recommended.predictive) not in plain
-    names = dict.fromkeys(["map", *(manifest.servable if spread else plain)])
+    names = dict.fromkeys(manifest.servable if spread else plain)
     return [*names, *(f"{name}_order_average" for name in names if how.order_average)]
 
 

@@ -59,7 +59,7 @@ def html(report: Report, verdict: Verdict) -> str:
 
         return Markup(svg(chart, next(numbers)))  # every text in it is escaped
 
-    diagrams = [reliability_charts(report, "map", "map")]
+    diagrams = [reliability_charts(report, "map", "map")] if "map" in report.methods else []
     if report.served != "map":
         diagrams.append(reliability_charts(report, report.served, "served"))
     return (

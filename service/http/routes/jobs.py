@@ -149,7 +149,7 @@ async def _submitted(
 
 
 def _methods(model: Model, query: JobQuery) -> set[str]:
-    names = {"map", *model.predictives}
+    names = set(model.predictives)
     return names | {f"{name}_order_average" for name in names if query.order_average}
 
 

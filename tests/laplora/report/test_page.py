@@ -55,6 +55,10 @@ def test_a_page_has_every_part() -> None:
     headings = ("Predictives", "Is it as sure as it is right?", "Labels", "Slices", "Provenance")
     for text in (*said, *headings, "MAP", "temperature scaling", "The dot need not lie on it"):
         assert text in page.text
+    # A model without an answer of its own: heads alone.
+    others = {name: values for name, values in one.methods.items() if name != "map"}
+    alone = Parsed(page_of(replace(one, methods=others, rows=replace(one.rows, map_probs=None))))
+    assert "MAP: ECE" not in alone.text
     # Resampling rows pushes an ECE up, so it has no interval.
     assert len(re.findall(r"<td>\d\.\d{3}<small>chance: to \d\.\d{3}</small></td>", page_of(one))) == 3
     # Two reliability diagrams with their counts, risk-coverage, two histograms.
