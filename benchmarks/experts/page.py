@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.experts.cells import DEVELOPING, SEEDS
 from benchmarks.experts.methods import METHODS
@@ -107,22 +108,35 @@ def _against(by_cell: ByCell) -> str:
             if not some:
                 cells.append("")
                 continue
-            each = [record["difference"] for record in some]
-            mean, rows_error = _mean(each), _mean([record["difference_error"] for record in some])
-            of_seeds = _mean([(one - mean) ** 2 for one in each]) / max(len(each) - 1, 1)
-            beyond = abs(mean) > 2 * (rows_error**2 + of_seeds) ** 0.5
-            counts["tied" if not beyond else "better" if mean < 0 else "worse"] += 1
-            cells.append(f"**{mean:+.3f}**" if beyond else f"{mean:+.3f}")
+            mean, verdict = compared(some)
+            counts[verdict] += 1
+            cells.append(f"{mean:+.3f}" if verdict == "tied" else f"**{mean:+.3f}**")
         if any(cells):
             rows.append([method.title, *cells, *map(str, counts.values())])
     return markdown_table(["", *tasks, "better", "tied", "worse"], rows)
 
 
-def _error(records: Sequence[Record]) -> str:
-    """Return in brackets the error among the accepted, of all seeds' accepted rows together."""
+def compared(records: Sequence[Record]) -> tuple[float, Literal["better", "tied", "worse"]]:
+    """Return the mean difference of the NLL to the reference's over seeds, and what it is beyond noise."""
+    each = [record["difference"] for record in records]
+    mean, rows_error = _mean(each), _mean([record["difference_error"] for record in records])
+    of_seeds = _mean([(one - mean) ** 2 for one in each]) / max(len(each) - 1, 1)
+    if abs(mean) <= 2 * (rows_error**2 + of_seeds) ** 0.5:
+        return mean, "tied"
+    return mean, "better" if mean < 0 else "worse"
+
+
+def error_among_accepted(records: Sequence[Record]) -> float | None:
+    """Return the error among the accepted, of all seeds' accepted rows together; None where none is."""
     accepted = sum(record["accepted"] for record in records)
     wrong = sum(record["accepted"] * record["error"] for record in records if record["error"] is not None)
-    return f" ({100 * wrong / accepted:.1f})" if accepted else ""
+    return wrong / accepted if accepted else None
+
+
+def _error(records: Sequence[Record]) -> str:
+    """Return in brackets the error among the accepted, per cent."""
+    error = error_among_accepted(records)
+    return "" if error is None else f" ({100 * error:.1f})"
 
 
 def _missing(by_cell: ByCell) -> str:

@@ -12,14 +12,12 @@ from typing import Any
 
 from documents import ROOT, read, row
 
-from benchmarks.evidence.decision import Cell, cells
-from benchmarks.evidence.plan import REPORTED, SEEDS
-from benchmarks.evidence.results import REFERENCE, read_results
+from benchmarks.experts.page import compared, error_among_accepted
 
 PAGES = ("docs/evidence.md", "README.md")
 STUDY = "benchmarks/evidence/RESULTS.md"
 CURVES = "benchmarks/curves/RESULTS.md"
-COUNTS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+COUNTS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
 #: Of the default artifact's table: what a row is called, and what its manifest calls it.
 METHODS = {
     "zero-shot": "zero_shot",
@@ -45,24 +43,52 @@ def artifact() -> str:
     return "\n".join(["\n", *head, *(f"| {one} |" for one in rows), "\n"])
 
 
+def _experts() -> dict[tuple[str, str], list[Any]]:
+    """Return the records of all seeds by method and task."""
+    by_cell: dict[tuple[str, str], list[Any]] = {}
+    for record in json.loads(read("benchmarks/experts/results.json")):
+        by_cell.setdefault((record["method"], record["task"]), []).append(record)
+    return by_cell
+
+
 def worth() -> str:
-    """Return by task what temperature scaling and conditioned have, for readers who meet none of the others."""
-    by = {(c.budget, REPORTED.index(c.task), c.method): c for c in cells(read_results()) if not c.developing}
-    lines = ["| task, labels | temperature: NLL, accuracy | conditioned | difference in NLL | verdict |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: |")
-    for budget, place, _ in sorted(found for found in by if found[2] == "conditioned"):
-        both = [by[budget, place, name] for name in (REFERENCE, "conditioned")]
-        figures = " | ".join(f"{c.values['nll']:.3f}, {100 * c.values['accuracy']:.1f} %" for c in both)
-        gain = both[1].differences["nll"]
-        verdict = {"win": "better", "tie": "level", "loss": "worse", "open": "open"}[gain.verdict]
-        difference = f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
-        lines.append(f"| {_described(both[1])} | {figures} | {difference} | {verdict} |")
+    """Return by task what temperature scaling and the pools have, for readers who meet none of the others."""
+    by_cell = _experts()
+    lines = [
+        "| task | temperature | pooled, nothing trained | pooled, with the adapter |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for task in dict.fromkeys(task for _, task in by_cell):
+        cells = [task]
+        for method in ("temperature", "pool_unadapted", "pool"):
+            records = by_cell.get((method, task))
+            if records is None:
+                cells.append("")
+                continue
+            nll, accepted = (fmean(record[figure] for record in records) for figure in ("nll", "accepted"))
+            error = error_among_accepted(records)
+            wrong = "" if error is None else f" ({100 * error:.1f} % wrong)"
+            verdict = "" if method == "temperature" else f", {compared(records)[1]}"
+            cells.append(f"{nll:.3f}{verdict}; {100 * accepted:.0f} %{wrong}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n\n" + "\n".join(lines) + "\n\n"
 
 
-def _described(cell: Cell) -> str:
-    seeds = "" if cell.seeds >= len(SEEDS) else f", {cell.seeds} of {len(SEEDS)} trainings"
-    return f"{cell.task}, {cell.budget}{seeds}" + ("" if cell.skill else " (no skill)")
+def pools_in_short() -> str:
+    """Return on how many tasks the pools beat temperature scaling, and the shares that they accept."""
+    by_cell, said = _experts(), []
+    for method, title in (("pool", "the pool with the adapter"), ("pool_unadapted", "the pool without any training")):
+        records = [of for (name, _), of in by_cell.items() if name == method]
+        verdicts = [compared(of)[1] for of in records]
+        assert "worse" not in verdicts
+        said.append(f"{title} was better on {COUNTS[verdicts.count('better')]} of {COUNTS[len(verdicts)]} tasks")
+    tasks = [task for name, task in by_cell if name == "pool"]
+    old, new = (
+        fmean(fmean(record["accepted"] for record in by_cell[name, task]) for task in tasks)
+        for name in ("temperature", "pool")
+    )
+    shares = f"The first accepted {100 * new:.0f} % in place of {100 * old:.0f} %"
+    return f"{said[0]}, {said[1]}, and neither was worse on any. {shares}"
 
 
 def shift() -> str:
