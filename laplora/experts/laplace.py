@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -18,28 +17,8 @@ from laplora.predictive.gaussian import posterior_predictive
 LEAST = 1e-12
 
 
-class OfContrasts(ABC):
-    """Answers that are made of the adapter's contrasts: what such experts share."""
-
-    likelihood: Likelihood
-
-    def log_probs(self, outputs: Outputs) -> torch.Tensor:
-        """Return (rows, classes) float64 the log probabilities, nats; under ``bernoulli`` each label's logit."""
-        found, mask = self._answers(outputs)
-        return logged(found.probs, mask, len(found) // len(outputs))
-
-    def predictive(self, outputs: Outputs) -> PosteriorPredictive:
-        """Return the probabilities, with their spread over the adapter's weights where there is one."""
-        found, _ = self._answers(outputs)
-        return found if self.likelihood == "categorical" else by_input(found, len(outputs))
-
-    @abstractmethod
-    def _answers(self, outputs: Outputs) -> tuple[PosteriorPredictive, torch.Tensor]:
-        """Return the answers and their class mask; under ``bernoulli`` those of a binary row for each label."""
-
-
 @dataclass(frozen=True)
-class Laplace(OfContrasts):
+class Laplace:
     """Laplace's average; an ``Expert``.
 
     Attributes:
@@ -58,23 +37,27 @@ class Laplace(OfContrasts):
         """Return ``held_out``: of a row's label, that of another fold knows no more than the prior's one number."""
         return self.held_out
 
+    def log_probs(self, outputs: Outputs) -> torch.Tensor:
+        """Return (rows, classes) float64 the log probabilities, nats; under ``bernoulli`` each label's logit."""
+        found, mask = self._answers(outputs)
+        return logged(found.probs, mask, len(found) // len(outputs))
+
+    def predictive(self, outputs: Outputs) -> PosteriorPredictive:
+        """Return the probabilities, with their spread over the adapter's weights."""
+        found, _ = self._answers(outputs)
+        return found if self.likelihood == "categorical" else by_input(found, len(outputs))
+
     def _answers(self, outputs: Outputs) -> tuple[PosteriorPredictive, torch.Tensor]:
-        mean, covariance, mask = moments_of(outputs, self.likelihood)
+        """Return the answers and their class mask; under ``bernoulli`` those of a binary row for each label."""
+        mask, covariance = outputs.class_mask, outputs.covariance
         assert covariance is not None
+        mean = outputs.log_probs["adapter"].masked_fill(~mask, 0)
+        if self.likelihood == "categorical":
+            mean = mean_of("categorical", mean)
+        else:
+            mask, covariance = torch.ones(mean.numel(), 2, dtype=torch.bool), binary_covariances(covariance)
+            mean = binary_means(mean)
         return posterior_predictive(mean, covariance, mask), mask
-
-
-def moments_of(outputs: Outputs, likelihood: Likelihood) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Return mean and covariance of the adapter's contrasts, and the class mask.
-
-    Under ``bernoulli`` they are of a binary row for each label (``laplora.predictive.binary_rows``).
-    """
-    mask, covariance = outputs.class_mask, outputs.covariance
-    logits = outputs.log_probs["adapter"].masked_fill(~mask, 0)
-    if likelihood == "categorical":
-        return mean_of("categorical", logits), covariance, mask
-    binary = torch.ones(logits.numel(), 2, dtype=torch.bool)
-    return binary_means(logits), None if covariance is None else binary_covariances(covariance), binary
 
 
 def by_input(found: PosteriorPredictive, inputs: int) -> PosteriorPredictive:

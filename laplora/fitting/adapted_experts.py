@@ -11,13 +11,15 @@ the adapters' states does: ``conditioned`` is then there for who asks for it, in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from laplora.answers.review_scores import ReviewScores
+from laplora.answers.several_labels import by_label
+from laplora.artifact.manifest import RecommendedRecord
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError, LaploraError, warn
 from laplora.experts.adapter import AsGiven, Tempered, point
@@ -43,7 +45,7 @@ from laplora.fitting.progress import Progress
 from laplora.fitting.rows import shared_folds
 from laplora.fitting.settings import FitSettings
 from laplora.head import HeadError
-from laplora.linearised import Likelihood, PosteriorPredictive, class_log_probs, entropy
+from laplora.linearised import Likelihood, PosteriorPredictive, class_log_probs
 from laplora.pool.choice import costs_of
 from laplora.pool.fine_tuning import FineTuning, fine_tuning
 from laplora.pool.pool import Pool, fit_pool
@@ -125,9 +127,8 @@ def fit_answering(
         ConfigError: as ``without_conditioning``.
         DataError: rows of fewer than two folds.
     """
-    split, wanted = outputs.split, settings.calibration
-    prior_of = prior_without(settings, outputs)
-    read, honest, heads = outputs_of_split(outputs), labelled.take(labelled.honest), beside.experts if beside else {}
+    split, prior_of = outputs.split, prior_without(settings, outputs)
+    read, heads = outputs_of_split(outputs), beside.experts if beside else {}
     conditioned = None
     if settings.predictives.conditioned:
         try:
@@ -158,39 +159,52 @@ def fit_answering(
     if len(in_pool) > 1:
         experts["pooled"] = fit_pool({name: experts[name] for name in in_pool}, labelled)
     names: list[PredictiveName] = ["map", *(name for name in experts if name != "adapter")]  # type: ignore[list-item]
-    serve = settings.predictives.serve
-    if serve != "auto" and serve not in names:
-        raise ConfigError(f"serve: {serve} is not there: this fit has {names}, and heads beside only by experts.names")
     for name in names:
         if name not in held_out:
             held_out[name] = of_rows(experts[name].held_out[labelled.honest], kind)
-    entropies = {
-        # Fits of folds compare as they are: a row that trained the served head is no rank to compare with.
-        name: held_out_entropy(settings, outputs, name, prior_of) if name in of_split else entropy(held_out[name].probs)
-        for name in names
-    }
-    factors = {name: temperatures.get(name, 1.0) for name in names}
     records, scores = recorded(
-        wanted, held_out, entropies, factors, split.labels, split.label_mass, split.together, split_name
+        settings.calibration,
+        {name: held_out[name] for name in names},
+        split.labels,
+        split.together,
+        split_name,
+        entropies={name: held_out_entropy(settings, outputs, name, prior_of) for name in of_split},
+        temperatures=temperatures,
+        label_mass=split.label_mass,
     )
-    losses = {str(name): losses_of(experts[_expert(name)].held_out, labelled)[labelled.honest] for name in names}
-    possible = [str(name) for name in names if split_name == HELD_OUT or name != "conditioned"]
-    candidates = {name: losses[name] for name in possible}
-    weights = pool.weights if isinstance(pool := experts.get("pooled"), Pool) else {}
-    costs = costs_of(candidates, weights, adapter=True)
-    recommended = recommended_by(serve, candidates, costs, honest)
-    gained = None
-    if heads:
-        without: dict[str, Expert] = {**heads}
-        if len(heads) > 1:
-            without["the pool of the heads without it"] = fit_pool(heads, labelled)
-        alone = {name: losses_of(of.held_out, labelled)[labelled.honest] for name, of in without.items()}
-        served = recommended.predictive
-        gained = fine_tuning(served, losses[served], alone, honest.groups)
-    record = calibration_record(wanted, split.input_groups, split_name)
+    out = set() if split_name == HELD_OUT else {"conditioned"}
+    recommended, gained = _chosen(settings.predictives.serve, experts, [*heads], labelled, out)
+    record = calibration_record(settings.calibration, split.input_groups, split_name)
     calibrated = Calibrated(calibration=record, predictives=records, recommended=recommended)
     warn_of_nothing_accepted(calibrated, scores)
     return Answering(settings, experts, calibrated, scores, gained)
+
+
+def _chosen(
+    serve: str, experts: Mapping[str, Expert], beside: Sequence[str], labelled: Labelled, out: Collection[str]
+) -> tuple[RecommendedRecord, FineTuning | None]:
+    """Return what answers by default, and what fine-tuning gained by it.
+
+    Args:
+        serve: ``auto``, or what the configuration names; beside: heads that do not look at the adapter; out: experts
+            whose losses are no honest ones.
+    """
+    honest, weights = labelled.honest, pool.weights if isinstance(pool := experts.get("pooled"), Pool) else {}
+    losses = {
+        "map" if name == "adapter" else name: losses_of(of.held_out, labelled)[honest] for name, of in experts.items()
+    }
+    if serve not in ("auto", *losses):
+        raise ConfigError(f"serve: {serve} is not there: this fit has {list(losses)}; experts.names adds heads")
+    candidates = {name: column for name, column in losses.items() if name not in out}
+    some = labelled.take(honest)
+    chosen = recommended_by(serve, candidates, costs_of(candidates, weights, adapter=True), some)
+    if not beside:
+        return chosen, None
+    without = {name: losses[name] for name in beside}
+    if len(beside) > 1:
+        alone = fit_pool({name: experts[name] for name in beside}, labelled)
+        without["the pool of the heads alone"] = losses_of(alone.held_out, labelled)[honest]
+    return chosen, fine_tuning(chosen.predictive, losses[chosen.predictive], without, some.groups)
 
 
 def fit_conditioned(honest: Outputs, labelled: Labelled, seed: int) -> HeadExpert:
@@ -212,10 +226,8 @@ def fit_conditioned(honest: Outputs, labelled: Labelled, seed: int) -> HeadExper
 
 def of_rows(held_out: torch.Tensor, likelihood: Likelihood) -> PosteriorPredictive:
     """Return honest answers as those of a split's rows: under ``bernoulli`` two classes of each input and label."""
-    if likelihood == "categorical":
-        return point(held_out)
-    present = held_out.flatten()
-    return point(torch.nn.functional.logsigmoid(torch.stack([-present, present], 1)))
+    found = point(held_out, likelihood)
+    return found if likelihood == "categorical" else by_label(found)
 
 
 def outputs_of_split(outputs: SplitOutputs, *, covariance: bool = False) -> Outputs:
@@ -265,7 +277,3 @@ def check_conditioning(classifier: Classifier, rows: int) -> None:
         raise ConfigError("the logits of label sequences are read from several states")
     if rows * directions > MOST:
         raise ConfigError(f"{rows} labelled rows of {directions} contrasts are more than {MOST:,} in all")
-
-
-def _expert(name: str) -> str:
-    return "adapter" if name == "map" else name

@@ -68,44 +68,47 @@ class Calibrated(BaseModel):
 def recorded(
     wanted: CalibrationSettings,
     held_out: Mapping[Name, PosteriorPredictive],
-    entropies: Mapping[Name, torch.Tensor],
-    temperatures: Mapping[Name, float],
     labels: torch.Tensor,
-    label_mass: torch.Tensor,
     together: int,
     split_name: str,
+    *,
+    entropies: Mapping[Name, torch.Tensor] | None = None,
+    temperatures: Mapping[Name, float] | None = None,
+    label_mass: torch.Tensor | None = None,
 ) -> tuple[dict[Name, PredictiveRecord], dict[Name, ReviewScores]]:
     """Return thresholds and label sets by what answers, and the rows' review scores.
 
     Args:
-        held_out: by name, each row's under what was fitted without it; entropies, label_mass, together: as of
-            ``fit_thresholds``.
-        temperatures: by name of the predictives to record, in order.
-        labels: (rows,) int64.
+        held_out: by name, each row's under what was fitted without it.
+        labels: (rows,) int64; together: as of ``fit_thresholds``.
+        entropies: as of ``fit_thresholds``. Where none is given they are those of ``held_out`` as they are: fits of
+            folds compare, and a row that trained the served fit is no rank to compare with.
+        temperatures: other than 1; label_mass: (rows,); None: 1.
     """
     fit_sets = fit_label_sets if together == 1 else fit_present_sets
+    ranks = {name: entropy(predictive.probs) for name, predictive in held_out.items()} | dict(entropies or {})
     thresholds = fit_thresholds(
         {str(name): predictive for name, predictive in held_out.items()},
         labels,
-        label_mass,
+        torch.ones(len(labels), dtype=torch.float64) if label_mass is None else label_mass,
         target_risk=wanted.target_risk,
         guarantee=wanted.guarantee,
         confidence=wanted.confidence,
-        entropies={str(name): column for name, column in entropies.items()},
+        entropies={str(name): column for name, column in ranks.items()},
         together=together,
         split=split_name,
     )
     at_map = next((predictive.probs for name, predictive in held_out.items() if name == "map"), None)
     records, scores = dict[Name, PredictiveRecord](), dict[Name, ReviewScores]()
-    for name, temperature in temperatures.items():
-        rule, predictive = thresholds[name], held_out[name]
+    for name, predictive in held_out.items():
+        rule = thresholds[name]
         records[name] = PredictiveRecord(
-            temperature=temperature,
+            temperature=(temperatures or {}).get(name, 1.0),
             nll=float(row_nll(predictive.probs, labels).mean()),
             thresholds=rule,
             conformal=fit_sets(wanted.conformal, predictive.probs, labels, wanted.coverage),
         )
-        scores[name] = review_scores(rule, predictive, at_map, labels, entropies[name], together)
+        scores[name] = review_scores(rule, predictive, at_map, labels, ranks[name], together)
     return records, scores
 
 
@@ -190,11 +193,6 @@ def recommended_by(
         return RecommendedRecord(predictive=name, reason=reason, chosen_by="calibration", table=table)
     reason = f"{wanted}: set by the configuration; by the labelled rows it would be {by_data.name}. {reason}"
     return RecommendedRecord(predictive=name, reason=reason, chosen_by="configuration", table=table)
-
-
-def _losses(outputs: SplitOutputs, predictive: PosteriorPredictive) -> torch.Tensor:
-    """Return (inputs,) NLL of a predictive of a split's rows, nats."""
-    return row_nll(predictive.probs, outputs.split.labels).view(-1, outputs.split.together).sum(1)
 
 
 def prior_without(settings: FitSettings, outputs: SplitOutputs) -> PriorOf:

@@ -33,7 +33,7 @@ from laplora.fitting.calibrate import OUT_OF_FOLD, calibration_record, recorded
 from laplora.fitting.progress import Progress
 from laplora.fitting.settings import FitSettings
 from laplora.head import HeadError
-from laplora.linearised import PosteriorPredictive, entropy
+from laplora.linearised import PosteriorPredictive
 from laplora.pool.choice import Choice, choose, costs_of
 from laplora.pool.pool import Pool, fit_pool
 from laplora.pool.served import ServedExperts
@@ -134,12 +134,7 @@ def judged(
         answering["pooled"] = pool
     for name, expert in answering.items():
         held_out[name] = point(expert.held_out, labelled.likelihood)
-    # Fits of folds compare as they are: a row that trained the served head is no rank to compare with.
-    entropies = {name: entropy(predictive.probs) for name, predictive in held_out.items()}
-    mass = torch.ones(len(labelled), dtype=torch.float64)
-    records, scores = recorded(
-        wanted, held_out, entropies, dict.fromkeys(held_out, 1.0), labelled.labels, mass, 1, OUT_OF_FOLD
-    )
+    records, scores = recorded(wanted, held_out, labelled.labels, 1, OUT_OF_FOLD)
     costs = costs_of(answering, {} if pool is None else pool.weights, adapter=False)
     losses = {name: losses_of(expert.held_out, labelled) for name, expert in answering.items()}
     choice = choose(losses, costs, labelled.folds, labelled.groups)

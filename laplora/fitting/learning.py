@@ -38,7 +38,6 @@ from laplora.fitting.rows import FEW_CALIBRATION_ROWS, check_independent, groups
 from laplora.fitting.settings import CalibrationSettings
 from laplora.head import HeadError
 from laplora.head.folds import folds_of_new
-from laplora.linearised import entropy
 from laplora.metrics.scores import evaluate_probs
 from laplora.pool.choice import costs_of
 from laplora.pool.pool import Pool
@@ -260,14 +259,7 @@ def _calibrated(
     labels, several = honest.labels.flatten(), honest.labels[0].numel()
     bounded = wanted.guarantee == "upper_bound"  # by MAP's mistakes, which no label moves
     records, scores = recorded(
-        wanted.model_copy(update={"guarantee": "empirical"}) if bounded else wanted,
-        held_out,
-        {name: entropy(predictive.probs) for name, predictive in held_out.items()},
-        dict.fromkeys(held_out, 1.0),
-        labels,
-        torch.ones(len(labels), dtype=torch.float64),
-        several,
-        LABELS,
+        wanted.model_copy(update={"guarantee": "empirical"}) if bounded else wanted, held_out, labels, several, LABELS
     )
     predictives, kept = dict(manifest.predictives), dict(packaged.review_scores)
     for name, record in records.items():
