@@ -125,6 +125,8 @@ def sentiment_config(folder: Path, base: Path, /, **changes: Any) -> Path:
             "calibration": 32,
         },
         "max_tokens": 64,
+        "fine_tune": True,
+        "experts": {"encoder": None, "beside": False},
         "adapter": {"rank": 4, "alpha": 8, "dropout": 0.0},
         "optimizer": {"learning_rate": 1e-2, "steps": 60, "batch_size": 6, "checkpoint_every": 20},
         "laplace": {"rank": 6, "oversampling": 4, "batch_size": 8},

@@ -77,6 +77,7 @@ def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
             "calibration": None if request.calibration is None else str(request.calibration),
         },
     }
+    fields["fine_tune"] = True
     fields["calibration"]["rows"] = "held_out"
     fields["optimizer"].pop("class_weights", None)  # the teacher's probabilities have them already
     one_pass = "temperature" if fields["predictives"]["temperature"] else "map"

@@ -101,7 +101,7 @@ def _report(run: Run, measured: Measured, fitted: Path, folder: Path) -> None:
     record = read_fit(fitted)
     recommended = record.calibrated.recommended
     title = f"{config.name}: {len(run.splits.test)} test rows"
-    sentences = [str(measured.over_temperature)] if measured.over_temperature else []
+    sentences = [str(gain) for gain in (record.fine_tuning, measured.over_temperature) if gain]
     sentences += [gain.sentence(display_name(name)) for name, gain in measured.gains.items()]
     if measured.unfamiliar is not None and record.familiarity:
         stated = record.familiarity.false_alarms

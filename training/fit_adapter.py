@@ -16,16 +16,12 @@ from typing import Any
 from pydantic import ValidationError
 
 import laplora
-from laplora.answers.labels import LabelNames
-from laplora.answers.reporting import MeasuredRows, measured_report
-from laplora.answers.written import written_answer
 from laplora.artifact.folder import check_name, check_replaceable
 from laplora.artifact.manifest import REPORT_PAGE
 from laplora.classifier import MAX_TOKENS, Classifier
 from laplora.data.labelled import Task
 from laplora.errors import ConfigError
 from laplora.files import file_sha256
-from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.describing import installed_versions
 from laplora.fitting.rows import read_rows
 from laplora.fitting.settings import FitSettings
@@ -35,11 +31,11 @@ from laplora.models.hashes import weights_hash
 from laplora.models.readout import base_of
 from laplora.models.spread import Spread
 from laplora.report.page import html
-from laplora.report.records import Report
 from laplora.report.verdict import judge
 from training.config.adapter_fit import AdapterFit
 from training.config.run import bad_fields, override
 from training.data.adapter_rows import HeadTask, adapter_rows, labels_of_head, labels_of_rows, template_of
+from training.report.posterior import posterior_report
 from training.workspace.given_adapter import GivenAdapter, given_adapter, head_task, load_adapted
 from training.workspace.stores import FolderStore
 from training.workspace.terminal import Terminal, say
@@ -98,8 +94,19 @@ def fit_adapter(request: AdapterFit) -> Path:
     assert isinstance(posterior, laplora.CalibratedPosterior)  # the model has an adapter
     page = None
     if request.test is not None:
-        made_from, notes = _provenance(request, adapter, spec), [shared] if shared else []
-        report = _report(posterior, rows["test"], request.test, request, made_from, notes)
+        measured = posterior.evaluate(rows["test"], request.label_field, request.groups)
+        say(str(measured))
+        gained = posterior.fit.fine_tuning
+        report = posterior_report(
+            posterior,
+            read_rows(rows["test"], classifier, request.label_field, "test row", request.groups),
+            measured,
+            title=request.out.name,
+            measured_on=f"{len(rows['test'])} rows of {request.test.name}, given as test rows",
+            notes=[*([shared] if shared else ()), *([str(gained)] if gained else ())],
+            provenance=_provenance(request, adapter, spec),
+            configuration=json.dumps(settings.model_dump(mode="json"), indent=2),
+        )
         verdict = judge(report)
         say(f"{verdict.title}. {verdict.sentence}")
         page = html(report, verdict)
@@ -109,46 +116,6 @@ def fit_adapter(request: AdapterFit) -> Path:
         say(f"report: {request.out / REPORT_PAGE}")
     say(f"serve it: laplora serve {request.out}")
     return request.out
-
-
-def _report(
-    posterior: CalibratedPosterior,
-    rows: Sequence[dict[str, Any]],
-    test: Path,
-    request: AdapterFit,
-    provenance: dict[str, str],
-    notes: Sequence[str],
-) -> Report:
-    """Return the report of test rows, which the recommended predictive answers as its server would; say its figures."""
-    measured = posterior.evaluate(rows, request.label_field, request.groups)
-    say(str(measured))
-    manifest, taken = posterior.predictor.artifact.manifest, MeasuredRows()
-    examples = read_rows(rows, posterior.classifier, request.label_field, "test row")
-    for example, answer in zip(examples, posterior.predict(rows), strict=True):
-        truth = example.label if example.present is None else example.present
-        taken.add(example.id, truth, written_answer(answer, example.fields), dict(example.fields))
-    report = measured_report(
-        taken,
-        manifest,
-        measured.to_json(),
-        names=LabelNames.of(manifest),
-        predictive=posterior.recommended,
-        averaged=False,
-        title=request.out.name,
-        measured_on=f"{len(rows)} rows of {test.name}, given as test rows",
-        fields=posterior.classifier.template.fields,
-        unfamiliar=measured.unfamiliar,
-        nothing=posterior.predictor.nothing_accepted(posterior.recommended, None),
-        notes=notes,
-        provenance=provenance,
-        texts=False,
-    )
-    gain = measured.gain
-    return replace(
-        report,
-        gain=(gain.difference, gain.low, gain.high) if gain else None,
-        configuration=json.dumps(posterior.fit.settings.model_dump(mode="json"), indent=2),
-    )
 
 
 def _made_from(
@@ -192,12 +159,9 @@ def _settings(overrides: Sequence[str]) -> FitSettings:
     for item in overrides:
         override(fields, item)
     try:
-        settings = FitSettings.model_validate(fields)
+        return FitSettings.model_validate(fields)
     except ValidationError as error:
         raise bad_fields(Path("--set"), error, FitSettings) from None
-    if settings.experts.names:
-        raise ConfigError("experts.names: an artifact has none of them yet, laplora.fit alone does: leave it out")
-    return settings
 
 
 def _task(request: AdapterFit, head: HeadTask | None) -> tuple[Task, bool]:

@@ -14,12 +14,13 @@ from laplora.predictive.lora_weights import read_weights
 from training.calibration.cross_fit import cross_fit_rows
 from training.calibration.fold_adapters import FoldAdapter
 from training.config import RunConfig
+from training.frozen import frozen_store
 from training.workspace.folds import fold_runs
 from training.workspace.provenance import curvature_inputs, fit_inputs
 from training.workspace.results import load_trained
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
-from training.workspace.stores import FolderStore, SharedStore
+from training.workspace.stores import FolderStore, PassesApart, SharedStore
 from training.workspace.terminal import Terminal, say
 
 
@@ -39,16 +40,19 @@ def fit_run(run: Run) -> Path:
     classifier = run.classifier(model)
 
     initial = read_weights(model, config.run_dir / "initial_adapter")
-    store, rows = SharedStore(FolderStore(folder, curvature_inputs(run)), run.workers), run.splits.train
+    kept = PassesApart(FolderStore(folder, curvature_inputs(run)), frozen_store(run))
+    store, rows = SharedStore(kept, run.workers), run.splits.train
     if config.calibration.cross_fits:
         adapters = fold_adapters(run, model)
-        fit = cross_fit_rows(classifier, rows, adapters, config.fit, initial=initial, store=store, progress=Terminal())
+        fit = cross_fit_rows(
+            classifier, rows, adapters, run.settings, initial=initial, store=store, progress=Terminal()
+        )
     else:
         fit = fit_rows(
             classifier,
             rows,
             run.splits.calibration,
-            config.fit,
+            run.settings,
             initial=initial,
             store=store,
             progress=Terminal(),
@@ -62,6 +66,8 @@ def fit_run(run: Run) -> Path:
             + (" (at the edge of the searched range)" if choice.at_bound else "")
         )
     recommended = record.calibrated.recommended
+    if record.fine_tuning:
+        say(str(record.fine_tuning))
     say(f"served, chosen by the {recommended.chosen_by}: {recommended.reason}")
     return folder
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from laplora.answers.golden_inputs import golden_inputs
 from laplora.artifact.manifest import MANIFEST
@@ -15,6 +17,7 @@ from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.workers import ALONE
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import configuration_digest
+from training.workspace.provenance import frozen_inputs
 from training.workspace.results import verify_evaluated, verify_fitted
 from training.workspace.run import Run, base_spec
 from training.workspace.runtime import open_run
@@ -39,14 +42,27 @@ def _packaged(run: Run) -> Path:
     fitted, report = config.run_dir / "laplace", config.run_dir / "report"
     verify_fitted(run)
     verify_evaluated(run)
+    record = read_fit(fitted)
+    told = {"fine_tuning": str(record.fine_tuning)} if record.fine_tuning else {}
+    parts = Parts(fitted, config.run_dir / "adapter", report)
+    return write_of_run(run, fitted_fields(record), parts, student_record(run) | selection_record(run) | told)
+
+
+def write_of_run(run: Run, fitted: Mapping[str, Any], parts: Parts, data: Mapping[str, Any]) -> Path:
+    """Write a run's artifact, whose answers a freshly loaded one records, and return its folder.
+
+    Args:
+        fitted: the manifest's fields of what was fitted; data: what it says of its making beside the rows.
+    """
+    config, task, report = run.config, run.splits.task, parts.report
+    assert report is not None
     if made_by_another(config):
         say(
             f"{config.artifact_dir} holds an artifact of another configuration, whose run is not in {config.runs}: "
             "it is replaced"
         )
-    record, task = read_fit(fitted), run.splits.task
     manifest = describe(
-        fitted_fields(record),
+        fitted,
         name=config.artifact_dir.name,
         base=base_spec(run.config),
         base_weights_hash=weights_hash(run.location, config.base.revision),
@@ -57,9 +73,8 @@ def _packaged(run: Run) -> Path:
         max_tokens=config.max_tokens,
         metrics=summary(json.loads((report / "evaluation.json").read_text())),
         config=config_hash_fields(config),
-        data=run.splits.report | student_record(run) | selection_record(run),
+        data={**run.splits.report, "made_from": frozen_inputs(run), **data},
     )
-    parts = Parts(fitted, config.run_dir / "adapter", report)
     rows = [example.fields for example in run.splits.calibration or run.splits.train]
     inputs = golden_inputs(config.golden_inputs, task.template, task.labels, rows)
     write_artifact(config.artifact_dir, parts, manifest, inputs, device=run.place, say=say)

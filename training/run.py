@@ -1,7 +1,11 @@
-"""Run: every step from a labelled file to an artifact; a step whose result is there is not done again."""
+"""Run: every step from a labelled file to an artifact; a step whose result is there is not done again.
+
+Heads on the base as it is come first, and serve at once. A fine-tuned artifact takes their place if one is asked for.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from training.config import RunConfig
@@ -9,21 +13,28 @@ from training.evaluate import evaluate_run
 from training.fine_tuning.reporters import check_reporters
 from training.finetune import finetune_run
 from training.fit_laplace import fit_run
+from training.frozen import frozen_run
 from training.package import package_run
+from training.workspace.run import Run
 from training.workspace.runtime import open_run
 from training.workspace.terminal import say
 
 
 def run(config: RunConfig) -> Path:
-    """Fine-tune, fit, evaluate and package; return the artifact's folder.
+    """Fit heads, fine-tune if asked for, and return the artifact's folder; a student is fine-tuned alone.
 
-    Rows, tokenizer and base model are loaded once for all steps. The packaged artifact is loaded by itself.
+    Rows and tokenizer are loaded once for all steps. Each artifact is loaded by itself.
     """
     check_reporters(config.report_to)
-    steps = (("fine-tune", finetune_run), ("fit", fit_run), ("evaluate", evaluate_run), ("package", package_run))
+    steps: list[tuple[str, Callable[[Run], Path]]] = [] if config.student else [("frozen fit", frozen_run)]
+    if config.fine_tune:
+        steps += [("fine-tune", finetune_run), ("fit", fit_run), ("evaluate", evaluate_run), ("package", package_run)]
     opened = open_run(config)
     for number, (title, step) in enumerate(steps, 1):
         say(f"[{number}/{len(steps)}] {title}")
         result = step(opened)
-    say(f"serve it: make serve ARTIFACT={result}")
+    if config.fine_tune:
+        say(f"serve it: laplora serve {result}")
+    else:
+        say("nothing is fine-tuned unless asked for: --set fine_tune=true does, and says what it gained")
     return result

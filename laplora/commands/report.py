@@ -92,7 +92,7 @@ def _page(measured: Evaluated, data: Path, how: How, texts: bool) -> bytes:
         fields=manifest.template.template().fields,
         unfamiliar=unfamiliar_share(manifest, [record["answer"]["flags"] for record in records]),
         nothing=nothing_accepted_of(measured.artifact, name),
-        notes=[],
+        notes=[gained] if isinstance(gained := manifest.data.get("fine_tuning"), str) else [],
         provenance=_provenance(measured.artifact, data, how),
         texts=texts,
     )

@@ -15,6 +15,7 @@ from laplora.features.sentence_encoder import SentenceEncoder, load_sentence_enc
 from laplora.models.classifier_head import is_adapted
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import EncodedRow
+from laplora.prompts.templates import PromptTemplate
 from laplora.readouts.no_answer import NoAnswer
 
 
@@ -100,7 +101,7 @@ def expert_passes(
         ConfigError: experts that the classifier cannot have, or none.
         ModelError, DownloadError: as of ``load_sentence_encoder``.
     """
-    names = named or _suiting(classifier, encoder is not None)
+    names = named or (() if classifier.is_trained else suiting(classifier.template, encoder is not None))
     if "options" in names and not classifier.template.takes_choices:
         raise ConfigError(
             f"experts: options need a template with {{choices}}, got the fields {list(classifier.template.fields)}"
@@ -125,10 +126,8 @@ def expert_passes(
     return ExpertPasses.of(classifier, names, loaded, answers=answers)
 
 
-def _suiting(classifier: Classifier, with_encoder: bool) -> tuple[HeadSource, ...]:
-    """Return the experts of a classifier of which none are named: none where an adapter or head was trained."""
-    if classifier.is_trained:
-        return ()
-    if classifier.template.takes_choices:
+def suiting(template: PromptTemplate, with_encoder: bool) -> tuple[HeadSource, ...]:
+    """Return the experts that suit a template."""
+    if template.takes_choices:
         return ("options",)
     return ("frozen", "encoder") if with_encoder else ("frozen",)

@@ -44,6 +44,7 @@ from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.progress import Progress
 from laplora.fitting.rows import shared_folds
 from laplora.fitting.settings import FitSettings
+from laplora.fitting.store import Store, kept_outputs
 from laplora.head import HeadError
 from laplora.linearised import Likelihood, PosteriorPredictive, class_log_probs
 from laplora.pool.choice import costs_of
@@ -83,7 +84,12 @@ class Heads:
 
 
 def fit_beside(
-    classifier: Classifier, rows: Sequence[Example], labelled: Labelled, settings: FitSettings, progress: Progress
+    classifier: Classifier,
+    rows: Sequence[Example],
+    labelled: Labelled,
+    settings: FitSettings,
+    store: Store,
+    progress: Progress,
 ) -> Heads | None:
     """Return the heads that settings name beside an adapter, which all labelled rows train; None where they name none.
 
@@ -94,7 +100,7 @@ def fit_beside(
     if not settings.experts.names:
         return None
     passes = expert_passes(classifier, settings.experts.names, settings.experts.encoder, progress.say)
-    outputs = passes.outputs(rows, progress, "labelled rows")
+    outputs = kept_outputs(passes, rows, store, progress)
     return Heads(passes, fit_experts(passes.names, outputs, labelled, settings.seed, progress))
 
 

@@ -30,7 +30,7 @@ from laplora.fitting.rows import (
     without_twins,
 )
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.store import Store
+from laplora.fitting.store import Forgetful, Store, kept_outputs
 from laplora.predictive.lora_weights import lora_parameters, read_weights
 from laplora.prompts.examples import Example
 
@@ -89,13 +89,13 @@ def fit(
     settings = settings or FitSettings()
     shown = shown_by(progress)
     if not classifier.is_trained:
-        if calibration is not None or initial_adapter is not None or store is not None:
+        if calibration is not None or initial_adapter is not None:
             raise ConfigError(
-                f"calibration, initial_adapter and store are for a LoRA adapter or a trained head, and the "
+                f"calibration and initial_adapter are for a LoRA adapter or a trained head, and the "
                 f"{type(classifier.model).__name__} has none: give all labelled rows as rows. If an adapter was merged "
                 "into it, load the base and the adapter again, for its states know the labels that it was trained on"
             )
-        return _of_heads(classifier, read_rows(rows, classifier, label_field, groups=groups), settings, shown)
+        return fit_as_it_is(classifier, read_rows(rows, classifier, label_field, groups=groups), settings, shown, store)
     if calibration is None:
         raise ConfigError(
             "there are no calibration rows: give rows that the model was not fine-tuned on; or calibration='split', "
@@ -144,10 +144,14 @@ def fit(
     return CalibratedPosterior(classifier, found, data, golden, shown)
 
 
-def _of_heads(
-    classifier: Classifier, rows: tuple[Example, ...], settings: FitSettings, shown: Progress
+def fit_as_it_is(
+    classifier: Classifier,
+    rows: tuple[Example, ...],
+    settings: FitSettings,
+    shown: Progress,
+    store: Store | None = None,
 ) -> HeadsPosterior:
-    """Return heads on a model as it is, fitted on all labelled rows."""
+    """Return heads on a model without adapter, fitted on all labelled rows; errors as of ``fit``."""
     if settings.predictives.serve != "auto" or settings.class_weights or settings.calibration.guarantee != "empirical":
         raise ConfigError(
             "predictives.serve, class_weights and guarantee upper_bound are for a LoRA adapter or a trained head, and "
@@ -164,7 +168,7 @@ def _of_heads(
         expert_passes(classifier, settings.experts.names, settings.experts.encoder, shown.say),
         time.monotonic(),
     )
-    outputs = passes.outputs(rows, shown, "labelled rows")
+    outputs = kept_outputs(passes, rows, store or Forgetful(), shown)
     seconds = time.monotonic() - start
     labelled = shared_folds(classifier, (), rows, settings.calibration.folds, settings.seed)
     heads = fit_heads(passes.names, outputs, labelled, settings, shown)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from laplora.answers.prediction import Prediction
 from laplora.answers.several_labels import by_label
 from laplora.artifact.manifest import PredictiveRecord
 from laplora.classifier import Classifier, batches
@@ -140,9 +141,11 @@ def evaluated(
     encoded = [predictor.encode(example.fields, truncate=True) for example in examples]
     shape, names = (len(examples), classes), predictor.predictives
     columns = {name: np.zeros(shape) for name in (*names, _AT_MAP)}
-    familiarity = np.zeros(len(examples))
+    familiarity, served = np.zeros(len(examples)), dict[int, Prediction]()
     for index in progress.track(batches(encoded, _BATCH), "test rows"):
-        for name, answers in predictor.predict_each([encoded[i] for i in index]).items():
+        each = predictor.predict_each([encoded[i] for i in index])
+        served.update(zip(index, each[predictor.recommended], strict=True))
+        for name, answers in each.items():
             for i, answer in zip(index, answers, strict=True):
                 columns[name][i, : len(answer.labels)] = answer.arrays.probs
                 if answer.arrays.map_probs is not None:
@@ -169,6 +172,7 @@ def evaluated(
         by_label,
         None if unfamiliar is None else float(unfamiliar.double().mean()),
         gain_over_temperature(rows, predictor.recommended),
+        [served[i] for i in range(len(examples))],
     )
 
 
@@ -251,7 +255,8 @@ class Measured:
     Where several labels may be right, a row of the metrics is one label of an input. Then ``labels`` are their names,
     in order, and ``by_label`` has by predictive the metrics of each; else both are empty. ``unfamiliar`` is the share
     of inputs that are flagged so, and have sets of every label; None where nothing says which. ``gain`` is that of the
-    recommended predictive over temperature scaling; None where that is temperature scaling.
+    recommended predictive over temperature scaling; None where that is temperature scaling. ``answers`` are that
+    predictive's, in order.
     """
 
     evaluations: Mapping[str, Evaluation]
@@ -261,6 +266,7 @@ class Measured:
     by_label: Mapping[str, LabelsQuality] = field(default_factory=dict)
     unfamiliar: float | None = None
     gain: Gain | None = None
+    answers: Sequence[Prediction] = field(default=(), repr=False)
 
     def __getitem__(self, predictive: str) -> Evaluation:
         """Return one predictive's metrics; KeyError where there is none of that name."""

@@ -177,7 +177,7 @@ def fit_rows(
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, train, blocks, settings, store, progress)
     everyone, labelled = labelled_rows(classifier, train, calibration, settings)
-    beside = fit_beside(classifier, everyone, labelled, settings, progress)
+    beside = fit_beside(classifier, everyone, labelled, settings, store, progress)
     layers = familiar_layers(classifier, settings)
     title, tokens = "calibration rows", classifier.ending_tokens
     split = project_split(

@@ -162,12 +162,15 @@ class HeadsPosterior(CalibratedPosterior):
 
     def _write_parts(self, folder: Path, base_model: str) -> Parts:
         """Write the heads into a folder of their own."""
-        fitted, heads = folder / "fitted", self.heads
-        write_heads(fitted, heads.served, heads.kept_rows(), keep=self.settings.experts.keep_rows)
-        write_tensors(fitted / SCORES, score_tensors(heads.scores))
-        pool = heads.pool
+        return self.write_fitted(folder / "fitted")
+
+    def write_fitted(self, folder: Path) -> Parts:
+        """Write the heads, and the rows that they learn on, into a folder for an artifact."""
+        heads, pool = self.heads, self.heads.pool
+        write_heads(folder, heads.served, heads.kept_rows(), keep=self.settings.experts.keep_rows)
+        write_tensors(folder / SCORES, score_tensors(heads.scores))
         write_json(
-            fitted / FIT,
+            folder / FIT,
             {
                 "nll": dict(heads.choice.nll),
                 "nll_of_the_choice": heads.choice.cross_fitted,
@@ -175,7 +178,7 @@ class HeadsPosterior(CalibratedPosterior):
                 "weights_by_fold": {} if pool is None else {fold: dict(each) for fold, each in pool.by_fold.items()},
             },
         )
-        return Parts(fitted)
+        return Parts(folder)
 
     def _places(self, rows: Any, label_field: str) -> set[int]:
         """Return which labelled rows are meant, by ids or by the rows themselves."""

@@ -43,6 +43,7 @@ from laplora.fitting.fit import Fit
 from laplora.fitting.projected import split_tensors
 from laplora.models.held_weights import tensor_bytes
 from laplora.models.spread import Spread
+from laplora.pool.fine_tuning import FineTuning
 from laplora.pool.served import POOLED, ServedExperts
 from laplora.posterior.base import block_precisions
 from laplora.posterior.file import posterior_tensors
@@ -82,6 +83,7 @@ class FitRecord(BaseModel):
     pool: dict[MemberName, float]
     encoder: EncoderRecord | None = None
     many_classes: ManyClassesRecord | None = None
+    fine_tuning: FineTuning | None = None
 
 
 def record_of(fit: Fit, encoder: EncoderRecord | None) -> FitRecord:
@@ -97,6 +99,7 @@ def record_of(fit: Fit, encoder: EncoderRecord | None) -> FitRecord:
         familiarity=fit.familiar.record if fit.familiar else None,
         **expert_fields(served, {name: len(of.places) for name, of in fit.kept_rows().experts.items()}, encoder),
         many_classes=fit.many_classes,
+        fine_tuning=fit.fine_tuning,
     )
 
 
@@ -109,6 +112,8 @@ def encoder_of(fit: Fit) -> EncoderRecord | None:
 def write_fit(folder: Path, record: FitRecord, fit: Fit, notes: Mapping[str, Any]) -> None:
     """Write a fit into a folder; ``notes`` go into its ``fit.json``, which is written last."""
     dtype, blocks = fit.settings.laplace.factor_dtype, fit.posterior.blocks
+    for name in (EXPERTS, ROWS, FAMILIARITY):  # of an earlier fit
+        (folder / name).unlink(missing_ok=True)
     write_tensors(folder / POSTERIOR, *posterior_tensors(fit.posterior, dtype))
     write_tensors(folder / "calibration.safetensors", split_tensors(fit.calibration))
     scores = {name: fit.scores[name] for name in record.calibrated.predictives}

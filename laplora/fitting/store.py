@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from laplora.features.expert_passes import ExpertPasses
+from laplora.features.outputs import Outputs
+from laplora.fitting.progress import Progress
 from laplora.prompts.examples import Example
 
 #: Tensors and what was noted beside them, by name.
 Kept = tuple[dict[str, torch.Tensor], dict[str, str]]
+#: Under which name the passes that no adapter changes are kept.
+FROZEN_PASSES = "frozen_passes"
+#: Most bytes of them that are kept.
+_MOST_BYTES = 1 << 30
 
 
 class Store(Protocol):
@@ -38,6 +45,34 @@ class Forgetful:
         self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""
     ) -> None:
         """Drop them."""
+
+
+def kept_outputs(passes: ExpertPasses, rows: Sequence[Example], store: Store, progress: Progress) -> Outputs:
+    """Return what heads read of labelled rows; passes that the store has are not made again."""
+    encoder = passes.encoder.name if passes.encoder else None
+    made_from = digest(rows_digest(rows), passes.names, encoder)
+    kept = store.read(FROZEN_PASSES, made_from)
+    if kept is not None and (not passes.of_rows.answers or "log_probs/zero_shot" in kept[0]):
+        return _outputs_of(kept[0])
+    found = passes.outputs(rows, progress, "labelled rows")
+    tensors = {"class_mask": found.class_mask} | {f"log_probs/{name}": each for name, each in found.log_probs.items()}
+    for source, blocks in found.features.items():
+        tensors |= {f"features/{source}/{name}": each.contiguous() for name, each in blocks.items()}
+    if sum(each.nbytes for each in tensors.values()) <= _MOST_BYTES:
+        store.write(FROZEN_PASSES, tensors, {}, made_from)
+    return found
+
+
+def _outputs_of(tensors: Mapping[str, torch.Tensor]) -> Outputs:
+    log_probs, features = dict[Any, torch.Tensor](), dict[Any, dict[str, torch.Tensor]]()
+    for name, each in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == "log_probs":
+            log_probs[rest] = each
+        elif kind == "features":
+            source, _, block = rest.partition("/")
+            features.setdefault(source, {})[block] = each
+    return Outputs(tensors["class_mask"], log_probs, features)
 
 
 def rows_digest(examples: Sequence[Example]) -> str:

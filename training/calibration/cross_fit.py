@@ -55,7 +55,7 @@ def cross_fit_rows(
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), settings.laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, rows, blocks, settings, store, progress)
     everyone, labelled = labelled_rows(classifier, (), rows, settings)
-    beside = fit_beside(classifier, everyone, labelled, settings, progress)
+    beside = fit_beside(classifier, everyone, labelled, settings, store, progress)
     found = folded_rows(classifier, folds, rows, blocks, settings, progress)
     start = None if initial is None else label_rows(initial, classifier)
     distances = squared_distances(block_weights(classifier), blocks, start)

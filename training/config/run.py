@@ -23,6 +23,7 @@ from training.config.sections import (
     CalibrationConfig,
     CutConfig,
     EvaluationConfig,
+    ExpertsConfig,
     LaplaceConfig,
 )
 from training.config.shift import ShiftConfig
@@ -38,7 +39,7 @@ _ALTERNATIVES = ("optimizer.steps", "optimizer.epochs")
 
 
 class RunConfig(Section):
-    """One run: fine-tune, fit, evaluate, package."""
+    """One run: a frozen fit, then, if asked for, fine-tuning with fit, evaluation and packaging."""
 
     name: str = Field(pattern=NAME, max_length=55, description="of the run and its artifact")
     seed: int = Field(0, ge=0, description="of splits, initial adapter, dropout and row order")
@@ -56,6 +57,11 @@ class RunConfig(Section):
         "of one or more tokens by its mean log probability (no lm_head among "
         "adapter.targets)",
     )
+    fine_tune: bool = Field(
+        False,
+        description="whether the run fine-tunes an adapter after the frozen fit; no rule says yet when that pays",
+    )
+    experts: ExpertsConfig = ExpertsConfig()
     adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     laplace: LaplaceConfig = LaplaceConfig()
@@ -85,6 +91,8 @@ class RunConfig(Section):
             raise ValueError(
                 "a student learns probabilities, which optimizer.class_weights does not weigh: leave it out"
             )
+        if self.student and not self.fine_tune:
+            raise ValueError("a student is an adapter: set fine_tune: true")
         if self.student and self.calibration.cross_fits:
             raise ValueError(
                 "a student takes calibration.rows: held_out: its folds would learn their labels from the teacher"

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from laplora.errors import ConfigError
-from laplora.fitting.settings import CalibrationSettings, LaplaceSettings, Section
+from laplora.fitting.settings import CalibrationSettings, ExpertSettings, LaplaceSettings, Section
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.models.spread import Sharing, Spread
 
@@ -146,6 +146,16 @@ class CalibrationConfig(CalibrationSettings):
     def settings(self) -> CalibrationSettings:
         """What the library's fit is told of it."""
         return CalibrationSettings(**{name: getattr(self, name) for name in CalibrationSettings.model_fields})
+
+
+class ExpertsConfig(ExpertSettings):
+    """Heads on the base as it is, which every label trains."""
+
+    beside: bool = Field(
+        True,
+        description="whether they are fitted beside an adapter too and pooled with it, which says what fine-tuning "
+        "gained; where they get a weight, an answer takes their passes as well",
+    )
 
 
 class EvaluationConfig(Section):

@@ -113,7 +113,13 @@ def run_report(
         gain=gain,
         unfamiliar=methods["map"].get("unfamiliar"),
         notes=notes,
-        provenance=provenance(run),
+        provenance=provenance(
+            run,
+            {
+                "adapter": run.folder / "adapter" / "adapter_model.safetensors",
+                "posterior": config.run_dir / "laplace" / POSTERIOR,
+            },
+        ),
         configuration=configuration(config),
     )
 
@@ -131,16 +137,15 @@ def write_pages(report: Report, run_dir: Path, *, texts_travel: bool) -> Verdict
     return verdict
 
 
-def provenance(run: Run) -> dict[str, str]:
-    """Return what the figures were made from, by name."""
+def provenance(run: Run, fitted: Mapping[str, Path]) -> dict[str, str]:
+    """Return what the figures were made from, by name; ``fitted``: the files of what was fitted."""
     config, splits = run.config, run.splits
     rows = {"training": splits.train, "calibration": splits.calibration, "test": splits.test}
     return {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "base model": f"{config.base.model}, {config.base.quantization}, {config.base.dtype}",
         "base weights": f"sha256:{weights_hash(run.location, config.base.revision).removeprefix('sha256:')}",
-        "adapter": f"sha256:{file_sha256(run.folder / 'adapter' / 'adapter_model.safetensors')}",
-        "posterior": f"sha256:{file_sha256(config.run_dir / 'laplace' / POSTERIOR)}",
+        **{name: f"sha256:{file_sha256(path).removeprefix('sha256:')}" for name, path in fitted.items()},
         "data": f"{splits.report['dataset']}, {splits.report['source_detail']}",
         **{f"{name} rows": f"{len(some)}, sha256:{rows_digest(some)}" for name, some in rows.items() if some},
         "configuration": f"sha256:{configuration_digest(config_hash_fields(config))}",

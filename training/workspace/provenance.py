@@ -22,17 +22,40 @@ _CURVATURE = {"structure", "subset", "rank", "oversampling", "joint_rank", "batc
 
 def adapter_inputs(run: Run) -> str:
     """Return the digest of what the trained adapter depends on."""
-    config, task = run.config, run.splits.task
-    weights = weights_hash(run.location, config.base.revision)
-    base = [weights, config.base.quantization, config.base.dtype, config.max_tokens, _fields_of(task.template)]
+    config = run.config
     return digest(
-        [*base, run.readout.token_ids],
+        _base(run),
         rows_digest(run.splits.train),
         config.seed,
         config.adapter.model_dump(mode="json"),
         config.optimizer.model_dump(mode="json"),
         *([run.student.digest] if run.student else []),
         *([rows_digest(run.splits.selection)] if run.splits.selection else []),
+    )
+
+
+def _base(run: Run) -> list[Any]:
+    """Return what every answer of a run's base depends on."""
+    base, template = run.config.base, _fields_of(run.splits.task.template)
+    weights = weights_hash(run.location, base.revision)
+    return [weights, base.quantization, base.dtype, run.config.max_tokens, template, run.readout.token_ids]
+
+
+def base_inputs(run: Run) -> str:
+    """Return the digest of what the base's own passes over rows depend on."""
+    return digest(_base(run), list(run.splits.task.labels))
+
+
+def frozen_inputs(run: Run) -> str:
+    """Return the digest of what the frozen fit, and what is measured of it, depends on."""
+    config = run.config
+    return digest(
+        base_inputs(run),
+        [rows_digest(rows) for rows in (run.labelled, run.splits.test)],
+        config.seed,
+        config.calibration.settings.model_dump(mode="json"),
+        run.experts.model_dump(mode="json"),
+        config.evaluation.model_dump(mode="json"),
     )
 
 
@@ -58,6 +81,7 @@ def fit_inputs(run: Run) -> str:
         config.laplace.model_dump(mode="json"),
         config.calibration.model_dump(mode="json"),
         config.predictives.model_dump(mode="json"),
+        run.settings.experts.model_dump(mode="json"),
         *([folds] if folds else []),
     )
 

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, NonFiniteError
+from laplora.fitting.settings import ExpertSettings, FitSettings
 from laplora.models.base import BaseSpec, load_base_model
 from laplora.models.held_weights import non_finite
 from laplora.models.spread import Spread, input_device
@@ -41,6 +42,7 @@ class Run:
         base: the base model, which the run's steps and folds have one after another.
         workers: the processes that share its rows; the first of them writes.
         spread: how the base is spread over several devices; ``device`` is then that of its inputs. None: it is there.
+        experts: the heads that its labels train, by name.
     """
 
     config: RunConfig
@@ -56,6 +58,19 @@ class Run:
     base: HeldBase = field(default_factory=HeldBase)
     workers: Workers = ALONE
     spread: Spread | None = None
+    experts: ExpertSettings = field(default_factory=ExpertSettings)
+
+    @property
+    def settings(self) -> FitSettings:
+        """What the library's fit beside the adapter is told."""
+        beside = self.config.experts.beside and self.student is None
+        experts = self.experts if beside else self.experts.model_copy(update={"names": ()})
+        return self.config.fit.model_copy(update={"experts": experts})
+
+    @property
+    def labelled(self) -> tuple[Example, ...]:
+        """Every labelled row that is no test row."""
+        return (*self.splits.train, *self.splits.calibration, *self.splits.selection)
 
     @property
     def place(self) -> str | Spread:

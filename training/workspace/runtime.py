@@ -8,15 +8,18 @@ from functools import partial
 
 from laplora.answers.golden_inputs import golden_inputs
 from laplora.artifact.folder import check_replaceable
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, DownloadError, warn
+from laplora.features.expert_passes import suiting
+from laplora.features.sentence_encoder import load_text_encoding
 from laplora.files import write_json
 from laplora.fitting.fit import check_class_weights
 from laplora.fitting.rows import check_independent
+from laplora.fitting.settings import ExpertSettings
 from laplora.models.base import load_tokenizer, locate_base
 from laplora.models.spread import first_device
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow
-from laplora.prompts.templates import default_verbalizers
+from laplora.prompts.templates import PromptTemplate, default_verbalizers
 from laplora.readouts.choice import named_readout
 from laplora.workers import ALONE, Workers
 from training.config import RunConfig, config_hash_fields
@@ -83,6 +86,7 @@ def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
     task = splits.task
     verbalizers = task.verbalizers or default_verbalizers(task.template, task.labels)
     readout = named_readout(tokenizer, task.template, verbalizers, config.readout)
+    experts = ExpertSettings() if student else suiting_experts(config.experts, task.template)
     check_class_weights(config.fit, readout.class_count, readout.likelihood)
     return Run(
         config,
@@ -95,7 +99,28 @@ def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
         student=student,
         workers=workers,
         spread=spread,
+        experts=experts,
     )
+
+
+def suiting_experts(given: ExpertSettings, template: PromptTemplate) -> ExpertSettings:
+    """Return settings that name the heads: those that suit the template, where they name none.
+
+    An encoder that nobody named and that cannot be fetched is left out, with a warning.
+
+    Raises:
+        ModelError, DownloadError: as of ``load_text_encoding``.
+    """
+    names = given.names or suiting(template, given.encoder is not None)
+    if "encoder" in names and given.encoder is not None:
+        try:
+            load_text_encoding(given.encoder, progress=say)
+        except DownloadError as error:
+            if given.names:
+                raise
+            warn(f"the expert encoder is off: {error}")
+            names = tuple(name for name in names if name != "encoder")
+    return ExpertSettings(names=names, encoder=given.encoder, keep_rows=given.keep_rows)
 
 
 def _begin_folder(run: Run) -> None:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from laplora.files import write_tensors
-from laplora.fitting.store import Kept, Store
+from laplora.fitting.store import FROZEN_PASSES, Kept, Store
 from laplora.workers import Workers
 
 #: Counts what kept tensors are called and mean: files of another number do not count.
@@ -46,6 +46,27 @@ class FolderStore:
 
     def _of(self, made_from: str) -> str:
         return f"{LAYOUT}/{self._mark}/{made_from}"
+
+
+class PassesApart:
+    """A store of a fit, of which the passes that no adapter changes lie in another one."""
+
+    def __init__(self, store: Store, passes: Store) -> None:
+        """Take both."""
+        self._store, self._passes = store, passes
+
+    def read(self, name: str, made_from: str = "") -> Kept | None:
+        """Return what the store of that name holds."""
+        return self._of(name).read(name, made_from)
+
+    def write(
+        self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""
+    ) -> None:
+        """Write to the store of that name."""
+        self._of(name).write(name, tensors, notes, made_from)
+
+    def _of(self, name: str) -> Store:
+        return self._passes if name == FROZEN_PASSES else self._store
 
 
 class SharedStore:

@@ -105,7 +105,8 @@ def fold_adapters(run_folder: Path, manifest: Manifest, predictive: PredictiveNa
     if predictive not in ("temperature", "map"):
         raise ConfigError(f"folds: adapters are averaged by temperature or map, not by {predictive}")
     served = run_folder / "adapter" / _WEIGHTS
-    if not served.is_file() or file_sha256(served) != manifest.files[f"{ADAPTER_FOLDER}/{_WEIGHTS}"].sha256:
+    record = manifest.files.get(f"{ADAPTER_FOLDER}/{_WEIGHTS}")  # None of a frozen fit
+    if record is None or not served.is_file() or file_sha256(served) != record.sha256:
         raise ConfigError(
             f"folds: {run_folder} is not the folder of the run that made {name!r}: its adapter is another"
         )
