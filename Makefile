@@ -22,7 +22,7 @@ help:
 	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes, publishes nothing)"
 	@echo "make bench-gpu                four large models' shapes on one GPU, meant to take 8 minutes"
 	@echo "make soak [MINUTES=20]        every kind of client at once: is memory flat, was an answer wrong? benchmarks/load/"
-	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG));"
+	@echo "make train [CONFIG=...]       heads first, then fine-tune if asked (default: $(CONFIG));"
 	@echo "                              SET='optimizer.steps=5 name=quick' overrides fields"
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT), to this machine alone and without API keys"
 	@echo "make images [ARGS=...]        build both images with buildah, without a daemon, and try them: docker/README.md"

@@ -21,7 +21,8 @@ from training.workspace.ray_train import RayProcesses, run_by_ray
 from training.workspace.terminal import say
 
 JOBS = {
-    "run": "fine-tune, fit, evaluate and package; a stopped run continues where it was",
+    "run": "fit heads on the base as it is, to serve at once; with fine_tune: true then fine-tune, fit, evaluate and "
+    "package; a stopped run continues",
     "finetune": "train the LoRA adapter (resumes at the last checkpoint)",
     "fit": "fit the Laplace posterior and choose the prior precision (resumes); also of an adapter trained elsewhere",
     "evaluate": "measure zero-shot and every predictive of the run on the test split",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from statistics import mean
 
+from laplora.features.expert_passes import expert_passes
 from laplora.readouts.label_tokens import LabelTokens
 from laplora.report.verdict import rows_to_show
 from training.config import RunConfig
@@ -28,12 +30,17 @@ def check(config: RunConfig) -> None:
     run = prepared_run(config)
     for line in (*rows_lines(run), verdict_line(run), *prompt_lines(run)):
         say(line)
-    model = run.adapted(lambda base: add_adapter(base, run.config))
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    held = sum(p.numel() * p.element_size() for p in model.parameters())
-    say(f"model: {run.config.base.model} with an adapter of {trained:,} trained numbers, {held / 1e6:,.0f} MB")
-    for line in trial_lines(run, tried(run, model, labelled_targets(run, run.splits.train))):
-        say(line)
+    if run.student is None:
+        say(frozen_line(run))
+    if run.config.fine_tune:
+        model = run.adapted(lambda base: add_adapter(base, run.config))
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        held = sum(p.numel() * p.element_size() for p in model.parameters())
+        say(f"model: {run.config.base.model} with an adapter of {trained:,} trained numbers, {held / 1e6:,.0f} MB")
+        for line in trial_lines(run, tried(run, model, labelled_targets(run, run.splits.train))):
+            say(line)
+    else:
+        say("nothing is fine-tuned unless asked for: --set fine_tune=true")
     say(f"results would go to {run.config.run_dir}, the artifact to {run.config.artifact_dir}")
     say("nothing is wrong; nothing was written")
 
@@ -80,6 +87,20 @@ def prompt_lines(run: Run) -> list[str]:
         f"prompts: {mean(lengths):.0f} tokens in the mean, at most {max(lengths)}; {cut} of {len(rows)} are cut at "
         f"{run.config.max_tokens}",
     ]
+
+
+def frozen_line(run: Run) -> str:
+    """Return what the frozen fit takes, by one batch of passes that is timed."""
+    size, classifier = 8, run.classifier(run.adapted(lambda base: base))
+    passes = expert_passes(classifier, run.experts.names, run.experts.encoder, say)
+    rows = sorted((passes.encode(one.fields) for one in run.labelled), key=lambda row: len(row.token_ids))
+    middle, started = rows[len(rows) // 2 :][:size], time.perf_counter()
+    passes.of_rows.of_batch(middle)
+    seconds = (time.perf_counter() - started) / len(middle)
+    return (
+        f"frozen fit: heads {', '.join(passes.names)} of {len(rows)} labelled rows, in passes of about "
+        f"{duration(seconds * len(rows))}, and of {duration(seconds * len(run.splits.test))} over the test rows"
+    )
 
 
 def trial_lines(run: Run, trial: Trial) -> list[str]:

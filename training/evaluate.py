@@ -79,7 +79,7 @@ class Measured:
 
 def evaluate(config: RunConfig) -> Path:
     """Measure every method on the test split and return the report's folder; ConfigError where nothing is fitted."""
-    return evaluate_run(open_run(config))
+    return evaluate_run(open_run(config.fine_tuned))
 
 
 def evaluate_run(run: Run) -> Path:

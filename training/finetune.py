@@ -59,7 +59,7 @@ def finetune(config: RunConfig) -> Path:
         NonFiniteError: a trained weight that is NaN or infinite.
     """
     check_reporters(config.report_to)
-    return finetune_run(open_run(config))
+    return finetune_run(open_run(config.fine_tuned))
 
 
 def finetune_run(run: Run) -> Path:

@@ -20,7 +20,7 @@ from training.workspace.provenance import curvature_inputs, fit_inputs
 from training.workspace.results import load_trained
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
-from training.workspace.stores import FolderStore, PassesApart, SharedStore
+from training.workspace.stores import FolderStore, SharedStore
 from training.workspace.terminal import Terminal, say
 
 
@@ -29,7 +29,7 @@ def fit_laplace(config: RunConfig) -> Path:
 
     A fold's passes are kept in the fold's folder.
     """
-    return fit_run(open_run(config))
+    return fit_run(open_run(config.fine_tuned))
 
 
 def fit_run(run: Run) -> Path:
@@ -40,7 +40,7 @@ def fit_run(run: Run) -> Path:
     classifier = run.classifier(model)
 
     initial = read_weights(model, config.run_dir / "initial_adapter")
-    kept = PassesApart(FolderStore(folder, curvature_inputs(run)), frozen_store(run))
+    kept = FolderStore(folder, curvature_inputs(run), frozen_store(run))
     store, rows = SharedStore(kept, run.workers), run.splits.train
     if config.calibration.cross_fits:
         adapters = fold_adapters(run, model)

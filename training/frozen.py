@@ -95,6 +95,7 @@ def _fitted(run: Run, folder: Path) -> Mapping[str, Any]:
     verdict = write_pages(page, folder, texts_travel=config.evaluation.report_texts)
     print_table(measured.evaluations, title=title)
     say(f"{verdict.title}. {verdict.sentence}")
-    say(f"report: {folder / 'report.html'}")
+    shutil.copyfile(folder / "report.html", config.run_dir / "report.html")  # until what is fine-tuned has one
+    say(f"report: {config.run_dir / 'report.html'}")
     encoder = posterior.passes.encoder
     return posterior.heads.manifest_fields(encoder_record(encoder) if encoder else None)

@@ -28,7 +28,7 @@ from training.workspace.terminal import say
 
 def package(config: RunConfig) -> Path:
     """Write the artifact of a finished run and return its folder; ConfigError where a step before it has not run."""
-    return package_run(open_run(config))
+    return package_run(open_run(config.fine_tuned))
 
 
 def package_run(run: Run) -> Path:

@@ -95,7 +95,12 @@ def fit(
                 f"{type(classifier.model).__name__} has none: give all labelled rows as rows. If an adapter was merged "
                 "into it, load the base and the adapter again, for its states know the labels that it was trained on"
             )
-        return fit_as_it_is(classifier, read_rows(rows, classifier, label_field, groups=groups), settings, shown, store)
+        labelled = read_rows(rows, classifier, label_field, groups=groups)
+        if (
+            not classifier.template.takes_choices
+        ):  # a letter is no class, and the right ones need not have stood at each
+            check_labels(labelled, classifier.labels)
+        return fit_as_it_is(classifier, labelled, settings, shown, store)
     if calibration is None:
         raise ConfigError(
             "there are no calibration rows: give rows that the model was not fine-tuned on; or calibration='split', "
@@ -157,8 +162,6 @@ def fit_as_it_is(
             "predictives.serve, class_weights and guarantee upper_bound are for a LoRA adapter or a trained head, and "
             f"the {type(classifier.model).__name__} has none: leave them out"
         )
-    if not classifier.template.takes_choices:  # a letter is no class, and the right ones need not have stood at each
-        check_labels(rows, classifier.labels)
     warn_of_conflicts(classifier, rows)
     if len(rows) < FEW_CALIBRATION_ROWS:
         warn(

@@ -45,10 +45,15 @@ def test_it_says_what_a_run_would_do_and_writes_nothing(
     assert re.search(r"  negative: ' negative', token \d+\n  positive: ' positive', token \d+\n", said)
     assert re.search(r"  \| Review: The .*", said)
     assert re.search(r"prompts: \d+ tokens in the mean, at most \d+; 0 of 96 are cut at 64", said)
+    assert re.search(r"frozen fit: heads frozen of 72 labelled rows, in passes of about \d+ s, and of \d+ s over", said)
     assert re.search(r"training: 60 steps of \d+ rows, \d+\.\d\d s each as measured, learning rate 0.01: about", said)
     assert re.search(r"memory: [\d,]+ MB at most", said)
     assert f"results would go to {tmp_path}/runs/tiny-sentiment" in said
     assert said.endswith("nothing is wrong; nothing was written\n")
+    assert checked(file, *overrides, "fine_tune=false") == 0
+    shown = capsys.readouterr().out
+    assert "frozen fit: heads frozen of 72" in shown
+    assert not re.search("60 steps|memory:", shown)
 
 
 def test_what_is_wrong_is_named(tiny_base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

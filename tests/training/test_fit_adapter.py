@@ -105,7 +105,8 @@ def test_the_posterior_is_that_of_the_run_it_was_taken_from(
     assert any(f"<bdi>{row['id']}</bdi>" in page for row in rows), "the rows to look at, by their ids"
     assert str(files["test"].parent) not in page
     start = ("--initial-adapter", folder / "initial_adapter", "--base", sentiment_run.base)
-    assert fit(*given, *start, "--out", centred) == 0
+    assert fit(*given, *start, "--out", centred, "--set", "experts.names=[frozen]") == 0
+    assert re.search(r"\n(Fine-tuning gained|Do not fine-tune: \w+ gains) -?\d", capsys.readouterr().out)
     assert read_artifact(centred).manifest.prior.centre == "initial_adapter"
     assert not (centred / "report" / "report.html").exists(), "of no test rows"
     artifacts = (out, sentiment_run.artifact, centred)

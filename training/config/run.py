@@ -91,18 +91,23 @@ class RunConfig(Section):
             raise ValueError(
                 "a student learns probabilities, which optimizer.class_weights does not weigh: leave it out"
             )
-        if self.student and not self.fine_tune:
-            raise ValueError("a student is an adapter: set fine_tune: true")
         if self.student and self.calibration.cross_fits:
             raise ValueError(
                 "a student takes calibration.rows: held_out: its folds would learn their labels from the teacher"
             )
+        if self.student and not self.fine_tune:
+            raise ValueError("a student is an adapter: set fine_tune: true")
         return self
 
     @property
     def holds_out(self) -> bool:
         """Whether calibration rows are kept apart from the data's training rows; else they train."""
         return not self.calibration.cross_fits and not (self.student and self.student.calibration)
+
+    @property
+    def fine_tuned(self) -> RunConfig:
+        """The configuration with fine-tuning asked for, as a single step of it does."""
+        return self.model_copy(update={"fine_tune": True})
 
     @property
     def fit(self) -> FitSettings:

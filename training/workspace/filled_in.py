@@ -19,7 +19,7 @@ MANY_EPOCHS = 20
 def filled_in(config: RunConfig, rows: int, parameters: Callable[[], int]) -> RunConfig:
     """Return the configuration with a learning rate and a number of steps; one that has both, as it is.
 
-    What is filled in is printed. It then counts as if it had been written: digests and records are of these values.
+    What is filled in is printed, if anything is fine-tuned, and counts as if it had been written, for digests too.
 
     Args:
         rows: that are trained on; parameters: gives the base's number of parameters, and is asked where it matters.
@@ -27,7 +27,7 @@ def filled_in(config: RunConfig, rows: int, parameters: Callable[[], int]) -> Ru
     Raises:
         ConfigError: steps that do not go together with the rest of the configuration.
     """
-    optimizer = config.optimizer
+    optimizer, tell = config.optimizer, say if config.fine_tune else lambda line: None
     rate, epochs, steps = optimizer.learning_rate, optimizer.epochs, optimizer.steps
     if rate is None or (epochs is None and steps is None):
         count = parameters()
@@ -37,13 +37,13 @@ def filled_in(config: RunConfig, rows: int, parameters: Callable[[], int]) -> Ru
         if epochs is None and steps is None:
             steps = STEPS if size.epochs is None else min(optimizer.steps_of(size.epochs, rows), STEPS)
             taken.append(size.length if size.epochs is None else f"{size.length}: {steps} steps")
-        say(f"by the base's {count / 1e6:,.0f} million parameters: {', '.join(taken)} ({size.source})")
+        tell(f"by the base's {count / 1e6:,.0f} million parameters: {', '.join(taken)} ({size.source})")
     if steps is None:
         assert epochs is not None
         steps = optimizer.steps_of(epochs, rows)
-        say(f"{epochs:g} epochs of {rows} rows, {optimizer.step_rows} a step: {steps} steps")
+        tell(f"{epochs:g} epochs of {rows} rows, {optimizer.step_rows} a step: {steps} steps")
     if (passes := steps * optimizer.step_rows / max(1, rows)) > MANY_EPOCHS:
-        say(
+        tell(
             f"warning: {steps} steps of {optimizer.step_rows} rows go over {rows} training rows {passes:.0f} times, "
             "which memorises them: give optimizer.epochs, or leave both out"
         )

@@ -22,13 +22,16 @@ class FolderStore:
 
     Args:
         mark: digest of everything that all of it was made from; files of another mark do not count.
+        passes: keeps those that no adapter changes, in place of this one.
     """
 
-    def __init__(self, folder: Path, mark: str) -> None:
-        self._folder, self._mark = folder, mark
+    def __init__(self, folder: Path, mark: str, passes: FolderStore | None = None) -> None:
+        self._folder, self._mark, self._passes = folder, mark, passes
 
     def read(self, name: str, made_from: str = "") -> Kept | None:
         """Return what the file holds, if it is of this mark."""
+        if self._passes and name == FROZEN_PASSES:
+            return self._passes.read(name, made_from)
         path = self._folder / f"{name}.safetensors"
         if not path.is_file():
             return None
@@ -42,31 +45,12 @@ class FolderStore:
         self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""
     ) -> None:
         """Write the file whole."""
+        if self._passes and name == FROZEN_PASSES:
+            return self._passes.write(name, tensors, notes, made_from)
         write_tensors(self._folder / f"{name}.safetensors", tensors, {**notes, "mark": self._of(made_from)})
 
     def _of(self, made_from: str) -> str:
         return f"{LAYOUT}/{self._mark}/{made_from}"
-
-
-class PassesApart:
-    """A store of a fit, of which the passes that no adapter changes lie in another one."""
-
-    def __init__(self, store: Store, passes: Store) -> None:
-        """Take both."""
-        self._store, self._passes = store, passes
-
-    def read(self, name: str, made_from: str = "") -> Kept | None:
-        """Return what the store of that name holds."""
-        return self._of(name).read(name, made_from)
-
-    def write(
-        self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""
-    ) -> None:
-        """Write to the store of that name."""
-        self._of(name).write(name, tensors, notes, made_from)
-
-    def _of(self, name: str) -> Store:
-        return self._passes if name == FROZEN_PASSES else self._store
 
 
 class SharedStore:

@@ -262,7 +262,7 @@ def settings(**sections: Any) -> laplora.FitSettings:
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"calibration": "split"}, ConfigError, "calibration, initial_adapter and store are for a LoRA adapter"),
+        ({"calibration": "split"}, ConfigError, "calibration and initial_adapter are for a LoRA adapter"),
         ({"initial_adapter": {}}, ConfigError, "the LlamaForCausalLM has none: give all labelled rows as rows"),
         ({"settings": settings(predictives={"serve": "laplace"})}, ConfigError, "predictives.serve, class_weights"),
         ({"settings": settings(calibration={"guarantee": "upper_bound"})}, ConfigError, "guarantee upper_bound"),

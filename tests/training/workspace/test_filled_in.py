@@ -18,7 +18,8 @@ from training.workspace.filled_in import filled_in
 
 
 def configuration(**optimizer: Any) -> RunConfig:
-    return RunConfig.model_validate({"name": "n", "data": {"dataset": "sst2"}, "optimizer": optimizer})
+    fields = {"name": "n", "data": {"dataset": "sst2"}, "fine_tune": True, "optimizer": optimizer}
+    return RunConfig.model_validate(fields)
 
 
 @pytest.mark.parametrize(
