@@ -33,6 +33,8 @@ class FineTuning:
 
     def __str__(self) -> str:
         """Return it in a sentence."""
+        if self.served == self.without:
+            return f"Do not fine-tune: {self.served}, which needs no adapter, is what answers"
         figures = f"{self.gained:.3f} nats (standard error {self.error:.3f})"
         if self.pays:
             return f"Fine-tuning gained {figures} over not fine-tuning: NLL of {self.served} against {self.without}"

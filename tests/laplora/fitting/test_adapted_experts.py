@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,7 @@ def test_fine_tuning_pays_by_more_than_a_standard_error() -> None:
     found = fine_tuning("pooled", losses, {"frozen": losses + 0.2 - (rows < 20).double()}, torch.arange(40) // 20)
     assert (found.gained, found.error) == (pytest.approx(-0.3), pytest.approx(0.5))
     assert str(found).startswith("Do not fine-tune: pooled gains -0.300 nats (standard error 0.500) over frozen")
+    assert str(replace(found, served="frozen")) == "Do not fine-tune: frozen, which needs no adapter, is what answers"
 
 
 def test_experts_answer_inputs_as_the_posterior_does(posterior: laplora.CalibratedPosterior) -> None:
