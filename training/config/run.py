@@ -59,7 +59,7 @@ class RunConfig(Section):
     )
     fine_tune: bool = Field(
         False,
-        description="whether the run fine-tunes an adapter after the frozen fit; no rule says yet when that pays",
+        description="whether an adapter is trained after the frozen fit; no rule says yet when that pays",
     )
     experts: ExpertsConfig = ExpertsConfig()
     adapter: AdapterConfig = AdapterConfig()

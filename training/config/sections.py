@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from laplora.errors import ConfigError
+from laplora.features.outputs import HeadSource
 from laplora.fitting.settings import CalibrationSettings, ExpertSettings, LaplaceSettings, Section
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.models.spread import Sharing, Spread
@@ -151,10 +152,12 @@ class CalibrationConfig(CalibrationSettings):
 class ExpertsConfig(ExpertSettings):
     """Heads on the base as it is, which every label trains."""
 
+    names: tuple[HeadSource, ...] = Field(
+        (), description="frozen, encoder or options; none: those that suit the template"
+    )
     beside: bool = Field(
         True,
-        description="whether they are fitted beside an adapter too and pooled with it, which says what fine-tuning "
-        "gained; where they get a weight, an answer takes their passes as well",
+        description="whether they are fitted beside an adapter too and pooled with it: answers then take their passes",
     )
 
 
