@@ -145,16 +145,17 @@ def request(picture: Picture) -> None:
 def training_run(picture: Picture) -> None:
     """The way of a training run
 
-    A labelled file and a configuration go through four jobs: finetune, fit_laplace, evaluate and package. Each writes
-    its result into the folder of the run, and the last one writes the artifact.
+    A labelled file and a configuration go through the frozen fit, whose artifact serves at once. If asked for, four jobs
+    follow: finetune, fit_laplace, evaluate and package, whose artifact takes its place.
     """
     jobs = (
+        ("frozen", "heads, measured", "and served"),
         ("finetune", "the MAP adapter"),
         ("fit_laplace", "curvature, prior,", "thresholds"),
         ("evaluate", "every predictive", "on test rows"),
         ("package", "digests, golden", "answers"),
     )
-    left = (("adapter/", "checkpoints/"), ("laplace/", "fit.json"), ("report/", "tables, plots"))
+    left = (("frozen/", "heads, passes"), ("adapter/", "checkpoints/"), ("laplace/", "fit.json"), ("report/", "tables, plots"))
     picture.box(16, 40, 120, 56, "plain", "configuration", "YAML")
     picture.box(16, 112, 120, 56, "plain", "labelled rows", "file or data set")
     picture.way((136, 68), (166, 92))
@@ -162,13 +163,14 @@ def training_run(picture: Picture) -> None:
     picture.rect(156, 176, 560, 104, "frame")
     picture.text(168, 270, "runs/NAME: what each job leaves, so that a stopped run continues", "small")
     for i, lines in enumerate(jobs):
-        x = 168 + 173 * i
-        picture.box(x, 70, 140, 68, "file", *lines)
-        if i < 3:
-            picture.way((x + 140, 104), (x + 172, 104))
-            picture.box(x, 190, 140, 56, "plain", *left[i], first="mono")
-            picture.way((x + 70, 138), (x + 70, 188), kind="soft")
-    picture.way((827, 104), (850, 104), (850, 188))
+        x = 168 + 141 * i
+        picture.box(x, 70, 120, 68, "file", *lines)
+        if i < 4:
+            picture.way((x + 120, 104), (x + 140, 104))
+            picture.box(x, 190, 120, 56, "plain", *left[i], first="mono")
+            picture.way((x + 60, 138), (x + 60, 188), kind="soft")
+    picture.way((807, 138), (807, 188))
+    picture.way((228, 70), (228, 50), (872, 50), (872, 188), kind="soft")
     picture.box(730, 190, 154, 72, "room", "artifacts/NAME", "what the server loads", first="mono")
 
 

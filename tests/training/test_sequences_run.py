@@ -25,7 +25,7 @@ LABELS = {"negative": " rather bad", "positive": " very good indeed"}
 def test_a_run_reads_labels_of_several_tokens_to_its_end(
     tmp_path: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of its steps share one base model and one reading of the rows."""
+    """The frozen fit has a base model, the other steps share one, and all of them one reading of the rows."""
     loads, reads = Mock(wraps=run_module.load_base_model), Mock(wraps=runtime.load_splits)
     monkeypatch.setattr(run_module, "load_base_model", loads)
     monkeypatch.setattr(runtime, "load_splits", reads)
@@ -41,7 +41,7 @@ def test_a_run_reads_labels_of_several_tokens_to_its_end(
         predictives={"serve": "laplace", "temperature": False},
     )
     assert job("run", file) == 0
-    assert (loads.call_count, reads.call_count) == (1, 1)
+    assert (loads.call_count, reads.call_count) == (2, 1)
     config = load_config(file)
     log = [entry["loss"] for entry in json.loads((config.run_dir / "training_log.json").read_text()) if "loss" in entry]
     assert sum(log[-4:]) < sum(log[:4])

@@ -86,7 +86,8 @@ def prepared_run(config: RunConfig, workers: Workers = ALONE) -> Run:
     task = splits.task
     verbalizers = task.verbalizers or default_verbalizers(task.template, task.labels)
     readout = named_readout(tokenizer, task.template, verbalizers, config.readout)
-    experts = ExpertSettings() if student else suiting_experts(config.experts, task.template)
+    none = ExpertSettings(keep_rows=config.experts.keep_rows)
+    experts = none if student else suiting_experts(config.experts, task.template)
     check_class_weights(config.fit, readout.class_count, readout.likelihood)
     return Run(
         config,
