@@ -88,6 +88,7 @@ def configuration(labels: int, seed: int, files: dict[str, str], folder: Path) -
         "base": {"model": task.base, "quantization": "nf4"},
         "data": {"dataset": "file", "path": files, "template": template, "labels": task.labels},
         "max_tokens": task.max_tokens,
+        "experts": {"encoder": None},
         "adapter": {"targets": ["q_proj", "v_proj", "lm_head"]},
         "optimizer": {"learning_rate": 3e-4, "epochs": EPOCHS},
         "laplace": {"structure": "ekfac", "rank": 10, "factor_dtype": "bfloat16"},
