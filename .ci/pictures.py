@@ -145,8 +145,8 @@ def request(picture: Picture) -> None:
 def training_run(picture: Picture) -> None:
     """The way of a training run
 
-    A labelled file and a configuration go through the frozen fit, whose artifact serves at once. If asked for, four jobs
-    follow: finetune, fit_laplace, evaluate and package, whose artifact takes its place.
+    A labelled file and a configuration go through the frozen fit, whose artifact serves at once. If asked for, four
+    jobs follow: finetune, fit_laplace, evaluate and package, whose artifact takes its place.
     """
     jobs = (
         ("frozen", "heads, measured", "and served"),
@@ -155,7 +155,12 @@ def training_run(picture: Picture) -> None:
         ("evaluate", "every predictive", "on test rows"),
         ("package", "digests, golden", "answers"),
     )
-    left = (("frozen/", "heads, passes"), ("adapter/", "checkpoints/"), ("laplace/", "fit.json"), ("report/", "tables, plots"))
+    left = (
+        ("frozen/", "heads, passes"),
+        ("adapter/", "checkpoints/"),
+        ("laplace/", "fit.json"),
+        ("report/", "tables, plots"),
+    )
     picture.box(16, 40, 120, 56, "plain", "configuration", "YAML")
     picture.box(16, 112, 120, 56, "plain", "labelled rows", "file or data set")
     picture.way((136, 68), (166, 92))
