@@ -14,13 +14,12 @@ from laplora.predictive.lora_weights import read_weights
 from training.calibration.cross_fit import cross_fit_rows
 from training.calibration.fold_adapters import FoldAdapter
 from training.config import RunConfig
-from training.frozen import frozen_store
 from training.workspace.folds import fold_runs
 from training.workspace.provenance import curvature_inputs, fit_inputs
 from training.workspace.results import load_trained
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
-from training.workspace.stores import FolderStore, SharedStore
+from training.workspace.stores import FolderStore, SharedStore, frozen_store
 from training.workspace.terminal import Terminal, say
 
 

@@ -21,9 +21,9 @@ from training.package import made_by_another, write_of_run
 from training.report.evaluation import print_table, write_report
 from training.report.page import configuration, provenance, write_pages
 from training.report.posterior import posterior_report
-from training.workspace.provenance import base_inputs, frozen_inputs
+from training.workspace.provenance import frozen_inputs
 from training.workspace.run import Run
-from training.workspace.stores import FolderStore
+from training.workspace.stores import frozen_store
 from training.workspace.terminal import Terminal, say
 
 
@@ -36,11 +36,6 @@ def frozen_run(run: Run) -> Path:
         DataError: rows that no head can be fitted on, such as none of some label.
     """
     return run.workers.told(lambda: _frozen(replace(run, workers=ALONE)))
-
-
-def frozen_store(run: Run) -> FolderStore:
-    """Return where the passes of a run's base without adapter are kept."""
-    return FolderStore(run.config.run_dir / "frozen", base_inputs(run))
 
 
 def _frozen(run: Run) -> Path:

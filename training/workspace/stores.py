@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from laplora.files import write_tensors
 from laplora.fitting.store import FROZEN_PASSES, Kept, Store
 from laplora.workers import Workers
+from training.workspace.provenance import base_inputs
+from training.workspace.run import Run
 
 #: Counts what kept tensors are called and mean: files of another number do not count.
 LAYOUT = 2
@@ -51,6 +53,11 @@ class FolderStore:
 
     def _of(self, made_from: str) -> str:
         return f"{LAYOUT}/{self._mark}/{made_from}"
+
+
+def frozen_store(run: Run) -> FolderStore:
+    """Return where the passes of a run's base without adapter are kept."""
+    return FolderStore(run.config.run_dir / "frozen", base_inputs(run))
 
 
 class SharedStore:
