@@ -82,7 +82,7 @@ def rooms(picture: Picture) -> None:
         [("remote", "hub, object stores, web servers")],
         [
             ("linearised", "the symbols"),
-            ("files,\nstrict_json", "whole, strict"),
+            ("files, progress,\nstrict_json", "whole, told, strict"),
             ("workers,\nray_cluster", "share rows"),
         ],
         [("errors", "one tree"), ("head", "arrays alone")],
@@ -94,6 +94,7 @@ def rooms(picture: Picture) -> None:
         "file",
         [("distil", "a student")],
         [("run", "all jobs")],
+        [("frozen", "heads, first")],
         [
             (
                 "check, finetune,\nfit_laplace, fit_adapter,\nevaluate, package,\nshift, condition, suggest",
@@ -109,9 +110,9 @@ def rooms(picture: Picture) -> None:
     )
     picture.way((366, 250), (384, 250))
     picture.way((716, 250), (698, 250))
-    picture.rect(718, 556, 242, 82, "frame")
-    picture.text(730, 576, "laplora/client  stands alone", "small")
-    picture.box(730, 586, 218, 40, "plain", "client", "asks the server over HTTP")
+    picture.rect(718, 606, 242, 82, "frame")
+    picture.text(730, 626, "laplora/client  stands alone", "small")
+    picture.box(730, 636, 218, 40, "plain", "client", "asks the server over HTTP")
 
 
 def request(picture: Picture) -> None:

@@ -25,7 +25,8 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``metrics``: scores, ranking of mistakes, noise, drift.
 - ``head``: logistic regressions with a posterior, of features from anywhere; it needs torch alone.
 - ``remote``: what lies on the hub, in object stores and on web servers.
-- ``linearised``: the symbols of the method; ``files``: files written whole; ``strict_json``: JSON as its
+- ``linearised``: the symbols of the method; ``files``: files written whole; ``progress``: how a long call tells
+  where it is; ``strict_json``: JSON as its
   standard has it; ``errors``: every exception, and the warnings.
 
 ``client`` speaks to the server over HTTP and stands alone: it imports only ``errors``.
@@ -60,6 +61,7 @@ from laplora.errors import (
 )
 
 if TYPE_CHECKING:
+    from laplora.answers.comparison import Comparison
     from laplora.answers.prediction import Prediction
     from laplora.artifact.folder import Artifact, read_artifact
     from laplora.artifact.manifest import Manifest
@@ -76,7 +78,6 @@ if TYPE_CHECKING:
     from laplora.decisions.temperature import fit_temperature, temperature_probs
     from laplora.decisions.uncertainty import FLAGS, Uncertainty, decompose
     from laplora.fitting.calibrated import CalibratedPosterior
-    from laplora.fitting.comparison import Comparison
     from laplora.fitting.entry import fit
     from laplora.fitting.evaluation import Measured
     from laplora.fitting.heads import HeadsPosterior

@@ -17,15 +17,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
 from laplora.errors import ConfigError
+from laplora.features.store import Forgetful, Kept
 from laplora.fitting import passes
-from laplora.fitting.curvature import fit_curvature
-from laplora.fitting.progress import Silent
+from laplora.fitting.passes import fit_curvature
 from laplora.fitting.projected import project_split
 from laplora.fitting.rows import read_rows
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.store import Forgetful, Kept
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Prior, block_precisions
+from laplora.progress import Silent
 from laplora.workers import ALONE, Workers
 from training.workspace.stores import SharedStore
 

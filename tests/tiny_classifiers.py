@@ -15,7 +15,7 @@ import laplora
 from laplora.features.expert_passes import ExpertPasses
 from laplora.features.outputs import HeadSource, Outputs
 from laplora.features.sentence_encoder import SentenceEncoder
-from laplora.fitting.progress import Silent
+from laplora.progress import Silent
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow, Side, collate
 

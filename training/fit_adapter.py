@@ -16,16 +16,16 @@ from typing import Any
 from pydantic import ValidationError
 
 import laplora
+from laplora.artifact.describing import installed_versions
 from laplora.artifact.folder import check_name, check_replaceable
 from laplora.artifact.manifest import REPORT_PAGE
 from laplora.classifier import MAX_TOKENS, Classifier
 from laplora.data.labelled import Task
 from laplora.errors import ConfigError
+from laplora.features.store import digest
 from laplora.files import file_sha256
-from laplora.fitting.describing import installed_versions
 from laplora.fitting.rows import read_rows
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.store import digest
 from laplora.models.base import BaseSpec, load_tokenizer, locate_base, resolve_device
 from laplora.models.hashes import weights_hash
 from laplora.models.readout import base_of

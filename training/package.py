@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from laplora.answers.golden_inputs import golden_inputs
+from laplora.artifact.describing import describe, summary
 from laplora.artifact.manifest import MANIFEST
 from laplora.artifact.readout_records import readout_record
-from laplora.fitting.describing import describe, fitted_fields, summary
-from laplora.fitting.saving import Parts, read_fit, write_artifact
+from laplora.fitting.saving import Parts, fitted_fields, read_fit, write_artifact
 from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.workers import ALONE
 from training.config import RunConfig, config_hash_fields

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from laplora.artifact.describing import installed_versions
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import Manifest
 from laplora.data.labelled import Task
 from laplora.errors import ConfigError, DataError, InvalidInputError
-from laplora.fitting.describing import installed_versions
-from laplora.fitting.store import rows_digest
+from laplora.features.store import rows_digest
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 from training.config import DataConfig, RunConfig, ShiftConfig, StrangerConfig

@@ -23,8 +23,8 @@ from laplora.experts.base import Expert, Outputs
 from laplora.features.expert_passes import ExpertPasses
 from laplora.features.sentence_encoder import load_sentence_encoder
 from laplora.files import write_tensors
-from laplora.fitting.progress import Silent
 from laplora.linearised import class_log_probs
+from laplora.progress import Silent
 from laplora.prompts.examples import Example
 
 #: The adapter's logits and last states; the base's states, and its answer by label tokens; a sentence encoder's

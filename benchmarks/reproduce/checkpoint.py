@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from laplora.classifier import without_adapter
+from laplora.features.store import digest, rows_digest
 from laplora.files import write_tensors
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.evaluation import outputs_of
 from laplora.fitting.fit import Fit, fit_rows
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.store import digest, rows_digest
 from laplora.predictive.lora_weights import in_place, lora_parameters, read_weights
 from training.evaluate import plain_probs
 from training.workspace.provenance import adapter_inputs, curvature_inputs

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from benchmarks.reproduce.checkpoint import Answers
+from laplora.features.store import digest
 from laplora.files import write_json
-from laplora.fitting.store import digest
 from laplora.metrics.scores import bootstrap_interval, evaluate_probs, row_nll
 from training.config import RunConfig, config_hash_fields
 from training.report.rounding import rounded

@@ -22,7 +22,7 @@ from laplora.answers.prediction import LabelArrays, Prediction, mixtures
 from laplora.artifact.manifest import Manifest
 from laplora.decisions.conformal import present_sets
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
-from laplora.experts.adapter import point
+from laplora.experts.adapter import by_label, point
 from laplora.experts.answering import at_mode
 from laplora.linearised import PosteriorPredictive, class_probs
 from laplora.pool.served import HeadAnswers
@@ -118,16 +118,6 @@ def build_several(
         )
         for i, row in enumerate(rows)
     ]
-
-
-def by_label(found: PosteriorPredictive) -> PosteriorPredictive:
-    """Return the moments of labels' presence, (inputs, labels), as those of a binary row for each label.
-
-    An input's expected entropy is shared out evenly: what is said of it is the sum.
-    """
-    probs, labels = found.probs.flatten(), found.probs.shape[1]
-    expected = (found.expected_entropy / labels).repeat_interleave(labels)
-    return PosteriorPredictive(torch.stack([1 - probs, probs], 1), found.std.flatten()[:, None].expand(-1, 2), expected)
 
 
 def _named(labels: Sequence[str], chosen: torch.Tensor) -> list[str]:

@@ -18,15 +18,15 @@ from typing import NamedTuple
 import torch
 
 from laplora.answers.review_scores import ReviewScores
-from laplora.answers.several_labels import by_label
 from laplora.artifact.manifest import RecommendedRecord
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError, LaploraError, warn
-from laplora.experts.adapter import AsGiven, Tempered, point
+from laplora.experts.adapter import AsGiven, Tempered, of_rows
 from laplora.experts.base import Blocks, Expert, FeatureSource, Labelled, Outputs, losses_of
 from laplora.experts.laplace import Laplace, logged
 from laplora.experts.of_head import HeadExpert, fit_head
 from laplora.features.expert_passes import ExpertPasses, expert_passes
+from laplora.features.store import Store, kept_outputs
 from laplora.fitting.calibrate import (
     HELD_OUT,
     Calibrated,
@@ -40,17 +40,16 @@ from laplora.fitting.calibrate import (
     warn_of_nothing_accepted,
 )
 from laplora.fitting.fitted_heads import fit_experts
-from laplora.fitting.outputs import SplitOutputs
-from laplora.fitting.progress import Progress
+from laplora.fitting.projected import SplitOutputs
 from laplora.fitting.rows import shared_folds
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.store import Store, kept_outputs
 from laplora.head import HeadError
-from laplora.linearised import Likelihood, PosteriorPredictive, class_log_probs
+from laplora.linearised import class_log_probs
 from laplora.pool.choice import costs_of
 from laplora.pool.fine_tuning import FineTuning, fine_tuning
 from laplora.pool.pool import Pool, fit_pool
 from laplora.predictive.kinds import PredictiveName
+from laplora.progress import Progress
 from laplora.prompts.examples import Example
 from laplora.readouts.label_sequences import LabelSequences
 
@@ -228,12 +227,6 @@ def fit_conditioned(honest: Outputs, labelled: Labelled, seed: int) -> HeadExper
     except HeadError as error:
         raise DataError(f"no head fits the labels: {error}") from error
     return replace(found, places=labelled.honest.nonzero()[found.places, 0], rows=len(labelled))
-
-
-def of_rows(held_out: torch.Tensor, likelihood: Likelihood) -> PosteriorPredictive:
-    """Return honest answers as those of a split's rows: under ``bernoulli`` two classes of each input and label."""
-    found = point(held_out, likelihood)
-    return found if likelihood == "categorical" else by_label(found)
 
 
 def outputs_of_split(outputs: SplitOutputs, *, covariance: bool = False) -> Outputs:

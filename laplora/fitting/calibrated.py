@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from laplora.answers.comparison import check_better
 from laplora.answers.golden_inputs import GoldenInputs
 from laplora.answers.golden_inputs import golden_inputs as inputs_and_source
 from laplora.answers.prediction import Array, Prediction
 from laplora.answers.review_scores import ReviewScores
+from laplora.artifact.describing import describe, summary
 from laplora.artifact.encoders import unsaved_encoder
 from laplora.artifact.folder import Artifact, check_name, check_replaceable
 from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, REPORT_PAGE, Manifest
@@ -25,16 +27,14 @@ from laplora.errors import ConfigError, ModelError
 from laplora.experts.base import Expert, Outputs
 from laplora.features.sentence_encoder import SentenceEncoder
 from laplora.files import write_whole
-from laplora.fitting.comparison import check_better
-from laplora.fitting.describing import describe, fitted_fields, summary
 from laplora.fitting.evaluation import Measured, evaluated, outputs_of_rows
 from laplora.fitting.fit import Fit
 from laplora.fitting.learning import learn, learned_fit
-from laplora.fitting.progress import Progress
 from laplora.fitting.rows import read_rows
 from laplora.fitting.saving import (
     Parts,
     encoder_of,
+    fitted_fields,
     loaded_answers,
     record_of,
     write_artifact,
@@ -54,6 +54,7 @@ from laplora.predictive.batch_outputs import AdaptedModel, check_evaluating
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.lora_weights import lora_parameters, weight_checksums
 from laplora.predictor import Predictor
+from laplora.progress import Progress
 from laplora.selection.suggest import Suggestion, suggest
 
 #: Fields, or a text where the template has one field; one of them, or many.

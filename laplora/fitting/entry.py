@@ -13,11 +13,11 @@ from laplora.answers.golden_inputs import COUNT
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, warn
 from laplora.features.expert_passes import expert_passes
+from laplora.features.store import Forgetful, Store, kept_outputs
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.fit import fit_rows
 from laplora.fitting.fitted_heads import fit_heads
 from laplora.fitting.heads import HeadsPosterior
-from laplora.fitting.progress import Progress, shown_by
 from laplora.fitting.rows import (
     CALIBRATION_SHARE,
     FEW_CALIBRATION_ROWS,
@@ -30,8 +30,8 @@ from laplora.fitting.rows import (
     without_twins,
 )
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.store import Forgetful, Store, kept_outputs
 from laplora.predictive.lora_weights import lora_parameters, read_weights
+from laplora.progress import Progress, shown_by
 from laplora.prompts.examples import Example
 
 #: Median probability of all labels after the prompt, below which prompt or labels are hardly those of the training.

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 
 from laplora.answers.prediction import Prediction
-from laplora.answers.several_labels import by_label
 from laplora.artifact.manifest import PredictiveRecord
 from laplora.classifier import Classifier, batches
 from laplora.decisions.conformal import ConformalScore, label_sets, present_sets
 from laplora.decisions.uncertainty import review_score
-from laplora.experts.adapter import point
+from laplora.experts.adapter import by_label, point
 from laplora.experts.answering import at_mode
 from laplora.experts.base import Outputs
 from laplora.familiarity.percentile import Familiarity
@@ -24,9 +23,7 @@ from laplora.features.expert_passes import ExpertPasses
 from laplora.fitting.adapted_experts import outputs_of_split
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.fit import Fit
-from laplora.fitting.outputs import Fitted, SplitOutputs
-from laplora.fitting.progress import Progress
-from laplora.fitting.projected import project_split
+from laplora.fitting.projected import Fitted, SplitOutputs, project_split
 from laplora.fitting.rows import groups_of
 from laplora.linearised import Likelihood, PosteriorPredictive, class_probs
 from laplora.metrics.label_sets import SetQuality, present_set_quality, set_quality
@@ -37,6 +34,7 @@ from laplora.pool.served import NO_EXPERTS, ServedExperts
 from laplora.posterior.base import Posterior, Prior
 from laplora.predictive.kinds import PREDICTIVES, PredictiveName
 from laplora.predictor import Predictor
+from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
 
 #: Of the column of the model's own answers.

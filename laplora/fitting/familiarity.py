@@ -13,11 +13,11 @@ from laplora.classifier import Classifier
 from laplora.errors import ModelError, warn
 from laplora.familiarity.percentile import Familiarity, false_alarms, watched_layers
 from laplora.familiarity.strangeness import Strangeness, fit_strangeness
-from laplora.fitting.progress import Progress
+from laplora.features.store import Store, rows_digest
 from laplora.fitting.projected import ProjectedSplit, state_tensors, states_of
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.store import Store, rows_digest
 from laplora.jacobians.states import States, StateTape, decoder_layers, join_states, pooling_of
+from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.rows import Batch
 

@@ -14,6 +14,7 @@ from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
 from laplora.experts.base import Expert, Labelled
 from laplora.experts.of_head import HeadExpert
+from laplora.features.store import Forgetful, Store
 from laplora.fitting.adapted_experts import (
     Heads,
     fit_answering,
@@ -21,18 +22,12 @@ from laplora.fitting.adapted_experts import (
     labelled_rows,
     possible_conditioning,
 )
-from laplora.fitting.calibrate import Calibrated
-from laplora.fitting.curvature import fit_curvature
+from laplora.fitting.calibrate import Calibrated, reversed_temperature, with_reversed
 from laplora.fitting.familiarity import Familiar, familiar_layers, fit_familiar, warn_of_few, without_familiarity
-from laplora.fitting.outputs import Fitted, SplitOutputs
-from laplora.fitting.passes import many_classes
-from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
-from laplora.fitting.progress import Progress, Silent
-from laplora.fitting.projected import ProjectedSplit, project_split
-from laplora.fitting.reversed_choices import reversed_temperature, with_reversed
+from laplora.fitting.passes import block_weights, fit_curvature, label_rows, many_classes
+from laplora.fitting.projected import Fitted, ProjectedSplit, SplitOutputs, project_split
 from laplora.fitting.rows import check_independent
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.store import Forgetful, Store
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.linearised import Likelihood
 from laplora.pool.fine_tuning import FineTuning
@@ -42,7 +37,9 @@ from laplora.posterior.base import Posterior, Prior, block_precisions
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.posterior.subset import select_blocks
 from laplora.predictive.kinds import PredictiveName
+from laplora.prior.choices import choose_priors, served_choice, squared_distances
 from laplora.prior.search import PriorChoice
+from laplora.progress import Progress, Silent
 from laplora.prompts.examples import Example
 
 
@@ -187,8 +184,8 @@ def fit_rows(
     familiar = fit_familiar(classifier, train, split, settings, store, progress)
     start = None if initial is None else label_rows(initial, classifier)
     distances = squared_distances(block_weights(classifier), blocks, start)
-    choices = choose_priors(settings, posterior, split, distances, log_likelihood)
-    served = served_choice(settings, choices)
+    choices = choose_priors(laplace.asked, posterior, split.judged, distances, log_likelihood)
+    served = served_choice(laplace.asked, choices)
     outputs = SplitOutputs(split, Fitted(posterior, served.prior, split.projected))
     found = fit_answering(settings, outputs, labelled, beside)
     reverse = reversed_temperature(classifier, found.settings, outputs, calibration, progress)

@@ -20,7 +20,6 @@ from laplora.features.expert_passes import ExpertPasses
 from laplora.files import write_json, write_tensors
 from laplora.fitting.calibrated import ONE_AT_A_TIME, CalibratedPosterior, Inputs
 from laplora.fitting.fitted_heads import FittedHeads, forgotten, learned
-from laplora.fitting.progress import Progress
 from laplora.fitting.rows import groups_of, read_rows, warn_of_conflicts
 from laplora.fitting.saving import FIT, Parts, write_heads
 from laplora.fitting.settings import FitSettings
@@ -28,6 +27,7 @@ from laplora.head.folds import folds_of_new
 from laplora.pool.pool import Pool
 from laplora.predictive.batch_outputs import AdaptedModel
 from laplora.predictive.kinds import PREDICTIVES
+from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.groups import question_of
 

@@ -17,23 +17,22 @@ from typing import Any
 
 import torch
 
+from laplora.answers.comparison import Comparison, compare
 from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.head_files import KeptRows, expert_fields
 from laplora.artifact.manifest import Manifest, RecommendedRecord
 from laplora.classifier import Classifier, batches
 from laplora.errors import ConfigError, DataError
-from laplora.experts.adapter import AsGiven, Tempered
+from laplora.experts.adapter import AsGiven, Tempered, of_rows
 from laplora.experts.answering import AnswersByHead
 from laplora.experts.base import Expert, Labelled, Outputs, losses_of
 from laplora.experts.familiar import familiarity_of
 from laplora.experts.laplace import Laplace
 from laplora.experts.of_head import HeadExpert
 from laplora.features.outputs import LogProbSource
-from laplora.fitting.adapted_experts import MOST, of_rows
+from laplora.fitting.adapted_experts import MOST
 from laplora.fitting.calibrate import OUT_OF_FOLD, Calibrated, recommended_by, recorded, warn_of_nothing_accepted
-from laplora.fitting.comparison import Comparison, compare
 from laplora.fitting.fit import Fit
-from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS, check_independent, groups_of, warn_of_conflicts
 from laplora.fitting.settings import CalibrationSettings
 from laplora.head import HeadError
@@ -44,6 +43,7 @@ from laplora.pool.pool import Pool
 from laplora.pool.served import POOLED, ServedExperts
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictor import Predictor
+from laplora.progress import Progress, Silent
 from laplora.prompts.examples import Example, label_tensor
 
 #: Runs a pass through the model: at once, or between a server's requests.

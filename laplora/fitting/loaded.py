@@ -8,17 +8,17 @@ from typing import Any
 
 from laplora.answers.golden import what_leaves
 from laplora.answers.golden_inputs import GoldenInputs
+from laplora.artifact.describing import summary
 from laplora.artifact.folder import check_name, check_replaceable
 from laplora.artifact.packaged import copy_artifact, is_conditioned
 from laplora.errors import ConfigError
 from laplora.fitting.calibrated import ONE_AT_A_TIME, CalibratedPosterior
-from laplora.fitting.describing import summary
 from laplora.fitting.fit import Fit
 from laplora.fitting.learning import LoadedClassifier
-from laplora.fitting.progress import Progress, shown_by
 from laplora.fitting.rows import read_rows
 from laplora.fitting.versions import Version, as_packaged, make_version, predictor_of, write_version
 from laplora.predictor import Predictor
+from laplora.progress import Progress, shown_by
 
 
 def load(path: str | Path, *, device: str = "auto", progress: bool | Progress = True) -> CalibratedPosterior:

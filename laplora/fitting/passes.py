@@ -1,9 +1,10 @@
-"""A pass over the training rows: its state is kept as it grows, so that a fit can be stopped in it."""
+"""The curvature over the training rows, by passes whose state is kept as it grows: a fit can be stopped in them."""
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from itertools import accumulate, chain, count, takewhile
@@ -12,16 +13,23 @@ from typing import Any
 import torch
 
 from laplora.classifier import Classifier, batches
-from laplora.fitting.progress import Progress
+from laplora.features.store import Store
+from laplora.fitting.projected import project_split, split_of, split_tensors
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.store import Store
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.many_classes import ManyClasses, fisher_directions
 from laplora.linearised import class_weighted_hessian, class_weighted_log_likelihood, log_likelihood
-from laplora.posterior.passes import State
-from laplora.posterior.structures import needs_sums
+from laplora.models.classifier_head import with_head_blocks
+from laplora.models.readout import head_name
+from laplora.posterior.base import Posterior, ProjectedJacobians
+from laplora.posterior.many_classes import ManyClassPosterior
+from laplora.posterior.passes import State, StructureSettings
+from laplora.posterior.structures import fit_posterior, needs_sums
+from laplora.predictive.lora_weights import lora_parameters
+from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
+from laplora.readouts.label_tokens import LabelTokens
 from laplora.workers import Workers
 
 #: How often a state is kept, seconds.
@@ -182,3 +190,68 @@ def state_of_all(workers: Workers, own: State) -> State:
         whole = tuple(next(flat) for _ in parts)
         found[name] = whole if isinstance(getattr(own, name), tuple) else whole[0]
     return replace(own, **found)  # type: ignore[type-var]
+
+
+def fit_curvature(
+    classifier: Classifier,
+    examples: Sequence[Example],
+    blocks: tuple[Block, ...],
+    settings: FitSettings,
+    store: Store,
+    progress: Progress,
+) -> tuple[Posterior, float]:
+    """Return the curvature over the rows, and their log-likelihood (summed, nats)."""
+    laplace = settings.laplace
+    structure = StructureSettings(
+        structure=laplace.structure,
+        rank=laplace.rank,
+        oversampling=laplace.oversampling,
+        joint_rank=laplace.joint_rank,
+        seed=settings.seed,
+        basis_dtype=getattr(torch, laplace.factor_dtype),
+    )
+    run_pass = RowPass(classifier, examples, blocks, settings, store, progress)
+    fitted = fit_posterior(structure, blocks, run_pass)
+    posterior = classifier.workers.told(lambda: fitted)  # directions that were computed twice may differ by a sign
+    if many := many_classes(settings, classifier):
+        reference = _reference(classifier, posterior, examples, many, settings.seed, store, progress)
+        posterior = ManyClassPosterior(posterior, reference, many.directions)
+    return posterior, run_pass.log_likelihood
+
+
+def _reference(
+    classifier: Classifier,
+    posterior: Posterior,
+    examples: Sequence[Example],
+    many: ManyClasses,
+    seed: int,
+    store: Store,
+    progress: Progress,
+) -> ProjectedJacobians:
+    """Return a few training rows with Jacobians of all their contrasts, one row at a time."""
+    mark = repr((many, seed))
+    if kept := store.read("reference", mark):
+        return split_of(kept[0]).projected
+    draw = random.Random(f"{seed}/reference")
+    rows = [examples[i] for i in sorted(draw.sample(range(len(examples)), min(many.reference_rows, len(examples))))]
+    split = project_split(classifier, posterior, rows, progress, "rows with every contrast", batch_size=1)
+    store.write("reference", split_tensors(split), {}, mark)
+    return split.projected
+
+
+def block_weights(classifier: Classifier) -> dict[str, torch.Tensor]:
+    """Return the trained weights that the posterior is around, by block name, as ``label_rows``."""
+    weights = {name: weight.detach() for name, weight in lora_parameters(classifier.model).items()}
+    return label_rows(weights, classifier)
+
+
+def label_rows(weights: Mapping[str, torch.Tensor], classifier: Classifier) -> dict[str, torch.Tensor]:
+    """Return weights by block name: of the output embedding's ``lora_B`` the labels' rows, of a head with its bias."""
+    readout = classifier.readout
+    if readout.trained:
+        return with_head_blocks(weights, readout.trained)
+    if not isinstance(readout, LabelTokens):
+        return dict(weights)
+    head = head_name(classifier.model) + ".lora_B"
+    rows = list(readout.token_ids)
+    return {name: weight[rows] if name == head else weight for name, weight in weights.items()}

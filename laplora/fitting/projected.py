@@ -1,4 +1,4 @@
-"""A split's rows as far as the posterior looks at them: computed once, kept in a file, used by every choice."""
+"""What the posterior sees of a split's rows, computed once and kept; the means and covariances that are made of it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from laplora.classifier import Classifier
-from laplora.fitting.progress import Progress
 from laplora.fitting.rows import groups_of
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import States, StateTape, join_states, pooling_of
-from laplora.posterior.base import Posterior, ProjectedJacobians
+from laplora.posterior.base import Covariances, Posterior, Prior, ProjectedJacobians, block_precisions
 from laplora.posterior.binary import binary_projected
 from laplora.posterior.many_classes import choose_of
 from laplora.predictive.binary_rows import binary_logits
+from laplora.predictive.kinds import PREDICTIVES, PredictiveName
+from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.rows import Batch
 
@@ -57,6 +58,11 @@ class ProjectedSplit:
     def row_groups(self) -> torch.Tensor:
         """Which group each row is of, (rows,) int64; the rows of an input are of one."""
         return self.input_groups.repeat_interleave(self.together)
+
+    @property
+    def judged(self) -> tuple[ProjectedJacobians, torch.Tensor, torch.Tensor]:
+        """The rows as the posterior sees them, their labels and class mask."""
+        return self.projected, self.labels, self.class_mask
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -156,3 +162,32 @@ def state_tensors(states: States) -> dict[str, torch.Tensor]:
 def states_of(tensors: Mapping[str, torch.Tensor]) -> States:
     """Return states from their named tensors."""
     return States(tuple(tensors["states.layers"].tolist()), tensors["states.hidden"], tensors["states.contrast_mean"])
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One adapter's posterior under its prior, and a split's rows as it sees them, in the split's row order.
+
+    Of out-of-fold rows it is that of several adapters, one prior for all.
+    """
+
+    posterior: Covariances
+    prior: Prior
+    projected: ProjectedJacobians
+
+    def covariance(self, prior: Prior | None = None) -> torch.Tensor:
+        """Return the contrasts' covariance, (rows, classes - 1, classes - 1) float64, under its prior by default."""
+        return self.posterior.covariance(self.projected, block_precisions(prior or self.prior, self.posterior.blocks))
+
+
+@dataclass(frozen=True)
+class SplitOutputs:
+    """Everything that an adapter's predictives need of one split."""
+
+    split: ProjectedSplit
+    fitted: Fitted
+
+    def moments(self, name: PredictiveName, prior: Prior | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return a predictive's mean (rows, classes - 1) and covariance, under its prior by default."""
+        covariance = self.fitted.covariance(prior) if PREDICTIVES[name].covariance else None
+        return self.split.projected.contrast_mean, covariance

@@ -109,6 +109,19 @@ def encoder_of(fit: Fit) -> EncoderRecord | None:
     return None if encoder is None else encoder_record(encoder)
 
 
+def fitted_fields(record: FitRecord) -> dict[str, Any]:
+    """Return what a manifest says of a fitted adapter."""
+    return {
+        "prior": prior_record(record.served, record.centred),
+        "experts": record.experts,
+        "pool": record.pool,
+        "encoder": record.encoder,
+        "familiarity": record.familiarity,
+        "many_classes": record.many_classes,
+        **dict(record.calibrated),
+    }
+
+
 def write_fit(folder: Path, record: FitRecord, fit: Fit, notes: Mapping[str, Any]) -> None:
     """Write a fit into a folder; ``notes`` go into its ``fit.json``, which is written last."""
     dtype, blocks = fit.settings.laplace.factor_dtype, fit.posterior.blocks

@@ -50,6 +50,11 @@ class LaplaceSettings(Section):
         "scalar", description="one prior precision in all, or per lora_A / lora_B"
     )
 
+    @property
+    def asked(self) -> tuple[str, str]:
+        """Method and granularity of the prior that is served."""
+        return self.prior, self.granularity
+
 
 class CalibrationSettings(Section):
     """Thresholds taken from the calibration split."""

@@ -10,9 +10,11 @@ from operator import call
 from pathlib import Path
 from typing import Any
 
+from laplora.answers.comparison import Comparison, check_better
 from laplora.answers.golden import golden_entry, read_golden
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import read_scores, score_tensors
+from laplora.artifact.describing import installed_versions, summary
 from laplora.artifact.folder import Artifact, check_name, check_replaceable, read_artifact
 from laplora.artifact.head_files import expert_tensors, read_experts, read_kept_rows
 from laplora.artifact.manifest import EXPERTS, GOLDEN, ROWS, SCORES, Manifest
@@ -26,13 +28,11 @@ from laplora.artifact.packaged import (
 )
 from laplora.errors import ConfigError
 from laplora.files import write_json, write_tensors
-from laplora.fitting.comparison import Comparison, check_better
-from laplora.fitting.describing import installed_versions, summary
 from laplora.fitting.learning import Learned, LoadedClassifier, Run, check_count, learn
-from laplora.fitting.progress import Progress, shown_by
 from laplora.fitting.rows import read_rows
 from laplora.fitting.saving import TOLERANCE, VARIANCE_TOLERANCE
 from laplora.predictor import Predictor
+from laplora.progress import Progress, shown_by
 from laplora.prompts.examples import Example
 
 

@@ -38,7 +38,7 @@ from service.scoring.model import Model
 from service.telemetry.logs import logger
 
 if TYPE_CHECKING:
-    from laplora.fitting.comparison import Comparison
+    from laplora.answers.comparison import Comparison
     from laplora.fitting.versions import Version
     from laplora.prompts.examples import Example
 

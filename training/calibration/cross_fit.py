@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from laplora.classifier import Classifier
+from laplora.features.store import Forgetful, Store
 from laplora.fitting.adapted_experts import fit_answering, fit_beside, labelled_rows, possible_conditioning
 from laplora.fitting.calibrate import OUT_OF_FOLD
-from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.familiarity import familiar_of, strangeness_to
 from laplora.fitting.fit import Fit, check_several_labels, many_classes_record, possible
-from laplora.fitting.outputs import Fitted, SplitOutputs
-from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
-from laplora.fitting.progress import Progress, Silent
+from laplora.fitting.passes import block_weights, fit_curvature, label_rows
+from laplora.fitting.projected import Fitted, SplitOutputs
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.store import Forgetful, Store
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.subset import select_blocks
+from laplora.prior.choices import choose_priors, served_choice, squared_distances
+from laplora.progress import Progress, Silent
 from laplora.prompts.examples import Example
 from training.calibration.fold_adapters import FoldAdapter, folded_rows
 
@@ -59,8 +59,10 @@ def cross_fit_rows(
     found = folded_rows(classifier, folds, rows, blocks, settings, progress)
     start = None if initial is None else label_rows(initial, classifier)
     distances = squared_distances(block_weights(classifier), blocks, start)
-    choices = choose_priors(settings, posterior, found.split, distances, log_likelihood, found.posterior)
-    served = served_choice(settings, choices)
+    choices = choose_priors(
+        settings.laplace.asked, posterior, found.split.judged, distances, log_likelihood, found.posterior
+    )
+    served = served_choice(settings.laplace.asked, choices)
     judged = Fitted(found.posterior, served.prior, found.split.projected)
     familiar = None
     if found.strangeness is not None:

@@ -11,9 +11,9 @@ from laplora.artifact.manifest import PredictiveRecord
 from laplora.classifier import Classifier
 from laplora.decisions.uncertainty import review_score
 from laplora.features.expert_passes import ExpertPasses
+from laplora.fitting.calibrate import in_reverse
 from laplora.fitting.evaluation import RowOutputs, outputs_of
 from laplora.fitting.projected import ProjectedSplit
-from laplora.fitting.reversed_choices import in_reverse
 from laplora.fitting.settings import FitSettings
 from laplora.metrics.paired import nll_difference
 from laplora.metrics.scores import Evaluation, evaluate_probs

@@ -13,14 +13,14 @@ import torch
 from laplora.answers.explaining import nothing_accepted
 from laplora.answers.reporting import row_text
 from laplora.answers.review_scores import read_scores
+from laplora.artifact.describing import installed_versions
 from laplora.artifact.manifest import POSTERIOR, REPORT_PAGE, SCORES
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
+from laplora.features.store import rows_digest
 from laplora.files import file_sha256, write_whole
 from laplora.fitting.calibrate import Calibrated
-from laplora.fitting.describing import installed_versions
 from laplora.fitting.evaluation import RowOutputs
 from laplora.fitting.saving import FitRecord
-from laplora.fitting.store import rows_digest
 from laplora.linearised import class_probs
 from laplora.models.hashes import weights_hash
 from laplora.prompts.examples import Example

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from laplora.features.store import digest, rows_digest
 from laplora.files import file_sha256
-from laplora.fitting.store import digest, rows_digest
 from laplora.models.hashes import weights_hash
 from laplora.prompts.templates import PromptTemplate
 from training.workspace.folds import fold_runs

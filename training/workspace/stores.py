@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from laplora.features.store import FROZEN_PASSES, Kept, Store
 from laplora.files import write_tensors
-from laplora.fitting.store import FROZEN_PASSES, Kept, Store
 from laplora.workers import Workers
 from training.workspace.provenance import base_inputs
 from training.workspace.run import Run

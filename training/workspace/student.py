@@ -15,8 +15,8 @@ from laplora.artifact.manifest import ADAPTER_FOLDER, Manifest
 from laplora.data.labelled import examples_of, read_inputs
 from laplora.data.records import read_records
 from laplora.errors import ConfigError, DataError
+from laplora.features.store import digest, rows_digest
 from laplora.files import file_sha256
-from laplora.fitting.store import digest, rows_digest
 from laplora.predictive.kinds import PREDICTIVES, PredictiveName
 from laplora.prompts.examples import Example
 from training.config import RunConfig

@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 class Terminal:
-    """How a fit of the library tells a job's user where it is (``laplora.fitting.progress``)."""
+    """How a fit of the library tells a job's user where it is (``laplora.progress``)."""
 
     def say(self, line: str) -> None:
         """Print the line."""

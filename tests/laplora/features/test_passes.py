@@ -18,7 +18,7 @@ from laplora.features.encoding import FeatureEncoding
 from laplora.features.expert_passes import ExpertPasses
 from laplora.features.outputs import Outputs
 from laplora.features.sentence_encoder import SentenceEncoder, TextEncoding
-from laplora.fitting.progress import Silent
+from laplora.progress import Silent
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import TEMPLATES

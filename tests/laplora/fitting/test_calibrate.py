@@ -26,8 +26,7 @@ from laplora.fitting.calibrate import (
     prior_without,
 )
 from laplora.fitting.evaluation import Gain, RowOutputs, RowProbs, gain_over_temperature
-from laplora.fitting.outputs import Fitted, SplitOutputs
-from laplora.fitting.projected import ProjectedSplit
+from laplora.fitting.projected import Fitted, ProjectedSplit, SplitOutputs
 from laplora.fitting.settings import FitSettings
 from laplora.head import fold_numbers
 from laplora.jacobians.blocks import Block

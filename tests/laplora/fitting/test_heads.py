@@ -19,8 +19,8 @@ from transformers import BertConfig, BertModel
 import laplora
 from laplora.errors import ConfigError, DataError, DownloadError, LaploraWarning, ModelError
 from laplora.features import expert_passes
-from laplora.fitting.progress import Silent
 from laplora.fitting.rows import read_rows
+from laplora.progress import Silent
 from laplora.sklearn import LaploraClassifier
 
 LABELS = {"no": " w1", "yes": " w2"}

@@ -12,11 +12,11 @@ import torch
 from tiny_runs import reseal
 
 import laplora
+from laplora.answers import comparison
+from laplora.answers.comparison import Comparison, compare
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConditioningError, ConfigError, DataError, LaploraWarning
 from laplora.experts.base import Labelled
-from laplora.fitting import comparison
-from laplora.fitting.comparison import Comparison, compare
 
 Rows = list[dict[str, Any]]
 QUIET: Any = {"progress": False, "device": "cpu"}

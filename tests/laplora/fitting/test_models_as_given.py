@@ -21,9 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CanineTokenizer
 
 import laplora
 from laplora.errors import ConfigError, GoldenMismatchError, LabelTokenError, ModelError
-from laplora.fitting.priors import block_weights, squared_distances
+from laplora.fitting.passes import block_weights
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.predictive.lora_weights import lora_parameters
+from laplora.prior.choices import squared_distances
 from laplora.prompts.templates import TEMPLATES
 from laplora.readouts.choice import choose_readout
 from laplora.readouts.label_sequences import LabelSequences

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_runs import FinishedRun
 
-from laplora.fitting.reversed_choices import with_reversed
+from laplora.fitting.calibrate import with_reversed
 from laplora.fitting.saving import read_fit
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example

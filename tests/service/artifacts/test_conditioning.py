@@ -18,8 +18,9 @@ from test_entry import rows_of
 from tiny_runs import FinishedRun, reseal
 
 import laplora
+from laplora.answers import comparison
 from laplora.artifact.folder import read_artifact
-from laplora.fitting import comparison, versions
+from laplora.fitting import versions
 from laplora.predictor import Predictor
 from service.app import create_app
 

@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 
 import laplora
 from laplora.errors import ConfigError
+from laplora.features.store import Forgetful
 from laplora.fitting.fit import Fit, fit_rows
 from laplora.fitting.settings import FitSettings
-from laplora.fitting.store import Forgetful
 from laplora.head import fit as fit_head
 from laplora.linearised import class_log_probs
 from laplora.metrics.scores import row_nll

@@ -10,7 +10,7 @@ import torch
 from test_calibrate import SETTINGS, calibrate, outputs
 
 from laplora.fitting.calibrate import OUT_OF_FOLD, out_of_fold, prior_without
-from laplora.fitting.outputs import Fitted, SplitOutputs
+from laplora.fitting.projected import Fitted, SplitOutputs
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import ProjectedJacobians
 from laplora.predictive.cross_fitting import fold_rows

@@ -11,7 +11,7 @@ import torch
 
 from laplora.features.expert_passes import ExpertPasses
 from laplora.features.outputs import Outputs
-from laplora.fitting.progress import Progress
+from laplora.progress import Progress
 from laplora.prompts.examples import Example
 
 #: Tensors and what was noted beside them, by name.

@@ -12,7 +12,6 @@ import torch
 
 from laplora.artifact.manifest import FORMAT_VERSION, Manifest, TemplateRecord
 from laplora.artifact.readout_records import ReadOutRecord
-from laplora.fitting.saving import FitRecord, prior_record
 from laplora.metrics.noise import ece_limit
 from laplora.models.base import BaseSpec
 from laplora.prompts.templates import PromptTemplate
@@ -61,19 +60,6 @@ def describe(
         versions=installed_versions(),
         files={},
     )
-
-
-def fitted_fields(record: FitRecord) -> dict[str, Any]:
-    """Return what a manifest says of a fitted adapter."""
-    return {
-        "prior": prior_record(record.served, record.centred),
-        "experts": record.experts,
-        "pool": record.pool,
-        "encoder": record.encoder,
-        "familiarity": record.familiarity,
-        "many_classes": record.many_classes,
-        **dict(record.calibrated),
-    }
 
 
 def summary(evaluation: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from laplora.errors import ConditioningError
+from laplora.experts.adapter import of_rows
 from laplora.experts.base import Labelled, losses_of
-from laplora.fitting.adapted_experts import of_rows
 from laplora.metrics.groups import mean_and_error
 from laplora.metrics.scores import evaluate_probs
 from laplora.predictive.kinds import PredictiveName
