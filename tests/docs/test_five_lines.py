@@ -51,11 +51,13 @@ def names() -> dict[str, Any]:
     return {"base": base, "tokenizer": AutoTokenizer.from_pretrained(folder), "laplora": laplora, "folder": folder}
 
 
-def test_a_model_as_it_is(names: dict[str, Any]) -> None:
+def test_a_model_as_it_is(names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     given = {"rows": REVIEWS[:30], "later_rows": REVIEWS[30:40], "new_rows": REVIEWS[40:], "test_rows": REVIEWS[40:]}
     exec(block("posterior.condition(later_rows)"), given | names, found := {})
     assert isinstance(found["posterior"], laplora.HeadsPosterior)
     assert len(found["posterior"].rows) == 40
+    assert (tmp_path / "artifacts" / "your-reviews" / "experts.safetensors").is_file()
     assert [one.label for one in found["answers"]] == [row["label"] for row in REVIEWS[40:]]
     assert found["posterior"].predictives == ("map", "frozen", "encoder", "pooled")
 
@@ -75,7 +77,9 @@ def test_a_model_with_an_adapter(names: dict[str, Any], tmp_path: Path, monkeypa
     model = PeftModel.from_pretrained(base, str(ROOT / "artifacts" / "sst2-smollm2" / "adapter"))
     given = {"train_rows": REVIEWS[:10], "calibration_rows": REVIEWS[10:34], "test_rows": REVIEWS[34:]}
     monkeypatch.chdir(tmp_path)
-    exec(block("posterior.save("), {"model": model, "new_rows": REVIEWS[34:36]} | given | names, found := {})
+    exec(
+        block("train_rows, calibration_rows"), {"model": model, "new_rows": REVIEWS[34:36]} | given | names, found := {}
+    )
     assert isinstance(found["posterior"], laplora.CalibratedPosterior)
     assert (tmp_path / "artifacts" / "your-reviews" / "manifest.json").is_file()
     assert [one.label for one in found["answers"]] == [row["label"] for row in REVIEWS[34:36]]
