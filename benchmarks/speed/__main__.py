@@ -23,6 +23,7 @@ from benchmarks.speed import published
 
 PARTS = (
     "predict",
+    "pool",
     "peers",
     "fit",
     "large",

@@ -7,16 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import VOCABULARY, tiny_model
 
 from benchmarks.harness.record import Conditions, Record, read
 from benchmarks.harness.subject import random_batch, with_classes
 from benchmarks.harness.timing import Ratio
 from benchmarks.speed import __main__ as job
-from benchmarks.speed.parts import fit, overload, predict
+from benchmarks.speed.parts import fit, overload, pool, predict
+from laplora.features.outputs import Outputs
+from laplora.fitting.fitted_heads import learned
+from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Prior, block_precisions
 from laplora.predictive.batch_outputs import AdaptedModel, batch_outputs
+from laplora.progress import Silent
 from laplora.prompts.rows import Batch
 from laplora.readouts.label_tokens import LabelTokens
 
@@ -93,6 +98,21 @@ def test_parts_time_what_they_say(structure: str) -> None:
     found = batch_outputs(five, tokens_within(random_batch(five, 4, 8)), covariance=True)
     assert found.covariance is not None
     assert found.covariance.shape == (4, 4, 4)
+
+
+def test_the_pool_part_learns_the_later_rows_of_its_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "ROWS", 40)
+    monkeypatch.setattr(pool, "LATER", 20)
+    texts = pool.examples(60, pool.SHORT)
+    assert {len(one.fields["text"].split()) for one in texts} == {pool.SHORT}
+    states = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    outputs = Outputs(torch.ones(60, 6, dtype=torch.bool), {}, {name: {"mean.1": states} for name in pool.HEADS})
+    heads = pool.fitted(outputs, 6)
+    rows, labels = pool.later(outputs, 6, heads)
+    after = learned(heads, rows, labels, FitSettings(), Silent())
+    assert len(after.labelled) == 60
+    assert torch.equal(after.labelled.labels, pool.labelled(60, 6).labels)
+    assert all(len(one.places) == 60 for one in after.experts.values())
 
 
 def tokens_within(batch: Batch) -> Batch:
