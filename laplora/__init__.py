@@ -81,9 +81,8 @@ if TYPE_CHECKING:
     from laplora.fitting.entry import fit
     from laplora.fitting.evaluation import Measured
     from laplora.fitting.heads import HeadsPosterior
-    from laplora.fitting.loaded import load
+    from laplora.fitting.loaded import condition, load
     from laplora.fitting.settings import FitSettings
-    from laplora.fitting.versions import condition
     from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
     from laplora.jacobians.states import States, StateTape
     from laplora.linearised import PosteriorPredictive
@@ -95,7 +94,7 @@ if TYPE_CHECKING:
     from laplora.posterior.subset import select_blocks
     from laplora.predictive.cross_fitting import cross_fitted
     from laplora.predictive.gaussian import posterior_predictive
-    from laplora.predictive.kinds import PREDICTIVES, PredictiveSpec, fit_predictive_temperature, predictive_probs
+    from laplora.predictive.kinds import PREDICTIVES, fit_predictive_temperature, predictive_probs
     from laplora.predictor import Predictor
     from laplora.prior.evidence import choose_by_evidence
     from laplora.prior.search import PriorChoice
@@ -142,7 +141,6 @@ __all__ = [
     "Posterior",
     "PosteriorPredictive",
     "Prediction",
-    "PredictiveSpec",
     "Predictor",
     "Prior",
     "PriorChoice",
@@ -197,10 +195,8 @@ _HOMES = {
     "fitting.entry": ("fit",),
     "fitting.evaluation": ("Measured",),
     "fitting.heads": ("HeadsPosterior",),
-    "fitting.loaded": ("load",),
-    "fitting.comparison": ("Comparison",),
+    "fitting.loaded": ("condition", "load"),
     "fitting.settings": ("FitSettings",),
-    "fitting.versions": ("condition",),
     "artifact.folder": ("Artifact", "read_artifact"),
     "artifact.packaged": ("restore_packaged",),
     "decisions.conformal": (
@@ -219,7 +215,8 @@ _HOMES = {
     "posterior.base": ("Posterior", "Prior", "block_precisions"),
     "linearised": ("PosteriorPredictive",),
     "predictive.gaussian": ("posterior_predictive",),
-    "predictive.kinds": ("PREDICTIVES", "PredictiveSpec", "fit_predictive_temperature", "predictive_probs"),
+    "predictive.kinds": ("PREDICTIVES", "fit_predictive_temperature", "predictive_probs"),
+    "answers.comparison": ("Comparison",),
     "answers.prediction": ("Prediction",),
     "predictor": ("Predictor",),
     "prior.evidence": ("choose_by_evidence",),

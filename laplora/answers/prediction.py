@@ -222,15 +222,19 @@ def verdicts(
 
 def mixtures(manifest: Manifest, outputs: BatchOutputs) -> dict[PredictiveName, PosteriorPredictive]:
     """Return the moments of every predictive of the artifact that the outputs are enough for."""
-    moments = {}
-    for name in manifest.predictives:
-        if name not in PREDICTIVES:
-            continue
-        spec = manifest.spec(name)
-        covariance = outputs.covariance if spec.covariance else None
-        if outputs.mean is not None and spec.covariance == (covariance is not None):
-            moments[name] = predictive_probs(spec, outputs.mean, covariance, outputs.class_mask)
-    return moments
+    if outputs.mean is None:
+        return {}
+    wanted = (n for n in PREDICTIVES if n in manifest.predictives)
+    return {
+        name: predictive_probs(
+            outputs.mean,
+            outputs.covariance if has_jacobians(name) else None,
+            outputs.class_mask,
+            manifest.predictives[name].temperature,
+        )
+        for name in wanted
+        if outputs.covariance is not None or not has_jacobians(name)
+    }
 
 
 def build_predictions(

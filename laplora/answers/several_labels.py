@@ -22,7 +22,7 @@ from laplora.answers.prediction import LabelArrays, Prediction, mixtures
 from laplora.artifact.manifest import Manifest
 from laplora.decisions.conformal import present_sets
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
-from laplora.experts.adapter import by_label, point
+from laplora.experts.adapter import by_label, of_rows
 from laplora.experts.answering import at_mode
 from laplora.linearised import PosteriorPredictive, class_probs
 from laplora.pool.served import HeadAnswers
@@ -51,7 +51,7 @@ def build_several(
     computed: dict[Any, PosteriorPredictive] = {**mixtures(manifest, binary)}
     logits, variances = outputs.logits, None
     if heads is not None:
-        computed |= {one: by_label(point(logs, "bernoulli")) for one, logs in heads.log_probs.items()}
+        computed |= {one: of_rows(logs, "bernoulli") for one, logs in heads.log_probs.items()}
         logits = heads.log_probs.get(name, logits)
         if heads.served is not None:
             computed[name], spread, variances = by_label(at_mode(heads.served)), True, heads.served.variance.numpy()

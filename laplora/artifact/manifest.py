@@ -22,8 +22,6 @@ from laplora.posterior.base import Prior
 from laplora.predictive.kinds import (
     PREDICTIVES,
     PredictiveName,
-    PredictiveSpec,
-    predictive_spec,
 )
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS
 from laplora.prompts.templates import Cut, PromptTemplate
@@ -308,10 +306,6 @@ class Manifest(_Record):
         if familiarity is None or self.familiarity is None:
             return None
         return is_unfamiliar(familiarity, self.familiarity.false_alarms)
-
-    def spec(self, name: PredictiveName) -> PredictiveSpec:
-        """Return one of the artifact's predictives with its temperature."""
-        return predictive_spec(name, self.predictives[name].temperature)
 
     @property
     def base(self) -> BaseSpec:

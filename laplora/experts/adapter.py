@@ -12,55 +12,34 @@ from laplora.linearised import Likelihood, PosteriorPredictive, entropy
 
 @dataclass(frozen=True)
 class AsGiven:
-    """Log probabilities of a pass as they are; an ``Expert``.
+    """Log probabilities of a pass as they are, or at a temperature (Guo et al., arXiv 1706.04599); an ``Expert``.
 
     Attributes:
-        name: of the expert, and of its log probabilities.
-        held_out: as of ``Expert``: NaN in rows that the model was trained on.
+        source: of the log probabilities, and without a temperature what the expert is called.
+        held_out: as of ``Expert``: NaN in rows that the model was trained on; at the temperature of other folds.
+        temperature: divides them, of the predictive of this name; None: none does.
     """
 
-    name: LogProbSource
+    source: LogProbSource
     held_out: torch.Tensor = field(repr=False)
     likelihood: Likelihood = "categorical"
-
-    def without(self, fold: int) -> torch.Tensor:
-        """Return ``held_out``: no label moves it."""
-        return self.held_out
-
-    def log_probs(self, outputs: Outputs) -> torch.Tensor:
-        """Return what the pass gave, (rows, classes) float64."""
-        return outputs.log_probs[self.name]
-
-    def predictive(self, outputs: Outputs) -> PosteriorPredictive:
-        """Return its probabilities, without spread."""
-        return point(self.log_probs(outputs), self.likelihood)
-
-
-@dataclass(frozen=True)
-class Tempered:
-    """The adapter's answer at a temperature (Guo et al., arXiv 1706.04599); an ``Expert``.
-
-    Attributes:
-        temperature: divides its log probabilities.
-        held_out: as of ``Expert``: each row's at the temperature of the folds without it.
-    """
-
-    temperature: float
-    held_out: torch.Tensor = field(repr=False)
-    likelihood: Likelihood = "categorical"
+    temperature: float | None = None
 
     @property
     def name(self) -> str:
         """What answers name as their predictive."""
-        return "temperature"
+        return self.source if self.temperature is None else "temperature"
 
     def without(self, fold: int) -> torch.Tensor:
-        """Return ``held_out``: of a row's label, that of another fold knows no more than one number."""
+        """Return ``held_out``: no label moves it; a temperature knows next to nothing of one."""
         return self.held_out
 
     def log_probs(self, outputs: Outputs) -> torch.Tensor:
         """Return (rows, classes) float64 log probabilities, nats; under ``bernoulli`` the logits."""
-        divided = outputs.log_probs["adapter"] / self.temperature
+        given = outputs.log_probs[self.source]
+        if self.temperature is None:
+            return given
+        divided = given / self.temperature
         return divided.log_softmax(-1) if self.likelihood == "categorical" else divided
 
     def predictive(self, outputs: Outputs) -> PosteriorPredictive:

@@ -21,7 +21,7 @@ from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.manifest import RecommendedRecord
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError, LaploraError, warn
-from laplora.experts.adapter import AsGiven, Tempered, of_rows
+from laplora.experts.adapter import AsGiven, of_rows
 from laplora.experts.base import Blocks, Expert, FeatureSource, Labelled, Outputs, losses_of
 from laplora.experts.laplace import Laplace, logged
 from laplora.experts.of_head import HeadExpert, fit_head
@@ -155,7 +155,7 @@ def fit_answering(
     kind = labelled.likelihood
     experts: dict[str, Expert] = {"adapter": AsGiven("adapter", among_all(read.log_probs["adapter"]), kind)}
     if "temperature" in held_out:
-        experts["temperature"] = Tempered(temperatures["temperature"], logs("temperature"), kind)
+        experts["temperature"] = AsGiven("adapter", logs("temperature"), kind, temperatures["temperature"])
     if conditioned is not None:
         experts["conditioned"] = conditioned
     experts |= {"laplace": Laplace(logs("laplace"), kind), **heads}

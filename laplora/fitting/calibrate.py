@@ -26,12 +26,10 @@ from laplora.pool.choice import choose
 from laplora.posterior.base import Prior
 from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
 from laplora.predictive.kinds import (
-    PREDICTIVES,
-    TEMPERED,
     PredictiveName,
     fit_predictive_temperature,
+    has_jacobians,
     predictive_probs,
-    predictive_spec,
 )
 from laplora.prior.validation import choose_by_validation
 from laplora.progress import Progress
@@ -164,7 +162,7 @@ def held_out_entropy(
 
 def predictive_of(outputs: SplitOutputs, name: PredictiveName, temperature: float) -> PosteriorPredictive:
     """Return a predictive's moments on a split."""
-    return predictive_probs(predictive_spec(name, temperature), *outputs.moments(name), outputs.split.class_mask)
+    return predictive_probs(*outputs.moments(name), outputs.split.class_mask, temperature)
 
 
 def fit_temperature_of(outputs: SplitOutputs, name: PredictiveName) -> float:
@@ -174,7 +172,7 @@ def fit_temperature_of(outputs: SplitOutputs, name: PredictiveName) -> float:
 
 def _temperature(outputs: SplitOutputs, name: PredictiveName, rows: torch.Tensor) -> float:
     """Return the temperature of some rows."""
-    if name not in TEMPERED:
+    if name != "temperature":
         return 1.0
     split = outputs.split
     means = split.projected.contrast_mean[rows][None]
@@ -223,14 +221,12 @@ def prior_without(settings: FitSettings, outputs: SplitOutputs) -> PriorOf:
 
 def _fold_predictive(outputs: SplitOutputs, name: PredictiveName, prior_of: PriorOf) -> FoldPredictive:
     """Return the function that fits a predictive on some rows and answers others."""
-    spec, split = PREDICTIVES[name], outputs.split
-    fixed = None if spec.covariance else outputs.moments(name)
+    split, fixed = outputs.split, None if has_jacobians(name) else outputs.moments(name)
 
     def predictive(fit: torch.Tensor, answered: torch.Tensor) -> PosteriorPredictive:
         mean, covariance = fixed or outputs.moments(name, prior_of(fit))
         spread = None if covariance is None else covariance[answered]
-        fitted = predictive_spec(name, _temperature(outputs, name, fit))
-        return predictive_probs(fitted, mean[answered], spread, split.class_mask[answered])
+        return predictive_probs(mean[answered], spread, split.class_mask[answered], _temperature(outputs, name, fit))
 
     return predictive
 

@@ -23,7 +23,7 @@ from laplora.artifact.head_files import KeptRows, expert_fields
 from laplora.artifact.manifest import Manifest, RecommendedRecord
 from laplora.classifier import Classifier, batches
 from laplora.errors import ConfigError, DataError
-from laplora.experts.adapter import AsGiven, Tempered, of_rows
+from laplora.experts.adapter import AsGiven, of_rows
 from laplora.experts.answering import AnswersByHead
 from laplora.experts.base import Expert, Labelled, Outputs, losses_of
 from laplora.experts.familiar import familiarity_of
@@ -165,9 +165,9 @@ def learned_fit(fit: Fit, found: Learned) -> Fit:
     further = len(found.kept.labelled) - len(fit.labelled)
     experts: dict[str, Expert] = {}
     for name, one in fit.experts.items():
-        if isinstance(one, AsGiven):
-            experts[name] = replace(one, held_out=found.kept.log_probs[one.name])
-        elif isinstance(one, Tempered | Laplace):
+        if name == "adapter" and isinstance(one, AsGiven):
+            experts[name] = replace(one, held_out=found.kept.log_probs[one.source])
+        elif isinstance(one, AsGiven | Laplace):
             nothing = one.held_out.new_full((further, one.held_out.shape[1]), torch.nan)
             experts[name] = replace(one, held_out=torch.cat([one.held_out, nothing]))
     experts |= {str(name): one for name, one in found.honest.items()}
@@ -241,9 +241,8 @@ def _answering(name: PredictiveName, packaged: Predictor) -> Expert | AnswersByH
         return packaged.experts.heads[name]
     if name == "laplace":
         return Laplace(nothing, manifest.likelihood)
-    if name == "temperature":
-        return Tempered(manifest.predictives[name].temperature, nothing, manifest.likelihood)
-    return AsGiven("adapter" if manifest.has_adapter else "zero_shot", nothing, manifest.likelihood)
+    tempered = manifest.predictives[name].temperature if name == "temperature" else None
+    return AsGiven("adapter" if manifest.has_adapter else "zero_shot", nothing, manifest.likelihood, tempered)
 
 
 def _calibrated(
@@ -287,7 +286,8 @@ def _recommended(
     out = {"conditioned"} if manifest.calibration.split == OUT_OF_FOLD else set[str]()
     losses = {str(name): losses_of(of.held_out, labelled)[labelled.honest] for name, of in experts.items()}
     if "temperature" in manifest.predictives:
-        tempered = Tempered(manifest.predictives["temperature"].temperature, torch.empty(0), labelled.likelihood)
+        temperature = manifest.predictives["temperature"].temperature
+        tempered = AsGiven("adapter", torch.empty(0), labelled.likelihood, temperature)
         logs = tempered.log_probs(Outputs(labelled.class_mask, rows.log_probs))
         losses["temperature"] = losses_of(logs, labelled)[labelled.honest]
     candidates = {name: column for name, column in losses.items() if name not in out}

@@ -17,7 +17,7 @@ from laplora.posterior.base import Covariances, Posterior, Prior, ProjectedJacob
 from laplora.posterior.binary import binary_projected
 from laplora.posterior.many_classes import choose_of
 from laplora.predictive.binary_rows import binary_logits
-from laplora.predictive.kinds import PREDICTIVES, PredictiveName
+from laplora.predictive.kinds import PredictiveName, has_jacobians
 from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.rows import Batch
@@ -189,5 +189,5 @@ class SplitOutputs:
 
     def moments(self, name: PredictiveName, prior: Prior | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return a predictive's mean (rows, classes - 1) and covariance, under its prior by default."""
-        covariance = self.fitted.covariance(prior) if PREDICTIVES[name].covariance else None
+        covariance = self.fitted.covariance(prior) if has_jacobians(name) else None
         return self.split.projected.contrast_mean, covariance

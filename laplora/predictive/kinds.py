@@ -10,9 +10,6 @@ Points can be mixed: the two orders of a question's choices.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -38,56 +35,17 @@ PredictiveName = Literal[
 
 #: Points of the search for a temperature, over ``TEMPERATURE_BOUNDS``, before it is refined.
 TEMPERATURE_GRID = 39
-
-
-@dataclass(frozen=True)
-class PredictiveSpec:
-    """What a predictive is made of.
-
-    Attributes:
-        covariance: whether it carries the posterior over the contrasts.
-        temperature: divides every logit; 1 where none is fitted.
-
-    Raises:
-        ConfigError: a temperature that is not a positive number.
-    """
-
-    covariance: bool
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ConfigError(f"a temperature is a positive number, got {self.temperature}")
-
-
-#: Predictives of an adapter by name, from the cheapest to serve to the dearest; those in ``TEMPERED`` with T to be
-#: fitted.
-PREDICTIVES: Mapping[PredictiveName, PredictiveSpec] = MappingProxyType(
-    {
-        "map": PredictiveSpec(covariance=False),
-        "temperature": PredictiveSpec(covariance=False),
-        "laplace": PredictiveSpec(covariance=True),
-    }
-)
-
-#: The predictives whose temperature is fitted on the calibration split; the others' is 1.
-TEMPERED: frozenset[PredictiveName] = frozenset({"temperature"})
+#: Predictives of an adapter alone, by name.
+PREDICTIVES: tuple[PredictiveName, ...] = ("map", "temperature", "laplace")
 
 
 def has_jacobians(name: PredictiveName) -> bool:
     """Return whether a predictive needs the Jacobians of the adapter's logits."""
-    return name in PREDICTIVES and PREDICTIVES[name].covariance
-
-
-def predictive_spec(name: PredictiveName, temperature: float) -> PredictiveSpec:
-    """Return the named predictive with its fitted temperature; ConfigError for one but 1 where it has none."""
-    if temperature != 1.0 and name not in TEMPERED:
-        raise ConfigError(f"the predictive {name!r} has no temperature, got {temperature}")
-    return replace(PREDICTIVES[name], temperature=temperature)
+    return name == "laplace"
 
 
 def predictive_probs(
-    spec: PredictiveSpec, mean: torch.Tensor, covariance: torch.Tensor | None, class_mask: torch.Tensor
+    mean: torch.Tensor, covariance: torch.Tensor | None, class_mask: torch.Tensor, temperature: float = 1.0
 ) -> PosteriorPredictive:
     """Return the mean, spread and expected entropy, float64 on the CPU.
 
@@ -95,22 +53,23 @@ def predictive_probs(
 
     Args:
         mean: (batch, classes - 1) ``Q^T f``, nats.
-        covariance: (batch, classes - 1, classes - 1), nats^2; None unless the spec has one.
+        covariance: (batch, classes - 1, classes - 1), nats^2; None of a point.
         class_mask: (batch, classes) bool, true for the possible classes: the first c >= 2 of each row.
+        temperature: divides every logit.
 
     Raises:
-        ConfigError: a covariance given without need, or missing.
+        ConfigError: a temperature that is not a positive number.
         DataError: shapes that do not fit.
         NonFiniteError: NaN or infinity at a possible class.
         FactorizationError: a covariance that is not positive semi-definite beyond rounding.
     """
-    if spec.covariance != (covariance is not None):
-        raise ConfigError(f"this predictive {'needs a' if spec.covariance else 'takes no'} covariance")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ConfigError(f"a temperature is a positive number, got {temperature}")
     (mean,), mask = _checked_means(mean[None], class_mask)
     if covariance is None:
-        probs = class_probs(contrast_logits(mean / spec.temperature), mask)
+        probs = class_probs(contrast_logits(mean / temperature), mask)
         return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))
-    return posterior_predictive(mean / spec.temperature, covariance / spec.temperature**2, mask)
+    return posterior_predictive(mean / temperature, covariance / temperature**2, mask)
 
 
 def fit_predictive_temperature(means: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> float:

@@ -39,7 +39,7 @@ from service.telemetry.logs import logger
 
 if TYPE_CHECKING:
     from laplora.answers.comparison import Comparison
-    from laplora.fitting.versions import Version
+    from laplora.fitting.loaded import Version
     from laplora.prompts.examples import Example
 
 #: What writing into a folder fails with that the server may only read.
@@ -105,7 +105,7 @@ class Conditioner:
                 into use after the last check, it is on the disk and the former one in memory.
         """
         from laplora.fitting.learning import check_count
-        from laplora.fitting.versions import write_version
+        from laplora.fitting.loaded import write_version
 
         with self._host.changing():
             loaded = self._loaded(name, wanted.digest)

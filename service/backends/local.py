@@ -26,7 +26,7 @@ from service.telemetry.batch_report import BatchReport
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.fitting.versions import Version
+    from laplora.fitting.loaded import Version
     from laplora.predictor import Predictor
     from laplora.prompts.examples import Example
 
@@ -156,7 +156,7 @@ class Local:
         go_on: Callable[[], None],
     ) -> Version:
         """Return the version that learned from labelled rows; each pass is a run of its own, requests go between."""
-        from laplora.fitting.versions import make_version
+        from laplora.fitting.loaded import make_version
 
         def run(one_pass: Callable[[], Any]) -> Any:
             go_on()

@@ -17,7 +17,7 @@ from service.scoring.ticket import Ticket
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.fitting.versions import Version
+    from laplora.fitting.loaded import Version
     from laplora.prompts.examples import Example
     from service.telemetry.metrics import Phase
 

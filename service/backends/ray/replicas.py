@@ -44,7 +44,7 @@ from service.threads import settle
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.fitting.versions import Version
+    from laplora.fitting.loaded import Version
     from laplora.prompts.examples import Example
 
 _log = logging.getLogger("laplora.service")

@@ -16,11 +16,8 @@ from laplora.errors import ConfigError, DataError, FactorizationError, NonFinite
 from laplora.linearised import PosteriorPredictive, class_probs, contrasts
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.kinds import (
-    PREDICTIVES,
-    PredictiveSpec,
     fit_predictive_temperature,
     predictive_probs,
-    predictive_spec,
 )
 from laplora.predictive.order_average import average_orders, order_information
 
@@ -49,8 +46,8 @@ def test_it_is_class_probs_or_the_posterior_predictive_to_the_last_bit(
 ) -> None:
     """Whatever impossible classes hold, and whichever other rows there are."""
     means, covariances, mask = gaussians(1, 5, classes, seed)
-    spec, given_ = PredictiveSpec(covariance, temperature), covariances[0] if covariance else None
-    got = predictive_probs(spec, means[0].masked_fill(~mask[:, 1:], math.nan), given_, mask)
+    given_ = covariances[0] if covariance else None
+    got = predictive_probs(means[0].masked_fill(~mask[:, 1:], math.nan), given_, mask, temperature)
     prefix = means[0].masked_fill(~mask[:, 1:], 0)
     if covariance:
         want = posterior_predictive(prefix / temperature, covariances[0] / temperature**2, mask)
@@ -59,7 +56,7 @@ def test_it_is_class_probs_or_the_posterior_predictive_to_the_last_bit(
         assert torch.equal(got.probs, class_probs(prefix / temperature @ contrasts(classes).T, mask))
         assert (got.std == 0).all()
         torch.testing.assert_close(got.expected_entropy, torch.special.entr(got.probs).sum(1), atol=0, rtol=0)
-    alone = predictive_probs(spec, means[0, :1], None if given_ is None else given_[:1], mask[:1])
+    alone = predictive_probs(means[0, :1], None if given_ is None else given_[:1], mask[:1], temperature)
     torch.testing.assert_close(alone.probs, got.probs[:1], atol=1e-14, rtol=0)
 
 
@@ -103,25 +100,18 @@ def test_orders_that_agree_hold_no_information_and_an_answer_that_only_looks_at_
 
 def test_refusals() -> None:
     means, covariances, mask = gaussians(2, 3, 3, seed=0)
-    (mean, _), (covariance, _), point, laplace = means, covariances, PREDICTIVES["map"], PREDICTIVES["laplace"]
+    (mean, _), (covariance, _) = means, covariances
     refused: list[tuple[Any, type[Exception], str]] = [
-        ((point, mean, covariance, mask), ConfigError, "takes no covariance"),
-        ((laplace, mean, None, mask), ConfigError, "needs a covariance"),
-        ((point, means, None, mask), DataError, r"means must be \(orders, 3, 2\) with at least one order"),
-        ((laplace, mean, covariance[:2], mask), DataError, "must be"),
-        ((point, mean, None, mask.long()), DataError, "bool"),
-        ((point, mean * math.nan, None, mask), NonFiniteError, "NaN"),
-        ((laplace, mean, -covariance, mask), FactorizationError, "positive semi-definite"),
+        ((means, None, mask), DataError, r"means must be \(orders, 3, 2\) with at least one order"),
+        ((mean, covariance[:2], mask), DataError, "must be"),
+        ((mean, None, mask.long()), DataError, "bool"),
+        ((mean * math.nan, None, mask), NonFiniteError, "NaN"),
+        ((mean, -covariance, mask), FactorizationError, "positive semi-definite"),
+        *(((mean, None, mask, bad), ConfigError, "positive") for bad in (0.0, math.inf, math.nan)),
     ]
     for given_, error, message in refused:
         with pytest.raises(error, match=message):
             predictive_probs(*given_)
-    assert predictive_spec("temperature", 1.7) == PredictiveSpec(covariance=False, temperature=1.7)
-    with pytest.raises(ConfigError, match="has no temperature"):
-        predictive_spec("laplace", 1.7)
-    for bad in (0.0, math.inf, math.nan):
-        with pytest.raises(ConfigError, match="positive"):
-            PredictiveSpec(covariance=False, temperature=bad)
     with pytest.raises(DataError, match="possible classes"):
         fit_predictive_temperature(means, torch.tensor([5, 0, 0]), mask)
     with pytest.raises(DataError, match="at least one order"):

@@ -20,7 +20,7 @@ from tiny_runs import FinishedRun, reseal
 import laplora
 from laplora.answers import comparison
 from laplora.artifact.folder import read_artifact
-from laplora.fitting import versions
+from laplora.fitting import loaded as versions
 from laplora.predictor import Predictor
 from service.app import create_app
 

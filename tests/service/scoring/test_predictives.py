@@ -12,7 +12,6 @@ from tiny_runs import FinishedRun
 
 from laplora.answers.explaining import reason_for
 from laplora.errors import NonFiniteError
-from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictor import Predictor
 from laplora.prompts.templates import TEMPLATES
 from service.app import create_app
@@ -30,7 +29,7 @@ async def test_clients_at_once_get_what_the_library_says_of_the_predictive_they_
     rows = [mixture_predictor.encode({"text": t}, truncate=True) for t in TEXTS]
     manifest = mixture_predictor.artifact.manifest
     said = manifest.recommended
-    names = [*PREDICTIVES] * 4
+    names = [*manifest.servable] * 4
     labelled = [{"text": t, "label": "positive"} for t in TEXTS]
     own = settings(artifact=mixture_run.artifact.name, artifacts_root=mixture_run.artifact.parent, device="cpu")
     async with started(create_app(own)) as client:
@@ -38,11 +37,12 @@ async def test_clients_at_once_get_what_the_library_says_of_the_predictive_they_
         bodies = [{"inputs": inputs, "options": {"predictive": name}} for name in names]
         answers = await asyncio.gather(*(client.post("/predict", json=body) for body in bodies))
         default = (await client.post("/predict", json={"inputs": inputs})).json()
-        evaluated = await client.post("/evaluate", json={"inputs": labelled, "options": {"resamples": 20}})
+        options = {"resamples": 20, "predictive": "laplace"}
+        evaluated = await client.post("/evaluate", json={"inputs": labelled, "options": options})
     recommended = {"recommended": said.predictive}
     assert default["predictive"] == {"name": said.predictive, **recommended, "reason": said.reason}
     methods = evaluated.json()["methods"]
-    assert set(methods) == set(PREDICTIVES)
+    assert set(methods) == set(manifest.servable)
     for name, answer in zip(names, answers, strict=True):
         body, expected = answer.json(), mixture_predictor.predict(rows, name)
         assert body["predictive"] == {"name": name, **recommended, "reason": reason_for(manifest, name)}
@@ -51,7 +51,7 @@ async def test_clients_at_once_get_what_the_library_says_of_the_predictive_they_
                 assert got[probs] == pytest.approx(getattr(want, probs), abs=TOLERANCE)
             for part in ("prediction_set", "flags", "decision"):
                 assert got[part] == getattr(want, part)
-            assert (got["logit_variance"] is None) == (not PREDICTIVES[name].covariance)
+            assert (got["logit_variance"] is None) == (name in ("map", "temperature"))
             assert (got["uncertainty"] is None) == (want.epistemic is None)
         right = [p["label"] == "positive" for p in body["predictions"]]
         assert methods[name]["accuracy"] == pytest.approx(sum(right) / 4)
