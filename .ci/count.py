@@ -13,9 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ("laplora", "service", "training", "benchmarks")
-#: The most lines of source, lines of tests, and words of pages. Source was 68,000 and tests 43,500 until heads, experts
-#: and their pool came. What the pool replaces, once artifacts hold it, is to lower them again.
-LIMITS = {"source": 68_500, "tests": 43_900, "pages": 105_000}
+#: The most lines of source, lines of tests, and words of pages.
+LIMITS = {"source": 68_300, "tests": 43_850, "pages": 105_000}
 
 
 def tracked(suffix: str) -> list[Path]:

@@ -8,6 +8,7 @@ _NAMES = {
     "temperature": "temperature scaling",
     "laplace": "Laplace",
     "conditioned": "temperature, conditioned",
+    "laplace_conditioned": "Laplace, conditioned",
     "frozen": "head on the base",
     "encoder": "head on embeddings",
     "options": "head on options",

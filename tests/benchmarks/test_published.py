@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from benchmarks.experts import page as experts
@@ -24,9 +23,6 @@ from benchmarks.reproduce.page import page_text, read_published
 from benchmarks.scaling import __main__ as scaling
 from benchmarks.speed import published as overload
 from benchmarks.speed.__main__ import PARTS
-from benchmarks.structures.publish import COLUMNS, read_records
-from benchmarks.structures.table import approximation_table
-from benchmarks.sweeps.__main__ import SWEEPS
 from training.report.markdown import fill
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,17 +33,11 @@ def reproduction(_page: str) -> str:
     return page_text(*read_published(ROOT / "docs" / "results" / "reproduction.json"), "results/reproduction.png")
 
 
-def structures(page: str) -> str:
-    table = pd.DataFrame(read_records(ROOT / "docs" / "results"), columns=list(COLUMNS))
-    return fill(page, "structures", {"approximation": approximation_table(table)})
-
-
 #: By page what makes it, or a part of it, of the committed figures.
 MADE: list[tuple[Path, Callable[[str], str]]] = [
     (FOLDER / "RESULTS.md", lambda _: speed.render(read(FOLDER))),
     (overload.PAGE, overload.with_figures),
     (ROOT / "docs" / "reproduction.md", reproduction),
-    (ROOT / "docs" / "results.md", structures),
     (scaling.PAGE, lambda page: scaling.render(page, json.loads(scaling.RESULTS.read_text(encoding="utf-8")))),
     (familiarity.FOLDER / "RESULTS.md", lambda _: familiarity_page(json.loads(familiarity.RESULTS.read_bytes()))),
     (promises.PAGE, lambda _: promises.render(json.loads(promises.RESULTS.read_bytes()))),
@@ -56,7 +46,6 @@ MADE: list[tuple[Path, Callable[[str], str]]] = [
         peers.PAGE,
         lambda page: fill(page, "peers", page_tables(json.loads((peers.FOLDER / "results.json").read_bytes()))),
     ),
-    *((one.folder / "RESULTS.md", lambda _, one=one: one.page(one.committed())) for one in SWEEPS.values()),
 ]
 
 

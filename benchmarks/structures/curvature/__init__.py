@@ -1,7 +1,7 @@
 """Every structure by name: the product's, and those that only serve comparison.
 
 ``whole``: the exact GGN and its leading directions over all parameters. ``diagonal``: the diagonal Fisher. ``kfac``:
-Kronecker factors of single tokens. ``ella``: the GGN in the span of tangent-kernel features.
+Kronecker factors of single tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 
 from benchmarks.structures.curvature.diagonal import fit_diagonal
-from benchmarks.structures.curvature.ella import fit_ella
 from benchmarks.structures.curvature.kfac import fit_kfac_expand, fit_kfac_last
 from benchmarks.structures.curvature.whole import fit_exact, fit_joint
 from laplora.jacobians.blocks import Block, ContrastJacobians
@@ -40,7 +39,6 @@ def fit_posterior(settings: StructureSettings, blocks: tuple[Block, ...], run_pa
         "exact": fit_exact,
         "joint": fit_joint,
         "diagonal": fit_diagonal,
-        "ella": fit_ella,
         "kfac_expand": fit_kfac_expand,
         "kfac_last": fit_kfac_last,
     }

@@ -75,19 +75,6 @@ def test_the_diagonal_is_that_of_the_dense_ggn(problem: Problem, prior: Prior) -
     close(found.covariance(projected, precisions), q.T @ full @ q, 0.06)
 
 
-@pytest.mark.parametrize("features", [130, 6])
-def test_ella_is_the_ggn_in_the_span_of_its_features(problem: Problem, features: int) -> None:
-    """All training gradients, or a few: the dense posterior in that subspace, and no variance outside of it."""
-    found, task = fit(problem.model, problem.task, "ella", joint_rank=features), held_out(problem)
-    span = torch.cat(found.directions, 1)
-    unit = torch.eye(len(span), dtype=torch.float64)
-    torch.testing.assert_close(span @ span.T, unit, rtol=0, atol=1e-12)
-    inside = span @ dense_ggn(problem, found.blocks) @ span.T
-    along = flat_jacobians(problem, found.blocks, task) @ span.T
-    expected = along @ torch.linalg.inv(inside + 0.5 * unit) @ along.mT
-    close(found.covariance_of(jacobians_of(problem, task, found), scalar(found, 0.5)), expected, 1e-9)
-
-
 def test_both_kinds_are_the_exact_ggn_where_it_factorises() -> None:
     """Equal rows of one token: a factor 1/N too many or too few is off by the number of rows.
 
