@@ -29,6 +29,7 @@ from laplora.experts.of_head import LAST
 from laplora.features.outputs import Outputs
 from laplora.features.passes import FeaturePasses
 from laplora.features.sentence_encoder import SentenceEncoder
+from laplora.head import HeadError
 from laplora.jacobians.contrasts import ReversePass, reverse_pass
 from laplora.linearised import class_log_probs
 from laplora.models.base import LoadedBase, load_tokenizer, locate_base, resolve_device
@@ -354,4 +355,8 @@ class Predictor(Encoder):
         except InvalidInputError as error:
             raise not_recorded(type(error).__name__) from None
         passes = [partial(self.predict, [row], also=self.predictives) for row in rows]
-        verify_answers([answer for one in passes for answer in run(one)], golden)
+        try:
+            answers = [answer for one in passes for answer in run(one)]
+        except HeadError as error:
+            raise ArtifactCorruptError(f"{EXPERTS} has a head of other features than the base gives: {error}") from None
+        verify_answers(answers, golden)

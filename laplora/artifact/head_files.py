@@ -15,17 +15,19 @@ from typing import Any
 
 import torch
 
-from laplora.artifact.manifest import EncoderRecord, ExpertName, ExpertRecord, Manifest
+from laplora.artifact.manifest import MAX_WEIGHT, EncoderRecord, ExpertName, ExpertRecord, Manifest
 from laplora.errors import ArtifactCorruptError, DataError
 from laplora.experts.answering import AnswersByHead, ServedHead
 from laplora.experts.base import Labelled, LogProbSource
+from laplora.experts.familiar import across, compared
 from laplora.experts.of_head import HeadExpert
 from laplora.familiarity.file import checked_familiarity, familiarity_tensors
 from laplora.familiarity.percentile import Familiarity
 from laplora.head import HeadError
+from laplora.head.errors import check
 from laplora.head.fit import FittedHead
 from laplora.head.head import Head
-from laplora.head.rows import Rows
+from laplora.head.rows import checked_rows
 from laplora.linearised import Likelihood
 from laplora.pool.pool import Pool
 from laplora.pool.served import ServedExperts
@@ -144,6 +146,8 @@ def read_heads(
         if "familiar" in parts:
             folds = sorted(_parted(parts["familiar"]).items())
             familiar[name] = tuple(_familiarity(f"{path.name}: {name}", fold) for _, fold in folds)
+            with _as_corrupt(path, f"how familiar inputs are to {name}"):
+                across(familiar[name], compared(_nothing(head), torch.ones(1, 1, dtype=torch.bool)))
     return ServedExperts(heads, weights, familiar, likelihood)
 
 
@@ -177,20 +181,27 @@ def read_kept_rows(path: Path, manifest: Manifest, served: ServedExperts) -> Kep
     parts = _parted(tensors)
     with _as_corrupt(path, "the labelled rows"):
         labelled = Labelled(**parts["labelled"], likelihood=manifest.likelihood)  # type: ignore[arg-type]
-        one = manifest.likelihood == "categorical"
-        classes = len(manifest.labels)
-        if labelled.class_mask.shape != (len(labelled), classes) or labelled.class_mask.dtype != torch.bool:
-            raise ValueError("class_mask")
-        if labelled.labels.shape != ((len(labelled),) if one else (len(labelled), classes)):
-            raise ValueError("labels")
+        one, count, classes = manifest.likelihood == "categorical", len(labelled), len(manifest.labels)
+        shapes = {"labels": (count,) if one else (count, classes), "class_mask": (count, classes)}
+        for column in _COLUMNS:
+            kind = torch.bool if column in ("class_mask", "honest") else torch.int64
+            check(column, getattr(labelled, column), shapes.get(column, (count,)), kind)
+        if not bool(labelled.honest.any()):
+            raise ValueError("no honest row")
         log_probs = parts.get("log_probs", {})
-        if any(values.shape != labelled.class_mask.shape for values in log_probs.values()):
-            raise ValueError("log_probs")
+        if set(log_probs) - {"adapter", "zero_shot"} or (manifest.has_adapter and "adapter" not in log_probs):
+            raise ValueError(f"log_probs of {sorted(log_probs)[:4]}")
+        for name, values in log_probs.items():
+            check(name, values, (count, classes), torch.float64)
+            if bool(values[labelled.honest].isnan().any()):
+                raise ValueError("log_probs that are no numbers")
         by_fold = {
             int(fold): {name: float(each[""]) for name, each in _parted(weights).items()}
             for fold, weights in _parted(parts.get("pool", {})).items()
         }
-        if any(not (each.keys() <= set(manifest.pool) and min(each.values()) > 0) for each in by_fold.values()):
+        weights = [weight for each in by_fold.values() for weight in each.values()]
+        known = all(each.keys() <= set(manifest.pool) for each in by_fold.values())
+        if not known or not all(0 < weight <= MAX_WEIGHT for weight in weights):
             raise ValueError("weights of another pool than the manifest's")
         if bool(manifest.pool) != (set(by_fold) == set(labelled.folds[labelled.honest].tolist())):
             raise ValueError("weights of other folds than the rows'")
@@ -212,23 +223,36 @@ def _expert(
     record, own = manifest.experts[name], served.heads[name]  # type: ignore[index]
     places, held_out = parts["places"][""], parts["held_out"][""]
     offset = parts["offset"][""] if "offset" in parts else None
+    if (offset is None) != (record.offset is None):
+        raise ValueError(f"{name}: offset")
+    mine = torch.ones_like(labelled.honest) if offset is None else labelled.honest
+    if not torch.equal(places, mine.nonzero()[:, 0]):
+        raise ValueError(f"{name}: places of other rows than its own")
     some = labelled.take(places)
-    if (offset is None) != (record.offset is None) or held_out.shape != some.class_mask.shape:
-        raise ValueError(f"{name}: offset or held_out")
-    if set(parts["block"]) != set(own.head.scaling.means) or any(
-        len(each) != len(some) for each in parts["block"].values()
-    ):
+    labels = some.labels if labelled.likelihood == "categorical" else some.labels.double()
+    rows = checked_rows(parts["block"], labels, offset, some.class_mask, some.groups, labelled.likelihood)
+    widths = {block: len(mean) for block, mean in own.head.scaling.means.items()}
+    if {block: each.shape[-1] for block, each in rows.blocks.items()} != widths:
         raise ValueError(f"{name}: blocks")
-    if not all(bool(each.isfinite().all()) for each in parts["block"].values()):
-        raise ValueError(f"{name}: blocks that are not finite")
+    check("held_out", held_out, tuple(some.class_mask.shape), torch.float64)
     outer = {int(fold): Head.of(each) for fold, each in _parted(parts["outer"]).items()}
     if set(outer) != set(some.folds.tolist()):
         raise ValueError(f"{name}: folds")
-    one = labelled.likelihood == "categorical"
-    targets = torch.nn.functional.one_hot(some.labels, some.class_mask.shape[1]) if one else some.labels
-    rows = Rows(parts["block"], targets.double(), offset, some.class_mask, some.groups, labelled.likelihood)
+    if any(_form(head) != _form(own.head) for head in outer.values()):
+        raise ValueError(f"{name}: heads of folds that are unlike the one that answers")
     fitted = FittedHead(own.head, held_out, (), some.folds, rows, outer)
     return HeadExpert(name, record.source, fitted, places, len(labelled), record.offset)
+
+
+def _form(head: Head) -> tuple[object, ...]:
+    """Return what heads of the same features and labels have in common."""
+    widths = {name: len(mean) for name, mean in head.scaling.means.items()}
+    return head.likelihood, head.conditional, widths, head.classes, head.inverse_temperature is None
+
+
+def _nothing(head: Head) -> dict[str, torch.Tensor]:
+    """Return features of one row, all 0, as a head reads them."""
+    return {name: torch.zeros(1, *[1] * head.conditional, len(mean)) for name, mean in head.scaling.means.items()}
 
 
 def _familiarity(name: str, tensors: Tensors) -> Familiarity:

@@ -42,6 +42,8 @@ HEAD = "head.safetensors"
 ExpertName = Literal["conditioned", "frozen", "encoder", "options"]
 #: What a pool can have.
 MemberName = Literal["adapter", "conditioned", "frozen", "encoder", "options"]
+#: Most weight of an expert in a pool: no labels ask for as much, and its square is a number.
+MAX_WEIGHT = 1e6
 #: Most levels of a manifest: deeper ones can be read, and not be written or listed again.
 MAX_NESTING = 64
 #: What an artifact may be called.
@@ -212,7 +214,7 @@ class Manifest(_Record):
     max_tokens: int = Field(ge=FEWEST_TOKENS)
     prior: PriorRecord | None = Field(description="of the adapter's weights; null: there is no adapter")
     experts: dict[ExpertName, ExpertRecord] = Field(default_factory=dict, description="heads that answer, by name")
-    pool: dict[MemberName, Annotated[float, Field(gt=0)]] = Field(
+    pool: dict[MemberName, Annotated[float, Field(gt=0, le=MAX_WEIGHT)]] = Field(
         default_factory=dict, description="weights of the experts that answer together as pooled, by name"
     )
     encoder: EncoderRecord | None = Field(None, description="null where no head reads one")

@@ -17,6 +17,9 @@ from laplora.experts.base import FeatureSource, Labelled, LogProbSource, Outputs
 from laplora.head.fit import FittedHead, fit
 from laplora.head.head import Head
 
+#: Distance to a row, as a share of its features' length, up to which another one is its copy. Rounding takes 1e-5;
+#: questions of TREC are .1 apart.
+COPY = 1e-3
 #: The only block of the source ``last_state``.
 LAST = "last"
 
@@ -68,6 +71,14 @@ class HeadExpert(AnswersByHead):
     def head(self) -> Head:
         """The head of all rows."""
         return self.fitted.head
+
+    def knows(self, outputs: Outputs) -> torch.Tensor:
+        """Return (rows,) bool which of some rows have the features of one of its own, but for rounding."""
+        apart, size = torch.zeros(()), torch.zeros(())
+        for name, block in self.fitted.rows.blocks.items():
+            own, new = block.flatten(1).double(), outputs.features[self.source][name].flatten(1).double()
+            apart, size = apart + torch.cdist(new, own).square(), size + own.square().sum(1)
+        return (apart <= COPY**2 * size).any(1)
 
     def learn(self, outputs: Outputs, labelled: Labelled) -> HeadExpert:
         """Return the expert that learned further rows, behind those that it has; their folds are the head's.

@@ -22,7 +22,7 @@ from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.head_files import KeptRows, expert_fields
 from laplora.artifact.manifest import Manifest, RecommendedRecord
 from laplora.classifier import Classifier, batches
-from laplora.errors import ConfigError, DataError
+from laplora.errors import ConfigError, DataError, warn
 from laplora.experts.adapter import AsGiven, of_rows
 from laplora.experts.answering import AnswersByHead
 from laplora.experts.base import Expert, Labelled, Outputs, losses_of
@@ -109,7 +109,8 @@ def learn(
 
     Args:
         packaged: the artifact as it was packaged; kept: its labelled rows.
-        examples: with labels. No row that the artifact knows may be among them: its label would count twice.
+        examples: with labels; copies of the artifact's own rows are left out, for a label would count twice, and judge
+            an answer that knows it. Rows of which it keeps no features may not be among them.
         run: runs each pass through the model, one batch of rows in it.
         most_tokens: of a batch, padded, as ``Predictor.device_tokens`` counts; a row with more runs alone. None: any.
 
@@ -130,6 +131,11 @@ def learn(
         raise ConfigError(f"{len(examples)} further rows are more than heads learn: {MOST:,} rows times labels in all")
     before, old = manifest.recommended.predictive, kept.labelled
     outputs = _outputs(packaged, examples, [*moved, before], run, most_tokens, say)
+    copies = torch.stack([of.knows(outputs) for of in kept.experts.values()]).any(0)
+    if bool(copies.any()):
+        warn(f"{int(copies.sum())} rows are copies of rows that the artifact was fitted on, and are left out")
+        outputs, examples = outputs.take(~copies), [examples[i] for i in (~copies).nonzero()[:, 0].tolist()]
+        check_count(len(examples))
     groups = old.groups.max() + 1 + groups_of(classifier, examples)
     new = Labelled(
         label_tensor(examples, packaged.class_count),

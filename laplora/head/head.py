@@ -113,6 +113,8 @@ class Head:
 
         try:
             likelihood, classes = tensors["kind"].tolist()
+            if len(tensors["constant"]) not in (0, classes):  # before anything is made that large
+                raise HeadError(f"a constant of {len(tensors['constant'])} for {classes} classes")
             factor, weights, means, factors = tensors["inverse_temperature"], *map(under, ("weights", "mean", "factor"))
             parts = {name: tensors[name] for name in _SPREAD if name != "inverse"} if "moments" in tensors else {}
             head = Head(
@@ -127,6 +129,7 @@ class Head:
             )
             fits = set(head.precisions) == {*means, *["constant"][head.conditional :]}  # infinite of a block left out
             good = [each > 0 if name[:9] == "precision" else each.isfinite() for name, each in tensors.items()]
+            good += [tensors[name] >= 0 for name in ("moments", "curvatures") if name in tensors]
             zeros = {name: torch.zeros(2, *[1] * head.conditional, len(mean)) for name, mean in means.items()}
             offset = torch.zeros(2, 1 if head.conditional else classes) if len(factor) else None
             (head.predictive if head.spread else head.log_probs)(zeros, offset)

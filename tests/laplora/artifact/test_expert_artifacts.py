@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,10 @@ from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertModel
 
 import laplora
 from laplora.artifact.folder import read_artifact
-from laplora.artifact.manifest import EXPERTS, POSTERIOR, ROWS
+from laplora.artifact.head_files import read_experts, read_kept_rows
+from laplora.artifact.manifest import EXPERTS, POSTERIOR, ROWS, parse_manifest
 from laplora.encoder import Encoder
-from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ConfigError
+from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ConfigError, LaploraWarning
 from laplora.predictor import Predictor
 
 LABELS = {"no": " w1", "yes": " w2"}
@@ -182,6 +184,11 @@ def _renamed(tensors: dict[str, torch.Tensor]) -> None:
         tensors[name.replace("frozen/", "encoder/", 1)] = tensors.pop(name)
 
 
+def _widened(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [n for n in tensors if "/familiar/" in n and n.endswith((".center", ".directions"))]:
+        tensors[name] = torch.cat([tensors[name], tensors[name][:1] * 0])
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -191,6 +198,10 @@ def _renamed(tensors: dict[str, torch.Tensor]) -> None:
         (_changed("frozen/head/kind", lambda t: t + torch.tensor([0, 1])), "does not hold frozen: HeadError"),
         (_changed("frozen/head/inverse_temperature", lambda t: torch.ones(1).double()), "corrects something else"),
         (_changed("frozen/head/constant", lambda t: t * torch.nan), "does not hold frozen: HeadError"),
+        (_changed("frozen/head/kind", lambda t: t * 10**12), "a constant of 2 for 2000000000000 classes"),
+        (_changed("frozen/head/moments", lambda t: -t), "does not hold frozen: HeadError"),
+        (lambda t: [t.update({n.replace("last.2", "last.9"): t.pop(n)}) for n in list(t)], "a head of other features"),
+        (_widened, "does not hold how familiar inputs are to frozen"),
         (_dropped("frozen/familiar/0/reference"), "missing or left over, such as 'reference'"),
         (_changed("frozen/familiar/0/0.variances", lambda t: -t), "variances above 0"),
         (lambda t: t.update({"frozen/other/x": torch.zeros(1)}), "has 'other', which no head has"),
@@ -210,6 +221,33 @@ def test_heads_that_are_damaged_are_refused(
         Predictor.load(folder)
 
 
+def test_labelled_rows_that_are_damaged_are_refused(tmp_path: Path, cache: Callable[[], None]) -> None:
+    """Whatever could count a label as another row's, or fail in the midst of what learns them."""
+    cache()
+    folder = with_encoder(tmp_path / "base").save(tmp_path / "heads", verify=False)
+    manifest, tensors = read_artifact(folder).manifest, load_file(folder / ROWS)
+    served, fold, head = read_experts(folder / EXPERTS, manifest), "expert/frozen/outer/0", "expert/frozen"
+    for name, change in {
+        f"{head}/places": lambda t: t.flip(0),
+        f"{head}/held_out": lambda t: t.float(),
+        f"{head}/block/last.1": lambda t: t[:, :3],
+        f"{fold}/kind": lambda t: t + torch.tensor([1, 0]),
+        "labelled/class_mask": lambda t: t & torch.tensor([True, False]),
+        "labelled/honest": lambda t: t & False,
+        "labelled/folds": lambda t: t.double(),
+        "log_probs/zero_shot": lambda t: t * torch.nan,
+        "pool/0/frozen": lambda t: t * torch.nan,
+    }.items():
+        save_file({**tensors, name: change(tensors[name]).contiguous()}, folder / ROWS)
+        with pytest.raises(ArtifactCorruptError, match="does not hold the labelled rows"):
+            read_kept_rows(folder / ROWS, manifest, served)
+    save_file(tensors, folder / ROWS)
+    assert read_kept_rows(folder / ROWS, manifest, served).by_fold.keys() == set(range(5))
+    heavy = manifest.model_dump(mode="json") | {"pool": {"frozen": 1e308, "encoder": 1.0}}
+    with pytest.raises(ArtifactCorruptError, match="less than or equal to 1000000"):
+        parse_manifest("heads", json.dumps(heavy).encode())
+
+
 def test_labels_that_come_later_move_the_heads_on_disk_as_in_memory(tmp_path: Path, cache: Callable[[], None]) -> None:
     """Of a pool, whose weights stay; and they are forgotten byte for byte."""
     cache()
@@ -217,7 +255,8 @@ def test_labels_that_come_later_move_the_heads_on_disk_as_in_memory(tmp_path: Pa
     later = list({row["text"]: row for row in labelled(60, seed=3) if row["text"] not in known}.values())
     folder = posterior.save(tmp_path / "heads")
     digest, learned = read_artifact(folder).digest, posterior.condition(later)
-    laplora.condition(folder, later, device="cpu", progress=False, force=True)
+    with pytest.warns(LaploraWarning, match="7 rows are copies of rows that the artifact was fitted on"):
+        laplora.condition(folder, [*labelled(7), *later], device="cpu", progress=False, force=True)
     loaded = laplora.load(folder, device="cpu", progress=False)
     for name in ("frozen", "encoder", "pooled"):
         expected = learned.predict_proba(inputs, name)
