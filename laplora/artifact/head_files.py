@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from laplora.artifact.head_tensors import head_of, head_tensors
 from laplora.artifact.manifest import MAX_WEIGHT, EncoderRecord, ExpertName, ExpertRecord, Manifest
 from laplora.errors import ArtifactCorruptError, DataError
 from laplora.experts.answering import AnswersByHead, ServedHead
@@ -85,7 +86,9 @@ def expert_tensors(
     heads: Mapping[str, AnswersByHead], familiar: Mapping[str, tuple[Familiarity, ...]]
 ) -> dict[str, torch.Tensor]:
     """Return heads, and how familiar inputs are to their rows, as named tensors, for safetensors."""
-    tensors = {f"{name}/head/{part}": each for name, one in heads.items() for part, each in one.head.tensors().items()}
+    tensors = {
+        f"{name}/head/{part}": each for name, one in heads.items() for part, each in head_tensors(one.head).items()
+    }
     for name, folds in familiar.items():
         for number, fold in enumerate(folds):
             tensors |= {f"{name}/familiar/{number}/{part}": each for part, each in familiarity_tensors(fold).items()}
@@ -134,7 +137,7 @@ def read_heads(
         if unknown := sorted(set(parts) - {"head", "familiar"}):
             raise ArtifactCorruptError(f"{path.name}: {name} has {unknown[0]!r}, which no head has")
         with _as_corrupt(path, name):
-            head = Head.of(parts.get("head", {}))
+            head = head_of(parts.get("head", {}))
         if head.likelihood != likelihood or (head.classes != classes and not head.conditional):
             raise ArtifactCorruptError(
                 f"{path.name}: {name} answers {head.classes} classes ({head.likelihood}), the manifest says {classes} "
@@ -164,7 +167,7 @@ def row_tensors(kept: KeptRows) -> dict[str, torch.Tensor]:
         if fitted.rows.offset is not None:
             tensors[f"{mine}/offset"] = fitted.rows.offset
         for fold, head in fitted.outer.items():
-            tensors |= {f"{mine}/outer/{fold}/{part}": each for part, each in head.tensors().items()}
+            tensors |= {f"{mine}/outer/{fold}/{part}": each for part, each in head_tensors(head).items()}
     return {name: each.contiguous().cpu() for name, each in tensors.items()}
 
 
@@ -235,7 +238,7 @@ def _expert(
     if {block: each.shape[-1] for block, each in rows.blocks.items()} != widths:
         raise ValueError(f"{name}: blocks")
     check("held_out", held_out, tuple(some.class_mask.shape), torch.float64)
-    outer = {int(fold): Head.of(each) for fold, each in _parted(parts["outer"]).items()}
+    outer = {int(fold): head_of(each) for fold, each in _parted(parts["outer"]).items()}
     if set(outer) != set(some.folds.tolist()):
         raise ValueError(f"{name}: folds")
     if any(_form(head) != _form(own.head) for head in outer.values()):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from laplora.head import Head, HeadError, choice, fit, posterior
+from laplora.artifact.head_tensors import head_of, head_tensors
+from laplora.head import HeadError, choice, fit, posterior
 from laplora.head.folds import fold_numbers, parted
 from laplora.head.rows import checked_rows
 
@@ -115,7 +116,7 @@ def test_a_head_is_its_tensors() -> None:
         offset = torch.randn(30, CLASSES) if "temper" in options else None
         one: Any = "bernoulli" if kind == "bernoulli" else "categorical"
         head = fit(known, labels, offset=offset, class_mask=mask[:30], likelihood=one, honest=False, **options).head
-        again = Head.of(load(save(head.tensors())))
+        again = head_of(load(save(head_tensors(head))))
         assert torch.equal(again.log_probs(known, offset, mask[:30]), head.log_probs(known, offset, mask[:30]))
         assert again.precisions == head.precisions
         if head.spread is not None:
@@ -123,14 +124,14 @@ def test_a_head_is_its_tensors() -> None:
         else:
             with pytest.raises(HeadError, match="posterior=True"):
                 again.predictive(known)
-        for name, each in (whole := head.tensors()).items():
+        for name, each in (whole := head_tensors(head)).items():
             damaged = (
                 [torch.full_like(each, torch.nan), each.half()] if each.is_floating_point() and each.numel() else []
             )
             for odd in [None, *damaged[: 2 if name.startswith("weights") else 1]]:
                 if name not in ("moments", "inverse", "inverse_temperature") or odd is not None:
                     with pytest.raises(HeadError, match="these tensors are no head"):
-                        Head.of(
+                        head_of(
                             {**whole, name: odd} if odd is not None else {k: v for k, v in whole.items() if k != name}
                         )
 
