@@ -243,7 +243,7 @@ def _expert(
         raise ValueError(f"{name}: folds")
     if any(_form(head) != _form(own.head) for head in outer.values()):
         raise ValueError(f"{name}: heads of folds that are unlike the one that answers")
-    fitted = FittedHead(own.head, held_out, (), some.folds, rows, outer)
+    fitted = FittedHead(own.head, held_out, some.folds, rows, outer)
     return HeadExpert(name, record.source, fitted, places, len(labelled), record.offset)
 
 

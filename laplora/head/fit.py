@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from laplora.head.choice import CONSTANT, Tried, chosen, factor_of
+from laplora.head.choice import CONSTANT, chosen, factor_of
 from laplora.head.errors import HeadError
 from laplora.head.folds import FOLDS, checked_folds, folds_of_new, parted
 from laplora.head.head import Head
@@ -24,7 +24,7 @@ class FittedHead:
     """A head with its rows, which it can learn more of and forget.
 
     Attributes:
-        head: fitted on all rows; losses: the precisions that were tried for it, in order, each with its mean NLL.
+        head: fitted on all rows.
         held_out: (rows, classes) float64 log probabilities of each row by a fit that knows nothing of its fold, nats;
             NaN where ``honest`` was off.
         rows: labelled; folds: (rows,) int64; outer: by fold number, the head of the rows outside it.
@@ -34,7 +34,6 @@ class FittedHead:
 
     head: Head
     held_out: torch.Tensor = field(repr=False)
-    losses: Tried = field(repr=False)
     folds: torch.Tensor = field(repr=False)
     rows: Rows = field(repr=False)
     outer: Mapping[int, Head] = field(repr=False)
@@ -98,7 +97,7 @@ class FittedHead:
             for rest, fold in parted(folds)
             if (number := int(folds[fold[0]])) in self.outer
         }
-        return FittedHead(head, _held_out(rows, folds, outer), self.losses, folds, rows, outer)
+        return FittedHead(head, _held_out(rows, folds, outer), folds, rows, outer)
 
 
 def fit(
@@ -115,7 +114,6 @@ def fit(
     honest: bool = True,
     precisions: Mapping[str, float] | None = None,
     classes: int | None = None,
-    posterior: bool = True,
 ) -> FittedHead:
     """Return a logistic regression with a Gaussian prior on standardised features, fitted to labelled rows.
 
@@ -135,7 +133,6 @@ def fit(
             precisions are chosen again on the rest alone. It costs as much again as the number of folds.
         precisions: by block, and ``constant`` if wanted; None: chosen by folds.
         classes: how many there are, where int64 labels may not show the last one.
-        posterior: whether ``head.predictive`` is wanted.
 
     Raises:
         HeadError: shapes that do not fit, NaN, impossible labels, too few groups.
@@ -145,20 +142,20 @@ def fit(
     given = None if precisions is None else _checked_precisions(precisions, rows)
     parts = list(parted(numbers)) if honest else []
 
-    def fitted(some: Rows, of: torch.Tensor, posterior: bool = False) -> tuple[Head, Tried, torch.Tensor]:
-        unknown = torch.full_like(some.targets, torch.nan)
-        tried, answers = ((), unknown) if given is not None else chosen(some, of, temper, seed)
-        best = given or min(tried, key=lambda pair: pair[1])[0]
-        head, _ = _mode(some, Scaling.of(some), factor_of(some, temper), best, None, posterior)
-        return head, tried, answers
+    def fitted(some: Rows, of: torch.Tensor, posterior: bool = False) -> tuple[Head, torch.Tensor]:
+        best, answers = given, torch.full_like(some.targets, torch.nan)
+        if best is None:
+            tried, answers = chosen(some, of, temper, seed)
+            best = min(tried, key=lambda pair: pair[1])[0]
+        return _mode(some, Scaling.of(some), factor_of(some, temper), best, None, posterior)[0], answers
 
-    head, tried, _ = fitted(rows, numbers, posterior)
+    head, _ = fitted(rows, numbers, posterior=True)
     outer, inner = dict[int, Head](), dict[int, torch.Tensor]()
     for rest, fold in parts:
         number = int(numbers[fold[0]])
-        outer[number], _, answers = fitted(rows.at(rest), numbers[rest])
+        outer[number], answers = fitted(rows.at(rest), numbers[rest])
         inner[number] = torch.full_like(rows.targets, torch.nan).index_copy(0, rest, answers)
-    return FittedHead(head, _held_out(rows, numbers, outer), tried, numbers, rows, outer, inner)
+    return FittedHead(head, _held_out(rows, numbers, outer), numbers, rows, outer, inner)
 
 
 def mode_under(rows: Rows, head: Head, start: Given = None) -> tuple[Head, torch.Tensor]:

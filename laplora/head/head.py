@@ -24,7 +24,7 @@ class Head:
         constant: (classes,) float64, nats; of options it is empty.
         classes: of a row; precisions: of the prior by block, and of the constant as ``constant``.
         inverse_temperature: factor of the offset; None: the head takes no offset.
-        spread: the posterior's, where it was fitted.
+        spread: the posterior's; None of a fold's head.
     """
 
     likelihood: Likelihood
@@ -68,10 +68,10 @@ class Head:
             points: quasi-random points of the average, an even number.
 
         Raises:
-            HeadError: as ``log_probs``; the head was fitted without a posterior.
+            HeadError: as ``log_probs``; the head of a fold, which has no posterior.
         """
         if self.spread is None:
-            raise HeadError("the head has no posterior: fit it with posterior=True")
+            raise HeadError("the head of a fold has no posterior")
         rows = self._checked(features, offset, class_mask)
         scaled = {name: self.scaling.apply(name, rows.blocks[name], rows.class_mask) for name in self.weights}
         if not self.conditional:

@@ -104,11 +104,11 @@ def test_the_mean_curvature_is_exact_where_rows_are_alike(monkeypatch: pytest.Mo
 
 
 def test_a_head_is_its_tensors() -> None:
-    """Through a file, bit for bit; with an offset's temperature, options, and without a posterior."""
+    """Through a file, bit for bit; with an offset's temperature, and options."""
     cases: list[tuple[str, dict[str, Any]]] = [
         ("categorical", {"temper": True}),
         ("options", {}),
-        ("bernoulli", {"posterior": False}),
+        ("bernoulli", {}),
     ]
     for kind, options in cases:
         blocks, labels, mask = problem(kind, 30, 5)
@@ -119,11 +119,7 @@ def test_a_head_is_its_tensors() -> None:
         again = head_of(load(save(head_tensors(head))))
         assert torch.equal(again.log_probs(known, offset, mask[:30]), head.log_probs(known, offset, mask[:30]))
         assert again.precisions == head.precisions
-        if head.spread is not None:
-            assert torch.equal(again.predictive(known, offset).probs, head.predictive(known, offset).probs)
-        else:
-            with pytest.raises(HeadError, match="posterior=True"):
-                again.predictive(known)
+        assert torch.equal(again.predictive(known, offset).probs, head.predictive(known, offset).probs)
         for name, each in (whole := head_tensors(head)).items():
             damaged = (
                 [torch.full_like(each, torch.nan), each.half()] if each.is_floating_point() and each.numel() else []
