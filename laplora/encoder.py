@@ -18,15 +18,15 @@ from laplora.answers.order_answers import average_answer, encode_orders
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
 from laplora.artifact.adapted import check_tokenizer
-from laplora.artifact.encoders import text_encoding
-from laplora.artifact.folder import Artifact, is_fetched, read_artifact
+from laplora.artifact.encoders import check_sizes, text_encoding
+from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import SCORES
 from laplora.decisions.thresholds import PredictiveThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError
 from laplora.features.encoding import FeatureEncoding
 from laplora.features.sentence_encoder import TextEncoding
 from laplora.models.base import load_tokenizer, locate_base
-from laplora.models.checkpoints import MOST_BYTES, check_hub_size, keep_copy
+from laplora.models.checkpoints import MOST_BYTES, keep_copy
 from laplora.predictive.kinds import PredictiveName
 from laplora.prompts.rows import EncodedRow, Side
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
@@ -67,7 +67,7 @@ class Encoder:
 
         Args:
             cache_dir: of offline models; progress: called with the name of each stage.
-            most_base_bytes: of a base model on the hub, where the artifact was fetched.
+            most_base_bytes: of a base model or a sentence encoder on the hub, where the artifact was fetched.
 
         Raises:
             ArtifactError: not found, corrupt, replaced meanwhile, or of another tokenizer.
@@ -76,8 +76,7 @@ class Encoder:
         artifact = read_artifact(path)
         manifest = artifact.manifest
         model, pin = manifest.base_model, manifest.tokenizer_hash
-        if is_fetched(path):
-            check_hub_size(model, manifest.revision, most_bytes=most_base_bytes)
+        check_sizes(path, manifest, most_base_bytes)
         location = locate_base(manifest.base, cache_dir, progress, kind="tokenizer", pin=pin)
         tokenizer = load_tokenizer(location, manifest.revision)
         check_tokenizer(manifest, tokenizer)

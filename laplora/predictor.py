@@ -16,9 +16,9 @@ from laplora.answers.prediction import Prediction, build_predictions
 from laplora.answers.review_scores import ReviewScores, read_scores
 from laplora.answers.several_labels import build_several
 from laplora.artifact.adapted import attach, base_pin, check_base, load_adapted
-from laplora.artifact.encoders import sentence_encoder
+from laplora.artifact.encoders import check_sizes, sentence_encoder
 from laplora.artifact.fetched import DEFAULT_RULES, FetchRules, local_artifact
-from laplora.artifact.folder import Artifact, is_fetched, read_artifact
+from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.head_files import read_experts
 from laplora.artifact.manifest import EXPERTS, SCORES
 from laplora.artifact.readout_records import LabelSequencesRecord
@@ -34,7 +34,7 @@ from laplora.jacobians.contrasts import ReversePass, reverse_pass
 from laplora.linearised import class_log_probs
 from laplora.models.base import LoadedBase, load_tokenizer, locate_base, resolve_device
 from laplora.models.beginning import read_beginning
-from laplora.models.checkpoints import check_hub_size, keep_copy
+from laplora.models.checkpoints import keep_copy
 from laplora.models.held_weights import HeldWeights, tensor_bytes
 from laplora.models.shared_base import SharedBases
 from laplora.models.spread import Spread, input_device
@@ -129,8 +129,7 @@ class Predictor(Encoder):
         place = device if isinstance(device, Spread) else resolve_device(device)
         say("locating base model")
         pin = base_pin(manifest)
-        if is_fetched(path):
-            check_hub_size(manifest.base_model, manifest.revision, most_bytes=rules.most_base_bytes)
+        check_sizes(path, manifest, rules.most_base_bytes)
         location = locate_base(manifest.base, cache_dir, progress, most_bytes=rules.most_base_bytes, pin=pin)
         tokenizer = load_tokenizer(location, manifest.revision)
         check_base(manifest, location, tokenizer, cache_dir)

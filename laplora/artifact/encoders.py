@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from laplora.artifact.folder import is_fetched
 from laplora.artifact.manifest import EncoderRecord, Manifest
 from laplora.errors import ArtifactIncompatibleError
 from laplora.features.sentence_encoder import (
@@ -17,6 +18,7 @@ from laplora.features.sentence_encoder import (
     load_sentence_encoder,
     load_text_encoding,
 )
+from laplora.models.checkpoints import check_hub_size
 from laplora.models.hashes import tokenizer_hash, weights_hash
 
 Progress = Callable[[str], None]
@@ -38,6 +40,14 @@ def encoder_record(encoder: SentenceEncoder) -> EncoderRecord:
 def unsaved_encoder(encoder: SentenceEncoder) -> EncoderRecord:
     """Return the record of an encoder in memory alone, whose hashes nobody compares."""
     return EncoderRecord(name=encoder.name, weights_hash="in-memory", tokenizer_hash="in-memory")
+
+
+def check_sizes(path: Path, manifest: Manifest, most_bytes: int) -> None:
+    """Raise DownloadError where the base or the sentence encoder of a fetched artifact is too large on the hub."""
+    if is_fetched(path):
+        check_hub_size(manifest.base_model, manifest.revision, most_bytes=most_bytes)
+        if manifest.encoder is not None:
+            check_hub_size(manifest.encoder.name, None, most_bytes=most_bytes)
 
 
 def text_encoding(manifest: Manifest, cache: Path | None, progress: Progress | None) -> TextEncoding | None:

@@ -45,7 +45,7 @@ class FetchRules:
     Attributes:
         allowed_bases: base models that it may have beside those that any may (``laplora.artifact.allowed_bases``).
         most_bytes, most_files: of the artifact's files together.
-        most_base_bytes: of its base model's files together.
+        most_base_bytes: of its base model's files together, and of its sentence encoder's.
     """
 
     allowed_bases: tuple[str, ...] = ()

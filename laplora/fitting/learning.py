@@ -135,7 +135,7 @@ def learn(
     if bool(copies.any()):
         warn(f"{int(copies.sum())} rows are copies of rows that the artifact was fitted on, and are left out")
         outputs, examples = outputs.take(~copies), [examples[i] for i in (~copies).nonzero()[:, 0].tolist()]
-        check_count(len(examples))
+        check_count(len(examples), "labelled rows that are no copies of the artifact's own")
     groups = old.groups.max() + 1 + groups_of(classifier, examples)
     new = Labelled(
         label_tensor(examples, packaged.class_count),
@@ -181,11 +181,11 @@ def learned_fit(fit: Fit, found: Learned) -> Fit:
     return replace(fit, labelled=found.kept.labelled, experts=experts, calibrated=found.calibrated, scores=scores)
 
 
-def check_count(rows: int) -> None:
+def check_count(rows: int, what: str = "labelled rows") -> None:
     """Raise DataError for too few new rows."""
     if rows < FEW_CALIBRATION_ROWS:
         raise DataError(
-            f"{rows} labelled rows are fewer than {FEW_CALIBRATION_ROWS}: what they say would be noise; collect more"
+            f"{rows} {what} are fewer than {FEW_CALIBRATION_ROWS}: what they say would be noise; collect more"
         )
 
 

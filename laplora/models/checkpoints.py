@@ -196,7 +196,7 @@ def _from_hub(address: Address, kind: Kind, progress: Progress | None, most_byte
 
 
 def check_hub_size(model: str, revision: str | None, *, most_bytes: int = MOST_BYTES) -> None:
-    """Check, before transformers fetches it, that a base model of the hub is not too large; nothing for a folder.
+    """Check, before transformers fetches it, that a model of the hub is not too large; nothing for a folder.
 
     Raises:
         DownloadError: it is. A hub that does not answer or refuses is left to whoever fetches.
@@ -210,7 +210,7 @@ def check_hub_size(model: str, revision: str | None, *, most_bytes: int = MOST_B
     except (DownloadError, ConfigError, FileNotFoundError):
         return
     whole = [size for name, size in sizes.items() if "/" not in name]  # those in folders are of other formats
-    _check_size(f"base model {model!r}", whole, most_bytes)
+    _check_size(f"model {model!r}", whole, most_bytes)
 
 
 def _check_size(what: str, sizes: Collection[int], most_bytes: int) -> None:

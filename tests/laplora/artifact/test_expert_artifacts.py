@@ -25,7 +25,7 @@ from laplora.artifact.folder import read_artifact
 from laplora.artifact.head_files import read_experts, read_kept_rows
 from laplora.artifact.manifest import EXPERTS, POSTERIOR, ROWS, parse_manifest
 from laplora.encoder import Encoder
-from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ConfigError, LaploraWarning
+from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ConfigError, DataError, LaploraWarning
 from laplora.predictor import Predictor
 
 LABELS = {"no": " w1", "yes": " w2"}
@@ -255,6 +255,8 @@ def test_labels_that_come_later_move_the_heads_on_disk_as_in_memory(tmp_path: Pa
     later = list({row["text"]: row for row in labelled(60, seed=3) if row["text"] not in known}.values())
     folder = posterior.save(tmp_path / "heads")
     digest, learned = read_artifact(folder).digest, posterior.condition(later)
+    with pytest.warns(LaploraWarning), pytest.raises(DataError, match="0 labelled rows that are no copies"):
+        laplora.condition(folder, labelled(20), device="cpu", progress=False)
     with pytest.warns(LaploraWarning, match="7 rows are copies of rows that the artifact was fitted on"):
         laplora.condition(folder, [*labelled(7), *later], device="cpu", progress=False, force=True)
     loaded = laplora.load(folder, device="cpu", progress=False)

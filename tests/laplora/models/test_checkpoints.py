@@ -15,8 +15,9 @@ from head_artifacts import pack_several
 from huggingface_hub import close_session
 from remote_servers import hub_server, object_server
 
+from laplora.artifact.encoders import check_sizes
 from laplora.artifact.fetched import push_artifact
-from laplora.artifact.folder import read_artifact
+from laplora.artifact.folder import FETCHED, read_artifact
 from laplora.encoder import Encoder
 from laplora.errors import ConfigError, DownloadError, ModelError, StoreUnreachableError
 from laplora.models.base import BaseSpec, locate_base
@@ -120,6 +121,11 @@ def test_a_base_and_an_adapter_of_the_hub_are_those_of_a_commit(
         with pytest.raises(DownloadError, match=r"'owner/name' has .* more than 10"):
             check_hub_size("owner/name", commit, most_bytes=10)
         check_hub_size("owner/name", None)
+        heads: Any = SimpleNamespace(base_model=str(base), revision=None, encoder=SimpleNamespace(name="owner/name"))
+        check_sizes(tmp_path / "heads", heads, 10)  # one's own
+        (tmp_path / FETCHED).touch()
+        with pytest.raises(DownloadError, match=r"'owner/name' has .* more than 10"):
+            check_sizes(tmp_path / "heads", heads, 10)
         said.clear()
         folder = fetch_checkpoint(f"hf://owner/name@{commit}/sub", "base", progress=said.append)
         assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
