@@ -31,8 +31,8 @@ class Figures(BaseModel):
 
 
 class Comparison(BaseModel):
-    """The artifact on the new rows, before and after: each row answered by the artifact as packaged, and by it with the
-    labels of the other folds learned.
+    """The artifact on the new rows, before and after: each row answered without its fold, as packaged and with the new
+    labels of the other folds learned. What no label moves answers as it is.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from laplora.errors import DataError
 from laplora.experts.answering import AnswersByHead
 from laplora.experts.base import FeatureSource, Labelled, LogProbSource, Outputs
-from laplora.head.fit import FittedHead, fit
+from laplora.head.fit import FittedHead, answered_by_folds, fit
 from laplora.head.head import Head
 
 #: Distance to a row, as a share of its features' length, up to which another one is its copy. Rounding takes 1e-5;
@@ -92,6 +92,12 @@ class HeadExpert(AnswersByHead):
         fitted = self.fitted.learn(features, new.labels, offset=offset, class_mask=mask, groups=new.groups)
         places = torch.cat([self.places, self.rows + train.nonzero()[:, 0]])
         return replace(self, fitted=fitted, places=places, rows=self.rows + len(labelled))
+
+    def before(self, learned: HeadExpert) -> HeadExpert:
+        """Return what it became by learning, with ``held_out`` of the heads of folds as they were before."""
+        fitted = learned.fitted
+        held_out = answered_by_folds(fitted.rows, fitted.folds, self.fitted.outer)
+        return replace(learned, fitted=replace(fitted, held_out=held_out))
 
     def forget(self, rows: torch.Tensor) -> HeadExpert:
         """Return the expert that never had some labelled rows, (some,) int64."""

@@ -24,7 +24,6 @@ from laplora.artifact.manifest import Manifest, RecommendedRecord
 from laplora.classifier import Classifier, batches
 from laplora.errors import ConfigError, DataError, warn
 from laplora.experts.adapter import AsGiven, of_rows
-from laplora.experts.answering import AnswersByHead
 from laplora.experts.base import Expert, Labelled, Outputs, losses_of
 from laplora.experts.familiar import familiarity_of
 from laplora.experts.laplace import Laplace
@@ -154,8 +153,12 @@ def learn(
     calibrated, scores = _calibrated(packaged, wanted, rows, honest)
     answers = {name: of.held_out[len(old) :] for name, of in honest.items()}
     after = before if before in moved else POOLED if POOLED in moved else moved[0]
-    expert = _answering(before, packaged)
-    comparison = compare((before, expert.log_probs(outputs)), (after, answers[after]), new, manifest.calibration.folds)
+    if before in moved:  # as a fold's old rows are no part of the answers after, they are none of those before
+        unlearned = {name: kept.experts[name].before(of) for name, of in heads.items()}
+        known = _honest(manifest, replace(rows, experts=unlearned))[before].held_out[len(old) :]
+    else:
+        known = _answering(before, packaged).log_probs(outputs)
+    comparison = compare((before, known), (after, answers[after]), new, manifest.calibration.folds)
     of_new = new.labels.flatten(), new.groups.repeat_interleave(new.labels[0].numel())
     metrics = {
         str(name): evaluate_probs(of_rows(logs, new.likelihood).probs, of_new[0], groups=of_new[1]).to_json()
@@ -238,13 +241,9 @@ def _honest(manifest: Manifest, rows: KeptRows) -> dict[PredictiveName, HeadExpe
     return {name: found[name] for name in manifest.predictives if name in found}
 
 
-def _answering(name: PredictiveName, packaged: Predictor) -> Expert | AnswersByHead:
-    """Return what a predictive of the artifact answers by."""
+def _answering(name: PredictiveName, packaged: Predictor) -> Expert:
+    """Return what a predictive answers by that no label moves."""
     manifest, nothing = packaged.artifact.manifest, torch.empty(0)
-    if name == POOLED and packaged.experts.pool:
-        return packaged.experts.pool
-    if name in packaged.experts.heads:
-        return packaged.experts.heads[name]
     if name == "laplace":
         return Laplace(nothing, manifest.likelihood)
     tempered = manifest.predictives[name].temperature if name == "temperature" else None

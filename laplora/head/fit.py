@@ -97,7 +97,7 @@ class FittedHead:
             for rest, fold in parted(folds)
             if (number := int(folds[fold[0]])) in self.outer
         }
-        return FittedHead(head, _held_out(rows, folds, outer), folds, rows, outer)
+        return FittedHead(head, answered_by_folds(rows, folds, outer), folds, rows, outer)
 
 
 def fit(
@@ -155,7 +155,7 @@ def fit(
         number = int(numbers[fold[0]])
         outer[number], answers = fitted(rows.at(rest), numbers[rest])
         inner[number] = torch.full_like(rows.targets, torch.nan).index_copy(0, rest, answers)
-    return FittedHead(head, _held_out(rows, numbers, outer), numbers, rows, outer, inner)
+    return FittedHead(head, answered_by_folds(rows, numbers, outer), numbers, rows, outer, inner)
 
 
 def mode_under(rows: Rows, head: Head, start: Given = None) -> tuple[Head, torch.Tensor]:
@@ -182,7 +182,8 @@ def _mode(
     return Head(rows.likelihood, scaling, weights, constant, classes, dict(precisions), factor, spread), mode.moved
 
 
-def _held_out(rows: Rows, folds: torch.Tensor, outer: Mapping[int, Head]) -> torch.Tensor:
+def answered_by_folds(rows: Rows, folds: torch.Tensor, outer: Mapping[int, Head]) -> torch.Tensor:
+    """Return log probabilities of rows, (rows, classes) float64, each by the head without its fold, nats."""
     answers = torch.full_like(rows.targets, torch.nan)
     for number, head in outer.items():
         places = (folds == number).nonzero()[:, 0]

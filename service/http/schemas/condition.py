@@ -51,8 +51,8 @@ class ConditionFigures(Answer):
 
 
 class ConditionResponse(Answer):
-    """The version that answers from now on, and what the labels change, measured on the new rows. Each was answered by
-    the artifact as packaged, and by it with the labels of the other folds learned: never by its own label.
+    """The version that answers from now on, and what the labels change, measured on the new rows. Each was answered
+    without its fold, as packaged and with the labels of the other folds learned: never by its own label.
     """
 
     artifact: ArtifactRef = Field(description="The new version.")

@@ -26,6 +26,7 @@ from laplora.artifact.head_files import read_experts, read_kept_rows
 from laplora.artifact.manifest import EXPERTS, POSTERIOR, ROWS, parse_manifest
 from laplora.encoder import Encoder
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ConfigError, DataError, LaploraWarning
+from laplora.pool.weights import pooled
 from laplora.predictor import Predictor
 
 LABELS = {"no": " w1", "yes": " w2"}
@@ -258,7 +259,17 @@ def test_labels_that_come_later_move_the_heads_on_disk_as_in_memory(tmp_path: Pa
     with pytest.warns(LaploraWarning), pytest.raises(DataError, match="0 labelled rows that are no copies"):
         laplora.condition(folder, labelled(20), device="cpu", progress=False)
     with pytest.warns(LaploraWarning, match="7 rows are copies of rows that the artifact was fitted on"):
-        laplora.condition(folder, [*labelled(7), *later], device="cpu", progress=False, force=True)
+        found = laplora.condition(folder, [*labelled(7), *later], device="cpu", progress=False, force=True)
+    # Before and after, a row is answered without the old rows of its fold.
+    outputs, pool, known = posterior.outputs([{"text": row["text"]} for row in later]), posterior.heads.pool, []
+    for place, fold in enumerate(learned.heads.labelled.folds[-len(later) :].tolist()):
+        one = outputs.take(torch.tensor([place]))
+        logs = {
+            name: of.fitted.outer[fold].log_probs(one.features[name]) for name, of in posterior.heads.experts.items()
+        }
+        logs["pooled"] = pooled(logs, pool.by_fold[fold]) if pool else torch.empty(0)
+        known.append(-float(logs[posterior.recommended][0, list(LABELS).index(later[place]["label"])]))
+    assert found.before.nll == pytest.approx(np.mean(known), abs=1e-4)
     loaded = laplora.load(folder, device="cpu", progress=False)
     for name in ("frozen", "encoder", "pooled"):
         expected = learned.predict_proba(inputs, name)
