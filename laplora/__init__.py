@@ -7,7 +7,7 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``sklearn``: the same as a scikit-learn classifier; ``mlflow``: an artifact as a model of MLflow. They are imported by
   their names alone, for they need scikit-learn and MLflow.
 - ``fitting``: ``fit``, from a classifier and rows to calibrated answers, and the artifact of them; ``load``.
-- ``selection``: which rows to label next.
+- ``selection``: which rows to label next. ``settings``: what a fit is told.
 - ``predictor``: an artifact in, answers out; ``encoder``: the part of it that needs no weights.
 - ``answers``: from what the model says of a batch to probabilities, flags and decisions; golden answers.
 - ``artifact``: the folder that is served.
@@ -82,7 +82,6 @@ if TYPE_CHECKING:
     from laplora.fitting.evaluation import Measured
     from laplora.fitting.heads import HeadsPosterior
     from laplora.fitting.loaded import condition, load
-    from laplora.fitting.settings import FitSettings
     from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
     from laplora.jacobians.states import States, StateTape
     from laplora.linearised import PosteriorPredictive
@@ -102,6 +101,7 @@ if TYPE_CHECKING:
     from laplora.prompts.option_order import restore_contrasts, restore_logits, reverse_choices
     from laplora.prompts.rows import EncodedRow
     from laplora.prompts.templates import TEMPLATES, PromptTemplate
+    from laplora.settings import FitSettings
     from laplora.workers import Workers
 
 __version__ = "0.1.0"
@@ -196,7 +196,7 @@ _HOMES = {
     "fitting.evaluation": ("Measured",),
     "fitting.heads": ("HeadsPosterior",),
     "fitting.loaded": ("condition", "load"),
-    "fitting.settings": ("FitSettings",),
+    "settings": ("FitSettings",),
     "artifact.folder": ("Artifact", "read_artifact"),
     "artifact.packaged": ("restore_packaged",),
     "decisions.conformal": (

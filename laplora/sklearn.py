@@ -34,8 +34,8 @@ from laplora.classifier import MAX_TOKENS, Classifier
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.entry import fit
 from laplora.fitting.heads import HeadsPosterior
-from laplora.fitting.settings import FitSettings
 from laplora.prompts.templates import PromptTemplate
+from laplora.settings import FitSettings
 
 _LABEL, _GROUP = "label", "__group__"
 

@@ -22,10 +22,10 @@ from laplora.fitting import passes
 from laplora.fitting.passes import fit_curvature
 from laplora.fitting.projected import project_split
 from laplora.fitting.rows import read_rows
-from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Prior, block_precisions
 from laplora.progress import Silent
+from laplora.settings import FitSettings
 from laplora.workers import ALONE, Workers
 from training.workspace.stores import SharedStore
 

@@ -25,13 +25,13 @@ from laplora.errors import ConfigError
 from laplora.features.store import digest
 from laplora.files import file_sha256
 from laplora.fitting.rows import read_rows
-from laplora.fitting.settings import FitSettings
 from laplora.models.base import BaseSpec, load_tokenizer, locate_base, resolve_device
 from laplora.models.hashes import weights_hash
 from laplora.models.readout import base_of
 from laplora.models.spread import Spread
 from laplora.report.page import html
 from laplora.report.verdict import judge
+from laplora.settings import FitSettings
 from training.config.adapter_fit import AdapterFit
 from training.config.run import bad_fields, override
 from training.data.adapter_rows import HeadTask, adapter_rows, labels_of_head, labels_of_rows, template_of

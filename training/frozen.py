@@ -15,7 +15,7 @@ from laplora.files import write_json
 from laplora.fitting.entry import fit_as_it_is
 from laplora.fitting.evaluation import evaluated
 from laplora.fitting.saving import Parts
-from laplora.fitting.settings import FitSettings
+from laplora.settings import FitSettings
 from laplora.workers import ALONE
 from training.package import made_by_another, write_of_run
 from training.report.evaluation import print_table, write_report

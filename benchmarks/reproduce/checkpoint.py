@@ -19,8 +19,8 @@ from laplora.files import write_tensors
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.evaluation import outputs_of
 from laplora.fitting.fit import Fit, fit_rows
-from laplora.fitting.settings import FitSettings
 from laplora.predictive.lora_weights import in_place, lora_parameters, read_weights
+from laplora.settings import FitSettings
 from training.evaluate import plain_probs
 from training.workspace.provenance import adapter_inputs, curvature_inputs
 from training.workspace.run import Run

@@ -42,7 +42,6 @@ from laplora.fitting.calibrate import (
 from laplora.fitting.fitted_heads import fit_experts
 from laplora.fitting.projected import SplitOutputs
 from laplora.fitting.rows import shared_folds
-from laplora.fitting.settings import FitSettings
 from laplora.head import HeadError
 from laplora.linearised import class_log_probs
 from laplora.pool.choice import costs_of
@@ -52,6 +51,7 @@ from laplora.predictive.kinds import PredictiveName
 from laplora.progress import Progress
 from laplora.prompts.examples import Example
 from laplora.readouts.label_sequences import LabelSequences
+from laplora.settings import FitSettings
 
 #: Rows times contrasts up to which a fit conditions: minutes of a processor at this, by the width of the states.
 MOST = 300_000

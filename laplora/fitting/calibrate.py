@@ -19,7 +19,6 @@ from laplora.decisions.review import fit_thresholds
 from laplora.errors import warn
 from laplora.experts.base import Labelled
 from laplora.fitting.projected import SplitOutputs
-from laplora.fitting.settings import CalibrationSettings, FitSettings
 from laplora.linearised import PosteriorPredictive, contrast_mean, entropy
 from laplora.metrics.scores import row_nll
 from laplora.pool.choice import choose
@@ -36,6 +35,7 @@ from laplora.progress import Progress
 from laplora.prompts.examples import Example
 from laplora.prompts.option_order import restore_contrasts, reverse_choices
 from laplora.prompts.rows import Batch
+from laplora.settings import CalibrationSettings, FitSettings
 
 #: What calibration rows are called in an artifact.
 HELD_OUT, OUT_OF_FOLD = "calibration", "out_of_fold"

@@ -40,7 +40,6 @@ from laplora.fitting.saving import (
     write_artifact,
     write_fit,
 )
-from laplora.fitting.settings import FitSettings
 from laplora.models.adapters import save_adapter
 from laplora.models.base import BaseSpec, LoadedBase, base_spec_of, locate_base
 from laplora.models.classifier_head import is_adapted, save_head
@@ -56,6 +55,7 @@ from laplora.predictive.lora_weights import lora_parameters, weight_checksums
 from laplora.predictor import Predictor
 from laplora.progress import Progress
 from laplora.selection.suggest import Suggestion, suggest
+from laplora.settings import FitSettings
 
 #: Fields, or a text where the template has one field; one of them, or many.
 Inputs = Mapping[str, Any] | str | Iterable[Mapping[str, Any] | str]

@@ -29,10 +29,10 @@ from laplora.fitting.rows import (
     warn_of_conflicts,
     without_twins,
 )
-from laplora.fitting.settings import FitSettings
 from laplora.predictive.lora_weights import lora_parameters, read_weights
 from laplora.progress import Progress, shown_by
 from laplora.prompts.examples import Example
+from laplora.settings import FitSettings
 
 #: Median probability of all labels after the prompt, below which prompt or labels are hardly those of the training.
 _LITTLE_MASS = 0.01

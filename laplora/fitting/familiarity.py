@@ -15,11 +15,11 @@ from laplora.familiarity.percentile import Familiarity, false_alarms, watched_la
 from laplora.familiarity.strangeness import Strangeness, fit_strangeness
 from laplora.features.store import Store, rows_digest
 from laplora.fitting.projected import ProjectedSplit, state_tensors, states_of
-from laplora.fitting.settings import FitSettings
 from laplora.jacobians.states import States, StateTape, decoder_layers, join_states, pooling_of
 from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.rows import Batch
+from laplora.settings import FitSettings
 
 #: Training rows that inputs are compared with, at most; of more, a random part.
 _MOST = 4000

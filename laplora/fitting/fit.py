@@ -27,7 +27,6 @@ from laplora.fitting.familiarity import Familiar, familiar_layers, fit_familiar,
 from laplora.fitting.passes import block_weights, fit_curvature, label_rows, many_classes
 from laplora.fitting.projected import Fitted, ProjectedSplit, SplitOutputs, project_split
 from laplora.fitting.rows import check_independent
-from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.linearised import Likelihood
 from laplora.pool.fine_tuning import FineTuning
@@ -41,6 +40,7 @@ from laplora.prior.choices import choose_priors, served_choice, squared_distance
 from laplora.prior.search import PriorChoice
 from laplora.progress import Progress, Silent
 from laplora.prompts.examples import Example
+from laplora.settings import FitSettings
 
 
 @dataclass(frozen=True)

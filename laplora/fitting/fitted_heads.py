@@ -30,13 +30,13 @@ from laplora.experts.of_head import HeadExpert, fit_head
 from laplora.familiarity.percentile import Familiarity, false_alarms
 from laplora.features.outputs import HeadSource, LogProbSource
 from laplora.fitting.calibrate import OUT_OF_FOLD, calibration_record, recorded
-from laplora.fitting.settings import FitSettings
 from laplora.head import HeadError
 from laplora.linearised import PosteriorPredictive
 from laplora.pool.choice import Choice, choose, costs_of
 from laplora.pool.pool import Pool, fit_pool
 from laplora.pool.served import ServedExperts
 from laplora.progress import Progress
+from laplora.settings import FitSettings
 
 #: Of an expert.
 Named = TypeVar("Named", bound=str)

@@ -22,7 +22,6 @@ from laplora.fitting.calibrated import ONE_AT_A_TIME, CalibratedPosterior, Input
 from laplora.fitting.fitted_heads import FittedHeads, forgotten, learned
 from laplora.fitting.rows import groups_of, read_rows, warn_of_conflicts
 from laplora.fitting.saving import FIT, Parts, write_heads
-from laplora.fitting.settings import FitSettings
 from laplora.head.folds import folds_of_new
 from laplora.pool.pool import Pool
 from laplora.predictive.batch_outputs import AdaptedModel
@@ -30,6 +29,7 @@ from laplora.predictive.kinds import PREDICTIVES
 from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
 from laplora.prompts.groups import question_of
+from laplora.settings import FitSettings
 
 
 class HeadsPosterior(CalibratedPosterior):

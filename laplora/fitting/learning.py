@@ -33,7 +33,6 @@ from laplora.fitting.adapted_experts import MOST
 from laplora.fitting.calibrate import OUT_OF_FOLD, Calibrated, recommended_by, recorded, warn_of_nothing_accepted
 from laplora.fitting.fit import Fit
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS, check_independent, groups_of, warn_of_conflicts
-from laplora.fitting.settings import CalibrationSettings
 from laplora.head import HeadError
 from laplora.head.folds import folds_of_new
 from laplora.metrics.scores import evaluate_probs
@@ -44,6 +43,7 @@ from laplora.predictive.kinds import PredictiveName
 from laplora.predictor import Predictor
 from laplora.progress import Progress, Silent
 from laplora.prompts.examples import Example, label_tensor
+from laplora.settings import CalibrationSettings
 
 #: Runs a pass through the model: at once, or between a server's requests.
 Run = Callable[[Callable[[], Any]], Any]

@@ -15,7 +15,6 @@ import torch
 from laplora.classifier import Classifier, batches
 from laplora.features.store import Store
 from laplora.fitting.projected import project_split, split_of, split_tensors
-from laplora.fitting.settings import FitSettings
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.many_classes import ManyClasses, fisher_directions
@@ -30,6 +29,7 @@ from laplora.predictive.lora_weights import lora_parameters
 from laplora.progress import Progress
 from laplora.prompts.examples import Example, label_tensor
 from laplora.readouts.label_tokens import LabelTokens
+from laplora.settings import FitSettings
 from laplora.workers import Workers
 
 #: How often a state is kept, seconds.

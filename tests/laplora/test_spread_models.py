@@ -22,7 +22,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
 from laplora.fitting.rows import read_rows
-from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import ContrastJacobians, contrast_jacobians, covered_blocks, reverse_pass
 from laplora.models.spread import Spread, input_device, spread_of
 from laplora.predictor import Predictor
@@ -30,6 +29,7 @@ from laplora.prompts.rows import Batch
 from laplora.readouts.classification_head import classification_head
 from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.label_tokens import LabelTokens
+from laplora.settings import FitSettings
 
 pytestmark = pytest.mark.process  # accelerate asks nvidia-smi for the kind of GPU
 

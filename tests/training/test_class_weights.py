@@ -12,7 +12,6 @@ from tiny_runs import job, sentiment_config, sentiment_rows, write_rows
 
 from laplora.errors import ConfigError
 from laplora.fitting.fit import check_class_weights
-from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
 from laplora.linearised import (
     class_weighted_hessian,
@@ -20,6 +19,7 @@ from laplora.linearised import (
     contrasts,
 )
 from laplora.posterior.file import read_posterior
+from laplora.settings import FitSettings
 from training.config import load_config
 from training.workspace.results import load_trained
 from training.workspace.runtime import open_run

@@ -19,8 +19,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import laplora
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.readout_records import ClassificationHeadRecord
-from laplora.fitting.settings import FitSettings
 from laplora.predictor import Predictor
+from laplora.settings import FitSettings
 from training.__main__ import main
 
 LABELS = ["down", "up", "flat"]

@@ -14,12 +14,12 @@ from laplora.fitting.familiarity import familiar_of, strangeness_to
 from laplora.fitting.fit import Fit, check_several_labels, many_classes_record, possible
 from laplora.fitting.passes import block_weights, fit_curvature, label_rows
 from laplora.fitting.projected import Fitted, SplitOutputs
-from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.subset import select_blocks
 from laplora.prior.choices import choose_priors, served_choice, squared_distances
 from laplora.progress import Progress, Silent
 from laplora.prompts.examples import Example
+from laplora.settings import FitSettings
 from training.calibration.fold_adapters import FoldAdapter, folded_rows
 
 

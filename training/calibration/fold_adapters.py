@@ -17,7 +17,6 @@ from laplora.features.store import Store, rows_digest
 from laplora.fitting.familiarity import familiar_layers, forward_states, strangeness_to
 from laplora.fitting.passes import fit_curvature
 from laplora.fitting.projected import ProjectedSplit, project_split, split_of, split_tensors
-from laplora.fitting.settings import FitSettings
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Posterior
 from laplora.predictive.cross_fitting import fold_rows
@@ -25,6 +24,7 @@ from laplora.predictive.lora_weights import Weights, in_place, lora_parameters
 from laplora.progress import Progress
 from laplora.prompts.examples import Example
 from laplora.prompts.groups import row_groups
+from laplora.settings import FitSettings
 from training.calibration.folded import FoldedPosterior, fold_together
 
 

@@ -14,7 +14,6 @@ from laplora.features.expert_passes import ExpertPasses
 from laplora.fitting.calibrate import in_reverse
 from laplora.fitting.evaluation import RowOutputs, outputs_of
 from laplora.fitting.projected import ProjectedSplit
-from laplora.fitting.settings import FitSettings
 from laplora.metrics.paired import nll_difference
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.posterior.base import Posterior
@@ -22,6 +21,7 @@ from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.order_average import order_information
 from laplora.prompts.examples import Example
 from laplora.prompts.option_order import restore_logits
+from laplora.settings import FitSettings
 from training.workspace.terminal import Terminal
 
 #: What a method's name ends with when its orders were averaged.

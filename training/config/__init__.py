@@ -5,7 +5,7 @@ Read ``run`` first: :class:`RunConfig` and how a YAML file and ``--set`` become 
 names no step size or length, and ``folders`` which folder its results lie in.
 """
 
-from laplora.fitting.settings import Section
+from laplora.settings import Section
 from training.config.optimizer import OptimizerConfig
 from training.config.run import RunConfig, bad_fields, config_hash_fields, load_config
 from training.config.sections import (

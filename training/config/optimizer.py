@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from laplora.fitting.settings import Section
+from laplora.settings import Section
 
 
 class OptimizerConfig(Section):

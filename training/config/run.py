@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from laplora.answers.golden import MAX_ANSWERS
 from laplora.errors import ConfigError
-from laplora.fitting.settings import FitSettings, PredictiveSettings, Section
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.readouts.choice import ReadOutName
+from laplora.settings import FitSettings, PredictiveSettings, Section
 from training.config.folders import NAME, folder_of
 from training.config.optimizer import OptimizerConfig
 from training.config.sections import (

@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from laplora.errors import ConfigError
 from laplora.features.outputs import HeadSource
-from laplora.fitting.settings import CalibrationSettings, ExpertSettings, LaplaceSettings, Section
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.models.spread import Sharing, Spread
+from laplora.settings import CalibrationSettings, ExpertSettings, LaplaceSettings, Section
 
 
 class BaseConfig(Section):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from laplora.fitting.settings import Section
+from laplora.settings import Section
 from training.config.folders import NAME
 from training.data.corruptions import CorruptionKind
 from training.data.section import DataConfig

@@ -9,8 +9,8 @@ from typing import get_args
 
 from pydantic import Field
 
-from laplora.fitting.settings import Section
 from laplora.predictive.kinds import PredictiveName
+from laplora.settings import Section
 from training.config.overrides import add_overrides
 
 #: Share of a training row's target that is its label.

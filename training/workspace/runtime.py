@@ -14,13 +14,13 @@ from laplora.features.sentence_encoder import load_text_encoding
 from laplora.files import write_json
 from laplora.fitting.fit import check_class_weights
 from laplora.fitting.rows import check_independent
-from laplora.fitting.settings import ExpertSettings
 from laplora.models.base import load_tokenizer, locate_base
 from laplora.models.spread import first_device
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow
 from laplora.prompts.templates import PromptTemplate, default_verbalizers
 from laplora.readouts.choice import named_readout
+from laplora.settings import ExpertSettings
 from laplora.workers import ALONE, Workers
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import owner

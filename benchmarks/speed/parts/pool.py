@@ -30,7 +30,6 @@ from laplora.features.sentence_encoder import SentenceEncoder, load_sentence_enc
 from laplora.fitting.entry import fit
 from laplora.fitting.fitted_heads import FittedHeads, fit_heads, learned
 from laplora.fitting.heads import HeadsPosterior
-from laplora.fitting.settings import FitSettings
 from laplora.head.folds import fold_numbers, folds_of_new
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base
 from laplora.models.quiet import quiet_loading
@@ -39,6 +38,7 @@ from laplora.predictive.lora_weights import lora_parameters
 from laplora.predictor import Predictor
 from laplora.progress import Silent
 from laplora.prompts.examples import Example
+from laplora.settings import FitSettings
 
 LABELS = ("sport", "money", "space", "food", "music", "law")
 #: A topic is a pair of words, one of each half.

@@ -17,13 +17,13 @@ from benchmarks.speed import __main__ as job
 from benchmarks.speed.parts import fit, overload, pool, predict
 from laplora.features.outputs import Outputs
 from laplora.fitting.fitted_heads import learned
-from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Prior, block_precisions
 from laplora.predictive.batch_outputs import AdaptedModel, batch_outputs
 from laplora.progress import Silent
 from laplora.prompts.rows import Batch
 from laplora.readouts.label_tokens import LabelTokens
+from laplora.settings import FitSettings
 
 MEASURED = {"date": "2026-01-01", "commit": "abc", "command": "c", "threads": "2", "versions": "torch 2"}
 HERE = Conditions("a processor, 2 cores", MEASURED)

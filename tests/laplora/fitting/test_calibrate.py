@@ -27,7 +27,6 @@ from laplora.fitting.calibrate import (
 )
 from laplora.fitting.evaluation import Gain, RowOutputs, RowProbs, gain_over_temperature
 from laplora.fitting.projected import Fitted, ProjectedSplit, SplitOutputs
-from laplora.fitting.settings import FitSettings
 from laplora.head import fold_numbers
 from laplora.jacobians.blocks import Block
 from laplora.linearised import PosteriorPredictive, contrasts, entropy
@@ -36,6 +35,7 @@ from laplora.posterior.base import ProjectedJacobians
 from laplora.predictive.cross_fitting import FOLDS, fold_rows
 from laplora.predictive.kinds import PredictiveName, fit_predictive_temperature
 from laplora.prior.validation import choose_by_validation
+from laplora.settings import FitSettings
 
 pytestmark = pytest.mark.slow
 

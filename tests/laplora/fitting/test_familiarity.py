@@ -21,11 +21,11 @@ import laplora
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import FAMILIARITY, HEAD
 from laplora.fitting.familiarity import forward_states
-from laplora.fitting.settings import FitSettings
 from laplora.predictor import Predictor
 from laplora.progress import Silent
 from laplora.prompts.examples import Example
 from laplora.prompts.templates import TEMPLATES
+from laplora.settings import FitSettings
 
 LABELS = ["down", "up", "flat"]
 SETTINGS: dict[str, Any] = {"laplace": {"joint_rank": 12}}

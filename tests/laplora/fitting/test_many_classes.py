@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import laplora
 from laplora.artifact.folder import read_artifact
-from laplora.fitting.settings import FitSettings
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.posterior.many_classes import ManyClassPosterior
+from laplora.settings import FitSettings
 from service.app import create_app
 
 CLASSES = 20

@@ -24,10 +24,10 @@ from laplora.answers.review_scores import read_scores, score_tensors
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError
 from laplora.files import write_tensors
 from laplora.fitting.rows import read_rows
-from laplora.fitting.settings import FitSettings
 from laplora.linearised import log_likelihood
 from laplora.models.classifier_head import output_layer
 from laplora.posterior.base import block_precisions
+from laplora.settings import FitSettings
 
 LABELS = ["news", "sport", "weather"]
 #: Of 90 directions: nothing is left out.

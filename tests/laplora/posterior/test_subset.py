@@ -9,11 +9,11 @@ import pytest
 from fast_path import replay
 
 from laplora.errors import ConfigError
-from laplora.fitting.settings import LaplaceSettings
 from laplora.jacobians.blocks import Block
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import STRUCTURES, fit_posterior
 from laplora.posterior.subset import select_blocks
+from laplora.settings import LaplaceSettings
 
 
 def adapter(layers: int) -> list[Block]:

@@ -18,7 +18,6 @@ import laplora
 from laplora.errors import ConfigError
 from laplora.features.store import Forgetful
 from laplora.fitting.fit import Fit, fit_rows
-from laplora.fitting.settings import FitSettings
 from laplora.head import fit as fit_head
 from laplora.linearised import class_log_probs
 from laplora.metrics.scores import row_nll
@@ -26,6 +25,7 @@ from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.predictive.cross_fitting import fold_rows
 from laplora.predictive.lora_weights import in_place, lora_parameters
 from laplora.prompts.examples import Example
+from laplora.settings import FitSettings
 from training.calibration.cross_fit import cross_fit_rows
 from training.calibration.fold_adapters import FoldAdapter
 
