@@ -137,9 +137,9 @@ def load_sentence_encoder(
     text = load_text_encoding(name, cache=cache, progress=progress)
     top, folder, pooled_in, normalised = _modules(name, cache, progress)
     pooling = _pooling(name, _settings(name, top, f"{pooled_in}/config.json"))
-    options: dict[str, Any] = {"subfolder": folder, "trust_remote_code": False, "use_safetensors": True}
+    options: dict[str, Any] = {"subfolder": folder, "use_safetensors": True, "output_loading_info": True}
     with _loading(name):
-        model, loaded = AutoModel.from_pretrained(top, dtype=torch.float32, output_loading_info=True, **options)
+        model, loaded = AutoModel.from_pretrained(top, dtype=torch.float32, trust_remote_code=False, **options)
     if absent := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
         raise _unusable(name, f"its weights are without {absent[0]!r}, which would be random")
     model = model.requires_grad_(False).eval().to(device)
@@ -153,10 +153,9 @@ def load_text_encoding(name: str, *, cache: Path | None = None, progress: Progre
 
     auto_model: Any = AutoModel  # typed in part only
     top, folder, _, _ = _modules(name, cache, progress)
-    options: dict[str, Any] = {"subfolder": folder, "trust_remote_code": False}
     with _loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(top, **options)
-        config = AutoConfig.from_pretrained(top, **options)
+        tokenizer = AutoTokenizer.from_pretrained(top, subfolder=folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(top, subfolder=folder, trust_remote_code=False)
         with torch.device("meta"):  # to see how many positions it has
             model = auto_model.from_config(config, trust_remote_code=False)
         location = str(Path(str(cached_file(top, f"{folder}/config.json".lstrip("/")))).parent)

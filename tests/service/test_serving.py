@@ -24,7 +24,7 @@ def test_the_fake_leaves_to_the_real_one_only_what_no_server_calls() -> None:
         *("load", "of_folder", "predict_all", "predict_each", "batch_tokens"),
         *("named", "side", "thresholds"),  # of decided and encode
         "devices",  # of a meter, which a GPU alone has
-        *("adapted", "precisions", "tokenizer"),  # of labels: conditioning
+        *("adapted", "as_version", "outputs", "precisions", "tokenizer"),  # of labels that come later
     }
 
 

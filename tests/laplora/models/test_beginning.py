@@ -183,5 +183,5 @@ def test_answers_and_familiarity_are_the_same(sentiment_predictor: Predictor) ->
     expected, found = (
         batch_outputs(replace(adapted, beginning=shared), batch, covariance=False) for shared in (None, beginning)
     )
-    for name in ("logits", "label_mass", "means", "familiarity"):
+    for name in ("logits", "label_mass", "mean", "familiarity"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
