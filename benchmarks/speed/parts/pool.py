@@ -1,11 +1,13 @@
 """What answers of heads and of their pool cost over a MAP answer, and what further labels cost.
 
 Texts are made up, and the adapter is random: what an answer costs does not depend on what weights were learned.
+Seconds are the processor's, of a thread each: a busy machine changes them least.
 """
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -53,6 +55,7 @@ LONG, SHORT = 50, 10
 
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     """Yield the seconds of later labels, the ratios of answers by number format and batch, and the encoder's share."""
+    torch.set_num_threads(1)
     encoder, turns = load_sentence_encoder(ENCODER), 5 if quick else 21
     outputs = without_adapter(SMALL, "float32", encoder).outputs(examples(ROWS + LATER, SHORT), Silent(), "")
     heads = fitted(outputs, len(LABELS))
@@ -60,11 +63,13 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         known = heads if classes == len(LABELS) else fitted(outputs, classes)
         learn = partial(learned, known, *later(outputs, classes, known), FitSettings(), Silent())
         what = f"{LATER:,} labels learned after {ROWS}, both heads, {classes} classes"
-        yield conditions.record(f"pool: {what}", spread(in_turns({"": learn}, 3)[""]), "seconds", limit=1.0)
+        yield conditions.record(
+            f"pool: {what}", spread(in_turns({"": learn}, 3, time.process_time)[""]), "processor seconds", limit=1.0
+        )
     for number_format in ("float32", "nf4"):
         asked = subjects(number_format, encoder, heads, outputs)
         for rows in (1, 8):
-            times = in_turns({name: asking(*each, rows) for name, each in asked.items()}, turns)
+            times = in_turns({name: asking(*each, rows) for name, each in asked.items()}, turns, time.process_time)
             for name in list(asked)[1:]:
                 limit = 1.1 if name.endswith("no adapter") else 2.1
                 what = f"{name}, {number_format}, {rows} x 60 tokens"
@@ -83,9 +88,8 @@ def beside_larger(conditions: Conditions, encoder: SentenceEncoder, turns: int) 
         given = [both.encode(example.fields) for example in examples(rows, LONG)]
         functions = {name: partial(of.of_rows.of_batch, given) for name, of in (("both", both), ("alone", alone))}
         what = f"sentence encoder beside the 0.5B base, nf4, {rows} x 60 tokens"
-        yield conditions.record(
-            f"pool: {what}", ratio(in_turns(functions, turns), "both", "alone"), "a pass without it", limit=1.05
-        )
+        times = in_turns(functions, turns, time.process_time)
+        yield conditions.record(f"pool: {what}", ratio(times, "both", "alone"), "a pass without it", limit=1.05)
 
 
 def asking(predictor: Predictor, name: str, rows: int) -> Callable[[], Any]:
