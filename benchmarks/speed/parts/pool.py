@@ -1,7 +1,7 @@
 """What answers of heads and of their pool cost over a MAP answer, and what further labels cost.
 
 Texts are made up, and the adapter is random: what an answer costs does not depend on what weights were learned.
-Seconds are the processor's, of a thread each: a busy machine changes them least.
+Seconds are the processor's, of one thread: a busy machine changes them least.
 """
 
 from __future__ import annotations
