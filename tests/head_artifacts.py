@@ -32,6 +32,16 @@ def letters(around: str) -> Any:
     )
 
 
+def letter_rows(count: int, seed: int = 0, *, shortest: int = 2) -> list[dict[str, Any]]:
+    """Return rows of ``shortest`` to seven letters, which tell the label "yes" or "no" but for one row in eight."""
+    draw, rows = random.Random(seed), list[dict[str, Any]]()
+    for i in range(count):
+        yes = i % 2 == 0
+        text = " ".join(draw.choices("abcdef" if yes else "efghij", k=draw.randint(shortest, 7)))
+        rows.append({"text": text, "label": "yes" if yes == (i % 8 < 7) else "no"})
+    return rows
+
+
 def save_tokenizer(folder: Path) -> Any:
     """Save a tokenizer of letters that puts [CLS] before a text and [SEP] behind it, 64 tokens in all."""
     tokenizer = letters("[CLS] $A [SEP]")

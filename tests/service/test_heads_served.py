@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from head_artifacts import letters
+from head_artifacts import letter_rows, letters
 from serving import changed, settings, started
 from tiny_models import add_lora, tiny_base
 from tiny_sentence_encoder import sentence_encoder_folder
@@ -22,16 +21,6 @@ from service.app import create_app
 LABELS = {"no": " w1", "yes": " w2"}
 Rows = list[dict[str, Any]]
 pytestmark = pytest.mark.anyio
-
-
-def labelled(count: int, seed: int = 0) -> Rows:
-    """Return rows whose label their letters tell, but for one in eight."""
-    draw, rows = random.Random(seed), Rows()
-    for i in range(count):
-        yes = i % 2 == 0
-        text = " ".join(draw.choices("abcdef" if yes else "efghij", k=draw.randint(3, 7)))
-        rows.append({"text": text, "label": "yes" if yes == (i % 8 < 7) else "no"})
-    return rows
 
 
 def fitted(folder: Path, *, adapted: bool) -> laplora.CalibratedPosterior:
@@ -46,7 +35,7 @@ def fitted(folder: Path, *, adapted: bool) -> laplora.CalibratedPosterior:
     classifier = laplora.Classifier(model, tokenizer, "{text} z", LABELS, max_tokens=16)
     experts = {"names": ["frozen", "encoder"], "encoder": str(encoder)}
     own = laplora.FitSettings.model_validate({"experts": experts, "laplace": {"joint_rank": 8, "prior": "evidence"}})
-    rows = labelled(80)
+    rows = letter_rows(80, shortest=3)
     given = (rows[:40], rows[40:]) if adapted else (rows,)
     found = laplora.fit(classifier, *given, settings=own, progress=False)
     found.save(folder / "heads", base=str(folder / "base"))
@@ -83,7 +72,7 @@ async def test_what_is_served_is_what_memory_answers(
     adapted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
-    posterior, rows = fitted(tmp_path, adapted=adapted), labelled(6, seed=9)
+    posterior, rows = fitted(tmp_path, adapted=adapted), letter_rows(6, seed=9, shortest=3)
     texts = [{"text": row["text"]} for row in rows]
     async with served(tmp_path) as client:
         (listed,) = (await client.get("/artifacts")).json()["artifacts"]
@@ -101,7 +90,7 @@ async def test_what_is_served_is_what_memory_answers(
             assert "it has no adapter" in refused.json()["error"]["message"]
             assert {one["label_mass"] for one in default} == {None}
         # Labels that come later move every head as they do in memory, and can be taken back.
-        more = [{**row, "text": f"k {row['text']}"} for row in labelled(24, seed=5)]
+        more = [{**row, "text": f"k {row['text']}"} for row in letter_rows(24, seed=5, shortest=3)]
         before = await answers(client, rows, predictive="pooled")
         response = await changed(client, "heads/condition", json={"rows": more, "force": True})
         assert response.status_code == 200, response.text

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from head_artifacts import letters
+from head_artifacts import letter_rows, letters
 from safetensors.torch import load_file, save_file
 from tiny_classifiers import _BERT
 from tiny_models import tiny_base
@@ -33,16 +33,6 @@ LABELS = {"no": " w1", "yes": " w2"}
 Rows = list[dict[str, Any]]
 
 
-def labelled(count: int, seed: int = 0) -> Rows:
-    """Return rows whose label their letters tell, but for one in eight."""
-    draw, rows = random.Random(seed), Rows()
-    for i in range(count):
-        yes = i % 2 == 0
-        text = " ".join(draw.choices("abcdef" if yes else "efghij", k=draw.randint(2, 7)))
-        rows.append({"text": text, "label": "yes" if yes == (i % 8 < 7) else "no"})
-    return rows
-
-
 def of_words(folder: Path, **experts: Any) -> laplora.HeadsPosterior:
     """Return heads on a tiny decoder that lies in a folder."""
     tokenizer = letters("[CLS] $A")
@@ -51,7 +41,7 @@ def of_words(folder: Path, **experts: Any) -> laplora.HeadsPosterior:
     model = AutoModelForCausalLM.from_pretrained(folder)
     given = laplora.Classifier(model, tokenizer, "{text} z", LABELS, max_tokens=16)
     settings = laplora.FitSettings.model_validate({"experts": {"names": ["frozen"]} | experts})
-    found = laplora.fit(given, labelled(60), settings=settings, progress=False)
+    found = laplora.fit(given, letter_rows(60), settings=settings, progress=False)
     assert isinstance(found, laplora.HeadsPosterior)
     return found
 
@@ -88,7 +78,7 @@ def of_no_answer(folder: Path) -> laplora.HeadsPosterior:
     tokenizer.save_pretrained(folder)
     given = laplora.Classifier(AutoModel.from_pretrained(folder), tokenizer, "{text} z", LABELS, max_tokens=16)
     settings = laplora.FitSettings.model_validate({"experts": {"names": ["frozen"]}})
-    found = laplora.fit(given, labelled(40), settings=settings, progress=False)
+    found = laplora.fit(given, letter_rows(40), settings=settings, progress=False)
     assert isinstance(found, laplora.HeadsPosterior)
     return found
 
@@ -252,14 +242,18 @@ def test_labelled_rows_that_are_damaged_are_refused(tmp_path: Path, cache: Calla
 def test_labels_that_come_later_move_the_heads_on_disk_as_in_memory(tmp_path: Path, cache: Callable[[], None]) -> None:
     """Of a pool, whose weights stay; and they are forgotten byte for byte."""
     cache()
-    posterior, inputs, known = with_encoder(tmp_path / "base"), labelled(8, seed=4), {r["text"] for r in labelled(60)}
-    later = list({row["text"]: row for row in labelled(60, seed=3) if row["text"] not in known}.values())
+    posterior, inputs, known = (
+        with_encoder(tmp_path / "base"),
+        letter_rows(8, seed=4),
+        {r["text"] for r in letter_rows(60)},
+    )
+    later = list({row["text"]: row for row in letter_rows(60, seed=3) if row["text"] not in known}.values())
     folder = posterior.save(tmp_path / "heads")
     digest, learned = read_artifact(folder).digest, posterior.condition(later)
     with pytest.warns(LaploraWarning), pytest.raises(DataError, match="0 labelled rows that are no copies"):
-        laplora.condition(folder, labelled(20), device="cpu", progress=False)
+        laplora.condition(folder, letter_rows(20), device="cpu", progress=False)
     with pytest.warns(LaploraWarning, match="7 rows are copies of rows that the artifact was fitted on"):
-        found = laplora.condition(folder, [*labelled(7), *later], device="cpu", progress=False, force=True)
+        found = laplora.condition(folder, [*letter_rows(7), *later], device="cpu", progress=False, force=True)
     # Before and after, a row is answered without the old rows of its fold.
     outputs, pool, known = posterior.outputs([{"text": row["text"]} for row in later]), posterior.heads.pool, []
     for place, fold in enumerate(learned.heads.labelled.folds[-len(later) :].tolist()):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from head_artifacts import letters
+from head_artifacts import letter_rows, letters
 from sklearn.model_selection import cross_val_score
 from tiny_classifiers import _BERT, features_of
 from tiny_models import add_lora, tiny_base
@@ -39,13 +39,8 @@ class Said(Silent):
 
 
 def labelled(count: int, seed: int = 0, first: int = 0) -> Rows:
-    """Return rows whose label their letters tell, but for one in eight."""
-    draw, rows = random.Random(seed), Rows()
-    for i in range(count):
-        yes = i % 2 == 0
-        text = " ".join(draw.choices("abcdef" if yes else "efghij", k=draw.randint(2, 7)))
-        rows.append({"id": f"row-{first + i}", "text": text, "label": "yes" if yes == (i % 8 < 7) else "no"})
-    return rows
+    """Return rows of letters with ids."""
+    return [{"id": f"row-{first + i}", **row} for i, row in enumerate(letter_rows(count, seed))]
 
 
 def classifier(model: Any = None, around: str = "[CLS] $A", **options: Any) -> laplora.Classifier:
