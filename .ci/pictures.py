@@ -62,7 +62,7 @@ def rooms(picture: Picture) -> None:
         [("commands", "laplora serve, evaluate, predict ...")],
         [("bulk", "whole files"), ("sklearn", "scikit-learn's"), ("mlflow", "MLflow's")],
         [("fitting", "from rows to calibrated answers")],
-        [("selection", "which rows to label next"), ("settings", "of a fit")],
+        [("selection", "rows to label next"), ("settings", "of a fit")],
         [("predictor", "an artifact in, answers out")],
         [("encoder", "what needs no weights")],
         [("answers", "from the outputs of a batch to its answers")],
