@@ -3,7 +3,9 @@
 First all blocks share one variance, on a grid of factors of ten that moves on while its edge is best. Then each block
 has its own, by quasi-Newton steps along the gradient of the folds' loss in log variances, which implicit
 differentiation at the mode gives for one more linear system (Foo, Do and Ng 2007, *Efficient multiple hyperparameter
-learning for log-linear models*). A block of no use goes out: its precision grows without end.
+learning for log-linear models*). Few rows say little of a dozen variances: their logarithms have a normal prior about
+their mean. Over seven tasks it spares .014 nats a row with 50 labelled rows, .008 with 150, .002 with 450
+(docs/lab-notes.md). Two halves of a block, each with a variance, have another prior than the block.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 
 from laplora.head.folds import fold_numbers, parted
 from laplora.head.likelihood import hessian_times, inverse_temperature, log_probs_of
-from laplora.head.newton import Labels, mode_of, solved
+from laplora.head.newton import EXACT, Labels, mode_of, solved
 from laplora.head.rows import Rows
 from laplora.head.scaling import Scaling
 from laplora.head.spaces import Designs, Space, space_of
@@ -28,6 +30,8 @@ _FIRST, _FIRST_WITH_OFFSET, _LEAST, _MOST = 10.0, 1.0, 1e-6, 1e8
 #: With an offset, variance above which its logarithm has a normal prior of standard deviation 1: folds of few rows
 #: whose answers are nearly all right may ask for any variance.
 _WIDE = 10.0
+#: Standard deviation of the blocks' log variances about their mean, a priori.
+_APART = 1.5
 #: Gradient steps at most, and the least gain of a step, nats a row.
 _STEPS, _GAIN = 10, 2e-4
 #: Share of its objective that a fold's mode may be short of: where classes part, the whole objective is near 0.
@@ -35,10 +39,10 @@ _CONVERGED = 3e-4
 #: Bytes of all folds' features as float64 up to which what variances do not change is kept, not made again.
 _KEPT_BYTES = 1 << 30
 #: Residual of the linear system behind a gradient, as a share.
-_ADJOINT = 0.01
+_ADJOINT = 1e-4
 
-#: Precisions by block, the constant's as ``constant``, that were tried in order, each with its mean NLL by folds, nats;
-#: with an offset that and the prior's term.
+#: Precisions by block, the constant's as ``constant``, that were tried in order. With each the folds' NLL and the
+#: variances' prior term, both by the number of rows, nats.
 Tried = tuple[tuple[dict[str, float], float], ...]
 
 
@@ -61,14 +65,17 @@ def chosen(rows: Rows, folds: torch.Tensor, temper: bool, seed: int) -> tuple[Tr
     def loss(log_variances: torch.Tensor) -> _Point:
         whole = torch.cat([log_variances, log_variances.new_full((len(names) - free,), -math.log(CONSTANT))]).exp()
         losses, slopes, answered = zip(*(fold.loss(whole) for fold in judged), strict=True)
-        beyond = torch.zeros_like(log_variances)
+        own = log_variances[: len(rows.blocks)]
+        apart, wide = (own - own.mean()) / _APART, torch.zeros_like(own)
         if rows.offset is not None:
-            beyond[: len(rows.blocks)] = (log_variances[: len(rows.blocks)] - math.log(_WIDE)).clamp_min(0)
-        value = (sum(losses) + float(beyond.square().sum()) / 2) / len(rows)
+            wide = (own - math.log(_WIDE)).clamp_min(0)
+        value = (sum(losses) + float(apart.square().sum() + wide.square().sum()) / 2) / len(rows)
+        slope = torch.stack(slopes).sum(0)[:free]
+        slope[: len(own)] += apart / _APART + wide
         if value < min((each for _, each in tried), default=math.inf):
             answers[torch.cat([fold for _, fold in parts])] = torch.cat(answered)
         tried.append((dict(zip(names, (1 / whole).tolist(), strict=True)), value))
-        return _Point(log_variances, value, (torch.stack(slopes).sum(0)[:free] + beyond) / len(rows))
+        return _Point(log_variances, value, slope / len(rows))
 
     first = math.log(_FIRST if rows.offset is None else _FIRST_WITH_OFFSET)
     _own(loss, _common(loss, torch.full((free,), first, dtype=torch.float64)))
@@ -142,7 +149,8 @@ class _Fold:
         moved, left = space.answers(mode.vector), self._left
         missed = -left.residual(moved)[1]
         right = space.adjoint_right(missed, lambda change: hessian_times(likelihood, mode.probs, change))
-        adjoint, _ = solved(space, likelihood, mode.probs, right, _ADJOINT)
+        solve = space.preconditioner(mode.probs)
+        adjoint = solved(space, likelihood, mode.probs, right, solve, 1e-6 * EXACT, _ADJOINT)
         log_probs = log_probs_of(likelihood, left.base + moved, left.rows.class_mask)
         return left.losses(moved), space.slopes(mode.vector, missed, adjoint), log_probs
 

@@ -13,12 +13,14 @@ import torch
 from laplora.head.errors import HeadError
 from laplora.head.likelihood import Likelihood, hessian_times, loss_of, probs_of
 from laplora.head.rows import Rows
-from laplora.head.spaces import Space
+from laplora.head.spaces import Solve, Space
 
 #: Newton steps at most, and products with the Hessian in each.
 _STEPS, _PRODUCTS = 100, 2000
 #: Decrease of the objective before the last step at which a mode is found, nats in all: what is left is far less.
 EXACT = 1e-12
+#: Of that decrease, the share down to which a step is solved.
+_SOLVED = 1e-6
 #: Largest residual of a step, as a share of the gradient.
 _LOOSEST = 0.1
 #: Share of the decrease that the slope promises which a step must have (Armijo), and of a step that is still tried.
@@ -70,17 +72,21 @@ def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, lef
     """
     likelihood, moved = labels.rows.likelihood, torch.zeros_like(labels.base)
     vector, square, value = space.pull(moved), 0.0, labels.losses(moved)
+    probs, residual = labels.residual(moved if start is None else start)
+    rough, solve = space.rough, space.rough.preconditioner(probs)
     if start is not None:  # the loss as it is to second order there
-        probs, residual = labels.residual(start)
         right = space.pull(residual + hessian_times(likelihood, probs, start))
-        found, image = solved(space.rough, likelihood, probs, right)
+        found = solved(rough, likelihood, probs, right, solve, _SOLVED * (EXACT + left * value))
+        image = space.image(found)
         size = space.dot(found, found, image)
         if (reached := size / 2 + labels.losses(image)) < value:
             vector, moved, square, value = found, image, size, reached
     for _ in range(_STEPS):
         probs, residual = labels.residual(moved)
         gradient = vector - space.pull(residual)
-        step, image = solved(space.rough, likelihood, probs, -gradient)
+        last = EXACT + left * value
+        step = solved(rough, likelihood, probs, -gradient, solve, _SOLVED * last)
+        image = space.image(step)
         promised, across = -space.dot(gradient, step, image), space.dot(vector, step, image)
         along, most = space.dot(step, step, image), value + _ROUNDING[space.exact] * max(abs(value), 1.0)
         share = 1.0
@@ -89,43 +95,57 @@ def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, lef
         ) > most - _ENOUGH * share * promised:
             share /= 2
             if share < _SHORTEST:
-                if space.exact:
-                    raise HeadError("no step improves the head's objective: check the features for extreme values")
-                share, promised = 0.0, 0.0
+                break
+        if (share < _SHORTEST or promised <= 0) and not (rough is space and solve is None):
+            rough, solve = space, None  # rounding spoils the step
+            continue
+        if share < _SHORTEST:
+            if space.exact:
+                raise HeadError("no step improves the head's objective: check the features for extreme values")
+            share, promised = 0.0, 0.0
         vector = vector + share * step
         moved = space.image(vector)
         square = space.dot(vector, vector, moved)
         value = square / 2 + labels.losses(moved)
-        if promised <= 2 * (EXACT + left * value):
+        if promised <= 2 * last:
             return Mode(vector, moved, labels.residual(moved)[0])
     raise HeadError(f"the head's mode was not found in {_STEPS} steps: check the features for extreme values")
 
 
 def solved(
-    space: Space, likelihood: Likelihood, probs: torch.Tensor, right: torch.Tensor, loosest: float = _LOOSEST
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the Hessian makes ``right`` of, and its image.
+    space: Space,
+    likelihood: Likelihood,
+    probs: torch.Tensor,
+    right: torch.Tensor,
+    solve: Solve | None,
+    least: float,
+    loosest: float = _LOOSEST,
+) -> torch.Tensor:
+    """Return what the inverse Hessian makes of ``right``, by a preconditioner's ``solve`` or None.
 
-    The residual shrinks as ``right`` does, and is at most the share ``loosest`` of it, or no longer matters.
+    The residual shrinks as ``right`` does, and is at most the share ``loosest`` of it, or as good as ``least`` nats.
     """
-    result, image = torch.zeros_like(right), torch.zeros_like(probs)
-    solve = space.preconditioner(float((probs * (1 - probs)).mean()))
-    residual, direction = right, solve(right)
-    image_of_direction = space.image(direction)
+
+    def plain(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return vector, space.image(vector)
+
+    result, residual, solve = torch.zeros_like(right), right, solve or plain
+    direction, image_of_direction = solve(right)
     size = space.dot(residual, direction, image_of_direction)
-    enough = max(size * min(loosest**2, size / len(probs)), EXACT * 1e-6)
+    if size <= 0 and solve is not plain:  # by its rounding
+        return solved(space, likelihood, probs, right, None, least, loosest)
+    enough = max(size * min(loosest**2, size / len(probs)), least)
     for _ in range(_PRODUCTS):
         if size <= enough or size <= 0:
             break
         weighted = hessian_times(likelihood, probs, image_of_direction)
         bent = space.dot(direction, direction, image_of_direction) + float((image_of_direction * weighted).sum())
         length = size / bent
-        result, image = result + length * direction, image + length * image_of_direction
+        result = result + length * direction
         residual = residual - length * (direction + space.pull(weighted))
-        nearly = solve(residual)
-        image_of_nearly = space.image(nearly)
+        nearly, image_of_nearly = solve(residual)
         left = space.dot(residual, nearly, image_of_nearly)
         direction = nearly + left / size * direction
         image_of_direction = image_of_nearly + left / size * image_of_direction
         size = left
-    return result, image
+    return result

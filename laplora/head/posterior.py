@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import combinations_with_replacement
 
 import torch
 
 from laplora.head.likelihood import Likelihood, log_probs_of
 from laplora.head.scaling import CHUNK
-from laplora.head.spaces import RowSpace, Space
+from laplora.head.spaces import RowSpace, Space, gram_of
 
 #: Side of a Hessian up to which it is exact: its inverse is kept, 17 MB as float32 at this, made in 2 s.
 MOST_EXACT = 2048
@@ -100,7 +100,7 @@ def spread_of(space: Space, names: list[str], probs: torch.Tensor, likelihood: L
     parts = [slice(start, start + CHUNK) for start in range(0, rows, CHUNK)]
     by_rows = rows < len(stretched)
     if by_rows:
-        gram = space.gram if isinstance(space, RowSpace) else scaled(slice(None)) @ scaled(slice(None)).T
+        gram = space.gram if isinstance(space, RowSpace) else gram_of(scaled(slice(None)))
     else:
         gram = torch.zeros(len(stretched), len(stretched), dtype=torch.float64)
         for part in parts:
@@ -134,8 +134,9 @@ def spread_of(space: Space, names: list[str], probs: torch.Tensor, likelihood: L
         summed = torch.zeros(shape, dtype=torch.float64)
         for part, inputs in reduced():
             hessians = _hessians(likelihood, probs[part], directions)
-            for one, other in product(range(count), repeat=2):
+            for one, other in combinations_with_replacement(range(count), 2):
                 summed[:, one, :, other] += inputs.T @ (inputs * hessians[:, one, other, None])
+                summed[:, other, :, one] = summed[:, one, :, other]
         inverse = _inverse(summed.flatten(2).flatten(0, 1)).reshape(shape)
         return Spread(by_name, directions, inverse, moments, torch.zeros(count).double())
     mean = torch.diag((probs * (1 - probs)).mean(0))

@@ -24,14 +24,22 @@ import torch
 from laplora.head.rows import Rows
 from laplora.head.scaling import CHUNK, Scaling
 
-#: Bytes of a fold's Gram matrices of all blocks beyond which it is solved by features though it has fewer rows.
+#: Bytes of the Gram matrices that are kept beyond which a head is solved by features though it has fewer rows.
 MOST_GRAM_BYTES = 1 << 28
 #: Bytes of standardised features up to which they are kept as float64.
-_DOUBLE_BYTES = 1 << 25
-#: Variance in all up to which float32 rounds Gram matrices by far less than the prior's 1 on their diagonal.
+_DOUBLE_BYTES = 1 << 23
+#: Rows of which products are made at a time, of a symmetric matrix of them.
+_SIDE = 256
+#: Variance in all up to which float32 rounds Gram matrices by little beside the prior's 1 on their diagonal.
 _NARROW = 1e4
 #: Features up to which a preconditioner is made of their second moments, at a cost of the cube.
 _MOST_MOMENTS = 3000
+#: Classes up to which one preconditioner for all of them spares products (half, with six classes).
+_FEW = 16
+#: Mean curvature from which it is used, for float32 rounds by its inverse, and the least of a row as a share of it.
+_CURVED, _LEAST_SHARE = 0.01, 0.5
+#: What a preconditioner makes of a vector, and the image of that.
+Solve = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -93,15 +101,16 @@ class RowSpace:
         """Yield the Gram matrix of each block, (fitted + answered, fitted)."""
         of = self.designs
         for fitted, answered in zip(of.blocks(of.fitted), of.blocks(of.answered), strict=True):
-            yield torch.cat([fitted, answered]).double() @ fitted.double().T
+            wide = fitted.double()
+            yield torch.cat([gram_of(wide), answered.double() @ wide.T])
 
     def at(self, variances: torch.Tensor) -> RowSpace:
         space, of = copy(self), self.designs
         space.exact, space.variances = self._parts is None, variances
         narrow, rows = space.exact and float(variances.sum()) < _NARROW, len(of.fitted)
-        if narrow and of.fitted.dtype == torch.float32:
-            stretched = of.fitted * variances.sqrt().float().repeat_interleave(torch.tensor(of.widths))
-            whole = (stretched @ stretched.T).double()
+        if narrow:
+            scale = variances.sqrt().repeat_interleave(torch.tensor(of.widths))
+            whole = gram_of(of.fitted * scale.to(of.fitted.dtype)).double()
         else:
             whole = torch.zeros(())
             for variance, part in zip(variances.tolist(), self._parts or self._made(), strict=True):
@@ -112,7 +121,7 @@ class RowSpace:
         return space
 
     def image(self, vector: torch.Tensor) -> torch.Tensor:
-        return self.designs.shaped((self.gram @ vector.to(self.gram.dtype)).double())
+        return self.designs.shaped(times(self.gram, vector))
 
     def pull(self, residual: torch.Tensor) -> torch.Tensor:
         return self.designs.flat(residual)
@@ -120,20 +129,42 @@ class RowSpace:
     def dot(self, first: torch.Tensor, second: torch.Tensor, image_of_second: torch.Tensor) -> float:
         return float((first * self.designs.flat(image_of_second)).sum())
 
-    def preconditioner(self, curvature: float) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return the identity: a factor of ``I + curvature K`` costs more than it spares."""
-        return lambda vector: vector
+    def preconditioner(self, probs: torch.Tensor) -> Solve | None:
+        """Return a solver with ``I + D K``, ``D`` each row's mean curvature; it knows ``K x`` without a product.
+
+        It is self-adjoint in the inner product by K, as the Hessian ``I + Lambda K`` is. The image that it knows is as
+        exact as float32 divided by ``D``, and 0 where K has no part: steps are checked by a product.
+        """
+        curvatures = self.designs.flat(probs * (1 - probs))
+        mean = float(curvatures.mean())
+        if curvatures.shape[1] > _FEW or mean < _CURVED or float(self.variances.sum()) >= _NARROW:
+            return None
+        curvature = curvatures.mean(1, keepdim=True).clamp_min(_LEAST_SHARE * mean)
+        root = curvature.sqrt()
+        scale = root.to(self.gram.dtype)
+        matrix = scale * self.gram * scale.T
+        matrix.diagonal().add_(1)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if failed:  # by rounding under a wide prior
+            return None
+
+        def solve(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            half = torch.linalg.solve_triangular(factor, (vector / root).to(factor.dtype), upper=False)
+            found = root * torch.linalg.solve_triangular(factor.mT, half, upper=True).double()
+            return found, self.designs.shaped((vector - found) / curvature)
+
+        return solve
 
     def answers(self, vector: torch.Tensor) -> torch.Tensor:
-        return self.designs.shaped(self.cross @ vector)
+        return self.designs.shaped(times(self.cross, vector))
 
     def adjoint_right(self, slope: torch.Tensor, weigh: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        return self.designs.flat(weigh(self.designs.shaped(self.cross.T @ self.designs.flat(slope))))
+        return self.designs.flat(weigh(self.designs.shaped(times(self.cross.T, self.designs.flat(slope)))))
 
     def slopes(self, vector: torch.Tensor, slope: torch.Tensor, adjoint: torch.Tensor) -> torch.Tensor:
         assert self._parts is not None
         pulled = torch.cat([-adjoint, self.designs.flat(slope)])
-        terms = [((part @ vector) * pulled).sum() for part in self._parts]
+        terms = [(times(part, vector) * pulled).sum() for part in self._parts]
         return self.variances * torch.stack(terms)
 
     def weights(self, vector: torch.Tensor) -> list[torch.Tensor]:
@@ -168,12 +199,14 @@ class FeatureSpace:
     def _times(self, design: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
         weights = self.root * vector
         if self.exact:
-            return self.designs.shaped(torch.cat([part.double() @ weights for part in torch.split(design, CHUNK)]))
-        return self.designs.shaped((design @ weights.to(design.dtype)).double())
+            return self.designs.shaped(
+                torch.cat([times(part.double(), weights) for part in torch.split(design, CHUNK)])
+            )
+        return self.designs.shaped(times(design, weights))
 
     def _transposed(self, design: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         rows = self.designs.flat(logits)
-        total = _transposed(design, rows) if self.exact else (design.T @ rows.to(design.dtype)).double()
+        total = _transposed(design, rows) if self.exact else times(design.T, rows)
         return self.root * total
 
     def image(self, vector: torch.Tensor) -> torch.Tensor:
@@ -185,15 +218,15 @@ class FeatureSpace:
     def dot(self, first: torch.Tensor, second: torch.Tensor, image_of_second: torch.Tensor) -> float:
         return float((first * second).sum())
 
-    def preconditioner(self, curvature: float) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return a solver with ``I + curvature A^T A``, near the Hessian where rows are alike."""
+    def preconditioner(self, probs: torch.Tensor) -> Solve | None:
+        """Return a solver with ``I + c A^T A``, ``c`` the mean curvature: near the Hessian where rows are alike."""
         if self._moments is not None:
-            matrix = curvature * self.root * self._moments * self.root.T
+            matrix = float((probs * (1 - probs)).mean()) * self.root * self._moments * self.root.T
             matrix.diagonal().add_(1)
             factor, failed = torch.linalg.cholesky_ex(matrix)
             if not failed:  # by rounding of float32 products under a wide prior
-                return lambda vector: torch.cholesky_solve(vector, factor)
-        return lambda vector: vector
+                return lambda vector: (solution := torch.cholesky_solve(vector, factor), self.image(solution))
+        return None
 
     def answers(self, vector: torch.Tensor) -> torch.Tensor:
         return self._times(self.designs.answered, vector)
@@ -214,13 +247,32 @@ Space = RowSpace | FeatureSpace
 def space_of(designs: Designs, *, exact: bool, keep: bool = False) -> Space:
     """Return the smaller space, where Gram matrices fit; ``keep`` holds what many variances share."""
     rows, width = designs.fitted.shape
-    small = 8 * rows * (rows + len(designs.answered)) * len(designs.widths) <= MOST_GRAM_BYTES
+    kept = len(designs.widths) if keep else 1
+    small = 8 * rows * (rows + len(designs.answered)) * kept <= MOST_GRAM_BYTES
     return RowSpace(designs, keep) if rows < width and small else FeatureSpace(designs, exact)
+
+
+def times(matrix: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return ``matrix @ columns`` float64, made in the matrix's number format.
+
+    Of a few columns it is two to five times as fast by their transpose, in which each is contiguous.
+    """
+    return (columns.T.to(matrix.dtype) @ matrix.T).T.double()
+
+
+def gram_of(design: torch.Tensor) -> torch.Tensor:
+    """Return ``design design^T``, (rows, rows), at little more than half the cost of the product."""
+    gram = design.new_empty(len(design), len(design))
+    for end in range(0, len(design), _SIDE):
+        side = slice(end, end + _SIDE)
+        torch.mm(design[side], design[: end + _SIDE].T, out=gram[side, : end + _SIDE])
+        gram[:end, side] = gram[side, :end].T
+    return gram
 
 
 def _transposed(design: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return ``design^T rows`` float64, a few rows at a time."""
     total = torch.zeros(design.shape[1], rows.shape[1], dtype=torch.float64)
     for part, some in zip(torch.split(design, CHUNK), torch.split(rows, CHUNK), strict=True):
-        total += part.double().T @ some
+        total += times(part.double().T, some)
     return total

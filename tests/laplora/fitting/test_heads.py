@@ -306,7 +306,7 @@ def test_an_encoder_that_cannot_be_fetched_is_left_out_unless_it_was_asked_for(m
 def test_scikit_learn_cross_validates_heads() -> None:
     """Labels that the prompt's tokenizer cannot tell apart are no hindrance: heads need no words for them."""
     estimator = LaploraClassifier(tiny_base("llama"), letters("[CLS] $A"), "{text} z", settings=FROZEN, max_tokens=16)
-    texts, labels = [[row[name] for row in labelled(60)] for name in ("text", "label")]
+    texts, labels = [[row[name] for row in labelled(120)] for name in ("text", "label")]
     scores = cross_val_score(estimator, texts, labels, cv=2, scoring="neg_log_loss", error_score="raise")
     assert float(scores.mean()) > np.log(0.5)
 
