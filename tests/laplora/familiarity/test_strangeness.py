@@ -167,6 +167,15 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mahalanobis, "MOST_DIRECTIONS", 7)
 
 
+def test_directions_that_are_found_by_iteration_hold_as_much_variance() -> None:
+    states = torch.randn(700, 400, generator=torch.Generator().manual_seed(0)) * torch.linspace(3, 0.3, 400)
+    kept = fit_layer(states, torch.zeros(700, dtype=torch.int64)).directions.double()
+    centred = (states - states.mean(0)).double()
+    most = torch.linalg.eigvalsh(centred.T @ centred)[-64:].sum()
+    assert kept.shape == (400, 64)
+    assert float((centred @ kept).square().sum() / most) == pytest.approx(1, abs=0.01)
+
+
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("rows", [12, 200])
 @pytest.mark.parametrize("classes", [1, 3])
