@@ -108,7 +108,7 @@ def test_the_pool_part_learns_the_later_rows_of_its_texts(monkeypatch: pytest.Mo
     states = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
     outputs = Outputs(torch.ones(60, 6, dtype=torch.bool), {}, {name: {"mean.1": states} for name in pool.HEADS})
     heads = pool.fitted(outputs, 6)
-    rows, labels = pool.later(outputs, 6, heads)
+    rows, labels = pool.later(outputs, 6, heads, 20)
     after = learned(heads, rows, labels, FitSettings(), Silent())
     assert len(after.labelled) == 60
     assert torch.equal(after.labelled.labels, pool.labelled(60, 6).labels)
