@@ -28,7 +28,6 @@ that `frozen` reads, side by side. MiniLM is all-MiniLM-L6-v2, which the library
 something else in every question: ARC-Easy and OpenBookQA have no head on frozen states, embeddings or words. A trained
 classification head reads CLINC150 and Banking77, and label tokens say nothing there. Laplace over the LoRA weights is
 left out: its Jacobians cost more than everything else together ([the evidence study](../evidence/RESULTS.md) has it).
-CLINC150's **conditioned**, alone and in the pool, is as it was before the variance of a correction had a prior.
 An empty cell was not measured, or cannot be.
 """
 _AGAINST = """## NLL less the reference's, nats
