@@ -89,7 +89,7 @@ def test_a_predictive_that_is_not_there(mixture_predictor: Predictor, sentiment_
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_recorded_scores_give_the_artifacts_decisions_at_its_risk(mixture_predictor: Predictor, name: str) -> None:
-    texts = [{"text": f"The {noun} was {word}."} for noun in ("film", "lamp") for word in ("great", "dull", "of", "")]
+    texts = [{"text": f"The {noun} was {word}."} for noun in ("film", "lamp") for word in ("great", "dull", "good", "")]
     answers = mixture_predictor.predict(encode(mixture_predictor, texts), name)
     own = mixture_predictor.artifact.manifest.predictives[name].thresholds.review.target_risk  # type: ignore[index]
     assert mixture_predictor.decided(answers, own) == mixture_predictor.decided(answers, None) == (answers, own)
