@@ -150,7 +150,7 @@ class _Fold:
         missed = -left.residual(moved)[1]
         right = space.adjoint_right(missed, lambda change: hessian_times(likelihood, mode.probs, change))
         solve = space.preconditioner(mode.probs)
-        adjoint = solved(space, likelihood, mode.probs, right, solve, 1e-6 * EXACT, _ADJOINT)
+        adjoint = solved(space, likelihood, mode.probs, right, solve, EXACT, _ADJOINT)
         log_probs = log_probs_of(likelihood, left.base + moved, left.rows.class_mask)
         return left.losses(moved), space.slopes(mode.vector, missed, adjoint), log_probs
 

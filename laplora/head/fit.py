@@ -18,9 +18,6 @@ from laplora.head.rows import Features, Given, Rows, checked_rows
 from laplora.head.scaling import Scaling
 from laplora.head.spaces import Designs, space_of
 
-#: Share of its objective that the mode of learned rows may be short of: about 1e-6 posterior standard deviations.
-_LEARNED = 1e-14
-
 
 @dataclass(frozen=True)
 class FittedHead:
@@ -177,7 +174,7 @@ def _mode(
     names = [*rows.blocks] + ([] if rows.conditional else ["constant"])
     variances = torch.tensor([1 / precisions[name] for name in names], dtype=torch.float64)
     space = space_of(Designs.of(rows, None, scaling, exact=True), exact=True).at(variances)
-    mode = mode_of(space, Labels.of(rows, factor), start, 0.0 if start is None else _LEARNED)
+    mode = mode_of(space, Labels.of(rows, factor), start)
     spread = spread_of(space, names, mode.probs, rows.likelihood) if posterior else None
     weights = dict(zip(names, space.weights(mode.vector), strict=True))
     constant = torch.zeros(0).double() if rows.conditional else weights.pop("constant")[0]

@@ -76,7 +76,7 @@ def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, lef
     rough, solve = space.rough, space.rough.preconditioner(probs)
     if start is not None:  # the loss as it is to second order there
         right = space.pull(residual + hessian_times(likelihood, probs, start))
-        found = solved(rough, likelihood, probs, right, solve, _SOLVED * (EXACT + left * value))
+        found = solved(rough, likelihood, probs, right, solve, EXACT + left * value)
         image = space.image(found)
         size = space.dot(found, found, image)
         if (reached := size / 2 + labels.losses(image)) < value:
@@ -85,7 +85,7 @@ def mode_of(space: Space, labels: Labels, start: torch.Tensor | None = None, lef
         probs, residual = labels.residual(moved)
         gradient = vector - space.pull(residual)
         last = EXACT + left * value
-        step = solved(rough, likelihood, probs, -gradient, solve, _SOLVED * last)
+        step = solved(rough, likelihood, probs, -gradient, solve, last)
         image = space.image(step)
         promised, across = -space.dot(gradient, step, image), space.dot(vector, step, image)
         along, most = space.dot(step, step, image), value + _ROUNDING[space.exact] * max(abs(value), 1.0)
@@ -118,12 +118,13 @@ def solved(
     probs: torch.Tensor,
     right: torch.Tensor,
     solve: Solve | None,
-    least: float,
+    last: float,
     loosest: float = _LOOSEST,
 ) -> torch.Tensor:
     """Return what the inverse Hessian makes of ``right``, by a preconditioner's ``solve`` or None.
 
-    The residual shrinks as ``right`` does, and is at most the share ``loosest`` of it, or as good as ``least`` nats.
+    The residual shrinks as ``right`` does, and is at most the share ``loosest`` of it, or the share ``_SOLVED`` of what
+    the ``last`` step may promise, nats.
     """
 
     def plain(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,8 +134,8 @@ def solved(
     direction, image_of_direction = solve(right)
     size = space.dot(residual, direction, image_of_direction)
     if size <= 0 and solve is not plain:  # by its rounding
-        return solved(space, likelihood, probs, right, None, least, loosest)
-    enough = max(size * min(loosest**2, size / len(probs)), least)
+        return solved(space, likelihood, probs, right, None, last, loosest)
+    enough = max(size * min(loosest**2, size / len(probs)), _SOLVED * last)
     for _ in range(_PRODUCTS):
         if size <= enough or size <= 0:
             break

@@ -104,7 +104,7 @@ def spread_of(space: Space, names: list[str], probs: torch.Tensor, likelihood: L
     else:
         gram = torch.zeros(len(stretched), len(stretched), dtype=torch.float64)
         for part in parts:
-            gram += scaled(part).T @ scaled(part)
+            gram += gram_of(scaled(part).T)
     moments, vectors = torch.linalg.eigh(gram)
     kept = moments > _NULL * moments[-1]
     moments, vectors = moments[kept], vectors[:, kept]

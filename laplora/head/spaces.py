@@ -188,7 +188,7 @@ class FeatureSpace:
         if (width := designs.fitted.shape[1]) <= _MOST_MOMENTS:
             self._moments = torch.zeros(width, width, dtype=torch.float64)
             for part in torch.split(self.designs.fitted, CHUNK):
-                self._moments += part.T @ part
+                self._moments += gram_of(part.T)
 
     def at(self, variances: torch.Tensor) -> FeatureSpace:
         space = copy(self)
