@@ -1,14 +1,17 @@
-"""mkdocs hook: the pages that live beside the code become pages of the site, and links work there as on GitHub.
+"""mkdocs hook: pages beside the code become pages of the site, and links work there as on GitHub.
 
 README.md is the home page. Every link to a file of the repository is checked. A link to a page or picture of the site
 becomes the site's own path. One to code or a folder, which the site does not hold, becomes plain text.
+`<!-- reference: NAME -->` becomes a table that the code writes.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import posixpath
 import re
+import sys
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -16,6 +19,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / ".ci")]  # while mkdocs loads this file
+TABLES = importlib.import_module("reference").TABLES
 #: What the site holds of files outside docs/.
 OUTSIDE = (
     "README.md",
@@ -29,6 +34,7 @@ OUTSIDE = (
 )
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)#\s]*)(#[^)\s]*)?\)")
 CODE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+REFERENCE = re.compile(r"<!-- reference: (\w+) -->")
 LOG = logging.getLogger("mkdocs.hooks.site_pages")
 
 
@@ -56,7 +62,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return text[1:-1]
         return f"{text}({posixpath.relpath(site_path(path), posixpath.dirname(page.file.src_uri) or '.')}{anchor})"
 
-    parts = CODE.split(markdown)
+    parts = CODE.split(REFERENCE.sub(lambda match: TABLES[match[1]](), markdown))
     return blank_lines("".join(part if part.startswith("```") else LINK.sub(link, part) for part in parts))
 
 

@@ -1,4 +1,4 @@
-"""The documentation site builds without a warning and needs no network; the notebook was run, as its page shows."""
+"""The site builds strictly, needs no network and has the code's reference; the notebook was run, as its page shows."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 import torch
 from documents import ROOT
+
+from service.settings import Settings
+from service.telemetry.logs import EVENTS
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,13 @@ def test_every_table_is_a_table(site: Path) -> None:
     for name, text in pages.items():
         # A row that no table took in stands in a paragraph, with its bars.
         assert [found[:80] for found in re.findall(r"<p>[^<]*\|[^|]*\|[^<]*", text)] == [], name
+
+
+def test_the_reference_tables_are_those_of_the_code(site: Path) -> None:
+    text = (site / "operations.html").read_text(encoding="utf-8")
+    flags = [f"--{name.replace('_', '-')}" for name in Settings.model_fields]
+    for name in (*flags, *EVENTS, "laplora_queue_tokens", "laplora_answers_total"):
+        assert text.count(f"<td><code>{name}</code></td>") == 1, name
 
 
 NOTEBOOK = ROOT / "docs" / "five-lines.ipynb"
