@@ -7,7 +7,7 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``sklearn``: the same as a scikit-learn classifier; ``mlflow``: an artifact as a model of MLflow. They are imported by
   their names alone, for they need scikit-learn and MLflow.
 - ``fitting``: ``fit``, from a classifier and rows to calibrated answers, and the artifact of them; ``load``.
-- ``selection``: which rows to label next. ``settings``: what a fit is told.
+- ``selection``: which rows to label next. ``settings``: those of a fit.
 - ``predictor``: an artifact in, answers out; ``encoder``: the part of it that needs no weights.
 - ``answers``: from what the model says of a batch to probabilities, flags and decisions; golden answers.
 - ``artifact``: the folder that is served.

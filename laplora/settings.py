@@ -1,4 +1,4 @@
-"""What a fit is told: the posterior and its prior, the calibration, and the predictives. Frozen and checked."""
+"""The settings of a fit: the posterior and its prior, the calibration, and the predictives. Frozen and checked."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class ExpertSettings(Section):
 
 
 class FitSettings(Section):
-    """Everything that a fit is told beside the model and the rows."""
+    """Everything that a fit takes beside the model and the rows."""
 
     laplace: LaplaceSettings = LaplaceSettings()
     calibration: CalibrationSettings = CalibrationSettings()

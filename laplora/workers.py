@@ -78,7 +78,7 @@ class Workers:
         found = self.gathered(lists)
         return tuple([item for of_process in column for item in of_process] for column in zip(*found, strict=True))
 
-    def told(self, work: Callable[[], Item]) -> Item:
+    def broadcast(self, work: Callable[[], Item]) -> Item:
         """Return what the first process gets of its work; the others do none. What it raises is raised in all."""
         if self.count == 1:
             return work()
@@ -102,7 +102,7 @@ class Workers:
         if self.count == 1:
             return work()
         own: list[Item] = []
-        self.told(lambda: own.append(work()))
+        self.broadcast(lambda: own.append(work()))
         if not self.first:
             own.append(work())
         self.wait()

@@ -113,7 +113,7 @@ def raised(workers: Workers) -> str:
         raise ConfigError("in the first process")
 
     try:
-        workers.told(fail)
+        workers.broadcast(fail)
     except ConfigError as error:
         return str(error)
     return ""

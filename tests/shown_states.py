@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from laplora.familiarity.ood_score import fit_ood_score
 from laplora.familiarity.percentile import Familiarity
-from laplora.familiarity.strangeness import fit_strangeness
 from laplora.jacobians.states import States
 
 
@@ -18,5 +18,5 @@ def states_of(hidden: torch.Tensor, logits: torch.Tensor | None = None, layers: 
 
 def familiarity_of(states: States, labels: torch.Tensor, calibration: States) -> Familiarity:
     """Return the familiarity by the states of training rows, with calibration rows as the reference."""
-    strangeness = fit_strangeness(states, labels)
-    return Familiarity(strangeness, strangeness.of(calibration).sort().values)
+    ood_score = fit_ood_score(states, labels)
+    return Familiarity(ood_score, ood_score.of(calibration).sort().values)

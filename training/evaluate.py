@@ -89,7 +89,7 @@ def evaluate_run(run: Run) -> Path:
     verify_fitted(run)
     fitted, folder = config.run_dir / "laplace", config.run_dir / "report"
     measured = measure(run, model, fitted)
-    run.workers.told(lambda: _report(replace(run, workers=ALONE), measured, fitted, folder))
+    run.workers.broadcast(lambda: _report(replace(run, workers=ALONE), measured, fitted, folder))
     return folder
 
 

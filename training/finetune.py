@@ -78,11 +78,11 @@ def train_adapter(run: Run, keep: Collection[int] = ()) -> Path:
     """
     config, workers = run.config, run.workers
     target, checkpoints = run.folder / "adapter", run.folder / "checkpoints"
-    if workers.told(lambda: target.is_dir() and trained_as(run) and not _missing(run, keep)):
+    if workers.broadcast(lambda: target.is_dir() and trained_as(run) and not _missing(run, keep)):
         say(f"adapter already trained: {target}")
         return target
-    last = workers.told(lambda: resumable_checkpoint(run, checkpoints, keep))
-    targets = workers.told(lambda: training_targets(run))
+    last = workers.broadcast(lambda: resumable_checkpoint(run, checkpoints, keep))
+    targets = workers.broadcast(lambda: training_targets(run))
     cut = sum(row.truncated for row, _ in targets)
     say(
         f"fine-tuning on {len(targets)} rows, {config.optimizer.step_count} steps of {config.optimizer.step_rows}"

@@ -57,7 +57,7 @@ def fit_run(run: Run) -> Path:
             progress=Terminal(),
         )
     record = record_of(fit, encoder_of(fit))
-    run.workers.told(lambda: write_fit(folder, record, fit, {"made_from": fit_inputs(run)}))
+    run.workers.broadcast(lambda: write_fit(folder, record, fit, {"made_from": fit_inputs(run)}))
     for choice in record.choices:
         say(
             f"prior by {choice.method} ({choice.prior.granularity}): "

@@ -35,7 +35,7 @@ def frozen_run(run: Run) -> Path:
     Raises:
         DataError: rows that no head can be fitted on, such as none of some label.
     """
-    return run.workers.told(lambda: _frozen(replace(run, workers=ALONE)))
+    return run.workers.broadcast(lambda: _frozen(replace(run, workers=ALONE)))
 
 
 def _frozen(run: Run) -> Path:

@@ -34,7 +34,7 @@ def package(config: RunConfig) -> Path:
 def package_run(run: Run) -> Path:
     """Write the artifact of an open run; as ``package``."""
     run.base.release()  # the artifact's answers are recorded by a model that is loaded as a server loads it
-    return run.workers.told(lambda: _packaged(replace(run, workers=ALONE)))
+    return run.workers.broadcast(lambda: _packaged(replace(run, workers=ALONE)))
 
 
 def _packaged(run: Run) -> Path:

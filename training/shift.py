@@ -21,7 +21,7 @@ from laplora.errors import ConfigError, DataError, InvalidInputError
 from laplora.features.store import rows_digest
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
-from training.config import DataConfig, RunConfig, ShiftConfig, StrangerConfig
+from training.config import DataConfig, OutsideConfig, RunConfig, ShiftConfig
 from training.data.corruptions import corrupt
 from training.data.examples import Splits
 from training.data.section import load_splits
@@ -41,7 +41,7 @@ class ShiftSet:
     """Rows to measure on.
 
     Attributes:
-        source: where they come from, in words; examples: of a stranger with the label -1.
+        source: where they come from, in words; examples: of an outside text with the label -1.
         left_out: rows of the source that were not used, by the reason: ``choices`` (as many as the artifact cannot
             take) and ``repeated`` (the run's splits hold the same prompt).
     """
@@ -101,8 +101,8 @@ def shift_sets(config: RunConfig, settings: ShiftConfig, manifest: Manifest, spl
     known = {task.question(example) for part in parts for example in part}
     for name, data in settings.sets.items():
         sets[name] = shifted_set(name, data, config.seed, rows, task, known)
-    for name, stranger in settings.strangers.items():
-        sets[name] = stranger_set(name, stranger, config.seed, rows, task)
+    for name, outside in settings.out_of_distribution.items():
+        sets[name] = outside_set(name, outside, config.seed, rows, task)
     for way in settings.corruptions:
         examples = tuple(corrupt(e, way.kind, way.severity, config.seed) for e in splits.test[:rows])
         sets[way.name] = ShiftSet(f"the first {len(examples)} test rows, {way.kind} at {way.severity:g}", examples)
@@ -143,18 +143,18 @@ def shifted_set(name: str, data: DataConfig, seed: int, limit: int, task: Task, 
     return ShiftSet(splits.report["source_detail"], tuple(usable[:limit]), left_out)
 
 
-def stranger_set(name: str, stranger: StrangerConfig, seed: int, limit: int, task: Task) -> ShiftSet:
+def outside_set(name: str, outside: OutsideConfig, seed: int, limit: int, task: Task) -> ShiftSet:
     """Return the texts of another data set, at most ``limit``, each once; DataError where the artifact takes none."""
-    splits, wanted = load_splits(stranger.data, seed=seed), sorted(task.template.fields)
+    splits, wanted = load_splits(outside.data, seed=seed), sorted(task.template.fields)
     there = sorted({*splits.task.template.fields} - {"choices"})
-    if len(wanted) != 1 or task.template.takes_choices or stranger.field not in there:
+    if len(wanted) != 1 or task.template.takes_choices or outside.field not in there:
         raise DataError(
-            f"shift: {name}: its texts are {there}, asked for is {stranger.field!r}, in the place of the only field of "
+            f"shift: {name}: its texts are {there}, asked for is {outside.field!r}, in the place of the only field of "
             f"the artifact's template, which has {wanted}"
         )
-    texts = list(dict.fromkeys(example.fields[stranger.field] for example in splits.test))[:limit]
+    texts = list(dict.fromkeys(example.fields[outside.field] for example in splits.test))[:limit]
     examples = tuple(Example(f"{name}-{i}", {wanted[0]: text}, -1, len(task.labels)) for i, text in enumerate(texts))
-    return ShiftSet(f"{splits.report['source_detail']}, field {stranger.field}", examples)
+    return ShiftSet(f"{splits.report['source_detail']}, field {outside.field}", examples)
 
 
 def answer_set(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from benchmarks.familiarity.models import Shown
+from laplora.familiarity.ood_score import divergence, fit_ood_score
 from laplora.familiarity.percentile import false_alarms, is_unfamiliar, watched_layers
-from laplora.familiarity.strangeness import divergence, fit_strangeness
 from laplora.jacobians.states import States
 from laplora.linearised import contrast_mean, entropy
 from laplora.metrics.detection import detection
@@ -29,9 +29,9 @@ def scores(train: Shown, labels: torch.Tensor, *, ends_alike: bool) -> dict[str,
     layers = train.hidden.shape[1]
     watched = watched_layers(layers, ends_alike=ends_alike)
     middle = tuple(number for number in MIDDLE if ends_alike and number < layers) or (layers - 1,)
-    fitted = fit_strangeness(seen(train, watched), labels, by_logits=not ends_alike)
-    logits = fit_strangeness(seen(train, watched), labels)
-    before = fit_strangeness(seen(train, middle, last=True), labels)
+    fitted = fit_ood_score(seen(train, watched), labels, by_logits=not ends_alike)
+    logits = fit_ood_score(seen(train, watched), labels)
+    before = fit_ood_score(seen(train, middle, last=True), labels)
     known = torch.nn.functional.normalize(train.hidden[:, watched[-1]].double(), dim=1)
 
     def neighbour(shown: Shown) -> torch.Tensor:

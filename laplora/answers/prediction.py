@@ -74,7 +74,7 @@ class Prediction(_Compared):
         label_mass: probability of the possible labels under the full-vocabulary softmax; None of heads on a model as it
             is, which answer nothing but labels.
         score: what the predictive's review rule compares, nats.
-        familiarity: how like the training rows it is: the share of the calibration rows that are at least as strange,
+        familiarity: how like the training rows it is: the share of the calibration rows at least as far from them,
             the row itself counted in, so from 1 / (rows + 1) to 1; None where the artifact has no familiarity.
         flags: see ``laplora.decisions.uncertainty.FLAGS``.
         calibrated_scores: by the names of ``calibrated_probs``, their review scores, nats.

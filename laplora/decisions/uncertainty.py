@@ -20,7 +20,7 @@ from laplora.metrics.checks import check_columns
 #: Every flag there is, in the order in which they are listed, and what raises it.
 FLAGS: Mapping[Flag, str] = MappingProxyType(
     {
-        "unfamiliar": "the input is stranger to the training rows than all but a stated share of the calibration rows "
+        "unfamiliar": "the input is farther from the training rows than all but a stated share of the calibration rows "
         "(the artifact's familiarity.false_alarms); its prediction set holds every possible label",
         "high_epistemic": "epistemic uncertainty (posterior, members) above the 95 % quantile of the calibration split",
         "low_confidence": "the review score is above its threshold for the target risk, the request's or else the "

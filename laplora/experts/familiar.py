@@ -12,8 +12,8 @@ import torch
 
 from laplora.experts.base import Blocks
 from laplora.experts.of_head import HeadExpert
+from laplora.familiarity.ood_score import fit_ood_score
 from laplora.familiarity.percentile import Familiarity
-from laplora.familiarity.strangeness import fit_strangeness
 from laplora.head.folds import parted
 from laplora.jacobians.states import States
 
@@ -38,8 +38,8 @@ def familiarity_of(expert: HeadExpert) -> tuple[Familiarity, ...]:
     rows, found = expert.fitted.rows, list[Familiarity]()
     states = compared(rows.blocks, rows.class_mask)
     for rest, held_out in parted(expert.fitted.folds):
-        strangeness = fit_strangeness(states.take(rest), torch.zeros_like(rest))
-        found.append(Familiarity(strangeness, strangeness.of(states.take(held_out)).sort().values))
+        ood_score = fit_ood_score(states.take(rest), torch.zeros_like(rest))
+        found.append(Familiarity(ood_score, ood_score.of(states.take(held_out)).sort().values))
     return tuple(found)
 
 

@@ -10,8 +10,8 @@ import torch
 
 from laplora.errors import ArtifactCorruptError
 from laplora.familiarity.mahalanobis import LayerDistance
+from laplora.familiarity.ood_score import OodScore
 from laplora.familiarity.percentile import Familiarity
-from laplora.familiarity.strangeness import Strangeness
 from laplora.jacobians.states import decoder_layers
 from laplora.models.readout import base_of
 from laplora.posterior.file import read_tensors
@@ -25,10 +25,10 @@ _SKEWED = 0.01
 
 def familiarity_tensors(familiarity: Familiarity) -> dict[str, torch.Tensor]:
     """Return it as named tensors, for safetensors."""
-    strangeness = familiarity.strangeness
-    layers = zip(strangeness.layers, strangeness.distances, strict=True)
+    ood_score = familiarity.score
+    layers = zip(ood_score.layers, ood_score.distances, strict=True)
     tensors = {f"{number}.{part}": getattr(distance, part) for number, distance in layers for part in PARTS}
-    return tensors | {REFERENCE: familiarity.reference, WEIGHT: torch.tensor(strangeness.weight, dtype=torch.float64)}
+    return tensors | {REFERENCE: familiarity.reference, WEIGHT: torch.tensor(ood_score.weight, dtype=torch.float64)}
 
 
 def read_familiarity_for(model: Any, path: Path, layers: Sequence[int], tokens: int = 1) -> Familiarity:
@@ -84,7 +84,7 @@ def checked_familiarity(
         _distance(file, number, {part: tensors[f"{number}.{part}"].double() for part in PARTS}, hidden)
         for number in layers
     )
-    return Familiarity(Strangeness(tuple(layers), distances, float(weight)), reference, tokens)
+    return Familiarity(OodScore(tuple(layers), distances, float(weight)), reference, tokens)
 
 
 def _distance(file: str, number: int, parts: dict[str, torch.Tensor], hidden: int) -> LayerDistance:

@@ -1,11 +1,11 @@
 """How familiar an input is: a share of the calibration rows, which neither adapter nor distances have seen.
 
-With the strangeness of each (``laplora.familiarity.strangeness``), an input's familiarity is the conformal p-value
-(Vovk, Gammerman and Shafer 2005; Bates et al., arXiv 2104.08279)
+An input's familiarity is the conformal p-value of its out-of-distribution score (``laplora.familiarity.ood_score``;
+Vovk, Gammerman and Shafer 2005; Bates et al., arXiv 2104.08279)
 
-    ``(1 + calibration rows that are at least as strange) / (1 + calibration rows)``
+    ``(1 + calibration rows whose score is at least as high) / (1 + calibration rows)``
 
-from just above 0, stranger than all of them, to 1. Of a new row like the calibration rows, it is at most ``a`` with
+from just above 0, farther than all of them, to 1. Of a new row like the calibration rows, it is at most ``a`` with
 probability at most ``a``. So a flag that is raised where it is at most ``a`` is raised on at most that share of them.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from laplora.familiarity.strangeness import Strangeness
+from laplora.familiarity.ood_score import OodScore
 from laplora.jacobians.states import States
 
 
@@ -24,27 +24,27 @@ class Familiarity:
     """What says how familiar an input is.
 
     Attributes:
-        strangeness: of an input.
+        score: of an input.
         reference: (calibration rows,) float64, theirs, ascending.
         tokens: how many last tokens of a prompt its states are the mean of; an encoder's are that of all.
     """
 
-    strangeness: Strangeness
+    score: OodScore
     reference: torch.Tensor
     tokens: int = 1
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Numbers of the layers whose states are compared, from 0."""
-        return self.strangeness.layers
+        return self.score.layers
 
     def of(self, states: States) -> torch.Tensor:
         """Return (batch,) float64 the familiarity, 0 to 1, of inputs by their states, after ``layers`` at least."""
-        return percentile(self.strangeness.of(states), self.reference)
+        return percentile(self.score.of(states), self.reference)
 
 
 def percentile(values: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Return (batch,) float64 the conformal p-values of strangeness (batch,) among an ascending reference (rows,)."""
+    """Return (batch,) float64 the conformal p-values of scores (batch,) among an ascending reference (rows,)."""
     at_least = len(reference) - torch.searchsorted(reference, values.double(), right=False)
     return (1 + at_least).double() / (1 + len(reference))
 

@@ -11,8 +11,8 @@ import torch
 from laplora.artifact.manifest import FamiliarityRecord
 from laplora.classifier import Classifier
 from laplora.errors import ModelError, warn
+from laplora.familiarity.ood_score import OodScore, fit_ood_score
 from laplora.familiarity.percentile import Familiarity, false_alarms, watched_layers
-from laplora.familiarity.strangeness import Strangeness, fit_strangeness
 from laplora.features.store import Store, rows_digest
 from laplora.fitting.projected import ProjectedSplit, state_tensors, states_of
 from laplora.jacobians.states import States, StateTape, decoder_layers, join_states, pooling_of
@@ -72,8 +72,8 @@ def fit_familiar(
     """
     if calibration.states is None or not familiar_layers(classifier, settings):
         return None
-    strangeness, rows = strangeness_to(classifier, train, settings, store, progress)
-    return familiar_of(classifier, strangeness, rows, strangeness.of(calibration.states), settings)
+    ood_score, rows = ood_score_to(classifier, train, settings, store, progress)
+    return familiar_of(classifier, ood_score, rows, ood_score.of(calibration.states), settings)
 
 
 def warn_of_few(rows: int, settings: FitSettings) -> None:
@@ -86,10 +86,10 @@ def warn_of_few(rows: int, settings: FitSettings) -> None:
         )
 
 
-def strangeness_to(
+def ood_score_to(
     classifier: Classifier, train: Sequence[Example], settings: FitSettings, store: Store, progress: Progress
-) -> tuple[Strangeness, int]:
-    """Return the strangeness to training rows, and how many those are."""
+) -> tuple[OodScore, int]:
+    """Return the out-of-distribution score of training rows, and how many those are."""
     layers = familiar_layers(classifier, settings)
     draw = random.Random(f"{settings.seed}/familiarity")
     rows = [train[i] for i in sorted(draw.sample(range(len(train)), min(_MOST, len(train))))]
@@ -100,22 +100,22 @@ def strangeness_to(
         states = forward_states(classifier, rows, layers, settings.laplace.batch_size, progress)
         store.write("familiarity", state_tensors(states), {}, made_from)
     labels, by_logits = label_tensor(rows, classifier.class_count), not classifier.template.ends_alike
-    return fit_strangeness(states, labels, by_logits=by_logits), len(rows)
+    return fit_ood_score(states, labels, by_logits=by_logits), len(rows)
 
 
 def familiar_of(
-    classifier: Classifier, strangeness: Strangeness, rows: int, reference: torch.Tensor, settings: FitSettings
+    classifier: Classifier, ood_score: OodScore, rows: int, reference: torch.Tensor, settings: FitSettings
 ) -> Familiar:
     """Return how familiar inputs are.
 
     Args:
         rows: training rows that inputs are compared with.
-        reference: (calibration rows,), how strange rows are that the adapter was not trained on.
+        reference: (calibration rows,), scores of rows that the adapter was not trained on.
     """
     rate = false_alarms(settings.calibration.unfamiliar_rate, len(reference))
     tokens = classifier.ending_tokens
-    record = FamiliarityRecord(layers=strangeness.layers, tokens=tokens, rows=rows, false_alarms=rate)
-    return Familiar(Familiarity(strangeness, reference.sort().values, tokens), record)
+    record = FamiliarityRecord(layers=ood_score.layers, tokens=tokens, rows=rows, false_alarms=rate)
+    return Familiar(Familiarity(ood_score, reference.sort().values, tokens), record)
 
 
 @torch.no_grad()

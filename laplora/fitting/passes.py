@@ -71,7 +71,7 @@ class RowPass:
         """Return the state after every training row."""
         workers = self._classifier.workers
         # Eigenvectors that were computed twice may differ by a sign: all take the first process's.
-        empty, add = workers.told(lambda: (empty, add))
+        empty, add = workers.broadcast(lambda: (empty, add))
         kept, self.log_likelihood = self._read(title, empty)
         whole, own, likelihood = kept, empty, 0.0
         if workers.first:
@@ -84,7 +84,7 @@ class RowPass:
                 own, of_rows = self._added(own, plan[mine], add)
                 likelihood += of_rows
             last = place + workers.count >= len(plan)
-            if last or workers.told(partial(_is_over, saved_at + SAVE_EVERY_S)):
+            if last or workers.broadcast(partial(_is_over, saved_at + SAVE_EVERY_S)):
                 whole = state_of_all(workers, own)
                 self.log_likelihood = float(workers.summed([torch.tensor(likelihood, dtype=torch.float64)])[0])
                 tensors, numbers = state_parts(whole)
@@ -212,7 +212,7 @@ def fit_curvature(
     )
     run_pass = RowPass(classifier, examples, blocks, settings, store, progress)
     fitted = fit_posterior(structure, blocks, run_pass)
-    posterior = classifier.workers.told(lambda: fitted)  # directions that were computed twice may differ by a sign
+    posterior = classifier.workers.broadcast(lambda: fitted)  # directions that were computed twice may differ by a sign
     if many := many_classes(settings, classifier):
         reference = _reference(classifier, posterior, examples, many, settings.seed, store, progress)
         posterior = ManyClassPosterior(posterior, reference, many.directions)

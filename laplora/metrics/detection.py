@@ -1,7 +1,7 @@
 """How well a score tells rows of another distribution from rows like those an artifact was tested on.
 
-A score is per row, higher meaning stranger: epistemic uncertainty, or a label mass with its sign changed. Rows of equal
-score cannot be told apart, so nothing here depends on their order.
+A score is per row, higher meaning farther from the training rows: epistemic uncertainty, or minus the label mass.
+The order of rows with equal scores does not matter.
 """
 
 from __future__ import annotations

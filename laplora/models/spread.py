@@ -80,10 +80,10 @@ class Spread:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What transformers' ``from_pretrained`` is told."""
+        """What transformers' ``from_pretrained`` takes."""
         one = self.device_map
-        told: dict[str, Any] = {"device_map": one if isinstance(one, str) else dict(one)}
-        return told | ({"max_memory": dict(self.max_memory)} if self.max_memory else {})
+        arguments: dict[str, Any] = {"device_map": one if isinstance(one, str) else dict(one)}
+        return arguments | ({"max_memory": dict(self.max_memory)} if self.max_memory else {})
 
 
 def _fetched(places: Mapping[str, Any]) -> str | None:

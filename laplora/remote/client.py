@@ -100,14 +100,14 @@ class StoreClient:
         """Return what tells whether an object changed."""
         import obstore
 
-        with _told():
+        with _translated_errors():
             return _state(obstore.head(self._store, name))
 
     def read(self, name: str) -> tuple[int, Iterator[bytes]]:
         """Return an object's size in bytes, and its bytes part by part."""
         import obstore
 
-        with _told():
+        with _translated_errors():
             answer = obstore.get(self._store, name)
             parts = iter(answer.stream(min_chunk_size=self._part_bytes))
         return answer.meta["size"], _each(parts)
@@ -118,7 +118,7 @@ class StoreClient:
         from obstore.exceptions import PreconditionError
 
         options: Any = {"range": (begin, end), **({"if_match": state.etag} if state.etag else {})}
-        with _told():
+        with _translated_errors():
             try:
                 answer = obstore.get(self._store, name, options=options)
             except PreconditionError:
@@ -130,26 +130,26 @@ class StoreClient:
         """Write an object, which is there as a whole once this returns."""
         import obstore
 
-        with _told():
+        with _translated_errors():
             obstore.put(self._store, name, content, chunk_size=self._part_bytes, max_concurrency=2)
 
     def write(self, name: str, content: Iterable[bytes]) -> None:
         """Write an object in parts as they come; it is there once the last one is, and not where ``content`` raises."""
         import obstore
 
-        with _told():
+        with _translated_errors():
             writer = obstore.open_writer(self._store, name, buffer_size=self._part_bytes, max_concurrency=2)
         for part in _gathered(content):
-            with _told():
+            with _translated_errors():
                 writer.write(part)
-        with _told():
+        with _translated_errors():
             writer.close()
 
     def remove(self, name: str) -> None:
         """Remove an object; stores differ in whether one that is not there is an error."""
         import obstore
 
-        with _told():
+        with _translated_errors():
             obstore.delete(self._store, name)
 
 
@@ -159,7 +159,7 @@ def _state(meta: Any) -> State:
 
 def _each(parts: Iterator[Any]) -> Iterator[bytes]:
     while True:
-        with _told():
+        with _translated_errors():
             part = next(parts, None)
         if part is None:
             return
@@ -187,7 +187,7 @@ def _status(error: Exception) -> int | None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     """Turn obstore's errors, whose messages hold the whole address and what the store answered, into ours."""
     from obstore.exceptions import (
         BaseError,

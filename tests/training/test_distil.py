@@ -111,7 +111,7 @@ def test_a_stopped_student_continues_and_answers_by_one_pass_what_its_teacher_av
     assert trained["epoch"] == pytest.approx(60 * 6 / 40, rel=0.1)
 
 
-def test_a_training_row_is_learned_from_label_and_teacher_and_a_stranger_not_at_all(
+def test_a_training_row_is_learned_from_label_and_teacher_and_another_not_at_all(
     teacher: Path, inputs: Path, sentiment_run: FinishedRun, sentiment_predictor: Predictor, tmp_path: Path
 ) -> None:
     overrides = (rows_named(sentiment_run), f"runs={tmp_path / 'runs'}")
@@ -126,8 +126,8 @@ def test_a_training_row_is_learned_from_label_and_teacher_and_a_stranger_not_at_
     assert torch.allclose(targets[:labelled], 0.25 * labels + 0.75 * taught, atol=1e-5)
     texts = ("0x3f 0x77 0x01 ;;", "SELECT id FROM accounts WHERE balance > 100", "zq xv kk jj ww")
     assert run.student is not None
-    strangers = tuple(replace(one, fields={"text": text}) for one, text in zip(run.student.inputs, texts, strict=False))
-    other = replace(run.student, teacher=read_artifact(sentiment_run.artifact), inputs=strangers, label_weight=1.0)
+    others = tuple(replace(one, fields={"text": text}) for one, text in zip(run.student.inputs, texts, strict=False))
+    other = replace(run.student, teacher=read_artifact(sentiment_run.artifact), inputs=others, label_weight=1.0)
     alone = replace(run, student=other, own_folder=tmp_path)
     assert adapter_inputs(alone) != adapter_inputs(run), "what an adapter has learned from is known"
     targets = torch.stack([target for _, target in training_targets(alone)]).double()

@@ -137,11 +137,11 @@ def test_figures_are_those_of_evaluate_and_answers_those_of_the_service(
             assert found["detection"]["map_entropy"]["auroc"] == pytest.approx(auroc, abs=1e-6)
 
 
-def test_strange_inputs_are_flagged(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+def test_unlike_inputs_are_flagged(sentiment_run: FinishedRun, tmp_path: Path) -> None:
     """Texts of another kind, which have no answer, and words of random letters; hardly any of the run's own rows."""
-    stranger = {"data": file_data(other_questions(tmp_path / "other.jsonl")), "field": "question"}
+    outside = {"data": file_data(other_questions(tmp_path / "other.jsonl")), "field": "question"}
     gibberish = {"kind": "gibberish", "severity": 1.0}
-    path = shift_config(tmp_path, sentiment_run, strangers={"questions": stranger}, corruptions=[gibberish])
+    path = shift_config(tmp_path, sentiment_run, out_of_distribution={"questions": outside}, corruptions=[gibberish])
     assert job("shift", path) == 0
     record = read(load_config(path).run_dir / REPORT)
     sets = record["sets"]
@@ -212,7 +212,7 @@ def test_sets_that_an_artifact_cannot_answer(
     rows = [{"text": row["text"] + "!", "label": row["label"][:3]} for row in sentiment_rows()]
     turned = file_data(write_rows(tmp_path / "turned.jsonl", rows), "sentiment", "pos neg")
     questions = file_data(other_questions(tmp_path / "other.jsonl"))
-    text = {"strangers": {"questions": {"data": questions, "field": "text"}}}
+    text = {"out_of_distribution": {"questions": {"data": questions, "field": "text"}}}
     for run, section, message in (
         (choices_run, {"sets": {"reviews": reviews}}, r"^shift: reviews: its rows have the fields \['text'\]"),
         (choices_run, {"sets": {"own": own}}, "two can be used at least, got 0: 0 have"),

@@ -10,7 +10,7 @@ from laplora.classifier import Classifier
 from laplora.features.store import Forgetful, Store
 from laplora.fitting.adapted_experts import fit_answering, fit_beside, labelled_rows, possible_conditioning
 from laplora.fitting.calibrate import OUT_OF_FOLD
-from laplora.fitting.familiarity import familiar_of, strangeness_to
+from laplora.fitting.familiarity import familiar_of, ood_score_to
 from laplora.fitting.fit import Fit, check_several_labels, many_classes_record, possible
 from laplora.fitting.passes import block_weights, fit_curvature, label_rows
 from laplora.fitting.projected import Fitted, SplitOutputs
@@ -65,9 +65,9 @@ def cross_fit_rows(
     served = served_choice(settings.laplace.asked, choices)
     judged = Fitted(found.posterior, served.prior, found.split.projected)
     familiar = None
-    if found.strangeness is not None:
-        strangeness, count = strangeness_to(classifier, rows, settings, store, progress)
-        familiar = familiar_of(classifier, strangeness, count, found.strangeness, settings)
+    if found.ood_scores is not None:
+        ood_score, count = ood_score_to(classifier, rows, settings, store, progress)
+        familiar = familiar_of(classifier, ood_score, count, found.ood_scores, settings)
     outputs = SplitOutputs(found.split, judged)
     answering = fit_answering(settings, outputs, labelled, beside, OUT_OF_FOLD)
     return Fit(

@@ -14,7 +14,7 @@ import torch
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError
 from laplora.features.store import Store, rows_digest
-from laplora.fitting.familiarity import familiar_layers, forward_states, strangeness_to
+from laplora.fitting.familiarity import familiar_layers, forward_states, ood_score_to
 from laplora.fitting.passes import fit_curvature
 from laplora.fitting.projected import ProjectedSplit, project_split, split_of, split_tensors
 from laplora.jacobians.blocks import Block
@@ -48,13 +48,13 @@ class FoldedRows:
     Attributes:
         posterior: of every fold's adapter; split: the rows, in their order.
         parts: each fold's posterior, and the fold's rows as it sees them.
-        strangeness: (rows,), of each row to the rows that trained its fold's adapter; None where familiarity is off.
+        ood_scores: (rows,), of each row to the rows that trained its fold's adapter; None where familiarity is off.
     """
 
     posterior: FoldedPosterior
     split: ProjectedSplit
     parts: list[tuple[Posterior, ProjectedSplit]]
-    strangeness: torch.Tensor | None
+    ood_scores: torch.Tensor | None
 
 
 def folded_rows(
@@ -82,7 +82,7 @@ def folded_rows(
         raise ConfigError(f"{len(folds)} folds need an adapter each, {len(adapters)} were given")
     posteriors: list[Posterior] = []
     parts: list[ProjectedSplit] = []
-    strange: list[torch.Tensor] = []
+    scores: list[torch.Tensor] = []
     for number, (adapter, (fit, held)) in enumerate(zip(adapters, folds, strict=True), 1):
         seen, held_out = ([rows[i] for i in part.tolist()] for part in (fit, held))
         with in_place(lora_parameters(classifier.model), adapter.weights):
@@ -91,9 +91,9 @@ def folded_rows(
             title = f"rows of fold {number}"
             parts.append(_held_out(classifier, posterior, held_out, settings, adapter.store, progress, title))
             if layers := familiar_layers(classifier, settings):
-                strangeness, _ = strangeness_to(classifier, seen, settings, adapter.store, progress)
+                ood_score, _ = ood_score_to(classifier, seen, settings, adapter.store, progress)
                 size = settings.laplace.batch_size
-                strange.append(strangeness.of(forward_states(classifier, held_out, layers, size, progress)))
+                scores.append(ood_score.of(forward_states(classifier, held_out, layers, size, progress)))
         posteriors.append(posterior)
     together = parts[0].together
     of_rows = groups.repeat_interleave(together)
@@ -107,8 +107,8 @@ def folded_rows(
     in_order = torch.cat([held for _, held in folds]).argsort()
     last = torch.cat([part.last for part in parts if part.last is not None])[in_order]
     split = ProjectedSplit(projected, logits, mask, labels, mass, together=together, last=last, groups=groups)
-    strangeness_of_rows = torch.cat(strange)[in_order] if strange else None
-    return FoldedRows(posteriors_together, split, list(zip(posteriors, parts, strict=True)), strangeness_of_rows)
+    ood_scores = torch.cat(scores)[in_order] if scores else None
+    return FoldedRows(posteriors_together, split, list(zip(posteriors, parts, strict=True)), ood_scores)
 
 
 def _held_out(

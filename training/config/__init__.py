@@ -12,7 +12,7 @@ from training.config.sections import (
     AdapterConfig,
     BaseConfig,
 )
-from training.config.shift import ShiftConfig, StrangerConfig
+from training.config.shift import OutsideConfig, ShiftConfig
 from training.data.section import DataConfig
 
 __all__ = [
@@ -20,10 +20,10 @@ __all__ = [
     "BaseConfig",
     "DataConfig",
     "OptimizerConfig",
+    "OutsideConfig",
     "RunConfig",
     "Section",
     "ShiftConfig",
-    "StrangerConfig",
     "bad_fields",
     "config_hash_fields",
     "load_config",

@@ -1,4 +1,4 @@
-"""What ``python -m training fit --adapter`` is told: a command line as one checked value."""
+"""The options of ``python -m training fit --adapter``: a command line as one checked value."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class CorruptionConfig(Section):
         return f"{self.kind}-{self.severity:g}"
 
 
-class StrangerConfig(Section):
+class OutsideConfig(Section):
     """Texts of another data set, which are no questions to the artifact and have no answer."""
 
     data: DataConfig = Field(description="the data set, as for the run itself; its test split is used")
@@ -42,14 +42,15 @@ class ShiftConfig(Section):
     sets: dict[_Name, DataConfig] = Field(
         {}, description="other data sets by a name; their test splits, through the artifact's template"
     )
-    strangers: dict[_Name, StrangerConfig] = Field(
+    out_of_distribution: dict[_Name, OutsideConfig] = Field(
         {}, description="texts without an answer by a name, in the place of the artifact's only field"
     )
     corruptions: tuple[CorruptionConfig, ...] = Field((), description="of the run's test rows")
 
     @model_validator(mode="after")
     def _names_differ(self) -> ShiftConfig:
-        names = [*self.sets, *self.strangers, *(corruption.name for corruption in self.corruptions)]
+        names = [*self.sets, *self.out_of_distribution, *(corruption.name for corruption in self.corruptions)]
         if not names or len({"test", *names}) <= len(names):
-            raise ValueError(f"expected sets, strangers or corruptions of different names other than test, got {names}")
+            expected = "sets, out_of_distribution or corruptions of different names other than test"
+            raise ValueError(f"expected {expected}, got {names}")
         return self

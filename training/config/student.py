@@ -1,4 +1,4 @@
-"""The section ``student``, and what ``python -m training distil`` is told: whose answers an adapter is trained on."""
+"""The section ``student``, and the options of ``python -m training distil``: whose answers an adapter is trained on."""
 
 from __future__ import annotations
 

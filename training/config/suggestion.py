@@ -1,4 +1,4 @@
-"""What ``python -m training suggest`` is told: a command line as one value."""
+"""The options of ``python -m training suggest``: a command line as one value."""
 
 from __future__ import annotations
 

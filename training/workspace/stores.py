@@ -69,7 +69,7 @@ class SharedStore:
 
     def read(self, name: str, made_from: str = "") -> Kept | None:
         """Return what the first process's store holds; collective."""
-        return self._workers.told(lambda: self._store.read(name, made_from))
+        return self._workers.broadcast(lambda: self._store.read(name, made_from))
 
     def write(
         self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from laplora.errors import LaploraError
 from service.errors import JobsUnavailableError, StorageFullError
 from service.jobs.store.database import UNANSWERED, ConnectionLostError, Database
-from service.jobs.store.folder import JobsFolder, StrangersError, default_jobs_dir
+from service.jobs.store.folder import ForeignFilesError, JobsFolder, default_jobs_dir
 from service.jobs.store.job_tables import JobTables
 from service.jobs.store.records import Job
 from service.jobs.store.remote import RemoteUploads
@@ -95,7 +95,7 @@ class Disk:
                 log_crash("the jobs folder could not be opened", error)
                 error = JobsUnavailableError("the jobs folder cannot be opened: the server's log has the details")
             if str(error) != str(self.closed):
-                files = {"files": error.names} if isinstance(error, StrangersError) else {}
+                files = {"files": error.names} if isinstance(error, ForeignFilesError) else {}
                 shown = "".join(f", {name!r}" for name in files.get("files", ()))
                 fields = {"event": "jobs_unavailable", "jobs_dir": str(path), **files}
                 logger.error("jobs are not available: %s%s", error, shown, extra=fields)

@@ -45,7 +45,7 @@ _ABANDONED_S = 2 * 86_400.0
 _NAMES = frozenset({MARKER, "lock", *(DATABASE + end for end in ("", "-wal", "-shm", "-journal"))})
 
 
-class StrangersError(JobsUnavailableError):
+class ForeignFilesError(JobsUnavailableError):
     """The folder holds files that no server made; ``names`` are some of theirs, for the log only."""
 
     def __init__(self, names: Collection[str]) -> None:
@@ -71,7 +71,7 @@ class JobsFolder:
         remote: where uploads are kept; None: here.
 
     Raises:
-        StrangersError: it holds files that no server made.
+        ForeignFilesError: it holds files that no server made.
         JobsUnavailableError: another process has it, or it cannot be written; the log has its name, not the message.
     """
 
@@ -81,9 +81,9 @@ class JobsFolder:
         self._lock = FileLock(self.path / "lock", timeout=0, mode=0o600, thread_local=False)
         try:
             jobs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _check_no_strangers(jobs_dir)
+            _check_no_foreign_files(jobs_dir)
             self.path.mkdir(mode=0o700, exist_ok=True)
-            # The marker comes first: without it, what is in the folder is a stranger's.
+            # The marker comes first: without it, what is in the folder is someone else's.
             os.close(private_file(self.path / MARKER))
             if not shared:
                 self._lock.acquire()
@@ -211,20 +211,20 @@ def _name(job_id: str) -> str:
     return f"{job_id}.jsonl"
 
 
-def _check_no_strangers(jobs_dir: Path) -> None:
+def _check_no_foreign_files(jobs_dir: Path) -> None:
     folders = {name: jobs_dir / name for name in (SUBFOLDER, SHARED_SUBFOLDER)}
     # Listed before they are looked at: another server may make the shared one, or its marker, meanwhile.
     shown = _shown(jobs_dir)
     own = {name for name, path in folders.items() if path.is_dir() and not path.is_symlink()}
-    strangers = [name for name in shown if name not in own]
+    foreign = [name for name in shown if name not in own]
     for subfolder in sorted(own):
         shown = _shown(folders[subfolder])
         marked = (folders[subfolder] / MARKER).is_file()
-        strangers += [
+        foreign += [
             f"{subfolder}/{name}" for name in shown if not (marked and (name in _NAMES or _UPLOAD.fullmatch(name)))
         ]
-    if strangers:
-        raise StrangersError(strangers)
+    if foreign:
+        raise ForeignFilesError(foreign)
 
 
 def _shown(folder: Path) -> list[str]:

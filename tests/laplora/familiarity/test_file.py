@@ -42,14 +42,14 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert again.layers == LAYERS
     assert torch.equal(again.of(new), familiarity.of(new))
     assert torch.equal(again.reference, familiarity.reference)
-    assert again.strangeness.weight == familiarity.strangeness.weight > 0
+    assert again.score.weight == familiarity.score.weight > 0
 
 
 def test_of_a_file_without_a_weight_the_logits_have_no_part(tmp_path: Path) -> None:
     """Artifacts had none before the logits had a part: they answer as they did."""
     familiarity, path = fitted(), tmp_path / "familiarity.safetensors"
-    distances = replace(familiarity.strangeness, weight=0.0)
-    tensors = familiarity_tensors(replace(familiarity, strangeness=distances))
+    distances = replace(familiarity.score, weight=0.0)
+    tensors = familiarity_tensors(replace(familiarity, score=distances))
     del tensors["weight"]
     write_tensors(path, tensors)
     hidden = torch.randn(25, 2, HIDDEN, generator=torch.Generator().manual_seed(4))

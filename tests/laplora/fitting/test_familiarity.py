@@ -34,7 +34,7 @@ Rows = list[dict[str, Any]]
 
 
 def rows(count: int, seed: int, kind: str, letters: str = "abcdefgh") -> Rows:
-    """Return random rows of the first letters; strangers are of the last ones."""
+    """Return random rows of the first letters; others are of the last ones."""
     draw = random.Random(seed)
 
     def label(number: int) -> Any:
@@ -87,7 +87,7 @@ def test_every_read_out_has_familiarity_and_is_served_as_fitted(
         assert answer.familiarity is not None
         assert answer.familiarity * 30 == pytest.approx(round(answer.familiarity * 30))
         assert 1 / 30 <= answer.familiarity <= 1
-        # Within a step: rounding may move a row past one that is as strange.
+        # Within a step: rounding may move a row past one that is as far.
         alone = posterior.predict(one, "map")[0].familiarity
         assert alone == pytest.approx(answer.familiarity, abs=1 / 30 + 1e-9)
         assert ("unfamiliar" in answer.flags) == (answer.familiarity <= 0.3)
@@ -98,8 +98,8 @@ def test_every_read_out_has_familiarity_and_is_served_as_fitted(
     assert flagged >= 1
     fitted = posterior.fit.familiar
     assert fitted is not None
-    # These models are random, so their logits tell nothing of strangers; the states' places do.
-    places = replace(fitted.familiarity.strangeness, weight=0.0)
+    # These models are random, so their logits tell nothing of other texts; the states' places do.
+    places = replace(fitted.familiarity.score, weight=0.0)
     examples = [Example(str(i), one, 0, classifier.class_count) for i, one in enumerate(inputs)]
     states = forward_states(classifier, examples, places.layers, 8, Silent())
     # As of the training rows, by a plain pass: it shows what an answer's does.
@@ -108,7 +108,7 @@ def test_every_read_out_has_familiarity_and_is_served_as_fitted(
     far = places.of(states)
     assert float(far[:12].mean()) < float(far[12:].mean())
     ends_alike = kind in ("words", "sequences")
-    assert (fitted.familiarity.strangeness.weight > 0) == (kind != "several" and not ends_alike)
+    assert (fitted.familiarity.score.weight > 0) == (kind != "several" and not ends_alike)
     assert (fitted.familiarity.tokens > 1) == ends_alike
     measured = posterior.evaluate(rows(20, 4, kind))
     assert measured.unfamiliar is not None

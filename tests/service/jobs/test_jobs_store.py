@@ -20,7 +20,7 @@ from service.errors import JobsUnavailableError
 from service.jobs.store import schema
 from service.jobs.store.claims import ClaimLostError
 from service.jobs.store.database import Database
-from service.jobs.store.folder import JobsFolder, StrangersError
+from service.jobs.store.folder import ForeignFilesError, JobsFolder
 from service.jobs.store.job_tables import JobTables
 from service.jobs.store.schema import FORMAT
 
@@ -255,7 +255,7 @@ async def refused_by(jobs_dir: Path) -> str:
     ],
 )
 @pytest.mark.anyio
-async def test_a_folder_with_strangers_files_is_refused_and_left_alone(
+async def test_a_folder_with_foreign_files_is_refused_and_left_alone(
     names: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in names:
@@ -300,13 +300,13 @@ def test_a_link_in_place_of_the_servers_own_folder_is_not_followed(tmp_path: Pat
         folder.mkdir()
     (elsewhere / "made-by-laplora").touch()
     (jobs_dir / "laplora-jobs").symlink_to(elsewhere)
-    with pytest.raises(StrangersError):
+    with pytest.raises(ForeignFilesError):
         JobsFolder(jobs_dir)
     assert [p.name for p in elsewhere.iterdir()] == ["made-by-laplora"]
 
 
-def test_a_strangers_file_that_comes_later_is_never_touched(tmp_path: Path) -> None:
-    """What a file system puts there is no stranger, nor is a start that was cut off before the marker."""
+def test_a_foreign_file_that_comes_later_is_never_touched(tmp_path: Path) -> None:
+    """What a file system puts there is not foreign, nor is a start that was cut off before the marker."""
     (tmp_path / "laplora-jobs").mkdir()
     (tmp_path / "lost+found").mkdir()
     (tmp_path / ".nfs0001").write_text("x")
@@ -322,7 +322,7 @@ def test_a_strangers_file_that_comes_later_is_never_touched(tmp_path: Path) -> N
     folder.discard_others([])
     assert [path.exists() for path in left] == [False, False]
     folder.close()
-    with pytest.raises(StrangersError) as error:
+    with pytest.raises(ForeignFilesError) as error:
         JobsFolder(tmp_path)
     assert error.value.names == [str(path.relative_to(tmp_path)) for path in theirs]
     assert [path.read_text() for path in (tmp_path / ".nfs0001", *theirs)] == ["x", *["a user's data"] * 4]

@@ -69,7 +69,7 @@ def test_answers_are_what_they_say(client: httpx.Client, artifact: Artifact) -> 
         assert max(answer["probs"].values()) <= max(answer["map_probs"].values()) + 1e-6
 
 
-#: Texts of other kinds than sentences of film reviews, stranger than every calibration row: rounding moves none back.
+#: Texts of other kinds than sentences of film reviews, farther than every calibration row: rounding moves none back.
 STRANGERS = [
     "What is the capital of Yugoslavia ?",
     "SELECT name FROM users WHERE id = 7;",

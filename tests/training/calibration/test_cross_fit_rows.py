@@ -63,11 +63,11 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path) -> None:
             return fit_rows(classifier, *([rows[i] for i in part.tolist()] for part in (fit, held)), SETTINGS)
 
     found = cross_fit_rows(classifier, rows, folds, SETTINGS)
-    whole, strange, fits = found.calibration.projected, [], list[Fit]()
+    whole, scores, fits = found.calibration.projected, [], list[Fit]()
     for number, (adapter, (fit, held)) in enumerate(zip(folds, parts, strict=True)):
         of_fold = alone(adapter, fit, held)
         part = of_fold.calibration
-        strange.append(of_fold.familiar.familiarity.reference)
+        scores.append(of_fold.familiar.familiarity.reference)
         assert whole.fold is not None
         assert set(whole.fold[held].tolist()) == {number}
         assert torch.equal(whole.contrast_mean[held], part.projected.contrast_mean)
@@ -76,7 +76,7 @@ def test_a_rows_answer_is_that_of_its_folds_adapter(tmp_path: Path) -> None:
         assert torch.equal(found.calibration.last[held], part.last)
         fits.append(of_fold)
     assert found.familiar.record.rows == ROWS
-    assert torch.equal(found.familiar.familiarity.reference, torch.cat(strange).sort().values)
+    assert torch.equal(found.familiar.familiarity.reference, torch.cat(scores).sort().values)
     assert found.posterior.rows == found.calibrated.calibration.rows == len(found.calibration) == ROWS
     assert isinstance(found.posterior, ManyClassPosterior)
     assert found.many_classes is not None

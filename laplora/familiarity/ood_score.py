@@ -1,8 +1,8 @@
-"""How strange an input is: how far from the training rows its states are, less how decided its labels' logits.
+"""An out-of-distribution score: how far an input's states are from the training rows, less how decided its logits are.
 
 Distances notice inputs of another kind. Where a head reads the text alone, an input of the same kind with none of the
 labels ends nearer to the training rows, and there the logits tell more: they are spread less. So with ``d`` the
-distance after a layer, ``p`` the labels' probabilities and ``u`` uniform ones, the strangeness is
+distance after a layer, ``p`` the labels' probabilities and ``u`` uniform ones, the score is
 
     ``mean over layers of log d^2(x)  -  w KL(u || p)``,    ``KL(u || p) = log sum_c exp f_c - log C``
 
@@ -32,8 +32,8 @@ _CONSTANT = 1e-6
 
 
 @dataclass(frozen=True)
-class Strangeness:
-    """A fitted strangeness.
+class OodScore:
+    """A fitted out-of-distribution score.
 
     Attributes:
         layers: whose states are compared, from 0; distances: one each.
@@ -45,13 +45,13 @@ class Strangeness:
     weight: float = 0.0
 
     def of(self, states: States) -> torch.Tensor:
-        """Return (batch,) float64 the strangeness of inputs by their states, after ``layers`` at least; no unit."""
+        """Return (batch,) float64 the scores of inputs by their states, after ``layers`` at least; no unit."""
         far = mean_log_distance(self.distances, states.after(self.layers).hidden)
         return far - self.weight * divergence(states) if self.weight else far
 
 
-def fit_strangeness(states: States, labels: torch.Tensor, *, by_logits: bool = True) -> Strangeness:
-    """Return the strangeness to training rows after the layers of their states.
+def fit_ood_score(states: States, labels: torch.Tensor, *, by_logits: bool = True) -> OodScore:
+    """Return the out-of-distribution score of training rows, by their states after some layers.
 
     Args:
         by_logits: whether the logits have a part.
@@ -70,7 +70,7 @@ def fit_strangeness(states: States, labels: torch.Tensor, *, by_logits: bool = T
         spread = float(divergence(states).std())
         far = float(mean_log_distance(distances, states.hidden).std())
         weight = _SHARE * far / spread if spread > _CONSTANT and math.isfinite(far) else 0.0
-    return Strangeness(states.layers, distances, weight)
+    return OodScore(states.layers, distances, weight)
 
 
 def mean_log_distance(distances: tuple[LayerDistance, ...], hidden: torch.Tensor) -> torch.Tensor:

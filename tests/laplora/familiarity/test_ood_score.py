@@ -1,4 +1,4 @@
-"""Strangeness of layers (against dense matrices) and logits, and familiarity, its share among the calibration rows."""
+"""Out-of-distribution scores of layers and logits, and familiarity, their share among the calibration rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from shown_states import familiarity_of, states_of
 from laplora.errors import NonFiniteError
 from laplora.familiarity import mahalanobis
 from laplora.familiarity.mahalanobis import SHRINKAGE, fit_layer
+from laplora.familiarity.ood_score import OodScore, divergence, fit_ood_score
 from laplora.familiarity.percentile import false_alarms, is_unfamiliar, percentile, watched_layers
-from laplora.familiarity.strangeness import Strangeness, divergence, fit_strangeness
 from laplora.jacobians.states import States
 from laplora.linearised import contrast_mean
 
@@ -39,26 +39,26 @@ def test_divergence_is_that_of_uniform_probabilities_from_the_labels() -> None:
 
 def test_it_is_the_mean_of_the_layers_less_the_weighted_divergence() -> None:
     train, new = rows(80, 0), rows(20, 2)
-    found = fit_strangeness(train, LABELS)
+    found = fit_ood_score(train, LABELS)
     each = [distance.squared(new.hidden[:, place]).log() for place, distance in enumerate(found.distances)]
     torch.testing.assert_close(found.of(new), (each[0] + each[1]) / 2 - found.weight * divergence(new))
     # Over the training rows the divergence varies half as much as the distance.
-    far = Strangeness(found.layers, found.distances).of(train)
+    far = OodScore(found.layers, found.distances).of(train)
     assert float(far.std()) / 2 == pytest.approx(found.weight * float(divergence(train).std()))
 
 
 def test_where_several_labels_may_be_right_or_logits_are_all_the_same_there_is_no_divergence() -> None:
     several = (torch.rand(80, 4, generator=torch.Generator().manual_seed(3)) > 0.5).long()
-    found = fit_strangeness(rows(80, 0), several)
+    found = fit_ood_score(rows(80, 0), several)
     assert found.weight == 0
     assert all(len(distance.class_centers) == 1 for distance in found.distances)
-    assert fit_strangeness(states_of(rows(80, 0).hidden, torch.ones(80, 2)), LABELS).weight == 0
-    assert fit_strangeness(rows(80, 0), LABELS, by_logits=False).weight == 0
+    assert fit_ood_score(states_of(rows(80, 0).hidden, torch.ones(80, 2)), LABELS).weight == 0
+    assert fit_ood_score(rows(80, 0), LABELS, by_logits=False).weight == 0
 
 
 def test_layers_are_found_among_those_that_were_watched() -> None:
     train = rows(80, 0)
-    last = fit_strangeness(train.after((1,)), LABELS)
+    last = fit_ood_score(train.after((1,)), LABELS)
     assert last.layers == (1,)
     assert torch.equal(last.of(rows(20, 2)), last.of(rows(20, 2).after((1,))))
 
@@ -68,7 +68,7 @@ def test_what_is_not_finite_is_refused(part: str) -> None:
     train = rows(80, 0)
     getattr(train, part)[3] = torch.nan
     with pytest.raises(NonFiniteError):
-        fit_strangeness(train, LABELS)
+        fit_ood_score(train, LABELS)
 
 
 def states(count: int, seed: int, shift: float = 0.0) -> States:
@@ -80,7 +80,7 @@ def states(count: int, seed: int, shift: float = 0.0) -> States:
 def test_it_is_the_conformal_p_value() -> None:
     reference = torch.tensor([1.0, 2.0, 2.0, 4.0], dtype=torch.float64)
     found = percentile(torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), reference)
-    # At least as strange are all 4, all 4, 3, 1, 1, none; the row itself counts too.
+    # At least as far are all 4, all 4, 3, 1, 1, none; the row itself counts too.
     assert found.tolist() == [1.0, 1.0, 4 / 5, 2 / 5, 2 / 5, 1 / 5]
 
 
@@ -101,7 +101,7 @@ def test_the_flag_is_raised_on_at_most_the_stated_share_of_rows_like_the_calibra
     assert share == pytest.approx(math.floor(rate * 100) / 100, abs=3 * math.sqrt(rate / 1500))
 
 
-def test_strangers_are_less_familiar_than_every_calibration_row() -> None:
+def test_far_rows_are_less_familiar_than_every_calibration_row() -> None:
     found = familiarity_of(states(60, 0), torch.zeros(60, dtype=torch.int64), states(49, 1))
     assert found.of(states(10, 2, 30.0)).tolist() == [1 / 50] * 10
     assert float(found.of(states(500, 3)).mean()) == pytest.approx(0.5, abs=0.15)
@@ -110,8 +110,8 @@ def test_strangers_are_less_familiar_than_every_calibration_row() -> None:
 @pytest.mark.parametrize(("wanted", "rows", "share"), [(0.02, 150, 0.02), (0.02, 20, 1 / 21), (0.02, 49, 0.02)])
 def test_few_rows_tell_no_small_share(wanted: float, rows: int, share: float) -> None:
     assert false_alarms(wanted, rows) == share
-    stranger_than_all = torch.tensor([1 / (rows + 1)], dtype=torch.float64)
-    assert is_unfamiliar(stranger_than_all, false_alarms(wanted, rows)).tolist() == [True]
+    farther_than_all = torch.tensor([1 / (rows + 1)], dtype=torch.float64)
+    assert is_unfamiliar(farther_than_all, false_alarms(wanted, rows)).tolist() == [True]
     shares = torch.arange(1, 100, dtype=torch.float64) / 100
     assert all(int(is_unfamiliar(shares, share / 100).sum()) == share for share in range(1, 99))  # 2 of 100 are 0.02
 
@@ -198,7 +198,7 @@ def test_rounded_directions_change_little() -> None:
     torch.testing.assert_close(found.squared(new), dense(states, labels, kept, new), rtol=1e-2, atol=0)
 
 
-def test_the_nearest_class_counts_and_strangers_are_far() -> None:
+def test_the_nearest_class_counts_and_other_rows_are_far() -> None:
     states, labels = rows_of(200)
     found, one = fit_layer(states, labels), fit_layer(states, torch.zeros_like(labels))
     inside, _ = rows_of(60, seed=5)
@@ -207,7 +207,7 @@ def test_the_nearest_class_counts_and_strangers_are_far() -> None:
     assert found.squared(outside).min() > found.squared(inside).max()
     assert len(found.class_centers) == 3
     assert len(one.class_centers) == 1
-    # A state between two classes is strange to classes, and ordinary among all rows.
+    # A state between two classes is far from classes, and ordinary among all rows.
     share = [float((d.squared(inside) < d.squared(between[None])).double().mean()) for d in (found, one)]
     assert share[0] == 1
     assert share[1] < 0.5
