@@ -141,9 +141,7 @@ async def test_without_keys_the_document_asks_for_none(served: Served) -> None:
     assert not any(word in text for word in ("securitySchemes", '"security"', '"401"', '"403"'))
 
 
-def test_callers_without_a_key_are_refused_before_and_after_four_megabytes(
-    keys: Path, tmp_path: Path
-) -> None:
+def test_callers_without_a_key_are_refused_before_and_after_four_megabytes(keys: Path, tmp_path: Path) -> None:
     """With 100-continue the body is never asked for; without, the answer still comes, not a reset."""
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 4000000\r\n"
     command = fake_server(fake_artifacts(tmp_path), "--keys", str(keys), "--auth", "keys")
