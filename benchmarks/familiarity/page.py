@@ -7,21 +7,19 @@ from typing import Any
 
 from training.report.markdown import markdown_table
 
-#: Calibration rows with which the share of strangers that are flagged is shown.
+#: Calibration rows with which the share of inputs that are flagged is shown.
 _CALIBRATION = 150
-#: Sets that are like the home's rows but for their labels: no mean counts them.
+#: Sets that differ from the task's rows in little: no mean counts them.
 _NEAR = ("out of scope", "as people write")
-_HEAD = """# Unfamiliar inputs
+_HEAD = """# Out-of-distribution inputs
 
-Written by `python -m benchmarks.familiarity` from results.json. SmolLM2-135M with LoRA: `sst2` is the default artifact,
-the others are the adapters of [experts](../experts/RESULTS.md), seed 0. All else is a stranger to a home. Tokens,
-layers and the logits' part were chosen on the other tasks' sets beside `sst2`, `emotion`, `trec` and `domains`, and on
-rows as people write. AG News
-and CLINC150, which the default artifact is shown, chose nothing. *As people write* are a home's own new rows without
-the spaces before their marks: the fewer are flagged, the better.
+`python -m benchmarks.familiarity` writes this page from results.json. SmolLM2-135M with LoRA answers four tasks:
+`sst2` is the default artifact, the others are the adapters of [experts](../experts/RESULTS.md), seed 0. Inputs of
+every other set are out-of-distribution. Layers and the part of the logits were chosen on these sets, except AG News
+and CLINC150 for `sst2`. *As people write* are new rows of the task without the spaces before their punctuation:
+fewer should be flagged.
 
-`familiarity` is the library's, fitted to the training rows. AUROC is the probability that a stranger is stranger than a
-row of the home.
+AUROC is the probability that an out-of-distribution input scores as less familiar than a row of the task.
 """
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -31,30 +29,17 @@ def render(results: Results) -> str:
     return "\n".join(
         [
             _HEAD,
-            _homes(results),
-            "## Scores\nMean AUROC over the sets of strangers; in brackets that of sets which it does not "
-            "count: CLINC150's queries out of scope, rows as people write.\n",
+            "## Scores\nThe figure is the mean AUROC over sets. The mean over near sets (queries out of scope, rows as "
+            "people write) is in brackets.\n",
             _scores(results),
-            "## Strangers\nAUROC of `familiarity`, and the share that is flagged with the home's own calibration "
-            f"rows; in brackets with {_CALIBRATION} of the rows like them, in the mean over 200 draws.\n",
+            "## Sets\nThe figures are the AUROC of `familiarity` and the share that is flagged. The share over 200 "
+            f"draws of {_CALIBRATION} calibration rows is in brackets.\n",
             _strangers(results),
-            "## Rows of the home that are flagged\nWith its own calibration rows; and over 200 draws of calibration "
-            "rows from them and the new rows: the mean share, and the quantiles of 5 % and 95 % of the draws.\n",
+            "## Rows of the task that are flagged\nThe figures are the mean over 200 draws of calibration rows, and "
+            "the quantiles of 5 % and 95 %.\n",
             _flagged(results),
         ]
     )
-
-
-def _homes(results: Results) -> str:
-    heading = ["home", "labels", "training rows", "calibration rows", "new rows", "accuracy", "last tokens", "layers"]
-    rows = [
-        [
-            *(name, str(of["labels"]), *map(str, of["rows"].values()), f"{of['accuracy']:.3f}", str(of["tokens"])),
-            ", ".join(map(str, of["layers"])),
-        ]
-        for name, of in results.items()
-    ]
-    return markdown_table(heading, rows)
 
 
 def _scores(results: Results) -> str:
@@ -82,7 +67,7 @@ def _strangers(results: Results) -> str:
             own, drawn = (row["strangers"][title] for row in _own_and_drawn(of["flags"]))
             cells.append(f"{found['auroc']:.3f}, {own:.1%} ({drawn:.1%})")
         rows.append([title, str(texts), *cells])
-    return markdown_table(["strangers", "texts", *results], rows)
+    return markdown_table(["set", "texts", *results], rows)
 
 
 def _own_and_drawn(rows: list[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

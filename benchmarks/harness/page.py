@@ -14,15 +14,13 @@ Records = Sequence[Mapping[str, Any]]
 Verdict = Literal["met", "missed", "open"]
 _HEAD = """# Speed
 
-Written by `python -m benchmarks.speed` (`make bench`) and `python -m benchmarks.gpu` (`make bench-gpu`) from
-results.json; a part is made anew by `python -m benchmarks.speed --only PART`, and the others stand as they are. Figures
-of time are ratios of times taken in turns in one run, where no unit is named: the median of the turns, and their range.
-Those of memory are exact: the running total of torch's allocator.
+`python -m benchmarks.speed` (`make bench`) and `python -m benchmarks.gpu` (`make bench-gpu`) write this page from
+results.json. `python -m benchmarks.speed --only PART` measures one part anew. A time without a unit is a ratio of
+times taken in turns in one run. A figure is the median of the turns, with their range. Memory is exact: the running
+total of torch's allocator.
 
-Targets: {targets}. {counts}{unmeasured}
-
-A target is open where its limit lies within the range of the turns. By the medians alone, {by_median} of the {judged}
-measured are met. What was merely measured is counted apart.
+Targets: {targets}. {counts}{unmeasured} A target is open if its limit lies within the range of the turns. The
+median's verdict is then in brackets.
 """
 
 
@@ -49,8 +47,6 @@ def render(records: Records) -> str:
         targets=len(judged),
         counts=_counts(judged),
         unmeasured="" if gpu else " `python -m benchmarks.gpu` has not run on a GPU yet.",
-        by_median=sum(r["met"] for r in judged),
-        judged=len(judged),
     )
     parts = [head]
     for hardware in dict.fromkeys(r["hardware"] for r in records):
@@ -59,35 +55,30 @@ def render(records: Records) -> str:
 
 
 def _hardware(hardware: str, records: Records) -> list[str]:
-    """Return a machine's blocks: what was measured when, its targets, and its other figures by part."""
+    """Return a machine's blocks: what was measured when, and a table for each part."""
     by_part: dict[str, list[Mapping[str, Any]]] = {}
     for r in records:
         by_part.setdefault(part_of(r["name"]), []).append(r)
     blocks = [f"## {hardware}\n", _origins(by_part)]
-    targets = [r for of_part in by_part.values() for r in of_part if r["target"]]
-    others = {part: [r for r in of_part if not r["target"]] for part, of_part in by_part.items()}
-    if targets:
-        rows = [[part_of(r["name"]), *_row(r)] for r in targets]
-        heading = ["part", "what", "value", "range", "to", "target", ""]
-        blocks += [f"### Targets measured: {len(targets)}\n", _counts(targets) + "\n"]
-        blocks.append(markdown_table(heading, rows, left=(0, 1, 4, 5, 6)))
-    if count := sum(map(len, others.values())):
-        blocks.append(f"### Measured beside them: {count} figures\n")
-    for part, of_part in others.items():
-        if of_part:
-            rows = [_row(r)[:4] for r in of_part]
-            blocks += [f"#### {part}\n", markdown_table(["what", "value", "range", "to"], rows, left=(0, 3))]
+    for part, of_part in by_part.items():
+        unit = Counter(r["baseline"] for r in of_part).most_common(1)[0][0]
+        blocks.append(f"### {part}\nThe unit is {unit}, if a figure names no other.\n")
+        heading = ["what", "value", "range", "target", "verdict"]
+        blocks.append(markdown_table(heading, [_row(r, unit) for r in of_part], left=(0, 3, 4)))
     return blocks
 
 
 def _origins(by_part: Mapping[str, Records]) -> str:
-    """Return the table of what was measured when and from what: parts of one origin in one row."""
-    keys = ("date", "commit", "artifact", "threads", "versions")
+    """Return the table of what was measured when and from what, parts of one origin in one row; then all versions."""
+    keys = ("date", "commit", "artifact", "threads")
     parts: dict[tuple[str, ...], list[str]] = {}
     for part, of_part in by_part.items():
         for origin in dict.fromkeys(tuple(r["measured"].get(key, "") for key in keys) for r in of_part):
             parts.setdefault(origin, []).append(part)
-    return markdown_table(["parts", *keys], [[", ".join(of), *origin] for origin, of in parts.items()], left=range(6))
+    every = [r["measured"].get("versions", "").split(", ") for of_part in by_part.values() for r in of_part]
+    versions = ", ".join(dict.fromkeys(version for of in every for version in of if version))
+    table = markdown_table(["parts", *keys], [[", ".join(of), *origin] for origin, of in parts.items()], left=range(5))
+    return f"{table}\nVersions: {versions}.\n"
 
 
 def _counts(judged: Records) -> str:
@@ -98,10 +89,12 @@ def _counts(judged: Records) -> str:
     return f"Met in every turn: {count['met']}. Missed in every turn: {count['missed']}. Open: {count['open']}{how}."
 
 
-def _row(record: Mapping[str, Any]) -> list[str]:
-    words = "met" if record["met"] else "**missed**"
+def _row(record: Mapping[str, Any], unit: str) -> list[str]:
+    """Return the cells of a record; its unit is beside the value if it is another than its part's."""
+    words = {True: "met", False: "**missed**", None: ""}[record["met"]]
     if verdict(record) == "open":
-        words = f"open; {words} by the median"
-    spread = f"{record['low']:.3g} to {record['high']:.3g}"
-    what = record["name"].partition(":")[2].strip()
-    return [what, f"{record['value']:.3g}", spread, record["baseline"], record["target"] or "", words]
+        words = f"open ({words})"
+    value = f"{record['value']:.3g}" + ("" if record["baseline"] == unit else f" {record['baseline']}")
+    spread = f"{record['low']:.3g}–{record['high']:.3g}" if record["low"] < record["high"] else ""
+    target = (record["target"] or "").replace("at most ", "≤").replace("at least ", "≥")
+    return [record["name"].partition(":")[2].strip(), value, spread, target, words]

@@ -15,21 +15,23 @@ PAGE, RESULTS = (Path(__file__).parent / name for name in ("RESULTS.md", "result
 CHOSE = ("emotion", "irony", "sst2", "banking77")
 _HEAD = """# How near its target `empirical` comes
 
-Written by `python -m benchmarks.promises` from results.json, which has every line; {draws:,} draws each. A
-population is a method's answers of labelled rows, each made without its label, and of 500 test rows. A draw takes
-calibration rows from it with replacement and sets the threshold; the population's own error rate up to it is exact. The
-rule's constants were chosen on synthetic models and {chose}: their mean is a row of its own. In brackets: the
-rule before, by which the accepted rows and one mistake more stay within the target.
+`python -m benchmarks.promises` writes this page from results.json, which has every figure. A population is a
+method's answers of labelled rows, made without their labels, and of 500 test rows. Each of {draws:,} draws takes
+calibration rows from it with replacement and sets the threshold. The population's error rate up to the threshold is
+exact. The rule's constants were chosen on synthetic models and {chose}, whose mean is a row of its own.
 
-*Error*: wrong / accepted, of all draws and methods of a task. *Accepted*: mean share; of means over tasks with what the
-rule gained, ± its standard error. *Sd*: over draws. *Above*: share of draws that accept something and err above the
-target. *Empty*: share of draws that accept nothing. *Labelled*, *test*: wrong answers before any draw, which is how
-exchangeable the rows were. *Sets*: test rows whose label set of 90 %, its threshold from the labelled rows, holds the
-label. Per cent, means over methods.
+*Error*: wrong / accepted over all draws and methods of a task. *Accepted*: mean share. *Above*: share of draws that
+accept something and err above the target. *Empty*: share of draws that accept nothing. Figures are per cent, means
+over methods.
 """
 _BOUND = """## `upper_bound` of 90 %
 
-Of the adapter as it is, means over tasks; *above* with the worst task in brackets.
+The figures are of the adapter as it is, means over tasks. The worst task is in brackets.
+"""
+_BEFORE = """## Before any draw
+
+*Labelled* and *test* are the shares of wrong answers, which show how exchangeable the rows were. *Sets* is the
+share of test rows whose label set of 90 %, fitted on the labelled rows, holds the label.
 """
 
 
@@ -42,16 +44,16 @@ def render(results: Mapping[str, Any]) -> str:
     order = list(dict.fromkeys(records["task"]))
     groups = [[task for task in order if (task in CHOSE) == chose] for chose in (False, True)]
     parts = [_HEAD.format(draws=results["draws"], chose=", ".join(CHOSE))]
-    for (target, rows), of in by_task.groupby(level=["target", "rows"], sort=False):
-        after, before = (of.xs(rule, level="rule").droplevel(["target", "rows"]) for rule in ("empirical", "before"))
+    for (target, rows), of in by_task.xs("empirical", level="rule").groupby(level=["target", "rows"], sort=False):
+        means = of.droplevel(["target", "rows"])
         lines = [
-            _line(name, after, before, tasks)
+            _line(name, means, tasks)
             for name, tasks in zip(("mean of the others", "mean of those that chose"), groups, strict=True)
         ]
         if (target, rows) == (records["target"].min(), records["rows"].min()):
-            lines += [_line(task, after, before, [task]) for task in order]
+            lines += [_line(task, means, [task]) for task in order]
         parts.append(f"## Target {target:.0%}, {rows} calibration rows\n")
-        parts.append(markdown_table(["task", "error", "accepted", "sd", "above", "empty"], lines))
+        parts.append(markdown_table(["task", "error", "accepted", "above", "empty"], lines))
     shares = pd.DataFrame(results["transfer"]).groupby("task", sort=False).mean(numeric_only=True) * 100
     parts.append(_BOUND)
     lines = []
@@ -59,17 +61,12 @@ def render(results: Mapping[str, Any]) -> str:
         above, *means = (f"{100 * of[name].mean():.1f}" for name in ("above", "accepted", "empty"))
         lines.append([f"{target:.0%}", rows, f"{above} ({100 * of['above'].max():.1f})", *means])
     parts.append(markdown_table(["target", "rows", "above", "accepted", "empty"], lines))
-    parts.append("## Before any draw\n")
+    parts.append(_BEFORE)
     lines = [[task, *(f"{value:.1f}" for value in row)] for task, row in shares.iterrows()]
     return "\n".join([*parts, markdown_table(["task", "labelled", "test", "sets"], lines)])
 
 
-def _line(name: str, after: pd.DataFrame, before: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
+def _line(name: str, figures: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
     """Return the cells of one task, or of means over tasks."""
-    cells = {}
-    for figure in ("error", "accepted", "sd", "above", "empty"):
-        cells[figure] = f"{100 * after.loc[tasks, figure].mean():.1f} ({100 * before.loc[tasks, figure].mean():.1f})"
-    if len(tasks) > 1:
-        gain = 100 * (after.loc[tasks, "accepted"] - before.loc[tasks, "accepted"])
-        cells["accepted"] += f", {gain.mean():+.1f} ± {gain.sem():.1f}"
-    return [name, *cells.values()]
+    columns = ("error", "accepted", "above", "empty")
+    return [name, *(f"{100 * figures.loc[tasks, column].mean():.1f}" for column in columns)]

@@ -23,6 +23,7 @@ from benchmarks.reproduce.tables import (
     caveats,
     of_methods,
     what_was_run,
+    without_skill,
 )
 from laplora.errors import ConfigError
 from laplora.files import write_json
@@ -30,15 +31,12 @@ from laplora.files import write_json
 #: What the seeds of one model and task have in common.
 _SHARED = ("base", "quantization", "steps", "batch_size", "learning_rate", "targets", "structure", "rows", "settings")
 _REPORT = (
-    "The report's figures are for 2,500 steps. Of three of its four models the Laplace answers have an NLL of .67 to "
-    ".68 at an accuracy of .72 to .73, with an ECE of .19 to .20. That fits a confidence about 0.20 below accuracy: a "
-    "constant one of 0.52 at an accuracy of 0.72 has an NLL of 0.68, and one 0.20 above has 0.77. Three means cannot "
-    "say whether it is so nearly everywhere."
+    "The report's figures are for 2,500 steps. Three of its four Laplace models have an NLL of .67 to .68 at an "
+    "accuracy of .72 to .73, with an ECE of .19 to .20. That fits a confidence about 0.20 below accuracy."
 )
 _METHODS = (
-    "As the original paper compares them after 10,000 steps (Yang et al., arXiv 2308.13111, section 5.1). A checkpoint "
-    "ensemble averages the last three checkpoints, or two where there are no more, MC dropout ten masks. The paper has "
-    "temperature scaling in its other comparison, the one with held-out rows, and no conditioning."
+    "The comparison is that of Yang et al. (arXiv 2308.13111, section 5.1), on the tasks with skill. A checkpoint "
+    "ensemble averages the last three checkpoints, MC dropout ten masks."
 )
 
 
@@ -137,27 +135,21 @@ def page_text(records: Sequence[Record], ensembles: Mapping[Pair, Mapping[str, A
     parts = [
         "# The report's experiments, reproduced",
         "Every checkpoint of a fine-tuning gets its own Laplace posterior, and both answer the same test rows. "
-        "`python -m benchmarks.reproduce --models MODEL ... --tasks TASK ...` does it, and writes this page. "
-        "A stopped call continues. [Training](training.md#the-reports-experiments) explains the options.",
+        "`python -m benchmarks.reproduce` ([options](training.md#the-reports-experiments)) writes this page.",
         "## What was run",
         what_was_run(records),
-        unrun
-        and f"**Not run: {', '.join(unrun)}.** This page's results have none of them; [models]"
-        "(models.md#four-large-models) says what was run of the large ones in place of that.",
-        "Calibration rows choose the temperature and, where nothing else is said, the prior precision, and teach "
-        "conditioning; test rows choose nothing. Every seed has the same calibration and test rows. The posterior's "
-        f"structure is {structure}. "
+        unrun and f"**Not run: {', '.join(unrun)}.** [Models](models.md#four-large-models) says what was run instead.",
+        "Calibration rows choose temperature and prior precision, and teach `conditioned`. All seeds share calibration "
+        f"and test rows. The posterior's structure is {structure}. "
         + (f"Test prompts that were too long lost their start: {', '.join(sorted(cut))}. " if cut else "")
-        + "NLL is in nats, ECE has 15 bins. One seed: in parentheses a 95 % interval of the mean, by a bootstrap over "
-        "the test rows. Several: ± is the standard deviation between trainings. **confidence − accuracy** is above 0 "
-        "where answers are overconfident, below 0 where they are underconfident.",
+        + "NLL is in nats, ECE has 15 bins. For one seed a 95 % bootstrap interval over test rows is in parentheses. "
+        "For several, ± is the standard deviation between trainings. **Confidence − accuracy** is above 0 for "
+        "overconfident answers.",
         caveats(records),
-        "## Table 2: fine-tuned, on WinoGrande-S",
+        "## WinoGrande-S: fine-tuned (Table 2)",
         beside_the_report(records, {"map": "MAP"}, 0),
-        "## Table 3: with Laplace, on WinoGrande-S",
-        "The report chose the prior precision by the evidence (the marginal likelihood of the training rows), which "
-        "needs no calibration rows. Here the posterior is the same under both. *Not measured* are trainings that ran "
-        "before the evidence came with them.",
+        "## WinoGrande-S: with Laplace (Table 3)",
+        "The report chose the prior precision by the evidence, which needs no calibration rows.",
         beside_the_report(records, {"laplace": "prior by calibration rows", EVIDENCE: "prior by evidence"}, 1),
         _REPORT,
         "## Figure 1: against steps",
@@ -165,6 +157,8 @@ def page_text(records: Sequence[Record], ensembles: Mapping[Pair, Mapping[str, A
         "## The methods at the last checkpoint",
         _METHODS,
     ]
-    for model in dict.fromkeys(model for model, _ in by_pair(records)):
-        parts += [f"### {model}", of_methods(records, model, ensembles)]
+    pairs = by_pair(records)
+    skilled = [record for pair, seeds in pairs.items() if not without_skill(pair[1], seeds) for record in seeds]
+    for model in dict.fromkeys(model for model, _ in by_pair(skilled)):
+        parts += [f"### {model}", of_methods(skilled, model, ensembles)]
     return "\n\n".join(part.rstrip("\n") for part in parts if part) + "\n"

@@ -128,27 +128,25 @@ def _mean(scores: Sequence[Mapping[str, Any] | None], metric: str, *, interval: 
     return f"{text} ({show} to {show})".format(*bounds) if interval and bounds else text
 
 
+def without_skill(task: str, seeds: Sequence[Record]) -> bool:
+    """Return whether chance, on WinoGrande, is in the interval of every accuracy, by MAP and by Laplace."""
+    found = [_last(record, method) for record in seeds for method in ("map", "laplace")]
+    accuracies = [one["intervals"]["accuracy"] if one else (1.0, 1.0) for one in found]
+    return task.startswith("winogrande") and all(low <= 0.5 <= high for low, high in accuracies)
+
+
 def caveats(records: Sequence[Record]) -> str:
     """Return what the figures of a page do not show, in words."""
     pairs, said = by_pair(records), []
-    for (model, task), seeds in pairs.items():
-        found = [_last(record, method) for record in seeds for method in ("map", "laplace")]
-        accuracies = [one["intervals"]["accuracy"] if one else (1.0, 1.0) for one in found]
-        if task.startswith("winogrande") and all(low <= 0.5 <= high for low, high in accuracies):
-            said.append(
-                f"`{model}` has **no skill** on {TASKS[task]}: the interval of its accuracy contains chance, for MAP "
-                "and for Laplace, so its calibration there says little."
-            )
+    if models := [f"`{model}`" for (model, task), seeds in pairs.items() if without_skill(task, seeds)]:
+        said.append(f"{' and '.join(models)} have **no skill** on WinoGrande: chance is in each accuracy's interval.")
     for (_, task), seeds in pairs.items():
         rows = seeds[0]["rows"]
         if task == "sst2":
-            said.append("SST-2 is a developing task: rules and defaults were chosen on it.")
+            said.append("SST-2 is a development task: rules and defaults were chosen on it.")
         if task == "sst2" and len(seeds) > 1 and seeds[0].get("source", "").endswith("(validation)"):
             left = _SST2_ROWS - rows["calibration"] - rows["test"]
-            said.append(
-                f"Its seeds' training rows overlap: of {_SST2_ROWS} rows {_SST2_ROWS} − {rows['calibration']} − "
-                f"{rows['test']} = {left} are left to train on, and each seed draws {rows['train']}."
-            )
+            said.append(f"Its seeds' training rows overlap: each seed draws {rows['train']} of {left} rows.")
     if any(len(seeds) > 1 for seeds in pairs.values()):
-        said.append("The ± holds the randomness of training alone, not that of the calibration and test rows.")
+        said.append("The ± holds the randomness of training alone.")
     return " ".join(said)

@@ -67,7 +67,7 @@ def test_one_command_writes_everything(tmp_path: Path, monkeypatch: pytest.Monke
         to_the_count = values[f"{title}: memory, training step, 6 x 16 tokens; to the count"]
         assert to_the_count["value"] == pytest.approx(1, abs=0.3)
     assert not any("the card's" in r["baseline"] for r in values.values())  # a CPU is none
-    assert "#### gpu, default artifact, NF4" in (tmp_path / "new" / "RESULTS.md").read_text()
+    assert "### gpu, default artifact, NF4" in (tmp_path / "new" / "RESULTS.md").read_text()
 
 
 @pytest.mark.process
