@@ -1,1 +1,1 @@
-"""Replicas on Ray beside one process: ``replicas`` measures, the command writes docs/scaling.md."""
+"""Replicas on Ray beside one process: ``replicas`` measures, the command writes docs/ray.md."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.scaling``: one process, two, and one and two replicas on Ray; the table of docs/scaling.md.
+"""``python -m benchmarks.scaling``: one process, two, and one and two replicas on Ray; the table of docs/ray.md.
 
 ``--tables`` measures nothing and writes the page from results.json. ``--quick`` takes a minute, prints what it finds
 and publishes nothing.
@@ -18,7 +18,7 @@ from benchmarks.scaling.replicas import engines_table, measure
 from laplora.files import write_whole
 from training.report.markdown import fill
 
-RESULTS, PAGE = Path(__file__).with_name("results.json"), ROOT / "docs" / "scaling.md"
+RESULTS, PAGE = Path(__file__).with_name("results.json"), ROOT / "docs" / "ray.md"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

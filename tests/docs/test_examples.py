@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 
 from laplora.commands.app import app
 from laplora.models.offline import OFFLINE_MODELS
+from service.errors import ERROR_KINDS
+from service.telemetry.logs import EVENTS
 from training.config import RunConfig
 
 LANGUAGES = {"sh", "json", "yaml", "python", "text"}
@@ -30,7 +32,7 @@ TARGETS = set(re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE))
 PROGRAMS = {"curl", "echo"}
 #: Pages about machines and clusters, and what their commands call beside. Some are run by tests/docker.
 OPERATING = {"docs/deploy.md", "docs/kubernetes.md"}
-OPERATORS_PROGRAMS = {"alias", "compose", "cp", "docker", "helm", "kubectl", "nvidia-smi", "sudo"}
+OPERATORS_PROGRAMS = {"alias", "compose", "cp", "docker", "helm", "kubectl", "nvidia-smi", "openssl", "sudo"}
 
 
 def module_calls() -> dict[str, set[str]]:
@@ -150,6 +152,33 @@ def test_names_in_sentences_exist(page: Path) -> None:
     paths = {part for part in code if re.fullmatch(rf"({packages}|tests|docker)/[\w./-]*", part)}
     brought = set(read(".gitignore").splitlines())  # by whoever runs it, such as certificates
     assert {path for path in paths - brought if not (ROOT / path).exists()} == set()
+
+
+def literals() -> str:
+    """Return the text of all string literals of the packages, a line for each part between values."""
+    trees = [
+        ast.parse(path.read_text(encoding="utf-8"))
+        for package in ("laplora", "service")
+        for path in (ROOT / package).rglob("*.py")
+    ]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return "\n".join(node.value for node in nodes if isinstance(node.value, str))
+
+
+def test_troubleshooting_quotes_messages_codes_and_events_of_the_code() -> None:
+    page, written = read("docs/troubleshooting.md"), literals()
+    quoted = re.findall(r"^> (.+)$", page, re.MULTILINE)
+    parts = [part.strip() for message in quoted for part in message.split("…")]
+    assert len(parts) > 8
+    assert [part for part in parts if part not in written] == []
+    refusals = page.partition("## The server refuses")[2]
+    rows = re.findall(r"^\| (`.+?) \|", refusals, re.MULTILINE)
+    codes = {code for row in rows for code in re.findall(r"`(\w+)`", row)}
+    assert len(codes) > 8
+    assert codes <= {kind.code for kind in ERROR_KINDS}
+    events = re.search(r"last log line \((.+?)\)", refusals)
+    assert events
+    assert set(re.findall(r"`(\w+)`", events[1])) <= set(EVENTS)
 
 
 NAMES = re.findall(r"`([\w/]*test_\w+\.py)?(::test_\w+)?`", read("docs/reliability.md"))

@@ -195,5 +195,5 @@ def test_the_librarys_program_gives_the_readmes_answer(monkeypatch: pytest.Monke
 def test_digests_that_pages_show_are_of_the_default_artifact() -> None:
     digest = file_sha256(ROOT / "artifacts" / "sst2-smollm2" / "manifest.json")
     shown = [found for page in PAGES for found in re.findall("sha256[:=]([0-9a-f]{8,})", (ROOT / page).read_text())]
-    assert len(shown) > 3
+    assert len(shown) > 2
     assert all(digest.startswith(found) for found in shown), shown
