@@ -2,7 +2,7 @@
 
 - ``structures``: each structure of the posterior beside the exact one, docs/results.md;
 ``before_after.py`` draws README's picture.
-- ``peers``: other packages on the same weights and rows, docs/peers.md.
+- ``peers``: other packages on the same weights and rows, docs/evidence.md.
 - ``speed``: times and memory as ratios, and ``gpu.py``, the same on a GPU: RESULTS.md.
 - ``load``: a server for a long time (``soak.py``) and past its capacity.
 - ``promises``: how often what an answer promises is kept, docs/promises.md.

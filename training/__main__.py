@@ -68,7 +68,7 @@ def parser(called: str | None = None) -> argparse.ArgumentParser:
         help="only load rows and model, say what the run would do and take, and write nothing",
     )
     jobs.choices["shift"].add_argument(
-        "--publish", action="store_true", help="only write docs/shift.md and docs/results from what was measured"
+        "--publish", action="store_true", help="only write docs/promises.md and docs/results from what was measured"
     )
     adapter_fit.add_options(jobs.choices["fit"])
     for name in sorted(_SHARED):

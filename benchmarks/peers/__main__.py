@@ -1,4 +1,4 @@
-"""Compare with peers: results.json beside this file, and the tables of docs/peers.md.
+"""Compare with peers: results.json beside this file, and the tables of docs/evidence.md.
 
     python -m benchmarks.peers                    # both; 20 minutes, most of it laplace-torch
     python -m benchmarks.peers --only laplace     # or bayesian_lora; the other keeps its results
@@ -25,7 +25,7 @@ from benchmarks.peers.tables import page_tables
 from training.report.markdown import fill
 
 FOLDER = Path(__file__).parent
-PAGE = provenance.ROOT / "docs" / "peers.md"
+PAGE = provenance.ROOT / "docs" / "evidence.md"
 PARTS = {"laplace": "against_laplace", "bayesian_lora": "against_bayesian_lora"}
 PACKAGES = {
     "laplace": ["laplace-torch", "curvlinops-for-pytorch"],
@@ -61,7 +61,7 @@ def keep(part: str, result: dict[str, Any]) -> None:
 
 
 def write_page() -> None:
-    """Write the tables of docs/peers.md from what was measured."""
+    """Write the tables of docs/evidence.md from what was measured."""
     results = _read(FOLDER / "results.json")
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), "peers", page_tables(results)), encoding="utf-8")
 

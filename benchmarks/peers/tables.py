@@ -1,4 +1,4 @@
-"""results.json as tables and sentences: the places of docs/peers.md."""
+"""results.json as tables and sentences: the places of docs/evidence.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MEASURED = "`{command}`, {date}, commit {commit}, adapter `{adapter}`, {hardwar
 
 
 def page_tables(results: dict[str, Any]) -> dict[str, str]:
-    """Return the tables of docs/peers.md by name, and its sentences' figures on the artifact."""
+    """Return the tables of docs/evidence.md by name, and its sentences' figures on the artifact."""
     tiny, artifact = results["laplace"]["tiny"], results["laplace"]["artifact"]
     same = [
         ("`kron`, reduce", "`kfac_reduce`", "kfac_reduce, alone", ""),

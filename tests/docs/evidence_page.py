@@ -99,10 +99,10 @@ def shift() -> str:
         sorted(one["detection"][name]["auroc"] for one in texts) for name in ("map_entropy", "familiarity")
     )
     return (
-        f"{low:.0f} to {high:.0f} % are flagged as unfamiliar, and of words of random letters "
-        f"{100 * sets['gibberish-1']['unfamiliar']:.0f} %; all of them go to review. Entropy notices less: the AUROC "
-        f"of MAP's is {by_map[0]:.3f} to {by_map[1]:.3f} on such texts, that of "
-        f"familiarity at least {familiarity[0]:.2f}"
+        f"{low:.0f} to {high:.0f} % of texts of two other data sets and "
+        f"{100 * sets['gibberish-1']['unfamiliar']:.0f} % of words of random letters are flagged as unfamiliar, "
+        f"and go to review. On such texts the AUROC of MAP's entropy is "
+        f"{by_map[0]:.3f} to {by_map[1]:.3f}, that of familiarity at least {familiarity[0]:.2f}"
     )
 
 

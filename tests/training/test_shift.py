@@ -227,12 +227,12 @@ def test_sets_that_an_artifact_cannot_answer(
 def test_publish_puts_the_measured_figures_on_the_page_which_is_what_its_json_says(
     config_file: Path, record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page, docs = (ROOT / "docs" / "shift.md").read_text(encoding="utf-8"), tmp_path / "docs"
+    page, docs = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8"), tmp_path / "docs"
     assert fill(page, "shift", {"report": shift_report(read(ROOT / "docs" / "results" / "shift.json"))}) == page
     (docs / "results").mkdir(parents=True)
-    (docs / "shift.md").write_text(page, encoding="utf-8")
+    (docs / "promises.md").write_text(page, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert main(["shift", "--config", str(config_file), "--publish"]) == 0
     assert read(docs / "results" / "shift.json") == record
-    assert shift_report(record) in (docs / "shift.md").read_text(encoding="utf-8")
+    assert shift_report(record) in (docs / "promises.md").read_text(encoding="utf-8")
     assert main(["shift", "--config", str(config_file), "--set", f"runs={tmp_path / 'none'}", "--publish"]) == 1

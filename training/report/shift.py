@@ -60,8 +60,8 @@ def write_shift_report(record: Mapping[str, Any], folder: Path) -> None:
 
 
 def publish_shift(config: RunConfig, docs: Path = Path("docs")) -> None:
-    """Put a measured report on ``docs/shift.md`` and into ``docs/results``; ConfigError: nothing was measured."""
-    report, page = config.run_dir / "report", docs / "shift.md"
+    """Put a measured report on ``docs/promises.md`` and into ``docs/results``; ConfigError: nothing was measured."""
+    report, page = config.run_dir / "report", docs / "promises.md"
     if not (report / "shift.json").is_file():
         raise ConfigError(f"no shift.json in {report}: run 'python -m training shift' without --publish first")
     record = json.loads((report / "shift.json").read_text(encoding="utf-8"))
