@@ -96,29 +96,39 @@ def evaluate_run(run: Run) -> Path:
 def _report(run: Run, measured: Measured, fitted: Path, folder: Path) -> None:
     """Write the report of what was measured, and print it."""
     config = run.config
-    values = measured.to_json()
-    write_json(folder / "evaluation.json", values)
-    record = read_fit(fitted)
+    values, record = measured.to_json(), read_fit(fitted)
     recommended = record.calibrated.recommended
+    target = record.calibrated.predictives[recommended.predictive].thresholds.review.target_risk
+    values[recommended.predictive]["accepted"] = _mistakes(measured.rows.wrong, ~measured.rows.review)
+    if (alone := measured.rows.map_probs) is not None:
+        sure = alone.amax(1) >= 1 - target
+        values["map"]["at_its_word"] = _mistakes(alone.argmax(1) != measured.rows.labels, sure)
+    write_json(folder / "evaluation.json", values)
     title = f"{config.name}: {len(run.splits.test)} test rows"
     sentences = [str(gain) for gain in (record.fine_tuning, measured.over_temperature) if gain]
     sentences += [gain.sentence(display_name(name)) for name, gain in measured.gains.items()]
     if measured.unfamiliar is not None and record.familiarity:
         stated = record.familiarity.false_alarms
         sentences.append(f"Flagged as unfamiliar: {measured.unfamiliar:.1%} of the rows, stated at most {stated:.1%}")
-    note = "\n\n".join(f"{sentence}." for sentence in (f"Served: {recommended.reason}", *sentences))
-    write_report(measured.evaluations, folder, title=title, sets=measured.sets, note=note)
     gain = measured.over_temperature
     report = run_report(
         run, record, values, measured.rows, (gain.difference, gain.low, gain.high) if gain else None, sentences
     )
     verdict = write_pages(report, config.run_dir, texts_travel=config.evaluation.report_texts)
+    said = (f"Served: {recommended.reason}", *sentences, f"{verdict.title}. {verdict.sentence.removesuffix('.')}")
+    note = "\n\n".join(f"{sentence}." for sentence in said)
+    write_report(measured.evaluations, folder, title=title, sets=measured.sets, note=note)
     print_table(measured.evaluations, title=title)
     for sentence in sentences:
         say(sentence)
     say(f"{verdict.title}. {verdict.sentence}")
     say(f"served, chosen by the {recommended.chosen_by}: {recommended.reason}")
     say(f"report: {config.run_dir / Path(REPORT_PAGE).name}; what the artifact takes along is in {folder}")
+
+
+def _mistakes(wrong: torch.Tensor, accepted: torch.Tensor) -> dict[str, int]:
+    """Return how many rows are accepted, and how many of these are wrong; both (rows,) bool."""
+    return {"rows": int(accepted.sum()), "wrong": int((wrong & accepted).sum())}
 
 
 def measure(run: Run, model: Any, fitted: Path) -> Measured:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from training.data.benchmarks import FIELDS
 from training.data.sources import read_benchmark
 
 #: A row: its fields and the index of its label.
@@ -26,18 +27,6 @@ SUBJECTS = (
     "high_school_macroeconomics",
     "high_school_geography",
 )
-#: MMLU's subjects of each field.
-FIELDS: Mapping[str, tuple[str, ...]] = {
-    "computing": (
-        "college_computer_science",
-        "computer_security",
-        "high_school_computer_science",
-        "machine_learning",
-    ),
-    "engineering": ("electrical_engineering",),
-    "law": ("international_law", "jurisprudence", "professional_law"),
-    "medicine": ("anatomy", "clinical_knowledge", "college_medicine", "medical_genetics", "nutrition", "virology"),
-}
 #: Longest text of an exam question, in characters.
 _LONGEST_QUESTION = 300
 

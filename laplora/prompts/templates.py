@@ -151,6 +151,7 @@ TEMPLATES: dict[str, PromptTemplate] = {
         ),
         PromptTemplate("boolq", 1, "Answer the question with only Yes or No: {question} Context: {passage}. Answer:"),
         PromptTemplate("sentiment", 1, "Review: {text}\nIs this review positive or negative? Answer:"),
+        PromptTemplate("subject", 1, "Question: {text}\nThe subject of this question is"),
         PromptTemplate("entailment", 1, "{premise}\nQuestion: {hypothesis} Yes or No?\nAnswer:"),
     )
 }

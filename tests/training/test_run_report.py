@@ -50,6 +50,11 @@ def test_the_page_judges_the_rows_as_the_artifact_answers_them(
     run = open_run(sentiment_run.config)
     rows = measure(run, load_trained(run), run.config.run_dir / "laplace").rows
     answers = sentiment_predictor.predict(run.encode(run.splits.test))
+    evaluation = read(run.config.run_dir / "report" / "evaluation.json")
+    kept = [a.label_index != e.label for a, e in zip(answers, run.splits.test, strict=True) if a.decision == "accept"]
+    assert evaluation[sentiment_predictor.recommended]["accepted"] == {"rows": len(kept), "wrong": sum(kept)}
+    sure = [row for row, probs in enumerate(rows.map_probs) if float(probs.max()) >= 0.95]
+    assert evaluation["map"]["at_its_word"]["rows"] == len(sure)
     for i, (answer, example) in enumerate(zip(answers, run.splits.test, strict=True)):
         assert rows.references[i] == example.id
         assert rows.probs[i].tolist() == pytest.approx(answer.arrays.probs, abs=2e-3)

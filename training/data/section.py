@@ -38,6 +38,7 @@ Dataset = Literal[
     "commonsenseqa",
     "boolq",
     "mmlu",
+    "fields",
     "sst2",
     "rte",
     "file",

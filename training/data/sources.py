@@ -31,6 +31,7 @@ _TABLES = {
     "commonsenseqa": "tau/commonsense_qa/none",
     "boolq": "boolq/none",
     "mmlu": "hails/mmlu_no_train/{subject}",
+    "fields": "hails/mmlu_no_train/{subject}",
     "sst2": "glue/sst2",
     "rte": "glue/rte",
 }
@@ -50,6 +51,7 @@ def read_benchmark(dataset: str, subjects: Sequence[str] = (), *, progress: Prog
     """
     key = benchmark_key(dataset)
     benchmark = BENCHMARKS[key]
+    subjects = subjects or benchmark.subjects
     # A pool may join several splits, and several subjects.
     named_rows: dict[str, list[Row]] = {name: [] for name in benchmark.splits}
     with zipfile.ZipFile(ensure_data_wheel(progress=progress)) as archive:

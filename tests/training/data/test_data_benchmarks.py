@@ -110,6 +110,7 @@ DIGESTS = {
     "boolq": ("068fc6aedd558360", "e3c1655f3f872ca9"),
     "sst2": ("61f4180901e9f026",),
     "rte": ("94d69908a28c2f9e",),
+    "fields": ("ad25d0f6ca09d7d0",),
     "mmlu anatomy": ("28cde968bcc73c53",),
     "mmlu computer_security": ("37d6ae27feddef36",),
     "mmlu professional_law": ("9c1c901005546c29",),
