@@ -1,4 +1,4 @@
-"""Whether a method beats temperature scaling beyond noise, task by task, from the committed figures alone.
+"""Whether a method beats temperature scaling beyond noise, task by task.
 
 A cell is a task, a budget and a method; its value the mean difference over seeds, draws and both styles. Its variance
 has two parts. That of the test rows is the kept bootstrap's, which draws the same rows for every seed, style and
@@ -14,16 +14,17 @@ a win or a loss in up to 7.5 % of cases (6.5 % where trainings alone vary).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from scipy import stats
 
-from benchmarks.evidence.plan import DEVELOPING, SEEDS
-from benchmarks.evidence.results import METRICS, REFERENCE, RESAMPLES, Record, Results, key
+from benchmarks.evidence.plan import SEEDS
 
+#: Bootstrap resamples of the rows that are kept of each unit and method.
+RESAMPLES = 128
 Verdict = Literal["win", "tie", "loss", "open"]
 
 
@@ -48,78 +49,6 @@ class Difference:
         if self.high < 0:
             return "win"
         return "loss" if self.low > 0 else "tie"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method on one task at one budget.
-
-    Attributes:
-        differences: by metric, in ``METRICS``.
-        values: means over seeds, draws and styles, of ``nll``, ``ece``, ``ece_calibrated``, ``accuracy``, ``auroc``,
-            ``aurc``.
-        by_style: the NLL's mean difference from temperature scaling, by style; more_accurate: the accuracy's.
-        skill: whether MAP has skill on more than half of the units; developing: which half.
-    """
-
-    task: str
-    budget: int
-    method: str
-    seeds: int
-    units: int
-    skill: bool
-    developing: bool
-    forwards: float
-    values: dict[str, float]
-    by_style: dict[str, float]
-    more_accurate: float
-    differences: dict[str, Difference]
-
-
-def cells(results: Results) -> list[Cell]:
-    """Return every cell that the results hold, the reference's too."""
-    by_cell: dict[tuple[str, int, str], list[Record]] = {}
-    for record in results.records:
-        by_cell.setdefault((record["task"], record["budget"], record["method"]), []).append(record)
-    reference = {(*key(record), record["draw"]): record for record in results.records if record["method"] == REFERENCE}
-    return [_cell(place, records, reference, results) for place, records in by_cell.items()]
-
-
-def _cell(
-    place: tuple[str, int, str], records: Sequence[Record], reference: dict[Any, Record], results: Results
-) -> Cell:
-    task, budget, method = place
-    units = sorted({key(r) for r in records})
-    differences = {}
-    for number, metric in enumerate(METRICS):
-        of_units = [
-            torch.tensor([r[metric] - reference[*unit, r["draw"]][metric] for r in records if key(r) == unit])
-            for unit in units
-        ]
-        rows = [
-            results.resampled[unit][method][number] if method != REFERENCE else torch.zeros(RESAMPLES) for unit in units
-        ]
-        differences[metric] = pooled([unit[2] for unit in units], of_units, rows)
-    values = {
-        name: _mean(r[name] for r in records if r[name] is not None)
-        for name in ("nll", "ece", "ece_calibrated", "accuracy", "auroc", "aurc")
-    }
-    gains = [(r["style"], r["nll"] - reference[*key(r), r["draw"]]["nll"]) for r in records]
-    with_skill = sum(next(r["skill"] for r in records if key(r) == unit) for unit in units)
-    return Cell(
-        task=task,
-        budget=budget,
-        method=method,
-        seeds=len({unit[2] for unit in units}),
-        units=len(units),
-        skill=2 * with_skill > len(units),
-        developing=task in DEVELOPING,
-        forwards=records[0]["forwards"],
-        values=values,
-        more_accurate=_mean(r["accuracy"] - reference[*key(r), r["draw"]]["accuracy"] for r in records),
-        by_style={style: _mean(gain for of, gain in gains if of == style) for style, _ in gains},
-        differences=differences,
-    )
 
 
 def pooled(seeds: Sequence[int], draws: Sequence[torch.Tensor], rows: Sequence[torch.Tensor]) -> Difference:
@@ -149,8 +78,3 @@ def pooled(seeds: Sequence[int], draws: Sequence[torch.Tensor], rows: Sequence[t
 def _factor(count: int, level: float) -> float:
     """Return Student's factor of an interval whose variance is from so many values."""
     return float(stats.t.ppf((1 + level) / 2, count - 1)) if count > 1 else 0.0
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found) if found else math.nan

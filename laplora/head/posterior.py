@@ -112,10 +112,13 @@ def spread_of(space: Space, names: list[str], probs: torch.Tensor, likelihood: L
         moments, vectors = moments[-MOST_EXACT:], vectors[:, -MOST_EXACT:]
     whole = vectors
     if by_rows:  # however near 0 the moments are, the basis is of unit length
-        whole = (designs.fitted.T @ vectors.to(designs.fitted.dtype)).double() * stretched[:, None]
-        moments = whole.square().sum(0)
-        whole = whole / moments.sqrt()
-    basis = torch.split(whole * stretched[:, None], designs.widths)
+        scale = stretched.to(designs.fitted.dtype)[:, None]
+        whole = (designs.fitted.T @ vectors.to(scale.dtype)).mul_(scale)
+        if not designs.conditional:  # beside a constant's wide prior, its sums in float32 would be rounding
+            whole[-1] = vectors.sum(0) * stretched[-1]
+        lengths = whole.norm(dim=0)
+        whole, moments = whole.div_(lengths).mul_(scale), lengths.double().square()
+    basis = torch.split(whole if by_rows else whole * stretched[:, None], designs.widths)
     by_name = {name: part.float().contiguous() for name, part in zip(names, basis, strict=True)}
 
     def reduced() -> Iterator[tuple[slice, torch.Tensor]]:

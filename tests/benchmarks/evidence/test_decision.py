@@ -6,8 +6,7 @@ import pytest
 import torch
 from tiny_models import generator
 
-from benchmarks.evidence.decision import Difference, pooled
-from benchmarks.evidence.results import RESAMPLES
+from benchmarks.evidence.decision import RESAMPLES, Difference, pooled
 
 SEEDS, DRAWS, ROWS = 3, 5, 120
 

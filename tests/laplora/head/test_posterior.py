@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 
 from laplora.artifact.head_tensors import head_of, head_tensors
-from laplora.head import HeadError, choice, fit, posterior
+from laplora.head import HeadError, choice, fit, posterior, spaces
 from laplora.head.folds import fold_numbers, parted
 from laplora.head.rows import checked_rows
 
@@ -101,6 +101,15 @@ def test_the_mean_curvature_is_exact_where_rows_are_alike(monkeypatch: pytest.Mo
     for field in ("variance", "leverage", "probs", "std"):
         first, second = (getattr(head.predictive(near, points=2048), field) for head in (exact, structured))
         torch.testing.assert_close(first, second, rtol=5e-3, atol=1e-3)
+
+
+def test_a_wide_constant_beside_narrow_blocks_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks, labels, _ = problem("categorical", 50, 60)
+    known, precisions = {name: block[:50] for name, block in blocks.items()}, {"a": 300.0, "b": 300.0, "constant": 1e-3}
+    expected = fit(known, labels, precisions=precisions, honest=False).head.predictive(blocks)
+    monkeypatch.setattr(spaces, "_DOUBLE_BYTES", 0)
+    narrow = fit(known, labels, precisions=precisions, honest=False).head.predictive(blocks)
+    torch.testing.assert_close(narrow.variance, expected.variance, rtol=1e-3, atol=0)
 
 
 def test_a_head_is_its_tensors() -> None:
