@@ -1,8 +1,9 @@
-"""Tables of the site that the code writes: settings, log events and metrics of the server."""
+"""Tables of the site that the code writes: settings, log events and metrics of the server, fields of a training run."""
 
 from __future__ import annotations
 
 from prometheus_client.metrics import MetricWrapperBase
+from training_fields import fields
 
 from service.settings import Settings
 from service.telemetry.logs import EVENTS
@@ -35,9 +36,14 @@ def settings() -> str:
     return _table(("flag", "default", "what"), rows)
 
 
+def training() -> str:
+    """Return each field of a run's configuration with its values, default and meaning."""
+    return _table(("field", "values", "default", "meaning"), fields())
+
+
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return markdown_table(head, [map(escaped, row) for row in rows], left=range(len(head)))
 
 
 #: By the name that a page gives in ``<!-- reference: NAME -->``.
-TABLES = {"events": events, "metrics": metrics, "settings": settings}
+TABLES = {"events": events, "metrics": metrics, "settings": settings, "training": training}

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import training_page
 import yaml
 from documents import PAGES, ROOT, Block, blocks, commands, read
 from typer.testing import CliRunner
@@ -110,12 +109,6 @@ def test_flags_exist(command: str, capsys: pytest.CaptureFixture[str], monkeypat
     assert not ended.value.code
     help_text = capsys.readouterr().out.replace(",", " ")
     assert {flag for flag in module_calls()[command] if f"{flag} " not in help_text} == set()
-
-
-def test_the_training_page_has_every_field_of_a_configuration() -> None:
-    page = read("docs/training.md")
-    assert page == training_page.with_fields(page), "run python tests/docs/training_page.py"
-    assert page.count("| `laplace.") > 5
 
 
 def test_the_table_of_offline_models_is_that_of_the_code() -> None:

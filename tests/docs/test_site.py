@@ -65,11 +65,17 @@ def test_every_table_is_a_table(site: Path) -> None:
         assert [found[:80] for found in re.findall(r"<p>[^<]*\|[^|]*\|[^<]*", text)] == [], name
 
 
-def test_the_reference_tables_are_those_of_the_code(site: Path) -> None:
+def test_the_reference_tables_are_those_of_the_code(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / ".ci")
     text = (site / "operations.html").read_text(encoding="utf-8")
     flags = [f"--{name.replace('_', '-')}" for name in Settings.model_fields]
     for name in (*flags, *EVENTS, "laplora_queue_tokens", "laplora_answers_total"):
         assert text.count(f"<td><code>{name}</code></td>") == 1, name
+    text = (site / "training.html").read_text(encoding="utf-8")
+    names = [name for name, *_ in importlib.import_module("training_fields").fields()]
+    assert len(names) > 80
+    for name in names:
+        assert text.count(f"<td><code>{name.strip('`')}</code></td>") == 1, name
 
 
 NOTEBOOK = ROOT / "docs" / "five-lines.ipynb"
