@@ -1,10 +1,14 @@
-"""Tables of the site that the code writes: settings, log events and metrics of the server, fields of a training run."""
+"""Tables of the site that the code writes: settings, log events and metrics, fields of a run and of an artifact."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client.metrics import MetricWrapperBase
 from training_fields import fields
 
+from laplora.artifact.manifest import Manifest
 from service.settings import Settings
 from service.telemetry.logs import EVENTS
 from service.telemetry.metrics import Metrics
@@ -41,9 +45,52 @@ def training() -> str:
     return _table(("field", "values", "default", "meaning"), fields())
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def manifest() -> str:
+    """Return each field of an artifact's manifest, those of records by their path."""
+    schema = Manifest.model_json_schema()
+    return _table(("field", "type", "meaning"), list(_fields("", schema, schema["$defs"])))
+
+
+def _fields(path: str, record: Mapping[str, Any], records: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield path, type and description of a JSON schema's fields; of a union all its records' fields, once."""
+    for name, field in record.get("properties", {}).items():
+        yield f"`{path}{name}`", " or ".join(dict.fromkeys(_types(field))), field.get("description", "")
+        below: dict[str, tuple[str, str]] = {}
+        for one in _records(field, records):
+            for inner, kind, meaning in _fields(f"{path}{name}.", one, records):
+                known = below.get(inner, (kind, meaning))
+                below[inner] = (known[0] if kind in known[0] else f"{known[0]}, {kind}", known[1] or meaning)
+        yield from ((inner, *row) for inner, row in below.items())
+
+
+def _options(field: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list(field.get("anyOf") or field.get("oneOf") or [field])
+
+
+def _types(field: Mapping[str, Any]) -> list[str]:
+    """Return the types of a field in words, with what a text may be."""
+    return [
+        ", ".join(f"`{value}`" for value in one["enum"])
+        if "enum" in one
+        else f"`{one['const']}`"
+        if "const" in one
+        else str(one.get("type", "object"))
+        for one in _options(field)
+    ]
+
+
+def _records(field: Mapping[str, Any], records: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the records that a field holds, one by one or by name."""
+    for one in _options(field):
+        inner = one.get("additionalProperties")
+        for held in (one, inner if isinstance(inner, dict) else {}):
+            if "$ref" in held:
+                yield records[held["$ref"].rpartition("/")[2]]
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return markdown_table(head, [map(escaped, row) for row in rows], left=range(len(head)))
 
 
 #: By the name that a page gives in ``<!-- reference: NAME -->``.
-TABLES = {"events": events, "metrics": metrics, "settings": settings, "training": training}
+TABLES = {"events": events, "metrics": metrics, "settings": settings, "training": training, "manifest": manifest}

@@ -15,6 +15,7 @@ import pytest
 import torch
 from documents import ROOT
 
+from laplora.artifact.manifest import Manifest
 from service.settings import Settings
 from service.telemetry.logs import EVENTS
 
@@ -76,6 +77,9 @@ def test_the_reference_tables_are_those_of_the_code(site: Path, monkeypatch: pyt
     assert len(names) > 80
     for name in names:
         assert text.count(f"<td><code>{name.strip('`')}</code></td>") == 1, name
+    text = (site / "artifacts" / "FORMAT.html").read_text(encoding="utf-8")
+    for name in (*Manifest.model_fields, "readout.token_ids", "predictives.thresholds.review.target_risk"):
+        assert f"<td><code>{name}</code></td>" in text, name
 
 
 NOTEBOOK = ROOT / "docs" / "five-lines.ipynb"
