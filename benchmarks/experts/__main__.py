@@ -1,4 +1,4 @@
-"""``python -m benchmarks.experts``: every expert alone and its rivals, on the developing tasks; then the page.
+"""``python -m benchmarks.experts``: every expert alone and its rivals, on the development tasks; then the page.
 
     python -m benchmarks.experts --data FOLDER                    # everything that is missing
     python -m benchmarks.experts --data FOLDER --task trec --seed 0

@@ -1,4 +1,4 @@
-"""The cells of the table: a developing task, and a seed that deals its rows as the evidence study does."""
+"""The cells of the table: a development task, and a seed that deals its rows as the evidence study does."""
 
 from __future__ import annotations
 

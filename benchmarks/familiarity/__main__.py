@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(name: str, data: Path, runs: Path, folder: Path) -> Mapping[str, Any]:
-    """Return what every score tells of a home's strangers, and how often familiar rows are flagged."""
+    """Return how well every score detects inputs of other sets, and how often familiar rows are flagged."""
     home = home_of(name, data, runs)
     like = [*home.calibration, *home.new]
     sets = {"train": home.train, "like": like}

@@ -1,4 +1,4 @@
-"""Scores that could tell strangers, higher meaning stranger, and what each tells of a home's strangers."""
+"""Out-of-distribution scores, higher for less familiar inputs, and how well each detects a home's sets."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def flags(
     draws, ``strangers`` by set the mean share. The first has the home's own calibration rows, in one draw.
 
     Args:
-        inside: (rows,) strangeness of rows like the training rows, of which the first ``calibration`` calibrate.
+        inside: (rows,) score of rows like the training rows, of which the first ``calibration`` calibrate.
         outside: by set.
     """
     rows = [("own", calibration, [torch.arange(len(inside))])]

@@ -1,4 +1,4 @@
-"""``empirical`` on answers of the developing tasks' experts, over draws of calibration rows, beside the rule before.
+"""``empirical`` on answers of the development tasks' experts, over draws of calibration rows, beside the rule before.
 
 A population is a method's answers of the labelled rows, each made without its label, and those of the test rows. A draw
 takes calibration rows from it with replacement: the error rate up to the threshold that they set is then that of all of

@@ -61,7 +61,7 @@ def fit(
         calibration: labelled rows that it was **not** fine-tuned on. They choose the prior precision, the
             temperatures, the thresholds and the label sets, each cross-fitted, and would promise too much of rows that
             it knows. ``"split"`` says that it was fine-tuned on none of ``rows``: a fifth, or a share between 0 and 1,
-            is kept out of the curvature and calibrates. Of a model as it is: None.
+            is held out of the curvature and calibrates. Of a model as it is: None.
         settings: of the posterior, the calibration and the predictives.
         initial_adapter: folder, or weights by block name, of the LoRA adapter before fine-tuning, the centre of the
             prior. None: zero; it matters for a prior chosen by evidence alone.

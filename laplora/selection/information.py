@@ -1,7 +1,7 @@
 """What a row's label is expected to tell about the weights, from the row's answer alone.
 
 In the linearised model a label of a row sees its logits with precision ``Lambda = diag p - p p^T``. With their
-covariance V under the posterior, the label tells about the weights, in the mean over what it can be,
+covariance V under the posterior, the label tells about the weights, on average over what it can be,
 
     ``1/2 log det (I + L^T V L)`` nats,  ``L L^T = Lambda``
 

@@ -2,7 +2,7 @@
 
 Read ``run`` first: :class:`RunConfig` and how a YAML file and ``--set`` become one. ``sections``, ``optimizer``,
 ``shift`` and ``student`` hold its parts, each field with its description; ``size_defaults`` says what is taken where it
-names no step size or length, and ``folders`` which folder its results lie in.
+names no learning rate or length, and ``folders`` which folder its results lie in.
 """
 
 from laplora.settings import Section

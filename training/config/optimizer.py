@@ -16,10 +16,10 @@ class OptimizerConfig(Section):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="peak AdamW step size; null: by the base's number of parameters "
+        description="peak AdamW learning rate; null: by the base's number of parameters "
         "(below 1e9 5e-4, below 5e9 2e-4, else 5e-5)",
     )
-    schedule: Literal["linear", "constant", "cosine"] = Field("linear", description="of the step size, to 0")
+    schedule: Literal["linear", "constant", "cosine"] = Field("linear", description="of the learning rate, to 0")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     steps: int | None = Field(None, ge=1, description="optimizer steps; null: as epochs says")
     epochs: float | None = Field(
@@ -44,12 +44,12 @@ class OptimizerConfig(Section):
     loraplus_lr_ratio: float | None = Field(
         None,
         ge=1,
-        description="LoRA+: the step size of every lora_B is so many times the learning rate; null: plain LoRA",
+        description="LoRA+: the rate of every lora_B is so many times the learning rate; null: plain LoRA",
     )
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         None,
         description="how much a training row counts, by its label: balanced, as much for every label together, or "
-        "{label: weight}; scaled to 1 in the mean over the rows. Probabilities stay those of the labels as they occur",
+        "{label: weight}; scaled to 1 on average over the rows. Probabilities stay those of the labels as they occur",
     )
     checkpoint_every: int = Field(
         500,
@@ -91,7 +91,7 @@ class OptimizerConfig(Section):
 
     @property
     def peak_rate(self) -> float:
-        """Peak step size, of a configuration that is filled in."""
+        """Peak learning rate, of a configuration that is filled in."""
         assert self.learning_rate is not None, "the configuration is not filled in"
         return self.learning_rate
 

@@ -1,4 +1,4 @@
-"""Step size and length of training where a configuration names none, by the base's number of parameters."""
+"""Learning rate and length of training where a configuration names none, by the base's number of parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class SizeDefaults:
 
     Attributes:
         below: number of parameters, of the base alone.
-        learning_rate: peak AdamW step size.
+        learning_rate: peak AdamW learning rate.
         epochs: passes over the training rows, in at most ``STEPS`` steps; None: ``STEPS``, whatever the rows.
         source: where the values are from, in words.
     """
@@ -32,7 +32,7 @@ STEPS = 2500
 #: In order of size; the last one is of every larger base.
 SIZES = (
     SizeDefaults(1e9, 5e-4, 8, "as the ready configurations of bases of this size"),
-    SizeDefaults(5e9, 2e-4, 8, "the step size of Dettmers et al., arXiv 2305.14314; not measured here"),
+    SizeDefaults(5e9, 2e-4, 8, "the learning rate of Dettmers et al., arXiv 2305.14314; not measured here"),
     SizeDefaults(float("inf"), 5e-5, None, "Yang et al., arXiv 2308.13111"),
 )
 

@@ -117,7 +117,7 @@ def test_the_state_of_random_numbers_is_whole_or_not_there(
 
 
 def test_training_stops_where_nothing_gets_better(tiny_base_folder: Path, tmp_path: Path) -> None:
-    """A step size that spoils the model: patience 2 ends it two evaluations after the best one."""
+    """A learning rate that spoils the model: patience 2 ends it two evaluations after the best one."""
     file = sentiment_config(
         tmp_path, tiny_base_folder, optimizer=SELECTING | {"learning_rate": 3.0, "steps": 200, "patience": 2}
     )
@@ -159,7 +159,7 @@ def test_batches_of_a_step_and_activations_that_are_computed_again_train_the_sam
 
 
 def test_loraplus_takes_a_larger_step_in_every_lora_b(tiny_base_folder: Path, tmp_path: Path) -> None:
-    """AdamW's first step is the step size for each number that has a gradient, and B begins at zero."""
+    """AdamW's first step is the learning rate for each number that has a gradient, and B begins at zero."""
     plain = finetuned(tmp_path / "plain", tiny_base_folder, steps=1)
     plus = finetuned(tmp_path / "plus", tiny_base_folder, steps=1, loraplus_lr_ratio=4)
     for name, tensor in plain.items():
