@@ -68,15 +68,14 @@ def test_every_table_is_a_table(site: Path) -> None:
 
 def test_the_reference_tables_are_those_of_the_code(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / ".ci")
-    text = (site / "operations.html").read_text(encoding="utf-8")
+    text = (site / "configuration.html").read_text(encoding="utf-8")
     flags = [f"--{name.replace('_', '-')}" for name in Settings.model_fields]
     for name in (*flags, *EVENTS, "laplora_queue_tokens", "laplora_answers_total"):
         assert text.count(f"<td><code>{name}</code></td>") == 1, name
-    text = (site / "training.html").read_text(encoding="utf-8")
     names = [name for name, *_ in importlib.import_module("training_fields").fields()]
     assert len(names) > 80
     for name in names:
-        assert text.count(f"<td><code>{name.strip('`')}</code></td>") == 1, name
+        assert f"<td><code>{name.strip('`')}</code></td>" in text, name
     text = (site / "artifacts" / "FORMAT.html").read_text(encoding="utf-8")
     for name in (*Manifest.model_fields, "readout.token_ids", "predictives.thresholds.review.target_risk"):
         assert f"<td><code>{name}</code></td>" in text, name
