@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from laplora.commands.app import app
 from laplora.models.offline import OFFLINE_MODELS
+from laplora.report.verdict import rows_to_show
 from service.errors import ERROR_KINDS
 from service.telemetry.logs import EVENTS
 from training.config import RunConfig
@@ -164,6 +165,7 @@ def test_troubleshooting_quotes_messages_codes_and_events_of_the_code() -> None:
     parts = [part.strip() for message in quoted for part in message.split("…")]
     assert len(parts) > 8
     assert [part for part in parts if part not in written] == []
+    assert f"For 5 %, {rows_to_show(0.05)} accepted rows" in page
     refusals = page.partition("## The server refuses")[2]
     rows = re.findall(r"^\| (`.+?) \|", refusals, re.MULTILINE)
     codes = {code for row in rows for code in re.findall(r"`(\w+)`", row)}
