@@ -16,10 +16,10 @@ FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
 
 
 def rooms(picture: Picture) -> None:
-    """The rooms of the repository
+    """The packages of the repository
 
     Three columns: service, library and training. The service and the training jobs both stand on the library and never
-    import each other. In each column a room imports only rooms below it.
+    import each other. In each column a package imports only packages below it.
     """
 
     def column(x: float, width: float, title: str, kind: str, *floors: Sequence[tuple[str, str]]) -> None:
@@ -41,7 +41,7 @@ def rooms(picture: Picture) -> None:
         "job",
         [("asgi", "other servers"), ("ray_serve", "a Ray cluster")],
         [("starting", "flags, and what is looked at first")],
-        [("app", "wires the rooms together")],
+        [("app", "wires the packages together")],
         [("http/routes", "a function per endpoint")],
         [("changes", "of what is loaded, and how they are")],
         [("jobs", "large files"), ("page", "at /")],
@@ -52,7 +52,7 @@ def rooms(picture: Picture) -> None:
         [("security", "keys and callers")],
         [("telemetry", "metrics, logs, traces")],
         [("process", "before torch, and at the end")],
-        [("lifecycle, settings, threads,\nerrors, exit_status", "what every room may use")],
+        [("lifecycle, settings, threads,\nerrors, exit_status", "what every package may use")],
     )
     column(
         386,
@@ -82,7 +82,7 @@ def rooms(picture: Picture) -> None:
         [("remote", "hub, object stores, web servers")],
         [
             ("linearised", "the symbols"),
-            ("files, progress,\nstrict_json", "whole, told, strict"),
+            ("files, progress,\nstrict_json", "whole files, strict JSON"),
             ("workers,\nray_cluster", "share rows"),
         ],
         [("errors", "one tree"), ("head", "arrays alone")],
@@ -124,7 +124,7 @@ def request(picture: Picture) -> None:
     stages = (
         ("1 parse", "key, place, typed body", "predict.py", "http/routes", "job"),
         ("2 plan", "artifact, caller, deadline", "plan.py, scorer.py", "scoring", "job"),
-        ("3 queue", "room, turns, batches", "queue.py", "scoring", "job"),
+        ("3 queue", "limits, turns, batches", "queue.py", "scoring", "job"),
         ("4 device", "one thread, the model", "device.py", "scoring", "room"),
         ("5 respond", "decisions, schema", "answers.py", "http/routes", "job"),
     )
