@@ -236,20 +236,21 @@ class Predictor(Encoder):
         *,
         batch_size: int,
         most_tokens: int | None = None,
+        also: Sequence[str] = (),
         track: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
     ) -> list[Prediction]:
         """Return an answer per row, in order; the rows, however many, run in batches of like length.
 
         Args:
             batch_size, most_tokens: rows and padded tokens of a batch, at most; None is no limit of tokens.
-            track: watches the batches.
+            also: as of ``predict``; track: watches the batches.
 
         The others, and errors, are those of ``predict``.
         """
         most = None if most_tokens is None else (most_tokens, self.device_tokens)
         found: dict[int, Prediction] = {}
         for index in track(batches(rows, batch_size, most)):
-            found.update(zip(index, self.predict([rows[i] for i in index], predictive), strict=True))
+            found.update(zip(index, self.predict([rows[i] for i in index], predictive, also=also), strict=True))
         return [found[i] for i in range(len(rows))]
 
     def predict_each(self, rows: Sequence[EncodedRow]) -> dict[PredictiveName, list[Prediction]]:

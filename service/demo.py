@@ -90,7 +90,7 @@ def show(url: str, inputs: Mapping[str, Mapping[str, Any]]) -> None:
     """Send the inputs in one request and print question and answer, readable."""
     body = {
         "inputs": [{"id": name, **fields} for name, fields in inputs.items()],
-        "options": {"target_risk": TARGET_RISK},
+        "options": {"target_risk": TARGET_RISK, "detail": "full"},
     }
     response = httpx.post(f"{url}/predict", json=body, timeout=120)
     response.raise_for_status()

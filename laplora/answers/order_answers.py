@@ -115,6 +115,7 @@ def average_answer(manifest: Manifest, sent: Prediction, shown: Prediction) -> P
         truncated=any(p.truncated for p in both),
         orders=2,
         order_information=float(order_information(one.probs, other.probs)),
+        posterior=None,
     )
 
 

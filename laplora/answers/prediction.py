@@ -12,7 +12,7 @@ import torch
 
 from laplora.artifact.manifest import CalibrationRecord, Manifest, PredictiveRecord
 from laplora.decisions.conformal import label_sets
-from laplora.decisions.thresholds import Decision, Flag
+from laplora.decisions.thresholds import Decision, Flag, ReviewRule
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
 from laplora.experts.adapter import point
 from laplora.experts.answering import at_mode
@@ -54,6 +54,17 @@ class LabelArrays(_Compared):
 
 
 @dataclass(frozen=True, eq=False)
+class PosteriorSpread(_Compared):
+    """The spread of ``laplace``: ``std`` (classes,) of each probability over the weights; the parts of its entropy,
+    nats.
+    """
+
+    std: Array
+    aleatoric: float
+    epistemic: float
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction(_Compared):
     """The answer to one row, over its possible labels. As over HTTP, ``probs``, ``map_probs``, ``probs_std`` and
     ``calibrated_probs`` are by label; ``arrays`` has the same in label order.
@@ -77,6 +88,7 @@ class Prediction(_Compared):
         familiarity: how like the training rows it is: the share of the calibration rows at least as far from them,
             the row itself counted in, so from 1 / (rows + 1) to 1; None where the artifact has no familiarity.
         flags: see ``laplora.decisions.uncertainty.FLAGS``.
+        rule: what the score was compared with.
         calibrated_scores: by the names of ``calibrated_probs``, their review scores, nats.
         tokens: of the prompt, or of the prompts of both orders; truncated: whether one was cut.
         orders: 2 where the answer is averaged over two orders of the options (``laplora.answers.order_answers``).
@@ -84,6 +96,7 @@ class Prediction(_Compared):
             of the orders; None for one order.
         labels_present: where several labels may be right, those of probability above 0.5; None where one is
             (``laplora.answers.several_labels`` says what the other attributes are then).
+        posterior: the spread of the posterior, where the predictive has none and the posterior was looked at.
     """
 
     predictive: str
@@ -102,12 +115,14 @@ class Prediction(_Compared):
     prediction_set: list[str]
     flags: list[Flag]
     decision: Decision
+    rule: ReviewRule
     calibrated_scores: dict[str, float]
     tokens: int
     truncated: bool
     orders: int = 1
     order_information: float | None = None
     labels_present: list[str] | None = None
+    posterior: PosteriorSpread | None = None
 
     @property
     def label(self) -> str:
@@ -144,7 +159,8 @@ class Prediction(_Compared):
     def finite(self) -> bool:
         """Whether every number in it is."""
         arrays = self.arrays
-        within = (arrays.map_probs, arrays.probs, arrays.probs_std, *arrays.calibrated_probs.values())
+        beside = None if self.posterior is None else self.posterior.std
+        within = (arrays.map_probs, arrays.probs, arrays.probs_std, beside, *arrays.calibrated_probs.values())
         logits = (self.logit_mean, self.logit_variance, self.logit_covariance)
         single = (self.total, self.aleatoric, self.epistemic, self.label_mass, self.familiarity, self.score)
         # One that is not makes the sum so.
@@ -319,6 +335,9 @@ def answers_of(
     logit_mean = _centred_logits(outputs.logits, counts).numpy()
     calibrated = {other: computed[other].probs.numpy() for other in others}
     rankings = {other: score.tolist() for other, score in scores.items()}
+    spreads: Sequence[PosteriorSpread | None] = [None] * len(rows)
+    if not spread and "laplace" in computed:
+        spreads = _spreads(computed["laplace"], counts)
     answers = []
     for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
         labels = rules.labels[:count]
@@ -346,12 +365,21 @@ def answers_of(
                 prediction_set=[label for label, held in zip(labels, sets[i][:count], strict=True) if held],
                 flags=list(verdict.flags[i]),
                 decision=verdict.decisions[i],
+                rule=rules.predictives[name].thresholds.review,
                 calibrated_scores={other: rankings[other][i] for other in others},
                 tokens=len(row.token_ids),
                 truncated=row.truncated,
+                posterior=spreads[i],
             )
         )
     return answers
+
+
+def _spreads(laplace: PosteriorPredictive, counts: Sequence[int]) -> Sequence[PosteriorSpread | None]:
+    """Return the posterior's spread of each row, over its first ``counts`` labels."""
+    split = decompose(laplace)
+    stds, parts = laplace.std.numpy(), zip(split.aleatoric.tolist(), split.epistemic.tolist(), strict=True)
+    return [PosteriorSpread(std[:count], *of) for std, count, of in zip(stds, counts, parts, strict=True)]
 
 
 def _centred_logits(logits: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:

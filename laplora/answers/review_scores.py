@@ -116,6 +116,6 @@ def decided_at(predictions: Sequence[Prediction], thresholds: PredictiveThreshol
 
     flags: list[list[Flag]] = [[flag for flag in FLAGS if has(flag, p)] for p in predictions]
     return [
-        replace(p, flags=mine, decision=decision)
+        replace(p, flags=mine, decision=decision, rule=thresholds.review)
         for p, mine, decision in zip(predictions, flags, decide(flags), strict=True)
     ]

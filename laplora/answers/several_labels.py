@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from laplora.answers.prediction import LabelArrays, Prediction, mixtures
+from laplora.answers.prediction import LabelArrays, PosteriorSpread, Prediction, mixtures
 from laplora.artifact.manifest import Manifest
 from laplora.decisions.conformal import present_sets
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
@@ -87,6 +87,12 @@ def build_several(
     if variances is None and covariances is not None:
         variances = covariances.diagonal(axis1=1, axis2=2).clip(0)
     stds, at_map = (values[:, 1].reshape(shape).numpy() for values in (served.std, map_probs))
+    spreads: list[PosteriorSpread | None] = [None] * len(rows)
+    if not spread and "laplace" in computed:
+        beside = computed["laplace"]
+        parts = decompose(beside)
+        sums = (part.view(shape).sum(1).tolist() for part in (parts.aleatoric, parts.epistemic))
+        spreads = list(map(PosteriorSpread, beside.std[:, 1].reshape(shape).numpy(), *sums))
     by_name = {other: values.numpy() for other, values in probs.items()}
     return [
         Prediction(
@@ -111,10 +117,12 @@ def build_several(
             prediction_set=_named(labels, held[i]),
             flags=list(flags[i]),
             decision=decisions[i],
+            rule=record.thresholds.review,
             calibrated_scores={other: float(scores[other][i]) for other in others},
             tokens=len(row.token_ids),
             truncated=row.truncated,
             labels_present=_named(labels, present[i]),
+            posterior=spreads[i],
         )
         for i, row in enumerate(rows)
     ]

@@ -3,16 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+from laplora.answers.reasons import Decided, decision_reason
 from laplora.errors import NonFiniteError
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
 
+Detail = Literal["short", "full"]
+#: The parts of an answer that have a number or more for each label.
+LabelField = Literal[
+    "probs", "map_probs", "probs_std", "calibrated_probs", "logit_mean", "logit_variance", "logit_covariance"
+]
+_LABEL_FIELDS: Final = frozenset[str](get_args(LabelField))
+#: What a short answer has; of it only what is not null.
+_SHORT: Final = frozenset(
+    {
+        *("id", "label", "labels", "probs", "map_probs", "decision", "decision_reason", "prediction_set", "flags"),
+        *("uncertainty", "probs_std", "spread_of", "prediction_id"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which fields of an answer are written.
+
+    Attributes:
+        detail: ``short`` is what a caller acts on, ``full`` all but the covariance.
+        fields: of those by label, these in place of the detail's; None: the detail's.
+        variance: whether the posterior's spread was asked for; covariance: whether the logits' covariance was.
+    """
+
+    detail: Detail = "short"
+    fields: tuple[LabelField, ...] | None = None
+    variance: bool = False
+    covariance: bool = False
+
+    @property
+    def has_variance(self) -> bool:
+        """Whether an answer needs the posterior's spread."""
+        return self.variance or "logit_variance" in (self.fields or ())
+
+    @property
+    def has_covariance(self) -> bool:
+        """Whether an answer needs the logits' covariance."""
+        return self.covariance or "logit_covariance" in (self.fields or ())
+
+    def select(self, written: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a whole answer that are written: what was asked for by name also where it is null."""
+        named = {*(self.fields or ()), *(("probs_std", "logit_variance", "uncertainty") if self.variance else ())}
+        short = self.detail == "short"
+
+        def is_shown(name: str, value: Any) -> bool:
+            if name in named:
+                return True
+            if name in _LABEL_FIELDS and self.fields is not None:
+                return False
+            return name in _SHORT and value is not None if short else True
+
+        return {name: value for name, value in written.items() if is_shown(name, value)}
+
+
+#: Every field but the covariance.
+FULL: Final = Shown("full")
+
 
 def written_answer(
-    prediction: Prediction, fields: Mapping[str, Any], *, id: str | float | None = None
+    prediction: Prediction, fields: Mapping[str, Any], *, id: str | float | None = None, variance: bool = False
 ) -> dict[str, Any]:
     """Return an answer's fields as JSON values, in the order in which they are written.
 
@@ -20,6 +80,7 @@ def written_answer(
 
     Args:
         fields: of the input, by name.
+        variance: whether an answer without a spread has the posterior's, with its name in ``spread_of``.
 
     Raises:
         NonFiniteError: a number in it is not finite.
@@ -28,29 +89,36 @@ def written_answer(
     if not p.finite:
         raise NonFiniteError("the model has no finite answer to this input: change it or leave it out")
     label, choices = p.labels[p.label_index], fields.get("choices")
-    uncertainty = {"total": p.total, "aleatoric": p.aleatoric, "epistemic": p.epistemic}
-    has_spread = None not in uncertainty.values()
-    if p.order_information is not None:
-        uncertainty["order"] = p.order_information
+    uncertainty, probs_std, spread_of = None, p.probs_std, None
+    if p.aleatoric is not None and p.epistemic is not None:
+        uncertainty = {"total": p.total, "aleatoric": p.aleatoric, "epistemic": p.epistemic}
+        if p.order_information is not None:
+            uncertainty["order"] = p.order_information
+    elif variance and p.posterior is not None:
+        aleatoric, epistemic = p.posterior.aleatoric, p.posterior.epistemic
+        uncertainty = {"total": aleatoric + epistemic, "aleatoric": aleatoric, "epistemic": epistemic}
+        probs_std, spread_of = dict(zip(p.labels, p.posterior.std.tolist(), strict=True)), "laplace"
     return {
         **({} if id is None else {"id": id}),
         "label": label,
         **({} if p.labels_present is None else {"labels": p.labels_present}),
+        "probs": p.probs,
+        "map_probs": p.map_probs,
+        "decision": p.decision,
+        "decision_reason": decision_reason(Decided.of(p)),
+        "prediction_set": list(p.prediction_set),
+        "flags": list(p.flags),
+        "uncertainty": uncertainty,
+        "probs_std": probs_std,
+        **({} if spread_of is None else {"spread_of": spread_of}),
         "label_text": choices[p.label_index] if isinstance(choices, list | tuple) else label,
         "answered_by": p.predictive,
-        "map_probs": p.map_probs,
-        "probs": p.probs,
-        "probs_std": p.probs_std,
         "calibrated_probs": p.calibrated_probs,
         "logit_mean": p.logit_mean.tolist(),
         "logit_variance": None if p.logit_variance is None else p.logit_variance.tolist(),
-        "uncertainty": uncertainty if has_spread else None,
         "label_mass": p.label_mass,
         "familiarity": p.familiarity,
         "score": p.score,
-        "prediction_set": list(p.prediction_set),
-        "flags": list(p.flags),
-        "decision": p.decision,
         "tokens": p.tokens,
         **({} if p.order_information is None else {"orders": p.orders}),
         "truncated": p.truncated,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laplora.answers.written import Detail, Shown
 from laplora.errors import ConfigError, LaploraError, NonFiniteError, warn
 
 if TYPE_CHECKING:  # torch takes seconds to load, which help and completion need not wait for
@@ -33,6 +34,8 @@ class How:
         batch_size: rows of a batch, at most; truncate: whether inputs that are too long are cut.
         order_average: whether each question is asked with its choices in reverse too.
         target_risk: error rate that accepted answers may have; None: the artifact's.
+        detail: which fields of an answer are written (``laplora.answers.written.Shown``).
+        variance: whether the posterior's spread is, also where the predictive has none.
     """
 
     predictive: str | None = None
@@ -40,10 +43,17 @@ class How:
     truncate: bool = False
     order_average: bool = False
     target_risk: float | None = None
+    detail: Detail = "short"
+    variance: bool = False
 
     def __post_init__(self) -> None:
         if self.target_risk is not None and not 0 < self.target_risk < 1:
             raise ConfigError(f"target_risk (--target-risk) is between 0 and 1, not {self.target_risk:g}")
+
+    @property
+    def shown(self) -> Shown:
+        """Which fields of an answer are written."""
+        return Shown(self.detail, variance=self.variance)
 
 
 def read(artifact: str | Path, how: How, bases: Sequence[str], progress: Callable[[str], None] | None) -> Artifact:
@@ -58,12 +68,15 @@ def read(artifact: str | Path, how: How, bases: Sequence[str], progress: Callabl
     from laplora.answers.explaining import nothing_accepted_of
     from laplora.artifact.fetched import FetchRules, local_artifact
     from laplora.artifact.folder import read_artifact
+    from laplora.predictive.kinds import SPREADLESS
 
     found = read_artifact(local_artifact(artifact, progress=progress, rules=FetchRules(tuple(bases))).absolute())
     known = found.manifest.servable
     if how.predictive is not None and how.predictive not in known:
         raise ConfigError(f"artifact {found.name!r} has no predictive {how.predictive!r}: it has {', '.join(known)}")
     name = next((name for name in known if name == how.predictive), found.manifest.recommended.predictive)
+    if how.variance and "laplace" not in known and name in SPREADLESS:
+        raise ConfigError(f"--variance: {name} has no spread, and artifact {found.name!r} has no adapter's posterior")
     if nothing := nothing_accepted_of(found, name, how.target_risk):
         warn(nothing.message)
     return found
@@ -116,9 +129,12 @@ def _answers(predictor: Predictor, questions: Sequence[Question], how: How) -> l
 
     Where there is one, which of them being unknown, they are answered in halves: for one in 256 sixteen more calls.
     """
+    from laplora.predictive.kinds import SPREADLESS
+
     rows, most = [row for question in questions for row in question], predictor.batch_tokens
     try:
-        each = predictor.predict_all(rows, how.predictive, batch_size=how.batch_size, most_tokens=most)
+        also = ("laplace",) if how.variance and (how.predictive or predictor.recommended) in SPREADLESS else ()
+        each = predictor.predict_all(rows, how.predictive, batch_size=how.batch_size, most_tokens=most, also=also)
         if not how.order_average:
             return [(prediction, None) for prediction in predictor.decided(each, how.target_risk)[0]]
         averaged, _ = predictor.decided(predictor.average_orders(each), how.target_risk)

@@ -40,41 +40,44 @@ class Prediction(Record):
     Attributes:
         labels: those of probability above 0.5, where several may be right; None where one is. ``probs`` are then each
             label's own and do not sum to 1, and logits are not centred.
-        answered_by: name of the predictive that computed it; None from an older service.
         probs: by label, of the predictive; map_probs: of the fine-tuned model alone; without one
             of the base by label tokens, None where it has no answer.
-        probs_std: by label; None for a predictive without a spread, such as ``temperature``.
+        decision: ``accept`` or ``review``, for the stated target risk; decision_reason: why, in one sentence.
+        uncertainty, probs_std: by label; None for a predictive without a spread, such as ``temperature``, unless
+            ``variance`` asked for the posterior's, whose name is in ``spread_of``.
+        prediction_id: for ``feedback``; None from a service that keeps no predictions.
+        answered_by: name of the predictive that computed it. This and what follows come with ``detail="full"``, what is
+            by label also by its name in ``fields``; else they are None.
         logit_variance: (classes,), logit_covariance: (classes, classes), of the centred logits in the labels' order,
             in nats squared.
-        familiarity: how like the training rows the input is, 0 to 1; None where the artifact does not tell, and from an
-            older service.
-        decision: ``accept`` or ``review``, for the stated target risk.
-        prediction_id: for ``feedback``; None from a service that keeps no predictions.
+        familiarity: how like the training rows the input is, 0 to 1; None where the artifact has no such score.
     """
 
     id: str | None = None
     label: str
     labels: tuple[str, ...] | None = None
-    label_text: str
-    answered_by: str | None = None
-    map_probs: dict[str, float] | None
-    probs: dict[str, float]
-    probs_std: dict[str, float] | None
-    calibrated_probs: dict[str, dict[str, float]] = {}
-    logit_mean: tuple[float, ...]
-    logit_variance: tuple[float, ...] | None
-    logit_covariance: tuple[tuple[float, ...], ...] | None = None
-    uncertainty: Uncertainty | None
-    label_mass: float | None
-    familiarity: float | None = None
-    score: float
+    probs: dict[str, float] | None = None
+    map_probs: dict[str, float] | None = None
+    decision: Literal["accept", "review"]
+    decision_reason: str | None = None
     prediction_set: tuple[str, ...]
     flags: tuple[str, ...]
-    decision: Literal["accept", "review"]
-    tokens: int
-    orders: int | None = None
-    truncated: bool
+    uncertainty: Uncertainty | None = None
+    probs_std: dict[str, float] | None = None
+    spread_of: str | None = None
     prediction_id: str | None = None
+    label_text: str | None = None
+    answered_by: str | None = None
+    calibrated_probs: dict[str, dict[str, float]] | None = None
+    logit_mean: tuple[float, ...] | None = None
+    logit_variance: tuple[float, ...] | None = None
+    logit_covariance: tuple[tuple[float, ...], ...] | None = None
+    label_mass: float | None = None
+    familiarity: float | None = None
+    score: float | None = None
+    tokens: int | None = None
+    orders: int | None = None
+    truncated: bool | None = None
 
 
 class NothingAccepted(Record):
@@ -90,8 +93,8 @@ class Answers(Sequence[Prediction]):
 
     Attributes:
         artifacts: those that answered; several where one replaced another between batches.
-        predictive: name of the requested one.
-        target_risk: error rate among accepted answers that the decisions aim for.
+        predictive: name of the one that answered; None without ``detail="full"``.
+        target_risk: error rate among accepted answers that the decisions aim for; likewise.
         nothing_accepted: set where that rate lets nothing be accepted: why everything goes to review.
     """
 

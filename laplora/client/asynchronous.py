@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 
@@ -35,6 +35,7 @@ Row = TypeVar("Row")
 Part = TypeVar("Part")
 Answer = TypeVar("Answer")
 State = TypeVar("State", Job, changes.Change)
+Detail = Literal["short", "full"]
 _CHUNK_BYTES = 1 << 18
 
 
@@ -83,6 +84,9 @@ class AsyncClient:
         *,
         predictive: str | None = None,
         target_risk: float | None = None,
+        detail: Detail | None = None,
+        fields: Sequence[str] | None = None,
+        variance: bool = False,
         covariance: bool = False,
         truncate: bool = False,
         order_average: bool = False,
@@ -94,7 +98,8 @@ class AsyncClient:
 
         Args:
             inputs: each has the template's fields (``text``; ``question`` and ``choices``; or ``prompt``), and an
-                ``id`` if you like. For the other arguments see POST /predict on the service's page.
+                ``id`` if you like. For the other arguments see POST /predict on the service's page. What a short answer
+                does not have is None.
             timeout_s: how long the service may take for one request. It drops what still waits by then.
             progress: true shows a bar. A function is called with the number of inputs answered since its last call.
 
@@ -105,6 +110,9 @@ class AsyncClient:
         options = requests.stated(
             predictive=predictive,
             target_risk=target_risk,
+            detail=detail,
+            fields=None if fields is None else list(fields),
+            variance=variance,
             covariance=covariance,
             truncate=truncate,
             order_average=order_average,
@@ -248,23 +256,24 @@ class AsyncClient:
                 return tuple(found)
             before = page.next
 
-    async def job_results(self, job: Job | str) -> AsyncIterator[JobRow]:
+    async def job_results(self, job: Job | str, *, detail: Detail | None = None) -> AsyncIterator[JobRow]:
         """Yield every row of a job that is over, in order, with its answer; never more than a few in memory.
 
         A download that breaks off goes on where it stopped, as often as a request is tried.
 
         Raises as ``predict``, and RequestRefusedError (code ``rows_not_kept``) where the service keeps none.
         """
-        async for line in self._result_lines(job):
+        async for line in self._result_lines(job, detail):
             yield jobs.read_row(line)
 
-    async def _result_lines(self, job: Job | str) -> AsyncIterator[bytes]:
+    async def _result_lines(self, job: Job | str, detail: Detail | None) -> AsyncIterator[bytes]:
         """Yield the lines of a download as they come; it goes on where it broke off."""
         path, count, tried = f"{jobs.path_of(job)}/results", 0, 0
         while True:
             tried += 1
             try:
-                async with self._http.stream("GET", path, params=requests.stated(after=count or None)) as response:
+                params = requests.stated(after=count or None, detail=detail)
+                async with self._http.stream("GET", path, params=params) as response:
                     if response.status_code != 200:
                         await response.aread()
                         raise responses.failure_of(response)
@@ -279,7 +288,7 @@ class AsyncClient:
                 failure = error
             await self._wait(failure, max(1, tried))
 
-    async def download_job(self, job: Job | str, path: str | os.PathLike[str]) -> Path:
+    async def download_job(self, job: Job | str, path: str | os.PathLike[str], *, detail: Detail | None = None) -> Path:
         """Write every row of a job that is over, with its answer, into a file of JSON Lines; return its path.
 
         The file is there whole or not at all.
@@ -290,7 +299,7 @@ class AsyncClient:
         partial_file = target.with_name(f".{target.name}.part")
         try:
             with partial_file.open("wb") as file:
-                async for line in self._result_lines(job):
+                async for line in self._result_lines(job, detail):
                     file.write(line + b"\n")
             return partial_file.replace(target)
         finally:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 
@@ -38,6 +38,7 @@ Row = TypeVar("Row")
 Part = TypeVar("Part")
 Answer = TypeVar("Answer")
 State = TypeVar("State", Job, changes.Change)
+Detail = Literal["short", "full"]
 _CHUNK_BYTES = 1 << 18
 
 
@@ -86,6 +87,9 @@ class Client:
         *,
         predictive: str | None = None,
         target_risk: float | None = None,
+        detail: Detail | None = None,
+        fields: Sequence[str] | None = None,
+        variance: bool = False,
         covariance: bool = False,
         truncate: bool = False,
         order_average: bool = False,
@@ -97,7 +101,8 @@ class Client:
 
         Args:
             inputs: each has the template's fields (``text``; ``question`` and ``choices``; or ``prompt``), and an
-                ``id`` if you like. For the other arguments see POST /predict on the service's page.
+                ``id`` if you like. For the other arguments see POST /predict on the service's page. What a short answer
+                does not have is None.
             timeout_s: how long the service may take for one request. It drops what still waits by then.
             progress: true shows a bar. A function is called with the number of inputs answered since its last call.
 
@@ -108,6 +113,9 @@ class Client:
         options = requests.stated(
             predictive=predictive,
             target_risk=target_risk,
+            detail=detail,
+            fields=None if fields is None else list(fields),
+            variance=variance,
             covariance=covariance,
             truncate=truncate,
             order_average=order_average,
@@ -251,23 +259,24 @@ class Client:
                 return tuple(found)
             before = page.next
 
-    def job_results(self, job: Job | str) -> Iterator[JobRow]:
+    def job_results(self, job: Job | str, *, detail: Detail | None = None) -> Iterator[JobRow]:
         """Yield every row of a job that is over, in order, with its answer; never more than a few in memory.
 
         A download that breaks off goes on where it stopped, as often as a request is tried.
 
         Raises as ``predict``, and RequestRefusedError (code ``rows_not_kept``) where the service keeps none.
         """
-        for line in self._result_lines(job):
+        for line in self._result_lines(job, detail):
             yield jobs.read_row(line)
 
-    def _result_lines(self, job: Job | str) -> Iterator[bytes]:
+    def _result_lines(self, job: Job | str, detail: Detail | None) -> Iterator[bytes]:
         """Yield the lines of a download as they come; it goes on where it broke off."""
         path, count, tried = f"{jobs.path_of(job)}/results", 0, 0
         while True:
             tried += 1
             try:
-                with self._http.stream("GET", path, params=requests.stated(after=count or None)) as response:
+                params = requests.stated(after=count or None, detail=detail)
+                with self._http.stream("GET", path, params=params) as response:
                     if response.status_code != 200:
                         response.read()
                         raise responses.failure_of(response)
@@ -282,7 +291,7 @@ class Client:
                 failure = error
             self._wait(failure, max(1, tried))
 
-    def download_job(self, job: Job | str, path: str | os.PathLike[str]) -> Path:
+    def download_job(self, job: Job | str, path: str | os.PathLike[str], *, detail: Detail | None = None) -> Path:
         """Write every row of a job that is over, with its answer, into a file of JSON Lines; return its path.
 
         The file is there whole or not at all.
@@ -293,7 +302,7 @@ class Client:
         partial_file = target.with_name(f".{target.name}.part")
         try:
             with partial_file.open("wb") as file:
-                for line in self._result_lines(job):
+                for line in self._result_lines(job, detail):
                     file.write(line + b"\n")
             return partial_file.replace(target)
         finally:

@@ -6,7 +6,7 @@ from collections.abc import Sequence, Sized
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from laplora.client.answers import Answers, Artifact, FeedbackResult, NothingAccepted, Prediction, Record
 from laplora.client.failures import (
@@ -24,7 +24,7 @@ class Predicted(Record):
     """Of POST /predict."""
 
     artifact: Artifact
-    predictive: dict[str, Any] = Field(default_factory=dict)
+    predictive: dict[str, Any] | None = None
     target_risk: float | None = None
     nothing_accepted: NothingAccepted | None = None
     predictions: tuple[Prediction, ...]
@@ -68,7 +68,7 @@ def joined(parts: Sequence[Predicted]) -> Answers:
     return Answers(
         predictions=tuple(p for part in parts for p in part.predictions),
         artifacts=tuple({part.artifact.digest: part.artifact for part in parts}.values()),
-        predictive=parts[0].predictive.get("name"),
+        predictive=(parts[0].predictive or {}).get("name"),
         target_risk=parts[0].target_risk,
         nothing_accepted=next((part.nothing_accepted for part in parts if part.nothing_accepted), None),
     )

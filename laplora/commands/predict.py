@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -38,6 +38,12 @@ def predict(
         float | None,
         typer.Option(metavar="SHARE", help="Error rate that accepted answers may have (default: the artifact's)."),
     ] = None,
+    detail: Annotated[
+        Literal["short", "full"], typer.Option(help="Fields of an answer: what to act on, or all of them.")
+    ] = "short",
+    variance: Annotated[
+        bool, typer.Option("--variance", help="Add the posterior's spread, also where the predictive has none.")
+    ] = False,
     truncate: console.TruncateOption = False,
     batch_size: console.BatchOption = 16,
     lines: Annotated[
@@ -54,11 +60,11 @@ def predict(
     With --data and --out it is a file of any size, by one worker or by many. What is finished is kept beside the
     output, and the same command goes on from there.
 
-    Each line has one input, and answers keep their order: a probability for every label, their spread, flags and the
-    decision. A line that cannot be answered becomes {"line": N, "error": {...}}, and the exit status is 1. Blank lines
-    are passed over.
+    Each line has one input, and answers keep their order: a label, the probabilities, whether to accept it and why.
+    A line that cannot be answered becomes {"line": N, "error": {...}}, and the exit status is 1. Blank lines are
+    passed over.
     """
-    how = How(predictive, batch_size, truncate, order_average, target_risk)
+    how = How(predictive, batch_size, truncate, order_average, target_risk, detail, variance)
     if (data is None) != (out is None):
         raise ConfigError("--data and --out go together")
     bases = console.allowed(allowed_bases)

@@ -38,6 +38,9 @@ TEMPERATURE_GRID = 39
 #: Predictives of an adapter alone, by name.
 PREDICTIVES: tuple[PredictiveName, ...] = ("map", "temperature", "laplace")
 
+#: Those of one set of weights, without a spread.
+SPREADLESS: frozenset[PredictiveName] = frozenset({"map", "temperature"})
+
 
 def has_jacobians(name: PredictiveName) -> bool:
     """Return whether a predictive needs the Jacobians of the adapter's logits."""

@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from laplora.answers.written import written_answer
+from laplora.answers.written import Shown, written_answer
 from service.errors import UnscorableInputError
 from service.http.schemas.inputs import Input
 from service.http.schemas.predict import PredictionOut, PredictResponse
@@ -37,34 +37,35 @@ class Answered:
 
     Attributes:
         head: all of it but the predictions; inputs, predictions, ids: of each input, no ids where none are kept.
-        covariance: whether it was asked for.
+        shown: which fields of a prediction are sent.
     """
 
     head: PredictResponse
     inputs: Sequence[Input]
     predictions: Sequence[Prediction]
     ids: Sequence[str]
-    covariance: bool
+    shown: Shown
 
     @property
     def numbers(self) -> int:
         """How many it has, about."""
         return sum(_OF_A_ROW + 6 * len(p.labels) + _size(p.logit_covariance) for p in self.predictions)
 
-    def rows(self) -> Iterator[PredictionOut]:
-        """Yield each prediction as the contract has it, but for its covariance."""
-        for i, (item, prediction) in enumerate(zip(self.inputs, self.predictions, strict=True)):
-            out = PredictionOut.model_validate(written_answer(prediction, item.template_fields, id=item.id))
-            if self.ids:
-                out.prediction_id = self.ids[i]
-            yield out
+    def rows(self) -> Iterator[tuple[Prediction, str | None]]:
+        """Yield each prediction, and the id that POST /feedback knows it by, None where none is kept."""
+        none: Sequence[str | None] = [None] * len(self.predictions)
+        return zip(self.predictions, self.ids or none, strict=True)
 
     def body(self) -> Iterator[bytes]:
         """Yield what POST /predict answers, each prediction's covariance last in it."""
-        for i, (out, prediction) in enumerate(zip(self.rows(), self.predictions, strict=True)):
+        shown = self.shown
+        for i, (item, (prediction, its_id)) in enumerate(zip(self.inputs, self.rows(), strict=True)):
             yield b"," if i else opened(self.head, "predictions", exclude_unset=True) + b"["
-            row = out.model_dump_json(exclude_unset=True).encode()
-            if self.covariance:
+            written = written_answer(prediction, item.template_fields, id=item.id, variance=shown.has_variance)
+            if its_id is not None:
+                written["prediction_id"] = its_id
+            row = PredictionOut.model_validate(shown.select(written)).model_dump_json(exclude_unset=True).encode()
+            if shown.has_covariance:
                 yield row[:-1] + b',"logit_covariance":'
                 yield from _matrix(prediction.logit_covariance)
                 yield b"}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from laplora.predictive.kinds import SPREADLESS
 from service.errors import InvalidRequestError
 from service.scoring.ticket import Ask, Ticket
 from service.telemetry.request_record import RequestRecord
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from laplora.prompts.rows import EncodedRow
     from service.scoring.model import Model
-
-
-#: Predictives without a spread of their own.
-PLAIN = frozenset({"map", "temperature", "conditioned"})
 
 
 @dataclass(eq=False)
@@ -68,14 +65,14 @@ def order_counts(inputs: Sequence[Mapping[str, Any]], *, order_average: bool) ->
     return [2 if isinstance(c, list) and len(c) > 1 else 1 for c in choices]
 
 
-def choose_ask(model: Model, *, predictive: str | None, covariance: bool) -> Ask:
+def choose_ask(model: Model, *, predictive: str | None, variance: bool, covariance: bool) -> Ask:
     """Return which predictive answers a request, and whether the posterior is looked at beside it.
 
-    Without a name the recommended one answers, with the posterior's variances where it has none of its own. A named one
-    runs just what it needs, and the posterior on top if the request asks for the covariance.
+    Without a name the recommended one answers. It runs just what it needs, and the posterior on top if the request asks
+    for its covariance, or for a spread where the predictive has none.
 
     Raises:
-        InvalidRequestError: a name that the artifact does not have; a covariance without an adapter.
+        InvalidRequestError: a name that the artifact does not have; a covariance, or such a spread, without an adapter.
     """
     name: str = model.recommended if predictive is None else predictive
     if name not in model.predictives:
@@ -87,6 +84,8 @@ def choose_ask(model: Model, *, predictive: str | None, covariance: bool) -> Ask
     if covariance and not has_posterior:
         message = "the covariance is of an adapter's logits, and the artifact has no adapter: leave it out"
         raise InvalidRequestError(message, field="options.covariance")
-    # Heads bring a spread of their own.
-    posterior = covariance or (predictive is None and name in PLAIN)
-    return Ask(name, ("laplace",) if has_posterior and posterior and name != "laplace" else (), covariance)
+    spreadless = variance and name in SPREADLESS
+    if spreadless and not has_posterior:
+        message = f"{name} has no spread, and the artifact no adapter whose posterior has one: name another predictive"
+        raise InvalidRequestError(message, field="options.variance")
+    return Ask(name, ("laplace",) if (covariance or spreadless) and name != "laplace" else (), covariance)

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from serving import RULE, FakePredictor, library
+from serving import FakePredictor, library
 
 import service.app
 from laplora.artifact.manifest import REPORT_PAGE, FileRecord
@@ -61,8 +61,6 @@ if __name__ == "__main__":
         page = Path(folder, REPORT_PAGE).read_bytes()
         record = FileRecord(sha256=hashlib.sha256(page).hexdigest(), size_bytes=len(page))
         predictor.artifact.path, predictor.artifact.manifest.files = Path(folder), {REPORT_PAGE: record}
-    if folder or os.environ.get("FAKE_RULES"):
-        predictor.artifact.manifest.predictives = {"laplace": RULE}
     predictor.golden_error = BROKEN.get(os.environ.get("FAKE_BROKEN", ""))
     predictor.poison[99_666] = FAULT
     for token in filter(None, os.environ.get("FAKE_POISON", "").split(",")):

@@ -92,7 +92,9 @@ def predict(client: httpx.Client, text: str = "a") -> httpx.Response:
 
 def predicted(client: httpx.Client, *texts: str, **options: Any) -> dict[str, Any]:
     """Return the answer to texts, whose numbers are all finite."""
-    response = client.post("/predict", json={"inputs": [{"text": text} for text in texts], "options": options})
+    response = client.post(
+        "/predict", json={"inputs": [{"text": text} for text in texts], "options": {"detail": "full", **options}}
+    )
     assert response.status_code == 200, response.text
     body: dict[str, Any] = json.loads(response.text, parse_constant=pytest.fail)
     return body

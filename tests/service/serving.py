@@ -25,7 +25,8 @@ from starlette.types import Receive, Scope, Send
 
 from laplora.answers.explaining import NothingAccepted
 from laplora.answers.order_answers import encode_orders
-from laplora.answers.prediction import LabelArrays, Prediction
+from laplora.answers.prediction import LabelArrays, PosteriorSpread, Prediction
+from laplora.decisions.thresholds import ReviewRule
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
 from laplora.jacobians.contrasts import ReversePass
 from laplora.models.held_weights import HeldWeights
@@ -47,7 +48,17 @@ GIVE_UP_S = 110.0
 #: What a predictive of an artifact has that a report is judged by.
 RULE = SimpleNamespace(
     thresholds=SimpleNamespace(
-        review=SimpleNamespace(target_risk=0.05, threshold=0.3, guarantee="empirical", score="total_entropy"), flags={}
+        review=ReviewRule(
+            target_risk=0.05,
+            threshold=0.3,
+            guarantee="empirical",
+            score="total_entropy",
+            accepted=1,
+            accepted_risk=0.0,
+            auroc={},
+            reason="fixed",
+        ),
+        flags={},
     )
 )
 #: What a manifest records of tests of a predictive, its label sets too.
@@ -102,7 +113,7 @@ class FakePredictor(Predictor):
             servable=self.predictives,
             calibration=SimpleNamespace(coverage=0.9, rows=150),
             familiarity=SimpleNamespace(false_alarms=0.02),
-            predictives={},
+            predictives=dict.fromkeys(self.predictives, RULE),
             recommended=SimpleNamespace(**reason, model_dump=lambda: reason),
         )
         self.artifact = SimpleNamespace(name=name, digest=f"sha256:{name}", manifest=manifest, path=path)
@@ -183,7 +194,8 @@ class FakePredictor(Predictor):
         """Accept what risks less than asked for: here, half of the score."""
         if target_risk is None:
             return list(predictions), 0.05
-        decided = [replace(p, decision="accept" if p.score / 2 <= target_risk else "review") for p in predictions]
+        rule = RULE.thresholds.review.model_copy(update={"target_risk": target_risk, "threshold": 2 * target_risk})
+        decided = [replace(p, decision=["review", "accept"][p.score <= rule.threshold], rule=rule) for p in predictions]
         return decided, target_risk
 
     def nothing_accepted(self, predictive: str, target_risk: float | None) -> NothingAccepted | None:
@@ -212,9 +224,11 @@ class FakePredictor(Predictor):
             prediction_set=["negative"],
             flags=["unfamiliar"] if self.unfamiliar & set(row.token_ids) else [],
             decision="accept",
+            rule=RULE.thresholds.review,
             calibrated_scores={"temperature": 0.3},
             tokens=len(row.token_ids),
             truncated=row.truncated,
+            posterior=PosteriorSpread(np.full(classes, 0.2), 0.3, 0.15) if posterior and not spread else None,
         )
 
     def verify_golden(self, run: Callable[[Callable[[], list[Any]]], list[Any]] = call) -> None:

@@ -50,7 +50,7 @@ async def served(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def answers(client: httpx.AsyncClient, rows: Rows, **options: Any) -> list[dict[str, Any]]:
-    body = {"inputs": [{"text": row["text"]} for row in rows], "options": options}
+    body = {"inputs": [{"text": row["text"]} for row in rows], "options": {"detail": "full", **options}}
     answer = await client.post("/predict", json=body)
     assert answer.status_code == 200, answer.text
     return list(answer.json()["predictions"])

@@ -64,7 +64,7 @@ def test_a_large_model_from_a_step_of_training_to_http(
     patience = ["--request-timeout-s", str(PATIENCE_S), "--stall-s", str(PATIENCE_S)]
     command = ["-m", "service", "--artifact", str(artifact), "--dequantize", "never", "--device", "cpu", *patience]
     with server_process(command) as process, process.client() as client:
-        response = client.post("/predict", json={"inputs": texts(TEST)})
+        response = client.post("/predict", json={"inputs": texts(TEST), "options": {"detail": "full"}})
         assert response.status_code == 200, response.text
     answers: list[dict[str, Any]] = json.loads(response.text)["predictions"]
     for answer, prediction in zip(answers, expected, strict=True):

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from laplora.answers.written import Detail, Shown
 from service.http.openapi import JOB_ERRORS, error_responses
 from service.http.routes.dependencies import CallerDep, DownloadsDep, JobsDep, SettingsDep
 from service.jobs.reading.rows import check_kept, json_lines
@@ -81,6 +82,7 @@ async def job_results(
     after: Annotated[
         int, Query(ge=0, le=2**31 - 1, description="Number of a line: the answer begins with the one after it.")
     ] = 0,
+    detail: Annotated[Detail, Query(description="Fields of an answer, as options.detail of POST /predict.")] = "short",
 ) -> StreamingResponse:
     """Download every row of a job with its answer, and the upload's own columns beside it.
 
@@ -92,6 +94,6 @@ async def job_results(
     check_kept(job)
     downloads.add(reader, 1)
     headers = {"Content-Disposition": f'attachment; filename="{job.id}.jsonl"'}
-    parts = json_lines(board.ledger.disk, job, first=after)
+    parts = json_lines(board.ledger.disk, job, first=after, shown=Shown(detail))
     on_end = partial(downloads.remove, reader, 1)
     return _Download(parts, headers, on_end=on_end, timeout_s=settings.job_download_timeout_s)

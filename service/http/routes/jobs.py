@@ -133,6 +133,7 @@ async def _submitted(
                             key=key,
                             artifact=ArtifactVersion(**artifact_ref(model.artifact).model_dump()),
                             labels=LabelNames.of(model.artifact.manifest),
+                            rule=model.artifact.manifest.predictives[model.recommended].thresholds.review,
                             options=options,
                             methods=_methods(model, query),
                             keep_rows=query.keep_rows,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 
@@ -42,9 +42,12 @@ class Predicting:
             UnscorableInputError: a number of an answer is not finite.
         """
         planning, options = self._planning, call.options
+        shown = options.shown
 
         def ask_of(model: Model) -> Ask:
-            return choose_ask(model, predictive=options.predictive, covariance=options.covariance)
+            return choose_ask(
+                model, predictive=options.predictive, variance=shown.has_variance, covariance=shown.has_covariance
+            )
 
         async with planning.plan(call, ask_of) as plan:
             scored = await planning.awaited(plan, self._scorer.score(plan))
@@ -68,19 +71,15 @@ class Predicting:
             manifest, nothing = artifact.manifest, None
             if all(answer.decision == "review" for answer in answers):
                 nothing = plan.model.nothing_accepted(predictive, options.target_risk)
-            head = PredictResponse(
-                artifact=artifact_ref(artifact),
-                predictive=PredictiveRef(
-                    name=predictive,
-                    recommended=manifest.recommended.predictive,
-                    reason=reason_for(manifest, predictive),
-                ),
-                target_risk=target_risk,
-                **({} if nothing is None else {"nothing_accepted": NothingAcceptedOut(**vars(nothing))}),
-                predictions=[],
-                timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions)),
-            )
-            return Answered(head, planning.inputs, answers, ids, options.covariance)
+            timing = planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions))
+            head: dict[str, Any] = {"artifact": artifact_ref(artifact)}
+            if nothing is not None:
+                head["nothing_accepted"] = NothingAcceptedOut(**vars(nothing))
+            if shown.detail == "full":
+                recommended, reason = manifest.recommended.predictive, reason_for(manifest, predictive)
+                ref = PredictiveRef(name=predictive, recommended=recommended, reason=reason)
+                head |= {"predictive": ref, "target_risk": target_risk, "timing_ms": timing}
+            return Answered(PredictResponse(**head, predictions=[]), planning.inputs, answers, ids, shown)
 
 
 async def _predicting(
@@ -94,7 +93,7 @@ PredictingDep = Annotated[Predicting, Depends(_predicting)]
 
 @router.post("/predict", responses=error_responses(*SCORING_ERRORS), response_model=PredictResponse)
 async def predict(body: PredictRequest, predicting: PredictingDep) -> Response:
-    """Classify inputs: probabilities of MAP and of the predictive asked for, uncertainty, flags and a decision."""
+    """Classify inputs: a label, its probability, whether to accept it and why, and the labels that are possible."""
     call = Call(lambda fields: body.inputs, len(body.inputs), body.artifact, body.options)
     answered = await predicting.answer(call)
     return answered.response(answered.body())

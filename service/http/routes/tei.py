@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastapi import APIRouter, Response
 from pydantic import TypeAdapter
 
@@ -12,7 +14,7 @@ from service.http.openapi import API_VERSION, SCORING_ERRORS, STATE_ERRORS, erro
 from service.http.routes.dependencies import ArtifactsDep, ScorerDep, SettingsDep
 from service.http.routes.health import ReadyDep
 from service.http.routes.predict import PredictingDep
-from service.http.schemas.predict import PredictionOut, PredictOptions
+from service.http.schemas.predict import PredictOptions
 from service.http.schemas.tei import (
     TeiClassifier,
     TeiErrorResponse,
@@ -22,6 +24,9 @@ from service.http.schemas.tei import (
     TeiPredictRequest,
 )
 from service.scoring.tokenizing import TOKENIZE_THREADS
+
+if TYPE_CHECKING:
+    from laplora.answers.prediction import Prediction
 
 _LABELS = TypeAdapter(list[TeiPrediction])
 router = APIRouter(tags=["protocols"], route_class=JsonBodyRoute)
@@ -38,7 +43,7 @@ async def tei_predict(body: TeiPredictRequest, predicting: PredictingDep) -> Res
     options = PredictOptions(truncate=bool(body.truncate))
     call = Call(of_texts(sequences, "inputs"), len(sequences), None, options, has_prediction_ids=False)
     answered = await predicting.answer(call)
-    rows = (_LABELS.dump_json(_labels(one, raw_scores=body.raw_scores)) for one in answered.rows())
+    rows = (_LABELS.dump_json(_labels(one, raw_scores=body.raw_scores)) for one, _ in answered.rows())
     return answered.response(listed(rows) if body.inputs.batch else rows)
 
 
@@ -77,8 +82,8 @@ async def tei_info(artifacts: ArtifactsDep, scorer: ScorerDep, settings: Setting
     )
 
 
-def _labels(prediction: PredictionOut, *, raw_scores: bool) -> list[TeiPrediction]:
+def _labels(prediction: Prediction, *, raw_scores: bool) -> list[TeiPrediction]:
     """Return the labels by falling score; of equal ones the last first, as TEI has it."""
-    scores = prediction.logit_mean if raw_scores else list(prediction.probs.values())
-    pairs = sorted(zip(scores, prediction.probs, strict=True), key=lambda pair: pair[0])
+    scores = (prediction.logit_mean if raw_scores else prediction.arrays.probs).tolist()
+    pairs = sorted(zip(scores, prediction.labels, strict=True), key=lambda pair: pair[0])
     return [TeiPrediction(score=score, label=label) for score, label in reversed(pairs)]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fastapi import APIRouter, Response
 
+from laplora.answers.reasons import Decided, decision_reason
 from service.http.answers import Answered, listed, opened
 from service.http.body import JsonBodyRoute
 from service.http.calls import Call, of_texts
 from service.http.openapi import SCORING_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.dependencies import ArtifactsDep
 from service.http.routes.predict import PredictingDep
-from service.http.schemas.predict import PredictionOut, PredictOptions
+from service.http.schemas.predict import PredictOptions
 from service.http.schemas.vllm import (
     ClassifyData,
     ClassifyRequest,
@@ -26,6 +27,9 @@ from service.http.schemas.vllm import (
     VllmErrorResponse,
 )
 from service.telemetry.logs import request_id
+
+if TYPE_CHECKING:
+    from laplora.answers.prediction import Prediction
 
 
 class _ClassifyRoute(JsonBodyRoute):
@@ -81,30 +85,31 @@ def _body(body: ClassifyRequest, answered: Answered, request_id: str) -> Iterato
     )
     yield opened(head, "data")
     logits = body.use_activation is False
-    rows = (_data(i, prediction, logits=logits) for i, prediction in enumerate(answered.rows()))
+    rows = (_data(i, *row, logits=logits) for i, row in enumerate(answered.rows()))
     yield from listed(row.model_dump_json().encode() for row in rows)
     yield b"}"
 
 
-def _data(index: int, prediction: PredictionOut, *, logits: bool) -> ClassifyData:
-    p = prediction
+def _data(index: int, prediction: Prediction, prediction_id: str | None, *, logits: bool) -> ClassifyData:
+    p, stds = prediction, prediction.arrays.probs_std
     return ClassifyData(
         index=index,
         label=p.label,
-        probs=p.logit_mean if logits else list(p.probs.values()),
-        num_classes=len(p.probs),
+        probs=(p.logit_mean if logits else p.arrays.probs).tolist(),
+        num_classes=len(p.labels),
         laplora=LaploraDetails(
-            answered_by=p.answered_by,
-            probs_std=None if p.probs_std is None else list(p.probs_std.values()),
-            epistemic=None if p.uncertainty is None else p.uncertainty.epistemic,
-            aleatoric=None if p.uncertainty is None else p.uncertainty.aleatoric,
+            answered_by=p.predictive,
+            probs_std=None if stds is None else stds.tolist(),
+            epistemic=p.epistemic,
+            aleatoric=p.aleatoric,
             familiarity=p.familiarity,
             score=p.score,
-            labels=p.labels,
+            labels=p.labels_present,
             prediction_set=p.prediction_set,
             flags=p.flags,
             decision=p.decision,
+            decision_reason=decision_reason(Decided.of(p)),
             truncated=p.truncated,
-            prediction_id=p.prediction_id,
+            prediction_id=prediction_id,
         ),
     )

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat
 
+from laplora.answers.written import Detail, LabelField, Shown
 from laplora.decisions.thresholds import Flag
 from laplora.decisions.uncertainty import FLAGS
 from service.http.schemas.artifacts import ArtifactRef
@@ -27,12 +28,23 @@ class PredictOptions(Strict):
     """How to predict."""
 
     predictive: str | None = Field(None, max_length=64, examples=[None])
-    """Name of the predictive that answers, one of the artifact's (GET /artifacts). Unset: the recommended one, and the
-    posterior's variances with it. A named one costs just what it needs (map: one forward pass, nothing about the
-    posterior); the variances come with it where it has a posterior, or with covariance.
+    """Name of the predictive that answers, one of the artifact's (GET /artifacts). Unset: the recommended one. It costs
+    just what it needs (map: one forward pass, nothing about the posterior).
     """
     target_risk: float | None = Field(None, gt=0, lt=1, examples=[None])
     """Error rate that accepted answers may have; decisions are made for it. Unset: the artifact's."""
+    detail: Detail = "short"
+    """short: what to act on, and of it what is not null. full: every field but logit_covariance, and how the request
+    was answered.
+    """
+    fields: list[LabelField] | None = Field(None, max_length=16, examples=[None])
+    """Which of the fields with numbers for each label to send, in place of those of detail. One of them that needs the
+    posterior asks for it, as variance and covariance do.
+    """
+    variance: bool = False
+    """Whether to send the posterior's spread: probs_std, uncertainty and logit_variance, also where the predictive has
+    none (map, temperature); spread_of then says whose it is. It costs the posterior's passes.
+    """
     covariance: bool = False
     """Whether to send logit_covariance (classes x classes, squared nats)."""
     truncate: bool = False
@@ -43,6 +55,12 @@ class PredictOptions(Strict):
     templates without choices.
     """
     timeout_s: TimeoutSeconds = None
+
+    @property
+    def shown(self) -> Shown:
+        """Which fields of an answer are sent."""
+        fields = None if self.fields is None else tuple(self.fields)
+        return Shown(self.detail, fields, self.variance, self.covariance)
 
 
 class PredictRequest(Strict):
@@ -96,51 +114,26 @@ class NothingAcceptedOut(Answer):
 
 
 class PredictionOut(Answer):
-    """One input's answer. From map, what needs the posterior is null and probs equals map_probs."""
+    """One input's answer. A short one has the fields down to prediction_id, of them those that are not null."""
 
     id: str | None = Field(default=None, description="The input's id, if it had one.", examples=["a1"])
     label: str = Field(description="Most probable label under probs.", examples=["positive"])
     labels: list[str] | None = Field(None, examples=[["news", "sport"]])
     """Labels that are present, of probability above 0.5; only from an artifact of which several labels may be right."""
-    label_text: str = Field(description="The chosen choice's text, or the label itself.", examples=["positive"])
-    answered_by: str = Field(examples=["laplace"])
-    """The predictive that made this answer."""
-    map_probs: Probabilities | None = Field(examples=[{"negative": 0.03, "positive": 0.97}])
-    """Softmax of the fine-tuned model's logits, by label: probabilities. Without an adapter that of the base's label
-    tokens, null where it has none.
-    """
-    probs: Probabilities = Field(examples=[_EXAMPLE_PROBS])
+    probs: Probabilities | None = Field(None, examples=[_EXAMPLE_PROBS])
     """The answering predictive's mean, by label: probabilities. Where several labels may be right, each label's own
     probability of being present, and likewise map_probs and calibrated_probs: they do not sum to 1.
     """
-    probs_std: Probabilities | None = Field(examples=[{"negative": 0.11, "positive": 0.11}])
-    """Standard deviation of each probability over the weights, by label; null for a predictive without
-    a spread (map, temperature), unless order_average gives it one.
+    map_probs: Probabilities | None = Field(None, examples=[{"negative": 0.03, "positive": 0.97}])
+    """The model alone, before averaging and calibration: softmax of the fine-tuned model's logits, by label:
+    probabilities. Without an adapter that of the base's label tokens, null where it has none. The answer is probs;
+    where the two differ in their first label, decision_reason says so.
     """
-    calibrated_probs: dict[str, Probabilities] = Field(examples=[{"temperature": {"negative": 0.21, "positive": 0.79}}])
-    """Probabilities of each other predictive of the artifact that needed no further pass, by predictive and label."""
-    logit_mean: list[FiniteFloat] = Field(examples=[[-1.74, 1.74]])
-    """Centred MAP logits, nats, in the labels' order. Where several labels may be right, logits and their variances are
-    not centred.
-    """
-    logit_variance: list[FiniteFloat] | None = Field(examples=[[2.3, 2.3]])
-    """Variance of each centred logit under the posterior, squared nats; null where there is none."""
-    logit_covariance: list[list[FiniteFloat]] | None = Field(None, examples=[[[2.3, -2.3], [-2.3, 2.3]]])
-    """Covariance of the centred logits, squared nats; only with options.covariance."""
-    uncertainty: UncertaintyParts | None
-    """Decomposed uncertainty of the answering predictive, nats; null where probs_std is. Where several labels may be
-    right, the sum over them.
-    """
-    label_mass: Probability | None = Field(examples=[0.93])
-    """Probability that the whole vocabulary's softmax puts on the labels; null without an adapter."""
-    familiarity: Probability | None = Field(examples=[0.63])
-    """How like the training rows the input is, 0 to 1: the share of the calibration rows that are at least as strange,
-    the input counted in. Of rows like the calibration rows, one in fifty has at most 0.02; null where the artifact does
-    not tell. With order_average, the largest of the orders'.
-    """
-    score: FiniteFloat = Field(examples=[0.47])
-    """The predictive's review score, of no unit: higher means more likely wrong. Where several labels may be right, the
-    highest of theirs.
+    decision: Literal["accept", "review"] = Field(examples=["review"])
+    """What to do with the answer: use it, or show it to a person."""
+    decision_reason: str = Field(examples=["0.82 is below 0.91, from which at most 5 % err"])
+    """Why, in one sentence with figures: what the answer has beside what its decision needs, for the target risk. Of
+    two labels they are probabilities, of more entropies (nats).
     """
     prediction_set: list[str] = Field(examples=[["positive"]])
     """Conformal set: holds the true label at the artifact's stated level. Where several labels may be right, the labels
@@ -152,27 +145,61 @@ class PredictionOut(Answer):
         + "; ".join(f"{name}: {meaning}" for name, meaning in FLAGS.items()),
         examples=[["high_epistemic"]],
     )
-    decision: Literal["accept", "review"] = Field(examples=["review"])
-    """What to do with the answer: use it, or show it to a person."""
-    tokens: int = Field(examples=[61])
-    """Tokens of the prompt as scored; with order_average, of both orders."""
-    orders: int | None = Field(None, examples=[2])
-    """Number of orders of the choices that the answer is an average over, 2; only with order_average."""
-    truncated: bool = Field(description="Whether the prompt was cut.", examples=[False])
+    uncertainty: UncertaintyParts | None = None
+    """Decomposed uncertainty, nats; null where probs_std is. Where several labels may be right, the sum over them."""
+    probs_std: Probabilities | None = Field(None, examples=[{"negative": 0.11, "positive": 0.11}])
+    """Standard deviation of each probability over the weights, by label; null for a predictive without a spread (map,
+    temperature), unless variance asks for the posterior's or order_average gives it one.
+    """
+    spread_of: str | None = Field(None, examples=["laplace"])
+    """The predictive that uncertainty and probs_std are of, where it is another than the answering one: only with
+    variance.
+    """
     prediction_id: str | None = Field(None, examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
     """What POST /feedback knows this answer by, for feedback_keep_s at most; left out where the server keeps none.
     Only the caller that it was sent to can use it.
     """
+    label_text: str | None = Field(None, description="The chosen choice's text, or the label.", examples=["positive"])
+    answered_by: str | None = Field(None, examples=["laplace"])
+    """The predictive that made this answer."""
+    calibrated_probs: dict[str, Probabilities] | None = Field(
+        None, examples=[{"temperature": {"negative": 0.21, "positive": 0.79}}]
+    )
+    """Probabilities of each other predictive of the artifact that needed no further pass, by predictive and label."""
+    logit_mean: list[FiniteFloat] | None = Field(None, examples=[[-1.74, 1.74]])
+    """Centred MAP logits, nats, in the labels' order. Where several labels may be right, logits and their variances are
+    not centred.
+    """
+    logit_variance: list[FiniteFloat] | None = Field(None, examples=[[2.3, 2.3]])
+    """Variance of each centred logit under the posterior, squared nats; null where nothing asked for the posterior."""
+    logit_covariance: list[list[FiniteFloat]] | None = Field(None, examples=[[[2.3, -2.3], [-2.3, 2.3]]])
+    """Covariance of the centred logits, squared nats; only where it is asked for."""
+    label_mass: Probability | None = Field(None, examples=[0.93])
+    """Probability that the whole vocabulary's softmax puts on the labels; null without an adapter."""
+    familiarity: Probability | None = Field(None, examples=[0.63])
+    """How like the training rows the input is, 0 to 1: the share of the calibration rows that are at least as unusual,
+    the input counted in. Of rows like the calibration rows, one in fifty has at most 0.02; null where the artifact has
+    no such score. With order_average, the largest of the orders'.
+    """
+    score: FiniteFloat | None = Field(None, examples=[0.47])
+    """The predictive's review score, of no unit: higher means more likely wrong. Where several labels may be right, the
+    highest of theirs.
+    """
+    tokens: int | None = Field(None, examples=[61])
+    """Tokens of the prompt as scored; with order_average, of both orders."""
+    orders: int | None = Field(None, examples=[2])
+    """Number of orders of the choices that the answer is an average over, 2; only with order_average."""
+    truncated: bool | None = Field(None, description="Whether the prompt was cut.", examples=[False])
 
 
 class PredictResponse(Answer):
-    """Predictions in the order of the inputs."""
+    """Predictions in the order of the inputs. How they were made comes with options.detail full."""
 
     artifact: ArtifactRef = Field(description="Which artifact answered.")
-    predictive: PredictiveRef = Field(description="Which predictive was asked for.")
-    target_risk: FiniteFloat = Field(examples=[0.05])
+    predictive: PredictiveRef | None = Field(None, description="Which predictive answered, and why.")
+    target_risk: FiniteFloat | None = Field(None, examples=[0.05])
     """The error rate, 0 to 1, that the decisions were made for."""
     nothing_accepted: NothingAcceptedOut | None = None
     """Set where nothing can be accepted at that rate: why everything goes to review."""
     predictions: list[PredictionOut] = Field(description="One answer per input, in the inputs' order.")
-    timing_ms: Timing = Field(description="Where the time went, milliseconds.")
+    timing_ms: Timing | None = Field(None, description="Where the time went, milliseconds.")

@@ -73,6 +73,8 @@ class LaploraDetails(Answer):
     prediction_set: list[str] = Field(description="Conformal set of labels.", examples=[["positive"]])
     flags: list[Flag] = Field(description="Why the answer deserves a look.", examples=[["high_epistemic"]])
     decision: Decision = Field(description="Use the answer, or show it to a person.", examples=["review"])
+    decision_reason: str = Field(examples=["0.82 is below 0.91, from which at most 5 % err"])
+    """Why, in one sentence with figures: probabilities, of more than two labels entropies, nats."""
     truncated: bool = Field(description="Whether the prompt was cut.", examples=[False])
     prediction_id: str | None = Field(examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
     """What POST /feedback knows this answer by; null where the server keeps none."""

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from laplora.answers.labels import LabelNames
+from laplora.decisions.thresholds import ReviewRule
 from service.errors import BodyTooLargeError, IdempotencyConflictError
 from service.jobs.intake.upload import Upload, new_content
 from service.jobs.store.ledger import Ledger
@@ -101,6 +102,7 @@ class Taking:
         key: str | None,
         artifact: ArtifactVersion,
         labels: LabelNames,
+        rule: ReviewRule,
         options: JobOptions,
         methods: Collection[str],
         keep_rows: bool,
@@ -146,6 +148,7 @@ class Taking:
                 artifact=artifact,
                 labels=labels.names,
                 several=labels.several,
+                rule=rule.model_dump(),
                 options=options,
                 rows=upload.rows,
                 labelled=upload.labelled,

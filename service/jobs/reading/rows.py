@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, BinaryIO
 
+from laplora.answers.reasons import Decided, decision_reason
+from laplora.answers.written import FULL, Shown
+from laplora.decisions.thresholds import ReviewRule
 from service.errors import RowsNotKeptError, UploadChangedError
 from service.jobs.store.disk import Disk
 from service.jobs.store.numbers import read_answer
@@ -47,7 +50,10 @@ class AnsweredRow:
 
     @cached_property
     def answer(self) -> dict[str, Any] | None:
-        """The answer, as of POST /predict without logits; None where the row could not be scored."""
+        """The answer, as of POST /predict without logits; None where the row could not be scored.
+
+        Of a job from before there were reasons it has none.
+        """
         if self.scored is None or self.scored.answer is None:
             return None
         answer = read_answer(self.scored.answer, self.about.labels)
@@ -55,6 +61,10 @@ class AnsweredRow:
         choices = self.columns.get("choices") if "choices" in self.about.fields else None
         label = answer["label"]
         answer["label_text"] = choices[self.about.labels.index(label)] if isinstance(choices, list) else label
+        if self.about.rule is not None:
+            # A newer server may have kept more of it.
+            rule = ReviewRule.model_validate(self.about.rule, extra="ignore")
+            answer["decision_reason"] = decision_reason(Decided.of_written(answer, rule))
         return answer
 
 
@@ -121,21 +131,24 @@ def _lines(file: BinaryIO, most: int) -> list[bytes]:
     return lines
 
 
-async def json_lines(disk: Disk, job: Job, *, first: int = 0) -> AsyncGenerator[bytes]:
+async def json_lines(disk: Disk, job: Job, *, first: int = 0, shown: Shown = FULL) -> AsyncGenerator[bytes]:
     """Yield a job's rows that are over as JSON Lines, from number ``first`` on; errors as of ``answered_pages``.
 
     A line is ``{"line", "input", "answer", "error"}``, the input as it was uploaded.
     """
     async with aclosing(answered_pages(disk, job, first=first)) as pages:
         async for page in pages:
-            yield await disk.in_files(_joined, page)
+            yield await disk.in_files(_joined, page, shown)
 
 
-def _joined(page: Sequence[AnsweredRow]) -> bytes:
-    return b"".join(map(_json_line, page))
+def _joined(page: Sequence[AnsweredRow], shown: Shown) -> bytes:
+    return b"".join(_json_line(one, shown) for one in page)
 
 
-def _json_line(one: AnsweredRow) -> bytes:
-    answer = json.dumps(one.answer, ensure_ascii=False, separators=(",", ":")).encode()
+def _json_line(one: AnsweredRow, shown: Shown) -> bytes:
+    whole = one.answer
+    answer = json.dumps(
+        None if whole is None else shown.select(whole), ensure_ascii=False, separators=(",", ":")
+    ).encode()
     error = b"null" if one.error is None else f'"{one.error}"'.encode()
     return b'{"line":%d,"input":%b,"answer":%b,"error":%b}\n' % (one.row + 1, one.line, answer, error)

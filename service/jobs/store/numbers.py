@@ -20,9 +20,10 @@ from service.jobs.store.records import ScoredRow, compact
 if TYPE_CHECKING:
     from laplora.metrics.scores import RowScores
 
-#: What an answer has by label; what is not kept of it: the label's text may be a part of the prompt.
+#: What an answer has by label; what is not kept of it: the label's text may be a part of the prompt, and the reason
+#: follows from the rest.
 _BY_LABEL = ("map_probs", "probs", "probs_std")
-_NOT_KEPT = ("label_text", "calibrated_probs", "logit_mean", "logit_variance")
+_NOT_KEPT = ("label_text", "decision_reason", "calibrated_probs", "logit_mean", "logit_variance")
 #: Most bytes of an answer but for its labels and what it has by label.
 _REST_BYTES = 600
 

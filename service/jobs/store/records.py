@@ -216,6 +216,7 @@ class About(BaseModel):
         fields: of the artifact's template: what of a row its prompt is made of.
         columns: names of the upload's columns, in the order in which they came.
         content: digest of the upload as it came, unpacked; None of a job from before there was one.
+        rule: of the predictive that answers, by which decisions are made (``ReviewRule``); None likewise.
     """
 
     artifact: ArtifactVersion
@@ -232,6 +233,7 @@ class About(BaseModel):
     fields: tuple[str, ...]
     columns: tuple[str, ...]
     content: str | None = None
+    rule: dict[str, Any] | None = None
 
     @property
     def label_names(self) -> LabelNames:

@@ -27,8 +27,7 @@ function comparison(answer, served, choices) {
         bar("map", alone[label]), make("span", { class: "number" }, probability(alone[label]))),
       make("td", { role: "cell", "data-head": `Served: ${served}` },
         bar("served", answer.probs[label], deviation),
-        make("span", { class: "number" }, probability(answer.probs[label]),
-          deviation === null ? null : make("small", {}, ` ± ${(100 * deviation).toFixed(0)}`))));
+        make("span", { class: "number" }, probability(answer.probs[label]))));
   });
   const rest = labels.length - MOST_LABELS;
   return [
@@ -55,14 +54,17 @@ function uncertainty({ total, aleatoric, epistemic }, classes) {
     make("p", {}, uncertaintyInWords({ total, aleatoric, epistemic })));
 }
 
-function details(answer, response) {
+function details(answer, response, classes) {
   const names = Object.keys(answer.probs);
   const others = Object.entries(answer.calibrated_probs);
   return make("details", {},
     make("summary", {}, "More of this answer"),
+    answer.probs_std === null ? null : make("p", { class: "note" }, "The line across a bar is how far the models that fit the training rows differ: one standard deviation."),
+    answer.uncertainty === null ? null : uncertainty(answer.uncertainty, classes),
     facts([
       ["Answered by", `${answer.answered_by}: ${predictiveInWords(answer.answered_by)}`],
       ["Review score, which the decision goes by", figure(answer.score)],
+      ...(answer.familiarity === null ? [] : [["Calibration rows that are at least as unusual, itself counted in", percent(answer.familiarity, answer.familiarity < 0.1 ? 1 : 0)]]),
       ...(answer.label_mass === null ? [] : [["Probability of the labels among all words", percent(answer.label_mass)]]),
       ["Tokens", `${answer.tokens}${answer.truncated ? ", cut" : ""}`],
       ["Time", `${response.timing_ms.total.toFixed(0)} ms, ${response.timing_ms.compute.toFixed(0)} of them computing`],
@@ -78,10 +80,7 @@ function side(answer, artifact) {
     make("dl", { class: "facts" },
       make("div", {}, make("dt", {}, "Labels that are still possible"),
         make("dd", {}, answer.prediction_set.length === 0 ? "none" : answer.prediction_set.join(", "),
-          make("span", { class: "note sets" }, setsInWords(artifact?.prediction_sets, answer.answered_by, several)))),
-      answer.familiarity === null ? null : make("div", {}, make("dt", {}, "Familiarity"),
-        make("dd", {}, `${percent(answer.familiarity, answer.familiarity < 0.1 ? 1 : 0)} of the calibration rows are at least as unusual as this input, itself counted in`,
-          answer.familiarity <= 0.02 ? ". The least that can be is this input alone: then no calibration row is" : null))),
+          make("span", { class: "note sets" }, setsInWords(artifact?.prediction_sets, answer.answered_by, several))))),
     flags.length === 0 ? null : make("ul", { class: "flags" }, flags),
   ];
 }
@@ -91,18 +90,14 @@ export function drawn(response, choices, artifact) {
   const [answer] = response.predictions;
   const { do: action, why } = verdict(response);
   const parts = [
-    make("p", { class: `verdict ${answer.decision}` }, make("strong", {}, action), ` ${why}`),
+    make("p", { class: `verdict ${answer.decision}` }, make("strong", {}, action), " ", make("span", {}, why)),
     ...comparison(answer, answer.answered_by, choices),
   ];
-  if (answer.probs_std !== null) {
-    parts.push(make("p", { class: "note" }, "The line across a bar, and the number behind ±, is how far these models differ: one standard deviation, in percentage points."));
-  }
   if (answer.labels !== undefined) {
     const present = answer.labels.length === 0 ? "none" : answer.labels.join(", ");
     parts.push(make("p", {}, `Present: ${present}. Each label is a question of its own.`));
   }
-  if (answer.uncertainty !== null) parts.push(uncertainty(answer.uncertainty, Object.keys(answer.probs).length));
-  parts.push(...side(answer, artifact), details(answer, response));
+  parts.push(...side(answer, artifact), details(answer, response, Object.keys(answer.probs).length));
   return parts.filter((part) => part !== null);
 }
 
@@ -111,5 +106,5 @@ export function said(response) {
   const [answer] = response.predictions;
   const { do: action, why } = verdict(response);
   const alone = answer.map_probs === null ? "" : `${probability(answer.map_probs[answer.label])} by the model alone, `;
-  return `${answer.label_text}: ${alone}${probability(answer.probs[answer.label])} served. ${action} ${why}`;
+  return `${action}. ${why} ${answer.label_text}: ${alone}${probability(answer.probs[answer.label])} served.`;
 }

@@ -27,6 +27,6 @@ export function asPython({ inputs, artifact, options = {} }) {
     "",
     `with Client(${JSON.stringify(server)}${hasKey() ? ', api_key="YOUR_KEY"' : ""}) as client:`,
     `    [answer] = client.predict(${python(inputs)}${more})`,
-    "    print(answer.label, answer.map_probs, answer.probs, answer.decision)",
+    "    print(answer.label, answer.probs, answer.decision, answer.decision_reason)",
   ].join("\n");
 }

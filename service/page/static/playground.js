@@ -85,7 +85,7 @@ async function ask() {
   byId("ask-problem").textContent = "";
   byId("answer").setAttribute("aria-busy", "true");
   try {
-    const response = await postJson("predict", request);
+    const response = await postJson("predict", { ...request, options: { ...request.options, detail: "full" } });
     // Somebody who asks twice sees the answer to the second question, whichever comes last.
     if (mine !== asked) return;
     byId("answer").replaceChildren(...drawn(response, request.inputs[0].choices, chosen()), truth(response));

@@ -2,19 +2,6 @@
 
 import { percent } from "./dom.js";
 
-const seen = (familiarity) =>
-  familiarity === null
-    ? "it is unlike the rows that the model learned from"
-    : `it is unlike the rows that the model learned from: only ${percent(familiarity)} of the calibration rows are as unusual, itself counted in`;
-
-// Why a person should look, by flag. These four send an answer to review by themselves.
-const REASONS = {
-  unfamiliar: (answer) => seen(answer.familiarity),
-  high_epistemic: () => "the models that fit the training rows about as well disagree about it",
-  low_label_mass: () => "the model would rather have said something that is none of the labels",
-  truncated: () => "the input was longer than the limit and was cut",
-};
-
 // What a flag says, whatever the decision.
 const NOTES = {
   unfamiliar: "Unlike the training rows; its set holds every label.",
@@ -27,25 +14,14 @@ const NOTES = {
 
 export const noteOf = (flag) => NOTES[flag] ?? "";
 
-const listed = (parts) =>
-  parts.length < 2 ? parts.join("") : `${parts.slice(0, -1).join(", ")}, and ${parts.at(-1)}`;
-
 // Returns what to do with the answer in a response, and why.
-export function verdict({ predictions: [answer], target_risk: targetRisk, nothing_accepted: nothing }) {
-  const risk = percent(targetRisk, targetRisk < 0.01 ? 1 : 0);
-  if (answer.decision === "accept") {
-    return {
-      do: "Use it.",
-      why: `It is as sure as the calibration rows of which at most ${risk} were wrong.`,
-    };
-  }
-  const reasons = answer.flags.filter((flag) => flag in REASONS).map((flag) => REASONS[flag](answer));
-  const always = nothing === undefined ? "" : `${nothing.message}.`;
-  if (reasons.length > 0) return { do: "A person should look,", why: `because ${listed(reasons)}. ${always}` };
-  if (always) return { do: "A person should look:", why: always };
+export function verdict({ predictions: [answer], nothing_accepted: nothing }) {
+  const why = answer.decision_reason;
+  const from = nothing?.accepts_from;
+  const rest = typeof from === "number" ? ` From ${percent(from)} on some are accepted.` : "";
   return {
-    do: "A person should look,",
-    why: `because if everything as sure as this were accepted, more than ${risk} of such calibration rows would have been wrong.`,
+    do: answer.decision === "accept" ? `Use it: ${answer.label_text}` : "A person should look",
+    why: `${why[0].toUpperCase()}${why.slice(1)}.${rest}`,
   };
 }
 

@@ -27,7 +27,14 @@ def client(connect: Callable[..., Client], served: str) -> Iterator[Client]:
 def test_a_long_list_is_answered_in_order(client: Client) -> None:
     counts: list[int] = []
     client.wait_until_ready()
-    answers = client.predict(INPUTS, predictive="laplace", covariance=True, target_risk=0.2, progress=counts.append)
+    asked = {
+        "predictive": "laplace",
+        "covariance": True,
+        "target_risk": 0.2,
+        "detail": "full",
+        "progress": counts.append,
+    }
+    answers = client.predict(INPUTS, **asked)
     assert [a.id for a in answers] == [row["id"] for row in INPUTS]
     # the fake names each row in its answer
     assert [round(a.probs["negative"] * 100_000) for a in answers] == [i + 2 for i in range(len(INPUTS))]
@@ -36,7 +43,10 @@ def test_a_long_list_is_answered_in_order(client: Client) -> None:
     assert (answers.predictive, answers.target_risk) == ("laplace", 0.2)
     assert {len(a.logit_covariance or ()) for a in answers} == {2}
     assert answers.nothing_accepted is None
-    strict = client.predict(INPUTS[:1], predictive="map", target_risk=0.1).nothing_accepted
+    short = client.predict(INPUTS[:1], predictive="map", target_risk=0.1, variance=True, fields=["probs"])
+    assert (short[0].spread_of, short[0].tokens, short[0].map_probs) == ("laplace", None, None)
+    assert (short[0].probs_std or {}).keys() == (short[0].probs or {}).keys()
+    strict = short.nothing_accepted
     assert (strict and (strict.message, strict.accepts_from)) == ("map accepts nothing", 0.125)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tiny_runs import FinishedRun
 
+from laplora.answers.reasons import Decided, decision_reason
 from laplora.commands.app import main
 from laplora.commands.bars import Bar
 from laplora.errors import ConfigError
@@ -40,6 +41,12 @@ def test_every_line_is_answered_in_order(
     rows = [{"id": str(i), "text": text} for i, text in enumerate(texts)]
     status, found = predict(sentiment_run, jsonl(rows), monkeypatch, capfdbinary, "--lines", str(window))
     assert status == 0
+    full = predict(sentiment_run, jsonl(rows[:1]), monkeypatch, capfdbinary, "--detail", "full")[1][0]
+    spread = predict(sentiment_run, jsonl(rows[:1]), monkeypatch, capfdbinary, "--variance", "--predictive", "map")[1][
+        0
+    ]
+    assert (set(found[0]) < set(full), spread["spread_of"]) == (True, "laplace")
+    assert min(*spread["logit_variance"], *spread["probs_std"].values(), spread["uncertainty"]["epistemic"]) > 0
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     assert main(["predict", "-a", str(sentiment_run.artifact), "--device", "cpu", "--target-risk", "0.0001"]) == 0
     assert b"accepts nothing at an error rate of 0.01 %: every answer goes to review" in capfdbinary.readouterr().err
@@ -49,7 +56,7 @@ def test_every_line_is_answered_in_order(
     for one, answer in zip(found, expected, strict=True):
         assert one["probs"] == pytest.approx(answer.probs, abs=1e-4)
         assert one["map_probs"] == pytest.approx(answer.map_probs, abs=1e-4)
-        assert one["answered_by"] == predictor.recommended
+        assert one["decision_reason"] == decision_reason(Decided.of(answer))
         assert one["decision"] == answer.decision
 
 

@@ -67,7 +67,7 @@ def test_every_operation_has_its_function(client: Any) -> None:
 
 def test_predict(client: Any) -> None:
     m = models()
-    options = m.PredictOptions(covariance=True, target_risk=0.2)
+    options = m.PredictOptions(covariance=True, target_risk=0.2, detail=m.PredictOptionsDetail.FULL)
     body = m.PredictRequest(inputs=texts("review 5000", "review 90000"), artifact="fake", options=options)
     answer = api("scoring.predict").sync(client=client, body=body)
     assert isinstance(answer, m.PredictResponse)

@@ -19,59 +19,75 @@ from service.http.schemas.predict import PredictionOut, PredictResponse
 pytestmark = pytest.mark.anyio
 
 
-async def test_answer_has_the_contracts_fields(served: Served) -> None:
-    body = (await served.predict("fine 7")).json()
+async def test_an_answer_is_short_unless_more_is_asked_for(served: Served) -> None:
+    short = (await served.predict("fine 7")).json()
+    body = (await served.predict("fine 7", options={"detail": "full"})).json()
     PredictResponse.model_validate(body)
-    assert body["predictive"] == {"name": "laplace", "recommended": "laplace", "reason": "it was better"}
     artifact = {"name": "fake", "digest": "sha256:fake", "base_model": "tiny", "quantization": "none"}
-    assert body["artifact"] == artifact
-    (prediction,) = body["predictions"]
-    assert set(PredictionOut.model_fields) - set(prediction) == {"id", "logit_covariance", "orders", "labels"}
-    assert set(prediction["probs"]) == {"negative", "positive"}
+    assert short == {"artifact": artifact, "predictions": short["predictions"]}
+    assert body["predictive"] == {"name": "laplace", "recommended": "laplace", "reason": "it was better"}
+    (few,), (prediction,) = short["predictions"], body["predictions"]
+    names = ("probs", "map_probs", "decision", "decision_reason", "prediction_set", "flags", "uncertainty", "probs_std")
+    assert [*few] == ["label", *names, "prediction_id"]
+    assert {**few, "prediction_id": ""} == {name: prediction[name] for name in few} | {"prediction_id": ""}
+    left_out = {"id", "logit_covariance", "orders", "labels", "spread_of"}
+    assert set(PredictionOut.model_fields) - set(prediction) == left_out
+    assert prediction["decision_reason"] == "0.93 is at least 0.91, from which at most 5 % err"
     assert prediction["uncertainty"] == {"total": 0.5, "aleatoric": 0.4, "epistemic": 0.1}
     timing = body["timing_ms"]
     assert all(value >= 0 for value in timing.values())
     assert timing["queue"] + timing["tokenize"] + timing["compute"] <= timing["total"]
 
 
-#: Options, the predictive that answers, and what is computed beside it.
-ASKED: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
-    ({}, "laplace", ()),
-    ({"predictive": "map"}, "map", ()),
-    ({"predictive": "map", "covariance": True}, "map", ("laplace",)),
-    ({"predictive": "temperature"}, "temperature", ()),
-    ({"predictive": "temperature", "covariance": True}, "temperature", ("laplace",)),
-    ({"predictive": "laplace", "covariance": True}, "laplace", ()),
-]
+#: Options, the predictive that answers, what is computed beside it, and what an answer has beside a short one's.
+ASKED: list[tuple[dict[str, Any], str, tuple[str, ...], set[str]]] = [
+    ({}, "laplace", (), set()),
+    ({"predictive": "map"}, "map", (), {"-uncertainty", "-probs_std"}),
+    ({"predictive": "map", "variance": True}, "map", ("laplace",), {"spread_of", "logit_variance"}),
+    ({"predictive": "map", "fields": ["logit_variance"]}, "map", ("laplace",),
+     {"spread_of", "logit_variance", "-probs", "-map_probs", "-probs_std"}),
+    ({"predictive": "map", "covariance": True}, "map", ("laplace",),
+     {"logit_covariance", "-uncertainty", "-probs_std"}),
+    ({"predictive": "map", "fields": ["probs_std"]}, "map", (), {"-uncertainty", "-probs", "-map_probs"}),
+    ({"predictive": "laplace", "variance": True}, "laplace", (), {"logit_variance"}),
+    ({"fields": []}, "laplace", (), {"-probs", "-map_probs", "-probs_std"}),
+    ({"fields": ["logit_covariance", "logit_mean"]}, "laplace", (),
+     {"logit_covariance", "logit_mean", "-probs", "-map_probs", "-probs_std"}),
+]  # fmt: skip
 
 
-async def test_which_predictive_answers(served: Served) -> None:
-    for options, predictive, also in ASKED:
-        body = (await served.predict("fine 7", options=options)).json()
+async def test_which_predictive_answers_and_what_is_asked_for_comes(served: Served) -> None:
+    usual = set((await served.predict("fine 7")).json()["predictions"][0])
+    for options, predictive, also, more in ASKED:
+        (answer,) = (await served.predict("fine 7", options=options)).json()["predictions"]
         assert (served.predictor.batches[-1][0], served.predictor.also[-1]) == (predictive, also), options
-        assert body["predictive"]["name"] == body["predictions"][0]["answered_by"] == predictive
-        assert body["predictive"]["reason"] == (
-            "it was better" if predictive == "laplace" else f"{predictive} was asked for"
-        )
-        (answer,) = body["predictions"]
-        assert (answer["logit_variance"] is not None) == ("laplace" in (predictive, *also))
-        assert ("logit_covariance" in answer) == options.get("covariance", False)
-        assert predictive != "map" or answer["probs"] == answer["map_probs"]
-    assert len(served.predictor.batches) == len(ASKED)
+        less = {name[1:] for name in more if name.startswith("-")}
+        assert set(answer) == usual - less | {name for name in more if not name.startswith("-")}, options
+        if "spread_of" in answer:
+            parts = {"total": 0.45, "aleatoric": 0.3, "epistemic": 0.15}
+            assert (answer["spread_of"], answer["uncertainty"]) == ("laplace", pytest.approx(parts))
+        assert predictive != "map" or answer.get("probs") == answer.get("map_probs")
+    full = (await served.predict("fine 7", options={"predictive": "map", "detail": "full"})).json()
+    assert full["predictive"]["reason"] == "map was asked for"
+    assert (full["predictions"][0]["answered_by"], full["predictions"][0]["probs_std"]) == ("map", None)
 
 
-async def test_the_posterior_comes_with_whatever_is_recommended_and_decisions_are_for_the_stated_risk() -> None:
+async def test_decisions_are_for_the_stated_risk_and_say_so() -> None:
     predictor = FakePredictor()
     predictor.recommended = predictor.artifact.manifest.recommended.predictive = "temperature"
     async with serve(predictor) as served:
         risks: tuple[dict[str, float], ...] = ({}, {"target_risk": 0.1}, {"target_risk": 0.2})
         plain, strict, lenient = [
-            (await served.predict("fine 7", options={"covariance": True, **risk})).json() for risk in risks
+            (await served.predict("fine 7", options={"detail": "full", **risk})).json() for risk in risks
         ]
     assert plain["predictive"] == {"name": "temperature", "recommended": "temperature", "reason": "it was better"}
-    assert plain["predictions"][0]["logit_covariance"] == [[0.1, 0.1], [0.1, 0.1]]
+    assert predictor.also == [()] * 3
     assert [b["target_risk"] for b in (plain, strict, lenient)] == [0.05, 0.1, 0.2]
-    assert [b["predictions"][0]["decision"] for b in (strict, lenient)] == ["review", "accept"]
+    decided = [(b["predictions"][0]["decision"], b["predictions"][0]["decision_reason"]) for b in (strict, lenient)]
+    assert decided == [
+        ("review", "0.93 is below 0.95, from which at most 10 % err"),
+        ("accept", "0.93 is at least 0.86, from which at most 20 % err"),
+    ]
     said = {"message": "temperature accepts nothing", "accepts_from": 0.125}
     assert [b.get("nothing_accepted") for b in (plain, strict, lenient)] == [None, said, None]
 

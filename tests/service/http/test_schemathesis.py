@@ -165,7 +165,7 @@ def fakes(folder: Path, *flags: str, auth: str = "off") -> Iterator[str]:
     """Yield the address of a server of a text artifact, beside one with choices and one that is broken."""
     root = fake_artifacts(folder, "fake", "choices", "broken")
     command = [FAKE_SERVER, "--artifact", "fake", "--artifacts-root", str(root), *flags]
-    with serving(command, FAKE_CHOICES="choices", FAKE_RULES="1", LAPLORA_AUTH=auth) as address:
+    with serving(command, FAKE_CHOICES="choices", LAPLORA_AUTH=auth) as address:
         yield address
 
 

@@ -117,7 +117,7 @@ async def test_orders_of_the_choices_are_averaged_as_evaluate_does() -> None:
         assert done["result"]["methods"] == await served.methods(items, order_average=True)
         assert ("laplace_order_average" in done["result"]["methods"], done["result"]["unfamiliar"]) == (True, None)
         # An answer names the text of a choice, no part of which is in the database.
-        for item, one in zip(items, await served.answers(job_id), strict=True):
+        for item, one in zip(items, await served.answers(job_id, detail="full"), strict=True):
             assert one["answer"]["label_text"] == item["choices"]["ABC".index(one["answer"]["label"])]
         disk, number = served.state.jobs.ledger.disk, served.held(job_id).number
         kept = [one.answer for one in await disk.in_database(disk.tables.reads.answers, number, (0, 30))]

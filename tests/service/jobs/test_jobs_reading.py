@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from job_calls import ServedJobs, lines, refused, rows, serve
 from limits import longer_and_longer
-from serving import RULE, LeavingClient, code
+from serving import LeavingClient, code
 
 from laplora.answers.reporting import MeasuredRows
 from service.errors import ReportNotFoundError
@@ -38,9 +38,11 @@ async def test_every_row_comes_back_as_it_was_sent_with_the_answer_of_predict(se
         18: "device_memory",
     }
     for number in (0, 5, 699):
-        direct = (await served.predict(items[number]["text"])).json()["predictions"][0]
         left_out = ("calibrated_probs", "logit_mean", "logit_variance", "prediction_id")
-        assert got[number]["answer"] == {k: v for k, v in direct.items() if k not in left_out}
+        for detail, one in (("short", got[number]), ("full", (await served.answers(job_id, detail="full"))[number])):
+            asked = await served.predict(items[number]["text"], options={"detail": detail})
+            (direct,) = asked.json()["predictions"]
+            assert one["answer"] == {k: v for k, v in direct.items() if k not in left_out}
     assert got[5]["answer"]["flags"] == ["unfamiliar"]
 
 
@@ -125,7 +127,6 @@ async def test_jobs_are_listed_a_page_at_a_time(served: ServedJobs) -> None:
 
 
 async def report(served: ServedJobs, job_id: str, **query: Any) -> str:
-    served.predictor.artifact.manifest.predictives = {"laplace": RULE}
     answer = await served.client.get(f"/evaluate/jobs/{job_id}/report", params=query)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "text/html; charset=utf-8"

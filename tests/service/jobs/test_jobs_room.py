@@ -41,6 +41,7 @@ def scored(labels: LabelNames, count: int) -> list[ScoredRow]:
             "map_probs": by_label, "probs": by_label, "probs_std": None if row else dict.fromkeys(names, TINY),
             "calibrated_probs": {}, "logit_mean": [], "logit_variance": None,
             "uncertainty": dict.fromkeys(("total", "aleatoric", "epistemic", "order"), -TINY), "label_mass": TINY,
+            "decision_reason": "why",
             "familiarity": TINY, "score": -TINY, "prediction_set": list(names), "flags": list(FLAGS),
             "decision": "review", "tokens": 10**9, "orders": 2, "truncated": False,
         }  # fmt: skip
@@ -67,7 +68,7 @@ def test_numbers_are_kept_to_the_last_bit_in_the_room_that_was_told(several: boo
             rows = [row._replace(methods=json.loads(compact(row.methods))) for row in of]
             for got, number in zip(scores_of(rows, name, ("map", "laplace"), labels), direct, strict=True):
                 torch.testing.assert_close(got, number, rtol=0 if exact else 1e-14, atol=0)
-    left_out = {"label_text", "calibrated_probs", "logit_mean", "logit_variance"}
+    left_out = {"label_text", "decision_reason", "calibrated_probs", "logit_mean", "logit_variance"}
     fake = FakePredictor()
     (answer,) = fake.predict([fake.row(5)])
     assert set(written_answer(answer, {})) <= set(fresh[0].written or {}), "what this knows no longest value of"

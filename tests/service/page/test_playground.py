@@ -31,13 +31,17 @@ def code(visited: Visit, name: str) -> str:
 def test_both_answers_stand_side_by_side_and_what_to_do_is_said(visited: Visit) -> None:
     """The fake's probability of negative is the largest token over 100,000; it accepts what risks half of its score."""
     visited.ask("87000")
-    assert cells(visited) == [["negative", "87.0 %", "87.0 % ± 10"], ["positive", "13.0 %", "13.0 % ± 10"]]
+    assert cells(visited) == [["negative", "87.0 %", "87.0 %"], ["positive", "13.0 %", "13.0 %"]]
     said = "positive: 13.0 % by the model alone, 13.0 % served"
     assert said in visited.page.locator("#answer-said").inner_text()
     assert visited.page.locator(".comparison svg").count() == 4
     for kind in ("map", "served"):
         assert visited.page.locator(f".comparison rect.{kind}").first.get_attribute("width") == "87.00%"
-    for risk, said in (("20", "Use it."), ("1", "A person should look: laplace accepts nothing.")):
+    alone = "; map_probs favours 'negative'."
+    for risk, said in (
+        ("20", f"Use it: positive 0.93 is at least 0.86, from which at most 20 % err{alone}"),
+        ("1", f"A person should look 0.931 is below 0.997, from which at most 1 % err{alone} From 12.5 % on some are"),
+    ):
         visited.page.get_by_label("Of accepted answers, at most").fill(risk)
         visited.ask("87000")
         expect(visited.page.locator(".verdict")).to_contain_text(said)
@@ -79,7 +83,7 @@ def test_the_call_as_curl_and_as_python_is_the_same_call_and_can_be_copied(visit
     assert body == {"inputs": [{"text": QUOTES}], "options": {"target_risk": 0.1, "predictive": "map"}}
     [first] = answer["predictions"]
     said = printed(page.locator("#call-python").inner_text())
-    assert said == " ".join(str(first[name]) for name in ("label", "map_probs", "probs", "decision"))
+    assert said == " ".join(str(first[name]) for name in ("label", "probs", "decision", "decision_reason"))
     page.get_by_role("button", name="Copy curl").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == command

@@ -63,7 +63,7 @@ async def test_certainly_too_long_is_422_at_once_unless_cut(counting: Any) -> No
         counting.encoded.clear()
         refused = await served.predict("fine", "x" * (8 * 64 + 1))
         assert counting.encoded == []
-        cut = await served.predict("seven77 " * 100, options={"truncate": True})
+        cut = await served.predict("seven77 " * 100, options={"truncate": True, "detail": "full"})
     assert code(refused) == (422, "too_many_tokens")
     error = refused.json()["error"]
     assert (error["field"], error["limit"], error["got"]) == ("inputs.1", 64, 65)

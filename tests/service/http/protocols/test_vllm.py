@@ -20,7 +20,7 @@ async def classify(served: Served, **body: Any) -> httpx.Response:
 @pytest.mark.parametrize("path", ["/classify", "/v1/classify"])
 async def test_the_answer_is_vllms_with_what_predict_says(path: str, served: Served) -> None:
     texts = ["fine 7", "fine 90000"]
-    native = (await served.predict(*texts)).json()["predictions"]
+    native = (await served.predict(*texts, options={"detail": "full"})).json()["predictions"]
     sent = {"model": "fake", "input": texts, "user": "u"}
     body = (await served.client.post(path, json=sent, headers={"x-request-id": "my-own"})).json()
     assert isinstance(body.pop("created"), int)
@@ -34,7 +34,7 @@ async def test_the_answer_is_vllms_with_what_predict_says(path: str, served: Ser
         own = item["laplora"]
         assert own["probs_std"] == list(expected["probs_std"].values())
         assert (own["epistemic"], own["aleatoric"]) == (0.1, 0.4)
-        for field in ("answered_by", "familiarity", "score", "prediction_set", "flags", "decision", "truncated"):
+        for field in ("answered_by", "familiarity", "score", "prediction_set", "flags", "decision", "decision_reason"):
             assert own[field] == expected[field]
         label = {"prediction_id": own["prediction_id"], "label": "positive"}
         told = await served.client.post("/feedback", json={"items": [label]})
@@ -52,7 +52,8 @@ async def test_one_text_is_one_answer_and_ids_and_truncation_can_be_given(served
 
 @pytest.mark.parametrize("name", ["use_activation", "activation", "softmax"])
 async def test_without_activation_probs_are_logits(name: str, served: Served) -> None:
-    logits = (await served.predict("fine 7")).json()["predictions"][0]["logit_mean"]
+    asked = await served.predict("fine 7", options={"fields": ["logit_mean"]})
+    logits = asked.json()["predictions"][0]["logit_mean"]
     assert (await classify(served, input="fine 7", **{name: False})).json()["data"][0]["probs"] == logits
     assert (await classify(served, input="fine 7", **{name: True})).json()["data"][0]["probs"] != logits
 
