@@ -59,9 +59,9 @@ class Decided:
 
 #: What the flags say that send a row to review whatever its score is.
 _FLAGS: Mapping[Flag, Callable[[Decided], str]] = {
+    # The flag is of a measured familiarity.
     "unfamiliar": lambda d: (
-        "unlike the training rows"
-        + (f": {_percent(d.familiarity, 2)} of the calibration rows are as unusual" if d.familiarity is not None else "")
+        f"unlike the training rows: {_percent(d.familiarity or 0, 2)} of the calibration rows are as unusual"
     ),
     "high_epistemic": lambda d: f"plausible weights disagree by {d.epistemic or 0:.2g} nats",
     "low_label_mass": lambda d: f"the labels have {d.label_mass or 0:.2g} of the model's probability",
