@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 import torch
 from documents import ROOT
 
+import laplora
+from laplora import client
 from laplora.artifact.manifest import Manifest
 from service.settings import Settings
 from service.telemetry.logs import EVENTS
@@ -79,6 +82,17 @@ def test_the_reference_tables_are_those_of_the_code(site: Path, monkeypatch: pyt
     text = (site / "artifacts" / "FORMAT.html").read_text(encoding="utf-8")
     for name in (*Manifest.model_fields, "readout.token_ids", "predictives.thresholds.review.target_risk"):
         assert f"<td><code>{name}</code></td>" in text, name
+
+
+def test_the_python_reference_has_every_public_name(site: Path) -> None:
+    text = (site / "python-reference.html").read_text(encoding="utf-8")
+    for package in (laplora, client):
+        for name in package.__all__:
+            found = getattr(package, name)
+            if inspect.isclass(found) and issubclass(found, Exception):
+                assert f'id="{found.__module__}.{name}"' in text, name
+            elif callable(found) and name != "AsyncClient":
+                assert f'id="{package.__name__}.{name}"' in text, name
 
 
 NOTEBOOK = ROOT / "docs" / "five-lines.ipynb"
