@@ -1,4 +1,4 @@
-"""``empirical`` on answers of the development tasks' experts, over draws of calibration rows, beside the rule before.
+"""``empirical`` on answers of the development tasks' experts, over draws of calibration rows.
 
 A population is a method's answers of the labelled rows, each made without its label, and those of the test rows. A draw
 takes calibration rows from it with replacement: the error rate up to the threshold that they set is then that of all of
@@ -22,15 +22,8 @@ from laplora.linearised import entropy
 ROWS, TARGETS, COVERAGE = (150, 450), (0.05, 0.1), 0.9
 
 
-def counted(scores: torch.Tensor, wrong: torch.Tensor, target: float) -> float | None:
-    """Return the threshold of the rule before: the accepted rows and one mistake more stay within the target."""
-    values, order = scores.sort()
-    fits = (wrong[order].cumsum(0) + 1 <= target * torch.arange(2, len(values) + 2) + 1e-9).nonzero()
-    return float(values[fits[-1]]) if len(fits) else None
-
-
 Rule = Callable[[torch.Tensor, torch.Tensor, float], float | None]
-_EMPIRICAL: Mapping[str, Rule] = {"empirical": accept_threshold, "before": counted}
+_EMPIRICAL: Mapping[str, Rule] = {"empirical": accept_threshold}
 #: By method of ``benchmarks.experts`` that the product can serve, the rules that it may have.
 METHODS: Mapping[str, Mapping[str, Rule]] = {
     **dict.fromkeys(("temperature", "frozen", "encoder", "options", "pool_unadapted", "pool"), _EMPIRICAL),

@@ -29,9 +29,7 @@ def test_draws_of_sure_rows_all_right_but_the_unsure(tmp_path: Path) -> None:
     results = results_of(("sst2",), tmp_path, 4)
     assert {(r["method"], r["rule"]) for r in results["figures"]} == {
         ("temperature", "empirical"),
-        ("temperature", "before"),
         ("map", "empirical"),
-        ("map", "before"),
         ("map", "upper_bound"),
     }
     for record in results["figures"]:
