@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 import laplora
-from laplora.commands import evaluate, handed_on, jobs, predict, report, serve, transfer
+from laplora.commands import evaluate, handed_on, jobs, predict, quick, report, serve, transfer
 from laplora.commands.console import Status, say, write
 from laplora.errors import LaploraError, warnings_said
 
@@ -31,6 +31,11 @@ _HANDED_ON: dict[str, Any] = {
 }
 
 # In the order of --help: from rows to an artifact, what it is worth, and its use.
+app.command(
+    "quick",
+    short_help="Make a classifier from a file of labelled texts.",
+    epilog="Example: laplora quick rows.csv --text message --label topic",
+)(quick.quick)
 app.command("train", **_HANDED_ON)(handed_on.train)
 app.command("fit", **_HANDED_ON)(handed_on.fit)
 app.command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ _SHOWN_PROBLEMS = 5
 #: What a file of UTF-8 may begin with.
 MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_AS_UTF8 = "save it as UTF-8, in a spreadsheet as 'CSV UTF-8'"
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -116,7 +118,7 @@ def format_of(place: Path | str) -> str:
 def _lines(place: Path | str, file: BinaryIO) -> list[str]:
     raw = file.read()
     if raw.startswith(_UTF16_MARKS):
-        raise DataError(f"{place}: is UTF-16: save it as UTF-8")
+        raise DataError(f"{place}: is UTF-16: {_AS_UTF8}")
     # split on the byte, not with str.splitlines: text may hold U+2028 and other characters it takes for line ends
     return each(place, enumerate(raw.removeprefix(MARK).split(b"\n"), start=1), decoded)
 
@@ -128,7 +130,7 @@ def decoded(numbered: tuple[int, bytes]) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         place = f"byte {error.start + 1} of the line"
-        raise RowError(number, f"{place} is not UTF-8 ({error.reason}): save it as UTF-8") from None
+        raise RowError(number, f"{place} is not UTF-8 ({error.reason}): {_AS_UTF8}") from None
 
 
 def json_record(numbered: tuple[int, str]) -> Record:
@@ -180,8 +182,8 @@ def csv_records(path: Path | str, file: BinaryIO, kind: str) -> list[Record]:
 
 
 def _delimiter(lines: Iterable[str]) -> str:
-    """Return what parts the fields of a CSV file, by its header."""
-    header = next((line for line in lines if line.strip()), "")
+    """Return what parts the fields of a CSV file, by its header's text outside quotes."""
+    header = re.sub('"[^"]*"', "", next((line for line in lines if line.strip()), ""))
     return next((one for one in (",", ";", "\t") if one in header), ",")
 
 

@@ -12,7 +12,7 @@ import torch
 from laplora.answers.golden_inputs import COUNT
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, warn
-from laplora.features.expert_passes import expert_passes
+from laplora.features.expert_passes import ExpertPasses, expert_passes
 from laplora.features.store import Forgetful, Store, kept_outputs
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.fit import fit_rows
@@ -155,8 +155,13 @@ def fit_as_it_is(
     settings: FitSettings,
     shown: Progress,
     store: Store | None = None,
+    passes: ExpertPasses | None = None,
 ) -> HeadsPosterior:
-    """Return heads on a model without adapter, fitted on all labelled rows; errors as of ``fit``."""
+    """Return heads on a model without adapter, fitted on all labelled rows; errors as of ``fit``.
+
+    Args:
+        passes: of the classifier; None: those that the settings name, loaded now.
+    """
     if settings.predictives.serve != "auto" or settings.class_weights or settings.calibration.guarantee != "empirical":
         raise ConfigError(
             "predictives.serve, class_weights and guarantee upper_bound are for a LoRA adapter or a trained head, and "
@@ -167,10 +172,8 @@ def fit_as_it_is(
         warn(
             f"{len(rows)} labelled rows are fewer than {FEW_CALIBRATION_ROWS}: thresholds set on them are mostly noise"
         )
-    passes, start = (
-        expert_passes(classifier, settings.experts.names, settings.experts.encoder, shown.say),
-        time.monotonic(),
-    )
+    passes = passes or expert_passes(classifier, settings.experts.names, settings.experts.encoder, shown.say)
+    start = time.monotonic()
     outputs = kept_outputs(passes, rows, store or Forgetful(), shown)
     seconds = time.monotonic() - start
     labelled = shared_folds(classifier, (), rows, settings.calibration.folds, settings.seed)

@@ -10,7 +10,7 @@ import pytest
 import laplora
 from laplora.commands.app import main
 
-COMMANDS = ("serve", "train", "fit", "evaluate", "predict", "report", "pull", "push", "jobs", "keys")
+COMMANDS = ("quick", "serve", "train", "fit", "evaluate", "predict", "report", "pull", "push", "jobs", "keys")
 
 
 def test_help_names_every_command_and_where_configurations_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,14 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import BertConfig, BertModel
 
 import laplora
+from laplora.answers.review_scores import ReviewScores
 from laplora.errors import ConfigError, DataError, DownloadError, LaploraWarning, ModelError
 from laplora.features import expert_passes
+from laplora.fitting.cross_fitted import accepted_rows, cross_fitted_report
 from laplora.fitting.rows import read_rows
 from laplora.progress import Silent
+from laplora.report.page import html
+from laplora.report.verdict import judge
 from laplora.sklearn import LaploraClassifier
 
 LABELS = {"no": " w1", "yes": " w2"}
@@ -53,6 +59,31 @@ def posterior() -> laplora.HeadsPosterior:
     found = laplora.fit(classifier(), labelled(60), settings=FROZEN, progress=False)
     assert isinstance(found, laplora.HeadsPosterior)
     return found
+
+
+def test_a_row_is_accepted_by_what_does_not_know_it_and_the_report_says_how_many(
+    posterior: laplora.HeadsPosterior,
+) -> None:
+    heads, folds = posterior.heads, posterior.heads.labelled.folds
+    score = torch.linspace(0.1, 0.6, 60, dtype=torch.float64)[torch.randperm(60)]
+    decided = []
+    for wrong in (score > 0.55, (score > 0.55) | (folds == 0)):  # in the second every row of one fold is wrong
+        scores = {**heads.scores, "frozen": ReviewScores(score, wrong)}
+        changed = copy.copy(posterior)
+        changed.heads = replace(heads, scores=scores)
+        decided.append(accepted_rows(changed))
+    first, second = decided
+    assert 20 < first.sum() < 60
+    assert first[folds == 0].equal(second[folds == 0])  # its own mistakes move no threshold of its rows
+    assert not second[folds != 0].any()
+    report = cross_fitted_report(changed, "title", "rows.csv", {})
+    assert report.rows.review.equal(~second)
+    assert report.rows.probs.equal(heads.experts["frozen"].held_out.exp())
+    assert list(report.methods) == ["map", "frozen"]
+    assert (report.rows.texts or [])[0] == posterior.rows[0].fields["text"]
+    assert "60 rows of rows.csv, each answered by heads and a threshold that do not know it" in html(
+        report, judge(report)
+    )
 
 
 def largest_change(one: laplora.HeadsPosterior, other: laplora.HeadsPosterior, rows: Rows) -> float:

@@ -1,0 +1,140 @@
+"""Which columns of a file hold the text and the label, and the rows of these two that can be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from laplora.data.records import Record
+from laplora.errors import DataError
+from laplora.prompts.labelled import empty, label_text, row_id
+
+#: With fewer rows no threshold reaches an error rate of 5 %, even without a mistake.
+FEWEST_ROWS = 20
+#: A column of more different numbers holds amounts or keys, not labels.
+_MOST_NUMBERS = 20
+_TEXTS = {"text", "message", "sentence", "content", "body", "review", "comment", "question", "query", "utterance"}
+_LABELS = {"label", "category", "class", "topic", "intent", "target", "sentiment"}
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """The usable rows of a file.
+
+    Attributes:
+        rows: dicts of ``id``, ``text`` and ``label``; labels: their names, sorted.
+        notes: what was left out or is odd, a sentence each.
+    """
+
+    rows: tuple[dict[str, str], ...]
+    labels: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def columns_of(records: Sequence[Record]) -> list[str]:
+    """Return the names of all columns, in the order of their first rows."""
+    return list(dict.fromkeys(name for record in records for name in record.values))
+
+
+def find_text(records: Sequence[Record]) -> str | None:
+    """Return the column that holds the text: the longest, or the only usual name of several; None in doubt."""
+    lengths = dict[str, float]()
+    for name in columns_of(records):
+        joined = "".join(values := _filled(records, name))
+        if len(set(values)) > len(values) / 2 and 2 * sum(map(str.isalpha, joined)) > len(joined):
+            lengths[name] = len(joined) / len(values)
+    longest = max(lengths.values(), default=0)
+    return _only([name for name, length in lengths.items() if 2 * length >= longest], _TEXTS)
+
+
+def find_label(records: Sequence[Record], text: str) -> str | None:
+    """Return the column that holds the label: of few values, or the only usual name of several; None in doubt."""
+    few = []
+    for name in columns_of(records):
+        values = _filled(records, name)
+        numbers = all(value.lstrip("-").replace(".", "", 1).isdigit() for value in values)
+        most = min(len(values) / 2, _MOST_NUMBERS if numbers else len(values))
+        few += [name] if name != text and 2 <= len(set(values)) <= most else []
+    return _only(few, _LABELS)
+
+
+def _only(names: list[str], usual: set[str]) -> str | None:
+    named = [name for name in names if name.strip().casefold() in usual]
+    return next((some[0] for some in (names, named) if len(some) == 1), None)
+
+
+def _filled(records: Sequence[Record], name: str) -> list[str]:
+    values = [record.values.get(name) for record in records]
+    return [label_text(value) for value in values if isinstance(value, str | int | float) and not empty(value)]
+
+
+def labelled_texts(records: Sequence[Record], text: str, label: str) -> LabelledTexts:
+    """Return the rows that have a text and a label, each once.
+
+    Labels that differ in case alone are one, by the most frequent spelling. A text with several labels stays with each.
+
+    Raises:
+        DataError: no such column, values that are neither text nor number, no header, or too few rows or labels.
+    """
+    _check_columns(records, text, label)
+    spellings = Counter(_filled(records, label))
+    spelling = {one.casefold(): one for one, _ in reversed(spellings.most_common())}
+    gaps, copies, rows = list[int](), list[int](), dict[tuple[str, str], tuple[int, dict[str, str]]]()
+    for record in records:
+        values = record.values
+        if empty(values.get(text)) or empty(values.get(label)):
+            gaps.append(record.line)
+            continue
+        given, name = str(values[text]), spelling[label_text(values[label]).casefold()]
+        row = {"id": row_id(values, f"line {record.line}"), "text": given, "label": name}
+        if rows.setdefault((" ".join(given.casefold().split()), name), (record.line, row))[1] is not row:
+            copies.append(record.line)
+    counts, texts = Counter(name for _, name in rows), Counter(words for words, _ in rows)
+    differ = [line for (words, _), (line, _) in rows.items() if texts[words] > 1]
+    single = sorted(name for name, count in counts.items() if count == 1)
+    notes = [
+        _note(gaps, "without a text or a label: left out"),
+        _note(copies, "with the text and the label of an earlier one: left out"),
+        _note(differ, "with a text that has several labels: each is kept, so correct those that are wrong"),
+        f"labels that differ in case alone are one: {len(spellings)} spellings of {len(spelling)} labels"
+        if len(spelling) < len(spellings)
+        else "",
+        f"labels with one row, which is left out, so that they are never answered: {', '.join(single)[:200]}"
+        if single
+        else "",
+    ]
+    kept = tuple(row for _, row in rows.values() if row["label"] not in single)
+    labels = tuple(sorted(counts.keys() - set(single)))
+    if len(labels) < max(2, len(single)):
+        raise DataError(
+            f"column {label!r} has {len(counts)} labels, {len(single)} of them with one row. A classifier needs two "
+            "labels or more with several rows each: label more rows, or name another column by --label"
+        )
+    if len(kept) < FEWEST_ROWS:
+        raise DataError(
+            f"{len(kept)} rows can be used, and an error rate of 5 % cannot be seen in fewer than {FEWEST_ROWS}: label "
+            "more. 200 are a good start"
+        )
+    return LabelledTexts(kept, labels, tuple(filter(None, notes)))
+
+
+def _check_columns(records: Sequence[Record], text: str, label: str) -> None:
+    columns = columns_of(records)
+    if missing := [name for name in (text, label) if name not in columns]:
+        raise DataError(f"there is no column {missing[0]!r}: name one of {', '.join(map(repr, columns))}")
+    if text == label:
+        raise DataError(f"text and label are both {text!r}: name two columns by --text and --label")
+    for name in (text, label):
+        if odd := [one.line for one in records if not isinstance(one.values.get(name), str | int | float | None)]:
+            raise DataError(f"line {odd[0]}: {name!r} is a list or an object: give one text and one label a row")
+    if len(text.split()) > 2 and label in _filled(records, label):
+        raise DataError("the first line looks like a row: put a line with names above it, such as text,label")
+
+
+def _note(lines: Sequence[int], what: str) -> str:
+    """Return how many rows something is true of, and the lines of the first; empty for none."""
+    some = ", ".join(map(str, lines[:_SHOWN])) + (", ..." if len(lines) > _SHOWN else "")
+    rows, of = ("1 row", "line") if len(lines) == 1 else (f"{len(lines)} rows", "lines")
+    return f"{rows} {what} ({of} {some})" if lines else ""

@@ -1,0 +1,86 @@
+"""``laplora quick`` up to the model: what it finds, asks and refuses. tests/docs/test_tutorial.py runs it whole."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from laplora.commands.app import main
+
+ROWS = [(f"the parcel {i} came {'late' if i % 2 else 'early'}", "bad" if i % 2 else "good") for i in range(40)]
+
+
+def csv(folder: Path, header: str, *more: str) -> Path:
+    """Write the rows with further cells behind them, and return the file."""
+    lines = [header, *(",".join([f'"{text}"', label, *(f"{label}{one}" for one in more)]) for text, label in ROWS)]
+    (folder / "my rows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "my rows.csv"
+
+
+class Terminal(io.StringIO):
+    """A terminal in which somebody types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_without_a_terminal_it_names_options_and_columns_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = csv(tmp_path, "message,topic")
+    assert main(["quick", str(file)]) == 2
+    said = capsys.readouterr().err
+    for part in (
+        "40 rows; the text is 'message', the label is 'topic'",
+        "40 rows train 2 labels: bad 20, good 20",
+        r"'message: {text}\ntopic:'",
+        f"{tmp_path / 'my-rows'} (the artifact)",
+        "give --yes if it is, or --text COLUMN --label COLUMN --yes with two of 'message', 'topic'",
+    ):
+        assert part in said
+    assert main(["quick", str(csv(tmp_path, "a,b,c", "1")), "--yes"]) == 2
+    assert "may be the label: give --label with one of 'a', 'b', 'c'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_on_a_terminal_it_asks_for_the_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal("d\nc\n"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["quick", str(csv(tmp_path, "a,b,c", "1")), "--base", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("Which column has the label? One of 'a', 'b', 'c':") == 2
+    assert "the label is 'c'" in said
+    assert said.splitlines()[-1].startswith("error: base model ")
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("a;b\nx;y\n".encode("utf-16"), [], "is UTF-16: save it as UTF-8"),
+        ("text,label\ncaf\u00e9,x\n".encode("cp1252"), [], "is not UTF-8 (invalid continuation byte): save it as UTF-8"),
+        (b"text,label\nx,y\n", [], "1 rows can be used"),
+        (b"", [], "is empty, expected a header line"),
+        (b"text,label\nx,y\n", ["--target-risk", "5"], "--target-risk 5.0: expected an error rate between 0 and 1"),
+        (b"text,label\nx,y\n", ["--out", "taken.report"], "taken.report is there already: give --replace"),
+        (b"text,label\nx,y\n", ["--out", "taken"], "taken.report.html is there already: give --replace"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_words(
+    content: bytes,
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_bytes(content)
+    (tmp_path / "taken.report.html").write_text("")
+    (tmp_path / "taken.report").mkdir()
+    assert main(["quick", "rows.csv", "--yes", *options]) == 2
+    assert message in capsys.readouterr().err
