@@ -46,7 +46,7 @@ def find_text(records: Sequence[Record]) -> str | None:
         if len(set(values)) > len(values) / 2 and 2 * sum(map(str.isalpha, joined)) > len(joined):
             lengths[name] = len(joined) / len(values)
     longest = max(lengths.values(), default=0)
-    return _only([name for name, length in lengths.items() if 2 * length >= longest], _TEXTS)
+    return _only([name for name, length in lengths.items() if 2 * length >= longest], records, _TEXTS)
 
 
 def find_label(records: Sequence[Record], text: str) -> str | None:
@@ -57,12 +57,12 @@ def find_label(records: Sequence[Record], text: str) -> str | None:
         numbers = all(value.lstrip("-").replace(".", "", 1).isdigit() for value in values)
         most = min(len(values) / 2, _MOST_NUMBERS if numbers else len(values))
         few += [name] if name != text and 2 <= len(set(values)) <= most else []
-    return _only(few, _LABELS)
+    return _only(few, records, _LABELS)
 
 
-def _only(names: list[str], usual: set[str]) -> str | None:
-    named = [name for name in names if name.strip().casefold() in usual]
-    return next((some[0] for some in (names, named) if len(some) == 1), None)
+def _only(likely: list[str], records: Sequence[Record], usual: set[str]) -> str | None:
+    named = [name for name in likely or columns_of(records) if name.strip().casefold() in usual]
+    return next((some[0] for some in (likely, named) if len(some) == 1), None)
 
 
 def _filled(records: Sequence[Record], name: str) -> list[str]:

@@ -63,7 +63,7 @@ def test_on_a_terminal_it_asks_for_the_column(
     [
         ("a;b\nx;y\n".encode("utf-16"), [], "is UTF-16: save it as UTF-8"),
         ("text,label\ncaf\u00e9,x\n".encode("cp1252"), [], "is not UTF-8 (invalid continuation byte): save it as UTF-8"),
-        (b"text,label\nx,y\n", [], "1 rows can be used"),
+        (b"text,label\nx,y\n", [], "has 1 labels, 1 of them with one row"),
         (b"", [], "is empty, expected a header line"),
         (b"text,label\nx,y\n", ["--target-risk", "5"], "--target-risk 5.0: expected an error rate between 0 and 1"),
         (b"text,label\nx,y\n", ["--out", "taken.report"], "taken.report is there already: give --replace"),
