@@ -62,7 +62,11 @@ def test_on_a_terminal_it_asks_for_the_column(
     ("content", "options", "message"),
     [
         ("a;b\nx;y\n".encode("utf-16"), [], "is UTF-16: save it as UTF-8"),
-        ("text,label\ncaf\u00e9,x\n".encode("cp1252"), [], "is not UTF-8 (invalid continuation byte): save it as UTF-8"),
+        (
+            "text,label\ncaf\u00e9,x\n".encode("cp1252"),
+            [],
+            "is not UTF-8 (invalid continuation byte): save it as UTF-8",
+        ),
         (b"text,label\nx,y\n", [], "has 1 labels, 1 of them with one row"),
         (b"", [], "is empty, expected a header line"),
         (b"text,label\nx,y\n", ["--target-risk", "5"], "--target-risk 5.0: expected an error rate between 0 and 1"),

@@ -1,0 +1,73 @@
+"""docs/tutorial.md, run as a reader does: its commands on its file, with the figures and answers that it shows."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from documents import ROOT, Block, blocks, commands
+from server_process import server_process
+
+from laplora.commands.app import main
+from laplora.data.records import read_records
+from laplora.models.offline import ensure_encoder, ensure_model
+from training.__main__ import main as training
+
+PAGE = [block for block in blocks() if block.page == "docs/tutorial.md"]
+
+
+def shown(*, beginning: str) -> Block:
+    """Return the page's block that begins so."""
+    (block,) = [block for block in PAGE if block.text.startswith(beginning)]
+    return block
+
+
+def figures(line: str) -> list[float]:
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", line)]
+
+
+@pytest.mark.timeout(300)  # a whole first hour, in seconds
+def test_the_page_is_what_a_reader_meets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_model("smollm2-135m-instruct")
+    ensure_encoder("all-minilm-l6-v2")
+    (tmp_path / "examples").mkdir()
+    shutil.copy(ROOT / "examples" / "messages.csv", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    assert Path("examples/messages.csv").read_text().startswith(shown(beginning="id,message").text)
+    ((program, *words),) = commands(shown(beginning="laplora quick examples/messages.csv\n"))
+    assert (program, main([*words, "--yes"])) == ("laplora", 0)
+    out, said = capsys.readouterr()
+    plan = shown(beginning="examples/messages.csv: 200 rows").text.splitlines()
+    assert said.splitlines()[: len(plan) - 2] == plan[:-2]
+    assert re.search(r"^about \d+ seconds on this machine, measured on 24 of these rows$", said, re.M)
+    for line, expected in zip(out.splitlines(), shown(beginning="accepted").text.splitlines(), strict=False):
+        assert re.sub(r"\d+\.\d", "N", line).replace("\u00a0", " ") == re.sub(r"\d+\.\d", "N", expected)
+        assert figures(line) == pytest.approx(figures(expected), abs=4)  # in bfloat16 processors round differently
+    report = Path("examples/messages.report.html").read_text(encoding="utf-8")
+    brought = Path("examples/messages/report/report.html").read_text(encoding="utf-8")
+    assert ("pro forma invoice" in report, "pro forma invoice" in brought) == (True, False)
+    assert main(["quick", "examples/messages.csv", "--yes"]) == 2
+    assert "is there already: give --replace" in capsys.readouterr().err
+
+    asked = next(words for words in commands(shown(beginning="curl")) if words[0] == "curl")[-1]
+    with server_process(["-m", "service", "--artifact", "examples/messages"]) as process, process.client() as client:
+        response = client.post("/predict", content=asked, headers={"content-type": "application/json"})
+    answers: list[dict[str, Any]] = response.json()["predictions"]
+    expected_answers = json.loads(shown(beginning="[").text)
+    assert [{name: answer[name] for name in expected_answers[0]} for answer in answers] == expected_answers
+
+    texts = [record.values["message"] for record in read_records(Path("examples/messages.csv"))[:60]]
+    Path("new.jsonl").write_text("".join(json.dumps({"text": f"Hello! {text}"}) + "\n" for text in texts))
+    (words,) = commands(shown(beginning="python -m training suggest"))
+    assert training(words[3:]) == 0
+    assert len(Path("new.suggested.jsonl").read_text().splitlines()) == 50
+    Path("messages.yaml").write_text(shown(beginning="name: messages-tuned").text)
+    check, _ = commands(shown(beginning="laplora train"))
+    assert main(check[1:]) == 0
+    assert "nothing is wrong; nothing was written" in capsys.readouterr().out
