@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from laplora.errors import install
@@ -46,6 +47,7 @@ from service.http.routes import (
     vllm,
 )
 from service.http.routes.job_contract import read_uploaded
+from service.http.versioned import Versioned
 from service.jobs.board import JobBoard
 from service.lifecycle import Lifecycle
 from service.scoring.backend import Backend
@@ -63,7 +65,8 @@ if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
 
 
-_ROUTERS = (
+#: Of the API's own endpoints, and of other servers' protocols.
+_NATIVE = (
     predict.router,
     feedback.router,
     evaluate.router,
@@ -74,10 +77,9 @@ _ROUTERS = (
     artifacts.router,
     condition.router,
     changes.router,
-    vllm.router,
-    tei.router,
     health.router,
 )
+_FOREIGN = (vllm.router, tei.router)
 
 
 #: Makes who has the weights, of settings, how artifacts are loaded, the metrics, and who watches batches.
@@ -211,7 +213,9 @@ def create_app(
         )
     app.add_middleware(PackedAnswers, threads=parts.threads.pool("pack", 1))
     app.add_middleware(SafeHeaders, docs_script=openapi.docs_script(app))
-    routers = (*_ROUTERS, page.page_router())
+    paths = [route.path for router in _NATIVE for route in router.routes if isinstance(route, APIRoute)]
+    app.add_middleware(Versioned, names={path.split("/")[1] for path in paths})
+    routers = (*_NATIVE, *_FOREIGN, page.page_router())
     for router in routers:
         app.include_router(router)
     openapi.install(app, with_keys=parts.keyring is not None)

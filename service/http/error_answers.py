@@ -28,6 +28,7 @@ from service.errors import (
     retry_after_s,
     shown_field,
 )
+from service.http.meant import meant
 from service.http.schemas.errors import ErrorResponse
 from service.http.schemas.tei import TeiErrorResponse
 from service.http.schemas.vllm import VllmErrorResponse
@@ -128,14 +129,15 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
 async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
-    first, context = found[0], found[0].get("ctx", {})
+    context = found[0].get("ctx", {})
     problems = [_problem(one) for one in found[:_TOLD_PROBLEMS]]
     bounds = (value for name, value in context.items() if name.startswith(("max_", "min_")))
     limit = next((value for value in bounds if isinstance(value, int)), None)
-    is_inputs = first["loc"][1:2] == ("inputs",) and len(first["loc"]) <= 3
-    if is_inputs and request.scope["path"] == "/predict" and isinstance(first["input"], str | list):
-        problems[0]["message"] += "; texts without names are POST /tei/predict's and /classify's"
     message = "; ".join(f"{problem['field']}: {problem['message']}" for problem in problems)
+    body_field = getattr(request.scope["route"], "body_field", None)
+    if body_field is not None and shape_of_path(request.scope["path"]) is _LAPLORA:
+        likely = meant(error.body, body_field.field_info.annotation)
+        message += "" if likely is None else f". Probably meant: {likely}"
     field, got = problems[0]["field"], context.get("actual_length")
     invalid = InvalidRequestError(message, field=field, limit=limit, got=got)
     if len(found) > 1:

@@ -18,6 +18,7 @@ from service.errors import kinds_by_code
 from service.http.error_answers import shape_of_path
 from service.http.in_flight import needs_place
 from service.http.schemas.errors import ErrorResponse
+from service.http.versioned import PREFIX
 from service.security.access import line_of
 from service.settings import Settings
 
@@ -48,7 +49,8 @@ DESCRIPTION = """
 Calibrated probabilities for a LoRA-tuned language-model classifier, by the linearised Laplace approximation.
 
 Every error has one shape, `{"error": {"code", "message", "field"?, "limit"?, "got"?}, "request_id"}`; branch on
-`code`. Only the endpoints of other servers' protocols (tag `protocols`) have their own. Every answer carries
+`code`. Only the endpoints of other servers' protocols (tag `protocols`) have their own. All others answer under `/v1`
+too. Every answer carries
 `X-Request-ID`: yours, if you sent one of up to 128 letters, digits, dots, colons, dashes and underscores. Numbers in
 answers are always finite. Beside what an operation lists, any request may be answered with 400 `malformed_http`, 404
 `route_not_found`, 405 `method_not_allowed`, 429 `too_many_requests` or `client_too_many_requests` where there are too
@@ -79,6 +81,7 @@ _REQUEST_ID = {
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
 }
 
+_UNDER_VERSION = {"url": PREFIX[1:], "description": "The same endpoints, for clients that name a version."}
 _ASSETS = Path(fastapi_offline.__file__).parent / "static"
 
 
@@ -134,10 +137,13 @@ def install(app: FastAPI, *, with_keys: bool) -> None:
                 description=app.description,
                 routes=app.routes,
                 tags=[{"name": name, "description": meaning} for name, meaning in TAGS.items()],
+                servers=[{"url": ".", "description": "This server."}, _UNDER_VERSION],
             )
             _leave_out_unreachable_422(document)
             _unwrap(document)
             for path, method, operation in _operations(document):
+                if "protocols" in operation["tags"]:
+                    operation["servers"] = document["servers"][:1]
                 if needs_place(method, path):
                     _add_errors(path, operation, "too_many_requests", "client_too_many_requests")
             if with_keys:

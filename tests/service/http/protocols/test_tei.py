@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import FakePredictor, Served, code, serve
+from serving import FakePredictor, Served, serve
 
 from laplora.prompts.templates import TEMPLATES
 
@@ -68,12 +68,6 @@ async def test_what_cannot_be_done_is_refused_in_teis_shape(body: dict[str, Any]
     assert said in response.json()["error"]
     assert response.json()["error_type"] == "Validation"
 
-
-@pytest.mark.parametrize("inputs", ["a", ["dull ."], [["a"]]])
-async def test_texts_without_names_are_no_body_of_post_predict(inputs: Any, served: Served) -> None:
-    response = await served.client.post("/predict", json={"inputs": inputs})
-    assert code(response) == (422, "invalid_request")
-    assert "POST /tei/predict" in response.json()["error"]["message"]
 
 
 async def test_limits_and_overload_hold_and_answers_count_as_recent_ones() -> None:
