@@ -188,7 +188,7 @@ def render_pieces(
     if missing or unknown:
         # Names only that look like one: a client may have put its text where a name belongs.
         shown = [n if _NAME.fullmatch(n) else "?" for n in map(str, unknown[:8])]
-        problem = f"missing {missing}" if missing else f"unknown {shown}"
+        problem = ", ".join(f"{what} {of}" for what, of in (("missing", missing), ("unknown", shown)) if of)
         first = missing[0] if missing else str(unknown[0])[:64]
         raise InvalidInputError(f"template {template.name!r} takes the fields {list(expected)}; {problem}", field=first)
     values = {name: [(_text(inputs[name], name).strip(), True)] for name in expected if name != "choices"}
