@@ -69,7 +69,6 @@ async def test_what_cannot_be_done_is_refused_in_teis_shape(body: dict[str, Any]
     assert response.json()["error_type"] == "Validation"
 
 
-
 async def test_limits_and_overload_hold_and_answers_count_as_recent_ones() -> None:
     async with serve(max_inputs=2, max_queue_rows=2, client_share=1) as served:
         for inputs in ([["a"]] * 3, [["a"]] * 300_000):
