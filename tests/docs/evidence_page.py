@@ -149,9 +149,9 @@ def ten_members() -> str:
 
 
 def _orders() -> list[re.Match[str]]:
-    cells = row(STUDY, "2 orders of the options + temperature", after="| arc_easy | openbookqa |")
+    cells = [row(STUDY, task, after="with its interval")[2] for task in ("arc_easy", "openbookqa")]
     found = [re.fullmatch(r"-(0\.\d+) \(-(0\.\d+) to -(0\.\d+)\)", cell.strip("*")) for cell in cells]
-    return [one for one in found if one]  # ARC-Easy's and OpenBookQA's: no other task has options
+    return [one for one in found if one]
 
 
 def orders() -> str:
