@@ -89,7 +89,7 @@ def choose(
     cross_fitted = float(others.mean())
     reason = f"NLL of {len(folds)} rows, each by fits without its fold: {shown}; {cheaper}"
     if len(losses) > 1:
-        reason += f". Where the other folds choose what answers a fold, it is {cross_fitted:.3f}"
+        reason += f". If the other folds choose what answers a fold, it is {cross_fitted:.3f}"
     return Choice(name, reason, nll, cross_fitted)
 
 
